@@ -40,7 +40,7 @@ EXPANDED: Final = pa.schema(
         pa.field("value", pa.float32()),
         pa.field("time", pa.float64()),
         pa.field("set_index", pa.int32()),
-        pa.field("age", pa.float32()),
+        pa.field("age", pa.float64()),
         pa.field("is_carry", pa.bool_()),
     ]
 )

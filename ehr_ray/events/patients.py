@@ -1,0 +1,160 @@
+"""Event rows of a cohort shard to patients: the unit everything downstream works on."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ehr_ray.errors import InputError
+from ehr_ray.events.schema import SPLITS, is_origin
+from ehr_ray.events.vocabulary import Vocabulary
+
+MICROSECONDS_PER_MINUTE = 60_000_000
+_STATIC = np.iinfo(np.int64).min
+
+
+@dataclass(frozen=True, eq=False)
+class Patient:
+    """All events of one subject, static first, then in time order.
+
+    Args:
+        subject_id: MEDS subject id.
+        origin: minute 0 as microseconds since 1970: the first admission, else the first timed event.
+        time: microseconds since 1970, int64 [E]; the smallest int64 for static events.
+        code: vocabulary ids, int32 [E].
+        value: numeric values, float32 [E]; NaN where an event has none.
+    """
+
+    subject_id: int
+    origin: int
+    time: npt.NDArray[np.int64]
+    code: npt.NDArray[np.int32]
+    value: npt.NDArray[np.float32]
+
+    @cached_property
+    def static(self) -> npt.NDArray[np.bool_]:
+        """Whether an event has no time, [E]."""
+        return self.time == _STATIC
+
+    @cached_property
+    def minute(self) -> npt.NDArray[np.float64]:
+        """Minutes since the origin, [E]; 0 for static events and for those before it."""
+        elapsed = np.where(self.static, 0, self.time - self.origin) / MICROSECONDS_PER_MINUTE
+        return np.maximum(elapsed, 0.0)
+
+    def until(self, prediction_time: int) -> "Patient":
+        """Return the patient as known at `prediction_time` (microseconds since 1970), inclusive."""
+        known = self.time <= prediction_time
+        return Patient(
+            self.subject_id, self.origin, self.time[known], self.code[known], self.value[known]
+        )
+
+
+def cohort_shards(cohort: Path, split: str) -> list[Path]:
+    """Return the shards of one split, in order of their number or name; [] if it has none."""
+    folder = Path(cohort) / "data"
+    if not folder.is_dir():
+        raise InputError(
+            f"{cohort}: not a cohort (no data/ folder); make one with `ehr-ray ingest`"
+        )
+    return sorted(
+        (folder / split).glob("**/*.parquet"), key=lambda p: (len(p.name), p.name, str(p))
+    )
+
+
+def splits_of(cohort: Path) -> dict[str, list[Path]]:
+    """Return the shards of every split that has any; a cohort with none is an error."""
+    shards = {split: cohort_shards(cohort, split) for split in SPLITS}
+    found = {split: paths for split, paths in shards.items() if paths}
+    if not found:
+        raise InputError(
+            f"{cohort}: no shards under data/{{{','.join(SPLITS)}}}; "
+            "run `ehr-ray ingest --source meds` to give it splits"
+        )
+    return found
+
+
+def read_patients(
+    path: Path, vocabulary: Vocabulary, *, batch_rows: int = 1 << 18
+) -> Iterator[Patient]:
+    """Yield the patients of a shard, whole, in file order, holding about `batch_rows` rows.
+
+    Admissions that only mark the origin are left out; codes the vocabulary does not know are too.
+    Raises `InputError` naming the shard if it is corrupt, unsorted or cuts a subject in two.
+    """
+    rest: pa.Table | None = None
+    done: set[int] = set()
+    try:
+        file = pq.ParquetFile(path)
+        for batch in file.iter_batches(batch_rows, columns=_columns(file, path)):
+            table = pa.Table.from_batches([batch])
+            table = table if rest is None else pa.concat_tables([rest, table])
+            subject = table["subject_id"].to_numpy()
+            cut = len(subject) - int(np.argmax(np.append(subject[::-1] != subject[-1], True)))
+            rest = table.slice(cut)
+            if cut:
+                yield from _split(table.slice(0, cut), vocabulary, path, done)
+        if rest is not None and len(rest):
+            yield from _split(rest, vocabulary, path, done)
+    except (pa.ArrowInvalid, OSError) as error:
+        first = str(error).splitlines()[0]
+        raise InputError(f"{path}: unreadable shard ({first}); ingest the cohort again") from error
+
+
+def _columns(file: pq.ParquetFile, path: Path) -> list[str]:
+    names = set(file.schema_arrow.names)
+    missing = {"subject_id", "time", "code"} - names
+    if missing:
+        raise InputError(f"{path}: no column {sorted(missing)}; a MEDS shard has subject_id, time, code")
+    return [n for n in ("subject_id", "time", "code", "numeric_value") if n in names]
+
+
+def _split(
+    table: pa.Table, vocabulary: Vocabulary, path: Path, done: set[int]
+) -> Iterator[Patient]:
+    subject = table["subject_id"].to_numpy()
+    times = table["time"].cast(pa.timestamp("us")).cast(pa.int64())
+    time = times.fill_null(int(_STATIC)).to_numpy()
+    starts = np.flatnonzero(np.append(True, subject[1:] != subject[:-1]))
+    ends = np.append(starts[1:], len(subject))
+    if np.any((time[1:] < time[:-1]) & (subject[1:] == subject[:-1])):
+        raise InputError(f"{path}: events are not sorted by time; run `ehr-ray ingest --source meds`")
+    encoded = table["code"].combine_chunks().dictionary_encode()
+    names = encoded.dictionary.to_pylist()
+    indices = encoded.indices.to_numpy()
+    code = vocabulary.encode(names)[indices]
+    origin_code = np.array([is_origin(name) for name in names], bool)[indices]
+    value = (
+        table["numeric_value"].cast(pa.float32()).fill_null(np.nan).to_numpy()
+        if "numeric_value" in table.column_names
+        else np.full(len(subject), np.nan, np.float32)
+    )
+    origin = _origins(time, origin_code, starts)
+    token = ~origin_code & (code >= 0)
+    for start, end, at in zip(starts.tolist(), ends.tolist(), origin.tolist(), strict=True):
+        who = int(subject[start])
+        if who in done:
+            raise InputError(
+                f"{path}: subject {who} appears twice; run `ehr-ray ingest --source meds`"
+            )
+        done.add(who)
+        keep = token[start:end]
+        rows = slice(start, end)
+        yield Patient(who, at, time[rows][keep], code[rows][keep], value[rows][keep])
+
+
+def _origins(
+    time: npt.NDArray[np.int64], origin_code: npt.NDArray[np.bool_], starts: npt.NDArray
+) -> npt.NDArray[np.int64]:
+    """Return each subject's first admission, else its first timed event, else 0."""
+    timed = time != _STATIC
+    row, none = np.arange(len(time)), len(time)
+    admission = np.minimum.reduceat(np.where(origin_code & timed, row, none), starts)
+    event = np.minimum.reduceat(np.where(timed, row, none), starts)
+    at = np.where(admission < none, admission, event)
+    return np.where(at < none, time[np.minimum(at, none - 1)], 0)

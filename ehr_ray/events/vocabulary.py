@@ -1,0 +1,208 @@
+"""Codes and their value statistics, fitted on the train split only."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ehr_ray.errors import InputError
+
+QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
+QUANTILE_SAMPLE = 20_000
+"""Values kept per code for the quantiles: exact up to here, an even thinning of the values above."""
+
+CODES = pa.schema(
+    [
+        pa.field("code", pa.string()),
+        pa.field("description", pa.string()),
+        pa.field("parent_codes", pa.list_(pa.string())),
+        pa.field("count", pa.int64()),
+        pa.field("num_values", pa.int64()),
+        pa.field("mean", pa.float64()),
+        pa.field("std", pa.float64()),
+        pa.field("quantiles", pa.list_(pa.float64())),
+    ]
+)
+"""`metadata/codes.parquet`: MEDS code metadata with train statistics; sorted by code.
+
+`std` is the population standard deviation; `quantiles` are those of `QUANTILES`.
+"""
+
+
+@dataclass(frozen=True, eq=False)
+class Vocabulary:
+    """Codes in lexicographic order (the id is the position) with the statistics that scale values.
+
+    Args:
+        codes: the known codes, ascending, so that ordering by id is ordering by name.
+        count: events of each code in train, int64 [V].
+        mean: mean of its values in train, float64 [V]; 0 where it has none.
+        std: their population standard deviation, float64 [V]; 1 where it is 0 or unknown.
+    """
+
+    codes: tuple[str, ...]
+    count: npt.NDArray[np.int64]
+    mean: npt.NDArray[np.float64]
+    std: npt.NDArray[np.float64]
+
+    def __len__(self) -> int:
+        """Return the number of codes."""
+        return len(self.codes)
+
+    @cached_property
+    def _ids(self) -> dict[str, int]:
+        return {code: i for i, code in enumerate(self.codes)}
+
+    def encode(self, codes: Sequence[str]) -> npt.NDArray[np.int32]:
+        """Return the id of each code, -1 where it is unknown."""
+        ids = self._ids
+        return np.fromiter((ids.get(code, -1) for code in codes), np.int32, len(codes))
+
+    @classmethod
+    def from_table(cls, table: pa.Table, *, min_count: int = 0) -> "Vocabulary":
+        """Build from a `codes.parquet` table, keeping codes seen at least `min_count` times."""
+        table = table.filter(pa.array(_column(table, "count", 0) >= min_count)).sort_by("code")
+        mean, std = _column(table, "mean", np.nan), _column(table, "std", np.nan)
+        return cls(
+            codes=tuple(table["code"].to_pylist()),
+            count=_column(table, "count", 0).astype(np.int64),
+            mean=np.where(np.isfinite(mean), mean, 0.0),
+            std=np.where(np.isfinite(std) & (std > 0), std, 1.0),
+        )
+
+    def to_table(self) -> pa.Table:
+        """Return the columns `from_table` needs."""
+        return pa.table(
+            {
+                "code": pa.array(self.codes, pa.string()),
+                "count": self.count,
+                "mean": self.mean,
+                "std": self.std,
+            }
+        )
+
+
+def _column(table: pa.Table, name: str, missing: float) -> npt.NDArray:
+    return table[name].fill_null(missing).to_numpy()
+
+
+def fit_codes(shards: Iterable[Path], other: Iterable[Path] = ()) -> pa.Table:
+    """Return the `CODES` table: statistics from `shards` (train), names from `other` as well.
+
+    Memory is bounded by the number of codes, not of events: two passes over the shards.
+    """
+    shards = list(shards)
+    names: dict[str, int] = {}
+    moments = _Moments()
+    for codes, values in _read(shards, names):
+        moments.add(codes, values, len(names))
+    train_codes = len(names)
+    for _ in _read(other, names):
+        pass
+    moments.add(np.empty(0, np.int64), np.empty(0), len(names))
+    quantiles = _quantiles(shards, names, moments.num_values)
+    order = sorted(names)
+    ids = np.array([names[name] for name in order], np.int64)
+    seen = moments.num_values[ids] > 0
+    table = pa.table(
+        {
+            "code": pa.array(order, pa.string()),
+            "description": pa.nulls(len(order), pa.string()),
+            "parent_codes": pa.nulls(len(order), pa.list_(pa.string())),
+            "count": moments.count[ids],
+            "num_values": moments.num_values[ids],
+            "mean": pa.array(moments.mean[ids], mask=~seen),
+            "std": pa.array(np.sqrt(moments.variance[ids]), mask=~seen),
+            "quantiles": pa.array([quantiles.get(i) for i in ids], pa.list_(pa.float64())),
+        }
+    )
+    assert train_codes <= len(names)
+    return table.cast(CODES)
+
+
+class _Moments:
+    """Count, mean and variance per code, merged chunk by chunk (Chan et al. 1983, eq. 1.5)."""
+
+    def __init__(self) -> None:
+        self.count = np.zeros(0, np.int64)
+        self.num_values = np.zeros(0, np.int64)
+        self.mean = np.zeros(0)
+        self.squares = np.zeros(0)
+
+    def add(self, codes: npt.NDArray, values: npt.NDArray, size: int) -> None:
+        grow = size - len(self.count)
+        for name in ("count", "num_values", "mean", "squares"):
+            array = getattr(self, name)
+            setattr(self, name, np.concatenate([array, np.zeros(grow, array.dtype)]))
+        self.count += np.bincount(codes, minlength=size)
+        finite = np.isfinite(values)
+        codes, values = codes[finite], values[finite].astype(np.float64)
+        n = np.bincount(codes, minlength=size)
+        mean = np.bincount(codes, values, size) / np.maximum(n, 1)
+        squares = np.bincount(codes, (values - mean[codes]) ** 2, size)
+        total = np.maximum(self.num_values + n, 1)
+        delta = mean - self.mean
+        self.squares += squares + delta**2 * self.num_values * n / total
+        self.mean += np.where(n > 0, delta * n / total, 0.0)
+        self.num_values += n
+
+    @property
+    def variance(self) -> npt.NDArray[np.float64]:
+        return self.squares / np.maximum(self.num_values, 1)
+
+
+def _read(
+    shards: Iterable[Path], names: dict[str, int]
+) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]:
+    """Yield (code ids in order of first appearance, values) chunk by chunk; extends `names`."""
+    for path in shards:
+        try:
+            file = pq.ParquetFile(path)
+            valued = "numeric_value" in file.schema_arrow.names
+            columns = ["code", "numeric_value"] if valued else ["code"]
+            for batch in file.iter_batches(1 << 19, columns=columns):
+                encoded = batch["code"].dictionary_encode()
+                local = [names.setdefault(n, len(names)) for n in encoded.dictionary.to_pylist()]
+                ids = np.array(local, np.int64)[encoded.indices.to_numpy()]
+                if valued:
+                    values = batch["numeric_value"].to_numpy(zero_copy_only=False)
+                else:
+                    values = np.full(len(ids), np.nan, np.float32)
+                yield ids, values
+        except pa.ArrowInvalid as error:
+            raise InputError(f"{path}: not a readable MEDS shard ({error}); ingest it again") from error
+
+
+def _quantiles(
+    shards: Sequence[Path], names: dict[str, int], num_values: npt.NDArray[np.int64]
+) -> dict[int, list[float]]:
+    stride = np.maximum(-(-num_values // QUANTILE_SAMPLE), 1)
+    seen = np.zeros(len(num_values), np.int64)
+    kept: list[tuple[npt.NDArray, npt.NDArray]] = []
+    for codes, values in _read(shards, names):
+        finite = np.isfinite(values)
+        codes, values = codes[finite], values[finite]
+        order = np.argsort(codes, kind="stable")
+        codes, values = codes[order], values[order]
+        starts = np.searchsorted(codes, codes)
+        position = np.arange(len(codes)) - starts + seen[codes]
+        take = position % stride[codes] == 0
+        kept.append((codes[take], values[take]))
+        seen += np.bincount(codes, minlength=len(seen))
+    if not kept:
+        return {}
+    codes = np.concatenate([c for c, _ in kept])
+    values = np.concatenate([v for _, v in kept]).astype(np.float64)
+    order = np.argsort(codes, kind="stable")
+    groups = np.split(values[order], np.flatnonzero(np.diff(codes[order])) + 1)
+    present = np.unique(codes)
+    return {
+        int(code): np.quantile(group, QUANTILES).tolist()
+        for code, group in zip(present, groups, strict=False)
+        if len(group)
+    }
