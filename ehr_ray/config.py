@@ -1,0 +1,325 @@
+"""An experiment: typed sections, read from YAML, checked once at the boundary.
+
+Types and defaults live here and in `families/<name>/config.py`; a YAML file states only what
+differs. The command line, a Tune sample and a test change values through the one `override`.
+"""
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
+
+import yaml
+from pydantic import Field, TypeAdapter, ValidationError
+
+from ehr_ray.errors import ConfigError
+from ehr_ray.registry import get_family
+from ehr_ray.search import parse_domain
+from ehr_ray.train.schedules import Schedule
+
+T = TypeVar("T")
+Raw = dict[str, Any]
+
+PositiveInt = Annotated[int, Field(ge=1)]
+Ratio = Annotated[float, Field(ge=0, le=1)]
+NotNegative = Annotated[float, Field(ge=0)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """What to train on, and how it reaches the workers."""
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    cohort: str
+    """Folder of the cohort: any MEDS dataset with train, tuning and held_out splits."""
+    batch_size: PositiveInt = 32
+    """Patients per optimizer step, over all workers and accumulation."""
+    min_code_count: Annotated[int, Field(ge=0)] = 1
+    """Codes seen less often than this in train are unknown to the model."""
+    cache: Literal["disk", "memory"] = "disk"
+    """Where model-ready rows live: files beside the runs, kept, or files that go with the run."""
+    cache_dir: str | None = None
+    """Folder of the disk cache; default `<output>/.cache`."""
+    bucket_batches: PositiveInt = 16
+    """Batches whose patients are sorted by length together: larger pads less, mixes less."""
+    shuffle_patients: PositiveInt = 65536
+    """Patients shuffled together; cohorts larger than this are read in windows of whole blocks."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How long and how fast to train."""
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    max_epochs: PositiveInt = 10
+    """Passes over the train split at most."""
+    max_steps: PositiveInt | None = None
+    """Optimizer steps at most; None for no limit besides `max_epochs`."""
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+    """Peak learning rate of AdamW."""
+    lr_schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    """Shape of the decay from the peak to `min_lr_ratio` at the last step."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 100
+    """Steps of linear warm-up to the peak."""
+    min_lr_ratio: Ratio = 0.05
+    """Learning rate at the end over the peak."""
+    weight_decay: NotNegative = 0.01
+    """Decoupled weight decay on matrices; biases, norms and embeddings have none."""
+    clip: Annotated[float, Field(gt=0)] | None = 1.0
+    """Largest norm of the gradient; None for no limit."""
+    accumulate: PositiveInt = 1
+    """Micro-batches each worker's share of a batch is cut into, to fit memory."""
+    precision: Literal["float32", "bf16"] = "float32"
+    """bf16 runs matrix products under autocast; weights and losses stay float32."""
+    report_steps: PositiveInt | None = None
+    """Steps between validations, checkpoints and rows of the history; None: once an epoch."""
+    patience: PositiveInt | None = None
+    """Reports without a better selection metric after which training stops; None: never."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterConfig:
+    """Where the run happens."""
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    num_workers: Annotated[int, Field(ge=0)] = 1
+    """Ray Train workers (DDP ranks); 0 trains in this process, without Ray."""
+    cpus_per_worker: Annotated[float, Field(gt=0)] = 1
+    """CPUs each worker reserves, and the torch threads it uses."""
+    gpus_per_worker: NotNegative = 0
+    """GPUs each worker reserves; above 0 the backend is nccl, otherwise gloo."""
+    address: str | None = None
+    """Address of a Ray cluster; None joins `RAY_ADDRESS` if set, else starts one on this machine."""
+    max_failures: Annotated[int, Field(ge=0)] = 3
+    """Times lost workers are restarted from the last state before the run fails."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """What `evaluate` measures after training."""
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    task: str | None = None
+    """Label file of the cohort to probe for; None takes the only one, or `mortality` of several."""
+    bootstrap: PositiveInt = 1000
+    """Resamples behind each 95 % interval."""
+    max_patients: PositiveInt = 1000
+    """Patients of a split that reconstruction and collapse diagnostics are computed on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackingConfig:
+    """Where MLflow writes."""
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    experiment: str | None = "ehr_ray"
+    """MLflow experiment name; null switches tracking off."""
+    uri: str | None = None
+    """Tracking URI; `MLFLOW_TRACKING_URI` wins; default is sqlite under the output folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """One run, fully resolved: with the cohort, enough to repeat it."""
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    family: str
+    """Model family, a key of `registry.FAMILIES`."""
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    """Name of the run: it lands in `<output>/<name>/`."""
+    output: str = "runs"
+    """Folder of runs."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of initialisation, order and noise."""
+    init_from: str | None = None
+    """A run or checkpoint folder whose matching weights start this model."""
+    freeze: tuple[str, ...] = ()
+    """Regular expressions of parameter names that are not trained."""
+    model: Any
+    """The family's own options (`families/<name>/config.py`)."""
+    data: DataConfig
+    schedules: dict[str, Annotated[Schedule, Field(discriminator="kind")]] = field(
+        default_factory=dict
+    )
+    """Scheduled quantities: a number, or {kind: ramp|cycle, end, start, steps or epochs, ...}."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    search: dict[str, Any] = field(default_factory=dict)
+    """Dotted path to search domain; replaces the family's search space."""
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+    @property
+    def directory(self) -> Path:
+        """The run's folder."""
+        return Path(self.output) / self.name
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
+    """Read a YAML file, apply `a.b=value` overrides and check the result."""
+    return parse(override(read_yaml(path), dict(parse_override(text) for text in overrides)))
+
+
+def read_yaml(path: str | Path) -> Raw:
+    """Return the mapping in a YAML file."""
+    try:
+        raw = yaml.safe_load(Path(path).read_text())
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: no such config; see configs/ for examples") from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: not readable YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: expected `key: value` lines, got {type(raw).__name__}")
+    return raw
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """Split `a.b=value` into its path and its value, read as YAML."""
+    path, equals, value = text.partition("=")
+    if not equals or not path:
+        raise ConfigError(f"{text}: not an override; write key=value, as in train.lr=0.001")
+    try:
+        return path, yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: value {value!r} is not YAML") from error
+
+
+def override(raw: Mapping[str, Any], changes: Mapping[str, Any]) -> Raw:
+    """Return a copy with the value at each dotted path replaced."""
+    result = _copy(raw)
+    for path, value in changes.items():
+        node = result
+        *parents, last = path.split(".")
+        for key in parents:
+            child = node.get(key)
+            if child is None:
+                child = node[key] = {}
+            if not isinstance(child, dict):
+                raise ConfigError(f"{path}: {key} is a value here, not a section")
+            node = child
+        node[last] = value
+    return result
+
+
+def parse(raw: Mapping[str, Any]) -> Experiment:
+    """Turn plain data into a typed experiment, or raise ConfigError naming every bad path."""
+    if not isinstance(raw.get("family"), str):
+        raise ConfigError("family: missing; name one, as in `family: set_vae`")
+    family = get_family(raw["family"])
+    problems: list[str] = []
+    defaults = {name: dataclasses.asdict(s) for name, s in family.schedules.items()}
+    schedules = _schedules(raw.get("schedules") or {}, defaults, problems)
+    model = _check(family.config, raw.get("model") or {}, "model", problems)
+    plain = {**raw, "schedules": schedules, "model": None}
+    experiment = _check(Experiment, plain, "", problems)
+    for path, domain in (raw.get("search") or {}).items():
+        try:
+            parse_domain(domain, f"search.{path}")
+        except ConfigError as error:
+            problems.append(str(error))
+    if problems:
+        raise ConfigError("; ".join(problems))
+    assert experiment is not None
+    return dataclasses.replace(experiment, model=model)
+
+
+def dump(experiment: Experiment) -> Raw:
+    """Return plain data with every value resolved; `parse(dump(e)) == e`."""
+    plain: Raw = yaml.safe_load(yaml.safe_dump(_plain(dataclasses.asdict(experiment))))
+    return plain
+
+
+def to_yaml(experiment: Experiment) -> str:
+    """Return `dump` as YAML text."""
+    return yaml.safe_dump(dump(experiment), sort_keys=False, allow_unicode=True)
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], at: str = "") -> Iterator[str]:
+    """Yield `path: old -> new` for every value two dumps do not share."""
+    for key in sorted({*old, *new}):
+        a, b, path = old.get(key), new.get(key), f"{at}{key}"
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            yield from differences(a, b, f"{path}.")
+        elif a != b:
+            yield f"{path}: {a} -> {b}"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(child) for key, child in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(child) for child in value]
+    return value
+
+
+def _copy(raw: Mapping[str, Any]) -> Raw:
+    return {k: _copy(v) if isinstance(v, Mapping) else v for k, v in raw.items()}
+
+
+def _schedules(raw: Any, defaults: dict[str, Raw], problems: list[str]) -> Any:
+    if not isinstance(raw, Mapping):
+        return raw
+    for name in raw:
+        if name not in defaults:
+            problems.append(_unknown(f"schedules.{name}", name, defaults))
+    resolved = dict(defaults)
+    for name, value in raw.items():
+        if name in defaults:
+            resolved[name] = _merged(defaults[name], value)
+    return resolved
+
+
+def _merged(default: Raw, value: Any) -> Any:
+    """Let `schedules.beta.end` change one field of the family's default schedule."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return {"kind": "constant", "value": value}
+    if not isinstance(value, Mapping) or value.get("kind", default["kind"]) != default["kind"]:
+        return value
+    lengths = {"steps", "epochs"}
+    dropped = lengths if lengths & value.keys() else set()
+    return {**{k: v for k, v in default.items() if k not in dropped}, **value}
+
+
+def _check(kind: type[T], raw: Any, at: str, problems: list[str]) -> T | None:
+    try:
+        return TypeAdapter(kind).validate_python(raw)
+    except ValidationError as error:
+        for item in error.errors():
+            problems.append(_message(kind, item, at))
+        return None
+
+
+def _message(kind: type, item: Any, at: str) -> str:
+    location = [str(part) for part in item["loc"]]
+    if "schedules" in location and len(location) > 2:
+        location.pop(2)  # the discriminator's tag is no part of the path
+    path = ".".join(([at] if at else []) + location)
+    if item["type"] == "unexpected_keyword_argument":
+        return _unknown(path, location[-1], _fields_at(kind, location[:-1]))
+    if item["type"] in ("missing", "missing_argument"):
+        return f"{path}: missing; give it in the YAML or as {path}=..."
+    text = re.sub(r"^Value error, ", "", item["msg"])
+    return f"{path}: {text[0].lower()}{text[1:]} (got {item['input']!r})"
+
+
+def _unknown(path: str, key: str, known: Any) -> str:
+    close = difflib.get_close_matches(key, list(known), 1)
+    hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}"
+    return f"{path}: unknown key; {hint}"
+
+
+def _fields_at(kind: Any, location: list[str]) -> list[str]:
+    for part in location:
+        hints = get_type_hints(kind) if dataclasses.is_dataclass(kind) else {}
+        kind = hints.get(part)
+        kind = next((a for a in get_args(kind) if dataclasses.is_dataclass(a)), kind)
+    return [f.name for f in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else []

@@ -1,0 +1,133 @@
+"""Model-ready rows on disk: Arrow files that are memory-mapped, so every rank shares one copy.
+
+A row's arrays have a ragged first axis and fixed further ones. In a file each is a list column
+(the further axes flattened, their sizes in the schema); scalars are plain columns.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+Row = Mapping[str, np.ndarray]
+
+
+def write_block(path: Path, rows: Iterable[Row], *, chunk: int = 256) -> int:
+    """Write rows to one file, which appears whole or not at all; return their number.
+
+    Rows are held `chunk` at a time. No rows still make a (column-less) file.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    count = 0
+    with pa.OSFile(str(partial), "wb") as sink:
+        writer: pa.RecordBatchFileWriter | None = None
+        for part in _chunks(rows, chunk):
+            batch = _to_batch(part)
+            writer = writer or pa.ipc.new_file(sink, batch.schema)
+            writer.write_batch(batch)
+            count += len(part)
+        (writer or pa.ipc.new_file(sink, pa.schema([]))).close()
+    os.replace(partial, path)
+    return count
+
+
+class BlockStore:
+    """Random access to the rows of several block files.
+
+    Args:
+        paths: files of `write_block`; their order is the order of the rows.
+    """
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._columns: list[dict[str, _Column]] = []
+        lengths, sizes = [], []
+        for path in paths:
+            for batch in _batches(path):
+                columns = {
+                    name: _Column(batch.column(i), batch.schema.field(i))
+                    for i, name in enumerate(batch.schema.names)
+                }
+                self._columns.append(columns)
+                lengths.append(sum(c.lengths for c in columns.values()))
+                sizes.append(batch.num_rows)
+        self.block_sizes = np.array(sizes, np.int64)
+        """Rows of each block read together, int64."""
+        self.lengths: npt.NDArray[np.int64] = (
+            np.concatenate(lengths) if lengths else np.zeros(0, np.int64)
+        )
+        """Elements of each row: what batches are bucketed by, int64 [rows]."""
+        self._ends = np.cumsum(self.block_sizes)
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return len(self.lengths)
+
+    def row(self, index: int) -> dict[str, np.ndarray]:
+        """Return one row; its arrays are read-only views of the file."""
+        block = int(np.searchsorted(self._ends, index, side="right"))
+        within = index - (int(self._ends[block - 1]) if block else 0)
+        return {name: column.get(within) for name, column in self._columns[block].items()}
+
+    def rows(self, indices: Iterable[int]) -> list[dict[str, np.ndarray]]:
+        """Return several rows."""
+        return [self.row(int(i)) for i in indices]
+
+
+class _Column:
+    """One Arrow column as numpy: scalars, or offsets into flat values."""
+
+    def __init__(self, array: pa.Array, field: pa.Field) -> None:
+        self.scalar = not pa.types.is_large_list(array.type)
+        if self.scalar:
+            self.values = array.to_numpy(zero_copy_only=False)
+            self.lengths = np.zeros(len(array), np.int64)
+            return
+        self.shape: list[int] = json.loads((field.metadata or {}).get(b"shape", b"[]"))
+        self.offsets = array.offsets.to_numpy()
+        self.values = array.values.to_numpy(zero_copy_only=False)
+        self.lengths = np.diff(self.offsets)
+
+    def get(self, index: int) -> np.ndarray:
+        if self.scalar:
+            return np.asarray(self.values[index])
+        flat = self.values[self.offsets[index] : self.offsets[index + 1]]
+        return flat.reshape(-1, *self.shape) if self.shape else flat
+
+
+def _batches(path: Path) -> list[pa.RecordBatch]:
+    reader = pa.ipc.open_file(pa.memory_map(str(path)))
+    return [reader.get_batch(i) for i in range(reader.num_record_batches)]
+
+
+def _chunks(rows: Iterable[Row], size: int) -> Iterable[list[Row]]:
+    part: list[Row] = []
+    for row in rows:
+        part.append(row)
+        if len(part) == size:
+            yield part
+            part = []
+    if part:
+        yield part
+
+
+def _to_batch(rows: list[Row]) -> pa.RecordBatch:
+    arrays, fields = [], []
+    for name, example in rows[0].items():
+        values = [np.asarray(row[name]) for row in rows]
+        if np.ndim(example) == 0:
+            array, metadata = pa.array(np.stack(values)), None
+        else:
+            offsets = np.cumsum([0] + [v.size for v in values])
+            flat = np.concatenate([v.reshape(-1) for v in values])
+            # Booleans are bits in Arrow, which numpy cannot view: bytes are mapped as they are.
+            flat = flat.view(np.uint8) if flat.dtype == bool else flat
+            array = pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), pa.array(flat))
+            metadata = {"shape": json.dumps(list(np.shape(example)[1:]))}
+        arrays.append(array)
+        fields.append(pa.field(name, array.type, metadata=metadata))
+    return pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields))

@@ -1,0 +1,96 @@
+"""The contract between a model family and everything else: one record of plain functions."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, Literal, TypeVar
+
+import numpy as np
+from torch import Tensor, nn
+
+from ehr_ray.events.patients import Patient
+from ehr_ray.events.vocabulary import Vocabulary
+from ehr_ray.search import Domain
+from ehr_ray.train.schedules import Schedule
+
+Row = Mapping[str, np.ndarray]
+"""One model-ready patient: arrays whose first axis is ragged, the others fixed; or scalars."""
+Batch = dict[str, Tensor]
+"""A flat mapping of tensors, so that one comprehension moves it to a device."""
+Knobs = Mapping[str, float]
+"""What changes with the step: the schedules' values, and `noise_seed`."""
+
+C = TypeVar("C")
+
+
+@dataclass(frozen=True)
+class Term:
+    """One part of a loss as a sum and a count, so averages stay exact across ranks and batches.
+
+    The objective is the sum over terms of `coef * sum / count`; a term with `coef` 0 is only
+    logged. The count must not depend on the parameters.
+    """
+
+    sum: Tensor
+    count: Tensor
+    coef: float = 1.0
+
+
+Terms = dict[str, Term]
+
+
+@dataclass(frozen=True)
+class Select:
+    """The metric that ranks checkpoints and trials."""
+
+    metric: str = "val/objective"
+    mode: Literal["min", "max"] = "min"
+
+    def better(self, value: float, best: float | None) -> bool:
+        """Whether `value` beats `best`; anything finite beats None."""
+        if best is None:
+            return bool(np.isfinite(value))
+        return value < best if self.mode == "min" else value > best
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family(Generic[C]):
+    """Everything a model family brings. Plain functions, so each is tested alone.
+
+    Randomness inside `loss` comes either from torch's generators, which the loop seeds from
+    (seed, step, rank), or, where one worker and two shall give the same loss, from
+    `nn.noise` keyed by `knobs["noise_seed"]` and the patient.
+    """
+
+    name: str
+    config: type[C]
+    """Frozen dataclass: architecture and transform options; the `model` section of a config."""
+    transform: Callable[[Patient, C, Vocabulary], Row]
+    """Events to a model-ready row: numpy, pure, causal (what it says of t depends on events <= t)."""
+    collate: Callable[[Sequence[Row], C], Batch]
+    """Rows to padded tensors; padding never changes a result."""
+    build: Callable[[C, Vocabulary], nn.Module]
+    """The model, initialised from torch's seeded generator."""
+    loss: Callable[[nn.Module, Batch, Knobs], Terms]
+    """Terms of one batch; calls `model(batch, ...)` exactly once, since DDP synchronises there."""
+    predict: Callable[[nn.Module, Batch], Batch]
+    """Deterministic outputs, first axis patients; `embedding` [B, width] is one of them."""
+    latents: Callable[[nn.Module, Batch], Batch] | None = None
+    """Posterior `mu` and `logvar` [N, Z] with the row's `patient` [N], for collapse diagnostics."""
+    reconstruct: Callable[[nn.Module, Batch], Batch] | None = None
+    """Values by name, one entry a token: `patient, set, code, value, estimate, carried, hidden`."""
+    cache_fields: tuple[str, ...] = ()
+    """Config fields that `transform` reads: with the data they are the key of the cache."""
+    schedules: Mapping[str, Schedule] = field(default_factory=dict)
+    """Every scheduled quantity with its default; a config may replace each."""
+    search_space: Mapping[str, Domain] = field(default_factory=dict)
+    """Dotted config path to domain: what Ray Tune sweeps unless a config says otherwise."""
+    select: Select = Select()
+    eval_knobs: Knobs = field(default_factory=dict)
+    """Fixed knobs of validation, so that trials with other schedules stay comparable."""
+    after_step: Callable[[nn.Module, Knobs], None] | None = None
+    """Runs after the optimizer (an EMA target); None for most."""
+    version: int = 1
+    """Raise when `transform` gives other output for the same input: it is part of the cache key."""
+
+
+AnyFamily = Family[Any]

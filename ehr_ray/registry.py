@@ -1,0 +1,18 @@
+"""The families, by name; a family's module is imported when it is asked for."""
+
+from importlib import import_module
+
+from ehr_ray.errors import ConfigError
+from ehr_ray.family import AnyFamily
+
+FAMILIES = {
+    "set_vae": "ehr_ray.families.set_vae",
+}
+
+
+def get_family(name: str) -> AnyFamily:
+    """Return the `FAMILY` record of a known name."""
+    if name not in FAMILIES:
+        raise ConfigError(f"family: unknown family {name!r}; known: {', '.join(FAMILIES)}")
+    family: AnyFamily = import_module(FAMILIES[name]).FAMILY
+    return family

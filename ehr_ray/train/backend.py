@@ -1,0 +1,44 @@
+"""Where a run happens, as the loop sees it."""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+
+class Backend(Protocol):
+    """A rank among others. The loop knows nothing else about the machine."""
+
+    device: torch.device
+    rank: int
+    world: int
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """Return the model ready for training: on the device, gradients synchronised."""
+
+    def all_sum(self, values: Tensor) -> Tensor:
+        """Return the sum over ranks."""
+
+    def report(self, metrics: dict[str, float]) -> None:
+        """Tell the outside about a report; every rank calls it equally often."""
+
+
+class LocalBackend:
+    """One process, no Ray: tests, notebooks, `cluster.num_workers=0`."""
+
+    rank = 0
+    world = 1
+
+    def __init__(self, device: str = "cpu") -> None:
+        self.device = torch.device(device)
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """Return the model on the device."""
+        return model.to(self.device)
+
+    def all_sum(self, values: Tensor) -> Tensor:
+        """Return the values: there is one rank."""
+        return values
+
+    def report(self, metrics: dict[str, float]) -> None:
+        """Do nothing: the run directory has it all."""

@@ -1,0 +1,120 @@
+"""Batches of a rank: rows from the blocks, collated ahead of the step by one thread."""
+
+import queue
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ehr_ray.config import DataConfig
+from ehr_ray.errors import InputError
+from ehr_ray.events.blocks import BlockStore
+from ehr_ray.family import Batch, Row
+from ehr_ray.train.order import epoch_batches, share, steps_in_epoch
+
+Collate = Callable[[Sequence[Row]], Batch]
+PREFETCH = 2
+
+
+@dataclass(frozen=True)
+class Loader:
+    """The model-ready rows of a cohort and how they become batches.
+
+    Args:
+        train: rows of the train split.
+        tuning: rows of the tuning split; may be empty.
+        collate: rows to one batch.
+        config: the `data` section.
+        seed: seed of the order.
+        accumulate: micro-batches per step and rank.
+    """
+
+    train: BlockStore
+    tuning: BlockStore
+    collate: Collate
+    config: DataConfig
+    seed: int
+    accumulate: int = 1
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps of one pass over train."""
+        return steps_in_epoch(len(self.train), self.config.batch_size)
+
+    def check(self, world: int) -> None:
+        """Raise InputError unless every rank and micro-batch gets a patient at every step."""
+        patients, parts = len(self.train), world * self.accumulate
+        if patients == 0:
+            raise InputError("train split: no patient; ingest a cohort with train subjects")
+        smallest = patients // self.steps_per_epoch
+        if smallest < parts:
+            raise InputError(
+                f"data.batch_size={self.config.batch_size} over {patients} train patients leaves "
+                f"batches of {smallest}, fewer than {world} workers x {self.accumulate} "
+                "micro-batches; raise data.batch_size or use fewer workers"
+            )
+
+    def train_steps(self, epoch: int, start: int, rank: int, world: int) -> Iterator[list[Batch]]:
+        """Yield the micro-batches of each step of an epoch from step `start` of it."""
+        steps = epoch_batches(
+            self.train.lengths,
+            self.train.block_sizes,
+            batch_size=self.config.batch_size,
+            bucket_batches=self.config.bucket_batches,
+            shuffle_patients=self.config.shuffle_patients,
+            seed=self.seed,
+            epoch=epoch,
+        )
+        yield from _ahead(
+            lambda step: [
+                self.collate(self.train.rows(part))
+                for part in share(step, rank, world, self.accumulate)
+            ],
+            steps[start:],
+        )
+
+    def tuning_batches(self, rank: int, world: int) -> Iterator[Batch]:
+        """Yield this rank's part of the tuning split, every patient once over all ranks."""
+        order = np.argsort(self.tuning.lengths, kind="stable")[rank::world]
+        size = max(1, self.config.batch_size // world)
+        parts = [order[i : i + size] for i in range(0, len(order), size)]
+        yield from _ahead(lambda part: self.collate(self.tuning.rows(part)), parts)
+
+
+def _ahead(make: Callable, items: Sequence) -> Iterator:
+    """Yield `make(item)` for each item, made up to `PREFETCH` ahead in one thread."""
+    ready: queue.Queue = queue.Queue(PREFETCH)
+    stop = threading.Event()
+
+    def produce() -> None:
+        try:
+            for item in items:
+                put((make(item), None))
+                if stop.is_set():
+                    return
+            put((None, StopIteration()))
+        except BaseException as error:
+            put((None, error))
+
+    def put(entry: tuple) -> None:
+        while not stop.is_set():
+            try:
+                ready.put(entry, timeout=0.2)
+                return
+            except queue.Full:
+                continue
+
+    thread = threading.Thread(target=produce, name="loader", daemon=True)
+    thread.start()
+    try:
+        while True:
+            value, error = ready.get()
+            if isinstance(error, StopIteration):
+                return
+            if error is not None:
+                raise error
+            yield value
+    finally:
+        stop.set()
+        thread.join()

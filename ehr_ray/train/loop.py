@@ -1,0 +1,267 @@
+"""The training loop, once for every family and every backend."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ehr_ray.config import Experiment
+from ehr_ray.errors import RunError
+from ehr_ray.events.vocabulary import Vocabulary
+from ehr_ray.family import AnyFamily, Batch, Knobs, Terms
+from ehr_ray.train import history
+from ehr_ray.train.backend import Backend
+from ehr_ray.train.checkpoint import (
+    Progress,
+    initialise,
+    load_state,
+    save_checkpoint,
+    save_state,
+)
+from ehr_ray.train.loader import Loader
+from ehr_ray.train.optim import freeze, learning_rate, make_optimizer
+
+Metrics = dict[str, float]
+MIX = 0x9E3779B97F4A7C15
+"""The golden-ratio multiplier of splitmix64: spreads neighbouring steps over the seeds."""
+
+
+@dataclass(frozen=True)
+class Watch:
+    """What the outside is told, on rank 0 only: each step's place, each report's metrics."""
+
+    on_step: Callable[[int, int], None] = lambda step, total: None
+    on_report: Callable[[Metrics], None] = lambda metrics: None
+    on_start: Callable[[list[str]], None] = lambda lines: None
+
+
+def train(
+    experiment: Experiment,
+    family: AnyFamily,
+    vocabulary: Vocabulary,
+    loader: Loader,
+    backend: Backend,
+    run: Path,
+    watch: Watch = Watch(),
+) -> Progress:
+    """Train to the end of the plan, from the run's last state if it has one.
+
+    The result depends on the experiment and the data alone: order, noise and schedules are
+    functions of (seed, step), so a run killed anywhere ends with the same weights.
+    """
+    plan = experiment.train
+    torch.manual_seed(experiment.seed)
+    module = family.build(experiment.model, vocabulary)
+    if experiment.init_from:
+        lines = initialise(module, experiment.init_from)
+        if backend.rank == 0:
+            watch.on_start(lines)
+    freeze(module, experiment.freeze)
+    loader.check(backend.world)
+    model = backend.wrap(module)
+    optimizer = make_optimizer(module, plan)
+    progress = load_state(run, module, optimizer) or Progress()
+
+    per_epoch = loader.steps_per_epoch
+    total = min(plan.max_epochs * per_epoch, plan.max_steps or plan.max_epochs * per_epoch)
+    every = plan.report_steps or per_epoch
+    sums = Sums(backend)
+    clock = time.perf_counter() - progress.seconds
+    steps = _steps(loader, backend, progress.step, total)
+    while progress.step < total and not progress.finished:
+        step = progress.step
+        seed_step(experiment.seed, step, backend.rank)
+        knobs = knobs_at(experiment, step, per_epoch)
+        set_lr(optimizer, learning_rate(step, total, plan))
+        norm = optimise(family, model, optimizer, next(steps), knobs, experiment, backend, sums)
+        if family.after_step:
+            family.after_step(module, knobs)
+        progress.step = step + 1
+        if backend.rank == 0:
+            watch.on_step(progress.step, total)
+        if progress.step % every == 0 or progress.step == total:
+            values = sums.means("train")
+            values |= evaluate(family, module, loader, backend, precision=plan.precision)
+            progress.seconds = time.perf_counter() - clock
+            row = {"step": progress.step, "epoch": progress.step / per_epoch}
+            row |= {"seconds": progress.seconds, "lr": optimizer.param_groups[0]["lr"]}
+            row |= {k: v for k, v in knobs.items() if k != "noise_seed"}
+            row |= {"grad_norm": norm, **values}
+            better = note(progress, family, row, plan.patience)
+            progress.finished |= progress.step >= total
+            if backend.rank == 0:
+                if better:
+                    save_checkpoint(run, module, experiment, vocabulary)
+                history.append(run, row)
+                save_state(run, module, optimizer, progress)
+                watch.on_report(row)
+            backend.report(row)
+    steps.close()
+    return progress
+
+
+def optimise(
+    family: AnyFamily,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    micro: list[Batch],
+    knobs: Knobs,
+    experiment: Experiment,
+    backend: Backend,
+    sums: "Sums",
+) -> float:
+    """Take one optimizer step over micro-batches of every rank; return the gradient's norm."""
+    plan = experiment.train
+    optimizer.zero_grad(set_to_none=True)
+    micro = [move(batch, backend.device) for batch in micro]
+    counts = None
+    if len(micro) > 1:
+        # Each term is divided by its count over the whole step, so counts come before gradients.
+        with torch.no_grad():
+            parts = [_terms(family, model, batch, knobs, plan.precision) for batch in micro]
+        counts = torch.stack([_counts(terms) for terms in parts]).sum(0)
+        counts = backend.all_sum(counts)
+    for index, batch in enumerate(micro):
+        last = index == len(micro) - 1
+        no_sync = getattr(model, "no_sync", contextlib.nullcontext)
+        with contextlib.nullcontext() if last else no_sync():
+            terms = _terms(family, model, batch, knobs, plan.precision)
+            if counts is None:
+                counts = backend.all_sum(_counts(terms))
+            objective(terms, counts, backend.world).backward()
+        sums.add(terms)
+    parameters = [p for p in model.parameters() if p.grad is not None]
+    norm = nn.utils.clip_grad_norm_(parameters, plan.clip or float("inf"))
+    if not torch.isfinite(norm):
+        bad = [name for name, t in terms.items() if not torch.isfinite(t.sum)] or ["gradient"]
+        raise RunError(
+            f"{experiment.name}: {', '.join(bad)} is not finite with {dict(knobs)}; "
+            "lower train.lr, or set train.clip"
+        )
+    optimizer.step()
+    return float(norm)
+
+
+def objective(terms: Terms, counts: Tensor, world: int) -> Tensor:
+    """Return `world * sum_i coef_i * sum_i / count_i`: DDP's mean over ranks makes it exact."""
+    parts = [
+        term.coef * term.sum / count.clamp(min=1e-12)
+        for term, count in zip(terms.values(), counts, strict=True)
+        if term.coef
+    ]
+    return world * torch.stack(parts).sum()
+
+
+@torch.no_grad()
+def evaluate(
+    family: AnyFamily, module: nn.Module, loader: Loader, backend: Backend, *, precision: str
+) -> Metrics:
+    """Return the mean of each term, and their weighted sum, over the tuning split."""
+    sums = Sums(backend)
+    knobs = {**family.eval_knobs, "noise_seed": 0}
+    was = module.training
+    module.eval()
+    for batch in loader.tuning_batches(backend.rank, backend.world):
+        sums.add(_terms(family, module, move(batch, backend.device), knobs, precision))
+    module.train(was)
+    return sums.means("val")
+
+
+class Sums:
+    """Running sums and counts of terms; means over all ranks and batches since the last call."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._values: dict[str, Tensor] = {}
+
+    def add(self, terms: Terms) -> None:
+        """Count one batch."""
+        for name, term in terms.items():
+            value = torch.stack(
+                [term.sum.detach().double(), term.count.detach().double(), torch.ones_like(term.sum).double() * term.coef]
+            )
+            old = self._values.get(name)
+            if old is not None:
+                value[:2] += old[:2]
+            self._values[name] = value
+
+    def means(self, prefix: str) -> Metrics:
+        """Return `<prefix>/<term>` and `<prefix>/objective` (at the latest coefficients); reset."""
+        names = sorted(self._values)
+        # Ranks without a batch still take part in the sum.
+        have = self._backend.all_sum(torch.tensor(float(bool(names)), device=self._backend.device))
+        if not float(have):
+            return {}
+        packed = torch.stack([self._values[n][:2] for n in names])
+        totals = self._backend.all_sum(packed)
+        means = {n: float(t[0] / t[1].clamp(min=1e-12)) for n, t in zip(names, totals, strict=True)}
+        total = sum(float(self._values[n][2]) * means[n] for n in names)
+        self._values = {}
+        return {**{f"{prefix}/{n}": v for n, v in means.items()}, f"{prefix}/objective": total}
+
+
+def knobs_at(experiment: Experiment, step: int, steps_per_epoch: int) -> dict[str, float]:
+    """Return every schedule's value at a step, and the step's noise seed."""
+    values = {n: s.at(step, steps_per_epoch) for n, s in experiment.schedules.items()}
+    return {**values, "noise_seed": noise_seed(experiment.seed, step)}
+
+
+def noise_seed(seed: int, step: int) -> int:
+    """Return a 48-bit seed of a step's noise: the same on every rank, never that of evaluation (0)."""
+    return ((seed * 0x100000001B3 + step + 1) * MIX % (1 << 64) >> 16) | 1
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Seed torch for a step: ranks differ, and a resumed run repeats."""
+    torch.manual_seed(((seed * 1_000_003 + step) * 4096 + rank) * MIX % (1 << 63))
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Give every group the learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+def note(progress: Progress, family: AnyFamily, row: Metrics, patience: int | None) -> bool:
+    """Record a report in `progress`; return whether it is the best so far."""
+    value = row.get(family.select.metric)
+    better = value is None or family.select.better(value, progress.best)
+    if better:
+        progress.best = value
+        progress.reports_since_best = 0
+    else:
+        progress.reports_since_best += 1
+    progress.finished = patience is not None and progress.reports_since_best >= patience
+    return better
+
+
+def move(batch: Batch, device: torch.device) -> Batch:
+    """Return the batch on a device."""
+    if device.type == "cpu":
+        return batch
+    return {k: v.pin_memory().to(device, non_blocking=True) for k, v in batch.items()}
+
+
+def _terms(
+    family: AnyFamily, model: nn.Module, batch: Batch, knobs: Knobs, precision: str
+) -> Terms:
+    device = next(iter(batch.values())).device.type
+    with torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bf16"):
+        return family.loss(model, batch, knobs)
+
+
+def _counts(terms: Terms) -> Tensor:
+    return torch.stack([term.count.detach().double() for term in terms.values()])
+
+
+def _steps(loader: Loader, backend: Backend, step: int, total: int) -> Iterator[list[Batch]]:
+    """Yield the micro-batches of step `step`, `step + 1`, ... over the epochs."""
+    while step < total:
+        epoch, start = divmod(step, loader.steps_per_epoch)
+        for micro in loader.train_steps(epoch, start, backend.rank, backend.world):
+            yield micro
+            step += 1

@@ -1,0 +1,62 @@
+"""Which patients make up which step: a pure function of (seed, epoch), the same for any world."""
+
+import numpy as np
+import numpy.typing as npt
+
+Indices = npt.NDArray[np.int64]
+
+
+def steps_in_epoch(num_patients: int, batch_size: int) -> int:
+    """Return the optimizer steps of one pass: every patient once, batches as even as can be."""
+    return -(-num_patients // batch_size)
+
+
+def epoch_batches(
+    lengths: Indices,
+    block_sizes: Indices,
+    *,
+    batch_size: int,
+    bucket_batches: int,
+    shuffle_patients: int,
+    seed: int,
+    epoch: int,
+) -> list[Indices]:
+    """Return the patients of each step of an epoch; each patient is in exactly one.
+
+    Blocks are shuffled, then patients within windows of blocks of about `shuffle_patients`, so a
+    cohort larger than memory is read window by window. Within `bucket_batches` batches patients
+    are sorted by length, so that a batch pads little, and the batches are shuffled again. The
+    remainder is spread over all batches rather than left as a short one.
+    """
+    rng = np.random.Generator(np.random.Philox(key=[seed, epoch]))
+    order = _shuffled(block_sizes, shuffle_patients, rng)
+    num_batches = steps_in_epoch(len(order), batch_size)
+    bounds = np.linspace(0, len(order), num_batches + 1).round().astype(np.int64)
+    batches: list[Indices] = []
+    for first in range(0, num_batches, bucket_batches):
+        group = bounds[first : first + bucket_batches + 1]
+        patients = order[group[0] : group[-1]]
+        patients = patients[np.argsort(lengths[patients], kind="stable")]
+        parts = np.split(patients, group[1:-1] - group[0])
+        batches += [parts[i] for i in rng.permutation(len(parts))]
+    return batches
+
+
+def share(batch: Indices, rank: int, world: int, accumulate: int = 1) -> list[Indices]:
+    """Return one rank's part of a step as micro-batches; the parts of all ranks make the batch."""
+    mine = batch[rank::world]
+    return [mine[i::accumulate] for i in range(accumulate)]
+
+
+def _shuffled(block_sizes: Indices, window: int, rng: np.random.Generator) -> Indices:
+    starts = np.cumsum(block_sizes) - block_sizes
+    parts, pending, size = [], [], 0
+    for block in rng.permutation(len(block_sizes)):
+        pending.append(np.arange(starts[block], starts[block] + block_sizes[block]))
+        size += int(block_sizes[block])
+        if size >= window:
+            parts.append(rng.permutation(np.concatenate(pending)))
+            pending, size = [], 0
+    if pending:
+        parts.append(rng.permutation(np.concatenate(pending)))
+    return np.concatenate(parts) if parts else np.zeros(0, np.int64)
