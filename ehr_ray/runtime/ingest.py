@@ -1,0 +1,147 @@
+"""Raw data to a cohort on disk, in this process or as Ray Data tasks."""
+
+import contextlib
+import logging
+import os
+import pickle
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+from ehr_ray.errors import InputError
+from ehr_ray.sources.cohort import (
+    IngestSummary,
+    check_parts,
+    fingerprint,
+    finish,
+    finished,
+    staging,
+)
+from ehr_ray.sources.shards import gather
+from ehr_ray.sources.source import get_source, make_options
+from ehr_ray.sources.splits import parse_splits
+from ehr_ray.sources.staging import Plan, scatter
+
+log = logging.getLogger(__name__)
+
+SMALL_BYTES: Final = 200_000_000
+"""Smaller inputs are read in this process unless CPUs are asked for: starting Ray takes seconds."""
+
+Task = Callable[[], None]
+Run = Callable[[str, Sequence[Task]], None]
+
+
+def ingest(
+    source: str,
+    input: Path | None,
+    output: Path,
+    *,
+    splits: str | None = None,
+    seed: int = 0,
+    max_rejected: float = 0.01,
+    options: Mapping[str, object] | None = None,
+    cpus: int | None = None,
+    progress: Callable[[str], None] = lambda _: None,
+) -> IngestSummary:
+    """Turn raw data into a cohort at `output`, which appears whole or not at all.
+
+    A job that was killed continues where it stopped when called again, with the same bytes as
+    one that was not. A cohort made by the same call before is left as it is.
+
+    Args:
+        source: a name in `SOURCES`.
+        input: file or folder; None for a source that makes its own data.
+        output: folder of the cohort.
+        splits: `0.8,0.1,0.1` or `all:held_out`; None keeps the source's own splits and hashes
+            the others 0.8,0.1,0.1.
+        seed: of the hash that divides subjects.
+        max_rejected: share of rows, and of files, that may be bad.
+        options: the source's own, by field name or flag, typed or as text.
+        cpus: 1 stays in this process, more starts Ray with that many; None decides by size.
+        progress: called with one line whenever a piece of work is done.
+
+    Raises:
+        InputError: bad arguments, missing or corrupt input, or too many bad rows.
+    """
+    started = time.monotonic()
+    record = get_source(source)
+    chosen = make_options(record, options or {})
+    policy = parse_splits(splits, seed)
+    if not 0 <= max_rejected <= 1:
+        raise InputError(f"--max-rejected {max_rejected}: not a share between 0 and 1")
+    units = record.units(_existing(input, source, record.needs_input), chosen)
+    print_, size = fingerprint(record, chosen, policy, units)
+    output = output.absolute()
+    done = finished(output, print_)
+    if done is not None:
+        progress(f"{output} is already there, made from the same input: nothing to do")
+        return done
+    with staging(output, print_) as folder, _runner(len(units), size, cpus, progress) as run:
+        plan = Plan(source, chosen, policy, folder)
+        run("read", [partial(scatter, plan, i, unit) for i, unit in enumerate(units)])
+        shards = check_parts(plan, len(units), max_rejected)
+        relative = record.relative_time(chosen)
+        run("wrote", [partial(gather, plan, shard, len(units), relative) for shard in shards])
+        progress("fitting codes on train")
+        summary = finish(plan, record, shards, len(units), output, print_)
+    return replace(summary, seconds=time.monotonic() - started)
+
+
+def _existing(path: Path | None, source: str, needed: bool) -> Path:
+    if path is None:
+        if needed:
+            raise InputError(f"--source {source} reads files: say where by --input PATH")
+        return Path()
+    if not path.exists():
+        raise InputError(f"--input {path}: no such file or folder; check the path")
+    return path.absolute()
+
+
+@contextlib.contextmanager
+def _runner(
+    units: int, size: int, cpus: int | None, progress: Callable[[str], None]
+) -> Iterator[Run]:
+    """Choose where tasks run: here, unless there is enough work for Ray to pay."""
+    if cpus is None:
+        here = units == 1 or size < SMALL_BYTES or (os.cpu_count() or 1) == 1
+    else:
+        here = cpus == 1
+    if here:
+        yield partial(_run_here, progress)
+        return
+    from ehr_ray.runtime.session import session
+
+    with session(num_cpus=cpus):
+        yield partial(_run_on_ray, progress)
+
+
+def _run_here(progress: Callable[[str], None], verb: str, tasks: Sequence[Task]) -> None:
+    for done, task in enumerate(tasks, start=1):
+        task()
+        progress(f"{verb} {done}/{len(tasks)}")
+
+
+def _run_on_ray(progress: Callable[[str], None], verb: str, tasks: Sequence[Task]) -> None:
+    """Run each task as one Ray Data task; the paths travel, never the data."""
+    import ray.data
+
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    items = [{"task": pickle.dumps(task)} for task in tasks]
+    dataset = ray.data.from_items(items, override_num_blocks=len(items))
+    for done, row in enumerate(dataset.map_batches(_run_batch, batch_size=1).iter_rows(), start=1):
+        if row["error"]:
+            raise InputError(row["error"])
+        progress(f"{verb} {done}/{len(tasks)}")
+
+
+def _run_batch(batch: dict[str, Any]) -> dict[str, Any]:
+    """Run pickled tasks; bad input comes back as text, so that it is not wrapped in a traceback."""
+    try:
+        for task in batch["task"]:
+            pickle.loads(task)()
+    except InputError as error:
+        return {"error": [str(error)]}
+    return {"error": [""]}

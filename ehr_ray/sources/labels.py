@@ -1,0 +1,91 @@
+"""Task labels: as readers give them, from a CSV, and resolved to MEDS label files."""
+
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ehr_ray.errors import InputError
+from ehr_ray.sources.source import LABEL_VALUES
+
+VALUE_TYPES: Final = {
+    "boolean_value": pa.bool_(),
+    "float_value": pa.float32(),
+    "integer_value": pa.int64(),
+    "categorical_value": pa.string(),
+}
+
+
+def label_rows(
+    ids: npt.NDArray[np.int64],
+    values: Any,
+    minute: float | None = None,
+    *,
+    times: pa.Array | None = None,
+    column: str = "boolean_value",
+) -> pa.Table:
+    """Return a chunk's label rows: at `times`, else `minute` after the origin, else last event."""
+    size = len(ids)
+    return pa.table(
+        {
+            "subject_id": pa.array(ids, pa.int64()),
+            "prediction_time": pa.nulls(size, pa.timestamp("us")) if times is None else times,
+            "minute": pa.array(
+                np.full(size, np.nan if minute is None else minute), from_pandas=True
+            ),
+            column: pa.array(values, VALUE_TYPES[column]),
+        }
+    )
+
+
+def resolve(task: str, pieces: list[pa.Table], subjects: pa.Table) -> tuple[pa.Table, int]:
+    """Return (MEDS label rows sorted by subject and time, how many rows had no such subject).
+
+    `subjects` has `subject_id` (ascending), `origin` and `last`. Rows without a value and repeats
+    are dropped; two values at one time raise `InputError`.
+    """
+    if len({piece.column_names[-1] for piece in pieces}) > 1:
+        raise InputError(f"labels of task {task} have values of several types: keep one")
+    rows = pa.concat_tables(pieces)
+    value = rows.column_names[-1]
+    assert value in LABEL_VALUES
+    rows = rows.filter(pc.is_valid(rows[value]))
+    ids, known = rows["subject_id"].to_numpy(), subjects["subject_id"].to_numpy()
+    at = np.minimum(np.searchsorted(known, ids), max(len(known) - 1, 0))
+    present = known[at] == ids if len(known) else np.zeros(len(ids), bool)
+    rows, at = rows.filter(pa.array(present)), at[present]
+    times = _times(rows, subjects, at)
+    table = pa.table(
+        {"subject_id": rows["subject_id"], "prediction_time": times, value: rows[value]}
+    )
+    timed = table.filter(pc.is_valid(table["prediction_time"]))
+    missing = int((~present).sum()) + len(table) - len(timed)
+    return _deduplicated(task, timed), missing
+
+
+def _times(rows: pa.Table, subjects: pa.Table, at: npt.NDArray[np.intp]) -> pa.Array:
+    minutes = rows["minute"].to_numpy()
+    offset = np.rint(np.nan_to_num(minutes) * 60e6).astype("timedelta64[us]")
+    origin = subjects["origin"].to_numpy()[at] + offset
+    last = subjects["last"].to_numpy()[at]
+    given = rows["prediction_time"].to_numpy()
+    times = np.where(np.isnat(given), np.where(np.isnan(minutes), last, origin), given)
+    return pa.array(times.astype("datetime64[us]"))
+
+
+def _deduplicated(task: str, table: pa.Table) -> pa.Table:
+    order = [("subject_id", "ascending"), ("prediction_time", "ascending")]
+    table = table.take(pc.sort_indices(table, sort_keys=order)).combine_chunks()
+    keys = [table[name].to_numpy() for name in ("subject_id", "prediction_time")]
+    first = np.r_[True, np.logical_or(*(k[1:] != k[:-1] for k in keys))][: len(table)]
+    kept = table.filter(pa.array(first))
+    owner = np.cumsum(first) - 1
+    same = pc.equal(table.column(2), kept.column(2).take(pa.array(owner)))
+    clash = np.flatnonzero(~same.to_numpy())
+    if len(clash):
+        raise InputError(
+            f"labels of task {task}: subject {keys[0][clash[0]]} has two values at one time"
+        )
+    return kept

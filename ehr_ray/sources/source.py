@@ -1,0 +1,190 @@
+"""What a raw source is: a record of functions that turn an input into bounded chunks of events."""
+
+import dataclasses
+import importlib
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import pyarrow as pa
+
+from ehr_ray.errors import InputError
+from ehr_ray.events.schema import EVENTS, REJECTED
+
+EPOCH: Final = datetime(2000, 1, 1)
+"""Minute 0 of sources whose time is relative to admission."""
+
+CHUNK_ROWS: Final = 1_000_000
+"""Rows a reader holds before it yields them."""
+
+FILES_PER_UNIT: Final = 2_000
+"""Per-patient files read by one unit of work."""
+
+SOURCES: Final = {
+    "physionet2012": "ehr_ray.sources.physionet2012",
+    "meds": "ehr_ray.sources.meds",
+    "patient-parquet": "ehr_ray.sources.patient_parquet",
+    "table": "ehr_ray.sources.table",
+    "synthetic": "ehr_ray.sources.synthetic",
+}
+"""Name on the command line -> module with a `SOURCE`."""
+
+LABEL_VALUES: Final = ("boolean_value", "float_value", "integer_value", "categorical_value")
+"""The value columns of MEDS labels; a task has one of them."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A deterministic, picklable piece of an input: what one task reads.
+
+    Args:
+        root: folder that `files` and `uses` are relative to.
+        files: what is read.
+        kind: which of the source's readers reads it.
+        split: the split its folder says, if any.
+        start: first row group or subject, where a unit is part of a file or of a count.
+        stop: one past the last.
+        uses: files read besides, which other units may share.
+        size: bytes, where there is no file to measure.
+    """
+
+    root: str = ""
+    files: tuple[str, ...] = ()
+    kind: str = "events"
+    split: str | None = None
+    start: int = 0
+    stop: int = 0
+    uses: tuple[str, ...] = ()
+    size: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Chunk:
+    """A bounded piece of what a unit holds.
+
+    Args:
+        events: the `EVENTS` columns and, where the source brings its own splits, a string
+            column `split` (null = none said). Any order; ties of time keep it.
+        labels: task -> `subject_id`, one column of `LABEL_VALUES`, `prediction_time` and `minute`.
+            A null time means `minute` minutes after the subject's origin; both null, its end.
+        rejects: what was refused (`REJECTED`); a null line means the whole file.
+        rows_read: rows seen, refused ones included.
+        files_read: files finished, refused ones included.
+        subjects: `subject_id` and `file`, from sources with one file a subject.
+        names: `subject_id` and `name` of the subjects whose identifier is no integer.
+        codes: `code` and `description`.
+    """
+
+    events: pa.Table = field(default_factory=EVENTS.empty_table)
+    labels: Mapping[str, pa.Table] = field(default_factory=dict)
+    rejects: pa.Table = field(default_factory=REJECTED.empty_table)
+    rows_read: int = 0
+    files_read: int = 0
+    subjects: pa.Table | None = None
+    names: pa.Table | None = None
+    codes: pa.Table | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Everything a raw format brings.
+
+    Args:
+        name: as on the command line.
+        description: one line for `--help`.
+        options: frozen dataclass; every field has a default and `metadata={"help": ...}`.
+        units: (input, options) -> the work, in a fixed order.
+        read: (unit, options) -> its chunks, in bounded memory.
+        needs_input: whether `--input` is required.
+        relative_time: whether time counts from `EPOCH`, so that every subject is given an
+            `ADMISSION` there.
+        descriptions: code -> what it is, for `codes.parquet`.
+    """
+
+    name: str
+    description: str
+    options: type
+    units: Callable[[Path, Any], list[Unit]]
+    read: Callable[[Unit, Any], Iterator[Chunk]]
+    needs_input: bool = True
+    relative_time: Callable[[Any], bool] = lambda _: True
+    descriptions: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Option:
+    """One `--flag` of a source."""
+
+    flag: str
+    name: str
+    type: type
+    choices: tuple[str, ...]
+    default: Any
+    help: str
+
+
+def get_source(name: str) -> Source:
+    """Return the source called `name`, or raise `InputError` naming those there are."""
+    if name not in SOURCES:
+        raise InputError(f"--source {name}: not available; choose from {', '.join(SOURCES)}")
+    source: Source = importlib.import_module(SOURCES[name]).SOURCE
+    return source
+
+
+def options_of(source: Source) -> list[Option]:
+    """List a source's options as command-line flags, in the order of its dataclass.
+
+    `type` is what one cell of text converts to (int, float, str or Path); `choices` is empty
+    unless the option is a closed list of words.
+    """
+    hints = typing.get_type_hints(source.options)
+    return [
+        Option(
+            flag="--" + f.name.replace("_", "-"),
+            name=f.name,
+            type=_plain_type(hints[f.name]),
+            choices=_choices(hints[f.name]),
+            default=f.default,
+            help=f.metadata["help"],
+        )
+        for f in dataclasses.fields(source.options)
+    ]
+
+
+def make_options(source: Source, given: Mapping[str, object]) -> Any:
+    """Build a source's options from text or typed values; None means the default."""
+    known = {option.name: option for option in options_of(source)}
+    values = {}
+    for key, value in given.items():
+        option = known.get(key.replace("-", "_"))
+        if option is None:
+            flags = ", ".join(o.flag for o in known.values()) or "none"
+            flag = "--" + key.replace("_", "-")
+            raise InputError(f"{flag}: no option of --source {source.name}; it has {flags}")
+        if value is not None:
+            values[option.name] = _convert(option, value)
+    return source.options(**values)
+
+
+def _convert(option: Option, value: object) -> object:
+    try:
+        converted = option.type(value)
+    except (TypeError, ValueError):
+        raise InputError(f"{option.flag} {value}: not a {option.type.__name__}") from None
+    if option.choices and converted not in option.choices:
+        raise InputError(f"{option.flag} {value}: choose from {', '.join(option.choices)}")
+    return converted
+
+
+def _plain_type(hint: Any) -> type:
+    if isinstance(hint, types.UnionType):
+        (hint,) = [arg for arg in typing.get_args(hint) if arg is not type(None)]
+    return str if typing.get_origin(hint) is Literal else typing.cast(type, hint)
+
+
+def _choices(hint: Any) -> tuple[str, ...]:
+    return typing.get_args(hint) if typing.get_origin(hint) is Literal else ()

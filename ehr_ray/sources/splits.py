@@ -1,0 +1,93 @@
+"""Which split a subject is in: a hash of its id and the seed, or what the source says."""
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from ehr_ray.errors import InputError
+from ehr_ray.events.schema import SPLITS
+
+NUM_BUCKETS: Final = 4096
+"""Hash buckets of subjects; a shard is a run of buckets of one split."""
+
+DEFAULT_FRACTIONS: Final = (0.8, 0.1, 0.1)
+
+ALIASES: Final = {
+    "train": "train",
+    "training": "train",
+    "tuning": "tuning",
+    "valid": "tuning",
+    "validation": "tuning",
+    "val": "tuning",
+    "dev": "tuning",
+    "held_out": "held_out",
+    "test": "held_out",
+    "testing": "held_out",
+}
+"""Names that sources give to the three splits."""
+
+
+@dataclass(frozen=True)
+class SplitPolicy:
+    """How subjects are divided.
+
+    Args:
+        fractions: shares of train, tuning and held_out.
+        seed: changes who is where.
+        keep_source: whether a split said by the source wins.
+    """
+
+    fractions: tuple[float, float, float] = DEFAULT_FRACTIONS
+    seed: int = 0
+    keep_source: bool = True
+
+
+def parse_splits(text: str | None, seed: int) -> SplitPolicy:
+    """Read `0.8,0.1,0.1`, `all:held_out`, or None (the source's own splits, else 0.8,0.1,0.1)."""
+    if text is None:
+        return SplitPolicy(seed=seed)
+    if text.startswith("all:"):
+        if text[4:] not in SPLITS:
+            raise InputError(f"--splits {text}: no such split; use all:{'|'.join(SPLITS)}")
+        train, tuning, held_out = (float(split == text[4:]) for split in SPLITS)
+        return SplitPolicy((train, tuning, held_out), seed, keep_source=False)
+    try:
+        train, tuning, held_out = (float(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(f"--splits {text}: not three numbers such as 0.8,0.1,0.1") from None
+    fractions = (train, tuning, held_out)
+    if min(fractions) < 0 or not abs(sum(fractions) - 1) < 1e-6:
+        raise InputError(f"--splits {text}: fractions must be >= 0 and add up to 1")
+    return SplitPolicy(fractions, seed, keep_source=False)
+
+
+def assign_splits(ids: npt.NDArray[np.int64], policy: SplitPolicy) -> npt.NDArray[np.uint8]:
+    """Return the position in `SPLITS` of each id.
+
+    It depends on the id and the seed alone: adding or removing subjects moves nobody.
+
+    >>> assign_splits(np.array([1, 2, 3, 4]), SplitPolicy((0.5, 0.0, 0.5)))
+    array([0, 2, 2, 0], dtype=uint8)
+    """
+    salt = _mix(np.array([policy.seed], np.int64).view(np.uint64))
+    uniform = (_mix(ids.view(np.uint64) ^ salt) >> np.uint64(11)).astype(np.float64) / 2.0**53
+    edges = np.cumsum(policy.fractions)[:-1]
+    # A share of 0 at the end must stay empty however the sum was rounded.
+    last = max(i for i, share in enumerate(policy.fractions) if share > 0)
+    return np.minimum(np.searchsorted(edges, uniform, side="right"), last).astype(np.uint8)
+
+
+def assign_buckets(ids: npt.NDArray[np.int64]) -> npt.NDArray[np.uint16]:
+    """Return the hash bucket of each id, in [0, NUM_BUCKETS), independent of its split."""
+    return (_mix(~ids.view(np.uint64)) % np.uint64(NUM_BUCKETS)).astype(np.uint16)
+
+
+def _mix(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """Return splitmix64 of each element (Steele et al. 2014)."""
+    with np.errstate(over="ignore"):
+        x = x + np.uint64(0x9E3779B97F4A7C15)
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
