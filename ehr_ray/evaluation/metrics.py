@@ -1,0 +1,243 @@
+"""Metrics of a binary risk score with bootstrap intervals; numpy in, floats out.
+
+Every metric is written for weights, so a bootstrap resample is a row of counts, the
+probabilities are sorted once, and all resamples are computed together. Metrics that a split
+cannot define (AUROC with one class only) are NaN here and dropped, with a note, on writing.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+Statistic = Callable[[Array], Array]
+"""Weights float[R, n] of R resamples (1 = the data as they are) to one value a resample."""
+
+METRICS: Final = (
+    "auroc",
+    "auprc",
+    "min_se_ppv",
+    "sensitivity",
+    "specificity",
+    "ppv",
+    "brier",
+    "ece",
+    "prevalence",
+)
+ECE_BINS: Final = 10
+_CHUNK_ELEMENTS: Final = 1_000_000
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate on the data and its 95 % percentile bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+def binary_metrics(
+    label: NDArray[Any],
+    probability: NDArray[Any],
+    *,
+    threshold: float,
+    seed: int = 0,
+    num_bootstrap: int = 1000,
+) -> dict[str, float]:
+    """All `METRICS` of one split with `/low` and `/high` bounds, and `n`, as flat keys.
+
+    A row is called positive where `probability >= threshold`; the threshold comes from another
+    split (`choose_threshold` on tuning). `auprc` is average precision. `min_se_ppv` is the
+    smaller of sensitivity and positive predictive value at the threshold. `ece` is the mean
+    absolute difference of mean probability and observed rate over `ECE_BINS` bins of equal
+    mass. Intervals are the 2.5 % and 97.5 % quantiles over `num_bootstrap` resamples of rows;
+    that of `ece` lies above its value by construction, since resampling adds noise to each bin.
+    """
+    y, p = _checked(label, probability)
+    out: dict[str, float] = {"n": float(y.size)}
+    intervals = _bootstrap(statistics(y, p, threshold), y.size, seed, num_bootstrap)
+    for name, interval in intervals.items():
+        out[name] = interval.value
+        out[f"{name}/low"], out[f"{name}/high"] = interval.low, interval.high
+    return out
+
+
+def choose_threshold(label: NDArray[Any], probability: NDArray[Any]) -> float:
+    """The threshold that maximises min(sensitivity, precision) on these rows.
+
+    It lies half-way between the last score called positive and the next lower one; ties go to
+    the higher threshold. Without a positive row nothing can be chosen: 0.5.
+    """
+    y, p = _checked(label, probability)
+    if not y.any():
+        return 0.5
+    order = np.argsort(-p, kind="stable")
+    score, hits = p[order], np.cumsum(y[order])
+    last_of_tie = np.append(score[1:] != score[:-1], True)
+    ranks = np.arange(1, y.size + 1)
+    smaller = np.minimum(hits / y.sum(), hits / ranks)[last_of_tie]
+    levels = score[last_of_tie]
+    best = int(np.argmax(smaller))
+    following = levels[best + 1] if best + 1 < levels.size else levels[best]
+    middle = 0.5 * (levels[best] + following)
+    # Two neighbouring floats have no middle: rounding would call the lower one positive too.
+    return float(middle if middle > following else levels[best])
+
+
+def paired_difference(
+    label: NDArray[Any],
+    p_a: NDArray[Any],
+    p_b: NDArray[Any],
+    metric: str,
+    *,
+    thresholds: tuple[float, float] = (0.5, 0.5),
+    seed: int = 0,
+    num_bootstrap: int = 1000,
+) -> Interval:
+    """Metric of `p_a` minus metric of `p_b` on the same rows, resampled together.
+
+    `thresholds` (one a model) matter only for metrics at a threshold.
+    """
+    y, a = _checked(label, p_a)
+    _, b = _checked(label, p_b)
+    first = statistics(y, a, thresholds[0])[metric]
+    second = statistics(y, b, thresholds[1])[metric]
+    difference = {metric: lambda w: first(w) - second(w)}
+    return _bootstrap(difference, y.size, seed, num_bootstrap)[metric]
+
+
+def undefined(metrics: Mapping[str, float]) -> list[str]:
+    """Name the metrics that are NaN, without their interval bounds."""
+    missing = (name for name, value in metrics.items() if np.isnan(value))
+    return sorted(name for name in missing if not name.endswith(("/low", "/high")))
+
+
+def statistics(label: Array, probability: Array, threshold: float = 0.5) -> dict[str, Statistic]:
+    """Each of `METRICS` as a function of row weights, sorted and binned once."""
+    order = np.argsort(probability, kind="stable")
+    y, p = label[order], probability[order]
+    ties = np.append(p[1:] != p[:-1], True) if p.size else np.zeros(0, bool)
+    called = (probability >= threshold).astype(np.float64)
+    ranked: dict[str, Callable[[Array, Array, NDArray[np.bool_]], Array]] = {
+        "auroc": _auroc,
+        "auprc": _average_precision,
+    }
+    out: dict[str, Statistic] = {
+        name: lambda w, f=function: f(w[:, order], y, ties)  # type: ignore[misc]
+        for name, function in ranked.items()
+    }
+    for name in ("sensitivity", "specificity", "ppv", "min_se_ppv"):
+        out[name] = partial(_at_threshold, name=name, y=label, called=called)
+    out["brier"] = partial(_mean_of, x=np.square(probability - label))
+    bins = _equal_mass_bins(p)
+    out["ece"] = lambda w: _ece(w[:, order], y - p, bins)
+    out["prevalence"] = partial(_mean_of, x=label)
+    return {name: out[name] for name in METRICS}
+
+
+def _checked(label: NDArray[Any], probability: NDArray[Any]) -> tuple[Array, Array]:
+    y = np.asarray(label, dtype=np.float64).ravel()
+    p = np.asarray(probability, dtype=np.float64).ravel()
+    if y.size != p.size:
+        raise ValueError(f"{y.size} labels but {p.size} probabilities")
+    if not np.isin(y, (0.0, 1.0)).all():
+        raise ValueError("labels must be 0 or 1: drop rows without a label first")
+    if not np.isfinite(p).all():
+        raise ValueError("probabilities must be finite: the model returned NaN or infinity")
+    return y, p
+
+
+def _bootstrap(
+    functions: Mapping[str, Statistic], n: int, seed: int, num_bootstrap: int
+) -> dict[str, Interval]:
+    if n == 0:
+        return {name: Interval(np.nan, np.nan, np.nan) for name in functions}
+    draws: dict[str, list[Array]] = {name: [] for name in functions}
+    for weights in _resamples(n, seed, num_bootstrap):
+        for name, function in functions.items():
+            draws[name].append(function(weights))
+    whole = np.ones((1, n))
+    return {name: _interval(f(whole)[0], draws[name]) for name, f in functions.items()}
+
+
+def _interval(value: float, draws: list[Array]) -> Interval:
+    defined = np.concatenate(draws) if draws else np.zeros(0)
+    defined = defined[~np.isnan(defined)]
+    if np.isnan(value) or not defined.size:
+        return Interval(float(value), np.nan, np.nan)
+    low, high = np.quantile(defined, (0.025, 0.975))
+    return Interval(float(value), float(low), float(high))
+
+
+def _resamples(n: int, seed: int, num_bootstrap: int) -> Iterator[Array]:
+    """Counts float64[r, n] of how often each row is drawn; chunks keep memory flat."""
+    rng = np.random.default_rng(seed)
+    done = 0
+    while done < num_bootstrap:
+        size = min(max(1, _CHUNK_ELEMENTS // n), num_bootstrap - done)
+        rows = rng.integers(0, n, size=(size, n)) + np.arange(size)[:, None] * n
+        yield np.bincount(rows.ravel(), minlength=size * n).reshape(size, n).astype(np.float64)
+        done += size
+
+
+def _divide(a: Array, b: Array) -> Array:
+    return np.divide(a, b, out=np.full(np.broadcast(a, b).shape, np.nan), where=b > 0)
+
+
+def _auroc(w: Array, y: Array, ties: NDArray[np.bool_]) -> Array:
+    """Probability that a positive row scores above a negative one, ties counted half."""
+    positive = np.cumsum(w * y, axis=1)[:, ties]
+    negative = np.cumsum(w * (1.0 - y), axis=1)[:, ties]
+    below = np.diff(negative, axis=1, prepend=0.0)
+    pairs = np.diff(positive, axis=1, prepend=0.0) * (negative - 0.5 * below)
+    return _divide(pairs.sum(axis=1), positive[:, -1] * negative[:, -1])
+
+
+def _average_precision(w: Array, y: Array, ties: NDArray[np.bool_]) -> Array:
+    """Sum over thresholds of precision times the recall gained (as scikit-learn defines it)."""
+    hits = np.cumsum((w * y)[:, ::-1], axis=1)
+    called = np.cumsum(w[:, ::-1], axis=1)
+    # Ascending ties end at `ties`; read from the top, each group ends where the next begins.
+    ends = np.append(ties[:-1][::-1], True)
+    hits, called = hits[:, ends], called[:, ends]
+    gained = np.diff(hits, axis=1, prepend=0.0)
+    precision = np.nan_to_num(_divide(hits, called))
+    return _divide((gained * precision).sum(axis=1), hits[:, -1])
+
+
+def _at_threshold(w: Array, *, name: str, y: Array, called: Array) -> Array:
+    """Sensitivity, specificity, ppv or their minimum; NaN where the denominator is empty."""
+    true_positive, positive, flagged = w @ (y * called), w @ y, w @ called
+    if name == "specificity":
+        return _divide(w @ ((1 - y) * (1 - called)), w @ (1 - y))
+    if name == "sensitivity":
+        return _divide(true_positive, positive)
+    if name == "ppv":
+        return _divide(true_positive, flagged)
+    sensitivity = _divide(true_positive, positive)
+    # A model that flags nobody has no precision; its sensitivity, and so the minimum, is 0.
+    return np.minimum(sensitivity, np.nan_to_num(_divide(true_positive, flagged)))
+
+
+def _mean_of(w: Array, *, x: Array) -> Array:
+    return _divide(w @ x, w.sum(axis=1))
+
+
+def _equal_mass_bins(sorted_probability: Array) -> NDArray[np.int64]:
+    """Bin of each sorted row; equal probabilities share the bin of the first of them."""
+    n = sorted_probability.size
+    first = np.searchsorted(sorted_probability, sorted_probability, side="left")
+    return first * ECE_BINS // max(n, 1)
+
+
+def _ece(w: Array, residual: Array, bins: NDArray[np.int64]) -> Array:
+    sums = np.stack([w @ (residual * (bins == b)) for b in range(ECE_BINS)], axis=1)
+    return _divide(np.abs(sums).sum(axis=1), w.sum(axis=1))
