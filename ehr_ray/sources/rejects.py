@@ -15,6 +15,10 @@ class Rejects:
     def __init__(self) -> None:
         self._rows: list[tuple[str, int | None, str]] = []
 
+    def __len__(self) -> int:
+        """Return how many rows and files were refused."""
+        return len(self._rows)
+
     def file(self, name: str, reason: str) -> None:
         """Refuse a whole file."""
         self._rows.append((name, None, _one_line(reason)))

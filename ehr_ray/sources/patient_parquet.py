@@ -1,0 +1,170 @@
+"""One Parquet file a patient: `{train,valid,test}/<id>.parquet` with variable, value and minute.
+
+Other columns are ignored; a blank minute is a static event. A million files is a usual input, so
+a unit is a group of files of one folder, read one after another in one thread.
+"""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ehr_ray.errors import InputError
+from ehr_ray.sources.cells import Mask, Times, numbers, since_epoch
+from ehr_ray.sources.identifiers import HASHED_FROM, NAMES, subject_id
+from ehr_ray.sources.labels_csv import (
+    COLUMNS_HELP,
+    LABELS_HELP,
+    MINUTE_HELP,
+    labels_unit,
+    read_labels,
+)
+from ehr_ray.sources.parquet_files import READ_ERRORS
+from ehr_ray.sources.rejects import Rejects
+from ehr_ray.sources.rows import clean_rows
+from ehr_ray.sources.source import CHUNK_ROWS, FILES_PER_UNIT, Chunk, Source, Unit
+from ehr_ray.sources.splits import ALIASES
+
+COLUMNS: Final = ["variable", "value", "minute"]
+SUFFIX: Final = ".parquet"
+
+
+@dataclass(frozen=True)
+class PatientParquetOptions:
+    """Labels beside the patients."""
+
+    labels: Path | None = field(default=None, metadata={"help": LABELS_HELP})
+    label_columns: str | None = field(default=None, metadata={"help": COLUMNS_HELP})
+    label_minute: float | None = field(default=None, metadata={"help": MINUTE_HELP})
+
+
+def units(path: Path, options: PatientParquetOptions) -> list[Unit]:
+    """List groups of 2,000 files of the folder itself and of its split folders."""
+    if not path.is_dir():
+        raise InputError(f"--input {path}: must be a folder of <id>.parquet or of split folders")
+    with os.scandir(path) as entries:
+        folders = sorted(e.name for e in entries if e.is_dir() and e.name in ALIASES)
+    found = []
+    for folder in ("", *folders):
+        names = _parquet_names(path / folder)
+        split = folder or None
+        root = str(path / folder)
+        for start in range(0, len(names), FILES_PER_UNIT):
+            found.append(Unit(root, tuple(names[start : start + FILES_PER_UNIT]), split=split))
+    if not found:
+        wanted = "train/, valid/, test/, tuning/, held_out/"
+        raise InputError(f"--input {path}: no <id>.parquet in it or in its {wanted}")
+    return found + ([labels_unit(options.labels)] if options.labels else [])
+
+
+def _parquet_names(folder: Path) -> list[str]:
+    with os.scandir(folder) as entries:
+        return sorted(
+            e.name for e in entries if e.name.endswith(SUFFIX) and not e.name.startswith(".")
+        )
+
+
+def read(unit: Unit, options: PatientParquetOptions) -> Iterator[Chunk]:
+    """Yield whole patients, about 1,000,000 rows at a time, or the labels."""
+    if unit.kind == "labels":
+        yield from read_labels(unit, options.label_columns, options.label_minute)
+        return
+    group: list[tuple[str, pa.Table]] = []
+    rows = files = 0
+    rejects = Rejects()
+    for name in unit.files:
+        files += 1
+        try:
+            table = _read_patient(os.path.join(unit.root, name))
+        except (*READ_ERRORS, InputError) as error:
+            rejects.file(_shown(unit, name), str(error))
+            continue
+        group.append((name, table))
+        rows += len(table)
+        if rows >= CHUNK_ROWS:
+            yield from _chunks(unit, group, rejects, files)
+            group, rows, files, rejects = [], 0, 0, Rejects()
+    yield from _chunks(unit, group, rejects, files)
+
+
+def _read_patient(path: str) -> pa.Table:
+    file = pq.ParquetFile(path)
+    missing = [name for name in COLUMNS if name not in file.schema_arrow.names]
+    if missing:
+        raise InputError(f"no column {missing[0]}")
+    if not file.metadata.num_rows:
+        raise InputError("empty: no rows")
+    table = file.read(COLUMNS, use_threads=False)
+    return table.replace_schema_metadata(None)
+
+
+def _shown(unit: Unit, name: str) -> str:
+    return f"{unit.split}/{name}" if unit.split else name
+
+
+def _chunks(
+    unit: Unit, group: list[tuple[str, pa.Table]], rejects: Rejects, files: int
+) -> Iterator[Chunk]:
+    """Yield one chunk for each set of column types, so that columns are parsed together."""
+    by_schema: dict[str, list[tuple[str, pa.Table]]] = {}
+    for name, table in group:
+        by_schema.setdefault(str(table.schema.types), []).append((name, table))
+    yield Chunk(rejects=rejects.table(), files_read=files)
+    for patients in by_schema.values():
+        yield _patients(unit, patients)
+
+
+def _patients(unit: Unit, patients: list[tuple[str, pa.Table]]) -> Chunk:
+    rejects = Rejects()
+    names = [name.removesuffix(SUFFIX) for name, _ in patients]
+    counts = np.array([len(table) for _, table in patients])
+    table = pa.concat_tables([table for _, table in patients])
+    of = np.repeat(np.arange(len(patients)), counts)
+    starts = np.cumsum(counts) - counts
+    ids = np.array([subject_id(name) for name in names], np.int64)
+    try:
+        events, kept = clean_rows(
+            (ids[of], np.zeros(len(of), bool)),
+            table["minute"],
+            table["variable"],
+            table["value"],
+            read_time=_minutes,
+            place=lambda i: (_shown(unit, patients[of[i]][0]), int(i - starts[of[i]]) + 1),
+            rejects=rejects,
+        )
+    except InputError as error:
+        for name, _ in patients:
+            rejects.file(_shown(unit, name), str(error))
+        return Chunk(rejects=rejects.table(), rows_read=len(of))
+    if unit.split:
+        events = events.append_column("split", pa.repeat(unit.split, len(events)))
+    seen = np.unique(of[kept])
+    hashed = [i for i in seen if ids[i] >= HASHED_FROM]
+    files = pa.array([_shown(unit, patients[i][0]) for i in seen], pa.string())
+    return Chunk(
+        events=events,
+        rejects=rejects.table(),
+        rows_read=len(of),
+        subjects=pa.table({"subject_id": ids[seen], "file": files}),
+        names=pa.table([ids[hashed], [names[i] for i in hashed]], schema=NAMES),
+    )
+
+
+def _minutes(column: pa.ChunkedArray) -> tuple[Times, Mask]:
+    values, bad = numbers(column, "minute")
+    times, far = since_epoch(values, 1.0)
+    return times, bad | far
+
+
+SOURCE: Final = Source(
+    name="patient-parquet",
+    description="{train,valid,test}/<id>.parquet, a file a patient: variable, value, minute",
+    options=PatientParquetOptions,
+    units=units,
+    read=read,
+)
