@@ -18,7 +18,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from ehr_ray.errors import ConfigError
 from ehr_ray.registry import get_family
 from ehr_ray.search import parse_domain
-from ehr_ray.train.schedules import Schedule
+from ehr_ray.schedules import Schedule
 
 T = TypeVar("T")
 Raw = dict[str, Any]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ehr_ray.events.patients import Patient
 from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.search import Domain
-from ehr_ray.train.schedules import Schedule
+from ehr_ray.schedules import Schedule
 
 Row = Mapping[str, np.ndarray]
 """One model-ready patient: arrays whose first axis is ragged, the others fixed; or scalars."""

@@ -75,8 +75,12 @@ class Loader:
         )
 
     def tuning_batches(self, rank: int, world: int) -> Iterator[Batch]:
-        """Yield this rank's part of the tuning split, every patient once over all ranks."""
-        order = np.argsort(self.tuning.lengths, kind="stable")[rank::world]
+        """Yield this rank's part of the tuning split, every patient once over all ranks.
+
+        With fewer patients than ranks every rank reads all of them, which leaves means unchanged.
+        """
+        order = np.argsort(self.tuning.lengths, kind="stable")
+        order = order[rank::world] if len(order) >= world else order
         size = max(1, self.config.batch_size // world)
         parts = [order[i : i + size] for i in range(0, len(order), size)]
         yield from _ahead(lambda part: self.collate(self.tuning.rows(part)), parts)

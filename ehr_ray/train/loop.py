@@ -177,29 +177,23 @@ class Sums:
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
         self._values: dict[str, Tensor] = {}
+        self._coef: dict[str, float] = {}
 
     def add(self, terms: Terms) -> None:
         """Count one batch."""
         for name, term in terms.items():
-            value = torch.stack(
-                [term.sum.detach().double(), term.count.detach().double(), torch.ones_like(term.sum).double() * term.coef]
-            )
-            old = self._values.get(name)
-            if old is not None:
-                value[:2] += old[:2]
-            self._values[name] = value
+            value = torch.stack([term.sum.detach().double(), term.count.detach().double()])
+            self._values[name] = value + self._values.get(name, 0)
+            self._coef[name] = term.coef
 
     def means(self, prefix: str) -> Metrics:
         """Return `<prefix>/<term>` and `<prefix>/objective` (at the latest coefficients); reset."""
         names = sorted(self._values)
-        # Ranks without a batch still take part in the sum.
-        have = self._backend.all_sum(torch.tensor(float(bool(names)), device=self._backend.device))
-        if not float(have):
+        if not names:
             return {}
-        packed = torch.stack([self._values[n][:2] for n in names])
-        totals = self._backend.all_sum(packed)
+        totals = self._backend.all_sum(torch.stack([self._values[n] for n in names]))
         means = {n: float(t[0] / t[1].clamp(min=1e-12)) for n, t in zip(names, totals, strict=True)}
-        total = sum(float(self._values[n][2]) * means[n] for n in names)
+        total = sum(self._coef[n] * means[n] for n in names)
         self._values = {}
         return {**{f"{prefix}/{n}": v for n, v in means.items()}, f"{prefix}/objective": total}
 

@@ -1,0 +1,34 @@
+"""SetVAE: a variational autoencoder of sets of observed and carried values (seed: SeqSetVAE)."""
+
+from ehr_ray.families.set_vae.config import SetVAEConfig
+from ehr_ray.families.set_vae.data import collate, transform
+from ehr_ray.families.set_vae.loss import loss
+from ehr_ray.families.set_vae.model import SetVAE
+from ehr_ray.families.set_vae.predict import latents, predict, reconstruct
+from ehr_ray.family import Family
+from ehr_ray.schedules import Constant, Ramp
+from ehr_ray.search import Choice, LogUniform, Uniform
+
+FAMILY = Family(
+    name="set_vae",
+    config=SetVAEConfig,
+    transform=transform,
+    collate=collate,
+    build=SetVAE,
+    loss=loss,
+    predict=predict,
+    latents=latents,
+    reconstruct=reconstruct,
+    cache_fields=("carry_minutes", "always_carry", "clip_value"),
+    schedules={"beta": Ramp(end=0.2, steps=8000), "free_bits": Constant(value=0.05)},
+    search_space={
+        "schedules.beta.end": LogUniform(0.01, 1.0),
+        "schedules.free_bits": Uniform(0.0, 0.2),
+        "model.p_stale": Uniform(0.0, 0.8),
+        "model.set_mae_ratio": Uniform(0.0, 0.4),
+        "model.latent": Choice((16, 32, 64, 128)),
+        "train.lr": LogUniform(1e-4, 3e-3),
+    },
+    # Chamfer distance is no likelihood, so no beta is "the" ELBO: the seed's end value is fixed.
+    eval_knobs={"beta": 0.2, "free_bits": 0.0},
+)

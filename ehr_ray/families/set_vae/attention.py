@@ -1,0 +1,71 @@
+"""Set attention (Lee et al. 2019, Set Transformer) on padded batches of sets.
+
+B sets, N queries, K keys, D width. Masks are True where a token is real.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class MAB(nn.Module):
+    """Multihead attention block, pre-norm: h = q + Attend(q, kv); h + FeedForward(h)."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm_query, self.norm_key = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.query, self.key_value = nn.Linear(width, width), nn.Linear(width, 2 * width)
+        self.out = nn.Linear(width, width)
+        self.feed_forward = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
+        )
+
+    def forward(self, query: Tensor, keys: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Return [B, N, D]; `mask` [B, K] says which keys are real."""
+        q = self._split(self.query(self.norm_query(query)))
+        k, v = self.key_value(self.norm_key(keys)).chunk(2, -1)
+        where = None if mask is None else mask[:, None, None, :]
+        attended = attend(q, self._split(k), self._split(v), where)
+        hidden = query + self.out(attended.transpose(1, 2).flatten(2))
+        return hidden + self.feed_forward(hidden)
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+class ISAB(nn.Module):
+    """Induced set attention block: tokens attend to a few points that attend to all tokens."""
+
+    def __init__(self, width: int, heads: int, inducing: int) -> None:
+        super().__init__()
+        self.points = nn.Parameter(torch.randn(inducing, width) / width**0.5)
+        self.gather, self.spread = MAB(width, heads), MAB(width, heads)
+
+    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """Return [B, N, D]."""
+        points = self.points.expand(len(tokens), -1, -1)
+        return self.spread(tokens, self.gather(points, tokens, mask))
+
+
+class Pooling(nn.Module):
+    """One vector of a set: a learned query attending to its tokens (PMA with one seed)."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.seed = nn.Parameter(torch.randn(1, width) / width**0.5)
+        self.attend = MAB(width, heads)
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """Return [B, D]."""
+        pooled: Tensor = self.attend(self.seed.expand(len(tokens), -1, -1), tokens, mask)
+        return self.norm(pooled.squeeze(1))
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    """Scaled dot-product attention; on CPU in float32, where its bf16 gradient is 8 times slower."""
+    if query.device.type != "cpu":
+        return F.scaled_dot_product_attention(query, key, value, mask)
+    with torch.autocast("cpu", enabled=False):
+        return F.scaled_dot_product_attention(query.float(), key.float(), value.float(), mask)

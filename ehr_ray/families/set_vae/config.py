@@ -1,0 +1,91 @@
+"""Options of the SetVAE: what a set is, the architecture, the objective and the perturbations."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+Ratio = Annotated[float, Field(ge=0, le=1)]
+NotNegative = Annotated[float, Field(ge=0)]
+PositiveInt = Annotated[int, Field(ge=1)]
+Pool = Literal["mean", "std", "min", "max", "first", "last"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetVAEConfig:
+    """SetVAE on sets of carried events."""
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    carry_minutes: NotNegative = 2880
+    """Longest age a value is carried, in minutes, inclusive."""
+    always_carry: tuple[str, ...] = ()
+    """Codes carried whatever their age."""
+    clip_value: Annotated[float, Field(gt=0)] | None = 10.0
+    """Largest |z-score| a value enters and is reconstructed with; null for no limit."""
+
+    embedding_csv: str | None = None
+    """Table of variable embeddings: a code column, then one numeric column a dimension.
+
+    Null draws random normal vectors, which are nearly orthogonal, from a fixed seed.
+    """
+    embedding_width: PositiveInt = 768
+    """Dimensions of the random embeddings; a CSV brings its own."""
+    reduced: PositiveInt = 128
+    """Dimensions the embeddings are reduced to: those the sets are reconstructed in."""
+    width: PositiveInt = 128
+    """Width of the attention blocks."""
+    latent: PositiveInt = 64
+    """Latent dimensions of each level."""
+    levels: PositiveInt = 2
+    """Levels of the hierarchy: an induced set attention block and a latent each."""
+    heads: PositiveInt = 4
+    """Attention heads."""
+    inducing: PositiveInt = 16
+    """Inducing points of a set attention block."""
+    memory: PositiveInt = 4
+    """Tokens each latent is unfolded to for the decoder to attend to."""
+    max_slots: PositiveInt = 256
+    """Learned decoder queries at most; larger sets reuse them."""
+
+    sets_per_patient: PositiveInt | None = 16
+    """Sets drawn from each patient at each training step; null trains on all of them."""
+    pool: tuple[Pool, ...] = ("mean", "std", "min", "max", "last")
+    """How a patient's set latents become one embedding, concatenated."""
+
+    direction_weight: NotNegative = 1.0
+    """Weight of the cosine part of the Chamfer loss."""
+    magnitude_weight: NotNegative = 1.0
+    """Weight of its part on vector norms."""
+    vector_weight: NotNegative = 3.0
+    """Weight of its part on squared distances."""
+    variance_weight: NotNegative = 0.0
+    """Reward for spread between the reconstructed tokens of a set."""
+
+    p_stale: Ratio = 0.5
+    """Chance that the value of a carried token is hidden from the encoder."""
+    p_live: Ratio = 0.05
+    """Chance that the value of a live token is hidden."""
+    set_mae_ratio: Ratio = 0.15
+    """Share of the tokens of a set that are masked besides."""
+    small_set_threshold: Annotated[int, Field(ge=0)] = 5
+    """Sets of at most this many tokens have one masked, or none."""
+    small_set_mask_prob: Ratio = 0.4
+    """Chance that a small set has one masked."""
+    max_masks_per_set: Annotated[int, Field(ge=0)] = 2
+    """Tokens masked in a set at most."""
+    val_noise_std: NotNegative = 0.07
+    """Standard deviation of the noise on visible values."""
+    dir_noise_std: NotNegative = 0.01
+    """Standard deviation of the jitter on variable directions, drawn once a step and variable."""
+    decoder_noise: NotNegative = 0.3
+    """Standard deviation of the noise on the decoder's queries in training."""
+    eval_decoder_noise: NotNegative = 0.0
+    """The same in evaluation; a function of the patient, so results repeat."""
+
+    def __post_init__(self) -> None:
+        """Check what one field alone cannot say."""
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} must be a multiple of heads {self.heads}")
+        if not self.pool:
+            raise ValueError("pool must name at least one of mean, std, min, max, first, last")

@@ -1,0 +1,43 @@
+"""The table of variable embeddings: one vector a code, never one an event."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from ehr_ray.errors import InputError
+from ehr_ray.events.vocabulary import Vocabulary
+from ehr_ray.families.set_vae.config import SetVAEConfig
+
+
+def embedding_table(config: SetVAEConfig, vocabulary: Vocabulary) -> Tensor:
+    """Return the frozen embeddings, float32 [V, E]: from the CSV if one is named, else random.
+
+    A checkpoint carries the table, so where the CSV is gone the shape is taken from the config.
+    """
+    if config.embedding_csv and Path(config.embedding_csv).is_file():
+        return _from_csv(Path(config.embedding_csv), vocabulary)
+    generator = torch.Generator().manual_seed(0)
+    table = torch.randn(max(1, len(vocabulary)), config.embedding_width, generator=generator)
+    return table / config.embedding_width**0.5
+
+
+def _from_csv(path: Path, vocabulary: Vocabulary) -> Tensor:
+    frame = pd.read_csv(path)
+    key = next((c for c in frame.columns if c.lower() in ("key", "variable", "code", "name")), None)
+    key = frame.columns[0] if key is None else key
+    numeric = frame.drop(columns=key).select_dtypes("number")
+    numeric = numeric[[c for c in numeric.columns if not str(c).startswith("Unnamed")]]
+    if numeric.empty or numeric.isna().any().any():
+        raise InputError(f"{path}: expected a code column and numeric columns without blanks")
+    names = frame[key].astype(str)
+    twice = names[names.duplicated()]
+    if len(twice):
+        raise InputError(f"{path}: {twice.iloc[0]!r} appears twice; keep one row a code")
+    ids = pd.Series(np.arange(len(names)), index=names).reindex(list(vocabulary.codes))
+    missing = ids.index[ids.isna()].tolist()
+    if missing:
+        raise InputError(f"{path}: no row for {len(missing)} codes, such as {missing[0]!r}; add them")
+    return torch.from_numpy(numeric.to_numpy(np.float32)[ids.astype(int).to_numpy()])

@@ -1,0 +1,69 @@
+"""The SetVAE objective: Chamfer reconstruction of u * x, and the divergence of every level."""
+
+import torch
+from torch import Tensor, nn
+
+from ehr_ray.families.set_vae.config import SetVAEConfig
+from ehr_ray.families.set_vae.perturb import sample_sets
+from ehr_ray.family import Batch, Knobs, Term, Terms
+from ehr_ray.nn.gaussian import free_bits, kl_standard
+
+FAR = 1e9
+
+
+def loss(model: nn.Module, batch: Batch, knobs: Knobs) -> Terms:
+    """Return terms per set: `recon`, `kl` (free bits applied), and the raw `kl_nats` for the log."""
+    config: SetVAEConfig = getattr(model, "module", model).config
+    seed = int(knobs["noise_seed"])
+    batch = sample_sets(batch, config.sets_per_patient, seed)
+    out = model(batch, seed)
+    real = out["mask"].any(1)
+    count = real.sum().float()
+    recon = chamfer(out["decoded"], out["target"], out["mask"], config)
+    kl = kl_standard(out["mu"], out["logvar"])  # [L, M, Z]
+    penal = free_bits(kl, knobs["free_bits"]).sum((0, 2))
+    raw = kl.sum((0, 2))
+    return {
+        "recon": Term((recon * real).sum(), count),
+        "kl": Term((penal * real).sum(), count, coef=knobs["beta"]),
+        "kl_nats": Term((raw * real).sum(), count, coef=0.0),
+    }
+
+
+def chamfer(decoded: Tensor, target: Tensor, mask: Tensor, config: SetVAEConfig) -> Tensor:
+    """Return each set's Chamfer distance, summed over its tokens, [M].
+
+    For a distance D it is half of sum_i min_j D_ij + sum_j min_i D_ij; the distances are
+    1 - cos, | |r| - |t| | and |r - t|^2, each matched on its own. The cosine is signed: a value
+    above and one below the mean are different. A sum, not a mean, so that a token weighs the same
+    against the latent's nats in small sets and in large ones.
+    """
+    decoded, target = decoded.float(), target.float()
+    with torch.autocast(decoded.device.type, enabled=False):
+        dot = decoded @ target.transpose(1, 2)
+    squared_r = decoded.square().sum(-1).unsqueeze(2)
+    squared_t = target.square().sum(-1).unsqueeze(1)
+    norm_r, norm_t = (squared_r + 1e-8).sqrt(), (squared_t + 1e-8).sqrt()
+    parts = [
+        (config.direction_weight, 1 - dot / (norm_r * norm_t)),
+        (config.magnitude_weight, (norm_r - norm_t).abs()),
+        (config.vector_weight, (squared_r + squared_t - 2 * dot).clamp(min=0)),
+    ]
+    pairs = mask.unsqueeze(2) & mask.unsqueeze(1)
+    total = decoded.new_zeros(len(decoded))
+    for weight, distance in parts:
+        if weight:
+            distance = distance.masked_fill(~pairs, FAR)
+            nearest = distance.amin(2).masked_fill(~mask, 0) + distance.amin(1).masked_fill(~mask, 0)
+            total = total + weight * nearest.sum(1) / 2
+    if config.variance_weight:
+        total = total - config.variance_weight * _spread(decoded, mask) * mask.sum(1)
+    return total
+
+
+def _spread(decoded: Tensor, mask: Tensor) -> Tensor:
+    """Return the variance over a set's tokens, averaged over dimensions, [M]."""
+    weight = mask.unsqueeze(-1).float()
+    count = weight.sum(1).clamp(min=1)
+    mean = (decoded * weight).sum(1) / count
+    return (((decoded - mean.unsqueeze(1)) * weight).square().sum(1) / count).mean(-1)

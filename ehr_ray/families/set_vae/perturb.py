@@ -1,0 +1,77 @@
+"""What training hides and shakes: every draw is a function of (seed, patient, set, variable).
+
+M sets, N tokens, B patients, V variables, R reduced width.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ehr_ray.families.set_vae.config import SetVAEConfig
+from ehr_ray.family import Batch
+from ehr_ray.nn.noise import combine, normal, uniform
+
+_SAMPLE, _STALE, _MASK, _SMALL, _VALUE, _DIRECTION = range(1, 7)
+
+
+def set_key(batch: Batch, seed: int) -> Tensor:
+    """Return the key of each set's noise, int64 [M]."""
+    return combine(batch["subject_id"][batch["patient"]], batch["set_index"], seed)
+
+
+def sample_sets(batch: Batch, per_patient: int | None, seed: int) -> Batch:
+    """Return the batch with at most `per_patient` sets of each patient, drawn without order."""
+    if per_patient is None or int(batch["num_sets"].max()) <= per_patient:
+        return batch
+    draw = uniform(set_key(batch, seed), _SAMPLE)
+    by_draw = torch.argsort(batch["patient"].double() + draw.double())
+    rank = torch.empty_like(by_draw)
+    first = batch["num_sets"].cumsum(0) - batch["num_sets"]
+    rank[by_draw] = torch.arange(len(rank), device=rank.device)
+    keep = rank - first[batch["patient"]] < per_patient
+    per_batch = {"num_sets": batch["num_sets"].clamp(max=per_patient)}
+    per_batch["subject_id"] = batch["subject_id"]
+    return {k: v[keep] for k, v in batch.items() if k not in per_batch} | per_batch
+
+
+def hidden_tokens(batch: Batch, config: SetVAEConfig, seed: int) -> Tensor:
+    """Return which values the encoder does not see, bool [M, N].
+
+    Value dropout hides carried and live values with their own chance; Set-MAE masks one token of
+    a small set or a share of a large one. A set keeps at least one value, a live one if it can.
+    """
+    mask, key = batch["mask"], set_key(batch, seed)
+    token = combine(key[:, None], batch["code"])
+    chance = torch.where(batch["carried"], config.p_stale, config.p_live)
+    hidden = uniform(token, _STALE) < chance
+    size = mask.sum(1)
+    large = torch.ceil(config.set_mae_ratio * size.float()).clamp(max=config.max_masks_per_set)
+    small = (uniform(key, _SMALL) < config.small_set_mask_prob).float()
+    if config.set_mae_ratio == 0 or config.max_masks_per_set == 0:
+        small = torch.zeros_like(small)
+    count = torch.where(size <= config.small_set_threshold, small, large)
+    # The lowest draws of a set are masked: as many as its count.
+    draw = uniform(token, _MASK).masked_fill(~mask, 2.0)
+    hidden |= draw.argsort(1).argsort(1) < count[:, None]
+    hidden &= mask
+    everything = (hidden == mask).all(1)
+    preference = draw + batch["carried"] * 1.0 + (~mask) * 4.0
+    keep = F.one_hot(preference.argmin(1), mask.shape[1]).bool()
+    return hidden & ~(everything[:, None] & keep)
+
+
+def value_noise(batch: Batch, std: float, seed: int) -> Tensor:
+    """Return N(0, std) for each token, [M, N]."""
+    if std == 0:
+        return torch.zeros_like(batch["value"])
+    token = combine(set_key(batch, seed)[:, None], batch["code"], _VALUE)
+    return std * normal(token, 1).squeeze(-1)
+
+
+def jitter(directions: Tensor, std: float, seed: int) -> Tensor:
+    """Return unit vectors [V, R] shaken by N(0, std): one draw a step for each variable."""
+    if std == 0:
+        return directions
+    variable = torch.arange(len(directions), device=directions.device)
+    key = combine(variable, seed, _DIRECTION)
+    return F.normalize(directions + std * normal(key, directions.shape[1]), dim=-1)

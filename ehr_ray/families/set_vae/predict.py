@@ -1,0 +1,83 @@
+"""What a trained SetVAE says of a patient: deterministic, from posterior means.
+
+B patients, M sets, N tokens, L levels, Z latent.
+"""
+
+import torch
+from torch import Tensor
+
+from ehr_ray.families.set_vae.loss import chamfer
+from ehr_ray.families.set_vae.model import SetVAE
+from ehr_ray.families.set_vae.perturb import hidden_tokens
+from ehr_ray.family import Batch
+from ehr_ray.nn.gaussian import kl_standard
+
+HIDING_SEED = 1
+"""Seed of the tokens hidden to test reconstruction: the same ones every time."""
+
+
+def predict(model: SetVAE, batch: Batch) -> Batch:
+    """Return `embedding` [B, L * Z * pools], and per patient the mean set's `recon` and `kl_nats`."""
+    posterior = model.encode(batch, model.directions())
+    mu = posterior.mu.transpose(0, 1).flatten(1)  # [M, L * Z]
+    target = model.directions()[batch["code"]] * batch["value"].unsqueeze(-1)
+    decoded = model.decode(list(posterior.mu), batch["mask"])
+    recon = chamfer(decoded, target, batch["mask"], model.config)
+    kl = kl_standard(posterior.mu, posterior.logvar).sum((0, 2))
+    sizes = batch["num_sets"]
+    return {
+        "embedding": torch.cat([pooled(mu, sizes, how) for how in model.config.pool], 1),
+        "recon": pooled(recon.unsqueeze(1), sizes, "mean").squeeze(1),
+        "kl_nats": pooled(kl.unsqueeze(1), sizes, "mean").squeeze(1),
+    }
+
+
+def pooled(values: Tensor, sizes: Tensor, how: str) -> Tensor:
+    """Reduce consecutive runs of rows, [sum(sizes), F] to [len(sizes), F]."""
+    if how == "last":
+        return values[sizes.cumsum(0) - 1]
+    if how == "first":
+        return values[sizes.cumsum(0) - sizes]
+    if how == "std":
+        mean = torch.segment_reduce(values, "mean", lengths=sizes)
+        centred = values - mean.repeat_interleave(sizes, 0)
+        return torch.segment_reduce(centred.square(), "mean", lengths=sizes).sqrt()
+    return torch.segment_reduce(values, how, lengths=sizes)
+
+
+def latents(model: SetVAE, batch: Batch) -> Batch:
+    """Return every set's posterior, levels side by side: `mu`, `logvar` [M, L * Z], `patient` [M]."""
+    posterior = model.encode(batch, model.directions())
+    real = batch["mask"].any(1)
+    return {
+        "mu": posterior.mu.transpose(0, 1).flatten(1)[real],
+        "logvar": posterior.logvar.transpose(0, 1).flatten(1)[real],
+        "patient": batch["patient"][real],
+    }
+
+
+def reconstruct(model: SetVAE, batch: Batch) -> Batch:
+    """Return each token's value beside the value read off the decoded set under its name.
+
+    The same tokens as in training are hidden from the encoder (`hidden`), by a fixed seed. A
+    variable's estimate is the projection of the decoded vectors on its direction that is largest
+    in magnitude: no vector along it means a value near 0, the train mean.
+    """
+    directions = model.directions()
+    hidden = hidden_tokens(batch, model.config, HIDING_SEED)
+    posterior = model.encode(batch, directions, hidden=hidden)
+    decoded = model.decode(list(posterior.mu), batch["mask"])
+    named = torch.einsum("mjr,mir->mij", decoded, directions[batch["code"]])
+    named = named.masked_fill(~batch["mask"].unsqueeze(1), 0.0)
+    best = named.abs().argmax(2, keepdim=True)
+    estimate = named.gather(2, best).squeeze(2)
+    mask = batch["mask"]
+    return {
+        "patient": batch["patient"].unsqueeze(1).expand_as(mask)[mask],
+        "set": batch["set_index"].unsqueeze(1).expand_as(mask)[mask],
+        "code": batch["code"][mask],
+        "value": batch["value"][mask],
+        "estimate": estimate[mask],
+        "carried": batch["carried"][mask],
+        "hidden": hidden[mask],
+    }
