@@ -26,6 +26,13 @@ TITLES: Final = {
     "pca": "PCA of simple features + logistic regression",
     "untrained": "Linear probe on the untrained encoder",
 }
+SHORT_TITLES: Final = {
+    "model": "this model",
+    "gbm": "gradient-boosted trees",
+    "logistic": "logistic regression",
+    "pca": "PCA",
+    "untrained": "the untrained encoder",
+}
 PCA_COMPONENTS: Final = 64
 GBM_SEEDS: Final = 5
 GBM_STEP: Final = 25
