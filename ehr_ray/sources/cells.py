@@ -22,7 +22,7 @@ BLANK: Final = frozenset({"", "nan", "na", "null"})
 """Texts, in lower case, that stand for no value."""
 
 _MAX_MINUTES: Final = 1e9
-_MAX_FLOAT32: Final = float(np.finfo(np.float32).max)
+MAX_FLOAT32: Final = float(np.finfo(np.float32).max)
 
 
 def by_unique(column: pa.Array, parse: Callable[[Any], Any], dtype: Any) -> npt.NDArray:
@@ -63,7 +63,7 @@ def numbers(column: pa.ChunkedArray | pa.Array, name: str = "value") -> tuple[Fl
         values = column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
     else:
         raise InputError(f"column {name} holds {column.type}, not numbers")
-    bad = np.abs(values) > _MAX_FLOAT32
+    bad = np.abs(values) > MAX_FLOAT32
     return np.where(bad, np.nan, values), bad
 
 

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 
 from ehr_ray.errors import InputError
-from ehr_ray.sources.cells import by_unique, events_table, since_epoch
+from ehr_ray.sources.cells import MAX_FLOAT32, by_unique, events_table, since_epoch
 from ehr_ray.sources.labels import label_rows
 from ehr_ray.sources.rejects import Rejects
 from ehr_ray.sources.source import FILES_PER_UNIT, Chunk, Source, Unit
@@ -236,7 +236,7 @@ def _value(cell: bytes) -> float:
         value = float(cell) if b"_" not in cell else np.nan
     except ValueError:
         return np.nan
-    return value if abs(value) < np.finfo(np.float32).max else np.nan
+    return value if abs(value) <= MAX_FLOAT32 else np.nan
 
 
 def _outcomes(name: str, data: bytes) -> Chunk:

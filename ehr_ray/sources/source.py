@@ -174,7 +174,8 @@ def _convert(option: Option, value: object) -> object:
     try:
         converted = option.type(value)
     except (TypeError, ValueError):
-        raise InputError(f"{option.flag} {value}: not a {option.type.__name__}") from None
+        kind = {int: "whole number", float: "number"}.get(option.type, option.type.__name__)
+        raise InputError(f"{option.flag} {value}: not a {kind}") from None
     if option.choices and converted not in option.choices:
         raise InputError(f"{option.flag} {value}: choose from {', '.join(option.choices)}")
     return converted

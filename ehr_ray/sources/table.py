@@ -9,6 +9,7 @@ from typing import Final, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ehr_ray.errors import InputError
 from ehr_ray.sources.cells import Mask, Times, numbers, since_epoch, timestamps
@@ -103,7 +104,7 @@ def _csv(unit: Unit, options: TableOptions) -> Iterator[Chunk]:
         # A row of nothing but separators, or nothing at all, is no row.
         empty = np.ones(len(table), bool)
         for column in table.columns:
-            empty &= column.combine_chunks().is_in(pa.array([""])).to_numpy(zero_copy_only=False)
+            empty &= pc.equal(column, "").to_numpy()
         table, lines = table.filter(pa.array(~empty)), lines[~empty]
         read += len(table) + malformed
         yield _chunk(table, options, partial(_place, name, lines), rejects, malformed)

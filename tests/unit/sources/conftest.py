@@ -1,0 +1,107 @@
+import io
+import tarfile
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from ehr_ray.events.schema import SPLITS
+from ehr_ray.runtime.ingest import ingest
+
+SHARED = Path(__file__).parents[4] / "shared" / "data"
+
+
+@pytest.fixture
+def cohort(tmp_path):
+    """Ingest into a fresh folder: cohort(source, input, splits=..., option=...)."""
+
+    def run(
+        source, input=None, *, name="cohort", splits=None, seed=0, max_rejected=0.01, **options
+    ):
+        output = tmp_path / "out" / name
+        ingest(
+            source,
+            input,
+            output,
+            splits=splits,
+            seed=seed,
+            max_rejected=max_rejected,
+            options=options,
+            cpus=1,
+        )
+        return output
+
+    return run
+
+
+@pytest.fixture
+def events_of():
+    """All events of a cohort as one table, shard after shard."""
+
+    def read(path, split=None):
+        folders = [split] if split else SPLITS
+        shards = [p for s in folders for p in sorted((path / "data" / s).glob("*.parquet"))]
+        return pa.concat_tables(pq.ParquetFile(p).read() for p in shards)
+
+    return read
+
+
+@pytest.fixture
+def write_stays():
+    """Write `<RecordID>.txt` files: write_stays(folder, {id: [row, ...]})."""
+
+    def write(folder, stays):
+        folder.mkdir(parents=True, exist_ok=True)
+        for record, rows in stays.items():
+            (folder / f"{record}.txt").write_text(stay_text(record, rows))
+
+    return write
+
+
+def stay_text(record, rows):
+    head = ["Time,Parameter,Value", f"00:00,RecordID,{record}"]
+    return "\n".join([*head, *rows]) + "\n"
+
+
+@pytest.fixture
+def write_archive():
+    """Write stays into a tar.gz: write_archive(path, {id: [row, ...]})."""
+
+    def write(path, stays):
+        with tarfile.open(path, "w:gz") as archive:
+            for record, rows in stays.items():
+                data = stay_text(record, rows).encode()
+                member = tarfile.TarInfo(f"set-x/{record}.txt")
+                member.size = len(data)
+                archive.addfile(member, io.BytesIO(data))
+
+    return write
+
+
+@pytest.fixture
+def write_patient():
+    """Write one patient file: write_patient(path, [(variable, value, minute), ...])."""
+
+    def write(path, rows, **types):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        columns = zip(*rows, strict=True) if rows else ((), (), ())
+        names = ("variable", "value", "minute")
+        kinds = {"variable": pa.string(), "value": pa.float64(), "minute": pa.float64(), **types}
+        table = {n: pa.array(c, kinds[n]) for n, c in zip(names, columns, strict=True)}
+        pq.write_table(pa.table(table), path)
+
+    return write
+
+
+@pytest.fixture
+def shared():
+    """Real data beside the repository, or a skip that says so."""
+
+    def folder(name):
+        path = SHARED / name
+        if not path.exists():
+            pytest.skip(f"real data not found: {path}")
+        return path
+
+    return folder

@@ -1,0 +1,181 @@
+import gzip
+from datetime import datetime
+
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
+import pytest
+
+from ehr_ray.errors import InputError
+
+CSV = """pid,charted,what,amount,unit
+2,2020-01-01 10:00:00,HR,80,bpm
+1,2020-01-01T09:30:00Z,HR,81.5,bpm
+1,,Age,60,years
+2,2020-01-01 09:00:00,Vent,,
+1,2020-01-01,HR,NaN,bpm
+"""
+COLUMNS = {
+    "id_column": "pid",
+    "time_column": "charted",
+    "code_column": "what",
+    "value_column": "amount",
+}
+EXPECTED = [
+    (1, None, "Age", 60.0),
+    (1, datetime(2020, 1, 1), "HR", None),
+    (1, datetime(2020, 1, 1, 9, 30), "HR", 81.5),
+    (2, datetime(2020, 1, 1, 9), "Vent", None),
+    (2, datetime(2020, 1, 1, 10), "HR", 80.0),
+]
+
+
+@pytest.fixture
+def read(cohort, events_of):
+    def run(path, **options):
+        table = events_of(cohort("table", path, splits="all:train", **{**COLUMNS, **options}))
+        rows = [tuple(r.values()) for r in table.to_pylist()]
+        return sorted(rows, key=lambda r: r[0])
+
+    return run
+
+
+def test_a_csv_with_dates_becomes_events(tmp_path, read):
+    (tmp_path / "events.csv").write_text(CSV)
+    assert read(tmp_path / "events.csv") == EXPECTED
+
+
+def test_a_compressed_csv_gives_the_same(tmp_path, read):
+    (tmp_path / "events.csv.gz").write_bytes(gzip.compress(CSV.encode()))
+    assert read(tmp_path / "events.csv.gz") == EXPECTED
+
+
+def test_parquet_gives_the_same(tmp_path, read):
+    (tmp_path / "events.csv").write_text(CSV.replace("Z,", ","))
+    table = pa_csv.read_csv(tmp_path / "events.csv")
+    assert pa.types.is_timestamp(table["charted"].type)
+    pq.write_table(table, tmp_path / "events.parquet", row_group_size=2)
+    assert read(tmp_path / "events.parquet") == EXPECTED
+
+
+def test_a_folder_of_pieces_may_cut_subjects_anywhere(tmp_path, read):
+    head, *rows = CSV.splitlines()
+    (tmp_path / "in").mkdir()
+    for i, row in enumerate(rows):
+        (tmp_path / "in" / f"{i}.csv").write_text(f"{head}\n{row}\n")
+    assert read(tmp_path / "in") == EXPECTED
+
+
+@pytest.mark.parametrize(("unit", "scale"), [("minutes", 60), ("hours", 1)])
+def test_relative_time_counts_from_an_admission(tmp_path, read, unit, scale):
+    (tmp_path / "e.csv").write_text(f"pid,charted,what,amount\n1,{scale * 2.5},HR,80\n1,,Age,60\n")
+    rows = read(tmp_path / "e.csv", time_unit=unit)
+    assert rows == [
+        (1, None, "Age", 60.0),
+        (1, datetime(2000, 1, 1), "ADMISSION", None),
+        (1, datetime(2000, 1, 1, 2, 30), "HR", 80.0),
+    ]
+
+
+def test_an_admission_that_is_there_is_not_repeated(tmp_path, read):
+    (tmp_path / "e.csv").write_text(
+        "pid,charted,what,amount\n1,0,ADMISSION,\n1,5,HR,80\n2,5,HR,80\n"
+    )
+    rows = read(tmp_path / "e.csv", time_unit="minutes")
+    assert [(r[0], r[2]) for r in rows] == [
+        (1, "ADMISSION"),
+        (1, "HR"),
+        (2, "ADMISSION"),
+        (2, "HR"),
+    ]
+
+
+def test_ties_keep_the_order_of_the_file(tmp_path, read):
+    rows = "".join(f"1,5,HR,{value}\n" for value in (70, 90, 80))
+    (tmp_path / "e.csv").write_text("pid,charted,what,amount\n" + rows)
+    assert [r[3] for r in read(tmp_path / "e.csv", time_unit="minutes")] == [None, 70, 90, 80]
+
+
+def test_bad_rows_are_quarantined_by_line_however_the_file_is_cut(tmp_path, cohort, monkeypatch):
+    monkeypatch.setattr("ehr_ray.sources.csv_files.BLOCK_BYTES", 300)
+    bad = {
+        7: ("9,5,HR", "3 cells where the header has 4: '9,5,HR'"),
+        8: ("9,5,HR,1,2", "5 cells where the header has 4: '9,5,HR,1,2'"),
+        40: ("9,5,HR,abc", "value 'abc' is not a finite number"),
+        41: (",5,HR,1", "subject id is blank"),
+        60: ("9,5,,1", "code is blank"),
+        61: ("9,soon,HR,1", "time 'soon' is not a time"),
+        99: ("9", "1 cells where the header has 4: '9'"),
+    }
+    lines = ["pid,charted,what,amount"]
+    lines += [bad[n][0] if n in bad else f"{n},5,HR,80" for n in range(2, 100)]
+    lines[54] = ""
+    (tmp_path / "e.csv").write_text("\n".join(lines) + "\n")
+    path = cohort("table", tmp_path / "e.csv", max_rejected=0.2, time_unit="minutes", **COLUMNS)
+    rejected = pq.read_table(path / "metadata/rejected.parquet").to_pylist()
+    found = sorted((r["line"], r["reason"]) for r in rejected)
+    assert found == [(n, reason) for n, (_, reason) in bad.items()]
+    assert pq.read_table(path / "metadata/subject_splits.parquet").num_rows == 98 - len(bad) - 1
+
+
+def test_labels_default_to_the_last_event_or_count_from_the_origin(tmp_path, cohort):
+    (tmp_path / "e.csv").write_text(CSV)
+    (tmp_path / "l.csv").write_text("id,died,note\n1,true,fine\n2,False,poor\n")
+    for minute, hour in ((None, 10), (90, 10)):
+        path = cohort(
+            "table",
+            tmp_path / "e.csv",
+            name=str(minute),
+            labels=tmp_path / "l.csv",
+            label_minute=minute,
+            **COLUMNS,
+        )
+        rows = pq.read_table(path / "labels/died.parquet").to_pylist()
+        assert [r["boolean_value"] for r in rows] == [True, False]
+        expected = datetime(2020, 1, 1, hour, 30 if minute else 0)
+        assert rows[1]["prediction_time"] == expected
+
+
+def test_names_of_subjects_are_hashed(tmp_path, cohort):
+    (tmp_path / "e.csv").write_text(CSV.replace("\n1,", "\nann,"))
+    path = cohort("table", tmp_path / "e.csv", **COLUMNS)
+    assert pq.read_table(path / "metadata/subject_ids.parquet")["name"].to_pylist() == ["ann"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"code_column": "item"},
+            "--code-column item: e.csv has the columns pid, charted, what, amount, unit",
+        ),
+        ({"time_unit": "days"}, "--time-unit days: choose from timestamp, minutes, hours"),
+    ],
+)
+def test_bad_options_name_the_flag_and_the_choice(tmp_path, cohort, options, message):
+    (tmp_path / "e.csv").write_text(CSV)
+    with pytest.raises(InputError, match=message):
+        cohort("table", tmp_path / "e.csv", **{**COLUMNS, **options})
+
+
+def test_numbers_where_dates_are_wanted_say_the_remedy(tmp_path, cohort):
+    table = pa.table({"pid": [1], "charted": [5.0], "what": ["HR"], "amount": [80.0]})
+    pq.write_table(table, tmp_path / "e.parquet")
+    with pytest.raises(
+        InputError, match="column charted holds double: say --time-unit minutes or hours"
+    ):
+        cohort("table", tmp_path / "e.parquet", **COLUMNS)
+
+
+@pytest.mark.parametrize("data", [b"", b"pid,charted,what,amount\n"])
+def test_a_csv_without_rows_is_refused(tmp_path, cohort, data):
+    (tmp_path / "e.csv").write_bytes(data)
+    with pytest.raises(InputError, match=r"e\.csv: (empty, not even a header|unreadable: no rows)"):
+        cohort("table", tmp_path / "e.csv", **COLUMNS)
+
+
+def test_a_truncated_gzip_is_refused(tmp_path, cohort):
+    data = gzip.compress((CSV * 2000).encode())
+    (tmp_path / "e.csv.gz").write_bytes(data[: len(data) // 2])
+    with pytest.raises(InputError, match=r"e\.csv\.gz"):
+        cohort("table", tmp_path / "e.csv.gz", **COLUMNS)
