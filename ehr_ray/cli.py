@@ -1,0 +1,350 @@
+"""The command line: `ehr-ray VERB ...`, and the same through `python jobs/VERB.py ...`."""
+
+import argparse
+import contextlib
+import dataclasses
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from ehr_ray.errors import InputError, RunError, UserError
+
+Arguments = argparse.Namespace
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with errors of one line, as everywhere else."""
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with 2."""
+        print(f"{self.prog}: {message}; see {self.prog} --help", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a verb; exit 2 on bad usage or input, 1 on a failed run, with one line on stderr."""
+    parsed = build_parser().parse_args(arguments)
+    logging.basicConfig(level=logging.INFO if parsed.verbose else logging.WARNING)
+    try:
+        parsed.run(parsed)
+    except UserError as error:
+        _fail(str(error), 2)
+    except RunError as error:
+        _fail(str(error), 1)
+    except KeyboardInterrupt:
+        _fail("interrupted; run the same command again to go on from the last saved state", 130)
+    except Exception as error:
+        if parsed.verbose:
+            raise
+        first = str(error).strip().splitlines()
+        reason = f"{type(error).__name__}: {first[0] if first else ''}"
+        _fail(f"{parsed.verb} failed: {reason} (run with -v for the traceback)", 1)
+
+
+def build_parser() -> Parser:
+    """Return the parser of every verb."""
+    parser = Parser(
+        prog="ehr-ray",
+        description="Train representation models of electronic health records on Ray.",
+        epilog="Start with `ehr-ray quickstart`; `ehr-ray VERB --help` shows an example of each.",
+    )
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    for add in (_quickstart, _ingest, _expand, _prepare, _train, _evaluate, _embed, _benchmark):
+        add(verbs)
+    return parser
+
+
+def _add(verbs: Any, name: str, run: Callable[[Arguments], None], help: str, example: str) -> Parser:
+    parser: Parser = verbs.add_parser(
+        name,
+        help=help,
+        description=help[0].upper() + help[1:] + ".",
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("-v", "--verbose", action="store_true", help="show Ray's own logs")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _quickstart(verbs: Any) -> None:
+    def run(args: Arguments) -> None:
+        from ehr_ray.runtime.quickstart import quickstart
+
+        quickstart(args.output, verbose=args.verbose)
+
+    parser = _add(
+        verbs,
+        "quickstart",
+        run,
+        "ingest, LVCF, train, evaluate and report on synthetic patients, in minutes",
+        "ehr-ray quickstart --output quickstart",
+    )
+    parser.add_argument("--output", type=Path, default=Path("quickstart"), help="new folder")
+
+
+def _ingest(verbs: Any) -> None:
+    from ehr_ray.sources.source import SOURCES, get_source
+
+    def run(args: Arguments) -> None:
+        from ehr_ray.runtime.ingest import ingest
+
+        screen = _screen()
+        given = {k[4:]: v for k, v in vars(args).items() if k.startswith("opt_") and v is not None}
+        known = {field.name for field in dataclasses.fields(get_source(args.source).options)}
+        for name in given:
+            if name not in known:
+                raise InputError(
+                    f"--{name.replace('_', '-')}: not an option of --source {args.source}"
+                )
+        with _ray_logs(args.verbose):
+            summary = ingest(
+                args.source,
+                args.input,
+                args.output,
+                splits=args.splits,
+                seed=args.seed,
+                max_rejected=args.max_rejected,
+                options=given,
+                cpus=args.cpus,
+                progress=screen.passing,
+            )
+        screen.say(str(summary))
+
+    parser = _add(
+        verbs,
+        "ingest",
+        run,
+        "turn raw data into a cohort: a MEDS dataset with splits, statistics and labels",
+        "ehr-ray ingest --source physionet2012 --input physionet2012/ --output cohorts/p12",
+    )
+    parser.add_argument("--source", required=True, help=f"one of {', '.join(SOURCES)}")
+    parser.add_argument("--input", type=Path, help="file or folder of raw data")
+    parser.add_argument("--output", type=Path, required=True, help="folder of the cohort")
+    parser.add_argument(
+        "--splits",
+        help="shares of train,tuning,held_out (default 0.8,0.1,0.1, or the source's own), "
+        "or all:held_out",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the hash that splits subjects")
+    parser.add_argument(
+        "--max-rejected", type=float, default=0.01, help="share of bad rows or files allowed"
+    )
+    parser.add_argument("--cpus", type=int, help="1: this process; more: as Ray Data tasks")
+    _source_options(parser, SOURCES, get_source)
+
+
+def _source_options(parser: Parser, sources: Any, get_source: Callable[[str], Any]) -> None:
+    """Add every source's options; one flag serves the sources that share its name."""
+    flags: dict[str, list[str]] = {}
+    for name in sources:
+        for field in dataclasses.fields(get_source(name).options):
+            text = f"{name}: {field.metadata.get('help', '')}"
+            if field.default not in (None, dataclasses.MISSING):
+                text += f" (default {field.default})"
+            flags.setdefault(field.name, []).append(text)
+    group = parser.add_argument_group("options of the sources")
+    for flag, texts in flags.items():
+        group.add_argument(
+            f"--{flag.replace('_', '-')}", dest=f"opt_{flag}", help="; ".join(texts).replace("%", "%%")
+        )
+
+
+def _expand(verbs: Any) -> None:
+    def run(args: Arguments) -> None:
+        from ehr_ray.runtime.expand import expand
+
+        screen = _screen()
+        always = tuple(code for code in args.always_carry.split(",") if code)
+        result = expand(
+            args.cohort,
+            args.output,
+            lvcf_minutes=args.lvcf_minutes,
+            always_carry=always,
+            value_stats=args.value_stats,
+            address=args.address,
+            verbose=args.verbose,
+            say=screen.passing,
+        )
+        screen.say(
+            f"{args.output}: {result.tokens:,} tokens of {result.patients:,} patients "
+            f"in {result.shards} shards, {result.seconds:.1f} s"
+        )
+
+    parser = _add(
+        verbs,
+        "expand",
+        run,
+        "carry last values forward over a cohort, as a distributed Ray Data job, to Parquet",
+        "ehr-ray expand cohorts/p12 --output expanded/p12 --lvcf-minutes 2880",
+    )
+    parser.add_argument("cohort", type=Path, help="folder of the cohort")
+    parser.add_argument("--output", type=Path, required=True, help="folder of the expansion")
+    parser.add_argument(
+        "--lvcf-minutes", type=float, default=2880.0, help="longest age carried (default 2880)"
+    )
+    parser.add_argument("--always-carry", default="", help="codes carried for ever: a,b,c")
+    parser.add_argument("--value-stats", type=Path, help="CSV of code, mean, std for z-scores")
+    parser.add_argument("--address", help="Ray cluster to join")
+
+
+def _config_verb(
+    verbs: Any, name: str, run: Callable[[Arguments], None], help: str, example: str
+) -> Parser:
+    parser = _add(verbs, name, run, help, example)
+    parser.add_argument("config", type=Path, help="YAML of the experiment; see configs/")
+    parser.add_argument("overrides", nargs="*", metavar="a.b=value", help="values to change")
+    return parser
+
+
+def _prepare(verbs: Any) -> None:
+    def run(args: Arguments) -> None:
+        from ehr_ray.config import load
+        from ehr_ray.runtime.trainer import prepare
+
+        screen = _screen()
+        for line in prepare(load(args.config, args.overrides), screen, verbose=args.verbose):
+            screen.say(line)
+
+    _config_verb(
+        verbs,
+        "prepare",
+        run,
+        "materialise a family's model-ready dataset, the same rows training streams",
+        "ehr-ray prepare configs/set_vae.yaml data.cohort=cohorts/p12",
+    )
+
+
+def _train(verbs: Any) -> None:
+    def run(args: Arguments) -> None:
+        from ehr_ray.config import load
+        from ehr_ray.runtime.trainer import train
+
+        screen = _screen()
+        experiment = load(args.config, args.overrides)
+        trained = train(experiment, screen=screen, verbose=args.verbose)
+        if trained.already_finished:
+            screen.say(f"{trained.run}: already trained to step {trained.step}; nothing to do")
+        best = "" if trained.best is None else f", best selection metric {trained.best:.5g}"
+        screen.say(f"{_relative(trained.run)}: {trained.step} steps{best}")
+        screen.say(f"next: ehr-ray evaluate {_relative(trained.run)}")
+
+    _config_verb(
+        verbs,
+        "train",
+        run,
+        "train by Ray Train; the same command again resumes an interrupted run",
+        "ehr-ray train configs/set_vae.yaml data.cohort=cohorts/p12 cluster.num_workers=2",
+    )
+
+
+def _evaluate(verbs: Any) -> None:
+    def run(args: Arguments) -> None:
+        from ehr_ray.runtime.evaluation import evaluate
+
+        screen = _screen()
+        for line in evaluate(
+            args.run_folder,
+            cohort=args.cohort,
+            split=args.split,
+            task=args.task,
+            output=args.output,
+            address=args.address,
+            verbose=args.verbose,
+            say=screen.passing,
+        ):
+            screen.say(line)
+
+    parser = _add(
+        verbs,
+        "evaluate",
+        run,
+        "measure a run beside simple baselines: metrics, figures and report.html",
+        "ehr-ray evaluate runs/set_vae --task mortality",
+    )
+    parser.add_argument("run_folder", metavar="RUN", type=Path, help="folder of a trained run")
+    parser.add_argument("--cohort", type=Path, help="another cohort; nothing is refitted on it")
+    parser.add_argument("--split", default="held_out", help="split reported on")
+    parser.add_argument("--task", help="label file of the cohort, such as mortality")
+    parser.add_argument("--output", type=Path, help="folder of the results")
+    parser.add_argument("--address", help="Ray cluster to join")
+
+
+def _embed(verbs: Any) -> None:
+    def run(args: Arguments) -> None:
+        from ehr_ray.runtime.inference import embed
+
+        screen = _screen()
+        rows = embed(
+            args.run_folder,
+            args.cohort,
+            args.output,
+            address=args.address,
+            verbose=args.verbose,
+            say=screen.passing,
+        )
+        screen.say(f"{args.output}: embeddings of {rows:,} patients")
+
+    parser = _add(
+        verbs,
+        "embed",
+        run,
+        "embed a cohort by batch inference on Ray Data: one row a patient",
+        "ehr-ray embed runs/set_vae --cohort cohorts/p12 --output p12.parquet",
+    )
+    parser.add_argument("run_folder", metavar="RUN", type=Path, help="folder of a trained run")
+    parser.add_argument("--cohort", type=Path, required=True, help="cohort to embed")
+    parser.add_argument("--output", type=Path, required=True, help="Parquet file to write")
+    parser.add_argument("--address", help="Ray cluster to join")
+
+
+def _benchmark(verbs: Any) -> None:
+    def run(args: Arguments) -> None:
+        from ehr_ray.runtime.benchmark import benchmark
+
+        benchmark(args.output, cohort=args.cohort, only=args.only, verbose=args.verbose)
+
+    parser = _add(
+        verbs,
+        "benchmark",
+        run,
+        "measure speed as ratios within one run: LVCF, loading, training bare and on Ray",
+        "ehr-ray benchmark --output benchmark.json",
+    )
+    parser.add_argument("--output", type=Path, default=Path("benchmark.json"), help="JSON file")
+    parser.add_argument("--cohort", type=Path, help="cohort to measure on; default is synthetic")
+    parser.add_argument("--only", help="parts to run: a,b,c")
+
+
+def _screen() -> Any:
+    from ehr_ray.runtime.progress import Screen
+
+    return Screen()
+
+
+@contextlib.contextmanager
+def _ray_logs(verbose: bool) -> Any:
+    from ehr_ray.runtime.session import QUIET
+
+    if not verbose:
+        for name, value in QUIET.items():
+            os.environ.setdefault(name, value)
+    yield
+
+
+def _relative(path: Path) -> Path:
+    try:
+        return path.relative_to(Path.cwd())
+    except ValueError:
+        return path
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    sys.stdout.flush()
+    print(f"ehr-ray: {' '.join(message.split())}", file=sys.stderr)
+    raise SystemExit(code)
+
+

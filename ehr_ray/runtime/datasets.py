@@ -1,0 +1,203 @@
+"""Cohort shards to model-ready rows on Ray Data: the transform of a family, once per patient.
+
+One item is one shard: the function that reads it packs its patients, carries their values forward
+and writes the rows, so no batching can cut a patient in two and nothing of size travels. Every
+rank maps the same files into memory and draws its batches from them.
+"""
+
+import contextlib
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ehr_ray.config import Experiment
+from ehr_ray.errors import InputError
+from ehr_ray.events.blocks import BlockStore, write_block
+from ehr_ray.events.patients import cohort_shards, read_patients, splits_of
+from ehr_ray.events.vocabulary import Vocabulary, fit_codes
+from ehr_ray.family import AnyFamily
+from ehr_ray.registry import get_family
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A family's model-ready dataset: block files by split, and the vocabulary they speak."""
+
+    vocabulary: Vocabulary
+    blocks: Mapping[str, tuple[Path, ...]]
+
+    def store(self, split: str) -> BlockStore:
+        """Return the rows of a split, mapped into memory."""
+        return BlockStore(self.blocks.get(split, ()))
+
+
+def codes_table(cohort: Path) -> pa.Table:
+    """Return the cohort's codes with train statistics, fitting them if it has none."""
+    path = Path(cohort) / "metadata" / "codes.parquet"
+    if path.is_file():
+        table = pq.read_table(path)
+        if {"count", "mean", "std"} <= set(table.column_names):
+            return table
+    shards = splits_of(cohort)
+    other = [path for split, paths in shards.items() if split != "train" for path in paths]
+    return fit_codes(shards.get("train", []), other)
+
+
+def vocabulary_of(cohort: Path, min_count: int) -> Vocabulary:
+    """Return the codes a model may know: those seen often enough in train."""
+    return Vocabulary.from_table(codes_table(cohort), min_count=max(1, min_count))
+
+
+@contextlib.contextmanager
+def prepared(
+    experiment: Experiment, family: AnyFamily, *, on_ray: bool, say: Say = lambda _: None
+) -> Iterator[Prepared]:
+    """Yield the model-ready dataset of an experiment, making what the cache does not hold."""
+    cohort = Path(experiment.data.cohort)
+    if not cohort.is_dir():
+        raise InputError(
+            f"data.cohort={cohort}: no such folder; make it with `ehr-ray ingest`, "
+            "or give another as data.cohort=PATH"
+        )
+    shards = splits_of(cohort)
+    if not shards.get("train"):
+        raise InputError(f"{cohort}: no train split; training needs data/train/*.parquet")
+    vocabulary = vocabulary_of(cohort, experiment.data.min_code_count)
+    if not len(vocabulary):
+        raise InputError(
+            f"{cohort}: no code is seen {experiment.data.min_code_count} times in train; "
+            "lower data.min_code_count"
+        )
+    shards = {split: shards.get(split, []) for split in ("train", "tuning")}
+    with _folder(experiment, family, vocabulary, shards) as folder:
+        blocks = {
+            split: tuple(folder / split / f"{path.stem}.arrow" for path in paths)
+            for split, paths in shards.items()
+        }
+        jobs = [
+            {"shard": str(path), "target": str(target)}
+            for split, paths in shards.items()
+            for path, target in zip(paths, blocks[split], strict=True)
+            if not target.is_file()
+        ]
+        if jobs:
+            make = BlockMaker(family.name, experiment.model, vocabulary)
+            run_shards(jobs, make, on_ray=on_ray, say=say, verb="prepared shards")
+        yield Prepared(vocabulary, blocks)
+
+
+class BlockMaker:
+    """The function of one shard: read, pack, transform, write the block."""
+
+    def __init__(self, family: str, model_config: Any, vocabulary: Vocabulary) -> None:
+        self._family, self._config, self._vocabulary = family, model_config, vocabulary
+
+    def __call__(self, job: Mapping[str, str]) -> None:
+        """Make `job["target"]` from `job["shard"]`."""
+        transform = get_family(self._family).transform
+        patients = read_patients(Path(job["shard"]), self._vocabulary)
+        rows = (transform(patient, self._config, self._vocabulary) for patient in patients)
+        write_block(Path(job["target"]), rows)
+
+
+def run_shards(
+    jobs: Sequence[Mapping[str, Any]],
+    function: Callable[[Mapping[str, Any]], Any],
+    *,
+    on_ray: bool,
+    say: Say,
+    verb: str,
+    num_cpus: float = 1,
+) -> list[Any]:
+    """Run a function over shards, as a Ray Data job or here; return what it gave, in order.
+
+    Bad input comes back as a value and is raised here, so that a user reads one line and not the
+    traceback of a task.
+    """
+    results: dict[int, Any] = {}
+    if on_ray:
+        import ray.data
+
+        items = [{"index": index, **job} for index, job in enumerate(jobs)]
+        dataset = ray.data.from_items(items, override_num_blocks=len(items)).map(
+            _Guarded(function), num_cpus=num_cpus
+        )
+        done = dataset.iter_rows()
+    else:
+        guarded = _Guarded(function)
+        done = (guarded({"index": index, **job}) for index, job in enumerate(jobs))
+    for count, row in enumerate(done, start=1):
+        if row["error"]:
+            raise InputError(row["error"])
+        results[row["index"]] = row["value"]
+        say(f"{verb} {count}/{len(jobs)}")
+    return [results[index] for index in sorted(results)]
+
+
+class _Guarded:
+    def __init__(self, function: Callable[[Mapping[str, Any]], Any]) -> None:
+        self._function = function
+
+    def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        job = {key: value for key, value in row.items() if key != "index"}
+        try:
+            value, error = self._function(job), ""
+        except InputError as problem:
+            value, error = None, str(problem)
+        return {"index": row["index"], "value": value, "error": error}
+
+
+@contextlib.contextmanager
+def _folder(
+    experiment: Experiment,
+    family: AnyFamily,
+    vocabulary: Vocabulary,
+    shards: Mapping[str, Sequence[Path]],
+) -> Iterator[Path]:
+    if experiment.data.cache == "memory":
+        shared = Path("/dev/shm")
+        root = tempfile.mkdtemp(prefix="ehr_ray-", dir=shared if shared.is_dir() else None)
+        try:
+            yield Path(root)
+        finally:
+            shutil.rmtree(root, ignore_errors=True)
+        return
+    base = Path(experiment.data.cache_dir or Path(experiment.output) / ".cache")
+    yield base.absolute() / f"{family.name}-{_key(experiment, family, vocabulary, shards)}"
+
+
+def _key(
+    experiment: Experiment,
+    family: AnyFamily,
+    vocabulary: Vocabulary,
+    shards: Mapping[str, Sequence[Path]],
+) -> str:
+    manifest = [
+        (str(p.absolute()), p.stat().st_size, p.stat().st_mtime_ns)
+        for paths in shards.values()
+        for p in paths
+    ]
+    options = {name: getattr(experiment.model, name) for name in family.cache_fields}
+    digest = hashlib.sha256(json.dumps([manifest, options, family.version]).encode())
+    digest.update("\0".join(vocabulary.codes).encode())
+    digest.update(vocabulary.mean.tobytes() + vocabulary.std.tobytes())
+    return digest.hexdigest()[:20]
+
+
+def split_shards(cohort: Path, split: str) -> list[Path]:
+    """Return the shards of a split, or raise InputError naming those the cohort has."""
+    shards = cohort_shards(cohort, split)
+    if not shards:
+        there = ", ".join(splits_of(cohort))
+        raise InputError(f"{cohort}: no {split} split; it has {there}")
+    return shards

@@ -1,0 +1,115 @@
+"""Progress of workers on the driver's screen: rank 0 writes a small file, the driver follows it."""
+
+import contextlib
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+EVERY_SECONDS = 1.0
+
+
+class ProgressFile:
+    """Appends one JSON line per report, and per second of steps."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._path = path
+        self._last = 0.0
+
+    def step(self, step: int, total: int) -> None:
+        """Note that a step is done."""
+        now = time.monotonic()
+        if now - self._last >= EVERY_SECONDS:
+            self._last = now
+            self._write({"step": step, "total": total})
+
+    def report(self, row: Mapping[str, float]) -> None:
+        """Note a report."""
+        self._write({"report": dict(row)})
+
+    def lines(self, lines: list[str]) -> None:
+        """Note lines to show as they are."""
+        self._write({"lines": lines})
+
+    def _write(self, entry: Mapping[str, Any]) -> None:
+        with self._path.open("a") as file:
+            file.write(json.dumps(entry) + "\n")
+
+
+class Screen:
+    """One line a message on standard error; steps overwrite each other on a terminal."""
+
+    def __init__(self) -> None:
+        self._tty = sys.stderr.isatty()
+        self._open = False
+
+    def say(self, text: str) -> None:
+        """Print a line that stays."""
+        self._clear()
+        print(text, file=sys.stderr, flush=True)
+
+    def passing(self, text: str) -> None:
+        """Show a line that the next one replaces; nothing where output is not a terminal."""
+        if self._tty:
+            width = os.get_terminal_size(sys.stderr.fileno()).columns - 1
+            sys.stderr.write(f"\r\x1b[K{text[:width]}")
+            sys.stderr.flush()
+            self._open = True
+
+    def _clear(self) -> None:
+        if self._open:
+            sys.stderr.write("\r\x1b[K")
+            self._open = False
+
+
+@contextlib.contextmanager
+def following(path: Path, screen: Screen) -> Iterator[None]:
+    """Show what is appended to a progress file while the block runs."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("")
+    stop = threading.Event()
+
+    def follow() -> None:
+        with path.open() as file:
+            while True:
+                ending = stop.is_set()
+                for line in file:
+                    _show(json.loads(line), screen)
+                if ending:
+                    return
+                stop.wait(0.2)
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(5)
+        path.unlink(missing_ok=True)
+
+
+def _show(entry: Mapping[str, Any], screen: Screen) -> None:
+    if "lines" in entry:
+        for line in entry["lines"]:
+            screen.say(line)
+    elif "report" in entry:
+        screen.say(describe(entry["report"]))
+    else:
+        screen.passing(f"step {entry['step']}/{entry['total']}")
+
+
+def describe(row: Mapping[str, float]) -> str:
+    """Return a report as one line: where, how long, the objective and the terms."""
+    parts = [f"epoch {row['epoch']:<6.4g} step {int(row['step']):<7d} {row['seconds']:7.1f} s"]
+    for prefix in ("train", "val"):
+        terms = {k[len(prefix) + 1 :]: v for k, v in row.items() if k.startswith(f"{prefix}/")}
+        if terms:
+            text = " ".join(f"{name} {value:.4g}" for name, value in terms.items())
+            parts.append(f"{prefix}: {text}")
+    return "  ".join(parts)

@@ -1,0 +1,95 @@
+"""Ray for a laptop or a cluster, quiet, and always shut down."""
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+
+import ray
+
+from ehr_ray.config import ClusterConfig
+from ehr_ray.errors import ConfigError
+
+QUIET = {
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    # `report` waits for the controller's next poll: two seconds by default.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    # Ray's workers run at nice 15 otherwise, and starve beside anything else.
+    "RAY_worker_niceness": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+OBJECT_STORE_BYTES = 1_000_000_000
+"""Store of a Ray started here: rows travel as memory-mapped files, so little goes through it."""
+
+
+@contextlib.contextmanager
+def session(
+    address: str | None = None, num_cpus: int | None = None, verbose: bool = False
+) -> Iterator[None]:
+    """Connect to a cluster, or start one on this machine, for the length of a `with` block.
+
+    `address`, else `RAY_ADDRESS` (which `ray job submit` sets), names a running cluster; without
+    either Ray starts here on loopback. Inside another session this one joins it.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    level = logging.INFO if verbose else logging.ERROR
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    options = {"logging_level": level, "log_to_driver": verbose}
+    if address == "local":
+        options |= {
+            "num_cpus": num_cpus or os.cpu_count(),
+            "include_dashboard": False,
+            "object_store_memory": OBJECT_STORE_BYTES,
+            "_node_ip_address": "127.0.0.1",
+        }
+    try:
+        ray.init(address=address, **options)
+    except ConnectionError as error:
+        raise ConfigError(
+            f"cluster.address={address}: no Ray cluster answers there; "
+            "start one with `ray start --head`, or drop the address to run on this machine"
+        ) from error
+    try:
+        quiet_data(verbose)
+        yield
+    finally:
+        ray.shutdown()
+
+
+def quiet_data(verbose: bool = False) -> None:
+    """Silence Ray Data's and Ray Train's own messages in this process unless `verbose`."""
+    import ray.data
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = verbose
+    context.print_on_execution_start = verbose
+    for name in ("ray.data", "ray.train", "ray.tune"):
+        logging.getLogger(name).setLevel(logging.INFO if verbose else logging.ERROR)
+
+
+def check_resources(cluster: ClusterConfig) -> None:
+    """Refuse workers that can never start here, with the arithmetic.
+
+    On a cluster that was joined the autoscaler may still bring what is missing; there only Ray
+    knows, and Ray Train's start-up limit ends the wait.
+    """
+    if cluster.num_workers == 0 or cluster.address or os.environ.get("RAY_ADDRESS"):
+        return
+    have = ray.cluster_resources() if ray.is_initialized() else {"CPU": os.cpu_count() or 1}
+    for name, each in (("CPU", cluster.cpus_per_worker), ("GPU", cluster.gpus_per_worker)):
+        if name == "GPU" and not ray.is_initialized():
+            continue
+        need, there = each * cluster.num_workers, have.get(name, 0)
+        if need > there:
+            key = f"cluster.{name.lower()}s_per_worker"
+            raise ConfigError(
+                f"cluster.num_workers={cluster.num_workers} x {key}={each:g} needs {need:g} "
+                f"{name}s, but this machine has {there:g}; ask for fewer workers or a smaller {key}"
+            )

@@ -1,0 +1,139 @@
+"""MLflow, written in one place: rank 0 logs metrics, the driver parameters and artifacts."""
+
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ehr_ray.config import Experiment, dump
+
+RUN_FILE = "mlflow.yaml"
+
+
+@dataclass(frozen=True)
+class Tracked:
+    """An MLflow run by the names that find it from any process."""
+
+    uri: str
+    run_id: str
+
+
+def open_run(experiment: Experiment) -> Tracked | None:
+    """Return the run's MLflow run, made with its parameters unless it already exists.
+
+    Called by the driver before any worker starts: the first use of a sqlite store creates its
+    tables, and two processes doing that at once crash.
+    """
+    if experiment.tracking.experiment is None:
+        return None
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    _quiet()
+    output = Path(experiment.output).absolute()
+    output.mkdir(parents=True, exist_ok=True)
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or experiment.tracking.uri
+    uri = uri or f"sqlite:///{output / 'mlflow.db'}"
+    client = MlflowClient(uri)
+    note = experiment.directory / RUN_FILE
+    if note.is_file():
+        tracked = Tracked(**yaml.safe_load(note.read_text()))
+        try:
+            if tracked.uri == uri and client.get_run(tracked.run_id):
+                client.update_run(tracked.run_id, status="RUNNING")
+                return tracked
+        except MlflowException:
+            pass  # the store was removed: start anew
+    found = client.get_experiment_by_name(experiment.tracking.experiment)
+    place = (output / "mlartifacts").as_uri() if uri.startswith("sqlite:") else None
+    key = found.experiment_id if found else client.create_experiment(
+        experiment.tracking.experiment, artifact_location=place
+    )
+    run = client.create_run(key, run_name=experiment.name)
+    parameters = {k: v for k, v in flatten(dump(experiment)) if k != "search"}
+    for name, value in parameters.items():
+        client.log_param(run.info.run_id, name, str(value)[:6000])
+    tracked = Tracked(uri, run.info.run_id)
+    experiment.directory.mkdir(parents=True, exist_ok=True)
+    note.write_text(yaml.safe_dump({"uri": tracked.uri, "run_id": tracked.run_id}))
+    return tracked
+
+
+def find_run(directory: Path) -> Tracked | None:
+    """Return the MLflow run a run directory belongs to, if it was tracked."""
+    note = directory / RUN_FILE
+    return Tracked(**yaml.safe_load(note.read_text())) if note.is_file() else None
+
+
+class Tracker:
+    """Logs reports of one run; a report repeated after a restart is not logged twice."""
+
+    def __init__(self, tracked: Tracked | None) -> None:
+        self._tracked = tracked
+        self._last = -1
+        if tracked is not None:
+            from mlflow import MlflowClient
+
+            _quiet()
+            self._client = MlflowClient(tracked.uri)
+            past = self._client.get_metric_history(tracked.run_id, "epoch")
+            self._last = max((m.step for m in past), default=-1)
+
+    def report(self, row: Mapping[str, float]) -> None:
+        """Log every metric of a report at its step."""
+        step = int(row["step"])
+        if self._tracked is None or step <= self._last:
+            return
+        self.metrics({k: v for k, v in row.items() if k != "step"}, step)
+        self._last = step
+
+    def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
+        """Log metrics at a step, 500 at most a call."""
+        if self._tracked is None:
+            return
+        import time
+
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        metrics = [Metric(_name(k), float(v), now, step) for k, v in values.items()]
+        for first in range(0, len(metrics), 500):
+            self._client.log_batch(self._tracked.run_id, metrics=metrics[first : first + 500])
+
+    def artifacts(self, directory: Path, names: tuple[str, ...]) -> None:
+        """Store files or folders of the run directory."""
+        if self._tracked is None:
+            return
+        for name in names:
+            path = directory / name
+            if path.is_dir():
+                self._client.log_artifacts(self._tracked.run_id, str(path), name)
+            elif path.is_file():
+                self._client.log_artifact(self._tracked.run_id, str(path))
+
+    def close(self, status: str) -> None:
+        """Mark the run FINISHED, FAILED or KILLED."""
+        if self._tracked is not None:
+            self._client.set_terminated(self._tracked.run_id, status)
+
+
+def flatten(raw: Mapping[str, Any], at: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (dotted path, value) of nested mappings."""
+    for key, value in raw.items():
+        if isinstance(value, Mapping) and value:
+            yield from flatten(value, f"{at}{key}.")
+        else:
+            yield f"{at}{key}", value
+
+
+def _name(metric: str) -> str:
+    return "".join(c if c.isalnum() or c in "/_-. " else "_" for c in metric)
+
+
+def _quiet() -> None:
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.ERROR)

@@ -1,0 +1,184 @@
+"""An experiment to a trained run: prepare the data, train by Ray Train, keep the directory."""
+
+import tempfile
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ehr_ray.config import ClusterConfig, Experiment, differences, dump, read_yaml, to_yaml
+from ehr_ray.errors import ConfigError, InputError, RunError, UserError
+from ehr_ray.registry import get_family
+from ehr_ray.runtime.datasets import prepared
+from ehr_ray.runtime.progress import Screen, following
+from ehr_ray.runtime.session import check_resources, session
+from ehr_ray.runtime.tracking import Tracker, open_run
+from ehr_ray.train.checkpoint import saved_progress
+
+FREE_TO_CHANGE = ("cluster.", "tracking.", "evaluation.", "search", "data.cache")
+"""Where a run may differ from the one it resumes: none of these changes its numbers."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What `train` did."""
+
+    run: Path
+    step: int
+    best: float | None
+    resumed_at: int
+    already_finished: bool
+
+
+def train(experiment: Experiment, *, screen: Screen | None = None, verbose: bool = False) -> Trained:
+    """Train an experiment, or resume it from its run directory; the same call for both."""
+    from ehr_ray.runtime.worker import Job
+
+    screen = screen or Screen()
+    run = experiment.directory.absolute()
+    family = get_family(experiment.family)
+    _check_same(run, experiment)
+    before = saved_progress(run)
+    if before is not None and before.finished:
+        return Trained(run, before.step, before.best, before.step, True)
+    check_resources(experiment.cluster)
+    on_ray = experiment.cluster.num_workers > 0
+    with _session(experiment.cluster, verbose, on_ray):
+        check_resources(experiment.cluster)
+        with prepared(experiment, family, on_ray=on_ray, say=screen.passing) as data:
+            patients = {split: len(data.store(split)) for split in data.blocks}
+            screen.say(
+                f"{run.name}: {patients['train']} train and {patients['tuning']} tuning patients, "
+                f"{len(data.vocabulary)} codes"
+                + (f", resuming at step {before.step}" if before else "")
+            )
+            run.mkdir(parents=True, exist_ok=True)
+            (run / "experiment.yaml").write_text(to_yaml(experiment))
+            tracked = open_run(experiment)
+            tracker = Tracker(tracked)
+            progress = run / ".progress.jsonl"
+            job = Job(experiment, data, run, progress, tracked)
+            try:
+                with following(progress, screen):
+                    _fit(job) if on_ray else _fit_here(job)
+            except BaseException:
+                tracker.close("FAILED")
+                raise
+            tracker.artifacts(run, ("checkpoint", "history.parquet", "experiment.yaml"))
+            tracker.close("FINISHED")
+    after = saved_progress(run)
+    assert after is not None
+    return Trained(run, after.step, after.best, before.step if before else 0, False)
+
+
+def _session(cluster: ClusterConfig, verbose: bool, on_ray: bool) -> Any:
+    import contextlib
+
+    return session(cluster.address, verbose=verbose) if on_ray else contextlib.nullcontext()
+
+
+def _check_same(run: Path, experiment: Experiment) -> None:
+    path = run / "experiment.yaml"
+    if not path.is_file():
+        return
+    changed = [
+        change
+        for change in differences(read_yaml(path), dump(experiment))
+        if not change.startswith(FREE_TO_CHANGE)
+    ]
+    if changed:
+        raise ConfigError(
+            f"{run}: holds another experiment ({'; '.join(changed[:4])}); "
+            "choose another name, or remove the folder"
+        )
+
+
+def _fit_here(job: Any) -> None:
+    import torch
+
+    from ehr_ray.runtime.worker import train_here
+    from ehr_ray.train.backend import LocalBackend
+
+    torch.set_num_threads(max(1, int(job.experiment.cluster.cpus_per_worker)))
+    train_here(job, LocalBackend())
+
+
+def _fit(job: Any) -> None:
+    """Run the workers; restart what Ray itself does not: a lost controller, a full node."""
+    import ray.exceptions
+    import ray.train
+    import ray.train.torch
+    from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+
+    from ehr_ray.runtime.worker import train_worker
+
+    cluster = job.experiment.cluster
+    resources = {"CPU": cluster.cpus_per_worker}
+    if cluster.gpus_per_worker:
+        resources["GPU"] = cluster.gpus_per_worker
+    for attempt in range(cluster.max_failures + 1):
+        with tempfile.TemporaryDirectory(prefix="ehr_ray-") as scratch:
+            trainer = ray.train.torch.TorchTrainer(
+                train_worker,
+                train_loop_config={"job": job},
+                scaling_config=ScalingConfig(
+                    num_workers=cluster.num_workers,
+                    use_gpu=bool(cluster.gpus_per_worker),
+                    resources_per_worker=resources,
+                ),
+                # What is durable lives in the run directory; Ray's own bookkeeping is thrown away.
+                run_config=RunConfig(
+                    name=uuid.uuid4().hex,
+                    storage_path=scratch,
+                    failure_config=FailureConfig(
+                        max_failures=cluster.max_failures, controller_failure_limit=3
+                    ),
+                    logging_config=LoggingConfig(log_level="ERROR"),
+                ),
+            )
+            try:
+                result = trainer.fit()
+            except (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError) as error:
+                if attempt == cluster.max_failures:
+                    raise RunError(f"{job.run.name}: {_first_line(error)}") from error
+                continue
+            except ray.train.TrainingFailedError as error:
+                raise RunError(f"{job.run.name}: {_cause(error)}") from error
+            _raise_returned(result.return_value)
+            return
+
+
+def _raise_returned(value: Mapping[str, str] | None) -> None:
+    kinds = {kind.__name__: kind for kind in (UserError, ConfigError, InputError, RunError)}
+    if value and value["error"]:
+        raise kinds.get(value["kind"], RunError)(value["error"])
+
+
+def _cause(error: Any) -> str:
+    failures = getattr(error, "worker_failures", None) or {}
+    for rank, failure in failures.items():
+        return f"worker {rank} failed: {_first_line(failure)}"
+    return _first_line(error)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[-1].strip() if lines else type(error).__name__
+
+
+def prepare(experiment: Experiment, screen: Screen, *, verbose: bool = False) -> list[str]:
+    """Make the model-ready dataset of an experiment and keep it; return what there is."""
+    if experiment.data.cache == "memory":
+        raise ConfigError("data.cache=memory: keeps nothing to prepare; use data.cache=disk")
+    family = get_family(experiment.family)
+    on_ray = experiment.cluster.num_workers > 0
+    with (
+        _session(experiment.cluster, verbose, on_ray),
+        prepared(experiment, family, on_ray=on_ray, say=screen.passing) as data,
+    ):
+        return [
+            f"{split}: {len(data.store(split)):,} patients in {len(paths)} blocks, {paths[0].parent}"
+            for split, paths in data.blocks.items()
+            if paths
+        ]

@@ -1,0 +1,104 @@
+"""What each Ray Train worker runs: the one loop, with Ray's process group behind it."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import ray.train.torch
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from ehr_ray.config import Experiment
+from ehr_ray.errors import RunError, UserError
+from ehr_ray.family import AnyFamily
+from ehr_ray.registry import get_family
+from ehr_ray.runtime.datasets import Prepared
+from ehr_ray.runtime.progress import ProgressFile
+from ehr_ray.runtime.tracking import Tracked, Tracker
+from ehr_ray.train.backend import Backend
+from ehr_ray.train.checkpoint import Progress
+from ehr_ray.train.loader import Loader
+from ehr_ray.train.lock import claimed
+from ehr_ray.train.loop import Watch, train
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything a worker needs, picklable."""
+
+    experiment: Experiment
+    prepared: Prepared
+    run: Path
+    progress: Path
+    tracked: Tracked | None
+
+
+class RayBackend:
+    """A rank of a Ray Train worker group."""
+
+    def __init__(self) -> None:
+        context = ray.train.get_context()
+        self.rank: int = context.get_world_rank()
+        self.world: int = context.get_world_size()
+        self.device: torch.device = ray.train.torch.get_device()
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """Return the model on the device, in DDP where there are several ranks."""
+        wrapped: nn.Module = ray.train.torch.prepare_model(model)
+        return wrapped
+
+    def all_sum(self, values: Tensor) -> Tensor:
+        """Return the sum over ranks."""
+        if self.world > 1:
+            values = values.to(self.device)
+            dist.all_reduce(values)
+        return values
+
+    def report(self, metrics: dict[str, float]) -> None:
+        """Report to Ray Train. Durable state is the run directory's, not Ray's."""
+        ray.train.report(metrics)
+
+
+def loader_of(experiment: Experiment, family: AnyFamily, prepared: Prepared) -> Loader:
+    """Return the loader of an experiment over prepared blocks."""
+    config = experiment.model
+    return Loader(
+        train=prepared.store("train"),
+        tuning=prepared.store("tuning"),
+        collate=lambda rows: family.collate(rows, config),
+        config=experiment.data,
+        seed=experiment.seed,
+        accumulate=experiment.train.accumulate,
+    )
+
+
+def train_here(job: Job, backend: Backend) -> Progress:
+    """Train in this process; on rank 0 the run is claimed, tracked and shown."""
+    experiment, family = job.experiment, get_family(job.experiment.family)
+    loader = loader_of(experiment, family, job.prepared)
+    args = (experiment, family, job.prepared.vocabulary, loader, backend, job.run)
+    if backend.rank > 0:
+        return train(*args)
+    tracker, screen = Tracker(job.tracked), ProgressFile(job.progress)
+
+    def on_report(row: dict[str, float]) -> None:
+        tracker.report(row)
+        screen.report(row)
+
+    with claimed(job.run):
+        return train(*args, Watch(screen.step, on_report, screen.lines))
+
+
+def train_worker(config: dict[str, Any]) -> dict[str, str]:
+    """Run as a Ray Train worker; an error the user can fix is returned, not retried."""
+    job: Job = config["job"]
+    torch.set_num_threads(max(1, int(job.experiment.cluster.cpus_per_worker)))
+    os.environ["OMP_NUM_THREADS"] = str(torch.get_num_threads())
+    try:
+        train_here(job, RayBackend())
+    except (UserError, RunError) as error:
+        return {"kind": type(error).__name__, "error": str(error)}
+    return {"kind": "", "error": ""}
