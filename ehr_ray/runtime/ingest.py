@@ -15,6 +15,7 @@ from ehr_ray.errors import InputError
 from ehr_ray.sources.cohort import (
     IngestSummary,
     check_parts,
+    discard_staging,
     fingerprint,
     finish,
     finished,
@@ -77,6 +78,7 @@ def ingest(
     output = output.absolute()
     done = finished(output, print_)
     if done is not None:
+        discard_staging(output)
         progress(f"{output} is already there, made from the same input: nothing to do")
         return done
     with staging(output, print_) as folder, _runner(len(units), size, cpus, progress) as run:

@@ -137,24 +137,27 @@ def staging(output: Path, print_: str) -> Iterator[Path]:
     Staging of other fingerprints for the same output is removed. Raises `InputError` while
     another process is ingesting into the same output.
     """
-    parent = output.absolute().parent
-    parent.mkdir(parents=True, exist_ok=True)
-    prefix = f".{output.name}.staging-"
-    folder = parent / f"{prefix}{print_}"
-    for stale in sorted(parent.glob(f"{prefix}*")):
-        if stale != folder:
-            with _lock(stale, output):
-                shutil.rmtree(stale)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    folder = output.with_name(f".{output.name}.staging-{print_}")
+    discard_staging(output, keep=folder)
     folder.mkdir(exist_ok=True)
     with _lock(folder, output):
-        for unfinished in (folder / "parts").glob("*.tmp-*"):
-            shutil.rmtree(unfinished)
+        for unfinished in folder.rglob("*.tmp-*"):
+            shutil.rmtree(unfinished) if unfinished.is_dir() else unfinished.unlink()
         try:
             yield folder
         except InputError:
             shutil.rmtree(folder)
             raise
         shutil.rmtree(folder)
+
+
+def discard_staging(output: Path, keep: Path | None = None) -> None:
+    """Remove what unfinished ingests into `output` left, but not `keep`."""
+    for stale in sorted(output.parent.glob(f".{output.name}.staging-*")):
+        if stale != keep:
+            with _lock(stale, output):
+                shutil.rmtree(stale)
 
 
 @contextlib.contextmanager

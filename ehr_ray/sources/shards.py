@@ -105,13 +105,14 @@ def gather(plan: Plan, shard: Shard, num_parts: int, relative_time: bool) -> Non
     # NaT is the smallest int64, so static events come first.
     times = events["time"].to_numpy().view(np.int64)
     events = events.combine_chunks().take(pa.array(np.lexsort((times, ids))))
-    _write(_subjects(events), shard.subjects_path(plan))
-    _write(events, path)
+    _write(_subjects(events), shard.subjects_path(plan), plan.staging)
+    _write(events, path, plan.staging)
 
 
-def _write(table: pa.Table, path: Path) -> None:
+def _write(table: pa.Table, path: Path, staging: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    # Never inside the cohort, where a killed job would leave it.
+    unfinished = staging / f"{path.stem}.tmp-{os.getpid()}"
     pq.write_table(table, unfinished, row_group_size=ROW_GROUP_ROWS, compression="zstd")
     unfinished.rename(path)
 

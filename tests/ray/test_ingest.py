@@ -1,0 +1,61 @@
+import pickle
+from pathlib import Path
+
+import pytest
+
+from ehr_ray.errors import InputError
+from ehr_ray.runtime.ingest import ingest
+
+pytestmark = pytest.mark.ray
+
+
+def tree(path):
+    return {
+        str(p.relative_to(path)): p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file()
+    }
+
+
+def test_ray_tasks_give_the_same_bytes_as_this_process(tmp_path):
+    options = {"patients": 2500, "max_visits": 16}
+    lines = []
+    for name, cpus in (("here", 1), ("ray", 2)):
+        ingest(
+            "synthetic", None, tmp_path / name, options=options, cpus=cpus, progress=lines.append
+        )
+    assert tree(tmp_path / "here") == tree(tmp_path / "ray")
+    assert lines.count("read 3/3") == 2
+
+
+def test_bad_input_in_a_task_is_one_line(tmp_path):
+    (tmp_path / "in").mkdir()
+    for name in "abc":
+        (tmp_path / "in" / f"{name}.csv").write_text("who,when\n1,2\n")
+    with pytest.raises(InputError) as error:
+        ingest("table", tmp_path / "in", tmp_path / "out", options={}, cpus=2)
+    assert str(error.value).startswith("--id-column subject_id: ")
+    assert "\n" not in str(error.value)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in"]
+
+
+def test_errors_survive_the_way_back():
+    error = pickle.loads(pickle.dumps(InputError("x")))
+    assert str(error) == "x"
+
+
+def test_many_files_need_few_tasks(tmp_path, monkeypatch):
+    counts = []
+    import ehr_ray.runtime.ingest as module
+
+    run = module._run_on_ray
+    monkeypatch.setattr(
+        module,
+        "_run_on_ray",
+        lambda progress, verb, tasks: (counts.append(len(tasks)), run(progress, verb, tasks)),
+    )
+    folder = tmp_path / "in" / "set-a"
+    folder.mkdir(parents=True)
+    for i in range(1, 4001):
+        Path(folder / f"{i}.txt").write_text(f"Time,Parameter,Value\n00:01,HR,{i % 90}\n")
+    summary = ingest("physionet2012", tmp_path / "in", tmp_path / "out", options={}, cpus=2)
+    assert sum(summary.subjects.values()) == 4000
+    assert counts[0] == 2
