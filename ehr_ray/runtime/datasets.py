@@ -8,6 +8,7 @@ rank maps the same files into memory and draws its batches from them.
 import contextlib
 import hashlib
 import json
+import logging
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ehr_ray.config import Experiment
-from ehr_ray.errors import InputError
+from ehr_ray.errors import InputError, RunError
 from ehr_ray.events.blocks import BlockStore, write_block
 from ehr_ray.events.patients import cohort_shards, read_patients, splits_of
 from ehr_ray.events.vocabulary import Vocabulary, fit_codes
@@ -27,6 +28,7 @@ from ehr_ray.family import AnyFamily
 from ehr_ray.registry import get_family
 
 Say = Callable[[str], None]
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,7 @@ def run_shards(
         done = (guarded({"index": index, **job}) for index, job in enumerate(jobs))
     for count, row in enumerate(done, start=1):
         if row["error"]:
-            raise InputError(row["error"])
+            raise (InputError if row["input"] else RunError)(row["error"])
         results[row["index"]] = row["value"]
         say(f"{verb} {count}/{len(jobs)}")
     return [results[index] for index in sorted(results)]
@@ -150,11 +152,15 @@ class _Guarded:
 
     def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
         job = {key: value for key, value in row.items() if key != "index"}
+        value, error, bad_input = None, "", False
         try:
-            value, error = self._function(job), ""
+            value = self._function(job)
         except InputError as problem:
-            value, error = None, str(problem)
-        return {"index": row["index"], "value": value, "error": error}
+            error, bad_input = str(problem), True
+        except Exception as problem:
+            log.exception("%s failed on %s", self._function, job)
+            error = f"{job.get('shard')}: {type(problem).__name__}: {problem}"
+        return {"index": row["index"], "value": value, "error": error, "input": bad_input}
 
 
 @contextlib.contextmanager

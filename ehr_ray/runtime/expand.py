@@ -24,6 +24,8 @@ from ehr_ray.runtime.session import session
 
 ROWS_PER_GROUP = 1 << 18
 MANIFEST = "_expand.json"
+_NAME = pa.dictionary(pa.int32(), pa.string())
+_DICTIONARY = EXPANDED.set(1, pa.field("variable", _NAME, nullable=False))
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ class ShardExpander:
         names = pa.array(self._vocabulary.codes, pa.string())
         patients = 0
         # Without the Arrow schema the dictionary of names reads back as plain strings.
-        with pq.ParquetWriter(partial, EXPANDED, store_schema=False, version="2.6") as writer:
+        with pq.ParquetWriter(partial, _DICTIONARY, store_schema=False) as writer:
             for part in self._groups(read_patients(Path(job["shard"]), self._vocabulary)):
                 patients += len(part)
                 writer.write_table(self._table(part, names))
@@ -140,8 +142,7 @@ class ShardExpander:
         variable = pa.DictionaryArray.from_arrays(pa.array(columns.pop("code")), names)
         arrays = {key: pa.array(value) for key, value in columns.items()}
         arrays["variable"] = variable
-        schema = EXPANDED.set(1, pa.field("variable", variable.type, nullable=False))
-        return pa.table([arrays[field.name] for field in schema], schema=schema)
+        return pa.table([arrays[field.name] for field in _DICTIONARY], schema=_DICTIONARY)
 
 
 def _with_stats(vocabulary: Vocabulary, path: Path) -> Vocabulary:

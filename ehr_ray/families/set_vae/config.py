@@ -50,6 +50,8 @@ class SetVAEConfig:
 
     sets_per_patient: PositiveInt | None = 16
     """Sets drawn from each patient at each training step; null trains on all of them."""
+    predict_sets: Annotated[int, Field(ge=2)] | None = 32
+    """Sets an embedding is pooled from at most, evenly spaced from first to last; null: all."""
     pool: tuple[Pool, ...] = ("mean", "std", "min", "max", "last")
     """How a patient's set latents become one embedding, concatenated."""
 

@@ -29,9 +29,13 @@ def sample_sets(batch: Batch, per_patient: int | None, seed: int) -> Batch:
     first = batch["num_sets"].cumsum(0) - batch["num_sets"]
     rank[by_draw] = torch.arange(len(rank), device=rank.device)
     keep = rank - first[batch["patient"]] < per_patient
-    per_batch = {"num_sets": batch["num_sets"].clamp(max=per_patient)}
-    per_batch["subject_id"] = batch["subject_id"]
-    return {k: v[keep] for k, v in batch.items() if k not in per_batch} | per_batch
+    return select_sets(batch, keep, batch["num_sets"].clamp(max=per_patient))
+
+
+def select_sets(batch: Batch, keep: Tensor, num_sets: Tensor) -> Batch:
+    """Return the batch with the sets of `keep` [M] alone, `num_sets` [B] of each patient."""
+    per_patient = {"num_sets": num_sets, "subject_id": batch["subject_id"]}
+    return {k: v[keep] for k, v in batch.items() if k not in per_patient} | per_patient
 
 
 def hidden_tokens(batch: Batch, config: SetVAEConfig, seed: int) -> Tensor:

@@ -6,9 +6,8 @@ B patients, M sets, N tokens, L levels, Z latent.
 import torch
 from torch import Tensor
 
-from ehr_ray.families.set_vae.loss import chamfer
 from ehr_ray.families.set_vae.model import SetVAE
-from ehr_ray.families.set_vae.perturb import hidden_tokens
+from ehr_ray.families.set_vae.perturb import hidden_tokens, select_sets
 from ehr_ray.family import Batch
 from ehr_ray.nn.gaussian import kl_standard
 
@@ -17,19 +16,29 @@ HIDING_SEED = 1
 
 
 def predict(model: SetVAE, batch: Batch) -> Batch:
-    """Return `embedding` [B, L * Z * pools], and per patient the mean set's `recon` and `kl_nats`."""
+    """Return `embedding` [B, L * Z * pools], and `kl_nats` [B], the mean over a patient's sets."""
+    batch = even_sets(batch, model.config.predict_sets)
     posterior = model.encode(batch, model.directions())
     mu = posterior.mu.transpose(0, 1).flatten(1)  # [M, L * Z]
-    target = model.directions()[batch["code"]] * batch["value"].unsqueeze(-1)
-    decoded = model.decode(list(posterior.mu), batch["mask"])
-    recon = chamfer(decoded, target, batch["mask"], model.config)
     kl = kl_standard(posterior.mu, posterior.logvar).sum((0, 2))
     sizes = batch["num_sets"]
     return {
         "embedding": torch.cat([pooled(mu, sizes, how) for how in model.config.pool], 1),
-        "recon": pooled(recon.unsqueeze(1), sizes, "mean").squeeze(1),
         "kl_nats": pooled(kl.unsqueeze(1), sizes, "mean").squeeze(1),
     }
+
+
+def even_sets(batch: Batch, limit: int | None) -> Batch:
+    """Return the batch with at most `limit` sets of each patient, evenly spaced, both ends kept."""
+    sizes = batch["num_sets"]
+    if limit is None or int(sizes.max()) <= limit:
+        return batch
+    first = sizes.cumsum(0) - sizes
+    step = torch.arange(limit, device=sizes.device)
+    spaced = first[:, None] + torch.round(step * (sizes[:, None] - 1) / max(1, limit - 1)).long()
+    keep = (sizes <= limit)[batch["patient"]]
+    keep[spaced[sizes > limit].flatten()] = True
+    return select_sets(batch, keep, sizes.clamp(max=limit))
 
 
 def pooled(values: Tensor, sizes: Tensor, how: str) -> Tensor:

@@ -1,0 +1,90 @@
+"""Task labels of a cohort: who, when the prediction is made, and the answer."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute
+import pyarrow.parquet as pq
+
+from ehr_ray.errors import InputError
+
+PREFERRED = "mortality"
+
+
+@dataclass(frozen=True, eq=False)
+class Labels:
+    """Binary labels, sorted by (subject, prediction time); N rows."""
+
+    task: str
+    subject_id: npt.NDArray[np.int64]
+    prediction_time: npt.NDArray[np.int64]
+    """Microseconds since 1970: nothing later may reach a model."""
+    value: npt.NDArray[np.bool_]
+
+    def cuts(self) -> dict[int, list[int]]:
+        """Return the prediction times of each subject, ascending."""
+        result: dict[int, list[int]] = {}
+        for subject, time in zip(
+            self.subject_id.tolist(), self.prediction_time.tolist(), strict=True
+        ):
+            result.setdefault(subject, []).append(time)
+        return result
+
+    def look_up(
+        self, subject_id: npt.NDArray[np.int64], prediction_time: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.bool_]:
+        """Return the label of each (subject, prediction time), which must be one of these."""
+        known = zip(self.subject_id.tolist(), self.prediction_time.tolist(), strict=True)
+        value = dict(zip(known, self.value.tolist(), strict=True))
+        pairs = zip(subject_id.tolist(), prediction_time.tolist(), strict=True)
+        return np.array([value[pair] for pair in pairs], bool)
+
+
+def tasks_of(cohort: Path) -> list[str]:
+    """Return the names of a cohort's label files."""
+    return sorted(path.stem for path in (Path(cohort) / "labels").glob("*.parquet"))
+
+
+def choose_task(cohort: Path, wanted: str | None) -> str | None:
+    """Return the task to evaluate: the wanted one, `mortality`, or the first; None without labels."""
+    there = tasks_of(cohort)
+    if wanted is not None and wanted not in there:
+        known = ", ".join(there) if there else "none: ingest with labels, or leave the task out"
+        raise InputError(f"{cohort}: no labels for task {wanted!r}; it has {known}")
+    if wanted is not None or not there:
+        return wanted
+    return PREFERRED if PREFERRED in there else there[0]
+
+
+def read_labels(cohort: Path, task: str) -> Labels:
+    """Return the boolean labels of a task; one row for each (subject, prediction time)."""
+    path = Path(cohort) / "labels" / f"{task}.parquet"
+    try:
+        table = pq.read_table(path)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise InputError(f"{path}: unreadable label file; ingest the cohort again") from error
+    _require(path, table.column_names, ("subject_id", "prediction_time", "boolean_value"))
+    table = table.filter(pa.compute.is_valid(table["boolean_value"]))
+    table = table.sort_by([("subject_id", "ascending"), ("prediction_time", "ascending")])
+    time = table["prediction_time"].cast(pa.timestamp("us")).cast(pa.int64()).to_numpy()
+    subject = table["subject_id"].to_numpy()
+    twice = (subject[1:] == subject[:-1]) & (time[1:] == time[:-1])
+    if twice.any():
+        raise InputError(
+            f"{path}: subject {subject[1:][twice][0]} has two labels at one prediction time"
+        )
+    value = table["boolean_value"].to_numpy(zero_copy_only=False).astype(bool)
+    return Labels(task, subject, time, value)
+
+
+def _require(path: Path, names: Sequence[str], wanted: Sequence[str]) -> None:
+    missing = [name for name in wanted if name not in names]
+    if missing:
+        raise InputError(
+            f"{path}: no column {missing[0]}; binary tasks have subject_id, prediction_time and "
+            "boolean_value"
+        )

@@ -1,0 +1,450 @@
+"""`evaluate`: a run's representation measured beside simple baselines, and the report of it."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+import pyarrow.parquet as pq
+
+from ehr_ray.config import Experiment, to_yaml
+from ehr_ray.errors import InputError
+from ehr_ray.evaluation import figures
+from ehr_ray.evaluation.baselines import TITLES
+from ehr_ray.evaluation.collapse import (
+    EmbeddingDiagnostics,
+    LatentDiagnostics,
+    embedding_diagnostics,
+    latent_diagnostics,
+)
+from ehr_ray.evaluation.context import Rejected, ReportContext, SplitSize
+from ehr_ray.evaluation.downstream import BASELINES, MODEL, Split, TaskScores, fit_task, score_task
+from ehr_ray.evaluation.reconstruction import (
+    Tokens,
+    examples,
+    reconstruction_metrics,
+    reconstruction_table,
+)
+from ehr_ray.evaluation.report import write_metrics, write_predictions, write_report
+from ehr_ray.events.features import select_codes
+from ehr_ray.events.labels import Labels, choose_task, read_labels
+from ehr_ray.events.patients import splits_of
+from ehr_ray.runtime.datasets import Say, split_shards
+from ehr_ray.runtime.inference import (
+    Request,
+    matrix,
+    predict_shards,
+    read_tables,
+    write_embeddings,
+)
+from ehr_ray.runtime.session import session
+from ehr_ray.runtime.tracking import Tracker, find_run
+from ehr_ray.train import checkpoint, history
+
+FEATURE_CODES = 200
+"""Codes that get simple features at most: the most frequent in train."""
+ARTIFACTS = ("metrics.json", "predictions", "embeddings", "figures", "report.html")
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """What inference gave for one split."""
+
+    samples: pa.Table
+    latents: pa.Table | None
+    tokens: pa.Table | None
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is evaluated: a run on a cohort, a task, a split; and where the results go."""
+
+    run: Path
+    loaded: checkpoint.Loaded
+    cohort: Path
+    own: bool
+    split: str
+    task: str | None
+    target: Path
+
+    @property
+    def experiment(self) -> Experiment:
+        """The run's experiment."""
+        return self.loaded.experiment
+
+
+def evaluate(
+    run: Path,
+    *,
+    cohort: Path | None = None,
+    split: str = "held_out",
+    task: str | None = None,
+    output: Path | None = None,
+    address: str | None = None,
+    verbose: bool = False,
+    say: Say = lambda _: None,
+) -> list[str]:
+    """Evaluate a run; return what a person should read.
+
+    Probe and baselines are fitted on the train split of the run's own cohort and calibrated on
+    its tuning split, whichever cohort is scored; nothing after a prediction time reaches a model.
+    """
+    subject = _subject(Path(run), cohort, split, task, output)
+    with session(address, verbose=verbose):
+        scores, embedded = _score(subject, say)
+    return _write(subject, scores, embedded, say)
+
+
+def _subject(
+    run: Path, cohort: Path | None, split: str, task: str | None, output: Path | None
+) -> Subject:
+    loaded = checkpoint.load(run)
+    home = Path(loaded.experiment.data.cohort)
+    place = home if cohort is None else Path(cohort)
+    if not place.is_dir():
+        flag = "data.cohort" if cohort is None else "--cohort"
+        raise InputError(f"{flag}={place}: no such folder; give the cohort as --cohort PATH")
+    own = place.resolve() == home.resolve()
+    split_shards(place, split)
+    wanted = task or loaded.experiment.evaluation.task
+    if wanted is None and not own and home.is_dir():
+        wanted = choose_task(home, None)
+    task = choose_task(place, wanted)
+    if task is not None and not own:
+        if not home.is_dir():
+            raise InputError(
+                f"{home}: the run's own cohort is gone, and the probe is fitted on it; restore it"
+            )
+        choose_task(home, task)
+    target = output or (run if own else run / "evaluations" / place.resolve().name)
+    return Subject(run, loaded, place, own, split, task, Path(target))
+
+
+def _score(subject: Subject, say: Say) -> tuple[TaskScores | None, dict[str, Embedded]]:
+    """Embed what is needed; fit on the run's cohort, score the split asked for."""
+    home = Path(subject.experiment.data.cohort)
+    if subject.task is None:
+        say("no labels: embedding whole patients")
+        return None, {subject.split: _embedded(subject, subject.cohort, subject.split, None, say)}
+    labels = read_labels(home, subject.task)
+    parts = {
+        name: _embedded(subject, home, name, labels, say)
+        for name in ("train", "tuning")
+        if splits_of(home).get(name)
+    }
+    if "train" not in parts or not len(parts["train"].samples):
+        raise InputError(f"{home}: no {subject.task} label in the train split to fit a probe on")
+    embedded = dict(parts)
+    if not (subject.own and subject.split in parts):
+        there = labels if subject.own else read_labels(subject.cohort, subject.task)
+        embedded[subject.split] = _embedded(subject, subject.cohort, subject.split, there, say)
+        if not len(embedded[subject.split].samples):
+            raise InputError(
+                f"{subject.cohort}: no {subject.task} label in the {subject.split} split"
+            )
+    else:
+        there = labels
+    fit = {name: _split(part, labels) for name, part in parts.items()}
+    if "tuning" not in fit:
+        raise InputError(f"{home}: no tuning split to choose and calibrate on; ingest with one")
+    say("fitting the probe and the baselines")
+    seed = subject.experiment.seed
+    fitted = fit_task(fit["train"], fit["tuning"], seed=seed)
+    scored = {"tuning": fit["tuning"]} if subject.own else {}
+    scored |= {subject.split: _split(embedded[subject.split], there)}
+    say("scoring, with bootstrap intervals")
+    scores = score_task(
+        fitted, scored, seed=seed, num_bootstrap=subject.experiment.evaluation.bootstrap
+    )
+    if not subject.own:
+        embedded = {subject.split: embedded[subject.split]}
+    return scores, embedded
+
+
+def _embedded(
+    subject: Subject, cohort: Path, split: str, labels: Labels | None, say: Say
+) -> Embedded:
+    """Return a split's inference; that of the run's own train and tuning is kept in the run."""
+    shards = split_shards(cohort, split)
+    fitted_on = cohort.resolve() == Path(subject.experiment.data.cohort).resolve()
+    judged = split == subject.split and cohort == subject.cohort
+    weights = checkpoint.checkpoint_folder(subject.run) / "model.safetensors"
+    vocabulary = subject.loaded.vocabulary
+    codes = select_codes(vocabulary.count, FEATURE_CODES)
+    share = 0.0
+    if judged:
+        patients = sum(_num_subjects(path) for path in shards)
+        share = subject.experiment.evaluation.max_patients / max(1, patients)
+    request = Request(
+        weights.parent.absolute(),
+        untrained=labels is not None,
+        features=tuple(codes.tolist()) if labels is not None else None,
+        diagnose=share,
+    )
+    files = [weights, *shards]
+    if labels is not None:
+        files.append(cohort / "labels" / f"{labels.task}.parquet")
+    stamp = [(str(p.absolute()), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
+    key = hashlib.sha256(json.dumps([stamp, share]).encode()).hexdigest()[:16]
+    keep = fitted_on and not judged
+    folder = subject.run.absolute() / ".parts" / f"{split}-{key}"
+    done = folder / "done"
+    if not done.is_file():
+        shutil.rmtree(folder, ignore_errors=True)
+        cuts = None if labels is None else labels.cuts()
+        predict_shards(shards, folder, request, cuts, say=say, verb=f"embedded {split} shards")
+        done.touch()
+    parts = [folder / f"{index:05d}" for index in range(len(shards))]
+    samples = read_tables(parts, "samples")
+    if samples is None:
+        raise InputError(f"{cohort}: no labelled patient in the {split} split")
+    result = Embedded(samples, _numbered(parts, "latents"), _numbered(parts, "tokens"))
+    if not keep:
+        shutil.rmtree(folder, ignore_errors=True)
+    return result
+
+
+def _num_subjects(shard: Path) -> int:
+    return len(pa.compute.unique(pq.read_table(shard, columns=["subject_id"])["subject_id"]))
+
+
+def _numbered(parts: list[Path], name: str) -> pa.Table | None:
+    """Read a table of several shards with `sample` counted over all of them."""
+    tables, first = [], 0
+    for part in parts:
+        if (part / f"{name}.parquet").is_file():
+            table = pq.read_table(part / f"{name}.parquet")
+            shifted = pa.array(table["sample"].to_numpy() + first)
+            tables.append(table.set_column(table.column_names.index("sample"), "sample", shifted))
+        if (part / "samples.parquet").is_file():
+            first += pq.ParquetFile(part / "samples.parquet").metadata.num_rows
+    return pa.concat_tables(tables) if tables else None
+
+
+def _split(part: Embedded, labels: Labels) -> Split:
+    samples = part.samples
+    subject = samples["subject_id"].to_numpy()
+    time = samples["prediction_time"].cast(pa.int64()).to_numpy()
+    return Split(
+        subject_id=subject,
+        prediction_time=samples["prediction_time"].to_numpy(),
+        label=labels.look_up(subject, time),
+        embedding=matrix(samples, "embedding"),
+        untrained=matrix(samples, "untrained"),
+        features=matrix(samples, "features"),
+    )
+
+
+def _write(
+    subject: Subject, scores: TaskScores | None, embedded: dict[str, Embedded], say: Say
+) -> list[str]:
+    """Write metrics, predictions, embeddings, figures and the report; return the summary."""
+    say("writing the report")
+    target, split = subject.target, subject.split
+    metrics = dict(scores.metrics) if scores else {}
+    part = embedded[split]
+    latent: LatentDiagnostics | None = None
+    if part.latents is not None:
+        latent = latent_diagnostics(
+            matrix(part.latents, "mu"), matrix(part.latents, "logvar"), part.latents["sample"].to_numpy()
+        )
+        metrics |= {f"{split}/latent/{k}": v for k, v in latent.metrics().items()}
+    embedding = embedding_diagnostics(matrix(part.samples, "embedding"))
+    metrics |= {f"{split}/embedding/{k}": v for k, v in embedding.metrics().items()}
+    tokens = None
+    if part.tokens is not None:
+        tokens = Tokens.from_columns(
+            {name: part.tokens[name].to_numpy(zero_copy_only=False) for name in part.tokens.column_names}
+        )
+        found = reconstruction_metrics(tokens)
+        metrics |= {f"{split}/reconstruction/{k}": v for k, v in found.items()}
+    target.mkdir(parents=True, exist_ok=True)
+    notes = write_metrics(target / "metrics.json", metrics)
+    for name, part_ in embedded.items():
+        write_embeddings(target / "embeddings" / f"{name}.parquet", part_.samples, times=True)
+    if scores is not None:
+        for name, probabilities in scores.probabilities.items():
+            samples = embedded[name].samples
+            write_predictions(
+                target / "predictions" / f"{name}.parquet",
+                samples["subject_id"].to_numpy(),
+                samples["prediction_time"].to_numpy(),
+                scores.labels[name],
+                probabilities[MODEL],
+            )
+    context = _context(subject, scores, embedded, metrics, latent, embedding, tokens)
+    report = write_report(target, context)
+    if subject.own:
+        tracker = Tracker(find_run(subject.run))
+        last = checkpoint.saved_progress(subject.run)
+        tracker.metrics(
+            {k: v for k, v in metrics.items() if np.isfinite(v)}, last.step if last else 0
+        )
+        tracker.artifacts(target, ARTIFACTS)
+    return _summary(subject, scores, latent, metrics, report, notes)
+
+
+def _context(
+    subject: Subject,
+    scores: TaskScores | None,
+    embedded: Mapping[str, Embedded],
+    metrics: Mapping[str, float],
+    latent: LatentDiagnostics | None,
+    embedding: EmbeddingDiagnostics,
+    tokens: Tokens | None,
+) -> ReportContext:
+    experiment, split = subject.experiment, subject.split
+    past = history.read(subject.run)
+    last = checkpoint.saved_progress(subject.run)
+    parameters = sum(p.numel() for p in subject.loaded.model.parameters())
+    run = {"family": experiment.family, "parameters": f"{parameters:,}"}
+    if last is not None:
+        run |= {"steps": f"{last.step:,}", "training": f"{last.seconds / 60:.1f} min"}
+        run |= {"workers": str(experiment.cluster.num_workers)}
+    notes = [*(scores.notes if scores else ())]
+    if subject.task is None:
+        notes.append("The cohort has no labels, so there is no probe and no baseline.")
+    return ReportContext(
+        title=f"{experiment.name} on {subject.cohort.resolve().name}",
+        run=run,
+        task=subject.task or "",
+        split=split,
+        metrics=metrics,
+        verdicts=scores.verdicts if scores else (),
+        notes=notes,
+        latents={"set posterior": latent} if latent else {},
+        embeddings={"patient embedding": embedding},
+        reconstruction=reconstruction_table(metrics, split) if tokens is not None else None,
+        figures=_figures(subject, scores, embedded[split], past, latent, tokens),
+        cohort=_provenance(subject),
+        splits=_sizes(subject, scores),
+        rejected=_rejected(subject.cohort),
+        config=to_yaml(experiment),
+        versions={n: version(n) for n in ("ehr_ray", "ray", "torch", "mlflow", "scikit-learn")},
+    )
+
+
+def _figures(
+    subject: Subject,
+    scores: TaskScores | None,
+    part: Embedded,
+    past: Any,
+    latent: LatentDiagnostics | None,
+    tokens: Tokens | None,
+) -> dict[str, Any]:
+    split, shown = subject.split, {}
+    if len(past):
+        shown["loss_curves"] = figures.loss_curves(past)
+    if scores is not None and 0 < scores.labels[split].mean() < 1:
+        label = scores.labels[split]
+        shown["roc_pr"] = figures.roc_pr(label, scores.probabilities[split])
+        shown["calibration"] = figures.calibration(
+            label, scores.probabilities[split][MODEL], scores.uncalibrated[split]
+        )
+    shown["embedding_map"] = figures.embedding_map(
+        matrix(part.samples, "embedding"),
+        scores.labels[split] if scores else None,
+        subject.task or "outcome",
+    )
+    if latent is not None:
+        shown["kl_per_dimension"] = figures.kl_per_dimension(
+            latent.kl_per_dimension, latent.active
+        )
+    if tokens is not None and len(tokens.value):
+        shown["reconstruction"] = figures.reconstruction(
+            examples(tokens, subject.loaded.vocabulary.codes)
+        )
+    return shown
+
+
+def _provenance(subject: Subject) -> dict[str, str]:
+    result = {"cohort": str(subject.cohort)}
+    if not subject.own:
+        result["fitted on"] = subject.experiment.data.cohort
+    path = subject.cohort / "metadata" / "dataset.json"
+    if path.is_file():
+        note = json.loads(path.read_text())
+        for name in ("dataset_name", "dataset_version", "etl_name", "etl_version"):
+            if note.get(name):
+                result[name.replace("_", " ")] = str(note[name])
+    result["codes known to the model"] = f"{len(subject.loaded.vocabulary):,}"
+    return result
+
+
+def _sizes(subject: Subject, scores: TaskScores | None) -> list[SplitSize]:
+    sizes = []
+    labels = read_labels(subject.cohort, subject.task) if subject.task else None
+    for split, shards in splits_of(subject.cohort).items():
+        ids = np.concatenate(
+            [np.unique(pq.read_table(p, columns=["subject_id"])["subject_id"]) for p in shards]
+        )
+        mine = np.isin(labels.subject_id, ids) if labels else np.zeros(0, bool)
+        positive = int(labels.value[mine].sum()) if labels else 0
+        sizes.append(SplitSize(split, len(ids), int(mine.sum()), positive))
+    return sizes
+
+
+def _rejected(cohort: Path) -> Rejected | None:
+    path = cohort / "metadata" / "rejected.parquet"
+    if not path.is_file():
+        return None
+    table = pq.read_table(path)
+    reasons = table.group_by("reason").aggregate([("reason", "count")]).to_pydict()
+    counts = dict(zip(reasons["reason"], reasons["reason_count"], strict=True))
+    rows = sum(
+        pq.ParquetFile(p).metadata.num_rows for paths in splits_of(cohort).values() for p in paths
+    )
+    return Rejected(len(table), rows + len(table), counts)
+
+
+def _summary(
+    subject: Subject,
+    scores: TaskScores | None,
+    latent: LatentDiagnostics | None,
+    metrics: Mapping[str, float],
+    report: Path,
+    notes: list[str],
+) -> list[str]:
+    lines, split = [], subject.split
+    if scores is not None:
+        lines.append(
+            f"{subject.task} on {split} of {subject.cohort}: "
+            f"{len(scores.labels[split]):,} rows, {scores.labels[split].mean():.1%} positive"
+        )
+        names = [MODEL, *(b for b in BASELINES if f"baseline/{b}/{split}/auroc" in metrics)]
+        lines.append(f"{'':32}{'AUROC':22}{'AUPRC':22}{'min(Se,P+)':22}")
+        for name in names:
+            at = split if name == MODEL else f"baseline/{name}/{split}"
+            title = "this model, linear probe" if name == MODEL else TITLES[name]
+            lines.append(f"{title:32}" + "".join(f"{_cell(metrics, at, m):22}" for m in _SHOWN))
+        lines += [f"the model {sentence}" for sentence in scores.verdicts]
+        lines += [f"note: {note}" for note in scores.notes]
+    if latent is not None:
+        lines.append(f"latent: {latent.verdict}: {latent.reason}")
+    r2 = metrics.get(f"{split}/reconstruction/hidden_live/r2")
+    if r2 is not None:
+        lines.append(f"reconstruction of hidden live values: R² {r2:.3f} over the train mean")
+    lines += [f"undefined: {name}" for name in notes[:3]]
+    lines.append(f"report: {os.path.relpath(report)}")
+    return lines
+
+
+_SHOWN = ("auroc", "auprc", "min_se_ppv")
+
+
+def _cell(metrics: Mapping[str, float], at: str, name: str) -> str:
+    value = metrics.get(f"{at}/{name}", float("nan"))
+    if not np.isfinite(value):
+        return "undefined"
+    low, high = metrics.get(f"{at}/{name}/low", value), metrics.get(f"{at}/{name}/high", value)
+    return f"{value:.3f} [{low:.3f}, {high:.3f}]"
+
+

@@ -1,0 +1,253 @@
+"""A trained model over a cohort: one Ray Data task pool, the same transform, collate and predict."""
+
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import nn
+
+from ehr_ray.errors import InputError
+from ehr_ray.events.features import code_lookup, simple_features
+from ehr_ray.events.patients import Patient, read_patients, splits_of
+from ehr_ray.family import Batch, Row
+from ehr_ray.runtime.datasets import Say, run_shards
+from ehr_ray.runtime.session import session
+from ehr_ray.train import checkpoint
+
+BATCH_PATIENTS = 64
+EMBEDDING = pa.list_(pa.float32())
+Cut = Mapping[int, Sequence[int]]
+"""Prediction times (microseconds since 1970) of each subject."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to compute for each sample of a shard besides the embedding.
+
+    Args:
+        checkpoint: folder of the trained model.
+        untrained: also embed with the same architecture as it was before training.
+        features: codes that get simple features, as vocabulary ids; None computes none.
+        diagnose: share of subjects whose latents and reconstructions are kept.
+    """
+
+    checkpoint: Path
+    untrained: bool = False
+    features: tuple[int, ...] | None = None
+    diagnose: float = 0.0
+
+
+@dataclass
+class ShardPredictor:
+    """The function of one shard: reads patients, cuts them, predicts, writes Parquet.
+
+    The model is loaded once in each worker process, not once a shard.
+    """
+
+    request: Request
+    cuts: Cut | None = None
+    _models: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the models behind: each process loads its own."""
+        return {"request": self.request, "cuts": self.cuts, "_models": {}}
+
+    @cached_property
+    def loaded(self) -> checkpoint.Loaded:
+        """The trained model."""
+        return checkpoint.load(self.request.checkpoint)
+
+    @cached_property
+    def untrained(self) -> nn.Module:
+        """The same architecture with the weights training started from."""
+        loaded = self.loaded
+        torch.manual_seed(loaded.experiment.seed)
+        return loaded.family.build(loaded.experiment.model, loaded.vocabulary).eval()
+
+    def __call__(self, job: Mapping[str, Any]) -> int:
+        """Predict every sample of `job["shard"]` into `job["target"]`; return their number."""
+        torch.set_num_threads(1)
+        target = Path(job["target"])
+        target.mkdir(parents=True, exist_ok=True)
+        patients = read_patients(Path(job["shard"]), self.loaded.vocabulary)
+        tables: dict[str, list[pa.Table]] = {"samples": [], "latents": [], "tokens": []}
+        count = 0
+        for samples in _batched(self._samples(patients), BATCH_PATIENTS):
+            for name, table in self._tables(samples, first=count).items():
+                tables[name].append(table)
+            count += len(samples)
+        for name, parts in tables.items():
+            if parts:
+                pq.write_table(pa.concat_tables(parts), target / f"{name}.parquet")
+        return count
+
+    def _samples(self, patients: Iterable[Patient]) -> Iterator[tuple[Patient, int]]:
+        for patient in patients:
+            if self.cuts is None:
+                last = int(patient.time[-1]) if len(patient.time) else patient.origin
+                yield patient, max(last, patient.origin)
+            else:
+                for time in self.cuts.get(patient.subject_id, ()):
+                    yield patient.until(time), int(time)
+
+    @torch.inference_mode()
+    def _tables(self, samples: list[tuple[Patient, int]], first: int) -> dict[str, pa.Table]:
+        loaded = self.loaded
+        family, config = loaded.family, loaded.experiment.model
+        rows: list[Row] = [family.transform(p, config, loaded.vocabulary) for p, _ in samples]
+        batch = family.collate(rows, config)
+        columns: dict[str, Any] = {
+            "subject_id": np.array([p.subject_id for p, _ in samples], np.int64),
+            "prediction_time": pa.array([t for _, t in samples], pa.int64()).cast(
+                pa.timestamp("us")
+            ),
+        }
+        for name, values in family.predict(loaded.model, batch).items():
+            columns[name] = _column(values)
+        if self.request.untrained:
+            columns["untrained"] = _column(family.predict(self.untrained, batch)["embedding"])
+        if self.request.features is not None:
+            columns["features"] = _column(self._features(samples))
+        tables = {"samples": pa.table(columns)}
+        chosen = [i for i, (p, _) in enumerate(samples) if sampled(p.subject_id, self.request.diagnose)]
+        if chosen:
+            part = family.collate([rows[i] for i in chosen], config)
+            where = torch.tensor([first + i for i in chosen])
+            for name, function in (("latents", family.latents), ("tokens", family.reconstruct)):
+                if function is not None:
+                    tables[name] = _flat(function(loaded.model, part), where)
+        return tables
+
+    def _features(self, samples: list[tuple[Patient, int]]) -> torch.Tensor:
+        selected = np.asarray(self.request.features, np.int64)
+        lookup = code_lookup(selected, len(self.loaded.vocabulary))
+        rows = [
+            simple_features(
+                patient.minute,
+                lookup[patient.code],
+                patient.value,
+                patient.static,
+                num_codes=len(selected),
+                end_minute=max(1.0, (time - patient.origin) / 60e6),
+            )
+            for patient, time in samples
+        ]
+        return torch.from_numpy(np.stack(rows))
+
+
+def sampled(subject_id: int, share: float) -> bool:
+    """Whether a subject is among the given share: by a hash of its id, so the same every time."""
+    mixed = (subject_id * 0x9E3779B97F4A7C15 + 0x632BE59BD9B4E019) % (1 << 64)
+    mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) % (1 << 64)
+    return (mixed >> 11) / (1 << 53) < share
+
+
+def predict_shards(
+    shards: Sequence[Path],
+    folder: Path,
+    request: Request,
+    cuts: Cut | None,
+    *,
+    on_ray: bool = True,
+    say: Say = lambda _: None,
+    verb: str = "embedded shards",
+) -> list[Path]:
+    """Predict over shards; return the folder of each shard's `samples`, `latents`, `tokens`."""
+    jobs = [
+        {"shard": str(shard), "target": str(folder / f"{index:05d}")}
+        for index, shard in enumerate(shards)
+    ]
+    run_shards(jobs, ShardPredictor(request, cuts), on_ray=on_ray, say=say, verb=verb)
+    return [Path(job["target"]) for job in jobs]
+
+
+def read_tables(folders: Iterable[Path], name: str) -> pa.Table | None:
+    """Return what the shards wrote under a name, one after the other; None if none did."""
+    parts = [pq.read_table(f / f"{name}.parquet") for f in folders if (f / f"{name}.parquet").is_file()]
+    return pa.concat_tables(parts) if parts else None
+
+
+def matrix(table: pa.Table, name: str) -> np.ndarray:
+    """Return a list column of equal lengths as float32 [rows, width]."""
+    column = table[name].combine_chunks()
+    return column.values.to_numpy().reshape(len(table), -1)
+
+
+def embed(
+    run: Path,
+    cohort: Path,
+    output: Path,
+    *,
+    address: str | None = None,
+    verbose: bool = False,
+    say: Callable[[str], None] = lambda _: None,
+) -> int:
+    """Write one row a patient, `subject_id, embedding`, from all of its events; return the rows."""
+    folder = checkpoint.checkpoint_folder(run).absolute()
+    if not Path(cohort).is_dir():
+        raise InputError(f"--cohort {cohort}: no such folder; make it with `ehr-ray ingest`")
+    shards = [path for paths in splits_of(cohort).values() for path in paths]
+    if output.is_dir():
+        raise InputError(f"--output {output}: is a folder; give the name of a Parquet file")
+    output = output.absolute()
+    output.parent.mkdir(parents=True, exist_ok=True)
+    scratch = output.with_name(f".{output.name}.parts-{os.getpid()}")
+    try:
+        with session(address, verbose=verbose):
+            parts = predict_shards(shards, scratch, Request(folder), None, say=say)
+        table = read_tables(parts, "samples")
+        assert table is not None
+        write_embeddings(output, table)
+        return int(table.num_rows)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def write_embeddings(path: Path, table: pa.Table, *, times: bool = False) -> None:
+    """Write `subject_id` (, `prediction_time`) and `embedding`, by rename."""
+    names = ["subject_id", "prediction_time", "embedding"] if times else ["subject_id", "embedding"]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    pq.write_table(table.select(names), partial)
+    os.replace(partial, path)
+
+
+def _batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    group: list[Any] = []
+    for item in items:
+        group.append(item)
+        if len(group) == size:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def _column(values: torch.Tensor) -> pa.Array:
+    array = values.float().numpy()
+    if array.ndim == 1:
+        return pa.array(array)
+    flat = pa.array(array.reshape(-1))
+    offsets = pa.array(np.arange(0, array.size + 1, array.shape[1], dtype=np.int32))
+    return pa.ListArray.from_arrays(offsets, flat)
+
+
+def _flat(batch: Batch, where: torch.Tensor) -> pa.Table:
+    """Return row-wise tensors as a table; `patient` becomes the sample's place in the shard."""
+    columns = {}
+    for name, values in batch.items():
+        if name == "patient":
+            columns["sample"] = pa.array(where[values].numpy())
+        elif values.ndim == 2:
+            columns[name] = _column(values)
+        else:
+            columns[name] = pa.array(values.numpy())
+    return pa.table(columns)
