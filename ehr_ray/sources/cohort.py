@@ -76,6 +76,23 @@ class IngestSummary:
     reused: bool = False
     seconds: float = 0.0
 
+    def __str__(self) -> str:
+        """Return a few lines for the screen."""
+        splits = ", ".join(f"{name} {count:,}" for name, count in self.subjects.items())
+        done = "already there" if self.reused else f"in {self.seconds:.1f} s"
+        lines = [
+            f"{self.cohort}: {sum(self.subjects.values()):,} subjects ({splits}), "
+            f"{self.events:,} events, {done}",
+            f"rejected {self.rejected_rows:,} of {self.rows_read:,} rows and "
+            f"{self.rejected_files:,} files (metadata/rejected.parquet)",
+        ]
+        for task, summary in self.labels.items():
+            mean = "" if summary.mean is None else f", mean {summary.mean:.3f}"
+            lines.append(f"task {task}: {summary.labels:,} labels{mean}")
+        if self.labels_without_subject:
+            lines.append(f"{self.labels_without_subject:,} labels dropped: no events for them")
+        return "\n".join(lines)
+
 
 def fingerprint(
     source: Source, options: Any, policy: SplitPolicy, units: Iterable[Unit]

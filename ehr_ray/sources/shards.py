@@ -20,7 +20,7 @@ MIN_SHARDS: Final = 8
 """Shards of the largest split where its subjects allow, so that small cohorts read in parallel."""
 
 MAX_SHARDS: Final = 512
-ROWS_PER_SHARD: Final = 1_000_000
+ROWS_PER_SHARD: Final = 500_000
 MAX_ROWS_PER_SHARD: Final = 8_000_000
 """What a task holds in memory: more shards rather than larger ones beyond it."""
 
@@ -58,7 +58,7 @@ class Shard:
 def plan_shards(counts: npt.NDArray[np.int64]) -> list[Shard]:
     """Divide each split into runs of buckets of about equal rows, none of them empty.
 
-    `counts` are rows by key. A shard has at most about 1,000,000 rows, more only if there would
+    `counts` are rows by key. A shard has at most about 500,000 rows, more only if there would
     be over 512 shards; the largest split has at least 8 where it has the subjects.
     """
     by_split = counts.reshape(len(SPLITS), NUM_BUCKETS)
@@ -93,6 +93,12 @@ def gather(plan: Plan, shard: Shard, num_parts: int, relative_time: bool) -> Non
     path = shard.path(plan)
     if path.exists():
         return
+    events = _collect(plan, shard, num_parts, relative_time)
+    _write(_subjects(events), shard.subjects_path(plan), plan.staging)
+    _write(events, path, plan.staging)
+
+
+def _collect(plan: Plan, shard: Shard, num_parts: int, relative_time: bool) -> pa.Table:
     batches = [
         batch
         for index in range(num_parts)
@@ -104,9 +110,7 @@ def gather(plan: Plan, shard: Shard, num_parts: int, relative_time: bool) -> Non
     ids = events["subject_id"].to_numpy()
     # NaT is the smallest int64, so static events come first.
     times = events["time"].to_numpy().view(np.int64)
-    events = events.combine_chunks().take(pa.array(np.lexsort((times, ids))))
-    _write(_subjects(events), shard.subjects_path(plan), plan.staging)
-    _write(events, path, plan.staging)
+    return events.combine_chunks().take(pa.array(np.lexsort((times, ids))))
 
 
 def _write(table: pa.Table, path: Path, staging: Path) -> None:

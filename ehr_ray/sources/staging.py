@@ -152,7 +152,8 @@ def read_keys(part: Path, first: int, last: int) -> Iterator[pa.RecordBatch]:
             batch = reader.get_batch(i)
             start, stop = np.searchsorted(batch["key"].to_numpy(), [first, last + 1])
             if stop > start:
-                yield batch.slice(start, stop - start).select(EVENTS.names)
+                # A copy, so that the file is unmapped before the next part is opened.
+                yield batch.select(EVENTS.names).take(pa.array(np.arange(start, stop)))
 
 
 def side_table(part: Path, name: str) -> pa.Table | None:

@@ -183,6 +183,37 @@ def test_bad_arguments_are_one_line_and_leave_nothing(tmp_path, arguments, messa
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_summary_reads_well(tmp_path, write_stays):
+    write_stays(tmp_path / "raw", {1: ["00:01,HR,80", "00:02,HR,x"]})
+    summary = ingest("physionet2012", tmp_path / "raw", tmp_path / "c", max_rejected=1)
+    assert str(summary).splitlines() == [
+        f"{tmp_path}/c: 1 subjects (train 1, tuning 0, held_out 0), 2 events, "
+        f"in {summary.seconds:.1f} s",
+        "rejected 1 of 3 rows and 0 files (metadata/rejected.parquet)",
+    ]
+
+
+PEAK = """
+import pathlib, resource, sys
+from ehr_ray.runtime.ingest import ingest
+options = {"patients": int(sys.argv[1])}
+ingest("synthetic", None, pathlib.Path(sys.argv[2]), options=options, cpus=1)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+"""
+
+
+@pytest.mark.slow
+def test_memory_stays_flat_when_the_cohort_grows_tenfold(tmp_path):
+    def peak(patients):
+        command = [sys.executable, "-c", PEAK, str(patients), str(tmp_path / str(patients))]
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+        return float(
+            subprocess.run(command, env=environment, check=True, capture_output=True).stdout
+        )
+
+    assert peak(40_000) < 1.3 * peak(4_000)
+
+
 KILLED = """
 import os, pathlib, signal, sys
 from ehr_ray.runtime.ingest import ingest

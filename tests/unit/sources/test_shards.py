@@ -49,8 +49,8 @@ def test_fewer_subjects_than_shards_get_one_each():
     assert plan_shards(counts) == [Shard("train", 0, 5, 5), Shard("train", 1, 900, 900)]
 
 
-@pytest.mark.parametrize(("rows", "shards"), [(20_000_000, 20), (2_000_000_000, MAX_SHARDS)])
-def test_shards_hold_a_million_rows_until_there_would_be_too_many(rows, shards):
+@pytest.mark.parametrize(("rows", "shards"), [(20_000_000, 40), (2_000_000_000, MAX_SHARDS)])
+def test_shards_hold_half_a_million_rows_until_there_would_be_too_many(rows, shards):
     counts = np.zeros(NUM_KEYS, np.int64)
     counts[:NUM_BUCKETS] = rows // NUM_BUCKETS
     assert abs(len(plan_shards(counts)) - shards) <= 1
