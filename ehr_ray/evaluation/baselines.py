@@ -14,7 +14,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import train_test_split
 
 from ehr_ray.evaluation.metrics import choose_threshold
-from ehr_ray.evaluation.probe import Probe, fit_platt, fit_probe, logit, sigmoid
+from ehr_ray.evaluation.probe import Probe, few_threads, fit_platt, fit_probe, logit, sigmoid
 
 Array = NDArray[np.float64]
 Input = Literal["embedding", "untrained", "features"]
@@ -141,9 +141,10 @@ def fit_gbm(
         note = "train has one class or no varying feature: everybody gets the train prevalence"
         return _ensemble([lambda rows: np.full(len(rows), constant)], tuning_x, tuning_y, {}, note)
     check_x = np.asarray(tuning_x, dtype=np.float32)[:, columns]
-    settings, num_trees, choice = _choose_trees(x[:, columns], y, check_x, tuning_y, grid, seed)
-    seeds = range(seed + 1, seed + 1 + num_seeds)
-    members = [_member(settings, num_trees, x, y, columns, member) for member in seeds]
+    with few_threads(x):
+        settings, num_trees, choice = _choose_trees(x[:, columns], y, check_x, tuning_y, grid, seed)
+        seeds = range(seed + 1, seed + 1 + num_seeds)
+        members = [_member(settings, num_trees, x, y, columns, member) for member in seeds]
     chosen = {
         "learning_rate": settings.learning_rate,
         "num_trees": float(num_trees),
@@ -237,9 +238,13 @@ def _member(
     seed: int,
 ) -> Callable[[NDArray[Any]], Array]:
     model = _fit_trees(settings, num_trees, x[:, columns], y, seed)
-    return lambda rows: np.asarray(
-        model.predict_proba(np.asarray(rows, dtype=np.float32)[:, columns])[:, 1], dtype=np.float64
-    )
+
+    def predict(rows: NDArray[Any]) -> Array:
+        chosen = np.asarray(rows, dtype=np.float32)[:, columns]
+        with few_threads(chosen):
+            return np.asarray(model.predict_proba(chosen)[:, 1], dtype=np.float64)
+
+    return predict
 
 
 def _fit_trees(

@@ -59,7 +59,7 @@ def binary_metrics(
     smaller of sensitivity and positive predictive value at the threshold. `ece` is the mean
     absolute difference of mean probability and observed rate over `ECE_BINS` bins of equal
     mass. Intervals are the 2.5 % and 97.5 % quantiles over `num_bootstrap` resamples of rows;
-    that of `ece` lies above its value by construction, since resampling adds noise to each bin.
+    that of `ece` is shifted by its bootstrap bias, since resampling adds noise to every bin.
     """
     y, p = _checked(label, probability)
     out: dict[str, float] = {"n": float(y.size)}
@@ -165,15 +165,21 @@ def _bootstrap(
         for name, function in functions.items():
             draws[name].append(function(weights))
     whole = np.ones((1, n))
-    return {name: _interval(f(whole)[0], draws[name]) for name, f in functions.items()}
+    return {
+        name: _interval(f(whole)[0], draws[name], debias=name == "ece")
+        for name, f in functions.items()
+    }
 
 
-def _interval(value: float, draws: list[Array]) -> Interval:
+def _interval(value: float, draws: list[Array], *, debias: bool) -> Interval:
     defined = np.concatenate(draws) if draws else np.zeros(0)
     defined = defined[~np.isnan(defined)]
     if np.isnan(value) or not defined.size:
         return Interval(float(value), np.nan, np.nan)
     low, high = np.quantile(defined, (0.025, 0.975))
+    if debias:
+        bias = defined.mean() - value
+        low, high = max(0.0, low - bias), high - bias
     return Interval(float(value), float(low), float(high))
 
 

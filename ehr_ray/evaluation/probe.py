@@ -7,6 +7,7 @@ three are linear in the standardised input.
 
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -16,6 +17,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedKFold
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from ehr_ray.evaluation.metrics import choose_threshold
 
@@ -26,6 +28,7 @@ C_GRID: Final = tuple(float(c) for c in np.logspace(-5, 1, 13))
 DEFAULT_C: Final = 1e-2
 _WINSORISE: Final = 0.02
 _FOLDS: Final = 5
+_THREADED_SIZE: Final = 20_000_000
 
 
 @dataclass(frozen=True)
@@ -113,10 +116,11 @@ def fit_probe(
     if np.unique(y).size < 2:
         return _constant(start, y, tuning_x, tuning_y)
     z, tuning_z = start._standardise(train_x), start._standardise(tuning_x)
-    basis = None if num_components is None else _principal_components(z, num_components)
-    if basis is not None:
-        z, tuning_z = z @ basis, tuning_z @ basis
-    coef, intercept, c, notes = _fit(z, y, tuning_z, tuning_y, c_grid, seed)
+    with few_threads(z):
+        basis = None if num_components is None else _principal_components(z, num_components)
+        if basis is not None:
+            z, tuning_z = z @ basis, tuning_z @ basis
+        coef, intercept, c, notes = _fit(z, y, tuning_z, tuning_y, c_grid, seed)
     coef = coef if basis is None else basis @ coef
     fitted = replace(start, coef=coef, intercept=intercept, c=c)
     return _calibrated(fitted, tuning_x, tuning_y, notes)
@@ -143,6 +147,15 @@ def fit_platt(logit: NDArray[Any], label: NDArray[Any]) -> tuple[float, float, s
     if slope <= 0:
         return 1.0, 0.0, "not calibrated: higher scores do not mean higher risk on tuning"
     return slope, float(model.intercept_[0]), None
+
+
+def few_threads(x: NDArray[Any]) -> AbstractContextManager[Any]:
+    """Keep numerical libraries to one thread while `x` is small.
+
+    Their threads spin while they wait for each other: beside a busy neighbour 7 times the
+    processor time for logistic regression on 6,400 x 400, and up to 60 times for trees.
+    """
+    return threadpool_limits(1 if x.size < _THREADED_SIZE else None)
 
 
 def sigmoid(logit: NDArray[Any]) -> Array:

@@ -167,8 +167,8 @@ def test_an_input_of_another_width_is_refused():
 
 def test_a_wide_embedding_is_fitted_in_seconds():
     rng = np.random.default_rng(0)
-    x = rng.normal(size=(4000, 512)) @ rng.normal(size=(512, 512)) / 20
-    y = (x[:, 0] + rng.normal(size=4000) > 1).astype(int)
+    x = rng.normal(size=(3000, 256)) @ rng.normal(size=(256, 256)) / 16
+    y = (x[:, 0] + rng.normal(size=3000) > 1).astype(int)
     start = time.perf_counter()
     fit_probe(*halves(x, y))
-    assert time.perf_counter() - start < 30
+    assert time.perf_counter() - start < 15
