@@ -1,6 +1,8 @@
-"""`python jobs/benchmark.py ...` is `ehr-ray benchmark ...`; the form `ray job submit` wants."""
+"""`python jobs/benchmark.py ...` is `ehr-ray benchmark ...`: the form `ray job submit` runs."""
+
+import sys
 
 from ehr_ray.cli import main
 
 if __name__ == "__main__":
-    main(["benchmark", *__import__("sys").argv[1:]])
+    main(["benchmark", *sys.argv[1:]])

@@ -1,6 +1,8 @@
-"""`python jobs/embed.py ...` is `ehr-ray embed ...`; the form `ray job submit` wants."""
+"""`python jobs/embed.py ...` is `ehr-ray embed ...`: the form `ray job submit` runs."""
+
+import sys
 
 from ehr_ray.cli import main
 
 if __name__ == "__main__":
-    main(["embed", *__import__("sys").argv[1:]])
+    main(["embed", *sys.argv[1:]])

@@ -1,6 +1,8 @@
-"""`python jobs/evaluate.py ...` is `ehr-ray evaluate ...`; the form `ray job submit` wants."""
+"""`python jobs/evaluate.py ...` is `ehr-ray evaluate ...`: the form `ray job submit` runs."""
+
+import sys
 
 from ehr_ray.cli import main
 
 if __name__ == "__main__":
-    main(["evaluate", *__import__("sys").argv[1:]])
+    main(["evaluate", *sys.argv[1:]])

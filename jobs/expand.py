@@ -1,6 +1,8 @@
-"""`python jobs/expand.py ...` is `ehr-ray expand ...`; the form `ray job submit` wants."""
+"""`python jobs/expand.py ...` is `ehr-ray expand ...`: the form `ray job submit` runs."""
+
+import sys
 
 from ehr_ray.cli import main
 
 if __name__ == "__main__":
-    main(["expand", *__import__("sys").argv[1:]])
+    main(["expand", *sys.argv[1:]])

@@ -1,6 +1,8 @@
-"""`python jobs/ingest.py ...` is `ehr-ray ingest ...`; the form `ray job submit` wants."""
+"""`python jobs/ingest.py ...` is `ehr-ray ingest ...`: the form `ray job submit` runs."""
+
+import sys
 
 from ehr_ray.cli import main
 
 if __name__ == "__main__":
-    main(["ingest", *__import__("sys").argv[1:]])
+    main(["ingest", *sys.argv[1:]])

@@ -1,6 +1,8 @@
-"""`python jobs/prepare.py ...` is `ehr-ray prepare ...`; the form `ray job submit` wants."""
+"""`python jobs/prepare.py ...` is `ehr-ray prepare ...`: the form `ray job submit` runs."""
+
+import sys
 
 from ehr_ray.cli import main
 
 if __name__ == "__main__":
-    main(["prepare", *__import__("sys").argv[1:]])
+    main(["prepare", *sys.argv[1:]])

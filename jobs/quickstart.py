@@ -1,6 +1,8 @@
-"""`python jobs/quickstart.py ...` is `ehr-ray quickstart ...`; the form `ray job submit` wants."""
+"""`python jobs/quickstart.py ...` is `ehr-ray quickstart ...`: the form `ray job submit` runs."""
+
+import sys
 
 from ehr_ray.cli import main
 
 if __name__ == "__main__":
-    main(["quickstart", *__import__("sys").argv[1:]])
+    main(["quickstart", *sys.argv[1:]])

@@ -1,6 +1,8 @@
-"""`python jobs/train.py ...` is `ehr-ray train ...`; the form `ray job submit` wants."""
+"""`python jobs/train.py ...` is `ehr-ray train ...`: the form `ray job submit` runs."""
+
+import sys
 
 from ehr_ray.cli import main
 
 if __name__ == "__main__":
-    main(["train", *__import__("sys").argv[1:]])
+    main(["train", *sys.argv[1:]])

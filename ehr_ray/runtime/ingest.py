@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from ehr_ray.errors import InputError
+from ehr_ray.errors import InputError, RunError
 from ehr_ray.sources.cohort import (
     IngestSummary,
     check_parts,
@@ -66,6 +66,7 @@ def ingest(
 
     Raises:
         InputError: bad arguments, missing or corrupt input, or too many bad rows.
+        RunError: a full disk, missing rights or a lost worker.
     """
     started = time.monotonic()
     record = get_source(source)
@@ -81,7 +82,11 @@ def ingest(
         discard_staging(output)
         progress(f"{output} is already there, made from the same input: nothing to do")
         return done
-    with staging(output, print_) as folder, _runner(len(units), size, cpus, progress) as run:
+    with (
+        _failures(output),
+        staging(output, print_) as folder,
+        _runner(len(units), size, cpus, progress) as run,
+    ):
         plan = Plan(source, chosen, policy, folder)
         run("read", [partial(scatter, plan, i, unit) for i, unit in enumerate(units)])
         shards = check_parts(plan, len(units), max_rejected)
@@ -90,6 +95,15 @@ def ingest(
         progress("fitting codes on train")
         summary = finish(plan, record, shards, len(units), output, print_)
     return replace(summary, seconds=time.monotonic() - started)
+
+
+@contextlib.contextmanager
+def _failures(output: Path) -> Iterator[None]:
+    """Turn a full disk, missing rights or a lost worker into one line."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"--output {output}: {error}; then run the same again to go on") from error
 
 
 def _existing(path: Path | None, source: str, needed: bool) -> Path:
@@ -129,21 +143,30 @@ def _run_here(progress: Callable[[str], None], verb: str, tasks: Sequence[Task])
 def _run_on_ray(progress: Callable[[str], None], verb: str, tasks: Sequence[Task]) -> None:
     """Run each task as one Ray Data task; the paths travel, never the data."""
     import ray.data
+    import ray.exceptions
 
     ray.data.DataContext.get_current().enable_progress_bars = False
     items = [{"task": pickle.dumps(task)} for task in tasks]
     dataset = ray.data.from_items(items, override_num_blocks=len(items))
-    for done, row in enumerate(dataset.map_batches(_run_batch, batch_size=1).iter_rows(), start=1):
-        if row["error"]:
-            raise InputError(row["error"])
-        progress(f"{verb} {done}/{len(tasks)}")
+    results = dataset.map_batches(_run_batch, batch_size=1)
+    try:
+        for done, row in enumerate(results.iter_rows(), start=1):
+            if row["bad_input"]:
+                raise InputError(row["bad_input"])
+            if row["failure"]:
+                raise OSError(row["failure"])
+            progress(f"{verb} {done}/{len(tasks)}")
+    except ray.exceptions.RayError as error:
+        raise OSError(f"a task died ({type(error).__name__}; see -v)") from error
 
 
 def _run_batch(batch: dict[str, Any]) -> dict[str, Any]:
-    """Run pickled tasks; bad input comes back as text, so that it is not wrapped in a traceback."""
+    """Run one pickled task; errors come back as text, for Ray would wrap them in tracebacks."""
+    bad_input = failure = ""
     try:
-        for task in batch["task"]:
-            pickle.loads(task)()
+        pickle.loads(batch["task"][0])()
     except InputError as error:
-        return {"error": [str(error)]}
-    return {"error": [""]}
+        bad_input = str(error)
+    except OSError as error:
+        failure = str(error)
+    return {"bad_input": [bad_input], "failure": [failure]}

@@ -61,7 +61,7 @@ def train(experiment: Experiment, *, screen: Screen | None = None, verbose: bool
             job = Job(experiment, data, run, progress, tracked)
             try:
                 with following(progress, screen):
-                    _fit(job) if on_ray else _fit_here(job)
+                    fit(job) if on_ray else fit_here(job)
             except BaseException:
                 tracker.close("FAILED")
                 raise
@@ -94,7 +94,8 @@ def _check_same(run: Path, experiment: Experiment) -> None:
         )
 
 
-def _fit_here(job: Any) -> None:
+def fit_here(job: Any) -> None:
+    """Train in this process."""
     import torch
 
     from ehr_ray.runtime.worker import train_here
@@ -104,7 +105,7 @@ def _fit_here(job: Any) -> None:
     train_here(job, LocalBackend())
 
 
-def _fit(job: Any) -> None:
+def fit(job: Any) -> None:
     """Run the workers; restart what Ray itself does not: a lost controller, a full node."""
     import ray.exceptions
     import ray.train

@@ -1,6 +1,8 @@
 """What each Ray Train worker runs: the one loop, with Ray's process group behind it."""
 
+import json
 import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,8 @@ class Job:
     run: Path
     progress: Path
     tracked: Tracked | None
+    timings: Path | None = None
+    """File for the wall-clock time each step of rank 0 ended, in seconds since 1970; a benchmark's."""
 
 
 class RayBackend:
@@ -88,8 +92,17 @@ def train_here(job: Job, backend: Backend) -> Progress:
         tracker.report(row)
         screen.report(row)
 
+    ended: list[float] = []
+
+    def on_step(step: int, total: int) -> None:
+        ended.append(time.time())
+        screen.step(step, total)
+
     with claimed(job.run):
-        return train(*args, Watch(screen.step, on_report, screen.lines))
+        progress = train(*args, Watch(on_step, on_report, screen.lines))
+    if job.timings is not None:
+        job.timings.write_text(json.dumps(ended))
+    return progress
 
 
 def train_worker(config: dict[str, Any]) -> dict[str, str]:

@@ -1,10 +1,13 @@
+import os
 import pickle
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from ehr_ray.errors import InputError
-from ehr_ray.runtime.ingest import ingest
+from ehr_ray.runtime.ingest import _run_on_ray, ingest
+from ehr_ray.runtime.session import session
 
 pytestmark = pytest.mark.ray
 
@@ -59,3 +62,11 @@ def test_many_files_need_few_tasks(tmp_path, monkeypatch):
     summary = ingest("physionet2012", tmp_path / "in", tmp_path / "out", options={}, cpus=2)
     assert sum(summary.subjects.values()) == 4000
     assert counts[0] == 2
+
+
+def test_a_task_that_fails_is_one_line(tmp_path):
+    tasks = [partial(os.listdir, tmp_path), partial(os.listdir, tmp_path / "none")]
+    with session(num_cpus=2), pytest.raises(OSError, match="No such file or directory"):
+        _run_on_ray(lambda _: None, "read", tasks)
+    with session(num_cpus=2), pytest.raises(OSError, match="a task died"):
+        _run_on_ray(lambda _: None, "read", [partial(int, "x")])

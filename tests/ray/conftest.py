@@ -1,0 +1,49 @@
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+import ray
+
+from ehr_ray.config import Experiment, load
+from ehr_ray.runtime.ingest import ingest
+from ehr_ray.runtime.session import session
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="session")
+def cluster():
+    """One Ray for all tests, in its own folder; sockets need a short path."""
+    folder = tempfile.mkdtemp(prefix="ehr")
+    os.environ["RAY_TMPDIR"] = folder
+    with session(num_cpus=4):
+        yield
+    assert not ray.is_initialized()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def cohort(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("cohorts") / "synthetic"
+    ingest("synthetic", None, path, options={"patients": 120})
+    return path
+
+
+@pytest.fixture
+def tiny(cohort, tmp_path):
+    """Make a tiny experiment on the cohort; keyword arguments are dotted overrides."""
+
+    def make(name: str = "tiny", **changes: object) -> Experiment:
+        settings = {
+            "name": name,
+            "data.cohort": str(cohort),
+            "output": str(tmp_path / "runs"),
+            "tracking.experiment": None,
+            **{key.replace("__", "."): value for key, value in changes.items()},
+        }
+        overrides = [f"{k}={'null' if v is None else v}" for k, v in settings.items()]
+        return load(ROOT / "configs" / "tiny" / "set_vae.yaml", overrides)
+
+    return make

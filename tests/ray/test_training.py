@@ -1,0 +1,177 @@
+"""Ray Train runs the same loop: same numbers, and nothing lost to a kill."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pandas as pd
+import psutil
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from ehr_ray.config import dump
+from ehr_ray.errors import ConfigError
+from ehr_ray.runtime.trainer import train
+from ehr_ray.train import checkpoint
+
+pytestmark = pytest.mark.ray
+LONG = {"train__max_epochs": 12, "train__report_steps": 4}
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    states = sorted((run / "state").glob("[0-9]*"))
+    return load_file(states[-1] / "model.safetensors")
+
+
+def assert_same_weights(a: Path, b: Path) -> None:
+    left, right = weights(a), weights(b)
+    assert left.keys() == right.keys()
+    for name in left:
+        assert torch.equal(left[name], right[name]), name
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cluster, cohort, tmp_path_factory):
+    from ehr_ray.config import load
+
+    config = Path(__file__).parents[2] / "configs" / "tiny" / "set_vae.yaml"
+    output = tmp_path_factory.mktemp("undisturbed")
+    changes = [f"{k.replace('__', '.')}={v}" for k, v in LONG.items()]
+    common = [f"data.cohort={cohort}", f"output={output}", "tracking.experiment=null", *changes]
+    experiment = load(config, [*common, "name=whole", "cluster.num_workers=2"])
+    return train(experiment).run
+
+
+def test_two_workers_give_the_loss_curve_of_one(cluster, tiny):
+    runs = [train(tiny(f"w{n}", cluster__num_workers=n)).run for n in (0, 1, 2)]
+    curves = [pd.read_parquet(run / "history.parquet") for run in runs]
+    metrics = [c for c in curves[0] if c.startswith(("train/", "val/"))]
+    assert len(metrics) >= 8
+    for other in curves[1:]:
+        pd.testing.assert_frame_equal(curves[0][metrics], other[metrics], rtol=1e-4)
+
+
+def test_killed_worker_restarts_and_ends_with_the_same_weights(cluster, tiny, undisturbed):
+    experiment = tiny("killed", cluster__num_workers=2, **LONG)
+    run = experiment.directory
+    killed = threading.Event()
+
+    def kill_once() -> None:
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            progress = checkpoint.saved_progress(run)
+            victims = [p for p in _train_workers() if progress and progress.step >= 8]
+            if victims:
+                os.kill(victims[0], signal.SIGKILL)
+                killed.set()
+                return
+            time.sleep(0.05)
+
+    thread = threading.Thread(target=kill_once)
+    thread.start()
+    trained = train(experiment)
+    thread.join()
+    assert killed.is_set()
+    assert trained.step == checkpoint.saved_progress(undisturbed).step
+    assert_same_weights(trained.run, undisturbed)
+    left = pd.read_parquet(trained.run / "history.parquet").drop(columns="seconds")
+    right = pd.read_parquet(undisturbed / "history.parquet").drop(columns="seconds")
+    pd.testing.assert_frame_equal(left, right)
+
+
+def test_killed_program_resumes_by_the_same_command(cluster, tiny, undisturbed, tmp_path):
+    experiment = tiny("program", cluster__num_workers=2, **LONG)
+    config = tmp_path / "program.yaml"
+    config.write_text(yaml.safe_dump(dump(experiment)))
+    command = [sys.executable, "-m", "ehr_ray.cli", "train", str(config)]
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    first = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 180
+    while (progress := checkpoint.saved_progress(experiment.directory)) is None or progress.step < 8:
+        assert first.poll() is None, first.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    children = psutil.Process(first.pid).children(recursive=True)
+    first.kill()
+    for child in children:  # Ray's own processes end by themselves, some seconds later
+        if child.is_running() and "TrainWorker" in " ".join(child.cmdline() or []):
+            child.kill()
+    first.wait()
+    assert not checkpoint.saved_progress(experiment.directory).finished
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "resuming at step" in done.stderr
+    assert_same_weights(experiment.directory, undisturbed)
+    again = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert again.returncode == 0
+    assert "nothing to do" in again.stderr
+
+
+def test_every_patient_is_drawn_once_an_epoch_whatever_the_workers(cohort, tiny):
+    from ehr_ray.registry import get_family
+    from ehr_ray.runtime.datasets import prepared
+    from ehr_ray.runtime.worker import loader_of
+
+    experiment = tiny()
+    family = get_family("set_vae")
+    splits = pq.read_table(cohort / "metadata" / "subject_splits.parquet").to_pandas()
+    expected = sorted(splits[splits["split"] == "train"]["subject_id"])
+    with prepared(experiment, family, on_ray=False) as data:
+        loader = loader_of(experiment, family, data)
+        for world in (1, 2, 3):
+            drawn = [
+                int(subject)
+                for rank in range(world)
+                for micro in loader.train_steps(1, 0, rank, world)
+                for batch in micro
+                for subject in batch["subject_id"]
+            ]
+            assert sorted(drawn) == expected
+
+
+def test_an_impossible_number_of_workers_is_refused_with_the_arithmetic(cluster, tiny):
+    with pytest.raises(ConfigError, match=r"num_workers=64 .* needs 64 CPUs, but .* has 4"):
+        train(tiny("many", cluster__num_workers=64))
+
+
+def test_another_experiment_under_the_same_name_is_refused(cluster, tiny):
+    train(tiny("same", cluster__num_workers=0))
+    with pytest.raises(ConfigError, match=r"train\.lr: 0\.003 -> 0\.1"):
+        train(tiny("same", cluster__num_workers=0, train__lr=0.1))
+
+
+def test_a_diverged_run_fails_in_one_line_and_is_not_retried(cluster, tiny):
+    from ehr_ray.errors import RunError
+
+    with pytest.raises(RunError, match="not finite"):
+        train(tiny("nan", cluster__num_workers=2, train__lr=1e30, train__clip=None))
+
+
+def test_mlflow_holds_parameters_metrics_by_step_and_artifacts(cluster, tiny):
+    from mlflow import MlflowClient
+
+    experiment = tiny("tracked", tracking__experiment="tests")
+    run = train(experiment).run
+    note = yaml.safe_load((run / "mlflow.yaml").read_text())
+    client = MlflowClient(note["uri"])
+    logged = client.get_run(note["run_id"])
+    assert logged.info.status == "FINISHED"
+    assert logged.data.params["train.lr"] == "0.003"
+    history = pd.read_parquet(run / "history.parquet")
+    points = client.get_metric_history(note["run_id"], "val/objective")
+    assert [p.step for p in points] == history["step"].tolist()
+    assert [p.value for p in points] == pytest.approx(history["val/objective"].tolist())
+    names = {a.path for a in client.list_artifacts(note["run_id"])}
+    assert {"checkpoint", "history.parquet", "experiment.yaml"} <= names
+
+
+def _train_workers() -> list[int]:
+    mine = psutil.Process().children(recursive=True)
+    return [p.pid for p in mine if "RayTrainWorker" in " ".join(p.cmdline() or [])]
