@@ -154,7 +154,10 @@ def staging(output: Path, print_: str) -> Iterator[Path]:
     Staging of other fingerprints for the same output is removed. Raises `InputError` while
     another process is ingesting into the same output.
     """
-    output.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--output {output}: {error.strerror}; choose another folder") from None
     folder = output.with_name(f".{output.name}.staging-{print_}")
     discard_staging(output, keep=folder)
     folder.mkdir(exist_ok=True)

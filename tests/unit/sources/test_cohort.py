@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ehr_ray.errors import InputError
+from ehr_ray.errors import InputError, RunError
 from ehr_ray.events.schema import EVENTS, SPLITS
 from ehr_ray.runtime.ingest import ingest
 
@@ -191,6 +191,27 @@ def test_the_summary_reads_well(tmp_path, write_stays):
         f"in {summary.seconds:.1f} s",
         "rejected 1 of 3 rows and 0 files (metadata/rejected.parquet)",
     ]
+
+
+def test_a_place_that_cannot_be_written_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"--output .*/file/c: File exists; choose another folder"):
+        ingest("synthetic", None, tmp_path / "file" / "c", options={"patients": 1})
+
+
+def test_a_full_disk_is_one_line_and_the_work_goes_on_afterwards(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ehr_ray.sources.shards.pq.write_table", full)
+        with pytest.raises(RunError, match="No space left on device; then run the same again"):
+            ingest("synthetic", None, tmp_path / "c", options={"patients": 3})
+    assert not (tmp_path / "c").exists()
+    assert (
+        sum(ingest("synthetic", None, tmp_path / "c", options={"patients": 3}).subjects.values())
+        == 3
+    )
 
 
 PEAK = """
