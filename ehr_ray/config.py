@@ -4,6 +4,7 @@ Types and defaults live here and in `families/<name>/config.py`; a YAML file sta
 differs. The command line, a Tune sample and a test change values through the one `override`.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import re
@@ -22,6 +23,12 @@ from ehr_ray.schedules import Schedule
 
 T = TypeVar("T")
 Raw = dict[str, Any]
+
+SCHEDULES = {
+    get_args(get_type_hints(kind)["kind"])[0]: [f.name for f in dataclasses.fields(kind)]
+    for kind in get_args(Schedule)
+}
+"""The fields of each kind of schedule, for the remedy of an unknown one."""
 
 PositiveInt = Annotated[int, Field(ge=1)]
 Ratio = Annotated[float, Field(ge=0, le=1)]
@@ -60,7 +67,7 @@ class TrainConfig:
     """Passes over the train split at most."""
     max_steps: PositiveInt | None = None
     """Optimizer steps at most; None for no limit besides `max_epochs`."""
-    lr: Annotated[float, Field(gt=0)] = 1e-3
+    lr: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-3
     """Peak learning rate of AdamW."""
     lr_schedule: Literal["constant", "linear", "cosine"] = "cosine"
     """Shape of the decay from the peak to `min_lr_ratio` at the last step."""
@@ -138,7 +145,7 @@ class Experiment:
     """Name of the run: it lands in `<output>/<name>/`."""
     output: str = "runs"
     """Folder of runs."""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of initialisation, order and noise."""
     init_from: str | None = None
     """A run or checkpoint folder whose matching weights start this model."""
@@ -147,16 +154,21 @@ class Experiment:
     model: Any
     """The family's own options (`families/<name>/config.py`)."""
     data: DataConfig
+    """What to train on, and how it reaches the workers."""
     schedules: dict[str, Annotated[Schedule, Field(discriminator="kind")]] = field(
         default_factory=dict
     )
     """Scheduled quantities: a number, or {kind: ramp|cycle, end, start, steps or epochs, ...}."""
     train: TrainConfig = field(default_factory=TrainConfig)
+    """How long and how fast to train."""
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    """Where the run happens."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    """What `evaluate` measures after training."""
     search: dict[str, Any] = field(default_factory=dict)
     """Dotted path to search domain; replaces the family's search space."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    """Where MLflow writes."""
 
     @property
     def directory(self) -> Path:
@@ -221,7 +233,8 @@ def parse(raw: Mapping[str, Any]) -> Experiment:
     model = _check(family.config, raw.get("model") or {}, "model", problems)
     plain = {**raw, "schedules": schedules, "model": None}
     experiment = _check(Experiment, plain, "", problems)
-    for path, domain in (raw.get("search") or {}).items():
+    search = raw.get("search")
+    for path, domain in (search if isinstance(search, Mapping) else {}).items():
         try:
             parse_domain(domain, f"search.{path}")
         except ConfigError as error:
@@ -280,6 +293,9 @@ def _schedules(raw: Any, defaults: dict[str, Raw], problems: list[str]) -> Any:
 
 def _merged(default: Raw, value: Any) -> Any:
     """Let `schedules.beta.end` change one field of the family's default schedule."""
+    if isinstance(value, str):  # YAML reads 1e-2 (without a dot) as text
+        with contextlib.suppress(ValueError):
+            value = float(value)
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return {"kind": "constant", "value": value}
     if not isinstance(value, Mapping) or value.get("kind", default["kind"]) != default["kind"]:
@@ -304,7 +320,9 @@ def _message(kind: type, item: Any, at: str) -> str:
         location.pop(2)  # the discriminator's tag is no part of the path
     path = ".".join(([at] if at else []) + location)
     if item["type"] == "unexpected_keyword_argument":
-        return _unknown(path, location[-1], _fields_at(kind, location[:-1]))
+        tag = item["loc"][2] if location[0] == "schedules" else None
+        known = SCHEDULES.get(tag) or _fields_at(kind, location[:-1])
+        return _unknown(path, location[-1], known)
     if item["type"] in ("missing", "missing_argument"):
         return f"{path}: missing; give it in the YAML or as {path}=..."
     text = re.sub(r"^Value error, ", "", item["msg"])

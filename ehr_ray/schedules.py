@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-Positive = Annotated[float, Field(gt=0)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,8 +16,10 @@ class Constant:
 
     __pydantic_config__ = {"extra": "forbid"}
 
-    value: float
+    value: Finite
+    """The value."""
     kind: Literal["constant"] = "constant"
+    """Says which schedule this is."""
 
     def at(self, step: int, steps_per_epoch: int) -> float:  # noqa: ARG002
         """Return the value."""
@@ -25,19 +28,22 @@ class Constant:
 
 @dataclass(frozen=True, kw_only=True)
 class Ramp:
-    """From `start` to `end` over the first `steps` (or `epochs`), then `end`.
-
-    `shape` is linear or half a cosine.
-    """
+    """From `start` to `end` over the first `steps` (or `epochs`), then `end`."""
 
     __pydantic_config__ = {"extra": "forbid"}
 
-    end: float
-    start: float = 0.0
+    end: Finite
+    """Value at the end."""
+    start: Finite = 0.0
+    """Value at the start."""
     steps: Positive | None = None
+    """Length in optimizer steps; or give `epochs`."""
     epochs: Positive | None = None
+    """Length in passes over the train split; or give `steps`."""
     shape: Literal["linear", "cosine"] = "linear"
+    """A straight line, or half a cosine."""
     kind: Literal["ramp"] = "ramp"
+    """Says which schedule this is."""
 
     def __post_init__(self) -> None:
         """Check that exactly one length is given."""
@@ -53,21 +59,24 @@ class Ramp:
 
 @dataclass(frozen=True, kw_only=True)
 class Cycle:
-    """Cyclical annealing (Fu et al. 2019, eq. 5): every period ramps `start` to `end`, then holds.
-
-    `ramp_ratio` is the share of a period spent ramping; after `cycles` periods (None: never) it
-    stays at `end`.
-    """
+    """Cyclical annealing (Fu et al. 2019, eq. 5): every period ramps `start` to `end`, then holds."""
 
     __pydantic_config__ = {"extra": "forbid"}
 
-    end: float
-    start: float = 0.0
+    end: Finite
+    """Value at the end."""
+    start: Finite = 0.0
+    """Value at the start."""
     steps: Positive | None = None
+    """Length in optimizer steps; or give `epochs`."""
     epochs: Positive | None = None
+    """Length in passes over the train split; or give `steps`."""
     ramp_ratio: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Share of a period spent ramping."""
     cycles: Annotated[int, Field(ge=1)] | None = None
+    """Periods after which it stays at `end`; None: never."""
     kind: Literal["cycle"] = "cycle"
+    """Says which schedule this is."""
 
     def __post_init__(self) -> None:
         """Check that exactly one length is given."""

@@ -1,5 +1,6 @@
 """Search domains as plain data, so that configs and families need no Ray."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -42,10 +43,18 @@ def parse_domain(raw: Any, at: str) -> Domain:
         if kind == "choice" and isinstance(value, list) and value:
             return Choice(tuple(value))
         if kind in ("uniform", "loguniform") and isinstance(value, list) and len(value) == 2:
-            low, high = (float(v) for v in value)
-            if low < high and (low > 0 or kind == "uniform"):
+            low, high = (_number(v) for v in value)
+            if -math.inf < low < high < math.inf and (low > 0 or kind == "uniform"):
                 return Uniform(low, high) if kind == "uniform" else LogUniform(low, high)
     raise ConfigError(
         f"{at}: not a search domain: {raw!r}; write a list of choices, "
         "{uniform: [low, high]} or {loguniform: [low, high]} with low < high"
     )
+
+
+def _number(value: Any) -> float:
+    """Return the number YAML meant (it reads 1e-3 as text); nan, which no order allows, for others."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return math.nan
