@@ -24,15 +24,18 @@ def write_block(path: Path, rows: Iterable[Row], *, chunk: int = 256) -> int:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     count = 0
-    with pa.OSFile(str(partial), "wb") as sink:
-        writer: pa.RecordBatchFileWriter | None = None
-        for part in _chunks(rows, chunk):
-            batch = _to_batch(part)
-            writer = writer or pa.ipc.new_file(sink, batch.schema)
-            writer.write_batch(batch)
-            count += len(part)
-        (writer or pa.ipc.new_file(sink, pa.schema([]))).close()
-    os.replace(partial, path)
+    try:
+        with pa.OSFile(str(partial), "wb") as sink:
+            writer: pa.RecordBatchFileWriter | None = None
+            for part in _chunks(rows, chunk):
+                batch = _to_batch(part)
+                writer = writer or pa.ipc.new_file(sink, batch.schema)
+                writer.write_batch(batch)
+                count += len(part)
+            (writer or pa.ipc.new_file(sink, pa.schema([]))).close()
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
     return count
 
 
@@ -87,9 +90,11 @@ class _Column:
             self.values = array.to_numpy(zero_copy_only=False)
             self.lengths = np.zeros(len(array), np.int64)
             return
-        self.shape: list[int] = json.loads((field.metadata or {}).get(b"shape", b"[]"))
+        metadata = field.metadata or {}
+        self.shape: list[int] = json.loads(metadata.get(b"shape", b"[]"))
         self.offsets = array.offsets.to_numpy()
         self.values = array.values.to_numpy(zero_copy_only=False)
+        self.values = self.values.view(bool) if b"bool" in metadata else self.values
         self.lengths = np.diff(self.offsets)
 
     def get(self, index: int) -> np.ndarray:
@@ -125,9 +130,10 @@ def _to_batch(rows: list[Row]) -> pa.RecordBatch:
             offsets = np.cumsum([0] + [v.size for v in values])
             flat = np.concatenate([v.reshape(-1) for v in values])
             # Booleans are bits in Arrow, which numpy cannot view: bytes are mapped as they are.
-            flat = flat.view(np.uint8) if flat.dtype == bool else flat
-            array = pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), pa.array(flat))
             metadata = {"shape": json.dumps(list(np.shape(example)[1:]))}
+            if flat.dtype == bool:
+                flat, metadata["bool"] = flat.view(np.uint8), ""
+            array = pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), pa.array(flat))
         arrays.append(array)
         fields.append(pa.field(name, array.type, metadata=metadata))
     return pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields))

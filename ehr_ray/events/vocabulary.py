@@ -101,7 +101,6 @@ def fit_codes(shards: Iterable[Path], other: Iterable[Path] = ()) -> pa.Table:
     moments = _Moments()
     for codes, values in _read(shards, names):
         moments.add(codes, values, len(names))
-    train_codes = len(names)
     for _ in _read(other, names):
         pass
     moments.add(np.empty(0, np.int64), np.empty(0), len(names))
@@ -121,7 +120,6 @@ def fit_codes(shards: Iterable[Path], other: Iterable[Path] = ()) -> pa.Table:
             "quantiles": pa.array([quantiles.get(i) for i in ids], pa.list_(pa.float64())),
         }
     )
-    assert train_codes <= len(names)
     return table.cast(CODES)
 
 
@@ -174,7 +172,7 @@ def _read(
                 else:
                     values = np.full(len(ids), np.nan, np.float32)
                 yield ids, values
-        except pa.ArrowInvalid as error:
+        except (pa.ArrowInvalid, OSError, KeyError) as error:
             raise InputError(f"{path}: not a readable MEDS shard ({error}); ingest it again") from error
 
 
