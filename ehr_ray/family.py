@@ -89,6 +89,8 @@ class Family(Generic[C]):
     """Fixed knobs of validation, so that trials with other schedules stay comparable."""
     after_step: Callable[[nn.Module, Knobs], None] | None = None
     """Runs after the optimizer (an EMA target); None for most."""
+    check: Callable[[C], None] | None = None
+    """Raises InputError where a file that the config names is not there; before a run's first step."""
     version: int = 1
     """Raise when `transform` gives other output for the same input: it is part of the cache key."""
 

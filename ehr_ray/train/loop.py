@@ -21,6 +21,7 @@ from ehr_ray.train.checkpoint import (
     load_state,
     save_checkpoint,
     save_state,
+    saved_progress,
 )
 from ehr_ray.train.loader import Loader
 from ehr_ray.train.optim import freeze, learning_rate, make_optimizer
@@ -54,9 +55,12 @@ def train(
     functions of (seed, step), so a run killed anywhere ends with the same weights.
     """
     plan = experiment.train
+    fresh = saved_progress(run) is None
+    if fresh and family.check:
+        family.check(experiment.model)
     torch.manual_seed(experiment.seed)
     module = family.build(experiment.model, vocabulary)
-    if experiment.init_from:
+    if fresh and experiment.init_from:
         lines = initialise(module, experiment.init_from)
         if backend.rank == 0:
             watch.on_start(lines)
@@ -118,10 +122,11 @@ def optimise(
     plan = experiment.train
     optimizer.zero_grad(set_to_none=True)
     micro = [move(batch, backend.device) for batch in micro]
-    counts = None
+    counts, losses = None, []
     if len(micro) > 1:
         # Each term is divided by its count over the whole step, so counts come before gradients.
-        with torch.no_grad():
+        # Forking the generator gives both passes the same draws, hence the same counts.
+        with torch.no_grad(), torch.random.fork_rng():
             parts = [_terms(family, model, batch, knobs, plan.precision) for batch in micro]
         counts = torch.stack([_counts(terms) for terms in parts]).sum(0)
         counts = backend.all_sum(counts)
@@ -134,10 +139,11 @@ def optimise(
                 counts = backend.all_sum(_counts(terms))
             objective(terms, counts, backend.world).backward()
         sums.add(terms)
+        losses.append({name: term.sum.detach() for name, term in terms.items()})
     parameters = [p for p in model.parameters() if p.grad is not None]
     norm = nn.utils.clip_grad_norm_(parameters, plan.clip or float("inf"))
     if not torch.isfinite(norm):
-        bad = [name for name, t in terms.items() if not torch.isfinite(t.sum)] or ["gradient"]
+        bad = {n: 0 for part in losses for n, v in part.items() if not v.isfinite()} or ["gradient"]
         raise RunError(
             f"{experiment.name}: {', '.join(bad)} is not finite with {dict(knobs)}; "
             "lower train.lr, or set train.clip"

@@ -14,12 +14,17 @@ from ehr_ray.errors import ConfigError
 def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
     """Stop training the parameters whose name fully matches one of the patterns."""
     for pattern in patterns:
-        matched = [p for n, p in model.named_parameters() if re.fullmatch(pattern, n)]
+        try:
+            matched = [p for n, p in model.named_parameters() if re.fullmatch(pattern, n)]
+        except re.error as error:
+            raise ConfigError(f"freeze: {pattern!r} is no regular expression: {error}") from error
         if not matched:
             names = ", ".join(n for n, _ in list(model.named_parameters())[:5])
             raise ConfigError(f"freeze: {pattern!r} matches no parameter; names are like {names}")
         for parameter in matched:
             parameter.requires_grad_(False)
+    if patterns and not any(p.requires_grad for p in model.parameters()):
+        raise ConfigError(f"freeze: {list(patterns)} leaves nothing to train; freeze less")
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:

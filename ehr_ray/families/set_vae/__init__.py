@@ -2,6 +2,7 @@
 
 from ehr_ray.families.set_vae.config import SetVAEConfig
 from ehr_ray.families.set_vae.data import collate, transform
+from ehr_ray.families.set_vae.embedding import check_files
 from ehr_ray.families.set_vae.loss import loss
 from ehr_ray.families.set_vae.model import SetVAE
 from ehr_ray.families.set_vae.predict import latents, predict, reconstruct
@@ -19,6 +20,7 @@ FAMILY = Family(
     predict=predict,
     latents=latents,
     reconstruct=reconstruct,
+    check=check_files,
     cache_fields=("carry_minutes", "always_carry", "clip_value"),
     schedules={"beta": Ramp(end=0.2, steps=8000), "free_bits": Constant(value=0.05)},
     search_space={

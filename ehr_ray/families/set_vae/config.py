@@ -30,7 +30,7 @@ class SetVAEConfig:
     Null draws random normal vectors, which are nearly orthogonal, from a fixed seed.
     """
     embedding_width: PositiveInt = 768
-    """Dimensions of the random embeddings; a CSV brings its own."""
+    """Dimensions of the embeddings, which a CSV must have."""
     reduced: PositiveInt = 128
     """Dimensions the embeddings are reduced to: those the sets are reconstructed in."""
     width: PositiveInt = 128

@@ -18,10 +18,25 @@ def embedding_table(config: SetVAEConfig, vocabulary: Vocabulary) -> Tensor:
     A checkpoint carries the table, so where the CSV is gone the shape is taken from the config.
     """
     if config.embedding_csv and Path(config.embedding_csv).is_file():
-        return _from_csv(Path(config.embedding_csv), vocabulary)
+        table = _from_csv(Path(config.embedding_csv), vocabulary)
+        if table.shape[1] != config.embedding_width:
+            raise InputError(
+                f"{config.embedding_csv}: {table.shape[1]} dimensions, but embedding_width is "
+                f"{config.embedding_width}; set model.embedding_width={table.shape[1]}"
+            )
+        return table
     generator = torch.Generator().manual_seed(0)
     table = torch.randn(max(1, len(vocabulary)), config.embedding_width, generator=generator)
     return table / config.embedding_width**0.5
+
+
+def check_files(config: SetVAEConfig) -> None:
+    """Raise InputError where the CSV is missing: random vectors would silently stand in for it."""
+    if config.embedding_csv and not Path(config.embedding_csv).is_file():
+        raise InputError(
+            f"model.embedding_csv={config.embedding_csv}: no such file; check the path, or drop it "
+            "for random embeddings"
+        )
 
 
 def _from_csv(path: Path, vocabulary: Vocabulary) -> Tensor:
