@@ -94,6 +94,8 @@ def read_patients(
         for batch in file.iter_batches(batch_rows, columns=_columns(file, path)):
             table = pa.Table.from_batches([batch])
             table = table if rest is None else pa.concat_tables([rest, table])
+            if batch["subject_id"].null_count:
+                raise InputError(f"{path}: a row without subject_id; ingest the cohort again")
             subject = table["subject_id"].to_numpy()
             cut = len(subject) - int(np.argmax(np.append(subject[::-1] != subject[-1], True)))
             rest = table.slice(cut)
@@ -101,7 +103,7 @@ def read_patients(
                 yield from _split(table.slice(0, cut), vocabulary, path, done)
         if rest is not None and len(rest):
             yield from _split(rest, vocabulary, path, done)
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError) as error:
         first = str(error).splitlines()[0]
         raise InputError(f"{path}: unreadable shard ({first}); ingest the cohort again") from error
 

@@ -172,7 +172,7 @@ def _read(
                 else:
                     values = np.full(len(ids), np.nan, np.float32)
                 yield ids, values
-        except (pa.ArrowInvalid, OSError, KeyError) as error:
+        except (pa.ArrowException, OSError, KeyError) as error:
             raise InputError(f"{path}: not a readable MEDS shard ({error}); ingest it again") from error
 
 
