@@ -1,0 +1,93 @@
+import os
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from ehr_ray.config import override, parse, read_yaml
+from ehr_ray.events.blocks import BlockStore, write_block
+from ehr_ray.events.patients import cohort_shards, read_patients
+from ehr_ray.events.vocabulary import Vocabulary
+from ehr_ray.registry import get_family
+from ehr_ray.runtime.ingest import ingest
+from ehr_ray.train.loader import Loader
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+torch.set_num_threads(1)
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+@pytest.fixture(scope="session")
+def synthetic_cohort(tmp_path_factory):
+    """A cohort of 60 made-up patients: about 42 train, 12 tuning, 6 held out."""
+    path = tmp_path_factory.mktemp("cohorts") / "synthetic"
+    ingest("synthetic", None, path, splits="0.7,0.2,0.1", options={"patients": 60}, cpus=1)
+    return path
+
+
+@pytest.fixture(scope="session")
+def synthetic_vocabulary(synthetic_cohort):
+    table = pq.read_table(synthetic_cohort / "metadata" / "codes.parquet")
+    return Vocabulary.from_table(table, min_count=1)
+
+
+@pytest.fixture(scope="session")
+def synthetic_patients(synthetic_cohort, synthetic_vocabulary):
+    """The patients of each split."""
+    return {
+        split: [
+            patient
+            for shard in cohort_shards(synthetic_cohort, split)
+            for patient in read_patients(shard, synthetic_vocabulary)
+        ]
+        for split in ("train", "tuning", "held_out")
+    }
+
+
+@pytest.fixture(scope="session")
+def tiny_experiment(synthetic_cohort):
+    """The first tiny config of a family, with changes: tiny_experiment("set_vae", {path: value})."""
+
+    def build(family="set_vae", changes=None):
+        raws = (read_yaml(path) for path in sorted((CONFIGS / "tiny").glob("*.yaml")))
+        raw = next(raw for raw in raws if raw["family"] == family)
+        changes = {"data.cohort": str(synthetic_cohort), **(changes or {})}
+        return parse(override(raw, changes))
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def make_loader(synthetic_patients, synthetic_vocabulary, tmp_path_factory):
+    """The loader of an experiment over the synthetic cohort; blocks are made once."""
+    made = {}
+
+    def build(experiment):
+        family, config = get_family(experiment.family), experiment.model
+        key = (family.name, *(getattr(config, name) for name in family.cache_fields))
+        if key not in made:
+            folder = tmp_path_factory.mktemp("blocks")
+            for split in ("train", "tuning"):
+                rows = [
+                    family.transform(patient, config, synthetic_vocabulary)
+                    for patient in synthetic_patients[split]
+                ]
+                half = len(rows) // 2
+                write_block(folder / split / "0.arrow", rows[:half], chunk=5)
+                write_block(folder / split / "1.arrow", rows[half:])
+            made[key] = folder
+        stores = {
+            split: BlockStore([made[key] / split / f"{i}.arrow" for i in range(2)])
+            for split in ("train", "tuning")
+        }
+        return Loader(
+            collate=lambda rows: family.collate(rows, config),
+            config=experiment.data,
+            seed=experiment.seed,
+            accumulate=experiment.train.accumulate,
+            **stores,
+        )
+
+    return build

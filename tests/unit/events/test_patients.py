@@ -1,0 +1,200 @@
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ehr_ray.errors import InputError
+from ehr_ray.events.patients import cohort_shards, read_patients, splits_of
+from ehr_ray.events.schema import EVENTS
+from ehr_ray.events.vocabulary import Vocabulary
+
+MINUTE = 60_000_000
+CODES = ("A", "B", "C")
+VOCABULARY = Vocabulary(CODES, np.ones(3, np.int64), np.zeros(3), np.ones(3))
+
+
+def write(path, events):
+    """Events are (subject, minute or None, code, value or None)."""
+    subject, minute, code, value = zip(*events, strict=True) if events else ((), (), (), ())
+    time = [None if m is None else m * MINUTE for m in minute]
+    columns = [
+        pa.array(subject, pa.int64()),
+        pa.array(time, pa.int64()).cast(pa.timestamp("us")),
+        pa.array(code, pa.string()),
+        pa.array(value, pa.float32()),
+    ]
+    pq.write_table(pa.Table.from_arrays(columns, schema=EVENTS), path, row_group_size=4)
+    return path
+
+
+def read(path, **options):
+    return list(read_patients(path, VOCABULARY, **options))
+
+
+def tokens(patient):
+    return list(
+        zip(patient.minute.tolist(), patient.code.tolist(), patient.value.tolist(), strict=True)
+    )
+
+
+def slow_patient(events):
+    """One patient's (origin minute, tokens) from the contract; events as written."""
+    marks = [m for _, m, code, _ in events if m is not None and "ADMISSION" in code.split("//")[0]]
+    timed = [m for _, m, _, _ in events if m is not None]
+    origin = min(marks) if marks else min(timed, default=0)
+    found = []
+    for _, minute, code, value in events:
+        if code in CODES:
+            since = 0.0 if minute is None else max(0.0, float(minute - origin))
+            found.append((since, CODES.index(code), np.nan if value is None else float(value)))
+    return origin, found
+
+
+code = st.sampled_from([*CODES, "unknown", "ADMISSION", "ICU_ADMISSION//MICU"])
+event = st.tuples(
+    st.one_of(st.none(), st.integers(-5, 40)), code, st.sampled_from([None, 1.0, 2.5])
+)
+people = st.lists(st.lists(event, min_size=1, max_size=12), max_size=6)
+
+
+@settings(deadline=None, max_examples=80)
+@given(people, st.integers(1, 7))
+def test_no_batch_of_rows_cuts_a_patient(tmp_path_factory, patients, batch_rows):
+    key = lambda e: -(10**9) if e[0] is None else e[0]  # noqa: E731
+    rows = [(7 + 3 * i, *e) for i, events in enumerate(patients) for e in sorted(events, key=key)]
+    path = write(tmp_path_factory.mktemp("shard") / "0.parquet", rows)
+    found = read(path, batch_rows=batch_rows)
+    assert [p.subject_id for p in found] == [7 + 3 * i for i in range(len(patients))]
+    for patient in found:
+        mine = [row for row in rows if row[0] == patient.subject_id]
+        origin, expected = slow_patient(mine)
+        assert patient.origin == origin * MINUTE
+        np.testing.assert_equal(tokens(patient), expected)
+
+
+@pytest.mark.parametrize("mark", ["ADMISSION", "ICU_ADMISSION//MICU", "HOSPITAL_ADMISSION//ER//X"])
+def test_the_first_admission_is_the_origin_and_no_token(tmp_path, mark):
+    events = [(1, None, "A", 9.0), (1, 5, "A", 1.0), (1, 10, mark, None), (1, 12, "B", 2.0)]
+    patient = read(write(tmp_path / "0.parquet", [*events, (1, 60, mark, None)]))[0]
+    assert patient.origin == 10 * MINUTE
+    assert tokens(patient) == [(0.0, 0, 9.0), (0.0, 0, 1.0), (2.0, 1, 2.0)]
+
+
+@pytest.mark.parametrize("code", ["ADMISSIONS", "RE_ADMISSION", "X//ADMISSION"])
+def test_codes_that_only_look_like_an_admission_set_no_origin(tmp_path, code):
+    patient = read(write(tmp_path / "0.parquet", [(1, 3, "A", 1.0), (1, 9, code, None)]))[0]
+    assert patient.origin == 3 * MINUTE
+
+
+def test_without_an_admission_the_first_timed_event_is_the_origin_even_if_unknown(tmp_path):
+    events = [(1, None, "C", 1.0), (1, 4, "unknown", None), (1, 6, "A", 1.0)]
+    patient = read(write(tmp_path / "0.parquet", events))[0]
+    assert tokens(patient) == [(0.0, 2, 1.0), (2.0, 0, 1.0)]
+    assert patient.static.tolist() == [True, False]
+
+
+def test_a_patient_whose_codes_are_all_unknown_stays_without_events(tmp_path):
+    patient = read(write(tmp_path / "0.parquet", [(1, 4, "unknown", None)]))[0]
+    assert (patient.subject_id, len(patient.code)) == (1, 0)
+
+
+def test_until_keeps_static_and_earlier_events_inclusive(tmp_path):
+    events = [(1, None, "A", 1.0), (1, 5, "A", 2.0), (1, 6, "B", 3.0), (1, 7, "C", 4.0)]
+    patient = read(write(tmp_path / "0.parquet", events))[0]
+    known = patient.until(6 * MINUTE)
+    assert known.value.tolist() == [1.0, 2.0, 3.0]
+    assert (known.origin, known.subject_id) == (patient.origin, 1)
+    assert known.minute.tolist() == [0.0, 0.0, 1.0]
+
+
+def test_an_empty_shard_has_no_patients(tmp_path):
+    assert read(write(tmp_path / "0.parquet", [])) == []
+
+
+@pytest.mark.parametrize("batch_rows", [1, 2, 100])
+def test_unsorted_times_are_refused(tmp_path, batch_rows):
+    path = write(tmp_path / "7.parquet", [(1, 5, "A", 1.0), (1, 4, "A", 1.0)])
+    with pytest.raises(InputError, match=r"7\.parquet: .*not sorted"):
+        read(path, batch_rows=batch_rows)
+
+
+def test_a_static_event_after_timed_ones_is_refused(tmp_path):
+    path = write(tmp_path / "7.parquet", [(1, 5, "A", 1.0), (1, None, "A", 1.0)])
+    with pytest.raises(InputError, match=r"7\.parquet: .*not sorted"):
+        read(path)
+
+
+@pytest.mark.parametrize("batch_rows", [1, 2, 100])
+def test_a_subject_that_appears_twice_is_refused(tmp_path, batch_rows):
+    events = [(1, 5, "A", 1.0), (2, 4, "A", 1.0), (1, 6, "A", 1.0)]
+    with pytest.raises(InputError, match=r"7\.parquet: subject 1 appears twice"):
+        read(write(tmp_path / "7.parquet", events), batch_rows=batch_rows)
+
+
+@pytest.mark.parametrize("damage", ["text", "cut", "middle", "gone"])
+def test_a_corrupt_shard_is_named(tmp_path, damage):
+    path = write(tmp_path / "7.parquet", [(i, 5, "A", float(i)) for i in range(200)])
+    content = path.read_bytes()
+    if damage == "text":
+        path.write_bytes(b"subject_id,time\n")
+    elif damage == "cut":
+        path.write_bytes(content[: len(content) // 2])
+    elif damage == "middle":
+        path.write_bytes(content[:4] + b"\xff" * 200 + content[204:])
+    else:
+        path.unlink()
+    with pytest.raises(InputError, match=r"7\.parquet"):
+        read(path)
+
+
+def test_a_missing_column_is_named(tmp_path):
+    pq.write_table(pa.table({"subject_id": [1], "code": ["A"]}), tmp_path / "7.parquet")
+    with pytest.raises(InputError, match=r"7\.parquet: no column \['time'\]"):
+        read(tmp_path / "7.parquet")
+
+
+def test_null_codes_and_values_that_are_no_numbers_are_refused(tmp_path):
+    good = {"subject_id": [1], "time": pa.array([0], pa.timestamp("us")), "code": ["A"]}
+    for name, bad in [
+        ("code", pa.array([None], pa.string())),
+        ("numeric_value", ["high"]),
+        ("numeric_value", [[1.0]]),
+        ("time", ["soon"]),
+        ("subject_id", pa.array([None], pa.int64())),
+    ]:
+        pq.write_table(pa.table({**good, name: bad}), tmp_path / "7.parquet")
+        with pytest.raises(InputError, match=r"7\.parquet"):
+            read(tmp_path / "7.parquet")
+
+
+def test_a_shard_without_values_and_with_other_types_reads(tmp_path):
+    table = pa.table(
+        {
+            "subject_id": [1, 1],
+            "time": pa.array([0, 60], pa.timestamp("s")),
+            "code": pa.array(["A", "B"]).dictionary_encode(),
+        }
+    )
+    pq.write_table(table, tmp_path / "7.parquet")
+    patient = read(tmp_path / "7.parquet")[0]
+    assert patient.minute.tolist() == [0.0, 1.0]
+    assert np.isnan(patient.value).all()
+
+
+def test_shards_are_ordered_by_number(tmp_path):
+    folder = tmp_path / "data" / "train"
+    folder.mkdir(parents=True)
+    for name in ("10", "9", "0"):
+        write(folder / f"{name}.parquet", [])
+    assert [p.stem for p in cohort_shards(tmp_path, "train")] == ["0", "9", "10"]
+    assert list(splits_of(tmp_path)) == ["train"]
+
+
+def test_a_folder_that_is_no_cohort_is_refused_with_the_remedy(tmp_path):
+    with pytest.raises(InputError, match="ehr-ray ingest"):
+        cohort_shards(tmp_path, "train")
+    (tmp_path / "data").mkdir()
+    with pytest.raises(InputError, match="no shards under data/"):
+        splits_of(tmp_path)
