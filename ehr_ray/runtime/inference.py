@@ -21,6 +21,7 @@ from ehr_ray.family import Batch, Row
 from ehr_ray.runtime.datasets import Say, run_shards
 from ehr_ray.runtime.session import session
 from ehr_ray.train import checkpoint
+from ehr_ray.train.memory import keep_freed_memory
 
 BATCH_PATIENTS = 64
 EMBEDDING = pa.list_(pa.float32())
@@ -75,6 +76,7 @@ class ShardPredictor:
     def __call__(self, job: Mapping[str, Any]) -> int:
         """Predict every sample of `job["shard"]` into `job["target"]`; return their number."""
         torch.set_num_threads(1)
+        keep_freed_memory()
         target = Path(job["target"])
         target.mkdir(parents=True, exist_ok=True)
         patients = read_patients(Path(job["shard"]), self.loaded.vocabulary)

@@ -25,6 +25,7 @@ from ehr_ray.train.checkpoint import Progress
 from ehr_ray.train.loader import Loader
 from ehr_ray.train.lock import claimed
 from ehr_ray.train.loop import Watch, train
+from ehr_ray.train.memory import keep_freed_memory
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,7 @@ def loader_of(experiment: Experiment, family: AnyFamily, prepared: Prepared) -> 
 
 def train_here(job: Job, backend: Backend) -> Progress:
     """Train in this process; on rank 0 the run is claimed, tracked and shown."""
+    keep_freed_memory()
     experiment, family = job.experiment, get_family(job.experiment.family)
     loader = loader_of(experiment, family, job.prepared)
     args = (experiment, family, job.prepared.vocabulary, loader, backend, job.run)

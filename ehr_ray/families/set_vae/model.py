@@ -65,7 +65,7 @@ class SetVAE(nn.Module):
             nn.Linear(config.latent, config.memory * width) for _ in range(config.levels)
         )
         self.read = nn.ModuleList(MAB(width, heads) for _ in range(config.levels))
-        self.mix = nn.ModuleList(ISAB(width, heads, config.inducing) for _ in range(config.levels))
+        self.mix = ISAB(width, heads, config.inducing)
         self.out = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, config.reduced))
         with torch.no_grad():  # start near zero, where the targets are, not at vectors of norm 10
             self.out[1].weight.mul_(0.1)
@@ -123,7 +123,7 @@ class SetVAE(nn.Module):
         by_value, by_name = self.embed_value(directions), self.embed_variable(directions)
         code = batch["code"]
         tokens = F.embedding(code, by_value) * value.unsqueeze(-1) + F.embedding(code, by_name)
-        tokens = F.gelu(self.norm(tokens + self.embed_state(state)))
+        tokens = _half(F.gelu(self.norm(tokens + self.embed_state(state))))
         attend = _never_empty(mask)
         mus, logvars = [], []
         for block, pooling, head in zip(self.encoder, self.pooling, self.posterior, strict=True):
@@ -144,11 +144,18 @@ class SetVAE(nn.Module):
             # A normal draw per number would cost more than the decoder: rows are drawn instead.
             row = combine(key[:, None], slot, _SLOT) & (NOISE_ROWS - 1)
             slots = slots + noise * F.embedding(row, self.noise_rows)
+        slots = _half(slots)
         attend = _never_empty(mask)
         for level in reversed(range(self.config.levels)):
             memory = self.unfold[level](latents[level]).unflatten(-1, (self.config.memory, -1))
-            slots = self.mix[level](self.read[level](slots, memory), attend)
-        return self.out(slots).float()
+            slots = self.read[level](slots, memory)
+        return self.out(self.mix(slots, attend)).float()
+
+
+def _half(tokens: Tensor) -> Tensor:
+    """Keep the residual stream in autocast's type: on CPU memory traffic, not arithmetic, is slow."""
+    device = tokens.device.type
+    return tokens.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else tokens
 
 
 def _never_empty(mask: Tensor) -> Tensor:
