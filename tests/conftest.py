@@ -19,6 +19,12 @@ torch.set_num_threads(1)
 CONFIGS = Path(__file__).parents[1] / "configs"
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--update-golden", action="store_true", help="store the losses of this code as golden"
+    )
+
+
 @pytest.fixture(scope="session")
 def synthetic_cohort(tmp_path_factory):
     """A cohort of 60 made-up patients: about 42 train, 12 tuning, 6 held out."""
@@ -48,7 +54,7 @@ def synthetic_patients(synthetic_cohort, synthetic_vocabulary):
 
 @pytest.fixture(scope="session")
 def tiny_experiment(synthetic_cohort):
-    """The first tiny config of a family, with changes: tiny_experiment("set_vae", {path: value})."""
+    """The first tiny config of a family: tiny_experiment("set_vae", {path: value})."""
 
     def build(family="set_vae", changes=None):
         raws = (read_yaml(path) for path in sorted((CONFIGS / "tiny").glob("*.yaml")))

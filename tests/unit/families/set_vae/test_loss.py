@@ -1,0 +1,138 @@
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from ehr_ray.families.set_vae.data import collate
+from ehr_ray.families.set_vae.loss import chamfer, loss
+
+KNOBS = {"beta": 0.2, "free_bits": 0.05, "noise_seed": 12345}
+
+
+def slow_chamfer(decoded, target, config):
+    """One set without padding, in loops."""
+    total = 0.0
+    for weight, distance in (
+        (config.direction_weight, lambda r, t: 1 - cosine(r, t)),
+        (config.magnitude_weight, lambda r, t: abs(norm(r) - norm(t))),
+        (config.vector_weight, lambda r, t: sum((a - b) ** 2 for a, b in zip(r, t, strict=True))),
+    ):
+        forth = sum(min(distance(r, t) for t in target) for r in decoded)
+        back = sum(min(distance(r, t) for r in decoded) for t in target)
+        total += weight * (forth + back) / 2
+    if config.variance_weight:
+        spread = torch.tensor(decoded).var(0, correction=0).mean()
+        total -= config.variance_weight * float(spread) * len(decoded)
+    return total
+
+
+def norm(x):
+    return math.sqrt(sum(a * a for a in x))
+
+
+def cosine(a, b):
+    return sum(x * y for x, y in zip(a, b, strict=True)) / (norm(a) * norm(b))
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [(1.0, 1.0, 3.0, 0.0), (2.0, 0.0, 0.0, 0.0), (0.0, 1.5, 0.0, 0.0), (0.0, 0.0, 1.0, 0.7)],
+)
+def test_chamfer_equals_a_slow_reference(weights, make_config):
+    names = ("direction_weight", "magnitude_weight", "vector_weight", "variance_weight")
+    config = make_config(**dict(zip(names, weights, strict=True)))
+    torch.manual_seed(0)
+    decoded, target = torch.randn(6, 5, 4), 2 * torch.randn(6, 5, 4)
+    sizes = [5, 4, 3, 2, 1, 0]
+    mask = torch.arange(5) < torch.tensor(sizes)[:, None]
+    found = chamfer(decoded, target, mask, config)
+    expected = [
+        slow_chamfer(decoded[i, :n].tolist(), target[i, :n].tolist(), config) if n else 0.0
+        for i, n in enumerate(sizes)
+    ]
+    torch.testing.assert_close(found, torch.tensor(expected), rtol=1e-4, atol=1e-4)
+
+
+def test_the_sign_of_a_value_matters(make_config):
+    target = torch.tensor([[[1.0, 0.0], [0.0, 2.0]]])
+    mask = torch.ones(1, 2, dtype=torch.bool)
+    assert float(chamfer(target, target, mask, make_config())) < 1e-3
+    assert float(chamfer(-target, target, mask, make_config())) > 1
+    direction = make_config(magnitude_weight=0.0, vector_weight=0.0)
+    assert float(chamfer(-target, target, mask, direction)) > 1
+
+
+def test_a_zero_target_gives_finite_gradients(make_config):
+    decoded = torch.zeros(1, 2, 3, requires_grad=True)
+    chamfer(decoded, torch.zeros(1, 2, 3), torch.ones(1, 2).bool(), make_config()).sum().backward()
+    assert torch.isfinite(decoded.grad).all()
+
+
+def test_terms_are_sums_over_sets_that_have_tokens(make_model, make_row, make_config):
+    model = make_model(clean=True)
+    real = [make_row(1, [3, 4]), make_row(2, [5])]
+    terms = loss(model, collate(real, make_config()), KNOBS)
+    assert {name: term.coef for name, term in terms.items()} == {
+        "recon": 1.0,
+        "kl": 0.2,
+        "kl_nats": 0.0,
+    }
+    assert {float(term.count) for term in terms.values()} == {3.0}
+    with_empty = loss(model, collate([*real, make_row(3, [0])], make_config()), KNOBS)
+    for name, term in terms.items():
+        assert float(with_empty[name].count) == 3.0
+        torch.testing.assert_close(with_empty[name].sum, term.sum)
+
+
+def test_free_bits_raise_the_penalty_and_not_the_logged_divergence(make_model, batch):
+    model = make_model(clean=True)
+    with torch.no_grad():
+        terms = {bits: loss(model, batch, {**KNOBS, "free_bits": bits}) for bits in (0.0, 0.5)}
+    assert torch.equal(terms[0.0]["kl"].sum, terms[0.0]["kl_nats"].sum)
+    assert torch.equal(terms[0.5]["kl_nats"].sum, terms[0.0]["kl_nats"].sum)
+    sets, dims = 9, 2 * 4
+    assert float(terms[0.5]["kl"].sum) >= 0.5 * sets * dims
+    assert float(terms[0.0]["kl_nats"].sum) > 0
+
+
+def test_without_perturbations_training_equals_evaluation(make_model, batch):
+    clean = make_model(clean=True)
+    on, off = loss(clean.train(), batch, KNOBS), loss(clean.eval(), batch, KNOBS)
+    assert all(torch.equal(on[name].sum, off[name].sum) for name in on)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"p_stale": 0.9},
+        {"p_live": 0.9},
+        {"set_mae_ratio": 0.3},
+        {"val_noise_std": 0.5},
+        {"dir_noise_std": 0.5},
+        {"decoder_noise": 0.5},
+    ],
+)
+def test_each_perturbation_alone_changes_the_training_loss_only(make_model, batch, change):
+    model = make_model(clean=True)
+    model.config = dataclasses.replace(model.config, **change)
+    on, off = loss(model.train(), batch, KNOBS), loss(model.eval(), batch, KNOBS)
+    assert not torch.equal(on["recon"].sum, off["recon"].sum)
+
+
+def test_the_loss_does_not_depend_on_the_global_generator(make_model, batch):
+    model = make_model().train()
+    torch.manual_seed(1)
+    first = loss(model, batch, KNOBS)
+    torch.manual_seed(2)
+    assert torch.equal(loss(model, batch, KNOBS)["recon"].sum, first["recon"].sum)
+    other = loss(model, batch, {**KNOBS, "noise_seed": 99})
+    assert not torch.equal(other["recon"].sum, first["recon"].sum)
+
+
+def test_training_draws_sets_and_none_means_all(make_model, batch):
+    counts = []
+    for limit in (None, 2):
+        terms = loss(make_model(sets_per_patient=limit), batch, KNOBS)
+        counts.append(float(terms["recon"].count))
+    assert counts == [9.0, 5.0]

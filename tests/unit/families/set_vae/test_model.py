@@ -1,0 +1,186 @@
+import pytest
+import torch
+
+from ehr_ray.families.set_vae.data import collate
+from ehr_ray.families.set_vae.loss import chamfer, loss
+from ehr_ray.families.set_vae.predict import predict
+
+KNOBS = {"beta": 0.2, "free_bits": 0.05, "noise_seed": 12345}
+
+
+@pytest.fixture
+def model(make_model):
+    return make_model()
+
+
+def posterior(model, batch, **options):
+    return model.encode(batch, model.directions(), **options).mu
+
+
+def assert_differ(a, b):
+    assert (a - b).abs().max() > 1e-3
+
+
+def permuted(batch):
+    """Each set's real tokens in another order; padding stays behind."""
+    torch.manual_seed(0)
+    order = (torch.rand(batch["mask"].shape) + ~batch["mask"] * 2.0).argsort(1)
+    tokens = ("code", "value", "age", "carried", "mask")
+    return {k: v.gather(1, order) if k in tokens else v for k, v in batch.items()}
+
+
+def padded(batch, extra=5):
+    """The same sets with more padding, full of rubbish."""
+    torch.manual_seed(0)
+    shape = (len(batch["mask"]), extra)
+    rubbish = {
+        "code": torch.randint(0, 12, shape),
+        "value": 100 * torch.randn(shape),
+        "age": 1e4 * torch.rand(shape),
+        "carried": torch.rand(shape) < 0.5,
+        "mask": torch.zeros(shape, dtype=torch.bool),
+    }
+    old = {k: v for k, v in batch.items() if k in rubbish}
+    old = {k: torch.where(batch["mask"], v, rubbish[k][:, :1]) for k, v in old.items()}
+    return {**batch, **{k: torch.cat([old[k], rubbish[k]], 1) for k in rubbish}}
+
+
+@pytest.mark.parametrize("change", [permuted, padded])
+@pytest.mark.parametrize("training", [True, False])
+def test_order_and_padding_change_nothing(model, batch, change, training):
+    model.train(training)
+    other = change(batch)
+    assert not torch.equal(other["value"], batch["value"])
+    with torch.no_grad():
+        torch.testing.assert_close(
+            predict(model, other), predict(model, batch), rtol=1e-4, atol=1e-5
+        )
+        ours, theirs = loss(model, other, KNOBS), loss(model, batch, KNOBS)
+    for name, term in ours.items():
+        torch.testing.assert_close(term.sum, theirs[name].sum, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_patient_is_the_same_in_any_batch(model, rows, make_config, training):
+    model.train(training)
+    whole = collate(rows, make_config())
+    alone = [collate([row], make_config()) for row in rows]
+    with torch.no_grad():
+        together = predict(model, whole)["embedding"]
+        torch.testing.assert_close(
+            together,
+            torch.cat([predict(model, b)["embedding"] for b in alone]),
+            atol=1e-5,
+            rtol=1e-4,
+        )
+        total = loss(model, whole, KNOBS)["recon"].sum
+        parts = [loss(model, b, KNOBS)["recon"].sum for b in alone]
+    torch.testing.assert_close(total, torch.stack(parts).sum(), rtol=1e-5, atol=1e-4)
+
+
+def test_zero_hidden_and_absent_are_three_different_things(model, batch):
+    where = (0, 1)
+    zero = {**batch, "value": batch["value"].clone()}
+    zero["value"][where] = 0.0
+    hidden = torch.zeros_like(batch["mask"])
+    hidden[where] = True
+    absent = {**batch, "mask": batch["mask"].clone()}
+    absent["mask"][where] = False
+    with torch.no_grad():
+        found = [
+            posterior(model, zero)[:, 0],
+            posterior(model, batch, hidden=hidden)[:, 0],
+            posterior(model, absent)[:, 0],
+            posterior(model, batch)[:, 0],
+        ]
+    for i, one in enumerate(found):
+        for other in found[:i]:
+            assert_differ(one, other)
+
+
+def test_a_hidden_token_keeps_its_identity_and_hides_its_value(model, batch):
+    hidden = torch.zeros_like(batch["mask"])
+    hidden[0, 1] = True
+    before = posterior(model, batch, hidden=hidden)
+    renamed = {**batch, "code": batch["code"].clone()}
+    renamed["code"][0, 1] = (batch["code"][0, 1] + 1) % 12
+    assert_differ(posterior(model, renamed, hidden=hidden), before)
+    louder = {**batch, "value": batch["value"].clone()}
+    louder["value"][0, 1] += 5
+    assert torch.equal(posterior(model, louder, hidden=hidden), before)
+
+
+@pytest.mark.parametrize("field", ["value", "age", "carried", "code"])
+def test_every_channel_of_a_token_reaches_the_posterior(model, batch, field):
+    changed = {**batch, field: batch[field].clone()}
+    old = changed[field][0, 0]
+    changed[field][0, 0] = ~old if field == "carried" else (old + 3) % 12
+    assert_differ(posterior(model, changed)[:, 0], posterior(model, batch)[:, 0])
+    assert torch.equal(posterior(model, changed)[:, 1:], posterior(model, batch)[:, 1:])
+
+
+def test_the_sign_of_a_value_matters_to_the_encoder_and_to_the_loss(model, batch):
+    mirrored = {**batch, "value": -batch["value"]}
+    assert_differ(posterior(model, mirrored), posterior(model, batch))
+    out = model.eval()(batch, 1)
+    ours, theirs = (
+        chamfer(out["decoded"], sign * out["target"], out["mask"], model.config) for sign in (1, -1)
+    )
+    assert (ours - theirs).abs().min() > 1e-4
+
+
+def test_the_target_is_the_clean_value_along_its_direction_and_detached(make_model, batch):
+    model = make_model(p_stale=1.0, p_live=1.0, val_noise_std=1.0).train()
+    out = model(batch, 1)
+    assert out["decoded"].requires_grad
+    assert not out["target"].requires_grad
+    clean = model.directions()[batch["code"]] * batch["value"].unsqueeze(-1)
+    torch.testing.assert_close(out["target"], clean.detach())
+    torch.testing.assert_close(out["target"].norm(dim=-1), batch["value"].abs())
+
+
+@pytest.mark.parametrize("levels", [1, 2, 3])
+def test_every_trainable_parameter_gets_a_gradient(make_model, batch, levels):
+    model = make_model(levels=levels).train()
+    terms = loss(model, batch, KNOBS)
+    sum(term.coef * term.sum for term in terms.values()).backward()
+    missing = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    assert missing == []
+    assert model(batch, 1)["mu"].shape == (levels, 9, 4)
+
+
+def test_each_level_of_the_hierarchy_reaches_the_decoder(make_model, batch):
+    model = make_model().eval()
+    latents = [torch.randn(9, 4) for _ in range(2)]
+    before = model.decode(latents, batch["mask"])
+    for level in range(2):
+        other = [z + (i == level) for i, z in enumerate(latents)]
+        assert_differ(model.decode(other, batch["mask"]), before)
+
+
+def test_latents_are_sampled_by_the_posterior_and_the_seed(model, batch):
+    model.eval()
+    with torch.no_grad():
+        one, again, other = (model(batch, seed)["decoded"] for seed in (1, 1, 2))
+        assert torch.equal(one, again)
+        assert_differ(one, other)
+        certain = torch.full_like(model(batch, 1)["logvar"], -40.0)
+        model.encode = lambda *_: type("P", (), {"mu": 0 * certain + 0.5, "logvar": certain})
+        torch.testing.assert_close(model(batch, 1)["decoded"], model(batch, 2)["decoded"])
+
+
+def test_sets_larger_than_the_slots_and_sets_without_tokens_are_finite(make_model, make_row):
+    model = make_model(max_slots=3).train()
+    batch = collate([make_row(1, [12]), make_row(2, [0])], model.config)
+    out = model(batch, 1)
+    assert out["decoded"].shape == (2, 12, 8)
+    assert all(torch.isfinite(value).all() for value in out.values())
+
+
+def test_bf16_gives_float32_outputs_close_to_those_of_float32(model, batch):
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        low = model.eval()(batch, 1)
+    with torch.no_grad():
+        high = model(batch, 1)
+    assert low["decoded"].dtype == low["mu"].dtype == torch.float32
+    torch.testing.assert_close(low["mu"], high["mu"], atol=0.05, rtol=0.05)

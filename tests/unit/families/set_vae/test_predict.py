@@ -1,0 +1,114 @@
+import pytest
+import torch
+
+from ehr_ray.families.set_vae.data import collate
+from ehr_ray.families.set_vae.predict import even_sets, latents, pooled, predict, reconstruct
+from ehr_ray.nn.gaussian import kl_standard
+
+
+@pytest.fixture
+def model(make_model):
+    return make_model(eval_decoder_noise=0.3).eval()
+
+
+def test_prediction_is_deterministic(model, batch):
+    with torch.no_grad():
+        first = predict(model, batch)
+        torch.manual_seed(9)
+        second = predict(model, batch)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_one_embedding_a_patient_of_all_levels_and_pools(model, batch):
+    out = predict(model, batch)
+    assert out["embedding"].shape == (3, 2 * 4 * 5)
+    assert out["kl_nats"].shape == (3,)
+    assert (out["kl_nats"] > 0).all()
+
+
+def test_long_stays_are_embedded_from_evenly_spaced_sets(make_model, make_row, make_config):
+    rows = [make_row(1, [2] * 10), make_row(2, [3] * 2), make_row(3, [1] * 5)]
+    batch = collate(rows, make_config())
+    found = even_sets(batch, 4)
+    assert found["num_sets"].tolist() == [4, 2, 4]
+    kept = [found["set_index"][found["patient"] == i].tolist() for i in range(3)]
+    assert kept == [[0, 3, 6, 9], [0, 1], kept[2]]
+    assert (kept[2][0], kept[2][-1], len(set(kept[2]))) == (0, 4, 4)
+    assert even_sets(batch, None) is batch
+    assert even_sets(batch, 10) is batch
+    few, many = make_model(predict_sets=4).eval(), make_model(predict_sets=None).eval()
+    torch.testing.assert_close(predict(few, batch), predict(many, found))
+    whole = predict(many, batch)["embedding"]
+    torch.testing.assert_close(predict(few, batch)["embedding"][1], whole[1])
+
+
+@pytest.mark.parametrize("how", ["mean", "std", "min", "max", "first", "last"])
+def test_pooling_reduces_each_patients_sets(how):
+    torch.manual_seed(0)
+    values, sizes = torch.randn(6, 4), [3, 1, 2]
+    reduce = {
+        "mean": lambda x: x.mean(0),
+        "std": lambda x: x.std(0, correction=0),
+        "min": lambda x: x.min(0).values,
+        "max": lambda x: x.max(0).values,
+        "first": lambda x: x[0],
+        "last": lambda x: x[-1],
+    }[how]
+    expected = torch.stack([reduce(part) for part in values.split(sizes)])
+    torch.testing.assert_close(pooled(values, torch.tensor(sizes), how), expected)
+
+
+def test_a_patient_without_events_has_a_finite_embedding_whatever_the_batch(
+    model, make_row, make_config
+):
+    empty = make_row(9, [0])
+    alone = predict(model, collate([empty], make_config()))
+    among = predict(model, collate([make_row(1, [12, 3]), empty], make_config()))
+    assert all(torch.isfinite(value).all() for value in alone.values())
+    torch.testing.assert_close(alone["embedding"][0], among["embedding"][1], rtol=1e-4, atol=1e-5)
+
+
+def test_latents_are_those_of_sets_with_tokens(model, make_row, make_config):
+    batch = collate([make_row(1, [3, 4]), make_row(2, [0]), make_row(3, [2])], make_config())
+    found = latents(model, batch)
+    assert found["patient"].tolist() == [0, 0, 2]
+    assert found["mu"].shape == found["logvar"].shape == (3, 8)
+    nats = kl_standard(found["mu"], found["logvar"]).sum(1)
+    per_patient = predict(model, batch)["kl_nats"]
+    torch.testing.assert_close(per_patient[[0, 2]], torch.stack([nats[:2].mean(), nats[2]]))
+
+
+def test_reconstruction_names_every_token_and_hides_the_same_ones_each_time(model, batch):
+    found, again = reconstruct(model, batch), reconstruct(model, batch)
+    mask = batch["mask"]
+    assert {len(value) for value in found.values()} == {int(mask.sum())}
+    for name in ("code", "value", "carried"):
+        assert torch.equal(found[name], batch[name][mask])
+    assert torch.equal(found["set"], batch["set_index"].unsqueeze(1).expand_as(mask)[mask])
+    assert found["hidden"].any()
+    assert not found["hidden"].all()
+    assert all(torch.equal(found[name], again[name]) for name in found)
+
+
+def test_an_estimate_is_the_largest_projection_on_its_direction(model, batch):
+    directions = model.directions()
+    target = directions[batch["code"]] * batch["value"].unsqueeze(-1)
+    model.decode = lambda *_: target
+    found = reconstruct(model, batch)
+    row = 3
+    mask = batch["mask"][row]
+    projections = target[row, mask] @ directions[batch["code"][row, mask]].T
+    best = projections.abs().argmax(0)
+    expected = projections[best, torch.arange(len(best))]
+    mine = (found["patient"] == 1) & (found["set"] == 0)
+    torch.testing.assert_close(found["estimate"][mine], expected)
+
+
+def test_a_hidden_value_does_not_reach_its_own_estimate(model, batch):
+    hidden = reconstruct(model, batch)["hidden"]
+    changed = {**batch, "value": batch["value"].clone()}
+    flat = changed["value"][batch["mask"]]
+    flat[hidden] += 3
+    changed["value"][batch["mask"]] = flat
+    found, other = reconstruct(model, batch), reconstruct(model, changed)
+    assert torch.equal(found["estimate"], other["estimate"])

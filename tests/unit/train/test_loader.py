@@ -1,0 +1,135 @@
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+from ehr_ray.config import DataConfig
+from ehr_ray.errors import InputError
+from ehr_ray.events.blocks import BlockStore, write_block
+from ehr_ray.train.loader import Loader
+
+
+def collate(rows):
+    return {"id": torch.tensor([int(row["id"]) for row in rows])}
+
+
+@pytest.fixture
+def make(tmp_path):
+    """A loader over numbered patients: make(train=..., tuning=..., batch_size=...)."""
+
+    def build(train=20, tuning=7, accumulate=1, collate=collate, **data):
+        stores = []
+        for split, count in (("train", train), ("tuning", tuning)):
+            rows = [{"id": np.int64(i), "x": np.zeros(i % 5)} for i in range(count)]
+            write_block(tmp_path / f"{split}.arrow", rows, chunk=6)
+            stores.append(BlockStore([tmp_path / f"{split}.arrow"]))
+        config = DataConfig(cohort="x", **data)
+        return Loader(*stores, collate=collate, config=config, seed=3, accumulate=accumulate)
+
+    return build
+
+
+def ids(step):
+    return sorted(int(i) for batch in step for i in batch["id"])
+
+
+def loader_threads():
+    return [thread for thread in threading.enumerate() if thread.name == "loader"]
+
+
+@pytest.mark.parametrize(("world", "accumulate"), [(1, 1), (1, 3), (2, 1), (2, 2), (3, 1)])
+def test_ranks_together_take_the_same_global_batches_for_any_world(make, world, accumulate):
+    alone = [ids(step) for step in make(batch_size=7).train_steps(2, 0, 0, 1)]
+    loader = make(batch_size=7, accumulate=accumulate)
+    ranks = [list(loader.train_steps(2, 0, rank, world)) for rank in range(world)]
+    assert all(len(step) == accumulate for steps in ranks for step in steps)
+    together = [sorted(sum((ids(s) for s in steps), [])) for steps in zip(*ranks, strict=True)]
+    assert together == alone
+    assert sorted(sum(alone, [])) == list(range(20))
+    assert len(alone) == loader.steps_per_epoch == 3
+
+
+def test_an_epoch_continues_at_any_step(make):
+    loader = make(batch_size=4)
+    whole = [ids(step) for step in loader.train_steps(1, 0, 0, 1)]
+    for start in range(6):
+        assert [ids(step) for step in loader.train_steps(1, start, 0, 1)] == whole[start:]
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 7])
+@pytest.mark.parametrize("batch_size", [1, 3, 32])
+def test_tuning_batches_cover_everyone_once_over_the_ranks(make, world, batch_size):
+    loader = make(batch_size=batch_size)
+    batches = [b for rank in range(world) for b in loader.tuning_batches(rank, world)]
+    assert ids(batches) == list(range(7))
+    assert max(len(b["id"]) for b in batches) <= max(1, batch_size // world)
+
+
+def test_with_fewer_tuning_patients_than_ranks_every_rank_reads_all(make):
+    loader = make(tuning=2)
+    for rank in range(3):
+        assert ids(loader.tuning_batches(rank, 3)) == [0, 1]
+    assert list(make(tuning=0).tuning_batches(0, 2)) == []
+
+
+def test_an_error_in_the_thread_surfaces_at_its_batch(make):
+    made = []
+
+    def failing(rows):
+        made.append(len(rows))
+        if len(made) == 3:
+            raise ValueError("row 7 is odd")
+        return collate(rows)
+
+    steps = make(batch_size=2, collate=failing).train_steps(0, 0, 0, 1)
+    assert len(next(steps)[0]["id"]) == 2
+    next(steps)
+    with pytest.raises(ValueError, match="row 7 is odd"):
+        next(steps)
+    assert loader_threads() == []
+
+
+def test_closing_early_ends_the_thread(make):
+    steps = make(batch_size=1).train_steps(0, 0, 0, 1)
+    next(steps)
+    assert len(loader_threads()) == 1
+    steps.close()
+    assert loader_threads() == []
+
+
+def test_a_loader_makes_only_a_few_batches_ahead(make):
+    made = []
+
+    def counting(rows):
+        made.append(len(rows))
+        return collate(rows)
+
+    steps = make(batch_size=1, collate=counting).train_steps(0, 0, 0, 1)
+    next(steps)
+    steps.close()
+    assert len(made) <= 5
+
+
+@pytest.mark.parametrize(
+    ("changes", "world"), [({"batch_size": 2}, 3), ({"batch_size": 4, "accumulate": 3}, 2)]
+)
+def test_batches_smaller_than_workers_and_micro_batches_are_refused(make, changes, world):
+    loader = make(**changes)
+    loader.check(1)
+    with pytest.raises(InputError, match=r"data\.batch_size=\d.* raise data\.batch_size"):
+        loader.check(world)
+
+
+def test_the_check_lets_through_just_what_gives_everyone_a_patient(make):
+    for train in range(1, 30):
+        loader = make(train=train, batch_size=8)
+        smallest = min(len(ids(step)) for step in loader.train_steps(0, 0, 0, 1))
+        loader.check(smallest)
+        with pytest.raises(InputError):
+            loader.check(smallest + 1)
+
+
+def test_an_empty_train_split_is_refused(make):
+    with pytest.raises(InputError, match="train split: no patient"):
+        make(train=0).check(1)

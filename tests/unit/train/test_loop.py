@@ -1,0 +1,415 @@
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from ehr_ray.config import DataConfig, Experiment, TrainConfig, to_yaml
+from ehr_ray.errors import ConfigError, InputError, RunError
+from ehr_ray.events.blocks import BlockStore, write_block
+from ehr_ray.family import Family, Select, Term
+from ehr_ray.registry import get_family
+from ehr_ray.schedules import Ramp
+from ehr_ray.train import history, loop
+from ehr_ray.train.backend import LocalBackend
+from ehr_ray.train.checkpoint import load, saved_progress
+from ehr_ray.train.loader import Loader
+from ehr_ray.train.loop import Sums, Watch, noise_seed, note, objective, train
+
+RANK = Path(__file__).with_name("two_ranks.py")
+
+
+class Killed(BaseException):
+    """What a kill is to the loop: nothing it catches."""
+
+
+def kill_at(step):
+    def on_step(done, _total):
+        if done == step:
+            raise Killed
+
+    return Watch(on_step=on_step)
+
+
+@pytest.fixture
+def run(tiny_experiment, make_loader, synthetic_vocabulary):
+    """Train SetVAE into a folder with new objects: run(folder, {path: value}, ...)."""
+
+    def start(folder, changes=None, watch=None, family=None):
+        experiment = tiny_experiment(changes={"train.max_epochs": 3, **(changes or {})})
+        family = family or get_family("set_vae")
+        loader = make_loader(experiment)
+        arguments = (experiment, family, synthetic_vocabulary, loader, LocalBackend(), folder)
+        return train(*arguments, watch or Watch())
+
+    return start
+
+
+def state_of(folder):
+    (state,) = (folder / "state").iterdir()
+    return {
+        f"{name}/{key}": tensor
+        for name in ("model", "optimizer")
+        for key, tensor in load_file(state / f"{name}.safetensors").items()
+    }
+
+
+def history_of(folder):
+    return history.read(folder).drop(columns="seconds")
+
+
+def assert_same_run(a, b):
+    ours, theirs = state_of(a), state_of(b)
+    assert ours.keys() == theirs.keys()
+    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+    checkpoints = [load_file(f / "checkpoint" / "model.safetensors") for f in (a, b)]
+    assert all(torch.equal(checkpoints[0][name], checkpoints[1][name]) for name in checkpoints[0])
+    assert history_of(a).equals(history_of(b))
+    assert dataclasses.replace(saved_progress(a), seconds=0) == dataclasses.replace(
+        saved_progress(b), seconds=0
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "kills"),
+    [
+        ({}, [4]),
+        ({"train.report_steps": 2}, [5]),
+        ({"train.report_steps": 2, "train.accumulate": 2}, [1, 3, 8]),
+        ({"train.report_steps": 4, "train.max_steps": 6, "train.precision": "bf16"}, [5]),
+    ],
+)
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(run, tmp_path, changes, kills):
+    progress = run(tmp_path / "whole", changes)
+    for step in kills:
+        with pytest.raises(Killed):
+            run(tmp_path / "cut", changes, kill_at(step))
+    resumed = run(tmp_path / "cut", changes)
+    assert resumed.step == progress.step == changes.get("train.max_steps", 9)
+    assert_same_run(tmp_path / "cut", tmp_path / "whole")
+
+
+@pytest.mark.parametrize("name", ["save_checkpoint", "save_state"])
+def test_a_kill_inside_a_report_repeats_no_row_and_no_patient(run, tmp_path, monkeypatch, name):
+    changes = {"train.report_steps": 2}
+    run(tmp_path / "whole", changes)
+    calls, real = [], getattr(loop, name)
+
+    def killed(*arguments):
+        calls.append(name)
+        if len(calls) == 2:
+            raise Killed
+        return real(*arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(loop, name, killed)
+        run(tmp_path / "cut", changes)
+    run(tmp_path / "cut", changes)
+    assert_same_run(tmp_path / "cut", tmp_path / "whole")
+
+
+def test_the_history_has_a_row_per_report_and_ends_with_the_plan(run, tmp_path):
+    seen = []
+    progress = run(
+        tmp_path, {"train.report_steps": 4, "train.max_steps": 6}, Watch(on_report=seen.append)
+    )
+    frame = history.read(tmp_path)
+    assert frame["step"].tolist() == [4, 6] == [row["step"] for row in seen]
+    assert frame["epoch"].tolist() == [4 / 3, 2.0]
+    columns = {"seconds", "lr", "grad_norm", "beta", "free_bits"}
+    terms = ("recon", "kl", "kl_nats", "objective")
+    columns |= {f"{split}/{term}" for split in ("train", "val") for term in terms}
+    assert columns <= set(frame.columns)
+    assert np.isfinite(frame.to_numpy()).all()
+    assert progress.finished
+    last = frame.iloc[-1]
+    assert last["val/objective"] == pytest.approx(last["val/recon"] + 0.2 * last["val/kl"])
+
+
+def test_a_finished_run_does_nothing(run, tmp_path):
+    first = run(tmp_path)
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()}
+    steps = []
+    again = run(tmp_path, watch=Watch(on_step=lambda *step: steps.append(step)))
+    assert steps == []
+    assert again == first
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()} == before
+
+
+def assert_close_runs(a, b):
+    """Equal to rounding at first; later a nearest token may switch on a tie, which rounding decides."""
+    ours, theirs = history_of(a), history_of(b)
+    np.testing.assert_allclose(ours[:3], theirs[:3], rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(ours, theirs, rtol=0.02)
+
+
+def test_accumulating_changes_nothing_but_memory(run, tmp_path):
+    for parts in (1, 2, 3):
+        changes = {"train.accumulate": parts, "train.clip": 0.5, "train.report_steps": 1}
+        run(tmp_path / str(parts), changes)
+    assert_close_runs(tmp_path / "2", tmp_path / "1")
+    assert_close_runs(tmp_path / "3", tmp_path / "1")
+
+
+def test_a_seed_is_the_whole_of_the_randomness(run, tmp_path):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        torch.manual_seed(len(name) + seed)
+        run(tmp_path / name, {"seed": seed, "train.max_epochs": 1})
+    assert_same_run(tmp_path / "a", tmp_path / "b")
+    assert not history_of(tmp_path / "a").equals(history_of(tmp_path / "c"))
+
+
+def test_two_ranks_equal_one_at_the_same_global_batch(
+    tmp_path, tiny_experiment, make_loader, synthetic_vocabulary
+):
+    changes = {"train.max_epochs": 3, "data.batch_size": 15, "train.report_steps": 1}
+    experiment = tiny_experiment(changes=changes)
+    assert experiment.model.p_stale > 0
+    assert experiment.model.decoder_noise > 0
+    loader = make_loader(experiment)
+    groups = []
+    for world in (1, 2):
+        folder = tmp_path / str(world)
+        folder.mkdir()
+        (folder / "experiment.yaml").write_text(to_yaml(experiment))
+        pq.write_table(synthetic_vocabulary.to_table(), folder / "vocabulary.parquet")
+        for split in ("train", "tuning"):
+            store = getattr(loader, split)
+            write_block(folder / f"{split}.arrow", store.rows(range(len(store))), chunk=5)
+        command = [sys.executable, str(RANK), str(folder)]
+        groups += [subprocess.Popen([*command, str(r), str(world)]) for r in range(world)]
+    assert [process.wait() for process in groups] == [0, 0, 0]
+    assert len(history_of(tmp_path / "1" / "run")) == 3 * loader.steps_per_epoch
+    assert_close_runs(tmp_path / "2" / "run", tmp_path / "1" / "run")
+
+
+class Tiny(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(()))
+        self.other = nn.Parameter(torch.ones(3))
+
+    def forward(self, x):
+        return self.weight * x + 0 * self.other.sum()
+
+
+@dataclasses.dataclass(frozen=True)
+class TinyConfig:
+    pass
+
+
+def tiny_loss(model, batch, knobs):
+    out = model(batch["x"])
+    return {
+        "fit": Term((out - 1).square().sum(), torch.tensor(float(len(out)))),
+        "size": Term(out.abs().sum(), torch.tensor(float(len(out))), coef=knobs.get("weight", 0.0)),
+    }
+
+
+def tiny_family(**changes):
+    """A line through the origin, so that the loop's arithmetic can be followed by hand."""
+    record = Family(
+        name="set_vae",
+        config=TinyConfig,
+        transform=None,
+        collate=lambda rows, _: {"x": torch.tensor([float(row["x"]) for row in rows])},
+        build=lambda *_: Tiny(),
+        loss=tiny_loss,
+        predict=None,
+        eval_knobs={"weight": 0.5},
+    )
+    return dataclasses.replace(record, **changes)
+
+
+@pytest.fixture
+def run_tiny(tmp_path, synthetic_vocabulary):
+    def start(family, name="tiny", watch=None, values=(1.0, 2.0, 3.0, 4.0), **changes):
+        for split in ("train", "tuning"):
+            rows = [{"x": np.float32(x)} for x in values]
+            write_block(tmp_path / f"{split}.arrow", rows)
+        top = {k: changes.pop(k) for k in ("init_from", "freeze", "schedules") if k in changes}
+        experiment = Experiment(
+            family="set_vae",
+            name=name,
+            model=TinyConfig(),
+            data=DataConfig(cohort="x", batch_size=len(values)),
+            train=TrainConfig(**{"lr": 0.1, "warmup_steps": 0, "max_epochs": 5, **changes}),
+            **top,
+        )
+        stores = [BlockStore([tmp_path / f"{split}.arrow"]) for split in ("train", "tuning")]
+        loader = Loader(
+            *stores,
+            collate=lambda rows: family.collate(rows, None),
+            config=experiment.data,
+            seed=0,
+            accumulate=experiment.train.accumulate,
+        )
+        arguments = (experiment, family, synthetic_vocabulary, loader, LocalBackend())
+        return train(*arguments, tmp_path / name, watch or Watch())
+
+    return start
+
+
+def test_training_stops_after_reports_without_improvement(run_tiny, tmp_path):
+    scores = iter([5.0, 4.0, 4.0, 4.5, 3.0, 2.0])
+
+    def loss(model, batch, knobs):
+        terms = tiny_loss(model, batch, knobs)
+        if not model.training:
+            terms["score"] = Term(torch.tensor(next(scores)), torch.tensor(1.0), coef=0.0)
+        return terms
+
+    family = tiny_family(loss=loss, select=Select("val/score"))
+    progress = run_tiny(family, max_epochs=9, patience=2)
+    assert (progress.step, progress.best, progress.finished) == (4, 4.0, True)
+    saved = load_file(tmp_path / "tiny" / "checkpoint" / "model.safetensors")
+    assert not torch.equal(saved["weight"], state_of(tmp_path / "tiny")["model/weight"])
+    assert run_tiny(family, max_epochs=9, patience=2).step == 4
+
+
+@pytest.mark.parametrize(
+    ("mode", "values", "better"),
+    [
+        ("min", [3.0, 2.0, 2.0, 1.0], [True, True, False, True]),
+        ("max", [3.0, 2.0, 4.0, 4.0], [True, False, True, False]),
+        ("min", [float("nan"), 2.0, float("nan")], [False, True, False]),
+    ],
+)
+def test_the_best_report_is_chosen_by_the_families_metric(mode, values, better):
+    family, progress = tiny_family(select=Select("m", mode)), loop.Progress()
+    assert [note(progress, family, {"m": v}, None) for v in values] == better
+    assert not progress.finished
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_with_its_term(run_tiny, tmp_path):
+    def loss(model, batch, knobs):
+        terms = tiny_loss(model, batch, knobs)
+        worst = float("nan") if float(batch["x"].min()) < 2 else 0.0
+        terms["odd"] = Term(model(batch["x"]).sum() * worst, torch.tensor(1.0))
+        return terms
+
+    for parts in (1, 2):
+        with pytest.raises(RunError, match=r"odd is not finite .*train\.lr") as caught:
+            run_tiny(tiny_family(loss=loss), accumulate=parts)
+        assert "\n" not in str(caught.value)
+    assert saved_progress(tmp_path / "tiny") is None
+
+
+def test_micro_batches_have_the_same_draws_when_counted_and_when_differentiated(run_tiny):
+    seen = {False: [], True: []}
+
+    def loss(model, batch, knobs):
+        if model.training:
+            drawn = torch.rand(len(batch["x"]))
+            seen[torch.is_grad_enabled()].append(drawn)
+        return tiny_loss(model, batch, knobs)
+
+    run_tiny(tiny_family(loss=loss), accumulate=2, max_epochs=2)
+    assert len(seen[True]) == 4
+    assert torch.equal(torch.stack(seen[True]), torch.stack(seen[False]))
+    assert len(torch.stack(seen[True]).unique()) == 8
+
+
+def test_after_step_runs_once_a_step_with_its_knobs(run_tiny):
+    seen = []
+    family = tiny_family(after_step=lambda model, knobs: seen.append((model, knobs["weight"])))
+    run_tiny(family, schedules={"weight": Ramp(end=1.0, steps=4)})
+    assert [weight for _, weight in seen] == [0.0, 0.25, 0.5, 0.75, 1.0]
+    assert all(isinstance(model, Tiny) for model, _ in seen)
+
+
+def test_validation_uses_fixed_knobs_and_exact_means(run_tiny, tmp_path):
+    run_tiny(tiny_family(), max_epochs=1, freeze=("weight",))
+    row = history.read(tmp_path / "tiny").iloc[0]
+    assert (row["train/fit"], row["train/size"], row["train/objective"]) == (1.0, 0.0, 1.0)
+    progress = run_tiny(tiny_family(), name="free", max_epochs=1)
+    weight = float(load_file(tmp_path / "free" / "checkpoint" / "model.safetensors")["weight"])
+    fit = np.mean([(weight * x - 1) ** 2 for x in (1, 2, 3, 4)])
+    assert progress.best == pytest.approx(fit + 0.5 * weight * 2.5)
+
+
+def test_frozen_parameters_keep_their_values(run_tiny, tmp_path):
+    run_tiny(tiny_family(), freeze=("wei.*",))
+    saved = load_file(tmp_path / "tiny" / "checkpoint" / "model.safetensors")
+    assert float(saved["weight"]) == 0.0
+    with pytest.raises(ConfigError, match="matches no parameter"):
+        run_tiny(tiny_family(), name="other", freeze=("wei",))
+
+
+def test_init_from_starts_from_the_weights_and_tells_each_tensors_fate(run_tiny, tmp_path):
+    run_tiny(tiny_family(), name="first")
+    told = []
+    source = str(tmp_path / "first")
+    watch = Watch(on_start=told.append, on_step=kill_at(2).on_step)
+    with pytest.raises(Killed):
+        run_tiny(tiny_family(), name="second", init_from=source, freeze=("weight",), watch=watch)
+    assert sorted(told[0]) == ["other: copied", "weight: copied"]
+    moved = tmp_path / "moved"
+    (tmp_path / "first").rename(moved)
+    watch = Watch(on_start=told.append)
+    run_tiny(tiny_family(), name="second", init_from=source, freeze=("weight",), watch=watch)
+    ours, theirs = (
+        load_file(folder / "checkpoint" / "model.safetensors")["weight"]
+        for folder in (tmp_path / "second", moved)
+    )
+    assert torch.equal(ours, theirs)
+    assert len(told) == 1
+
+
+def test_init_from_another_model_is_an_error(run_tiny, run, tmp_path):
+    run_tiny(tiny_family(), name="first")
+    with pytest.raises(InputError, match="values fit this model"):
+        run(tmp_path / "second", {"init_from": str(tmp_path / "first")})
+
+
+def test_files_a_config_names_are_checked_before_the_first_step(run_tiny):
+    def check(_config):
+        raise InputError("table.csv: no such file")
+
+    with pytest.raises(InputError, match=r"table\.csv"):
+        run_tiny(tiny_family(check=check))
+
+
+def test_the_objective_divides_by_global_counts_and_undoes_the_mean_over_ranks():
+    terms = {
+        "a": Term(torch.tensor(6.0), torch.tensor(2.0), coef=0.5),
+        "b": Term(torch.tensor(5.0), torch.tensor(1.0)),
+        "log": Term(torch.tensor(float("inf")), torch.tensor(1.0), coef=0.0),
+    }
+    counts = torch.tensor([4.0, 5.0, 1.0])
+    assert float(objective(terms, counts, world=1)) == 0.5 * 6 / 4 + 5 / 5
+    assert float(objective(terms, counts, world=2)) == 2 * (0.5 * 6 / 4 + 5 / 5)
+    empty = {"a": Term(torch.tensor(0.0), torch.tensor(0.0))}
+    assert float(objective(empty, torch.tensor([0.0]), world=1)) == 0.0
+
+
+def test_means_are_over_items_not_over_batches():
+    sums = Sums(LocalBackend())
+    for total, count in ((10.0, 1.0), (2.0, 3.0)):
+        sums.add({"a": Term(torch.tensor(total), torch.tensor(count), coef=2.0)})
+    assert sums.means("train") == {"train/a": 3.0, "train/objective": 6.0}
+    assert sums.means("train") == {}
+
+
+def test_noise_seeds_differ_by_step_and_seed_and_never_are_that_of_evaluation():
+    seeds = [noise_seed(seed, step) for seed in range(20) for step in range(500)]
+    assert len(set(seeds)) == len(seeds)
+    assert min(seeds) > 1
+    assert max(seeds) < 2**48
+    assert noise_seed(2**63 - 1, 10**9) < 2**48
+
+
+def test_a_checkpoint_of_a_run_loads_without_ray(run, tmp_path):
+    run(tmp_path, {"train.max_steps": 1})
+    code = (
+        "import sys; from ehr_ray.train.checkpoint import load; load(sys.argv[1]); "
+        "sys.exit(any(m.split('.')[0] in ('ray', 'mlflow') for m in sys.modules))"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False).returncode == 0
+    assert load(tmp_path).experiment.name == "tiny_set_vae"

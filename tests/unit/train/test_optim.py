@@ -1,0 +1,78 @@
+import pytest
+import torch
+from torch import nn
+
+from ehr_ray.config import TrainConfig
+from ehr_ray.errors import ConfigError
+from ehr_ray.train.optim import freeze, learning_rate, make_optimizer
+
+
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(5, 3)
+        self.encoder = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4))
+        self.out = nn.Linear(4, 1)
+
+
+def trainable(model):
+    return {name for name, p in model.named_parameters() if p.requires_grad}
+
+
+def test_only_matrices_decay():
+    model = Model()
+    optimizer = make_optimizer(model, TrainConfig(weight_decay=0.3))
+    decay = {id(p): g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
+    found = {name: decay[id(p)] for name, p in model.named_parameters()}
+    assert {name for name, d in found.items() if d == 0.3} == {"encoder.0.weight", "out.weight"}
+    assert {name for name, d in found.items() if d == 0} == set(found) - {
+        "encoder.0.weight",
+        "out.weight",
+    }
+
+
+def test_freezing_is_by_full_match_and_frozen_parameters_are_not_optimised():
+    model = Model()
+    freeze(model, ["encoder\\.0\\..*", "embed.weight"])
+    assert trainable(model) == {"encoder.1.weight", "encoder.1.bias", "out.weight", "out.bias"}
+    optimizer = make_optimizer(model, TrainConfig())
+    assert sum(len(g["params"]) for g in optimizer.param_groups) == 4
+
+
+@pytest.mark.parametrize("pattern", ["encoder", "ut.weight", "nope.*"])
+def test_a_pattern_without_a_match_is_refused_with_names(pattern):
+    with pytest.raises(ConfigError, match=r"matches no parameter; names are like embed\.weight"):
+        freeze(Model(), [pattern])
+
+
+def test_a_broken_pattern_and_freezing_everything_are_refused():
+    with pytest.raises(ConfigError, match="no regular expression"):
+        freeze(Model(), ["("])
+    with pytest.raises(ConfigError, match="nothing to train"):
+        freeze(Model(), [".*"])
+
+
+def rates(total=100, **changes):
+    plan = TrainConfig(**{"lr": 2.0, "warmup_steps": 10, "min_lr_ratio": 0.1, **changes})
+    return [learning_rate(step, total, plan) for step in range(total + 1)]
+
+
+def test_warm_up_rises_evenly_to_the_peak():
+    found = rates()
+    torch.testing.assert_close(found[:10], [0.2 * (i + 1) for i in range(10)])
+    assert found[10] == max(found) == 2.0
+
+
+@pytest.mark.parametrize(("shape", "middle"), [("linear", 1.1), ("cosine", 1.1), ("constant", 2.0)])
+def test_the_rate_falls_from_the_peak_to_the_minimum(shape, middle):
+    found = rates(lr_schedule=shape)
+    assert found[55] == pytest.approx(middle)
+    assert found[100] == pytest.approx(2.0 if shape == "constant" else 0.2)
+    assert all(a >= b for a, b in zip(found[10:], found[11:], strict=False))
+    if shape == "cosine":
+        assert found[20] > rates(lr_schedule="linear")[20]
+
+
+def test_runs_shorter_than_the_warm_up_only_warm_up():
+    assert rates(total=5) == pytest.approx([0.2 * (i + 1) for i in range(6)])
+    assert rates(total=3, warmup_steps=0)[0] == 2.0

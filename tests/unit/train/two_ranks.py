@@ -1,0 +1,63 @@
+"""One rank of a gloo group: `two_ranks.py FOLDER RANK WORLD` trains what the test wrote there."""
+
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from ehr_ray.config import parse, read_yaml
+from ehr_ray.events.blocks import BlockStore
+from ehr_ray.events.vocabulary import Vocabulary
+from ehr_ray.registry import get_family
+from ehr_ray.train.loader import Loader
+from ehr_ray.train.loop import train
+
+
+class GlooBackend:
+    device = torch.device("cpu")
+
+    def __init__(self, rank, world):
+        self.rank, self.world = rank, world
+
+    def wrap(self, model):
+        return DistributedDataParallel(model)
+
+    def all_sum(self, values):
+        dist.all_reduce(values)
+        return values
+
+    def report(self, metrics):
+        """Nobody listens."""
+
+
+def main(folder, rank, world):
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/rendezvous",
+        rank=rank,
+        world_size=world,
+        timeout=timedelta(seconds=120),
+    )
+    experiment = parse(read_yaml(folder / "experiment.yaml"))
+    family = get_family(experiment.family)
+    vocabulary = Vocabulary.from_table(pq.read_table(folder / "vocabulary.parquet"))
+    loader = Loader(
+        train=BlockStore([folder / "train.arrow"]),
+        tuning=BlockStore([folder / "tuning.arrow"]),
+        collate=lambda rows: family.collate(rows, experiment.model),
+        config=experiment.data,
+        seed=experiment.seed,
+        accumulate=experiment.train.accumulate,
+    )
+    backend = GlooBackend(rank, world)
+    train(experiment, family, vocabulary, loader, backend, folder / "run")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
