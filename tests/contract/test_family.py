@@ -87,9 +87,9 @@ def test_transform_repeats_and_leaves_the_patient_alone(
 ):
     patient = synthetic_patients["train"][0]
     before = (patient.time.copy(), patient.code.copy(), patient.value.copy())
-    np.random.seed(1)  # noqa: NPY002
+    np.random.seed(1)
     first = family.transform(patient, experiment.model, synthetic_vocabulary)
-    np.random.seed(2)  # noqa: NPY002
+    np.random.seed(2)
     second = family.transform(patient, experiment.model, synthetic_vocabulary)
     assert first.keys() == second.keys()
     for key, value in first.items():

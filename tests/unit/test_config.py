@@ -91,7 +91,7 @@ def test_defaults_are_filled_in():
     [
         ({"train.lrr": 1}, "train.lrr: unknown key; did you mean lr?"),
         ({"model.latnt": 3}, "model.latnt: unknown key; did you mean latent?"),
-        ({"trian": {}}, "trian: unknown key; did you mean train?"),
+        ({"trains": {}}, "trains: unknown key; did you mean train?"),
         ({"schedules.bta": 1}, "schedules.bta: unknown key; did you mean beta?"),
         ({"schedules.beta.ennd": 1}, "schedules.beta.ennd: unknown key; did you mean end?"),
         ({"schedules.beta.zz": 1}, "schedules.beta.zz: unknown key; known: end, start, steps"),

@@ -159,8 +159,8 @@ def test_a_patient_without_events_has_no_sets(window):
     assert run([], window) == ([], [])
 
 
-def test_more_sets_than_16_bits_count_stay_in_order():
-    size = (1 << 16) + 10
+@pytest.mark.parametrize("size", [300, 1 << 16, (1 << 16) + 10])
+def test_long_stays_keep_their_sets_in_order(size):
     minute = np.arange(size, dtype=np.float64)
     code = np.zeros(size, np.int32)
     code[0] = 1

@@ -81,9 +81,10 @@ def test_a_kill_between_the_renames_leaves_a_checkpoint(
 
     with torch.no_grad():
         model.slots.add_(1)
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(Path, "rename", killed)
-        save_checkpoint(tmp_path, model, experiment, synthetic_vocabulary)
+        with pytest.raises(KeyboardInterrupt):
+            save_checkpoint(tmp_path, model, experiment, synthetic_vocabulary)
     assert_same_state(load(tmp_path).model.state_dict(), before)
     save_checkpoint(tmp_path, model, experiment, synthetic_vocabulary)
     assert_same_state(load(tmp_path).model.state_dict(), model.state_dict())

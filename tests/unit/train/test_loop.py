@@ -107,9 +107,10 @@ def test_a_kill_inside_a_report_repeats_no_row_and_no_patient(run, tmp_path, mon
             raise Killed
         return real(*arguments)
 
-    with monkeypatch.context() as patch, pytest.raises(Killed):
+    with monkeypatch.context() as patch:
         patch.setattr(loop, name, killed)
-        run(tmp_path / "cut", changes)
+        with pytest.raises(Killed):
+            run(tmp_path / "cut", changes)
     run(tmp_path / "cut", changes)
     assert_same_run(tmp_path / "cut", tmp_path / "whole")
 
@@ -143,7 +144,7 @@ def test_a_finished_run_does_nothing(run, tmp_path):
 
 
 def assert_close_runs(a, b):
-    """Equal to rounding at first; later a nearest token may switch on a tie, which rounding decides."""
+    """Equal to rounding at first; later rounding may decide a tie of nearest tokens otherwise."""
     ours, theirs = history_of(a), history_of(b)
     np.testing.assert_allclose(ours[:3], theirs[:3], rtol=1e-5, atol=1e-7)
     np.testing.assert_allclose(ours, theirs, rtol=0.02)
@@ -168,14 +169,13 @@ def test_a_seed_is_the_whole_of_the_randomness(run, tmp_path):
 def test_two_ranks_equal_one_at_the_same_global_batch(
     tmp_path, tiny_experiment, make_loader, synthetic_vocabulary
 ):
-    changes = {"train.max_epochs": 3, "data.batch_size": 15, "train.report_steps": 1}
-    experiment = tiny_experiment(changes=changes)
-    assert experiment.model.p_stale > 0
-    assert experiment.model.decoder_noise > 0
-    loader = make_loader(experiment)
-    groups = []
-    for world in (1, 2):
-        folder = tmp_path / str(world)
+    processes = []
+    for world, parts in ((1, 1), (2, 1), (2, 2)):
+        changes = {"train.max_epochs": 3, "train.report_steps": 1, "train.accumulate": parts}
+        experiment = tiny_experiment(changes={**changes, "data.batch_size": 15})
+        assert min(experiment.model.p_stale, experiment.model.decoder_noise) > 0
+        loader = make_loader(experiment)
+        folder = tmp_path / f"{world}x{parts}"
         folder.mkdir()
         (folder / "experiment.yaml").write_text(to_yaml(experiment))
         pq.write_table(synthetic_vocabulary.to_table(), folder / "vocabulary.parquet")
@@ -183,10 +183,11 @@ def test_two_ranks_equal_one_at_the_same_global_batch(
             store = getattr(loader, split)
             write_block(folder / f"{split}.arrow", store.rows(range(len(store))), chunk=5)
         command = [sys.executable, str(RANK), str(folder)]
-        groups += [subprocess.Popen([*command, str(r), str(world)]) for r in range(world)]
-    assert [process.wait() for process in groups] == [0, 0, 0]
-    assert len(history_of(tmp_path / "1" / "run")) == 3 * loader.steps_per_epoch
-    assert_close_runs(tmp_path / "2" / "run", tmp_path / "1" / "run")
+        processes += [subprocess.Popen([*command, str(r), str(world)]) for r in range(world)]
+    assert [process.wait() for process in processes] == [0] * 5
+    assert len(history_of(tmp_path / "1x1" / "run")) == 3 * loader.steps_per_epoch
+    assert_close_runs(tmp_path / "2x1" / "run", tmp_path / "1x1" / "run")
+    assert_close_runs(tmp_path / "2x2" / "run", tmp_path / "1x1" / "run")
 
 
 class Tiny(nn.Module):

@@ -53,7 +53,7 @@ def test_the_order_is_a_function_of_seed_and_epoch():
 
 def test_the_order_ignores_the_global_generator():
     same = lists(batches_of([30]))
-    np.random.seed(3)  # noqa: NPY002
+    np.random.seed(3)
     assert lists(batches_of([30])) == same
 
 

@@ -31,7 +31,7 @@ def test_an_induced_block_commutes_with_the_order_of_tokens_and_pooling_ignores_
 
 
 def test_attention_equals_its_definition(tokens):
-    x, mask = tokens
+    mask = tokens[1]
     q, k, v = (torch.randn(3, 2, 5, 4) for _ in range(3))
     score = (q @ k.transpose(-1, -2) / 2).masked_fill(~mask[:, None, None], -torch.inf)
     torch.testing.assert_close(attend(q, k, v, mask[:, None, None]), score.softmax(-1) @ v)
