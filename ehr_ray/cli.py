@@ -57,7 +57,9 @@ def build_parser() -> Parser:
     return parser
 
 
-def _add(verbs: Any, name: str, run: Callable[[Arguments], None], help: str, example: str) -> Parser:
+def _add(
+    verbs: Any, name: str, run: Callable[[Arguments], None], help: str, example: str
+) -> Parser:
     parser: Parser = verbs.add_parser(
         name,
         help=help,
@@ -149,7 +151,9 @@ def _source_options(parser: Parser, sources: Any, get_source: Callable[[str], An
     group = parser.add_argument_group("options of the sources")
     for flag, texts in flags.items():
         group.add_argument(
-            f"--{flag.replace('_', '-')}", dest=f"opt_{flag}", help="; ".join(texts).replace("%", "%%")
+            f"--{flag.replace('_', '-')}",
+            dest=f"opt_{flag}",
+            help="; ".join(texts).replace("%", "%%"),
         )
 
 
@@ -348,3 +352,5 @@ def _fail(message: str, code: int) -> NoReturn:
     raise SystemExit(code)
 
 
+if __name__ == "__main__":
+    main()

@@ -18,8 +18,8 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from ehr_ray.errors import ConfigError
 from ehr_ray.registry import get_family
-from ehr_ray.search import parse_domain
 from ehr_ray.schedules import Schedule
+from ehr_ray.search import parse_domain
 
 T = TypeVar("T")
 Raw = dict[str, Any]
@@ -102,7 +102,7 @@ class ClusterConfig:
     gpus_per_worker: NotNegative = 0
     """GPUs each worker reserves; above 0 the backend is nccl, otherwise gloo."""
     address: str | None = None
-    """Address of a Ray cluster; None joins `RAY_ADDRESS` if set, else starts one on this machine."""
+    """Ray cluster to join; None joins `RAY_ADDRESS` if set, else starts Ray on this machine."""
     max_failures: Annotated[int, Field(ge=0)] = 3
     """Times lost workers are restarted from the last state before the run fails."""
 

@@ -1,5 +1,5 @@
 class UserError(Exception):
-    """A mistake the caller can fix: one line naming the thing, its value and the remedy (exit 2)."""
+    """A mistake the caller can fix: one line names the thing, its value, the remedy (exit 2)."""
 
 
 class ConfigError(UserError):

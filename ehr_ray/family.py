@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from ehr_ray.events.patients import Patient
 from ehr_ray.events.vocabulary import Vocabulary
-from ehr_ray.search import Domain
 from ehr_ray.schedules import Schedule
+from ehr_ray.search import Domain
 
 Row = Mapping[str, np.ndarray]
 """One model-ready patient: arrays whose first axis is ragged, the others fixed; or scalars."""
@@ -65,7 +65,7 @@ class Family(Generic[C]):
     config: type[C]
     """Frozen dataclass: architecture and transform options; the `model` section of a config."""
     transform: Callable[[Patient, C, Vocabulary], Row]
-    """Events to a model-ready row: numpy, pure, causal (what it says of t depends on events <= t)."""
+    """Events to a model-ready row: numpy, pure, causal (what is said of t depends on events <= t)."""
     collate: Callable[[Sequence[Row], C], Batch]
     """Rows to padded tensors; padding never changes a result."""
     build: Callable[[C, Vocabulary], nn.Module]
@@ -90,7 +90,7 @@ class Family(Generic[C]):
     after_step: Callable[[nn.Module, Knobs], None] | None = None
     """Runs after the optimizer (an EMA target); None for most."""
     check: Callable[[C], None] | None = None
-    """Raises InputError where a file that the config names is not there; before a run's first step."""
+    """Raises InputError where a file the config names is not there, before a run's first step."""
     version: int = 1
     """Raise when `transform` gives other output for the same input: it is part of the cache key."""
 

@@ -43,7 +43,7 @@ class Tokens:
         )
 
     def last_values(self) -> NDArray[np.float64]:
-        """Return each token's value in the last set before it that has its code; NaN without one."""
+        """Return the value of each token's code in the last set before that has it, or NaN."""
         order = np.lexsort((self.set, self.code, self.sample))
         same = (np.diff(self.sample[order]) == 0) & (np.diff(self.code[order]) == 0)
         before = np.full(len(order), np.nan)
@@ -80,11 +80,9 @@ def reconstruction_metrics(tokens: Tokens) -> dict[str, float]:
 def reconstruction_table(metrics: Mapping[str, float], split: str) -> Table:
     """Return the metrics (keys `<split>/reconstruction/<group>/<name>`) as the report's table."""
     at = f"{split}/reconstruction"
-    rows = tuple(
-        (
-            title,
-            *(metrics[f"{at}/{group}/{name}"] for name in ("mse", "mse_mean", "mse_last", "r2")),
-        )
+    names = ("mse", "mse_mean", "mse_last", "r2")
+    rows: tuple[tuple[str | float, ...], ...] = tuple(
+        (title, *(metrics[f"{at}/{group}/{name}"] for name in names))
         for group, title in GROUPS.items()
         if f"{at}/{group}/mse" in metrics
     )

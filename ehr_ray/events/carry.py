@@ -79,7 +79,7 @@ def carry_forward(
     observation = np.repeat(np.arange(len(seen), dtype=np.int32), length)
     run_start = np.cumsum(length) - length
     within = np.arange(len(observation)) - np.repeat(run_start - start, length)
-    # A stable sort by set keeps the codes of a set ascending; on 16-bit keys numpy's is a radix sort.
+    # A stable sort by set keeps the codes of a set ascending; on 16-bit keys it is a radix sort.
     narrow = within.astype(np.uint16 if num_sets <= 1 << 16 else np.int32)
     observation = observation[np.argsort(narrow, kind="stable")]
     set_index = np.repeat(

@@ -50,7 +50,7 @@ def tasks_of(cohort: Path) -> list[str]:
 
 
 def choose_task(cohort: Path, wanted: str | None) -> str | None:
-    """Return the task to evaluate: the wanted one, `mortality`, or the first; None without labels."""
+    """Return the task to evaluate: the wanted one, `mortality`, the first, None without labels."""
     there = tasks_of(cohort)
     if wanted is not None and wanted not in there:
         known = ", ".join(there) if there else "none: ingest with labels, or leave the task out"

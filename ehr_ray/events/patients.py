@@ -24,7 +24,7 @@ class Patient:
 
     Args:
         subject_id: MEDS subject id.
-        origin: minute 0 as microseconds since 1970: the first admission, else the first timed event.
+        origin: minute 0, microseconds since 1970: the first admission, else first timed event.
         time: microseconds since 1970, int64 [E]; the smallest int64 for static events.
         code: vocabulary ids, int32 [E].
         value: numeric values, float32 [E]; NaN where an event has none.
@@ -112,7 +112,9 @@ def _columns(file: pq.ParquetFile, path: Path) -> list[str]:
     names = set(file.schema_arrow.names)
     missing = {"subject_id", "time", "code"} - names
     if missing:
-        raise InputError(f"{path}: no column {sorted(missing)}; a MEDS shard has subject_id, time, code")
+        raise InputError(
+            f"{path}: no column {sorted(missing)}; a MEDS shard has subject_id, time, code"
+        )
     return [n for n in ("subject_id", "time", "code", "numeric_value") if n in names]
 
 
@@ -125,7 +127,9 @@ def _split(
     starts = np.flatnonzero(np.append(True, subject[1:] != subject[:-1]))
     ends = np.append(starts[1:], len(subject))
     if np.any((time[1:] < time[:-1]) & (subject[1:] == subject[:-1])):
-        raise InputError(f"{path}: events are not sorted by time; run `ehr-ray ingest --source meds`")
+        raise InputError(
+            f"{path}: events are not sorted by time; run `ehr-ray ingest --source meds`"
+        )
     encoded = table["code"].combine_chunks().dictionary_encode()
     names = encoded.dictionary.to_pylist()
     indices = encoded.indices.to_numpy()

@@ -14,7 +14,7 @@ from ehr_ray.errors import InputError
 
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 QUANTILE_SAMPLE = 20_000
-"""Values kept per code for the quantiles: exact up to here, an even thinning of the values above."""
+"""Values kept per code for the quantiles: exact up to here, evenly thinned above."""
 
 CODES = pa.schema(
     [
@@ -173,7 +173,9 @@ def _read(
                     values = np.full(len(ids), np.nan, np.float32)
                 yield ids, values
         except (pa.ArrowException, OSError, KeyError) as error:
-            raise InputError(f"{path}: not a readable MEDS shard ({error}); ingest it again") from error
+            raise InputError(
+                f"{path}: not a readable MEDS shard ({error}); ingest it again"
+            ) from error
 
 
 def _quantiles(

@@ -75,7 +75,8 @@ def lvcf(cohort: Path, place: Path) -> Numbers:  # noqa: ARG001
     frames = [_frame(patient) for patient in few]
     fast, slow = _carry_all(few), [carry_in_pandas(frame, WINDOW) for frame in frames]
     for ours, theirs in zip(fast, slow, strict=True):
-        assert np.array_equal(ours.code, theirs["code"]) and np.allclose(ours.age, theirs["age"])
+        np.testing.assert_array_equal(ours.code, theirs["code"])
+        np.testing.assert_allclose(ours.age, theirs["age"])
     tokens = sum(len(t.code) for t in _carry_all(patients))
     rate = tokens / _cpu(lambda: _carry_all(patients), rounds=5)
     reference = sum(map(len, slow)) / _cpu(
@@ -120,8 +121,10 @@ def loading(cohort: Path, place: Path) -> Numbers:
 
 def steps(cohort: Path, place: Path) -> Numbers:
     """Step throughput of the Ray backend over the bare loop on the same batches, one worker."""
-    bare, ray_ = [], []
-    first_bare, first_ray = [], []
+    bare: list[float] = []
+    ray_: list[float] = []
+    first_bare: list[float] = []
+    first_ray: list[float] = []
     experiment = _experiment(cohort, place, "steps", epochs=3)
     with _prepared(experiment, on_ray=True) as (experiment, data):
         for turn in range(3):
@@ -159,7 +162,7 @@ def workers(cohort: Path, place: Path) -> Numbers:
 
 
 def memory(cohort: Path, place: Path) -> Numbers:  # noqa: ARG001
-    """Peak memory of `expand` on a synthetic cohort and on one ten times larger, in one shard each."""
+    """Peak memory of `expand` on a synthetic cohort and on one ten times larger."""
     peaks = []
     for patients in (300, 3000):
         folder = place / f"memory-{patients}"
@@ -210,9 +213,7 @@ def _frame(patient: Patient) -> pd.DataFrame:
 
 
 def _carry_all(patients: list[Patient]) -> list[Any]:
-    return [
-        carry_forward(p.minute, p.code, p.value, p.static, window=WINDOW) for p in patients
-    ]
+    return [carry_forward(p.minute, p.code, p.value, p.static, window=WINDOW) for p in patients]
 
 
 def _experiment(cohort: Path, place: Path, name: str, epochs: int = 1) -> Experiment:

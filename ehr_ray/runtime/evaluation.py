@@ -254,7 +254,9 @@ def _write(
     latent: LatentDiagnostics | None = None
     if part.latents is not None:
         latent = latent_diagnostics(
-            matrix(part.latents, "mu"), matrix(part.latents, "logvar"), part.latents["sample"].to_numpy()
+            matrix(part.latents, "mu"),
+            matrix(part.latents, "logvar"),
+            part.latents["sample"].to_numpy(),
         )
         metrics |= {f"{split}/latent/{k}": v for k, v in latent.metrics().items()}
     embedding = embedding_diagnostics(matrix(part.samples, "embedding"))
@@ -262,7 +264,10 @@ def _write(
     tokens = None
     if part.tokens is not None:
         tokens = Tokens.from_columns(
-            {name: part.tokens[name].to_numpy(zero_copy_only=False) for name in part.tokens.column_names}
+            {
+                name: part.tokens[name].to_numpy(zero_copy_only=False)
+                for name in part.tokens.column_names
+            }
         )
         found = reconstruction_metrics(tokens)
         metrics |= {f"{split}/reconstruction/{k}": v for k, v in found.items()}
@@ -325,7 +330,7 @@ def _context(
         reconstruction=reconstruction_table(metrics, split) if tokens is not None else None,
         figures=_figures(subject, scores, embedded[split], past, latent, tokens),
         cohort=_provenance(subject),
-        splits=_sizes(subject, scores),
+        splits=_sizes(subject),
         rejected=_rejected(subject.cohort),
         config=to_yaml(experiment),
         versions={n: version(n) for n in ("ehr_ray", "ray", "torch", "mlflow", "scikit-learn")},
@@ -355,9 +360,7 @@ def _figures(
         subject.task or "outcome",
     )
     if latent is not None:
-        shown["kl_per_dimension"] = figures.kl_per_dimension(
-            latent.kl_per_dimension, latent.active
-        )
+        shown["kl_per_dimension"] = figures.kl_per_dimension(latent.kl_per_dimension, latent.active)
     if tokens is not None and len(tokens.value):
         shown["reconstruction"] = figures.reconstruction(
             examples(tokens, subject.loaded.vocabulary.codes)
@@ -379,7 +382,7 @@ def _provenance(subject: Subject) -> dict[str, str]:
     return result
 
 
-def _sizes(subject: Subject, scores: TaskScores | None) -> list[SplitSize]:
+def _sizes(subject: Subject) -> list[SplitSize]:
     sizes = []
     labels = read_labels(subject.cohort, subject.task) if subject.task else None
     for split, shards in splits_of(subject.cohort).items():
@@ -446,5 +449,3 @@ def _cell(metrics: Mapping[str, float], at: str, name: str) -> str:
         return "undefined"
     low, high = metrics.get(f"{at}/{name}/low", value), metrics.get(f"{at}/{name}/high", value)
     return f"{value:.3f} [{low:.3f}, {high:.3f}]"
-
-

@@ -49,7 +49,7 @@ def expand(
     verbose: bool = False,
     say: Callable[[str], None] = lambda _: None,
 ) -> Expanded:
-    """Write `output/<split>/<n>.parquet` with the columns of `EXPANDED`, by (subject, time, variable).
+    """Write `output/<split>/<n>.parquet`, columns `EXPANDED`, by (subject, time, variable).
 
     A shard that is already there is kept, so a killed job continues; another cohort or other
     options in the same folder are refused. `value_stats` is a CSV of code, mean and std that
@@ -84,7 +84,9 @@ def expand(
 class ShardExpander:
     """The function of one shard; memory is that of some hundred patients, not of the shard."""
 
-    def __init__(self, vocabulary: Vocabulary, window: float, always_carry: tuple[str, ...]) -> None:
+    def __init__(
+        self, vocabulary: Vocabulary, window: float, always_carry: tuple[str, ...]
+    ) -> None:
         self._vocabulary, self._window = vocabulary, window
         self._always = np.zeros(len(vocabulary), bool)
         self._always[vocabulary.encode(always_carry)] = True
@@ -149,7 +151,9 @@ def _with_stats(vocabulary: Vocabulary, path: Path) -> Vocabulary:
     try:
         frame = pd.read_csv(path)
     except (OSError, ValueError) as error:
-        raise InputError(f"--value-stats {path}: not a readable CSV; give code, mean, std") from error
+        raise InputError(
+            f"--value-stats {path}: not a readable CSV; give code, mean, std"
+        ) from error
     lower = {str(c).lower(): c for c in frame.columns}
     std = next((lower[c] for c in ("std", "stdev", "stddev") if c in lower), None)
     key = next(

@@ -1,4 +1,4 @@
-"""A trained model over a cohort: one Ray Data task pool, the same transform, collate and predict."""
+"""A trained model over a cohort, on Ray Data: the same transform, collate and predict."""
 
 import os
 import shutil
@@ -119,7 +119,9 @@ class ShardPredictor:
         if self.request.features is not None:
             columns["features"] = _column(self._features(samples))
         tables = {"samples": pa.table(columns)}
-        chosen = [i for i, (p, _) in enumerate(samples) if sampled(p.subject_id, self.request.diagnose)]
+        chosen = [
+            i for i, (p, _) in enumerate(samples) if sampled(p.subject_id, self.request.diagnose)
+        ]
         if chosen:
             part = family.collate([rows[i] for i in chosen], config)
             where = torch.tensor([first + i for i in chosen])
@@ -173,7 +175,9 @@ def predict_shards(
 
 def read_tables(folders: Iterable[Path], name: str) -> pa.Table | None:
     """Return what the shards wrote under a name, one after the other; None if none did."""
-    parts = [pq.read_table(f / f"{name}.parquet") for f in folders if (f / f"{name}.parquet").is_file()]
+    parts = [
+        pq.read_table(f / f"{name}.parquet") for f in folders if (f / f"{name}.parquet").is_file()
+    ]
     return pa.concat_tables(parts) if parts else None
 
 

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import ray
 
@@ -41,7 +42,7 @@ def session(
         os.environ.setdefault(name, value)
     level = logging.INFO if verbose else logging.ERROR
     address = address or os.environ.get("RAY_ADDRESS") or "local"
-    options = {"logging_level": level, "log_to_driver": verbose}
+    options: dict[str, Any] = {"logging_level": level, "log_to_driver": verbose}
     if address == "local":
         options |= {
             "num_cpus": num_cpus or os.cpu_count(),

@@ -50,8 +50,10 @@ def open_run(experiment: Experiment) -> Tracked | None:
             pass  # the store was removed: start anew
     found = client.get_experiment_by_name(experiment.tracking.experiment)
     place = (output / "mlartifacts").as_uri() if uri.startswith("sqlite:") else None
-    key = found.experiment_id if found else client.create_experiment(
-        experiment.tracking.experiment, artifact_location=place
+    key = (
+        found.experiment_id
+        if found
+        else client.create_experiment(experiment.tracking.experiment, artifact_location=place)
     )
     run = client.create_run(key, run_name=experiment.name)
     parameters = {k: v for k, v in flatten(dump(experiment)) if k != "search"}

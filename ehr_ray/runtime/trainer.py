@@ -31,7 +31,9 @@ class Trained:
     already_finished: bool
 
 
-def train(experiment: Experiment, *, screen: Screen | None = None, verbose: bool = False) -> Trained:
+def train(
+    experiment: Experiment, *, screen: Screen | None = None, verbose: bool = False
+) -> Trained:
     """Train an experiment, or resume it from its run directory; the same call for both."""
     from ehr_ray.runtime.worker import Job
 
@@ -179,7 +181,7 @@ def prepare(experiment: Experiment, screen: Screen, *, verbose: bool = False) ->
         prepared(experiment, family, on_ray=on_ray, say=screen.passing) as data,
     ):
         return [
-            f"{split}: {len(data.store(split)):,} patients in {len(paths)} blocks, {paths[0].parent}"
+            f"{split}: {len(data.store(split)):,} patients in {len(paths)} files, {paths[0].parent}"
             for split, paths in data.blocks.items()
             if paths
         ]

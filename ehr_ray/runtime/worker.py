@@ -38,7 +38,7 @@ class Job:
     progress: Path
     tracked: Tracked | None
     timings: Path | None = None
-    """File for the wall-clock time each step of rank 0 ended, in seconds since 1970; a benchmark's."""
+    """A benchmark's file for the time each step of rank 0 ended, in seconds since 1970."""
 
 
 class RayBackend:

@@ -134,14 +134,16 @@ def saved_progress(run: Path) -> Progress | None:
 
 
 def load_state(run: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress | None:
-    """Restore weights and moments from the newest state; None (nothing changed) if there is none."""
+    """Restore weights and moments from the newest state; None (nothing changed) without one."""
     folder = _latest(run)
     if folder is None:
         return None
     try:
         model.load_state_dict(load_file(folder / "model.safetensors"))
     except RuntimeError as error:
-        raise ConfigError(f"{folder}: the weights do not fit this model; use another name") from error
+        raise ConfigError(
+            f"{folder}: the weights do not fit this model; use another name"
+        ) from error
     _restore_moments(optimizer, load_file(folder / "optimizer.safetensors"))
     return Progress(**read_yaml(folder / "progress.yaml"))
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,9 +35,9 @@ MIX = 0x9E3779B97F4A7C15
 class Watch:
     """What the outside is told, on rank 0 only: each step's place, each report's metrics."""
 
-    on_step: Callable[[int, int], None] = lambda step, total: None
-    on_report: Callable[[Metrics], None] = lambda metrics: None
-    on_start: Callable[[list[str]], None] = lambda lines: None
+    on_step: Callable[[int, int], None] = lambda _step, _total: None
+    on_report: Callable[[Metrics], None] = lambda _metrics: None
+    on_start: Callable[[list[str]], None] = lambda _lines: None
 
 
 def train(
@@ -211,7 +211,7 @@ def knobs_at(experiment: Experiment, step: int, steps_per_epoch: int) -> dict[st
 
 
 def noise_seed(seed: int, step: int) -> int:
-    """Return a 48-bit seed of a step's noise: the same on every rank, never that of evaluation (0)."""
+    """Return a 48-bit seed of a step's noise: the same on all ranks, never evaluation's (0)."""
     return ((seed * 0x100000001B3 + step + 1) * MIX % (1 << 64) >> 16) | 1
 
 
@@ -258,7 +258,9 @@ def _counts(terms: Terms) -> Tensor:
     return torch.stack([term.count.detach().double() for term in terms.values()])
 
 
-def _steps(loader: Loader, backend: Backend, step: int, total: int) -> Iterator[list[Batch]]:
+def _steps(
+    loader: Loader, backend: Backend, step: int, total: int
+) -> Generator[list[Batch], None, None]:
     """Yield the micro-batches of step `step`, `step + 1`, ... over the epochs."""
     while step < total:
         epoch, start = divmod(step, loader.steps_per_epoch)

@@ -1,4 +1,4 @@
-"""Keep freed memory in the process: large tensors otherwise cost a page fault every 4 KiB, each step."""
+"""Keep freed memory in the process: else large tensors cost page faults at every step."""
 
 import ctypes
 import ctypes.util

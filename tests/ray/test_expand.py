@@ -41,7 +41,9 @@ def test_every_patient_is_whole_and_equals_the_array_function(expanded, cohort):
         np.testing.assert_array_equal(tokens.age, rows["age"])
         np.testing.assert_array_equal(tokens.is_carry, rows["is_carry"])
         scale = (tokens.value - vocabulary.mean[tokens.code]) / vocabulary.std[tokens.code]
-        np.testing.assert_allclose(np.nan_to_num(scale, nan=1.0), rows["value"], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(
+            np.nan_to_num(scale, nan=1.0), rows["value"], rtol=1e-5, atol=1e-6
+        )
 
 
 def test_columns_and_order_are_the_contract(expanded):

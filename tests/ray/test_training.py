@@ -94,7 +94,9 @@ def test_killed_program_resumes_by_the_same_command(cluster, tiny, undisturbed, 
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     first = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 180
-    while (progress := checkpoint.saved_progress(experiment.directory)) is None or progress.step < 8:
+    while (
+        progress := checkpoint.saved_progress(experiment.directory)
+    ) is None or progress.step < 8:
         assert first.poll() is None, first.stderr.read()
         assert time.monotonic() < deadline
         time.sleep(0.02)

@@ -35,7 +35,7 @@ def transform(patient: Patient, config: SetVAEConfig, vocabulary: Vocabulary) ->
     sizes = np.bincount(tokens.set_index, minlength=len(tokens.minute))
     empty = len(sizes) == 0
     return {
-        "subject_id": np.int64(patient.subject_id),
+        "subject_id": np.array(patient.subject_id),
         "code": tokens.code,
         "value": value,
         "age": tokens.age.astype(np.float32),

@@ -54,5 +54,7 @@ def _from_csv(path: Path, vocabulary: Vocabulary) -> Tensor:
     ids = pd.Series(np.arange(len(names)), index=names).reindex(list(vocabulary.codes))
     missing = ids.index[ids.isna()].tolist()
     if missing:
-        raise InputError(f"{path}: no row for {len(missing)} codes, such as {missing[0]!r}; add them")
+        raise InputError(
+            f"{path}: no row for {len(missing)} codes, such as {missing[0]!r}; add them"
+        )
     return torch.from_numpy(numeric.to_numpy(np.float32)[ids.astype(int).to_numpy()])

@@ -12,7 +12,7 @@ FAR = 1e9
 
 
 def loss(model: nn.Module, batch: Batch, knobs: Knobs) -> Terms:
-    """Return terms per set: `recon`, `kl` (free bits applied), and the raw `kl_nats` for the log."""
+    """Return terms per set: `recon`, `kl` (with free bits), and the raw `kl_nats` for the log."""
     config: SetVAEConfig = getattr(model, "module", model).config
     seed = int(knobs["noise_seed"])
     batch = sample_sets(batch, config.sets_per_patient, seed)
@@ -54,7 +54,9 @@ def chamfer(decoded: Tensor, target: Tensor, mask: Tensor, config: SetVAEConfig)
     for weight, distance in parts:
         if weight:
             distance = distance.masked_fill(~pairs, FAR)
-            nearest = distance.amin(2).masked_fill(~mask, 0) + distance.amin(1).masked_fill(~mask, 0)
+            nearest = distance.amin(2).masked_fill(~mask, 0) + distance.amin(1).masked_fill(
+                ~mask, 0
+            )
             total = total + weight * nearest.sum(1) / 2
     if config.variance_weight:
         total = total - config.variance_weight * _spread(decoded, mask) * mask.sum(1)

@@ -108,7 +108,7 @@ class SetVAE(nn.Module):
         perturb_seed: int | None = None,
         hidden: Tensor | None = None,
     ) -> Posterior:
-        """Return the posterior of each set; `hidden` [M, N] takes values from the encoder's view."""
+        """Return the posterior of each set; the encoder does not see `hidden` [M, N] values."""
         value, mask = batch["value"], batch["mask"]
         if perturb_seed is not None:
             config = self.config
@@ -153,9 +153,11 @@ class SetVAE(nn.Module):
 
 
 def _half(tokens: Tensor) -> Tensor:
-    """Keep the residual stream in autocast's type: on CPU memory traffic, not arithmetic, is slow."""
+    """Keep the residual stream in autocast's type: on CPU memory traffic is what is slow."""
     device = tokens.device.type
-    return tokens.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else tokens
+    return (
+        tokens.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else tokens
+    )
 
 
 def _never_empty(mask: Tensor) -> Tensor:
@@ -165,5 +167,3 @@ def _never_empty(mask: Tensor) -> Tensor:
 
 def _num_slots(config: SetVAEConfig, vocabulary: Vocabulary) -> int:
     return max(1, min(config.max_slots, len(vocabulary)))
-
-

@@ -55,7 +55,7 @@ def pooled(values: Tensor, sizes: Tensor, how: str) -> Tensor:
 
 
 def latents(model: SetVAE, batch: Batch) -> Batch:
-    """Return every set's posterior, levels side by side: `mu`, `logvar` [M, L * Z], `patient` [M]."""
+    """Return each set's posterior, levels side by side: `mu`, `logvar` [M, L * Z], `patient` [M]."""
     posterior = model.encode(batch, model.directions())
     real = batch["mask"].any(1)
     return {
