@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ehr_ray.errors import InputError
+from ehr_ray.events.schema import is_origin
 
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 QUANTILE_SAMPLE = 20_000
@@ -65,8 +66,10 @@ class Vocabulary:
 
     @classmethod
     def from_table(cls, table: pa.Table, *, min_count: int = 0) -> "Vocabulary":
-        """Build from a `codes.parquet` table, keeping codes seen at least `min_count` times."""
-        table = table.filter(pa.array(_column(table, "count", 0) >= min_count)).sort_by("code")
+        """Build from a `codes.parquet` table: codes seen at least `min_count` times, no origins."""
+        token = [not is_origin(code) for code in table["code"].to_pylist()]
+        known = (_column(table, "count", 0) >= min_count) & np.array(token, bool)
+        table = table.filter(pa.array(known)).sort_by("code")
         mean, std = _column(table, "mean", np.nan), _column(table, "std", np.nan)
         return cls(
             codes=tuple(table["code"].to_pylist()),

@@ -15,6 +15,7 @@ UNTESTED = {
     "ehr_ray/errors": "pure records",
     "ehr_ray/family": "a record of functions; contract/test_family.py checks every instance",
     "ehr_ray/events/schema": "names and Arrow schemas, checked where they are read and written",
+    "ehr_ray/evaluation/context": "pure records",
     "ehr_ray/evaluation/page": "tested with report",
     "ehr_ray/evaluation/page_style": "a style sheet",
 }

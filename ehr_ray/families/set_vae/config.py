@@ -31,7 +31,7 @@ class SetVAEConfig:
     """
     embedding_width: PositiveInt = 768
     """Dimensions of the embeddings, which a CSV must have."""
-    reduced: PositiveInt = 128
+    reduced: PositiveInt = 64
     """Dimensions the embeddings are reduced to: those the sets are reconstructed in."""
     width: PositiveInt = 128
     """Width of the attention blocks."""
@@ -43,10 +43,8 @@ class SetVAEConfig:
     """Attention heads."""
     inducing: PositiveInt = 16
     """Inducing points of a set attention block."""
-    memory: PositiveInt = 4
+    memory: PositiveInt = 16
     """Tokens each latent is unfolded to for the decoder to attend to."""
-    max_slots: PositiveInt = 256
-    """Learned decoder queries at most; larger sets reuse them."""
 
     sets_per_patient: PositiveInt | None = 16
     """Sets drawn from each patient at each training step; null trains on all of them."""
@@ -61,6 +59,11 @@ class SetVAEConfig:
     """Weight of its part on vector norms."""
     vector_weight: NotNegative = 3.0
     """Weight of its part on squared distances."""
+    named_weight: NotNegative = 3.0
+    """Weight of squared distances between each token and the vector decoded under its name.
+
+    0 leaves the Chamfer distance alone, which tells sets apart but not their variables.
+    """
     variance_weight: NotNegative = 0.0
     """Reward for spread between the reconstructed tokens of a set."""
 

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ehr_ray.errors import InputError
 from ehr_ray.events.vocabulary import Vocabulary
@@ -28,6 +29,20 @@ def embedding_table(config: SetVAEConfig, vocabulary: Vocabulary) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     table = torch.randn(max(1, len(vocabulary)), config.embedding_width, generator=generator)
     return table / config.embedding_width**0.5
+
+
+def reduced(table: Tensor, config: SetVAEConfig) -> Tensor:
+    """Return the direction of each variable: unit vectors float32 [V, R].
+
+    A table wider than R is multiplied by a fixed random orthonormal matrix, which keeps angles
+    (Johnson & Lindenstrauss 1984); a narrower one is padded with zeros, which keeps them exactly.
+    """
+    width = table.shape[1]
+    if width > config.reduced:
+        generator = torch.Generator().manual_seed(1)
+        basis, _ = torch.linalg.qr(torch.randn(width, config.reduced, generator=generator))
+        table = table @ basis
+    return F.normalize(F.pad(table, (0, config.reduced - table.shape[1])), dim=-1)
 
 
 def check_files(config: SetVAEConfig) -> None:

@@ -9,6 +9,7 @@ from ehr_ray.family import Batch, Knobs, Term, Terms
 from ehr_ray.nn.gaussian import free_bits, kl_standard
 
 FAR = 1e9
+SOFT_NORM = 0.3
 
 
 def loss(model: nn.Module, batch: Batch, knobs: Knobs) -> Terms:
@@ -31,12 +32,15 @@ def loss(model: nn.Module, batch: Batch, knobs: Knobs) -> Terms:
 
 
 def chamfer(decoded: Tensor, target: Tensor, mask: Tensor, config: SetVAEConfig) -> Tensor:
-    """Return each set's Chamfer distance, summed over its tokens, [M].
+    """Return each set's reconstruction error, a Chamfer distance summed over its tokens, [M].
 
     For a distance D it is half of sum_i min_j D_ij + sum_j min_i D_ij; the distances are
     1 - cos, | |r| - |t| | and |r - t|^2, each matched on its own. The cosine is signed: a value
-    above and one below the mean are different. A sum, not a mean, so that a token weighs the same
-    against the latent's nats in small sets and in large ones.
+    above and one below the mean are different; it is softened below norms of `SOFT_NORM`, where a
+    value is so near the mean that its sign means nothing. A sum, not a mean, so that a token
+    weighs the same against the latent's nats in small sets and in large ones. A Chamfer distance
+    alone is content with any vectors near the targets; `named_weight` adds |r_i - t_i|^2 of each
+    token and its own vector, without which values cannot be read off under their names.
     """
     decoded, target = decoded.float(), target.float()
     with torch.autocast(decoded.device.type, enabled=False):
@@ -44,8 +48,9 @@ def chamfer(decoded: Tensor, target: Tensor, mask: Tensor, config: SetVAEConfig)
     squared_r = decoded.square().sum(-1).unsqueeze(2)
     squared_t = target.square().sum(-1).unsqueeze(1)
     norm_r, norm_t = (squared_r + 1e-8).sqrt(), (squared_t + 1e-8).sqrt()
+    soft_r, soft_t = (squared_r + SOFT_NORM**2).sqrt(), (squared_t + SOFT_NORM**2).sqrt()
     parts = [
-        (config.direction_weight, 1 - dot / (norm_r * norm_t)),
+        (config.direction_weight, 1 - dot / (soft_r * soft_t)),
         (config.magnitude_weight, (norm_r - norm_t).abs()),
         (config.vector_weight, (squared_r + squared_t - 2 * dot).clamp(min=0)),
     ]
@@ -58,6 +63,9 @@ def chamfer(decoded: Tensor, target: Tensor, mask: Tensor, config: SetVAEConfig)
                 ~mask, 0
             )
             total = total + weight * nearest.sum(1) / 2
+    if config.named_weight:
+        own = (decoded - target).square().sum(-1).masked_fill(~mask, 0)
+        total = total + config.named_weight * own.sum(1)
     if config.variance_weight:
         total = total - config.variance_weight * _spread(decoded, mask) * mask.sum(1)
     return total

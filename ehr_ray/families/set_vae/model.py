@@ -13,7 +13,7 @@ from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.families.set_vae import perturb
 from ehr_ray.families.set_vae.attention import ISAB, MAB, Pooling
 from ehr_ray.families.set_vae.config import SetVAEConfig
-from ehr_ray.families.set_vae.embedding import embedding_table
+from ehr_ray.families.set_vae.embedding import embedding_table, reduced
 from ehr_ray.family import Batch
 from ehr_ray.nn.gaussian import sample
 from ehr_ray.nn.noise import combine
@@ -22,7 +22,7 @@ AGE_SCALE = 8.0
 """log(1 + age) of two days in minutes, so that the age channel lies in [0, 1] there."""
 LOGVAR_RANGE = (-10.0, 10.0)
 NOISE_ROWS = 1 << 14
-_LATENT, _SLOT = 11, 12
+_LATENT, _QUERY = 11, 12
 
 
 @dataclass(frozen=True)
@@ -39,16 +39,16 @@ class SetVAE(nn.Module):
     A token is its variable's direction u (a unit vector) and its value x. The encoder sees u * x
     and u apart, so that a value of zero is not a missing token and a hidden value keeps its
     identity; age, the carry flag and a learned embedding for a hidden value are channels beside
-    them. The decoder makes as many vectors as the set has tokens, to be matched with u * x.
+    them. The decoder makes one vector for each token from the latents and the token's identity, to
+    be matched with u * x: the latent is spent on values, not on which variables there are. The
+    directions are fixed: a reducer that is trained moves the target towards what is easy to decode.
     """
 
     def __init__(self, config: SetVAEConfig, vocabulary: Vocabulary) -> None:
         super().__init__()
         self.config = config
-        table = embedding_table(config, vocabulary)
-        self.register_buffer("table", table)
+        self.register_buffer("directions", reduced(embedding_table(config, vocabulary), config))
         width, heads = config.width, config.heads
-        self.reduce = nn.Linear(table.shape[1], config.reduced)
         self.embed_value = nn.Linear(config.reduced, width, bias=False)
         self.embed_variable = nn.Linear(config.reduced, width)
         self.embed_state = nn.Linear(3, width, bias=False)  # age, carried, hidden
@@ -58,14 +58,16 @@ class SetVAE(nn.Module):
         )
         self.pooling = nn.ModuleList(Pooling(width, heads) for _ in range(config.levels))
         self.posterior = nn.ModuleList(
-            nn.Linear(width, 2 * config.latent) for _ in range(config.levels)
+            nn.Linear(2 * width, 2 * config.latent) for _ in range(config.levels)
         )
-        self.slots = nn.Parameter(torch.randn(_num_slots(config, vocabulary), width))
+        self.query = nn.Linear(config.reduced, width)
         self.unfold = nn.ModuleList(
             nn.Linear(config.latent, config.memory * width) for _ in range(config.levels)
         )
         self.read = nn.ModuleList(MAB(width, heads) for _ in range(config.levels))
-        self.mix = ISAB(width, heads, config.inducing)
+        self.project = nn.ModuleList(
+            nn.Linear(config.reduced, config.latent) for _ in range(config.levels)
+        )
         self.out = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, config.reduced))
         with torch.no_grad():  # start near zero, where the targets are, not at vectors of norm 10
             self.out[1].weight.mul_(0.1)
@@ -79,16 +81,15 @@ class SetVAE(nn.Module):
         mode values are hidden and shaken first, the target is not; in evaluation mode nothing is.
         Latents are sampled in both, from noise that is a function of (seed, patient, set).
         """
-        directions = self.directions()
-        target = directions.detach()[batch["code"]] * batch["value"].unsqueeze(-1)
-        posterior = self.encode(batch, directions, seed if self.training else None)
+        target = self.target(batch)
+        posterior = self.encode(batch, seed if self.training else None)
         key = perturb.set_key(batch, seed)
         latents = [
             sample(mu, logvar, combine(key, _LATENT, level))
             for level, (mu, logvar) in enumerate(zip(posterior.mu, posterior.logvar, strict=True))
         ]
         noise = self.config.decoder_noise if self.training else self.config.eval_decoder_noise
-        decoded = self.decode(latents, batch["mask"], key if noise else None, noise)
+        decoded = self.decode(latents, batch["code"], key if noise else None, noise)
         return {
             "decoded": decoded,
             "target": target,
@@ -97,19 +98,18 @@ class SetVAE(nn.Module):
             "logvar": posterior.logvar,
         }
 
-    def directions(self) -> Tensor:
-        """Return the unit vector of each variable, [V, R]."""
-        return F.normalize(self.reduce(self.table).float(), dim=-1)
+    def target(self, batch: Batch) -> Tensor:
+        """Return u * x of each token, [M, N, R]."""
+        return F.embedding(batch["code"], self.directions) * batch["value"].unsqueeze(-1)
 
     def encode(
         self,
         batch: Batch,
-        directions: Tensor,
         perturb_seed: int | None = None,
         hidden: Tensor | None = None,
     ) -> Posterior:
         """Return the posterior of each set; the encoder does not see `hidden` [M, N] values."""
-        value, mask = batch["value"], batch["mask"]
+        value, mask, directions = batch["value"], batch["mask"], self.directions
         if perturb_seed is not None:
             config = self.config
             hidden = perturb.hidden_tokens(batch, config, perturb_seed)
@@ -123,33 +123,40 @@ class SetVAE(nn.Module):
         by_value, by_name = self.embed_value(directions), self.embed_variable(directions)
         code = batch["code"]
         tokens = F.embedding(code, by_value) * value.unsqueeze(-1) + F.embedding(code, by_name)
+        # Beside attention the posterior sees a plain sum over the set: a linear code of its values.
+        plain = (tokens * mask.unsqueeze(-1)).sum(1) / mask.sum(1, keepdim=True).clamp(min=1).sqrt()
         tokens = _half(F.gelu(self.norm(tokens + self.embed_state(state))))
         attend = _never_empty(mask)
         mus, logvars = [], []
         for block, pooling, head in zip(self.encoder, self.pooling, self.posterior, strict=True):
             tokens = block(tokens, attend)
-            mu, logvar = head(pooling(tokens, attend)).float().chunk(2, -1)
+            pooled = torch.cat([pooling(tokens, attend), plain], -1)
+            mu, logvar = head(pooled).float().chunk(2, -1)
             mus.append(mu)
             logvars.append(logvar.clamp(*LOGVAR_RANGE))
         return Posterior(torch.stack(mus), torch.stack(logvars))
 
     def decode(
-        self, latents: list[Tensor], mask: Tensor, key: Tensor | None = None, noise: float = 0.0
+        self, latents: list[Tensor], code: Tensor, key: Tensor | None = None, noise: float = 0.0
     ) -> Tensor:
-        """Return [M, N, R]: one vector for each token of a set, in no order, from level L to 1."""
-        num_sets, num_slots = mask.shape
-        slot = torch.arange(num_slots, device=mask.device)
-        slots = self.slots[slot % len(self.slots)].expand(num_sets, -1, -1)
+        """Return [M, N, R]: a vector for each variable of `code` [M, N], from level L down to 1.
+
+        `key` [M] and `noise` shake the queries by N(0, noise).
+        """
+        queries = F.embedding(code, self.query(self.directions))
         if key is not None:
             # A normal draw per number would cost more than the decoder: rows are drawn instead.
-            row = combine(key[:, None], slot, _SLOT) & (NOISE_ROWS - 1)
-            slots = slots + noise * F.embedding(row, self.noise_rows)
-        slots = _half(slots)
-        attend = _never_empty(mask)
+            row = combine(key[:, None], code, _QUERY) & (NOISE_ROWS - 1)
+            queries = queries + noise * F.embedding(row, self.noise_rows)
+        queries, directions = _half(queries), F.embedding(code, self.directions)
+        value = directions.new_zeros(code.shape)
         for level in reversed(range(self.config.levels)):
             memory = self.unfold[level](latents[level]).unflatten(-1, (self.config.memory, -1))
-            slots = self.read[level](slots, memory)
-        return self.out(self.mix(slots, attend)).float()
+            queries = self.read[level](queries, memory)
+            # And a plain readout: each variable's own projection of the latent along its direction.
+            projection = F.embedding(code, self.project[level](self.directions)).float()
+            value = value + torch.einsum("mnz,mz->mn", projection, latents[level].float())
+        return self.out(queries).float() + directions * value.unsqueeze(-1)
 
 
 def _half(tokens: Tensor) -> Tensor:
@@ -163,7 +170,3 @@ def _half(tokens: Tensor) -> Tensor:
 def _never_empty(mask: Tensor) -> Tensor:
     """Let a set without tokens attend to its padding: attention over nothing is not a number."""
     return mask | ~mask.any(1, keepdim=True)
-
-
-def _num_slots(config: SetVAEConfig, vocabulary: Vocabulary) -> int:
-    return max(1, min(config.max_slots, len(vocabulary)))

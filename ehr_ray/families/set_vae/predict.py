@@ -5,6 +5,7 @@ B patients, M sets, N tokens, L levels, Z latent.
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ehr_ray.families.set_vae.model import SetVAE
 from ehr_ray.families.set_vae.perturb import hidden_tokens, select_sets
@@ -18,7 +19,7 @@ HIDING_SEED = 1
 def predict(model: SetVAE, batch: Batch) -> Batch:
     """Return `embedding` [B, L * Z * pools], and `kl_nats` [B], the mean over a patient's sets."""
     batch = even_sets(batch, model.config.predict_sets)
-    posterior = model.encode(batch, model.directions())
+    posterior = model.encode(batch)
     mu = posterior.mu.transpose(0, 1).flatten(1)  # [M, L * Z]
     kl = kl_standard(posterior.mu, posterior.logvar).sum((0, 2))
     sizes = batch["num_sets"]
@@ -56,7 +57,7 @@ def pooled(values: Tensor, sizes: Tensor, how: str) -> Tensor:
 
 def latents(model: SetVAE, batch: Batch) -> Batch:
     """Return each set's posterior, levels side by side: `mu`, `logvar` [M, L * Z], `patient` [M]."""
-    posterior = model.encode(batch, model.directions())
+    posterior = model.encode(batch)
     real = batch["mask"].any(1)
     return {
         "mu": posterior.mu.transpose(0, 1).flatten(1)[real],
@@ -68,18 +69,13 @@ def latents(model: SetVAE, batch: Batch) -> Batch:
 def reconstruct(model: SetVAE, batch: Batch) -> Batch:
     """Return each token's value beside the value read off the decoded set under its name.
 
-    The same tokens as in training are hidden from the encoder (`hidden`), by a fixed seed. A
-    variable's estimate is the projection of the decoded vectors on its direction that is largest
-    in magnitude: no vector along it means a value near 0, the train mean.
+    The same tokens as in training are hidden from the encoder (`hidden`), by a fixed seed. The
+    estimate is the projection of a token's decoded vector on its variable's direction.
     """
-    directions = model.directions()
     hidden = hidden_tokens(batch, model.config, HIDING_SEED)
-    posterior = model.encode(batch, directions, hidden=hidden)
-    decoded = model.decode(list(posterior.mu), batch["mask"])
-    named = torch.einsum("mjr,mir->mij", decoded, directions[batch["code"]])
-    named = named.masked_fill(~batch["mask"].unsqueeze(1), 0.0)
-    best = named.abs().argmax(2, keepdim=True)
-    estimate = named.gather(2, best).squeeze(2)
+    posterior = model.encode(batch, hidden=hidden)
+    decoded = model.decode(list(posterior.mu), batch["code"])
+    estimate = (decoded * F.embedding(batch["code"], model.directions)).sum(-1)
     mask = batch["mask"]
     return {
         "patient": batch["patient"].unsqueeze(1).expand_as(mask)[mask],

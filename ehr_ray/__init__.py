@@ -1,0 +1,16 @@
+"""Representation models of electronic health records on Ray."""
+
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ehr_ray.train.checkpoint import Loaded
+
+__version__ = version("ehr_ray")
+
+
+def load(run: str) -> "Loaded":
+    """Return a run's model (eval mode, CPU), experiment, vocabulary and family; needs no Ray."""
+    from ehr_ray.train import checkpoint
+
+    return checkpoint.load(run)

@@ -1,0 +1,142 @@
+"""Every mistake a user can make on the command line is one line that names it, and exit 2."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ehr_ray.cli import build_parser, main
+from ehr_ray.runtime.ingest import ingest
+
+ROOT = Path(__file__).parents[2]
+TINY = ROOT / "configs" / "tiny" / "set_vae.yaml"
+VERBS = ("quickstart", "ingest", "expand", "prepare", "train", "evaluate", "embed", "benchmark")
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory):
+    path = tmp_path_factory.mktemp("cli") / "cohort"
+    ingest("synthetic", None, path, options={"patients": 30})
+    return path
+
+
+def refused(capsys, *arguments: object) -> str:
+    with pytest.raises(SystemExit) as exit_:
+        main([str(a) for a in arguments])
+    assert exit_.value.code == 2
+    message = capsys.readouterr().err.strip()
+    assert len(message.splitlines()) == 1, message
+    assert "Traceback" not in message
+    return message
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_has_an_example(verb, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main([verb, "--help"])
+    assert exit_.value.code == 0
+    assert f"ehr-ray {verb}" in capsys.readouterr().out.split("example:")[1]
+
+
+def test_every_verb_has_its_job_script():
+    assert {p.stem for p in (ROOT / "jobs").glob("*.py")} == set(VERBS)
+
+
+def test_unknown_config_key_is_named_with_the_closest_one(capsys):
+    message = refused(capsys, "train", TINY, "model.latnt=3")
+    assert "model.latnt" in message
+    assert "did you mean latent?" in message
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ("train.lr=-1", "train.lr"),
+        ("train.max_epochs=many", "train.max_epochs"),
+        ("data.batch_size=0", "data.batch_size"),
+        ("model.heads=3", "model"),
+        ("schedules.gamma=1", "schedules.gamma"),
+        ("schedules.beta.kind=spline", "schedules.beta"),
+        ("name=a/b", "name"),
+        ("family=vae", "family"),
+        ("nonsense", "nonsense"),
+    ],
+)
+def test_wrong_type_or_range_is_named_before_anything_starts(capsys, change, name):
+    assert name in refused(capsys, "train", TINY, change)
+
+
+def test_missing_config_and_cohort_are_named(capsys, tmp_path):
+    assert "nowhere.yaml" in refused(capsys, "train", "nowhere.yaml")
+    message = refused(
+        capsys,
+        "train",
+        TINY,
+        f"data.cohort={tmp_path}/none",
+        "cluster.num_workers=0",
+        f"output={tmp_path}/runs",
+    )
+    assert "data.cohort" in message
+    assert not (tmp_path / "runs").exists()
+
+
+def test_too_few_cpus_are_refused_with_the_arithmetic(capsys, cohort, tmp_path):
+    message = refused(
+        capsys,
+        "train",
+        TINY,
+        f"data.cohort={cohort}",
+        "cluster.num_workers=500",
+        f"output={tmp_path}/runs",
+    )
+    assert "needs 500 CPUs" in message
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_folder_that_is_no_run_is_named(capsys, cohort, tmp_path):
+    assert "no checkpoint here" in refused(capsys, "evaluate", tmp_path)
+    out = tmp_path / "e.parquet"
+    assert "no checkpoint" in refused(
+        capsys, "embed", tmp_path, "--cohort", cohort, "--output", out
+    )
+
+
+def test_expand_names_a_folder_that_is_no_cohort(capsys, tmp_path):
+    assert "not a cohort" in refused(capsys, "expand", tmp_path, "--output", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        (["--source", "nope", "--output", "x"], "nope"),
+        (["--source", "hancock", "--input", ".", "--output", "x"], "hancock"),
+        (["--source", "physionet2012", "--output", "x"], "--input"),
+        (["--source", "table", "--input", "missing.csv", "--output", "x"], "missing.csv"),
+        (["--source", "synthetic", "--output", "x", "--splits", "0.5,0.9"], "--splits"),
+        (["--source", "synthetic", "--output", "x", "--patients", "few"], "patients"),
+        (["--source", "meds", "--input", ".", "--output", "x", "--patients", "3"], "--patients"),
+    ],
+)
+def test_bad_ingest_arguments_are_named(capsys, arguments, name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert name in refused(capsys, "ingest", *arguments)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bad_usage_is_one_line(capsys):
+    assert "see ehr-ray --help" in refused(capsys, "trian")
+
+
+def test_help_of_the_program_lists_the_verbs():
+    text = build_parser().format_help()
+    assert all(verb in text for verb in VERBS)
+
+
+def test_the_console_script_and_the_module_are_one_program():
+    done = subprocess.run(
+        [sys.executable, "-m", "ehr_ray.cli", "train"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "config" in done.stderr
