@@ -71,7 +71,10 @@ class ShardPredictor:
         """The same architecture with the weights training started from."""
         loaded = self.loaded
         torch.manual_seed(loaded.experiment.seed)
-        return loaded.family.build(loaded.experiment.model, loaded.vocabulary).eval()
+        model = loaded.family.build(loaded.experiment.model, loaded.vocabulary).eval()
+        for name, trained in loaded.model.named_buffers():
+            model.get_buffer(name).copy_(trained)  # tables that are given, not learned
+        return model
 
     def __call__(self, job: Mapping[str, Any]) -> int:
         """Predict every sample of `job["shard"]` into `job["target"]`; return their number."""

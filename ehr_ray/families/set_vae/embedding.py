@@ -16,16 +16,10 @@ from ehr_ray.families.set_vae.config import SetVAEConfig
 def embedding_table(config: SetVAEConfig, vocabulary: Vocabulary) -> Tensor:
     """Return the frozen embeddings, float32 [V, E]: from the CSV if one is named, else random.
 
-    A checkpoint carries the table, so where the CSV is gone the shape is taken from the config.
+    A checkpoint carries what is made of the table, so it loads where the CSV is gone.
     """
     if config.embedding_csv and Path(config.embedding_csv).is_file():
-        table = _from_csv(Path(config.embedding_csv), vocabulary)
-        if table.shape[1] != config.embedding_width:
-            raise InputError(
-                f"{config.embedding_csv}: {table.shape[1]} dimensions, but embedding_width is "
-                f"{config.embedding_width}; set model.embedding_width={table.shape[1]}"
-            )
-        return table
+        return _from_csv(Path(config.embedding_csv), vocabulary)
     generator = torch.Generator().manual_seed(0)
     table = torch.randn(max(1, len(vocabulary)), config.embedding_width, generator=generator)
     return table / config.embedding_width**0.5
