@@ -423,11 +423,11 @@ def _summary(
             f"{len(scores.labels[split]):,} rows, {scores.labels[split].mean():.1%} positive"
         )
         names = [MODEL, *(b for b in BASELINES if f"baseline/{b}/{split}/auroc" in metrics)]
-        lines.append(f"{'':32}{'AUROC':22}{'AUPRC':22}{'min(Se,P+)':22}")
+        lines.append(f"{'':46}{'AUROC':22}{'AUPRC':22}{'min(Se,P+)':22}")
         for name in names:
             at = split if name == MODEL else f"baseline/{name}/{split}"
             title = "this model, linear probe" if name == MODEL else TITLES[name]
-            lines.append(f"{title:32}" + "".join(f"{_cell(metrics, at, m):22}" for m in _SHOWN))
+            lines.append(f"{title:46}" + "".join(f"{_cell(metrics, at, m):22}" for m in _SHOWN))
         lines += [f"the model {sentence}" for sentence in scores.verdicts]
         lines += [f"note: {note}" for note in scores.notes]
     if latent is not None:

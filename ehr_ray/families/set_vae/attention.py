@@ -64,7 +64,7 @@ class Pooling(nn.Module):
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    """Scaled dot-product attention; on CPU in float32, where its bf16 gradient is 8 times slower."""
+    """Scaled dot-product attention; in float32 on CPU, where bf16 gradients are 8 times slower."""
     if query.device.type != "cpu":
         return F.scaled_dot_product_attention(query, key, value, mask)
     with torch.autocast("cpu", enabled=False):

@@ -30,9 +30,9 @@ class SetVAEConfig:
     Null draws random normal vectors, which are nearly orthogonal, from a fixed seed.
     """
     embedding_width: PositiveInt = 768
-    """Dimensions of the embeddings, which a CSV must have."""
+    """Dimensions of the random embeddings; a CSV brings its own."""
     reduced: PositiveInt = 64
-    """Dimensions the embeddings are reduced to: those the sets are reconstructed in."""
+    """Dimensions of the variable directions made of them, in which sets are reconstructed."""
     width: PositiveInt = 128
     """Width of the attention blocks."""
     latent: PositiveInt = 64

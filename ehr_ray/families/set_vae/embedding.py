@@ -56,6 +56,9 @@ def _from_csv(path: Path, vocabulary: Vocabulary) -> Tensor:
     numeric = numeric[[c for c in numeric.columns if not str(c).startswith("Unnamed")]]
     if numeric.empty or numeric.isna().any().any():
         raise InputError(f"{path}: expected a code column and numeric columns without blanks")
+    for name, column in frame.drop(columns=key).select_dtypes(exclude=["number", "bool"]).items():
+        if pd.to_numeric(column, errors="coerce").notna().mean() > 0.5:  # a dimension, not a note
+            raise InputError(f"{path}: column {name!r} is partly text; correct or drop it")
     names = frame[key].astype(str)
     twice = names[names.duplicated()]
     if len(twice):
@@ -66,4 +69,8 @@ def _from_csv(path: Path, vocabulary: Vocabulary) -> Tensor:
         raise InputError(
             f"{path}: no row for {len(missing)} codes, such as {missing[0]!r}; add them"
         )
-    return torch.from_numpy(numeric.to_numpy(np.float32)[ids.astype(int).to_numpy()])
+    table = numeric.to_numpy(np.float32)[ids.astype(int).to_numpy()]
+    nothing = ids.index[~table.any(1)].tolist()
+    if nothing:
+        raise InputError(f"{path}: the row of {nothing[0]!r} is all zeros, which is no direction")
+    return torch.from_numpy(table)

@@ -56,7 +56,7 @@ def pooled(values: Tensor, sizes: Tensor, how: str) -> Tensor:
 
 
 def latents(model: SetVAE, batch: Batch) -> Batch:
-    """Return each set's posterior, levels side by side: `mu`, `logvar` [M, L * Z], `patient` [M]."""
+    """Return each set's posterior, levels joined: `mu`, `logvar` [M, L * Z], `patient` [M]."""
     posterior = model.encode(batch)
     real = batch["mask"].any(1)
     return {

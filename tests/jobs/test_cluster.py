@@ -1,0 +1,112 @@
+"""`ray job submit` against a head started here, and the cluster file of `ray up`."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+
+from ehr_ray.runtime.ingest import ingest
+
+pytestmark = pytest.mark.ray
+ROOT = Path(__file__).parents[2]
+RAY = str(Path(sys.executable).with_name("ray"))
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+    finally:
+        for each in sockets:
+            each.close()
+
+
+@pytest.fixture(scope="module")
+def head():
+    """Environment of a Ray head on this machine, in its own folder, on free ports."""
+    folder = tempfile.mkdtemp(prefix="ehr")
+    gcs, dashboard, listen, grpc, metrics, client, node, store = free_ports(8)
+    token = Path(folder) / "token"
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    token.write_text("0" * 64)
+    token.chmod(0o600)
+    environment |= {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token),
+        "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}",
+    }
+    command = [RAY, "start", "--head", "--block", f"--port={gcs}"]
+    command += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"]
+    command += [f"--dashboard-agent-listen-port={listen}", f"--dashboard-agent-grpc-port={grpc}"]
+    command += [f"--metrics-export-port={metrics}", f"--ray-client-server-port={client}"]
+    command += [f"--node-manager-port={node}", f"--object-manager-port={store}", "--num-cpus=4"]
+    command += ["--min-worker-port=0", "--max-worker-port=0"]
+    command += ["--object-store-memory=300000000", f"--temp-dir={folder}/ray"]
+    command += ["--disable-usage-stats"]
+    log = (Path(folder) / "log").open("w+")
+    process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+    try:
+        deadline = time.monotonic() + 90
+        while _ray(environment, "job", "list").returncode != 0:
+            assert process.poll() is None, (log.seek(0), log.read())
+            assert time.monotonic() < deadline
+            time.sleep(1)
+        yield environment
+    finally:
+        family = [*psutil.Process(process.pid).children(recursive=True), process]
+        for each in family:
+            try:
+                each.kill()
+            except psutil.NoSuchProcess:
+                continue
+        process.wait()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _ray(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [RAY, *arguments], env=environment, capture_output=True, text=True, check=False, cwd=ROOT
+    )
+
+
+def test_a_submitted_training_ends_succeeded(head, tmp_path):
+    ingest("synthetic", None, tmp_path / "cohort", options={"patients": 60})
+    job = f"{sys.executable} jobs/train.py configs/tiny/set_vae.yaml data.cohort={tmp_path}/cohort"
+    job += f" output={tmp_path}/runs cluster.num_workers=2 tracking.experiment=null"
+    done = _ray(
+        head, "job", "submit", "--submission-id", "train", "--working-dir", ".", "--", *job.split()
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "SUCCEEDED" in _ray(head, "job", "status", "train").stdout.upper()
+    assert "epoch 2" in _ray(head, "job", "logs", "train").stdout
+    assert (tmp_path / "runs" / "tiny_set_vae" / "checkpoint" / "model.safetensors").is_file()
+
+
+def test_a_failing_job_says_why_and_exits_with_an_error(head):
+    job = [sys.executable, "jobs/train.py", "configs/tiny/set_vae.yaml", "train.lr=-1"]
+    done = _ray(head, "job", "submit", "--working-dir", ".", "--", *job)
+    assert done.returncode != 0
+    assert "train.lr: input should be greater than 0" in done.stdout
+
+
+def test_the_cluster_file_is_valid_for_ray_up():
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    content = yaml.safe_load((ROOT / "cluster.yaml").read_text())
+    validate_config(prepare_config(content))
+    pools = content["available_node_types"]
+    assert "GPU" in pools["train"]["resources"]
+    assert "GPU" not in pools["data"]["resources"]
+    content["max_worker"] = 3
+    with pytest.raises(Exception, match="max_worker"):
+        validate_config(prepare_config(content))
