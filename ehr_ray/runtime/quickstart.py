@@ -22,7 +22,8 @@ def quickstart(output: Path, *, verbose: bool = False) -> Path:
     cohort = output / "cohort"
     screen.say("1/4 ingest: 500 synthetic patients to a MEDS cohort")
     summary = ingest("synthetic", None, cohort, progress=screen.passing)
-    screen.say(f"    {summary}")
+    for line in str(summary).splitlines():
+        screen.say(f"    {line}")
     with session(verbose=verbose):
         screen.say("2/4 expand: last values carried forward, one Ray Data task a shard")
         expanded = expand(cohort, output / "expanded", say=screen.passing)

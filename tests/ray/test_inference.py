@@ -70,7 +70,7 @@ def test_evaluate_is_deterministic(run, evaluated, tmp_path):
 
 def test_another_cohort_is_scored_without_refitting(run, evaluated, tmp_path):
     other = tmp_path / "other"
-    ingest("synthetic", None, other, options={"patients": 40, "seed": 9}, splits="all:held_out")
+    ingest("synthetic", None, other, options={"patients": 40, "data_seed": 9}, splits="all:held_out")
     evaluate(run, cohort=other)
     folder = run / "evaluations" / "other"
     metrics = json.loads((folder / "metrics.json").read_text())
