@@ -51,7 +51,7 @@ def test_a_perfect_model_has_r2_of_one_and_the_mean_has_zero(tokens):
 def test_the_table_has_a_row_for_each_group_there_is(tokens):
     metrics = {f"held_out/reconstruction/{k}": v for k, v in reconstruction_metrics(tokens).items()}
     table = reconstruction_table(metrics, "held_out")
-    assert [row[0] for row in table.rows][0] == "all values"
+    assert table.rows[0][0] == "all values"
     assert len(table.rows) == 4
     assert all(len(row) == len(table.columns) for row in table.rows)
 

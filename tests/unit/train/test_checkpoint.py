@@ -59,7 +59,7 @@ def test_a_second_checkpoint_replaces_the_first_and_leaves_nothing(
 ):
     save_checkpoint(tmp_path, model, experiment, synthetic_vocabulary)
     with torch.no_grad():
-        model.slots.add_(1)
+        model.query.weight.add_(1)
     save_checkpoint(tmp_path, model, experiment, synthetic_vocabulary)
     assert_same_state(load(tmp_path).model.state_dict(), model.state_dict())
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint"]
@@ -80,7 +80,7 @@ def test_a_kill_between_the_renames_leaves_a_checkpoint(
         return rename(self, target)
 
     with torch.no_grad():
-        model.slots.add_(1)
+        model.query.weight.add_(1)
     with monkeypatch.context() as patch:
         patch.setattr(Path, "rename", killed)
         with pytest.raises(KeyboardInterrupt):

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from ehr_ray.families.set_vae.data import collate
-from ehr_ray.families.set_vae.loss import chamfer, loss
+from ehr_ray.families.set_vae.loss import SOFT_NORM, chamfer, loss
 
 KNOBS = {"beta": 0.2, "free_bits": 0.05, "noise_seed": 12345}
 
@@ -14,13 +14,14 @@ def slow_chamfer(decoded, target, config):
     """One set without padding, in loops."""
     total = 0.0
     for weight, distance in (
-        (config.direction_weight, lambda r, t: 1 - cosine(r, t)),
+        (config.direction_weight, lambda r, t: 1 - soft_cosine(r, t)),
         (config.magnitude_weight, lambda r, t: abs(norm(r) - norm(t))),
-        (config.vector_weight, lambda r, t: sum((a - b) ** 2 for a, b in zip(r, t, strict=True))),
+        (config.vector_weight, squared),
     ):
         forth = sum(min(distance(r, t) for t in target) for r in decoded)
         back = sum(min(distance(r, t) for r in decoded) for t in target)
         total += weight * (forth + back) / 2
+    total += config.named_weight * sum(map(squared, decoded, target))
     if config.variance_weight:
         spread = torch.tensor(decoded).var(0, correction=0).mean()
         total -= config.variance_weight * float(spread) * len(decoded)
@@ -31,17 +32,42 @@ def norm(x):
     return math.sqrt(sum(a * a for a in x))
 
 
-def cosine(a, b):
-    return sum(x * y for x, y in zip(a, b, strict=True)) / (norm(a) * norm(b))
+def squared(a, b):
+    return sum((x - y) ** 2 for x, y in zip(a, b, strict=True))
+
+
+def soft_cosine(a, b):
+    """The cosine of a and b, each longer by an axis of its own of length SOFT_NORM."""
+    dot = sum(x * y for x, y in zip(a, b, strict=True))
+    return dot / (norm([*a, SOFT_NORM]) * norm([*b, SOFT_NORM]))
+
+
+PARTS = ("direction", "magnitude", "vector", "named", "variance")
+
+
+@pytest.fixture
+def weighted(make_config):
+    """A config of these parts of the reconstruction error alone: weighted(vector=1.0)."""
+
+    def make(**parts):
+        return make_config(**{f"{part}_weight": parts.get(part, 0.0) for part in PARTS})
+
+    return make
 
 
 @pytest.mark.parametrize(
-    "weights",
-    [(1.0, 1.0, 3.0, 0.0), (2.0, 0.0, 0.0, 0.0), (0.0, 1.5, 0.0, 0.0), (0.0, 0.0, 1.0, 0.7)],
+    "parts",
+    [
+        {"direction": 1.0, "magnitude": 1.0, "vector": 3.0, "named": 3.0},
+        {"direction": 2.0},
+        {"magnitude": 1.5},
+        {"vector": 1.0, "variance": 0.7},
+        {"named": 0.8},
+    ],
+    ids=lambda parts: "+".join(parts),
 )
-def test_chamfer_equals_a_slow_reference(weights, make_config):
-    names = ("direction_weight", "magnitude_weight", "vector_weight", "variance_weight")
-    config = make_config(**dict(zip(names, weights, strict=True)))
+def test_chamfer_equals_a_slow_reference(parts, weighted):
+    config = weighted(**parts)
     torch.manual_seed(0)
     decoded, target = torch.randn(6, 5, 4), 2 * torch.randn(6, 5, 4)
     sizes = [5, 4, 3, 2, 1, 0]
@@ -54,13 +80,38 @@ def test_chamfer_equals_a_slow_reference(weights, make_config):
     torch.testing.assert_close(found, torch.tensor(expected), rtol=1e-4, atol=1e-4)
 
 
-def test_the_sign_of_a_value_matters(make_config):
+def test_the_sign_of_a_value_matters(make_config, weighted):
     target = torch.tensor([[[1.0, 0.0], [0.0, 2.0]]])
     mask = torch.ones(1, 2, dtype=torch.bool)
-    assert float(chamfer(target, target, mask, make_config())) < 1e-3
+    exact = weighted(magnitude=1.0, vector=3.0, named=3.0)
+    assert float(chamfer(target, target, mask, exact)) < 1e-3
     assert float(chamfer(-target, target, mask, make_config())) > 1
-    direction = make_config(magnitude_weight=0.0, vector_weight=0.0)
-    assert float(chamfer(-target, target, mask, direction)) > 1
+    for part in ("direction", "vector", "named"):
+        ours, mirrored = (
+            float(chamfer(sign * target, target, mask, weighted(**{part: 1.0}))) for sign in (1, -1)
+        )
+        assert ours < 0.2
+        assert mirrored > 1
+
+
+def test_the_sign_of_a_value_near_the_mean_means_nothing(weighted):
+    mask = torch.ones(1, 1, dtype=torch.bool)
+    near = torch.tensor([[[SOFT_NORM / 100, 0.0]]])
+    ours, mirrored = (chamfer(sign * near, near, mask, weighted(direction=1.0)) for sign in (1, -1))
+    torch.testing.assert_close(ours, mirrored, rtol=1e-3, atol=0)
+
+
+def test_vectors_under_each_others_names_cost_the_named_part_alone(weighted):
+    torch.manual_seed(0)
+    target = torch.randn(1, 3, 4)
+    swapped, mask = target[:, [1, 0, 2]], torch.ones(1, 3, dtype=torch.bool)
+    anonymous = weighted(direction=1.0, magnitude=1.0, vector=3.0, variance=0.5)
+    ours, theirs = (chamfer(x, target, mask, anonymous) for x in (swapped, target))
+    torch.testing.assert_close(ours, theirs)
+    named = weighted(named=2.0)
+    assert not chamfer(target, target, mask, named).any()
+    expected = 2 * 2 * (target[:, 0] - target[:, 1]).square().sum(-1)
+    torch.testing.assert_close(chamfer(swapped, target, mask, named), expected)
 
 
 def test_a_zero_target_gives_finite_gradients(make_config):

@@ -14,7 +14,7 @@ def model(make_model):
 
 
 def posterior(model, batch, **options):
-    return model.encode(batch, model.directions(), **options).mu
+    return model.encode(batch, **options).mu
 
 
 def assert_differ(a, b):
@@ -129,14 +129,36 @@ def test_the_sign_of_a_value_matters_to_the_encoder_and_to_the_loss(model, batch
     assert (ours - theirs).abs().min() > 1e-4
 
 
-def test_the_target_is_the_clean_value_along_its_direction_and_detached(make_model, batch):
+def test_the_target_is_the_clean_value_along_its_fixed_direction(make_model, batch):
     model = make_model(p_stale=1.0, p_live=1.0, val_noise_std=1.0).train()
     out = model(batch, 1)
     assert out["decoded"].requires_grad
     assert not out["target"].requires_grad
-    clean = model.directions()[batch["code"]] * batch["value"].unsqueeze(-1)
-    torch.testing.assert_close(out["target"], clean.detach())
+    clean = model.directions[batch["code"]] * batch["value"].unsqueeze(-1)
+    assert torch.equal(out["target"], clean)
     torch.testing.assert_close(out["target"].norm(dim=-1), batch["value"].abs())
+
+
+def test_training_moves_every_parameter_and_leaves_the_target(make_model, batch):
+    model = make_model().train()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    target, directions = model.target(batch), model.directions.clone()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for seed in range(3):
+        terms = loss(model, batch, {**KNOBS, "noise_seed": seed})
+        optimizer.zero_grad()
+        sum(term.coef * term.sum for term in terms.values()).backward()
+        optimizer.step()
+    assert [name for name, p in model.named_parameters() if torch.equal(p, before[name])] == []
+    assert torch.equal(model.directions, directions)
+    assert torch.equal(model.target(batch), target)
+    assert "directions" in model.state_dict()
+
+
+def test_a_variable_has_the_same_direction_in_every_model(make_model):
+    assert torch.equal(make_model(seed=1).directions, make_model(seed=2).directions)
+    lengths = make_model().directions.norm(dim=-1)
+    torch.testing.assert_close(lengths, torch.ones(12))
 
 
 @pytest.mark.parametrize("levels", [1, 2, 3])
@@ -152,10 +174,63 @@ def test_every_trainable_parameter_gets_a_gradient(make_model, batch, levels):
 def test_each_level_of_the_hierarchy_reaches_the_decoder(make_model, batch):
     model = make_model().eval()
     latents = [torch.randn(9, 4) for _ in range(2)]
-    before = model.decode(latents, batch["mask"])
+    before = model.decode(latents, batch["code"])
     for level in range(2):
         other = [z + (i == level) for i, z in enumerate(latents)]
-        assert_differ(model.decode(other, batch["mask"]), before)
+        assert_differ(model.decode(other, batch["code"]), before)
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.5])
+def test_a_vector_is_decoded_by_its_name_whatever_else_is_in_the_set(make_model, noise):
+    model = make_model().eval()
+    torch.manual_seed(0)
+    latents, key = [torch.randn(2, 4) for _ in range(2)], torch.tensor([3, 4])
+    code = torch.tensor([[0, 5, 7], [5, 5, 11]])
+    whole = model.decode(latents, code, key, noise)
+    for column in range(3):
+        alone = model.decode(latents, code[:, [column]], key, noise)
+        torch.testing.assert_close(alone[:, 0], whole[:, column])
+    torch.testing.assert_close(whole[1, 0], whole[1, 1])
+    assert_differ(whole[0, 0], whole[0, 1])
+    assert_differ(whole[0, 1], whole[1, 0])
+
+
+def test_noise_on_queries_is_a_function_of_the_key_and_the_variable(make_model):
+    model = make_model().eval()
+    latents = [torch.randn(1, 4).expand(2, 4) for _ in range(2)]
+    code = torch.tensor([[0, 1], [0, 1]])
+    calm = model.decode(latents, code)
+    same = model.decode(latents, code, torch.tensor([8, 8]), 0.5)
+    other = model.decode(latents, code, torch.tensor([8, 9]), 0.5)
+    torch.testing.assert_close(calm[0], calm[1])
+    torch.testing.assert_close(same[0], same[1])
+    assert_differ(same, calm)
+    assert_differ(other[0], other[1])
+
+
+def test_beside_attention_a_value_is_read_off_the_latents_along_its_direction(make_model, batch):
+    model = make_model().eval()
+    for part in model.out[1].parameters():
+        part.data.zero_()
+    latents = [torch.randn(9, 4) for _ in range(2)]
+    decoded = model.decode(latents, batch["code"])
+    value = (decoded * model.directions[batch["code"]]).sum(-1, keepdim=True)
+    torch.testing.assert_close(decoded, value * model.directions[batch["code"]])
+    assert value.abs().min() > 0
+    for level, project in enumerate(model.project):
+        moved = [z + (i == level) * 2.0 for i, z in enumerate(latents)]
+        step = (model.decode(moved, batch["code"]) * model.directions[batch["code"]]).sum(-1)
+        expected = 2.0 * project(model.directions).sum(-1)[batch["code"]]
+        torch.testing.assert_close(step - value.squeeze(-1), expected, rtol=1e-3, atol=1e-5)
+
+
+def test_beside_attention_the_posterior_has_a_linear_code_of_the_values(model, batch):
+    for head in model.posterior:
+        head.weight.data[:, : model.config.width] = 0.0
+    ends = [{**batch, "value": batch["value"] + shift} for shift in (-2.0, 0.0, 2.0)]
+    low, middle, high = (posterior(model, end) for end in ends)
+    assert_differ(low, high)
+    torch.testing.assert_close((low + high) / 2, middle, rtol=1e-4, atol=1e-5)
 
 
 def test_latents_are_sampled_by_the_posterior_and_the_seed(model, batch):
@@ -169,12 +244,16 @@ def test_latents_are_sampled_by_the_posterior_and_the_seed(model, batch):
         torch.testing.assert_close(model(batch, 1)["decoded"], model(batch, 2)["decoded"])
 
 
-def test_sets_larger_than_the_slots_and_sets_without_tokens_are_finite(make_model, make_row):
-    model = make_model(max_slots=3).train()
+@pytest.mark.parametrize("training", [True, False])
+def test_large_sets_and_sets_without_tokens_are_finite(make_model, make_row, training):
+    model = make_model().train(training)
     batch = collate([make_row(1, [12]), make_row(2, [0])], model.config)
     out = model(batch, 1)
-    assert out["decoded"].shape == (2, 12, 8)
+    assert out["decoded"].shape == out["target"].shape == (2, 12, 8)
     assert all(torch.isfinite(value).all() for value in out.values())
+    terms = loss(model, batch, KNOBS)
+    sum(term.coef * term.sum for term in terms.values()).backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters())
 
 
 def test_bf16_gives_float32_outputs_close_to_those_of_float32(model, batch):
@@ -183,4 +262,5 @@ def test_bf16_gives_float32_outputs_close_to_those_of_float32(model, batch):
     with torch.no_grad():
         high = model(batch, 1)
     assert low["decoded"].dtype == low["mu"].dtype == torch.float32
-    torch.testing.assert_close(low["mu"], high["mu"], atol=0.05, rtol=0.05)
+    for name in ("mu", "decoded"):
+        torch.testing.assert_close(low[name], high[name], atol=0.05, rtol=0.05)
