@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -167,9 +168,19 @@ def staging(output: Path, print_: str) -> Iterator[Path]:
         try:
             yield folder
         except InputError:
-            shutil.rmtree(folder)
+            _remove(folder)
             raise
         shutil.rmtree(folder)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder that other tasks of the failed job may still write to for a moment."""
+    for _ in range(50):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(0.1)
+    shutil.rmtree(folder)
 
 
 def discard_staging(output: Path, keep: Path | None = None) -> None:
