@@ -65,7 +65,7 @@ class Family(Generic[C]):
     config: type[C]
     """Frozen dataclass: architecture and transform options; the `model` section of a config."""
     transform: Callable[[Patient, C, Vocabulary], Row]
-    """Events to a model-ready row: numpy, pure, causal (what is said of t depends on events <= t)."""
+    """Events to a model-ready row: numpy, pure, causal (t is told by events up to t)."""
     collate: Callable[[Sequence[Row], C], Batch]
     """Rows to padded tensors; padding never changes a result."""
     build: Callable[[C, Vocabulary], nn.Module]

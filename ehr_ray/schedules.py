@@ -59,7 +59,7 @@ class Ramp:
 
 @dataclass(frozen=True, kw_only=True)
 class Cycle:
-    """Cyclical annealing (Fu et al. 2019, eq. 5): each period ramps `start` to `end`, then holds."""
+    """Cyclical annealing (Fu et al. 2019, eq. 5): each period ramps `start` to `end`, holds."""
 
     __pydantic_config__ = {"extra": "forbid"}
 

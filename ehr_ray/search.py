@@ -53,7 +53,7 @@ def parse_domain(raw: Any, at: str) -> Domain:
 
 
 def _number(value: Any) -> float:
-    """Return the number YAML meant (it reads 1e-3 as text); nan, which no order allows, for others."""
+    """Return the number YAML meant (it reads 1e-3 as text); nan, which has no order, for others."""
     try:
         return float(value)
     except (TypeError, ValueError):

@@ -70,7 +70,9 @@ def test_evaluate_is_deterministic(run, evaluated, tmp_path):
 
 def test_another_cohort_is_scored_without_refitting(run, evaluated, tmp_path):
     other = tmp_path / "other"
-    ingest("synthetic", None, other, options={"patients": 40, "data_seed": 9}, splits="all:held_out")
+    ingest(
+        "synthetic", None, other, options={"patients": 40, "data_seed": 9}, splits="all:held_out"
+    )
     evaluate(run, cohort=other)
     folder = run / "evaluations" / "other"
     metrics = json.loads((folder / "metrics.json").read_text())
@@ -80,7 +82,7 @@ def test_another_cohort_is_scored_without_refitting(run, evaluated, tmp_path):
     assert metrics["baseline/gbm/threshold"] == mine["baseline/gbm/threshold"]
 
 
-def test_a_patients_score_does_not_depend_on_the_company(run, evaluated, cohort, tmp_path):
+def test_a_score_does_not_depend_on_the_company(run, evaluated, cohort, tmp_path):
     """The held-out patients, as another cohort of their own, get the same probabilities."""
     import shutil
 
