@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -234,7 +235,7 @@ def _train(verbs: Any) -> None:
             screen.say(f"{trained.run}: already trained to step {trained.step}; nothing to do")
         best = "" if trained.best is None else f", best selection metric {trained.best:.5g}"
         screen.say(f"{_relative(trained.run)}: {trained.step} steps{best}")
-        screen.say(f"next: ehr-ray evaluate {_relative(trained.run)}")
+        screen.say(f"next: ehr-ray evaluate {shlex.quote(str(_relative(trained.run)))}")
 
     _config_verb(
         verbs,

@@ -165,7 +165,7 @@ def score_task(
             for name, split in splits.items()
         },
         labels={name: split.label for name, split in splits.items()},
-        verdicts=verdicts(metrics, judged),
+        verdicts=judgement(metrics, judged),
         notes=(*fitted.notes, *_undefined_notes(metrics)),
     )
 
@@ -191,6 +191,17 @@ def verdicts(metrics: Mapping[str, float], split: str, metric: str = "auroc") ->
         if not np.isnan(value) and not np.isnan(difference.value):
             rows.append((value, _sentence(name, difference, metric.upper())))
     return tuple(sentence for _, sentence in sorted(rows, key=lambda row: -row[0]))
+
+
+def judgement(metrics: Mapping[str, float], split: str) -> tuple[str, ...]:
+    """Return the sentences of a report: what is lost first, AUROC and AUPRC both.
+
+    AUROC gets a sentence for each baseline; AUPRC, which a rare outcome moves more, only where
+    the data tell the two apart.
+    """
+    told = [s for s in verdicts(metrics, split, "auprc") if not s.startswith("cannot")]
+    sentences = (*verdicts(metrics, split), *told)
+    return tuple(sorted(sentences, key=lambda sentence: not sentence.startswith("loses")))
 
 
 def _sentence(name: str, difference: Interval, metric: str) -> str:

@@ -43,6 +43,7 @@ from ehr_ray.runtime.inference import (
     matrix,
     predict_shards,
     read_tables,
+    require_known_codes,
     write_embeddings,
 )
 from ehr_ray.runtime.session import session
@@ -114,6 +115,8 @@ def _subject(
         raise InputError(f"{flag}={place}: no such folder; give the cohort as --cohort PATH")
     own = place.resolve() == home.resolve()
     split_shards(place, split)
+    if not own:
+        require_known_codes(place, loaded.vocabulary)
     wanted = task or loaded.experiment.evaluation.task
     if wanted is None and not own and home.is_dir():
         wanted = choose_task(home, None)
@@ -274,7 +277,7 @@ def _write(
     target.mkdir(parents=True, exist_ok=True)
     notes = write_metrics(target / "metrics.json", metrics)
     for name, part_ in embedded.items():
-        write_embeddings(target / "embeddings" / f"{name}.parquet", part_.samples, times=True)
+        write_embeddings(target / "embeddings" / f"{name}.parquet", part_.samples)
     if scores is not None:
         for name, probabilities in scores.probabilities.items():
             samples = embedded[name].samples
@@ -432,9 +435,13 @@ def _summary(
         lines += [f"note: {note}" for note in scores.notes]
     if latent is not None:
         lines.append(f"latent: {latent.verdict}: {latent.reason}")
-    r2 = metrics.get(f"{split}/reconstruction/hidden_live/r2")
-    if r2 is not None:
-        lines.append(f"reconstruction of hidden live values: R² {r2:.3f} over the train mean")
+    at = f"{split}/reconstruction/hidden_live"
+    if f"{at}/mse" in metrics:
+        ours, mean, last = (metrics[f"{at}/{name}"] for name in ("mse", "mse_mean", "mse_last"))
+        lines.append(
+            f"hidden values, measured then: squared error {ours:.3f} of the model, "
+            f"{mean:.3f} of the train mean, {last:.3f} of the last value"
+        )
     lines += [f"undefined: {name}" for name in notes[:3]]
     lines.append(f"report: {os.path.relpath(report)}")
     return lines

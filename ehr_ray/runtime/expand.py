@@ -162,7 +162,13 @@ def _with_stats(vocabulary: Vocabulary, path: Path) -> Vocabulary:
     )
     if "mean" not in lower or std is None:
         raise InputError(f"--value-stats {path}: needs columns mean and std beside the code")
-    stats = frame.set_index(frame[key].astype(str))[[lower["mean"], std]].astype(float)
+    stats = frame.set_index(frame[key].astype(str))[[lower["mean"], std]]
+    numbers = stats.apply(pd.to_numeric, errors="coerce")
+    wrong = numbers.isna() & stats.notna()
+    if wrong.any(axis=None):
+        code = stats.index[wrong.any(axis=1)][0]
+        raise InputError(f"--value-stats {path}: mean or std of {code!r} is not a number; mend it")
+    stats = numbers
     if stats.index.has_duplicates:
         twice = stats.index[stats.index.duplicated()][0]
         raise InputError(f"--value-stats {path}: {twice!r} appears twice; keep one row a code")

@@ -17,8 +17,9 @@ from torch import nn
 from ehr_ray.errors import InputError
 from ehr_ray.events.features import code_lookup, simple_features
 from ehr_ray.events.patients import Patient, read_patients, splits_of
+from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.family import Batch, Row
-from ehr_ray.runtime.datasets import Say, run_shards
+from ehr_ray.runtime.datasets import Say, codes_table, run_shards
 from ehr_ray.runtime.session import session
 from ehr_ray.train import checkpoint
 from ehr_ray.train.memory import keep_freed_memory
@@ -204,6 +205,7 @@ def embed(
     if not Path(cohort).is_dir():
         raise InputError(f"--cohort {cohort}: no such folder; make it with `ehr-ray ingest`")
     shards = [path for paths in splits_of(cohort).values() for path in paths]
+    require_known_codes(cohort, checkpoint.load(run).vocabulary)
     if output.is_dir():
         raise InputError(f"--output {output}: is a folder; give the name of a Parquet file")
     output = output.absolute()
@@ -220,9 +222,19 @@ def embed(
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def write_embeddings(path: Path, table: pa.Table, *, times: bool = False) -> None:
-    """Write `subject_id` (, `prediction_time`) and `embedding`, by rename."""
-    names = ["subject_id", "prediction_time", "embedding"] if times else ["subject_id", "embedding"]
+def require_known_codes(cohort: Path, vocabulary: Vocabulary) -> None:
+    """Raise InputError if the model knows none of a cohort's codes: all its rows would be alike."""
+    there = Vocabulary.from_table(codes_table(cohort)).codes
+    if there and not set(there) & set(vocabulary.codes):
+        raise InputError(
+            f"{cohort}: the model knows none of its {len(there)} codes (it has {there[0]!r}, the "
+            f"model {vocabulary.codes[0]!r}); map them to the codes of the run's cohort"
+        )
+
+
+def write_embeddings(path: Path, table: pa.Table) -> None:
+    """Write `subject_id` and `embedding`, by rename."""
+    names = ["subject_id", "embedding"]
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     pq.write_table(table.select(names), partial)

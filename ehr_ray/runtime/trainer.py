@@ -3,7 +3,7 @@
 import tempfile
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,9 @@ def train(
     from ehr_ray.runtime.worker import Job
 
     screen = screen or Screen()
+    # Stored as an absolute path, so that the run is evaluated from any folder.
+    cohort = str(Path(experiment.data.cohort).absolute())
+    experiment = replace(experiment, data=replace(experiment.data, cohort=cohort))
     run = experiment.directory.absolute()
     family = get_family(experiment.family)
     _check_same(run, experiment)

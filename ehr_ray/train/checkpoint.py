@@ -50,7 +50,7 @@ def save_checkpoint(
 ) -> None:
     """Write `<run>/checkpoint/`: weights, experiment and vocabulary; self-contained."""
     partial = _fresh(run / f".checkpoint.{os.getpid()}")
-    save_file(_tensors(model.state_dict()), partial / "model.safetensors")
+    _save(model.state_dict(), partial / "model.safetensors")
     (partial / "experiment.yaml").write_text(to_yaml(experiment))
     pq.write_table(vocabulary.to_table(), partial / "vocabulary.parquet")
     final, old = run / "checkpoint", run / ".checkpoint.old"
@@ -116,8 +116,8 @@ def save_state(
     """Write `<run>/state/<step>/` and remove the older ones."""
     name = f"{progress.step:012d}"
     partial = _fresh(run / "state" / f".{name}.{os.getpid()}")
-    save_file(_tensors(model.state_dict()), partial / "model.safetensors")
-    save_file(_moments(optimizer), partial / "optimizer.safetensors")
+    _save(model.state_dict(), partial / "model.safetensors")
+    _save(_moments(optimizer), partial / "optimizer.safetensors")
     (partial / "progress.yaml").write_text(yaml.safe_dump(asdict(progress)))
     final = run / "state" / name
     shutil.rmtree(final, ignore_errors=True)
@@ -157,6 +157,13 @@ def _fresh(folder: Path) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     return folder
+
+
+def _save(state: Mapping[str, Tensor], path: Path) -> None:
+    save_file(_tensors(state), path)
+    umask = os.umask(0)
+    os.umask(umask)
+    path.chmod(0o666 & ~umask)  # the library makes it private; runs lie on shared storage
 
 
 def _tensors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

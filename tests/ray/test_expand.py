@@ -89,3 +89,18 @@ def test_a_corrupt_shard_stops_with_its_name(cluster, cohort, tmp_path):
     shard.write_bytes(shard.read_bytes()[:1000])
     with pytest.raises(InputError, match=rf"{shard.name}: unreadable shard"):
         expand(broken, tmp_path / "out")
+
+
+def test_value_stats_replace_the_train_statistics_and_bad_ones_are_named(cluster, cohort, tmp_path):
+    stats = tmp_path / "stats.csv"
+    stats.write_text("code,mean,std\nHR,0,abc\n")
+    with pytest.raises(InputError, match="mean or std of 'HR' is not a number"):
+        expand(cohort, tmp_path / "bad", value_stats=stats)
+    assert not (tmp_path / "bad").exists()
+    stats.write_text("code,mean,std\nHR,10,2\n")
+    expand(cohort, tmp_path / "out", value_stats=stats)
+    rows = pd.read_parquet(next((tmp_path / "out").glob("held_out/*.parquet")))
+    raw = pd.concat(pd.read_parquet(p) for p in (cohort / "data" / "held_out").glob("*.parquet"))
+    live = rows[(rows["variable"] == "HR") & ~rows["is_carry"]]["value"]
+    known = {np.float32((v - 10) / 2) for v in raw[raw["code"] == "HR"]["numeric_value"]}
+    assert set(live.astype(np.float32)) <= known

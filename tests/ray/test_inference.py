@@ -123,3 +123,15 @@ def test_a_checkpoint_loads_on_cpu_without_ray(run):
         f"load({str(run)!r}); assert 'ray' not in sys.modules and 'mlflow' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_cohort_of_unknown_codes_is_refused(run, cluster, tmp_path):
+    (tmp_path / "t.csv").write_text(
+        "subject_id,time,code,numeric_value\n1,2020-01-01,ZZ1,8\n2,2020-01-01,ZZ2,9\n"
+    )
+    ingest("table", tmp_path / "t.csv", tmp_path / "zz", splits="all:held_out")
+    with pytest.raises(InputError, match="knows none of its 2 codes"):
+        embed(run, tmp_path / "zz", tmp_path / "zz.parquet")
+    with pytest.raises(InputError, match="knows none"):
+        evaluate(run, cohort=tmp_path / "zz")
+    assert not (tmp_path / "zz.parquet").exists()

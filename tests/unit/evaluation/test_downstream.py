@@ -148,3 +148,19 @@ def test_a_diverged_encoder_is_refused():
 def test_arrays_of_another_length_are_refused():
     with pytest.raises(ValueError, match="label: 4 rows for 5 subjects"):
         replace(cohort(5, 0), label=np.zeros(4, bool))
+
+
+def test_what_is_lost_is_said_first_on_either_metric():
+    metrics = {
+        "baseline/gbm/held_out/auroc": 0.9,
+        "baseline/gbm/held_out/auroc_difference": -0.02,
+        "baseline/gbm/held_out/auroc_difference/low": -0.04,
+        "baseline/gbm/held_out/auroc_difference/high": 0.01,
+        "baseline/gbm/held_out/auprc": 0.6,
+        "baseline/gbm/held_out/auprc_difference": -0.1,
+        "baseline/gbm/held_out/auprc_difference/low": -0.17,
+        "baseline/gbm/held_out/auprc_difference/high": -0.03,
+    }
+    first, second = downstream.judgement(metrics, "held_out")
+    assert first == "loses to gradient-boosted trees by 0.100 [0.030, 0.170] AUPRC"
+    assert second.startswith("cannot be told apart from gradient-boosted trees")
