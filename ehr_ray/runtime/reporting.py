@@ -1,0 +1,162 @@
+"""What the report of an evaluation shows, gathered from the run, the cohort and the scores."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ehr_ray.config import Experiment, to_yaml
+from ehr_ray.evaluation import figures
+from ehr_ray.evaluation.collapse import EmbeddingDiagnostics, LatentDiagnostics
+from ehr_ray.evaluation.context import Rejected, ReportContext, SplitSize
+from ehr_ray.evaluation.downstream import MODEL, TaskScores
+from ehr_ray.evaluation.reconstruction import Tokens, examples, reconstruction_table
+from ehr_ray.events.labels import read_labels
+from ehr_ray.events.patients import splits_of
+from ehr_ray.runtime.inference import matrix
+from ehr_ray.train import checkpoint, history
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """What inference gave for one split."""
+
+    samples: pa.Table
+    latents: pa.Table | None
+    tokens: pa.Table | None
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is evaluated: a run on a cohort, a task, a split; and where the results go."""
+
+    run: Path
+    loaded: checkpoint.Loaded
+    cohort: Path
+    own: bool
+    split: str
+    task: str | None
+    target: Path
+
+    @property
+    def experiment(self) -> Experiment:
+        """The run's experiment."""
+        return self.loaded.experiment
+
+
+def report_context(
+    subject: Subject,
+    scores: TaskScores | None,
+    embedded: Mapping[str, Embedded],
+    metrics: Mapping[str, float],
+    latent: LatentDiagnostics | None,
+    embedding: EmbeddingDiagnostics,
+    tokens: Tokens | None,
+) -> ReportContext:
+    """Return the report's content; parts the run or the cohort lack are left out."""
+    experiment, split = subject.experiment, subject.split
+    past = history.read(subject.run)
+    last = checkpoint.saved_progress(subject.run)
+    parameters = sum(p.numel() for p in subject.loaded.model.parameters())
+    run = {"family": experiment.family, "parameters": f"{parameters:,}"}
+    if last is not None:
+        run |= {"steps": f"{last.step:,}", "training": f"{last.seconds / 60:.1f} min"}
+        run |= {"workers": str(experiment.cluster.num_workers)}
+    notes = [*(scores.notes if scores else ())]
+    if subject.task is None:
+        notes.append("The cohort has no labels, so there is no probe and no baseline.")
+    return ReportContext(
+        title=f"{experiment.name} on {subject.cohort.resolve().name}",
+        run=run,
+        task=subject.task or "",
+        split=split,
+        metrics=metrics,
+        verdicts=scores.verdicts if scores else (),
+        notes=notes,
+        latents={"set posterior": latent} if latent else {},
+        embeddings={"patient embedding": embedding},
+        reconstruction=reconstruction_table(metrics, split) if tokens is not None else None,
+        figures=_figures(subject, scores, embedded[split], past, latent, tokens),
+        cohort=_provenance(subject),
+        splits=_sizes(subject),
+        rejected=_rejected(subject.cohort),
+        config=to_yaml(experiment),
+        versions={n: version(n) for n in ("ehr_ray", "ray", "torch", "mlflow", "scikit-learn")},
+    )
+
+
+def _figures(
+    subject: Subject,
+    scores: TaskScores | None,
+    part: Embedded,
+    past: Any,
+    latent: LatentDiagnostics | None,
+    tokens: Tokens | None,
+) -> dict[str, Any]:
+    split, shown = subject.split, {}
+    if len(past):
+        shown["loss_curves"] = figures.loss_curves(past)
+    if scores is not None and 0 < scores.labels[split].mean() < 1:
+        label = scores.labels[split]
+        shown["roc_pr"] = figures.roc_pr(label, scores.probabilities[split])
+        shown["calibration"] = figures.calibration(
+            label, scores.probabilities[split][MODEL], scores.uncalibrated[split]
+        )
+    shown["embedding_map"] = figures.embedding_map(
+        matrix(part.samples, "embedding"),
+        scores.labels[split] if scores else None,
+        subject.task or "outcome",
+    )
+    if latent is not None:
+        shown["kl_per_dimension"] = figures.kl_per_dimension(latent.kl_per_dimension, latent.active)
+    if tokens is not None and len(tokens.value):
+        shown["reconstruction"] = figures.reconstruction(
+            examples(tokens, subject.loaded.vocabulary.codes)
+        )
+    return shown
+
+
+def _provenance(subject: Subject) -> dict[str, str]:
+    result = {"cohort": str(subject.cohort)}
+    if not subject.own:
+        result["fitted on"] = subject.experiment.data.cohort
+    path = subject.cohort / "metadata" / "dataset.json"
+    if path.is_file():
+        note = json.loads(path.read_text())
+        for name in ("dataset_name", "dataset_version", "etl_name", "etl_version"):
+            if note.get(name):
+                result[name.replace("_", " ")] = str(note[name])
+    result["codes known to the model"] = f"{len(subject.loaded.vocabulary):,}"
+    return result
+
+
+def _sizes(subject: Subject) -> list[SplitSize]:
+    sizes = []
+    labels = read_labels(subject.cohort, subject.task) if subject.task else None
+    for split, shards in splits_of(subject.cohort).items():
+        ids = np.concatenate(
+            [np.unique(pq.read_table(p, columns=["subject_id"])["subject_id"]) for p in shards]
+        )
+        mine = np.isin(labels.subject_id, ids) if labels else np.zeros(0, bool)
+        positive = int(labels.value[mine].sum()) if labels else 0
+        sizes.append(SplitSize(split, len(ids), int(mine.sum()), positive))
+    return sizes
+
+
+def _rejected(cohort: Path) -> Rejected | None:
+    path = cohort / "metadata" / "rejected.parquet"
+    if not path.is_file():
+        return None
+    table = pq.read_table(path)
+    reasons = table.group_by("reason").aggregate([("reason", "count")]).to_pydict()
+    counts = dict(zip(reasons["reason"], reasons["reason_count"], strict=True))
+    rows = sum(
+        pq.ParquetFile(p).metadata.num_rows for paths in splits_of(cohort).values() for p in paths
+    )
+    return Rejected(len(table), rows + len(table), counts)
