@@ -78,6 +78,12 @@ class Family(Generic[C]):
     """Posterior `mu` and `logvar` [N, Z] with the row's `patient` [N], for collapse diagnostics."""
     reconstruct: Callable[[nn.Module, Batch], Batch] | None = None
     """Values by name, one entry a token: `patient, set, code, value, estimate, carried, hidden`."""
+    outputs: Mapping[str, Callable[[nn.Module, Batch], Batch]] = field(default_factory=dict)
+    """Further tables of `evaluate`, by name: entries with their row's `patient` [N], 1-D or 2-D."""
+    suites: tuple[str, ...] = ()
+    """Parts of `evaluate` that read those tables: keys of `evaluation.suites.SUITES`."""
+    represent: Callable[[nn.Module, Batch], Tensor] | None = None
+    """What a task head reads, differentiable: float [B, W]. None: the family takes no task."""
     cache_fields: tuple[str, ...] = ()
     """Config fields that `transform` reads: with the data they are the key of the cache."""
     schedules: Mapping[str, Schedule] = field(default_factory=dict)

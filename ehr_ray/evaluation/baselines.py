@@ -3,7 +3,7 @@
 Each is a `Scorer`: a calibrated probability, a threshold and what was chosen for it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -17,17 +17,21 @@ from ehr_ray.evaluation.metrics import choose_threshold
 from ehr_ray.evaluation.probe import Probe, few_threads, fit_platt, fit_probe, logit, sigmoid
 
 Array = NDArray[np.float64]
-Input = Literal["embedding", "untrained", "features"]
+Input = Literal["embedding", "untrained", "features", "logit"]
 
 TITLES: Final = {
-    "model": "Linear probe on the embedding",
+    "model": "This model",
+    "probe": "Linear probe on its fine-tuned embedding",
     "gbm": "Gradient-boosted trees on simple features",
     "logistic": "Logistic regression on simple features",
     "pca": "PCA of simple features + logistic regression",
     "untrained": "Linear probe on the untrained encoder",
 }
+FITTED_TITLES: Final = {"probe": "This model, linear probe", "logit": "This model, fine-tuned"}
+"""Of the model's own row: how its embedding or its own output became a probability."""
 SHORT_TITLES: Final = {
     "model": "this model",
+    "probe": "a linear probe on its own embedding",
     "gbm": "gradient-boosted trees",
     "logistic": "logistic regression",
     "pca": "PCA",
@@ -37,6 +41,14 @@ PCA_COMPONENTS: Final = 64
 GBM_SEEDS: Final = 5
 GBM_STEP: Final = 25
 """The number of trees is chosen in steps of this many: finer ones fit the noise of tuning."""
+
+
+def title_of(name: str, metrics: Mapping[str, float], split: str) -> str:
+    """Return the title of a row; the model's own says whether a probe or the model was fitted."""
+    if name != "model":
+        return TITLES[name]
+    own = f"baseline/probe/{split}/auroc" in metrics
+    return FITTED_TITLES["logit" if own else "probe"]
 
 
 @dataclass(frozen=True)
@@ -113,6 +125,22 @@ def fit_linear(
         chosen={} if np.isnan(probe.c) else {"c": probe.c},
         notes=notes,
         probe=probe,
+    )
+
+
+def fit_own(tuning_logit: NDArray[Any], tuning_label: NDArray[Any]) -> Scorer:
+    """Calibrate the output of a model trained for the task, float [N], on tuning (Platt)."""
+    y = np.asarray(tuning_label, dtype=np.int64)
+    given = np.asarray(tuning_logit, dtype=np.float64)
+    slope, offset, note = fit_platt(given, y)
+    return Scorer(
+        name="model",
+        input="logit",
+        predict=lambda x: sigmoid(slope * np.asarray(x, dtype=np.float64) + offset),
+        predict_raw=lambda x: sigmoid(np.asarray(x, dtype=np.float64)),
+        threshold=choose_threshold(y, sigmoid(slope * given + offset)),
+        chosen={},
+        notes=(note,) if note else (),
     )
 
 

@@ -64,6 +64,10 @@ class ReportContext:
     """Diagnostics of frozen representations without a posterior, by name."""
     reconstruction: Table | None = None
     """Reconstruction error of the model beside constants (train mean, last value, ...)."""
+    sections: Mapping[str, Table] = field(default_factory=dict)
+    """Further tables by their heading, in the order shown: what the family's suites found."""
+    captions: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    """Title and caption of figures that `figures.CAPTIONS` does not name."""
     figures: Mapping[str, Figure] = field(default_factory=dict)
     """By name, in the order shown; names in `figures.CAPTIONS` get their title and caption."""
     cohort: Mapping[str, str] = field(default_factory=dict)

@@ -18,17 +18,20 @@ from ehr_ray.evaluation.baselines import (
     Scorer,
     fit_gbm,
     fit_linear,
+    fit_own,
     seed_spread,
 )
 from ehr_ray.evaluation.metrics import Interval, binary_metrics, paired_difference, undefined
-from ehr_ray.evaluation.probe import Probe
 
 Array = NDArray[np.float64]
 
 MODEL: Final = "model"
+PROBE: Final = "probe"
+"""The linear probe on a fine-tuned model's embedding, beside the model's own output."""
 BASELINES: Final = ("gbm", "logistic", "pca", "untrained")
 _INPUTS: Final[Mapping[str, Input]] = {
     MODEL: "embedding",
+    PROBE: "embedding",
     "untrained": "untrained",
     "gbm": "features",
     "logistic": "features",
@@ -49,12 +52,14 @@ class Split:
     """float[N, D], of the same encoder before training; None leaves its row out."""
     features: NDArray[np.floating] | None = None
     """float32[N, F], see `ehr_ray.events.features`; None leaves three baselines out."""
+    logit: NDArray[np.floating] | None = None
+    """float[N], of a model trained for the task: then it is what is judged, and not a probe."""
 
     def __post_init__(self) -> None:
         for name, rows in vars(self).items():
             if rows is not None and len(rows) != len(self.subject_id):
                 raise ValueError(f"{name}: {len(rows)} rows for {len(self.subject_id)} subjects")
-        for name in ("embedding", "untrained"):
+        for name in ("embedding", "untrained", "logit"):
             rows = getattr(self, name)
             if rows is not None and not np.isfinite(rows).all():
                 raise ValueError(f"{name} holds NaN or infinity: the encoder diverged")
@@ -62,16 +67,12 @@ class Split:
 
 @dataclass(frozen=True)
 class FittedTask:
-    """The probe and the baselines after fitting; `scorers[MODEL]` is the probe."""
+    """The probe and the baselines after fitting.
+
+    `scorers[MODEL]` is the probe, or, for a model trained for the task, its own calibrated output.
+    """
 
     scorers: Mapping[str, Scorer]
-
-    @property
-    def probe(self) -> Probe:
-        """The probe of the embedding: the one fitted part worth storing."""
-        probe = self.scorers[MODEL].probe
-        assert probe is not None
-        return probe
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -88,7 +89,7 @@ class TaskScores:
     probabilities: Mapping[str, Mapping[str, Array]]
     """Calibrated probabilities by split and model."""
     uncalibrated: Mapping[str, Array]
-    """Probabilities of the model's probe before Platt scaling, by split."""
+    """Probabilities of the model before Platt scaling, by split."""
     labels: Mapping[str, NDArray[np.bool_]]
     verdicts: tuple[str, ...]
     """One sentence a baseline, on the last split scored; the strongest baseline first."""
@@ -104,13 +105,16 @@ def fit_task(
     same models, so fitted baselines need not be stored.
     """
     scorers: dict[str, Scorer] = {}
-    for name in (MODEL, *baselines):
-        source = _INPUTS[name]
+    trained = train.logit is not None
+    for name in (MODEL, *((PROBE,) if trained else ()), *baselines):
+        source: Input = "logit" if trained and name == MODEL else _INPUTS[name]
         x, tuning_x = getattr(train, source), getattr(tuning, source)
         if x is None or tuning_x is None:
             continue
         arrays = (x, train.label, tuning_x, tuning.label)
-        if name == "gbm":
+        if source == "logit":
+            scorers[name] = fit_own(tuning_x, tuning.label)
+        elif name == "gbm":
             scorers[name] = fit_gbm(*arrays, seed=seed)
         else:
             scorers[name] = fit_linear(name, source, *arrays, seed=seed)
@@ -156,13 +160,12 @@ def score_task(
         prefix = "probe" if name == MODEL else f"baseline/{name}"
         metrics[f"{prefix}/threshold"] = scorer.threshold
         metrics |= {f"{prefix}/chosen/{key}": value for key, value in scorer.chosen.items()}
-    judged = list(splits)[-1] if splits else ""
+    judged, model = list(splits)[-1] if splits else "", fitted.scorers[MODEL]
     return TaskScores(
         metrics=metrics,
         probabilities=probabilities,
         uncalibrated={
-            name: fitted.probe.predict(split.embedding, calibrated=False)
-            for name, split in splits.items()
+            name: model.predict_raw(getattr(split, model.input)) for name, split in splits.items()
         },
         labels={name: split.label for name, split in splits.items()},
         verdicts=judgement(metrics, judged),
@@ -183,7 +186,7 @@ def verdicts(metrics: Mapping[str, float], split: str, metric: str = "auroc") ->
     below (above) 0; otherwise the data cannot tell them apart, and the sentence says so.
     """
     rows = []
-    for name in BASELINES:
+    for name in (PROBE, *BASELINES):
         key = f"baseline/{name}/{split}/{metric}"
         value = metrics.get(key, np.nan)
         bounds = (metrics.get(f"{key}_difference{end}", np.nan) for end in ("", "/low", "/high"))

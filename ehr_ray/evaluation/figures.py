@@ -24,6 +24,7 @@ BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
 PURPLE, SKY, GREY, INK = "#AA4499", "#56B4E9", "#8A8F98", "#2B3038"
 STYLES: Final[Mapping[str, tuple[str, str, float]]] = {
     "model": (BLUE, "-", 2.4),
+    "probe": (SKY, "--", 1.8),
     "gbm": (ORANGE, "-", 1.5),
     "logistic": (GREEN, "--", 1.5),
     "pca": (PURPLE, "-.", 1.5),

@@ -6,7 +6,7 @@ from html import escape
 from math import isnan, nan
 from typing import Final
 
-from ehr_ray.evaluation.baselines import TITLES
+from ehr_ray.evaluation.baselines import TITLES, title_of
 from ehr_ray.evaluation.collapse import EmbeddingDiagnostics, LatentDiagnostics
 from ehr_ray.evaluation.context import Rejected, ReportContext, SplitSize, Table
 from ehr_ray.evaluation.figures import CAPTIONS
@@ -38,7 +38,8 @@ class Image:
 
 def render_page(context: ReportContext, images: Mapping[str, Image]) -> str:
     """Return the whole page; figures stand beside the tables they belong to."""
-    placed = {name: _figure(name, image) for name, image in images.items()}
+    captions = {**CAPTIONS, **context.captions}
+    placed = {name: _figure(name, image, captions) for name, image in images.items()}
     parts = (
         _header(context),
         _verdict(context),
@@ -48,8 +49,9 @@ def render_page(context: ReportContext, images: Mapping[str, Image]) -> str:
         placed.pop("kl_per_dimension", ""),
         _section("Reconstruction beside constants", _table(context.reconstruction)),
         placed.pop("reconstruction", ""),
+        *(_section(title, _table(table)) for title, table in context.sections.items()),
+        *(placed.pop(name) for name in list(placed) if name != "loss_curves"),
         placed.pop("loss_curves", ""),
-        *placed.values(),
         _data(context),
         _notes(context.notes),
         _details(context),
@@ -129,7 +131,7 @@ def _comparison(context: ReportContext) -> str:
         strip = _strip(metrics, f"{prefix}auroc", span, name == "model")
         gap = _difference(metrics, f"{prefix}auroc_difference") if name != "model" else "<td>–</td>"
         kind = ' class="model"' if name == "model" else ""
-        title = escape(TITLES[name])
+        title = escape(title_of(name, metrics, context.split))
         lines.append(f"<tr{kind}><th scope=row>{title}</th><td>{strip}</td>{cells}{gap}</tr>")
     table = (
         '<div class="scroll"><table class="compare"><thead><tr><th></th><th>AUROC interval</th>'
@@ -203,8 +205,8 @@ def _part(diagnostics: LatentDiagnostics, part: float) -> str:
     return f"{_number(part)} ({part / max(diagnostics.kl_per_row, 1e-12):.0%})"
 
 
-def _figure(name: str, image: Image) -> str:
-    title, caption = CAPTIONS.get(name, (_words(name).capitalize(), ""))
+def _figure(name: str, image: Image, captions: Mapping[str, tuple[str, str]]) -> str:
+    title, caption = captions.get(name, (_words(name).capitalize(), ""))
     text = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
     figure = (
         f'<figure><img alt="{escape(title)}" width="{image.width}" '

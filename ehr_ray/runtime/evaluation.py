@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,18 +14,27 @@ import pyarrow.compute
 import pyarrow.parquet as pq
 
 from ehr_ray.errors import InputError
-from ehr_ray.evaluation.baselines import TITLES
+from ehr_ray.evaluation.baselines import title_of
 from ehr_ray.evaluation.collapse import (
     LatentDiagnostics,
     embedding_diagnostics,
     latent_diagnostics,
 )
-from ehr_ray.evaluation.downstream import BASELINES, MODEL, Split, TaskScores, fit_task, score_task
+from ehr_ray.evaluation.downstream import (
+    BASELINES,
+    MODEL,
+    PROBE,
+    Split,
+    TaskScores,
+    fit_task,
+    score_task,
+)
 from ehr_ray.evaluation.reconstruction import (
     Tokens,
     reconstruction_metrics,
 )
 from ehr_ray.evaluation.report import write_metrics, write_predictions, write_report
+from ehr_ray.evaluation.suites import Part, SuiteInput, SuiteResult, get_suite, merged
 from ehr_ray.events.features import select_codes
 from ehr_ray.events.labels import Labels, choose_task, read_labels
 from ehr_ray.events.patients import splits_of
@@ -37,7 +47,7 @@ from ehr_ray.runtime.inference import (
     require_known_codes,
     write_embeddings,
 )
-from ehr_ray.runtime.reporting import Embedded, Subject, report_context
+from ehr_ray.runtime.reporting import Subject, report_context
 from ehr_ray.runtime.session import session
 from ehr_ray.runtime.tracking import Tracker, find_run
 from ehr_ray.train import checkpoint
@@ -65,8 +75,8 @@ def evaluate(
     """
     subject = _subject(Path(run), cohort, split, task, output)
     with session(address, verbose=verbose):
-        scores, embedded = _score(subject, say)
-    return _write(subject, scores, embedded, say)
+        scores, parts = _score(subject, say)
+    return _write(subject, scores, parts, say)
 
 
 def _subject(
@@ -96,50 +106,61 @@ def _subject(
     return Subject(run, loaded, place, own, split, task, Path(target))
 
 
-def _score(subject: Subject, say: Say) -> tuple[TaskScores | None, dict[str, Embedded]]:
+@dataclass(frozen=True)
+class Parts:
+    """What inference gave: `fit` on the run's own train and tuning, `judged` on the split asked."""
+
+    fit: dict[str, Part]
+    judged: Part
+
+    def written(self, subject: Subject) -> dict[str, Part]:
+        """Return the splits whose embeddings and predictions are written: never of two cohorts."""
+        return {**(self.fit if subject.own else {}), subject.split: self.judged}
+
+
+def _score(subject: Subject, say: Say) -> tuple[TaskScores | None, Parts]:
     """Embed what is needed; fit on the run's cohort, score the split asked for."""
     home = Path(subject.experiment.data.cohort)
     if subject.task is None:
         say("no labels: embedding whole patients")
-        return None, {subject.split: _embedded(subject, subject.cohort, subject.split, None, say)}
+        wanted = bool(subject.loaded.family.suites) and home.is_dir()
+        fit = _fit_parts(subject, home, None, say) if wanted else {}
+        return None, Parts(fit, _judged(subject, fit, None, say))
     labels = read_labels(home, subject.task)
-    parts = {
-        name: _embedded(subject, home, name, labels, say)
-        for name in ("train", "tuning")
-        if splits_of(home).get(name)
-    }
-    if "train" not in parts or not len(parts["train"].samples):
+    fit = _fit_parts(subject, home, labels, say)
+    if "train" not in fit or not len(fit["train"].samples):
         raise InputError(f"{home}: no {subject.task} label in the train split to fit a probe on")
-    embedded = dict(parts)
-    if not (subject.own and subject.split in parts):
-        there = labels if subject.own else read_labels(subject.cohort, subject.task)
-        embedded[subject.split] = _embedded(subject, subject.cohort, subject.split, there, say)
-        if not len(embedded[subject.split].samples):
-            raise InputError(
-                f"{subject.cohort}: no {subject.task} label in the {subject.split} split"
-            )
-    else:
-        there = labels
-    fit = {name: _split(part, labels) for name, part in parts.items()}
+    there = labels if subject.own else read_labels(subject.cohort, subject.task)
+    parts = Parts(fit, _judged(subject, fit, there, say))
+    if not len(parts.judged.samples):
+        raise InputError(f"{subject.cohort}: no {subject.task} label in the {subject.split} split")
     if "tuning" not in fit:
         raise InputError(f"{home}: no tuning split to choose and calibrate on; ingest with one")
     say("fitting the probe and the baselines")
     seed = subject.experiment.seed
-    fitted = fit_task(fit["train"], fit["tuning"], seed=seed)
-    scored = {"tuning": fit["tuning"]} if subject.own else {}
-    scored |= {subject.split: _split(embedded[subject.split], there)}
+    tuning = _split(fit["tuning"])
+    fitted = fit_task(_split(fit["train"]), tuning, seed=seed)
+    scored = {"tuning": tuning} if subject.own else {}
+    scored |= {subject.split: _split(parts.judged)}
     say("scoring, with bootstrap intervals")
     scores = score_task(
         fitted, scored, seed=seed, num_bootstrap=subject.experiment.evaluation.bootstrap
     )
-    if not subject.own:
-        embedded = {subject.split: embedded[subject.split]}
-    return scores, embedded
+    return scores, parts
 
 
-def _embedded(
-    subject: Subject, cohort: Path, split: str, labels: Labels | None, say: Say
-) -> Embedded:
+def _fit_parts(subject: Subject, home: Path, labels: Labels | None, say: Say) -> dict[str, Part]:
+    names = [name for name in ("train", "tuning") if splits_of(home).get(name)]
+    return {name: _embedded(subject, home, name, labels, say) for name in names}
+
+
+def _judged(subject: Subject, fit: dict[str, Part], labels: Labels | None, say: Say) -> Part:
+    if subject.own and subject.split in fit:
+        return fit[subject.split]
+    return _embedded(subject, subject.cohort, subject.split, labels, say)
+
+
+def _embedded(subject: Subject, cohort: Path, split: str, labels: Labels | None, say: Say) -> Part:
     """Return a split's inference; that of the run's own train and tuning is kept in the run."""
     shards = split_shards(cohort, split)
     fitted_on = cohort.resolve() == Path(subject.experiment.data.cohort).resolve()
@@ -147,21 +168,21 @@ def _embedded(
     weights = checkpoint.checkpoint_folder(subject.run) / "model.safetensors"
     vocabulary = subject.loaded.vocabulary
     codes = select_codes(vocabulary.count, FEATURE_CODES)
-    share = 0.0
-    if judged:
-        patients = sum(_num_subjects(path) for path in shards)
-        share = subject.experiment.evaluation.max_patients / max(1, patients)
+    patients = sum(_num_subjects(path) for path in shards)
+    share = subject.experiment.evaluation.max_patients / max(1, patients)
     request = Request(
         weights.parent.absolute(),
         untrained=labels is not None,
         features=tuple(codes.tolist()) if labels is not None else None,
-        diagnose=share,
+        diagnose=share if judged else 0.0,
+        outputs=share if subject.loaded.family.outputs else 0.0,
     )
     files = [weights, *shards]
     if labels is not None:
         files.append(cohort / "labels" / f"{labels.task}.parquet")
     stamp = [(str(p.absolute()), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
-    key = hashlib.sha256(json.dumps([stamp, share]).encode()).hexdigest()[:16]
+    kept = [request.diagnose, request.outputs]
+    key = hashlib.sha256(json.dumps([stamp, kept]).encode()).hexdigest()[:16]
     keep = fitted_on and not judged
     folder = subject.run.absolute() / ".parts" / f"{split}-{key}"
     done = folder / "done"
@@ -174,7 +195,13 @@ def _embedded(
     samples = read_tables(parts, "samples")
     if samples is None:
         raise InputError(f"{cohort}: no labelled patient in the {split} split")
-    result = Embedded(samples, _numbered(parts, "latents"), _numbered(parts, "tokens"))
+    names = ("latents", "tokens", *subject.loaded.family.outputs)
+    found = {name: _numbered(parts, name) for name in names}
+    label = None
+    if labels is not None:
+        time = samples["prediction_time"].cast(pa.int64()).to_numpy()
+        label = labels.look_up(samples["subject_id"].to_numpy(), time)
+    result = Part(samples, {name: t for name, t in found.items() if t is not None}, label)
     if not keep:
         shutil.rmtree(folder, ignore_errors=True)
     return result
@@ -197,55 +224,53 @@ def _numbered(parts: list[Path], name: str) -> pa.Table | None:
     return pa.concat_tables(tables) if tables else None
 
 
-def _split(part: Embedded, labels: Labels) -> Split:
+def _split(part: Part) -> Split:
     samples = part.samples
-    subject = samples["subject_id"].to_numpy()
-    time = samples["prediction_time"].cast(pa.int64()).to_numpy()
+    assert part.label is not None
     return Split(
-        subject_id=subject,
+        subject_id=samples["subject_id"].to_numpy(),
         prediction_time=samples["prediction_time"].to_numpy(),
-        label=labels.look_up(subject, time),
+        label=part.label,
         embedding=matrix(samples, "embedding"),
         untrained=matrix(samples, "untrained"),
         features=matrix(samples, "features"),
+        logit=samples["logit"].to_numpy() if "logit" in samples.column_names else None,
     )
 
 
-def _write(
-    subject: Subject, scores: TaskScores | None, embedded: dict[str, Embedded], say: Say
-) -> list[str]:
+def _write(subject: Subject, scores: TaskScores | None, parts: Parts, say: Say) -> list[str]:
     """Write metrics, predictions, embeddings, figures and the report; return the summary."""
     say("writing the report")
     target, split = subject.target, subject.split
     metrics = dict(scores.metrics) if scores else {}
-    part = embedded[split]
+    part = parts.judged
     latent: LatentDiagnostics | None = None
-    if part.latents is not None:
+    if "latents" in part.tables:
+        posterior = part.tables["latents"]
         latent = latent_diagnostics(
-            matrix(part.latents, "mu"),
-            matrix(part.latents, "logvar"),
-            part.latents["sample"].to_numpy(),
+            matrix(posterior, "mu"), matrix(posterior, "logvar"), posterior["sample"].to_numpy()
         )
         metrics |= {f"{split}/latent/{k}": v for k, v in latent.metrics().items()}
     embedding = embedding_diagnostics(matrix(part.samples, "embedding"))
     metrics |= {f"{split}/embedding/{k}": v for k, v in embedding.metrics().items()}
     tokens = None
-    if part.tokens is not None:
+    if "tokens" in part.tables:
+        table = part.tables["tokens"]
         tokens = Tokens.from_columns(
-            {
-                name: part.tokens[name].to_numpy(zero_copy_only=False)
-                for name in part.tokens.column_names
-            }
+            {name: table[name].to_numpy(zero_copy_only=False) for name in table.column_names}
         )
-        found = reconstruction_metrics(tokens)
-        metrics |= {f"{split}/reconstruction/{k}": v for k, v in found.items()}
+        measured = reconstruction_metrics(tokens)
+        metrics |= {f"{split}/reconstruction/{k}": v for k, v in measured.items()}
     target.mkdir(parents=True, exist_ok=True)
+    found = _suites(subject, parts, say)
+    metrics |= found.metrics
     notes = write_metrics(target / "metrics.json", metrics)
-    for name, part_ in embedded.items():
-        write_embeddings(target / "embeddings" / f"{name}.parquet", part_.samples)
+    written = parts.written(subject)
+    for name, one in written.items():
+        write_embeddings(target / "embeddings" / f"{name}.parquet", one.samples)
     if scores is not None:
         for name, probabilities in scores.probabilities.items():
-            samples = embedded[name].samples
+            samples = written[name].samples
             write_predictions(
                 target / "predictions" / f"{name}.parquet",
                 samples["subject_id"].to_numpy(),
@@ -253,7 +278,7 @@ def _write(
                 scores.labels[name],
                 probabilities[MODEL],
             )
-    context = report_context(subject, scores, embedded, metrics, latent, embedding, tokens)
+    context = report_context(subject, scores, part, metrics, latent, embedding, tokens, found)
     report = write_report(target, context)
     if subject.own:
         tracker = Tracker(find_run(subject.run))
@@ -261,8 +286,26 @@ def _write(
         tracker.metrics(
             {k: v for k, v in metrics.items() if np.isfinite(v)}, last.step if last else 0
         )
-        tracker.artifacts(target, ARTIFACTS)
-    return _summary(subject, scores, latent, metrics, report, notes)
+        tracker.artifacts(target, (*ARTIFACTS, *found.artifacts))
+    return _summary(subject, scores, latent, metrics, report, notes, found)
+
+
+def _suites(subject: Subject, parts: Parts, say: Say) -> SuiteResult:
+    """Run the family's suites on what inference gave."""
+    names = subject.loaded.family.suites
+    if names:
+        say(f"measuring {', '.join(names)}")
+    given = SuiteInput(
+        split=subject.split,
+        judged=parts.judged,
+        fit=parts.fit,
+        model=subject.experiment.model,
+        vocabulary=subject.loaded.vocabulary,
+        target=subject.target,
+        seed=subject.experiment.seed,
+        num_bootstrap=subject.experiment.evaluation.bootstrap,
+    )
+    return merged([get_suite(name)(given) for name in names])
 
 
 def _summary(
@@ -272,6 +315,7 @@ def _summary(
     metrics: Mapping[str, float],
     report: Path,
     notes: list[str],
+    found: SuiteResult,
 ) -> list[str]:
     lines, split = [], subject.split
     if scores is not None:
@@ -279,11 +323,12 @@ def _summary(
             f"{subject.task} on {split} of {subject.cohort}: "
             f"{len(scores.labels[split]):,} rows, {scores.labels[split].mean():.1%} positive"
         )
-        names = [MODEL, *(b for b in BASELINES if f"baseline/{b}/{split}/auroc" in metrics)]
+        others = (PROBE, *BASELINES)
+        names = [MODEL, *(b for b in others if f"baseline/{b}/{split}/auroc" in metrics)]
         lines.append(f"{'':46}{'AUROC':22}{'AUPRC':22}{'min(Se,P+)':22}")
         for name in names:
             at = split if name == MODEL else f"baseline/{name}/{split}"
-            title = "this model, linear probe" if name == MODEL else TITLES[name]
+            title = title_of(name, metrics, split)
             lines.append(f"{title:46}" + "".join(f"{_cell(metrics, at, m):22}" for m in _SHOWN))
         lines += [f"the model {sentence}" for sentence in scores.verdicts]
         lines += [f"note: {note}" for note in scores.notes]
@@ -296,7 +341,7 @@ def _summary(
             f"hidden values, measured then: squared error {ours:.3f} of the model, "
             f"{mean:.3f} of the train mean, {last:.3f} of the last value"
         )
-    lines += [f"undefined: {name}" for name in notes[:3]]
+    lines += [*found.lines, *(f"undefined: {name}" for name in notes[:3])]
     lines.append(f"report: {os.path.relpath(report)}")
     return lines
 

@@ -39,12 +39,14 @@ class Request:
         untrained: also embed with the same architecture as it was before training.
         features: codes that get simple features, as vocabulary ids; None computes none.
         diagnose: share of subjects whose latents and reconstructions are kept.
+        outputs: share of subjects whose `Family.outputs` are kept.
     """
 
     checkpoint: Path
     untrained: bool = False
     features: tuple[int, ...] | None = None
     diagnose: float = 0.0
+    outputs: float = 0.0
 
 
 @dataclass
@@ -84,11 +86,11 @@ class ShardPredictor:
         target = Path(job["target"])
         target.mkdir(parents=True, exist_ok=True)
         patients = read_patients(Path(job["shard"]), self.loaded.vocabulary)
-        tables: dict[str, list[pa.Table]] = {"samples": [], "latents": [], "tokens": []}
+        tables: dict[str, list[pa.Table]] = {}
         count = 0
         for samples in _batched(self._samples(patients), BATCH_PATIENTS):
             for name, table in self._tables(samples, first=count).items():
-                tables[name].append(table)
+                tables.setdefault(name, []).append(table)
             count += len(samples)
         for name, parts in tables.items():
             if parts:
@@ -123,15 +125,18 @@ class ShardPredictor:
         if self.request.features is not None:
             columns["features"] = _column(self._features(samples))
         tables = {"samples": pa.table(columns)}
-        chosen = [
-            i for i, (p, _) in enumerate(samples) if sampled(p.subject_id, self.request.diagnose)
-        ]
-        if chosen:
-            part = family.collate([rows[i] for i in chosen], config)
-            where = torch.tensor([first + i for i in chosen])
-            for name, function in (("latents", family.latents), ("tokens", family.reconstruct)):
-                if function is not None:
-                    tables[name] = _flat(function(loaded.model, part), where)
+        diagnoses = {"latents": family.latents, "tokens": family.reconstruct}
+        for share, functions in (
+            (self.request.diagnose, diagnoses),
+            (self.request.outputs, family.outputs),
+        ):
+            chosen = [i for i, (p, _) in enumerate(samples) if sampled(p.subject_id, share)]
+            if chosen:
+                part = family.collate([rows[i] for i in chosen], config)
+                where = torch.tensor([first + i for i in chosen])
+                for name, function in functions.items():
+                    if function is not None:
+                        tables[name] = _flat(function(loaded.model, part), where)
         return tables
 
     def _features(self, samples: list[tuple[Patient, int]]) -> torch.Tensor:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ehr_ray.config import Experiment, to_yaml
@@ -17,19 +16,11 @@ from ehr_ray.evaluation.collapse import EmbeddingDiagnostics, LatentDiagnostics
 from ehr_ray.evaluation.context import Rejected, ReportContext, SplitSize
 from ehr_ray.evaluation.downstream import MODEL, TaskScores
 from ehr_ray.evaluation.reconstruction import Tokens, examples, reconstruction_table
+from ehr_ray.evaluation.suites import Part, SuiteResult
 from ehr_ray.events.labels import read_labels
 from ehr_ray.events.patients import splits_of
 from ehr_ray.runtime.inference import matrix
 from ehr_ray.train import checkpoint, history
-
-
-@dataclass(frozen=True)
-class Embedded:
-    """What inference gave for one split."""
-
-    samples: pa.Table
-    latents: pa.Table | None
-    tokens: pa.Table | None
 
 
 @dataclass(frozen=True)
@@ -53,11 +44,12 @@ class Subject:
 def report_context(
     subject: Subject,
     scores: TaskScores | None,
-    embedded: Mapping[str, Embedded],
+    part: Part,
     metrics: Mapping[str, float],
     latent: LatentDiagnostics | None,
     embedding: EmbeddingDiagnostics,
     tokens: Tokens | None,
+    found: SuiteResult,
 ) -> ReportContext:
     """Return the report's content; parts the run or the cohort lack are left out."""
     experiment, split = subject.experiment, subject.split
@@ -82,7 +74,12 @@ def report_context(
         latents={"set posterior": latent} if latent else {},
         embeddings={"patient embedding": embedding},
         reconstruction=reconstruction_table(metrics, split) if tokens is not None else None,
-        figures=_figures(subject, scores, embedded[split], past, latent, tokens),
+        sections=found.sections,
+        captions=found.captions,
+        figures={
+            **_figures(subject, scores, part, past, latent, tokens),
+            **found.figures,
+        },
         cohort=_provenance(subject),
         splits=_sizes(subject),
         rejected=_rejected(subject.cohort),
@@ -94,7 +91,7 @@ def report_context(
 def _figures(
     subject: Subject,
     scores: TaskScores | None,
-    part: Embedded,
+    part: Part,
     past: Any,
     latent: LatentDiagnostics | None,
     tokens: Tokens | None,

@@ -82,7 +82,7 @@ def test_another_cohort_is_scored_without_refitting(fitted):
     other = cohort(90, 7)
     scores = score_task(fitted, {"held_out": other}, num_bootstrap=20)
     assert scores.metrics["held_out/n"] == 90
-    direct = fitted.probe.predict(other.embedding)
+    direct = fitted.scorers["model"].predict(other.embedding)
     np.testing.assert_array_equal(scores.probabilities["held_out"]["model"], direct)
 
 
@@ -164,3 +164,21 @@ def test_what_is_lost_is_said_first_on_either_metric():
     first, second = downstream.judgement(metrics, "held_out")
     assert first == "loses to gradient-boosted trees by 0.100 [0.030, 0.170] AUPRC"
     assert second.startswith("cannot be told apart from gradient-boosted trees")
+
+
+def test_a_model_trained_for_the_task_is_judged_by_its_own_output_and_beside_its_probe(splits):
+    own = {name: replace(s, logit=3.0 * s.features[:, 0] - 5.0) for name, s in splits.items()}
+    scores = scored(fit_task(own["train"], own["tuning"]), own)
+    metrics, held_out = scores.metrics, own["held_out"]
+    assert metrics["held_out/auroc"] == pytest.approx(
+        roc_auc_score(held_out.label, held_out.logit), abs=1e-9
+    )
+    probe = fit_task(splits["train"], splits["tuning"])
+    assert metrics["baseline/probe/held_out/auroc"] == pytest.approx(
+        scored(probe, splits).metrics["held_out/auroc"], abs=1e-9
+    )
+    # Its raw output was far too sure; Platt scaling on tuning mends that.
+    raw = scores.uncalibrated["held_out"]
+    calibrated = scores.probabilities["held_out"]["model"]
+    assert abs(calibrated.mean() - held_out.label.mean()) < abs(raw.mean() - held_out.label.mean())
+    assert baselines.title_of("model", metrics, "held_out") == "This model, fine-tuned"
