@@ -20,6 +20,7 @@ from ehr_ray.errors import ConfigError
 from ehr_ray.registry import get_family
 from ehr_ray.schedules import Schedule
 from ehr_ray.search import parse_domain
+from ehr_ray.task import TaskConfig
 
 T = TypeVar("T")
 Raw = dict[str, Any]
@@ -58,6 +59,18 @@ class DataConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LayerConfig:
+    """How some parameters are trained otherwise than the rest."""
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    lr_ratio: NotNegative = 1.0
+    """Their learning rate over `train.lr`."""
+    from_epoch: NotNegative = 0.0
+    """Epoch from which they are trained: layers are unfrozen one after the other by it."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """How long and how fast to train."""
 
@@ -77,6 +90,8 @@ class TrainConfig:
     """Learning rate at the end over the peak."""
     weight_decay: NotNegative = 0.01
     """Decoupled weight decay on matrices; biases, norms and embeddings have none."""
+    layers: dict[str, LayerConfig] = field(default_factory=dict)
+    """Regular expression of parameter names to {lr_ratio, from_epoch}; the first fit counts."""
     clip: Annotated[float, Field(gt=0)] | None = 1.0
     """Largest norm of the gradient; None for no limit."""
     accumulate: PositiveInt = 1
@@ -159,6 +174,8 @@ class Experiment:
         default_factory=dict
     )
     """Scheduled quantities: a number, or {kind: ramp|cycle, end, start, steps or epochs, ...}."""
+    task: TaskConfig | None = None
+    """A label to train for, instead of the family's own objective."""
     train: TrainConfig = field(default_factory=TrainConfig)
     """How long and how fast to train."""
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
@@ -239,6 +256,8 @@ def parse(raw: Mapping[str, Any]) -> Experiment:
             parse_domain(domain, f"search.{path}")
         except ConfigError as error:
             problems.append(str(error))
+    if raw.get("task") and family.represent is None:
+        problems.append(f"task: family {family.name} has no representation for a task to read")
     if problems:
         raise ConfigError("; ".join(problems))
     assert experiment is not None

@@ -52,6 +52,16 @@ class Select:
         return value < best if self.mode == "min" else value > best
 
 
+@dataclass(frozen=True)
+class Represent:
+    """A representation that can be trained further, for the head of a task."""
+
+    function: Callable[[nn.Module, Batch, int | None], Tensor]
+    """(model, batch, seed) to float [B, W], differentiable; with a seed inputs may be perturbed."""
+    width: Callable[[Any], int]
+    """W of a config."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Family(Generic[C]):
     """Everything a model family brings. Plain functions, so each is tested alone.
@@ -82,8 +92,12 @@ class Family(Generic[C]):
     """Further tables of `evaluate`, by name: entries with their row's `patient` [N], 1-D or 2-D."""
     suites: tuple[str, ...] = ()
     """Parts of `evaluate` that read those tables: keys of `evaluation.suites.SUITES`."""
-    represent: Callable[[nn.Module, Batch], Tensor] | None = None
-    """What a task head reads, differentiable: float [B, W]. None: the family takes no task."""
+    represent: Represent | None = None
+    """What a task head reads; None: the family takes no task."""
+    outcome: Callable[[nn.Module, Batch], Tensor] | None = None
+    """Logit [B] of the batch's `label`, of a family under a task head (`train/task.py`)."""
+    code_tensors: tuple[str, ...] = ()
+    """Tensors of the model with a row for each code: `init_from` matches their rows by code."""
     cache_fields: tuple[str, ...] = ()
     """Config fields that `transform` reads: with the data they are the key of the cache."""
     schedules: Mapping[str, Schedule] = field(default_factory=dict)

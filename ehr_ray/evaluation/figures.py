@@ -67,7 +67,7 @@ CAPTIONS: Final[Mapping[str, tuple[str, str]]] = {
 }
 """Title and one sentence on how to read each figure, by the name the report knows it under."""
 
-_PLACE: Final = ("step", "epoch", "seconds")
+_PLACE: Final = ("step", "epoch", "seconds", "data_wait")
 _FONT: Final = 9
 
 

@@ -76,6 +76,11 @@ class BlockStore:
         within = index - (int(self._ends[block - 1]) if block else 0)
         return {name: column.get(within) for name, column in self._columns[block].items()}
 
+    def column(self, name: str) -> np.ndarray:
+        """Return a scalar of every row, in order; it must be one of their names."""
+        parts = [np.asarray(columns[name].values) for columns in self._columns]
+        return np.concatenate(parts) if parts else np.zeros(0)
+
     def rows(self, indices: Iterable[int]) -> list[dict[str, np.ndarray]]:
         """Return several rows."""
         return [self.row(int(i)) for i in indices]

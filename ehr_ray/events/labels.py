@@ -34,6 +34,19 @@ class Labels:
             result.setdefault(subject, []).append(time)
         return result
 
+    def answers(self) -> dict[int, list[tuple[int, bool]]]:
+        """Return (prediction time, label) of each subject, in order of time."""
+        result: dict[int, list[tuple[int, bool]]] = {}
+        rows = zip(
+            self.subject_id.tolist(),
+            self.prediction_time.tolist(),
+            self.value.tolist(),
+            strict=True,
+        )
+        for subject, time, value in rows:
+            result.setdefault(subject, []).append((time, value))
+        return result
+
     def look_up(
         self, subject_id: npt.NDArray[np.int64], prediction_time: npt.NDArray[np.int64]
     ) -> npt.NDArray[np.bool_]:

@@ -24,7 +24,6 @@ from ehr_ray.config import Experiment, parse
 from ehr_ray.errors import ConfigError
 from ehr_ray.events.carry import carry_forward
 from ehr_ray.events.patients import Patient, cohort_shards, read_patients
-from ehr_ray.registry import get_family
 from ehr_ray.runtime.datasets import Prepared, codes_table, prepared, vocabulary_of
 from ehr_ray.runtime.expand import ShardExpander
 from ehr_ray.runtime.ingest import ingest
@@ -33,6 +32,7 @@ from ehr_ray.runtime.session import session
 from ehr_ray.runtime.trainer import fit
 from ehr_ray.runtime.worker import Job, loader_of, train_here
 from ehr_ray.train.backend import LocalBackend
+from ehr_ray.train.task import family_of
 
 Numbers = dict[str, float]
 WINDOW = 2880.0
@@ -92,7 +92,7 @@ def lvcf(cohort: Path, place: Path) -> Numbers:  # noqa: ARG001
 def loading(cohort: Path, place: Path) -> Numbers:
     """Patients a second from the loader, beside the bound of batches that are already made."""
     with _prepared(_experiment(cohort, place, "loading"), on_ray=True) as (experiment, data):
-        family = get_family(experiment.family)
+        family = family_of(experiment)
         loader = loader_of(experiment, family, data)
         patients = len(loader.train)
 
@@ -235,7 +235,7 @@ class _prepared:  # noqa: N801 - reads as the function it wraps
 
     def __init__(self, experiment: Experiment, *, on_ray: bool) -> None:
         self._experiment = experiment
-        self._inner = prepared(experiment, get_family(experiment.family), on_ray=on_ray)
+        self._inner = prepared(experiment, family_of(experiment), on_ray=on_ray)
 
     def __enter__(self) -> tuple[Experiment, Prepared]:
         return self._experiment, self._inner.__enter__()

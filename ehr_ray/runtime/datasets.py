@@ -16,15 +16,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ehr_ray.config import Experiment
 from ehr_ray.errors import InputError, RunError
 from ehr_ray.events.blocks import BlockStore, write_block
-from ehr_ray.events.patients import cohort_shards, read_patients, splits_of
+from ehr_ray.events.labels import choose_task, read_labels
+from ehr_ray.events.patients import Patient, cohort_shards, read_patients, splits_of
 from ehr_ray.events.vocabulary import Vocabulary, fit_codes
-from ehr_ray.family import AnyFamily
+from ehr_ray.family import AnyFamily, Row
 from ehr_ray.registry import get_family
 
 Say = Callable[[str], None]
@@ -81,35 +83,70 @@ def prepared(
             "lower data.min_code_count"
         )
     shards = {split: shards.get(split, []) for split in ("train", "tuning")}
+    if experiment.task is not None:
+        choose_task(cohort, experiment.task.name)
     with _folder(experiment, family, vocabulary, shards) as folder:
         blocks = {
             split: tuple(folder / split / f"{path.stem}.arrow" for path in paths)
             for split, paths in shards.items()
         }
         jobs = [
-            {"shard": str(path), "target": str(target)}
+            {"shard": str(path), "target": str(target), "split": split}
             for split, paths in shards.items()
             for path, target in zip(paths, blocks[split], strict=True)
             if not target.is_file()
         ]
         if jobs:
-            make = BlockMaker(family.name, experiment.model, vocabulary)
+            make = BlockMaker(experiment, vocabulary)
             run_shards(jobs, make, on_ray=on_ray, say=say, verb="prepared shards")
         yield Prepared(vocabulary, blocks)
 
 
 class BlockMaker:
-    """The function of one shard: read, pack, transform, write the block."""
+    """The function of one shard: read, pack, transform, write the block.
 
-    def __init__(self, family: str, model_config: Any, vocabulary: Vocabulary) -> None:
-        self._family, self._config, self._vocabulary = family, model_config, vocabulary
+    With a task each of its labels makes a row, of what was known at the prediction time, and in
+    train another at each of `task.hours`; patients without a label make none.
+    """
+
+    def __init__(self, experiment: Experiment, vocabulary: Vocabulary) -> None:
+        self._experiment, self._vocabulary = experiment, vocabulary
+        task = experiment.task
+        self._answers = {}
+        if task is not None:
+            self._answers = read_labels(Path(experiment.data.cohort), task.name).answers()
 
     def __call__(self, job: Mapping[str, str]) -> None:
         """Make `job["target"]` from `job["shard"]`."""
-        transform = get_family(self._family).transform
         patients = read_patients(Path(job["shard"]), self._vocabulary)
-        rows = (transform(patient, self._config, self._vocabulary) for patient in patients)
-        write_block(Path(job["target"]), rows)
+        write_block(Path(job["target"]), self._rows(patients, job["split"]))
+
+    def _rows(self, patients: Iterator[Patient], split: str) -> Iterator[Row]:
+        transform = get_family(self._experiment.family).transform
+        config, task = self._experiment.model, self._experiment.task
+        for patient in patients:
+            if task is None:
+                yield transform(patient, config, self._vocabulary)
+                continue
+            if split == "train" and not sampled(patient.subject_id, task.label_ratio):
+                continue
+            for time, answer in self._answers.get(patient.subject_id, ()):
+                for cut in _cuts(patient.origin, time, task.hours if split == "train" else ()):
+                    row = transform(patient.until(cut), config, self._vocabulary)
+                    yield {**row, "label": np.array(answer, np.float32)}
+
+
+def _cuts(origin: int, time: int, hours: Sequence[float]) -> list[int]:
+    """Return the times a patient is seen at, in microseconds: the label's own and those before."""
+    early = (origin + int(hour * 3.6e9) for hour in hours)
+    return [*(cut for cut in early if cut < time), time]
+
+
+def sampled(subject_id: int, share: float) -> bool:
+    """Whether a subject is among the given share: by a hash of its id, so the same every time."""
+    mixed = (subject_id * 0x9E3779B97F4A7C15 + 0x632BE59BD9B4E019) % (1 << 64)
+    mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) % (1 << 64)
+    return (mixed >> 11) / (1 << 53) < share
 
 
 def run_shards(
@@ -194,6 +231,9 @@ def _key(
         for p in paths
     ]
     options = {name: getattr(experiment.model, name) for name in family.cache_fields}
+    if (task := experiment.task) is not None:
+        file = (Path(experiment.data.cohort) / "labels" / f"{task.name}.parquet").stat()
+        options["task"] = [task.name, task.hours, task.label_ratio, file.st_size, file.st_mtime_ns]
     digest = hashlib.sha256(json.dumps([manifest, options, family.version]).encode())
     digest.update("\0".join(vocabulary.codes).encode())
     digest.update(vocabulary.mean.tobytes() + vocabulary.std.tobytes())

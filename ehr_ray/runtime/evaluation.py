@@ -92,7 +92,8 @@ def _subject(
     split_shards(place, split)
     if not own:
         require_known_codes(place, loaded.vocabulary)
-    wanted = task or loaded.experiment.evaluation.task
+    trained_for = loaded.experiment.task.name if loaded.experiment.task else None
+    wanted = task or loaded.experiment.evaluation.task or trained_for
     if wanted is None and not own and home.is_dir():
         wanted = choose_task(home, None)
     task = choose_task(place, wanted)

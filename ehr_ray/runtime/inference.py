@@ -19,7 +19,7 @@ from ehr_ray.events.features import code_lookup, simple_features
 from ehr_ray.events.patients import Patient, read_patients, splits_of
 from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.family import Batch, Row
-from ehr_ray.runtime.datasets import Say, codes_table, run_shards
+from ehr_ray.runtime.datasets import Say, codes_table, run_shards, sampled
 from ehr_ray.runtime.session import session
 from ehr_ray.train import checkpoint
 from ehr_ray.train.memory import keep_freed_memory
@@ -154,13 +154,6 @@ class ShardPredictor:
             for patient, time in samples
         ]
         return torch.from_numpy(np.stack(rows))
-
-
-def sampled(subject_id: int, share: float) -> bool:
-    """Whether a subject is among the given share: by a hash of its id, so the same every time."""
-    mixed = (subject_id * 0x9E3779B97F4A7C15 + 0x632BE59BD9B4E019) % (1 << 64)
-    mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) % (1 << 64)
-    return (mixed >> 11) / (1 << 53) < share
 
 
 def predict_shards(

@@ -9,12 +9,12 @@ from typing import Any
 
 from ehr_ray.config import ClusterConfig, Experiment, differences, dump, read_yaml, to_yaml
 from ehr_ray.errors import ConfigError, InputError, RunError, UserError
-from ehr_ray.registry import get_family
 from ehr_ray.runtime.datasets import prepared
 from ehr_ray.runtime.progress import Screen, following
 from ehr_ray.runtime.session import check_resources, session
 from ehr_ray.runtime.tracking import Tracker, open_run
 from ehr_ray.train.checkpoint import saved_progress
+from ehr_ray.train.task import family_of
 
 FREE_TO_CHANGE = ("cluster.", "tracking.", "evaluation.", "search", "data.cache")
 """Where a run may differ from the one it resumes: none of these changes its numbers."""
@@ -42,7 +42,7 @@ def train(
     cohort = str(Path(experiment.data.cohort).absolute())
     experiment = replace(experiment, data=replace(experiment.data, cohort=cohort))
     run = experiment.directory.absolute()
-    family = get_family(experiment.family)
+    family = family_of(experiment)
     _check_same(run, experiment)
     before = saved_progress(run)
     if before is not None and before.finished:
@@ -177,7 +177,7 @@ def prepare(experiment: Experiment, screen: Screen, *, verbose: bool = False) ->
     """Make the model-ready dataset of an experiment and keep it; return what there is."""
     if experiment.data.cache == "memory":
         raise ConfigError("data.cache=memory: keeps nothing to prepare; use data.cache=disk")
-    family = get_family(experiment.family)
+    family = family_of(experiment)
     on_ray = experiment.cluster.num_workers > 0
     with (
         _session(experiment.cluster, verbose, on_ray),

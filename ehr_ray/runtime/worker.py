@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,7 @@ from torch import Tensor, nn
 
 from ehr_ray.config import Experiment
 from ehr_ray.errors import RunError, UserError
-from ehr_ray.family import AnyFamily
-from ehr_ray.registry import get_family
+from ehr_ray.family import AnyFamily, Batch, Row
 from ehr_ray.runtime.datasets import Prepared
 from ehr_ray.runtime.progress import ProgressFile
 from ehr_ray.runtime.tracking import Tracked, Tracker
@@ -26,6 +26,7 @@ from ehr_ray.train.loader import Loader
 from ehr_ray.train.lock import claimed
 from ehr_ray.train.loop import Watch, train
 from ehr_ray.train.memory import keep_freed_memory
+from ehr_ray.train.task import LABEL, family_of
 
 
 @dataclass(frozen=True)
@@ -70,20 +71,36 @@ class RayBackend:
 def loader_of(experiment: Experiment, family: AnyFamily, prepared: Prepared) -> Loader:
     """Return the loader of an experiment over prepared blocks."""
     config = experiment.model
+
+    def collate(rows: Sequence[Row]) -> Batch:
+        batch = family.collate(rows, config)
+        if experiment.task is not None:
+            batch[LABEL] = torch.tensor([float(row[LABEL]) for row in rows])
+        return batch
+
     return Loader(
         train=prepared.store("train"),
         tuning=prepared.store("tuning"),
-        collate=lambda rows: family.collate(rows, config),
+        collate=collate,
         config=experiment.data,
         seed=experiment.seed,
         accumulate=experiment.train.accumulate,
     )
 
 
+def prevalence(experiment: Experiment, prepared: Prepared) -> float | None:
+    """Return the share of positive train rows where the loss is weighted by it, else None."""
+    if experiment.task is None or experiment.task.class_weight != "balanced":
+        return None
+    labels = prepared.store("train").column(LABEL)
+    return float(labels.mean()) if len(labels) else None
+
+
 def train_here(job: Job, backend: Backend) -> Progress:
     """Train in this process; on rank 0 the run is claimed, tracked and shown."""
     keep_freed_memory()
-    experiment, family = job.experiment, get_family(job.experiment.family)
+    experiment = job.experiment
+    family = family_of(experiment, prevalence(experiment, job.prepared))
     loader = loader_of(experiment, family, job.prepared)
     args = (experiment, family, job.prepared.vocabulary, loader, backend, job.run)
     if backend.rank > 0:

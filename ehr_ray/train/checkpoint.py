@@ -21,7 +21,7 @@ from ehr_ray.config import Experiment, parse, read_yaml, to_yaml
 from ehr_ray.errors import ConfigError, InputError
 from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.family import AnyFamily
-from ehr_ray.registry import get_family
+from ehr_ray.train.task import family_of
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def load(path: str | Path) -> Loaded:
     """Load a run's (or checkpoint folder's) model on CPU, in eval mode; needs no Ray."""
     folder = checkpoint_folder(path)
     experiment = parse(read_yaml(folder / "experiment.yaml"))
-    family = get_family(experiment.family)
+    family = family_of(experiment)
     vocabulary = Vocabulary.from_table(pq.read_table(folder / "vocabulary.parquet"))
     model = family.build(experiment.model, vocabulary)
     model.load_state_dict(load_file(folder / "model.safetensors"))
@@ -79,35 +79,6 @@ def checkpoint_folder(path: str | Path) -> Path:
         if (folder / "model.safetensors").is_file() and (folder / "experiment.yaml").is_file():
             return folder
     raise InputError(f"{path}: no checkpoint here; give the folder of a run that has been trained")
-
-
-def initialise(model: nn.Module, path: str | Path) -> list[str]:
-    """Copy the tensors of a checkpoint that match by name and shape; return every tensor's fate.
-
-    Raises InputError when fewer than half of the checkpoint's values or none of the model's fit:
-    that is another model, and training would silently start from scratch.
-    """
-    source = load_file(checkpoint_folder(path) / "model.safetensors")
-    target = model.state_dict()
-    lines, copied = [], 0
-    for name, tensor in target.items():
-        old = source.get(name)
-        if old is None:
-            lines.append(f"{name}: new, initialised")
-        elif old.shape != tensor.shape:
-            lines.append(f"{name}: initialised, {list(old.shape)} there, {list(tensor.shape)} here")
-        else:
-            tensor.copy_(old)
-            copied += old.numel()
-            lines.append(f"{name}: copied")
-    lines += [f"{name}: not used here" for name in source if name not in target]
-    total = sum(t.numel() for t in source.values())
-    if copied < 0.5 * total or copied == 0:
-        raise InputError(
-            f"init_from={path}: only {copied} of {total} values fit this model; "
-            "choose a checkpoint of the same architecture or drop init_from"
-        )
-    return lines
 
 
 def save_state(

@@ -17,14 +17,15 @@ from ehr_ray.train import history
 from ehr_ray.train.backend import Backend
 from ehr_ray.train.checkpoint import (
     Progress,
-    initialise,
     load_state,
     save_checkpoint,
     save_state,
     saved_progress,
 )
+from ehr_ray.train.initialise import initialise
 from ehr_ray.train.loader import Loader
-from ehr_ray.train.optim import freeze, learning_rate, make_optimizer
+from ehr_ray.train.optim import drop_held, freeze, learning_rate, make_optimizer, set_lr
+from ehr_ray.train.task import LABEL, ranking_metrics
 
 Metrics = dict[str, float]
 MIX = 0x9E3779B97F4A7C15
@@ -61,11 +62,13 @@ def train(
     torch.manual_seed(experiment.seed)
     module = family.build(experiment.model, vocabulary)
     if fresh and experiment.init_from:
-        lines = initialise(module, experiment.init_from)
+        lines = initialise(module, experiment.init_from, family, vocabulary)
         if backend.rank == 0:
             watch.on_start(lines)
     freeze(module, experiment.freeze)
     loader.check(backend.world)
+    if family.outcome is not None:
+        freeze_unused(family, module, loader, backend)
     model = backend.wrap(module)
     optimizer = make_optimizer(module, plan)
     progress = load_state(run, module, optimizer) or Progress()
@@ -75,13 +78,17 @@ def train(
     every = plan.report_steps or per_epoch
     sums = Sums(backend)
     clock = time.perf_counter() - progress.seconds
+    waited = 0.0
     steps = _steps(loader, backend, progress.step, total)
     while progress.step < total and not progress.finished:
         step = progress.step
         seed_step(experiment.seed, step, backend.rank)
         knobs = knobs_at(experiment, step, per_epoch)
-        set_lr(optimizer, learning_rate(step, total, plan))
-        norm = optimise(family, model, optimizer, next(steps), knobs, experiment, backend, sums)
+        set_lr(optimizer, learning_rate(step, total, plan), step / per_epoch)
+        asked = time.perf_counter()
+        micro = next(steps)
+        waited += time.perf_counter() - asked
+        norm = optimise(family, model, optimizer, micro, knobs, experiment, backend, sums)
         if family.after_step:
             family.after_step(module, knobs)
         progress.step = step + 1
@@ -90,9 +97,11 @@ def train(
         if progress.step % every == 0 or progress.step == total:
             values = sums.means("train")
             values |= evaluate(family, module, loader, backend, precision=plan.precision)
-            progress.seconds = time.perf_counter() - clock
+            passed = time.perf_counter() - clock - progress.seconds
+            progress.seconds += passed
             row = {"step": progress.step, "epoch": progress.step / per_epoch}
-            row |= {"seconds": progress.seconds, "lr": optimizer.param_groups[0]["lr"]}
+            row |= {"seconds": progress.seconds, "data_wait": waited / passed}
+            row |= {"lr": learning_rate(step, total, plan)}
             row |= {k: v for k, v in knobs.items() if k != "noise_seed"}
             row |= {"grad_norm": norm, **values}
             better = note(progress, family, row, plan.patience)
@@ -104,6 +113,7 @@ def train(
                 save_state(run, module, optimizer, progress)
                 watch.on_report(row)
             backend.report(row)
+            waited = 0.0
     steps.close()
     return progress
 
@@ -140,6 +150,7 @@ def optimise(
             objective(terms, counts, backend.world).backward()
         sums.add(terms)
         losses.append({name: term.sum.detach() for name, term in terms.items()})
+    drop_held(optimizer)
     parameters = [p for p in model.parameters() if p.grad is not None]
     norm = nn.utils.clip_grad_norm_(parameters, plan.clip or float("inf"))
     if not torch.isfinite(norm):
@@ -166,15 +177,55 @@ def objective(terms: Terms, counts: Tensor, world: int) -> Tensor:
 def evaluate(
     family: AnyFamily, module: nn.Module, loader: Loader, backend: Backend, *, precision: str
 ) -> Metrics:
-    """Return the mean of each term, and their weighted sum, over the tuning split."""
+    """Return the mean of each term, and their weighted sum, over the tuning split.
+
+    A family under a task head also gets `val/auroc`, `val/auprc` and `val/f1` of all its rows.
+    """
     sums = Sums(backend)
     knobs = {**family.eval_knobs, "noise_seed": 0}
     was = module.training
     module.eval()
+    scored = [torch.zeros(0, 2)]
     for batch in loader.tuning_batches(backend.rank, backend.world):
-        sums.add(_terms(family, module, move(batch, backend.device), knobs, precision))
+        batch = move(batch, backend.device)
+        sums.add(_terms(family, module, batch, knobs, precision))
+        if family.outcome is not None:
+            logit = family.outcome(module, batch)
+            scored.append(torch.stack([logit.float(), batch[LABEL].float()], 1).cpu())
     module.train(was)
-    return sums.means("val")
+    values = sums.means("val")
+    if family.outcome is not None:
+        rows = _gathered(torch.cat(scored), backend)
+        values |= {f"val/{k}": v for k, v in ranking_metrics(rows[:, 0], rows[:, 1]).items()}
+    return values
+
+
+def _gathered(rows: Tensor, backend: Backend) -> Tensor:
+    """Return the rows [N, F] of every rank, one rank after the other."""
+    counts = torch.zeros(backend.world, dtype=torch.float64)
+    counts[backend.rank] = len(rows)
+    sizes = backend.all_sum(counts).long().cpu().tolist()
+    everything = torch.zeros(sum(sizes), rows.shape[1], dtype=torch.float64)
+    first = sum(sizes[: backend.rank])
+    everything[first : first + len(rows)] = rows.double()
+    return backend.all_sum(everything).cpu()
+
+
+def freeze_unused(
+    family: AnyFamily, module: nn.Module, loader: Loader, backend: Backend
+) -> list[str]:
+    """Freeze what a task does not reach (a decoder, say), which DDP would wait for; name it."""
+    module.to(backend.device)
+    batch = move(next(loader.train_steps(0, 0, backend.rank, backend.world))[0], backend.device)
+    knobs = {**dict.fromkeys(family.schedules, 0.0), "noise_seed": 1}
+    with torch.random.fork_rng():
+        for term in family.loss(module, batch, knobs).values():
+            term.sum.backward()
+    unused = [n for n, p in module.named_parameters() if p.requires_grad and p.grad is None]
+    for name in unused:
+        module.get_parameter(name).requires_grad_(False)
+    module.zero_grad(set_to_none=True)
+    return unused
 
 
 class Sums:
@@ -218,12 +269,6 @@ def noise_seed(seed: int, step: int) -> int:
 def seed_step(seed: int, step: int, rank: int) -> None:
     """Seed torch for a step: ranks differ, and a resumed run repeats."""
     torch.manual_seed(((seed * 1_000_003 + step) * 4096 + rank) * MIX % (1 << 63))
-
-
-def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Give every group the learning rate."""
-    for group in optimizer.param_groups:
-        group["lr"] = lr
 
 
 def note(progress: Progress, family: AnyFamily, row: Metrics, patience: int | None) -> bool:

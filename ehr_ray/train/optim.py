@@ -1,5 +1,6 @@
 """AdamW's parameter groups and the learning rate of a step."""
 
+import dataclasses
 import math
 import re
 from collections.abc import Sequence
@@ -7,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from ehr_ray.config import TrainConfig
+from ehr_ray.config import LayerConfig, TrainConfig
 from ehr_ray.errors import ConfigError
 
 
@@ -28,21 +29,61 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """Return AdamW with weight decay on matrices only (biases, norms, embeddings have none)."""
+    """Return AdamW with weight decay on matrices only (biases, norms, embeddings have none).
+
+    Each of `train.layers` makes groups of its own, with `lr_ratio` and `from_epoch`.
+    """
     embeddings = {
         id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()
     }
-    decay: list[nn.Parameter] = []
-    plain: list[nn.Parameter] = []
-    for parameter in model.parameters():
+    layers = [LayerConfig(), *config.layers.values()]
+    patterns = [_compiled(pattern, model) for pattern in config.layers]
+    groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             matrix = parameter.ndim >= 2 and id(parameter) not in embeddings
-            (decay if matrix else plain).append(parameter)
-    groups = [
-        {"params": decay, "weight_decay": config.weight_decay},
-        {"params": plain, "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr)
+            name = name.removeprefix("module.")  # DDP's wrapper
+            fits = (i for i, pattern in enumerate(patterns, start=1) if pattern.fullmatch(name))
+            groups.setdefault((next(fits, 0), not matrix), []).append(parameter)
+    return torch.optim.AdamW(
+        [
+            {
+                "params": groups[layer, plain],
+                "weight_decay": 0.0 if plain else config.weight_decay,
+                **dataclasses.asdict(layers[layer]),
+            }
+            for layer, plain in sorted(groups)
+        ],
+        lr=config.lr,
+    )
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float, epoch: float = math.inf) -> None:
+    """Give every group its learning rate at an epoch; groups not trained yet are held."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["lr_ratio"]
+        group["held"] = epoch < group["from_epoch"]
+
+
+def drop_held(optimizer: torch.optim.Optimizer) -> None:
+    """Drop the gradients of held groups: AdamW then leaves them and their moments alone."""
+    for group in optimizer.param_groups:
+        if group.get("held"):
+            for parameter in group["params"]:
+                parameter.grad = None
+
+
+def _compiled(pattern: str, model: nn.Module) -> re.Pattern[str]:
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise ConfigError(f"train.layers: {pattern!r} is no regular expression: {error}") from error
+    names = [name.removeprefix("module.") for name, _ in model.named_parameters()]
+    if not any(compiled.fullmatch(name) for name in names):
+        raise ConfigError(
+            f"train.layers: {pattern!r} matches no parameter; names are like {', '.join(names[:5])}"
+        )
+    return compiled
 
 
 def learning_rate(step: int, total_steps: int, config: TrainConfig) -> float:

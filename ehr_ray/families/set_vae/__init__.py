@@ -5,8 +5,14 @@ from ehr_ray.families.set_vae.data import collate, transform
 from ehr_ray.families.set_vae.embedding import check_files
 from ehr_ray.families.set_vae.loss import loss
 from ehr_ray.families.set_vae.model import SetVAE
-from ehr_ray.families.set_vae.predict import latents, predict, reconstruct
-from ehr_ray.family import Family
+from ehr_ray.families.set_vae.predict import (
+    latents,
+    predict,
+    reconstruct,
+    represent,
+    represent_width,
+)
+from ehr_ray.family import Family, Represent
 from ehr_ray.schedules import Constant, Ramp
 from ehr_ray.search import Choice, LogUniform, Uniform
 
@@ -20,6 +26,8 @@ FAMILY = Family(
     predict=predict,
     latents=latents,
     reconstruct=reconstruct,
+    represent=Represent(represent, represent_width),
+    code_tensors=("directions",),
     check=check_files,
     cache_fields=("carry_minutes", "always_carry", "clip_value"),
     schedules={"beta": Ramp(end=0.2, steps=8000), "free_bits": Constant(value=0.05)},

@@ -1,5 +1,6 @@
 """The table of variable embeddings: one vector a code, never one an event."""
 
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -11,17 +12,20 @@ from torch.nn import functional as F
 from ehr_ray.errors import InputError
 from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.families.set_vae.config import SetVAEConfig
+from ehr_ray.nn.noise import normal
 
 
 def embedding_table(config: SetVAEConfig, vocabulary: Vocabulary) -> Tensor:
     """Return the frozen embeddings, float32 [V, E]: from the CSV if one is named, else random.
 
-    A checkpoint carries what is made of the table, so it loads where the CSV is gone.
+    A random row is a function of its code alone: the same in every vocabulary, so that weights
+    carry over from one cohort to another. A checkpoint carries what is made of the table, so it
+    loads where the CSV is gone.
     """
     if config.embedding_csv and Path(config.embedding_csv).is_file():
         return _from_csv(Path(config.embedding_csv), vocabulary)
-    generator = torch.Generator().manual_seed(0)
-    table = torch.randn(max(1, len(vocabulary)), config.embedding_width, generator=generator)
+    keys = [zlib.crc32(code.encode()) | len(code) << 32 for code in vocabulary.codes] or [0]
+    table = normal(torch.tensor(keys), config.embedding_width)
     return table / config.embedding_width**0.5
 
 

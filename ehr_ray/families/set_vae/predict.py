@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ehr_ray.families.set_vae.model import SetVAE
+from ehr_ray.families.set_vae.config import SetVAEConfig
+from ehr_ray.families.set_vae.model import Posterior, SetVAE
 from ehr_ray.families.set_vae.perturb import hidden_tokens, select_sets
 from ehr_ray.family import Batch
 from ehr_ray.nn.gaussian import kl_standard
@@ -20,13 +21,27 @@ def predict(model: SetVAE, batch: Batch) -> Batch:
     """Return `embedding` [B, L * Z * pools], and `kl_nats` [B], the mean over a patient's sets."""
     batch = even_sets(batch, model.config.predict_sets)
     posterior = model.encode(batch)
-    mu = posterior.mu.transpose(0, 1).flatten(1)  # [M, L * Z]
     kl = kl_standard(posterior.mu, posterior.logvar).sum((0, 2))
-    sizes = batch["num_sets"]
     return {
-        "embedding": torch.cat([pooled(mu, sizes, how) for how in model.config.pool], 1),
-        "kl_nats": pooled(kl.unsqueeze(1), sizes, "mean").squeeze(1),
+        "embedding": _pooled_means(model, posterior, batch),
+        "kl_nats": pooled(kl.unsqueeze(1), batch["num_sets"], "mean").squeeze(1),
     }
+
+
+def represent(model: SetVAE, batch: Batch, seed: int | None) -> Tensor:
+    """Return the embedding [B, L * Z * pools] for a task; with a seed values are hidden first."""
+    batch = even_sets(batch, model.config.predict_sets)
+    return _pooled_means(model, model.encode(batch, seed), batch)
+
+
+def represent_width(config: SetVAEConfig) -> int:
+    """Return L * Z * pools."""
+    return config.levels * config.latent * len(config.pool)
+
+
+def _pooled_means(model: SetVAE, posterior: Posterior, batch: Batch) -> Tensor:
+    mu = posterior.mu.transpose(0, 1).flatten(1)  # [M, L * Z]
+    return torch.cat([pooled(mu, batch["num_sets"], how) for how in model.config.pool], 1)
 
 
 def even_sets(batch: Batch, limit: int | None) -> Batch:
@@ -51,7 +66,9 @@ def pooled(values: Tensor, sizes: Tensor, how: str) -> Tensor:
     if how == "std":
         mean = torch.segment_reduce(values, "mean", lengths=sizes)
         centred = values - mean.repeat_interleave(sizes, 0)
-        return torch.segment_reduce(centred.square(), "mean", lengths=sizes).sqrt()
+        variance = torch.segment_reduce(centred.square(), "mean", lengths=sizes)
+        # The root's gradient at zero, of a patient with one set, is infinite.
+        return torch.where(variance > 0, variance, 1.0).sqrt() * (variance > 0)
     return torch.segment_reduce(values, how, lengths=sizes)
 
 

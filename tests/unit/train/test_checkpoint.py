@@ -13,7 +13,6 @@ from ehr_ray.train import checkpoint
 from ehr_ray.train.checkpoint import (
     Progress,
     checkpoint_folder,
-    initialise,
     load,
     load_state,
     save_checkpoint,
@@ -148,50 +147,6 @@ def test_a_state_of_another_model_is_refused(tmp_path):
     other = tiny(width=4)
     with pytest.raises(ConfigError, match="do not fit this model"):
         load_state(tmp_path, other, make_optimizer(other, TrainConfig()))
-
-
-class Part(nn.Module):
-    def __init__(self, shared=(10, 10), extra=None):
-        super().__init__()
-        self.shared = nn.Parameter(torch.randn(shared))
-        self.register_buffer("scale", torch.randn(3))
-        for name, size in (extra or {}).items():
-            self.register_parameter(name, nn.Parameter(torch.randn(size)))
-
-
-@pytest.fixture
-def saved(tmp_path, experiment, synthetic_vocabulary):
-    def save(model):
-        save_checkpoint(tmp_path, model, experiment, synthetic_vocabulary)
-        return tmp_path
-
-    return save
-
-
-def test_initialising_copies_what_fits_and_reports_every_tensor(saved):
-    source = Part(extra={"old": 5, "grown": 4})
-    target = Part(extra={"new": 5, "grown": 6})
-    kept = target.grown.detach().clone()
-    lines = initialise(target, saved(source))
-    assert set(lines) == {
-        "shared: copied",
-        "scale: copied",
-        "new: new, initialised",
-        "grown: initialised, [4] there, [6] here",
-        "old: not used here",
-    }
-    assert len(lines) == 5
-    assert torch.equal(target.shared, source.shared)
-    assert torch.equal(target.scale, source.scale)
-    assert torch.equal(target.grown, kept)
-
-
-def test_initialising_from_an_unlike_checkpoint_is_refused(saved):
-    folder = saved(Part(extra={"other": 200}))
-    with pytest.raises(InputError, match="only 103 of 303 values fit"):
-        initialise(Part(), folder)
-    with pytest.raises(InputError, match="values fit"):
-        initialise(Part(shared=(4, 4), extra={"x": 3}), saved(Part(shared=(5, 5))))
 
 
 def test_nothing_is_unpickled_under_train():

@@ -61,7 +61,7 @@ def state_of(folder):
 
 
 def history_of(folder):
-    return history.read(folder).drop(columns="seconds")
+    return history.read(folder).drop(columns=["seconds", "data_wait"])
 
 
 def assert_same_run(a, b):
@@ -123,7 +123,7 @@ def test_the_history_has_a_row_per_report_and_ends_with_the_plan(run, tmp_path):
     frame = history.read(tmp_path)
     assert frame["step"].tolist() == [4, 6] == [row["step"] for row in seen]
     assert frame["epoch"].tolist() == [4 / 3, 2.0]
-    columns = {"seconds", "lr", "grad_norm", "beta", "free_bits"}
+    columns = {"seconds", "data_wait", "lr", "grad_norm", "beta", "free_bits"}
     terms = ("recon", "kl", "kl_nats", "objective")
     columns |= {f"{split}/{term}" for split in ("train", "val") for term in terms}
     assert columns <= set(frame.columns)

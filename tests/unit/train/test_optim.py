@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from ehr_ray.config import TrainConfig
+from ehr_ray.config import LayerConfig, TrainConfig
 from ehr_ray.errors import ConfigError
-from ehr_ray.train.optim import freeze, learning_rate, make_optimizer
+from ehr_ray.train.optim import drop_held, freeze, learning_rate, make_optimizer, set_lr
 
 
 class Model(nn.Module):
@@ -78,3 +78,46 @@ def test_the_rate_falls_from_the_peak_to_the_minimum(shape, middle):
 def test_runs_shorter_than_the_warm_up_only_warm_up():
     assert rates(total=5) == pytest.approx([0.2 * (i + 1) for i in range(6)])
     assert rates(total=3, warmup_steps=0)[0] == 2.0
+
+
+def layered(**layers):
+    plan = TrainConfig(
+        layers={
+            k.replace("__", ".*").replace("_", "."): LayerConfig(**v) for k, v in layers.items()
+        }
+    )
+    model = Model()
+    return model, make_optimizer(model, plan)
+
+
+def trained_at(model, optimizer, epoch):
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    model.zero_grad()
+    model.out(model.encoder(model.embed(torch.tensor([1, 2])))).sum().backward()
+    set_lr(optimizer, 0.1, epoch)
+    drop_held(optimizer)
+    optimizer.step()
+    return {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+
+
+def test_a_layer_is_trained_from_its_epoch_on_and_held_before():
+    model, optimizer = layered({"encoder.*": {"from_epoch": 2}})
+    assert not any(name.startswith("encoder") for name in trained_at(model, optimizer, 1.9))
+    assert optimizer.state[model.encoder[0].weight] == {}
+    assert {"encoder.0.weight", "out.weight"} <= trained_at(model, optimizer, 2.0)
+
+
+def test_a_layer_has_its_own_learning_rate_and_the_first_pattern_counts():
+    model, optimizer = layered({"out.weight": {"lr_ratio": 0.5}, "out.*": {"lr_ratio": 0.1}})
+    set_lr(optimizer, 2.0, 0.0)
+    rate = {id(p): g["lr"] for g in optimizer.param_groups for p in g["params"]}
+    assert rate[id(model.out.weight)] == pytest.approx(1.0)
+    assert rate[id(model.out.bias)] == pytest.approx(0.2)
+    assert rate[id(model.embed.weight)] == pytest.approx(2.0)
+
+
+def test_a_layer_that_is_not_there_is_refused():
+    with pytest.raises(ConfigError, match=r"train\.layers: 'nope' matches no parameter"):
+        layered({"nope": {"lr_ratio": 0.5}})
+    with pytest.raises(ConfigError, match="no regular expression"):
+        layered({"(": {"lr_ratio": 0.5}})

@@ -1,0 +1,42 @@
+"""The `task` section of an experiment: a model trained to predict a label."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskConfig:
+    """A head on a family's representation, trained on labels, with or without its encoder.
+
+    Rows are cut at the label's prediction time, so nothing later is ever read.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    name: str
+    """Label file of the cohort: `labels/<name>.parquet`."""
+    hours: tuple[Positive, ...] = ()
+    """Hours after the origin at which each train patient is seen besides, cut there.
+
+    They teach a model to predict early, and are augmentation for the prediction time itself.
+    """
+    label_ratio: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of the train subjects whose labels are used, chosen by a hash of their id."""
+    loss: Literal["bce", "focal"] = "bce"
+    """Binary cross-entropy, or the focal loss (Lin et al. 2017, eq. 4)."""
+    focal_gamma: Annotated[float, Field(ge=0)] = 2.0
+    """How much the focal loss turns from easy rows."""
+    class_weight: Literal["none", "balanced"] | Positive = "none"
+    """Weight of a positive row; `balanced` is negatives over positives in train."""
+    hidden: Annotated[int, Field(ge=0)] = 0
+    """Width of the head's hidden layer; 0 makes the head linear."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Dropout on the representation, and on the hidden layer, in training."""
+    members: Annotated[int, Field(ge=1)] = 1
+    """Heads trained side by side from different starts; their logits are averaged."""
+    select: Literal["auroc", "auprc", "f1", "loss"] = "auroc"
+    """What of tuning chooses the checkpoint and counts for `train.patience`; f1 is at 0.5."""

@@ -1,0 +1,93 @@
+"""`init_from`: weights of an earlier run under the names of this model; every tensor's fate."""
+
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from ehr_ray.errors import InputError
+from ehr_ray.events.vocabulary import Vocabulary
+from ehr_ray.family import AnyFamily
+from ehr_ray.train.checkpoint import checkpoint_folder
+
+
+def initialise(
+    model: nn.Module, path: str | Path, family: AnyFamily, vocabulary: Vocabulary
+) -> list[str]:
+    """Copy the tensors of a checkpoint that match by name and shape; return every tensor's fate.
+
+    The model may hold the other as a part (a SetVAE in a SeqSetVAE, either under a task head), or
+    be a part of it. Rows of `family.code_tensors` are matched by code, so a checkpoint of another
+    vocabulary gives the codes both know. Raises InputError when fewer than half of the
+    checkpoint's values fit: that is another model, and training would silently start from scratch.
+    """
+    folder = checkpoint_folder(path)
+    source = load_file(folder / "model.safetensors")
+    there = Vocabulary.from_table(pq.read_table(folder / "vocabulary.parquet"))
+    target = model.state_dict()
+    renamed, unused = _placed(source, target)
+    lines, copied = [], 0
+    for name, tensor in target.items():
+        old = renamed.get(name)
+        if old is None:
+            lines.append(f"{name}: new, initialised")
+        elif name.rpartition(".")[2] in family.code_tensors and there.codes != vocabulary.codes:
+            shared = _copy_rows(tensor, old, vocabulary, there)
+            copied += old.numel() if shared else 0
+            lines.append(f"{name}: rows of {shared} of {len(vocabulary)} codes copied")
+        elif old.shape != tensor.shape:
+            lines.append(f"{name}: initialised, {list(old.shape)} there, {list(tensor.shape)} here")
+        else:
+            tensor.copy_(old)
+            copied += old.numel()
+            lines.append(f"{name}: copied")
+    lines += [f"{name}: not used here" for name in unused]
+    total = sum(tensor.numel() for tensor in source.values())
+    if copied < 0.5 * total or copied == 0:
+        raise InputError(
+            f"init_from={path}: only {copied} of {total} values fit this model; "
+            "choose a checkpoint of the same architecture or drop init_from"
+        )
+    return lines
+
+
+def _placed(
+    source: dict[str, Tensor], target: dict[str, Tensor]
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Return the source under the names of the target, by the prefix that fits most values."""
+    best: tuple[int, dict[str, str]] = (-1, {})
+    for outer in _prefixes(target):
+        for inner in _prefixes(source):
+            names = {
+                name: outer + name.removeprefix(inner)
+                for name in source
+                if name.startswith(inner) and outer + name.removeprefix(inner) in target
+            }
+            fits = sum(
+                source[a].numel() for a, b in names.items() if source[a].shape == target[b].shape
+            )
+            if fits > best[0]:
+                best = (fits, names)
+    names = best[1]
+    return {b: source[a] for a, b in names.items()}, [name for name in source if name not in names]
+
+
+def _prefixes(names: dict[str, Tensor]) -> list[str]:
+    """Return the names of modules that hold tensors, the whole first: `""`, `base.`, ..."""
+    found = {""}
+    for name in names:
+        parts = name.split(".")[:-1]
+        found |= {".".join(parts[: i + 1]) + "." for i in range(min(2, len(parts)))}
+    return sorted(found, key=lambda prefix: (prefix.count("."), prefix))
+
+
+def _copy_rows(tensor: Tensor, old: Tensor, here: Vocabulary, there: Vocabulary) -> int:
+    """Copy the rows of the codes both know; return their number."""
+    if tensor.shape[1:] != old.shape[1:]:
+        return 0
+    ids = torch.from_numpy(there.encode(here.codes)).long()
+    known = ids >= 0
+    tensor[known] = old[ids[known]]
+    return int(known.sum())

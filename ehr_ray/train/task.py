@@ -1,0 +1,134 @@
+"""Any family trained for a label: its representation under a head (the `task` section).
+
+B patients, W width of the representation, M heads.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ehr_ray.config import Experiment
+from ehr_ray.errors import ConfigError
+from ehr_ray.family import AnyFamily, Batch, Knobs, Represent, Select, Term, Terms
+from ehr_ray.registry import get_family
+from ehr_ray.task import TaskConfig
+
+LABEL = "label"
+"""Key of a batch, float [B]; the model underneath never sees it."""
+
+
+def family_of(experiment: Experiment, prevalence: float | None = None) -> AnyFamily:
+    """Return the family an experiment trains: with a `task` section, its family under a head.
+
+    `prevalence` of the label in train is what class weights are made of; None where no loss is
+    computed.
+    """
+    family = get_family(experiment.family)
+    return family if experiment.task is None else with_task(family, experiment.task, prevalence)
+
+
+def with_task(family: AnyFamily, task: TaskConfig, prevalence: float | None = None) -> AnyFamily:
+    """Return a family that predicts a label from what `family` represents.
+
+    `predict` keeps its outputs and adds `logit` [B]. Raises ConfigError for a family without
+    `represent`.
+    """
+    represent = family.represent
+    if represent is None:
+        raise ConfigError(f"task: family {family.name} has no representation for a task to read")
+    positive = _positive_weight(task, prevalence)
+    by_loss = task.select == "loss"
+    select = Select("val/task", "min") if by_loss else Select(f"val/{task.select}", "max")
+
+    def predict(model: TaskModel, batch: Batch) -> Batch:
+        return {**family.predict(model.base, batch), "logit": model(batch, None).float().mean(1)}
+
+    return replace(
+        family,
+        build=lambda config, vocabulary: TaskModel(
+            family.build(config, vocabulary), represent, represent.width(config), task
+        ),
+        loss=lambda model, batch, knobs: task_loss(model, batch, knobs, task, positive),
+        outcome=lambda model, batch: model(_inputs(batch), None).float().mean(1),
+        predict=predict,
+        latents=_on_base(family.latents),
+        reconstruct=_on_base(family.reconstruct),
+        outputs={name: _on_base(function) for name, function in family.outputs.items()},
+        represent=None,
+        after_step=None,
+        select=select,
+    )
+
+
+class TaskModel(nn.Module):
+    """A representation and the heads that read it."""
+
+    def __init__(self, base: nn.Module, represent: Represent, width: int, task: TaskConfig) -> None:
+        super().__init__()
+        self.base = base
+        self._represent = represent.function
+        self.heads = nn.ModuleList(_head(width, task) for _ in range(task.members))
+
+    def forward(self, batch: Batch, seed: int | None) -> Tensor:
+        """Return logits [B, M]; `seed` keys the perturbation of inputs, None leaves them alone."""
+        features = self._represent(self.base, batch, seed).float()
+        return torch.cat([head(features) for head in self.heads], 1)
+
+
+def task_loss(
+    model: nn.Module, batch: Batch, knobs: Knobs, task: TaskConfig, positive_weight: float
+) -> Terms:
+    """Return the weighted loss as `task`, averaged over rows and heads."""
+    seed = int(knobs["noise_seed"]) if model.training else None
+    logit = model(_inputs(batch), seed).float()
+    label = batch[LABEL].unsqueeze(1).expand_as(logit)
+    loss = F.binary_cross_entropy_with_logits(logit, label, reduction="none")
+    if task.loss == "focal":
+        loss = (1 - torch.exp(-loss)) ** task.focal_gamma * loss
+    weight = torch.where(label > 0, positive_weight, 1.0)
+    return {"task": Term((weight * loss).sum(), weight.sum())}
+
+
+def ranking_metrics(logit: Tensor, label: Tensor) -> dict[str, float]:
+    """Return AUROC, average precision and F1 at 0.5 of all rows; NaN where a class is missing."""
+    y, score = label.numpy() > 0, logit.double().numpy()
+    if not len(y) or y.all() or not y.any():
+        return {"auroc": np.nan, "auprc": np.nan, "f1": np.nan}
+    return {
+        "auroc": float(roc_auc_score(y, score)),
+        "auprc": float(average_precision_score(y, score)),
+        "f1": float(f1_score(y, score >= 0, zero_division=0)),
+    }
+
+
+def _inputs(batch: Batch) -> Batch:
+    return {name: values for name, values in batch.items() if name != LABEL}
+
+
+def _head(width: int, task: TaskConfig) -> nn.Module:
+    if not task.hidden:
+        return nn.Sequential(nn.LayerNorm(width), nn.Dropout(task.dropout), nn.Linear(width, 1))
+    return nn.Sequential(
+        nn.LayerNorm(width),
+        nn.Dropout(task.dropout),
+        nn.Linear(width, task.hidden),
+        nn.GELU(),
+        nn.Dropout(task.dropout),
+        nn.Linear(task.hidden, 1),
+    )
+
+
+def _positive_weight(task: TaskConfig, prevalence: float | None) -> float:
+    if task.class_weight == "none" or prevalence is None:
+        return 1.0
+    if task.class_weight == "balanced":
+        return (1 - prevalence) / prevalence if 0 < prevalence < 1 else 1.0
+    return float(task.class_weight)
+
+
+def _on_base(function):  # type: ignore[no-untyped-def]
+    return None if function is None else lambda model, batch: function(model.base, batch)

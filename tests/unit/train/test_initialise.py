@@ -1,0 +1,117 @@
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from ehr_ray.errors import InputError
+from ehr_ray.events.vocabulary import Vocabulary
+from ehr_ray.registry import get_family
+from ehr_ray.task import TaskConfig
+from ehr_ray.train.checkpoint import save_checkpoint
+from ehr_ray.train.initialise import initialise
+from ehr_ray.train.task import with_task
+
+
+@pytest.fixture
+def experiment(tiny_experiment):
+    return tiny_experiment()
+
+
+@pytest.fixture
+def family(experiment):
+    return get_family(experiment.family)
+
+
+class Part(nn.Module):
+    def __init__(self, shared=(10, 10), extra=None):
+        super().__init__()
+        self.shared = nn.Parameter(torch.randn(shared))
+        self.register_buffer("scale", torch.randn(3))
+        for name, size in (extra or {}).items():
+            self.register_parameter(name, nn.Parameter(torch.randn(size)))
+
+
+@pytest.fixture
+def saved(tmp_path, experiment, synthetic_vocabulary):
+    def save(model):
+        save_checkpoint(tmp_path, model, experiment, synthetic_vocabulary)
+        return tmp_path
+
+    return save
+
+
+def test_initialising_copies_what_fits_and_reports_every_tensor(
+    saved, family, synthetic_vocabulary
+):
+    source = Part(extra={"old": 5, "grown": 4})
+    target = Part(extra={"new": 5, "grown": 6})
+    kept = target.grown.detach().clone()
+    lines = initialise(target, saved(source), family, synthetic_vocabulary)
+    assert set(lines) == {
+        "shared: copied",
+        "scale: copied",
+        "new: new, initialised",
+        "grown: initialised, [4] there, [6] here",
+        "old: not used here",
+    }
+    assert len(lines) == 5
+    assert torch.equal(target.shared, source.shared)
+    assert torch.equal(target.scale, source.scale)
+    assert torch.equal(target.grown, kept)
+
+
+def test_initialising_from_an_unlike_checkpoint_is_refused(saved, family, synthetic_vocabulary):
+    folder = saved(Part(extra={"other": 200}))
+    with pytest.raises(InputError, match="only 103 of 303 values fit"):
+        initialise(Part(), folder, family, synthetic_vocabulary)
+    with pytest.raises(InputError, match="values fit"):
+        initialise(
+            Part(shared=(4, 4), extra={"x": 3}),
+            saved(Part(shared=(5, 5))),
+            family,
+            synthetic_vocabulary,
+        )
+
+
+def test_a_pretrained_model_starts_the_base_of_a_task_model(
+    saved, family, experiment, synthetic_vocabulary
+):
+    source = family.build(experiment.model, synthetic_vocabulary)
+    under = with_task(family, TaskConfig(name="outcome"))
+    target = under.build(experiment.model, synthetic_vocabulary)
+    lines = initialise(target, saved(source), under, synthetic_vocabulary)
+    for name, tensor in target.base.state_dict().items():
+        assert torch.equal(tensor, source.state_dict()[name]), name
+    assert {line for line in lines if "copied" not in line} == {
+        f"{name}: new, initialised" for name in target.state_dict() if name.startswith("heads")
+    }
+
+
+def test_a_task_model_gives_its_base_back(saved, family, experiment, synthetic_vocabulary):
+    under = with_task(family, TaskConfig(name="outcome"))
+    source = under.build(experiment.model, synthetic_vocabulary)
+    target = family.build(experiment.model, synthetic_vocabulary)
+    initialise(target, saved(source), family, synthetic_vocabulary)
+    for name, tensor in target.state_dict().items():
+        assert torch.equal(tensor, source.base.state_dict()[name]), name
+
+
+def vocabulary_of(*codes):
+    size = len(codes)
+    return Vocabulary(
+        codes, np.ones(size, np.int64), np.zeros(size, np.float32), np.ones(size, np.float32)
+    )
+
+
+def test_rows_of_codes_are_matched_by_code_not_by_place(tmp_path, family, experiment):
+    there, here = vocabulary_of("A", "B", "C"), vocabulary_of("B", "C", "Z")
+    source = family.build(experiment.model, there)
+    source.directions.copy_(torch.arange(3.0)[:, None].expand_as(source.directions))
+    save_checkpoint(tmp_path, source, experiment, there)
+    target = family.build(experiment.model, here)
+    unknown = target.directions[2].clone()
+    lines = initialise(target, tmp_path, family, here)
+    assert target.directions[0].unique().tolist() == [1.0]
+    assert target.directions[1].unique().tolist() == [2.0]
+    assert torch.equal(target.directions[2], unknown)
+    assert "directions: rows of 2 of 3 codes copied" in lines

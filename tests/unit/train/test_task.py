@@ -1,0 +1,117 @@
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from ehr_ray.errors import ConfigError
+from ehr_ray.family import Represent
+from ehr_ray.registry import get_family
+from ehr_ray.task import TaskConfig
+from ehr_ray.train.task import LABEL, family_of, ranking_metrics, with_task
+
+KNOBS = {"noise_seed": 5, "beta": 0.1, "free_bits": 0.0}
+
+
+@pytest.fixture
+def experiment(tiny_experiment):
+    return replace(tiny_experiment(), task=TaskConfig(name="outcome"))
+
+
+class Plain(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.eye(3))
+
+
+FEATURES = Represent(lambda model, batch, _seed: batch["x"] @ model.weight, lambda _config: 3)
+
+
+PLAIN = replace(
+    get_family("set_vae"),
+    build=lambda _config, _vocabulary: Plain(),
+    represent=FEATURES,
+    predict=lambda _model, batch: {"embedding": batch["x"]},
+)
+
+
+def plain_family(**task):
+    return with_task(PLAIN, TaskConfig(name="outcome", dropout=0.0, **task))
+
+
+def batch_of(n=40):
+    x = torch.randn(n, 3, generator=torch.Generator().manual_seed(0))
+    return {"x": x, LABEL: (x[:, 0] > 0.5).float()}
+
+
+def term(family, model, batch):
+    return family.loss(model.train(), batch, KNOBS)["task"]
+
+
+def test_an_experiment_without_a_task_trains_its_family_itself(tiny_experiment, experiment):
+    assert family_of(tiny_experiment()) is get_family("set_vae")
+    assert family_of(experiment).select.metric == "val/auroc"
+
+
+def test_a_family_without_a_representation_takes_no_task():
+    with pytest.raises(ConfigError, match="set_vae has no representation"):
+        with_task(replace(get_family("set_vae"), represent=None), TaskConfig(name="x"))
+
+
+def test_the_loss_is_the_mean_cross_entropy():
+    family = plain_family()
+    model, batch = family.build(None, None), batch_of()
+    found = term(family, model, batch)
+    logit = model(batch, None).squeeze(1)
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(logit, batch[LABEL])
+    assert float((found.sum / found.count).detach()) == pytest.approx(
+        float(expected.detach()), rel=1e-6
+    )
+
+
+def test_balanced_weights_give_both_classes_the_same_say():
+    base = plain_family()
+    model, batch = base.build(None, None), batch_of()
+    prevalence = float(batch[LABEL].mean())
+    plain = replace(get_family("set_vae"), build=lambda *_: Plain(), represent=FEATURES)
+    weighted = with_task(plain, TaskConfig(name="o", class_weight="balanced"), prevalence)
+    found = term(weighted, model, batch)
+    assert float(found.count) == pytest.approx(2 * float((batch[LABEL] == 0).sum()), rel=1e-5)
+
+
+def test_focal_loss_turns_from_easy_rows_and_is_cross_entropy_at_gamma_zero():
+    cross, focal = plain_family(), plain_family(loss="focal", focal_gamma=2.0)
+    model, batch = cross.build(None, None), batch_of()
+    flat = plain_family(loss="focal", focal_gamma=0.0)
+    assert float(term(flat, model, batch).sum.detach()) == pytest.approx(
+        float(term(cross, model, batch).sum.detach()), rel=1e-6
+    )
+    probability = torch.sigmoid(model(batch, None).squeeze(1))
+    right = torch.where(batch[LABEL] > 0, probability, 1 - probability)
+    expected = ((1 - right) ** 2 * -torch.log(right)).sum()
+    assert float(term(focal, model, batch).sum.detach()) == pytest.approx(
+        float(expected.detach()), rel=1e-5
+    )
+
+
+def test_members_start_apart_and_their_logits_are_averaged():
+    family = plain_family(members=3, hidden=4)
+    model, batch = family.build(None, None).eval(), batch_of()
+    logits = model(batch, None)
+    assert logits.shape == (40, 3)
+    assert not torch.allclose(logits[:, 0], logits[:, 1])
+    torch.testing.assert_close(family.predict(model, batch)["logit"], logits.mean(1))
+
+
+def test_ranking_metrics_have_their_known_values():
+    logit = torch.tensor([2.0, 1.0, -1.0, -2.0])
+    found = ranking_metrics(logit, torch.tensor([1.0, 0.0, 1.0, 0.0]))
+    assert found == {"auroc": 0.75, "auprc": pytest.approx(5 / 6), "f1": 0.5}
+    assert all(math.isnan(v) for v in ranking_metrics(logit, torch.ones(4)).values())
+
+
+@pytest.mark.parametrize(("select", "metric"), [("f1", "val/f1"), ("loss", "val/task")])
+def test_the_task_says_what_selects(select, metric):
+    family = plain_family(select=select)
+    assert family.select.metric == metric
+    assert family.select.mode == ("min" if select == "loss" else "max")
