@@ -80,12 +80,8 @@ def test_runs_shorter_than_the_warm_up_only_warm_up():
     assert rates(total=3, warmup_steps=0)[0] == 2.0
 
 
-def layered(**layers):
-    plan = TrainConfig(
-        layers={
-            k.replace("__", ".*").replace("_", "."): LayerConfig(**v) for k, v in layers.items()
-        }
-    )
+def layered(layers):
+    plan = TrainConfig(layers={name: LayerConfig(**options) for name, options in layers.items()})
     model = Model()
     return model, make_optimizer(model, plan)
 
