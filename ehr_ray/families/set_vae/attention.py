@@ -5,7 +5,8 @@ B sets, N queries, K keys, D width. Masks are True where a token is real.
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from ehr_ray.nn.attention import attend
 
 
 class MAB(nn.Module):
@@ -61,11 +62,3 @@ class Pooling(nn.Module):
         """Return [B, D]."""
         pooled: Tensor = self.attend(self.seed.expand(len(tokens), -1, -1), tokens, mask)
         return self.norm(pooled.squeeze(1))
-
-
-def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    """Scaled dot-product attention; in float32 on CPU, where bf16 gradients are 8 times slower."""
-    if query.device.type != "cpu":
-        return F.scaled_dot_product_attention(query, key, value, mask)
-    with torch.autocast("cpu", enabled=False):
-        return F.scaled_dot_product_attention(query.float(), key.float(), value.float(), mask)
