@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 from ehr_ray.evaluation.context import Table
 from ehr_ray.events.vocabulary import Vocabulary
 
-SUITES: dict[str, str] = {}
+SUITES: dict[str, str] = {
+    "anomaly": "ehr_ray.evaluation.anomaly:suite",
+}
 """Name to `module:function`; the function takes a `SuiteInput` and returns a `SuiteResult`."""
 
 

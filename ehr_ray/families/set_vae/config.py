@@ -12,8 +12,8 @@ Pool = Literal["mean", "std", "min", "max", "first", "last"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class SetVAEConfig:
-    """SetVAE on sets of carried events."""
+class SetConfig:
+    """What SetVAE and SeqSetVAE share: the sets, their encoder and decoder, the objective."""
 
     __pydantic_config__ = {"extra": "forbid"}
 
@@ -46,10 +46,6 @@ class SetVAEConfig:
     memory: PositiveInt = 16
     """Tokens each latent is unfolded to for the decoder to attend to."""
 
-    sets_per_patient: PositiveInt | None = 16
-    """Sets drawn from each patient at each training step; null trains on all of them."""
-    predict_sets: Annotated[int, Field(ge=2)] | None = 32
-    """Sets an embedding is pooled from at most, evenly spaced from first to last; null: all."""
     pool: tuple[Pool, ...] = ("mean", "std", "min", "max", "last")
     """How a patient's set latents become one embedding, concatenated."""
 
@@ -94,3 +90,13 @@ class SetVAEConfig:
             raise ValueError(f"width {self.width} must be a multiple of heads {self.heads}")
         if not self.pool:
             raise ValueError("pool must name at least one of mean, std, min, max, first, last")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetVAEConfig(SetConfig):
+    """SetVAE on sets of carried events."""
+
+    sets_per_patient: PositiveInt | None = 16
+    """Sets drawn from each patient at each training step; null trains on all of them."""
+    predict_sets: Annotated[int, Field(ge=2)] | None = 32
+    """Sets an embedding is pooled from at most, evenly spaced from first to last; null: all."""

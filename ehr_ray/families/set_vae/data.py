@@ -9,11 +9,11 @@ from ehr_ray.events.carry import carry_forward
 from ehr_ray.events.normalize import z_score
 from ehr_ray.events.patients import Patient
 from ehr_ray.events.vocabulary import Vocabulary
-from ehr_ray.families.set_vae.config import SetVAEConfig
+from ehr_ray.families.set_vae.config import SetConfig
 from ehr_ray.family import Batch, Row
 
 
-def transform(patient: Patient, config: SetVAEConfig, vocabulary: Vocabulary) -> Row:
+def transform(patient: Patient, config: SetConfig, vocabulary: Vocabulary) -> Row:
     """Carry values forward and z-score them: T tokens in S sets, by contract of LVCF.
 
     A patient without events has one set without tokens, so that every patient has an embedding.
@@ -45,7 +45,7 @@ def transform(patient: Patient, config: SetVAEConfig, vocabulary: Vocabulary) ->
     }
 
 
-def collate(rows: Sequence[Row], config: SetVAEConfig) -> Batch:  # noqa: ARG001
+def collate(rows: Sequence[Row], config: SetConfig) -> Batch:  # noqa: ARG001
     """Return all sets of the patients, padded to the largest: M sets, N tokens, B patients.
 
     `code`, `value`, `age`, `carried`, `mask` [M, N]; `set_index`, `patient`, `minute` [M] (sets

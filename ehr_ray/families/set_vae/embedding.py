@@ -11,11 +11,11 @@ from torch.nn import functional as F
 
 from ehr_ray.errors import InputError
 from ehr_ray.events.vocabulary import Vocabulary
-from ehr_ray.families.set_vae.config import SetVAEConfig
+from ehr_ray.families.set_vae.config import SetConfig
 from ehr_ray.nn.noise import normal
 
 
-def embedding_table(config: SetVAEConfig, vocabulary: Vocabulary) -> Tensor:
+def embedding_table(config: SetConfig, vocabulary: Vocabulary) -> Tensor:
     """Return the frozen embeddings, float32 [V, E]: from the CSV if one is named, else random.
 
     A random row is a function of its code alone: the same in every vocabulary, so that weights
@@ -29,7 +29,7 @@ def embedding_table(config: SetVAEConfig, vocabulary: Vocabulary) -> Tensor:
     return table / config.embedding_width**0.5
 
 
-def reduced(table: Tensor, config: SetVAEConfig) -> Tensor:
+def reduced(table: Tensor, config: SetConfig) -> Tensor:
     """Return the direction of each variable: unit vectors float32 [V, R].
 
     A table wider than R is multiplied by a fixed random orthonormal matrix, which keeps angles
@@ -43,7 +43,7 @@ def reduced(table: Tensor, config: SetVAEConfig) -> Tensor:
     return F.normalize(F.pad(table, (0, config.reduced - table.shape[1])), dim=-1)
 
 
-def check_files(config: SetVAEConfig) -> None:
+def check_files(config: SetConfig) -> None:
     """Raise InputError where the CSV is missing: random vectors would silently stand in for it."""
     if config.embedding_csv and not Path(config.embedding_csv).is_file():
         raise InputError(

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from ehr_ray.families.set_vae.config import SetVAEConfig
+from ehr_ray.families.set_vae.config import SetConfig, SetVAEConfig
 from ehr_ray.families.set_vae.perturb import sample_sets
 from ehr_ray.family import Batch, Knobs, Term, Terms
 from ehr_ray.nn.gaussian import free_bits, kl_standard
@@ -31,7 +31,7 @@ def loss(model: nn.Module, batch: Batch, knobs: Knobs) -> Terms:
     }
 
 
-def chamfer(decoded: Tensor, target: Tensor, mask: Tensor, config: SetVAEConfig) -> Tensor:
+def chamfer(decoded: Tensor, target: Tensor, mask: Tensor, config: SetConfig) -> Tensor:
     """Return each set's reconstruction error, a Chamfer distance summed over its tokens, [M].
 
     For a distance D it is half of sum_i min_j D_ij + sum_j min_i D_ij; the distances are

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.families.set_vae import perturb
 from ehr_ray.families.set_vae.attention import ISAB, MAB, Pooling
-from ehr_ray.families.set_vae.config import SetVAEConfig
+from ehr_ray.families.set_vae.config import SetConfig
 from ehr_ray.families.set_vae.embedding import embedding_table, reduced
 from ehr_ray.family import Batch
 from ehr_ray.nn.gaussian import sample
@@ -44,7 +44,7 @@ class SetVAE(nn.Module):
     directions are fixed: a reducer that is trained moves the target towards what is easy to decode.
     """
 
-    def __init__(self, config: SetVAEConfig, vocabulary: Vocabulary) -> None:
+    def __init__(self, config: SetConfig, vocabulary: Vocabulary) -> None:
         super().__init__()
         self.config = config
         self.register_buffer("directions", reduced(embedding_table(config, vocabulary), config))

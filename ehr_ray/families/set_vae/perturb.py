@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ehr_ray.families.set_vae.config import SetVAEConfig
+from ehr_ray.families.set_vae.config import SetConfig
 from ehr_ray.family import Batch
 from ehr_ray.nn.noise import combine, normal, uniform
 
@@ -23,13 +23,18 @@ def sample_sets(batch: Batch, per_patient: int | None, seed: int) -> Batch:
     """Return the batch with at most `per_patient` sets of each patient, drawn without order."""
     if per_patient is None or int(batch["num_sets"].max()) <= per_patient:
         return batch
+    keep = drawn_sets(batch, per_patient, seed)
+    return select_sets(batch, keep, batch["num_sets"].clamp(max=per_patient))
+
+
+def drawn_sets(batch: Batch, per_patient: int, seed: int) -> Tensor:
+    """Return which sets are among `per_patient` drawn of each patient, bool [M]."""
     draw = uniform(set_key(batch, seed), _SAMPLE)
     by_draw = torch.argsort(batch["patient"].double() + draw.double())
     rank = torch.empty_like(by_draw)
     first = batch["num_sets"].cumsum(0) - batch["num_sets"]
     rank[by_draw] = torch.arange(len(rank), device=rank.device)
-    keep = rank - first[batch["patient"]] < per_patient
-    return select_sets(batch, keep, batch["num_sets"].clamp(max=per_patient))
+    return rank - first[batch["patient"]] < per_patient
 
 
 def select_sets(batch: Batch, keep: Tensor, num_sets: Tensor) -> Batch:
@@ -38,7 +43,7 @@ def select_sets(batch: Batch, keep: Tensor, num_sets: Tensor) -> Batch:
     return {k: v[keep] for k, v in batch.items() if k not in per_patient} | per_patient
 
 
-def hidden_tokens(batch: Batch, config: SetVAEConfig, seed: int) -> Tensor:
+def hidden_tokens(batch: Batch, config: SetConfig, seed: int) -> Tensor:
     """Return which values the encoder does not see, bool [M, N].
 
     Value dropout hides carried and live values with their own chance; Set-MAE masks one token of

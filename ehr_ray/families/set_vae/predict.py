@@ -19,7 +19,7 @@ HIDING_SEED = 1
 
 def predict(model: SetVAE, batch: Batch) -> Batch:
     """Return `embedding` [B, L * Z * pools], and `kl_nats` [B], the mean over a patient's sets."""
-    batch = even_sets(batch, model.config.predict_sets)
+    batch = even_sets(batch, _limit(model))
     posterior = model.encode(batch)
     kl = kl_standard(posterior.mu, posterior.logvar).sum((0, 2))
     return {
@@ -30,13 +30,19 @@ def predict(model: SetVAE, batch: Batch) -> Batch:
 
 def represent(model: SetVAE, batch: Batch, seed: int | None) -> Tensor:
     """Return the embedding [B, L * Z * pools] for a task; with a seed values are hidden first."""
-    batch = even_sets(batch, model.config.predict_sets)
+    batch = even_sets(batch, _limit(model))
     return _pooled_means(model, model.encode(batch, seed), batch)
 
 
 def represent_width(config: SetVAEConfig) -> int:
     """Return L * Z * pools."""
     return config.levels * config.latent * len(config.pool)
+
+
+def _limit(model: SetVAE) -> int | None:
+    config = model.config
+    assert isinstance(config, SetVAEConfig)
+    return config.predict_sets
 
 
 def _pooled_means(model: SetVAE, posterior: Posterior, batch: Batch) -> Tensor:

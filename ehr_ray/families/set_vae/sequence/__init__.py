@@ -1,0 +1,52 @@
+"""SeqSetVAE-PoE: a stay as a sequence of sets, each expected from those before."""
+
+from ehr_ray.families.set_vae.data import collate, transform
+from ehr_ray.families.set_vae.embedding import check_files
+from ehr_ray.families.set_vae.sequence.anomaly import anomalies
+from ehr_ray.families.set_vae.sequence.config import SeqSetVAEConfig
+from ehr_ray.families.set_vae.sequence.loss import loss
+from ehr_ray.families.set_vae.sequence.model import SeqSetVAE
+from ehr_ray.families.set_vae.sequence.predict import (
+    latents,
+    predict,
+    reconstruct,
+    represent,
+    represent_width,
+)
+from ehr_ray.family import Family, Represent
+from ehr_ray.schedules import Constant, Ramp
+from ehr_ray.search import Choice, LogUniform, Uniform
+
+FAMILY = Family(
+    name="seqset_poe",
+    config=SeqSetVAEConfig,
+    transform=transform,
+    collate=collate,
+    build=SeqSetVAE,
+    loss=loss,
+    predict=predict,
+    latents=latents,
+    reconstruct=reconstruct,
+    represent=Represent(represent, represent_width),
+    outputs={"anomalies": anomalies},
+    suites=("anomaly",),
+    code_tensors=("directions",),
+    check=check_files,
+    cache_fields=("carry_minutes", "always_carry", "clip_value"),
+    schedules={
+        "beta": Ramp(end=0.2, steps=8000),
+        "free_bits": Constant(value=0.03),
+        "capacity": Constant(value=0.0),
+    },
+    search_space={
+        "schedules.beta.end": LogUniform(0.01, 1.0),
+        "schedules.free_bits": Uniform(0.0, 0.2),
+        "model.poe": Choice(("naive", "gated")),
+        "model.p_stale": Uniform(0.0, 0.8),
+        "model.set_mae_ratio": Uniform(0.0, 0.4),
+        "model.prior_width": Choice((64, 128, 256)),
+        "train.lr": LogUniform(1e-4, 3e-3),
+    },
+    # As for the SetVAE: a Chamfer distance is no likelihood, so the seed's end value is fixed.
+    eval_knobs={"beta": 0.2, "free_bits": 0.0, "capacity": 0.0},
+)

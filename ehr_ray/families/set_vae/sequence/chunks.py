@@ -1,0 +1,59 @@
+"""Sets of one batch in chunks of like size: little padding, and memory that does not grow.
+
+M sets, N tokens.
+"""
+
+import torch
+from torch import Tensor
+
+from ehr_ray.family import Batch
+
+GROUPS = 6
+"""Chunks a batch is cut into at least: sets of 5 and of 40 tokens are not padded to each other."""
+SMALLEST = 64
+"""Fewer sets than this a chunk would cost more in overhead than their padding."""
+
+
+def by_size(batch: Batch, tokens: int) -> list[Tensor]:
+    """Return the indices of the sets, ascending by size, in chunks of about equal cost.
+
+    A chunk holds `tokens` padded tokens at most, but one set at least.
+    """
+    sizes = batch["mask"].sum(1)
+    order = torch.argsort(sizes, stable=True)
+    total = int(sizes.sum())
+    groups = max(-(-total // tokens), min(GROUPS, -(-len(order) // SMALLEST)))
+    ahead = sizes[order].clamp(min=1).cumsum(0)
+    cuts = torch.searchsorted(ahead, torch.arange(1, groups) * (total / groups))
+    parts = [part for part in torch.tensor_split(order, cuts.tolist()) if len(part)]
+    return [piece for part in parts for piece in _bounded(part, sizes, tokens)]
+
+
+def chosen(batch: Batch, index: Tensor) -> Batch:
+    """Return the sets of `index` (or a mask); what is kept of patients, whole, is not theirs."""
+    patients = {name: batch[name] for name in ("num_sets", "subject_id")}
+    return {
+        name: values[index] for name, values in batch.items() if name not in patients
+    } | patients
+
+
+def chunk(batch: Batch, index: Tensor) -> Batch:
+    """Return the sets of `index` padded to the largest of them."""
+    part = chosen(batch, index)
+    width = max(1, int(part["mask"].sum(1).max()))
+    return {
+        name: values[:, :width] if values.ndim == 2 else values for name, values in part.items()
+    }
+
+
+def joined(parts: list[Tensor], indices: list[Tensor]) -> Tensor:
+    """Return rows of chunks in the order the sets had, [M, ...]."""
+    order = torch.cat(indices)
+    inverse = torch.empty_like(order)
+    inverse[order] = torch.arange(len(order), device=order.device)
+    return torch.cat(parts)[inverse]
+
+
+def _bounded(index: Tensor, sizes: Tensor, tokens: int) -> tuple[Tensor, ...]:
+    rows = max(1, tokens // max(1, int(sizes[index].max())))
+    return torch.split(index, rows)

@@ -1,0 +1,49 @@
+"""Options of the SeqSetVAE: those of its sets, and what ties them in time."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from ehr_ray.families.set_vae.config import PositiveInt, SetConfig
+
+Part = Literal["sets", "history"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeqSetVAEConfig(SetConfig):
+    """SeqSetVAE-PoE: a stay as a sequence of sets, each expected from those before it."""
+
+    prior: Literal["transformer", "gru"] = "transformer"
+    """What predicts a set's latent from the past: all steps at once, or one after the other."""
+    poe: Literal["naive", "gated"] = "naive"
+    """Product of experts as it is, or with the set's precision scaled by a learned gate."""
+    prior_width: PositiveInt = 128
+    """Width of the prior."""
+    prior_layers: PositiveInt = 2
+    """Transformer blocks; the GRU has one layer."""
+    prior_heads: PositiveInt = 4
+    """Attention heads of the transformer."""
+    time_buckets: Annotated[int, Field(ge=2)] = 64
+    """Buckets of the time gap, their edges log-spaced from half a minute to a day."""
+
+    decode_sets: PositiveInt | None = 8
+    """Sets drawn from each patient that are reconstructed at a training step; null: all.
+
+    All sets are encoded and have a divergence; a draw leaves the reconstruction unbiased.
+    """
+    chunk_tokens: PositiveInt = 65536
+    """Tokens of sets encoded together; more are recomputed in backward, so memory is bounded."""
+    embed: tuple[Part, ...] = ("sets", "history")
+    """What an embedding joins: the posterior means pooled over sets, the prior's last state."""
+
+    def __post_init__(self) -> None:
+        """Check what one field alone cannot say."""
+        super().__post_init__()
+        if self.prior_width % self.prior_heads:
+            raise ValueError(
+                f"prior_width {self.prior_width} must be a multiple of prior_heads "
+                f"{self.prior_heads}"
+            )
+        if not self.embed:
+            raise ValueError("embed must name at least one of sets, history")

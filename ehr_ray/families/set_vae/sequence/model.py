@@ -1,0 +1,178 @@
+"""SeqSetVAE-PoE: a VAE over the sets of a stay, each set's latent expected from the ones before.
+
+B patients, M sets of all of them, S sets of one, D latent (all levels), K sets decoded.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ehr_ray.events.vocabulary import Vocabulary
+from ehr_ray.families.set_vae import perturb
+from ehr_ray.families.set_vae.loss import chamfer
+from ehr_ray.families.set_vae.model import SetVAE
+from ehr_ray.families.set_vae.sequence import chunks, experts
+from ehr_ray.families.set_vae.sequence.config import SeqSetVAEConfig
+from ehr_ray.families.set_vae.sequence.prior import GRUPrior, Steps, TransformerPrior
+from ehr_ray.family import Batch
+from ehr_ray.nn.gaussian import sample
+from ehr_ray.nn.noise import combine
+
+_LATENT = 21
+GATE_RANGE = (0.1, 3.0)
+
+
+@dataclass(frozen=True)
+class Beliefs:
+    """Of each set, [M, D]: `q` its own posterior, `p` the prior, `post` their product."""
+
+    q_mu: Tensor
+    q_logvar: Tensor
+    p_mu: Tensor
+    p_logvar: Tensor
+    post_mu: Tensor
+    post_logvar: Tensor
+    gap: Tensor
+    """Minutes since the set before, [M]."""
+    state: Tensor
+    """The prior's state after a patient's last set, [B, W]."""
+
+
+class SeqSetVAE(nn.Module):
+    """A SetVAE (`sets`), a prior over its latents in time, and the product of the two."""
+
+    def __init__(self, config: SeqSetVAEConfig, vocabulary: Vocabulary) -> None:
+        super().__init__()
+        self.config = config
+        self.sets = SetVAE(config, vocabulary)
+        latent = config.levels * config.latent
+        kind = TransformerPrior if config.prior == "transformer" else GRUPrior
+        self.prior = kind(config, latent)
+        if config.poe == "gated":
+            self.gate = nn.Sequential(nn.Linear(3, 32), nn.GELU(), nn.Linear(32, 1))
+
+    def forward(self, batch: Batch, seed: int) -> dict[str, Tensor]:
+        """Return what the loss adds up.
+
+        `recon` [K] of the decoded sets with `decoded` [M] saying which; `kl` [M, D] of the
+        product from the prior, and `kl_standard` [M] of it from N(0, 1); `padding` and `padded`,
+        tokens computed in vain and in all.
+        """
+        pieces = chunks.by_size(batch, self.config.chunk_tokens)
+        beliefs = self.beliefs(batch, seed if self.training else None, pieces)
+        key = combine(perturb.set_key(batch, seed), _LATENT)
+        latent = sample(beliefs.post_mu, beliefs.post_logvar, key)
+        decoded = torch.ones_like(batch["patient"], dtype=torch.bool)
+        if self.training and self.config.decode_sets is not None:
+            decoded = perturb.drawn_sets(batch, self.config.decode_sets, seed)
+        noise = self.config.decoder_noise if self.training else self.config.eval_decoder_noise
+        standard = torch.zeros_like(beliefs.post_mu)
+        normal = experts.divergence(beliefs.post_mu, beliefs.post_logvar, standard, standard)
+        padded = sum(int(p.numel()) * int(batch["mask"][p].sum(1).max()) for p in pieces)
+        return {
+            "recon": self.errors(batch, latent, decoded, seed, noise),
+            "decoded": decoded,
+            "kl": experts.divergence(
+                beliefs.post_mu, beliefs.post_logvar, beliefs.p_mu, beliefs.p_logvar
+            ),
+            "kl_standard": normal.sum(1).detach(),
+            "padding": padded - batch["mask"].sum(),
+            "padded": torch.tensor(float(padded)),
+        }
+
+    def beliefs(
+        self, batch: Batch, seed: int | None = None, pieces: list[Tensor] | None = None
+    ) -> Beliefs:
+        """Return what is believed of each set; with a seed inputs are perturbed as in training."""
+        pieces = chunks.by_size(batch, self.config.chunk_tokens) if pieces is None else pieces
+        return self.expect(batch, *self.encode(batch, seed, pieces))
+
+    def encode(self, batch: Batch, seed: int | None, pieces: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Return mean and log-variance of q(z_t | x_t), [M, D]."""
+        mus, logvars = [], []
+        for index in pieces:
+            part = chunks.chunk(batch, index)
+            mu, logvar = _bounded(len(pieces), self._encode, part, seed)
+            mus.append(mu)
+            logvars.append(logvar)
+        return chunks.joined(mus, pieces), chunks.joined(logvars, pieces)
+
+    def expect(self, batch: Batch, mu: Tensor, logvar: Tensor) -> Beliefs:
+        """Return what is believed where q(z_t | x_t) are `mu` and `logvar` [M, D].
+
+        Patients are padded to the longest: a padded step comes after the real ones, where no
+        causal step looks.
+        """
+        patients, steps = len(batch["num_sets"]), int(batch["num_sets"].max())
+        at = batch["patient"], batch["set_index"]
+        grid = mu.new_zeros(patients, steps, mu.shape[1])
+        minute = batch["minute"].new_zeros(patients, steps + 1)
+        minute[at] = batch["minute"]
+        # The step past the last set is at the time of that set.
+        last = minute.gather(1, batch["num_sets"].unsqueeze(1) - 1)
+        place = torch.arange(steps + 1, device=mu.device)
+        minute = torch.where(place < batch["num_sets"].unsqueeze(1), minute, last)
+        gap = minute.diff(dim=1, prepend=minute[:, :1]).clamp(min=0)
+        found: Steps = self.prior(
+            grid.index_put(at, mu), grid.index_put(at, logvar), gap, minute, self.product
+        )
+        ends = torch.arange(patients, device=mu.device), batch["num_sets"]
+        return Beliefs(
+            mu,
+            logvar,
+            found.mu[at],
+            found.logvar[at],
+            found.posterior_mu[at],
+            found.posterior_logvar[at],
+            gap[at],
+            found.state[ends].float(),
+        )
+
+    def errors(
+        self, batch: Batch, latent: Tensor, which: Tensor, seed: int, noise: float = 0.0
+    ) -> Tensor:
+        """Return the reconstruction error of the sets `which` [M] from latents [M, D], [K]."""
+        kept, wanted = chunks.chosen(batch, which), latent[which]
+        pieces = chunks.by_size(kept, self.config.chunk_tokens)
+        parts = [
+            _bounded(len(pieces), self._error, chunks.chunk(kept, i), wanted[i], seed, noise)
+            for i in pieces
+        ]
+        return chunks.joined(parts, pieces)
+
+    def levels_of(self, latent: Tensor) -> list[Tensor]:
+        """Return a latent [M, D] as the set decoder takes it: one [M, Z] a level."""
+        return list(latent.unflatten(1, (self.config.levels, -1)).unbind(1))
+
+    def _encode(self, part: Batch, seed: int | None) -> tuple[Tensor, Tensor]:
+        posterior = self.sets.encode(part, seed)
+        return posterior.mu.transpose(0, 1).flatten(1), posterior.logvar.transpose(0, 1).flatten(1)
+
+    def _error(self, part: Batch, latent: Tensor, seed: int, noise: float) -> Tensor:
+        key = perturb.set_key(part, seed) if noise else None
+        decoded = self.sets.decode(self.levels_of(latent), part["code"], key, noise)
+        return chamfer(decoded, self.sets.target(part), part["mask"], self.config)
+
+    def product(
+        self, mu_q: Tensor, logvar_q: Tensor, mu_p: Tensor, logvar_p: Tensor, gap: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return mean and log-variance of the product of a set's posterior and its prior."""
+        if self.config.poe == "naive":
+            return experts.product(mu_q, logvar_q, mu_p, logvar_p)
+        surprise = (mu_q - mu_p).square() / (logvar_p.exp() + logvar_q.exp())
+        told = torch.stack(
+            [surprise.mean(-1).log1p(), (logvar_p - logvar_q).mean(-1), gap.log1p() / 8], -1
+        )
+        low, high = GATE_RANGE
+        gate = low + (high - low) * torch.sigmoid(self.gate(told).float())
+        return experts.product(mu_q, logvar_q, mu_p, logvar_p, gate)
+
+
+def _bounded(pieces: int, function: Any, *args: Any) -> Any:
+    """Call a function, its activations recomputed in backward where there are many chunks."""
+    if pieces <= chunks.GROUPS or not torch.is_grad_enabled():
+        return function(*args)
+    return checkpoint(function, *args, use_reentrant=False)

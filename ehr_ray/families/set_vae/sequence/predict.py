@@ -1,0 +1,84 @@
+"""What a trained SeqSetVAE says of a stay: deterministic, from means, of what came before.
+
+B patients, M sets, N tokens, D latent (all levels), W width of the prior.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ehr_ray.families.set_vae.perturb import hidden_tokens
+from ehr_ray.families.set_vae.predict import HIDING_SEED, pooled
+from ehr_ray.families.set_vae.sequence import experts
+from ehr_ray.families.set_vae.sequence.config import SeqSetVAEConfig
+from ehr_ray.families.set_vae.sequence.model import Beliefs, SeqSetVAE
+from ehr_ray.family import Batch
+
+
+def predict(model: SeqSetVAE, batch: Batch) -> Batch:
+    """Return `embedding` [B, W'] and `kl_nats` [B], the mean over a patient's sets."""
+    beliefs = model.beliefs(batch)
+    kl = experts.divergence(beliefs.post_mu, beliefs.post_logvar, beliefs.p_mu, beliefs.p_logvar)
+    return {
+        "embedding": _joined(model.config, beliefs, batch),
+        "kl_nats": pooled(kl.sum(1, keepdim=True), batch["num_sets"], "mean").squeeze(1),
+    }
+
+
+def represent(model: SeqSetVAE, batch: Batch, seed: int | None) -> Tensor:
+    """Return the embedding for a task's head; with a seed values are hidden and shaken first."""
+    return _joined(model.config, model.beliefs(batch, seed), batch)
+
+
+def represent_width(config: SeqSetVAEConfig) -> int:
+    """Return the width of the embedding."""
+    sets = config.levels * config.latent * len(config.pool)
+    return sets * ("sets" in config.embed) + config.prior_width * ("history" in config.embed)
+
+
+def _joined(config: SeqSetVAEConfig, beliefs: Beliefs, batch: Batch) -> Tensor:
+    sizes, parts = batch["num_sets"], []
+    if "sets" in config.embed:
+        parts += [pooled(beliefs.post_mu, sizes, how) for how in config.pool]
+    if "history" in config.embed:
+        parts.append(beliefs.state)
+    return torch.cat(parts, 1)
+
+
+def latents(model: SeqSetVAE, batch: Batch) -> Batch:
+    """Return each set's posterior, the product: `mu`, `logvar` [M, D], `patient` [M]."""
+    beliefs, real = model.beliefs(batch), batch["mask"].any(1)
+    return {
+        "mu": beliefs.post_mu[real],
+        "logvar": beliefs.post_logvar[real],
+        "patient": batch["patient"][real],
+    }
+
+
+def reconstruct(model: SeqSetVAE, batch: Batch) -> Batch:
+    """Return each token's value beside the value read off the decoded set under its name.
+
+    The same tokens as in training are hidden from the encoder (`hidden`), by a fixed seed.
+    """
+    hidden = hidden_tokens(batch, model.config, HIDING_SEED)
+    posterior = model.sets.encode(batch, hidden=hidden)
+    flat = (part.transpose(0, 1).flatten(1) for part in (posterior.mu, posterior.logvar))
+    beliefs = model.expect(batch, *flat)
+    decoded = model.sets.decode(model.levels_of(beliefs.post_mu), batch["code"])
+    estimate = (decoded * F.embedding(batch["code"], model.sets.directions)).sum(-1)
+    mask = batch["mask"]
+    return {
+        "patient": batch["patient"].unsqueeze(1).expand_as(mask)[mask],
+        "set": batch["set_index"].unsqueeze(1).expand_as(mask)[mask],
+        "code": batch["code"][mask],
+        "value": batch["value"][mask],
+        "estimate": estimate[mask],
+        "carried": batch["carried"][mask],
+        "hidden": hidden[mask],
+    }
+
+
+def set_errors(model: SeqSetVAE, batch: Batch, latent: Tensor) -> Tensor:
+    """Return the reconstruction error of every set from latents [M, D], [M]; nothing is drawn."""
+    everything = torch.ones_like(batch["patient"], dtype=torch.bool)
+    return model.errors(batch, latent, everything, seed=0)
