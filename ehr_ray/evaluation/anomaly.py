@@ -154,7 +154,8 @@ def distributions(judged: pd.DataFrame) -> Figure:
         wrong = judged[judged["kind"] > 0]
         clean = judged[judged["kind"] == 0].set_index(key)
         right = clean.loc[wrong[wrong["kind"] == 1].set_index(key).index][name]
-        edges = np.linspace(*np.percentile(wrong[name], [0.5, 99.5]), 50) if len(wrong) else 50
+        low, high = np.percentile(judged[name], [0.5, 99.5])
+        edges = np.linspace(float(low), float(high) + 1e-6, 50)
         axis.hist(right, edges, color=GREY, alpha=0.6, density=True, label="as recorded")
         styles = zip(KINDS.items(), ("-", "--", ":"), (ORANGE, BLUE, INK), strict=True)
         for (number, kind), line, colour in styles:

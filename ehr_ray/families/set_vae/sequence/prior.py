@@ -130,11 +130,10 @@ class GRUPrior(nn.Module):
         found: list[tuple[Tensor, ...]] = []
         states = [state + clock[:, 0]]
         for step in range(mu.shape[1]):
-            expected = self.expect(states[-1], last)
-            joint = product(mu[:, step], logvar[:, step], *expected, gap[:, step])
-            found.append((*expected, *joint))
-            last = joint[0]
+            mean, spread = self.expect(states[-1], last)
+            last, joint = product(mu[:, step], logvar[:, step], mean, spread, gap[:, step])
+            found.append((mean, spread, last, joint))
             state = self.cell(torch.cat([last, clock[:, step]], -1).float(), state.float())
             states.append(state + clock[:, step + 1])
-        mean, spread, *joint = (torch.stack(column, 1) for column in zip(*found, strict=True))
-        return Steps(mean, spread, joint[0], joint[1], torch.stack(states, 1))
+        columns = [torch.stack(column, 1) for column in zip(*found, strict=True)]
+        return Steps(*columns, torch.stack(states, 1))
