@@ -135,5 +135,7 @@ class GRUPrior(nn.Module):
             found.append((mean, spread, last, joint))
             state = self.cell(torch.cat([last, clock[:, step]], -1).float(), state.float())
             states.append(state + clock[:, step + 1])
-        columns = [torch.stack(column, 1) for column in zip(*found, strict=True)]
-        return Steps(*columns, torch.stack(states, 1))
+        prior_mu, prior_logvar, joint_mu, joint_logvar = (
+            torch.stack(column, 1) for column in zip(*found, strict=True)
+        )
+        return Steps(prior_mu, prior_logvar, joint_mu, joint_logvar, torch.stack(states, 1))
