@@ -35,7 +35,9 @@ class TaskConfig:
     hidden: Annotated[int, Field(ge=0)] = 0
     """Width of the head's hidden layer; 0 makes the head linear."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """Dropout on the representation, and on the hidden layer, in training."""
+    """Dropout on the standardised representation in training."""
+    hidden_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """Dropout on the hidden layer in training."""
     members: Annotated[int, Field(ge=1)] = 1
     """Heads trained side by side from different starts; their logits are averaged."""
     select: Literal["auroc", "auprc", "f1", "loss"] = "auroc"

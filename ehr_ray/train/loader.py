@@ -2,7 +2,7 @@
 
 import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,7 +55,9 @@ class Loader:
                 "micro-batches; raise data.batch_size or use fewer workers"
             )
 
-    def train_steps(self, epoch: int, start: int, rank: int, world: int) -> Iterator[list[Batch]]:
+    def train_steps(
+        self, epoch: int, start: int, rank: int, world: int
+    ) -> Generator[list[Batch], None, None]:
         """Yield the micro-batches of each step of an epoch from step `start` of it."""
         steps = epoch_batches(
             self.train.lengths,

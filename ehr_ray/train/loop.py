@@ -15,6 +15,7 @@ from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.family import AnyFamily, Batch, Knobs, Terms
 from ehr_ray.train import history
 from ehr_ray.train.backend import Backend
+from ehr_ray.train.begin import begin_task
 from ehr_ray.train.checkpoint import (
     Progress,
     load_state,
@@ -68,7 +69,11 @@ def train(
     freeze(module, experiment.freeze)
     loader.check(backend.world)
     if family.outcome is not None:
-        freeze_unused(family, module, loader, backend)
+        module.to(backend.device)
+        first = loader.train_steps(0, 0, backend.rank, backend.world)
+        batches = (move(batch, backend.device) for micro in first for batch in micro)
+        begin_task(family, module, batches, backend, fresh=fresh)
+        first.close()
     model = backend.wrap(module)
     optimizer = make_optimizer(module, plan)
     progress = load_state(run, module, optimizer) or Progress()
@@ -209,23 +214,6 @@ def _gathered(rows: Tensor, backend: Backend) -> Tensor:
     first = sum(sizes[: backend.rank])
     everything[first : first + len(rows)] = rows.double()
     return backend.all_sum(everything).cpu()
-
-
-def freeze_unused(
-    family: AnyFamily, module: nn.Module, loader: Loader, backend: Backend
-) -> list[str]:
-    """Freeze what a task does not reach (a decoder, say), which DDP would wait for; name it."""
-    module.to(backend.device)
-    batch = move(next(loader.train_steps(0, 0, backend.rank, backend.world))[0], backend.device)
-    knobs = {**dict.fromkeys(family.schedules, 0.0), "noise_seed": 1}
-    with torch.random.fork_rng():
-        for term in family.loss(module, batch, knobs).values():
-            term.sum.backward()
-    unused = [n for n, p in module.named_parameters() if p.requires_grad and p.grad is None]
-    for name in unused:
-        module.get_parameter(name).requires_grad_(False)
-    module.zero_grad(set_to_none=True)
-    return unused
 
 
 class Sums:

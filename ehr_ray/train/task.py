@@ -17,6 +17,8 @@ from ehr_ray.family import AnyFamily, Batch, Knobs, Represent, Select, Term, Ter
 from ehr_ray.registry import get_family
 from ehr_ray.task import TaskConfig
 
+LIMIT = 6.0
+"""Standard deviations a feature enters a head with at most."""
 LABEL = "label"
 """Key of a batch, float [B]; the model underneath never sees it."""
 
@@ -53,7 +55,7 @@ def with_task(family: AnyFamily, task: TaskConfig, prevalence: float | None = No
             family.build(config, vocabulary), represent, represent.width(config), task
         ),
         loss=lambda model, batch, knobs: task_loss(model, batch, knobs, task, positive),
-        outcome=lambda model, batch: model(_inputs(batch), None).float().mean(1),
+        outcome=lambda model, batch: model(batch, None).float().mean(1),
         predict=predict,
         latents=_on_base(family.latents),
         reconstruct=_on_base(family.reconstruct),
@@ -65,18 +67,28 @@ def with_task(family: AnyFamily, task: TaskConfig, prevalence: float | None = No
 
 
 class TaskModel(nn.Module):
-    """A representation and the heads that read it."""
+    """A representation, standardised as it is at the start, and the heads that read it."""
+
+    center: Tensor
+    scale: Tensor
 
     def __init__(self, base: nn.Module, represent: Represent, width: int, task: TaskConfig) -> None:
         super().__init__()
         self.base = base
         self._represent = represent.function
+        self.register_buffer("center", torch.zeros(width))
+        self.register_buffer("scale", torch.ones(width))
         self.heads = nn.ModuleList(_head(width, task) for _ in range(task.members))
 
     def forward(self, batch: Batch, seed: int | None) -> Tensor:
         """Return logits [B, M]; `seed` keys the perturbation of inputs, None leaves them alone."""
-        features = self._represent(self.base, batch, seed).float()
+        features = (self.features(batch, seed) - self.center) / self.scale
+        features = features.clamp(-LIMIT, LIMIT)
         return torch.cat([head(features) for head in self.heads], 1)
+
+    def features(self, batch: Batch, seed: int | None) -> Tensor:
+        """Return the representation, float [B, W], before it is standardised."""
+        return self._represent(self.base, _inputs(batch), seed).float()
 
 
 def task_loss(
@@ -84,7 +96,7 @@ def task_loss(
 ) -> Terms:
     """Return the weighted loss as `task`, averaged over rows and heads."""
     seed = int(knobs["noise_seed"]) if model.training else None
-    logit = model(_inputs(batch), seed).float()
+    logit = model(batch, seed).float()
     label = batch[LABEL].unsqueeze(1).expand_as(logit)
     loss = F.binary_cross_entropy_with_logits(logit, label, reduction="none")
     if task.loss == "focal":
@@ -111,13 +123,12 @@ def _inputs(batch: Batch) -> Batch:
 
 def _head(width: int, task: TaskConfig) -> nn.Module:
     if not task.hidden:
-        return nn.Sequential(nn.LayerNorm(width), nn.Dropout(task.dropout), nn.Linear(width, 1))
+        return nn.Sequential(nn.Dropout(task.dropout), nn.Linear(width, 1))
     return nn.Sequential(
-        nn.LayerNorm(width),
         nn.Dropout(task.dropout),
         nn.Linear(width, task.hidden),
         nn.GELU(),
-        nn.Dropout(task.dropout),
+        nn.Dropout(task.hidden_dropout),
         nn.Linear(task.hidden, 1),
     )
 

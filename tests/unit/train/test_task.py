@@ -36,7 +36,7 @@ PLAIN = replace(
 
 
 def plain_family(**task):
-    return with_task(PLAIN, TaskConfig(name="outcome", dropout=0.0, **task))
+    return with_task(PLAIN, TaskConfig(name="outcome", dropout=0.0, hidden_dropout=0.0, **task))
 
 
 def batch_of(n=40):

@@ -7,7 +7,7 @@ from pydantic import Field
 
 from ehr_ray.families.set_vae.config import PositiveInt, SetConfig
 
-Part = Literal["sets", "history"]
+Part = Literal["sets", "quarters", "history"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +34,9 @@ class SeqSetVAEConfig(SetConfig):
     """
     chunk_tokens: PositiveInt = 65536
     """Tokens of sets encoded together; more are recomputed in backward, so memory is bounded."""
-    embed: tuple[Part, ...] = ("sets", "history")
-    """What an embedding joins: the posterior means pooled over sets, the prior's last state."""
+    embed: tuple[Part, ...] = ("sets", "quarters", "history")
+    """What an embedding joins: the posterior means pooled over sets (`pool`), their means in each
+    quarter of the time from the origin to the last set, the prior's last state."""
 
     def __post_init__(self) -> None:
         """Check what one field alone cannot say."""
@@ -46,4 +47,4 @@ class SeqSetVAEConfig(SetConfig):
                 f"{self.prior_heads}"
             )
         if not self.embed:
-            raise ValueError("embed must name at least one of sets, history")
+            raise ValueError("embed must name at least one of sets, quarters, history")

@@ -14,6 +14,8 @@ from ehr_ray.families.set_vae.sequence.config import SeqSetVAEConfig
 from ehr_ray.families.set_vae.sequence.model import Beliefs, SeqSetVAE
 from ehr_ray.family import Batch
 
+QUARTERS = 4
+
 
 def predict(model: SeqSetVAE, batch: Batch) -> Batch:
     """Return `embedding` [B, W'] and `kl_nats` [B], the mean over a patient's sets."""
@@ -32,17 +34,36 @@ def represent(model: SeqSetVAE, batch: Batch, seed: int | None) -> Tensor:
 
 def represent_width(config: SeqSetVAEConfig) -> int:
     """Return the width of the embedding."""
-    sets = config.levels * config.latent * len(config.pool)
-    return sets * ("sets" in config.embed) + config.prior_width * ("history" in config.embed)
+    latent = config.levels * config.latent
+    widths = {"sets": latent * len(config.pool), "quarters": latent * QUARTERS}
+    return sum({**widths, "history": config.prior_width}[part] for part in config.embed)
 
 
 def _joined(config: SeqSetVAEConfig, beliefs: Beliefs, batch: Batch) -> Tensor:
     sizes, parts = batch["num_sets"], []
     if "sets" in config.embed:
         parts += [pooled(beliefs.post_mu, sizes, how) for how in config.pool]
+    if "quarters" in config.embed:
+        parts.append(quarters(beliefs.post_mu, batch))
     if "history" in config.embed:
         parts.append(beliefs.state)
     return torch.cat(parts, 1)
+
+
+def quarters(values: Tensor, batch: Batch) -> Tensor:
+    """Return the means of rows [M, D] by quarter of each patient's time, [B, 4 * D].
+
+    The time runs from the origin to the last set, so nothing later is needed to know it. An empty
+    quarter is 0.
+    """
+    sizes, patient = batch["num_sets"], batch["patient"]
+    end = batch["minute"][sizes.cumsum(0) - 1].clamp(min=1)
+    quarter = (batch["minute"] / end[patient] * QUARTERS).long().clamp(0, QUARTERS - 1)
+    cell = patient * QUARTERS + quarter
+    cells = len(sizes) * QUARTERS
+    total = values.new_zeros(cells, values.shape[1]).index_add(0, cell, values)
+    count = torch.bincount(cell, minlength=cells).clamp(min=1)
+    return (total / count.unsqueeze(1)).view(len(sizes), -1)
 
 
 def latents(model: SeqSetVAE, batch: Batch) -> Batch:
