@@ -41,7 +41,7 @@ def batches(count=4, size=50):
 
 def test_the_input_of_the_heads_is_standardised_by_what_the_batches_say(family):
     model = family.build(None, None)
-    everything = torch.cat([batch["x"] for batch in batches()]) * model.used.detach()
+    everything = torch.cat([batch["x"] for batch in batches()]) * model.base.used.detach()
     standardise(model, list(batches()), LocalBackend())
     torch.testing.assert_close(model.center, everything.mean(0), rtol=1e-4, atol=1e-4)
     expected = everything.std(0, correction=0)
