@@ -53,6 +53,17 @@ def initialise(
     return lines
 
 
+def by_part(lines: list[str]) -> list[str]:
+    """Return the fates in one line a part of the model, as in `prior.blocks: 24 tensors copied`."""
+    counts: dict[tuple[str, str], int] = {}
+    for line in lines:
+        name, _, fate = line.partition(": ")
+        parts = name.split(".")
+        key = (".".join(parts[: min(2, len(parts) - 1)]) or name, fate)
+        counts[key] = counts.get(key, 0) + 1
+    return [f"{part}: {n} tensor{'s' * (n > 1)} {fate}" for (part, fate), n in counts.items()]
+
+
 def _placed(
     source: dict[str, Tensor], target: dict[str, Tensor]
 ) -> tuple[dict[str, Tensor], list[str]]:

@@ -23,7 +23,7 @@ from ehr_ray.train.checkpoint import (
     save_state,
     saved_progress,
 )
-from ehr_ray.train.initialise import initialise
+from ehr_ray.train.initialise import by_part, initialise
 from ehr_ray.train.loader import Loader
 from ehr_ray.train.optim import drop_held, freeze, learning_rate, make_optimizer, set_lr
 from ehr_ray.train.task import LABEL, ranking_metrics
@@ -65,7 +65,8 @@ def train(
     if fresh and experiment.init_from:
         lines = initialise(module, experiment.init_from, family, vocabulary)
         if backend.rank == 0:
-            watch.on_start(lines)
+            (run / "init_from.txt").write_text("\n".join(lines) + "\n")
+            watch.on_start(by_part(lines))
     freeze(module, experiment.freeze)
     loader.check(backend.world)
     if family.outcome is not None:

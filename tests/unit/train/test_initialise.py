@@ -8,7 +8,7 @@ from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.registry import get_family
 from ehr_ray.task import TaskConfig
 from ehr_ray.train.checkpoint import save_checkpoint
-from ehr_ray.train.initialise import initialise
+from ehr_ray.train.initialise import by_part, initialise
 from ehr_ray.train.task import with_task
 
 
@@ -115,3 +115,17 @@ def test_rows_of_codes_are_matched_by_code_not_by_place(tmp_path, family, experi
     assert target.directions[1].unique().tolist() == [2.0]
     assert torch.equal(target.directions[2], unknown)
     assert "directions: rows of 2 of 3 codes copied" in lines
+
+
+def test_fates_are_told_by_part_of_the_model():
+    lines = [
+        "a.b.0.weight: copied",
+        "a.b.0.bias: copied",
+        "a.c.weight: new, initialised",
+        "d: copied",
+    ]
+    assert by_part(lines) == [
+        "a.b: 2 tensors copied",
+        "a.c: 1 tensor new, initialised",
+        "d: 1 tensor copied",
+    ]
