@@ -65,6 +65,7 @@ def train(
     if fresh and experiment.init_from:
         lines = initialise(module, experiment.init_from, family, vocabulary)
         if backend.rank == 0:
+            run.mkdir(parents=True, exist_ok=True)
             (run / "init_from.txt").write_text("\n".join(lines) + "\n")
             watch.on_start(by_part(lines))
     freeze(module, experiment.freeze)

@@ -350,7 +350,9 @@ def test_init_from_starts_from_the_weights_and_tells_each_tensors_fate(run_tiny,
     watch = Watch(on_start=told.append, on_step=kill_at(2).on_step)
     with pytest.raises(Killed):
         run_tiny(tiny_family(), name="second", init_from=source, freeze=("weight",), watch=watch)
-    assert sorted(told[0]) == ["other: copied", "weight: copied"]
+    assert sorted(told[0]) == ["other: 1 tensor copied", "weight: 1 tensor copied"]
+    fates = (tmp_path / "second" / "init_from.txt").read_text().splitlines()
+    assert sorted(fates) == ["other: copied", "weight: copied"]
     moved = tmp_path / "moved"
     (tmp_path / "first").rename(moved)
     watch = Watch(on_start=told.append)
