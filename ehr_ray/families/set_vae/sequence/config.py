@@ -28,9 +28,10 @@ class SeqSetVAEConfig(SetConfig):
     """Buckets of the time gap, their edges log-spaced from half a minute to a day."""
 
     decode_sets: PositiveInt | None = 8
-    """Sets drawn from each patient that are reconstructed at a training step; null: all.
+    """Sets drawn from each patient that are reconstructed at a step; null: all.
 
-    All sets are encoded and have a divergence; a draw leaves the reconstruction unbiased.
+    All sets are encoded and have a divergence; a draw leaves the reconstruction unbiased. In
+    validation it is the same draw each time.
     """
     chunk_tokens: PositiveInt = 65536
     """Tokens of sets encoded together; more are recomputed in backward, so memory is bounded."""

@@ -66,7 +66,7 @@ class SeqSetVAE(nn.Module):
         key = combine(perturb.set_key(batch, seed), _LATENT)
         latent = sample(beliefs.post_mu, beliefs.post_logvar, key)
         decoded = torch.ones_like(batch["patient"], dtype=torch.bool)
-        if self.training and self.config.decode_sets is not None:
+        if self.config.decode_sets is not None:
             decoded = perturb.drawn_sets(batch, self.config.decode_sets, seed)
         noise = self.config.decoder_noise if self.training else self.config.eval_decoder_noise
         standard = torch.zeros_like(beliefs.post_mu)
