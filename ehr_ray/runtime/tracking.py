@@ -58,7 +58,7 @@ def open_run(experiment: Experiment) -> Tracked | None:
     run = client.create_run(key, run_name=experiment.name)
     parameters = {k: v for k, v in flatten(dump(experiment)) if k != "search"}
     for name, value in parameters.items():
-        client.log_param(run.info.run_id, name, str(value)[:6000])
+        client.log_param(run.info.run_id, _name(name), str(value)[:6000])
     tracked = Tracked(uri, run.info.run_id)
     experiment.directory.mkdir(parents=True, exist_ok=True)
     note.write_text(yaml.safe_dump({"uri": tracked.uri, "run_id": tracked.run_id}))
@@ -132,8 +132,9 @@ def flatten(raw: Mapping[str, Any], at: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{at}{key}", value
 
 
-def _name(metric: str) -> str:
-    return "".join(c if c.isalnum() or c in "/_-. " else "_" for c in metric)
+def _name(text: str) -> str:
+    """Return the text with what MLflow refuses in names replaced: a pattern of `layers`, say."""
+    return "".join(c if c.isalnum() or c in "/_-. " else "_" for c in text)
 
 
 def _quiet() -> None:

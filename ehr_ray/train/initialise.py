@@ -61,7 +61,7 @@ def by_part(lines: list[str]) -> list[str]:
         parts = name.split(".")
         key = (".".join(parts[: min(2, len(parts) - 1)]) or name, fate)
         counts[key] = counts.get(key, 0) + 1
-    return [f"{part}: {n} tensor{'s' * (n > 1)} {fate}" for (part, fate), n in counts.items()]
+    return [f"{part}: {n} tensor{'s'[: n > 1]} {fate}" for (part, fate), n in counts.items()]
 
 
 def _placed(

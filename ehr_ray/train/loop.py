@@ -74,8 +74,10 @@ def train(
         module.to(backend.device)
         first = loader.train_steps(0, 0, backend.rank, backend.world)
         batches = (move(batch, backend.device) for micro in first for batch in micro)
-        begin_task(family, module, batches, backend, fresh=fresh)
+        idle = begin_task(family, module, batches, backend, fresh=fresh)
         first.close()
+        if fresh and backend.rank == 0:
+            watch.on_start(by_part([f"{name}: frozen, out of the task's reach" for name in idle]))
     model = backend.wrap(module)
     optimizer = make_optimizer(module, plan)
     progress = load_state(run, module, optimizer) or Progress()
