@@ -24,7 +24,8 @@ def by_size(batch: Batch, tokens: int) -> list[Tensor]:
     total = int(sizes.sum())
     groups = max(-(-total // tokens), min(GROUPS, -(-len(order) // SMALLEST)))
     ahead = sizes[order].clamp(min=1).cumsum(0)
-    cuts = torch.searchsorted(ahead, torch.arange(1, groups) * (total / groups))
+    shares = torch.arange(1, groups, device=ahead.device) * (total / groups)
+    cuts = torch.searchsorted(ahead, shares)
     parts = [part for part in torch.tensor_split(order, cuts.tolist()) if len(part)]
     return [piece for part in parts for piece in _bounded(part, sizes, tokens)]
 

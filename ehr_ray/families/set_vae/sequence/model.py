@@ -57,17 +57,19 @@ class SeqSetVAE(nn.Module):
     def forward(self, batch: Batch, seed: int) -> dict[str, Tensor]:
         """Return what the loss adds up.
 
-        `recon` [K] of the decoded sets with `decoded` [M] saying which; `kl` [M, D] of the
-        product from the prior, and `kl_standard` [M] of it from N(0, 1); `padding` and `padded`,
-        tokens computed in vain and in all.
+        `recon` [K] of the decoded sets with `decoded` [M] saying which and `weight` [K] how many
+        of its stay each stands for; `kl` [M, D] of the product from the prior, and `kl_standard`
+        [M] of it from N(0, 1); `padding` and `padded`, tokens computed in vain and in all.
         """
         pieces = chunks.by_size(batch, self.config.chunk_tokens)
         beliefs = self.beliefs(batch, seed if self.training else None, pieces)
         key = combine(perturb.set_key(batch, seed), _LATENT)
         latent = sample(beliefs.post_mu, beliefs.post_logvar, key)
         decoded = torch.ones_like(batch["patient"], dtype=torch.bool)
+        weight = torch.ones_like(batch["num_sets"], dtype=torch.float32)
         if self.training and self.config.decode_sets is not None:
             decoded = perturb.drawn_sets(batch, self.config.decode_sets, seed)
+            weight = batch["num_sets"] / batch["num_sets"].clamp(max=self.config.decode_sets)
         noise = self.config.decoder_noise if self.training else self.config.eval_decoder_noise
         standard = torch.zeros_like(beliefs.post_mu)
         normal = experts.divergence(beliefs.post_mu, beliefs.post_logvar, standard, standard)
@@ -75,12 +77,13 @@ class SeqSetVAE(nn.Module):
         return {
             "recon": self.errors(batch, latent, decoded, seed, noise),
             "decoded": decoded,
+            "weight": weight[batch["patient"][decoded]],
             "kl": experts.divergence(
                 beliefs.post_mu, beliefs.post_logvar, beliefs.p_mu, beliefs.p_logvar
             ),
             "kl_standard": normal.sum(1).detach(),
             "padding": padded - batch["mask"].sum(),
-            "padded": torch.tensor(float(padded)),
+            "padded": torch.full_like(normal[0, 0], padded),
         }
 
     def beliefs(
