@@ -4,17 +4,15 @@ B patients, M sets of all of them, S sets of one, D latent (all levels), K sets 
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ehr_ray.events.vocabulary import Vocabulary
-from ehr_ray.families.set_vae import perturb
+from ehr_ray.families.set_vae import chunks, perturb
 from ehr_ray.families.set_vae.loss import chamfer
 from ehr_ray.families.set_vae.model import SetVAE
-from ehr_ray.families.set_vae.sequence import chunks, experts
+from ehr_ray.families.set_vae.sequence import experts
 from ehr_ray.families.set_vae.sequence.config import SeqSetVAEConfig
 from ehr_ray.families.set_vae.sequence.prior import GRUPrior, Steps, TransformerPrior
 from ehr_ray.family import Batch
@@ -73,7 +71,7 @@ class SeqSetVAE(nn.Module):
         noise = self.config.decoder_noise if self.training else self.config.eval_decoder_noise
         standard = torch.zeros_like(beliefs.post_mu)
         normal = experts.divergence(beliefs.post_mu, beliefs.post_logvar, standard, standard)
-        padded = sum(int(p.numel()) * int(batch["mask"][p].sum(1).max()) for p in pieces)
+        padded = chunks.padded_tokens(batch, pieces)
         return {
             "recon": self.errors(batch, latent, decoded, seed, noise),
             "decoded": decoded,
@@ -83,7 +81,7 @@ class SeqSetVAE(nn.Module):
             ),
             "kl_standard": normal.sum(1).detach(),
             "padding": padded - batch["mask"].sum(),
-            "padded": torch.full_like(normal[0, 0], padded),
+            "padded": padded,
         }
 
     def beliefs(
@@ -98,7 +96,7 @@ class SeqSetVAE(nn.Module):
         mus, logvars = [], []
         for index in pieces:
             part = chunks.chunk(batch, index)
-            mu, logvar = _bounded(len(pieces), self._encode, part, seed)
+            mu, logvar = chunks.bounded(len(pieces), self._encode, part, seed)
             mus.append(mu)
             logvars.append(logvar)
         return chunks.joined(mus, pieces), chunks.joined(logvars, pieces)
@@ -141,7 +139,7 @@ class SeqSetVAE(nn.Module):
         kept, wanted = chunks.chosen(batch, which), latent[which]
         pieces = chunks.by_size(kept, self.config.chunk_tokens)
         parts = [
-            _bounded(len(pieces), self._error, chunks.chunk(kept, i), wanted[i], seed, noise)
+            chunks.bounded(len(pieces), self._error, chunks.chunk(kept, i), wanted[i], seed, noise)
             for i in pieces
         ]
         return chunks.joined(parts, pieces)
@@ -172,10 +170,3 @@ class SeqSetVAE(nn.Module):
         low, high = GATE_RANGE
         gate = low + (high - low) * torch.sigmoid(self.gate(told).float())
         return experts.product(mu_q, logvar_q, mu_p, logvar_p, gate)
-
-
-def _bounded(pieces: int, function: Any, *args: Any) -> Any:
-    """Call a function, its activations recomputed in backward where there are many chunks."""
-    if pieces <= chunks.GROUPS or not torch.is_grad_enabled():
-        return function(*args)
-    return checkpoint(function, *args, use_reentrant=False)

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from ehr_ray.families.set_vae.chunks import chosen
 from ehr_ray.families.set_vae.sequence import anomaly, experts
 from ehr_ray.families.set_vae.sequence.anomaly import (
     anomalies,
@@ -9,7 +10,6 @@ from ehr_ray.families.set_vae.sequence.anomaly import (
     shifted,
     swapped,
 )
-from ehr_ray.families.set_vae.sequence.chunks import chosen
 
 
 @pytest.fixture

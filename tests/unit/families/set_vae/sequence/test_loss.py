@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from ehr_ray.families.set_vae.sequence import chunks
+from ehr_ray.families.set_vae import chunks
 from ehr_ray.families.set_vae.sequence.loss import loss
 
 KNOBS = {"beta": 0.2, "free_bits": 0.0, "capacity": 0.0, "noise_seed": 12345}

@@ -6,6 +6,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ehr_ray.errors import InputError
 from ehr_ray.families.set_vae import FAMILY as SET_VAE
+from ehr_ray.families.set_vae import chunks
 from ehr_ray.families.set_vae.config import SetVAEConfig
 from ehr_ray.families.set_vae.sequence import FAMILY
 from ehr_ray.families.set_vae.sequence import model as module
@@ -27,11 +28,6 @@ def gradients(model, value):
     model.zero_grad(set_to_none=True)
     value.backward()
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-
-
-def stays(batch, what, size):
-    """A patient's rows of what is told of each set."""
-    return [part for part in what.split(batch["num_sets"].tolist())][size]
 
 
 @KINDS
@@ -128,8 +124,8 @@ def test_chunks_change_neither_the_loss_nor_its_gradient(
 ):
     """Many chunks are recomputed in backward: the draws must be those of the first pass."""
     calls = []
-    plain = module.checkpoint
-    monkeypatch.setattr(module, "checkpoint", lambda *a, **k: calls.append(1) or plain(*a, **k))
+    plain = chunks.checkpoint
+    monkeypatch.setattr(chunks, "checkpoint", lambda *a, **k: calls.append(1) or plain(*a, **k))
     batch, found, terms = made_batch(*rows, long_row), [], []
     for tokens in (10**6, 40):
         model = make_model(chunk_tokens=tokens, decode_sets=6).train(training)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from ehr_ray.families.set_vae.sequence import chunks
+from ehr_ray.families.set_vae import chunks
 
 
 def batch_of(sizes):
