@@ -157,6 +157,9 @@ def test_terms_are_finite_and_additive_over_a_batch_split(
         ]
     for key, term in whole.items():
         assert torch.isfinite(term.sum)
+        if key == "padding":  # which depends on what is batched together, and is only logged
+            assert term.coef == 0
+            continue
         assert float(term.count) == sum(float(part[key].count) for part in parts)
         total = torch.stack([part[key].sum for part in parts]).sum()
         torch.testing.assert_close(total, term.sum, rtol=1e-4, atol=1e-3)

@@ -23,8 +23,11 @@ class MAB(nn.Module):
         )
 
     def forward(self, query: Tensor, keys: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Return [B, N, D]; `mask` [B, K] says which keys are real."""
-        q = self._split(self.query(self.norm_query(query)))
+        """Return [B, N, D]; `mask` [B, K] says which keys are real.
+
+        Queries that all sets share come as [1, N, D] and are projected once.
+        """
+        q = self._split(self.query(self.norm_query(query))).expand(len(keys), -1, -1, -1)
         k, v = self.key_value(self.norm_key(keys)).chunk(2, -1)
         where = None if mask is None else mask[:, None, None, :]
         attended = attend(q, self._split(k), self._split(v), where)
@@ -45,8 +48,7 @@ class ISAB(nn.Module):
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """Return [B, N, D]."""
-        points = self.points.expand(len(tokens), -1, -1)
-        return self.spread(tokens, self.gather(points, tokens, mask))
+        return self.spread(tokens, self.gather(self.points.unsqueeze(0), tokens, mask))
 
 
 class Pooling(nn.Module):
@@ -60,5 +62,5 @@ class Pooling(nn.Module):
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """Return [B, D]."""
-        pooled: Tensor = self.attend(self.seed.expand(len(tokens), -1, -1), tokens, mask)
+        pooled: Tensor = self.attend(self.seed.unsqueeze(0), tokens, mask)
         return self.norm(pooled.squeeze(1))

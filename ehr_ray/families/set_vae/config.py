@@ -45,6 +45,8 @@ class SetConfig:
     """Inducing points of a set attention block."""
     memory: PositiveInt = 16
     """Tokens each latent is unfolded to for the decoder to attend to."""
+    chunk_tokens: PositiveInt = 65536
+    """Tokens of sets encoded together; more are recomputed in backward, so memory is bounded."""
 
     pool: tuple[Pool, ...] = ("mean", "std", "min", "max", "last")
     """How a patient's set latents become one embedding, concatenated."""

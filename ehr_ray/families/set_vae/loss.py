@@ -13,21 +13,21 @@ SOFT_NORM = 0.3
 
 
 def loss(model: nn.Module, batch: Batch, knobs: Knobs) -> Terms:
-    """Return terms per set: `recon`, `kl` (with free bits), and the raw `kl_nats` for the log."""
+    """Return terms per set: `recon`, and `kl` with free bits; for the log raw nats and padding."""
     config: SetVAEConfig = getattr(model, "module", model).config
     seed = int(knobs["noise_seed"])
     batch = sample_sets(batch, config.sets_per_patient, seed)
     out = model(batch, seed)
-    real = out["mask"].any(1)
+    real = batch["mask"].any(1)
     count = real.sum().float()
-    recon = chamfer(out["decoded"], out["target"], out["mask"], config)
     kl = kl_standard(out["mu"], out["logvar"])  # [L, M, Z]
     penal = free_bits(kl, knobs["free_bits"]).sum((0, 2))
     raw = kl.sum((0, 2))
     return {
-        "recon": Term((recon * real).sum(), count),
+        "recon": Term((out["recon"] * real).sum(), count),
         "kl": Term((penal * real).sum(), count, coef=knobs["beta"]),
         "kl_nats": Term((raw * real).sum(), count, coef=0.0),
+        "padding": Term(out["padding"].float(), out["padded"], coef=0.0),
     }
 
 

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ehr_ray.events.vocabulary import Vocabulary
-from ehr_ray.families.set_vae import perturb
+from ehr_ray.families.set_vae import chunks, perturb
 from ehr_ray.families.set_vae.attention import ISAB, MAB, Pooling
 from ehr_ray.families.set_vae.config import SetConfig
 from ehr_ray.families.set_vae.embedding import embedding_table, reduced
+from ehr_ray.families.set_vae.loss import chamfer
 from ehr_ray.family import Batch
 from ehr_ray.nn.gaussian import sample
 from ehr_ray.nn.noise import combine
@@ -75,6 +76,29 @@ class SetVAE(nn.Module):
         self.register_buffer("noise_rows", rows, persistent=False)
 
     def forward(self, batch: Batch, seed: int) -> dict[str, Tensor]:
+        """Return what the loss adds up, set by set.
+
+        `recon` [M], `mu` and `logvar` [L, M, Z]; `padding` and `padded`, tokens computed in vain
+        and in all. Sets of like size are computed together.
+        """
+        pieces = chunks.by_size(batch, self.config.chunk_tokens)
+        parts = [
+            chunks.bounded(len(pieces), self._measured, chunks.chunk(batch, index), seed)
+            for index in pieces
+        ]
+        recon, mu, logvar = (
+            chunks.joined(list(column), pieces) for column in zip(*parts, strict=True)
+        )
+        padded = chunks.padded_tokens(batch, pieces)
+        return {
+            "recon": recon,
+            "mu": mu.transpose(0, 1),
+            "logvar": logvar.transpose(0, 1),
+            "padding": padded - batch["mask"].sum(),
+            "padded": padded,
+        }
+
+    def compared(self, batch: Batch, seed: int) -> dict[str, Tensor]:
         """Return what the loss compares.
 
         `decoded` and `target` [M, N, R], `mask` [M, N], `mu` and `logvar` [L, M, Z]. In training
@@ -97,6 +121,12 @@ class SetVAE(nn.Module):
             "mu": posterior.mu,
             "logvar": posterior.logvar,
         }
+
+    def _measured(self, part: Batch, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the error [M] and the posterior [M, L, Z] of the sets of a chunk."""
+        out = self.compared(part, seed)
+        recon = chamfer(out["decoded"], out["target"], out["mask"], self.config)
+        return recon, out["mu"].transpose(0, 1), out["logvar"].transpose(0, 1)
 
     def target(self, batch: Batch) -> Tensor:
         """Return u * x of each token, [M, N, R]."""

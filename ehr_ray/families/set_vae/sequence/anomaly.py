@@ -6,8 +6,8 @@ B patients, M sets, N tokens, D latent. Everything is deterministic: means, no s
 import torch
 from torch import Tensor
 
+from ehr_ray.families.set_vae.chunks import chosen
 from ehr_ray.families.set_vae.sequence import experts
-from ehr_ray.families.set_vae.sequence.chunks import chosen
 from ehr_ray.families.set_vae.sequence.model import SeqSetVAE
 from ehr_ray.families.set_vae.sequence.predict import set_errors
 from ehr_ray.family import Batch

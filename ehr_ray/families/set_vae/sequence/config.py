@@ -33,8 +33,6 @@ class SeqSetVAEConfig(SetConfig):
     All sets are encoded and have a divergence; a draw leaves the reconstruction unbiased. In
     validation it is the same draw each time.
     """
-    chunk_tokens: PositiveInt = 65536
-    """Tokens of sets encoded together; more are recomputed in backward, so memory is bounded."""
     embed: tuple[Part, ...] = ("sets", "quarters", "history")
     """What an embedding joins: the posterior means pooled over sets (`pool`), their means in each
     quarter of the time from the origin to the last set, the prior's last state."""

@@ -9,20 +9,22 @@ from ehr_ray.nn.gaussian import free_bits
 def loss(model: nn.Module, batch: Batch, knobs: Knobs) -> Terms:
     """Return terms per set: `recon` and `kl`; for the log raw nats and the padding.
 
-    The divergence of the product from the prior is what trains the prior. With `capacity` C above
-    0 it is |KL - C| of each set (Burgess et al. 2018, eq. 8), else KL with free bits.
+    Where sets are drawn to be decoded, each stands for its share of the stay, so the expectation
+    is that of all sets. The divergence of the product from the prior is what trains the prior.
+    With `capacity` C above 0 it is |KL - C| of each set (Burgess et al. 2018, eq. 8), else KL
+    with free bits.
     """
     out = model(batch, int(knobs["noise_seed"]))
     real = batch["mask"].any(1)
     count = real.sum().float()
-    shown = real[out["decoded"]]
+    shown = real[out["decoded"]] * out["weight"]
     raw = out["kl"].sum(1)
     capacity = knobs["capacity"]
     penal = free_bits(out["kl"], knobs["free_bits"]).sum(1)
     if capacity > 0:
         penal = (penal - capacity).abs()
     return {
-        "recon": Term((out["recon"] * shown).sum(), shown.sum().float()),
+        "recon": Term((out["recon"] * shown).sum(), count),
         "kl": Term((penal * real).sum(), count, coef=knobs["beta"]),
         "kl_nats": Term((raw * real).sum(), count, coef=0.0),
         "kl_standard_nats": Term((out["kl_standard"] * real).sum(), count, coef=0.0),

@@ -4,17 +4,15 @@ B patients, M sets of all of them, S sets of one, D latent (all levels), K sets 
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ehr_ray.events.vocabulary import Vocabulary
-from ehr_ray.families.set_vae import perturb
+from ehr_ray.families.set_vae import chunks, perturb
 from ehr_ray.families.set_vae.loss import chamfer
 from ehr_ray.families.set_vae.model import SetVAE
-from ehr_ray.families.set_vae.sequence import chunks, experts
+from ehr_ray.families.set_vae.sequence import experts
 from ehr_ray.families.set_vae.sequence.config import SeqSetVAEConfig
 from ehr_ray.families.set_vae.sequence.prior import GRUPrior, Steps, TransformerPrior
 from ehr_ray.family import Batch
@@ -57,30 +55,33 @@ class SeqSetVAE(nn.Module):
     def forward(self, batch: Batch, seed: int) -> dict[str, Tensor]:
         """Return what the loss adds up.
 
-        `recon` [K] of the decoded sets with `decoded` [M] saying which; `kl` [M, D] of the
-        product from the prior, and `kl_standard` [M] of it from N(0, 1); `padding` and `padded`,
-        tokens computed in vain and in all.
+        `recon` [K] of the decoded sets with `decoded` [M] saying which and `weight` [K] how many
+        of its stay each stands for; `kl` [M, D] of the product from the prior, and `kl_standard`
+        [M] of it from N(0, 1); `padding` and `padded`, tokens computed in vain and in all.
         """
         pieces = chunks.by_size(batch, self.config.chunk_tokens)
         beliefs = self.beliefs(batch, seed if self.training else None, pieces)
         key = combine(perturb.set_key(batch, seed), _LATENT)
         latent = sample(beliefs.post_mu, beliefs.post_logvar, key)
         decoded = torch.ones_like(batch["patient"], dtype=torch.bool)
+        weight = torch.ones_like(batch["num_sets"], dtype=torch.float32)
         if self.config.decode_sets is not None:
             decoded = perturb.drawn_sets(batch, self.config.decode_sets, seed)
+            weight = batch["num_sets"] / batch["num_sets"].clamp(max=self.config.decode_sets)
         noise = self.config.decoder_noise if self.training else self.config.eval_decoder_noise
         standard = torch.zeros_like(beliefs.post_mu)
         normal = experts.divergence(beliefs.post_mu, beliefs.post_logvar, standard, standard)
-        padded = sum(int(p.numel()) * int(batch["mask"][p].sum(1).max()) for p in pieces)
+        padded = chunks.padded_tokens(batch, pieces)
         return {
             "recon": self.errors(batch, latent, decoded, seed, noise),
             "decoded": decoded,
+            "weight": weight[batch["patient"][decoded]],
             "kl": experts.divergence(
                 beliefs.post_mu, beliefs.post_logvar, beliefs.p_mu, beliefs.p_logvar
             ),
             "kl_standard": normal.sum(1).detach(),
             "padding": padded - batch["mask"].sum(),
-            "padded": torch.tensor(float(padded)),
+            "padded": padded,
         }
 
     def beliefs(
@@ -95,7 +96,7 @@ class SeqSetVAE(nn.Module):
         mus, logvars = [], []
         for index in pieces:
             part = chunks.chunk(batch, index)
-            mu, logvar = _bounded(len(pieces), self._encode, part, seed)
+            mu, logvar = chunks.bounded(len(pieces), self._encode, part, seed)
             mus.append(mu)
             logvars.append(logvar)
         return chunks.joined(mus, pieces), chunks.joined(logvars, pieces)
@@ -138,7 +139,7 @@ class SeqSetVAE(nn.Module):
         kept, wanted = chunks.chosen(batch, which), latent[which]
         pieces = chunks.by_size(kept, self.config.chunk_tokens)
         parts = [
-            _bounded(len(pieces), self._error, chunks.chunk(kept, i), wanted[i], seed, noise)
+            chunks.bounded(len(pieces), self._error, chunks.chunk(kept, i), wanted[i], seed, noise)
             for i in pieces
         ]
         return chunks.joined(parts, pieces)
@@ -169,10 +170,3 @@ class SeqSetVAE(nn.Module):
         low, high = GATE_RANGE
         gate = low + (high - low) * torch.sigmoid(self.gate(told).float())
         return experts.product(mu_q, logvar_q, mu_p, logvar_p, gate)
-
-
-def _bounded(pieces: int, function: Any, *args: Any) -> Any:
-    """Call a function, its activations recomputed in backward where there are many chunks."""
-    if pieces <= chunks.GROUPS or not torch.is_grad_enabled():
-        return function(*args)
-    return checkpoint(function, *args, use_reentrant=False)

@@ -75,7 +75,7 @@ def test_a_table_of_any_width_gives_unit_directions_and_a_model_that_runs(
     torch.testing.assert_close(model.directions, reduced(rows, make_config()))
     assert model.directions.shape == (len(vocabulary), 8)
     torch.testing.assert_close(model.directions.norm(dim=-1), torch.ones(len(vocabulary)))
-    assert torch.isfinite(model(batch, 1)["decoded"]).all()
+    assert torch.isfinite(model(batch, 1)["recon"]).all()
 
 
 def test_a_narrow_table_keeps_its_angles_and_a_wide_one_nearly(make_config):

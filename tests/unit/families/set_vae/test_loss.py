@@ -128,12 +128,14 @@ def test_terms_are_sums_over_sets_that_have_tokens(make_model, make_row, make_co
         "recon": 1.0,
         "kl": 0.2,
         "kl_nats": 0.0,
+        "padding": 0.0,
     }
-    assert {float(term.count) for term in terms.values()} == {3.0}
+    sets = [name for name in terms if name != "padding"]
+    assert {float(terms[name].count) for name in sets} == {3.0}
     with_empty = loss(model, collate([*real, make_row(3, [0])], make_config()), KNOBS)
-    for name, term in terms.items():
+    for name in sets:
         assert float(with_empty[name].count) == 3.0
-        torch.testing.assert_close(with_empty[name].sum, term.sum)
+        torch.testing.assert_close(with_empty[name].sum, terms[name].sum)
 
 
 def test_free_bits_raise_the_penalty_and_not_the_logged_divergence(make_model, batch):
@@ -187,3 +189,22 @@ def test_training_draws_sets_and_none_means_all(make_model, batch):
         terms = loss(make_model(sets_per_patient=limit), batch, KNOBS)
         counts.append(float(terms["recon"].count))
     assert counts == [9.0, 5.0]
+
+
+def test_sets_are_padded_to_those_of_like_size(make_model, make_row, make_config):
+    """The same loss and gradient in many chunks, with less padding."""
+    batch = collate([make_row(i, [1, 2, 3, 12, 7]) for i in range(30)], make_config())
+    found = []
+    for tokens in (10**6, 60):
+        model = make_model(chunk_tokens=tokens).train()
+        terms = loss(model, batch, KNOBS)
+        sum(term.coef * term.sum / term.count for term in terms.values()).backward()
+        found.append((terms, {name: p.grad for name, p in model.named_parameters()}))
+    (whole, ours), (cut, theirs) = found
+    for name in ("recon", "kl", "kl_nats"):
+        torch.testing.assert_close(cut[name].sum, whole[name].sum, rtol=1e-5, atol=1e-3)
+    for name, gradient in ours.items():
+        torch.testing.assert_close(theirs[name], gradient, rtol=1e-3, atol=1e-5, msg=name)
+    shares = [float(terms["padding"].sum / terms["padding"].count) for terms in (whole, cut)]
+    assert shares[1] < 0.1 < shares[0]
+    assert float(whole["padding"].count - whole["padding"].sum) == 30 * 25

@@ -122,7 +122,7 @@ def test_every_channel_of_a_token_reaches_the_posterior(model, batch, field):
 def test_the_sign_of_a_value_matters_to_the_encoder_and_to_the_loss(model, batch):
     mirrored = {**batch, "value": -batch["value"]}
     assert_differ(posterior(model, mirrored), posterior(model, batch))
-    out = model.eval()(batch, 1)
+    out = model.eval().compared(batch, 1)
     ours, theirs = (
         chamfer(out["decoded"], sign * out["target"], out["mask"], model.config) for sign in (1, -1)
     )
@@ -131,7 +131,7 @@ def test_the_sign_of_a_value_matters_to_the_encoder_and_to_the_loss(model, batch
 
 def test_the_target_is_the_clean_value_along_its_fixed_direction(make_model, batch):
     model = make_model(p_stale=1.0, p_live=1.0, val_noise_std=1.0).train()
-    out = model(batch, 1)
+    out = model.compared(batch, 1)
     assert out["decoded"].requires_grad
     assert not out["target"].requires_grad
     clean = model.directions[batch["code"]] * batch["value"].unsqueeze(-1)
@@ -236,19 +236,21 @@ def test_beside_attention_the_posterior_has_a_linear_code_of_the_values(model, b
 def test_latents_are_sampled_by_the_posterior_and_the_seed(model, batch):
     model.eval()
     with torch.no_grad():
-        one, again, other = (model(batch, seed)["decoded"] for seed in (1, 1, 2))
+        one, again, other = (model.compared(batch, seed)["decoded"] for seed in (1, 1, 2))
         assert torch.equal(one, again)
         assert_differ(one, other)
-        certain = torch.full_like(model(batch, 1)["logvar"], -40.0)
+        certain = torch.full_like(model.compared(batch, 1)["logvar"], -40.0)
         model.encode = lambda *_: type("P", (), {"mu": 0 * certain + 0.5, "logvar": certain})
-        torch.testing.assert_close(model(batch, 1)["decoded"], model(batch, 2)["decoded"])
+        torch.testing.assert_close(
+            model.compared(batch, 1)["decoded"], model.compared(batch, 2)["decoded"]
+        )
 
 
 @pytest.mark.parametrize("training", [True, False])
 def test_large_sets_and_sets_without_tokens_are_finite(make_model, make_row, training):
     model = make_model().train(training)
     batch = collate([make_row(1, [12]), make_row(2, [0])], model.config)
-    out = model(batch, 1)
+    out = model.compared(batch, 1)
     assert out["decoded"].shape == out["target"].shape == (2, 12, 8)
     assert all(torch.isfinite(value).all() for value in out.values())
     terms = loss(model, batch, KNOBS)
@@ -258,9 +260,9 @@ def test_large_sets_and_sets_without_tokens_are_finite(make_model, make_row, tra
 
 def test_bf16_gives_float32_outputs_close_to_those_of_float32(model, batch):
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
-        low = model.eval()(batch, 1)
+        low = model.eval().compared(batch, 1)
     with torch.no_grad():
-        high = model(batch, 1)
+        high = model.compared(batch, 1)
     assert low["decoded"].dtype == low["mu"].dtype == torch.float32
     for name in ("mu", "decoded"):
         torch.testing.assert_close(low[name], high[name], atol=0.05, rtol=0.05)

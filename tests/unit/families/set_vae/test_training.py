@@ -25,7 +25,7 @@ def test_training_beats_the_all_zero_reconstruction(make_model, make_row, make_c
         optimizer.step()
     with torch.no_grad():
         for batch in (seen, unseen):
-            out = model.eval()(batch, 0)
+            out = model.eval().compared(batch, 0)
             ours, zero = (
                 chamfer(decoded, out["target"], out["mask"], model.config).mean()
                 for decoded in (out["decoded"], torch.zeros_like(out["decoded"]))

@@ -3,8 +3,12 @@
 M sets, N tokens.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from ehr_ray.family import Batch
 
@@ -24,9 +28,10 @@ def by_size(batch: Batch, tokens: int) -> list[Tensor]:
     total = int(sizes.sum())
     groups = max(-(-total // tokens), min(GROUPS, -(-len(order) // SMALLEST)))
     ahead = sizes[order].clamp(min=1).cumsum(0)
-    cuts = torch.searchsorted(ahead, torch.arange(1, groups) * (total / groups))
+    shares = torch.arange(1, groups, device=ahead.device) * (total / groups)
+    cuts = torch.searchsorted(ahead, shares)
     parts = [part for part in torch.tensor_split(order, cuts.tolist()) if len(part)]
-    return [piece for part in parts for piece in _bounded(part, sizes, tokens)]
+    return [piece for part in parts for piece in _split(part, sizes, tokens)]
 
 
 def chosen(batch: Batch, index: Tensor) -> Batch:
@@ -54,6 +59,20 @@ def joined(parts: list[Tensor], indices: list[Tensor]) -> Tensor:
     return torch.cat(parts)[inverse]
 
 
-def _bounded(index: Tensor, sizes: Tensor, tokens: int) -> tuple[Tensor, ...]:
+def padded_tokens(batch: Batch, pieces: list[Tensor]) -> Tensor:
+    """Return how many tokens are computed in chunks, padding among them; float32, a scalar."""
+    sizes = batch["mask"].sum(1)
+    tokens = sum(len(piece) * max(1, int(sizes[piece].max())) for piece in pieces)
+    return torch.tensor(float(tokens), device=sizes.device)
+
+
+def bounded(pieces: int, function: Callable[..., Any], *args: Any) -> Any:
+    """Call a function, its activations recomputed in backward where there are many chunks."""
+    if pieces <= GROUPS or not torch.is_grad_enabled():
+        return function(*args)
+    return checkpoint(function, *args, use_reentrant=False)
+
+
+def _split(index: Tensor, sizes: Tensor, tokens: int) -> tuple[Tensor, ...]:
     rows = max(1, tokens // max(1, int(sizes[index].max())))
     return torch.split(index, rows)
