@@ -177,7 +177,7 @@ def _table(metrics: Mapping[str, float], split: str, hours: list[float], names: 
     rows = []
     for hour in hours:
         at = f"hours/{hour:g}"
-        line: list[Cell] = [f"{hour:g} h", f"{metrics[f'{split}/{at}/n']:,.0f}"]
+        line: list[Cell] = [f"{hour:g}\N{NO-BREAK SPACE}h", f"{metrics[f'{split}/{at}/n']:,.0f}"]
         for metric in RANKING:
             line += [interval(metrics, f"{place(n, split)}/{at}/{metric}") for n in names]
             if TREES in names:
@@ -188,9 +188,9 @@ def _table(metrics: Mapping[str, float], split: str, hours: list[float], names: 
         columns=tuple(columns),
         rows=tuple(rows),
         caption="The same outcome, from the events up to each hour after the start of the stay, "
-        "for patients whose prediction time is not before it. Every hour is fitted on train and "
-        "calibrated on tuning by itself; its trees are one seed of one setting, not the tuned "
-        "ensemble of the comparison above.",
+        "for patients whose (first) prediction time is not before it. Every hour is fitted on "
+        "train and calibrated on tuning by itself; its trees are one seed of one setting, not the "
+        "tuned ensemble of the comparison above.",
     )
 
 

@@ -32,8 +32,9 @@ METRICS: Final = (
 ECE_BINS: Final = 10
 _HOSMER_FLOOR: Final = 0.001
 """Added to each variance of `event2`, as the challenge does, so that a risk of 0 divides too."""
-_BIASED: Final = ("ece", "event2")
-"""Sums over bins of how far off they are: resampling alone makes these larger."""
+_BIASED: Final[Mapping[str, Callable[[Array], Any]]] = {"ece": np.mean, "event2": np.median}
+"""Sums over bins of how far off they are, which resampling alone makes larger, and the middle of
+the resamples that tells by how much; few resamples of `event2` are far above all others."""
 _CHUNK_ELEMENTS: Final = 1_000_000
 
 
@@ -45,8 +46,14 @@ class Interval:
     low: float
     high: float
 
+    @property
+    def digits(self) -> int:
+        """Decimals worth showing: 3, or 1 where the numbers are larger than any share."""
+        return 1 if abs(self.value) >= 2 or max(abs(self.low), abs(self.high)) >= 10 else 3
+
     def __str__(self) -> str:
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+        d = self.digits
+        return f"{self.value:.{d}f} [{self.low:.{d}f}, {self.high:.{d}f}]"
 
 
 def binary_metrics(
@@ -143,7 +150,7 @@ def paired_differences(
         name: partial(_difference, first=first[name], second=second[name]) for name in metrics
     }
     # The bias that `_interval` takes off is nearly the same in both and cancels here.
-    return _bootstrap(difference, y.size, seed, num_bootstrap, biased=())
+    return _bootstrap(difference, y.size, seed, num_bootstrap, biased={})
 
 
 def undefined(metrics: Mapping[str, float]) -> list[str]:
@@ -193,7 +200,7 @@ def _bootstrap(
     n: int,
     seed: int,
     num_bootstrap: int,
-    biased: Sequence[str] = _BIASED,
+    biased: Mapping[str, Callable[[Array], Any]] = _BIASED,
 ) -> dict[str, Interval]:
     if n == 0:
         return {name: Interval(np.nan, np.nan, np.nan) for name in functions}
@@ -203,19 +210,18 @@ def _bootstrap(
             draws[name].append(function(weights))
     whole = np.ones((1, n))
     return {
-        name: _interval(f(whole)[0], draws[name], debias=name in biased)
-        for name, f in functions.items()
+        name: _interval(f(whole)[0], draws[name], biased.get(name)) for name, f in functions.items()
     }
 
 
-def _interval(value: float, draws: list[Array], *, debias: bool) -> Interval:
+def _interval(value: float, draws: list[Array], middle: Callable[[Array], Any] | None) -> Interval:
     defined = np.concatenate(draws) if draws else np.zeros(0)
     defined = defined[~np.isnan(defined)]
     if np.isnan(value) or not defined.size:
         return Interval(float(value), np.nan, np.nan)
     low, high = np.quantile(defined, (0.025, 0.975))
-    if debias:
-        bias = defined.mean() - value
+    if middle is not None:
+        bias = middle(defined) - value
         low, high = max(0.0, low - bias), high - bias
     return Interval(float(value), float(low), float(high))
 

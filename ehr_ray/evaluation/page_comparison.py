@@ -15,12 +15,12 @@ TITLES_SHORT: Final = {"min_se_ppv": "min(Se, P+)", "event2": "Event 2"}
 _TONES: Final = {
     "loses": ("bad", "loses"),
     "beats": ("good", "wins"),
-    "ties": ("mixed", "no difference shown"),
+    "ties": ("mixed", "not told apart"),
 }
 _GAINS: Final = {
     "loses": ("bad", "worse than the trees"),
     "beats": ("good", "over the trees"),
-    "ties": ("mixed", "no gain over the trees shown"),
+    "ties": ("mixed", "no gain shown"),
 }
 
 
@@ -52,7 +52,7 @@ def _rows(metrics: Mapping[str, float], split: str, names: Sequence[str]) -> Ite
         for metric, (_, up) in SHOWN.items()
     }
     for name, prefix in at.items():
-        cells = "".join(_cell(metrics, f"{prefix}/{m}", best[m]) for m in SHOWN)
+        cells = "".join(_cell(metrics, prefix, m, best[m] == f"{prefix}/{m}") for m in SHOWN)
         strip = _strip(metrics, f"{prefix}/auroc", span, name == MODEL)
         gaps = "".join(_gap(metrics, name, f"{prefix}/{metric}") for metric in JUDGED)
         kind = ' class="model"' if name == MODEL else ""
@@ -84,17 +84,16 @@ def _comparison_caption(context: ReportContext) -> str:
     )
 
 
-def _cell(metrics: Mapping[str, float], key: str, best: str) -> str:
+def _cell(metrics: Mapping[str, float], prefix: str, metric: str, best: bool) -> str:
+    key = f"{prefix}/{metric}"
     value, low, high = (metrics.get(key + end, nan) for end in ("", "/low", "/high"))
     if isnan(value):
         return "<td>–</td>"
-    text = f"<b>{_short(value)}</b>" if key == best else _short(value)
-    bounds = "" if isnan(low) else f"<small>{_short(low)}–{_short(high)}</small>"
+    # Event 2 is a number of tens, all others are below 1.
+    digits = 1 if metric == "event2" else 3
+    text = f"<b>{value:.{digits}f}</b>" if best else f"{value:.{digits}f}"
+    bounds = "" if isnan(low) else f"<small>{low:.{digits}f}–{high:.{digits}f}</small>"
     return f"<td>{text}{bounds}</td>"
-
-
-def _short(value: float) -> str:
-    return f"{value:.3f}" if abs(value) < 2 else f"{value:.1f}"
 
 
 def _gap(metrics: Mapping[str, float], name: str, key: str) -> str:

@@ -6,7 +6,12 @@ from math import isnan
 from ehr_ray.evaluation.context import Cell, Table
 from ehr_ray.evaluation.metrics import Interval
 
-VERDICTS = {"loses": "word bad", "beats": "word good", "ties": "word mixed", "too few": "word"}
+VERDICTS = {
+    "loses": "word bad",
+    "beats": "word good",
+    "ties": "word mixed",
+    "too few": "word mixed",
+}
 """Words of a table that get a colour."""
 
 

@@ -40,7 +40,8 @@ table{border-collapse:collapse;font-variant-numeric:tabular-nums;min-width:46%}
 .compare td,.compare th{padding-block:9px}.compare td,.compare thead th{padding-inline:8px}
 th,td{text-align:right;padding:6px 12px;border-bottom:1px solid var(--line);vertical-align:top}
 thead th{color:var(--soft);font-weight:600;font-size:12.5px;vertical-align:bottom;
-white-space:nowrap}
+max-width:130px}
+.compare thead th{white-space:nowrap}
 tbody th,thead th:first-child{text-align:left;font-weight:500}
 th:first-child{padding-left:0}td:last-child,th:last-child{padding-right:0}
 tbody tr:last-child>*{border-bottom:0}

@@ -72,7 +72,10 @@ def early_warning(
         axis.set_xlim(-0.35, len(hours) - 0.65)
         axis.set_xlabel("hours after the start of the stay", fontsize=_FONT)
         axis.set_ylabel(metric.upper(), fontsize=_FONT)
-        axis.legend(frameon=False, fontsize=_FONT, loc="best")
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=_FONT
+    )
     return figure
 
 

@@ -86,7 +86,8 @@ def interval(metrics: Mapping[str, float], key: str) -> Interval:
 
 def signed(difference: Interval) -> str:
     """Write a difference with its sign and interval."""
-    return f"{difference.value:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]"
+    d = difference.digits
+    return f"{difference.value:+.{d}f} [{difference.low:+.{d}f}, {difference.high:+.{d}f}]"
 
 
 def _sentence(name: str, difference: Interval, metric: str) -> str:

@@ -46,6 +46,7 @@ class Request:
         outputs: share of subjects whose `Family.outputs` are kept.
         hours: hours after the origin at which the first sample of a subject is predicted too, by
             the events until then, where its prediction time is not earlier.
+        hours_share: share of subjects that are predicted at hours.
         hours_fit: whether a probe is fitted on these rows; a model that gives its own `logit` is
             not asked for them then.
         subgroups: ways to divide patients; a column `subgroup/<name>` of the samples for each.
@@ -57,6 +58,7 @@ class Request:
     diagnose: float = 0.0
     outputs: float = 0.0
     hours: tuple[float, ...] = ()
+    hours_share: float = 1.0
     hours_fit: bool = False
     subgroups: Mapping[str, Subgroup] = field(default_factory=dict)
 
@@ -167,13 +169,15 @@ class ShardPredictor:
         several prediction times the first counts: an hour after the origin has one label.
         """
         cuts, parts = self.cuts or {}, []
+        firsts = [
+            i
+            for i, (p, time) in enumerate(samples)
+            if cuts.get(p.subject_id, [None])[0] == time
+            and sampled(p.subject_id, self.request.hours_share)
+        ]
         for hour in self.request.hours:
             at = [p.origin + round(hour * MICROSECONDS_PER_HOUR) for p, _ in samples]
-            there = [
-                i
-                for i, (p, time) in enumerate(samples)
-                if at[i] <= time and cuts.get(p.subject_id, [None])[0] == time
-            ]
+            there = [i for i in firsts if at[i] <= samples[i][1]]
             if not there:
                 continue
             early = [(samples[i][0].until(at[i]), at[i]) for i in there]

@@ -1,5 +1,6 @@
 """What evaluate and embed leave on disk, on the run's cohort and on another."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from ehr_ray.events.labels import read_labels
 from ehr_ray.events.patients import cohort_shards, read_patients
 from ehr_ray.events.subgroups import Subgroup
 from ehr_ray.runtime.evaluation import evaluate
-from ehr_ray.runtime.inference import Request, embed, predict_shards
+from ehr_ray.runtime.inference import Request, ShardPredictor, embed, predict_shards
 from ehr_ray.runtime.ingest import ingest
 from ehr_ray.runtime.trainer import train
 from ehr_ray.train.checkpoint import load
@@ -208,6 +209,18 @@ def test_an_early_hour_is_the_prediction_of_a_task_of_that_hour(run, cohort, tmp
         )
 
 
+def test_of_many_patients_a_share_is_predicted_at_hours(run, cohort, tmp_path):
+    cuts = read_labels(cohort, "outcome").cuts()
+    request = Request(run / "checkpoint", hours=(6.0, 24.0), hours_share=0.5)
+    predictor = ShardPredictor(request, cuts)
+    shard = cohort_shards(cohort, "train")[0]
+    count = predictor({"shard": str(shard), "target": str(tmp_path)})
+    rows = pd.read_parquet(tmp_path / "hours.parquet")
+    assert 0 < len(rows) < 2 * count
+    early, last = (set(rows[rows["hour"] == hour]["sample"]) for hour in (6, 24))
+    assert early == last
+
+
 def test_the_first_prediction_time_of_a_subject_has_the_hours(run, cohort, tmp_path):
     cuts = read_labels(cohort, "outcome").cuts()
     twice = {subject: [*times, times[0] + 3_600_000_000] for subject, times in cuts.items()}
@@ -222,6 +235,33 @@ def test_the_first_prediction_time_of_a_subject_has_the_hours(run, cohort, tmp_p
     assert len(rows) == len(samples)
     whole = np.stack(samples["embedding"][rows[rows["hour"] == 24]["sample"]])
     assert np.array_equal(np.stack(rows[rows["hour"] == 24]["embedding"]), whole)
+
+
+@pytest.mark.parametrize("hours_fit", [False, True])
+def test_a_model_with_its_own_output_needs_no_embedding_at_an_hour(
+    run, cohort, tmp_path, hours_fit
+):
+    cuts = read_labels(cohort, "outcome").cuts()
+    request = Request(run / "checkpoint", hours=(6.0, 24.0), hours_fit=hours_fit, features=(0, 1))
+    predictor = ShardPredictor(request, cuts)
+    loaded = load(run)
+    asked = []
+
+    def predict(model, batch):
+        asked.append(1)
+        found = loaded.family.predict(model, batch)
+        return {**found, "logit": found["embedding"][:, 0]}
+
+    own = dataclasses.replace(loaded.family, predict=predict)
+    predictor.__dict__["loaded"] = dataclasses.replace(loaded, family=own)
+    shard = cohort_shards(cohort, "held_out")[0]
+    predictor({"shard": str(shard), "target": str(tmp_path)})
+    rows = pd.read_parquet(tmp_path / "hours.parquet")
+    assert ("logit" in rows) == (not hours_fit)
+    assert "embedding" not in rows
+    assert {"sample", "hour", "features"} <= set(rows)
+    # Hour 24 is the task's own: it is copied, and a part that is fitted on asks for nothing.
+    assert len(asked) == (1 if hours_fit else 2)
 
 
 def test_subgroups_are_told_by_codes_that_no_model_knows(run, cohort, tmp_path):

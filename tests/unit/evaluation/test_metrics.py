@@ -6,6 +6,7 @@ from sklearn import metrics as reference
 
 from ehr_ray.evaluation.metrics import (
     METRICS,
+    Interval,
     binary_metrics,
     choose_threshold,
     paired_difference,
@@ -103,6 +104,12 @@ def test_risks_that_are_off_have_a_larger_event2_and_its_interval_holds_the_valu
     assert wrong["event2"] > 5 * right["event2"]
     for found in (right, wrong):
         assert found["event2/low"] <= found["event2"] <= found["event2/high"]
+
+
+def test_large_numbers_are_written_with_fewer_decimals():
+    assert str(Interval(0.85, 0.8, 0.9)) == "0.850 [0.800, 0.900]"
+    assert str(Interval(17.88, 9.0, 31.26)) == "17.9 [9.0, 31.3]"
+    assert str(Interval(-1.5, -40.0, 3.0)) == "-1.5 [-40.0, 3.0]"
 
 
 def test_only_the_metrics_asked_for_are_computed():

@@ -56,7 +56,7 @@ def test_each_row_has_a_plain_verdict_with_its_paired_interval(metrics):
 
 
 def test_where_lower_is_better_a_higher_value_loses(metrics):
-    assert verdict_of(metrics, "gbm", "held_out", "event2").startswith("loses +8.000")
+    assert verdict_of(metrics, "gbm", "held_out", "event2").startswith("loses +8.0 [+3.0, +12.0]")
     assert verdict_of(metrics, "gbm", "held_out", "brier").startswith("beats -0.020")
     assert verdict_of(metrics, "gbm", "held_out", "ece") == ""
 

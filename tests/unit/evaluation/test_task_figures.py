@@ -6,8 +6,8 @@ A = Interval(0.8, 0.75, 0.85)
 B = Interval(0.7, 0.65, 0.72)
 
 
-def legend(axis):
-    return [text.get_text() for text in axis.get_legend().get_texts()]
+def legend(figure):
+    return [text.get_text() for text in figure.legends[0].get_texts()]
 
 
 def test_early_warning_has_a_panel_a_metric_and_a_line_a_model():
@@ -16,7 +16,7 @@ def test_early_warning_has_a_panel_a_metric_and_a_line_a_model():
     figure.canvas.draw()
     assert [axis.get_ylabel() for axis in figure.axes] == ["AUROC", "AUPRC"]
     first = figure.axes[0]
-    assert legend(first) == ["this model", "gradient-boosted trees"]
+    assert legend(figure) == ["this model", "gradient-boosted trees"]
     assert [tick.get_text() for tick in first.get_xticklabels()] == ["6", "48"]
     assert list(first.containers[0].lines[0].get_ydata()) == [0.7, 0.8]
 
