@@ -17,6 +17,7 @@ import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 
 from ehr_ray.errors import ConfigError
+from ehr_ray.events.subgroups import Subgroup, default_subgroups
 from ehr_ray.registry import get_family
 from ehr_ray.schedules import Schedule
 from ehr_ray.search import parse_domain
@@ -134,6 +135,11 @@ class EvaluationConfig:
     """Resamples behind each 95 % interval."""
     max_patients: PositiveInt = 1000
     """Patients of a split that reconstruction and collapse diagnostics are computed on."""
+    hours: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] = (6, 12, 24, 48)
+    """Hours after a subject's origin at which the same label is predicted early; [] for none."""
+    subgroups: dict[str, Subgroup] = field(default_factory=default_subgroups)
+    """Ways to divide patients, by name, as in `sex: {groups: {female: [GENDER//F], ...}}` and
+    `age: {edges: [45, 65], codes: [Age]}`; {} for none. See `events/subgroups.py`."""
 
 
 @dataclass(frozen=True, kw_only=True)

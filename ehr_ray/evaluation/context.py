@@ -6,15 +6,19 @@ from dataclasses import dataclass, field
 from matplotlib.figure import Figure
 
 from ehr_ray.evaluation.collapse import EmbeddingDiagnostics, LatentDiagnostics
+from ehr_ray.evaluation.metrics import Interval
+
+Cell = str | float | Interval
+"""Text as it is, a number with 3 decimals, or an estimate with its interval."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """A small table of the report; numbers are shown with 3 decimals, text as it is."""
+    """A small table of the report."""
 
     columns: tuple[str, ...]
     """Header of each column; the first column labels the rows."""
-    rows: tuple[tuple[str | float, ...], ...]
+    rows: tuple[tuple[Cell, ...], ...]
     caption: str = ""
     """One sentence on how to read it."""
 

@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ehr_ray.evaluation.baselines import (
-    SHORT_TITLES,
     TITLES,
     Input,
     Scorer,
@@ -21,14 +20,27 @@ from ehr_ray.evaluation.baselines import (
     fit_own,
     seed_spread,
 )
-from ehr_ray.evaluation.metrics import Interval, binary_metrics, paired_difference, undefined
+from ehr_ray.evaluation.metrics import (
+    binary_metrics,
+    choose_threshold,
+    paired_differences,
+    undefined,
+)
+from ehr_ray.evaluation.verdicts import (
+    BASELINES,
+    BLEND,
+    MODEL,
+    PROBE,
+    TREES,
+    gain,
+    judgement,
+    place,
+)
 
 Array = NDArray[np.float64]
 
-MODEL: Final = "model"
-PROBE: Final = "probe"
-"""The linear probe on a fine-tuned model's embedding, beside the model's own output."""
-BASELINES: Final = ("gbm", "logistic", "pca", "untrained")
+COMPARED: Final = ("auroc", "auprc", "min_se_ppv", "event2", "brier")
+"""Metrics that get a paired difference."""
 _INPUTS: Final[Mapping[str, Input]] = {
     MODEL: "embedding",
     PROBE: "embedding",
@@ -73,6 +85,8 @@ class FittedTask:
     """
 
     scorers: Mapping[str, Scorer]
+    blend_threshold: float | None = None
+    """Operating point of the blend, chosen on tuning; None where there are no trees."""
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -118,7 +132,10 @@ def fit_task(
             scorers[name] = fit_gbm(*arrays, seed=seed)
         else:
             scorers[name] = fit_linear(name, source, *arrays, seed=seed)
-    return FittedTask(scorers)
+    threshold = None
+    if TREES in scorers:
+        threshold = choose_threshold(tuning.label, _blend(_probabilities(scorers, tuning)))
+    return FittedTask(scorers, threshold)
 
 
 def score_task(
@@ -131,35 +148,26 @@ def score_task(
     """Score every split with every fitted model; the last split is the one judged.
 
     Besides `METRICS`, each baseline gets `<metric>_difference` (model minus baseline, paired by
-    row, for auroc, auprc and brier) and the trees the spread of their seeds.
+    row, for the metrics of `COMPARED`) and the trees the spread of their seeds. The blend of
+    trees and model gets `<metric>_gain` instead: the blend minus the trees.
     """
     metrics: dict[str, float] = {}
     probabilities: dict[str, dict[str, Array]] = {}
+    thresholds = _thresholds(fitted)
     for split_name, split in splits.items():
-        scored = {
-            name: scorer.predict(getattr(split, scorer.input))
-            for name, scorer in fitted.scorers.items()
-            if getattr(split, scorer.input) is not None
-        }
+        scored = _probabilities(fitted.scorers, split)
+        if TREES in scored:
+            scored[BLEND] = _blend(scored)
         probabilities[split_name] = scored
-        for name, probability in scored.items():
-            scorer = fitted.scorers[name]
-            found = binary_metrics(
-                split.label,
-                probability,
-                threshold=scorer.threshold,
-                seed=seed,
-                num_bootstrap=num_bootstrap,
-            )
-            if name != MODEL:
-                found |= seed_spread_metrics(scorer, split)
-                found |= _differences(split.label, scored[MODEL], probability, seed, num_bootstrap)
-            prefix = split_name if name == MODEL else f"baseline/{name}/{split_name}"
-            metrics |= {f"{prefix}/{key}": value for key, value in found.items()}
-    for name, scorer in fitted.scorers.items():
+        for name in scored:
+            found = _row(name, fitted, split, scored, thresholds, seed, num_bootstrap)
+            at = place(name, split_name)
+            metrics |= {f"{at}/{key}": value for key, value in found.items()}
+    for name, threshold in thresholds.items():
         prefix = "probe" if name == MODEL else f"baseline/{name}"
-        metrics[f"{prefix}/threshold"] = scorer.threshold
-        metrics |= {f"{prefix}/chosen/{key}": value for key, value in scorer.chosen.items()}
+        metrics[f"{prefix}/threshold"] = threshold
+        chosen = fitted.scorers[name].chosen if name in fitted.scorers else {}
+        metrics |= {f"{prefix}/chosen/{key}": value for key, value in chosen.items()}
     judged, model = list(splits)[-1] if splits else "", fitted.scorers[MODEL]
     return TaskScores(
         metrics=metrics,
@@ -168,7 +176,7 @@ def score_task(
             name: model.predict_raw(getattr(split, model.input)) for name, split in splits.items()
         },
         labels={name: split.label for name, split in splits.items()},
-        verdicts=judgement(metrics, judged),
+        verdicts=(*judgement(metrics, judged), *gain(metrics, judged)),
         notes=(*fitted.notes, *_undefined_notes(metrics)),
     )
 
@@ -179,59 +187,85 @@ def seed_spread_metrics(scorer: Scorer, split: Split) -> dict[str, float]:
     return {f"auroc/{key}": value for key, value in spread.items()}
 
 
-def verdicts(metrics: Mapping[str, float], split: str, metric: str = "auroc") -> tuple[str, ...]:
-    """A plain sentence a baseline on the difference in `metric`, strongest baseline first.
-
-    The model loses to (or beats) a baseline when the whole interval of the difference lies
-    below (above) 0; otherwise the data cannot tell them apart, and the sentence says so.
-    """
-    rows = []
-    for name in (PROBE, *BASELINES):
-        key = f"baseline/{name}/{split}/{metric}"
-        value = metrics.get(key, np.nan)
-        bounds = (metrics.get(f"{key}_difference{end}", np.nan) for end in ("", "/low", "/high"))
-        difference = Interval(*bounds)
-        if not np.isnan(value) and not np.isnan(difference.value):
-            rows.append((value, _sentence(name, difference, metric.upper())))
-    return tuple(sentence for _, sentence in sorted(rows, key=lambda row: -row[0]))
-
-
-def judgement(metrics: Mapping[str, float], split: str) -> tuple[str, ...]:
-    """Return the sentences of a report: what is lost first, AUROC and AUPRC both.
-
-    AUROC gets a sentence for each baseline; AUPRC, which a rare outcome moves more, only where
-    the data tell the two apart.
-    """
-    told = [s for s in verdicts(metrics, split, "auprc") if not s.startswith("cannot")]
-    sentences = (*verdicts(metrics, split), *told)
-    return tuple(sorted(sentences, key=lambda sentence: not sentence.startswith("loses")))
-
-
-def _sentence(name: str, difference: Interval, metric: str) -> str:
-    title = SHORT_TITLES[name]
-    size = Interval(abs(difference.value), *sorted((abs(difference.low), abs(difference.high))))
-    if difference.high < 0:
-        return f"loses to {title} by {size} {metric}"
-    if difference.low > 0:
-        return f"beats {title} by {size} {metric}"
-    return f"cannot be told apart from {title}: difference {_signed(difference)} {metric}"
-
-
-def _signed(difference: Interval) -> str:
-    return f"{difference.value:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]"
-
-
-def _differences(
-    label: NDArray[Any], model: Array, baseline: Array, seed: int, num_bootstrap: int
+def differences(
+    label: NDArray[Any],
+    first: Array,
+    second: Array,
+    *,
+    ending: str = "difference",
+    thresholds: tuple[float, float] = (0.5, 0.5),
+    metrics: Sequence[str] = COMPARED,
+    seed: int = 0,
+    num_bootstrap: int = 1000,
 ) -> dict[str, float]:
+    """Return `<metric>_<ending>`, first minus second on the same rows, with interval bounds."""
     out: dict[str, float] = {}
-    for metric in ("auroc", "auprc", "brier"):
-        found = paired_difference(
-            label, model, baseline, metric, seed=seed, num_bootstrap=num_bootstrap
-        )
-        key = f"{metric}_difference"
-        out |= {key: found.value, f"{key}/low": found.low, f"{key}/high": found.high}
+    found = paired_differences(
+        label,
+        first,
+        second,
+        metrics,
+        thresholds=thresholds,
+        seed=seed,
+        num_bootstrap=num_bootstrap,
+    )
+    for metric, difference in found.items():
+        key = f"{metric}_{ending}"
+        out |= {key: difference.value}
+        out |= {f"{key}/low": difference.low, f"{key}/high": difference.high}
     return out
+
+
+def _row(
+    name: str,
+    fitted: FittedTask,
+    split: Split,
+    scored: Mapping[str, Array],
+    thresholds: Mapping[str, float],
+    seed: int,
+    num_bootstrap: int,
+) -> dict[str, float]:
+    """All that one row of the comparison says about one split."""
+    found = binary_metrics(
+        split.label,
+        scored[name],
+        threshold=thresholds[name],
+        seed=seed,
+        num_bootstrap=num_bootstrap,
+    )
+    if name == MODEL:
+        return found
+    if name in fitted.scorers:
+        found |= seed_spread_metrics(fitted.scorers[name], split)
+    first, second = (BLEND, TREES) if name == BLEND else (MODEL, name)
+    return found | differences(
+        split.label,
+        scored[first],
+        scored[second],
+        ending="gain" if name == BLEND else "difference",
+        thresholds=(thresholds[first], thresholds[second]),
+        seed=seed,
+        num_bootstrap=num_bootstrap,
+    )
+
+
+def _probabilities(scorers: Mapping[str, Scorer], split: Split) -> dict[str, Array]:
+    return {
+        name: scorer.predict(getattr(split, scorer.input))
+        for name, scorer in scorers.items()
+        if getattr(split, scorer.input) is not None
+    }
+
+
+def _blend(scored: Mapping[str, Array]) -> Array:
+    return 0.5 * (scored[TREES] + scored[MODEL])
+
+
+def _thresholds(fitted: FittedTask) -> dict[str, float]:
+    chosen = {name: scorer.threshold for name, scorer in fitted.scorers.items()}
+    if fitted.blend_threshold is not None:
+        chosen[BLEND] = fitted.blend_threshold
+    return chosen
 
 
 def _undefined_notes(metrics: Mapping[str, float]) -> list[str]:
@@ -239,7 +273,7 @@ def _undefined_notes(metrics: Mapping[str, float]) -> list[str]:
     missing: dict[str, list[str]] = {}
     for key in undefined(metrics):
         where, _, name = key.rpartition("/")
-        if not name.endswith("_difference"):
+        if not name.endswith(("_difference", "_gain")):
             missing.setdefault(where, []).append(name)
     return [
         f"{where}: {', '.join(names)} undefined (no row of one class, or nobody called positive)"

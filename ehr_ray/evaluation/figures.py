@@ -22,10 +22,11 @@ Array = NDArray[np.floating]
 
 BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
 PURPLE, SKY, GREY, INK = "#AA4499", "#56B4E9", "#8A8F98", "#2B3038"
-STYLES: Final[Mapping[str, tuple[str, str, float]]] = {
+STYLES: Final[Mapping[str, tuple[str, Any, float]]] = {
     "model": (BLUE, "-", 2.4),
     "probe": (SKY, "--", 1.8),
     "gbm": (ORANGE, "-", 1.5),
+    "trees_and_model": ("#E69F00", (0, (6, 1, 1, 1)), 1.5),
     "logistic": (GREEN, "--", 1.5),
     "pca": (PURPLE, "-.", 1.5),
     "untrained": (GREY, ":", 1.8),
@@ -86,7 +87,7 @@ def loss_curves(history: pd.DataFrame) -> Figure:
     columns = min(3, max(count, 1))
     rows = -(-max(count, 1) // columns)
     figure = Figure(figsize=(3.4 * columns, 2.4 * rows), layout="constrained")
-    axes = [_axes(figure, rows, columns, i) for i in range(max(count, 1))]
+    axes = [new_axes(figure, rows, columns, i) for i in range(max(count, 1))]
     for axis, (term, present) in zip(axes, panels.items(), strict=False):
         for split in present:
             train = split == "train"
@@ -116,7 +117,7 @@ def kl_per_dimension(kl: Array, active: NDArray[np.bool_]) -> Figure:
         active: bool[Z], from `LatentDiagnostics.active`.
     """
     figure = Figure(figsize=(4.9, 4.4), layout="constrained")
-    axis = _axes(figure)
+    axis = new_axes(figure)
     order = np.argsort(-np.asarray(kl))
     height, on = np.asarray(kl)[order], np.asarray(active)[order]
     position = np.arange(height.size)
@@ -152,7 +153,7 @@ def reconstruction(examples: Sequence[Mapping[str, Any]], max_tokens: int = 16) 
         figsize=(3.4 * columns, rows * (0.9 + 0.21 * longest) + 0.35), layout="constrained"
     )
     for index, example in enumerate(examples):
-        axis = _axes(figure, rows, columns, index)
+        axis = new_axes(figure, rows, columns, index)
         _example(axis, example, max_tokens)
         axis.set_ylim(longest - 0.4, -0.6)
     handles = [Line2D([], [], **style) for style in (_RECORDED, _SEEN, _CARRIED, _MASKED)]
@@ -184,7 +185,7 @@ def embedding_map(
     share = np.pad(share, (0, 2 - share.size))
     kept = np.unique(np.linspace(0, len(rows) - 1, min(len(rows), max_points)).astype(int))
     figure = Figure(figsize=(4.9, 4.4), layout="constrained")
-    axis = _axes(figure)
+    axis = new_axes(figure)
     on = np.zeros(len(rows), bool) if label is None else np.asarray(label, dtype=bool)
     size = float(np.clip(9000 / max(len(kept), 1), 5, 30))
     style: dict[str, Any] = {"s": size, "linewidths": 0}
@@ -209,7 +210,7 @@ def roc_pr(label: NDArray[np.bool_], probabilities: Mapping[str, Array]) -> Figu
         probabilities: float[N] by model name (keys of `SHORT_TITLES`, or any name).
     """
     figure = Figure(figsize=(9.4, 4.5), layout="constrained")
-    roc, pr = _axes(figure, 1, 2, 0), _axes(figure, 1, 2, 1)
+    roc, pr = new_axes(figure, 1, 2, 0), new_axes(figure, 1, 2, 1)
     y = np.asarray(label, dtype=bool)
     chance: dict[str, Any] = {"color": "#B6BBC4", "linewidth": 1.0, "linestyle": (0, (1, 2))}
     roc.plot([0, 1], [0, 1], **chance)
@@ -243,8 +244,8 @@ def calibration(
     figure = Figure(figsize=(4.9, 4.4), layout="constrained")
     grid = figure.add_gridspec(2, 1, height_ratios=(4, 1))
     top, bottom = figure.add_subplot(grid[0]), figure.add_subplot(grid[1])
-    _style(top)
-    _style(bottom)
+    styled(top)
+    styled(bottom)
     highest = 0.05
     drawn = [("after calibration", calibrated, BLUE, "o", "-")]
     if uncalibrated is not None:
@@ -281,11 +282,13 @@ _MASKED: Final = {**_FILLED, "marker": "^", "color": ORANGE, "markersize": 6}
 _LEGEND: Final[dict[str, Any]] = {"frameon": False, "fontsize": _FONT}
 
 
-def _axes(figure: Figure, rows: int = 1, columns: int = 1, index: int = 0) -> Axes:
-    return _style(figure.add_subplot(rows, columns, index + 1))
+def new_axes(figure: Figure, rows: int = 1, columns: int = 1, index: int = 0) -> Axes:
+    """Add axes in the report's style to a figure."""
+    return styled(figure.add_subplot(rows, columns, index + 1))
 
 
-def _style(axis: Axes) -> Axes:
+def styled(axis: Axes) -> Axes:
+    """Give axes the report's style."""
     axis.spines[["top", "right"]].set_visible(False)
     axis.spines[["left", "bottom"]].set_color("#9AA0A8")
     axis.tick_params(colors=INK, labelsize=_FONT - 1, length=3, color="#9AA0A8")

@@ -5,7 +5,7 @@ probabilities are sorted once, and all resamples are computed together. Metrics 
 cannot define (AUROC with one class only) are NaN here and dropped, with a note, on writing.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -26,9 +26,15 @@ METRICS: Final = (
     "ppv",
     "brier",
     "ece",
+    "event2",
     "prevalence",
 )
 ECE_BINS: Final = 10
+_HOSMER_FLOOR: Final = 0.001
+"""Added to each variance of `event2`, as the challenge does, so that a risk of 0 divides too."""
+_BIASED: Final[Mapping[str, Callable[[Array], Any]]] = {"ece": np.mean, "event2": np.median}
+"""Sums over bins of how far off they are, which resampling alone makes larger, and the middle of
+the resamples that tells by how much; few resamples of `event2` are far above all others."""
 _CHUNK_ELEMENTS: Final = 1_000_000
 
 
@@ -40,8 +46,14 @@ class Interval:
     low: float
     high: float
 
+    @property
+    def digits(self) -> int:
+        """Decimals worth showing: 3, or 1 where the numbers are larger than any share."""
+        return 1 if abs(self.value) >= 2 or max(abs(self.low), abs(self.high)) >= 10 else 3
+
     def __str__(self) -> str:
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+        d = self.digits
+        return f"{self.value:.{d}f} [{self.low:.{d}f}, {self.high:.{d}f}]"
 
 
 def binary_metrics(
@@ -51,19 +63,27 @@ def binary_metrics(
     threshold: float,
     seed: int = 0,
     num_bootstrap: int = 1000,
+    names: Sequence[str] = METRICS,
 ) -> dict[str, float]:
-    """All `METRICS` of one split with `/low` and `/high` bounds, and `n`, as flat keys.
+    """Metrics of one split with `/low` and `/high` bounds, and `n`, as flat keys.
 
     A row is called positive where `probability >= threshold`; the threshold comes from another
     split (`choose_threshold` on tuning). `auprc` is average precision. `min_se_ppv` is the
-    smaller of sensitivity and positive predictive value at the threshold. `ece` is the mean
-    absolute difference of mean probability and observed rate over `ECE_BINS` bins of equal
-    mass. Intervals are the 2.5 % and 97.5 % quantiles over `num_bootstrap` resamples of rows;
-    that of `ece` is shifted by its bootstrap bias, since resampling adds noise to every bin.
+    smaller of sensitivity and positive predictive value at the threshold: Event 1 of the
+    PhysioNet/CinC Challenge 2012. `event2` is its Event 2, lower is better: the Hosmer-Lemeshow
+    statistic over deciles of risk, sum of (O - E)^2 / (E (1 - E / n) + 0.001), divided by the
+    difference of the mean risks of the highest and the lowest decile (`lemeshow.m` of
+    physionet.org/content/challenge-2012; Hosmer and Lemeshow 2000). It grows with the number of
+    rows: compare it on the same rows only. `ece` is the mean absolute difference of mean
+    probability and observed rate over the same bins of equal mass. Intervals are the 2.5 % and
+    97.5 % quantiles over `num_bootstrap` resamples of rows; those of `ece` and `event2` are
+    shifted by their bootstrap bias, since resampling adds noise to every bin.
     """
     y, p = _checked(label, probability)
     out: dict[str, float] = {"n": float(y.size)}
-    intervals = _bootstrap(statistics(y, p, threshold), y.size, seed, num_bootstrap)
+    functions = statistics(y, p, threshold)
+    chosen = {name: functions[name] for name in names}
+    intervals = _bootstrap(chosen, y.size, seed, num_bootstrap)
     for name, interval in intervals.items():
         out[name] = interval.value
         out[f"{name}/low"], out[f"{name}/high"] = interval.low, interval.high
@@ -106,12 +126,31 @@ def paired_difference(
 
     `thresholds` (one a model) matter only for metrics at a threshold.
     """
+    found = paired_differences(
+        label, p_a, p_b, (metric,), thresholds=thresholds, seed=seed, num_bootstrap=num_bootstrap
+    )
+    return found[metric]
+
+
+def paired_differences(
+    label: NDArray[Any],
+    p_a: NDArray[Any],
+    p_b: NDArray[Any],
+    metrics: Sequence[str],
+    *,
+    thresholds: tuple[float, float] = (0.5, 0.5),
+    seed: int = 0,
+    num_bootstrap: int = 1000,
+) -> dict[str, Interval]:
+    """Return `paired_difference` of several metrics, from the same resamples."""
     y, a = _checked(label, p_a)
     _, b = _checked(label, p_b)
-    first = statistics(y, a, thresholds[0])[metric]
-    second = statistics(y, b, thresholds[1])[metric]
-    difference = {metric: lambda w: first(w) - second(w)}
-    return _bootstrap(difference, y.size, seed, num_bootstrap)[metric]
+    first, second = statistics(y, a, thresholds[0]), statistics(y, b, thresholds[1])
+    difference: dict[str, Statistic] = {
+        name: partial(_difference, first=first[name], second=second[name]) for name in metrics
+    }
+    # The bias that `_interval` takes off is nearly the same in both and cancels here.
+    return _bootstrap(difference, y.size, seed, num_bootstrap, biased={})
 
 
 def undefined(metrics: Mapping[str, float]) -> list[str]:
@@ -139,6 +178,7 @@ def statistics(label: Array, probability: Array, threshold: float = 0.5) -> dict
     out["brier"] = partial(_mean_of, x=np.square(probability - label))
     bins = _equal_mass_bins(p)
     out["ece"] = lambda w: _ece(w[:, order], y - p, bins)
+    out["event2"] = lambda w: _event2(w[:, order], y, p, bins)
     out["prevalence"] = partial(_mean_of, x=label)
     return {name: out[name] for name in METRICS}
 
@@ -156,7 +196,11 @@ def _checked(label: NDArray[Any], probability: NDArray[Any]) -> tuple[Array, Arr
 
 
 def _bootstrap(
-    functions: Mapping[str, Statistic], n: int, seed: int, num_bootstrap: int
+    functions: Mapping[str, Statistic],
+    n: int,
+    seed: int,
+    num_bootstrap: int,
+    biased: Mapping[str, Callable[[Array], Any]] = _BIASED,
 ) -> dict[str, Interval]:
     if n == 0:
         return {name: Interval(np.nan, np.nan, np.nan) for name in functions}
@@ -166,19 +210,18 @@ def _bootstrap(
             draws[name].append(function(weights))
     whole = np.ones((1, n))
     return {
-        name: _interval(f(whole)[0], draws[name], debias=name == "ece")
-        for name, f in functions.items()
+        name: _interval(f(whole)[0], draws[name], biased.get(name)) for name, f in functions.items()
     }
 
 
-def _interval(value: float, draws: list[Array], *, debias: bool) -> Interval:
+def _interval(value: float, draws: list[Array], middle: Callable[[Array], Any] | None) -> Interval:
     defined = np.concatenate(draws) if draws else np.zeros(0)
     defined = defined[~np.isnan(defined)]
     if np.isnan(value) or not defined.size:
         return Interval(float(value), np.nan, np.nan)
     low, high = np.quantile(defined, (0.025, 0.975))
-    if debias:
-        bias = defined.mean() - value
+    if middle is not None:
+        bias = middle(defined) - value
         low, high = max(0.0, low - bias), high - bias
     return Interval(float(value), float(low), float(high))
 
@@ -192,6 +235,10 @@ def _resamples(n: int, seed: int, num_bootstrap: int) -> Iterator[Array]:
         rows = rng.integers(0, n, size=(size, n)) + np.arange(size)[:, None] * n
         yield np.bincount(rows.ravel(), minlength=size * n).reshape(size, n).astype(np.float64)
         done += size
+
+
+def _difference(w: Array, *, first: Statistic, second: Statistic) -> Array:
+    return first(w) - second(w)
 
 
 def _divide(a: Array, b: Array) -> Array:
@@ -247,3 +294,16 @@ def _equal_mass_bins(sorted_probability: Array) -> NDArray[np.int64]:
 def _ece(w: Array, residual: Array, bins: NDArray[np.int64]) -> Array:
     sums = np.stack([w @ (residual * (bins == b)) for b in range(ECE_BINS)], axis=1)
     return _divide(np.abs(sums).sum(axis=1), w.sum(axis=1))
+
+
+def _event2(w: Array, y: Array, p: Array, bins: NDArray[np.int64]) -> Array:
+    """Hosmer-Lemeshow H over the range of the bins' mean risks; NaN where all risks are equal."""
+    inside = [w * (bins == b) for b in np.unique(bins)]
+    size = np.stack([v.sum(axis=1) for v in inside], axis=1)
+    observed = np.stack([v @ y for v in inside], axis=1)
+    expected = np.stack([v @ p for v in inside], axis=1)
+    risk = _divide(expected, size)
+    variance = np.nan_to_num(expected * (1.0 - risk)) + _HOSMER_FLOOR
+    total = ((observed - expected) ** 2 / variance).sum(axis=1)
+    # A resample may leave a bin empty; the range is of those it has.
+    return _divide(total, np.nanmax(risk, axis=1) - np.nanmin(risk, axis=1))

@@ -12,7 +12,7 @@ CSS: Final = """
 *{box-sizing:border-box}
 body{margin:0;background:var(--page);color:var(--ink);
 font:15px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif}
-main{max-width:1080px;margin:0 auto;padding:36px 22px 60px;display:flex;flex-wrap:wrap;gap:18px}
+main{max-width:1180px;margin:0 auto;padding:36px 22px 60px;display:flex;flex-wrap:wrap;gap:18px}
 main>*{flex:1 1 100%;min-width:0;margin:0}main>.half{flex:1 1 440px}
 h1{font-size:28px;line-height:1.2;letter-spacing:-.015em;margin:0 0 14px;text-wrap:balance}
 h2{font-size:17px;margin:0 0 14px;letter-spacing:-.005em}
@@ -40,7 +40,8 @@ table{border-collapse:collapse;font-variant-numeric:tabular-nums;min-width:46%}
 .compare td,.compare th{padding-block:9px}.compare td,.compare thead th{padding-inline:8px}
 th,td{text-align:right;padding:6px 12px;border-bottom:1px solid var(--line);vertical-align:top}
 thead th{color:var(--soft);font-weight:600;font-size:12.5px;vertical-align:bottom;
-white-space:nowrap}
+max-width:130px}
+.compare thead th{white-space:nowrap}
 tbody th,thead th:first-child{text-align:left;font-weight:500}
 th:first-child{padding-left:0}td:last-child,th:last-child{padding-right:0}
 tbody tr:last-child>*{border-bottom:0}
@@ -50,6 +51,9 @@ tr.model th{font-weight:700;padding-left:10px}
 .compare th:first-child{padding-left:10px}.compare td:last-child{padding-right:10px}
 .gap span{font-weight:650}
 .gap.bad span{color:var(--bad)}.gap.good span{color:var(--good)}.gap.mixed span{color:var(--mixed)}
+td.word{font-weight:600;color:var(--soft)}td.word.bad{color:var(--bad)}td.word.good{color:var(--good)}
+td.word.mixed{color:var(--soft);font-weight:400}
+.scroll+p{margin:14px 0 0}
 .strip{display:block;margin:2px 0 0 auto}
 .strip line{stroke:var(--soft);stroke-width:2.2;stroke-linecap:round}.strip circle{fill:var(--soft)}
 .strip.model line{stroke:var(--blue)}.strip.model circle{fill:var(--blue)}

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from ehr_ray.evaluation.context import ReportContext
 from ehr_ray.evaluation.metrics import undefined
 from ehr_ray.evaluation.page import Image, render_page
+from ehr_ray.evaluation.results import markdown, results_table, tidy_csv, where_the_trees_win
 
 PREDICTIONS: Final = pa.schema(
     [
@@ -43,6 +44,26 @@ def write_report(directory: Path, context: ReportContext) -> Path:
     path = directory / "report.html"
     _write_bytes(path, render_page(context, images).encode())
     return path
+
+
+def write_results(directory: Path, context: ReportContext) -> None:
+    """Write `results.md`, to read, and `results.csv`, every task metric as one row, to load."""
+    facts = [f"Verdict on {context.split}: this model {v}." for v in context.verdicts[:1]]
+    facts += [f"This model {verdict}." for verdict in context.verdicts[1:]]
+    facts = ["\n".join(f"- {fact}" for fact in facts)] if facts else []
+    told = where_the_trees_win(context.metrics, context.split)
+    tables = {
+        "Beside the baselines": results_table(context.metrics, context.split),
+        **context.sections,
+        "Reconstruction beside constants": context.reconstruction,
+    }
+    text = markdown(
+        context.title,
+        [part for part in (_rows(context), told, *facts) if part],
+        {heading: table for heading, table in tables.items() if table is not None},
+    )
+    _write_bytes(directory / "results.md", text.encode())
+    _write_bytes(directory / "results.csv", tidy_csv(context.metrics).encode())
 
 
 def write_metrics(path: Path, metrics: Mapping[str, float]) -> list[str]:
@@ -74,6 +95,15 @@ def write_predictions(
     ]
     table = pa.table(dict(zip(PREDICTIONS.names, columns, strict=True)), schema=PREDICTIONS)
     _atomically(path, lambda partial: pq.write_table(table, partial))
+
+
+def _rows(context: ReportContext) -> str:
+    if not context.task:
+        return "The cohort has no labels: nothing was compared."
+    n, share = (context.metrics.get(f"{context.split}/{k}") for k in ("n", "prevalence"))
+    if n is None or share is None:
+        return f"{context.task} on {context.split}"
+    return f"{context.task} on {context.split}: {n:,.0f} rows, {share:.1%} positive."
 
 
 def _png(figure: Figure) -> bytes:

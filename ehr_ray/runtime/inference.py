@@ -17,6 +17,7 @@ from torch import nn
 from ehr_ray.errors import InputError
 from ehr_ray.events.features import code_lookup, simple_features
 from ehr_ray.events.patients import Patient, read_patients, splits_of
+from ehr_ray.events.subgroups import Subgroup, SubgroupReader
 from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.family import Batch, Row
 from ehr_ray.runtime.datasets import Say, codes_table, run_shards, sampled
@@ -26,8 +27,11 @@ from ehr_ray.train.memory import keep_freed_memory
 
 BATCH_PATIENTS = 64
 EMBEDDING = pa.list_(pa.float32())
+MICROSECONDS_PER_HOUR = 3_600_000_000
 Cut = Mapping[int, Sequence[int]]
-"""Prediction times (microseconds since 1970) of each subject."""
+"""Prediction times (microseconds since 1970) of each subject, ascending."""
+Sample = tuple[Patient, int]
+"""A patient as known at a prediction time, and that time."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,12 @@ class Request:
         features: codes that get simple features, as vocabulary ids; None computes none.
         diagnose: share of subjects whose latents and reconstructions are kept.
         outputs: share of subjects whose `Family.outputs` are kept.
+        hours: hours after the origin at which the first sample of a subject is predicted too, by
+            the events until then, where its prediction time is not earlier.
+        hours_share: share of subjects that are predicted at hours.
+        hours_fit: whether a probe is fitted on these rows; a model that gives its own `logit` is
+            not asked for them then.
+        subgroups: ways to divide patients; a column `subgroup/<name>` of the samples for each.
     """
 
     checkpoint: Path
@@ -47,6 +57,10 @@ class Request:
     features: tuple[int, ...] | None = None
     diagnose: float = 0.0
     outputs: float = 0.0
+    hours: tuple[float, ...] = ()
+    hours_share: float = 1.0
+    hours_fit: bool = False
+    subgroups: Mapping[str, Subgroup] = field(default_factory=dict)
 
 
 @dataclass
@@ -85,11 +99,20 @@ class ShardPredictor:
         keep_freed_memory()
         target = Path(job["target"])
         target.mkdir(parents=True, exist_ok=True)
-        patients = read_patients(Path(job["shard"]), self.loaded.vocabulary)
+        shard = Path(job["shard"])
+        patients = read_patients(shard, self.loaded.vocabulary)
+        subgroups = SubgroupReader(shard, self.request.subgroups)
         tables: dict[str, list[pa.Table]] = {}
         count = 0
         for samples in _batched(self._samples(patients), BATCH_PATIENTS):
-            for name, table in self._tables(samples, first=count).items():
+            made = self._tables(samples, first=count)
+            hours = self._hours(samples, made["samples"], count)
+            made |= {"hours": hours} if hours is not None else {}
+            for name in self.request.subgroups:
+                groups = [subgroups.group_of(name, p.subject_id, time) for p, time in samples]
+                column = pa.array(groups, pa.string())
+                made["samples"] = made["samples"].append_column(f"subgroup/{name}", column)
+            for name, table in made.items():
                 tables.setdefault(name, []).append(table)
             count += len(samples)
         for name, parts in tables.items():
@@ -97,7 +120,7 @@ class ShardPredictor:
                 pq.write_table(pa.concat_tables(parts), target / f"{name}.parquet")
         return count
 
-    def _samples(self, patients: Iterable[Patient]) -> Iterator[tuple[Patient, int]]:
+    def _samples(self, patients: Iterable[Patient]) -> Iterator[Sample]:
         for patient in patients:
             if self.cuts is None:
                 last = int(patient.time[-1]) if len(patient.time) else patient.origin
@@ -107,7 +130,7 @@ class ShardPredictor:
                     yield patient.until(time), int(time)
 
     @torch.inference_mode()
-    def _tables(self, samples: list[tuple[Patient, int]], first: int) -> dict[str, pa.Table]:
+    def _tables(self, samples: list[Sample], first: int) -> dict[str, pa.Table]:
         loaded = self.loaded
         family, config = loaded.family, loaded.experiment.model
         rows: list[Row] = [family.transform(p, config, loaded.vocabulary) for p, _ in samples]
@@ -139,7 +162,49 @@ class ShardPredictor:
                         tables[name] = _flat(function(loaded.model, part), where)
         return tables
 
-    def _features(self, samples: list[tuple[Patient, int]]) -> torch.Tensor:
+    def _hours(self, samples: list[Sample], done: pa.Table, first: int) -> pa.Table | None:
+        """Predict at each hour after the origin by what was known then; None without such rows.
+
+        A row has the place of its sample, the hour and what a comparison reads. Of a subject with
+        several prediction times the first counts: an hour after the origin has one label.
+        """
+        cuts, parts = self.cuts or {}, []
+        firsts = [
+            i
+            for i, (p, time) in enumerate(samples)
+            if cuts.get(p.subject_id, [None])[0] == time
+            and sampled(p.subject_id, self.request.hours_share)
+        ]
+        for hour in self.request.hours:
+            at = [p.origin + round(hour * MICROSECONDS_PER_HOUR) for p, _ in samples]
+            there = [i for i in firsts if at[i] <= samples[i][1]]
+            if not there:
+                continue
+            early = [(samples[i][0].until(at[i]), at[i]) for i in there]
+            # Where the prediction is made at this very hour it is there already.
+            known = all(at[i] == samples[i][1] for i in there)
+            own = "logit" in done.column_names
+            columns = {
+                "sample": pa.array(np.array(there, np.int64) + first),
+                "hour": pa.array(np.full(len(there), hour)),
+            }
+            if not own or not self.request.hours_fit:
+                name = "logit" if own else "embedding"
+                columns[name] = done.take(there)[name] if known else self._at_hour(early, name)
+            if self.request.features is not None:
+                columns["features"] = (
+                    done.take(there)["features"] if known else _column(self._features(early))
+                )
+            parts.append(pa.table(columns))
+        return pa.concat_tables(parts) if parts else None
+
+    @torch.inference_mode()
+    def _at_hour(self, samples: list[Sample], name: str) -> pa.Array:
+        family, config = self.loaded.family, self.loaded.experiment.model
+        rows = [family.transform(p, config, self.loaded.vocabulary) for p, _ in samples]
+        return _column(family.predict(self.loaded.model, family.collate(rows, config))[name])
+
+    def _features(self, samples: list[Sample]) -> torch.Tensor:
         selected = np.asarray(self.request.features, np.int64)
         lookup = code_lookup(selected, len(self.loaded.vocabulary))
         rows = [

@@ -1,6 +1,7 @@
 """What the report of an evaluation shows, gathered from the run, the cohort and the scores."""
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -12,11 +13,13 @@ import pyarrow.parquet as pq
 
 from ehr_ray.config import Experiment, to_yaml
 from ehr_ray.evaluation import figures
+from ehr_ray.evaluation.baselines import TITLES, title_of
 from ehr_ray.evaluation.collapse import EmbeddingDiagnostics, LatentDiagnostics
 from ehr_ray.evaluation.context import Rejected, ReportContext, SplitSize
-from ehr_ray.evaluation.downstream import MODEL, TaskScores
+from ehr_ray.evaluation.downstream import TaskScores
 from ehr_ray.evaluation.reconstruction import Tokens, examples, reconstruction_table
 from ehr_ray.evaluation.suites import Part, SuiteResult
+from ehr_ray.evaluation.verdicts import MODEL, place
 from ehr_ray.events.labels import read_labels
 from ehr_ray.events.patients import splits_of
 from ehr_ray.runtime.inference import matrix
@@ -157,3 +160,52 @@ def _rejected(cohort: Path) -> Rejected | None:
         pq.ParquetFile(p).metadata.num_rows for paths in splits_of(cohort).values() for p in paths
     )
     return Rejected(len(table), rows + len(table), counts)
+
+
+def summary(
+    subject: Subject,
+    scores: TaskScores | None,
+    latent: LatentDiagnostics | None,
+    metrics: Mapping[str, float],
+    report: Path,
+    notes: list[str],
+    found: SuiteResult,
+) -> list[str]:
+    """Return what a person should read on the screen."""
+    lines, split = [], subject.split
+    if scores is not None:
+        lines.append(
+            f"{subject.task} on {split} of {subject.cohort}: "
+            f"{len(scores.labels[split]):,} rows, {scores.labels[split].mean():.1%} positive"
+        )
+        names = [name for name in TITLES if f"{place(name, split)}/auroc" in metrics]
+        lines.append(f"{'':46}{'AUROC':22}{'AUPRC':22}{'min(Se,P+)':22}")
+        for name in names:
+            at, title = place(name, split), title_of(name, metrics, split)
+            lines.append(f"{title:46}" + "".join(f"{_cell(metrics, at, m):22}" for m in _SHOWN))
+        lines += [f"the model {sentence}" for sentence in scores.verdicts]
+        lines += [f"note: {note}" for note in scores.notes]
+    if latent is not None:
+        lines.append(f"latent: {latent.verdict}: {latent.reason}")
+    at = f"{split}/reconstruction/hidden_live"
+    if f"{at}/mse" in metrics:
+        ours, mean, last = (metrics[f"{at}/{name}"] for name in ("mse", "mse_mean", "mse_last"))
+        lines.append(
+            f"hidden values, measured then: squared error {ours:.3f} of the model, "
+            f"{mean:.3f} of the train mean, {last:.3f} of the last value"
+        )
+    lines += [*found.lines, *(f"undefined: {name}" for name in notes[:3])]
+    lines.append(f"results: {os.path.relpath(report.with_name('results.md'))}")
+    lines.append(f"report: {os.path.relpath(report)}")
+    return lines
+
+
+_SHOWN = ("auroc", "auprc", "min_se_ppv")
+
+
+def _cell(metrics: Mapping[str, float], at: str, name: str) -> str:
+    value = metrics.get(f"{at}/{name}", float("nan"))
+    if not np.isfinite(value):
+        return "undefined"
+    low, high = metrics.get(f"{at}/{name}/low", value), metrics.get(f"{at}/{name}/high", value)
+    return f"{value:.3f} [{low:.3f}, {high:.3f}]"

@@ -17,6 +17,8 @@ UNTESTED = {
     "ehr_ray/events/schema": "names and Arrow schemas, checked where they are read and written",
     "ehr_ray/evaluation/context": "pure records",
     "ehr_ray/evaluation/page": "tested with report",
+    "ehr_ray/evaluation/page_comparison": "tested with report",
+    "ehr_ray/evaluation/page_parts": "tested with report",
     "ehr_ray/evaluation/page_style": "a style sheet",
 }
 """Modules without a mirrored test file, and why."""

@@ -5,7 +5,8 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from ehr_ray.evaluation import baselines, downstream
-from ehr_ray.evaluation.downstream import Split, fit_task, score_task, verdicts
+from ehr_ray.evaluation.downstream import Split, fit_task, score_task
+from ehr_ray.evaluation.metrics import choose_threshold
 
 GRID = (baselines.TreeSettings(0.1, 50, 6, 20, 1.0, 0.5),)
 
@@ -117,21 +118,6 @@ def test_a_worthless_embedding_is_said_to_lose(splits):
     assert "-" not in strongest.split(" by ")[1]  # sizes are told without a sign
 
 
-def test_verdicts_name_the_strongest_baseline_first_and_admit_a_tie():
-    metrics = {}
-    rows = {"gbm": (0.87, -0.031, -0.052, -0.010), "logistic": (0.85, 0.0, -0.02, 0.02)}
-    rows["untrained"] = (0.70, 0.14, 0.10, 0.18)
-    for name, (auroc, value, low, high) in rows.items():
-        key = f"baseline/{name}/held_out/auroc"
-        metrics |= {key: auroc, f"{key}_difference": value}
-        metrics |= {f"{key}_difference/low": low, f"{key}_difference/high": high}
-    assert verdicts(metrics, "held_out") == (
-        "loses to gradient-boosted trees by 0.031 [0.010, 0.052] AUROC",
-        "cannot be told apart from logistic regression: difference +0.000 [-0.020, +0.020] AUROC",
-        "beats the untrained encoder by 0.140 [0.100, 0.180] AUROC",
-    )
-
-
 def test_a_held_out_split_of_one_class_gives_a_note_and_no_verdict(fitted, splits):
     dull = replace(splits["held_out"], label=np.zeros(200, bool))
     scores = scored(fitted, splits | {"held_out": dull})
@@ -150,22 +136,6 @@ def test_arrays_of_another_length_are_refused():
         replace(cohort(5, 0), label=np.zeros(4, bool))
 
 
-def test_what_is_lost_is_said_first_on_either_metric():
-    metrics = {
-        "baseline/gbm/held_out/auroc": 0.9,
-        "baseline/gbm/held_out/auroc_difference": -0.02,
-        "baseline/gbm/held_out/auroc_difference/low": -0.04,
-        "baseline/gbm/held_out/auroc_difference/high": 0.01,
-        "baseline/gbm/held_out/auprc": 0.6,
-        "baseline/gbm/held_out/auprc_difference": -0.1,
-        "baseline/gbm/held_out/auprc_difference/low": -0.17,
-        "baseline/gbm/held_out/auprc_difference/high": -0.03,
-    }
-    first, second = downstream.judgement(metrics, "held_out")
-    assert first == "loses to gradient-boosted trees by 0.100 [0.030, 0.170] AUPRC"
-    assert second.startswith("cannot be told apart from gradient-boosted trees")
-
-
 def test_a_model_trained_for_the_task_is_judged_by_its_own_output_and_beside_its_probe(splits):
     own = {name: replace(s, logit=3.0 * s.features[:, 0] - 5.0) for name, s in splits.items()}
     scores = scored(fit_task(own["train"], own["tuning"]), own)
@@ -182,3 +152,31 @@ def test_a_model_trained_for_the_task_is_judged_by_its_own_output_and_beside_its
     calibrated = scores.probabilities["held_out"]["model"]
     assert abs(calibrated.mean() - held_out.label.mean()) < abs(raw.mean() - held_out.label.mean())
     assert baselines.title_of("model", metrics, "held_out") == "This model, fine-tuned"
+
+
+def test_the_average_with_the_trees_is_scored_and_its_gain_is_over_the_trees(fitted, splits):
+    scores = scored(fitted, splits)
+    held_out = scores.probabilities["held_out"]
+    mean = (held_out["model"] + held_out["gbm"]) / 2
+    np.testing.assert_allclose(held_out["trees_and_model"], mean)
+    metrics, key = scores.metrics, "baseline/trees_and_model/held_out"
+    assert metrics[f"{key}/auroc"] == pytest.approx(roc_auc_score(splits["held_out"].label, mean))
+    gain = metrics[f"{key}/auroc"] - metrics["baseline/gbm/held_out/auroc"]
+    assert metrics[f"{key}/auroc_gain"] == pytest.approx(gain)
+    assert f"{key}/auroc_difference" not in metrics
+    assert "averaged" in scores.verdicts[-1]
+
+
+def test_the_threshold_of_the_average_comes_from_tuning(fitted, splits):
+    tuning = splits["tuning"]
+    scores = scored(fitted, splits)
+    expected = choose_threshold(tuning.label, scores.probabilities["tuning"]["trees_and_model"])
+    assert scores.metrics["baseline/trees_and_model/threshold"] == expected
+
+
+def test_differences_at_a_threshold_use_the_threshold_of_each(fitted, splits):
+    metrics = scored(fitted, splits).metrics
+    for name in ("min_se_ppv", "event2"):
+        found = metrics[f"baseline/logistic/held_out/{name}_difference"]
+        rows = metrics[f"held_out/{name}"] - metrics[f"baseline/logistic/held_out/{name}"]
+        assert found == pytest.approx(rows)

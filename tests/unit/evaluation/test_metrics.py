@@ -6,9 +6,11 @@ from sklearn import metrics as reference
 
 from ehr_ray.evaluation.metrics import (
     METRICS,
+    Interval,
     binary_metrics,
     choose_threshold,
     paired_difference,
+    paired_differences,
     statistics,
     undefined,
 )
@@ -46,7 +48,7 @@ def test_a_weighted_metric_equals_the_metric_of_the_rows_repeated(ties):
     functions = statistics(y.astype(float), p, 0.4)
     direct = statistics(y[repeated].astype(float), p[repeated], 0.4)
     for name in METRICS:
-        if name == "ece":  # its bins belong to the split and stay fixed
+        if name in ("ece", "event2"):  # their bins belong to the split and stay fixed
             continue
         ours = functions[name](weights[None].astype(float))[0]
         assert ours == pytest.approx(direct[name](np.ones((1, repeated.size)))[0]), name
@@ -66,6 +68,70 @@ def test_ece_of_a_constant_probability_is_its_distance_from_the_prevalence():
     y = np.array([1, 0, 0, 0])
     constant = binary_metrics(y, np.full(4, 0.6), threshold=0.5, num_bootstrap=2)
     assert constant["ece"] == pytest.approx(0.35)
+
+
+def test_event2_of_twenty_rows_as_computed_by_hand():
+    """Deciles of two rows each: risk 0.05, 0.15, ..., 0.95, the upper half died."""
+    p = np.repeat(np.arange(10) / 10 + 0.05, 2)
+    y = np.repeat([0] * 5 + [1] * 5, 2)
+    # Of a decile at risk r: (O - 2 r)^2 / (2 r (1 - r) + 0.001); deciles 0..4 have O = 0.
+    lower = [(2 * r) ** 2 / (2 * r * (1 - r) + 0.001) for r in (0.05, 0.15, 0.25, 0.35, 0.45)]
+    expected = 2 * sum(lower) / (0.95 - 0.05)
+    assert expected == pytest.approx(8.5072, abs=1e-4)
+    ours = binary_metrics(y, p, threshold=0.5, num_bootstrap=2)["event2"]
+    assert ours == pytest.approx(expected)
+    order = np.random.default_rng(0).permutation(20)
+    again = binary_metrics(y[order], p[order], threshold=0.5, num_bootstrap=2)["event2"]
+    assert again == pytest.approx(expected)
+
+
+def test_event2_of_risks_that_come_true_is_zero_and_of_equal_risks_undefined():
+    p = np.repeat([0.1, 0.5, 0.9], 10)
+    y = np.concatenate([[1] + [0] * 9, [1, 0] * 5, [0] + [1] * 9])
+    exact = binary_metrics(y, p, threshold=0.5, num_bootstrap=2)
+    assert exact["event2"] == pytest.approx(0, abs=1e-12)
+    flat = binary_metrics(y, np.full(30, 0.5), threshold=0.5, num_bootstrap=2)
+    assert np.isnan(flat["event2"])
+    assert "event2" in undefined(flat)
+
+
+def test_risks_that_are_off_have_a_larger_event2_and_its_interval_holds_the_value():
+    rng = np.random.default_rng(0)
+    p = rng.uniform(0.05, 0.5, 2000)
+    y = rng.random(2000) < p
+    right = binary_metrics(y, p, threshold=0.5, num_bootstrap=200)
+    wrong = binary_metrics(y, np.minimum(1, 2 * p), threshold=0.5, num_bootstrap=200)
+    assert wrong["event2"] > 5 * right["event2"]
+    for found in (right, wrong):
+        assert found["event2/low"] <= found["event2"] <= found["event2/high"]
+
+
+def test_large_numbers_are_written_with_fewer_decimals():
+    assert str(Interval(0.85, 0.8, 0.9)) == "0.850 [0.800, 0.900]"
+    assert str(Interval(17.88, 9.0, 31.26)) == "17.9 [9.0, 31.3]"
+    assert str(Interval(-1.5, -40.0, 3.0)) == "-1.5 [-40.0, 3.0]"
+
+
+def test_only_the_metrics_asked_for_are_computed():
+    y, p = cohort(1)
+    found = binary_metrics(y, p, threshold=0.5, names=("auroc",), num_bootstrap=20)
+    assert set(found) == {"n", "auroc", "auroc/low", "auroc/high"}
+    whole = binary_metrics(y, p, threshold=0.5, num_bootstrap=20)
+    assert all(whole[name] == value for name, value in found.items())
+
+
+def test_differences_of_several_metrics_are_those_of_each():
+    y, p = cohort(4)
+    q = np.clip(p + np.random.default_rng(0).normal(0, 0.1, len(p)), 0, 1)
+    names = ("auroc", "min_se_ppv", "event2")
+    together = paired_differences(y, p, q, names, thresholds=(0.3, 0.4), num_bootstrap=40)
+    for name in names:
+        alone = paired_difference(y, p, q, name, thresholds=(0.3, 0.4), num_bootstrap=40)
+        assert together[name] == alone
+    first = binary_metrics(y, p, threshold=0.3, num_bootstrap=2)
+    second = binary_metrics(y, q, threshold=0.4, num_bootstrap=2)
+    for name in names:
+        assert together[name].value == pytest.approx(first[name] - second[name])
 
 
 def test_the_interval_agrees_with_a_plain_bootstrap():

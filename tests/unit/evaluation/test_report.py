@@ -10,11 +10,13 @@ import pytest
 from ehr_ray.evaluation import figures
 from ehr_ray.evaluation.collapse import embedding_diagnostics, latent_diagnostics
 from ehr_ray.evaluation.context import Rejected, ReportContext, SplitSize, Table
+from ehr_ray.evaluation.metrics import Interval
 from ehr_ray.evaluation.report import (
     PREDICTIONS,
     write_metrics,
     write_predictions,
     write_report,
+    write_results,
 )
 
 VOID = {"meta", "br", "img", "line", "circle", "link"}
@@ -190,3 +192,54 @@ def test_predictions_follow_the_meds_evaluation_schema(tmp_path):
     assert table["boolean_value"].to_pylist() == [True, False]
     assert table["predicted_boolean_probability"].to_pylist() == [0.9, 0.1]
     assert str(table["prediction_time"][1].as_py()) == "2010-01-02 12:30:00"
+
+
+def with_task_parts():
+    groups = Table(
+        ("Group", "AUROC, this model", "Verdict"),
+        (("sex: female", Interval(0.8, 0.7, 0.9), "loses"), ("sex: <male>", "too few", "")),
+        "By group.",
+    )
+    hours = Table(("Hour", "AUROC"), (("6 h", Interval(0.7, 0.6, 0.8)),))
+    sections = {"By subgroup: who is ranked well": groups, "By hour": hours}
+    gain = "baseline/trees_and_model/held_out"
+    found = metrics() | {f"{gain}/auroc": 0.88, f"{gain}/n": 800.0}
+    for end, value in (("", 0.01), ("/low", -0.001), ("/high", 0.02)):
+        found[f"{gain}/auroc_gain{end}"] = value
+    found |= {"baseline/gbm/held_out/n": 800.0}
+    return replace(full(), sections=sections, metrics=found)
+
+
+def test_hours_and_subgroups_follow_the_comparison(tmp_path):
+    path = write_report(tmp_path, with_task_parts())
+    _, text = read(path)
+    order = ["Beside the baselines", "By hour", "By subgroup: who", "Did it collapse?"]
+    places = [text.index(part) for part in order]
+    assert places == sorted(places)
+    assert "0.800 0.700–0.900" in text
+    assert "sex: &lt;male&gt;" in path.read_text()
+    assert '<td class="word bad">loses</td>' in path.read_text()
+
+
+def test_the_average_with_the_trees_is_shown_by_its_gain(tmp_path):
+    _, text = read(write_report(tmp_path, with_task_parts()))
+    assert "The trees and this model, averaged" in text
+    assert "no gain shown" in text
+    assert "The gradient-boosted trees win on: AUROC (-0.031 [-0.052, -0.010])" in text
+
+
+def test_the_results_are_a_page_of_markdown_and_a_csv(tmp_path):
+    write_results(tmp_path, with_task_parts())
+    text = (tmp_path / "results.md").read_text()
+    assert "mortality on held_out: 800 rows, 14.0% positive." in text
+    assert "loses -0.031 [-0.052, -0.010]" in text
+    assert "The gradient-boosted trees win on: AUROC" in text
+    for heading in ("Beside the baselines", "By hour", "By subgroup: who is ranked well"):
+        assert f"## {heading}\n" in text
+    assert "held_out,all,gbm,auroc,0.871," in (tmp_path / "results.csv").read_text()
+
+
+def test_the_results_of_a_cohort_without_labels_say_so(tmp_path):
+    write_results(tmp_path, ReportContext(title="bare"))
+    assert "no labels: nothing was compared" in (tmp_path / "results.md").read_text()
+    assert (tmp_path / "results.csv").read_text().count("\n") == 1
