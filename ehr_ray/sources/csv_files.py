@@ -32,10 +32,11 @@ def csv_columns(path: str) -> list[str]:
 
 
 def read_csv(
-    root: str, name: str, columns: list[str]
+    root: str, name: str, columns: list[str], *, block_bytes: int | None = None
 ) -> Iterator[tuple[pa.Table, npt.NDArray[np.int64], Rejects]]:
-    """Yield (columns as strings, line of each row from 1, malformed rows) about 16 MB at a time.
+    """Yield (columns as strings, line of each row from 1, malformed rows), a block at a time.
 
+    The reader runs up to 32 blocks ahead, so `block_bytes` decides how much of a long file is held.
     Malformed rows have too many or too few cells; the last piece may hold nothing else. Lines are
     counted in records, so a quoted line break counts once. Raises `pa.ArrowException` or `OSError`
     on a damaged file.
@@ -53,7 +54,7 @@ def read_csv(
     reader = pa_csv.open_csv(
         path,
         # Threads would leave the numbers of skipped rows unknown.
-        read_options=pa_csv.ReadOptions(use_threads=False, block_size=BLOCK_BYTES),
+        read_options=pa_csv.ReadOptions(use_threads=False, block_size=block_bytes or BLOCK_BYTES),
         parse_options=pa_csv.ParseOptions(
             delimiter=_delimiter(path),
             newlines_in_values=True,

@@ -26,6 +26,7 @@ FILES_PER_UNIT: Final = 2_000
 
 SOURCES: Final = {
     "physionet2012": "ehr_ray.sources.physionet2012",
+    "mimic-iv": "ehr_ray.sources.mimic_iv",
     "meds": "ehr_ray.sources.meds",
     "patient-parquet": "ehr_ray.sources.patient_parquet",
     "table": "ehr_ray.sources.table",

@@ -84,6 +84,15 @@ def assign_buckets(ids: npt.NDArray[np.int64]) -> npt.NDArray[np.uint16]:
     return (_mix(~ids.view(np.uint64)) % np.uint64(NUM_BUCKETS)).astype(np.uint16)
 
 
+def sample_positions(ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """Return a number in [0, 1) for each id, independent of its split and its bucket.
+
+    Those below f are a sample of about that share, in which a smaller sample is contained.
+    """
+    mixed = _mix(_mix(ids.view(np.uint64)))
+    return (mixed >> np.uint64(11)).astype(np.float64) / 2.0**53
+
+
 def _mix(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     """Return splitmix64 of each element (Steele et al. 2014)."""
     with np.errstate(over="ignore"):

@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +34,9 @@ from ehr_ray.sources.splits import (
 )
 
 NUM_KEYS = len(SPLITS) * NUM_BUCKETS
+MAPPED_ROWS: Final = 1 << 20
+"""Rows of a part after which it is mapped anew: pages that were touched count as memory."""
+
 STAGED = pa.schema([pa.field("key", pa.uint16()), *EVENTS])
 
 
@@ -146,14 +149,20 @@ def _own_splits(column: pa.ChunkedArray) -> npt.NDArray[np.uint8]:
 
 def read_keys(part: Path, first: int, last: int) -> Iterator[pa.RecordBatch]:
     """Yield the part's rows whose key is in [first, last], in order, without reading the rest."""
-    with pa.memory_map(str(part / "events.arrow")) as file:
-        reader = pa.ipc.open_file(file)
-        for i in range(reader.num_record_batches):
-            batch = reader.get_batch(i)
-            start, stop = np.searchsorted(batch["key"].to_numpy(), [first, last + 1])
-            if stop > start:
-                # A copy, so that the file is unmapped before the next part is opened.
-                yield batch.select(EVENTS.names).take(pa.array(np.arange(start, stop)))
+    number = 0
+    while True:
+        with pa.memory_map(str(part / "events.arrow")) as file:
+            reader = pa.ipc.open_file(file)
+            mapped = 0
+            while number < reader.num_record_batches and mapped < MAPPED_ROWS:
+                batch = reader.get_batch(number)
+                number, mapped = number + 1, mapped + len(batch)
+                start, stop = np.searchsorted(batch["key"].to_numpy(), [first, last + 1])
+                if stop > start:
+                    # A copy, so that nothing holds the mapping once the file is closed.
+                    yield batch.select(EVENTS.names).take(pa.array(np.arange(start, stop)))
+            if number >= reader.num_record_batches:
+                return
 
 
 def side_table(part: Path, name: str) -> pa.Table | None:

@@ -10,6 +10,7 @@ from ehr_ray.sources.splits import (
     assign_buckets,
     assign_splits,
     parse_splits,
+    sample_positions,
 )
 
 MASK = 2**64 - 1
@@ -80,3 +81,15 @@ def test_a_share_of_zero_stays_empty():
 def test_bad_splits_are_refused(text):
     with pytest.raises(InputError, match="--splits"):
         parse_splits(text, 0)
+
+
+def test_a_sample_is_nested_and_independent_of_split_and_bucket():
+    subjects = np.arange(1_000_000, dtype=np.int64)
+    position = sample_positions(subjects)
+    assert 0 <= position.min() <= position.max() < 1
+    tenth = position < 0.1
+    assert abs(tenth.mean() - 0.1) < 0.003
+    train = assign_splits(subjects, SplitPolicy((0.5, 0.25, 0.25))) == 0
+    assert abs(train[tenth].mean() - 0.5) < 0.005
+    assert abs((assign_buckets(subjects)[tenth] < NUM_BUCKETS // 2).mean() - 0.5) < 0.005
+    assert (sample_positions(subjects[::-1]) == position[::-1]).all()

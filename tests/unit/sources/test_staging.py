@@ -52,6 +52,22 @@ def test_rows_are_found_by_split_and_bucket_in_source_order(stage):
     np.testing.assert_array_equal(counts, np.bincount(keys, minlength=len(counts)))
 
 
+def test_a_part_that_is_mapped_piece_by_piece_gives_the_same(stage, monkeypatch):
+    ids = np.random.default_rng(0).integers(0, 300, 5000)
+    (part,) = stage([Chunk(events(piece)) for piece in np.split(ids, 10)])
+    last = 3 * NUM_BUCKETS
+    whole = pa.Table.from_batches(read_keys(part, 0, last), EVENTS)
+    maps = []
+    monkeypatch.setattr(
+        "ehr_ray.sources.staging.pa.memory_map",
+        lambda path, memory_map=pa.memory_map: maps.append(path) or memory_map(path),
+    )
+    monkeypatch.setattr("ehr_ray.sources.staging.MAPPED_ROWS", 1200)
+    assert pa.Table.from_batches(read_keys(part, 0, last), EVENTS).equals(whole)
+    assert len(maps) == 4
+    assert len(whole) == 5000
+
+
 def test_a_split_that_the_source_says_wins_unless_splits_are_asked(stage):
     chunk = Chunk(events([1, 2, 3], ["valid", "test", None]))
     (part,) = stage([chunk])

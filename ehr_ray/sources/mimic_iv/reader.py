@@ -1,0 +1,119 @@
+"""A folder of MIMIC-IV -> units of work, and a unit -> chunks."""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ehr_ray.errors import InputError
+from ehr_ray.sources.mimic_iv.events import block_events
+from ehr_ray.sources.mimic_iv.options import MimicIvOptions
+from ehr_ray.sources.mimic_iv.people import people
+from ehr_ray.sources.mimic_iv.registry import Registry, load, read_patients
+from ehr_ray.sources.mimic_iv.rows import read_blocks
+from ehr_ray.sources.mimic_iv.tables import ADMISSIONS, BY_NAME, PATIENTS, STAYS, TABLES, Table
+from ehr_ray.sources.mimic_iv.tasks import labels
+from ehr_ray.sources.mimic_iv.titles import describe, read_titles
+from ehr_ray.sources.parquet_files import READ_ERRORS
+from ehr_ray.sources.rejects import Rejects
+from ehr_ray.sources.source import Chunk, Unit
+
+log = logging.getLogger(__name__)
+
+SUFFIXES: Final = (".csv", ".csv.gz")
+CHUNK_ROWS: Final = 1 << 18
+"""Rows of a table without its blocks' gaps: few subjects may be kept of each."""
+
+LABELS: Final = "labels"
+
+
+def units(path: Path, options: MimicIvOptions) -> list[Unit]:
+    """List the patients, the tables that are there, and the labels.
+
+    Says once which tables are not there. Raises `InputError` where one is that nothing can do
+    without.
+    """
+    files = {name: file for name in _names() if (file := _file(path, name)) is not None}
+    wanted = [PATIENTS.name, ADMISSIONS.name]
+    if options.label_start == "icu":
+        wanted.append(STAYS.name)
+    for name in wanted:
+        if name not in files:
+            raise InputError(
+                f"--input {path}: no {name}.csv or {name}.csv.gz; give the folder of MIMIC-IV "
+                "(2.x or 3.x) that holds hosp/ and icu/"
+            )
+    if missing := [name for name in _names() if name not in files]:
+        log.warning("%s: not there, left out: %s", path, ", ".join(missing))
+    base = (files[PATIENTS.name], files[ADMISSIONS.name])
+    found = [Unit(str(path), base[:1], PATIENTS.name, uses=base)]
+    for table in TABLES:
+        if table.name in files:
+            titles = {t.table: files[t.table] for t in table.titles if t.table in files}
+            uses = (*base, *titles.values())
+            found.append(Unit(str(path), (files[table.name],), table.name, uses=uses))
+    stays = (files[STAYS.name],) if options.label_start == "icu" else ()
+    return [*found, Unit(str(path), (), LABELS, uses=(*base, *stays))]
+
+
+def _names() -> list[str]:
+    titles = [titles.table for table in TABLES for titles in table.titles]
+    return list(dict.fromkeys([*BY_NAME, *titles]))
+
+
+def _file(root: Path, name: str) -> str | None:
+    """Return a table's file below the folder; plain wins over compressed."""
+    return next((name + end for end in SUFFIXES if (root / (name + end)).is_file()), None)
+
+
+def read(unit: Unit, options: MimicIvOptions) -> Iterator[Chunk]:
+    """Yield the events of a table, about 260,000 rows at a time, or all labels."""
+    patients, admissions, *others = unit.uses
+    registry = load(unit.root, patients, admissions, options)
+    if unit.kind == LABELS:
+        yield Chunk(labels=labels(registry, options, unit.root, *others or (None,)))
+    elif unit.kind == PATIENTS.name:
+        yield read_patients(unit.root, patients)[1]
+        yield Chunk(events=people(registry))
+    else:
+        yield from _table(unit, BY_NAME[unit.kind], registry)
+
+
+def _table(unit: Unit, table: Table, registry: Registry) -> Iterator[Chunk]:
+    name = unit.files[0]
+    titles = {file.removesuffix(".gz").removesuffix(".csv"): file for file in unit.uses[2:]}
+    words = read_titles(unit.root, titles, table)
+    # A bad admission may be why its subject is not kept, so it is told whosever it is.
+    everyone = replace(registry, kept=np.ones_like(registry.kept))
+    checked = everyone if table is ADMISSIONS else registry
+    seen: set[str] = set()
+    pending: list[Chunk] = []
+    try:
+        for block in read_blocks(unit.root, name, table, checked):
+            block.keep(registry.look_up(block.columns["subject_id"])[1])
+            events = block_events(block, table, registry)
+            seen.update(pc.unique(events["code"]).to_pylist())
+            pending.append(Chunk(events, {}, block.rejects.table(), block.rows_read))
+            if sum(len(chunk.events) + len(chunk.rejects) for chunk in pending) >= CHUNK_ROWS:
+                yield _joined(pending)
+                pending = []
+    except READ_ERRORS as error:
+        damaged = Rejects()
+        damaged.file(name, f"unreadable: {error}")
+        pending.append(Chunk(rejects=damaged.table()))
+    yield _joined([*pending, Chunk(files_read=1, codes=describe(seen, words))])
+
+
+def _joined(chunks: list[Chunk]) -> Chunk:
+    return Chunk(
+        events=pa.concat_tables([chunk.events for chunk in chunks]),
+        rejects=pa.concat_tables([chunk.rejects for chunk in chunks]),
+        rows_read=sum(chunk.rows_read for chunk in chunks),
+        files_read=chunks[-1].files_read,
+        codes=chunks[-1].codes,
+    )

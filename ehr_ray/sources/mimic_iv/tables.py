@@ -1,0 +1,217 @@
+"""The tables of MIMIC-IV that are read, their columns, and the events that a row gives.
+
+Codes follow the public MEDS conversion of MIMIC-IV: parts joined by `//`, `UNK` for a blank one.
+They differ from it where its events would be known too early or could not be told apart:
+
+- A quantity's code ends in its unit, infusions included.
+- A chart entry without a number is left out, since its words are not kept. A laboratory test
+  without one is an event without value, for that it was ordered says something.
+- An infusion starts with its rate and ends with its amount, which is known only then.
+- ICD procedures have a date alone. They stand at its end (23:59:59), or at discharge if that is
+  earlier on the day; midnight would put them before the day's measurements.
+- ICD diagnoses are billed after the stay and stand at discharge.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from ehr_ray.sources.mimic_iv.columns import Kind
+
+DISCHARGE: Final = "discharge"
+"""A column that is made: when the admission `hadm_id` ended."""
+
+DAY_END: Final = "day_end"
+"""A column that is made: the end of `chartdate`, or the discharge earlier on that day."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """An event that each row of a table gives.
+
+    Args:
+        code: words and `{column}`s.
+        time: its column; a row where it is blank gives no such event.
+        value: its column, if it has a value.
+        not_before: a time that it is moved to where it is earlier, as mistyped ends are.
+    """
+
+    code: str
+    time: str
+    value: str | None = None
+    not_before: str | None = None
+
+
+@dataclass(frozen=True)
+class Titles:
+    """Where the words for a table's codes stand: the rows of `table` with its `key` columns.
+
+    The key is what follows `prefix` in a code; `text` are the columns with the words.
+    """
+
+    table: str
+    prefix: str
+    key: tuple[str, ...]
+    text: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table that is read.
+
+    Args:
+        name: as its file without the ending.
+        columns: name -> kind, followed by `?` where it may be blank. `subject_id` is always read.
+        events: what a row gives.
+        titles: where its codes are explained.
+        present: a column without which a row is passed over.
+        status: a column that says a row was never carried out, if the table has it.
+    """
+
+    name: str
+    columns: Mapping[str, str]
+    events: tuple[Event, ...] = ()
+    titles: tuple[Titles, ...] = ()
+    present: str | None = None
+    status: str | None = None
+
+    def kind(self, column: str) -> tuple[Kind, bool]:
+        """Return (kind, whether it may be blank)."""
+        text = self.columns[column]
+        kind: Kind = text.removesuffix("?")  # type: ignore[assignment]
+        return kind, text.endswith("?")
+
+
+NEVER_DONE: Final = "Rewritten"
+"""Value of `statusdescription`: entered by mistake, not given to the patient."""
+
+PATIENTS: Final = Table(
+    "hosp/patients",
+    {"gender": "text?", "anchor_age": "number", "anchor_year": "whole", "dod": "time?"},
+)
+ADMISSIONS: Final = Table(
+    "hosp/admissions",
+    {
+        "hadm_id": "whole",
+        "admittime": "time",
+        "dischtime": "time",
+        "deathtime": "time?",
+        "edregtime": "time?",
+        "edouttime": "time?",
+        "admission_type": "text?",
+        "admission_location": "text?",
+        "discharge_location": "text?",
+        "hospital_expire_flag": "number?",
+    },
+    (
+        Event("ED_REGISTRATION", "edregtime"),
+        Event("ED_OUT", "edouttime", not_before="edregtime"),
+        Event("HOSPITAL_ADMISSION//{admission_type}//{admission_location}", "admittime"),
+        Event("HOSPITAL_DISCHARGE//{discharge_location}", "dischtime", not_before="admittime"),
+    ),
+)
+STAYS: Final = Table(
+    "icu/icustays",
+    {
+        "hadm_id": "whole",
+        "stay_id": "whole",
+        "intime": "time",
+        "outtime": "time?",
+        "first_careunit": "text?",
+        "last_careunit": "text?",
+    },
+    (
+        Event("ICU_ADMISSION//{first_careunit}", "intime"),
+        Event("ICU_DISCHARGE//{last_careunit}", "outtime", not_before="intime"),
+    ),
+)
+
+
+def _items(prefix: str) -> tuple[Titles, ...]:
+    return (Titles("icu/d_items", prefix, ("itemid",), ("label",)),)
+
+
+def _icd(prefix: str, table: str) -> tuple[Titles, ...]:
+    return (Titles(table, prefix, ("icd_version", "icd_code"), ("long_title",)),)
+
+
+TABLES: Final = (
+    ADMISSIONS,
+    Table(
+        "hosp/transfers",
+        {"eventtype": "text?", "careunit": "text?", "intime": "time"},
+        (Event("TRANSFER_TO//{eventtype}//{careunit}", "intime"),),
+    ),
+    STAYS,
+    Table(
+        "icu/chartevents",
+        {"charttime": "time", "itemid": "whole", "valuenum": "number?", "valueuom": "text?"},
+        (Event("LAB//{itemid}//{valueuom}", "charttime", "valuenum"),),
+        _items("LAB"),
+        present="valuenum",
+    ),
+    Table(
+        "hosp/labevents",
+        {"charttime": "time", "itemid": "whole", "valuenum": "number?", "valueuom": "text?"},
+        (Event("LAB//{itemid}//{valueuom}", "charttime", "valuenum"),),
+        (Titles("hosp/d_labitems", "LAB", ("itemid",), ("label", "fluid")),),
+    ),
+    Table(
+        "hosp/diagnoses_icd",
+        {"hadm_id": "whole", "icd_version": "whole", "icd_code": "text"},
+        (Event("DIAGNOSIS//ICD//{icd_version}//{icd_code}", DISCHARGE),),
+        _icd("DIAGNOSIS//ICD", "hosp/d_icd_diagnoses"),
+    ),
+    Table(
+        "hosp/procedures_icd",
+        {"hadm_id": "whole", "chartdate": "time", "icd_version": "whole", "icd_code": "text"},
+        (Event("PROCEDURE//ICD//{icd_version}//{icd_code}", DAY_END),),
+        _icd("PROCEDURE//ICD", "hosp/d_icd_procedures"),
+    ),
+    Table(
+        "icu/procedureevents",
+        {"starttime": "time", "endtime": "time?", "itemid": "whole"},
+        (
+            Event("PROCEDURE//START//{itemid}", "starttime"),
+            Event("PROCEDURE//END//{itemid}", "endtime", not_before="starttime"),
+        ),
+        _items("PROCEDURE//START") + _items("PROCEDURE//END"),
+        status="statusdescription",
+    ),
+    Table(
+        "hosp/prescriptions",
+        {"starttime": "time?", "stoptime": "time?", "drug": "text?"},
+        (
+            Event("MEDICATION//START//{drug}", "starttime"),
+            Event("MEDICATION//STOP//{drug}", "stoptime", not_before="starttime"),
+        ),
+    ),
+    Table(
+        "icu/inputevents",
+        {
+            "starttime": "time",
+            "endtime": "time?",
+            "itemid": "whole",
+            "rate": "number?",
+            "rateuom": "text?",
+            "amount": "number?",
+            "amountuom": "text?",
+        },
+        (
+            Event("INFUSION_START//{itemid}//{rateuom}", "starttime", "rate"),
+            Event("INFUSION_END//{itemid}//{amountuom}", "endtime", "amount", "starttime"),
+        ),
+        _items("INFUSION_START") + _items("INFUSION_END"),
+        status="statusdescription",
+    ),
+    Table(
+        "icu/outputevents",
+        {"charttime": "time", "itemid": "whole", "value": "number?", "valueuom": "text?"},
+        (Event("SUBJECT_FLUID_OUTPUT//{itemid}//{valueuom}", "charttime", "value"),),
+        _items("SUBJECT_FLUID_OUTPUT"),
+        present="value",
+    ),
+)
+"""Every table that gives events by the row, in the order in which events of one minute stand."""
+
+BY_NAME: Final = {table.name: table for table in (PATIENTS, *TABLES)}
