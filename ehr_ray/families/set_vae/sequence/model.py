@@ -91,6 +91,28 @@ class SeqSetVAE(nn.Module):
         pieces = chunks.by_size(batch, self.config.chunk_tokens) if pieces is None else pieces
         return self.expect(batch, *self.encode(batch, seed, pieces))
 
+    def task_beliefs(self, batch: Batch, seed: int | None) -> Beliefs:
+        """Return `beliefs` for a task: the encoder's gradient flows through a draw of sets alone.
+
+        Most of a step's cost is the gradient through every set of a stay; `learn_sets` of them
+        tell the encoder as much on average, the others are encoded without.
+        """
+        limit = self.config.learn_sets
+        if seed is None or limit is None or int(batch["num_sets"].max()) <= limit:
+            return self.beliefs(batch, seed)
+        drawn = perturb.drawn_sets(batch, limit, seed + 1)
+        found, indices = [], []
+        for which, graded in ((drawn, torch.is_grad_enabled()), (~drawn, False)):
+            places = which.nonzero().squeeze(1)
+            sets = chunks.chosen(batch, places)
+            with torch.set_grad_enabled(graded):
+                found.append(
+                    self.encode(sets, seed, chunks.by_size(sets, self.config.chunk_tokens))
+                )
+            indices.append(places)
+        mu, logvar = (chunks.joined(list(parts), indices) for parts in zip(*found, strict=True))
+        return self.expect(batch, mu, logvar)
+
     def encode(self, batch: Batch, seed: int | None, pieces: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Return mean and log-variance of q(z_t | x_t), [M, D]."""
         mus, logvars = [], []
