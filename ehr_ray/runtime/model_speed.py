@@ -120,7 +120,9 @@ class _Step:
 
 def _timed_steps(trainer: _Trainer, steps: int) -> tuple[list[_Step], list[list[Batch]]]:
     """Take steps with the loader at work; its thread's CPU time is not counted."""
-    done, kept, batches = [], [], trainer.batches()
+    done: list[_Step] = []
+    kept: list[list[Batch]] = []
+    batches = trainer.batches()
     for number in range(WARM + steps):
         asked = time.perf_counter()
         micro = next(batches)

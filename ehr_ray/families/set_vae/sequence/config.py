@@ -33,6 +33,11 @@ class SeqSetVAEConfig(SetConfig):
     All sets are encoded and have a divergence; a draw leaves the reconstruction unbiased. In
     validation it is the same draw each time.
     """
+    learn_sets: PositiveInt | None = 16
+    """Sets drawn from each patient through which a task trains the encoder at a step; null: all.
+
+    The representation is of all sets; the others are encoded without a gradient.
+    """
     embed: tuple[Part, ...] = ("sets", "quarters", "history")
     """What an embedding joins: the posterior means pooled over sets (`pool`), their means in each
     quarter of the time from the origin to the last set, the prior's last state."""

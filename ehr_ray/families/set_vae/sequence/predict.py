@@ -29,7 +29,7 @@ def predict(model: SeqSetVAE, batch: Batch) -> Batch:
 
 def represent(model: SeqSetVAE, batch: Batch, seed: int | None) -> Tensor:
     """Return the embedding for a task's head; with a seed values are hidden and shaken first."""
-    return _joined(model.config, model.beliefs(batch, seed), batch)
+    return _joined(model.config, model.task_beliefs(batch, seed), batch)
 
 
 def represent_width(config: SeqSetVAEConfig) -> int:

@@ -240,10 +240,26 @@ def test_a_draw_of_sets_leaves_the_expected_error_of_all(make_model, make_row, m
     assert (sums.mean() - whole.sum).abs() < 0.1 * whole.sum
 
 
-def test_evaluation_decodes_every_set(make_model, batch):
-    model = make_model(decode_sets=1)
-    assert model.eval()(batch, 1)["decoded"].all()
-    assert model.train()(batch, 1)["decoded"].sum() == 3
+def test_one_set_of_each_patient_is_decoded_where_the_config_says_so(make_model, batch):
+    for mode in (True, False):
+        assert make_model(decode_sets=1).train(mode)(batch, 1)["decoded"].sum() == 3
+        assert make_model(decode_sets=None).train(mode)(batch, 1)["decoded"].all()
+
+
+def test_a_task_trains_the_encoder_through_drawn_sets_and_sees_them_all(make_model, batch):
+    few, whole = make_model(learn_sets=1), make_model(learn_sets=None)
+    whole.load_state_dict(few.state_dict())
+    ours, theirs = few.task_beliefs(batch, 5), whole.task_beliefs(batch, 5)
+    torch.testing.assert_close(ours.post_mu, theirs.post_mu, rtol=1e-4, atol=1e-5)
+    ours.post_mu.sum().backward()
+    theirs.post_mu.sum().backward()
+    name = "sets.posterior.0.weight"
+    assert few.get_parameter(name).grad.norm() > 0
+    assert not torch.allclose(few.get_parameter(name).grad, whole.get_parameter(name).grad)
+    prior = "prior.expect.out.weight"
+    torch.testing.assert_close(
+        few.get_parameter(prior).grad, whole.get_parameter(prior).grad, rtol=1e-3, atol=1e-4
+    )
 
 
 @pytest.fixture
