@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 SUFFIXES: Final = (".csv", ".csv.gz")
 CHUNK_ROWS: Final = 1 << 18
-"""Rows of a table without its blocks' gaps: few subjects may be kept of each."""
+"""Events of several blocks that make a chunk."""
 
 LABELS: Final = "labels"
 
@@ -93,23 +93,31 @@ def _table(unit: Unit, table: Table, registry: Registry) -> Iterator[Chunk]:
     checked = everyone if table is ADMISSIONS else registry
     seen: set[str] = set()
     pending: list[Chunk] = []
+    size = passed_over = 0
     try:
         for block in read_blocks(unit.root, name, table, checked):
             block.keep(registry.look_up(block.columns["subject_id"])[1])
             events = block_events(block, table, registry)
+            if not len(events) + len(block.rejects):
+                # A small sample leaves nothing of most blocks, of which there are thousands.
+                passed_over += block.rows_read
+                continue
             seen.update(pc.unique(events["code"]).to_pylist())
             pending.append(Chunk(events, {}, block.rejects.table(), block.rows_read))
-            if sum(len(chunk.events) + len(chunk.rejects) for chunk in pending) >= CHUNK_ROWS:
+            size += len(events) + len(block.rejects)
+            if size >= CHUNK_ROWS:
                 yield _joined(pending)
-                pending = []
+                pending, size = [], 0
     except READ_ERRORS as error:
         damaged = Rejects()
         damaged.file(name, f"unreadable: {error}")
         pending.append(Chunk(rejects=damaged.table()))
-    yield _joined([*pending, Chunk(files_read=1, codes=describe(seen, words))])
+    end = Chunk(rows_read=passed_over, files_read=1, codes=describe(seen, words))
+    yield _joined([*pending, end])
 
 
 def _joined(chunks: list[Chunk]) -> Chunk:
+    """Return one chunk of several, of which the last may end the file."""
     return Chunk(
         events=pa.concat_tables([chunk.events for chunk in chunks]),
         rejects=pa.concat_tables([chunk.rejects for chunk in chunks]),

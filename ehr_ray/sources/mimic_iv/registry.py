@@ -230,9 +230,11 @@ def select(registry: Registry, options: MimicIvOptions) -> Mask:
         order = order[kept[order]]
         kept[order[np.cumsum(count[order]) > options.max_admissions]] = False
     if not kept.any():
+        most = options.max_admissions
+        also = "" if most is None else f" --max-admissions {most}"
         raise InputError(
             f"none of {len(kept)} patients is kept by --sample-frac {options.sample_frac:g} "
             f"--min-seq-length {options.min_seq_length} (of {options.seq_unit}; the longest is "
-            f"{length.max(initial=0):g}) --max-admissions {options.max_admissions}: ask for less"
+            f"{length.max(initial=0):g}){also}: ask for less"
         )
     return kept

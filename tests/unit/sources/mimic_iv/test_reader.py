@@ -12,6 +12,7 @@ import pytest
 
 from ehr_ray.errors import InputError
 from ehr_ray.events.schema import is_origin
+from ehr_ray.sources.cohort import RECORD
 from ehr_ray.sources.mimic_iv import reader, rows
 from ehr_ray.sources.mimic_iv.options import MimicIvOptions
 from ehr_ray.sources.mimic_iv.reader import read, units
@@ -236,7 +237,9 @@ def test_a_damaged_table_is_quarantined_whole(mimic, cohort):
     assert reason.startswith("unreadable: ")
 
 
-def test_a_sample_holds_all_of_its_subjects_and_nothing_of_others(mimic, cohort, events_of):
+def test_a_sample_holds_all_of_its_subjects_and_nothing_of_others(
+    mimic, cohort, events_of, monkeypatch
+):
     ids = range(1, 61)
     tables = {
         "hosp/patients": [f"{i},F,60,2150,2011 - 2013," for i in ids],
@@ -257,8 +260,10 @@ def test_a_sample_holds_all_of_its_subjects_and_nothing_of_others(mimic, cohort,
     assert set(written(sample)) == {line for line in written(whole) if int(line.split()[0]) in kept}
     labelled = pq.read_table(path / "labels/mortality.parquet")["subject_id"].to_pylist()
     assert set(labelled) == kept
+    monkeypatch.setattr(rows, "BLOCK_BYTES", 300)
     again = cohort("mimic-iv", folder, name="again", sample_frac=0.3)
     assert contents(again) == contents(path)
+    assert (again / RECORD).read_bytes() == (path / RECORD).read_bytes()
 
 
 def test_units_are_one_a_table_and_name_what_they_read(mimic):
