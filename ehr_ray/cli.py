@@ -308,20 +308,28 @@ def _embed(verbs: Any) -> None:
 
 def _benchmark(verbs: Any) -> None:
     def run(args: Arguments) -> None:
-        from ehr_ray.runtime.benchmark import benchmark
+        from ehr_ray.runtime.benchmark import MODEL, benchmark
 
-        benchmark(args.output, cohort=args.cohort, only=args.only, verbose=args.verbose)
+        given = {"cohort": args.cohort, "only": args.only, "verbose": args.verbose}
+        if args.config is not None:
+            from ehr_ray.config import load
+
+            given |= {"only": args.only or MODEL, "experiment": load(args.config, args.overrides)}
+        benchmark(args.output, **given)
 
     parser = _add(
         verbs,
         "benchmark",
         run,
-        "measure speed as ratios within one run: LVCF, loading, training bare and on Ray",
-        "ehr-ray benchmark --output benchmark.json",
+        "measure speed as ratios within one run: LVCF, loading, training bare and on Ray, a model",
+        "ehr-ray benchmark --output benchmark.json\n"
+        "  ehr-ray benchmark --config configs/benchmark/set_vae.yaml data.cohort=cohorts/p12",
     )
     parser.add_argument("--output", type=Path, default=Path("benchmark.json"), help="JSON file")
     parser.add_argument("--cohort", type=Path, help="cohort to measure on; default is synthetic")
     parser.add_argument("--only", help="parts to run: a,b,c")
+    parser.add_argument("--config", help="experiment whose training speed is measured (part model)")
+    parser.add_argument("overrides", nargs="*", metavar="path=value", help="changes to the config")
 
 
 def _screen() -> Any:

@@ -4,6 +4,7 @@ Each part compares two ways of doing the same work, in turn, on the same data, w
 threads; a ratio is that of medians. Times are wall seconds unless a name says CPU.
 """
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -27,6 +28,7 @@ from ehr_ray.events.patients import Patient, cohort_shards, read_patients
 from ehr_ray.runtime.datasets import Prepared, codes_table, prepared, vocabulary_of
 from ehr_ray.runtime.expand import ShardExpander
 from ehr_ray.runtime.ingest import ingest
+from ehr_ray.runtime.model_speed import model_speed
 from ehr_ray.runtime.progress import Screen
 from ehr_ray.runtime.session import session
 from ehr_ray.runtime.trainer import fit
@@ -36,35 +38,58 @@ from ehr_ray.train.task import family_of
 
 Numbers = dict[str, float]
 WINDOW = 2880.0
+MODEL = "model"
+"""The part that takes a config: `model_speed`."""
 WARM_STEPS = 5
 """First steps of a run, in which memory is still being touched, that are not counted."""
 
 
 def benchmark(
-    output: Path, *, cohort: Path | None = None, only: str | None = None, verbose: bool = False
+    output: Path,
+    *,
+    cohort: Path | None = None,
+    only: str | None = None,
+    verbose: bool = False,
+    experiment: Experiment | None = None,
 ) -> dict[str, Numbers]:
-    """Run the parts, print a table, write JSON; return what was measured."""
-    chosen = list(PARTS) if only is None else only.split(",")
+    """Run the parts, print a table, write JSON; return what was measured.
+
+    The part `model` measures `experiment`, on its own cohort unless another is given; without one
+    it measures the SetVAE the other parts train.
+    """
+    chosen = [*PARTS] if only is None else only.split(",")
     for name in chosen:
-        if name not in PARTS:
-            raise ConfigError(f"--only {name}: no such part; known: {', '.join(PARTS)}")
+        if name not in (*PARTS, MODEL):
+            raise ConfigError(f"--only {name}: no such part; known: {', '.join((*PARTS, MODEL))}")
     screen = Screen()
     results: dict[str, Numbers] = {}
     with tempfile.TemporaryDirectory(prefix="ehr_ray-benchmark-") as scratch:
         place = Path(scratch)
+        if cohort is None and experiment is not None and chosen == [MODEL]:
+            cohort = Path(experiment.data.cohort)
         if cohort is None:
             cohort = place / "cohort"
             ingest("synthetic", None, cohort, progress=screen.passing)
-        with session(verbose=verbose):
+        with contextlib.nullcontext() if chosen == [MODEL] else session(verbose=verbose):
             for name in chosen:
                 screen.passing(f"benchmark: {name}")
-                results[name] = PARTS[name](cohort, place)
+                results[name] = (
+                    _model(experiment, cohort, place)
+                    if name == MODEL
+                    else PARTS[name](cohort, place)
+                )
                 _show(screen, name, results[name])
     output.parent.mkdir(parents=True, exist_ok=True)
     content = {"cores": os.cpu_count(), "torch": torch.__version__, "parts": results}
     output.write_text(json.dumps(content, indent=2) + "\n")
     screen.say(f"written: {output}")
     return results
+
+
+def _model(experiment: Experiment | None, cohort: Path, place: Path) -> Numbers:
+    experiment = _experiment(cohort, place, MODEL) if experiment is None else experiment
+    data = replace(experiment.data, cohort=str(cohort.absolute()))
+    return model_speed(replace(experiment, data=data, output=str(place / "runs")))
 
 
 def lvcf(cohort: Path, place: Path) -> Numbers:  # noqa: ARG001
@@ -303,5 +328,5 @@ def _median(function: Callable[[], Any], rounds: int, clock: Callable[[], float]
 
 def _show(screen: Screen, name: str, numbers: Numbers) -> None:
     for key, value in numbers.items():
-        screen.say(f"{name:10} {key:45} {value:12.4g}")
+        screen.say(f"{name:10} {key:52} {value:12.4g}")
         name = ""

@@ -1,4 +1,4 @@
-"""`benchmark --only model`: how fast a config trains in one process, on one thread.
+"""`benchmark --config`: how fast a config trains in one process, on one thread.
 
 Steps are the training loop's own: forward, backward, clipping and optimizer, with the loader's
 thread at work beside them. They are timed in CPU seconds of the training thread, which another

@@ -1,0 +1,63 @@
+"""What `benchmark --config` measures of a tiny model."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from ehr_ray import cli
+from ehr_ray.config import load
+from ehr_ray.errors import ConfigError
+from ehr_ray.runtime.benchmark import benchmark
+from ehr_ray.runtime.model_speed import model_speed
+
+pytestmark = pytest.mark.ray
+TINY = Path(__file__).parents[2] / "configs" / "tiny"
+
+
+@pytest.mark.parametrize("config", ["set_vae", "seqset_poe"])
+def test_the_speed_of_a_config_is_measured_in_one_process(cohort, tmp_path, config):
+    torch.set_num_threads(1)
+    experiment = load(TINY / f"{config}.yaml", [f"data.cohort={cohort}", f"output={tmp_path}"])
+    numbers = model_speed(experiment, steps=2)
+    assert all(value >= 0 for value in numbers.values())
+    sets = numbers["sets per CPU second"] / numbers["patients per CPU second"]
+    # A SetVAE of this config draws 4 sets a stay; a SeqSetVAE has them all.
+    assert sets == pytest.approx(4) if config == "set_vae" else sets > 4
+    per_second = numbers["GFLOP per step"] / numbers["CPU ms per step"] * 1000
+    assert numbers["GFLOP per CPU second"] == pytest.approx(per_second, rel=0.5)
+    for name in ("float32", "bf16"):
+        peak = numbers[f"matrix product in {name}, GFLOP per CPU second"]
+        (share,) = (v for k, v in numbers.items() if k.startswith(f"utilisation of the {name}"))
+        assert share == pytest.approx(numbers["GFLOP per CPU second"] / peak)
+        assert 0 < share < 1
+    assert 0 <= numbers["share of padding"] < 0.6
+    assert 0 <= numbers["share of time waiting for data"] < 1
+
+
+def test_counted_operations_are_those_of_the_products(cohort, tmp_path):
+    """Twice the stays take twice the operations, a wider model more than twice."""
+    found = []
+    for width, size in ((32, 8), (32, 16), (64, 16)):
+        changes = [f"model.width={width}", f"data.batch_size={size}", "data.shuffle_patients=false"]
+        changes += [f"data.cohort={cohort}", f"output={tmp_path}", "model.sets_per_patient=4"]
+        experiment = load(TINY / "set_vae.yaml", changes)
+        found.append(model_speed(experiment, steps=2)["GFLOP per step"])
+    assert 1.6 < found[1] / found[0] < 2.4
+    assert 2 < found[2] / found[1] < 4
+
+
+def test_the_command_measures_a_config_and_writes_json(cohort, tmp_path, capsys):
+    target = tmp_path / "speed.json"
+    arguments = ["benchmark", "--config", str(TINY / "set_vae.yaml"), "--output", str(target)]
+    assert not cli.main([*arguments, f"data.cohort={cohort}"])
+    parts = json.loads(target.read_text())["parts"]
+    assert list(parts) == ["model"]
+    assert "sets per CPU second" in parts["model"]
+    assert "share of padding" in capsys.readouterr().err
+
+
+def test_an_unknown_part_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"--only nothing: no such part; known: .*model"):
+        benchmark(tmp_path / "x.json", only="nothing")
