@@ -137,6 +137,8 @@ class EvaluationConfig:
     """Patients of a split that reconstruction and collapse diagnostics are computed on."""
     hours: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] = (6, 12, 24, 48)
     """Hours after a subject's origin at which the same label is predicted early; [] for none."""
+    hour_patients: PositiveInt = 20_000
+    """Patients of a split that are predicted at those hours: fewer cost less time and memory."""
     subgroups: dict[str, Subgroup] = field(default_factory=default_subgroups)
     """Ways to divide patients, by name, as in `sex: {groups: {female: [GENDER//F], ...}}` and
     `age: {edges: [45, 65], codes: [Age]}`; {} for none. See `events/subgroups.py`."""

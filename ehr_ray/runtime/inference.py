@@ -44,6 +44,7 @@ class Request:
         features: codes that get simple features, as vocabulary ids; None computes none.
         diagnose: share of subjects whose latents and reconstructions are kept.
         outputs: share of subjects whose `Family.outputs` are kept.
+        own_output: whether the `logit` of a model trained for a task answers the one asked for.
         hours: hours after the origin at which the first sample of a subject is predicted too, by
             the events until then, where its prediction time is not earlier.
         hours_share: share of subjects that are predicted at hours.
@@ -57,6 +58,7 @@ class Request:
     features: tuple[int, ...] | None = None
     diagnose: float = 0.0
     outputs: float = 0.0
+    own_output: bool = True
     hours: tuple[float, ...] = ()
     hours_share: float = 1.0
     hours_fit: bool = False
@@ -142,7 +144,8 @@ class ShardPredictor:
             ),
         }
         for name, values in family.predict(loaded.model, batch).items():
-            columns[name] = _column(values)
+            if name != "logit" or self.request.own_output:
+                columns[name] = _column(values)
         if self.request.untrained:
             columns["untrained"] = _column(family.predict(self.untrained, batch)["embedding"])
         if self.request.features is not None:

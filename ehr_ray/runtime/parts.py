@@ -27,8 +27,6 @@ from ehr_ray.train import checkpoint
 
 FEATURE_CODES = 200
 """Codes that get simple features at most: the most frequent in train."""
-HOUR_PATIENTS = 20_000
-"""Patients of a split that are predicted at earlier hours, so that memory stays bounded."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +97,7 @@ def _request(
     """Without labels nothing is compared, so only the embedding and its diagnostics are made."""
     settings, family = subject.experiment.evaluation, subject.loaded.family
     codes = select_codes(subject.loaded.vocabulary.count, FEATURE_CODES)
+    trained_for = subject.experiment.task
     patients = max(1, sum(_num_subjects(path) for path in shards))
     share = settings.max_patients / patients
     return Request(
@@ -107,8 +106,9 @@ def _request(
         features=tuple(codes.tolist()) if labelled else None,
         diagnose=share if judged else 0.0,
         outputs=share if family.outputs else 0.0,
+        own_output=trained_for is None or trained_for.name == subject.task,
         hours=tuple(sorted(map(float, set(settings.hours)))) if labelled else (),
-        hours_share=HOUR_PATIENTS / patients,
+        hours_share=settings.hour_patients / patients,
         hours_fit=split == "train" and not judged,
         subgroups=settings.subgroups if labelled and judged else {},
     )

@@ -237,12 +237,20 @@ def test_the_first_prediction_time_of_a_subject_has_the_hours(run, cohort, tmp_p
     assert np.array_equal(np.stack(rows[rows["hour"] == 24]["embedding"]), whole)
 
 
-@pytest.mark.parametrize("hours_fit", [False, True])
+@pytest.mark.parametrize(
+    ("hours_fit", "own", "calls"), [(False, True, 2), (True, True, 1), (True, False, 2)]
+)
 def test_a_model_with_its_own_output_needs_no_embedding_at_an_hour(
-    run, cohort, tmp_path, hours_fit
+    run, cohort, tmp_path, hours_fit, own, calls
 ):
     cuts = read_labels(cohort, "outcome").cuts()
-    request = Request(run / "checkpoint", hours=(6.0, 24.0), hours_fit=hours_fit, features=(0, 1))
+    request = Request(
+        run / "checkpoint",
+        hours=(6.0, 24.0),
+        hours_fit=hours_fit,
+        features=(0, 1),
+        own_output=own,
+    )
     predictor = ShardPredictor(request, cuts)
     loaded = load(run)
     asked = []
@@ -252,16 +260,17 @@ def test_a_model_with_its_own_output_needs_no_embedding_at_an_hour(
         found = loaded.family.predict(model, batch)
         return {**found, "logit": found["embedding"][:, 0]}
 
-    own = dataclasses.replace(loaded.family, predict=predict)
-    predictor.__dict__["loaded"] = dataclasses.replace(loaded, family=own)
+    trained = dataclasses.replace(loaded.family, predict=predict)
+    predictor.__dict__["loaded"] = dataclasses.replace(loaded, family=trained)
     shard = cohort_shards(cohort, "held_out")[0]
     predictor({"shard": str(shard), "target": str(tmp_path)})
     rows = pd.read_parquet(tmp_path / "hours.parquet")
-    assert ("logit" in rows) == (not hours_fit)
-    assert "embedding" not in rows
+    # An output for another task than the one asked for is no answer: then a probe is fitted.
+    assert ("logit" in rows) == (own and not hours_fit)
+    assert ("embedding" in rows) == (not own)
     assert {"sample", "hour", "features"} <= set(rows)
     # Hour 24 is the task's own: it is copied, and a part that is fitted on asks for nothing.
-    assert len(asked) == (1 if hours_fit else 2)
+    assert len(asked) == calls
 
 
 def test_subgroups_are_told_by_codes_that_no_model_knows(run, cohort, tmp_path):
