@@ -33,6 +33,8 @@ class SeqSetVAEConfig(SetConfig):
     All sets are encoded and have a divergence; a draw leaves the reconstruction unbiased. In
     validation it is the same draw each time.
     """
+    predict_sets: Annotated[int, Field(ge=2)] | None = 32
+    """Sets an embedding is made of at most, evenly spaced from first to last; null: all."""
     learn_sets: PositiveInt | None = 16
     """Sets drawn from each patient through which a task trains the encoder at a step; null: all.
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ehr_ray.families.set_vae.perturb import hidden_tokens
-from ehr_ray.families.set_vae.predict import HIDING_SEED, pooled
+from ehr_ray.families.set_vae.predict import HIDING_SEED, even_sets, pooled
 from ehr_ray.families.set_vae.sequence import experts
 from ehr_ray.families.set_vae.sequence.config import SeqSetVAEConfig
 from ehr_ray.families.set_vae.sequence.model import Beliefs, SeqSetVAE
@@ -19,6 +19,7 @@ QUARTERS = 4
 
 def predict(model: SeqSetVAE, batch: Batch) -> Batch:
     """Return `embedding` [B, W'] and `kl_nats` [B], the mean over a patient's sets."""
+    batch = spaced(batch, model.config.predict_sets)
     beliefs = model.beliefs(batch)
     kl = experts.divergence(beliefs.post_mu, beliefs.post_logvar, beliefs.p_mu, beliefs.p_logvar)
     return {
@@ -29,7 +30,17 @@ def predict(model: SeqSetVAE, batch: Batch) -> Batch:
 
 def represent(model: SeqSetVAE, batch: Batch, seed: int | None) -> Tensor:
     """Return the embedding for a task's head; with a seed values are hidden and shaken first."""
+    batch = spaced(batch, model.config.predict_sets)
     return _joined(model.config, model.task_beliefs(batch, seed), batch)
+
+
+def spaced(batch: Batch, limit: int | None) -> Batch:
+    """Return the batch with at most `limit` sets of each patient, evenly spaced, counted anew."""
+    kept = even_sets(batch, limit)
+    sizes = kept["num_sets"]
+    first = sizes.cumsum(0) - sizes
+    place = torch.arange(len(kept["patient"]), device=sizes.device)
+    return {**kept, "set_index": place - first[kept["patient"]]}
 
 
 def represent_width(config: SeqSetVAEConfig) -> int:
