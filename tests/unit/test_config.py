@@ -69,13 +69,14 @@ def test_every_config_is_frozen_and_forbids_unknown_keys(kind):
 
 @pytest.mark.parametrize("kind", config_types(), ids=lambda kind: kind.__name__)
 def test_every_config_field_has_a_docstring_under_it(kind):
-    body = ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0].body
     fields = {field.name for field in dataclasses.fields(kind)}
-    for node, below in zip(body, [*body[1:], None], strict=True):
-        if isinstance(node, ast.AnnAssign) and node.target.id in fields:
-            text = getattr(getattr(below, "value", None), "value", None)
-            assert isinstance(text, str), f"{kind.__name__}.{node.target.id} has no docstring"
-            fields.discard(node.target.id)
+    for origin in kind.__mro__[:-1]:  # a field may be a parent's
+        body = ast.parse(textwrap.dedent(inspect.getsource(origin))).body[0].body
+        for node, below in zip(body, [*body[1:], None], strict=True):
+            if isinstance(node, ast.AnnAssign) and node.target.id in fields:
+                text = getattr(getattr(below, "value", None), "value", None)
+                assert isinstance(text, str), f"{origin.__name__}.{node.target.id}: no docstring"
+                fields.discard(node.target.id)
     assert not fields
 
 
