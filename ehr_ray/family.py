@@ -59,7 +59,7 @@ class Represent:
     function: Callable[[nn.Module, Batch, int | None], Tensor]
     """(model, batch, seed) to float [B, W], differentiable; with a seed inputs may be perturbed."""
     width: Callable[[Any], int]
-    """W of a config."""
+    """W of a model."""
 
 
 @dataclass(frozen=True, kw_only=True)

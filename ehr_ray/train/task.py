@@ -52,7 +52,7 @@ def with_task(family: AnyFamily, task: TaskConfig, prevalence: float | None = No
     return replace(
         family,
         build=lambda config, vocabulary: TaskModel(
-            family.build(config, vocabulary), represent, represent.width(config), task
+            family.build(config, vocabulary), represent, task
         ),
         loss=lambda model, batch, knobs: task_loss(model, batch, knobs, task, positive),
         outcome=lambda model, batch: model(batch, None).float().mean(1),
@@ -72,9 +72,10 @@ class TaskModel(nn.Module):
     center: Tensor
     scale: Tensor
 
-    def __init__(self, base: nn.Module, represent: Represent, width: int, task: TaskConfig) -> None:
+    def __init__(self, base: nn.Module, represent: Represent, task: TaskConfig) -> None:
         super().__init__()
         self.base = base
+        width = represent.width(base)
         self._represent = represent.function
         self.register_buffer("center", torch.zeros(width))
         self.register_buffer("scale", torch.ones(width))

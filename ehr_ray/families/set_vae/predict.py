@@ -34,8 +34,9 @@ def represent(model: SetVAE, batch: Batch, seed: int | None) -> Tensor:
     return _pooled_means(model, model.encode(batch, seed), batch)
 
 
-def represent_width(config: SetVAEConfig) -> int:
+def represent_width(model: SetVAE) -> int:
     """Return L * Z * pools."""
+    config = model.config
     return config.levels * config.latent * len(config.pool)
 
 

@@ -27,7 +27,7 @@ def family():
     plain = replace(
         get_family("set_vae"),
         build=lambda *_: Base(),
-        represent=Represent(represent, lambda _config: 3),
+        represent=Represent(represent, lambda _model: 3),
     )
     return with_task(plain, TaskConfig(name="outcome", dropout=0.0))
 

@@ -24,7 +24,7 @@ class Plain(torch.nn.Module):
         self.weight = torch.nn.Parameter(torch.eye(3))
 
 
-FEATURES = Represent(lambda model, batch, _seed: batch["x"] @ model.weight, lambda _config: 3)
+FEATURES = Represent(lambda model, batch, _seed: batch["x"] @ model.weight, lambda _model: 3)
 
 
 PLAIN = replace(

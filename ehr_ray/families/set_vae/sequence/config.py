@@ -7,7 +7,7 @@ from pydantic import Field
 
 from ehr_ray.families.set_vae.config import PositiveInt, SetConfig
 
-Part = Literal["sets", "quarters", "history"]
+Part = Literal["sets", "quarters", "history", "statistics"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,8 @@ class SeqSetVAEConfig(SetConfig):
     """
     embed: tuple[Part, ...] = ("sets", "quarters", "history")
     """What an embedding joins: the posterior means pooled over sets (`pool`), their means in each
-    quarter of the time from the origin to the last set, the prior's last state."""
+    quarter of the time from the origin to the last set, the prior's last state, and plain
+    statistics of each variable's measured values, which no model made."""
 
     def __post_init__(self) -> None:
         """Check what one field alone cannot say."""
@@ -53,4 +54,4 @@ class SeqSetVAEConfig(SetConfig):
                 f"{self.prior_heads}"
             )
         if not self.embed:
-            raise ValueError("embed must name at least one of sets, quarters, history")
+            raise ValueError("embed must name at least one of sets, quarters, history, statistics")

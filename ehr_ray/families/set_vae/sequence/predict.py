@@ -10,8 +10,8 @@ from torch.nn import functional as F
 from ehr_ray.families.set_vae.perturb import hidden_tokens
 from ehr_ray.families.set_vae.predict import HIDING_SEED, even_sets, pooled
 from ehr_ray.families.set_vae.sequence import experts
-from ehr_ray.families.set_vae.sequence.config import SeqSetVAEConfig
 from ehr_ray.families.set_vae.sequence.model import Beliefs, SeqSetVAE
+from ehr_ray.families.set_vae.sequence.statistics import STATISTICS, statistics
 from ehr_ray.family import Batch
 
 QUARTERS = 4
@@ -19,19 +19,19 @@ QUARTERS = 4
 
 def predict(model: SeqSetVAE, batch: Batch) -> Batch:
     """Return `embedding` [B, W'] and `kl_nats` [B], the mean over a patient's sets."""
-    batch = spaced(batch, model.config.predict_sets)
-    beliefs = model.beliefs(batch)
+    seen = spaced(batch, model.config.predict_sets)
+    beliefs = model.beliefs(seen)
     kl = experts.divergence(beliefs.post_mu, beliefs.post_logvar, beliefs.p_mu, beliefs.p_logvar)
     return {
-        "embedding": _joined(model.config, beliefs, batch),
-        "kl_nats": pooled(kl.sum(1, keepdim=True), batch["num_sets"], "mean").squeeze(1),
+        "embedding": _embedding(model, batch, seen, beliefs),
+        "kl_nats": pooled(kl.sum(1, keepdim=True), seen["num_sets"], "mean").squeeze(1),
     }
 
 
 def represent(model: SeqSetVAE, batch: Batch, seed: int | None) -> Tensor:
     """Return the embedding for a task's head; with a seed values are hidden and shaken first."""
-    batch = spaced(batch, model.config.predict_sets)
-    return _joined(model.config, model.task_beliefs(batch, seed), batch)
+    seen = spaced(batch, model.config.predict_sets)
+    return _embedding(model, batch, seen, model.task_beliefs(seen, seed))
 
 
 def spaced(batch: Batch, limit: int | None) -> Batch:
@@ -43,21 +43,35 @@ def spaced(batch: Batch, limit: int | None) -> Batch:
     return {**kept, "set_index": place - first[kept["patient"]]}
 
 
-def represent_width(config: SeqSetVAEConfig) -> int:
+def represent_width(model: SeqSetVAE) -> int:
     """Return the width of the embedding."""
+    config = model.config
     latent = config.levels * config.latent
-    widths = {"sets": latent * len(config.pool), "quarters": latent * QUARTERS}
-    return sum({**widths, "history": config.prior_width}[part] for part in config.embed)
+    widths = {
+        "sets": latent * len(config.pool),
+        "quarters": latent * QUARTERS,
+        "history": config.prior_width,
+        "statistics": _variables(model) * len(STATISTICS),
+    }
+    return sum(widths[part] for part in config.embed)
 
 
-def _joined(config: SeqSetVAEConfig, beliefs: Beliefs, batch: Batch) -> Tensor:
-    sizes, parts = batch["num_sets"], []
+def _variables(model: SeqSetVAE) -> int:
+    return len(model.sets.directions)
+
+
+def _embedding(model: SeqSetVAE, batch: Batch, seen: Batch, beliefs: Beliefs) -> Tensor:
+    """Return the parts asked for, of a whole batch and of beliefs about its `seen` sets."""
+    config = model.config
+    sizes, parts = seen["num_sets"], []
     if "sets" in config.embed:
         parts += [pooled(beliefs.post_mu, sizes, how) for how in config.pool]
     if "quarters" in config.embed:
-        parts.append(quarters(beliefs.post_mu, batch))
+        parts.append(quarters(beliefs.post_mu, seen))
     if "history" in config.embed:
         parts.append(beliefs.state)
+    if "statistics" in config.embed:
+        parts.append(statistics(batch, _variables(model)))
     return torch.cat(parts, 1)
 
 

@@ -51,7 +51,7 @@ class Clock(nn.Module):
         """Return [B, S, W] of minutes since the set before and since the origin, both [B, S]."""
         angle = 2 * torch.pi * minute.unsqueeze(-1) / self.period
         waves = [angle.sin(), angle.cos(), torch.log1p(minute / 60).unsqueeze(-1)]
-        bucket = torch.bucketize(gap, self.edges, right=True)
+        bucket = torch.bucketize(gap.contiguous(), self.edges, right=True)
         expected: Tensor = self.gap(bucket) + self.elapsed(torch.cat(waves, -1))
         return expected
 

@@ -11,6 +11,7 @@ from ehr_ray.families.set_vae.sequence.predict import (
     represent_width,
     set_errors,
 )
+from ehr_ray.families.set_vae.sequence.statistics import statistics
 
 KINDS = pytest.mark.parametrize("prior", ["transformer", "gru"])
 
@@ -52,7 +53,7 @@ def test_what_is_believed_after_a_set_is_what_a_stay_cut_there_tells(
 
 
 @KINDS
-@pytest.mark.parametrize("embed", [("sets", "history"), ("sets",), ("history",)])
+@pytest.mark.parametrize("embed", [("sets", "history"), ("sets",), ("history", "statistics")])
 def test_an_embedding_joins_the_parts_that_are_asked_for(make_model, batch, embed, prior):
     model = make_model(embed=embed, prior=prior).eval()
     with torch.no_grad():
@@ -63,8 +64,10 @@ def test_an_embedding_joins_the_parts_that_are_asked_for(make_model, batch, embe
         wanted += [pooled(beliefs.post_mu, batch["num_sets"], how) for how in model.config.pool]
     if "history" in embed:
         wanted.append(beliefs.state)
+    if "statistics" in embed:
+        wanted.append(statistics(batch, len(model.sets.directions)))
     torch.testing.assert_close(found["embedding"], torch.cat(wanted, 1))
-    assert found["embedding"].shape == (3, represent_width(model.config))
+    assert found["embedding"].shape == (3, represent_width(model))
 
 
 def test_the_divergence_told_is_the_mean_over_a_stay(model, batch):
