@@ -98,6 +98,11 @@ class Family(Generic[C]):
     """Logit [B] of the batch's `label`, of a family under a task head (`train/task.py`)."""
     code_tensors: tuple[str, ...] = ()
     """Tensors of the model with a row for each code: `init_from` matches their rows by code."""
+    summarise: Callable[[Mapping[str, float]], Mapping[str, float]] | None = None
+    """Further metrics of a report, made of the means of the terms: a perplexity."""
+    phrases: Callable[[C, Vocabulary], list[str]] | None = None
+    """Texts a sentence transformer embeds before training; the config then has `phrases`, the
+    folder of the table, `text_model` and `embedding_dim`."""
     cache_fields: tuple[str, ...] = ()
     """Config fields that `transform` reads: with the data they are the key of the cache."""
     schedules: Mapping[str, Schedule] = field(default_factory=dict)

@@ -106,6 +106,7 @@ def train(
         if progress.step % every == 0 or progress.step == total:
             values = sums.means("train")
             values |= evaluate(family, module, loader, backend, precision=plan.precision)
+            values |= summary(family, values)
             passed = time.perf_counter() - clock - progress.seconds
             progress.seconds += passed
             row = {"step": progress.step, "epoch": progress.step / per_epoch}
@@ -218,6 +219,17 @@ def _gathered(rows: Tensor, backend: Backend) -> Tensor:
     first = sum(sizes[: backend.rank])
     everything[first : first + len(rows)] = rows.double()
     return backend.all_sum(everything).cpu()
+
+
+def summary(family: AnyFamily, values: Metrics) -> Metrics:
+    """Return what the family makes of the means of its terms, for train and tuning alike."""
+    if family.summarise is None:
+        return {}
+    found: Metrics = {}
+    for prefix in ("train/", "val/"):
+        means = {k.removeprefix(prefix): v for k, v in values.items() if k.startswith(prefix)}
+        found |= {f"{prefix}{name}": v for name, v in family.summarise(means).items()}
+    return found
 
 
 class Sums:

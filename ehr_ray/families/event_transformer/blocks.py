@@ -1,0 +1,71 @@
+"""Pre-norm transformer blocks and positions.
+
+B patients, T tokens, D width, H heads. Masks are True where a token is real.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from ehr_ray.nn.attention import attend
+
+SHORTEST, LONGEST = 10.0, 10 * 525_600.0
+"""Minutes: periods of the waves that tell time, from ten minutes to ten years."""
+
+
+class Block(nn.Module):
+    """h + Attend(norm h), then h + FeedForward(norm h) (Vaswani et al. 2017; Xiong et al. 2020)."""
+
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm_attention, self.norm_feed = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.query_key_value = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.feed = nn.Sequential(
+            nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
+        )
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self, hidden: Tensor, mask: Tensor | None, causal: bool, turns: Tensor | None
+    ) -> Tensor:
+        """Return [B, T, D]; `mask` [B, T] are the keys to see, `turns` rotary angles [T, D/2H]."""
+        projected = self.query_key_value(self.norm_attention(hidden))
+        query, key, value = projected.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        if turns is not None:
+            query, key = rotated(query, turns), rotated(key, turns)
+        where = None if mask is None else mask[:, None, None, :]
+        attended = attend(query, key, value, where, causal=causal)
+        attended = attended.transpose(1, 2).flatten(2).to(projected.dtype)
+        hidden = hidden + self.dropout(self.out(attended))
+        return hidden + self.dropout(self.feed(self.norm_feed(hidden)))
+
+
+def sinusoids(length: int, width: int, device: torch.device) -> Tensor:
+    """Return the positions of Vaswani et al. 2017, 3.5: sine on even columns, [T, D]."""
+    angle = torch.arange(length, device=device)[:, None] * _rates(width, 10_000.0, device)
+    return torch.stack([angle.sin(), angle.cos()], -1).flatten(1)
+
+
+def time_waves(minute: Tensor, width: int) -> Tensor:
+    """Return sines and cosines of elapsed minutes, [*minute.shape, D]."""
+    steps = torch.linspace(0, 1, width // 2, device=minute.device)
+    period = SHORTEST * (LONGEST / SHORTEST) ** steps
+    angle = 2 * torch.pi * minute.unsqueeze(-1) / period
+    return torch.cat([angle.sin(), angle.cos()], -1)
+
+
+def rotary_turns(length: int, width: int, device: torch.device) -> Tensor:
+    """Return the angles of rotary positions for heads of `width` (Su et al. 2021), [T, width/2]."""
+    return torch.arange(length, device=device)[:, None] * _rates(width, 10_000.0, device)
+
+
+def rotated(x: Tensor, turns: Tensor) -> Tensor:
+    """Return [B, H, T, W] with each pair of columns turned by its angle."""
+    first, second = x.chunk(2, -1)
+    cos, sin = turns.cos().to(x.dtype), turns.sin().to(x.dtype)
+    return torch.cat([first * cos - second * sin, first * sin + second * cos], -1)
+
+
+def _rates(width: int, base: float, device: torch.device) -> Tensor:
+    return base ** (-torch.arange(0, width, 2, device=device) / width)
