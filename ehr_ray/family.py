@@ -98,6 +98,8 @@ class Family(Generic[C]):
     """Logit [B] of the batch's `label`, of a family under a task head (`train/task.py`)."""
     code_tensors: tuple[str, ...] = ()
     """Tensors of the model with a row for each code: `init_from` matches their rows by code."""
+    own_tensors: tuple[str, ...] = ()
+    """Buffers made of the cohort's own data: `init_from` neither copies nor counts them."""
     summarise: Callable[[Mapping[str, float]], Mapping[str, float]] | None = None
     """Further metrics of a report, made of the means of the terms: a perplexity."""
     phrases: Callable[[C, Vocabulary], list[str]] | None = None

@@ -59,13 +59,13 @@ class Tokens:
 
     Args:
         phrase: ids of the book, int32 [T].
-        gap: id of the phrase of the time passed before it, int32 [T]; -1 where none is told.
+        gap: which of `GAPS` passed before it, int8 [T]; -1 where that is not told with it.
         value: z-scored value of its event, float32 [T]; NaN where it has none.
         minute: when, float32 [T].
     """
 
     phrase: npt.NDArray[np.int32]
-    gap: npt.NDArray[np.int32]
+    gap: npt.NDArray[np.int8]
     value: npt.NDArray[np.float32]
     minute: npt.NDArray[np.float32]
 
@@ -106,6 +106,11 @@ class TokenBook:
         units = values + (len(self.units[0]) if options.units == "own" else 0)
         return codes, values, units, units + (len(GAPS) if options.gaps != "none" else 0)
 
+    @property
+    def first_gap(self) -> int:
+        """Id of the first of `GAPS`, where the book has them."""
+        return self._starts[2]
+
     def __len__(self) -> int:
         """Return the number of phrases."""
         return max(1, self._starts[3])
@@ -144,12 +149,12 @@ class TokenBook:
         has = np.isfinite(patient.value) & (self.valued[code] >= 0)
         level = np.where(has, self._level_ids(code, patient.value), -1)
         unit = np.where(has, self.units[1][code], -1)
-        gap = self._gap_ids(patient)
+        gap = self._gaps(patient)
         first = code if options.values != "merged" else np.where(has, level, code)
         none = np.full(len(code), -1)
         slots = np.stack(
             [
-                gap if options.gaps == "own" else none,
+                np.where(gap >= 0, self.first_gap + gap, -1) if options.gaps == "own" else none,
                 first,
                 level if options.values == "own" else none,
                 self._starts[1] + unit if options.units == "own" else none,
@@ -164,17 +169,16 @@ class TokenBook:
         speaks = has[event] & (kind == 1)
         return Tokens(
             phrase=slots[kept].astype(np.int32),
-            gap=np.where(merged, gap[event], -1).astype(np.int32),
+            gap=np.where(merged, gap[event], -1).astype(np.int8),
             value=np.where(speaks, value[event], np.nan).astype(np.float32),
             minute=patient.minute[event].astype(np.float32),
         )
 
-    def _gap_ids(self, patient: Patient) -> npt.NDArray[np.int64]:
+    def _gaps(self, patient: Patient) -> npt.NDArray[np.int64]:
         if self.options.gaps == "none":
             return np.full(len(patient.code), -1)
         passed = np.diff(patient.minute, prepend=patient.minute[:1])
-        size = np.searchsorted(GAP_EDGES, passed, side="right")
-        return np.where(size > 0, self._starts[2] + size - 1, -1)
+        return np.searchsorted(GAP_EDGES, passed, side="right") - 1
 
     def _level_ids(self, code: npt.NDArray, value: npt.NDArray) -> npt.NDArray[np.int64]:
         if self.options.value_as == "bin":

@@ -10,6 +10,7 @@ from typing import Any
 from ehr_ray.config import ClusterConfig, Experiment, differences, dump, read_yaml, to_yaml
 from ehr_ray.errors import ConfigError, InputError, RunError, UserError
 from ehr_ray.runtime.datasets import prepared
+from ehr_ray.runtime.phrases import as_before, with_phrases
 from ehr_ray.runtime.progress import Screen, following
 from ehr_ray.runtime.session import check_resources, session
 from ehr_ray.runtime.tracking import Tracker, open_run
@@ -43,6 +44,7 @@ def train(
     experiment = replace(experiment, data=replace(experiment.data, cohort=cohort))
     run = experiment.directory.absolute()
     family = family_of(experiment)
+    experiment = as_before(run, experiment)
     _check_same(run, experiment)
     before = saved_progress(run)
     if before is not None and before.finished:
@@ -52,6 +54,10 @@ def train(
     with _session(experiment.cluster, verbose, on_ray):
         check_resources(experiment.cluster)
         with prepared(experiment, family, on_ray=on_ray, say=screen.passing) as data:
+            if before is None:
+                experiment = with_phrases(
+                    experiment, data.vocabulary, on_ray=on_ray, say=screen.passing
+                )
             patients = {split: len(data.store(split)) for split in data.blocks}
             screen.say(
                 f"{run.name}: {patients['train']} train and {patients['tuning']} tuning patients, "

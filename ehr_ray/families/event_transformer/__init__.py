@@ -4,9 +4,9 @@ from ehr_ray.families.event_transformer.config import TOKEN_FIELDS, EventTransfo
 from ehr_ray.families.event_transformer.data import collate, transform
 from ehr_ray.families.event_transformer.loss import loss, perplexity
 from ehr_ray.families.event_transformer.model import EventTransformer
-from ehr_ray.families.event_transformer.predict import predict, represent
+from ehr_ray.families.event_transformer.predict import predict, represent, represent_width
 from ehr_ray.families.event_transformer.table import check_files, phrase_texts
-from ehr_ray.family import Family
+from ehr_ray.family import Family, Represent
 from ehr_ray.search import Choice, LogUniform, Uniform
 
 FAMILY = Family(
@@ -17,10 +17,11 @@ FAMILY = Family(
     build=EventTransformer,
     loss=loss,
     predict=predict,
-    represent=represent,
+    represent=Represent(represent, represent_width),
     summarise=perplexity,
     phrases=phrase_texts,
     check=check_files,
+    own_tensors=("table",),
     cache_fields=TOKEN_FIELDS,
     search_space={
         "train.lr": LogUniform(1e-4, 3e-3),

@@ -29,7 +29,7 @@ def transform(patient: Patient, config: EventTransformerConfig, vocabulary: Voca
         "subject_id": np.array(patient.subject_id),
         "phrase": tokens.phrase,
         "gap": tokens.gap,
-        "value": tokens.value,
+        "value": tokens.value.astype(np.float16),
         "minute": tokens.minute,
     }
 
@@ -56,6 +56,6 @@ def collate(rows: Sequence[Row], config: EventTransformerConfig) -> Batch:
         batch[name] = torch.from_numpy(padded)
     batch["phrase"], batch["gap"] = batch["phrase"].long(), batch["gap"].long()
     batch["valued"] = ~batch["value"].isnan()
-    batch["value"] = batch["value"].nan_to_num(0.0)
+    batch["value"] = batch["value"].float().nan_to_num(0.0)
     batch["subject_id"] = torch.tensor([int(row["subject_id"]) for row in rows])
     return batch

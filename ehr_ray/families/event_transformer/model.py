@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.families.event_transformer.blocks import Block, rotary_turns, sinusoids, time_waves
 from ehr_ray.families.event_transformer.config import EventTransformerConfig
+from ehr_ray.families.event_transformer.data import token_book
 from ehr_ray.families.event_transformer.table import phrase_table
 from ehr_ray.family import Batch
 from ehr_ray.nn.noise import combine, uniform
@@ -26,6 +27,7 @@ class EventTransformer(nn.Module):
         self.register_buffer("table", phrase_table(config, vocabulary))
         phrases, embedding = self.table.shape
         width = config.model_dim
+        self.first_gap = token_book(vocabulary, config.token_options).first_gap
         self.project = nn.Linear(embedding, width)
         if config.value_channel:
             self.project_value = nn.Linear(embedding, width, bias=False)
@@ -132,7 +134,7 @@ class EventTransformer(nn.Module):
             slope = F.embedding(phrase, self.project_value(self.table))
             hidden = hidden + slope * batch["value"].unsqueeze(-1)
         if self.config.gaps == "merged":
-            passed = F.embedding(gap.clamp(min=0), self.project_gap(self.table))
+            passed = F.embedding(gap.clamp(min=0), self.project_gap(self.table[self.first_gap :]))
             hidden = hidden + passed * (gap >= 0).unsqueeze(-1)
         return hidden
 

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ehr_ray.families.event_transformer.config import EventTransformerConfig
 from ehr_ray.families.event_transformer.model import EventTransformer
 from ehr_ray.family import Batch
 
@@ -13,19 +14,21 @@ def predict(model: EventTransformer, batch: Batch) -> Batch:
     return {"embedding": represent(model, batch)}
 
 
-def represent(model: EventTransformer, batch: Batch) -> Tensor:
-    """Return the pooled states of each patient, normalised, float32 [B, D * poolings].
+def represent(model: EventTransformer, batch: Batch, seed: int | None = None) -> Tensor:
+    """Return the pooled states of each patient, each normalised, float32 [B, D * poolings].
 
-    Where windows are random in training, the place is drawn from torch's generator, which the
-    loop seeds from (seed, step, rank).
+    With a seed a longer record is read through a random window, where the config has it so.
     """
-    drawn = model.training and model.config.truncation == "random"
-    seed = int(torch.randint(1 << 40, ())) if drawn else None
     batch = model.window(batch, seed)
     hidden, mask = model.encode(batch).float(), batch["mask"]
     tokens = hidden[:, : mask.shape[1]]
     parts = [pooled(model, tokens, hidden, mask, how) for how in model.config.pooling]
     return torch.cat([F.layer_norm(part, part.shape[-1:]) for part in parts], -1)
+
+
+def represent_width(config: EventTransformerConfig) -> int:
+    """Return D * poolings."""
+    return config.model_dim * len(config.pooling)
 
 
 def pooled(

@@ -1,25 +1,20 @@
 """The table of phrase embeddings: one vector a phrase, never one an event."""
 
-import re
-import zlib
-from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
 from ehr_ray.errors import ConfigError, InputError
+from ehr_ray.events.hashing import HASHED_WIDTH, HASHING, hashed
 from ehr_ray.events.phrases import Lookups, read_lookup
 from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.families.event_transformer.config import EventTransformerConfig
 from ehr_ray.families.event_transformer.data import token_book
 
-HASHING = "hashing"
 TABLE = "table.safetensors"
-HASHED_WIDTH = 256
 
 
 def phrase_texts(config: EventTransformerConfig, vocabulary: Vocabulary) -> list[str]:
@@ -73,20 +68,6 @@ def check_files(config: EventTransformerConfig) -> None:
             f"model.phrases: not given, and model.text_model={config.text_model} is not run here; "
             "train by `ehr-ray train`, which embeds the phrases first, or use text_model hashing"
         )
-
-
-def hashed(texts: Sequence[str], width: int) -> np.ndarray:
-    """Return an embedding of each text without a model: signed hashes of words and of their
-    letter triples (Weinberger et al. 2009), float32 [P, width].
-    """
-    table = np.zeros((len(texts), width), np.float32)
-    for row, text in enumerate(texts):
-        for word in re.findall(r"[\w.%/]+", text.lower()):
-            padded = f"<{word}>"
-            for part in [word, *(padded[i : i + 3] for i in range(len(padded) - 2))]:
-                bits = zlib.crc32(part.encode())
-                table[row, bits % width] += 1.0 if bits >> 31 else -1.0
-    return table
 
 
 def _lookups_there(config: EventTransformerConfig) -> bool:
