@@ -83,8 +83,11 @@ class TrainConfig:
     """Optimizer steps at most; None for no limit besides `max_epochs`."""
     lr: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-3
     """Peak learning rate of AdamW."""
-    lr_schedule: Literal["constant", "linear", "cosine"] = "cosine"
-    """Shape of the decay from the peak to `min_lr_ratio` at the last step."""
+    lr_schedule: Literal["constant", "linear", "cosine", "plateau"] = "cosine"
+    """Shape of the decay from the peak to `min_lr_ratio` at the last step; plateau: halved after
+    `plateau_patience` reports, and one more, without a better selection metric."""
+    plateau_patience: Annotated[int, Field(ge=0)] = 3
+    """Reports without a better selection metric that a plateau is waited for."""
     warmup_steps: Annotated[int, Field(ge=0)] = 100
     """Steps of linear warm-up to the peak."""
     min_lr_ratio: Ratio = 0.05
@@ -103,6 +106,9 @@ class TrainConfig:
     """Steps between validations, checkpoints and rows of the history; None: once an epoch."""
     patience: PositiveInt | None = None
     """Reports without a better selection metric after which training stops; None: never."""
+    keep_steps: PositiveInt | None = None
+    """Steps between checkpoints that are kept, in `checkpoints/<step>/`, beside the best; None:
+    the best alone."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -58,7 +58,7 @@ def tiny_experiment(synthetic_cohort):
 
     def build(family="set_vae", changes=None):
         raws = (read_yaml(path) for path in sorted((CONFIGS / "tiny").glob("*.yaml")))
-        raw = next(raw for raw in raws if raw["family"] == family)
+        raw = next(raw for raw in raws if raw.get("family") == family)
         changes = {"data.cohort": str(synthetic_cohort), **(changes or {})}
         return parse(override(raw, changes))
 

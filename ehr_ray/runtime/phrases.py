@@ -26,7 +26,8 @@ from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.family import AnyFamily
 from ehr_ray.nn.sentences import SentenceEncoder, find_model, model_key
 from ehr_ray.registry import get_family
-from ehr_ray.runtime.datasets import Say
+from ehr_ray.runtime.datasets import Say, vocabulary_of
+from ehr_ray.runtime.session import session
 
 PART_TEXTS = 1024
 """Texts of one part: what a killed job loses at most, and what is sorted by length together."""
@@ -221,3 +222,24 @@ def _check_texts(folder: Path, texts: Sequence[str]) -> None:
             f"model.phrases={folder}: id {at} is {was} there and {here} by this cohort and config; "
             "drop model.phrases, or run `ehr-ray phrases` with this config"
         )
+
+
+def embed_phrases(
+    experiment: Experiment, *, verbose: bool = False, say: Say = lambda _: None
+) -> tuple[Path, int]:
+    """Embed the phrases of an experiment's cohort; return their folder and their number."""
+    texts = _texts(experiment)
+    cluster = experiment.cluster
+    on_ray = cluster.num_workers > 0
+    with session(cluster.address, verbose=verbose) if on_ray else contextlib.nullcontext():
+        return make_phrases(experiment, texts, on_ray=on_ray, say=say), len(texts)
+
+
+def _texts(experiment: Experiment) -> list[str]:
+    family, cohort = get_family(experiment.family), Path(experiment.data.cohort)
+    if family.phrases is None:
+        raise ConfigError(f"family: {family.name} embeds no phrases; event_transformer does")
+    if not cohort.is_dir():
+        raise InputError(f"data.cohort={cohort}: no such folder; make it with `ehr-ray ingest`")
+    vocabulary = vocabulary_of(cohort, experiment.data.min_code_count)
+    return family.phrases(experiment.model, vocabulary)

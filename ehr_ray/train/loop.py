@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ehr_ray.config import Experiment
+from ehr_ray.config import Experiment, TrainConfig
 from ehr_ray.errors import RunError
 from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.family import AnyFamily, Batch, Knobs, Terms
@@ -93,7 +93,8 @@ def train(
         step = progress.step
         seed_step(experiment.seed, step, backend.rank)
         knobs = knobs_at(experiment, step, per_epoch)
-        set_lr(optimizer, learning_rate(step, total, plan), step / per_epoch)
+        lr = learning_rate(step, total, plan, progress.reductions)
+        set_lr(optimizer, lr, step / per_epoch)
         asked = time.perf_counter()
         micro = next(steps)
         waited += time.perf_counter() - asked
@@ -103,6 +104,9 @@ def train(
         progress.step = step + 1
         if backend.rank == 0:
             watch.on_step(progress.step, total)
+            if plan.keep_steps and progress.step % plan.keep_steps == 0:
+                kept = f"checkpoints/{progress.step:08d}"
+                save_checkpoint(run, module, experiment, vocabulary, kept)
         if progress.step % every == 0 or progress.step == total:
             values = sums.means("train")
             values |= evaluate(family, module, loader, backend, precision=plan.precision)
@@ -111,10 +115,10 @@ def train(
             progress.seconds += passed
             row = {"step": progress.step, "epoch": progress.step / per_epoch}
             row |= {"seconds": progress.seconds, "data_wait": waited / passed}
-            row |= {"lr": learning_rate(step, total, plan)}
+            row |= {"lr": lr}
             row |= {k: v for k, v in knobs.items() if k != "noise_seed"}
             row |= {"grad_norm": norm, **values}
-            better = note(progress, family, row, plan.patience)
+            better = note(progress, family, row, plan)
             progress.finished |= progress.step >= total
             if backend.rank == 0:
                 if better:
@@ -275,7 +279,7 @@ def seed_step(seed: int, step: int, rank: int) -> None:
     torch.manual_seed(((seed * 1_000_003 + step) * 4096 + rank) * MIX % (1 << 63))
 
 
-def note(progress: Progress, family: AnyFamily, row: Metrics, patience: int | None) -> bool:
+def note(progress: Progress, family: AnyFamily, row: Metrics, plan: TrainConfig) -> bool:
     """Record a report in `progress`; return whether it is the best so far."""
     value = row.get(family.select.metric)
     better = value is None or family.select.better(value, progress.best)
@@ -284,6 +288,8 @@ def note(progress: Progress, family: AnyFamily, row: Metrics, patience: int | No
         progress.reports_since_best = 0
     else:
         progress.reports_since_best += 1
+        progress.reductions += progress.reports_since_best % (plan.plateau_patience + 1) == 0
+    patience = plan.patience
     progress.finished = patience is not None and progress.reports_since_best >= patience
     return better
 

@@ -42,14 +42,12 @@ def collate(rows: Sequence[Row], config: EventTransformerConfig) -> Batch:
     windows are drawn in training.
     """
     keep = config.max_length if config.truncation == "last" else None
-    parts = [
-        {name: row[name][-keep:] if keep else row[name] for name in row if name != "subject_id"}
-        for row in rows
-    ]
+    names = ("phrase", "gap", "value", "minute")
+    parts = [{name: row[name][-keep:] if keep else row[name] for name in names} for row in rows]
     sizes = np.array([len(part["phrase"]) for part in parts], np.int64)
     mask = np.arange(max(1, int(sizes.max(initial=1)))) < sizes[:, None]
     batch = {"mask": torch.from_numpy(mask)}
-    for name, fill in (("phrase", 0), ("gap", -1), ("value", np.nan), ("minute", 0)):
+    for name, fill in zip(names, (0, -1, np.nan, 0), strict=True):
         flat = np.concatenate([part[name] for part in parts])
         padded = np.full(mask.shape, fill, flat.dtype)
         padded[mask] = flat

@@ -284,7 +284,7 @@ def test_training_stops_after_reports_without_improvement(run_tiny, tmp_path):
 )
 def test_the_best_report_is_chosen_by_the_families_metric(mode, values, better):
     family, progress = tiny_family(select=Select("m", mode)), loop.Progress()
-    assert [note(progress, family, {"m": v}, None) for v in values] == better
+    assert [note(progress, family, {"m": v}, TrainConfig()) for v in values] == better
     assert not progress.finished
 
 
