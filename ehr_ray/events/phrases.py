@@ -20,6 +20,7 @@ Terms = Mapping[str, str]
 
 NAMED = {"MEDS_BIRTH": "Birth", "MEDS_DEATH": "Death", "F": "female", "M": "male"}
 VERBS = {"START", "STOP", "END"}
+LEVELS = ("very low", "low", "normal", "high", "very high")
 NO_UNIT = {"", "UNK", "N/A", "NONE", "NULL"}
 MEDICAL = {"MEDICAL", "DIAGNOSIS", "PROCEDURE", "DIAG", "PROC", "ICD", "MEASUREMENT", "SYMPTOM"}
 LAB = {"LAB", "MEASUREMENT"}
@@ -83,6 +84,8 @@ def units_of(vocabulary: Vocabulary) -> list[str]:
 def phrase_of(code: str, description: str = "", lookups: Lookups = NO_LOOKUPS) -> str:
     """Return the phrase of one code, as in `LAB//50912//mg/dL` -> "Lab Creatinine"."""
     head, *rest = code.split("//")
+    if len(rest) > 1 and rest[-1] in LEVELS:
+        return f"{phrase_of(code.rpartition('//')[0], description, lookups)} {rest[-1]}"
     if not rest:
         head, rest = _old_prefix(head)
     whole = code.upper()
@@ -116,7 +119,7 @@ def unit_of(code: str, description: str = "") -> str:
     parts = code.split("//")
     if len(parts) > 2 and parts[0].upper() in {*LAB, "SUBJECT_FLUID_OUTPUT"}:
         unit = parts[-1].strip()
-        return "" if unit.upper() in NO_UNIT else unit
+        return "" if unit.upper() in NO_UNIT or unit in LEVELS else unit
     found = _UNIT.search(description)
     if found and not re.fullmatch(r"[\d\s.-]+|.*=.*|.*\d \w+, \d.*", found[1]):
         return found[1]

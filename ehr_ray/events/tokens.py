@@ -14,11 +14,11 @@ import numpy.typing as npt
 
 from ehr_ray.errors import InputError
 from ehr_ray.events.patients import Patient
-from ehr_ray.events.phrases import NO_LOOKUPS, Lookups, phrases_of, units_of
+from ehr_ray.events.phrases import LEVELS, NO_LOOKUPS, Lookups, phrases_of, units_of
 from ehr_ray.events.vocabulary import QUANTILES, Vocabulary
 
 Place = Literal["merged", "own", "none"]
-BINS = ("very low", "low", "normal", "high", "very high")
+BINS = LEVELS
 """Below the 5 % quantile of train, to the 25 %, the 75 %, the 95 %, and above."""
 _CUTS = [QUANTILES.index(q) for q in (0.05, 0.25, 0.75, 0.95)]
 

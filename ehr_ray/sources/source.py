@@ -30,6 +30,7 @@ SOURCES: Final = {
     "meds": "ehr_ray.sources.meds",
     "patient-parquet": "ehr_ray.sources.patient_parquet",
     "table": "ehr_ray.sources.table",
+    "tokenised": "ehr_ray.sources.tokenised",
     "synthetic": "ehr_ray.sources.synthetic",
 }
 """Name on the command line -> module with a `SOURCE`."""
