@@ -72,9 +72,11 @@ class SentenceEncoder:
         Sorted by the number of word pieces, since padding is most of the work on short texts.
         """
         model, texts = self.model, list(texts)
+        if not texts:
+            return np.empty((0, 0), np.float32)
         pieces = model.tokenizer(texts, add_special_tokens=False)["input_ids"]
         order = sorted(range(len(texts)), key=lambda i: len(pieces[i]))
-        result: npt.NDArray[np.float32] | None = None
+        parts = []
         for start in range(0, len(order), BATCH_TEXTS):
             rows = order[start : start + BATCH_TEXTS]
             features = model.preprocess([texts[i] for i in rows])
@@ -82,11 +84,11 @@ class SentenceEncoder:
                 k: v.to(model.device) if isinstance(v, torch.Tensor) else v
                 for k, v in features.items()
             }
-            vectors = model(features)["sentence_embedding"].float().cpu().numpy()
-            if result is None:
-                result = np.empty((len(texts), vectors.shape[1]), np.float32)
-            result[rows] = vectors
-        return np.empty((0, 0), np.float32) if result is None else result
+            parts.append(model(features)["sentence_embedding"].float().cpu().numpy())
+        vectors = np.concatenate(parts)
+        result = np.empty_like(vectors)
+        result[order] = vectors
+        return result
 
 
 def model_key(name: str) -> str:

@@ -66,7 +66,7 @@ class EventTransformer(nn.Module):
         batch = self.window(batch, seed if self.training else None)
         decoder = self.config.arch == "decoder"
         hidden_tokens = None if decoder else self.holes(batch, seed)
-        hidden = self.encode(batch, hidden_tokens)
+        hidden = self.encode(batch, hidden_tokens)[:, -batch["mask"].shape[1] :]
         if decoder:
             asked, at = batch["mask"][:, 1:], slice(1, None)
             state = hidden[:, :-1][asked]
@@ -100,7 +100,7 @@ class EventTransformer(nn.Module):
     def encode(self, batch: Batch, holes: Tensor | None = None) -> Tensor:
         """Return [B, T, D]; nothing of the tokens in `holes` [B, T] is seen but where they stand.
 
-        An encoder with `cls` returns its vector behind the tokens, at position T.
+        An encoder with `cls` returns its vector before the tokens, [B, 1 + T, D].
         """
         config, mask = self.config, batch["mask"]
         hidden = self.embed(batch)
@@ -113,8 +113,8 @@ class EventTransformer(nn.Module):
             hidden = hidden + time_waves(batch["minute"], width)
         hidden = self.dropout(hidden)
         if hasattr(self, "cls"):
-            hidden = torch.cat([hidden, self.cls.expand(len(hidden), 1, -1)], 1)
-            mask = F.pad(mask, (0, 1), value=True)
+            hidden = torch.cat([self.cls.expand(len(hidden), 1, -1), hidden], 1)
+            mask = F.pad(mask, (1, 0), value=True)
         turns = None
         if "rotary" in config.positions:
             turns = rotary_turns(hidden.shape[1], width // config.n_heads, hidden.device)

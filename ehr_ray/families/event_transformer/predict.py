@@ -21,7 +21,7 @@ def represent(model: EventTransformer, batch: Batch, seed: int | None = None) ->
     """
     batch = model.window(batch, seed)
     hidden, mask = model.encode(batch).float(), batch["mask"]
-    tokens = hidden[:, : mask.shape[1]]
+    tokens = hidden[:, -mask.shape[1] :]
     parts = [pooled(model, tokens, hidden, mask, how) for how in model.config.pooling]
     return torch.cat([F.layer_norm(part, part.shape[-1:]) for part in parts], -1)
 
@@ -36,7 +36,7 @@ def pooled(
 ) -> Tensor:
     """Return [B, D]; zeros for a patient without tokens, except for an encoder's `cls`."""
     if how == "cls" and model.config.arch == "encoder":
-        return hidden[:, -1]
+        return hidden[:, 0]
     weight = mask.unsqueeze(-1)
     if how in ("last", "cls"):
         last = (mask.sum(1) - 1).clamp(min=0)
