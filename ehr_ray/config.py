@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 
+from ehr_ray.aliases import translated
 from ehr_ray.errors import ConfigError
 from ehr_ray.events.subgroups import Subgroup, default_subgroups
 from ehr_ray.registry import get_family
@@ -255,6 +256,7 @@ def override(raw: Mapping[str, Any], changes: Mapping[str, Any]) -> Raw:
 
 def parse(raw: Mapping[str, Any]) -> Experiment:
     """Turn plain data into a typed experiment, or raise ConfigError naming every bad path."""
+    raw = translated(raw)
     if not isinstance(raw.get("family"), str):
         raise ConfigError("family: missing; name one, as in `family: set_vae`")
     family = get_family(raw["family"])

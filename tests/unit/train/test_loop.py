@@ -18,7 +18,7 @@ from ehr_ray.registry import get_family
 from ehr_ray.schedules import Ramp
 from ehr_ray.train import history, loop
 from ehr_ray.train.backend import LocalBackend
-from ehr_ray.train.checkpoint import load, saved_progress
+from ehr_ray.train.checkpoint import Progress, load, saved_progress
 from ehr_ray.train.loader import Loader
 from ehr_ray.train.loop import Sums, Watch, noise_seed, note, objective, train
 
@@ -416,3 +416,13 @@ def test_a_checkpoint_of_a_run_loads_without_ray(run, tmp_path):
     )
     assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False).returncode == 0
     assert load(tmp_path).experiment.name == "tiny_set_vae"
+
+
+def test_a_plateau_is_counted_from_the_last_best_and_from_the_last_reduction(tiny_experiment):
+    family, progress = get_family("set_vae"), Progress()
+    plan = TrainConfig(lr_schedule="plateau", plateau_patience=1)
+    key, seen = family.select.metric, []
+    for value in [3.0, 4.0, 4.0, 4.0, 4.0, 2.0, 5.0, 5.0]:
+        note(progress, family, {key: value}, plan)
+        seen.append(progress.reductions)
+    assert seen == [0, 0, 1, 1, 2, 2, 2, 3]  # torch's ReduceLROnPlateau with patience 1
