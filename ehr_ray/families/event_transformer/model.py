@@ -8,12 +8,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ehr_ray.events.vocabulary import Vocabulary
-from ehr_ray.families.event_transformer.blocks import Block, rotary_turns, sinusoids, time_waves
 from ehr_ray.families.event_transformer.config import EventTransformerConfig
 from ehr_ray.families.event_transformer.data import token_book
 from ehr_ray.families.event_transformer.table import phrase_table
 from ehr_ray.family import Batch
 from ehr_ray.nn.noise import combine, uniform
+from ehr_ray.nn.transformer import Block, rotary_turns, sinusoids, time_waves
 
 _WINDOW, _MASK = 21, 22
 
