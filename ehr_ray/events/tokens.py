@@ -187,18 +187,17 @@ class TokenBook:
             below = (value[:, None] >= cut[:, :2]).sum(1)
             level = below + (value[:, None] > cut[:, 2:]).sum(1)
         else:
-            edges = self._at(np.arange(1, self.num_levels) / self.num_levels)
-            level = (value[:, None] >= edges[code]).sum(1)
+            level = (value[:, None] >= self._edges[code]).sum(1)
         own_bins = self.options.values == "own" and self.options.value_as == "bin"
         rank = 0 if own_bins else self.valued[code]
         return self._starts[0] + rank * self.num_levels + level
 
-    def _at(self, probabilities: npt.NDArray) -> npt.NDArray[np.float64]:
-        """Return each code's values at these probabilities, [V, P], linear between quantiles."""
-        known = self.vocabulary.quantiles
-        return np.array([np.interp(probabilities, QUANTILES, row) for row in known]).reshape(
-            len(known), len(probabilities)
-        )
+    @cached_property
+    def _edges(self) -> npt.NDArray[np.float64]:
+        """Where each code's levels part, [V, L - 1]: linear between the quantiles of train."""
+        share = np.arange(1, self.num_levels) / self.num_levels
+        rows = [np.interp(share, QUANTILES, row) for row in self.vocabulary.quantiles]
+        return np.array(rows).reshape(len(rows), len(share))
 
     def _words(self, code: int) -> Sequence[str]:
         if self.options.value_as == "bin":
