@@ -300,7 +300,9 @@ def _evaluate(verbs: Any) -> None:
     parser.add_argument("run_folder", metavar="RUN", type=Path, help="folder of a trained run")
     parser.add_argument("--cohort", type=Path, help="another cohort; nothing is refitted on it")
     parser.add_argument("--split", default="held_out", help="split reported on")
-    parser.add_argument("--task", help="label file of the cohort, such as mortality")
+    parser.add_argument(
+        "--task", help="label file of the cohort, such as mortality; none: whole patients, no labels"
+    )
     parser.add_argument("--output", type=Path, help="folder of the results")
     parser.add_argument("--address", help="Ray cluster to join")
 

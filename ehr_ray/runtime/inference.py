@@ -161,8 +161,9 @@ class ShardPredictor:
                 part = family.collate([rows[i] for i in chosen], config)
                 where = torch.tensor([first + i for i in chosen])
                 for name, function in functions.items():
-                    if function is not None:
-                        tables[name] = _flat(function(loaded.model, part), where)
+                    found = {} if function is None else function(loaded.model, part)
+                    if found:  # a family may have none of some architecture
+                        tables[name] = _flat(found, where)
         return tables
 
     def _hours(self, samples: list[Sample], done: pa.Table, first: int) -> pa.Table | None:

@@ -19,6 +19,7 @@ FAMILY = Family(
     predict=predict,
     latents=latents,
     outputs={"grids": grids, "components": components},
+    suites=("vitals_reconstruction", "vitals_clusters", "vitals_files"),
     cache_fields=("vitals", "first_hour", "last_hour", "landmark", "origin", "clip_value"),
     schedules={
         "beta": Cycle(end=1.0, epochs=40, ramp_ratio=0.75),

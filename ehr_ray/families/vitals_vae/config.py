@@ -46,7 +46,7 @@ class VitalsVAEConfig:
     """Channels that values, masks and time since observation are mixed to for all branches."""
     bins: PositiveInt = 8
     """Time bins each branch is pooled to: what keeps when something happened."""
-    trend_bins: PositiveInt = 24
+    trend_bins: PositiveInt = 96
     """Knots of the linear path beside the convolutions, in both directions."""
     lstm_width: PositiveInt = 128
     """Hidden width of the recurrent baseline."""
