@@ -54,10 +54,11 @@ def synthetic_patients(synthetic_cohort, synthetic_vocabulary):
 
 @pytest.fixture(scope="session")
 def tiny_experiment(synthetic_cohort):
-    """The first tiny config of a family: tiny_experiment("set_vae", {path: value})."""
+    """The tiny config of a family, the one of its name: tiny_experiment("set_vae", {path: 1})."""
 
     def build(family="set_vae", changes=None):
-        raws = (read_yaml(path) for path in sorted((CONFIGS / "tiny").glob("*.yaml")))
+        paths = sorted((CONFIGS / "tiny").glob("*.yaml"), key=lambda path: (path.stem != family, path))
+        raws = (read_yaml(path) for path in paths)
         raw = next(raw for raw in raws if raw.get("family") == family)
         changes = {"data.cohort": str(synthetic_cohort), **(changes or {})}
         return parse(override(raw, changes))

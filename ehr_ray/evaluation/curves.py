@@ -21,6 +21,7 @@ Mask = NDArray[np.bool_]
 MODEL: Final = "model"
 COMPONENTS: Final = 32
 FUNCTIONAL_COMPONENTS: Final = 10
+FOR_EVER: Final = np.array(10**6)
 TITLES: Final = {
     MODEL: "this model",
     "cohort_mean": "cohort mean",
@@ -101,13 +102,15 @@ def fit_references(train: Grids, carry_hours: NDArray[Any], seed: int = 0) -> Re
         return imputed(x * mask, mask, carry_hours, mean)[0]
 
     curves = fill(value, observed)
-    project, scores, explained = _functional(curves, seed)
+    project, scores, explained = _functional(curves)
     linear = _linear(curves, seed)
     rows: dict[str, Callable[[Curves, Mask], Curves]] = {
-        "cohort_mean": lambda x, mask: np.broadcast_to(mean, x.shape),
-        "hourly_mean": lambda x, mask: np.broadcast_to(hourly, x.shape),
+        "cohort_mean": lambda x, _: np.broadcast_to(mean, x.shape),
+        "hourly_mean": lambda x, _: np.broadcast_to(hourly, x.shape),
         "patient_mean": lambda x, mask: _patient_mean(x, mask, mean),
-        "forward_fill": lambda x, mask: imputed(x * mask, mask, np.full(x.shape[2], 10**6), mean)[0],
+        "forward_fill": lambda x, mask: imputed(x * mask, mask, np.full(x.shape[2], 10**6), mean)[
+            0
+        ],
         "pca": lambda x, mask: linear(fill(x, mask)),
         "fpca": lambda x, mask: project(fill(x, mask)),
     }
@@ -135,7 +138,7 @@ def _linear(curves: Curves, seed: int) -> Callable[[Curves], Curves]:
 
 
 def _functional(
-    curves: Curves, seed: int
+    curves: Curves,
 ) -> tuple[
     Callable[[Curves], Curves], Callable[[Curves], NDArray[np.float64]], NDArray[np.float64]
 ]:
@@ -183,7 +186,9 @@ class Errors:
     def by_vital(self) -> NDArray[np.float64]:
         """Mean of each vital sign's cells, [V]; NaN without cells."""
         count = self.count.sum(0)
-        return np.divide(self.squared.sum(0), count, out=np.full(len(count), np.nan), where=count > 0)
+        return np.divide(
+            self.squared.sum(0), count, out=np.full(len(count), np.nan), where=count > 0
+        )
 
 
 def score(curve: Curves, value: Curves, cells: Mask) -> Errors:

@@ -98,9 +98,7 @@ def _density(x: Array, min_share: float) -> Labels:
     smallest = max(5, round(min_share * len(x)))
     if len(x) <= smallest:
         return np.full(len(x), NOISE)
-    model = HDBSCAN(
-        min_cluster_size=smallest, min_samples=min(MIN_SAMPLES, smallest), copy=True
-    )
+    model = HDBSCAN(min_cluster_size=smallest, min_samples=min(MIN_SAMPLES, smallest), copy=True)
     return np.asarray(model.fit_predict(x), np.int64)
 
 

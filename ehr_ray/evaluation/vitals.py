@@ -1,4 +1,4 @@
-"""Suites of the vitals VAE: reconstructed curves beside simple ones, criteria, phenotypes, files."""
+"""Suites of the vitals VAE: curves beside simple ones, criteria, phenotypes, files."""
 
 from typing import Any, Final
 
@@ -13,7 +13,7 @@ from ehr_ray.evaluation.context import Table
 from ehr_ray.evaluation.curves import MODEL, TITLES, Errors, Grids, References
 from ehr_ray.evaluation.metrics import binary_metrics
 from ehr_ray.evaluation.suites import Part, SuiteInput, SuiteResult
-from ehr_ray.events.grid import scales
+from ehr_ray.events.grid import imputed, scales
 
 WINDOWS: Final = {
     "before admission": (-(10**6), 0),
@@ -33,7 +33,7 @@ WARPED_VITALS: Final = ("HR", "MAP")
 
 
 def reconstruction(given: SuiteInput) -> SuiteResult:
-    """Measure curves beside the reference rows, by vital sign and window, and judge the criteria."""
+    """Measure curves beside reference rows, by vital sign and window, and judge the criteria."""
     judged, references = _grids(given, given.judged), _references(given)
     errors = curves.measure(judged, references)
     at = f"{given.split}/curves"
@@ -103,9 +103,7 @@ def clusters(given: SuiteInput) -> SuiteResult:
         )
     figures = {
         "vitals_map": vitals_figures.cluster_map(latent, found[shown].labels),
-        "vitals_clusters": vitals_figures.cluster_means(
-            train, found[shown].labels, *_units(given)
-        ),
+        "vitals_clusters": vitals_figures.cluster_means(train, found[shown].labels, *_units(given)),
     }
     best = found[shown]
     line = (
@@ -171,9 +169,7 @@ def _rows_table(given: SuiteInput, errors: dict[str, dict[str, Errors]]) -> Tabl
     return Table(columns, tuple(rows), caption)
 
 
-def _by_vital(
-    given: SuiteInput, errors: dict[str, dict[str, Errors]], at: str
-) -> dict[str, float]:
+def _by_vital(given: SuiteInput, errors: dict[str, dict[str, Errors]], at: str) -> dict[str, float]:
     """Return errors of each vital sign: z-scores squared, and root mean squares in its unit."""
     _, spread = scales(given.model.vitals, given.vocabulary)
     metrics = {}
@@ -359,19 +355,23 @@ def _warped(given: SuiteInput, train: Grids) -> tuple[dict[str, float], Table]:
     """Cluster heart rate and mean pressure by time warping, early and later, as a check."""
     names = [vital.name for vital in given.model.vitals]
     carry = np.array([vital.carry_hours for vital in given.model.vitals])
-    filled = curves.imputed(train.value * train.observed, train.observed, carry, np.zeros(len(names)))
-    metrics, rows = {}, []
+    value = train.value * train.observed
+    filled, _ = imputed(value, train.observed, carry, np.zeros(len(names)))
+    metrics: dict[str, float] = {}
+    rows: list[tuple[str | float, ...]] = []
     for name in WARPED_VITALS:
         for start, stop in WARPED_WINDOWS:
             low, high = (hour - given.model.first_hour for hour in (start, stop))
-            if name not in names or low < 0 or high > filled[0].shape[1]:
+            if name not in names or low < 0 or high > filled.shape[1]:
                 continue
-            part = filled[0][:, low:high, names.index(name)]
+            part = filled[:, low:high, names.index(name)]
             found = phenotypes.warped(part, given.seed)
             key = f"train/phenotypes/dtw/{name}_{start}_{stop}"
             metrics |= {f"{key}/{k}": v for k, v in found.items()}
             rows.append((f"{name}, {start} to {stop} h", *found.values()))
-    caption = "k-means under dynamic time warping of imputed curves; a silhouette near 0 is no group."
+    caption = (
+        "k-means under dynamic time warping of imputed curves; a silhouette near 0 is no group."
+    )
     return metrics, Table(("", "silhouette", "clusters"), tuple(rows), caption)
 
 

@@ -65,7 +65,7 @@ def latents(splits: Mapping[str, Part]) -> dict[str, NDArray[Any]]:
 def components(given: SuiteInput) -> dict[str, NDArray[Any]]:
     """Return each branch's curves and the merged ones in the vitals' units, [N, H, V] each."""
     table, vitals = given.judged.tables["components"], given.model.vitals
-    result = {
+    result: dict[str, NDArray[Any]] = {
         name: _array(table, name).reshape(table.num_rows, -1, len(vitals))
         for name in table.column_names
         if name != "sample"

@@ -116,9 +116,7 @@ def observations(
     value = np.where(hot, (value - 32) / 1.8, value).astype(np.float32)
     low, high = (np.array([getattr(v, end) for v in vitals]) for end in ("low", "high"))
     good = (value >= low[vital]) & (value <= high[vital])
-    return Observations(
-        hour[good].astype(np.int32), vital[good], value[good], int(np.sum(~good))
-    )
+    return Observations(hour[good].astype(np.int32), vital[good], value[good], int(np.sum(~good)))
 
 
 def vital_of_code(vitals: Sequence[Vital], vocabulary: Vocabulary) -> npt.NDArray[np.int32]:

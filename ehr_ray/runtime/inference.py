@@ -106,7 +106,7 @@ class ShardPredictor:
         subgroups = SubgroupReader(shard, self.request.subgroups)
         tables: dict[str, list[pa.Table]] = {}
         count = 0
-        for samples in _batched(self._samples(patients), BATCH_PATIENTS):
+        for samples in batched(self._samples(patients), BATCH_PATIENTS):
             made = self._tables(samples, first=count)
             hours = self._hours(samples, made["samples"], count)
             made |= {"hours": hours} if hours is not None else {}
@@ -308,7 +308,8 @@ def write_embeddings(path: Path, table: pa.Table) -> None:
     os.replace(partial, path)
 
 
-def _batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+def batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    """Yield lists of `size` items; the last may be shorter."""
     group: list[Any] = []
     for item in items:
         group.append(item)

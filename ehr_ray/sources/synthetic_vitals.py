@@ -110,7 +110,10 @@ def read(unit: Unit, options: SyntheticVitalsOptions) -> Iterator[Chunk]:
     times, _ = since_epoch(minutes, 1.0)
     names = pa.array([v.code for v in VITAL_SIGNS])
     events = events_table(
-        np.repeat(ids, [len(vital) for _, vital in cells]), times, names.take(pa.array(which)), values
+        np.repeat(ids, [len(vital) for _, vital in cells]),
+        times,
+        names.take(pa.array(which)),
+        values,
     )
     labels = {
         "mortality": label_rows(ids, [p.died for p in patients], 48 * 60),
@@ -123,11 +126,11 @@ def read(unit: Unit, options: SyntheticVitalsOptions) -> Iterator[Chunk]:
 class MadePatient:
     """`values` and `seen` [745, 7], the minute each hour is visited [745], course and outcome."""
 
-    values: npt.NDArray[np.float64]
-    clean: npt.NDArray[np.float64]
+    values: npt.NDArray[np.floating]
+    clean: npt.NDArray[np.floating]
     """Without wander and noise: what there is to know."""
     seen: npt.NDArray[np.bool_]
-    minutes: npt.NDArray[np.float64]
+    minutes: npt.NDArray[np.floating]
     course: int
     died: bool
 
@@ -140,8 +143,10 @@ def make_patient(number: int, options: SyntheticVitalsOptions) -> MadePatient:
     strain = _strain(rng, course, hours)
     level = 0.6 * rng.standard_normal(len(VITAL_SIGNS))
     level += rng.standard_normal(2) @ (np.stack([np.sign(_LOAD), np.ones(len(_LOAD))]) * 0.45)
-    rhythm = _RHYTHM * rng.lognormal(0, 0.5) * np.sin(
-        2 * np.pi * (hours[:, None] + rng.normal(0, 2.5)) / 24
+    rhythm = (
+        _RHYTHM
+        * rng.lognormal(0, 0.5)
+        * np.sin(2 * np.pi * (hours[:, None] + rng.normal(0, 2.5)) / 24)
     )
     shared, own = _wander(rng, 1), _wander(rng, len(VITAL_SIGNS))
     clean = level + rhythm + _LOAD * strain[:, None]
@@ -158,8 +163,8 @@ def make_patient(number: int, options: SyntheticVitalsOptions) -> MadePatient:
 
 
 def _strain(
-    rng: np.random.Generator, course: int, hours: npt.NDArray[np.float64]
-) -> npt.NDArray[np.float64]:
+    rng: np.random.Generator, course: int, hours: npt.NDArray[np.floating]
+) -> npt.NDArray[np.floating]:
     """Return the strain of a course at each hour."""
     size = rng.uniform(1.2, 2.8)
     if course == 1:
@@ -170,16 +175,17 @@ def _strain(
         return faint + size / (1 + np.exp(-(hours - onset) / width))
     if course == 3:
         starts = (rng.uniform(24, 200), rng.uniform(320, 560))
-        return size * sum(np.exp(-(((hours - at) / rng.uniform(30, 60)) ** 2)) for at in starts)
+        waves = [np.exp(-(((hours - at) / rng.uniform(30, 60)) ** 2)) for at in starts]
+        return np.asarray(size * np.sum(waves, axis=0))
     return np.zeros(len(hours))
 
 
-def _visit_rate(hours: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def _visit_rate(hours: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
     """Return how often an hour has a visit, over the share of cells asked for."""
     return np.where((hours >= 0) & (hours < 72), 3.5, np.where(hours < 0, 1.0, 0.9))
 
 
-def _wander(rng: np.random.Generator, width: int) -> npt.NDArray[np.float64]:
+def _wander(rng: np.random.Generator, width: int) -> npt.NDArray[np.floating]:
     """Return unit-variance series [745, width] that forget within half a day."""
     memory = np.exp(-1 / 12)
     steps = rng.standard_normal((NUM_HOURS, width))

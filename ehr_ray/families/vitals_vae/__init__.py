@@ -1,7 +1,8 @@
 """Vitals VAE: a multi-scale autoencoder of hourly vital signs, with its baseline and fallback."""
 
 from ehr_ray.families.vitals_vae.config import VitalsVAEConfig
-from ehr_ray.families.vitals_vae.data import collate, transform
+from ehr_ray.families.vitals_vae.data import collate, export, transform
+from ehr_ray.families.vitals_vae.fallback import fallback
 from ehr_ray.families.vitals_vae.loss import loss
 from ehr_ray.families.vitals_vae.model import VitalsVAE
 from ehr_ray.families.vitals_vae.predict import components, grids, latents, predict
@@ -20,6 +21,8 @@ FAMILY = Family(
     latents=latents,
     outputs={"grids": grids, "components": components},
     suites=("vitals_reconstruction", "vitals_clusters", "vitals_files"),
+    export=export,
+    fallback=fallback,
     cache_fields=("vitals", "first_hour", "last_hour", "landmark", "origin", "clip_value"),
     schedules={
         "beta": Cycle(end=1.0, epochs=40, ramp_ratio=0.75),

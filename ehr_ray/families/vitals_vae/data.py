@@ -1,11 +1,13 @@
 """Patient to observations, observations to the grid of a batch."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from ehr_ray.events.grid import observations, scales, to_grid
+from ehr_ray.events.hourly_h5 import Window, write_hourly
 from ehr_ray.events.patients import Patient
 from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.families.vitals_vae.config import VitalsVAEConfig
@@ -38,7 +40,7 @@ def transform(patient: Patient, config: VitalsVAEConfig, vocabulary: Vocabulary)
 
 
 def collate(rows: Sequence[Row], config: VitalsVAEConfig) -> Batch:
-    """Return hourly means `value` [B, H, V], 0 where there is none, `observed`, `subject_id` [B]."""
+    """Return hourly means `value` [B, H, V], 0 where none, `observed`, and `subject_id` [B]."""
     sizes = [len(row["hour"]) for row in rows]
     patient = np.repeat(np.arange(len(rows)), sizes)
     hour, vital, value = (
@@ -51,3 +53,16 @@ def collate(rows: Sequence[Row], config: VitalsVAEConfig) -> Batch:
         "value": torch.from_numpy(mean),
         "observed": torch.from_numpy(observed),
     }
+
+
+def export(
+    patients: Iterable[Patient], config: VitalsVAEConfig, vocabulary: Vocabulary, path: Path
+) -> int:
+    """Write `hourly_tensors.h5`: values in their units, masks, tiers and times; return patients."""
+    window = Window(
+        vitals=config.vitals,
+        first_hour=config.first_hour,
+        num_hours=config.num_hours,
+        origin=config.origin,
+    )
+    return write_hourly(path, patients, window, vocabulary)

@@ -10,7 +10,7 @@ from ehr_ray.families.vitals_vae.config import VitalsVAEConfig
 
 
 class LSTMEncoder(nn.Module):
-    """Two bidirectional layers and attention pooling; it sees filled values, neither mask nor time."""
+    """Two bidirectional layers and attention pooling, on filled values: no mask, no time."""
 
     def __init__(self, config: VitalsVAEConfig) -> None:
         super().__init__()
