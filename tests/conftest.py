@@ -57,7 +57,9 @@ def tiny_experiment(synthetic_cohort):
     """The tiny config of a family, the one of its name: tiny_experiment("set_vae", {path: 1})."""
 
     def build(family="set_vae", changes=None):
-        paths = sorted((CONFIGS / "tiny").glob("*.yaml"), key=lambda path: (path.stem != family, path))
+        paths = sorted(
+            (CONFIGS / "tiny").glob("*.yaml"), key=lambda path: (path.stem != family, path)
+        )
         raws = (read_yaml(path) for path in paths)
         raw = next(raw for raw in raws if raw.get("family") == family)
         changes = {"data.cohort": str(synthetic_cohort), **(changes or {})}

@@ -61,7 +61,7 @@ class VitalsVAEConfig:
 
     hide: Ratio = 0.1
     """Share of observed cells hidden from the encoder, in training and in validation."""
-    landmark_share: Ratio = 0.2
+    landmark_share: Ratio = 0.1
     """Share of training patients of whom the encoder sees only the hours up to a landmark."""
     landmarks: tuple[PositiveInt, ...] = (24, 48, 72)
     """Hours after the origin those patients are cut at, drawn evenly; ones off the grid are not."""
@@ -70,6 +70,12 @@ class VitalsVAEConfig:
 
     The published one divides squared errors on a min-max scale by the cells and the divergence by
     the dimensions, and hides nothing: with it, free bits alone decide whether the latent is used.
+    """
+    evidence: Annotated[float, Field(gt=0, le=1)] = 0.4
+    """Weight of the likelihood: hours of a patient are alike, so cells are not all evidence anew.
+
+    1 takes them as independent, which pays for more nats than tell patients apart. The
+    divergence has weight `schedules.beta`, in validation 1.
     """
     branch_weight: NotNegative = 0.25
     """Weight of the reconstruction by the branches (their mean) beside the merged one."""

@@ -45,12 +45,13 @@ def reconstruction(
         share = _range_share(config, squared)
         return {"recon": Term((squared * share * observed).sum(), observed.sum().float())}
     noise = out["log_noise"].float()
-    terms = {"recon": Term(gaussian(squared, noise, observed), patients)}
+    weight = config.evidence
+    terms = {"recon": Term(gaussian(squared, noise, observed), patients, weight)}
     if len(out["branches"]):
         errors = (out["branches"].float() - batch["value"]).square()
         # The noise is the merged curve's: a branch must not pay its error by raising it.
         total = gaussian(errors, noise.detach(), observed) / len(errors)
-        terms["branches"] = Term(total, patients, config.branch_weight)
+        terms["branches"] = Term(total, patients, weight * config.branch_weight)
     return terms
 
 
