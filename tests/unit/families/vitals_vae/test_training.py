@@ -10,7 +10,7 @@ HOURS = 48
 
 
 def patients(first, number, hours=HOURS):
-    """Patients with a level and one event, 10 hours wide, at an hour of their own; half observed."""
+    """Patients with a level and one event of 10 hours at an hour of their own; half observed."""
     torch.manual_seed(first)
     at = torch.randint(8, hours - 8, (number,))
     level = torch.randn(number, 1, 7)
