@@ -3,16 +3,13 @@
 from typing import Any, Final
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from ehr_ray.evaluation import curves, phenotypes, vitals_figures, vitals_files
-from ehr_ray.evaluation.baselines import fit_linear
-from ehr_ray.evaluation.collapse import latent_diagnostics
 from ehr_ray.evaluation.context import Table
 from ehr_ray.evaluation.curves import MODEL, TITLES, Errors, Grids, References
-from ehr_ray.evaluation.metrics import binary_metrics
-from ehr_ray.evaluation.suites import Part, SuiteInput, SuiteResult
+from ehr_ray.evaluation.suites import SuiteInput, SuiteResult
+from ehr_ray.evaluation.vitals_criteria import grids_of, judge, matrix
 from ehr_ray.events.grid import imputed, scales
 
 WINDOWS: Final = {
@@ -22,10 +19,6 @@ WINDOWS: Final = {
     "72 to 168 h": (72, 168),
     "168 to 720 h": (168, 10**6),
 }
-KL_RANGE: Final = (0.1, 1.0)
-"""Nats a dimension, before free bits: less is unused, more is a code without a prior."""
-STD_RANGE: Final = (0.5, 1.0)
-"""Standard deviation across patients of the median latent dimension."""
 CLUSTERED: Final = 1000
 """Patients clustered at most."""
 WARPED_WINDOWS: Final = ((0, 24), (24, 72))
@@ -34,7 +27,7 @@ WARPED_VITALS: Final = ("HR", "MAP")
 
 def reconstruction(given: SuiteInput) -> SuiteResult:
     """Measure curves beside reference rows, by vital sign and window, and judge the criteria."""
-    judged, references = _grids(given, given.judged), _references(given)
+    judged, references = grids_of(given, given.judged), _references(given)
     errors = curves.measure(judged, references)
     at = f"{given.split}/curves"
     metrics = {
@@ -49,7 +42,7 @@ def reconstruction(given: SuiteInput) -> SuiteResult:
         f"{at}/fpca_explained/{name}": float(share)
         for name, share in zip(names, references.explained, strict=True)
     }
-    criteria, judged_metrics, lines = _criteria(given, errors)
+    criteria, judged_metrics, lines = judge(given, errors)
     sections = {
         "Criteria": criteria,
         "Reconstructed curves": _rows_table(given, errors),
@@ -68,10 +61,10 @@ def reconstruction(given: SuiteInput) -> SuiteResult:
 
 def clusters(given: SuiteInput) -> SuiteResult:
     """Look for phenotypes in train patients by FPCA, by the latent, and by both."""
-    train = _grids(given, given.fit.get("train", given.judged))
+    train = grids_of(given, given.fit.get("train", given.judged))
     train = train.take(np.arange(len(train))[:CLUSTERED])
     part = given.fit.get("train", given.judged)
-    latent = _matrix(part.samples, "embedding")[train.sample]
+    latent = matrix(part.samples, "embedding")[train.sample]
     scores = _references(given).scores(train.value, train.observed)
     blocks = {
         "fpca": phenotypes.standardised(scores),
@@ -129,12 +122,8 @@ def files(given: SuiteInput) -> SuiteResult:
 _BLOCKS: Final = {"fpca": "FPCA scores", "latent": "latent", "both": "FPCA scores and latent"}
 
 
-def _grids(given: SuiteInput, part: Part) -> Grids:
-    return Grids.of(part, len(given.model.vitals))
-
-
 def _references(given: SuiteInput) -> References:
-    train = _grids(given, given.fit.get("train", given.judged))
+    train = grids_of(given, given.fit.get("train", given.judged))
     carry = np.array([vital.carry_hours for vital in given.model.vitals])
     return curves.fit_references(train, carry, given.seed)
 
@@ -143,11 +132,6 @@ def _units(given: SuiteInput) -> tuple[Any, NDArray[Any], NDArray[Any], int]:
     """Return the vitals, their centres and spreads, and the first hour: what axes need."""
     centre, spread = scales(given.model.vitals, given.vocabulary)
     return given.model.vitals, centre, spread, given.model.first_hour
-
-
-def _matrix(table: pa.Table, name: str) -> NDArray[np.float32]:
-    flat = table[name].combine_chunks().values.to_numpy()
-    return np.asarray(flat.reshape(len(table), -1), np.float32)
 
 
 def _rows_table(given: SuiteInput, errors: dict[str, dict[str, Errors]]) -> Table:
@@ -221,134 +205,6 @@ def _window_table(given: SuiteInput, judged: Grids, references: References) -> T
         "last value, hidden",
     )
     return Table(columns, tuple(rows), "Mean squared error in z-scores by hours after admission.")
-
-
-def _criteria(
-    given: SuiteInput, errors: dict[str, dict[str, Errors]]
-) -> tuple[Table, dict[str, float], tuple[str, ...]]:
-    """Return the table of criteria, their metrics, and a line that sums them up."""
-    rows: list[tuple[str, str, str, bool]] = []
-    if "latents" in given.judged.tables:
-        rows += _latent_criteria(given)
-    elif "codes" in given.judged.samples.column_names:
-        rows += _code_criteria(given)
-    for kind, other in (("seen", "patient_mean"), ("seen", "pca"), ("hidden", "forward_fill")):
-        ours, theirs = errors[MODEL][kind], errors[other][kind]
-        value, low, high = curves.difference(
-            ours, theirs, seed=given.seed, num_bootstrap=given.num_bootstrap
-        )
-        rows.append(
-            (
-                f"error of {kind} cells less that of the {TITLES[other]}",
-                "below 0",
-                f"{ours.mse():.4f} - {theirs.mse():.4f} = {value:.4f} [{low:.4f}, {high:.4f}]",
-                high < 0,
-            )
-        )
-    rows += _landmark_criteria(given)
-    passed = sum(row[3] for row in rows)
-    metrics = {f"{given.split}/criteria/passed": float(passed)}
-    metrics[f"{given.split}/criteria/number"] = float(len(rows))
-    table = Table(
-        ("criterion", "wanted", "found", "verdict"),
-        tuple((*row[:3], "pass" if row[3] else "fail") for row in rows),
-        f"On {given.split} patients; intervals are 95 %, over resampled patients.",
-    )
-    failed = [row[0] for row in rows if not row[3]]
-    line = f"criteria: {passed} of {len(rows)} passed"
-    return table, metrics, (line + (f"; failed: {'; '.join(failed)}" if failed else ""),)
-
-
-def _latent_criteria(given: SuiteInput) -> list[tuple[str, str, str, bool]]:
-    table = given.judged.tables["latents"]
-    found = latent_diagnostics(_matrix(table, "mu"), _matrix(table, "logvar"))
-    active, width = int(found.active.sum()), len(found.active)
-    per_dim = found.kl_per_row / width
-    spread = np.sqrt(found.mean_variance)
-    over = int((found.kl_per_dimension > KL_RANGE[0]).sum())
-    middle = float(np.median(spread))
-    return [
-        (
-            "active units",
-            f"at least {width // 2} of {width}",
-            f"{active}; {over} above {KL_RANGE[0]} nats",
-            active >= width // 2,
-        ),
-        (
-            "divergence before free bits, nats a dimension",
-            f"{KL_RANGE[0]} to {KL_RANGE[1]}",
-            f"{per_dim:.3f} ({found.kl_per_row:.1f} a patient)",
-            KL_RANGE[0] <= per_dim <= KL_RANGE[1],
-        ),
-        (
-            "standard deviation across patients, median dimension",
-            f"{STD_RANGE[0]} to {STD_RANGE[1]}",
-            f"{middle:.3f} ({spread.min():.3f} to {spread.max():.3f})",
-            STD_RANGE[0] <= middle <= STD_RANGE[1],
-        ),
-    ]
-
-
-def _code_criteria(given: SuiteInput) -> list[tuple[str, str, str, bool]]:
-    """Judge the use of a codebook: perplexity, exp of the entropy of all codes of all patients."""
-    codes = _matrix(given.judged.samples, "codes").astype(int)
-    share = np.bincount(codes.ravel(), minlength=given.model.codebook) / codes.size
-    used = share[share > 0]
-    perplexity = float(np.exp(-(used * np.log(used)).sum()))
-    text = f"{perplexity:.1f}; {len(used)} of {given.model.codebook} entries used"
-    wanted = given.model.codebook / 10
-    return [("perplexity of the codes", f"at least {wanted:.0f}", text, perplexity >= wanted)]
-
-
-def _landmark_criteria(given: SuiteInput) -> list[tuple[str, str, str, bool]]:
-    """Compare a probe on the embedding with one on each vital's mean, smallest and largest value.
-
-    Both on the same patients, from what is known at the label's prediction time.
-    """
-    parts = {"train": given.fit.get("train"), "tuning": given.fit.get("tuning")}
-    parts["judged"] = given.judged
-    if any(part is None or part.label is None for part in parts.values()):
-        return []
-    simple, deep, label = {}, {}, {}
-    for name, part in parts.items():
-        assert part is not None
-        assert part.label is not None
-        grids = _grids(given, part)
-        simple[name] = summaries(grids)
-        deep[name] = _matrix(part.samples, "embedding")[grids.sample]
-        label[name] = part.label[grids.sample]
-    if any(len(np.unique(y)) < 2 for y in label.values()):
-        return []
-    found = {}
-    for name, x in (("embedding", deep), ("features", simple)):
-        source: Any = "features" if name == "features" else "embedding"
-        scorer = fit_linear(
-            name, source, x["train"], label["train"], x["tuning"], label["tuning"], seed=given.seed
-        )
-        found[name] = binary_metrics(
-            label["judged"],
-            scorer.predict(x["judged"]),
-            threshold=scorer.threshold,
-            seed=given.seed,
-            num_bootstrap=given.num_bootstrap,
-        )
-    text = ", ".join(
-        f"{name} {m['auroc']:.3f} [{m['auroc/low']:.3f}, {m['auroc/high']:.3f}]"
-        for name, m in found.items()
-    )
-    passed = found["embedding"]["auroc"] >= found["features"]["auroc"]
-    return [("AUROC at the landmark, beside mean, least and largest", "not lower", text, passed)]
-
-
-def summaries(grids: Grids) -> NDArray[np.float32]:
-    """Return each vital's mean, smallest, largest and number of values, [N, 4 V]; NaN without."""
-    mask = grids.observed
-    count = mask.sum(1)
-    none = count == 0
-    mean = np.where(none, np.nan, (grids.value * mask).sum(1) / np.maximum(count, 1))
-    low = np.where(none, np.nan, np.where(mask, grids.value, np.inf).min(1))
-    high = np.where(none, np.nan, np.where(mask, grids.value, -np.inf).max(1))
-    return np.concatenate([mean, low, high, count], axis=1).astype(np.float32)
 
 
 def _warped(given: SuiteInput, train: Grids) -> tuple[dict[str, float], Table]:

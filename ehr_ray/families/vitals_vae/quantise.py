@@ -4,7 +4,6 @@ The codebook is trained by its own loss, not by moving averages, so that it is t
 rank. Codes are compared by direction (Yu et al. 2022): few entries then go unused.
 """
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -29,11 +28,3 @@ class Quantiser(nn.Module):
         to_members = (chosen - x.detach()).square().sum((1, 2))
         to_codes = (chosen.detach() - x).square().sum((1, 2))
         return x + (chosen - x).detach(), codes, to_members, to_codes
-
-
-def perplexity(codes: Tensor, codebook: int) -> tuple[float, int]:
-    """Return exp(entropy of code use), 1 to K, and how many of the K codes are used."""
-    share = torch.bincount(codes.flatten(), minlength=codebook).double()
-    share = share / share.sum().clamp(min=1)
-    entropy = -torch.xlogy(share, share).sum()
-    return float(entropy.exp()), int((share > 0).sum())

@@ -8,9 +8,8 @@ import pyarrow as pa
 import pytest
 import torch
 
-from ehr_ray.evaluation.curves import Grids
 from ehr_ray.evaluation.suites import Part, SuiteInput
-from ehr_ray.evaluation.vitals import clusters, files, reconstruction, summaries
+from ehr_ray.evaluation.vitals import clusters, files, reconstruction
 from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.families.vitals_vae import FAMILY
 from ehr_ray.families.vitals_vae.config import VitalsVAEConfig
@@ -169,12 +168,3 @@ def test_the_baseline_has_no_components(tmp_path):
         "vae_latents.h5",
         "vae_metadata.json",
     )
-
-
-def test_summaries_are_of_observed_cells():
-    value = np.array([[[1.0, 9], [3, 9]]], np.float32)
-    observed = np.array([[[True, False], [True, False]]])
-    one = Grids(np.arange(1), value, observed, observed, value, value)
-    found = summaries(one)[0]
-    np.testing.assert_array_equal(found[[0, 2, 4, 6]], [2, 1, 3, 2])
-    assert np.isnan(found[[1, 3, 5]]).all()

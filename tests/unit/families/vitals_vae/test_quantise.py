@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from ehr_ray.families.vitals_vae.quantise import Quantiser, perplexity
+from ehr_ray.families.vitals_vae.quantise import Quantiser
 
 
 @pytest.fixture
@@ -40,8 +40,3 @@ def test_each_error_moves_its_own_side(quantiser):
     to_codes.sum().backward()
     assert x.grad.any()
     assert quantiser.codebook.weight.grad is None
-
-
-def test_perplexity_counts_even_use():
-    assert perplexity(torch.arange(8).repeat(3), 16) == (pytest.approx(8.0), 8)
-    assert perplexity(torch.zeros(9, dtype=torch.long), 16) == (pytest.approx(1.0), 1)
