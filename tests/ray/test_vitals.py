@@ -47,7 +47,14 @@ def test_a_collapsed_run_is_followed_by_its_fallback(experiment, tmp_path, capsy
 
 
 def test_a_run_whose_latent_is_used_stands(experiment, tmp_path):
-    done = train(experiment(model__fallback="vq", model__evidence=1.0, schedules__beta=0.01))
+    done = train(
+        experiment(
+            model__fallback="vq",
+            model__evidence=1.0,
+            schedules__beta=0.01,
+            train__max_epochs=15,
+        )
+    )
     assert done.run == tmp_path / "tiny_vitals_vae"
     assert not (done.run / "fallback.yaml").exists()
 
