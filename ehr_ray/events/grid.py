@@ -143,11 +143,10 @@ def scales(
         ids = ids[ids >= 0]
         mean, std = vocabulary.mean[ids].copy(), vocabulary.std[ids].copy()
         weight = vocabulary.count[ids].astype(np.float64)
-        if vocabulary.quantiles is not None:
-            q = vocabulary.quantiles[ids]
-            width = (q[:, high] - q[:, low]) / _IQR_PER_STD
-            robust = np.isfinite(width) & (width > 0)
-            mean, std = np.where(robust, q[:, median], mean), np.where(robust, width, std)
+        q = vocabulary.quantiles[ids]
+        width = (q[:, high] - q[:, low]) / _IQR_PER_STD
+        robust = np.isfinite(width) & (width > 0)
+        mean, std = np.where(robust, q[:, median], mean), np.where(robust, width, std)
         if vital.fahrenheit:
             hot = mean > _FAHRENHEIT_ABOVE
             mean, std = np.where(hot, (mean - 32) / 1.8, mean), np.where(hot, std / 1.8, std)

@@ -124,23 +124,6 @@ def test_rare_codes_are_left_out_and_encoded_as_unknown():
     assert found.encode(["C", "B", "A", "nope"]).tolist() == [1, -1, 0, -1]
 
 
-def test_quantiles_survive_the_table_where_the_cohort_has_them():
-    rows = [[1.0, 2, 3, 4, 5, 6, 7], None, [2.0] * 7, [3.0] * 7]
-    table = TABLE.append_column("quantiles", pa.array(rows, pa.list_(pa.float64())))
-    found = Vocabulary.from_table(table)
-    expected = dict(zip(TABLE["code"].to_pylist(), rows, strict=True))
-    again = Vocabulary.from_table(found.to_table())
-    for code, ours, theirs in zip(found.codes, found.quantiles, again.quantiles, strict=True):
-        np.testing.assert_array_equal(ours, expected[code] or [np.nan] * 7)
-        np.testing.assert_array_equal(ours, theirs)
-
-
-def test_quantiles_of_another_kind_are_left_out():
-    two = pa.array([[1.0, 2.0]] * len(TABLE), pa.list_(pa.float64()))
-    assert Vocabulary.from_table(TABLE.append_column("quantiles", two)).quantiles is None
-    assert Vocabulary.from_table(TABLE).quantiles is None
-
-
 def test_a_vocabulary_survives_its_table():
     found = Vocabulary.from_table(TABLE)
     again = Vocabulary.from_table(found.to_table())
