@@ -224,15 +224,21 @@ def _prepare(verbs: Any) -> None:
         from ehr_ray.runtime.trainer import prepare
 
         screen = _screen()
-        for line in prepare(load(args.config, args.overrides), screen, verbose=args.verbose):
+        experiment = load(args.config, args.overrides)
+        for line in prepare(experiment, screen, export=args.export, verbose=args.verbose):
             screen.say(line)
 
-    _config_verb(
+    parser = _config_verb(
         verbs,
         "prepare",
         run,
         "materialise a family's model-ready dataset, the same rows training streams",
         "ehr-ray prepare configs/set_vae.yaml data.cohort=cohorts/p12",
+    )
+    parser.add_argument(
+        "--export",
+        type=Path,
+        help="file to write all patients to in the family's own format (hourly_tensors.h5)",
     )
 
 
@@ -300,7 +306,10 @@ def _evaluate(verbs: Any) -> None:
     parser.add_argument("run_folder", metavar="RUN", type=Path, help="folder of a trained run")
     parser.add_argument("--cohort", type=Path, help="another cohort; nothing is refitted on it")
     parser.add_argument("--split", default="held_out", help="split reported on")
-    parser.add_argument("--task", help="label file of the cohort, such as mortality")
+    parser.add_argument(
+        "--task",
+        help="label file of the cohort, such as mortality; none: no labels, whole stays",
+    )
     parser.add_argument("--output", type=Path, help="folder of the results")
     parser.add_argument("--address", help="Ray cluster to join")
 

@@ -107,6 +107,11 @@ class TrainConfig:
     """Steps between validations, checkpoints and rows of the history; None: once an epoch."""
     patience: PositiveInt | None = None
     """Reports without a better selection metric after which training stops; None: never."""
+    patience_cycles: PositiveInt | None = None
+    """Whole cycles of the schedules without one after which it stops; None: never.
+
+    With a schedule that starts anew, reports within a cycle say little of the next one.
+    """
     keep_steps: PositiveInt | None = None
     """Steps between checkpoints that are kept, in `checkpoints/<step>/`, beside the best; None:
     the best alone."""

@@ -1,7 +1,8 @@
 """The contract between a model family and everything else: one record of plain functions."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
@@ -118,6 +119,10 @@ class Family(Generic[C]):
     """Runs after the optimizer (an EMA target); None for most."""
     check: Callable[[C], None] | None = None
     """Raises InputError where a file the config names is not there, before a run's first step."""
+    export: Callable[[Iterable[Patient], C, Vocabulary, Path], int] | None = None
+    """Writes patients to the family's file format and returns how many (`prepare --export`)."""
+    fallback: Callable[[C, Mapping[str, float]], C | None] | None = None
+    """The model to train instead of one with these latent metrics on tuning; None: it stands."""
     version: int = 1
     """Raise when `transform` gives other output for the same input: it is part of the cache key."""
 

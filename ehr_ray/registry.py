@@ -9,6 +9,7 @@ FAMILIES = {
     "event_transformer": "ehr_ray.families.event_transformer",
     "set_vae": "ehr_ray.families.set_vae",
     "seqset_poe": "ehr_ray.families.set_vae.sequence",
+    "vitals_vae": "ehr_ray.families.vitals_vae",
 }
 
 

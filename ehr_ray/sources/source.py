@@ -32,6 +32,8 @@ SOURCES: Final = {
     "table": "ehr_ray.sources.table",
     "tokenised": "ehr_ray.sources.tokenised",
     "synthetic": "ehr_ray.sources.synthetic",
+    "hourly-h5": "ehr_ray.sources.hourly_h5",
+    "synthetic-vitals": "ehr_ray.sources.synthetic_vitals",
 }
 """Name on the command line -> module with a `SOURCE`."""
 

@@ -40,6 +40,7 @@ class Progress:
 
     step: int = 0
     best: float | None = None
+    best_step: int = 0
     reports_since_best: int = 0
     reductions: int = 0
     """Times the learning rate was halved on a plateau."""

@@ -1,6 +1,7 @@
 """The training loop, once for every family and every backend."""
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
@@ -10,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from ehr_ray.config import Experiment, TrainConfig
-from ehr_ray.errors import RunError
+from ehr_ray.errors import ConfigError, RunError
 from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.family import AnyFamily, Batch, Knobs, Terms
+from ehr_ray.schedules import Cycle
 from ehr_ray.train import history
 from ehr_ray.train.backend import Backend
 from ehr_ray.train.begin import begin_task
@@ -119,6 +121,7 @@ def train(
             row |= {k: v for k, v in knobs.items() if k != "noise_seed"}
             row |= {"grad_norm": norm, **values}
             better = note(progress, family, row, plan)
+            progress.finished |= cycles_without_better(experiment, progress, per_epoch)
             progress.finished |= progress.step >= total
             if backend.rank == 0:
                 if better:
@@ -285,6 +288,7 @@ def note(progress: Progress, family: AnyFamily, row: Metrics, plan: TrainConfig)
     better = value is None or family.select.better(value, progress.best)
     if better:
         progress.best = value
+        progress.best_step = progress.step
         progress.reports_since_best = 0
     else:
         progress.reports_since_best += 1
@@ -292,6 +296,23 @@ def note(progress: Progress, family: AnyFamily, row: Metrics, plan: TrainConfig)
     patience = plan.patience
     progress.finished = patience is not None and progress.reports_since_best >= patience
     return better
+
+
+def cycles_without_better(experiment: Experiment, progress: Progress, per_epoch: int) -> bool:
+    """Whether `train.patience_cycles` whole cycles have passed since that of the best report.
+
+    Cycles are those of the longest cyclical schedule; a report at a cycle's last step belongs
+    to it. Raises ConfigError without such a schedule.
+    """
+    patience = experiment.train.patience_cycles
+    if patience is None:
+        return False
+    periods = [s.period(per_epoch) for s in experiment.schedules.values() if isinstance(s, Cycle)]
+    if not periods:
+        raise ConfigError("train.patience_cycles: no schedule is a cycle; use train.patience")
+    period = max(periods)
+    of_best = math.ceil(progress.best_step / period)
+    return progress.step // period - of_best >= patience
 
 
 def move(batch: Batch, device: torch.device) -> Batch:

@@ -2,6 +2,7 @@ import dataclasses
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -15,7 +16,7 @@ from ehr_ray.errors import ConfigError, InputError, RunError
 from ehr_ray.events.blocks import BlockStore, write_block
 from ehr_ray.family import Family, Select, Term
 from ehr_ray.registry import get_family
-from ehr_ray.schedules import Ramp
+from ehr_ray.schedules import Cycle, Ramp
 from ehr_ray.train import history, loop
 from ehr_ray.train.backend import LocalBackend
 from ehr_ray.train.checkpoint import Progress, load, saved_progress
@@ -272,6 +273,39 @@ def test_training_stops_after_reports_without_improvement(run_tiny, tmp_path):
     saved = load_file(tmp_path / "tiny" / "checkpoint" / "model.safetensors")
     assert not torch.equal(saved["weight"], state_of(tmp_path / "tiny")["model/weight"])
     assert run_tiny(family, max_epochs=9, patience=2).step == 4
+
+
+def test_patience_in_cycles_waits_for_whole_ones(run_tiny):
+    """Best at step 3, in the first cycle of 4: the second is the first without a better one."""
+    scores = iter([5.0, 4.0, 3.0, 9.0, 9.0, 9.0, 9.0, 9.0, 9.0, 9.0, 9.0, 9.0, 9.0])
+
+    def loss(model, batch, knobs):
+        terms = tiny_loss(model, batch, knobs)
+        if not model.training:
+            terms["score"] = Term(torch.tensor(next(scores)), torch.tensor(1.0), coef=0.0)
+        return terms
+
+    family = tiny_family(loss=loss, select=Select("val/score"))
+    schedules = {"beta": Cycle(end=1.0, epochs=4)}
+    progress = run_tiny(family, max_epochs=12, patience_cycles=1, schedules=schedules)
+    assert (progress.best_step, progress.step, progress.finished) == (3, 8, True)
+
+
+@pytest.mark.parametrize(
+    ("best", "step", "patience", "over"),
+    [(3, 7, 1, False), (3, 8, 1, True), (4, 8, 1, True), (5, 8, 1, False), (3, 11, 2, False)],
+)
+def test_cycles_are_counted_from_that_of_the_best(best, step, patience, over):
+    experiment = SimpleNamespace(
+        train=TrainConfig(patience_cycles=patience), schedules={"beta": Cycle(end=1.0, steps=4)}
+    )
+    progress = loop.Progress(step=step, best_step=best)
+    assert loop.cycles_without_better(experiment, progress, 10) is over
+
+
+def test_patience_in_cycles_needs_a_cycle(run_tiny):
+    with pytest.raises(ConfigError, match="patience_cycles: no schedule is a cycle"):
+        run_tiny(tiny_family(), patience_cycles=1)
 
 
 @pytest.mark.parametrize(
