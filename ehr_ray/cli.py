@@ -53,7 +53,20 @@ def build_parser() -> Parser:
         epilog="Start with `ehr-ray quickstart`; `ehr-ray VERB --help` shows an example of each.",
     )
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
-    for add in (_quickstart, _ingest, _expand, _prepare, _train, _evaluate, _embed, _benchmark):
+    from ehr_ray.cli_phrases import add_export_pt, add_phrases
+
+    for add in (
+        _quickstart,
+        _ingest,
+        _expand,
+        add_phrases,
+        add_export_pt,
+        _prepare,
+        _train,
+        _evaluate,
+        _embed,
+        _benchmark,
+    ):
         add(verbs)
     return parser
 
@@ -211,26 +224,46 @@ def _prepare(verbs: Any) -> None:
         from ehr_ray.runtime.trainer import prepare
 
         screen = _screen()
-        for line in prepare(load(args.config, args.overrides), screen, verbose=args.verbose):
+        experiment = load(args.config, args.overrides)
+        for line in prepare(experiment, screen, export=args.export, verbose=args.verbose):
             screen.say(line)
 
-    _config_verb(
+    parser = _config_verb(
         verbs,
         "prepare",
         run,
         "materialise a family's model-ready dataset, the same rows training streams",
         "ehr-ray prepare configs/set_vae.yaml data.cohort=cohorts/p12",
     )
+    parser.add_argument(
+        "--export",
+        type=Path,
+        help="file to write all patients to in the family's own format (hourly_tensors.h5)",
+    )
 
 
 def _train(verbs: Any) -> None:
     def run(args: Arguments) -> None:
         from ehr_ray.config import load
+        from ehr_ray.runtime.pipeline import is_pipeline, load_pipeline, run_pipeline
+
+        if not is_pipeline(args.config):
+            one(load(args.config, args.overrides), args.verbose)
+            return
+        from ehr_ray.cli_phrases import embed
+
+        verbs_of_stages = {
+            "phrases": lambda experiment: embed(experiment, args.verbose),
+            "train": lambda experiment: one(experiment, args.verbose),
+        }
+        stages = load_pipeline(args.config, args.overrides)
+        run_pipeline(stages, verbs_of_stages, _screen().say)
+
+    def one(experiment: Any, verbose: bool) -> None:
         from ehr_ray.runtime.trainer import train
 
         screen = _screen()
-        experiment = load(args.config, args.overrides)
-        trained = train(experiment, screen=screen, verbose=args.verbose)
+        trained = train(experiment, screen=screen, verbose=verbose)
         if trained.already_finished:
             screen.say(f"{trained.run}: already trained to step {trained.step}; nothing to do")
         best = "" if trained.best is None else f", best selection metric {trained.best:.5g}"
@@ -241,7 +274,7 @@ def _train(verbs: Any) -> None:
         verbs,
         "train",
         run,
-        "train by Ray Train; the same command again resumes an interrupted run",
+        "train by Ray Train, one run or a pipeline of them; the same command again resumes",
         "ehr-ray train configs/set_vae.yaml data.cohort=cohorts/p12 cluster.num_workers=2",
     )
 
@@ -273,7 +306,10 @@ def _evaluate(verbs: Any) -> None:
     parser.add_argument("run_folder", metavar="RUN", type=Path, help="folder of a trained run")
     parser.add_argument("--cohort", type=Path, help="another cohort; nothing is refitted on it")
     parser.add_argument("--split", default="held_out", help="split reported on")
-    parser.add_argument("--task", help="label file of the cohort, such as mortality")
+    parser.add_argument(
+        "--task",
+        help="label file of the cohort, such as mortality; none: no labels, whole stays",
+    )
     parser.add_argument("--output", type=Path, help="folder of the results")
     parser.add_argument("--address", help="Ray cluster to join")
 

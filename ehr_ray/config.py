@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 
+from ehr_ray.aliases import translated
 from ehr_ray.errors import ConfigError
 from ehr_ray.events.subgroups import Subgroup, default_subgroups
 from ehr_ray.registry import get_family
@@ -83,8 +84,11 @@ class TrainConfig:
     """Optimizer steps at most; None for no limit besides `max_epochs`."""
     lr: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-3
     """Peak learning rate of AdamW."""
-    lr_schedule: Literal["constant", "linear", "cosine"] = "cosine"
-    """Shape of the decay from the peak to `min_lr_ratio` at the last step."""
+    lr_schedule: Literal["constant", "linear", "cosine", "plateau"] = "cosine"
+    """Shape of the decay from the peak to `min_lr_ratio` at the last step; plateau: halved after
+    `plateau_patience` reports, and one more, without a better selection metric."""
+    plateau_patience: Annotated[int, Field(ge=0)] = 3
+    """Reports without a better selection metric that a plateau is waited for."""
     warmup_steps: Annotated[int, Field(ge=0)] = 100
     """Steps of linear warm-up to the peak."""
     min_lr_ratio: Ratio = 0.05
@@ -103,6 +107,14 @@ class TrainConfig:
     """Steps between validations, checkpoints and rows of the history; None: once an epoch."""
     patience: PositiveInt | None = None
     """Reports without a better selection metric after which training stops; None: never."""
+    patience_cycles: PositiveInt | None = None
+    """Whole cycles of the schedules without one after which it stops; None: never.
+
+    With a schedule that starts anew, reports within a cycle say little of the next one.
+    """
+    keep_steps: PositiveInt | None = None
+    """Steps between checkpoints that are kept, in `checkpoints/<step>/`, beside the best; None:
+    the best alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,6 +261,7 @@ def override(raw: Mapping[str, Any], changes: Mapping[str, Any]) -> Raw:
 
 def parse(raw: Mapping[str, Any]) -> Experiment:
     """Turn plain data into a typed experiment, or raise ConfigError naming every bad path."""
+    raw = translated(raw)
     if not isinstance(raw.get("family"), str):
         raise ConfigError("family: missing; name one, as in `family: set_vae`")
     family = get_family(raw["family"])

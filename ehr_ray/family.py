@@ -1,7 +1,8 @@
 """The contract between a model family and everything else: one record of plain functions."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
@@ -98,6 +99,13 @@ class Family(Generic[C]):
     """Logit [B] of the batch's `label`, of a family under a task head (`train/task.py`)."""
     code_tensors: tuple[str, ...] = ()
     """Tensors of the model with a row for each code: `init_from` matches their rows by code."""
+    own_tensors: tuple[str, ...] = ()
+    """Buffers made of the cohort's own data: `init_from` neither copies nor counts them."""
+    summarise: Callable[[Mapping[str, float]], Mapping[str, float]] | None = None
+    """Further metrics of a report, made of the means of the terms: a perplexity."""
+    phrases: Callable[[C, Vocabulary], list[str]] | None = None
+    """Texts a sentence transformer embeds before training; the config then has `phrases`, the
+    folder of the table, `text_model` and `embedding_dim`."""
     cache_fields: tuple[str, ...] = ()
     """Config fields that `transform` reads: with the data they are the key of the cache."""
     schedules: Mapping[str, Schedule] = field(default_factory=dict)
@@ -111,6 +119,10 @@ class Family(Generic[C]):
     """Runs after the optimizer (an EMA target); None for most."""
     check: Callable[[C], None] | None = None
     """Raises InputError where a file the config names is not there, before a run's first step."""
+    export: Callable[[Iterable[Patient], C, Vocabulary, Path], int] | None = None
+    """Writes patients to the family's file format and returns how many (`prepare --export`)."""
+    fallback: Callable[[C, Mapping[str, float]], C | None] | None = None
+    """The model to train instead of one with these latent metrics on tuning; None: it stands."""
     version: int = 1
     """Raise when `transform` gives other output for the same input: it is part of the cache key."""
 

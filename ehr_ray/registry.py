@@ -6,8 +6,10 @@ from ehr_ray.errors import ConfigError
 from ehr_ray.family import AnyFamily
 
 FAMILIES = {
+    "event_transformer": "ehr_ray.families.event_transformer",
     "set_vae": "ehr_ray.families.set_vae",
     "seqset_poe": "ehr_ray.families.set_vae.sequence",
+    "vitals_vae": "ehr_ray.families.vitals_vae",
 }
 
 

@@ -84,11 +84,15 @@ class Cycle:
 
     def at(self, step: int, steps_per_epoch: int) -> float:
         """Return the value at `step` (0-based)."""
-        period = _length(self.steps, self.epochs, steps_per_epoch)
+        period = self.period(steps_per_epoch)
         if self.cycles is not None and step >= period * self.cycles:
             return self.end
         done = min(1.0, (step % period) / period / self.ramp_ratio)
         return self.start + (self.end - self.start) * done
+
+    def period(self, steps_per_epoch: int) -> float:
+        """Return the steps of a cycle."""
+        return _length(self.steps, self.epochs, steps_per_epoch)
 
 
 Schedule = Constant | Ramp | Cycle

@@ -54,11 +54,14 @@ def synthetic_patients(synthetic_cohort, synthetic_vocabulary):
 
 @pytest.fixture(scope="session")
 def tiny_experiment(synthetic_cohort):
-    """The first tiny config of a family that has no task: tiny_experiment("set_vae", {path: v})."""
+    """A family's own tiny config, of its name or without a task: tiny_experiment("set_vae", {})."""
 
     def build(family="set_vae", changes=None):
-        raws = (read_yaml(path) for path in sorted((CONFIGS / "tiny").glob("*.yaml")))
-        raw = next(r for r in raws if r["family"] == family and not r.get("task"))
+        paths = sorted(
+            (CONFIGS / "tiny").glob("*.yaml"), key=lambda path: (path.stem != family, path)
+        )
+        raws = (read_yaml(path) for path in paths)
+        raw = next(r for r in raws if r.get("family") == family and not r.get("task"))
         changes = {"data.cohort": str(synthetic_cohort), **(changes or {})}
         return parse(override(raw, changes))
 

@@ -20,6 +20,9 @@ from ehr_ray.events.vocabulary import Vocabulary
 
 SUITES: dict[str, str] = {
     "anomaly": "ehr_ray.evaluation.anomaly:suite",
+    "vitals_reconstruction": "ehr_ray.evaluation.vitals:reconstruction",
+    "vitals_clusters": "ehr_ray.evaluation.vitals:clusters",
+    "vitals_files": "ehr_ray.evaluation.vitals:files",
 }
 """Name to `module:function`; the function takes a `SuiteInput` and returns a `SuiteResult`."""
 

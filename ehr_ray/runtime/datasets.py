@@ -6,6 +6,7 @@ rank maps the same files into memory and draws its batches from them.
 """
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import logging
@@ -234,9 +235,11 @@ def _key(
     if (task := experiment.task) is not None:
         file = (Path(experiment.data.cohort) / "labels" / f"{task.name}.parquet").stat()
         options["task"] = [task.name, task.hours, task.label_ratio, file.st_size, file.st_mtime_ns]
-    digest = hashlib.sha256(json.dumps([manifest, options, family.version]).encode())
+    parts = [manifest, options, family.version]
+    digest = hashlib.sha256(json.dumps(parts, default=dataclasses.asdict).encode())
     digest.update("\0".join(vocabulary.codes).encode())
     digest.update(vocabulary.mean.tobytes() + vocabulary.std.tobytes())
+    digest.update(vocabulary.quantiles.tobytes())
     return digest.hexdigest()[:20]
 
 

@@ -39,6 +39,8 @@ from ehr_ray.runtime.session import session
 from ehr_ray.runtime.tracking import Tracker, find_run
 from ehr_ray.train import checkpoint
 
+NO_TASK = "none"
+"""The task that leaves labels aside: whole patients are embedded, without probe or baselines."""
 ARTIFACTS = (
     "metrics.json",
     "predictions",

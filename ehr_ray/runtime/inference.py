@@ -106,7 +106,7 @@ class ShardPredictor:
         subgroups = SubgroupReader(shard, self.request.subgroups)
         tables: dict[str, list[pa.Table]] = {}
         count = 0
-        for samples in _batched(self._samples(patients), BATCH_PATIENTS):
+        for samples in batched(self._samples(patients), BATCH_PATIENTS):
             made = self._tables(samples, first=count)
             hours = self._hours(samples, made["samples"], count)
             made |= {"hours": hours} if hours is not None else {}
@@ -161,8 +161,9 @@ class ShardPredictor:
                 part = family.collate([rows[i] for i in chosen], config)
                 where = torch.tensor([first + i for i in chosen])
                 for name, function in functions.items():
-                    if function is not None:
-                        tables[name] = _flat(function(loaded.model, part), where)
+                    found = {} if function is None else function(loaded.model, part)
+                    if found:  # a family may have none of some architecture
+                        tables[name] = _flat(found, where)
         return tables
 
     def _hours(self, samples: list[Sample], done: pa.Table, first: int) -> pa.Table | None:
@@ -307,7 +308,8 @@ def write_embeddings(path: Path, table: pa.Table) -> None:
     os.replace(partial, path)
 
 
-def _batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+def batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    """Yield lists of `size` items; the last may be shorter."""
     group: list[Any] = []
     for item in items:
         group.append(item)

@@ -65,7 +65,7 @@ def report_context(
         run |= {"workers": str(experiment.cluster.num_workers)}
     notes = [*(scores.notes if scores else ())]
     if subject.task is None:
-        notes.append("The cohort has no labels, so there is no probe and no baseline.")
+        notes.append("Without a task there is no probe and no baseline.")
     return ReportContext(
         title=f"{experiment.name} on {subject.cohort.resolve().name}",
         run=run,

@@ -9,7 +9,10 @@ from typing import Any
 
 from ehr_ray.config import ClusterConfig, Experiment, differences, dump, read_yaml, to_yaml
 from ehr_ray.errors import ConfigError, InputError, RunError, UserError
+from ehr_ray.events.patients import read_patients, splits_of
+from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.runtime.datasets import prepared
+from ehr_ray.runtime.phrases import as_before, with_phrases
 from ehr_ray.runtime.progress import Screen, following
 from ehr_ray.runtime.session import check_resources, session
 from ehr_ray.runtime.tracking import Tracker, open_run
@@ -34,15 +37,31 @@ class Trained:
 def train(
     experiment: Experiment, *, screen: Screen | None = None, verbose: bool = False
 ) -> Trained:
-    """Train an experiment, or resume it from its run directory; the same call for both."""
+    """Train an experiment, or resume it from its run directory; the same call for both.
+
+    Where the family has a fallback and the latent has collapsed, that is trained next.
+    """
+    screen = screen or Screen()
+    done = _train(experiment, screen, verbose)
+    from ehr_ray.runtime.fallback import fallback_of
+
+    instead = fallback_of(experiment, done.run)
+    if instead is None:
+        return done
+    other, reason = instead
+    screen.say(f"{done.run.name}: the latent has collapsed ({reason}); training {other.name}")
+    return train(other, screen=screen, verbose=verbose)
+
+
+def _train(experiment: Experiment, screen: Screen, verbose: bool) -> Trained:
     from ehr_ray.runtime.worker import Job
 
-    screen = screen or Screen()
     # Stored as an absolute path, so that the run is evaluated from any folder.
     cohort = str(Path(experiment.data.cohort).absolute())
     experiment = replace(experiment, data=replace(experiment.data, cohort=cohort))
     run = experiment.directory.absolute()
     family = family_of(experiment)
+    experiment = as_before(run, experiment)
     _check_same(run, experiment)
     before = saved_progress(run)
     if before is not None and before.finished:
@@ -52,6 +71,10 @@ def train(
     with _session(experiment.cluster, verbose, on_ray):
         check_resources(experiment.cluster)
         with prepared(experiment, family, on_ray=on_ray, say=screen.passing) as data:
+            if before is None:
+                experiment = with_phrases(
+                    experiment, data.vocabulary, on_ray=on_ray, say=screen.passing
+                )
             patients = {split: len(data.store(split)) for split in data.blocks}
             screen.say(
                 f"{run.name}: {patients['train']} train and {patients['tuning']} tuning patients, "
@@ -173,8 +196,17 @@ def _first_line(error: BaseException) -> str:
     return lines[-1].strip() if lines else type(error).__name__
 
 
-def prepare(experiment: Experiment, screen: Screen, *, verbose: bool = False) -> list[str]:
-    """Make the model-ready dataset of an experiment and keep it; return what there is."""
+def prepare(
+    experiment: Experiment,
+    screen: Screen,
+    *,
+    export: Path | None = None,
+    verbose: bool = False,
+) -> list[str]:
+    """Make the model-ready dataset of an experiment and keep it; return what there is.
+
+    `export` is a file to write all patients to besides, in the family's own format.
+    """
     if experiment.data.cache == "memory":
         raise ConfigError("data.cache=memory: keeps nothing to prepare; use data.cache=disk")
     family = family_of(experiment)
@@ -183,8 +215,27 @@ def prepare(experiment: Experiment, screen: Screen, *, verbose: bool = False) ->
         _session(experiment.cluster, verbose, on_ray),
         prepared(experiment, family, on_ray=on_ray, say=screen.passing) as data,
     ):
-        return [
+        lines = [
             f"{split}: {len(data.store(split)):,} patients in {len(paths)} files, {paths[0].parent}"
             for split, paths in data.blocks.items()
             if paths
         ]
+        if export is not None:
+            lines.append(_export(experiment, data.vocabulary, export))
+        return lines
+
+
+def _export(experiment: Experiment, vocabulary: Vocabulary, path: Path) -> str:
+    """Write the patients of all splits, one after the other, to the family's own format."""
+    family = family_of(experiment)
+    if family.export is None:
+        raise InputError(f"--export {path}: family {family.name} has no file format of its own")
+    shards = splits_of(Path(experiment.data.cohort))
+    patients = (
+        patient
+        for paths in shards.values()
+        for shard in paths
+        for patient in read_patients(shard, vocabulary)
+    )
+    count = family.export(patients, experiment.model, vocabulary, path)
+    return f"{path}: {count:,} patients ({', '.join(shards)})"

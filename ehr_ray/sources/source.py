@@ -30,7 +30,10 @@ SOURCES: Final = {
     "meds": "ehr_ray.sources.meds",
     "patient-parquet": "ehr_ray.sources.patient_parquet",
     "table": "ehr_ray.sources.table",
+    "tokenised": "ehr_ray.sources.tokenised",
     "synthetic": "ehr_ray.sources.synthetic",
+    "hourly-h5": "ehr_ray.sources.hourly_h5",
+    "synthetic-vitals": "ehr_ray.sources.synthetic_vitals",
 }
 """Name on the command line -> module with a `SOURCE`."""
 

@@ -40,20 +40,28 @@ class Progress:
 
     step: int = 0
     best: float | None = None
+    best_step: int = 0
     reports_since_best: int = 0
+    reductions: int = 0
+    """Times the learning rate was halved on a plateau."""
     seconds: float = 0.0
     finished: bool = False
 
 
 def save_checkpoint(
-    run: Path, model: nn.Module, experiment: Experiment, vocabulary: Vocabulary
+    run: Path,
+    model: nn.Module,
+    experiment: Experiment,
+    vocabulary: Vocabulary,
+    name: str = "checkpoint",
 ) -> None:
-    """Write `<run>/checkpoint/`: weights, experiment and vocabulary; self-contained."""
+    """Write `<run>/checkpoint/`, or `name`: weights, experiment and vocabulary; self-contained."""
     partial = _fresh(run / f".checkpoint.{os.getpid()}")
     _save(model.state_dict(), partial / "model.safetensors")
     (partial / "experiment.yaml").write_text(to_yaml(experiment))
     pq.write_table(vocabulary.to_table(), partial / "vocabulary.parquet")
-    final, old = run / "checkpoint", run / ".checkpoint.old"
+    final, old = run / name, run / f".{name.partition('/')[0]}.old"
+    final.parent.mkdir(exist_ok=True)
     if final.exists():
         shutil.rmtree(old, ignore_errors=True)
         final.rename(old)

@@ -24,16 +24,19 @@ def initialise(
     checkpoint's values fit: that is another model, and training would silently start from scratch.
     """
     folder = checkpoint_folder(path)
-    source = load_file(folder / "model.safetensors")
+    everything = load_file(folder / "model.safetensors")
+    source = {n: t for n, t in everything.items() if _last(n) not in family.own_tensors}
     there = Vocabulary.from_table(pq.read_table(folder / "vocabulary.parquet"))
     target = model.state_dict()
     renamed, unused = _placed(source, target)
     lines, copied = [], 0
     for name, tensor in target.items():
         old = renamed.get(name)
-        if old is None:
+        if _last(name) in family.own_tensors:
+            lines.append(f"{name}: kept, made of this cohort")
+        elif old is None:
             lines.append(f"{name}: new, initialised")
-        elif name.rpartition(".")[2] in family.code_tensors and there.codes != vocabulary.codes:
+        elif _last(name) in family.code_tensors and there.codes != vocabulary.codes:
             shared = _copy_rows(tensor, old, vocabulary, there)
             copied += old.numel() if shared else 0
             lines.append(f"{name}: rows of {shared} of {len(vocabulary)} codes copied")
@@ -62,6 +65,10 @@ def by_part(lines: list[str]) -> list[str]:
         key = (".".join(parts[: min(2, len(parts) - 1)]) or name, fate)
         counts[key] = counts.get(key, 0) + 1
     return [f"{part}: {n} tensor{'s'[: n > 1]} {fate}" for (part, fate), n in counts.items()]
+
+
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]
 
 
 def _placed(

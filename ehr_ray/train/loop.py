@@ -1,6 +1,7 @@
 """The training loop, once for every family and every backend."""
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
@@ -9,10 +10,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ehr_ray.config import Experiment
-from ehr_ray.errors import RunError
+from ehr_ray.config import Experiment, TrainConfig
+from ehr_ray.errors import ConfigError, RunError
 from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.family import AnyFamily, Batch, Knobs, Terms
+from ehr_ray.schedules import Cycle
 from ehr_ray.train import history
 from ehr_ray.train.backend import Backend
 from ehr_ray.train.begin import begin_task
@@ -93,7 +95,8 @@ def train(
         step = progress.step
         seed_step(experiment.seed, step, backend.rank)
         knobs = knobs_at(experiment, step, per_epoch)
-        set_lr(optimizer, learning_rate(step, total, plan), step / per_epoch)
+        lr = learning_rate(step, total, plan, progress.reductions)
+        set_lr(optimizer, lr, step / per_epoch)
         asked = time.perf_counter()
         micro = next(steps)
         waited += time.perf_counter() - asked
@@ -103,17 +106,22 @@ def train(
         progress.step = step + 1
         if backend.rank == 0:
             watch.on_step(progress.step, total)
+            if plan.keep_steps and progress.step % plan.keep_steps == 0:
+                kept = f"checkpoints/{progress.step:08d}"
+                save_checkpoint(run, module, experiment, vocabulary, kept)
         if progress.step % every == 0 or progress.step == total:
             values = sums.means("train")
             values |= evaluate(family, module, loader, backend, precision=plan.precision)
+            values |= summary(family, values)
             passed = time.perf_counter() - clock - progress.seconds
             progress.seconds += passed
             row = {"step": progress.step, "epoch": progress.step / per_epoch}
             row |= {"seconds": progress.seconds, "data_wait": waited / passed}
-            row |= {"lr": learning_rate(step, total, plan)}
+            row |= {"lr": lr}
             row |= {k: v for k, v in knobs.items() if k != "noise_seed"}
             row |= {"grad_norm": norm, **values}
-            better = note(progress, family, row, plan.patience)
+            better = note(progress, family, row, plan)
+            progress.finished |= cycles_without_better(experiment, progress, per_epoch)
             progress.finished |= progress.step >= total
             if backend.rank == 0:
                 if better:
@@ -220,6 +228,17 @@ def _gathered(rows: Tensor, backend: Backend) -> Tensor:
     return backend.all_sum(everything).cpu()
 
 
+def summary(family: AnyFamily, values: Metrics) -> Metrics:
+    """Return what the family makes of the means of its terms, for train and tuning alike."""
+    if family.summarise is None:
+        return {}
+    found: Metrics = {}
+    for prefix in ("train/", "val/"):
+        means = {k.removeprefix(prefix): v for k, v in values.items() if k.startswith(prefix)}
+        found |= {f"{prefix}{name}": v for name, v in family.summarise(means).items()}
+    return found
+
+
 class Sums:
     """Running sums and counts of terms; means over all ranks and batches since the last call."""
 
@@ -263,17 +282,37 @@ def seed_step(seed: int, step: int, rank: int) -> None:
     torch.manual_seed(((seed * 1_000_003 + step) * 4096 + rank) * MIX % (1 << 63))
 
 
-def note(progress: Progress, family: AnyFamily, row: Metrics, patience: int | None) -> bool:
+def note(progress: Progress, family: AnyFamily, row: Metrics, plan: TrainConfig) -> bool:
     """Record a report in `progress`; return whether it is the best so far."""
     value = row.get(family.select.metric)
     better = value is None or family.select.better(value, progress.best)
     if better:
         progress.best = value
+        progress.best_step = progress.step
         progress.reports_since_best = 0
     else:
         progress.reports_since_best += 1
+        progress.reductions += progress.reports_since_best % (plan.plateau_patience + 1) == 0
+    patience = plan.patience
     progress.finished = patience is not None and progress.reports_since_best >= patience
     return better
+
+
+def cycles_without_better(experiment: Experiment, progress: Progress, per_epoch: int) -> bool:
+    """Whether `train.patience_cycles` whole cycles have passed since that of the best report.
+
+    Cycles are those of the longest cyclical schedule; a report at a cycle's last step belongs
+    to it. Raises ConfigError without such a schedule.
+    """
+    patience = experiment.train.patience_cycles
+    if patience is None:
+        return False
+    periods = [s.period(per_epoch) for s in experiment.schedules.values() if isinstance(s, Cycle)]
+    if not periods:
+        raise ConfigError("train.patience_cycles: no schedule is a cycle; use train.patience")
+    period = max(periods)
+    of_best = math.ceil(progress.best_step / period)
+    return progress.step // period - of_best >= patience
 
 
 def move(batch: Batch, device: torch.device) -> Batch:

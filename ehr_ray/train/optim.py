@@ -86,12 +86,17 @@ def _compiled(pattern: str, model: nn.Module) -> re.Pattern[str]:
     return compiled
 
 
-def learning_rate(step: int, total_steps: int, config: TrainConfig) -> float:
-    """Return the learning rate of a step: linear warm-up, then the chosen decay."""
+def learning_rate(step: int, total_steps: int, config: TrainConfig, reductions: int = 0) -> float:
+    """Return the learning rate of a step: linear warm-up, then the chosen decay.
+
+    `reductions` is how often a plateau was met; each halves the rate, down to `min_lr_ratio`.
+    """
     if step < config.warmup_steps:
         return config.lr * (step + 1) / config.warmup_steps
     if config.lr_schedule == "constant":
         return config.lr
+    if config.lr_schedule == "plateau":
+        return config.lr * max(config.min_lr_ratio, 0.5**reductions)
     span = max(1, total_steps - config.warmup_steps)
     done = min(1.0, (step - config.warmup_steps) / span)
     left = 1 - done if config.lr_schedule == "linear" else (1 + math.cos(math.pi * done)) / 2

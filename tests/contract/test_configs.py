@@ -4,10 +4,11 @@ import pytest
 
 from ehr_ray.config import dump, override, parse, read_yaml
 from ehr_ray.registry import FAMILIES, get_family
+from ehr_ray.runtime.pipeline import is_pipeline, load_pipeline
 from ehr_ray.search import Choice, parse_domain
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-FILES = sorted(CONFIGS.rglob("*.yaml"))
+FILES = sorted(path for path in CONFIGS.rglob("*.yaml") if not is_pipeline(path))
 KEYS = (
     "name",
     "output",
@@ -73,3 +74,10 @@ def test_a_family_has_configs_and_a_search_space_for_a_bare_experiment(name):
 def test_every_config_has_its_tiny_twin():
     names = {path.name for path in CONFIGS.glob("*.yaml")}
     assert names == {path.name for path in (CONFIGS / "tiny").glob("*.yaml")}
+
+
+@pytest.mark.parametrize("folder", [CONFIGS, CONFIGS / "tiny"], ids=["configs", "tiny"])
+def test_every_stage_of_a_pipeline_is_a_config_and_starts_from_the_one_before(folder):
+    stages = load_pipeline(folder / "event_pipeline.yaml")
+    assert [stage.verb for stage in stages] == ["phrases", "train", "train"]
+    assert stages[2].experiment.init_from == str(stages[1].experiment.directory)

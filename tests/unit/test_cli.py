@@ -11,7 +11,18 @@ from ehr_ray.runtime.ingest import ingest
 
 ROOT = Path(__file__).parents[2]
 TINY = ROOT / "configs" / "tiny" / "set_vae.yaml"
-VERBS = ("quickstart", "ingest", "expand", "prepare", "train", "evaluate", "embed", "benchmark")
+VERBS = (
+    "quickstart",
+    "ingest",
+    "expand",
+    "phrases",
+    "export-pt",
+    "prepare",
+    "train",
+    "evaluate",
+    "embed",
+    "benchmark",
+)
 
 
 @pytest.fixture(scope="module")

@@ -33,6 +33,11 @@ def test_a_cycle_repeats_ramp_and_hold():
     assert [cycle.at(s, 1) for s in range(9)] == [0.0, 0.5, 1.0, 1.0, 0.0, 0.5, 1.0, 1.0, 0.0]
 
 
+def test_a_period_is_in_steps_whatever_the_length_was_given_in():
+    assert Cycle(end=1.0, steps=4).period(10) == 4
+    assert Cycle(end=1.0, epochs=2.5).period(10) == 25
+
+
 def test_a_cycle_stays_at_its_end_after_its_last_period():
     cycle = Cycle(start=0.2, end=1.0, epochs=1, cycles=2)
     assert cycle.at(4, 4) == 0.2

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -129,3 +131,18 @@ def test_fates_are_told_by_part_of_the_model():
         "a.c: 1 tensor new, initialised",
         "d: 1 tensor copied",
     ]
+
+
+def test_tensors_made_of_the_cohort_are_neither_copied_nor_counted(
+    family, saved, synthetic_vocabulary
+):
+    mine = dataclasses.replace(family, own_tensors=("scale",))
+    old, new = Part(), Part()
+    before = new.scale.clone()
+    lines = initialise(new, saved(old), mine, synthetic_vocabulary)
+    assert torch.equal(new.shared, old.shared)
+    assert torch.equal(new.scale, before)
+    assert "scale: kept, made of this cohort" in lines
+    stranger = Part(shared=(4, 4))  # only the buffer would fit
+    with pytest.raises(InputError, match="only 0 of 100 values fit"):
+        initialise(stranger, saved(old), mine, synthetic_vocabulary)

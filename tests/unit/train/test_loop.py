@@ -2,6 +2,7 @@ import dataclasses
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -15,10 +16,10 @@ from ehr_ray.errors import ConfigError, InputError, RunError
 from ehr_ray.events.blocks import BlockStore, write_block
 from ehr_ray.family import Family, Select, Term
 from ehr_ray.registry import get_family
-from ehr_ray.schedules import Ramp
+from ehr_ray.schedules import Cycle, Ramp
 from ehr_ray.train import history, loop
 from ehr_ray.train.backend import LocalBackend
-from ehr_ray.train.checkpoint import load, saved_progress
+from ehr_ray.train.checkpoint import Progress, load, saved_progress
 from ehr_ray.train.loader import Loader
 from ehr_ray.train.loop import Sums, Watch, noise_seed, note, objective, train
 
@@ -274,6 +275,39 @@ def test_training_stops_after_reports_without_improvement(run_tiny, tmp_path):
     assert run_tiny(family, max_epochs=9, patience=2).step == 4
 
 
+def test_patience_in_cycles_waits_for_whole_ones(run_tiny):
+    """Best at step 3, in the first cycle of 4: the second is the first without a better one."""
+    scores = iter([5.0, 4.0, 3.0, 9.0, 9.0, 9.0, 9.0, 9.0, 9.0, 9.0, 9.0, 9.0, 9.0])
+
+    def loss(model, batch, knobs):
+        terms = tiny_loss(model, batch, knobs)
+        if not model.training:
+            terms["score"] = Term(torch.tensor(next(scores)), torch.tensor(1.0), coef=0.0)
+        return terms
+
+    family = tiny_family(loss=loss, select=Select("val/score"))
+    schedules = {"beta": Cycle(end=1.0, epochs=4)}
+    progress = run_tiny(family, max_epochs=12, patience_cycles=1, schedules=schedules)
+    assert (progress.best_step, progress.step, progress.finished) == (3, 8, True)
+
+
+@pytest.mark.parametrize(
+    ("best", "step", "patience", "over"),
+    [(3, 7, 1, False), (3, 8, 1, True), (4, 8, 1, True), (5, 8, 1, False), (3, 11, 2, False)],
+)
+def test_cycles_are_counted_from_that_of_the_best(best, step, patience, over):
+    experiment = SimpleNamespace(
+        train=TrainConfig(patience_cycles=patience), schedules={"beta": Cycle(end=1.0, steps=4)}
+    )
+    progress = loop.Progress(step=step, best_step=best)
+    assert loop.cycles_without_better(experiment, progress, 10) is over
+
+
+def test_patience_in_cycles_needs_a_cycle(run_tiny):
+    with pytest.raises(ConfigError, match="patience_cycles: no schedule is a cycle"):
+        run_tiny(tiny_family(), patience_cycles=1)
+
+
 @pytest.mark.parametrize(
     ("mode", "values", "better"),
     [
@@ -284,7 +318,7 @@ def test_training_stops_after_reports_without_improvement(run_tiny, tmp_path):
 )
 def test_the_best_report_is_chosen_by_the_families_metric(mode, values, better):
     family, progress = tiny_family(select=Select("m", mode)), loop.Progress()
-    assert [note(progress, family, {"m": v}, None) for v in values] == better
+    assert [note(progress, family, {"m": v}, TrainConfig()) for v in values] == better
     assert not progress.finished
 
 
@@ -416,3 +450,13 @@ def test_a_checkpoint_of_a_run_loads_without_ray(run, tmp_path):
     )
     assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False).returncode == 0
     assert load(tmp_path).experiment.name == "tiny_set_vae"
+
+
+def test_a_plateau_is_counted_from_the_last_best_and_from_the_last_reduction(tiny_experiment):
+    family, progress = get_family("set_vae"), Progress()
+    plan = TrainConfig(lr_schedule="plateau", plateau_patience=1)
+    key, seen = family.select.metric, []
+    for value in [3.0, 4.0, 4.0, 4.0, 4.0, 2.0, 5.0, 5.0]:
+        note(progress, family, {key: value}, plan)
+        seen.append(progress.reductions)
+    assert seen == [0, 0, 1, 1, 2, 2, 2, 3]  # torch's ReduceLROnPlateau with patience 1

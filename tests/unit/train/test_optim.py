@@ -117,3 +117,9 @@ def test_a_layer_that_is_not_there_is_refused():
         layered({"nope": {"lr_ratio": 0.5}})
     with pytest.raises(ConfigError, match="no regular expression"):
         layered({"(": {"lr_ratio": 0.5}})
+
+
+def test_a_plateau_halves_the_rate_down_to_the_lowest():
+    plan = TrainConfig(lr=1.0, lr_schedule="plateau", warmup_steps=2, min_lr_ratio=0.2)
+    assert learning_rate(0, 100, plan) == 0.5
+    assert [learning_rate(50, 100, plan, n) for n in range(4)] == [1.0, 0.5, 0.25, 0.2]

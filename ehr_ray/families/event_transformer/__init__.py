@@ -1,0 +1,31 @@
+"""Event transformers: an encoder or decoder over events embedded as phrases (seed: embedded)."""
+
+from ehr_ray.families.event_transformer.config import TOKEN_FIELDS, EventTransformerConfig
+from ehr_ray.families.event_transformer.data import collate, transform
+from ehr_ray.families.event_transformer.loss import loss, perplexity
+from ehr_ray.families.event_transformer.model import EventTransformer
+from ehr_ray.families.event_transformer.predict import predict, represent, represent_width
+from ehr_ray.families.event_transformer.table import check_files, phrase_texts
+from ehr_ray.family import Family, Represent
+from ehr_ray.search import Choice, LogUniform, Uniform
+
+FAMILY = Family(
+    name="event_transformer",
+    config=EventTransformerConfig,
+    transform=transform,
+    collate=collate,
+    build=EventTransformer,
+    loss=loss,
+    predict=predict,
+    represent=Represent(represent, represent_width),
+    summarise=perplexity,
+    phrases=phrase_texts,
+    check=check_files,
+    own_tensors=("table",),
+    cache_fields=TOKEN_FIELDS,
+    search_space={
+        "train.lr": LogUniform(1e-4, 3e-3),
+        "model.dropout": Uniform(0.0, 0.4),
+        "model.n_layers": Choice((2, 4, 6)),
+    },
+)

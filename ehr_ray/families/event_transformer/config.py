@@ -1,0 +1,105 @@
+"""Options of the event transformer: what a token says, the architecture, the objectives."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from ehr_ray.events.tokens import Place, TokenOptions
+
+NotNegative = Annotated[float, Field(ge=0)]
+PositiveInt = Annotated[int, Field(ge=1)]
+Position = Literal["sinusoidal", "rotary", "time"]
+Pool = Literal["mean", "cls", "max", "attention", "last"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EventTransformerConfig:
+    """A transformer over events embedded as clinical phrases."""
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    arch: Literal["encoder", "decoder"] = "encoder"
+    """An encoder sees the whole record, a decoder what came before; the weights are the same."""
+
+    phrases: str | None = None
+    """Folder of embedded phrases, from `ehr-ray phrases`; null: training makes it and says where.
+
+    A checkpoint carries the table, so that a run is applied where the folder is gone.
+    """
+    text_model: str = "all-MiniLM-L6-v2"
+    """Sentence transformer of the phrases, by name or folder; `hashing` needs no model: it counts
+    letter groups."""
+    medical_lookup: str | None = None
+    """CSV with columns code and term: names of diagnoses, procedures and the like."""
+    lab_lookup: str | None = None
+    """CSV with columns code and term: names of laboratory codes."""
+    values: Place = "merged"
+    """A value joins its code's phrase ("Lab creatinine high"), follows as its own, or is left."""
+    value_as: Literal["bin", "number"] = "bin"
+    """A value as one of five bins by train quantiles, or as a number."""
+    levels: Annotated[int, Field(ge=2)] = 16
+    """Numbers a code has at most where values are numbers: the middles of equal shares of train."""
+    units: Place = "none"
+    """The unit joins the value, follows as its own phrase, or is left out."""
+    gaps: Place = "merged"
+    """The time since the event before: added to the next token, its own phrase, or left out."""
+    value_channel: bool = True
+    """Also multiply a projection of the phrase by the z-scored value; bins alone are coarse."""
+    clip_value: Annotated[float, Field(gt=0)] = 5.0
+    """Largest |z-score| of that channel."""
+
+    embedding_dim: PositiveInt | None = None
+    """Width of the phrase embeddings; null takes the text model's, or 256 for `hashing`."""
+    model_dim: PositiveInt = 256
+    """Width of the transformer."""
+    n_heads: PositiveInt = 8
+    """Attention heads."""
+    n_layers: PositiveInt = 6
+    """Blocks."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Dropout of the input and of what each block adds; attention itself has none."""
+    max_length: PositiveInt = 512
+    """Tokens of a patient that enter at once."""
+    truncation: Literal["last", "random"] = "last"
+    """Of a longer record: its last tokens, or in training a random window, otherwise the last."""
+    positions: tuple[Position, ...] = ("sinusoidal",)
+    """Where a token stands: by its rank (sinusoidal, rotary), by minutes since admission (time)."""
+    pooling: tuple[Pool, ...] = ("mean",)
+    """How a patient's tokens become one vector, concatenated; a decoder's `cls` is its last."""
+
+    head: Literal["plain", "tied", "none"] = "plain"
+    """Scores of the next phrase: a matrix of their own, products with the phrase table, or no
+    head, for a model that is trained for a task."""
+    next_value_weight: NotNegative = 0.0
+    """Weight of the squared error of the next event's z-scored value; 0: no such head."""
+    next_time_weight: NotNegative = 0.0
+    """Weight of the squared error of log(1 + minutes to the next event); 0: no such head."""
+    mask_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.15
+    """Share of tokens an encoder is pretrained to fill in: it has no next event."""
+
+    def __post_init__(self) -> None:
+        """Check what one field alone cannot say."""
+        if self.model_dim % (2 * self.n_heads):
+            raise ValueError(
+                f"model_dim {self.model_dim} must be an even multiple of n_heads {self.n_heads}"
+            )
+        if not self.pooling:
+            raise ValueError("pooling must name at least one of mean, cls, max, attention, last")
+        if self.arch == "encoder" and self.next_time_weight:
+            raise ValueError("next_time_weight needs arch decoder: an encoder sees the next event")
+
+    @property
+    def token_options(self) -> TokenOptions:
+        """What turns events into tokens."""
+        return TokenOptions(
+            values=self.values,
+            value_as=self.value_as,
+            levels=self.levels,
+            units=self.units,
+            gaps=self.gaps,
+        )
+
+
+TOKEN_FIELDS = ("values", "value_as", "levels", "units", "gaps", "clip_value")
+"""The fields `transform` reads."""

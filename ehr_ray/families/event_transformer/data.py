@@ -1,0 +1,59 @@
+"""Patient to tokens, and tokens to padded tensors."""
+
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from ehr_ray.events.normalize import z_score
+from ehr_ray.events.patients import Patient
+from ehr_ray.events.tokens import TokenBook, TokenOptions
+from ehr_ray.events.vocabulary import Vocabulary
+from ehr_ray.families.event_transformer.config import EventTransformerConfig
+from ehr_ray.family import Batch, Row
+
+
+@functools.lru_cache(maxsize=8)
+def token_book(vocabulary: Vocabulary, options: TokenOptions) -> TokenBook:
+    """Return the phrases of a vocabulary; made once in each process."""
+    return TokenBook(vocabulary, options)
+
+
+def transform(patient: Patient, config: EventTransformerConfig, vocabulary: Vocabulary) -> Row:
+    """Return a patient's tokens, all of them: T phrase ids with gap, value and minute."""
+    value = z_score(patient.value, patient.code, vocabulary.mean, vocabulary.std)
+    value = value.clip(-config.clip_value, config.clip_value)
+    tokens = token_book(vocabulary, config.token_options).tokens(patient, value)
+    return {
+        "subject_id": np.array(patient.subject_id),
+        "phrase": tokens.phrase,
+        "gap": tokens.gap,
+        "value": tokens.value.astype(np.float16),
+        "minute": tokens.minute,
+    }
+
+
+def collate(rows: Sequence[Row], config: EventTransformerConfig) -> Batch:
+    """Return B patients of T tokens, padded at the right to the longest.
+
+    `phrase`, `gap` (-1: none) int64, `value`, `minute` float32, `valued`, `mask` bool, all [B, T];
+    `subject_id` [B]. Records longer than `max_length` are cut here to their last tokens unless
+    windows are drawn in training.
+    """
+    keep = config.max_length if config.truncation == "last" else None
+    names = ("phrase", "gap", "value", "minute")
+    parts = [{name: row[name][-keep:] if keep else row[name] for name in names} for row in rows]
+    sizes = np.array([len(part["phrase"]) for part in parts], np.int64)
+    mask = np.arange(max(1, int(sizes.max(initial=1)))) < sizes[:, None]
+    batch = {"mask": torch.from_numpy(mask)}
+    for name, fill in zip(names, (0, -1, np.nan, 0), strict=True):
+        flat = np.concatenate([part[name] for part in parts])
+        padded = np.full(mask.shape, fill, flat.dtype)
+        padded[mask] = flat
+        batch[name] = torch.from_numpy(padded)
+    batch["phrase"], batch["gap"] = batch["phrase"].long(), batch["gap"].long()
+    batch["valued"] = ~batch["value"].isnan()
+    batch["value"] = batch["value"].float().nan_to_num(0.0)
+    batch["subject_id"] = torch.tensor([int(row["subject_id"]) for row in rows])
+    return batch

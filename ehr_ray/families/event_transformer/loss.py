@@ -1,0 +1,40 @@
+"""The pretraining objective: the next event, its value and when it comes."""
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from ehr_ray.errors import ConfigError
+from ehr_ray.families.event_transformer.config import EventTransformerConfig
+from ehr_ray.family import Batch, Knobs, Term, Terms
+
+
+def loss(model: nn.Module, batch: Batch, knobs: Knobs) -> Terms:
+    """Return terms per predicted token: `event` in nats, and with their heads `value`, `time`."""
+    config: EventTransformerConfig = getattr(model, "module", model).config
+    if config.head == "none":
+        raise ConfigError("model.head=none: nothing to pretrain; use plain or tied, or give a task")
+    out = model(batch, int(knobs["noise_seed"]))
+    logits, phrase = out["logits"], out["phrase"]
+    count = torch.tensor(float(len(phrase)), device=logits.device)
+    right = (logits.argmax(-1) == phrase).sum().float() if len(phrase) else 0.0 * count
+    terms = {
+        "event": Term(F.cross_entropy(logits, phrase, reduction="sum"), count),
+        "accuracy": Term(right.detach(), count, coef=0.0),
+    }
+    if "value" in out:
+        valued = out["valued"].float()
+        error = (out["value"] - out["target_value"]).square() * valued
+        terms["value"] = Term(error.sum(), valued.sum(), coef=config.next_value_weight)
+    if "time" in out:
+        error = (out["time"] - out["target_time"]).square()
+        terms["time"] = Term(error.sum(), count, coef=config.next_time_weight)
+    return terms
+
+
+def perplexity(means: Mapping[str, float]) -> dict[str, float]:
+    """Return exp of the mean nats of an event."""
+    return {"perplexity": math.exp(min(means["event"], 50.0))} if "event" in means else {}

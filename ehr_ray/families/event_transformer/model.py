@@ -1,0 +1,159 @@
+"""The event transformer: phrases of a frozen table, projected, through pre-norm blocks.
+
+B patients, T tokens, P phrases, E embedding, D width, N predicted tokens.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ehr_ray.events.vocabulary import Vocabulary
+from ehr_ray.families.event_transformer.config import EventTransformerConfig
+from ehr_ray.families.event_transformer.data import token_book
+from ehr_ray.families.event_transformer.table import phrase_table
+from ehr_ray.family import Batch
+from ehr_ray.nn.noise import combine, uniform
+from ehr_ray.nn.transformer import Block, rotary_turns, sinusoids, time_waves
+
+_WINDOW, _MASK = 21, 22
+
+
+class EventTransformer(nn.Module):
+    """Encoder or decoder, by config; the same names, so that either starts the other."""
+
+    def __init__(self, config: EventTransformerConfig, vocabulary: Vocabulary) -> None:
+        super().__init__()
+        self.config = config
+        self.register_buffer("table", phrase_table(config, vocabulary))
+        phrases, embedding = self.table.shape
+        width = config.model_dim
+        self.first_gap = token_book(vocabulary, config.token_options).first_gap
+        self.project = nn.Linear(embedding, width)
+        if config.value_channel:
+            self.project_value = nn.Linear(embedding, width, bias=False)
+        if config.gaps == "merged":
+            self.project_gap = nn.Linear(embedding, width, bias=False)
+        if config.arch == "encoder" and "cls" in config.pooling:
+            self.cls = nn.Parameter(torch.randn(width) / width**0.5)
+        if "attention" in config.pooling:
+            self.pool_query = nn.Parameter(torch.randn(width) / width**0.5)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(
+            Block(width, config.n_heads, config.dropout) for _ in range(config.n_layers)
+        )
+        for block in self.blocks:  # a deep residual sum starts with the variance of a shallow one
+            for last in (block.out, block.feed[2]):
+                nn.init.normal_(last.weight, std=0.02 / (2 * config.n_layers) ** 0.5)
+        if config.head != "none":
+            self.norm = nn.LayerNorm(width)
+            self.score = nn.Linear(width, phrases if config.head == "plain" else embedding)
+            if config.head == "tied":
+                self.score_bias = nn.Parameter(torch.zeros(phrases))
+            if config.arch == "encoder":
+                self.hole = nn.Parameter(torch.randn(width) / width**0.5)
+            if config.next_value_weight:
+                self.next_value = nn.Linear(width, width)
+            if config.next_time_weight:
+                self.next_time = nn.Linear(width, 1)
+
+    def forward(self, batch: Batch, seed: int) -> dict[str, Tensor]:
+        """Return what is predicted of N tokens, and what they are.
+
+        A decoder is asked for each token after a patient's first, an encoder for a random share
+        hidden from it. `logits` [N, P], `phrase` [N]; with their heads `value`, `target_value`,
+        `valued` [N] and `time`, `target_time` [N].
+        """
+        batch = self.window(batch, seed if self.training else None)
+        decoder = self.config.arch == "decoder"
+        hidden_tokens = None if decoder else self.holes(batch, seed)
+        hidden = self.encode(batch, hidden_tokens)[:, -batch["mask"].shape[1] :]
+        if decoder:
+            asked, at = batch["mask"][:, 1:], slice(1, None)
+            state = hidden[:, :-1][asked]
+        else:
+            assert hidden_tokens is not None
+            asked, at = hidden_tokens, slice(None)
+            state = hidden[asked]
+        if "attention" in self.config.pooling:  # DDP waits for a gradient of every parameter
+            state = state + 0.0 * self.pool_query
+        state = self.norm(state)
+        phrase = batch["phrase"][:, at][asked]
+        out = {"logits": self.scores(state), "phrase": phrase}
+        if self.config.next_value_weight:
+            name = F.embedding(phrase, self.project(self.table))
+            product = (self.next_value(state) * name).sum(-1).float()
+            out["value"] = product / self.config.model_dim**0.5
+            out["target_value"] = batch["value"][:, at][asked]
+            out["valued"] = batch["valued"][:, at][asked]
+        if self.config.next_time_weight:
+            out["time"] = self.next_time(state).squeeze(-1).float()
+            out["target_time"] = torch.log1p(batch["minute"].diff(dim=1).clamp(min=0)[asked])
+        return out
+
+    def scores(self, state: Tensor) -> Tensor:
+        """Return the logits of the phrases, [N, P]."""
+        scores = self.score(state)
+        if self.config.head == "tied":
+            scores = F.linear(scores / self.table.shape[1] ** 0.5, self.table, self.score_bias)
+        return scores.float()
+
+    def encode(self, batch: Batch, holes: Tensor | None = None) -> Tensor:
+        """Return [B, T, D]; nothing of the tokens in `holes` [B, T] is seen but where they stand.
+
+        An encoder with `cls` returns its vector before the tokens, [B, 1 + T, D].
+        """
+        config, mask = self.config, batch["mask"]
+        hidden = self.embed(batch)
+        if holes is not None:
+            hidden = torch.where(holes.unsqueeze(-1), self.hole.to(hidden.dtype), hidden)
+        length, width = mask.shape[1], config.model_dim
+        if "sinusoidal" in config.positions:
+            hidden = hidden + sinusoids(length, width, hidden.device)
+        if "time" in config.positions:
+            hidden = hidden + time_waves(batch["minute"], width)
+        hidden = self.dropout(hidden)
+        if hasattr(self, "cls"):
+            hidden = torch.cat([self.cls.expand(len(hidden), 1, -1), hidden], 1)
+            mask = F.pad(mask, (1, 0), value=True)
+        turns = None
+        if "rotary" in config.positions:
+            turns = rotary_turns(hidden.shape[1], width // config.n_heads, hidden.device)
+        causal = config.arch == "decoder"
+        # Padding lies at the right, where a causal query does not look. A patient without tokens
+        # attends to padding: attention over nothing is not a number.
+        keys = None if causal else mask | ~mask.any(1, keepdim=True)
+        for block in self.blocks:
+            hidden = block(hidden, keys, causal, turns)
+        return hidden
+
+    def embed(self, batch: Batch) -> Tensor:
+        """Return the input of each token, [B, T, D]: projections are made once a phrase."""
+        phrase, gap = batch["phrase"], batch["gap"]
+        hidden = F.embedding(phrase, self.project(self.table))
+        if self.config.value_channel:
+            slope = F.embedding(phrase, self.project_value(self.table))
+            hidden = hidden + slope * batch["value"].unsqueeze(-1)
+        if self.config.gaps == "merged":
+            passed = F.embedding(gap.clamp(min=0), self.project_gap(self.table[self.first_gap :]))
+            hidden = hidden + passed * (gap >= 0).unsqueeze(-1)
+        return hidden
+
+    def window(self, batch: Batch, seed: int | None) -> Batch:
+        """Return at most `max_length` tokens of each patient: the last, or from a random place."""
+        limit, mask = self.config.max_length, batch["mask"]
+        if mask.shape[1] <= limit:
+            return batch
+        spare = (mask.sum(1) - limit).clamp(min=0)
+        start = spare
+        if seed is not None and self.config.truncation == "random":
+            draw = uniform(batch["subject_id"], seed, _WINDOW)
+            start = (draw * (spare + 1)).long().clamp(max=spare)
+        index = start[:, None] + torch.arange(limit, device=mask.device)
+        return {k: v if v.ndim == 1 else v.gather(1, index) for k, v in batch.items()}
+
+    def holes(self, batch: Batch, seed: int) -> Tensor:
+        """Return which tokens are hidden, bool [B, T]: a function of (seed, patient, place)."""
+        mask = batch["mask"]
+        place = torch.arange(mask.shape[1], device=mask.device)
+        draw = uniform(combine(batch["subject_id"], seed, _MASK)[:, None], place)
+        return (draw < self.config.mask_ratio) & mask

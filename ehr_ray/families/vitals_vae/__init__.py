@@ -1,0 +1,41 @@
+"""Vitals VAE: a multi-scale autoencoder of hourly vital signs, with its baseline and fallback."""
+
+from ehr_ray.families.vitals_vae.config import VitalsVAEConfig
+from ehr_ray.families.vitals_vae.data import collate, export, transform
+from ehr_ray.families.vitals_vae.fallback import fallback
+from ehr_ray.families.vitals_vae.loss import loss
+from ehr_ray.families.vitals_vae.model import VitalsVAE
+from ehr_ray.families.vitals_vae.predict import components, grids, latents, predict
+from ehr_ray.family import Family
+from ehr_ray.schedules import Constant, Cycle
+from ehr_ray.search import Choice, LogUniform, Uniform
+
+FAMILY = Family(
+    name="vitals_vae",
+    config=VitalsVAEConfig,
+    transform=transform,
+    collate=collate,
+    build=VitalsVAE,
+    loss=loss,
+    predict=predict,
+    latents=latents,
+    outputs={"grids": grids, "components": components},
+    suites=("vitals_reconstruction", "vitals_clusters", "vitals_files"),
+    export=export,
+    fallback=fallback,
+    cache_fields=("vitals", "first_hour", "last_hour", "landmark", "origin", "clip_value"),
+    schedules={
+        "beta": Cycle(end=1.0, epochs=40, ramp_ratio=0.75),
+        "free_bits": Constant(value=0.1),
+    },
+    search_space={
+        "model.evidence": LogUniform(0.1, 1.0),
+        "schedules.free_bits": Uniform(0.0, 0.25),
+        "model.hide": Uniform(0.0, 0.3),
+        "model.latent": Choice((16, 32, 64)),
+        "model.branch_weight": LogUniform(0.05, 1.0),
+        "train.lr": LogUniform(3e-4, 3e-3),
+    },
+    # Beta 1 is the evidence lower bound, tempered by `model.evidence`: what cycles end at.
+    eval_knobs={"beta": 1.0, "free_bits": 0.0},
+)

@@ -1,0 +1,155 @@
+"""Multi-scale convolutions over hours: four branches from 3 hours to 10 days, and a linear path.
+
+B patients, H hours, V vitals, Z latent.
+"""
+
+import itertools
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ehr_ray.families.vitals_vae.config import VitalsVAEConfig
+
+LAYERS = {
+    "local": ((3, 2), (5, 2), (5, 2)),
+    "hourly": ((15, 4), (31, 4)),
+    "daily": ((63, 8), (127, 8)),
+    "multiday": ((255, 16),),
+}
+"""(kernel, stride) of each branch's convolutions, as designed for 745 hours."""
+BRANCHES = tuple(LAYERS)
+GROUPS = 4
+SLOPE = 0.2
+
+
+def lengths(branch: str, hours: int) -> list[int]:
+    """Return the lengths of a branch's signals, from `hours` down; none is shorter than 2."""
+    sizes = [hours]
+    for _, stride in LAYERS[branch]:
+        sizes.append(max(2, -(-sizes[-1] // stride)))
+    return sizes
+
+
+def fitted(kernel: int, length: int) -> int:
+    """Return the kernel cut to what can reach data in a signal of that length; it stays odd."""
+    return min(kernel, 2 * length - 1)
+
+
+class Down(nn.Module):
+    """A branch of the encoder, pooled to a few time bins: [B, C, H] to [B, W * bins]."""
+
+    def __init__(self, branch: str, inputs: int, config: VitalsVAEConfig) -> None:
+        super().__init__()
+        sizes, layers = lengths(branch, config.num_hours), LAYERS[branch]
+        widths = [inputs, *[config.width // 2] * (len(layers) > 1)]
+        widths += [config.width] * (len(layers) + 1 - len(widths))
+        blocks: list[nn.Module] = []
+        for (kernel, stride), length, (before, after) in zip(
+            layers, sizes, itertools.pairwise(widths), strict=False
+        ):
+            size = fitted(kernel, length)
+            step = min(stride, max(1, length // 2))
+            blocks.append(nn.Conv1d(before, after, size, step, size // 2))
+            blocks += [_norm(after), nn.LeakyReLU(SLOPE)]
+        self.layers = nn.Sequential(*blocks)
+        self.pool = nn.AdaptiveAvgPool1d(config.bins)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return what the branch sees of each time bin."""
+        return self.pool(self.layers(x)).flatten(1)
+
+
+class Up(nn.Module):
+    """A branch of the decoder: the encoder's lengths in reverse, ending at every hour.
+
+    A stride is undone by interpolation, so that each signal spans all hours: a transposed
+    convolution ends where its stride does, and padding the rest would be constant. A kernel of k
+    over fine steps is one of k / stride over the coarse steps before they are stretched.
+    """
+
+    def __init__(self, branch: str, inputs: int, config: VitalsVAEConfig) -> None:
+        super().__init__()
+        self.width = config.width
+        self.sizes = lengths(branch, config.num_hours)[:0:-1]
+        self.hours = config.num_hours
+        self.start = min(config.bins, self.sizes[0])
+        self.unfold = nn.Linear(inputs, self.width * self.start)
+        kernels = [max(3, kernel // stride // 2 * 2 + 1) for kernel, stride in LAYERS[branch]]
+        widths = [self.width, *[self.width // 2] * (len(kernels) - 1), self.width // 4]
+        blocks: list[nn.Module] = []
+        for kernel, length, (before, after) in zip(
+            kernels[::-1], self.sizes, itertools.pairwise(widths), strict=True
+        ):
+            size = fitted(kernel, length)
+            conv = nn.Conv1d(before, after, size, padding=size // 2)
+            # No norm before the output: it would give every patient's detail the same size.
+            norm = nn.Identity() if after == widths[-1] else _norm(after)
+            blocks.append(nn.Sequential(conv, norm, nn.LeakyReLU(SLOPE)))
+        self.blocks = nn.ModuleList(blocks)
+        # The finest branch alone draws every hour; the others draw at their own step.
+        self.every_hour = branch == BRANCHES[0]
+        self.out = nn.Conv1d(widths[-1], config.num_vitals, 3, padding=1)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Return the branch's curves, [B, V, H]."""
+        x = F.leaky_relu(self.unfold(z), SLOPE).unflatten(1, (self.width, self.start))
+        for block, size in zip(self.blocks, self.sizes, strict=True):
+            x = block(_stretch(x, size))
+        if self.every_hour:
+            return self.out(_stretch(x, self.hours))
+        return _stretch(self.out(x), self.hours)
+
+
+class ConvEncoder(nn.Module):
+    """Channels [B, 3 V, H] to one vector a patient: `width` from the branches, `width` linear."""
+
+    def __init__(self, config: VitalsVAEConfig) -> None:
+        super().__init__()
+        inputs = 3 * config.num_vitals
+        self.stem = nn.Sequential(nn.Conv1d(inputs, config.stem, 1), nn.LeakyReLU(SLOPE))
+        self.branches = nn.ModuleDict({b: Down(b, config.stem, config) for b in BRANCHES})
+        pooled = len(BRANCHES) * config.width * config.bins
+        self.merge = nn.Sequential(nn.Linear(pooled, config.width), nn.LeakyReLU(SLOPE))
+        self.bins = min(config.trend_bins, config.num_hours)
+        self.trend = nn.Linear(inputs * self.bins, config.width)
+        self.width = 2 * config.width
+
+    def forward(self, channels: Tensor) -> Tensor:
+        """Return what all branches and the linear path see, [B, 2 width]."""
+        x = self.stem(channels)
+        pooled = torch.cat([self.branches[b](x) for b in BRANCHES], 1)
+        trend = F.adaptive_avg_pool1d(channels, self.bins).flatten(1)
+        return torch.cat([self.merge(pooled), self.trend(trend)], 1)
+
+
+class ConvDecoder(nn.Module):
+    """A latent to the merged curves and those of each branch.
+
+    All share a linear trend through a few knots; a branch adds its own detail to it, and the merged
+    curve a learned mixture of all details.
+    """
+
+    def __init__(self, config: VitalsVAEConfig, inputs: int) -> None:
+        super().__init__()
+        self.vitals, self.hours = config.num_vitals, config.num_hours
+        self.knots = min(config.trend_bins, config.num_hours)
+        self.trend = nn.Linear(inputs, self.vitals * self.knots)
+        self.branches = nn.ModuleDict({b: Up(b, inputs, config) for b in BRANCHES})
+        self.mix = nn.Conv1d(len(BRANCHES) * self.vitals, self.vitals, 1)
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the merged curves [B, H, V] and the branches' [branches, B, H, V]."""
+        trend = _stretch(self.trend(z).unflatten(1, (self.vitals, self.knots)), self.hours)
+        details = [self.branches[b](z) for b in BRANCHES]
+        merged = trend + self.mix(torch.cat(details, 1))
+        branches = torch.stack([trend + detail for detail in details])
+        return merged.transpose(1, 2), branches.transpose(2, 3)
+
+
+def _norm(channels: int) -> nn.Module:
+    return nn.GroupNorm(GROUPS if channels % GROUPS == 0 else 1, channels)
+
+
+def _stretch(x: Tensor, length: int) -> Tensor:
+    return F.interpolate(x, length, mode="linear", align_corners=True)

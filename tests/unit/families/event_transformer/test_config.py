@@ -1,0 +1,25 @@
+import pytest
+
+from ehr_ray.config import ConfigError, parse
+from ehr_ray.events.tokens import TokenOptions
+
+BARE = {"family": "event_transformer", "name": "x", "data": {"cohort": "c"}}
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ({"model_dim": 20, "n_heads": 4}, "even multiple of n_heads 4"),
+        ({"pooling": []}, "at least one of mean"),
+        ({"arch": "encoder", "next_time_weight": 0.1}, "needs arch decoder"),
+        ({"positions": ["learned"]}, "model.positions"),
+    ],
+)
+def test_what_cannot_be_is_named(model, message):
+    with pytest.raises(ConfigError, match=message):
+        parse({**BARE, "model": model})
+
+
+def test_the_options_of_tokens_are_the_models():
+    model = parse({**BARE, "model": {"values": "own", "gaps": "none", "levels": 4}}).model
+    assert model.token_options == TokenOptions(values="own", gaps="none", levels=4)

@@ -1,0 +1,58 @@
+import math
+
+import pytest
+import torch
+
+from ehr_ray.errors import ConfigError
+from ehr_ray.families.event_transformer import FAMILY
+from ehr_ray.families.event_transformer.loss import perplexity
+
+KNOBS = {"noise_seed": 0}
+
+
+def test_every_event_but_the_first_is_predicted_and_padding_is_not(make_model, make_batch):
+    model = make_model(arch="decoder")
+    terms = FAMILY.loss(model, make_batch([9, 4, 1, 0], model.config), KNOBS)
+    assert float(terms["event"].count) == 8 + 3
+    start = float(terms["event"].sum.detach() / terms["event"].count)
+    assert abs(start - math.log(len(model.table))) < 1.0
+
+
+def test_value_and_time_heads_are_asked_what_comes_next(make_model, make_batch):
+    model = make_model(arch="decoder", next_value_weight=0.5, next_time_weight=0.1)
+    batch = make_batch([9, 4], model.config)
+    out = model(batch, 0)
+    asked = batch["mask"][:, 1:]
+    assert torch.equal(out["target_value"], batch["value"][:, 1:][asked])
+    gaps = torch.expm1(out["target_time"])
+    torch.testing.assert_close(
+        gaps, torch.tensor([0, *[60.0] * 7, 0, 60, 60]), rtol=1e-4, atol=1e-3
+    )
+    terms = FAMILY.loss(model, batch, KNOBS)
+    assert (terms["value"].coef, terms["time"].coef) == (0.5, 0.1)
+    assert float(terms["value"].count) == float(out["valued"].sum()) < 11
+    error = (out["value"] - out["target_value"]).square()[out["valued"]].sum()
+    torch.testing.assert_close(terms["value"].sum, error)
+
+
+def test_every_parameter_learns_whatever_the_heads(make_model, make_batch):
+    for arch in ("encoder", "decoder"):
+        changes = {"next_time_weight": 0.1} if arch == "decoder" else {}
+        pooling = ("cls", "attention")
+        model = make_model(
+            arch=arch, head="tied", next_value_weight=1.0, pooling=pooling, **changes
+        )
+        terms = FAMILY.loss(model, make_batch([30, 20], model.config), KNOBS)
+        sum(t.coef * t.sum for t in terms.values()).backward()
+        assert [n for n, p in model.named_parameters() if p.grad is None] == []
+
+
+def test_a_model_without_head_cannot_be_pretrained(make_model, make_batch):
+    model = make_model(head="none")
+    with pytest.raises(ConfigError, match=r"model\.head=none"):
+        FAMILY.loss(model, make_batch([5], model.config), KNOBS)
+
+
+def test_perplexity_is_of_the_mean():
+    assert perplexity({"event": math.log(7.0), "value": 2.0}) == pytest.approx({"perplexity": 7.0})
+    assert perplexity({"task": 1.0}) == {}

@@ -1,0 +1,113 @@
+import itertools
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ehr_ray.families.event_transformer import FAMILY
+
+CHOICES = [
+    {"arch": arch, "positions": positions, "pooling": ("mean", "cls", "max", "attention", "last")}
+    for arch, positions in itertools.product(
+        ("encoder", "decoder"), [("sinusoidal",), ("rotary",), ("time",), ("rotary", "time")]
+    )
+]
+
+
+class Largest(TorchDispatchMode):
+    """Records the largest tensor any operation makes."""
+
+    def __init__(self):
+        super().__init__()
+        self.numel = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, (tuple, list)) else [out]:
+            if isinstance(tensor, torch.Tensor):
+                self.numel = max(self.numel, tensor.untyped_storage().nbytes() // 4)
+        return out
+
+
+@pytest.mark.parametrize("changes", CHOICES, ids=str)
+def test_padding_changes_nothing(changes, make_model, make_batch):
+    model = make_model(**changes).eval()
+    whole = make_batch([7, 30, 2, 0], model.config)
+    together = FAMILY.predict(model, whole)["embedding"]
+    assert together.shape == (4, FAMILY.represent.width(model.config))
+    for i, length in enumerate([7, 30, 2, 0]):
+        alone = FAMILY.predict(model, make_batch([length], model.config, first=1 + i))
+        torch.testing.assert_close(alone["embedding"][0], together[i], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("arch", ["encoder", "decoder"])
+def test_no_tensor_grows_with_the_square_of_the_length(arch, make_model, make_batch):
+    """Forward and backward, with padding: doubling T doubles the largest tensor."""
+    model = make_model(
+        arch=arch, max_length=4096, head="none", positions=("rotary", "time")
+    ).train()
+    sizes = []
+    for length in (512, 1024):
+        batch = make_batch([length, length // 2], model.config)
+        with Largest() as largest:
+            FAMILY.represent.function(model, batch, None).square().sum().backward()
+        sizes.append(largest.numel)
+        assert largest.numel < length * length
+    assert sizes[1] <= 2.2 * sizes[0]
+
+
+def test_a_decoder_sees_nothing_later_and_an_encoder_does(make_model, make_batch):
+    for arch, same in (("decoder", True), ("encoder", False)):
+        model = make_model(arch=arch).eval()
+        batch = make_batch([12], model.config)
+        changed = {**batch, "phrase": batch["phrase"].clone()}
+        changed["phrase"][:, 8:] = (changed["phrase"][:, 8:] + 1) % 5
+        before, after = model.encode(batch)[:, :8], model.encode(changed)[:, :8]
+        assert torch.allclose(before, after, atol=1e-6) == same
+
+
+def test_long_records_are_cut_by_the_policy(make_model, make_batch):
+    model = make_model(max_length=5, truncation="random")
+    batch = make_batch([40, 3], model.config)
+    last = model.window(batch, None)
+    assert last["mask"].sum(1).tolist() == [5, 3]
+    assert torch.equal(last["minute"][0], batch["minute"][0, 35:])
+    starts = set()
+    for seed in range(40):
+        drawn = model.window(batch, seed)
+        assert drawn["mask"].sum(1).tolist() == [5, 3]
+        assert torch.equal(drawn["phrase"][1, :3], batch["phrase"][1, :3])
+        starts.add(float(drawn["minute"][0, 0]))
+    assert len(starts) > 15
+    assert torch.equal(model.window(batch, 7)["minute"], model.window(batch, 7)["minute"])
+    fixed = make_model(max_length=5)
+    assert torch.equal(fixed.window(batch, 7)["minute"], last["minute"])
+
+
+def test_an_encoder_is_asked_for_hidden_tokens_it_does_not_see(make_model, make_batch):
+    model = make_model(arch="encoder", next_value_weight=1.0).train()
+    batch = make_batch([60, 40], model.config)
+    holes = model.holes(batch, 3)
+    assert 5 <= int(holes.sum()) <= 30
+    assert not (holes & ~batch["mask"]).any()
+    out = model(batch, 3)
+    assert torch.equal(out["phrase"], batch["phrase"][holes])
+    other = {k: v.clone() for k, v in batch.items()}
+    other["phrase"][holes] = 0
+    other["value"][holes] = 4.0
+    assert torch.equal(model(other, 3)["logits"], out["logits"])
+    assert not torch.equal(model.holes(batch, 4), holes)
+
+
+def test_either_architecture_takes_the_weights_of_the_other(make_model):
+    decoder, encoder = make_model(arch="decoder"), make_model(arch="encoder", head="none")
+    shared = decoder.state_dict().keys() & encoder.state_dict().keys()
+    assert {n for n in encoder.state_dict() if n.startswith(("blocks.", "project"))} <= shared
+
+
+@pytest.mark.parametrize("head", ["plain", "tied"])
+def test_a_head_scores_every_phrase(head, make_model, make_batch):
+    model = make_model(arch="decoder", head=head)
+    out = model(make_batch([6, 1], model.config), 0)
+    assert out["logits"].shape == (5, len(model.table))
+    assert out["phrase"].shape == (5,)

@@ -1,0 +1,78 @@
+import pytest
+import torch
+
+from ehr_ray.families.vitals_vae.config import VitalsVAEConfig
+from ehr_ray.families.vitals_vae.conv import (
+    BRANCHES,
+    LAYERS,
+    ConvDecoder,
+    ConvEncoder,
+    Down,
+    fitted,
+    lengths,
+)
+
+
+def test_branches_are_those_of_the_design():
+    assert [[k for k, _ in LAYERS[b]] for b in BRANCHES] == [[3, 5, 5], [15, 31], [63, 127], [255]]
+    assert [lengths(b, 745) for b in BRANCHES] == [
+        [745, 373, 187, 94],
+        [745, 187, 47],
+        [745, 94, 12],
+        [745, 47],
+    ]
+
+
+@pytest.mark.parametrize("branch", BRANCHES)
+def test_convolutions_have_those_lengths(branch):
+    torch.manual_seed(0)
+    layer, seen = Down(branch, 4, VitalsVAEConfig(width=8)), []
+    for module in layer.layers:
+        if isinstance(module, torch.nn.Conv1d):
+            module.register_forward_hook(lambda _m, _x, y: seen.append(y.shape[-1]))
+    layer(torch.zeros(1, 4, 745))
+    assert seen == lengths(branch, 745)[1:]
+
+
+def test_kernels_are_cut_to_what_reaches_data():
+    assert [fitted(k, 48) for k in (3, 63, 255)] == [3, 63, 95]
+    assert fitted(255, 2) == 3
+
+
+@pytest.mark.parametrize("hours", [2, 24, 48, 72, 96, 745])
+def test_every_branch_covers_every_hour(hours):
+    """No branch is constant over any range of hours, at the end or anywhere else."""
+    torch.manual_seed(0)
+    config = VitalsVAEConfig(first_hour=0, last_hour=hours - 1, width=8, latent=4)
+    merged, branches = ConvDecoder(config, 4)(torch.randn(3, 4))
+    assert merged.shape == (3, hours, 7)
+    assert branches.shape == (4, 3, hours, 7)
+    assert (merged.diff(dim=1).abs() > 1e-7).any(2).all()
+    for curves in branches:
+        assert (curves.diff(dim=1).abs() > 1e-7).any(2).all()
+
+
+def test_the_last_hour_of_each_branch_is_trained():
+    torch.manual_seed(0)
+    config = VitalsVAEConfig(width=8, latent=4)
+    decoder = ConvDecoder(config, 4)
+    z = torch.randn(2, 4, requires_grad=True)
+    for index in range(len(BRANCHES)):
+        detail = decoder.branches[BRANCHES[index]](z)
+        late = torch.autograd.grad(detail[..., 600:].sum(), z)[0]
+        early = torch.autograd.grad(decoder.branches[BRANCHES[index]](z)[..., :100].sum(), z)[0]
+        assert late.abs().sum() > 0
+        assert not torch.allclose(late, early)
+
+
+def test_pooling_keeps_when():
+    """The same event at another hour gives another code, in every branch and beside them."""
+    torch.manual_seed(0)
+    encoder = ConvEncoder(VitalsVAEConfig(width=8, stem=8)).eval()
+    x = torch.zeros(2, 21, 745)
+    x[0, 0, 100:130], x[1, 0, 600:630] = 2.0, 2.0
+    for branch in BRANCHES:
+        early, late = encoder.branches[branch](encoder.stem(x))
+        assert (early - late).abs().max() > 0.05
+    early, late = encoder(x)
+    assert (early - late).norm() > 0.05 * early.norm()

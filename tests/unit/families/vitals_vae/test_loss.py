@@ -1,0 +1,109 @@
+import pytest
+import torch
+
+from ehr_ray.families.vitals_vae.conv import BRANCHES
+from ehr_ray.families.vitals_vae.loss import gaussian, loss
+from ehr_ray.nn.gaussian import kl_standard
+
+KNOBS = {"beta": 0.7, "free_bits": 0.3, "noise_seed": 11}
+ARCHS = ("conv", "lstm", "vq")
+
+
+def objective(terms):
+    return sum(t.coef * t.sum / t.count for t in terms.values())
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("purpose", ["elbo", "published"])
+def test_terms_add_up_over_patients(arch, purpose, make_model, make_batch):
+    model = make_model(arch=arch, objective=purpose)
+    with torch.no_grad():
+        whole = loss(model, make_batch([3, 5, 8]), KNOBS)
+        parts = [loss(model, make_batch(ids), KNOBS) for ids in ([3], [5, 8])]
+    for name, term in whole.items():
+        total = sum(part[name].sum for part in parts)
+        torch.testing.assert_close(total, term.sum, rtol=1e-4, atol=1e-4)
+        assert float(term.count) == sum(float(part[name].count) for part in parts)
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_every_parameter_is_trained(arch, make_model, batch):
+    model = make_model(arch=arch)
+    objective(loss(model, batch, KNOBS)).backward()
+    idle = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    assert idle == []
+
+
+def test_the_branch_term_alone_trains_every_branch_and_no_mixture(make_model, batch):
+    """Fails when branch outputs are not passed to the loss, as in the published trainer."""
+    model = make_model()
+    term = loss(model, batch, KNOBS)["branches"]
+    assert term.coef > 0
+    term.sum.backward()
+    for branch in BRANCHES:
+        grads = [p.grad for p in model.decoder.branches[branch].parameters()]
+        assert all(grad is not None and grad.any() for grad in grads)
+    assert model.decoder.mix.weight.grad is None
+    assert model.log_noise.grad is None
+
+
+def test_each_branch_counts_alike(make_model, batch):
+    model = make_model(hide=0.0).eval()
+    with torch.no_grad():
+        out = model(batch, KNOBS["noise_seed"])
+        term = loss(model, batch, KNOBS)["branches"]
+        each = [
+            gaussian((b - batch["value"]).square(), out["log_noise"], batch["observed"])
+            for b in out["branches"]
+        ]
+    torch.testing.assert_close(term.sum, torch.stack(each).mean())
+
+
+def test_the_likelihood_is_a_gaussians(make_batch):
+    batch = make_batch([2], share=0.5)
+    squared, noise = torch.rand(1, 96, 7), torch.linspace(-1, 0.5, 7)
+    normal = torch.distributions.Normal(0.0, noise.exp())
+    exact = -normal.log_prob(squared.sqrt())[batch["observed"]].sum()
+    cells = batch["observed"].sum()
+    constant = 0.5 * torch.log(torch.tensor(2 * torch.pi)) * cells
+    torch.testing.assert_close(gaussian(squared, noise, batch["observed"]) + constant, exact)
+
+
+def test_cells_that_are_not_observed_have_no_say(make_model, batch):
+    model = make_model().eval()
+    changed = {**batch, "value": batch["value"] + 3 * ~batch["observed"]}
+    with torch.no_grad():
+        ours, theirs = loss(model, batch, KNOBS), loss(model, changed, KNOBS)
+    assert {n: float(t.sum) for n, t in ours.items()} == {
+        n: float(t.sum) for n, t in theirs.items()
+    }
+
+
+def test_divergence_is_logged_raw_beside_the_penalty(make_model, batch):
+    model = make_model().eval()
+    with torch.no_grad():
+        terms = loss(model, batch, KNOBS)
+        out = model(batch, KNOBS["noise_seed"])
+    kl = kl_standard(out["mu"], out["logvar"])
+    torch.testing.assert_close(terms["kl_nats"].sum, kl.sum())
+    torch.testing.assert_close(terms["kl"].sum, kl.clamp(min=0.3).sum())
+    assert (terms["kl"].coef, terms["kl_nats"].coef, terms["kl_per_dim"].coef) == (0.7, 0.0, 0.0)
+    assert float(terms["kl_per_dim"].count) == 6 * float(terms["kl_nats"].count)
+
+
+def test_the_published_penalty_cannot_tell_health_from_collapse(make_model, batch):
+    """Below its free bits it is 0 whether the latent is used or not; the raw number is not."""
+    model = make_model(objective="published")
+    terms = loss(model, batch, {**KNOBS, "free_bits": 2.0})
+    assert float(terms["kl"].sum) == 0
+    assert float(terms["kl_nats"].sum) > 0
+
+
+def test_hidden_cells_are_scored_apart(make_model, batch):
+    terms = loss(make_model().eval(), batch, KNOBS)
+    cells = float(batch["observed"].sum())
+    assert 0 < float(terms["mse_hidden"].count) < 0.2 * cells
+    assert float(terms["mse"].count) + float(terms["mse_hidden"].count) == cells
+    published = loss(make_model(objective="published").eval(), batch, KNOBS)
+    assert "mse_hidden" not in published
+    assert float(published["mse"].count) == cells

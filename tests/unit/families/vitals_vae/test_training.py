@@ -1,0 +1,73 @@
+"""What training must bring about: a latent that is used, timing that is kept, a baseline beaten."""
+
+import pytest
+import torch
+
+from ehr_ray.families.vitals_vae.loss import loss
+
+STEPS = 200
+HOURS = 48
+
+
+def patients(first, number, hours=HOURS):
+    """Patients with a level and one event of 10 hours at an hour of their own; half observed."""
+    torch.manual_seed(first)
+    at = torch.randint(8, hours - 8, (number,))
+    level = torch.randn(number, 1, 7)
+    wave = torch.exp(-(((torch.arange(hours)[None] - at[:, None]) / 5.0) ** 2))
+    value = level + 3 * wave[..., None] + 0.2 * torch.randn(number, hours, 7)
+    observed = torch.rand(number, hours, 7) < 0.5
+    ids = torch.arange(first, first + number)
+    return {"subject_id": ids, "value": value * observed, "observed": observed}, at
+
+
+@pytest.fixture(scope="module")
+def trained(make_model):
+    model = make_model(
+        last_hour=HOURS - 1, hide=0.1, landmark_share=0.0, width=16, latent=12, trend_bins=24
+    )
+    optimizer = torch.optim.Adam(model.parameters(), lr=4e-3)
+    for step in range(STEPS):
+        terms = loss(
+            model,
+            patients(1000 * (step % 40), 32)[0],
+            {"beta": 1.0, "free_bits": 0.1, "noise_seed": 2 * step + 1},
+        )
+        optimizer.zero_grad()
+        sum(t.coef * t.sum / t.count for t in terms.values()).backward()
+        optimizer.step()
+    return model.eval()
+
+
+def test_unseen_patients_are_reconstructed_better_than_by_their_means(trained):
+    batch, _ = patients(10**6, 64)
+    with torch.no_grad():
+        curve, _ = trained.decode(trained.encode(batch).mu)
+    seen, value = batch["observed"], batch["value"]
+    mean = (value * seen).sum(1, keepdim=True) / seen.sum(1, keepdim=True)
+    ours, theirs = ((c - value)[seen].square().mean() for c in (curve, mean.expand_as(value)))
+    assert ours < 0.7 * theirs
+
+
+def test_the_latent_is_used(trained):
+    batch, _ = patients(10**6, 64)
+    with torch.no_grad():
+        posterior = trained.encode(batch)
+    active = (posterior.mu.var(0) > 0.01).sum()
+    assert active >= 9
+
+
+def test_moving_an_event_moves_the_latent_by_more_than_its_noise(trained):
+    """Length of the step against the posterior's standard deviation along it."""
+    value = torch.zeros(2, HOURS, 7)
+    value[0, 8:18], value[1, 32:42] = 2.0, 2.0
+    batch = {
+        "subject_id": torch.tensor([1, 2]),
+        "value": value,
+        "observed": torch.ones(2, HOURS, 7, dtype=torch.bool),
+    }
+    with torch.no_grad():
+        posterior = trained.encode(batch)
+    step = posterior.mu[1] - posterior.mu[0]
+    noise = (0.5 * posterior.logvar[0]).exp()
+    assert step.norm() > noise.norm()

