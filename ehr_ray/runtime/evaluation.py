@@ -91,7 +91,7 @@ def _subject(
     wanted = task or loaded.experiment.evaluation.task or trained_for
     if wanted is None and not own and home.is_dir():
         wanted = choose_task(home, None)
-    task = choose_task(place, wanted)
+    task = None if wanted == NO_TASK else choose_task(place, wanted)
     if task is not None and not own:
         if not home.is_dir():
             raise InputError(

@@ -88,6 +88,6 @@ def test_every_verb_of_the_readme_exists_and_none_is_missing():
     from ehr_ray.cli import build_parser
 
     text = (ROOT / "README.md").read_text()
-    named = set(re.findall(r"^\| `ehr-ray (\w+)` \|", text, re.MULTILINE))
+    named = set(re.findall(r"^\| `ehr-ray ([\w-]+)` \|", text, re.MULTILINE))
     verbs = build_parser()._subparsers._group_actions[0].choices
     assert named == set(verbs)
