@@ -255,9 +255,19 @@ def _train(verbs: Any) -> None:
         verbs_of_stages = {
             "phrases": lambda experiment: embed(experiment, args.verbose),
             "train": lambda experiment: one(experiment, args.verbose),
+            "evaluate": lambda experiment: judge(experiment, args.verbose),
         }
         stages = load_pipeline(args.config, args.overrides)
         run_pipeline(stages, verbs_of_stages, _screen().say)
+
+    def judge(experiment: Any, verbose: bool) -> None:
+        from ehr_ray.runtime.evaluation import evaluate
+
+        screen = _screen()
+        address = experiment.cluster.address
+        run = experiment.directory
+        for line in evaluate(run, address=address, verbose=verbose, say=screen.passing):
+            screen.say(line)
 
     def one(experiment: Any, verbose: bool) -> None:
         from ehr_ray.runtime.trainer import train

@@ -22,6 +22,7 @@ MODEL: Final = "model"
 COMPONENTS: Final = 32
 FUNCTIONAL_COMPONENTS: Final = 10
 FOR_EVER: Final = np.array(10**6)
+"""Hours a value is carried by the row that repeats the last one."""
 TITLES: Final = {
     MODEL: "this model",
     "cohort_mean": "cohort mean",
@@ -108,9 +109,7 @@ def fit_references(train: Grids, carry_hours: NDArray[Any], seed: int = 0) -> Re
         "cohort_mean": lambda x, _: np.broadcast_to(mean, x.shape),
         "hourly_mean": lambda x, _: np.broadcast_to(hourly, x.shape),
         "patient_mean": lambda x, mask: _patient_mean(x, mask, mean),
-        "forward_fill": lambda x, mask: imputed(x * mask, mask, np.full(x.shape[2], 10**6), mean)[
-            0
-        ],
+        "forward_fill": lambda x, mask: imputed(x * mask, mask, FOR_EVER, mean)[0],
         "pca": lambda x, mask: linear(fill(x, mask)),
         "fpca": lambda x, mask: project(fill(x, mask)),
     }

@@ -69,7 +69,7 @@ def standardised(*blocks: NDArray[Any]) -> Array:
 
 
 def cluster(
-    x: Array, *, umap: bool, seed: int = 0, resamples: int = 5, min_share: float = 0.03
+    x: Array, *, umap: bool, seed: int = 0, resamples: int, min_share: float = 0.03
 ) -> Clustering:
     """Cluster the rows of x [N, W]; a cluster holds at least `min_share` of them."""
     space = reduced(x, seed) if umap else x

@@ -21,6 +21,8 @@ WINDOWS: Final = {
 }
 CLUSTERED: Final = 1000
 """Patients clustered at most."""
+RESAMPLES: Final = 5
+"""Times patients are resampled to see whether their clusters stay."""
 WARPED_WINDOWS: Final = ((0, 24), (24, 72))
 WARPED_VITALS: Final = ("HR", "MAP")
 
@@ -77,7 +79,7 @@ def clusters(given: SuiteInput) -> SuiteResult:
     for name, x in blocks.items():
         for umap in (False, True):
             key = f"{name}_umap" if umap else name
-            found[key] = phenotypes.cluster(x, umap=umap, seed=given.seed)
+            found[key] = phenotypes.cluster(x, umap=umap, seed=given.seed, resamples=RESAMPLES)
             measured = found[key].metrics()
             metrics |= {f"train/phenotypes/{key}/{k}": v for k, v in measured.items()}
             rows.append((f"{_BLOCKS[name]}{' after UMAP' if umap else ''}", *measured.values()))

@@ -1,4 +1,4 @@
-"""Several verbs in a row from one YAML: each stage resumes, so the same command goes on."""
+"""Several verbs in a row from one YAML: what is trained is not trained again."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from ehr_ray.errors import ConfigError
 
 STAGES = "stages"
 """Key that makes a YAML a pipeline: a list of `{verb: config, key: value, ...}`."""
-VERBS = ("phrases", "train")
+VERBS = ("phrases", "train", "evaluate")
 
 
 @dataclass(frozen=True)

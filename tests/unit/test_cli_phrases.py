@@ -104,13 +104,20 @@ def test_a_resumed_run_keeps_the_phrases_it_began_with(common, tmp_path):
 
 
 def test_a_pipeline_trains_each_stage_from_the_one_before(common, tmp_path, capsys):
-    main(["train", str(TINY / "event_pipeline.yaml"), *common, "train.max_steps=2"])
+    stages = yaml.safe_load((TINY / "event_pipeline.yaml").read_text())["stages"]
+    assert [next(iter(stage)) for stage in stages] == ["phrases", "train", "train", "evaluate"]
+    path = tmp_path / "pipeline.yaml"
+    path.write_text(yaml.safe_dump({"stages": stages[:-1]}))  # evaluation needs Ray
+    for name in ("event_decoder.yaml", "event_encoder.yaml"):
+        (tmp_path / name).symlink_to(TINY / name)
+    command = ["train", str(path), *common, "train.max_steps=2"]
+    main(command)
     runs = tmp_path / "runs"
     assert (runs / "tiny_event_decoder" / "checkpoint").is_dir()
     stored = yaml.safe_load((runs / "tiny_event_encoder" / "experiment.yaml").read_text())
     assert stored["init_from"] == str(runs / "tiny_event_decoder")
     capsys.readouterr()
-    main(["train", str(TINY / "event_pipeline.yaml"), *common, "train.max_steps=2"])
+    main(command)
     assert capsys.readouterr().err.count("already trained") == 2
 
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ehr_ray.errors import ConfigError
@@ -13,7 +13,10 @@ from ehr_ray.family import Batch, Knobs, Term, Terms
 
 
 def loss(model: nn.Module, batch: Batch, knobs: Knobs) -> Terms:
-    """Return terms per predicted token: `event` in nats, and with their heads `value`, `time`."""
+    """Return terms per predicted token: `event` in nats, and with their heads `value`, `time`.
+
+    For the log alone `accuracy`, and `padding`, the share of tokens that are computed in vain.
+    """
     config: EventTransformerConfig = getattr(model, "module", model).config
     if config.head == "none":
         raise ConfigError("model.head=none: nothing to pretrain; use plain or tied, or give a task")
@@ -24,6 +27,7 @@ def loss(model: nn.Module, batch: Batch, knobs: Knobs) -> Terms:
     terms = {
         "event": Term(F.cross_entropy(logits, phrase, reduction="sum"), count),
         "accuracy": Term(right.detach(), count, coef=0.0),
+        "padding": _padding(batch["mask"][:, : config.max_length]),
     }
     if "value" in out:
         valued = out["valued"].float()
@@ -33,6 +37,11 @@ def loss(model: nn.Module, batch: Batch, knobs: Knobs) -> Terms:
         error = (out["time"] - out["target_time"]).square()
         terms["time"] = Term(error.sum(), count, coef=config.next_time_weight)
     return terms
+
+
+def _padding(mask: Tensor) -> Term:
+    size = torch.tensor(float(mask.numel()), device=mask.device)
+    return Term(size - mask.sum(), size, coef=0.0)
 
 
 def perplexity(means: Mapping[str, float]) -> dict[str, float]:

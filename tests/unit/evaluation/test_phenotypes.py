@@ -11,7 +11,7 @@ def blobs(number=60, distance=8.0, width=4, seed=0):
 
 
 def test_groups_that_are_there_are_found_and_stable():
-    found = cluster(blobs(), umap=False)
+    found = cluster(blobs(), umap=False, resamples=5)
     assert found.number == 3
     assert found.silhouette > 0.5
     assert found.dbcv > 0

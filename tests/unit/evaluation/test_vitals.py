@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 import torch
 
+from ehr_ray.evaluation import vitals
 from ehr_ray.evaluation.suites import Part, SuiteInput
 from ehr_ray.evaluation.vitals import clusters, files, reconstruction
 from ehr_ray.events.vocabulary import Vocabulary
@@ -118,13 +119,15 @@ def test_codes_are_judged_by_their_perplexity(tmp_path):
     assert not [r for r in criteria.rows if str(r[0]).startswith("active")]
 
 
-def test_phenotypes_are_sought_in_each_block_with_and_without_a_map(given):
+def test_phenotypes_are_sought_in_each_block_with_and_without_a_map(given, monkeypatch):
+    monkeypatch.setattr(vitals, "CLUSTERED", 60)
+    monkeypatch.setattr(vitals, "RESAMPLES", 1)
     found = clusters(given)
     assert len(found.sections["Phenotypes"].rows) == 6
     assert "train/phenotypes/both_umap/bootstrap_ari" in found.metrics
     assert len(found.sections["Phenotypes by time warping"].rows) == 4
     sizes = [r[1] for r in found.sections["Outcome by phenotype"].rows]
-    assert sum(sizes) == 120
+    assert sum(sizes) == 60
     assert set(found.figures) == {"vitals_map", "vitals_clusters"}
 
 

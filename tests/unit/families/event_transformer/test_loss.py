@@ -18,6 +18,12 @@ def test_every_event_but_the_first_is_predicted_and_padding_is_not(make_model, m
     assert abs(start - math.log(len(model.table))) < 1.0
 
 
+def test_padding_is_logged_as_the_share_of_what_is_computed(make_model, make_batch):
+    model = make_model(arch="decoder", max_length=8, truncation="random")
+    term = FAMILY.loss(model, make_batch([20, 5, 3], model.config), KNOBS)["padding"]
+    assert (float(term.sum), float(term.count), term.coef) == (3 + 5, 3 * 8, 0)
+
+
 def test_value_and_time_heads_are_asked_what_comes_next(make_model, make_batch):
     model = make_model(arch="decoder", next_value_weight=0.5, next_time_weight=0.1)
     batch = make_batch([9, 4], model.config)

@@ -34,7 +34,7 @@ def test_padding_changes_nothing(changes, make_model, make_batch):
     model = make_model(**changes).eval()
     whole = make_batch([7, 30, 2, 0], model.config)
     together = FAMILY.predict(model, whole)["embedding"]
-    assert together.shape == (4, FAMILY.represent.width(model.config))
+    assert together.shape == (4, FAMILY.represent.width(model))
     for i, length in enumerate([7, 30, 2, 0]):
         alone = FAMILY.predict(model, make_batch([length], model.config, first=1 + i))
         torch.testing.assert_close(alone["embedding"][0], together[i], rtol=1e-4, atol=1e-5)
