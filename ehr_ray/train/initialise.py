@@ -20,8 +20,8 @@ def initialise(
 
     The model may hold the other as a part (a SetVAE in a SeqSetVAE, either under a task head), or
     be a part of it. Rows of `family.code_tensors` are matched by code, so a checkpoint of another
-    vocabulary gives the codes both know. Raises InputError when fewer than half of the
-    checkpoint's values fit: that is another model, and training would silently start from scratch.
+    vocabulary gives the codes both know. Raises InputError when they fill less than half of both,
+    the checkpoint and the model: those are unlike, and training would silently start from scratch.
     """
     folder = checkpoint_folder(path)
     everything = load_file(folder / "model.safetensors")
@@ -48,7 +48,9 @@ def initialise(
             lines.append(f"{name}: copied")
     lines += [f"{name}: not used here" for name in unused]
     total = sum(tensor.numel() for tensor in source.values())
-    if copied < 0.5 * total or copied == 0:
+    # A head over thousands of phrases outweighs the rest of a checkpoint, and is left behind.
+    size = sum(t.numel() for name, t in target.items() if _last(name) not in family.own_tensors)
+    if copied < 0.5 * min(total, size) or copied == 0:
         raise InputError(
             f"init_from={path}: only {copied} of {total} values fit this model; "
             "choose a checkpoint of the same architecture or drop init_from"

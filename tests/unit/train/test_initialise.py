@@ -65,7 +65,7 @@ def test_initialising_copies_what_fits_and_reports_every_tensor(
 def test_initialising_from_an_unlike_checkpoint_is_refused(saved, family, synthetic_vocabulary):
     folder = saved(Part(extra={"other": 200}))
     with pytest.raises(InputError, match="only 103 of 303 values fit"):
-        initialise(Part(), folder, family, synthetic_vocabulary)
+        initialise(Part(extra={"unlike": 200}), folder, family, synthetic_vocabulary)
     with pytest.raises(InputError, match="values fit"):
         initialise(
             Part(shared=(4, 4), extra={"x": 3}),
@@ -73,6 +73,15 @@ def test_initialising_from_an_unlike_checkpoint_is_refused(saved, family, synthe
             family,
             synthetic_vocabulary,
         )
+
+
+def test_a_model_without_the_large_head_of_a_checkpoint_is_started_by_it(
+    saved, family, synthetic_vocabulary
+):
+    source, target = Part(extra={"score": 5000}), Part()
+    lines = initialise(target, saved(source), family, synthetic_vocabulary)
+    assert torch.equal(target.shared, source.shared)
+    assert "score: not used here" in lines
 
 
 def test_a_pretrained_model_starts_the_base_of_a_task_model(
