@@ -43,10 +43,12 @@ def judge(
     `errors` are those of `curves.measure`, by row and kind, on the judged patients.
     """
     rows: list[Criterion] = []
+    metrics: dict[str, float] = {}
     if "latents" in given.judged.tables:
         rows += _latent_criteria(given)
     elif "codes" in given.judged.samples.column_names:
-        rows += _code_criteria(given)
+        row, metrics = _code_criterion(given)
+        rows.append(row)
     for kind, other in (("seen", "patient_mean"), ("seen", "pca"), ("hidden", "forward_fill")):
         ours, theirs = errors[MODEL][kind], errors[other][kind]
         value, low, high = curves.difference(
@@ -60,10 +62,13 @@ def judge(
                 high < 0,
             )
         )
-    rows += _landmark_criteria(given)
+    probes = _landmark_probes(given)
+    if probes:
+        rows.append(_landmark_criterion(probes))
+        metrics |= {f"landmark/{n}/{key}": v for n, m in probes.items() for key, v in m.items()}
     passed = sum(row[3] for row in rows)
-    metrics = {f"{given.split}/criteria/passed": float(passed)}
-    metrics[f"{given.split}/criteria/number"] = float(len(rows))
+    metrics |= {"criteria/passed": float(passed), "criteria/number": float(len(rows))}
+    metrics = {f"{given.split}/{name}": value for name, value in metrics.items()}
     table = Table(
         ("criterion", "wanted", "found", "verdict"),
         tuple((*row[:3], "pass" if row[3] else "fail") for row in rows),
@@ -104,13 +109,14 @@ def _latent_criteria(given: SuiteInput) -> list[Criterion]:
     ]
 
 
-def _code_criteria(given: SuiteInput) -> list[Criterion]:
-    """Judge the use of the codebook by the codes of all patients."""
+def _code_criterion(given: SuiteInput) -> tuple[Criterion, dict[str, float]]:
+    """Judge the use of the codebook by the codes of all patients; also return it as metrics."""
     size = given.model.codebook
     value, used = perplexity(matrix(given.judged.samples, "codes").astype(int), size)
     text = f"{value:.1f}; {used} of {size} entries used"
     wanted = MIN_PERPLEXITY * size
-    return [("perplexity of the codes", f"at least {wanted:.0f}", text, value >= wanted)]
+    row = ("perplexity of the codes", f"at least {wanted:.0f}", text, value >= wanted)
+    return row, {"codes/perplexity": value, "codes/used": float(used), "codes/entries": float(size)}
 
 
 def perplexity(codes: NDArray[np.integer], size: int) -> tuple[float, int]:
@@ -120,15 +126,15 @@ def perplexity(codes: NDArray[np.integer], size: int) -> tuple[float, int]:
     return float(np.exp(-(used * np.log(used)).sum())), len(used)
 
 
-def _landmark_criteria(given: SuiteInput) -> list[Criterion]:
-    """Compare a probe on the embedding with one on each vital's mean, smallest and largest value.
+def _landmark_probes(given: SuiteInput) -> dict[str, dict[str, float]]:
+    """Return metrics of a probe on the embedding and of one on `summaries`; {} without labels.
 
     Both on the same patients, from what is known at the label's prediction time.
     """
     parts = {"train": given.fit.get("train"), "tuning": given.fit.get("tuning")}
     parts["judged"] = given.judged
     if any(part is None or part.label is None for part in parts.values()):
-        return []
+        return {}
     simple, deep, label = {}, {}, {}
     for name, part in parts.items():
         assert part is not None
@@ -138,7 +144,7 @@ def _landmark_criteria(given: SuiteInput) -> list[Criterion]:
         deep[name] = matrix(part.samples, "embedding")[grids.sample]
         label[name] = part.label[grids.sample]
     if any(len(np.unique(y)) < 2 for y in label.values()):
-        return []
+        return {}
     found = {}
     for name, x in (("embedding", deep), ("features", simple)):
         source: Any = "features" if name == "features" else "embedding"
@@ -152,12 +158,17 @@ def _landmark_criteria(given: SuiteInput) -> list[Criterion]:
             seed=given.seed,
             num_bootstrap=given.num_bootstrap,
         )
+    return found
+
+
+def _landmark_criterion(found: dict[str, dict[str, float]]) -> Criterion:
+    """Judge the embedding beside each vital's mean, smallest and largest value."""
     text = ", ".join(
         f"{name} {m['auroc']:.3f} [{m['auroc/low']:.3f}, {m['auroc/high']:.3f}]"
         for name, m in found.items()
     )
     passed = found["embedding"]["auroc"] >= found["features"]["auroc"]
-    return [("AUROC at the landmark, beside mean, least and largest", "not lower", text, passed)]
+    return "AUROC at the landmark, beside mean, least and largest", "not lower", text, passed
 
 
 def summaries(grids: Grids) -> NDArray[np.float32]:

@@ -105,6 +105,8 @@ def test_the_landmark_is_judged_beside_simple_features(measured):
     found = row(measured.sections["Criteria"], "AUROC at the landmark")
     assert "embedding 0." in found[2]
     assert "features" in found[2]
+    for name in ("embedding", "features"):
+        assert f"{measured.metrics[f'held_out/landmark/{name}/auroc']:.3f}" in found[2]
 
 
 def test_without_labels_there_is_no_landmark(tmp_path):
@@ -113,9 +115,11 @@ def test_without_labels_there_is_no_landmark(tmp_path):
 
 
 def test_codes_are_judged_by_their_perplexity(tmp_path):
-    criteria = reconstruction(make(tmp_path, arch="vq")).sections["Criteria"]
+    result = reconstruction(make(tmp_path, arch="vq"))
+    criteria, used = result.sections["Criteria"], result.metrics["held_out/codes/used"]
     found = row(criteria, "perplexity")
-    assert "of 16 entries used" in found[2]
+    assert f"{used:.0f} of 16 entries used" in found[2]
+    assert 1 <= result.metrics["held_out/codes/perplexity"] <= used <= 16
     assert not [r for r in criteria.rows if str(r[0]).startswith("active")]
 
 
