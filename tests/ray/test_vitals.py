@@ -43,7 +43,7 @@ def test_a_collapsed_run_is_followed_by_its_fallback(experiment, tmp_path, capsy
     record = yaml.safe_load((tmp_path / "tiny_vitals_vae" / "fallback.yaml").read_text())
     assert record["trained_instead"] == "tiny_vitals_vae_fallback"
     assert "nats a patient" in record["collapsed"]
-    assert "collapsed" in capsys.readouterr().out
+    assert "the latent has collapsed" in capsys.readouterr().err
     assert train(collapsing).already_finished
 
 
