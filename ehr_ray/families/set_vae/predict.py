@@ -29,7 +29,7 @@ def predict(model: SetVAE, batch: Batch) -> Batch:
 
 
 def represent(model: SetVAE, batch: Batch, seed: int | None) -> Tensor:
-    """Return the embedding [B, L * Z * pools] for a task; in training values may be hidden first."""
+    """Return the embedding [B, L * Z * pools] for a task; values may be hidden in training."""
     batch = even_sets(batch, _limit(model))
     noise = seed if model.config.perturb_task else None
     return _pooled_means(model, model.encode(batch, noise), batch)
