@@ -81,6 +81,9 @@ class SetConfig:
     """Standard deviation of the noise on visible values."""
     dir_noise_std: NotNegative = 0.01
     """Standard deviation of the jitter on variable directions, drawn once a step and variable."""
+    perturb_task: bool = False
+    """Hide and shake inputs also when a task is trained. A head on a frozen encoder is then trained
+    on other latents than it is used on, and is worse for it."""
     decoder_noise: NotNegative = 0.3
     """Standard deviation of the noise on the decoder's queries in training."""
     eval_decoder_noise: NotNegative = 0.0

@@ -29,9 +29,10 @@ def predict(model: SetVAE, batch: Batch) -> Batch:
 
 
 def represent(model: SetVAE, batch: Batch, seed: int | None) -> Tensor:
-    """Return the embedding [B, L * Z * pools] for a task; with a seed values are hidden first."""
+    """Return the embedding [B, L * Z * pools] for a task; values may be hidden in training."""
     batch = even_sets(batch, _limit(model))
-    return _pooled_means(model, model.encode(batch, seed), batch)
+    noise = seed if model.config.perturb_task else None
+    return _pooled_means(model, model.encode(batch, noise), batch)
 
 
 def represent_width(model: SetVAE) -> int:

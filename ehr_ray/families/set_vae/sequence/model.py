@@ -98,8 +98,9 @@ class SeqSetVAE(nn.Module):
         tell the encoder as much on average, the others are encoded without.
         """
         limit = self.config.learn_sets
+        noise = seed if self.config.perturb_task else None
         if seed is None or limit is None or int(batch["num_sets"].max()) <= limit:
-            return self.beliefs(batch, seed)
+            return self.beliefs(batch, noise)
         drawn = perturb.drawn_sets(batch, limit, seed + 1)
         found, indices = [], []
         for which, graded in ((drawn, torch.is_grad_enabled()), (~drawn, False)):
@@ -107,7 +108,7 @@ class SeqSetVAE(nn.Module):
             sets = chunks.chosen(batch, places)
             with torch.set_grad_enabled(graded):
                 found.append(
-                    self.encode(sets, seed, chunks.by_size(sets, self.config.chunk_tokens))
+                    self.encode(sets, noise, chunks.by_size(sets, self.config.chunk_tokens))
                 )
             indices.append(places)
         mu, logvar = (chunks.joined(list(parts), indices) for parts in zip(*found, strict=True))

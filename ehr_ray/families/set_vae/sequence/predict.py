@@ -29,7 +29,7 @@ def predict(model: SeqSetVAE, batch: Batch) -> Batch:
 
 
 def represent(model: SeqSetVAE, batch: Batch, seed: int | None) -> Tensor:
-    """Return the embedding for a task's head; with a seed values are hidden and shaken first."""
+    """Return the embedding for a task's head; a seed says that it is trained."""
     seen = spaced(batch, model.config.predict_sets)
     return _embedding(model, batch, seen, model.task_beliefs(seen, seed))
 

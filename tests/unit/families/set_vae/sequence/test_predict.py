@@ -79,7 +79,7 @@ def test_the_divergence_told_is_the_mean_over_a_stay(model, batch):
 
 
 def test_a_representation_is_the_embedding_and_trains_what_it_reads(make_model, batch):
-    model = make_model()
+    model = make_model(perturb_task=True)
     with torch.no_grad():
         torch.testing.assert_close(
             represent(model, batch, None), predict(model, batch)["embedding"]
@@ -94,6 +94,12 @@ def test_a_representation_is_the_embedding_and_trains_what_it_reads(make_model, 
     assert all(name.startswith(decoder) for name in unused)
     rest = {n: p.grad for n, p in model.named_parameters() if not n.startswith(decoder)}
     assert [name for name, gradient in rest.items() if not gradient.any()] == []
+
+
+def test_a_task_is_trained_on_the_inputs_it_is_used_on(make_model, batch):
+    model = make_model().train()
+    with torch.no_grad():
+        assert torch.equal(represent(model, batch, 1), represent(model, batch, None))
 
 
 def test_latents_are_products_of_sets_with_tokens(model, make_row, made_batch):
