@@ -21,7 +21,7 @@ from ehr_ray.evaluation.suites import Part, SuiteInput, SuiteResult
 
 Array = NDArray[np.float64]
 
-SCORES: Final = {"nelbo": "NELBO", "surprise": "KL(q || prior)"}
+SCORES: Final = {"nelbo": "NELBO", "kl": "KL(q || prior)"}
 KINDS: Final = {1: "resampled", 2: "shifted", 3: "swapped"}
 TITLES: Final = {
     "resampled": "every value from another patient",
@@ -124,7 +124,7 @@ def detection(
 
 def stays(clean: pd.DataFrame, limits: Mapping[tuple[str, int], float], count: int = 3) -> Figure:
     """Draw the stays with the most alarms of KL(q || prior), score over hours."""
-    name = "surprise"
+    name = "kl"
     alarms = clean.groupby("subject_id")[_alarm(name, 99)].sum()
     subjects = alarms.sort_values(ascending=False, kind="stable").index[:count]
     figure = Figure(figsize=(7.6, 1.9 * max(1, len(subjects))), layout="constrained")
@@ -231,7 +231,7 @@ def _table(metrics: Mapping[str, float], at: str) -> Table:
 def _write(clean: pd.DataFrame, path: os.PathLike[str]) -> None:
     """Write `subject_id, prediction_time, set, minute`, the scores and the alarms, by rename."""
     first = ["subject_id", "prediction_time", "set", "minute"]
-    scores = ["nelbo", "recon", "kl", "surprise"]
+    scores = ["nelbo", "recon", "kl"]
     alarms = [column for column in clean.columns if column.startswith("alarm_")]
     table = pa.Table.from_pandas(clean[first + scores + alarms], preserve_index=False)
     os.makedirs(os.path.dirname(path), exist_ok=True)

@@ -111,13 +111,13 @@ def test_alarms_and_the_task_are_measured_on_the_runs_cohort_and_on_another(
 ):
     evaluate(sequence)
     own = json.loads((sequence / "metrics.json").read_text())
-    for score in ("nelbo", "surprise"):
+    for score in ("nelbo", "kl"):
         for kind in ("resampled", "shifted", "swapped"):
             at = f"held_out/anomaly/{score}/{kind}/auroc"
             assert own[f"{at}/low"] <= own[at] <= own[f"{at}/high"]
         assert 0 <= own[f"held_out/anomaly/{score}/alarm_rate_p95"] < 0.5
     alarms = pq.read_table(sequence / "anomalies" / "held_out.parquet")
-    assert {"subject_id", "set", "nelbo", "surprise", "alarm_nelbo_p99"} <= set(alarms.column_names)
+    assert {"subject_id", "set", "nelbo", "kl", "alarm_nelbo_p99"} <= set(alarms.column_names)
     other = tmp_path / "other"
     ingest(
         "synthetic", None, other, options={"patients": 50, "data_seed": 9}, splits="all:held_out"

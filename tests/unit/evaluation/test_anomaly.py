@@ -25,7 +25,7 @@ def part(seed, shift=0.0, wrong=(3.0, 0.8, 0.0)):
     sample = np.repeat(np.arange(PATIENTS), SETS)
     sets = np.tile(np.arange(SETS), PATIENTS)
     chosen = np.arange(PATIENTS) * SETS + rng.integers(0, SETS, PATIENTS)
-    clean = {name: rng.normal(size=len(sample)) + shift for name in ("recon", "kl", *SCORES)}
+    clean = {name: rng.normal(size=len(sample)) + shift for name in ("recon", *SCORES)}
     frames = [pd.DataFrame({"sample": sample, "set": sets, "kind": 0, **clean})]
     for kind, more in enumerate(wrong, start=1):
         frame = frames[0].iloc[chosen].assign(kind=kind)
@@ -151,11 +151,10 @@ def test_the_scores_and_alarms_of_every_set_are_written(found, tmp_path):
         "nelbo",
         "recon",
         "kl",
-        "surprise",
         "alarm_nelbo_p95",
         "alarm_nelbo_p99",
-        "alarm_surprise_p95",
-        "alarm_surprise_p99",
+        "alarm_kl_p95",
+        "alarm_kl_p99",
     ]
     assert table.schema.field("alarm_nelbo_p95").type == pa.bool_()
     assert table.schema.field("subject_id").type == pa.int64()
@@ -185,7 +184,7 @@ def test_a_report_has_a_table_of_figures_and_a_line(found):
 
 def test_the_stays_with_most_alarms_are_drawn_with_their_alarms_marked():
     clean = recorded(part(1)).assign(subject_id=lambda f: f["sample"])
-    clean.loc[clean["subject_id"] == 7, "surprise"] = 99.0
+    clean.loc[clean["subject_id"] == 7, "kl"] = 99.0
     limits = thresholds(clean)
     figure = stays(with_alarms(clean, limits), limits, count=2)
     first, _ = figure.axes

@@ -25,8 +25,8 @@ _WHICH, _SOURCE, _TOKEN, _SIGN = 31, 32, 33, 34
 def anomalies(model: SeqSetVAE, batch: Batch) -> Batch:
     """Return the scores of every set, and of one set of each patient made wrong in three ways.
 
-    `patient`, `set`, `minute`, `kind`; `nelbo` = reconstruction + BETA * KL of the product from
-    the prior, from the product's mean; `surprise` = KL(q(z|x) || prior). The sets before a wrong
+    `patient`, `set`, `minute`, `kind`; `kl` = KL(q || prior) of q, the product, which a step's
+    objective has too; `nelbo` = reconstruction from its mean + BETA * kl. The sets before a wrong
     one are as they were, so what it is compared with is not wrong too.
     """
     beliefs = model.beliefs(batch)
@@ -115,8 +115,7 @@ def _scores(
     post_mu, post_logvar = model.product(mu, logvar, p_mu, p_logvar, gap)
     kl = experts.divergence(post_mu, post_logvar, p_mu, p_logvar).sum(1)
     recon = set_errors(model, sets, post_mu)
-    surprise = experts.divergence(mu, logvar, p_mu, p_logvar).sum(1)
-    return {"recon": recon, "kl": kl, "nelbo": recon + BETA * kl, "surprise": surprise}
+    return {"recon": recon, "kl": kl, "nelbo": recon + BETA * kl}
 
 
 def _entries(sets: Batch, kind: int, scores: dict[str, Tensor]) -> Batch:
