@@ -1,7 +1,7 @@
 """Codes and their value statistics, fitted on the train split only."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -16,6 +16,8 @@ from ehr_ray.events.schema import is_origin
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 QUANTILE_SAMPLE = 20_000
 """Values kept per code for the quantiles: exact up to here, evenly thinned above."""
+_NORMAL = np.array([-2.326, -1.645, -0.674, 0.0, 0.674, 1.645, 2.326])
+"""Quantiles of the standard normal distribution at `QUANTILES`."""
 
 CODES = pa.schema(
     [
@@ -44,12 +46,24 @@ class Vocabulary:
         count: events of each code in train, int64 [V].
         mean: mean of its values in train, float64 [V]; 0 where it has none.
         std: their population standard deviation, float64 [V]; 1 where it is 0 or unknown.
+        quantiles: those of `QUANTILES`, float64 [V, 7]; NaN for codes without values in train.
+        descriptions: what each code is, [V]; empty where nothing is said.
     """
 
     codes: tuple[str, ...]
     count: npt.NDArray[np.int64]
     mean: npt.NDArray[np.float64]
     std: npt.NDArray[np.float64]
+    quantiles: npt.NDArray[np.float64] = field(default_factory=lambda: np.empty((0, 0)))
+    descriptions: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Fill in what was left out: no values, no descriptions."""
+        if len(self.quantiles) != len(self.codes):
+            missing = np.full((len(self.codes), len(QUANTILES)), np.nan)
+            object.__setattr__(self, "quantiles", missing)
+        if len(self.descriptions) != len(self.codes):
+            object.__setattr__(self, "descriptions", ("",) * len(self.codes))
 
     def __len__(self) -> int:
         """Return the number of codes."""
@@ -76,6 +90,8 @@ class Vocabulary:
             count=_column(table, "count", 0).astype(np.int64),
             mean=np.where(np.isfinite(mean), mean, 0.0),
             std=np.where(np.isfinite(std) & (std > 0), std, 1.0),
+            quantiles=_quantile_column(table, mean, std),
+            descriptions=_descriptions(table),
         )
 
     def to_table(self) -> pa.Table:
@@ -86,12 +102,37 @@ class Vocabulary:
                 "count": self.count,
                 "mean": self.mean,
                 "std": self.std,
+                "quantiles": pa.array(
+                    [None if np.isnan(row).any() else row.tolist() for row in self.quantiles],
+                    pa.list_(pa.float64()),
+                ),
+                "description": pa.array(self.descriptions, pa.string()),
             }
         )
 
 
 def _column(table: pa.Table, name: str, missing: float) -> npt.NDArray:
     return table[name].fill_null(missing).to_numpy()
+
+
+def _quantile_column(
+    table: pa.Table, mean: npt.NDArray, std: npt.NDArray
+) -> npt.NDArray[np.float64]:
+    """Return the quantiles [V, 7]; where a table has none, those of a normal distribution."""
+    wanted = len(QUANTILES)
+    result: npt.NDArray[np.float64] = mean[:, None] + np.nan_to_num(std)[:, None] * _NORMAL
+    if "quantiles" not in table.column_names:
+        return result
+    for row, values in enumerate(table["quantiles"].to_pylist()):
+        whole = values is not None and len(values) == wanted
+        result[row] = values if whole else np.nan
+    return result
+
+
+def _descriptions(table: pa.Table) -> tuple[str, ...]:
+    if "description" not in table.column_names:
+        return ("",) * len(table)
+    return tuple(text or "" for text in table["description"].to_pylist())
 
 
 def fit_codes(shards: Iterable[Path], other: Iterable[Path] = ()) -> pa.Table:

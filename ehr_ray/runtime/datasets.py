@@ -237,6 +237,7 @@ def _key(
     digest = hashlib.sha256(json.dumps([manifest, options, family.version]).encode())
     digest.update("\0".join(vocabulary.codes).encode())
     digest.update(vocabulary.mean.tobytes() + vocabulary.std.tobytes())
+    digest.update(vocabulary.quantiles.tobytes())
     return digest.hexdigest()[:20]
 
 

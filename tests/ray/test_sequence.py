@@ -119,7 +119,9 @@ def test_alarms_and_the_task_are_measured_on_the_runs_cohort_and_on_another(
     alarms = pq.read_table(sequence / "anomalies" / "held_out.parquet")
     assert {"subject_id", "set", "nelbo", "surprise", "alarm_nelbo_p99"} <= set(alarms.column_names)
     other = tmp_path / "other"
-    ingest("synthetic", None, other, options={"patients": 50, "data_seed": 9}, splits="all:held_out")
+    ingest(
+        "synthetic", None, other, options={"patients": 50, "data_seed": 9}, splits="all:held_out"
+    )
     evaluate(tuned, cohort=other, output=tmp_path / "found")
     there = json.loads((tmp_path / "found" / "metrics.json").read_text())
     auroc = [key for key in there if key.startswith("held_out/") and key.endswith("auroc")]

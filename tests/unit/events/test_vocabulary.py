@@ -130,3 +130,24 @@ def test_a_vocabulary_survives_its_table():
     assert again.codes == found.codes
     for name in ("count", "mean", "std"):
         np.testing.assert_array_equal(getattr(again, name), getattr(found, name))
+
+
+def test_quantiles_and_descriptions_survive_a_round_trip(tmp_path):
+    table = fit_codes([write(tmp_path / "a.parquet", ["A", "A", "B"], [1.0, 3.0, None])])
+    table = table.set_column(1, "description", pa.array(["Albumin (g/dL)", None], pa.string()))
+    first = Vocabulary.from_table(table)
+    again = Vocabulary.from_table(first.to_table())
+    assert again.descriptions == first.descriptions == ("Albumin (g/dL)", "")
+    np.testing.assert_array_equal(again.quantiles, first.quantiles)
+    np.testing.assert_allclose(first.quantiles[0], 1 + 2 * np.array(QUANTILES))
+    assert np.isnan(first.quantiles[1]).all()
+
+
+def test_a_table_without_quantiles_takes_those_of_a_normal_distribution():
+    table = pa.table(
+        {"code": ["A", "B"], "count": [2, 2], "mean": [10.0, None], "std": [2.0, None]}
+    )
+    quantiles = Vocabulary.from_table(table).quantiles
+    assert quantiles[0, 3] == 10
+    np.testing.assert_allclose(quantiles[0, [1, 5]], [10 - 3.29, 10 + 3.29])
+    assert np.isnan(quantiles[1]).all()
