@@ -152,7 +152,7 @@ def rows_of(patient: Patient, features: Features) -> Rows:
     if features.kind == "hours":
         hour = np.floor(patient.minute[timed] / 60)
         start, row = np.unique(hour, return_inverse=True)
-        minute, feature, z_timed = start * 60, place[timed], z[timed]
+        minute, feature, z_timed = start * 60, np.asarray(place[timed], np.int64), z[timed]
     else:
         minute, row, feature, z_timed = _visits(patient, features, place, z, timed)
     return Rows(
@@ -171,7 +171,7 @@ def _visits(
     place: npt.NDArray[np.integer],
     z: Floats,
     timed: npt.NDArray[np.bool_],
-) -> tuple[Floats, npt.NDArray[np.intp], npt.NDArray[np.integer], Floats]:
+) -> tuple[Floats, npt.NDArray[np.int64], npt.NDArray[np.int64], Floats]:
     """Return start minutes [R] and events by time: row, feature and z-score [E].
 
     The length of a stay is an event of its discharge, the gap one of the admission after it.
