@@ -8,6 +8,7 @@ from ehr_ray.family import AnyFamily
 FAMILIES = {
     "set_vae": "ehr_ray.families.set_vae",
     "seqset_poe": "ehr_ray.families.set_vae.sequence",
+    "jepa": "ehr_ray.families.jepa",
 }
 
 

@@ -20,6 +20,7 @@ from ehr_ray.events.vocabulary import Vocabulary
 
 SUITES: dict[str, str] = {
     "anomaly": "ehr_ray.evaluation.anomaly:suite",
+    "latent_prediction": "ehr_ray.evaluation.latent_prediction:suite",
 }
 """Name to `module:function`; the function takes a `SuiteInput` and returns a `SuiteResult`."""
 
