@@ -18,8 +18,8 @@ from ehr_ray.nn.latent_prediction import (
     MAX_COSINE,
     MIN_GAP,
     Predicted,
-    collapse_reason,
     prediction_measures,
+    verdict,
 )
 
 GUESSES: Final = {"estimate": "model", "median": "train median", "last": "last value before"}
@@ -42,15 +42,14 @@ def suite(given: SuiteInput) -> SuiteResult:
     found = prediction_measures(_predicted(tables["targets"]))
     if not found:
         return SuiteResult(lines=("prediction: no patient has two rows, so nothing is predicted",))
-    reason = collapse_reason(found)
-    metrics = {**found, "collapsed": float(bool(reason))}
+    told, reason = verdict(found)
+    metrics = {
+        **found,
+        "learned": float(told == "learned"),
+        "collapsed": float(told == "collapsed"),
+    }
     metrics |= value_errors(tables["cells"]) if "cells" in tables else {}
-    verdict = f"collapsed: {reason}" if reason else "learned"
-    line = (
-        f"prediction: {verdict}: skill {found['skill']:+.3f} over the mean of a position, "
-        f"{found['shuffled_gap']:+.1%} loss with another patient's context"
-    )
-    lines = (f"prediction: {verdict}" if reason else line,)
+    lines: tuple[str, ...] = (f"prediction: {told}: {reason}",)
     if "value_estimate" in metrics:
         errors = (
             f"{metrics[f'value_{name}']:.3f} of the {title}" for name, title in GUESSES.items()
@@ -58,7 +57,7 @@ def suite(given: SuiteInput) -> SuiteResult:
         lines += (f"values of hidden rows, squared error: {', '.join(errors)}",)
     return SuiteResult(
         metrics={f"{given.split}/prediction/{name}": value for name, value in metrics.items()},
-        sections={HEADING: _table(metrics, verdict)},
+        sections={HEADING: _table(metrics, told)},
         lines=lines,
     )
 
@@ -93,7 +92,7 @@ def _matrix(table: pa.Table, name: str) -> NDArray[np.floating]:
     return values.reshape(len(table), -1)
 
 
-def _table(metrics: Mapping[str, float], verdict: str) -> Table:
+def _table(metrics: Mapping[str, float], told: str) -> Table:
     rows: list[tuple[str | float, ...]] = [
         (title, metrics[name], level) for name, (title, level) in ROWS.items()
     ]
@@ -104,6 +103,6 @@ def _table(metrics: Mapping[str, float], verdict: str) -> Table:
     return Table(
         ("", "value", "of a model that learned"),
         tuple(rows),
-        f"Verdict: {verdict}. The loss of predictions falls in a collapse too, and so may no rank: "
+        f"Verdict: {told}. The loss of predictions falls in a collapse too, and so may no rank: "
         "a model has learned if it beats the mean of a position and needs the patient's context.",
     )

@@ -23,6 +23,8 @@ MAX_COSINE: Final = 0.98
 """Mean cosine of different patients' targets above which they are nearly one vector."""
 FALLS: Final = 4
 """Reports in a row with a smaller spread of the targets that are worth a warning."""
+MAX_SPREAD: Final = 0.95
+"""Spread after them over that before, above which it is none: an average moves a little."""
 MIN_ENTRIES: Final = 32
 """Targets behind a position mean; neighbouring positions are merged up to it."""
 
@@ -80,14 +82,20 @@ def prediction_measures(found: Predicted) -> dict[str, float]:
     }
 
 
-def collapse_reason(measures: Mapping[str, float]) -> str:
-    """Return in one line why a model has not learned to predict; empty where it has."""
-    skill, gap = measures["skill"], measures["shuffled_gap"]
-    if skill <= 0:
-        return f"predictions are no better than the mean of their position (skill {skill:+.3f})"
-    if gap < MIN_GAP:
-        return f"another patient's context predicts as well ({gap:+.1%} loss; skill {skill:+.3f})"
-    return ""
+def verdict(measures: Mapping[str, float]) -> tuple[str, str]:
+    """Return `learned`, `not learned` or `collapsed`, and in one line why.
+
+    A model has learned if it beats the mean of a position and loses by another patient's context.
+    If it has not, and the targets of all patients point one way, it has collapsed.
+    """
+    skill, gap, cosine = (measures[n] for n in ("skill", "shuffled_gap", "target_cosine"))
+    reason = (
+        f"skill {skill:+.3f} over the mean of a position, {gap:+.1%} loss with another patient's "
+        f"context, cosine of targets {cosine:.3f}"
+    )
+    if skill > 0 and gap >= MIN_GAP:
+        return "learned", reason
+    return ("collapsed" if cosine > MAX_COSINE else "not learned"), reason
 
 
 def prediction_warnings(reports: Sequence[Mapping[str, float]]) -> list[str]:
@@ -95,18 +103,18 @@ def prediction_warnings(reports: Sequence[Mapping[str, float]]) -> list[str]:
 
     Keys are those of `prediction_measures`.
     """
-    if not reports or "skill" not in reports[-1]:
+    if not reports or not np.isfinite(reports[-1].get("skill", np.nan)):
         return []
-    last, lines = reports[-1], []
-    if reason := collapse_reason(last):
-        lines.append(f"collapsed: {reason}; raise model.value_weight, or set model.regulariser")
-    if last["target_cosine"] > MAX_COSINE:
-        lines.append(f"targets of all patients point one way: cosine {last['target_cosine']:.3f}")
+    (told, reason), lines = verdict(reports[-1]), []
+    if told == "collapsed":
+        lines.append(f"collapsed: {reason}; set model.regulariser, or raise model.value_weight")
+    elif told == "not learned":
+        lines.append(f"not learned: {reason}")
+    elif reports[-1]["target_cosine"] > MAX_COSINE:
+        lines.append(f"near collapse: {reason}")
     spread = [report["target_std"] for report in reports[-FALLS - 1 :]]
-    if len(spread) > FALLS and all(np.diff(spread) < 0):
-        lines.append(
-            f"the spread of the targets keeps falling: {spread[0]:.3f} to {spread[-1]:.3f}"
-        )
+    if len(spread) > FALLS and spread[-1] < MAX_SPREAD * spread[0] and all(np.diff(spread) < 0):
+        lines.append(f"targets keep coming closer: spread {spread[0]:.3f} to {spread[-1]:.3f}")
     return lines
 
 

@@ -10,17 +10,17 @@ def lists(values):
     return pa.array(list(values.astype(np.float32)), pa.list_(pa.float32()))
 
 
-def part(learned, patients=100, width=8, **columns):
+def part(learned, patients=100, width=8, shared=0.0, **columns):
     """Targets are a patient's own vector; `learned` is the share of it that is predicted."""
     rng = np.random.default_rng(0)
     sample = np.arange(patients)
-    own = rng.normal(size=(patients, width))
+    own = rng.normal(size=(patients, width)) + shared
     targets = {
         "sample": sample,
         "position": rng.integers(0, 3, patients),
         "target": lists(own),
-        "predicted": lists(learned * own),
-        "shuffled": lists(learned * np.roll(own, 1, 0)),
+        "predicted": lists(shared + learned * (own - shared)),
+        "shuffled": lists(shared + learned * np.roll(own - shared, 1, 0)),
     }
     value = rng.normal(size=patients)
     cells = {
@@ -55,15 +55,17 @@ def test_a_model_that_learned_is_said_to_have(run):
     found = run(part(learned=0.9))
     assert found.metrics["held_out/prediction/skill"] > 0.9
     assert found.metrics["held_out/prediction/collapsed"] == 0
+    assert found.metrics["held_out/prediction/learned"] == 1
     assert found.lines[0].startswith("prediction: learned: skill +0.9")
     assert found.sections[HEADING].rows[0][0].startswith("skill")
 
 
 def test_a_collapsed_run_says_so_in_one_line(run):
-    found = run(part(learned=0.0))
+    found = run(part(learned=0.0, shared=20.0))
     assert found.metrics["held_out/prediction/collapsed"] == 1
     assert [line for line in found.lines if "collapsed" in line] == [found.lines[0]]
     assert "collapsed" in found.sections[HEADING].caption
+    assert run(part(learned=0.0)).lines[0].startswith("prediction: not learned: skill")
 
 
 def test_hidden_values_stand_beside_guesses_that_need_no_model(run):

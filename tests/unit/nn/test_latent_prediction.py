@@ -4,11 +4,11 @@ import torch
 
 from ehr_ray.nn.latent_prediction import (
     Predicted,
-    collapse_reason,
     merged_positions,
     prediction_measures,
     prediction_warnings,
     smooth_l1,
+    verdict,
 )
 
 
@@ -43,7 +43,7 @@ def test_a_model_that_reads_its_context_has_skill_and_a_gap():
     assert found["shuffled_gap"] > 1
     assert found["target_std"] == pytest.approx(1, rel=0.1)
     assert found["target_rankme_centered"] > 14
-    assert collapse_reason(found) == ""
+    assert verdict(found)[0] == "learned"
     assert prediction_warnings([found]) == []
 
 
@@ -51,8 +51,9 @@ def test_predicting_the_position_mean_is_no_skill():
     found = prediction_measures(predicted(learned=0.0))
     assert found["skill"] == pytest.approx(0, abs=0.02)
     assert found["shuffled_gap"] == 0
-    assert "context" in collapse_reason({**found, "skill": 0.01})
-    assert "mean of their position" in collapse_reason({**found, "skill": -0.01})
+    assert verdict({**found, "skill": 0.01})[0] == "not learned"
+    assert verdict({**found, "skill": -0.01, "shuffled_gap": 0.5})[0] == "not learned"
+    assert prediction_warnings([found])[0].startswith("not learned: skill")
 
 
 def test_a_collapse_to_one_vector_shows_in_cosine_and_raw_rank_and_not_in_centred_rank():
@@ -61,25 +62,28 @@ def test_a_collapse_to_one_vector_shows_in_cosine_and_raw_rank_and_not_in_centre
     assert found["target_cosine"] > 0.98 > healthy["target_cosine"]
     assert found["target_rankme"] < 3
     assert found["target_rankme_centered"] > 0.9 * healthy["target_rankme_centered"]
-    lines = prediction_warnings([{**found, "skill": -0.1}])
-    assert lines[0].startswith("collapsed: ")
-    assert "point one way" in lines[1]
+    (line,) = prediction_warnings([{**found, "skill": -0.1}])
+    assert line.startswith("collapsed: skill -0.100")
+    (line,) = prediction_warnings([{**found, "skill": 0.1, "shuffled_gap": 0.1}])
+    assert line.startswith("near collapse: ")
 
 
 def test_a_spread_that_keeps_falling_is_said():
     healthy = prediction_measures(predicted())
     falling = [{**healthy, "target_std": s} for s in (0.9, 0.8, 0.7, 0.6, 0.5)]
-    assert prediction_warnings(falling) == [
-        "the spread of the targets keeps falling: 0.900 to 0.500"
-    ]
+    assert prediction_warnings(falling) == ["targets keep coming closer: spread 0.900 to 0.500"]
     assert prediction_warnings(falling[:4]) == []
+    assert (
+        prediction_warnings([{**r, "target_std": 1 + r["target_std"] / 50} for r in falling]) == []
+    )
     assert prediction_warnings([*falling[:3], falling[0], falling[4]]) == []
 
 
 def test_without_targets_nothing_is_measured():
     empty = predicted(patients=0)
     assert prediction_measures(empty) == {}
-    assert prediction_warnings([{}]) == prediction_warnings([]) == []
+    nothing = [{"skill": float("nan")}]
+    assert prediction_warnings([{}]) == prediction_warnings(nothing) == []
 
 
 def test_positions_with_few_entries_are_merged_with_their_neighbours():

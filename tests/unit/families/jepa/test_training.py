@@ -74,7 +74,7 @@ def test_a_run_that_does_not_learn_says_so_after_warm_up(run, tmp_path):
     )
     assert [line for told in lines for line in told] == []
     run(tmp_path / "loud", changes, watch=Watch(on_lines=lines.append))
-    said = [line for told in lines for line in told if line.startswith("collapsed: ")]
+    said = [line for told in lines for line in told if line.startswith("not learned: ")]
     assert len(said) == 2
 
 
