@@ -1,9 +1,15 @@
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
+from ehr_ray.families.jepa.data import collate, transform
 from ehr_ray.families.jepa.loss import loss
+from ehr_ray.families.jepa.model import JEPA
 
+HOUR = 60 * 60_000_000
 KNOBS = {"momentum": 0.996, "noise_seed": 5}
 
 
@@ -52,3 +58,33 @@ def test_a_batch_with_nothing_to_predict_is_no_accident(make_model, make_batch):
     assert total == 0
     total.backward()
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+
+
+def test_bf16_gives_the_same_loss_to_its_precision(make_model, make_batch):
+    model, batch = make_model(), make_batch([20, 7, 12])
+    exact = loss(model, batch, KNOBS)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded = loss(model, batch, KNOBS)
+    for name in ("latent", "value"):
+        assert rounded[name].sum.dtype == torch.float32
+        torch.testing.assert_close(rounded[name].sum, exact[name].sum, rtol=0.02, atol=0.02)
+    sum(term.coef * term.sum for term in rounded.values()).backward()
+    assert torch.isfinite(model.encoder.embed[0].weight.grad).all()
+
+
+def test_visits_are_predicted_as_hours_are(make_patient, make_config, vocabulary):
+    """Four admissions of one patient, three of another; values and gaps of hidden ones are told."""
+    config = make_config(rows="visits")
+    patients = [
+        replace(make_patient(i, 40), admitted=np.arange(n) * 10 * HOUR) for i, n in ((1, 4), (2, 3))
+    ]
+    batch = collate([transform(p, config, vocabulary) for p in patients], config)
+    assert batch["mask"].sum(1).tolist() == [4, 3]
+    assert batch["minute"][0].tolist() == [0, 600, 1200, 1800]
+    torch.manual_seed(0)
+    model = JEPA(config, vocabulary)
+    terms = loss(model, batch, KNOBS)
+    assert terms["latent"].count >= 2
+    assert terms["value"].count > terms["latent"].count
+    sum(term.coef * term.sum for term in terms.values()).backward()
+    assert model.encoder.embed[0].weight.grad.abs().max() > 0
