@@ -16,7 +16,7 @@ from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.families.jepa.config import JEPAConfig, Size
 from ehr_ray.families.jepa.data import features_of
 from ehr_ray.families.jepa.masks import draw_masks
-from ehr_ray.families.jepa.sheet import Sheet, columns, dense, places
+from ehr_ray.families.jepa.sheet import Sheet, columns, dense, places, rows_at
 from ehr_ray.family import Batch, Knobs
 from ehr_ray.nn.noise import combine
 from ehr_ray.nn.transformer import Block, time_waves
@@ -120,14 +120,14 @@ class JEPA(nn.Module):
         real = seen.mask.unsqueeze(-1)
         out = {
             "predicted": predicted.float(),
-            "goal": _rows(self.goals(sheet), index),
+            "goal": rows_at(self.goals(sheet), index),
             "wanted": wanted,
             "state": (states.float() * real).sum(1) / real.sum(1),
         }
         if self.config.value_weight:
             out["estimate"] = self.values(predicted).float()
-            out["level"] = _rows(sheet.value[..., 0], index)
-            out["observed"] = _rows(sheet.observed, index) & wanted.unsqueeze(-1)
+            out["level"] = rows_at(sheet.value[..., 0], index)
+            out["observed"] = rows_at(sheet.observed, index) & wanted.unsqueeze(-1)
         return out
 
     def masks(self, batch: Batch, seed: int) -> tuple[Tensor, Tensor]:
@@ -153,11 +153,6 @@ def after_step(model: JEPA, knobs: Knobs) -> None:
     """Move the target towards the encoder: momentum * target + (1 - momentum) * encoder."""
     own = list(model.target.parameters())
     torch._foreach_lerp_(own, list(model.encoder.parameters()), 1 - knobs["momentum"])
-
-
-def _rows(values: Tensor, index: Tensor) -> Tensor:
-    """Return the rows `index` [B, K] of [B, T, X]."""
-    return values.gather(1, index.unsqueeze(-1).expand(-1, -1, values.shape[-1]))
 
 
 def _shrink(blocks: nn.ModuleList) -> None:

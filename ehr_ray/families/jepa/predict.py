@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from ehr_ray.families.jepa.model import JEPA, _rows
-from ehr_ray.families.jepa.sheet import carried, dense, places
+from ehr_ray.families.jepa.model import JEPA
+from ehr_ray.families.jepa.sheet import carried, dense, places, rows_at
 from ehr_ray.family import Batch
 from ehr_ray.nn.latent_prediction import Predicted, prediction_measures
 from ehr_ray.nn.noise import combine, uniform
@@ -75,7 +75,7 @@ def pooled(states: Tensor, mask: Tensor, pools: Iterable[str]) -> Tensor:
             found.append(states.masked_fill(~real, torch.inf).amin(1))
         else:
             row = torch.zeros_like(count) if how == "first" else count - 1
-            found.append(_rows(states, row).squeeze(1))
+            found.append(rows_at(states, row).squeeze(1))
     return torch.cat(found, 1)
 
 
@@ -104,7 +104,7 @@ def targets(model: JEPA, batch: Batch) -> Batch:
     return {
         "patient": patient,
         "position": index[patient, place],
-        "target": _rows(model.goals(sheet), index)[patient, place],
+        "target": rows_at(model.goals(sheet), index)[patient, place],
         "predicted": found[0][patient, place],
         "shuffled": found[1][patient, place],
     }
@@ -130,7 +130,7 @@ def cells(model: JEPA, batch: Batch) -> Batch:
         "code": model.feature_code[feature],
         "value": out["level"][patient, place, feature],
         "estimate": out["estimate"][patient, place, feature],
-        "last": _rows(level * known, index)[patient, place, feature],
+        "last": rows_at(level * known, index)[patient, place, feature],
     }
 
 

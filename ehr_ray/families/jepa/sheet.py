@@ -74,6 +74,11 @@ def places(chosen: Tensor) -> tuple[Tensor, Tensor]:
     return index, torch.arange(most, device=chosen.device) < count.unsqueeze(1)
 
 
+def rows_at(values: Tensor, index: Tensor) -> Tensor:
+    """Return the rows `index` [B, K] of [B, T, X]."""
+    return values.gather(1, index.unsqueeze(-1).expand(-1, -1, values.shape[-1]))
+
+
 def carried(sheet: Sheet, seen: Tensor, limit: float | None) -> tuple[Tensor, Tensor, Tensor]:
     """Return the last level `seen` [B, T, F] of each feature, its age and whether there is one.
 
