@@ -129,7 +129,8 @@ def train(
                 if better:
                     save_checkpoint(run, module, experiment, vocabulary)
                 history.append(run, row)
-                watch.on_lines(_warnings(family, history.read(run), plan.warmup_steps))
+                if told := _warnings(family, history.read(run), plan.warmup_steps):
+                    watch.on_lines(told)
                 save_state(run, module, optimizer, progress)
                 watch.on_report(row)
             backend.report(row)
