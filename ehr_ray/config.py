@@ -95,6 +95,8 @@ class TrainConfig:
     """Learning rate at the end over the peak."""
     weight_decay: NotNegative = 0.01
     """Decoupled weight decay on matrices; biases, norms and embeddings have none."""
+    final_weight_decay: NotNegative | None = None
+    """Weight decay at the last step, reached along half a cosine; None: it stays the same."""
     layers: dict[str, LayerConfig] = field(default_factory=dict)
     """Regular expression of parameter names to {lr_ratio, from_epoch}; the first fit counts."""
     clip: Annotated[float, Field(gt=0)] | None = 1.0

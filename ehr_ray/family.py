@@ -54,6 +54,17 @@ class Select:
 
 
 @dataclass(frozen=True)
+class Diagnose:
+    """What tells at each report whether a model learns, where its loss does not."""
+
+    measure: Callable[[nn.Module, Iterable[Batch]], Mapping[str, float]]
+    """Metrics over tuning patients, the same ones each time; they get the prefix `val/`."""
+    warn: Callable[[Sequence[Mapping[str, float]]], list[str]]
+    """Lines to show, from these metrics of all reports after warm-up, the newest last."""
+    patients: int = 256
+
+
+@dataclass(frozen=True)
 class Represent:
     """A representation that can be trained further, for the head of a task."""
 
@@ -61,6 +72,10 @@ class Represent:
     """(model, batch, seed) to float [B, W], differentiable; with a seed inputs may be perturbed."""
     width: Callable[[Any], int]
     """W of a model."""
+    states: Callable[[nn.Module, Batch, int | None], tuple[Tensor, Tensor]] | None = None
+    """Before pooling, for an attentive head: states [B, T, D] and which are real [B, T]."""
+    state_width: Callable[[Any], int] | None = None
+    """D of a model."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +127,8 @@ class Family(Generic[C]):
     """Every scheduled quantity with its default; a config may replace each."""
     search_space: Mapping[str, Domain] = field(default_factory=dict)
     """Dotted config path to domain: what Ray Tune sweeps unless a config says otherwise."""
+    diagnose: Diagnose | None = None
+    """Measured at each report besides the terms; None for models whose loss says enough."""
     select: Select = Select()
     eval_knobs: Knobs = field(default_factory=dict)
     """Fixed knobs of validation, so that trials with other schedules stay comparable."""

@@ -10,6 +10,7 @@ FAMILIES = {
     "set_vae": "ehr_ray.families.set_vae",
     "seqset_poe": "ehr_ray.families.set_vae.sequence",
     "vitals_vae": "ehr_ray.families.vitals_vae",
+    "jepa": "ehr_ray.families.jepa",
 }
 
 

@@ -38,6 +38,9 @@ class TaskConfig:
     """Dropout on the standardised representation in training."""
     hidden_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
     """Dropout on the hidden layer in training."""
+    pool: Literal["own", "attentive"] = "own"
+    """What a head reads: the family's own pooling, or an attention over its states by a learned
+    query. With the family's part frozen (`freeze: ['base\\..*']`) it is a probe."""
     members: Annotated[int, Field(ge=1)] = 1
     """Heads trained side by side from different starts; their logits are averaged."""
     select: Literal["auroc", "auprc", "f1", "loss"] = "auroc"

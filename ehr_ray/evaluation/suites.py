@@ -23,6 +23,7 @@ SUITES: dict[str, str] = {
     "vitals_reconstruction": "ehr_ray.evaluation.vitals:reconstruction",
     "vitals_clusters": "ehr_ray.evaluation.vitals:clusters",
     "vitals_files": "ehr_ray.evaluation.vitals:files",
+    "latent_prediction": "ehr_ray.evaluation.latent_prediction:suite",
 }
 """Name to `module:function`; the function takes a `SuiteInput` and returns a `SuiteResult`."""
 

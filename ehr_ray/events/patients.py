@@ -1,7 +1,7 @@
 """Event rows of a cohort shard to patients: the unit everything downstream works on."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -28,6 +28,8 @@ class Patient:
         time: microseconds since 1970, int64 [E]; the smallest int64 for static events.
         code: vocabulary ids, int32 [E].
         value: numeric values, float32 [E]; NaN where an event has none.
+        admitted: when each admission began, int64 [A], ascending, as `time`; of the kind that the
+            first one is, so an ICU admission within a hospital's is none of its own.
     """
 
     subject_id: int
@@ -35,6 +37,7 @@ class Patient:
     time: npt.NDArray[np.int64]
     code: npt.NDArray[np.int32]
     value: npt.NDArray[np.float32]
+    admitted: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
 
     @cached_property
     def static(self) -> npt.NDArray[np.bool_]:
@@ -51,7 +54,12 @@ class Patient:
         """Return the patient as known at `prediction_time` (microseconds since 1970), inclusive."""
         known = self.time <= prediction_time
         return Patient(
-            self.subject_id, self.origin, self.time[known], self.code[known], self.value[known]
+            self.subject_id,
+            self.origin,
+            self.time[known],
+            self.code[known],
+            self.value[known],
+            self.admitted[self.admitted <= prediction_time],
         )
 
 
@@ -135,6 +143,7 @@ def _split(
     indices = encoded.indices.to_numpy()
     code = vocabulary.encode(names)[indices]
     origin_code = np.array([is_origin(name) for name in names], bool)[indices]
+    kind = np.unique([name.split("//", 1)[0] for name in names], return_inverse=True)[1][indices]
     value = (
         table["numeric_value"].cast(pa.float32()).fill_null(np.nan).to_numpy()
         if "numeric_value" in table.column_names
@@ -151,7 +160,9 @@ def _split(
         done.add(who)
         keep = token[start:end]
         rows = slice(start, end)
-        yield Patient(who, at, time[rows][keep], code[rows][keep], value[rows][keep])
+        admission = np.flatnonzero(origin_code[rows] & (time[rows] != _STATIC)) + start
+        admitted = time[admission[kind[admission] == kind[admission[:1]]]]
+        yield Patient(who, at, time[rows][keep], code[rows][keep], value[rows][keep], admitted)
 
 
 def _origins(

@@ -87,6 +87,14 @@ class Loader:
         parts = [order[i : i + size] for i in range(0, len(order), size)]
         yield from _ahead(lambda part: self.collate(self.tuning.rows(part)), parts)
 
+    def fixed_batches(self, patients: int) -> Iterator[Batch]:
+        """Yield so many patients of tuning, evenly spaced: the same on every rank, every time."""
+        count = min(patients, len(self.tuning))
+        chosen = np.linspace(0, max(0, len(self.tuning) - 1), count).astype(np.int64)
+        size = self.config.batch_size
+        parts = [chosen[i : i + size] for i in range(0, count, size)]
+        yield from _ahead(lambda part: self.collate(self.tuning.rows(part)), parts)
+
 
 def _ahead(make: Callable, items: Sequence) -> Iterator:
     """Yield `make(item)` for each item, made up to `PREFETCH` ahead in one thread."""

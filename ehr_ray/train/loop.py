@@ -3,10 +3,11 @@
 import contextlib
 import math
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
@@ -27,7 +28,15 @@ from ehr_ray.train.checkpoint import (
 )
 from ehr_ray.train.initialise import by_part, initialise
 from ehr_ray.train.loader import Loader
-from ehr_ray.train.optim import drop_held, freeze, learning_rate, make_optimizer, set_lr
+from ehr_ray.train.optim import (
+    drop_held,
+    freeze,
+    learning_rate,
+    make_optimizer,
+    set_lr,
+    set_weight_decay,
+    weight_decay,
+)
 from ehr_ray.train.task import LABEL, ranking_metrics
 
 Metrics = dict[str, float]
@@ -41,7 +50,7 @@ class Watch:
 
     on_step: Callable[[int, int], None] = lambda _step, _total: None
     on_report: Callable[[Metrics], None] = lambda _metrics: None
-    on_start: Callable[[list[str]], None] = lambda _lines: None
+    on_lines: Callable[[list[str]], None] = lambda _lines: None
 
 
 def train(
@@ -69,7 +78,7 @@ def train(
         if backend.rank == 0:
             run.mkdir(parents=True, exist_ok=True)
             (run / "init_from.txt").write_text("\n".join(lines) + "\n")
-            watch.on_start(by_part(lines))
+            watch.on_lines(by_part(lines))
     freeze(module, experiment.freeze)
     loader.check(backend.world)
     if family.outcome is not None:
@@ -79,7 +88,7 @@ def train(
         idle = begin_task(family, module, batches, backend, fresh=fresh)
         first.close()
         if fresh and backend.rank == 0:
-            watch.on_start(by_part([f"{name}: frozen, out of the task's reach" for name in idle]))
+            watch.on_lines(by_part([f"{name}: frozen, out of the task's reach" for name in idle]))
     model = backend.wrap(module)
     optimizer = make_optimizer(module, plan)
     progress = load_state(run, module, optimizer) or Progress()
@@ -97,6 +106,7 @@ def train(
         knobs = knobs_at(experiment, step, per_epoch)
         lr = learning_rate(step, total, plan, progress.reductions)
         set_lr(optimizer, lr, step / per_epoch)
+        set_weight_decay(optimizer, weight_decay(step, total, plan))
         asked = time.perf_counter()
         micro = next(steps)
         waited += time.perf_counter() - asked
@@ -127,6 +137,8 @@ def train(
                 if better:
                     save_checkpoint(run, module, experiment, vocabulary)
                 history.append(run, row)
+                if told := _warnings(family, history.read(run), plan.warmup_steps):
+                    watch.on_lines(told)
                 save_state(run, module, optimizer, progress)
                 watch.on_report(row)
             backend.report(row)
@@ -202,6 +214,13 @@ def evaluate(
     knobs = {**family.eval_knobs, "noise_seed": 0}
     was = module.training
     module.eval()
+    measured: Mapping[str, float] = {}
+    if family.diagnose is not None:
+        chosen = (
+            move(batch, backend.device) for batch in loader.fixed_batches(family.diagnose.patients)
+        )
+        with _cast(backend.device.type, precision):
+            measured = family.diagnose.measure(module, chosen)
     scored = [torch.zeros(0, 2)]
     for batch in loader.tuning_batches(backend.rank, backend.world):
         batch = move(batch, backend.device)
@@ -210,7 +229,7 @@ def evaluate(
             logit = family.outcome(module, batch)
             scored.append(torch.stack([logit.float(), batch[LABEL].float()], 1).cpu())
     module.train(was)
-    values = sums.means("val")
+    values = sums.means("val") | {f"val/{name}": value for name, value in measured.items()}
     if family.outcome is not None:
         rows = _gathered(torch.cat(scored), backend)
         values |= {f"val/{k}": v for k, v in ranking_metrics(rows[:, 0], rows[:, 1]).items()}
@@ -325,9 +344,21 @@ def move(batch: Batch, device: torch.device) -> Batch:
 def _terms(
     family: AnyFamily, model: nn.Module, batch: Batch, knobs: Knobs, precision: str
 ) -> Terms:
-    device = next(iter(batch.values())).device.type
-    with torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bf16"):
+    with _cast(next(iter(batch.values())).device.type, precision):
         return family.loss(model, batch, knobs)
+
+
+def _cast(device: str, precision: str) -> torch.autocast:
+    return torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bf16")
+
+
+def _warnings(family: AnyFamily, reports: pd.DataFrame, warmup_steps: int) -> list[str]:
+    """Return what the family says of the reports after warm-up; [] where there is nothing."""
+    if family.diagnose is None:
+        return []
+    later = reports[reports["step"] > warmup_steps].to_dict("records")
+    told = [{str(k).removeprefix("val/"): v for k, v in row.items()} for row in later]
+    return family.diagnose.warn(told)
 
 
 def _counts(terms: Terms) -> Tensor:

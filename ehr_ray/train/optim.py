@@ -50,6 +50,7 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
             {
                 "params": groups[layer, plain],
                 "weight_decay": 0.0 if plain else config.weight_decay,
+                "decays": not plain,
                 **dataclasses.asdict(layers[layer]),
             }
             for layer, plain in sorted(groups)
@@ -63,6 +64,13 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float, epoch: float = math.inf)
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_ratio"]
         group["held"] = epoch < group["from_epoch"]
+
+
+def set_weight_decay(optimizer: torch.optim.Optimizer, value: float) -> None:
+    """Give every group of matrices its weight decay."""
+    for group in optimizer.param_groups:
+        if group["decays"]:
+            group["weight_decay"] = value
 
 
 def drop_held(optimizer: torch.optim.Optimizer) -> None:
@@ -84,6 +92,14 @@ def _compiled(pattern: str, model: nn.Module) -> re.Pattern[str]:
             f"train.layers: {pattern!r} matches no parameter; names are like {', '.join(names[:5])}"
         )
     return compiled
+
+
+def weight_decay(step: int, total_steps: int, config: TrainConfig) -> float:
+    """Return the weight decay of a step: half a cosine from the first to the final value."""
+    if config.final_weight_decay is None:
+        return config.weight_decay
+    done = (1 - math.cos(math.pi * min(1.0, step / max(1, total_steps)))) / 2
+    return config.weight_decay + (config.final_weight_decay - config.weight_decay) * done
 
 
 def learning_rate(step: int, total_steps: int, config: TrainConfig, reductions: int = 0) -> float:

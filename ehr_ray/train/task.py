@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from ehr_ray.config import Experiment
 from ehr_ray.errors import ConfigError
 from ehr_ray.family import AnyFamily, Batch, Knobs, Represent, Select, Term, Terms
+from ehr_ray.nn.pooling import AttentivePool
 from ehr_ray.registry import get_family
 from ehr_ray.task import TaskConfig
 
@@ -42,6 +43,8 @@ def with_task(family: AnyFamily, task: TaskConfig, prevalence: float | None = No
     represent = family.represent
     if represent is None:
         raise ConfigError(f"task: family {family.name} has no representation for a task to read")
+    if task.pool == "attentive" and represent.states is None:
+        raise ConfigError(f"task.pool: family {family.name} has no states to attend to; use own")
     positive = _positive_weight(task, prevalence)
     by_loss = task.select == "loss"
     select = Select("val/task", "min") if by_loss else Select(f"val/{task.select}", "max")
@@ -62,6 +65,7 @@ def with_task(family: AnyFamily, task: TaskConfig, prevalence: float | None = No
         outputs={name: _on_base(function) for name, function in family.outputs.items()},
         represent=None,
         after_step=None,
+        diagnose=None,
         select=select,
     )
 
@@ -76,7 +80,12 @@ class TaskModel(nn.Module):
         super().__init__()
         self.base = base
         width = represent.width(base)
-        self._represent = represent.function
+        self._represent = represent
+        self.pool: AttentivePool | None = None
+        if task.pool == "attentive":
+            assert represent.state_width is not None
+            width = represent.state_width(base)
+            self.pool = AttentivePool(width, _heads(width))
         self.register_buffer("center", torch.zeros(width))
         self.register_buffer("scale", torch.ones(width))
         self.heads = nn.ModuleList(_head(width, task) for _ in range(task.members))
@@ -89,7 +98,11 @@ class TaskModel(nn.Module):
 
     def features(self, batch: Batch, seed: int | None) -> Tensor:
         """Return the representation, float [B, W], before it is standardised."""
-        return self._represent(self.base, _inputs(batch), seed).float()
+        inputs = _inputs(batch)
+        if self.pool is None:
+            return self._represent.function(self.base, inputs, seed).float()
+        assert self._represent.states is not None
+        return self.pool(*self._represent.states(self.base, inputs, seed)).float()
 
 
 def task_loss(
@@ -120,6 +133,11 @@ def ranking_metrics(logit: Tensor, label: Tensor) -> dict[str, float]:
 
 def _inputs(batch: Batch) -> Batch:
     return {name: values for name, values in batch.items() if name != LABEL}
+
+
+def _heads(width: int) -> int:
+    """Return how many attention heads of 32 numbers or more a width divides into."""
+    return max(n for n in range(1, max(1, width // 32) + 1) if width % n == 0)
 
 
 def _head(width: int, task: TaskConfig) -> nn.Module:

@@ -133,3 +133,15 @@ def test_the_check_lets_through_just_what_gives_everyone_a_patient(make):
 def test_an_empty_train_split_is_refused(make):
     with pytest.raises(InputError, match="train split: no patient"):
         make(train=0).check(1)
+
+
+def test_fixed_batches_are_the_same_patients_every_time(make):
+    """Evenly spaced over tuning, and no more than there are."""
+    loader = make(batch_size=3)
+    first, again = ([ids([batch]) for batch in loader.fixed_batches(4)] for _ in range(2))
+    assert first == again == [[0, 2, 4], [6]]
+    assert sorted(sum(map(list, (ids([b]) for b in loader.fixed_batches(99))), [])) == list(
+        range(7)
+    )
+    assert list(loader.fixed_batches(0)) == []
+    assert list(make(tuning=0).fixed_batches(4)) == []

@@ -381,7 +381,7 @@ def test_init_from_starts_from_the_weights_and_tells_each_tensors_fate(run_tiny,
     run_tiny(tiny_family(), name="first")
     told = []
     source = str(tmp_path / "first")
-    watch = Watch(on_start=told.append, on_step=kill_at(2).on_step)
+    watch = Watch(on_lines=told.append, on_step=kill_at(2).on_step)
     with pytest.raises(Killed):
         run_tiny(tiny_family(), name="second", init_from=source, freeze=("weight",), watch=watch)
     assert sorted(told[0]) == ["other: 1 tensor copied", "weight: 1 tensor copied"]
@@ -389,7 +389,7 @@ def test_init_from_starts_from_the_weights_and_tells_each_tensors_fate(run_tiny,
     assert sorted(fates) == ["other: copied", "weight: copied"]
     moved = tmp_path / "moved"
     (tmp_path / "first").rename(moved)
-    watch = Watch(on_start=told.append)
+    watch = Watch(on_lines=told.append)
     run_tiny(tiny_family(), name="second", init_from=source, freeze=("weight",), watch=watch)
     ours, theirs = (
         load_file(folder / "checkpoint" / "model.safetensors")["weight"]

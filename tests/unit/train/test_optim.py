@@ -6,7 +6,15 @@ from torch import nn
 
 from ehr_ray.config import LayerConfig, TrainConfig
 from ehr_ray.errors import ConfigError
-from ehr_ray.train.optim import drop_held, freeze, learning_rate, make_optimizer, set_lr
+from ehr_ray.train.optim import (
+    drop_held,
+    freeze,
+    learning_rate,
+    make_optimizer,
+    set_lr,
+    set_weight_decay,
+    weight_decay,
+)
 
 
 class Model(nn.Module):
@@ -78,6 +86,20 @@ def test_the_rate_falls_from_the_peak_to_the_minimum(shape, middle):
 def test_runs_shorter_than_the_warm_up_only_warm_up():
     assert rates(total=5) == pytest.approx([0.2 * (i + 1) for i in range(6)])
     assert rates(total=3, warmup_steps=0)[0] == 2.0
+
+
+def test_weight_decay_rises_along_a_cosine_and_biases_have_none_throughout():
+    plan = TrainConfig(weight_decay=0.0, final_weight_decay=0.4)
+    assert [weight_decay(s, 100, plan) for s in (0, 50, 100)] == pytest.approx([0, 0.2, 0.4])
+    assert weight_decay(25, 100, plan) < 0.1
+    assert weight_decay(70, 100, TrainConfig(weight_decay=0.03)) == 0.03
+    model = Model()
+    optimizer = make_optimizer(model, plan)
+    set_weight_decay(optimizer, 0.2)
+    decay = {id(p): g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
+    found = {name: decay[id(p)] for name, p in model.named_parameters()}
+    assert {name for name, d in found.items() if d == 0.2} == {"encoder.0.weight", "out.weight"}
+    assert set(found.values()) == {0.0, 0.2}
 
 
 def layered(layers):

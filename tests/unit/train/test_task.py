@@ -115,3 +115,37 @@ def test_the_task_says_what_selects(select, metric):
     family = plain_family(select=select)
     assert family.select.metric == metric
     assert family.select.mode == ("min" if select == "loss" else "max")
+
+
+def states(_model, batch, _seed):
+    """Three states of each row, of which the last holds what decides, and a fourth that is none."""
+    x = batch["x"]
+    real = torch.tensor([True, True, True, False]).expand(len(x), -1)
+    parts = [torch.zeros_like(x), torch.zeros_like(x), x, torch.full_like(x, 1e6)]
+    return torch.stack(parts, 1), real
+
+
+def test_an_attentive_head_reads_states_and_learns_what_pooling_hides():
+    attentive = replace(
+        PLAIN, represent=replace(FEATURES, states=states, state_width=lambda _model: 3)
+    )
+    task = TaskConfig(name="outcome", dropout=0.0, pool="attentive")
+    family, batch = with_task(attentive, task), batch_of()
+    torch.manual_seed(0)
+    model = family.build(None, None)
+    assert model.center.shape == (3,)
+    trained = [p for n, p in model.named_parameters() if not n.startswith("base.")]
+    optimizer = torch.optim.Adam(trained, lr=0.02)
+    first = term(family, model, batch)
+    for _ in range(60):
+        optimizer.zero_grad()
+        found = term(family, model, batch)
+        (found.sum / found.count).backward()
+        optimizer.step()
+    assert found.sum < 0.65 * first.sum  # three numbers lose their size when normalised
+    assert model.base.weight.grad is None
+
+
+def test_a_family_without_states_takes_no_attentive_head():
+    with pytest.raises(ConfigError, match="set_vae has no states to attend to"):
+        with_task(PLAIN, TaskConfig(name="outcome", pool="attentive"))

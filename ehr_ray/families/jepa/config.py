@@ -1,0 +1,132 @@
+"""Options of the JEPA: rows, sizes, what is hidden, and what keeps it from collapse."""
+
+from dataclasses import dataclass
+from typing import Annotated, Final, Literal, NamedTuple
+
+from pydantic import Field
+
+from ehr_ray.events.visits import Kind
+
+Ratio = Annotated[float, Field(ge=0, le=1)]
+Share = Annotated[float, Field(gt=0, le=1)]
+NotNegative = Annotated[float, Field(ge=0)]
+PositiveInt = Annotated[int, Field(ge=1)]
+Pool = Literal["mean", "std", "min", "max", "first", "last"]
+
+
+class Size(NamedTuple):
+    """Encoder and predictor of a preset."""
+
+    width: int
+    depth: int
+    heads: int
+    predictor_width: int
+    predictor_depth: int
+
+
+PRESETS: Final = {
+    "tiny": Size(192, 12, 3, 192, 4),
+    "small": Size(384, 12, 6, 192, 4),
+    "base": Size(768, 12, 12, 384, 6),
+    "large": Size(1024, 24, 16, 384, 8),
+}
+"""The encoders of Assran et al. 2023 (I-JEPA) and Dosovitskiy et al. 2021 (ViT); the predictor has
+as many heads as its encoder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JEPAConfig:
+    """A joint-embedding predictive architecture over the rows of a patient."""
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    rows: Kind = "hours"
+    """A row is an hour with observations, or an admission."""
+    max_values: PositiveInt = 128
+    """Codes with values that are features at most: the most frequent in train."""
+    max_flags: Annotated[int, Field(ge=0)] = 128
+    """The same of codes without values, as diagnoses and procedures are."""
+    outcomes: tuple[str, ...] = (
+        "*death*",
+        "*deceased*",
+        "*died*",
+        "*expire*",
+        "*mortality*",
+        "*readmission*",
+        "*discharge*",
+    )
+    """Patterns of codes that are never a feature, whatever their case."""
+    flows: tuple[str, ...] = ("urine*", "subject_fluid_output//*", "infusion_end//*")
+    """Patterns of codes whose values are amounts, added up in a row."""
+    discharges: tuple[str, ...] = ("hospital_discharge*",)
+    """Patterns of codes that end a visit: its length is a feature from then on."""
+    max_rows: PositiveInt | None = 512
+    """Rows of a patient that are read at most, the latest; null: all."""
+    carry_hours: NotNegative | None = None
+    """Hours a feature's last level is shown in later rows, beside how old it is; null: always."""
+
+    preset: Literal["tiny", "small", "base", "large"] | None = None
+    """A named size: width, blocks and heads 192 x 12 x 3, 384 x 12 x 6, 768 x 12 x 12 or
+    1024 x 24 x 16; null takes the five fields below."""
+    width: PositiveInt = 128
+    """Width of the encoder."""
+    depth: PositiveInt = 4
+    """Its blocks."""
+    heads: PositiveInt = 4
+    """Its attention heads, and the predictor's."""
+    predictor_width: PositiveInt = 64
+    """Width of the predictor."""
+    predictor_depth: PositiveInt = 2
+    """Its blocks."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Dropout in the encoder's blocks."""
+
+    mask: Literal["future", "blocks", "both"] = "both"
+    """What is predicted: rows after the context, several blocks of rows anywhere, or for each
+    patient at each step one of the two."""
+    context_rows: PositiveInt | None = None
+    """Rows before a future that are seen, as in 15; null: all."""
+    target_rows: PositiveInt = 5
+    """Rows of a future; at most half of the patient's."""
+    blocks: PositiveInt = 4
+    """Blocks of rows that are hidden, as long as a quarter of the rows is left."""
+    block_share: tuple[Share, Share] = (0.1, 0.25)
+    """Smallest and largest length of a block over that of the patient."""
+    context_ratio: Share = 1.0
+    """Share of the rows left over that the context keeps."""
+
+    value_weight: NotNegative = 1.0
+    """Weight of a head that tells the levels observed in the predicted rows; 0: there is none."""
+    regulariser: Literal["none", "vicreg", "sigreg"] = "none"
+    """What keeps patients apart besides: variance and covariance (Bardes et al. 2022), or random
+    projections made normal (Balestriero & LeCun 2025). Of the mean state of each context, over the
+    patients of a worker, so it wants batches of hundreds."""
+    regulariser_weight: NotNegative | None = None
+    """Its weight; null: 1 for vicreg, 0.05 for sigreg."""
+
+    pool: tuple[Pool, ...] = ("mean", "std", "max", "last")
+    """How a patient's states become one embedding, concatenated."""
+    embed_with: Literal["online", "target"] = "online"
+    """Encoder of the embedding: the one that is trained, or its moving average, which a task does
+    not train."""
+    hide_rows: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Chance that a row is hidden when a task trains the encoder."""
+
+    def __post_init__(self) -> None:
+        """Check what one field alone cannot say."""
+        for name in ("width", "predictor_width"):
+            if getattr(self, name) % self.heads:
+                raise ValueError(
+                    f"{name} {getattr(self, name)} must be a multiple of heads {self.heads}"
+                )
+        if self.block_share[0] > self.block_share[1]:
+            raise ValueError(f"block_share {list(self.block_share)} must be smallest, largest")
+        if not self.pool:
+            raise ValueError("pool must name at least one of mean, std, min, max, first, last")
+
+    @property
+    def size(self) -> Size:
+        """The sizes that count."""
+        if self.preset is not None:
+            return PRESETS[self.preset]
+        return Size(self.width, self.depth, self.heads, self.predictor_width, self.predictor_depth)

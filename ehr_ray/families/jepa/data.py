@@ -1,0 +1,76 @@
+"""Patient to rows, rows to a batch that holds only what was observed.
+
+B patients, T rows, F features, C statistics of a cell, E observed cells.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from ehr_ray.events.patients import Patient
+from ehr_ray.events.visits import Features, choose_features, rows_of
+from ehr_ray.events.vocabulary import Vocabulary
+from ehr_ray.families.jepa.config import JEPAConfig
+from ehr_ray.family import Batch, Row
+
+
+def features_of(config: JEPAConfig, vocabulary: Vocabulary) -> Features:
+    """Return what the rows of an experiment tell."""
+    return choose_features(
+        vocabulary,
+        config.rows,
+        max_values=config.max_values,
+        max_flags=config.max_flags,
+        outcomes=config.outcomes,
+        flows=config.flows,
+        discharges=config.discharges,
+    )
+
+
+def transform(patient: Patient, config: JEPAConfig, vocabulary: Vocabulary) -> Row:
+    """Return the hours or visits of a patient, events with the statistics of their cell so far."""
+    features = features_of(config, vocabulary)
+    rows = rows_of(patient, features)
+    return {
+        "subject_id": np.array(patient.subject_id),
+        "num_features": np.array(len(features)),
+        **vars(rows),
+    }
+
+
+def collate(rows: Sequence[Row], config: JEPAConfig) -> Batch:
+    """Return the latest rows of each patient; a patient without any has one that is empty.
+
+    `minute` [B, T] of each row, `mask` [B, T]; `cell` [E], the place of an observed cell in
+    [B, T, F], and its `value` [E, C]; `static`, `static_seen` [B, F]; `subject_id` [B].
+    """
+    found = np.array([len(row["minute"]) for row in rows])
+    kept = found if config.max_rows is None else found.clip(max=config.max_rows)
+    shape = len(rows), int(max(1, kept.max()))
+    mask = np.arange(shape[1]) < kept.clip(min=1)[:, None]
+    minute = np.zeros(shape, np.float32)
+    width = int(rows[0]["num_features"])
+    static, seen = np.zeros((len(rows), width), np.float32), np.zeros((len(rows), width), bool)
+    cells = []
+    for index, row in enumerate(rows):
+        first = found[index] - kept[index]
+        minute[index, : kept[index]] = row["minute"][first:]
+        static[index, row["static_feature"]] = row["static_value"]
+        seen[index, row["static_feature"]] = True
+        place = row["row"].astype(np.int64) - first
+        cells.append(np.where(place < 0, -1, (index * shape[1] + place) * width + row["feature"]))
+    cell = np.concatenate(cells)
+    # Of the events of a cell the last one has its statistics: it is the first one backwards.
+    unique, backwards = np.unique(cell[::-1], return_index=True)
+    last = len(cell) - 1 - backwards[unique >= 0]
+    value = np.concatenate([row["value"] for row in rows])[last]
+    return {
+        "subject_id": torch.tensor([int(row["subject_id"]) for row in rows]),
+        "minute": torch.from_numpy(minute),
+        "mask": torch.from_numpy(mask),
+        "cell": torch.from_numpy(cell[last]),
+        "value": torch.from_numpy(value),
+        "static": torch.from_numpy(static),
+        "static_seen": torch.from_numpy(seen),
+    }

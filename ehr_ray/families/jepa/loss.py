@@ -1,0 +1,49 @@
+"""The JEPA objective: hidden rows' states, their values, and what keeps patients apart."""
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ehr_ray.families.jepa.config import JEPAConfig
+from ehr_ray.families.jepa.regularise import isotropy, variance_and_covariance
+from ehr_ray.family import Batch, Knobs, Term, Terms
+
+WEIGHTS = {"vicreg": 1.0, "sigreg": 0.05}
+COVARIANCE = 1 / 25
+"""Weight of VICReg's covariance over that of its variance, as published."""
+
+
+def loss(model: nn.Module, batch: Batch, knobs: Knobs) -> Terms:
+    """Return terms: `latent` per hidden row, `value` per value observed in one; see `regularise`.
+
+    Smooth-L1 throughout. `padding` is only logged.
+    """
+    config: JEPAConfig = getattr(model, "module", model).config
+    seed = int(knobs["noise_seed"])
+    out = model(batch, seed)
+    wanted = out["wanted"]
+    error = F.smooth_l1_loss(out["predicted"], out["goal"], reduction="none").mean(-1)
+    terms = {"latent": Term((error * wanted).sum(), wanted.sum().float())}
+    if config.value_weight:
+        observed = out["observed"]
+        missed = F.smooth_l1_loss(out["estimate"], out["level"], reduction="none")
+        count = observed.sum().float()
+        terms["value"] = Term((missed * observed).sum(), count, coef=config.value_weight)
+    terms |= _regularised(out["state"], config, seed)
+    rows = batch["mask"].sum().float()
+    padded = rows.new_tensor(float(batch["mask"].numel()))
+    return {**terms, "padding": Term(padded - rows, padded, coef=0.0)}
+
+
+def _regularised(state: Tensor, config: JEPAConfig, seed: int) -> Terms:
+    if config.regulariser == "none":
+        return {}
+    weight = config.regulariser_weight
+    weight = WEIGHTS[config.regulariser] if weight is None else weight
+    count = state.new_tensor(float(len(state)))
+    if config.regulariser == "sigreg":
+        return {"isotropy": Term(count * isotropy(state, seed), count, coef=weight)}
+    variance, covariance = variance_and_covariance(state)
+    return {
+        "variance": Term(count * variance, count, coef=weight),
+        "covariance": Term(count * covariance, count, coef=weight * COVARIANCE),
+    }

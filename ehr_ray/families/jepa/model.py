@@ -1,0 +1,163 @@
+"""A JEPA over rows: what the context makes of hidden rows, against what their own encoder sees.
+
+B patients, T rows, K hidden rows, F features, D width of the encoder, P of the predictor. After
+Assran et al. 2023 (I-JEPA, section 3), with positions by elapsed time and padding masked.
+"""
+
+import copy
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ehr_ray.events.visits import STATISTICS
+from ehr_ray.events.vocabulary import Vocabulary
+from ehr_ray.families.jepa.config import JEPAConfig, Size
+from ehr_ray.families.jepa.data import features_of
+from ehr_ray.families.jepa.masks import draw_masks
+from ehr_ray.families.jepa.sheet import Sheet, columns, dense, places, rows_at
+from ehr_ray.family import Batch, Knobs
+from ehr_ray.nn.noise import combine
+from ehr_ray.nn.transformer import Block, time_waves
+
+WAVES = 32
+"""Sines and cosines of the elapsed time, from which a position is learned."""
+FRESH_MINUTES = {"hours": 60.0, "visits": 30 * 24 * 60.0}
+"""Age at which a level is half as fresh."""
+
+
+class Encoder(nn.Module):
+    """Rows to states: a row alone through two layers, then attention among a patient's rows."""
+
+    def __init__(self, num_columns: int, size: Size, dropout: float = 0.0) -> None:
+        super().__init__()
+        width = size.width
+        self.embed = nn.Sequential(
+            nn.Linear(num_columns, 2 * width),
+            nn.LayerNorm(2 * width),
+            nn.GELU(),
+            nn.Linear(2 * width, width),
+            nn.LayerNorm(width),
+        )
+        self.time = nn.Linear(WAVES, width, bias=False)
+        self.blocks = nn.ModuleList(Block(width, size.heads, dropout) for _ in range(size.depth))
+        self.norm = nn.LayerNorm(width)
+        _shrink(self.blocks)
+
+    def forward(self, x: Tensor, minute: Tensor, mask: Tensor) -> Tensor:
+        """Return states [B, T, D] of rows [B, T, columns] at `minute`; `mask`, both [B, T]."""
+        hidden = self.embed(x) + self.time(time_waves(minute, WAVES))
+        for block in self.blocks:
+            hidden = block(hidden, mask, False, None)
+        states: Tensor = self.norm(hidden)
+        return states
+
+
+class Predictor(nn.Module):
+    """States of the context and the times of hidden rows to these rows' states."""
+
+    def __init__(self, size: Size) -> None:
+        super().__init__()
+        width = size.predictor_width
+        self.enter = nn.Linear(size.width, width)
+        self.time = nn.Linear(WAVES, width, bias=False)
+        self.hidden = nn.Parameter(torch.randn(width) * 0.02)
+        self.blocks = nn.ModuleList(
+            Block(width, size.heads, 0.0) for _ in range(size.predictor_depth)
+        )
+        self.norm = nn.LayerNorm(width)
+        self.leave = nn.Linear(width, size.width)
+        _shrink(self.blocks)
+
+    def forward(
+        self, states: Tensor, minute: Tensor, mask: Tensor, ahead: Tensor, wanted: Tensor
+    ) -> Tensor:
+        """Return [B, K, D]: of context `states` [B, T, D], the rows at minutes `ahead` [B, K]."""
+        seen = self.enter(states)
+        asked = self.hidden.to(seen.dtype).expand(*ahead.shape, -1)
+        hidden = torch.cat([seen, asked], 1)
+        hidden = hidden + self.time(time_waves(torch.cat([minute, ahead], 1), WAVES))
+        real = torch.cat([mask, wanted], 1)
+        for block in self.blocks:
+            hidden = block(hidden, real, False, None)
+        found: Tensor = self.leave(self.norm(hidden[:, states.shape[1] :]))
+        return found
+
+
+class JEPA(nn.Module):
+    """Encoder, its moving average as the target, predictor, and a head that tells values."""
+
+    feature_code: Tensor
+
+    def __init__(self, config: JEPAConfig, vocabulary: Vocabulary) -> None:
+        super().__init__()
+        self.config = config
+        features = features_of(config, vocabulary)
+        num_columns = len(features) * (len(STATISTICS[config.rows]) + 2)
+        self.register_buffer(
+            "feature_code", torch.from_numpy(features.code).long(), persistent=False
+        )
+        self.encoder = Encoder(num_columns, config.size, config.dropout)
+        self.target = copy.deepcopy(self.encoder).requires_grad_(False)
+        self.predictor = Predictor(config.size)
+        if config.value_weight:
+            self.values = nn.Linear(config.size.width, len(features))
+
+    def forward(self, batch: Batch, seed: int) -> dict[str, Tensor]:
+        """Return what the loss compares, K hidden rows of each patient.
+
+        `predicted` and `goal` [B, K, D], `wanted` [B, K], `state` [B, D], the context's mean, and
+        with a head of values `estimate` and `level` [B, K, F] and `observed` [B, K, F].
+        """
+        sheet = dense(batch)
+        context, hidden = self.masks(batch, seed)
+        index, wanted = places(hidden)
+        seen = sheet.take(context)
+        states = self.encode(seen)
+        ahead = sheet.minute.gather(1, index)
+        predicted = self.predictor(states, seen.minute, seen.mask, ahead, wanted)
+        real = seen.mask.unsqueeze(-1)
+        out = {
+            "predicted": predicted.float(),
+            "goal": rows_at(self.goals(sheet), index),
+            "wanted": wanted,
+            "state": (states.float() * real).sum(1) / real.sum(1),
+        }
+        if self.config.value_weight:
+            out["estimate"] = self.values(predicted).float()
+            out["level"] = rows_at(sheet.value[..., 0], index)
+            out["observed"] = rows_at(sheet.observed, index) & wanted.unsqueeze(-1)
+        return out
+
+    def masks(self, batch: Batch, seed: int) -> tuple[Tensor, Tensor]:
+        """Return the context and the hidden rows of each patient, [B, T]."""
+        return draw_masks(batch["mask"], combine(batch["subject_id"], seed), self.config)
+
+    def encode(self, sheet: Sheet, *, target: bool = False) -> Tensor:
+        """Return the states of all rows of a sheet, [B, T, D]."""
+        limit = None if self.config.carry_hours is None else 60 * self.config.carry_hours
+        x = columns(sheet, limit, FRESH_MINUTES[self.config.rows])
+        states: Tensor = (self.target if target else self.encoder)(x, sheet.minute, sheet.mask)
+        return states
+
+    @torch.no_grad()
+    def goals(self, sheet: Sheet) -> Tensor:
+        """Return the target's states, each normalised over its D numbers, [B, T, D]."""
+        states = self.encode(sheet, target=True).float()
+        return F.layer_norm(states, states.shape[-1:])
+
+
+@torch.no_grad()
+def after_step(model: JEPA, knobs: Knobs) -> None:
+    """Move the target towards the encoder: momentum * target + (1 - momentum) * encoder."""
+    own = list(model.target.parameters())
+    torch._foreach_lerp_(own, list(model.encoder.parameters()), 1 - knobs["momentum"])
+
+
+def _shrink(blocks: nn.ModuleList) -> None:
+    """Start a block's additions small, by its place: 1 / sqrt(2 i) (Radford et al. 2019, 2.3)."""
+    with torch.no_grad():
+        for place, block in enumerate(blocks, start=1):
+            for layer in (block.out, block.feed[2]):
+                layer.weight.div_(math.sqrt(2 * place))

@@ -1,0 +1,51 @@
+import numpy as np
+import torch
+
+from ehr_ray.families.jepa.data import collate, features_of, transform
+from ehr_ray.families.jepa.sheet import dense
+
+
+def test_a_batch_holds_the_last_word_on_each_cell(make_patient, make_config, vocabulary):
+    config = make_config()
+    patient = make_patient(3, 5)
+    row = transform(patient, config, vocabulary)
+    sheet = dense(collate([row, transform(make_patient(4, 9), config, vocabulary)], config))
+    assert sheet.mask.sum(1).tolist() == [5, 9]
+    assert sheet.minute[0].tolist() == [0, 60, 120, 180, 240, 0, 0, 0, 0]
+    names = features_of(config, vocabulary).names
+    for hour in range(5):
+        for feature, name in enumerate(names):
+            mine = (row["row"] == hour) & (row["feature"] == feature)
+            assert bool(sheet.observed[0, hour, feature]) == mine.any()
+            expected = row["value"][mine][-1] if mine.any() else np.zeros(3)
+            np.testing.assert_array_equal(sheet.value[0, hour, feature].numpy(), expected, name)
+    assert not sheet.observed[0, 5:].any()
+    assert sheet.static_seen.tolist() == [[True] + [False] * 5] * 2
+    np.testing.assert_allclose(sheet.static[0, 0], np.arcsinh(patient.value[0]), rtol=1e-3)
+
+
+def test_the_latest_rows_are_kept(make_patient, make_config, vocabulary):
+    rows = [transform(make_patient(i, n), make_config(), vocabulary) for i, n in ((1, 9), (2, 3))]
+    everything = dense(collate(rows, make_config()))
+    latest = dense(collate(rows, make_config(max_rows=4)))
+    assert latest.minute.tolist() == [[300, 360, 420, 480], [0, 60, 120, 0]]
+    assert torch.equal(latest.value[0], everything.value[0, 5:])
+    assert torch.equal(latest.observed[1], everything.observed[1, :4])
+
+
+def test_a_patient_without_rows_has_an_empty_one(make_patient, make_config, vocabulary):
+    sheet = dense(
+        collate([transform(make_patient(1, 0), make_config(), vocabulary)], make_config())
+    )
+    assert sheet.mask.tolist() == [[True]]
+    assert not sheet.observed.any()
+
+
+def test_visits_have_more_statistics_and_two_features_of_their_own(
+    make_patient, make_config, vocabulary
+):
+    config = make_config(rows="visits")
+    batch = collate([transform(make_patient(1, 4), config, vocabulary)], config)
+    assert batch["mask"].shape == (1, 1)
+    assert batch["static"].shape == (1, 8)
+    assert batch["value"].shape[1] == 5

@@ -1,0 +1,90 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from ehr_ray.families.jepa.data import collate, transform
+from ehr_ray.families.jepa.loss import loss
+from ehr_ray.families.jepa.model import JEPA
+
+HOUR = 60 * 60_000_000
+KNOBS = {"momentum": 0.996, "noise_seed": 5}
+
+
+def test_terms_are_smooth_l1_over_hidden_rows_and_observed_values(make_model, make_batch):
+    model, batch = make_model(value_weight=0.7), make_batch([20, 7, 1])
+    terms, out = loss(model, batch, KNOBS), model(batch, 5)
+    wanted = out["wanted"]
+    assert wanted.any(1).tolist() == [True, True, False]
+    mean = F.smooth_l1_loss(out["predicted"][wanted], out["goal"][wanted])
+    torch.testing.assert_close(terms["latent"].sum / terms["latent"].count, mean)
+    seen = out["observed"]
+    mean = F.smooth_l1_loss(out["estimate"][seen], out["level"][seen])
+    torch.testing.assert_close(terms["value"].sum / terms["value"].count, mean)
+    assert terms["value"].coef == 0.7
+    assert terms["padding"].sum == 20 - 7 + 20 - 1
+    assert terms["padding"].count == 60
+
+
+@pytest.mark.parametrize(
+    ("name", "weight", "coefs"),
+    [
+        ("vicreg", None, {"variance": 1.0, "covariance": 1 / 25}),
+        ("vicreg", 5.0, {"variance": 5.0, "covariance": 1 / 5}),
+        ("sigreg", None, {"isotropy": 0.05}),
+        ("none", 5.0, {}),
+    ],
+)
+def test_a_regulariser_adds_its_terms_and_reaches_the_encoder(
+    make_model, make_batch, name, weight, coefs
+):
+    model = make_model(regulariser=name, regulariser_weight=weight, value_weight=0.0)
+    terms = loss(model, make_batch([9, 5, 12, 6]), KNOBS)
+    added = {key: terms[key].coef for key in terms.keys() - {"latent", "padding"}}
+    assert added == pytest.approx(coefs)
+    for key in added:
+        model.zero_grad()
+        terms[key].sum.backward(retain_graph=True)
+        assert model.encoder.embed[0].weight.grad.abs().max() > 0
+        assert terms[key].count == 4
+
+
+def test_a_batch_with_nothing_to_predict_is_no_accident(make_model, make_batch):
+    model = make_model()
+    terms = loss(model, make_batch([1, 0]), KNOBS)
+    total = sum(term.coef * term.sum for term in terms.values())
+    assert total == 0
+    total.backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+
+
+def test_bf16_gives_the_same_loss_to_its_precision(make_model, make_batch):
+    model, batch = make_model(), make_batch([20, 7, 12])
+    exact = loss(model, batch, KNOBS)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded = loss(model, batch, KNOBS)
+    for name in ("latent", "value"):
+        assert rounded[name].sum.dtype == torch.float32
+        torch.testing.assert_close(rounded[name].sum, exact[name].sum, rtol=0.02, atol=0.02)
+    sum(term.coef * term.sum for term in rounded.values()).backward()
+    assert torch.isfinite(model.encoder.embed[0].weight.grad).all()
+
+
+def test_visits_are_predicted_as_hours_are(make_patient, make_config, vocabulary):
+    """Four admissions of one patient, three of another; values and gaps of hidden ones are told."""
+    config = make_config(rows="visits")
+    patients = [
+        replace(make_patient(i, 40), admitted=np.arange(n) * 10 * HOUR) for i, n in ((1, 4), (2, 3))
+    ]
+    batch = collate([transform(p, config, vocabulary) for p in patients], config)
+    assert batch["mask"].sum(1).tolist() == [4, 3]
+    assert batch["minute"][0].tolist() == [0, 600, 1200, 1800]
+    torch.manual_seed(0)
+    model = JEPA(config, vocabulary)
+    terms = loss(model, batch, KNOBS)
+    assert terms["latent"].count >= 2
+    assert terms["value"].count > terms["latent"].count
+    sum(term.coef * term.sum for term in terms.values()).backward()
+    assert model.encoder.embed[0].weight.grad.abs().max() > 0

@@ -1,0 +1,88 @@
+import pytest
+import torch
+
+from ehr_ray.families.jepa.config import PRESETS
+from ehr_ray.families.jepa.model import Encoder, Predictor, after_step
+from ehr_ray.families.jepa.sheet import dense
+
+
+def size_of(module):
+    return sum(p.numel() for p in module.parameters())
+
+
+@pytest.mark.parametrize(
+    ("preset", "columns", "encoder", "predictor"),
+    [("tiny", 25, 5.43, 1.86), ("small", 25, 21.62, 1.93), ("base", 257, 86.66, 11.25)],
+)
+def test_presets_have_the_published_sizes(preset, columns, encoder, predictor):
+    """In millions; `columns` is how many numbers a row is told by."""
+    with torch.device("meta"):
+        sizes = size_of(Encoder(columns, PRESETS[preset])), size_of(Predictor(PRESETS[preset]))
+    assert [round(size / 1e6, 2) for size in sizes] == [encoder, predictor]
+
+
+def test_the_target_starts_as_the_encoder_and_is_not_trained(make_model, make_batch):
+    model = make_model()
+    for own, other in zip(model.target.parameters(), model.encoder.parameters(), strict=True):
+        assert torch.equal(own, other)
+        assert not own.requires_grad
+    out = model(make_batch([9, 12]), 3)
+    assert not out["goal"].requires_grad
+    assert out["predicted"].requires_grad
+    torch.testing.assert_close(out["goal"].mean(-1), torch.zeros(2, out["goal"].shape[1]))
+
+
+def test_the_target_follows_the_encoder_by_its_momentum(make_model):
+    model = make_model()
+    with torch.no_grad():
+        for parameter in model.encoder.parameters():
+            parameter.add_(1.0)
+    before = [p.clone() for p in model.target.parameters()]
+    after_step(model, {"momentum": 0.9})
+    pairs = zip(before, model.target.parameters(), model.encoder.parameters(), strict=True)
+    for old, new, online in pairs:
+        torch.testing.assert_close(new, 0.9 * old + 0.1 * online)
+    after_step(model, {"momentum": 1.0})
+    once = [p.clone() for p in model.target.parameters()]
+    after_step(model, {"momentum": 1.0})
+    assert all(torch.equal(*pair) for pair in zip(once, model.target.parameters(), strict=True))
+
+
+def test_every_patient_of_a_batch_trains_the_model(make_model, make_batch):
+    """Each has its own loss, and its own gradient: no patient stands for the others."""
+    model, batch = make_model(), make_batch([9, 20, 5, 14])
+    out = model(batch, 3)
+    errors = ((out["predicted"] - out["goal"]).square().mean(-1) * out["wanted"]).sum(1)
+    weight = model.encoder.embed[0].weight
+    gradients = [torch.autograd.grad(e, weight, retain_graph=True)[0] for e in errors]
+    assert all(gradient.abs().max() > 0 for gradient in gradients)
+    assert all((gradients[0] - other).abs().max() > 1e-6 for other in gradients[1:])
+
+
+def test_hidden_rows_reach_the_prediction_by_nothing_but_their_time(make_model, make_batch):
+    model, batch = make_model(), make_batch([16, 12])
+    _, hidden = model.masks(batch, 3)
+    sheet = dense(batch)
+    place = torch.arange(batch["mask"].numel()).view_as(batch["mask"])[hidden]
+    of_hidden = torch.isin(batch["cell"] // sheet.observed.shape[2], place)
+    changed = {**batch, "value": torch.where(of_hidden[:, None], 9.0, batch["value"])}
+    first, second = model(batch, 3), model(changed, 3)
+    torch.testing.assert_close(first["predicted"], second["predicted"])
+    assert (first["goal"] - second["goal"]).abs().max() > 1e-3
+    late = {**batch, "minute": batch["minute"] + 600 * hidden}
+    assert (model(late, 3)["predicted"] - first["predicted"]).abs().max() > 1e-4
+
+
+def test_padding_and_neighbours_change_nothing(make_model, make_batch):
+    model = make_model()
+    together, alone = model(make_batch([6, 30]), 3), model(make_batch([6]), 3)
+    count = alone["wanted"].sum()
+    for name in ("predicted", "goal", "estimate"):
+        torch.testing.assert_close(together[name][0, :count], alone[name][0, :count])
+    torch.testing.assert_close(together["state"][0], alone["state"][0])
+
+
+def test_a_model_without_a_head_of_values_has_none(make_model, make_batch):
+    model = make_model(value_weight=0.0)
+    assert not any(name.startswith("values") for name, _ in model.named_parameters())
+    assert "estimate" not in model(make_batch([9]), 3)

@@ -1,0 +1,102 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ehr_ray.config import to_yaml
+from ehr_ray.events.blocks import write_block
+from ehr_ray.registry import get_family
+from ehr_ray.train import history
+from ehr_ray.train.backend import LocalBackend
+from ehr_ray.train.loop import Watch, train
+
+RANK = Path(__file__).parents[2] / "train" / "two_ranks.py"
+MEASURES = ("skill", "shuffled_gap", "target_std", "target_cosine", "target_rankme")
+
+
+class Killed(BaseException):
+    """What a kill is to the loop: nothing it catches."""
+
+
+@pytest.fixture
+def run(tiny_experiment, make_loader, synthetic_vocabulary):
+    def start(folder, changes=None, kill_at=None, watch=None):
+        def on_step(done, _total):
+            if done == kill_at:
+                raise Killed
+
+        experiment = tiny_experiment("jepa", {"train.max_epochs": 3, **(changes or {})})
+        family, loader = get_family("jepa"), make_loader(experiment)
+        arguments = (experiment, family, synthetic_vocabulary, loader, LocalBackend(), folder)
+        return train(*arguments, watch or Watch(on_step=on_step))
+
+    return start
+
+
+def weights(folder):
+    (state,) = (folder / "state").iterdir()
+    return load_file(state / "model.safetensors")
+
+
+def test_a_killed_run_ends_as_a_whole_one_the_target_included(run, tmp_path):
+    changes = {"train.report_steps": 2, "train.final_weight_decay": 0.4}
+    changes["schedules.momentum"] = {"kind": "ramp", "start": 0.9, "end": 1.0, "epochs": 3}
+    run(tmp_path / "whole", changes)
+    for step in (3, 6):
+        with pytest.raises(Killed):
+            run(tmp_path / "cut", changes, kill_at=step)
+    run(tmp_path / "cut", changes)
+    ours, theirs = weights(tmp_path / "cut"), weights(tmp_path / "whole")
+    assert [name for name in theirs if not torch.equal(ours[name], theirs[name])] == []
+    names = [name for name in theirs if name.startswith("target.")]
+    assert names
+    online = [theirs[name.replace("target.", "encoder.", 1)] for name in names]
+    assert all(torch.isfinite(value).all() for value in online)
+    assert any(not torch.equal(theirs[n], v) for n, v in zip(names, online, strict=True))
+    frames = [history.read(tmp_path / name) for name in ("cut", "whole")]
+    columns = ["seconds", "data_wait"]
+    assert frames[0].drop(columns=columns).equals(frames[1].drop(columns=columns))
+    assert {f"val/{name}" for name in MEASURES} <= set(frames[0].columns)
+    assert "momentum" in frames[0].columns
+
+
+def test_a_run_that_does_not_learn_says_so_after_warm_up(run, tmp_path):
+    lines = []
+    changes = {"train.lr": 1e-9, "train.max_epochs": 2, "train.warmup_steps": 0}
+    run(
+        tmp_path / "quiet",
+        {**changes, "train.warmup_steps": 99},
+        watch=Watch(on_lines=lines.append),
+    )
+    assert [line for told in lines for line in told] == []
+    run(tmp_path / "loud", changes, watch=Watch(on_lines=lines.append))
+    said = [line for told in lines for line in told if line.startswith("not learned: ")]
+    assert len(said) == 2
+
+
+def test_two_ranks_train_as_one(tiny_experiment, make_loader, synthetic_vocabulary, tmp_path):
+    experiment = tiny_experiment("jepa", {"train.max_epochs": 1})
+    loader, processes = make_loader(experiment), []
+    for world in (1, 2):
+        folder = tmp_path / str(world)
+        folder.mkdir()
+        (folder / "experiment.yaml").write_text(to_yaml(experiment))
+        pq.write_table(synthetic_vocabulary.to_table(), folder / "vocabulary.parquet")
+        for split in ("train", "tuning"):
+            store = getattr(loader, split)
+            write_block(folder / f"{split}.arrow", store.rows(range(len(store))), chunk=5)
+        command = [sys.executable, str(RANK), str(folder)]
+        processes += [subprocess.Popen([*command, str(rank), str(world)]) for rank in range(world)]
+    assert [process.wait() for process in processes] == [0, 0, 0]
+    one, two = (history.read(tmp_path / str(world) / "run").iloc[-1] for world in (1, 2))
+    for name in ("train/latent", "train/value", "val/latent", "val/value", "grad_norm"):
+        assert two[name] == pytest.approx(one[name], rel=1e-4), name
+    for name in MEASURES:
+        assert two[f"val/{name}"] == pytest.approx(one[f"val/{name}"], rel=1e-3, abs=1e-5), name
+    ours, theirs = weights(tmp_path / "1" / "run"), weights(tmp_path / "2" / "run")
+    for name in (n for n in ours if n.startswith("target.")):
+        torch.testing.assert_close(theirs[name], ours[name], rtol=1e-3, atol=1e-4)
