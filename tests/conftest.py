@@ -16,28 +16,13 @@ from ehr_ray.train.loader import Loader
 os.environ["HF_HUB_OFFLINE"] = "1"
 torch.set_num_threads(1)
 
-TESTS = Path(__file__).parent
-CONFIGS = TESTS.parent / "configs"
+CONFIGS = Path(__file__).parents[1] / "configs"
 
 
 def pytest_addoption(parser):
     parser.addoption(
         "--update-golden", action="store_true", help="store the losses of this code as golden"
     )
-
-
-def pytest_collection_modifyitems(items):
-    """Under pytest-xdist what needs Ray shares one process, and its cluster; so does each file."""
-    for item in items:
-        folder = item.path.relative_to(TESTS).parts[0]
-        on_ray = folder in ("ray", "jobs") or item.get_closest_marker("ray")
-        item.add_marker(pytest.mark.xdist_group("ray" if on_ray else _group(item)))
-
-
-def _group(item):
-    """The file, and in contract tests the family: their cost is of families."""
-    parameters = getattr(getattr(item, "callspec", None), "params", {})
-    return f"{item.path}-{parameters.get('name', '')}"
 
 
 @pytest.fixture(scope="session")
