@@ -360,6 +360,8 @@ def _message(kind: type, item: Any, at: str) -> str:
     location = [str(part) for part in item["loc"]]
     if "schedules" in location and len(location) > 2:
         location.pop(2)  # the discriminator's tag is no part of the path
+    # What pydantic calls the branch of a union, as in `literal['none']`, is no part either.
+    location = [part for part in location if re.fullmatch(r"[\w*\\.]+", part)]
     path = ".".join(([at] if at else []) + location)
     if item["type"] == "unexpected_keyword_argument":
         tag = item["loc"][2] if location[0] == "schedules" else None
@@ -367,6 +369,8 @@ def _message(kind: type, item: Any, at: str) -> str:
         return _unknown(path, location[-1], known)
     if item["type"] in ("missing", "missing_argument"):
         return f"{path}: missing; give it in the YAML or as {path}=..."
+    if item["type"] == "tuple_type":
+        return f"{path}: must be a list, as in [{item['input']}]"
     text = re.sub(r"^Value error, ", "", item["msg"])
     return f"{path}: {text[0].lower()}{text[1:]} (got {item['input']!r})"
 

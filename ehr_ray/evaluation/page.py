@@ -12,6 +12,7 @@ from ehr_ray.evaluation.figures import CAPTIONS
 from ehr_ray.evaluation.page_comparison import comparison
 from ehr_ray.evaluation.page_parts import caption_of, number, section, table_of, words
 from ehr_ray.evaluation.page_style import CSS
+from ehr_ray.evaluation.results import SEEN
 
 _HALF_WIDTH: Final = 520
 """Narrower figures, in CSS pixels, stand two in a row."""
@@ -76,6 +77,8 @@ def headline(context: ReportContext) -> tuple[str, list[str]]:
         what = f"for {context.task} " if context.task else ""
         text = f"AUROC {_interval(context.metrics, key)} {what}in {words(context.split)} patients"
         sentences.append(f"{text}: {context.verdicts[0]}." if context.verdicts else f"{text}.")
+    if context.split in SEEN:
+        sentences.append(SEEN[context.split])
     sentences += [f"The model {verdict}." for verdict in context.verdicts[1:]]
     for name, latent in context.latents.items():
         sentences.append(f"The latent {name} is {latent.verdict}: {latent.reason}.")

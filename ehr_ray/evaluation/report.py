@@ -17,7 +17,13 @@ from numpy.typing import NDArray
 from ehr_ray.evaluation.context import ReportContext
 from ehr_ray.evaluation.metrics import undefined
 from ehr_ray.evaluation.page import Image, render_page
-from ehr_ray.evaluation.results import markdown, results_table, tidy_csv, where_the_trees_win
+from ehr_ray.evaluation.results import (
+    SEEN,
+    markdown,
+    results_table,
+    tidy_csv,
+    where_the_trees_win,
+)
 
 PREDICTIONS: Final = pa.schema(
     [
@@ -59,7 +65,7 @@ def write_results(directory: Path, context: ReportContext) -> None:
     }
     text = markdown(
         context.title,
-        [part for part in (_rows(context), told, *facts) if part],
+        [part for part in (_rows(context), SEEN.get(context.split), told, *facts) if part],
         {heading: table for heading, table in tables.items() if table is not None},
     )
     _write_bytes(directory / "results.md", text.encode())

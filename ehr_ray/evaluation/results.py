@@ -32,6 +32,12 @@ SHOWN: Final = {
 """Metrics of the comparison: heading and whether more is better."""
 JUDGED: Final = ("auroc", "auprc")
 """Metrics with a verdict in the table; `results.csv` has one for every paired metric."""
+SEEN: Final = {
+    "train": "Caution: models were fitted on these patients; the numbers say nothing of others.",
+    "tuning": "Caution: checkpoint, calibration and thresholds were chosen on these patients; "
+    "the numbers are better than on others.",
+}
+"""What a split that was used before says too well."""
 COLUMNS: Final = (
     "split",
     "part",

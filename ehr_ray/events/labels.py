@@ -66,7 +66,7 @@ def choose_task(cohort: Path, wanted: str | None) -> str | None:
     """Return the task to evaluate: the wanted one, `mortality`, the first, None without labels."""
     there = tasks_of(cohort)
     if wanted is not None and wanted not in there:
-        known = ", ".join(there) if there else "none: ingest with labels, or leave the task out"
+        known = ", ".join(there) if there else "none; --task none evaluates without labels"
         raise InputError(f"{cohort}: no labels for task {wanted!r}; it has {known}")
     if wanted is not None or not there:
         return wanted

@@ -9,7 +9,7 @@ from typing import Any
 import ray
 
 from ehr_ray.config import ClusterConfig
-from ehr_ray.errors import ConfigError
+from ehr_ray.errors import ConfigError, RunError
 
 QUIET = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
@@ -56,6 +56,13 @@ def session(
         raise ConfigError(
             f"cluster.address={address}: no Ray cluster answers there; "
             "start one with `ray start --head`, or drop the address to run on this machine"
+        ) from error
+    except Exception as error:
+        if "timed out" not in str(error):
+            raise
+        raise RunError(
+            "Ray did not start in time on this machine, which is busy; try again, or train "
+            "without it (cluster.num_workers=0)"
         ) from error
     try:
         quiet_data(verbose)

@@ -16,7 +16,7 @@ from ehr_ray.runtime.phrases import as_before, with_phrases
 from ehr_ray.runtime.progress import Screen, following
 from ehr_ray.runtime.session import check_resources, session
 from ehr_ray.runtime.tracking import Tracker, open_run
-from ehr_ray.train.checkpoint import saved_progress
+from ehr_ray.train.checkpoint import checkpoint_folder, saved_progress
 from ehr_ray.train.task import family_of
 
 FREE_TO_CHANGE = ("cluster.", "tracking.", "evaluation.", "search", "data.cache")
@@ -66,6 +66,8 @@ def _train(experiment: Experiment, screen: Screen, verbose: bool) -> Trained:
     before = saved_progress(run)
     if before is not None and before.finished:
         return Trained(run, before.step, before.best, before.step, True)
+    if before is None and experiment.init_from:
+        checkpoint_folder(experiment.init_from)  # a typo is answered before data are prepared
     check_resources(experiment.cluster)
     on_ray = experiment.cluster.num_workers > 0
     with _session(experiment.cluster, verbose, on_ray):
@@ -75,9 +77,11 @@ def _train(experiment: Experiment, screen: Screen, verbose: bool) -> Trained:
                 experiment = with_phrases(
                     experiment, data.vocabulary, on_ray=on_ray, say=screen.passing
                 )
+            # Rows of a task: a patient at each prediction time, and at each of `task.hours`.
+            what = "patients" if experiment.task is None else "rows"
             patients = {split: len(data.store(split)) for split in data.blocks}
             screen.say(
-                f"{run.name}: {patients['train']} train and {patients['tuning']} tuning patients, "
+                f"{run.name}: {patients['train']} train and {patients['tuning']} tuning {what}, "
                 f"{len(data.vocabulary)} codes"
                 + (f", resuming at step {before.step}" if before else "")
             )
@@ -108,7 +112,7 @@ def _session(cluster: ClusterConfig, verbose: bool, on_ray: bool) -> Any:
 
 def _check_same(run: Path, experiment: Experiment) -> None:
     path = run / "experiment.yaml"
-    if not path.is_file():
+    if not path.is_file() or saved_progress(run) is None:  # refused before it was trained
         return
     changed = [
         change

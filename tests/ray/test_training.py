@@ -17,7 +17,7 @@ import yaml
 from safetensors.torch import load_file
 
 from ehr_ray.config import dump
-from ehr_ray.errors import ConfigError
+from ehr_ray.errors import ConfigError, InputError
 from ehr_ray.runtime.trainer import train
 from ehr_ray.train import checkpoint
 
@@ -143,6 +143,14 @@ def test_another_experiment_under_the_same_name_is_refused(cluster, tiny):
     train(tiny("same", cluster__num_workers=0))
     with pytest.raises(ConfigError, match=r"train\.lr: 0\.003 -> 0\.1"):
         train(tiny("same", cluster__num_workers=0, train__lr=0.1))
+
+
+def test_a_refused_start_does_not_claim_the_name(cluster, tiny, tmp_path):
+    other = train(tiny("other", cluster__num_workers=0, model__latent=3)).run
+    for wrong, why in ((tmp_path / "nope", "no checkpoint here"), (other, "values fit this model")):
+        with pytest.raises(InputError, match=why):
+            train(tiny("again", cluster__num_workers=0, model__width=16, init_from=str(wrong)))
+    assert train(tiny("again", cluster__num_workers=0)).step > 0
 
 
 def test_a_diverged_run_fails_in_one_line_and_is_not_retried(cluster, tiny):

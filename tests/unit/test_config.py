@@ -105,7 +105,12 @@ def test_defaults_are_filled_in():
         ({"seed": -1}, "seed: "),
         ({"seed": 2**63}, "seed: "),
         ({"name": "../up"}, "name: "),
-        ({"freeze": "abc"}, "freeze: input should be a valid tuple"),
+        ({"freeze": "abc"}, "freeze: must be a list, as in [abc]"),
+        ({"task": {"name": "x", "hours": 6}}, "task.hours: must be a list, as in [6]"),
+        (
+            {"task": {"name": "x", "class_weight": "y"}},
+            "task.class_weight: input should be 'none' or 'balanced' (got 'y'); task.cl",
+        ),
         ({"model": 5}, "model: input should be a dictionary"),
         ({"model.p_stale": 1.5}, "model.p_stale: input should be less than or equal to 1"),
         ({"model.pool": ["mea"]}, "model.pool.0: input should be 'mean'"),

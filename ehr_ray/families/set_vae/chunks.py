@@ -25,6 +25,8 @@ def by_size(batch: Batch, tokens: int) -> list[Tensor]:
     """
     sizes = batch["mask"].sum(1)
     order = torch.argsort(sizes, stable=True)
+    if not len(order):  # nobody in the batch has a set of the kind wanted
+        return [order]
     total = int(sizes.sum())
     groups = max(-(-total // tokens), min(GROUPS, -(-len(order) // SMALLEST)))
     ahead = sizes[order].clamp(min=1).cumsum(0)
@@ -45,7 +47,7 @@ def chosen(batch: Batch, index: Tensor) -> Batch:
 def chunk(batch: Batch, index: Tensor) -> Batch:
     """Return the sets of `index` padded to the largest of them."""
     part = chosen(batch, index)
-    width = max(1, int(part["mask"].sum(1).max()))
+    width = _widest(part["mask"].sum(1))
     return {
         name: values[:, :width] if values.ndim == 2 else values for name, values in part.items()
     }
@@ -62,7 +64,7 @@ def joined(parts: list[Tensor], indices: list[Tensor]) -> Tensor:
 def padded_tokens(batch: Batch, pieces: list[Tensor]) -> Tensor:
     """Return how many tokens are computed in chunks, padding among them; float32, a scalar."""
     sizes = batch["mask"].sum(1)
-    tokens = sum(len(piece) * max(1, int(sizes[piece].max())) for piece in pieces)
+    tokens = sum(len(piece) * _widest(sizes[piece]) for piece in pieces)
     return torch.tensor(float(tokens), device=sizes.device)
 
 
@@ -73,6 +75,11 @@ def bounded(pieces: int, function: Callable[..., Any], *args: Any) -> Any:
     return checkpoint(function, *args, use_reentrant=False)
 
 
+def _widest(sizes: Tensor) -> int:
+    """Return the size of the largest set, 1 at least: tensors of width 0 help nobody."""
+    return max(1, int(sizes.max())) if len(sizes) else 1
+
+
 def _split(index: Tensor, sizes: Tensor, tokens: int) -> tuple[Tensor, ...]:
-    rows = max(1, tokens // max(1, int(sizes[index].max())))
+    rows = max(1, tokens // _widest(sizes[index]))
     return torch.split(index, rows)

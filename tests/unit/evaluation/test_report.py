@@ -128,6 +128,17 @@ def test_the_verdict_comes_first_and_admits_the_loss(tmp_path):
     assert 'class="verdict bad"' in (tmp_path / "report.html").read_text()
 
 
+@pytest.mark.parametrize("split", ["train", "tuning"])
+def test_a_split_that_was_used_before_is_reported_with_a_caution(tmp_path, split):
+    label = {f"{split}/auroc": 0.9}
+    for name in (split, "held_out"):
+        context = replace(full(), split=name, metrics={**full().metrics, **label})
+        _, text = read(write_report(tmp_path, context))
+        write_results(tmp_path, context)
+        told = "Caution: " in text, "Caution: " in (tmp_path / "results.md").read_text()
+        assert told == ((True, True) if name == split else (False, False))
+
+
 def test_a_collapsed_latent_is_bad_news_even_for_a_model_that_wins(tmp_path):
     dead = latent_diagnostics(np.zeros((20, 4)), np.zeros((20, 4)))
     winner = ("beats gradient-boosted trees by 0.020 [0.010, 0.030] AUROC",)

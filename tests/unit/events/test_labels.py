@@ -79,5 +79,5 @@ def test_a_task_without_labels_is_refused_with_those_there_are(cohort, tmp_path)
     with pytest.raises(InputError, match="no labels for task 'x'; it has death"):
         choose_task(cohort({"death": ROW}), "x")
     assert choose_task(tmp_path / "other", None) is None
-    with pytest.raises(InputError, match="none: ingest with labels"):
+    with pytest.raises(InputError, match="none; --task none evaluates"):
         choose_task(tmp_path / "other", "x")

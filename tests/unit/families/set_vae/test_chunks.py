@@ -24,6 +24,15 @@ def padding(batch, pieces):
     return 1 - float(sizes.sum()) / padded
 
 
+def test_a_batch_without_sets_is_one_chunk_of_none():
+    batch = batch_of([2, 3])
+    empty = chunks.chosen(batch, torch.zeros(2, dtype=torch.bool))
+    (piece,) = chunks.by_size(empty, 100)
+    assert chunks.chunk(empty, piece)["value"].shape == (0, 1)
+    assert chunks.padded_tokens(empty, [piece]) == 0
+    assert chunks.joined([piece], [piece]).shape == (0,)
+
+
 @pytest.mark.parametrize("tokens", [1, 7, 100, 10**6])
 def test_every_set_is_in_one_chunk_no_chunk_too_large(tokens):
     sizes = np.random.default_rng(0).integers(0, 30, 500).tolist()

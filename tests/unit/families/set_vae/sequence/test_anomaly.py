@@ -129,3 +129,9 @@ def test_a_wrong_set_is_scored_against_the_history_as_it_was(model, crowd, monke
     at[which] = True
     at = at[crowd["mask"].any(1)]
     torch.testing.assert_close(same["kl"][same["kind"] == kind], clean[at], rtol=1e-4, atol=1e-4)
+
+
+def test_stays_without_a_token_have_no_scores_and_no_error(model, make_row, made_batch):
+    with torch.no_grad():
+        found = anomalies(model, made_batch(make_row(1, [0]), make_row(2, [0])))
+    assert all(len(values) == 0 for values in found.values())
