@@ -60,7 +60,7 @@ class JEPAConfig:
     """Patterns of codes whose values are amounts, added up in a row."""
     discharges: tuple[str, ...] = ("hospital_discharge*",)
     """Patterns of codes that end a visit: its length is a feature from then on."""
-    max_rows: PositiveInt | None = 512
+    max_rows: Annotated[int, Field(ge=2)] | None = 512
     """Rows of a patient that are read at most, the latest; null: all."""
     carry_hours: NotNegative | None = None
     """Hours a feature's last level is shown in later rows, beside how old it is; null: always."""
