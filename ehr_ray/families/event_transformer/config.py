@@ -68,6 +68,9 @@ class EventTransformerConfig:
     pooling: tuple[Pool, ...] = ("mean",)
     """How a patient's tokens become one vector, concatenated; a decoder's `cls` is its last."""
 
+    pool_queries: PositiveInt = 1
+    """Learned queries of `attention` pooling (Lee et al. 2019, eq. 11), a vector each."""
+
     head: Literal["plain", "tied", "none"] = "plain"
     """Scores of the next phrase: a matrix of their own, products with the phrase table, or no
     head, for a model that is trained for a task."""

@@ -15,6 +15,10 @@ from ehr_ray.family import Batch
 from ehr_ray.nn.noise import combine, uniform
 from ehr_ray.nn.transformer import Block, rotary_turns, sinusoids, time_waves
 
+RECENT = 2.0
+"""Power of the hours before a patient's last token that every other query starts with."""
+SHARPNESS = 8.0
+"""Log-odds at which a query starts to prefer its phrase to an unrelated one."""
 _WINDOW, _MASK = 21, 22
 
 
@@ -36,7 +40,9 @@ class EventTransformer(nn.Module):
         if config.arch == "encoder" and "cls" in config.pooling:
             self.cls = nn.Parameter(torch.randn(width) / width**0.5)
         if "attention" in config.pooling:
-            self.pool_query = nn.Parameter(torch.randn(width) / width**0.5)
+            self.pool_query = nn.Parameter(far_apart(self.table, config.pool_queries))
+            recent = torch.arange(config.pool_queries) % 2 == 1
+            self.pool_recency = nn.Parameter(RECENT * recent)
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(
             Block(width, config.n_heads, config.dropout) for _ in range(config.n_layers)
@@ -75,7 +81,7 @@ class EventTransformer(nn.Module):
             asked, at = hidden_tokens, slice(None)
             state = hidden[asked]
         if "attention" in self.config.pooling:  # DDP waits for a gradient of every parameter
-            state = state + 0.0 * self.pool_query
+            state = state + 0.0 * (self.pool_query.sum() + self.pool_recency.sum())
         state = self.norm(state)
         phrase = batch["phrase"][:, at][asked]
         out = {"logits": self.scores(state), "phrase": phrase}
@@ -138,6 +144,20 @@ class EventTransformer(nn.Module):
             hidden = hidden + passed * (gap >= 0).unsqueeze(-1)
         return hidden
 
+    def pool_scores(self, batch: Batch) -> Tensor:
+        """Return how much each query of `attention` pooling looks at each token, [B, T, Q].
+
+        A query asks by name, and for what is recent: the cosine of its vector and the phrase's,
+        less a power of the hours before the patient's last token.
+        """
+        phrases = F.normalize(self.table, dim=-1)
+        by_name = SHARPNESS * phrases @ F.normalize(self.pool_query, dim=-1).T
+        minute, mask = batch["minute"], batch["mask"]
+        end = minute.masked_fill(~mask, -torch.inf).amax(1, keepdim=True)
+        hours = torch.where(mask, (end - minute) / 60, 0.0)
+        late = self.pool_recency * hours.log1p().unsqueeze(-1)
+        return F.embedding(batch["phrase"], by_name) - late
+
     def window(self, batch: Batch, seed: int | None) -> Batch:
         """Return at most `max_length` tokens of each patient: the last, or from a random place."""
         limit, mask = self.config.max_length, batch["mask"]
@@ -157,3 +177,17 @@ class EventTransformer(nn.Module):
         place = torch.arange(mask.shape[1], device=mask.device)
         draw = uniform(combine(batch["subject_id"], seed, _MASK)[:, None], place)
         return (draw < self.config.mask_ratio) & mask
+
+
+def far_apart(table: Tensor, number: int) -> Tensor:
+    """Return phrases far from each other, each twice, [number, E].
+
+    The first is farthest from phrase 0, each next one from those chosen (Gonzalez 1985).
+    """
+    phrases = F.normalize(table, dim=-1)
+    nearest = phrases @ phrases[0]
+    chosen = []
+    for _ in range(-(-number // 2)):
+        chosen.append(int(nearest.argmin()))
+        nearest = torch.maximum(nearest, phrases @ phrases[chosen[-1]])
+    return table[chosen].repeat_interleave(2, 0)[:number].clone()

@@ -9,33 +9,41 @@ from ehr_ray.family import Batch
 
 
 def predict(model: EventTransformer, batch: Batch) -> Batch:
-    """Return `embedding` [B, D * poolings]."""
+    """Return `embedding` [B, D * vectors], a vector for each pooling and query."""
     return {"embedding": represent(model, batch)}
 
 
 def represent(model: EventTransformer, batch: Batch, seed: int | None = None) -> Tensor:
-    """Return the pooled states of each patient, each normalised, float32 [B, D * poolings].
+    """Return the pooled states of each patient, each normalised, float32 [B, D * vectors].
 
     With a seed a longer record is read through a random window, where the config has it so.
     """
     batch = model.window(batch, seed)
-    hidden, mask = model.encode(batch).float(), batch["mask"]
-    tokens = hidden[:, -mask.shape[1] :]
-    parts = [pooled(model, tokens, hidden, mask, how) for how in model.config.pooling]
-    return torch.cat([F.layer_norm(part, part.shape[-1:]) for part in parts], -1)
+    hidden = model.encode(batch).float()
+    tokens = hidden[:, -batch["mask"].shape[1] :]
+    width = model.config.model_dim
+    parts = [pooled(model, tokens, hidden, batch, how) for how in model.config.pooling]
+    vectors = torch.cat(parts, -1).unflatten(-1, (-1, width))
+    return F.layer_norm(vectors, (width,)).flatten(1)
 
 
 def represent_width(model: EventTransformer) -> int:
-    """Return D * poolings."""
-    return model.config.model_dim * len(model.config.pooling)
+    """Return D * vectors: one for each pooling, and for each query of `attention`."""
+    config = model.config
+    vectors = sum(config.pool_queries if how == "attention" else 1 for how in config.pooling)
+    return config.model_dim * vectors
 
 
 def pooled(
-    model: EventTransformer, tokens: Tensor, hidden: Tensor, mask: Tensor, how: str
+    model: EventTransformer, tokens: Tensor, hidden: Tensor, batch: Batch, how: str
 ) -> Tensor:
-    """Return [B, D]; zeros for a patient without tokens, except for an encoder's `cls`."""
+    """Return [B, D], or [B, Q * D] of Q queries.
+
+    Zeros for a patient without tokens, except for an encoder's `cls`.
+    """
     if how == "cls" and model.config.arch == "encoder":
         return hidden[:, 0]
+    mask = batch["mask"]
     weight = mask.unsqueeze(-1)
     if how in ("last", "cls"):
         last = (mask.sum(1) - 1).clamp(min=0)
@@ -44,7 +52,6 @@ def pooled(
         highest = tokens.masked_fill(~weight, -torch.inf).amax(1)
         return highest.masked_fill(~mask.any(1, keepdim=True), 0.0)
     if how == "attention":
-        score = (tokens @ model.pool_query) / tokens.shape[-1] ** 0.5
-        share = score.masked_fill(~mask, -1e30).softmax(-1) * mask
-        return torch.einsum("bt,btd->bd", share, tokens)
+        share = model.pool_scores(batch).masked_fill(~weight, -1e30).softmax(1) * weight
+        return torch.einsum("btq,btd->bqd", share, tokens).flatten(1)
     return (tokens * weight).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)

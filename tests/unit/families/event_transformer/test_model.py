@@ -5,6 +5,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ehr_ray.families.event_transformer import FAMILY
+from ehr_ray.families.event_transformer.model import RECENT, SHARPNESS, far_apart
 
 CHOICES = [
     {"arch": arch, "positions": positions, "pooling": ("mean", "cls", "max", "attention", "last")}
@@ -111,3 +112,25 @@ def test_a_head_scores_every_phrase(head, make_model, make_batch):
     out = model(make_batch([6, 1], model.config), 0)
     assert out["logits"].shape == (5, len(model.table))
     assert out["phrase"].shape == (5,)
+
+
+def test_a_query_prefers_its_phrase_and_every_other_one_what_is_recent(make_model, make_batch):
+    model = make_model(pooling=("attention",), pool_queries=2)
+    batch = make_batch([9], model.config)
+    asked = int((model.table @ model.pool_query[0]).argmax())
+    batch["phrase"][0, :3] = asked
+    score = model.pool_scores(batch)[0]
+    same_name = score[:3]
+    torch.testing.assert_close(same_name[:, 0], torch.full((3,), SHARPNESS))
+    last, first = batch["minute"][0, -1], batch["minute"][0, 0]
+    assert last > first
+    late = RECENT * ((last - first) / 60).log1p()
+    torch.testing.assert_close(same_name[0, 1], SHARPNESS - late)
+    others = batch["phrase"][0] != asked
+    assert (score[others, 0] < SHARPNESS).all()
+
+
+def test_phrases_far_apart_are_taken_in_pairs():
+    table = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [-1.0, 0.0]])
+    found = far_apart(table, 3)
+    assert found.tolist() == [[-1.0, 0.0], [-1.0, 0.0], [0.0, 1.0]]

@@ -12,15 +12,20 @@ def test_pooling_reads_real_tokens_alone(how, expected, make_model):
     model = make_model(arch="decoder")
     tokens = torch.tensor([1.0, 5.0, 3.0, 99.0])[None, :, None].expand(1, 4, 16)
     mask = torch.tensor([[True, True, True, False]])
-    assert pooled(model, tokens, tokens, mask, how)[0, 0] == expected
+    assert pooled(model, tokens, tokens, {"mask": mask}, how)[0, 0] == expected
 
 
-def test_attention_pooling_is_a_weighted_mean(make_model):
-    model = make_model(pooling=("attention",))
-    tokens, mask = torch.randn(2, 4, 16), torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1]]).bool()
-    weights = (tokens[0, :2] @ model.pool_query / 4).softmax(0)
-    found = pooled(model, tokens, tokens, mask, "attention")
-    torch.testing.assert_close(found[0], weights @ tokens[0, :2])
+def test_each_query_of_attention_pooling_gives_a_weighted_mean_of_real_tokens(
+    make_model, make_batch
+):
+    model = make_model(pooling=("mean", "attention"), pool_queries=3)
+    batch = make_batch([5, 9], model.config)
+    length = int(batch["mask"][0].sum())
+    tokens = torch.randn(*batch["mask"].shape, 16)
+    share = model.pool_scores(batch)[0, :length].softmax(0)
+    found = pooled(model, tokens, tokens, batch, "attention")
+    torch.testing.assert_close(found[0], (share.T @ tokens[0, :length]).flatten())
+    assert FAMILY.represent.width(model) == 16 + 3 * 16
 
 
 def test_windows_of_a_representation_are_random_only_with_a_seed(make_model, make_batch):
