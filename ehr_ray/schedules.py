@@ -59,7 +59,7 @@ class Ramp:
 
 @dataclass(frozen=True, kw_only=True)
 class Cycle:
-    """Cyclical annealing (Fu et al. 2019, eq. 5): each period ramps `start` to `end`, holds."""
+    """Cyclical annealing (Fu et al. 2019, eq. 5): each period waits, ramps to `end`, holds."""
 
     __pydantic_config__ = {"extra": "forbid"}
 
@@ -71,6 +71,8 @@ class Cycle:
     """Length in optimizer steps; or give `epochs`."""
     epochs: Positive | None = None
     """Length in passes over the train split; or give `steps`."""
+    wait_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of a period spent at `start` before the ramp."""
     ramp_ratio: Annotated[float, Field(gt=0, le=1)] = 0.5
     """Share of a period spent ramping."""
     cycles: Annotated[int, Field(ge=1)] | None = None
@@ -79,15 +81,18 @@ class Cycle:
     """Says which schedule this is."""
 
     def __post_init__(self) -> None:
-        """Check that exactly one length is given."""
+        """Check that exactly one length is given, and that a period is long enough."""
         _one_length(self.steps, self.epochs)
+        if self.wait_ratio + self.ramp_ratio > 1:
+            raise ValueError("wait_ratio and ramp_ratio must add up to at most 1")
 
     def at(self, step: int, steps_per_epoch: int) -> float:
         """Return the value at `step` (0-based)."""
         period = self.period(steps_per_epoch)
         if self.cycles is not None and step >= period * self.cycles:
             return self.end
-        done = min(1.0, (step % period) / period / self.ramp_ratio)
+        done = ((step % period) / period - self.wait_ratio) / self.ramp_ratio
+        done = min(1.0, max(0.0, done))
         return self.start + (self.end - self.start) * done
 
     def period(self, steps_per_epoch: int) -> float:

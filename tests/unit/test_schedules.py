@@ -58,3 +58,17 @@ def test_values_stay_between_start_and_end(step, length, shape):
         Cycle(start=0.5, end=-2.0, steps=length, ramp_ratio=0.3),
     ):
         assert -2.0 <= schedule.at(step, 7) <= 0.5
+
+
+def test_a_cycle_may_wait_before_it_ramps():
+    cycle = Cycle(start=0.2, end=1.0, steps=100, wait_ratio=0.7, ramp_ratio=0.1)
+    assert [round(cycle.at(step, 1), 6) for step in (0, 70, 75, 80, 99, 100)] == [
+        0.2,
+        0.2,
+        0.6,
+        1.0,
+        1.0,
+        0.2,
+    ]
+    with pytest.raises(ValueError, match="at most 1"):
+        Cycle(end=1.0, steps=10, wait_ratio=0.7, ramp_ratio=0.5)

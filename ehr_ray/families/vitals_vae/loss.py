@@ -17,13 +17,14 @@ def loss(model: nn.Module, batch: Batch, knobs: Knobs) -> Terms:
     """Return the terms of a batch.
 
     `recon` and `branches` are negative log-likelihoods in nats a patient, `kl` the penalty with
-    free bits; for the log alone `kl_nats` is the divergence before them, a patient, `kl_per_dim`
-    the same a dimension, `mse` and `mse_hidden` squared errors (z-scores) of cells the encoder saw
-    and of those hidden from it. Discrete codes have `codebook` and `commit` in place of `kl`.
+    free bits; for the log alone `kl_nats` is the divergence before them, a patient,
+    `kl_per_dim` the same a dimension, `mse` and `mse_hidden` squared errors (z-scores) of cells the
+    encoder saw and of those hidden from it. Discrete codes have `codebook` and `commit` in place of
+    `kl`.
     """
     plain = getattr(model, "module", model)
     config: VitalsVAEConfig = plain.config
-    out = model(batch, int(knobs["noise_seed"]))
+    out = model(batch, int(knobs["noise_seed"]), knobs.get("mean_share", 0.0))
     observed, hidden = batch["observed"], out["hidden"]
     squared = (out["merged"].float() - batch["value"]).square()
     seen = observed & ~hidden
@@ -71,6 +72,8 @@ def latent_terms(out: dict[str, Any], config: VitalsVAEConfig, knobs: Knobs) -> 
         }
     kl = kl_standard(out["mu"], out["logvar"])
     raw = kl.sum()
+    # A patient of whom the decoder alone learns must not have the encoder learn of divergence only.
+    kl = torch.where(out["from_mean"].unsqueeze(1), kl.detach(), kl)
     if config.objective == "published":
         # Zero, with a gradient of zero, below the free bits: what the published code logs as "kl".
         penalty, count = (kl - knobs["free_bits"]).clamp(min=0).sum(), patients * kl.shape[1]

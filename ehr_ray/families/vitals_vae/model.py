@@ -18,11 +18,11 @@ from ehr_ray.families.vitals_vae.lstm import LSTMDecoder, LSTMEncoder
 from ehr_ray.families.vitals_vae.quantise import Quantiser
 from ehr_ray.family import Batch
 from ehr_ray.nn.gaussian import sample
-from ehr_ray.nn.noise import combine
+from ehr_ray.nn.noise import combine, uniform
 
 LOGVAR_RANGE = (-10.0, 4.0)
 NOISE_RANGE = (math.log(0.05), math.log(3.0))
-_LATENT = 17
+_LATENT, _FROM_MEAN = 17, 18
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,19 @@ class Posterior:
     codes: Tensor | None = None
     to_members: Tensor | None = None
     to_codes: Tensor | None = None
+
+    def whole_mean(self, evidence: float) -> Tensor:
+        """Return the posterior mean under the likelihood of weight 1, [B, Z]; codes as they are.
+
+        With the prior N(0, 1), a posterior N(mu, s^2) made of `evidence` e times the likelihood
+        took the precision 1 / s^2 - 1 from it, about the centre mu / (1 - s^2). The whole
+        likelihood has 1 / e times that precision; exact where it is Gaussian and linear in z.
+        """
+        if self.logvar is None:
+            return self.mu
+        variance = self.logvar.exp().clamp(max=1)  # wider than the prior: nothing was seen
+        # mu / (1 - s^2), times p / (e + p) with p = 1 / s^2 - 1: mu itself where e is 1.
+        return self.mu / (1 - (1 - evidence) * variance)
 
 
 class VitalsVAE(nn.Module):
@@ -66,11 +79,12 @@ class VitalsVAE(nn.Module):
         self.register_buffer("centre", centre, persistent=False)
         self.register_buffer("spread", spread, persistent=False)
 
-    def forward(self, batch: Batch, seed: int) -> dict[str, Tensor]:
+    def forward(self, batch: Batch, seed: int, mean_share: float = 0.0) -> dict[str, Tensor]:
         """Return what the loss compares: `merged` [B, H, V], `branches` [R, B, H, V] and the rest.
 
         Cells are hidden from the encoder by `seed`, in training from a landmark on as well; the
-        latent is sampled, from noise that is a function of (seed, patient).
+        latent is sampled, from noise that is a function of (seed, patient). Of a share of patients
+        the posterior mean is decoded instead: of these the decoder alone learns (`from_mean` [B]).
         """
         config = self.config
         if config.objective == "published":
@@ -81,10 +95,16 @@ class VitalsVAE(nn.Module):
         z = posterior.mu
         if posterior.logvar is not None:
             z = sample(z, posterior.logvar, combine(batch["subject_id"], seed, _LATENT))
+        from_mean = torch.zeros(len(z), dtype=torch.bool, device=z.device)
+        if posterior.logvar is not None and config.objective == "elbo":
+            from_mean = uniform(batch["subject_id"], seed, _FROM_MEAN) < mean_share
+            mean = posterior.whole_mean(config.evidence).detach()
+            z = torch.where(from_mean.unsqueeze(1), mean, z)
         merged, branches = self.decoder(z)
         out = {
             "merged": merged,
             "branches": branches,
+            "from_mean": from_mean,
             "hidden": hidden,
             "log_noise": self.log_noise.clamp(*NOISE_RANGE),
         }

@@ -1,5 +1,8 @@
 """What a trained vitals VAE says of a patient: deterministic, from posterior means.
 
+Curves are decoded at the posterior mean that the whole likelihood would give
+(`Posterior.whole_mean`): training weighs it by `evidence`, which draws means to the prior's.
+
 B patients, H hours, V vitals, Z latent, R branches.
 """
 
@@ -23,7 +26,7 @@ def predict(model: VitalsVAE, batch: Batch) -> Batch:
     `logvar` [B, Z] is given, with codes their numbers, `codes` [B, G], in place of `kl_nats`.
     """
     posterior = model.encode(batch)
-    merged, _ = model.decode(posterior.mu)
+    merged, _ = model.decode(posterior.whole_mean(model.config.evidence))
     observed = batch["observed"]
     count = observed.sum((1, 2))
     squared = ((merged - batch["value"]).square() * observed).sum((1, 2))
@@ -55,8 +58,8 @@ def grids(model: VitalsVAE, batch: Batch) -> Batch:
     observed cells and `imputed` from those not hidden.
     """
     hidden = _hidden(model, batch)
-    estimate, _ = model.decode(model.encode(batch).mu)
-    imputed, _ = model.decode(model.encode(batch, hidden).mu)
+    estimate, _ = model.decode(model.encode(batch).whole_mean(model.config.evidence))
+    imputed, _ = model.decode(model.encode(batch, hidden).whole_mean(model.config.evidence))
     return {
         "patient": torch.arange(len(hidden)),
         "value": batch["value"].flatten(1),
@@ -69,7 +72,7 @@ def grids(model: VitalsVAE, batch: Batch) -> Batch:
 
 def components(model: VitalsVAE, batch: Batch) -> Batch:
     """Return each branch's curves in the vitals' own units, [B, H * V] a branch; {} without."""
-    _, branches = model.decode(model.encode(batch).mu)
+    _, branches = model.decode(model.encode(batch).whole_mean(model.config.evidence))
     if not len(branches):
         return {}
     curves = model.in_units(branches)

@@ -47,6 +47,29 @@ def test_the_branch_term_alone_trains_every_branch_and_no_mixture(make_model, ba
     assert model.log_noise.grad is None
 
 
+def test_of_patients_decoded_from_their_means_the_decoder_alone_learns(make_model, batch):
+    model = make_model()
+    terms = loss(model, batch, {**KNOBS, "mean_share": 1.0})
+    objective(terms).backward()
+    assert all(p.grad is not None and p.grad.any() for p in model.decoder.mix.parameters())
+    for part in (model.encoder, model.head):
+        assert not any(p.grad.any() for p in part.parameters())
+    assert terms["kl_nats"].sum == loss(model, batch, KNOBS)["kl_nats"].sum
+
+
+def test_the_share_decoded_from_means_is_of_patients(make_model, make_batch):
+    model = make_model(hide=0.0).eval()
+    batch = make_batch(range(1, 41))
+    with torch.no_grad():
+        out = model(batch, 1, 0.5)
+        mean = model.encode(batch).whole_mean(model.config.evidence)
+        curve, _ = model.decode(mean)
+    chosen = out["from_mean"]
+    assert 10 < chosen.sum() < 30
+    torch.testing.assert_close(out["merged"][chosen], curve[chosen])
+    assert (out["merged"] != curve).flatten(1).any(1)[~chosen].all()
+
+
 def test_each_branch_counts_alike(make_model, batch):
     model = make_model(hide=0.0).eval()
     with torch.no_grad():

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from ehr_ray.families.vitals_vae.conv import BRANCHES
+from ehr_ray.families.vitals_vae.model import Posterior
 
 ARCHS = ("conv", "lstm", "vq")
 
@@ -63,3 +64,17 @@ def test_units_undo_the_z_scores(make_model):
 def test_no_layer_mixes_patients(make_model):
     for arch in ARCHS:
         assert not [m for m in make_model(arch=arch).modules() if "BatchNorm" in type(m).__name__]
+
+
+def test_the_whole_mean_is_the_posterior_mean_without_the_weight_of_the_likelihood():
+    # One number z ~ N(0, 1), seen as 3 with variance 0.5: tempered by 0.4, and as it is.
+    weight, seen, noise = 0.4, 3.0, 0.5
+    tempered = 1 + weight / noise
+    posterior = Posterior(
+        mu=torch.full((1, 2), weight / noise * seen / tempered),
+        logvar=torch.full((1, 2), 1 / tempered).log(),
+    )
+    expected = torch.full((1, 2), seen / noise / (1 + 1 / noise))
+    found = posterior.whole_mean(weight)
+    torch.testing.assert_close(found, expected)
+    assert torch.equal(posterior.whole_mean(1.0), posterior.mu)

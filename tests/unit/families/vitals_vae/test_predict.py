@@ -20,7 +20,7 @@ def test_the_divergence_and_the_error_are_those_of_the_mean(make_model, batch):
     model = make_model().eval()
     with torch.no_grad():
         found, posterior = predict(model, batch), latents(model, batch)
-        curve, _ = model.decode(posterior["mu"])
+        curve, _ = model.decode(model.encode(batch).whole_mean(model.config.evidence))
     seen = batch["observed"][1]
     error = (curve[1] - batch["value"][1])[seen].square().mean()
     torch.testing.assert_close(found["recon_error"][1], error)
@@ -58,7 +58,7 @@ def test_components_are_branches_in_units(make_model, batch):
     model = make_model().eval()
     with torch.no_grad():
         found = components(model, batch)
-        _, branches = model.decode(model.encode(batch).mu)
+        _, branches = model.decode(model.encode(batch).whole_mean(model.config.evidence))
     assert set(found) == {"patient", *BRANCHES}
     curve = found["daily"].view(4, 96, 7)
     torch.testing.assert_close(curve, branches[2] * model.spread + model.centre)
