@@ -180,10 +180,18 @@ def test_a_family_without_a_format_says_so(experiment, tmp_path):
 @pytest.mark.ray
 def test_whole_stays_are_evaluated_without_a_task(experiment, cluster, monkeypatch):
     monkeypatch.setattr(vitals, "RESAMPLES", 1)
+    monkeypatch.setattr(vitals, "MAPPED_RESAMPLES", 1)
     done = train(experiment())
     lines = evaluate(done.run, task="none")
     assert any(line.startswith("criteria: ") for line in lines)
-    for name in ("vae_latents.h5", "vae_multiscale_components.h5", "vae_metadata.json"):
+    for name in (
+        "vae_latents.h5",
+        "vae_multiscale_components.h5",
+        "vae_metadata.json",
+        "fpca_scores.parquet",
+        "fpca_components.h5",
+        "phenotypes.parquet",
+    ):
         assert (done.run / name).is_file()
     page = (done.run / "report.html").read_text()
     assert "Criteria" in page
