@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 from threadpoolctl import threadpool_limits
 
+from ehr_ray.evaluation import fpca
+from ehr_ray.evaluation.fpca import Functional
 from ehr_ray.evaluation.suites import Part
 from ehr_ray.events.grid import imputed
 
@@ -20,7 +22,6 @@ Curves = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 MODEL: Final = "model"
 COMPONENTS: Final = 32
-FUNCTIONAL_COMPONENTS: Final = 10
 FOR_EVER: Final = np.array(10**6)
 """Hours a value is carried by the row that repeats the last one."""
 TITLES: Final = {
@@ -30,7 +31,7 @@ TITLES: Final = {
     "patient_mean": "patient mean",
     "forward_fill": "last value carried forward",
     "pca": f"PCA, {COMPONENTS} components",
-    "fpca": f"FPCA, {FUNCTIONAL_COMPONENTS} components a vital sign",
+    "fpca": f"FPCA, {fpca.COMPONENTS} components a vital sign",
 }
 """The model and what it is measured beside; forward fill repeats the cells it is given."""
 
@@ -84,10 +85,17 @@ class References:
     rows: Mapping[str, Callable[[Curves, Mask], Curves]]
     fill: Callable[[Curves, Mask], Curves]
     """Imputed curves: what PCA and FPCA read."""
-    scores: Callable[[Curves, Mask], NDArray[np.float64]]
-    """FPCA scores of patients, [N, V * components]."""
-    explained: NDArray[np.float64]
-    """Share of the variance of imputed train curves that FPCA explains, [V]."""
+    functional: Functional
+    """FPCA of imputed train curves."""
+
+    def scores(self, value: Curves, mask: Mask) -> NDArray[np.float64]:
+        """Return FPCA scores of patients, [N, V * components]."""
+        return self.functional.scores(self.fill(value, mask))
+
+    @property
+    def explained(self) -> NDArray[np.float64]:
+        """Share of the variance of imputed train curves that FPCA explains, [V]."""
+        return self.functional.explained.sum(1)
 
 
 def fit_references(train: Grids, carry_hours: NDArray[Any], seed: int = 0) -> References:
@@ -103,7 +111,7 @@ def fit_references(train: Grids, carry_hours: NDArray[Any], seed: int = 0) -> Re
         return imputed(x * mask, mask, carry_hours, mean)[0]
 
     curves = fill(value, observed)
-    project, scores, explained = _functional(curves)
+    functional = fpca.fit(curves)
     linear = _linear(curves, seed)
     rows: dict[str, Callable[[Curves, Mask], Curves]] = {
         "cohort_mean": lambda x, _: np.broadcast_to(mean, x.shape),
@@ -111,9 +119,9 @@ def fit_references(train: Grids, carry_hours: NDArray[Any], seed: int = 0) -> Re
         "patient_mean": lambda x, mask: _patient_mean(x, mask, mean),
         "forward_fill": lambda x, mask: imputed(x * mask, mask, FOR_EVER, mean)[0],
         "pca": lambda x, mask: linear(fill(x, mask)),
-        "fpca": lambda x, mask: project(fill(x, mask)),
+        "fpca": lambda x, mask: functional.project(fill(x, mask)),
     }
-    return References(rows, fill, lambda x, mask: scores(fill(x, mask)), explained)
+    return References(rows, fill, functional)
 
 
 def _patient_mean(value: Curves, mask: Mask, mean: NDArray[Any]) -> Curves:
@@ -134,41 +142,6 @@ def _linear(curves: Curves, seed: int) -> Callable[[Curves], Curves]:
         return back.reshape(x.shape)
 
     return project
-
-
-def _functional(
-    curves: Curves,
-) -> tuple[
-    Callable[[Curves], Curves], Callable[[Curves], NDArray[np.float64]], NDArray[np.float64]
-]:
-    """Return the projection on each vital sign's functional components, scores, and their share."""
-    from skfda import FDataGrid
-    from skfda.preprocessing.dim_reduction import FPCA
-
-    hours = np.arange(curves.shape[1], dtype=float)
-    size = max(1, min(FUNCTIONAL_COMPONENTS, curves.shape[1] - 1, len(curves) - 1))
-    models, explained = [], []
-    with threadpool_limits(1):
-        for vital in range(curves.shape[2]):
-            grid = FDataGrid(curves[:, :, vital].astype(float), hours)
-            models.append(FPCA(n_components=size).fit(grid))
-            explained.append(float(np.sum(models[-1].explained_variance_ratio_)))
-
-    def scores(x: Curves) -> NDArray[np.float64]:
-        parts = [
-            model.transform(FDataGrid(x[:, :, vital].astype(float), hours))
-            for vital, model in enumerate(models)
-        ]
-        return np.concatenate(parts, axis=1)
-
-    def project(x: Curves) -> Curves:
-        back = np.empty(x.shape, np.float32)
-        for vital, model in enumerate(models):
-            own = model.transform(FDataGrid(x[:, :, vital].astype(float), hours))
-            back[:, :, vital] = model.inverse_transform(own).data_matrix[..., 0]
-        return back
-
-    return project, scores, np.array(explained)
 
 
 @dataclass(frozen=True, eq=False)

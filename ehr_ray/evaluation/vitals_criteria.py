@@ -13,13 +13,12 @@ from ehr_ray.evaluation.context import Table
 from ehr_ray.evaluation.curves import MODEL, TITLES, Errors, Grids
 from ehr_ray.evaluation.metrics import binary_metrics
 from ehr_ray.evaluation.suites import Part, SuiteInput
+from ehr_ray.families.vitals_vae.quantise import MIN_PERPLEXITY, perplexity
 
 KL_RANGE: Final = (0.1, 1.0)
 """Nats a dimension, before free bits: less is unused, more is a code without a prior."""
 STD_RANGE: Final = (0.5, 1.0)
 """Standard deviation across patients of the median latent dimension."""
-MIN_PERPLEXITY: Final = 0.1
-"""Share of the codebook that codes must be spread over."""
 Criterion = tuple[str, str, str, bool]
 """What is judged, what is wanted, what was found, and whether it passes."""
 
@@ -117,13 +116,6 @@ def _code_criterion(given: SuiteInput) -> tuple[Criterion, dict[str, float]]:
     wanted = MIN_PERPLEXITY * size
     row = ("perplexity of the codes", f"at least {wanted:.0f}", text, value >= wanted)
     return row, {"codes/perplexity": value, "codes/used": float(used), "codes/entries": float(size)}
-
-
-def perplexity(codes: NDArray[np.integer], size: int) -> tuple[float, int]:
-    """Return exp(entropy of use), 1 to `size`, and how many of the entries are used at all."""
-    share = np.bincount(codes.ravel(), minlength=size) / max(codes.size, 1)
-    used = share[share > 0]
-    return float(np.exp(-(used * np.log(used)).sum())), len(used)
 
 
 def _landmark_probes(given: SuiteInput) -> dict[str, dict[str, float]]:

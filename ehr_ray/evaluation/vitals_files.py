@@ -13,14 +13,19 @@ from typing import Any, Final
 import h5py
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from ehr_ray.evaluation.curves import Grids, References
 from ehr_ray.evaluation.suites import Part, SuiteInput
 from ehr_ray.events.grid import scales
 
 LATENTS: Final = "vae_latents.h5"
 COMPONENTS: Final = "vae_multiscale_components.h5"
 METADATA: Final = "vae_metadata.json"
+FPCA_SCORES: Final = "fpca_scores.parquet"
+FPCA_COMPONENTS: Final = "fpca_components.h5"
+PHENOTYPES: Final = "phenotypes.parquet"
 
 
 def write(target: Path, splits: Mapping[str, Part], given: SuiteInput) -> tuple[str, ...]:
@@ -99,6 +104,73 @@ def metadata(given: SuiteInput, shapes: Mapping[str, list[int]]) -> dict[str, An
         "datasets": dict(shapes),
         "load": "ehr_ray.load(<run>).model",
     }
+
+
+def write_fpca(
+    target: Path, splits: Mapping[str, Part], references: References, given: SuiteInput
+) -> tuple[str, ...]:
+    """Write the FPCA scores of every patient with a grid, and the components; return the names."""
+    target.mkdir(parents=True, exist_ok=True)
+    tables = [fpca_scores(name, part, references, given) for name, part in splits.items()]
+    _write_table(target / FPCA_SCORES, pa.concat_tables(tables))
+    _write_h5(target / FPCA_COMPONENTS, fpca_components(references, given))
+    return FPCA_SCORES, FPCA_COMPONENTS
+
+
+def fpca_scores(split: str, part: Part, references: References, given: SuiteInput) -> pa.Table:
+    """Return `subject_id`, `split`, `{vital}_fpc1`, ... of imputed curves, and `{vital}_obs_pct`.
+
+    The last is the percentage of the vital sign's hours that were observed.
+    """
+    names = [vital.name for vital in given.model.vitals]
+    grids = Grids.of(part, len(names))
+    scores = references.scores(grids.value, grids.observed).reshape(len(grids), len(names), -1)
+    observed = 100 * grids.observed.mean(1)
+    columns = {"subject_id": part.samples["subject_id"].to_numpy()[grids.sample]}
+    columns["split"] = np.full(len(grids), split, object)
+    for index, name in enumerate(names):
+        for number, one in enumerate(scores[:, index].T, start=1):
+            columns[f"{name}_fpc{number}"] = one.astype(np.float32)
+    for index, name in enumerate(names):
+        columns[f"{name}_obs_pct"] = observed[:, index].astype(np.float32)
+    return pa.table(columns)
+
+
+def fpca_components(references: References, given: SuiteInput) -> dict[str, NDArray[Any]]:
+    """Return the components [V, K, H] of z-scores, their `mean` [V, H] and what they explain.
+
+    A curve of imputed z-scores is near `mean + scores @ components`; times `spread` [V] plus
+    `centre` [V] it is in the vital sign's unit.
+    """
+    functional, vitals = references.functional, given.model.vitals
+    centre, spread = scales(vitals, given.vocabulary)
+    first = given.model.first_hour
+    return {
+        "components": functional.components.astype(np.float32),
+        "mean": functional.mean.astype(np.float32),
+        "explained_variance_ratio": functional.explained.astype(np.float32),
+        "centre": centre,
+        "spread": spread,
+        "vital_index": np.array([vital.name for vital in vitals], "S"),
+        "hour_index": np.arange(first, first + given.model.num_hours, dtype=np.int32),
+    }
+
+
+def write_phenotypes(
+    target: Path, subjects: NDArray[Any], split: str, labels: Mapping[str, NDArray[np.int64]]
+) -> str:
+    """Write the cluster of each patient in each representation, -1 in none; return the name."""
+    target.mkdir(parents=True, exist_ok=True)
+    columns = {name: found.astype(np.int32) for name, found in labels.items()}
+    table = pa.table({"subject_id": subjects, "split": [split] * len(subjects), **columns})
+    _write_table(target / PHENOTYPES, table)
+    return PHENOTYPES
+
+
+def _write_table(path: Path, table: pa.Table) -> None:
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    pq.write_table(table, partial)
+    os.replace(partial, path)
 
 
 def _array(table: pa.Table, name: str) -> NDArray[Any]:

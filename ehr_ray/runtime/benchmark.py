@@ -32,6 +32,7 @@ from ehr_ray.runtime.model_speed import model_speed
 from ehr_ray.runtime.progress import Screen
 from ehr_ray.runtime.session import session
 from ehr_ray.runtime.trainer import fit
+from ehr_ray.runtime.vitals_speed import vitals_speed
 from ehr_ray.runtime.worker import Job, loader_of, train_here
 from ehr_ray.train.backend import LocalBackend
 from ehr_ray.train.task import family_of
@@ -40,6 +41,8 @@ Numbers = dict[str, float]
 WINDOW = 2880.0
 MODEL = "model"
 """The part that takes a config: `model_speed`."""
+VITALS = "vitals"
+"""The part that makes its own batch: it needs neither a cohort nor Ray."""
 WARM_STEPS = 5
 """First steps of a run, in which memory is still being touched, that are not counted."""
 
@@ -67,10 +70,13 @@ def benchmark(
         place = Path(scratch)
         if cohort is None and experiment is not None and chosen == [MODEL]:
             cohort = Path(experiment.data.cohort)
+        alone = set(chosen) <= {MODEL, VITALS}
+        if cohort is None and chosen == [VITALS]:
+            cohort = place
         if cohort is None:
             cohort = place / "cohort"
             ingest("synthetic", None, cohort, progress=screen.passing)
-        with contextlib.nullcontext() if chosen == [MODEL] else session(verbose=verbose):
+        with contextlib.nullcontext() if alone else session(verbose=verbose):
             for name in chosen:
                 screen.passing(f"benchmark: {name}")
                 results[name] = (
@@ -200,12 +206,23 @@ def memory(cohort: Path, place: Path) -> Numbers:  # noqa: ARG001
     }
 
 
+def vitals(cohort: Path, place: Path) -> Numbers:  # noqa: ARG001
+    """CPU time of a training step of the vitals VAE over one of the published architecture."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return vitals_speed()
+    finally:
+        torch.set_num_threads(before)
+
+
 PARTS: dict[str, Callable[[Path, Path], Numbers]] = {
     "lvcf": lvcf,
     "loading": loading,
     "steps": steps,
     "workers": workers,
     "memory": memory,
+    VITALS: vitals,
 }
 
 

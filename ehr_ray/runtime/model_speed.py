@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from ehr_ray.config import Experiment
 from ehr_ray.family import AnyFamily, Batch, Knobs, Terms
 from ehr_ray.runtime.datasets import Prepared, prepared
+from ehr_ray.runtime.phrases import with_phrases
 from ehr_ray.runtime.worker import loader_of, prevalence
 from ehr_ray.train.backend import LocalBackend
 from ehr_ray.train.loader import Loader
@@ -38,11 +39,13 @@ TYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 def model_speed(experiment: Experiment, *, steps: int = STEPS) -> Numbers:
     """Return the training speed of an experiment on its own cohort.
 
-    Patients and, where a batch has sets, sets per CPU second; FLOPs of a step by torch's counter
-    and their share of what a matrix product reaches in this process; padding; waiting for data.
+    Patients, and where a batch has them sets and tokens (without padding), per CPU second; FLOPs of
+    a step by torch's counter and their share of what a matrix product reaches in this process;
+    padding; waiting for data.
     """
     keep_freed_memory()
     with prepared(experiment, family_of(experiment), on_ray=False) as data, _threads(1):
+        experiment = with_phrases(experiment, data.vocabulary, on_ray=False)
         family = family_of(experiment, prevalence(experiment, data))
         trainer = _Trainer(experiment, family, data)
         size = sum(parameter.numel() for parameter in trainer.model.parameters())
@@ -160,6 +163,10 @@ def _numbers(trainer: _Trainer, steps: int) -> Numbers:
     numbers = {"patients per CPU second": sum(step.patients for step in done) / cpu}
     if "num_sets" in kept[0][0]:
         numbers["sets per CPU second"] = sum(step.counted for step in done) / cpu
+    padding = [step.padding for step in done if step.padding is not None]
+    wasted, tokens = (sum(pair[i] for pair in padding) for i in (0, 1))
+    if padding:
+        numbers["tokens per CPU second"] = (tokens - wasted) / cpu
     numbers |= {
         "CPU ms per step": 1000 * cpu / len(done),
         "GFLOP per step": floats / len(kept) / 1e9,
@@ -171,8 +178,7 @@ def _numbers(trainer: _Trainer, steps: int) -> Numbers:
     for name, peak in peaks.items():
         note = " (training's type)" if name == own else ""
         numbers[f"utilisation of the {name} product{note}"] = rate / peak
-    if done[0].padding is not None:
-        wasted, tokens = (sum(step.padding[i] for step in done if step.padding) for i in (0, 1))
+    if padding:
         numbers["share of padding"] = wasted / max(1.0, tokens)
     waited, wall = sum(step.waited for step in done), sum(step.wall for step in done)
     numbers["share of time waiting for data"] = waited / wall

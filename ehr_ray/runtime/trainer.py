@@ -39,18 +39,19 @@ def train(
 ) -> Trained:
     """Train an experiment, or resume it from its run directory; the same call for both.
 
-    Where the family has a fallback and the latent has collapsed, that is trained next.
+    Where the family has a fallback and the latent has collapsed, other seeds are trained, and where
+    two of three have, the fallback; what is returned is the run that stands.
     """
     screen = screen or Screen()
-    done = _train(experiment, screen, verbose)
-    from ehr_ray.runtime.fallback import fallback_of
+    done = {experiment.name: _train(experiment, screen, verbose)}
+    from ehr_ray.runtime.fallback import standing
 
-    instead = fallback_of(experiment, done.run)
-    if instead is None:
-        return done
-    other, reason = instead
-    screen.say(f"{done.run.name}: the latent has collapsed ({reason}); training {other.name}")
-    return train(other, screen=screen, verbose=verbose)
+    def seed(other: Experiment) -> Path:
+        done[other.name] = _train(other, screen, verbose)
+        return done[other.name].run
+
+    stands = standing(experiment, done[experiment.name].run, seed, screen.say)
+    return done.get(stands.name) or train(stands, screen=screen, verbose=verbose)
 
 
 def _train(experiment: Experiment, screen: Screen, verbose: bool) -> Trained:

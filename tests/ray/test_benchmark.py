@@ -9,6 +9,7 @@ import torch
 from ehr_ray import cli
 from ehr_ray.config import load
 from ehr_ray.errors import ConfigError
+from ehr_ray.runtime import vitals_speed
 from ehr_ray.runtime.benchmark import benchmark
 from ehr_ray.runtime.model_speed import model_speed
 
@@ -34,6 +35,48 @@ def test_the_speed_of_a_config_is_measured_in_one_process(cohort, tmp_path, conf
         assert 0 < share < 1
     assert 0 <= numbers["share of padding"] < 0.6
     assert 0 <= numbers["share of time waiting for data"] < 1
+
+
+def test_tokens_are_counted_without_padding(cohort, tmp_path):
+    """Of as many tokens a step, those of a config that cuts records at 32 are all real."""
+    changes = [f"data.cohort={cohort}", f"output={tmp_path}", "model.max_length=32"]
+    numbers = model_speed(load(TINY / "event_decoder.yaml", changes), steps=2)
+    tokens = numbers["tokens per CPU second"] / numbers["patients per CPU second"]
+    assert tokens == pytest.approx(32 * (1 - numbers["share of padding"]))
+    assert "sets per CPU second" not in numbers
+
+
+@pytest.mark.parametrize("arch", ["vitals_vae", "vitals_vq"])
+def test_a_model_without_tokens_has_none(cohort, tmp_path, arch):
+    changes = [f"data.cohort={cohort}", f"output={tmp_path}"]
+    numbers = model_speed(load(TINY / f"{arch}.yaml", changes), steps=1)
+    assert numbers["patients per CPU second"] > 0
+    assert "tokens per CPU second" not in numbers
+
+
+def test_the_vitals_step_is_measured_beside_the_published_one(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(vitals_speed, "STEPS", 2)
+    monkeypatch.setattr(vitals_speed, "WARM", 0)
+    monkeypatch.setattr(vitals_speed, "BATCH", 4)
+    found = benchmark(tmp_path / "speed.json", only="vitals")["vitals"]
+    for which in ("least", "median"):
+        ours = found[f"CPU ms per step, {which}"]
+        theirs = found[f"published step, CPU ms, {which}"]
+        assert found[f"ours over published, {which}"] == pytest.approx(ours / theirs)
+    assert found["CPU ms per step, least"] <= found["CPU ms per step, median"]
+    assert "ours over published" in capsys.readouterr().err
+
+
+def test_the_published_architecture_has_its_size_and_its_flat_ends():
+    torch.manual_seed(0)
+    model = vitals_speed.Published().eval()
+    assert sum(p.numel() for p in model.parameters()) == 1_092_423
+    with torch.no_grad():
+        curves, mu, logvar = model(torch.randn(2, 745, 7))
+    assert {tuple(curve.shape) for curve in curves} == {(2, 745, 7)}
+    assert mu.shape == logvar.shape == (2, 32)
+    flat = [float(curve[:, 515:744].diff(dim=1).abs().max()) < 1e-6 for curve in curves[1:]]
+    assert flat == [True, True, True, False]
 
 
 def test_counted_operations_are_those_of_the_products(cohort, tmp_path):

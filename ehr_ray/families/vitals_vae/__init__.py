@@ -5,8 +5,9 @@ from ehr_ray.families.vitals_vae.data import collate, export, transform
 from ehr_ray.families.vitals_vae.fallback import fallback
 from ehr_ray.families.vitals_vae.loss import loss
 from ehr_ray.families.vitals_vae.model import VitalsVAE
-from ehr_ray.families.vitals_vae.predict import components, grids, latents, predict
-from ehr_ray.family import Family
+from ehr_ray.families.vitals_vae.predict import code_use, components, grids, latents, predict
+from ehr_ray.families.vitals_vae.quantise import code_warnings
+from ehr_ray.family import Diagnose, Family
 from ehr_ray.schedules import Constant, Cycle
 from ehr_ray.search import Choice, LogUniform, Uniform
 
@@ -23,6 +24,7 @@ FAMILY = Family(
     suites=("vitals_reconstruction", "vitals_clusters", "vitals_files"),
     export=export,
     fallback=fallback,
+    diagnose=Diagnose(code_use, code_warnings),
     cache_fields=("vitals", "first_hour", "last_hour", "landmark", "origin", "clip_value"),
     schedules={
         "beta": Cycle(end=1.0, epochs=40, ramp_ratio=0.5),

@@ -37,7 +37,7 @@ class VitalsVAEConfig:
     arch: Literal["conv", "lstm", "vq"] = "conv"
     """Multi-scale convolutions, the recurrent baseline, or convolutions with discrete codes."""
     fallback: Literal["vq"] | None = None
-    """Architecture that is trained instead when the latent of this one has collapsed."""
+    """Architecture trained instead when this one's latent collapses with two of three seeds."""
     latent: PositiveInt = 32
     """Latent dimensions."""
     width: Annotated[int, Field(ge=2)] = 64

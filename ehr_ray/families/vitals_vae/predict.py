@@ -6,12 +6,15 @@ Curves are decoded at the posterior mean that the whole likelihood would give
 B patients, H hours, V vitals, Z latent, R branches.
 """
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
 from ehr_ray.families.vitals_vae.cells import hidden_cells
 from ehr_ray.families.vitals_vae.conv import BRANCHES
 from ehr_ray.families.vitals_vae.model import VitalsVAE
+from ehr_ray.families.vitals_vae.quantise import perplexity
 from ehr_ray.family import Batch
 from ehr_ray.nn.gaussian import kl_standard
 
@@ -78,6 +81,26 @@ def components(model: VitalsVAE, batch: Batch) -> Batch:
     curves = model.in_units(branches)
     named = {name: curve.flatten(1) for name, curve in zip(BRANCHES, curves, strict=True)}
     return {"patient": torch.arange(curves.shape[1]), **named}
+
+
+def code_use(model: VitalsVAE, batches: Iterable[Batch]) -> dict[str, float]:
+    """Return how the codes of some patients use the codebook, without reading any where none are.
+
+    `code_perplexity` is exp(entropy of use), `code_perplexity_share` its share of the codebook,
+    `codes_used` counts the entries that any patient has.
+    """
+    if model.quantiser is None:
+        return {}
+    codes = [model.encode(batch).codes for batch in batches]
+    if not codes:
+        return {}
+    size = model.config.codebook
+    value, used = perplexity(torch.cat([c for c in codes if c is not None]).cpu().numpy(), size)
+    return {
+        "code_perplexity": value,
+        "code_perplexity_share": value / size,
+        "codes_used": float(used),
+    }
 
 
 def _hidden(model: VitalsVAE, batch: Batch) -> Tensor:

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from ehr_ray.evaluation import phenotypes
 from ehr_ray.evaluation.phenotypes import NOISE, cluster, rates, reduced, standardised, warped
 
 
@@ -23,7 +24,37 @@ def test_groups_that_are_there_are_found_and_stable():
         "silhouette",
         "dbcv",
         "bootstrap_ari",
+        "bootstrap_ari/low",
+        "bootstrap_ari/high",
     }
+    assert found.interval[0] <= found.stability <= found.interval[1] <= 1
+
+
+def test_patients_are_drawn_with_replacement_and_compared_where_drawn(monkeypatch):
+    x, sizes = blobs(40), []
+    density = phenotypes._density
+
+    def seen(rows, share):
+        sizes.append((len(rows), len(np.unique(rows, axis=0))))
+        return density(rows, share)
+
+    compared = []
+    monkeypatch.setattr(phenotypes, "_density", seen)
+    monkeypatch.setattr(
+        phenotypes, "adjusted_rand_score", lambda a, b: compared.append((len(a), len(b))) or 0.25
+    )
+    found = cluster(x, umap=False, resamples=4)
+    assert found.stability == found.interval[0] == 0.25
+    assert sizes[0] == (120, 120)
+    for (drawn, distinct), lengths in zip(sizes[1:], compared, strict=True):
+        assert drawn == 120
+        assert 60 < distinct < 95
+        assert lengths == (distinct, distinct)
+
+
+def test_without_samples_there_is_no_index():
+    found = cluster(blobs(10), umap=False, resamples=0)
+    assert np.isnan([found.stability, *found.interval]).all()
 
 
 def test_noise_is_not_a_group():

@@ -5,10 +5,12 @@ import json
 import h5py
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute
+import pyarrow.parquet as pq
 import pytest
 import torch
 
-from ehr_ray.evaluation import vitals
+from ehr_ray.evaluation import vitals, vitals_files
 from ehr_ray.evaluation.suites import Part, SuiteInput
 from ehr_ray.evaluation.vitals import clusters, files, reconstruction
 from ehr_ray.events.vocabulary import Vocabulary
@@ -125,14 +127,57 @@ def test_codes_are_judged_by_their_perplexity(tmp_path):
 
 def test_phenotypes_are_sought_in_each_block_with_and_without_a_map(given, monkeypatch):
     monkeypatch.setattr(vitals, "CLUSTERED", 60)
-    monkeypatch.setattr(vitals, "RESAMPLES", 1)
+    monkeypatch.setattr(vitals, "RESAMPLES", 2)
+    monkeypatch.setattr(vitals, "MAPPED_RESAMPLES", 1)
     found = clusters(given)
     assert len(found.sections["Phenotypes"].rows) == 6
-    assert "train/phenotypes/both_umap/bootstrap_ari" in found.metrics
+    value, low, high = (
+        found.metrics[f"train/phenotypes/both/bootstrap_ari{end}"] for end in ("", "/low", "/high")
+    )
+    assert low <= value <= high
+    shown = row(found.sections["Phenotypes"], "FPCA scores and latent")[5]
+    assert shown == f"{value:.2f} [{low:.2f}, {high:.2f}]"
     assert len(found.sections["Phenotypes by time warping"].rows) == 4
     sizes = [r[1] for r in found.sections["Outcome by phenotype"].rows]
     assert sum(sizes) == 60
     assert set(found.figures) == {"vitals_map", "vitals_clusters"}
+    assert found.artifacts == ("fpca_scores.parquet", "fpca_components.h5", "phenotypes.parquet")
+    labels = pq.read_table(given.target / "phenotypes.parquet")
+    assert labels["subject_id"].to_pylist() == list(range(1, 61))
+    assert set(labels["split"].to_pylist()) == {"train"}
+    blocks = {f"{block}{end}" for block in ("fpca", "latent", "both") for end in ("", "_umap")}
+    assert set(labels.column_names) == {"subject_id", "split", *blocks}
+    noise = np.mean(labels["both"].to_numpy() == -1)
+    assert noise == found.metrics["train/phenotypes/both/noise_share"]
+
+
+def test_scores_and_components_give_the_imputed_curves_back(given):
+    """In the vital sign's unit, from the two files alone, nearer than their mean."""
+    references = vitals._references(given)
+    splits = {**given.fit, given.split: given.judged}
+    vitals_files.write_fpca(given.target, splits, references, given)
+    table = pq.read_table(given.target / "fpca_scores.parquet")
+    assert table.num_rows == 190
+    assert len(table.column_names) == 2 + 7 * 10 + 7
+    assert table["split"].to_pylist().count("held_out") == 40
+    held_out = table.filter(pa.compute.equal(table["split"], "held_out"))
+    assert held_out["subject_id"].to_pylist() == list(range(10_000, 10_040))
+    judged = vitals.grids_of(given, given.judged)
+    np.testing.assert_allclose(
+        held_out["HR_obs_pct"].to_numpy(), 100 * judged.observed[:, :, 0].mean(1), rtol=1e-5
+    )
+    with h5py.File(given.target / "fpca_components.h5") as file:
+        at = [name.decode() for name in file["vital_index"][:]].index("HR")
+        own = np.stack([held_out[f"HR_fpc{n + 1}"].to_numpy() for n in range(10)], 1)
+        curve = file["mean"][at] + own @ file["components"][at]
+        curve = curve * file["spread"][at] + file["centre"][at]
+        assert 0 < file["explained_variance_ratio"][at].sum() <= 1
+        assert file["hour_index"][[0, -1]].tolist() == [-24, 79]
+    filled = references.fill(judged.value, judged.observed)
+    expected = references.functional.project(filled)[:, :, at] * 10 + 80
+    np.testing.assert_allclose(curve, expected, atol=0.02)
+    truth = filled[:, :, at] * 10 + 80
+    assert np.square(curve - truth).mean() < 0.5 * truth.var()
 
 
 def test_files_hold_every_patient(given):

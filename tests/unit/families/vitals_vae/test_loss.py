@@ -34,15 +34,21 @@ def test_every_parameter_is_trained(arch, make_model, batch):
     assert idle == []
 
 
+def untrained_branches(model, batch):
+    """Branches with a parameter that the branches' own term gives no gradient."""
+    model.zero_grad()
+    term = loss(model, batch, KNOBS).get("branches")
+    if term is None or not term.coef or not term.sum.requires_grad:
+        return list(BRANCHES)
+    term.sum.backward()
+    named = {name: model.decoder.branches[name].parameters() for name in BRANCHES}
+    return [n for n, ps in named.items() if any(p.grad is None or not p.grad.any() for p in ps)]
+
+
 def test_the_branch_term_alone_trains_every_branch_and_no_mixture(make_model, batch):
     """Fails when branch outputs are not passed to the loss, as in the published trainer."""
     model = make_model()
-    term = loss(model, batch, KNOBS)["branches"]
-    assert term.coef > 0
-    term.sum.backward()
-    for branch in BRANCHES:
-        grads = [p.grad for p in model.decoder.branches[branch].parameters()]
-        assert all(grad is not None and grad.any() for grad in grads)
+    assert untrained_branches(model, batch) == []
     assert model.decoder.mix.weight.grad is None
     assert model.log_noise.grad is None
 
@@ -68,6 +74,17 @@ def test_the_share_decoded_from_means_is_of_patients(make_model, make_batch):
     assert 10 < chosen.sum() < 30
     torch.testing.assert_close(out["merged"][chosen], curve[chosen])
     assert (out["merged"] != curve).flatten(1).any(1)[~chosen].all()
+
+
+@pytest.mark.parametrize("branch", BRANCHES)
+def test_a_branch_that_is_cut_off_is_found(branch, make_model, batch):
+    model = make_model()
+    model.decoder.branches[branch].register_forward_hook(lambda _m, _x, y: y.detach())
+    assert untrained_branches(model, batch) == [branch]
+
+
+def test_branches_that_weigh_nothing_are_found(make_model, batch):
+    assert untrained_branches(make_model(branch_weight=0.0), batch) == list(BRANCHES)
 
 
 def test_each_branch_counts_alike(make_model, batch):

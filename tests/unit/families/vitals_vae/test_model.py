@@ -30,9 +30,10 @@ def test_nothing_leaks_from_cells_that_are_hidden_or_not_observed(arch, make_mod
         assert not torch.equal(ours.mu, whole.mu)
 
 
+@pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("arch", ARCHS)
-def test_a_patient_does_not_depend_on_the_batch(arch, make_model, make_batch):
-    model = make_model(arch=arch).eval()
+def test_a_patient_does_not_depend_on_the_batch(arch, training, make_model, make_batch):
+    model = make_model(arch=arch).train(training)
     with torch.no_grad():
         whole = model(make_batch([3, 5, 8]), 7)
         alone = model(make_batch([8]), 7)

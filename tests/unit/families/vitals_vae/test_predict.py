@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from ehr_ray.families.vitals_vae.conv import BRANCHES
-from ehr_ray.families.vitals_vae.predict import components, grids, latents, predict
+from ehr_ray.families.vitals_vae.predict import code_use, components, grids, latents, predict
 
 
 @pytest.mark.parametrize("arch", ["conv", "lstm", "vq"])
@@ -63,3 +63,18 @@ def test_components_are_branches_in_units(make_model, batch):
     curve = found["daily"].view(4, 96, 7)
     torch.testing.assert_close(curve, branches[2] * model.spread + model.centre)
     assert components(make_model(arch="lstm").eval(), batch) == {}
+
+
+def test_the_use_of_codes_is_that_of_all_patients_together(make_model, make_batch):
+    model = make_model(arch="vq").eval()
+    with torch.no_grad():
+        whole = code_use(model, [make_batch(range(12))])
+        parts = code_use(model, [make_batch(range(5)), make_batch(range(5, 12))])
+    assert whole == parts
+    assert 1 <= whole["code_perplexity"] <= whole["codes_used"] <= 16
+    assert whole["code_perplexity_share"] == whole["code_perplexity"] / 16
+    assert code_use(model, []) == {}
+
+
+def test_a_model_without_codes_reads_no_patient(make_model):
+    assert code_use(make_model(), (pytest.fail("read") for _ in range(1))) == {}

@@ -1,8 +1,9 @@
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
-from ehr_ray.families.vitals_vae.quantise import Quantiser
+from ehr_ray.families.vitals_vae.quantise import Quantiser, code_warnings, perplexity
 
 
 @pytest.fixture
@@ -40,3 +41,16 @@ def test_each_error_moves_its_own_side(quantiser):
     to_codes.sum().backward()
     assert x.grad.any()
     assert quantiser.codebook.weight.grad is None
+
+
+def test_perplexity_counts_even_use():
+    assert perplexity(np.arange(8).repeat(3).reshape(3, 8), 16) == (pytest.approx(8.0), 8)
+    assert perplexity(np.zeros((9, 2), int), 16) == (pytest.approx(1.0), 1)
+
+
+def test_a_codebook_that_is_hardly_used_is_said():
+    healthy = {"code_perplexity": 20.0, "code_perplexity_share": 0.2, "codes_used": 40.0}
+    poor = {"code_perplexity": 5.0, "code_perplexity_share": 0.05, "codes_used": 9.0}
+    assert code_warnings([poor, healthy]) == code_warnings([]) == code_warnings([{"kl": 1.0}]) == []
+    (line,) = code_warnings([healthy, poor])
+    assert "perplexity 5.0 is 5.0% of its entries, 9 used" in line

@@ -57,10 +57,11 @@ def test_the_latent_is_used(trained):
     assert active >= 9
 
 
-def test_moving_an_event_moves_the_latent_by_more_than_its_noise(trained):
-    """Length of the step against the posterior's standard deviation along it."""
+@pytest.mark.parametrize(("before", "after"), [(4, 16), (8, 32), (16, 28), (28, 36), (36, 4)])
+def test_moving_an_event_moves_the_latent_by_more_than_its_noise(before, after, trained):
+    """Length of the step against the posterior's standard deviation, all dimensions together."""
     value = torch.zeros(2, HOURS, 7)
-    value[0, 8:18], value[1, 32:42] = 2.0, 2.0
+    value[0, before : before + 10], value[1, after : after + 10] = 2.0, 2.0
     batch = {
         "subject_id": torch.tensor([1, 2]),
         "value": value,
@@ -69,5 +70,14 @@ def test_moving_an_event_moves_the_latent_by_more_than_its_noise(trained):
     with torch.no_grad():
         posterior = trained.encode(batch)
     step = posterior.mu[1] - posterior.mu[0]
-    noise = (0.5 * posterior.logvar[0]).exp()
-    assert step.norm() > noise.norm()
+    for noise in (0.5 * posterior.logvar).exp():
+        assert step.norm() > noise.norm()
+
+
+def test_no_branch_becomes_constant_over_any_range_of_hours(trained):
+    """Each hour differs from the one before it, for every patient, by every branch."""
+    batch, _ = patients(10**6, 16)
+    with torch.no_grad():
+        merged, branches = trained.decode(trained.encode(batch).mu)
+    for curves in (merged, *branches):
+        assert (curves.diff(dim=1).abs() > 1e-4).any(2).all()
