@@ -1,36 +1,14 @@
 """A JEPA pretrained on two workers, its report, and the two ways to train a head on it."""
 
 import json
-from pathlib import Path
 
 import pytest
 
-from ehr_ray.config import load
 from ehr_ray.runtime.evaluation import evaluate
 from ehr_ray.runtime.trainer import train
 from ehr_ray.train import history
 
 pytestmark = pytest.mark.ray
-TINY = Path(__file__).parents[2] / "configs" / "tiny"
-
-
-@pytest.fixture(scope="module")
-def make(cohort, tmp_path_factory):
-    """A tiny experiment of a config file: make("jepa", **{path: value})."""
-    output = tmp_path_factory.mktemp("jepa")
-
-    def build(config, **changes):
-        settings = {
-            "data.cohort": cohort,
-            "output": output,
-            "tracking.experiment": "null",
-            "evaluation.bootstrap": 20,
-            "train.max_epochs": 1,
-            **changes,
-        }
-        return load(TINY / f"{config}.yaml", [f"{k}={v}" for k, v in settings.items()])
-
-    return build
 
 
 @pytest.fixture(scope="module")
