@@ -45,5 +45,5 @@ def test_an_option_reaches_its_source(tmp_path, capsys):
     main(
         ["ingest", "--source", "synthetic", "--output", str(out), "--patients", "7", "--cpus", "1"]
     )
-    assert "7 subjects" in capsys.readouterr().out
+    assert "7 subjects" in "".join(capsys.readouterr())
     assert len(pq.read_table(out / "metadata" / "subject_splits.parquet")) == 7
