@@ -142,6 +142,9 @@ class EvaluationConfig:
     """Resamples behind each 95 % interval."""
     max_patients: PositiveInt = 1000
     """Patients of a split that reconstruction and collapse diagnostics are computed on."""
+    umap_patients: Annotated[int, Field(ge=0)] = 0
+    """Patients of a UMAP beside the map of the embedding at most; 0: none. It takes up to a minute
+    for 2,000."""
     hours: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] = (6, 12, 24, 48)
     """Hours after a subject's origin at which the same label is predicted early; [] for none."""
     hour_patients: PositiveInt = 20_000

@@ -97,7 +97,9 @@ def clusters(given: SuiteInput) -> SuiteResult:
             found[shown].labels, part.label[train.sample], shown
         )
     figures = {
-        "vitals_map": vitals_figures.cluster_map(latent, found[shown].labels),
+        "vitals_map": vitals_figures.cluster_map(
+            latent, found[shown].labels, umap=CLUSTERED, seed=given.seed
+        ),
         "vitals_clusters": vitals_figures.cluster_means(train, found[shown].labels, *_units(given)),
     }
     best = found[shown]
