@@ -1,17 +1,14 @@
 """The command line: `ehr-ray VERB ...`, and the same through `python jobs/VERB.py ...`."""
 
 import argparse
-import contextlib
-import dataclasses
 import logging
-import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ehr_ray.errors import InputError, RunError, UserError
+from ehr_ray.errors import RunError, UserError
 
 Arguments = argparse.Namespace
 
@@ -53,11 +50,12 @@ def build_parser() -> Parser:
         epilog="Start with `ehr-ray quickstart`; `ehr-ray VERB --help` shows an example of each.",
     )
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    from ehr_ray.cli_ingest import add_ingest
     from ehr_ray.cli_phrases import add_export_pt, add_phrases
 
     for add in (
         _quickstart,
-        _ingest,
+        add_ingest,
         _expand,
         add_phrases,
         add_export_pt,
@@ -100,75 +98,6 @@ def _quickstart(verbs: Any) -> None:
         "ehr-ray quickstart --output quickstart",
     )
     parser.add_argument("--output", type=Path, default=Path("quickstart"), help="new folder")
-
-
-def _ingest(verbs: Any) -> None:
-    from ehr_ray.sources.source import SOURCES, get_source
-
-    def run(args: Arguments) -> None:
-        from ehr_ray.runtime.ingest import ingest
-
-        screen = _screen()
-        given = {k[4:]: v for k, v in vars(args).items() if k.startswith("opt_") and v is not None}
-        known = {field.name for field in dataclasses.fields(get_source(args.source).options)}
-        for name in given:
-            if name not in known:
-                raise InputError(
-                    f"--{name.replace('_', '-')}: not an option of --source {args.source}"
-                )
-        with _ray_logs(args.verbose):
-            summary = ingest(
-                args.source,
-                args.input,
-                args.output,
-                splits=args.splits,
-                seed=args.seed,
-                max_rejected=args.max_rejected,
-                options=given,
-                cpus=args.cpus,
-                progress=screen.passing,
-            )
-        screen.say(str(summary))
-
-    parser = _add(
-        verbs,
-        "ingest",
-        run,
-        "turn raw data into a cohort: a MEDS dataset with splits, statistics and labels",
-        "ehr-ray ingest --source physionet2012 --input physionet2012/ --output cohorts/p12",
-    )
-    parser.add_argument("--source", required=True, help=f"one of {', '.join(SOURCES)}")
-    parser.add_argument("--input", type=Path, help="file or folder of raw data")
-    parser.add_argument("--output", type=Path, required=True, help="folder of the cohort")
-    parser.add_argument(
-        "--splits",
-        help="shares of train,tuning,held_out (default 0.8,0.1,0.1, or the source's own), "
-        "or all:held_out",
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of the hash that splits subjects")
-    parser.add_argument(
-        "--max-rejected", type=float, default=0.01, help="share of bad rows or files allowed"
-    )
-    parser.add_argument("--cpus", type=int, help="1: this process; more: as Ray Data tasks")
-    _source_options(parser, SOURCES, get_source)
-
-
-def _source_options(parser: Parser, sources: Any, get_source: Callable[[str], Any]) -> None:
-    """Add every source's options; one flag serves the sources that share its name."""
-    flags: dict[str, list[str]] = {}
-    for name in sources:
-        for field in dataclasses.fields(get_source(name).options):
-            text = f"{name}: {field.metadata.get('help', '')}"
-            if field.default not in (None, dataclasses.MISSING):
-                text += f" (default {field.default})"
-            flags.setdefault(field.name, []).append(text)
-    group = parser.add_argument_group("options of the sources")
-    for flag, texts in flags.items():
-        group.add_argument(
-            f"--{flag.replace('_', '-')}",
-            dest=f"opt_{flag}",
-            help="; ".join(texts).replace("%", "%%"),
-        )
 
 
 def _expand(verbs: Any) -> None:
@@ -382,16 +311,6 @@ def _screen() -> Any:
     from ehr_ray.runtime.progress import Screen
 
     return Screen()
-
-
-@contextlib.contextmanager
-def _ray_logs(verbose: bool) -> Any:
-    from ehr_ray.runtime.session import QUIET
-
-    if not verbose:
-        for name, value in QUIET.items():
-            os.environ.setdefault(name, value)
-    yield
 
 
 def _relative(path: Path) -> Path:

@@ -6,17 +6,16 @@ differs. The command line, a Tune sample and a test change values through the on
 
 import contextlib
 import dataclasses
-import difflib
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 
 from ehr_ray.aliases import translated
+from ehr_ray.config_errors import message, not_finite, outside, unknown
 from ehr_ray.errors import ConfigError
 from ehr_ray.events.subgroups import Subgroup, default_subgroups
 from ehr_ray.registry import get_family
@@ -26,12 +25,6 @@ from ehr_ray.task import TaskConfig
 
 T = TypeVar("T")
 Raw = dict[str, Any]
-
-SCHEDULES = {
-    get_args(get_type_hints(kind)["kind"])[0]: [f.name for f in dataclasses.fields(kind)]
-    for kind in get_args(Schedule)
-}
-"""The fields of each kind of schedule, for the remedy of an unknown one."""
 
 PositiveInt = Annotated[int, Field(ge=1)]
 Ratio = Annotated[float, Field(ge=0, le=1)]
@@ -149,6 +142,9 @@ class EvaluationConfig:
     """Resamples behind each 95 % interval."""
     max_patients: PositiveInt = 1000
     """Patients of a split that reconstruction and collapse diagnostics are computed on."""
+    umap_patients: Annotated[int, Field(ge=0)] = 0
+    """Patients of a UMAP beside the map of the embedding at most; 0: none. It takes up to a minute
+    for 2,000."""
     hours: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] = (6, 12, 24, 48)
     """Hours after a subject's origin at which the same label is predicted early; [] for none."""
     hour_patients: PositiveInt = 20_000
@@ -279,6 +275,11 @@ def parse(raw: Mapping[str, Any]) -> Experiment:
             parse_domain(domain, f"search.{path}")
         except ConfigError as error:
             problems.append(str(error))
+    if experiment is not None:
+        problems += not_finite(dataclasses.asdict(experiment))
+        problems += outside(experiment.schedules, family.schedule_limits)
+    if model is not None:
+        problems += not_finite(dataclasses.asdict(model), "model")
     if raw.get("task") and family.represent is None:
         problems.append(f"task: family {family.name} has no representation for a task to read")
     if problems:
@@ -325,7 +326,7 @@ def _schedules(raw: Any, defaults: dict[str, Raw], problems: list[str]) -> Any:
         return raw
     for name in raw:
         if name not in defaults:
-            problems.append(_unknown(f"schedules.{name}", name, defaults))
+            problems.append(unknown(f"schedules.{name}", name, defaults))
     resolved = dict(defaults)
     for name, value in raw.items():
         if name in defaults:
@@ -352,38 +353,5 @@ def _check(kind: type[T], raw: Any, at: str, problems: list[str]) -> T | None:
         return TypeAdapter(kind).validate_python(raw)
     except ValidationError as error:
         for item in error.errors():
-            problems.append(_message(kind, item, at))
+            problems.append(message(kind, item, at))
         return None
-
-
-def _message(kind: type, item: Any, at: str) -> str:
-    location = [str(part) for part in item["loc"]]
-    if "schedules" in location and len(location) > 2:
-        location.pop(2)  # the discriminator's tag is no part of the path
-    # What pydantic calls the branch of a union, as in `literal['none']`, is no part either.
-    location = [part for part in location if re.fullmatch(r"[\w*\\.]+", part)]
-    path = ".".join(([at] if at else []) + location)
-    if item["type"] == "unexpected_keyword_argument":
-        tag = item["loc"][2] if location[0] == "schedules" else None
-        known = SCHEDULES.get(tag) or _fields_at(kind, location[:-1])
-        return _unknown(path, location[-1], known)
-    if item["type"] in ("missing", "missing_argument"):
-        return f"{path}: missing; give it in the YAML or as {path}=..."
-    if item["type"] == "tuple_type":
-        return f"{path}: must be a list, as in [{item['input']}]"
-    text = re.sub(r"^Value error, ", "", item["msg"])
-    return f"{path}: {text[0].lower()}{text[1:]} (got {item['input']!r})"
-
-
-def _unknown(path: str, key: str, known: Any) -> str:
-    close = difflib.get_close_matches(key, list(known), 1)
-    hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}"
-    return f"{path}: unknown key; {hint}"
-
-
-def _fields_at(kind: Any, location: list[str]) -> list[str]:
-    for part in location:
-        hints = get_type_hints(kind) if dataclasses.is_dataclass(kind) else {}
-        kind = hints.get(part)
-        kind = next((a for a in get_args(kind) if dataclasses.is_dataclass(a)), kind)
-    return [f.name for f in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else []

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ehr_ray.events.blocks import BlockStore
 from ehr_ray.events.patients import Patient
 from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.schedules import Schedule
@@ -45,6 +47,8 @@ class Select:
 
     metric: str = "val/objective"
     mode: Literal["min", "max"] = "min"
+    remedy: str = ""
+    """What to do where nothing of tuning can be measured by it."""
 
     def better(self, value: float, best: float | None) -> bool:
         """Whether `value` beats `best`; anything finite beats None."""
@@ -62,6 +66,18 @@ class Diagnose:
     warn: Callable[[Sequence[Mapping[str, float]]], list[str]]
     """Lines to show, from these metrics of all reports after warm-up, the newest last."""
     patients: int = 256
+
+
+@dataclass(frozen=True)
+class Usable:
+    """Which model-ready rows an objective can learn from, where not all; none is an error."""
+
+    rows: Callable[[BlockStore], NDArray[np.bool_]]
+    """Of a split, bool [rows]."""
+    what: str
+    """What these have and the others have not: `2 rows or more`."""
+    remedy: Callable[[Any], str]
+    """What to do without any, of a config."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +141,8 @@ class Family(Generic[C]):
     """Config fields that `transform` reads: with the data they are the key of the cache."""
     schedules: Mapping[str, Schedule] = field(default_factory=dict)
     """Every scheduled quantity with its default; a config may replace each."""
+    schedule_limits: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    """Smallest and largest value of those schedules that have one."""
     search_space: Mapping[str, Domain] = field(default_factory=dict)
     """Dotted config path to domain: what Ray Tune sweeps unless a config says otherwise."""
     diagnose: Diagnose | None = None
@@ -136,6 +154,11 @@ class Family(Generic[C]):
     """Runs after the optimizer (an EMA target); None for most."""
     check: Callable[[C], None] | None = None
     """Raises InputError where a file the config names is not there, before a run's first step."""
+    usable: Usable | None = None
+    """Which rows it learns from; None: all."""
+    compares: Callable[[C], str | None] | None = None
+    """The setting, as `a.b=value`, by which patients of a batch are compared with each other, so
+    that each worker's micro-batch needs two; None where nothing does."""
     export: Callable[[Iterable[Patient], C, Vocabulary, Path], int] | None = None
     """Writes patients to the family's file format and returns how many (`prepare --export`)."""
     fallback: Callable[[C, Mapping[str, float]], C | None] | None = None

@@ -51,9 +51,10 @@ CAPTIONS: Final[Mapping[str, tuple[str, str]]] = {
     ),
     "embedding_map": (
         "Map of the embedding",
-        "Each point is a patient on the two directions of largest variance; separation of the "
-        "colours shows that the outcome is among the strongest patterns, overlap does not show "
-        "that it is absent.",
+        "Each point is a patient on the two directions of largest variance and, where asked for "
+        "(evaluation.umap_patients), by UMAP, which keeps neighbours together and no distances; "
+        "separation of the colours shows that the outcome is among the strongest patterns, overlap "
+        "does not show that it is absent.",
     ),
     "roc_pr": (
         "Discrimination",
@@ -159,46 +160,6 @@ def reconstruction(examples: Sequence[Mapping[str, Any]], max_tokens: int = 16) 
     handles = [Line2D([], [], **style) for style in (_RECORDED, _SEEN, _CARRIED, _MASKED)]
     labels = ["recorded", "reconstructed", "… carried forward", "… masked from the model"]
     figure.legend(handles, labels, loc="outside lower center", ncols=4, **_LEGEND)
-    return figure
-
-
-def embedding_map(
-    embedding: Array,
-    label: NDArray[np.bool_] | None = None,
-    label_name: str = "outcome",
-    max_points: int = 4000,
-) -> Figure:
-    """The first two principal components of a frozen representation, coloured by the label.
-
-    Args:
-        embedding: float[N, D].
-        label: bool[N]; None draws one colour.
-        label_name: what the label means, for the legend.
-        max_points: draw at most this many rows, evenly chosen; axes are fitted on all.
-    """
-    rows = np.asarray(embedding, dtype=np.float64)
-    centered = rows - rows.mean(axis=0)
-    values, vectors = np.linalg.eigh(centered.T @ centered)
-    places = centered @ vectors[:, ::-1][:, :2]
-    places = np.pad(places, ((0, 0), (0, max(0, 2 - places.shape[1]))))
-    share = values[::-1][:2] / max(float(values.sum()), 1e-12)
-    share = np.pad(share, (0, 2 - share.size))
-    kept = np.unique(np.linspace(0, len(rows) - 1, min(len(rows), max_points)).astype(int))
-    figure = Figure(figsize=(4.9, 4.4), layout="constrained")
-    axis = new_axes(figure)
-    on = np.zeros(len(rows), bool) if label is None else np.asarray(label, dtype=bool)
-    size = float(np.clip(9000 / max(len(kept), 1), 5, 30))
-    style: dict[str, Any] = {"s": size, "linewidths": 0}
-    off_rows, on_rows = kept[~on[kept]], kept[on[kept]]
-    if off_rows.size:
-        name = "patients" if label is None else f"no {label_name} ({off_rows.size:,})"
-        axis.scatter(*places[off_rows].T, color=SKY, alpha=0.45, label=name, **style)
-    if on_rows.size:
-        name = f"{label_name} ({on_rows.size:,})"
-        axis.scatter(*places[on_rows].T, color=ORANGE, alpha=0.8, marker="^", label=name, **style)
-    axis.set_xlabel(f"first component ({share[0]:.0%} of the variance)", fontsize=_FONT)
-    axis.set_ylabel(f"second component ({share[1]:.0%})", fontsize=_FONT)
-    axis.legend(frameon=True, framealpha=0.85, edgecolor="none", fontsize=_FONT, markerscale=1.5)
     return figure
 
 

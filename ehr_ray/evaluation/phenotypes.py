@@ -92,14 +92,17 @@ def cluster(
     )
 
 
-def reduced(x: Array, seed: int, width: int = UMAP_WIDTH) -> Array:
-    """Return a UMAP of x, [N, width]; fewer dimensions or neighbours where rows are few."""
+def reduced(x: Array, seed: int, width: int = UMAP_WIDTH, *, apart: float = 0.0) -> Array:
+    """Return a UMAP of x, [N, width]; fewer dimensions or neighbours where rows are few.
+
+    `apart` is how close points may come: 0 for clusters, more for a picture.
+    """
     from umap import UMAP
 
     neighbours = max(2, min(UMAP_NEIGHBOURS, len(x) - 1))
     width = max(2, min(width, len(x) - 2))
     model = UMAP(
-        n_components=width, n_neighbors=neighbours, min_dist=0.0, random_state=seed, n_jobs=1
+        n_components=width, n_neighbors=neighbours, min_dist=apart, random_state=seed, n_jobs=1
     )
     return np.asarray(model.fit_transform(x), np.float64)
 

@@ -112,7 +112,9 @@ def clusters(given: SuiteInput) -> SuiteResult:
     split = "train" if "train" in given.fit else given.split
     written = (*written, vitals_files.write_phenotypes(given.target, subjects, split, labels))
     figures = {
-        "vitals_map": vitals_figures.cluster_map(latent, found[shown].labels),
+        "vitals_map": vitals_figures.cluster_map(
+            latent, found[shown].labels, umap=CLUSTERED, seed=given.seed
+        ),
         "vitals_clusters": vitals_figures.cluster_means(train, found[shown].labels, *_units(given)),
     }
     best = found[shown]

@@ -4,12 +4,13 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from sklearn.decomposition import PCA
 
 from ehr_ray.evaluation.curves import Grids
 from ehr_ray.evaluation.figures import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, SKY
+from ehr_ray.evaluation.maps import FEWEST, by_umap, evenly, principal
 from ehr_ray.events.grid import Vital
 
 CAPTIONS: Final = {
@@ -24,8 +25,9 @@ CAPTIONS: Final = {
     ),
     "vitals_map": (
         "Map of the clusters",
-        "Each point is a train patient on the two directions of largest variance of the latent; "
-        "grey points are in no cluster.",
+        "Each point is a train patient on the two directions of largest variance of the latent, "
+        "and by UMAP, which keeps neighbours together and no distances; grey points are in no "
+        "cluster.",
     ),
 }
 COLOURS: Final = (BLUE, ORANGE, GREEN, PURPLE, SKY, INK, "#E69F00", "#F0E442")
@@ -104,20 +106,31 @@ def cluster_means(
     return figure
 
 
-def cluster_map(latent: NDArray[Any], labels: NDArray[np.int64]) -> Figure:
-    """Return patients on the latent's first two principal components, coloured by cluster."""
-    figure = Figure(figsize=(5.2, 4.2), layout="constrained")
-    axis = figure.subplots()
-    width = min(2, *latent.shape)
-    place = PCA(width).fit_transform(latent)
-    place = np.pad(place, ((0, 0), (0, 2 - width)))
+def cluster_map(
+    latent: NDArray[Any], labels: NDArray[np.int64], *, umap: int = 0, seed: int = 0
+) -> Figure:
+    """Return patients on the latent's first two principal components, coloured by cluster.
+
+    With `umap` a second panel shows at most so many of them by UMAP.
+    """
+    second = umap > 0 and min(umap, len(latent)) >= FEWEST
+    figure = Figure(figsize=(9.6 if second else 5.2, 4.2), layout="constrained")
+    axes = figure.subplots(1, 1 + second, squeeze=False)[0]
+    _clusters(axes[0], principal(latent)[0], labels)
+    axes[0].legend(fontsize=7, frameon=False)
+    if second:
+        kept = evenly(len(latent), umap)
+        _clusters(axes[1], by_umap(latent[kept], seed), labels[kept])
+        axes[1].set_xlabel(f"UMAP of {len(kept):,} patients", fontsize=7)
+    _plain(figure)
+    return figure
+
+
+def _clusters(axis: Axes, place: NDArray[Any], labels: NDArray[np.int64]) -> None:
     for label in np.unique(labels):
         rows = labels == label
         name = "noise" if label < 0 else f"cluster {label + 1}"
         axis.plot(*place[rows].T, "." if label < 0 else "o", ms=3, color=_colour(label), label=name)
-    axis.legend(fontsize=7, frameon=False)
-    _plain(figure)
-    return figure
 
 
 def _colour(label: int) -> str:

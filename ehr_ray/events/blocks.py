@@ -81,6 +81,11 @@ class BlockStore:
         parts = [np.asarray(columns[name].values) for columns in self._columns]
         return np.concatenate(parts) if parts else np.zeros(0)
 
+    def sizes(self, name: str) -> npt.NDArray[np.int64]:
+        """Return the length of an array of every row, in order; it must be one of their names."""
+        parts = [columns[name].lengths for columns in self._columns]
+        return np.concatenate(parts) if parts else np.zeros(0, np.int64)
+
     def rows(self, indices: Iterable[int]) -> list[dict[str, np.ndarray]]:
         """Return several rows."""
         return [self.row(int(i)) for i in indices]

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ehr_ray.errors import InputError
-from ehr_ray.events.schema import SPLITS, is_origin
+from ehr_ray.events.schema import SPLITS, is_origin, place_admitted_to
 from ehr_ray.events.vocabulary import Vocabulary
 
 MICROSECONDS_PER_MINUTE = 60_000_000
@@ -28,8 +28,8 @@ class Patient:
         time: microseconds since 1970, int64 [E]; the smallest int64 for static events.
         code: vocabulary ids, int32 [E].
         value: numeric values, float32 [E]; NaN where an event has none.
-        admitted: when each admission began, int64 [A], ascending, as `time`; of the kind that the
-            first one is, so an ICU admission within a hospital's is none of its own.
+        admitted: when each admission began, int64 [A], ascending, as `time`; to the place that the
+            first one is to, so an ICU admission within a hospital's is none of its own.
     """
 
     subject_id: int
@@ -143,7 +143,7 @@ def _split(
     indices = encoded.indices.to_numpy()
     code = vocabulary.encode(names)[indices]
     origin_code = np.array([is_origin(name) for name in names], bool)[indices]
-    kind = np.unique([name.split("//", 1)[0] for name in names], return_inverse=True)[1][indices]
+    to_icu = np.array([place_admitted_to(name) == "icu" for name in names], bool)[indices]
     value = (
         table["numeric_value"].cast(pa.float32()).fill_null(np.nan).to_numpy()
         if "numeric_value" in table.column_names
@@ -161,7 +161,7 @@ def _split(
         keep = token[start:end]
         rows = slice(start, end)
         admission = np.flatnonzero(origin_code[rows] & (time[rows] != _STATIC)) + start
-        admitted = time[admission[kind[admission] == kind[admission[:1]]]]
+        admitted = time[admission[to_icu[admission] == to_icu[admission[:1]]]]
         yield Patient(who, at, time[rows][keep], code[rows][keep], value[rows][keep], admitted)
 
 

@@ -53,3 +53,8 @@ ORIGIN_CODES: Final = ("ADMISSION", "ICU_ADMISSION", "HOSPITAL_ADMISSION")
 def is_origin(code: str) -> bool:
     """Whether `code` marks an admission: `ADMISSION`, or MEDS style `ICU_ADMISSION//MICU`."""
     return code.split("//", 1)[0] in ORIGIN_CODES
+
+
+def place_admitted_to(code: str) -> str:
+    """Return where an admission is to: `icu`, or `hospital`, as a bare `ADMISSION` is too."""
+    return "icu" if code.startswith("ICU_") else "hospital"

@@ -25,6 +25,14 @@ FALLS: Final = 4
 """Reports in a row with a smaller spread of the targets that are worth a warning."""
 MAX_SPREAD: Final = 0.95
 """Spread after them over that before, above which it is none: an average moves a little."""
+UNMEASURED: Final = (
+    "whether it learns is not measured: it takes two tuning patients with 2 rows or more"
+)
+REMEDY: Final = (
+    "raise train.max_epochs while val/skill rises, else give more patients, and compare with the "
+    "untrained encoder (ehr-ray evaluate)"
+)
+"""What to do about a model that did not learn and has not collapsed either."""
 MIN_ENTRIES: Final = 32
 """Targets behind a position mean; neighbouring positions are merged up to it."""
 
@@ -101,15 +109,15 @@ def verdict(measures: Mapping[str, float]) -> tuple[str, str]:
 def prediction_warnings(reports: Sequence[Mapping[str, float]]) -> list[str]:
     """Return lines about the newest of the reports after warm-up, oldest first; [] if it is well.
 
-    Keys are those of `prediction_measures`.
+    Keys are those of `prediction_measures`. That nothing could be measured is said once.
     """
     if not reports or not np.isfinite(reports[-1].get("skill", np.nan)):
-        return []
+        return [UNMEASURED] if len(reports) == 1 else []
     (told, reason), lines = verdict(reports[-1]), []
     if told == "collapsed":
         lines.append(f"collapsed: {reason}; set model.regulariser, or raise model.value_weight")
     elif told == "not learned":
-        lines.append(f"not learned: {reason}")
+        lines.append(f"not learned: {reason}; {REMEDY}")
     elif reports[-1]["target_cosine"] > MAX_COSINE:
         lines.append(f"near collapse: {reason}")
     spread = [report["target_std"] for report in reports[-FALLS - 1 :]]

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ehr_ray.config import Experiment
-from ehr_ray.errors import InputError, RunError
+from ehr_ray.errors import InputError, RunError, UserError
 from ehr_ray.events.blocks import BlockStore, write_block
 from ehr_ray.events.labels import choose_task, read_labels
 from ehr_ray.events.patients import Patient, cohort_shards, read_patients, splits_of
@@ -193,7 +193,7 @@ class _Guarded:
         value, error, bad_input = None, "", False
         try:
             value = self._function(job)
-        except InputError as problem:
+        except UserError as problem:
             error, bad_input = str(problem), True
         except Exception as problem:
             log.exception("%s failed on %s", self._function, job)

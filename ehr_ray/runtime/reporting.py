@@ -17,6 +17,7 @@ from ehr_ray.evaluation.baselines import TITLES, title_of
 from ehr_ray.evaluation.collapse import EmbeddingDiagnostics, LatentDiagnostics
 from ehr_ray.evaluation.context import Rejected, ReportContext, SplitSize
 from ehr_ray.evaluation.downstream import TaskScores
+from ehr_ray.evaluation.maps import embedding_map
 from ehr_ray.evaluation.reconstruction import Tokens, examples, reconstruction_table
 from ehr_ray.evaluation.suites import Part, SuiteResult
 from ehr_ray.evaluation.verdicts import MODEL, place
@@ -108,10 +109,12 @@ def _figures(
         shown["calibration"] = figures.calibration(
             label, scores.probabilities[split][MODEL], scores.uncalibrated[split]
         )
-    shown["embedding_map"] = figures.embedding_map(
+    shown["embedding_map"] = embedding_map(
         matrix(part.samples, "embedding"),
         scores.labels[split] if scores else None,
         subject.task or "outcome",
+        umap=subject.experiment.evaluation.umap_patients,
+        seed=subject.experiment.seed,
     )
     if latent is not None:
         shown["kl_per_dimension"] = figures.kl_per_dimension(latent.kl_per_dimension, latent.active)

@@ -88,7 +88,8 @@ def gather(plan: Plan, shard: Shard, num_parts: int, relative_time: bool) -> Non
     """Write one shard and its `SUBJECTS` table; what is already there is kept.
 
     Sorted by subject, then time with nulls first; events of one time keep the source's order.
-    With `relative_time` every subject gets an `ADMISSION` at `EPOCH` unless it has one.
+    With `relative_time` every subject gets an `ADMISSION` at `EPOCH` unless it has an admission
+    there, of whatever kind.
     """
     path = shard.path(plan)
     if path.exists():
@@ -122,7 +123,7 @@ def _write(table: pa.Table, path: Path, staging: Path) -> None:
 
 
 def _with_admissions(events: pa.Table) -> pa.Table:
-    """Put an `ADMISSION` at `EPOCH` before the rows of every subject that has none there."""
+    """Put an `ADMISSION` at `EPOCH` before the rows of every subject not admitted there."""
     ids = events["subject_id"].to_numpy()
     epoch = np.datetime64(EPOCH, "us")
     at_epoch = events["time"].to_numpy() == epoch
@@ -130,8 +131,9 @@ def _with_admissions(events: pa.Table) -> pa.Table:
     here = np.flatnonzero(at_epoch)
     codes = events["code"].combine_chunks().take(pa.array(here)).dictionary_encode()
     names = codes.dictionary.to_pylist()
+    # An added `ADMISSION` beside an `ICU_ADMISSION` would hide what the later ones begin.
     admitted[here] = np.isin(
-        codes.indices.to_numpy(), np.flatnonzero([n == "ADMISSION" for n in names])
+        codes.indices.to_numpy(), np.flatnonzero([is_origin(n) for n in names])
     )
     missing = np.setdiff1d(ids, ids[admitted])
     rows = pa.table(

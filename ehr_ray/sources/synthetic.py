@@ -9,6 +9,9 @@ where each of five factors (circulation, lungs, kidneys, blood, brain) and each 
 a stationary first-order autoregression, so values are correlated over time, with each other, and
 with the outcome. The outcome is Bernoulli(sigmoid(2.4 s + 1.2 g + 0.02 (age - 62) - 1.2)): about
 a third of patients, and an AUROC of about 0.9 at best. The number of visits is independent of it.
+
+With `admissions` above 1 the visits are cut into up to so many admissions, with 1 + Exponential(20
+exp(-0.8 s)) days between them: the ill come back soon, which makes a label at each discharge.
 """
 
 from collections.abc import Iterator
@@ -27,6 +30,8 @@ from ehr_ray.sources.source import Chunk, Source, Unit
 
 PATIENTS_PER_UNIT: Final = 1_000
 BYTES_PER_PATIENT: Final = 15_000
+ADMISSION, DISCHARGE, READMISSION = "HOSPITAL_ADMISSION", "HOSPITAL_DISCHARGE", "readmission_30d"
+DAY: Final = 24 * 60.0
 FACTORS: Final = ("circulation", "lungs", "kidneys", "blood", "brain")
 
 
@@ -93,6 +98,10 @@ class SyntheticOptions:
     label_hours: float = field(
         default=24.0, metadata={"help": "hours after admission at which the outcome is predicted"}
     )
+    admissions: int = field(
+        default=1,
+        metadata={"help": "most admissions of a patient; above 1 with the label readmission_30d"},
+    )
     data_seed: int = field(default=0, metadata={"help": "seed of the values (--seed: the splits)"})
 
     def __post_init__(self) -> None:
@@ -104,6 +113,8 @@ class SyntheticOptions:
                 f"--min-visits {self.min_visits} --max-visits {self.max_visits}: "
                 "need 1 <= min <= max"
             )
+        if self.admissions < 1:
+            raise InputError(f"--admissions {self.admissions}: at least 1 is needed")
         if not 0 <= self.missing_ratio <= 1:
             raise InputError(f"--missing-ratio {self.missing_ratio}: not between 0 and 1")
         if not self.label_hours >= 0:
@@ -128,7 +139,7 @@ def read(unit: Unit, options: SyntheticOptions) -> Iterator[Chunk]:
     ids = np.arange(unit.start, unit.stop, dtype=np.int64)
     counts = [len(patient.minutes) for patient in patients]
     times, _ = since_epoch(np.concatenate([patient.minutes for patient in patients]), 1.0)
-    names = pa.array(["Age", "Gender", *(v.name for v in VARIABLES)])
+    names = pa.array(["Age", "Gender", *(v.name for v in VARIABLES), ADMISSION, DISCHARGE])
     events = events_table(
         np.repeat(ids, counts),
         times,
@@ -137,17 +148,25 @@ def read(unit: Unit, options: SyntheticOptions) -> Iterator[Chunk]:
     )
     outcomes = [patient.outcome for patient in patients]
     labels = {"outcome": label_rows(ids, outcomes, options.label_hours * 60)}
+    if options.admissions > 1:
+        labels[READMISSION] = _readmissions(ids, patients)
     yield Chunk(events=events, labels=labels, rows_read=len(events))
 
 
 @dataclass(frozen=True, eq=False)
 class MadePatient:
-    """Events in time order; `minutes` is NaN for statics, `codes` index Age, Gender, VARIABLES."""
+    """Events in time order; `minutes` is NaN for statics.
+
+    `codes` index Age, Gender, VARIABLES, ADMISSION, DISCHARGE. `left` are the minutes of the
+    discharges and `back` whether an admission follows within 30 days, where there are several.
+    """
 
     minutes: npt.NDArray[np.float64]
     codes: npt.NDArray[np.int64]
     values: npt.NDArray[np.float64]
     outcome: bool
+    left: npt.NDArray[np.float64]
+    back: npt.NDArray[np.bool_]
 
 
 def make_patient(number: int, options: SyntheticOptions) -> MadePatient:
@@ -166,11 +185,44 @@ def make_patient(number: int, options: SyntheticOptions) -> MadePatient:
     seen = np.ones(values.shape, bool)
     seen[:, len(VITALS) :] = rng.random((visits, len(LABS))) >= options.missing_ratio
     visit, variable = np.nonzero(seen)
+    came = left = np.zeros(0)
+    back = np.zeros(0, bool)
+    if options.admissions > 1:
+        minutes, came, left, back = _admissions(rng, minutes, severity, options.admissions)
+    time = np.r_[came, minutes[visit], left]
+    # An admission before what was measured at its minute, a discharge after it.
+    order = np.argsort(time, kind="stable")
+    first = len(VARIABLES) + 2
+    code = np.r_[np.full(len(came), first), variable + 2, np.full(len(left), first + 1)]
+    value = np.r_[np.full(len(came), np.nan), values[visit, variable], np.full(len(left), np.nan)]
     return MadePatient(
-        minutes=np.r_[np.nan, np.nan, minutes[visit]],
-        codes=np.r_[0, 1, variable + 2],
-        values=np.r_[age, gender, values[visit, variable]],
+        minutes=np.r_[np.nan, np.nan, time[order]],
+        codes=np.r_[0, 1, code[order]],
+        values=np.r_[age, gender, value[order]],
         outcome=outcome,
+        left=left,
+        back=back,
+    )
+
+
+def _admissions(
+    rng: np.random.Generator, minutes: npt.NDArray[np.floating], severity: float, most: int
+) -> tuple[npt.NDArray, ...]:
+    """Return the visits' minutes with gaps between admissions, their starts, ends and `back`."""
+    count = int(rng.integers(1, min(most, len(minutes)) + 1))
+    first = np.r_[0, np.sort(rng.choice(np.arange(1, len(minutes)), count - 1, replace=False))]
+    gap = DAY * (1 + rng.exponential(20 * np.exp(-0.8 * severity), count - 1))
+    admission = np.searchsorted(first, np.arange(len(minutes)), side="right") - 1
+    minutes = minutes + np.floor(np.r_[0, np.cumsum(gap)])[admission]
+    came, left = minutes[first], minutes[np.r_[first[1:], len(minutes)] - 1] + 1
+    return minutes, came, left, np.r_[came[1:] - left[:-1] <= 30 * DAY, False]
+
+
+def _readmissions(ids: npt.NDArray[np.int64], patients: list[MadePatient]) -> pa.Table:
+    times, _ = since_epoch(np.concatenate([patient.left for patient in patients]), 1.0)
+    subject = np.repeat(ids, [len(patient.left) for patient in patients])
+    return label_rows(
+        subject, np.concatenate([patient.back for patient in patients]), times=pa.array(times)
     )
 
 

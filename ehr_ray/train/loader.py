@@ -42,8 +42,11 @@ class Loader:
         """Optimizer steps of one pass over train."""
         return steps_in_epoch(len(self.train), self.config.batch_size)
 
-    def check(self, world: int) -> None:
-        """Raise InputError unless every rank and micro-batch gets a patient at every step."""
+    def check(self, world: int, compares: str | None = None) -> None:
+        """Raise InputError unless every rank and micro-batch gets a patient at every step.
+
+        Two where a setting, `compares`, sets patients of a batch beside each other.
+        """
         patients, parts = len(self.train), world * self.accumulate
         if patients == 0:
             raise InputError("train split: no patient; ingest a cohort with train subjects")
@@ -53,6 +56,12 @@ class Loader:
                 f"data.batch_size={self.config.batch_size} over {patients} train patients leaves "
                 f"batches of {smallest}, fewer than {world} workers x {self.accumulate} "
                 "micro-batches; raise data.batch_size or use fewer workers"
+            )
+        if compares is not None and smallest < 2 * parts:
+            raise InputError(
+                f"{compares} compares the patients of a micro-batch, and data.batch_size="
+                f"{self.config.batch_size} leaves some with 1 ({world} workers x "
+                f"{self.accumulate}); raise data.batch_size, to hundreds if memory allows"
             )
 
     def train_steps(
@@ -88,11 +97,16 @@ class Loader:
         yield from _ahead(lambda part: self.collate(self.tuning.rows(part)), parts)
 
     def fixed_batches(self, patients: int) -> Iterator[Batch]:
-        """Yield so many patients of tuning, evenly spaced: the same on every rank, every time."""
+        """Yield so many patients of tuning, evenly spaced: the same on every rank, every time.
+
+        Batches have `data.batch_size` patients or up to twice as many, and never one where there
+        are more: what compares patients needs another beside each.
+        """
         count = min(patients, len(self.tuning))
         chosen = np.linspace(0, max(0, len(self.tuning) - 1), count).astype(np.int64)
-        size = self.config.batch_size
-        parts = [chosen[i : i + size] for i in range(0, count, size)]
+        if not count:
+            return
+        parts = np.array_split(chosen, max(1, count // max(2, self.config.batch_size)))
         yield from _ahead(lambda part: self.collate(self.tuning.rows(part)), parts)
 
 

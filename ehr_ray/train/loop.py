@@ -38,6 +38,7 @@ from ehr_ray.train.optim import (
     weight_decay,
 )
 from ehr_ray.train.task import LABEL, ranking_metrics
+from ehr_ray.train.usable import check_measured, check_usable
 
 Metrics = dict[str, float]
 MIX = 0x9E3779B97F4A7C15
@@ -80,7 +81,9 @@ def train(
             (run / "init_from.txt").write_text("\n".join(lines) + "\n")
             watch.on_lines(by_part(lines))
     freeze(module, experiment.freeze)
-    loader.check(backend.world)
+    loader.check(backend.world, family.compares(experiment.model) if family.compares else None)
+    if (few := check_usable(family, experiment.model, loader)) and fresh and backend.rank == 0:
+        watch.on_lines(few)
     if family.outcome is not None:
         module.to(backend.device)
         first = loader.train_steps(0, 0, backend.rank, backend.world)
@@ -123,6 +126,7 @@ def train(
             values = sums.means("train")
             values |= evaluate(family, module, loader, backend, precision=plan.precision)
             values |= summary(family, values)
+            check_measured(family, values, loader, progress.best)
             passed = time.perf_counter() - clock - progress.seconds
             progress.seconds += passed
             row = {"step": progress.step, "epoch": progress.step / per_epoch}
@@ -274,13 +278,21 @@ class Sums:
             self._coef[name] = term.coef
 
     def means(self, prefix: str) -> Metrics:
-        """Return `<prefix>/<term>` and `<prefix>/objective` (at the latest coefficients); reset."""
+        """Return `<prefix>/<term>` and `<prefix>/objective` (at the latest coefficients); reset.
+
+        A term that nothing was counted for is NaN and no part of the objective: 0 would be best.
+        """
         names = sorted(self._values)
         if not names:
             return {}
         totals = self._backend.all_sum(torch.stack([self._values[n] for n in names]))
-        means = {n: float(t[0] / t[1].clamp(min=1e-12)) for n, t in zip(names, totals, strict=True)}
-        total = sum(self._coef[n] * means[n] for n in names)
+        counted = {n: float(t[1]) > 0 for n, t in zip(names, totals, strict=True)}
+        means = {
+            n: float(t[0] / t[1]) if counted[n] else math.nan
+            for n, t in zip(names, totals, strict=True)
+        }
+        parts = [self._coef[n] * means[n] for n in names if counted[n] and self._coef[n]]
+        total = sum(parts) if parts else math.nan
         self._values = {}
         return {**{f"{prefix}/{n}": v for n, v in means.items()}, f"{prefix}/objective": total}
 

@@ -47,7 +47,9 @@ def with_task(family: AnyFamily, task: TaskConfig, prevalence: float | None = No
         raise ConfigError(f"task.pool: family {family.name} has no states to attend to; use own")
     positive = _positive_weight(task, prevalence)
     by_loss = task.select == "loss"
-    select = Select("val/task", "min") if by_loss else Select(f"val/{task.select}", "max")
+    remedy = "give tuning rows of both classes, or choose by task.select=loss"
+    ranked = Select(f"val/{task.select}", "max", remedy)
+    select = Select("val/task", "min") if by_loss else ranked
 
     def predict(model: TaskModel, batch: Batch) -> Batch:
         return {**family.predict(model.base, batch), "logit": model(batch, None).float().mean(1)}
@@ -66,6 +68,8 @@ def with_task(family: AnyFamily, task: TaskConfig, prevalence: float | None = No
         represent=None,
         after_step=None,
         diagnose=None,
+        usable=None,
+        compares=None,
         select=select,
     )
 

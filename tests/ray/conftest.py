@@ -47,3 +47,26 @@ def tiny(cohort, tmp_path):
         return load(ROOT / "configs" / "tiny" / "set_vae.yaml", overrides)
 
     return make
+
+
+@pytest.fixture(scope="module")
+def make(cohort, tmp_path_factory):
+    """Make an experiment of a tiny config, one epoch long: make("jepa", **{path: value}).
+
+    The runs of a module lie in one folder, so that one may start from another.
+    """
+    output = tmp_path_factory.mktemp("runs")
+
+    def build(config: str, **changes: object) -> Experiment:
+        settings = {
+            "data.cohort": cohort,
+            "output": output,
+            "tracking.experiment": "null",
+            "evaluation.bootstrap": 20,
+            "train.max_epochs": 1,
+            **changes,
+        }
+        path = ROOT / "configs" / "tiny" / f"{config}.yaml"
+        return load(path, [f"{k}={v}" for k, v in settings.items()])
+
+    return build

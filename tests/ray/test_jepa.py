@@ -1,36 +1,16 @@
 """A JEPA pretrained on two workers, its report, and the two ways to train a head on it."""
 
 import json
-from pathlib import Path
 
 import pytest
 
-from ehr_ray.config import load
+from ehr_ray.errors import InputError
 from ehr_ray.runtime.evaluation import evaluate
+from ehr_ray.runtime.ingest import ingest
 from ehr_ray.runtime.trainer import train
 from ehr_ray.train import history
 
 pytestmark = pytest.mark.ray
-TINY = Path(__file__).parents[2] / "configs" / "tiny"
-
-
-@pytest.fixture(scope="module")
-def make(cohort, tmp_path_factory):
-    """A tiny experiment of a config file: make("jepa", **{path: value})."""
-    output = tmp_path_factory.mktemp("jepa")
-
-    def build(config, **changes):
-        settings = {
-            "data.cohort": cohort,
-            "output": output,
-            "tracking.experiment": "null",
-            "evaluation.bootstrap": 20,
-            "train.max_epochs": 1,
-            **changes,
-        }
-        return load(TINY / f"{config}.yaml", [f"{k}={v}" for k, v in settings.items()])
-
-    return build
 
 
 @pytest.fixture(scope="module")
@@ -56,3 +36,28 @@ def test_a_head_is_trained_on_a_pretrained_encoder(pretrained, make, config):
     assert not any(line.startswith("prediction: ") for line in lines)
     assert "val/auroc" in history.read(run)
     assert "held_out/auroc" in json.loads((run / "metrics.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def admissions(tmp_path_factory):
+    path = tmp_path_factory.mktemp("cohorts") / "admissions"
+    ingest("synthetic", None, path, options={"patients": 60, "admissions": 6}, cpus=1)
+    return path
+
+
+def test_admissions_are_rows_to_pretrain_on_and_readmission_is_predicted_from(make, admissions):
+    common = {"data.cohort": admissions, "cluster.num_workers": 0, "train.warmup_steps": 0}
+    run = train(make("jepa_visits", **common)).run
+    assert history.read(run)[["val/skill", "val/value"]].notna().all(axis=None)
+    task = {"model.rows": "visits", "task.name": "readmission_30d", "name": "readmission"}
+    again = train(make("jepa_finetune", init_from=run, **common, **task)).run
+    assert history.read(again)["val/auroc"].notna().all()
+
+
+def test_a_cohort_that_cannot_be_learned_from_is_refused_in_one_line(make, admissions):
+    with pytest.raises(InputError, match=r"train split: none of .* HOSPITAL_ADMISSION"):
+        train(make("jepa", name="once", **{"model.rows": "visits", "cluster.num_workers": 0}))
+    changes = {"data.cohort": admissions, "cluster.num_workers": 0, "model.outcomes": "['*']"}
+    with pytest.raises(InputError, match=r"^model\.outcomes: \['\*'\]") as caught:
+        train(make("jepa_visits", name="nothing", **changes))
+    assert "\n" not in str(caught.value)

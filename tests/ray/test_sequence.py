@@ -1,7 +1,6 @@
 """SeqSetVAE-PoE from a SetVAE run to a fine-tuned model and its alarms, by what is left on disk."""
 
 import json
-from pathlib import Path
 
 import pandas as pd
 import pyarrow.parquet as pq
@@ -9,37 +8,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ehr_ray.config import load
 from ehr_ray.runtime.evaluation import evaluate
 from ehr_ray.runtime.ingest import ingest
 from ehr_ray.runtime.trainer import train
 from ehr_ray.train import checkpoint
 
 pytestmark = pytest.mark.ray
-TINY = Path(__file__).parents[2] / "configs" / "tiny"
 
 
 def weights(run):
     return load_file(sorted((run / "state").glob("[0-9]*"))[-1] / "model.safetensors")
-
-
-@pytest.fixture(scope="module")
-def make(cohort, tmp_path_factory):
-    """A tiny experiment of a config file: make("seqset_poe", **{path: value})."""
-    output = tmp_path_factory.mktemp("sequence")
-
-    def build(config, **changes):
-        settings = {
-            "data.cohort": cohort,
-            "output": output,
-            "tracking.experiment": "null",
-            "evaluation.bootstrap": 20,
-            "train.max_epochs": 1,
-            **changes,
-        }
-        return load(TINY / f"{config}.yaml", [f"{k}={v}" for k, v in settings.items()])
-
-    return build
 
 
 @pytest.fixture(scope="module")

@@ -118,24 +118,6 @@ def test_expand_names_a_folder_that_is_no_cohort(capsys, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(
-    ("arguments", "name"),
-    [
-        (["--source", "nope", "--output", "x"], "nope"),
-        (["--source", "hancock", "--input", ".", "--output", "x"], "hancock"),
-        (["--source", "physionet2012", "--output", "x"], "--input"),
-        (["--source", "table", "--input", "missing.csv", "--output", "x"], "missing.csv"),
-        (["--source", "synthetic", "--output", "x", "--splits", "0.5,0.9"], "--splits"),
-        (["--source", "synthetic", "--output", "x", "--patients", "few"], "patients"),
-        (["--source", "meds", "--input", ".", "--output", "x", "--patients", "3"], "--patients"),
-    ],
-)
-def test_bad_ingest_arguments_are_named(capsys, arguments, name, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert name in refused(capsys, "ingest", *arguments)
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_bad_usage_is_one_line(capsys):
     assert "see ehr-ray --help" in refused(capsys, "trian")
 

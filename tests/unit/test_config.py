@@ -102,6 +102,8 @@ def test_defaults_are_filled_in():
         ({"train.lr": -1}, "train.lr: input should be greater than 0 (got -1)"),
         ({"train.lr": float("nan")}, "train.lr: "),
         ({"train.lr": float("inf")}, "train.lr: "),
+        ({"train.weight_decay": "inf"}, "train.weight_decay: must be a finite number (got inf)"),
+        ({"search": {"train.lr": {"uniform": [0.1, float("inf")]}}}, "search.train.lr"),
         ({"seed": -1}, "seed: "),
         ({"seed": 2**63}, "seed: "),
         ({"name": "../up"}, "name: "),

@@ -1,8 +1,8 @@
 """JEPA on hours or visits: rows of a patient predicted in the space of their own encoder."""
 
 from ehr_ray.families.jepa.config import JEPAConfig
-from ehr_ray.families.jepa.data import collate, transform
-from ehr_ray.families.jepa.loss import loss
+from ehr_ray.families.jepa.data import collate, predictable, remedy, transform
+from ehr_ray.families.jepa.loss import compares, loss
 from ehr_ray.families.jepa.model import JEPA, after_step
 from ehr_ray.families.jepa.predict import (
     cells,
@@ -14,7 +14,7 @@ from ehr_ray.families.jepa.predict import (
     state_width,
     targets,
 )
-from ehr_ray.family import Diagnose, Family, Represent, Select
+from ehr_ray.family import Diagnose, Family, Represent, Select, Usable
 from ehr_ray.nn.latent_prediction import prediction_warnings
 from ehr_ray.schedules import Ramp
 from ehr_ray.search import Choice, LogUniform, Uniform
@@ -32,6 +32,7 @@ FAMILY = Family(
     suites=("latent_prediction",),
     cache_fields=("rows", "max_values", "max_flags", "outcomes", "flows", "discharges"),
     schedules={"momentum": Ramp(start=0.996, end=1.0, epochs=10)},
+    schedule_limits={"momentum": (0.0, 1.0)},
     search_space={
         "model.value_weight": LogUniform(0.1, 10.0),
         "model.mask": Choice(("future", "blocks", "both")),
@@ -43,6 +44,12 @@ FAMILY = Family(
     diagnose=Diagnose(measure, prediction_warnings),
     # The loss between latents falls when they collapse, so it chooses nothing; the values of hidden
     # rows have a scale of their own. Without a head of values the last report is kept.
-    select=Select("val/value", "min"),
+    select=Select(
+        "val/value",
+        "min",
+        "give tuning patients with values in several rows, or set model.value_weight=0",
+    ),
+    usable=Usable(predictable, "2 rows or more, one to predict from another", remedy),
+    compares=compares,
     after_step=after_step,
 )

@@ -32,6 +32,8 @@ PRESETS: Final = {
 }
 """The encoders of Assran et al. 2023 (I-JEPA) and Dosovitskiy et al. 2021 (ViT); the predictor has
 as many heads as its encoder."""
+DEFAULT: Final = Size(width=128, depth=4, heads=4, predictor_width=64, predictor_depth=2)
+"""Without a preset: enough for a few thousand stays."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,17 +69,18 @@ class JEPAConfig:
 
     preset: Literal["tiny", "small", "base", "large"] | None = None
     """A named size: width, blocks and heads 192 x 12 x 3, 384 x 12 x 6, 768 x 12 x 12 or
-    1024 x 24 x 16; null takes the five fields below."""
-    width: PositiveInt = 128
-    """Width of the encoder."""
-    depth: PositiveInt = 4
-    """Its blocks."""
-    heads: PositiveInt = 4
-    """Its attention heads, and the predictor's."""
-    predictor_width: PositiveInt = 64
-    """Width of the predictor."""
-    predictor_depth: PositiveInt = 2
-    """Its blocks."""
+    1024 x 24 x 16. Of the five fields below it fills those that are null; given ones stand beside
+    it, though not all five, which would leave it nothing to say."""
+    width: PositiveInt | None = None
+    """Width of the encoder; null: the preset's, else 128."""
+    depth: PositiveInt | None = None
+    """Its blocks; null: the preset's, else 4."""
+    heads: PositiveInt | None = None
+    """Its attention heads, and the predictor's; null: the preset's, else 4."""
+    predictor_width: PositiveInt | None = None
+    """Width of the predictor; null: the preset's, else 64."""
+    predictor_depth: PositiveInt | None = None
+    """Its blocks; null: the preset's, else 2."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Dropout in the encoder's blocks."""
 
@@ -114,10 +117,16 @@ class JEPAConfig:
 
     def __post_init__(self) -> None:
         """Check what one field alone cannot say."""
+        if self.preset is not None and None not in self._given:
+            raise ValueError(
+                f"preset {self.preset} has no say beside {', '.join(Size._fields)}; set those to "
+                "null that it shall fill"
+            )
+        size = self.size
         for name in ("width", "predictor_width"):
-            if getattr(self, name) % self.heads:
+            if getattr(size, name) % size.heads:
                 raise ValueError(
-                    f"{name} {getattr(self, name)} must be a multiple of heads {self.heads}"
+                    f"{name} {getattr(size, name)} must be a multiple of heads {size.heads}"
                 )
         if self.block_share[0] > self.block_share[1]:
             raise ValueError(f"block_share {list(self.block_share)} must be smallest, largest")
@@ -126,7 +135,10 @@ class JEPAConfig:
 
     @property
     def size(self) -> Size:
-        """The sizes that count."""
-        if self.preset is not None:
-            return PRESETS[self.preset]
-        return Size(self.width, self.depth, self.heads, self.predictor_width, self.predictor_depth)
+        """The sizes that count: those given, else the preset's, else the default."""
+        named = DEFAULT if self.preset is None else PRESETS[self.preset]
+        return Size(*(n if own is None else own for own, n in zip(self._given, named, strict=True)))
+
+    @property
+    def _given(self) -> tuple[int | None, ...]:
+        return tuple(getattr(self, name) for name in Size._fields)

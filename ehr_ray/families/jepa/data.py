@@ -7,8 +7,12 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from ehr_ray.errors import ConfigError
+from ehr_ray.events.blocks import BlockStore
 from ehr_ray.events.patients import Patient
+from ehr_ray.events.schema import ORIGIN_CODES
 from ehr_ray.events.visits import Features, choose_features, rows_of
 from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.families.jepa.config import JEPAConfig
@@ -16,8 +20,8 @@ from ehr_ray.family import Batch, Row
 
 
 def features_of(config: JEPAConfig, vocabulary: Vocabulary) -> Features:
-    """Return what the rows of an experiment tell."""
-    return choose_features(
+    """Return what the rows of an experiment tell; raises ConfigError if no code is left to."""
+    features = choose_features(
         vocabulary,
         config.rows,
         max_values=config.max_values,
@@ -25,6 +29,28 @@ def features_of(config: JEPAConfig, vocabulary: Vocabulary) -> Features:
         outcomes=config.outcomes,
         flows=config.flows,
         discharges=config.discharges,
+    )
+    if not (features.code >= 0).any():
+        raise ConfigError(
+            f"model.outcomes: {list(config.outcomes)} with max_values={config.max_values} and "
+            f"max_flags={config.max_flags} leave none of {len(vocabulary):,} codes as a feature; "
+            "exclude fewer"
+        )
+    return features
+
+
+def predictable(store: BlockStore) -> NDArray[np.bool_]:
+    """Return which patients have a row to predict and another to predict it from."""
+    return store.sizes("minute") >= 2
+
+
+def remedy(config: JEPAConfig) -> str:
+    """Return what to do where nobody has."""
+    if config.rows == "hours":
+        return "a row is an hour with observations: give longer stays"
+    return (
+        f"a row is an admission, which begins at a code {', '.join(ORIGIN_CODES)} (alone or before "
+        "//): give patients with several, or use model.rows=hours"
     )
 
 

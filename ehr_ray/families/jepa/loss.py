@@ -34,6 +34,13 @@ def loss(model: nn.Module, batch: Batch, knobs: Knobs) -> Terms:
     return {**terms, "padding": Term(padded - rows, padded, coef=0.0)}
 
 
+def compares(config: JEPAConfig) -> str | None:
+    """Return the setting that compares patients of a batch, if there is one."""
+    if config.regulariser == "none" or config.regulariser_weight == 0:
+        return None
+    return f"model.regulariser={config.regulariser}"
+
+
 def _regularised(state: Tensor, config: JEPAConfig, seed: int) -> Terms:
     if config.regulariser == "none":
         return {}

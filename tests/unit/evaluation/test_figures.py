@@ -4,7 +4,7 @@ import pytest
 from matplotlib.figure import Figure
 from sklearn.metrics import roc_auc_score
 
-from ehr_ray.evaluation import figures
+from ehr_ray.evaluation import figures, maps
 
 
 @pytest.fixture
@@ -75,18 +75,6 @@ def test_a_long_reconstruction_is_cut_and_says_so():
     drawn(figures.reconstruction([]))
 
 
-@pytest.mark.parametrize("shape", [(200, 8), (3, 8), (50, 1)])
-def test_the_embedding_map_draws_wide_narrow_and_tiny_embeddings(rng, shape):
-    label = np.arange(shape[0]) % 3 == 0
-    drawn(figures.embedding_map(rng.normal(size=shape), label, "mortality"))
-    drawn(figures.embedding_map(rng.normal(size=shape)))
-
-
-def test_the_embedding_map_draws_no_more_points_than_asked(rng):
-    axis = drawn(figures.embedding_map(rng.normal(size=(500, 4)), max_points=50))[0]
-    assert sum(len(c.get_offsets()) for c in axis.collections) == 50
-
-
 def test_curves_name_every_model_with_its_area(rng):
     label = rng.random(300) < 0.3
     probabilities = {"model": np.clip(label * 0.3 + rng.random(300) * 0.7, 0, 1)}
@@ -105,4 +93,5 @@ def test_calibration_is_drawn_with_and_without_the_uncalibrated_line(rng):
 
 
 def test_every_captioned_figure_exists():
-    assert all(callable(getattr(figures, name)) for name in figures.CAPTIONS)
+    drawn_by = {**vars(maps), **vars(figures)}
+    assert all(callable(drawn_by[name]) for name in figures.CAPTIONS)

@@ -1,5 +1,6 @@
 import numpy as np
 
+from ehr_ray.evaluation import vitals_figures
 from ehr_ray.evaluation.curves import Grids
 from ehr_ray.evaluation.vitals_figures import CAPTIONS, cluster_map, cluster_means, examples
 from ehr_ray.events.grid import VITALS
@@ -36,6 +37,15 @@ def test_a_line_a_cluster_in_every_panel():
 def test_the_map_shows_every_patient():
     figure = cluster_map(np.random.default_rng(0).normal(size=(9, 4)), np.array([0, 1, -1] * 3))
     assert sum(len(line.get_xdata()) for line in figure.axes[0].lines) == 9
+    assert len(figure.axes) == 1
+
+
+def test_the_map_by_umap_shows_a_sample_with_its_clusters(monkeypatch):
+    monkeypatch.setattr(vitals_figures, "by_umap", lambda rows, _seed: rows[:, :2])
+    latent = np.random.default_rng(0).normal(size=(30, 4))
+    figure = cluster_map(latent, np.array([0, 1, -1] * 10), umap=12)
+    shown = [sum(len(line.get_xdata()) for line in axis.lines) for axis in figure.axes]
+    assert shown == [30, 12]
 
 
 def test_figures_have_captions():

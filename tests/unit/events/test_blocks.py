@@ -43,6 +43,8 @@ def test_rows_survive_files_and_chunks(tmp_path_factory, files, chunk):
         assert_same_row(store.row(int(index)), rows[index])
     expected = [sum(np.size(v) for v in row.values() if np.ndim(v)) for row in rows]
     assert store.lengths.tolist() == expected
+    for name in ("code", "grid") if rows else ():
+        assert store.sizes(name).tolist() == [np.size(row[name]) for row in rows]
     for found, row in zip(store.rows(range(len(rows))), rows, strict=True):
         assert_same_row(found, row)
 

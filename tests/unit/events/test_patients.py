@@ -109,7 +109,7 @@ def test_until_keeps_static_and_earlier_events_inclusive(tmp_path):
     assert known.minute.tolist() == [0.0, 0.0, 1.0]
 
 
-def test_admissions_are_those_of_the_first_ones_kind_as_far_as_they_are_known(tmp_path):
+def test_admissions_are_those_to_the_first_ones_place_as_far_as_they_are_known(tmp_path):
     events = [
         (1, 0, "HOSPITAL_ADMISSION//EW", None),
         (1, 5, "ICU_ADMISSION//MICU", None),
@@ -118,12 +118,17 @@ def test_admissions_are_those_of_the_first_ones_kind_as_far_as_they_are_known(tm
         (2, 3, "ICU_ADMISSION", None),
         (2, 7, "HOSPITAL_ADMISSION", None),
         (3, 1, "A", 1.0),
+        (4, 0, "ADMISSION", None),
+        (4, 0, "HOSPITAL_ADMISSION", None),
+        (4, 50, "ICU_ADMISSION", None),
+        (4, 70, "HOSPITAL_ADMISSION", None),
     ]
-    first, second, third = read(write(tmp_path / "a.parquet", events))
+    first, second, third, fourth = read(write(tmp_path / "a.parquet", events))
     assert (first.admitted / MINUTE).tolist() == [0, 90]
     assert (first.until(89 * MINUTE).admitted / MINUTE).tolist() == [0]
     assert (second.admitted / MINUTE).tolist() == [3]
     assert third.admitted.tolist() == []
+    assert (fourth.admitted / MINUTE).tolist() == [0, 0, 70]
 
 
 def test_an_empty_shard_has_no_patients(tmp_path):

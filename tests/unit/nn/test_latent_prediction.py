@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from ehr_ray.nn.latent_prediction import (
+    REMEDY,
     Predicted,
     merged_positions,
     prediction_measures,
@@ -53,7 +54,9 @@ def test_predicting_the_position_mean_is_no_skill():
     assert found["shuffled_gap"] == 0
     assert verdict({**found, "skill": 0.01})[0] == "not learned"
     assert verdict({**found, "skill": -0.01, "shuffled_gap": 0.5})[0] == "not learned"
-    assert prediction_warnings([found])[0].startswith("not learned: skill")
+    (line,) = prediction_warnings([found])
+    assert line.startswith("not learned: skill")
+    assert line.endswith(f"; {REMEDY}")
 
 
 def test_a_collapse_to_one_vector_shows_in_cosine_and_raw_rank_and_not_in_centred_rank():
@@ -83,7 +86,10 @@ def test_without_targets_nothing_is_measured():
     empty = predicted(patients=0)
     assert prediction_measures(empty) == {}
     nothing = [{"skill": float("nan")}]
-    assert prediction_warnings([{}]) == prediction_warnings(nothing) == []
+    (line,) = prediction_warnings([{}])
+    assert line.startswith("whether it learns is not measured: ")
+    assert prediction_warnings(nothing) == [line]
+    assert prediction_warnings(nothing * 2) == prediction_warnings([]) == []  # it is said once
 
 
 def test_positions_with_few_entries_are_merged_with_their_neighbours():

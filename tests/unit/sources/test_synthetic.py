@@ -89,3 +89,36 @@ def test_the_number_of_visits_says_nothing_about_the_outcome():
 def test_impossible_options_are_refused(cohort, options, message):
     with pytest.raises(InputError, match=message):
         cohort("synthetic", **options)
+
+
+def test_several_admissions_are_whole_and_readmission_is_known_at_discharge(cohort, events_of):
+    path = cohort("synthetic", splits="all:train", patients=60, admissions=4)
+    events = events_of(path).to_pandas().dropna(subset="time")
+    marks = events[events.code.str.startswith("HOSPITAL_")]
+    assert not (events.code == "ADMISSION").any()
+    known = []
+    for subject, own in marks.groupby("subject_id"):
+        assert own.code.tolist() == ["HOSPITAL_ADMISSION", "HOSPITAL_DISCHARGE"] * (len(own) // 2)
+        came, left = own.time.to_numpy()[::2], own.time.to_numpy()[1::2]
+        assert (came[1:] - left[:-1] >= np.timedelta64(1, "D")).all()
+        again = [bool(gap <= np.timedelta64(30, "D")) for gap in came[1:] - left[:-1]]
+        known += [(subject, *row) for row in zip(left, [*again, False], strict=True)]
+        times = events[events.subject_id == subject].time.to_numpy()
+        inside = np.searchsorted(came, times, side="right") - 1
+        assert (times <= left[inside]).all()
+    labels = pq.read_table(path / "labels/readmission_30d.parquet").to_pandas()
+    rows = labels[["subject_id", "prediction_time", "boolean_value"]].itertuples(index=False)
+    assert sorted(map(tuple, rows)) == sorted(known)
+    assert 0.1 < labels.boolean_value.mean() < 0.9
+    counts = marks.groupby("subject_id").size() // 2
+    assert set(counts) == {1, 2, 3, 4}
+
+
+def test_more_admissions_change_nothing_but_the_times(cohort):
+    one, many = (make_patient(3, SyntheticOptions(admissions=n)) for n in (1, 5))
+    assert one.outcome == many.outcome
+    kept = np.isfinite(many.values)
+    np.testing.assert_array_equal(one.values, many.values[kept])
+    np.testing.assert_array_equal(one.codes, many.codes[kept])
+    with pytest.raises(InputError, match="--admissions 0"):
+        SyntheticOptions(admissions=0)

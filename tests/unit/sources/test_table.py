@@ -1,12 +1,15 @@
 import gzip
-from datetime import datetime
+from datetime import datetime, timedelta
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 import pytest
 
 from ehr_ray.errors import InputError
+from ehr_ray.events.patients import cohort_shards, read_patients
+from ehr_ray.events.vocabulary import Vocabulary
 
 CSV = """pid,charted,what,amount,unit
 2,2020-01-01 10:00:00,HR,80,bpm
@@ -179,3 +182,21 @@ def test_a_truncated_gzip_is_refused(tmp_path, cohort):
     (tmp_path / "e.csv.gz").write_bytes(data[: len(data) // 2])
     with pytest.raises(InputError, match=r"e\.csv\.gz"):
         cohort("table", tmp_path / "e.csv.gz", **COLUMNS)
+
+
+@pytest.mark.parametrize("code", ["ADMISSION", "HOSPITAL_ADMISSION//ER", "ICU_ADMISSION//MICU"])
+@pytest.mark.parametrize("unit", ["hours", "timestamp"])
+def test_every_admission_of_ones_own_begins_a_visit_in_any_unit_of_time(
+    tmp_path, cohort, code, unit
+):
+    times = (0, 6, 100, 400)
+    if unit == "timestamp":
+        times = [str(datetime(2020, 1, 1) + timedelta(hours=hour)) for hour in times]
+    codes = (code, "HR", code, code)
+    rows = [f"1,{time},{what},," for time, what in zip(times, codes, strict=True)]
+    path = tmp_path / "events.csv"
+    path.write_text("\n".join([CSV.splitlines()[0], *rows]) + "\n")
+    made = cohort("table", path, splits="all:train", time_unit=unit, **COLUMNS)
+    known = Vocabulary(("HR",), np.ones(1, np.int64), np.zeros(1), np.ones(1))
+    (patient,) = read_patients(cohort_shards(made, "train")[0], known)
+    assert ((patient.admitted - patient.origin) / 3.6e9).tolist() == [0, 100, 400]

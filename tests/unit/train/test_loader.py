@@ -137,11 +137,32 @@ def test_an_empty_train_split_is_refused(make):
 
 def test_fixed_batches_are_the_same_patients_every_time(make):
     """Evenly spaced over tuning, and no more than there are."""
-    loader = make(batch_size=3)
+    loader = make(batch_size=2)
     first, again = ([ids([batch]) for batch in loader.fixed_batches(4)] for _ in range(2))
-    assert first == again == [[0, 2, 4], [6]]
+    assert first == again == [[0, 2], [4, 6]]
     assert sorted(sum(map(list, (ids([b]) for b in loader.fixed_batches(99))), [])) == list(
         range(7)
     )
     assert list(loader.fixed_batches(0)) == []
     assert list(make(tuning=0).fixed_batches(4)) == []
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 6, 32])
+def test_in_fixed_batches_nobody_is_alone_who_need_not_be(make, batch_size):
+    for patients in range(2, 8):
+        sizes = [len(b["id"]) for b in make(batch_size=batch_size).fixed_batches(patients)]
+        assert sum(sizes) == patients
+        assert min(sizes) > 1
+        assert max(sizes) < 2 * max(2, batch_size)
+    assert [len(b["id"]) for b in make(batch_size=batch_size).fixed_batches(1)] == [1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "world"), [({"batch_size": 1}, 1), ({"batch_size": 4, "accumulate": 2}, 2)]
+)
+def test_what_compares_patients_needs_two_in_a_micro_batch(make, changes, world):
+    loader = make(**changes)
+    loader.check(world)
+    with pytest.raises(InputError, match=r"^model\.x=y compares .*; raise data\.batch_size"):
+        loader.check(world, "model.x=y")
+    make(batch_size=2 * world, train=20 * world).check(world, "model.x=y")

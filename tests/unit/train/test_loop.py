@@ -460,3 +460,28 @@ def test_a_plateau_is_counted_from_the_last_best_and_from_the_last_reduction(tin
         note(progress, family, {key: value}, plan)
         seen.append(progress.reductions)
     assert seen == [0, 0, 1, 1, 2, 2, 2, 3]  # torch's ReduceLROnPlateau with patience 1
+
+
+def test_a_term_of_nothing_is_no_number_and_no_part_of_the_objective():
+    one, nothing = torch.tensor(3.0), torch.tensor(0.0)
+    sums = Sums(LocalBackend())
+    sums.add({"a": Term(one, torch.tensor(1.0)), "b": Term(nothing, nothing)})
+    found = sums.means("val")
+    assert (found["val/a"], found["val/objective"]) == (3.0, 3.0)
+    assert np.isnan(found["val/b"])
+    sums = Sums(LocalBackend())
+    sums.add({"b": Term(nothing, nothing), "log": Term(one, torch.tensor(1.0), coef=0.0)})
+    assert np.isnan(sums.means("val")["val/objective"])
+
+
+def test_a_run_whose_tuning_measures_nothing_is_refused_and_leaves_no_checkpoint(
+    run_tiny, tmp_path
+):
+    def loss(model, batch, knobs):
+        terms, nothing = tiny_loss(model, batch, knobs), torch.tensor(0.0)
+        return terms if model.training else {name: Term(nothing, nothing) for name in terms}
+
+    with pytest.raises(InputError, match="val/objective: is no number on 4 tuning rows"):
+        run_tiny(tiny_family(loss=loss))
+    assert not (tmp_path / "tiny" / "checkpoint").exists()
+    assert saved_progress(tmp_path / "tiny") is None

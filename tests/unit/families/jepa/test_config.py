@@ -2,6 +2,7 @@ import pytest
 
 from ehr_ray.config import parse
 from ehr_ray.errors import ConfigError
+from ehr_ray.families.jepa.config import DEFAULT
 
 
 def model(**options):
@@ -10,11 +11,20 @@ def model(**options):
 
 @pytest.mark.parametrize(
     ("name", "size"),
-    [("tiny", (192, 12, 3)), ("small", (384, 12, 6)), ("base", (768, 12, 12))],
+    [
+        ("tiny", (192, 12, 3)),
+        ("small", (384, 12, 6)),
+        ("base", (768, 12, 12)),
+        ("large", (1024, 24, 16)),
+    ],
 )
-def test_a_preset_overrides_the_free_sizes(name, size):
-    assert model(preset=name, width=8).size[:3] == size
+def test_a_preset_fills_the_sizes_that_are_not_given(name, size):
+    whole = model(preset=name).size
+    assert whole[:3] == size
+    changed = model(preset=name, depth=3, predictor_depth=1).size
+    assert changed == whole._replace(depth=3, predictor_depth=1)
     assert model(width=8, depth=1, heads=2, predictor_width=4).size == (8, 1, 2, 4, 2)
+    assert model().size == (128, 4, 4, 64, 2)
 
 
 @pytest.mark.parametrize(
@@ -22,7 +32,18 @@ def test_a_preset_overrides_the_free_sizes(name, size):
     [
         ({"width": 10}, "width 10 must be a multiple of heads 4"),
         ({"predictor_width": 6}, "predictor_width 6 must be a multiple of heads 4"),
-        ({"block_share": [0.5, 0.2]}, "smallest, largest"),
+        ({"preset": "large", "heads": 12}, "width 1024 must be a multiple of heads 12"),
+        ({"preset": "tiny", "predictor_width": 4}, "predictor_width 4 must be a multiple of"),
+        (
+            {"preset": "tiny", **DEFAULT._asdict()},
+            "preset tiny has no say beside width, depth, heads",
+        ),
+        (
+            {"block_share": [0.5, 0.2]},
+            r"^model: block_share \[0.5, 0.2\] must be smallest, largest$",
+        ),
+        ({"block_share": 0.3}, r"^model.block_share: must be a list of 2, as in \[0.1, 0.25\]"),
+        ({"regulariser_weight": "inf"}, r"^model.regulariser_weight: must be a finite number"),
         ({"pool": []}, "at least one of mean"),
         ({"regulariser": "barlow"}, "model.regulariser"),
     ],
@@ -30,3 +51,14 @@ def test_a_preset_overrides_the_free_sizes(name, size):
 def test_what_cannot_be_is_refused_with_its_reason(options, message):
     with pytest.raises(ConfigError, match=message):
         model(**options)
+
+
+def test_the_moving_average_keeps_between_none_and_all_of_itself():
+    raw = {"family": "jepa", "name": "x", "data": {"cohort": "c"}}
+    parse({**raw, "schedules": {"momentum": 1.0}})
+    with pytest.raises(
+        ConfigError, match=r"^schedules\.momentum: must be between 0 and 1 \(got 1.5"
+    ):
+        parse({**raw, "schedules": {"momentum": 1.5}})
+    with pytest.raises(ConfigError, match=r"^schedules\.momentum\.start: .* \(got -0.1\)"):
+        parse({**raw, "schedules": {"momentum": {"start": -0.1}}})

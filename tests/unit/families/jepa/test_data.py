@@ -1,7 +1,10 @@
 import numpy as np
+import pytest
 import torch
 
-from ehr_ray.families.jepa.data import collate, features_of, transform
+from ehr_ray.errors import ConfigError
+from ehr_ray.events.blocks import BlockStore, write_block
+from ehr_ray.families.jepa.data import collate, features_of, predictable, remedy, transform
 from ehr_ray.families.jepa.sheet import dense
 
 
@@ -49,3 +52,21 @@ def test_visits_have_more_statistics_and_two_features_of_their_own(
     assert batch["mask"].shape == (1, 1)
     assert batch["static"].shape == (1, 8)
     assert batch["value"].shape[1] == 5
+
+
+@pytest.mark.parametrize("rows", ["hours", "visits"])
+def test_a_model_without_a_single_feature_is_refused(make_patient, make_config, vocabulary, rows):
+    config = make_config(rows=rows, outcomes=("*",))
+    with pytest.raises(ConfigError, match=r"^model\.outcomes: \['\*'\] .* none of 6 codes"):
+        transform(make_patient(1, 4), config, vocabulary)
+    with pytest.raises(ConfigError, match="none of 6 codes"):
+        features_of(make_config(max_values=1, max_flags=0, outcomes=("C[0-4]",)), vocabulary)
+
+
+def test_two_rows_make_a_patient_predictable(make_patient, make_config, vocabulary, tmp_path):
+    rows = [transform(make_patient(1, n), make_config(), vocabulary) for n in (0, 1, 2, 9)]
+    write_block(tmp_path / "0.arrow", rows)
+    found = predictable(BlockStore([tmp_path / "0.arrow"]))
+    assert found.tolist() == [False, False, True, True]
+    assert "HOSPITAL_ADMISSION" in remedy(make_config(rows="visits"))
+    assert "longer stays" in remedy(make_config())

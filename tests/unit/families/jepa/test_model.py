@@ -12,7 +12,12 @@ def size_of(module):
 
 @pytest.mark.parametrize(
     ("preset", "columns", "encoder", "predictor"),
-    [("tiny", 25, 5.43, 1.86), ("small", 25, 21.62, 1.93), ("base", 257, 86.66, 11.25)],
+    [
+        ("tiny", 25, 5.43, 1.86),
+        ("small", 25, 21.62, 1.93),
+        ("base", 257, 86.66, 11.25),
+        ("large", 257, 304.98, 15.0),
+    ],
 )
 def test_presets_have_the_published_sizes(preset, columns, encoder, predictor):
     """In millions; `columns` is how many numbers a row is told by."""

@@ -2,12 +2,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from ehr_ray.config import to_yaml
+from ehr_ray.errors import InputError
 from ehr_ray.events.blocks import write_block
 from ehr_ray.registry import get_family
 from ehr_ray.train import history
@@ -100,3 +102,22 @@ def test_two_ranks_train_as_one(tiny_experiment, make_loader, synthetic_vocabula
     ours, theirs = weights(tmp_path / "1" / "run"), weights(tmp_path / "2" / "run")
     for name in (n for n in ours if n.startswith("target.")):
         torch.testing.assert_close(theirs[name], ours[name], rtol=1e-3, atol=1e-4)
+
+
+def test_a_cohort_of_one_visit_each_is_refused_before_the_first_step(run, tmp_path):
+    with pytest.raises(InputError) as caught:
+        run(tmp_path / "run", {"model.rows": "visits"}, kill_at=1)
+    line = str(caught.value)
+    assert "\n" not in line
+    assert line.startswith("train split: none of ")
+    assert "HOSPITAL_ADMISSION" in line
+    assert "use model.rows=hours" in line
+
+
+def test_a_batch_of_one_is_measured_all_the_same_and_has_no_regulariser(run, tmp_path):
+    changes = {"data.batch_size": 1, "train.max_epochs": 1, "train.max_steps": 1}
+    run(tmp_path / "run", changes)
+    assert np.isfinite(history.read(tmp_path / "run")["val/skill"]).all()
+    for name in ("vicreg", "sigreg"):
+        with pytest.raises(InputError, match=f"^model.regulariser={name} compares the patients"):
+            run(tmp_path / name, {**changes, "model.regulariser": name}, kill_at=1)

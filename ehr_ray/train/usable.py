@@ -1,0 +1,51 @@
+"""Is there anything to learn from, and to choose a checkpoint by? Asked before it is too late."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, Final
+
+from ehr_ray.errors import InputError
+from ehr_ray.family import AnyFamily
+from ehr_ray.train.loader import Loader
+
+FEW: Final = 0.5
+"""Share of usable patients below which a split gets a line."""
+
+
+def check_usable(family: AnyFamily, config: Any, loader: Loader) -> list[str]:
+    """Return lines about splits of which few patients can be learned from; [] if all is well.
+
+    Raises InputError where a split has patients and none of them can.
+    """
+    if family.usable is None:
+        return []
+    lines = []
+    for split, store in (("train", loader.train), ("tuning", loader.tuning)):
+        total = len(store)
+        usable = int(family.usable.rows(store).sum())
+        if total and not usable:
+            raise InputError(
+                f"{split} split: none of {total:,} patients has {family.usable.what}; "
+                f"{family.usable.remedy(config)}"
+            )
+        if usable < FEW * total:
+            lines.append(
+                f"{split}: only {usable:,} of {total:,} patients ({usable / total:.0%}) have "
+                f"{family.usable.what}; nothing is learned from the others"
+            )
+    return lines
+
+
+def check_measured(
+    family: AnyFamily, values: Mapping[str, float], loader: Loader, best: float | None
+) -> None:
+    """Raise InputError if tuning cannot tell checkpoints apart, and none is kept so far.
+
+    A metric of nothing is NaN; a report without the metric, as without tuning, is no error.
+    """
+    select = family.select
+    if best is None and len(loader.tuning) and math.isnan(values.get(select.metric, 0.0)):
+        raise InputError(
+            f"{select.metric}: is no number on {len(loader.tuning):,} tuning rows, so no "
+            f"checkpoint can be chosen; {select.remedy or 'give more tuning patients'}"
+        )
