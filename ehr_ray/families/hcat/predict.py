@@ -18,6 +18,7 @@ from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.families.hcat.config import HCATConfig
 from ehr_ray.families.hcat.model import HCAT
 from ehr_ray.family import Batch
+from ehr_ray.nn.noise import combine, uniform
 
 MC_SEED = 1
 MAX_GROUP = 100
@@ -58,6 +59,19 @@ def baseline_codes(config: HCATConfig, vocabulary: Vocabulary) -> np.ndarray:
     size = Counter(name for name, kept in zip(group, feature, strict=True) if kept)
     small = feature & np.array([size[name] <= MAX_GROUP for name in group], bool)
     return small if small.any() else feature
+
+
+def thinned(model: HCAT, batch: Batch, missing: int, draw: int) -> Tensor:
+    """Return logits [B, 2] with up to `missing` of the modalities each patient has taken away.
+
+    Which ones is drawn for each patient; one is always left.
+    """
+    tokens = model.tokens(batch)
+    key = combine(batch["subject_id"], draw, missing, MC_SEED)
+    chance = uniform(key.unsqueeze(1), torch.arange(tokens.present.shape[1], device=key.device))
+    rank = chance.masked_fill(~tokens.present, 2.0).argsort(1).argsort(1)
+    taken = torch.minimum(torch.full_like(key, missing), tokens.present.sum(1) - 1)
+    return model.predict(tokens.only(rank >= taken.unsqueeze(1)))[0].logit
 
 
 def mc_dropout(model: HCAT, batch: Batch, samples: int) -> Tensor:
