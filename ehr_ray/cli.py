@@ -319,7 +319,9 @@ def _crossval(verbs: Any) -> None:
     parser.add_argument("--folds", type=int, default=5, help="parts of the cohort (default 5)")
     parser.add_argument("--repeats", type=int, default=2, help="divisions anew (default 2)")
     parser.add_argument("--members", type=int, default=1, help="seeds averaged in each fold")
-    parser.add_argument("--variants", default="", help="ablations: no_imputer,no_gate,only_clinical")
+    parser.add_argument(
+        "--variants", default="", help="ablations: no_imputer,no_gate,only_clinical"
+    )
     parser.add_argument(
         "--variant-repeats", type=int, default=1, help="repeats the ablations are run on"
     )

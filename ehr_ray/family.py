@@ -146,6 +146,11 @@ class Family(Generic[C]):
     """Raises InputError where a file the config names is not there, before a run's first step."""
     export: Callable[[Iterable[Patient], C, Vocabulary, Path], int] | None = None
     """Writes patients to the family's file format and returns how many (`prepare --export`)."""
+    records: (
+        Callable[[Mapping[str, Any], Any, Mapping[str, Sequence[int]]], Mapping[str, Any]] | None
+    ) = None
+    """JSON files of a finished run, by name: from its experiment as plain data, its history (a data
+    frame) and the subjects of train and tuning."""
     fallback: Callable[[C, Mapping[str, float]], C | None] | None = None
     """The model to train instead of one with these latent metrics on tuning; None: it stands."""
     version: int = 1

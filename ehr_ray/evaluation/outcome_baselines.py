@@ -11,8 +11,8 @@ from sklearn.decomposition import PCA
 from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.metrics import log_loss
+from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -51,8 +51,8 @@ def fit_baselines(
 ) -> Mapping[str, tuple[Callable[[Columns], Array], Array]]:
     """Fit each on the rows whose label is known, 0 or 1.
 
-    Returns, by name, what predicts the positive class of other rows, and predictions for the rows of
-    train by models that had not seen them, to choose a threshold on.
+    Returns, by name, what predicts the positive class of other rows, and predictions for the rows
+    of train by models that had not seen them, to choose a threshold on.
     """
     y = np.asarray(label).astype(int)
     found = {}

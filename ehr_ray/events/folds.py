@@ -25,9 +25,7 @@ RARE: Final = 5
 """Subjects without which a stratum joins the others that are as rare."""
 
 
-def folds_of(
-    strata: npt.NDArray[np.integer], num_folds: int, seed: int
-) -> npt.NDArray[np.int64]:
+def folds_of(strata: npt.NDArray[np.integer], num_folds: int, seed: int) -> npt.NDArray[np.int64]:
     """Return the fold of each subject, int [N]: every stratum spread evenly, in random order.
 
     `strata` is any label of each subject; those with fewer subjects than folds are one.

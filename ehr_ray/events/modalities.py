@@ -1,4 +1,4 @@
-"""Events as modalities: which code feeds which column of which modality, and columns to 512 numbers.
+"""Events as modalities: which code feeds which column of which one, and columns to 512 numbers.
 
 The statistics are the vocabulary's, which are those of train alone. V codes, D columns, 512 wide.
 """
@@ -72,7 +72,8 @@ class Layout:
     @property
     def raw(self) -> npt.NDArray[np.bool_]:
         """Codes whose value is kept as it stands: quality and spread, [V]."""
-        return np.isin(np.arange(len(self.modality)), np.concatenate([self.quality, self.spread]))
+        stated = np.concatenate([self.quality, self.spread])
+        return np.isin(np.arange(len(self.modality)), stated)
 
 
 def layout_of(vocabulary: Vocabulary, codes: Mapping[str, Sequence[str]] = CODES) -> Layout:
@@ -94,7 +95,7 @@ def layout_of(vocabulary: Vocabulary, codes: Mapping[str, Sequence[str]] = CODES
     for i, code in enumerate(vocabulary.codes):
         if modality[i] >= 0 and _EMBEDDED.fullmatch(code):
             embedded[modality[i]] = True
-    valued = np.isfinite(vocabulary.quantiles).all(1)
+    valued = np.asarray(np.isfinite(vocabulary.quantiles).all(1), bool)
     return Layout(modality, valued, quality, spread, embedded)
 
 

@@ -121,7 +121,8 @@ def kaplan_meier(days: Floats, event: npt.NDArray[np.bool_]) -> tuple[Floats, Fl
     days, event = days[known], np.asarray(event, bool)[known]
     times, count = np.unique(days[event], return_counts=True)
     at_risk = len(days) - np.searchsorted(np.sort(days), times, side="left")
-    return times, np.cumprod(1 - count / np.maximum(at_risk, 1))
+    survival: Floats = np.cumprod(1 - count / np.maximum(at_risk, 1)).astype(np.float64)
+    return times, survival
 
 
 def step(times: Floats, survival: Floats, at: Floats, *, before: bool = False) -> Floats:

@@ -31,7 +31,9 @@ from ehr_ray.evaluation.outcome_baselines import LOGISTIC, TITLES
 from ehr_ray.evaluation.report import write_predictions
 from ehr_ray.evaluation.survival import best_f1_threshold
 from ehr_ray.events.folds import folds_of, read_events
+from ehr_ray.events.modalities import MODALITIES
 from ehr_ray.events.outcomes import UNKNOWN
+from ehr_ray.families.hcat.config import PRESETS
 from ehr_ray.registry import get_family
 from ehr_ray.runtime.datasets import Say
 from ehr_ray.runtime.fold import BASELINES, MODEL, FoldJob, run_fold
@@ -43,8 +45,8 @@ VARIANTS: Final[Mapping[str, Mapping[str, Any]]] = {
     "no_contrastive": {"model.alpha_con": 0.0},
     "contrastive": {"model.alpha_con": 0.1},
     "no_linear": {"model.linear": False},
-    **{f"only_{m}": {"only": m} for m in ("clinical", "temporal", "pathological", "semantic", "spatial")},
-    **{f"size_{p}": {"model.preset": p} for p in ("tiny", "small", "medium", "large", "published")},
+    **{f"only_{name}": {"only": name} for name in MODALITIES},
+    **{f"size_{name}": {"model.preset": name} for name in PRESETS},
 }
 """Ablations by name: what of the config each changes."""
 TUNING_SHARE: Final = 0.15
@@ -100,8 +102,7 @@ def crossval(
 
 def _claim(root: Path, experiment: Experiment, plan: Plan) -> None:
     """Write what is run into the folder, or refuse one that holds another experiment."""
-    said = {"folds": plan.folds, "repeats": plan.repeats, "members": plan.members}
-    text = to_yaml(experiment) + "".join(f"# {k}: {v}\n" for k, v in said.items())
+    text = to_yaml(experiment) + f"# folds: {plan.folds}\n"  # the rest may grow
     path = root / "crossval.yaml"
     if path.is_file() and path.read_text() != text:
         raise ConfigError(f"{root}: holds another cross-validation; choose another name")
@@ -109,9 +110,7 @@ def _claim(root: Path, experiment: Experiment, plan: Plan) -> None:
     path.write_text(text)
 
 
-def _jobs(
-    experiment: Experiment, plan: Plan, root: Path, cohort: Path, say: Say
-) -> list[FoldJob]:
+def _jobs(experiment: Experiment, plan: Plan, root: Path, cohort: Path, say: Say) -> list[FoldJob]:
     """Return every task: the model's members, the variants' and the baselines, fold by fold."""
     say("dividing subjects")
     ids, strata = _strata(experiment, cohort)
@@ -219,9 +218,7 @@ def _guarded(job: FoldJob, events: pa.Table) -> tuple[str, str]:
     return "", ""
 
 
-def _report(
-    experiment: Experiment, plan: Plan, jobs: Sequence[FoldJob], root: Path
-) -> list[str]:
+def _report(experiment: Experiment, plan: Plan, jobs: Sequence[FoldJob], root: Path) -> list[str]:
     """Join what the tasks wrote, score it and write the tables; return them as lines."""
     outcomes = experiment.model.outcomes
     every = pd.concat([pd.read_parquet(job.target).assign(**job.place) for job in jobs])
@@ -231,7 +228,8 @@ def _report(
     scores = fold_scores(test)
     scores.to_csv(root / "folds.csv", index=False)
     inner.to_csv(root / "inner.csv", index=False)
-    _write_predictions(root / "predictions", test, Path(experiment.data.cohort))
+    meaning = {o.name: o.describes for o in outcomes}
+    _write_predictions(root / "predictions", test, Path(experiment.data.cohort), meaning)
     table = spread(scores)
     lines, share = [], 1 / plan.folds
     titles = {**TITLES, MODEL: "HCAT" if experiment.family == "hcat" else experiment.family}
@@ -280,7 +278,9 @@ def _judged(every: pd.DataFrame, outcomes: Sequence[str]) -> tuple[pd.DataFrame,
         cut[key] = best_f1_threshold(y, p)
         nll = float(-np.where(y > 0, np.log(p), np.log(1 - p)).mean())
         high, low = p[y > 0][:, None], p[y == 0][None, :]
-        auroc = float(((high > low) + 0.5 * (high == low)).mean()) if high.size * low.size else np.nan
+        auroc = (
+            float(((high > low) + 0.5 * (high == low)).mean()) if high.size * low.size else np.nan
+        )
         inner.append({**dict(zip(keys, key, strict=True)), "nll": nll, "auroc": auroc})
     test = rows[rows["part"] == "test"]
     mean = (
@@ -300,7 +300,9 @@ def _judged(every: pd.DataFrame, outcomes: Sequence[str]) -> tuple[pd.DataFrame,
     return mean, pd.DataFrame(inner)
 
 
-def _write_predictions(folder: Path, test: pd.DataFrame, cohort: Path) -> None:
+def _write_predictions(
+    folder: Path, test: pd.DataFrame, cohort: Path, positive: Mapping[str, str]
+) -> None:
     """Write the model's own, of patients with a label in the cohort's label files."""
     shutil.rmtree(folder, ignore_errors=True)
     own = test[(test["model"] == MODEL) & (test["label"] >= 0)]
@@ -316,5 +318,5 @@ def _write_predictions(folder: Path, test: pd.DataFrame, cohort: Path) -> None:
             part["prediction_time"].to_numpy(),
             part["label"].to_numpy() > 0,
             part["probability"].to_numpy(),
+            positive[outcome],
         )
-

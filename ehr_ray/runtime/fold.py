@@ -1,4 +1,4 @@
-"""One task of `crossval`: a fold's cohort, a model trained on it, and what it says of its patients."""
+"""One task of `crossval`: a fold's cohort, a model trained on it, what it says of patients."""
 
 import os
 import shutil

@@ -1,8 +1,8 @@
 """HANCOCK, head-and-neck cancer: the published feature tables and tile features of tissue cores.
 
 A folder with `targets.csv`, `clinical.csv`, `pathological.csv`, `blood.csv`, `icd_codes.csv`,
-`tma_cell_density.csv` and `tma_tile_dtr_256_<marker>.npz`; the first two are needed. Minute 0 is the
-diagnosis, where the predictions stand; findings of the operation are taken as known then. Outcomes
+`tma_cell_density.csv` and `tma_tile_dtr_256_<marker>.npz`; the first two are needed. Minute 0 is
+the diagnosis, where predictions stand; findings of the operation are taken as known then. Outcomes
 are events at their days: RECURRENCE, MEDS_DEATH, and FOLLOW_UP//END, the last information.
 """
 
@@ -123,7 +123,8 @@ def read(unit: Unit, options: HancockOptions) -> Iterator[Chunk]:
         columns = {c: table[c] for c in table if c != "patient_id" and not denied(c)}
         _refuse_leaks(columns, who, followed, name, options)
         strangers = np.array([one not in known for one in who.tolist()])
-        rejects.rows(strangers, lambda i, n=name: (n, int(i) + 2), lambda _: "no row in targets")
+        for row in np.flatnonzero(strangers):
+            rejects.row(name, int(row) + 2, "no row in targets")
         kept = ~strangers
         for column, cells in columns.items():
             events.append(_column_events(prefix, column, who[kept], _kept(cells, kept)))
@@ -367,7 +368,5 @@ SOURCE: Final = Source(
     units=units,
     read=read,
     descriptions=DESCRIPTIONS,
-    positive={
-        outcome.name: outcome.describes for outcome in (SURVIVAL_5Y, RECURRENCE_2Y)
-    },
+    positive={outcome.name: outcome.describes for outcome in (SURVIVAL_5Y, RECURRENCE_2Y)},
 )

@@ -3,6 +3,7 @@
 from ehr_ray.events.modalities import MODALITIES
 from ehr_ray.families.hcat.config import HCATConfig
 from ehr_ray.families.hcat.data import collate, transform
+from ehr_ray.families.hcat.files import export, summary
 from ehr_ray.families.hcat.loss import loss
 from ehr_ray.families.hcat.model import HCAT, begin
 from ehr_ray.families.hcat.predict import (
@@ -32,6 +33,8 @@ FAMILY = Family(
     latents=latents,
     outputs={"imputations": imputations},
     suites=("hcat",),
+    export=export,
+    records=summary,
     diagnose=Diagnose(measure, warnings, patients=100_000),
     select=Select("val/nll_avg", "min"),
     also={

@@ -141,4 +141,3 @@ class HCATConfig:
     def views(self) -> int:
         """Views of a patient in training."""
         return 2 if self.alpha_con else 1
-

@@ -21,8 +21,8 @@ def transform(patient: Patient, config: HCATConfig, vocabulary: Vocabulary) -> R
     """Return the patient's features, events up to the landmark, and its outcomes, after it.
 
     `code` int32 [E] and `value` float32 [E]: z-scores by the statistics of train, 1 for flags.
-    Scalars `<outcome>/days` (NaN: not followed), `<outcome>/state` and `<outcome>/stated`, the label
-    where the cohort states it without days, as events LABEL//<outcome>//<0 or 1>.
+    Scalars `<outcome>/days` (NaN: not followed), `<outcome>/state` and `<outcome>/stated`, the
+    label where the cohort states it without days, as events LABEL//<outcome>//<0 or 1>.
     """
     layout = _layout(vocabulary, config)
     known = patient.static | (patient.minute <= config.landmark_hours * 60)
@@ -55,7 +55,7 @@ def collate(rows: Sequence[Row], config: HCATConfig) -> Batch:
     sizes = [len(row["code"]) for row in rows]
     names = [outcome.name for outcome in config.outcomes]
     days = np.array([[row[f"{n}/days"] for n in names] for row in rows], np.float64)
-    state = np.array([[row[f"{n}/state"] for n in names] for row in rows], np.int64)
+    state = np.array([[row[f"{n}/state"] for n in names] for row in rows], np.int8)
     stated = np.array([[row[f"{n}/stated"] for n in names] for row in rows], np.int64)
     told = [labels_at(days[:, i], state[:, i], o) for i, o in enumerate(config.outcomes)]
     label = np.where(stated >= 0, stated, np.stack(told, 1))
@@ -66,7 +66,7 @@ def collate(rows: Sequence[Row], config: HCATConfig) -> Batch:
         "value": torch.from_numpy(np.concatenate([row["value"] for row in rows])),
         "label": torch.from_numpy(label.astype(np.float32)),
         "days": torch.from_numpy(np.nan_to_num(days, nan=-1.0).astype(np.float32)),
-        "state": torch.from_numpy(np.where(np.isnan(days), CENSORED, state)),
+        "state": torch.from_numpy(np.where(np.isnan(days), CENSORED, state)).long(),
     }
 
 

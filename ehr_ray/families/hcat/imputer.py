@@ -50,7 +50,9 @@ class MultiModalVAE(nn.Module):
         self.width = -(-sum(codes) // MAX_HEADS) * MAX_HEADS
         codes[0] += self.width - sum(codes)
         self.encoders = nn.ModuleList(
-            nn.ModuleList(_encoder(h, c, config.dropout) for h, c in zip(widths, codes, strict=True))
+            nn.ModuleList(
+                _encoder(h, c, config.dropout) for h, c in zip(widths, codes, strict=True)
+            )
             for _ in MODALITIES
         )
         self.norm = nn.LayerNorm(self.width)
@@ -161,7 +163,7 @@ def _encoder(width: int, code: int, dropout: float) -> nn.Module:
 
 def _decoder(latent: int, width: int, dropout: float) -> nn.Module:
     return nn.Sequential(
-        nn.Linear(latent, width), nn.GELU(), nn.Dropout(dropout), nn.Linear(width, WIDTH)
+        nn.Linear(latent, width), nn.GELU(), nn.Dropout(dropout), _small(width, WIDTH)
     )
 
 
@@ -170,4 +172,3 @@ def _small(width: int, out: int) -> nn.Linear:
     nn.init.normal_(layer.weight, std=0.01)
     nn.init.zeros_(layer.bias)
     return layer
-

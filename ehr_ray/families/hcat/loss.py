@@ -27,9 +27,7 @@ def loss(model: nn.Module, batch: Batch, knobs: Knobs) -> Terms:
     out = model(batch, seed)
     weight, label = plain.weights(batch), batch["label"].clamp(min=0)
     terms: Terms = {}
-    for place, (name, alpha) in enumerate(
-        (("surv", config.alpha_surv), ("rec", config.alpha_rec))
-    ):
+    for place, (name, alpha) in enumerate((("surv", config.alpha_surv), ("rec", config.alpha_rec))):
         each = outcome_loss(out["logit"][..., place].float(), label[:, place], config)
         total = (each * weight[:, place]).sum() / len(out["logit"])
         terms[name] = Term(total, weight[:, place].sum(), alpha)

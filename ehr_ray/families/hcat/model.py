@@ -53,10 +53,10 @@ class HCAT(nn.Module):
         patient) alone.
         """
         tokens = self.tokens(batch)
-        out = self._view(batch, tokens, combine(batch["subject_id"], seed), seed)
+        out = self._view(tokens, combine(batch["subject_id"], seed), seed)
         if self.config.views == 2:
             again = combine(batch["subject_id"], seed, 2)
-            other = self._view(batch, tokens, again, seed + 1)
+            other = self._view(tokens, again, seed + 1)
             out["second"] = other["first"]
             out["logit"] = torch.stack([out["logit"], other["logit"]])
         else:
@@ -64,10 +64,14 @@ class HCAT(nn.Module):
         return out
 
     def tokens(self, batch: Batch) -> Tokens:
-        """Return the tokens of a batch with quality on the scale of train."""
+        """Return the tokens of a batch as they differ from the mean of train, and their quality so.
+
+        A missing token is zeros, so the mean is what is known of it before anything is.
+        """
         found: Tokens = self.tokenizer(batch)
         quality = (found.quality - self.quality_center) / self.quality_scale
-        return replace(found, quality=quality * found.present)
+        value = (found.value - self.token_mean) * found.present.unsqueeze(-1)
+        return replace(found, value=value, quality=quality * found.present)
 
     def predict(self, tokens: Tokens) -> tuple[Fused, Imputed | None]:
         """Return predictions from the tokens as they are, imputing what is missing."""
@@ -97,7 +101,7 @@ class HCAT(nn.Module):
         left = (tokens.present & ~hide).any(1, keepdim=True)
         return hide & left
 
-    def _view(self, batch: Batch, tokens: Tokens, key: Tensor, seed: int) -> dict[str, Tensor]:
+    def _view(self, tokens: Tokens, key: Tensor, seed: int) -> dict[str, Tensor]:
         """Return one view's outputs; hidden tokens are imputed for the prediction in training."""
         hide = self.hidden(tokens, key, seed, drop=self.training)
         noisy = tokens
@@ -140,9 +144,7 @@ class HCAT(nn.Module):
 def _errors(filled: Imputed, tokens: Tokens, hide: Tensor) -> dict[str, Tensor]:
     """Return mean squared errors a token: of visible ones as decoded, of hidden ones a step."""
     visible = tokens.present & ~hide
-    steps = torch.stack(
-        [(value - tokens.value).square().mean(-1) for value, _ in filled.steps]
-    )
+    steps = torch.stack([(value - tokens.value).square().mean(-1) for value, _ in filled.steps])
     return {
         "mu": filled.mu,
         "logvar_z": filled.logvar_z,

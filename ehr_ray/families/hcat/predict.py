@@ -112,7 +112,7 @@ def imputations(model: HCAT, batch: Batch) -> Batch:
     """Return how well each present modality is told from the others, an entry a token.
 
     `patient`, `modality`, `error` and `spread` (mean squared distance of the token from its
-    imputation and from the train mean) and `logvar`, the log of the error expected.
+    imputation and from the mean of train) and `logvar`, the log of the error expected.
     """
     tokens = model.tokens(batch)
     parts: list[Batch] = []
@@ -129,7 +129,7 @@ def imputations(model: HCAT, batch: Batch) -> Batch:
                 "patient": rows,
                 "modality": torch.full_like(rows, place),
                 "error": (filled.value[rows, place] - truth).square().mean(-1),
-                "spread": (model.token_mean[place] - truth).square().mean(-1),
+                "spread": truth.square().mean(-1),
                 "logvar": filled.logvar[rows, place],
             }
         )
@@ -140,8 +140,8 @@ def imputations(model: HCAT, batch: Batch) -> Batch:
 def measure(model: HCAT, batches: Iterable[Batch]) -> Mapping[str, float]:
     """Return AUROC, AUPRC, accuracy and F1 at 0.5 of both outcomes on tuning, and their averages.
 
-    `auc_surv`, `f1_rec`, ... Rows with an unknown label do not count; an outcome with one class only
-    has AUROC 0.5. `nll_*` is the mean cross-entropy.
+    `auc_surv`, `f1_rec`, ... Rows with an unknown label do not count; an outcome with one class
+    only has AUROC 0.5. `nll_*` is the mean cross-entropy.
     """
     logits, labels = [], []
     for batch in batches:

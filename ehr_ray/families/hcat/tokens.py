@@ -62,9 +62,7 @@ class Tokenizer(nn.Module):
             present.append(seen)
             quality.append(self._quality(place, mean, there, seen))
             spread.append(self._spread(place, mean, count, variance, ids))
-        return Tokens(
-            *(torch.stack(part, 1) for part in (values, present, quality, spread))
-        )
+        return Tokens(*(torch.stack(part, 1) for part in (values, present, quality, spread)))
 
     def columns(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Return mean, number and variance of each code's values of each patient, [B, V]."""
