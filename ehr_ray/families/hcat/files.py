@@ -57,11 +57,6 @@ def export(
                 sets[key] = column
                 sets[f"{key.split('_')[0]}_known_mask"] = (column >= 0).astype(np.int8)
                 sets[f"{key}_positive"] = outcome.describes
-                sets[f"{key}_positive"] = (
-                    next(o.describes for o in config.outcomes if o.name == task)
-                    if task in [o.name for o in config.outcomes]
-                    else key
-                )
         columns = tokenizer.layout.columns[place]
         sets["orig_feature_names"] = np.array([vocabulary.codes[i] for i in columns], object)
         write_modality(file, sets)

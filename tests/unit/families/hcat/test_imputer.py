@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -21,7 +23,7 @@ def test_present_tokens_stay_and_missing_ones_are_filled(make_config, seen, join
         assert torch.equal(value[seen.present], seen.value[seen.present])
         assert torch.isfinite(logvar).all()
     assert filled.value[~seen.present].abs().max() > 0
-    changes = [(a - b).abs().max() for (a, _), (b, _) in zip(filled.steps, filled.steps[1:])]
+    changes = [(a - b).abs().max() for (a, _), (b, _) in pairwise(filled.steps)]
     assert min(changes) > 0
 
 
