@@ -52,14 +52,20 @@ def fit_baselines(
     """Fit each on the rows whose label is known, 0 or 1.
 
     Returns, by name, what predicts the positive class of other rows, and predictions for the rows
-    of train by models that had not seen them, to choose a threshold on.
+    of train by models that had not seen them, to choose a threshold on. With fewer than five rows
+    of a class everybody gets the share of the positive one.
     """
     y = np.asarray(label).astype(int)
     found = {}
+    few = np.bincount(y, minlength=2).min() < _FOLDS
+    share = float(y.mean()) if y.size else 0.5
     for name in names:
         view = _view(name)
         x = view(train)
-        if not x.shape[1]:
+        if not x.shape[1] or (name == "forest_tiles" and not train.tiles.shape[1]):
+            continue
+        if few:
+            found[name] = (_constant(share), np.full(len(y), share))
             continue
         with few_threads(x):
             model = _model(name, x, y, seed, train.tables.shape[1])
@@ -68,6 +74,10 @@ def fit_baselines(
             model.fit(x, y)
         found[name] = (_predictor(model, view), unseen)
     return found
+
+
+def _constant(share: float) -> Callable[[Columns], Array]:
+    return lambda rows: np.full(len(rows.tables), share)
 
 
 def _predictor(model: Any, view: Callable[[Columns], Array]) -> Callable[[Columns], Array]:

@@ -99,16 +99,18 @@ def layout_of(vocabulary: Vocabulary, codes: Mapping[str, Sequence[str]] = CODES
     return Layout(modality, valued, quality, spread, embedded)
 
 
-def projection(layout: Layout, place: int, vocabulary: Vocabulary) -> npt.NDArray[np.float32]:
+def projection(
+    layout: Layout, place: int, vocabulary: Vocabulary, more: int = 0
+) -> npt.NDArray[np.float32]:
     """Return the map of a modality's columns to its token, float32 [D, 512].
 
-    Columns that are a token already go to their own place. Others, values and then marks, are
+    Columns that are a token already go to their own place. Others, values, marks and `more`, are
     turned by an orthogonal matrix that is a function of the modality's name and D, so that a token
     keeps every distance between patients (D <= 512; above, on average), scaled to a variance of
     about 1 a number where columns have one.
     """
     ids, extra = layout.columns[place], layout.marked[place]
-    size = len(ids) + len(extra)
+    size = len(ids) + len(extra) + more
     result = np.zeros((size, WIDTH), np.float32)
     if layout.embedded[place]:
         for row, code in enumerate(ids):

@@ -32,12 +32,12 @@ def test_every_fold_is_judged_beside_baselines_and_ablations(lines, experiment):
     models = {"model", "no_imputer", "logistic_clinical_pathological", "forest", "trees"}
     assert models <= set(scores["model"])
     assert {"model@1 missing", "model@4 missing"} <= set(scores["model"])
-    assert set(scores["outcome"]) == {"acidosis", "fever"}
+    assert set(scores["outcome"]) == {"next_ph", "next_temperature"}
     assert scores.groupby(["model", "outcome"]).size().unique().tolist() == [2]
     assert scores["auroc"].between(0, 1).all()
     assert any("best baseline" in line for line in lines)
     record = json.loads((experiment.directory / "crossval.json").read_text())
-    assert "no event within 1.2 days" in record["positive"]["acidosis"]
+    assert "no event within 1.03 days" in record["positive"]["next_ph"]
 
 
 def test_every_patient_is_tested_once(lines, experiment, cohort):

@@ -15,6 +15,7 @@ from ehr_ray.families.hcat.predict import (
     predict,
     warnings,
 )
+from ehr_ray.families.hcat.text import check_files, phrase_texts
 from ehr_ray.family import Diagnose, Family, Select
 from ehr_ray.schedules import Ramp
 from ehr_ray.search import Choice, LogUniform, Uniform
@@ -33,6 +34,8 @@ FAMILY = Family(
     latents=latents,
     outputs={"imputations": imputations},
     suites=("hcat",),
+    phrases=phrase_texts,
+    check=check_files,
     export=export,
     records=summary,
     diagnose=Diagnose(measure, warnings, patients=100_000),
@@ -42,7 +45,10 @@ FAMILY = Family(
         "rec": Select("val/auc_rec", "max"),
         "avg": Select("val/auc_avg", "max"),
     },
-    own_tensors=tuple(f"tokenizer.projection_{name}" for name in MODALITIES),
+    own_tensors=(
+        "tokenizer.meaning",
+        *(f"tokenizer.projection_{name}" for name in MODALITIES),
+    ),
     cache_fields=("codes", "landmark_hours", "survival", "recurrence"),
     schedules={"beta": Ramp(start=0.0, end=1.0, epochs=10)},
     search_space={

@@ -53,6 +53,14 @@ class HCATConfig:
     recurrence: Outcome = RECURRENCE_2Y
     """The second outcome."""
 
+    text_model: str | None = None
+    """Sentence transformer that embeds the phrases of the semantic codes beside their flags: a name
+    or folder, or `hashing`, which needs no model; null: flags alone."""
+    phrases: str | None = None
+    """Folder of the embedded phrases; null: training makes it."""
+    embedding_dim: PositiveInt | None = None
+    """Width of a phrase's embedding; null: that of the text model."""
+
     preset: Literal["tiny", "small", "medium", "large", "published"] | None = None
     """Sizes that go together, in place of the five below; null: those."""
     width: PositiveInt = 32

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ehr_ray.events.modalities import MODALITIES, layout_of, projection
 from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.families.hcat.config import HCATConfig
+from ehr_ray.families.hcat.text import SEMANTIC, phrase_table
 from ehr_ray.family import Batch
 
 
@@ -39,12 +40,16 @@ class Tokens:
 class Tokenizer(nn.Module):
     """Columns to tokens; nothing here is trained, all of it is fitted on train."""
 
+    meaning: Tensor | None
+
     def __init__(self, config: HCATConfig, vocabulary: Vocabulary) -> None:
         super().__init__()
         self.layout = layout_of(vocabulary, config.codes)
         self.num_codes = len(vocabulary)
+        self.register_buffer("meaning", phrase_table(config, vocabulary))
         for place, name in enumerate(MODALITIES):
-            matrix = torch.from_numpy(projection(self.layout, place, vocabulary))
+            more = 0 if self.meaning is None or place != SEMANTIC else self.meaning.shape[1]
+            matrix = torch.from_numpy(projection(self.layout, place, vocabulary, more))
             self.register_buffer(f"projection_{name}", matrix)
 
     def forward(self, batch: Batch) -> Tokens:
@@ -56,7 +61,11 @@ class Tokenizer(nn.Module):
             ids = torch.as_tensor(self.layout.columns[place], device=mean.device)
             marked = torch.as_tensor(self.layout.marked[place], device=mean.device)
             seen = there[:, ids].any(1)
-            columns = torch.cat([mean[:, ids], (~there[:, marked]).float()], 1)
+            parts = [mean[:, ids], (~there[:, marked]).float()]
+            if place == SEMANTIC and self.meaning is not None:
+                said = there[:, ids].float()
+                parts.append(said @ self.meaning / said.sum(1, keepdim=True).clamp(min=1))
+            columns = torch.cat(parts, 1)
             matrix = self.get_buffer(f"projection_{name}")
             values.append((columns @ matrix) * seen.unsqueeze(-1))
             present.append(seen)

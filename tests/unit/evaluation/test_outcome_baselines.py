@@ -31,3 +31,10 @@ def test_tiles_are_shortened_and_tables_kept():
     predict, _ = found["forest_tiles"]
     other, truth = columns(3)
     assert roc_auc_score(truth, predict(other)) > 0.75
+
+
+def test_a_class_that_is_hardly_there_gives_everybody_its_share():
+    train, _ = columns(4, number=20)
+    label = (np.arange(20) < 2).astype(int)
+    predict, unseen = fit_baselines(train, label, seed=0, names=(LOGISTIC,))[LOGISTIC]
+    assert set(predict(train)) == set(unseen) == {0.1}
