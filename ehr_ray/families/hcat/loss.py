@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ehr_ray.events.modalities import WIDTH
 from ehr_ray.families.hcat.config import HCATConfig
 from ehr_ray.families.hcat.model import HCAT
 from ehr_ray.family import Batch, Knobs, Term, Terms
@@ -16,10 +17,11 @@ from ehr_ray.nn.gaussian import kl_standard
 def loss(model: nn.Module, batch: Batch, knobs: Knobs) -> Terms:
     """Return the terms of a batch, with the seed's weights.
 
-    `surv` and `rec` are a weighted cross-entropy (or focal loss) a known row; `kl` is in nats a
-    patient; `recon` the squared error of decoded tokens, `impute` the negative log-likelihood of
-    artificially hidden ones, a number, the mean over the VAE's imputation and each refinement;
-    `impute_mse` is that of the last, for the log.
+    `surv` and `rec` are a weighted cross-entropy (or focal loss) a known row; `recon` is the
+    squared error of decoded tokens and `impute` the negative log-likelihood of artificially hidden
+    ones, a number, the mean over the first imputation and each refinement. `kl` is in nats a number
+    of a token, so that it weighs against them as in an evidence bound; for the log alone `kl_nats`
+    is the same a patient, and `impute_mse` the squared error of the last refinement.
     """
     plain: HCAT = getattr(model, "module", model)
     config = plain.config
@@ -49,7 +51,7 @@ def outcome_loss(logit: Tensor, label: Tensor, config: HCATConfig) -> Tensor:
 
 
 def imputation(out: dict[str, Tensor], config: HCATConfig, knobs: Knobs) -> Terms:
-    """Return `kl`, `recon`, `impute` and, for the log, `impute_mse`."""
+    """Return `kl`, `recon`, `impute` and, for the log, `kl_nats` and `impute_mse`."""
     patients = torch.tensor(float(len(out["mu"])), device=out["mu"].device)
     kl = kl_standard(out["mu"], out["logvar_z"]).sum()
     visible, hidden = out["visible"].float(), out["hidden"].float()
@@ -57,7 +59,8 @@ def imputation(out: dict[str, Tensor], config: HCATConfig, knobs: Knobs) -> Term
     nll = 0.5 * (error * torch.exp(-logvar) + logvar)
     alpha = config.alpha_impute
     return {
-        "kl": Term(kl, patients, config.alpha_kl * alpha * knobs["beta"]),
+        "kl": Term(kl, patients * WIDTH, config.alpha_kl * knobs["beta"]),
+        "kl_nats": Term(kl.detach(), patients, 0.0),
         "recon": Term((out["recon"].float() * visible).sum(), visible.sum(), alpha),
         "impute": Term((nll.mean(0) * hidden).sum(), hidden.sum(), alpha),
         "impute_mse": Term((error[-1] * hidden).sum().detach(), hidden.sum(), 0.0),

@@ -39,6 +39,7 @@ class HCAT(nn.Module):
         self.register_buffer("quality_center", torch.zeros(NUM))
         self.register_buffer("quality_scale", torch.ones(NUM))
         self.register_buffer("token_mean", torch.zeros(NUM, WIDTH))
+        self.register_buffer("token_scale", torch.ones(NUM, 1))
         self.register_buffer("positive_weight", torch.ones(2))
         knots = torch.stack([torch.linspace(0, o.horizon_days, KNOTS) for o in config.outcomes])
         self.register_buffer("knots", knots)
@@ -73,13 +74,22 @@ class HCAT(nn.Module):
         value = (found.value - self.token_mean) * found.present.unsqueeze(-1)
         return replace(found, value=value, quality=quality * found.present)
 
+    def impute(self, seen: Tokens, key: Tensor) -> Imputed:
+        """Return imputations, on the scale on which each modality has a mean square of 1 in train.
+
+        So an error is an error in any modality; `token_scale` undoes it.
+        """
+        assert self.imputer is not None
+        filled: Imputed = self.imputer(replace(seen, value=seen.value / self.token_scale), key)
+        return filled
+
     def predict(self, tokens: Tokens) -> tuple[Fused, Imputed | None]:
         """Return predictions from the tokens as they are, imputing what is missing."""
         if self.imputer is None:
             return self.fusion(tokens, tokens.value, None), None
         key = torch.zeros(len(tokens.value), dtype=torch.int64, device=tokens.value.device)
-        filled = self.imputer(tokens, key)
-        return self.fusion(tokens, filled.value, filled.logvar), filled
+        filled = self.impute(tokens, key)
+        return self.fusion(tokens, filled.value * self.token_scale, filled.logvar), filled
 
     def hidden(self, tokens: Tokens, key: Tensor, seed: int, *, drop: bool) -> Tensor:
         """Return which present modalities are hidden, bool [B, M]; never all of a patient.
@@ -113,11 +123,12 @@ class HCAT(nn.Module):
         out: dict[str, Tensor] = {}
         filled = None
         if self.imputer is not None:
-            filled = self.imputer(seen, combine(key, _LATENT))
-            out |= _errors(filled, tokens, hide)
+            filled = self.impute(seen, combine(key, _LATENT))
+            out |= _errors(filled, replace(tokens, value=tokens.value / self.token_scale), hide)
         if self.training:
             used = None if filled is None else filled.logvar
-            fused = self.fusion(seen, seen.value if filled is None else filled.value, used)
+            value = seen.value if filled is None else filled.value * self.token_scale
+            fused = self.fusion(seen, value, used)
         else:
             fused, _ = self.predict(tokens)
         out["logit"] = fused.logit
@@ -160,8 +171,8 @@ def _errors(filled: Imputed, tokens: Tokens, hide: Tensor) -> dict[str, Tensor]:
 def begin(model: HCAT, batch: Batch) -> None:
     """Fit on the rows of train, before the first step, what is not trained by gradients.
 
-    Scale of quality, the mean token, the curve of censoring and class weights. Raises InputError
-    where one column by itself tells an outcome.
+    Scale of quality, mean and scale of tokens, the linear imputation, the curve of censoring and
+    class weights. Raises InputError where one column by itself tells an outcome.
     """
     config = model.config
     refuse_leaks(model, batch)
@@ -172,7 +183,13 @@ def begin(model: HCAT, batch: Batch) -> None:
     scale = (((found.quality - center).square() * there).sum(0) / count).sqrt()
     model.quality_center.copy_(center)
     model.quality_scale.copy_(torch.where(scale > 1e-3, scale, torch.ones_like(scale)))
-    model.token_mean.copy_(found.value.sum(0) / count.unsqueeze(-1))
+    mean = found.value.sum(0) / count.unsqueeze(-1)
+    apart = ((found.value - mean).square().mean(-1) * there).sum(0) / count
+    model.token_mean.copy_(mean)
+    model.token_scale.copy_(torch.where(apart > 1e-6, apart.sqrt(), 1.0).unsqueeze(-1))
+    if model.imputer is not None:
+        tokens = model.tokens(batch)
+        model.imputer.base.fit(tokens.value / model.token_scale, tokens.present)
     days = batch["days"].double().cpu().numpy()
     state, label = batch["state"].cpu().numpy(), batch["label"].cpu().numpy()
     for place, outcome in enumerate(config.outcomes):

@@ -121,9 +121,9 @@ def imputations(model: HCAT, batch: Batch) -> Batch:
         others[:, place] = False
         if model.imputer is None:
             break
-        filled = model.imputer(tokens.only(others), torch.zeros_like(batch["subject_id"]))
+        filled = model.impute(tokens.only(others), torch.zeros_like(batch["subject_id"]))
         rows = (tokens.present[:, place] & (tokens.present & others).any(1)).nonzero()[:, 0]
-        truth = tokens.value[rows, place]
+        truth = tokens.value[rows, place] / model.token_scale[place]
         parts.append(
             {
                 "patient": rows,
