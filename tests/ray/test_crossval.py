@@ -19,7 +19,10 @@ PLAN = Plan(folds=2, repeats=1, variants=("no_imputer",))
 @pytest.fixture(scope="module")
 def experiment(cohort, tmp_path_factory):
     output = tmp_path_factory.mktemp("crossval")
-    return load(CONFIG, [f"data.cohort={cohort}", f"output={output}", "train.max_epochs=1"])
+    # Of the next hour, which some patients' next measurement falls into, and others' does not.
+    horizons = ["model.survival.horizon_days=1.03", "model.recurrence.horizon_days=1.02"]
+    fixed = [f"data.cohort={cohort}", f"output={output}", "train.max_epochs=1"]
+    return load(CONFIG, [*fixed, *horizons])
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from ehr_ray.families.hcat.imputer import AdvancedIterativeImputer, MultiModalVAE
+from ehr_ray.families.hcat.imputer import AdvancedIterativeImputer, LinearImputer, MultiModalVAE
 
 KEY = torch.zeros(4, dtype=torch.int64)
 
@@ -58,3 +58,32 @@ def test_evaluation_takes_the_mean_and_training_samples_by_key(make_config, seen
     assert (first - other).abs().max() > 0
     imputer.eval()
     assert torch.equal(imputer(seen, KEY + 1).value, imputer(seen, KEY + 2).value)
+
+
+def test_the_linear_imputation_finds_what_is_linear_and_leaves_the_rest_alone():
+    """Modality 1 is a turn of modality 0; modality 2 is noise; 3 is told by nobody and rare."""
+    torch.manual_seed(0)
+    told = torch.randn(200, 4) @ torch.randn(4, 512) / 2
+    turn = torch.linalg.qr(torch.randn(512, 512))[0]
+    value = torch.stack([told, told @ turn, *(torch.randn(200, 512) for _ in range(3))], 1)
+    present = torch.ones(200, 5, dtype=torch.bool)
+    present[10:, 3] = False
+    value = value * present.unsqueeze(-1)
+    base = LinearImputer()
+    base.fit(value[:150], present[:150])
+    other = value[150:].clone()
+    other[:, 1] = 0
+    error = (base(other)[:, 1] - value[150:, 1]).square().mean()
+    assert error < 0.2 * value[150:, 1].square().mean()
+    noise = base(value[150:])
+    assert noise[:, 2].square().mean() < 0.1
+    assert not noise[:, 3].any()
+
+
+def test_a_token_is_never_told_by_itself():
+    torch.manual_seed(0)
+    value, present = torch.randn(40, 5, 512), torch.ones(40, 5, dtype=torch.bool)
+    base = LinearImputer()
+    base.fit(value, present)
+    for place in range(5):
+        assert not base.read[place, place * 512 : (place + 1) * 512].any()
