@@ -123,7 +123,7 @@ def test_expand_names_a_folder_that_is_no_cohort(capsys, tmp_path):
     ("arguments", "name"),
     [
         (["--source", "nope", "--output", "x"], "nope"),
-        (["--source", "hancock", "--input", ".", "--output", "x"], "hancock"),
+        (["--source", "hospital", "--input", ".", "--output", "x"], "hospital"),
         (["--source", "physionet2012", "--output", "x"], "--input"),
         (["--source", "table", "--input", "missing.csv", "--output", "x"], "missing.csv"),
         (["--source", "synthetic", "--output", "x", "--splits", "0.5,0.9"], "--splits"),
