@@ -61,6 +61,7 @@ def build_parser() -> Parser:
         add_export_pt,
         _prepare,
         _train,
+        _crossval,
         _evaluate,
         _embed,
         _benchmark,
@@ -216,6 +217,44 @@ def _train(verbs: Any) -> None:
         "train by Ray Train, one run or a pipeline of them; the same command again resumes",
         "ehr-ray train configs/set_vae.yaml data.cohort=cohorts/p12 cluster.num_workers=2",
     )
+
+
+def _crossval(verbs: Any) -> None:
+    def run(args: Arguments) -> None:
+        from ehr_ray.config import load
+        from ehr_ray.runtime.crossval import Plan, crossval
+
+        screen = _screen()
+        plan = Plan(
+            folds=args.folds,
+            repeats=args.repeats,
+            members=args.members,
+            variants=tuple(name for name in args.variants.split(",") if name),
+            variant_repeats=args.variant_repeats,
+        )
+        experiment = load(args.config, args.overrides)
+        for line in crossval(
+            experiment, plan, cpus=args.cpus, verbose=args.verbose, say=screen.say
+        ):
+            screen.say(line)
+
+    parser = _config_verb(
+        verbs,
+        "crossval",
+        run,
+        "train and judge on repeated stratified folds, as parallel Ray jobs, beside baselines",
+        "ehr-ray crossval configs/hcat.yaml data.cohort=cohorts/hancock --folds 5 --repeats 2",
+    )
+    parser.add_argument("--folds", type=int, default=5, help="parts of the cohort (default 5)")
+    parser.add_argument("--repeats", type=int, default=2, help="divisions anew (default 2)")
+    parser.add_argument("--members", type=int, default=1, help="seeds averaged in each fold")
+    parser.add_argument(
+        "--variants", default="", help="ablations: no_imputer,no_gate,only_clinical"
+    )
+    parser.add_argument(
+        "--variant-repeats", type=int, default=1, help="repeats the ablations are run on"
+    )
+    parser.add_argument("--cpus", type=int, help="CPUs of the Ray started here")
 
 
 def _evaluate(verbs: Any) -> None:

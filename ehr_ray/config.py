@@ -77,9 +77,14 @@ class TrainConfig:
     """Optimizer steps at most; None for no limit besides `max_epochs`."""
     lr: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-3
     """Peak learning rate of AdamW."""
-    lr_schedule: Literal["constant", "linear", "cosine", "plateau"] = "cosine"
+    lr_schedule: Literal["constant", "linear", "cosine", "plateau", "restarts"] = "cosine"
     """Shape of the decay from the peak to `min_lr_ratio` at the last step; plateau: halved after
-    `plateau_patience` reports, and one more, without a better selection metric."""
+    `plateau_patience` reports, and one more, without a better selection metric; restarts: half a
+    cosine over `restart_epochs`, again and again."""
+    restart_epochs: Annotated[float, Field(gt=0)] = 10.0
+    """Epochs of the first period of `restarts`; at its end the rate is at its peak again."""
+    restart_factor: Annotated[float, Field(ge=1)] = 2.0
+    """Length of each period of `restarts` over that of the one before."""
     plateau_patience: Annotated[int, Field(ge=0)] = 3
     """Reports without a better selection metric that a plateau is waited for."""
     warmup_steps: Annotated[int, Field(ge=0)] = 100

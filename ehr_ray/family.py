@@ -116,6 +116,12 @@ class Family(Generic[C]):
     """Terms of one batch; calls `model(batch, ...)` exactly once, since DDP synchronises there."""
     predict: Callable[[nn.Module, Batch], Batch]
     """Deterministic outputs, first axis patients; `embedding` [B, width] is one of them."""
+    begin: Callable[[nn.Module, Batch], None] | None = None
+    """Fits buffers of a new model on all rows of train, one batch, before the first step."""
+    answers: Callable[[C], Mapping[str, str]] | None = None
+    """Tasks a model answers by itself, to the output of `predict` that is its logit."""
+    baseline_codes: Callable[[C, Vocabulary], np.ndarray] | None = None
+    """Codes that get simple features for the baselines, bool [V]; None: all may."""
     latents: Callable[[nn.Module, Batch], Batch] | None = None
     """Posterior `mu` and `logvar` [N, Z] with the row's `patient` [N], for collapse diagnostics."""
     reconstruct: Callable[[nn.Module, Batch], Batch] | None = None
@@ -148,6 +154,8 @@ class Family(Generic[C]):
     diagnose: Diagnose | None = None
     """Measured at each report besides the terms; None for models whose loss says enough."""
     select: Select = Select()
+    also: Mapping[str, Select] = field(default_factory=dict)
+    """Checkpoints kept besides the best one, as `checkpoints/best_<name>`."""
     eval_knobs: Knobs = field(default_factory=dict)
     """Fixed knobs of validation, so that trials with other schedules stay comparable."""
     after_step: Callable[[nn.Module, Knobs], None] | None = None
@@ -161,6 +169,11 @@ class Family(Generic[C]):
     that each worker's micro-batch needs two; None where nothing does."""
     export: Callable[[Iterable[Patient], C, Vocabulary, Path], int] | None = None
     """Writes patients to the family's file format and returns how many (`prepare --export`)."""
+    records: (
+        Callable[[Mapping[str, Any], Any, Mapping[str, Sequence[int]]], Mapping[str, Any]] | None
+    ) = None
+    """JSON files of a finished run, by name: from its experiment as plain data, its history (a data
+    frame) and the subjects of train and tuning."""
     fallback: Callable[[C, Mapping[str, float]], C | None] | None = None
     """The model to train instead of one with these latent metrics on tuning; None: it stands."""
     version: int = 1

@@ -11,6 +11,7 @@ FAMILIES = {
     "seqset_poe": "ehr_ray.families.set_vae.sequence",
     "vitals_vae": "ehr_ray.families.vitals_vae",
     "jepa": "ehr_ray.families.jepa",
+    "hcat": "ehr_ray.families.hcat",
 }
 
 

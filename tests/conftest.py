@@ -75,7 +75,7 @@ def make_loader(synthetic_patients, synthetic_vocabulary, tmp_path_factory):
 
     def build(experiment):
         family, config = get_family(experiment.family), experiment.model
-        key = (family.name, *(getattr(config, name) for name in family.cache_fields))
+        key = (family.name, *(repr(getattr(config, name)) for name in family.cache_fields))
         if key not in made:
             folder = tmp_path_factory.mktemp("blocks")
             for split in ("train", "tuning"):

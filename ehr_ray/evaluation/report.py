@@ -91,8 +91,12 @@ def write_predictions(
     prediction_time: NDArray[np.datetime64],
     label: NDArray[np.bool_],
     probability: NDArray[np.floating],
+    positive: str = "",
 ) -> None:
-    """Write one row a prediction as Parquet in the MEDS evaluation schema."""
+    """Write one row a prediction as Parquet in the MEDS evaluation schema.
+
+    What the positive class is goes into the file's metadata, as `positive`.
+    """
     columns: list[NDArray[Any]] = [
         np.asarray(subject_id, dtype=np.int64),
         np.asarray(prediction_time, dtype="datetime64[us]"),
@@ -100,6 +104,8 @@ def write_predictions(
         np.asarray(probability, dtype=np.float64),
     ]
     table = pa.table(dict(zip(PREDICTIONS.names, columns, strict=True)), schema=PREDICTIONS)
+    if positive:
+        table = table.replace_schema_metadata({"positive": positive})
     _atomically(path, lambda partial: pq.write_table(table, partial))
 
 

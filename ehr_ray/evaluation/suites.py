@@ -24,6 +24,7 @@ SUITES: dict[str, str] = {
     "vitals_clusters": "ehr_ray.evaluation.vitals:clusters",
     "vitals_files": "ehr_ray.evaluation.vitals:files",
     "latent_prediction": "ehr_ray.evaluation.latent_prediction:suite",
+    "hcat": "ehr_ray.evaluation.hcat:suite",
 }
 """Name to `module:function`; the function takes a `SuiteInput` and returns a `SuiteResult`."""
 
@@ -58,6 +59,8 @@ class SuiteInput:
     vocabulary: Vocabulary
     target: Path
     """Folder the evaluation writes to; a suite may leave files of its own there."""
+    cohort: Path | None = None
+    """The cohort that is judged."""
     seed: int = 0
     num_bootstrap: int = 1000
 

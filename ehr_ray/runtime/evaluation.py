@@ -34,7 +34,7 @@ from ehr_ray.runtime.parts import (
     judged_part,
     split_of,
 )
-from ehr_ray.runtime.reporting import Subject, report_context, summary
+from ehr_ray.runtime.reporting import Subject, positive_class, report_context, summary
 from ehr_ray.runtime.session import session
 from ehr_ray.runtime.tracking import Tracker, find_run
 from ehr_ray.train import checkpoint
@@ -175,7 +175,8 @@ def _write(
     for name, one in written.items():
         write_embeddings(target / "embeddings" / f"{name}.parquet", one.samples)
     if scores is not None:
-        _write_predictions(target / "predictions", scores, written)
+        said = positive_class(subject.cohort, subject.task)
+        _write_predictions(target / "predictions", scores, written, said)
     context = report_context(subject, scores, part, metrics, latent, embedding, tokens, found)
     write_results(target, context)
     report = write_report(target, context)
@@ -189,7 +190,9 @@ def _write(
     return summary(subject, scores, latent, metrics, report, notes, found)
 
 
-def _write_predictions(folder: Path, scores: TaskScores, written: Mapping[str, Part]) -> None:
+def _write_predictions(
+    folder: Path, scores: TaskScores, written: Mapping[str, Part], positive: str
+) -> None:
     """Write the model's to `<split>.parquet`, others' to `baselines/<name>/<split>.parquet`."""
     for split, probabilities in scores.probabilities.items():
         samples = written[split].samples
@@ -201,6 +204,7 @@ def _write_predictions(folder: Path, scores: TaskScores, written: Mapping[str, P
                 samples["prediction_time"].to_numpy(),
                 scores.labels[split],
                 probability,
+                positive,
             )
 
 
@@ -216,6 +220,7 @@ def _suites(subject: Subject, parts: Parts, say: Say) -> SuiteResult:
         model=subject.experiment.model,
         vocabulary=subject.loaded.vocabulary,
         target=subject.target,
+        cohort=subject.cohort,
         seed=subject.experiment.seed,
         num_bootstrap=subject.experiment.evaluation.bootstrap,
     )

@@ -45,6 +45,7 @@ class Request:
         diagnose: share of subjects whose latents and reconstructions are kept.
         outputs: share of subjects whose `Family.outputs` are kept.
         own_output: whether the `logit` of a model trained for a task answers the one asked for.
+        answer: output of `Family.predict` that is the model's own logit for the task asked for.
         hours: hours after the origin at which the first sample of a subject is predicted too, by
             the events until then, where its prediction time is not earlier.
         hours_share: share of subjects that are predicted at hours.
@@ -59,6 +60,7 @@ class Request:
     diagnose: float = 0.0
     outputs: float = 0.0
     own_output: bool = True
+    answer: str | None = None
     hours: tuple[float, ...] = ()
     hours_share: float = 1.0
     hours_fit: bool = False
@@ -146,6 +148,8 @@ class ShardPredictor:
         for name, values in family.predict(loaded.model, batch).items():
             if name != "logit" or self.request.own_output:
                 columns[name] = _column(values)
+            if name == self.request.answer:
+                columns["logit"] = _column(values)
         if self.request.untrained:
             columns["untrained"] = _column(family.predict(self.untrained, batch)["embedding"])
         if self.request.features is not None:
@@ -206,7 +210,8 @@ class ShardPredictor:
     def _at_hour(self, samples: list[Sample], name: str) -> pa.Array:
         family, config = self.loaded.family, self.loaded.experiment.model
         rows = [family.transform(p, config, self.loaded.vocabulary) for p, _ in samples]
-        return _column(family.predict(self.loaded.model, family.collate(rows, config))[name])
+        found = family.predict(self.loaded.model, family.collate(rows, config))
+        return _column(found[self.request.answer or name if name == "logit" else name])
 
     def _features(self, samples: list[Sample]) -> torch.Tensor:
         selected = np.asarray(self.request.features, np.int64)

@@ -96,8 +96,12 @@ def _request(
 ) -> Request:
     """Without labels nothing is compared, so only the embedding and its diagnostics are made."""
     settings, family = subject.experiment.evaluation, subject.loaded.family
-    codes = select_codes(subject.loaded.vocabulary.count, FEATURE_CODES)
     trained_for = subject.experiment.task
+    answers = family.answers(subject.experiment.model) if family.answers else {}
+    counts = subject.loaded.vocabulary.count
+    if family.baseline_codes:
+        counts = counts * family.baseline_codes(subject.experiment.model, subject.loaded.vocabulary)
+    codes = select_codes(counts, FEATURE_CODES)
     patients = max(1, sum(_num_subjects(path) for path in shards))
     share = settings.max_patients / patients
     return Request(
@@ -107,6 +111,7 @@ def _request(
         diagnose=share if judged else 0.0,
         outputs=share if family.outputs else 0.0,
         own_output=trained_for is None or trained_for.name == subject.task,
+        answer=answers.get(subject.task or ""),
         hours=tuple(sorted(map(float, set(settings.hours)))) if labelled else (),
         hours_share=settings.hour_patients / patients,
         hours_fit=split == "train" and not judged,

@@ -45,7 +45,7 @@ def with_phrases(
     if family.phrases is None:
         return experiment
     config = experiment.model
-    if config.phrases is None and config.text_model == HASHING:
+    if config.phrases is None and config.text_model in (None, HASHING):
         return experiment
     texts = family.phrases(config, vocabulary)
     if config.phrases is None:
@@ -239,6 +239,8 @@ def _texts(experiment: Experiment) -> list[str]:
     family, cohort = get_family(experiment.family), Path(experiment.data.cohort)
     if family.phrases is None:
         raise ConfigError(f"family: {family.name} embeds no phrases; event_transformer does")
+    if experiment.model.text_model is None:
+        raise ConfigError("model.text_model: null embeds no phrases; name a model or hashing")
     if not cohort.is_dir():
         raise InputError(f"data.cohort={cohort}: no such folder; make it with `ehr-ray ingest`")
     vocabulary = vocabulary_of(cohort, experiment.data.min_code_count)

@@ -24,6 +24,7 @@ from ehr_ray.evaluation.verdicts import MODEL, place
 from ehr_ray.events.labels import read_labels
 from ehr_ray.events.patients import splits_of
 from ehr_ray.runtime.inference import matrix
+from ehr_ray.sources.cohort import TASKS
 from ehr_ray.train import checkpoint, history
 
 
@@ -43,6 +44,14 @@ class Subject:
     def experiment(self) -> Experiment:
         """The run's experiment."""
         return self.loaded.experiment
+
+
+def positive_class(cohort: Path, task: str | None) -> str:
+    """Return what the cohort says the positive class of a task is; empty where it says nothing."""
+    path = Path(cohort) / "metadata" / TASKS
+    if task is None or not path.is_file():
+        return ""
+    return str(json.loads(path.read_text()).get(task, ""))
 
 
 def report_context(
@@ -65,6 +74,8 @@ def report_context(
         run |= {"steps": f"{last.step:,}", "training": f"{last.seconds / 60:.1f} min"}
         run |= {"workers": str(experiment.cluster.num_workers)}
     notes = [*(scores.notes if scores else ())]
+    if said := positive_class(subject.cohort, subject.task):
+        notes.append(f"{subject.task}: {said}.")
     if subject.task is None:
         notes.append("Without a task there is no probe and no baseline.")
     return ReportContext(

@@ -1,5 +1,6 @@
 """An experiment to a trained run: prepare the data, train by Ray Train, keep the directory."""
 
+import json
 import tempfile
 import uuid
 from collections.abc import Mapping
@@ -11,11 +12,13 @@ from ehr_ray.config import ClusterConfig, Experiment, differences, dump, read_ya
 from ehr_ray.errors import ConfigError, InputError, RunError, UserError
 from ehr_ray.events.patients import read_patients, splits_of
 from ehr_ray.events.vocabulary import Vocabulary
-from ehr_ray.runtime.datasets import prepared
+from ehr_ray.registry import get_family
+from ehr_ray.runtime.datasets import Prepared, prepared
 from ehr_ray.runtime.phrases import as_before, with_phrases
 from ehr_ray.runtime.progress import Screen, following
 from ehr_ray.runtime.session import check_resources, session
 from ehr_ray.runtime.tracking import Tracker, open_run
+from ehr_ray.train import history
 from ehr_ray.train.checkpoint import checkpoint_folder, saved_progress
 from ehr_ray.train.task import family_of
 
@@ -98,11 +101,24 @@ def _train(experiment: Experiment, screen: Screen, verbose: bool) -> Trained:
             except BaseException:
                 tracker.close("FAILED")
                 raise
-            tracker.artifacts(run, ("checkpoint", "history.parquet", "experiment.yaml"))
+            records = _write_records(run, experiment, data)
+            tracker.artifacts(run, ("checkpoint", "history.parquet", "experiment.yaml", *records))
             tracker.close("FINISHED")
     after = saved_progress(run)
     assert after is not None
     return Trained(run, after.step, after.best, before.step if before else 0, False)
+
+
+def _write_records(run: Path, experiment: Experiment, data: Prepared) -> list[str]:
+    """Write the family's own JSON files of a finished run; return their names."""
+    family = get_family(experiment.family)
+    if family.records is None:
+        return []
+    subjects = {split: data.store(split).column("subject_id").tolist() for split in data.blocks}
+    found = family.records(dump(experiment), history.read(run), subjects)
+    for name, content in found.items():
+        (run / name).write_text(json.dumps(content, indent=1) + "\n")
+    return list(found)
 
 
 def _session(cluster: ClusterConfig, verbose: bool, on_ray: bool) -> Any:

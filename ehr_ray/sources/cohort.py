@@ -40,6 +40,9 @@ LAYOUT: Final = 1
 RECORD: Final = Path("metadata") / "ingest.json"
 """What made a cohort, and the counts of its summary."""
 
+TASKS: Final = "tasks.json"
+"""In `metadata`: what the positive class of each task is, where the source says."""
+
 
 @dataclass(frozen=True)
 class TaskSummary:
@@ -264,6 +267,8 @@ def finish(
         labels_without_subject=orphans,
     )
     _write_records(plan, summary, metadata, print_)
+    if source.positive:
+        (metadata / TASKS).write_text(json.dumps(source.positive, indent=1) + "\n")
     with contextlib.suppress(FileNotFoundError):
         # An empty folder may have been made for us; rename replaces it on POSIX, but not a link.
         output.rmdir()

@@ -34,6 +34,8 @@ SOURCES: Final = {
     "synthetic": "ehr_ray.sources.synthetic",
     "hourly-h5": "ehr_ray.sources.hourly_h5",
     "synthetic-vitals": "ehr_ray.sources.synthetic_vitals",
+    "hancock": "ehr_ray.sources.hancock",
+    "modality-h5": "ehr_ray.sources.modality_h5",
 }
 """Name on the command line -> module with a `SOURCE`."""
 
@@ -107,6 +109,7 @@ class Source:
         relative_time: whether time counts from `EPOCH`, so that every subject is given an
             `ADMISSION` there.
         descriptions: code -> what it is, for `codes.parquet`.
+        positive: task -> what its positive class is, for `tasks.json`.
     """
 
     name: str
@@ -117,6 +120,7 @@ class Source:
     needs_input: bool = True
     relative_time: Callable[[Any], bool] = lambda _: True
     descriptions: Mapping[str, str] = field(default_factory=dict)
+    positive: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

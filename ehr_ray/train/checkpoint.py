@@ -7,7 +7,7 @@ rename, so a kill at any moment leaves the old or the new one, never a half.
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,8 @@ class Progress:
     """Times the learning rate was halved on a plateau."""
     seconds: float = 0.0
     finished: bool = False
+    bests: dict[str, float] = field(default_factory=dict)
+    """Best value of each of `Family.also`."""
 
 
 def save_checkpoint(

@@ -84,6 +84,9 @@ def train(
     loader.check(backend.world, family.compares(experiment.model) if family.compares else None)
     if (few := check_usable(family, experiment.model, loader)) and fresh and backend.rank == 0:
         watch.on_lines(few)
+    if fresh and family.begin:
+        everybody = loader.train.rows(range(len(loader.train)))
+        family.begin(module, loader.collate(everybody))
     if family.outcome is not None:
         module.to(backend.device)
         first = loader.train_steps(0, 0, backend.rank, backend.world)
@@ -107,7 +110,7 @@ def train(
         step = progress.step
         seed_step(experiment.seed, step, backend.rank)
         knobs = knobs_at(experiment, step, per_epoch)
-        lr = learning_rate(step, total, plan, progress.reductions)
+        lr = learning_rate(step, total, plan, progress.reductions, per_epoch)
         set_lr(optimizer, lr, step / per_epoch)
         set_weight_decay(optimizer, weight_decay(step, total, plan))
         asked = time.perf_counter()
@@ -135,11 +138,15 @@ def train(
             row |= {k: v for k, v in knobs.items() if k != "noise_seed"}
             row |= {"grad_norm": norm, **values}
             better = note(progress, family, row, plan)
+            others = note_others(progress, family, row)
             progress.finished |= cycles_without_better(experiment, progress, per_epoch)
             progress.finished |= progress.step >= total
             if backend.rank == 0:
                 if better:
                     save_checkpoint(run, module, experiment, vocabulary)
+                for name in others:
+                    kept = f"checkpoints/best_{name}"
+                    save_checkpoint(run, module, experiment, vocabulary, kept)
                 history.append(run, row)
                 if told := _warnings(family, history.read(run), plan.warmup_steps):
                     watch.on_lines(told)
@@ -327,6 +334,17 @@ def note(progress: Progress, family: AnyFamily, row: Metrics, plan: TrainConfig)
     patience = plan.patience
     progress.finished = patience is not None and progress.reports_since_best >= patience
     return better
+
+
+def note_others(progress: Progress, family: AnyFamily, row: Metrics) -> list[str]:
+    """Record the best of each of `Family.also`; return those this report is the best of."""
+    found = []
+    for name, select in family.also.items():
+        value = row.get(select.metric)
+        if value is not None and select.better(value, progress.bests.get(name)):
+            progress.bests[name] = value
+            found.append(name)
+    return found
 
 
 def cycles_without_better(experiment: Experiment, progress: Progress, per_epoch: int) -> bool:

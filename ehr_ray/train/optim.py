@@ -102,7 +102,13 @@ def weight_decay(step: int, total_steps: int, config: TrainConfig) -> float:
     return config.weight_decay + (config.final_weight_decay - config.weight_decay) * done
 
 
-def learning_rate(step: int, total_steps: int, config: TrainConfig, reductions: int = 0) -> float:
+def learning_rate(
+    step: int,
+    total_steps: int,
+    config: TrainConfig,
+    reductions: int = 0,
+    steps_per_epoch: int = 1,
+) -> float:
     """Return the learning rate of a step: linear warm-up, then the chosen decay.
 
     `reductions` is how often a plateau was met; each halves the rate, down to `min_lr_ratio`.
@@ -113,7 +119,20 @@ def learning_rate(step: int, total_steps: int, config: TrainConfig, reductions: 
         return config.lr
     if config.lr_schedule == "plateau":
         return config.lr * max(config.min_lr_ratio, 0.5**reductions)
+    if config.lr_schedule == "restarts":
+        done = _share_of_period(step / steps_per_epoch, config)
+        left = (1 + math.cos(math.pi * done)) / 2
+        return config.lr * (config.min_lr_ratio + (1 - config.min_lr_ratio) * left)
     span = max(1, total_steps - config.warmup_steps)
     done = min(1.0, (step - config.warmup_steps) / span)
     left = 1 - done if config.lr_schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
     return config.lr * (config.min_lr_ratio + (1 - config.min_lr_ratio) * left)
+
+
+def _share_of_period(epoch: float, config: TrainConfig) -> float:
+    """Return how much of the current period is over (Loshchilov and Hutter 2017, eq. 5)."""
+    length = config.restart_epochs
+    while epoch >= length:
+        epoch -= length
+        length *= config.restart_factor
+    return epoch / length

@@ -19,6 +19,7 @@ VERBS = (
     "export-pt",
     "prepare",
     "train",
+    "crossval",
     "evaluate",
     "embed",
     "benchmark",

@@ -13,7 +13,7 @@ from ehr_ray.sources.source import SOURCES, get_source
     ("arguments", "name"),
     [
         (["--source", "nope", "--output", "x"], "nope"),
-        (["--source", "hancock", "--input", ".", "--output", "x"], "hancock"),
+        (["--source", "hospital", "--input", ".", "--output", "x"], "hospital"),
         (["--source", "physionet2012", "--output", "x"], "--input"),
         (["--source", "table", "--input", "missing.csv", "--output", "x"], "missing.csv"),
         (["--source", "synthetic", "--output", "x", "--splits", "0.5,0.9"], "--splits"),

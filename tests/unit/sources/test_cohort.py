@@ -170,7 +170,7 @@ def test_two_ingests_into_one_place_exclude_each_other(tmp_path):
             {"source": "mimic3"},
             "--source mimic3: not available; choose from physionet2012, mimic-iv",
         ),
-        ({"source": "hancock"}, "--source hancock: not available"),
+        ({"source": "hospital"}, "--source hospital: not available"),
         ({"source": "mimic-iv"}, "--source mimic-iv reads files: say where by --input PATH"),
         ({"source": "meds"}, "--source meds reads files: say where by --input PATH"),
         ({"source": "meds", "input": Path("no/where")}, "--input no/where: no such file or folder"),

@@ -145,3 +145,21 @@ def test_a_plateau_halves_the_rate_down_to_the_lowest():
     plan = TrainConfig(lr=1.0, lr_schedule="plateau", warmup_steps=2, min_lr_ratio=0.2)
     assert learning_rate(0, 100, plan) == 0.5
     assert [learning_rate(50, 100, plan, n) for n in range(4)] == [1.0, 0.5, 0.25, 0.2]
+
+
+def test_restarts_begin_anew_after_periods_that_are_counted_in_epochs():
+    config = TrainConfig(
+        lr=1.0,
+        lr_schedule="restarts",
+        restart_epochs=2,
+        restart_factor=2,
+        min_lr_ratio=0.0,
+        warmup_steps=0,
+    )
+    per_epoch = 10
+    rates = [learning_rate(step, 10**6, config, 0, per_epoch) for step in range(140)]
+    assert rates[0] == rates[20] == rates[60] == 1
+    assert rates[19] < 0.01
+    assert rates[59] < 0.01
+    assert rates[10] == pytest.approx(0.5)
+    assert rates[40] == pytest.approx(0.5)

@@ -1,0 +1,67 @@
+"""A column that answers the question by itself: the automatic check for leaks."""
+
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from ehr_ray.errors import InputError
+
+LIMIT: Final = 0.95
+"""AUROC of one column, in either direction, above which it is taken for the answer."""
+FEWEST: Final = 20
+"""Rows of each class without which a high AUROC of one column may be chance."""
+
+
+def column_aurocs(
+    columns: npt.NDArray[np.floating], label: npt.NDArray[np.integer]
+) -> npt.NDArray[np.float64]:
+    """Return max(AUROC, 1 - AUROC) of each column where it is observed, float64 [D].
+
+    `columns` float [N, D] with NaN for missing; `label` 1, 0, or -1 for unknown. NaN where either
+    class has fewer than 20 observed rows. Whether a value is missing counts as a column too: the
+    higher of the two is returned.
+    """
+    known = label >= 0
+    x, y = np.asarray(columns, np.float64)[known], label[known] == 1
+    there = ~np.isnan(x)
+    result = np.full(x.shape[1], np.nan)
+    for place in range(x.shape[1]):
+        seen = there[:, place]
+        found = [
+            _auroc(x[seen, place], y[seen]),
+            _auroc(seen.astype(float), y),
+        ]
+        kept = [max(value, 1 - value) for value in found if not np.isnan(value)]
+        result[place] = max(kept) if kept else np.nan
+    return result
+
+
+def require_no_leak(
+    columns: npt.NDArray[np.floating],
+    names: Sequence[str],
+    label: npt.NDArray[np.integer],
+    task: str,
+) -> None:
+    """Raise InputError naming the column that by itself tells the label with AUROC above 0.95."""
+    found = column_aurocs(columns, label)
+    if not np.isfinite(found).any():
+        return
+    worst = int(np.nanargmax(found))
+    if found[worst] > LIMIT:
+        raise InputError(
+            f"{names[worst]}: this column alone tells {task} with AUROC {found[worst]:.3f}, so it "
+            "was written after the outcome; remove the column"
+        )
+
+
+def _auroc(score: npt.NDArray[np.float64], label: npt.NDArray[np.bool_]) -> float:
+    """Return the Mann-Whitney estimate with ties counted half; NaN with too few of a class."""
+    positive, negative = int(label.sum()), int((~label).sum())
+    if min(positive, negative) < FEWEST:
+        return np.nan
+    order = np.sort(score[~label])
+    below = np.searchsorted(order, score[label], side="left")
+    upto = np.searchsorted(order, score[label], side="right")
+    return float((below + upto).sum() / (2 * positive * negative))

@@ -1,0 +1,248 @@
+"""Files of one modality in HDF5: an embedding of 512 numbers a patient, or a slide of one.
+
+Datasets are found anywhere in a file by the names published code gives them. N rows.
+"""
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+from ehr_ray.errors import InputError
+from ehr_ray.events.modalities import WIDTH
+
+Floats = npt.NDArray[np.float32]
+
+IDS: Final = ("patient_id", "patient_index_map", "patient_ids", "patientid", "patient")
+EMBEDDINGS: Final = (
+    "embedding_512",
+    "embedding_mean_512",
+    "text_combined_embedding_512",
+    "features_mean",
+    "embedding",
+    "embeddings",
+    "features",
+    "feature",
+)
+QUALITIES: Final = ("quality_score", "quality", "modality_quality", "quality_scores")
+PATCHES: Final = ("n_patches", "npatches", "n_patches_per_slide")
+VARIANCES: Final = ("embedding_var_512",)
+LABELS: Final = {"surv_5yr_label": "survival_5y", "rec_2yr_label": "recurrence_2y"}
+"""Labels of a clinical file, int8 with -1 for unknown, to tasks; 1 is alive, or recurrence."""
+
+
+@dataclass(frozen=True, eq=False)
+class ModalityFile:
+    """Rows of one file, or its patients after `aggregate`.
+
+    `ids` are normalised, `embedding` [N, 512], `quality` [N], `patches` [N], `variance` [N, 512] or
+    None, `labels` by task, int8 [N].
+    """
+
+    ids: list[str]
+    embedding: Floats
+    quality: Floats
+    patches: npt.NDArray[np.float64] | None = None
+    variance: Floats | None = None
+    labels: Mapping[str, npt.NDArray[np.int8]] = field(default_factory=dict)
+
+
+def normalize_pid(raw: Any) -> str:
+    """Return the patient a name is of: its number, without zeros in front, else the name.
+
+    >>> normalize_pid(b" 001"), normalize_pid("HN-0042_a"), normalize_pid("anna")
+    ('1', '42', 'anna')
+    """
+    text = (raw.decode("utf-8", "replace") if isinstance(raw, bytes) else str(raw)).strip()
+    digits = re.search(r"\d+", text)
+    return str(int(digits[0])) if digits else text
+
+
+def normalized_ids(raw: Sequence[Any], path: Path) -> list[str]:
+    """Return the patient of every row; InputError where two names would become one patient."""
+    names = [x.decode("utf-8", "replace") if isinstance(x, bytes) else str(x) for x in raw]
+    seen: dict[str, str] = {}
+    result = []
+    for name in (n.strip() for n in names):
+        patient = normalize_pid(name)
+        other = seen.setdefault(patient, name)
+        same = other == name or (other.isdigit() and name.isdigit())
+        if not same:
+            raise InputError(
+                f"{path}: {other!r} and {name!r} would both be patient {patient}; rename one"
+            )
+        result.append(patient)
+    return result
+
+
+def read_modality(path: Path) -> ModalityFile:
+    """Return the rows of a file; InputError where it has no embedding 512 wide, or bad ids."""
+    sets = read_all_datasets(path)
+    embedding, parents = _embedding(sets, path)
+    rows = len(embedding)
+    ids = _ids(sets, rows, path, parents)
+    patches = _one(sets, PATCHES, rows)
+    labels = {
+        task: sets[key].astype(np.int8)
+        for name, task in LABELS.items()
+        for key in sets
+        if _base(key) == name and sets[key].shape == (rows,)
+    }
+    variance = _one(sets, VARIANCES, rows)
+    return ModalityFile(
+        ids,
+        embedding,
+        _quality(sets, rows),
+        None if patches is None else patches.astype(np.float64),
+        None if variance is None else variance.astype(np.float32),
+        labels,
+    )
+
+
+def read_all_datasets(path: Path) -> dict[str, npt.NDArray[Any]]:
+    """Return every dataset of a file, however deep, by its path in it."""
+    found: dict[str, npt.NDArray[Any]] = {}
+
+    def visit(name: str, node: Any) -> None:
+        if isinstance(node, h5py.Dataset):
+            found[name] = np.asarray(node[()])
+
+    try:
+        with h5py.File(path, "r") as file:
+            file.visititems(visit)
+    except OSError as error:
+        raise InputError(f"{path}: not a readable HDF5 file ({error})") from None
+    return found
+
+
+def aggregate(rows: ModalityFile) -> ModalityFile:
+    """Return one row a patient: the mean of its slides by their patches, variance, mean quality.
+
+    The variance is that between slides, weighted alike, plus what each says of its own.
+    """
+    patients = list(dict.fromkeys(rows.ids))
+    place = {name: i for i, name in enumerate(patients)}
+    owner = np.array([place[name] for name in rows.ids])
+    patches = rows.patches if rows.patches is not None else np.ones(len(owner))
+    weight = np.maximum(np.nan_to_num(patches), 1.0)
+    total = np.bincount(owner, weight)
+
+    def mean(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        summed = np.zeros((len(patients), *values.shape[1:]))
+        np.add.at(summed, owner, values * weight.reshape(-1, *[1] * (values.ndim - 1)))
+        return summed / total.reshape(-1, *[1] * (values.ndim - 1))
+
+    center = mean(rows.embedding)
+    between = mean((rows.embedding - center[owner]) ** 2)
+    within = 0 if rows.variance is None else mean(rows.variance)
+    first = np.unique(owner, return_index=True)[1]
+    return ModalityFile(
+        patients,
+        center.astype(np.float32),
+        mean(rows.quality).astype(np.float32),
+        np.bincount(owner, patches).astype(np.float64),
+        (between + within).astype(np.float32),
+        {task: label[first] for task, label in rows.labels.items()},
+    )
+
+
+def write_modality(path: Path, datasets: Mapping[str, Any]) -> None:
+    """Write datasets to a file, by rename; texts as UTF-8."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with h5py.File(partial, "w") as file:
+            for name, values in datasets.items():
+                array = np.asarray(values)
+                if array.dtype.kind in "UO":
+                    file.create_dataset(name, data=array.astype(object), dtype=h5py.string_dtype())
+                else:
+                    file.create_dataset(name, data=array)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _base(key: str) -> str:
+    return key.rpartition("/")[2].lower()
+
+
+def _find(sets: Mapping[str, npt.NDArray[Any]], names: Sequence[str]) -> str | None:
+    for name in names:
+        for key in sets:
+            if _base(key) == name:
+                return key
+    return None
+
+
+def _one(
+    sets: Mapping[str, npt.NDArray[Any]], names: Sequence[str], rows: int
+) -> npt.NDArray[Any] | None:
+    key = _find(sets, names)
+    return None if key is None or len(np.atleast_1d(sets[key])) != rows else sets[key]
+
+
+def _embedding(sets: Mapping[str, npt.NDArray[Any]], path: Path) -> tuple[Floats, list[str] | None]:
+    """Return the embedding, and the names of the groups it was stacked from, if it was."""
+    flat = {k: v for k, v in sets.items() if v.ndim == 2 and v.dtype.kind in "fiu"}
+    key = _find(flat, EMBEDDINGS)
+    if key is None:
+        stacked = sorted(
+            k for k, v in sets.items() if _base(k) == "features" and v.ndim == 1 and "/" in k
+        )
+        if stacked:
+            found = np.stack([sets[k] for k in stacked])
+            return _wide(found, path), [k.split("/")[-2] for k in stacked]
+        ids = _find(sets, IDS)
+        rows = len(sets[ids]) if ids else -1
+        alike = [k for k, v in flat.items() if len(v) == rows]
+        key = alike[0] if alike else max(flat, key=lambda k: flat[k].size, default=None)
+    if key is None:
+        raise InputError(f"{path}: no two-dimensional dataset; it needs embedding_512 [N, 512]")
+    return _wide(flat[key], path), None
+
+
+def _wide(found: npt.NDArray[Any], path: Path) -> Floats:
+    if found.shape[1] != WIDTH:
+        raise InputError(f"{path}: the embedding is {found.shape[1]} wide, not {WIDTH}")
+    result = found.astype(np.float32)
+    if not np.isfinite(result).all():
+        raise InputError(f"{path}: the embedding holds NaN or infinity")
+    return result
+
+
+def _ids(
+    sets: Mapping[str, npt.NDArray[Any]], rows: int, path: Path, parents: list[str] | None
+) -> list[str]:
+    if parents is not None:
+        return normalized_ids(parents, path)
+    key = _find(sets, IDS)
+    if key is None:
+        return [str(i) for i in range(rows)]
+    found = np.atleast_1d(sets[key])
+    if len(found) != rows:
+        raise InputError(f"{path}: {len(found)} of {key} but {rows} embeddings")
+    return normalized_ids(found.tolist(), path)
+
+
+def _quality(sets: Mapping[str, npt.NDArray[Any]], rows: int) -> Floats:
+    """Return one number a row: a scalar for all, the mean of several, 1 where nothing is said."""
+    key = _find(sets, QUALITIES)
+    if key is None:
+        return np.ones(rows, np.float32)
+    found = np.asarray(sets[key], np.float64)
+    if found.ndim == 0:
+        return np.full(rows, found, np.float32)
+    if found.ndim == 2:
+        told = np.isfinite(found)
+        found = np.where(told, found, 0).sum(1) / np.maximum(told.sum(1), 1)
+    short = rows - len(found)
+    fill = float(np.nanmean(found)) if len(found) and np.isfinite(found).any() else 1.0
+    found = np.concatenate([found, np.full(short, fill)]) if short > 0 else found[:rows]
+    return np.where(np.isfinite(found), found, fill).astype(np.float32)

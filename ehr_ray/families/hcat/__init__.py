@@ -1,0 +1,62 @@
+"""HCAT: five modalities, imputed where they are missing, fused to two outcomes."""
+
+from ehr_ray.events.modalities import MODALITIES
+from ehr_ray.families.hcat.config import HCATConfig
+from ehr_ray.families.hcat.data import collate, transform
+from ehr_ray.families.hcat.files import export, summary
+from ehr_ray.families.hcat.loss import loss
+from ehr_ray.families.hcat.model import HCAT, begin
+from ehr_ray.families.hcat.predict import (
+    answers,
+    baseline_codes,
+    imputations,
+    latents,
+    measure,
+    predict,
+    warnings,
+)
+from ehr_ray.families.hcat.text import check_files, phrase_texts
+from ehr_ray.family import Diagnose, Family, Select
+from ehr_ray.schedules import Ramp
+from ehr_ray.search import Choice, LogUniform, Uniform
+
+FAMILY = Family(
+    name="hcat",
+    config=HCATConfig,
+    transform=transform,
+    collate=collate,
+    build=HCAT,
+    begin=begin,
+    loss=loss,
+    predict=predict,
+    answers=answers,
+    baseline_codes=baseline_codes,
+    latents=latents,
+    outputs={"imputations": imputations},
+    suites=("hcat",),
+    phrases=phrase_texts,
+    check=check_files,
+    export=export,
+    records=summary,
+    diagnose=Diagnose(measure, warnings, patients=100_000),
+    select=Select("val/nll_avg", "min"),
+    also={
+        "surv": Select("val/auc_surv", "max"),
+        "rec": Select("val/auc_rec", "max"),
+        "avg": Select("val/auc_avg", "max"),
+    },
+    own_tensors=(
+        "tokenizer.meaning",
+        *(f"tokenizer.projection_{name}" for name in MODALITIES),
+    ),
+    cache_fields=("codes", "landmark_hours", "survival", "recurrence"),
+    schedules={"beta": Ramp(start=0.0, end=1.0, epochs=10)},
+    search_space={
+        "model.preset": Choice(("tiny", "small", "medium")),
+        "model.dropout": Uniform(0.0, 0.5),
+        "model.alpha_impute": LogUniform(0.03, 1.0),
+        "train.lr": LogUniform(1e-4, 3e-3),
+        "train.weight_decay": LogUniform(1e-3, 1.0),
+    },
+    eval_knobs={"beta": 1.0},
+)

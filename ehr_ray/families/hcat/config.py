@@ -1,0 +1,151 @@
+"""Options of HCAT: modalities, outcomes, sizes, imputation, augmentation and the objective."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Final, Literal
+
+from pydantic import Field
+
+from ehr_ray.events.modalities import CODES, MODALITIES
+from ehr_ray.events.outcomes import RECURRENCE_2Y, SURVIVAL_5Y, Outcome
+
+Ratio = Annotated[float, Field(ge=0, lt=1)]
+NotNegative = Annotated[float, Field(ge=0)]
+PositiveInt = Annotated[int, Field(ge=1)]
+
+Modality = Literal["clinical", "temporal", "pathological", "semantic", "spatial"]
+
+
+@dataclass(frozen=True)
+class Size:
+    """Sizes that go together."""
+
+    width: int
+    heads: int
+    global_layers: int
+    vae_width: int
+    latent: int
+
+
+PRESETS: Final[Mapping[str, Size]] = {
+    "tiny": Size(16, 2, 1, 16, 8),
+    "small": Size(32, 4, 1, 32, 16),
+    "medium": Size(64, 4, 2, 64, 32),
+    "large": Size(192, 8, 3, 192, 64),
+    "published": Size(512, 8, 3, 512, 64),
+}
+"""`published` is the size of the published code, made for far more patients than 600."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HCATConfig:
+    """A multi-modal VAE that imputes, and a transformer that predicts two outcomes."""
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    codes: dict[str, tuple[str, ...]] = field(default_factory=lambda: dict(CODES))
+    """Regular expressions of the codes of each modality: clinical, temporal, pathological,
+    semantic, spatial. A modality without codes is never there."""
+    landmark_hours: NotNegative = 0.0
+    """Hours after the origin up to which events are features, inclusive; outcomes lie after."""
+    survival: Outcome = SURVIVAL_5Y
+    """The first outcome."""
+    recurrence: Outcome = RECURRENCE_2Y
+    """The second outcome."""
+
+    text_model: str | None = None
+    """Sentence transformer that embeds the phrases of the semantic codes beside their flags: a name
+    or folder, or `hashing`, which needs no model; null: flags alone."""
+    phrases: str | None = None
+    """Folder of the embedded phrases; null: training makes it."""
+    embedding_dim: PositiveInt | None = None
+    """Width of a phrase's embedding; null: that of the text model."""
+
+    preset: Literal["tiny", "small", "medium", "large", "published"] | None = None
+    """Sizes that go together, in place of the five below; null: those."""
+    width: PositiveInt = 32
+    """Width of the tokens in the transformer."""
+    heads: PositiveInt = 4
+    """Attention heads."""
+    global_layers: PositiveInt = 1
+    """Layers of the encoder over all tokens."""
+    vae_width: PositiveInt = 32
+    """Width of the VAE's hidden layers and of the refinement; a fraction of it at finer scales."""
+    latent: PositiveInt = 16
+    """Dimensions of the joint latent."""
+    scales: Annotated[int, Field(ge=1, le=4)] = 3
+    """Scales of each modality's encoder."""
+    dropout: Ratio = 0.2
+    """Dropout wherever there is any."""
+
+    missing: Literal["impute", "mask"] = "impute"
+    """What becomes of a missing modality: its imputation is a token, or no token is."""
+    joint: Literal["poe", "attention"] = "poe"
+    """How modalities make one latent: a product of experts, or an attention over those present."""
+    impute_iterations: Annotated[int, Field(ge=0)] = 3
+    """Refinements of an imputation; 0 takes it as the VAE gives it."""
+    mask_ratio: Ratio = 0.2
+    """Share of the present modalities hidden in training to learn what they were."""
+    gate: bool = True
+    """Whether tokens are weighted by their quality; false weights them alike."""
+    linear: bool = True
+    """Whether a linear path leads from the tokens to each outcome beside the transformer."""
+    linear_modalities: tuple[Modality, ...] = ("clinical", "temporal", "pathological")
+    """Modalities the linear path reads."""
+
+    moddrop: Ratio = 0.1
+    """Probability that a modality is dropped in training; clinical never is."""
+    moddrop_mode: Literal["per_sample", "per_batch"] = "per_sample"
+    """Each modality of each patient by itself, or one modality of a whole batch."""
+    emb_noise: NotNegative = 0.05
+    """Standard deviation of the noise on tokens in training."""
+    mc_samples: Annotated[int, Field(ge=0)] = 0
+    """Passes with every dropout on behind `predict`'s `*_std`; 0 leaves them out."""
+
+    alpha_surv: NotNegative = 1.0
+    """Weight of the survival loss."""
+    alpha_rec: NotNegative = 1.0
+    """Weight of the recurrence loss."""
+    alpha_con: NotNegative = 0.0
+    """Weight of the contrast between two views of a patient (InfoNCE); 0 makes no second view."""
+    alpha_kl: NotNegative = 0.05
+    """Weight of the latent's divergence."""
+    alpha_impute: NotNegative = 0.1
+    """Weight of reconstruction and imputation."""
+    contrastive_temp: Annotated[float, Field(gt=0)] = 0.07
+    """Temperature of the contrast."""
+    focal_gamma: NotNegative = 0.0
+    """Turns the loss from easy rows (focal loss, Lin et al. 2017); 0 is cross-entropy."""
+    class_weight: Literal["none", "balanced"] = "none"
+    """Whether the positive class weighs as much as the other in train."""
+    censoring_weight: bool = True
+    """Whether known rows stand for those lost before the horizon (IPCW, fitted on train)."""
+
+    def __post_init__(self) -> None:
+        """Check what one field alone cannot say."""
+        unknown = sorted(set(self.codes) - set(MODALITIES))
+        if unknown:
+            raise ValueError(f"codes: no modality {unknown[0]}; there are {', '.join(MODALITIES)}")
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} must be a multiple of heads {self.heads}")
+        if self.missing == "impute" and not self.alpha_impute:
+            raise ValueError("alpha_impute 0 leaves the imputer untrained; set missing=mask")
+        if self.survival.name == self.recurrence.name:
+            raise ValueError(f"both outcomes are called {self.survival.name}")
+
+    @property
+    def outcomes(self) -> tuple[Outcome, Outcome]:
+        """Both outcomes in order."""
+        return self.survival, self.recurrence
+
+    @property
+    def size(self) -> Size:
+        """The sizes that count."""
+        if self.preset is not None:
+            return PRESETS[self.preset]
+        return Size(self.width, self.heads, self.global_layers, self.vae_width, self.latent)
+
+    @property
+    def views(self) -> int:
+        """Views of a patient in training."""
+        return 2 if self.alpha_con else 1

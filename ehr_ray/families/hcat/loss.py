@@ -1,0 +1,80 @@
+"""The objective: two outcomes, a contrast, the latent's divergence, and imputation.
+
+B patients, M modalities, K refinements, Z latent, 2 outcomes.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ehr_ray.events.modalities import WIDTH
+from ehr_ray.families.hcat.config import HCATConfig
+from ehr_ray.families.hcat.model import HCAT
+from ehr_ray.family import Batch, Knobs, Term, Terms
+from ehr_ray.nn.gaussian import kl_standard
+
+
+def loss(model: nn.Module, batch: Batch, knobs: Knobs) -> Terms:
+    """Return the terms of a batch, with the seed's weights.
+
+    `surv` and `rec` are a weighted cross-entropy (or focal loss) a known row; `recon` is the
+    squared error of decoded tokens and `impute` the negative log-likelihood of artificially hidden
+    ones, a number, the mean over the first imputation and each refinement. `kl` is in nats a number
+    of a token, so that it weighs against them as in an evidence bound; for the log alone `kl_nats`
+    is the same a patient, and `impute_mse` the squared error of the last refinement.
+    """
+    plain: HCAT = getattr(model, "module", model)
+    config = plain.config
+    seed = int(knobs["noise_seed"])
+    out = model(batch, seed)
+    weight, label = plain.weights(batch), batch["label"].clamp(min=0)
+    terms: Terms = {}
+    for place, (name, alpha) in enumerate((("surv", config.alpha_surv), ("rec", config.alpha_rec))):
+        each = outcome_loss(out["logit"][..., place].float(), label[:, place], config)
+        total = (each * weight[:, place]).sum() / len(out["logit"])
+        terms[name] = Term(total, weight[:, place].sum(), alpha)
+    if config.alpha_con:
+        patients = torch.tensor(float(len(label)), device=label.device)
+        contrast = info_nce(out["first"].float(), out["second"].float(), config.contrastive_temp)
+        terms["con"] = Term(contrast, patients, config.alpha_con)
+    if "mu" in out:
+        terms |= imputation(out, config, knobs)
+    return terms
+
+
+def outcome_loss(logit: Tensor, label: Tensor, config: HCATConfig) -> Tensor:
+    """Return cross-entropy, turned from easy rows where `focal_gamma` is above 0."""
+    found = F.binary_cross_entropy_with_logits(logit, label.expand_as(logit), reduction="none")
+    if config.focal_gamma:
+        found = (1 - torch.exp(-found)) ** config.focal_gamma * found
+    return found
+
+
+def imputation(out: dict[str, Tensor], config: HCATConfig, knobs: Knobs) -> Terms:
+    """Return `kl`, `recon`, `impute` and, for the log, `kl_nats` and `impute_mse`."""
+    patients = torch.tensor(float(len(out["mu"])), device=out["mu"].device)
+    kl = kl_standard(out["mu"], out["logvar_z"]).sum()
+    visible, hidden = out["visible"].float(), out["hidden"].float()
+    error, logvar = out["steps"].float(), out["steps_logvar"].float()
+    nll = 0.5 * (error * torch.exp(-logvar) + logvar)
+    alpha = config.alpha_impute
+    return {
+        "kl": Term(kl, patients * WIDTH, config.alpha_kl * knobs["beta"]),
+        "kl_nats": Term(kl.detach(), patients, 0.0),
+        "recon": Term((out["recon"].float() * visible).sum(), visible.sum(), alpha),
+        "impute": Term((nll.mean(0) * hidden).sum(), hidden.sum(), alpha),
+        "impute_mse": Term((error[-1] * hidden).sum().detach(), hidden.sum(), 0.0),
+    }
+
+
+def info_nce(first: Tensor, second: Tensor, temperature: float) -> Tensor:
+    """Return the contrast of two views, unit vectors [B, W], summed over patients.
+
+    A patient's other view is the positive, everybody else's both views are negatives
+    (NT-Xent, Chen et al. 2020, eq. 1), the mean of both directions.
+    """
+    every = torch.cat([first, second])
+    score = every @ every.T / temperature
+    score = score.masked_fill(torch.eye(len(every), dtype=torch.bool, device=score.device), -1e9)
+    other = torch.arange(len(every), device=score.device).roll(len(first))
+    return F.cross_entropy(score, other, reduction="sum") / 2

@@ -1,0 +1,105 @@
+"""Events to five tokens: standardised columns, a fixed projection, presence and quality.
+
+B patients, V codes, 5 modalities, 512 wide.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ehr_ray.events.modalities import MODALITIES, layout_of, projection
+from ehr_ray.events.vocabulary import Vocabulary
+from ehr_ray.families.hcat.config import HCATConfig
+from ehr_ray.families.hcat.text import SEMANTIC, phrase_table
+from ehr_ray.family import Batch
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """What is known of each modality.
+
+    `value` [B, 5, 512], 0 where missing; `present` bool [B, 5]; `quality` [B, 5], the share of its
+    columns that were observed, or as stated; `spread` [B, 5], the mean standard deviation of a
+    column over the tiles, slides or repeats of a patient.
+    """
+
+    value: Tensor
+    present: Tensor
+    quality: Tensor
+    spread: Tensor
+
+    def only(self, visible: Tensor) -> "Tokens":
+        """Return the same with all but the visible modalities missing."""
+        kept = visible & self.present
+        return Tokens(
+            self.value * kept.unsqueeze(-1), kept, self.quality * kept, self.spread * kept
+        )
+
+
+class Tokenizer(nn.Module):
+    """Columns to tokens; nothing here is trained, all of it is fitted on train."""
+
+    meaning: Tensor | None
+
+    def __init__(self, config: HCATConfig, vocabulary: Vocabulary) -> None:
+        super().__init__()
+        self.layout = layout_of(vocabulary, config.codes)
+        self.num_codes = len(vocabulary)
+        self.register_buffer("meaning", phrase_table(config, vocabulary))
+        for place, name in enumerate(MODALITIES):
+            more = 0 if self.meaning is None or place != SEMANTIC else self.meaning.shape[1]
+            matrix = torch.from_numpy(projection(self.layout, place, vocabulary, more))
+            self.register_buffer(f"projection_{name}", matrix)
+
+    def forward(self, batch: Batch) -> Tokens:
+        """Return the tokens of a batch."""
+        mean, count, variance = self.columns(batch)
+        there = count > 0
+        values, present, quality, spread = [], [], [], []
+        for place, name in enumerate(MODALITIES):
+            ids = torch.as_tensor(self.layout.columns[place], device=mean.device)
+            marked = torch.as_tensor(self.layout.marked[place], device=mean.device)
+            seen = there[:, ids].any(1)
+            parts = [mean[:, ids], (~there[:, marked]).float()]
+            if place == SEMANTIC and self.meaning is not None:
+                said = there[:, ids].float()
+                parts.append(said @ self.meaning / said.sum(1, keepdim=True).clamp(min=1))
+            columns = torch.cat(parts, 1)
+            matrix = self.get_buffer(f"projection_{name}")
+            values.append((columns @ matrix) * seen.unsqueeze(-1))
+            present.append(seen)
+            quality.append(self._quality(place, mean, there, seen))
+            spread.append(self._spread(place, mean, count, variance, ids))
+        return Tokens(*(torch.stack(part, 1) for part in (values, present, quality, spread)))
+
+    def columns(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Return mean, number and variance of each code's values of each patient, [B, V]."""
+        shape = (len(batch["subject_id"]), self.num_codes)
+        where = batch["row"] * self.num_codes + batch["code"]
+        value = batch["value"]
+        zeros = value.new_zeros(shape[0] * shape[1])
+        count = zeros.index_add(0, where, torch.ones_like(value))
+        mean = zeros.index_add(0, where, value) / count.clamp(min=1)
+        apart = (value - mean[where]).square()
+        variance = zeros.index_add(0, where, apart) / count.clamp(min=1)
+        return mean.view(shape), count.view(shape), variance.view(shape)
+
+    def _quality(self, place: int, mean: Tensor, there: Tensor, seen: Tensor) -> Tensor:
+        stated = int(self.layout.quality[place])
+        ids = self.layout.columns[place]
+        valued = torch.as_tensor(ids[self.layout.valued[ids]], device=mean.device)
+        share = there[:, valued].float().mean(1) if len(valued) else torch.ones_like(mean[:, 0])
+        if stated >= 0:
+            share = torch.where(there[:, stated], mean[:, stated], share)
+        return share * seen
+
+    def _spread(
+        self, place: int, mean: Tensor, count: Tensor, variance: Tensor, ids: Tensor
+    ) -> Tensor:
+        stated = int(self.layout.spread[place])
+        if stated >= 0:
+            return mean[:, stated]
+        several = (count[:, ids] > 1).float()
+        total = (variance[:, ids].clamp(min=0).sqrt() * several).sum(1)
+        return total / several.sum(1).clamp(min=1)

@@ -1,0 +1,25 @@
+import dataclasses
+
+import pytest
+
+from ehr_ray.families.hcat.config import PRESETS, HCATConfig
+
+
+def test_a_preset_stands_in_for_the_sizes():
+    assert HCATConfig(preset="published").size == PRESETS["published"]
+    assert HCATConfig(width=48).size.width == 48
+    assert HCATConfig().size == PRESETS["small"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"width": 30}, "width 30 must be a multiple of heads 4"),
+        ({"codes": {"radiology": ("x",)}}, "no modality radiology"),
+        ({"alpha_impute": 0.0}, "set missing=mask"),
+        ({"survival": dataclasses.replace(HCATConfig().recurrence)}, "both outcomes are called"),
+    ],
+)
+def test_what_cannot_be_is_refused_with_a_remedy(changes, message):
+    with pytest.raises(ValueError, match=message):
+        HCATConfig(**changes)

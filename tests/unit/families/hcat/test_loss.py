@@ -1,0 +1,64 @@
+import pytest
+import torch
+from torch.nn import functional as F
+
+from ehr_ray.families.hcat.loss import info_nce, loss, outcome_loss
+
+KNOBS = {"beta": 1.0, "noise_seed": 7}
+
+
+def test_unknown_labels_do_not_count(make_model, batch):
+    model = make_model().eval()
+    batch["label"][1] = -1
+    terms = loss(model, batch, KNOBS)
+    with torch.no_grad():
+        logit = model.predict(model.tokens(batch))[0].logit[:, 0]
+    known = [0, 2, 3]
+    expected = F.binary_cross_entropy_with_logits(
+        logit[known], batch["label"][known, 0], reduction="sum"
+    )
+    torch.testing.assert_close(terms["surv"].sum, expected)
+    assert terms["surv"].count == 3
+    assert terms["impute_mse"].coef == 0
+
+
+def test_focal_turns_from_easy_rows(make_config):
+    logit, label = torch.tensor([4.0, -4.0]), torch.tensor([1.0, 1.0])
+    plain = outcome_loss(logit, label, make_config())
+    focal = outcome_loss(logit, label, make_config(focal_gamma=2.0))
+    assert focal[0] < 1e-3 * plain[0]
+    assert focal[1] > 0.9 * plain[1]
+
+
+def test_the_contrast_is_of_two_views_that_differ(make_model, batch):
+    model = make_model(alpha_con=0.1, emb_noise=0.3).train()
+    out = model(batch, 3)
+    assert (out["first"] - out["second"]).abs().max() > 1e-3
+    terms = loss(model, batch, KNOBS)
+    assert terms["con"].count == 4
+    sum(t.coef * t.sum for t in terms.values()).backward()
+    grads = {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
+    assert [n for n, g in grads.items() if g is None or not g.any()] == []
+
+
+def test_info_nce_by_hand():
+    first = F.normalize(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), dim=-1)
+    found = info_nce(first, first, temperature=1.0)
+    # Each of four rows: its twin at 1, two strangers at 0.
+    e = torch.e
+    assert found.item() == pytest.approx(2 * -torch.log(torch.tensor(e / (e + 2))).item())
+    assert info_nce(first, first.flip(0), 1.0) > found
+
+
+def test_the_imputation_loss_is_of_hidden_tokens_and_can_be_learned(make_model, make_batch):
+    model = make_model(mask_ratio=0.5, moddrop=0.0).train()
+    optimizer = torch.optim.Adam(model.imputer.parameters(), lr=3e-3)
+    curve = []
+    for step in range(60):
+        terms = loss(model, make_batch(range(1, 17)), {"beta": 0.01, "noise_seed": 2 * step + 1})
+        optimizer.zero_grad()
+        (terms["impute"].sum / terms["impute"].count).backward()
+        optimizer.step()
+        curve.append(float(terms["impute_mse"].sum / terms["impute_mse"].count))
+    assert 0 < float(terms["impute"].count) < 16 * 5
+    assert sum(curve[-10:]) < 0.9 * sum(curve[:10])

@@ -1,0 +1,95 @@
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from ehr_ray.families.hcat.predict import (
+    answers,
+    baseline_codes,
+    dropout_on,
+    imputations,
+    latents,
+    mc_dropout,
+    measure,
+    predict,
+    thinned,
+    warnings,
+)
+
+
+def test_it_answers_both_tasks_and_repeats(make_model, make_config, batch):
+    model = make_model().eval()
+    found = predict(model, batch)
+    assert set(answers(make_config()).values()) <= set(found)
+    again = predict(model, batch)
+    assert all(torch.equal(found[k], again[k]) for k in found)
+
+
+def test_every_dropout_is_on_in_monte_carlo_and_off_after(make_model, batch):
+    model = make_model(dropout=0.3).eval()
+    layers = [m for m in model.modules() if isinstance(m, nn.Dropout)]
+    ran = set()
+    for layer in layers:
+        layer.register_forward_hook(lambda m, i, o: ran.add(id(m)) if (o != i[0]).any() else None)
+    passes = mc_dropout(model, batch, 8)
+    assert {id(layer) for layer in layers} == ran
+    assert passes.std(0).min() > 0
+    assert torch.equal(passes, mc_dropout(model, batch, 8))
+    with dropout_on(model):
+        assert all(layer.training for layer in layers)
+    assert not any(layer.training for layer in layers)
+    spread = predict(make_model(dropout=0.3, mc_samples=4).eval(), batch)["survival_5y_std"]
+    assert spread.shape == (4,)
+
+
+def test_imputations_are_of_tokens_that_are_there(make_model, batch):
+    model = make_model().eval()
+    found = imputations(model, batch)
+    assert len(found["patient"]) == int(model.tokens(batch).present.sum())
+    assert imputations(make_model(missing="mask").eval(), batch) == {}
+    assert latents(make_model(missing="mask").eval(), batch) == {}
+    assert latents(model, batch)["mu"].shape == (4, 8)
+
+
+def test_taking_modalities_away_changes_predictions_and_leaves_one(make_model, batch):
+    model = make_model().eval()
+    whole = predict(model, batch)["survival_5y_logit"]
+    for missing in (1, 4):
+        found = thinned(model, batch, missing, draw=0)
+        assert torch.equal(found, thinned(model, batch, missing, draw=0))
+        assert (found[:, 0] - whole).abs().min() > 0
+
+
+def test_baselines_read_no_long_vectors(make_config, vocabulary, monkeypatch):
+    kept = baseline_codes(make_config(), vocabulary)
+    assert kept[vocabulary.codes.index("TMA//HE//0")]
+    assert not kept[vocabulary.codes.index("MEDS_DEATH")]
+    monkeypatch.setitem(baseline_codes.__globals__, "MAX_GROUP", 5)
+    kept = baseline_codes(make_config(), vocabulary)
+    assert not kept[vocabulary.codes.index("TMA//HE//0")]
+    assert kept[vocabulary.codes.index("CLINICAL//0")]
+
+
+def test_measures_skip_unknown_labels_and_warn_of_what_is_too_good(make_model, make_batch):
+    model, batch = make_model().eval(), make_batch(range(1, 21))
+    with torch.no_grad():
+        logit = model.predict(model.tokens(batch))[0].logit
+    batch["label"][:, 0] = (logit[:, 0] > logit[:, 0].median()).float()
+    batch["label"][:, 1] = -1
+    found = measure(model, [batch])
+    assert found["auc_surv"] == 1
+    assert found["auc_rec"] == 0.5
+    assert found["auc_avg"] == 0.75
+    assert np.isfinite(list(found.values())).all()
+    assert ["first outcome" in line for line in warnings([found])] == [True]
+    assert warnings([]) == []
+    assert measure(model, []) == {}
+
+
+@pytest.mark.parametrize("missing", ["impute", "mask"])
+def test_a_patient_is_told_alike_alone_and_among_others(make_model, make_batch, missing):
+    model = make_model(missing=missing).eval()
+    together = predict(model, make_batch([3, 8], {8: [1]}))
+    alone = predict(model, make_batch([8], {8: [1]}))
+    for name, value in alone.items():
+        torch.testing.assert_close(value[0], together[name][1], rtol=1e-4, atol=1e-5)
