@@ -139,8 +139,11 @@ def _bootstrap(
 
     A sample has as many rows as x, drawn with replacement; the index is over the rows it has, about
     63 % of all, and noise counts as a group. Copies of a row lie at distance 0 of each other, which
-    density takes for structure: the index of fresh patients would be another (Hennig 2007).
+    density takes for structure: the index of fresh patients would be another (Hennig 2007). NaN
+    where no cluster was found: agreeing on nothing is no stability.
     """
+    if set(labels.tolist()) <= {NOISE}:
+        return np.full(resamples, np.nan)
     rng, scores = np.random.default_rng(seed), np.empty(resamples)
     for number in range(resamples):
         drawn = rng.integers(len(x), size=len(x))

@@ -28,6 +28,11 @@ def find_model(name: str) -> str:
     """
     if Path(name).is_dir():
         return str(Path(name).absolute())
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise InputError(
+            f"model.text_model={name}: no such folder; give the folder of a sentence transformer, "
+            "the name of one, or text_model=hashing, which needs none"
+        )
     package = BUNDLED.get(name.rsplit("/", 1)[-1])
     spec = importlib.util.find_spec(package) if package else None
     if spec is not None and spec.submodule_search_locations:

@@ -277,7 +277,8 @@ def embed(
     if not Path(cohort).is_dir():
         raise InputError(f"--cohort {cohort}: no such folder; make it with `ehr-ray ingest`")
     shards = [path for paths in splits_of(cohort).values() for path in paths]
-    require_known_codes(cohort, checkpoint.load(run).vocabulary)
+    if line := require_known_codes(cohort, checkpoint.load(run).vocabulary):
+        say(line)
     if output.is_dir():
         raise InputError(f"--output {output}: is a folder; give the name of a Parquet file")
     output = output.absolute()
@@ -294,14 +295,22 @@ def embed(
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def require_known_codes(cohort: Path, vocabulary: Vocabulary) -> None:
-    """Raise InputError if the model knows none of a cohort's codes: all its rows would be alike."""
+def require_known_codes(cohort: Path, vocabulary: Vocabulary) -> str | None:
+    """Return a line on the codes of a cohort that the model does not know, if there are any.
+
+    Raises InputError if it knows none: all its rows would be alike.
+    """
     there = Vocabulary.from_table(codes_table(cohort)).codes
     if there and not set(there) & set(vocabulary.codes):
         raise InputError(
             f"{cohort}: the model knows none of its {len(there)} codes (it has {there[0]!r}, the "
             f"model {vocabulary.codes[0]!r}); map them to the codes of the run's cohort"
         )
+    new = sorted(set(there) - set(vocabulary.codes))
+    if not new:
+        return None
+    names = ", ".join(new[:3]) + (", ..." if len(new) > 3 else "")
+    return f"{len(new)} of {len(there)} codes of {cohort} are new to the model, left out: {names}"
 
 
 def write_embeddings(path: Path, table: pa.Table) -> None:

@@ -62,6 +62,8 @@ def _train(experiment: Experiment, screen: Screen, verbose: bool) -> Trained:
 
     # Stored as an absolute path, so that the run is evaluated from any folder.
     cohort = str(Path(experiment.data.cohort).absolute())
+    if not Path(cohort).is_dir():
+        raise InputError(f"data.cohort={cohort}: no such folder; make it with `ehr-ray ingest`")
     experiment = replace(experiment, data=replace(experiment.data, cohort=cohort))
     run = experiment.directory.absolute()
     family = family_of(experiment)

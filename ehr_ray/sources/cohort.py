@@ -287,7 +287,10 @@ def _subjects(plan: Plan, shards: list[Shard]) -> pa.Table:
     twice = np.flatnonzero(ids[1:] == ids[:-1])
     if len(twice):
         sid, (one, other) = ids[twice[0]], subjects["split"][twice[0] : twice[0] + 2].to_pylist()
-        raise InputError(f"subject {sid} is in {one} and in {other}: divide anew by --splits")
+        raise InputError(
+            f"subject {sid} is in {one} and in {other}: give each subject one split, or divide "
+            "anew by --splits, which joins all records of an id as one patient's"
+        )
     return subjects
 
 

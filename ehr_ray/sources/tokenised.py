@@ -104,7 +104,8 @@ def _records(path: str, name: str) -> Iterator[dict[str, Any]]:
             with open(path, encoding="utf-8") as file:
                 yield from (json.loads(line) for line in file if line.strip())
         else:
-            yield from json.loads(Path(path).read_text("utf-8"))
+            found = json.loads(Path(path).read_text("utf-8"))
+            yield from found if isinstance(found, list) else [found]
     except (*READ_ERRORS, ValueError) as error:
         raise InputError(f"{name}: not readable records ({error}); write it again") from None
 
@@ -243,7 +244,8 @@ def _rows(path: str, needed: tuple[str, ...]) -> list[dict[str, str]]:
         raise InputError(f"{path}: not a readable CSV ({error})") from None
     missing = [name for name in needed if rows and name not in rows[0]]
     if missing or not rows:
-        raise InputError(f"{path}: {'no column ' + missing[0] if missing else 'empty'}")
+        what = f"no column {missing[0]}; it has {', '.join(rows[0])}" if missing else "empty"
+        raise InputError(f"{path}: {what} (columns {', '.join(needed)} are needed)")
     return rows
 
 

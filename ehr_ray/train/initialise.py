@@ -4,12 +4,14 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import torch
+import yaml
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ehr_ray.errors import InputError
 from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.family import AnyFamily
+from ehr_ray.registry import get_family
 from ehr_ray.train.checkpoint import checkpoint_folder
 
 
@@ -24,6 +26,7 @@ def initialise(
     the checkpoint and the model: those are unlike, and training would silently start from scratch.
     """
     folder = checkpoint_folder(path)
+    _check_kin(folder, path, family)
     everything = load_file(folder / "model.safetensors")
     source = {n: t for n, t in everything.items() if _last(n) not in family.own_tensors}
     there = Vocabulary.from_table(pq.read_table(folder / "vocabulary.parquet"))
@@ -56,6 +59,22 @@ def initialise(
             "choose a checkpoint of the same architecture or drop init_from"
         )
     return lines
+
+
+def _check_kin(folder: Path, path: str | Path, family: AnyFamily) -> None:
+    """Raise InputError for a checkpoint of another kind of model: names may agree by chance."""
+    raw = yaml.safe_load((folder / "experiment.yaml").read_text("utf-8"))
+    other = get_family(raw["family"])
+    if _home(other) != _home(family):
+        raise InputError(
+            f"init_from={path}: a checkpoint of {other.name}, whose tensors mean other things than "
+            f"those of {family.name}; choose a run of the same family, or drop init_from"
+        )
+
+
+def _home(family: AnyFamily) -> str:
+    """Return the folder of a family: SetVAE and SeqSetVAE-PoE share theirs."""
+    return ".".join(str(family.config.__module__).split(".")[:3])
 
 
 def by_part(lines: list[str]) -> list[str]:

@@ -1,13 +1,13 @@
 """Vitals VAE: a multi-scale autoencoder of hourly vital signs, with its baseline and fallback."""
 
 from ehr_ray.families.vitals_vae.config import VitalsVAEConfig
-from ehr_ray.families.vitals_vae.data import collate, export, transform
+from ehr_ray.families.vitals_vae.data import collate, export, measured, remedy, transform
 from ehr_ray.families.vitals_vae.fallback import fallback
 from ehr_ray.families.vitals_vae.loss import loss
 from ehr_ray.families.vitals_vae.model import VitalsVAE
 from ehr_ray.families.vitals_vae.predict import code_use, components, grids, latents, predict
 from ehr_ray.families.vitals_vae.quantise import code_warnings
-from ehr_ray.family import Diagnose, Family
+from ehr_ray.family import Diagnose, Family, Usable
 from ehr_ray.schedules import Constant, Cycle
 from ehr_ray.search import Choice, LogUniform, Uniform
 
@@ -24,6 +24,7 @@ FAMILY = Family(
     suites=("vitals_reconstruction", "vitals_clusters", "vitals_files"),
     export=export,
     fallback=fallback,
+    usable=Usable(measured, "a vital sign in the window", remedy),
     diagnose=Diagnose(code_use, code_warnings),
     cache_fields=("vitals", "first_hour", "last_hour", "landmark", "origin", "clip_value"),
     schedules={

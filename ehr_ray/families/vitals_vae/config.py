@@ -92,6 +92,11 @@ class VitalsVAEConfig:
         names = [vital.name for vital in self.vitals]
         if len(set(names)) < len(names):
             raise ValueError(f"vitals {names} must have different names")
+        if self.landmark is not None and self.landmark > self.last_hour + 1:
+            raise ValueError(
+                f"landmark {self.landmark} lies beyond the grid, which ends with hour "
+                f"{self.last_hour}; raise last_hour or drop landmark"
+            )
         if self.num_hours < 2:
             raise ValueError(
                 f"first_hour {self.first_hour} to last_hour {self.last_hour} "

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from ehr_ray.events.blocks import BlockStore
 from ehr_ray.events.grid import observations, scales, to_grid
 from ehr_ray.events.hourly_h5 import Window, write_hourly
 from ehr_ray.events.patients import Patient
@@ -37,6 +39,20 @@ def transform(patient: Patient, config: VitalsVAEConfig, vocabulary: Vocabulary)
         "vital": found.vital.astype(np.int8),
         "value": z.clip(-config.clip_value, config.clip_value).astype(np.float32),
     }
+
+
+def measured(store: BlockStore) -> NDArray[np.bool_]:
+    """Return which patients have a vital sign in the window."""
+    return store.sizes("hour") > 0
+
+
+def remedy(config: VitalsVAEConfig) -> str:
+    """Return what to do where nobody has."""
+    first = config.vitals[0]
+    return (
+        f"a vital sign is a code that model.vitals names (of {first.name}: "
+        f"{', '.join(first.codes[:3])}): name your cohort's codes there, or map them at ingest"
+    )
 
 
 def collate(rows: Sequence[Row], config: VitalsVAEConfig) -> Batch:

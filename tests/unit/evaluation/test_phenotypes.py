@@ -57,6 +57,12 @@ def test_without_samples_there_is_no_index():
     assert np.isnan([found.stability, *found.interval]).all()
 
 
+def test_without_a_cluster_there_is_nothing_to_be_stable(monkeypatch):
+    monkeypatch.setattr(phenotypes, "_density", lambda x, _: np.full(len(x), NOISE))
+    found = cluster(blobs(10), umap=False, resamples=3)
+    assert np.isnan([found.stability, *found.interval]).all()
+
+
 def test_noise_is_not_a_group():
     rng = np.random.default_rng(1)
     found = cluster(rng.uniform(size=(120, 6)), umap=False, resamples=2)

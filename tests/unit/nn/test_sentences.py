@@ -49,5 +49,11 @@ def test_a_model_that_cannot_be_fetched_is_named_with_the_remedy(monkeypatch):
         sentences.find_model(MINILM)
 
 
+@pytest.mark.parametrize("path", ["/no/such/dir", "./nofolder", "~/model", "a/b/c"])
+def test_a_folder_that_is_not_there_is_no_name(path):
+    with pytest.raises(InputError, match=r"no such folder; .*hashing"):
+        sentences.find_model(path)
+
+
 def test_bfloat16_is_for_processors_that_have_it():
     assert sentences.half_type() in (torch.bfloat16, torch.float32)

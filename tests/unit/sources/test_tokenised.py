@@ -84,6 +84,8 @@ def test_bad_input_is_named_with_the_remedy(folder, cohort):
     refused("2 tokens and 1 timestamps")
     other.write_text(json.dumps([{"id": 5}]))
     refused("without subject_id, tokens and timestamps")
+    (folder / "train" / "1.json").write_text(json.dumps(record(2, "x", [])))
+    refused("2.*tokens.*timestamps")
     other.write_text("{")
     refused("not readable records")
     other.write_text(json.dumps([record(2, [6], [DAY])]))
@@ -91,6 +93,17 @@ def test_bad_input_is_named_with_the_remedy(folder, cohort):
     other.unlink()
     (folder / "train" / "1.pkl").write_bytes(pickle.dumps([]))
     refused("a pickle runs code when it is read")
+
+
+def test_a_json_file_may_hold_one_record(folder, cohort, events_of):
+    (folder / "train" / "0.json").write_text(json.dumps(record(1, [6], [DAY])))
+    assert said(events_of(cohort("tokenised", folder), "train")) == [("MEDICAL//I10", None)]
+
+
+def test_columns_that_are_needed_are_named_beside_those_there(folder, cohort):
+    (folder / "labels.csv").write_text("subject_id,label\n1,1\n")
+    with pytest.raises(InputError, match=r"no column is_case; it has subject_id, label"):
+        cohort("tokenised", folder)
 
 
 def test_a_folder_without_vocabulary_or_records_is_named(folder, cohort):

@@ -75,6 +75,12 @@ def test_initialising_from_an_unlike_checkpoint_is_refused(saved, family, synthe
         )
 
 
+def test_a_checkpoint_of_another_family_is_refused_whatever_fits(saved, synthetic_vocabulary):
+    with pytest.raises(InputError, match=r"a checkpoint of set_vae, .* those of jepa"):
+        initialise(Part(), saved(Part()), get_family("jepa"), synthetic_vocabulary)
+    initialise(Part(), saved(Part()), get_family("seqset_poe"), synthetic_vocabulary)
+
+
 def test_a_model_without_the_large_head_of_a_checkpoint_is_started_by_it(
     saved, family, synthetic_vocabulary
 ):

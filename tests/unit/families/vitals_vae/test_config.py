@@ -14,9 +14,14 @@ def test_the_default_grid_is_that_of_the_seed():
     assert (config.num_hours, config.num_vitals, config.first_hour) == (745, 7, -24)
 
 
-@pytest.mark.parametrize(("landmark", "hours"), [(24, 48), (48, 72), (72, 96), (9000, 745)])
+@pytest.mark.parametrize(("landmark", "hours"), [(24, 48), (48, 72), (72, 96), (721, 745)])
 def test_a_landmark_ends_the_grid(landmark, hours):
     assert VitalsVAEConfig(landmark=landmark).num_hours == hours
+
+
+def test_a_landmark_beyond_the_grid_is_refused():
+    with pytest.raises(ValueError, match="landmark 72 lies beyond the grid"):
+        VitalsVAEConfig(first_hour=0, last_hour=47, landmark=72)
 
 
 def test_vitals_are_given_as_plain_data_and_come_back_equal():

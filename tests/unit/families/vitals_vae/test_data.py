@@ -2,9 +2,10 @@ import numpy as np
 import pytest
 import torch
 
+from ehr_ray.events.blocks import BlockStore, write_block
 from ehr_ray.events.hourly_h5 import read_hourly
 from ehr_ray.events.patients import Patient
-from ehr_ray.families.vitals_vae.data import collate, export, transform
+from ehr_ray.families.vitals_vae.data import collate, export, measured, remedy, transform
 
 HOUR = 3_600_000_000
 
@@ -16,6 +17,13 @@ def patient(vocabulary):
     code = rng.integers(0, 7, 300).astype(np.int32)
     value = (vocabulary.mean[code] * rng.normal(1, 0.05, 300)).astype(np.float32)
     return Patient(4, 0, time, code, value)
+
+
+def test_patients_without_a_vital_sign_are_found_and_their_codes_asked_for(tmp_path, make_config):
+    rows = [{"hour": np.zeros(n, np.int32)} for n in (0, 2, 0)]
+    write_block(tmp_path / "a.arrow", rows)
+    assert measured(BlockStore([tmp_path / "a.arrow"])).tolist() == [False, True, False]
+    assert "model.vitals names (of HR: HR" in remedy(make_config())
 
 
 def test_a_row_holds_z_scores_of_the_window(patient, make_config, vocabulary):
