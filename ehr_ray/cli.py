@@ -182,12 +182,15 @@ def _train(verbs: Any) -> None:
             return
         from ehr_ray.cli_phrases import embed
 
+        stages = load_pipeline(args.config, args.overrides)
+        judged = {stage.experiment.name for stage in stages if stage.verb == "evaluate"}
         verbs_of_stages = {
             "phrases": lambda experiment: embed(experiment, args.verbose),
-            "train": lambda experiment: one(experiment, args.verbose),
+            "train": lambda experiment: one(
+                experiment, args.verbose, judged_later=experiment.name in judged
+            ),
             "evaluate": lambda experiment: judge(experiment, args.verbose),
         }
-        stages = load_pipeline(args.config, args.overrides)
         run_pipeline(stages, verbs_of_stages, _screen().say)
 
     def judge(experiment: Any, verbose: bool) -> None:
@@ -199,7 +202,7 @@ def _train(verbs: Any) -> None:
         for line in evaluate(run, address=address, verbose=verbose, say=screen.passing):
             screen.say(line)
 
-    def one(experiment: Any, verbose: bool) -> None:
+    def one(experiment: Any, verbose: bool, *, judged_later: bool = False) -> None:
         from ehr_ray.runtime.trainer import train
 
         screen = _screen()
@@ -208,7 +211,11 @@ def _train(verbs: Any) -> None:
             screen.say(f"{trained.run}: already trained to step {trained.step}; nothing to do")
         best = "" if trained.best is None else f", best selection metric {trained.best:.5g}"
         screen.say(f"{_relative(trained.run)}: {trained.step} steps{best}")
-        screen.say(f"next: ehr-ray evaluate {shlex.quote(str(_relative(trained.run)))}")
+        known = trained.already_finished and (trained.run / "metrics.json").is_file()
+        if experiment.evaluation.after_training and not judged_later and not known:
+            judge(experiment, verbose)
+        else:
+            screen.say(f"next: ehr-ray evaluate {shlex.quote(str(_relative(trained.run)))}")
 
     _config_verb(
         verbs,

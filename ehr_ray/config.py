@@ -143,6 +143,8 @@ class EvaluationConfig:
 
     task: str | None = None
     """Label file of the cohort to probe for; None takes the only one, or `mortality` of several."""
+    after_training: bool = False
+    """Whether `train` evaluates held_out once it has ended, as `ehr-ray evaluate RUN` does."""
     bootstrap: PositiveInt = 1000
     """Resamples behind each 95 % interval."""
     max_patients: PositiveInt = 1000

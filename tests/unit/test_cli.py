@@ -8,6 +8,7 @@ import pytest
 
 from ehr_ray.cli import build_parser, main
 from ehr_ray.runtime.ingest import ingest
+from ehr_ray.runtime.trainer import Trained
 
 ROOT = Path(__file__).parents[2]
 TINY = ROOT / "configs" / "tiny" / "set_vae.yaml"
@@ -134,3 +135,24 @@ def test_the_console_script_and_the_module_are_one_program():
     )
     assert done.returncode == 2
     assert "config" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("after", "finished", "judged"),
+    [(True, False, True), (True, True, False), (False, False, False)],
+)
+def test_training_may_end_with_an_evaluation(
+    capsys, cohort, tmp_path, monkeypatch, after, finished, judged
+):
+    run = tmp_path / "runs" / "tiny_set_vae"
+    run.mkdir(parents=True)
+    (run / "metrics.json").write_text("{}")
+    trained = Trained(run, 3, 0.5, 0, finished)
+    monkeypatch.setattr("ehr_ray.runtime.trainer.train", lambda *_, **__: trained)
+    monkeypatch.setattr("ehr_ray.runtime.evaluation.evaluate", lambda *_, **__: ["it was judged"])
+    monkeypatch.chdir(tmp_path)
+    choice = f"evaluation.after_training={str(after).lower()}"
+    main(["train", str(TINY), f"data.cohort={cohort}", choice])
+    said = capsys.readouterr()
+    assert ("it was judged" in said.out + said.err) == judged
+    assert ("next: ehr-ray evaluate" in said.out + said.err) == (not judged)
