@@ -4,6 +4,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
+from hypothesis import settings
 
 from ehr_ray.config import override, parse, read_yaml
 from ehr_ray.events.blocks import BlockStore, write_block
@@ -15,6 +16,8 @@ from ehr_ray.train.loader import Loader
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 torch.set_num_threads(1)
+settings.register_profile("untimed", deadline=None)  # a busy machine is no defect
+settings.load_profile("untimed")
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 

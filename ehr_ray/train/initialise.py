@@ -65,7 +65,7 @@ def _check_kin(folder: Path, path: str | Path, family: AnyFamily) -> None:
     """Raise InputError for a checkpoint of another kind of model: names may agree by chance."""
     raw = yaml.safe_load((folder / "experiment.yaml").read_text("utf-8"))
     other = get_family(raw["family"])
-    if _home(other) != _home(family):
+    if other.name != family.name and _home(other) != _home(family):
         raise InputError(
             f"init_from={path}: a checkpoint of {other.name}, whose tensors mean other things than "
             f"those of {family.name}; choose a run of the same family, or drop init_from"
