@@ -148,7 +148,7 @@ def train(
                     kept = f"checkpoints/best_{name}"
                     save_checkpoint(run, module, experiment, vocabulary, kept)
                 history.append(run, row)
-                if told := _warnings(family, history.read(run), plan.warmup_steps):
+                if told := _warnings(family, history.read(run), plan.warmup_steps, progress):
                     watch.on_lines(told)
                 save_state(run, module, optimizer, progress)
                 watch.on_report(row)
@@ -382,11 +382,17 @@ def _cast(device: str, precision: str) -> torch.autocast:
     return torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
-def _warnings(family: AnyFamily, reports: pd.DataFrame, warmup_steps: int) -> list[str]:
-    """Return what the family says of the reports after warm-up; [] where there is nothing."""
+def _warnings(
+    family: AnyFamily, reports: pd.DataFrame, warmup_steps: int, progress: Progress
+) -> list[str]:
+    """Return what the family says of the reports after warm-up; [] where there is nothing.
+
+    A run that ends within warm-up is judged by its last report.
+    """
     if family.diagnose is None:
         return []
-    later = reports[reports["step"] > warmup_steps].to_dict("records")
+    since = min(warmup_steps, progress.step - 1) if progress.finished else warmup_steps
+    later = reports[reports["step"] > since].to_dict("records")
     told = [{str(k).removeprefix("val/"): v for k, v in row.items()} for row in later]
     return family.diagnose.warn(told)
 

@@ -14,7 +14,7 @@ from torch import nn
 from ehr_ray.config import DataConfig, Experiment, TrainConfig, to_yaml
 from ehr_ray.errors import ConfigError, InputError, RunError
 from ehr_ray.events.blocks import BlockStore, write_block
-from ehr_ray.family import Family, Select, Term
+from ehr_ray.family import Diagnose, Family, Select, Term
 from ehr_ray.registry import get_family
 from ehr_ray.schedules import Cycle, Ramp
 from ehr_ray.train import history, loop
@@ -256,6 +256,20 @@ def run_tiny(tmp_path, synthetic_vocabulary):
         return train(*arguments, tmp_path / name, watch or Watch())
 
     return start
+
+
+@pytest.mark.parametrize(("warmup", "seen"), [(2, [1, 2, 3]), (50, [1])])
+def test_warnings_are_of_reports_after_warm_up_or_of_the_last_one(run_tiny, warmup, seen):
+    told, counts = [], []
+
+    def warn(reports):
+        counts.append(len(reports))
+        return ["look"] if reports else []
+
+    family = tiny_family(diagnose=Diagnose(lambda *_: {"depth": 1.0}, warn))
+    run_tiny(family, watch=Watch(on_lines=told.extend), warmup_steps=warmup)
+    assert [n for n in counts if n] == seen
+    assert told == ["look"] * len(seen)
 
 
 def test_training_stops_after_reports_without_improvement(run_tiny, tmp_path):
