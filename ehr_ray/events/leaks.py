@@ -51,8 +51,8 @@ def require_no_leak(
     worst = int(np.nanargmax(found))
     if found[worst] > LIMIT:
         raise InputError(
-            f"{names[worst]}: this column alone tells {task} with AUROC {found[worst]:.3f}, so it "
-            "was written after the outcome; remove the column"
+            f"{names[worst]}: this column alone tells {task} with AUROC {found[worst]:.3f}, as one "
+            "does that was written after the outcome; remove the column"
         )
 
 

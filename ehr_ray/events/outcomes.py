@@ -50,7 +50,9 @@ class Outcome:
         """Which class is positive, in words."""
         said = {"event": "within", "no event": "no event within"}[self.positive]
         codes = ", ".join(self.event)
-        return f"true = {said} {self.horizon_days:g} days ({codes})"
+        before = {"negative": "is without it", "unknown": "has no label"}[self.competing_death]
+        other = f"; after {', '.join(self.competing)} a subject {before}" if self.competing else ""
+        return f"true = {said} {self.horizon_days:g} days ({codes}){other}"
 
 
 SURVIVAL_5Y: Final = Outcome(

@@ -82,6 +82,8 @@ def crossval(
         raise ConfigError(
             f"family: {family.name} answers no task by itself; crossval is for those that do: hcat"
         )
+    if plan.folds < 2:
+        raise ConfigError(f"--folds {plan.folds}: must be at least 2")
     for name in plan.variants:
         if name not in VARIANTS:
             raise ConfigError(f"--variants {name}: choose from {', '.join(VARIANTS)}")

@@ -268,7 +268,8 @@ def finish(
     )
     _write_records(plan, summary, metadata, print_)
     if source.positive:
-        (metadata / TASKS).write_text(json.dumps(source.positive, indent=1) + "\n")
+        positive = source.positive(plan.options)
+        (metadata / TASKS).write_text(json.dumps(positive, indent=1) + "\n")
     with contextlib.suppress(FileNotFoundError):
         # An empty folder may have been made for us; rename replaces it on POSIX, but not a link.
         output.rmdir()

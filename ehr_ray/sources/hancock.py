@@ -45,6 +45,7 @@ TABLES: Final = {
 }
 """Table to the prefix of its codes."""
 TARGETS: Final = "targets.csv"
+CAUSE: Final = "survival_status_with_cause"
 NOMINAL: Final = frozenset(
     {
         "sex",
@@ -171,11 +172,13 @@ def _followed(
     for name in needed:
         if name not in table:
             raise InputError(f"{TARGETS}: no column {name}")
+    if options.death_cause == "tumor" and CAUSE not in table:
+        raise InputError(f"{TARGETS}: no column {CAUSE}, which --death-cause tumor reads")
     last, first = (_numbers(table[n]) for n in ("days_to_last_information", "days_to_recurrence"))
-    dead = np.array([cell.strip().lower() == "deceased" for cell in table["survival_status"]])
-    cause = table.get("survival_status_with_cause", [""] * len(ids))
+    dead = _answers(table, "survival_status", "deceased", "living")
+    cause = table.get(CAUSE, [""] * len(ids))
     counts = np.array([_counts(cell, options) for cell in cause])
-    recurred = np.array([cell.strip().lower() == "yes" for cell in table["recurrence"]])
+    recurred = _answers(table, "recurrence", "yes", "no")
     bad = ~(last >= 0) | (recurred & ~(first >= 0))
     rejects.rows(bad, lambda i: (TARGETS, int(i) + 2), lambda _: "no day of outcome")
     events: list[tuple[int, float, str]] = []
@@ -195,6 +198,20 @@ def _followed(
         {"survival_5y": died.astype(np.int8), "recurrence_2y": again.astype(np.int8)},
         events,
     )
+
+
+def _answers(
+    table: Mapping[str, list[str]], column: str, yes: str, no: str
+) -> npt.NDArray[np.bool_]:
+    """Return which cells say `yes`; raises InputError where one says neither: it is no `no`."""
+    found = [cell.strip().lower() for cell in table[column]]
+    for row, cell in enumerate(found, start=2):
+        if cell not in (yes, no):
+            raise InputError(
+                f"{TARGETS}: row {row}: {column} {cell!r} is neither {yes} nor {no}; write it as "
+                "one of them, or remove the row"
+            )
+    return np.array([cell == yes for cell in found], bool)
 
 
 def _counts(cause: str, options: HancockOptions) -> bool:
@@ -231,9 +248,15 @@ def _refuse_leaks(
     values = np.stack([_numbers(cells, text=True) for cells in columns.values()], 1)
     place = {one: i for i, one in enumerate(followed.ids.tolist())}
     at = np.array([place.get(one, -1) for one in who.tolist()])
-    for outcome in outcomes_of(options):
-        label = np.where(at >= 0, followed.label(outcome)[at], UNKNOWN)
-        require_no_leak(values, [f"{name}: {c}" for c in columns], label, outcome.name)
+    answers = {outcome.name: followed.label(outcome) for outcome in outcomes_of(options)}
+    # A copy of the flag itself tells less of a horizon, where late events count as none.
+    answers |= {
+        f"{task} at any time": np.where(state == CENSORED, 0, np.where(state == EVENT, 1, UNKNOWN))
+        for task, state in followed.states.items()
+    }
+    for task, answer in answers.items():
+        label = np.where(at >= 0, answer[at], UNKNOWN)
+        require_no_leak(values, [f"{name}: {c}" for c in columns], label, task)
 
 
 def _column_events(
@@ -361,6 +384,15 @@ DESCRIPTIONS: Final = {
     "FOLLOW_UP//END": "Last information on the patient",
 }
 
+
+def _positive(options: HancockOptions) -> dict[str, str]:
+    """Return what the positive class of each task is, and which deaths count as what."""
+    cause = {"any": "any cause counts", "tumor": "a tumour's alone counts"}[options.death_cause]
+    return {
+        outcome.name: f"{outcome.describes}; of deaths {cause}" for outcome in outcomes_of(options)
+    }
+
+
 SOURCE: Final = Source(
     name="hancock",
     description="HANCOCK: feature tables and tile features of head-and-neck cancer patients",
@@ -368,5 +400,5 @@ SOURCE: Final = Source(
     units=units,
     read=read,
     descriptions=DESCRIPTIONS,
-    positive={outcome.name: outcome.describes for outcome in (SURVIVAL_5Y, RECURRENCE_2Y)},
+    positive=_positive,
 )

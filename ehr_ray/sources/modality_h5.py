@@ -126,5 +126,5 @@ SOURCE: Final = Source(
     options=ModalityOptions,
     units=units,
     read=read,
-    positive={o.name: o.describes for o in (SURVIVAL_5Y, RECURRENCE_2Y)},
+    positive=lambda _: {o.name: o.describes for o in (SURVIVAL_5Y, RECURRENCE_2Y)},
 )

@@ -109,7 +109,7 @@ class Source:
         relative_time: whether time counts from `EPOCH`, so that every subject is given an
             `ADMISSION` there.
         descriptions: code -> what it is, for `codes.parquet`.
-        positive: task -> what its positive class is, for `tasks.json`.
+        positive: options -> task -> what its positive class is, for `tasks.json`.
     """
 
     name: str
@@ -120,7 +120,7 @@ class Source:
     needs_input: bool = True
     relative_time: Callable[[Any], bool] = lambda _: True
     descriptions: Mapping[str, str] = field(default_factory=dict)
-    positive: Mapping[str, str] = field(default_factory=dict)
+    positive: Callable[[Any], Mapping[str, str]] | None = None
 
 
 @dataclass(frozen=True)

@@ -61,8 +61,8 @@ def folder(tmp_path):
 
 @pytest.fixture
 def read(folder, tmp_path):
-    def run(**options):
-        cohort = tmp_path / "cohort"
+    def run(name="cohort", **options):
+        cohort = tmp_path / name
         ingest("hancock", folder, cohort, splits="all:train", options=options, cpus=1)
         return cohort
 
@@ -144,6 +144,54 @@ def test_a_column_that_tells_the_outcome_stops_the_run_with_its_name(read, folde
     write(folder / "pathological.csv", ["patient_id", "second_look"], rows)
     with pytest.raises(InputError, match=r"pathological.csv: second_look.*recurrence_2y"):
         read()
+
+
+@pytest.mark.parametrize(
+    ("flag", "answer"),
+    [("recurrence", "yes"), ("survival_status", "deceased")],
+)
+def test_a_copy_of_a_flag_is_a_leak_though_it_tells_less_of_the_horizon(read, folder, flag, answer):
+    rows = [[i, int(row[flag] == answer)] for i, row in targets(folder).items()]
+    write(folder / "icd_codes.csv", ["patient_id", "z999"], rows)
+    with pytest.raises(InputError, match=r"icd_codes.csv: z999: .* at any time"):
+        read()
+
+
+@pytest.mark.parametrize(
+    ("column", "was", "message"),
+    [
+        ("recurrence", {"yes": "1", "no": "0"}, "recurrence '[01]' is neither yes nor no"),
+        ("survival_status", {"deceased": "Dead", "living": "Alive"}, "neither deceased nor living"),
+    ],
+)
+def test_answers_in_other_words_are_refused_not_taken_for_no(read, folder, column, was, message):
+    rows = [{**row, column: was[row[column]]} for row in targets(folder).values()]
+    write(folder / "targets.csv", list(rows[0]), [list(row.values()) for row in rows])
+    with pytest.raises(InputError, match=message):
+        read()
+
+
+def test_the_cause_of_death_is_needed_where_it_decides(read, folder):
+    rows = list(targets(folder).values())
+    for row in rows:
+        row.pop("survival_status_with_cause")
+    write(folder / "targets.csv", list(rows[0]), [list(row.values()) for row in rows])
+    with pytest.raises(InputError, match="no column survival_status_with_cause"):
+        read(death_cause="tumor")
+
+
+def test_the_record_of_tasks_says_which_deaths_count(read):
+    default, other = (
+        json.loads((read(**options) / "metadata" / "tasks.json").read_text())
+        for options in (
+            {},
+            {"name": "other", "death_cause": "tumor", "competing_death": "unknown"},
+        )
+    )
+    assert default["survival_5y"].endswith("of deaths any cause counts")
+    assert other["survival_5y"].endswith("of deaths a tumour's alone counts")
+    assert "is without it" in default["recurrence_2y"]
+    assert "has no label" in other["recurrence_2y"]
 
 
 @pytest.mark.parametrize(
