@@ -24,11 +24,12 @@ TINY = {"first_hour": -24, "last_hour": 79, "width": 8, "stem": 4, "latent": 6}
 CODES = {"codebook": 16, "code_groups": 2, "code_width": 4}
 
 
-def part(model, first, number, labelled=True):
+def part(model, first, number, labelled=True, apart=0.0):
     rng = np.random.default_rng(first)
     hours = model.config.num_hours
     observed = torch.tensor(rng.random((number, hours, 7)) < 0.3)
     level = torch.tensor(rng.normal(size=(number, 1, 7)), dtype=torch.float32)
+    level = level + apart * (torch.arange(number) % 2 * 2 - 1)[:, None, None]
     value = (level + 0.3 * torch.randn(number, hours, 7)) * observed
     ids = torch.arange(first, first + number)
     batch = {"subject_id": ids, "value": value, "observed": observed}
@@ -43,13 +44,16 @@ def part(model, first, number, labelled=True):
     return Part(pa.table({"subject_id": pa.array(ids.numpy()), **samples}), tables, label)
 
 
-def make(tmp_path, arch="conv", labelled=True, train=120):
+def make(tmp_path, arch="conv", labelled=True, train=120, apart=0.0):
     torch.manual_seed(0)
     model = FAMILY.build(VitalsVAEConfig(arch=arch, **TINY, **CODES), WORDS).eval()
     return SuiteInput(
         split="held_out",
         judged=part(model, 10_000, 40, labelled),
-        fit={"train": part(model, 1, train, labelled), "tuning": part(model, 5000, 30, labelled)},
+        fit={
+            "train": part(model, 1, train, labelled, apart),
+            "tuning": part(model, 5000, 30, labelled),
+        },
         model=model.config,
         vocabulary=WORDS,
         target=tmp_path,
@@ -125,7 +129,8 @@ def test_codes_are_judged_by_their_perplexity(tmp_path):
     assert not [r for r in criteria.rows if str(r[0]).startswith("active")]
 
 
-def test_phenotypes_are_sought_in_each_block_with_and_without_a_map(given, monkeypatch):
+def test_phenotypes_are_sought_in_each_block_with_and_without_a_map(tmp_path, monkeypatch):
+    given = make(tmp_path, apart=6.0)
     monkeypatch.setattr(vitals, "CLUSTERED", 60)
     monkeypatch.setattr(vitals, "RESAMPLES", 2)
     monkeypatch.setattr(vitals, "MAPPED_RESAMPLES", 1)
