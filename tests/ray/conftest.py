@@ -51,7 +51,7 @@ def tiny(cohort, tmp_path):
 
 @pytest.fixture(scope="module")
 def make(cohort, tmp_path_factory):
-    """Make an experiment of a tiny config, one epoch long: make("jepa", **{path: value}).
+    """Make an experiment of a tiny config, one epoch long: make("visit_jepa", **{path: value}).
 
     The runs of a module lie in one folder, so that one may start from another.
     """

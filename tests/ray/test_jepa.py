@@ -15,7 +15,7 @@ pytestmark = pytest.mark.ray
 
 @pytest.fixture(scope="module")
 def pretrained(cluster, make):
-    return train(make("jepa", **{"cluster.num_workers": 2})).run
+    return train(make("visit_jepa", **{"cluster.num_workers": 2})).run
 
 
 def test_a_report_says_whether_predictions_learned_beside_baselines(pretrained):
@@ -28,7 +28,7 @@ def test_a_report_says_whether_predictions_learned_beside_baselines(pretrained):
     assert "val/skill" in history.read(pretrained)
 
 
-@pytest.mark.parametrize("config", ["jepa_finetune", "jepa_probe"])
+@pytest.mark.parametrize("config", ["visit_jepa_finetune", "visit_jepa_probe"])
 def test_a_head_is_trained_on_a_pretrained_encoder(pretrained, make, config):
     run = train(make(config, init_from=pretrained, **{"cluster.num_workers": 0})).run
     assert "base.encoder.embed.0.weight: copied" in (run / "init_from.txt").read_text()
@@ -47,17 +47,17 @@ def admissions(tmp_path_factory):
 
 def test_admissions_are_rows_to_pretrain_on_and_readmission_is_predicted_from(make, admissions):
     common = {"data.cohort": admissions, "cluster.num_workers": 0, "train.warmup_steps": 0}
-    run = train(make("jepa_visits", **common)).run
+    run = train(make("visit_jepa_admissions", **common)).run
     assert history.read(run)[["val/skill", "val/value"]].notna().all(axis=None)
     task = {"model.rows": "visits", "task.name": "readmission_30d", "name": "readmission"}
-    again = train(make("jepa_finetune", init_from=run, **common, **task)).run
+    again = train(make("visit_jepa_finetune", init_from=run, **common, **task)).run
     assert history.read(again)["val/auroc"].notna().all()
 
 
 def test_a_cohort_that_cannot_be_learned_from_is_refused_in_one_line(make, admissions):
     with pytest.raises(InputError, match=r"train split: none of .* HOSPITAL_ADMISSION"):
-        train(make("jepa", name="once", **{"model.rows": "visits", "cluster.num_workers": 0}))
+        train(make("visit_jepa", name="once", **{"model.rows": "visits", "cluster.num_workers": 0}))
     changes = {"data.cohort": admissions, "cluster.num_workers": 0, "model.outcomes": "['*']"}
     with pytest.raises(InputError, match=r"^model\.outcomes: \['\*'\]") as caught:
-        train(make("jepa_visits", name="nothing", **changes))
+        train(make("visit_jepa_admissions", name="nothing", **changes))
     assert "\n" not in str(caught.value)
