@@ -61,6 +61,7 @@ def build_parser() -> Parser:
         add_export_pt,
         _prepare,
         _train,
+        _tune,
         _crossval,
         _evaluate,
         _embed,
@@ -223,6 +224,25 @@ def _train(verbs: Any) -> None:
         run,
         "train by Ray Train, one run or a pipeline of them; the same command again resumes",
         "ehr-ray train configs/set_vae.yaml data.cohort=cohorts/p12 cluster.num_workers=2",
+    )
+
+
+def _tune(verbs: Any) -> None:
+    def run(args: Arguments) -> None:
+        from ehr_ray.config import load
+        from ehr_ray.runtime.tuner import tune
+
+        screen = _screen()
+        searched = tune(load(args.config, args.overrides), screen=screen, verbose=args.verbose)
+        for line in searched.lines:
+            screen.say(line)
+
+    _config_verb(
+        verbs,
+        "tune",
+        run,
+        "search a config's space by Ray Tune; the same command again resumes",
+        "ehr-ray tune configs/set_vae.yaml data.cohort=cohorts/p12 tune.trials=16 name=sweep",
     )
 
 

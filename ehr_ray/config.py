@@ -20,7 +20,7 @@ from ehr_ray.errors import ConfigError
 from ehr_ray.events.subgroups import Subgroup, default_subgroups
 from ehr_ray.registry import get_family
 from ehr_ray.schedules import Schedule
-from ehr_ray.search import parse_domain
+from ehr_ray.search import DEFAULT, TuneConfig, parse_domain, paths
 from ehr_ray.task import TaskConfig
 
 T = TypeVar("T")
@@ -208,7 +208,10 @@ class Experiment:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     """What `evaluate` measures after training."""
     search: dict[str, Any] = field(default_factory=dict)
-    """Dotted path to search domain; replaces the family's search space."""
+    """Dotted path to search domain, as in `{train.lr: {loguniform: [1.0e-4, 1.0e-2]}}`; replaces
+    the family's search space. `default` keeps the family's domain of a path, null drops one."""
+    tune: TuneConfig = field(default_factory=TuneConfig)
+    """How `tune` searches; what it varies is `search`."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     """Where MLflow writes."""
 
@@ -277,7 +280,9 @@ def parse(raw: Mapping[str, Any]) -> Experiment:
     plain = {**raw, "schedules": schedules, "model": None}
     experiment = _check(Experiment, plain, "", problems)
     search = raw.get("search")
-    for path, domain in (search if isinstance(search, Mapping) else {}).items():
+    for path, domain in paths(search) if isinstance(search, Mapping) else ():
+        if domain is None or domain == DEFAULT:
+            continue
         try:
             parse_domain(domain, f"search.{path}")
         except ConfigError as error:

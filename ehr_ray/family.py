@@ -154,6 +154,9 @@ class Family(Generic[C]):
     diagnose: Diagnose | None = None
     """Measured at each report besides the terms; None for models whose loss says enough."""
     select: Select = Select()
+    rank: Select | None = None
+    """What ranks the trials of a search where `select` does not: it must mean the same in all of
+    them, whatever is swept. `probe/auroc` stands for a probe (`TuneConfig.rank`)."""
     also: Mapping[str, Select] = field(default_factory=dict)
     """Checkpoints kept besides the best one, as `checkpoints/best_<name>`."""
     eval_knobs: Knobs = field(default_factory=dict)

@@ -1,11 +1,23 @@
-"""Search domains as plain data, so that configs and families need no Ray."""
+"""Searches as plain data, so that configs and families need no Ray: domains, and how to search."""
 
+import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import Field
 
 from ehr_ray.errors import ConfigError
+
+Sample = dict[str, Any]
+"""Dotted config path to the value of one trial."""
+KINDS = ("uniform", "loguniform", "choice")
+DEFAULT = "default"
+"""In place of a domain: the family's own one for this path."""
+FIXED = ("family", "name", "output", "evaluation.", "search", "tracking.", "tune.", "cluster.")
+"""Paths a search cannot vary: they say where and how it runs, not what is trained."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +46,42 @@ class Choice:
 Domain = Uniform | LogUniform | Choice
 
 
+@dataclass(frozen=True, kw_only=True)
+class TuneConfig:
+    """How `tune` searches; what it varies is `search`."""
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    trials: Annotated[int, Field(ge=1)] = 16
+    """Trials in all. A grid has as many as it has points."""
+    method: Literal["random", "grid", "optuna"] = "random"
+    """Random draws, every combination, or Optuna's tree-structured Parzen estimator."""
+    grid_points: Annotated[int, Field(ge=2)] = 3
+    """Points of a range in a grid, ends included; evenly on the scale of the domain."""
+    scheduler: Literal["none", "asha", "median", "pbt"] = "asha"
+    """Who stops trials early: nobody; successive halving (ASHA, Li et al. 2020); the median of the
+    others (Golovin et al. 2017); or population-based training (Jaderberg et al. 2017), which stops
+    none but lets bad trials go on from the weights and varied values of good ones."""
+    grace_steps: Annotated[int, Field(ge=1)] | None = None
+    """Optimizer steps before a trial is first stopped or, in PBT, replaced, and between two such
+    decisions of PBT; None: those of an eighth of the run."""
+    reduction_factor: Annotated[float, Field(gt=1)] = 3.0
+    """ASHA keeps one of so many trials at each rung; rungs are as many times further apart."""
+    rank: Literal["metric", "probe"] | None = None
+    """What ranks trials: a metric of tuning patients at fixed knobs, or a logistic regression on
+    the embedding of train patients, scored by its AUROC for `evaluation.task` on tuning ones; None:
+    as the family says."""
+    probe_patients: Annotated[int, Field(ge=10)] = 2000
+    """Rows of train, and of tuning, that a probe reads at most."""
+    concurrent: Annotated[int, Field(ge=1)] | None = None
+    """Trials at a time at most; None: as many as the cluster has CPUs and GPUs for."""
+    spare_cpus: Annotated[float, Field(ge=0)] = 0
+    """CPUs kept free of trials. Model-ready data are made on Ray Data before the first trial
+    starts, so a search needs none; other jobs on the cluster may."""
+    register: bool = True
+    """Whether the best trial becomes a version of the MLflow model of the search's name."""
+
+
 def parse_domain(raw: Any, at: str) -> Domain:
     """Read `{uniform: [a, b]}`, `{loguniform: [a, b]}`, `{choice: [...]}` or a plain list."""
     if isinstance(raw, list):
@@ -58,3 +106,76 @@ def _number(value: Any) -> float:
         return float(value)
     except (TypeError, ValueError):
         return math.nan
+
+
+def paths(raw: Mapping[str, Any], at: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (dotted path, domain as written), however deep `search` is nested.
+
+    `search.train.lr=[1e-3, 1e-4]` on the command line nests what a YAML writes in one line.
+    """
+    for key, value in raw.items():
+        nested = isinstance(value, Mapping) and value and not set(value) <= set(KINDS)
+        if nested:
+            yield from paths(value, f"{at}{key}.")
+        else:
+            yield f"{at}{key}", value
+
+
+def space_of(search: Mapping[str, Any], default: Mapping[str, Domain]) -> dict[str, Domain]:
+    """Return the domains of a search: those of the config, or without any the family's.
+
+    A path with `default` in place of a domain keeps the family's, so that a config can narrow a
+    space to some of its paths; null drops a path.
+    """
+    found: dict[str, Domain] = {}
+    for path, raw in paths(search):
+        if path.startswith(FIXED):
+            raise ConfigError(f"search.{path}: cannot vary between trials")
+        if raw is None:
+            continue
+        if raw == DEFAULT:
+            if path not in default:
+                known = ", ".join(default)
+                raise ConfigError(
+                    f"search.{path}: the family searches no such path; it has {known}"
+                )
+            found[path] = default[path]
+        else:
+            found[path] = parse_domain(raw, f"search.{path}")
+    if not search:
+        found = dict(default)
+    if not found:
+        raise ConfigError("search: nothing to vary; name a path, as in train.lr: [1.0e-3, 1.0e-4]")
+    return found
+
+
+def ends(domain: Domain) -> tuple[Any, ...]:
+    """Return the values of a choice, or the two ends of a range."""
+    return domain.values if isinstance(domain, Choice) else (domain.low, domain.high)
+
+
+def draw(space: Mapping[str, Domain], seed: int, number: int) -> Sample:
+    """Return trial `number` of a random search: a function of (seed, number) alone."""
+    rng = np.random.default_rng((seed, number))
+    return {path: _draw(domain, rng) for path, domain in space.items()}
+
+
+def grid(space: Mapping[str, Domain], points: int) -> list[Sample]:
+    """Return every combination of choices and of `points` of each range."""
+    axes = [_points(domain, points) for domain in space.values()]
+    return [dict(zip(space, values, strict=True)) for values in itertools.product(*axes)]
+
+
+def _draw(domain: Domain, rng: np.random.Generator) -> Any:
+    if isinstance(domain, Choice):
+        return domain.values[int(rng.integers(len(domain.values)))]
+    if isinstance(domain, LogUniform):
+        return float(math.exp(rng.uniform(math.log(domain.low), math.log(domain.high))))
+    return float(rng.uniform(domain.low, domain.high))
+
+
+def _points(domain: Domain, points: int) -> list[Any]:
+    if isinstance(domain, Choice):
+        return list(domain.values)
+    spaced = np.geomspace if isinstance(domain, LogUniform) else np.linspace
+    return [float(v) for v in spaced(domain.low, domain.high, points)]

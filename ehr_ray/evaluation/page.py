@@ -33,7 +33,7 @@ class Image:
 def render_page(context: ReportContext, images: Mapping[str, Image]) -> str:
     """Return the whole page; figures stand beside the tables they belong to."""
     captions = {**CAPTIONS, **context.captions}
-    placed = {name: _figure(name, image, captions) for name, image in images.items()}
+    placed = {name: figure_of(name, image, captions) for name, image in images.items()}
     sections = dict(context.sections)
     parts = (
         _header(context),
@@ -158,7 +158,8 @@ def _part(diagnostics: LatentDiagnostics, part: float) -> str:
     return f"{number(part)} ({part / max(diagnostics.kl_per_row, 1e-12):.0%})"
 
 
-def _figure(name: str, image: Image, captions: Mapping[str, tuple[str, str]]) -> str:
+def figure_of(name: str, image: Image, captions: Mapping[str, tuple[str, str]]) -> str:
+    """A card with a figure, its title and its caption."""
     title, caption = captions.get(name, (words(name).capitalize(), ""))
     text = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
     figure = (

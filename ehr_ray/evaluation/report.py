@@ -41,15 +41,21 @@ _CSS_PIXELS_PER_INCH: Final = 96
 
 def write_report(directory: Path, context: ReportContext) -> Path:
     """Write `report.html` (one file, opens offline) and `figures/<name>.png`; return its path."""
+    images = images_of(directory, context.figures)
+    path = directory / "report.html"
+    _write_bytes(path, render_page(context, images).encode())
+    return path
+
+
+def images_of(directory: Path, figures: Mapping[str, Figure]) -> dict[str, Image]:
+    """Write `figures/<name>.png` and return them as a page embeds them."""
     images = {}
-    for name, figure in context.figures.items():
+    for name, figure in figures.items():
         png = _png(figure)
         _write_bytes(directory / "figures" / f"{name}.png", png)
         width = round(figure.get_figwidth() * _CSS_PIXELS_PER_INCH)
         images[name] = Image(base64.b64encode(png).decode("ascii"), width)
-    path = directory / "report.html"
-    _write_bytes(path, render_page(context, images).encode())
-    return path
+    return images
 
 
 def write_results(directory: Path, context: ReportContext) -> None:
@@ -106,7 +112,7 @@ def write_predictions(
     table = pa.table(dict(zip(PREDICTIONS.names, columns, strict=True)), schema=PREDICTIONS)
     if positive:
         table = table.replace_schema_metadata({"positive": positive})
-    _atomically(path, lambda partial: pq.write_table(table, partial))
+    write_whole(path, lambda partial: pq.write_table(table, partial))
 
 
 def _rows(context: ReportContext) -> str:
@@ -126,10 +132,11 @@ def _png(figure: Figure) -> bytes:
 
 
 def _write_bytes(path: Path, content: bytes) -> None:
-    _atomically(path, lambda partial: partial.write_bytes(content))
+    write_whole(path, lambda partial: partial.write_bytes(content))
 
 
-def _atomically(path: Path, write: Callable[[Path], Any]) -> None:
+def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
+    """Call `write` with a temporary path, then rename: a file is there whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     try:

@@ -1,5 +1,6 @@
 """MLflow, written in one place: rank 0 logs metrics, the driver parameters and artifacts."""
 
+import contextlib
 import logging
 import os
 from collections.abc import Iterator, Mapping
@@ -12,6 +13,7 @@ import yaml
 from ehr_ray.config import Experiment, dump
 
 RUN_FILE = "mlflow.yaml"
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -22,8 +24,10 @@ class Tracked:
     run_id: str
 
 
-def open_run(experiment: Experiment) -> Tracked | None:
+def open_run(experiment: Experiment, parent: Tracked | None = None) -> Tracked | None:
     """Return the run's MLflow run, made with its parameters unless it already exists.
+
+    A trial is nested in the run of its search, `parent`, in whose store it lies.
 
     Called by the driver before any worker starts: the first use of a sqlite store creates its
     tables, and two processes doing that at once crash.
@@ -31,13 +35,15 @@ def open_run(experiment: Experiment) -> Tracked | None:
     if experiment.tracking.experiment is None:
         return None
     from mlflow import MlflowClient
+    from mlflow.entities import Param
     from mlflow.exceptions import MlflowException
+    from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
     _quiet()
     output = Path(experiment.output).absolute()
     output.mkdir(parents=True, exist_ok=True)
     uri = os.environ.get("MLFLOW_TRACKING_URI") or experiment.tracking.uri
-    uri = uri or f"sqlite:///{output / 'mlflow.db'}"
+    uri = parent.uri if parent else uri or f"sqlite:///{output / 'mlflow.db'}"
     client = MlflowClient(uri)
     note = experiment.directory / RUN_FILE
     if note.is_file():
@@ -55,10 +61,12 @@ def open_run(experiment: Experiment) -> Tracked | None:
         if found
         else client.create_experiment(experiment.tracking.experiment, artifact_location=place)
     )
-    run = client.create_run(key, run_name=experiment.name)
-    parameters = {k: v for k, v in flatten(dump(experiment)) if k != "search"}
-    for name, value in parameters.items():
-        client.log_param(run.info.run_id, _name(name), str(value)[:6000])
+    tags = {MLFLOW_PARENT_RUN_ID: parent.run_id} if parent else {}
+    run = client.create_run(key, run_name=experiment.name, tags=tags)
+    told = {k: v for k, v in flatten(dump(experiment)) if not k.startswith(("search", "tune."))}
+    params = [Param(_name(name), str(value)[:6000]) for name, value in told.items()]
+    for first in range(0, len(params), 100):
+        client.log_batch(run.info.run_id, params=params[first : first + 100])
     tracked = Tracked(uri, run.info.run_id)
     experiment.directory.mkdir(parents=True, exist_ok=True)
     note.write_text(yaml.safe_dump({"uri": tracked.uri, "run_id": tracked.run_id}))
@@ -69,6 +77,29 @@ def find_run(directory: Path) -> Tracked | None:
     """Return the MLflow run a run directory belongs to, if it was tracked."""
     note = directory / RUN_FILE
     return Tracked(**yaml.safe_load(note.read_text())) if note.is_file() else None
+
+
+def register(tracked: Tracked, name: str) -> str | None:
+    """Make a run's checkpoint a version of a registered model; return the version.
+
+    A run that was registered before keeps its version; None where the store has no registry.
+    """
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    _quiet()
+    client = MlflowClient(tracked.uri, registry_uri=tracked.uri)
+    try:
+        with contextlib.suppress(MlflowException):  # it is there
+            client.create_registered_model(name)
+        for version in client.search_model_versions(f"name='{name}'"):
+            if version.run_id == tracked.run_id:
+                return str(version.version)
+        source = f"{client.get_run(tracked.run_id).info.artifact_uri}/checkpoint"
+        return str(client.create_model_version(name, source, tracked.run_id).version)
+    except MlflowException as error:
+        log.warning("%s is not registered: %s", name, error)
+        return None
 
 
 class Tracker:
@@ -116,6 +147,12 @@ class Tracker:
                 self._client.log_artifacts(self._tracked.run_id, str(path), name)
             elif path.is_file():
                 self._client.log_artifact(self._tracked.run_id, str(path))
+
+    def tags(self, values: Mapping[str, str]) -> None:
+        """Set tags of the run."""
+        if self._tracked is not None:
+            for name, value in values.items():
+                self._client.set_tag(self._tracked.run_id, name, value)
 
     def close(self, status: str) -> None:
         """Mark the run FINISHED, FAILED or KILLED."""

@@ -3,7 +3,7 @@
 import json
 import tempfile
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from ehr_ray.train import history
 from ehr_ray.train.checkpoint import checkpoint_folder, saved_progress
 from ehr_ray.train.task import family_of
 
-FREE_TO_CHANGE = ("cluster.", "tracking.", "evaluation.", "search", "data.cache")
+FREE_TO_CHANGE = ("cluster.", "tracking.", "evaluation.", "search", "tune.", "data.cache")
 """Where a run may differ from the one it resumes: none of these changes its numbers."""
 
 
@@ -156,7 +156,7 @@ def fit_here(job: Any) -> None:
     train_here(job, LocalBackend())
 
 
-def fit(job: Any) -> None:
+def fit(job: Any, callbacks: Sequence[Any] = ()) -> None:
     """Run the workers; restart what Ray itself does not: a lost controller, a full node."""
     import ray.exceptions
     import ray.train
@@ -187,6 +187,7 @@ def fit(job: Any) -> None:
                         max_failures=cluster.max_failures, controller_failure_limit=3
                     ),
                     logging_config=LoggingConfig(log_level="ERROR"),
+                    callbacks=list(callbacks),
                 ),
             )
             try:

@@ -20,6 +20,7 @@ from ehr_ray.family import AnyFamily, Batch, Row
 from ehr_ray.runtime.datasets import Prepared
 from ehr_ray.runtime.progress import ProgressFile
 from ehr_ray.runtime.tracking import Tracked, Tracker
+from ehr_ray.runtime.yardstick import Measured, Yardstick
 from ehr_ray.train.backend import Backend
 from ehr_ray.train.checkpoint import Progress
 from ehr_ray.train.loader import Loader
@@ -40,6 +41,8 @@ class Job:
     tracked: Tracked | None
     timings: Path | None = None
     """A benchmark's file for the time each step of rank 0 ended, in seconds since 1970."""
+    yardstick: Yardstick | None = None
+    """What a search measures at each report, of a trial."""
 
 
 class RayBackend:
@@ -102,10 +105,13 @@ def train_here(job: Job, backend: Backend) -> Progress:
     experiment = job.experiment
     family = family_of(experiment, prevalence(experiment, job.prepared))
     loader = loader_of(experiment, family, job.prepared)
-    args = (experiment, family, job.prepared.vocabulary, loader, backend, job.run)
     if backend.rank > 0:
-        return train(*args)
+        return train(experiment, family, job.prepared.vocabulary, loader, backend, job.run)
     tracker, screen = Tracker(job.tracked), ProgressFile(job.progress)
+    if job.yardstick is not None:
+        measure = job.yardstick.bind(experiment, family, loader)
+        backend = Measured(backend, measure, job.run, tracker.metrics)
+    args = (experiment, family, job.prepared.vocabulary, loader, backend, job.run)
 
     def on_report(row: dict[str, float]) -> None:
         tracker.report(row)

@@ -44,6 +44,7 @@ FAMILY = Family(
     diagnose=Diagnose(measure, prediction_warnings),
     # The loss between latents falls when they collapse, so it chooses nothing; the values of hidden
     # rows have a scale of their own. Without a head of values the last report is kept.
+    rank=Select("probe/auroc", "max"),  # a loss of latents says nothing, values differ by mask
     select=Select(
         "val/value",
         "min",

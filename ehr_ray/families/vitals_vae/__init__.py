@@ -7,7 +7,7 @@ from ehr_ray.families.vitals_vae.loss import loss
 from ehr_ray.families.vitals_vae.model import VitalsVAE
 from ehr_ray.families.vitals_vae.predict import code_use, components, grids, latents, predict
 from ehr_ray.families.vitals_vae.quantise import code_warnings
-from ehr_ray.family import Diagnose, Family, Usable
+from ehr_ray.family import Diagnose, Family, Select, Usable
 from ehr_ray.schedules import Constant, Cycle
 from ehr_ray.search import Choice, LogUniform, Uniform
 
@@ -33,6 +33,8 @@ FAMILY = Family(
         # Curves are decoded from posterior means: the end of a cycle teaches the decoder those.
         "mean_share": Cycle(end=1.0, epochs=40, wait_ratio=0.75, ramp_ratio=0.05),
     },
+    # Cells the encoder has not seen, the same share of them in every trial.
+    rank=Select("val/mse_hidden", "min"),
     search_space={
         "model.evidence": LogUniform(0.1, 1.0),
         "schedules.free_bits": Uniform(0.0, 0.25),

@@ -12,19 +12,24 @@ from ehr_ray.nn.noise import combine, uniform
 
 _CELL, _CUT, _WHERE = range(1, 4)
 DAY = 24.0
+VALIDATION_HIDE = 0.1
+"""Share of cells hidden in validation whatever `hide` is: runs are compared by them."""
 
 
-def hidden_cells(batch: Batch, config: VitalsVAEConfig, seed: int, *, cut: bool) -> Tensor:
+def hidden_cells(
+    batch: Batch, config: VitalsVAEConfig, seed: int, *, cut: bool, share: float | None = None
+) -> Tensor:
     """Return the observed cells the encoder does not see, bool [B, H, V].
 
     Every draw is a function of (seed, patient, cell). With `cut`, a share of the patients is hidden
-    from a landmark on besides, so that an embedding at a landmark is one the model knows.
+    from a landmark on besides, so that an embedding at a landmark is one the model knows. `share`
+    of the cells is hidden, by default `hide`.
     """
     observed = batch["observed"]
     hours = torch.arange(observed.shape[1], device=observed.device)
     key = combine(batch["subject_id"], seed)
     cell = torch.arange(observed[0].numel(), device=observed.device).view(observed.shape[1:])
-    hidden = uniform(key[:, None, None], cell, _CELL) < config.hide
+    hidden = uniform(key[:, None, None], cell, _CELL) < (config.hide if share is None else share)
     cuts = [h - config.first_hour for h in config.landmarks]
     cuts = [h for h in cuts if 0 < h < len(hours)]
     if cut and cuts and config.landmark_share:

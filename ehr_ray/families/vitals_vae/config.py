@@ -60,7 +60,7 @@ class VitalsVAEConfig:
     """Weight of the commitment loss (`vq`; van den Oord et al. 2017, eq. 3)."""
 
     hide: Ratio = 0.1
-    """Share of observed cells hidden from the encoder, in training and in validation."""
+    """Share of observed cells hidden from the encoder in training; in validation it is 0.1."""
     landmark_share: Ratio = 0.1
     """Share of training patients of whom the encoder sees only the hours up to a landmark."""
     landmarks: tuple[PositiveInt, ...] = (24, 48, 72)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ehr_ray.events.grid import scales
 from ehr_ray.events.vocabulary import Vocabulary
-from ehr_ray.families.vitals_vae.cells import channels, hidden_cells
+from ehr_ray.families.vitals_vae.cells import VALIDATION_HIDE, channels, hidden_cells
 from ehr_ray.families.vitals_vae.config import VitalsVAEConfig
 from ehr_ray.families.vitals_vae.conv import ConvDecoder, ConvEncoder
 from ehr_ray.families.vitals_vae.lstm import LSTMDecoder, LSTMEncoder
@@ -90,7 +90,8 @@ class VitalsVAE(nn.Module):
         if config.objective == "published":
             hidden = torch.zeros_like(batch["observed"])
         else:
-            hidden = hidden_cells(batch, config, seed, cut=self.training)
+            share = config.hide if self.training else VALIDATION_HIDE
+            hidden = hidden_cells(batch, config, seed, cut=self.training, share=share)
         posterior = self.encode(batch, hidden)
         z = posterior.mu
         if posterior.logvar is not None:

@@ -1,0 +1,186 @@
+"""Which trial comes next: those of before, then random draws, grid points or Optuna's proposals."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from ray.tune import Callback
+from ray.tune.search import Searcher
+
+from ehr_ray.errors import RunError
+from ehr_ray.runtime.tracking import Tracker, find_run
+from ehr_ray.runtime.trial import FINAL, place, read_trial, write_trial
+from ehr_ray.runtime.yardstick import MEASURES, WORST
+from ehr_ray.search import Choice, Domain, LogUniform, Sample, TuneConfig, draw, grid
+from ehr_ray.train import history
+from ehr_ray.train.checkpoint import saved_progress
+
+STARTUP_TRIALS: Final = 8
+"""Random trials before Optuna's estimator proposes."""
+
+
+def known_trials(root: Path) -> dict[int, Sample]:
+    """Return the samples of the trials a search has begun, by number."""
+    found = {}
+    for folder in sorted((root / "trials").glob("[0-9]*")):
+        record = read_trial(folder)
+        if record and folder.name.isdigit():
+            found[int(folder.name)] = dict(record["sample"])
+    return found
+
+
+class Proposals:
+    """New samples by a method; what trials scored is told to it where it learns."""
+
+    def __init__(self, space: Mapping[str, Domain], plan: TuneConfig, seed: int) -> None:
+        self._space, self._seed, self._study = space, seed, None
+        self._points = grid(space, plan.grid_points) if plan.method == "grid" else []
+        self.total = len(self._points) or plan.trials
+        self._asked: dict[int, Any] = {}
+        if plan.method == "optuna":
+            self._study = _study(seed)
+            self._distributions = {path: _distribution(d) for path, d in space.items()}
+
+    def sample(self, number: int) -> Sample:
+        """Return the values of trial `number`."""
+        if self._points:
+            return self._points[number]
+        if self._study is None:
+            return draw(self._space, self._seed, number)
+        trial = self._asked[number] = self._study.ask(self._distributions)
+        return {path: _value(domain, trial.params[path]) for path, domain in self._space.items()}
+
+    def tell(self, number: int, sample: Sample, score: float) -> None:
+        """Take note of what a trial scored; higher is better."""
+        if self._study is None:
+            return
+        import optuna
+
+        failed = score <= WORST
+        if number in self._asked:
+            state = optuna.trial.TrialState.FAIL if failed else None
+            self._study.tell(self._asked.pop(number), None if failed else score, state=state)
+        elif not failed:
+            params = {path: _param(self._space[path], sample[path]) for path in self._space}
+            self._study.add_trial(
+                optuna.trial.create_trial(
+                    params=params, distributions=self._distributions, value=score
+                )
+            )
+
+
+class Samples(Searcher):
+    """Hands trials to Ray Tune by number, and writes each down before it starts."""
+
+    def __init__(self, root: Path, proposals: Proposals, known: Mapping[int, Sample]) -> None:
+        super().__init__(metric="score", mode="max")
+        self._root, self._proposals, self._known = root, proposals, dict(known)
+        # Trials that have ended come first, so that what learns from them has them all.
+        ended = [n for n in known if read_trial(place(root, n)).get("status") in FINAL]
+        begun = [n for n in known if n not in set(ended)]
+        new = [n for n in range(max(proposals.total, len(known))) if n not in known]
+        self._order = [*ended, *begun, *new][: max(proposals.total, len(known))]
+        self._live: dict[str, int] = {}
+
+    def set_search_properties(self, *_args: Any, **_kwargs: Any) -> bool:
+        """Metric and mode are known."""
+        return True
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """Return the next trial's number and values, or that there are no more."""
+        if not self._order:
+            return str(Searcher.FINISHED)
+        number = self._live[trial_id] = self._order.pop(0)
+        if number not in self._known:
+            self._known[number] = self._proposals.sample(number)
+            write_trial(place(self._root, number), number, self._known[number])
+        return {"trial": number, **self._known[number]}
+
+    def on_trial_complete(self, trial_id: str, *_: Any, **__: Any) -> None:
+        """Tell the method what the trial scored at best."""
+        number = self._live.pop(trial_id)
+        rows = history.read(place(self._root, number), file=MEASURES)
+        best = float(rows["score"].max()) if len(rows) else WORST
+        self._proposals.tell(number, self._known[number], best)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Keep nothing: the trials' own folders say all."""
+        Path(checkpoint_path).touch()
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Refuse: a search goes on from its trials' folders."""
+        raise RunError(f"{checkpoint_path}: searches are resumed from their trials")
+
+
+class Closing(Callback):
+    """Writes how a trial ended, closes its MLflow run and says so."""
+
+    def __init__(
+        self, root: Path, numbers: Callable[[Any], int], total: int, say: Callable[[str], None]
+    ) -> None:
+        self._root, self._number, self._total, self._say = root, numbers, total, say
+        self._ended: set[int] = set()
+
+    def on_trial_complete(self, *, trial: Any, **_: Any) -> None:
+        """Note that a trial ended by itself, or was stopped by the scheduler."""
+        self._close(self._number(trial), "")
+
+    def on_trial_error(self, *, trial: Any, **_: Any) -> None:
+        """Note that a trial's process was lost more often than `cluster.max_failures`."""
+        lines = str(getattr(trial, "error_file", "") and _last_line(trial.error_file))
+        self._close(self._number(trial), lines or "its process was lost")
+
+    def _close(self, number: int, error: str) -> None:
+        folder = place(self._root, number)
+        record = read_trial(folder)
+        before = record.get("status")
+        if before not in FINAL:
+            progress = saved_progress(folder)
+            ended = progress is not None and progress.finished
+            status = "failed" if error else "finished" if ended else "stopped"
+            record |= {"status": status, "error": error}
+            write_trial(folder, number, record["sample"], status, error)
+        self._ended.add(number)
+        tracked = find_run(folder)
+        if tracked is not None:
+            status = {"finished": "FINISHED", "stopped": "KILLED"}.get(record["status"], "FAILED")
+            Tracker(tracked).close(status)
+        why = f": {record['error']}" if record.get("error") else ""
+        done = len(self._ended)
+        self._say(f"trial {number} {record['status']}{why} ({done}/{self._total})")
+
+
+def _last_line(path: str) -> str:
+    try:
+        lines = [line for line in Path(path).read_text().splitlines() if line.strip()]
+    except OSError:
+        return ""
+    return lines[-1].strip() if lines else ""
+
+
+def _study(seed: int) -> Any:
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    # Trials run side by side: what is still running counts as poor, so that it is not asked twice.
+    sampler = optuna.samplers.TPESampler(
+        seed=seed, n_startup_trials=STARTUP_TRIALS, constant_liar=True
+    )
+    return optuna.create_study(direction="maximize", sampler=sampler)
+
+
+def _distribution(domain: Domain) -> Any:
+    from optuna.distributions import CategoricalDistribution, FloatDistribution
+
+    if isinstance(domain, Choice):
+        # By place: a value may be a list, which Optuna's storage does not take.
+        return CategoricalDistribution(tuple(range(len(domain.values))))
+    return FloatDistribution(domain.low, domain.high, log=isinstance(domain, LogUniform))
+
+
+def _value(domain: Domain, param: Any) -> Any:
+    return domain.values[int(param)] if isinstance(domain, Choice) else float(param)
+
+
+def _param(domain: Domain, value: Any) -> Any:
+    return domain.values.index(value) if isinstance(domain, Choice) else float(value)

@@ -1,0 +1,206 @@
+"""One trial of a search: the one loop in an actor of Ray Tune, or a Ray Train run of its own.
+
+A trial is a run directory like any other, `<search>/trials/<number>/`, so that it can be evaluated,
+and resumed: what was reported before is reported again, then training goes on.
+"""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import ray.tune
+import torch
+import yaml
+
+from ehr_ray.config import Experiment, override, parse, to_yaml
+from ehr_ray.errors import RunError
+from ehr_ray.runtime.tracking import Tracked, open_run
+from ehr_ray.runtime.trial_data import Datasets
+from ehr_ray.runtime.yardstick import MEASURES, Yardstick
+from ehr_ray.search import Sample
+from ehr_ray.train import history
+from ehr_ray.train.backend import LocalBackend
+from ehr_ray.train.checkpoint import saved_progress
+from ehr_ray.train.history import HISTORY
+
+TRIAL: Final = "trial.yaml"
+LINEAGE: Final = "lineage.yaml"
+"""Trials whose weights a trial took over, in population-based training."""
+CARRIED: Final = ("state", "checkpoint", HISTORY, MEASURES)
+"""What a trial takes over from another."""
+FINAL: Final = ("finished", "stopped", "failed")
+
+
+@dataclass(frozen=True)
+class Search:
+    """What all trials of a search share, picklable."""
+
+    root: Path
+    paths: tuple[str, ...]
+    """Dotted paths that vary."""
+    datasets: Datasets
+    rank: Any
+    probe_patients: int
+    tracked: Tracked | None
+    """The search's own MLflow run."""
+    exploits: bool = False
+    """Whether trials take over each other's weights."""
+
+    def place(self, number: int) -> Path:
+        """Return the run directory of a trial."""
+        return place(self.root, number)
+
+
+def place(root: Path, number: int) -> Path:
+    """Return the run directory of a trial."""
+    return root / "trials" / f"{number:04d}"
+
+
+def read_trial(folder: Path) -> dict[str, Any]:
+    """Return a trial's record: number, status, error and sample; {} without one."""
+    path = folder / TRIAL
+    found = yaml.safe_load(path.read_text()) if path.is_file() else None
+    return found if isinstance(found, dict) else {}
+
+
+def write_trial(
+    folder: Path, number: int, sample: Sample, status: str = "running", error: str = ""
+) -> None:
+    """Write a trial's record, whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    record = {"trial": number, "status": status, "error": error, "sample": sample}
+    partial = folder / f".{TRIAL}.{os.getpid()}"
+    partial.write_text(yaml.safe_dump(record, sort_keys=False))
+    os.replace(partial, folder / TRIAL)
+
+
+def run_trial(config: Mapping[str, Any], search: Search) -> None:
+    """Train a trial to its end, telling Ray Tune its score at each report.
+
+    An error ends the trial and not the search: it is marked failed, with the reason.
+    """
+    number = _number(config, search)
+    sample: Sample = {path: config[path] for path in search.paths}
+    folder = search.place(number)
+    if search.exploits:
+        _take_over(folder, number, sample)
+    for row in history.read(folder, file=MEASURES).to_dict("records"):
+        _tell({str(k): v for k, v in row.items()})
+    if read_trial(folder).get("status") in FINAL:
+        return
+    try:
+        _train(search, number, sample, folder)
+    except Exception as error:
+        write_trial(folder, number, sample, "failed", _reason(error))
+
+
+def trial_experiment(search: Search, number: int, sample: Sample) -> Experiment:
+    """Return the experiment of a trial: the search's own with the sample's values."""
+    folder = search.place(number)
+    fixed = {"name": folder.name, "output": str(folder.parent), "search": {}}
+    return parse(override(search.datasets.of(sample).base, {**sample, **fixed}))
+
+
+def _train(search: Search, number: int, sample: Sample, folder: Path) -> None:
+    from ehr_ray.runtime.trainer import fit
+    from ehr_ray.runtime.worker import Job, train_here
+
+    experiment = trial_experiment(search, number, sample)
+    data = search.datasets.of(sample)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "experiment.yaml").write_text(to_yaml(experiment))
+    tracked = None
+    if search.tracked is not None:
+        tracked = open_run(experiment, parent=search.tracked)
+    yardstick = Yardstick(search.rank, data.probe, search.probe_patients)
+    progress = folder / ".progress.jsonl"
+    job = Job(experiment, data.own, folder, progress, tracked, yardstick=yardstick)
+    try:
+        if experiment.cluster.num_workers > 1:
+            from ray.tune.integration.ray_train import TuneReportCallback
+
+            fit(job, callbacks=(TuneReportCallback(),))
+        else:
+            torch.set_num_threads(max(1, int(experiment.cluster.cpus_per_worker)))
+            train_here(job, TuneBackend(search, number, _device(experiment)))
+    finally:
+        progress.unlink(missing_ok=True)
+
+
+class TuneBackend(LocalBackend):
+    """One process that reports to Ray Tune."""
+
+    def __init__(self, search: Search, number: int, device: str) -> None:
+        super().__init__(device)
+        self._search, self._number = search, number
+
+    def report(self, metrics: dict[str, float]) -> None:
+        """Tell Tune the score; with what others may take over, where they may."""
+        if not self._search.exploits:
+            _tell(metrics)
+            return
+        with tempfile.TemporaryDirectory(prefix="ehr_ray-") as scratch:
+            for name in CARRIED:
+                _copy(self._search.place(self._number) / name, Path(scratch) / name)
+            (Path(scratch) / TRIAL).write_text(yaml.safe_dump({"trial": self._number}))
+            _tell(metrics, ray.tune.Checkpoint.from_directory(scratch))
+
+
+def _tell(row: Mapping[str, float], checkpoint: Any = None) -> None:
+    ray.tune.report({"step": int(row["step"]), "score": float(row["score"])}, checkpoint=checkpoint)
+
+
+def _number(config: Mapping[str, Any], search: Search) -> int:
+    """Return the trial's number; a config that was taken over still holds that of its giver."""
+    if not search.exploits:
+        return int(config["trial"])
+    return int(str(ray.tune.get_context().get_trial_id()).rsplit("_", 1)[-1])
+
+
+def _take_over(folder: Path, number: int, sample: Sample) -> None:
+    """Replace a trial's state by that of the trial Tune says it shall go on from."""
+    checkpoint = ray.tune.get_checkpoint()
+    if checkpoint is None:
+        return
+    with checkpoint.as_directory() as given:
+        giver = int(yaml.safe_load((Path(given) / TRIAL).read_text())["trial"])
+        if giver == number:
+            return
+        for name in CARRIED:
+            _remove(folder / name)
+            _copy(Path(given) / name, folder / name)
+    progress = saved_progress(folder)
+    path = folder / LINEAGE
+    past = yaml.safe_load(path.read_text()) if path.is_file() else []
+    step = progress.step if progress else 0
+    past.append({"step": step, "from": giver, "sample": sample})
+    path.write_text(yaml.safe_dump(past, sort_keys=False))
+    write_trial(folder, number, sample)
+
+
+def _copy(source: Path, target: Path) -> None:
+    if source.is_dir():
+        shutil.copytree(source, target)
+    elif source.is_file():
+        shutil.copy2(source, target)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _device(experiment: Experiment) -> str:
+    return "cuda" if experiment.cluster.gpus_per_worker and torch.cuda.is_available() else "cpu"
+
+
+def _reason(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    first = lines[0] if lines else ""
+    return first if isinstance(error, RunError) else f"{type(error).__name__}: {first}"

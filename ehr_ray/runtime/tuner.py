@@ -1,0 +1,393 @@
+"""`tune`: a search on Ray Tune, ranked by one yardstick, resumed by the same command.
+
+What is durable lies in the search's folder, a run directory a trial; Ray Tune's own bookkeeping is
+thrown away, so nothing is unpickled and a search that was killed goes on from its trials.
+"""
+
+import math
+import os
+import shutil
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from ehr_ray.config import Experiment, differences, dump, override, parse, read_yaml, to_yaml
+from ehr_ray.errors import ConfigError, InputError
+from ehr_ray.evaluation.sweep_page import write_sweep
+from ehr_ray.events.labels import choose_task
+from ehr_ray.family import AnyFamily
+from ehr_ray.runtime.progress import Screen
+from ehr_ray.runtime.session import session
+from ehr_ray.runtime.sweep import Sweep, read_sweep
+from ehr_ray.runtime.tracking import Tracked, Tracker, find_run, open_run, register
+from ehr_ray.runtime.trial_data import data_paths, datasets
+from ehr_ray.runtime.yardstick import PROBE, rank_of
+from ehr_ray.search import Choice, Domain, Sample, ends, space_of
+from ehr_ray.train.task import family_of
+
+SEARCH: Final = "search.yaml"
+FREE: Final = ("cluster.", "tracking.", "evaluation.bootstrap", "data.cache")
+GROWING: Final = ("tune.trials", "tune.concurrent", "tune.spare_cpus", "tune.register")
+"""Where a search may differ from the one it goes on with."""
+NESTED_CPUS: Final = 0.001
+"""Of a trial that trains by Ray Train: it only waits for its workers."""
+
+
+@dataclass(frozen=True)
+class Searched:
+    """What `tune` did."""
+
+    root: Path
+    sweep: Sweep
+    lines: list[str]
+
+
+def tune(
+    experiment: Experiment, *, screen: Screen | None = None, verbose: bool = False
+) -> Searched:
+    """Search an experiment's space, or go on with a search; return its trials and its best.
+
+    `<output>/<name>/` gets `search.yaml`, a run directory a trial under `trials/`, `trials.parquet`
+    and `report.html`.
+    """
+    screen = screen or Screen()
+    experiment = _absolute(experiment)
+    family = family_of(experiment)
+    space = space_of(experiment.search, family.search_space)
+    check_space(experiment, space)
+    if experiment.tune.scheduler == "pbt" and experiment.cluster.num_workers > 1:
+        raise ConfigError(
+            "tune.scheduler=pbt: works with cluster.num_workers=1 only; Ray cannot hand the "
+            "weights of one Ray Train run to another"
+        )
+    select = rank_of(experiment, family)
+    probe = _probe_task(experiment) if select == PROBE else None
+    root = experiment.directory.absolute()
+    _claim(root, experiment)
+    from ehr_ray.runtime import searcher, trial
+
+    proposals = searcher.Proposals(space, experiment.tune, experiment.seed)
+    known = searcher.known_trials(root)
+    total = max(proposals.total, len(known))
+    ended = sum(trial.read_trial(trial.place(root, n)).get("status") in trial.FINAL for n in known)
+    screen.say(
+        f"{root.name}: {total} trials over {', '.join(space)}"
+        + (f"; {len(known)} begun before, {ended} of them ended" if known else "")
+    )
+    tracked = find_run(root)
+    if ended < total:
+        with session(experiment.cluster.address, verbose=verbose):
+            at_once = concurrency(experiment, total)
+            with datasets(experiment, space, probe, on_ray=True, say=screen.passing) as data:
+                tracked = open_run(experiment)
+                search = trial.Search(
+                    root,
+                    tuple(space),
+                    data,
+                    select,
+                    experiment.tune.probe_patients,
+                    tracked,
+                    exploits=experiment.tune.scheduler == "pbt",
+                )
+                if search.exploits:
+                    _check_exploits(experiment, family, space, data)
+                screen.say(f"{at_once} at a time, ranked by {select.metric}")
+                _fit(experiment, space, search, proposals, known, at_once, data, screen)
+    sweep = read_sweep(root, select)
+    lines = _write(root, sweep, experiment, space)
+    if tracked is not None:
+        lines += _track(experiment, root, sweep, tracked)
+    return Searched(root, sweep, lines)
+
+
+def _write(
+    root: Path, sweep: Sweep, experiment: Experiment, space: Mapping[str, Domain]
+) -> list[str]:
+    plan = experiment.tune
+    about = {
+        "family": experiment.family,
+        "trials": str(len(sweep.frame)),
+        "method": plan.method,
+        "scheduler": plan.scheduler,
+        "ranked by": f"{sweep.select.metric} ({sweep.select.mode})",
+        "cohort": experiment.data.cohort,
+    }
+    return write_sweep(
+        root,
+        sweep.frame,
+        list(space),
+        metric=sweep.select.metric,
+        mode=sweep.select.mode,
+        curves=sweep.curves,
+        best=sweep.best,
+        about=about,
+        config=to_yaml(experiment),
+    )
+
+
+def concurrency(
+    experiment: Experiment, trials: int, have: Mapping[str, float] | None = None
+) -> int:
+    """Return how many trials run at a time; ConfigError with the arithmetic where none can.
+
+    `have` are the cluster's CPUs and GPUs, by default those of the Ray this process is joined to.
+    """
+    if have is None:
+        import ray
+
+        have = ray.cluster_resources()
+    cluster, plan = experiment.cluster, experiment.tune
+    workers = max(1, cluster.num_workers)
+    joined = bool(cluster.address or os.environ.get("RAY_ADDRESS"))
+    room = float(min(trials, plan.concurrent or trials))
+    for name, each, spare in (
+        ("CPU", cluster.cpus_per_worker, plan.spare_cpus),
+        ("GPU", cluster.gpus_per_worker, 0.0),
+    ):
+        need = workers * each + (NESTED_CPUS if workers > 1 and name == "CPU" else 0)
+        if not need:
+            continue
+        there = have.get(name, 0.0) - spare
+        # The coordinator's sliver must not cost a trial where the workers fill the machine.
+        fits = math.floor((there + NESTED_CPUS * (workers > 1)) / need + 1e-9)
+        if fits < 1 and not joined:
+            key = f"cluster.{name.lower()}s_per_worker"
+            kept = f" - tune.spare_cpus={spare:g}" if spare else ""
+            raise ConfigError(
+                f"a trial needs cluster.num_workers={workers} x {key}={each:g} = "
+                f"{workers * each:g} {name}s, but there are {have.get(name, 0.0):g}{kept}"
+                + (f" = {there:g}" if spare else "")
+                + f"; ask for fewer workers or a smaller {key}"
+            )
+        if fits >= 1:
+            room = min(room, fits)
+    return max(1, int(room))
+
+
+def check_space(experiment: Experiment, space: Mapping[str, Domain]) -> None:
+    """Raise ConfigError naming the first end of a domain that makes no valid experiment."""
+    plain = dump(replace(experiment, search={}))
+    for path, domain in space.items():
+        for value in ends(domain):
+            try:
+                parse(override(plain, {path: value}))
+            except ConfigError as error:
+                raise ConfigError(
+                    f"search.{path}: {value} makes no valid config: {error}"
+                ) from None
+
+
+def _absolute(experiment: Experiment) -> Experiment:
+    cohort = Path(experiment.data.cohort).absolute()
+    if not cohort.is_dir():
+        raise InputError(f"data.cohort={cohort}: no such folder; make it with `ehr-ray ingest`")
+    return replace(experiment, data=replace(experiment.data, cohort=str(cohort)))
+
+
+def _probe_task(experiment: Experiment) -> str:
+    task = choose_task(Path(experiment.data.cohort), experiment.evaluation.task)
+    if task is None:
+        raise ConfigError(
+            f"{experiment.data.cohort}: trials of {experiment.family} are ranked by a probe, which "
+            "needs labels, and the cohort has none; set tune.rank=metric to rank by "
+            f"{family_of(experiment).select.metric}"
+        )
+    return task
+
+
+def _claim(root: Path, experiment: Experiment) -> None:
+    """Write what is searched into the folder, or refuse one that holds something else."""
+    path = root / SEARCH
+    if path.is_file():
+        changed = [
+            change
+            for change in differences(read_yaml(path), dump(experiment))
+            if not change.startswith((*FREE, *GROWING))
+        ]
+        if changed:
+            raise ConfigError(
+                f"{root}: holds another search ({'; '.join(changed[:4])}); "
+                "choose another name, or remove the folder"
+            )
+    elif (root / "experiment.yaml").is_file():
+        raise ConfigError(f"{root}: holds a run, not a search; choose another name")
+    root.mkdir(parents=True, exist_ok=True)
+    partial = root / f".{SEARCH}.{os.getpid()}"
+    partial.write_text(to_yaml(experiment))
+    os.replace(partial, path)
+
+
+def _fit(
+    experiment: Experiment,
+    space: Mapping[str, Domain],
+    search: Any,
+    proposals: Any,
+    known: dict[int, Sample],
+    at_once: int,
+    data: Any,
+    screen: Screen,
+) -> None:
+    import ray.tune
+    from ray.tune.search import BasicVariantGenerator
+
+    from ehr_ray.runtime.searcher import Closing, Samples
+    from ehr_ray.runtime.trial import place, run_trial, write_trial
+
+    total, root = max(proposals.total, len(known)), search.root
+    cluster, plan = experiment.cluster, experiment.tune
+    nested = cluster.num_workers > 1
+    each = {"CPU": NESTED_CPUS if nested else cluster.cpus_per_worker}
+    if cluster.gpus_per_worker and not nested:
+        each["GPU"] = cluster.gpus_per_worker
+    grace = plan.grace_steps or max(1, _steps(experiment, data) // 8)
+    param_space: dict[str, Any] = {}
+    if search.exploits:
+        # Ray's PBT takes no searcher: the first samples are listed, and numbers are trial ids'.
+        for number in range(total):
+            if number not in known:
+                known[number] = proposals.sample(number)
+                write_trial(place(root, number), number, known[number])
+        points = [{"trial": n, **known[n]} for n in range(total)]
+        param_space = {"trial": ray.tune.choice(range(total))} | _ray_domains(space)
+        chooser: Any = BasicVariantGenerator(points_to_evaluate=points, max_concurrent=at_once)
+        numbers = lambda t: int(str(t.trial_id).rsplit("_", 1)[-1])  # noqa: E731
+    else:
+        chooser = Samples(root, proposals, known)
+        numbers = lambda t: int(t.config["trial"])  # noqa: E731
+    scratch = root / ".ray"
+    shutil.rmtree(scratch, ignore_errors=True)
+    trainable = ray.tune.with_resources(
+        ray.tune.with_parameters(run_trial, search=search), ray.tune.PlacementGroupFactory([each])
+    )
+    try:
+        ray.tune.Tuner(
+            trainable,
+            param_space=param_space,
+            tune_config=ray.tune.TuneConfig(
+                metric="score",
+                mode="max",
+                num_samples=total,
+                max_concurrent_trials=None if search.exploits else at_once,
+                search_alg=chooser,
+                scheduler=_scheduler(experiment, space, grace),
+                reuse_actors=not nested,
+            ),
+            run_config=ray.tune.RunConfig(
+                name=uuid.uuid4().hex,
+                storage_path=str(scratch),
+                verbose=0,
+                failure_config=ray.tune.FailureConfig(max_failures=cluster.max_failures),
+                callbacks=[Closing(root, numbers, total, screen.say)],
+            ),
+        ).fit()
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _steps(experiment: Experiment, data: Any) -> int:
+    """Return the optimizer steps of a run of the search."""
+    rows = len(next(iter(data.parts.values())).own.store("train"))
+    plan = experiment.train
+    total = plan.max_epochs * math.ceil(rows / experiment.data.batch_size)
+    return min(total, plan.max_steps or total)
+
+
+def _scheduler(experiment: Experiment, space: Mapping[str, Domain], grace: int) -> Any:
+    from ray.tune.schedulers import (
+        AsyncHyperBandScheduler,
+        FIFOScheduler,
+        MedianStoppingRule,
+        PopulationBasedTraining,
+    )
+
+    plan = experiment.tune
+    if plan.scheduler == "asha":
+        return AsyncHyperBandScheduler(
+            time_attr="step",
+            grace_period=grace,
+            reduction_factor=plan.reduction_factor,
+            max_t=10**12,  # a trial's own plan ends it
+        )
+    if plan.scheduler == "median":
+        return MedianStoppingRule(time_attr="step", grace_period=grace)
+    if plan.scheduler == "pbt":
+        return PopulationBasedTraining(
+            time_attr="step",
+            perturbation_interval=grace,
+            burn_in_period=grace,
+            hyperparam_mutations=_ray_domains(space),
+            custom_explore_fn=lambda config: _within(space, config),
+        )
+    return FIFOScheduler()
+
+
+def _within(space: Mapping[str, Domain], config: dict[str, Any]) -> dict[str, Any]:
+    """Return a perturbed config with every value back in its domain."""
+    kept = dict(config)
+    for path, domain in space.items():
+        if not isinstance(domain, Choice):
+            kept[path] = min(max(float(config[path]), domain.low), domain.high)
+    return kept
+
+
+def _ray_domains(space: Mapping[str, Domain]) -> dict[str, Any]:
+    import ray.tune
+
+    from ehr_ray.search import LogUniform
+
+    return {
+        path: ray.tune.choice(list(domain.values))
+        if isinstance(domain, Choice)
+        else (ray.tune.loguniform if isinstance(domain, LogUniform) else ray.tune.uniform)(
+            domain.low, domain.high
+        )
+        for path, domain in space.items()
+    }
+
+
+def _check_exploits(
+    experiment: Experiment, family: AnyFamily, space: Mapping[str, Domain], data: Any
+) -> None:
+    """Refuse PBT over what decides shapes or rows: weights of another trial would not fit."""
+    if rows := data_paths(experiment, space):
+        raise ConfigError(f"tune.scheduler=pbt: search.{rows[0]} changes the data of a trial")
+    part = next(iter(data.parts.values()))
+
+    def shapes(path: str, value: Any) -> dict[str, Any]:
+        model = family.build(parse(override(part.base, {path: value})).model, part.own.vocabulary)
+        return {name: tensor.shape for name, tensor in model.state_dict().items()}
+
+    for path, domain in space.items():
+        if path.startswith("model.") or path == "init_from":
+            first, *others = (shapes(path, value) for value in ends(domain))
+            if any(other != first for other in others):
+                raise ConfigError(
+                    f"tune.scheduler=pbt: search.{path} changes the shape of weights, which trials "
+                    "take over from each other; search it by another scheduler, or set it to null"
+                )
+
+
+def _track(experiment: Experiment, root: Path, sweep: Sweep, tracked: Tracked) -> list[str]:
+    """Tell MLflow the best trial, register its checkpoint, and close the search's run."""
+    tracker = Tracker(tracked)
+    tracker.artifacts(root, ("trials.parquet", "report.html", SEARCH))
+    lines = []
+    counts = sweep.frame["status"].value_counts()
+    tracker.metrics({f"trials_{name}": float(n) for name, n in counts.items()})
+    if sweep.best is not None:
+        from ehr_ray.runtime.trial import place
+
+        folder = place(root, int(sweep.best["trial"]))
+        tracker.metrics({"best_score": float(sweep.best["score"])})
+        best = find_run(folder)
+        if best is not None:
+            Tracker(best).artifacts(folder, ("checkpoint", "history.parquet", "experiment.yaml"))
+            version = register(best, root.name) if experiment.tune.register else None
+            tracker.tags({"best_run_id": best.run_id, "best_trial": folder.name})
+            Tracker(best).tags({"best": "true"})
+            if version:
+                lines.append(f"MLflow: registered as {root.name}, version {version}")
+    tracker.close("FINISHED")
+    return lines
