@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib import colormaps
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from numpy.typing import NDArray
 from sklearn.ensemble import RandomForestRegressor
 from sklearn.inspection import permutation_importance
@@ -107,7 +108,7 @@ def parallel(
             markersize=3,
             alpha=0.6 if dead else 0.95,
         )
-    axis.set_xticks(range(len(columns)), [_short(n) for n in paths] + [metric], rotation=20)
+    axis.set_xticks(range(len(columns)), [short(n) for n in paths] + [metric], rotation=20)
     axis.set_yticks([])
     axis.set_ylim(-0.12, 1.12)
     for x, name in enumerate(columns):
@@ -138,7 +139,7 @@ def curves(found: Mapping[int, pd.DataFrame], best: int | None) -> Figure:
         )
     axis.set_xlabel("optimizer steps")
     axis.set_ylabel("score (higher is better)")
-    if best is not None:
+    if best in found:
         axis.legend(frameon=False, fontsize=8)
     return figure
 
@@ -148,7 +149,7 @@ def bars(found: Importance) -> Figure:
     figure = Figure(figsize=(5.2, 0.6 + 0.42 * len(found.share)), layout="constrained")
     axis = new_axes(figure)
     names = sorted(found.share, key=lambda name: found.share[name])
-    axis.barh([_short(n) for n in names], [found.share[n] for n in names], color=BLUE)
+    axis.barh([short(n) for n in names], [found.share[n] for n in names], color=BLUE)
     axis.set_xlabel(f"share of importance (forest R² left out: {found.explained:.2f})")
     return figure
 
@@ -190,8 +191,11 @@ def collapse(frame: pd.DataFrame, paths: Sequence[str]) -> Figure | None:
         )
     if _is_log(x):
         axis.set_xscale("log")
-    axis.set_xlabel(_short(str(x_name)))
-    axis.set_ylabel(_short(str(bits)) if both else "KL, nats a row")
+        axis.xaxis.set_minor_formatter(NullFormatter())
+        axis.xaxis.set_major_locator(LogLocator(numticks=6, subs=(1.0, 3.0)))
+        axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
+    axis.set_xlabel(short(str(x_name)))
+    axis.set_ylabel(short(str(bits)) if both else "KL, nats a row")
     axis.legend(frameon=False, fontsize=8)
     bar = figure.colorbar(marks, ax=axis)
     bar.set_label("log10 of KL, nats a row")
@@ -249,5 +253,6 @@ def _is_log(values: Array) -> bool:
     return bool(len(fine) and fine.min() > 0 and fine.max() / fine.min() > WIDE)
 
 
-def _short(path: str) -> str:
+def short(path: str) -> str:
+    """Return a dotted path without the section everybody knows."""
     return path.removeprefix("schedules.").removeprefix("model.").removeprefix("train.")

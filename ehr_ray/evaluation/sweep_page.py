@@ -85,7 +85,7 @@ def verdict(
 
 def table_lines(frame: pd.DataFrame, paths: Sequence[str], metric: str) -> list[str]:
     """Return the best trials as lines of text."""
-    head = ["trial", "status", metric, *paths]
+    head = ["trial", "status", metric, *map(figures.short, paths)]
     rows = [_cells(row, paths) for _, row in frame.head(SHOWN).iterrows()]
     widths = [max(len(r[i]) for r in [head, *rows]) for i in range(len(head))]
     lines = ["  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in rows]
@@ -132,7 +132,7 @@ def _page(
     items = "".join(f"<li>{escape(text)}</li>" for text in rest)
     marks = {"good": "✓", "mixed": "≈", "bad": "✗"}
     table = Table(
-        ("Trial", "Status", metric, *paths, "Steps", "Error"),
+        ("Trial", "Status", metric, *map(figures.short, paths), "Steps", "Error"),
         tuple(
             (*_cells(row, paths), f"{int(row['step']):,}", str(row["error"]))
             for _, row in frame.iterrows()

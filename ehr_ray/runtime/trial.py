@@ -20,7 +20,7 @@ from ehr_ray.config import Experiment, override, parse, to_yaml
 from ehr_ray.errors import RunError
 from ehr_ray.runtime.tracking import Tracked, open_run
 from ehr_ray.runtime.trial_data import Datasets
-from ehr_ray.runtime.yardstick import MEASURES, Yardstick
+from ehr_ray.runtime.yardstick import MEASURES, WORST, Yardstick
 from ehr_ray.search import Sample
 from ehr_ray.train import history
 from ehr_ray.train.backend import LocalBackend
@@ -90,12 +90,15 @@ def run_trial(config: Mapping[str, Any], search: Search) -> None:
         _take_over(folder, number, sample)
     for row in history.read(folder, file=MEASURES).to_dict("records"):
         _tell({str(k): v for k, v in row.items()})
-    if read_trial(folder).get("status") in FINAL:
-        return
-    try:
-        _train(search, number, sample, folder)
-    except Exception as error:
-        write_trial(folder, number, sample, "failed", _reason(error))
+    before = read_trial(folder).get("status")
+    if before not in FINAL:
+        try:
+            _train(search, number, sample, folder)
+        except Exception as error:
+            write_trial(folder, number, sample, "failed", _reason(error))
+    if read_trial(folder).get("status") == "failed":
+        progress = saved_progress(folder)
+        _tell({"step": progress.step if progress else 1, "score": WORST})
 
 
 def trial_experiment(search: Search, number: int, sample: Sample) -> Experiment:

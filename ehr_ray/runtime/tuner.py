@@ -31,8 +31,8 @@ SEARCH: Final = "search.yaml"
 FREE: Final = ("cluster.", "tracking.", "evaluation.bootstrap", "data.cache")
 GROWING: Final = ("tune.trials", "tune.concurrent", "tune.spare_cpus", "tune.register")
 """Where a search may differ from the one it goes on with."""
-NESTED_CPUS: Final = 0.001
-"""Of a trial that trains by Ray Train: it only waits for its workers."""
+NESTED: Final[Mapping[str, float]] = {"node:__internal_head__": 0.001}
+"""What a trial reserves that trains by Ray Train: it only waits for its workers, so no CPU."""
 
 
 @dataclass(frozen=True)
@@ -146,12 +146,10 @@ def concurrency(
         ("CPU", cluster.cpus_per_worker, plan.spare_cpus),
         ("GPU", cluster.gpus_per_worker, 0.0),
     ):
-        need = workers * each + (NESTED_CPUS if workers > 1 and name == "CPU" else 0)
-        if not need:
+        if not each:
             continue
         there = have.get(name, 0.0) - spare
-        # The coordinator's sliver must not cost a trial where the workers fill the machine.
-        fits = math.floor((there + NESTED_CPUS * (workers > 1)) / need + 1e-9)
+        fits = math.floor(there / (workers * each) + 1e-9)
         if fits < 1 and not joined:
             key = f"cluster.{name.lower()}s_per_worker"
             kept = f" - tune.spare_cpus={spare:g}" if spare else ""
@@ -238,7 +236,7 @@ def _fit(
     total, root = max(proposals.total, len(known)), search.root
     cluster, plan = experiment.cluster, experiment.tune
     nested = cluster.num_workers > 1
-    each = {"CPU": NESTED_CPUS if nested else cluster.cpus_per_worker}
+    each = dict(NESTED) if nested else {"CPU": cluster.cpus_per_worker}
     if cluster.gpus_per_worker and not nested:
         each["GPU"] = cluster.gpus_per_worker
     grace = plan.grace_steps or max(1, _steps(experiment, data) // 8)

@@ -1,7 +1,18 @@
+import numpy as np
 import pytest
 
 from ehr_ray.errors import ConfigError
-from ehr_ray.search import Choice, LogUniform, Uniform, parse_domain
+from ehr_ray.search import (
+    Choice,
+    LogUniform,
+    Uniform,
+    draw,
+    ends,
+    grid,
+    parse_domain,
+    paths,
+    space_of,
+)
 
 
 @pytest.mark.parametrize(
@@ -41,3 +52,62 @@ def test_plain_data_becomes_a_domain(raw, domain):
 def test_other_data_is_refused_with_its_path(raw):
     with pytest.raises(ConfigError, match=r"search\.x: not a search domain"):
         parse_domain(raw, "search.x")
+
+
+def test_nested_and_dotted_paths_are_the_same():
+    nested = {"train": {"lr": [1, 2]}, "schedules": {"beta": {"end": {"uniform": [0, 1]}}}}
+    assert dict(paths(nested)) == {"train.lr": [1, 2], "schedules.beta.end": {"uniform": [0, 1]}}
+    assert dict(paths({"a.b": {"choice": [{"uniform": [0, 1]}]}}))["a.b"]
+
+
+FAMILY = {"train.lr": LogUniform(1e-4, 1e-2), "model.latent": Choice((8, 16))}
+
+
+@pytest.mark.parametrize(
+    ("search", "found"),
+    [
+        ({}, FAMILY),
+        ({"train.lr": "default"}, {"train.lr": FAMILY["train.lr"]}),
+        ({"model.latent": [4]}, {"model.latent": Choice((4,))}),
+        ({"train.lr": "default", "model.latent": None}, {"train.lr": FAMILY["train.lr"]}),
+    ],
+)
+def test_a_config_replaces_or_narrows_the_family_s_space(search, found):
+    assert space_of(search, FAMILY) == found
+
+
+@pytest.mark.parametrize(
+    ("search", "message"),
+    [
+        ({"model.width": "default"}, r"model\.width: the family searches no such path; it has"),
+        ({"cluster.num_workers": [1, 2]}, "cannot vary between trials"),
+        ({"name": ["a"]}, "cannot vary between trials"),
+        ({"train.lr": None}, "nothing to vary"),
+        ({"train.lr": 3}, "not a search domain"),
+    ],
+)
+def test_a_space_that_makes_no_sense_is_refused(search, message):
+    with pytest.raises(ConfigError, match=message):
+        space_of(search, FAMILY)
+
+
+def test_a_draw_is_a_function_of_seed_and_number_and_stays_in_its_domain():
+    samples = [draw(FAMILY, 3, number) for number in range(200)]
+    assert samples == [draw(FAMILY, 3, number) for number in range(200)]
+    assert draw(FAMILY, 4, 0) != samples[0]
+    rates = np.array([s["train.lr"] for s in samples])
+    assert ((rates >= 1e-4) & (rates <= 1e-2)).all()
+    assert 0.4 < (rates < 1e-3).mean() < 0.6  # evenly by its logarithm
+    assert {s["model.latent"] for s in samples} == {8, 16}
+
+
+def test_a_grid_has_every_combination_with_the_ends_of_ranges():
+    points = grid(FAMILY | {"model.p": Uniform(0, 1)}, 3)
+    assert len(points) == 3 * 2 * 3
+    assert sorted({p["train.lr"] for p in points}) == pytest.approx([1e-4, 1e-3, 1e-2])
+    assert sorted({p["model.p"] for p in points}) == [0.0, 0.5, 1.0]
+
+
+def test_the_ends_of_a_domain_are_its_values_or_its_bounds():
+    assert ends(Choice(("a", "b", "c"))) == ("a", "b", "c")
+    assert ends(Uniform(0, 2)) == (0, 2)

@@ -27,5 +27,6 @@ FAMILY = Family(
         "train.lr": LogUniform(1e-4, 3e-3),
         "model.dropout": Uniform(0.0, 0.4),
         "model.n_layers": Choice((2, 4, 6)),
+        "model.model_dim": Choice((128, 256)),
     },
 )

@@ -53,6 +53,8 @@ FAMILY = Family(
     schedules={"beta": Ramp(start=0.0, end=1.0, epochs=10)},
     search_space={
         "model.preset": Choice(("tiny", "small", "medium")),
+        "schedules.beta.end": LogUniform(0.1, 4.0),
+        "model.mask_ratio": Uniform(0.05, 0.4),
         "model.dropout": Uniform(0.0, 0.5),
         "model.alpha_impute": LogUniform(0.03, 1.0),
         "train.lr": LogUniform(1e-4, 3e-3),

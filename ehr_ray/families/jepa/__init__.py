@@ -37,6 +37,8 @@ FAMILY = Family(
         "model.value_weight": LogUniform(0.1, 10.0),
         "model.mask": Choice(("future", "blocks", "both")),
         "model.regulariser": Choice(("none", "vicreg", "sigreg")),
+        "model.context_ratio": Uniform(0.5, 1.0),
+        "model.width": Choice((96, 192, 384)),
         "model.predictor_depth": Choice((1, 2, 4)),
         "schedules.momentum.start": Uniform(0.99, 0.999),
         "train.lr": LogUniform(1e-4, 3e-3),

@@ -33,10 +33,12 @@ FAMILY = Family(
     schedules={"beta": Ramp(end=0.2, steps=8000), "free_bits": Constant(value=0.05)},
     search_space={
         "schedules.beta.end": LogUniform(0.01, 1.0),
+        "schedules.beta.shape": Choice(("linear", "cosine")),
         "schedules.free_bits": Uniform(0.0, 0.2),
         "model.p_stale": Uniform(0.0, 0.8),
         "model.set_mae_ratio": Uniform(0.0, 0.4),
         "model.latent": Choice((16, 32, 64, 128)),
+        "model.width": Choice((64, 128, 256)),
         "train.lr": LogUniform(1e-4, 3e-3),
     },
     # Chamfer distance is no likelihood, so no beta is "the" ELBO: the seed's end value is fixed.

@@ -36,10 +36,13 @@ FAMILY = Family(
     # Cells the encoder has not seen, the same share of them in every trial.
     rank=Select("val/mse_hidden", "min"),
     search_space={
+        "schedules.beta.end": LogUniform(0.1, 4.0),
+        "schedules.beta.ramp_ratio": Uniform(0.2, 0.8),
         "model.evidence": LogUniform(0.1, 1.0),
         "schedules.free_bits": Uniform(0.0, 0.25),
         "model.hide": Uniform(0.0, 0.3),
         "model.latent": Choice((16, 32, 64)),
+        "model.width": Choice((32, 64, 128)),
         "model.branch_weight": LogUniform(0.05, 1.0),
         "train.lr": LogUniform(3e-4, 3e-3),
     },

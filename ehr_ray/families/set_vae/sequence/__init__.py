@@ -40,6 +40,7 @@ FAMILY = Family(
     },
     search_space={
         "schedules.beta.end": LogUniform(0.01, 1.0),
+        "schedules.beta.shape": Choice(("linear", "cosine")),
         "schedules.free_bits": Uniform(0.0, 0.2),
         "model.poe": Choice(("naive", "gated")),
         "model.p_stale": Uniform(0.0, 0.8),

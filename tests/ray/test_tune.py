@@ -1,0 +1,154 @@
+"""Searches on Ray Tune: what they leave, whom they stop, what fails, and who takes over whom."""
+
+import pandas as pd
+import pytest
+import yaml
+from mlflow import MlflowClient
+
+from ehr_ray.errors import ConfigError
+from ehr_ray.runtime.tracking import find_run
+from ehr_ray.runtime.tuner import tune
+from ehr_ray.train import history
+from ehr_ray.train.checkpoint import load
+
+pytestmark = pytest.mark.ray
+
+
+class Said:
+    """A screen that keeps what it is told."""
+
+    def __init__(self):
+        self.lines = []
+
+    def say(self, text):
+        self.lines.append(text)
+
+    passing = say
+
+
+@pytest.fixture
+def search(tiny, cluster):
+    """Make a search of two epochs a trial; further settings as in `tiny`."""
+
+    def make(space, **changes):
+        settings = {"train.max_epochs": 2, "tune.scheduler": "none", "tune.trials": 3, **changes}
+        return tiny("sweep", **settings, search=yaml.safe_dump(space, default_flow_style=True))
+
+    return make
+
+
+RATES = {"train.lr": {"loguniform": [1.0e-4, 1.0e-2]}}
+
+
+def test_a_search_leaves_ranked_runs_and_a_parent_with_nested_runs_in_mlflow(search):
+    space = {**RATES, "schedules.beta.end": "default", "schedules.free_bits": "default"}
+    experiment = search(space, **{"tracking.experiment": "sweeps"})
+    searched, said = tune(experiment), Said()
+    frame = pd.read_parquet(searched.root / "trials.parquet")
+    assert frame["status"].tolist() == ["finished"] * 3
+    kept = frame[~frame["collapsed"]]
+    assert kept["score"].is_monotonic_increasing
+    for row in frame.to_dict("records"):
+        folder = searched.root / "trials" / f"{row['trial']:04d}"
+        assert load(folder).experiment.train.lr == pytest.approx(row["train.lr"])
+        rows = history.read(folder)
+        assert row["score"] == pytest.approx(rows["val/objective"].min())
+    assert "parallel" in {path.stem for path in (searched.root / "figures").iterdir()}
+    assert "<img" in (searched.root / "report.html").read_text()
+    parent = find_run(searched.root)
+    client = MlflowClient(parent.uri)
+    (group,) = [e for e in client.search_experiments() if e.name == "sweeps"]
+    runs = {r.info.run_id: r for r in client.search_runs([group.experiment_id])}
+    nested = [r for r in runs.values() if r.data.tags.get("mlflow.parentRunId") == parent.run_id]
+    assert len(runs) == 4
+    assert {r.info.status for r in runs.values()} == {"FINISHED"}
+    assert sorted(float(r.data.params["train.lr"]) for r in nested) == sorted(frame["train.lr"])
+    assert all(len(client.get_metric_history(r.info.run_id, "score")) == 2 for r in nested)
+    best = runs[runs[parent.run_id].data.tags["best_run_id"]]
+    assert best.data.tags["best"] == "true"
+    assert int(best.info.run_name) == searched.sweep.best["trial"]
+    (version,) = client.search_model_versions("name='sweep'")
+    assert version.run_id == best.info.run_id
+    stored = {f.path for f in client.list_artifacts(best.info.run_id, "checkpoint")}
+    assert "checkpoint/model.safetensors" in stored
+
+    again = tune(experiment, screen=said)
+    assert "3 begun before, 3 of them ended" in said.lines[0]
+    assert again.sweep.frame.equals(searched.sweep.frame)
+    assert len(client.search_model_versions("name='sweep'")) == 1
+    with pytest.raises(ConfigError, match="holds another search"):
+        tune(search({"train.lr": [1.0e-3]}, **{"tracking.experiment": "sweeps"}))
+
+
+def test_a_trial_that_fails_is_marked_and_the_others_go_on(search):
+    said = Said()
+    searched = tune(search({"train.lr": [1.0e-3, 1.0e30]}, **{"tune.method": "grid"}), screen=said)
+    frame = searched.sweep.frame.set_index("train.lr")
+    assert frame["status"].to_dict() == {1e-3: "finished", 1e30: "failed"}
+    assert "not finite" in frame["error"][1e30]
+    assert searched.sweep.best["train.lr"] == 1e-3
+    assert any("1 of 2 trials failed" in line for line in searched.lines)
+    assert any("trial 1 failed" in line and "not finite" in line for line in said.lines)
+
+
+def test_asha_stops_trials_by_their_steps(search):
+    settings = {"tune.scheduler": "asha", "tune.grace_steps": 1, "tune.concurrent": 1}
+    settings |= {"tune.reduction_factor": 2, "tune.method": "grid", "train.max_epochs": 4}
+    searched = tune(search({"train.lr": [3.0e-3, 1.0e-9]}, **settings))
+    frame = searched.sweep.frame.set_index("train.lr")
+    assert frame["status"].to_dict() == {3e-3: "finished", 1e-9: "stopped"}
+    assert frame["step"][1e-9] < frame["step"][3e-3]
+
+
+@pytest.mark.parametrize("changes", [{"tune.method": "optuna"}, {"tune.scheduler": "median"}])
+def test_other_methods_and_schedulers_end_a_search(search, changes):
+    searched = tune(search(RATES, **changes))
+    assert set(searched.sweep.frame["status"]) <= {"finished", "stopped"}
+    assert len(set(searched.sweep.frame["train.lr"])) == 3
+
+
+def test_a_bad_trial_goes_on_from_the_weights_of_a_good_one(search):
+    settings = {"tune.scheduler": "pbt", "tune.method": "grid", "train.max_epochs": 6}
+    searched = tune(search({"train.lr": [3.0e-3, 1.0e-9]}, **settings, **{"tune.grace_steps": 1}))
+    good, bad = (searched.root / "trials" / name for name in ("0000", "0001"))
+    assert not (good / "lineage.yaml").exists()
+    first = yaml.safe_load((bad / "lineage.yaml").read_text())[0]
+    assert first["from"] == 0
+    past = [history.read(path, before=first["step"] + 1) for path in (good, bad)]
+    assert past[0]["val/objective"].tolist() == past[1]["val/objective"].tolist()
+    assert past[1]["lr"].max() > 1e-6
+    ends = [float(history.read(path)["val/objective"].iloc[-1]) for path in (good, bad)]
+    assert ends[1] < float(past[0]["val/objective"].iloc[0])
+    assert ends[0] == pytest.approx(ends[1], rel=0.5)
+
+
+def test_population_training_refuses_what_changes_shapes(search):
+    space = {"model.latent": [8, 16], **RATES}
+    with pytest.raises(ConfigError, match=r"search\.model\.latent changes the shape of weights"):
+        tune(search(space, **{"tune.scheduler": "pbt"}))
+    with pytest.raises(ConfigError, match="cluster.num_workers=1 only"):
+        tune(search(RATES, **{"tune.scheduler": "pbt", "cluster.num_workers": 2}))
+
+
+def test_a_trial_of_two_workers_is_a_ray_train_run(search):
+    settings = {"cluster.num_workers": 2, "tune.trials": 1, "tune.scheduler": "asha"}
+    searched = tune(search(RATES, **settings))
+    (row,) = searched.sweep.frame.to_dict("records")
+    assert row["status"] == "finished"
+    alone = tune(search(RATES, **settings | {"cluster.num_workers": 1, "name": "alone"}))
+    assert row["score"] == pytest.approx(alone.sweep.frame["score"][0], rel=1e-2)
+
+
+def test_an_impossible_request_is_refused_with_the_arithmetic(search):
+    with pytest.raises(ConfigError, match=r"num_workers=3 x .*=2 = 6 CPUs, but there are 4"):
+        tune(search(RATES, **{"cluster.num_workers": 3, "cluster.cpus_per_worker": 2}))
+
+
+def test_jepa_trials_are_ranked_by_a_probe(make, cluster):
+    changes = {"tune.trials": 2, "tune.scheduler": "none", "name": "probed"}
+    changes["search"] = "{model.mask: default, model.regulariser: [none, vicreg]}"
+    searched = tune(make("visit_jepa", **changes))
+    assert searched.sweep.select.metric == "probe/auroc"
+    assert searched.sweep.frame["score"].between(0, 1).all()
+    assert searched.sweep.frame["score"].equals(searched.sweep.frame["probe/auroc"])
+    assert "latent/collapsed" in searched.sweep.frame

@@ -1,0 +1,186 @@
+"""Parts of a search that need no cluster: proposals, arithmetic, data and the table."""
+
+import math
+from pathlib import Path
+
+import pytest
+
+from ehr_ray.config import load
+from ehr_ray.errors import ConfigError
+from ehr_ray.family import Select
+from ehr_ray.runtime.searcher import Proposals, Samples, known_trials
+from ehr_ray.runtime.sweep import read_sweep
+from ehr_ray.runtime.trial import place, write_trial
+from ehr_ray.runtime.trial_data import data_paths, datasets
+from ehr_ray.runtime.tuner import check_space, concurrency
+from ehr_ray.runtime.yardstick import MEASURES, PROBE, WORST, rank_of, score
+from ehr_ray.search import Choice, LogUniform, TuneConfig, Uniform
+from ehr_ray.train import history
+from ehr_ray.train.task import family_of
+
+ROOT = Path(__file__).parents[2]
+
+
+def experiment(config="set_vae", **changes):
+    settings = {"data.cohort": "cohort", **changes}
+    path = ROOT / "configs" / "tiny" / f"{config}.yaml"
+    return load(path, [f"{k}={v}" for k, v in settings.items()])
+
+
+@pytest.mark.parametrize(
+    ("have", "changes", "trials", "found"),
+    [
+        ({"CPU": 8}, {}, 100, 8),
+        ({"CPU": 8}, {}, 3, 3),
+        ({"CPU": 8}, {"tune.spare_cpus": 3}, 100, 5),
+        ({"CPU": 8}, {"tune.concurrent": 2}, 100, 2),
+        ({"CPU": 8}, {"cluster.cpus_per_worker": 3}, 100, 2),
+        ({"CPU": 2}, {"cluster.cpus_per_worker": 0.5}, 100, 4),
+        ({"CPU": 8}, {"cluster.num_workers": 2}, 100, 4),
+        ({"CPU": 2}, {"cluster.num_workers": 2}, 100, 1),
+        ({"CPU": 64, "GPU": 3}, {"cluster.gpus_per_worker": 1}, 100, 3),
+        ({"CPU": 2}, {"cluster.num_workers": 0}, 100, 2),
+    ],
+)
+def test_as_many_trials_run_as_the_cluster_has_room_for(
+    have, changes, trials, found, monkeypatch
+):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert concurrency(experiment(**changes), trials, have) == found
+
+
+@pytest.mark.parametrize(
+    ("have", "changes", "message"),
+    [
+        ({"CPU": 2}, {"cluster.cpus_per_worker": 3}, "1 x .* = 3 CPUs, but there are 2; ask"),
+        ({"CPU": 4}, {"tune.spare_cpus": 4}, "there are 4 - tune.spare_cpus=4 = 0; ask"),
+        ({"CPU": 4}, {"cluster.gpus_per_worker": 1}, "= 1 GPUs, but there are 0; ask"),
+    ],
+)
+def test_what_can_never_run_is_refused_with_the_arithmetic(have, changes, message, monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(ConfigError, match=message):
+        concurrency(experiment(**changes), 4, have)
+    monkeypatch.setenv("RAY_ADDRESS", "auto")  # an autoscaler may bring what is missing
+    assert concurrency(experiment(**changes), 4, have) == 4
+
+
+def test_an_end_of_a_domain_that_makes_no_config_is_named():
+    with pytest.raises(ConfigError, match=r"search\.train\.lr: -1\.0 makes no valid config: "):
+        check_space(experiment(), {"train.lr": Uniform(-1.0, 1.0)})
+    with pytest.raises(ConfigError, match=r"search\.model\.latnt: 8 makes no valid config"):
+        check_space(experiment(), {"model.latnt": Choice((8,))})
+
+
+def test_a_loss_whose_beta_is_swept_ranks_nothing():
+    families = ("set_vae", "seqset_poe", "vitals_vae", "hcat", "visit_jepa", "event_decoder")
+    ranks = {}
+    for name in families:
+        one = experiment(name)
+        family = family_of(one)
+        ranks[name] = rank_of(one, family)
+        swept = {path.split(".")[1] for path in family.search_space if ".schedules" in f".{path}"}
+        # An objective is the sum of terms at `eval_knobs`: each scheduled weight is fixed there.
+        assert swept - {"momentum"} <= set(family.eval_knobs)
+    assert ranks["visit_jepa"] == PROBE
+    assert ranks["vitals_vae"].metric == "val/mse_hidden"
+    assert rank_of(experiment(**{"tune.rank": "probe"}), family_of(experiment())) == PROBE
+    metric = experiment("visit_jepa", **{"tune.rank": "metric"})
+    assert rank_of(metric, family_of(metric)).metric == "val/value"
+    tuned = experiment("seqset_finetune", **{"tune.rank": "probe"})
+    with pytest.raises(ConfigError, match="a run with a task has a metric of its own"):
+        rank_of(tuned, family_of(tuned))
+
+
+def test_a_score_is_higher_where_the_metric_is_better():
+    low, high = Select("m", "min"), Select("m", "max")
+    assert score(low, {"m": 2.0}) == -2.0
+    assert score(high, {"m": 2.0}) == 2.0
+    assert score(low, {"m": math.nan}) == score(high, {}) == WORST
+
+
+SPACE = {"train.lr": LogUniform(1e-5, 1e-1), "model.mask": Choice((["a"], ["b"]))}
+
+
+def test_optuna_learns_from_what_trials_scored():
+    proposals = Proposals(SPACE, TuneConfig(method="optuna", trials=60), seed=1)
+    early, late = [], []
+    for number in range(60):
+        sample = proposals.sample(number)
+        distance = abs(math.log10(sample["train.lr"]) + 3) + (sample["model.mask"] == ["b"])
+        (early if number < 10 else late).append(distance)
+        proposals.tell(number, sample, -distance if number % 10 else WORST)
+    assert sum(late[-20:]) / 20 < 0.6 * sum(early) / len(early)
+
+
+def test_optuna_is_told_trials_of_before_without_asking_again():
+    proposals = Proposals(SPACE, TuneConfig(method="optuna"), seed=1)
+    proposals.tell(0, {"train.lr": 1e-3, "model.mask": ["b"]}, 0.5)
+    proposals.tell(1, {"train.lr": 1e-3, "model.mask": ["a"]}, WORST)
+    (told,) = proposals._study.trials
+    assert told.value == 0.5
+    assert told.params["train.lr"] == 1e-3
+
+
+def test_samples_hand_out_ended_trials_then_begun_ones_then_new_ones(tmp_path):
+    plan = TuneConfig(trials=5)
+    for number, status in ((0, "finished"), (1, "running"), (2, "failed")):
+        write_trial(place(tmp_path, number), number, {"train.lr": 0.1 * number}, status)
+    known = known_trials(tmp_path)
+    assert known == {0: {"train.lr": 0.0}, 1: {"train.lr": 0.1}, 2: {"train.lr": 0.2}}
+    proposals = Proposals({"train.lr": Uniform(0, 1)}, plan, seed=0)
+    samples = Samples(tmp_path, proposals, known)
+    given = [samples.suggest(f"t{i}") for i in range(5)]
+    assert [g["trial"] for g in given] == [0, 2, 1, 3, 4]
+    assert given[3]["train.lr"] == proposals.sample(3)["train.lr"]
+    assert known_trials(tmp_path)[4] == {"train.lr": given[4]["train.lr"]}
+    assert samples.suggest("t5") == Samples.FINISHED
+
+
+def test_only_what_changes_rows_is_data(cohort):
+    given = experiment(**{"data.cohort": cohort})
+    space = {
+        "train.lr": Uniform(0.1, 1.0),
+        "model.latent": Choice((8, 16)),
+        "data.batch_size": Choice((8, 16)),
+        "model.carry_minutes": Choice((60, 600)),
+        "data.min_code_count": Choice((1, 5)),
+    }
+    assert data_paths(given, space) == ["model.carry_minutes", "data.min_code_count"]
+
+
+def test_each_choice_of_data_gets_its_dataset_and_a_range_is_refused(cohort, tmp_path):
+    given = experiment(**{"data.cohort": cohort, "output": tmp_path})
+    space = {"model.carry_minutes": Choice((60, 600)), "train.lr": Uniform(0.1, 1.0)}
+    with datasets(given, space, "outcome", on_ray=False) as found:
+        parts = [found.of({"model.carry_minutes": m, "train.lr": 0.2}) for m in (60, 600)]
+        assert [p.base["model"]["carry_minutes"] for p in parts] == [60, 600]
+        rows = [p.own.store("train") for p in parts]
+        assert rows[0].lengths.sum() < rows[1].lengths.sum()
+        assert set(parts[0].probe.store("tuning").column("label").tolist()) <= {0.0, 1.0}
+    space["model.carry_minutes"] = Uniform(60, 600)
+    with (
+        pytest.raises(ConfigError, match=r"search\.model\.carry_minutes: changes the model-ready"),
+        datasets(given, space, None, on_ray=False),
+    ):
+        pass
+
+
+def test_the_table_ranks_collapsed_trials_after_the_others_and_failed_ones_last(tmp_path):
+    given = [("finished", 3.0, 0.0), ("finished", 1.0, 1.0), ("failed", 0.1, 0.0)]
+    given += [("stopped", 2.0, 0.5)]
+    for number, (status, value, collapsed) in enumerate(given):
+        folder = place(tmp_path, number)
+        write_trial(folder, number, {"train.lr": number}, status, "why" * (status == "failed"))
+        row = {"step": 4, "epoch": 1.0, "val/objective": value}
+        history.append(folder, row)
+        measured = {"step": 4, "epoch": 1.0, "score": -value, "latent/collapsed": collapsed}
+        history.append(folder, measured, MEASURES)
+    sweep = read_sweep(tmp_path, Select())
+    assert sweep.frame["trial"].tolist() == [3, 0, 1, 2]
+    assert sweep.frame["collapsed"].tolist() == [False, False, True, False]
+    assert sweep.best["trial"] == 3
+    assert sweep.frame["error"].tolist()[-1] == "why"
+    assert math.isnan(sweep.frame["score"].tolist()[-1])
+    none = read_sweep(tmp_path / "nothing", Select())
+    assert none.best is None
