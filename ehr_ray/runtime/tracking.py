@@ -79,6 +79,19 @@ def find_run(directory: Path) -> Tracked | None:
     return Tracked(**yaml.safe_load(note.read_text())) if note.is_file() else None
 
 
+def crown(search: Tracked, best: Tracked, name: str) -> None:
+    """Tag a search's best run, and only it, `best`; the search's own run names it."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(search.uri)
+    before = client.get_run(search.run_id).data.tags.get("best_run_id")
+    if before and before != best.run_id:
+        client.delete_tag(before, "best")
+    client.set_tag(best.run_id, "best", "true")
+    for key, value in (("best_run_id", best.run_id), ("best_trial", name)):
+        client.set_tag(search.run_id, key, value)
+
+
 def register(tracked: Tracked, name: str) -> str | None:
     """Make a run's checkpoint a version of a registered model; return the version.
 
@@ -147,12 +160,6 @@ class Tracker:
                 self._client.log_artifacts(self._tracked.run_id, str(path), name)
             elif path.is_file():
                 self._client.log_artifact(self._tracked.run_id, str(path))
-
-    def tags(self, values: Mapping[str, str]) -> None:
-        """Set tags of the run."""
-        if self._tracked is not None:
-            for name, value in values.items():
-                self._client.set_tag(self._tracked.run_id, name, value)
 
     def close(self, status: str) -> None:
         """Mark the run FINISHED, FAILED or KILLED."""

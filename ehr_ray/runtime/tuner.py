@@ -21,7 +21,7 @@ from ehr_ray.family import AnyFamily
 from ehr_ray.runtime.progress import Screen
 from ehr_ray.runtime.session import session
 from ehr_ray.runtime.sweep import Sweep, read_sweep
-from ehr_ray.runtime.tracking import Tracked, Tracker, find_run, open_run, register
+from ehr_ray.runtime.tracking import Tracked, Tracker, crown, find_run, open_run, register
 from ehr_ray.runtime.trial_data import data_paths, datasets
 from ehr_ray.runtime.yardstick import PROBE, rank_of
 from ehr_ray.search import Choice, Domain, Sample, ends, space_of
@@ -383,8 +383,7 @@ def _track(experiment: Experiment, root: Path, sweep: Sweep, tracked: Tracked) -
         if best is not None:
             Tracker(best).artifacts(folder, ("checkpoint", "history.parquet", "experiment.yaml"))
             version = register(best, root.name) if experiment.tune.register else None
-            tracker.tags({"best_run_id": best.run_id, "best_trial": folder.name})
-            Tracker(best).tags({"best": "true"})
+            crown(tracked, best, folder.name)
             if version:
                 lines.append(f"MLflow: registered as {root.name}, version {version}")
     tracker.close("FINISHED")

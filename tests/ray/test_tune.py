@@ -1,12 +1,22 @@
 """Searches on Ray Tune: what they leave, whom they stop, what fails, and who takes over whom."""
 
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import time
+
 import pandas as pd
+import psutil
 import pytest
 import yaml
 from mlflow import MlflowClient
 
+from ehr_ray.config import dump
 from ehr_ray.errors import ConfigError
 from ehr_ray.runtime.tracking import find_run
+from ehr_ray.runtime.trial import read_trial
 from ehr_ray.runtime.tuner import tune
 from ehr_ray.train import history
 from ehr_ray.train.checkpoint import load
@@ -30,9 +40,9 @@ class Said:
 def search(tiny, cluster):
     """Make a search of two epochs a trial; further settings as in `tiny`."""
 
-    def make(space, **changes):
+    def make(space, name="sweep", **changes):
         settings = {"train.max_epochs": 2, "tune.scheduler": "none", "tune.trials": 3, **changes}
-        return tiny("sweep", **settings, search=yaml.safe_dump(space, default_flow_style=True))
+        return tiny(name, **settings, search=yaml.safe_dump(space, default_flow_style=True))
 
     return make
 
@@ -126,7 +136,7 @@ def test_population_training_refuses_what_changes_shapes(search):
     space = {"model.latent": [8, 16], **RATES}
     with pytest.raises(ConfigError, match=r"search\.model\.latent changes the shape of weights"):
         tune(search(space, **{"tune.scheduler": "pbt"}))
-    with pytest.raises(ConfigError, match="cluster.num_workers=1 only"):
+    with pytest.raises(ConfigError, match=r"cluster\.num_workers=1 only"):
         tune(search(RATES, **{"tune.scheduler": "pbt", "cluster.num_workers": 2}))
 
 
@@ -135,8 +145,82 @@ def test_a_trial_of_two_workers_is_a_ray_train_run(search):
     searched = tune(search(RATES, **settings))
     (row,) = searched.sweep.frame.to_dict("records")
     assert row["status"] == "finished"
-    alone = tune(search(RATES, **settings | {"cluster.num_workers": 1, "name": "alone"}))
+    alone = tune(search(RATES, "alone", **settings | {"cluster.num_workers": 1}))
     assert row["score"] == pytest.approx(alone.sweep.frame["score"][0], rel=1e-2)
+
+
+def test_a_killed_search_keeps_its_finished_trials_and_ends_with_the_same_best(search, tmp_path):
+    changes = {"train.max_epochs": 4, "tune.trials": 4, "tune.concurrent": 1}
+    whole = tune(search(RATES, "whole", **changes)).sweep.frame
+    experiment = search(RATES, "cut", **changes)
+    config = tmp_path / "cut.yaml"
+    config.write_text(yaml.safe_dump(dump(experiment)))
+    command = [sys.executable, "-m", "ehr_ray.cli", "tune", str(config)]
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    first = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    trials, deadline = experiment.directory / "trials", time.monotonic() + 300
+    while not (trials / "0001" / "history.parquet").is_file():
+        assert first.poll() is None, first.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    first.kill()  # Ray's own processes end by themselves, some seconds later
+    first.wait()
+    assert read_trial(trials / "0000")["status"] == "finished"
+    assert read_trial(trials / "0001")["status"] == "running"
+    kept = (trials / "0000" / "history.parquet").stat().st_mtime_ns
+    said = Said()
+    resumed = tune(experiment, screen=said).sweep.frame
+    assert "2 begun before, 1 of them ended" in said.lines[0]
+    assert (trials / "0000" / "history.parquet").stat().st_mtime_ns == kept
+    assert set(resumed["status"]) == {"finished"}
+    columns = ["trial", "score", "train.lr", "step"]
+    pd.testing.assert_frame_equal(resumed[columns], whole[columns])
+
+
+def test_many_workers_write_to_one_mlflow_server(search, tmp_path, monkeypatch):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    uri = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--backend-store-uri", f"sqlite:///{tmp_path}/served.db", "--workers", "1"]
+    command += ["--artifacts-destination", str(tmp_path / "served")]
+    log = (tmp_path / "server.log").open("w+")
+    server = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=tmp_path)
+    try:
+        deadline = time.monotonic() + 180
+        while not _answers(port):
+            assert server.poll() is None, (log.seek(0), log.read())
+            assert time.monotonic() < deadline
+            time.sleep(0.5)
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        changes = {"tracking.experiment": "served", "tune.trials": 4}
+        searched = tune(search(RATES, "served", **changes))
+        client = MlflowClient(uri, registry_uri=uri)
+        group = client.get_experiment_by_name("served").experiment_id
+        runs = client.search_runs([group])
+        assert len(runs) == 5
+        parent = find_run(searched.root)
+        assert parent.uri == uri
+        nested = [r for r in runs if r.data.tags.get("mlflow.parentRunId") == parent.run_id]
+        assert len(nested) == 4
+        assert all(len(client.get_metric_history(r.info.run_id, "score")) == 2 for r in nested)
+        (version,) = client.search_model_versions("name='served'")
+        assert client.get_run(version.run_id).data.tags["best"] == "true"
+        place = client.download_artifacts(version.run_id, "checkpoint", str(tmp_path))
+        assert load(place).experiment.family == "set_vae"
+    finally:
+        for each in [*psutil.Process(server.pid).children(recursive=True), server]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                each.kill()
+        server.wait()
+
+
+def _answers(port):
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1) as link:
+        link.sendall(b"GET /health HTTP/1.0\r\n\r\n")
+        return b"200" in link.recv(64)
+    return False
 
 
 def test_an_impossible_request_is_refused_with_the_arithmetic(search):

@@ -42,9 +42,7 @@ def experiment(config="set_vae", **changes):
         ({"CPU": 2}, {"cluster.num_workers": 0}, 100, 2),
     ],
 )
-def test_as_many_trials_run_as_the_cluster_has_room_for(
-    have, changes, trials, found, monkeypatch
-):
+def test_as_many_trials_run_as_the_cluster_has_room_for(have, changes, trials, found, monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     assert concurrency(experiment(**changes), trials, have) == found
 

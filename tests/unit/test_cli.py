@@ -21,6 +21,7 @@ VERBS = (
     "prepare",
     "train",
     "crossval",
+    "tune",
     "evaluate",
     "embed",
     "benchmark",
