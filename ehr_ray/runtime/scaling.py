@@ -1,0 +1,246 @@
+"""`benchmark --only scaling`: one worker and two, strong and weak, beside what the model foretells.
+
+Strong: the same work on twice the workers; weak: twice the work on twice the workers. Threads are
+pinned to one a worker. Two cores of a machine are seldom twice one (shared caches, clocks, threads
+of one core), so the same steps are taken first by two processes that know nothing of each other:
+what they lose is the machine's, what is lost beyond is ours.
+"""
+
+import json
+import multiprocessing
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import torch
+import torch.distributed as dist
+
+from ehr_ray.config import Experiment, parse
+from ehr_ray.errors import ConfigError
+from ehr_ray.events.patients import cohort_shards
+from ehr_ray.events.vocabulary import Vocabulary
+from ehr_ray.runtime.cost_model import Cluster, ExpandCosts, TrainCosts, expand_seconds, step_seconds
+from ehr_ray.runtime.datasets import Prepared, codes_table, prepared, run_shards
+from ehr_ray.runtime.expand import ShardExpander
+from ehr_ray.runtime.ingest import ingest
+from ehr_ray.runtime.trainer import fit
+from ehr_ray.runtime.worker import Job, train_here
+from ehr_ray.train.backend import LocalBackend
+from ehr_ray.train.task import family_of
+
+Numbers = dict[str, float]
+PATIENTS: Final = 1200
+SHARDS: Final = 8
+BATCH: Final = 32
+STEPS: Final = 24
+WARM: Final = 6
+"""First steps of a run that are not counted."""
+ROUNDS: Final = 2
+WINDOW: Final = 2880.0
+
+
+def scaling(cohort: Path, place: Path) -> Numbers:  # noqa: ARG001
+    """Return efficiencies of two workers over one, measured and foretold."""
+    if (os.cpu_count() or 1) < 2:
+        raise ConfigError("--only scaling: needs 2 CPUs")
+    folder = place / "scaling"
+    ingest("synthetic", None, folder, options={"patients": PATIENTS}, splits="0.9,0.1,0")
+    return expand_scaling(folder, place) | train_scaling(folder, place)
+
+
+def expand_scaling(cohort: Path, place: Path) -> Numbers:
+    """Measure LVCF of shards on Ray Data with one and two tasks at a time."""
+    expander = Pinned(ShardExpander(Vocabulary.from_table(codes_table(cohort)), WINDOW, ()))
+    shard = cohort_shards(cohort, "train")[0]
+    patients = len(set(pa.parquet.read_table(shard, columns=["subject_id"])[0].to_pylist()))
+    work = [{"shard": str(shard), "target": str(place / f"x{i}.parquet")} for i in range(SHARDS)]
+
+    def seconds(function: Any, count: int, at_once: int) -> float:
+        """Return the wall time of `count` shards, `at_once` at a time."""
+        each = (os.cpu_count() or 2) / at_once
+        started = time.perf_counter()
+        run_shards(work[:count], function, on_ray=True, say=_mute, verb="", num_cpus=each)
+        return time.perf_counter() - started
+
+    half, whole = SHARDS // 2, SHARDS
+    for at_once in (1, 2):  # processes start, files are read
+        seconds(expander, whole, at_once)
+    times: dict[tuple[str, int, int], list[float]] = {}
+    for _ in range(ROUNDS + 1):
+        for key in (("work", half, 1), ("work", whole, 1), ("work", whole, 2), ("none", whole, 1)):
+            name, count, at_once = key
+            function = expander if name == "work" else Pinned(_nothing)
+            times.setdefault(key, []).append(seconds(function, count, at_once))
+    found = {key: statistics.median(values) for key, values in times.items()}
+    alone = _in_processes(_expand_here, [(expander, work)])[0]
+    together = statistics.mean(_in_processes(_expand_here, [(expander, work)] * 2))
+    one, two = found[("work", whole, 1)], found[("work", whole, 2)]
+    fixed = found[("none", whole, 1)]
+    costs = ExpandCosts(alone / whole / patients, 0.0, 0.0, patients)
+    model = Cluster(cores=2, parallel=alone / together, node_bytes=1e12, storage_bytes=1e12)
+    expected = fixed + expand_seconds(costs, model, 1, whole * patients)["total"]
+    return {
+        "expand, 1 task at a time, s": one,
+        "expand, 2 tasks at a time, s": two,
+        "expand, strong efficiency": one / (2 * two),
+        "expand, weak efficiency": found[("work", half, 1)] / two,
+        "expand, two processes without Ray, efficiency": alone / together,
+        "expand, 2 at a time foretold by the model, s": expected,
+    }
+
+
+def train_scaling(cohort: Path, place: Path) -> Numbers:
+    """Measure steps of one rank and of two, at one global batch and at twice the batch."""
+    small, large = (_experiment(cohort, place, batch) for batch in (BATCH, 2 * BATCH))
+    with prepared(small, family_of(small), on_ray=True) as data:
+        times: dict[str, list[float]] = {}
+        for turn in range(ROUNDS):
+            for name, experiment, world in (
+                ("one", small, 1),
+                ("one, twice the batch", large, 1),
+                ("two", small, 2),
+                ("two, twice the batch", large, 2),
+            ):
+                times.setdefault(name, []).append(
+                    _step_on_ray(experiment, data, place / f"{name}-{turn}", world)
+                )
+        found = {name: statistics.median(values) for name, values in times.items()}
+        bare = [(small, data, place / "alone")]
+        alone = _in_processes(_step_bare, bare)[0]
+        both = [(small, data, place / f"beside{i}") for i in (0, 1)]
+        together = statistics.mean(_in_processes(_step_bare, both))
+    parameters = _parameters(small, data.vocabulary)
+    exchange = _exchange_seconds(parameters)
+    sample = (found["one, twice the batch"] - found["one"]) / BATCH
+    costs = TrainCosts(sample, max(0.0, found["one"] - BATCH * sample), parameters, spread=0.0)
+    parallel = min(1.0, alone / together)
+    # A ring of two sends every gradient once, so its measured time is the rate of the wire.
+    model = Cluster(parallel=parallel, node_bytes=4 * parameters / exchange, latency=0.0)
+    expected = {b: step_seconds(costs, model, 2, b)["total"] for b in (BATCH, 2 * BATCH)}
+    return {
+        "training, 1 worker, ms per step": 1000 * found["one"],
+        "training, 2 workers, ms per step": 1000 * found["two"],
+        "training, strong efficiency": found["one"] / (2 * found["two"]),
+        "training, strong efficiency, twice the batch": found["one, twice the batch"]
+        / (2 * found["two, twice the batch"]),
+        "training, weak efficiency": found["one"] / found["two, twice the batch"],
+        "training, two processes without Ray, efficiency": alone / together,
+        "training, parameters": float(parameters),
+        "training, gradients summed, ms": 1000 * exchange,
+        "training, 2 workers foretold by the model, ms": 1000 * expected[BATCH],
+        "training, 2 workers, twice the batch, ms": 1000 * found["two, twice the batch"],
+        "training, 2 workers, twice the batch, foretold, ms": 1000 * expected[2 * BATCH],
+    }
+
+
+class Pinned:
+    """A function of a shard that uses one thread, in Arrow too."""
+
+    def __init__(self, function: Any) -> None:
+        self._function = function
+
+    def __call__(self, job: Mapping[str, Any]) -> Any:
+        """Call it."""
+        pa.set_cpu_count(1)
+        pa.set_io_thread_count(1)
+        return self._function(job)
+
+
+def _nothing(job: Mapping[str, Any]) -> None:
+    """Do nothing: what is left is the cost of a task."""
+
+
+def _mute(_: str) -> None:
+    pass
+
+
+def _expand_here(expander: Pinned, work: Sequence[Mapping[str, Any]], barrier: Any) -> float:
+    scratch = Path(tempfile.mkdtemp(prefix="ehr_ray-"))
+    mine = [{**job, "target": str(scratch / Path(job["target"]).name)} for job in work]
+    expander(mine[0])
+    barrier.wait()
+    started = time.perf_counter()
+    for job in mine:
+        expander(job)
+    return time.perf_counter() - started
+
+
+def _step_bare(experiment: Experiment, data: Prepared, run: Path, barrier: Any) -> float:
+    torch.set_num_threads(1)
+    barrier.wait()
+    train_here(_job(experiment, data, run), LocalBackend())
+    return _step_of(run)
+
+
+def _step_on_ray(experiment: Experiment, data: Prepared, run: Path, world: int) -> float:
+    cluster = replace(experiment.cluster, num_workers=world)
+    fit(_job(replace(experiment, cluster=cluster), data, run))
+    return _step_of(run)
+
+
+def _step_of(run: Path) -> float:
+    ended = json.loads(run.with_suffix(".json").read_text())
+    return float(np.mean(np.diff(ended[WARM:])))
+
+
+def _job(experiment: Experiment, data: Prepared, run: Path) -> Job:
+    run.mkdir(parents=True, exist_ok=True)
+    return Job(experiment, data, run, run / ".progress.jsonl", None, run.with_suffix(".json"))
+
+
+def _experiment(cohort: Path, place: Path, batch: int) -> Experiment:
+    return parse(
+        {
+            "family": "set_vae",
+            "name": f"scaling-{batch}",
+            "output": str(place / "runs"),
+            "model": {"sets_per_patient": 16},
+            "data": {"cohort": str(cohort.absolute()), "batch_size": batch},
+            "train": {"max_epochs": 100, "max_steps": STEPS, "report_steps": STEPS},
+            "tracking": {"experiment": None},
+        }
+    )
+
+
+def _parameters(experiment: Experiment, vocabulary: Vocabulary) -> int:
+    model = family_of(experiment).build(experiment.model, vocabulary)
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def _exchange_seconds(parameters: int) -> float:
+    """Return how long two processes of this machine take to sum so many gradients by gloo."""
+    with tempfile.TemporaryDirectory(prefix="ehr_ray-") as folder:
+        store = f"file://{folder}/store"
+        return statistics.mean(
+            _in_processes(_exchange, [(rank, store, parameters) for rank in (0, 1)])
+        )
+
+
+def _exchange(rank: int, store: str, parameters: int, barrier: Any) -> float:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
+    values = torch.zeros(parameters)
+    times = []
+    barrier.wait()
+    for _ in range(20):
+        started = time.perf_counter()
+        dist.all_reduce(values)
+        times.append(time.perf_counter() - started)
+    dist.destroy_process_group()
+    return statistics.median(times[5:])
+
+
+def _in_processes(function: Any, calls: Sequence[tuple[Any, ...]]) -> list[float]:
+    """Call a function in new processes at the same time; each gets a barrier besides."""
+    context = multiprocessing.get_context("spawn")
+    with context.Manager() as manager, context.Pool(len(calls)) as pool:
+        barrier = manager.Barrier(len(calls))
+        waiting = [pool.apply_async(function, (*call, barrier)) for call in calls]
+        return [one.get() for one in waiting]
