@@ -94,7 +94,7 @@ def _killing(notes: Path, due: Due | None) -> Iterator[Kills]:
 
     def watch(due: Due) -> None:
         while not stop.wait(0.1):
-            last = kills.times[-1] if kills.times else 0.0
+            last = max(kills.times, default=0.0)
             group = {start.rank: start for start in read_starts(notes, last)}
             world = max((start.world for start in group.values()), default=0)
             if 0 < world == len(group) and due(len(kills.times), group[0]):
@@ -132,7 +132,7 @@ def goodput(notes: Path, began: float, ended: float) -> Numbers:
         "seconds": ended - began,
         "steps": float(len(times)),
         "ms per step, median": 1000 * usual,
-        "goodput": sum(times.values()) / (ended - began),
+        "goodput": float(sum(times.values())) / (ended - began),
         "steps repeated": float(done - len(times)),
     }
 

@@ -4,6 +4,7 @@ A folder holds one file for each start of each rank; a killed process leaves wha
 """
 
 import json
+import math
 import os
 import time
 from dataclasses import dataclass, field
@@ -43,7 +44,7 @@ class Start:
     """When each of them ended."""
 
 
-def read_starts(folder: Path, since: float = 0.0) -> list[Start]:
+def read_starts(folder: Path, since: float = -math.inf) -> list[Start]:
     """Return the starts noted in a folder, oldest first; those before a time are not read."""
     found = []
     times = {path: float(path.stem.partition("-")[0]) for path in folder.glob("*.jsonl")}

@@ -125,12 +125,12 @@ def test_the_part_compares_two_runs_and_refuses_other_weights(tmp_path, cohort, 
         return fault_speed.Kills([time.time() - 0.1], [0]) if due else fault_speed.Kills()
 
     monkeypatch.setattr(fault_speed, "train_noted", train_noted)
-    numbers = fault_speed.fault_speed(cohort, tmp_path / "a", steps=12)
-    assert numbers["steps"] == 12
+    numbers = fault_speed.fault_speed(cohort, tmp_path / "a", steps=3)
+    assert numbers["steps"] == 3
     assert numbers["steps repeated"] == 0
     assert 0 < numbers["goodput"] < 1 > numbers["undisturbed, goodput"] > 0
     with pytest.raises(RunError, match="after 1 kills the weights"):
-        fault_speed.fault_speed(cohort, tmp_path / "b", steps=12)
+        fault_speed.fault_speed(cohort, tmp_path / "b", steps=3)
 
 
 @pytest.mark.slow
