@@ -22,6 +22,7 @@ from ehr_ray.registry import get_family
 from ehr_ray.schedules import Schedule
 from ehr_ray.search import DEFAULT, TuneConfig, parse_domain, paths
 from ehr_ray.task import TaskConfig
+from ehr_ray.workers import Workers
 
 T = TypeVar("T")
 Raw = dict[str, Any]
@@ -123,8 +124,9 @@ class ClusterConfig:
 
     __pydantic_config__ = {"extra": "forbid"}
 
-    num_workers: Annotated[int, Field(ge=0)] = 1
-    """Ray Train workers (DDP ranks); 0 trains in this process, without Ray."""
+    num_workers: Workers = 1
+    """Ray Train workers (DDP ranks); 0 trains in this process, without Ray; [least, most]: as many
+    of them as the cluster has room for, more or fewer when that changes."""
     cpus_per_worker: Annotated[float, Field(gt=0)] = 1
     """CPUs each worker reserves, and the torch threads it uses."""
     gpus_per_worker: NotNegative = 0
@@ -132,7 +134,22 @@ class ClusterConfig:
     address: str | None = None
     """Ray cluster to join; None joins `RAY_ADDRESS` if set, else starts Ray on this machine."""
     max_failures: Annotated[int, Field(ge=0)] = 3
-    """Times lost workers are restarted from the last state before the run fails."""
+    """Losses of workers in a row, without a report between them, that a run survives: each restarts
+    it from the last saved state. Losses after which it went on do not count."""
+    wait_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 600
+    """Time that room for a fixed number of workers is waited for, at the start and after a loss."""
+    resize_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 60
+    """Time between looks for room for more workers, where `num_workers` is a range."""
+
+    @property
+    def least_workers(self) -> int:
+        """Workers without which nothing is trained."""
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[0]
+
+    @property
+    def most_workers(self) -> int:
+        """Workers there may be at most; 0 trains in this process, without Ray."""
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,10 +27,13 @@ from ehr_ray.events.carry import carry_forward
 from ehr_ray.events.patients import Patient, cohort_shards, read_patients
 from ehr_ray.runtime.datasets import Prepared, codes_table, prepared, vocabulary_of
 from ehr_ray.runtime.expand import ShardExpander
+from ehr_ray.runtime.fault_speed import fault_speed
 from ehr_ray.runtime.ingest import ingest
 from ehr_ray.runtime.model_speed import model_speed
 from ehr_ray.runtime.progress import Screen
+from ehr_ray.runtime.scaling import scaling
 from ehr_ray.runtime.session import session
+from ehr_ray.runtime.starts import read_starts
 from ehr_ray.runtime.trainer import fit
 from ehr_ray.runtime.vitals_speed import vitals_speed
 from ehr_ray.runtime.worker import Job, loader_of, train_here
@@ -41,6 +44,9 @@ Numbers = dict[str, float]
 WINDOW = 2880.0
 MODEL = "model"
 """The part that takes a config: `model_speed`."""
+FAULTS = "faults"
+SCALING = "scaling"
+"""Parts that take minutes, so that they run only where they are asked for."""
 VITALS = "vitals"
 """The part that makes its own batch: it needs neither a cohort nor Ray."""
 WARM_STEPS = 5
@@ -62,8 +68,8 @@ def benchmark(
     """
     chosen = [*PARTS] if only is None else only.split(",")
     for name in chosen:
-        if name not in (*PARTS, MODEL):
-            raise ConfigError(f"--only {name}: no such part; known: {', '.join((*PARTS, MODEL))}")
+        if name not in (known := (*PARTS, FAULTS, SCALING, MODEL)):
+            raise ConfigError(f"--only {name}: no such part; known: {', '.join(known)}")
     screen = Screen()
     results: dict[str, Numbers] = {}
     with tempfile.TemporaryDirectory(prefix="ehr_ray-benchmark-") as scratch:
@@ -82,7 +88,7 @@ def benchmark(
                 results[name] = (
                     _model(experiment, cohort, place)
                     if name == MODEL
-                    else PARTS[name](cohort, place)
+                    else {**PARTS, FAULTS: fault_speed, SCALING: scaling}[name](cohort, place)
                 )
                 _show(screen, name, results[name])
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -140,7 +146,7 @@ def loading(cohort: Path, place: Path) -> Numbers:
 
         read()
         ours, bound = patients / _wall(read, 5), patients / _wall(touch, 5)
-        steps = _wall(lambda: _train_bare(experiment, data, place / "bound", None), 1)
+        steps = _wall(lambda: _train_bare(experiment, data, place / "bound"), 1)
         trained = patients * experiment.train.max_epochs / steps
     return {
         "patients per second": ours,
@@ -286,28 +292,26 @@ class _prepared:  # noqa: N801 - reads as the function it wraps
         self._inner.__exit__(*error)
 
 
-def _job(experiment: Experiment, data: Prepared, run: Path, timings: Path | None) -> Job:
+def _job(experiment: Experiment, data: Prepared, run: Path) -> Job:
     run.mkdir(parents=True, exist_ok=True)
-    return Job(experiment, data, run, run / ".progress.jsonl", None, timings)
+    return Job(experiment, data, run, run / ".progress.jsonl", None, run / "starts")
 
 
-def _train_bare(experiment: Experiment, data: Prepared, run: Path, timings: Path | None) -> None:
+def _train_bare(experiment: Experiment, data: Prepared, run: Path) -> None:
     torch.set_num_threads(1)
-    train_here(_job(experiment, data, run, timings), LocalBackend())
+    train_here(_job(experiment, data, run), LocalBackend())
 
 
 def _bare_process(experiment: Experiment, data: Prepared, run: Path, world: int) -> list[float]:  # noqa: ARG001
     """Train in a plain process, as new as a Ray worker is."""
-    timings = run.with_suffix(".json")
-    _in_process(_train_bare, experiment, data, run, timings)
-    return list(json.loads(timings.read_text()))
+    _in_process(_train_bare, experiment, data, run)
+    return read_starts(run / "starts")[0].ended
 
 
 def _on_ray(experiment: Experiment, data: Prepared, run: Path, world: int) -> list[float]:
-    timings = run.with_suffix(".json")
     cluster = replace(experiment.cluster, num_workers=world)
-    fit(_job(replace(experiment, cluster=cluster), data, run, timings))
-    return list(json.loads(timings.read_text()))
+    fit(_job(replace(experiment, cluster=cluster), data, run))
+    return next(start.ended for start in read_starts(run / "starts") if start.rank == 0)
 
 
 def _expand_peak(cohort: Path, target: Path) -> float:

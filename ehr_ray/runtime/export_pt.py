@@ -53,7 +53,7 @@ def export_pt(
     folder, _ = embed_phrases(experiment, verbose=verbose, say=say)
     vocabulary = vocabulary_of(cohort, experiment.data.min_code_count)
     jobs = list(_jobs(cohort, output))
-    on_ray = experiment.cluster.num_workers > 0
+    on_ray = experiment.cluster.most_workers > 0
     cluster = experiment.cluster
     writer = PtWriter(experiment, vocabulary, folder, name, skip_unlabelled)
     with session(cluster.address, verbose=verbose) if on_ray else contextlib.nullcontext():

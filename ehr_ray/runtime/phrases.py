@@ -230,7 +230,7 @@ def embed_phrases(
     """Embed the phrases of an experiment's cohort; return their folder and their number."""
     texts = _texts(experiment)
     cluster = experiment.cluster
-    on_ray = cluster.num_workers > 0
+    on_ray = cluster.most_workers > 0
     with session(cluster.address, verbose=verbose) if on_ray else contextlib.nullcontext():
         return make_phrases(experiment, texts, on_ray=on_ray, say=say), len(texts)
 

@@ -29,7 +29,7 @@ def quickstart(output: Path, *, verbose: bool = False) -> Path:
         expanded = expand(cohort, output / "expanded", say=screen.passing)
         screen.say(f"    {expanded.tokens:,} tokens of {expanded.patients:,} patients")
         experiment = quickstart_experiment(cohort, output / "runs")
-        workers = experiment.cluster.num_workers
+        workers = experiment.cluster.most_workers
         screen.say(f"3/4 train: SetVAE by Ray Train, {workers} DDP worker{'s' * (workers > 1)}")
         trained = train(experiment, screen=screen, verbose=verbose)
         screen.say("4/4 evaluate: linear probe beside simple baselines, on patients never seen")

@@ -72,7 +72,8 @@ def report_context(
     run = {"family": experiment.family, "parameters": f"{parameters:,}"}
     if last is not None:
         run |= {"steps": f"{last.step:,}", "training": f"{last.seconds / 60:.1f} min"}
-        run |= {"workers": str(experiment.cluster.num_workers)}
+        least, most = experiment.cluster.least_workers, experiment.cluster.most_workers
+        run |= {"workers": f"{most}" if least == most else f"{least} to {most}"}
     notes = [*(scores.notes if scores else ())]
     if said := positive_class(subject.cohort, subject.task):
         notes.append(f"{subject.task}: {said}.")

@@ -6,7 +6,6 @@ of one core), so the same steps are taken first by two processes that know nothi
 what they lose is the machine's, what is lost beyond is ours.
 """
 
-import json
 import multiprocessing
 import os
 import statistics
@@ -19,6 +18,7 @@ from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 import torch.distributed as dist
 
@@ -26,10 +26,17 @@ from ehr_ray.config import Experiment, parse
 from ehr_ray.errors import ConfigError
 from ehr_ray.events.patients import cohort_shards
 from ehr_ray.events.vocabulary import Vocabulary
-from ehr_ray.runtime.cost_model import Cluster, ExpandCosts, TrainCosts, expand_seconds, step_seconds
+from ehr_ray.runtime.cost_model import (
+    Cluster,
+    ExpandCosts,
+    TrainCosts,
+    expand_seconds,
+    step_seconds,
+)
 from ehr_ray.runtime.datasets import Prepared, codes_table, prepared, run_shards
 from ehr_ray.runtime.expand import ShardExpander
 from ehr_ray.runtime.ingest import ingest
+from ehr_ray.runtime.starts import read_starts
 from ehr_ray.runtime.trainer import fit
 from ehr_ray.runtime.worker import Job, train_here
 from ehr_ray.train.backend import LocalBackend
@@ -51,7 +58,7 @@ def scaling(cohort: Path, place: Path) -> Numbers:  # noqa: ARG001
     if (os.cpu_count() or 1) < 2:
         raise ConfigError("--only scaling: needs 2 CPUs")
     folder = place / "scaling"
-    ingest("synthetic", None, folder, options={"patients": PATIENTS}, splits="0.9,0.1,0")
+    ingest("synthetic", None, folder, options={"patients": PATIENTS}, splits="0.8,0.1,0.1")
     return expand_scaling(folder, place) | train_scaling(folder, place)
 
 
@@ -59,7 +66,7 @@ def expand_scaling(cohort: Path, place: Path) -> Numbers:
     """Measure LVCF of shards on Ray Data with one and two tasks at a time."""
     expander = Pinned(ShardExpander(Vocabulary.from_table(codes_table(cohort)), WINDOW, ()))
     shard = cohort_shards(cohort, "train")[0]
-    patients = len(set(pa.parquet.read_table(shard, columns=["subject_id"])[0].to_pylist()))
+    patients = len(set(pq.read_table(shard, columns=["subject_id"])[0].to_pylist()))
     work = [{"shard": str(shard), "target": str(place / f"x{i}.parquet")} for i in range(SHARDS)]
 
     def seconds(function: Any, count: int, at_once: int) -> float:
@@ -186,13 +193,13 @@ def _step_on_ray(experiment: Experiment, data: Prepared, run: Path, world: int) 
 
 
 def _step_of(run: Path) -> float:
-    ended = json.loads(run.with_suffix(".json").read_text())
+    ended = next(start.ended for start in read_starts(run / "starts") if start.rank == 0)
     return float(np.mean(np.diff(ended[WARM:])))
 
 
 def _job(experiment: Experiment, data: Prepared, run: Path) -> Job:
     run.mkdir(parents=True, exist_ok=True)
-    return Job(experiment, data, run, run / ".progress.jsonl", None, run.with_suffix(".json"))
+    return Job(experiment, data, run, run / ".progress.jsonl", None, run / "starts")
 
 
 def _experiment(cohort: Path, place: Path, batch: int) -> Experiment:

@@ -88,16 +88,18 @@ def check_resources(cluster: ClusterConfig) -> None:
     On a cluster that was joined the autoscaler may still bring what is missing; there only Ray
     knows, and Ray Train's start-up limit ends the wait.
     """
-    if cluster.num_workers == 0 or cluster.address or os.environ.get("RAY_ADDRESS"):
+    if cluster.most_workers == 0 or cluster.address or os.environ.get("RAY_ADDRESS"):
         return
     have = ray.cluster_resources() if ray.is_initialized() else {"CPU": os.cpu_count() or 1}
     for name, each in (("CPU", cluster.cpus_per_worker), ("GPU", cluster.gpus_per_worker)):
         if name == "GPU" and not ray.is_initialized():
             continue
-        need, there = each * cluster.num_workers, have.get(name, 0)
+        need, there = each * cluster.least_workers, have.get(name, 0)
         if need > there:
             key = f"cluster.{name.lower()}s_per_worker"
+            least, most = cluster.least_workers, cluster.most_workers
+            workers = f"{most}" if least == most else f"[{least}, {most}], so {least}"
             raise ConfigError(
-                f"cluster.num_workers={cluster.num_workers} x {key}={each:g} needs {need:g} "
+                f"cluster.num_workers={workers} x {key}={each:g} needs {need:g} "
                 f"{name}s, but this machine has {there:g}; ask for fewer workers or a smaller {key}"
             )

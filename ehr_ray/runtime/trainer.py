@@ -75,7 +75,7 @@ def _train(experiment: Experiment, screen: Screen, verbose: bool) -> Trained:
     if before is None and experiment.init_from:
         checkpoint_folder(experiment.init_from)  # a typo is answered before data are prepared
     check_resources(experiment.cluster)
-    on_ray = experiment.cluster.num_workers > 0
+    on_ray = experiment.cluster.most_workers > 0
     with _session(experiment.cluster, verbose, on_ray):
         check_resources(experiment.cluster)
         with prepared(experiment, family, on_ray=on_ray, say=screen.passing) as data:
@@ -157,67 +157,77 @@ def fit_here(job: Any) -> None:
 
 
 def fit(job: Any, callbacks: Sequence[Any] = ()) -> None:
-    """Run the workers; restart what Ray itself does not: a lost controller, a full node."""
+    """Run the workers until they end, through losses as long as the run goes on between them."""
     import ray.exceptions
     import ray.train
     import ray.train.torch
-    from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+    from ray.train import LoggingConfig, RunConfig, ScalingConfig
 
-    from ehr_ray.runtime.worker import train_worker
+    from ehr_ray.runtime.recovery import (
+        Patience,
+        cause,
+        failure_config,
+        last_line,
+        no_room,
+        too_many,
+    )
+    from ehr_ray.runtime.worker import check_share, train_worker
 
     cluster = job.experiment.cluster
+    least, most = cluster.least_workers, cluster.most_workers
+    if least < most:
+        check_share(job, most)
     resources = {"CPU": cluster.cpus_per_worker}
     if cluster.gpus_per_worker:
         resources["GPU"] = cluster.gpus_per_worker
-    for attempt in range(cluster.max_failures + 1):
+    lost = 0
+    while True:
+        before = _saved_step(job.run)
         with tempfile.TemporaryDirectory(prefix="ehr_ray-") as scratch:
             trainer = ray.train.torch.TorchTrainer(
                 train_worker,
                 train_loop_config={"job": job},
                 scaling_config=ScalingConfig(
-                    num_workers=cluster.num_workers,
+                    num_workers=most if least == most else (least, most),
                     use_gpu=bool(cluster.gpus_per_worker),
                     resources_per_worker=resources,
+                    elastic_resize_monitor_interval_s=cluster.resize_seconds,
                 ),
                 # What is durable lives in the run directory; Ray's own bookkeeping is thrown away.
                 run_config=RunConfig(
                     name=uuid.uuid4().hex,
                     storage_path=scratch,
-                    failure_config=FailureConfig(
-                        max_failures=cluster.max_failures, controller_failure_limit=3
-                    ),
+                    failure_config=failure_config(cluster),
+                    callbacks=[Patience(cluster.max_failures), *callbacks],
                     logging_config=LoggingConfig(log_level="ERROR"),
-                    callbacks=list(callbacks),
                 ),
             )
             try:
                 result = trainer.fit()
             except (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError) as error:
-                if attempt == cluster.max_failures:
-                    raise RunError(f"{job.run.name}: {_first_line(error)}") from error
+                # Ray's controller itself is lost, with the workers it owns.
+                lost = 1 if _saved_step(job.run) > before else lost + 1
+                if lost > cluster.max_failures:
+                    text = f"{last_line(error)}{too_many(lost, cluster.max_failures)}"
+                    raise RunError(f"{job.run.name}: {text}") from error
                 continue
             except ray.train.TrainingFailedError as error:
-                raise RunError(f"{job.run.name}: {_cause(error)}") from error
+                if no_room(error) and _saved_step(job.run) > before:
+                    continue  # it had room for a while, and waits again
+                raise RunError(f"{job.run.name}: {cause(error, cluster)}") from error
             _raise_returned(result.return_value)
             return
+
+
+def _saved_step(run: Path) -> int:
+    progress = saved_progress(run)
+    return progress.step if progress else 0
 
 
 def _raise_returned(value: Mapping[str, str] | None) -> None:
     kinds = {kind.__name__: kind for kind in (UserError, ConfigError, InputError, RunError)}
     if value and value["error"]:
         raise kinds.get(value["kind"], RunError)(value["error"])
-
-
-def _cause(error: Any) -> str:
-    failures = getattr(error, "worker_failures", None) or {}
-    for rank, failure in failures.items():
-        return f"worker {rank} failed: {_first_line(failure)}"
-    return _first_line(error)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[-1].strip() if lines else type(error).__name__
 
 
 def prepare(
@@ -234,7 +244,7 @@ def prepare(
     if experiment.data.cache == "memory":
         raise ConfigError("data.cache=memory: keeps nothing to prepare; use data.cache=disk")
     family = family_of(experiment)
-    on_ray = experiment.cluster.num_workers > 0
+    on_ray = experiment.cluster.most_workers > 0
     with (
         _session(experiment.cluster, verbose, on_ray),
         prepared(experiment, family, on_ray=on_ray, say=screen.passing) as data,

@@ -123,7 +123,7 @@ def _train(search: Search, number: int, sample: Sample, folder: Path) -> None:
     progress = folder / ".progress.jsonl"
     job = Job(experiment, data.own, folder, progress, tracked, yardstick=yardstick)
     try:
-        if experiment.cluster.num_workers > 1:
+        if experiment.cluster.most_workers > 1:
             from ray.tune.integration.ray_train import TuneReportCallback
 
             fit(job, callbacks=(TuneReportCallback(),))

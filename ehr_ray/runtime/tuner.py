@@ -57,7 +57,7 @@ def tune(
     family = family_of(experiment)
     space = space_of(experiment.search, family.search_space)
     check_space(experiment, space)
-    if experiment.tune.scheduler == "pbt" and experiment.cluster.num_workers > 1:
+    if experiment.tune.scheduler == "pbt" and experiment.cluster.most_workers > 1:
         raise ConfigError(
             "tune.scheduler=pbt: works with cluster.num_workers=1 only; Ray cannot hand the "
             "weights of one Ray Train run to another"
@@ -139,7 +139,7 @@ def concurrency(
 
         have = ray.cluster_resources()
     cluster, plan = experiment.cluster, experiment.tune
-    workers = max(1, cluster.num_workers)
+    workers = max(1, cluster.most_workers)
     joined = bool(cluster.address or os.environ.get("RAY_ADDRESS"))
     room = float(min(trials, plan.concurrent or trials))
     for name, each, spare in (
@@ -235,7 +235,7 @@ def _fit(
 
     total, root = max(proposals.total, len(known)), search.root
     cluster, plan = experiment.cluster, experiment.tune
-    nested = cluster.num_workers > 1
+    nested = cluster.most_workers > 1
     each = dict(NESTED) if nested else {"CPU": cluster.cpus_per_worker}
     if cluster.gpus_per_worker and not nested:
         each["GPU"] = cluster.gpus_per_worker

@@ -1,8 +1,6 @@
 """What each Ray Train worker runs: the one loop, with Ray's process group behind it."""
 
-import json
 import os
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +17,7 @@ from ehr_ray.errors import RunError, UserError
 from ehr_ray.family import AnyFamily, Batch, Row
 from ehr_ray.runtime.datasets import Prepared
 from ehr_ray.runtime.progress import ProgressFile
+from ehr_ray.runtime.starts import StartFile
 from ehr_ray.runtime.tracking import Tracked, Tracker
 from ehr_ray.runtime.yardstick import Measured, Yardstick
 from ehr_ray.train.backend import Backend
@@ -39,8 +38,8 @@ class Job:
     run: Path
     progress: Path
     tracked: Tracked | None
-    timings: Path | None = None
-    """A benchmark's file for the time each step of rank 0 ended, in seconds since 1970."""
+    starts: Path | None = None
+    """A benchmark's folder for notes of every start and step; see `runtime/starts.py`."""
     yardstick: Yardstick | None = None
     """What a search measures at each report, of a trial."""
 
@@ -91,6 +90,14 @@ def loader_of(experiment: Experiment, family: AnyFamily, prepared: Prepared) -> 
     )
 
 
+def check_share(job: Job, world: int) -> None:
+    """Raise InputError unless every one of `world` workers would get a patient at every step."""
+    experiment = job.experiment
+    family = family_of(experiment)
+    compares = family.compares(experiment.model) if family.compares else None
+    loader_of(experiment, family, job.prepared).check(world, compares)
+
+
 def prevalence(experiment: Experiment, prepared: Prepared) -> float | None:
     """Return the share of positive train rows where the loss is weighted by it, else None."""
     if experiment.task is None or experiment.task.class_weight != "balanced":
@@ -105,6 +112,7 @@ def train_here(job: Job, backend: Backend) -> Progress:
     experiment = job.experiment
     family = family_of(experiment, prevalence(experiment, job.prepared))
     loader = loader_of(experiment, family, job.prepared)
+    noted = job.starts and StartFile(job.starts, backend.rank, backend.world)
     if backend.rank > 0:
         return train(experiment, family, job.prepared.vocabulary, loader, backend, job.run)
     tracker, screen = Tracker(job.tracked), ProgressFile(job.progress)
@@ -117,17 +125,13 @@ def train_here(job: Job, backend: Backend) -> Progress:
         tracker.report(row)
         screen.report(row)
 
-    ended: list[float] = []
-
     def on_step(step: int, total: int) -> None:
-        ended.append(time.time())
+        if noted:
+            noted.step(step)
         screen.step(step, total)
 
     with claimed(job.run):
-        progress = train(*args, Watch(on_step, on_report, screen.lines))
-    if job.timings is not None:
-        job.timings.write_text(json.dumps(ended))
-    return progress
+        return train(*args, Watch(on_step, on_report, screen.lines))
 
 
 def train_worker(config: dict[str, Any]) -> dict[str, str]:

@@ -8,7 +8,11 @@ from ehr_ray.runtime.pipeline import is_pipeline, load_pipeline
 from ehr_ray.search import Choice, parse_domain
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-FILES = sorted(path for path in CONFIGS.rglob("*.yaml") if not is_pipeline(path))
+FILES = sorted(
+    path
+    for path in CONFIGS.rglob("*.yaml")
+    if path.parent.name != "kubernetes" and not is_pipeline(path)
+)
 KEYS = (
     "name",
     "output",

@@ -1,102 +1,168 @@
-"""`ray job submit` against a head started here, and the cluster file of `ray up`."""
+"""Every job script by `ray job submit` on a head started by hand, and the cluster file."""
 
-import os
-import shutil
-import socket
-import subprocess
-import sys
-import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import psutil
 import pytest
 import yaml
 
-from ehr_ray.runtime.ingest import ingest
+from ehr_ray.runtime.fault_speed import same_weights
+from ehr_ray.train.checkpoint import saved_progress
 
 pytestmark = pytest.mark.ray
 ROOT = Path(__file__).parents[2]
-RAY = str(Path(sys.executable).with_name("ray"))
+TINY = "configs/tiny"
+LONG = ("train.max_epochs=12", "train.report_steps=2", "cluster.num_workers=2")
+"""A run of seconds, so that there is a middle of it."""
 
 
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
+def steps(place: Path) -> list[dict[str, list[object]]]:
+    """The arguments of each job script on a tiny cohort; those of one group need those before."""
+    cohort, runs = place / "cohort", place / "runs"
+    common = [f"data.cohort={cohort}", f"output={runs}", "tracking.experiment=null"]
+    folds = ["train.max_epochs=1", "--folds", 2, "--repeats", 1]
+    folds += ["model.survival.horizon_days=1.03", "model.recurrence.horizon_days=1.02"]
+    tiny = {
+        name: f"{TINY}/{name}.yaml"
+        for name in ("set_vae", "event_encoder", "event_decoder", "hcat")
+    }
+    return [
+        {"ingest": ["--source", "synthetic", "--patients", 120, "--output", cohort]},
+        {
+            "expand": [cohort, "--output", place / "expanded"],
+            "prepare": [tiny["set_vae"], *common],
+            "phrases": [tiny["event_encoder"], *common],
+            "crossval": [tiny["hcat"], *common, *folds],
+            "benchmark": ["--only", "lvcf", "--cohort", cohort, "--output", place / "lvcf.json"],
+            "train": [tiny["set_vae"], *common, *LONG, "name=whole"],
+        },
+        {
+            "export-pt": [tiny["event_decoder"], *common, "--output", place / "pt"],
+            "evaluate": [runs / "whole"],
+            "embed": [runs / "whole", "--cohort", cohort, "--output", place / "embedded.parquet"],
+        },
+    ]
+
+
+SLOW = {"quickstart"}
+"""Scripts that take a minute or more; a test of their own submits them."""
+SCRIPTS = sorted(name for group in steps(Path()) for name in group)
 
 
 @pytest.fixture(scope="module")
-def head():
-    """Environment of a Ray head on this machine, in its own folder, on free ports."""
-    folder = tempfile.mkdtemp(prefix="ehr")
-    gcs, dashboard, listen, grpc, metrics, client, node, store = free_ports(8)
-    token = Path(folder) / "token"
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
-    token.write_text("0" * 64)
-    token.chmod(0o600)
-    environment |= {
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": str(token),
-        "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}",
-    }
-    command = [RAY, "start", "--head", "--block", f"--port={gcs}"]
-    command += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"]
-    command += [f"--dashboard-agent-listen-port={listen}", f"--dashboard-agent-grpc-port={grpc}"]
-    command += [f"--metrics-export-port={metrics}", f"--ray-client-server-port={client}"]
-    command += [f"--node-manager-port={node}", f"--object-manager-port={store}", "--num-cpus=4"]
-    command += ["--min-worker-port=0", "--max-worker-port=0"]
-    command += ["--object-store-memory=300000000", f"--temp-dir={folder}/ray"]
-    command += ["--disable-usage-stats"]
-    log = (Path(folder) / "log").open("w+")
-    process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
-    try:
-        deadline = time.monotonic() + 90
-        while _ray(environment, "job", "list").returncode != 0:
-            assert process.poll() is None, (log.seek(0), log.read())
-            assert time.monotonic() < deadline
-            time.sleep(1)
-        yield environment
-    finally:
-        family = [*psutil.Process(process.pid).children(recursive=True), process]
-        for each in family:
-            try:
-                each.kill()
-            except psutil.NoSuchProcess:
-                continue
-        process.wait()
-        shutil.rmtree(folder, ignore_errors=True)
+def place(tmp_path_factory):
+    return tmp_path_factory.mktemp("cluster")
 
 
-def _ray(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [RAY, *arguments], env=environment, capture_output=True, text=True, check=False, cwd=ROOT
-    )
+@pytest.fixture(scope="module")
+def node(head):
+    return head.add_node(cpus=4)
 
 
-def test_a_submitted_training_ends_succeeded(head, tmp_path):
-    ingest("synthetic", None, tmp_path / "cohort", options={"patients": 60})
-    job = f"{sys.executable} jobs/train.py configs/tiny/set_vae.yaml data.cohort={tmp_path}/cohort"
-    job += f" output={tmp_path}/runs cluster.num_workers=2 tracking.experiment=null"
-    done = _ray(
-        head, "job", "submit", "--submission-id", "train", "--working-dir", ".", "--", *job.split()
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "SUCCEEDED" in _ray(head, "job", "status", "train").stdout.upper()
-    assert "epoch 2" in _ray(head, "job", "logs", "train").stdout
-    assert (tmp_path / "runs" / "tiny_set_vae" / "checkpoint" / "model.safetensors").is_file()
+@pytest.fixture(scope="module")
+def done(head, node, place):
+    """Every job script, submitted; two at a time, as far as one does not need the other."""
+    found = {}
+    with ThreadPoolExecutor(2) as pool:
+        for group in steps(place):
+            waiting = {
+                name: pool.submit(head.submit, name, name, *arguments)
+                for name, arguments in group.items()
+            }
+            found |= {name: future.result() for name, future in waiting.items()}
+    return found
 
 
-def test_a_failing_job_says_why_and_exits_with_an_error(head):
-    job = [sys.executable, "jobs/train.py", "configs/tiny/set_vae.yaml", "train.lr=-1"]
-    done = _ray(head, "job", "submit", "--working-dir", ".", "--", *job)
+def test_every_job_script_is_submitted():
+    scripts = {path.stem for path in (ROOT / "jobs").glob("*.py")}
+    assert scripts == {*SCRIPTS, *SLOW}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_submitted_script_succeeds(done, script):
+    assert done[script].returncode == 0, done[script].stdout + done[script].stderr
+    assert "Traceback" not in done[script].stdout
+
+
+def test_submitted_scripts_leave_their_results_on_shared_storage(done, place, head):
+    assert (place / "cohort" / "metadata" / "codes.parquet").is_file()
+    assert list((place / "expanded").rglob("*.parquet"))
+    assert (place / "runs" / "whole" / "checkpoint" / "model.safetensors").is_file()
+    assert (place / "runs" / "whole" / "report.html").is_file()
+    assert (place / "runs" / "tiny_hcat" / "folds.csv").is_file()
+    assert len(list((place / "pt").rglob("*.pt"))) == 120
+    for file in ("lvcf.json", "embedded.parquet"):
+        assert (place / file).is_file()
+    assert "SUCCEEDED" in head.ray("job", "status", "train").stdout.upper()
+    assert "epoch 12" in head.logs("train")
+
+
+def test_a_failing_job_says_why_and_exits_with_an_error(head, node):
+    done = head.submit("wrong", "train", f"{TINY}/set_vae.yaml", "train.lr=-1")
     assert done.returncode != 0
     assert "train.lr: input should be greater than 0" in done.stdout
+    assert "FAILED" in head.ray("job", "status", "wrong").stdout.upper()
+
+
+def test_a_stranger_without_the_token_is_turned_away(head):
+    known = head.environment
+    head.environment = {k: v for k, v in known.items() if not k.startswith("RAY_AUTH")}
+    head.environment |= {"RAY_AUTH_MODE": "disabled"}
+    try:
+        said = head.ray("job", "list")
+    finally:
+        head.environment = known
+    assert said.returncode != 0
+    assert "token" in (said.stdout + said.stderr).lower()
+
+
+def test_a_stopped_job_goes_on_when_it_is_submitted_again(head, done, place):
+    arguments = [f"{TINY}/set_vae.yaml", f"data.cohort={place}/cohort", f"output={place}/runs"]
+    arguments += ["tracking.experiment=null", *LONG, "name=stopped"]
+    assert head.submit("first", "train", *arguments, wait=False).returncode == 0
+    run = place / "runs" / "stopped"
+    wait_for_step(head, "first", run, 6)
+    assert head.ray("job", "stop", "first").returncode == 0
+    head.wait("first", "STOPPED", 30)
+    before = saved_progress(run)
+    assert not before.finished
+    again = head.submit("second", "train", *arguments)
+    assert again.returncode == 0, again.stdout
+    assert "resuming at step" in again.stdout
+    assert same_weights(run, place / "runs" / "whole")
+
+
+def test_a_node_lost_in_mid_epoch_changes_nothing(head, node, done, place):
+    """One worker on each of two nodes; the second is lost, and another joins later."""
+    head.lose(node)
+    head.add_node(cpus=1)
+    second = head.add_node(cpus=1)
+    arguments = [f"{TINY}/set_vae.yaml", f"data.cohort={place}/cohort", f"output={place}/runs"]
+    arguments += ["tracking.experiment=null", *LONG, "name=lost"]
+    assert head.submit("lost", "train", *arguments, wait=False).returncode == 0
+    run = place / "runs" / "lost"
+    wait_for_step(head, "lost", run, 6)
+    head.lose(second)
+    assert not saved_progress(run).finished
+    head.add_node(cpus=1)
+    head.wait("lost", "SUCCEEDED", 150)
+    assert same_weights(run, place / "runs" / "whole")
+
+
+@pytest.mark.slow
+def test_the_quickstart_is_submitted(head, tmp_path):
+    head.add_node(cpus=4)
+    done = head.submit("quickstart", "quickstart", "--output", tmp_path / "quickstart")
+    assert done.returncode == 0, done.stdout
+    assert (tmp_path / "quickstart" / "runs" / "quickstart" / "report.html").is_file()
+
+
+def wait_for_step(head, name: str, run: Path, step: int) -> None:
+    deadline = time.monotonic() + 120
+    while (progress := saved_progress(run)) is None or progress.step < step:
+        assert time.monotonic() < deadline, head.logs(name)
+        time.sleep(0.1)
 
 
 def test_the_cluster_file_is_valid_for_ray_up():

@@ -177,18 +177,50 @@ def test_two_ranks_equal_one_at_the_same_global_batch(
         assert min(experiment.model.p_stale, experiment.model.decoder_noise) > 0
         loader = make_loader(experiment)
         folder = tmp_path / f"{world}x{parts}"
-        folder.mkdir()
-        (folder / "experiment.yaml").write_text(to_yaml(experiment))
-        pq.write_table(synthetic_vocabulary.to_table(), folder / "vocabulary.parquet")
-        for split in ("train", "tuning"):
-            store = getattr(loader, split)
-            write_block(folder / f"{split}.arrow", store.rows(range(len(store))), chunk=5)
+        write_for_ranks(folder, experiment, loader, synthetic_vocabulary)
         command = [sys.executable, str(RANK), str(folder)]
         processes += [subprocess.Popen([*command, str(r), str(world)]) for r in range(world)]
     assert [process.wait() for process in processes] == [0] * 5
     assert len(history_of(tmp_path / "1x1" / "run")) == 3 * loader.steps_per_epoch
     assert_close_runs(tmp_path / "2x1" / "run", tmp_path / "1x1" / "run")
     assert_close_runs(tmp_path / "2x2" / "run", tmp_path / "1x1" / "run")
+
+
+def write_for_ranks(folder, experiment, loader, vocabulary):
+    folder.mkdir()
+    (folder / "experiment.yaml").write_text(to_yaml(experiment))
+    pq.write_table(vocabulary.to_table(), folder / "vocabulary.parquet")
+    for split in ("train", "tuning"):
+        store = getattr(loader, split)
+        write_block(folder / f"{split}.arrow", store.rows(range(len(store))), chunk=5)
+
+
+def test_ranks_that_come_and_go_change_neither_order_nor_batch_nor_rate(
+    tmp_path, tiny_experiment, make_loader, synthetic_vocabulary
+):
+    """One rank to step 3, two to step 6, one again to the end, as an elastic cluster has it."""
+    changes = {"train.max_epochs": 3, "train.report_steps": 1, "data.batch_size": 15}
+    experiment, family = tiny_experiment(changes=changes), get_family("set_vae")
+    folder = tmp_path / "resized"
+    write_for_ranks(folder, experiment, make_loader(experiment), synthetic_vocabulary)
+    files = {n: BlockStore([folder / f"{n}.arrow"]) for n in ("train", "tuning")}
+
+    def alone(run, watch=None):
+        loader = dataclasses.replace(make_loader(experiment), **files)
+        train(
+            experiment, family, synthetic_vocabulary, loader, LocalBackend(), run, watch or Watch()
+        )
+
+    alone(tmp_path / "whole")
+    with pytest.raises(Killed):
+        alone(folder / "run", kill_at(3))
+    command = [sys.executable, str(RANK), str(folder)]
+    ranks = [subprocess.Popen([*command, str(rank), "2", "6"]) for rank in range(2)]
+    assert ranks[0].wait() == 9
+    assert ranks[1].wait() != 0
+    assert saved_progress(folder / "run").step == 5
+    alone(folder / "run")
+    assert_close_runs(folder / "run", tmp_path / "whole")
 
 
 class Tiny(nn.Module):

@@ -1,5 +1,9 @@
-"""One rank of a gloo group: `two_ranks.py FOLDER RANK WORLD` trains what the test wrote there."""
+"""One rank of a gloo group, `two_ranks.py FOLDER RANK WORLD [STEP]`, on what the test wrote there.
 
+With a step rank 0 dies at its end, and the others with it.
+"""
+
+import os
 import sys
 from datetime import timedelta
 from pathlib import Path
@@ -14,7 +18,7 @@ from ehr_ray.events.blocks import BlockStore
 from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.registry import get_family
 from ehr_ray.train.loader import Loader
-from ehr_ray.train.loop import train
+from ehr_ray.train.loop import Watch, train
 
 
 class GlooBackend:
@@ -34,7 +38,7 @@ class GlooBackend:
         """Nobody listens."""
 
 
-def main(folder, rank, world):
+def main(folder, rank, world, last=None):
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo",
@@ -55,9 +59,14 @@ def main(folder, rank, world):
         accumulate=experiment.train.accumulate,
     )
     backend = GlooBackend(rank, world)
-    train(experiment, family, vocabulary, loader, backend, folder / "run")
+
+    def on_step(step, _total):
+        if step == last:
+            os._exit(9)
+
+    train(experiment, family, vocabulary, loader, backend, folder / "run", Watch(on_step))
     dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+    main(Path(sys.argv[1]), *map(int, sys.argv[2:]))

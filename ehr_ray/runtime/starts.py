@@ -1,0 +1,56 @@
+"""Notes of a benchmark: which processes a run had, one after the other, and when each step ended.
+
+A folder holds one file for each start of each rank; a killed process leaves what it has written.
+"""
+
+import json
+import math
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+class StartFile:
+    """Writes one start of a rank: first who it is, then (rank 0) a line for each step."""
+
+    def __init__(self, folder: Path, rank: int, world: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        now = time.time()
+        partial = folder / f".{now:.6f}-{rank}"
+        self._file = partial.open("w", buffering=1)
+        self._write({"rank": rank, "world": world, "pid": os.getpid(), "time": now})
+        partial.rename(folder / f"{now:.6f}-{rank}.jsonl")
+
+    def step(self, step: int) -> None:
+        """Note that a step is done."""
+        self._write({"step": step, "time": time.time()})
+
+    def _write(self, entry: dict[str, float]) -> None:
+        self._file.write(json.dumps(entry) + "\n")
+
+
+@dataclass(frozen=True)
+class Start:
+    """One start of a rank, as it was noted; times are seconds since 1970."""
+
+    rank: int
+    world: int
+    pid: int
+    time: float
+    steps: list[int] = field(default_factory=list)
+    """Steps it did, in order; of rank 0 only."""
+    ended: list[float] = field(default_factory=list)
+    """When each of them ended."""
+
+
+def read_starts(folder: Path, since: float = -math.inf) -> list[Start]:
+    """Return the starts noted in a folder, oldest first; those before a time are not read."""
+    found = []
+    times = {path: float(path.stem.partition("-")[0]) for path in folder.glob("*.jsonl")}
+    for path in sorted((path for path in times if times[path] > since), key=times.__getitem__):
+        whole = path.read_text().rpartition("\n")[0]  # a line may still be on its way
+        first, *steps = map(json.loads, whole.splitlines())
+        noted = [int(step["step"]) for step in steps], [step["time"] for step in steps]
+        found.append(Start(**first, steps=noted[0], ended=noted[1]))
+    return found

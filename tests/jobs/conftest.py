@@ -1,0 +1,141 @@
+"""A Ray cluster of several processes on this machine, started by hand as on several machines."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+ROOT = Path(__file__).parents[2]
+RAY = str(Path(sys.executable).with_name("ray"))
+
+
+class Head:
+    """A head without CPUs, with token authentication and a dashboard on loopback, and its nodes."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        token = folder / "token"
+        token.write_text("0" * 64)
+        token.chmod(0o600)
+        self.gcs, dashboard, client = _free_ports(3)
+        self.environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+        self.environment |= {
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(token),
+            "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}",
+        }
+        self._processes: list[subprocess.Popen] = []
+        self.start(
+            "--head",
+            f"--port={self.gcs}",
+            f"--dashboard-port={dashboard}",
+            "--dashboard-host=127.0.0.1",
+            f"--ray-client-server-port={client}",
+            "--num-cpus=0",
+            f"--temp-dir={folder}/ray",
+            "--disable-usage-stats",
+        )
+        deadline = time.monotonic() + 90
+        while self.ray("job", "list").returncode != 0:
+            assert self._processes[0].poll() is None, (folder / "log0").read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.5)
+
+    def start(self, *options: str) -> subprocess.Popen:
+        """Run `ray start` in the foreground, on free ports."""
+        listen, grpc, metrics, node, store = _free_ports(5)
+        command = [RAY, "start", "--block", *options]
+        command += [f"--dashboard-agent-listen-port={listen}"]
+        command += [f"--dashboard-agent-grpc-port={grpc}", f"--metrics-export-port={metrics}"]
+        command += [f"--node-manager-port={node}", f"--object-manager-port={store}"]
+        command += ["--min-worker-port=0", "--max-worker-port=0"]
+        command += ["--object-store-memory=200000000"]
+        log = (self._folder / f"log{len(self._processes)}").open("w")
+        process = subprocess.Popen(
+            command, env=self.environment, stdout=log, stderr=subprocess.STDOUT
+        )
+        self._processes.append(process)
+        return process
+
+    def add_node(self, cpus: int) -> subprocess.Popen:
+        """Start a node that joins."""
+        return self.start(f"--address=127.0.0.1:{self.gcs}", f"--num-cpus={cpus}")
+
+    def lose(self, node: subprocess.Popen) -> None:
+        """End a node with all its processes at once, as a machine that loses power."""
+        everything = [node, *psutil.Process(node.pid).children(recursive=True)]
+        for each in everything:
+            try:
+                each.kill()
+            except psutil.NoSuchProcess:
+                continue
+        node.wait()
+
+    def close(self) -> None:
+        """End all nodes, the head last."""
+        for process in reversed(self._processes):
+            if process.poll() is None:
+                self.lose(process)
+
+    def ray(self, *arguments: str) -> subprocess.CompletedProcess:
+        """Run a `ray` command from the root of the repository."""
+        return subprocess.run(
+            [RAY, *arguments],
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=ROOT,
+        )
+
+    def submit(self, name: str, verb: str, *arguments: object, wait: bool = True):
+        """Run `ray job submit` on a job script; return what it says when the job has ended."""
+        job = ["python", f"jobs/{verb}.py", *map(str, arguments)]
+        how = ["--submission-id", name, "--working-dir", ".", *([] if wait else ["--no-wait"])]
+        return self.ray("job", "submit", *how, "--runtime-env-json", RUNTIME_ENV, "--", *job)
+
+    def logs(self, name: str) -> str:
+        """Return a job's log so far."""
+        return self.ray("job", "logs", name).stdout
+
+    def wait(self, name: str, status: str, seconds: float) -> None:
+        """Wait until a job has a status."""
+        deadline = time.monotonic() + seconds
+        while status not in (said := self.ray("job", "status", name).stdout).upper():
+            assert time.monotonic() < deadline, said + self.logs(name)
+            time.sleep(0.5)
+
+
+RUNTIME_ENV = '{"env_vars": {"OMP_NUM_THREADS": "1"}}'
+
+
+@pytest.fixture(scope="module")
+def head():
+    """A head on this machine, in its own folder; sockets need a short path."""
+    folder = Path(tempfile.mkdtemp(prefix="ehr"))
+    started = None
+    try:
+        started = Head(folder)
+        yield started
+    finally:
+        if started is not None:
+            started.close()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+    finally:
+        for each in sockets:
+            each.close()

@@ -1,0 +1,152 @@
+"""What a run survives, in which words it gives up, and what a schedule of kills measures."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import ray.train
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+
+from ehr_ray.config import ClusterConfig
+from ehr_ray.errors import ConfigError, InputError, RunError
+from ehr_ray.runtime import fault_speed
+from ehr_ray.runtime.datasets import prepared
+from ehr_ray.runtime.recovery import START_SECONDS, Patience, cause, failure_config, no_room
+from ehr_ray.runtime.session import check_resources
+from ehr_ray.runtime.starts import StartFile, read_starts
+from ehr_ray.runtime.trainer import fit
+from ehr_ray.runtime.worker import Job, check_share, train_here
+from ehr_ray.train.backend import LocalBackend
+from ehr_ray.train.task import family_of
+
+pytestmark = pytest.mark.ray
+
+
+def test_losses_count_only_in_a_row():
+    patience = Patience(2)
+    for _ in range(20):
+        patience.after_exception(None, {1: RuntimeError("gone")})
+        patience.after_exception(None, {1: RuntimeError("gone")})
+        patience.after_report(None, [], None)
+    patience.after_exception(None, {1: RuntimeError("gone")})
+    patience.after_exception(None, {1: RuntimeError("gone")})
+    with pytest.raises(RunError, match=r"worker 1 failed: gone; lost 3 times .*max_failures=2"):
+        patience.after_exception(None, {1: RuntimeError("gone")})
+
+
+def test_without_patience_the_first_loss_ends_the_run_and_says_why():
+    with pytest.raises(RunError, match=r"^worker 0 failed: gone$"):
+        Patience(0).after_exception(None, {0: RuntimeError("one\ngone")})
+
+
+def test_a_wait_for_room_is_as_long_as_the_config_says(monkeypatch):
+    monkeypatch.setenv(START_SECONDS, "30")
+    limits = [
+        failure_config(ClusterConfig(wait_seconds=seconds)).controller_failure_limit
+        for seconds in (10, 30, 600)
+    ]
+    assert limits == [0, 0, 19]
+
+
+def test_a_run_without_room_says_what_it_waited_for():
+    error = ray.train.ControllerError(WorkerGroupStartupTimeoutError(4))
+    cluster = ClusterConfig(num_workers=4, cpus_per_worker=2, gpus_per_worker=1)
+    assert no_room(error)
+    assert "no room for 4 workers of 2 CPUs and 1 GPUs each" in cause(error, cluster)
+    assert not no_room(ray.train.ControllerError(RunError("lost")))
+    assert cause(ray.train.ControllerError(RunError("lost")), cluster) == "lost"
+
+
+def test_a_range_of_workers_needs_room_for_the_least(cluster):
+    check_resources(ClusterConfig(num_workers=(1, 64)))
+    with pytest.raises(ConfigError, match=r"num_workers=\[5, 64\], so 5 x .* needs 5 CPUs"):
+        check_resources(ClusterConfig(num_workers=(5, 64)))
+
+
+def test_a_batch_too_small_for_the_most_workers_is_refused_before_training(cluster, tiny):
+    experiment = tiny(cluster__num_workers="[1, 64]")
+    with prepared(experiment, family_of(experiment), on_ray=False) as data:
+        job = Job(experiment, data, experiment.directory, experiment.directory / "p", None)
+        check_share(job, 2)
+        with pytest.raises(InputError, match="fewer than 64 workers"):
+            fit(job)
+    assert not experiment.directory.exists()
+
+
+def test_a_worker_that_always_fails_is_given_up(cluster, tiny, tmp_path):
+    experiment = tiny("broken", cluster__num_workers=1, cluster__max_failures=1)
+    with prepared(experiment, family_of(experiment), on_ray=False) as data:
+        run = tmp_path / "file"
+        run.mkdir()
+        (run / ".lock").mkdir()  # no worker can claim this run
+        with pytest.raises(RunError, match=r"worker 0 failed: .*lost 2 times .*max_failures=1"):
+            fit(Job(experiment, data, run, run / ".progress.jsonl", None))
+
+
+def test_notes_of_starts_leave_out_what_is_half_written(tmp_path):
+    first = StartFile(tmp_path, rank=0, world=2)
+    first.step(1)
+    between = time.time()
+    StartFile(tmp_path, rank=1, world=2)
+    (path,) = tmp_path.glob("*-0.jsonl")
+    path.write_text(path.read_text() + '{"step": 2, "ti')
+    one, two = read_starts(tmp_path)
+    assert (one.rank, one.pid, one.steps) == (0, os.getpid(), [1])
+    assert (two.rank, two.world, two.steps) == (1, 2, [])
+    assert read_starts(tmp_path, between) == [two]
+
+
+def test_goodput_counts_a_step_once_and_not_the_time_between_starts(tmp_path):
+    """Steps of 1 s: 1 to 6, killed; after 10 s 5 to 8 again. 8 s of 20 are good."""
+    for began, steps in ((0, range(1, 7)), (16, range(5, 9))):
+        lines = [{"rank": 0, "world": 1, "pid": 1, "time": began}]
+        lines += [{"step": s, "time": began + i} for i, s in enumerate(steps, start=1)]
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (tmp_path / f"{began}.0-0.jsonl").write_text(text)
+    numbers = fault_speed.goodput(tmp_path, 0, 20)
+    assert numbers["goodput"] == pytest.approx(8 / 20)
+    assert (numbers["steps"], numbers["steps repeated"]) == (8, 2)
+    kills = SimpleNamespace(times=[6.5])
+    assert fault_speed._median_down_time(tmp_path, kills) == pytest.approx(17 - 6.5)
+
+
+def test_the_part_compares_two_runs_and_refuses_other_weights(tmp_path, cohort, monkeypatch):
+    """Both runs are in this process here; tests/ray/test_training.py kills real workers."""
+    seeds = iter((0, 0, 0, 1))
+
+    def train_noted(experiment, data, run, due=None):
+        experiment = replace(experiment, seed=next(seeds))
+        train_here(Job(experiment, data, run, run / "p", None, run / "starts"), LocalBackend())
+        return fault_speed.Kills([time.time() - 0.1], [0]) if due else fault_speed.Kills()
+
+    monkeypatch.setattr(fault_speed, "train_noted", train_noted)
+    numbers = fault_speed.fault_speed(cohort, tmp_path / "a", steps=3)
+    assert numbers["steps"] == 3
+    assert numbers["steps repeated"] == 0
+    assert 0 < numbers["goodput"] < 1 > numbers["undisturbed, goodput"] > 0
+    with pytest.raises(RunError, match="after 1 kills the weights"):
+        fault_speed.fault_speed(cohort, tmp_path / "b", steps=3)
+
+
+@pytest.mark.slow
+def test_a_worker_killed_every_20_seconds_costs_time_and_nothing_else(tmp_path):
+    command = [sys.executable, "-m", "ehr_ray.cli", "benchmark", "--only", "faults"]
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    target = tmp_path / "faults.json"
+    done = subprocess.run(
+        [*command, "--output", str(target)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    numbers = json.loads(target.read_text())["parts"]["faults"]
+    assert numbers["kills"] >= 3
+    assert numbers["weights equal to those undisturbed"] == 1
+    assert 0 < numbers["goodput"] < numbers["undisturbed, goodput"] <= 1
