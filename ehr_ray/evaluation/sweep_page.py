@@ -60,11 +60,15 @@ def verdict(
     lines = []
     if best is None:
         tone = "bad"
-        lines.append(
-            "no trial has a score: all failed, see trials.parquet"
-            if not frame["score"].map(math.isfinite).any()
-            else "every latent collapsed: no trial is the best"
-        )
+        if frame["score"].map(math.isfinite).any():
+            lines.append("every latent collapsed: no trial is the best")
+        elif (frame["status"] == "failed").all():
+            lines.append(f"no trial has a score: all failed, see {TRIALS}")
+        else:
+            lines.append(
+                f"no trial has a score: {metric} is undefined on these tuning patients; give more "
+                "of them, or rank by another metric (tune.rank)"
+            )
     else:
         tone = "good"
         lines.append(f"best: trial {int(best['trial'])}, {metric} {best['score']:.5g}")

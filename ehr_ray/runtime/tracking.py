@@ -24,10 +24,13 @@ class Tracked:
     run_id: str
 
 
-def open_run(experiment: Experiment, parent: Tracked | None = None) -> Tracked | None:
+def open_run(
+    experiment: Experiment, parent: Tracked | None = None, more: Mapping[str, Any] | None = None
+) -> Tracked | None:
     """Return the run's MLflow run, made with its parameters unless it already exists.
 
-    A trial is nested in the run of its search, `parent`, in whose store it lies.
+    A trial is nested in the run of its search, `parent`, in whose store it lies. `more` are further
+    parameters: what a search varies, and how.
 
     Called by the driver before any worker starts: the first use of a sqlite store creates its
     tables, and two processes doing that at once crash.
@@ -64,6 +67,7 @@ def open_run(experiment: Experiment, parent: Tracked | None = None) -> Tracked |
     tags = {MLFLOW_PARENT_RUN_ID: parent.run_id} if parent else {}
     run = client.create_run(key, run_name=experiment.name, tags=tags)
     told = {k: v for k, v in flatten(dump(experiment)) if not k.startswith(("search", "tune."))}
+    told |= more or {}
     params = [Param(_name(name), str(value)[:6000]) for name, value in told.items()]
     for first in range(0, len(params), 100):
         client.log_batch(run.info.run_id, params=params[first : first + 100])

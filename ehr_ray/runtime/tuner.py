@@ -13,18 +13,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from ehr_ray.config import Experiment, differences, dump, override, parse, read_yaml, to_yaml
+from ehr_ray.config import Experiment, differences, dump, read_yaml, to_yaml
 from ehr_ray.errors import ConfigError, InputError
 from ehr_ray.evaluation.sweep_page import write_sweep
 from ehr_ray.events.labels import choose_task
-from ehr_ray.family import AnyFamily
 from ehr_ray.runtime.progress import Screen
 from ehr_ray.runtime.session import session
 from ehr_ray.runtime.sweep import Sweep, read_sweep
 from ehr_ray.runtime.tracking import Tracked, Tracker, crown, find_run, open_run, register
-from ehr_ray.runtime.trial_data import data_paths, datasets
+from ehr_ray.runtime.trial_data import datasets
+from ehr_ray.runtime.tune_plan import (
+    check_exploits,
+    check_space,
+    concurrency,
+    ray_domains,
+    scheduler,
+)
 from ehr_ray.runtime.yardstick import PROBE, rank_of
-from ehr_ray.search import Choice, Domain, Sample, ends, space_of
+from ehr_ray.search import Domain, Sample, space_of
 from ehr_ray.train.task import family_of
 
 SEARCH: Final = "search.yaml"
@@ -81,7 +87,7 @@ def tune(
         with session(experiment.cluster.address, verbose=verbose):
             at_once = concurrency(experiment, total)
             with datasets(experiment, space, probe, on_ray=True, say=screen.passing) as data:
-                tracked = open_run(experiment)
+                tracked = open_run(experiment, more=_told(experiment, space))
                 search = trial.Search(
                     root,
                     tuple(space),
@@ -92,7 +98,7 @@ def tune(
                     exploits=experiment.tune.scheduler == "pbt",
                 )
                 if search.exploits:
-                    _check_exploits(experiment, family, space, data)
+                    check_exploits(experiment, family, space, data)
                 screen.say(f"{at_once} at a time, ranked by {select.metric}")
                 _fit(experiment, space, search, proposals, known, at_once, data, screen)
     sweep = read_sweep(root, select)
@@ -127,54 +133,10 @@ def _write(
     )
 
 
-def concurrency(
-    experiment: Experiment, trials: int, have: Mapping[str, float] | None = None
-) -> int:
-    """Return how many trials run at a time; ConfigError with the arithmetic where none can.
-
-    `have` are the cluster's CPUs and GPUs, by default those of the Ray this process is joined to.
-    """
-    if have is None:
-        import ray
-
-        have = ray.cluster_resources()
-    cluster, plan = experiment.cluster, experiment.tune
-    workers = max(1, cluster.most_workers)
-    joined = bool(cluster.address or os.environ.get("RAY_ADDRESS"))
-    room = float(min(trials, plan.concurrent or trials))
-    for name, each, spare in (
-        ("CPU", cluster.cpus_per_worker, plan.spare_cpus),
-        ("GPU", cluster.gpus_per_worker, 0.0),
-    ):
-        if not each:
-            continue
-        there = have.get(name, 0.0) - spare
-        fits = math.floor(there / (workers * each) + 1e-9)
-        if fits < 1 and not joined:
-            key = f"cluster.{name.lower()}s_per_worker"
-            kept = f" - tune.spare_cpus={spare:g}" if spare else ""
-            raise ConfigError(
-                f"a trial needs cluster.num_workers={workers} x {key}={each:g} = "
-                f"{workers * each:g} {name}s, but there are {have.get(name, 0.0):g}{kept}"
-                + (f" = {there:g}" if spare else "")
-                + f"; ask for fewer workers or a smaller {key}"
-            )
-        if fits >= 1:
-            room = min(room, fits)
-    return max(1, int(room))
-
-
-def check_space(experiment: Experiment, space: Mapping[str, Domain]) -> None:
-    """Raise ConfigError naming the first end of a domain that makes no valid experiment."""
-    plain = dump(replace(experiment, search={}))
-    for path, domain in space.items():
-        for value in ends(domain):
-            try:
-                parse(override(plain, {path: value}))
-            except ConfigError as error:
-                raise ConfigError(
-                    f"search.{path}: {value} makes no valid config: {error}"
-                ) from None
+def _told(experiment: Experiment, space: Mapping[str, Domain]) -> dict[str, Any]:
+    """Return what MLflow is told of a search besides the experiment."""
+    how = {f"tune.{key}": value for key, value in dump(experiment)["tune"].items()}
+    return how | {f"search.{path}": domain for path, domain in space.items()}
 
 
 def _absolute(experiment: Experiment) -> Experiment:
@@ -248,12 +210,14 @@ def _fit(
                 known[number] = proposals.sample(number)
                 write_trial(place(root, number), number, known[number])
         points = [{"trial": n, **known[n]} for n in range(total)]
-        param_space = {"trial": ray.tune.choice(range(total))} | _ray_domains(space)
+        param_space = {"trial": ray.tune.choice(range(total))} | ray_domains(space)
         chooser: Any = BasicVariantGenerator(points_to_evaluate=points, max_concurrent=at_once)
         numbers = lambda t: int(str(t.trial_id).rsplit("_", 1)[-1])  # noqa: E731
     else:
         chooser = Samples(root, proposals, known)
         numbers = lambda t: int(t.config["trial"])  # noqa: E731
+    # Ray Tune would end a search on Ctrl-C as if all were done; here it is left as it is.
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     scratch = root / ".ray"
     shutil.rmtree(scratch, ignore_errors=True)
     trainable = ray.tune.with_resources(
@@ -269,7 +233,7 @@ def _fit(
                 num_samples=total,
                 max_concurrent_trials=None if search.exploits else at_once,
                 search_alg=chooser,
-                scheduler=_scheduler(experiment, space, grace),
+                scheduler=scheduler(experiment, space, grace),
                 reuse_actors=not nested,
             ),
             run_config=ray.tune.RunConfig(
@@ -290,81 +254,6 @@ def _steps(experiment: Experiment, data: Any) -> int:
     plan = experiment.train
     total = plan.max_epochs * math.ceil(rows / experiment.data.batch_size)
     return min(total, plan.max_steps or total)
-
-
-def _scheduler(experiment: Experiment, space: Mapping[str, Domain], grace: int) -> Any:
-    from ray.tune.schedulers import (
-        AsyncHyperBandScheduler,
-        FIFOScheduler,
-        MedianStoppingRule,
-        PopulationBasedTraining,
-    )
-
-    plan = experiment.tune
-    if plan.scheduler == "asha":
-        return AsyncHyperBandScheduler(
-            time_attr="step",
-            grace_period=grace,
-            reduction_factor=plan.reduction_factor,
-            max_t=10**12,  # a trial's own plan ends it
-        )
-    if plan.scheduler == "median":
-        return MedianStoppingRule(time_attr="step", grace_period=grace)
-    if plan.scheduler == "pbt":
-        return PopulationBasedTraining(
-            time_attr="step",
-            perturbation_interval=grace,
-            burn_in_period=grace,
-            hyperparam_mutations=_ray_domains(space),
-            custom_explore_fn=lambda config: _within(space, config),
-        )
-    return FIFOScheduler()
-
-
-def _within(space: Mapping[str, Domain], config: dict[str, Any]) -> dict[str, Any]:
-    """Return a perturbed config with every value back in its domain."""
-    kept = dict(config)
-    for path, domain in space.items():
-        if not isinstance(domain, Choice):
-            kept[path] = min(max(float(config[path]), domain.low), domain.high)
-    return kept
-
-
-def _ray_domains(space: Mapping[str, Domain]) -> dict[str, Any]:
-    import ray.tune
-
-    from ehr_ray.search import LogUniform
-
-    return {
-        path: ray.tune.choice(list(domain.values))
-        if isinstance(domain, Choice)
-        else (ray.tune.loguniform if isinstance(domain, LogUniform) else ray.tune.uniform)(
-            domain.low, domain.high
-        )
-        for path, domain in space.items()
-    }
-
-
-def _check_exploits(
-    experiment: Experiment, family: AnyFamily, space: Mapping[str, Domain], data: Any
-) -> None:
-    """Refuse PBT over what decides shapes or rows: weights of another trial would not fit."""
-    if rows := data_paths(experiment, space):
-        raise ConfigError(f"tune.scheduler=pbt: search.{rows[0]} changes the data of a trial")
-    part = next(iter(data.parts.values()))
-
-    def shapes(path: str, value: Any) -> dict[str, Any]:
-        model = family.build(parse(override(part.base, {path: value})).model, part.own.vocabulary)
-        return {name: tensor.shape for name, tensor in model.state_dict().items()}
-
-    for path, domain in space.items():
-        if path.startswith("model.") or path == "init_from":
-            first, *others = (shapes(path, value) for value in ends(domain))
-            if any(other != first for other in others):
-                raise ConfigError(
-                    f"tune.scheduler=pbt: search.{path} changes the shape of weights, which trials "
-                    "take over from each other; search it by another scheduler, or set it to null"
-                )
 
 
 def _track(experiment: Experiment, root: Path, sweep: Sweep, tracked: Tracked) -> list[str]:

@@ -74,6 +74,9 @@ def test_a_search_leaves_ranked_runs_and_a_parent_with_nested_runs_in_mlflow(sea
     assert {r.info.status for r in runs.values()} == {"FINISHED"}
     assert sorted(float(r.data.params["train.lr"]) for r in nested) == sorted(frame["train.lr"])
     assert all(len(client.get_metric_history(r.info.run_id, "score")) == 2 for r in nested)
+    told = runs[parent.run_id].data.params
+    assert told["search.train.lr"] == "LogUniform(low=0.0001, high=0.01)"
+    assert told["tune.scheduler"] == "none"
     best = runs[runs[parent.run_id].data.tags["best_run_id"]]
     assert best.data.tags["best"] == "true"
     assert int(best.info.run_name) == searched.sweep.best["trial"]

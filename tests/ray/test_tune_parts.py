@@ -12,7 +12,7 @@ from ehr_ray.runtime.searcher import Proposals, Samples, known_trials
 from ehr_ray.runtime.sweep import read_sweep
 from ehr_ray.runtime.trial import place, write_trial
 from ehr_ray.runtime.trial_data import data_paths, datasets
-from ehr_ray.runtime.tuner import check_space, concurrency
+from ehr_ray.runtime.tune_plan import check_space, concurrency
 from ehr_ray.runtime.yardstick import MEASURES, PROBE, WORST, rank_of, score
 from ehr_ray.search import Choice, LogUniform, TuneConfig, Uniform
 from ehr_ray.train import history

@@ -63,10 +63,15 @@ def test_the_verdict_names_what_went_wrong():
 
 
 @pytest.mark.parametrize(
-    ("score", "said"), [(math.nan, "no trial has a score"), (1.0, "every latent collapsed")]
+    ("score", "status", "said"),
+    [
+        (math.nan, "failed", "no trial has a score: all failed"),
+        (math.nan, "finished", "no trial has a score: m is undefined"),
+        (1.0, "finished", "every latent collapsed"),
+    ],
 )
-def test_without_a_best_the_verdict_is_bad(score, said):
-    frame = trials().assign(score=score, collapsed=True)
+def test_without_a_best_the_verdict_is_bad(score, status, said):
+    frame = trials().assign(score=score, status=status, collapsed=True)
     tone, lines = verdict(frame, None, "m")
     assert tone == "bad"
     assert lines[0].startswith(said)

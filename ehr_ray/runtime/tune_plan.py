@@ -1,0 +1,138 @@
+"""What a search may do: its room on the cluster, valid domains, who stops or replaces trials."""
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from ehr_ray.config import Experiment, dump, override, parse
+from ehr_ray.errors import ConfigError
+from ehr_ray.family import AnyFamily
+from ehr_ray.runtime.trial_data import Datasets, data_paths
+from ehr_ray.search import Choice, Domain, LogUniform, ends
+
+
+def concurrency(
+    experiment: Experiment, trials: int, have: Mapping[str, float] | None = None
+) -> int:
+    """Return how many trials run at a time; ConfigError with the arithmetic where none can.
+
+    `have` are the cluster's CPUs and GPUs, by default those of the Ray this process is joined to.
+    """
+    if have is None:
+        import ray
+
+        have = ray.cluster_resources()
+    cluster, plan = experiment.cluster, experiment.tune
+    workers = max(1, cluster.most_workers)
+    joined = bool(cluster.address or os.environ.get("RAY_ADDRESS"))
+    room = float(min(trials, plan.concurrent or trials))
+    for name, each, spare in (
+        ("CPU", cluster.cpus_per_worker, plan.spare_cpus),
+        ("GPU", cluster.gpus_per_worker, 0.0),
+    ):
+        if not each:
+            continue
+        there = have.get(name, 0.0) - spare
+        fits = math.floor(there / (workers * each) + 1e-9)
+        if fits < 1 and not joined:
+            key = f"cluster.{name.lower()}s_per_worker"
+            kept = f" - tune.spare_cpus={spare:g}" if spare else ""
+            raise ConfigError(
+                f"a trial needs cluster.num_workers={workers} x {key}={each:g} = "
+                f"{workers * each:g} {name}s, but there are {have.get(name, 0.0):g}{kept}"
+                + (f" = {there:g}" if spare else "")
+                + f"; ask for fewer workers or a smaller {key}"
+            )
+        if fits >= 1:
+            room = min(room, fits)
+    return max(1, int(room))
+
+
+def check_space(experiment: Experiment, space: Mapping[str, Domain]) -> None:
+    """Raise ConfigError naming the first end of a domain that makes no valid experiment."""
+    plain = dump(replace(experiment, search={}))
+    for path, domain in space.items():
+        for value in ends(domain):
+            try:
+                parse(override(plain, {path: value}))
+            except ConfigError as error:
+                raise ConfigError(
+                    f"search.{path}: {value} makes no valid config: {error}"
+                ) from None
+
+
+def scheduler(experiment: Experiment, space: Mapping[str, Domain], grace: int) -> Any:
+    """Return Ray's scheduler; `grace` is in optimizer steps."""
+    from ray.tune.schedulers import (
+        AsyncHyperBandScheduler,
+        FIFOScheduler,
+        MedianStoppingRule,
+        PopulationBasedTraining,
+    )
+
+    plan = experiment.tune
+    if plan.scheduler == "asha":
+        return AsyncHyperBandScheduler(
+            time_attr="step",
+            grace_period=grace,
+            reduction_factor=plan.reduction_factor,
+            max_t=10**12,  # a trial's own plan ends it
+        )
+    if plan.scheduler == "median":
+        return MedianStoppingRule(time_attr="step", grace_period=grace)
+    if plan.scheduler == "pbt":
+        return PopulationBasedTraining(
+            time_attr="step",
+            perturbation_interval=grace,
+            burn_in_period=grace,
+            hyperparam_mutations=ray_domains(space),
+            custom_explore_fn=lambda config: _within(space, config),
+        )
+    return FIFOScheduler()
+
+
+def _within(space: Mapping[str, Domain], config: dict[str, Any]) -> dict[str, Any]:
+    """Return a perturbed config with every value back in its domain."""
+    kept = dict(config)
+    for path, domain in space.items():
+        if not isinstance(domain, Choice):
+            kept[path] = min(max(float(config[path]), domain.low), domain.high)
+    return kept
+
+
+def ray_domains(space: Mapping[str, Domain]) -> dict[str, Any]:
+    """Return the domains as Ray Tune writes them."""
+    import ray.tune
+
+    return {
+        path: ray.tune.choice(list(domain.values))
+        if isinstance(domain, Choice)
+        else (ray.tune.loguniform if isinstance(domain, LogUniform) else ray.tune.uniform)(
+            domain.low, domain.high
+        )
+        for path, domain in space.items()
+    }
+
+
+def check_exploits(
+    experiment: Experiment, family: AnyFamily, space: Mapping[str, Domain], data: Datasets
+) -> None:
+    """Refuse PBT over what decides shapes or rows: weights of another trial would not fit."""
+    if rows := data_paths(experiment, space):
+        raise ConfigError(f"tune.scheduler=pbt: search.{rows[0]} changes the data of a trial")
+    part = next(iter(data.parts.values()))
+
+    def shapes(path: str, value: Any) -> dict[str, Any]:
+        model = family.build(parse(override(part.base, {path: value})).model, part.own.vocabulary)
+        return {name: tensor.shape for name, tensor in model.state_dict().items()}
+
+    for path, domain in space.items():
+        if path.startswith("model.") or path == "init_from":
+            first, *others = (shapes(path, value) for value in ends(domain))
+            if any(other != first for other in others):
+                raise ConfigError(
+                    f"tune.scheduler=pbt: search.{path} changes the shape of weights, which trials "
+                    "take over from each other; search it by another scheduler, or set it to null"
+                )
