@@ -230,12 +230,16 @@ def _train(verbs: Any) -> None:
 def _tune(verbs: Any) -> None:
     def run(args: Arguments) -> None:
         from ehr_ray.config import load
+        from ehr_ray.runtime.trial import place
         from ehr_ray.runtime.tuner import tune
 
         screen = _screen()
         searched = tune(load(args.config, args.overrides), screen=screen, verbose=args.verbose)
         for line in searched.lines:
             screen.say(line)
+        if searched.sweep.best is not None:
+            best = place(_relative(searched.root), int(searched.sweep.best["trial"]))
+            screen.say(f"next: ehr-ray evaluate {shlex.quote(str(best))}")
 
     _config_verb(
         verbs,

@@ -31,6 +31,7 @@ from ehr_ray.runtime.tune_plan import (
 )
 from ehr_ray.runtime.yardstick import PROBE, rank_of
 from ehr_ray.search import Domain, Sample, space_of
+from ehr_ray.train.lock import claimed
 from ehr_ray.train.task import family_of
 
 SEARCH: Final = "search.yaml"
@@ -84,23 +85,21 @@ def tune(
     )
     tracked = find_run(root)
     if ended < total:
-        with session(experiment.cluster.address, verbose=verbose):
+        with claimed(root), session(experiment.cluster.address, verbose=verbose):
             at_once = concurrency(experiment, total)
             with datasets(experiment, space, probe, on_ray=True, say=screen.passing) as data:
-                tracked = open_run(experiment, more=_told(experiment, space))
-                search = trial.Search(
-                    root,
-                    tuple(space),
-                    data,
-                    select,
-                    experiment.tune.probe_patients,
-                    tracked,
-                    exploits=experiment.tune.scheduler == "pbt",
-                )
-                if search.exploits:
+                exploits = experiment.tune.scheduler == "pbt"
+                if exploits:
                     check_exploits(experiment, family, space, data)
+                tracked = open_run(experiment, more=_told(experiment, space))
+                probed = experiment.tune.probe_patients
+                search = trial.Search(root, tuple(space), data, select, probed, tracked, exploits)
                 screen.say(f"{at_once} at a time, ranked by {select.metric}")
-                _fit(experiment, space, search, proposals, known, at_once, data, screen)
+                try:
+                    _fit(experiment, space, search, proposals, known, at_once, data, screen)
+                except BaseException:
+                    Tracker(tracked).close("FAILED")
+                    raise
     sweep = read_sweep(root, select)
     lines = _write(root, sweep, experiment, space)
     if tracked is not None:
@@ -160,7 +159,7 @@ def _probe_task(experiment: Experiment) -> str:
 def _claim(root: Path, experiment: Experiment) -> None:
     """Write what is searched into the folder, or refuse one that holds something else."""
     path = root / SEARCH
-    if path.is_file():
+    if path.is_file() and any((root / "trials").glob("[0-9]*")):
         changed = [
             change
             for change in differences(read_yaml(path), dump(experiment))
