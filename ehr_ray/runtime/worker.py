@@ -20,7 +20,7 @@ from ehr_ray.runtime.progress import ProgressFile
 from ehr_ray.runtime.starts import StartFile
 from ehr_ray.runtime.tracking import Tracked, Tracker
 from ehr_ray.train.backend import Backend
-from ehr_ray.train.checkpoint import Progress
+from ehr_ray.train.checkpoint import Progress, saved_progress
 from ehr_ray.train.loader import Loader
 from ehr_ray.train.lock import claimed
 from ehr_ray.train.loop import Watch, train
@@ -114,6 +114,9 @@ def train_here(job: Job, backend: Backend) -> Progress:
     if backend.rank > 0:
         return train(*args)
     tracker, screen = Tracker(job.tracked), ProgressFile(job.progress)
+    if screen.begun and (saved := saved_progress(job.run)):  # after a loss or a change of workers
+        who = "1 worker goes" if backend.world == 1 else f"{backend.world} workers go"
+        screen.lines([f"{job.run.name}: {who} on from step {saved.step}"])
 
     def on_report(row: dict[str, float]) -> None:
         tracker.report(row)
