@@ -50,7 +50,7 @@ def overrides(cohort: Path, output: Path, name: str, workers: object, *more: str
 
 def test_a_node_lost_in_mid_epoch_changes_nothing(head, start):
     """The run waits for another node and goes on from its last state, to the same end."""
-    long = ("train.max_epochs=16", "train.report_steps=2")
+    long = ("train.max_epochs=8", "train.report_steps=2")
     head.add_node(cpus=1)
     second = head.add_node(cpus=1)
     whole = start("whole", 2, *long)
