@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from ehr_ray.runtime.fault_speed import same_weights
+from ehr_ray.runtime.ingest import ingest
 from ehr_ray.train.checkpoint import saved_progress
 
 pytestmark = pytest.mark.ray
@@ -20,19 +21,13 @@ def steps(place: Path) -> list[dict[str, list[object]]]:
     """The arguments of each job script on a tiny cohort; those of one group need those before."""
     cohort, runs = place / "cohort", place / "runs"
     common = [f"data.cohort={cohort}", f"output={runs}", "tracking.experiment=null"]
-    folds = ["model.survival.horizon_days=1.03", "model.recurrence.horizon_days=1.02"]
-    folds += ["train.max_epochs=1", "--folds", 2, "--repeats", 1]
-    tiny = {
-        name: f"{TINY}/{name}.yaml"
-        for name in ("set_vae", "event_encoder", "event_decoder", "hcat")
-    }
+    tiny = {name: f"{TINY}/{name}.yaml" for name in ("set_vae", "event_encoder", "event_decoder")}
     return [
         {"ingest": ["--source", "synthetic", "--patients", 120, "--output", cohort]},
         {
             "expand": [cohort, "--output", place / "expanded"],
             "prepare": [tiny["set_vae"], *common],
             "phrases": [tiny["event_encoder"], *common],
-            "crossval": [tiny["hcat"], *common, *folds],
             "benchmark": ["--only", "lvcf", "--cohort", cohort, "--output", place / "lvcf.json"],
             "train": [tiny["set_vae"], *common, *LONG, "name=whole"],
         },
@@ -44,8 +39,8 @@ def steps(place: Path) -> list[dict[str, list[object]]]:
     ]
 
 
-SLOW = {"quickstart"}
-"""Scripts that take a minute or more; a test of their own submits them."""
+SLOW = {"quickstart", "crossval"}
+"""Scripts that take a minute or more; `pytest -m slow tests/jobs/test_cluster.py` submits them."""
 SCRIPTS = sorted(name for group in steps(Path()) for name in group)
 
 
@@ -56,7 +51,7 @@ def place(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def head(start_head):
-    return start_head(cpus=4)
+    return start_head(cpus=2)  # each more is another process that imports torch
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +84,6 @@ def test_submitted_scripts_leave_their_results_on_shared_storage(done, place, he
     assert list((place / "expanded").rglob("*.parquet"))
     assert (place / "runs" / "whole" / "checkpoint" / "model.safetensors").is_file()
     assert (place / "runs" / "whole" / "report.html").is_file()
-    assert (place / "runs" / "tiny_hcat" / "folds.csv").is_file()
     assert len(list((place / "pt").rglob("*.pt"))) == 120
     for file in ("lvcf.json", "embedded.parquet"):
         assert (place / file).is_file()
@@ -137,6 +131,18 @@ def test_the_quickstart_is_submitted(head, tmp_path):
     done = head.submit("quickstart", "quickstart", "--output", tmp_path / "quickstart")
     assert done.returncode == 0, done.stdout
     assert (tmp_path / "quickstart" / "runs" / "quickstart" / "report.html").is_file()
+
+
+@pytest.mark.slow
+def test_a_cross_validation_is_submitted(head, tmp_path):
+    cohort, runs = tmp_path / "cohort", tmp_path / "runs"
+    ingest("synthetic", None, cohort, options={"patients": 120})
+    settings = [f"{TINY}/hcat.yaml", f"data.cohort={cohort}", f"output={runs}"]
+    settings += ["model.survival.horizon_days=1.03", "model.recurrence.horizon_days=1.02"]
+    settings += ["train.max_epochs=1", "--folds", "2", "--repeats", "1"]
+    done = head.submit("crossval", "crossval", *settings)
+    assert done.returncode == 0, done.stdout
+    assert (runs / "tiny_hcat" / "folds.csv").is_file()
 
 
 def test_the_cluster_file_is_valid_for_ray_up():

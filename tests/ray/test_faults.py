@@ -115,6 +115,15 @@ def test_goodput_counts_a_step_once_and_not_the_time_between_starts(tmp_path):
     assert fault_speed._median_down_time(tmp_path, kills) == pytest.approx(17 - 6.5)
 
 
+def test_a_schedule_misses_the_kill_that_nobody_is_up_for():
+    """Kills each 20 s were due 5 s ago, 25 s ago, and so on."""
+    now = time.time()
+    due = fault_speed.every(20, now - 105)
+    ups = [now - 106, now - 26, now - 6, now - 4, now]
+    starts = [fault_speed.Start(rank=0, world=2, pid=1, time=up) for up in ups]
+    assert [due(3, start) for start in starts] == [True, True, True, False, False]
+
+
 def test_the_part_compares_two_runs_and_refuses_other_weights(tmp_path, cohort, monkeypatch):
     """Both runs are in this process here; tests/ray/test_training.py kills real workers."""
     seeds = iter((0, 0, 0, 1))
