@@ -372,7 +372,7 @@ def _benchmark(verbs: Any) -> None:
     )
     parser.add_argument("--output", type=Path, default=Path("benchmark.json"), help="JSON file")
     parser.add_argument("--cohort", type=Path, help="cohort to measure on; default is synthetic")
-    parser.add_argument("--only", help="parts to run: a,b,c")
+    parser.add_argument("--only", help="parts to run: a,b,c; faults, which takes minutes, by name")
     parser.add_argument("--config", help="experiment whose training speed is measured (part model)")
     parser.add_argument("overrides", nargs="*", metavar="path=value", help="changes to the config")
 

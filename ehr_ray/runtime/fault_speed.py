@@ -79,8 +79,12 @@ def train_noted(experiment: Experiment, data: Prepared, run: Path, due: Due | No
 
 
 def every(seconds: float, began: float) -> Due:
-    """Return the schedule of a kill every so many seconds."""
-    return lambda kills, _: time.time() >= began + seconds * (kills + 1)
+    """Return the schedule of a kill every so many seconds; where nobody is up then, of none."""
+
+    def due(_: int, start: Start) -> bool:
+        return (time.time() - began) // seconds > (start.time - began) // seconds
+
+    return due
 
 
 @contextlib.contextmanager
@@ -168,7 +172,8 @@ def _experiment(cohort: Path, place: Path, steps: int) -> Experiment:
             "model": {"sets_per_patient": 4, "width": 64, "reduced": 64, "latent": 16},
             "data": {"cohort": str(cohort.absolute()), "batch_size": 32},
             "train": {"max_epochs": steps, "max_steps": steps, "report_steps": REPORT_STEPS},
-            "cluster": {"num_workers": WORKERS},
+            # Beside other work a start may take longer than the time between kills.
+            "cluster": {"num_workers": WORKERS, "max_failures": 20},
             "tracking": {"experiment": None},
         }
     )

@@ -20,6 +20,8 @@ class ProgressFile:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path = path
         self._last = 0.0
+        self.begun = path.is_file() and path.stat().st_size > 0
+        """Whether another process has written to it before, for the same run of the driver."""
 
     def step(self, step: int, total: int) -> None:
         """Note that a step is done."""

@@ -86,7 +86,7 @@ def check_resources(cluster: ClusterConfig) -> None:
     """Refuse workers that can never start here, with the arithmetic.
 
     On a cluster that was joined the autoscaler may still bring what is missing; there only Ray
-    knows, and Ray Train's start-up limit ends the wait.
+    knows, and `cluster.wait_seconds` ends the wait.
     """
     if cluster.most_workers == 0 or cluster.address or os.environ.get("RAY_ADDRESS"):
         return

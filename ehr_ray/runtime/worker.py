@@ -21,7 +21,7 @@ from ehr_ray.runtime.starts import StartFile
 from ehr_ray.runtime.tracking import Tracked, Tracker
 from ehr_ray.runtime.yardstick import Measured, Yardstick
 from ehr_ray.train.backend import Backend
-from ehr_ray.train.checkpoint import Progress
+from ehr_ray.train.checkpoint import Progress, saved_progress
 from ehr_ray.train.loader import Loader
 from ehr_ray.train.lock import claimed
 from ehr_ray.train.loop import Watch, train
@@ -116,6 +116,9 @@ def train_here(job: Job, backend: Backend) -> Progress:
     if backend.rank > 0:
         return train(experiment, family, job.prepared.vocabulary, loader, backend, job.run)
     tracker, screen = Tracker(job.tracked), ProgressFile(job.progress)
+    if screen.begun and (saved := saved_progress(job.run)):  # after a loss or a change of workers
+        who = "1 worker goes" if backend.world == 1 else f"{backend.world} workers go"
+        screen.lines([f"{job.run.name}: {who} on from step {saved.step}"])
     if job.yardstick is not None:
         measure = job.yardstick.bind(experiment, family, loader)
         backend = Measured(backend, measure, job.run, tracker.metrics)

@@ -12,14 +12,18 @@ from pathlib import Path
 import psutil
 import pytest
 
+from ehr_ray.train.checkpoint import saved_progress
+
 ROOT = Path(__file__).parents[2]
 RAY = str(Path(sys.executable).with_name("ray"))
+RUNTIME_ENV = '{"env_vars": {"OMP_NUM_THREADS": "1"}}'
+ENDS = ("SUCCEEDED", "FAILED", "STOPPED")
 
 
 class Head:
-    """A head without CPUs, with token authentication and a dashboard on loopback, and its nodes."""
+    """A head with token authentication and a dashboard on loopback, and the nodes that join it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, cpus: int) -> None:
         self._folder = folder
         token = folder / "token"
         token.write_text("0" * 64)
@@ -32,19 +36,22 @@ class Head:
             "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}",
         }
         self._processes: list[subprocess.Popen] = []
-        self.start(
+        self._start = (
             "--head",
             f"--port={self.gcs}",
             f"--dashboard-port={dashboard}",
             "--dashboard-host=127.0.0.1",
             f"--ray-client-server-port={client}",
-            "--num-cpus=0",
-            f"--temp-dir={folder}/ray",
+            f"--num-cpus={cpus}",
             "--disable-usage-stats",
         )
-        deadline = time.monotonic() + 90
+
+    def open(self) -> None:
+        """Start, and wait until the job server answers."""
+        self.start(*self._start)
+        deadline = time.monotonic() + 180
         while self.ray("job", "list").returncode != 0:
-            assert self._processes[0].poll() is None, (folder / "log0").read_text()
+            assert self._processes[0].poll() is None, (self._folder / "log0").read_text()
             assert time.monotonic() < deadline
             time.sleep(0.5)
 
@@ -57,6 +64,8 @@ class Head:
         command += [f"--node-manager-port={node}", f"--object-manager-port={store}"]
         command += ["--min-worker-port=0", "--max-worker-port=0"]
         command += ["--object-store-memory=200000000"]
+        # As on machines of their own: in one folder a node would replace another's copy of a job.
+        command += [f"--temp-dir={self._folder}/{len(self._processes)}"]
         log = (self._folder / f"log{len(self._processes)}").open("w")
         process = subprocess.Popen(
             command, env=self.environment, stdout=log, stderr=subprocess.STDOUT
@@ -96,8 +105,8 @@ class Head:
         )
 
     def submit(self, name: str, verb: str, *arguments: object, wait: bool = True):
-        """Run `ray job submit` on a job script; return what it says when the job has ended."""
-        job = ["python", f"jobs/{verb}.py", *map(str, arguments)]
+        """Run `ray job submit` on a job script; return what it says, by default at its end."""
+        job = [sys.executable, f"jobs/{verb}.py", *map(str, arguments)]
         how = ["--submission-id", name, "--working-dir", ".", *([] if wait else ["--no-wait"])]
         return self.ray("job", "submit", *how, "--runtime-env-json", RUNTIME_ENV, "--", *job)
 
@@ -109,24 +118,34 @@ class Head:
         """Wait until a job has a status."""
         deadline = time.monotonic() + seconds
         while status not in (said := self.ray("job", "status", name).stdout).upper():
+            assert not any(end in said.upper() for end in ENDS), said + self.logs(name)
             assert time.monotonic() < deadline, said + self.logs(name)
             time.sleep(0.5)
 
-
-RUNTIME_ENV = '{"env_vars": {"OMP_NUM_THREADS": "1"}}'
+    def wait_for_step(self, name: str, run: Path, step: int) -> None:
+        """Wait until a job's run has saved its state at a step or later."""
+        deadline = time.monotonic() + 300
+        while (progress := saved_progress(run)) is None or progress.step < step:
+            assert time.monotonic() < deadline, self.logs(name)
+            time.sleep(0.1)
 
 
 @pytest.fixture(scope="module")
-def head():
-    """A head on this machine, in its own folder; sockets need a short path."""
+def start_head():
+    """Start a head in its own folder, start_head(cpus); sockets need a short path."""
     folder = Path(tempfile.mkdtemp(prefix="ehr"))
-    started = None
+    heads = []
+
+    def start(cpus: int) -> Head:
+        heads.append(Head(folder, cpus))
+        heads[-1].open()
+        return heads[-1]
+
     try:
-        started = Head(folder)
-        yield started
+        yield start
     finally:
-        if started is not None:
-            started.close()
+        for head in heads:
+            head.close()
         shutil.rmtree(folder, ignore_errors=True)
 
 

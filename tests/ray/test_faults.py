@@ -9,12 +9,13 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+import ray.exceptions
 import ray.train
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
 from ehr_ray.config import ClusterConfig
 from ehr_ray.errors import ConfigError, InputError, RunError
-from ehr_ray.runtime import fault_speed
+from ehr_ray.runtime import fault_speed, trainer
 from ehr_ray.runtime.datasets import prepared
 from ehr_ray.runtime.recovery import START_SECONDS, Patience, cause, failure_config, no_room
 from ehr_ray.runtime.session import check_resources
@@ -60,6 +61,45 @@ def test_a_run_without_room_says_what_it_waited_for():
     assert "no room for 4 workers of 2 CPUs and 1 GPUs each" in cause(error, cluster)
     assert not no_room(ray.train.ControllerError(RunError("lost")))
     assert cause(ray.train.ControllerError(RunError("lost")), cluster) == "lost"
+
+
+@pytest.fixture
+def fits(monkeypatch, tiny):
+    """Call `fit` with Ray's own replaced: fits(saved steps, endings) gives the calls it took."""
+
+    def run(steps, endings, **changes):
+        steps, endings, calls = iter(steps), iter(endings), []
+
+        def ending(_):
+            calls.append(1)
+            error = next(endings)
+            if error is not None:
+                raise error
+            return SimpleNamespace(return_value={"kind": "", "error": ""})
+
+        fake = type("Trainer", (), {"__init__": lambda *_, **__: None, "fit": ending})
+        monkeypatch.setattr("ray.train.torch.TorchTrainer", fake)
+        monkeypatch.setattr(trainer, "_saved_step", lambda _: next(steps))
+        experiment = tiny("lost", **changes)
+        fit(Job(experiment, None, experiment.directory, experiment.directory / "p", None))
+        return len(calls)
+
+    return run
+
+
+def test_a_lost_controller_counts_only_where_nothing_was_saved_since(fits):
+    lost = ray.exceptions.RayActorError
+    once = {"cluster__max_failures": 1}
+    assert fits([0, 4, 4, 8, 8, 12, 12], [lost(), lost(), lost(), None], **once) == 4
+    with pytest.raises(RunError, match=r"lost: .*lost 2 times .*max_failures=1"):
+        fits([0, 4, 4, 4], [lost(), lost()], **once)
+
+
+def test_a_run_that_had_room_waits_for_it_again(fits):
+    full = ray.train.ControllerError(WorkerGroupStartupTimeoutError(2))
+    assert fits([0, 4, 4], [full, None]) == 2
+    with pytest.raises(RunError, match=r"no room for 1 workers .*cluster.wait_seconds=600"):
+        fits([4, 4], [full])
 
 
 def test_a_range_of_workers_needs_room_for_the_least(cluster):
@@ -113,6 +153,15 @@ def test_goodput_counts_a_step_once_and_not_the_time_between_starts(tmp_path):
     assert (numbers["steps"], numbers["steps repeated"]) == (8, 2)
     kills = SimpleNamespace(times=[6.5])
     assert fault_speed._median_down_time(tmp_path, kills) == pytest.approx(17 - 6.5)
+
+
+def test_a_schedule_misses_the_kill_that_nobody_is_up_for():
+    """Kills each 20 s were due 5 s ago, 25 s ago, and so on."""
+    now = time.time()
+    due = fault_speed.every(20, now - 105)
+    ups = [now - 106, now - 26, now - 6, now - 4, now]
+    starts = [fault_speed.Start(rank=0, world=2, pid=1, time=up) for up in ups]
+    assert [due(3, start) for start in starts] == [True, True, True, False, False]
 
 
 def test_the_part_compares_two_runs_and_refuses_other_weights(tmp_path, cohort, monkeypatch):

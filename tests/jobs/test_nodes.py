@@ -1,0 +1,87 @@
+"""Training on two nodes, each with one worker: nodes are lost, and others join."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from ehr_ray.config import load
+from ehr_ray.runtime.fault_speed import same_weights
+from ehr_ray.runtime.ingest import ingest
+from ehr_ray.runtime.trainer import train
+from ehr_ray.train.checkpoint import saved_progress
+
+pytestmark = pytest.mark.ray
+ROOT = Path(__file__).parents[2]
+CONFIG = ROOT / "configs" / "tiny" / "set_vae.yaml"
+
+
+@pytest.fixture(scope="module")
+def head(start_head):
+    """A head that does no work itself, so that workers need the nodes."""
+    return start_head(cpus=0)
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory):
+    path = tmp_path_factory.mktemp("cohorts") / "synthetic"
+    ingest("synthetic", None, path, options={"patients": 60})
+    return path
+
+
+@pytest.fixture(scope="module")
+def start(head, cohort, tmp_path_factory):
+    """Submit a training of some seconds: start(name, workers) gives its run folder."""
+    output = tmp_path_factory.mktemp("runs")
+
+    def submit(name: str, workers: object, *more: str) -> Path:
+        settings = overrides(cohort, output, name, workers, *more)
+        done = head.submit(name, "train", "configs/tiny/set_vae.yaml", *settings, wait=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return output / name
+
+    return submit
+
+
+def overrides(cohort: Path, output: Path, name: str, workers: object, *more: str) -> list[str]:
+    common = [f"data.cohort={cohort}", f"output={output}", f"name={name}", *more]
+    return [*common, "tracking.experiment=null", f"cluster.num_workers={workers}"]
+
+
+def test_a_node_lost_in_mid_epoch_changes_nothing(head, start):
+    """The run waits for another node and goes on from its last state, to the same end."""
+    long = ("train.max_epochs=8", "train.report_steps=2")
+    head.add_node(cpus=1)
+    second = head.add_node(cpus=1)
+    whole = start("whole", 2, *long)
+    head.wait("whole", "SUCCEEDED", 400)
+    run = start("lost", 2, *long)
+    head.wait_for_step("lost", run, 6)
+    head.lose(second)
+    assert not saved_progress(run).finished
+    head.add_node(cpus=1)
+    head.wait("lost", "SUCCEEDED", 400)
+    assert same_weights(run, whole)
+
+
+@pytest.mark.slow
+def test_workers_grow_and_shrink_with_the_nodes_and_the_curve_stays(head, start, cohort, tmp_path):
+    """[1, 2] workers: one node more, then one node less; compared with one worker throughout."""
+    long = ("train.max_epochs=120", "train.report_steps=2", "cluster.resize_seconds=2")
+    run = start("elastic", "[1,2]", *long)
+    head.wait_for_step("elastic", run, 6)
+    third = head.add_node(cpus=1)
+    head.wait_for_step("elastic", run, 40)
+    head.lose(third)
+    head.wait("elastic", "SUCCEEDED", 400)
+    assert "2 workers go on from step" in head.logs("elastic")
+    assert "1 worker goes on from step" in head.logs("elastic")
+    experiment = load(CONFIG, overrides(cohort, tmp_path, "alone", 0, *long))
+    alone = train(experiment).run
+    ours, theirs = (pd.read_parquet(path / "history.parquet") for path in (run, alone))
+    exact = ["step", "epoch", "lr", "beta", "free_bits"]
+    pd.testing.assert_frame_equal(ours[exact], theirs[exact])
+    metrics = [c for c in ours if c.startswith(("train/", "val/"))]
+    pd.testing.assert_frame_equal(ours[metrics][:10], theirs[metrics][:10], rtol=1e-3)
+    last = "val/objective"
+    assert ours[last].iloc[-1] == pytest.approx(theirs[last].iloc[-1], rel=0.05)
