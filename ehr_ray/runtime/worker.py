@@ -39,7 +39,7 @@ class Job:
     progress: Path
     tracked: Tracked | None
     timings: Path | None = None
-    """A benchmark's file for the time each step of rank 0 ended, in seconds since 1970."""
+    """A benchmark's file: when each step of rank 0 ended, seconds of the machine's steady clock."""
 
 
 class RayBackend:
@@ -114,7 +114,7 @@ def train_here(job: Job, backend: Backend) -> Progress:
     ended: list[float] = []
 
     def on_step(step: int, total: int) -> None:
-        ended.append(time.time())
+        ended.append(time.monotonic())
         screen.step(step, total)
 
     with claimed(job.run):
