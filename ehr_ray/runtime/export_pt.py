@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.compute
-import pyarrow.parquet as pq
 import torch
 from safetensors.torch import load_file
 
+from ehr_ray import disk
 from ehr_ray.config import Experiment
 from ehr_ray.errors import InputError
 from ehr_ray.events.labels import choose_task, read_labels
@@ -119,5 +119,5 @@ def _jobs(cohort: Path, output: Path) -> Iterator[dict[str, Any]]:
         first = 0
         for shard in shards:
             yield {"shard": str(shard), "target": str(output / split), "first": first}
-            subjects = pq.read_table(shard, columns=["subject_id"])["subject_id"]
+            subjects = disk.read_parquet(shard, ["subject_id"])["subject_id"]
             first += len(pyarrow.compute.unique(subjects))

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
+from ehr_ray import disk
 from ehr_ray.config import Experiment, to_yaml
 from ehr_ray.evaluation import figures
 from ehr_ray.evaluation.baselines import TITLES, title_of
@@ -155,7 +156,7 @@ def _sizes(subject: Subject) -> list[SplitSize]:
     labels = read_labels(subject.cohort, subject.task) if subject.task else None
     for split, shards in splits_of(subject.cohort).items():
         ids = np.concatenate(
-            [np.unique(pq.read_table(p, columns=["subject_id"])["subject_id"]) for p in shards]
+            [np.unique(disk.read_parquet(p, ["subject_id"])["subject_id"]) for p in shards]
         )
         mine = np.isin(labels.subject_id, ids) if labels else np.zeros(0, bool)
         positive = int(labels.value[mine].sum()) if labels else 0
@@ -167,7 +168,7 @@ def _rejected(cohort: Path) -> Rejected | None:
     path = cohort / "metadata" / "rejected.parquet"
     if not path.is_file():
         return None
-    table = pq.read_table(path)
+    table = disk.read_parquet(path)
     reasons = table.group_by("reason").aggregate([("reason", "count")]).to_pydict()
     counts = dict(zip(reasons["reason"], reasons["reason_count"], strict=True))
     rows = sum(

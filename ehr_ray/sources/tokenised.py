@@ -17,8 +17,8 @@ from typing import Any, Final, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from ehr_ray import disk
 from ehr_ray.errors import InputError
 from ehr_ray.events.phrases import LEVELS
 from ehr_ray.sources.cells import events_table
@@ -98,7 +98,7 @@ def read(unit: Unit, options: TokenisedOptions) -> Iterator[Chunk]:
 def _records(path: str, name: str) -> Iterator[dict[str, Any]]:
     try:
         if path.endswith(".parquet"):
-            for batch in pq.ParquetFile(path).iter_batches(PATIENTS):
+            for batch in disk.open_parquet(path).iter_batches(PATIENTS):
                 yield from batch.to_pylist()
         elif path.endswith(".jsonl"):
             with open(path, encoding="utf-8") as file:
