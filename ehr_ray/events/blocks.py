@@ -8,6 +8,7 @@ import json
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -52,7 +53,7 @@ class BlockStore:
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self._columns: list[dict[str, _Column]] = []
-        lengths: list[npt.NDArray[np.int64]] = []
+        lengths: list[Any] = []
         sizes: list[int] = []
         self._unchecked: dict[int, tuple[Path, pa.RecordBatch, bytes]] = {}
         for path in paths:
@@ -147,8 +148,10 @@ def _checksum(batch: pa.RecordBatch) -> bytes:
         lists = pa.types.is_large_list(column.type)
         for part in (column.offsets, column.values) if lists else (column,):
             values = part.to_numpy(zero_copy_only=False)
-            plain = repr(part.to_pylist()).encode() if values.dtype == object else values
-            found = zlib.crc32(np.ascontiguousarray(plain) if len(values) else b"", found)
+            if values.dtype == object:
+                values = np.frombuffer(repr(part.to_pylist()).encode(), np.uint8)
+            if len(values):
+                found = zlib.crc32(np.ascontiguousarray(values).view(np.uint8).data, found)
     return f"{found:08x}".encode()
 
 

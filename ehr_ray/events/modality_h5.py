@@ -69,13 +69,14 @@ def normalized_ids(raw: Sequence[Any], path: Path) -> list[str]:
     names = [x.decode("utf-8", "replace") if isinstance(x, bytes) else str(x) for x in raw]
     seen: dict[str, str] = {}
     result = []
-    for name in (n.strip() for n in names):
+    for row, name in enumerate(n.strip() for n in names):
         patient = normalize_pid(name)
         other = seen.setdefault(patient, name)
         same = other == name or (other.isdigit() and name.isdigit())
         if not same:
             raise InputError(
-                f"{path}: {other!r} and {name!r} would both be patient {patient}; rename one"
+                f"{path}: row {row + 1} would be the same patient as one of another name before "
+                "it, for their numbers are the same; rename one"
             )
         result.append(patient)
     return result

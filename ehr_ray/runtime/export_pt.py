@@ -102,11 +102,11 @@ class PtWriter:
         return written
 
     def _labelled(self, job: Mapping[str, Any]) -> Iterator[tuple[Patient, bool]]:
-        for patient in read_patients(Path(job["shard"]), self._vocabulary):
+        for number, patient in enumerate(read_patients(Path(job["shard"]), self._vocabulary), 1):
             answers = self._answers.get(patient.subject_id, ())
             if not answers and not self._skip:
                 raise InputError(
-                    f"{job['shard']}: subject {patient.subject_id} has no label of {self._task}; "
+                    f"{job['shard']}: subject {number} of the file has no label of {self._task}; "
                     "label it, or leave such patients out with --skip-unlabelled"
                 )
             for time, answer in answers[-1:]:

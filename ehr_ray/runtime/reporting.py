@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -26,6 +27,7 @@ from ehr_ray.events.labels import read_labels
 from ehr_ray.events.patients import splits_of
 from ehr_ray.runtime.inference import matrix
 from ehr_ray.sources.cohort import TASKS
+from ehr_ray.sources.rejects import masked
 from ehr_ray.train import checkpoint, history
 
 
@@ -169,8 +171,7 @@ def _rejected(cohort: Path) -> Rejected | None:
     if not path.is_file():
         return None
     table = disk.read_parquet(path)
-    reasons = table.group_by("reason").aggregate([("reason", "count")]).to_pydict()
-    counts = dict(zip(reasons["reason"], reasons["reason_count"], strict=True))
+    counts = dict(Counter(masked(reason) for reason in table["reason"].to_pylist()))
     rows = sum(
         pq.ParquetFile(p).metadata.num_rows for paths in splits_of(cohort).values() for p in paths
     )

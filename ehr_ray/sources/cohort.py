@@ -30,6 +30,7 @@ from ehr_ray.events.schema import RECORD, REJECTED, SPLITS, SUBJECT_SPLITS
 from ehr_ray.events.vocabulary import CODES, fit_codes
 from ehr_ray.sources.identifiers import NAMES
 from ehr_ray.sources.labels import resolve
+from ehr_ray.sources.rejects import masked
 from ehr_ray.sources.shards import Shard, plan_shards
 from ehr_ray.sources.source import Source, Unit
 from ehr_ray.sources.splits import SplitPolicy
@@ -227,7 +228,8 @@ def _check_rejects(parts: list[Path], max_rejected: float) -> None:
     tables = (side_table(part, "rejected") for part in parts)
     first = next(table for table in tables if table is not None).slice(0, 3).to_pylist()
     examples = "; ".join(
-        f"{row['file']}:{row['line']}: {row['reason']}".replace(":None:", ":") for row in first
+        f"{row['file']}:{row['line']}: {masked(row['reason'])}".replace(":None:", ":")
+        for row in first
     )
     raise InputError(
         f"rejected {bad_rows} of {rows} rows and {bad_files} of {files} files, more than "
@@ -286,9 +288,10 @@ def _subjects(plan: Plan, shards: list[Shard]) -> pa.Table:
     ids = subjects["subject_id"].to_numpy()
     twice = np.flatnonzero(ids[1:] == ids[:-1])
     if len(twice):
-        sid, (one, other) = ids[twice[0]], subjects["split"][twice[0] : twice[0] + 2].to_pylist()
+        one, other = subjects["split"][twice[0] : twice[0] + 2].to_pylist()
         raise InputError(
-            f"subject {sid} is in {one} and in {other}: give each subject one split, or divide "
+            f"{len(twice)} subjects are in more than one split, the first of them in {one} and in "
+            f"{other}: give each subject one split, or divide "
             "anew by --splits, which joins all records of an id as one patient's"
         )
     return subjects

@@ -350,7 +350,8 @@ def _identified(
         raise InputError(f"{name}: row {int(np.argmax(blank)) + 2} has no patient_id")
     unique, counts = np.unique(ids, return_counts=True)
     if (counts > 1).any():
-        raise InputError(f"{name}: patient {unique[counts > 1][0]} has two rows")
+        rows = np.flatnonzero(ids == unique[counts > 1][0])[:2] + 2
+        raise InputError(f"{name}: rows {rows[0]} and {rows[1]} are of one patient; keep one")
     return ids, names
 
 

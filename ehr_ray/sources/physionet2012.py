@@ -177,7 +177,7 @@ def _parse(
         (np.isnan(minute), lambda i: f"time {_show(times[i])} is not HH:MM"),
         (code == "", lambda i: f"parameter {_show(codes[i])} is not a name"),
         (~np.isfinite(value), lambda i: f"value {_show(values[i])} is not a number"),
-        (record & (value != ids[file]), lambda i: f"RecordID {_show(values[i])} in another's file"),
+        (record & (value != ids[file]), lambda i: f"RecordID {_show(values[i])} in another file"),
     )
     bad = header.copy()
     for mask, reason in reasons:

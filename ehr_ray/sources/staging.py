@@ -193,14 +193,14 @@ def check_subjects(parts: list[Path]) -> None:
     if twice is not None:
         files = [_files_of(part, twice) for part in parts]
         first, second, *_ = [file for found in files for file in found]
-        raise InputError(f"subject {twice} is in {first} and in {second}: remove one of them")
+        raise InputError(f"one subject is in {first} and in {second}: remove one of them")
     known: dict[int, str] = {}
     for part in parts:
         table = side_table(part, "names")
         for sid, name in zip(*table.to_pydict().values(), strict=True) if table else ():
             if known.setdefault(sid, name) != name:
                 raise InputError(
-                    f"subjects {known[sid]!r} and {name!r} hash to one id: rename one of them"
+                    f"{part.name}: two names of subjects hash to one id; give them numbers instead"
                 )
 
 

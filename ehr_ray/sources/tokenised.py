@@ -125,7 +125,7 @@ def _chunk(
     for record in records:
         subject = _subject(unit, record)
         last = 0.0
-        for code, value, second in _events(unit, subject, record, words, options):
+        for code, value, second in _events(unit, record, words, options):
             ids.append(subject)
             codes.append(code)
             values.append(value)
@@ -136,7 +136,7 @@ def _chunk(
         if subject not in labels:
             if options.unlabelled == "refuse":
                 raise InputError(
-                    f"{unit.files[0]}: subject {subject} has no row in {LABELS}; add it, or ingest "
+                    f"{unit.files[0]}: a subject has no row in {LABELS}; add it, or ingest "
                     "such patients without a label with --unlabelled keep"
                 )
             continue
@@ -162,7 +162,7 @@ def _subject(unit: Unit, record: dict[str, Any]) -> int:
         subject, tokens = int(record["subject_id"]), record["tokens"]
         if len(tokens) != len(record["timestamps"]):
             raise InputError(
-                f"{unit.files[0]}: subject {subject} has {len(tokens)} tokens and "
+                f"{unit.files[0]}: a subject has {len(tokens)} tokens and "
                 f"{len(record['timestamps'])} timestamps; they must be as many"
             )
     except (KeyError, TypeError, ValueError):
@@ -174,7 +174,6 @@ def _subject(unit: Unit, record: dict[str, Any]) -> int:
 
 def _events(
     unit: Unit,
-    subject: int,
     record: dict[str, Any],
     words: dict[int, str],
     options: TokenisedOptions,
@@ -184,7 +183,7 @@ def _events(
     for token, second in zip(record["tokens"], record["timestamps"], strict=True):
         if token not in words:
             raise InputError(
-                f"{unit.files[0]}: subject {subject} has token id {token}, which {VOCABULARY} has "
+                f"{unit.files[0]}: a subject has token id {token}, which {VOCABULARY} has "
                 "not; give the vocabulary these tokens were made with"
             )
         if words[token] not in ENDS:
