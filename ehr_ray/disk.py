@@ -27,6 +27,17 @@ REMEDIES: Final = {
 CHECKED: Final = {"write_page_checksum": True}
 """For every Parquet file written here: a flipped bit is seen when its page is read."""
 
+HDF5_DAMAGE: Final = (
+    OSError,
+    KeyError,
+    RuntimeError,
+    ValueError,
+    IndexError,
+    TypeError,
+    MemoryError,
+)
+"""What a damaged HDF5 file raises when it is opened or read."""
+
 
 def failed(path: str | Path, error: OSError) -> RunError:
     """Return the one line about a write that failed: the path, the reason, the remedy."""

@@ -9,6 +9,8 @@ are events at their days: RECURRENCE, MEDS_DEATH, and FOLLOW_UP//END, the last i
 import csv
 import os
 import re
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -298,7 +300,7 @@ def _tiles(path: Path, known: set[int]) -> Chunk:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: np.asarray(file[name], np.float64).reshape(-1) for name in file.files}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f"{path}: not a readable archive of arrays ({error})") from None
     names = [name for name, array in arrays.items() if array.size and array.size % width == 0]
     who, _, _ = subject_ids(pa.array(names, pa.string()))

@@ -107,7 +107,7 @@ def _records(path: str, name: str) -> Iterator[dict[str, Any]]:
             found = json.loads(Path(path).read_text("utf-8"))
             yield from found if isinstance(found, list) else [found]
     except (*READ_ERRORS, ValueError) as error:
-        raise InputError(f"{name}: not readable records ({error}); write it again") from None
+        raise disk.unreadable(name, error, "write it again") from None
 
 
 def _chunk(

@@ -87,7 +87,7 @@ def test_bad_input_is_named_with_the_remedy(folder, cohort):
     (folder / "train" / "1.json").write_text(json.dumps(record(2, "x", [])))
     refused("1 tokens and 0 timestamps")
     other.write_text("{")
-    refused("not readable records")
+    refused("unreadable, damaged")
     other.write_text(json.dumps([record(2, [6], [DAY])]))
     refused("1 subjects are in more than one split")
     other.unlink()
