@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from ehr_ray import disk
 from ehr_ray.errors import RunError, UserError
 
 Arguments = argparse.Namespace
@@ -37,6 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except Exception as error:
         if parsed.verbose:
             raise
+        if isinstance(error, OSError) and error.errno in disk.REMEDIES:
+            _fail(str(disk.failed(error.filename or parsed.verb, error)), 1)
         first = str(error).strip().splitlines()
         reason = f"{type(error).__name__}: {first[0] if first else ''}"
         _fail(f"{parsed.verb} failed: {reason} (run with -v for the traceback)", 1)

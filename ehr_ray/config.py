@@ -15,7 +15,7 @@ import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 
 from ehr_ray.aliases import translated
-from ehr_ray.config_errors import message, not_finite, outside, unknown
+from ehr_ray.config_errors import message, not_finite, not_names, outside, unknown
 from ehr_ray.errors import ConfigError
 from ehr_ray.events.subgroups import Subgroup, default_subgroups
 from ehr_ray.registry import get_family
@@ -249,10 +249,12 @@ def read_yaml(path: str | Path) -> Raw:
         raw = yaml.safe_load(Path(path).read_text())
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: no such config; see configs/ for examples") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: not readable YAML: {' '.join(str(error).split())}") from error
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: expected `key: value` lines, got {type(raw).__name__}")
+    if bad := list(not_names(raw)):
+        raise ConfigError(f"{path}: {'; '.join(bad[:4])}")
     return raw
 
 
@@ -263,8 +265,8 @@ def parse_override(text: str) -> tuple[str, Any]:
         raise ConfigError(f"{text}: not an override; write key=value, as in train.lr=0.001")
     try:
         return path, yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: value {value!r} is not YAML") from error
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path!r}: value {value[:80]!r} is not YAML") from error
 
 
 def override(raw: Mapping[str, Any], changes: Mapping[str, Any]) -> Raw:
@@ -286,6 +288,8 @@ def override(raw: Mapping[str, Any], changes: Mapping[str, Any]) -> Raw:
 
 def parse(raw: Mapping[str, Any]) -> Experiment:
     """Turn plain data into a typed experiment, or raise ConfigError naming every bad path."""
+    if bad := list(not_names(raw)):
+        raise ConfigError("; ".join(bad))
     raw = translated(raw)
     if not isinstance(raw.get("family"), str):
         raise ConfigError("family: missing; name one, as in `family: set_vae`")

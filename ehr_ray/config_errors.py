@@ -10,6 +10,8 @@ from typing import Any, Final, Union, get_args, get_origin, get_type_hints
 
 from ehr_ray.schedules import Schedule
 
+MAX_DEPTH: Final = 20
+
 SCHEDULES: Final = {
     get_args(get_type_hints(kind)["kind"])[0]: [f.name for f in dataclasses.fields(kind)]
     for kind in get_args(Schedule)
@@ -23,7 +25,8 @@ def message(kind: type, item: Any, at: str) -> str:
     if "schedules" in location and len(location) > 2:
         location.pop(2)  # the discriminator's tag is no part of the path
     # What pydantic calls the branch of a union, as in `literal['none']`, is no part either.
-    location = [part for part in location if re.fullmatch(r"[\w*\\.]+", part)]
+    plain = [part for part in location if re.fullmatch(r"[\w*\\.]+", part)]
+    location = [*plain, location[-1]] if location[-1:] != plain[-1:] and not plain else plain
     path = _joined(at, location)
     if item["type"] == "unexpected_keyword_argument":
         tag = item["loc"][2] if location[0] == "schedules" else None
@@ -51,6 +54,21 @@ def unknown(path: str, key: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(key, list(known), 1)
     hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}"
     return f"{path}: unknown key; {hint}"
+
+
+def not_names(value: Any, at: str = "", depth: int = 0) -> Iterator[str]:
+    """Yield a line for each key of nested mappings that is no text; YAML has numbers and dates."""
+    if depth > MAX_DEPTH:
+        yield f"{at[:40]}...: nested more than {MAX_DEPTH} deep; a config is not"
+    elif isinstance(value, Mapping):
+        for key, child in value.items():
+            if isinstance(key, str) and key.strip():
+                yield from not_names(child, _joined(at, [key]), depth + 1)
+            else:
+                yield f"{_joined(at, [repr(key)])}: a key must be text, as in `lr: 0.001`"
+    elif isinstance(value, (list, tuple)):
+        for index, child in enumerate(value):
+            yield from not_names(child, _joined(at, [str(index)]), depth + 1)
 
 
 def not_finite(value: Any, at: str = "") -> Iterator[str]:

@@ -1,4 +1,12 @@
-class UserError(Exception):
+class OneLineError(Exception):
+    """An error whose text is one line, whatever a library or an input put into it."""
+
+    def __str__(self) -> str:
+        """Return the text without line breaks."""
+        return " ".join(line.strip() for line in super().__str__().splitlines())
+
+
+class UserError(OneLineError):
     """A mistake the caller can fix: one line names the thing, its value, the remedy (exit 2)."""
 
 
@@ -10,5 +18,5 @@ class InputError(UserError):
     """A path, file or table that is missing, corrupt or not what its format promises."""
 
 
-class RunError(Exception):
+class RunError(OneLineError):
     """A run that started well and failed later, in one line (exit 1)."""

@@ -5,15 +5,23 @@ A row's arrays have a ragged first axis and fixed further ones. In a file each i
 """
 
 import json
-import os
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from ehr_ray import disk
+from ehr_ray.errors import InputError
+
 Row = Mapping[str, np.ndarray]
+
+CHECKSUM = b"crc32"
+"""Key of a batch's checksum in its metadata: Arrow files have none of their own."""
+REMEDY = "remove it, and it is made again"
 
 
 def write_block(path: Path, rows: Iterable[Row], *, chunk: int = 256) -> int:
@@ -21,26 +29,23 @@ def write_block(path: Path, rows: Iterable[Row], *, chunk: int = 256) -> int:
 
     Rows are held `chunk` at a time. No rows still make a (column-less) file.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
     count = 0
-    try:
-        with pa.OSFile(str(partial), "wb") as sink:
-            writer: pa.RecordBatchFileWriter | None = None
-            for part in _chunks(rows, chunk):
-                batch = _to_batch(part)
-                writer = writer or pa.ipc.new_file(sink, batch.schema)
-                writer.write_batch(batch)
-                count += len(part)
-            (writer or pa.ipc.new_file(sink, pa.schema([]))).close()
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with disk.new_file(path) as partial, pa.OSFile(str(partial), "wb") as sink:
+        writer: pa.RecordBatchFileWriter | None = None
+        for part in _chunks(rows, chunk):
+            batch = _to_batch(part)
+            writer = writer or pa.ipc.new_file(sink, batch.schema)
+            writer.write_batch(batch, custom_metadata={CHECKSUM: _checksum(batch)})
+            count += len(part)
+        (writer or pa.ipc.new_file(sink, pa.schema([]))).close()
     return count
 
 
 class BlockStore:
     """Random access to the rows of several block files.
+
+    A file that is cut short is an `InputError` at once, flipped bits are one when a row beside them
+    is first asked for.
 
     Args:
         paths: files of `write_block`; their order is the order of the rows.
@@ -48,9 +53,13 @@ class BlockStore:
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self._columns: list[dict[str, _Column]] = []
-        lengths, sizes = [], []
+        lengths: list[Any] = []
+        sizes: list[int] = []
+        self._unchecked: dict[int, tuple[Path, pa.RecordBatch, bytes]] = {}
         for path in paths:
-            for batch in _batches(path):
+            for batch, checksum in _batches(path):
+                if checksum is not None:
+                    self._unchecked[len(sizes)] = (path, batch, checksum)
                 columns = {
                     name: _Column(batch.column(i), batch.schema.field(i))
                     for i, name in enumerate(batch.schema.names)
@@ -74,7 +83,15 @@ class BlockStore:
         """Return one row; its arrays are read-only views of the file."""
         block = int(np.searchsorted(self._ends, index, side="right"))
         within = index - (int(self._ends[block - 1]) if block else 0)
+        if block in self._unchecked:
+            self._check(block)
         return {name: column.get(within) for name, column in self._columns[block].items()}
+
+    def _check(self, block: int) -> None:
+        path, batch, checksum = self._unchecked[block]
+        if _checksum(batch) != checksum:
+            raise InputError(f"{path}: its rows are not those that were written; {REMEDY}")
+        del self._unchecked[block]
 
     def column(self, name: str) -> np.ndarray:
         """Return a scalar of every row, in order; it must be one of their names."""
@@ -114,9 +131,28 @@ class _Column:
         return flat.reshape(-1, *self.shape) if self.shape else flat
 
 
-def _batches(path: Path) -> list[pa.RecordBatch]:
-    reader = pa.ipc.open_file(pa.memory_map(str(path)))
-    return [reader.get_batch(i) for i in range(reader.num_record_batches)]
+def _batches(path: Path) -> list[tuple[pa.RecordBatch, bytes | None]]:
+    """Return the batches of a file with their checksums, None where it was written without."""
+    found = []
+    with disk.reads(path, REMEDY):
+        reader = pa.ipc.open_file(pa.memory_map(str(path)))
+        for index in range(reader.num_record_batches):
+            batch, metadata = reader.get_batch_with_custom_metadata(index)
+            found.append((batch, None if metadata is None else metadata.get(CHECKSUM)))
+    return found
+
+
+def _checksum(batch: pa.RecordBatch) -> bytes:
+    found = 0
+    for column in batch.columns:
+        lists = pa.types.is_large_list(column.type)
+        for part in (column.offsets, column.values) if lists else (column,):
+            values = part.to_numpy(zero_copy_only=False)
+            if values.dtype == object:
+                values = np.frombuffer(repr(part.to_pylist()).encode(), np.uint8)
+            if len(values):
+                found = zlib.crc32(np.ascontiguousarray(values).view(np.uint8).data, found)
+    return f"{found:08x}".encode()
 
 
 def _chunks(rows: Iterable[Row], size: int) -> Iterable[list[Row]]:

@@ -6,6 +6,7 @@ N patients, H hours, V vitals. Root datasets: `values` float32 in the vitals' un
 `patient_index` [N], `vital_index` [V], `hour_index` int32 [H].
 """
 
+import contextlib
 import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,6 +18,7 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
+from ehr_ray import disk
 from ehr_ray.errors import InputError
 from ehr_ray.events.grid import Vital, hours_since, imputed, observations, scales, to_grid
 from ehr_ray.events.patients import Patient
@@ -173,16 +175,18 @@ def read_hourly(path: Path, start: int, stop: int) -> Hourly:
         )
 
 
-def _opened(path: Path) -> h5py.File:
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[h5py.File]:
     try:
-        file = h5py.File(path, "r")
-    except OSError as error:
-        raise InputError(f"{path}: not a readable HDF5 file ({error})") from error
-    missing = {"values", "masks", "patient_index", "vital_index"} - set(file)
-    if missing:
-        file.close()
-        raise InputError(f"{path}: no dataset {sorted(missing)[0]}; see `ehr-ray prepare --export`")
-    return file
+        with h5py.File(path, "r") as file:
+            missing = {"values", "masks", "patient_index", "vital_index"} - set(file)
+            if missing:
+                raise InputError(
+                    f"{path}: no dataset {sorted(missing)[0]}; see `ehr-ray prepare --export`"
+                )
+            yield file
+    except disk.HDF5_DAMAGE as error:
+        raise disk.unreadable(path, error, "write the file again") from error
 
 
 def _text(name: Any) -> str:

@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute
-import pyarrow.parquet as pq
 
+from ehr_ray import disk
 from ehr_ray.errors import InputError
 
 PREFERRED = "mortality"
@@ -54,7 +54,13 @@ class Labels:
         known = zip(self.subject_id.tolist(), self.prediction_time.tolist(), strict=True)
         value = dict(zip(known, self.value.tolist(), strict=True))
         pairs = zip(subject_id.tolist(), prediction_time.tolist(), strict=True)
-        return np.array([value[pair] for pair in pairs], bool)
+        found = [value.get(pair) for pair in pairs]
+        if None in found:
+            raise InputError(
+                f"task {self.task}: {found.count(None)} of {len(found)} rows have no label; the "
+                "labels were changed while this ran, run it again"
+            )
+        return np.array(found, bool)
 
 
 def tasks_of(cohort: Path) -> list[str]:
@@ -76,10 +82,7 @@ def choose_task(cohort: Path, wanted: str | None) -> str | None:
 def read_labels(cohort: Path, task: str) -> Labels:
     """Return the boolean labels of a task; one row for each (subject, prediction time)."""
     path = Path(cohort) / "labels" / f"{task}.parquet"
-    try:
-        table = pq.read_table(path)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise InputError(f"{path}: unreadable label file; ingest the cohort again") from error
+    table = disk.read_parquet(path, remedy="ingest the cohort again")
     _require(path, table.column_names, ("subject_id", "prediction_time", "boolean_value"))
     table = table.filter(pa.compute.is_valid(table["boolean_value"]))
     table = table.sort_by([("subject_id", "ascending"), ("prediction_time", "ascending")])
@@ -88,7 +91,8 @@ def read_labels(cohort: Path, task: str) -> Labels:
     twice = (subject[1:] == subject[:-1]) & (time[1:] == time[:-1])
     if twice.any():
         raise InputError(
-            f"{path}: subject {subject[1:][twice][0]} has two labels at one prediction time"
+            f"{path}: two labels of one subject at one prediction time, {int(twice.sum())} times; "
+            "keep one of them"
         )
     value = table["boolean_value"].to_numpy(zero_copy_only=False).astype(bool)
     return Labels(task, subject, time, value)

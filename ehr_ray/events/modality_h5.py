@@ -14,6 +14,7 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
+from ehr_ray import disk
 from ehr_ray.errors import InputError
 from ehr_ray.events.modalities import WIDTH
 
@@ -69,13 +70,14 @@ def normalized_ids(raw: Sequence[Any], path: Path) -> list[str]:
     names = [x.decode("utf-8", "replace") if isinstance(x, bytes) else str(x) for x in raw]
     seen: dict[str, str] = {}
     result = []
-    for name in (n.strip() for n in names):
+    for row, name in enumerate(n.strip() for n in names):
         patient = normalize_pid(name)
         other = seen.setdefault(patient, name)
         same = other == name or (other.isdigit() and name.isdigit())
         if not same:
             raise InputError(
-                f"{path}: {other!r} and {name!r} would both be patient {patient}; rename one"
+                f"{path}: row {row + 1} would be the same patient as one of another name before "
+                "it, for their numbers are the same; rename one"
             )
         result.append(patient)
     return result
@@ -116,8 +118,8 @@ def read_all_datasets(path: Path) -> dict[str, npt.NDArray[Any]]:
     try:
         with h5py.File(path, "r") as file:
             file.visititems(visit)
-    except OSError as error:
-        raise InputError(f"{path}: not a readable HDF5 file ({error})") from None
+    except disk.HDF5_DAMAGE as error:
+        raise disk.unreadable(path, error, "write the file again") from None
     return found
 
 

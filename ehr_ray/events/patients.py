@@ -1,5 +1,6 @@
 """Event rows of a cohort shard to patients: the unit everything downstream works on."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -10,8 +11,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ehr_ray import disk
 from ehr_ray.errors import InputError
-from ehr_ray.events.schema import SPLITS, is_origin, place_admitted_to
+from ehr_ray.events.schema import RECORD, SPLITS, is_origin, place_admitted_to
 from ehr_ray.events.vocabulary import Vocabulary
 
 MICROSECONDS_PER_MINUTE = 60_000_000
@@ -70,9 +72,32 @@ def cohort_shards(cohort: Path, split: str) -> list[Path]:
         raise InputError(
             f"{cohort}: not a cohort (no data/ folder); make one with `ehr-ray ingest`"
         )
-    return sorted(
+    found = sorted(
         (folder / split).glob("**/*.parquet"), key=lambda p: (len(p.name), p.name, str(p))
     )
+    _check_complete(Path(cohort), split, found)
+    return found
+
+
+def _check_complete(cohort: Path, split: str, found: list[Path]) -> None:
+    """Raise InputError for a shard that ingest wrote and that is gone.
+
+    Its patients would be missed by nobody. A split that is gone altogether is another matter.
+    """
+    note = cohort / RECORD
+    if not found or not note.is_file():
+        return
+    with disk.reads(note, "restore it, or ingest the cohort again"):
+        try:
+            written = json.loads(note.read_text()).get("shards", {}).get(split, [])
+        except (ValueError, AttributeError) as error:
+            raise OSError(f"not JSON as ingest writes it: {error}") from error
+    gone = {str(name) for name in written} - {path.name for path in found}
+    if gone:
+        raise InputError(
+            f"{cohort / 'data' / split / min(gone)}: gone, as are {len(gone) - 1} more of "
+            f"{len(written)} shards that ingest wrote; restore them, or ingest the cohort again"
+        )
 
 
 def splits_of(cohort: Path) -> dict[str, list[Path]]:
@@ -98,7 +123,7 @@ def read_patients(
     rest: pa.Table | None = None
     done: set[int] = set()
     try:
-        file = pq.ParquetFile(path)
+        file = disk.open_parquet(path)
         for batch in file.iter_batches(batch_rows, columns=_columns(file, path)):
             table = pa.Table.from_batches([batch])
             table = table if rest is None else pa.concat_tables([rest, table])
@@ -111,9 +136,8 @@ def read_patients(
                 yield from _split(table.slice(0, cut), vocabulary, path, done)
         if rest is not None and len(rest):
             yield from _split(rest, vocabulary, path, done)
-    except (pa.ArrowException, OSError) as error:
-        first = str(error).splitlines()[0]
-        raise InputError(f"{path}: unreadable shard ({first}); ingest the cohort again") from error
+    except (pa.ArrowException, OSError, UnicodeError) as error:
+        raise disk.unreadable(path, error, "ingest the cohort again") from error
 
 
 def _columns(file: pq.ParquetFile, path: Path) -> list[str]:
@@ -155,7 +179,8 @@ def _split(
         who = int(subject[start])
         if who in done:
             raise InputError(
-                f"{path}: subject {who} appears twice; run `ehr-ray ingest --source meds`"
+                f"{path}: the events of a subject are in two places; "
+                "run `ehr-ray ingest --source meds`"
             )
         done.add(who)
         keep = token[start:end]

@@ -1,10 +1,14 @@
 """Names and Arrow schemas of what a cohort holds: a MEDS dataset (meds >= 0.4) on disk."""
 
+from pathlib import Path
 from typing import Final
 
 import pyarrow as pa
 
 SPLITS: Final = ("train", "tuning", "held_out")
+
+RECORD: Final = Path("metadata") / "ingest.json"
+"""What made a cohort, the counts of its summary, and the names of its shards by split."""
 
 EVENTS: Final = pa.schema(
     [

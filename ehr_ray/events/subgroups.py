@@ -12,9 +12,8 @@ from typing import Final
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from ehr_ray.errors import InputError
+from ehr_ray import disk
 
 Fact = tuple[int, str, float]
 """Time (the smallest int64 for a static event), code and value (NaN without one)."""
@@ -144,7 +143,7 @@ def _regex(code: str) -> str:
 def _read(shard: Path, wanted: re.Pattern[str]) -> dict[int, list[Fact]]:
     facts: dict[int, list[Fact]] = {}
     try:
-        file = pq.ParquetFile(shard)
+        file = disk.open_parquet(shard)
         there = set(file.schema_arrow.names)
         columns = [n for n in ("subject_id", "time", "code", "numeric_value") if n in there]
         for batch in file.iter_batches(_BATCH_ROWS, columns=columns):
@@ -162,6 +161,6 @@ def _read(shard: Path, wanted: re.Pattern[str]) -> dict[int, list[Fact]]:
             events = zip(time.to_pylist(), found["code"].to_pylist(), value, strict=True)
             for subject, event in zip(found["subject_id"].to_pylist(), events, strict=True):
                 facts.setdefault(subject, []).append(event)
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{shard}: unreadable shard ({error}); ingest it again") from error
+    except (pa.ArrowException, OSError, UnicodeError) as error:
+        raise disk.unreadable(shard, error, "ingest the cohort again") from error
     return facts

@@ -142,7 +142,7 @@ class TokenBook:
         if len(code) and (code.min() < 0 or code.max() >= len(self.vocabulary)):
             bad = int(code[(code < 0) | (code >= len(self.vocabulary))][0])
             raise InputError(
-                f"subject {patient.subject_id}: code id {bad}, but the vocabulary has "
+                f"a patient has code id {bad}, but the vocabulary has "
                 f"{len(self.vocabulary)}; read it with the vocabulary of the run"
             )
         options = self.options

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from ehr_ray import disk
 from ehr_ray.errors import InputError
 from ehr_ray.events.schema import is_origin
 
@@ -204,7 +204,7 @@ def _read(
     """Yield (code ids in order of first appearance, values) chunk by chunk; extends `names`."""
     for path in shards:
         try:
-            file = pq.ParquetFile(path)
+            file = disk.open_parquet(path)
             valued = "numeric_value" in file.schema_arrow.names
             columns = ["code", "numeric_value"] if valued else ["code"]
             for batch in file.iter_batches(1 << 19, columns=columns):
@@ -216,10 +216,10 @@ def _read(
                 else:
                     values = np.full(len(ids), np.nan, np.float32)
                 yield ids, values
-        except (pa.ArrowException, OSError, KeyError) as error:
-            raise InputError(
-                f"{path}: not a readable MEDS shard ({error}); ingest it again"
-            ) from error
+        except KeyError as error:
+            raise InputError(f"{path}: no column {error}; ingest the cohort again") from error
+        except (pa.ArrowException, OSError, UnicodeError) as error:
+            raise disk.unreadable(path, error, "ingest the cohort again") from error
 
 
 def _quantiles(

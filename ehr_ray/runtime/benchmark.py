@@ -167,7 +167,7 @@ def steps(cohort: Path, place: Path) -> Numbers:
         for turn in range(3):
             for name, times, first in (("bare", bare, first_bare), ("ray", ray_, first_ray)):
                 run = place / f"steps-{name}-{turn}"
-                started = time.time()
+                started = time.monotonic()
                 ended = (_bare_process if name == "bare" else _on_ray)(experiment, data, run, 1)
                 times += list(np.diff(ended[WARM_STEPS:]))
                 first.append(ended[0] - started)

@@ -15,8 +15,8 @@ from typing import Any, Final
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from ehr_ray import disk
 from ehr_ray.config import Experiment, dump, override, parse, to_yaml
 from ehr_ray.errors import ConfigError, InputError, RunError, UserError
 from ehr_ray.evaluation.crossval import (
@@ -168,7 +168,7 @@ def _strata(experiment: Experiment, cohort: Path) -> tuple[np.ndarray, np.ndarra
     subjects = np.unique(
         np.concatenate(
             [
-                pq.read_table(path, columns=["subject_id"])["subject_id"].to_numpy()
+                disk.read_parquet(path, ["subject_id"])["subject_id"].to_numpy()
                 for path in sorted((cohort / "data").rglob("*.parquet"))
             ]
         )
@@ -178,7 +178,7 @@ def _strata(experiment: Experiment, cohort: Path) -> tuple[np.ndarray, np.ndarra
         path = cohort / "labels" / f"{outcome.name}.parquet"
         if not path.is_file():
             continue
-        table = pq.read_table(path)
+        table = disk.read_parquet(path)
         given = dict(
             zip(table["subject_id"].to_pylist(), table["boolean_value"].to_pylist(), strict=True)
         )
@@ -312,7 +312,7 @@ def _write_predictions(
         path = cohort / "labels" / f"{outcome}.parquet"
         if not path.is_file():
             continue
-        labels = pq.read_table(path, columns=["subject_id", "prediction_time"]).to_pandas()
+        labels = disk.read_parquet(path, ["subject_id", "prediction_time"]).to_pandas()
         part = part.merge(labels, on="subject_id")
         write_predictions(
             folder / outcome / f"r{repeat}-f{fold}.parquet",

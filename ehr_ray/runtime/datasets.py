@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from ehr_ray import disk
 from ehr_ray.config import Experiment
 from ehr_ray.errors import InputError, RunError, UserError
 from ehr_ray.events.blocks import BlockStore, write_block
@@ -50,7 +50,7 @@ def codes_table(cohort: Path) -> pa.Table:
     """Return the cohort's codes with train statistics, fitting them if it has none."""
     path = Path(cohort) / "metadata" / "codes.parquet"
     if path.is_file():
-        table = pq.read_table(path)
+        table = disk.read_parquet(path, remedy="ingest the cohort again")
         if {"count", "mean", "std"} <= set(table.column_names):
             return table
     shards = splits_of(cohort)
@@ -195,9 +195,13 @@ class _Guarded:
             value = self._function(job)
         except UserError as problem:
             error, bad_input = str(problem), True
+        except RunError as problem:
+            error = str(problem)
         except Exception as problem:
-            log.exception("%s failed on %s", self._function, job)
-            error = f"{job.get('shard')}: {type(problem).__name__}: {problem}"
+            log.exception("failed on %s", job.get("shard"))
+            # A key may be a patient's.
+            what = "" if isinstance(problem, KeyError) else f": {problem}"
+            error = f"{job.get('shard')}: {type(problem).__name__}{what}"
         return {"index": row["index"], "value": value, "error": error, "input": bad_input}
 
 

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.compute
-import pyarrow.parquet as pq
 import torch
 from safetensors.torch import load_file
 
+from ehr_ray import disk
 from ehr_ray.config import Experiment
 from ehr_ray.errors import InputError
 from ehr_ray.events.labels import choose_task, read_labels
@@ -102,11 +102,11 @@ class PtWriter:
         return written
 
     def _labelled(self, job: Mapping[str, Any]) -> Iterator[tuple[Patient, bool]]:
-        for patient in read_patients(Path(job["shard"]), self._vocabulary):
+        for number, patient in enumerate(read_patients(Path(job["shard"]), self._vocabulary), 1):
             answers = self._answers.get(patient.subject_id, ())
             if not answers and not self._skip:
                 raise InputError(
-                    f"{job['shard']}: subject {patient.subject_id} has no label of {self._task}; "
+                    f"{job['shard']}: subject {number} of the file has no label of {self._task}; "
                     "label it, or leave such patients out with --skip-unlabelled"
                 )
             for time, answer in answers[-1:]:
@@ -119,5 +119,5 @@ def _jobs(cohort: Path, output: Path) -> Iterator[dict[str, Any]]:
         first = 0
         for shard in shards:
             yield {"shard": str(shard), "target": str(output / split), "first": first}
-            subjects = pq.read_table(shard, columns=["subject_id"])["subject_id"]
+            subjects = disk.read_parquet(shard, ["subject_id"])["subject_id"]
             first += len(pyarrow.compute.unique(subjects))

@@ -49,11 +49,11 @@ def fault_speed(cohort: Path, place: Path, steps: int = STEPS) -> Numbers:
     family = family_of(experiment)
     with prepared(experiment, family, on_ray=True) as data:
         whole, killed = place / "whole", place / "killed"
-        began = time.time()
+        began = time.monotonic()
         train_noted(experiment, data, whole)
-        middle = time.time()
+        middle = time.monotonic()
         kills = train_noted(experiment, data, killed, every(EVERY_SECONDS, middle))
-        ended = time.time()
+        ended = time.monotonic()
     if not same_weights(whole, killed):
         raise RunError(f"after {len(kills.times)} kills the weights are not those undisturbed")
     alone = goodput(_notes(whole), began, middle)
@@ -82,7 +82,7 @@ def every(seconds: float, began: float) -> Due:
     """Return the schedule of a kill every so many seconds; where nobody is up then, of none."""
 
     def due(_: int, start: Start) -> bool:
-        return (time.time() - began) // seconds > (start.time - began) // seconds
+        return (time.monotonic() - began) // seconds > (start.time - began) // seconds
 
     return due
 
@@ -105,7 +105,7 @@ def _killing(notes: Path, due: Due | None) -> Iterator[Kills]:
                 rank = len(kills.times) % world
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(group[rank].pid, signal.SIGKILL)
-                    kills.times.append(time.time())
+                    kills.times.append(time.monotonic())
                     kills.ranks.append(rank)
 
     thread = threading.Thread(target=watch, args=(due,), daemon=True)

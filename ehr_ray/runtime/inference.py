@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import nn
 
+from ehr_ray import disk
 from ehr_ray.errors import InputError
 from ehr_ray.events.features import code_lookup, simple_features
 from ehr_ray.events.patients import Patient, read_patients, splits_of
@@ -121,7 +121,7 @@ class ShardPredictor:
             count += len(samples)
         for name, parts in tables.items():
             if parts:
-                pq.write_table(pa.concat_tables(parts), target / f"{name}.parquet")
+                disk.write_parquet(pa.concat_tables(parts), target / f"{name}.parquet")
         return count
 
     def _samples(self, patients: Iterable[Patient]) -> Iterator[Sample]:
@@ -251,9 +251,8 @@ def predict_shards(
 
 def read_tables(folders: Iterable[Path], name: str) -> pa.Table | None:
     """Return what the shards wrote under a name, one after the other; None if none did."""
-    parts = [
-        pq.read_table(f / f"{name}.parquet") for f in folders if (f / f"{name}.parquet").is_file()
-    ]
+    paths = [folder / f"{name}.parquet" for folder in folders]
+    parts = [disk.read_parquet(path) for path in paths if path.is_file()]
     return pa.concat_tables(parts) if parts else None
 
 
@@ -316,10 +315,7 @@ def require_known_codes(cohort: Path, vocabulary: Vocabulary) -> str | None:
 def write_embeddings(path: Path, table: pa.Table) -> None:
     """Write `subject_id` and `embedding`, by rename."""
     names = ["subject_id", "embedding"]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    pq.write_table(table.select(names), partial)
-    os.replace(partial, path)
+    disk.write_parquet(table.select(names), path)
 
 
 def batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:

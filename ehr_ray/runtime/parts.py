@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet as pq
 
+from ehr_ray import disk
 from ehr_ray.errors import InputError
 from ehr_ray.evaluation.downstream import Split
 from ehr_ray.evaluation.early_warning import HourPart
@@ -120,7 +121,7 @@ def _request(
 
 
 def _num_subjects(shard: Path) -> int:
-    return len(pa.compute.unique(pq.read_table(shard, columns=["subject_id"])["subject_id"]))
+    return len(pa.compute.unique(disk.read_parquet(shard, ["subject_id"])["subject_id"]))
 
 
 def _numbered(parts: list[Path], name: str) -> pa.Table | None:
@@ -128,7 +129,7 @@ def _numbered(parts: list[Path], name: str) -> pa.Table | None:
     tables, first = [], 0
     for part in parts:
         if (part / f"{name}.parquet").is_file():
-            table = pq.read_table(part / f"{name}.parquet")
+            table = disk.read_parquet(part / f"{name}.parquet", remedy=f"remove {part.parent}")
             shifted = pa.array(table["sample"].to_numpy() + first)
             tables.append(table.set_column(table.column_names.index("sample"), "sample", shifted))
         if (part / "samples.parquet").is_file():

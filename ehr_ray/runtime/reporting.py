@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
+from ehr_ray import disk
 from ehr_ray.config import Experiment, to_yaml
 from ehr_ray.evaluation import figures
 from ehr_ray.evaluation.baselines import TITLES, title_of
@@ -25,6 +27,7 @@ from ehr_ray.events.labels import read_labels
 from ehr_ray.events.patients import splits_of
 from ehr_ray.runtime.inference import matrix
 from ehr_ray.sources.cohort import TASKS
+from ehr_ray.sources.rejects import masked
 from ehr_ray.train import checkpoint, history
 
 
@@ -156,7 +159,7 @@ def _sizes(subject: Subject) -> list[SplitSize]:
     labels = read_labels(subject.cohort, subject.task) if subject.task else None
     for split, shards in splits_of(subject.cohort).items():
         ids = np.concatenate(
-            [np.unique(pq.read_table(p, columns=["subject_id"])["subject_id"]) for p in shards]
+            [np.unique(disk.read_parquet(p, ["subject_id"])["subject_id"]) for p in shards]
         )
         mine = np.isin(labels.subject_id, ids) if labels else np.zeros(0, bool)
         positive = int(labels.value[mine].sum()) if labels else 0
@@ -168,9 +171,8 @@ def _rejected(cohort: Path) -> Rejected | None:
     path = cohort / "metadata" / "rejected.parquet"
     if not path.is_file():
         return None
-    table = pq.read_table(path)
-    reasons = table.group_by("reason").aggregate([("reason", "count")]).to_pydict()
-    counts = dict(zip(reasons["reason"], reasons["reason_count"], strict=True))
+    table = disk.read_parquet(path)
+    counts = dict(Counter(masked(reason) for reason in table["reason"].to_pylist()))
     rows = sum(
         pq.ParquetFile(p).metadata.num_rows for paths in splits_of(cohort).values() for p in paths
     )

@@ -16,7 +16,7 @@ class StartFile:
 
     def __init__(self, folder: Path, rank: int, world: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        now = time.time()
+        now = time.monotonic()
         partial = folder / f".{now:.6f}-{rank}"
         self._file = partial.open("w", buffering=1)
         self._write({"rank": rank, "world": world, "pid": os.getpid(), "time": now})
@@ -24,7 +24,7 @@ class StartFile:
 
     def step(self, step: int) -> None:
         """Note that a step is done."""
-        self._write({"step": step, "time": time.time()})
+        self._write({"step": step, "time": time.monotonic()})
 
     def _write(self, entry: dict[str, float]) -> None:
         self._file.write(json.dumps(entry) + "\n")
@@ -32,7 +32,7 @@ class StartFile:
 
 @dataclass(frozen=True)
 class Start:
-    """One start of a rank, as it was noted; times are seconds since 1970."""
+    """One start of a rank, as it was noted; times are seconds of the machine's steady clock."""
 
     rank: int
     world: int

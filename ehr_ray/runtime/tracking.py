@@ -10,7 +10,9 @@ from typing import Any
 
 import yaml
 
-from ehr_ray.config import Experiment, dump
+from ehr_ray import disk
+from ehr_ray.config import Experiment, dump, read_yaml
+from ehr_ray.errors import InputError
 
 RUN_FILE = "mlflow.yaml"
 log = logging.getLogger(__name__)
@@ -49,8 +51,8 @@ def open_run(
     uri = parent.uri if parent else uri or f"sqlite:///{output / 'mlflow.db'}"
     client = MlflowClient(uri)
     note = experiment.directory / RUN_FILE
-    if note.is_file():
-        tracked = Tracked(**yaml.safe_load(note.read_text()))
+    tracked = find_run(experiment.directory)
+    if tracked is not None:
         try:
             if tracked.uri == uri and client.get_run(tracked.run_id):
                 client.update_run(tracked.run_id, status="RUNNING")
@@ -72,15 +74,19 @@ def open_run(
     for first in range(0, len(params), 100):
         client.log_batch(run.info.run_id, params=params[first : first + 100])
     tracked = Tracked(uri, run.info.run_id)
-    experiment.directory.mkdir(parents=True, exist_ok=True)
-    note.write_text(yaml.safe_dump({"uri": tracked.uri, "run_id": tracked.run_id}))
+    disk.write_text(note, yaml.safe_dump({"uri": tracked.uri, "run_id": tracked.run_id}))
     return tracked
 
 
 def find_run(directory: Path) -> Tracked | None:
     """Return the MLflow run a run directory belongs to, if it was tracked."""
     note = directory / RUN_FILE
-    return Tracked(**yaml.safe_load(note.read_text())) if note.is_file() else None
+    if not note.is_file():
+        return None
+    raw = read_yaml(note)
+    if set(raw) != {"uri", "run_id"} or not all(isinstance(v, str) for v in raw.values()):
+        raise InputError(f"{note}: not a uri and a run_id; remove it to track the run anew")
+    return Tracked(**raw)
 
 
 def crown(search: Tracked, best: Tracked, name: str) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ehr_ray import disk
 from ehr_ray.config import ClusterConfig, Experiment, differences, dump, read_yaml, to_yaml
 from ehr_ray.errors import ConfigError, InputError, RunError, UserError
 from ehr_ray.events.patients import read_patients, splits_of
@@ -92,7 +93,7 @@ def _train(experiment: Experiment, screen: Screen, verbose: bool) -> Trained:
                 + (f", resuming at step {before.step}" if before else "")
             )
             run.mkdir(parents=True, exist_ok=True)
-            (run / "experiment.yaml").write_text(to_yaml(experiment))
+            disk.write_text(run / "experiment.yaml", to_yaml(experiment))
             tracked = open_run(experiment)
             tracker = Tracker(tracked)
             progress = run / ".progress.jsonl"
@@ -119,7 +120,7 @@ def _write_records(run: Path, experiment: Experiment, data: Prepared) -> list[st
     subjects = {split: data.store(split).column("subject_id").tolist() for split in data.blocks}
     found = family.records(dump(experiment), history.read(run), subjects)
     for name, content in found.items():
-        (run / name).write_text(json.dumps(content, indent=1) + "\n")
+        disk.write_text(run / name, json.dumps(content, indent=1) + "\n")
     return list(found)
 
 

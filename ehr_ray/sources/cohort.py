@@ -24,21 +24,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from ehr_ray import disk
 from ehr_ray.errors import InputError
-from ehr_ray.events.schema import REJECTED, SPLITS, SUBJECT_SPLITS
+from ehr_ray.events.schema import RECORD, REJECTED, SPLITS, SUBJECT_SPLITS
 from ehr_ray.events.vocabulary import CODES, fit_codes
 from ehr_ray.sources.identifiers import NAMES
 from ehr_ray.sources.labels import resolve
+from ehr_ray.sources.rejects import masked
 from ehr_ray.sources.shards import Shard, plan_shards
 from ehr_ray.sources.source import Source, Unit
 from ehr_ray.sources.splits import SplitPolicy
 from ehr_ray.sources.staging import Plan, check_subjects, part_labels, side_table, totals
 
-LAYOUT: Final = 1
+LAYOUT: Final = 2
 """Bump when the same input would give other bytes: staged work of older versions is not reused."""
-
-RECORD: Final = Path("metadata") / "ingest.json"
-"""What made a cohort, and the counts of its summary."""
 
 TASKS: Final = "tasks.json"
 """In `metadata`: what the positive class of each task is, where the source says."""
@@ -141,14 +140,15 @@ def finished(output: Path, print_: str) -> IngestSummary | None:
         return None
     try:
         record = json.loads((output / RECORD).read_text())
-    except (OSError, ValueError):
-        record = {}
-    if record.get("fingerprint") != print_:
+        same, summary = record["fingerprint"] == print_, dict(record["summary"])
+        labels = {task: TaskSummary(**value) for task, value in summary.pop("labels").items()}
+        done = IngestSummary(cohort=output, labels=labels, reused=True, **summary)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        same, record = False, None
+    if not same:
         what = "another input or other options" if record else "something else"
         raise InputError(f"--output {output}: holds {what}; remove it or choose another folder")
-    summary = record["summary"]
-    labels = {task: TaskSummary(**value) for task, value in summary.pop("labels").items()}
-    return IngestSummary(cohort=output, labels=labels, reused=True, **summary)
+    return done
 
 
 @contextlib.contextmanager
@@ -228,7 +228,8 @@ def _check_rejects(parts: list[Path], max_rejected: float) -> None:
     tables = (side_table(part, "rejected") for part in parts)
     first = next(table for table in tables if table is not None).slice(0, 3).to_pylist()
     examples = "; ".join(
-        f"{row['file']}:{row['line']}: {row['reason']}".replace(":None:", ":") for row in first
+        f"{row['file']}:{row['line']}: {masked(row['reason'])}".replace(":None:", ":")
+        for row in first
     )
     raise InputError(
         f"rejected {bad_rows} of {rows} rows and {bad_files} of {files} files, more than "
@@ -246,8 +247,8 @@ def finish(
     metadata.mkdir(exist_ok=True)
     subjects = _subjects(plan, shards)
     splits = subjects.select(["subject_id", "split"]).cast(SUBJECT_SPLITS)
-    pq.write_table(splits, metadata / "subject_splits.parquet")
-    pq.write_table(_codes(plan, source, shards, parts), metadata / "codes.parquet")
+    disk.write_parquet(splits, metadata / "subject_splits.parquet")
+    disk.write_parquet(_codes(plan, source, shards, parts), metadata / "codes.parquet")
     _write_all("rejected", parts, REJECTED, metadata)
     _write_names(parts, metadata)
     labels, orphans = _write_labels(parts, subjects, cohort)
@@ -266,7 +267,7 @@ def finish(
         labels=labels,
         labels_without_subject=orphans,
     )
-    _write_records(plan, summary, metadata, print_)
+    _write_records(plan, summary, shards, metadata, print_)
     if source.positive:
         positive = source.positive(plan.options)
         (metadata / TASKS).write_text(json.dumps(positive, indent=1) + "\n")
@@ -281,15 +282,16 @@ def _subjects(plan: Plan, shards: list[Shard]) -> pa.Table:
     """Return the `SUBJECTS` of all shards with their `split`, sorted by id."""
     pieces = []
     for shard in shards:
-        table = pq.ParquetFile(shard.subjects_path(plan)).read()
+        table = disk.open_parquet(shard.subjects_path(plan)).read()
         pieces.append(table.append_column("split", pa.repeat(shard.split, len(table))))
     subjects = pa.concat_tables(pieces).sort_by("subject_id")
     ids = subjects["subject_id"].to_numpy()
     twice = np.flatnonzero(ids[1:] == ids[:-1])
     if len(twice):
-        sid, (one, other) = ids[twice[0]], subjects["split"][twice[0] : twice[0] + 2].to_pylist()
+        one, other = subjects["split"][twice[0] : twice[0] + 2].to_pylist()
         raise InputError(
-            f"subject {sid} is in {one} and in {other}: give each subject one split, or divide "
+            f"{len(twice)} subjects are in more than one split, the first of them in {one} and in "
+            f"{other}: give each subject one split, or divide "
             "anew by --splits, which joins all records of an id as one patient's"
         )
     return subjects
@@ -312,7 +314,7 @@ def _codes(plan: Plan, source: Source, shards: list[Shard], parts: list[Path]) -
 
 
 def _write_all(name: str, parts: list[Path], schema: pa.Schema, folder: Path) -> None:
-    with pq.ParquetWriter(folder / f"{name}.parquet", schema) as writer:
+    with pq.ParquetWriter(folder / f"{name}.parquet", schema, **disk.CHECKED) as writer:
         for part in parts:
             table = side_table(part, name)
             if table is not None:
@@ -329,7 +331,7 @@ def _write_names(parts: list[Path], folder: Path) -> None:
     if names:
         rows = sorted(names.items())
         table = pa.table([[sid for sid, _ in rows], [name for _, name in rows]], schema=NAMES)
-        pq.write_table(table, folder / "subject_ids.parquet")
+        disk.write_parquet(table, folder / "subject_ids.parquet")
 
 
 def _write_labels(
@@ -346,14 +348,16 @@ def _write_labels(
         if not len(table):
             continue
         (cohort / "labels").mkdir(exist_ok=True)
-        pq.write_table(table, cohort / "labels" / f"{task}.parquet")
+        disk.write_parquet(table, cohort / "labels" / f"{task}.parquet")
         value = table.column(2)
         numeric = table.column_names[2] in ("boolean_value", "float_value")
         summaries[task] = TaskSummary(len(table), pc.mean(value).as_py() if numeric else None)
     return summaries, orphans
 
 
-def _write_records(plan: Plan, summary: IngestSummary, metadata: Path, print_: str) -> None:
+def _write_records(
+    plan: Plan, summary: IngestSummary, shards: list[Shard], metadata: Path, print_: str
+) -> None:
     dataset = {
         "dataset_name": plan.source,
         "etl_name": "ehr_ray",
@@ -363,5 +367,6 @@ def _write_records(plan: Plan, summary: IngestSummary, metadata: Path, print_: s
     counts = dataclasses.asdict(summary)
     for key in ("cohort", "reused", "seconds"):
         del counts[key]
-    record = {"fingerprint": print_, "seed": plan.policy.seed, "summary": counts}
+    names = {split: [s.path(plan).name for s in shards if s.split == split] for split in SPLITS}
+    record = {"fingerprint": print_, "seed": plan.policy.seed, "summary": counts, "shards": names}
     (metadata / RECORD.name).write_text(json.dumps(record, indent=1) + "\n")

@@ -9,6 +9,8 @@ are events at their days: RECURRENCE, MEDS_DEATH, and FOLLOW_UP//END, the last i
 import csv
 import os
 import re
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -298,7 +300,7 @@ def _tiles(path: Path, known: set[int]) -> Chunk:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: np.asarray(file[name], np.float64).reshape(-1) for name in file.files}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f"{path}: not a readable archive of arrays ({error})") from None
     names = [name for name, array in arrays.items() if array.size and array.size % width == 0]
     who, _, _ = subject_ids(pa.array(names, pa.string()))
@@ -350,7 +352,8 @@ def _identified(
         raise InputError(f"{name}: row {int(np.argmax(blank)) + 2} has no patient_id")
     unique, counts = np.unique(ids, return_counts=True)
     if (counts > 1).any():
-        raise InputError(f"{name}: patient {unique[counts > 1][0]} has two rows")
+        rows = np.flatnonzero(ids == unique[counts > 1][0])[:2] + 2
+        raise InputError(f"{name}: rows {rows[0]} and {rows[1]} are of one patient; keep one")
     return ids, names
 
 

@@ -86,6 +86,7 @@ def _deduplicated(task: str, table: pa.Table) -> pa.Table:
     clash = np.flatnonzero(~same.to_numpy())
     if len(clash):
         raise InputError(
-            f"labels of task {task}: subject {keys[0][clash[0]]} has two values at one time"
+            f"labels of task {task}: two values of one subject at one time, {len(clash)} times; "
+            "keep one of them"
         )
     return kept

@@ -13,8 +13,8 @@ from typing import Final
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from ehr_ray import disk
 from ehr_ray.errors import InputError
 from ehr_ray.sources.cells import texts, timestamps
 from ehr_ray.sources.identifiers import subject_ids
@@ -113,7 +113,7 @@ def _split_of(path: str, ids: np.ndarray) -> pa.Array:
 @lru_cache(maxsize=1)
 def _subject_splits(path: str) -> tuple[np.ndarray, pa.Array]:
     try:
-        table = pq.ParquetFile(path).read(["subject_id", "split"])
+        table = disk.open_parquet(path).read(["subject_id", "split"])
         ids, _, _ = subject_ids(table["subject_id"])
         order = np.argsort(ids, kind="stable")
         return ids[order], texts(table["split"])[0].take(pa.array(order))
@@ -126,7 +126,7 @@ def _labels(unit: Unit) -> Iterator[Chunk]:
     name = unit.files[0]
     parts = name.removesuffix(".parquet").split("/")[1:]
     task = "-".join(parts[:-1] or parts)
-    table = pq.ParquetFile(os.path.join(unit.root, name)).read()
+    table = disk.open_parquet(os.path.join(unit.root, name)).read()
     columns = [column for column in LABEL_VALUES if column in table.column_names]
     present = [column for column in columns if table[column].null_count < len(table)]
     missing = {"subject_id", "prediction_time"} - set(table.column_names)
@@ -146,7 +146,7 @@ def _labels(unit: Unit) -> Iterator[Chunk]:
 
 
 def _codes(unit: Unit) -> Iterator[Chunk]:
-    table = pq.ParquetFile(os.path.join(unit.root, unit.files[0])).read()
+    table = disk.open_parquet(os.path.join(unit.root, unit.files[0])).read()
     if {"code", "description"} <= set(table.column_names):
         codes, descriptions = texts(table["code"])[0], texts(table["description"])[0]
         said = pa.table({"code": codes, "description": descriptions})

@@ -89,7 +89,11 @@ def _patients(path: Path, name: str) -> ModalityFile:
         return aggregate(rows)
     if len(set(rows.ids)) < len(rows.ids):
         twice = next(one for one in rows.ids if rows.ids.count(one) > 1)
-        raise InputError(f"{path}: patient {twice} has two rows; only a spatial file may have them")
+        first = rows.ids.index(twice)
+        raise InputError(
+            f"{path}: rows {first + 1} and {rows.ids.index(twice, first + 1) + 1} are of one "
+            "patient; only a spatial file may have several"
+        )
     return rows
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ehr_ray import disk
 from ehr_ray.errors import InputError
 from ehr_ray.sources.source import CHUNK_ROWS, Unit
 
@@ -38,7 +39,7 @@ def read_row_groups(
     Raises `InputError` where a needed column is missing, and one of `READ_ERRORS` where the file
     cannot be read.
     """
-    file = pq.ParquetFile(os.path.join(unit.root, unit.files[0]))
+    file = disk.open_parquet(os.path.join(unit.root, unit.files[0]))
     names = file.schema_arrow.names
     for name in needed:
         if name not in names:

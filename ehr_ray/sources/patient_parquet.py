@@ -12,8 +12,8 @@ from typing import Final
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from ehr_ray import disk
 from ehr_ray.errors import InputError
 from ehr_ray.sources.cells import Mask, Times, numbers, since_epoch
 from ehr_ray.sources.identifiers import HASHED_FROM, NAMES, subject_id
@@ -93,7 +93,7 @@ def read(unit: Unit, options: PatientParquetOptions) -> Iterator[Chunk]:
 
 
 def _read_patient(path: str) -> pa.Table:
-    file = pq.ParquetFile(path)
+    file = disk.open_parquet(path)
     missing = [name for name in COLUMNS if name not in file.schema_arrow.names]
     if missing:
         raise InputError(f"no column {missing[0]}")

@@ -177,7 +177,7 @@ def _parse(
         (np.isnan(minute), lambda i: f"time {_show(times[i])} is not HH:MM"),
         (code == "", lambda i: f"parameter {_show(codes[i])} is not a name"),
         (~np.isfinite(value), lambda i: f"value {_show(values[i])} is not a number"),
-        (record & (value != ids[file]), lambda i: f"RecordID {_show(values[i])} in another's file"),
+        (record & (value != ids[file]), lambda i: f"RecordID {_show(values[i])} in another file"),
     )
     bad = header.copy()
     for mask, reason in reasons:
@@ -197,6 +197,8 @@ def _parse(
 def _cells(data: bytes) -> tuple[pa.Table, list[tuple[int, str]]]:
     """Return the rows of three cells, and (number from 1, text) of all others."""
     skipped: list[tuple[int, str]] = []
+    if not data.isascii():
+        data = data.decode(errors="replace").encode()  # else a bad row could not be shown
 
     def skip(row: Any) -> str:
         skipped.append((row.number, row.text))
@@ -225,10 +227,8 @@ def _minute(cell: bytes) -> float:
 
 
 def _code(cell: bytes) -> str:
-    try:
-        return cell.decode().strip()
-    except UnicodeDecodeError:
-        return ""
+    code = cell.decode(errors="replace").strip()
+    return "" if "\ufffd" in code else code
 
 
 def _value(cell: bytes) -> float:

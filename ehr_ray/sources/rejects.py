@@ -1,12 +1,25 @@
 """Quarantine: what was refused, where it stood and why."""
 
+import re
 from collections.abc import Callable
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from ehr_ray.events.schema import REJECTED
+
+_QUOTED: Final = re.compile(r"""'[^']*('|$)|"[^"]*("|$)|(?<=_id )\S+|\d{5,}""")
+
+
+def masked(reason: str) -> str:
+    """Return a reason for the screen or a report: what it quotes may be a patient's.
+
+    >>> masked("RecordID '132539' in another file"), masked("subject_id 7 is not in patients")
+    ('RecordID … in another file', 'subject_id … is not in patients')
+    """
+    return _QUOTED.sub("…", reason)
 
 
 class Rejects:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ehr_ray import disk
 from ehr_ray.events.schema import EVENTS, SPLITS, is_origin
 from ehr_ray.sources.source import EPOCH
 from ehr_ray.sources.splits import NUM_BUCKETS
@@ -118,7 +119,9 @@ def _write(table: pa.Table, path: Path, staging: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     # Never inside the cohort, where a killed job would leave it.
     unfinished = staging / f"{path.stem}.tmp-{os.getpid()}"
-    pq.write_table(table, unfinished, row_group_size=ROW_GROUP_ROWS, compression="zstd")
+    options = {"row_group_size": ROW_GROUP_ROWS, "compression": "zstd", **disk.CHECKED}
+    pq.write_table(table, unfinished, **options)
+    disk.sync(unfinished)
     unfinished.rename(path)
 
 

@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from ehr_ray import disk
 from ehr_ray.errors import InputError
 from ehr_ray.events.schema import EVENTS, REJECTED, SPLITS
 from ehr_ray.sources.source import Chunk, Unit, get_source
@@ -99,9 +100,11 @@ def _write_part(part: Path, chunks: Iterator[Chunk], policy: SplitPolicy) -> Non
     for name, pieces in tables.items():
         path = part / f"{name}.parquet"
         path.parent.mkdir(exist_ok=True)
-        pq.write_table(pa.concat_tables(pieces), path)
+        pq.write_table(pa.concat_tables(pieces), path, **disk.CHECKED)
     np.save(part / "counts.npy", counts)
     (part / "part.json").write_text(json.dumps(totals))
+    for path in part.rglob("*"):
+        disk.sync(path)  # before the rename that says it is whole
 
 
 def _side_tables(chunk: Chunk) -> Iterator[tuple[str, pa.Table]]:
@@ -168,13 +171,13 @@ def read_keys(part: Path, first: int, last: int) -> Iterator[pa.RecordBatch]:
 def side_table(part: Path, name: str) -> pa.Table | None:
     """Return the part's table called `name`, None if it has none."""
     path = part / f"{name}.parquet"
-    return pq.ParquetFile(path).read() if path.exists() else None
+    return disk.open_parquet(path).read() if path.exists() else None
 
 
 def part_labels(part: Path) -> dict[str, pa.Table]:
     """Return the part's label tables by task."""
     files = sorted((part / "labels").glob("*.parquet"))
-    return {path.stem: pq.ParquetFile(path).read() for path in files}
+    return {path.stem: disk.open_parquet(path).read() for path in files}
 
 
 def totals(parts: list[Path]) -> dict[str, int]:
@@ -190,14 +193,14 @@ def check_subjects(parts: list[Path]) -> None:
     if twice is not None:
         files = [_files_of(part, twice) for part in parts]
         first, second, *_ = [file for found in files for file in found]
-        raise InputError(f"subject {twice} is in {first} and in {second}: remove one of them")
+        raise InputError(f"one subject is in {first} and in {second}: remove one of them")
     known: dict[int, str] = {}
     for part in parts:
         table = side_table(part, "names")
         for sid, name in zip(*table.to_pydict().values(), strict=True) if table else ():
             if known.setdefault(sid, name) != name:
                 raise InputError(
-                    f"subjects {known[sid]!r} and {name!r} hash to one id: rename one of them"
+                    f"{part.name}: two names of subjects hash to one id; give them numbers instead"
                 )
 
 
@@ -205,7 +208,7 @@ def _column(part: Path, table: str, column: str) -> npt.NDArray[np.int64]:
     path = part / f"{table}.parquet"
     if not path.exists():
         return np.empty(0, np.int64)
-    values: npt.NDArray[np.int64] = pq.ParquetFile(path).read([column])[column].to_numpy()
+    values: npt.NDArray[np.int64] = disk.open_parquet(path).read([column])[column].to_numpy()
     return values
 
 

@@ -17,8 +17,8 @@ from typing import Any, Final, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from ehr_ray import disk
 from ehr_ray.errors import InputError
 from ehr_ray.events.phrases import LEVELS
 from ehr_ray.sources.cells import events_table
@@ -98,7 +98,7 @@ def read(unit: Unit, options: TokenisedOptions) -> Iterator[Chunk]:
 def _records(path: str, name: str) -> Iterator[dict[str, Any]]:
     try:
         if path.endswith(".parquet"):
-            for batch in pq.ParquetFile(path).iter_batches(PATIENTS):
+            for batch in disk.open_parquet(path).iter_batches(PATIENTS):
                 yield from batch.to_pylist()
         elif path.endswith(".jsonl"):
             with open(path, encoding="utf-8") as file:
@@ -107,7 +107,7 @@ def _records(path: str, name: str) -> Iterator[dict[str, Any]]:
             found = json.loads(Path(path).read_text("utf-8"))
             yield from found if isinstance(found, list) else [found]
     except (*READ_ERRORS, ValueError) as error:
-        raise InputError(f"{name}: not readable records ({error}); write it again") from None
+        raise disk.unreadable(name, error, "write it again") from None
 
 
 def _chunk(
@@ -125,7 +125,7 @@ def _chunk(
     for record in records:
         subject = _subject(unit, record)
         last = 0.0
-        for code, value, second in _events(unit, subject, record, words, options):
+        for code, value, second in _events(unit, record, words, options):
             ids.append(subject)
             codes.append(code)
             values.append(value)
@@ -136,7 +136,7 @@ def _chunk(
         if subject not in labels:
             if options.unlabelled == "refuse":
                 raise InputError(
-                    f"{unit.files[0]}: subject {subject} has no row in {LABELS}; add it, or ingest "
+                    f"{unit.files[0]}: a subject has no row in {LABELS}; add it, or ingest "
                     "such patients without a label with --unlabelled keep"
                 )
             continue
@@ -162,7 +162,7 @@ def _subject(unit: Unit, record: dict[str, Any]) -> int:
         subject, tokens = int(record["subject_id"]), record["tokens"]
         if len(tokens) != len(record["timestamps"]):
             raise InputError(
-                f"{unit.files[0]}: subject {subject} has {len(tokens)} tokens and "
+                f"{unit.files[0]}: a subject has {len(tokens)} tokens and "
                 f"{len(record['timestamps'])} timestamps; they must be as many"
             )
     except (KeyError, TypeError, ValueError):
@@ -174,7 +174,6 @@ def _subject(unit: Unit, record: dict[str, Any]) -> int:
 
 def _events(
     unit: Unit,
-    subject: int,
     record: dict[str, Any],
     words: dict[int, str],
     options: TokenisedOptions,
@@ -184,7 +183,7 @@ def _events(
     for token, second in zip(record["tokens"], record["timestamps"], strict=True):
         if token not in words:
             raise InputError(
-                f"{unit.files[0]}: subject {subject} has token id {token}, which {VOCABULARY} has "
+                f"{unit.files[0]}: a subject has token id {token}, which {VOCABULARY} has "
                 "not; give the vocabulary these tokens were made with"
             )
         if words[token] not in ENDS:

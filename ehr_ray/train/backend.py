@@ -1,9 +1,13 @@
 """Where a run happens, as the loop sees it."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+
+from ehr_ray.errors import RunError, UserError
 
 
 class Backend(Protocol):
@@ -42,3 +46,21 @@ class LocalBackend:
 
     def report(self, metrics: dict[str, float]) -> None:
         """Do nothing: the run directory has it all."""
+
+
+@contextlib.contextmanager
+def together(backend: Backend) -> Iterator[None]:
+    """End every rank where one cannot go on: the others would wait for it at the next sum.
+
+    All ranks enter the block. The one at fault raises its own error, the others `RunError`.
+    """
+    problem: Exception | None = None
+    try:
+        yield
+    except (UserError, RunError) as error:
+        problem = error
+    faults = float(backend.all_sum(torch.tensor([float(problem is not None)])))
+    if problem is not None:
+        raise problem
+    if faults:
+        raise RunError("another worker could not go on; its message says why")

@@ -1,9 +1,12 @@
 """What a run leaves on disk: the checkpoint users load, and the state resume needs.
 
-Tensors are safetensors, the rest YAML and Parquet: nothing is unpickled. Folders appear by one
-rename, so a kill at any moment leaves the old or the new one, never a half.
+Tensors are safetensors, the rest YAML and Parquet: nothing is unpickled. Folders are on the disk
+before one rename shows them, so a kill or a power cut leaves the old or the new one, never a half.
+Tensors carry a checksum, and the previous checkpoint and state stay: what the disk damaged later is
+seen, and the one before is used instead.
 """
 
+import logging
 import os
 import shutil
 from collections.abc import Mapping
@@ -11,17 +14,23 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import torch
 import yaml
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ehr_ray import disk
 from ehr_ray.config import Experiment, parse, read_yaml, to_yaml
 from ehr_ray.errors import ConfigError, InputError
 from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.family import AnyFamily
+from ehr_ray.train.integrity import damage_of, document, save_tensors, starts_as_pickle, tensors_of
 from ehr_ray.train.task import family_of
+
+log = logging.getLogger(__name__)
+
+WEIGHTS = "model.safetensors"
+KEPT_STATES = 2
 
 
 @dataclass(frozen=True)
@@ -57,18 +66,26 @@ def save_checkpoint(
     vocabulary: Vocabulary,
     name: str = "checkpoint",
 ) -> None:
-    """Write `<run>/checkpoint/`, or `name`: weights, experiment and vocabulary; self-contained."""
-    partial = _fresh(run / f".checkpoint.{os.getpid()}")
-    _save(model.state_dict(), partial / "model.safetensors")
-    (partial / "experiment.yaml").write_text(to_yaml(experiment))
-    pq.write_table(vocabulary.to_table(), partial / "vocabulary.parquet")
+    """Write `<run>/checkpoint/`, or `name`: weights, experiment and vocabulary; self-contained.
+
+    The previous `checkpoint/` stays as `.checkpoint.old`. `RunError` where the disk is full or
+    read-only; what was there stays as it was.
+    """
     final, old = run / name, run / f".{name.partition('/')[0]}.old"
-    final.parent.mkdir(exist_ok=True)
-    if final.exists():
+
+    def place(partial: Path) -> None:
+        final.parent.mkdir(exist_ok=True)
+        if final.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            final.rename(old)
+        partial.rename(final)
+
+    with disk.new_folder(run / f".checkpoint.{os.getpid()}", place) as partial:
+        save_tensors(model.state_dict(), partial / WEIGHTS)
+        (partial / "experiment.yaml").write_text(document(to_yaml(experiment)))
+        disk.write_parquet(vocabulary.to_table(), partial / "vocabulary.parquet")
+    if final.parent != run:
         shutil.rmtree(old, ignore_errors=True)
-        final.rename(old)
-    partial.rename(final)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def load(path: str | Path) -> Loaded:
@@ -76,79 +93,125 @@ def load(path: str | Path) -> Loaded:
     folder = checkpoint_folder(path)
     experiment = parse(read_yaml(folder / "experiment.yaml"))
     family = family_of(experiment)
-    vocabulary = Vocabulary.from_table(pq.read_table(folder / "vocabulary.parquet"))
+    vocabulary = read_vocabulary(folder)
     model = family.build(experiment.model, vocabulary)
-    model.load_state_dict(load_file(folder / "model.safetensors"))
+    try:
+        model.load_state_dict(load_file(folder / WEIGHTS))
+    except RuntimeError as error:
+        raise InputError(
+            f"{folder}: the weights do not fit the experiment.yaml beside them; restore both"
+        ) from error
     return Loaded(experiment, family, vocabulary, model.eval())
 
 
+def read_vocabulary(folder: Path) -> Vocabulary:
+    """Return the vocabulary of a checkpoint folder."""
+    return Vocabulary.from_table(disk.read_parquet(folder / "vocabulary.parquet"))
+
+
 def checkpoint_folder(path: str | Path) -> Path:
-    """Return the checkpoint folder of a run folder, or the folder itself if it is one."""
+    """Return the checkpoint folder of a run folder, or the folder itself if it is one.
+
+    A damaged one is passed over for the one before, with a warning; `InputError` without another.
+    """
     path = Path(path)
+    damage = ""
     for folder in (path / "checkpoint", path / ".checkpoint.old", path):
-        if (folder / "model.safetensors").is_file() and (folder / "experiment.yaml").is_file():
+        if not (folder / WEIGHTS).is_file() or not (folder / "experiment.yaml").is_file():
+            continue
+        if folder.name == ".checkpoint.old":
+            damage = damage or f"{path / 'checkpoint'}: missing"
+        found = damage_of(folder, (WEIGHTS, "experiment.yaml", "vocabulary.parquet"))
+        if not found:
+            if damage:
+                log.warning("%s; using the one before it, %s", damage, folder)
             return folder
+        damage = damage or found
+    if damage:
+        raise InputError(f"{damage}; restore it from a copy, or train the run again")
+    if path.is_file() and starts_as_pickle(path):
+        raise InputError(
+            f"{path}: a pickle runs code when it is read; give the folder of a run instead"
+        )
     raise InputError(f"{path}: no checkpoint here; give the folder of a run that has been trained")
 
 
 def save_state(
     run: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress
 ) -> None:
-    """Write `<run>/state/<step>/` and remove the older ones."""
+    """Write `<run>/state/<step>/`; the one before it stays, older ones are removed."""
     name = f"{progress.step:012d}"
-    partial = _fresh(run / "state" / f".{name}.{os.getpid()}")
-    _save(model.state_dict(), partial / "model.safetensors")
-    _save(_moments(optimizer), partial / "optimizer.safetensors")
-    (partial / "progress.yaml").write_text(yaml.safe_dump(asdict(progress)))
     final = run / "state" / name
-    shutil.rmtree(final, ignore_errors=True)
-    partial.rename(final)
+
+    def place(partial: Path) -> None:
+        shutil.rmtree(final, ignore_errors=True)
+        partial.rename(final)
+
+    with disk.new_folder(run / "state" / f".{name}.{os.getpid()}", place) as partial:
+        save_tensors(model.state_dict(), partial / WEIGHTS)
+        save_tensors(_moments(optimizer), partial / "optimizer.safetensors")
+        (partial / "progress.yaml").write_text(document(yaml.safe_dump(asdict(progress))))
+    kept = [folder for folder in _states(run) if folder.name <= name][:KEPT_STATES]
     for other in (run / "state").iterdir():
-        if other.is_dir() and other.name != name:
+        if other.is_dir() and other not in kept:
             shutil.rmtree(other, ignore_errors=True)
 
 
 def saved_progress(run: Path) -> Progress | None:
-    """Return the progress of the newest state of a run, or None if it has none."""
+    """Return the progress of the newest whole state of a run, or None if it has none."""
     folder = _latest(run)
-    return None if folder is None else Progress(**read_yaml(folder / "progress.yaml"))
+    return None if folder is None else _progress(folder)
 
 
 def load_state(run: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress | None:
-    """Restore weights and moments from the newest state; None (nothing changed) without one."""
+    """Restore weights and moments from the newest whole state; None (nothing changed) without one.
+
+    A damaged state is passed over for the one before it, with a warning: the steps between are
+    trained again. `InputError` where every state is damaged.
+    """
     folder = _latest(run)
     if folder is None:
         return None
     try:
-        model.load_state_dict(load_file(folder / "model.safetensors"))
+        model.load_state_dict(load_file(folder / WEIGHTS))
     except RuntimeError as error:
         raise ConfigError(
             f"{folder}: the weights do not fit this model; use another name"
         ) from error
     _restore_moments(optimizer, load_file(folder / "optimizer.safetensors"))
-    return Progress(**read_yaml(folder / "progress.yaml"))
+    return _progress(folder)
 
 
 def _latest(run: Path) -> Path | None:
-    folders = [p for p in (run / "state").glob("[0-9]*") if (p / "progress.yaml").is_file()]
-    return max(folders, key=lambda p: p.name, default=None)
+    damage = ""
+    for folder in _states(run):
+        found = damage_of(folder, (WEIGHTS, "optimizer.safetensors", "progress.yaml"))
+        if not found:
+            if damage:
+                log.warning("%s; going on from the state before it, %s", damage, folder.name)
+            return folder
+        damage = damage or found
+    if damage:
+        raise InputError(
+            f"{damage}, and no older state is whole; restore it, or remove {run / 'state'} "
+            "to train from the start"
+        )
+    return None
 
 
-def _fresh(folder: Path) -> Path:
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    return folder
+def _states(run: Path) -> list[Path]:
+    """Return the states of a run, the newest first: by step, whatever the clock was."""
+    return sorted((run / "state").glob("[0-9]*"), key=lambda p: p.name, reverse=True)
 
 
-def _save(state: Mapping[str, Tensor], path: Path) -> None:
-    save_file(_tensors(state), path)
-    umask = os.umask(0)
-    os.umask(umask)
-    path.chmod(0o666 & ~umask)  # the library makes it private; runs lie on shared storage
-
-
-def _tensors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
+def _progress(folder: Path) -> Progress:
+    try:
+        progress = Progress(**read_yaml(folder / "progress.yaml"))
+    except TypeError as error:
+        raise InputError(f"{folder / 'progress.yaml'}: {error}; restore it") from error
+    if f"{progress.step:012d}" != folder.name:
+        raise InputError(f"{folder / 'progress.yaml'}: step {progress.step}; restore it")
+    return progress
 
 
 def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
@@ -160,7 +223,7 @@ def _moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     for index, parameter in enumerate(_parameters(optimizer)):
         for key, value in optimizer.state.get(parameter, {}).items():
             flat[f"{index}.{key}"] = torch.as_tensor(value)
-    return _tensors(flat)
+    return tensors_of(flat)
 
 
 def _restore_moments(optimizer: torch.optim.Optimizer, flat: Mapping[str, Tensor]) -> None:

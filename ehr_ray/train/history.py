@@ -1,10 +1,12 @@
 """`history.parquet`: a row per report, rewritten whole so that it is never half there."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
+
+from ehr_ray import disk
 
 HISTORY = "history.parquet"
 
@@ -14,9 +16,7 @@ def append(run: Path, row: Mapping[str, float], file: str = HISTORY) -> None:
     kept = read(run, before=int(row["step"]), file=file)
     frame = pd.concat([kept, pd.DataFrame([dict(row)])], ignore_index=True)
     frame = frame.astype({"step": "int64", "epoch": "float64"})
-    partial = run / f".{file}.{os.getpid()}"
-    frame.to_parquet(partial, index=False)
-    os.replace(partial, run / file)
+    disk.write_parquet(pa.Table.from_pandas(frame, preserve_index=False), run / file)
 
 
 def read(run: Path, *, before: int | None = None, file: str = HISTORY) -> pd.DataFrame:
@@ -24,5 +24,6 @@ def read(run: Path, *, before: int | None = None, file: str = HISTORY) -> pd.Dat
     path = run / file
     if not path.is_file():
         return pd.DataFrame()
-    frame = pd.read_parquet(path)
+    remedy = "restore it, or remove it to go on without its earlier reports"
+    frame = disk.read_parquet(path, remedy=remedy).to_pandas()
     return frame if before is None else frame[frame["step"] < before]

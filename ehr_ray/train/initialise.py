@@ -2,17 +2,16 @@
 
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import torch
-import yaml
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ehr_ray.config import read_yaml
 from ehr_ray.errors import InputError
 from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.family import AnyFamily
 from ehr_ray.registry import get_family
-from ehr_ray.train.checkpoint import checkpoint_folder
+from ehr_ray.train.checkpoint import checkpoint_folder, read_vocabulary
 
 
 def initialise(
@@ -29,7 +28,7 @@ def initialise(
     _check_kin(folder, path, family)
     everything = load_file(folder / "model.safetensors")
     source = {n: t for n, t in everything.items() if _last(n) not in family.own_tensors}
-    there = Vocabulary.from_table(pq.read_table(folder / "vocabulary.parquet"))
+    there = read_vocabulary(folder)
     target = model.state_dict()
     renamed, unused = _placed(source, target)
     lines, copied = [], 0
@@ -63,8 +62,7 @@ def initialise(
 
 def _check_kin(folder: Path, path: str | Path, family: AnyFamily) -> None:
     """Raise InputError for a checkpoint of another kind of model: names may agree by chance."""
-    raw = yaml.safe_load((folder / "experiment.yaml").read_text("utf-8"))
-    other = get_family(raw["family"])
+    other = get_family(str(read_yaml(folder / "experiment.yaml").get("family")))
     if other.name != family.name and _home(other) != _home(family):
         raise InputError(
             f"init_from={path}: a checkpoint of {other.name}, whose tensors mean other things than "

@@ -17,7 +17,7 @@ from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.family import AnyFamily, Batch, Knobs, Terms
 from ehr_ray.schedules import Cycle
 from ehr_ray.train import history
-from ehr_ray.train.backend import Backend
+from ehr_ray.train.backend import Backend, together
 from ehr_ray.train.begin import begin_task
 from ehr_ray.train.checkpoint import (
     Progress,
@@ -122,9 +122,11 @@ def train(
         progress.step = step + 1
         if backend.rank == 0:
             watch.on_step(progress.step, total)
-            if plan.keep_steps and progress.step % plan.keep_steps == 0:
-                kept = f"checkpoints/{progress.step:08d}"
-                save_checkpoint(run, module, experiment, vocabulary, kept)
+        if plan.keep_steps and progress.step % plan.keep_steps == 0:
+            with together(backend):
+                if backend.rank == 0:
+                    kept = f"checkpoints/{progress.step:08d}"
+                    save_checkpoint(run, module, experiment, vocabulary, kept)
         if progress.step % every == 0 or progress.step == total:
             values = sums.means("train")
             values |= evaluate(family, module, loader, backend, precision=plan.precision)
@@ -141,17 +143,18 @@ def train(
             others = note_others(progress, family, row)
             progress.finished |= cycles_without_better(experiment, progress, per_epoch)
             progress.finished |= progress.step >= total
-            if backend.rank == 0:
-                if better:
-                    save_checkpoint(run, module, experiment, vocabulary)
-                for name in others:
-                    kept = f"checkpoints/best_{name}"
-                    save_checkpoint(run, module, experiment, vocabulary, kept)
-                history.append(run, row)
-                if told := _warnings(family, history.read(run), plan.warmup_steps, progress):
-                    watch.on_lines(told)
-                save_state(run, module, optimizer, progress)
-                watch.on_report(row)
+            with together(backend):
+                if backend.rank == 0:
+                    if better:
+                        save_checkpoint(run, module, experiment, vocabulary)
+                    for name in others:
+                        kept = f"checkpoints/best_{name}"
+                        save_checkpoint(run, module, experiment, vocabulary, kept)
+                    history.append(run, row)
+                    if told := _warnings(family, history.read(run), plan.warmup_steps, progress):
+                        watch.on_lines(told)
+                    save_state(run, module, optimizer, progress)
+                    watch.on_report(row)
             backend.report(row)
             waited = 0.0
     steps.close()

@@ -1,9 +1,11 @@
 """Codes -> the words that MIMIC-IV's dictionaries have for them."""
 
+import os
 from collections.abc import Iterable, Mapping
 
 import pyarrow as pa
 
+from ehr_ray import disk
 from ehr_ray.sources.csv_files import read_csv
 from ehr_ray.sources.mimic_iv.columns import UNKNOWN, parse
 from ehr_ray.sources.mimic_iv.rows import check_columns
@@ -27,13 +29,14 @@ def _words(root: str, name: str, titles: Titles) -> Words:
     columns = [*titles.key, *titles.text]
     check_columns(root, name, columns)
     words: Words = {}
-    for rows, _, _ in read_csv(root, name, columns):
-        key, text = (
-            zip(*(parse(rows[c], "text")[0].to_pylist() for c in names), strict=True)
-            for names in (titles.key, titles.text)
-        )
-        for one, said in zip(key, text, strict=True):
-            words.setdefault("//".join(one), ", ".join(t for t in said if t != UNKNOWN))
+    with disk.reads(os.path.join(root, name), "fetch it again"):
+        for rows, _, _ in read_csv(root, name, columns):
+            key, text = (
+                zip(*(parse(rows[c], "text")[0].to_pylist() for c in names), strict=True)
+                for names in (titles.key, titles.text)
+            )
+            for one, said in zip(key, text, strict=True):
+                words.setdefault("//".join(one), ", ".join(t for t in said if t != UNKNOWN))
     return words
 
 

@@ -1,8 +1,12 @@
+import errno
+
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ehr_ray.errors import InputError, RunError
 from ehr_ray.events.blocks import BlockStore, write_block
 
 
@@ -81,3 +85,52 @@ def test_a_failed_write_leaves_nothing_and_keeps_what_was_there(tmp_path):
         write_block(path, rows(), chunk=1)
     assert [p.name for p in tmp_path.iterdir()] == ["0.arrow"]
     assert BlockStore([path]).row(0)["x"].tolist() == [0, 1]
+
+
+def test_a_block_cut_short_is_named_with_the_remedy(tmp_path):
+    path = tmp_path / "0.arrow"
+    write_block(path, [{"x": np.arange(50.0), "n": np.array(3)}] * 9, chunk=4)
+    content = path.read_bytes()
+    for size in (0, 5, len(content) // 2, len(content) - 1):
+        path.write_bytes(content[:size])
+        with pytest.raises(InputError, match=r"0\.arrow: unreadable.*; remove it, and it is made"):
+            BlockStore([path])
+    path.unlink()
+    with pytest.raises(InputError, match=r"0\.arrow: no such file; remove it"):
+        BlockStore([path])
+
+
+def test_a_flipped_bit_is_seen_when_its_rows_are_asked_for(tmp_path):
+    path = tmp_path / "0.arrow"
+    marks = np.arange(1000, 1050, dtype=np.float64)
+    rows = [
+        {"x": marks + 100 * i, "flag": np.array([True, False]), "n": np.array(i)} for i in range(8)
+    ]
+    write_block(path, rows, chunk=4)
+    assert len(BlockStore([path]).rows(range(8))) == 8
+    content = bytearray(path.read_bytes())
+    content[content.index((marks + 500).tobytes()) + 7] ^= 1
+    path.write_bytes(content)
+    store = BlockStore([path])
+    assert store.row(3)["n"] == 3
+    for _ in range(2):
+        with pytest.raises(InputError, match="its rows are not those that were written; remove"):
+            store.row(7)
+
+
+def test_a_block_that_vanishes_is_read_on_from_the_mapping(tmp_path):
+    path = tmp_path / "0.arrow"
+    write_block(path, [{"x": np.arange(5)}] * 3)
+    store = BlockStore([path])
+    path.unlink()
+    assert [row["x"].tolist() for row in store.rows(range(3))] == [[0, 1, 2, 3, 4]] * 3
+
+
+def test_a_full_disk_is_one_line_and_leaves_no_block(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(pa, "OSFile", full)
+    with pytest.raises(RunError, match=r"0\.arrow: No space left on device; free space there"):
+        write_block(tmp_path / "0.arrow", [{"x": np.arange(5)}])
+    assert list(tmp_path.iterdir()) == []

@@ -64,7 +64,7 @@ def test_a_file_without_an_hour_index_starts_a_day_before(tmp_path):
 def test_what_is_no_such_file_is_named(tmp_path):
     path = tmp_path / "x.h5"
     path.write_text("no")
-    with pytest.raises(InputError, match=r"x\.h5: not a readable HDF5"):
+    with pytest.raises(InputError, match=r"x\.h5: unreadable, damaged"):
         describe_hourly(path)
     with h5py.File(path, "w") as file:
         file["values"] = np.zeros((1, 3, 2))

@@ -19,7 +19,7 @@ EMBEDDING = RNG.normal(size=(3, 512)).astype(np.float32)
 def test_names_become_numbers_and_collisions_are_refused(tmp_path):
     assert [normalize_pid(x) for x in ("001", b"7 ", "HN_0042", "x")] == ["1", "7", "42", "x"]
     assert normalized_ids(["001", "1"], tmp_path) == ["1", "1"]
-    with pytest.raises(InputError, match=r"site2_014.*site2_020.*patient 2"):
+    with pytest.raises(InputError, match="row 2 would be the same patient as one of another name"):
         normalized_ids(["site2_014", "site2_020"], tmp_path)
 
 

@@ -1,3 +1,5 @@
+import shutil
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -151,7 +153,7 @@ def test_a_static_event_after_timed_ones_is_refused(tmp_path):
 @pytest.mark.parametrize("batch_rows", [1, 2, 100])
 def test_a_subject_that_appears_twice_is_refused(tmp_path, batch_rows):
     events = [(1, 5, "A", 1.0), (2, 4, "A", 1.0), (1, 6, "A", 1.0)]
-    with pytest.raises(InputError, match=r"7\.parquet: subject 1 appears twice"):
+    with pytest.raises(InputError, match=r"7\.parquet: the events of a subject are in two places"):
         read(write(tmp_path / "7.parquet", events), batch_rows=batch_rows)
 
 
@@ -220,3 +222,33 @@ def test_a_folder_that_is_no_cohort_is_refused_with_the_remedy(tmp_path):
     (tmp_path / "data").mkdir()
     with pytest.raises(InputError, match="no shards under data/"):
         splits_of(tmp_path)
+
+
+@pytest.mark.parametrize("how", ["half", "flip", "gone", "empty"])
+def test_a_damaged_shard_is_named_and_never_read_as_fewer_patients(
+    tmp_path, synthetic_cohort, synthetic_vocabulary, how
+):
+    cohort = tmp_path / "cohort"
+    shutil.copytree(synthetic_cohort, cohort)
+    shard = cohort_shards(cohort, "train")[1]
+    content = bytearray(shard.read_bytes())
+    if how == "gone":
+        shard.unlink()
+        with pytest.raises(InputError, match=r"train/1\.parquet: gone, as are 0 more of 8 shards"):
+            splits_of(cohort)
+        return
+    if how == "flip":
+        content[len(content) // 3] ^= 16
+    shard.write_bytes(content if how == "flip" else content[: len(content) // 2 * (how == "half")])
+    with pytest.raises(InputError, match=r"1\.parquet: unreadable, damaged .*; ingest the cohort"):
+        list(read_patients(shard, synthetic_vocabulary))
+
+
+def test_a_split_that_was_removed_is_no_fault_and_a_bad_record_is(tmp_path, synthetic_cohort):
+    cohort = tmp_path / "cohort"
+    shutil.copytree(synthetic_cohort, cohort)
+    shutil.rmtree(cohort / "data" / "tuning")
+    assert set(splits_of(cohort)) == {"train", "held_out"}
+    (cohort / "metadata" / "ingest.json").write_text("[1, 2")
+    with pytest.raises(InputError, match=r"ingest\.json: unreadable.*; restore it"):
+        splits_of(cohort)

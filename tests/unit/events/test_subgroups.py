@@ -131,7 +131,7 @@ def test_no_subgroups_read_nothing(tmp_path):
 
 def test_an_unreadable_shard_is_named(tmp_path):
     (tmp_path / "0.parquet").write_text("no parquet")
-    with pytest.raises(InputError, match=r"0\.parquet: unreadable shard"):
+    with pytest.raises(InputError, match=r"0\.parquet: unreadable, damaged"):
         SubgroupReader(tmp_path / "0.parquet", default_subgroups())
 
 

@@ -111,5 +111,5 @@ def test_an_unknown_id_and_an_empty_patient(vocabulary):
     empty = Patient(1, 0, nothing.astype(np.int64), nothing.astype(np.int32), nothing)
     assert len(book.tokens(empty, nothing).phrase) == 0
     stranger = Patient(5, 0, np.zeros(1, np.int64), np.array([3], np.int32), np.ones(1))
-    with pytest.raises(InputError, match="subject 5: code id 3"):
+    with pytest.raises(InputError, match="a patient has code id 3"):
         book.tokens(stranger, np.ones(1, np.float32))

@@ -197,7 +197,7 @@ def test_the_record_of_tasks_says_which_deaths_count(read):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("clinical.csv", "patient_id,sex\n001,1\n1,0\n", "patient 1 has two rows"),
+        ("clinical.csv", "patient_id,sex\n001,1\n1,0\n", "rows 2 and 3 are of one patient"),
         ("clinical.csv", "name,sex\n001,1\n", "no column patient_id"),
         ("clinical.csv", "patient_id,sex\n001\n", "row 2 has 1 cells, not 2"),
         ("tma_tile_dtr_256_HE.npz", "nothing", "not a readable archive"),

@@ -49,7 +49,7 @@ def test_unknown_values_give_no_label():
 def test_repeats_are_merged_and_contradictions_refused():
     same = [label_rows(ids(1, 1), [True, True]), label_rows(ids(1), [True])]
     assert len(resolve("t", same, SUBJECTS_TABLE)[0]) == 1
-    with pytest.raises(InputError, match="labels of task t: subject 1 has two values at one time"):
+    with pytest.raises(InputError, match="task t: two values of one subject at one time, 1 times"):
         resolve("t", [*same, label_rows(ids(1), [False])], SUBJECTS_TABLE)
 
 

@@ -76,7 +76,7 @@ def test_who_is_not_in_the_clinical_file_is_rejected(folder, tmp_path):
 def test_only_slides_may_be_several_of_a_patient(folder, tmp_path):
     twice = {"patient_id": ["1", "001"], "embedding_512": RNG.normal(size=(2, 512))}
     write_modality(folder / "semantic.h5", twice)
-    with pytest.raises(InputError, match="patient 1 has two rows"):
+    with pytest.raises(InputError, match="rows 1 and 2 are of one patient"):
         read(folder, tmp_path)
 
 

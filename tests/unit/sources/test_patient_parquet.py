@@ -65,7 +65,7 @@ def test_a_patient_in_two_files_is_refused(tmp_path, cohort, write_patient, othe
     write_patient(tmp_path / "in" / other, ROWS)
     with pytest.raises(InputError) as error:
         cohort("patient-parquet", tmp_path / "in")
-    assert "subject 1 is in" in str(error.value)
+    assert "one subject is in" in str(error.value)
     assert "train/1.parquet" in str(error.value)
     assert other in str(error.value)
 

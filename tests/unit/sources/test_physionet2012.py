@@ -94,7 +94,7 @@ def test_a_stay_without_outcome_is_still_a_patient(tmp_path, cohort, write_stays
         ("00:05,HR,80,81", "not Time,Parameter,Value: '00:05,HR,80,81'"),
         ("", "time '' is not HH:MM"),
         ("Time,Parameter,Value", "time 'Time' is not HH:MM"),
-        ("00:05,RecordID,77", "RecordID '77' in another's file"),
+        ("00:05,RecordID,77", "RecordID '77' in another file"),
     ],
 )
 def test_a_bad_row_is_quarantined_with_its_line(
@@ -136,7 +136,7 @@ def test_the_same_stay_twice_names_both_files(tmp_path, cohort, write_stays, wri
     with pytest.raises(InputError) as error:
         cohort("physionet2012", tmp_path / "raw")
     assert str(error.value) == (
-        "subject 132539 is in set-a.tar.gz/set-x/132539.txt and in set-a/132539.txt: "
+        "one subject is in set-a.tar.gz/set-x/132539.txt and in set-a/132539.txt: "
         "remove one of them"
     )
 

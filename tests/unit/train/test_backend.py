@@ -1,7 +1,9 @@
+import pytest
 import torch
 from torch import nn
 
-from ehr_ray.train.backend import LocalBackend
+from ehr_ray.errors import InputError, RunError
+from ehr_ray.train.backend import LocalBackend, together
 
 
 def test_the_local_backend_is_one_rank_that_changes_nothing():
@@ -10,3 +12,20 @@ def test_the_local_backend_is_one_rank_that_changes_nothing():
     assert backend.wrap(model) is model
     assert torch.equal(backend.all_sum(values), values)
     assert backend.report({"a": 1.0}) is None
+
+
+class Other(LocalBackend):
+    """A rank beside one that has failed."""
+
+    def all_sum(self, values):
+        return values + 1
+
+
+def test_an_error_of_one_rank_ends_them_all_and_keeps_its_own_words():
+    with together(LocalBackend()):
+        pass
+    for backend in (LocalBackend(), Other()):
+        with pytest.raises(InputError, match="the disk"), together(backend):
+            raise InputError("the disk")
+    with pytest.raises(RunError, match="another worker could not go on"), together(Other()):
+        pass

@@ -40,7 +40,7 @@ def run(tiny_experiment, make_loader, synthetic_vocabulary):
 
 
 def weights(folder):
-    (state,) = (folder / "state").iterdir()
+    state = max((folder / "state").iterdir())
     return load_file(state / "model.safetensors")
 
 

@@ -1,0 +1,150 @@
+"""Files that outlive faults: written whole or not at all, and read with errors of one line."""
+
+import contextlib
+import errno
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ehr_ray.errors import InputError, RunError
+
+REMEDIES: Final = {
+    errno.ENOSPC: "free space there",
+    errno.EDQUOT: "free space there, or ask for a larger quota",
+    errno.EFBIG: "raise the limit on the size of a file (ulimit -f)",
+    errno.EACCES: "choose a folder that you may write to",
+    errno.EPERM: "choose a folder that you may write to",
+    errno.EROFS: "choose a folder that you may write to",
+    errno.EIO: "check the disk",
+}
+"""What a person can do about a write that failed."""
+
+CHECKED: Final = {"write_page_checksum": True}
+"""For every Parquet file written here: a flipped bit is seen when its page is read."""
+
+HDF5_DAMAGE: Final = (
+    OSError,
+    KeyError,
+    RuntimeError,
+    ValueError,
+    IndexError,
+    TypeError,
+    MemoryError,
+)
+"""What a damaged HDF5 file raises when it is opened or read."""
+
+
+def failed(path: str | Path, error: OSError) -> RunError:
+    """Return the one line about a write that failed: the path, the reason, the remedy."""
+    reason = os.strerror(error.errno) if error.errno else " ".join(str(error).split())
+    remedy = REMEDIES.get(error.errno or 0, "mend that")
+    return RunError(f"{path}: {reason}; {remedy}, then run the same command again")
+
+
+@contextlib.contextmanager
+def writes(path: str | Path) -> Iterator[None]:
+    """Turn what the disk refuses in the block into `RunError`, naming `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise failed(path, error) from error
+
+
+@contextlib.contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """Yield a name to write to; the file is at `path` after the block, whole and on the disk.
+
+    Whatever was at `path` stays until then, and for good if the block fails. `RunError` where the
+    disk is full or may not be written.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with writes(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield partial
+            sync(partial)
+            os.replace(partial, path)
+            sync(path.parent)
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def new_folder(partial: Path, place: Callable[[Path], None]) -> Iterator[Path]:
+    """Yield an empty folder to fill; after the block it is on the disk, and `place` renames it.
+
+    Nothing of it is left if the block fails. `RunError` where the disk is full or read-only.
+    """
+    try:
+        with writes(partial.parent):
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            yield partial
+            for path in sorted(partial.rglob("*")):
+                sync(path)
+            sync(partial)
+            place(partial)
+            sync(partial.parent)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a small file at once."""
+    with new_file(path) as partial:
+        partial.write_text(text)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or a folder's list of names, is on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        # Some network file systems know no fsync of folders: nothing to wait for there.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def reads(path: str | Path, remedy: str) -> Iterator[None]:
+    """Turn what a damaged, foreign or vanished file raises in the block into `InputError`."""
+    try:
+        yield
+    except (pa.ArrowException, OSError, EOFError, UnicodeError) as error:
+        raise unreadable(path, error, remedy) from error
+
+
+def unreadable(path: str | Path, error: Exception, remedy: str) -> InputError:
+    """Return the one line about a file that cannot be read."""
+    if isinstance(error, FileNotFoundError):
+        return InputError(f"{path}: no such file; {remedy}")
+    first = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+    return InputError(f"{path}: unreadable, damaged or cut short ({first}); {remedy}")
+
+
+def open_parquet(path: str | Path) -> pq.ParquetFile:
+    """Open a Parquet file so that pages with a checksum are compared with it."""
+    return pq.ParquetFile(path, page_checksum_verification=True)
+
+
+def read_parquet(
+    path: str | Path, columns: Sequence[str] | None = None, *, remedy: str = "restore it"
+) -> pa.Table:
+    """Return a Parquet file, or `InputError` naming it if it is damaged."""
+    with reads(path, remedy), open_parquet(path) as file:
+        return file.read(None if columns is None else list(columns))
+
+
+def write_parquet(table: pa.Table, path: Path, **options: Any) -> None:
+    """Write a Parquet file, with checksums, at once."""
+    with new_file(path) as partial:
+        pq.write_table(table, partial, **CHECKED, **options)
