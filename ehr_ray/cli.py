@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ehr_ray.errors import RunError, UserError
+from ehr_ray.places import place, spoken, uri_of
 
 Arguments = argparse.Namespace
 
@@ -129,13 +130,13 @@ def _expand(verbs: Any) -> None:
         "carry last values forward over a cohort, as a distributed Ray Data job, to Parquet",
         "ehr-ray expand cohorts/p12 --output expanded/p12 --lvcf-minutes 2880",
     )
-    parser.add_argument("cohort", type=Path, help="folder of the cohort")
-    parser.add_argument("--output", type=Path, required=True, help="folder of the expansion")
+    parser.add_argument("cohort", type=place, help="folder or URI of the cohort")
+    parser.add_argument("--output", type=place, required=True, help="folder of the expansion")
     parser.add_argument(
         "--lvcf-minutes", type=float, default=2880.0, help="longest age carried (default 2880)"
     )
     parser.add_argument("--always-carry", default="", help="codes carried for ever: a,b,c")
-    parser.add_argument("--value-stats", type=Path, help="CSV of code, mean, std for z-scores")
+    parser.add_argument("--value-stats", type=place, help="CSV of code, mean, std for z-scores")
     parser.add_argument("--address", help="Ray cluster to join")
 
 
@@ -167,7 +168,7 @@ def _prepare(verbs: Any) -> None:
     )
     parser.add_argument(
         "--export",
-        type=Path,
+        type=place,
         help="file to write all patients to in the family's own format (hourly_tensors.h5)",
     )
 
@@ -198,7 +199,7 @@ def _train(verbs: Any) -> None:
 
         screen = _screen()
         address = experiment.cluster.address
-        run = experiment.directory
+        run = experiment.place
         for line in evaluate(run, address=address, verbose=verbose, say=screen.passing):
             screen.say(line)
 
@@ -288,14 +289,14 @@ def _evaluate(verbs: Any) -> None:
         "measure a run beside simple baselines: metrics, figures and report.html",
         "ehr-ray evaluate runs/set_vae --task mortality",
     )
-    parser.add_argument("run_folder", metavar="RUN", type=Path, help="folder of a trained run")
-    parser.add_argument("--cohort", type=Path, help="another cohort; nothing is refitted on it")
+    parser.add_argument("run_folder", metavar="RUN", type=place, help="folder of a trained run")
+    parser.add_argument("--cohort", type=place, help="another cohort; nothing is refitted on it")
     parser.add_argument("--split", default="held_out", help="split reported on")
     parser.add_argument(
         "--task",
         help="label file of the cohort, such as mortality; none: no labels, whole stays",
     )
-    parser.add_argument("--output", type=Path, help="folder of the results")
+    parser.add_argument("--output", type=place, help="folder of the results")
     parser.add_argument("--address", help="Ray cluster to join")
 
 
@@ -321,9 +322,9 @@ def _embed(verbs: Any) -> None:
         "embed a cohort by batch inference on Ray Data: one row a patient",
         "ehr-ray embed runs/set_vae --cohort cohorts/p12 --output p12.parquet",
     )
-    parser.add_argument("run_folder", metavar="RUN", type=Path, help="folder of a trained run")
-    parser.add_argument("--cohort", type=Path, required=True, help="cohort to embed")
-    parser.add_argument("--output", type=Path, required=True, help="Parquet file to write")
+    parser.add_argument("run_folder", metavar="RUN", type=place, help="folder of a trained run")
+    parser.add_argument("--cohort", type=place, required=True, help="cohort to embed")
+    parser.add_argument("--output", type=place, required=True, help="Parquet file to write")
     parser.add_argument("--address", help="Ray cluster to join")
 
 
@@ -359,7 +360,9 @@ def _screen() -> Any:
     return Screen()
 
 
-def _relative(path: Path) -> Path:
+def _relative(path: Path) -> str | Path:
+    if (uri := uri_of(path)) is not None:
+        return uri
     try:
         return path.relative_to(Path.cwd())
     except ValueError:
@@ -368,7 +371,7 @@ def _relative(path: Path) -> Path:
 
 def _fail(message: str, code: int) -> NoReturn:
     sys.stdout.flush()
-    print(f"ehr-ray: {' '.join(message.split())}", file=sys.stderr)
+    print(f"ehr-ray: {spoken(' '.join(message.split()))}", file=sys.stderr)
     raise SystemExit(code)
 
 

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ehr_ray.places import spoken
+
 EVERY_SECONDS = 1.0
 
 
@@ -51,7 +53,7 @@ class Screen:
     def say(self, text: str) -> None:
         """Print a line that stays."""
         self._clear()
-        print(text, file=sys.stderr, flush=True)
+        print(spoken(text), file=sys.stderr, flush=True)
 
     def passing(self, text: str) -> None:
         """Show a line that the next one replaces; nothing where output is not a terminal."""

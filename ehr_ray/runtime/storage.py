@@ -116,6 +116,15 @@ def push(place: str | Path, *, mirror: Iterable[str] = (), whole: bool = False) 
             _forget(store.delete_file, _join(path, MARK))
 
 
+def mark(place: str | Path) -> None:
+    """Mark the folder of a URI as not whole, until it is pushed as a whole; of paths, nothing."""
+    uri = uri_of(place)
+    if uri is not None:
+        with _explained(uri):
+            store, path = _filesystem(uri)
+            _write(store, _join(path, MARK), b"")
+
+
 def remove(place: str | Path) -> None:
     """Remove a folder or file with all it holds, here and at its URI."""
     path = local(place)

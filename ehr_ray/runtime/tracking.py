@@ -10,6 +10,8 @@ from typing import Any
 import yaml
 
 from ehr_ray.config import Experiment, dump
+from ehr_ray.errors import ConfigError
+from ehr_ray.places import is_uri
 
 RUN_FILE = "mlflow.yaml"
 
@@ -34,10 +36,11 @@ def open_run(experiment: Experiment) -> Tracked | None:
     from mlflow.exceptions import MlflowException
 
     _quiet()
-    output = Path(experiment.output).absolute()
+    uri = tracking_uri(experiment)
+    output = experiment.directory.absolute().parent
     output.mkdir(parents=True, exist_ok=True)
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or experiment.tracking.uri
-    uri = uri or f"sqlite:///{output / 'mlflow.db'}"
+    if is_uri(experiment.output) and uri.startswith("sqlite:"):
+        output = Path(uri.removeprefix("sqlite:///")).absolute().parent
     client = MlflowClient(uri)
     note = experiment.directory / RUN_FILE
     if note.is_file():
@@ -63,6 +66,17 @@ def open_run(experiment: Experiment) -> Tracked | None:
     experiment.directory.mkdir(parents=True, exist_ok=True)
     note.write_text(yaml.safe_dump({"uri": tracked.uri, "run_id": tracked.run_id}))
     return tracked
+
+
+def tracking_uri(experiment: Experiment) -> str:
+    """Return where an experiment is tracked; ConfigError where that cannot be beside its output."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or experiment.tracking.uri
+    if uri is None and is_uri(experiment.output):
+        raise ConfigError(
+            f"output={experiment.output}: MLflow's sqlite cannot lie in a store; name a server by "
+            "MLFLOW_TRACKING_URI or tracking.uri, or set tracking.experiment=null"
+        )
+    return uri or f"sqlite:///{experiment.directory.absolute().parent / 'mlflow.db'}"
 
 
 def find_run(directory: Path) -> Tracked | None:

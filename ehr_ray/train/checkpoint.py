@@ -21,6 +21,7 @@ from ehr_ray.config import Experiment, parse, read_yaml, to_yaml
 from ehr_ray.errors import ConfigError, InputError
 from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.family import AnyFamily
+from ehr_ray.places import local
 from ehr_ray.train.task import family_of
 
 
@@ -84,7 +85,7 @@ def load(path: str | Path) -> Loaded:
 
 def checkpoint_folder(path: str | Path) -> Path:
     """Return the checkpoint folder of a run folder, or the folder itself if it is one."""
-    path = Path(path)
+    path = local(path)
     for folder in (path / "checkpoint", path / ".checkpoint.old", path):
         if (folder / "model.safetensors").is_file() and (folder / "experiment.yaml").is_file():
             return folder
