@@ -161,6 +161,24 @@ def names_in(place: str | Path) -> set[str]:
         return {name for name in _objects(*_filesystem(uri)) if not _hidden(name)}
 
 
+def tail(place: str | Path, start: int) -> tuple[bytes, int]:
+    """Return what was added to an object after `start` bytes, and its size; all if it began anew.
+
+    Without a URI, or an object, there is nothing.
+    """
+    uri = uri_of(place)
+    if uri is None:
+        return b"", start
+    with _explained(uri):
+        store, path = _filesystem(uri)
+        size = store.get_file_info(path).size
+        if size is None or size == start:
+            return b"", start
+        with store.open_input_file(path) as file:
+            file.seek(start if start < size else 0)
+            return file.read(), size
+
+
 def footer(place: str | Path) -> Any:
     """Return the Parquet metadata of a file, which for a URI is read without the rest of it."""
     uri = uri_of(place)

@@ -117,6 +117,7 @@ def train_here(job: Job, backend: Backend) -> Progress:
         screen.report(row)
         try:
             storage.push(job.run, mirror=MIRRORED)
+            storage.push(job.progress)
         except (UserError, RunError) as error:  # the other ranks wait for this one: go on
             screen.lines([f"not stored, tried again at the next report: {error}"])
 

@@ -79,6 +79,12 @@ def experiment(cohort, output, *changes):
     return load(CONFIG, [f"data.cohort={cohort}", f"output={output}", *LONG, *changes])
 
 
+def objects(bucket, folder):
+    """Return the names of all objects in a folder, hidden ones too."""
+    found = bucket.get_file_info(pyarrow.fs.FileSelector(f"hospital/{folder}", recursive=True))
+    return {os.path.relpath(i.path, f"hospital/{folder}") for i in found if i.is_file}
+
+
 def weights(folder):
     return load_file(folder / "model.safetensors")
 
@@ -111,7 +117,9 @@ def test_expand_from_bucket_to_bucket_gives_what_folders_give(stored, bucket, ma
     assert first.tokens > 1000
 
 
-def test_a_killed_training_goes_on_from_the_store_on_another_machine(stored, machine, tmp_path):
+def test_a_killed_training_goes_on_from_the_store_on_another_machine(
+    stored, bucket, machine, tmp_path, capsys
+):
     whole = train(experiment(storage.fetch(stored), tmp_path / "runs", "name=whole")).run
     output = f"{BUCKET}/runs"
     killed = threading.Event()
@@ -136,7 +144,9 @@ def test_a_killed_training_goes_on_from_the_store_on_another_machine(stored, mac
 
     machine("second")
     shutil.rmtree(Path(os.environ["RAY_TMPDIR"]) / "staging")  # the workers' copies
+    capsys.readouterr()
     trained = train(experiment(stored, output, "name=run"))
+    assert f"step {trained.step} " in capsys.readouterr().err  # of workers elsewhere
     assert trained.resumed_at >= 6
     assert trained.step > trained.resumed_at
     states = [name for name in storage.names_in(f"{output}/run") if name.startswith("state/")]
@@ -159,7 +169,8 @@ def test_a_killed_training_goes_on_from_the_store_on_another_machine(stored, mac
     assert "metrics.json" in storage.names_in(f"{BUCKET}/results")
     assert embed(f"{output}/run", stored, f"{BUCKET}/vectors/all.parquet") == 80
     assert storage.footer(f"{BUCKET}/vectors/all.parquet").num_rows == 80
-    assert storage.names_in(f"{BUCKET}/vectors") == {"all.parquet"}
+    assert objects(bucket, "vectors") == {"all.parquet"}
+    assert not {name for name in objects(bucket, "runs/run") if name.startswith(".progress")}
     machine("fourth")
     assert ehr_ray.load(f"{output}/run").experiment.output == output
 

@@ -201,6 +201,18 @@ def test_a_footer_is_read_where_it_lies(store, tmp_path, transfers):
     assert transfers == []
 
 
+def test_the_tail_of_an_object_is_what_was_added_or_all_of_a_new_one(store):
+    folder, uri = store
+    assert storage.tail(f"{uri}/log", 0) == (b"", 0)
+    write(folder, log="one\n")
+    assert storage.tail(f"{uri}/log", 0) == (b"one\n", 4)
+    write(folder, log="one\ntwo\n")
+    assert storage.tail(f"{uri}/log", 4) == (b"two\n", 8)
+    assert storage.tail(f"{uri}/log", 8) == (b"", 8)
+    write(folder, log="new\n")
+    assert storage.tail(f"{uri}/log", 8) == (b"new\n", 4)
+
+
 @pytest.mark.parametrize(
     ("text", "kind", "said"),
     [
