@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ehr_ray.errors import RunError, UserError
-from ehr_ray.places import place, spoken, uri_of
+from ehr_ray.places import is_uri, place, spoken, uri_of
 
 Arguments = argparse.Namespace
 
@@ -99,7 +99,7 @@ def _quickstart(verbs: Any) -> None:
         "ingest, LVCF, train, evaluate and report on synthetic patients, in minutes",
         "ehr-ray quickstart --output quickstart",
     )
-    parser.add_argument("--output", type=Path, default=Path("quickstart"), help="new folder")
+    parser.add_argument("--output", type=_path, default=Path("quickstart"), help="new folder")
 
 
 def _expand(verbs: Any) -> None:
@@ -347,11 +347,17 @@ def _benchmark(verbs: Any) -> None:
         "ehr-ray benchmark --output benchmark.json\n"
         "  ehr-ray benchmark --config configs/benchmark/set_vae.yaml data.cohort=cohorts/p12",
     )
-    parser.add_argument("--output", type=Path, default=Path("benchmark.json"), help="JSON file")
-    parser.add_argument("--cohort", type=Path, help="cohort to measure on; default is synthetic")
+    parser.add_argument("--output", type=_path, default=Path("benchmark.json"), help="JSON file")
+    parser.add_argument("--cohort", type=_path, help="cohort to measure on; default is synthetic")
     parser.add_argument("--only", help="parts to run: a,b,c")
     parser.add_argument("--config", help="experiment whose training speed is measured (part model)")
     parser.add_argument("overrides", nargs="*", metavar="path=value", help="changes to the config")
+
+
+def _path(text: str) -> Path:
+    if is_uri(text):
+        raise argparse.ArgumentTypeError(f"{text}: a URI; this verb takes paths only")
+    return Path(text)
 
 
 def _screen() -> Any:

@@ -36,6 +36,7 @@ pytestmark = pytest.mark.ray
 CONFIG = Path(__file__).parents[2] / "configs" / "tiny" / "set_vae.yaml"
 BUCKET = "s3://hospital"
 LONG = ["train.max_epochs=6", "train.report_steps=3", "tracking.experiment=null"]
+LONG += ["evaluation.bootstrap=20", "evaluation.hours=[]"]
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +126,7 @@ def test_a_killed_training_goes_on_from_the_store_on_another_machine(
     killed = threading.Event()
 
     def kill_once():
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + 180
         while time.monotonic() < deadline:
             done = {name for name in storage.names_in(f"{output}/run") if "progress" in name}
             if done and max(done) >= "state/000000000006":

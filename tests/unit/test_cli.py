@@ -163,3 +163,15 @@ def test_a_uri_reaches_a_verb_as_it_was_written():
     parsed = build_parser().parse_args(words)
     assert (parsed.run_folder, parsed.cohort) == ("s3://b/runs/a", "gs://c/p12")
     assert parsed.output == Path("out.parquet")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["quickstart"], ["benchmark"], ["export-pt", "config.yaml"]],
+    ids=lambda words: words[0],
+)
+def test_a_verb_that_takes_paths_only_refuses_a_uri(words, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main([*words, "--output", "s3://b/out"])
+    assert caught.value.code == 2
+    assert "s3://b/out: a URI; this verb takes paths only" in capsys.readouterr().err
