@@ -228,7 +228,10 @@ def endpoint(options: str) -> str:
 
 
 def _objects(store: Any, path: str) -> dict[str, Stamp]:
-    """Return the files below a path by relative name; a file itself has the name ""."""
+    """Return the files below a path by relative name; a file itself has the name "".
+
+    Keys of a store are no paths: `..` in one is a hidden name here, and is never copied.
+    """
     selector = pafs.FileSelector(path, recursive=True, allow_not_found=True)
     itself = store.get_file_info(path)
     if itself.type == pafs.FileType.File:

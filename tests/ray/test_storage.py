@@ -152,6 +152,8 @@ def test_a_killed_training_goes_on_from_the_store_on_another_machine(
     assert trained.step > trained.resumed_at
     states = [name for name in storage.names_in(f"{output}/run") if name.startswith("state/")]
     assert len(states) == 3, states  # older ones went
+    blocks = {name.split("/")[1] for name in objects(bucket, "runs") if name.startswith(".cache/")}
+    assert len(blocks) == 1, blocks  # the second machine found those of the first
     machine("third")
     run = storage.fetch(f"{output}/run")
     step = f"{trained.step:012d}"

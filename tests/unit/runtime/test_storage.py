@@ -3,6 +3,7 @@
 import os
 
 import pyarrow as pa
+import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 
@@ -199,6 +200,32 @@ def test_a_footer_is_read_where_it_lies(store, tmp_path, transfers):
     assert storage.footer(f"{uri}/t.parquet").num_rows == 3
     assert storage.footer(folder / "t.parquet").num_rows == 3
     assert transfers == []
+
+
+def test_the_name_of_an_object_leads_out_of_no_folder(store, monkeypatch):
+    class Keys:
+        """A store whose keys are what nobody would call a path."""
+
+        type_name = "s3"
+
+        def get_file_info(self, asked):
+            if isinstance(asked, str):
+                return pafs.FileInfo(asked, pafs.FileType.Directory)
+            keys = [
+                "b/cohort/a",
+                "b/cohort/../secret",
+                "b/cohort/../../../etc/x",
+                "b/cohort//etc/x",
+            ]
+            file = {"type": pafs.FileType.File, "size": 1, "mtime_ns": 0}
+            return [pafs.FileInfo(key, **file) for key in keys]
+
+    monkeypatch.setattr(storage, "_filesystem", lambda _: (Keys(), "b/cohort"))
+    assert storage.names_in("s3://b/cohort") == {"a", "etc/x"}
+    fetched = []
+    monkeypatch.setattr(storage, "_download", lambda *args: fetched.append(args[2]))
+    copy = storage.fetch("s3://b/cohort")
+    assert set(fetched) == {copy / "a", copy / "etc" / "x"}
 
 
 def test_the_tail_of_an_object_is_what_was_added_or_all_of_a_new_one(store):
