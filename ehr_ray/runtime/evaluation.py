@@ -70,7 +70,7 @@ def evaluate(
     Probe and baselines are fitted on the train split of the run's own cohort and calibrated on
     its tuning split, whichever cohort is scored; nothing after a prediction time reaches a model.
     """
-    subject = _subject(storage.fetch(run), cohort, split, task, output)
+    subject = _subject(storage.fetch_run(run), cohort, split, task, output)
     with session(address, verbose=verbose):
         scores, found, parts = _score(subject, say)
     lines = _write(subject, scores, found, parts, say)

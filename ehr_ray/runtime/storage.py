@@ -82,6 +82,15 @@ def fetch(
     return target
 
 
+def fetch_run(place: str | Path, *, missing_ok: bool = False) -> Path:
+    """Fetch a run, without the copy of a state whose writing was interrupted; return its folder."""
+    run = fetch(place, missing_ok=missing_ok)
+    for state in (run / "state").glob("[0-9]*") if uri_of(place) is not None else ():
+        if not (state / LAST[-1]).is_file():
+            shutil.rmtree(state)
+    return run
+
+
 def push(place: str | Path, *, mirror: Iterable[str] = (), whole: bool = False) -> None:
     """Write the changed files of a copy to its URI; a path that is no copy is left alone.
 

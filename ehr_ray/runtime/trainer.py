@@ -69,7 +69,7 @@ def _train(experiment: Experiment, screen: Screen, verbose: bool) -> Trained:
     experiment = replace(experiment, data=replace(experiment.data, cohort=cohort))
     if experiment.tracking.experiment is not None:
         tracking_uri(experiment)
-    run = storage.fetch(experiment.place, missing_ok=True).absolute()
+    run = storage.fetch_run(experiment.place, missing_ok=True).absolute()
     family = family_of(experiment)
     experiment = as_before(run, experiment)
     _check_same(run, experiment)

@@ -148,7 +148,7 @@ def received(config: dict[str, Any]) -> Job:
     places = config.get("places")
     if places is None:
         return job
-    run = storage.fetch(places["run"], missing_ok=True)
+    run = storage.fetch_run(places["run"], missing_ok=True)
     blocks = {
         split: tuple(storage.fetch(path) for path in paths)
         for split, paths in places["blocks"].items()

@@ -150,8 +150,9 @@ def test_a_killed_training_goes_on_from_the_store_on_another_machine(
     assert f"step {trained.step} " in capsys.readouterr().err  # of workers elsewhere
     assert trained.resumed_at >= 6
     assert trained.step > trained.resumed_at
-    states = [name for name in storage.names_in(f"{output}/run") if name.startswith("state/")]
-    assert len(states) == 3, states  # older ones went
+    names = storage.names_in(f"{output}/run")
+    states = {name.split("/")[1] for name in names if name.startswith("state/")}
+    assert len(states) <= 2, states  # older ones went
     blocks = {name.split("/")[1] for name in objects(bucket, "runs") if name.startswith(".cache/")}
     assert len(blocks) == 1, blocks  # the second machine found those of the first
     machine("third")

@@ -128,6 +128,9 @@ def test_an_interrupted_push_of_a_state_leaves_the_older_one_to_readers(store, m
     there = content(folder)
     assert {n for n in there if n.startswith("state/1/")} == {f"state/1/{n}" for n in names}
     assert "state/2/progress.yaml" not in there
+    monkeypatch.setenv(STAGING, str(folder.parent / "other machine"))
+    assert [state.name for state in (storage.fetch_run(uri) / "state").iterdir()] == ["1"]
+    monkeypatch.setenv(STAGING, str(folder.parent / "copies"))
     monkeypatch.setattr(storage, "_upload", was)
     push(uri, mirror=("state",))
     assert content(folder) == {f"state/2/{name}": "new" for name in names}
