@@ -10,7 +10,11 @@ __version__ = version("ehr_ray")
 
 
 def load(run: str) -> "Loaded":
-    """Return a run's model (eval mode, CPU), experiment, vocabulary and family; needs no Ray."""
+    """Return a run's model (eval mode, CPU), experiment, vocabulary and family; needs no Ray.
+
+    `run` is its folder or its URI, such as s3://bucket/runs/set_vae.
+    """
+    from ehr_ray.runtime.storage import fetch
     from ehr_ray.train import checkpoint
 
-    return checkpoint.load(run)
+    return checkpoint.load(fetch(run))

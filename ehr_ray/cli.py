@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 from ehr_ray import disk
 from ehr_ray.errors import RunError, UserError
+from ehr_ray.places import is_uri, place, spoken, uri_of
 
 Arguments = argparse.Namespace
 
@@ -55,6 +56,7 @@ def build_parser() -> Parser:
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     from ehr_ray.cli_ingest import add_ingest
     from ehr_ray.cli_phrases import add_export_pt, add_phrases
+    from ehr_ray.cli_tune import add_benchmark, add_crossval, add_tune
 
     for add in (
         _quickstart,
@@ -64,11 +66,11 @@ def build_parser() -> Parser:
         add_export_pt,
         _prepare,
         _train,
-        _tune,
-        _crossval,
+        add_tune,
+        add_crossval,
         _evaluate,
         _embed,
-        _benchmark,
+        add_benchmark,
     ):
         add(verbs)
     return parser
@@ -102,7 +104,7 @@ def _quickstart(verbs: Any) -> None:
         "ingest, LVCF, train, evaluate and report on synthetic patients, in minutes",
         "ehr-ray quickstart --output quickstart",
     )
-    parser.add_argument("--output", type=Path, default=Path("quickstart"), help="new folder")
+    parser.add_argument("--output", type=_path, default=Path("quickstart"), help="new folder")
 
 
 def _expand(verbs: Any) -> None:
@@ -133,13 +135,13 @@ def _expand(verbs: Any) -> None:
         "carry last values forward over a cohort, as a distributed Ray Data job, to Parquet",
         "ehr-ray expand cohorts/p12 --output expanded/p12 --lvcf-minutes 2880",
     )
-    parser.add_argument("cohort", type=Path, help="folder of the cohort")
-    parser.add_argument("--output", type=Path, required=True, help="folder of the expansion")
+    parser.add_argument("cohort", type=place, help="folder or URI of the cohort")
+    parser.add_argument("--output", type=place, required=True, help="folder of the expansion")
     parser.add_argument(
         "--lvcf-minutes", type=float, default=2880.0, help="longest age carried (default 2880)"
     )
     parser.add_argument("--always-carry", default="", help="codes carried for ever: a,b,c")
-    parser.add_argument("--value-stats", type=Path, help="CSV of code, mean, std for z-scores")
+    parser.add_argument("--value-stats", type=place, help="CSV of code, mean, std for z-scores")
     parser.add_argument("--address", help="Ray cluster to join")
 
 
@@ -171,7 +173,7 @@ def _prepare(verbs: Any) -> None:
     )
     parser.add_argument(
         "--export",
-        type=Path,
+        type=place,
         help="file to write all patients to in the family's own format (hourly_tensors.h5)",
     )
 
@@ -202,7 +204,7 @@ def _train(verbs: Any) -> None:
 
         screen = _screen()
         address = experiment.cluster.address
-        run = experiment.directory
+        run = experiment.place
         for line in evaluate(run, address=address, verbose=verbose, say=screen.passing):
             screen.say(line)
 
@@ -230,67 +232,6 @@ def _train(verbs: Any) -> None:
     )
 
 
-def _tune(verbs: Any) -> None:
-    def run(args: Arguments) -> None:
-        from ehr_ray.config import load
-        from ehr_ray.runtime.trial import place
-        from ehr_ray.runtime.tuner import tune
-
-        screen = _screen()
-        searched = tune(load(args.config, args.overrides), screen=screen, verbose=args.verbose)
-        for line in searched.lines:
-            screen.say(line)
-        if searched.sweep.best is not None:
-            best = place(_relative(searched.root), int(searched.sweep.best["trial"]))
-            screen.say(f"next: ehr-ray evaluate {shlex.quote(str(best))}")
-
-    _config_verb(
-        verbs,
-        "tune",
-        run,
-        "search a config's space by Ray Tune; the same command again resumes",
-        "ehr-ray tune configs/set_vae.yaml data.cohort=cohorts/p12 tune.trials=16 name=sweep",
-    )
-
-
-def _crossval(verbs: Any) -> None:
-    def run(args: Arguments) -> None:
-        from ehr_ray.config import load
-        from ehr_ray.runtime.crossval import Plan, crossval
-
-        screen = _screen()
-        plan = Plan(
-            folds=args.folds,
-            repeats=args.repeats,
-            members=args.members,
-            variants=tuple(name for name in args.variants.split(",") if name),
-            variant_repeats=args.variant_repeats,
-        )
-        experiment = load(args.config, args.overrides)
-        for line in crossval(
-            experiment, plan, cpus=args.cpus, verbose=args.verbose, say=screen.say
-        ):
-            screen.say(line)
-
-    parser = _config_verb(
-        verbs,
-        "crossval",
-        run,
-        "train and judge on repeated stratified folds, as parallel Ray jobs, beside baselines",
-        "ehr-ray crossval configs/hcat.yaml data.cohort=cohorts/hancock --folds 5 --repeats 2",
-    )
-    parser.add_argument("--folds", type=int, default=5, help="parts of the cohort (default 5)")
-    parser.add_argument("--repeats", type=int, default=2, help="divisions anew (default 2)")
-    parser.add_argument("--members", type=int, default=1, help="seeds averaged in each fold")
-    parser.add_argument(
-        "--variants", default="", help="ablations: no_imputer,no_gate,only_clinical"
-    )
-    parser.add_argument(
-        "--variant-repeats", type=int, default=1, help="repeats the ablations are run on"
-    )
-    parser.add_argument("--cpus", type=int, help="CPUs of the Ray started here")
-
-
 def _evaluate(verbs: Any) -> None:
     def run(args: Arguments) -> None:
         from ehr_ray.runtime.evaluation import evaluate
@@ -315,14 +256,14 @@ def _evaluate(verbs: Any) -> None:
         "measure a run beside simple baselines: metrics, figures and report.html",
         "ehr-ray evaluate runs/set_vae --task mortality",
     )
-    parser.add_argument("run_folder", metavar="RUN", type=Path, help="folder of a trained run")
-    parser.add_argument("--cohort", type=Path, help="another cohort; nothing is refitted on it")
+    parser.add_argument("run_folder", metavar="RUN", type=place, help="folder of a trained run")
+    parser.add_argument("--cohort", type=place, help="another cohort; nothing is refitted on it")
     parser.add_argument("--split", default="held_out", help="split reported on")
     parser.add_argument(
         "--task",
         help="label file of the cohort, such as mortality; none: no labels, whole stays",
     )
-    parser.add_argument("--output", type=Path, help="folder of the results")
+    parser.add_argument("--output", type=place, help="folder of the results")
     parser.add_argument("--address", help="Ray cluster to join")
 
 
@@ -348,36 +289,16 @@ def _embed(verbs: Any) -> None:
         "embed a cohort by batch inference on Ray Data: one row a patient",
         "ehr-ray embed runs/set_vae --cohort cohorts/p12 --output p12.parquet",
     )
-    parser.add_argument("run_folder", metavar="RUN", type=Path, help="folder of a trained run")
-    parser.add_argument("--cohort", type=Path, required=True, help="cohort to embed")
-    parser.add_argument("--output", type=Path, required=True, help="Parquet file to write")
+    parser.add_argument("run_folder", metavar="RUN", type=place, help="folder of a trained run")
+    parser.add_argument("--cohort", type=place, required=True, help="cohort to embed")
+    parser.add_argument("--output", type=place, required=True, help="Parquet file to write")
     parser.add_argument("--address", help="Ray cluster to join")
 
 
-def _benchmark(verbs: Any) -> None:
-    def run(args: Arguments) -> None:
-        from ehr_ray.runtime.benchmark import MODEL, benchmark
-
-        given = {"cohort": args.cohort, "only": args.only, "verbose": args.verbose}
-        if args.config is not None:
-            from ehr_ray.config import load
-
-            given |= {"only": args.only or MODEL, "experiment": load(args.config, args.overrides)}
-        benchmark(args.output, **given)
-
-    parser = _add(
-        verbs,
-        "benchmark",
-        run,
-        "measure speed as ratios within one run: LVCF, loading, training bare and on Ray, a model",
-        "ehr-ray benchmark --output benchmark.json\n"
-        "  ehr-ray benchmark --config configs/benchmark/set_vae.yaml data.cohort=cohorts/p12",
-    )
-    parser.add_argument("--output", type=Path, default=Path("benchmark.json"), help="JSON file")
-    parser.add_argument("--cohort", type=Path, help="cohort to measure on; default is synthetic")
-    parser.add_argument("--only", help="parts to run: a,b,c; faults, which takes minutes, by name")
-    parser.add_argument("--config", help="experiment whose training speed is measured (part model)")
-    parser.add_argument("overrides", nargs="*", metavar="path=value", help="changes to the config")
+def _path(text: str) -> Path:
+    if is_uri(text):
+        raise argparse.ArgumentTypeError(f"{text}: a URI; this verb takes paths only")
+    return Path(text)
 
 
 def _screen() -> Any:
@@ -386,7 +307,10 @@ def _screen() -> Any:
     return Screen()
 
 
-def _relative(path: Path) -> Path:
+def _relative(path: Path) -> str | Path:
+    """Return a path as a user would type it here: its URI, or relative to this folder."""
+    if (uri := uri_of(path)) is not None:
+        return uri
     try:
         return path.relative_to(Path.cwd())
     except ValueError:
@@ -395,7 +319,7 @@ def _relative(path: Path) -> Path:
 
 def _fail(message: str, code: int) -> NoReturn:
     sys.stdout.flush()
-    print(f"ehr-ray: {' '.join(message.split())}", file=sys.stderr)
+    print(f"ehr-ray: {spoken(' '.join(message.split()))}", file=sys.stderr)
     raise SystemExit(code)
 
 

@@ -4,11 +4,11 @@ import contextlib
 import dataclasses
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from ehr_ray.cli import Arguments, Parser, _add, _screen
 from ehr_ray.errors import InputError
+from ehr_ray.places import place
 
 
 def add_ingest(verbs: Any) -> None:
@@ -48,8 +48,8 @@ def add_ingest(verbs: Any) -> None:
         "ehr-ray ingest --source physionet2012 --input physionet2012/ --output cohorts/p12",
     )
     parser.add_argument("--source", required=True, help=f"one of {', '.join(SOURCES)}")
-    parser.add_argument("--input", type=Path, help="file or folder of raw data")
-    parser.add_argument("--output", type=Path, required=True, help="folder of the cohort")
+    parser.add_argument("--input", type=place, help="file, folder or URI of raw data")
+    parser.add_argument("--output", type=place, required=True, help="folder or URI of the cohort")
     parser.add_argument(
         "--splits",
         help="shares of train,tuning,held_out (default 0.8,0.1,0.1, or the source's own), "

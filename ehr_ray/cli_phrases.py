@@ -1,9 +1,8 @@
 """The verbs on embedded phrases: `phrases` and `export-pt`."""
 
-from pathlib import Path
 from typing import Any
 
-from ehr_ray.cli import Arguments, _config_verb, _relative, _screen
+from ehr_ray.cli import Arguments, _config_verb, _path, _relative, _screen
 
 
 def add_phrases(verbs: Any) -> None:
@@ -57,7 +56,7 @@ def add_export_pt(verbs: Any) -> None:
         "write embedded events as one .pt a patient: embeddings, token_ids, label",
         "ehr-ray export-pt configs/event_decoder.yaml data.cohort=cohorts/p12 --output pt",
     )
-    parser.add_argument("--output", type=Path, required=True, help="new folder")
+    parser.add_argument("--output", type=_path, required=True, help="new folder")
     parser.add_argument("--task", help="label file of the cohort, such as mortality")
     parser.add_argument(
         "--skip-unlabelled", action="store_true", help="leave out patients without a label"

@@ -18,11 +18,12 @@ from ehr_ray.aliases import translated
 from ehr_ray.config_errors import message, not_finite, not_names, outside, unknown
 from ehr_ray.errors import ConfigError
 from ehr_ray.events.subgroups import Subgroup, default_subgroups
+from ehr_ray.places import below, local
 from ehr_ray.registry import get_family
 from ehr_ray.schedules import Schedule
 from ehr_ray.search import DEFAULT, TuneConfig, parse_domain, paths
 from ehr_ray.task import TaskConfig
-from ehr_ray.workers import Workers
+from ehr_ray.workers import ClusterConfig
 
 T = TypeVar("T")
 Raw = dict[str, Any]
@@ -39,7 +40,7 @@ class DataConfig:
     __pydantic_config__ = {"extra": "forbid"}
 
     cohort: str
-    """Folder of the cohort: any MEDS dataset with train, tuning and held_out splits."""
+    """Folder or URI of the cohort: any MEDS dataset with train, tuning and held_out splits."""
     batch_size: PositiveInt = 32
     """Patients per optimizer step, over all workers and accumulation."""
     min_code_count: Annotated[int, Field(ge=0)] = 1
@@ -47,7 +48,7 @@ class DataConfig:
     cache: Literal["disk", "memory"] = "disk"
     """Where model-ready rows live: files beside the runs, kept, or files that go with the run."""
     cache_dir: str | None = None
-    """Folder of the disk cache; default `<output>/.cache`."""
+    """Folder or URI of the disk cache; default `<output>/.cache`."""
     bucket_batches: PositiveInt = 16
     """Batches whose patients are sorted by length together: larger pads less, mixes less."""
     shuffle_patients: PositiveInt = 65536
@@ -119,40 +120,6 @@ class TrainConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClusterConfig:
-    """Where the run happens."""
-
-    __pydantic_config__ = {"extra": "forbid"}
-
-    num_workers: Workers = 1
-    """Ray Train workers (DDP ranks); 0 trains in this process, without Ray; [least, most]: as many
-    of them as the cluster has room for, more or fewer when that changes."""
-    cpus_per_worker: Annotated[float, Field(gt=0)] = 1
-    """CPUs each worker reserves, and the torch threads it uses."""
-    gpus_per_worker: NotNegative = 0
-    """GPUs each worker reserves; above 0 the backend is nccl, otherwise gloo."""
-    address: str | None = None
-    """Ray cluster to join; None joins `RAY_ADDRESS` if set, else starts Ray on this machine."""
-    max_failures: Annotated[int, Field(ge=0)] = 3
-    """Losses of workers in a row, without a report between them, that a run survives: each restarts
-    it from the last saved state. Losses after which it went on do not count."""
-    wait_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 600
-    """Time that room for a fixed number of workers is waited for, at the start and after a loss."""
-    resize_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 60
-    """Time between looks for room for more workers, where `num_workers` is a range."""
-
-    @property
-    def least_workers(self) -> int:
-        """Workers without which nothing is trained."""
-        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[0]
-
-    @property
-    def most_workers(self) -> int:
-        """Workers there may be at most; 0 trains in this process, without Ray."""
-        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]
-
-
-@dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
     """What `evaluate` measures after training."""
 
@@ -187,7 +154,8 @@ class TrackingConfig:
     experiment: str | None = "ehr_ray"
     """MLflow experiment name; null switches tracking off."""
     uri: str | None = None
-    """Tracking URI; `MLFLOW_TRACKING_URI` wins; default is sqlite under the output folder."""
+    """Tracking URI; `MLFLOW_TRACKING_URI` wins; default is sqlite under the output folder, which
+    must not be a URI then."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,11 +169,11 @@ class Experiment:
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     """Name of the run: it lands in `<output>/<name>/`."""
     output: str = "runs"
-    """Folder of runs."""
+    """Folder of runs, or its URI, such as s3://bucket/runs."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of initialisation, order and noise."""
     init_from: str | None = None
-    """A run or checkpoint folder whose matching weights start this model."""
+    """A run or checkpoint folder, or its URI, whose matching weights start this model."""
     freeze: tuple[str, ...] = ()
     """Regular expressions of parameter names that are not trained."""
     model: Any
@@ -233,9 +201,24 @@ class Experiment:
     """Where MLflow writes."""
 
     @property
+    def place(self) -> str:
+        """The run's folder or URI."""
+        return below(self.output, self.name)
+
+    @property
     def directory(self) -> Path:
-        """The run's folder."""
-        return Path(self.output) / self.name
+        """The run's folder on this machine."""
+        return local(self.place)
+
+    @property
+    def cohort(self) -> Path:
+        """The cohort's folder on this machine."""
+        return local(self.data.cohort)
+
+    @property
+    def cache(self) -> Path:
+        """The disk cache's folder on this machine."""
+        return local(self.data.cache_dir or below(self.output, ".cache"))
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:

@@ -1,8 +1,9 @@
-"""How many workers a config asks for: a number, or a range of them."""
+"""The `cluster` section: where a run happens, with how many workers, or what range of them."""
 
+from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import PlainValidator
+from pydantic import Field, PlainValidator
 
 
 def parse_workers(value: Any) -> int | tuple[int, int]:
@@ -26,3 +27,37 @@ def parse_workers(value: Any) -> int | tuple[int, int]:
 
 Workers = Annotated[int | tuple[int, int], PlainValidator(parse_workers)]
 """Type of a config's field."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterConfig:
+    """Where the run happens."""
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    num_workers: Workers = 1
+    """Ray Train workers (DDP ranks); 0 trains in this process, without Ray; [least, most]: as many
+    of them as the cluster has room for, more or fewer when that changes."""
+    cpus_per_worker: Annotated[float, Field(gt=0)] = 1
+    """CPUs each worker reserves, and the torch threads it uses."""
+    gpus_per_worker: Annotated[float, Field(ge=0)] = 0
+    """GPUs each worker reserves; above 0 the backend is nccl, otherwise gloo."""
+    address: str | None = None
+    """Ray cluster to join; None joins `RAY_ADDRESS` if set, else starts Ray on this machine."""
+    max_failures: Annotated[int, Field(ge=0)] = 3
+    """Losses of workers in a row, without a report between them, that a run survives: each restarts
+    it from the last saved state. Losses after which it went on do not count."""
+    wait_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 600
+    """Time that room for a fixed number of workers is waited for, at the start and after a loss."""
+    resize_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 60
+    """Time between looks for room for more workers, where `num_workers` is a range."""
+
+    @property
+    def least_workers(self) -> int:
+        """Workers without which nothing is trained."""
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[0]
+
+    @property
+    def most_workers(self) -> int:
+        """Workers there may be at most; 0 trains in this process, without Ray."""
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]

@@ -25,6 +25,7 @@ from ehr_ray.config import Experiment, parse
 from ehr_ray.errors import ConfigError
 from ehr_ray.events.carry import carry_forward
 from ehr_ray.events.patients import Patient, cohort_shards, read_patients
+from ehr_ray.runtime import storage
 from ehr_ray.runtime.datasets import Prepared, codes_table, prepared, vocabulary_of
 from ehr_ray.runtime.expand import ShardExpander
 from ehr_ray.runtime.fault_speed import fault_speed
@@ -75,7 +76,7 @@ def benchmark(
     with tempfile.TemporaryDirectory(prefix="ehr_ray-benchmark-") as scratch:
         place = Path(scratch)
         if cohort is None and experiment is not None and chosen == [MODEL]:
-            cohort = Path(experiment.data.cohort)
+            cohort = storage.fetch(experiment.data.cohort)
         alone = set(chosen) <= {MODEL, VITALS}
         if cohort is None and chosen == [VITALS]:
             cohort = place

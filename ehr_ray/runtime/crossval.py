@@ -34,7 +34,9 @@ from ehr_ray.events.folds import folds_of, read_events
 from ehr_ray.events.modalities import MODALITIES
 from ehr_ray.events.outcomes import UNKNOWN
 from ehr_ray.families.hcat.config import PRESETS
+from ehr_ray.places import is_uri
 from ehr_ray.registry import get_family
+from ehr_ray.runtime import storage
 from ehr_ray.runtime.datasets import Say
 from ehr_ray.runtime.fold import BASELINES, MODEL, FoldJob, run_fold
 from ehr_ray.runtime.session import session
@@ -87,7 +89,9 @@ def crossval(
     for name in plan.variants:
         if name not in VARIANTS:
             raise ConfigError(f"--variants {name}: choose from {', '.join(VARIANTS)}")
-    cohort = Path(experiment.data.cohort).absolute()
+    if is_uri(experiment.output):
+        raise ConfigError(f"output={experiment.output}: crossval writes to folders; give a path")
+    cohort = storage.fetch(experiment.data.cohort).absolute()
     if not cohort.is_dir():
         raise InputError(f"data.cohort={cohort}: no such folder; make it with `ehr-ray ingest`")
     experiment = replace(experiment, data=replace(experiment.data, cohort=str(cohort)))

@@ -28,7 +28,9 @@ from ehr_ray.events.labels import choose_task, read_labels
 from ehr_ray.events.patients import Patient, cohort_shards, read_patients, splits_of
 from ehr_ray.events.vocabulary import Vocabulary, fit_codes
 from ehr_ray.family import AnyFamily, Row
+from ehr_ray.places import absolute, local, named, uri_of
 from ehr_ray.registry import get_family
+from ehr_ray.runtime import storage
 
 Say = Callable[[str], None]
 log = logging.getLogger(__name__)
@@ -68,7 +70,7 @@ def prepared(
     experiment: Experiment, family: AnyFamily, *, on_ray: bool, say: Say = lambda _: None
 ) -> Iterator[Prepared]:
     """Yield the model-ready dataset of an experiment, making what the cache does not hold."""
-    cohort = Path(experiment.data.cohort)
+    cohort = storage.fetch(experiment.data.cohort)
     if not cohort.is_dir():
         raise InputError(
             f"data.cohort={cohort}: no such folder; make it with `ehr-ray ingest`, "
@@ -87,6 +89,7 @@ def prepared(
     if experiment.task is not None:
         choose_task(cohort, experiment.task.name)
     with _folder(experiment, family, vocabulary, shards) as folder:
+        storage.fetch(folder, missing_ok=True)
         blocks = {
             split: tuple(folder / split / f"{path.stem}.arrow" for path in paths)
             for split, paths in shards.items()
@@ -115,7 +118,7 @@ class BlockMaker:
         task = experiment.task
         self._answers = {}
         if task is not None:
-            self._answers = read_labels(Path(experiment.data.cohort), task.name).answers()
+            self._answers = read_labels(experiment.cohort, task.name).answers()
 
     def __call__(self, job: Mapping[str, str]) -> None:
         """Make `job["target"]` from `job["shard"]`."""
@@ -158,13 +161,17 @@ def run_shards(
     say: Say,
     verb: str,
     num_cpus: float = 1,
+    bring: bool = True,
 ) -> list[Any]:
     """Run a function over shards, as a Ray Data job or here; return what it gave, in order.
 
+    A job's `shard` and `target` may be copies of URIs: they travel as such, the task copies the
+    shard to its node and writes the target back, and it is brought here unless `bring` is False.
     Bad input comes back as a value and is raised here, so that a user reads one line and not the
     traceback of a task.
     """
     results: dict[int, Any] = {}
+    jobs = [{k: named(v) if k in _PLACES else v for k, v in job.items()} for job in jobs]
     if on_ray:
         import ray.data
 
@@ -181,7 +188,21 @@ def run_shards(
             raise (InputError if row["input"] else RunError)(row["error"])
         results[row["index"]] = row["value"]
         say(f"{verb} {count}/{len(jobs)}")
+    for job in jobs if bring else ():
+        storage.fetch(job["target"])
     return [results[index] for index in sorted(results)]
+
+
+_PLACES = ("shard", "target")
+
+
+def _here(job: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a job with the places of this node, where its shard now is."""
+    here = dict(job)
+    for name, place in job.items():
+        if name in _PLACES and uri_of(place) is not None:
+            here[name] = str(storage.fetch(place) if name == "shard" else local(place))
+    return here
 
 
 class _Guarded:
@@ -192,11 +213,10 @@ class _Guarded:
         job = {key: value for key, value in row.items() if key != "index"}
         value, error, bad_input = None, "", False
         try:
-            value = self._function(job)
-        except UserError as problem:
-            error, bad_input = str(problem), True
-        except RunError as problem:
-            error = str(problem)
+            value = self._function(_here(job))
+            storage.push(job.get("target", ""))
+        except (UserError, RunError) as problem:
+            error, bad_input = str(problem), isinstance(problem, UserError)
         except Exception as problem:
             log.exception("failed on %s", job.get("shard"))
             # A key may be a patient's.
@@ -220,8 +240,8 @@ def _folder(
         finally:
             shutil.rmtree(root, ignore_errors=True)
         return
-    base = Path(experiment.data.cache_dir or Path(experiment.output) / ".cache")
-    yield base.absolute() / f"{family.name}-{_key(experiment, family, vocabulary, shards)}"
+    key = _key(experiment, family, vocabulary, shards)
+    yield experiment.cache.absolute() / f"{family.name}-{key}"
 
 
 def _key(
@@ -231,13 +251,13 @@ def _key(
     shards: Mapping[str, Sequence[Path]],
 ) -> str:
     manifest = [
-        (str(p.absolute()), p.stat().st_size, p.stat().st_mtime_ns)
+        (absolute(p), p.stat().st_size, p.stat().st_mtime_ns)
         for paths in shards.values()
         for p in paths
     ]
     options = {name: getattr(experiment.model, name) for name in family.cache_fields}
     if (task := experiment.task) is not None:
-        file = (Path(experiment.data.cohort) / "labels" / f"{task.name}.parquet").stat()
+        file = (experiment.cohort / "labels" / f"{task.name}.parquet").stat()
         options["task"] = [task.name, task.hours, task.label_ratio, file.st_size, file.st_mtime_ns]
     parts = [manifest, options, family.version]
     digest = hashlib.sha256(json.dumps(parts, default=dataclasses.asdict).encode())

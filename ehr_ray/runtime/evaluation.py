@@ -24,6 +24,8 @@ from ehr_ray.evaluation.subgroups import subgroup_result
 from ehr_ray.evaluation.suites import Part, SuiteInput, SuiteResult, get_suite, merged
 from ehr_ray.evaluation.verdicts import MODEL
 from ehr_ray.events.labels import choose_task, read_labels
+from ehr_ray.places import local
+from ehr_ray.runtime import storage
 from ehr_ray.runtime.datasets import Say, split_shards
 from ehr_ray.runtime.inference import matrix, require_known_codes, write_embeddings
 from ehr_ray.runtime.parts import (
@@ -53,12 +55,12 @@ ARTIFACTS = (
 
 
 def evaluate(
-    run: Path,
+    run: str | Path,
     *,
-    cohort: Path | None = None,
+    cohort: str | Path | None = None,
     split: str = "held_out",
     task: str | None = None,
-    output: Path | None = None,
+    output: str | Path | None = None,
     address: str | None = None,
     verbose: bool = False,
     say: Say = lambda _: None,
@@ -68,18 +70,24 @@ def evaluate(
     Probe and baselines are fitted on the train split of the run's own cohort and calibrated on
     its tuning split, whichever cohort is scored; nothing after a prediction time reaches a model.
     """
-    subject = _subject(Path(run), cohort, split, task, output)
+    subject = _subject(storage.fetch_run(run), cohort, split, task, output)
     with session(address, verbose=verbose):
         scores, found, parts = _score(subject, say)
-    return _write(subject, scores, found, parts, say)
+    lines = _write(subject, scores, found, parts, say)
+    storage.push(subject.target)
+    return lines
 
 
 def _subject(
-    run: Path, cohort: Path | None, split: str, task: str | None, output: Path | None
+    run: Path,
+    cohort: str | Path | None,
+    split: str,
+    task: str | None,
+    output: str | Path | None,
 ) -> Subject:
     loaded = checkpoint.load(run)
-    home = Path(loaded.experiment.data.cohort)
-    place = home if cohort is None else Path(cohort)
+    home = storage.fetch(loaded.experiment.data.cohort, missing_ok=True)
+    place = home if cohort is None else storage.fetch(cohort)
     if not place.is_dir():
         flag = "data.cohort" if cohort is None else "--cohort"
         raise InputError(f"{flag}={place}: no such folder; give the cohort as --cohort PATH")
@@ -99,12 +107,12 @@ def _subject(
             )
         choose_task(home, task)
     target = output or (run if own else run / "evaluations" / place.resolve().name)
-    return Subject(run, loaded, place, own, split, task, Path(target))
+    return Subject(run, loaded, place, own, split, task, local(target))
 
 
 def _score(subject: Subject, say: Say) -> tuple[TaskScores | None, SuiteResult, Parts]:
     """Embed what is needed; fit on the run's cohort, score the split asked for."""
-    home = Path(subject.experiment.data.cohort)
+    home = subject.experiment.cohort
     if subject.task is None:
         say("no labels: embedding whole patients")
         wanted = bool(subject.loaded.family.suites) and home.is_dir()

@@ -19,6 +19,8 @@ from ehr_ray.events.normalize import z_score
 from ehr_ray.events.patients import Patient, read_patients, splits_of
 from ehr_ray.events.schema import EXPANDED
 from ehr_ray.events.vocabulary import Vocabulary
+from ehr_ray.places import absolute, local, uri_of
+from ehr_ray.runtime import storage
 from ehr_ray.runtime.datasets import codes_table, run_shards
 from ehr_ray.runtime.session import session
 
@@ -39,12 +41,12 @@ class Expanded:
 
 
 def expand(
-    cohort: Path,
-    output: Path,
+    cohort: str | Path,
+    output: str | Path,
     *,
     lvcf_minutes: float = 2880.0,
     always_carry: tuple[str, ...] = (),
-    value_stats: Path | None = None,
+    value_stats: str | Path | None = None,
     address: str | None = None,
     verbose: bool = False,
     say: Callable[[str], None] = lambda _: None,
@@ -58,24 +60,26 @@ def expand(
     if lvcf_minutes < 0:
         raise InputError(f"--lvcf-minutes {lvcf_minutes:g}: must be 0 or more")
     started = time.perf_counter()
+    cohort, output = storage.fetch(cohort), local(output)
+    value_stats = None if value_stats is None else storage.fetch(value_stats)
     vocabulary = Vocabulary.from_table(codes_table(cohort))
     if value_stats is not None:
         vocabulary = _with_stats(vocabulary, value_stats)
     unknown = sorted(set(always_carry) - set(vocabulary.codes))
     if unknown:
         raise InputError(f"--always-carry: no code {unknown[0]!r} in {cohort}; check its spelling")
-    _claim(output, cohort, lvcf_minutes, always_carry, value_stats)
+    there = _claim(output, cohort, lvcf_minutes, always_carry, value_stats)
     jobs = [
         {"shard": str(path), "target": str(output / split / f"{path.stem}.parquet")}
         for split, paths in splits_of(cohort).items()
         for path in paths
     ]
-    todo = [job for job in jobs if not Path(job["target"]).is_file()]
+    todo = [job for job in jobs if str(Path(job["target"]).relative_to(output)) not in there]
     if todo:
         with session(address, verbose=verbose):
             function = ShardExpander(vocabulary, lvcf_minutes, always_carry)
-            run_shards(todo, function, on_ray=True, say=say, verb="expanded shards")
-    counts = [pq.ParquetFile(job["target"]).metadata for job in jobs]
+            run_shards(todo, function, on_ray=True, say=say, verb="expanded shards", bring=False)
+    counts = [storage.footer(job["target"]) for job in jobs]
     patients = sum(int((c.metadata or {}).get(b"patients", b"0")) for c in counts)
     tokens = sum(c.num_rows for c in counts)
     return Expanded(len(jobs), patients, tokens, time.perf_counter() - started)
@@ -184,8 +188,8 @@ def _with_stats(vocabulary: Vocabulary, path: Path) -> Vocabulary:
 
 def _claim(
     output: Path, cohort: Path, minutes: float, always: tuple[str, ...], stats: Path | None
-) -> None:
-    """Refuse to mix two expansions in a folder."""
+) -> set[str]:
+    """Refuse to mix two expansions in a folder; return the names of the files it has."""
     manifest = [
         (str(p.relative_to(cohort)), p.stat().st_size, p.stat().st_mtime_ns)
         for paths in splits_of(cohort).values()
@@ -193,21 +197,26 @@ def _claim(
     ]
     content = json.dumps(
         {
-            "cohort": str(cohort.absolute()),
+            "cohort": absolute(cohort),
             "lvcf_minutes": minutes,
             "always_carry": sorted(always),
             "value_stats": None if stats is None else stats.read_text() if stats.is_file() else "",
             "shards": manifest,
         }
     )
-    note = output / MANIFEST
+    if uri_of(output) is not None:
+        storage.fetch(output, only=(MANIFEST,), missing_ok=True)
+    note, there = output / MANIFEST, storage.names_in(output)
     if note.is_file() and note.read_text() != content:
         raise InputError(
             f"{output}: holds another expansion; choose another --output or remove the folder"
         )
-    if not note.is_file() and output.is_dir() and any(output.iterdir()):
+    strange = there if uri_of(output) else output.is_dir() and any(output.iterdir())
+    if not note.is_file() and strange:
         raise InputError(f"{output}: not empty; choose another --output")
     output.mkdir(parents=True, exist_ok=True)
     partial = output / f"{MANIFEST}.{os.getpid()}"
     partial.write_text(content)
     os.replace(partial, note)
+    storage.push(note)
+    return there

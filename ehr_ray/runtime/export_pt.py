@@ -23,6 +23,7 @@ from ehr_ray.events.labels import choose_task, read_labels
 from ehr_ray.events.patients import Patient, read_patients, splits_of
 from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.registry import get_family
+from ehr_ray.runtime import storage
 from ehr_ray.runtime.datasets import Say, run_shards, vocabulary_of
 from ehr_ray.runtime.phrases import TABLE, embed_phrases
 from ehr_ray.runtime.session import session
@@ -46,7 +47,7 @@ def export_pt(
         raise InputError(f"--output {output}: not empty; files of two exports would mix")
     if experiment.model.gaps == "merged":  # a file has no place for what is added to a token
         experiment = replace(experiment, model=replace(experiment.model, gaps="own"))
-    cohort = Path(experiment.data.cohort)
+    cohort = storage.fetch(experiment.data.cohort)
     name = choose_task(cohort, task)
     if name is None:
         raise InputError(f"{cohort}: no labels; an export holds one a patient")
@@ -78,7 +79,7 @@ class PtWriter:
         skip_unlabelled: bool,
     ) -> None:
         self._experiment, self._vocabulary, self._folder = experiment, vocabulary, folder
-        self._answers = read_labels(Path(experiment.data.cohort), task).answers()
+        self._answers = read_labels(experiment.cohort, task).answers()
         self._task, self._skip = task, skip_unlabelled
 
     def __call__(self, job: Mapping[str, Any]) -> list[list[Any]]:

@@ -13,6 +13,7 @@ from ehr_ray.config import Experiment
 from ehr_ray.evaluation.collapse import LatentDiagnostics, latent_diagnostics
 from ehr_ray.events.patients import cohort_shards, read_patients
 from ehr_ray.runtime.inference import BATCH_PATIENTS, batched
+from ehr_ray.runtime.storage import push
 from ehr_ray.train import checkpoint
 from ehr_ray.train.task import family_of
 
@@ -70,6 +71,7 @@ def standing(
         say(str(found))
     stands, record = _outcome(verdicts)
     (run / RECORD).write_text(yaml.safe_dump(record, sort_keys=False))
+    push(run / RECORD)
     how = "training {} in its place" if record["trained_instead"] else "{} stands"
     say(f"{experiment.name}: collapsed with {record['collapsed']}; {how.format(stands.name)}")
     return stands
@@ -131,7 +133,7 @@ def tuning_latents(experiment: Experiment, run: Path) -> LatentDiagnostics | Non
     mu: list[np.ndarray] = []
     logvar: list[np.ndarray] = []
     limit = experiment.evaluation.max_patients
-    for shard in cohort_shards(Path(experiment.data.cohort), "tuning"):
+    for shard in cohort_shards(experiment.cohort, "tuning"):
         for group in batched(read_patients(shard, loaded.vocabulary), BATCH_PATIENTS):
             rows = [family.transform(patient, config, loaded.vocabulary) for patient in group]
             assert family.latents is not None

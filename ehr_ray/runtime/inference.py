@@ -1,7 +1,6 @@
 """A trained model over a cohort, on Ray Data: the same transform, collate and predict."""
 
 import os
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,6 +19,8 @@ from ehr_ray.events.patients import Patient, read_patients, splits_of
 from ehr_ray.events.subgroups import Subgroup, SubgroupReader
 from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.family import Batch, Row
+from ehr_ray.places import local, named, uri_of
+from ehr_ray.runtime import storage
 from ehr_ray.runtime.datasets import Say, codes_table, run_shards, sampled
 from ehr_ray.runtime.session import session
 from ehr_ray.train import checkpoint
@@ -39,7 +40,7 @@ class Request:
     """What to compute for each sample of a shard besides the embedding.
 
     Args:
-        checkpoint: folder of the trained model.
+        checkpoint: folder or URI of the trained model.
         untrained: also embed with the same architecture as it was before training.
         features: codes that get simple features, as vocabulary ids; None computes none.
         diagnose: share of subjects whose latents and reconstructions are kept.
@@ -54,7 +55,7 @@ class Request:
         subgroups: ways to divide patients; a column `subgroup/<name>` of the samples for each.
     """
 
-    checkpoint: Path
+    checkpoint: str | Path
     untrained: bool = False
     features: tuple[int, ...] | None = None
     diagnose: float = 0.0
@@ -85,7 +86,7 @@ class ShardPredictor:
     @cached_property
     def loaded(self) -> checkpoint.Loaded:
         """The trained model."""
-        return checkpoint.load(self.request.checkpoint)
+        return checkpoint.load(storage.fetch(self.request.checkpoint))
 
     @cached_property
     def untrained(self) -> nn.Module:
@@ -263,35 +264,39 @@ def matrix(table: pa.Table, name: str) -> np.ndarray:
 
 
 def embed(
-    run: Path,
-    cohort: Path,
-    output: Path,
+    run: str | Path,
+    cohort: str | Path,
+    output: str | Path,
     *,
     address: str | None = None,
     verbose: bool = False,
     say: Callable[[str], None] = lambda _: None,
 ) -> int:
     """Write one row a patient, `subject_id, embedding`, from all of its events; return the rows."""
-    folder = checkpoint.checkpoint_folder(run).absolute()
-    if not Path(cohort).is_dir():
+    folder = checkpoint.checkpoint_folder(storage.fetch(run)).absolute()
+    cohort = storage.fetch(cohort)
+    if not cohort.is_dir():
         raise InputError(f"--cohort {cohort}: no such folder; make it with `ehr-ray ingest`")
     shards = [path for paths in splits_of(cohort).values() for path in paths]
     if line := require_known_codes(cohort, checkpoint.load(run).vocabulary):
         say(line)
-    if output.is_dir():
+    stored = storage.names_in(output) if uri_of(output) is not None else set()
+    output = local(output)
+    if output.is_dir() or stored - {""}:
         raise InputError(f"--output {output}: is a folder; give the name of a Parquet file")
     output = output.absolute()
     output.parent.mkdir(parents=True, exist_ok=True)
     scratch = output.with_name(f".{output.name}.parts-{os.getpid()}")
     try:
         with session(address, verbose=verbose):
-            parts = predict_shards(shards, scratch, Request(folder), None, say=say)
+            parts = predict_shards(shards, scratch, Request(named(folder)), None, say=say)
         table = read_tables(parts, "samples")
         assert table is not None
         write_embeddings(output, table)
+        storage.push(output)
         return int(table.num_rows)
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        storage.remove(scratch)
 
 
 def require_known_codes(cohort: Path, vocabulary: Vocabulary) -> str | None:

@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from ehr_ray.errors import InputError, RunError
+from ehr_ray.events.schema import RECORD
+from ehr_ray.places import is_uri, local, named
+from ehr_ray.runtime import storage
 from ehr_ray.sources.cohort import (
     IngestSummary,
     check_parts,
@@ -37,8 +40,8 @@ Run = Callable[[str, Sequence[Task]], None]
 
 def ingest(
     source: str,
-    input: Path | None,
-    output: Path,
+    input: str | Path | None,
+    output: str | Path,
     *,
     splits: str | None = None,
     seed: int = 0,
@@ -54,8 +57,8 @@ def ingest(
 
     Args:
         source: a name in `SOURCES`.
-        input: file or folder; None for a source that makes its own data.
-        output: folder of the cohort.
+        input: file, folder or URI; None for a source that makes its own data.
+        output: folder or URI of the cohort.
         splits: `0.8,0.1,0.1` or `all:held_out`; None keeps the source's own splits and hashes
             the others 0.8,0.1,0.1.
         seed: of the hash that divides subjects.
@@ -74,18 +77,24 @@ def ingest(
     policy = parse_splits(splits, seed)
     if not 0 <= max_rejected <= 1:
         raise InputError(f"--max-rejected {max_rejected}: not a share between 0 and 1")
-    units = record.units(_existing(input, source, record.needs_input), chosen)
+    given = None if input is None else storage.fetch(input)
+    units = record.units(_existing(given, source, record.needs_input), chosen)
     print_, size = fingerprint(record, chosen, policy, units)
-    output = output.absolute()
+    place, output = named(output), local(output).absolute()
+    stored = _stored(place)
     done = finished(output, print_)
     if done is not None:
         discard_staging(output)
+        if not stored:
+            storage.push(output, whole=True)
         progress(f"{output} is already there, made from the same input: nothing to do")
         return done
+    storage.mark(output)
     with (
         _failures(output),
         staging(output, print_) as folder,
-        _runner(len(units), size, cpus, progress) as run,
+        # A copy is this machine's alone: tasks elsewhere could not write to it.
+        _runner(len(units), size, cpus, progress, "local" if is_uri(place) else None) as run,
     ):
         plan = Plan(source, chosen, policy, folder)
         run("read", [partial(scatter, plan, i, unit) for i, unit in enumerate(units)])
@@ -94,7 +103,22 @@ def ingest(
         run("wrote", [partial(gather, plan, shard, len(units), relative) for shard in shards])
         progress("fitting codes on train")
         summary = finish(plan, record, shards, len(units), output, print_)
+    storage.push(output, whole=True)
     return replace(summary, seconds=time.monotonic() - started)
+
+
+def _stored(place: str) -> bool:
+    """Whether a URI holds a whole cohort, whose record is copied here to be compared with.
+
+    One whose writing was interrupted does not count, and its copy here is left as it is.
+    """
+    if not is_uri(place) or storage.unfinished(place):
+        return False
+    storage.fetch(place, only=(RECORD.as_posix(),), missing_ok=True)
+    names = storage.names_in(place)
+    if names and RECORD.as_posix() not in names:
+        raise InputError(f"--output {place}: holds something else; choose another place")
+    return bool(names)
 
 
 @contextlib.contextmanager
@@ -118,7 +142,11 @@ def _existing(path: Path | None, source: str, needed: bool) -> Path:
 
 @contextlib.contextmanager
 def _runner(
-    units: int, size: int, cpus: int | None, progress: Callable[[str], None]
+    units: int,
+    size: int,
+    cpus: int | None,
+    progress: Callable[[str], None],
+    address: str | None,
 ) -> Iterator[Run]:
     """Choose where tasks run: here, unless there is enough work for Ray to pay."""
     if cpus is None:
@@ -130,7 +158,7 @@ def _runner(
         return
     from ehr_ray.runtime.session import session
 
-    with session(num_cpus=cpus):
+    with session(address, num_cpus=cpus):
         yield partial(_run_on_ray, progress)
 
 

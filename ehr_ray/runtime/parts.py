@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +20,8 @@ from ehr_ray.evaluation.suites import Part
 from ehr_ray.events.features import select_codes
 from ehr_ray.events.labels import Labels
 from ehr_ray.events.patients import splits_of
+from ehr_ray.places import absolute, named
+from ehr_ray.runtime import storage
 from ehr_ray.runtime.datasets import Say, split_shards
 from ehr_ray.runtime.inference import Request, matrix, predict_shards, read_tables
 from ehr_ray.runtime.reporting import Subject
@@ -58,24 +59,26 @@ def judged_part(subject: Subject, fit: dict[str, Part], labels: Labels | None, s
 def _embedded(subject: Subject, cohort: Path, split: str, labels: Labels | None, say: Say) -> Part:
     """Return a split's inference; that of the run's own train and tuning is kept in the run."""
     shards = split_shards(cohort, split)
-    fitted_on = cohort.resolve() == Path(subject.experiment.data.cohort).resolve()
+    fitted_on = cohort.resolve() == subject.experiment.cohort.resolve()
     judged = split == subject.split and cohort.resolve() == subject.cohort.resolve()
     weights = checkpoint.checkpoint_folder(subject.run) / "model.safetensors"
     request = _request(subject, weights.parent, split, shards, labels is not None, judged)
     files = [weights, *shards]
     if labels is not None:
         files.append(cohort / "labels" / f"{labels.task}.parquet")
-    stamp = [(str(p.absolute()), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
+    stamp = [(absolute(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
     asked = {**dataclasses.asdict(request), "checkpoint": ""}
     key = hashlib.sha256(json.dumps([stamp, asked]).encode()).hexdigest()[:16]
     keep = fitted_on and not judged
     folder = subject.run.absolute() / ".parts" / f"{split}-{key}"
     done = folder / "done"
+    storage.fetch(folder, missing_ok=True)
     if not done.is_file():
-        shutil.rmtree(folder, ignore_errors=True)
+        storage.remove(folder)
         cuts = None if labels is None else labels.cuts()
         predict_shards(shards, folder, request, cuts, say=say, verb=f"embedded {split} shards")
         done.touch()
+        storage.push(done)
     parts = [folder / f"{index:05d}" for index in range(len(shards))]
     samples = read_tables(parts, "samples")
     if samples is None:
@@ -88,7 +91,7 @@ def _embedded(subject: Subject, cohort: Path, split: str, labels: Labels | None,
         label = labels.look_up(samples["subject_id"].to_numpy(), time)
     result = Part(samples, {name: t for name, t in found.items() if t is not None}, label)
     if not keep:
-        shutil.rmtree(folder, ignore_errors=True)
+        storage.remove(folder)
     return result
 
 
@@ -106,7 +109,7 @@ def _request(
     patients = max(1, sum(_num_subjects(path) for path in shards))
     share = settings.max_patients / patients
     return Request(
-        folder.absolute(),
+        named(folder.absolute()),
         untrained=labelled,
         features=tuple(codes.tolist()) if labelled else None,
         diagnose=share if judged else 0.0,

@@ -25,7 +25,9 @@ from ehr_ray.events.hashing import HASHED_WIDTH, HASHING, hashed
 from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.family import AnyFamily
 from ehr_ray.nn.sentences import SentenceEncoder, find_model, model_key
+from ehr_ray.places import absolute, local, named
 from ehr_ray.registry import get_family
+from ehr_ray.runtime import storage
 from ehr_ray.runtime.datasets import Say, vocabulary_of
 from ehr_ray.runtime.session import session
 
@@ -51,10 +53,10 @@ def with_phrases(
     if config.phrases is None:
         folder = make_phrases(experiment, texts, on_ray=on_ray, say=say)
     else:
-        folder = Path(config.phrases).absolute()
+        folder = storage.fetch(absolute(config.phrases))
         _check_texts(folder, texts)
     width = _width(folder) if config.embedding_dim is None else config.embedding_dim
-    return replace(experiment, model=replace(config, phrases=str(folder), embedding_dim=width))
+    return replace(experiment, model=replace(config, phrases=named(folder), embedding_dim=width))
 
 
 def as_before(run: Path, experiment: Experiment) -> Experiment:
@@ -74,11 +76,11 @@ def make_phrases(
     experiment: Experiment, texts: Sequence[str], *, on_ray: bool, say: Say = lambda _: None
 ) -> Path:
     """Embed the texts, write the table of them all, and return its folder."""
-    base = Path(experiment.data.cache_dir or Path(experiment.output) / ".cache").absolute()
+    base = experiment.cache.absolute()
     name, width = experiment.model.text_model, experiment.model.embedding_dim
     key = f"{HASHING}-{width or HASHED_WIDTH}" if name == HASHING else model_key(name)
     digest = hashlib.sha256("\0".join([key, *texts]).encode()).hexdigest()[:16]
-    folder = base / f"phrases-{digest}"
+    folder = storage.fetch(named(base / f"phrases-{digest}"), missing_ok=True)
     if (folder / TABLE).is_file():
         return folder
     distinct = list(dict.fromkeys(texts))
@@ -92,6 +94,7 @@ def make_phrases(
             f"model.embedding_dim={width}: {name} gives {table.shape[1]}; drop embedding_dim"
         )
     write_table(folder, texts, table)
+    storage.push(folder)
     return folder
 
 
@@ -110,7 +113,7 @@ def embed_texts(
     known = _cached(cache)
     missing = sorted({*texts} - known.keys(), key=lambda text: (len(text), text))
     parts = [missing[i : i + PART_TEXTS] for i in range(0, len(missing), PART_TEXTS)]
-    jobs = [{"texts": part, "target": str(cache / f"{_digest(part)}.parquet")} for part in parts]
+    jobs = [{"texts": part, "target": named(cache / f"{_digest(part)}.parquet")} for part in parts]
     done = 0
     for count in _run(jobs, name, actors or _actors(len(jobs))) if on_ray else _here(jobs, name):
         done += count
@@ -130,16 +133,19 @@ class PhraseActor:
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Embed the parts of a batch of jobs."""
         pairs = zip(batch["texts"], batch["target"], strict=True)
-        return {"count": [self.part(list(texts), Path(target)) for texts, target in pairs]}
+        return {"count": [self.part(list(texts), target) for texts, target in pairs]}
 
-    def part(self, texts: list[str], target: Path) -> int:
+    def part(self, texts: list[str], place: str) -> int:
         """Write the texts with their vectors, by rename; return how many."""
+        target = local(place)
+        target.parent.mkdir(parents=True, exist_ok=True)
         vectors = self._encoder.encode(texts)
         flat = pa.array(vectors.reshape(-1))
         column = pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
         partial = target.with_name(f".{target.name}.{os.getpid()}")
         pq.write_table(pa.table({"text": pa.array(texts, pa.string()), "vector": column}), partial)
         os.replace(partial, target)
+        storage.push(target)
         return len(texts)
 
 
@@ -174,7 +180,7 @@ def _here(jobs: Sequence[Mapping[str, Any]], name: str) -> Any:
     actor = PhraseActor(name) if jobs else None
     for job in jobs:
         assert actor is not None
-        yield actor.part(list(job["texts"]), Path(job["target"]))
+        yield actor.part(list(job["texts"]), job["target"])
 
 
 def _actors(jobs: int) -> int:
@@ -185,6 +191,7 @@ def _actors(jobs: int) -> int:
 
 def _cached(cache: Path) -> dict[str, npt.NDArray[np.float32]]:
     vectors: dict[str, npt.NDArray[np.float32]] = {}
+    storage.fetch(cache, missing_ok=True)
     for path in sorted(cache.glob("[!.]*.parquet")):
         with contextlib.suppress(pa.ArrowInvalid):  # a damaged part is made again
             table = pq.read_table(path)
@@ -236,7 +243,7 @@ def embed_phrases(
 
 
 def _texts(experiment: Experiment) -> list[str]:
-    family, cohort = get_family(experiment.family), Path(experiment.data.cohort)
+    family, cohort = get_family(experiment.family), storage.fetch(experiment.data.cohort)
     if family.phrases is None:
         raise ConfigError(f"family: {family.name} embeds no phrases; event_transformer does")
     if experiment.model.text_model is None:

@@ -10,7 +10,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ehr_ray.errors import RunError, UserError
+from ehr_ray.places import spoken, uri_of
+from ehr_ray.runtime import storage
+
 EVERY_SECONDS = 1.0
+AWAY_SECONDS = 3.0
+"""Between looks at the progress of a worker on another machine, stored with each report."""
 
 
 class ProgressFile:
@@ -53,7 +59,7 @@ class Screen:
     def say(self, text: str) -> None:
         """Print a line that stays."""
         self._clear()
-        print(text, file=sys.stderr, flush=True)
+        print(spoken(text), file=sys.stderr, flush=True)
 
     def passing(self, text: str) -> None:
         """Show a line that the next one replaces; nothing where output is not a terminal."""
@@ -73,18 +79,18 @@ class Screen:
 def following(path: Path, screen: Screen) -> Iterator[None]:
     """Show what is appended to a progress file while the block runs."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    storage.remove(path)
     path.write_text("")
     stop = threading.Event()
+    news = _News(path)
 
     def follow() -> None:
-        with path.open() as file:
-            while True:
-                ending = stop.is_set()
-                for line in file:
-                    _show(json.loads(line), screen)
-                if ending:
-                    return
-                stop.wait(0.2)
+        ending = False
+        while not ending:
+            ending = stop.is_set()
+            for line in news.lines(ending):
+                _show(json.loads(line), screen)
+            stop.wait(0.2)
 
     thread = threading.Thread(target=follow, daemon=True)
     thread.start()
@@ -93,7 +99,32 @@ def following(path: Path, screen: Screen) -> Iterator[None]:
     finally:
         stop.set()
         thread.join(5)
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(UserError, RunError):  # of the run itself there may be a worse one
+            storage.remove(path)
+
+
+class _News:
+    """What is appended to a progress file here, or, by a worker elsewhere, to its URI."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._here = self._there = 0
+        self._asked = time.monotonic()
+
+    def lines(self, ending: bool) -> list[bytes]:
+        """Return what is new; `ending`: look everywhere, it is the last time."""
+        found = b""
+        with contextlib.suppress(FileNotFoundError), self._path.open("rb") as file:
+            file.seek(self._here)
+            found = file.read()
+            found = found[: found.rfind(b"\n") + 1]
+            self._here += len(found)
+        late = ending or time.monotonic() - self._asked > AWAY_SECONDS
+        if not self._here and late and uri_of(self._path) is not None:
+            self._asked = time.monotonic()
+            with contextlib.suppress(UserError, RunError):  # shown later, or by the run itself
+                found, self._there = storage.tail(self._path, self._there)
+        return found.splitlines()
 
 
 def _show(entry: Mapping[str, Any], screen: Screen) -> None:

@@ -6,8 +6,8 @@ from typing import Any
 
 from ray.train import FailureConfig, UserCallback
 
-from ehr_ray.config import ClusterConfig
 from ehr_ray.errors import RunError
+from ehr_ray.workers import ClusterConfig
 
 START_SECONDS = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 """Ray's own limit of one wait for room, after which it looks anew; 60 seconds unless set."""

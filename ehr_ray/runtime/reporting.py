@@ -25,6 +25,7 @@ from ehr_ray.evaluation.suites import Part, SuiteResult
 from ehr_ray.evaluation.verdicts import MODEL, place
 from ehr_ray.events.labels import read_labels
 from ehr_ray.events.patients import splits_of
+from ehr_ray.places import named, uri_of
 from ehr_ray.runtime.inference import matrix
 from ehr_ray.sources.cohort import TASKS
 from ehr_ray.sources.rejects import masked
@@ -141,7 +142,7 @@ def _figures(
 
 
 def _provenance(subject: Subject) -> dict[str, str]:
-    result = {"cohort": str(subject.cohort)}
+    result = {"cohort": named(subject.cohort)}
     if not subject.own:
         result["fitted on"] = subject.experiment.data.cohort
     path = subject.cohort / "metadata" / "dataset.json"
@@ -212,9 +213,13 @@ def summary(
             f"{mean:.3f} of the train mean, {last:.3f} of the last value"
         )
     lines += [*found.lines, *(f"undefined: {name}" for name in notes[:3])]
-    lines.append(f"results: {os.path.relpath(report.with_name('results.md'))}")
-    lines.append(f"report: {os.path.relpath(report)}")
+    lines.append(f"results: {_shown(report.with_name('results.md'))}")
+    lines.append(f"report: {_shown(report)}")
     return lines
+
+
+def _shown(path: Path) -> str:
+    return uri_of(path) or os.path.relpath(path)
 
 
 _SHOWN = ("auroc", "auprc", "min_se_ppv")

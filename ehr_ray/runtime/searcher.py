@@ -8,6 +8,7 @@ from ray.tune import Callback
 from ray.tune.search import Searcher
 
 from ehr_ray.errors import RunError
+from ehr_ray.runtime import storage
 from ehr_ray.runtime.tracking import Tracker, find_run
 from ehr_ray.runtime.trial import FINAL, place, read_trial, write_trial
 from ehr_ray.runtime.yardstick import MEASURES, WORST
@@ -131,7 +132,7 @@ class Closing(Callback):
         self._close(self._number(trial), lines or "its process was lost")
 
     def _close(self, number: int, error: str) -> None:
-        folder = place(self._root, number)
+        folder = storage.fetch_run(place(self._root, number), missing_ok=True)
         record = read_trial(folder)
         before = record.get("status")
         if before not in FINAL:

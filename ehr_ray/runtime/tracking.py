@@ -12,7 +12,8 @@ import yaml
 
 from ehr_ray import disk
 from ehr_ray.config import Experiment, dump, read_yaml
-from ehr_ray.errors import InputError
+from ehr_ray.errors import ConfigError, InputError
+from ehr_ray.places import is_uri
 
 RUN_FILE = "mlflow.yaml"
 log = logging.getLogger(__name__)
@@ -45,10 +46,11 @@ def open_run(
     from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
     _quiet()
-    output = Path(experiment.output).absolute()
+    uri = parent.uri if parent else tracking_uri(experiment)
+    output = experiment.directory.absolute().parent
     output.mkdir(parents=True, exist_ok=True)
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or experiment.tracking.uri
-    uri = parent.uri if parent else uri or f"sqlite:///{output / 'mlflow.db'}"
+    if is_uri(experiment.output) and uri.startswith("sqlite:"):
+        output = Path(uri.removeprefix("sqlite:///")).absolute().parent
     client = MlflowClient(uri)
     note = experiment.directory / RUN_FILE
     tracked = find_run(experiment.directory)
@@ -76,6 +78,17 @@ def open_run(
     tracked = Tracked(uri, run.info.run_id)
     disk.write_text(note, yaml.safe_dump({"uri": tracked.uri, "run_id": tracked.run_id}))
     return tracked
+
+
+def tracking_uri(experiment: Experiment) -> str:
+    """Return where an experiment is tracked; ConfigError where that cannot be beside its output."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or experiment.tracking.uri
+    if uri is None and is_uri(experiment.output):
+        raise ConfigError(
+            f"output={experiment.output}: MLflow's sqlite cannot lie in a store; name a server by "
+            "MLFLOW_TRACKING_URI or tracking.uri, or set tracking.experiment=null"
+        )
+    return uri or f"sqlite:///{experiment.directory.absolute().parent / 'mlflow.db'}"
 
 
 def find_run(directory: Path) -> Tracked | None:

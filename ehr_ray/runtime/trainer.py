@@ -9,19 +9,22 @@ from pathlib import Path
 from typing import Any
 
 from ehr_ray import disk
-from ehr_ray.config import ClusterConfig, Experiment, differences, dump, read_yaml, to_yaml
+from ehr_ray.config import Experiment, differences, dump, read_yaml, to_yaml
 from ehr_ray.errors import ConfigError, InputError, RunError, UserError
 from ehr_ray.events.patients import read_patients, splits_of
 from ehr_ray.events.vocabulary import Vocabulary
+from ehr_ray.places import absolute, local
 from ehr_ray.registry import get_family
+from ehr_ray.runtime import storage
 from ehr_ray.runtime.datasets import Prepared, prepared
 from ehr_ray.runtime.phrases import as_before, with_phrases
 from ehr_ray.runtime.progress import Screen, following
 from ehr_ray.runtime.session import check_resources, session
-from ehr_ray.runtime.tracking import Tracker, open_run
+from ehr_ray.runtime.tracking import Tracker, open_run, tracking_uri
 from ehr_ray.train import history
 from ehr_ray.train.checkpoint import checkpoint_folder, saved_progress
 from ehr_ray.train.task import family_of
+from ehr_ray.workers import ClusterConfig
 
 FREE_TO_CHANGE = ("cluster.", "tracking.", "evaluation.", "search", "tune.", "data.cache")
 """Where a run may differ from the one it resumes: none of these changes its numbers."""
@@ -62,11 +65,13 @@ def _train(experiment: Experiment, screen: Screen, verbose: bool) -> Trained:
     from ehr_ray.runtime.worker import Job
 
     # Stored as an absolute path, so that the run is evaluated from any folder.
-    cohort = str(Path(experiment.data.cohort).absolute())
-    if not Path(cohort).is_dir():
+    cohort = absolute(experiment.data.cohort)
+    if not storage.fetch(cohort).is_dir():
         raise InputError(f"data.cohort={cohort}: no such folder; make it with `ehr-ray ingest`")
     experiment = replace(experiment, data=replace(experiment.data, cohort=cohort))
-    run = experiment.directory.absolute()
+    if experiment.tracking.experiment is not None:
+        tracking_uri(experiment)
+    run = storage.fetch_run(experiment.place, missing_ok=True).absolute()
     family = family_of(experiment)
     experiment = as_before(run, experiment)
     _check_same(run, experiment)
@@ -74,7 +79,8 @@ def _train(experiment: Experiment, screen: Screen, verbose: bool) -> Trained:
     if before is not None and before.finished:
         return Trained(run, before.step, before.best, before.step, True)
     if before is None and experiment.init_from:
-        checkpoint_folder(experiment.init_from)  # a typo is answered before data are prepared
+        # A typo is answered before data are prepared.
+        checkpoint_folder(storage.fetch(experiment.init_from))
     check_resources(experiment.cluster)
     on_ray = experiment.cluster.most_workers > 0
     with _session(experiment.cluster, verbose, on_ray):
@@ -95,6 +101,7 @@ def _train(experiment: Experiment, screen: Screen, verbose: bool) -> Trained:
             run.mkdir(parents=True, exist_ok=True)
             disk.write_text(run / "experiment.yaml", to_yaml(experiment))
             tracked = open_run(experiment)
+            storage.push(run)
             tracker = Tracker(tracked)
             progress = run / ".progress.jsonl"
             job = Job(experiment, data, run, progress, tracked)
@@ -104,9 +111,12 @@ def _train(experiment: Experiment, screen: Screen, verbose: bool) -> Trained:
             except BaseException:
                 tracker.close("FAILED")
                 raise
+            if on_ray:
+                storage.fetch(run)
             records = _write_records(run, experiment, data)
             tracker.artifacts(run, ("checkpoint", "history.parquet", "experiment.yaml", *records))
             tracker.close("FINISHED")
+            storage.push(run)
     after = saved_progress(run)
     assert after is not None
     return Trained(run, after.step, after.best, before.step if before else 0, False)
@@ -172,7 +182,7 @@ def fit(job: Any, callbacks: Sequence[Any] = ()) -> None:
         no_room,
         too_many,
     )
-    from ehr_ray.runtime.worker import check_share, train_worker
+    from ehr_ray.runtime.worker import check_share, sent, train_worker
 
     cluster = job.experiment.cluster
     least, most = cluster.least_workers, cluster.most_workers
@@ -187,7 +197,7 @@ def fit(job: Any, callbacks: Sequence[Any] = ()) -> None:
         with tempfile.TemporaryDirectory(prefix="ehr_ray-") as scratch:
             trainer = ray.train.torch.TorchTrainer(
                 train_worker,
-                train_loop_config={"job": job},
+                train_loop_config=sent(job),
                 scaling_config=ScalingConfig(
                     num_workers=most if least == most else (least, most),
                     use_gpu=bool(cluster.gpus_per_worker),
@@ -235,7 +245,7 @@ def prepare(
     experiment: Experiment,
     screen: Screen,
     *,
-    export: Path | None = None,
+    export: str | Path | None = None,
     verbose: bool = False,
 ) -> list[str]:
     """Make the model-ready dataset of an experiment and keep it; return what there is.
@@ -256,7 +266,8 @@ def prepare(
             if paths
         ]
         if export is not None:
-            lines.append(_export(experiment, data.vocabulary, export))
+            lines.append(_export(experiment, data.vocabulary, local(export)))
+            storage.push(export)
         return lines
 
 
@@ -265,7 +276,7 @@ def _export(experiment: Experiment, vocabulary: Vocabulary, path: Path) -> str:
     family = family_of(experiment)
     if family.export is None:
         raise InputError(f"--export {path}: family {family.name} has no file format of its own")
-    shards = splits_of(Path(experiment.data.cohort))
+    shards = splits_of(experiment.cohort)
     patients = (
         patient
         for paths in shards.values()

@@ -4,7 +4,6 @@ A trial is a run directory like any other, `<search>/trials/<number>/`, so that 
 and resumed: what was reported before is reported again, then training goes on.
 """
 
-import os
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -16,8 +15,11 @@ import ray.tune
 import torch
 import yaml
 
+from ehr_ray import disk
 from ehr_ray.config import Experiment, override, parse, to_yaml
 from ehr_ray.errors import RunError
+from ehr_ray.places import below, local, named
+from ehr_ray.runtime import storage
 from ehr_ray.runtime.tracking import Tracked, open_run
 from ehr_ray.runtime.trial_data import Datasets
 from ehr_ray.runtime.yardstick import MEASURES, WORST, Yardstick
@@ -39,7 +41,8 @@ FINAL: Final = ("finished", "stopped", "failed")
 class Search:
     """What all trials of a search share, picklable."""
 
-    root: Path
+    root: str
+    """Its folder by the name all nodes know it by: a path they share, or a URI."""
     paths: tuple[str, ...]
     """Dotted paths that vary."""
     datasets: Datasets
@@ -55,9 +58,9 @@ class Search:
         return place(self.root, number)
 
 
-def place(root: Path, number: int) -> Path:
-    """Return the run directory of a trial."""
-    return root / "trials" / f"{number:04d}"
+def place(root: str | Path, number: int) -> Path:
+    """Return the run directory of a trial, on this machine where the search lies in a store."""
+    return local(below(root, "trials", f"{number:04d}"))
 
 
 def read_trial(folder: Path) -> dict[str, Any]:
@@ -73,9 +76,8 @@ def write_trial(
     """Write a trial's record, whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     record = {"trial": number, "status": status, "error": error, "sample": sample}
-    partial = folder / f".{TRIAL}.{os.getpid()}"
-    partial.write_text(yaml.safe_dump(record, sort_keys=False))
-    os.replace(partial, folder / TRIAL)
+    disk.write_text(folder / TRIAL, yaml.safe_dump(record, sort_keys=False))
+    storage.push(folder / TRIAL)
 
 
 def run_trial(config: Mapping[str, Any], search: Search) -> None:
@@ -85,7 +87,7 @@ def run_trial(config: Mapping[str, Any], search: Search) -> None:
     """
     number = _number(config, search)
     sample: Sample = {path: config[path] for path in search.paths}
-    folder = search.place(number)
+    folder = storage.fetch_run(search.place(number), missing_ok=True)
     if search.exploits:
         _take_over(folder, number, sample)
     for row in history.read(folder, file=MEASURES).to_dict("records"):
@@ -104,7 +106,7 @@ def run_trial(config: Mapping[str, Any], search: Search) -> None:
 def trial_experiment(search: Search, number: int, sample: Sample) -> Experiment:
     """Return the experiment of a trial: the search's own with the sample's values."""
     folder = search.place(number)
-    fixed = {"name": folder.name, "output": str(folder.parent), "search": {}}
+    fixed = {"name": folder.name, "output": named(folder.parent), "search": {}}
     return parse(override(search.datasets.of(sample).base, {**sample, **fixed}))
 
 
@@ -113,9 +115,9 @@ def _train(search: Search, number: int, sample: Sample, folder: Path) -> None:
     from ehr_ray.runtime.worker import Job, train_here
 
     experiment = trial_experiment(search, number, sample)
-    data = search.datasets.of(sample)
+    data = search.datasets.of(sample).here()
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "experiment.yaml").write_text(to_yaml(experiment))
+    disk.write_text(folder / "experiment.yaml", to_yaml(experiment))
     tracked = None
     if search.tracked is not None:
         tracked = open_run(experiment, parent=search.tracked)
@@ -131,7 +133,7 @@ def _train(search: Search, number: int, sample: Sample, folder: Path) -> None:
             torch.set_num_threads(max(1, int(experiment.cluster.cpus_per_worker)))
             train_here(job, TuneBackend(search, number, _device(experiment)))
     finally:
-        progress.unlink(missing_ok=True)
+        storage.remove(progress)
 
 
 class TuneBackend(LocalBackend):

@@ -11,14 +11,15 @@ import itertools
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Final
 
 from ehr_ray.config import Experiment, Raw, dump, override, parse
 from ehr_ray.errors import ConfigError
 from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.family import AnyFamily
+from ehr_ray.places import named
 from ehr_ray.registry import get_family
+from ehr_ray.runtime import storage
 from ehr_ray.runtime.datasets import Prepared, Say, prepared, vocabulary_of
 from ehr_ray.runtime.phrases import with_phrases
 from ehr_ray.search import Choice, Domain, Sample, ends
@@ -40,6 +41,10 @@ class Dataset:
     own: Prepared
     probe: Prepared | None
     """The same patients cut at the prediction time of a task, with its label."""
+
+    def here(self) -> "Dataset":
+        """Return the dataset with the paths of this node, where its files now are."""
+        return Dataset(self.base, _here(self.own), self.probe and _here(self.probe))
 
 
 @dataclass(frozen=True)
@@ -89,7 +94,9 @@ def datasets(
                 other = replace(one, task=TaskConfig(name=probe))
                 family = get_family(one.family)
                 judged = stack.enter_context(prepared(other, family, on_ray=on_ray, say=say))
-            parts[_key(paths, sample)] = Dataset(dump(one), own, judged)
+            parts[_key(paths, sample)] = Dataset(
+                dump(one), _named(own), None if judged is None else _named(judged)
+            )
         yield Datasets(tuple(paths), parts)
 
 
@@ -102,7 +109,7 @@ def data_paths(experiment: Experiment, space: Mapping[str, Domain]) -> list[str]
         one = parse(override(plain, {path: value}))
         count = one.data.min_code_count
         if family.phrases is not None and count not in vocabularies:
-            vocabularies[count] = vocabulary_of(Path(one.data.cohort), count)
+            vocabularies[count] = vocabulary_of(one.cohort, count)
         return _rows(one, family, vocabularies.get(count))
 
     return [p for p, domain in space.items() if len({rows(p, v) for v in ends(domain)}) > 1]
@@ -119,6 +126,17 @@ def _rows(experiment: Experiment, family: AnyFamily, vocabulary: Vocabulary | No
         parts.append([family.phrases(model, vocabulary), getattr(model, "text_model", None)])
     text = json.dumps(parts, default=dataclasses.asdict)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _named(data: Prepared) -> Prepared:
+    """Return the dataset with names of files that all nodes know."""
+    blocks: dict[str, Any] = {s: tuple(map(named, paths)) for s, paths in data.blocks.items()}
+    return Prepared(data.vocabulary, blocks)
+
+
+def _here(data: Prepared) -> Prepared:
+    blocks = {s: tuple(map(storage.fetch, paths)) for s, paths in data.blocks.items()}
+    return Prepared(data.vocabulary, blocks)
 
 
 def _key(paths: tuple[str, ...] | list[str], sample: Sample) -> str:

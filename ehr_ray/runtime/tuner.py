@@ -13,14 +13,25 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+from ehr_ray import disk
 from ehr_ray.config import Experiment, differences, dump, read_yaml, to_yaml
 from ehr_ray.errors import ConfigError, InputError
 from ehr_ray.evaluation.sweep_page import write_sweep
 from ehr_ray.events.labels import choose_task
+from ehr_ray.places import absolute, is_uri, local, named
+from ehr_ray.runtime import storage
 from ehr_ray.runtime.progress import Screen
 from ehr_ray.runtime.session import session
 from ehr_ray.runtime.sweep import Sweep, read_sweep
-from ehr_ray.runtime.tracking import Tracked, Tracker, crown, find_run, open_run, register
+from ehr_ray.runtime.tracking import (
+    Tracked,
+    Tracker,
+    crown,
+    find_run,
+    open_run,
+    register,
+    tracking_uri,
+)
 from ehr_ray.runtime.trial_data import datasets
 from ehr_ray.runtime.tune_plan import (
     check_exploits,
@@ -69,9 +80,16 @@ def tune(
             "tune.scheduler=pbt: works with cluster.num_workers=1 only; Ray cannot hand the "
             "weights of one Ray Train run to another"
         )
+    if experiment.tune.scheduler == "pbt" and is_uri(experiment.output):
+        raise ConfigError(
+            f"tune.scheduler=pbt: trials hand each other files, so output={experiment.output} must "
+            "be a folder that all nodes share"
+        )
     select = rank_of(experiment, family)
     probe = _probe_task(experiment) if select == PROBE else None
-    root = experiment.directory.absolute()
+    if experiment.tracking.experiment is not None:
+        tracking_uri(experiment)
+    root = storage.fetch(experiment.place, missing_ok=True).absolute()
     _claim(root, experiment)
     from ehr_ray.runtime import searcher, trial
 
@@ -92,8 +110,8 @@ def tune(
                 if exploits:
                     check_exploits(experiment, family, space, data)
                 tracked = open_run(experiment, more=_told(experiment, space))
-                probed = experiment.tune.probe_patients
-                search = trial.Search(root, tuple(space), data, select, probed, tracked, exploits)
+                where, probed = named(root), experiment.tune.probe_patients
+                search = trial.Search(where, tuple(space), data, select, probed, tracked, exploits)
                 screen.say(f"{at_once} at a time, ranked by {select.metric}")
                 try:
                     _fit(experiment, space, search, proposals, known, at_once, data, screen)
@@ -102,6 +120,7 @@ def tune(
                     raise
     sweep = read_sweep(root, select)
     lines = _write(root, sweep, experiment, space)
+    storage.push(root)
     if tracked is not None:
         lines += _track(experiment, root, sweep, tracked)
     return Searched(root, sweep, lines)
@@ -139,14 +158,14 @@ def _told(experiment: Experiment, space: Mapping[str, Domain]) -> dict[str, Any]
 
 
 def _absolute(experiment: Experiment) -> Experiment:
-    cohort = Path(experiment.data.cohort).absolute()
-    if not cohort.is_dir():
+    cohort = absolute(experiment.data.cohort)
+    if not storage.fetch(cohort).is_dir():
         raise InputError(f"data.cohort={cohort}: no such folder; make it with `ehr-ray ingest`")
-    return replace(experiment, data=replace(experiment.data, cohort=str(cohort)))
+    return replace(experiment, data=replace(experiment.data, cohort=cohort))
 
 
 def _probe_task(experiment: Experiment) -> str:
-    task = choose_task(Path(experiment.data.cohort), experiment.evaluation.task)
+    task = choose_task(experiment.cohort, experiment.evaluation.task)
     if task is None:
         raise ConfigError(
             f"{experiment.data.cohort}: trials of {experiment.family} are ranked by a probe, which "
@@ -173,9 +192,8 @@ def _claim(root: Path, experiment: Experiment) -> None:
     elif (root / "experiment.yaml").is_file():
         raise ConfigError(f"{root}: holds a run, not a search; choose another name")
     root.mkdir(parents=True, exist_ok=True)
-    partial = root / f".{SEARCH}.{os.getpid()}"
-    partial.write_text(to_yaml(experiment))
-    os.replace(partial, path)
+    disk.write_text(path, to_yaml(experiment))
+    storage.push(path)
 
 
 def _fit(
@@ -194,7 +212,7 @@ def _fit(
     from ehr_ray.runtime.searcher import Closing, Samples
     from ehr_ray.runtime.trial import place, run_trial, write_trial
 
-    total, root = max(proposals.total, len(known)), search.root
+    total, root = max(proposals.total, len(known)), local(search.root)
     cluster, plan = experiment.cluster, experiment.tune
     nested = cluster.most_workers > 1
     each = dict(NESTED) if nested else {"CPU": cluster.cpus_per_worker}

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from ehr_ray.config import Experiment
 from ehr_ray.errors import RunError, UserError
 from ehr_ray.family import AnyFamily, Batch, Row
+from ehr_ray.places import is_uri, local, named, uri_of
+from ehr_ray.runtime import storage
 from ehr_ray.runtime.datasets import Prepared
 from ehr_ray.runtime.progress import ProgressFile
 from ehr_ray.runtime.starts import StartFile
@@ -27,6 +29,9 @@ from ehr_ray.train.lock import claimed
 from ehr_ray.train.loop import Watch, train
 from ehr_ray.train.memory import keep_freed_memory
 from ehr_ray.train.task import LABEL, family_of
+
+MIRRORED = ("state",)
+"""Folders of a run whose files go when newer ones take their place."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +132,11 @@ def train_here(job: Job, backend: Backend) -> Progress:
     def on_report(row: dict[str, float]) -> None:
         tracker.report(row)
         screen.report(row)
+        try:
+            storage.push(job.run, mirror=MIRRORED)
+            storage.push(job.progress)
+        except (UserError, RunError) as error:  # the other ranks wait for this one: go on
+            screen.lines([f"not stored, tried again at the next report: {error}"])
 
     def on_step(step: int, total: int) -> None:
         if noted:
@@ -134,12 +144,46 @@ def train_here(job: Job, backend: Backend) -> Progress:
         screen.step(step, total)
 
     with claimed(job.run):
-        return train(*args, Watch(on_step, on_report, screen.lines))
+        progress = train(*args, Watch(on_step, on_report, screen.lines))
+        storage.push(job.run, mirror=MIRRORED)
+    return progress
+
+
+def sent(job: Job) -> dict[str, Any]:
+    """Return the configuration of the workers: a job, and its places by names all nodes know."""
+    blocks = {split: [*map(named, paths)] for split, paths in job.prepared.blocks.items()}
+    places = {"run": named(job.run), "progress": named(job.progress), "blocks": blocks}
+    return {"job": job, "places": places}
+
+
+def received(config: dict[str, Any]) -> Job:
+    """Return the job with the places of this node, where what it reads has been copied."""
+    job: Job = config["job"]
+    places = config.get("places")
+    if places is None:
+        return job
+    run = storage.fetch_run(places["run"], missing_ok=True)
+    blocks = {
+        split: tuple(storage.fetch(path) for path in paths)
+        for split, paths in places["blocks"].items()
+    }
+    if saved_progress(run) is None:
+        for place in (job.experiment.init_from, getattr(job.experiment.model, "phrases", None)):
+            if place is not None and is_uri(place):
+                storage.fetch(place)
+    return replace(
+        job,
+        run=run,
+        progress=local(places["progress"]),
+        prepared=Prepared(job.prepared.vocabulary, blocks),
+    )
 
 
 def train_worker(config: dict[str, Any]) -> dict[str, str]:
     """Run as a Ray Train worker; an error the user can fix is returned, not retried."""
-    job: Job = config["job"]
+    job = received(config)
+    if uri_of(job.run) is not None:  # no rank writes to the copy before all have made theirs
+        RayBackend().all_sum(torch.zeros(1))
     torch.set_num_threads(max(1, int(job.experiment.cluster.cpus_per_worker)))
     os.environ["OMP_NUM_THREADS"] = str(torch.get_num_threads())
     try:

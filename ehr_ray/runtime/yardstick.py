@@ -21,6 +21,7 @@ from ehr_ray.evaluation.collapse import latent_diagnostics
 from ehr_ray.evaluation.probe import DEFAULT_C, fit_probe
 from ehr_ray.events.blocks import BlockStore
 from ehr_ray.family import AnyFamily, Select
+from ehr_ray.runtime import storage
 from ehr_ray.runtime.datasets import Prepared
 from ehr_ray.train import history
 from ehr_ray.train.backend import Backend
@@ -115,6 +116,7 @@ class Measured:
         found = self._measure(self._module, metrics)
         row = {"step": metrics["step"], "epoch": metrics["epoch"], **found}
         history.append(self._run, row, MEASURES)
+        storage.push(self._run / MEASURES)
         self._log(found, int(metrics["step"]))
         self._backend.report({**metrics, **found})
 

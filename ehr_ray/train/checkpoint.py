@@ -24,6 +24,7 @@ from ehr_ray.config import Experiment, parse, read_yaml, to_yaml
 from ehr_ray.errors import ConfigError, InputError
 from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.family import AnyFamily
+from ehr_ray.places import local
 from ehr_ray.train.integrity import damage_of, document, save_tensors, starts_as_pickle, tensors_of
 from ehr_ray.train.task import family_of
 
@@ -114,7 +115,7 @@ def checkpoint_folder(path: str | Path) -> Path:
 
     A damaged one is passed over for the one before, with a warning; `InputError` without another.
     """
-    path = Path(path)
+    path = local(path)
     damage = ""
     for folder in (path / "checkpoint", path / ".checkpoint.old", path):
         if not (folder / WEIGHTS).is_file() or not (folder / "experiment.yaml").is_file():

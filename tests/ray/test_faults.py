@@ -13,7 +13,6 @@ import ray.exceptions
 import ray.train
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
-from ehr_ray.config import ClusterConfig
 from ehr_ray.errors import ConfigError, InputError, RunError
 from ehr_ray.runtime import fault_speed, trainer
 from ehr_ray.runtime.datasets import prepared
@@ -24,6 +23,7 @@ from ehr_ray.runtime.trainer import fit
 from ehr_ray.runtime.worker import Job, check_share, train_here
 from ehr_ray.train.backend import LocalBackend
 from ehr_ray.train.task import family_of
+from ehr_ray.workers import ClusterConfig
 
 pytestmark = pytest.mark.ray
 
@@ -131,7 +131,7 @@ def test_a_worker_that_always_fails_is_given_up(cluster, tiny, tmp_path):
 def test_notes_of_starts_leave_out_what_is_half_written(tmp_path):
     first = StartFile(tmp_path, rank=0, world=2)
     first.step(1)
-    between = time.time()
+    between = time.monotonic()
     StartFile(tmp_path, rank=1, world=2)
     (path,) = tmp_path.glob("*-0.jsonl")
     path.write_text(path.read_text() + '{"step": 2, "ti')
@@ -157,7 +157,7 @@ def test_goodput_counts_a_step_once_and_not_the_time_between_starts(tmp_path):
 
 def test_a_schedule_misses_the_kill_that_nobody_is_up_for():
     """Kills each 20 s were due 5 s ago, 25 s ago, and so on."""
-    now = time.time()
+    now = time.monotonic()
     due = fault_speed.every(20, now - 105)
     ups = [now - 106, now - 26, now - 6, now - 4, now]
     starts = [fault_speed.Start(rank=0, world=2, pid=1, time=up) for up in ups]
@@ -171,7 +171,7 @@ def test_the_part_compares_two_runs_and_refuses_other_weights(tmp_path, cohort, 
     def train_noted(experiment, data, run, due=None):
         experiment = replace(experiment, seed=next(seeds))
         train_here(Job(experiment, data, run, run / "p", None, run / "starts"), LocalBackend())
-        return fault_speed.Kills([time.time() - 0.1], [0]) if due else fault_speed.Kills()
+        return fault_speed.Kills([time.monotonic() - 0.1], [0]) if due else fault_speed.Kills()
 
     monkeypatch.setattr(fault_speed, "train_noted", train_noted)
     numbers = fault_speed.fault_speed(cohort, tmp_path / "a", steps=3)

@@ -157,3 +157,22 @@ def test_training_may_end_with_an_evaluation(
     said = capsys.readouterr()
     assert ("it was judged" in said.out + said.err) == judged
     assert ("next: ehr-ray evaluate" in said.out + said.err) == (not judged)
+
+
+def test_a_uri_reaches_a_verb_as_it_was_written():
+    words = ["embed", "s3://b/runs/a", "--cohort", "gs://c/p12", "--output", "out.parquet"]
+    parsed = build_parser().parse_args(words)
+    assert (parsed.run_folder, parsed.cohort) == ("s3://b/runs/a", "gs://c/p12")
+    assert parsed.output == Path("out.parquet")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["quickstart"], ["benchmark"], ["export-pt", "config.yaml"]],
+    ids=lambda words: words[0],
+)
+def test_a_verb_that_takes_paths_only_refuses_a_uri(words, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main([*words, "--output", "s3://b/out"])
+    assert caught.value.code == 2
+    assert "s3://b/out: a URI; this verb takes paths only" in capsys.readouterr().err

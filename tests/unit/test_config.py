@@ -5,6 +5,7 @@ import inspect
 import json
 import textwrap
 import typing
+from pathlib import Path
 
 import pytest
 import yaml
@@ -251,3 +252,17 @@ def test_differences_name_every_changed_path():
     old, new = dump(parsed()), dump(parsed(train__lr=0.5, seed=2))
     assert list(differences(old, new)) == ["seed: 0 -> 2", "train.lr: 0.001 -> 0.5"]
     assert list(differences(old, old)) == []
+
+
+def test_places_are_paths_or_the_copies_of_uris(monkeypatch, tmp_path):
+    monkeypatch.setenv("EHR_RAY_STAGING", str(tmp_path))
+    here = parsed()
+    assert (here.place, str(here.directory)) == ("runs/run", "runs/run")
+    assert (str(here.cohort), str(here.cache)) == ("cohorts/x", "runs/.cache")
+    away = parsed(output="s3://b/runs", data__cohort="s3://b/x")
+    assert away.place == "s3://b/runs/run"
+    assert away.directory == tmp_path / "s3" / "b" / "runs" / "run"
+    assert away.cohort == tmp_path / "s3" / "b" / "x"
+    assert away.cache == tmp_path / "s3" / "b" / "runs" / ".cache"
+    assert parse(dump(away)) == away
+    assert parsed(output="s3://b/runs", data__cache_dir="/fast").cache == Path("/fast")

@@ -1,8 +1,8 @@
 import pytest
 
-from ehr_ray.config import ClusterConfig, dump, parse
+from ehr_ray.config import dump, parse
 from ehr_ray.errors import ConfigError
-from ehr_ray.workers import parse_workers
+from ehr_ray.workers import ClusterConfig, parse_workers
 
 BARE = {"family": "set_vae", "name": "x", "data": {"cohort": "c"}}
 

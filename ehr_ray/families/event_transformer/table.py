@@ -13,6 +13,7 @@ from ehr_ray.events.phrases import Lookups, read_lookup
 from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.families.event_transformer.config import EventTransformerConfig
 from ehr_ray.families.event_transformer.data import token_book
+from ehr_ray.places import local
 
 TABLE = "table.safetensors"
 
@@ -34,8 +35,8 @@ def phrase_table(config: EventTransformerConfig, vocabulary: Vocabulary) -> Tens
     for a checkpoint's own table to fill; a fresh run is kept from that by `check_files`.
     """
     size = len(token_book(vocabulary, config.token_options))
-    if config.phrases and (Path(config.phrases) / TABLE).is_file():
-        table = load_file(Path(config.phrases) / TABLE)["table"].float()
+    if config.phrases and (local(config.phrases) / TABLE).is_file():
+        table = load_file(local(config.phrases) / TABLE)["table"].float()
         if len(table) != size:
             raise InputError(
                 f"model.phrases={config.phrases}: {len(table)} phrases, but this cohort and these "
@@ -58,7 +59,7 @@ def check_files(config: EventTransformerConfig) -> None:
     """Raise InputError where a fresh run has no phrases to start from."""
     for name in ("medical_lookup", "lab_lookup"):
         read_lookup(getattr(config, name), f"model.{name}")
-    if config.phrases and not (Path(config.phrases) / TABLE).is_file():
+    if config.phrases and not (local(config.phrases) / TABLE).is_file():
         raise InputError(
             f"model.phrases={config.phrases}: no {TABLE} there; make it with `ehr-ray phrases "
             "CONFIG`, or drop the key and training makes it"

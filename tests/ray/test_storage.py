@@ -1,0 +1,193 @@
+"""Every verb from URI to URI, against an S3 server on loopback.
+
+The driver's copies lie in another folder than the workers', as on another machine, so whatever one
+needs of the other goes through the store.
+"""
+
+import logging
+import os
+import shutil
+import threading
+import time
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pandas as pd
+import pyarrow.dataset
+import pyarrow.fs
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import ehr_ray
+from ehr_ray.config import load
+from ehr_ray.errors import ConfigError, InputError, RunError
+from ehr_ray.places import STAGING
+from ehr_ray.runtime import storage
+from ehr_ray.runtime.evaluation import evaluate
+from ehr_ray.runtime.expand import expand
+from ehr_ray.runtime.inference import embed
+from ehr_ray.runtime.ingest import ingest
+from ehr_ray.runtime.trainer import train
+from tests.ray.test_training import _train_workers
+
+pytestmark = pytest.mark.ray
+CONFIG = Path(__file__).parents[2] / "configs" / "tiny" / "set_vae.yaml"
+BUCKET = "s3://hospital"
+LONG = ["train.max_epochs=6", "train.report_steps=3", "tracking.experiment=null"]
+LONG += ["evaluation.bootstrap=20", "evaluation.hours=[]"]
+
+
+@pytest.fixture(scope="module")
+def bucket(cluster):
+    """A bucket of a server that runs as long as this module."""
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    where = urlsplit(os.environ["AWS_ENDPOINT_URL"])
+    server = ThreadedMotoServer(where.hostname, where.port, verbose=False)
+    server.start()
+    store = pyarrow.fs.S3FileSystem(
+        endpoint_override=where.netloc, scheme="http", allow_bucket_creation=True
+    )
+    store.create_dir("hospital")
+    yield store
+    server.stop()
+
+
+@pytest.fixture
+def machine(monkeypatch, tmp_path):
+    """Move the driver to a machine without copies: machine("b")."""
+
+    def move(name):
+        monkeypatch.setenv(STAGING, str(tmp_path / name))
+
+    move("first")
+    return move
+
+
+@pytest.fixture(scope="module")
+def stored(bucket, tmp_path_factory):
+    """The URI of a cohort, ingested there."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(STAGING, str(tmp_path_factory.mktemp("ingest")))
+        ingest("synthetic", None, f"{BUCKET}/cohort", options={"patients": 80}, cpus=1)
+    return f"{BUCKET}/cohort"
+
+
+def experiment(cohort, output, *changes):
+    return load(CONFIG, [f"data.cohort={cohort}", f"output={output}", *LONG, *changes])
+
+
+def objects(bucket, folder):
+    """Return the names of all objects in a folder, hidden ones too."""
+    found = bucket.get_file_info(pyarrow.fs.FileSelector(f"hospital/{folder}", recursive=True))
+    return {os.path.relpath(i.path, f"hospital/{folder}") for i in found if i.is_file}
+
+
+def weights(folder):
+    return load_file(folder / "model.safetensors")
+
+
+def test_ingest_again_from_another_machine_has_nothing_to_do(stored, bucket, machine):
+    machine("second")
+    again = ingest("synthetic", None, stored, options={"patients": 80}, cpus=1)
+    assert again.reused
+    assert storage.names_in(stored) >= {"metadata/codes.parquet", "data/train/0.parquet"}
+    with pytest.raises(InputError, match="another input or other options"):
+        ingest("synthetic", None, stored, options={"patients": 90}, cpus=1)
+    bucket.create_dir("hospital/other")
+    with bucket.open_output_stream("hospital/other/note.txt") as stream:
+        stream.write(b"mine")
+    with pytest.raises(InputError, match="s3://hospital/other: holds something else"):
+        ingest("synthetic", None, f"{BUCKET}/other", options={"patients": 80}, cpus=1)
+
+
+def test_expand_from_bucket_to_bucket_gives_what_folders_give(stored, bucket, machine, tmp_path):
+    first = expand(stored, f"{BUCKET}/expanded")
+    machine("second")
+    assert expand(stored, f"{BUCKET}/expanded").tokens == first.tokens
+    with pytest.raises(InputError, match="holds another expansion"):
+        expand(stored, f"{BUCKET}/expanded", lvcf_minutes=60)
+    expand(storage.fetch(stored), tmp_path / "expanded")
+    for split in ("train", "tuning", "held_out"):
+        there = pyarrow.dataset.dataset(f"hospital/expanded/{split}", filesystem=bucket)
+        here = pq.read_table(tmp_path / "expanded" / split)
+        assert there.to_table().equals(here)
+    assert first.tokens > 1000
+
+
+def test_a_killed_training_goes_on_from_the_store_on_another_machine(
+    stored, bucket, machine, tmp_path, capsys
+):
+    whole = train(experiment(storage.fetch(stored), tmp_path / "runs", "name=whole")).run
+    output = f"{BUCKET}/runs"
+    killed = threading.Event()
+
+    def kill_once():
+        deadline = time.monotonic() + 180
+        while time.monotonic() < deadline:
+            done = {name for name in storage.names_in(f"{output}/run") if "progress" in name}
+            if done and max(done) >= "state/000000000006":
+                for process in _train_workers():
+                    os.kill(process, 9)
+                    killed.set()
+                return
+            time.sleep(0.05)
+
+    thread = threading.Thread(target=kill_once)
+    thread.start()
+    with pytest.raises(RunError):
+        train(experiment(stored, output, "name=run", "cluster.max_failures=0"))
+    thread.join()
+    assert killed.is_set()
+
+    machine("second")
+    shutil.rmtree(Path(os.environ["RAY_TMPDIR"]) / "staging")  # the workers' copies
+    capsys.readouterr()
+    trained = train(experiment(stored, output, "name=run"))
+    assert f"step {trained.step} " in capsys.readouterr().err  # of workers elsewhere
+    assert trained.resumed_at >= 6
+    assert trained.step > trained.resumed_at
+    names = storage.names_in(f"{output}/run")
+    states = {name.split("/")[1] for name in names if name.startswith("state/")}
+    assert len(states) <= 2, states  # older ones went
+    blocks = {name.split("/")[1] for name in objects(bucket, "runs") if name.startswith(".cache/")}
+    assert len(blocks) == 1, blocks  # the second machine found those of the first
+    machine("third")
+    run = storage.fetch(f"{output}/run")
+    step = f"{trained.step:012d}"
+    for folder in ("checkpoint", f"state/{step}"):
+        ours, theirs = weights(run / folder), weights(whole / folder)
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    columns = ["step", "train/objective", "val/objective"]
+    ours, theirs = (pd.read_parquet(place / "history.parquet")[columns] for place in (run, whole))
+    pd.testing.assert_frame_equal(ours, theirs)
+    assert train(experiment(stored, output, "name=run")).already_finished
+
+    lines = evaluate(f"{output}/run")
+    assert f"report: {output}/run/report.html" in lines
+    assert storage.names_in(f"{output}/run") >= {"metrics.json", "report.html", "results.csv"}
+    evaluate(f"{output}/run", output=f"{BUCKET}/results", task="none")
+    assert "metrics.json" in storage.names_in(f"{BUCKET}/results")
+    assert embed(f"{output}/run", stored, f"{BUCKET}/vectors/all.parquet") == 80
+    assert storage.footer(f"{BUCKET}/vectors/all.parquet").num_rows == 80
+    assert objects(bucket, "vectors") == {"all.parquet"}
+    assert not {name for name in objects(bucket, "runs/run") if name.startswith(".progress")}
+    machine("fourth")
+    assert ehr_ray.load(f"{output}/run").experiment.output == output
+
+
+def test_a_store_that_refuses_is_one_line(stored, machine, monkeypatch):
+    with pytest.raises(InputError, match="s3://nowhere/cohort: no bucket nowhere"):
+        train(experiment("s3://nowhere/cohort", f"{BUCKET}/runs"))
+    with pytest.raises(InputError, match="s3://hospital/none: nothing there"):
+        train(experiment(f"{BUCKET}/none", f"{BUCKET}/runs"))
+    with pytest.raises(InputError, match="no bucket nowhere"):
+        train(experiment(stored, "s3://nowhere/runs"))
+    with pytest.raises(ConfigError, match="MLFLOW_TRACKING_URI"):
+        train(experiment(stored, f"{BUCKET}/runs", "tracking.experiment=x"))
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    with pytest.raises(RunError, match="no store answers there; check AWS_ENDPOINT_URL"):
+        storage.fetch(stored)

@@ -1,0 +1,74 @@
+import time
+
+from ehr_ray.places import STAGING, local
+from ehr_ray.runtime import progress
+from ehr_ray.runtime.progress import ProgressFile, following
+from ehr_ray.runtime.storage import names_in, push
+
+ROW = {"step": 4, "epoch": 1.0, "seconds": 2.0, "val/objective": 0.5}
+
+
+class Shown:
+    """A screen that keeps what it was given."""
+
+    def __init__(self):
+        self.said = []
+
+    def say(self, text):
+        self.said.append(text)
+
+    passing = say
+
+
+def wait_for(screen, count):
+    deadline = time.monotonic() + 20
+    while len(screen.said) < count:
+        assert time.monotonic() < deadline, screen.said
+        time.sleep(0.02)
+
+
+def test_what_a_worker_here_appends_is_shown_and_the_file_goes(tmp_path):
+    path, screen = tmp_path / "run" / ".progress.jsonl", Shown()
+    with following(path, screen):
+        ProgressFile(path).lines(["first"])
+        wait_for(screen, 1)
+        with path.open("a") as file:
+            file.write('{"lines": ["half')  # the rest of a line comes later
+        time.sleep(0.3)
+        with path.open("a") as file:
+            file.write(' a line"]}\n')
+        ProgressFile(path).report(ROW)
+    assert screen.said[:2] == ["first", "half a line"]
+    assert screen.said[2].startswith("epoch 1")
+    assert not path.exists()
+
+
+def test_what_a_worker_elsewhere_stores_is_shown(tmp_path, monkeypatch):
+    monkeypatch.setattr(progress, "AWAY_SECONDS", 0.1)
+    uri = f"file://{tmp_path}/store/run/.progress.jsonl"
+    screen = Shown()
+    monkeypatch.setenv(STAGING, str(tmp_path / "worker"))
+    theirs = local(uri)
+    ProgressFile(theirs).lines(["first"])
+    monkeypatch.setenv(STAGING, str(tmp_path / "driver"))
+    with following(local(uri), screen):
+        stored = tmp_path / "store" / "run" / ".progress.jsonl"
+        stored.parent.mkdir(parents=True, exist_ok=True)
+        stored.write_text(theirs.read_text())
+        wait_for(screen, 1)
+        ProgressFile(theirs).report(ROW)
+        stored.write_text(theirs.read_text())
+    assert screen.said[0] == "first"
+    assert screen.said[1].startswith("epoch 1")
+    assert len(screen.said) == 2
+    assert not stored.exists()
+
+
+def test_a_hidden_file_is_stored_where_it_is_asked_for_itself(tmp_path, monkeypatch):
+    monkeypatch.setenv(STAGING, str(tmp_path / "copies"))
+    uri = f"file://{tmp_path}/store/.progress.jsonl"
+    ProgressFile(local(uri)).lines(["first"])
+    push(f"file://{tmp_path}/store")
+    assert names_in(uri) == set()
+    push(uri)
+    assert names_in(uri) == {""}

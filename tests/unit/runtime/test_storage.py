@@ -1,0 +1,280 @@
+"""Copies of a store and back, on `file://` URIs: the same code as for S3, without a server."""
+
+import os
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+import pytest
+
+from ehr_ray.errors import InputError, RunError
+from ehr_ray.places import STAGING, local
+from ehr_ray.runtime import storage
+from ehr_ray.runtime.storage import MARK, endpoint, fetch, push
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    """The folder a store keeps its objects in, and its URI."""
+    monkeypatch.setenv(STAGING, str(tmp_path / "copies"))
+    folder = tmp_path / "store"
+    folder.mkdir()
+    return folder, f"file://{folder}"
+
+
+@pytest.fixture
+def transfers(monkeypatch):
+    """The names of files copied either way."""
+    seen = []
+    for name in ("_download", "_upload"):
+        was = getattr(storage, name)
+
+        def counted(*args, was=was):
+            seen.append(os.path.basename(args[1]))
+            was(*args)
+
+        monkeypatch.setattr(storage, name, counted)
+    return seen
+
+
+def write(folder, **files):
+    for name, text in files.items():
+        path = folder / name.replace("__", "/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
+def content(folder):
+    return {
+        p.relative_to(folder).as_posix(): p.read_text() for p in folder.rglob("*") if p.is_file()
+    }
+
+
+def test_a_path_is_neither_copied_nor_touched(tmp_path, transfers):
+    assert fetch(tmp_path / "none") == tmp_path / "none"
+    push(tmp_path)
+    assert transfers == []
+
+
+def test_fetch_copies_what_changed_and_removes_what_is_gone(store, transfers):
+    folder, uri = store
+    write(folder, a="1", sub__b="2", sub__c="3")
+    copy = fetch(uri)
+    assert content(copy) == {"a": "1", "sub/b": "2", "sub/c": "3"}
+    assert sorted(transfers) == ["a", "b", "c"]
+    transfers.clear()
+    write(folder, a="11")
+    (folder / "sub" / "b").unlink()
+    (folder / "sub" / "c").unlink()
+    assert content(fetch(uri)) == {"a": "11"}
+    assert transfers == ["a"]
+    assert not (copy / "sub").exists()
+
+
+def test_one_file_and_some_files_of_a_folder(store, transfers):
+    folder, uri = store
+    write(folder, a="1", b="2")
+    assert fetch(f"{uri}/a").read_text() == "1"
+    assert content(fetch(uri, only=("b",))) == {"a": "1", "b": "2"}
+    assert transfers == ["a", "b"]
+
+
+def test_push_writes_what_changed_and_a_fetch_after_it_copies_nothing(store, transfers):
+    folder, uri = store
+    copy = local(uri)
+    write(copy, a="1", sub__b="2", **{".lock": "", ".cache__x": "of this machine"})
+    push(uri)
+    assert content(folder) == {"a": "1", "sub/b": "2"}
+    transfers.clear()
+    write(copy, a="changed")
+    push(uri)
+    fetch(uri)
+    assert transfers == ["a"]
+    assert (copy / ".lock").exists()
+
+
+def test_push_removes_only_in_the_folders_it_mirrors(store):
+    folder, uri = store
+    write(folder, state__1__w="old", kept__x="of another machine")
+    write(local(uri), state__2__w="new")
+    push(uri, mirror=("state",))
+    assert content(folder) == {"state/2/w": "new", "kept/x": "of another machine"}
+
+
+def fails_at(monkeypatch, name):
+    was = storage._upload
+
+    def upload(store, source, path):
+        if source.name == name:
+            raise OSError("AWS Error NETWORK_CONNECTION during PutObject")
+        was(store, source, path)
+
+    monkeypatch.setattr(storage, "_upload", upload)
+    return was
+
+
+def test_an_interrupted_push_of_a_state_leaves_the_older_one_to_readers(store, monkeypatch):
+    folder, uri = store
+    names = ("model.safetensors", "optimizer.safetensors", "progress.yaml")
+    copy = local(uri)
+    write(copy, **{f"state__1__{name}": "old" for name in names})
+    push(uri, mirror=("state",))
+    for name in names:
+        (copy / "state" / "1" / name).unlink()
+    write(copy, **{f"state__2__{name}": "new" for name in names})
+    was = fails_at(monkeypatch, "model.safetensors")
+    with pytest.raises(RunError, match="AWS_ENDPOINT_URL"):
+        push(uri, mirror=("state",))
+    there = content(folder)
+    assert {n for n in there if n.startswith("state/1/")} == {f"state/1/{n}" for n in names}
+    assert "state/2/progress.yaml" not in there
+    monkeypatch.setenv(STAGING, str(folder.parent / "other machine"))
+    assert [state.name for state in (storage.fetch_run(uri) / "state").iterdir()] == ["1"]
+    monkeypatch.setenv(STAGING, str(folder.parent / "copies"))
+    monkeypatch.setattr(storage, "_upload", was)
+    push(uri, mirror=("state",))
+    assert content(folder) == {f"state/2/{name}": "new" for name in names}
+
+
+def test_a_half_written_object_never_has_its_name(store, monkeypatch):
+    folder, uri = store
+    write(local(uri), a="whole")
+    copied = storage.pafs.copy_files
+
+    def half(source, target, **filesystems):
+        copied(source, target, **filesystems)
+        with open(target, "w") as file:
+            file.write("who")
+        raise OSError("AWS Error NETWORK_CONNECTION")
+
+    monkeypatch.setattr(storage.pafs, "copy_files", half)
+    with pytest.raises(RunError):
+        push(uri)
+    assert storage.names_in(uri) == set()
+    monkeypatch.undo()
+    write(folder, b="whole")
+    monkeypatch.setenv(STAGING, str(folder.parent / "others"))
+    monkeypatch.setattr(storage.pafs, "copy_files", half)
+    with pytest.raises(RunError):
+        fetch(uri)
+    assert not (local(uri) / "b").exists()
+
+
+def test_a_folder_that_is_not_whole_is_refused_until_it_is(store, monkeypatch):
+    folder, uri = store
+    write(folder, gone="of an older cohort")
+    write(local(uri), a="1", b="2")
+    was = fails_at(monkeypatch, "b")
+    with pytest.raises(RunError):
+        push(uri, whole=True)
+    assert storage.unfinished(uri)
+    with pytest.raises(InputError, match="interrupted"):
+        fetch(uri)
+    monkeypatch.setattr(storage, "_upload", was)
+    push(uri, whole=True)
+    assert not storage.unfinished(uri)
+    assert content(folder) == {"a": "1", "b": "2"}
+    assert not (folder / MARK).exists()
+
+
+def test_nothing_there_is_one_line_or_an_empty_copy(store):
+    _, uri = store
+    write(local(uri), left="over")
+    with pytest.raises(InputError, match=f"{uri}/no: nothing there"):
+        fetch(f"{uri}/no")
+    assert not list(fetch(uri, missing_ok=True).iterdir())
+
+
+def test_remove_takes_it_from_both_places(store):
+    folder, uri = store
+    write(folder, a="1", sub__b="2")
+    fetch(uri)
+    storage.remove(f"{uri}/sub")
+    storage.remove(local(uri) / "a")
+    storage.remove(f"{uri}/never")
+    assert content(folder) == {}
+    assert content(local(uri)) == {}
+
+
+def test_a_footer_is_read_where_it_lies(store, tmp_path, transfers):
+    folder, uri = store
+    table = pa.table({"x": [1, 2, 3]})
+    pq.write_table(table, folder / "t.parquet")
+    assert storage.footer(f"{uri}/t.parquet").num_rows == 3
+    assert storage.footer(folder / "t.parquet").num_rows == 3
+    assert transfers == []
+
+
+def test_the_name_of_an_object_leads_out_of_no_folder(store, monkeypatch):
+    class Keys:
+        """A store whose keys are what nobody would call a path."""
+
+        type_name = "s3"
+
+        def get_file_info(self, asked):
+            if isinstance(asked, str):
+                return pafs.FileInfo(asked, pafs.FileType.Directory)
+            keys = [
+                "b/cohort/a",
+                "b/cohort/../secret",
+                "b/cohort/../../../etc/x",
+                "b/cohort//etc/x",
+            ]
+            file = {"type": pafs.FileType.File, "size": 1, "mtime_ns": 0}
+            return [pafs.FileInfo(key, **file) for key in keys]
+
+    monkeypatch.setattr(storage, "_filesystem", lambda _: (Keys(), "b/cohort"))
+    assert storage.names_in("s3://b/cohort") == {"a", "etc/x"}
+    fetched = []
+    monkeypatch.setattr(storage, "_download", lambda *args: fetched.append(args[2]))
+    copy = storage.fetch("s3://b/cohort")
+    assert set(fetched) == {copy / "a", copy / "etc" / "x"}
+
+
+def test_the_tail_of_an_object_is_what_was_added_or_all_of_a_new_one(store):
+    folder, uri = store
+    assert storage.tail(f"{uri}/log", 0) == (b"", 0)
+    write(folder, log="one\n")
+    assert storage.tail(f"{uri}/log", 0) == (b"one\n", 4)
+    write(folder, log="one\ntwo\n")
+    assert storage.tail(f"{uri}/log", 4) == (b"two\n", 8)
+    assert storage.tail(f"{uri}/log", 8) == (b"", 8)
+    write(folder, log="new\n")
+    assert storage.tail(f"{uri}/log", 8) == (b"new\n", 4)
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "said"),
+    [
+        ("AWS Error NO_SUCH_BUCKET during X", InputError, "no such bucket"),
+        ("AWS Error ACCESS_DENIED during X: key AKIA1", InputError, "AWS_SECRET_ACCESS_KEY"),
+        ("AWS Error NETWORK_CONNECTION during X", RunError, "AWS_ENDPOINT_URL"),
+        ("AWS Error SLOW_DOWN during X: of AKIA1", RunError, "SLOW_DOWN"),
+    ],
+)
+def test_what_a_store_refuses_is_one_line_without_its_details(text, kind, said):
+    with pytest.raises(kind, match=said) as caught, storage._explained("s3://b/a"):
+        raise OSError(text)
+    assert str(caught.value).startswith("s3://b/a: ")
+    assert "AKIA1" not in str(caught.value)
+
+
+def test_a_full_disk_names_the_folder_of_copies(store):
+    with pytest.raises(RunError, match="EHR_RAY_STAGING"), storage._explained("s3://b/a"):
+        raise OSError(28, "No space left on device")
+
+
+def test_an_unknown_kind_of_storage_is_refused():
+    with pytest.raises(InputError, match="use s3, gs"):
+        fetch("ftp://host/a")
+
+
+def test_the_endpoint_comes_from_the_usual_variables(monkeypatch):
+    for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION"):
+        monkeypatch.delenv(name, raising=False)
+    assert endpoint("") == ""
+    assert endpoint("region=eu-1") == "region=eu-1"
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9000")
+    assert endpoint("") == "endpoint_override=127.0.0.1:9000&scheme=http&region=us-east-1"
+    monkeypatch.setenv("AWS_REGION", "eu-1")
+    assert endpoint("endpoint_override=a:1") == "endpoint_override=a:1&region=eu-1"
