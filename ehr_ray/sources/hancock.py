@@ -9,8 +9,6 @@ are events at their days: RECURRENCE, MEDS_DEATH, and FOLLOW_UP//END, the last i
 import csv
 import os
 import re
-import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -33,6 +31,7 @@ from ehr_ray.events.outcomes import (
     labels_at,
 )
 from ehr_ray.sources.cells import BLANK, events_table, since_epoch
+from ehr_ray.sources.hancock_tiles import TILES, read_tiles
 from ehr_ray.sources.identifiers import subject_ids
 from ehr_ray.sources.labels import label_rows
 from ehr_ray.sources.rejects import Rejects
@@ -65,11 +64,7 @@ DENIED: Final = (
     r"|.*follow_?up.*|year_.*|.*_year|first_treatment_.*|.*last_information.*"
 )
 """Columns written after the diagnosis, or that tell when it was: they are never features."""
-TILE_WIDTH: Final = 256
-"""Texture features of one tile; an array holds those of several tiles one after the other."""
 DAY: Final = 1440.0
-
-_TILES: Final = re.compile(r"tma_tile_dtr_(\d+)_(\w+)\.npz")
 
 
 @dataclass(frozen=True)
@@ -102,7 +97,7 @@ def units(path: Path, options: HancockOptions) -> list[Unit]:  # noqa: ARG001
     if missing:
         raise InputError(f"--input {path}: no {missing[0]}; give the folder of the HANCOCK tables")
     there = sorted(os.listdir(path))
-    files = [name for name in there if name in TABLES or name == TARGETS or _TILES.fullmatch(name)]
+    files = [name for name in there if name in TABLES or name == TARGETS or TILES.fullmatch(name)]
     return [Unit(str(path), tuple(files))]
 
 
@@ -142,8 +137,8 @@ def read(unit: Unit, options: HancockOptions) -> Iterator[Chunk]:
         names=names.group_by(["subject_id", "name"], use_threads=False).aggregate([]),
     )
     for name in unit.files:
-        if _TILES.fullmatch(name):
-            yield _tiles(root / name, known)
+        if TILES.fullmatch(name):
+            yield read_tiles(root / name, known)
 
 
 def denied(column: str) -> bool:
@@ -290,40 +285,6 @@ def _column_events(
 def _category(cell: str) -> str:
     """Return a category's name: 2 and 2.0 are one."""
     return cell.strip().removesuffix(".0")
-
-
-def _tiles(path: Path, known: set[int]) -> Chunk:
-    """Return the texture features of one marker: a code a feature, an event a tile with tissue."""
-    match = _TILES.fullmatch(path.name)
-    assert match is not None
-    width, marker = int(match[1]), match[2]
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: np.asarray(file[name], np.float64).reshape(-1) for name in file.files}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(f"{path}: not a readable archive of arrays ({error})") from None
-    names = [name for name, array in arrays.items() if array.size and array.size % width == 0]
-    who, _, _ = subject_ids(pa.array(names, pa.string()))
-    ids, values = [], []
-    for one, name in zip(who.tolist(), names, strict=True):
-        tiles = arrays[name].reshape(-1, width)
-        tiles = tiles[np.isfinite(tiles).all(1) & tiles.any(1)]  # zeros fill a tile that is not
-        if one in known:
-            ids += [one] * len(tiles)
-            values.append(tiles)
-    flat = np.concatenate(values).ravel() if values else np.zeros(0)
-    codes = pa.array([f"TMA//{marker}//{i:03d}" for i in range(width)], pa.string())
-    codes = codes.take(pa.array(np.tile(np.arange(width), len(ids))))
-    times, _ = since_epoch(np.full(len(flat), np.nan), 1.0)
-    rejects = Rejects()
-    for name in sorted(set(arrays) - set(names)):
-        rejects.file(f"{path.name}/{name}", f"not a multiple of {width} numbers")
-    return Chunk(
-        events=events_table(np.repeat(np.array(ids, np.int64), width), times, codes, flat),
-        rejects=rejects.table(),
-        rows_read=len(arrays),
-        files_read=1,
-    )
 
 
 def _table(path: Path) -> dict[str, list[str]]:

@@ -11,11 +11,10 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from ehr_ray.config import Experiment, TrainConfig
-from ehr_ray.errors import ConfigError, RunError
+from ehr_ray.config import Experiment
+from ehr_ray.errors import RunError
 from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.family import AnyFamily, Batch, Knobs, Terms
-from ehr_ray.schedules import Cycle
 from ehr_ray.train import history
 from ehr_ray.train.backend import Backend, together
 from ehr_ray.train.begin import begin_task
@@ -37,6 +36,7 @@ from ehr_ray.train.optim import (
     set_weight_decay,
     weight_decay,
 )
+from ehr_ray.train.selection import cycles_without_better, note, note_others
 from ehr_ray.train.task import LABEL, ranking_metrics
 from ehr_ray.train.usable import check_measured, check_usable
 
@@ -321,50 +321,6 @@ def noise_seed(seed: int, step: int) -> int:
 def seed_step(seed: int, step: int, rank: int) -> None:
     """Seed torch for a step: ranks differ, and a resumed run repeats."""
     torch.manual_seed(((seed * 1_000_003 + step) * 4096 + rank) * MIX % (1 << 63))
-
-
-def note(progress: Progress, family: AnyFamily, row: Metrics, plan: TrainConfig) -> bool:
-    """Record a report in `progress`; return whether it is the best so far."""
-    value = row.get(family.select.metric)
-    better = value is None or family.select.better(value, progress.best)
-    if better:
-        progress.best = value
-        progress.best_step = progress.step
-        progress.reports_since_best = 0
-    else:
-        progress.reports_since_best += 1
-        progress.reductions += progress.reports_since_best % (plan.plateau_patience + 1) == 0
-    patience = plan.patience
-    progress.finished = patience is not None and progress.reports_since_best >= patience
-    return better
-
-
-def note_others(progress: Progress, family: AnyFamily, row: Metrics) -> list[str]:
-    """Record the best of each of `Family.also`; return those this report is the best of."""
-    found = []
-    for name, select in family.also.items():
-        value = row.get(select.metric)
-        if value is not None and select.better(value, progress.bests.get(name)):
-            progress.bests[name] = value
-            found.append(name)
-    return found
-
-
-def cycles_without_better(experiment: Experiment, progress: Progress, per_epoch: int) -> bool:
-    """Whether `train.patience_cycles` whole cycles have passed since that of the best report.
-
-    Cycles are those of the longest cyclical schedule; a report at a cycle's last step belongs
-    to it. Raises ConfigError without such a schedule.
-    """
-    patience = experiment.train.patience_cycles
-    if patience is None:
-        return False
-    periods = [s.period(per_epoch) for s in experiment.schedules.values() if isinstance(s, Cycle)]
-    if not periods:
-        raise ConfigError("train.patience_cycles: no schedule is a cycle; use train.patience")
-    period = max(periods)
-    of_best = math.ceil(progress.best_step / period)
-    return progress.step // period - of_best >= patience
 
 
 def move(batch: Batch, device: torch.device) -> Batch:

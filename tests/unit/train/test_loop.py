@@ -2,7 +2,6 @@ import dataclasses
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -19,9 +18,9 @@ from ehr_ray.registry import get_family
 from ehr_ray.schedules import Cycle, Ramp
 from ehr_ray.train import history, loop
 from ehr_ray.train.backend import LocalBackend
-from ehr_ray.train.checkpoint import Progress, load, saved_progress
+from ehr_ray.train.checkpoint import load, saved_progress
 from ehr_ray.train.loader import Loader
-from ehr_ray.train.loop import Sums, Watch, noise_seed, note, objective, train
+from ehr_ray.train.loop import Sums, Watch, noise_seed, objective, train
 
 RANK = Path(__file__).with_name("two_ranks.py")
 
@@ -337,35 +336,9 @@ def test_patience_in_cycles_waits_for_whole_ones(run_tiny):
     assert (progress.best_step, progress.step, progress.finished) == (3, 8, True)
 
 
-@pytest.mark.parametrize(
-    ("best", "step", "patience", "over"),
-    [(3, 7, 1, False), (3, 8, 1, True), (4, 8, 1, True), (5, 8, 1, False), (3, 11, 2, False)],
-)
-def test_cycles_are_counted_from_that_of_the_best(best, step, patience, over):
-    experiment = SimpleNamespace(
-        train=TrainConfig(patience_cycles=patience), schedules={"beta": Cycle(end=1.0, steps=4)}
-    )
-    progress = loop.Progress(step=step, best_step=best)
-    assert loop.cycles_without_better(experiment, progress, 10) is over
-
-
 def test_patience_in_cycles_needs_a_cycle(run_tiny):
     with pytest.raises(ConfigError, match="patience_cycles: no schedule is a cycle"):
         run_tiny(tiny_family(), patience_cycles=1)
-
-
-@pytest.mark.parametrize(
-    ("mode", "values", "better"),
-    [
-        ("min", [3.0, 2.0, 2.0, 1.0], [True, True, False, True]),
-        ("max", [3.0, 2.0, 4.0, 4.0], [True, False, True, False]),
-        ("min", [float("nan"), 2.0, float("nan")], [False, True, False]),
-    ],
-)
-def test_the_best_report_is_chosen_by_the_families_metric(mode, values, better):
-    family, progress = tiny_family(select=Select("m", mode)), loop.Progress()
-    assert [note(progress, family, {"m": v}, TrainConfig()) for v in values] == better
-    assert not progress.finished
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_its_term(run_tiny, tmp_path):
@@ -496,16 +469,6 @@ def test_a_checkpoint_of_a_run_loads_without_ray(run, tmp_path):
     )
     assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False).returncode == 0
     assert load(tmp_path).experiment.name == "tiny_set_vae"
-
-
-def test_a_plateau_is_counted_from_the_last_best_and_from_the_last_reduction(tiny_experiment):
-    family, progress = get_family("set_vae"), Progress()
-    plan = TrainConfig(lr_schedule="plateau", plateau_patience=1)
-    key, seen = family.select.metric, []
-    for value in [3.0, 4.0, 4.0, 4.0, 4.0, 2.0, 5.0, 5.0]:
-        note(progress, family, {key: value}, plan)
-        seen.append(progress.reductions)
-    assert seen == [0, 0, 1, 1, 2, 2, 2, 3]  # torch's ReduceLROnPlateau with patience 1
 
 
 def test_a_term_of_nothing_is_no_number_and_no_part_of_the_objective():
