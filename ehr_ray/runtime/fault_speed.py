@@ -30,8 +30,12 @@ Numbers = dict[str, float]
 Due = Callable[[int, Start], bool]
 """Whether the next worker is to be killed, by the kills so far and rank 0's current start."""
 EVERY_SECONDS = 20.0
-STEPS = 1000
-REPORT_STEPS = 20
+SECONDS = 90.0
+"""About how long the undisturbed run is; the other takes some times as long."""
+PACE_STEPS = 40
+"""Steps of the run that tells how many make up those seconds."""
+REPORT_STEPS = 5
+"""So few that a report falls into the seconds between a start and the next kill."""
 WORKERS = 2
 
 
@@ -43,12 +47,15 @@ class Kills:
     ranks: list[int] = field(default_factory=list)
 
 
-def fault_speed(cohort: Path, place: Path, steps: int = STEPS) -> Numbers:
+def fault_speed(cohort: Path, place: Path, seconds: float = SECONDS) -> Numbers:
     """Train undisturbed and with a worker killed every 20 seconds; RunError if weights differ."""
-    experiment = _experiment(cohort, place, steps)
-    family = family_of(experiment)
-    with prepared(experiment, family, on_ray=True) as data:
-        whole, killed = place / "whole", place / "killed"
+    experiment = _experiment(cohort, place, PACE_STEPS)
+    with prepared(experiment, family_of(experiment), on_ray=True) as data:
+        pace, whole, killed = place / "pace", place / "whole", place / "killed"
+        train_noted(experiment, data, pace)
+        ended_at = next(start.ended for start in read_starts(_notes(pace)) if start.rank == 0)
+        steps = int(seconds * (len(ended_at) - 1) / (ended_at[-1] - ended_at[0]))
+        experiment = _experiment(cohort, place, max(PACE_STEPS, steps))
         began = time.monotonic()
         train_noted(experiment, data, whole)
         middle = time.monotonic()

@@ -87,11 +87,17 @@ class Head:
                 continue
         node.wait()
 
-    def close(self) -> None:
-        """End all nodes, the head last."""
-        for process in reversed(self._processes):
+    def lose_nodes(self) -> None:
+        """Lose every node but the head."""
+        for process in self._processes[1:]:
             if process.poll() is None:
                 self.lose(process)
+
+    def close(self) -> None:
+        """End all nodes, the head last."""
+        self.lose_nodes()
+        if self._processes and self._processes[0].poll() is None:
+            self.lose(self._processes[0])
 
     def ray(self, *arguments: str) -> subprocess.CompletedProcess:
         """Run a `ray` command from the root of the repository."""

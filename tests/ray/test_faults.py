@@ -166,7 +166,7 @@ def test_a_schedule_misses_the_kill_that_nobody_is_up_for():
 
 def test_the_part_compares_two_runs_and_refuses_other_weights(tmp_path, cohort, monkeypatch):
     """Both runs are in this process here; tests/ray/test_training.py kills real workers."""
-    seeds = iter((0, 0, 0, 1))
+    seeds = iter((0, 0, 0, 0, 0, 1))
 
     def train_noted(experiment, data, run, due=None):
         experiment = replace(experiment, seed=next(seeds))
@@ -174,12 +174,13 @@ def test_the_part_compares_two_runs_and_refuses_other_weights(tmp_path, cohort, 
         return fault_speed.Kills([time.monotonic() - 0.1], [0]) if due else fault_speed.Kills()
 
     monkeypatch.setattr(fault_speed, "train_noted", train_noted)
-    numbers = fault_speed.fault_speed(cohort, tmp_path / "a", steps=3)
+    monkeypatch.setattr(fault_speed, "PACE_STEPS", 3)
+    numbers = fault_speed.fault_speed(cohort, tmp_path / "a", seconds=0.01)
     assert numbers["steps"] == 3
     assert numbers["steps repeated"] == 0
     assert 0 < numbers["goodput"] < 1 > numbers["undisturbed, goodput"] > 0
     with pytest.raises(RunError, match="after 1 kills the weights"):
-        fault_speed.fault_speed(cohort, tmp_path / "b", steps=3)
+        fault_speed.fault_speed(cohort, tmp_path / "b", seconds=0.01)
 
 
 @pytest.mark.slow
