@@ -191,3 +191,25 @@ def test_a_store_that_refuses_is_one_line(stored, machine, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     with pytest.raises(RunError, match="no store answers there; check AWS_ENDPOINT_URL"):
         storage.fetch(stored)
+
+
+def test_a_report_that_cannot_be_stored_is_tried_again(
+    cohort, machine, monkeypatch, tmp_path, capsys
+):
+    output, push, failures = f"file://{tmp_path}/store", storage.push, []
+
+    def fails(place, *, mirror=(), whole=False):
+        if mirror and len(failures) < limit:
+            failures.append(place)
+            raise RunError("the store is away")
+        push(place, mirror=mirror, whole=whole)
+
+    monkeypatch.setattr(storage, "push", fails)
+    limit, changes = 2, ("cluster.num_workers=0", "train.max_epochs=2")
+    trained = train(experiment(cohort, output, "name=run", *changes))
+    said = capsys.readouterr().err
+    assert said.count("not stored, tried again at the next report: the store is away") == limit
+    assert f"state/{trained.step:012d}/progress.yaml" in storage.names_in(f"{output}/run")
+    limit = 1000
+    with pytest.raises(RunError, match="the store is away"):
+        train(experiment(cohort, output, "name=lost", *changes))
