@@ -7,6 +7,8 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import psutil
@@ -44,6 +46,7 @@ def head():
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),
         "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}",
+        "HEAD": f"127.0.0.1:{gcs}",
     }
     command = [RAY, "start", "--head", "--block", f"--port={gcs}"]
     command += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"]
@@ -97,6 +100,49 @@ def test_a_failing_job_says_why_and_exits_with_an_error(head):
     done = _ray(head, "job", "submit", "--working-dir", ".", "--", *job)
     assert done.returncode != 0
     assert "train.lr: input should be greater than 0" in done.stdout
+
+
+def _status(environment: dict[str, str], token: str | None) -> int:
+    request = urllib.request.Request(environment["RAY_API_SERVER_ADDRESS"] + "/api/jobs/")
+    if token is not None:
+        request.add_header("Authorization", f"Bearer {token}")
+    try:
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            return answer.status
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def test_only_a_token_opens_the_job_server(head):
+    assert _status(head, None) == 401
+    assert _status(head, "1" * 64) in (401, 403)
+    assert _status(head, "0" * 64) == 200
+
+
+@pytest.mark.parametrize("token", ["1" * 64, None])
+def test_a_cluster_that_asks_for_a_token_is_joined_with_it_alone(head, tmp_path, token):
+    ingest("synthetic", None, tmp_path / "cohort", options={"patients": 20})
+    environment = {k: v for k, v in head.items() if not k.startswith("RAY_")}
+    if token is not None:
+        environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
+    command = [sys.executable, "jobs/train.py", "configs/tiny/set_vae.yaml"]
+    command += ["cluster.num_workers=1"]
+    command += [f"data.cohort={tmp_path}/cohort", f"output={tmp_path}/runs"]
+    command += [f"cluster.address={head['HEAD']}", "tracking.experiment=null"]
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=False, cwd=ROOT, timeout=180
+    )
+    assert done.returncode == 2, done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert f"cluster.address={head['HEAD']}: " in last, done.stderr
+    assert "RAY_AUTH_TOKEN_PATH" in last
+
+
+def test_the_cluster_file_binds_its_dashboard_to_loopback():
+    commands = yaml.safe_load((ROOT / "cluster.yaml").read_text())["head_start_ray_commands"]
+    starts = [command for command in commands if "ray start" in command]
+    assert starts
+    assert all("--dashboard-host=127.0.0.1" in command for command in starts)
 
 
 def test_the_cluster_file_is_valid_for_ray_up():
