@@ -119,12 +119,10 @@ def test_only_a_token_opens_the_job_server(head):
     assert _status(head, "0" * 64) == 200
 
 
-@pytest.mark.parametrize("token", ["1" * 64, None])
-def test_a_cluster_that_asks_for_a_token_is_joined_with_it_alone(head, tmp_path, token):
+def test_a_cluster_that_asks_for_a_token_says_so_to_who_has_none(head, tmp_path):
     ingest("synthetic", None, tmp_path / "cohort", options={"patients": 20})
     environment = {k: v for k, v in head.items() if not k.startswith("RAY_")}
-    if token is not None:
-        environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
+    environment |= {"RAY_py_gcs_connect_timeout_s": "3"}  # 30 otherwise
     command = [sys.executable, "jobs/train.py", "configs/tiny/set_vae.yaml"]
     command += ["cluster.num_workers=1"]
     command += [f"data.cohort={tmp_path}/cohort", f"output={tmp_path}/runs"]

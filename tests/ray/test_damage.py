@@ -25,8 +25,6 @@ def test_a_rank_that_cannot_write_ends_all_of_them_in_one_line(cluster, tiny):
     with pytest.raises(RunError, match=r"tiny/state: (Not a directory|File exists); .* again"):
         train(experiment)
     assert load(experiment.directory).model is not None
-    (experiment.directory / "state").unlink()
-    assert train(experiment).step > 0
 
 
 def flip(path, at):
@@ -40,7 +38,8 @@ def test_a_damaged_or_vanished_shard_ends_the_run_by_name(cohort, tiny, tmp_path
     shutil.copytree(cohort, copy)
     shard = cohort_shards(copy, "train")[2]
     whole = shard.read_bytes()
-    flip(shard, 0.4)
+    for at in (0.35, 0.4, 0.45):  # one may hit a page's header, where it changes nothing
+        flip(shard, at)
     experiment = tiny(data__cohort=copy, **HERE)
     with pytest.raises(InputError, match=r"train/2\.parquet: unreadable.*ingest the cohort again"):
         train(experiment)
