@@ -1,7 +1,7 @@
 """Event rows of a cohort shard to patients: the unit everything downstream works on."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -77,6 +77,15 @@ def cohort_shards(cohort: Path, split: str) -> list[Path]:
     )
     _check_complete(Path(cohort), split, found)
     return found
+
+
+def shard_names(cohort: Path, split: str, shards: Sequence[Path]) -> list[str]:
+    """Return a file name, without suffix, for what is made of each shard of a split.
+
+    Shards of a MEDS dataset may lie in folders: `a/0` and `b/0` are two.
+    """
+    folder = Path(cohort) / "data" / split
+    return ["-".join(p.relative_to(folder).with_suffix("").parts) for p in shards]
 
 
 def _check_complete(cohort: Path, split: str, found: list[Path]) -> None:

@@ -25,7 +25,8 @@ from ehr_ray.config import Experiment
 from ehr_ray.errors import InputError, RunError, UserError
 from ehr_ray.events.blocks import BlockStore, write_block
 from ehr_ray.events.labels import choose_task, read_labels
-from ehr_ray.events.patients import Patient, cohort_shards, read_patients, splits_of
+from ehr_ray.events.patients import Patient, cohort_shards, read_patients, shard_names, splits_of
+from ehr_ray.events.schema import SPLITS
 from ehr_ray.events.vocabulary import Vocabulary, fit_codes
 from ehr_ray.family import AnyFamily, Row
 from ehr_ray.places import absolute, local, named, uri_of
@@ -91,7 +92,7 @@ def prepared(
     with _folder(experiment, family, vocabulary, shards) as folder:
         storage.fetch(folder, missing_ok=True)
         blocks = {
-            split: tuple(folder / split / f"{path.stem}.arrow" for path in paths)
+            split: tuple(folder / split / f"{n}.arrow" for n in shard_names(cohort, split, paths))
             for split, paths in shards.items()
         }
         jobs = [
@@ -269,7 +270,7 @@ def _key(
 
 def split_shards(cohort: Path, split: str) -> list[Path]:
     """Return the shards of a split, or raise InputError naming those the cohort has."""
-    shards = cohort_shards(cohort, split)
+    shards = cohort_shards(cohort, split) if split in SPLITS else []
     if not shards:
         there = ", ".join(splits_of(cohort))
         raise InputError(f"{cohort}: no {split} split; it has {there}")

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from ehr_ray.errors import InputError
 from ehr_ray.events.carry import carry_forward
 from ehr_ray.events.normalize import z_score
-from ehr_ray.events.patients import Patient, read_patients, splits_of
+from ehr_ray.events.patients import Patient, read_patients, shard_names, splits_of
 from ehr_ray.events.schema import EXPANDED
 from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.places import absolute, local, uri_of
@@ -70,9 +70,9 @@ def expand(
         raise InputError(f"--always-carry: no code {unknown[0]!r} in {cohort}; check its spelling")
     there = _claim(output, cohort, lvcf_minutes, always_carry, value_stats)
     jobs = [
-        {"shard": str(path), "target": str(output / split / f"{path.stem}.parquet")}
+        {"shard": str(path), "target": str(output / split / f"{name}.parquet")}
         for split, paths in splits_of(cohort).items()
-        for path in paths
+        for path, name in zip(paths, shard_names(cohort, split, paths), strict=True)
     ]
     todo = [job for job in jobs if str(Path(job["target"]).relative_to(output)) not in there]
     if todo:

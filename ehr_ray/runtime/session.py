@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import ray
+import ray.exceptions
 
 from ehr_ray.errors import ConfigError, RunError
 from ehr_ray.workers import ClusterConfig
@@ -52,10 +53,12 @@ def session(
         }
     try:
         ray.init(address=address, **options)
-    except ConnectionError as error:
+    except (ConnectionError, ray.exceptions.AuthenticationError) as error:
+        # Ray drops a caller without the token without a word, as if nothing were there.
         raise ConfigError(
-            f"cluster.address={address}: no Ray cluster answers there; "
-            "start one with `ray start --head`, or drop the address to run on this machine"
+            f"cluster.address={address}: no Ray cluster answers there, or it asks for a token; "
+            "start one with `ray start --head`, set RAY_AUTH_MODE=token and "
+            "RAY_AUTH_TOKEN_PATH=FILE, or drop the address to run on this machine"
         ) from error
     except Exception as error:
         if "timed out" not in str(error):

@@ -120,7 +120,7 @@ def read(unit: Unit, options: HancockOptions) -> Iterator[Chunk]:
         names = pa.concat_tables([names, more])
         columns = {c: table[c] for c in table if c != "patient_id" and not denied(c)}
         _refuse_leaks(columns, who, followed, name, options)
-        strangers = np.array([one not in known for one in who.tolist()])
+        strangers = np.array([one not in known for one in who.tolist()], bool)
         for row in np.flatnonzero(strangers):
             rejects.row(name, int(row) + 2, "no row in targets")
         kept = ~strangers
@@ -244,7 +244,7 @@ def _refuse_leaks(
         return
     values = np.stack([_numbers(cells, text=True) for cells in columns.values()], 1)
     place = {one: i for i, one in enumerate(followed.ids.tolist())}
-    at = np.array([place.get(one, -1) for one in who.tolist()])
+    at = np.array([place.get(one, -1) for one in who.tolist()], np.int64)
     answers = {outcome.name: followed.label(outcome) for outcome in outcomes_of(options)}
     # A copy of the flag itself tells less of a horizon, where late events count as none.
     answers |= {

@@ -1,6 +1,7 @@
 """What the package may never do: unpickle, build objects from YAML, unpack archives to paths."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -108,3 +109,27 @@ def test_no_clock_that_jumps_is_asked_for_a_duration_or_an_order():
         and name_of(node.func).startswith(("time.", "datetime.", "date."))
     }
     assert asked == {("ehr_ray/runtime/tracking.py", "time.time")}
+
+
+def test_a_ray_started_here_has_no_dashboard_and_listens_on_loopback(monkeypatch):
+    import ray
+
+    from ehr_ray.runtime.session import session
+
+    given = {}
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda **options: given.update(options))
+    with session():
+        pass
+    assert given["include_dashboard"] is False
+    assert given["_node_ip_address"] == "127.0.0.1"
+
+
+@pytest.mark.parametrize("path", [*FILES, Path("cluster.yaml"), Path("README.md")], ids=str)
+def test_nothing_is_opened_to_every_address(path):
+    """The README has `mlflow ui`, which listens on 127.0.0.1 unless told otherwise."""
+    assert not re.search(
+        r"0\.0\.0\.0|--host\b|host=",
+        (ROOT / path).read_text().replace("--dashboard-host=127.0.0.1", ""),
+    )

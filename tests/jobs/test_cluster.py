@@ -1,5 +1,9 @@
 """Every job script by `ray job submit` on a head started by hand, and the cluster file."""
 
+import subprocess
+import sys
+import urllib.error
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,6 +19,7 @@ ROOT = Path(__file__).parents[2]
 TINY = "configs/tiny"
 LONG = ("train.max_epochs=4", "train.report_steps=2", "cluster.num_workers=2")
 """A run of seconds, so that there is a middle of it."""
+SEARCH = ("name=sweep", "train.max_epochs=1", "tune.trials=2", "search={train.lr: [0.001, 0.002]}")
 
 
 def steps(place: Path) -> list[dict[str, list[object]]]:
@@ -30,6 +35,7 @@ def steps(place: Path) -> list[dict[str, list[object]]]:
             "phrases": [tiny["event_encoder"], *common],
             "benchmark": ["--only", "lvcf", "--cohort", cohort, "--output", place / "lvcf.json"],
             "train": [tiny["set_vae"], *common, *LONG, "name=whole"],
+            "tune": [tiny["set_vae"], *common, *SEARCH],
         },
         {
             "export-pt": [tiny["event_decoder"], *common, "--output", place / "pt"],
@@ -84,6 +90,7 @@ def test_submitted_scripts_leave_their_results_on_shared_storage(done, place, he
     assert list((place / "expanded").rglob("*.parquet"))
     assert (place / "runs" / "whole" / "checkpoint" / "model.safetensors").is_file()
     assert (place / "runs" / "whole" / "report.html").is_file()
+    assert (place / "runs" / "sweep" / "trials.parquet").is_file()
     assert len(list((place / "pt").rglob("*.pt"))) == 120
     for file in ("lvcf.json", "embedded.parquet"):
         assert (place / file).is_file()
@@ -96,18 +103,6 @@ def test_a_failing_job_says_why_and_exits_with_an_error(head):
     assert done.returncode != 0
     assert "train.lr: input should be greater than 0" in done.stdout
     assert "FAILED" in head.ray("job", "status", "wrong").stdout.upper()
-
-
-def test_a_stranger_without_the_token_is_turned_away(head):
-    known = head.environment
-    head.environment = {k: v for k, v in known.items() if not k.startswith("RAY_AUTH")}
-    head.environment |= {"RAY_AUTH_MODE": "disabled"}
-    try:
-        said = head.ray("job", "list")
-    finally:
-        head.environment = known
-    assert said.returncode != 0
-    assert "token" in (said.stdout + said.stderr).lower()
 
 
 def test_a_stopped_job_goes_on_when_it_is_submitted_again(head, done, place):
@@ -143,6 +138,47 @@ def test_a_cross_validation_is_submitted(head, tmp_path):
     done = head.submit("crossval", "crossval", *settings)
     assert done.returncode == 0, done.stdout
     assert (runs / "tiny_hcat" / "folds.csv").is_file()
+
+
+def _status(head, token: str | None) -> int:
+    address = head.environment["RAY_API_SERVER_ADDRESS"]
+    request = urllib.request.Request(f"{address}/api/jobs/")
+    if token is not None:
+        request.add_header("Authorization", f"Bearer {token}")
+    try:
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            return answer.status
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def test_only_a_token_opens_the_job_server(head):
+    assert _status(head, None) == 401
+    assert _status(head, "1" * 64) in (401, 403)
+    assert _status(head, "0" * 64) == 200
+
+
+def test_a_cluster_that_asks_for_a_token_says_so_to_who_has_none(head, done, place):
+    address = f"127.0.0.1:{head.gcs}"
+    environment = {k: v for k, v in head.environment.items() if not k.startswith("RAY_")}
+    environment |= {"RAY_py_gcs_connect_timeout_s": "3"}  # 30 otherwise
+    command = [sys.executable, "jobs/train.py", f"{TINY}/set_vae.yaml", "cluster.num_workers=1"]
+    command += [f"data.cohort={place}/cohort", f"output={place}/strange"]
+    command += [f"cluster.address={address}", "tracking.experiment=null"]
+    said = subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=False, cwd=ROOT, timeout=180
+    )
+    assert said.returncode == 2, said.stderr
+    last = said.stderr.strip().splitlines()[-1]
+    assert f"cluster.address={address}: " in last, said.stderr
+    assert "RAY_AUTH_TOKEN_PATH" in last
+
+
+def test_the_cluster_file_binds_its_dashboard_to_loopback():
+    commands = yaml.safe_load((ROOT / "cluster.yaml").read_text())["head_start_ray_commands"]
+    starts = [command for command in commands if "ray start" in command]
+    assert starts
+    assert all("--dashboard-host=127.0.0.1" in command for command in starts)
 
 
 def test_the_cluster_file_is_valid_for_ray_up():

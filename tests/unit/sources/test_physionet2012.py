@@ -1,5 +1,8 @@
 import gzip
+import io
+import tarfile
 from datetime import datetime, timedelta
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -182,3 +185,28 @@ def test_all_real_stays_come_in(shared, cohort, events_of):
     assert (counts["ADMISSION"], counts["ICUType"], counts["HR"]) == (8000, 8000, 457144)
     assert counts["Height"] == 8000 - 3824
     assert "RecordID" not in counts
+
+
+def test_an_archive_that_points_elsewhere_writes_and_reads_nothing_there(tmp_path, cohort):
+    secret = tmp_path / "900003.txt"
+    secret.write_text("Time,Parameter,Value\n00:00,RecordID,900003\n01:00,HR,1\n")
+    before = sorted(tmp_path.rglob("*"))
+    (tmp_path / "in").mkdir()
+    with tarfile.open(tmp_path / "in" / "set-a.tar.gz", "w:gz") as archive:
+        for name in ("../../900001.txt", f"{tmp_path}/900002.txt", "set-a/132539.txt"):
+            stay = Path(name).stem
+            data = f"Time,Parameter,Value\n00:00,RecordID,{stay}\n01:00,HR,80\n".encode()
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+        for name, kind in (("900003.txt", tarfile.SYMTYPE), ("900004.txt", tarfile.LNKTYPE)):
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind, str(secret)
+            archive.addfile(member)
+    path = cohort("physionet2012", tmp_path / "in", splits="all:train")
+    ids = pq.read_table(path / "data" / "train")["subject_id"].to_pylist()
+    assert set(ids) == {132539, 900001, 900002}
+    made = {tmp_path / "in", tmp_path / "in" / "set-a.tar.gz", tmp_path / "out"}
+    after = set(tmp_path.rglob("*")) - set((tmp_path / "out").rglob("*"))
+    assert after == {*before, *made}
+    assert not (tmp_path.parent / "900001.txt").exists()
