@@ -13,6 +13,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pandas as pd
+import psutil
 import pyarrow.dataset
 import pyarrow.fs
 import pyarrow.parquet as pq
@@ -30,7 +31,7 @@ from ehr_ray.runtime.expand import expand
 from ehr_ray.runtime.inference import embed
 from ehr_ray.runtime.ingest import ingest
 from ehr_ray.runtime.trainer import train
-from tests.ray.test_training import _train_workers
+from ehr_ray.runtime.tuner import tune
 
 pytestmark = pytest.mark.ray
 CONFIG = Path(__file__).parents[2] / "configs" / "tiny" / "set_vae.yaml"
@@ -213,3 +214,29 @@ def test_a_report_that_cannot_be_stored_is_tried_again(
     limit = 1000
     with pytest.raises(RunError, match="the store is away"):
         train(experiment(cohort, output, "name=lost", *changes))
+
+
+def test_a_search_lies_in_a_store_and_is_known_on_another_machine(stored, bucket, machine):
+    changes = ["name=sweep", "train.max_epochs=1", "tune.trials=2", "tune.scheduler=none"]
+    given = experiment(stored, f"{BUCKET}/searches", *changes, "search={train.lr: [0.001, 0.002]}")
+    first = tune(given)
+    assert set(first.sweep.frame["status"]) == {"finished"}
+    there = objects(bucket, "searches/sweep")
+    assert there >= {"search.yaml", "trials.parquet", "report.html", "trials/0000/trial.yaml"}
+    assert not [name for name in there if "/." in f"/{name}"]
+    machine("second")
+    again = tune(given)
+    pd.testing.assert_frame_equal(again.sweep.frame, first.sweep.frame)
+    best = f"{BUCKET}/searches/sweep/trials/{int(first.sweep.best['trial']):04d}"
+    assert ehr_ray.load(best).experiment.train.lr == first.sweep.best["train.lr"]
+
+
+def _train_workers() -> list[int]:
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if "RayTrainWorker" in " ".join(process.cmdline()):
+                found.append(process.pid)
+        except (psutil.NoSuchProcess, psutil.ZombieProcess):
+            continue
+    return found
