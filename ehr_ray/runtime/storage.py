@@ -11,25 +11,21 @@ Names that begin with a dot are of the machine alone, unless they are asked for 
 
 import contextlib
 import fcntl
-import functools
 import hashlib
 import os
-import re
 import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urlsplit
 
-import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from ehr_ray.errors import InputError, RunError
-from ehr_ray.places import local, parts_of, staging, uri_of
+from ehr_ray.places import local, staging, uri_of
+from ehr_ray.runtime.stores import check_bucket, explained, filesystem
 
-SCHEMES: Final = ("s3", "gs", "gcs", "file")
 MARK: Final = ".being-written"
 """Object in a folder that has begun to be written and is not whole yet."""
 LAST: Final = ("table.safetensors", "model.safetensors", "progress.yaml")
@@ -61,8 +57,8 @@ def fetch(
     if uri is None:
         return Path(place)
     target = local(uri)
-    with _explained(uri):
-        store, path = _filesystem(uri)
+    with explained(uri):
+        store, path = filesystem(uri)
         with _held(target):
             there = _objects(store, path)
             if MARK in there and not missing_ok:
@@ -72,7 +68,7 @@ def fetch(
                 )
             visible = {name: stamp for name, stamp in there.items() if not _hidden(name)}
             if not visible:
-                _check_bucket(store, path, uri)
+                check_bucket(store, path, uri)
                 if not missing_ok:
                     raise InputError(f"{uri}: nothing there; check the URI")
             _remove_here(target, _files(target).keys() - visible.keys())
@@ -103,8 +99,8 @@ def push(place: str | Path, *, mirror: Iterable[str] = (), whole: bool = False) 
     if uri is None:
         return
     source = local(uri)
-    with _explained(uri):
-        store, path = _filesystem(uri)
+    with explained(uri):
+        store, path = filesystem(uri)
         here, there = _files(source), _objects(store, path)
         changed = [name for name, stamp in here.items() if there.get(name) != stamp]
         marked = whole and (bool(changed) or MARK in there)
@@ -129,8 +125,8 @@ def mark(place: str | Path) -> None:
     """Mark the folder of a URI as not whole, until it is pushed as a whole; of paths, nothing."""
     uri = uri_of(place)
     if uri is not None:
-        with _explained(uri):
-            store, path = _filesystem(uri)
+        with explained(uri):
+            store, path = filesystem(uri)
             _write(store, _join(path, MARK), b"")
 
 
@@ -142,8 +138,8 @@ def remove(place: str | Path) -> None:
     else:
         path.unlink(missing_ok=True)
     if (uri := uri_of(place)) is not None:
-        with _explained(uri):
-            store, there = _filesystem(uri)
+        with explained(uri):
+            store, there = filesystem(uri)
             if store.get_file_info(there).type == pafs.FileType.File:
                 store.delete_file(there)
             else:
@@ -155,8 +151,8 @@ def unfinished(place: str | Path) -> bool:
     uri = uri_of(place)
     if uri is None:
         return False
-    with _explained(uri):
-        store, path = _filesystem(uri)
+    with explained(uri):
+        store, path = filesystem(uri)
         found = store.get_file_info(_join(path, MARK)).type == pafs.FileType.File
         return bool(found)
 
@@ -166,8 +162,8 @@ def names_in(place: str | Path) -> set[str]:
     uri = uri_of(place)
     if uri is None:
         return set(_files(Path(place)))
-    with _explained(uri):
-        return {name for name in _objects(*_filesystem(uri)) if not _hidden(name)}
+    with explained(uri):
+        return {name for name in _objects(*filesystem(uri)) if not _hidden(name)}
 
 
 def tail(place: str | Path, start: int) -> tuple[bytes, int]:
@@ -178,8 +174,8 @@ def tail(place: str | Path, start: int) -> tuple[bytes, int]:
     uri = uri_of(place)
     if uri is None:
         return b"", start
-    with _explained(uri):
-        store, path = _filesystem(uri)
+    with explained(uri):
+        store, path = filesystem(uri)
         size = store.get_file_info(path).size
         if size is None or size == start:
             return b"", start
@@ -193,47 +189,9 @@ def footer(place: str | Path) -> Any:
     uri = uri_of(place)
     if uri is None:
         return pq.read_metadata(place)
-    with _explained(uri):
-        store, path = _filesystem(uri)
+    with explained(uri):
+        store, path = filesystem(uri)
         return pq.read_metadata(path, filesystem=store)
-
-
-@functools.lru_cache(maxsize=64)
-def _connected(root: str, options: str) -> tuple[Any, str]:
-    """Return the filesystem of a bucket and the path of it; one connection a process."""
-    if root.startswith("file:"):
-        return pafs.LocalFileSystem(), ""
-    store, path = pafs.FileSystem.from_uri(f"{root}{'?' if options else ''}{options}")
-    return store, path
-
-
-def _filesystem(uri: str) -> tuple[Any, str]:
-    scheme, bucket, path, options = parts_of(uri)
-    if scheme not in SCHEMES:
-        raise InputError(f"{uri}: no storage of this kind; use {', '.join(SCHEMES)} or a path")
-    store, root = _connected(
-        f"{scheme}://{bucket}", endpoint(options) if scheme == "s3" else options
-    )
-    return store, f"/{path}" if scheme == "file" else _join(root, path)
-
-
-def endpoint(options: str) -> str:
-    """Add to the options of an S3 URI what the usual environment variables say of the endpoint.
-
-    Not every version of the library reads them itself.
-    """
-    found = dict(item.partition("=")[::2] for item in options.split("&") if item)
-    url = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    if url and "endpoint_override" not in found:
-        parts = urlsplit(url)
-        found["endpoint_override"] = parts.netloc or parts.path
-        found.setdefault("scheme", parts.scheme or "https")
-    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
-    if "endpoint_override" in found:  # a store of one's own has no regions to look up
-        region = region or "us-east-1"
-    if region:
-        found.setdefault("region", region)
-    return "&".join(f"{name}={value}" for name, value in found.items())
 
 
 def _objects(store: Any, path: str) -> dict[str, Stamp]:
@@ -342,13 +300,6 @@ def _forget(function: Callable[[str], None], path: str) -> None:
         function(path)
 
 
-def _check_bucket(store: Any, path: str, uri: str) -> None:
-    bucket = path.strip("/").partition("/")[0]
-    if store.type_name == "local" or store.get_file_info(bucket).type != pafs.FileType.NotFound:
-        return
-    raise InputError(f"{uri}: no bucket {bucket} there; check its name and AWS_ENDPOINT_URL")
-
-
 @contextlib.contextmanager
 def _held(target: Path) -> Iterator[None]:
     """Let one process at a time make a copy."""
@@ -358,49 +309,6 @@ def _held(target: Path) -> Iterator[None]:
     with (locks / hashlib.sha256(str(target).encode()).hexdigest()[:32]).open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-
-@contextlib.contextmanager
-def _explained(uri: str) -> Iterator[None]:
-    """Turn what a store's library raises into one line with the remedy, without its details."""
-    try:
-        yield
-    except (OSError, pa.ArrowException) as error:
-        text = str(error)
-        if isinstance(error, OSError) and error.errno is not None and "AWS" not in text:
-            if isinstance(error, FileNotFoundError):
-                raise InputError(f"{uri}: {error.strerror}; check the URI") from error
-            raise RunError(
-                f"{uri}: {error.strerror} in its copy below {staging()}; free some space, or name "
-                "another folder by EHR_RAY_STAGING"
-            ) from error
-        for pattern, kind, remedy in _REASONS:
-            if re.search(pattern, text, re.IGNORECASE):
-                raise kind(f"{uri}: {remedy}") from None
-        code = re.search(r"AWS Error (\w+)", text)
-        reason = code.group(1) if code else text.partition(". Detail")[0][:200]
-        raise RunError(f"{uri}: the store answered {reason}; run the same again to go on") from None
-
-
-_REASONS: Final = (
-    (
-        r"NO_SUCH_BUCKET|Bucket '[^']*' not found|NoSuchBucket",
-        InputError,
-        "no such bucket; check its name and AWS_ENDPOINT_URL",
-    ),
-    (
-        r"ACCESS_DENIED|INVALID_ACCESS_KEY|SIGNATURE|HTTP status 40[13]|INVALID_CLIENT_TOKEN|"
-        r"EXPIRED|MISSING_AUTHENTICATION|PermissionDenied|Unauthenticated",
-        InputError,
-        "no access; give credentials in the environment (AWS_ACCESS_KEY_ID and "
-        "AWS_SECRET_ACCESS_KEY, or GOOGLE_APPLICATION_CREDENTIALS), on every node",
-    ),
-    (
-        r"NETWORK_CONNECTION|resolve host|Could not connect|timed? ?out|UNAVAILABLE",
-        RunError,
-        "no store answers there; check AWS_ENDPOINT_URL, the region and the network",
-    ),
-)
 
 
 def _without(names: Iterable[str], last: Collection[str]) -> list[str]:

@@ -10,7 +10,7 @@ import pytest
 from ehr_ray.errors import InputError, RunError
 from ehr_ray.places import STAGING, local
 from ehr_ray.runtime import storage
-from ehr_ray.runtime.storage import MARK, endpoint, fetch, push
+from ehr_ray.runtime.storage import MARK, fetch, push
 
 
 @pytest.fixture
@@ -223,7 +223,7 @@ def test_the_name_of_an_object_leads_out_of_no_folder(store, monkeypatch):
             file = {"type": pafs.FileType.File, "size": 1, "mtime_ns": 0}
             return [pafs.FileInfo(key, **file) for key in keys]
 
-    monkeypatch.setattr(storage, "_filesystem", lambda _: (Keys(), "b/cohort"))
+    monkeypatch.setattr(storage, "filesystem", lambda _: (Keys(), "b/cohort"))
     assert storage.names_in("s3://b/cohort") == {"a", "etc/x"}
     fetched = []
     monkeypatch.setattr(storage, "_download", lambda *args: fetched.append(args[2]))
@@ -241,40 +241,3 @@ def test_the_tail_of_an_object_is_what_was_added_or_all_of_a_new_one(store):
     assert storage.tail(f"{uri}/log", 8) == (b"", 8)
     write(folder, log="new\n")
     assert storage.tail(f"{uri}/log", 8) == (b"new\n", 4)
-
-
-@pytest.mark.parametrize(
-    ("text", "kind", "said"),
-    [
-        ("AWS Error NO_SUCH_BUCKET during X", InputError, "no such bucket"),
-        ("AWS Error ACCESS_DENIED during X: key AKIA1", InputError, "AWS_SECRET_ACCESS_KEY"),
-        ("AWS Error NETWORK_CONNECTION during X", RunError, "AWS_ENDPOINT_URL"),
-        ("AWS Error SLOW_DOWN during X: of AKIA1", RunError, "SLOW_DOWN"),
-    ],
-)
-def test_what_a_store_refuses_is_one_line_without_its_details(text, kind, said):
-    with pytest.raises(kind, match=said) as caught, storage._explained("s3://b/a"):
-        raise OSError(text)
-    assert str(caught.value).startswith("s3://b/a: ")
-    assert "AKIA1" not in str(caught.value)
-
-
-def test_a_full_disk_names_the_folder_of_copies(store):
-    with pytest.raises(RunError, match="EHR_RAY_STAGING"), storage._explained("s3://b/a"):
-        raise OSError(28, "No space left on device")
-
-
-def test_an_unknown_kind_of_storage_is_refused():
-    with pytest.raises(InputError, match="use s3, gs"):
-        fetch("ftp://host/a")
-
-
-def test_the_endpoint_comes_from_the_usual_variables(monkeypatch):
-    for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION"):
-        monkeypatch.delenv(name, raising=False)
-    assert endpoint("") == ""
-    assert endpoint("region=eu-1") == "region=eu-1"
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9000")
-    assert endpoint("") == "endpoint_override=127.0.0.1:9000&scheme=http&region=us-east-1"
-    monkeypatch.setenv("AWS_REGION", "eu-1")
-    assert endpoint("endpoint_override=a:1") == "endpoint_override=a:1&region=eu-1"
