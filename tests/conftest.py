@@ -22,6 +22,13 @@ settings.load_profile("untimed")
 CONFIGS = Path(__file__).parents[1] / "configs"
 
 
+def pytest_collection_modifyitems(items):
+    """Give the tests that need Ray to one process, which starts one cluster for all of them."""
+    for item in items:
+        if item.get_closest_marker("ray"):
+            item.add_marker(pytest.mark.xdist_group("ray"))
+
+
 def pytest_addoption(parser):
     parser.addoption(
         "--update-golden", action="store_true", help="store the losses of this code as golden"

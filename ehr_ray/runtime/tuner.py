@@ -267,7 +267,7 @@ def _fit(
 
 def _steps(experiment: Experiment, data: Any) -> int:
     """Return the optimizer steps of a run of the search."""
-    rows = len(next(iter(data.parts.values())).own.store("train"))
+    rows = len(next(iter(data.parts.values())).here().own.store("train"))
     plan = experiment.train
     total = plan.max_epochs * math.ceil(rows / experiment.data.batch_size)
     return min(total, plan.max_steps or total)

@@ -151,7 +151,8 @@ def test_each_choice_of_data_gets_its_dataset_and_a_range_is_refused(cohort, tmp
     given = experiment(**{"data.cohort": cohort, "output": tmp_path})
     space = {"model.carry_minutes": Choice((60, 600)), "train.lr": Uniform(0.1, 1.0)}
     with datasets(given, space, "outcome", on_ray=False) as found:
-        parts = [found.of({"model.carry_minutes": m, "train.lr": 0.2}) for m in (60, 600)]
+        samples = [{"model.carry_minutes": m, "train.lr": 0.2} for m in (60, 600)]
+        parts = [found.of(sample).here() for sample in samples]
         assert [p.base["model"]["carry_minutes"] for p in parts] == [60, 600]
         rows = [p.own.store("train") for p in parts]
         assert rows[0].lengths.sum() < rows[1].lengths.sum()
