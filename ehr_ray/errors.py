@@ -18,5 +18,9 @@ class InputError(UserError):
     """A path, file or table that is missing, corrupt or not what its format promises."""
 
 
+class DamagedRowsError(InputError):
+    """Model-ready rows that are not what was written: met by the one worker that reads them."""
+
+
 class RunError(OneLineError):
     """A run that started well and failed later, in one line (exit 1)."""

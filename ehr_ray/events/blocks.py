@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ehr_ray import disk
-from ehr_ray.errors import InputError
+from ehr_ray.errors import DamagedRowsError
 
 Row = Mapping[str, np.ndarray]
 
@@ -90,7 +90,7 @@ class BlockStore:
     def _check(self, block: int) -> None:
         path, batch, checksum = self._unchecked[block]
         if _checksum(batch) != checksum:
-            raise InputError(f"{path}: its rows are not those that were written; {REMEDY}")
+            raise DamagedRowsError(f"{path}: its rows are not those that were written; {REMEDY}")
         del self._unchecked[block]
 
     def column(self, name: str) -> np.ndarray:

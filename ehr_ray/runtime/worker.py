@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ehr_ray.config import Experiment
-from ehr_ray.errors import RunError, UserError
+from ehr_ray.errors import DamagedRowsError, RunError, UserError
 from ehr_ray.family import AnyFamily, Batch, Row
 from ehr_ray.places import is_uri, local, named, uri_of
 from ehr_ray.runtime import storage
@@ -186,8 +186,13 @@ def train_worker(config: dict[str, Any]) -> dict[str, str]:
         RayBackend().all_sum(torch.zeros(1))
     torch.set_num_threads(max(1, int(job.experiment.cluster.cpus_per_worker)))
     os.environ["OMP_NUM_THREADS"] = str(torch.get_num_threads())
+    backend = RayBackend()
     try:
-        train_here(job, RayBackend())
+        train_here(job, backend)
+    except DamagedRowsError as error:
+        if backend.world > 1:
+            raise  # the others wait for this rank; a failure ends them too
+        return {"kind": "InputError", "error": str(error)}
     except (UserError, RunError) as error:
         return {"kind": type(error).__name__, "error": str(error)}
     return {"kind": "", "error": ""}

@@ -80,6 +80,7 @@ def save_checkpoint(
             shutil.rmtree(old, ignore_errors=True)
             final.rename(old)
         partial.rename(final)
+        disk.sync(final.parent)
 
     with disk.new_folder(run / f".checkpoint.{os.getpid()}", place) as partial:
         save_tensors(model.state_dict(), partial / WEIGHTS)

@@ -33,6 +33,16 @@ def flip(path, at):
     path.write_bytes(content)
 
 
+@pytest.mark.ray
+def test_rows_that_one_rank_finds_damaged_end_all_of_them(cluster, tiny):
+    prepared = train(tiny("prepared", **HERE))
+    for block in (prepared.run.parent / ".cache").glob("*/train/[03].arrow"):
+        flip(block, 0.5)
+    experiment = tiny(cluster__num_workers=2, cluster__max_failures=0)
+    with pytest.raises(RunError, match=r"[03]\.arrow: its rows are not those .*; remove it"):
+        train(experiment)
+
+
 def test_a_damaged_or_vanished_shard_ends_the_run_by_name(cohort, tiny, tmp_path):
     copy = tmp_path / "cohort"
     shutil.copytree(cohort, copy)

@@ -87,7 +87,7 @@ def test_a_corrupt_shard_stops_with_its_name(cluster, cohort, tmp_path):
     shutil.copytree(cohort, broken)
     shard = next((broken / "data" / "train").glob("*.parquet"))
     shard.write_bytes(shard.read_bytes()[:1000])
-    with pytest.raises(InputError, match=rf"{shard.name}: unreadable shard"):
+    with pytest.raises(InputError, match=rf"{shard.name}: unreadable, damaged"):
         expand(broken, tmp_path / "out")
 
 
