@@ -37,6 +37,7 @@ PACE_STEPS = 40
 REPORT_STEPS = 5
 """So few that a report falls into the seconds between a start and the next kill."""
 WORKERS = 2
+DOWN = "seconds from a kill to the next step, median"
 
 
 @dataclass
@@ -64,13 +65,14 @@ def fault_speed(cohort: Path, place: Path, seconds: float = SECONDS) -> Numbers:
     if not same_weights(whole, killed):
         raise RunError(f"after {len(kills.times)} kills the weights are not those undisturbed")
     alone = goodput(_notes(whole), began, middle)
+    down = _down_times(_notes(killed), kills.times)
     return {
         **{
             f"undisturbed, {name}": value for name, value in alone.items() if "repeated" not in name
         },
         **goodput(_notes(killed), middle, ended),
         "kills": float(len(kills.times)),
-        "seconds from a kill to the next step, median": _median_down_time(_notes(killed), kills),
+        **({DOWN: statistics.median(down)} if down else {}),
         "weights equal to those undisturbed": 1.0,
     }
 
@@ -156,13 +158,9 @@ def same_weights(a: Path, b: Path) -> bool:
     return left.keys() == right.keys() and all(torch.equal(left[n], right[n]) for n in left)
 
 
-def _median_down_time(notes: Path, kills: Kills) -> float:
+def _down_times(notes: Path, kills: Sequence[float]) -> list[float]:
+    """Return the seconds from each kill to the first step that ended after it, if one did."""
     ended = sorted(t for start in read_starts(notes) for t in start.ended)
-    return statistics.median(_down_times(ended, kills.times)) if kills.times else 0.0
-
-
-def _down_times(ended: Sequence[float], kills: Sequence[float]) -> list[float]:
-    """Return the seconds from each kill to the first step that ended after it."""
     return [ended[int(np.searchsorted(ended, kill))] - kill for kill in kills if kill < ended[-1]]
 
 
