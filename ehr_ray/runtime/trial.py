@@ -16,7 +16,7 @@ import torch
 import yaml
 
 from ehr_ray import disk
-from ehr_ray.config import Experiment, override, parse, to_yaml
+from ehr_ray.config import Experiment, override, parse, read_yaml, to_yaml
 from ehr_ray.errors import RunError
 from ehr_ray.places import below, local, named
 from ehr_ray.runtime import storage
@@ -66,8 +66,7 @@ def place(root: str | Path, number: int) -> Path:
 def read_trial(folder: Path) -> dict[str, Any]:
     """Return a trial's record: number, status, error and sample; {} without one."""
     path = folder / TRIAL
-    found = yaml.safe_load(path.read_text()) if path.is_file() else None
-    return found if isinstance(found, dict) else {}
+    return read_yaml(path) if path.is_file() else {}
 
 
 def write_trial(
