@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -20,6 +21,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Exit with 2."""
+        if message.startswith("unrecognized") and re.search(r" [\w.]+=", message):
+            message += " (this verb takes no a.b=value: a run keeps the config it was trained by)"
         print(f"{self.prog}: {message}; see {self.prog} --help", file=sys.stderr)
         raise SystemExit(2)
 

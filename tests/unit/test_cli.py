@@ -57,6 +57,11 @@ def test_every_verb_has_its_job_script():
     assert {p.stem for p in (ROOT / "jobs").glob("*.py")} == set(VERBS)
 
 
+def test_a_verb_of_a_trained_run_takes_no_overrides(capsys):
+    message = refused(capsys, "evaluate", "runs/x", "evaluation.bootstrap=10")
+    assert "takes no a.b=value" in message
+
+
 def test_unknown_config_key_is_named_with_the_closest_one(capsys):
     message = refused(capsys, "train", TINY, "model.latnt=3")
     assert "model.latnt" in message
