@@ -22,6 +22,7 @@ settings.load_profile("untimed")
 CONFIGS = Path(__file__).parents[1] / "configs"
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items):
     """Give the tests that need Ray to one process, which starts one cluster for all of them."""
     for item in items:
