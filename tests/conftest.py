@@ -24,10 +24,12 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items):
-    """Give the tests that need Ray to one process, which starts one cluster for all of them."""
+    """Divide tests among processes: all that need Ray to one, which starts one cluster for them;
+    the others by file, so that what a file trains for its tests is trained once.
+    """  # noqa: D205
     for item in items:
-        if item.get_closest_marker("ray"):
-            item.add_marker(pytest.mark.xdist_group("ray"))
+        group = "ray" if item.get_closest_marker("ray") else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 def pytest_addoption(parser):
