@@ -26,7 +26,7 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 def pytest_collection_modifyitems(items):
     """Divide tests among processes: all that need Ray to one, which starts one cluster for them;
     the others by file, so that what a file trains for its tests is trained once.
-    """  # noqa: D205
+    """
     for item in items:
         group = "ray" if item.get_closest_marker("ray") else str(item.path)
         item.add_marker(pytest.mark.xdist_group(group))
