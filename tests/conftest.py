@@ -22,14 +22,13 @@ settings.load_profile("untimed")
 CONFIGS = Path(__file__).parents[1] / "configs"
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items):
-    """Divide tests among processes: all that need Ray to one, which starts one cluster for them;
-    the others by file, so that what a file trains for its tests is trained once.
+def pytest_itemcollected(item):
+    """Divide tests among processes (`pytest -n`): all on Ray in one, which starts one cluster.
+
+    The others go by file, so that what a file trains for its tests is trained once.
     """
-    for item in items:
-        group = "ray" if item.get_closest_marker("ray") else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
+    group = "ray" if item.get_closest_marker("ray") else str(item.path)
+    item.add_marker(pytest.mark.xdist_group(group))
 
 
 def pytest_addoption(parser):
