@@ -22,13 +22,20 @@ settings.load_profile("untimed")
 CONFIGS = Path(__file__).parents[1] / "configs"
 
 
-def pytest_itemcollected(item):
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
     """Divide tests among processes (`pytest -n`): all on Ray in one, which starts one cluster.
 
     The others go by file, so that what a file trains for its tests is trained once.
     """
-    group = "ray" if item.get_closest_marker("ray") else str(item.path)
-    item.add_marker(pytest.mark.xdist_group(group))
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByFile(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            on_ray = nodeid.startswith(("tests/ray/", "tests/jobs/"))
+            return "ray" if on_ray else super()._split_scope(nodeid)
+
+    return ByFile(config, log)
 
 
 def pytest_addoption(parser):
