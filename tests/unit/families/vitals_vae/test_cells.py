@@ -55,3 +55,14 @@ def test_some_patients_are_hidden_from_a_landmark_on(make_batch, make_config):
 def test_landmarks_off_the_grid_cut_nobody(make_batch, make_config):
     config = make_config(hide=0.0, landmark_share=1.0, landmarks=(96, 500))
     assert not hidden_cells(make_batch([1, 2]), config, 1, cut=True).any()
+
+
+def test_validation_hides_one_share_whatever_training_hides(make_model, make_batch):
+    batch = make_batch(range(1, 60))
+    shares = []
+    for hide in (0.0, 0.4):
+        model = make_model(hide=hide).eval()
+        shares.append(model(batch, 5)["hidden"])
+    assert torch.equal(*shares)
+    share = shares[0].sum() / batch["observed"].sum()
+    assert 0.08 < share < 0.12

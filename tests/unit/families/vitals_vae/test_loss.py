@@ -68,7 +68,7 @@ def test_the_share_decoded_from_means_is_of_patients(make_model, make_batch):
     batch = make_batch(range(1, 41))
     with torch.no_grad():
         out = model(batch, 1, 0.5)
-        mean = model.encode(batch).whole_mean(model.config.evidence)
+        mean = model.encode(batch, out["hidden"]).whole_mean(model.config.evidence)
         curve, _ = model.decode(mean)
     chosen = out["from_mean"]
     assert 10 < chosen.sum() < 30
