@@ -29,7 +29,7 @@ def copies(tmp_path, monkeypatch):
     [
         "s3://bucket/runs/a",
         "gs://bucket/a.parquet",
-        "file:///tmp/a",
+        "file:///data/a",
         "s3://bucket/a?endpoint_override=localhost:9000&scheme=http",
     ],
 )
