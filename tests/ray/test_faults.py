@@ -15,7 +15,7 @@ from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
 from ehr_ray.errors import ConfigError, InputError, RunError
 from ehr_ray.runtime import fault_speed, trainer
-from ehr_ray.runtime.datasets import prepared
+from ehr_ray.runtime.datasets import Prepared, prepared
 from ehr_ray.runtime.recovery import START_SECONDS, Patience, cause, failure_config, no_room
 from ehr_ray.runtime.session import check_resources
 from ehr_ray.runtime.starts import StartFile, read_starts
@@ -81,7 +81,8 @@ def fits(monkeypatch, tiny):
         monkeypatch.setattr("ray.train.torch.TorchTrainer", fake)
         monkeypatch.setattr(trainer, "_saved_step", lambda _: next(steps))
         experiment = tiny("lost", **changes)
-        fit(Job(experiment, None, experiment.directory, experiment.directory / "p", None))
+        nothing = Prepared(None, {})
+        fit(Job(experiment, nothing, experiment.directory, experiment.directory / "p", None))
         return len(calls)
 
     return run
