@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ehr_ray.cli import Arguments, _add, _config_verb, _path, _relative, _screen
+from ehr_ray.errors import ConfigError
 
 
 def add_tune(verbs: Any) -> None:
@@ -12,9 +13,12 @@ def add_tune(verbs: Any) -> None:
 
     def run(args: Arguments) -> None:
         from ehr_ray.config import load
+        from ehr_ray.runtime.pipeline import is_pipeline
         from ehr_ray.runtime.trial import place
         from ehr_ray.runtime.tuner import tune
 
+        if is_pipeline(args.config):
+            raise ConfigError(f"{args.config}: a pipeline of stages; tune one of its configs")
         screen = _screen()
         searched = tune(load(args.config, args.overrides), screen=screen, verbose=args.verbose)
         for line in searched.lines:
@@ -27,7 +31,9 @@ def add_tune(verbs: Any) -> None:
         verbs,
         "tune",
         run,
-        "search a config's space by Ray Tune; the same command again resumes",
+        "search a config's space by Ray Tune; the same command again resumes. What varies is "
+        "`search` of the config, by default the family's space; how is `tune`: trials=16, "
+        "method=random|grid|optuna, scheduler=asha|median|pbt|none, rank=metric|probe, concurrent",
         "ehr-ray tune configs/set_vae.yaml data.cohort=cohorts/p12 tune.trials=16 name=sweep",
     )
 

@@ -13,11 +13,24 @@ from ehr_ray.errors import ConfigError
 
 Sample = dict[str, Any]
 """Dotted config path to the value of one trial."""
+MOST_POINTS = 100_000
 KINDS = ("uniform", "loguniform", "choice")
 DEFAULT = "default"
 """In place of a domain: the family's own one for this path."""
-FIXED = ("family", "name", "output", "evaluation.", "search", "tracking.", "tune.", "cluster.")
-"""Paths a search cannot vary: they say where and how it runs, not what is trained."""
+FIXED = (
+    "family",
+    "name",
+    "output",
+    "data.cohort",
+    "data.cache",
+    "task.name",
+    "evaluation.",
+    "search",
+    "tracking.",
+    "tune.",
+    "cluster.",
+)
+"""Paths a search cannot vary: they say where and how it runs, or whom trials are judged by."""
 
 
 @dataclass(frozen=True)
@@ -94,10 +107,16 @@ def parse_domain(raw: Any, at: str) -> Domain:
             low, high = (_number(v) for v in value)
             if -math.inf < low < high < math.inf and (low > 0 or kind == "uniform"):
                 return Uniform(low, high) if kind == "uniform" else LogUniform(low, high)
+    if isinstance(raw, Mapping) and set(raw) == {"loguniform"} and _low(raw["loguniform"]) <= 0:
+        raise ConfigError(f"{at}: loguniform takes a logarithm, so its low must be above 0")
     raise ConfigError(
         f"{at}: not a search domain: {raw!r}; write a list of choices, "
         "{uniform: [low, high]} or {loguniform: [low, high]} with low < high"
     )
+
+
+def _low(value: Any) -> float:
+    return _number(value[0]) if isinstance(value, list) and len(value) == 2 else math.nan
 
 
 def _number(value: Any) -> float:
@@ -164,6 +183,18 @@ def grid(space: Mapping[str, Domain], points: int) -> list[Sample]:
     """Return every combination of choices and of `points` of each range."""
     axes = [_points(domain, points) for domain in space.values()]
     return [dict(zip(space, values, strict=True)) for values in itertools.product(*axes)]
+
+
+def shuffled(space: Mapping[str, Domain], seed: int) -> list[Sample] | None:
+    """Return every combination once, in an order drawn by the seed; None where one is a range.
+
+    So a random search over few choices tries none of them twice.
+    """
+    sizes = [len(d.values) for d in space.values() if isinstance(d, Choice)]
+    if len(sizes) < len(space) or math.prod(sizes) > MOST_POINTS:
+        return None
+    points = grid(space, 2)
+    return [points[i] for i in np.random.default_rng(seed).permutation(len(points))]
 
 
 def _draw(domain: Domain, rng: np.random.Generator) -> Any:

@@ -32,8 +32,7 @@ CAPTIONS: Final[Mapping[str, tuple[str, str]]] = {
     ),
     "curves": (
         "Scores while training",
-        "Each line is a trial at every report, higher is better; lines that end early were stopped "
-        "by the scheduler.",
+        "Each line is a trial at every report; lines that end early were stopped by the scheduler.",
     ),
     "importance": (
         "What mattered",
@@ -118,8 +117,10 @@ def parallel(
     return figure
 
 
-def curves(found: Mapping[int, pd.DataFrame], best: int | None) -> Figure:
-    """Draw the score of every trial over its steps."""
+def curves(
+    found: Mapping[int, pd.DataFrame], best: int | None, metric: str = "score", mode: str = "max"
+) -> Figure:
+    """Draw what ranks trials over their steps; in `found`, as `score`, higher is better."""
     figure = Figure(figsize=(5.2, 3.6), layout="constrained")
     axis = new_axes(figure)
     for number, rows in found.items():
@@ -129,7 +130,7 @@ def curves(found: Mapping[int, pd.DataFrame], best: int | None) -> Figure:
         first = number == best
         axis.plot(
             rows["step"],
-            rows["score"],
+            rows["score"] if mode == "max" else -rows["score"],
             color=ORANGE if first else BLUE,
             linewidth=2.4 if first else 1.0,
             alpha=1.0 if first else 0.6,
@@ -138,7 +139,7 @@ def curves(found: Mapping[int, pd.DataFrame], best: int | None) -> Figure:
             label=f"trial {number}, the best" if first else None,
         )
     axis.set_xlabel("optimizer steps")
-    axis.set_ylabel("score (higher is better)")
+    axis.set_ylabel(f"{metric} ({'higher' if mode == 'max' else 'lower'} is better)")
     if best in found:
         axis.legend(frameon=False, fontsize=8)
     return figure

@@ -41,7 +41,7 @@ def write_sweep(
     found = figures.importance(frame, paths, mode)
     number = None if best is None else int(best["trial"])
     drawn = {"parallel": figures.parallel(frame, paths, metric, mode, number)}
-    drawn["curves"] = figures.curves(curves, number)
+    drawn["curves"] = figures.curves(curves, number, metric, mode)
     if (map_of := figures.collapse(frame, paths)) is not None:
         drawn["collapse"] = map_of
     if found is not None:

@@ -12,7 +12,7 @@ from ehr_ray.runtime import storage
 from ehr_ray.runtime.tracking import Tracker, find_run
 from ehr_ray.runtime.trial import FINAL, place, read_trial, write_trial
 from ehr_ray.runtime.yardstick import MEASURES, WORST
-from ehr_ray.search import Choice, Domain, LogUniform, Sample, TuneConfig, draw, grid
+from ehr_ray.search import Choice, Domain, LogUniform, Sample, TuneConfig, draw, grid, shuffled
 from ehr_ray.train import history
 from ehr_ray.train.checkpoint import saved_progress
 
@@ -37,6 +37,8 @@ class Proposals:
         self._space, self._seed, self._study = space, seed, None
         self._points = grid(space, plan.grid_points) if plan.method == "grid" else []
         self.total = len(self._points) or plan.trials
+        if plan.method == "random" and (points := shuffled(space, seed)) is not None:
+            self._points, self.total = points, min(plan.trials, len(points))
         self._asked: dict[int, Any] = {}
         if plan.method == "optuna":
             self._study = _study(seed)

@@ -3,6 +3,8 @@
 import contextlib
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -69,9 +71,30 @@ def session(
         ) from error
     try:
         quiet_data(verbose)
-        yield
+        with _stopped_like_interrupted():
+            yield
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _stopped_like_interrupted() -> Iterator[None]:
+    """Treat SIGTERM as Ctrl-C: batch systems, Kubernetes and `ray job stop` end a job by it.
+
+    Ray's own answer is a stack of its native code.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def quiet_data(verbose: bool = False) -> None:

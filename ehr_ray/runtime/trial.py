@@ -96,7 +96,8 @@ def run_trial(config: Mapping[str, Any], search: Search) -> None:
         try:
             _train(search, number, sample, folder)
         except Exception as error:
-            write_trial(folder, number, sample, "failed", _reason(error))
+            reason = _reason(error).removeprefix(f"{folder.name}: ")
+            write_trial(folder, number, sample, "failed", reason)
     if read_trial(folder).get("status") == "failed":
         progress = saved_progress(folder)
         _tell({"step": progress.step if progress else 1, "score": WORST})

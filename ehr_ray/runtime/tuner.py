@@ -13,6 +13,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+import ray
+import ray.tune
+from ray.tune.search import BasicVariantGenerator
+
 from ehr_ray import disk
 from ehr_ray.config import Experiment, differences, dump, read_yaml, to_yaml
 from ehr_ray.errors import ConfigError, InputError
@@ -21,6 +25,7 @@ from ehr_ray.events.labels import choose_task
 from ehr_ray.places import absolute, is_uri, local, named
 from ehr_ray.runtime import storage
 from ehr_ray.runtime.progress import Screen
+from ehr_ray.runtime.searcher import Closing, Proposals, Samples, known_trials
 from ehr_ray.runtime.session import session
 from ehr_ray.runtime.sweep import Sweep, read_sweep
 from ehr_ray.runtime.tracking import (
@@ -32,6 +37,7 @@ from ehr_ray.runtime.tracking import (
     register,
     tracking_uri,
 )
+from ehr_ray.runtime.trial import FINAL, Search, place, read_trial, run_trial, write_trial
 from ehr_ray.runtime.trial_data import datasets
 from ehr_ray.runtime.tune_plan import (
     check_exploits,
@@ -90,33 +96,39 @@ def tune(
     if experiment.tracking.experiment is not None:
         tracking_uri(experiment)
     root = storage.fetch(experiment.place, missing_ok=True).absolute()
-    _claim(root, experiment)
-    from ehr_ray.runtime import searcher, trial
-
-    proposals = searcher.Proposals(space, experiment.tune, experiment.seed)
-    known = searcher.known_trials(root)
+    _check_folder(root, experiment)
+    proposals = Proposals(space, experiment.tune, experiment.seed)
+    known = known_trials(root)
     total = max(proposals.total, len(known))
-    ended = sum(trial.read_trial(trial.place(root, n)).get("status") in trial.FINAL for n in known)
+    ended = sum(read_trial(place(root, n)).get("status") in FINAL for n in known)
     screen.say(
         f"{root.name}: {total} trials over {', '.join(space)}"
         + (f"; {len(known)} begun before, {ended} of them ended" if known else "")
     )
     tracked = find_run(root)
     if ended < total:
-        with claimed(root), session(experiment.cluster.address, verbose=verbose):
+        if not ray.is_initialized():  # what can never run is told before Ray starts
+            concurrency(experiment, total, {"CPU": os.cpu_count() or 1, "GPU": math.inf})
+        screen.say("starting Ray and preparing rows")
+        with session(experiment.cluster.address, verbose=verbose):
             at_once = concurrency(experiment, total)
-            with datasets(experiment, space, probe, on_ray=True, say=screen.passing) as data:
+            with (
+                claimed(root),
+                datasets(experiment, space, probe, on_ray=True, say=screen.passing) as data,
+            ):
                 exploits = experiment.tune.scheduler == "pbt"
                 if exploits:
                     check_exploits(experiment, family, space, data)
+                _claim(root, experiment)
                 tracked = open_run(experiment, more=_told(experiment, space))
                 where, probed = named(root), experiment.tune.probe_patients
-                search = trial.Search(where, tuple(space), data, select, probed, tracked, exploits)
+                search = Search(where, tuple(space), data, select, probed, tracked, exploits)
                 screen.say(f"{at_once} at a time, ranked by {select.metric}")
                 try:
                     _fit(experiment, space, search, proposals, known, at_once, data, screen)
-                except BaseException:
-                    Tracker(tracked).close("FAILED")
+                except BaseException as error:
+                    stopped = not isinstance(error, Exception)
+                    _close_all(root, tracked, "KILLED" if stopped else "FAILED")
                     raise
     sweep = read_sweep(root, select)
     lines = _write(root, sweep, experiment, space)
@@ -135,7 +147,7 @@ def _write(
         "trials": str(len(sweep.frame)),
         "method": plan.method,
         "scheduler": plan.scheduler,
-        "ranked by": f"{sweep.select.metric} ({sweep.select.mode})",
+        "ranked by": f"{sweep.select.metric} ({sweep.select.mode}){_fixed(experiment)}",
         "cohort": experiment.data.cohort,
     }
     return write_sweep(
@@ -149,6 +161,12 @@ def _write(
         about=about,
         config=to_yaml(experiment),
     )
+
+
+def _fixed(experiment: Experiment) -> str:
+    """Return the knobs trials are compared at, whatever their schedules are."""
+    knobs = family_of(experiment).eval_knobs
+    return " at " + ", ".join(f"{n} {v:g}" for n, v in knobs.items()) if knobs else ""
 
 
 def _told(experiment: Experiment, space: Mapping[str, Domain]) -> dict[str, Any]:
@@ -175,8 +193,22 @@ def _probe_task(experiment: Experiment) -> str:
     return task
 
 
+def _close_all(root: Path, tracked: Tracked | None, status: str) -> None:
+    """End the MLflow runs of a search that ended before its trials did."""
+    for folder in sorted((root / "trials").glob("[0-9]*")):
+        if read_trial(folder).get("status") not in FINAL and (run := find_run(folder)):
+            Tracker(run).close("KILLED")
+    Tracker(tracked).close(status)
+
+
 def _claim(root: Path, experiment: Experiment) -> None:
-    """Write what is searched into the folder, or refuse one that holds something else."""
+    """Write what is searched into the folder."""
+    disk.write_text(root / SEARCH, to_yaml(experiment))
+    storage.push(root / SEARCH)
+
+
+def _check_folder(root: Path, experiment: Experiment) -> None:
+    """Refuse a folder that holds something else than this search."""
     path = root / SEARCH
     if path.is_file() and any((root / "trials").glob("[0-9]*")):
         changed = [
@@ -189,11 +221,8 @@ def _claim(root: Path, experiment: Experiment) -> None:
                 f"{root}: holds another search ({'; '.join(changed[:4])}); "
                 "choose another name, or remove the folder"
             )
-    elif (root / "experiment.yaml").is_file():
-        raise ConfigError(f"{root}: holds a run, not a search; choose another name")
-    root.mkdir(parents=True, exist_ok=True)
-    disk.write_text(path, to_yaml(experiment))
-    storage.push(path)
+    elif not path.is_file() and any(root.glob("[!.]*")):
+        raise ConfigError(f"{root}: holds something else than a search; choose another name")
 
 
 def _fit(
@@ -206,12 +235,6 @@ def _fit(
     data: Any,
     screen: Screen,
 ) -> None:
-    import ray.tune
-    from ray.tune.search import BasicVariantGenerator
-
-    from ehr_ray.runtime.searcher import Closing, Samples
-    from ehr_ray.runtime.trial import place, run_trial, write_trial
-
     total, root = max(proposals.total, len(known)), local(search.root)
     cluster, plan = experiment.cluster, experiment.tune
     nested = cluster.most_workers > 1
@@ -281,8 +304,6 @@ def _track(experiment: Experiment, root: Path, sweep: Sweep, tracked: Tracked) -
     counts = sweep.frame["status"].value_counts()
     tracker.metrics({f"trials_{name}": float(n) for name, n in counts.items()})
     if sweep.best is not None:
-        from ehr_ray.runtime.trial import place
-
         folder = place(root, int(sweep.best["trial"]))
         tracker.metrics({"best_score": float(sweep.best["score"])})
         best = find_run(folder)

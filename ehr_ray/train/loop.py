@@ -199,7 +199,7 @@ def optimise(
     if not torch.isfinite(norm):
         bad = {n: 0 for part in losses for n, v in part.items() if not v.isfinite()} or ["gradient"]
         raise RunError(
-            f"{experiment.name}: {', '.join(bad)} is not finite with {dict(knobs)}; "
+            f"{experiment.name}: {', '.join(bad)} is not finite with {_told(knobs)}; "
             "lower train.lr, or set train.clip"
         )
     optimizer.step()
@@ -354,6 +354,10 @@ def _warnings(
     later = reports[reports["step"] > since].to_dict("records")
     told = [{str(k).removeprefix("val/"): v for k, v in row.items()} for row in later]
     return family.diagnose.warn(told)
+
+
+def _told(knobs: Knobs) -> str:
+    return ", ".join(f"{n} {v:.4g}" for n, v in knobs.items() if n != "noise_seed") or "no schedule"
 
 
 def _counts(terms: Terms) -> Tensor:

@@ -1,6 +1,8 @@
 """Parts of a search that need no cluster: proposals, arithmetic, data and the table."""
 
 import math
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ from ehr_ray.config import load
 from ehr_ray.errors import ConfigError
 from ehr_ray.family import Select
 from ehr_ray.runtime.searcher import Proposals, Samples, known_trials
+from ehr_ray.runtime.session import _stopped_like_interrupted
 from ehr_ray.runtime.sweep import read_sweep
 from ehr_ray.runtime.trial import place, write_trial
 from ehr_ray.runtime.trial_data import data_paths, datasets
@@ -183,3 +186,10 @@ def test_the_table_ranks_collapsed_trials_after_the_others_and_failed_ones_last(
     assert math.isnan(sweep.frame["score"].tolist()[-1])
     none = read_sweep(tmp_path / "nothing", Select())
     assert none.best is None
+
+
+def test_a_program_that_is_told_to_end_does_so_as_by_ctrl_c():
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt), _stopped_like_interrupted():
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is before

@@ -52,3 +52,28 @@ def test_ranking_by_a_probe_needs_labels(capsys, synthetic_cohort, tmp_path):
     shutil.copytree(synthetic_cohort, bare)
     shutil.rmtree(bare / "labels")
     assert "set tune.rank=metric" in refused(capsys, bare, tmp_path, "tune.rank=probe")
+
+
+def test_a_folder_of_something_else_is_left_alone(capsys, synthetic_cohort, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "note.txt").write_text("mine")
+    message = refused(capsys, synthetic_cohort, tmp_path, "name=mine")
+    assert "holds something else than a search" in message
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["note.txt"]
+
+
+def test_what_can_never_run_leaves_no_folder(capsys, synthetic_cohort, tmp_path, monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    given = ["tune", TINY, f"data.cohort={synthetic_cohort}", f"output={tmp_path}", "name=big"]
+    with pytest.raises(SystemExit) as exit_:
+        main([str(a) for a in [*given, "cluster.cpus_per_worker=5000"]])
+    assert exit_.value.code == 2
+    assert "5000 = 5000 CPUs" in capsys.readouterr().err
+    assert not (tmp_path / "big").exists()
+
+
+def test_a_pipeline_is_no_config_of_a_search(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(["tune", str(ROOT / "configs" / "tiny" / "event_pipeline.yaml")])
+    assert exit_.value.code == 2
+    assert "a pipeline of stages" in capsys.readouterr().err

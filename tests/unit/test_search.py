@@ -11,6 +11,7 @@ from ehr_ray.search import (
     grid,
     parse_domain,
     paths,
+    shuffled,
     space_of,
 )
 
@@ -40,7 +41,6 @@ def test_plain_data_becomes_a_domain(raw, domain):
         {"uniform": ["low", "high"]},
         {"uniform": [None, 1]},
         {"uniform": [0, float("inf")]},
-        {"loguniform": [0, 1]},
         {"normal": [0, 1]},
         {"uniform": [0, 1], "choice": [1]},
         {},
@@ -82,6 +82,8 @@ def test_a_config_replaces_or_narrows_the_family_s_space(search, found):
         ({"model.width": "default"}, r"model\.width: the family searches no such path; it has"),
         ({"cluster.num_workers": [1, 2]}, "cannot vary between trials"),
         ({"name": ["a"]}, "cannot vary between trials"),
+        ({"data.cohort": ["a", "b"]}, "cannot vary between trials"),
+        ({"a.b": {"loguniform": [0, 1]}}, "its low must be above 0"),
         ({"train.lr": None}, "nothing to vary"),
         ({"train.lr": 3}, "not a search domain"),
     ],
@@ -111,3 +113,12 @@ def test_a_grid_has_every_combination_with_the_ends_of_ranges():
 def test_the_ends_of_a_domain_are_its_values_or_its_bounds():
     assert ends(Choice(("a", "b", "c"))) == ("a", "b", "c")
     assert ends(Uniform(0, 2)) == (0, 2)
+
+
+def test_few_choices_are_tried_once_each_in_an_order_of_the_seed():
+    space = {"a.b": Choice((1, 2, 3)), "a.c": Choice(("x", "y"))}
+    points = shuffled(space, 1)
+    assert sorted(map(str, points)) == sorted(map(str, grid(space, 2)))
+    assert points == shuffled(space, 1)
+    assert any(points != shuffled(space, seed) for seed in range(2, 6))
+    assert shuffled(space | {"a.d": Uniform(0, 1)}, 1) is None
