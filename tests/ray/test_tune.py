@@ -124,7 +124,7 @@ def test_a_bad_trial_goes_on_from_the_weights_of_a_good_one(search):
     settings = {"tune.scheduler": "pbt", "tune.method": "grid", "train.max_epochs": 6}
     searched = tune(search({"train.lr": [3.0e-3, 1.0e-9]}, **settings, **{"tune.grace_steps": 1}))
     good, bad = (searched.root / "trials" / name for name in ("0000", "0001"))
-    assert not (good / "lineage.yaml").exists()
+    # Later the good one may take over in its turn: the rates of both have been changed.
     first = yaml.safe_load((bad / "lineage.yaml").read_text())[0]
     assert first["from"] == 0
     past = [history.read(path, before=first["step"] + 1) for path in (good, bad)]
