@@ -173,7 +173,6 @@ def _run_on_ray(progress: Callable[[str], None], verb: str, tasks: Sequence[Task
     import ray.data
     import ray.exceptions
 
-    ray.data.DataContext.get_current().enable_progress_bars = False
     items = [{"task": pickle.dumps(task)} for task in tasks]
     dataset = ray.data.from_items(items, override_num_blocks=len(items))
     results = dataset.map_batches(_run_batch, batch_size=1)

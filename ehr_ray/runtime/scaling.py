@@ -2,8 +2,9 @@
 
 Strong: the same work on twice the workers; weak: twice the work on twice the workers. Threads are
 pinned to one a worker. Two cores of a machine are seldom twice one (shared caches, clocks, threads
-of one core), so the same steps are taken first by two processes that know nothing of each other:
-what they lose is the machine's, what is lost beyond is ours.
+of one core), so the same steps are taken by two processes that know nothing of each other, and by
+two ranks of DDP without Ray: what the first lose is the machine's, what the second lose beyond is
+DDP's, and the rest is Ray's, whose own processes need a core too.
 """
 
 import multiprocessing
@@ -21,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import torch.distributed as dist
+from torch import Tensor, nn
 
 from ehr_ray.config import Experiment, parse
 from ehr_ray.errors import ConfigError
@@ -50,7 +52,7 @@ STEPS: Final = 24
 WARM: Final = 6
 """First steps of a run that are not counted."""
 ROUNDS: Final = 2
-TIMES: Final = 8
+TIMES: Final = 24
 """Times a task expands its shard, so that its start weighs less, as on shards of use."""
 WINDOW: Final = 2880.0
 
@@ -80,25 +82,28 @@ def expand_scaling(cohort: Path, place: Path) -> Numbers:
         return time.perf_counter() - started
 
     half, whole = SHARDS // 2, SHARDS
-    for at_once in (1, 2):  # processes start, files are read
-        seconds(expander, whole, at_once)
+    cold = []
     times: dict[tuple[str, int, int], list[float]] = {}
     for _ in range(ROUNDS + 1):
-        for key in (("work", half, 1), ("work", whole, 1), ("work", whole, 2), ("none", whole, 1)):
+        for key in (("work", half, 1), ("work", whole, 1), ("work", whole, 2), ("none", whole, 2)):
             name, count, at_once = key
             function = expander if name == "work" else Pinned(_nothing)
+            if key == ("work", whole, 2):
+                # Ray ends a process that idles for a second, so the second one starts here.
+                cold.append(seconds(function, count, at_once))
             times.setdefault(key, []).append(seconds(function, count, at_once))
     found = {key: statistics.median(values) for key, values in times.items()}
     alone = _in_processes(_expand_here, [(expander, work)])[0]
     together = statistics.mean(_in_processes(_expand_here, [(expander, work)] * 2))
     one, two = found[("work", whole, 1)], found[("work", whole, 2)]
-    fixed = found[("none", whole, 1)]
+    fixed = found[("none", whole, 2)]
     costs = ExpandCosts(alone / whole / patients, 0.0, 0.0, patients)
     model = Cluster(cores=2, parallel=alone / together, node_bytes=1e12, storage_bytes=1e12)
     expected = fixed + expand_seconds(costs, model, 1, whole * patients)["total"]
     return {
         "expand, 1 task at a time, s": one,
         "expand, 2 tasks at a time, s": two,
+        "expand, 2 tasks at a time and a process to start, s": statistics.median(cold),
         "expand, strong efficiency": one / (2 * two),
         "expand, weak efficiency": found[("work", half, 1)] / two,
         "expand, two processes without Ray, efficiency": alone / together,
@@ -126,6 +131,9 @@ def train_scaling(cohort: Path, place: Path) -> Numbers:
         alone = _in_processes(_step_bare, bare)[0]
         both = [(small, data, place / f"beside{i}") for i in (0, 1)]
         together = statistics.mean(_in_processes(_step_bare, both))
+        store = f"file://{place}/store"
+        ranks = [(small, data, place / "ranks", rank, store) for rank in (0, 1)]
+        ddp = _in_processes(_step_of_rank, ranks)[0]
     parameters = _parameters(small, data.vocabulary)
     exchange = _exchange_seconds(parameters)
     sample = (found["one, twice the batch"] - found["one"]) / BATCH
@@ -142,6 +150,7 @@ def train_scaling(cohort: Path, place: Path) -> Numbers:
         / (2 * found["two, twice the batch"]),
         "training, weak efficiency": found["one"] / found["two, twice the batch"],
         "training, two processes without Ray, efficiency": alone / together,
+        "training, DDP of two processes without Ray, strong efficiency": alone / (2 * ddp),
         "training, parameters": float(parameters),
         "training, gradients summed, ms": 1000 * exchange,
         "training, 2 workers foretold by the model, ms": 1000 * expected[BATCH],
@@ -188,6 +197,36 @@ def _step_bare(experiment: Experiment, data: Prepared, run: Path, barrier: Any) 
     torch.set_num_threads(1)
     barrier.wait()
     train_here(_job(experiment, data, run), LocalBackend())
+    return _step_of(run)
+
+
+class Gloo(LocalBackend):
+    """A rank of two processes of this machine, without Ray."""
+
+    def __init__(self, rank: int, store: str) -> None:
+        super().__init__()
+        self.rank, self.world = rank, 2
+        dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """Return the model in DDP."""
+        return nn.parallel.DistributedDataParallel(model)
+
+    def all_sum(self, values: Tensor) -> Tensor:
+        """Return the sum over both."""
+        dist.all_reduce(values)
+        return values
+
+
+def _step_of_rank(
+    experiment: Experiment, data: Prepared, run: Path, rank: int, store: str, barrier: Any
+) -> float:
+    torch.set_num_threads(1)
+    backend = Gloo(rank, store)
+    job = _job(experiment, data, run)
+    barrier.wait()
+    train_here(job, backend)
+    dist.destroy_process_group()
     return _step_of(run)
 
 

@@ -70,7 +70,7 @@ def session(
             "without it (cluster.num_workers=0)"
         ) from error
     try:
-        quiet_data(verbose)
+        set_up_data(verbose)
         with _stopped_like_interrupted():
             yield
     finally:
@@ -97,13 +97,19 @@ def _stopped_like_interrupted() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def quiet_data(verbose: bool = False) -> None:
-    """Silence Ray Data's and Ray Train's own messages in this process unless `verbose`."""
+def set_up_data(verbose: bool = False) -> None:
+    """Set Ray Data up for this process: silent unless `verbose`, tasks bound by cores alone.
+
+    Our jobs hand out shards and get a short row back for each, the data pass by the object store.
+    Ray Data shares that store out between operators, and on a small one made tasks wait for each
+    other a third of the time on two cores (`benchmark --only scaling`).
+    """
     import ray.data
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = verbose
     context.print_on_execution_start = verbose
+    context.op_resource_reservation_enabled = False
     for name in ("ray.data", "ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(logging.INFO if verbose else logging.ERROR)
 
