@@ -101,6 +101,8 @@ def add_benchmark(verbs: Any) -> None:
     )
     parser.add_argument("--output", type=_path, default=Path("benchmark.json"), help="JSON file")
     parser.add_argument("--cohort", type=_path, help="cohort to measure on; default is synthetic")
-    parser.add_argument("--only", help="parts to run: a,b,c; faults and scaling only by name")
+    parser.add_argument(
+        "--only", help="parts to run: a,b,c; faults, scaling and search only by name"
+    )
     parser.add_argument("--config", help="experiment whose training speed is measured (part model)")
     parser.add_argument("overrides", nargs="*", metavar="path=value", help="changes to the config")

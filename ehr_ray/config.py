@@ -322,7 +322,12 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], at: str = "") ->
         if isinstance(a, Mapping) and isinstance(b, Mapping):
             yield from differences(a, b, f"{path}.")
         elif a != b:
-            yield f"{path}: {a} -> {b}"
+            told = ["null" if value is None else str(value) for value in (a, b)]
+            yield (
+                f"{path}: {' -> '.join(told)}"
+                if key in old and key in new
+                else (f"{path}: new, {told[1]}" if key in new else f"{path}: gone, was {told[0]}")
+            )
 
 
 def _plain(value: Any) -> Any:

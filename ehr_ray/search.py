@@ -1,5 +1,6 @@
 """Searches as plain data, so that configs and families need no Ray: domains, and how to search."""
 
+import difflib
 import itertools
 import math
 from collections.abc import Iterator, Mapping
@@ -9,6 +10,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field
 
+from ehr_ray.config_errors import unknown
 from ehr_ray.errors import ConfigError
 
 Sample = dict[str, Any]
@@ -107,8 +109,14 @@ def parse_domain(raw: Any, at: str) -> Domain:
             low, high = (_number(v) for v in value)
             if -math.inf < low < high < math.inf and (low > 0 or kind == "uniform"):
                 return Uniform(low, high) if kind == "uniform" else LogUniform(low, high)
-    if isinstance(raw, Mapping) and set(raw) == {"loguniform"} and _low(raw["loguniform"]) <= 0:
-        raise ConfigError(f"{at}: loguniform takes a logarithm, so its low must be above 0")
+        if kind not in KINDS:
+            raise ConfigError(unknown(f"{at}.{kind}", str(kind), KINDS))
+        if kind == "loguniform" and _low(value) <= 0:
+            raise ConfigError(f"{at}: loguniform takes a logarithm, so its low must be above 0")
+        if kind == "choice" and value == []:
+            raise ConfigError(
+                f"{at}: a list without a choice; write some, or null to leave the path unswept"
+            )
     raise ConfigError(
         f"{at}: not a search domain: {raw!r}; write a list of choices, "
         "{uniform: [low, high]} or {loguniform: [low, high]} with low < high"
@@ -134,7 +142,7 @@ def paths(raw: Mapping[str, Any], at: str = "") -> Iterator[tuple[str, Any]]:
     """
     for key, value in raw.items():
         nested = isinstance(value, Mapping) and value and not set(value) <= set(KINDS)
-        if nested:
+        if nested and not any(difflib.get_close_matches(str(k), KINDS, 1, 0.7) for k in value):
             yield from paths(value, f"{at}{key}.")
         else:
             yield f"{at}{key}", value

@@ -33,6 +33,7 @@ from ehr_ray.runtime.ingest import ingest
 from ehr_ray.runtime.model_speed import model_speed
 from ehr_ray.runtime.progress import Screen
 from ehr_ray.runtime.scaling import scaling
+from ehr_ray.runtime.search_speed import search_speed
 from ehr_ray.runtime.session import session
 from ehr_ray.runtime.starts import read_starts
 from ehr_ray.runtime.trainer import fit
@@ -45,9 +46,6 @@ Numbers = dict[str, float]
 WINDOW = 2880.0
 MODEL = "model"
 """The part that takes a config: `model_speed`."""
-FAULTS = "faults"
-SCALING = "scaling"
-"""Parts that take minutes, so that they run only where they are asked for."""
 VITALS = "vitals"
 """The part that makes its own batch: it needs neither a cohort nor Ray."""
 WARM_STEPS = 5
@@ -69,7 +67,7 @@ def benchmark(
     """
     chosen = [*PARTS] if only is None else only.split(",")
     for name in chosen:
-        if name not in (known := (*PARTS, FAULTS, SCALING, MODEL)):
+        if name not in (known := (*PARTS, *LONG, MODEL)):
             raise ConfigError(f"--only {name}: no such part; known: {', '.join(known)}")
     screen = Screen()
     results: dict[str, Numbers] = {}
@@ -89,7 +87,7 @@ def benchmark(
                 results[name] = (
                     _model(experiment, cohort, place)
                     if name == MODEL
-                    else {**PARTS, FAULTS: fault_speed, SCALING: scaling}[name](cohort, place)
+                    else (PARTS | LONG)[name](cohort, place)
                 )
                 _show(screen, name, results[name])
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -231,6 +229,12 @@ PARTS: dict[str, Callable[[Path, Path], Numbers]] = {
     "memory": memory,
     VITALS: vitals,
 }
+LONG: dict[str, Callable[[Path, Path], Numbers]] = {
+    "faults": fault_speed,
+    "scaling": scaling,
+    "search": search_speed,
+}
+"""Parts that take minutes, so that they run only where they are asked for."""
 
 
 def carry_in_pandas(events: pd.DataFrame, window: float) -> pd.DataFrame:

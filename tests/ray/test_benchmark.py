@@ -3,13 +3,14 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from ehr_ray import cli
 from ehr_ray.config import load
 from ehr_ray.errors import ConfigError
-from ehr_ray.runtime import vitals_speed
+from ehr_ray.runtime import scaling, search_speed, vitals_speed
 from ehr_ray.runtime.benchmark import benchmark
 from ehr_ray.runtime.model_speed import model_speed
 
@@ -99,6 +100,32 @@ def test_the_command_measures_a_config_and_writes_json(cohort, tmp_path, capsys)
     assert list(parts) == ["model"]
     assert "sets per CPU second" in parts["model"]
     assert "share of padding" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_search_is_measured_by_what_more_trials_take_longer(tmp_path, monkeypatch, cohort):
+    monkeypatch.setattr(search_speed, "ROUNDS", 1)
+    found = benchmark(tmp_path / "x.json", only="search", cohort=cohort)["search"]
+    each = (found["search of 8 trials, s"] - found["search of 2 trials, s"]) / 6
+    assert found["a trial, s"] == pytest.approx(each)
+    assert found["start-up of a search, s"] + 2 * each == pytest.approx(
+        found["search of 2 trials, s"]
+    )
+    assert found["steps of a trial"] > 0
+
+
+@pytest.mark.slow
+def test_scaling_is_measured_beside_processes_without_ray(tmp_path, monkeypatch):
+    """The least of everything: what is checked is that the figures belong together."""
+    sizes = {"PATIENTS": 80, "STEPS": 4, "WARM": 1, "ROUNDS": 1, "TIMES": 1, "BATCH": 8}
+    for name, value in sizes.items():
+        monkeypatch.setattr(scaling, name, value)
+    found = benchmark(tmp_path / "x.json", only="scaling")["scaling"]
+    assert all(np.isfinite(value) and value > 0 for value in found.values())
+    one, two = (found[f"training, {name}, ms per step"] for name in ("1 worker", "2 workers"))
+    assert found["training, strong efficiency"] == pytest.approx(one / (2 * two))
+    one, two = (found[f"expand, {n} at a time, s"] for n in ("1 task", "2 tasks"))
+    assert found["expand, strong efficiency"] == pytest.approx(one / (2 * two))
 
 
 def test_an_unknown_part_is_named(tmp_path):

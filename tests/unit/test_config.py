@@ -252,6 +252,8 @@ def test_differences_name_every_changed_path():
     old, new = dump(parsed()), dump(parsed(train__lr=0.5, seed=2))
     assert list(differences(old, new)) == ["seed: 0 -> 2", "train.lr: 0.001 -> 0.5"]
     assert list(differences(old, old)) == []
+    old, new = {"a": None, "b": {"c": 1}}, {"a": 2, "b": {"d": 3}}
+    assert list(differences(old, new)) == ["a: null -> 2", "b.c: gone, was 1", "b.d: new, 3"]
 
 
 def test_places_are_paths_or_the_copies_of_uris(monkeypatch, tmp_path):

@@ -32,8 +32,6 @@ def test_plain_data_becomes_a_domain(raw, domain):
 @pytest.mark.parametrize(
     "raw",
     [
-        [],
-        {"choice": []},
         {"choice": 3},
         {"uniform": [1]},
         {"uniform": [2, 1]},
@@ -41,7 +39,6 @@ def test_plain_data_becomes_a_domain(raw, domain):
         {"uniform": ["low", "high"]},
         {"uniform": [None, 1]},
         {"uniform": [0, float("inf")]},
-        {"normal": [0, 1]},
         {"uniform": [0, 1], "choice": [1]},
         {},
         3,
@@ -86,6 +83,10 @@ def test_a_config_replaces_or_narrows_the_family_s_space(search, found):
         ({"a.b": {"loguniform": [0, 1]}}, "its low must be above 0"),
         ({"train.lr": None}, "nothing to vary"),
         ({"train.lr": 3}, "not a search domain"),
+        ({"train.lr": []}, "a list without a choice"),
+        ({"train.lr": {"choice": []}}, "a list without a choice"),
+        ({"train.lr": {"lognormal": [1, 2]}}, r"train\.lr\.lognormal: .* did you mean loguniform"),
+        ({"train": {"lr": {"choices": [1, 2]}}}, r"train\.lr\.choices: .* did you mean choice"),
     ],
 )
 def test_a_space_that_makes_no_sense_is_refused(search, message):
