@@ -36,7 +36,8 @@ def session(
     """Connect to a cluster, or start one on this machine, for the length of a `with` block.
 
     `address`, else `RAY_ADDRESS` (which `ray job submit` sets), names a running cluster; without
-    either Ray starts here on loopback. Inside another session this one joins it.
+    either Ray starts here, without a dashboard. Its ports listen on every address (Ray replaces a
+    loopback one), to those who bring this user's token. Inside another session this one joins it.
     """
     if ray.is_initialized():
         yield
@@ -51,7 +52,6 @@ def session(
             "num_cpus": num_cpus or os.cpu_count(),
             "include_dashboard": False,
             "object_store_memory": OBJECT_STORE_BYTES,
-            "_node_ip_address": "127.0.0.1",
         }
     try:
         ray.init(address=address, **options)

@@ -1,0 +1,37 @@
+"""What a Ray started here lets in."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import ray
+
+pytestmark = pytest.mark.ray
+
+
+def test_a_ray_started_here_turns_away_who_has_not_its_user_s_token(cluster, tmp_path):
+    """Ray's ports listen on every address, so the token is what keeps others out."""
+    address = ray.get_runtime_context().gcs_address
+    code = f"import ray; ray.init(address={address!r}); print('joined')"
+    bare = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    bare |= {"RAY_py_gcs_connect_timeout_s": "2", "RAY_TMPDIR": os.environ["RAY_TMPDIR"]}
+    mine = {**bare, "RAY_AUTH_MODE": "token"}
+
+    def refused(environment: dict[str, str]) -> str:
+        """Return why Ray does not let in a process with this environment; empty if it does."""
+        run = subprocess.run(
+            [sys.executable, "-c", code],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+        assert ("joined" in run.stdout) == (run.returncode == 0), run.stderr
+        return "" if run.returncode == 0 else run.stderr or str(run.returncode)
+
+    assert refused(mine) == ""
+    without = "Authentication token is missing or incorrect"
+    assert without in refused({**bare, "HOME": str(tmp_path)})
+    assert without in refused({**mine, "RAY_AUTH_TOKEN": "1" * 64})
