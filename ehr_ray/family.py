@@ -1,6 +1,6 @@
 """The contract between a model family and everything else: one record of plain functions."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
@@ -151,6 +151,8 @@ class Family(Generic[C]):
     """Smallest and largest value of those schedules that have one."""
     search_space: Mapping[str, Domain] = field(default_factory=dict)
     """Dotted config path to domain: what Ray Tune sweeps unless a config says otherwise."""
+    unswept: Callable[[C], Collection[str]] | None = None
+    """Paths of the search space that change nothing under a config, so that none is swept."""
     diagnose: Diagnose | None = None
     """Measured at each report besides the terms; None for models whose loss says enough."""
     select: Select = Select()

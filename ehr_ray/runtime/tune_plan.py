@@ -50,6 +50,12 @@ def concurrency(
     return max(1, int(room))
 
 
+def default_space(experiment: Experiment, family: AnyFamily) -> dict[str, Domain]:
+    """Return the family's search space without what changes nothing under this config."""
+    idle = family.unswept(experiment.model) if family.unswept else ()
+    return {path: domain for path, domain in family.search_space.items() if path not in idle}
+
+
 def check_space(experiment: Experiment, space: Mapping[str, Domain]) -> None:
     """Raise ConfigError naming the first end of a domain that makes no valid experiment."""
     plain = dump(replace(experiment, search={}))

@@ -43,6 +43,7 @@ from ehr_ray.runtime.tune_plan import (
     check_exploits,
     check_space,
     concurrency,
+    default_space,
     ray_domains,
     scheduler,
 )
@@ -79,7 +80,7 @@ def tune(
     screen = screen or Screen()
     experiment = _absolute(experiment)
     family = family_of(experiment)
-    space = space_of(experiment.search, family.search_space)
+    space = space_of(experiment.search, default_space(experiment, family))
     check_space(experiment, space)
     if experiment.tune.scheduler == "pbt" and experiment.cluster.most_workers > 1:
         raise ConfigError(

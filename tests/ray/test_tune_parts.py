@@ -15,7 +15,7 @@ from ehr_ray.runtime.session import _stopped_like_interrupted
 from ehr_ray.runtime.sweep import read_sweep
 from ehr_ray.runtime.trial import place, write_trial
 from ehr_ray.runtime.trial_data import data_paths, datasets
-from ehr_ray.runtime.tune_plan import check_space, concurrency
+from ehr_ray.runtime.tune_plan import check_space, concurrency, default_space
 from ehr_ray.runtime.yardstick import MEASURES, PROBE, WORST, rank_of, score
 from ehr_ray.search import Choice, LogUniform, TuneConfig, Uniform
 from ehr_ray.train import history
@@ -71,6 +71,14 @@ def test_an_end_of_a_domain_that_makes_no_config_is_named():
         check_space(experiment(), {"train.lr": Uniform(-1.0, 1.0)})
     with pytest.raises(ConfigError, match=r"search\.model\.latnt: 8 makes no valid config"):
         check_space(experiment(), {"model.latnt": Choice((8,))})
+
+
+def test_what_changes_nothing_under_a_config_is_not_swept():
+    fills_in = experiment("event_encoder", **{"model.head": "plain"})
+    others = [experiment("event_encoder"), experiment("event_decoder")]
+    space, *less = [set(default_space(one, family_of(one))) for one in (fills_in, *others)]
+    assert [space - one for one in less] == [{"model.mask_ratio"}] * 2
+    assert all(one < space for one in less)
 
 
 def test_a_loss_whose_beta_is_swept_ranks_nothing():

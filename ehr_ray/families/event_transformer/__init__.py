@@ -28,5 +28,7 @@ FAMILY = Family(
         "model.dropout": Uniform(0.0, 0.4),
         "model.n_layers": Choice((2, 4, 6)),
         "model.model_dim": Choice((128, 256)),
+        "model.mask_ratio": Uniform(0.05, 0.5),
     },
+    unswept=lambda config: () if config.fills_in else ("model.mask_ratio",),
 )

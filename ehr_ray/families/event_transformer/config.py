@@ -79,7 +79,8 @@ class EventTransformerConfig:
     next_time_weight: NotNegative = 0.0
     """Weight of the squared error of log(1 + minutes to the next event); 0: no such head."""
     mask_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.15
-    """Share of tokens an encoder is pretrained to fill in: it has no next event."""
+    """Share of tokens an encoder is pretrained to fill in: it has no next event. Validation hides
+    0.15 of them whatever this is."""
 
     def __post_init__(self) -> None:
         """Check what one field alone cannot say."""
@@ -91,6 +92,11 @@ class EventTransformerConfig:
             raise ValueError("pooling must name at least one of mean, cls, max, attention, last")
         if self.arch == "encoder" and self.next_time_weight:
             raise ValueError("next_time_weight needs arch decoder: an encoder sees the next event")
+
+    @property
+    def fills_in(self) -> bool:
+        """Whether the model is pretrained by hidden tokens."""
+        return self.arch == "encoder" and self.head != "none"
 
     @property
     def token_options(self) -> TokenOptions:

@@ -19,6 +19,8 @@ RECENT = 2.0
 """Power of the hours before a patient's last token that every other query starts with."""
 SHARPNESS = 8.0
 """Log-odds at which a query starts to prefer its phrase to an unrelated one."""
+VALIDATION_RATIO = 0.15
+"""Share of tokens hidden in validation, of every encoder."""
 _WINDOW, _MASK = 21, 22
 
 
@@ -176,7 +178,8 @@ class EventTransformer(nn.Module):
         mask = batch["mask"]
         place = torch.arange(mask.shape[1], device=mask.device)
         draw = uniform(combine(batch["subject_id"], seed, _MASK)[:, None], place)
-        return (draw < self.config.mask_ratio) & mask
+        # Validation asks as much of every model, so that ratios can be compared by it.
+        return (draw < (self.config.mask_ratio if self.training else VALIDATION_RATIO)) & mask
 
 
 def far_apart(table: Tensor, number: int) -> Tensor:

@@ -100,6 +100,17 @@ def test_an_encoder_is_asked_for_hidden_tokens_it_does_not_see(make_model, make_
     assert not torch.equal(model.holes(batch, 4), holes)
 
 
+def test_validation_hides_as_much_whatever_training_hides(make_model, make_batch):
+    sparse, dense = (make_model(arch="encoder", mask_ratio=ratio) for ratio in (0.05, 0.8))
+    batch = make_batch([600, 400], sparse.config)
+    tokens = float(batch["mask"].sum())
+    shares = [float(m.train().holes(batch, 3).sum()) / tokens for m in (sparse, dense)]
+    assert shares == pytest.approx([0.05, 0.8], abs=0.04)
+    found = [model.eval().holes(batch, 3) for model in (sparse, dense)]
+    assert torch.equal(*found)
+    assert float(found[0].sum()) / tokens == pytest.approx(0.15, abs=0.04)
+
+
 def test_either_architecture_takes_the_weights_of_the_other(make_model):
     decoder, encoder = make_model(arch="decoder"), make_model(arch="encoder", head="none")
     shared = decoder.state_dict().keys() & encoder.state_dict().keys()
