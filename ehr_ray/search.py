@@ -3,6 +3,7 @@
 import difflib
 import itertools
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -104,7 +105,7 @@ def parse_domain(raw: Any, at: str) -> Domain:
     if isinstance(raw, Mapping) and len(raw) == 1:
         kind, value = next(iter(raw.items()))
         if kind == "choice" and isinstance(value, list) and value:
-            return Choice(tuple(value))
+            return Choice(tuple(map(_meant, value)))
         if kind in ("uniform", "loguniform") and isinstance(value, list) and len(value) == 2:
             low, high = (_number(v) for v in value)
             if -math.inf < low < high < math.inf and (low > 0 or kind == "uniform"):
@@ -125,6 +126,12 @@ def parse_domain(raw: Any, at: str) -> Domain:
 
 def _low(value: Any) -> float:
     return _number(value[0]) if isinstance(value, list) and len(value) == 2 else math.nan
+
+
+def _meant(value: Any) -> Any:
+    """Return a choice, as a number where YAML reads one without a point (1e-3) as text."""
+    is_number = isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", value)
+    return float(value) if is_number else value
 
 
 def _number(value: Any) -> float:

@@ -190,6 +190,7 @@ def collapse(frame: pd.DataFrame, paths: Sequence[str]) -> Figure | None:
             linewidth=0.6,
             label="collapsed" if marker == "X" else "not collapsed",
         )
+    axis.margins(0.08)  # a mark at a limit is whole
     if _is_log(x):
         axis.set_xscale("log")
         axis.xaxis.set_minor_formatter(NullFormatter())

@@ -10,11 +10,10 @@ from ray.tune.search import Searcher
 from ehr_ray.errors import RunError
 from ehr_ray.runtime import storage
 from ehr_ray.runtime.tracking import Tracker, find_run
-from ehr_ray.runtime.trial import FINAL, place, read_trial, write_trial
+from ehr_ray.runtime.trial import FINAL, known_progress, place, read_trial, write_trial
 from ehr_ray.runtime.yardstick import MEASURES, WORST
 from ehr_ray.search import Choice, Domain, LogUniform, Sample, TuneConfig, draw, grid, shuffled
 from ehr_ray.train import history
-from ehr_ray.train.checkpoint import saved_progress
 
 STARTUP_TRIALS: Final = 8
 """Random trials before Optuna's estimator proposes."""
@@ -138,7 +137,7 @@ class Closing(Callback):
         record = read_trial(folder)
         before = record.get("status")
         if before not in FINAL:
-            progress = saved_progress(folder)
+            progress = known_progress(folder)
             ended = progress is not None and progress.finished
             status = "failed" if error else "finished" if ended else "stopped"
             record |= {"status": status, "error": error}

@@ -9,12 +9,21 @@ import numpy as np
 import pandas as pd
 
 from ehr_ray.family import Select
-from ehr_ray.runtime.trial import read_trial
+from ehr_ray.runtime.trial import known_progress, read_trial
 from ehr_ray.runtime.yardstick import MEASURES
 from ehr_ray.train import history
-from ehr_ray.train.checkpoint import saved_progress
 
-FIRST = ("trial", "status", "score", "collapsed", "step", "epoch", "seconds", "error")
+FIRST = (
+    "trial",
+    "status",
+    "score",
+    "best_step",
+    "collapsed",
+    "step",
+    "epoch",
+    "seconds",
+    "error",
+)
 
 
 @dataclass(frozen=True)
@@ -41,7 +50,8 @@ class Sweep:
 def read_sweep(root: Path, select: Select) -> Sweep:
     """Return the trials of a search, best first: scored, then collapsed, then those without one.
 
-    A trial is worth what it scored at the report whose checkpoint was kept.
+    A trial is worth what it scored at the report whose checkpoint was kept, at `best_step`; `step`,
+    `epoch` and `seconds` are how far it went.
     """
     rows, curves = [], {}
     paths: dict[str, None] = {}
@@ -69,8 +79,10 @@ def read_sweep(root: Path, select: Select) -> Sweep:
 
 
 def _row(folder: Path, record: dict[str, Any], select: Select) -> dict[str, Any]:
-    progress = saved_progress(folder)
-    kept = _at(history.read(folder), progress.best_step if progress else None)
+    progress = known_progress(folder)
+    reports = history.read(folder)
+    last = _at(reports, None)
+    kept = _at(reports, progress.best_step if progress else None)
     kept |= _at(history.read(folder, file=MEASURES), progress.best_step if progress else None)
     kept.pop("score", None)
     failed = record["status"] == "failed"
@@ -78,10 +90,11 @@ def _row(folder: Path, record: dict[str, Any], select: Select) -> dict[str, Any]
         "trial": int(record["trial"]),
         "status": record["status"],
         "score": math.nan if failed else float(kept.get(select.metric, math.nan)),
+        "best_step": int(kept.get("step", 0)),
         "collapsed": bool(kept.get("latent/collapsed", 0.0) >= 1.0),
-        "step": progress.step if progress else 0,
-        "epoch": float(kept.get("epoch", 0.0)),
-        "seconds": progress.seconds if progress else 0.0,
+        "step": progress.step if progress else int(last.get("step", 0)),
+        "epoch": float(last.get("epoch", 0.0)),
+        "seconds": progress.seconds if progress else float(last.get("seconds", 0.0)),
         "error": record.get("error", ""),
         **record["sample"],
     }

@@ -102,6 +102,18 @@ def find_run(directory: Path) -> Tracked | None:
     return Tracked(**raw)
 
 
+def leave_run(directory: Path, why: str) -> None:
+    """End a run directory's MLflow run, tagged `left` with the reason: the next has its own."""
+    tracked = find_run(directory)
+    if tracked is None:
+        return
+    from mlflow import MlflowClient
+
+    MlflowClient(tracked.uri).set_tag(tracked.run_id, "left", why)
+    Tracker(tracked).close("KILLED")
+    (directory / RUN_FILE).unlink()
+
+
 def crown(search: Tracked, best: Tracked, name: str) -> None:
     """Tag a search's best run, and only it, `best`; the search's own run names it."""
     from mlflow import MlflowClient

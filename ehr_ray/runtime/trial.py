@@ -11,22 +11,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import pandas as pd
 import ray.tune
 import torch
 import yaml
 
 from ehr_ray import disk
 from ehr_ray.config import Experiment, override, parse, read_yaml, to_yaml
-from ehr_ray.errors import RunError
+from ehr_ray.errors import ConfigError, InputError, RunError
 from ehr_ray.places import below, local, named
 from ehr_ray.runtime import storage
-from ehr_ray.runtime.tracking import Tracked, open_run
+from ehr_ray.runtime.tracking import Tracked, Tracker, leave_run, open_run
 from ehr_ray.runtime.trial_data import Datasets
 from ehr_ray.runtime.yardstick import MEASURES, WORST, Yardstick
 from ehr_ray.search import Sample
 from ehr_ray.train import history
 from ehr_ray.train.backend import LocalBackend
-from ehr_ray.train.checkpoint import saved_progress
+from ehr_ray.train.checkpoint import Progress, saved_progress
 from ehr_ray.train.history import HISTORY
 
 TRIAL: Final = "trial.yaml"
@@ -66,7 +67,23 @@ def place(root: str | Path, number: int) -> Path:
 def read_trial(folder: Path) -> dict[str, Any]:
     """Return a trial's record: number, status, error and sample; {} without one."""
     path = folder / TRIAL
-    return read_yaml(path) if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    try:
+        record = read_yaml(path)
+    except ConfigError as error:
+        raise InputError(f"{error}; remove {folder} to run this trial anew") from error
+    if missing := [name for name in ("trial", "status", "sample") if name not in record]:
+        raise InputError(f"{path}: no {missing[0]}; remove {folder} to run this trial anew")
+    return record
+
+
+def known_progress(folder: Path) -> Progress | None:
+    """Return how far a trial is; None too where no state of it is whole: that ends it alone."""
+    try:
+        return saved_progress(folder)
+    except InputError:
+        return None
 
 
 def write_trial(
@@ -97,9 +114,11 @@ def run_trial(config: Mapping[str, Any], search: Search) -> None:
             _train(search, number, sample, folder)
         except Exception as error:
             reason = _reason(error).removeprefix(f"{folder.name}: ")
+            # A trial that has failed is tried again once its folder is gone, not a part of it.
+            reason = reason.partition("; restore it, or remove ")[0]
             write_trial(folder, number, sample, "failed", reason)
     if read_trial(folder).get("status") == "failed":
-        progress = saved_progress(folder)
+        progress = known_progress(folder)
         _tell({"step": progress.step if progress else 1, "score": WORST})
 
 
@@ -121,6 +140,8 @@ def _train(search: Search, number: int, sample: Sample, folder: Path) -> None:
     tracked = None
     if search.tracked is not None:
         tracked = open_run(experiment, parent=search.tracked)
+        if search.exploits:
+            _retell(folder, Tracker(tracked))
     yardstick = Yardstick(search.rank, data.probe, search.probe_patients)
     progress = folder / ".progress.jsonl"
     job = Job(experiment, data.own, folder, progress, tracked, yardstick=yardstick)
@@ -178,13 +199,27 @@ def _take_over(folder: Path, number: int, sample: Sample) -> None:
         for name in CARRIED:
             _remove(folder / name)
             _copy(Path(given) / name, folder / name)
-    progress = saved_progress(folder)
+    progress = known_progress(folder)
     path = folder / LINEAGE
     past = yaml.safe_load(path.read_text()) if path.is_file() else []
     step = progress.step if progress else 0
-    past.append({"step": step, "from": giver, "sample": sample})
+    before = read_trial(folder).get("sample")
+    past.append({"step": step, "from": giver, "before": before, "sample": sample})
     path.write_text(yaml.safe_dump(past, sort_keys=False))
     write_trial(folder, number, sample)
+    # MLflow's parameters cannot change, so that what follows is a run of its own.
+    leave_run(folder, f"took over trial {giver} at step {step}")
+
+
+def _retell(folder: Path, tracker: Tracker) -> None:
+    """Tell MLflow the reports a trial took over; those it has are not told twice."""
+    rows: dict[int, dict[str, float]] = {}
+    for name in (HISTORY, MEASURES):
+        for row in history.read(folder, file=name).to_dict("records"):
+            told = {str(k): float(v) for k, v in row.items() if pd.notna(v)}
+            rows.setdefault(int(row["step"]), {}).update(told)
+    for step in sorted(rows):
+        tracker.report(rows[step])
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -10,7 +10,7 @@ from ehr_ray.config import Experiment, dump, override, parse
 from ehr_ray.errors import ConfigError
 from ehr_ray.family import AnyFamily
 from ehr_ray.runtime.trial_data import Datasets, data_paths
-from ehr_ray.search import Choice, Domain, LogUniform, ends
+from ehr_ray.search import KINDS, Choice, Domain, LogUniform, ends
 
 
 def concurrency(
@@ -64,6 +64,11 @@ def check_space(experiment: Experiment, space: Mapping[str, Domain]) -> None:
             try:
                 parse(override(plain, {path: value}))
             except ConfigError as error:
+                parent, _, kind = path.rpartition(".")
+                if "is a value here, not a section" in str(error):
+                    raise ConfigError(
+                        f"search.{parent}: {kind} is no kind of domain; known: {', '.join(KINDS)}"
+                    ) from None
                 raise ConfigError(
                     f"search.{path}: {value} makes no valid config: {error}"
                 ) from None

@@ -49,6 +49,7 @@ from ehr_ray.runtime.tune_plan import (
 )
 from ehr_ray.runtime.yardstick import PROBE, rank_of
 from ehr_ray.search import Domain, Sample, space_of
+from ehr_ray.train.checkpoint import checkpoint_folder
 from ehr_ray.train.lock import claimed
 from ehr_ray.train.task import family_of
 
@@ -58,6 +59,9 @@ GROWING: Final = ("tune.trials", "tune.concurrent", "tune.spare_cpus", "tune.reg
 """Where a search may differ from the one it goes on with."""
 NESTED: Final[Mapping[str, float]] = {"node:__internal_head__": 0.001}
 """What a trial reserves that trains by Ray Train: it only waits for its workers, so no CPU."""
+
+
+TAKEN = " (before a takeover a trial's scores are its giver's: lineage.yaml)"
 
 
 @dataclass(frozen=True)
@@ -104,6 +108,7 @@ def tune(
     ended = sum(read_trial(place(root, n)).get("status") in FINAL for n in known)
     screen.say(
         f"{root.name}: {total} trials over {', '.join(space)}"
+        + (" (every point of the grid)" if experiment.tune.method == "grid" else "")
         + (f"; {len(known)} begun before, {ended} of them ended" if known else "")
     )
     tracked = find_run(root)
@@ -131,11 +136,30 @@ def tune(
                     stopped = not isinstance(error, Exception)
                     _close_all(root, tracked, "KILLED" if stopped else "FAILED")
                     raise
+    try:
+        return _conclude(experiment, space, root, select, tracked)
+    except BaseException:
+        Tracker(tracked).close("FAILED")
+        raise
+
+
+def _conclude(
+    experiment: Experiment,
+    space: Mapping[str, Domain],
+    root: Path,
+    select: Any,
+    tracked: Tracked | None,
+) -> Searched:
+    """Rank the trials of a search that has ended; write its table and page, and tell MLflow."""
     sweep = read_sweep(root, select)
     lines = _write(root, sweep, experiment, space)
     storage.push(root)
+    if failed := int((sweep.frame["status"] == "failed").sum()):
+        lines.append(f"{failed} failed; remove the folder of a trial to try it again")
+    damage = _damage_of_best(root, sweep)
+    lines += [damage] if damage else []
     if tracked is not None:
-        lines += _track(experiment, root, sweep, tracked)
+        lines += _track(experiment, root, sweep, tracked, sound=not damage)
     return Searched(root, sweep, lines)
 
 
@@ -147,7 +171,7 @@ def _write(
         "family": experiment.family,
         "trials": str(len(sweep.frame)),
         "method": plan.method,
-        "scheduler": plan.scheduler,
+        "scheduler": plan.scheduler + (TAKEN if plan.scheduler == "pbt" else ""),
         "ranked by": f"{sweep.select.metric} ({sweep.select.mode}){_fixed(experiment)}",
         "cohort": experiment.data.cohort,
     }
@@ -297,8 +321,21 @@ def _steps(experiment: Experiment, data: Any) -> int:
     return min(total, plan.max_steps or total)
 
 
-def _track(experiment: Experiment, root: Path, sweep: Sweep, tracked: Tracked) -> list[str]:
-    """Tell MLflow the best trial, register its checkpoint, and close the search's run."""
+def _damage_of_best(root: Path, sweep: Sweep) -> str:
+    """Return what is wrong with the checkpoint of the best trial; "" where nothing is."""
+    if sweep.best is None:
+        return ""
+    try:
+        checkpoint_folder(place(root, int(sweep.best["trial"])))
+    except InputError as error:
+        return f"the best trial cannot be used: {error}"
+    return ""
+
+
+def _track(
+    experiment: Experiment, root: Path, sweep: Sweep, tracked: Tracked, *, sound: bool
+) -> list[str]:
+    """Tell MLflow the best trial, register its checkpoint if sound, and close the search's run."""
     tracker = Tracker(tracked)
     tracker.artifacts(root, ("trials.parquet", "report.html", SEARCH))
     lines = []
@@ -309,8 +346,10 @@ def _track(experiment: Experiment, root: Path, sweep: Sweep, tracked: Tracked) -
         tracker.metrics({"best_score": float(sweep.best["score"])})
         best = find_run(folder)
         if best is not None:
-            Tracker(best).artifacts(folder, ("checkpoint", "history.parquet", "experiment.yaml"))
-            version = register(best, root.name) if experiment.tune.register else None
+            files = ("checkpoint",) if sound else ()
+            Tracker(best).artifacts(folder, (*files, "history.parquet", "experiment.yaml"))
+            wanted = experiment.tune.register and sound
+            version = register(best, root.name) if wanted else None
             crown(tracked, best, folder.name)
             if version:
                 lines.append(f"MLflow: registered as {root.name}, version {version}")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ehr_ray.config import load
-from ehr_ray.errors import ConfigError
+from ehr_ray.errors import ConfigError, InputError
 from ehr_ray.family import Select
 from ehr_ray.runtime.searcher import Proposals, Samples, known_trials
 from ehr_ray.runtime.session import _stopped_like_interrupted
@@ -69,6 +69,8 @@ def test_what_can_never_run_is_refused_with_the_arithmetic(have, changes, messag
 def test_an_end_of_a_domain_that_makes_no_config_is_named():
     with pytest.raises(ConfigError, match=r"search\.train\.lr: -1\.0 makes no valid config: "):
         check_space(experiment(), {"train.lr": Uniform(-1.0, 1.0)})
+    with pytest.raises(ConfigError, match=r"search\.train\.lr: gauss is no kind of domain; known"):
+        check_space(experiment(), {"train.lr.gauss": Choice((1, 0.1))})
     with pytest.raises(ConfigError, match=r"search\.model\.latnt: 8 makes no valid config"):
         check_space(experiment(), {"model.latnt": Choice((8,))})
 
@@ -194,6 +196,28 @@ def test_the_table_ranks_collapsed_trials_after_the_others_and_failed_ones_last(
     assert math.isnan(sweep.frame["score"].tolist()[-1])
     none = read_sweep(tmp_path / "nothing", Select())
     assert none.best is None
+
+
+def test_a_row_tells_how_far_a_trial_went_and_which_report_was_kept(tmp_path):
+    """The state says which report was best; where it is damaged the last one stands for it."""
+    folder = place(tmp_path, 0)
+    write_trial(folder, 0, {"train.lr": 0.1}, "finished")
+    for step, value in ((4, 1.0), (8, 2.0)):
+        history.append(folder, {"step": step, "epoch": step / 4, "val/objective": value})
+    state = folder / "state" / "000000000008"
+    state.mkdir(parents=True)
+    (state / "model.safetensors").write_bytes(b"cut")
+    (row,) = read_sweep(tmp_path, Select()).frame.to_dict("records")
+    assert (row["step"], row["epoch"], row["best_step"], row["score"]) == (8, 2.0, 8, 2.0)
+
+
+@pytest.mark.parametrize("content", ["", "- 1", "trial: 0\nstatus: running\n"])
+def test_a_damaged_record_of_a_trial_is_named_with_the_remedy(tmp_path, content):
+    folder = place(tmp_path, 1)
+    write_trial(folder, 1, {})
+    (folder / "trial.yaml").write_text(content)
+    with pytest.raises(InputError, match=r"0001/trial\.yaml: .*; remove .*0001 to run this trial"):
+        known_trials(tmp_path)
 
 
 def test_a_program_that_is_told_to_end_does_so_as_by_ctrl_c():

@@ -73,6 +73,12 @@ def test_a_config_replaces_or_narrows_the_family_s_space(search, found):
     assert space_of(search, FAMILY) == found
 
 
+def test_a_choice_written_without_a_point_is_a_number():
+    """YAML 1.1 reads 1e-3 as text."""
+    values = parse_domain(["1e-3", 0.1, "1.0e+9", "e3", "1e"], "search.x").values
+    assert values == (1e-3, 0.1, 1e9, "e3", "1e")
+
+
 @pytest.mark.parametrize(
     ("search", "message"),
     [
