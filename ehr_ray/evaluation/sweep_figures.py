@@ -178,6 +178,8 @@ def collapse(frame: pd.DataFrame, paths: Sequence[str]) -> Figure | None:
         _ground(axis, np.log(x) if _is_log(x) else x, x, y, log, norm)
     marks: Any = None
     for kind, marker in ((~dead, "o"), (dead, "X")):
+        if not kind.any():  # its legend would show a mark without size
+            continue
         marks = axis.scatter(
             x[kind],
             y[kind],
@@ -190,7 +192,8 @@ def collapse(frame: pd.DataFrame, paths: Sequence[str]) -> Figure | None:
             linewidth=0.6,
             label="collapsed" if marker == "X" else "not collapsed",
         )
-    axis.margins(0.08)  # a mark at a limit is whole
+    axis.use_sticky_edges = False  # a mark at the edge of the ground is whole
+    axis.margins(0.08)
     if _is_log(x):
         axis.set_xscale("log")
         axis.xaxis.set_minor_formatter(NullFormatter())
