@@ -27,6 +27,10 @@ class Parser(argparse.ArgumentParser):
         raise SystemExit(2)
 
 
+RESUMED = ("train", "tune", "crossval")
+"""Verbs that keep states to go on from."""
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a verb; exit 2 on bad usage or input, 1 on a failed run, with one line on stderr."""
     parsed = build_parser().parse_args(arguments)
@@ -38,7 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except RunError as error:
         _fail(str(error), 1)
     except KeyboardInterrupt:
-        _fail("interrupted; run the same command again to go on from the last saved state", 130)
+        where = " to go on from the last saved state" if parsed.verb in RESUMED else ""
+        _fail(f"interrupted; run the same command again{where}", 130)
     except Exception as error:
         if parsed.verbose:
             raise

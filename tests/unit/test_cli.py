@@ -1,5 +1,6 @@
 """Every mistake a user can make on the command line is one line that names it, and exit 2."""
 
+import argparse
 import subprocess
 import sys
 from pathlib import Path
@@ -181,3 +182,22 @@ def test_a_verb_that_takes_paths_only_refuses_a_uri(words, capsys):
         main([*words, "--output", "s3://b/out"])
     assert caught.value.code == 2
     assert "s3://b/out: a URI; this verb takes paths only" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("verb", "goes_on"), [("train", True), ("tune", True), ("evaluate", False)]
+)
+def test_an_interrupted_verb_says_whether_it_would_go_on(verb, goes_on, monkeypatch, capsys):
+    def run(_):
+        raise KeyboardInterrupt
+
+    parsed = argparse.Namespace(verb=verb, verbose=False, run=run)
+    parser = argparse.ArgumentParser()
+    monkeypatch.setattr(parser, "parse_args", lambda _: parsed)
+    monkeypatch.setattr("ehr_ray.cli.build_parser", lambda: parser)
+    with pytest.raises(SystemExit) as ended:
+        main([])
+    assert ended.value.code == 130
+    said = capsys.readouterr().err
+    assert "interrupted; run the same command again" in said
+    assert ("last saved state" in said) == goes_on
