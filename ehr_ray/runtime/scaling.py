@@ -127,13 +127,13 @@ def train_scaling(cohort: Path, place: Path) -> Numbers:
                     _step_on_ray(experiment, data, place / f"{name}-{turn}", world)
                 )
         found = {name: statistics.median(values) for name, values in times.items()}
-        bare = [(small, data, place / "alone")]
-        alone = _in_processes(_step_bare, bare)[0]
-        both = [(small, data, place / f"beside{i}") for i in (0, 1)]
-        together = statistics.mean(_in_processes(_step_bare, both))
+        bare = [place / name for name in ("alone", "beside0", "beside1", "ranks")]
+        _in_processes(_train_bare, [(small, data, bare[0])])
+        _in_processes(_train_bare, [(small, data, run) for run in bare[1:3]])
         store = f"file://{place}/store"
-        ranks = [(small, data, place / "ranks", rank, store) for rank in (0, 1)]
-        ddp = _in_processes(_step_of_rank, ranks)[0]
+        _in_processes(_train_rank, [(small, data, bare[3], rank, store) for rank in (0, 1)])
+    alone, *both, ddp = map(_step_of, bare)
+    together = statistics.mean(both)
     parameters = _parameters(small, data.vocabulary)
     exchange = _exchange_seconds(parameters)
     sample = (found["one, twice the batch"] - found["one"]) / BATCH
@@ -193,11 +193,10 @@ def _expand_here(expander: Pinned, work: Sequence[Mapping[str, Any]], barrier: A
     return time.perf_counter() - started
 
 
-def _step_bare(experiment: Experiment, data: Prepared, run: Path, barrier: Any) -> float:
+def _train_bare(experiment: Experiment, data: Prepared, run: Path, barrier: Any) -> None:
     torch.set_num_threads(1)
     barrier.wait()
     train_here(_job(experiment, data, run), LocalBackend())
-    return _step_of(run)
 
 
 class Gloo(LocalBackend):
@@ -218,16 +217,15 @@ class Gloo(LocalBackend):
         return values
 
 
-def _step_of_rank(
+def _train_rank(
     experiment: Experiment, data: Prepared, run: Path, rank: int, store: str, barrier: Any
-) -> float:
+) -> None:
     torch.set_num_threads(1)
     backend = Gloo(rank, store)
     job = _job(experiment, data, run)
     barrier.wait()
     train_here(job, backend)
     dist.destroy_process_group()
-    return _step_of(run)
 
 
 def _step_on_ray(experiment: Experiment, data: Prepared, run: Path, world: int) -> float:
@@ -288,7 +286,7 @@ def _exchange(rank: int, store: str, parameters: int, barrier: Any) -> float:
     return statistics.median(times[5:])
 
 
-def _in_processes(function: Any, calls: Sequence[tuple[Any, ...]]) -> list[float]:
+def _in_processes(function: Any, calls: Sequence[tuple[Any, ...]]) -> list[Any]:
     """Call a function in new processes at the same time; each gets a barrier besides."""
     context = multiprocessing.get_context("spawn")
     with context.Manager() as manager, context.Pool(len(calls)) as pool:
