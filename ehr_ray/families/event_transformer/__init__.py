@@ -1,6 +1,6 @@
 """Event transformers: an encoder or decoder over events embedded as phrases (seed: embedded)."""
 
-from ehr_ray.families.event_transformer.config import TOKEN_FIELDS, EventTransformerConfig
+from ehr_ray.families.event_transformer.config import TOKEN_FIELDS, EventTransformerConfig, unswept
 from ehr_ray.families.event_transformer.data import collate, transform
 from ehr_ray.families.event_transformer.loss import loss, perplexity
 from ehr_ray.families.event_transformer.model import EventTransformer
@@ -30,5 +30,5 @@ FAMILY = Family(
         "model.model_dim": Choice((128, 256)),
         "model.mask_ratio": Uniform(0.05, 0.5),
     },
-    unswept=lambda config: () if config.fills_in else ("model.mask_ratio",),
+    unswept=unswept,
 )

@@ -110,5 +110,10 @@ class EventTransformerConfig:
         )
 
 
+def unswept(config: EventTransformerConfig) -> tuple[str, ...]:
+    """Return the paths of the search space that change nothing under a config."""
+    return () if config.fills_in else ("model.mask_ratio",)
+
+
 TOKEN_FIELDS = ("values", "value_as", "levels", "units", "gaps", "clip_value")
 """The fields `transform` reads."""
