@@ -24,17 +24,20 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """Divide tests among processes (`pytest -n`): all on Ray in one, which starts one cluster.
+    """Divide tests among processes (`pytest -n`): those that share a cluster go to one of them.
 
-    The others go by file, so that what a file trains for its tests is trained once.
+    `tests/jobs` and `tests/ray` mostly wait, so they run side by side; the rest goes by file, so
+    that what a file trains for its tests is trained once.
     """
     from xdist.scheduler import LoadFileScheduling
 
     class ByFile(LoadFileScheduling):
         def _split_scope(self, nodeid):
-            on_ray = nodeid.startswith(("tests/ray/", "tests/jobs/"))
-            return "ray" if on_ray else super()._split_scope(nodeid)
+            folder = "/".join(nodeid.split("/")[:2])
+            waits = folder in ("tests/jobs", "tests/ray")
+            return folder if waits else super()._split_scope(nodeid)
 
+    config.option.loadscopereorder = False  # else files of many short tests hold up the long ones
     return ByFile(config, log)
 
 
