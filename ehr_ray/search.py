@@ -90,7 +90,8 @@ class TuneConfig:
     probe_patients: Annotated[int, Field(ge=10)] = 2000
     """Rows of train, and of tuning, that a probe reads at most."""
     concurrent: Annotated[int, Field(ge=1)] | None = None
-    """Trials at a time at most; None: as many as the cluster has CPUs and GPUs for."""
+    """Trials at a time at most; None: as many as the cluster has CPUs and GPUs for. In PBT trials
+    take turns, so that all of them can trade; with this, or `spare_cpus`, so many at a time do."""
     spare_cpus: Annotated[float, Field(ge=0)] = 0
     """CPUs kept free of trials. Model-ready data are made on Ray Data before the first trial
     starts, so a search needs none; other jobs on the cluster may."""

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 from ray.tune import Callback
 from ray.tune.search import Searcher
 
@@ -33,7 +34,8 @@ class Proposals:
     """New samples by a method; what trials scored is told to it where it learns."""
 
     def __init__(self, space: Mapping[str, Domain], plan: TuneConfig, seed: int) -> None:
-        self._space, self._seed, self._study = space, seed, None
+        self._space, self._seed = space, seed
+        self._study: Any = None
         self._points = grid(space, plan.grid_points) if plan.method == "grid" else []
         self.total = len(self._points) or plan.trials
         if plan.method == "random" and (points := shuffled(space, seed)) is not None:
@@ -49,6 +51,7 @@ class Proposals:
             return self._points[number]
         if self._study is None:
             return draw(self._space, self._seed, number)
+        self._study.sampler = _sampler(self._seed, number)
         trial = self._asked[number] = self._study.ask(self._distributions)
         return {path: _value(domain, trial.params[path]) for path, domain in self._space.items()}
 
@@ -63,12 +66,22 @@ class Proposals:
             state = optuna.trial.TrialState.FAIL if failed else None
             self._study.tell(self._asked.pop(number), None if failed else score, state=state)
         elif not failed:
-            params = {path: _param(self._space[path], sample[path]) for path in self._space}
-            self._study.add_trial(
-                optuna.trial.create_trial(
-                    params=params, distributions=self._distributions, value=score
-                )
-            )
+            self._add(sample, value=score)
+
+    def begin(self, number: int, sample: Sample) -> None:
+        """Take note of a trial that was asked for before, and has not ended."""
+        if self._study is not None:
+            import optuna
+
+            self._add(sample, state=optuna.trial.TrialState.RUNNING)
+            self._asked[number] = len(self._study.trials) - 1
+
+    def _add(self, sample: Sample, **how: Any) -> None:
+        import optuna
+
+        params = {path: _param(self._space[path], sample[path]) for path in self._space}
+        trial = optuna.trial.create_trial(params=params, distributions=self._distributions, **how)
+        self._study.add_trial(trial)
 
 
 class Samples(Searcher):
@@ -77,9 +90,15 @@ class Samples(Searcher):
     def __init__(self, root: Path, proposals: Proposals, known: Mapping[int, Sample]) -> None:
         super().__init__(metric="score", mode="max")
         self._root, self._proposals, self._known = root, proposals, dict(known)
-        # Trials that have ended come first, so that what learns from them has them all.
         ended = [n for n in known if read_trial(place(root, n)).get("status") in FINAL]
         begun = [n for n in known if n not in set(ended)]
+        for number in known:
+            if number in begun:
+                proposals.begin(number, known[number])
+            else:
+                proposals.tell(number, known[number], self._best(number))
+        self._told = set(ended)
+        # Trials that have ended come first, so that a scheduler too knows all of them early.
         new = [n for n in range(max(proposals.total, len(known))) if n not in known]
         self._order = [*ended, *begun, *new][: max(proposals.total, len(known))]
         self._live: dict[str, int] = {}
@@ -101,9 +120,14 @@ class Samples(Searcher):
     def on_trial_complete(self, trial_id: str, *_: Any, **__: Any) -> None:
         """Tell the method what the trial scored at best."""
         number = self._live.pop(trial_id)
-        rows = history.read(place(self._root, number), file=MEASURES)
-        best = float(rows["score"].max()) if len(rows) else WORST
-        self._proposals.tell(number, self._known[number], best)
+        if number not in self._told:
+            self._proposals.tell(number, self._known[number], self._best(number))
+
+    def _best(self, number: int) -> float:
+        folder = place(self._root, number)
+        rows = history.read(folder, file=MEASURES)
+        failed = read_trial(folder).get("status") == "failed"
+        return float(rows["score"].max()) if len(rows) and not failed else WORST
 
     def save(self, checkpoint_path: str) -> None:
         """Keep nothing: the trials' own folders say all."""
@@ -164,11 +188,19 @@ def _study(seed: int) -> Any:
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+    return optuna.create_study(direction="maximize", sampler=_sampler(seed, 0))
+
+
+def _sampler(seed: int, number: int) -> Any:
+    """Return Optuna's estimator for one trial, whose draws do not hang on how many were before."""
+    import optuna
+
     # Trials run side by side: what is still running counts as poor, so that it is not asked twice.
-    sampler = optuna.samplers.TPESampler(
-        seed=seed, n_startup_trials=STARTUP_TRIALS, constant_liar=True
+    return optuna.samplers.TPESampler(
+        seed=int(np.random.default_rng((seed, number)).integers(2**32)),
+        n_startup_trials=STARTUP_TRIALS,
+        constant_liar=True,
     )
-    return optuna.create_study(direction="maximize", sampler=sampler)
 
 
 def _distribution(domain: Domain) -> Any:

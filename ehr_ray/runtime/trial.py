@@ -4,6 +4,7 @@ A trial is a run directory like any other, `<search>/trials/<number>/`, so that 
 and resumed: what was reported before is reported again, then training goes on.
 """
 
+import math
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -21,6 +22,7 @@ from ehr_ray.config import Experiment, override, parse, read_yaml, to_yaml
 from ehr_ray.errors import ConfigError, InputError, RunError
 from ehr_ray.places import below, local, named
 from ehr_ray.runtime import storage
+from ehr_ray.runtime.schedulers import AGAIN
 from ehr_ray.runtime.tracking import Tracked, Tracker, leave_run, open_run
 from ehr_ray.runtime.trial_data import Datasets
 from ehr_ray.runtime.yardstick import MEASURES, WORST, Yardstick
@@ -53,6 +55,8 @@ class Search:
     """The search's own MLflow run."""
     exploits: bool = False
     """Whether trials take over each other's weights."""
+    nested: bool = False
+    """Whether a trial is a Ray Train run of several workers."""
 
     def place(self, number: int) -> Path:
         """Return the run directory of a trial."""
@@ -87,11 +91,21 @@ def known_progress(folder: Path) -> Progress | None:
 
 
 def write_trial(
-    folder: Path, number: int, sample: Sample, status: str = "running", error: str = ""
+    folder: Path,
+    number: int,
+    sample: Sample,
+    status: str = "running",
+    error: str = "",
+    passed: int = 0,
 ) -> None:
-    """Write a trial's record, whole or not at all."""
+    """Write a trial's record, whole or not at all; `passed` is its last step nobody stopped it at.
+
+    Without it a scheduler could not know, after a kill, whether it had judged the last report.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     record = {"trial": number, "status": status, "error": error, "sample": sample}
+    if status not in FINAL:
+        record["passed"] = passed
     disk.write_text(folder / TRIAL, yaml.safe_dump(record, sort_keys=False))
     storage.push(folder / TRIAL)
 
@@ -106,9 +120,12 @@ def run_trial(config: Mapping[str, Any], search: Search) -> None:
     folder = storage.fetch_run(search.place(number), missing_ok=True)
     if search.exploits:
         _take_over(folder, number, sample)
+    record = read_trial(folder)
+    before = record.get("status")
+    known = before in FINAL or search.nested  # a Ray Train run does not hear what Tune decides
+    passed = math.inf if known else record.get("passed", 0)
     for row in history.read(folder, file=MEASURES).to_dict("records"):
-        _tell({str(k): v for k, v in row.items()})
-    before = read_trial(folder).get("status")
+        _tell(row, again=row["step"] <= passed)
     if before not in FINAL:
         try:
             _train(search, number, sample, folder)
@@ -146,13 +163,13 @@ def _train(search: Search, number: int, sample: Sample, folder: Path) -> None:
     progress = folder / ".progress.jsonl"
     job = Job(experiment, data.own, folder, progress, tracked, yardstick=yardstick)
     try:
-        if experiment.cluster.most_workers > 1:
+        if search.nested:
             from ray.tune.integration.ray_train import TuneReportCallback
 
             fit(job, callbacks=(TuneReportCallback(),))
         else:
             torch.set_num_threads(max(1, int(experiment.cluster.cpus_per_worker)))
-            train_here(job, TuneBackend(search, number, _device(experiment)))
+            train_here(job, TuneBackend(search, number, sample, _device(experiment)))
     finally:
         storage.remove(progress)
 
@@ -160,14 +177,19 @@ def _train(search: Search, number: int, sample: Sample, folder: Path) -> None:
 class TuneBackend(LocalBackend):
     """One process that reports to Ray Tune."""
 
-    def __init__(self, search: Search, number: int, device: str) -> None:
+    def __init__(self, search: Search, number: int, sample: Sample, device: str) -> None:
         super().__init__(device)
-        self._search, self._number = search, number
+        self._search, self._number, self._sample = search, number, sample
 
     def report(self, metrics: dict[str, float]) -> None:
-        """Tell Tune the score; with what others may take over, where they may."""
+        """Tell Tune the score, and note that it lets the trial go on.
+
+        Where trials may take over each other, with what they may take over.
+        """
         if not self._search.exploits:
-            _tell(metrics)
+            _tell(metrics)  # comes back when Tune has decided, or never
+            folder = self._search.place(self._number)
+            write_trial(folder, self._number, self._sample, passed=int(metrics["step"]))
             return
         with tempfile.TemporaryDirectory(prefix="ehr_ray-") as scratch:
             for name in CARRIED:
@@ -176,8 +198,9 @@ class TuneBackend(LocalBackend):
             _tell(metrics, ray.tune.Checkpoint.from_directory(scratch))
 
 
-def _tell(row: Mapping[str, float], checkpoint: Any = None) -> None:
-    ray.tune.report({"step": int(row["step"]), "score": float(row["score"])}, checkpoint=checkpoint)
+def _tell(row: Mapping[Any, float], checkpoint: Any = None, *, again: bool = False) -> None:
+    report = {"step": int(row["step"]), "score": float(row["score"]), AGAIN: again}
+    ray.tune.report(report, checkpoint=checkpoint)
 
 
 def _number(config: Mapping[str, Any], search: Search) -> int:

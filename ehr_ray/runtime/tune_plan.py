@@ -1,4 +1,4 @@
-"""What a search may do: its room on the cluster, valid domains, who stops or replaces trials."""
+"""What a search may do: its room on the cluster, valid domains, what trials can hand over."""
 
 import math
 import os
@@ -10,7 +10,7 @@ from ehr_ray.config import Experiment, dump, override, parse
 from ehr_ray.errors import ConfigError
 from ehr_ray.family import AnyFamily
 from ehr_ray.runtime.trial_data import Datasets, data_paths
-from ehr_ray.search import KINDS, Choice, Domain, LogUniform, ends
+from ehr_ray.search import KINDS, Domain, ends
 
 
 def concurrency(
@@ -72,59 +72,6 @@ def check_space(experiment: Experiment, space: Mapping[str, Domain]) -> None:
                 raise ConfigError(
                     f"search.{path}: {value} makes no valid config: {error}"
                 ) from None
-
-
-def scheduler(experiment: Experiment, space: Mapping[str, Domain], grace: int) -> Any:
-    """Return Ray's scheduler; `grace` is in optimizer steps."""
-    from ray.tune.schedulers import (
-        AsyncHyperBandScheduler,
-        FIFOScheduler,
-        MedianStoppingRule,
-        PopulationBasedTraining,
-    )
-
-    plan = experiment.tune
-    if plan.scheduler == "asha":
-        return AsyncHyperBandScheduler(
-            time_attr="step",
-            grace_period=grace,
-            reduction_factor=plan.reduction_factor,
-            max_t=10**12,  # a trial's own plan ends it
-        )
-    if plan.scheduler == "median":
-        return MedianStoppingRule(time_attr="step", grace_period=grace)
-    if plan.scheduler == "pbt":
-        return PopulationBasedTraining(
-            time_attr="step",
-            perturbation_interval=grace,
-            burn_in_period=grace,
-            hyperparam_mutations=ray_domains(space),
-            custom_explore_fn=lambda config: _within(space, config),
-        )
-    return FIFOScheduler()
-
-
-def _within(space: Mapping[str, Domain], config: dict[str, Any]) -> dict[str, Any]:
-    """Return a perturbed config with every value back in its domain."""
-    kept = dict(config)
-    for path, domain in space.items():
-        if not isinstance(domain, Choice):
-            kept[path] = min(max(float(config[path]), domain.low), domain.high)
-    return kept
-
-
-def ray_domains(space: Mapping[str, Domain]) -> dict[str, Any]:
-    """Return the domains as Ray Tune writes them."""
-    import ray.tune
-
-    return {
-        path: ray.tune.choice(list(domain.values))
-        if isinstance(domain, Choice)
-        else (ray.tune.loguniform if isinstance(domain, LogUniform) else ray.tune.uniform)(
-            domain.low, domain.high
-        )
-        for path, domain in space.items()
-    }
 
 
 def check_exploits(

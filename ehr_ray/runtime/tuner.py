@@ -25,6 +25,7 @@ from ehr_ray.events.labels import choose_task
 from ehr_ray.places import absolute, is_uri, local, named
 from ehr_ray.runtime import storage
 from ehr_ray.runtime.progress import Screen
+from ehr_ray.runtime.schedulers import ray_domains, scheduler
 from ehr_ray.runtime.searcher import Closing, Proposals, Samples, known_trials
 from ehr_ray.runtime.session import session
 from ehr_ray.runtime.sweep import Sweep, read_sweep
@@ -44,8 +45,6 @@ from ehr_ray.runtime.tune_plan import (
     check_space,
     concurrency,
     default_space,
-    ray_domains,
-    scheduler,
 )
 from ehr_ray.runtime.yardstick import PROBE, rank_of
 from ehr_ray.search import Domain, Sample, space_of
@@ -127,8 +126,16 @@ def tune(
                     check_exploits(experiment, family, space, data)
                 _claim(root, experiment)
                 tracked = open_run(experiment, more=_told(experiment, space))
-                where, probed = named(root), experiment.tune.probe_patients
-                search = Search(where, tuple(space), data, select, probed, tracked, exploits)
+                search = Search(
+                    root=named(root),
+                    paths=tuple(space),
+                    datasets=data,
+                    rank=select,
+                    probe_patients=experiment.tune.probe_patients,
+                    tracked=tracked,
+                    exploits=exploits,
+                    nested=experiment.cluster.most_workers > 1,
+                )
                 screen.say(f"{at_once} at a time, ranked by {select.metric}")
                 try:
                     _fit(experiment, space, search, proposals, known, at_once, data, screen)
@@ -262,9 +269,8 @@ def _fit(
 ) -> None:
     total, root = max(proposals.total, len(known)), local(search.root)
     cluster, plan = experiment.cluster, experiment.tune
-    nested = cluster.most_workers > 1
-    each = dict(NESTED) if nested else {"CPU": cluster.cpus_per_worker}
-    if cluster.gpus_per_worker and not nested:
+    each = dict(NESTED) if search.nested else {"CPU": cluster.cpus_per_worker}
+    if cluster.gpus_per_worker and not search.nested:
         each["GPU"] = cluster.gpus_per_worker
     grace = plan.grace_steps or max(1, _steps(experiment, data) // 8)
     param_space: dict[str, Any] = {}
@@ -276,7 +282,9 @@ def _fit(
                 write_trial(place(root, number), number, known[number])
         points = [{"trial": n, **known[n]} for n in range(total)]
         param_space = {"trial": ray.tune.choice(range(total))} | ray_domains(space)
-        chooser: Any = BasicVariantGenerator(points_to_evaluate=points, max_concurrent=at_once)
+        # All are begun and take turns, or a trial could take over those beside it alone.
+        limit = at_once if plan.concurrent or plan.spare_cpus else 0
+        chooser: Any = BasicVariantGenerator(points_to_evaluate=points, max_concurrent=limit)
         numbers = lambda t: int(str(t.trial_id).rsplit("_", 1)[-1])  # noqa: E731
     else:
         chooser = Samples(root, proposals, known)
@@ -299,7 +307,7 @@ def _fit(
                 max_concurrent_trials=None if search.exploits else at_once,
                 search_alg=chooser,
                 scheduler=scheduler(experiment, space, grace),
-                reuse_actors=not nested,
+                reuse_actors=not search.nested,
             ),
             run_config=ray.tune.RunConfig(
                 name=uuid.uuid4().hex,

@@ -21,9 +21,9 @@ from ehr_ray.runtime.datasets import Prepared
 from ehr_ray.runtime.progress import ProgressFile
 from ehr_ray.runtime.starts import StartFile
 from ehr_ray.runtime.tracking import Tracked, Tracker
-from ehr_ray.runtime.yardstick import Measured, Yardstick
+from ehr_ray.runtime.yardstick import Measured, Yardstick, measured
 from ehr_ray.train.backend import Backend
-from ehr_ray.train.checkpoint import Progress, saved_progress
+from ehr_ray.train.checkpoint import Progress, drop_states, saved_progress
 from ehr_ray.train.loader import Loader
 from ehr_ray.train.lock import claimed
 from ehr_ray.train.loop import Watch, train
@@ -118,6 +118,9 @@ def train_here(job: Job, backend: Backend) -> Progress:
     family = family_of(experiment, prevalence(experiment, job.prepared))
     loader = loader_of(experiment, family, job.prepared)
     noted = job.starts and StartFile(job.starts, backend.rank, backend.world)
+    if job.yardstick is not None:
+        drop_states(job.run, after=measured(job.run))
+        backend.all_sum(torch.zeros(1))  # no rank reads a state that another one removes
     if backend.rank > 0:
         return train(experiment, family, job.prepared.vocabulary, loader, backend, job.run)
     tracker, screen = Tracker(job.tracked), ProgressFile(job.progress)

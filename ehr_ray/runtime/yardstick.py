@@ -121,6 +121,16 @@ class Measured:
         self._backend.report({**metrics, **found})
 
 
+def measured(run: Path) -> int:
+    """Return the last step a trial was measured at; 0 before the first.
+
+    A kill between a report's state and its measures leaves a state beyond it: the steps up to
+    there are taken again, or the report would be missing among those that rank the trial.
+    """
+    rows = history.read(run, file=MEASURES)
+    return int(rows["step"].max()) if len(rows) else 0
+
+
 def _latents(family: AnyFamily, module: nn.Module, loader: Loader) -> dict[str, float]:
     """Return the state of the posteriors of some tuning patients; {} for other models."""
     if family.latents is None:

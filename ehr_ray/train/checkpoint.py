@@ -159,6 +159,13 @@ def save_state(
             shutil.rmtree(other, ignore_errors=True)
 
 
+def drop_states(run: Path, after: int) -> None:
+    """Remove the states of steps later than `after`: the run goes on from one before them."""
+    for folder in _states(run):
+        if int(folder.name) > after:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
 def saved_progress(run: Path) -> Progress | None:
     """Return the progress of the newest whole state of a run, or None if it has none."""
     folder = _latest(run)

@@ -16,8 +16,9 @@ from mlflow import MlflowClient
 from ehr_ray.config import dump
 from ehr_ray.errors import ConfigError
 from ehr_ray.runtime.tracking import find_run
-from ehr_ray.runtime.trial import read_trial, write_trial
+from ehr_ray.runtime.trial import FINAL, read_trial, write_trial
 from ehr_ray.runtime.tuner import tune
+from ehr_ray.runtime.yardstick import MEASURES
 from ehr_ray.train import history
 from ehr_ray.train.checkpoint import load
 
@@ -129,9 +130,8 @@ def test_asha_stops_trials_by_their_steps(search):
     assert frame["step"][1e-9] < frame["step"][3e-3]
 
 
-@pytest.mark.parametrize("changes", [{"tune.method": "optuna"}, {"tune.scheduler": "median"}])
-def test_other_methods_and_schedulers_end_a_search(search, changes):
-    searched = tune(search(RATES, **changes))
+def test_optuna_proposes_the_trials_of_a_search(search):
+    searched = tune(search(RATES, **{"tune.method": "optuna"}))
     assert set(searched.sweep.frame["status"]) <= {"finished", "stopped"}
     assert len(set(searched.sweep.frame["train.lr"])) == 3
 
@@ -180,27 +180,44 @@ def test_a_trial_of_two_workers_is_a_ray_train_run(search):
     assert row["score"] == pytest.approx(alone.sweep.frame["score"][0], rel=1e-2)
 
 
-@pytest.mark.parametrize("scheduler", ["none", pytest.param("asha", marks=pytest.mark.slow)])
-def test_a_killed_search_keeps_its_finished_trials_and_ends_with_the_same_best(
-    search, tmp_path, scheduler
-):
-    """One trial at a time, so that ASHA sees the same reports in the same order again."""
-    changes = {"train.max_epochs": 4, "tune.trials": 4, "tune.concurrent": 1}
-    changes |= {"tune.scheduler": scheduler, "tune.grace_steps": 1, "tune.reduction_factor": 2}
-    whole = tune(search(RATES, "whole", **changes)).sweep.frame
-    experiment = search(RATES, "cut", **changes)
-    config = tmp_path / "cut.yaml"
+def kill_once(experiment, folder, reached):
+    """Search in a program of its own, and kill it once a trial has made a report."""
+    config = folder / f"{experiment.name}.yaml"
     config.write_text(yaml.safe_dump(dump(experiment)))
     command = [sys.executable, "-m", "ehr_ray.cli", "tune", str(config)]
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     first = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-    trials, deadline = experiment.directory / "trials", time.monotonic() + 300
-    while not (trials / "0001" / "history.parquet").is_file():
+    report, deadline = (
+        experiment.directory / "trials" / reached / "measures.parquet",
+        time.monotonic() + 300,
+    )
+    while not report.is_file():
         assert first.poll() is None, first.stderr.read()
         assert time.monotonic() < deadline
         time.sleep(0.02)
     first.kill()  # Ray's own processes end by themselves, some seconds later
     first.wait()
+
+
+@pytest.mark.parametrize(
+    ("method", "scheduler"),
+    [
+        ("random", "none"),
+        pytest.param("random", "asha", marks=pytest.mark.slow),
+        pytest.param("optuna", "asha", marks=pytest.mark.slow),
+    ],
+)
+def test_a_killed_search_keeps_its_finished_trials_and_repeats_the_others(
+    search, tmp_path, method, scheduler
+):
+    """One trial at a time, so that ASHA and Optuna see the same reports in the same order."""
+    changes = {"train.max_epochs": 4, "tune.trials": 4, "tune.concurrent": 1}
+    changes |= {"tune.scheduler": scheduler, "tune.method": method}
+    changes |= {"tune.grace_steps": 1, "tune.reduction_factor": 2}
+    whole = tune(search(RATES, "whole", **changes)).sweep.frame
+    experiment = search(RATES, "cut", **changes)
+    kill_once(experiment, tmp_path, "0001")
+    trials = experiment.directory / "trials"
     assert read_trial(trials / "0000")["status"] == "finished"
     assert read_trial(trials / "0001")["status"] in {"running", *ENDS[scheduler] - {"finished"}}
     kept = (trials / "0000" / "history.parquet").stat().st_mtime_ns
@@ -211,6 +228,75 @@ def test_a_killed_search_keeps_its_finished_trials_and_ends_with_the_same_best(
     assert set(resumed["status"]) == ENDS[scheduler]
     columns = ["trial", "status", "score", "train.lr", "step"]
     pd.testing.assert_frame_equal(resumed[columns], whole[columns])
+
+
+@pytest.mark.parametrize("scheduler", ["asha", pytest.param("median", marks=pytest.mark.slow)])
+def test_a_killed_search_of_several_at_a_time_ends_with_the_same_best(search, tmp_path, scheduler):
+    """Who reports first differs from run to run, so others may stop earlier or later."""
+    rates = {"train.lr": [1.0e-6, 1.0e-7, 3.0e-3, 1.0e-8, 1.0e-9, 1.0e-10]}
+    changes = {"train.max_epochs": 5, "tune.concurrent": 2, "tune.method": "grid"}
+    changes |= {"tune.scheduler": scheduler, "tune.grace_steps": 1, "tune.reduction_factor": 2}
+    first = tune(search(rates, "whole", **changes))
+    experiment = search(rates, "cut", **changes)
+    kill_once(experiment, tmp_path, "0002")
+    ended = {
+        folder.name: read_trial(folder)["status"]
+        for folder in (experiment.directory / "trials").glob("[0-9]*")
+    }
+    again = tune(experiment)
+    for name, status in ended.items():
+        if status in FINAL:
+            assert read_trial(again.root / "trials" / name)["status"] == status
+    found = []
+    for searched in (first, again):
+        assert len(searched.sweep.frame) == 6
+        assert set(searched.sweep.frame["status"]) == {"finished", "stopped"}
+        best = {key: searched.sweep.best[key] for key in ("trial", "status", "score", "step")}
+        weights = searched.root / "trials" / "0002" / "checkpoint" / "model.safetensors"
+        found.append((best, weights.read_bytes()))
+    assert found[0] == found[1]
+    assert found[0][0]["trial"] == 2
+
+
+@pytest.mark.slow
+def test_a_killed_population_goes_on_to_its_end(search, tmp_path):
+    """Which trial takes over which hangs on who reports first, so only the whole is repeated."""
+    rates = {"train.lr": [3.0e-3, 2.0e-3, 1.0e-8, 1.0e-9]}
+    changes = {"train.max_epochs": 8, "tune.method": "grid", "tune.scheduler": "pbt"}
+    changes |= {"tune.grace_steps": 1, "cluster.cpus_per_worker": 2}
+    experiment = search(rates, "cut", **changes)
+    kill_once(experiment, tmp_path, "0003")
+    again = tune(experiment)
+    assert set(again.sweep.frame["status"]) == {"finished"}
+    for folder in (again.root / "trials").glob("[0-9]*"):
+        for file in ("history.parquet", MEASURES):
+            assert history.read(folder, file=file)["epoch"].tolist() == list(range(1, 9))
+    taken = [p.parent.name for p in (again.root / "trials").glob("*/lineage.yaml")]
+    assert {"0002", "0003"} & set(taken)
+
+
+def test_a_report_that_was_not_measured_before_a_kill_is_made_again(search):
+    experiment = search(RATES, **{"tune.trials": 1})
+    first = tune(experiment)
+    folder = first.root / "trials" / "0000"
+    whole, sample = history.read(folder, file=MEASURES), read_trial(folder)["sample"]
+    assert len(whole) == 2
+    whole.iloc[:1].to_parquet(folder / MEASURES)
+    write_trial(folder, 0, sample)
+    again = tune(experiment)
+    assert history.read(folder, file=MEASURES).equals(whole)
+    columns = ["trial", "status", "score", "best_step", "step"]
+    assert again.sweep.frame[columns].equals(first.sweep.frame[columns])
+
+
+def test_the_median_stops_a_hopeless_trial(search):
+    rates = {"train.lr": [3.0e-3, 2.5e-3, 2.0e-3, 1.0e-9]}
+    changes = {"tune.scheduler": "median", "tune.method": "grid", "tune.concurrent": 1}
+    searched = tune(search(rates, **changes, **{"tune.grace_steps": 1, "train.max_epochs": 4}))
+    frame = searched.sweep.frame.set_index("train.lr")
+    assert frame["status"][1e-9] == "stopped"
+    assert frame["step"][1e-9] < frame["step"][3e-3]
+    assert set(frame["status"].drop(1e-9)) == {"finished"}
 
 
 def test_many_workers_write_to_one_mlflow_server(search, tmp_path, monkeypatch):

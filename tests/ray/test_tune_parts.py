@@ -10,7 +10,7 @@ import pytest
 from ehr_ray.config import load
 from ehr_ray.errors import ConfigError, InputError
 from ehr_ray.family import Select
-from ehr_ray.runtime.searcher import Proposals, Samples, known_trials
+from ehr_ray.runtime.searcher import STARTUP_TRIALS, Proposals, Samples, known_trials
 from ehr_ray.runtime.session import _stopped_like_interrupted
 from ehr_ray.runtime.sweep import read_sweep
 from ehr_ray.runtime.trial import place, write_trial
@@ -131,6 +131,48 @@ def test_optuna_is_told_trials_of_before_without_asking_again():
     (told,) = proposals._study.trials
     assert told.value == 0.5
     assert told.params["train.lr"] == 1e-3
+
+
+@pytest.mark.parametrize("cut", [1, 5, 11, 14])
+def test_optuna_asks_after_a_resume_what_it_would_have_asked(cut):
+    """Trials one after the other; the search ends while trial `cut` is trained."""
+    plan = TuneConfig(method="optuna", trials=16)
+
+    def worth(sample):
+        return -abs(math.log10(sample["train.lr"]) + 3) - (sample["model.mask"] == ["b"])
+
+    def go_on(proposals, samples, begun=None):
+        for number in range(len(samples) - (begun is not None), 16):
+            sample = samples[number] if number == begun else proposals.sample(number)
+            if number != begun:
+                samples.append(sample)
+            proposals.tell(number, sample, worth(sample))
+        return samples
+
+    whole = go_on(Proposals(SPACE, plan, seed=1), [])
+    assert len({sample["train.lr"] for sample in whole}) == 16
+    resumed = Proposals(SPACE, plan, seed=1)
+    for number in range(cut):
+        resumed.tell(number, whole[number], worth(whole[number]))
+    resumed.begin(cut, whole[cut])
+    assert go_on(resumed, whole[: cut + 1], begun=cut) == whole
+
+
+def test_optuna_asks_for_nothing_near_what_is_still_trained():
+    """What was begun before a resume counts as poor until it has ended, as it did."""
+    plan, drawn = TuneConfig(method="optuna"), {}
+    for begun in (True, False):
+        proposals = Proposals(SPACE, plan, seed=1)
+        for number in range(STARTUP_TRIALS + 4):
+            sample = proposals.sample(number)
+            proposals.tell(number, sample, -abs(math.log10(sample["train.lr"]) + 3))
+        waiting = {"train.lr": 1e-3, "model.mask": ["a"]}
+        for number in range(20, 26):
+            if begun:
+                proposals.begin(number, waiting)
+        later = [math.log10(proposals.sample(n)["train.lr"]) for n in range(30, 50)]
+        drawn[begun] = sum(abs(value + 3) < 0.1 for value in later)
+    assert drawn[True] < drawn[False]
 
 
 def test_samples_hand_out_ended_trials_then_begun_ones_then_new_ones(tmp_path):
