@@ -211,7 +211,8 @@ def test_a_killed_search_keeps_its_finished_trials_and_repeats_the_others(
     search, tmp_path, method, scheduler
 ):
     """One trial at a time, so that ASHA and Optuna see the same reports in the same order."""
-    changes = {"train.max_epochs": 4, "tune.trials": 4, "tune.concurrent": 1}
+    trials = 3 if scheduler == "none" else 6
+    changes = {"train.max_epochs": 4, "tune.trials": trials, "tune.concurrent": 1}
     changes |= {"tune.scheduler": scheduler, "tune.method": method}
     changes |= {"tune.grace_steps": 1, "tune.reduction_factor": 2}
     whole = tune(search(RATES, "whole", **changes)).sweep.frame
