@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ehr_ray.cli import Arguments, _add, _config_verb, _path, _relative, _screen
-from ehr_ray.errors import ConfigError
+from ehr_ray.errors import ConfigError, RunError
 
 
 def add_tune(verbs: Any) -> None:
@@ -26,6 +26,8 @@ def add_tune(verbs: Any) -> None:
         if searched.sweep.best is not None:
             best = place(_relative(searched.root), int(searched.sweep.best["trial"]))
             screen.say(f"next: ehr-ray evaluate {shlex.quote(str(best))}")
+        elif not searched.sweep.frame["score"].notna().any():
+            raise RunError(f"{searched.root.name}: no trial has a score")
 
     _config_verb(
         verbs,

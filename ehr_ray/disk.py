@@ -11,7 +11,7 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ehr_ray.errors import InputError, RunError
+from ehr_ray.errors import InputError, RoomError
 
 REMEDIES: Final = {
     errno.ENOSPC: "free space there",
@@ -39,16 +39,16 @@ HDF5_DAMAGE: Final = (
 """What a damaged HDF5 file raises when it is opened or read."""
 
 
-def failed(path: str | Path, error: OSError) -> RunError:
+def failed(path: str | Path, error: OSError) -> RoomError:
     """Return the one line about a write that failed: the path, the reason, the remedy."""
     reason = os.strerror(error.errno) if error.errno else " ".join(str(error).split())
     remedy = REMEDIES.get(error.errno or 0, "mend that")
-    return RunError(f"{path}: {reason}; {remedy}, then run the same command again")
+    return RoomError(f"{path}: {reason}; {remedy}, then run the same command again")
 
 
 @contextlib.contextmanager
 def writes(path: str | Path) -> Iterator[None]:
-    """Turn what the disk refuses in the block into `RunError`, naming `path`."""
+    """Turn what the disk refuses in the block into `RoomError`, naming `path`."""
     try:
         yield
     except OSError as error:
@@ -59,7 +59,7 @@ def writes(path: str | Path) -> Iterator[None]:
 def new_file(path: Path) -> Iterator[Path]:
     """Yield a name to write to; the file is at `path` after the block, whole and on the disk.
 
-    Whatever was at `path` stays until then, and for good if the block fails. `RunError` where the
+    Whatever was at `path` stays until then, and for good if the block fails. `RoomError` where the
     disk is full or may not be written.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}")
@@ -79,7 +79,7 @@ def new_file(path: Path) -> Iterator[Path]:
 def new_folder(partial: Path, place: Callable[[Path], None]) -> Iterator[Path]:
     """Yield an empty folder to fill; after the block it is on the disk, and `place` renames it.
 
-    Nothing of it is left if the block fails. `RunError` where the disk is full or read-only.
+    Nothing of it is left if the block fails. `RoomError` where the disk is full or read-only.
     """
     try:
         with writes(partial.parent):

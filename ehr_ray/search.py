@@ -196,7 +196,17 @@ def draw(space: Mapping[str, Domain], seed: int, number: int) -> Sample:
 
 
 def grid(space: Mapping[str, Domain], points: int) -> list[Sample]:
-    """Return every combination of choices and of `points` of each range."""
+    """Return every combination of choices and of `points` of each range.
+
+    Raises ConfigError, with the arithmetic, where they are more than anybody trains.
+    """
+    sizes = [len(d.values) if isinstance(d, Choice) else points for d in space.values()]
+    if math.prod(sizes) > MOST_POINTS:
+        sides = " x ".join(map(str, sizes))
+        raise ConfigError(
+            f"tune.method=grid: {sides} = {math.prod(sizes):,} trials over {', '.join(space)}; "
+            "name fewer paths in search, or lower tune.grid_points"
+        )
     axes = [_points(domain, points) for domain in space.values()]
     return [dict(zip(space, values, strict=True)) for values in itertools.product(*axes)]
 

@@ -24,6 +24,8 @@ from ehr_ray.search import Choice, Domain, LogUniform
 
 AGAIN: Final = "again"
 """Key of a report that its trial had made, and passed, before."""
+LACKS: Final = "lacks"
+"""Key of a report that is none: what its trial cannot go on without, so that it ends for now."""
 CONTINUE: Final = TrialScheduler.CONTINUE
 
 
@@ -32,6 +34,8 @@ class Halving(AsyncHyperBandScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Put the report on its rung; decide on the trial if it is a new one."""
+        if result.get(LACKS):
+            return CONTINUE
         decision = str(super().on_trial_result(tune_controller, trial, result))
         return CONTINUE if result.get(AGAIN) else decision
 
@@ -42,7 +46,7 @@ class Median(MedianStoppingRule):
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Note the report; decide on the trial if it is a new one."""
         known = self._results[trial]
-        if known and result[self._time_attr] <= known[-1][self._time_attr]:
+        if result.get(LACKS) or (known and result[self._time_attr] <= known[-1][self._time_attr]):
             return CONTINUE
         if result.get(AGAIN):
             known.append(result)
@@ -58,7 +62,7 @@ class Population(PopulationBasedTraining):
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Let bad trials take over good ones by new reports alone."""
-        if result.get(AGAIN):
+        if result.get(AGAIN) or result.get(LACKS):
             return CONTINUE
         return str(super().on_trial_result(tune_controller, trial, result))
 

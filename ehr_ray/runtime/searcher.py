@@ -10,6 +10,7 @@ from ray.tune.search import Searcher
 
 from ehr_ray.errors import RunError
 from ehr_ray.runtime import storage
+from ehr_ray.runtime.schedulers import LACKS
 from ehr_ray.runtime.tracking import Tracker, find_run
 from ehr_ray.runtime.trial import FINAL, known_progress, place, read_trial, write_trial
 from ehr_ray.runtime.yardstick import MEASURES, WORST
@@ -117,10 +118,14 @@ class Samples(Searcher):
             write_trial(place(self._root, number), number, self._known[number])
         return {"trial": number, **self._known[number]}
 
-    def on_trial_complete(self, trial_id: str, *_: Any, **__: Any) -> None:
-        """Tell the method what the trial scored at best."""
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, **_: Any
+    ) -> None:
+        """Tell the method what the trial scored at best; start no more where one lacks room."""
         number = self._live.pop(trial_id)
-        if number not in self._told:
+        if result and result.get(LACKS):
+            self._order.clear()
+        elif number not in self._told:
             self._proposals.tell(number, self._known[number], self._best(number))
 
     def _best(self, number: int) -> float:
@@ -146,9 +151,15 @@ class Closing(Callback):
     ) -> None:
         self._root, self._number, self._total, self._say = root, numbers, total, say
         self._ended: set[int] = set()
+        self.lacks = ""
+        """What trials could not go on without."""
 
     def on_trial_complete(self, *, trial: Any, **_: Any) -> None:
         """Note that a trial ended by itself, or was stopped by the scheduler."""
+        if lacks := (trial.last_result or {}).get(LACKS):
+            self.lacks = str(lacks)
+            self._say(f"trial {self._number(trial)} cannot go on: {lacks}")
+            return
         self._close(self._number(trial), "")
 
     def on_trial_error(self, *, trial: Any, **_: Any) -> None:

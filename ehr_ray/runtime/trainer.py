@@ -10,7 +10,7 @@ from typing import Any
 
 from ehr_ray import disk
 from ehr_ray.config import Experiment, differences, dump, read_yaml, to_yaml
-from ehr_ray.errors import ConfigError, InputError, RunError, UserError
+from ehr_ray.errors import ConfigError, InputError, RoomError, RunError, UserError
 from ehr_ray.events.patients import read_patients, splits_of
 from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.places import absolute, local
@@ -22,7 +22,7 @@ from ehr_ray.runtime.progress import Screen, following
 from ehr_ray.runtime.session import check_resources, session
 from ehr_ray.runtime.tracking import Tracker, open_run, tracking_uri
 from ehr_ray.train import history
-from ehr_ray.train.checkpoint import checkpoint_folder, saved_progress
+from ehr_ray.train.checkpoint import checkpoint_damage, checkpoint_folder, saved_progress
 from ehr_ray.train.task import family_of
 from ehr_ray.workers import ClusterConfig
 
@@ -77,6 +77,7 @@ def _train(experiment: Experiment, screen: Screen, verbose: bool) -> Trained:
     _check_same(run, experiment)
     before = saved_progress(run)
     if before is not None and before.finished:
+        _check_checkpoint(run)
         return Trained(run, before.step, before.best, before.step, True)
     if before is None and experiment.init_from:
         # A typo is answered before data are prepared.
@@ -120,6 +121,15 @@ def _train(experiment: Experiment, screen: Screen, verbose: bool) -> Trained:
     after = saved_progress(run)
     assert after is not None
     return Trained(run, after.step, after.best, before.step if before else 0, False)
+
+
+def _check_checkpoint(run: Path) -> None:
+    """Raise InputError where the checkpoint of a run that has ended is not what was written."""
+    if damage := checkpoint_damage(run):
+        raise InputError(
+            f"{damage}; the run has ended, so that no more steps mend it: restore it from a copy, "
+            f"or remove {run} and train again"
+        )
 
 
 def _write_records(run: Path, experiment: Experiment, data: Prepared) -> list[str]:
@@ -225,7 +235,8 @@ def fit(job: Any, callbacks: Sequence[Any] = ()) -> None:
             except ray.train.TrainingFailedError as error:
                 if no_room(error) and _saved_step(job.run) > before:
                     continue  # it had room for a while, and waits again
-                raise RunError(f"{job.run.name}: {cause(error, cluster)}") from error
+                kind = RoomError if no_room(error) else RunError
+                raise kind(f"{job.run.name}: {cause(error, cluster)}") from error
             _raise_returned(result.return_value)
             return
 
@@ -236,7 +247,8 @@ def _saved_step(run: Path) -> int:
 
 
 def _raise_returned(value: Mapping[str, str] | None) -> None:
-    kinds = {kind.__name__: kind for kind in (UserError, ConfigError, InputError, RunError)}
+    known = (UserError, ConfigError, InputError, RunError, RoomError)
+    kinds = {kind.__name__: kind for kind in known}
     if value and value["error"]:
         raise kinds.get(value["kind"], RunError)(value["error"])
 

@@ -19,10 +19,10 @@ import yaml
 
 from ehr_ray import disk
 from ehr_ray.config import Experiment, override, parse, read_yaml, to_yaml
-from ehr_ray.errors import ConfigError, InputError, RunError
+from ehr_ray.errors import InputError, RoomError, RunError
 from ehr_ray.places import below, local, named
 from ehr_ray.runtime import storage
-from ehr_ray.runtime.schedulers import AGAIN
+from ehr_ray.runtime.schedulers import AGAIN, LACKS
 from ehr_ray.runtime.tracking import Tracked, Tracker, leave_run, open_run
 from ehr_ray.runtime.trial_data import Datasets
 from ehr_ray.runtime.yardstick import MEASURES, WORST, Yardstick
@@ -31,6 +31,7 @@ from ehr_ray.train import history
 from ehr_ray.train.backend import LocalBackend
 from ehr_ray.train.checkpoint import Progress, saved_progress
 from ehr_ray.train.history import HISTORY
+from ehr_ray.train.integrity import damage_of, document
 
 TRIAL: Final = "trial.yaml"
 LINEAGE: Final = "lineage.yaml"
@@ -73,10 +74,9 @@ def read_trial(folder: Path) -> dict[str, Any]:
     path = folder / TRIAL
     if not path.is_file():
         return {}
-    try:
-        record = read_yaml(path)
-    except ConfigError as error:
-        raise InputError(f"{error}; remove {folder} to run this trial anew") from error
+    if damage := damage_of(folder, (TRIAL,)):
+        raise InputError(f"{damage}; remove {folder} to run this trial anew")
+    record = read_yaml(path)
     if missing := [name for name in ("trial", "status", "sample") if name not in record]:
         raise InputError(f"{path}: no {missing[0]}; remove {folder} to run this trial anew")
     return record
@@ -106,7 +106,7 @@ def write_trial(
     record = {"trial": number, "status": status, "error": error, "sample": sample}
     if status not in FINAL:
         record["passed"] = passed
-    disk.write_text(folder / TRIAL, yaml.safe_dump(record, sort_keys=False))
+    disk.write_text(folder / TRIAL, document(yaml.safe_dump(record, sort_keys=False)))
     storage.push(folder / TRIAL)
 
 
@@ -129,6 +129,8 @@ def run_trial(config: Mapping[str, Any], search: Search) -> None:
     if before not in FINAL:
         try:
             _train(search, number, sample, folder)
+        except RoomError as error:  # not the trial's fault: it is begun, and goes on another time
+            _tell({"step": record.get("passed", 0) + 1, "score": WORST}, lacks=str(error))
         except Exception as error:
             reason = _reason(error).removeprefix(f"{folder.name}: ")
             # A trial that has failed is tried again once its folder is gone, not a part of it.
@@ -198,8 +200,10 @@ class TuneBackend(LocalBackend):
             _tell(metrics, ray.tune.Checkpoint.from_directory(scratch))
 
 
-def _tell(row: Mapping[Any, float], checkpoint: Any = None, *, again: bool = False) -> None:
-    report = {"step": int(row["step"]), "score": float(row["score"]), AGAIN: again}
+def _tell(
+    row: Mapping[Any, float], checkpoint: Any = None, *, again: bool = False, lacks: str = ""
+) -> None:
+    report = {"step": int(row["step"]), "score": float(row["score"]), AGAIN: again, LACKS: lacks}
     ray.tune.report(report, checkpoint=checkpoint)
 
 

@@ -10,7 +10,7 @@ from ehr_ray.config import Experiment, dump, override, parse
 from ehr_ray.errors import ConfigError
 from ehr_ray.family import AnyFamily
 from ehr_ray.runtime.trial_data import Datasets, data_paths
-from ehr_ray.search import KINDS, Domain, ends
+from ehr_ray.search import KINDS, Domain, TuneConfig, ends
 
 
 def concurrency(
@@ -48,6 +48,11 @@ def concurrency(
         if fits >= 1:
             room = min(room, fits)
     return max(1, int(room))
+
+
+def limited(plan: TuneConfig) -> bool:
+    """Whether fewer trials run at a time than there is room for, so that they cannot take turns."""
+    return bool(plan.concurrent or plan.spare_cpus)
 
 
 def default_space(experiment: Experiment, family: AnyFamily) -> dict[str, Domain]:

@@ -19,9 +19,10 @@ from ray.tune.search import BasicVariantGenerator
 
 from ehr_ray import disk
 from ehr_ray.config import Experiment, differences, dump, read_yaml, to_yaml
-from ehr_ray.errors import ConfigError, InputError
+from ehr_ray.errors import ConfigError, InputError, RoomError
 from ehr_ray.evaluation.sweep_page import write_sweep
 from ehr_ray.events.labels import choose_task
+from ehr_ray.events.patients import splits_of
 from ehr_ray.places import absolute, is_uri, local, named
 from ehr_ray.runtime import storage
 from ehr_ray.runtime.progress import Screen
@@ -45,10 +46,11 @@ from ehr_ray.runtime.tune_plan import (
     check_space,
     concurrency,
     default_space,
+    limited,
 )
 from ehr_ray.runtime.yardstick import PROBE, rank_of
 from ehr_ray.search import Domain, Sample, space_of
-from ehr_ray.train.checkpoint import checkpoint_folder
+from ehr_ray.train.checkpoint import checkpoint_damage
 from ehr_ray.train.lock import claimed
 from ehr_ray.train.task import family_of
 
@@ -95,6 +97,11 @@ def tune(
             f"tune.scheduler=pbt: trials hand each other files, so output={experiment.output} must "
             "be a folder that all nodes share"
         )
+    if not splits_of(experiment.cohort).get("tuning"):
+        raise InputError(
+            f"{experiment.data.cohort}: no tuning split, whose patients rank the trials; "
+            "ingest it with one (--splits)"
+        )
     select = rank_of(experiment, family)
     probe = _probe_task(experiment) if select == PROBE else None
     if experiment.tracking.experiment is not None:
@@ -115,7 +122,8 @@ def tune(
         if not ray.is_initialized():  # what can never run is told before Ray starts
             concurrency(experiment, total, {"CPU": os.cpu_count() or 1, "GPU": math.inf})
         screen.say("starting Ray and preparing rows")
-        with session(experiment.cluster.address, verbose=verbose):
+        nested = experiment.cluster.most_workers > 1
+        with session(experiment.cluster.address, verbose=verbose, states=nested):
             at_once = concurrency(experiment, total)
             with (
                 claimed(root),
@@ -124,6 +132,12 @@ def tune(
                 exploits = experiment.tune.scheduler == "pbt"
                 if exploits:
                     check_exploits(experiment, family, space, data)
+                    if at_once < 2 and (total < 2 or limited(experiment.tune)):
+                        raise ConfigError(
+                            f"tune.scheduler=pbt: {at_once} of {total} trials at a time has "
+                            "nobody to take over; give more CPUs, or drop tune.concurrent and "
+                            "tune.spare_cpus"
+                        )
                 _claim(root, experiment)
                 tracked = open_run(experiment, more=_told(experiment, space))
                 search = Search(
@@ -134,7 +148,7 @@ def tune(
                     probe_patients=experiment.tune.probe_patients,
                     tracked=tracked,
                     exploits=exploits,
-                    nested=experiment.cluster.most_workers > 1,
+                    nested=nested,
                 )
                 screen.say(f"{at_once} at a time, ranked by {select.metric}")
                 try:
@@ -283,12 +297,13 @@ def _fit(
         points = [{"trial": n, **known[n]} for n in range(total)]
         param_space = {"trial": ray.tune.choice(range(total))} | ray_domains(space)
         # All are begun and take turns, or a trial could take over those beside it alone.
-        limit = at_once if plan.concurrent or plan.spare_cpus else 0
+        limit = at_once if limited(plan) else 0
         chooser: Any = BasicVariantGenerator(points_to_evaluate=points, max_concurrent=limit)
         numbers = lambda t: int(str(t.trial_id).rsplit("_", 1)[-1])  # noqa: E731
     else:
         chooser = Samples(root, proposals, known)
         numbers = lambda t: int(t.config["trial"])  # noqa: E731
+    closing = Closing(root, numbers, total, screen.say)
     # Ray Tune would end a search on Ctrl-C as if all were done; here it is left as it is.
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     scratch = root / ".ray"
@@ -314,11 +329,13 @@ def _fit(
                 storage_path=str(scratch),
                 verbose=0,
                 failure_config=ray.tune.FailureConfig(max_failures=cluster.max_failures),
-                callbacks=[Closing(root, numbers, total, screen.say)],
+                callbacks=[closing],
             ),
         ).fit()
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+    if closing.lacks:
+        raise RoomError(f"{root.name}: trials could not go on: {closing.lacks}")
 
 
 def _steps(experiment: Experiment, data: Any) -> int:
@@ -333,11 +350,8 @@ def _damage_of_best(root: Path, sweep: Sweep) -> str:
     """Return what is wrong with the checkpoint of the best trial; "" where nothing is."""
     if sweep.best is None:
         return ""
-    try:
-        checkpoint_folder(place(root, int(sweep.best["trial"])))
-    except InputError as error:
-        return f"the best trial cannot be used: {error}"
-    return ""
+    damage = checkpoint_damage(place(root, int(sweep.best["trial"])))
+    return f"the checkpoint of the best trial cannot be used: {damage}" if damage else ""
 
 
 def _track(

@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 
 WEIGHTS = "model.safetensors"
 KEPT_STATES = 2
+FILES = (WEIGHTS, "experiment.yaml", "vocabulary.parquet")
+"""What makes a checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -123,19 +125,26 @@ def checkpoint_folder(path: str | Path) -> Path:
             continue
         if folder.name == ".checkpoint.old":
             damage = damage or f"{path / 'checkpoint'}: missing"
-        found = damage_of(folder, (WEIGHTS, "experiment.yaml", "vocabulary.parquet"))
+        found = damage_of(folder, FILES)
         if not found:
             if damage:
                 log.warning("%s; using the one before it, %s", damage, folder)
             return folder
         damage = damage or found
     if damage:
-        raise InputError(f"{damage}; restore it from a copy, or train the run again")
+        raise InputError(
+            f"{damage}; restore it from a copy, or remove the run's folder and train it again"
+        )
     if path.is_file() and starts_as_pickle(path):
         raise InputError(
             f"{path}: a pickle runs code when it is read; give the folder of a run instead"
         )
     raise InputError(f"{path}: no checkpoint here; give the folder of a run that has been trained")
+
+
+def checkpoint_damage(run: Path) -> str:
+    """Return what is wrong with the checkpoint of a run itself; "" where nothing is."""
+    return damage_of(run / "checkpoint", FILES)
 
 
 def save_state(

@@ -84,6 +84,17 @@ def test_a_damaged_state_is_passed_over_and_the_run_ends_the_same(tiny, caplog):
     assert all(bool((ours[name] == theirs[name]).all()) for name in theirs)
 
 
+def test_a_run_that_has_ended_and_lost_its_checkpoint_says_so(tiny):
+    experiment = tiny(**{"cluster.num_workers": 0})
+    run = train(experiment).run
+    weights = run / "checkpoint" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(InputError, match=r"damaged .*the run has ended.* or remove .* and train"):
+        train(experiment)
+    shutil.rmtree(run)
+    assert train(experiment).step == load(run).step
+
+
 def test_an_output_that_may_not_be_written_is_one_line(cohort, capfd):
     config = str(Path(__file__).parents[2] / "configs" / "tiny" / "set_vae.yaml")
     settings = [f"data.cohort={cohort}", "output=/sys/runs", "cluster.num_workers=0"]

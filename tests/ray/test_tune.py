@@ -13,8 +13,10 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 
+from ehr_ray.cli import main
 from ehr_ray.config import dump
-from ehr_ray.errors import ConfigError
+from ehr_ray.errors import ConfigError, InputError, RoomError
+from ehr_ray.runtime.ingest import ingest
 from ehr_ray.runtime.tracking import find_run
 from ehr_ray.runtime.trial import FINAL, read_trial, write_trial
 from ehr_ray.runtime.tuner import tune
@@ -106,8 +108,9 @@ def test_a_trial_that_fails_is_marked_and_the_others_go_on(search):
     assert any("trial 1 failed" in line and "not finite" in line for line in said.lines)
 
 
-def test_damaged_trials_are_marked_and_a_damaged_best_is_not_registered(search):
-    experiment = search(RATES, **{"tune.trials": 2, "train.max_epochs": 1})
+def test_damaged_trials_are_marked_and_a_damaged_best_is_not_registered(search, tmp_path):
+    changes = {"tune.trials": 2, "train.max_epochs": 1, "tracking.experiment": "damaged"}
+    experiment = search(RATES, **changes)
     first = tune(experiment)
     best, other = (first.root / "trials" / f"{n:04d}" for n in first.sweep.frame["trial"])
     write_trial(other, int(other.name), read_trial(other)["sample"])  # as if it had been killed
@@ -118,7 +121,37 @@ def test_damaged_trials_are_marked_and_a_damaged_best_is_not_registered(search):
     assert again.sweep.frame["status"].tolist() == ["finished", "failed"]
     assert "damaged" in again.sweep.frame["error"][1]
     assert "1 failed; remove the folder of a trial to try it again" in again.lines
-    assert any(line.startswith("the best trial cannot be used: ") for line in again.lines)
+    said = "the checkpoint of the best trial cannot be used: "
+    assert any(line.startswith(said) for line in again.lines)
+    client = MlflowClient(find_run(best).uri)
+    (version,) = client.search_model_versions("name='sweep'")
+    load(client.download_artifacts(version.run_id, "checkpoint", str(tmp_path)))
+
+
+def test_a_trial_that_lacks_room_is_no_failure_and_goes_on_another_time(search, tmp_path):
+    experiment = search(RATES, **{"tune.trials": 3, "tune.concurrent": 1})
+    folder = experiment.directory / "trials" / "0001"
+    folder.mkdir(parents=True)
+    (folder / "state").write_text("no folder can be made here")
+    (experiment.directory / "search.yaml").write_text(yaml.safe_dump(dump(experiment)))
+    said = Said()
+    with pytest.raises(RoomError, match=r"sweep: trials could not go on: .*then run the same"):
+        tune(experiment, screen=said)
+    states = [read_trial(experiment.directory / "trials" / f"{n:04d}") for n in range(3)]
+    assert [state.get("status") for state in states] == ["finished", "running", None]
+    assert any(line.startswith("trial 1 cannot go on: ") for line in said.lines)
+    (folder / "state").unlink()
+    assert tune(experiment).sweep.frame["status"].tolist() == ["finished"] * 3
+
+
+def test_a_search_without_a_score_exits_with_an_error(search, tmp_path, capfd):
+    experiment = search({"train.lr": [1.0e30, 1.0e31]}, **{"tune.method": "grid"})
+    config = tmp_path / "diverges.yaml"
+    config.write_text(yaml.safe_dump(dump(experiment)))
+    with pytest.raises(SystemExit) as ended:
+        main(["tune", str(config)])
+    assert ended.value.code == 1
+    assert "no trial has a score: all failed" in capfd.readouterr().err
 
 
 def test_asha_stops_trials_by_their_steps(search):
@@ -171,13 +204,29 @@ def test_population_training_refuses_what_changes_shapes(search):
         tune(search(RATES, **{"tune.scheduler": "pbt", "cluster.num_workers": 2}))
 
 
+def test_a_population_of_one_at_a_time_is_refused(search):
+    with pytest.raises(ConfigError, match="1 of 3 trials at a time has nobody to take over"):
+        tune(search(RATES, **{"tune.scheduler": "pbt", "tune.concurrent": 1}))
+
+
+def test_a_search_without_tuning_patients_is_refused_at_once(search, tmp_path):
+    ingest("synthetic", None, tmp_path / "none", options={"patients": 20}, splits="0.8,0,0.2")
+    with pytest.raises(InputError, match="no tuning split, whose patients rank the trials"):
+        tune(search(RATES, **{"data.cohort": tmp_path / "none"}))
+
+
 def test_a_trial_of_two_workers_is_a_ray_train_run(search):
-    settings = {"cluster.num_workers": 2, "tune.trials": 1, "tune.scheduler": "asha"}
-    searched = tune(search(RATES, **settings))
-    (row,) = searched.sweep.frame.to_dict("records")
-    assert row["status"] == "finished"
-    alone = tune(search(RATES, "alone", **settings | {"cluster.num_workers": 1}))
-    assert row["score"] == pytest.approx(alone.sweep.frame["score"][0], rel=1e-2)
+    """Four CPUs have room for one of them: that of a trial that was stopped must be free again."""
+    rates = {"train.lr": [3.0e-3, 1.0e-9, 2.9e-3]}
+    settings = {"tune.method": "grid", "tune.scheduler": "asha", "tune.grace_steps": 1}
+    settings |= {"tune.reduction_factor": 2, "tune.concurrent": 1, "cluster.cpus_per_worker": 2}
+    settings |= {"train.max_epochs": 3, "cluster.wait_seconds": 60}
+    searched = tune(search(rates, **settings, **{"cluster.num_workers": 2}))
+    alone = tune(search(rates, "alone", **settings))
+    both = [one.sweep.frame.set_index("trial") for one in (searched, alone)]
+    assert both[0]["status"].to_dict() | {2: ""} == {0: "finished", 1: "stopped", 2: ""}
+    assert both[0]["status"][2] in {"finished", "stopped"}
+    assert both[0]["score"][0] == pytest.approx(both[1]["score"][0], rel=1e-2)
 
 
 def kill_once(experiment, folder, reached):

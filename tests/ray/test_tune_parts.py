@@ -253,11 +253,13 @@ def test_a_row_tells_how_far_a_trial_went_and_which_report_was_kept(tmp_path):
     assert (row["step"], row["epoch"], row["best_step"], row["score"]) == (8, 2.0, 8, 2.0)
 
 
-@pytest.mark.parametrize("content", ["", "- 1", "trial: 0\nstatus: running\n"])
+@pytest.mark.parametrize("content", ["", "- 1", "cut", "trial: 0\nstatus: running\n"])
 def test_a_damaged_record_of_a_trial_is_named_with_the_remedy(tmp_path, content):
     folder = place(tmp_path, 1)
-    write_trial(folder, 1, {})
-    (folder / "trial.yaml").write_text(content)
+    write_trial(folder, 1, {"train.lr": 0.00123})
+    whole = (folder / "trial.yaml").read_text()
+    cut = whole[: whole.index("123")]  # half a number is one too
+    (folder / "trial.yaml").write_text(cut if content == "cut" else content)
     with pytest.raises(InputError, match=r"0001/trial\.yaml: .*; remove .*0001 to run this trial"):
         known_trials(tmp_path)
 

@@ -110,6 +110,12 @@ def test_a_draw_is_a_function_of_seed_and_number_and_stays_in_its_domain():
     assert {s["model.latent"] for s in samples} == {8, 16}
 
 
+def test_a_grid_that_nobody_trains_is_refused_with_the_arithmetic():
+    space = {name: Uniform(0.0, 1.0) for name in ("a", "b", "c", "d")}
+    with pytest.raises(ConfigError, match=r"30 x 30 x 30 x 30 = 810,000 trials over a, b, c, d"):
+        grid(space, 30)
+
+
 def test_a_grid_has_every_combination_with_the_ends_of_ranges():
     points = grid(FAMILY | {"model.p": Uniform(0, 1)}, 3)
     assert len(points) == 3 * 2 * 3

@@ -3,6 +3,7 @@
 B patients, M modalities, 512 wide.
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -141,7 +142,8 @@ def measure(model: HCAT, batches: Iterable[Batch]) -> Mapping[str, float]:
     """Return AUROC, AUPRC, accuracy and F1 at 0.5 of both outcomes on tuning, and their averages.
 
     `auc_surv`, `f1_rec`, ... Rows with an unknown label do not count; an outcome with one class
-    only has AUROC 0.5. `nll_*` is the mean cross-entropy.
+    only has AUROC 0.5. `nll_*` is the mean cross-entropy, NaN without any label; `nll_avg` is that
+    of the outcomes which have one.
     """
     logits, labels = [], []
     for batch in batches:
@@ -157,8 +159,10 @@ def measure(model: HCAT, batches: Iterable[Batch]) -> Mapping[str, float]:
             f"{metric}_{name}": value
             for metric, value in _scores(logit[known, place], label[known, place] == 1).items()
         }
-    for metric in ("auc", "f1", "nll"):
+    for metric in ("auc", "f1"):
         found[f"{metric}_avg"] = (found[f"{metric}_surv"] + found[f"{metric}_rec"]) / 2
+    known_nll = [v for v in (found["nll_surv"], found["nll_rec"]) if not math.isnan(v)]
+    found["nll_avg"] = sum(known_nll) / len(known_nll) if known_nll else math.nan
     return found
 
 
@@ -173,9 +177,11 @@ def warnings(reports: Sequence[Mapping[str, float]]) -> list[str]:
 
 
 def _scores(logit: np.ndarray, label: np.ndarray) -> dict[str, float]:
-    if not len(label) or label.all() or not label.any():
-        return {"auc": 0.5, "ap": 0.0, "acc": 0.0, "f1": 0.0, "nll": 1.0}
+    if not len(label):
+        return {"auc": 0.5, "ap": 0.0, "acc": 0.0, "f1": 0.0, "nll": math.nan}
     nll = np.logaddexp(0, np.where(label, -logit, logit)).mean()
+    if label.all() or not label.any():
+        return {"auc": 0.5, "ap": 0.0, "acc": 0.0, "f1": 0.0, "nll": float(nll)}
     return {
         "auc": float(roc_auc_score(label, logit)),
         "ap": float(average_precision_score(label, logit)),

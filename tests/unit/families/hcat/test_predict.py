@@ -80,10 +80,26 @@ def test_measures_skip_unknown_labels_and_warn_of_what_is_too_good(make_model, m
     assert found["auc_surv"] == 1
     assert found["auc_rec"] == 0.5
     assert found["auc_avg"] == 0.75
+    assert np.isnan(found.pop("nll_rec"))
     assert np.isfinite(list(found.values())).all()
+    assert found["nll_avg"] == found["nll_surv"]
     assert ["first outcome" in line for line in warnings([found])] == [True]
     assert warnings([]) == []
     assert measure(model, []) == {}
+
+
+def test_an_outcome_of_one_class_has_a_cross_entropy_and_an_unknown_one_has_none(
+    make_model, make_batch
+):
+    """Checkpoints and trials are chosen by it, so that it may not be the same for all of them."""
+    model, batch = make_model().eval(), make_batch(range(1, 9))
+    with torch.no_grad():
+        logit = model.predict(model.tokens(batch))[0].logit.double()
+    batch["label"][:] = 1
+    found = measure(model, [batch])
+    assert found["nll_surv"] == pytest.approx(float(-logit[:, 0].sigmoid().log().mean()))
+    batch["label"][:] = -1
+    assert np.isnan(measure(model, [batch])["nll_avg"])
 
 
 @pytest.mark.parametrize("missing", ["impute", "mask"])
