@@ -223,9 +223,14 @@ def _take_over(folder: Path, number: int, sample: Sample) -> None:
         giver = int(yaml.safe_load((Path(given) / TRIAL).read_text())["trial"])
         if giver == number:
             return
+        # Copied first, so that a kill in between finds whole files, the old ones or the new.
+        for name in CARRIED:
+            _remove(folder / f".{name}.given")
+            _copy(Path(given) / name, folder / f".{name}.given")
         for name in CARRIED:
             _remove(folder / name)
-            _copy(Path(given) / name, folder / name)
+            if (copied := folder / f".{name}.given").exists():
+                copied.rename(folder / name)
     progress = known_progress(folder)
     path = folder / LINEAGE
     past = yaml.safe_load(path.read_text()) if path.is_file() else []
