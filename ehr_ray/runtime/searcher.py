@@ -131,6 +131,8 @@ class Samples(Searcher):
     def _best(self, number: int) -> float:
         folder = place(self._root, number)
         rows = history.read(folder, file=MEASURES)
+        if "latent/collapsed" in rows:  # such a trial ranks last, whatever its score
+            rows = rows[~(rows["latent/collapsed"] >= 1)]
         failed = read_trial(folder).get("status") == "failed"
         return float(rows["score"].max()) if len(rows) and not failed else WORST
 

@@ -4,6 +4,7 @@ import math
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -188,6 +189,22 @@ def test_samples_hand_out_ended_trials_then_begun_ones_then_new_ones(tmp_path):
     assert given[3]["train.lr"] == proposals.sample(3)["train.lr"]
     assert known_trials(tmp_path)[4] == {"train.lr": given[4]["train.lr"]}
     assert samples.suggest("t5") == Samples.FINISHED
+
+
+def test_the_method_learns_nothing_good_from_a_latent_that_collapsed(tmp_path):
+    """Trials before a resume are told at once, with their best report that tells patients apart."""
+    given = {0: [(-3.0, 0.0), (-1.0, 1.0)], 1: [(-0.5, 1.0)], 2: [(-2.0, 0.0)]}
+    for number, rows in given.items():
+        folder = place(tmp_path, number)
+        status = "failed" if number == 2 else "finished"
+        write_trial(folder, number, {"train.lr": 0.1 * number}, status)
+        for step, (value, collapsed) in enumerate(rows, start=1):
+            row = {"step": step, "epoch": 1.0, "score": value, "latent/collapsed": collapsed}
+            history.append(folder, row, MEASURES)
+    told = {}
+    proposals = SimpleNamespace(total=3, tell=lambda number, _, value: told.update({number: value}))
+    Samples(tmp_path, proposals, known_trials(tmp_path))
+    assert told == {0: -3.0, 1: WORST, 2: WORST}
 
 
 def test_only_what_changes_rows_is_data(cohort):
