@@ -1,10 +1,12 @@
 """`benchmark --only scaling`: one worker and two, strong and weak, beside what the model foretells.
 
-Strong: the same work on twice the workers; weak: twice the work on twice the workers. Threads are
-pinned to one a worker. Two cores of a machine are seldom twice one (shared caches, clocks, threads
-of one core), so the same steps are taken by two processes that know nothing of each other, and by
-two ranks of DDP without Ray: what the first lose is the machine's, what the second lose beyond is
-DDP's, and the rest is Ray's, whose own processes need a core too.
+Strong: the same work on twice the workers; weak: twice the work on twice the workers. A worker
+computes on one thread, and in training keeps to one core with all its other threads, so that one
+worker is one core's work and two are two's (measured too where they may run anywhere). Two cores
+of a machine are seldom twice one (shared caches, clocks, threads of one core), so the same steps
+are taken by two processes that know nothing of each other, and by two ranks of DDP without Ray:
+what the first lose is the machine's, what the second lose beyond is DDP's, and the rest is Ray's,
+whose own processes need a core too.
 """
 
 import multiprocessing
@@ -38,7 +40,7 @@ from ehr_ray.runtime.cost_model import (
 from ehr_ray.runtime.datasets import Prepared, codes_table, prepared, run_shards
 from ehr_ray.runtime.expand import ShardExpander
 from ehr_ray.runtime.ingest import ingest
-from ehr_ray.runtime.starts import read_starts
+from ehr_ray.runtime.starts import keep_to_core, read_starts
 from ehr_ray.runtime.trainer import fit
 from ehr_ray.runtime.worker import Job, train_here
 from ehr_ray.train.backend import LocalBackend
@@ -59,8 +61,8 @@ WINDOW: Final = 2880.0
 
 def scaling(cohort: Path, place: Path) -> Numbers:  # noqa: ARG001
     """Return efficiencies of two workers over one, measured and foretold."""
-    if (os.cpu_count() or 1) < 2:
-        raise ConfigError("--only scaling: needs 2 CPUs")
+    if not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) < 2:
+        raise ConfigError("--only scaling: needs 2 CPUs that a process can be kept to (Linux)")
     folder = place / "scaling"
     ingest("synthetic", None, folder, options={"patients": PATIENTS}, splits="0.8,0.1,0.1")
     return expand_scaling(folder, place) | train_scaling(folder, place)
@@ -117,19 +119,20 @@ def train_scaling(cohort: Path, place: Path) -> Numbers:
     with prepared(small, family_of(small), on_ray=True) as data:
         times: dict[str, list[float]] = {}
         for turn in range(ROUNDS):
-            for name, experiment, world in (
-                ("one", small, 1),
-                ("one, twice the batch", large, 1),
-                ("two", small, 2),
-                ("two, twice the batch", large, 2),
+            for name, experiment, world, pinned in (
+                ("one", small, 1, True),
+                ("one, twice the batch", large, 1, True),
+                ("two", small, 2, True),
+                ("two, twice the batch", large, 2, True),
+                ("one, anywhere", small, 1, False),
+                ("two, anywhere", small, 2, False),
             ):
-                times.setdefault(name, []).append(
-                    _step_on_ray(experiment, data, place / f"{name}-{turn}", world)
-                )
+                run = place / f"{name}-{turn}"
+                times.setdefault(name, []).append(_on_ray(experiment, data, run, world, pinned))
         found = {name: statistics.median(values) for name, values in times.items()}
         bare = [place / name for name in ("alone", "beside0", "beside1", "ranks")]
-        _in_processes(_train_bare, [(small, data, bare[0])])
-        _in_processes(_train_bare, [(small, data, run) for run in bare[1:3]])
+        _in_processes(_train_bare, [(small, data, bare[0], 0)])
+        _in_processes(_train_bare, [(small, data, run, i) for i, run in enumerate(bare[1:3])])
         store = f"file://{place}/store"
         _in_processes(_train_rank, [(small, data, bare[3], rank, store) for rank in (0, 1)])
     alone, *both, ddp = map(_step_of, bare)
@@ -149,6 +152,10 @@ def train_scaling(cohort: Path, place: Path) -> Numbers:
         "training, strong efficiency, twice the batch": found["one, twice the batch"]
         / (2 * found["two, twice the batch"]),
         "training, weak efficiency": found["one"] / found["two, twice the batch"],
+        "training, 1 worker on any core, ms per step": 1000 * found["one, anywhere"],
+        "training, 2 workers on any core, ms per step": 1000 * found["two, anywhere"],
+        "training, workers on any core, strong efficiency": found["one, anywhere"]
+        / (2 * found["two, anywhere"]),
         "training, two processes without Ray, efficiency": alone / together,
         "training, DDP of two processes without Ray, strong efficiency": alone / (2 * ddp),
         "training, parameters": float(parameters),
@@ -193,7 +200,8 @@ def _expand_here(expander: Pinned, work: Sequence[Mapping[str, Any]], barrier: A
     return time.perf_counter() - started
 
 
-def _train_bare(experiment: Experiment, data: Prepared, run: Path, barrier: Any) -> None:
+def _train_bare(experiment: Experiment, data: Prepared, run: Path, core: int, barrier: Any) -> None:
+    keep_to_core(core)
     torch.set_num_threads(1)
     barrier.wait()
     train_here(_job(experiment, data, run), LocalBackend())
@@ -220,6 +228,7 @@ class Gloo(LocalBackend):
 def _train_rank(
     experiment: Experiment, data: Prepared, run: Path, rank: int, store: str, barrier: Any
 ) -> None:
+    keep_to_core(rank)
     torch.set_num_threads(1)
     backend = Gloo(rank, store)
     job = _job(experiment, data, run)
@@ -228,9 +237,10 @@ def _train_rank(
     dist.destroy_process_group()
 
 
-def _step_on_ray(experiment: Experiment, data: Prepared, run: Path, world: int) -> float:
+def _on_ray(experiment: Experiment, data: Prepared, run: Path, world: int, pinned: bool) -> float:
+    """Return the seconds of a step by Ray Train."""
     cluster = replace(experiment.cluster, num_workers=world)
-    fit(_job(replace(experiment, cluster=cluster), data, run))
+    fit(replace(_job(replace(experiment, cluster=cluster), data, run), pinned=pinned))
     return _step_of(run)
 
 

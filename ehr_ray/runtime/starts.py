@@ -1,8 +1,9 @@
-"""Notes of a benchmark: which processes a run had, one after the other, and when each step ended.
+"""What a benchmark asks of the processes of a run: notes of starts and steps, and a core for each.
 
 A folder holds one file for each start of each rank; a killed process leaves what it has written.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -54,3 +55,15 @@ def read_starts(folder: Path, since: float = -math.inf) -> list[Start]:
         noted = [int(step["step"]) for step in steps], [step["time"] for step in steps]
         found.append(Start(**first, steps=noted[0], ended=noted[1]))
     return found
+
+
+def keep_to_core(index: int) -> None:
+    """Keep this process, with all threads it has and will have, to one of its cores.
+
+    Without it one worker is more than one core's work: its loader's and Ray's threads take what
+    they need of the second, so that two workers cannot seem twice as fast.
+    """
+    cores = sorted(os.sched_getaffinity(0))
+    for thread in os.listdir("/proc/self/task"):
+        with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
+            os.sched_setaffinity(int(thread), {cores[index % len(cores)]})

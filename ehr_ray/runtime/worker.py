@@ -19,7 +19,7 @@ from ehr_ray.places import is_uri, local, named, uri_of
 from ehr_ray.runtime import storage
 from ehr_ray.runtime.datasets import Prepared
 from ehr_ray.runtime.progress import ProgressFile
-from ehr_ray.runtime.starts import StartFile
+from ehr_ray.runtime.starts import StartFile, keep_to_core
 from ehr_ray.runtime.tracking import Tracked, Tracker
 from ehr_ray.runtime.yardstick import Measured, Yardstick, measured
 from ehr_ray.train.backend import Backend
@@ -45,6 +45,8 @@ class Job:
     tracked: Tracked | None
     starts: Path | None = None
     """A benchmark's folder for notes of every start and step; see `runtime/starts.py`."""
+    pinned: bool = False
+    """Whether each rank keeps to one core with all its threads, as a benchmark asks."""
     yardstick: Yardstick | None = None
     """What a search measures at each report, of a trial."""
 
@@ -114,6 +116,8 @@ def prevalence(experiment: Experiment, prepared: Prepared) -> float | None:
 def train_here(job: Job, backend: Backend) -> Progress:
     """Train in this process; on rank 0 the run is claimed, tracked and shown."""
     keep_freed_memory()
+    if job.pinned:
+        keep_to_core(backend.rank)
     experiment = job.experiment
     family = family_of(experiment, prevalence(experiment, job.prepared))
     loader = loader_of(experiment, family, job.prepared)
