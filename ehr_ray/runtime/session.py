@@ -31,20 +31,13 @@ OBJECT_STORE_BYTES = 1_000_000_000
 
 @contextlib.contextmanager
 def session(
-    address: str | None = None,
-    num_cpus: int | None = None,
-    verbose: bool = False,
-    *,
-    states: bool = False,
+    address: str | None = None, num_cpus: int | None = None, verbose: bool = False
 ) -> Iterator[None]:
     """Connect to a cluster, or start one on this machine, for the length of a `with` block.
 
     `address`, else `RAY_ADDRESS` (which `ray job submit` sets), names a running cluster; without
-    either Ray starts here. Its ports listen on every address (Ray replaces a loopback one), to
-    those who bring this user's token. Inside another session this one joins it.
-
-    A Ray started here has no dashboard, except with `states` (on loopback): where a Ray Train run's
-    parent is stopped, as a trial is, Ray frees its room only if it can ask who is still alive.
+    either Ray starts here, without a dashboard. Its ports listen on every address (Ray replaces a
+    loopback one), to those who bring this user's token. Inside another session this one joins it.
     """
     if ray.is_initialized():
         yield
@@ -57,8 +50,7 @@ def session(
     if address == "local":
         options |= {
             "num_cpus": num_cpus or os.cpu_count(),
-            "include_dashboard": states,
-            "dashboard_host": "127.0.0.1",
+            "include_dashboard": False,
             "object_store_memory": OBJECT_STORE_BYTES,
         }
     try:

@@ -181,7 +181,6 @@ def fit(job: Any, callbacks: Sequence[Any] = ()) -> None:
     """Run the workers until they end, through losses as long as the run goes on between them."""
     import ray.exceptions
     import ray.train
-    import ray.train.torch
     from ray.train import LoggingConfig, RunConfig, ScalingConfig
 
     from ehr_ray.runtime.recovery import (
@@ -192,6 +191,7 @@ def fit(job: Any, callbacks: Sequence[Any] = ()) -> None:
         no_room,
         too_many,
     )
+    from ehr_ray.runtime.room import Trainer
     from ehr_ray.runtime.worker import check_share, sent, train_worker
 
     cluster = job.experiment.cluster
@@ -205,7 +205,7 @@ def fit(job: Any, callbacks: Sequence[Any] = ()) -> None:
     while True:
         before = _saved_step(job.run)
         with tempfile.TemporaryDirectory(prefix="ehr_ray-") as scratch:
-            trainer = ray.train.torch.TorchTrainer(
+            trainer = Trainer(
                 train_worker,
                 train_loop_config=sent(job),
                 scaling_config=ScalingConfig(

@@ -122,8 +122,7 @@ def tune(
         if not ray.is_initialized():  # what can never run is told before Ray starts
             concurrency(experiment, total, {"CPU": os.cpu_count() or 1, "GPU": math.inf})
         screen.say("starting Ray and preparing rows")
-        nested = experiment.cluster.most_workers > 1
-        with session(experiment.cluster.address, verbose=verbose, states=nested):
+        with session(experiment.cluster.address, verbose=verbose):
             at_once = concurrency(experiment, total)
             with (
                 claimed(root),
@@ -148,7 +147,7 @@ def tune(
                     probe_patients=experiment.tune.probe_patients,
                     tracked=tracked,
                     exploits=exploits,
-                    nested=nested,
+                    nested=experiment.cluster.most_workers > 1,
                 )
                 screen.say(f"{at_once} at a time, ranked by {select.metric}")
                 try:

@@ -20,7 +20,7 @@ def cluster():
     folder = tempfile.mkdtemp(prefix="ehr")
     os.environ["RAY_TMPDIR"] = folder
     os.environ |= store_on_this_machine(Path(folder))
-    with session(num_cpus=4, states=True):
+    with session(num_cpus=4):
         yield
     assert not ray.is_initialized()
     shutil.rmtree(folder, ignore_errors=True)

@@ -78,7 +78,7 @@ def fits(monkeypatch, tiny):
             return SimpleNamespace(return_value={"kind": "", "error": ""})
 
         fake = type("Trainer", (), {"__init__": lambda *_, **__: None, "fit": ending})
-        monkeypatch.setattr("ray.train.torch.TorchTrainer", fake)
+        monkeypatch.setattr("ehr_ray.runtime.room.Trainer", fake)
         monkeypatch.setattr(trainer, "_saved_step", lambda _: next(steps))
         experiment = tiny("lost", **changes)
         nothing = Prepared(None, {})

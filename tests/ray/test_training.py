@@ -1,8 +1,10 @@
 """Ray Train runs the same loop: same numbers, and nothing lost to a kill."""
 
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from ray._private.state import actors
 
 from ehr_ray.config import dump
 from ehr_ray.errors import ConfigError, InputError
@@ -65,6 +68,28 @@ def test_killed_workers_restart_and_end_with_the_same_weights(cluster, tiny, und
     # What was done after the last report, each four steps, is done again.
     assert 2 <= numbers["steps repeated"] <= 2 * 4 + 4
     assert 0 < numbers["goodput"] < 1
+
+
+def test_a_lost_controller_gives_its_room_back(cluster, tiny):
+    """All four CPUs are the first worker's, so that no other starts before they are free again."""
+    room = {"cluster__num_workers": 1, "cluster__cpus_per_worker": 4, "cluster__wait_seconds": 60}
+    experiment = tiny("controller", **room, train__max_epochs=4, train__report_steps=4)
+    run = experiment.directory
+    killed = []
+
+    def kill():
+        while (progress := checkpoint.saved_progress(run)) is None:
+            time.sleep(0.05)
+        of_runs = [a for a in actors().values() if a["ActorClassName"] == "TrainController"]
+        killed.append(progress.step)
+        os.kill(max(of_runs, key=lambda actor: actor["StartTime"])["Pid"], signal.SIGKILL)
+
+    thread = threading.Thread(target=kill, daemon=True)
+    thread.start()
+    ended = train(experiment).step
+    assert killed
+    assert killed[0] < ended
+    assert pd.read_parquet(run / "history.parquet")["step"].tolist() == [*range(4, ended + 1, 4)]
 
 
 def test_killed_program_resumes_by_the_same_command(cluster, tiny, undisturbed, tmp_path):

@@ -1,0 +1,50 @@
+"""The room of a Ray Train run, given back when the run's controller is gone.
+
+A controller that is killed, or whose search stops its trial, leaves a placement group that nothing
+fits into. Ray has an actor that watches for that, but it asks the dashboard who is alive: it breaks
+where there is none, as in a Ray started here, and where two Rays share a machine. Here the same
+actor asks Ray's own table of actors.
+"""
+
+from typing import Any
+
+from ray._private import state
+from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.callbacks import placement_group_callback
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.execution.controller import placement_group_cleaner
+from ray.train.v2._internal.execution.controller.placement_group_cleaner import (
+    PlacementGroupCleaner,
+)
+
+
+def is_alive(actor_id: str, timeout: float | None = None) -> bool:  # noqa: ARG001
+    """Return whether an actor may still do something."""
+    return state.actors(actor_id).get("State", "DEAD") != "DEAD"
+
+
+class Cleaner(PlacementGroupCleaner):
+    """Ray's actor beside a controller; it alone lives in its process."""
+
+    def __init__(self, **options: Any) -> None:
+        placement_group_cleaner.is_actor_alive = is_alive
+        super().__init__(**options)
+
+
+class Room(PlacementGroupCleanerCallback):
+    """Starts a `Cleaner`, from the controller's process, where nothing else starts one."""
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        """Start it."""
+        placement_group_callback.PlacementGroupCleaner = Cleaner
+        super().after_controller_start(train_run_context)
+
+
+class Trainer(TorchTrainer):
+    """Ray's, whose room is given back on any Ray."""
+
+    def _create_default_callbacks(self) -> list[Any]:
+        return [
+            Room() if type(callback) is PlacementGroupCleanerCallback else callback
+            for callback in super()._create_default_callbacks()
+        ]
