@@ -12,13 +12,11 @@ from typing import Final
 
 import numpy as np
 import torch
-from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
 from ehr_ray.config import Experiment
 from ehr_ray.errors import ConfigError
 from ehr_ray.evaluation.collapse import latent_diagnostics
-from ehr_ray.evaluation.probe import DEFAULT_C, fit_probe
 from ehr_ray.events.blocks import BlockStore
 from ehr_ray.family import AnyFamily, Select
 from ehr_ray.runtime import storage
@@ -160,6 +158,11 @@ def _probed(
     experiment: Experiment, family: AnyFamily, module: nn.Module, rows: Prepared, limit: int
 ) -> float:
     """Return the AUROC on tuning rows of a logistic regression on train embeddings."""
+    # Here, since every worker imports this module, and scikit-learn takes a second.
+    from sklearn.metrics import roc_auc_score
+
+    from ehr_ray.evaluation.probe import DEFAULT_C, fit_probe
+
     parts = [
         _embedded(experiment, family, module, rows.store(split), limit)
         for split in ("train", "tuning")

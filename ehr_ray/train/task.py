@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -128,6 +127,9 @@ def ranking_metrics(logit: Tensor, label: Tensor) -> dict[str, float]:
     y, score = label.numpy() > 0, logit.double().numpy()
     if not len(y) or y.all() or not y.any():
         return {"auroc": np.nan, "auprc": np.nan, "f1": np.nan}
+    # Here, since every worker imports this module, and scikit-learn takes a second.
+    from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
+
     return {
         "auroc": float(roc_auc_score(y, score)),
         "auprc": float(average_precision_score(y, score)),
