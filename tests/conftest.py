@@ -41,6 +41,12 @@ def pytest_xdist_make_scheduler(config, log):
     return ByFile(config, log)
 
 
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.timeout(0))
+
+
 def pytest_addoption(parser):
     parser.addoption(
         "--update-golden", action="store_true", help="store the losses of this code as golden"
