@@ -19,8 +19,8 @@ from ray.train.v2._internal.execution.controller.placement_group_cleaner import 
 
 
 def is_alive(actor_id: str, timeout: float | None = None) -> bool:  # noqa: ARG001
-    """Return whether an actor may still do something."""
-    return state.actors(actor_id).get("State", "DEAD") != "DEAD"
+    """Return whether an actor may still do something; what Ray cannot tell of is left alone."""
+    return state.actors(actor_id).get("State") != "DEAD"
 
 
 class Cleaner(PlacementGroupCleaner):
