@@ -22,7 +22,10 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Exit with 2."""
         if message.startswith("unrecognized") and re.search(r" [\w.]+=", message):
-            message += " (this verb takes no a.b=value: a run keeps the config it was trained by)"
+            message += (
+                " (a.b=value follows a CONFIG, with options before it or behind all; a verb of a "
+                "RUN takes no a.b=value: a run keeps the config it was trained by)"
+            )
         print(f"{self.prog}: {message}; see {self.prog} --help", file=sys.stderr)
         raise SystemExit(2)
 

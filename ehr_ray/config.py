@@ -226,14 +226,31 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
     return parse(override(read_yaml(path), dict(parse_override(text) for text in overrides)))
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML's safe loader, which would silently take the last of two values of one key."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        """Return the mapping; ConstructorError where a key is given twice."""
+        seen: set[str] = set()
+        for key, _ in node.value:
+            name = str(key.value) if isinstance(key, yaml.ScalarNode) else None
+            if name in seen and name != "<<":
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"{name} is given twice", key.start_mark
+                )
+            seen |= {name} if name is not None else set()
+        return super().construct_mapping(node, deep)
+
+
 def read_yaml(path: str | Path) -> Raw:
     """Return the mapping in a YAML file."""
     try:
-        raw = yaml.safe_load(Path(path).read_text())
+        raw = _Loader(Path(path).read_text()).get_single_data()
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: no such config; see configs/ for examples") from error
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: not readable YAML: {' '.join(str(error).split())}") from error
+        reason = " ".join(str(error).split()).replace('in "<unicode string>", ', "at ")
+        raise ConfigError(f"{path}: not readable YAML: {reason}") from error
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: expected `key: value` lines, got {type(raw).__name__}")
     if bad := list(not_names(raw)):

@@ -15,6 +15,8 @@ ACTIVE_VARIANCE: Final = 0.01
 MIN_KL: Final = 0.1
 """Nats a row below which the posterior is the prior."""
 MIN_ACTIVE_SHARE: Final = 0.05
+MIN_ACTIVE_UNITS: Final = 4
+"""So many active units are a latent that is used, however wide it was made."""
 GOOD_ACTIVE_SHARE: Final = 0.5
 MAX_COSINE: Final = 0.95
 MIN_RANK_SHARE: Final = 0.1
@@ -155,11 +157,11 @@ def judge(
 ) -> tuple[str, str]:
     """Verdict on a latent and the first reason for it, worst reasons first.
 
-    `collapsed`: KL below 0.1 nats a row, or fewer than 5 % active units, or means that lie on
-    one line (centred RankMe below 1.5 of more than 3 dimensions). `partly collapsed`: fewer than
-    half of the units active, or mean cosine above 0.95, or centred RankMe below a tenth of the
-    width, or a KL that hardly depends on the row (less than a tenth of it from the spread of the
-    means while these vary less than half as much as the prior).
+    `collapsed`: KL below 0.1 nats a row, or fewer than four active units and 5 % of them, or means
+    that lie on one line (centred RankMe below 1.5 of more than 3 dimensions). `partly collapsed`:
+    fewer than half of the units active, or mean cosine above 0.95, or centred RankMe below a tenth
+    of the width, or a KL that hardly depends on the row (less than a tenth of it from the spread of
+    the means while these vary less than half as much as the prior).
     """
     kl, share = float(kl_per_dimension.sum()), float((mean_variance > ACTIVE_VARIANCE).mean())
     active = f"{int((mean_variance > ACTIVE_VARIANCE).sum())} of {mean_variance.size} units active"
@@ -169,7 +171,7 @@ def judge(
     informed = 0.5 * float(mean_variance.sum()) / max(kl, _EPS)
     if kl < MIN_KL:
         return "collapsed", f"KL is {kl:.3f} nats a row: the posterior is the prior"
-    if share < MIN_ACTIVE_SHARE:
+    if share < MIN_ACTIVE_SHARE and share * mean_variance.size < MIN_ACTIVE_UNITS:
         return "collapsed", f"{active}: the means hardly differ between rows"
     if possible > 3 and rank < MIN_RANK:
         return "collapsed", f"the means lie on one line (centred RankMe {rank:.2f})"

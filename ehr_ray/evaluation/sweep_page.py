@@ -72,6 +72,13 @@ def verdict(
     else:
         tone = "good"
         lines.append(f"best: trial {int(best['trial'])}, {metric} {best['score']:.5g}")
+        alike = int(((frame["score"] == best["score"]) & ~frame["collapsed"]).sum())
+        if alike > 1:
+            lines.append(
+                f"{alike} trials share that score, and the first of them is taken: tuning patients "
+                "are too few to tell them apart"
+            )
+            tone = "mixed"
     for status, what in (("failed", "failed"), ("stopped", "stopped early by the scheduler")):
         count = int((frame["status"] == status).sum())
         if count:

@@ -91,10 +91,10 @@ def shard_names(cohort: Path, split: str, shards: Sequence[Path]) -> list[str]:
 def _check_complete(cohort: Path, split: str, found: list[Path]) -> None:
     """Raise InputError for a shard that ingest wrote and that is gone.
 
-    Its patients would be missed by nobody. A split that is gone altogether is another matter.
+    Its patients would be missed by nobody. A split whose folder is gone was taken away on purpose.
     """
     note = cohort / RECORD
-    if not found or not note.is_file():
+    if not (cohort / "data" / split).is_dir() or not note.is_file():
         return
     with disk.reads(note, "restore it, or ingest the cohort again"):
         try:
@@ -104,8 +104,8 @@ def _check_complete(cohort: Path, split: str, found: list[Path]) -> None:
     gone = {str(name) for name in written} - {path.name for path in found}
     if gone:
         raise InputError(
-            f"{cohort / 'data' / split / min(gone)}: gone, as are {len(gone) - 1} more of "
-            f"{len(written)} shards that ingest wrote; restore them, or ingest the cohort again"
+            f"{cohort / 'data' / split / min(gone)}: gone, {len(gone)} of {len(written)} shards "
+            f"that ingest wrote; restore what is missing, or ingest the cohort again"
         )
 
 

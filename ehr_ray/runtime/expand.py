@@ -13,6 +13,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ehr_ray import disk
 from ehr_ray.errors import InputError
 from ehr_ray.events.carry import carry_forward
 from ehr_ray.events.normalize import z_score
@@ -98,17 +99,17 @@ class ShardExpander:
     def __call__(self, job: Mapping[str, Any]) -> None:
         """Expand `job["shard"]` into `job["target"]`, which appears by rename."""
         target = Path(job["target"])
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f".{target.name}.{os.getpid()}")
         names = pa.array(self._vocabulary.codes, pa.string())
         patients = 0
         # Without the Arrow schema the dictionary of names reads back as plain strings.
-        with pq.ParquetWriter(partial, _DICTIONARY, store_schema=False) as writer:
+        with (
+            disk.new_file(target) as partial,
+            pq.ParquetWriter(partial, _DICTIONARY, store_schema=False) as writer,
+        ):
             for part in self._groups(read_patients(Path(job["shard"]), self._vocabulary)):
                 patients += len(part)
                 writer.write_table(self._table(part, names))
             writer.add_key_value_metadata({"patients": str(patients)})
-        os.replace(partial, target)
 
     def _groups(self, patients: Iterator[Patient]) -> Iterator[list[dict[str, Any]]]:
         group: list[dict[str, Any]] = []

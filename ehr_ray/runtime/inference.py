@@ -285,8 +285,9 @@ def embed(
     if output.is_dir() or stored - {""}:
         raise InputError(f"--output {output}: is a folder; give the name of a Parquet file")
     output = output.absolute()
-    output.parent.mkdir(parents=True, exist_ok=True)
     scratch = output.with_name(f".{output.name}.parts-{os.getpid()}")
+    with disk.writes(output):  # told before Ray starts
+        scratch.mkdir(parents=True)
     try:
         with session(address, verbose=verbose):
             parts = predict_shards(shards, scratch, Request(named(folder)), None, say=say)

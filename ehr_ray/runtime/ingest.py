@@ -11,7 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from ehr_ray.errors import InputError, RunError
+from ehr_ray import disk
+from ehr_ray.errors import InputError
 from ehr_ray.events.schema import RECORD
 from ehr_ray.places import is_uri, local, named
 from ehr_ray.runtime import storage
@@ -127,7 +128,7 @@ def _failures(output: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise RunError(f"--output {output}: {error}; then run the same again to go on") from error
+        raise disk.failed(f"--output {output}", error) from error
 
 
 def _existing(path: Path | None, source: str, needed: bool) -> Path:
@@ -181,7 +182,7 @@ def _run_on_ray(progress: Callable[[str], None], verb: str, tasks: Sequence[Task
             if row["bad_input"]:
                 raise InputError(row["bad_input"])
             if row["failure"]:
-                raise OSError(row["failure"])
+                raise OSError(*filter(None, (row["errno"], row["failure"])))
             progress(f"{verb} {done}/{len(tasks)}")
     except ray.exceptions.RayError as error:
         raise OSError(f"a task died ({type(error).__name__}; see -v)") from error
@@ -190,10 +191,11 @@ def _run_on_ray(progress: Callable[[str], None], verb: str, tasks: Sequence[Task
 def _run_batch(batch: dict[str, Any]) -> dict[str, Any]:
     """Run one pickled task; errors come back as text, for Ray would wrap them in tracebacks."""
     bad_input = failure = ""
+    number = 0
     try:
         pickle.loads(batch["task"][0])()
     except InputError as error:
         bad_input = str(error)
     except OSError as error:
-        failure = str(error)
-    return {"bad_input": [bad_input], "failure": [failure]}
+        failure, number = str(error), error.errno or 0
+    return {"bad_input": [bad_input], "failure": [failure], "errno": [number]}

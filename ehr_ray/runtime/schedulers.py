@@ -85,10 +85,19 @@ def scheduler(experiment: Experiment, space: Mapping[str, Domain], grace: int) -
             time_attr="step",
             perturbation_interval=grace,
             burn_in_period=grace,
-            hyperparam_mutations=ray_domains(space),
+            hyperparam_mutations=_mutations(space),
             custom_explore_fn=lambda config: _within(space, config),
         )
     return FIFOScheduler()
+
+
+def _mutations(space: Mapping[str, Domain]) -> dict[str, Any]:
+    """Return the domains as PBT takes them: of a list it goes on to a neighbour, or to any other.
+
+    Given `ray.tune.choice` it would multiply the value, out of the list.
+    """
+    listed = {path: [*d.values] for path, d in space.items() if isinstance(d, Choice)}
+    return ray_domains(space) | listed
 
 
 def _within(space: Mapping[str, Domain], config: dict[str, Any]) -> dict[str, Any]:

@@ -35,7 +35,7 @@ def concurrency(
         if not each:
             continue
         there = have.get(name, 0.0) - spare
-        fits = math.floor(there / (workers * each) + 1e-9)
+        fits = there // (workers * each - 1e-9) if math.isfinite(there) else there
         if fits < 1 and not joined:
             key = f"cluster.{name.lower()}s_per_worker"
             kept = f" - tune.spare_cpus={spare:g}" if spare else ""

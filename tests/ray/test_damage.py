@@ -54,7 +54,7 @@ def test_a_damaged_or_vanished_shard_ends_the_run_by_name(cohort, tiny, tmp_path
     with pytest.raises(InputError, match=r"train/2\.parquet: unreadable.*ingest the cohort again"):
         train(experiment)
     shard.unlink()
-    with pytest.raises(InputError, match=r"train/2\.parquet: gone, .* restore them"):
+    with pytest.raises(InputError, match=r"train/2\.parquet: gone, .* restore what is missing"):
         train(experiment)
     shard.write_bytes(whole)
     assert train(experiment).step > 0

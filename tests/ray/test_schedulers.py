@@ -8,7 +8,7 @@ import pytest
 
 from ehr_ray.config import load
 from ehr_ray.runtime.schedulers import AGAIN, scheduler
-from ehr_ray.search import LogUniform
+from ehr_ray.search import Choice, LogUniform
 
 TRIALS, ROUNDS, GRACE = 8, 9, 2
 CONFIG = Path(__file__).parents[2] / "configs" / "tiny" / "set_vae.yaml"
@@ -132,3 +132,18 @@ def test_nobody_takes_over_by_reports_of_before():
     assert search.scheduler.last_scores(search.trials) == []
     search.report(3, 2 * GRACE, 3.0)
     assert search.scheduler.last_scores(search.trials) == [3.0]
+
+
+def test_a_population_stays_within_its_domains():
+    space = {"train.lr": LogUniform(1e-4, 1e-2), "train.schedule": Choice(("cosine", "constant"))}
+    space["model.width"] = Choice((8, 16, 32))
+    experiment = load(CONFIG, ["data.cohort=cohort", "tune.scheduler=pbt"])
+    population = scheduler(experiment, space, GRACE)
+    config = {"train.lr": 9e-3, "train.schedule": "cosine", "model.width": 32}
+    drawn = []
+    for _ in range(100):
+        config, _ = population._get_new_config(None, SimpleNamespace(config=config))
+        drawn.append(config)
+    assert all(1e-4 <= one["train.lr"] <= 1e-2 for one in drawn)
+    for path in ("train.schedule", "model.width"):
+        assert {one[path] for one in drawn} == set(space[path].values)

@@ -67,6 +67,12 @@ def test_what_can_never_run_is_refused_with_the_arithmetic(have, changes, messag
     assert concurrency(experiment(**changes), 4, have) == 4
 
 
+def test_before_ray_tells_of_gpus_there_may_be_any_number(monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    wanted = experiment(**{"cluster.gpus_per_worker": 1})
+    assert concurrency(wanted, 9, {"CPU": 4, "GPU": math.inf}) == 4
+
+
 def test_an_end_of_a_domain_that_makes_no_config_is_named():
     with pytest.raises(ConfigError, match=r"search\.train\.lr: -1\.0 makes no valid config: "):
         check_space(experiment(), {"train.lr": Uniform(-1.0, 1.0)})

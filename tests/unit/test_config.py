@@ -268,3 +268,12 @@ def test_places_are_paths_or_the_copies_of_uris(monkeypatch, tmp_path):
     assert away.cache == tmp_path / "s3" / "b" / "runs" / ".cache"
     assert parse(dump(away)) == away
     assert parsed(output="s3://b/runs", data__cache_dir="/fast").cache == Path("/fast")
+
+
+def test_a_key_that_is_given_twice_is_named_with_its_line(tmp_path):
+    path = tmp_path / "twice.yaml"
+    path.write_text("name: a\ntrain:\n  lr: 0.1\n  lr: 0.2\n")
+    with pytest.raises(ConfigError, match=r"lr is given twice at line 4, column 3"):
+        read_yaml(path)
+    path.write_text("train: {lr: 0.1}\ntask: {lr: 0.2}\n")
+    assert read_yaml(path) == {"train": {"lr": 0.1}, "task": {"lr": 0.2}}

@@ -208,7 +208,7 @@ def test_a_full_disk_is_one_line_and_the_work_goes_on_afterwards(tmp_path, monke
 
     with monkeypatch.context() as patch:
         patch.setattr("ehr_ray.sources.shards.pq.write_table", full)
-        with pytest.raises(RunError, match="No space left on device; then run the same again"):
+        with pytest.raises(RunError, match="No space left on device; free space there, then run"):
             ingest("synthetic", None, tmp_path / "c", options={"patients": 3})
     assert not (tmp_path / "c").exists()
     assert (
