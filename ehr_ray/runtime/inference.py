@@ -273,7 +273,7 @@ def embed(
     say: Callable[[str], None] = lambda _: None,
 ) -> int:
     """Write one row a patient, `subject_id, embedding`, from all of its events; return the rows."""
-    folder = checkpoint.checkpoint_folder(storage.fetch(run)).absolute()
+    folder = checkpoint.checkpoint_folder(storage.fetch_run(run)).absolute()
     cohort = storage.fetch(cohort)
     if not cohort.is_dir():
         raise InputError(f"--cohort {cohort}: no such folder; make it with `ehr-ray ingest`")

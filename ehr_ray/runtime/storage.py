@@ -30,6 +30,8 @@ MARK: Final = ".being-written"
 """Object in a folder that has begun to be written and is not whole yet."""
 LAST: Final = ("table.safetensors", "model.safetensors", "progress.yaml")
 """Files that say that those beside them are there, in the order they are written."""
+BEFORE: Final = ".checkpoint.old"
+"""A run's checkpoint before the present one, which a store keeps too."""
 TRANSFERS: Final = 8
 """Files copied at once."""
 Stamp = tuple[int, int]
@@ -79,12 +81,24 @@ def fetch(
 
 
 def fetch_run(place: str | Path, *, missing_ok: bool = False) -> Path:
-    """Fetch a run, without the copy of a state whose writing was interrupted; return its folder."""
+    """Fetch a run, without the copy of a state whose writing was interrupted; return its folder.
+
+    The checkpoint before the present one comes too.
+    """
     run = fetch(place, missing_ok=missing_ok)
-    for state in (run / "state").glob("[0-9]*") if uri_of(place) is not None else ():
-        if not (state / LAST[-1]).is_file():
-            shutil.rmtree(state)
+    if uri_of(place) is not None:
+        fetch(run / BEFORE, missing_ok=True)
+        for state in (run / "state").glob("[0-9]*"):
+            if not (state / LAST[-1]).is_file():
+                shutil.rmtree(state)
     return run
+
+
+def push_run(run: Path) -> None:
+    """Write what a run has saved to its URI, the checkpoint before the present one first."""
+    if (run / BEFORE).is_dir():
+        push(run / BEFORE)
+    push(run, mirror=("state",))
 
 
 def push(place: str | Path, *, mirror: Iterable[str] = (), whole: bool = False) -> None:

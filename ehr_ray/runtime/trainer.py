@@ -81,7 +81,7 @@ def _train(experiment: Experiment, screen: Screen, verbose: bool) -> Trained:
         return Trained(run, before.step, before.best, before.step, True)
     if before is None and experiment.init_from:
         # A typo is answered before data are prepared.
-        checkpoint_folder(storage.fetch(experiment.init_from))
+        checkpoint_folder(storage.fetch_run(experiment.init_from))
     check_resources(experiment.cluster)
     on_ray = experiment.cluster.most_workers > 0
     with _session(experiment.cluster, verbose, on_ray):

@@ -30,9 +30,6 @@ from ehr_ray.train.loop import Watch, train
 from ehr_ray.train.memory import keep_freed_memory
 from ehr_ray.train.task import LABEL, family_of
 
-MIRRORED = ("state",)
-"""Folders of a run whose files go when newer ones take their place."""
-
 
 @dataclass(frozen=True)
 class Job:
@@ -140,7 +137,7 @@ def train_here(job: Job, backend: Backend) -> Progress:
         tracker.report(row)
         screen.report(row)
         try:
-            storage.push(job.run, mirror=MIRRORED)
+            storage.push_run(job.run)
             storage.push(job.progress)
         except (UserError, RunError) as error:  # the other ranks wait for this one: go on
             screen.lines([f"not stored, tried again at the next report: {error}"])
@@ -152,7 +149,7 @@ def train_here(job: Job, backend: Backend) -> Progress:
 
     with claimed(job.run):
         progress = train(*args, Watch(on_step, on_report, screen.lines))
-        storage.push(job.run, mirror=MIRRORED)
+        storage.push_run(job.run)
     return progress
 
 
@@ -177,7 +174,7 @@ def received(config: dict[str, Any]) -> Job:
     if saved_progress(run) is None:
         for place in (job.experiment.init_from, getattr(job.experiment.model, "phrases", None)):
             if place is not None and is_uri(place):
-                storage.fetch(place)
+                storage.fetch_run(place)
     return replace(
         job,
         run=run,

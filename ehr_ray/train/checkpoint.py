@@ -24,7 +24,7 @@ from ehr_ray.config import Experiment, parse, read_yaml, to_yaml
 from ehr_ray.errors import ConfigError, InputError
 from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.family import AnyFamily
-from ehr_ray.places import local, uri_of
+from ehr_ray.places import local
 from ehr_ray.train.integrity import damage_of, document, save_tensors, starts_as_pickle, tensors_of
 from ehr_ray.train.task import family_of
 
@@ -120,9 +120,7 @@ def checkpoint_folder(path: str | Path) -> Path:
     """
     path = local(path)
     damage = ""
-    # In a store objects are replaced whole, and none is kept; what lies here is this machine's.
-    before = [path / ".checkpoint.old"] if uri_of(path) is None else []
-    for folder in (path / "checkpoint", *before, path):
+    for folder in (path / "checkpoint", path / ".checkpoint.old", path):
         if not (folder / WEIGHTS).is_file() or not (folder / "experiment.yaml").is_file():
             continue
         if folder.name == ".checkpoint.old":

@@ -120,7 +120,7 @@ def test_expand_from_bucket_to_bucket_gives_what_folders_give(stored, bucket, ma
 
 
 def test_a_killed_training_goes_on_from_the_store_on_another_machine(
-    stored, bucket, machine, tmp_path, capsys
+    stored, bucket, machine, tmp_path, capsys, caplog
 ):
     whole = train(experiment(storage.fetch(stored), tmp_path / "runs", "name=whole")).run
     output = f"{BUCKET}/runs"
@@ -179,6 +179,18 @@ def test_a_killed_training_goes_on_from_the_store_on_another_machine(
     machine("fourth")
     assert ehr_ray.load(f"{output}/run").experiment.output == output
 
+    place = "hospital/runs/run/checkpoint/model.safetensors"
+    with bucket.open_input_stream(place) as stream:
+        content = stream.read()
+    with bucket.open_output_stream(place) as stream:
+        stream.write(content[: len(content) // 2])
+    machine("fifth")
+    shutil.rmtree(Path(os.environ["RAY_TMPDIR"]) / "staging", ignore_errors=True)
+    caplog.clear()
+    assert embed(f"{output}/run", stored, f"{BUCKET}/vectors/before.parquet") == 80
+    assert "using the one before it" in caplog.text
+    assert ehr_ray.load(f"{output}/run").experiment.output == output
+
 
 def test_a_store_that_refuses_is_one_line(stored, machine, monkeypatch):
     with pytest.raises(InputError, match="s3://nowhere/cohort: no bucket nowhere"):
@@ -223,7 +235,8 @@ def test_a_search_lies_in_a_store_and_is_known_on_another_machine(stored, bucket
     assert set(first.sweep.frame["status"]) == {"finished"}
     there = objects(bucket, "searches/sweep")
     assert there >= {"search.yaml", "trials.parquet", "report.html", "trials/0000/trial.yaml"}
-    assert not [name for name in there if "/." in f"/{name}"]
+    hidden = {name.rpartition("/")[0] for name in there if "/." in f"/{name}"}
+    assert {name.rpartition("/")[2] for name in hidden} <= {storage.BEFORE}
     machine("second")
     again = tune(given)
     pd.testing.assert_frame_equal(again.sweep.frame, first.sweep.frame)
