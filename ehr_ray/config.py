@@ -264,7 +264,7 @@ def parse_override(text: str) -> tuple[str, Any]:
     if not equals or not path:
         raise ConfigError(f"{text}: not an override; write key=value, as in train.lr=0.001")
     try:
-        return path, yaml.safe_load(value)
+        return path, _Loader(value).get_single_data()
     except (ValueError, RecursionError, yaml.YAMLError) as error:
         raise ConfigError(f"{path!r}: value {value[:80]!r} is not YAML") from error
 

@@ -74,10 +74,7 @@ def verdict(
         lines.append(f"best: trial {int(best['trial'])}, {metric} {best['score']:.5g}")
         alike = int(((frame["score"] == best["score"]) & ~frame["collapsed"]).sum())
         if alike > 1:
-            lines.append(
-                f"{alike} trials share that score, and the first of them is taken: tuning patients "
-                "are too few to tell them apart"
-            )
+            lines.append(f"{alike} trials share that score; the first of them is taken")
             tone = "mixed"
     for status, what in (("failed", "failed"), ("stopped", "stopped early by the scheduler")):
         count = int((frame["status"] == status).sum())

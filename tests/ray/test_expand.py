@@ -1,16 +1,18 @@
 """`expand` as a Ray Data job: equal to the function, complete, restartable."""
 
+import errno
+
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from ehr_ray.errors import InputError
+from ehr_ray.errors import InputError, RoomError
 from ehr_ray.events.carry import carry_forward
 from ehr_ray.events.patients import read_patients, splits_of
 from ehr_ray.events.schema import EXPANDED
 from ehr_ray.runtime.datasets import vocabulary_of
-from ehr_ray.runtime.expand import expand
+from ehr_ray.runtime.expand import ShardExpander, expand
 
 pytestmark = pytest.mark.ray
 
@@ -104,3 +106,21 @@ def test_value_stats_replace_the_train_statistics_and_bad_ones_are_named(cluster
     live = rows[(rows["variable"] == "HR") & ~rows["is_carry"]]["value"]
     known = {np.float32((v - 10) / 2) for v in raw[raw["code"] == "HR"]["numeric_value"]}
     assert set(live.astype(np.float32)) <= known
+
+
+def test_a_disk_that_fills_up_is_named_by_what_was_written_and_leaves_no_part(
+    cohort, tmp_path, monkeypatch
+):
+    expander = ShardExpander(vocabulary_of(cohort, 1), 60.0, ())
+    job = {"shard": str(splits_of(cohort)["train"][0]), "target": str(tmp_path / "0.parquet")}
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pq.ParquetWriter, "write_table", full)
+        with pytest.raises(RoomError, match=r"0\.parquet: No space left on device; free space"):
+            expander(job)
+    assert not list(tmp_path.iterdir())
+    expander(job)
+    assert [path.name for path in tmp_path.iterdir()] == ["0.parquet"]

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ehr_ray.errors import InputError
+from ehr_ray.errors import InputError, RoomError
 from ehr_ray.events.labels import read_labels
 from ehr_ray.events.patients import cohort_shards, read_patients
 from ehr_ray.events.subgroups import Subgroup
@@ -323,3 +323,12 @@ def test_a_cohort_of_unknown_codes_is_refused(run, cluster, tmp_path):
     with pytest.raises(InputError, match="knows none"):
         evaluate(run, cohort=tmp_path / "zz")
     assert not (tmp_path / "zz.parquet").exists()
+
+
+def test_a_place_that_takes_no_embeddings_is_told_before_ray_starts(run, cohort, monkeypatch):
+    def started(*_, **__):
+        raise AssertionError("Ray was asked for")
+
+    monkeypatch.setattr("ehr_ray.runtime.inference.session", started)
+    with pytest.raises(RoomError, match=r"/sys/all\.parquet: .*, then run the same command"):
+        embed(run, cohort, "/sys/all.parquet")

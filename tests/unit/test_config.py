@@ -277,3 +277,5 @@ def test_a_key_that_is_given_twice_is_named_with_its_line(tmp_path):
         read_yaml(path)
     path.write_text("train: {lr: 0.1}\ntask: {lr: 0.2}\n")
     assert read_yaml(path) == {"train": {"lr": 0.1}, "task": {"lr": 0.2}}
+    with pytest.raises(ConfigError, match="is not YAML"):
+        parse_override("train={lr: 0.1, lr: 0.2}")

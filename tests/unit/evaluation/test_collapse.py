@@ -104,3 +104,11 @@ def test_arrays_of_different_shape_are_refused():
         latent_diagnostics(np.zeros((3, 2)), np.zeros((3, 4)))
     with pytest.raises(ValueError, match="not empty"):
         embedding_diagnostics(np.zeros((0, 4)))
+
+
+def test_a_few_units_that_are_used_count_however_wide_the_latent_was_made():
+    """Of 128 units: 4 are a latent that is used in part, 3 are too few."""
+    for used, verdict in ((4, "partly collapsed"), (3, "collapsed")):
+        mu, logvar = posterior(z=128)
+        mu[:, used:] *= 0.05  # variance 0.0025
+        assert latent_diagnostics(mu, logvar).verdict == verdict

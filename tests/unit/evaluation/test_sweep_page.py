@@ -87,3 +87,10 @@ def test_the_table_marks_collapsed_and_failed_trials():
 def test_a_long_table_is_cut_on_the_screen():
     frame = pd.concat([trials()] * 5, ignore_index=True)
     assert table_lines(frame, ["train.lr"], "m")[-1] == "... and 5 more in trials.parquet"
+
+
+def test_equal_scores_are_said_to_be_equal():
+    frame = trials().assign(score=[0.5, 0.5, 0.5])  # the second one has collapsed
+    _, lines = verdict(frame, BEST, "m")
+    assert "2 trials share that score; the first of them is taken" in lines
+    assert not any("share that score" in line for line in verdict(trials(), BEST, "m")[1])
