@@ -14,7 +14,7 @@ def load(run: str) -> "Loaded":
 
     `run` is its folder or its URI, such as s3://bucket/runs/set_vae.
     """
-    from ehr_ray.runtime.storage import fetch_run
+    from ehr_ray.storage.sync import fetch_run
     from ehr_ray.train import checkpoint
 
     return checkpoint.load(fetch_run(run))

@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ehr_ray.config.schedules import Schedule
+from ehr_ray.config.search import Domain
 from ehr_ray.events.blocks import BlockStore
 from ehr_ray.events.patients import Patient
 from ehr_ray.events.vocabulary import Vocabulary
-from ehr_ray.schedules import Schedule
-from ehr_ray.search import Domain
 
 Row = Mapping[str, np.ndarray]
 """One model-ready patient: arrays whose first axis is ragged, the others fixed; or scalars."""

@@ -2,7 +2,7 @@
 
 import sys
 
-from ehr_ray.cli import main
+from ehr_ray.cli.main import main
 
 if __name__ == "__main__":
     main(["evaluate", *sys.argv[1:]])

@@ -6,12 +6,13 @@ import pytest
 import torch
 from hypothesis import settings
 
-from ehr_ray.config import override, parse, read_yaml
+from ehr_ray.commands.ingest import ingest
+from ehr_ray.config.yaml_files import override, read_yaml
 from ehr_ray.events.blocks import BlockStore, write_block
 from ehr_ray.events.patients import cohort_shards, read_patients
 from ehr_ray.events.vocabulary import Vocabulary
+from ehr_ray.experiment import parse
 from ehr_ray.registry import get_family
-from ehr_ray.runtime.ingest import ingest
 from ehr_ray.train.loader import Loader
 
 os.environ["HF_HUB_OFFLINE"] = "1"

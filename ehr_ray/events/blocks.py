@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from ehr_ray import disk
 from ehr_ray.errors import DamagedRowsError
+from ehr_ray.storage import files
 
 Row = Mapping[str, np.ndarray]
 
@@ -30,7 +30,7 @@ def write_block(path: Path, rows: Iterable[Row], *, chunk: int = 256) -> int:
     Rows are held `chunk` at a time. No rows still make a (column-less) file.
     """
     count = 0
-    with disk.new_file(path) as partial, pa.OSFile(str(partial), "wb") as sink:
+    with files.new_file(path) as partial, pa.OSFile(str(partial), "wb") as sink:
         writer: pa.RecordBatchFileWriter | None = None
         for part in _chunks(rows, chunk):
             batch = _to_batch(part)
@@ -134,7 +134,7 @@ class _Column:
 def _batches(path: Path) -> list[tuple[pa.RecordBatch, bytes | None]]:
     """Return the batches of a file with their checksums, None where it was written without."""
     found = []
-    with disk.reads(path, REMEDY):
+    with files.reads(path, REMEDY):
         reader = pa.ipc.open_file(pa.memory_map(str(path)))
         for index in range(reader.num_record_batches):
             batch, metadata = reader.get_batch_with_custom_metadata(index)

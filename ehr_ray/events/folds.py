@@ -15,11 +15,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ehr_ray import disk
 from ehr_ray.errors import InputError
 from ehr_ray.events.patients import splits_of
 from ehr_ray.events.schema import SPLITS
 from ehr_ray.events.vocabulary import fit_codes
+from ehr_ray.storage import files
 
 RARE: Final = 5
 """Subjects without which a stratum joins the others that are as rare."""
@@ -47,7 +47,7 @@ def folds_of(strata: npt.NDArray[np.integer], num_folds: int, seed: int) -> npt.
 def read_events(cohort: Path) -> pa.Table:
     """Return the events of all splits, which must fit memory."""
     paths = [path for shards in splits_of(cohort).values() for path in shards]
-    return pa.concat_tables([disk.read_parquet(path) for path in paths], promote_options="default")
+    return pa.concat_tables([files.read_parquet(path) for path in paths], promote_options="default")
 
 
 def write_fold(
@@ -66,11 +66,11 @@ def write_fold(
         part = events.filter(pc.is_in(events["subject_id"], value_set=wanted))
         shard = partial / "data" / split / "0.parquet"
         shard.parent.mkdir(parents=True)
-        disk.write_parquet(part, shard)
+        files.write_parquet(part, shard)
         shards[split] = [shard] if len(wanted) else []
     other = [path for split, paths in shards.items() if split != "train" for path in paths]
     codes = _described(fit_codes(shards["train"], other), cohort)
-    disk.write_parquet(codes, partial / "metadata" / "codes.parquet")
+    files.write_parquet(codes, partial / "metadata" / "codes.parquet")
     if (cohort / "labels").is_dir():
         shutil.copytree(cohort / "labels", partial / "labels")
     shutil.rmtree(folder, ignore_errors=True)
@@ -83,7 +83,7 @@ def _described(codes: pa.Table, cohort: Path) -> pa.Table:
     path = Path(cohort) / "metadata" / "codes.parquet"
     if not path.is_file():
         return codes
-    known = disk.read_parquet(path, ["code", "description"]).to_pydict()
+    known = files.read_parquet(path, ["code", "description"]).to_pydict()
     said = dict(zip(known["code"], known["description"], strict=True))
     texts = pa.array([said.get(code) for code in codes["code"].to_pylist()], pa.string())
     place = codes.schema.get_field_index("description")

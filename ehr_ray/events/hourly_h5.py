@@ -18,11 +18,11 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from ehr_ray import disk
 from ehr_ray.errors import InputError
 from ehr_ray.events.grid import Vital, hours_since, imputed, observations, scales, to_grid
 from ehr_ray.events.patients import Patient
 from ehr_ray.events.vocabulary import Vocabulary
+from ehr_ray.storage import files
 
 CUBES: Final = {
     "values": np.float32,
@@ -185,8 +185,8 @@ def _opened(path: Path) -> Iterator[h5py.File]:
                     f"{path}: no dataset {sorted(missing)[0]}; see `ehr-ray prepare --export`"
                 )
             yield file
-    except disk.HDF5_DAMAGE as error:
-        raise disk.unreadable(path, error, "write the file again") from error
+    except files.HDF5_DAMAGE as error:
+        raise files.unreadable(path, error, "write the file again") from error
 
 
 def _text(name: Any) -> str:

@@ -9,8 +9,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute
 
-from ehr_ray import disk
 from ehr_ray.errors import InputError
+from ehr_ray.storage import files
 
 PREFERRED = "mortality"
 
@@ -82,7 +82,7 @@ def choose_task(cohort: Path, wanted: str | None) -> str | None:
 def read_labels(cohort: Path, task: str) -> Labels:
     """Return the boolean labels of a task; one row for each (subject, prediction time)."""
     path = Path(cohort) / "labels" / f"{task}.parquet"
-    table = disk.read_parquet(path, remedy="ingest the cohort again")
+    table = files.read_parquet(path, remedy="ingest the cohort again")
     _require(path, table.column_names, ("subject_id", "prediction_time", "boolean_value"))
     table = table.filter(pa.compute.is_valid(table["boolean_value"]))
     table = table.sort_by([("subject_id", "ascending"), ("prediction_time", "ascending")])

@@ -14,9 +14,9 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from ehr_ray import disk
 from ehr_ray.errors import InputError
 from ehr_ray.events.modalities import WIDTH
+from ehr_ray.storage import files
 
 Floats = npt.NDArray[np.float32]
 
@@ -118,8 +118,8 @@ def read_all_datasets(path: Path) -> dict[str, npt.NDArray[Any]]:
     try:
         with h5py.File(path, "r") as file:
             file.visititems(visit)
-    except disk.HDF5_DAMAGE as error:
-        raise disk.unreadable(path, error, "write the file again") from None
+    except files.HDF5_DAMAGE as error:
+        raise files.unreadable(path, error, "write the file again") from None
     return found
 
 

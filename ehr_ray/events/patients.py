@@ -11,10 +11,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ehr_ray import disk
 from ehr_ray.errors import InputError
 from ehr_ray.events.schema import RECORD, SPLITS, is_origin, place_admitted_to
 from ehr_ray.events.vocabulary import Vocabulary
+from ehr_ray.storage import files
 
 MICROSECONDS_PER_MINUTE = 60_000_000
 _STATIC = np.iinfo(np.int64).min
@@ -96,7 +96,7 @@ def _check_complete(cohort: Path, split: str, found: list[Path]) -> None:
     note = cohort / RECORD
     if not (cohort / "data" / split).is_dir() or not note.is_file():
         return
-    with disk.reads(note, "restore it, or ingest the cohort again"):
+    with files.reads(note, "restore it, or ingest the cohort again"):
         try:
             written = json.loads(note.read_text()).get("shards", {}).get(split, [])
         except (ValueError, AttributeError) as error:
@@ -132,7 +132,7 @@ def read_patients(
     rest: pa.Table | None = None
     done: set[int] = set()
     try:
-        file = disk.open_parquet(path)
+        file = files.open_parquet(path)
         for batch in file.iter_batches(batch_rows, columns=_columns(file, path)):
             table = pa.Table.from_batches([batch])
             table = table if rest is None else pa.concat_tables([rest, table])
@@ -146,7 +146,7 @@ def read_patients(
         if rest is not None and len(rest):
             yield from _split(rest, vocabulary, path, done)
     except (pa.ArrowException, OSError, UnicodeError) as error:
-        raise disk.unreadable(path, error, "ingest the cohort again") from error
+        raise files.unreadable(path, error, "ingest the cohort again") from error
 
 
 def _columns(file: pq.ParquetFile, path: Path) -> list[str]:

@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 import pyarrow as pa
 
-from ehr_ray import disk
+from ehr_ray.storage import files
 
 Fact = tuple[int, str, float]
 """Time (the smallest int64 for a static event), code and value (NaN without one)."""
@@ -143,7 +143,7 @@ def _regex(code: str) -> str:
 def _read(shard: Path, wanted: re.Pattern[str]) -> dict[int, list[Fact]]:
     facts: dict[int, list[Fact]] = {}
     try:
-        file = disk.open_parquet(shard)
+        file = files.open_parquet(shard)
         there = set(file.schema_arrow.names)
         columns = [n for n in ("subject_id", "time", "code", "numeric_value") if n in there]
         for batch in file.iter_batches(_BATCH_ROWS, columns=columns):
@@ -162,5 +162,5 @@ def _read(shard: Path, wanted: re.Pattern[str]) -> dict[int, list[Fact]]:
             for subject, event in zip(found["subject_id"].to_pylist(), events, strict=True):
                 facts.setdefault(subject, []).append(event)
     except (pa.ArrowException, OSError, UnicodeError) as error:
-        raise disk.unreadable(shard, error, "ingest the cohort again") from error
+        raise files.unreadable(shard, error, "ingest the cohort again") from error
     return facts

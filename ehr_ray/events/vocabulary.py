@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from ehr_ray import disk
 from ehr_ray.errors import InputError
 from ehr_ray.events.schema import is_origin
+from ehr_ray.storage import files
 
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 QUANTILE_SAMPLE = 20_000
@@ -204,7 +204,7 @@ def _read(
     """Yield (code ids in order of first appearance, values) chunk by chunk; extends `names`."""
     for path in shards:
         try:
-            file = disk.open_parquet(path)
+            file = files.open_parquet(path)
             valued = "numeric_value" in file.schema_arrow.names
             columns = ["code", "numeric_value"] if valued else ["code"]
             for batch in file.iter_batches(1 << 19, columns=columns):
@@ -219,7 +219,7 @@ def _read(
         except KeyError as error:
             raise InputError(f"{path}: no column {error}; ingest the cohort again") from error
         except (pa.ArrowException, OSError, UnicodeError) as error:
-            raise disk.unreadable(path, error, "ingest the cohort again") from error
+            raise files.unreadable(path, error, "ingest the cohort again") from error
 
 
 def _quantiles(

@@ -1,7 +1,6 @@
 """A trained model over a cohort, on Ray Data: the same transform, collate and predict."""
 
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -12,19 +11,17 @@ import pyarrow as pa
 import torch
 from torch import nn
 
-from ehr_ray import disk
 from ehr_ray.errors import InputError
 from ehr_ray.events.features import code_lookup, simple_features
-from ehr_ray.events.patients import Patient, read_patients, splits_of
+from ehr_ray.events.patients import Patient, read_patients
 from ehr_ray.events.subgroups import Subgroup, SubgroupReader
 from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.family import Batch, Row
-from ehr_ray.places import local, named, uri_of
-from ehr_ray.runtime import storage
-from ehr_ray.runtime.datasets import Say, codes_table, run_shards, sampled
-from ehr_ray.runtime.session import session
+from ehr_ray.runtime.data.prepared import codes_table, sampled
+from ehr_ray.runtime.data.tasks import Say, run_shards
+from ehr_ray.storage import files, sync
 from ehr_ray.train import checkpoint
-from ehr_ray.train.memory import keep_freed_memory
+from ehr_ray.train.allocator import keep_freed_memory
 
 BATCH_PATIENTS = 64
 EMBEDDING = pa.list_(pa.float32())
@@ -86,7 +83,7 @@ class ShardPredictor:
     @cached_property
     def loaded(self) -> checkpoint.Loaded:
         """The trained model."""
-        return checkpoint.load(storage.fetch(self.request.checkpoint))
+        return checkpoint.load(sync.fetch(self.request.checkpoint))
 
     @cached_property
     def untrained(self) -> nn.Module:
@@ -122,7 +119,7 @@ class ShardPredictor:
             count += len(samples)
         for name, parts in tables.items():
             if parts:
-                disk.write_parquet(pa.concat_tables(parts), target / f"{name}.parquet")
+                files.write_parquet(pa.concat_tables(parts), target / f"{name}.parquet")
         return count
 
     def _samples(self, patients: Iterable[Patient]) -> Iterator[Sample]:
@@ -253,7 +250,7 @@ def predict_shards(
 def read_tables(folders: Iterable[Path], name: str) -> pa.Table | None:
     """Return what the shards wrote under a name, one after the other; None if none did."""
     paths = [folder / f"{name}.parquet" for folder in folders]
-    parts = [disk.read_parquet(path) for path in paths if path.is_file()]
+    parts = [files.read_parquet(path) for path in paths if path.is_file()]
     return pa.concat_tables(parts) if parts else None
 
 
@@ -261,43 +258,6 @@ def matrix(table: pa.Table, name: str) -> np.ndarray:
     """Return a list column of equal lengths as float32 [rows, width]."""
     column = table[name].combine_chunks()
     return column.values.to_numpy().reshape(len(table), -1)
-
-
-def embed(
-    run: str | Path,
-    cohort: str | Path,
-    output: str | Path,
-    *,
-    address: str | None = None,
-    verbose: bool = False,
-    say: Callable[[str], None] = lambda _: None,
-) -> int:
-    """Write one row a patient, `subject_id, embedding`, from all of its events; return the rows."""
-    folder = checkpoint.checkpoint_folder(storage.fetch_run(run)).absolute()
-    cohort = storage.fetch(cohort)
-    if not cohort.is_dir():
-        raise InputError(f"--cohort {cohort}: no such folder; make it with `ehr-ray ingest`")
-    shards = [path for paths in splits_of(cohort).values() for path in paths]
-    if line := require_known_codes(cohort, checkpoint.load(run).vocabulary):
-        say(line)
-    stored = storage.names_in(output) if uri_of(output) is not None else set()
-    output = local(output)
-    if output.is_dir() or stored - {""}:
-        raise InputError(f"--output {output}: is a folder; give the name of a Parquet file")
-    output = output.absolute()
-    scratch = output.with_name(f".{output.name}.parts-{os.getpid()}")
-    with disk.writes(output):  # told before Ray starts
-        scratch.mkdir(parents=True)
-    try:
-        with session(address, verbose=verbose):
-            parts = predict_shards(shards, scratch, Request(named(folder)), None, say=say)
-        table = read_tables(parts, "samples")
-        assert table is not None
-        write_embeddings(output, table)
-        storage.push(output)
-        return int(table.num_rows)
-    finally:
-        storage.remove(scratch)
 
 
 def require_known_codes(cohort: Path, vocabulary: Vocabulary) -> str | None:
@@ -321,7 +281,7 @@ def require_known_codes(cohort: Path, vocabulary: Vocabulary) -> str | None:
 def write_embeddings(path: Path, table: pa.Table) -> None:
     """Write `subject_id` and `embedding`, by rename."""
     names = ["subject_id", "embedding"]
-    disk.write_parquet(table.select(names), path)
+    files.write_parquet(table.select(names), path)
 
 
 def batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ehr_ray.errors import RunError, UserError
-from ehr_ray.places import spoken, uri_of
-from ehr_ray.runtime import storage
+from ehr_ray.storage import sync
+from ehr_ray.storage.paths import spoken, uri_of
 
 EVERY_SECONDS = 1.0
 AWAY_SECONDS = 3.0
@@ -79,7 +79,7 @@ class Screen:
 def following(path: Path, screen: Screen) -> Iterator[None]:
     """Show what is appended to a progress file while the block runs."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    storage.remove(path)
+    sync.remove(path)
     path.write_text("")
     stop = threading.Event()
     news = _News(path)
@@ -100,7 +100,7 @@ def following(path: Path, screen: Screen) -> Iterator[None]:
         stop.set()
         thread.join(5)
         with contextlib.suppress(UserError, RunError):  # of the run itself there may be a worse one
-            storage.remove(path)
+            sync.remove(path)
 
 
 class _News:
@@ -123,7 +123,7 @@ class _News:
         if not self._here and late and uri_of(self._path) is not None:
             self._asked = time.monotonic()
             with contextlib.suppress(UserError, RunError):  # shown later, or by the run itself
-                found, self._there = storage.tail(self._path, self._there)
+                found, self._there = sync.tail(self._path, self._there)
         return found.splitlines()
 
 

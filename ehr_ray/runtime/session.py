@@ -11,8 +11,8 @@ from typing import Any
 import ray
 import ray.exceptions
 
+from ehr_ray.config.cluster import ClusterConfig
 from ehr_ray.errors import ConfigError, RunError
-from ehr_ray.workers import ClusterConfig
 
 QUIET = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",

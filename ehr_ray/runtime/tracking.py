@@ -10,10 +10,11 @@ from typing import Any
 
 import yaml
 
-from ehr_ray import disk
-from ehr_ray.config import Experiment, dump, read_yaml
+from ehr_ray.config.yaml_files import read_yaml
 from ehr_ray.errors import ConfigError, InputError
-from ehr_ray.places import is_uri
+from ehr_ray.experiment import Experiment, dump
+from ehr_ray.storage import files
+from ehr_ray.storage.paths import is_uri
 
 RUN_FILE = "mlflow.yaml"
 log = logging.getLogger(__name__)
@@ -76,7 +77,7 @@ def open_run(
     for first in range(0, len(params), 100):
         client.log_batch(run.info.run_id, params=params[first : first + 100])
     tracked = Tracked(uri, run.info.run_id)
-    disk.write_text(note, yaml.safe_dump({"uri": tracked.uri, "run_id": tracked.run_id}))
+    files.write_text(note, yaml.safe_dump({"uri": tracked.uri, "run_id": tracked.run_id}))
     return tracked
 
 

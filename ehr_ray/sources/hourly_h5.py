@@ -10,8 +10,8 @@ import pyarrow as pa
 
 from ehr_ray.errors import InputError
 from ehr_ray.events.hourly_h5 import describe_hourly, read_hourly
-from ehr_ray.sources.cells import events_table, since_epoch
-from ehr_ray.sources.identifiers import subject_ids
+from ehr_ray.sources.parsing.cells import events_table, since_epoch
+from ehr_ray.sources.parsing.identifiers import subject_ids
 from ehr_ray.sources.source import Chunk, Source, Unit
 
 PATIENTS_PER_UNIT: Final = 256

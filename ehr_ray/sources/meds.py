@@ -14,16 +14,16 @@ from typing import Final
 import numpy as np
 import pyarrow as pa
 
-from ehr_ray import disk
 from ehr_ray.errors import InputError
-from ehr_ray.sources.cells import texts, timestamps
-from ehr_ray.sources.identifiers import subject_ids
-from ehr_ray.sources.labels import VALUE_TYPES, label_rows
-from ehr_ray.sources.parquet_files import READ_ERRORS, read_row_groups, split_row_groups
-from ehr_ray.sources.rejects import Rejects
-from ehr_ray.sources.rows import clean_rows
+from ehr_ray.sources.parsing.cells import texts, timestamps
+from ehr_ray.sources.parsing.identifiers import subject_ids
+from ehr_ray.sources.parsing.labels import VALUE_TYPES, label_rows
+from ehr_ray.sources.parsing.parquet_files import READ_ERRORS, read_row_groups, split_row_groups
+from ehr_ray.sources.parsing.quarantine import Rejects
+from ehr_ray.sources.parsing.rows import clean_rows
 from ehr_ray.sources.source import LABEL_VALUES, Chunk, Source, Unit
 from ehr_ray.sources.splits import ALIASES
+from ehr_ray.storage import files as disk
 
 SPLITS_FILE: Final = "metadata/subject_splits.parquet"
 CODES_FILE: Final = "metadata/codes.parquet"

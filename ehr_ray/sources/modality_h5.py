@@ -16,10 +16,10 @@ from ehr_ray.errors import InputError
 from ehr_ray.events.modalities import MODALITIES, WIDTH
 from ehr_ray.events.modality_h5 import ModalityFile, aggregate, read_modality
 from ehr_ray.events.outcomes import RECURRENCE_2Y, SURVIVAL_5Y
-from ehr_ray.sources.cells import events_table, since_epoch
-from ehr_ray.sources.identifiers import subject_ids
-from ehr_ray.sources.labels import label_rows
-from ehr_ray.sources.rejects import Rejects
+from ehr_ray.sources.parsing.cells import events_table, since_epoch
+from ehr_ray.sources.parsing.identifiers import subject_ids
+from ehr_ray.sources.parsing.labels import label_rows
+from ehr_ray.sources.parsing.quarantine import Rejects
 from ehr_ray.sources.source import Chunk, Source, Unit
 
 DAY: Final = 1440.0

@@ -13,22 +13,22 @@ from typing import Final
 import numpy as np
 import pyarrow as pa
 
-from ehr_ray import disk
 from ehr_ray.errors import InputError
-from ehr_ray.sources.cells import Mask, Times, numbers, since_epoch
-from ehr_ray.sources.identifiers import HASHED_FROM, NAMES, subject_id
-from ehr_ray.sources.labels_csv import (
+from ehr_ray.sources.parsing.cells import Mask, Times, numbers, since_epoch
+from ehr_ray.sources.parsing.identifiers import HASHED_FROM, NAMES, subject_id
+from ehr_ray.sources.parsing.labels_csv import (
     COLUMNS_HELP,
     LABELS_HELP,
     MINUTE_HELP,
     labels_unit,
     read_labels,
 )
-from ehr_ray.sources.parquet_files import READ_ERRORS
-from ehr_ray.sources.rejects import Rejects
-from ehr_ray.sources.rows import clean_rows
+from ehr_ray.sources.parsing.parquet_files import READ_ERRORS
+from ehr_ray.sources.parsing.quarantine import Rejects
+from ehr_ray.sources.parsing.rows import clean_rows
 from ehr_ray.sources.source import CHUNK_ROWS, FILES_PER_UNIT, Chunk, Source, Unit
 from ehr_ray.sources.splits import ALIASES
+from ehr_ray.storage import files as disk
 
 COLUMNS: Final = ["variable", "value", "minute"]
 SUFFIX: Final = ".parquet"

@@ -20,9 +20,9 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 
 from ehr_ray.errors import InputError
-from ehr_ray.sources.cells import MAX_FLOAT32, by_unique, events_table, since_epoch
-from ehr_ray.sources.labels import label_rows
-from ehr_ray.sources.rejects import Rejects
+from ehr_ray.sources.parsing.cells import MAX_FLOAT32, by_unique, events_table, since_epoch
+from ehr_ray.sources.parsing.labels import label_rows
+from ehr_ray.sources.parsing.quarantine import Rejects
 from ehr_ray.sources.source import FILES_PER_UNIT, Chunk, Source, Unit
 
 STATICS: Final = ("Age", "Gender", "Height", "ICUType")

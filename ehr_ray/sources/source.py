@@ -34,7 +34,7 @@ SOURCES: Final = {
     "synthetic": "ehr_ray.sources.synthetic",
     "hourly-h5": "ehr_ray.sources.hourly_h5",
     "synthetic-vitals": "ehr_ray.sources.synthetic_vitals",
-    "hancock": "ehr_ray.sources.hancock",
+    "hancock": "ehr_ray.sources.hancock.reader",
     "modality-h5": "ehr_ray.sources.modality_h5",
 }
 """Name on the command line -> module with a `SOURCE`."""

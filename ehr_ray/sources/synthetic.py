@@ -24,8 +24,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ehr_ray.errors import InputError
-from ehr_ray.sources.cells import events_table, since_epoch
-from ehr_ray.sources.labels import label_rows
+from ehr_ray.sources.parsing.cells import events_table, since_epoch
+from ehr_ray.sources.parsing.labels import label_rows
 from ehr_ray.sources.source import Chunk, Source, Unit
 
 PATIENTS_PER_UNIT: Final = 1_000

@@ -12,19 +12,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ehr_ray.errors import InputError
-from ehr_ray.sources.cells import Mask, Times, numbers, since_epoch, timestamps
-from ehr_ray.sources.csv_files import SUFFIXES, csv_columns, read_csv
-from ehr_ray.sources.identifiers import subject_ids
-from ehr_ray.sources.labels_csv import (
+from ehr_ray.sources.parsing.cells import Mask, Times, numbers, since_epoch, timestamps
+from ehr_ray.sources.parsing.csv_files import SUFFIXES, csv_columns, read_csv
+from ehr_ray.sources.parsing.identifiers import subject_ids
+from ehr_ray.sources.parsing.labels_csv import (
     COLUMNS_HELP,
     LABELS_HELP,
     MINUTE_HELP,
     labels_unit,
     read_labels,
 )
-from ehr_ray.sources.parquet_files import READ_ERRORS, read_row_groups, split_row_groups
-from ehr_ray.sources.rejects import Rejects
-from ehr_ray.sources.rows import Place, clean_rows
+from ehr_ray.sources.parsing.parquet_files import READ_ERRORS, read_row_groups, split_row_groups
+from ehr_ray.sources.parsing.quarantine import Rejects
+from ehr_ray.sources.parsing.rows import Place, clean_rows
 from ehr_ray.sources.source import Chunk, Source, Unit
 
 PARQUET: Final = ".parquet"

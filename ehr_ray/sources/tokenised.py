@@ -18,14 +18,14 @@ from typing import Any, Final, Literal
 import numpy as np
 import pyarrow as pa
 
-from ehr_ray import disk
 from ehr_ray.errors import InputError
 from ehr_ray.events.phrases import LEVELS
-from ehr_ray.sources.cells import events_table
-from ehr_ray.sources.labels import label_rows
-from ehr_ray.sources.parquet_files import READ_ERRORS
+from ehr_ray.sources.parsing.cells import events_table
+from ehr_ray.sources.parsing.labels import label_rows
+from ehr_ray.sources.parsing.parquet_files import READ_ERRORS
 from ehr_ray.sources.source import Chunk, Source, Unit
 from ehr_ray.sources.splits import ALIASES
+from ehr_ray.storage import files
 
 VOCABULARY: Final = "vocab.csv"
 LABELS: Final = "labels.csv"
@@ -98,7 +98,7 @@ def read(unit: Unit, options: TokenisedOptions) -> Iterator[Chunk]:
 def _records(path: str, name: str) -> Iterator[dict[str, Any]]:
     try:
         if path.endswith(".parquet"):
-            for batch in disk.open_parquet(path).iter_batches(PATIENTS):
+            for batch in files.open_parquet(path).iter_batches(PATIENTS):
                 yield from batch.to_pylist()
         elif path.endswith(".jsonl"):
             with open(path, encoding="utf-8") as file:
@@ -107,7 +107,7 @@ def _records(path: str, name: str) -> Iterator[dict[str, Any]]:
             found = json.loads(Path(path).read_text("utf-8"))
             yield from found if isinstance(found, list) else [found]
     except (*READ_ERRORS, ValueError) as error:
-        raise disk.unreadable(name, error, "write it again") from None
+        raise files.unreadable(name, error, "write it again") from None
 
 
 def _chunk(

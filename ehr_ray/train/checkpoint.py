@@ -19,13 +19,14 @@ import yaml
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ehr_ray import disk
-from ehr_ray.config import Experiment, parse, read_yaml, to_yaml
+from ehr_ray.config.yaml_files import read_yaml
 from ehr_ray.errors import ConfigError, InputError
 from ehr_ray.events.vocabulary import Vocabulary
+from ehr_ray.experiment import Experiment, parse, to_yaml
 from ehr_ray.family import AnyFamily
-from ehr_ray.places import local
-from ehr_ray.train.integrity import damage_of, document, save_tensors, starts_as_pickle, tensors_of
+from ehr_ray.storage import files
+from ehr_ray.storage.paths import local
+from ehr_ray.train.checksums import damage_of, document, save_tensors, starts_as_pickle, tensors_of
 from ehr_ray.train.task import family_of
 
 log = logging.getLogger(__name__)
@@ -82,12 +83,12 @@ def save_checkpoint(
             shutil.rmtree(old, ignore_errors=True)
             final.rename(old)
         partial.rename(final)
-        disk.sync(final.parent)
+        files.sync(final.parent)
 
-    with disk.new_folder(run / f".checkpoint.{os.getpid()}", place) as partial:
+    with files.new_folder(run / f".checkpoint.{os.getpid()}", place) as partial:
         save_tensors(model.state_dict(), partial / WEIGHTS)
         (partial / "experiment.yaml").write_text(document(to_yaml(experiment)))
-        disk.write_parquet(vocabulary.to_table(), partial / "vocabulary.parquet")
+        files.write_parquet(vocabulary.to_table(), partial / "vocabulary.parquet")
     if final.parent != run:
         shutil.rmtree(old, ignore_errors=True)
 
@@ -110,7 +111,7 @@ def load(path: str | Path) -> Loaded:
 
 def read_vocabulary(folder: Path) -> Vocabulary:
     """Return the vocabulary of a checkpoint folder."""
-    return Vocabulary.from_table(disk.read_parquet(folder / "vocabulary.parquet"))
+    return Vocabulary.from_table(files.read_parquet(folder / "vocabulary.parquet"))
 
 
 def checkpoint_folder(path: str | Path) -> Path:
@@ -158,7 +159,7 @@ def save_state(
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
 
-    with disk.new_folder(run / "state" / f".{name}.{os.getpid()}", place) as partial:
+    with files.new_folder(run / "state" / f".{name}.{os.getpid()}", place) as partial:
         save_tensors(model.state_dict(), partial / WEIGHTS)
         save_tensors(_moments(optimizer), partial / "optimizer.safetensors")
         (partial / "progress.yaml").write_text(document(yaml.safe_dump(asdict(progress))))

@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pyarrow as pa
 
-from ehr_ray import disk
+from ehr_ray.storage import files
 
 HISTORY = "history.parquet"
 
@@ -16,7 +16,7 @@ def append(run: Path, row: Mapping[str, float], file: str = HISTORY) -> None:
     kept = read(run, before=int(row["step"]), file=file)
     frame = pd.concat([kept, pd.DataFrame([dict(row)])], ignore_index=True)
     frame = frame.astype({"step": "int64", "epoch": "float64"})
-    disk.write_parquet(pa.Table.from_pandas(frame, preserve_index=False), run / file)
+    files.write_parquet(pa.Table.from_pandas(frame, preserve_index=False), run / file)
 
 
 def read(run: Path, *, before: int | None = None, file: str = HISTORY) -> pd.DataFrame:
@@ -25,5 +25,5 @@ def read(run: Path, *, before: int | None = None, file: str = HISTORY) -> pd.Dat
     if not path.is_file():
         return pd.DataFrame()
     remedy = "restore it, or remove it to go on without its earlier reports"
-    frame = disk.read_parquet(path, remedy=remedy).to_pandas()
+    frame = files.read_parquet(path, remedy=remedy).to_pandas()
     return frame if before is None else frame[frame["step"] < before]

@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ehr_ray.config import read_yaml
+from ehr_ray.config.yaml_files import read_yaml
 from ehr_ray.errors import InputError
 from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.family import AnyFamily

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ehr_ray.config import DataConfig
+from ehr_ray.config.sections import DataConfig
 from ehr_ray.errors import InputError
 from ehr_ray.events.blocks import BlockStore
 from ehr_ray.family import Batch, Row

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from ehr_ray.config import LayerConfig, TrainConfig
+from ehr_ray.config.sections import LayerConfig, TrainConfig
 from ehr_ray.errors import ConfigError
 
 

@@ -2,10 +2,11 @@
 
 import math
 
-from ehr_ray.config import Experiment, TrainConfig
+from ehr_ray.config.schedules import Cycle
+from ehr_ray.config.sections import TrainConfig
 from ehr_ray.errors import ConfigError
+from ehr_ray.experiment import Experiment
 from ehr_ray.family import AnyFamily
-from ehr_ray.schedules import Cycle
 from ehr_ray.train.checkpoint import Progress
 
 Metrics = dict[str, float]

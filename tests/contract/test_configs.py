@@ -2,10 +2,11 @@ from pathlib import Path
 
 import pytest
 
-from ehr_ray.config import dump, override, parse, read_yaml
+from ehr_ray.commands.train.pipeline import is_pipeline, load_pipeline
+from ehr_ray.config.search import Choice, parse_domain
+from ehr_ray.config.yaml_files import override, read_yaml
+from ehr_ray.experiment import dump, parse
 from ehr_ray.registry import FAMILIES, get_family
-from ehr_ray.runtime.pipeline import is_pipeline, load_pipeline
-from ehr_ray.search import Choice, parse_domain
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 FILES = sorted(

@@ -7,23 +7,19 @@ import numpy as np
 import pytest
 import torch
 
-from ehr_ray.config import Experiment, dump, override, parse
+from ehr_ray.config.yaml_files import override
 from ehr_ray.events.patients import Patient
+from ehr_ray.experiment import Experiment, dump, parse
 from ehr_ray.family import Family
 from ehr_ray.registry import FAMILIES, get_family
 from ehr_ray.train import history
 from ehr_ray.train.backend import LocalBackend
 from ehr_ray.train.checkpoint import load, save_checkpoint
-from ehr_ray.train.loop import (
-    Sums,
-    knobs_at,
-    learning_rate,
-    optimise,
-    seed_step,
-    set_lr,
-    train,
-)
+from ehr_ray.train.loop import learning_rate, set_lr, train
+from ehr_ray.train.meters import Sums
 from ehr_ray.train.optim import make_optimizer
+from ehr_ray.train.seeds import knobs_at, seed_step
+from ehr_ray.train.step import optimise
 
 GOLDEN = Path(__file__).parent / "golden"
 pytestmark = pytest.mark.parametrize("name", FAMILIES)

@@ -15,11 +15,11 @@ UNTESTED = {
     "ehr_ray/errors": "pure records",
     "ehr_ray/family": "a record of functions; contract/test_family.py checks every instance",
     "ehr_ray/events/schema": "names and Arrow schemas, checked where they are read and written",
-    "ehr_ray/evaluation/context": "pure records",
-    "ehr_ray/evaluation/page": "tested with report",
-    "ehr_ray/evaluation/page_comparison": "tested with report",
-    "ehr_ray/evaluation/page_parts": "tested with report",
-    "ehr_ray/evaluation/page_style": "a style sheet",
+    "ehr_ray/evaluation/report/content": "pure records",
+    "ehr_ray/evaluation/report/page": "tested with report",
+    "ehr_ray/evaluation/report/comparison": "tested with report",
+    "ehr_ray/evaluation/report/html": "tested with report",
+    "ehr_ray/evaluation/report/style": "a style sheet",
 }
 """Modules without a mirrored test file, and why."""
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ehr_ray.runtime.fault_speed import same_weights
-from ehr_ray.runtime.ingest import ingest
+from ehr_ray.commands.benchmark.faults import same_weights
+from ehr_ray.commands.ingest import ingest
 from ehr_ray.train.checkpoint import saved_progress
 
 pytestmark = pytest.mark.ray

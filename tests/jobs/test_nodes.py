@@ -6,10 +6,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from ehr_ray.config import load
-from ehr_ray.runtime.fault_speed import same_weights
-from ehr_ray.runtime.ingest import ingest
-from ehr_ray.runtime.trainer import train
+from ehr_ray.commands.benchmark.faults import same_weights
+from ehr_ray.commands.ingest import ingest
+from ehr_ray.commands.train.command import train
+from ehr_ray.experiment import load
 from ehr_ray.train.checkpoint import saved_progress
 
 pytestmark = pytest.mark.ray

@@ -85,7 +85,7 @@ def test_all_commands_on_real_patients_run_in_full(tmp_path):
 
 
 def test_every_verb_of_the_readme_exists_and_none_is_missing():
-    from ehr_ray.cli import build_parser
+    from ehr_ray.cli.main import build_parser
 
     text = (ROOT / "README.md").read_text()
     named = set(re.findall(r"^\| `ehr-ray ([\w-]+)` \|", text, re.MULTILINE))

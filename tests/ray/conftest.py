@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import ray
 
-from ehr_ray.config import Experiment, load
-from ehr_ray.runtime.ingest import ingest
+from ehr_ray.commands.ingest import ingest
+from ehr_ray.experiment import Experiment, load
 from ehr_ray.runtime.session import session
 
 ROOT = Path(__file__).parents[2]

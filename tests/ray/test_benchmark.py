@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from ehr_ray import cli
-from ehr_ray.config import load
+from ehr_ray.cli import main
+from ehr_ray.commands.benchmark import published_vitals, scaling, search
+from ehr_ray.commands.benchmark.command import benchmark
+from ehr_ray.commands.benchmark.model import model_speed
 from ehr_ray.errors import ConfigError
-from ehr_ray.runtime import scaling, search_speed, vitals_speed
-from ehr_ray.runtime.benchmark import benchmark
-from ehr_ray.runtime.model_speed import model_speed
+from ehr_ray.experiment import load
 
 pytestmark = pytest.mark.ray
 TINY = Path(__file__).parents[2] / "configs" / "tiny"
@@ -56,9 +56,9 @@ def test_a_model_without_tokens_has_none(cohort, tmp_path, arch):
 
 
 def test_the_vitals_step_is_measured_beside_the_published_one(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(vitals_speed, "STEPS", 2)
-    monkeypatch.setattr(vitals_speed, "WARM", 0)
-    monkeypatch.setattr(vitals_speed, "BATCH", 4)
+    monkeypatch.setattr(published_vitals, "STEPS", 2)
+    monkeypatch.setattr(published_vitals, "WARM", 0)
+    monkeypatch.setattr(published_vitals, "BATCH", 4)
     found = benchmark(tmp_path / "speed.json", only="vitals")["vitals"]
     for which in ("least", "median"):
         ours = found[f"CPU ms per step, {which}"]
@@ -70,7 +70,7 @@ def test_the_vitals_step_is_measured_beside_the_published_one(tmp_path, monkeypa
 
 def test_the_published_architecture_has_its_size_and_its_flat_ends():
     torch.manual_seed(0)
-    model = vitals_speed.Published().eval()
+    model = published_vitals.Published().eval()
     assert sum(p.numel() for p in model.parameters()) == 1_092_423
     with torch.no_grad():
         curves, mu, logvar = model(torch.randn(2, 745, 7))
@@ -95,7 +95,7 @@ def test_counted_operations_are_those_of_the_products(cohort, tmp_path):
 def test_the_command_measures_a_config_and_writes_json(cohort, tmp_path, capsys):
     target = tmp_path / "speed.json"
     arguments = ["benchmark", "--config", str(TINY / "set_vae.yaml"), "--output", str(target)]
-    assert not cli.main([*arguments, f"data.cohort={cohort}"])
+    assert not main.main([*arguments, f"data.cohort={cohort}"])
     parts = json.loads(target.read_text())["parts"]
     assert list(parts) == ["model"]
     assert "sets per CPU second" in parts["model"]
@@ -104,7 +104,7 @@ def test_the_command_measures_a_config_and_writes_json(cohort, tmp_path, capsys)
 
 @pytest.mark.slow
 def test_a_search_is_measured_by_what_more_trials_take_longer(tmp_path, monkeypatch, cohort):
-    monkeypatch.setattr(search_speed, "ROUNDS", 1)
+    monkeypatch.setattr(search, "ROUNDS", 1)
     found = benchmark(tmp_path / "x.json", only="search", cohort=cohort)["search"]
     each = (found["search of 8 trials, s"] - found["search of 2 trials, s"]) / 6
     assert found["a trial, s"] == pytest.approx(each)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ehr_ray.runtime.cost_model import (
+from ehr_ray.commands.benchmark.cost_model import (
     Cluster,
     ExpandCosts,
     TrainCosts,

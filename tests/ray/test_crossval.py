@@ -7,9 +7,9 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from ehr_ray.config import load
+from ehr_ray.commands.crossval.command import Plan, crossval
 from ehr_ray.errors import ConfigError
-from ehr_ray.runtime.crossval import Plan, crossval
+from ehr_ray.experiment import load
 
 pytestmark = pytest.mark.ray
 CONFIG = Path(__file__).parents[2] / "configs" / "tiny" / "hcat.yaml"

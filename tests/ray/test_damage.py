@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ehr_ray.cli import main
+from ehr_ray.cli.main import main
+from ehr_ray.commands.train.command import train
 from ehr_ray.errors import InputError, RunError, UserError
 from ehr_ray.events.patients import cohort_shards
 from ehr_ray.runtime.tracking import RUN_FILE, Tracked, find_run
-from ehr_ray.runtime.trainer import train
 from ehr_ray.train.checkpoint import load
 
 HERE = {"cluster__num_workers": 0, "train__max_epochs": 1}

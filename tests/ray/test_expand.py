@@ -7,12 +7,12 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
+from ehr_ray.commands.expand import ShardExpander, expand
 from ehr_ray.errors import InputError, RoomError
 from ehr_ray.events.carry import carry_forward
 from ehr_ray.events.patients import read_patients, splits_of
 from ehr_ray.events.schema import EXPANDED
-from ehr_ray.runtime.datasets import vocabulary_of
-from ehr_ray.runtime.expand import ShardExpander, expand
+from ehr_ray.runtime.data.prepared import vocabulary_of
 
 pytestmark = pytest.mark.ray
 

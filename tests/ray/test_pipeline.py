@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ehr_ray.cli import main
+from ehr_ray.cli.main import main
 
 pytestmark = pytest.mark.ray
 TINY = Path(__file__).parents[2] / "configs" / "tiny"

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import ray
 
-from ehr_ray.cli import main
+from ehr_ray.cli.main import main
 
 pytestmark = pytest.mark.ray
 

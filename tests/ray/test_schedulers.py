@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from ehr_ray.config import load
-from ehr_ray.runtime.schedulers import AGAIN, scheduler
-from ehr_ray.search import Choice, LogUniform
+from ehr_ray.config.search import Choice, LogUniform
+from ehr_ray.experiment import load
+from ehr_ray.runtime.tuning.schedulers import AGAIN, scheduler
 
 TRIALS, ROUNDS, GRACE = 8, 9, 2
 CONFIG = Path(__file__).parents[2] / "configs" / "tiny" / "set_vae.yaml"

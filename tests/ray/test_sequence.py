@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ehr_ray.runtime.evaluation import evaluate
-from ehr_ray.runtime.ingest import ingest
-from ehr_ray.runtime.trainer import train
+from ehr_ray.commands.evaluate.command import evaluate
+from ehr_ray.commands.ingest import ingest
+from ehr_ray.commands.train.command import train
 from ehr_ray.train import checkpoint
 
 pytestmark = pytest.mark.ray

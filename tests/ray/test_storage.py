@@ -22,16 +22,16 @@ import torch
 from safetensors.torch import load_file
 
 import ehr_ray
-from ehr_ray.config import load
+from ehr_ray.commands.embed import embed
+from ehr_ray.commands.evaluate.command import evaluate
+from ehr_ray.commands.expand import expand
+from ehr_ray.commands.ingest import ingest
+from ehr_ray.commands.train.command import train
+from ehr_ray.commands.tune import tune
 from ehr_ray.errors import ConfigError, InputError, RunError
-from ehr_ray.places import STAGING
-from ehr_ray.runtime import storage
-from ehr_ray.runtime.evaluation import evaluate
-from ehr_ray.runtime.expand import expand
-from ehr_ray.runtime.inference import embed
-from ehr_ray.runtime.ingest import ingest
-from ehr_ray.runtime.trainer import train
-from ehr_ray.runtime.tuner import tune
+from ehr_ray.experiment import load
+from ehr_ray.storage import sync
+from ehr_ray.storage.paths import STAGING
 
 pytestmark = pytest.mark.ray
 CONFIG = Path(__file__).parents[2] / "configs" / "tiny" / "set_vae.yaml"
@@ -95,7 +95,7 @@ def test_ingest_again_from_another_machine_has_nothing_to_do(stored, bucket, mac
     machine("second")
     again = ingest("synthetic", None, stored, options={"patients": 80}, cpus=1)
     assert again.reused
-    assert storage.names_in(stored) >= {"metadata/codes.parquet", "data/train/0.parquet"}
+    assert sync.names_in(stored) >= {"metadata/codes.parquet", "data/train/0.parquet"}
     with pytest.raises(InputError, match="another input or other options"):
         ingest("synthetic", None, stored, options={"patients": 90}, cpus=1)
     bucket.create_dir("hospital/other")
@@ -111,7 +111,7 @@ def test_expand_from_bucket_to_bucket_gives_what_folders_give(stored, bucket, ma
     assert expand(stored, f"{BUCKET}/expanded").tokens == first.tokens
     with pytest.raises(InputError, match="holds another expansion"):
         expand(stored, f"{BUCKET}/expanded", lvcf_minutes=60)
-    expand(storage.fetch(stored), tmp_path / "expanded")
+    expand(sync.fetch(stored), tmp_path / "expanded")
     for split in ("train", "tuning", "held_out"):
         there = pyarrow.dataset.dataset(f"hospital/expanded/{split}", filesystem=bucket)
         here = pq.read_table(tmp_path / "expanded" / split)
@@ -122,14 +122,14 @@ def test_expand_from_bucket_to_bucket_gives_what_folders_give(stored, bucket, ma
 def test_a_killed_training_goes_on_from_the_store_on_another_machine(
     stored, bucket, machine, tmp_path, capsys, caplog
 ):
-    whole = train(experiment(storage.fetch(stored), tmp_path / "runs", "name=whole")).run
+    whole = train(experiment(sync.fetch(stored), tmp_path / "runs", "name=whole")).run
     output = f"{BUCKET}/runs"
     killed = threading.Event()
 
     def kill_once():
         deadline = time.monotonic() + 180
         while time.monotonic() < deadline:
-            done = {name for name in storage.names_in(f"{output}/run") if "progress" in name}
+            done = {name for name in sync.names_in(f"{output}/run") if "progress" in name}
             if done and max(done) >= "state/000000000006":
                 for process in _train_workers():
                     os.kill(process, 9)
@@ -151,13 +151,13 @@ def test_a_killed_training_goes_on_from_the_store_on_another_machine(
     assert f"step {trained.step} " in capsys.readouterr().err  # of workers elsewhere
     assert trained.resumed_at >= 6
     assert trained.step > trained.resumed_at
-    names = storage.names_in(f"{output}/run")
+    names = sync.names_in(f"{output}/run")
     states = {name.split("/")[1] for name in names if name.startswith("state/")}
     assert len(states) <= 2, states  # older ones went
     blocks = {name.split("/")[1] for name in objects(bucket, "runs") if name.startswith(".cache/")}
     assert len(blocks) == 1, blocks  # the second machine found those of the first
     machine("third")
-    run = storage.fetch(f"{output}/run")
+    run = sync.fetch(f"{output}/run")
     step = f"{trained.step:012d}"
     for folder in ("checkpoint", f"state/{step}"):
         ours, theirs = weights(run / folder), weights(whole / folder)
@@ -169,11 +169,11 @@ def test_a_killed_training_goes_on_from_the_store_on_another_machine(
 
     lines = evaluate(f"{output}/run")
     assert f"report: {output}/run/report.html" in lines
-    assert storage.names_in(f"{output}/run") >= {"metrics.json", "report.html", "results.csv"}
+    assert sync.names_in(f"{output}/run") >= {"metrics.json", "report.html", "results.csv"}
     evaluate(f"{output}/run", output=f"{BUCKET}/results", task="none")
-    assert "metrics.json" in storage.names_in(f"{BUCKET}/results")
+    assert "metrics.json" in sync.names_in(f"{BUCKET}/results")
     assert embed(f"{output}/run", stored, f"{BUCKET}/vectors/all.parquet") == 80
-    assert storage.footer(f"{BUCKET}/vectors/all.parquet").num_rows == 80
+    assert sync.footer(f"{BUCKET}/vectors/all.parquet").num_rows == 80
     assert objects(bucket, "vectors") == {"all.parquet"}
     assert not {name for name in objects(bucket, "runs/run") if name.startswith(".progress")}
     machine("fourth")
@@ -203,13 +203,13 @@ def test_a_store_that_refuses_is_one_line(stored, machine, monkeypatch):
         train(experiment(stored, f"{BUCKET}/runs", "tracking.experiment=x"))
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     with pytest.raises(RunError, match="no store answers there; check AWS_ENDPOINT_URL"):
-        storage.fetch(stored)
+        sync.fetch(stored)
 
 
 def test_a_report_that_cannot_be_stored_is_tried_again(
     cohort, machine, monkeypatch, tmp_path, capsys
 ):
-    output, push, failures = f"file://{tmp_path}/store", storage.push, []
+    output, push, failures = f"file://{tmp_path}/store", sync.push, []
 
     def fails(place, *, mirror=(), whole=False):
         if mirror and len(failures) < limit:
@@ -217,12 +217,12 @@ def test_a_report_that_cannot_be_stored_is_tried_again(
             raise RunError("the store is away")
         push(place, mirror=mirror, whole=whole)
 
-    monkeypatch.setattr(storage, "push", fails)
+    monkeypatch.setattr(sync, "push", fails)
     limit, changes = 2, ("cluster.num_workers=0", "train.max_epochs=2")
     trained = train(experiment(cohort, output, "name=run", *changes))
     said = capsys.readouterr().err
     assert said.count("not stored, tried again at the next report: the store is away") == limit
-    assert f"state/{trained.step:012d}/progress.yaml" in storage.names_in(f"{output}/run")
+    assert f"state/{trained.step:012d}/progress.yaml" in sync.names_in(f"{output}/run")
     limit = 1000
     with pytest.raises(RunError, match="the store is away"):
         train(experiment(cohort, output, "name=lost", *changes))
@@ -236,7 +236,7 @@ def test_a_search_lies_in_a_store_and_is_known_on_another_machine(stored, bucket
     there = objects(bucket, "searches/sweep")
     assert there >= {"search.yaml", "trials.parquet", "report.html", "trials/0000/trial.yaml"}
     hidden = {name.rpartition("/")[0] for name in there if "/." in f"/{name}"}
-    assert {name.rpartition("/")[2] for name in hidden} <= {storage.BEFORE}
+    assert {name.rpartition("/")[2] for name in hidden} <= {sync.BEFORE}
     machine("second")
     again = tune(given)
     pd.testing.assert_frame_equal(again.sweep.frame, first.sweep.frame)

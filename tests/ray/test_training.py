@@ -14,12 +14,12 @@ import pytest
 import yaml
 from ray._private.state import actors
 
-from ehr_ray.config import dump
+from ehr_ray.commands.benchmark.faults import goodput, same_weights, train_noted
+from ehr_ray.commands.train.command import train
 from ehr_ray.errors import ConfigError, InputError
+from ehr_ray.experiment import dump
 from ehr_ray.registry import get_family
-from ehr_ray.runtime.datasets import prepared
-from ehr_ray.runtime.fault_speed import goodput, same_weights, train_noted
-from ehr_ray.runtime.trainer import train
+from ehr_ray.runtime.data.prepared import prepared
 from ehr_ray.train import checkpoint
 
 pytestmark = pytest.mark.ray
@@ -28,7 +28,7 @@ LONG = {"train__max_epochs": 12, "train__report_steps": 4}
 
 @pytest.fixture(scope="module")
 def undisturbed(cluster, cohort, tmp_path_factory):
-    from ehr_ray.config import load
+    from ehr_ray.experiment import load
 
     config = Path(__file__).parents[2] / "configs" / "tiny" / "set_vae.yaml"
     output = tmp_path_factory.mktemp("undisturbed")
@@ -96,7 +96,7 @@ def test_killed_program_resumes_by_the_same_command(cluster, tiny, undisturbed, 
     experiment = tiny("program", cluster__num_workers=2, **LONG)
     config = tmp_path / "program.yaml"
     config.write_text(yaml.safe_dump(dump(experiment)))
-    command = [sys.executable, "-m", "ehr_ray.cli", "train", str(config)]
+    command = [sys.executable, "-m", "ehr_ray.cli.main", "train", str(config)]
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     first = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 180
@@ -119,7 +119,7 @@ def test_killed_program_resumes_by_the_same_command(cluster, tiny, undisturbed, 
 
 
 def test_every_patient_is_drawn_once_an_epoch_whatever_the_workers(cohort, tiny):
-    from ehr_ray.runtime.worker import loader_of
+    from ehr_ray.runtime.training.worker import loader_of
 
     experiment = tiny()
     family = get_family("set_vae")

@@ -13,14 +13,14 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 
-from ehr_ray.cli import main
-from ehr_ray.config import dump
+from ehr_ray.cli.main import main
+from ehr_ray.commands.ingest import ingest
+from ehr_ray.commands.tune import tune
 from ehr_ray.errors import ConfigError, InputError, RoomError
-from ehr_ray.runtime.ingest import ingest
+from ehr_ray.experiment import dump
 from ehr_ray.runtime.tracking import find_run
-from ehr_ray.runtime.trial import FINAL, read_trial, write_trial
-from ehr_ray.runtime.tuner import tune
-from ehr_ray.runtime.yardstick import MEASURES
+from ehr_ray.runtime.training.ranking import MEASURES
+from ehr_ray.runtime.tuning.trial import FINAL, read_trial, write_trial
 from ehr_ray.train import history
 from ehr_ray.train.checkpoint import load
 
@@ -233,7 +233,7 @@ def kill_once(experiment, folder, reached):
     """Search in a program of its own, and kill it once a trial has made a report."""
     config = folder / f"{experiment.name}.yaml"
     config.write_text(yaml.safe_dump(dump(experiment)))
-    command = [sys.executable, "-m", "ehr_ray.cli", "tune", str(config)]
+    command = [sys.executable, "-m", "ehr_ray.cli.main", "tune", str(config)]
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     first = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
     report, deadline = (

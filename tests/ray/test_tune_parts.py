@@ -8,17 +8,17 @@ from types import SimpleNamespace
 
 import pytest
 
-from ehr_ray.config import load
+from ehr_ray.config.search import Choice, LogUniform, TuneConfig, Uniform
 from ehr_ray.errors import ConfigError, InputError
+from ehr_ray.experiment import load
 from ehr_ray.family import Select
-from ehr_ray.runtime.searcher import STARTUP_TRIALS, Proposals, Samples, known_trials
 from ehr_ray.runtime.session import _stopped_like_interrupted
-from ehr_ray.runtime.sweep import read_sweep
-from ehr_ray.runtime.trial import place, write_trial
-from ehr_ray.runtime.trial_data import data_paths, datasets
-from ehr_ray.runtime.tune_plan import check_space, concurrency, default_space
-from ehr_ray.runtime.yardstick import MEASURES, PROBE, WORST, rank_of, score
-from ehr_ray.search import Choice, LogUniform, TuneConfig, Uniform
+from ehr_ray.runtime.training.ranking import MEASURES, PROBE, WORST, rank_of, score
+from ehr_ray.runtime.tuning.plan import check_space, concurrency, default_space
+from ehr_ray.runtime.tuning.proposals import STARTUP_TRIALS, Proposals, Samples, known_trials
+from ehr_ray.runtime.tuning.trial import place, write_trial
+from ehr_ray.runtime.tuning.trial_data import data_paths, datasets
+from ehr_ray.runtime.tuning.trials_table import read_sweep
 from ehr_ray.train import history
 from ehr_ray.train.task import family_of
 

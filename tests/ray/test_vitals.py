@@ -6,13 +6,14 @@ import h5py
 import pytest
 import yaml
 
-from ehr_ray.config import load
+from ehr_ray.commands.evaluate.command import evaluate
+from ehr_ray.commands.prepare import prepare
+from ehr_ray.commands.train import fallback
+from ehr_ray.commands.train.command import train
 from ehr_ray.errors import InputError
-from ehr_ray.evaluation import vitals
-from ehr_ray.runtime import fallback
-from ehr_ray.runtime.evaluation import evaluate
+from ehr_ray.experiment import load
+from ehr_ray.families.vitals_vae.evaluation import suites
 from ehr_ray.runtime.progress import Screen
-from ehr_ray.runtime.trainer import prepare, train
 from ehr_ray.train import loop
 from ehr_ray.train.checkpoint import load as load_run
 from ehr_ray.train.checkpoint import save_state
@@ -179,8 +180,8 @@ def test_a_family_without_a_format_says_so(experiment, tmp_path):
 
 @pytest.mark.ray
 def test_whole_stays_are_evaluated_without_a_task(experiment, cluster, monkeypatch):
-    monkeypatch.setattr(vitals, "RESAMPLES", 1)
-    monkeypatch.setattr(vitals, "MAPPED_RESAMPLES", 1)
+    monkeypatch.setattr(suites, "RESAMPLES", 1)
+    monkeypatch.setattr(suites, "MAPPED_RESAMPLES", 1)
     done = train(experiment())
     lines = evaluate(done.run, task="none")
     assert any(line.startswith("criteria: ") for line in lines)

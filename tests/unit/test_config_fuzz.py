@@ -8,10 +8,11 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ehr_ray.config import dump, load, override, parse, parse_override, read_yaml
+from ehr_ray.commands.train.pipeline import is_pipeline, load_pipeline
+from ehr_ray.config.yaml_files import override, parse_override, read_yaml
 from ehr_ray.errors import ConfigError, UserError
+from ehr_ray.experiment import dump, load, parse
 from ehr_ray.registry import FAMILIES
-from ehr_ray.runtime.pipeline import is_pipeline, load_pipeline
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "tiny"
 FILES = sorted(path for path in CONFIGS.glob("*.yaml") if not is_pipeline(path))

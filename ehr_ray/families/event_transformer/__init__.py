@@ -1,5 +1,6 @@
 """Event transformers: an encoder or decoder over events embedded as phrases (seed: embedded)."""
 
+from ehr_ray.config.search import Choice, LogUniform, Uniform
 from ehr_ray.families.event_transformer.config import TOKEN_FIELDS, EventTransformerConfig, unswept
 from ehr_ray.families.event_transformer.data import collate, transform
 from ehr_ray.families.event_transformer.loss import loss, perplexity
@@ -7,7 +8,6 @@ from ehr_ray.families.event_transformer.model import EventTransformer
 from ehr_ray.families.event_transformer.predict import predict, represent, represent_width
 from ehr_ray.families.event_transformer.table import check_files, phrase_texts
 from ehr_ray.family import Family, Represent
-from ehr_ray.search import Choice, LogUniform, Uniform
 
 FAMILY = Family(
     name="event_transformer",

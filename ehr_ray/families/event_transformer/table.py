@@ -8,12 +8,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ehr_ray.errors import ConfigError, InputError
-from ehr_ray.events.hashing import HASHED_WIDTH, HASHING, hashed
+from ehr_ray.events.hashed_text import HASHED_WIDTH, HASHING, hashed
 from ehr_ray.events.phrases import Lookups, read_lookup
 from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.families.event_transformer.config import EventTransformerConfig
 from ehr_ray.families.event_transformer.data import token_book
-from ehr_ray.places import local
+from ehr_ray.storage.paths import local
 
 TABLE = "table.safetensors"
 

@@ -1,9 +1,11 @@
 """HCAT: five modalities, imputed where they are missing, fused to two outcomes."""
 
+from ehr_ray.config.schedules import Ramp
+from ehr_ray.config.search import Choice, LogUniform, Uniform
 from ehr_ray.events.modalities import MODALITIES
 from ehr_ray.families.hcat.config import HCATConfig
 from ehr_ray.families.hcat.data import collate, transform
-from ehr_ray.families.hcat.files import export, summary
+from ehr_ray.families.hcat.export import export, summary
 from ehr_ray.families.hcat.loss import loss
 from ehr_ray.families.hcat.model import HCAT, begin
 from ehr_ray.families.hcat.predict import (
@@ -17,8 +19,6 @@ from ehr_ray.families.hcat.predict import (
 )
 from ehr_ray.families.hcat.text import check_files, phrase_texts
 from ehr_ray.family import Diagnose, Family, Select
-from ehr_ray.schedules import Ramp
-from ehr_ray.search import Choice, LogUniform, Uniform
 
 FAMILY = Family(
     name="hcat",

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ehr_ray.events.modalities import MODALITIES, WIDTH
 from ehr_ray.families.hcat.config import HCATConfig
-from ehr_ray.families.hcat.tokens import Tokens
+from ehr_ray.families.hcat.tokenizer import Tokens
 from ehr_ray.nn.attention import attend
 from ehr_ray.nn.gaussian import sample
 from ehr_ray.nn.transformer import Block

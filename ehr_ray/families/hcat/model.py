@@ -9,14 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ehr_ray.events.leaks import require_no_leak
+from ehr_ray.events.leakage import require_no_leak
 from ehr_ray.events.modalities import MODALITIES, WIDTH
 from ehr_ray.events.outcomes import censoring, step
 from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.families.hcat.config import HCATConfig
-from ehr_ray.families.hcat.fuse import EnhancedHCAT, Fused
+from ehr_ray.families.hcat.fusion import EnhancedHCAT, Fused
 from ehr_ray.families.hcat.imputer import AdvancedIterativeImputer, Imputed
-from ehr_ray.families.hcat.tokens import Tokenizer, Tokens
+from ehr_ray.families.hcat.tokenizer import Tokenizer, Tokens
 from ehr_ray.family import Batch
 from ehr_ray.nn.noise import combine, normal, uniform
 

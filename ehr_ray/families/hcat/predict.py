@@ -13,7 +13,7 @@ import torch
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 from torch import Tensor, nn
 
-from ehr_ray.events.leaks import LIMIT
+from ehr_ray.events.leakage import LIMIT
 from ehr_ray.events.modalities import layout_of
 from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.families.hcat.config import HCATConfig

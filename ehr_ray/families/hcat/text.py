@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ehr_ray.errors import InputError
-from ehr_ray.events.hashing import HASHED_WIDTH, HASHING, hashed
+from ehr_ray.events.hashed_text import HASHED_WIDTH, HASHING, hashed
 from ehr_ray.events.modalities import MODALITIES, layout_of
 from ehr_ray.events.phrases import phrases_of
 from ehr_ray.events.vocabulary import Vocabulary

@@ -1,7 +1,10 @@
 """JEPA on hours or visits: rows of a patient predicted in the space of their own encoder."""
 
+from ehr_ray.config.schedules import Ramp
+from ehr_ray.config.search import Choice, LogUniform, Uniform
 from ehr_ray.families.jepa.config import JEPAConfig
 from ehr_ray.families.jepa.data import collate, predictable, remedy, transform
+from ehr_ray.families.jepa.diagnostics import prediction_warnings
 from ehr_ray.families.jepa.loss import compares, loss
 from ehr_ray.families.jepa.model import JEPA, after_step
 from ehr_ray.families.jepa.predict import (
@@ -15,9 +18,6 @@ from ehr_ray.families.jepa.predict import (
     targets,
 )
 from ehr_ray.family import Diagnose, Family, Represent, Select, Usable
-from ehr_ray.nn.latent_prediction import prediction_warnings
-from ehr_ray.schedules import Ramp
-from ehr_ray.search import Choice, LogUniform, Uniform
 
 FAMILY = Family(
     name="jepa",

@@ -15,8 +15,8 @@ from ehr_ray.events.visits import STATISTICS
 from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.families.jepa.config import JEPAConfig, Size
 from ehr_ray.families.jepa.data import features_of
+from ehr_ray.families.jepa.dense_rows import Sheet, columns, dense, places, rows_at
 from ehr_ray.families.jepa.masks import draw_masks
-from ehr_ray.families.jepa.sheet import Sheet, columns, dense, places, rows_at
 from ehr_ray.family import Batch, Knobs
 from ehr_ray.nn.noise import combine
 from ehr_ray.nn.transformer import Block, time_waves

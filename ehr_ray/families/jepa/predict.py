@@ -8,10 +8,10 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
+from ehr_ray.families.jepa.dense_rows import carried, dense, places, rows_at
+from ehr_ray.families.jepa.diagnostics import Predicted, prediction_measures
 from ehr_ray.families.jepa.model import JEPA
-from ehr_ray.families.jepa.sheet import carried, dense, places, rows_at
 from ehr_ray.family import Batch
-from ehr_ray.nn.latent_prediction import Predicted, prediction_measures
 from ehr_ray.nn.noise import combine, uniform
 
 SEED = 0

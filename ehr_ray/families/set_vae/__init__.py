@@ -1,5 +1,7 @@
 """SetVAE: a variational autoencoder of sets of observed and carried values (seed: SeqSetVAE)."""
 
+from ehr_ray.config.schedules import Constant, Ramp
+from ehr_ray.config.search import Choice, LogUniform, Uniform
 from ehr_ray.families.set_vae.config import SetVAEConfig
 from ehr_ray.families.set_vae.data import collate, transform
 from ehr_ray.families.set_vae.embedding import check_files
@@ -13,8 +15,6 @@ from ehr_ray.families.set_vae.predict import (
     represent_width,
 )
 from ehr_ray.family import Family, Represent
-from ehr_ray.schedules import Constant, Ramp
-from ehr_ray.search import Choice, LogUniform, Uniform
 
 FAMILY = Family(
     name="set_vae",

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from ehr_ray.families.set_vae.augment import sample_sets
 from ehr_ray.families.set_vae.config import SetConfig, SetVAEConfig
-from ehr_ray.families.set_vae.perturb import sample_sets
 from ehr_ray.family import Batch, Knobs, Term, Terms
 from ehr_ray.nn.gaussian import free_bits, kl_standard
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ehr_ray.events.vocabulary import Vocabulary
-from ehr_ray.families.set_vae import chunks, perturb
+from ehr_ray.families.set_vae import augment, chunking
 from ehr_ray.families.set_vae.attention import ISAB, MAB, Pooling
 from ehr_ray.families.set_vae.config import SetConfig
 from ehr_ray.families.set_vae.embedding import embedding_table, reduced
@@ -81,15 +81,15 @@ class SetVAE(nn.Module):
         `recon` [M], `mu` and `logvar` [L, M, Z]; `padding` and `padded`, tokens computed in vain
         and in all. Sets of like size are computed together.
         """
-        pieces = chunks.by_size(batch, self.config.chunk_tokens)
+        pieces = chunking.by_size(batch, self.config.chunk_tokens)
         parts = [
-            chunks.bounded(len(pieces), self._measured, chunks.chunk(batch, index), seed)
+            chunking.bounded(len(pieces), self._measured, chunking.chunk(batch, index), seed)
             for index in pieces
         ]
         recon, mu, logvar = (
-            chunks.joined(list(column), pieces) for column in zip(*parts, strict=True)
+            chunking.joined(list(column), pieces) for column in zip(*parts, strict=True)
         )
-        padded = chunks.padded_tokens(batch, pieces)
+        padded = chunking.padded_tokens(batch, pieces)
         return {
             "recon": recon,
             "mu": mu.transpose(0, 1),
@@ -107,7 +107,7 @@ class SetVAE(nn.Module):
         """
         target = self.target(batch)
         posterior = self.encode(batch, seed if self.training else None)
-        key = perturb.set_key(batch, seed)
+        key = augment.set_key(batch, seed)
         latents = [
             sample(mu, logvar, combine(key, _LATENT, level))
             for level, (mu, logvar) in enumerate(zip(posterior.mu, posterior.logvar, strict=True))
@@ -142,9 +142,9 @@ class SetVAE(nn.Module):
         value, mask, directions = batch["value"], batch["mask"], self.directions
         if perturb_seed is not None:
             config = self.config
-            hidden = perturb.hidden_tokens(batch, config, perturb_seed)
-            value = value + perturb.value_noise(batch, config.val_noise_std, perturb_seed)
-            directions = perturb.jitter(directions, config.dir_noise_std, perturb_seed)
+            hidden = augment.hidden_tokens(batch, config, perturb_seed)
+            value = value + augment.value_noise(batch, config.val_noise_std, perturb_seed)
+            directions = augment.jitter(directions, config.dir_noise_std, perturb_seed)
         hidden = torch.zeros_like(mask) if hidden is None else hidden
         value = value.masked_fill(hidden, 0.0)
         age = torch.log1p(batch["age"]) / AGE_SCALE

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ehr_ray.families.set_vae.augment import hidden_tokens, select_sets
 from ehr_ray.families.set_vae.config import SetVAEConfig
 from ehr_ray.families.set_vae.model import Posterior, SetVAE
-from ehr_ray.families.set_vae.perturb import hidden_tokens, select_sets
 from ehr_ray.family import Batch
 from ehr_ray.nn.gaussian import kl_standard
 

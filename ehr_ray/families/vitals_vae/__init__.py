@@ -1,5 +1,7 @@
 """Vitals VAE: a multi-scale autoencoder of hourly vital signs, with its baseline and fallback."""
 
+from ehr_ray.config.schedules import Constant, Cycle
+from ehr_ray.config.search import Choice, LogUniform, Uniform
 from ehr_ray.families.vitals_vae.config import VitalsVAEConfig
 from ehr_ray.families.vitals_vae.data import collate, export, measured, remedy, transform
 from ehr_ray.families.vitals_vae.fallback import fallback
@@ -8,8 +10,6 @@ from ehr_ray.families.vitals_vae.model import VitalsVAE
 from ehr_ray.families.vitals_vae.predict import code_use, components, grids, latents, predict
 from ehr_ray.families.vitals_vae.quantise import code_warnings
 from ehr_ray.family import Diagnose, Family, Select, Usable
-from ehr_ray.schedules import Constant, Cycle
-from ehr_ray.search import Choice, LogUniform, Uniform
 
 FAMILY = Family(
     name="vitals_vae",

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from ehr_ray.events.grid import scales
 from ehr_ray.events.vocabulary import Vocabulary
-from ehr_ray.families.vitals_vae.cells import VALIDATION_HIDE, channels, hidden_cells
 from ehr_ray.families.vitals_vae.config import VitalsVAEConfig
 from ehr_ray.families.vitals_vae.conv import ConvDecoder, ConvEncoder
 from ehr_ray.families.vitals_vae.lstm import LSTMDecoder, LSTMEncoder
+from ehr_ray.families.vitals_vae.masking import VALIDATION_HIDE, channels, hidden_cells
 from ehr_ray.families.vitals_vae.quantise import Quantiser
 from ehr_ray.family import Batch
 from ehr_ray.nn.gaussian import sample

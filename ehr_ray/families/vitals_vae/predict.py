@@ -11,8 +11,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from ehr_ray.families.vitals_vae.cells import hidden_cells
 from ehr_ray.families.vitals_vae.conv import BRANCHES
+from ehr_ray.families.vitals_vae.masking import hidden_cells
 from ehr_ray.families.vitals_vae.model import VitalsVAE
 from ehr_ray.families.vitals_vae.quantise import perplexity
 from ehr_ray.family import Batch

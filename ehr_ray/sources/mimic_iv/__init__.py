@@ -1,7 +1,7 @@
 """MIMIC-IV 2.x and 3.x as downloaded: hosp/ and icu/ of CSV files, plain or compressed."""
 
 from ehr_ray.sources.mimic_iv.options import MimicIvOptions
-from ehr_ray.sources.mimic_iv.people import DESCRIPTIONS
+from ehr_ray.sources.mimic_iv.patients import DESCRIPTIONS
 from ehr_ray.sources.mimic_iv.reader import read, units
 from ehr_ray.sources.source import Source
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ehr_ray.sources.cells import (
+from ehr_ray.sources.parsing.cells import (
     BLANK,
     MAX_FLOAT32,
     Floats,

@@ -6,10 +6,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ehr_ray.sources.cells import Mask, Times, events_table
-from ehr_ray.sources.mimic_iv.registry import Registry, day_end
 from ehr_ray.sources.mimic_iv.rows import Block
+from ehr_ray.sources.mimic_iv.table_units import Registry, day_end
 from ehr_ray.sources.mimic_iv.tables import DAY_END, DISCHARGE, Event, Table
+from ehr_ray.sources.parsing.cells import Mask, Times, events_table
 
 
 def block_events(block: Block, table: Table, registry: Registry) -> pa.Table:

@@ -11,16 +11,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ehr_ray.errors import InputError
+from ehr_ray.sources.mimic_iv.descriptions import describe, read_titles
 from ehr_ray.sources.mimic_iv.events import block_events
 from ehr_ray.sources.mimic_iv.options import MimicIvOptions
-from ehr_ray.sources.mimic_iv.people import people
-from ehr_ray.sources.mimic_iv.registry import Registry, load, read_patients
+from ehr_ray.sources.mimic_iv.patients import people
 from ehr_ray.sources.mimic_iv.rows import read_blocks
+from ehr_ray.sources.mimic_iv.table_units import Registry, load, read_patients
 from ehr_ray.sources.mimic_iv.tables import ADMISSIONS, BY_NAME, PATIENTS, STAYS, TABLES, Table
 from ehr_ray.sources.mimic_iv.tasks import labels
-from ehr_ray.sources.mimic_iv.titles import describe, read_titles
-from ehr_ray.sources.parquet_files import READ_ERRORS
-from ehr_ray.sources.rejects import Rejects
+from ehr_ray.sources.parsing.parquet_files import READ_ERRORS
+from ehr_ray.sources.parsing.quarantine import Rejects
 from ehr_ray.sources.source import Chunk, Unit
 
 log = logging.getLogger(__name__)

@@ -10,11 +10,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ehr_ray.errors import InputError
-from ehr_ray.sources.cells import Mask
-from ehr_ray.sources.csv_files import csv_columns, read_csv
 from ehr_ray.sources.mimic_iv.columns import REASONS, Kind, parse
 from ehr_ray.sources.mimic_iv.tables import NEVER_DONE, Table
-from ehr_ray.sources.rejects import Rejects
+from ehr_ray.sources.parsing.cells import Mask
+from ehr_ray.sources.parsing.csv_files import csv_columns, read_csv
+from ehr_ray.sources.parsing.quarantine import Rejects
 
 BLOCK_BYTES: Final = 1 << 20
 

@@ -13,11 +13,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from ehr_ray.sources.cells import Mask, Times
-from ehr_ray.sources.labels import label_rows
 from ehr_ray.sources.mimic_iv.options import LONG_STAY_HOURS, MimicIvOptions
-from ehr_ray.sources.mimic_iv.registry import Admissions, Ids, Registry, joined, read_whole
+from ehr_ray.sources.mimic_iv.table_units import Admissions, Ids, Registry, joined, read_whole
 from ehr_ray.sources.mimic_iv.tables import STAYS
+from ehr_ray.sources.parsing.cells import Mask, Times
+from ehr_ray.sources.parsing.labels import label_rows
 
 READMISSION: Final = np.timedelta64(30, "D")
 LONG_STAY: Final = np.timedelta64(round(LONG_STAY_HOURS * 3600), "s")

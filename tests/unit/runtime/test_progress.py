@@ -1,9 +1,9 @@
 import time
 
-from ehr_ray.places import STAGING, local
 from ehr_ray.runtime import progress
 from ehr_ray.runtime.progress import ProgressFile, following
-from ehr_ray.runtime.storage import names_in, push
+from ehr_ray.storage.paths import STAGING, local
+from ehr_ray.storage.sync import names_in, push
 
 ROW = {"step": 4, "epoch": 1.0, "seconds": 2.0, "val/objective": 0.5}
 

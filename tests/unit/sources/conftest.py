@@ -6,8 +6,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from ehr_ray.commands.ingest import ingest
 from ehr_ray.events.schema import SPLITS
-from ehr_ray.runtime.ingest import ingest
 
 SHARED = Path(__file__).parents[4] / "shared" / "data"
 

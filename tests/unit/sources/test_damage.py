@@ -13,10 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from ehr_ray.commands.ingest import ingest
 from ehr_ray.errors import UserError
 from ehr_ray.events.grid import VITALS
 from ehr_ray.events.modality_h5 import write_modality
-from ehr_ray.runtime.ingest import ingest
 from ehr_ray.sources.source import SOURCES, get_source
 
 ROUNDS = 14

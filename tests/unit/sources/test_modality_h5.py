@@ -2,10 +2,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from ehr_ray.commands.ingest import ingest
 from ehr_ray.errors import InputError
 from ehr_ray.events.labels import read_labels
 from ehr_ray.events.modality_h5 import write_modality
-from ehr_ray.runtime.ingest import ingest
 
 RNG = np.random.default_rng(0)
 

@@ -5,7 +5,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ehr_ray.errors import InputError
-from ehr_ray.sources import identifiers
+from ehr_ray.sources.parsing import identifiers
 from ehr_ray.sources.patient_parquet import PatientParquetOptions, units
 
 ROWS = [("HR", 80.0, 5.0), ("Temp", 36.5, 0.0), ("HR", 90.0, 2880.0)]

@@ -100,7 +100,7 @@ def test_ties_keep_the_order_of_the_file(tmp_path, read):
 
 
 def test_bad_rows_are_quarantined_by_line_however_the_file_is_cut(tmp_path, cohort, monkeypatch):
-    monkeypatch.setattr("ehr_ray.sources.csv_files.BLOCK_BYTES", 300)
+    monkeypatch.setattr("ehr_ray.sources.parsing.csv_files.BLOCK_BYTES", 300)
     bad = {
         7: ("9,5,HR", "3 cells where the header has 4: '9,5,HR'"),
         8: ("9,5,HR,1,2", "5 cells where the header has 4: '9,5,HR,1,2'"),

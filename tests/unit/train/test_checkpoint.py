@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from ehr_ray.config import TrainConfig
+from ehr_ray.config.sections import TrainConfig
 from ehr_ray.errors import ConfigError, InputError, RunError
 from ehr_ray.registry import get_family
 from ehr_ray.train.checkpoint import (

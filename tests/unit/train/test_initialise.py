@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch import nn
 
+from ehr_ray.config.task import TaskConfig
 from ehr_ray.errors import InputError
 from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.registry import get_family
-from ehr_ray.task import TaskConfig
 from ehr_ray.train.checkpoint import save_checkpoint
 from ehr_ray.train.initialise import by_part, initialise
 from ehr_ray.train.task import with_task

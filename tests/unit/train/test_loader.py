@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from ehr_ray.config import DataConfig
+from ehr_ray.config.sections import DataConfig
 from ehr_ray.errors import InputError
 from ehr_ray.events.blocks import BlockStore, write_block
 from ehr_ray.train.loader import Loader

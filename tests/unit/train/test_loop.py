@@ -10,17 +10,22 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from ehr_ray.config import DataConfig, Experiment, TrainConfig, to_yaml
+from ehr_ray.config.schedules import Cycle, Ramp
+from ehr_ray.config.sections import DataConfig, TrainConfig
 from ehr_ray.errors import ConfigError, InputError, RunError
 from ehr_ray.events.blocks import BlockStore, write_block
+from ehr_ray.experiment import Experiment, to_yaml
 from ehr_ray.family import Diagnose, Family, Select, Term
 from ehr_ray.registry import get_family
-from ehr_ray.schedules import Cycle, Ramp
 from ehr_ray.train import history, loop
 from ehr_ray.train.backend import LocalBackend
 from ehr_ray.train.checkpoint import load, saved_progress
 from ehr_ray.train.loader import Loader
-from ehr_ray.train.loop import Sums, Watch, noise_seed, objective, train
+from ehr_ray.train.loop import train
+from ehr_ray.train.meters import Sums
+from ehr_ray.train.report import Watch
+from ehr_ray.train.seeds import noise_seed
+from ehr_ray.train.step import objective
 
 RANK = Path(__file__).with_name("two_ranks.py")
 

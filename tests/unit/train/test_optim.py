@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from ehr_ray.config import LayerConfig, TrainConfig
+from ehr_ray.config.sections import LayerConfig, TrainConfig
 from ehr_ray.errors import ConfigError
 from ehr_ray.train.optim import (
     drop_held,

@@ -2,9 +2,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from ehr_ray.config import TrainConfig
+from ehr_ray.config.schedules import Cycle
+from ehr_ray.config.sections import TrainConfig
 from ehr_ray.family import Select
-from ehr_ray.schedules import Cycle
 from ehr_ray.train.checkpoint import Progress
 from ehr_ray.train.selection import cycles_without_better, note, note_others
 

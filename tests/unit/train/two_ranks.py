@@ -13,12 +13,14 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from ehr_ray.config import parse, read_yaml
+from ehr_ray.config.yaml_files import read_yaml
 from ehr_ray.events.blocks import BlockStore
 from ehr_ray.events.vocabulary import Vocabulary
+from ehr_ray.experiment import parse
 from ehr_ray.registry import get_family
 from ehr_ray.train.loader import Loader
-from ehr_ray.train.loop import Watch, train
+from ehr_ray.train.loop import train
+from ehr_ray.train.report import Watch
 
 
 class GlooBackend:

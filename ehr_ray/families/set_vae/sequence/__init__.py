@@ -1,8 +1,10 @@
 """SeqSetVAE-PoE: a stay as a sequence of sets, each expected from those before."""
 
+from ehr_ray.config.schedules import Constant, Ramp
+from ehr_ray.config.search import Choice, LogUniform, Uniform
 from ehr_ray.families.set_vae.data import collate, transform
 from ehr_ray.families.set_vae.embedding import check_files
-from ehr_ray.families.set_vae.sequence.anomaly import anomalies
+from ehr_ray.families.set_vae.sequence.anomaly_scores import anomalies
 from ehr_ray.families.set_vae.sequence.config import SeqSetVAEConfig
 from ehr_ray.families.set_vae.sequence.loss import loss
 from ehr_ray.families.set_vae.sequence.model import SeqSetVAE
@@ -14,8 +16,6 @@ from ehr_ray.families.set_vae.sequence.predict import (
     represent_width,
 )
 from ehr_ray.family import Family, Represent
-from ehr_ray.schedules import Constant, Ramp
-from ehr_ray.search import Choice, LogUniform, Uniform
 
 FAMILY = Family(
     name="seqset_poe",

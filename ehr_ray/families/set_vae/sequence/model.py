@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ehr_ray.events.vocabulary import Vocabulary
-from ehr_ray.families.set_vae import chunks, perturb
+from ehr_ray.families.set_vae import augment, chunking
 from ehr_ray.families.set_vae.loss import chamfer
 from ehr_ray.families.set_vae.model import SetVAE
 from ehr_ray.families.set_vae.sequence import experts
@@ -59,19 +59,19 @@ class SeqSetVAE(nn.Module):
         of its stay each stands for; `kl` [M, D] of the product from the prior, and `kl_standard`
         [M] of it from N(0, 1); `padding` and `padded`, tokens computed in vain and in all.
         """
-        pieces = chunks.by_size(batch, self.config.chunk_tokens)
+        pieces = chunking.by_size(batch, self.config.chunk_tokens)
         beliefs = self.beliefs(batch, seed if self.training else None, pieces)
-        key = combine(perturb.set_key(batch, seed), _LATENT)
+        key = combine(augment.set_key(batch, seed), _LATENT)
         latent = sample(beliefs.post_mu, beliefs.post_logvar, key)
         decoded = torch.ones_like(batch["patient"], dtype=torch.bool)
         weight = torch.ones_like(batch["num_sets"], dtype=torch.float32)
         if self.config.decode_sets is not None:
-            decoded = perturb.drawn_sets(batch, self.config.decode_sets, seed)
+            decoded = augment.drawn_sets(batch, self.config.decode_sets, seed)
             weight = batch["num_sets"] / batch["num_sets"].clamp(max=self.config.decode_sets)
         noise = self.config.decoder_noise if self.training else self.config.eval_decoder_noise
         standard = torch.zeros_like(beliefs.post_mu)
         normal = experts.divergence(beliefs.post_mu, beliefs.post_logvar, standard, standard)
-        padded = chunks.padded_tokens(batch, pieces)
+        padded = chunking.padded_tokens(batch, pieces)
         return {
             "recon": self.errors(batch, latent, decoded, seed, noise),
             "decoded": decoded,
@@ -88,7 +88,7 @@ class SeqSetVAE(nn.Module):
         self, batch: Batch, seed: int | None = None, pieces: list[Tensor] | None = None
     ) -> Beliefs:
         """Return what is believed of each set; with a seed inputs are perturbed as in training."""
-        pieces = chunks.by_size(batch, self.config.chunk_tokens) if pieces is None else pieces
+        pieces = chunking.by_size(batch, self.config.chunk_tokens) if pieces is None else pieces
         return self.expect(batch, *self.encode(batch, seed, pieces))
 
     def task_beliefs(self, batch: Batch, seed: int | None) -> Beliefs:
@@ -101,28 +101,28 @@ class SeqSetVAE(nn.Module):
         noise = seed if self.config.perturb_task else None
         if seed is None or limit is None or int(batch["num_sets"].max()) <= limit:
             return self.beliefs(batch, noise)
-        drawn = perturb.drawn_sets(batch, limit, seed + 1)
+        drawn = augment.drawn_sets(batch, limit, seed + 1)
         found, indices = [], []
         for which, graded in ((drawn, torch.is_grad_enabled()), (~drawn, False)):
             places = which.nonzero().squeeze(1)
-            sets = chunks.chosen(batch, places)
+            sets = chunking.chosen(batch, places)
             with torch.set_grad_enabled(graded):
                 found.append(
-                    self.encode(sets, noise, chunks.by_size(sets, self.config.chunk_tokens))
+                    self.encode(sets, noise, chunking.by_size(sets, self.config.chunk_tokens))
                 )
             indices.append(places)
-        mu, logvar = (chunks.joined(list(parts), indices) for parts in zip(*found, strict=True))
+        mu, logvar = (chunking.joined(list(parts), indices) for parts in zip(*found, strict=True))
         return self.expect(batch, mu, logvar)
 
     def encode(self, batch: Batch, seed: int | None, pieces: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Return mean and log-variance of q(z_t | x_t), [M, D]."""
         mus, logvars = [], []
         for index in pieces:
-            part = chunks.chunk(batch, index)
-            mu, logvar = chunks.bounded(len(pieces), self._encode, part, seed)
+            part = chunking.chunk(batch, index)
+            mu, logvar = chunking.bounded(len(pieces), self._encode, part, seed)
             mus.append(mu)
             logvars.append(logvar)
-        return chunks.joined(mus, pieces), chunks.joined(logvars, pieces)
+        return chunking.joined(mus, pieces), chunking.joined(logvars, pieces)
 
     def expect(self, batch: Batch, mu: Tensor, logvar: Tensor) -> Beliefs:
         """Return what is believed where q(z_t | x_t) are `mu` and `logvar` [M, D].
@@ -159,13 +159,15 @@ class SeqSetVAE(nn.Module):
         self, batch: Batch, latent: Tensor, which: Tensor, seed: int, noise: float = 0.0
     ) -> Tensor:
         """Return the reconstruction error of the sets `which` [M] from latents [M, D], [K]."""
-        kept, wanted = chunks.chosen(batch, which), latent[which]
-        pieces = chunks.by_size(kept, self.config.chunk_tokens)
+        kept, wanted = chunking.chosen(batch, which), latent[which]
+        pieces = chunking.by_size(kept, self.config.chunk_tokens)
         parts = [
-            chunks.bounded(len(pieces), self._error, chunks.chunk(kept, i), wanted[i], seed, noise)
+            chunking.bounded(
+                len(pieces), self._error, chunking.chunk(kept, i), wanted[i], seed, noise
+            )
             for i in pieces
         ]
-        return chunks.joined(parts, pieces)
+        return chunking.joined(parts, pieces)
 
     def levels_of(self, latent: Tensor) -> list[Tensor]:
         """Return a latent [M, D] as the set decoder takes it: one [M, Z] a level."""
@@ -176,7 +178,7 @@ class SeqSetVAE(nn.Module):
         return posterior.mu.transpose(0, 1).flatten(1), posterior.logvar.transpose(0, 1).flatten(1)
 
     def _error(self, part: Batch, latent: Tensor, seed: int, noise: float) -> Tensor:
-        key = perturb.set_key(part, seed) if noise else None
+        key = augment.set_key(part, seed) if noise else None
         decoded = self.sets.decode(self.levels_of(latent), part["code"], key, noise)
         return chamfer(decoded, self.sets.target(part), part["mask"], self.config)
 

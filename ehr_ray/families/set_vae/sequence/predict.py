@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ehr_ray.families.set_vae.perturb import hidden_tokens
+from ehr_ray.families.set_vae.augment import hidden_tokens
 from ehr_ray.families.set_vae.predict import HIDING_SEED, even_sets, pooled
 from ehr_ray.families.set_vae.sequence import experts
 from ehr_ray.families.set_vae.sequence.model import Beliefs, SeqSetVAE

@@ -1,7 +1,7 @@
 import pytest
 
-from ehr_ray.config import ConfigError, parse
 from ehr_ray.events.tokens import TokenOptions
+from ehr_ray.experiment import ConfigError, parse
 
 BARE = {"family": "event_transformer", "name": "x", "data": {"cohort": "c"}}
 

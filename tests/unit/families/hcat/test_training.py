@@ -8,7 +8,8 @@ from ehr_ray.registry import get_family
 from ehr_ray.train import history
 from ehr_ray.train.backend import LocalBackend
 from ehr_ray.train.checkpoint import load
-from ehr_ray.train.loop import Watch, train
+from ehr_ray.train.loop import train
+from ehr_ray.train.report import Watch
 
 
 class Killed(BaseException):

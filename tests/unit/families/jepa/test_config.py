@@ -1,7 +1,7 @@
 import pytest
 
-from ehr_ray.config import parse
 from ehr_ray.errors import ConfigError
+from ehr_ray.experiment import parse
 from ehr_ray.families.jepa.config import DEFAULT
 
 

@@ -5,7 +5,7 @@ import torch
 from ehr_ray.errors import ConfigError
 from ehr_ray.events.blocks import BlockStore, write_block
 from ehr_ray.families.jepa.data import collate, features_of, predictable, remedy, transform
-from ehr_ray.families.jepa.sheet import dense
+from ehr_ray.families.jepa.dense_rows import dense
 
 
 def test_a_batch_holds_the_last_word_on_each_cell(make_patient, make_config, vocabulary):

@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from ehr_ray.families.jepa.config import PRESETS
+from ehr_ray.families.jepa.dense_rows import dense
 from ehr_ray.families.jepa.model import Encoder, Predictor, after_step
-from ehr_ray.families.jepa.sheet import dense
 
 
 def size_of(module):

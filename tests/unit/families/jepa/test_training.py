@@ -8,13 +8,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ehr_ray.config import to_yaml
 from ehr_ray.errors import InputError
 from ehr_ray.events.blocks import write_block
+from ehr_ray.experiment import to_yaml
 from ehr_ray.registry import get_family
 from ehr_ray.train import history
 from ehr_ray.train.backend import LocalBackend
-from ehr_ray.train.loop import Watch, train
+from ehr_ray.train.loop import train
+from ehr_ray.train.report import Watch
 
 RANK = Path(__file__).parents[2] / "train" / "two_ranks.py"
 MEASURES = ("skill", "shuffled_gap", "target_std", "target_cosine", "target_rankme")

@@ -1,7 +1,7 @@
 import pytest
 
-from ehr_ray.config import dump, parse
 from ehr_ray.errors import ConfigError
+from ehr_ray.experiment import dump, parse
 from ehr_ray.families.vitals_vae.config import VitalsVAEConfig
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from ehr_ray.errors import InputError
 from ehr_ray.events.schema import is_origin
-from ehr_ray.sources.cohort import RECORD
+from ehr_ray.sources.building.cohort import RECORD
 from ehr_ray.sources.mimic_iv import reader, rows
 from ehr_ray.sources.mimic_iv.options import MimicIvOptions
 from ehr_ray.sources.mimic_iv.reader import read, units

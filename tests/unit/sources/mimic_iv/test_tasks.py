@@ -1,7 +1,7 @@
 import pytest
 
 from ehr_ray.sources.mimic_iv.options import MimicIvOptions
-from ehr_ray.sources.mimic_iv.registry import load
+from ehr_ray.sources.mimic_iv.table_units import load
 from ehr_ray.sources.mimic_iv.tasks import labels
 
 

@@ -1,7 +1,8 @@
 import pytest
 
-from ehr_ray.config import override, parse
+from ehr_ray.config.yaml_files import override
 from ehr_ray.errors import ConfigError
+from ehr_ray.experiment import parse
 from ehr_ray.families.set_vae.config import SetConfig
 from ehr_ray.families.set_vae.sequence.config import SeqSetVAEConfig
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from ehr_ray.families.set_vae import chunks
+from ehr_ray.families.set_vae import chunking
 from ehr_ray.families.set_vae.sequence.loss import loss
 
 KNOBS = {"beta": 0.2, "free_bits": 0.0, "capacity": 0.0, "noise_seed": 12345}
@@ -86,7 +86,7 @@ def test_padding_is_the_share_of_tokens_computed_in_vain(make_model, long_row, r
     model = make_model(chunk_tokens=50)
     found = terms_of(model, batch)["padding"]
     sizes = batch["mask"].sum(1)
-    pieces = chunks.by_size(batch, 50)
+    pieces = chunking.by_size(batch, 50)
     padded = sum(len(piece) * int(sizes[piece].max()) for piece in pieces)
     assert float(found.count) == padded
     assert float(found.sum) == padded - int(sizes.sum())

@@ -6,7 +6,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ehr_ray.errors import InputError
 from ehr_ray.families.set_vae import FAMILY as SET_VAE
-from ehr_ray.families.set_vae import chunks
+from ehr_ray.families.set_vae import chunking
 from ehr_ray.families.set_vae.config import SetVAEConfig
 from ehr_ray.families.set_vae.sequence import FAMILY
 from ehr_ray.families.set_vae.sequence import model as module
@@ -124,8 +124,8 @@ def test_chunks_change_neither_the_loss_nor_its_gradient(
 ):
     """Many chunks are recomputed in backward: the draws must be those of the first pass."""
     calls = []
-    plain = chunks.checkpoint
-    monkeypatch.setattr(chunks, "checkpoint", lambda *a, **k: calls.append(1) or plain(*a, **k))
+    plain = chunking.checkpoint
+    monkeypatch.setattr(chunking, "checkpoint", lambda *a, **k: calls.append(1) or plain(*a, **k))
     batch, found, terms = made_batch(*rows, long_row), [], []
     for tokens in (10**6, 40):
         model = make_model(chunk_tokens=tokens, decode_sets=6).train(training)

@@ -1,0 +1,87 @@
+"""The command line: `ehr-ray VERB ...`, and the same through `python jobs/VERB.py ...`."""
+
+import logging
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from ehr_ray.cli.parser import (
+    Parser,
+)
+from ehr_ray.cli.verbs import (
+    embed_arguments,
+    evaluate_arguments,
+    expand_arguments,
+    prepare_arguments,
+    quickstart_arguments,
+    train_arguments,
+)
+from ehr_ray.errors import RunError, UserError
+from ehr_ray.storage import files
+from ehr_ray.storage.paths import spoken
+
+RESUMED = ("train", "tune", "crossval")
+"""Verbs that keep states to go on from."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a verb; exit 2 on bad usage or input, 1 on a failed run, with one line on stderr."""
+    parsed = build_parser().parse_args(arguments)
+    logging.basicConfig(level=logging.INFO if parsed.verbose else logging.WARNING)
+    try:
+        parsed.run(parsed)
+    except UserError as error:
+        _fail(str(error), 2)
+    except RunError as error:
+        _fail(str(error), 1)
+    except KeyboardInterrupt:
+        where = " to go on from the last saved state" if parsed.verb in RESUMED else ""
+        _fail(f"interrupted; run the same command again{where}", 130)
+    except Exception as error:
+        if parsed.verbose:
+            raise
+        if isinstance(error, OSError) and error.errno in files.REMEDIES:
+            _fail(str(files.failed(error.filename or parsed.verb, error)), 1)
+        first = str(error).strip().splitlines()
+        reason = f"{type(error).__name__}: {first[0] if first else ''}"
+        _fail(f"{parsed.verb} failed: {reason} (run with -v for the traceback)", 1)
+
+
+def build_parser() -> Parser:
+    """Return the parser of every verb."""
+    parser = Parser(
+        prog="ehr-ray",
+        description="Train representation models of electronic health records on Ray.",
+        epilog="Start with `ehr-ray quickstart`; `ehr-ray VERB --help` shows an example of each.",
+    )
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    from ehr_ray.cli.ingest import ingest_arguments
+    from ehr_ray.cli.phrases import export_pt_arguments, phrases_arguments
+    from ehr_ray.cli.searches import benchmark_arguments, crossval_arguments, tune_arguments
+
+    for add in (
+        quickstart_arguments,
+        ingest_arguments,
+        expand_arguments,
+        phrases_arguments,
+        export_pt_arguments,
+        prepare_arguments,
+        train_arguments,
+        tune_arguments,
+        crossval_arguments,
+        evaluate_arguments,
+        embed_arguments,
+        benchmark_arguments,
+    ):
+        add(verbs)
+    return parser
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    sys.stdout.flush()
+    print(f"ehr-ray: {spoken(' '.join(message.split()))}", file=sys.stderr)
+    raise SystemExit(code)
+
+
+if __name__ == "__main__":
+    main()

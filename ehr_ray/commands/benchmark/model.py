@@ -1,0 +1,229 @@
+"""`benchmark --config`: how fast a config trains in one process, on one thread.
+
+Steps are the training loop's own: forward, backward, clipping and optimizer, with the loader's
+thread at work beside them. They are timed in CPU seconds of the training thread, which another
+program on the machine changes little.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+from ehr_ray.experiment import Experiment
+from ehr_ray.family import AnyFamily, Batch, Knobs, Terms
+from ehr_ray.runtime.data.prepared import Prepared, prepared
+from ehr_ray.runtime.text_embedding import with_phrases
+from ehr_ray.runtime.training.worker import loader_of, prevalence
+from ehr_ray.train.allocator import keep_freed_memory
+from ehr_ray.train.backend import LocalBackend
+from ehr_ray.train.loader import Loader
+from ehr_ray.train.meters import Sums
+from ehr_ray.train.optim import freeze, make_optimizer
+from ehr_ray.train.seeds import knobs_at
+from ehr_ray.train.step import objective, optimise
+from ehr_ray.train.task import family_of
+
+Numbers = dict[str, float]
+WARM = 1
+STEPS = 5
+COUNTED = 2
+"""Steps whose floating-point operations are counted: counting takes a step's time again."""
+MATRIX = 1024
+"""Side of the square matrices whose product is the yardstick: they fit in a core's cache."""
+TYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
+
+
+def model_speed(experiment: Experiment, *, steps: int = STEPS) -> Numbers:
+    """Return the training speed of an experiment on its own cohort.
+
+    Patients, and where a batch has them sets and tokens (without padding), per CPU second; FLOPs of
+    a step by torch's counter and their share of what a matrix product reaches in this process;
+    padding; waiting for data.
+    """
+    keep_freed_memory()
+    with prepared(experiment, family_of(experiment), on_ray=False) as data, _threads(1):
+        experiment = with_phrases(experiment, data.vocabulary, on_ray=False)
+        family = family_of(experiment, prevalence(experiment, data))
+        trainer = _Trainer(experiment, family, data)
+        size = sum(parameter.numel() for parameter in trainer.model.parameters())
+        return {"million parameters": size / 1e6, **_numbers(trainer, steps)}
+
+
+class _Trainer:
+    """A model with its optimizer and data, ready to take steps."""
+
+    def __init__(self, experiment: Experiment, family: AnyFamily, data: Prepared) -> None:
+        self.experiment = experiment
+        self.family = replace(family, loss=self._told)
+        self._loss = family.loss
+        self.said: Terms = {}
+        torch.manual_seed(experiment.seed)
+        self.model: nn.Module = family.build(experiment.model, data.vocabulary).train()
+        freeze(self.model, experiment.freeze)
+        self.optimizer = make_optimizer(self.model, experiment.train)
+        self.loader: Loader = loader_of(experiment, family, data)
+        self._backend = LocalBackend()
+        self._taken = 0
+
+    def step(self, micro: list[Batch]) -> None:
+        """Take one optimizer step, as the loop does."""
+        model, optimizer, experiment = self.model, self.optimizer, self.experiment
+        sums = Sums(self._backend)
+        optimise(
+            self.family, model, optimizer, micro, self._knobs(), experiment, self._backend, sums
+        )
+        self._taken += 1
+
+    def gradients(self, micro: list[Batch]) -> None:
+        """Go forward and backward as a step does, and forget it."""
+        reduced = self.experiment.train.precision == "bf16"
+        for batch in micro:
+            with torch.autocast("cpu", torch.bfloat16, enabled=reduced):
+                terms = self._loss(self.model, batch, self._knobs())
+            counts = torch.stack([term.count.detach().double() for term in terms.values()])
+            objective(terms, counts, 1).backward()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def batches(self) -> Iterator[list[Batch]]:
+        """Yield the steps of one epoch after the other."""
+        epoch = 0
+        while True:
+            yield from self.loader.train_steps(epoch, 0, 0, 1)
+            epoch += 1
+
+    def _knobs(self) -> Knobs:
+        """Return the knobs training ends with, each step with other noise."""
+        per_epoch = self.loader.steps_per_epoch
+        ended = knobs_at(self.experiment, per_epoch * self.experiment.train.max_epochs, per_epoch)
+        drawn = knobs_at(self.experiment, self._taken, per_epoch)["noise_seed"]
+        return {**ended, "noise_seed": drawn}
+
+    def _told(self, model: nn.Module, batch: Batch, knobs: Knobs) -> Terms:
+        """Compute the loss and keep its terms for their counts."""
+        self.said = self._loss(model, batch, knobs)
+        return self.said
+
+
+@dataclass(frozen=True)
+class _Step:
+    """What one step took and did."""
+
+    cpu: float
+    wall: float
+    waited: float
+    patients: int
+    counted: float
+    """Count of the family's first term: sets, where a batch has sets."""
+    padding: tuple[float, float] | None
+    """Tokens computed in vain, and in all."""
+
+
+def _timed_steps(trainer: _Trainer, steps: int) -> tuple[list[_Step], list[list[Batch]]]:
+    """Take steps with the loader at work; its thread's CPU time is not counted."""
+    done: list[_Step] = []
+    kept: list[list[Batch]] = []
+    batches = trainer.batches()
+    for number in range(WARM + steps):
+        asked = time.perf_counter()
+        micro = next(batches)
+        ready, started = time.perf_counter(), time.thread_time()
+        trainer.step(micro)
+        cpu, ended = time.thread_time() - started, time.perf_counter()
+        if number < WARM:
+            continue
+        kept += [micro] if len(kept) < COUNTED else []
+        terms = trainer.said
+        padding = terms.get("padding")
+        done.append(
+            _Step(
+                cpu,
+                ended - asked,
+                ready - asked,
+                sum(len(batch["subject_id"]) for batch in micro),
+                # Of micro-batches the last is seen, so it stands for all of its step.
+                float(next(iter(terms.values())).count) * len(micro),
+                None if padding is None else (float(padding.sum), float(padding.count)),
+            )
+        )
+    batches.close()  # type: ignore[attr-defined]
+    return done, kept
+
+
+def _numbers(trainer: _Trainer, steps: int) -> Numbers:
+    peaks = {name: _matrix_rate(dtype) for name, dtype in TYPES.items()}
+    done, kept = _timed_steps(trainer, steps)
+    # A core's speed changes with what else runs on it, so the yardstick is taken on both sides.
+    peaks = {name: max(peak, _matrix_rate(TYPES[name])) for name, peak in peaks.items()}
+    cpu = sum(step.cpu for step in done)
+    floats = sum(_flops(trainer, micro) for micro in kept)
+    rate = floats / sum(step.cpu for step in done[: len(kept)])
+    numbers = {"patients per CPU second": sum(step.patients for step in done) / cpu}
+    if "num_sets" in kept[0][0]:
+        numbers["sets per CPU second"] = sum(step.counted for step in done) / cpu
+    padding = [step.padding for step in done if step.padding is not None]
+    wasted, tokens = (sum(pair[i] for pair in padding) for i in (0, 1))
+    if padding:
+        numbers["tokens per CPU second"] = (tokens - wasted) / cpu
+    numbers |= {
+        "CPU ms per step": 1000 * cpu / len(done),
+        "GFLOP per step": floats / len(kept) / 1e9,
+        "GFLOP per CPU second": rate / 1e9,
+    }
+    for name, peak in peaks.items():
+        numbers[f"matrix product in {name}, GFLOP per CPU second"] = peak / 1e9
+    own = "bf16" if trainer.experiment.train.precision == "bf16" else "float32"
+    for name, peak in peaks.items():
+        note = " (training's type)" if name == own else ""
+        numbers[f"utilisation of the {name} product{note}"] = rate / peak
+    if padding:
+        numbers["share of padding"] = wasted / max(1.0, tokens)
+    waited, wall = sum(step.waited for step in done), sum(step.wall for step in done)
+    numbers["share of time waiting for data"] = waited / wall
+    return numbers
+
+
+def _flops(trainer: _Trainer, micro: list[Batch]) -> float:
+    """Return the floating-point operations of matrix products, forward and backward."""
+    aten = torch.ops.aten
+    attention = {
+        aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+    }
+    with FlopCounterMode(display=False, custom_mapping=attention) as counter:
+        trainer.gradients(micro)
+    return float(counter.get_total_flops())
+
+
+def _attention(query, key, value, *args, out_shape=None, **kwargs):  # type: ignore[no-untyped-def]  # noqa: ARG001
+    return sdpa_flop_count(query, key, value)
+
+
+def _attention_backward(grad, query, key, value, *args, out_shape=None, **kwargs):  # type: ignore[no-untyped-def]  # noqa: ARG001
+    # Five products where forward has two: the scores again, then two for each of their factors.
+    return sdpa_flop_count(query, key, value) * 5 // 2
+
+
+def _matrix_rate(dtype: torch.dtype) -> float:
+    """Return floating-point operations per CPU second of a square product, the best of five."""
+    a, b = torch.ones(2, MATRIX, MATRIX, dtype=dtype)
+    product, spent = torch.empty_like(a), []
+    for _ in range(6):
+        started = time.thread_time()
+        torch.mm(a, b, out=product)
+        spent.append(time.thread_time() - started)
+    return 2.0 * MATRIX**3 / min(spent)
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

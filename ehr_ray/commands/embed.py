@@ -1,0 +1,56 @@
+"""Embed a cohort by batch inference: one row a patient."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from ehr_ray.errors import InputError
+from ehr_ray.events.patients import splits_of
+from ehr_ray.runtime.inference import (
+    Request,
+    predict_shards,
+    read_tables,
+    require_known_codes,
+    write_embeddings,
+)
+from ehr_ray.runtime.session import session
+from ehr_ray.storage import files, sync
+from ehr_ray.storage.paths import local, named, uri_of
+from ehr_ray.train import checkpoint
+
+
+def embed(
+    run: str | Path,
+    cohort: str | Path,
+    output: str | Path,
+    *,
+    address: str | None = None,
+    verbose: bool = False,
+    say: Callable[[str], None] = lambda _: None,
+) -> int:
+    """Write one row a patient, `subject_id, embedding`, from all of its events; return the rows."""
+    folder = checkpoint.checkpoint_folder(sync.fetch_run(run)).absolute()
+    cohort = sync.fetch(cohort)
+    if not cohort.is_dir():
+        raise InputError(f"--cohort {cohort}: no such folder; make it with `ehr-ray ingest`")
+    shards = [path for paths in splits_of(cohort).values() for path in paths]
+    if line := require_known_codes(cohort, checkpoint.load(run).vocabulary):
+        say(line)
+    stored = sync.names_in(output) if uri_of(output) is not None else set()
+    output = local(output)
+    if output.is_dir() or stored - {""}:
+        raise InputError(f"--output {output}: is a folder; give the name of a Parquet file")
+    output = output.absolute()
+    scratch = output.with_name(f".{output.name}.parts-{os.getpid()}")
+    with files.writes(output):  # told before Ray starts
+        scratch.mkdir(parents=True)
+    try:
+        with session(address, verbose=verbose):
+            parts = predict_shards(shards, scratch, Request(named(folder)), None, say=say)
+        table = read_tables(parts, "samples")
+        assert table is not None
+        write_embeddings(output, table)
+        sync.push(output)
+        return int(table.num_rows)
+    finally:
+        sync.remove(scratch)

@@ -1,0 +1,240 @@
+"""`evaluate`: a run's representation measured beside simple baselines, and the report of it."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from ehr_ray.commands.evaluate.predicted_splits import (
+    Parts,
+    divisions_of,
+    fit_parts,
+    hours_of,
+    judged_part,
+    split_of,
+)
+from ehr_ray.commands.evaluate.report_content import (
+    Subject,
+    positive_class,
+    report_context,
+    summary,
+)
+from ehr_ray.errors import InputError
+from ehr_ray.evaluation.metrics.collapse import (
+    LatentDiagnostics,
+    embedding_diagnostics,
+    latent_diagnostics,
+)
+from ehr_ray.evaluation.metrics.reconstruction import Tokens, reconstruction_metrics
+from ehr_ray.evaluation.report.write import (
+    write_metrics,
+    write_predictions,
+    write_report,
+    write_results,
+)
+from ehr_ray.evaluation.suite import Part, SuiteInput, SuiteResult, get_suite, merged
+from ehr_ray.evaluation.tasks.downstream import TaskScores, fit_task, score_task
+from ehr_ray.evaluation.tasks.early_warning import early_warning_result, fit_hours
+from ehr_ray.evaluation.tasks.subgroups import subgroup_result
+from ehr_ray.evaluation.tasks.verdicts import MODEL
+from ehr_ray.events.labels import choose_task, read_labels
+from ehr_ray.runtime.data.tasks import Say, split_shards
+from ehr_ray.runtime.inference import matrix, require_known_codes, write_embeddings
+from ehr_ray.runtime.session import session
+from ehr_ray.runtime.tracking import Tracker, find_run
+from ehr_ray.storage import sync
+from ehr_ray.storage.paths import local
+from ehr_ray.train import checkpoint
+
+NO_TASK = "none"
+"""The task that leaves labels aside: whole patients are embedded, without probe or baselines."""
+ARTIFACTS = (
+    "metrics.json",
+    "predictions",
+    "embeddings",
+    "figures",
+    "report.html",
+    "results.md",
+    "results.csv",
+)
+
+
+def evaluate(
+    run: str | Path,
+    *,
+    cohort: str | Path | None = None,
+    split: str = "held_out",
+    task: str | None = None,
+    output: str | Path | None = None,
+    address: str | None = None,
+    verbose: bool = False,
+    say: Say = lambda _: None,
+) -> list[str]:
+    """Evaluate a run; return what a person should read.
+
+    Probe and baselines are fitted on the train split of the run's own cohort and calibrated on
+    its tuning split, whichever cohort is scored; nothing after a prediction time reaches a model.
+    """
+    subject = _subject(sync.fetch_run(run), cohort, split, task, output)
+    with session(address, verbose=verbose):
+        scores, found, parts = _score(subject, say)
+    lines = _write(subject, scores, found, parts, say)
+    sync.push(subject.target)
+    return lines
+
+
+def _subject(
+    run: Path,
+    cohort: str | Path | None,
+    split: str,
+    task: str | None,
+    output: str | Path | None,
+) -> Subject:
+    loaded = checkpoint.load(run)
+    home = sync.fetch(loaded.experiment.data.cohort, missing_ok=True)
+    place = home if cohort is None else sync.fetch(cohort)
+    if not place.is_dir():
+        flag = "data.cohort" if cohort is None else "--cohort"
+        raise InputError(f"{flag}={place}: no such folder; give the cohort as --cohort PATH")
+    own = place.resolve() == home.resolve()
+    split_shards(place, split)
+    if not own:
+        require_known_codes(place, loaded.vocabulary)
+    trained_for = loaded.experiment.task.name if loaded.experiment.task else None
+    wanted = task or loaded.experiment.evaluation.task or trained_for
+    if wanted is None and not own and home.is_dir():
+        wanted = choose_task(home, None)
+    task = None if wanted == NO_TASK else choose_task(place, wanted)
+    if task is not None and not own:
+        if not home.is_dir():
+            raise InputError(
+                f"{home}: the run's own cohort is gone, and the probe is fitted on it; restore it"
+            )
+        choose_task(home, task)
+    target = output or (run if own else run / "evaluations" / place.resolve().name)
+    return Subject(run, loaded, place, own, split, task, local(target))
+
+
+def _score(subject: Subject, say: Say) -> tuple[TaskScores | None, SuiteResult, Parts]:
+    """Embed what is needed; fit on the run's cohort, score the split asked for."""
+    home = subject.experiment.cohort
+    if subject.task is None:
+        say("no labels: embedding whole patients")
+        wanted = bool(subject.loaded.family.suites) and home.is_dir()
+        fit = fit_parts(subject, home, None, say) if wanted else {}
+        return None, SuiteResult(), Parts(fit, judged_part(subject, fit, None, say))
+    labels = read_labels(home, subject.task)
+    fit = fit_parts(subject, home, labels, say)
+    if "train" not in fit or not len(fit["train"].samples):
+        raise InputError(f"{home}: no {subject.task} label in the train split to fit a probe on")
+    there = labels if subject.own else read_labels(subject.cohort, subject.task)
+    parts = Parts(fit, judged_part(subject, fit, there, say))
+    if not len(parts.judged.samples):
+        raise InputError(f"{subject.cohort}: no {subject.task} label in the {subject.split} split")
+    if "tuning" not in fit:
+        raise InputError(f"{home}: no tuning split to choose and calibrate on; ingest with one")
+    say("fitting the probe and the baselines")
+    draws = {
+        "seed": subject.experiment.seed,
+        "num_bootstrap": subject.experiment.evaluation.bootstrap,
+    }
+    splits = {name: split_of(part) for name, part in fit.items()}
+    fitted = fit_task(splits["train"], splits["tuning"], seed=draws["seed"])
+    scored = {"tuning": splits["tuning"]} if subject.own else {}
+    scored |= {subject.split: split_of(parts.judged)}
+    say("scoring, with bootstrap intervals")
+    scores = score_task(fitted, scored, **draws)
+    say("scoring subgroups and early hours")
+    divisions = divisions_of(parts.judged, subject)
+    hours = {name: hours_of(part) for name, part in fit.items()}
+    early = fit_hours(hours["train"], hours["tuning"], fitted, splits, seed=draws["seed"])
+    found = [
+        early_warning_result(early, hours_of(parts.judged), subject.split, **draws),
+        subgroup_result(divisions, scores, subject.split, **draws),
+    ]
+    return scores, merged(found), parts
+
+
+def _write(
+    subject: Subject, scores: TaskScores | None, task: SuiteResult, parts: Parts, say: Say
+) -> list[str]:
+    """Write metrics, predictions, embeddings, figures and the report; return the summary."""
+    say("writing the report")
+    target, split = subject.target, subject.split
+    metrics = dict(scores.metrics) if scores else {}
+    part = parts.judged
+    latent: LatentDiagnostics | None = None
+    if "latents" in part.tables:
+        posterior = part.tables["latents"]
+        latent = latent_diagnostics(
+            matrix(posterior, "mu"), matrix(posterior, "logvar"), posterior["sample"].to_numpy()
+        )
+        metrics |= {f"{split}/latent/{k}": v for k, v in latent.metrics().items()}
+    embedding = embedding_diagnostics(matrix(part.samples, "embedding"))
+    metrics |= {f"{split}/embedding/{k}": v for k, v in embedding.metrics().items()}
+    tokens = None
+    if "tokens" in part.tables:
+        table = part.tables["tokens"]
+        tokens = Tokens.from_columns(
+            {name: table[name].to_numpy(zero_copy_only=False) for name in table.column_names}
+        )
+        measured = reconstruction_metrics(tokens)
+        metrics |= {f"{split}/reconstruction/{k}": v for k, v in measured.items()}
+    target.mkdir(parents=True, exist_ok=True)
+    found = merged([task, _suites(subject, parts, say)])
+    metrics |= found.metrics
+    notes = write_metrics(target / "metrics.json", metrics)
+    written = parts.written(subject)
+    for name, one in written.items():
+        write_embeddings(target / "embeddings" / f"{name}.parquet", one.samples)
+    if scores is not None:
+        said = positive_class(subject.cohort, subject.task)
+        _write_predictions(target / "predictions", scores, written, said)
+    context = report_context(subject, scores, part, metrics, latent, embedding, tokens, found)
+    write_results(target, context)
+    report = write_report(target, context)
+    if subject.own:
+        tracker = Tracker(find_run(subject.run))
+        last = checkpoint.saved_progress(subject.run)
+        tracker.metrics(
+            {k: v for k, v in metrics.items() if np.isfinite(v)}, last.step if last else 0
+        )
+        tracker.artifacts(target, (*ARTIFACTS, *found.artifacts))
+    return summary(subject, scores, latent, metrics, report, notes, found)
+
+
+def _write_predictions(
+    folder: Path, scores: TaskScores, written: Mapping[str, Part], positive: str
+) -> None:
+    """Write the model's to `<split>.parquet`, others' to `baselines/<name>/<split>.parquet`."""
+    for split, probabilities in scores.probabilities.items():
+        samples = written[split].samples
+        for name, probability in probabilities.items():
+            place = folder if name == MODEL else folder / "baselines" / name
+            write_predictions(
+                place / f"{split}.parquet",
+                samples["subject_id"].to_numpy(),
+                samples["prediction_time"].to_numpy(),
+                scores.labels[split],
+                probability,
+                positive,
+            )
+
+
+def _suites(subject: Subject, parts: Parts, say: Say) -> SuiteResult:
+    """Run the family's suites on what inference gave."""
+    names = subject.loaded.family.suites
+    if names:
+        say(f"measuring {', '.join(names)}")
+    given = SuiteInput(
+        split=subject.split,
+        judged=parts.judged,
+        fit=parts.fit,
+        model=subject.experiment.model,
+        vocabulary=subject.loaded.vocabulary,
+        target=subject.target,
+        cohort=subject.cohort,
+        seed=subject.experiment.seed,
+        num_bootstrap=subject.experiment.evaluation.bootstrap,
+    )
+    return merged([get_suite(name)(given) for name in names])

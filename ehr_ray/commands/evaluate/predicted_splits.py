@@ -1,0 +1,180 @@
+"""What inference gives an evaluation: every split it needs, embedded once and cut by its labels."""
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+import pyarrow.parquet as pq
+
+from ehr_ray.commands.evaluate.report_content import Subject
+from ehr_ray.errors import InputError
+from ehr_ray.evaluation.suite import Part
+from ehr_ray.evaluation.tasks.downstream import Split
+from ehr_ray.evaluation.tasks.early_warning import HourPart
+from ehr_ray.evaluation.tasks.subgroups import Division
+from ehr_ray.events.features import select_codes
+from ehr_ray.events.labels import Labels
+from ehr_ray.events.patients import splits_of
+from ehr_ray.runtime.data.tasks import Say, split_shards
+from ehr_ray.runtime.inference import Request, matrix, predict_shards, read_tables
+from ehr_ray.storage import files as disk
+from ehr_ray.storage import sync
+from ehr_ray.storage.paths import absolute, named
+from ehr_ray.train import checkpoint
+
+FEATURE_CODES = 200
+"""Codes that get simple features at most: the most frequent in train."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What inference gave: `fit` on the run's own train and tuning, `judged` on the split asked."""
+
+    fit: dict[str, Part]
+    judged: Part
+
+    def written(self, subject: Subject) -> dict[str, Part]:
+        """Return the splits whose embeddings and predictions are written: never of two cohorts."""
+        return {**(self.fit if subject.own else {}), subject.split: self.judged}
+
+
+def fit_parts(subject: Subject, home: Path, labels: Labels | None, say: Say) -> dict[str, Part]:
+    """Embed the run's own train and tuning splits, as far as they are there."""
+    names = [name for name in ("train", "tuning") if splits_of(home).get(name)]
+    return {name: _embedded(subject, home, name, labels, say) for name in names}
+
+
+def judged_part(subject: Subject, fit: dict[str, Part], labels: Labels | None, say: Say) -> Part:
+    """Embed the split asked for; where it was fitted on it is there already."""
+    if subject.own and subject.split in fit:
+        return fit[subject.split]
+    return _embedded(subject, subject.cohort, subject.split, labels, say)
+
+
+def _embedded(subject: Subject, cohort: Path, split: str, labels: Labels | None, say: Say) -> Part:
+    """Return a split's inference; that of the run's own train and tuning is kept in the run."""
+    shards = split_shards(cohort, split)
+    fitted_on = cohort.resolve() == subject.experiment.cohort.resolve()
+    judged = split == subject.split and cohort.resolve() == subject.cohort.resolve()
+    weights = checkpoint.checkpoint_folder(subject.run) / "model.safetensors"
+    request = _request(subject, weights.parent, split, shards, labels is not None, judged)
+    files = [weights, *shards]
+    if labels is not None:
+        files.append(cohort / "labels" / f"{labels.task}.parquet")
+    stamp = [(absolute(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
+    asked = {**dataclasses.asdict(request), "checkpoint": ""}
+    key = hashlib.sha256(json.dumps([stamp, asked]).encode()).hexdigest()[:16]
+    keep = fitted_on and not judged
+    folder = subject.run.absolute() / ".parts" / f"{split}-{key}"
+    done = folder / "done"
+    sync.fetch(folder, missing_ok=True)
+    if not done.is_file():
+        sync.remove(folder)
+        cuts = None if labels is None else labels.cuts()
+        predict_shards(shards, folder, request, cuts, say=say, verb=f"embedded {split} shards")
+        done.touch()
+        sync.push(done)
+    parts = [folder / f"{index:05d}" for index in range(len(shards))]
+    samples = read_tables(parts, "samples")
+    if samples is None:
+        raise InputError(f"{cohort}: no labelled patient in the {split} split")
+    names = ("latents", "tokens", "hours", *subject.loaded.family.outputs)
+    found = {name: _numbered(parts, name) for name in names}
+    label = None
+    if labels is not None:
+        time = samples["prediction_time"].cast(pa.int64()).to_numpy()
+        label = labels.look_up(samples["subject_id"].to_numpy(), time)
+    result = Part(samples, {name: t for name, t in found.items() if t is not None}, label)
+    if not keep:
+        sync.remove(folder)
+    return result
+
+
+def _request(
+    subject: Subject, folder: Path, split: str, shards: list[Path], labelled: bool, judged: bool
+) -> Request:
+    """Without labels nothing is compared, so only the embedding and its diagnostics are made."""
+    settings, family = subject.experiment.evaluation, subject.loaded.family
+    trained_for = subject.experiment.task
+    answers = family.answers(subject.experiment.model) if family.answers else {}
+    counts = subject.loaded.vocabulary.count
+    if family.baseline_codes:
+        counts = counts * family.baseline_codes(subject.experiment.model, subject.loaded.vocabulary)
+    codes = select_codes(counts, FEATURE_CODES)
+    patients = max(1, sum(_num_subjects(path) for path in shards))
+    share = settings.max_patients / patients
+    return Request(
+        named(folder.absolute()),
+        untrained=labelled,
+        features=tuple(codes.tolist()) if labelled else None,
+        diagnose=share if judged else 0.0,
+        outputs=share if family.outputs else 0.0,
+        own_output=trained_for is None or trained_for.name == subject.task,
+        answer=answers.get(subject.task or ""),
+        hours=tuple(sorted(map(float, set(settings.hours)))) if labelled else (),
+        hours_share=settings.hour_patients / patients,
+        hours_fit=split == "train" and not judged,
+        subgroups=settings.subgroups if labelled and judged else {},
+    )
+
+
+def _num_subjects(shard: Path) -> int:
+    return len(pa.compute.unique(disk.read_parquet(shard, ["subject_id"])["subject_id"]))
+
+
+def _numbered(parts: list[Path], name: str) -> pa.Table | None:
+    """Read a table of several shards with `sample` counted over all of them."""
+    tables, first = [], 0
+    for part in parts:
+        if (part / f"{name}.parquet").is_file():
+            table = disk.read_parquet(part / f"{name}.parquet", remedy=f"remove {part.parent}")
+            shifted = pa.array(table["sample"].to_numpy() + first)
+            tables.append(table.set_column(table.column_names.index("sample"), "sample", shifted))
+        if (part / "samples.parquet").is_file():
+            first += pq.ParquetFile(part / "samples.parquet").metadata.num_rows
+    return pa.concat_tables(tables) if tables else None
+
+
+def split_of(part: Part) -> Split:
+    """Return the labelled rows of a part as arrays."""
+    samples = part.samples
+    assert part.label is not None
+    return Split(
+        subject_id=samples["subject_id"].to_numpy(),
+        prediction_time=samples["prediction_time"].to_numpy(),
+        label=part.label,
+        embedding=matrix(samples, "embedding"),
+        untrained=matrix(samples, "untrained"),
+        features=matrix(samples, "features"),
+        logit=samples["logit"].to_numpy() if "logit" in samples.column_names else None,
+    )
+
+
+def hours_of(part: Part) -> dict[float, HourPart]:
+    """Return the labelled rows of a part at each hour after the origin."""
+    table = part.tables.get("hours")
+    if table is None or part.label is None:
+        return {}
+    hour, result = table["hour"].to_numpy(), {}
+    for one in np.unique(hour):
+        rows = table.filter(pa.array(hour == one))
+        sample = rows["sample"].to_numpy()
+        inputs = {n: matrix(rows, n) for n in ("embedding", "features") if n in rows.column_names}
+        if "logit" in rows.column_names:
+            inputs["logit"] = rows["logit"].to_numpy()
+        result[float(one)] = HourPart(sample, part.label[sample], inputs)
+    return result
+
+
+def divisions_of(part: Part, subject: Subject) -> list[Division]:
+    """Return the subgroups of a part's rows that the experiment asks for."""
+    return [
+        Division(name, subgroup.names, part.samples[f"subgroup/{name}"].to_pylist())
+        for name, subgroup in subject.experiment.evaluation.subgroups.items()
+        if f"subgroup/{name}" in part.samples.column_names
+    ]

@@ -1,0 +1,233 @@
+"""What the report of an evaluation shows, gathered from the run, the cohort and the scores."""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from ehr_ray.evaluation.metrics.collapse import EmbeddingDiagnostics, LatentDiagnostics
+from ehr_ray.evaluation.metrics.reconstruction import Tokens, examples, reconstruction_table
+from ehr_ray.evaluation.report import figures
+from ehr_ray.evaluation.report.content import Rejected, ReportContext, SplitSize
+from ehr_ray.evaluation.report.embedding_map import embedding_map
+from ehr_ray.evaluation.suite import Part, SuiteResult
+from ehr_ray.evaluation.tasks.baselines import TITLES, title_of
+from ehr_ray.evaluation.tasks.downstream import TaskScores
+from ehr_ray.evaluation.tasks.verdicts import MODEL, place
+from ehr_ray.events.labels import read_labels
+from ehr_ray.events.patients import splits_of
+from ehr_ray.experiment import Experiment, to_yaml
+from ehr_ray.runtime.inference import matrix
+from ehr_ray.sources.building.cohort import TASKS
+from ehr_ray.sources.parsing.quarantine import masked
+from ehr_ray.storage import files
+from ehr_ray.storage.paths import named, uri_of
+from ehr_ray.train import checkpoint, history
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is evaluated: a run on a cohort, a task, a split; and where the results go."""
+
+    run: Path
+    loaded: checkpoint.Loaded
+    cohort: Path
+    own: bool
+    split: str
+    task: str | None
+    target: Path
+
+    @property
+    def experiment(self) -> Experiment:
+        """The run's experiment."""
+        return self.loaded.experiment
+
+
+def positive_class(cohort: Path, task: str | None) -> str:
+    """Return what the cohort says the positive class of a task is; empty where it says nothing."""
+    path = Path(cohort) / "metadata" / TASKS
+    if task is None or not path.is_file():
+        return ""
+    return str(json.loads(path.read_text()).get(task, ""))
+
+
+def report_context(
+    subject: Subject,
+    scores: TaskScores | None,
+    part: Part,
+    metrics: Mapping[str, float],
+    latent: LatentDiagnostics | None,
+    embedding: EmbeddingDiagnostics,
+    tokens: Tokens | None,
+    found: SuiteResult,
+) -> ReportContext:
+    """Return the report's content; parts the run or the cohort lack are left out."""
+    experiment, split = subject.experiment, subject.split
+    past = history.read(subject.run)
+    last = checkpoint.saved_progress(subject.run)
+    parameters = sum(p.numel() for p in subject.loaded.model.parameters())
+    run = {"family": experiment.family, "parameters": f"{parameters:,}"}
+    if last is not None:
+        run |= {"steps": f"{last.step:,}", "training": f"{last.seconds / 60:.1f} min"}
+        least, most = experiment.cluster.least_workers, experiment.cluster.most_workers
+        run |= {"workers": f"{most}" if least == most else f"{least} to {most}"}
+    notes = [*(scores.notes if scores else ())]
+    if said := positive_class(subject.cohort, subject.task):
+        notes.append(f"{subject.task}: {said}.")
+    if subject.task is None:
+        notes.append("Without a task there is no probe and no baseline.")
+    return ReportContext(
+        title=f"{experiment.name} on {subject.cohort.resolve().name}",
+        run=run,
+        task=subject.task or "",
+        split=split,
+        metrics=metrics,
+        verdicts=scores.verdicts if scores else (),
+        notes=notes,
+        latents={"set posterior": latent} if latent else {},
+        embeddings={"patient embedding": embedding},
+        reconstruction=reconstruction_table(metrics, split) if tokens is not None else None,
+        sections=found.sections,
+        captions=found.captions,
+        figures={
+            **_figures(subject, scores, part, past, latent, tokens),
+            **found.figures,
+        },
+        cohort=_provenance(subject),
+        splits=_sizes(subject),
+        rejected=_rejected(subject.cohort),
+        config=to_yaml(experiment),
+        versions={n: version(n) for n in ("ehr_ray", "ray", "torch", "mlflow", "scikit-learn")},
+    )
+
+
+def _figures(
+    subject: Subject,
+    scores: TaskScores | None,
+    part: Part,
+    past: Any,
+    latent: LatentDiagnostics | None,
+    tokens: Tokens | None,
+) -> dict[str, Any]:
+    split, shown = subject.split, {}
+    if len(past):
+        shown["loss_curves"] = figures.loss_curves(past)
+    if scores is not None and 0 < scores.labels[split].mean() < 1:
+        label = scores.labels[split]
+        shown["roc_pr"] = figures.roc_pr(label, scores.probabilities[split])
+        shown["calibration"] = figures.calibration(
+            label, scores.probabilities[split][MODEL], scores.uncalibrated[split]
+        )
+    shown["embedding_map"] = embedding_map(
+        matrix(part.samples, "embedding"),
+        scores.labels[split] if scores else None,
+        subject.task or "outcome",
+        umap=subject.experiment.evaluation.umap_patients,
+        seed=subject.experiment.seed,
+    )
+    if latent is not None:
+        shown["kl_per_dimension"] = figures.kl_per_dimension(latent.kl_per_dimension, latent.active)
+    if tokens is not None and len(tokens.value):
+        shown["reconstruction"] = figures.reconstruction(
+            examples(tokens, subject.loaded.vocabulary.codes)
+        )
+    return shown
+
+
+def _provenance(subject: Subject) -> dict[str, str]:
+    result = {"cohort": named(subject.cohort)}
+    if not subject.own:
+        result["fitted on"] = subject.experiment.data.cohort
+    path = subject.cohort / "metadata" / "dataset.json"
+    if path.is_file():
+        note = json.loads(path.read_text())
+        for name in ("dataset_name", "dataset_version", "etl_name", "etl_version"):
+            if note.get(name):
+                result[name.replace("_", " ")] = str(note[name])
+    result["codes known to the model"] = f"{len(subject.loaded.vocabulary):,}"
+    return result
+
+
+def _sizes(subject: Subject) -> list[SplitSize]:
+    sizes = []
+    labels = read_labels(subject.cohort, subject.task) if subject.task else None
+    for split, shards in splits_of(subject.cohort).items():
+        ids = np.concatenate(
+            [np.unique(files.read_parquet(p, ["subject_id"])["subject_id"]) for p in shards]
+        )
+        mine = np.isin(labels.subject_id, ids) if labels else np.zeros(0, bool)
+        positive = int(labels.value[mine].sum()) if labels else 0
+        sizes.append(SplitSize(split, len(ids), int(mine.sum()), positive))
+    return sizes
+
+
+def _rejected(cohort: Path) -> Rejected | None:
+    path = cohort / "metadata" / "rejected.parquet"
+    if not path.is_file():
+        return None
+    table = files.read_parquet(path)
+    counts = dict(Counter(masked(reason) for reason in table["reason"].to_pylist()))
+    rows = sum(
+        pq.ParquetFile(p).metadata.num_rows for paths in splits_of(cohort).values() for p in paths
+    )
+    return Rejected(len(table), rows + len(table), counts)
+
+
+def summary(
+    subject: Subject,
+    scores: TaskScores | None,
+    latent: LatentDiagnostics | None,
+    metrics: Mapping[str, float],
+    report: Path,
+    notes: list[str],
+    found: SuiteResult,
+) -> list[str]:
+    """Return what a person should read on the screen."""
+    lines, split = [], subject.split
+    if scores is not None:
+        lines.append(
+            f"{subject.task} on {split} of {subject.cohort}: "
+            f"{len(scores.labels[split]):,} rows, {scores.labels[split].mean():.1%} positive"
+        )
+        names = [name for name in TITLES if f"{place(name, split)}/auroc" in metrics]
+        lines.append(f"{'':46}{'AUROC':22}{'AUPRC':22}{'min(Se,P+)':22}")
+        for name in names:
+            at, title = place(name, split), title_of(name, metrics, split)
+            lines.append(f"{title:46}" + "".join(f"{_cell(metrics, at, m):22}" for m in _SHOWN))
+        lines += [f"the model {sentence}" for sentence in scores.verdicts]
+        lines += [f"note: {note}" for note in scores.notes]
+    if latent is not None:
+        lines.append(f"latent: {latent.verdict}: {latent.reason}")
+    at = f"{split}/reconstruction/hidden_live"
+    if f"{at}/mse" in metrics:
+        ours, mean, last = (metrics[f"{at}/{name}"] for name in ("mse", "mse_mean", "mse_last"))
+        lines.append(
+            f"hidden values, measured then: squared error {ours:.3f} of the model, "
+            f"{mean:.3f} of the train mean, {last:.3f} of the last value"
+        )
+    lines += [*found.lines, *(f"undefined: {name}" for name in notes[:3])]
+    lines.append(f"results: {_shown(report.with_name('results.md'))}")
+    lines.append(f"report: {_shown(report)}")
+    return lines
+
+
+def _shown(path: Path) -> str:
+    return uri_of(path) or os.path.relpath(path)
+
+
+_SHOWN = ("auroc", "auprc", "min_se_ppv")
+
+
+def _cell(metrics: Mapping[str, float], at: str, name: str) -> str:
+    value = metrics.get(f"{at}/{name}", float("nan"))
+    if not np.isfinite(value):
+        return "undefined"
+    low, high = metrics.get(f"{at}/{name}/low", value), metrics.get(f"{at}/{name}/high", value)
+    return f"{value:.3f} [{low:.3f}, {high:.3f}]"

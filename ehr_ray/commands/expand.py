@@ -1,0 +1,223 @@
+"""Last-value-carry-forward of a whole cohort to Parquet, one Ray Data task a shard."""
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ehr_ray.errors import InputError
+from ehr_ray.events.carry import carry_forward
+from ehr_ray.events.normalize import z_score
+from ehr_ray.events.patients import Patient, read_patients, shard_names, splits_of
+from ehr_ray.events.schema import EXPANDED
+from ehr_ray.events.vocabulary import Vocabulary
+from ehr_ray.runtime.data.prepared import codes_table
+from ehr_ray.runtime.data.tasks import run_shards
+from ehr_ray.runtime.session import session
+from ehr_ray.storage import files, sync
+from ehr_ray.storage.paths import absolute, local, uri_of
+
+ROWS_PER_GROUP = 1 << 18
+MANIFEST = "_expand.json"
+_NAME = pa.dictionary(pa.int32(), pa.string())
+_DICTIONARY = EXPANDED.set(1, pa.field("variable", _NAME, nullable=False))
+
+
+@dataclass(frozen=True)
+class Expanded:
+    """What `expand` wrote."""
+
+    shards: int
+    patients: int
+    tokens: int
+    seconds: float
+
+
+def expand(
+    cohort: str | Path,
+    output: str | Path,
+    *,
+    lvcf_minutes: float = 2880.0,
+    always_carry: tuple[str, ...] = (),
+    value_stats: str | Path | None = None,
+    address: str | None = None,
+    verbose: bool = False,
+    say: Callable[[str], None] = lambda _: None,
+) -> Expanded:
+    """Write `output/<split>/<n>.parquet`, columns `EXPANDED`, by (subject, time, variable).
+
+    A shard that is already there is kept, so a killed job continues; another cohort or other
+    options in the same folder are refused. `value_stats` is a CSV of code, mean and std that
+    replaces the train statistics.
+    """
+    if lvcf_minutes < 0:
+        raise InputError(f"--lvcf-minutes {lvcf_minutes:g}: must be 0 or more")
+    started = time.perf_counter()
+    cohort, output = sync.fetch(cohort), local(output)
+    value_stats = None if value_stats is None else sync.fetch(value_stats)
+    vocabulary = Vocabulary.from_table(codes_table(cohort))
+    if value_stats is not None:
+        vocabulary = _with_stats(vocabulary, value_stats)
+    unknown = sorted(set(always_carry) - set(vocabulary.codes))
+    if unknown:
+        raise InputError(f"--always-carry: no code {unknown[0]!r} in {cohort}; check its spelling")
+    there = _claim(output, cohort, lvcf_minutes, always_carry, value_stats)
+    jobs = [
+        {"shard": str(path), "target": str(output / split / f"{name}.parquet")}
+        for split, paths in splits_of(cohort).items()
+        for path, name in zip(paths, shard_names(cohort, split, paths), strict=True)
+    ]
+    todo = [job for job in jobs if str(Path(job["target"]).relative_to(output)) not in there]
+    if todo:
+        with session(address, verbose=verbose):
+            function = ShardExpander(vocabulary, lvcf_minutes, always_carry)
+            run_shards(todo, function, on_ray=True, say=say, verb="expanded shards", bring=False)
+    counts = [sync.footer(job["target"]) for job in jobs]
+    patients = sum(int((c.metadata or {}).get(b"patients", b"0")) for c in counts)
+    tokens = sum(c.num_rows for c in counts)
+    return Expanded(len(jobs), patients, tokens, time.perf_counter() - started)
+
+
+class ShardExpander:
+    """The function of one shard; memory is that of some hundred patients, not of the shard."""
+
+    def __init__(
+        self, vocabulary: Vocabulary, window: float, always_carry: tuple[str, ...]
+    ) -> None:
+        self._vocabulary, self._window = vocabulary, window
+        self._always = np.zeros(len(vocabulary), bool)
+        self._always[vocabulary.encode(always_carry)] = True
+
+    def __call__(self, job: Mapping[str, Any]) -> None:
+        """Expand `job["shard"]` into `job["target"]`, which appears by rename."""
+        target = Path(job["target"])
+        names = pa.array(self._vocabulary.codes, pa.string())
+        patients = 0
+        # Without the Arrow schema the dictionary of names reads back as plain strings.
+        with (
+            files.new_file(target) as partial,
+            pq.ParquetWriter(partial, _DICTIONARY, store_schema=False) as writer,
+        ):
+            for part in self._groups(read_patients(Path(job["shard"]), self._vocabulary)):
+                patients += len(part)
+                writer.write_table(self._table(part, names))
+            writer.add_key_value_metadata({"patients": str(patients)})
+
+    def _groups(self, patients: Iterator[Patient]) -> Iterator[list[dict[str, Any]]]:
+        group: list[dict[str, Any]] = []
+        rows = 0
+        for patient in patients:
+            group.append(self._tokens(patient))
+            rows += len(group[-1]["code"])
+            if rows >= ROWS_PER_GROUP:
+                yield group
+                group, rows = [], 0
+        if group:
+            yield group
+
+    def _tokens(self, patient: Patient) -> dict[str, Any]:
+        tokens = carry_forward(
+            patient.minute,
+            patient.code,
+            patient.value,
+            patient.static,
+            window=self._window,
+            always=self._always,
+        )
+        return {
+            "subject_id": np.full(len(tokens.code), patient.subject_id, np.int64),
+            "code": tokens.code,
+            "value": z_score(
+                tokens.value, tokens.code, self._vocabulary.mean, self._vocabulary.std
+            ),
+            "time": tokens.minute[tokens.set_index],
+            "set_index": tokens.set_index,
+            "age": tokens.age,
+            "is_carry": tokens.is_carry,
+        }
+
+    def _table(self, group: list[dict[str, Any]], names: pa.Array) -> pa.Table:
+        columns = {key: np.concatenate([part[key] for part in group]) for key in group[0]}
+        variable = pa.DictionaryArray.from_arrays(pa.array(columns.pop("code")), names)
+        arrays = {key: pa.array(value) for key, value in columns.items()}
+        arrays["variable"] = variable
+        return pa.table([arrays[field.name] for field in _DICTIONARY], schema=_DICTIONARY)
+
+
+def _with_stats(vocabulary: Vocabulary, path: Path) -> Vocabulary:
+    try:
+        frame = pd.read_csv(path)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"--value-stats {path}: not a readable CSV; give code, mean, std"
+        ) from error
+    lower = {str(c).lower(): c for c in frame.columns}
+    std = next((lower[c] for c in ("std", "stdev", "stddev") if c in lower), None)
+    key = next(
+        (lower[c] for c in ("key", "variable", "code", "event", "name") if c in lower),
+        frame.columns[0],
+    )
+    if "mean" not in lower or std is None:
+        raise InputError(f"--value-stats {path}: needs columns mean and std beside the code")
+    stats = frame.set_index(frame[key].astype(str))[[lower["mean"], std]]
+    numbers = stats.apply(pd.to_numeric, errors="coerce")
+    wrong = numbers.isna() & stats.notna()
+    if wrong.any(axis=None):
+        code = stats.index[wrong.any(axis=1)][0]
+        raise InputError(f"--value-stats {path}: mean or std of {code!r} is not a number; mend it")
+    stats = numbers
+    if stats.index.has_duplicates:
+        twice = stats.index[stats.index.duplicated()][0]
+        raise InputError(f"--value-stats {path}: {twice!r} appears twice; keep one row a code")
+    stats = stats.reindex(list(vocabulary.codes))
+    mean, spread = stats.iloc[:, 0].to_numpy(), stats.iloc[:, 1].to_numpy()
+    return Vocabulary(
+        vocabulary.codes,
+        vocabulary.count,
+        np.where(np.isfinite(mean), mean, 0.0),
+        np.where(np.isfinite(spread) & (spread > 0), spread, 1.0),
+    )
+
+
+def _claim(
+    output: Path, cohort: Path, minutes: float, always: tuple[str, ...], stats: Path | None
+) -> set[str]:
+    """Refuse to mix two expansions in a folder; return the names of the files it has."""
+    manifest = [
+        (str(p.relative_to(cohort)), p.stat().st_size, p.stat().st_mtime_ns)
+        for paths in splits_of(cohort).values()
+        for p in paths
+    ]
+    content = json.dumps(
+        {
+            "cohort": absolute(cohort),
+            "lvcf_minutes": minutes,
+            "always_carry": sorted(always),
+            "value_stats": None if stats is None else stats.read_text() if stats.is_file() else "",
+            "shards": manifest,
+        }
+    )
+    if uri_of(output) is not None:
+        sync.fetch(output, only=(MANIFEST,), missing_ok=True)
+    note, there = output / MANIFEST, sync.names_in(output)
+    if note.is_file() and note.read_text() != content:
+        raise InputError(
+            f"{output}: holds another expansion; choose another --output or remove the folder"
+        )
+    strange = there if uri_of(output) else output.is_dir() and any(output.iterdir())
+    if not note.is_file() and strange:
+        raise InputError(f"{output}: not empty; choose another --output")
+    output.mkdir(parents=True, exist_ok=True)
+    partial = output / f"{MANIFEST}.{os.getpid()}"
+    partial.write_text(content)
+    os.replace(partial, note)
+    sync.push(note)
+    return there

@@ -1,0 +1,125 @@
+"""The per-patient `.pt` layout of other pipelines, for those who need it: a vector for each token.
+
+`<output>/<split>/patient_<i>.pt` holds `embeddings` float32 (N, D), `token_ids` int64 (N,) and
+`label`, an int64 scalar; i is the place in load order, and `subjects.csv` says whose it is. It
+takes hundreds of times the space of ids and one table, which is what this package trains from.
+"""
+
+import contextlib
+import csv
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow.compute
+import torch
+from safetensors.torch import load_file
+
+from ehr_ray.commands.phrases import embed_phrases
+from ehr_ray.errors import InputError
+from ehr_ray.events.labels import choose_task, read_labels
+from ehr_ray.events.patients import Patient, read_patients, splits_of
+from ehr_ray.events.vocabulary import Vocabulary
+from ehr_ray.experiment import Experiment
+from ehr_ray.registry import get_family
+from ehr_ray.runtime.data.prepared import vocabulary_of
+from ehr_ray.runtime.data.tasks import Say, run_shards
+from ehr_ray.runtime.session import session
+from ehr_ray.runtime.text_embedding import TABLE
+from ehr_ray.storage import files, sync
+
+
+def export_pt(
+    experiment: Experiment,
+    output: Path,
+    *,
+    task: str | None = None,
+    skip_unlabelled: bool = False,
+    verbose: bool = False,
+    say: Say = lambda _: None,
+) -> int:
+    """Write one file a labelled patient of every split, cut at prediction time; return how many.
+
+    Raises InputError where the output is not empty, so that no run is mixed with another, and for
+    a patient without a label unless those are to be skipped.
+    """
+    if output.exists() and any(output.iterdir()):
+        raise InputError(f"--output {output}: not empty; files of two exports would mix")
+    if experiment.model.gaps == "merged":  # a file has no place for what is added to a token
+        experiment = replace(experiment, model=replace(experiment.model, gaps="own"))
+    cohort = sync.fetch(experiment.data.cohort)
+    name = choose_task(cohort, task)
+    if name is None:
+        raise InputError(f"{cohort}: no labels; an export holds one a patient")
+    folder, _ = embed_phrases(experiment, verbose=verbose, say=say)
+    vocabulary = vocabulary_of(cohort, experiment.data.min_code_count)
+    jobs = list(_jobs(cohort, output))
+    on_ray = experiment.cluster.most_workers > 0
+    cluster = experiment.cluster
+    writer = PtWriter(experiment, vocabulary, folder, name, skip_unlabelled)
+    with session(cluster.address, verbose=verbose) if on_ray else contextlib.nullcontext():
+        rows = run_shards(jobs, writer, on_ray=on_ray, say=say, verb="exported shards")
+    with (output / "subjects.csv").open("w", newline="") as file:
+        out = csv.writer(file)
+        out.writerow(["split", "file", "subject_id"])
+        written = [row for shard in rows for row in shard]
+        out.writerows(written)
+    return len(written)
+
+
+class PtWriter:
+    """The function of one shard: a file for each of its labelled patients."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        vocabulary: Vocabulary,
+        folder: Path,
+        task: str,
+        skip_unlabelled: bool,
+    ) -> None:
+        self._experiment, self._vocabulary, self._folder = experiment, vocabulary, folder
+        self._answers = read_labels(experiment.cohort, task).answers()
+        self._task, self._skip = task, skip_unlabelled
+
+    def __call__(self, job: Mapping[str, Any]) -> list[list[Any]]:
+        """Write the patients of `job["shard"]`; return `[split, file, subject_id]` of each."""
+        torch.set_num_threads(1)
+        table = load_file(self._folder / TABLE)["table"]
+        family, config = get_family(self._experiment.family), self._experiment.model
+        target = Path(job["target"])
+        target.mkdir(parents=True, exist_ok=True)
+        written = []
+        for number, (patient, label) in enumerate(self._labelled(job), start=int(job["first"])):
+            ids = torch.from_numpy(family.transform(patient, config, self._vocabulary)["phrase"])
+            content = {
+                "embeddings": table[ids.long()],
+                "token_ids": ids.long(),
+                "label": torch.tensor(int(label)),
+            }
+            name = f"patient_{number}.pt"
+            torch.save(content, target / name)
+            written.append([target.name, name, patient.subject_id])
+        return written
+
+    def _labelled(self, job: Mapping[str, Any]) -> Iterator[tuple[Patient, bool]]:
+        for number, patient in enumerate(read_patients(Path(job["shard"]), self._vocabulary), 1):
+            answers = self._answers.get(patient.subject_id, ())
+            if not answers and not self._skip:
+                raise InputError(
+                    f"{job['shard']}: subject {number} of the file has no label of {self._task}; "
+                    "label it, or leave such patients out with --skip-unlabelled"
+                )
+            for time, answer in answers[-1:]:
+                yield patient.until(time), answer
+
+
+def _jobs(cohort: Path, output: Path) -> Iterator[dict[str, Any]]:
+    """Yield the shards with the number their first patient gets."""
+    for split, shards in splits_of(cohort).items():
+        first = 0
+        for shard in shards:
+            yield {"shard": str(shard), "target": str(output / split), "first": first}
+            subjects = files.read_parquet(shard, ["subject_id"])["subject_id"]
+            first += len(pyarrow.compute.unique(subjects))

@@ -1,0 +1,36 @@
+"""Embed the phrases of a cohort, before a training that reads them."""
+
+import contextlib
+from pathlib import Path
+
+from ehr_ray.errors import ConfigError, InputError
+from ehr_ray.experiment import Experiment
+from ehr_ray.registry import get_family
+from ehr_ray.runtime.data.prepared import vocabulary_of
+from ehr_ray.runtime.data.tasks import Say
+from ehr_ray.runtime.session import session
+from ehr_ray.runtime.text_embedding import make_phrases
+from ehr_ray.storage import sync
+
+
+def embed_phrases(
+    experiment: Experiment, *, verbose: bool = False, say: Say = lambda _: None
+) -> tuple[Path, int]:
+    """Embed the phrases of an experiment's cohort; return their folder and their number."""
+    texts = _texts(experiment)
+    cluster = experiment.cluster
+    on_ray = cluster.most_workers > 0
+    with session(cluster.address, verbose=verbose) if on_ray else contextlib.nullcontext():
+        return make_phrases(experiment, texts, on_ray=on_ray, say=say), len(texts)
+
+
+def _texts(experiment: Experiment) -> list[str]:
+    family, cohort = get_family(experiment.family), sync.fetch(experiment.data.cohort)
+    if family.phrases is None:
+        raise ConfigError(f"family: {family.name} embeds no phrases; event_transformer does")
+    if experiment.model.text_model is None:
+        raise ConfigError("model.text_model: null embeds no phrases; name a model or hashing")
+    if not cohort.is_dir():
+        raise InputError(f"data.cohort={cohort}: no such folder; make it with `ehr-ray ingest`")
+    vocabulary = vocabulary_of(cohort, experiment.data.min_code_count)
+    return family.phrases(experiment.model, vocabulary)

@@ -1,0 +1,163 @@
+"""An experiment to a trained run: prepare the data, train by Ray Train, keep the directory."""
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ehr_ray.config.cluster import ClusterConfig
+from ehr_ray.config.yaml_files import differences, read_yaml
+from ehr_ray.errors import ConfigError, InputError
+from ehr_ray.experiment import Experiment, dump, to_yaml
+from ehr_ray.registry import get_family
+from ehr_ray.runtime.data.prepared import Prepared, prepared
+from ehr_ray.runtime.progress import Screen, following
+from ehr_ray.runtime.session import check_resources, session
+from ehr_ray.runtime.text_embedding import as_before, with_phrases
+from ehr_ray.runtime.tracking import Tracker, open_run, tracking_uri
+from ehr_ray.runtime.training.launch import fit, fit_here
+from ehr_ray.storage import files, sync
+from ehr_ray.storage.paths import absolute
+from ehr_ray.train import history
+from ehr_ray.train.checkpoint import checkpoint_damage, checkpoint_folder, saved_progress
+from ehr_ray.train.task import family_of
+
+FREE_TO_CHANGE = ("cluster.", "tracking.", "evaluation.", "search", "tune.", "data.cache")
+"""Where a run may differ from the one it resumes: none of these changes its numbers."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What `train` did."""
+
+    run: Path
+    step: int
+    best: float | None
+    resumed_at: int
+    already_finished: bool
+
+
+def train(
+    experiment: Experiment, *, screen: Screen | None = None, verbose: bool = False
+) -> Trained:
+    """Train an experiment, or resume it from its run directory; the same call for both.
+
+    Where the family has a fallback and the latent has collapsed, other seeds are trained, and where
+    two of three have, the fallback; what is returned is the run that stands.
+    """
+    screen = screen or Screen()
+    done = {experiment.name: _train(experiment, screen, verbose)}
+    from ehr_ray.commands.train.fallback import standing
+
+    def seed(other: Experiment) -> Path:
+        done[other.name] = _train(other, screen, verbose)
+        return done[other.name].run
+
+    stands = standing(experiment, done[experiment.name].run, seed, screen.say)
+    return done.get(stands.name) or train(stands, screen=screen, verbose=verbose)
+
+
+def _train(experiment: Experiment, screen: Screen, verbose: bool) -> Trained:
+    from ehr_ray.runtime.training.worker import Job
+
+    # Stored as an absolute path, so that the run is evaluated from any folder.
+    cohort = absolute(experiment.data.cohort)
+    if not sync.fetch(cohort).is_dir():
+        raise InputError(f"data.cohort={cohort}: no such folder; make it with `ehr-ray ingest`")
+    experiment = replace(experiment, data=replace(experiment.data, cohort=cohort))
+    if experiment.tracking.experiment is not None:
+        tracking_uri(experiment)
+    run = sync.fetch_run(experiment.place, missing_ok=True).absolute()
+    family = family_of(experiment)
+    experiment = as_before(run, experiment)
+    _check_same(run, experiment)
+    before = saved_progress(run)
+    if before is not None and before.finished:
+        _check_checkpoint(run)
+        return Trained(run, before.step, before.best, before.step, True)
+    if before is None and experiment.init_from:
+        # A typo is answered before data are prepared.
+        checkpoint_folder(sync.fetch_run(experiment.init_from))
+    check_resources(experiment.cluster)
+    on_ray = experiment.cluster.most_workers > 0
+    with maybe_session(experiment.cluster, verbose, on_ray):
+        check_resources(experiment.cluster)
+        with prepared(experiment, family, on_ray=on_ray, say=screen.passing) as data:
+            if before is None:
+                experiment = with_phrases(
+                    experiment, data.vocabulary, on_ray=on_ray, say=screen.passing
+                )
+            # Rows of a task: a patient at each prediction time, and at each of `task.hours`.
+            what = "patients" if experiment.task is None else "rows"
+            patients = {split: len(data.store(split)) for split in data.blocks}
+            screen.say(
+                f"{run.name}: {patients['train']} train and {patients['tuning']} tuning {what}, "
+                f"{len(data.vocabulary)} codes"
+                + (f", resuming at step {before.step}" if before else "")
+            )
+            run.mkdir(parents=True, exist_ok=True)
+            files.write_text(run / "experiment.yaml", to_yaml(experiment))
+            tracked = open_run(experiment)
+            sync.push(run)
+            tracker = Tracker(tracked)
+            progress = run / ".progress.jsonl"
+            job = Job(experiment, data, run, progress, tracked)
+            try:
+                with following(progress, screen):
+                    fit(job) if on_ray else fit_here(job)
+            except BaseException:
+                tracker.close("FAILED")
+                raise
+            if on_ray:
+                sync.fetch(run)
+            records = _write_records(run, experiment, data)
+            tracker.artifacts(run, ("checkpoint", "history.parquet", "experiment.yaml", *records))
+            tracker.close("FINISHED")
+            sync.push(run)
+    after = saved_progress(run)
+    assert after is not None
+    return Trained(run, after.step, after.best, before.step if before else 0, False)
+
+
+def _check_checkpoint(run: Path) -> None:
+    """Raise InputError where the checkpoint of a run that has ended is not what was written."""
+    if damage := checkpoint_damage(run):
+        raise InputError(
+            f"{damage}; the run has ended, so that no more steps mend it: restore it from a copy, "
+            f"or remove {run} and train again"
+        )
+
+
+def _write_records(run: Path, experiment: Experiment, data: Prepared) -> list[str]:
+    """Write the family's own JSON files of a finished run; return their names."""
+    family = get_family(experiment.family)
+    if family.records is None:
+        return []
+    subjects = {split: data.store(split).column("subject_id").tolist() for split in data.blocks}
+    found = family.records(dump(experiment), history.read(run), subjects)
+    for name, content in found.items():
+        files.write_text(run / name, json.dumps(content, indent=1) + "\n")
+    return list(found)
+
+
+def maybe_session(cluster: ClusterConfig, verbose: bool, on_ray: bool) -> Any:
+    """Return a Ray session where the run needs one, else nothing to enter."""
+    import contextlib
+
+    return session(cluster.address, verbose=verbose) if on_ray else contextlib.nullcontext()
+
+
+def _check_same(run: Path, experiment: Experiment) -> None:
+    path = run / "experiment.yaml"
+    if not path.is_file() or saved_progress(run) is None:  # refused before it was trained
+        return
+    changed = [
+        change
+        for change in differences(read_yaml(path), dump(experiment))
+        if not change.startswith(FREE_TO_CHANGE)
+    ]
+    if changed:
+        raise ConfigError(
+            f"{run}: holds another experiment ({'; '.join(changed[:4])}); "
+            "choose another name, or remove the folder"
+        )

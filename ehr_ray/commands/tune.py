@@ -1,0 +1,299 @@
+"""`tune`: a search on Ray Tune, ranked by one yardstick, resumed by the same command.
+
+What is durable lies in the search's folder, a run directory a trial; Ray Tune's own bookkeeping is
+thrown away, so nothing is unpickled and a search that was killed goes on from its trials.
+"""
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+import ray
+import ray.tune
+
+from ehr_ray.config.search import Domain, space_of
+from ehr_ray.config.yaml_files import differences, read_yaml
+from ehr_ray.errors import ConfigError, InputError
+from ehr_ray.evaluation.report.sweep_page import write_sweep
+from ehr_ray.events.labels import choose_task
+from ehr_ray.events.patients import splits_of
+from ehr_ray.experiment import Experiment, dump, to_yaml
+from ehr_ray.runtime.progress import Screen
+from ehr_ray.runtime.session import session
+from ehr_ray.runtime.tracking import (
+    Tracked,
+    Tracker,
+    crown,
+    find_run,
+    open_run,
+    register,
+    tracking_uri,
+)
+from ehr_ray.runtime.training.ranking import PROBE, rank_of
+from ehr_ray.runtime.tuning.launch import fit_trials
+from ehr_ray.runtime.tuning.plan import (
+    check_exploits,
+    check_space,
+    concurrency,
+    default_space,
+    limited,
+)
+from ehr_ray.runtime.tuning.proposals import Proposals, known_trials
+from ehr_ray.runtime.tuning.trial import FINAL, Search, place, read_trial
+from ehr_ray.runtime.tuning.trial_data import datasets
+from ehr_ray.runtime.tuning.trials_table import Sweep, read_sweep
+from ehr_ray.storage import files as disk
+from ehr_ray.storage import sync
+from ehr_ray.storage.lock import claimed
+from ehr_ray.storage.paths import absolute, is_uri, named
+from ehr_ray.train.checkpoint import checkpoint_damage
+from ehr_ray.train.task import family_of
+
+SEARCH: Final = "search.yaml"
+FREE: Final = ("cluster.", "tracking.", "evaluation.bootstrap", "data.cache")
+GROWING: Final = ("tune.trials", "tune.concurrent", "tune.spare_cpus", "tune.register")
+"""Where a search may differ from the one it goes on with."""
+
+
+TAKEN = " (before a takeover a trial's scores are its giver's: lineage.yaml)"
+
+
+@dataclass(frozen=True)
+class Searched:
+    """What `tune` did."""
+
+    root: Path
+    sweep: Sweep
+    lines: list[str]
+
+
+def tune(
+    experiment: Experiment, *, screen: Screen | None = None, verbose: bool = False
+) -> Searched:
+    """Search an experiment's space, or go on with a search; return its trials and its best.
+
+    `<output>/<name>/` gets `search.yaml`, a run directory a trial under `trials/`, `trials.parquet`
+    and `report.html`.
+    """
+    screen = screen or Screen()
+    experiment = _absolute(experiment)
+    family = family_of(experiment)
+    space = space_of(experiment.search, default_space(experiment, family))
+    check_space(experiment, space)
+    if experiment.tune.scheduler == "pbt" and experiment.cluster.most_workers > 1:
+        raise ConfigError(
+            "tune.scheduler=pbt: works with cluster.num_workers=1 only; Ray cannot hand the "
+            "weights of one Ray Train run to another"
+        )
+    if experiment.tune.scheduler == "pbt" and is_uri(experiment.output):
+        raise ConfigError(
+            f"tune.scheduler=pbt: trials hand each other files, so output={experiment.output} must "
+            "be a folder that all nodes share"
+        )
+    if not splits_of(experiment.cohort).get("tuning"):
+        raise InputError(
+            f"{experiment.data.cohort}: no tuning split, whose patients rank the trials; "
+            "ingest it with one (--splits)"
+        )
+    select = rank_of(experiment, family)
+    probe = _probe_task(experiment) if select == PROBE else None
+    if experiment.tracking.experiment is not None:
+        tracking_uri(experiment)
+    root = sync.fetch(experiment.place, missing_ok=True).absolute()
+    _check_folder(root, experiment)
+    proposals = Proposals(space, experiment.tune, experiment.seed)
+    known = known_trials(root)
+    total = max(proposals.total, len(known))
+    ended = sum(read_trial(place(root, n)).get("status") in FINAL for n in known)
+    screen.say(
+        f"{root.name}: {total} trials over {', '.join(space)}"
+        + (" (every point of the grid)" if experiment.tune.method == "grid" else "")
+        + (f"; {len(known)} begun before, {ended} of them ended" if known else "")
+    )
+    tracked = find_run(root)
+    if ended < total:
+        if not ray.is_initialized():  # what can never run is told before Ray starts
+            concurrency(experiment, total, {"CPU": os.cpu_count() or 1, "GPU": math.inf})
+        screen.say("starting Ray and preparing rows")
+        with session(experiment.cluster.address, verbose=verbose):
+            at_once = concurrency(experiment, total)
+            with (
+                claimed(root),
+                datasets(experiment, space, probe, on_ray=True, say=screen.passing) as data,
+            ):
+                exploits = experiment.tune.scheduler == "pbt"
+                if exploits:
+                    check_exploits(experiment, family, space, data)
+                    if at_once < 2 and (total < 2 or limited(experiment.tune)):
+                        raise ConfigError(
+                            f"tune.scheduler=pbt: {at_once} of {total} trials at a time has "
+                            "nobody to take over; give more CPUs, or drop tune.concurrent and "
+                            "tune.spare_cpus"
+                        )
+                _claim(root, experiment)
+                tracked = open_run(experiment, more=_told(experiment, space))
+                search = Search(
+                    root=named(root),
+                    paths=tuple(space),
+                    datasets=data,
+                    rank=select,
+                    probe_patients=experiment.tune.probe_patients,
+                    tracked=tracked,
+                    exploits=exploits,
+                    nested=experiment.cluster.most_workers > 1,
+                )
+                screen.say(f"{at_once} at a time, ranked by {select.metric}")
+                try:
+                    fit_trials(experiment, space, search, proposals, known, at_once, data, screen)
+                except BaseException as error:
+                    stopped = not isinstance(error, Exception)
+                    _close_all(root, tracked, "KILLED" if stopped else "FAILED")
+                    raise
+    try:
+        return _conclude(experiment, space, root, select, tracked)
+    except BaseException:
+        Tracker(tracked).close("FAILED")
+        raise
+
+
+def _conclude(
+    experiment: Experiment,
+    space: Mapping[str, Domain],
+    root: Path,
+    select: Any,
+    tracked: Tracked | None,
+) -> Searched:
+    """Rank the trials of a search that has ended; write its table and page, and tell MLflow."""
+    sweep = read_sweep(root, select)
+    lines = _write(root, sweep, experiment, space)
+    sync.push(root)
+    if failed := int((sweep.frame["status"] == "failed").sum()):
+        lines.append(f"{failed} failed; remove the folder of a trial to try it again")
+    damage = _damage_of_best(root, sweep)
+    lines += [damage] if damage else []
+    if tracked is not None:
+        lines += _track(experiment, root, sweep, tracked, sound=not damage)
+    return Searched(root, sweep, lines)
+
+
+def _write(
+    root: Path, sweep: Sweep, experiment: Experiment, space: Mapping[str, Domain]
+) -> list[str]:
+    plan = experiment.tune
+    about = {
+        "family": experiment.family,
+        "trials": str(len(sweep.frame)),
+        "method": plan.method,
+        "scheduler": plan.scheduler + (TAKEN if plan.scheduler == "pbt" else ""),
+        "ranked by": f"{sweep.select.metric} ({sweep.select.mode}){_fixed(experiment)}",
+        "cohort": experiment.data.cohort,
+    }
+    return write_sweep(
+        root,
+        sweep.frame,
+        list(space),
+        metric=sweep.select.metric,
+        mode=sweep.select.mode,
+        curves=sweep.curves,
+        best=sweep.best,
+        about=about,
+        config=to_yaml(experiment),
+    )
+
+
+def _fixed(experiment: Experiment) -> str:
+    """Return the knobs trials are compared at, whatever their schedules are."""
+    knobs = family_of(experiment).eval_knobs
+    return " at " + ", ".join(f"{n} {v:g}" for n, v in knobs.items()) if knobs else ""
+
+
+def _told(experiment: Experiment, space: Mapping[str, Domain]) -> dict[str, Any]:
+    """Return what MLflow is told of a search besides the experiment."""
+    how = {f"tune.{key}": value for key, value in dump(experiment)["tune"].items()}
+    return how | {f"search.{path}": domain for path, domain in space.items()}
+
+
+def _absolute(experiment: Experiment) -> Experiment:
+    cohort = absolute(experiment.data.cohort)
+    if not sync.fetch(cohort).is_dir():
+        raise InputError(f"data.cohort={cohort}: no such folder; make it with `ehr-ray ingest`")
+    return replace(experiment, data=replace(experiment.data, cohort=cohort))
+
+
+def _probe_task(experiment: Experiment) -> str:
+    task = choose_task(experiment.cohort, experiment.evaluation.task)
+    if task is None:
+        raise ConfigError(
+            f"{experiment.data.cohort}: trials of {experiment.family} are ranked by a probe, which "
+            "needs labels, and the cohort has none; set tune.rank=metric to rank by "
+            f"{family_of(experiment).select.metric}"
+        )
+    return task
+
+
+def _close_all(root: Path, tracked: Tracked | None, status: str) -> None:
+    """End the MLflow runs of a search that ended before its trials did."""
+    for folder in sorted((root / "trials").glob("[0-9]*")):
+        if read_trial(folder).get("status") not in FINAL and (run := find_run(folder)):
+            Tracker(run).close("KILLED")
+    Tracker(tracked).close(status)
+
+
+def _claim(root: Path, experiment: Experiment) -> None:
+    """Write what is searched into the folder."""
+    disk.write_text(root / SEARCH, to_yaml(experiment))
+    sync.push(root / SEARCH)
+
+
+def _check_folder(root: Path, experiment: Experiment) -> None:
+    """Refuse a folder that holds something else than this search."""
+    path = root / SEARCH
+    if path.is_file() and any((root / "trials").glob("[0-9]*")):
+        changed = [
+            change
+            for change in differences(read_yaml(path), dump(experiment))
+            if not change.startswith((*FREE, *GROWING))
+        ]
+        if changed:
+            raise ConfigError(
+                f"{root}: holds another search ({'; '.join(changed[:4])}); "
+                "choose another name, or remove the folder"
+            )
+    elif not path.is_file() and any(root.glob("[!.]*")):
+        raise ConfigError(f"{root}: holds something else than a search; choose another name")
+
+
+def _damage_of_best(root: Path, sweep: Sweep) -> str:
+    """Return what is wrong with the checkpoint of the best trial; "" where nothing is."""
+    if sweep.best is None:
+        return ""
+    damage = checkpoint_damage(place(root, int(sweep.best["trial"])))
+    return f"the checkpoint of the best trial cannot be used: {damage}" if damage else ""
+
+
+def _track(
+    experiment: Experiment, root: Path, sweep: Sweep, tracked: Tracked, *, sound: bool
+) -> list[str]:
+    """Tell MLflow the best trial, register its checkpoint if sound, and close the search's run."""
+    tracker = Tracker(tracked)
+    tracker.artifacts(root, ("trials.parquet", "report.html", SEARCH))
+    lines = []
+    counts = sweep.frame["status"].value_counts()
+    tracker.metrics({f"trials_{name}": float(n) for name, n in counts.items()})
+    if sweep.best is not None:
+        folder = place(root, int(sweep.best["trial"]))
+        tracker.metrics({"best_score": float(sweep.best["score"])})
+        best = find_run(folder)
+        if best is not None:
+            files = ("checkpoint",) if sound else ()
+            Tracker(best).artifacts(folder, (*files, "history.parquet", "experiment.yaml"))
+            wanted = experiment.tune.register and sound
+            version = register(best, root.name) if wanted else None
+            crown(tracked, best, folder.name)
+            if version:
+                lines.append(f"MLflow: registered as {root.name}, version {version}")
+    tracker.close("FINISHED")
+    return lines

@@ -1,0 +1,134 @@
+"""The sections of a config that every family shares."""
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from ehr_ray.config.types import NotNegative, PositiveInt, Ratio
+from ehr_ray.events.subgroups import Subgroup, default_subgroups
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """What to train on, and how it reaches the workers."""
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    cohort: str
+    """Folder or URI of the cohort: any MEDS dataset with train, tuning and held_out splits."""
+    batch_size: PositiveInt = 32
+    """Patients per optimizer step, over all workers and accumulation."""
+    min_code_count: Annotated[int, Field(ge=0)] = 1
+    """Codes seen less often than this in train are unknown to the model."""
+    cache: Literal["disk", "memory"] = "disk"
+    """Where model-ready rows live: files beside the runs, kept, or files that go with the run."""
+    cache_dir: str | None = None
+    """Folder or URI of the disk cache; default `<output>/.cache`."""
+    bucket_batches: PositiveInt = 16
+    """Batches whose patients are sorted by length together: larger pads less, mixes less."""
+    shuffle_patients: PositiveInt = 65536
+    """Patients shuffled together; cohorts larger than this are read in windows of whole blocks."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerConfig:
+    """How some parameters are trained otherwise than the rest."""
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    lr_ratio: NotNegative = 1.0
+    """Their learning rate over `train.lr`."""
+    from_epoch: NotNegative = 0.0
+    """Epoch from which they are trained: layers are unfrozen one after the other by it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How long and how fast to train."""
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    max_epochs: PositiveInt = 10
+    """Passes over the train split at most."""
+    max_steps: PositiveInt | None = None
+    """Optimizer steps at most; None for no limit besides `max_epochs`."""
+    lr: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-3
+    """Peak learning rate of AdamW."""
+    lr_schedule: Literal["constant", "linear", "cosine", "plateau", "restarts"] = "cosine"
+    """Shape of the decay from the peak to `min_lr_ratio` at the last step; plateau: halved after
+    `plateau_patience` reports, and one more, without a better selection metric; restarts: half a
+    cosine over `restart_epochs`, again and again."""
+    restart_epochs: Annotated[float, Field(gt=0)] = 10.0
+    """Epochs of the first period of `restarts`; at its end the rate is at its peak again."""
+    restart_factor: Annotated[float, Field(ge=1)] = 2.0
+    """Length of each period of `restarts` over that of the one before."""
+    plateau_patience: Annotated[int, Field(ge=0)] = 3
+    """Reports without a better selection metric that a plateau is waited for."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 100
+    """Steps of linear warm-up to the peak."""
+    min_lr_ratio: Ratio = 0.05
+    """Learning rate at the end over the peak."""
+    weight_decay: NotNegative = 0.01
+    """Decoupled weight decay on matrices; biases, norms and embeddings have none."""
+    final_weight_decay: NotNegative | None = None
+    """Weight decay at the last step, reached along half a cosine; None: it stays the same."""
+    layers: dict[str, LayerConfig] = field(default_factory=dict)
+    """Regular expression of parameter names to {lr_ratio, from_epoch}; the first fit counts."""
+    clip: Annotated[float, Field(gt=0)] | None = 1.0
+    """Largest norm of the gradient; None for no limit."""
+    accumulate: PositiveInt = 1
+    """Micro-batches each worker's share of a batch is cut into, to fit memory."""
+    precision: Literal["float32", "bf16"] = "float32"
+    """bf16 runs matrix products under autocast; weights and losses stay float32."""
+    report_steps: PositiveInt | None = None
+    """Steps between validations, checkpoints and rows of the history; None: once an epoch."""
+    patience: PositiveInt | None = None
+    """Reports without a better selection metric after which training stops; None: never."""
+    patience_cycles: PositiveInt | None = None
+    """Whole cycles of the schedules without one after which it stops; None: never.
+
+    With a schedule that starts anew, reports within a cycle say little of the next one.
+    """
+    keep_steps: PositiveInt | None = None
+    """Steps between checkpoints that are kept, in `checkpoints/<step>/`, beside the best; None:
+    the best alone."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """What `evaluate` measures after training."""
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    task: str | None = None
+    """Label file of the cohort to probe for; None takes the only one, or `mortality` of several."""
+    after_training: bool = False
+    """Whether `train` evaluates held_out once it has ended, as `ehr-ray evaluate RUN` does."""
+    bootstrap: PositiveInt = 1000
+    """Resamples behind each 95 % interval."""
+    max_patients: PositiveInt = 1000
+    """Patients of a split that reconstruction and collapse diagnostics are computed on."""
+    umap_patients: Annotated[int, Field(ge=0)] = 0
+    """Patients of a UMAP beside the map of the embedding at most; 0: none. It takes up to a minute
+    for 2,000."""
+    hours: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] = (6, 12, 24, 48)
+    """Hours after a subject's origin at which the same label is predicted early; [] for none."""
+    hour_patients: PositiveInt = 20_000
+    """Patients of a split that are predicted at those hours: fewer cost less time and memory."""
+    subgroups: dict[str, Subgroup] = field(default_factory=default_subgroups)
+    """Ways to divide patients, by name, as in `sex: {groups: {female: [GENDER//F], ...}}` and
+    `age: {edges: [45, 65], codes: [Age]}`; {} for none. See `events/subgroups.py`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackingConfig:
+    """Where MLflow writes."""
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    experiment: str | None = "ehr_ray"
+    """MLflow experiment name; null switches tracking off."""
+    uri: str | None = None
+    """Tracking URI; `MLFLOW_TRACKING_URI` wins; default is sqlite under the output folder, which
+    must not be a URI then."""

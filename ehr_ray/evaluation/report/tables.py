@@ -1,0 +1,171 @@
+"""The results of an evaluation as tables to read and to load: results.md and results.csv."""
+
+import csv
+import io
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final
+
+import numpy as np
+
+from ehr_ray.evaluation.table import Cell, Interval, Table
+from ehr_ray.evaluation.tasks.baselines import TITLES, title_of
+from ehr_ray.evaluation.tasks.verdicts import BLEND, MODEL, TREES, interval, outcome, place, signed
+
+SHOWN: Final = {
+    "auroc": ("AUROC", True),
+    "auprc": ("AUPRC", True),
+    "min_se_ppv": ("Event 1: min(Se, P+)", True),
+    "event2": ("Event 2: H / range", False),
+    "brier": ("Brier", False),
+    "ece": ("ECE", False),
+}
+"""Metrics of the comparison: heading and whether more is better."""
+JUDGED: Final = ("auroc", "auprc")
+"""Metrics with a verdict in the table; `results.csv` has one for every paired metric."""
+SEEN: Final = {
+    "train": "Caution: models were fitted on these patients; the numbers say nothing of others.",
+    "tuning": "Caution: checkpoint, calibration and thresholds were chosen on these patients; "
+    "the numbers are better than on others.",
+}
+"""What a split that was used before says too well."""
+COLUMNS: Final = (
+    "split",
+    "part",
+    "model",
+    "metric",
+    "value",
+    "low",
+    "high",
+    "difference_of",
+    "difference",
+    "difference_low",
+    "difference_high",
+    "verdict",
+)
+
+_KEY: Final = re.compile(
+    r"(?:baseline/(?P<model>[^/]+)/)?(?P<split>train|tuning|held_out)/"
+    r"(?P<part>(?:hours/[^/]+/|subgroups/[^/]+/[^/]+/)?)(?P<metric>[^/]+)"
+)
+
+
+def results_table(metrics: Mapping[str, float], split: str) -> Table | None:
+    """Return the model and its baselines with a verdict each; None where nothing was compared."""
+    names = [n for n in TITLES if f"{place(n, split)}/n" in metrics]
+    if not names:
+        return None
+    rows = []
+    for name in names:
+        at = place(name, split)
+        cells: list[Cell] = [interval(metrics, f"{at}/{metric}") for metric in SHOWN]
+        told = [verdict_of(metrics, name, split, metric) for metric in JUDGED]
+        rows.append((title_of(name, metrics, split), *cells, *told))
+    heads = [f"{title} {'↑' if up else '↓'}" for title, up in SHOWN.values()]
+    return Table(
+        columns=("", *heads, "Verdict on AUROC", "Verdict on AUPRC"),
+        rows=tuple(rows),
+        caption="A verdict is on the paired difference, this model minus the row, on the same "
+        "patients: `loses` or `beats` where its whole 95 % interval lies on one side of 0, `ties` "
+        "where the data cannot tell. Of the average with the trees it is the gain over the trees "
+        "alone. Event 1 and Event 2 are the scores of the PhysioNet/CinC Challenge 2012, threshold "
+        "and calibration fixed on tuning; Event 2 grows with the number of patients.",
+    )
+
+
+def verdict_of(metrics: Mapping[str, float], name: str, split: str, metric: str) -> str:
+    """Return `loses -0.020 [-0.042, -0.002]` of a row of the comparison; '' without a pair."""
+    _, difference, word = _paired(metrics, name, f"{place(name, split)}/{metric}", metric)
+    return f"{word} {signed(difference)}" if word else ""
+
+
+def where_the_trees_win(metrics: Mapping[str, float], split: str) -> str:
+    """Return one sentence on every paired metric; '' where there are no trees."""
+    found: dict[str, list[str]] = {"loses": [], "beats": [], "ties": []}
+    for metric, (title, _) in SHOWN.items():
+        key = f"{place(TREES, split)}/{metric}"
+        _, difference, word = _paired(metrics, TREES, key, metric)
+        if word:
+            found[word].append(f"{title} ({signed(difference)})")
+    if not any(found.values()):
+        return ""
+    told = {word: ", ".join(parts) or "nothing" for word, parts in found.items()}
+    return (
+        f"The gradient-boosted trees win on: {told['loses']}. "
+        f"This model wins on: {told['beats']}. Not told apart: {told['ties']}. "
+        "Differences are this model minus the trees."
+    )
+
+
+def markdown(title: str, facts: Sequence[str], tables: Mapping[str, Table]) -> str:
+    """Return a page of Markdown: a title, paragraphs, and each table under its heading."""
+    blocks = [f"# {title}", *facts]
+    for heading, table in tables.items():
+        blocks += [f"## {heading}", _markdown_table(table)]
+        blocks += [table.caption] if table.caption else []
+    return "\n\n".join(blocks) + "\n"
+
+
+def tidy_csv(metrics: Mapping[str, float]) -> str:
+    """Return every task metric as one row of CSV: see `COLUMNS`; undefined ones are left out."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    writer.writerows(sorted(_tidy(metrics)))
+    return out.getvalue()
+
+
+def _tidy(metrics: Mapping[str, float]) -> Iterator[tuple[str, ...]]:
+    for key, value in metrics.items():
+        match = _KEY.fullmatch(key)
+        if match is None or match["metric"].endswith(("_difference", "_gain")) or np.isnan(value):
+            continue
+        model = match["model"] or MODEL
+        found = interval(metrics, key)
+        of, difference, word = _paired(metrics, model, key, match["metric"])
+        numbers = (found.value, found.low, found.high)
+        paired = (difference.value, difference.low, difference.high)
+        yield (
+            match["split"],
+            match["part"].rstrip("/") or "all",
+            model,
+            match["metric"],
+            *map(_text, numbers),
+            of if word else "",
+            *map(_text, paired),
+            word,
+        )
+
+
+def _paired(
+    metrics: Mapping[str, float], name: str, key: str, metric: str
+) -> tuple[str, Interval, str]:
+    """Return what was paired, the difference and its verdict ('' where nothing was)."""
+    ending, of = (
+        ("gain", f"{BLEND} - {TREES}") if name == BLEND else ("difference", f"{MODEL} - {name}")
+    )
+    difference = interval(metrics, f"{key}_{ending}")
+    word = outcome(difference, more_is_better=SHOWN.get(metric, ("", True))[1])
+    if name == BLEND and word:
+        word = {"beats": "adds", "ties": "no gain shown", "loses": "takes"}[word]
+    return of, difference, word
+
+
+def _text(value: float) -> str:
+    return "" if np.isnan(value) else f"{value:.6g}"
+
+
+def _markdown_table(table: Table) -> str:
+    lines = [table.columns, tuple("---" for _ in table.columns)]
+    lines += [tuple(_cell(cell) for cell in row) for row in table.rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cell(cell: Cell) -> str:
+    if isinstance(cell, str):
+        return cell.replace("|", "\\|")
+    if isinstance(cell, Interval):
+        if np.isnan(cell.value):
+            return "–"
+        return f"{cell.value:.3f}" if np.isnan(cell.low) else str(cell)
+    return "–" if np.isnan(cell) else f"{cell:.3f}"

@@ -1,0 +1,101 @@
+"""Parts of an evaluation that belong to some families: functions of what inference gave.
+
+A family names its suites and makes the tables they read (`Family.outputs`). A suite fits what it
+must on train and tuning and measures on the split that is judged, as everything in an evaluation.
+"""
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from ehr_ray.evaluation.table import Table
+from ehr_ray.events.vocabulary import Vocabulary
+
+SUITES: dict[str, str] = {
+    "anomaly": "ehr_ray.families.set_vae.sequence.evaluation:suite",
+    "vitals_reconstruction": "ehr_ray.families.vitals_vae.evaluation.suites:reconstruction",
+    "vitals_clusters": "ehr_ray.families.vitals_vae.evaluation.suites:clusters",
+    "vitals_files": "ehr_ray.families.vitals_vae.evaluation.suites:files",
+    "latent_prediction": "ehr_ray.families.jepa.evaluation:suite",
+    "hcat": "ehr_ray.families.hcat.evaluation:suite",
+}
+"""Name to `module:function`; the function takes a `SuiteInput` and returns a `SuiteResult`."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """What inference gave for one split."""
+
+    samples: pa.Table
+    """`subject_id`, `prediction_time`, `embedding` and what else `Family.predict` gives."""
+    tables: Mapping[str, pa.Table]
+    """`latents`, `tokens` and the family's own outputs, as far as they were asked for.
+
+    `sample` is the row of `samples` an entry is of.
+    """
+    label: NDArray[np.bool_] | None = None
+    """One a row of `samples`; None where the cohort has no labels."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuiteInput:
+    """What inference gave: for the run's own train and tuning, and for the split that is judged."""
+
+    split: str
+    """Name of the judged split; metrics carry it."""
+    judged: Part
+    """Of the run's own cohort or of another one."""
+    fit: Mapping[str, Part]
+    """`train` and `tuning` of the run's own cohort, as far as they are there."""
+    model: Any
+    """The family's own config."""
+    vocabulary: Vocabulary
+    target: Path
+    """Folder the evaluation writes to; a suite may leave files of its own there."""
+    cohort: Path | None = None
+    """The cohort that is judged."""
+    seed: int = 0
+    num_bootstrap: int = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuiteResult:
+    """What a suite found."""
+
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """Flat keys of metrics.json, as in `held_out/anomaly/...`."""
+    sections: Mapping[str, Table] = field(default_factory=dict)
+    """Tables of the report by heading."""
+    figures: Mapping[str, Figure] = field(default_factory=dict)
+    captions: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    """Title and caption of each figure."""
+    lines: tuple[str, ...] = ()
+    """What a person should read on the screen."""
+    artifacts: tuple[str, ...] = ()
+    """Files or folders under `target` that go to MLflow besides the usual."""
+
+
+def get_suite(name: str) -> Callable[[SuiteInput], SuiteResult]:
+    """Return a suite; raises KeyError for a name that is no suite."""
+    module, function = SUITES[name].split(":")
+    suite: Callable[[SuiteInput], SuiteResult] = getattr(importlib.import_module(module), function)
+    return suite
+
+
+def merged(results: list[SuiteResult]) -> SuiteResult:
+    """Return all results as one; of equal keys the later wins."""
+    return SuiteResult(
+        metrics={k: v for r in results for k, v in r.metrics.items()},
+        sections={k: v for r in results for k, v in r.sections.items()},
+        figures={k: v for r in results for k, v in r.figures.items()},
+        captions={k: v for r in results for k, v in r.captions.items()},
+        lines=tuple(line for r in results for line in r.lines),
+        artifacts=tuple(path for r in results for path in r.artifacts),
+    )

@@ -1,0 +1,281 @@
+"""A frozen representation beside its baselines on one task: fit once, score any cohort.
+
+`fit_task` fits the probe and every baseline on train and chooses on tuning. `score_task` scores
+splits with what was fitted, refitting nothing, so another cohort can be scored by the same call.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ehr_ray.evaluation.metrics.binary import (
+    binary_metrics,
+    choose_threshold,
+    paired_differences,
+    undefined,
+)
+from ehr_ray.evaluation.tasks.baselines import (
+    TITLES,
+    Input,
+    Scorer,
+    fit_gbm,
+    fit_linear,
+    fit_own,
+    seed_spread,
+)
+from ehr_ray.evaluation.tasks.verdicts import (
+    BASELINES,
+    BLEND,
+    MODEL,
+    PROBE,
+    TREES,
+    gain,
+    judgement,
+    place,
+)
+
+Array = NDArray[np.float64]
+
+COMPARED: Final = ("auroc", "auprc", "min_se_ppv", "event2", "brier")
+"""Metrics that get a paired difference."""
+_INPUTS: Final[Mapping[str, Input]] = {
+    MODEL: "embedding",
+    PROBE: "embedding",
+    "untrained": "untrained",
+    "gbm": "features",
+    "logistic": "features",
+    "pca": "features",
+}
+
+
+@dataclass(frozen=True)
+class Split:
+    """The rows of one split that have a label; every array has N rows in the same order."""
+
+    subject_id: NDArray[np.int64]
+    prediction_time: NDArray[np.datetime64]
+    label: NDArray[np.bool_]
+    embedding: NDArray[np.floating]
+    """float[N, D], of the trained encoder."""
+    untrained: NDArray[np.floating] | None = None
+    """float[N, D], of the same encoder before training; None leaves its row out."""
+    features: NDArray[np.floating] | None = None
+    """float32[N, F], see `ehr_ray.events.features`; None leaves three baselines out."""
+    logit: NDArray[np.floating] | None = None
+    """float[N], of a model trained for the task: then it is what is judged, and not a probe."""
+
+    def __post_init__(self) -> None:
+        for name, rows in vars(self).items():
+            if rows is not None and len(rows) != len(self.subject_id):
+                raise ValueError(f"{name}: {len(rows)} rows for {len(self.subject_id)} subjects")
+        for name in ("embedding", "untrained", "logit"):
+            rows = getattr(self, name)
+            if rows is not None and not np.isfinite(rows).all():
+                raise ValueError(f"{name} holds NaN or infinity: the encoder diverged")
+
+
+@dataclass(frozen=True)
+class FittedTask:
+    """The probe and the baselines after fitting.
+
+    `scorers[MODEL]` is the probe, or, for a model trained for the task, its own calibrated output.
+    """
+
+    scorers: Mapping[str, Scorer]
+    blend_threshold: float | None = None
+    """Operating point of the blend, chosen on tuning; None where there are no trees."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What did not go as usual while fitting, each with the model it concerns."""
+        return tuple(f"{TITLES[s.name]}: {n}" for s in self.scorers.values() for n in s.notes)
+
+
+@dataclass(frozen=True)
+class TaskScores:
+    """Flat metrics with contract keys, and what the figures and prediction files need."""
+
+    metrics: dict[str, float]
+    """`held_out/auroc`, `baseline/gbm/held_out/auroc`, ..., each with `/low` and `/high`."""
+    probabilities: Mapping[str, Mapping[str, Array]]
+    """Calibrated probabilities by split and model."""
+    uncalibrated: Mapping[str, Array]
+    """Probabilities of the model before Platt scaling, by split."""
+    labels: Mapping[str, NDArray[np.bool_]]
+    verdicts: tuple[str, ...]
+    """One sentence a baseline, on the last split scored; the strongest baseline first."""
+    notes: tuple[str, ...] = field(default=())
+
+
+def fit_task(
+    train: Split, tuning: Split, *, seed: int = 0, baselines: Sequence[str] = BASELINES
+) -> FittedTask:
+    """Fit the probe and the baselines on `train`, choose and calibrate on `tuning`.
+
+    A baseline whose input a split does not have is left out. The same splits and seed give the
+    same models, so fitted baselines need not be stored.
+    """
+    scorers: dict[str, Scorer] = {}
+    trained = train.logit is not None
+    for name in (MODEL, *((PROBE,) if trained else ()), *baselines):
+        source: Input = "logit" if trained and name == MODEL else _INPUTS[name]
+        x, tuning_x = getattr(train, source), getattr(tuning, source)
+        if x is None or tuning_x is None:
+            continue
+        arrays = (x, train.label, tuning_x, tuning.label)
+        if source == "logit":
+            scorers[name] = fit_own(tuning_x, tuning.label)
+        elif name == "gbm":
+            scorers[name] = fit_gbm(*arrays, seed=seed)
+        else:
+            scorers[name] = fit_linear(name, source, *arrays, seed=seed)
+    threshold = None
+    if TREES in scorers:
+        threshold = choose_threshold(tuning.label, _blend(_probabilities(scorers, tuning)))
+    return FittedTask(scorers, threshold)
+
+
+def score_task(
+    fitted: FittedTask,
+    splits: Mapping[str, Split],
+    *,
+    seed: int = 0,
+    num_bootstrap: int = 1000,
+) -> TaskScores:
+    """Score every split with every fitted model; the last split is the one judged.
+
+    Besides `METRICS`, each baseline gets `<metric>_difference` (model minus baseline, paired by
+    row, for the metrics of `COMPARED`) and the trees the spread of their seeds. The blend of
+    trees and model gets `<metric>_gain` instead: the blend minus the trees.
+    """
+    metrics: dict[str, float] = {}
+    probabilities: dict[str, dict[str, Array]] = {}
+    thresholds = _thresholds(fitted)
+    for split_name, split in splits.items():
+        scored = _probabilities(fitted.scorers, split)
+        if TREES in scored:
+            scored[BLEND] = _blend(scored)
+        probabilities[split_name] = scored
+        for name in scored:
+            found = _row(name, fitted, split, scored, thresholds, seed, num_bootstrap)
+            at = place(name, split_name)
+            metrics |= {f"{at}/{key}": value for key, value in found.items()}
+    for name, threshold in thresholds.items():
+        prefix = "probe" if name == MODEL else f"baseline/{name}"
+        metrics[f"{prefix}/threshold"] = threshold
+        chosen = fitted.scorers[name].chosen if name in fitted.scorers else {}
+        metrics |= {f"{prefix}/chosen/{key}": value for key, value in chosen.items()}
+    judged, model = list(splits)[-1] if splits else "", fitted.scorers[MODEL]
+    return TaskScores(
+        metrics=metrics,
+        probabilities=probabilities,
+        uncalibrated={
+            name: model.predict_raw(getattr(split, model.input)) for name, split in splits.items()
+        },
+        labels={name: split.label for name, split in splits.items()},
+        verdicts=(*judgement(metrics, judged), *gain(metrics, judged)),
+        notes=(*fitted.notes, *_undefined_notes(metrics)),
+    )
+
+
+def seed_spread_metrics(scorer: Scorer, split: Split) -> dict[str, float]:
+    """AUROC of the single seeds as `auroc/seed_mean`, `auroc/seed_min`, `auroc/seed_max`."""
+    spread = seed_spread(scorer, getattr(split, scorer.input), split.label)
+    return {f"auroc/{key}": value for key, value in spread.items()}
+
+
+def differences(
+    label: NDArray[Any],
+    first: Array,
+    second: Array,
+    *,
+    ending: str = "difference",
+    thresholds: tuple[float, float] = (0.5, 0.5),
+    metrics: Sequence[str] = COMPARED,
+    seed: int = 0,
+    num_bootstrap: int = 1000,
+) -> dict[str, float]:
+    """Return `<metric>_<ending>`, first minus second on the same rows, with interval bounds."""
+    out: dict[str, float] = {}
+    found = paired_differences(
+        label,
+        first,
+        second,
+        metrics,
+        thresholds=thresholds,
+        seed=seed,
+        num_bootstrap=num_bootstrap,
+    )
+    for metric, difference in found.items():
+        key = f"{metric}_{ending}"
+        out |= {key: difference.value}
+        out |= {f"{key}/low": difference.low, f"{key}/high": difference.high}
+    return out
+
+
+def _row(
+    name: str,
+    fitted: FittedTask,
+    split: Split,
+    scored: Mapping[str, Array],
+    thresholds: Mapping[str, float],
+    seed: int,
+    num_bootstrap: int,
+) -> dict[str, float]:
+    """All that one row of the comparison says about one split."""
+    found = binary_metrics(
+        split.label,
+        scored[name],
+        threshold=thresholds[name],
+        seed=seed,
+        num_bootstrap=num_bootstrap,
+    )
+    if name == MODEL:
+        return found
+    if name in fitted.scorers:
+        found |= seed_spread_metrics(fitted.scorers[name], split)
+    first, second = (BLEND, TREES) if name == BLEND else (MODEL, name)
+    return found | differences(
+        split.label,
+        scored[first],
+        scored[second],
+        ending="gain" if name == BLEND else "difference",
+        thresholds=(thresholds[first], thresholds[second]),
+        seed=seed,
+        num_bootstrap=num_bootstrap,
+    )
+
+
+def _probabilities(scorers: Mapping[str, Scorer], split: Split) -> dict[str, Array]:
+    return {
+        name: scorer.predict(getattr(split, scorer.input))
+        for name, scorer in scorers.items()
+        if getattr(split, scorer.input) is not None
+    }
+
+
+def _blend(scored: Mapping[str, Array]) -> Array:
+    return 0.5 * (scored[TREES] + scored[MODEL])
+
+
+def _thresholds(fitted: FittedTask) -> dict[str, float]:
+    chosen = {name: scorer.threshold for name, scorer in fitted.scorers.items()}
+    if fitted.blend_threshold is not None:
+        chosen[BLEND] = fitted.blend_threshold
+    return chosen
+
+
+def _undefined_notes(metrics: Mapping[str, float]) -> list[str]:
+    """One note for each split and model with metrics that cannot be computed."""
+    missing: dict[str, list[str]] = {}
+    for key in undefined(metrics):
+        where, _, name = key.rpartition("/")
+        if not name.endswith(("_difference", "_gain")):
+            missing.setdefault(where, []).append(name)
+    return [
+        f"{where}: {', '.join(names)} undefined (no row of one class, or nobody called positive)"
+        for where, names in missing.items()
+    ]

@@ -1,0 +1,207 @@
+"""How early does a risk show? The same label, predicted from what was known hours before.
+
+At each hour everything is fitted anew on train and calibrated on tuning, on the events until
+then: the probe of a frozen model, the logistic regression, the trees. A model trained for the task
+keeps its weights and gives its own output; only its calibration is of the hour.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ehr_ray.evaluation.metrics.binary import binary_metrics
+from ehr_ray.evaluation.suite import SuiteResult
+from ehr_ray.evaluation.table import Cell, Table
+from ehr_ray.evaluation.tasks.baselines import Scorer, TreeSettings, fit_gbm, fit_linear, fit_own
+from ehr_ray.evaluation.tasks.downstream import FittedTask, Split, differences
+from ehr_ray.evaluation.tasks.figures import CAPTIONS
+from ehr_ray.evaluation.tasks.figures import early_warning as draw
+from ehr_ray.evaluation.tasks.verdicts import MODEL, TREES, interval, outcome, place
+
+TREES_OF_AN_HOUR: Final = TreeSettings(0.05, 300, 8, 20, 10.0, 0.3)
+"""One setting and one seed, only the number of trees chosen: a full search an hour would take
+longer than all the rest of an evaluation."""
+RANKING: Final = ("auroc", "auprc")
+LOGISTIC: Final = "logistic"
+
+
+@dataclass(frozen=True)
+class HourPart:
+    """The rows of one split at one hour: those whose prediction time is not before it."""
+
+    sample: NDArray[np.int64]
+    """Place of each row among the samples of its split."""
+    label: NDArray[np.bool_]
+    inputs: Mapping[str, NDArray[np.floating]]
+    """`embedding` or `logit`, and `features`, as far as they are there; N rows each."""
+
+
+Hours = Mapping[float, HourPart]
+
+
+@dataclass(frozen=True)
+class FittedHour:
+    """What was fitted for one hour."""
+
+    hour: float
+    scorers: Mapping[str, Scorer]
+
+
+def fit_hours(
+    train: Hours,
+    tuning: Hours,
+    fitted: FittedTask,
+    splits: Mapping[str, Split],
+    *,
+    seed: int = 0,
+) -> list[FittedHour]:
+    """Fit every hour that has both classes in train.
+
+    Args:
+        train: by hour.
+        tuning: by hour.
+        fitted: of the whole task; its probe and logistic regression serve an hour whose rows are
+            those they were fitted on.
+        splits: `train` and `tuning` of the whole task.
+        seed: of the trees.
+    """
+    result = []
+    for hour in sorted(train):
+        if hour not in tuning or np.unique(train[hour].label).size < 2:
+            continue
+        same = all(
+            _same(part[hour], splits[name]) for name, part in (("train", train), ("tuning", tuning))
+        )
+        known = fitted.scorers if same else {}
+        result.append(FittedHour(hour, _fit(train[hour], tuning[hour], known, seed)))
+    return result
+
+
+def early_warning_result(
+    fitted: list[FittedHour],
+    judged: Hours,
+    split: str,
+    *,
+    seed: int = 0,
+    num_bootstrap: int = 1000,
+) -> SuiteResult:
+    """Measure every fitted hour on the judged split; hours with one class only are left out.
+
+    Keys are `<split>/hours/<hour>/<metric>`, after `baseline/<name>/` for trees and logistic
+    regression: `n`, `auroc`, `auprc`, and `<metric>_difference` (model minus baseline, paired).
+    """
+    metrics: dict[str, float] = {}
+    hours = []
+    draws: dict[str, Any] = {"seed": seed, "num_bootstrap": num_bootstrap}
+    for one in fitted:
+        part = judged.get(one.hour)
+        if part is None or np.unique(part.label).size < 2:
+            continue
+        hours.append(one.hour)
+        scored = {
+            name: scorer.predict(part.inputs[scorer.input])
+            for name, scorer in one.scorers.items()
+            if scorer.input in part.inputs
+        }
+        for name, probability in scored.items():
+            found = binary_metrics(
+                part.label, probability, threshold=0.5, names=(*RANKING, "prevalence"), **draws
+            )
+            if name != MODEL:
+                pair = (scored[MODEL], probability)
+                found |= differences(part.label, *pair, metrics=RANKING, **draws)
+            at = f"{place(name, split)}/hours/{one.hour:g}"
+            metrics |= {f"{at}/{key}": value for key, value in found.items()}
+    if not hours:
+        return SuiteResult()
+    names = [
+        n for n in (MODEL, TREES, LOGISTIC) if f"{place(n, split)}/hours/{hours[0]:g}/n" in metrics
+    ]
+    curves = {
+        metric: {
+            n: [interval(metrics, f"{place(n, split)}/hours/{h:g}/{metric}") for h in hours]
+            for n in names
+        }
+        for metric in RANKING
+    }
+    return SuiteResult(
+        metrics=metrics,
+        sections={"By hour": _table(metrics, split, hours, names)},
+        figures={"early_warning": draw(hours, curves)},
+        captions=CAPTIONS,
+        lines=_lines(metrics, split, hours, names),
+    )
+
+
+def _same(part: HourPart, whole: Split) -> bool:
+    given = {name: getattr(whole, name) for name in part.inputs}
+    return len(part.sample) == len(whole.label) and all(
+        rows is not None and np.array_equal(part.inputs[name], rows, equal_nan=True)
+        for name, rows in given.items()
+    )
+
+
+def _fit(
+    train: HourPart, tuning: HourPart, known: Mapping[str, Scorer], seed: int
+) -> dict[str, Scorer]:
+    scorers: dict[str, Scorer] = {}
+    if "logit" in tuning.inputs:
+        scorers[MODEL] = fit_own(tuning.inputs["logit"], tuning.label)
+    elif MODEL in known:
+        scorers[MODEL] = known[MODEL]
+    else:
+        arrays = _arrays(train, tuning, "embedding")
+        scorers[MODEL] = fit_linear(MODEL, "embedding", *arrays, seed=seed)
+    if "features" in train.inputs:
+        arrays = _arrays(train, tuning, "features")
+        scorers[TREES] = fit_gbm(*arrays, seed=seed, num_seeds=1, grid=(TREES_OF_AN_HOUR,))
+        scorers[LOGISTIC] = known.get(LOGISTIC) or fit_linear(
+            LOGISTIC, "features", *arrays, seed=seed
+        )
+    return scorers
+
+
+def _arrays(train: HourPart, tuning: HourPart, name: str) -> tuple[NDArray[Any], ...]:
+    return train.inputs[name], train.label, tuning.inputs[name], tuning.label
+
+
+def _table(metrics: Mapping[str, float], split: str, hours: list[float], names: list[str]) -> Table:
+    titles = {MODEL: "this model", TREES: "trees", LOGISTIC: "logistic regression"}
+    columns = ["Hour", "Patients"]
+    for metric in RANKING:
+        columns += [f"{metric.upper()}, {titles[name]}" for name in names]
+        columns += ["Beside the trees"] * (TREES in names)
+    rows = []
+    for hour in hours:
+        at = f"hours/{hour:g}"
+        line: list[Cell] = [f"{hour:g}\N{NO-BREAK SPACE}h", f"{metrics[f'{split}/{at}/n']:,.0f}"]
+        for metric in RANKING:
+            line += [interval(metrics, f"{place(n, split)}/{at}/{metric}") for n in names]
+            if TREES in names:
+                gap = interval(metrics, f"{place(TREES, split)}/{at}/{metric}_difference")
+                line.append(outcome(gap))
+        rows.append(tuple(line))
+    return Table(
+        columns=tuple(columns),
+        rows=tuple(rows),
+        caption="The same outcome, from the events up to each hour after the start of the stay, "
+        "for patients whose (first) prediction time is not before it. Every hour is fitted on "
+        "train and calibrated on tuning by itself; its trees are one seed of one setting, not the "
+        "tuned ensemble of the comparison above.",
+    )
+
+
+def _lines(
+    metrics: Mapping[str, float], split: str, hours: list[float], names: list[str]
+) -> tuple[str, ...]:
+    told = []
+    for hour in hours:
+        values = [
+            metrics[f"{place(n, split)}/hours/{hour:g}/auroc"] for n in names if n != LOGISTIC
+        ]
+        told.append(f"{hour:g} h {' / '.join(f'{v:.3f}' for v in values)}")
+    beside = " / trees" if TREES in names else ""
+    return (f"early warning, AUROC of this model{beside}: {', '.join(told)}",)

@@ -1,0 +1,187 @@
+"""An experiment: typed sections, read from YAML, checked once at the boundary.
+
+Types and defaults live here and in `families/<name>/config.py`; a YAML file states only what
+differs. The command line, a Tune sample and a test change values through the one `override`.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import yaml
+from pydantic import Field, TypeAdapter, ValidationError
+
+from ehr_ray.config.cluster import ClusterConfig
+from ehr_ray.config.messages import message, not_finite, not_names, outside, unknown
+from ehr_ray.config.published_keys import translated
+from ehr_ray.config.schedules import Schedule
+from ehr_ray.config.search import DEFAULT, TuneConfig, parse_domain, paths
+from ehr_ray.config.sections import DataConfig, EvaluationConfig, TrackingConfig, TrainConfig
+from ehr_ray.config.task import TaskConfig
+from ehr_ray.config.yaml_files import Raw, override, parse_override, read_yaml
+from ehr_ray.errors import ConfigError
+from ehr_ray.registry import get_family
+from ehr_ray.storage.paths import below, local
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """One run, fully resolved: with the cohort, enough to repeat it."""
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    family: str
+    """Model family, a key of `registry.FAMILIES`."""
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    """Name of the run: it lands in `<output>/<name>/`."""
+    output: str = "runs"
+    """Folder of runs, or its URI, such as s3://bucket/runs."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Seed of initialisation, order and noise."""
+    init_from: str | None = None
+    """A run or checkpoint folder, or its URI, whose matching weights start this model."""
+    freeze: tuple[str, ...] = ()
+    """Regular expressions of parameter names that are not trained."""
+    model: Any
+    """The family's own options (`families/<name>/config.py`)."""
+    data: DataConfig
+    """What to train on, and how it reaches the workers."""
+    schedules: dict[str, Annotated[Schedule, Field(discriminator="kind")]] = field(
+        default_factory=dict
+    )
+    """Scheduled quantities: a number, or {kind: ramp|cycle, end, start, steps or epochs, ...}."""
+    task: TaskConfig | None = None
+    """A label to train for, instead of the family's own objective."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """How long and how fast to train."""
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    """Where the run happens."""
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    """What `evaluate` measures after training."""
+    search: dict[str, Any] = field(default_factory=dict)
+    """Dotted path to search domain, as in `{train.lr: {loguniform: [1.0e-4, 1.0e-2]}}`; replaces
+    the family's search space. `default` keeps the family's domain of a path, null drops one."""
+    tune: TuneConfig = field(default_factory=TuneConfig)
+    """How `tune` searches; what it varies is `search`."""
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    """Where MLflow writes."""
+
+    @property
+    def place(self) -> str:
+        """The run's folder or URI."""
+        return below(self.output, self.name)
+
+    @property
+    def directory(self) -> Path:
+        """The run's folder on this machine."""
+        return local(self.place)
+
+    @property
+    def cohort(self) -> Path:
+        """The cohort's folder on this machine."""
+        return local(self.data.cohort)
+
+    @property
+    def cache(self) -> Path:
+        """The disk cache's folder on this machine."""
+        return local(self.data.cache_dir or below(self.output, ".cache"))
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
+    """Read a YAML file, apply `a.b=value` overrides and check the result."""
+    return parse(override(read_yaml(path), dict(parse_override(text) for text in overrides)))
+
+
+def parse(raw: Mapping[str, Any]) -> Experiment:
+    """Turn plain data into a typed experiment, or raise ConfigError naming every bad path."""
+    if bad := list(not_names(raw)):
+        raise ConfigError("; ".join(bad))
+    raw = translated(raw)
+    if not isinstance(raw.get("family"), str):
+        raise ConfigError("family: missing; name one, as in `family: set_vae`")
+    family = get_family(raw["family"])
+    problems: list[str] = []
+    defaults = {name: dataclasses.asdict(s) for name, s in family.schedules.items()}
+    schedules = _schedules(raw.get("schedules") or {}, defaults, problems)
+    model = _check(family.config, raw.get("model") or {}, "model", problems)
+    plain = {**raw, "schedules": schedules, "model": None}
+    experiment = _check(Experiment, plain, "", problems)
+    search = raw.get("search")
+    for path, domain in paths(search) if isinstance(search, Mapping) else ():
+        if domain is None or domain == DEFAULT:
+            continue
+        try:
+            parse_domain(domain, f"search.{path}")
+        except ConfigError as error:
+            problems.append(str(error))
+    if experiment is not None:
+        problems += not_finite(dataclasses.asdict(experiment))
+        problems += outside(experiment.schedules, family.schedule_limits)
+    if model is not None:
+        problems += not_finite(dataclasses.asdict(model), "model")
+    if raw.get("task") and family.represent is None:
+        problems.append(f"task: family {family.name} has no representation for a task to read")
+    if problems:
+        raise ConfigError("; ".join(problems))
+    assert experiment is not None
+    return dataclasses.replace(experiment, model=model)
+
+
+def dump(experiment: Experiment) -> Raw:
+    """Return plain data with every value resolved; `parse(dump(e)) == e`."""
+    plain: Raw = yaml.safe_load(yaml.safe_dump(_plain(dataclasses.asdict(experiment))))
+    return plain
+
+
+def to_yaml(experiment: Experiment) -> str:
+    """Return `dump` as YAML text."""
+    return yaml.safe_dump(dump(experiment), sort_keys=False, allow_unicode=True)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(child) for key, child in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(child) for child in value]
+    return value
+
+
+def _schedules(raw: Any, defaults: dict[str, Raw], problems: list[str]) -> Any:
+    if not isinstance(raw, Mapping):
+        return raw
+    for name in raw:
+        if name not in defaults:
+            problems.append(unknown(f"schedules.{name}", name, defaults))
+    resolved = dict(defaults)
+    for name, value in raw.items():
+        if name in defaults:
+            resolved[name] = _merged(defaults[name], value)
+    return resolved
+
+
+def _merged(default: Raw, value: Any) -> Any:
+    """Let `schedules.beta.end` change one field of the family's default schedule."""
+    if isinstance(value, str):  # YAML reads 1e-2 (without a dot) as text
+        with contextlib.suppress(ValueError):
+            value = float(value)
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return {"kind": "constant", "value": value}
+    if not isinstance(value, Mapping) or value.get("kind", default["kind"]) != default["kind"]:
+        return value
+    lengths = {"steps", "epochs"}
+    dropped = lengths if lengths & value.keys() else set()
+    return {**{k: v for k, v in default.items() if k not in dropped}, **value}
+
+
+def _check(kind: type[T], raw: Any, at: str, problems: list[str]) -> T | None:
+    try:
+        return TypeAdapter(kind).validate_python(raw)
+    except ValidationError as error:
+        for item in error.errors():
+            problems.append(message(kind, item, at))
+        return None

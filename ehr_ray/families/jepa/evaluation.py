@@ -1,0 +1,108 @@
+"""Did a JEPA learn to predict? Measured on patients it has not seen, without any label.
+
+The family's `targets` table has hidden rows' states beside what was predicted of them from the
+patient's own context and from another patient's; its `cells` table has hidden values beside the
+model's estimate, the last value before and 0, the train median. See `nn.latent_prediction`.
+"""
+
+from collections.abc import Mapping
+from typing import Final
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from ehr_ray.evaluation.suite import SuiteInput, SuiteResult
+from ehr_ray.evaluation.table import Table
+from ehr_ray.families.jepa.diagnostics import (
+    MAX_COSINE,
+    MIN_GAP,
+    Predicted,
+    prediction_measures,
+    verdict,
+)
+
+GUESSES: Final = {"estimate": "model", "median": "train median", "last": "last value before"}
+ROWS: Final = {
+    "skill": ("skill over the mean of a position", "above 0"),
+    "shuffled_gap": ("rise of the loss with another patient's context", f"above {MIN_GAP}"),
+    "target_cosine": ("cosine of different patients' targets", f"below {MAX_COSINE}"),
+    "target_std": ("standard deviation of targets at one position", ""),
+    "target_rankme": ("RankMe of the patients' mean targets", ""),
+    "target_rankme_centered": ("the same, centred", ""),
+}
+HEADING: Final = "Predicting hidden rows"
+
+
+def suite(given: SuiteInput) -> SuiteResult:
+    """Measure predictions on the judged split; nothing where a task has trained the encoder."""
+    tables, samples = given.judged.tables, given.judged.samples
+    if "targets" not in tables or "logit" in samples.column_names:
+        return SuiteResult()
+    found = prediction_measures(_predicted(tables["targets"]))
+    if not found:
+        return SuiteResult(lines=("prediction: no patient has two rows, so nothing is predicted",))
+    told, reason = verdict(found)
+    metrics = {
+        **found,
+        "learned": float(told == "learned"),
+        "collapsed": float(told == "collapsed"),
+    }
+    metrics |= value_errors(tables["cells"]) if "cells" in tables else {}
+    lines: tuple[str, ...] = (f"prediction: {told}: {reason}",)
+    if "value_estimate" in metrics:
+        errors = (
+            f"{metrics[f'value_{name}']:.3f} of the {title}" for name, title in GUESSES.items()
+        )
+        lines += (f"values of hidden rows, squared error: {', '.join(errors)}",)
+    return SuiteResult(
+        metrics={f"{given.split}/prediction/{name}": value for name, value in metrics.items()},
+        sections={HEADING: _table(metrics, told)},
+        lines=lines,
+    )
+
+
+def value_errors(cells: pa.Table) -> dict[str, float]:
+    """Return the mean squared errors `value_<guess>` of hidden values; {} without any."""
+    value = cells["value"].to_numpy()
+    if not len(value):
+        return {}
+    guesses = {
+        "estimate": cells["estimate"].to_numpy(),
+        "median": np.zeros_like(value),
+        "last": cells["last"].to_numpy(),
+    }
+    return {f"value_{name}": float(np.mean((g - value) ** 2)) for name, g in guesses.items()}
+
+
+def _predicted(table: pa.Table) -> Predicted:
+    return Predicted(
+        patient=table["sample"].to_numpy(),
+        position=table["position"].to_numpy(),
+        target=_matrix(table, "target"),
+        predicted=_matrix(table, "predicted"),
+        shuffled=_matrix(table, "shuffled"),
+    )
+
+
+def _matrix(table: pa.Table, name: str) -> NDArray[np.floating]:
+    if not len(table):
+        return np.zeros((0, 0), np.float32)
+    values: NDArray[np.floating] = table[name].combine_chunks().flatten().to_numpy()
+    return values.reshape(len(table), -1)
+
+
+def _table(metrics: Mapping[str, float], told: str) -> Table:
+    rows: list[tuple[str | float, ...]] = [
+        (title, metrics[name], level) for name, (title, level) in ROWS.items()
+    ]
+    for name, title in GUESSES.items():
+        if f"value_{name}" in metrics:
+            at = "" if name == "estimate" else "the model is below it"
+            rows.append((f"squared error of hidden values: {title}", metrics[f"value_{name}"], at))
+    return Table(
+        ("", "value", "of a model that learned"),
+        tuple(rows),
+        f"Verdict: {told}. The loss of predictions falls in a collapse too, and so may no rank: "
+        "a model has learned if it beats the mean of a position and needs the patient's context.",
+    )

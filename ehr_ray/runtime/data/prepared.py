@@ -1,0 +1,190 @@
+"""Cohort shards to model-ready rows on Ray Data: the transform of a family, once per patient.
+
+One item is one shard: the function that reads it packs its patients, carries their values forward
+and writes the rows, so no batching can cut a patient in two and nothing of size travels. Every
+rank maps the same files into memory and draws its batches from them.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from ehr_ray.errors import InputError
+from ehr_ray.events.blocks import BlockStore, write_block
+from ehr_ray.events.labels import choose_task, read_labels
+from ehr_ray.events.patients import Patient, read_patients, shard_names, splits_of
+from ehr_ray.events.vocabulary import Vocabulary, fit_codes
+from ehr_ray.experiment import Experiment
+from ehr_ray.family import AnyFamily, Row
+from ehr_ray.registry import get_family
+from ehr_ray.runtime.data.tasks import Say, run_shards
+from ehr_ray.storage import files, sync
+from ehr_ray.storage.paths import absolute
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A family's model-ready dataset: block files by split, and the vocabulary they speak."""
+
+    vocabulary: Vocabulary
+    blocks: Mapping[str, tuple[Path, ...]]
+
+    def store(self, split: str) -> BlockStore:
+        """Return the rows of a split, mapped into memory."""
+        return BlockStore(self.blocks.get(split, ()))
+
+
+def codes_table(cohort: Path) -> pa.Table:
+    """Return the cohort's codes with train statistics, fitting them if it has none."""
+    path = Path(cohort) / "metadata" / "codes.parquet"
+    if path.is_file():
+        table = files.read_parquet(path, remedy="ingest the cohort again")
+        if {"count", "mean", "std"} <= set(table.column_names):
+            return table
+    shards = splits_of(cohort)
+    other = [path for split, paths in shards.items() if split != "train" for path in paths]
+    return fit_codes(shards.get("train", []), other)
+
+
+def vocabulary_of(cohort: Path, min_count: int) -> Vocabulary:
+    """Return the codes a model may know: those seen often enough in train."""
+    return Vocabulary.from_table(codes_table(cohort), min_count=max(1, min_count))
+
+
+@contextlib.contextmanager
+def prepared(
+    experiment: Experiment, family: AnyFamily, *, on_ray: bool, say: Say = lambda _: None
+) -> Iterator[Prepared]:
+    """Yield the model-ready dataset of an experiment, making what the cache does not hold."""
+    cohort = sync.fetch(experiment.data.cohort)
+    if not cohort.is_dir():
+        raise InputError(
+            f"data.cohort={cohort}: no such folder; make it with `ehr-ray ingest`, "
+            "or give another as data.cohort=PATH"
+        )
+    shards = splits_of(cohort)
+    if not shards.get("train"):
+        raise InputError(f"{cohort}: no train split; training needs data/train/*.parquet")
+    vocabulary = vocabulary_of(cohort, experiment.data.min_code_count)
+    if not len(vocabulary):
+        raise InputError(
+            f"{cohort}: no code is seen {experiment.data.min_code_count} times in train; "
+            "lower data.min_code_count"
+        )
+    shards = {split: shards.get(split, []) for split in ("train", "tuning")}
+    if experiment.task is not None:
+        choose_task(cohort, experiment.task.name)
+    with _folder(experiment, family, vocabulary, shards) as folder:
+        sync.fetch(folder, missing_ok=True)
+        blocks = {
+            split: tuple(folder / split / f"{n}.arrow" for n in shard_names(cohort, split, paths))
+            for split, paths in shards.items()
+        }
+        jobs = [
+            {"shard": str(path), "target": str(target), "split": split}
+            for split, paths in shards.items()
+            for path, target in zip(paths, blocks[split], strict=True)
+            if not target.is_file()
+        ]
+        if jobs:
+            make = BlockMaker(experiment, vocabulary)
+            run_shards(jobs, make, on_ray=on_ray, say=say, verb="prepared shards")
+        yield Prepared(vocabulary, blocks)
+
+
+class BlockMaker:
+    """The function of one shard: read, pack, transform, write the block.
+
+    With a task each of its labels makes a row, of what was known at the prediction time, and in
+    train another at each of `task.hours`; patients without a label make none.
+    """
+
+    def __init__(self, experiment: Experiment, vocabulary: Vocabulary) -> None:
+        self._experiment, self._vocabulary = experiment, vocabulary
+        task = experiment.task
+        self._answers = {}
+        if task is not None:
+            self._answers = read_labels(experiment.cohort, task.name).answers()
+
+    def __call__(self, job: Mapping[str, str]) -> None:
+        """Make `job["target"]` from `job["shard"]`."""
+        patients = read_patients(Path(job["shard"]), self._vocabulary)
+        write_block(Path(job["target"]), self._rows(patients, job["split"]))
+
+    def _rows(self, patients: Iterator[Patient], split: str) -> Iterator[Row]:
+        transform = get_family(self._experiment.family).transform
+        config, task = self._experiment.model, self._experiment.task
+        for patient in patients:
+            if task is None:
+                yield transform(patient, config, self._vocabulary)
+                continue
+            if split == "train" and not sampled(patient.subject_id, task.label_ratio):
+                continue
+            for time, answer in self._answers.get(patient.subject_id, ()):
+                for cut in _cuts(patient.origin, time, task.hours if split == "train" else ()):
+                    row = transform(patient.until(cut), config, self._vocabulary)
+                    yield {**row, "label": np.array(answer, np.float32)}
+
+
+def _cuts(origin: int, time: int, hours: Sequence[float]) -> list[int]:
+    """Return the times a patient is seen at, in microseconds: the label's own and those before."""
+    early = (origin + int(hour * 3.6e9) for hour in hours)
+    return [*(cut for cut in early if cut < time), time]
+
+
+def sampled(subject_id: int, share: float) -> bool:
+    """Whether a subject is among the given share: by a hash of its id, so the same every time."""
+    mixed = (subject_id * 0x9E3779B97F4A7C15 + 0x632BE59BD9B4E019) % (1 << 64)
+    mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) % (1 << 64)
+    return (mixed >> 11) / (1 << 53) < share
+
+
+@contextlib.contextmanager
+def _folder(
+    experiment: Experiment,
+    family: AnyFamily,
+    vocabulary: Vocabulary,
+    shards: Mapping[str, Sequence[Path]],
+) -> Iterator[Path]:
+    if experiment.data.cache == "memory":
+        shared = Path("/dev/shm")
+        root = tempfile.mkdtemp(prefix="ehr_ray-", dir=shared if shared.is_dir() else None)
+        try:
+            yield Path(root)
+        finally:
+            shutil.rmtree(root, ignore_errors=True)
+        return
+    key = _key(experiment, family, vocabulary, shards)
+    yield experiment.cache.absolute() / f"{family.name}-{key}"
+
+
+def _key(
+    experiment: Experiment,
+    family: AnyFamily,
+    vocabulary: Vocabulary,
+    shards: Mapping[str, Sequence[Path]],
+) -> str:
+    manifest = [
+        (absolute(p), p.stat().st_size, p.stat().st_mtime_ns)
+        for paths in shards.values()
+        for p in paths
+    ]
+    options = {name: getattr(experiment.model, name) for name in family.cache_fields}
+    if (task := experiment.task) is not None:
+        file = (experiment.cohort / "labels" / f"{task.name}.parquet").stat()
+        options["task"] = [task.name, task.hours, task.label_ratio, file.st_size, file.st_mtime_ns]
+    parts = [manifest, options, family.version]
+    digest = hashlib.sha256(json.dumps(parts, default=dataclasses.asdict).encode())
+    digest.update("\0".join(vocabulary.codes).encode())
+    digest.update(vocabulary.mean.tobytes() + vocabulary.std.tobytes())
+    digest.update(vocabulary.quantiles.tobytes())
+    return digest.hexdigest()[:20]

@@ -1,0 +1,231 @@
+"""Texts to one table of embeddings on Ray Data: an actor pool of sentence transformers.
+
+Every distinct text is embedded once and kept by content: part files named by the hash of what they
+hold, under a folder named by the hash of the model. A job that is killed goes on with the texts
+no part has yet, and another cohort or other options pay for new texts only.
+"""
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+from safetensors.numpy import save_file
+
+from ehr_ray.config.yaml_files import read_yaml
+from ehr_ray.errors import ConfigError, InputError
+from ehr_ray.events.hashed_text import HASHED_WIDTH, HASHING, hashed
+from ehr_ray.events.vocabulary import Vocabulary
+from ehr_ray.experiment import Experiment
+from ehr_ray.family import AnyFamily
+from ehr_ray.nn.sentence_encoder import SentenceEncoder, find_model, model_key
+from ehr_ray.registry import get_family
+from ehr_ray.runtime.data.tasks import Say
+from ehr_ray.storage import sync
+from ehr_ray.storage.paths import absolute, local, named
+
+PART_TEXTS = 1024
+"""Texts of one part: what a killed job loses at most, and what is sorted by length together."""
+TABLE, TEXTS = "table.safetensors", "phrases.parquet"
+
+
+def with_phrases(
+    experiment: Experiment, vocabulary: Vocabulary, *, on_ray: bool, say: Say = lambda _: None
+) -> Experiment:
+    """Return the experiment with the folder of its embedded phrases, making what is missing.
+
+    A family without phrases is left alone, and so is one that hashes its texts as it is built.
+    """
+    family = get_family(experiment.family)
+    if family.phrases is None:
+        return experiment
+    config = experiment.model
+    if config.phrases is None and config.text_model in (None, HASHING):
+        return experiment
+    texts = family.phrases(config, vocabulary)
+    if config.phrases is None:
+        folder = make_phrases(experiment, texts, on_ray=on_ray, say=say)
+    else:
+        folder = sync.fetch(absolute(config.phrases))
+        _check_texts(folder, texts)
+    width = _width(folder) if config.embedding_dim is None else config.embedding_dim
+    return replace(experiment, model=replace(config, phrases=named(folder), embedding_dim=width))
+
+
+def as_before(run: Path, experiment: Experiment) -> Experiment:
+    """Return the experiment with the phrases the run began with, where it names none itself."""
+    path = run / "experiment.yaml"
+    family: AnyFamily = get_family(experiment.family)
+    if family.phrases is None or experiment.model.phrases is not None or not path.is_file():
+        return experiment
+    before = read_yaml(path).get("model") or {}
+    kept = {name: before.get(name) for name in ("phrases", "embedding_dim")}
+    if kept["phrases"] is None or experiment.model.embedding_dim not in (None, *kept.values()):
+        return experiment
+    return replace(experiment, model=replace(experiment.model, **kept))
+
+
+def make_phrases(
+    experiment: Experiment, texts: Sequence[str], *, on_ray: bool, say: Say = lambda _: None
+) -> Path:
+    """Embed the texts, write the table of them all, and return its folder."""
+    base = experiment.cache.absolute()
+    name, width = experiment.model.text_model, experiment.model.embedding_dim
+    key = f"{HASHING}-{width or HASHED_WIDTH}" if name == HASHING else model_key(name)
+    digest = hashlib.sha256("\0".join([key, *texts]).encode()).hexdigest()[:16]
+    folder = sync.fetch(named(base / f"phrases-{digest}"), missing_ok=True)
+    if (folder / TABLE).is_file():
+        return folder
+    distinct = list(dict.fromkeys(texts))
+    if name == HASHING:
+        vectors = dict(zip(distinct, hashed(distinct, width or HASHED_WIDTH), strict=True))
+    else:
+        vectors = embed_texts(distinct, name, base / f"texts-{key}", on_ray=on_ray, say=say)
+    table = np.stack([vectors[text] for text in texts]).astype(np.float32)
+    if width not in (None, table.shape[1]):
+        raise ConfigError(
+            f"model.embedding_dim={width}: {name} gives {table.shape[1]}; drop embedding_dim"
+        )
+    write_table(folder, texts, table)
+    sync.push(folder)
+    return folder
+
+
+def embed_texts(
+    texts: Sequence[str],
+    name: str,
+    cache: Path,
+    *,
+    on_ray: bool,
+    actors: int | None = None,
+    say: Say = lambda _: None,
+) -> dict[str, npt.NDArray[np.float32]]:
+    """Return the embedding of each distinct text, from the cache or made now, part by part."""
+    find_model(name)
+    cache.mkdir(parents=True, exist_ok=True)
+    known = _cached(cache)
+    missing = sorted({*texts} - known.keys(), key=lambda text: (len(text), text))
+    parts = [missing[i : i + PART_TEXTS] for i in range(0, len(missing), PART_TEXTS)]
+    jobs = [{"texts": part, "target": named(cache / f"{_digest(part)}.parquet")} for part in parts]
+    done = 0
+    for count in _run(jobs, name, actors or _actors(len(jobs))) if on_ray else _here(jobs, name):
+        done += count
+        say(f"embedded phrases {done:,}/{len(missing):,}")
+    return {**known, **_cached(cache)} if jobs else known
+
+
+class PhraseActor:
+    """One sentence transformer of the pool: embeds a part and writes it."""
+
+    def __init__(self, name: str) -> None:
+        import torch
+
+        torch.set_num_threads(1)
+        self._encoder = SentenceEncoder(name)
+
+    def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Embed the parts of a batch of jobs."""
+        pairs = zip(batch["texts"], batch["target"], strict=True)
+        return {"count": [self.part(list(texts), target) for texts, target in pairs]}
+
+    def part(self, texts: list[str], place: str) -> int:
+        """Write the texts with their vectors, by rename; return how many."""
+        target = local(place)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        vectors = self._encoder.encode(texts)
+        flat = pa.array(vectors.reshape(-1))
+        column = pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
+        partial = target.with_name(f".{target.name}.{os.getpid()}")
+        pq.write_table(pa.table({"text": pa.array(texts, pa.string()), "vector": column}), partial)
+        os.replace(partial, target)
+        sync.push(target)
+        return len(texts)
+
+
+def write_table(folder: Path, texts: Sequence[str], table: npt.NDArray[np.float32]) -> None:
+    """Write `phrases.parquet` (id, phrase) and the table, float32 [P, E], which comes last."""
+    folder.mkdir(parents=True, exist_ok=True)
+    ids = np.arange(len(texts), dtype=np.int32)
+    pq.write_table(pa.table({"id": ids, "phrase": pa.array(texts, pa.string())}), folder / TEXTS)
+    partial = folder / f".{TABLE}.{os.getpid()}"
+    save_file({"table": table}, partial)
+    partial.chmod(0o644)
+    os.replace(partial, folder / TABLE)
+
+
+def _run(jobs: Sequence[Mapping[str, Any]], name: str, actors: int) -> Any:
+    import ray.data
+
+    if not jobs:
+        return
+    dataset = ray.data.from_items(list(jobs), override_num_blocks=len(jobs)).map_batches(
+        PhraseActor,
+        fn_constructor_args=(name,),
+        batch_size=1,
+        compute=ray.data.ActorPoolStrategy(size=actors),
+        num_cpus=1,
+    )
+    for row in dataset.iter_rows():
+        yield row["count"]
+
+
+def _here(jobs: Sequence[Mapping[str, Any]], name: str) -> Any:
+    actor = PhraseActor(name) if jobs else None
+    for job in jobs:
+        assert actor is not None
+        yield actor.part(list(job["texts"]), job["target"])
+
+
+def _actors(jobs: int) -> int:
+    import ray
+
+    return max(1, min(jobs, int(ray.cluster_resources().get("CPU", 1))))
+
+
+def _cached(cache: Path) -> dict[str, npt.NDArray[np.float32]]:
+    vectors: dict[str, npt.NDArray[np.float32]] = {}
+    sync.fetch(cache, missing_ok=True)
+    for path in sorted(cache.glob("[!.]*.parquet")):
+        with contextlib.suppress(pa.ArrowInvalid):  # a damaged part is made again
+            table = pq.read_table(path)
+            column = table["vector"].combine_chunks()
+            rows = column.values.to_numpy().reshape(len(table), -1)
+            vectors |= zip(table["text"].to_pylist(), rows, strict=True)
+    return vectors
+
+
+def _digest(texts: Sequence[str]) -> str:
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:20]
+
+
+def _width(folder: Path) -> int:
+    from safetensors import safe_open
+
+    with safe_open(folder / TABLE, "numpy") as file:
+        return int(file.get_slice("table").get_shape()[1])
+
+
+def _check_texts(folder: Path, texts: Sequence[str]) -> None:
+    """Raise InputError unless a folder's phrases are those of the config, id by id."""
+    if not (folder / TABLE).is_file() or not (folder / TEXTS).is_file():
+        raise InputError(
+            f"model.phrases={folder}: no {TABLE} and {TEXTS} there; make them with `ehr-ray "
+            "phrases CONFIG`, or drop the key and training makes them"
+        )
+    there = pq.read_table(folder / TEXTS)["phrase"].to_pylist()
+    if there != list(texts):
+        pairs = zip([*there, None], [*texts, None], strict=False)
+        at = next((i for i, (old, new) in enumerate(pairs) if old != new), 0)
+        here = repr(texts[at]) if at < len(texts) else "nothing"
+        was = repr(there[at]) if at < len(there) else "nothing"
+        raise InputError(
+            f"model.phrases={folder}: id {at} is {was} there and {here} by this cohort and config; "
+            "drop model.phrases, or run `ehr-ray phrases` with this config"
+        )

@@ -1,0 +1,97 @@
+"""Run the workers of an experiment, on Ray Train or in this process."""
+
+import tempfile
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ehr_ray.errors import ConfigError, InputError, RoomError, RunError, UserError
+from ehr_ray.train.checkpoint import saved_progress
+
+
+def fit_here(job: Any) -> None:
+    """Train in this process."""
+    import torch
+
+    from ehr_ray.runtime.training.worker import train_here
+    from ehr_ray.train.backend import LocalBackend
+
+    torch.set_num_threads(max(1, int(job.experiment.cluster.cpus_per_worker)))
+    train_here(job, LocalBackend())
+
+
+def fit(job: Any, callbacks: Sequence[Any] = ()) -> None:
+    """Run the workers until they end, through losses as long as the run goes on between them."""
+    import ray.exceptions
+    import ray.train
+    from ray.train import LoggingConfig, RunConfig, ScalingConfig
+
+    from ehr_ray.runtime.training.placement import Trainer
+    from ehr_ray.runtime.training.recovery import (
+        Patience,
+        cause,
+        failure_config,
+        last_line,
+        no_room,
+        too_many,
+    )
+    from ehr_ray.runtime.training.worker import check_share, sent, train_worker
+
+    cluster = job.experiment.cluster
+    least, most = cluster.least_workers, cluster.most_workers
+    if least < most:
+        check_share(job, most)
+    resources = {"CPU": cluster.cpus_per_worker}
+    if cluster.gpus_per_worker:
+        resources["GPU"] = cluster.gpus_per_worker
+    lost = 0
+    while True:
+        before = _saved_step(job.run)
+        with tempfile.TemporaryDirectory(prefix="ehr_ray-") as scratch:
+            trainer = Trainer(
+                train_worker,
+                train_loop_config=sent(job),
+                scaling_config=ScalingConfig(
+                    num_workers=most if least == most else (least, most),
+                    use_gpu=bool(cluster.gpus_per_worker),
+                    resources_per_worker=resources,
+                    elastic_resize_monitor_interval_s=cluster.resize_seconds,
+                ),
+                # What is durable lives in the run directory; Ray's own bookkeeping is thrown away.
+                run_config=RunConfig(
+                    name=uuid.uuid4().hex,
+                    storage_path=scratch,
+                    failure_config=failure_config(cluster),
+                    callbacks=[Patience(cluster.max_failures), *callbacks],
+                    logging_config=LoggingConfig(log_level="ERROR"),
+                ),
+            )
+            try:
+                result = trainer.fit()
+            except (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError) as error:
+                # Ray's controller itself is lost, with the workers it owns.
+                lost = 1 if _saved_step(job.run) > before else lost + 1
+                if lost > cluster.max_failures:
+                    text = f"{last_line(error)}{too_many(lost, cluster.max_failures)}"
+                    raise RunError(f"{job.run.name}: {text}") from error
+                continue
+            except ray.train.TrainingFailedError as error:
+                if no_room(error) and _saved_step(job.run) > before:
+                    continue  # it had room for a while, and waits again
+                kind = RoomError if no_room(error) else RunError
+                raise kind(f"{job.run.name}: {cause(error, cluster)}") from error
+            _raise_returned(result.return_value)
+            return
+
+
+def _saved_step(run: Path) -> int:
+    progress = saved_progress(run)
+    return progress.step if progress else 0
+
+
+def _raise_returned(value: Mapping[str, str] | None) -> None:
+    known = (UserError, ConfigError, InputError, RunError, RoomError)
+    kinds = {kind.__name__: kind for kind in known}
+    if value and value["error"]:
+        raise kinds.get(value["kind"], RunError)(value["error"])

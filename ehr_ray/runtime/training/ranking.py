@@ -1,0 +1,201 @@
+"""What ranks trials: measured on the same tuning patients, whatever a trial's loss is made of.
+
+A loss whose weights are swept means something else in every trial, so trials are compared by a
+metric at fixed knobs, or by a probe, and a latent that tells patients apart by nothing is marked.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ehr_ray.errors import ConfigError
+from ehr_ray.evaluation.metrics.collapse import latent_diagnostics
+from ehr_ray.events.blocks import BlockStore
+from ehr_ray.experiment import Experiment
+from ehr_ray.family import AnyFamily, Select
+from ehr_ray.runtime.data.prepared import Prepared
+from ehr_ray.storage import sync
+from ehr_ray.train import history
+from ehr_ray.train.backend import Backend
+from ehr_ray.train.loader import Loader
+from ehr_ray.train.step import move
+from ehr_ray.train.task import LABEL
+
+MEASURES: Final = "measures.parquet"
+"""A trial's own measures, a row a report, beside its history."""
+PROBE: Final = Select("probe/auroc", "max")
+"""The metric of trials that are ranked by a probe."""
+LATENT_PATIENTS: Final = 256
+WORST: Final = -1e30
+"""Score of a report without a number: worse than any."""
+
+Measure = Callable[[nn.Module, Mapping[str, float]], dict[str, float]]
+
+
+def rank_of(experiment: Experiment, family: AnyFamily) -> Select:
+    """Return what ranks the trials of a search; ConfigError where it cannot."""
+    wanted = experiment.tune.rank
+    if experiment.task is not None:
+        if wanted == "probe":
+            raise ConfigError("tune.rank=probe: a run with a task has a metric of its own; drop it")
+        return family.select
+    if wanted == "probe" or (wanted is None and family.rank == PROBE):
+        return PROBE
+    return family.select if wanted == "metric" else family.rank or family.select
+
+
+def score(select: Select, row: Mapping[str, float]) -> float:
+    """Return a report's value for the scheduler: higher is better, `WORST` without a number."""
+    value = row.get(select.metric, math.nan)
+    if not math.isfinite(value):
+        return WORST
+    return value if select.mode == "max" else -value
+
+
+@dataclass(frozen=True)
+class Yardstick:
+    """What to measure at each report of a trial, picklable."""
+
+    rank: Select
+    probe: Prepared | None
+    """Rows cut at the prediction time of a task, with its label; None without a probe."""
+    patients: int
+    """Rows of train, and of tuning, a probe reads at most."""
+
+    def bind(self, experiment: Experiment, family: AnyFamily, loader: Loader) -> Measure:
+        """Return the function of (model, report) that measures."""
+
+        def measure(module: nn.Module, row: Mapping[str, float]) -> dict[str, float]:
+            was = module.training
+            module.eval()
+            with torch.no_grad():
+                found = _latents(family, module, loader) | _collapsed(family, row)
+                if self.probe is not None:
+                    value = _probed(experiment, family, module, self.probe, self.patients)
+                    found[PROBE.metric] = value
+            module.train(was)
+            return found | {"score": score(self.rank, {**row, **found})}
+
+        return measure
+
+
+class Measured:
+    """A backend whose reports carry what ranks trials; rank 0 measures and keeps it on disk."""
+
+    def __init__(
+        self, backend: Backend, measure: Measure, run: Path, log: Callable[..., None]
+    ) -> None:
+        self._backend, self._measure, self._run, self._log = backend, measure, run, log
+        self.device, self.rank, self.world = backend.device, backend.rank, backend.world
+        self._module: nn.Module | None = None
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """Return what the backend makes of the model, and remember it."""
+        wrapped = self._backend.wrap(model)
+        self._module = getattr(wrapped, "module", wrapped)
+        return wrapped
+
+    def all_sum(self, values: Tensor) -> Tensor:
+        """Return the sum over ranks."""
+        return self._backend.all_sum(values)
+
+    def report(self, metrics: dict[str, float]) -> None:
+        """Measure, keep and pass on."""
+        if self.rank > 0:
+            self._backend.report(metrics)
+            return
+        assert self._module is not None
+        found = self._measure(self._module, metrics)
+        row = {"step": metrics["step"], "epoch": metrics["epoch"], **found}
+        history.append(self._run, row, MEASURES)
+        sync.push(self._run / MEASURES)
+        self._log(found, int(metrics["step"]))
+        self._backend.report({**metrics, **found})
+
+
+def measured(run: Path) -> int:
+    """Return the last step a trial was measured at; 0 before the first.
+
+    A kill between a report's state and its measures leaves a state beyond it: the steps up to
+    there are taken again, or the report would be missing among those that rank the trial.
+    """
+    rows = history.read(run, file=MEASURES)
+    return int(rows["step"].max()) if len(rows) else 0
+
+
+def _latents(family: AnyFamily, module: nn.Module, loader: Loader) -> dict[str, float]:
+    """Return the state of the posteriors of some tuning patients; {} for other models."""
+    if family.latents is None:
+        return {}
+    parts = []
+    for batch in loader.fixed_batches(LATENT_PATIENTS):
+        parts.append(family.latents(module, move(batch, _device(module))))
+    if not parts or "mu" not in parts[0]:
+        return {}
+    mu, logvar = (torch.cat([p[n] for p in parts]).cpu().numpy() for n in ("mu", "logvar"))
+    if not (np.isfinite(mu).all() and np.isfinite(logvar).all()):
+        return {"latent/collapsed": 1.0}
+    found = latent_diagnostics(mu, logvar).metrics()
+    names = ("kl_per_row", "active_units", "active_share", "collapsed")
+    return {f"latent/{name}": found[name] for name in names}
+
+
+def _collapsed(family: AnyFamily, row: Mapping[str, float]) -> dict[str, float]:
+    """Return what a family's own diagnosis says of this report."""
+    if family.diagnose is None:
+        return {}
+    lines = family.diagnose.warn([{k.removeprefix("val/"): v for k, v in row.items()}])
+    return {"latent/collapsed": float(any(line.startswith("collapsed") for line in lines))}
+
+
+def _probed(
+    experiment: Experiment, family: AnyFamily, module: nn.Module, rows: Prepared, limit: int
+) -> float:
+    """Return the AUROC on tuning rows of a logistic regression on train embeddings."""
+    # Here, since every worker imports this module, and scikit-learn takes a second.
+    from sklearn.metrics import roc_auc_score
+
+    from ehr_ray.evaluation.tasks.probe import DEFAULT_C, fit_probe
+
+    parts = [
+        _embedded(experiment, family, module, rows.store(split), limit)
+        for split in ("train", "tuning")
+    ]
+    (x, y), (other, label) = parts
+    if min(len(np.unique(y)), len(np.unique(label))) < 2:
+        return math.nan
+    if not (np.isfinite(x).all() and np.isfinite(other).all()):
+        return math.nan
+    # One strength for all: tuning scores the trials, so it must not choose anything in them.
+    probe, _ = fit_probe(x, y, other, label, c_grid=(DEFAULT_C,))
+    return float(roc_auc_score(label, probe.predict(other, calibrated=False)))
+
+
+def _embedded(
+    experiment: Experiment, family: AnyFamily, module: nn.Module, store: BlockStore, limit: int
+) -> tuple[np.ndarray, np.ndarray]:
+    count = min(limit, len(store))
+    chosen = np.linspace(0, max(0, len(store) - 1), count).astype(np.int64)
+    label = np.asarray(store.column(LABEL))[chosen] > 0
+    found = [np.zeros((0, 1), np.float32)]
+    for part in _parts(chosen, experiment.data.batch_size):
+        batch = family.collate(store.rows(part), experiment.model)
+        inputs = {k: v for k, v in batch.items() if k != LABEL}
+        embedding = family.predict(module, move(inputs, _device(module)))["embedding"]
+        found.append(embedding.float().cpu().numpy())
+    return np.concatenate(found[1:] or found), label
+
+
+def _parts(chosen: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    for first in range(0, len(chosen), max(2, size)):
+        yield chosen[first : first + max(2, size)]
+
+
+def _device(module: nn.Module) -> torch.device:
+    return next(module.parameters()).device

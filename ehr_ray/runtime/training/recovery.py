@@ -1,0 +1,87 @@
+"""What a run survives: lost workers while it goes on between losses, and waits for room."""
+
+import math
+import os
+from typing import Any
+
+from ray.train import FailureConfig, UserCallback
+
+from ehr_ray.config.cluster import ClusterConfig
+from ehr_ray.errors import RunError
+
+START_SECONDS = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
+"""Ray's own limit of one wait for room, after which it looks anew; 60 seconds unless set."""
+
+
+class Patience(UserCallback):
+    """Counts losses of workers in a row; a report, which a saved state precedes, starts anew.
+
+    Ray counts the losses of a whole run, so a long one on machines that come and go would fail
+    however well it went on.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._lost = 0
+
+    def after_report(self, run_context: Any, metrics: Any, checkpoint: Any) -> None:  # noqa: ARG002
+        """Forget the losses before."""
+        self._lost = 0
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:  # noqa: ARG002
+        """Count a loss; RunError, which ends the run, at one too many."""
+        self._lost += 1
+        if self._lost > self._most:
+            raise RunError(f"{_worker(worker_exceptions)}{too_many(self._lost, self._most)}")
+
+
+def too_many(lost: int, most: int) -> str:
+    """Return why a run is given up after its losses; nothing where one is enough."""
+    if most == 0:
+        return ""
+    return (
+        f"; lost {lost} times without a report between (cluster.max_failures={most}): shorten "
+        "train.report_steps if losses are that frequent"
+    )
+
+
+def failure_config(cluster: ClusterConfig) -> FailureConfig:
+    """Return Ray's: losses are counted by `Patience`, waits for room up to `wait_seconds`."""
+    each = float(os.environ.get(START_SECONDS, 60))
+    return FailureConfig(
+        max_failures=-1, controller_failure_limit=max(0, math.ceil(cluster.wait_seconds / each) - 1)
+    )
+
+
+def no_room(error: Exception) -> bool:
+    """Whether a run ended because no room for its workers came."""
+    return "Timeout" in type(getattr(error, "controller_failure", error)).__name__
+
+
+def cause(error: Any, cluster: ClusterConfig) -> str:
+    """Return in one line why training failed."""
+    inner = getattr(error, "controller_failure", None)
+    if isinstance(inner, RunError):
+        return str(inner)
+    if no_room(error):
+        resources = f"{cluster.cpus_per_worker:g} CPUs"
+        if cluster.gpus_per_worker:
+            resources += f" and {cluster.gpus_per_worker:g} GPUs"
+        return (
+            f"no room for {cluster.least_workers} workers of {resources} each came within "
+            f"cluster.wait_seconds={cluster.wait_seconds:g}; see `ray status`, ask for less, or "
+            "run the same command when there is room: it goes on from the last saved state"
+        )
+    failures = getattr(error, "worker_failures", None) or {}
+    return _worker(failures) if failures else last_line(inner or error)
+
+
+def _worker(failures: dict[int, Exception]) -> str:
+    rank, failure = next(iter(failures.items()))
+    return f"worker {rank} failed: {last_line(failure)}"
+
+
+def last_line(error: BaseException) -> str:
+    """Return the last line of an error's text, which in Ray's says what happened."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[-1].strip() if lines else type(error).__name__

@@ -1,0 +1,203 @@
+"""What each Ray Train worker runs: the one loop, with Ray's process group behind it."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import ray.train.torch
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from ehr_ray.errors import DamagedRowsError, RunError, UserError
+from ehr_ray.experiment import Experiment
+from ehr_ray.family import AnyFamily, Batch, Row
+from ehr_ray.runtime.data.prepared import Prepared
+from ehr_ray.runtime.progress import ProgressFile
+from ehr_ray.runtime.tracking import Tracked, Tracker
+from ehr_ray.runtime.training.ranking import Measured, Yardstick, measured
+from ehr_ray.runtime.training.start_log import StartFile, keep_to_core
+from ehr_ray.storage import sync
+from ehr_ray.storage.lock import claimed
+from ehr_ray.storage.paths import is_uri, local, named, uri_of
+from ehr_ray.train.allocator import keep_freed_memory
+from ehr_ray.train.backend import Backend
+from ehr_ray.train.checkpoint import Progress, drop_states, saved_progress
+from ehr_ray.train.loader import Loader
+from ehr_ray.train.loop import train
+from ehr_ray.train.report import Watch
+from ehr_ray.train.task import LABEL, family_of
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything a worker needs, picklable."""
+
+    experiment: Experiment
+    prepared: Prepared
+    run: Path
+    progress: Path
+    tracked: Tracked | None
+    starts: Path | None = None
+    """A benchmark's folder for notes of every start and step; see `runtime/starts.py`."""
+    pinned: bool = False
+    """Whether each rank keeps to one core with all its threads, as a benchmark asks."""
+    yardstick: Yardstick | None = None
+    """What a search measures at each report, of a trial."""
+
+
+class RayBackend:
+    """A rank of a Ray Train worker group."""
+
+    def __init__(self) -> None:
+        context = ray.train.get_context()
+        self.rank: int = context.get_world_rank()
+        self.world: int = context.get_world_size()
+        self.device: torch.device = ray.train.torch.get_device()
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """Return the model on the device, in DDP where there are several ranks."""
+        wrapped: nn.Module = ray.train.torch.prepare_model(model)
+        return wrapped
+
+    def all_sum(self, values: Tensor) -> Tensor:
+        """Return the sum over ranks."""
+        if self.world > 1:
+            values = values.to(self.device)
+            dist.all_reduce(values)
+        return values
+
+    def report(self, metrics: dict[str, float]) -> None:
+        """Report to Ray Train. Durable state is the run directory's, not Ray's."""
+        ray.train.report(metrics)
+
+
+def loader_of(experiment: Experiment, family: AnyFamily, prepared: Prepared) -> Loader:
+    """Return the loader of an experiment over prepared blocks."""
+    config = experiment.model
+
+    def collate(rows: Sequence[Row]) -> Batch:
+        batch = family.collate(rows, config)
+        if experiment.task is not None:
+            batch[LABEL] = torch.tensor([float(row[LABEL]) for row in rows])
+        return batch
+
+    return Loader(
+        train=prepared.store("train"),
+        tuning=prepared.store("tuning"),
+        collate=collate,
+        config=experiment.data,
+        seed=experiment.seed,
+        accumulate=experiment.train.accumulate,
+    )
+
+
+def check_share(job: Job, world: int) -> None:
+    """Raise InputError unless every one of `world` workers would get a patient at every step."""
+    experiment = job.experiment
+    family = family_of(experiment)
+    compares = family.compares(experiment.model) if family.compares else None
+    loader_of(experiment, family, job.prepared).check(world, compares)
+
+
+def prevalence(experiment: Experiment, prepared: Prepared) -> float | None:
+    """Return the share of positive train rows where the loss is weighted by it, else None."""
+    if experiment.task is None or experiment.task.class_weight != "balanced":
+        return None
+    labels = prepared.store("train").column(LABEL)
+    return float(labels.mean()) if len(labels) else None
+
+
+def train_here(job: Job, backend: Backend) -> Progress:
+    """Train in this process; on rank 0 the run is claimed, tracked and shown."""
+    keep_freed_memory()
+    if job.pinned:
+        keep_to_core(backend.rank)
+    experiment = job.experiment
+    family = family_of(experiment, prevalence(experiment, job.prepared))
+    loader = loader_of(experiment, family, job.prepared)
+    noted = job.starts and StartFile(job.starts, backend.rank, backend.world)
+    if job.yardstick is not None:
+        drop_states(job.run, after=measured(job.run))
+        backend.all_sum(torch.zeros(1))  # no rank reads a state that another one removes
+    if backend.rank > 0:
+        return train(experiment, family, job.prepared.vocabulary, loader, backend, job.run)
+    tracker, screen = Tracker(job.tracked), ProgressFile(job.progress)
+    if screen.begun and (saved := saved_progress(job.run)):  # after a loss or a change of workers
+        who = "1 worker goes" if backend.world == 1 else f"{backend.world} workers go"
+        screen.lines([f"{job.run.name}: {who} on from step {saved.step}"])
+    if job.yardstick is not None:
+        measure = job.yardstick.bind(experiment, family, loader)
+        backend = Measured(backend, measure, job.run, tracker.metrics)
+    args = (experiment, family, job.prepared.vocabulary, loader, backend, job.run)
+
+    def on_report(row: dict[str, float]) -> None:
+        tracker.report(row)
+        screen.report(row)
+        try:
+            sync.push_run(job.run)
+            sync.push(job.progress)
+        except (UserError, RunError) as error:  # the other ranks wait for this one: go on
+            screen.lines([f"not stored, tried again at the next report: {error}"])
+
+    def on_step(step: int, total: int) -> None:
+        if noted:
+            noted.step(step)
+        screen.step(step, total)
+
+    with claimed(job.run):
+        progress = train(*args, Watch(on_step, on_report, screen.lines))
+        sync.push_run(job.run)
+    return progress
+
+
+def sent(job: Job) -> dict[str, Any]:
+    """Return the configuration of the workers: a job, and its places by names all nodes know."""
+    blocks = {split: [*map(named, paths)] for split, paths in job.prepared.blocks.items()}
+    places = {"run": named(job.run), "progress": named(job.progress), "blocks": blocks}
+    return {"job": job, "places": places}
+
+
+def received(config: dict[str, Any]) -> Job:
+    """Return the job with the places of this node, where what it reads has been copied."""
+    job: Job = config["job"]
+    places = config.get("places")
+    if places is None:
+        return job
+    run = sync.fetch_run(places["run"], missing_ok=True)
+    blocks = {
+        split: tuple(sync.fetch(path) for path in paths)
+        for split, paths in places["blocks"].items()
+    }
+    if saved_progress(run) is None:
+        for place in (job.experiment.init_from, getattr(job.experiment.model, "phrases", None)):
+            if place is not None and is_uri(place):
+                sync.fetch_run(place)
+    return replace(
+        job,
+        run=run,
+        progress=local(places["progress"]),
+        prepared=Prepared(job.prepared.vocabulary, blocks),
+    )
+
+
+def train_worker(config: dict[str, Any]) -> dict[str, str]:
+    """Run as a Ray Train worker; an error the user can fix is returned, not retried."""
+    job = received(config)
+    if uri_of(job.run) is not None:  # no rank writes to the copy before all have made theirs
+        RayBackend().all_sum(torch.zeros(1))
+    torch.set_num_threads(max(1, int(job.experiment.cluster.cpus_per_worker)))
+    os.environ["OMP_NUM_THREADS"] = str(torch.get_num_threads())
+    backend = RayBackend()
+    try:
+        train_here(job, backend)
+    except DamagedRowsError as error:
+        if backend.world > 1:
+            raise  # the others wait for this rank; a failure ends them too
+        return {"kind": "InputError", "error": str(error)}
+    except (UserError, RunError) as error:
+        return {"kind": type(error).__name__, "error": str(error)}
+    return {"kind": "", "error": ""}

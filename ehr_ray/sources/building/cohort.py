@@ -1,0 +1,372 @@
+"""A cohort being built: where it is staged, what it is made of, and how it becomes visible.
+
+<parent>/.<name>.staging-<fingerprint>/parts/      one folder a unit (staging.py)
+                                       cohort/     renamed to <parent>/<name> when complete
+                                       subjects/   one table a shard (shards.py)
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import meds
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from ehr_ray.errors import InputError
+from ehr_ray.events.schema import RECORD, REJECTED, SPLITS, SUBJECT_SPLITS
+from ehr_ray.events.vocabulary import CODES, fit_codes
+from ehr_ray.sources.building.shards import Shard, plan_shards
+from ehr_ray.sources.building.staging import Plan, check_subjects, part_labels, side_table, totals
+from ehr_ray.sources.parsing.identifiers import NAMES
+from ehr_ray.sources.parsing.labels import resolve
+from ehr_ray.sources.parsing.quarantine import masked
+from ehr_ray.sources.source import Source, Unit
+from ehr_ray.sources.splits import SplitPolicy
+from ehr_ray.storage import files as disk
+
+LAYOUT: Final = 2
+"""Bump when the same input would give other bytes: staged work of older versions is not reused."""
+
+TASKS: Final = "tasks.json"
+"""In `metadata`: what the positive class of each task is, where the source says."""
+
+
+@dataclass(frozen=True)
+class TaskSummary:
+    """Labels of one task: how many, and the mean of their values (None unless boolean or float)."""
+
+    labels: int
+    mean: float | None
+
+
+@dataclass(frozen=True)
+class IngestSummary:
+    """What an ingest made.
+
+    Args:
+        cohort: the finished folder.
+        subjects: number of subjects by split.
+        events: rows of all shards.
+        rows_read: rows seen in the input.
+        rejected_rows: rows in `rejected.parquet`.
+        rejected_files: files in it.
+        labels: by task.
+        labels_without_subject: labels dropped because no event came with them.
+        reused: whether the cohort was already there.
+        seconds: wall time.
+    """
+
+    cohort: Path
+    subjects: dict[str, int]
+    events: int
+    rows_read: int
+    rejected_rows: int
+    rejected_files: int
+    labels: dict[str, TaskSummary]
+    labels_without_subject: int
+    reused: bool = False
+    seconds: float = 0.0
+
+    def __str__(self) -> str:
+        """Return a few lines for the screen."""
+        splits = ", ".join(f"{name} {count:,}" for name, count in self.subjects.items())
+        done = "already there" if self.reused else f"in {self.seconds:.1f} s"
+        lines = [
+            f"{self.cohort}: {sum(self.subjects.values()):,} subjects ({splits}), "
+            f"{self.events:,} events, {done}",
+            f"rejected {self.rejected_rows:,} of {self.rows_read:,} rows and "
+            f"{self.rejected_files:,} files (metadata/rejected.parquet)",
+        ]
+        for task, summary in self.labels.items():
+            mean = "" if summary.mean is None else f", mean {summary.mean:.3f}"
+            lines.append(f"task {task}: {summary.labels:,} labels{mean}")
+        if self.labels_without_subject:
+            lines.append(f"{self.labels_without_subject:,} labels dropped: no events for them")
+        return "\n".join(lines)
+
+
+def fingerprint(
+    source: Source, options: Any, policy: SplitPolicy, units: Iterable[Unit]
+) -> tuple[str, int]:
+    """Return (hash of everything that decides the bytes, bytes of input).
+
+    Files count by name, size and time of change, not by place: an input may be moved.
+    """
+    digest = hashlib.sha256(
+        json.dumps(
+            [LAYOUT, source.name, dataclasses.asdict(options), dataclasses.astuple(policy)],
+            default=str,
+        ).encode()
+    )
+    size = 0
+    shared = {(unit.root, name) for unit in units for name in unit.uses}
+    shared |= {("", str(v)) for v in vars(options).values() if isinstance(v, Path)}
+    for root, name in sorted(shared):
+        _stat(digest, root, name)
+    for unit in units:
+        digest.update(repr((unit.kind, unit.split, unit.start, unit.stop)).encode())
+        size += unit.size + sum(_stat(digest, unit.root, name) for name in unit.files)
+    return digest.hexdigest()[:16], size
+
+
+def _stat(digest: Any, root: str, name: str) -> int:
+    path = os.path.join(root, name)
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}; check the path") from None
+    digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+    return status.st_size
+
+
+def finished(output: Path, print_: str) -> IngestSummary | None:
+    """Return the summary of a cohort made by the same ingest, None where nothing is there.
+
+    Anything else at `output` is an `InputError`.
+    """
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return None
+    try:
+        record = json.loads((output / RECORD).read_text())
+        same, summary = record["fingerprint"] == print_, dict(record["summary"])
+        labels = {task: TaskSummary(**value) for task, value in summary.pop("labels").items()}
+        done = IngestSummary(cohort=output, labels=labels, reused=True, **summary)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        same, record = False, None
+    if not same:
+        what = "another input or other options" if record else "something else"
+        raise InputError(f"--output {output}: holds {what}; remove it or choose another folder")
+    return done
+
+
+@contextlib.contextmanager
+def staging(output: Path, print_: str) -> Iterator[Path]:
+    """Hold the staging folder of an ingest; keep it if the job dies, drop it on bad input.
+
+    Staging of other fingerprints for the same output is removed. Raises `InputError` while
+    another process is ingesting into the same output.
+    """
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--output {output}: {error.strerror}; choose another folder") from None
+    folder = output.with_name(f".{output.name}.staging-{print_}")
+    discard_staging(output, keep=folder)
+    folder.mkdir(exist_ok=True)
+    with _lock(folder, output):
+        for unfinished in folder.rglob("*.tmp-*"):
+            shutil.rmtree(unfinished) if unfinished.is_dir() else unfinished.unlink()
+        try:
+            yield folder
+        except InputError:
+            _remove(folder)
+            raise
+        shutil.rmtree(folder)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder that other tasks of the failed job may still write to for a moment."""
+    for _ in range(50):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(0.1)
+    shutil.rmtree(folder)
+
+
+def discard_staging(output: Path, keep: Path | None = None) -> None:
+    """Remove what unfinished ingests into `output` left, but not `keep`."""
+    for stale in sorted(output.parent.glob(f".{output.name}.staging-*")):
+        if stale != keep:
+            with _lock(stale, output):
+                shutil.rmtree(stale)
+
+
+@contextlib.contextmanager
+def _lock(folder: Path, output: Path) -> Iterator[None]:
+    with open(folder / "lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(f"--output {output}: another ingest is writing it; wait") from None
+        yield
+
+
+def check_parts(plan: Plan, num_parts: int, max_rejected: float) -> list[Shard]:
+    """Return the shards to write; raise `InputError` if the parts cannot make a cohort.
+
+    That is: more than `max_rejected` of rows or of files refused, a subject in two files, or
+    no event at all.
+    """
+    parts = [plan.part(i) for i in range(num_parts)]
+    _check_rejects(parts, max_rejected)
+    check_subjects(parts)
+    counts = sum(np.load(part / "counts.npy") for part in parts)
+    if not np.any(counts):
+        raise InputError(f"no event in the input: is it in the format of --source {plan.source}?")
+    return plan_shards(counts)
+
+
+def _check_rejects(parts: list[Path], max_rejected: float) -> None:
+    sums = totals(parts)
+    bad_rows, rows = sums["rejected_rows"], sums["rows_read"]
+    bad_files, files = sums["rejected_files"], sums["files_read"]
+    if bad_rows <= max_rejected * rows and bad_files <= max_rejected * files:
+        return
+    tables = (side_table(part, "rejected") for part in parts)
+    first = next(table for table in tables if table is not None).slice(0, 3).to_pylist()
+    examples = "; ".join(
+        f"{row['file']}:{row['line']}: {masked(row['reason'])}".replace(":None:", ":")
+        for row in first
+    )
+    raise InputError(
+        f"rejected {bad_rows} of {rows} rows and {bad_files} of {files} files, more than "
+        f"{max_rejected:.3g} of them: {examples}; fix them or raise --max-rejected"
+    )
+
+
+def finish(
+    plan: Plan, source: Source, shards: list[Shard], num_parts: int, output: Path, print_: str
+) -> IngestSummary:
+    """Write labels and metadata beside the shards and rename the whole to `output`."""
+    cohort = plan.staging / "cohort"
+    parts = [plan.part(i) for i in range(num_parts)]
+    metadata = cohort / "metadata"
+    metadata.mkdir(exist_ok=True)
+    subjects = _subjects(plan, shards)
+    splits = subjects.select(["subject_id", "split"]).cast(SUBJECT_SPLITS)
+    disk.write_parquet(splits, metadata / "subject_splits.parquet")
+    disk.write_parquet(_codes(plan, source, shards, parts), metadata / "codes.parquet")
+    _write_all("rejected", parts, REJECTED, metadata)
+    _write_names(parts, metadata)
+    labels, orphans = _write_labels(parts, subjects, cohort)
+    sums = totals(parts)
+    counts = dict.fromkeys(SPLITS, 0)
+    counts.update(
+        (row["values"], row["counts"]) for row in splits["split"].value_counts().to_pylist()
+    )
+    summary = IngestSummary(
+        cohort=output,
+        subjects=counts,
+        events=pc.sum(subjects["events"]).as_py(),
+        rows_read=sums["rows_read"],
+        rejected_rows=sums["rejected_rows"],
+        rejected_files=sums["rejected_files"],
+        labels=labels,
+        labels_without_subject=orphans,
+    )
+    _write_records(plan, summary, shards, metadata, print_)
+    if source.positive:
+        positive = source.positive(plan.options)
+        (metadata / TASKS).write_text(json.dumps(positive, indent=1) + "\n")
+    with contextlib.suppress(FileNotFoundError):
+        # An empty folder may have been made for us; rename replaces it on POSIX, but not a link.
+        output.rmdir()
+    os.rename(cohort, output)
+    return summary
+
+
+def _subjects(plan: Plan, shards: list[Shard]) -> pa.Table:
+    """Return the `SUBJECTS` of all shards with their `split`, sorted by id."""
+    pieces = []
+    for shard in shards:
+        table = disk.open_parquet(shard.subjects_path(plan)).read()
+        pieces.append(table.append_column("split", pa.repeat(shard.split, len(table))))
+    subjects = pa.concat_tables(pieces).sort_by("subject_id")
+    ids = subjects["subject_id"].to_numpy()
+    twice = np.flatnonzero(ids[1:] == ids[:-1])
+    if len(twice):
+        one, other = subjects["split"][twice[0] : twice[0] + 2].to_pylist()
+        raise InputError(
+            f"{len(twice)} subjects are in more than one split, the first of them in {one} and in "
+            f"{other}: give each subject one split, or divide "
+            "anew by --splits, which joins all records of an id as one patient's"
+        )
+    return subjects
+
+
+def _codes(plan: Plan, source: Source, shards: list[Shard], parts: list[Path]) -> pa.Table:
+    """Return the fitted codes with what source and input say about them."""
+    train = [shard.path(plan) for shard in shards if shard.split == "train"]
+    table = fit_codes(train, [shard.path(plan) for shard in shards if shard.split != "train"])
+    known = {"ADMISSION": "Start of the stay", **source.descriptions}
+    for part in parts:
+        said = side_table(part, "codes")
+        if said is not None:
+            known.update(
+                zip(*said.select(["code", "description"]).to_pydict().values(), strict=True)
+            )
+    descriptions = pa.array([known.get(code) for code in table["code"].to_pylist()], pa.string())
+    place = CODES.get_field_index("description")
+    return table.set_column(place, CODES.field(place), descriptions)
+
+
+def _write_all(name: str, parts: list[Path], schema: pa.Schema, folder: Path) -> None:
+    with pq.ParquetWriter(folder / f"{name}.parquet", schema, **disk.CHECKED) as writer:
+        for part in parts:
+            table = side_table(part, name)
+            if table is not None:
+                writer.write_table(table.cast(schema))
+
+
+def _write_names(parts: list[Path], folder: Path) -> None:
+    """Write `subject_ids.parquet`, the names behind hashed ids, if there are any."""
+    names: dict[int, str] = {}
+    for part in parts:
+        table = side_table(part, "names")
+        if table is not None:
+            names.update(zip(*table.to_pydict().values(), strict=True))
+    if names:
+        rows = sorted(names.items())
+        table = pa.table([[sid for sid, _ in rows], [name for _, name in rows]], schema=NAMES)
+        disk.write_parquet(table, folder / "subject_ids.parquet")
+
+
+def _write_labels(
+    parts: list[Path], subjects: pa.Table, cohort: Path
+) -> tuple[dict[str, TaskSummary], int]:
+    pieces: dict[str, list[pa.Table]] = {}
+    for part in parts:
+        for task, table in part_labels(part).items():
+            pieces.setdefault(task, []).append(table)
+    summaries, orphans = {}, 0
+    for task in sorted(pieces):
+        table, missing = resolve(task, pieces[task], subjects)
+        orphans += missing
+        if not len(table):
+            continue
+        (cohort / "labels").mkdir(exist_ok=True)
+        disk.write_parquet(table, cohort / "labels" / f"{task}.parquet")
+        value = table.column(2)
+        numeric = table.column_names[2] in ("boolean_value", "float_value")
+        summaries[task] = TaskSummary(len(table), pc.mean(value).as_py() if numeric else None)
+    return summaries, orphans
+
+
+def _write_records(
+    plan: Plan, summary: IngestSummary, shards: list[Shard], metadata: Path, print_: str
+) -> None:
+    dataset = {
+        "dataset_name": plan.source,
+        "etl_name": "ehr_ray",
+        "meds_version": meds.__version__,
+    }
+    (metadata / "dataset.json").write_text(json.dumps(dataset, indent=1) + "\n")
+    counts = dataclasses.asdict(summary)
+    for key in ("cohort", "reused", "seconds"):
+        del counts[key]
+    names = {split: [s.path(plan).name for s in shards if s.split == split] for split in SPLITS}
+    record = {"fingerprint": print_, "seed": plan.policy.seed, "summary": counts, "shards": names}
+    (metadata / RECORD.name).write_text(json.dumps(record, indent=1) + "\n")

@@ -1,0 +1,179 @@
+"""Second pass: buckets of whole subjects -> sorted Parquet shards."""
+
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ehr_ray.events.schema import EVENTS, SPLITS, is_origin
+from ehr_ray.sources.building.staging import Plan, read_keys
+from ehr_ray.sources.source import EPOCH
+from ehr_ray.sources.splits import NUM_BUCKETS
+from ehr_ray.storage import files
+
+MIN_SHARDS: Final = 8
+"""Shards of the largest split where its subjects allow, so that small cohorts read in parallel."""
+
+MAX_SHARDS: Final = 512
+ROWS_PER_SHARD: Final = 500_000
+MAX_ROWS_PER_SHARD: Final = 8_000_000
+"""What a task holds in memory: more shards rather than larger ones beyond it."""
+
+ROW_GROUP_ROWS: Final = 131_072
+
+SUBJECTS: Final = pa.schema(
+    [
+        pa.field("subject_id", pa.int64()),
+        pa.field("events", pa.int64()),
+        pa.field("origin", pa.timestamp("us")),
+        pa.field("last", pa.timestamp("us")),
+    ]
+)
+"""What later steps need of each subject of a shard; null times where no event is timed."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One output file: the subjects of `split` whose key is in [first, last]."""
+
+    split: str
+    number: int
+    first: int
+    last: int
+
+    def path(self, plan: Plan) -> Path:
+        """Return the shard's place in the cohort being built."""
+        return plan.staging / "cohort" / "data" / self.split / f"{self.number}.parquet"
+
+    def subjects_path(self, plan: Plan) -> Path:
+        """Return the place of its `SUBJECTS` table."""
+        return plan.staging / "subjects" / f"{self.split}-{self.number}.parquet"
+
+
+def plan_shards(counts: npt.NDArray[np.int64]) -> list[Shard]:
+    """Divide each split into runs of buckets of about equal rows, none of them empty.
+
+    `counts` are rows by key. A shard has at most about 500,000 rows, more only if there would
+    be over 512 shards; the largest split has at least 8 where it has the subjects.
+    """
+    by_split = counts.reshape(len(SPLITS), NUM_BUCKETS)
+    rows = by_split.sum(1)
+    size = max(ROWS_PER_SHARD, min(math.ceil(rows.sum() / MAX_SHARDS), MAX_ROWS_PER_SHARD))
+    size = max(1, min(size, math.ceil(rows.max() / MIN_SHARDS)))
+    shards = []
+    for i, split in enumerate(SPLITS):
+        used = np.flatnonzero(by_split[i])
+        if not len(used):
+            continue
+        ends = np.cumsum(by_split[i][used])
+        middles = ends - by_split[i][used] / 2
+        num = math.ceil(rows[i] / size)
+        owner = np.minimum(middles * num // rows[i], num - 1)
+        starts = np.flatnonzero(np.r_[True, owner[1:] != owner[:-1]])
+        stops = np.r_[starts[1:], len(used)]
+        base = i * NUM_BUCKETS
+        shards += [
+            Shard(split, n, base + int(used[a]), base + int(used[b - 1]))
+            for n, (a, b) in enumerate(zip(starts, stops, strict=True))
+        ]
+    return shards
+
+
+def gather(plan: Plan, shard: Shard, num_parts: int, relative_time: bool) -> None:
+    """Write one shard and its `SUBJECTS` table; what is already there is kept.
+
+    Sorted by subject, then time with nulls first; events of one time keep the source's order.
+    With `relative_time` every subject gets an `ADMISSION` at `EPOCH` unless it has an admission
+    there, of whatever kind.
+    """
+    path = shard.path(plan)
+    if path.exists():
+        return
+    events = _collect(plan, shard, num_parts, relative_time)
+    _write(_subjects(events), shard.subjects_path(plan), plan.staging)
+    _write(events, path, plan.staging)
+
+
+def _collect(plan: Plan, shard: Shard, num_parts: int, relative_time: bool) -> pa.Table:
+    batches = [
+        batch
+        for index in range(num_parts)
+        for batch in read_keys(plan.part(index), shard.first, shard.last)
+    ]
+    events = pa.Table.from_batches(batches, EVENTS)
+    if relative_time:
+        events = _with_admissions(events)
+    ids = events["subject_id"].to_numpy()
+    # NaT is the smallest int64, so static events come first.
+    times = events["time"].to_numpy().view(np.int64)
+    return events.combine_chunks().take(pa.array(np.lexsort((times, ids))))
+
+
+def _write(table: pa.Table, path: Path, staging: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Never inside the cohort, where a killed job would leave it.
+    unfinished = staging / f"{path.stem}.tmp-{os.getpid()}"
+    options = {"row_group_size": ROW_GROUP_ROWS, "compression": "zstd", **files.CHECKED}
+    pq.write_table(table, unfinished, **options)
+    files.sync(unfinished)
+    unfinished.rename(path)
+
+
+def _with_admissions(events: pa.Table) -> pa.Table:
+    """Put an `ADMISSION` at `EPOCH` before the rows of every subject not admitted there."""
+    ids = events["subject_id"].to_numpy()
+    epoch = np.datetime64(EPOCH, "us")
+    at_epoch = events["time"].to_numpy() == epoch
+    admitted = np.zeros(len(ids), bool)
+    here = np.flatnonzero(at_epoch)
+    codes = events["code"].combine_chunks().take(pa.array(here)).dictionary_encode()
+    names = codes.dictionary.to_pylist()
+    # An added `ADMISSION` beside an `ICU_ADMISSION` would hide what the later ones begin.
+    admitted[here] = np.isin(
+        codes.indices.to_numpy(), np.flatnonzero([is_origin(n) for n in names])
+    )
+    missing = np.setdiff1d(ids, ids[admitted])
+    rows = pa.table(
+        [
+            missing,
+            np.full(len(missing), epoch),
+            pa.array(["ADMISSION"] * len(missing), pa.string()),
+            pa.nulls(len(missing), pa.float32()),
+        ],
+        schema=EVENTS,
+    )
+    return pa.concat_tables([rows, events])
+
+
+def _subjects(events: pa.Table) -> pa.Table:
+    """Return `SUBJECTS` of sorted events."""
+    ids = events["subject_id"].to_numpy()
+    times = events["time"].to_numpy()
+    subjects, starts, counts = np.unique(ids, return_index=True, return_counts=True)
+    last = times[starts + counts - 1]
+    origin = _first_times(subjects, ids, times, ~np.isnat(times))
+    encoded = events["code"].combine_chunks().dictionary_encode()
+    marks = np.array([is_origin(code) for code in encoded.dictionary.to_pylist()], bool)
+    admissions = marks[encoded.indices.to_numpy()] & ~np.isnat(times)
+    admitted = _first_times(subjects, ids, times, admissions)
+    origin = np.where(np.isnat(admitted), origin, admitted)
+    return pa.table([subjects, counts, pa.array(origin), pa.array(last)], schema=SUBJECTS)
+
+
+def _first_times(
+    subjects: npt.NDArray[np.int64],
+    ids: npt.NDArray[np.int64],
+    times: npt.NDArray[np.datetime64],
+    rows: npt.NDArray[np.bool_],
+) -> npt.NDArray[np.datetime64]:
+    """Return the time of each subject's first row among `rows`, NaT where it has none."""
+    found, first = np.unique(ids[rows], return_index=True)
+    result = np.full(len(subjects), np.datetime64("NaT"), "datetime64[us]")
+    result[np.searchsorted(subjects, found)] = times[rows][first]
+    return result

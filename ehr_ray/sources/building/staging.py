@@ -1,0 +1,226 @@
+"""First pass: the chunks of a unit, tagged with split and hash bucket, in one staging part.
+
+A part is a folder that appears by one rename, so an interrupted ingest keeps what is finished:
+
+    parts/<n>/events.arrow  record batches, each sorted by key = split * NUM_BUCKETS + bucket
+              counts.npy    rows by key
+              part.json     rows and files read and refused
+              {rejected,subjects,names,codes,labels/<task>}.parquet
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from ehr_ray.errors import InputError
+from ehr_ray.events.schema import EVENTS, REJECTED, SPLITS
+from ehr_ray.sources.source import Chunk, Unit, get_source
+from ehr_ray.sources.splits import (
+    ALIASES,
+    NUM_BUCKETS,
+    SplitPolicy,
+    assign_buckets,
+    assign_splits,
+)
+from ehr_ray.storage import files as disk
+
+NUM_KEYS = len(SPLITS) * NUM_BUCKETS
+MAPPED_ROWS: Final = 1 << 20
+"""Rows of a part after which it is mapped anew: pages that were touched count as memory."""
+
+STAGED = pa.schema([pa.field("key", pa.uint16()), *EVENTS])
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What every task of one ingest needs to know.
+
+    Args:
+        source: name of the source.
+        options: its options record.
+        policy: how subjects are divided.
+        staging: folder of the unfinished cohort.
+    """
+
+    source: str
+    options: Any
+    policy: SplitPolicy
+    staging: Path
+
+    def part(self, index: int) -> Path:
+        """Return the folder of the part that unit `index` makes."""
+        return self.staging / "parts" / f"{index:06d}"
+
+
+def scatter(plan: Plan, index: int, unit: Unit) -> None:
+    """Read a unit and leave its part; a part that is already there is kept."""
+    final = plan.part(index)
+    if final.exists():
+        return
+    part = final.with_name(f"{final.name}.tmp-{os.getpid()}")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    _write_part(part, get_source(plan.source).read(unit, plan.options), plan.policy)
+    try:
+        part.rename(final)
+    except OSError:
+        # The same task, run twice by a retry, was faster elsewhere.
+        if not final.exists():
+            raise
+        shutil.rmtree(part)
+
+
+def _write_part(part: Path, chunks: Iterator[Chunk], policy: SplitPolicy) -> None:
+    counts = np.zeros(NUM_KEYS, np.int64)
+    totals = {"rows_read": 0, "files_read": 0, "rejected_rows": 0, "rejected_files": 0}
+    tables: dict[str, list[pa.Table]] = {}
+    with pa.ipc.new_file(str(part / "events.arrow"), STAGED) as writer:
+        for chunk in chunks:
+            staged, keys = _stage(chunk.events, policy)
+            for batch in staged.to_batches():
+                writer.write_batch(batch)
+            counts += np.bincount(keys, minlength=NUM_KEYS)
+            totals["rows_read"] += chunk.rows_read
+            totals["files_read"] += chunk.files_read
+            whole = chunk.rejects["line"].null_count
+            totals["rejected_files"] += whole
+            totals["rejected_rows"] += len(chunk.rejects) - whole
+            for name, table in _side_tables(chunk):
+                tables.setdefault(name, []).append(table)
+    for name, pieces in tables.items():
+        path = part / f"{name}.parquet"
+        path.parent.mkdir(exist_ok=True)
+        pq.write_table(pa.concat_tables(pieces), path, **disk.CHECKED)
+    np.save(part / "counts.npy", counts)
+    (part / "part.json").write_text(json.dumps(totals))
+    for path in part.rglob("*"):
+        disk.sync(path)  # before the rename that says it is whole
+
+
+def _side_tables(chunk: Chunk) -> Iterator[tuple[str, pa.Table]]:
+    if len(chunk.rejects):
+        yield "rejected", chunk.rejects.cast(REJECTED)
+    for name, table in (
+        ("subjects", chunk.subjects),
+        ("names", chunk.names),
+        ("codes", chunk.codes),
+    ):
+        if table is not None and len(table):
+            yield name, table
+    for task, table in chunk.labels.items():
+        if not task or "/" in task or task.startswith("."):
+            raise InputError(f"label task {task!r}: the name cannot be a file's; rename it")
+        yield f"labels/{task}", table
+
+
+def _stage(events: pa.Table, policy: SplitPolicy) -> tuple[pa.Table, npt.NDArray[np.uint16]]:
+    """Return the rows as one batch sorted by key, in stable order, and the sorted keys."""
+    ids = events["subject_id"].to_numpy()
+    splits = assign_splits(ids, policy)
+    if policy.keep_source and "split" in events.column_names:
+        own = _own_splits(events["split"])
+        splits = np.where(own < len(SPLITS), own, splits).astype(np.uint8)
+    keys = splits.astype(np.uint16) * np.uint16(NUM_BUCKETS) + assign_buckets(ids)
+    order = np.argsort(keys, kind="stable")
+    keys = keys[order]
+    rows = events.select(EVENTS.names).combine_chunks().take(pa.array(order))
+    return rows.add_column(0, "key", pa.array(keys)).cast(STAGED).combine_chunks(), keys
+
+
+def _own_splits(column: pa.ChunkedArray) -> npt.NDArray[np.uint8]:
+    """Return the position in `SPLITS` of each name, 255 where there is none."""
+    encoded = column.combine_chunks().dictionary_encode(null_encoding="encode")
+    positions = []
+    for name in encoded.dictionary.to_pylist():
+        if name is not None and name not in ALIASES:
+            raise InputError(
+                f"split {name!r}: not one of {', '.join(ALIASES)}; divide anew by --splits"
+            )
+        positions.append(255 if name is None else SPLITS.index(ALIASES[name]))
+    return np.array(positions, np.uint8)[encoded.indices.to_numpy()]
+
+
+def read_keys(part: Path, first: int, last: int) -> Iterator[pa.RecordBatch]:
+    """Yield the part's rows whose key is in [first, last], in order, without reading the rest."""
+    number = 0
+    while True:
+        with pa.memory_map(str(part / "events.arrow")) as file:
+            reader = pa.ipc.open_file(file)
+            mapped = 0
+            while number < reader.num_record_batches and mapped < MAPPED_ROWS:
+                batch = reader.get_batch(number)
+                number, mapped = number + 1, mapped + len(batch)
+                start, stop = np.searchsorted(batch["key"].to_numpy(), [first, last + 1])
+                if stop > start:
+                    # A copy, so that nothing holds the mapping once the file is closed.
+                    yield batch.select(EVENTS.names).take(pa.array(np.arange(start, stop)))
+            if number >= reader.num_record_batches:
+                return
+
+
+def side_table(part: Path, name: str) -> pa.Table | None:
+    """Return the part's table called `name`, None if it has none."""
+    path = part / f"{name}.parquet"
+    return disk.open_parquet(path).read() if path.exists() else None
+
+
+def part_labels(part: Path) -> dict[str, pa.Table]:
+    """Return the part's label tables by task."""
+    files = sorted((part / "labels").glob("*.parquet"))
+    return {path.stem: disk.open_parquet(path).read() for path in files}
+
+
+def totals(parts: list[Path]) -> dict[str, int]:
+    """Return the sums of rows and files read and refused."""
+    each = [json.loads((part / "part.json").read_text()) for part in parts]
+    return {key: sum(part[key] for part in each) for key in each[0]} if each else {}
+
+
+def check_subjects(parts: list[Path]) -> None:
+    """Raise `InputError` where one id came from two files, or two names have one id."""
+    ids = [_column(part, "subjects", "subject_id") for part in parts]
+    twice = _first_repeat(np.concatenate(ids)) if ids else None
+    if twice is not None:
+        files = [_files_of(part, twice) for part in parts]
+        first, second, *_ = [file for found in files for file in found]
+        raise InputError(f"one subject is in {first} and in {second}: remove one of them")
+    known: dict[int, str] = {}
+    for part in parts:
+        table = side_table(part, "names")
+        for sid, name in zip(*table.to_pydict().values(), strict=True) if table else ():
+            if known.setdefault(sid, name) != name:
+                raise InputError(
+                    f"{part.name}: two names of subjects hash to one id; give them numbers instead"
+                )
+
+
+def _column(part: Path, table: str, column: str) -> npt.NDArray[np.int64]:
+    path = part / f"{table}.parquet"
+    if not path.exists():
+        return np.empty(0, np.int64)
+    values: npt.NDArray[np.int64] = disk.open_parquet(path).read([column])[column].to_numpy()
+    return values
+
+
+def _first_repeat(ids: npt.NDArray[np.int64]) -> int | None:
+    ids = np.sort(ids)
+    repeats = np.flatnonzero(ids[1:] == ids[:-1])
+    return int(ids[repeats[0]]) if len(repeats) else None
+
+
+def _files_of(part: Path, subject: int) -> list[str]:
+    table = side_table(part, "subjects")
+    if table is None:
+        return []
+    files: list[str] = table.filter(pc.equal(table["subject_id"], subject))["file"].to_pylist()
+    return files

@@ -1,0 +1,52 @@
+"""Large Parquet files, read by ranges of row groups."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ehr_ray.errors import InputError
+from ehr_ray.sources.source import CHUNK_ROWS, Unit
+from ehr_ray.storage import files
+
+READ_ERRORS = (pa.ArrowException, OSError)
+"""What a damaged or foreign file raises."""
+
+
+def split_row_groups(unit: Unit) -> list[Unit]:
+    """Divide a unit of one file into units of about 1,000,000 rows; a damaged file stays whole."""
+    try:
+        metadata = pq.read_metadata(os.path.join(unit.root, unit.files[0]))
+    except READ_ERRORS:
+        return [unit]
+    found: list[Unit] = []
+    start = rows = 0
+    for i in range(metadata.num_row_groups):
+        rows += metadata.row_group(i).num_rows
+        if rows >= CHUNK_ROWS or i == metadata.num_row_groups - 1:
+            found.append(replace(unit, start=start, stop=i + 1))
+            start, rows = i + 1, 0
+    return found or [unit]
+
+
+def read_row_groups(
+    unit: Unit, needed: list[str], optional: tuple[str, ...] = ()
+) -> Iterator[tuple[int, pa.Table]]:
+    """Yield (rows of the file before it, table) for a unit, about 1,000,000 rows at a time.
+
+    Raises `InputError` where a needed column is missing, and one of `READ_ERRORS` where the file
+    cannot be read.
+    """
+    file = files.open_parquet(os.path.join(unit.root, unit.files[0]))
+    names = file.schema_arrow.names
+    for name in needed:
+        if name not in names:
+            raise InputError(f"{unit.files[0]}: no column {name}; it has {', '.join(names)}")
+    columns = [*needed, *(name for name in optional if name in names)]
+    first = sum(file.metadata.row_group(i).num_rows for i in range(unit.start))
+    groups = list(range(unit.start, unit.stop))
+    for batch in file.iter_batches(CHUNK_ROWS, row_groups=groups, columns=columns):
+        yield first, pa.Table.from_batches([batch])
+        first += len(batch)

@@ -1,0 +1,57 @@
+"""Columns of raw rows -> valid events, and the reasons why the others are not."""
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from ehr_ray.sources.parsing.cells import Mask, Times, events_table, numbers, texts
+from ehr_ray.sources.parsing.quarantine import Rejects
+
+Place = Callable[[int], tuple[str, int]]
+"""Row number -> (file, line)."""
+
+ReadTime = Callable[[pa.ChunkedArray], tuple[Times, Mask]]
+"""A time column -> (times with NaT where blank, mask of bad cells)."""
+
+
+def clean_rows(
+    ids: tuple[npt.NDArray[np.int64], Mask],
+    time: pa.ChunkedArray,
+    code: pa.ChunkedArray,
+    value: pa.ChunkedArray | None,
+    *,
+    read_time: ReadTime,
+    place: Place,
+    rejects: Rejects,
+) -> tuple[pa.Table, Mask]:
+    """Return (`EVENTS` rows in the given order, mask of the rows kept); refuse the others.
+
+    Refused: a blank id or code, a time that is none, a value that is no finite number. A blank
+    value is an event without one; a blank time is a static event. `ids` comes with a mask of
+    blanks. Raises `InputError` where a column's type is wrong as a whole.
+    """
+    subjects, blank_id = ids
+    times, bad_time = read_time(time)
+    codes, blank_code = texts(code)
+    value = pa.nulls(len(subjects)) if value is None else value
+    values, bad_value = numbers(value)
+    bad = np.zeros(len(subjects), bool)
+    for mask, reason in (
+        (blank_id, lambda i: "subject id is blank"),  # noqa: ARG005
+        (blank_code, lambda i: "code is blank"),  # noqa: ARG005
+        (bad_time, lambda i: f"time {_show(time[i])} is not a time"),
+        (bad_value, lambda i: f"value {_show(value[i])} is not a finite number"),
+    ):
+        rejects.rows(mask & ~bad, place, reason)
+        bad |= mask
+    if bad.any():
+        kept = pa.array(~bad)
+        return events_table(subjects[~bad], times[~bad], codes.filter(kept), values[~bad]), ~bad
+    return events_table(subjects, times, codes, values), ~bad
+
+
+def _show(cell: pa.Scalar) -> str:
+    value = cell.as_py()
+    return repr(value) if isinstance(value, str) else str(value)

@@ -1,0 +1,107 @@
+"""The object stores that URIs name: how they are reached, and what they say when they refuse."""
+
+import contextlib
+import functools
+import os
+import re
+from collections.abc import Iterator
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+from ehr_ray.errors import InputError, RunError
+from ehr_ray.storage.paths import parts_of, staging
+
+SCHEMES: Final = ("s3", "gs", "gcs", "file")
+
+
+def filesystem(uri: str) -> tuple[Any, str]:
+    """Return the filesystem of a URI, and its path there."""
+    scheme, bucket, path, options = parts_of(uri)
+    if scheme not in SCHEMES:
+        raise InputError(f"{uri}: no storage of this kind; use {', '.join(SCHEMES)} or a path")
+    store, root = _connected(
+        f"{scheme}://{bucket}", endpoint(options) if scheme == "s3" else options
+    )
+    return store, f"/{path}" if scheme == "file" else f"{root}/{path}".rstrip("/")
+
+
+def endpoint(options: str) -> str:
+    """Add to the options of an S3 URI what the usual environment variables say of the endpoint.
+
+    Not every version of the library reads them itself.
+    """
+    found = dict(item.partition("=")[::2] for item in options.split("&") if item)
+    url = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    if url and "endpoint_override" not in found:
+        parts = urlsplit(url)
+        found["endpoint_override"] = parts.netloc or parts.path
+        found.setdefault("scheme", parts.scheme or "https")
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    if "endpoint_override" in found:  # a store of one's own has no regions to look up
+        region = region or "us-east-1"
+    if region:
+        found.setdefault("region", region)
+    return "&".join(f"{name}={value}" for name, value in found.items())
+
+
+@functools.lru_cache(maxsize=64)
+def _connected(root: str, options: str) -> tuple[Any, str]:
+    """Return the filesystem of a bucket and the path of it; one connection a process."""
+    if root.startswith("file:"):
+        return pafs.LocalFileSystem(), ""
+    store, path = pafs.FileSystem.from_uri(f"{root}{'?' if options else ''}{options}")
+    return store, path
+
+
+def check_bucket(store: Any, path: str, uri: str) -> None:
+    """Raise InputError where the bucket of a path is missing."""
+    bucket = path.strip("/").partition("/")[0]
+    if store.type_name == "local" or store.get_file_info(bucket).type != pafs.FileType.NotFound:
+        return
+    raise InputError(f"{uri}: no bucket {bucket} there; check its name and AWS_ENDPOINT_URL")
+
+
+@contextlib.contextmanager
+def explained(uri: str) -> Iterator[None]:
+    """Turn what a store's library raises into one line with the remedy, without its details."""
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        text = str(error)
+        if isinstance(error, OSError) and error.errno is not None and "AWS" not in text:
+            if isinstance(error, FileNotFoundError):
+                raise InputError(f"{uri}: {error.strerror}; check the URI") from error
+            raise RunError(
+                f"{uri}: {error.strerror} in its copy below {staging()}; free some space, or name "
+                "another folder by EHR_RAY_STAGING"
+            ) from error
+        for pattern, kind, remedy in _REASONS:
+            if re.search(pattern, text, re.IGNORECASE):
+                raise kind(f"{uri}: {remedy}") from None
+        code = re.search(r"AWS Error (\w+)", text)
+        reason = code.group(1) if code else text.partition(". Detail")[0][:200]
+        raise RunError(f"{uri}: the store answered {reason}; run the same again to go on") from None
+
+
+_REASONS: Final = (
+    (
+        r"NO_SUCH_BUCKET|Bucket '[^']*' not found|NoSuchBucket",
+        InputError,
+        "no such bucket; check its name and AWS_ENDPOINT_URL",
+    ),
+    (
+        r"ACCESS_DENIED|INVALID_ACCESS_KEY|SIGNATURE|HTTP status 40[13]|INVALID_CLIENT_TOKEN|"
+        r"EXPIRED|MISSING_AUTHENTICATION|PermissionDenied|Unauthenticated",
+        InputError,
+        "no access; give credentials in the environment (AWS_ACCESS_KEY_ID and "
+        "AWS_SECRET_ACCESS_KEY, or GOOGLE_APPLICATION_CREDENTIALS), on every node",
+    ),
+    (
+        r"NETWORK_CONNECTION|resolve host|Could not connect|timed? ?out|UNAVAILABLE",
+        RunError,
+        "no store answers there; check AWS_ENDPOINT_URL, the region and the network",
+    ),
+)

@@ -1,0 +1,337 @@
+"""Data by URI: what lies in an object store, copied here before it is used and there once it is.
+
+Everything between works on local copies (`places.local`), as on any folder: maps files into memory,
+renames. A copy has the size and the time of change of its object, and what agrees in both is not
+copied again. (A store that stamps whole seconds cannot tell two writings of one size within one.)
+Objects appear whole or not at all, those that tell a reader that the others are there come last,
+and a folder that is worth nothing without all its files is marked while it is written.
+
+Names that begin with a dot are of the machine alone, unless they are asked for themselves.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Collection, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Final
+
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from ehr_ray.errors import InputError, RunError
+from ehr_ray.storage.object_stores import check_bucket, explained, filesystem
+from ehr_ray.storage.paths import local, staging, uri_of
+
+MARK: Final = ".being-written"
+"""Object in a folder that has begun to be written and is not whole yet."""
+LAST: Final = ("table.safetensors", "model.safetensors", "progress.yaml")
+"""Files that say that those beside them are there, in the order they are written."""
+BEFORE: Final = ".checkpoint.old"
+"""A run's checkpoint before the present one, which a store keeps too."""
+TRANSFERS: Final = 8
+"""Files copied at once."""
+Stamp = tuple[int, int]
+"""Size in bytes, and time of change in nanoseconds since 1970."""
+
+
+def fetch(
+    place: str | Path, *, only: Collection[str] | None = None, missing_ok: bool = False
+) -> Path:
+    """Make this machine's copy of a URI the same as its object or folder; return the copy.
+
+    Changed files alone are copied, and those that are gone there are removed here. A path that is
+    not the copy of a URI is returned as it is.
+
+    Args:
+        place: URI, or the path of its copy.
+        only: names, relative to the folder, of the files wanted; None for all.
+        missing_ok: whether nothing may be there; then nothing is here either.
+
+    Raises:
+        InputError: nothing there, no such bucket, no access, or a folder that is not whole.
+        RunError: the store cannot be reached, or this machine's disk is full.
+    """
+    uri = uri_of(place)
+    if uri is None:
+        return Path(place)
+    target = local(uri)
+    with explained(uri):
+        store, path = filesystem(uri)
+        with _held(target):
+            there = _objects(store, path)
+            if MARK in there and not missing_ok:
+                raise InputError(
+                    f"{uri}: is being written, or its writing was interrupted; "
+                    "wait, or run the command that makes it again"
+                )
+            visible = {name: stamp for name, stamp in there.items() if not _hidden(name)}
+            if not visible:
+                check_bucket(store, path, uri)
+                if not missing_ok:
+                    raise InputError(f"{uri}: nothing there; check the URI")
+            _remove_here(target, _files(target).keys() - visible.keys())
+            wanted = visible if only is None else {n: s for n, s in visible.items() if n in only}
+            old = [name for name, stamp in wanted.items() if _stamp(target / name) != stamp]
+            _each(lambda n: _download(store, _join(path, n), target / n, wanted[n]), old)
+    return target
+
+
+def fetch_run(place: str | Path, *, missing_ok: bool = False) -> Path:
+    """Fetch a run, without the copy of a state whose writing was interrupted; return its folder.
+
+    The checkpoint before the present one comes too.
+    """
+    run = fetch(place, missing_ok=missing_ok)
+    if uri_of(place) is not None:
+        fetch(run / BEFORE, missing_ok=True)
+        for state in (run / "state").glob("[0-9]*"):
+            if not (state / LAST[-1]).is_file():
+                shutil.rmtree(state)
+    return run
+
+
+def push_run(run: Path) -> None:
+    """Write what a run has saved to its URI, the checkpoint before the present one first."""
+    if (run / BEFORE).is_dir():
+        push(run / BEFORE)
+    push(run, mirror=("state",))
+
+
+def push(place: str | Path, *, mirror: Iterable[str] = (), whole: bool = False) -> None:
+    """Write the changed files of a copy to its URI; a path that is no copy is left alone.
+
+    Args:
+        place: URI, or the path of its copy: a file or a folder.
+        mirror: folders in it whose files, where they are gone here, are removed there, at the end.
+        whole: mark the folder while it is written, and remove there whatever is not here.
+    """
+    uri = uri_of(place)
+    if uri is None:
+        return
+    source = local(uri)
+    with explained(uri):
+        store, path = filesystem(uri)
+        here, there = _files(source), _objects(store, path)
+        changed = [name for name, stamp in here.items() if there.get(name) != stamp]
+        marked = whole and (bool(changed) or MARK in there)
+        if marked:
+            _write(store, _join(path, MARK), b"")
+        _each(lambda n: _upload(store, source / n, _join(path, n)), _without(changed, LAST))
+        for last in LAST:
+            pointers = [name for name in changed if name.rpartition("/")[2] == last]
+            _each(lambda n: _upload(store, source / n, _join(path, n)), pointers)
+        folders = tuple(f"{name}/" for name in mirror)
+        for name in there.keys() - here.keys():
+            if not _hidden(name) and (whole or name.startswith(folders)):
+                _forget(store.delete_file, _join(path, name))
+        written = _objects(store, path) if changed else {}
+        for name in changed:
+            _settle(uri, source / name, here[name], written.get(name))
+        if marked:
+            _forget(store.delete_file, _join(path, MARK))
+
+
+def mark(place: str | Path) -> None:
+    """Mark the folder of a URI as not whole, until it is pushed as a whole; of paths, nothing."""
+    uri = uri_of(place)
+    if uri is not None:
+        with explained(uri):
+            store, path = filesystem(uri)
+            _write(store, _join(path, MARK), b"")
+
+
+def remove(place: str | Path) -> None:
+    """Remove a folder or file with all it holds, here and at its URI."""
+    path = local(place)
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+    if (uri := uri_of(place)) is not None:
+        with explained(uri):
+            store, there = filesystem(uri)
+            if store.get_file_info(there).type == pafs.FileType.File:
+                store.delete_file(there)
+            else:
+                _forget(store.delete_dir, there)
+
+
+def unfinished(place: str | Path) -> bool:
+    """Whether a folder in a store has begun to be written and is not whole; False for paths."""
+    uri = uri_of(place)
+    if uri is None:
+        return False
+    with explained(uri):
+        store, path = filesystem(uri)
+        found = store.get_file_info(_join(path, MARK)).type == pafs.FileType.File
+        return bool(found)
+
+
+def names_in(place: str | Path) -> set[str]:
+    """Return the names of all files in a folder, relative to it, without those of the machine."""
+    uri = uri_of(place)
+    if uri is None:
+        return set(_files(Path(place)))
+    with explained(uri):
+        return {name for name in _objects(*filesystem(uri)) if not _hidden(name)}
+
+
+def tail(place: str | Path, start: int) -> tuple[bytes, int]:
+    """Return what was added to an object after `start` bytes, and its size; all if it began anew.
+
+    Without a URI, or an object, there is nothing.
+    """
+    uri = uri_of(place)
+    if uri is None:
+        return b"", start
+    with explained(uri):
+        store, path = filesystem(uri)
+        size = store.get_file_info(path).size
+        if size is None or size == start:
+            return b"", start
+        with store.open_input_file(path) as file:
+            file.seek(start if start < size else 0)
+            return file.read(), size
+
+
+def footer(place: str | Path) -> Any:
+    """Return the Parquet metadata of a file, which for a URI is read without the rest of it."""
+    uri = uri_of(place)
+    if uri is None:
+        return pq.read_metadata(place)
+    with explained(uri):
+        store, path = filesystem(uri)
+        return pq.read_metadata(path, filesystem=store)
+
+
+def _objects(store: Any, path: str) -> dict[str, Stamp]:
+    """Return the files below a path by relative name; a file itself has the name "".
+
+    Keys of a store are no paths: `..` in one is a hidden name here, and is never copied.
+    """
+    selector = pafs.FileSelector(path, recursive=True, allow_not_found=True)
+    itself = store.get_file_info(path)
+    if itself.type == pafs.FileType.File:
+        return {"": (itself.size, itself.mtime_ns)}
+    return {
+        os.path.relpath(info.path, path): (info.size, info.mtime_ns)
+        for info in store.get_file_info(selector)
+        if info.type == pafs.FileType.File
+    }
+
+
+def _files(place: Path) -> dict[str, Stamp]:
+    """Return the same of a place on this machine, without hidden names."""
+    if place.is_file():
+        return {"": _stamp(place) or (0, 0)}
+    found = {}
+    for folder, folders, names in os.walk(place):
+        folders[:] = [name for name in folders if not _hidden(name)]
+        for name in names:
+            path = Path(folder, name)
+            if not _hidden(name) and (stamp := _stamp(path)) is not None:
+                found[path.relative_to(place).as_posix()] = stamp
+    return found
+
+
+def _stamp(path: Path) -> Stamp | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns
+
+
+def _download(store: Any, path: str, target: Path, stamp: Stamp) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.{os.getpid()}")
+    pafs.copy_files(
+        path, str(partial), source_filesystem=store, destination_filesystem=pafs.LocalFileSystem()
+    )
+    if partial.stat().st_size != stamp[0]:
+        partial.unlink()
+        raise RunError(f"{path}: changed while it was copied; run the same again")
+    os.utime(partial, ns=(stamp[1], stamp[1]))
+    os.replace(partial, target)
+
+
+def _upload(store: Any, source: Path, path: str) -> None:
+    """Write an object by one call of the library: no signal comes between its beginning and end.
+
+    Objects of a store appear when they are complete; on a mounted folder it takes a rename.
+    """
+    here = pafs.LocalFileSystem()
+    if store.type_name != "local":
+        pafs.copy_files(str(source), path, source_filesystem=here, destination_filesystem=store)
+        return
+    folder, _, name = path.rpartition("/")
+    store.create_dir(folder, recursive=True)
+    partial = f"{folder}/.{name}.{os.getpid()}"
+    pafs.copy_files(str(source), partial, source_filesystem=here, destination_filesystem=store)
+    store.move(partial, path)
+
+
+def _write(store: Any, path: str, content: bytes) -> None:
+    if store.type_name == "local":
+        store.create_dir(path.rpartition("/")[0], recursive=True)
+    with store.open_output_stream(path) as stream:
+        stream.write(content)
+
+
+def _settle(uri: str, path: Path, before: Stamp, after: Stamp | None) -> None:
+    """Give a copy the time of the object just made of it, unless it has changed since."""
+    if after is None or after[0] != before[0]:
+        raise RunError(f"{uri}: {path.name} did not arrive; run the same again")
+    if _stamp(path) == before:
+        os.utime(path, ns=(after[1], after[1]))
+
+
+def _remove_here(target: Path, names: Iterable[str]) -> None:
+    for name in names:
+        (target / name).unlink(missing_ok=True)
+        folder = (target / name).parent
+        while folder != target and target in folder.parents and not any(folder.iterdir()):
+            folder.rmdir()
+            folder = folder.parent
+
+
+def _each(function: Callable[[str], None], names: Collection[str]) -> None:
+    """Call a function on names, some at once; the first error ends those that have not begun."""
+    pool = ThreadPoolExecutor(TRANSFERS)
+    try:
+        for done in [pool.submit(function, name) for name in sorted(names)]:
+            done.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _forget(function: Callable[[str], None], path: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        function(path)
+
+
+@contextlib.contextmanager
+def _held(target: Path) -> Iterator[None]:
+    """Let one process at a time make a copy."""
+    staging().mkdir(mode=0o700, parents=True, exist_ok=True)
+    locks = staging() / ".locks"
+    locks.mkdir(exist_ok=True)
+    with (locks / hashlib.sha256(str(target).encode()).hexdigest()[:32]).open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _without(names: Iterable[str], last: Collection[str]) -> list[str]:
+    return [name for name in names if name.rpartition("/")[2] not in last]
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}/{name}" if path and name else path or name
+
+
+def _hidden(name: str) -> bool:
+    return any(part.startswith(".") for part in name.split("/"))

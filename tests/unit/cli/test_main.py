@@ -1,0 +1,208 @@
+"""Every mistake a user can make on the command line is one line that names it, and exit 2."""
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ehr_ray.cli.main import build_parser, main
+from ehr_ray.commands.ingest import ingest
+from ehr_ray.commands.train.command import Trained
+
+ROOT = Path(__file__).parents[2]
+TINY = ROOT / "configs" / "tiny" / "set_vae.yaml"
+VERBS = (
+    "quickstart",
+    "ingest",
+    "expand",
+    "phrases",
+    "export-pt",
+    "prepare",
+    "train",
+    "crossval",
+    "tune",
+    "evaluate",
+    "embed",
+    "benchmark",
+)
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory):
+    path = tmp_path_factory.mktemp("cli") / "cohort"
+    ingest("synthetic", None, path, options={"patients": 30})
+    return path
+
+
+def refused(capsys, *arguments: object) -> str:
+    with pytest.raises(SystemExit) as exit_:
+        main([str(a) for a in arguments])
+    assert exit_.value.code == 2
+    message = capsys.readouterr().err.strip()
+    assert len(message.splitlines()) == 1, message
+    assert "Traceback" not in message
+    return message
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_has_an_example(verb, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main([verb, "--help"])
+    assert exit_.value.code == 0
+    assert f"ehr-ray {verb}" in capsys.readouterr().out.split("example:")[1]
+
+
+def test_every_verb_has_its_job_script():
+    assert {p.stem for p in (ROOT / "jobs").glob("*.py")} == set(VERBS)
+
+
+def test_a_verb_of_a_trained_run_takes_no_overrides(capsys):
+    message = refused(capsys, "evaluate", "runs/x", "evaluation.bootstrap=10")
+    assert "takes no a.b=value" in message
+
+
+def test_unknown_config_key_is_named_with_the_closest_one(capsys):
+    message = refused(capsys, "train", TINY, "model.latnt=3")
+    assert "model.latnt" in message
+    assert "did you mean latent?" in message
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ("train.lr=-1", "train.lr"),
+        ("train.max_epochs=many", "train.max_epochs"),
+        ("data.batch_size=0", "data.batch_size"),
+        ("model.heads=3", "model"),
+        ("schedules.gamma=1", "schedules.gamma"),
+        ("schedules.beta.kind=spline", "schedules.beta"),
+        ("name=a/b", "name"),
+        ("family=vae", "family"),
+        ("nonsense", "nonsense"),
+    ],
+)
+def test_wrong_type_or_range_is_named_before_anything_starts(capsys, change, name):
+    assert name in refused(capsys, "train", TINY, change)
+
+
+def test_missing_config_and_cohort_are_named(capsys, tmp_path):
+    assert "nowhere.yaml" in refused(capsys, "train", "nowhere.yaml")
+    message = refused(
+        capsys,
+        "train",
+        TINY,
+        f"data.cohort={tmp_path}/none",
+        "cluster.num_workers=0",
+        f"output={tmp_path}/runs",
+    )
+    assert "data.cohort" in message
+    assert not (tmp_path / "runs").exists()
+
+
+def test_too_few_cpus_are_refused_with_the_arithmetic(capsys, cohort, tmp_path):
+    message = refused(
+        capsys,
+        "train",
+        TINY,
+        f"data.cohort={cohort}",
+        "cluster.num_workers=500",
+        f"output={tmp_path}/runs",
+    )
+    assert "needs 500 CPUs" in message
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_folder_that_is_no_run_is_named(capsys, cohort, tmp_path):
+    assert "no checkpoint here" in refused(capsys, "evaluate", tmp_path)
+    out = tmp_path / "e.parquet"
+    assert "no checkpoint" in refused(
+        capsys, "embed", tmp_path, "--cohort", cohort, "--output", out
+    )
+
+
+def test_expand_names_a_folder_that_is_no_cohort(capsys, tmp_path):
+    assert "not a cohort" in refused(capsys, "expand", tmp_path, "--output", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_bad_usage_is_one_line(capsys):
+    assert "see ehr-ray --help" in refused(capsys, "trian")
+
+
+def test_help_of_the_program_lists_the_verbs():
+    text = build_parser().format_help()
+    assert all(verb in text for verb in VERBS)
+
+
+def test_the_console_script_and_the_module_are_one_program():
+    done = subprocess.run(
+        [sys.executable, "-m", "ehr_ray.cli.main", "train"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "config" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("after", "finished", "judged"),
+    [(True, False, True), (True, True, False), (False, False, False)],
+)
+def test_training_may_end_with_an_evaluation(
+    capsys, cohort, tmp_path, monkeypatch, after, finished, judged
+):
+    run = tmp_path / "runs" / "tiny_set_vae"
+    run.mkdir(parents=True)
+    (run / "metrics.json").write_text("{}")
+    trained = Trained(run, 3, 0.5, 0, finished)
+    monkeypatch.setattr("ehr_ray.commands.train.command.train", lambda *_, **__: trained)
+    monkeypatch.setattr(
+        "ehr_ray.commands.evaluate.command.evaluate", lambda *_, **__: ["it was judged"]
+    )
+    monkeypatch.chdir(tmp_path)
+    choice = f"evaluation.after_training={str(after).lower()}"
+    main(["train", str(TINY), f"data.cohort={cohort}", choice])
+    said = capsys.readouterr()
+    assert ("it was judged" in said.out + said.err) == judged
+    assert ("next: ehr-ray evaluate" in said.out + said.err) == (not judged)
+
+
+def test_a_uri_reaches_a_verb_as_it_was_written():
+    words = ["embed", "s3://b/runs/a", "--cohort", "gs://c/p12", "--output", "out.parquet"]
+    parsed = build_parser().parse_args(words)
+    assert (parsed.run_folder, parsed.cohort) == ("s3://b/runs/a", "gs://c/p12")
+    assert parsed.output == Path("out.parquet")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["quickstart"], ["benchmark"], ["export-pt", "config.yaml"]],
+    ids=lambda words: words[0],
+)
+def test_a_verb_that_takes_paths_only_refuses_a_uri(words, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main([*words, "--output", "s3://b/out"])
+    assert caught.value.code == 2
+    assert "s3://b/out: a URI; this verb takes paths only" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("verb", "goes_on"), [("train", True), ("tune", True), ("evaluate", False)]
+)
+def test_an_interrupted_verb_says_whether_it_would_go_on(verb, goes_on, monkeypatch, capsys):
+    def run(_):
+        raise KeyboardInterrupt
+
+    parsed = argparse.Namespace(verb=verb, verbose=False, run=run)
+    parser = argparse.ArgumentParser()
+    monkeypatch.setattr(parser, "parse_args", lambda _: parsed)
+    monkeypatch.setattr("ehr_ray.cli.main.build_parser", lambda: parser)
+    with pytest.raises(SystemExit) as ended:
+        main([])
+    assert ended.value.code == 130
+    said = capsys.readouterr().err
+    assert "interrupted; run the same command again" in said
+    assert ("last saved state" in said) == goes_on

@@ -1,0 +1,149 @@
+"""The verbs on phrases, and pipelines, without Ray."""
+
+import csv
+import re
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+from safetensors.numpy import load_file
+
+from ehr_ray.cli.main import main
+from ehr_ray.commands.train.command import train
+from ehr_ray.commands.train.pipeline import load_pipeline
+from ehr_ray.errors import ConfigError, InputError
+from ehr_ray.experiment import load
+from ehr_ray.runtime.text_embedding import as_before, with_phrases
+
+TINY = Path(__file__).parents[2] / "configs" / "tiny"
+
+
+@pytest.fixture
+def common(synthetic_cohort, tmp_path):
+    here = {"output": tmp_path / "runs", "tracking.experiment": "null", "cluster.num_workers": 0}
+    return [f"data.cohort={synthetic_cohort}", *(f"{k}={v}" for k, v in here.items())]
+
+
+def phrases_of(folder):
+    return pq.read_table(folder / "phrases.parquet")["phrase"].to_pylist()
+
+
+def test_phrases_writes_one_table_and_export_one_file_a_patient(common, synthetic_cohort, tmp_path):
+    main(["phrases", str(TINY / "event_decoder.yaml"), *common])
+    (folder,) = (tmp_path / "runs" / ".cache").glob("phrases-*")
+    table = load_file(folder / "table.safetensors")["table"]
+    assert len(table) == len(phrases_of(folder))
+    out = tmp_path / "pt"
+    arguments = ["export-pt", str(TINY / "event_decoder.yaml"), *common, "--output", str(out)]
+    main(arguments)
+    rows = list(csv.DictReader((out / "subjects.csv").open()))
+    assert len(rows) == len(list(out.rglob("*.pt"))) == 60
+    content = torch.load(out / "train" / "patient_0.pt", weights_only=True)
+    ids = content["token_ids"]
+    assert (ids.dtype, content["embeddings"].dtype) == (torch.int64, torch.float32)
+    np.testing.assert_array_equal(content["embeddings"].numpy(), table[ids.numpy()])
+    labels = pq.read_table(synthetic_cohort / "labels" / "outcome.parquet").to_pandas()
+    first = next(r for r in rows if (r["split"], r["file"]) == ("train", "patient_0.pt"))
+    mine = labels[labels.subject_id == int(first["subject_id"])]
+    assert int(content["label"]) == int(mine.boolean_value.iloc[0])
+    with pytest.raises(SystemExit):  # files of two exports would mix
+        main(arguments)
+
+
+def test_an_export_names_a_patient_without_label(common, synthetic_cohort, tmp_path, capsys):
+    cohort = tmp_path / "cohort"
+    cohort.mkdir()
+    for name in ("data", "metadata"):
+        (cohort / name).symlink_to(synthetic_cohort / name)
+    labels = pq.read_table(synthetic_cohort / "labels" / "outcome.parquet")
+    (cohort / "labels").mkdir()
+    pq.write_table(labels.slice(1), cohort / "labels" / "outcome.parquet")
+    changes = [*common, f"data.cohort={cohort}", "--output"]
+    command = ["export-pt", str(TINY / "event_decoder.yaml"), *changes]
+    with pytest.raises(SystemExit):
+        main([*command, str(tmp_path / "a")])
+    error = capsys.readouterr().err
+    assert re.search(r"subject \d+ of the file has no label", error)
+    assert "--skip-unlabelled" in error
+    main([*command, str(tmp_path / "b"), "--skip-unlabelled"])
+    assert len(list((tmp_path / "b").rglob("*.pt"))) == 59
+
+
+def test_phrases_of_another_config_are_refused_with_the_first_that_differs(
+    common, synthetic_vocabulary, tmp_path
+):
+    main(["phrases", str(TINY / "event_decoder.yaml"), *common])
+    (folder,) = (tmp_path / "runs" / ".cache").glob("phrases-*")
+    same = load(TINY / "event_decoder.yaml", [*common, f"model.phrases={folder}"])
+    found = with_phrases(same, synthetic_vocabulary, on_ray=False)
+    assert found.model.embedding_dim == 64
+    texts = phrases_of(folder)
+    ids = np.arange(len(texts), dtype=np.int32)
+    changed = pa.table({"id": ids, "phrase": [*texts[:3], "other", *texts[4:]]})
+    pq.write_table(changed, folder / "phrases.parquet")
+    with pytest.raises(InputError, match="id 3 is 'other' there"):
+        with_phrases(same, synthetic_vocabulary, on_ray=False)
+    gone = load(TINY / "event_decoder.yaml", [*common, f"model.phrases={tmp_path}/none"])
+    with pytest.raises(InputError, match="drop the key and training makes them"):
+        with_phrases(gone, synthetic_vocabulary, on_ray=False)
+
+
+def test_a_resumed_run_keeps_the_phrases_it_began_with(common, tmp_path):
+    experiment = load(TINY / "event_decoder.yaml", [*common, "model.embedding_dim=null"])
+    run = experiment.directory
+    assert as_before(run, experiment) == experiment
+    run.mkdir(parents=True)
+    model = {"phrases": "/somewhere", "embedding_dim": 384}
+    (run / "experiment.yaml").write_text(yaml.safe_dump({"model": model}))
+    again = as_before(run, experiment).model
+    assert (again.phrases, again.embedding_dim) == ("/somewhere", 384)
+
+
+def test_a_pipeline_trains_each_stage_from_the_one_before(common, tmp_path, capsys):
+    stages = yaml.safe_load((TINY / "event_pipeline.yaml").read_text())["stages"]
+    assert [next(iter(stage)) for stage in stages] == ["phrases", "train", "train", "evaluate"]
+    path = tmp_path / "pipeline.yaml"
+    path.write_text(yaml.safe_dump({"stages": stages[:-1]}))  # evaluation needs Ray
+    for name in ("event_decoder.yaml", "event_encoder.yaml"):
+        (tmp_path / name).symlink_to(TINY / name)
+    command = ["train", str(path), *common, "train.max_steps=2"]
+    main(command)
+    runs = tmp_path / "runs"
+    assert (runs / "tiny_event_decoder" / "checkpoint").is_dir()
+    stored = yaml.safe_load((runs / "tiny_event_encoder" / "experiment.yaml").read_text())
+    assert stored["init_from"] == str(runs / "tiny_event_decoder")
+    capsys.readouterr()
+    main(command)
+    assert capsys.readouterr().err.count("already trained") == 2
+
+
+@pytest.mark.parametrize(
+    ("stages", "message"),
+    [
+        ([], "a list of stages"),
+        ([{"fly": "event_decoder.yaml"}], "stage 1 must name one config"),
+        ([{"train": "event_decoder.yaml"}] * 2, "two stages train a run of one name"),
+        ([{"train": "event_decoder.yaml", "model.arch": "rnn"}], "model.arch"),
+    ],
+)
+def test_a_bad_pipeline_is_refused_before_it_starts(stages, message, tmp_path):
+    path = tmp_path / "pipeline.yaml"
+    path.write_text(yaml.safe_dump({"stages": stages}))
+    (tmp_path / "event_decoder.yaml").write_text((TINY / "event_decoder.yaml").read_text())
+    with pytest.raises(ConfigError, match=message):
+        load_pipeline(path)
+    with pytest.raises(ConfigError, match="every stage has its own"):
+        load_pipeline(TINY / "event_pipeline.yaml", ["name=x"])
+
+
+def test_checkpoints_are_kept_every_n_steps(common, tmp_path):
+    changes = ["train.max_steps=5", "train.keep_steps=2", "train.max_epochs=3"]
+    trained = train(load(TINY / "event_decoder.yaml", [*common, *changes]))
+    kept = sorted(p.name for p in (trained.run / "checkpoints").iterdir())
+    assert kept == ["00000002", "00000004"]
+    assert (trained.run / "checkpoints" / kept[0] / "model.safetensors").is_file()
+    assert [p.name for p in trained.run.glob(".checkpoint*")] == [".checkpoint.old"]

@@ -1,0 +1,65 @@
+import pytest
+import yaml
+
+from ehr_ray.config.published_keys import translated
+from ehr_ray.config.yaml_files import override
+from ehr_ray.errors import ConfigError
+from ehr_ray.experiment import parse
+
+PRETRAIN = """
+model: {type: transformer_decoder_embedded, embedding_dim: 768, model_dim: 256, n_heads: 8,
+  n_layers: 6, dropout: 0.1, context_length: 512, vocab_size: 10000}
+data: {embedding_output_dir: embeddings/patients/}
+training: {task: autoregressive, output_dir: results/embedded_based/pretrain/, batch_size: 32,
+  eval_batch_size: 32, epochs: 50, learning_rate: 1e-4, weight_decay: 0.01,
+  min_learning_rate: 1e-6, num_workers: 4, save_every: 10}
+wandb: {enabled: true}
+"""
+FINETUNE = """
+model: {type: transformer_encoder_embedded, embedding_dim: 768, model_dim: 256, n_heads: 8,
+  n_layers: 6, dropout: 0.1, max_length: 512, num_classes: 2, pooling: mean}
+data: {lab_lookup_filepath: lab.csv}
+training: {output_dir: results/finetune_encoder, pretrained_checkpoint: null, batch_size: 16,
+  epochs: 30, learning_rate: 5e-5, early_stopping_patience: 10, scheduler_patience: 3,
+  class_weights: [0.5, 1.5]}
+"""
+COHORT = {"data.cohort": "cohorts/mine"}
+
+
+def test_a_pretraining_config_is_read_as_ours():
+    experiment = parse(override(yaml.safe_load(PRETRAIN), COHORT))
+    assert (experiment.output, experiment.name) == ("results/embedded_based", "pretrain")
+    assert experiment.task is None
+    model, plan = experiment.model, experiment.train
+    assert (model.arch, model.embedding_dim, model.model_dim) == ("decoder", 768, 256)
+    assert (model.max_length, model.n_layers, experiment.data.batch_size) == (512, 6, 32)
+    assert (plan.max_epochs, plan.lr, plan.lr_schedule) == (50, 1e-4, "cosine")
+    assert plan.min_lr_ratio == pytest.approx(0.01)
+
+
+def test_a_finetuning_config_is_a_task():
+    changes = {**COHORT, "train.lr": 0.002, "name": "mine"}
+    experiment = parse(override(yaml.safe_load(FINETUNE), changes))
+    assert (experiment.model.arch, experiment.model.head) == ("encoder", "none")
+    assert experiment.model.pooling == ("mean",)
+    assert experiment.model.lab_lookup == "lab.csv"
+    assert (experiment.task.name, experiment.task.select) == ("case", "f1")
+    assert experiment.task.class_weight == 3.0
+    assert (experiment.train.lr_schedule, experiment.train.plateau_patience) == ("plateau", 3)
+    assert (experiment.train.patience, experiment.train.lr) == (10, 0.002)
+    assert experiment.name == "mine"
+
+
+def test_what_cannot_be_translated_is_named():
+    raw = yaml.safe_load(FINETUNE)
+    with pytest.raises(ConfigError, match="num_classes=3"):
+        translated(override(raw, {"model.num_classes": 3}))
+    with pytest.raises(ConfigError, match=r"model\.type: 'lstm'"):
+        translated(override(raw, {"model.type": "lstm"}))
+    with pytest.raises(ConfigError, match=r"data\.cohort: missing"):
+        parse(raw)
+
+
+def test_a_config_of_ours_stays_as_it_is():
+    raw = {"family": "set_vae", "name": "x", "model": {"latent": 8}}
+    assert translated(raw) == raw

@@ -1,0 +1,238 @@
+import time
+
+import numpy as np
+import pytest
+from sklearn import metrics as reference
+
+from ehr_ray.evaluation.metrics.binary import (
+    METRICS,
+    binary_metrics,
+    choose_threshold,
+    paired_difference,
+    paired_differences,
+    statistics,
+    undefined,
+)
+from ehr_ray.evaluation.table import Interval
+
+
+def cohort(seed, n=300, ties=False):
+    rng = np.random.default_rng(seed)
+    y = rng.random(n) < 0.25
+    p = 1 / (1 + np.exp(-(rng.normal(size=n) + 1.2 * y - 1)))
+    return y, np.round(p, 1) if ties else p
+
+
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("seed", range(5))
+def test_metrics_equal_scikit_learn(seed, ties):
+    y, p = cohort(seed, ties=ties)
+    ours = binary_metrics(y, p, threshold=0.4, num_bootstrap=10)
+    called = p >= 0.4
+    assert ours["auroc"] == pytest.approx(reference.roc_auc_score(y, p))
+    assert ours["auprc"] == pytest.approx(reference.average_precision_score(y, p))
+    assert ours["brier"] == pytest.approx(reference.brier_score_loss(y, p))
+    assert ours["sensitivity"] == pytest.approx(reference.recall_score(y, called))
+    assert ours["specificity"] == pytest.approx(reference.recall_score(~y, ~called))
+    assert ours["ppv"] == pytest.approx(reference.precision_score(y, called))
+    assert ours["min_se_ppv"] == pytest.approx(min(ours["sensitivity"], ours["ppv"]))
+    assert ours["prevalence"] == pytest.approx(y.mean())
+    assert ours["n"] == len(y)
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_a_weighted_metric_equals_the_metric_of_the_rows_repeated(ties):
+    y, p = cohort(3, n=80, ties=ties)
+    weights = np.random.default_rng(1).integers(0, 4, 80)
+    repeated = np.repeat(np.arange(80), weights)
+    functions = statistics(y.astype(float), p, 0.4)
+    direct = statistics(y[repeated].astype(float), p[repeated], 0.4)
+    for name in METRICS:
+        if name in ("ece", "event2"):  # their bins belong to the split and stay fixed
+            continue
+        ours = functions[name](weights[None].astype(float))[0]
+        assert ours == pytest.approx(direct[name](np.ones((1, repeated.size)))[0]), name
+
+
+def test_ece_equals_a_loop_over_ten_bins_of_equal_mass():
+    y, p = cohort(7, n=1000)
+    order = np.argsort(p)
+    expected = sum(
+        abs(y[rows].mean() - p[rows].mean()) * rows.size / y.size
+        for rows in np.array_split(order, 10)
+    )
+    assert binary_metrics(y, p, threshold=0.5, num_bootstrap=2)["ece"] == pytest.approx(expected)
+
+
+def test_ece_of_a_constant_probability_is_its_distance_from_the_prevalence():
+    y = np.array([1, 0, 0, 0])
+    constant = binary_metrics(y, np.full(4, 0.6), threshold=0.5, num_bootstrap=2)
+    assert constant["ece"] == pytest.approx(0.35)
+
+
+def test_event2_of_twenty_rows_as_computed_by_hand():
+    """Deciles of two rows each: risk 0.05, 0.15, ..., 0.95, the upper half died."""
+    p = np.repeat(np.arange(10) / 10 + 0.05, 2)
+    y = np.repeat([0] * 5 + [1] * 5, 2)
+    # Of a decile at risk r: (O - 2 r)^2 / (2 r (1 - r) + 0.001); deciles 0..4 have O = 0.
+    lower = [(2 * r) ** 2 / (2 * r * (1 - r) + 0.001) for r in (0.05, 0.15, 0.25, 0.35, 0.45)]
+    expected = 2 * sum(lower) / (0.95 - 0.05)
+    assert expected == pytest.approx(8.5072, abs=1e-4)
+    ours = binary_metrics(y, p, threshold=0.5, num_bootstrap=2)["event2"]
+    assert ours == pytest.approx(expected)
+    order = np.random.default_rng(0).permutation(20)
+    again = binary_metrics(y[order], p[order], threshold=0.5, num_bootstrap=2)["event2"]
+    assert again == pytest.approx(expected)
+
+
+def test_event2_of_risks_that_come_true_is_zero_and_of_equal_risks_undefined():
+    p = np.repeat([0.1, 0.5, 0.9], 10)
+    y = np.concatenate([[1] + [0] * 9, [1, 0] * 5, [0] + [1] * 9])
+    exact = binary_metrics(y, p, threshold=0.5, num_bootstrap=2)
+    assert exact["event2"] == pytest.approx(0, abs=1e-12)
+    flat = binary_metrics(y, np.full(30, 0.5), threshold=0.5, num_bootstrap=2)
+    assert np.isnan(flat["event2"])
+    assert "event2" in undefined(flat)
+
+
+def test_risks_that_are_off_have_a_larger_event2_and_its_interval_holds_the_value():
+    rng = np.random.default_rng(0)
+    p = rng.uniform(0.05, 0.5, 2000)
+    y = rng.random(2000) < p
+    right = binary_metrics(y, p, threshold=0.5, num_bootstrap=200)
+    wrong = binary_metrics(y, np.minimum(1, 2 * p), threshold=0.5, num_bootstrap=200)
+    assert wrong["event2"] > 5 * right["event2"]
+    for found in (right, wrong):
+        assert found["event2/low"] <= found["event2"] <= found["event2/high"]
+
+
+def test_large_numbers_are_written_with_fewer_decimals():
+    assert str(Interval(0.85, 0.8, 0.9)) == "0.850 [0.800, 0.900]"
+    assert str(Interval(17.88, 9.0, 31.26)) == "17.9 [9.0, 31.3]"
+    assert str(Interval(-1.5, -40.0, 3.0)) == "-1.5 [-40.0, 3.0]"
+
+
+def test_only_the_metrics_asked_for_are_computed():
+    y, p = cohort(1)
+    found = binary_metrics(y, p, threshold=0.5, names=("auroc",), num_bootstrap=20)
+    assert set(found) == {"n", "auroc", "auroc/low", "auroc/high"}
+    whole = binary_metrics(y, p, threshold=0.5, num_bootstrap=20)
+    assert all(whole[name] == value for name, value in found.items())
+
+
+def test_differences_of_several_metrics_are_those_of_each():
+    y, p = cohort(4)
+    q = np.clip(p + np.random.default_rng(0).normal(0, 0.1, len(p)), 0, 1)
+    names = ("auroc", "min_se_ppv", "event2")
+    together = paired_differences(y, p, q, names, thresholds=(0.3, 0.4), num_bootstrap=40)
+    for name in names:
+        alone = paired_difference(y, p, q, name, thresholds=(0.3, 0.4), num_bootstrap=40)
+        assert together[name] == alone
+    first = binary_metrics(y, p, threshold=0.3, num_bootstrap=2)
+    second = binary_metrics(y, q, threshold=0.4, num_bootstrap=2)
+    for name in names:
+        assert together[name].value == pytest.approx(first[name] - second[name])
+
+
+def test_the_interval_agrees_with_a_plain_bootstrap():
+    y, p = cohort(11, n=250)
+    rng = np.random.default_rng(5)
+    draws = []
+    for _ in range(1500):
+        rows = rng.integers(0, 250, 250)
+        draws.append(reference.roc_auc_score(y[rows], p[rows]))
+    low, high = np.quantile(draws, (0.025, 0.975))
+    ours = binary_metrics(y, p, threshold=0.5, num_bootstrap=1500)
+    assert ours["auroc/low"] == pytest.approx(low, abs=0.008)
+    assert ours["auroc/high"] == pytest.approx(high, abs=0.008)
+
+
+def test_the_interval_is_repeatable_and_depends_on_the_seed():
+    y, p = cohort(2)
+    first = binary_metrics(y, p, threshold=0.5, num_bootstrap=50)
+    assert first == binary_metrics(y, p, threshold=0.5, num_bootstrap=50)
+    assert first != binary_metrics(y, p, threshold=0.5, num_bootstrap=50, seed=1)
+
+
+@pytest.mark.parametrize("value", [0, 1])
+def test_a_split_of_one_class_has_no_auroc_and_does_not_crash(value):
+    y, p = np.full(20, value), np.linspace(0.1, 0.9, 20)
+    ours = binary_metrics(y, p, threshold=0.5, num_bootstrap=20)
+    assert np.isnan(ours["auroc"])
+    assert "auroc" in undefined(ours)
+    assert not any(name.endswith("/low") for name in undefined(ours))
+    assert ours["brier"] >= 0
+
+
+def test_an_empty_split_is_undefined_everywhere():
+    ours = binary_metrics(np.zeros(0), np.zeros(0), threshold=0.5)
+    assert ours["n"] == 0
+    assert np.isnan(ours["brier"])
+
+
+def test_a_model_that_flags_nobody_has_no_precision_and_a_minimum_of_zero():
+    y, p = cohort(1)
+    ours = binary_metrics(y, p, threshold=2.0, num_bootstrap=5)
+    assert np.isnan(ours["ppv"])
+    assert ours["min_se_ppv"] == 0
+
+
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("seed", range(8))
+def test_the_chosen_threshold_is_the_best_of_all(seed, ties):
+    y, p = cohort(seed, n=120, ties=ties)
+
+    def smaller(threshold):
+        called = p >= threshold
+        hits = (called & y).sum()
+        return min(hits / y.sum(), hits / max(called.sum(), 1))
+
+    assert smaller(choose_threshold(y, p)) == max(smaller(t) for t in p)
+
+
+def test_a_threshold_without_positives_is_one_half():
+    assert choose_threshold(np.zeros(5), np.linspace(0, 1, 5)) == 0.5
+
+
+def test_neighbouring_floats_keep_the_threshold_between_them():
+    high = 0.3
+    low = np.nextafter(high, 0)
+    threshold = choose_threshold(np.array([1, 0]), np.array([high, low]))
+    assert low < threshold <= high
+
+
+def test_the_difference_of_a_model_from_itself_is_exactly_zero():
+    y, p = cohort(4)
+    same = paired_difference(y, p, p, "auroc", num_bootstrap=30)
+    assert (same.value, same.low, same.high) == (0, 0, 0)
+
+
+def test_pairing_makes_the_interval_of_a_difference_narrow():
+    y, p = cohort(4, n=600)
+    worse = np.clip(p + np.random.default_rng(0).normal(0, 0.05, p.size), 0, 1)
+    paired = paired_difference(y, p, worse, "auroc", num_bootstrap=400)
+    alone = binary_metrics(y, p, threshold=0.5, num_bootstrap=400)
+    expected = reference.roc_auc_score(y, p) - reference.roc_auc_score(y, worse)
+    assert paired.value == pytest.approx(expected)
+    assert paired.low <= expected <= paired.high
+    assert paired.high - paired.low < 0.5 * (alone["auroc/high"] - alone["auroc/low"])
+
+
+@pytest.mark.parametrize(
+    ("y", "p", "message"),
+    [
+        ([0, 1], [0.1], "2 labels but 1"),
+        ([0, 2], [0.1, 0.2], "0 or 1"),
+        ([0, 1], [0.1, np.nan], "finite"),
+    ],
+)
+def test_bad_arrays_are_refused_with_the_reason(y, p, message):
+    with pytest.raises(ValueError, match=message):
+        binary_metrics(np.array(y), np.array(p), threshold=0.5)
+
+
+def test_four_thousand_rows_and_a_thousand_resamples_take_seconds_at_most():
+    y, p = cohort(0, n=4000)
+    start = time.process_time()
+    binary_metrics(y, p, threshold=0.4)
+    assert time.process_time() - start < 8

@@ -1,0 +1,110 @@
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from ehr_ray.evaluation.tasks.baselines import (
+    GBM_STEP,
+    TreeSettings,
+    fit_gbm,
+    fit_linear,
+    seed_spread,
+)
+
+GRID = (
+    TreeSettings(0.1, 75, 8, 20, 1.0, 0.5),
+    TreeSettings(0.1, 50, 4, 20, 1.0, 0.5),
+)
+
+
+def features(seed=0, n=500, width=20):
+    """Risk is not linear in the features, some are missing, some constant or never seen."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(n, width)).astype(np.float32)
+    y = (np.abs(x[:, 0]) + 0.3 * rng.normal(size=n) > 1.2).astype(int)
+    x[rng.random((n, width)) < 0.1] = np.nan
+    x[:, -1], x[:, -2] = np.nan, 3.0
+    return x, y
+
+
+def split(x, y):
+    a, b = len(y) * 6 // 10, len(y) * 8 // 10
+    return (x[:a], y[:a], x[a:b], y[a:b]), (x[b:], y[b:])
+
+
+def test_trees_learn_what_logistic_regression_cannot():
+    fit, (x, y) = split(*features(n=1200))
+    trees = fit_gbm(*fit, grid=GRID, num_seeds=2)
+    linear = fit_linear("logistic", "features", *fit)
+    assert roc_auc_score(y, trees.predict(x)) > 0.85
+    assert roc_auc_score(y, linear.predict(x)) < 0.7
+
+
+def test_the_ensemble_is_the_mean_of_its_seeds_and_their_spread_is_told():
+    fit, (x, y) = split(*features())
+    trees = fit_gbm(*fit, grid=GRID, num_seeds=3)
+    single = np.stack([member(x) for member in trees.members])
+    np.testing.assert_allclose(trees.predict_raw(x), single.mean(axis=0))
+    assert np.ptp(single, axis=0).max() > 0
+    spread = seed_spread(trees, x, y)
+    assert spread["seed_min"] <= spread["seed_mean"] <= spread["seed_max"]
+    assert spread["seed_min"] < spread["seed_max"]
+
+
+def test_fitting_twice_gives_the_same_probabilities():
+    fit, (x, _) = split(*features(n=200))
+    first, second = (fit_gbm(*fit, grid=GRID, num_seeds=2).predict(x) for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+
+
+def test_the_number_of_trees_is_chosen_on_tuning_in_coarse_steps():
+    fit, _ = split(*features())
+    trees = fit_gbm(*fit, grid=GRID, num_seeds=1)
+    assert trees.chosen["num_trees"] % GBM_STEP == 0
+    assert trees.chosen["max_leaf_nodes"] in (4, 8)
+    assert trees.notes == ()
+
+
+@pytest.mark.parametrize("name", ["gbm", "logistic", "pca"])
+def test_a_hundred_patients_with_more_features_than_rows_work(name):
+    (train_x, train_y, tuning_x, tuning_y), (x, _) = split(*features(n=100, width=300))
+    arrays = (train_x, train_y, tuning_x, tuning_y)
+    scorer = (
+        fit_gbm(*arrays, grid=GRID, num_seeds=2)
+        if name == "gbm"
+        else fit_linear(name, "features", *arrays)
+    )
+    probability = scorer.predict(x)
+    assert probability.shape == (20,)
+    assert ((probability >= 0) & (probability <= 1)).all()
+
+
+def test_tuning_of_one_class_is_replaced_by_a_part_of_train_and_told():
+    (train_x, train_y, tuning_x, _), (x, y) = split(*features())
+    none = np.zeros(len(tuning_x), dtype=int)
+    trees = fit_gbm(train_x, train_y, tuning_x, none, grid=GRID, num_seeds=2)
+    assert any("fifth of train" in note for note in trees.notes)
+    assert roc_auc_score(y, trees.predict(x)) > 0.7
+
+
+def test_too_few_positives_to_choose_on_give_default_trees_and_a_note():
+    (train_x, train_y, tuning_x, _), (x, _) = split(*features())
+    train_y = np.zeros_like(train_y)
+    train_y[:3] = 1
+    none = np.zeros(len(tuning_x), dtype=int)
+    trees = fit_gbm(train_x, train_y, tuning_x, none, grid=GRID, num_seeds=1)
+    assert any("default trees" in note for note in trees.notes)
+    assert np.isfinite(trees.predict(x)).all()
+
+
+def test_train_of_one_class_predicts_the_prevalence():
+    (train_x, train_y, tuning_x, tuning_y), (x, y) = split(*features())
+    trees = fit_gbm(train_x, np.zeros_like(train_y), tuning_x, tuning_y, grid=GRID)
+    assert np.ptp(trees.predict(x)) == 0
+    assert seed_spread(trees, x, y) == {}
+    assert any("one class" in note for note in trees.notes)
+
+
+def test_features_that_never_vary_predict_the_prevalence():
+    (train_x, train_y, tuning_x, tuning_y), (x, _) = split(*features())
+    flat = fit_gbm(np.ones_like(train_x), train_y, tuning_x, tuning_y, grid=GRID)
+    assert np.ptp(flat.predict(x)) == 0

@@ -1,0 +1,182 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from ehr_ray.evaluation.metrics.binary import choose_threshold
+from ehr_ray.evaluation.tasks import baselines, downstream
+from ehr_ray.evaluation.tasks.downstream import Split, fit_task, score_task
+
+GRID = (baselines.TreeSettings(0.1, 50, 6, 20, 1.0, 0.5),)
+
+
+@pytest.fixture(autouse=True)
+def small_trees(monkeypatch):
+    def fit_small(*arrays, seed=0):
+        return baselines.fit_gbm(*arrays, seed=seed, grid=GRID, num_seeds=2)
+
+    monkeypatch.setattr(downstream, "fit_gbm", fit_small)
+
+
+def cohort(n, seed, signal=1.5):
+    rng = np.random.default_rng(seed)
+    features = rng.normal(size=(n, 10)).astype(np.float32)
+    label = signal * features[:, 0] + rng.normal(size=n) > 1
+    embedding = np.tanh(features @ np.random.default_rng(99).normal(size=(10, 6)))
+    time = np.full(n, np.datetime64("2010-01-03", "us"))
+    noise = rng.normal(size=(n, 6))
+    return Split(np.arange(n), time, label, embedding, noise, features)
+
+
+@pytest.fixture(scope="module")
+def splits():
+    return {
+        "train": cohort(400, 0),
+        "tuning": cohort(150, 1),
+        "held_out": cohort(200, 2),
+    }
+
+
+@pytest.fixture
+def fitted(splits):
+    return fit_task(splits["train"], splits["tuning"])
+
+
+def scored(fitted, splits, **options):
+    chosen = {name: splits[name] for name in ("tuning", "held_out")}
+    return score_task(fitted, chosen, num_bootstrap=50, **options)
+
+
+def test_every_model_has_every_metric_with_an_interval_on_every_split(fitted, splits):
+    metrics = scored(fitted, splits).metrics
+    for prefix in ("", "baseline/gbm/", "baseline/logistic/", "baseline/pca/"):
+        for split in ("tuning", "held_out"):
+            for name in ("auroc", "auprc", "min_se_ppv", "brier", "ece"):
+                key = f"{prefix}{split}/{name}"
+                assert metrics[f"{key}/low"] <= metrics[f"{key}/high"]
+                assert key in metrics
+    assert "baseline/untrained/held_out/auroc" in metrics
+
+
+def test_probabilities_and_metrics_are_of_the_same_rows(fitted, splits):
+    scores = scored(fitted, splits)
+    label = splits["held_out"].label
+    for name, probability in scores.probabilities["held_out"].items():
+        key = "held_out/auroc" if name == "model" else f"baseline/{name}/held_out/auroc"
+        assert scores.metrics[key] == pytest.approx(roc_auc_score(label, probability))
+
+
+def test_the_difference_is_model_minus_baseline(fitted, splits):
+    metrics = scored(fitted, splits).metrics
+    expected = metrics["held_out/auroc"] - metrics["baseline/gbm/held_out/auroc"]
+    assert metrics["baseline/gbm/held_out/auroc_difference"] == pytest.approx(expected)
+
+
+def test_the_spread_of_the_seeds_of_the_trees_is_reported(fitted, splits):
+    metrics = scored(fitted, splits).metrics
+    key = "baseline/gbm/held_out/auroc/seed"
+    assert metrics[f"{key}_min"] <= metrics[f"{key}_mean"] <= metrics[f"{key}_max"]
+
+
+def test_another_cohort_is_scored_without_refitting(fitted):
+    other = cohort(90, 7)
+    scores = score_task(fitted, {"held_out": other}, num_bootstrap=20)
+    assert scores.metrics["held_out/n"] == 90
+    direct = fitted.scorers["model"].predict(other.embedding)
+    np.testing.assert_array_equal(scores.probabilities["held_out"]["model"], direct)
+
+
+def test_held_out_labels_change_neither_a_model_nor_its_threshold(fitted, splits):
+    flipped = replace(splits["held_out"], label=~splits["held_out"].label)
+    first = scored(fitted, splits)
+    second = scored(fitted, splits | {"held_out": flipped})
+    for name, probability in first.probabilities["held_out"].items():
+        np.testing.assert_array_equal(probability, second.probabilities["held_out"][name])
+    assert first.metrics["probe/threshold"] == second.metrics["probe/threshold"]
+
+
+def test_fitting_again_repeats_every_number(fitted, splits):
+    again = fit_task(splits["train"], splits["tuning"])
+    assert scored(fitted, splits).metrics == scored(again, splits).metrics
+
+
+def test_a_family_without_features_or_untrained_encoder_still_has_its_probe(splits):
+    bare = {n: replace(s, untrained=None, features=None) for n, s in splits.items()}
+    fitted = fit_task(bare["train"], bare["tuning"])
+    scores = scored(fitted, bare)
+    assert list(fitted.scorers) == ["model"]
+    assert scores.verdicts == ()
+    assert "held_out/auroc" in scores.metrics
+
+
+def test_a_worthless_embedding_is_said_to_lose(splits):
+    noise = {n: replace(s, embedding=s.untrained) for n, s in splits.items()}
+    scores = scored(fit_task(noise["train"], noise["tuning"]), noise)
+    strongest = scores.verdicts[0]
+    assert strongest.startswith("loses to ")
+    assert "-" not in strongest.split(" by ")[1]  # sizes are told without a sign
+
+
+def test_a_held_out_split_of_one_class_gives_a_note_and_no_verdict(fitted, splits):
+    dull = replace(splits["held_out"], label=np.zeros(200, bool))
+    scores = scored(fitted, splits | {"held_out": dull})
+    assert scores.verdicts == ()
+    assert any(note.startswith("held_out: ") and "auroc" in note for note in scores.notes)
+
+
+def test_a_diverged_encoder_is_refused():
+    split = cohort(5, 0)
+    with pytest.raises(ValueError, match="encoder diverged"):
+        replace(split, embedding=np.full((5, 6), np.nan))
+
+
+def test_arrays_of_another_length_are_refused():
+    with pytest.raises(ValueError, match="label: 4 rows for 5 subjects"):
+        replace(cohort(5, 0), label=np.zeros(4, bool))
+
+
+def test_a_model_trained_for_the_task_is_judged_by_its_own_output_and_beside_its_probe(splits):
+    own = {name: replace(s, logit=3.0 * s.features[:, 0] - 5.0) for name, s in splits.items()}
+    scores = scored(fit_task(own["train"], own["tuning"]), own)
+    metrics, held_out = scores.metrics, own["held_out"]
+    assert metrics["held_out/auroc"] == pytest.approx(
+        roc_auc_score(held_out.label, held_out.logit), abs=1e-9
+    )
+    probe = fit_task(splits["train"], splits["tuning"])
+    assert metrics["baseline/probe/held_out/auroc"] == pytest.approx(
+        scored(probe, splits).metrics["held_out/auroc"], abs=1e-9
+    )
+    # Its raw output was far too sure; Platt scaling on tuning mends that.
+    raw = scores.uncalibrated["held_out"]
+    calibrated = scores.probabilities["held_out"]["model"]
+    assert abs(calibrated.mean() - held_out.label.mean()) < abs(raw.mean() - held_out.label.mean())
+    assert baselines.title_of("model", metrics, "held_out") == "This model, fine-tuned"
+
+
+def test_the_average_with_the_trees_is_scored_and_its_gain_is_over_the_trees(fitted, splits):
+    scores = scored(fitted, splits)
+    held_out = scores.probabilities["held_out"]
+    mean = (held_out["model"] + held_out["gbm"]) / 2
+    np.testing.assert_allclose(held_out["trees_and_model"], mean)
+    metrics, key = scores.metrics, "baseline/trees_and_model/held_out"
+    assert metrics[f"{key}/auroc"] == pytest.approx(roc_auc_score(splits["held_out"].label, mean))
+    gain = metrics[f"{key}/auroc"] - metrics["baseline/gbm/held_out/auroc"]
+    assert metrics[f"{key}/auroc_gain"] == pytest.approx(gain)
+    assert f"{key}/auroc_difference" not in metrics
+    assert "averaged" in scores.verdicts[-1]
+
+
+def test_the_threshold_of_the_average_comes_from_tuning(fitted, splits):
+    tuning = splits["tuning"]
+    scores = scored(fitted, splits)
+    expected = choose_threshold(tuning.label, scores.probabilities["tuning"]["trees_and_model"])
+    assert scores.metrics["baseline/trees_and_model/threshold"] == expected
+
+
+def test_differences_at_a_threshold_use_the_threshold_of_each(fitted, splits):
+    metrics = scored(fitted, splits).metrics
+    for name in ("min_se_ppv", "event2"):
+        found = metrics[f"baseline/logistic/held_out/{name}_difference"]
+        rows = metrics[f"held_out/{name}"] - metrics[f"baseline/logistic/held_out/{name}"]
+        assert found == pytest.approx(rows)

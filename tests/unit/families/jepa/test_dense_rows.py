@@ -1,0 +1,55 @@
+import torch
+
+from ehr_ray.families.jepa.dense_rows import Sheet, carried, columns, places
+
+
+def sheet(level, observed, minute):
+    """One patient, one feature, a level and one more statistic."""
+    level = torch.tensor(level)[None, :, None]
+    value = torch.stack([level, 10 * level], -1)
+    mask = torch.ones(1, len(minute), dtype=torch.bool)
+    return Sheet(
+        value,
+        torch.tensor(observed)[None, :, None],
+        torch.tensor(minute)[None],
+        mask,
+        torch.zeros(1, 1),
+        torch.zeros(1, 1, dtype=torch.bool),
+    )
+
+
+SHEET = sheet([0.0, 3.0, 0.0, 5.0], [False, True, False, True], [0.0, 60.0, 180.0, 600.0])
+
+
+def test_a_level_is_carried_with_its_age_until_the_next_one():
+    level, age, known = (found[0, :, 0].tolist() for found in carried(SHEET, SHEET.observed, None))
+    assert known == [False, True, True, True]
+    assert level[1:] == [3, 3, 5]
+    assert age[1:] == [0, 120, 0]
+    assert carried(SHEET, SHEET.observed, 119.0)[2][0, :, 0].tolist() == [False, True, False, True]
+
+
+def test_columns_are_level_freshness_observed_and_statistics():
+    found = columns(SHEET, None, 60.0)[0]
+    expected = [[0, 0, 0, 0], [3, 1, 1, 30], [3, 1 / 3, 0, 0], [5, 1, 1, 50]]
+    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float32))
+
+
+def test_a_row_that_is_not_taken_is_not_seen_through_later_ones():
+    left = SHEET.take(torch.tensor([[True, False, True, False]]))
+    assert left.minute.tolist() == [[0, 180]]
+    assert not columns(left, None, 60.0).any()
+
+
+def test_static_values_hold_for_every_row():
+    static = Sheet(
+        *[*list(vars(SHEET).values())[:4], torch.tensor([[7.0]]), torch.tensor([[True]])]
+    )
+    found = columns(static, None, 60.0)[0]
+    assert found[:, :2].tolist() == [[7, 1]] * 4
+
+
+def test_places_are_ragged_and_in_order():
+    index, real = places(torch.tensor([[True, False, True], [False, False, True], [False] * 3]))
+    assert [i[r].tolist() for i, r in zip(index, real, strict=True)] == [[0, 2], [2], []]
+    assert places(torch.zeros(2, 3, dtype=torch.bool))[1].tolist() == [[False], [False]]

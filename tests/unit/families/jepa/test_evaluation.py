@@ -1,0 +1,83 @@
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from ehr_ray.evaluation.suite import Part, SuiteInput
+from ehr_ray.families.jepa.evaluation import HEADING, suite, value_errors
+
+
+def lists(values):
+    return pa.array(list(values.astype(np.float32)), pa.list_(pa.float32()))
+
+
+def part(learned, patients=100, width=8, shared=0.0, **columns):
+    """Targets are a patient's own vector; `learned` is the share of it that is predicted."""
+    rng = np.random.default_rng(0)
+    sample = np.arange(patients)
+    own = rng.normal(size=(patients, width)) + shared
+    targets = {
+        "sample": sample,
+        "position": rng.integers(0, 3, patients),
+        "target": lists(own),
+        "predicted": lists(shared + learned * (own - shared)),
+        "shuffled": lists(shared + learned * np.roll(own - shared, 1, 0)),
+    }
+    value = rng.normal(size=patients)
+    cells = {
+        "sample": sample,
+        "code": sample % 4,
+        "value": value,
+        "estimate": 0.9 * value,
+        "last": value + 1,
+    }
+    samples = pa.table({"subject_id": sample, **columns})
+    return Part(samples, {"targets": pa.table(targets), "cells": pa.table(cells)})
+
+
+@pytest.fixture
+def run(tmp_path):
+    def measure(judged):
+        return suite(
+            SuiteInput(
+                split="held_out",
+                judged=judged,
+                fit={},
+                model=None,
+                vocabulary=None,
+                target=tmp_path,
+            )
+        )
+
+    return measure
+
+
+def test_a_model_that_learned_is_said_to_have(run):
+    found = run(part(learned=0.9))
+    assert found.metrics["held_out/prediction/skill"] > 0.9
+    assert found.metrics["held_out/prediction/collapsed"] == 0
+    assert found.metrics["held_out/prediction/learned"] == 1
+    assert found.lines[0].startswith("prediction: learned: skill +0.9")
+    assert found.sections[HEADING].rows[0][0].startswith("skill")
+
+
+def test_a_collapsed_run_says_so_in_one_line(run):
+    found = run(part(learned=0.0, shared=20.0))
+    assert found.metrics["held_out/prediction/collapsed"] == 1
+    assert [line for line in found.lines if "collapsed" in line] == [found.lines[0]]
+    assert "collapsed" in found.sections[HEADING].caption
+    assert run(part(learned=0.0)).lines[0].startswith("prediction: not learned: skill")
+
+
+def test_hidden_values_stand_beside_guesses_that_need_no_model(run):
+    judged = part(learned=0.5)
+    errors = value_errors(judged.tables["cells"])
+    assert errors["value_estimate"] == pytest.approx(0.01 * errors["value_median"])
+    assert errors["value_last"] == pytest.approx(1)
+    assert "of the last value before" in run(judged).lines[1]
+    assert value_errors(judged.tables["cells"].slice(0, 0)) == {}
+
+
+def test_a_model_trained_for_a_task_and_one_without_targets_are_left_alone(run):
+    assert run(part(learned=0.5, logit=np.zeros(100))).lines == ()
+    assert run(Part(pa.table({"subject_id": [1]}), {})).lines == ()
+    assert "nothing is predicted" in run(part(learned=0.5, patients=0)).lines[0]

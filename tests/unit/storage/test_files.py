@@ -1,0 +1,126 @@
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ehr_ray.errors import InputError, RunError
+from ehr_ray.storage import files
+
+TABLE = pa.table({"n": np.arange(3000), "text": [f"code {n % 7}" for n in range(3000)]})
+
+
+def _half(path, error):
+    path.write_text("half")
+    raise error
+
+
+def test_a_file_is_replaced_at_once_or_stays(tmp_path):
+    path = tmp_path / "new" / "a.txt"
+    files.write_text(path, "one")
+    with pytest.raises(KeyboardInterrupt), files.new_file(path) as partial:
+        _half(partial, KeyboardInterrupt())
+    assert path.read_text() == "one"
+    files.write_text(path, "two")
+    assert path.read_text() == "two"
+    assert [p.name for p in path.parent.iterdir()] == ["a.txt"]
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path):
+    final = tmp_path / "final"
+    with (
+        pytest.raises(ValueError, match="half"),
+        files.new_folder(tmp_path / ".part", lambda p: p.rename(final)) as partial,
+    ):
+        _half(partial / "a", ValueError("half"))
+    assert list(tmp_path.iterdir()) == []
+    with files.new_folder(tmp_path / ".part", lambda p: p.rename(final)) as partial:
+        (partial / "deep").mkdir()
+        (partial / "deep" / "a").write_text("1")
+    assert (final / "deep" / "a").read_text() == "1"
+    assert list(tmp_path.iterdir()) == [final]
+
+
+@pytest.mark.parametrize("code", sorted(files.REMEDIES))
+def test_what_the_disk_refuses_names_path_reason_and_remedy(tmp_path, code):
+    with pytest.raises(RunError) as error, files.new_file(tmp_path / "a"):
+        raise OSError(code, os.strerror(code))
+    assert str(error.value) == (
+        f"{tmp_path / 'a'}: {os.strerror(code)}; {files.REMEDIES[code]}, "
+        "then run the same command again"
+    )
+
+
+def test_a_full_device_and_a_place_that_is_no_folder_are_one_line(tmp_path):
+    with (
+        pytest.raises(RunError, match="/dev/full: No space left on device; free space there"),
+        files.writes("/dev/full"),
+    ):
+        Path("/dev/full").write_text("x" * 100_000)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match=r"Not a directory|File exists"):
+        files.write_text(tmp_path / "file" / "a", "x")
+
+
+def test_a_limit_on_size_ends_a_parquet_file_in_one_line(tmp_path):
+    code = (
+        "import resource, signal, sys; from pathlib import Path; import pyarrow as pa\n"
+        "from ehr_ray import disk; from ehr_ray.errors import RunError\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))\n"
+        "try: disk.write_parquet(pa.table({'a': range(100_000)}), Path(sys.argv[1]))\n"
+        "except RunError as error: print(error)"
+    )
+    path = tmp_path / "a.parquet"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True
+    )
+    assert "File too large" in done.stdout, done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@settings(max_examples=60, derandomize=True)
+@given(st.data())
+def test_no_damage_of_a_table_written_here_goes_unseen(tmp_path_factory, data):
+    path = tmp_path_factory.getbasetemp() / "damaged.parquet"
+    files.write_parquet(TABLE, path, compression="zstd")
+    content = bytearray(path.read_bytes())
+    if data.draw(st.booleans()):
+        del content[data.draw(st.integers(0, len(content) - 1)) :]
+    else:
+        # The pages: what follows them, the footer, has no checksum of its own.
+        end = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
+        content[data.draw(st.integers(0, end - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    path.write_bytes(content)
+    try:
+        assert files.read_parquet(path).equals(TABLE)
+    except InputError as error:
+        problem = str(error)
+    else:
+        return
+    assert problem.startswith(f"{path}: unreadable, damaged or cut short (")
+    assert problem.endswith("; restore it")
+    assert "\n" not in problem
+
+
+def test_a_missing_table_and_a_missing_column_are_told_apart(tmp_path):
+    with pytest.raises(InputError, match=r"a\.parquet: no such file; ask for it"):
+        files.read_parquet(tmp_path / "a.parquet", remedy="ask for it")
+    pq.write_table(TABLE, tmp_path / "a.parquet")
+    assert files.read_parquet(tmp_path / "a.parquet", ["n"]).equals(TABLE.select(["n"]))
+
+
+def test_a_file_system_without_fsync_of_folders_is_no_failure(tmp_path, monkeypatch):
+    def unknown(_):
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(os, "fsync", unknown)
+    files.write_text(tmp_path / "a", "x")
+    assert (tmp_path / "a").read_text() == "x"

@@ -1,0 +1,32 @@
+import subprocess
+import sys
+
+import pytest
+
+from ehr_ray.errors import RunError
+from ehr_ray.storage import lock
+
+
+def test_a_run_is_held_by_one_and_free_afterwards(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "PATIENCE_SECONDS", -1.0)
+    run = tmp_path / "new" / "run"
+    with (
+        lock.claimed(run),
+        pytest.raises(RunError, match="another process is training this run"),
+        lock.claimed(run),
+    ):
+        pass
+    with lock.claimed(run):
+        pass
+
+
+def test_a_dead_process_holds_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "PATIENCE_SECONDS", -1.0)
+    code = (
+        "import os, signal, sys; from pathlib import Path; from ehr_ray.train.lock import claimed\n"
+        "with claimed(Path(sys.argv[1])): os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
+    assert done.returncode == -9
+    with lock.claimed(tmp_path):
+        pass

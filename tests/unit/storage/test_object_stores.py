@@ -1,0 +1,42 @@
+import pytest
+
+from ehr_ray.errors import InputError, RunError
+from ehr_ray.storage.object_stores import endpoint, explained
+from ehr_ray.storage.sync import fetch
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "said"),
+    [
+        ("AWS Error NO_SUCH_BUCKET during X", InputError, "no such bucket"),
+        ("AWS Error ACCESS_DENIED during X: key AKIA1", InputError, "AWS_SECRET_ACCESS_KEY"),
+        ("AWS Error NETWORK_CONNECTION during X", RunError, "AWS_ENDPOINT_URL"),
+        ("AWS Error SLOW_DOWN during X: of AKIA1", RunError, "SLOW_DOWN"),
+    ],
+)
+def test_what_a_store_refuses_is_one_line_without_its_details(text, kind, said):
+    with pytest.raises(kind, match=said) as caught, explained("s3://b/a"):
+        raise OSError(text)
+    assert str(caught.value).startswith("s3://b/a: ")
+    assert "AKIA1" not in str(caught.value)
+
+
+def test_a_full_disk_names_the_folder_of_copies():
+    with pytest.raises(RunError, match="EHR_RAY_STAGING"), explained("s3://b/a"):
+        raise OSError(28, "No space left on device")
+
+
+def test_an_unknown_kind_of_storage_is_refused():
+    with pytest.raises(InputError, match="use s3, gs"):
+        fetch("ftp://host/a")
+
+
+def test_the_endpoint_comes_from_the_usual_variables(monkeypatch):
+    for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION"):
+        monkeypatch.delenv(name, raising=False)
+    assert endpoint("") == ""
+    assert endpoint("region=eu-1") == "region=eu-1"
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9000")
+    assert endpoint("") == "endpoint_override=127.0.0.1:9000&scheme=http&region=us-east-1"
+    monkeypatch.setenv("AWS_REGION", "eu-1")
+    assert endpoint("endpoint_override=a:1") == "endpoint_override=a:1&region=eu-1"

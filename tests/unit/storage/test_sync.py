@@ -1,0 +1,243 @@
+"""Copies of a store and back, on `file://` URIs: the same code as for S3, without a server."""
+
+import os
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+import pytest
+
+from ehr_ray.errors import InputError, RunError
+from ehr_ray.storage import sync
+from ehr_ray.storage.paths import STAGING, local
+from ehr_ray.storage.sync import MARK, fetch, push
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    """The folder a store keeps its objects in, and its URI."""
+    monkeypatch.setenv(STAGING, str(tmp_path / "copies"))
+    folder = tmp_path / "store"
+    folder.mkdir()
+    return folder, f"file://{folder}"
+
+
+@pytest.fixture
+def transfers(monkeypatch):
+    """The names of files copied either way."""
+    seen = []
+    for name in ("_download", "_upload"):
+        was = getattr(sync, name)
+
+        def counted(*args, was=was):
+            seen.append(os.path.basename(args[1]))
+            was(*args)
+
+        monkeypatch.setattr(sync, name, counted)
+    return seen
+
+
+def write(folder, **files):
+    for name, text in files.items():
+        path = folder / name.replace("__", "/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
+def content(folder):
+    return {
+        p.relative_to(folder).as_posix(): p.read_text() for p in folder.rglob("*") if p.is_file()
+    }
+
+
+def test_a_path_is_neither_copied_nor_touched(tmp_path, transfers):
+    assert fetch(tmp_path / "none") == tmp_path / "none"
+    push(tmp_path)
+    assert transfers == []
+
+
+def test_fetch_copies_what_changed_and_removes_what_is_gone(store, transfers):
+    folder, uri = store
+    write(folder, a="1", sub__b="2", sub__c="3")
+    copy = fetch(uri)
+    assert content(copy) == {"a": "1", "sub/b": "2", "sub/c": "3"}
+    assert sorted(transfers) == ["a", "b", "c"]
+    transfers.clear()
+    write(folder, a="11")
+    (folder / "sub" / "b").unlink()
+    (folder / "sub" / "c").unlink()
+    assert content(fetch(uri)) == {"a": "11"}
+    assert transfers == ["a"]
+    assert not (copy / "sub").exists()
+
+
+def test_one_file_and_some_files_of_a_folder(store, transfers):
+    folder, uri = store
+    write(folder, a="1", b="2")
+    assert fetch(f"{uri}/a").read_text() == "1"
+    assert content(fetch(uri, only=("b",))) == {"a": "1", "b": "2"}
+    assert transfers == ["a", "b"]
+
+
+def test_push_writes_what_changed_and_a_fetch_after_it_copies_nothing(store, transfers):
+    folder, uri = store
+    copy = local(uri)
+    write(copy, a="1", sub__b="2", **{".lock": "", ".cache__x": "of this machine"})
+    push(uri)
+    assert content(folder) == {"a": "1", "sub/b": "2"}
+    transfers.clear()
+    write(copy, a="changed")
+    push(uri)
+    fetch(uri)
+    assert transfers == ["a"]
+    assert (copy / ".lock").exists()
+
+
+def test_push_removes_only_in_the_folders_it_mirrors(store):
+    folder, uri = store
+    write(folder, state__1__w="old", kept__x="of another machine")
+    write(local(uri), state__2__w="new")
+    push(uri, mirror=("state",))
+    assert content(folder) == {"state/2/w": "new", "kept/x": "of another machine"}
+
+
+def fails_at(monkeypatch, name):
+    was = sync._upload
+
+    def upload(store, source, path):
+        if source.name == name:
+            raise OSError("AWS Error NETWORK_CONNECTION during PutObject")
+        was(store, source, path)
+
+    monkeypatch.setattr(sync, "_upload", upload)
+    return was
+
+
+def test_an_interrupted_push_of_a_state_leaves_the_older_one_to_readers(store, monkeypatch):
+    folder, uri = store
+    names = ("model.safetensors", "optimizer.safetensors", "progress.yaml")
+    copy = local(uri)
+    write(copy, **{f"state__1__{name}": "old" for name in names})
+    push(uri, mirror=("state",))
+    for name in names:
+        (copy / "state" / "1" / name).unlink()
+    write(copy, **{f"state__2__{name}": "new" for name in names})
+    was = fails_at(monkeypatch, "model.safetensors")
+    with pytest.raises(RunError, match="AWS_ENDPOINT_URL"):
+        push(uri, mirror=("state",))
+    there = content(folder)
+    assert {n for n in there if n.startswith("state/1/")} == {f"state/1/{n}" for n in names}
+    assert "state/2/progress.yaml" not in there
+    monkeypatch.setenv(STAGING, str(folder.parent / "other machine"))
+    assert [state.name for state in (sync.fetch_run(uri) / "state").iterdir()] == ["1"]
+    monkeypatch.setenv(STAGING, str(folder.parent / "copies"))
+    monkeypatch.setattr(sync, "_upload", was)
+    push(uri, mirror=("state",))
+    assert content(folder) == {f"state/2/{name}": "new" for name in names}
+
+
+def test_a_half_written_object_never_has_its_name(store, monkeypatch):
+    folder, uri = store
+    write(local(uri), a="whole")
+    copied = sync.pafs.copy_files
+
+    def half(source, target, **filesystems):
+        copied(source, target, **filesystems)
+        with open(target, "w") as file:
+            file.write("who")
+        raise OSError("AWS Error NETWORK_CONNECTION")
+
+    monkeypatch.setattr(sync.pafs, "copy_files", half)
+    with pytest.raises(RunError):
+        push(uri)
+    assert sync.names_in(uri) == set()
+    monkeypatch.undo()
+    write(folder, b="whole")
+    monkeypatch.setenv(STAGING, str(folder.parent / "others"))
+    monkeypatch.setattr(sync.pafs, "copy_files", half)
+    with pytest.raises(RunError):
+        fetch(uri)
+    assert not (local(uri) / "b").exists()
+
+
+def test_a_folder_that_is_not_whole_is_refused_until_it_is(store, monkeypatch):
+    folder, uri = store
+    write(folder, gone="of an older cohort")
+    write(local(uri), a="1", b="2")
+    was = fails_at(monkeypatch, "b")
+    with pytest.raises(RunError):
+        push(uri, whole=True)
+    assert sync.unfinished(uri)
+    with pytest.raises(InputError, match="interrupted"):
+        fetch(uri)
+    monkeypatch.setattr(sync, "_upload", was)
+    push(uri, whole=True)
+    assert not sync.unfinished(uri)
+    assert content(folder) == {"a": "1", "b": "2"}
+    assert not (folder / MARK).exists()
+
+
+def test_nothing_there_is_one_line_or_an_empty_copy(store):
+    _, uri = store
+    write(local(uri), left="over")
+    with pytest.raises(InputError, match=f"{uri}/no: nothing there"):
+        fetch(f"{uri}/no")
+    assert not list(fetch(uri, missing_ok=True).iterdir())
+
+
+def test_remove_takes_it_from_both_places(store):
+    folder, uri = store
+    write(folder, a="1", sub__b="2")
+    fetch(uri)
+    sync.remove(f"{uri}/sub")
+    sync.remove(local(uri) / "a")
+    sync.remove(f"{uri}/never")
+    assert content(folder) == {}
+    assert content(local(uri)) == {}
+
+
+def test_a_footer_is_read_where_it_lies(store, tmp_path, transfers):
+    folder, uri = store
+    table = pa.table({"x": [1, 2, 3]})
+    pq.write_table(table, folder / "t.parquet")
+    assert sync.footer(f"{uri}/t.parquet").num_rows == 3
+    assert sync.footer(folder / "t.parquet").num_rows == 3
+    assert transfers == []
+
+
+def test_the_name_of_an_object_leads_out_of_no_folder(store, monkeypatch):
+    class Keys:
+        """A store whose keys are what nobody would call a path."""
+
+        type_name = "s3"
+
+        def get_file_info(self, asked):
+            if isinstance(asked, str):
+                return pafs.FileInfo(asked, pafs.FileType.Directory)
+            keys = [
+                "b/cohort/a",
+                "b/cohort/../secret",
+                "b/cohort/../../../etc/x",
+                "b/cohort//etc/x",
+            ]
+            file = {"type": pafs.FileType.File, "size": 1, "mtime_ns": 0}
+            return [pafs.FileInfo(key, **file) for key in keys]
+
+    monkeypatch.setattr(sync, "filesystem", lambda _: (Keys(), "b/cohort"))
+    assert sync.names_in("s3://b/cohort") == {"a", "etc/x"}
+    fetched = []
+    monkeypatch.setattr(sync, "_download", lambda *args: fetched.append(args[2]))
+    copy = sync.fetch("s3://b/cohort")
+    assert set(fetched) == {copy / "a", copy / "etc" / "x"}
+
+
+def test_the_tail_of_an_object_is_what_was_added_or_all_of_a_new_one(store):
+    folder, uri = store
+    assert sync.tail(f"{uri}/log", 0) == (b"", 0)
+    write(folder, log="one\n")
+    assert sync.tail(f"{uri}/log", 0) == (b"one\n", 4)
+    write(folder, log="one\ntwo\n")
+    assert sync.tail(f"{uri}/log", 4) == (b"two\n", 8)
+    assert sync.tail(f"{uri}/log", 8) == (b"", 8)
+    write(folder, log="new\n")
+    assert sync.tail(f"{uri}/log", 8) == (b"new\n", 4)
