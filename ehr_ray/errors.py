@@ -26,5 +26,5 @@ class RunError(OneLineError):
     """A run that started well and failed later, in one line (exit 1)."""
 
 
-class RoomError(RunError):
+class ResourcesUnavailableError(RunError):
     """What a run lacks now and may have later: a disk that takes its files, room for workers."""

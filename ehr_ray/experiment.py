@@ -72,14 +72,14 @@ class Experiment:
     """Where MLflow writes."""
 
     @property
-    def place(self) -> str:
+    def location(self) -> str:
         """The run's folder or URI."""
         return below(self.output, self.name)
 
     @property
     def directory(self) -> Path:
         """The run's folder on this machine."""
-        return local(self.place)
+        return local(self.location)
 
     @property
     def cohort(self) -> Path:

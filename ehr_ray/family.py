@@ -69,7 +69,7 @@ class Diagnose:
 
 
 @dataclass(frozen=True)
-class Usable:
+class Learnable:
     """Which model-ready rows an objective can learn from, where not all; none is an error."""
 
     rows: Callable[[BlockStore], NDArray[np.bool_]]
@@ -167,7 +167,7 @@ class Family(Generic[C]):
     """Runs after the optimizer (an EMA target); None for most."""
     check: Callable[[C], None] | None = None
     """Raises InputError where a file the config names is not there, before a run's first step."""
-    usable: Usable | None = None
+    usable: Learnable | None = None
     """Which rows it learns from; None: all."""
     compares: Callable[[C], str | None] | None = None
     """The setting, as `a.b=value`, by which patients of a batch are compared with each other, so

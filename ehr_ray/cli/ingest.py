@@ -8,7 +8,7 @@ from typing import Any
 
 from ehr_ray.cli.parser import Arguments, Parser, add_verb, new_screen
 from ehr_ray.errors import InputError
-from ehr_ray.storage.paths import place
+from ehr_ray.storage.paths import location
 
 
 def ingest_arguments(verbs: Any) -> None:
@@ -48,8 +48,10 @@ def ingest_arguments(verbs: Any) -> None:
         "ehr-ray ingest --source physionet2012 --input physionet2012/ --output cohorts/p12",
     )
     parser.add_argument("--source", required=True, help=f"one of {', '.join(SOURCES)}")
-    parser.add_argument("--input", type=place, help="file, folder or URI of raw data")
-    parser.add_argument("--output", type=place, required=True, help="folder or URI of the cohort")
+    parser.add_argument("--input", type=location, help="file, folder or URI of raw data")
+    parser.add_argument(
+        "--output", type=location, required=True, help="folder or URI of the cohort"
+    )
     parser.add_argument(
         "--splits",
         help="shares of train,tuning,held_out (default 0.8,0.1,0.1, or the source's own), "

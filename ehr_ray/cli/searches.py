@@ -15,7 +15,7 @@ def tune_arguments(verbs: Any) -> None:
         from ehr_ray.commands.train.pipeline import is_pipeline
         from ehr_ray.commands.tune import tune
         from ehr_ray.experiment import load
-        from ehr_ray.runtime.tuning.trial import place
+        from ehr_ray.runtime.tuning.trial import trial_dir
 
         if is_pipeline(args.config):
             raise ConfigError(f"{args.config}: a pipeline of stages; tune one of its configs")
@@ -24,7 +24,7 @@ def tune_arguments(verbs: Any) -> None:
         for line in searched.lines:
             screen.say(line)
         if searched.sweep.best is not None:
-            best = place(relative(searched.root), int(searched.sweep.best["trial"]))
+            best = trial_dir(relative(searched.root), int(searched.sweep.best["trial"]))
             screen.say(f"next: ehr-ray evaluate {shlex.quote(str(best))}")
         elif not searched.sweep.frame["score"].notna().any():
             raise RunError(f"{searched.root.name}: no trial has a score")

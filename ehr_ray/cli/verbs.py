@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ehr_ray.cli.parser import Arguments, add_verb, config_verb, new_screen, path, relative
-from ehr_ray.storage.paths import place
+from ehr_ray.storage.paths import location
 
 
 def quickstart_arguments(verbs: Any) -> None:
@@ -56,13 +56,13 @@ def expand_arguments(verbs: Any) -> None:
         "carry last values forward over a cohort, as a distributed Ray Data job, to Parquet",
         "ehr-ray expand cohorts/p12 --output expanded/p12 --lvcf-minutes 2880",
     )
-    parser.add_argument("cohort", type=place, help="folder or URI of the cohort")
-    parser.add_argument("--output", type=place, required=True, help="folder of the expansion")
+    parser.add_argument("cohort", type=location, help="folder or URI of the cohort")
+    parser.add_argument("--output", type=location, required=True, help="folder of the expansion")
     parser.add_argument(
         "--lvcf-minutes", type=float, default=2880.0, help="longest age carried (default 2880)"
     )
     parser.add_argument("--always-carry", default="", help="codes carried for ever: a,b,c")
-    parser.add_argument("--value-stats", type=place, help="CSV of code, mean, std for z-scores")
+    parser.add_argument("--value-stats", type=location, help="CSV of code, mean, std for z-scores")
     parser.add_argument("--address", help="Ray cluster to join")
 
 
@@ -87,7 +87,7 @@ def prepare_arguments(verbs: Any) -> None:
     )
     parser.add_argument(
         "--export",
-        type=place,
+        type=location,
         help="file to write all patients to in the family's own format (hourly_tensors.h5)",
     )
 
@@ -120,7 +120,7 @@ def train_arguments(verbs: Any) -> None:
 
         screen = new_screen()
         address = experiment.cluster.address
-        run = experiment.place
+        run = experiment.location
         for line in evaluate(run, address=address, verbose=verbose, say=screen.passing):
             screen.say(line)
 
@@ -174,14 +174,14 @@ def evaluate_arguments(verbs: Any) -> None:
         "measure a run beside simple baselines: metrics, figures and report.html",
         "ehr-ray evaluate runs/set_vae --task mortality",
     )
-    parser.add_argument("run_folder", metavar="RUN", type=place, help="folder of a trained run")
-    parser.add_argument("--cohort", type=place, help="another cohort; nothing is refitted on it")
+    parser.add_argument("run_folder", metavar="RUN", type=location, help="folder of a trained run")
+    parser.add_argument("--cohort", type=location, help="another cohort; nothing is refitted on it")
     parser.add_argument("--split", default="held_out", help="split reported on")
     parser.add_argument(
         "--task",
         help="label file of the cohort, such as mortality; none: no labels, whole stays",
     )
-    parser.add_argument("--output", type=place, help="folder of the results")
+    parser.add_argument("--output", type=location, help="folder of the results")
     parser.add_argument("--address", help="Ray cluster to join")
 
 
@@ -209,7 +209,7 @@ def embed_arguments(verbs: Any) -> None:
         "embed a cohort by batch inference on Ray Data: one row a patient",
         "ehr-ray embed runs/set_vae --cohort cohorts/p12 --output p12.parquet",
     )
-    parser.add_argument("run_folder", metavar="RUN", type=place, help="folder of a trained run")
-    parser.add_argument("--cohort", type=place, required=True, help="cohort to embed")
-    parser.add_argument("--output", type=place, required=True, help="Parquet file to write")
+    parser.add_argument("run_folder", metavar="RUN", type=location, help="folder of a trained run")
+    parser.add_argument("--cohort", type=location, required=True, help="cohort to embed")
+    parser.add_argument("--output", type=location, required=True, help="Parquet file to write")
     parser.add_argument("--address", help="Ray cluster to join")

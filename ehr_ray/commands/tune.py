@@ -26,10 +26,10 @@ from ehr_ray.runtime.session import session
 from ehr_ray.runtime.tracking import (
     Tracked,
     Tracker,
-    crown,
     find_run,
     open_run,
     register,
+    tag_best_trial,
     tracking_uri,
 )
 from ehr_ray.runtime.training.ranking import PROBE, rank_of
@@ -42,12 +42,12 @@ from ehr_ray.runtime.tuning.plan import (
     limited,
 )
 from ehr_ray.runtime.tuning.proposals import Proposals, known_trials
-from ehr_ray.runtime.tuning.trial import FINAL, Search, place, read_trial
+from ehr_ray.runtime.tuning.trial import FINAL, Search, read_trial, trial_dir
 from ehr_ray.runtime.tuning.trial_data import datasets
 from ehr_ray.runtime.tuning.trials_table import Sweep, read_sweep
 from ehr_ray.storage import files as disk
 from ehr_ray.storage import sync
-from ehr_ray.storage.lock import claimed
+from ehr_ray.storage.lock import exclusive_lock
 from ehr_ray.storage.paths import absolute, is_uri, named
 from ehr_ray.train.checkpoint import checkpoint_damage
 from ehr_ray.train.task import family_of
@@ -102,12 +102,12 @@ def tune(
     probe = _probe_task(experiment) if select == PROBE else None
     if experiment.tracking.experiment is not None:
         tracking_uri(experiment)
-    root = sync.fetch(experiment.place, missing_ok=True).absolute()
+    root = sync.fetch(experiment.trial_dir, missing_ok=True).absolute()
     _check_folder(root, experiment)
     proposals = Proposals(space, experiment.tune, experiment.seed)
     known = known_trials(root)
     total = max(proposals.total, len(known))
-    ended = sum(read_trial(place(root, n)).get("status") in FINAL for n in known)
+    ended = sum(read_trial(trial_dir(root, n)).get("status") in FINAL for n in known)
     screen.say(
         f"{root.name}: {total} trials over {', '.join(space)}"
         + (" (every point of the grid)" if experiment.tune.method == "grid" else "")
@@ -121,7 +121,7 @@ def tune(
         with session(experiment.cluster.address, verbose=verbose):
             at_once = concurrency(experiment, total)
             with (
-                claimed(root),
+                exclusive_lock(root),
                 datasets(experiment, space, probe, on_ray=True, say=screen.passing) as data,
             ):
                 exploits = experiment.tune.scheduler == "pbt"
@@ -270,7 +270,7 @@ def _damage_of_best(root: Path, sweep: Sweep) -> str:
     """Return what is wrong with the checkpoint of the best trial; "" where nothing is."""
     if sweep.best is None:
         return ""
-    damage = checkpoint_damage(place(root, int(sweep.best["trial"])))
+    damage = checkpoint_damage(trial_dir(root, int(sweep.best["trial"])))
     return f"the checkpoint of the best trial cannot be used: {damage}" if damage else ""
 
 
@@ -284,7 +284,7 @@ def _track(
     counts = sweep.frame["status"].value_counts()
     tracker.metrics({f"trials_{name}": float(n) for name, n in counts.items()})
     if sweep.best is not None:
-        folder = place(root, int(sweep.best["trial"]))
+        folder = trial_dir(root, int(sweep.best["trial"]))
         tracker.metrics({"best_score": float(sweep.best["score"])})
         best = find_run(folder)
         if best is not None:
@@ -292,7 +292,7 @@ def _track(
             Tracker(best).artifacts(folder, (*files, "history.parquet", "experiment.yaml"))
             wanted = experiment.tune.register and sound
             version = register(best, root.name) if wanted else None
-            crown(tracked, best, folder.name)
+            tag_best_trial(tracked, best, folder.name)
             if version:
                 lines.append(f"MLflow: registered as {root.name}, version {version}")
     tracker.close("FINISHED")

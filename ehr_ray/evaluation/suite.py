@@ -30,7 +30,7 @@ SUITES: dict[str, str] = {
 
 
 @dataclass(frozen=True)
-class Part:
+class SplitPredictions:
     """What inference gave for one split."""
 
     samples: pa.Table
@@ -50,9 +50,9 @@ class SuiteInput:
 
     split: str
     """Name of the judged split; metrics carry it."""
-    judged: Part
+    judged: SplitPredictions
     """Of the run's own cohort or of another one."""
-    fit: Mapping[str, Part]
+    fit: Mapping[str, SplitPredictions]
     """`train` and `tuning` of the run's own cohort, as far as they are there."""
     model: Any
     """The family's own config."""

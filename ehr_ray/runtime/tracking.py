@@ -115,7 +115,7 @@ def leave_run(directory: Path, why: str) -> None:
     (directory / RUN_FILE).unlink()
 
 
-def crown(search: Tracked, best: Tracked, name: str) -> None:
+def tag_best_trial(search: Tracked, best: Tracked, name: str) -> None:
     """Tag a search's best run, and only it, `best`; the search's own run names it."""
     from mlflow import MlflowClient
 

@@ -11,7 +11,7 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ehr_ray.errors import InputError, RoomError
+from ehr_ray.errors import InputError, ResourcesUnavailableError
 
 REMEDIES: Final = {
     errno.ENOSPC: "free space there",
@@ -39,16 +39,16 @@ HDF5_DAMAGE: Final = (
 """What a damaged HDF5 file raises when it is opened or read."""
 
 
-def failed(path: str | Path, error: OSError) -> RoomError:
+def failed(path: str | Path, error: OSError) -> ResourcesUnavailableError:
     """Return the one line about a write that failed: the path, the reason, the remedy."""
     reason = os.strerror(error.errno) if error.errno else " ".join(str(error).split())
     remedy = REMEDIES.get(error.errno or 0, "mend that")
-    return RoomError(f"{path}: {reason}; {remedy}, then run the same command again")
+    return ResourcesUnavailableError(f"{path}: {reason}; {remedy}, then run the same command again")
 
 
 @contextlib.contextmanager
 def writes(path: str | Path) -> Iterator[None]:
-    """Turn what the disk refuses in the block into `RoomError`, naming `path`."""
+    """Turn what the disk refuses in the block into `ResourcesUnavailableError`, naming `path`."""
     try:
         yield
     except OSError as error:
@@ -59,8 +59,8 @@ def writes(path: str | Path) -> Iterator[None]:
 def new_file(path: Path) -> Iterator[Path]:
     """Yield a name to write to; the file is at `path` after the block, whole and on the disk.
 
-    Whatever was at `path` stays until then, and for good if the block fails. `RoomError` where the
-    disk is full or may not be written.
+    Whatever was at `path` stays until then, and for good if the block fails. Raises
+    ResourcesUnavailableError where the disk is full or may not be written.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -76,10 +76,11 @@ def new_file(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def new_folder(partial: Path, place: Callable[[Path], None]) -> Iterator[Path]:
-    """Yield an empty folder to fill; after the block it is on the disk, and `place` renames it.
+def new_folder(partial: Path, publish: Callable[[Path], None]) -> Iterator[Path]:
+    """Yield an empty folder to fill; after the block it is on the disk, and `publish` renames it.
 
-    Nothing of it is left if the block fails. `RoomError` where the disk is full or read-only.
+    Nothing of it is left if the block fails. Raises ResourcesUnavailableError where the disk is
+    full or read-only.
     """
     try:
         with writes(partial.parent):
@@ -89,7 +90,7 @@ def new_folder(partial: Path, place: Callable[[Path], None]) -> Iterator[Path]:
             for path in sorted(partial.rglob("*")):
                 sync(path)
             sync(partial)
-            place(partial)
+            publish(partial)
             sync(partial.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

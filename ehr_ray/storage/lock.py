@@ -13,7 +13,7 @@ PATIENCE_SECONDS = 60.0
 
 
 @contextlib.contextmanager
-def claimed(run: Path) -> Iterator[None]:
+def exclusive_lock(run: Path) -> Iterator[None]:
     """Hold the run directory; RunError if another process still holds it after a minute."""
     run.mkdir(parents=True, exist_ok=True)
     with (run / ".lock").open("w") as file:

@@ -104,7 +104,7 @@ def spoken(text: str) -> str:
     return found.sub(lambda match: named(match.group()), text)
 
 
-def place(text: str) -> str | Path:
+def location(text: str) -> str | Path:
     """Return what a word of the command line names: a URI as it is, anything else as a path."""
     return text if is_uri(text) else Path(text)
 

@@ -77,7 +77,7 @@ def save_checkpoint(
     """
     final, old = run / name, run / f".{name.partition('/')[0]}.old"
 
-    def place(partial: Path) -> None:
+    def publish(partial: Path) -> None:
         final.parent.mkdir(exist_ok=True)
         if final.exists():
             shutil.rmtree(old, ignore_errors=True)
@@ -85,7 +85,7 @@ def save_checkpoint(
         partial.rename(final)
         files.sync(final.parent)
 
-    with files.new_folder(run / f".checkpoint.{os.getpid()}", place) as partial:
+    with files.new_folder(run / f".checkpoint.{os.getpid()}", publish) as partial:
         save_tensors(model.state_dict(), partial / WEIGHTS)
         (partial / "experiment.yaml").write_text(document(to_yaml(experiment)))
         files.write_parquet(vocabulary.to_table(), partial / "vocabulary.parquet")
@@ -155,11 +155,11 @@ def save_state(
     name = f"{progress.step:012d}"
     final = run / "state" / name
 
-    def place(partial: Path) -> None:
+    def publish(partial: Path) -> None:
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
 
-    with files.new_folder(run / "state" / f".{name}.{os.getpid()}", place) as partial:
+    with files.new_folder(run / "state" / f".{name}.{os.getpid()}", publish) as partial:
         save_tensors(model.state_dict(), partial / WEIGHTS)
         save_tensors(_moments(optimizer), partial / "optimizer.safetensors")
         (partial / "progress.yaml").write_text(document(yaml.safe_dump(asdict(progress))))

@@ -12,7 +12,7 @@ FEW: Final = 0.5
 """Share of usable patients below which a split gets a line."""
 
 
-def check_usable(family: AnyFamily, config: Any, loader: Loader) -> list[str]:
+def check_learnable(family: AnyFamily, config: Any, loader: Loader) -> list[str]:
     """Return lines about splits of which few patients can be learned from; [] if all is well.
 
     Raises InputError where a split has patients and none of them can.

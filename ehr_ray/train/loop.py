@@ -18,7 +18,7 @@ from ehr_ray.train.checkpoint import (
     save_state,
     saved_progress,
 )
-from ehr_ray.train.data_checks import check_measured, check_usable
+from ehr_ray.train.data_checks import check_learnable, check_measured
 from ehr_ray.train.initialise import by_part, initialise
 from ehr_ray.train.loader import Loader
 from ehr_ray.train.meters import Sums
@@ -32,9 +32,9 @@ from ehr_ray.train.optim import (
 )
 from ehr_ray.train.report import SILENT, Watch, warnings_of
 from ehr_ray.train.seeds import knobs_at, seed_step
-from ehr_ray.train.selection import cycles_without_better, note, note_others
+from ehr_ray.train.selection import cycles_without_better, update_best, update_others
 from ehr_ray.train.step import move, optimise
-from ehr_ray.train.task import begin_task
+from ehr_ray.train.task import prepare_task_head
 from ehr_ray.train.validate import evaluate, summary
 
 
@@ -66,7 +66,7 @@ def train(
             watch.on_lines(by_part(lines))
     freeze(module, experiment.freeze)
     loader.check(backend.world, family.compares(experiment.model) if family.compares else None)
-    if (few := check_usable(family, experiment.model, loader)) and fresh and backend.rank == 0:
+    if (few := check_learnable(family, experiment.model, loader)) and fresh and backend.rank == 0:
         watch.on_lines(few)
     if fresh and family.begin:
         everybody = loader.train.rows(range(len(loader.train)))
@@ -75,7 +75,7 @@ def train(
         module.to(backend.device)
         first = loader.train_steps(0, 0, backend.rank, backend.world)
         batches = (move(batch, backend.device) for micro in first for batch in micro)
-        idle = begin_task(family, module, batches, backend, fresh=fresh)
+        idle = prepare_task_head(family, module, batches, backend, fresh=fresh)
         first.close()
         if fresh and backend.rank == 0:
             watch.on_lines(by_part([f"{name}: frozen, out of the task's reach" for name in idle]))
@@ -123,8 +123,8 @@ def train(
             row |= {"lr": lr}
             row |= {k: v for k, v in knobs.items() if k != "noise_seed"}
             row |= {"grad_norm": norm, **values}
-            better = note(progress, family, row, plan)
-            others = note_others(progress, family, row)
+            better = update_best(progress, family, row, plan)
+            others = update_others(progress, family, row)
             progress.finished |= cycles_without_better(experiment, progress, per_epoch)
             progress.finished |= progress.step >= total
             with together(backend):

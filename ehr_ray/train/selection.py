@@ -12,7 +12,7 @@ from ehr_ray.train.checkpoint import Progress
 Metrics = dict[str, float]
 
 
-def note(progress: Progress, family: AnyFamily, row: Metrics, plan: TrainConfig) -> bool:
+def update_best(progress: Progress, family: AnyFamily, row: Metrics, plan: TrainConfig) -> bool:
     """Record a report in `progress`; return whether it is the best so far."""
     value = row.get(family.select.metric)
     better = value is None or family.select.better(value, progress.best)
@@ -28,7 +28,7 @@ def note(progress: Progress, family: AnyFamily, row: Metrics, plan: TrainConfig)
     return better
 
 
-def note_others(progress: Progress, family: AnyFamily, row: Metrics) -> list[str]:
+def update_others(progress: Progress, family: AnyFamily, row: Metrics) -> list[str]:
     """Record the best of each of `Family.also`; return those this report is the best of."""
     found = []
     for name, select in family.also.items():

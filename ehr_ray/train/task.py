@@ -177,7 +177,7 @@ BATCHES = 16
 """Batches whose representation is measured, on each rank."""
 
 
-def begin_task(
+def prepare_task_head(
     family: AnyFamily, model: nn.Module, batches: Iterator[Batch], backend: Backend, *, fresh: bool
 ) -> list[str]:
     """Standardise the heads' input (a fresh run only) and freeze what the task does not reach.

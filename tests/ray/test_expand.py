@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ehr_ray.commands.expand import ShardExpander, expand
-from ehr_ray.errors import InputError, RoomError
+from ehr_ray.errors import InputError, ResourcesUnavailableError
 from ehr_ray.events.carry import carry_forward
 from ehr_ray.events.patients import read_patients, splits_of
 from ehr_ray.events.schema import EXPANDED
@@ -119,7 +119,9 @@ def test_a_disk_that_fills_up_is_named_by_what_was_written_and_leaves_no_part(
 
     with monkeypatch.context() as patch:
         patch.setattr(pq.ParquetWriter, "write_table", full)
-        with pytest.raises(RoomError, match=r"0\.parquet: No space left on device; free space"):
+        with pytest.raises(
+            ResourcesUnavailableError, match=r"0\.parquet: No space left on device; free space"
+        ):
             expander(job)
     assert not list(tmp_path.iterdir())
     expander(job)

@@ -15,7 +15,7 @@ from ehr_ray.commands.embed import embed
 from ehr_ray.commands.evaluate.command import evaluate
 from ehr_ray.commands.ingest import ingest
 from ehr_ray.commands.train.command import train
-from ehr_ray.errors import InputError, RoomError
+from ehr_ray.errors import InputError, ResourcesUnavailableError
 from ehr_ray.events.labels import read_labels
 from ehr_ray.events.patients import cohort_shards, read_patients
 from ehr_ray.events.subgroups import Subgroup
@@ -331,5 +331,7 @@ def test_a_place_that_takes_no_embeddings_is_told_before_ray_starts(run, cohort,
         raise AssertionError("Ray was asked for")
 
     monkeypatch.setattr("ehr_ray.runtime.inference.session", started)
-    with pytest.raises(RoomError, match=r"/sys/all\.parquet: .*, then run the same command"):
+    with pytest.raises(
+        ResourcesUnavailableError, match=r"/sys/all\.parquet: .*, then run the same command"
+    ):
         embed(run, cohort, "/sys/all.parquet")

@@ -16,7 +16,7 @@ from mlflow import MlflowClient
 from ehr_ray.cli.main import main
 from ehr_ray.commands.ingest import ingest
 from ehr_ray.commands.tune import tune
-from ehr_ray.errors import ConfigError, InputError, RoomError
+from ehr_ray.errors import ConfigError, InputError, ResourcesUnavailableError
 from ehr_ray.experiment import dump
 from ehr_ray.runtime.tracking import find_run
 from ehr_ray.runtime.training.ranking import MEASURES
@@ -135,7 +135,9 @@ def test_a_trial_that_lacks_room_is_no_failure_and_goes_on_another_time(search, 
     (folder / "state").write_text("no folder can be made here")
     (experiment.directory / "search.yaml").write_text(yaml.safe_dump(dump(experiment)))
     said = Said()
-    with pytest.raises(RoomError, match=r"sweep: trials could not go on: .*then run the same"):
+    with pytest.raises(
+        ResourcesUnavailableError, match=r"sweep: trials could not go on: .*then run the same"
+    ):
         tune(experiment, screen=said)
     states = [read_trial(experiment.directory / "trials" / f"{n:04d}") for n in range(3)]
     assert [state.get("status") for state in states] == ["finished", "running", None]
@@ -379,8 +381,8 @@ def test_many_workers_write_to_one_mlflow_server(search, tmp_path, monkeypatch):
         assert all(len(client.get_metric_history(r.info.run_id, "score")) == 2 for r in nested)
         (version,) = client.search_model_versions("name='served'")
         assert client.get_run(version.run_id).data.tags["best"] == "true"
-        place = client.download_artifacts(version.run_id, "checkpoint", str(tmp_path))
-        assert load(place).experiment.family == "set_vae"
+        trial_dir = client.download_artifacts(version.run_id, "checkpoint", str(tmp_path))
+        assert load(trial_dir).experiment.family == "set_vae"
     finally:
         for each in [*psutil.Process(server.pid).children(recursive=True), server]:
             with contextlib.suppress(psutil.NoSuchProcess):

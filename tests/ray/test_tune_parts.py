@@ -16,7 +16,7 @@ from ehr_ray.runtime.session import _stopped_like_interrupted
 from ehr_ray.runtime.training.ranking import MEASURES, PROBE, WORST, rank_of, score
 from ehr_ray.runtime.tuning.plan import check_space, concurrency, default_space
 from ehr_ray.runtime.tuning.proposals import STARTUP_TRIALS, Proposals, Samples, known_trials
-from ehr_ray.runtime.tuning.trial import place, write_trial
+from ehr_ray.runtime.tuning.trial import trial_dir, write_trial
 from ehr_ray.runtime.tuning.trial_data import data_paths, datasets
 from ehr_ray.runtime.tuning.trials_table import read_sweep
 from ehr_ray.train import history
@@ -185,7 +185,7 @@ def test_optuna_asks_for_nothing_near_what_is_still_trained():
 def test_samples_hand_out_ended_trials_then_begun_ones_then_new_ones(tmp_path):
     plan = TuneConfig(trials=5)
     for number, status in ((0, "finished"), (1, "running"), (2, "failed")):
-        write_trial(place(tmp_path, number), number, {"train.lr": 0.1 * number}, status)
+        write_trial(trial_dir(tmp_path, number), number, {"train.lr": 0.1 * number}, status)
     known = known_trials(tmp_path)
     assert known == {0: {"train.lr": 0.0}, 1: {"train.lr": 0.1}, 2: {"train.lr": 0.2}}
     proposals = Proposals({"train.lr": Uniform(0, 1)}, plan, seed=0)
@@ -201,7 +201,7 @@ def test_the_method_learns_nothing_good_from_a_latent_that_collapsed(tmp_path):
     """Trials before a resume are told at once, with their best report that tells patients apart."""
     given = {0: [(-3.0, 0.0), (-1.0, 1.0)], 1: [(-0.5, 1.0)], 2: [(-2.0, 0.0)]}
     for number, rows in given.items():
-        folder = place(tmp_path, number)
+        folder = trial_dir(tmp_path, number)
         status = "failed" if number == 2 else "finished"
         write_trial(folder, number, {"train.lr": 0.1 * number}, status)
         for step, (value, collapsed) in enumerate(rows, start=1):
@@ -247,7 +247,7 @@ def test_the_table_ranks_collapsed_trials_after_the_others_and_failed_ones_last(
     given = [("finished", 3.0, 0.0), ("finished", 1.0, 1.0), ("failed", 0.1, 0.0)]
     given += [("stopped", 2.0, 0.5)]
     for number, (status, value, collapsed) in enumerate(given):
-        folder = place(tmp_path, number)
+        folder = trial_dir(tmp_path, number)
         write_trial(folder, number, {"train.lr": number}, status, "why" * (status == "failed"))
         row = {"step": 4, "epoch": 1.0, "val/objective": value}
         history.append(folder, row)
@@ -265,7 +265,7 @@ def test_the_table_ranks_collapsed_trials_after_the_others_and_failed_ones_last(
 
 def test_a_row_tells_how_far_a_trial_went_and_which_report_was_kept(tmp_path):
     """The state says which report was best; where it is damaged the last one stands for it."""
-    folder = place(tmp_path, 0)
+    folder = trial_dir(tmp_path, 0)
     write_trial(folder, 0, {"train.lr": 0.1}, "finished")
     for step, value in ((4, 1.0), (8, 2.0)):
         history.append(folder, {"step": step, "epoch": step / 4, "val/objective": value})
@@ -278,7 +278,7 @@ def test_a_row_tells_how_far_a_trial_went_and_which_report_was_kept(tmp_path):
 
 @pytest.mark.parametrize("content", ["", "- 1", "cut", "trial: 0\nstatus: running\n"])
 def test_a_damaged_record_of_a_trial_is_named_with_the_remedy(tmp_path, content):
-    folder = place(tmp_path, 1)
+    folder = trial_dir(tmp_path, 1)
     write_trial(folder, 1, {"train.lr": 0.00123})
     whole = (folder / "trial.yaml").read_text()
     cut = whole[: whole.index("123")]  # half a number is one too

@@ -126,7 +126,7 @@ def judged(experiment, tmp_path, monkeypatch):
             return tmp_path / one.name
 
         monkeypatch.setattr(fallback, "tuning_latents", lambda one, _run: Found(one))
-        stands = fallback.standing(first, run, train_seed, lines.append)
+        stands = fallback.resolve_collapse(first, run, train_seed, lines.append)
         return stands, trained, lines
 
     return run

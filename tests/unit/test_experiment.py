@@ -250,10 +250,10 @@ def test_differences_name_every_changed_path():
 def test_places_are_paths_or_the_copies_of_uris(monkeypatch, tmp_path):
     monkeypatch.setenv("EHR_RAY_STAGING", str(tmp_path))
     here = parsed()
-    assert (here.place, str(here.directory)) == ("runs/run", "runs/run")
+    assert (here.location, str(here.directory)) == ("runs/run", "runs/run")
     assert (str(here.cohort), str(here.cache)) == ("cohorts/x", "runs/.cache")
     away = parsed(output="s3://b/runs", data__cohort="s3://b/x")
-    assert away.place == "s3://b/runs/run"
+    assert away.location == "s3://b/runs/run"
     assert away.directory == tmp_path / "s3" / "b" / "runs" / "run"
     assert away.cohort == tmp_path / "s3" / "b" / "x"
     assert away.cache == tmp_path / "s3" / "b" / "runs" / ".cache"

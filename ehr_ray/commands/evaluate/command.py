@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from ehr_ray.commands.evaluate.predicted_splits import (
-    Parts,
+    EvaluationInputs,
     divisions_of,
     fit_parts,
     hours_of,
@@ -32,7 +32,7 @@ from ehr_ray.evaluation.report.write import (
     write_report,
     write_results,
 )
-from ehr_ray.evaluation.suite import Part, SuiteInput, SuiteResult, get_suite, merged
+from ehr_ray.evaluation.suite import SplitPredictions, SuiteInput, SuiteResult, get_suite, merged
 from ehr_ray.evaluation.tasks.downstream import TaskScores, fit_task, score_task
 from ehr_ray.evaluation.tasks.early_warning import early_warning_result, fit_hours
 from ehr_ray.evaluation.tasks.subgroups import subgroup_result
@@ -92,43 +92,43 @@ def _subject(
 ) -> Subject:
     loaded = checkpoint.load(run)
     home = sync.fetch(loaded.experiment.data.cohort, missing_ok=True)
-    place = home if cohort is None else sync.fetch(cohort)
-    if not place.is_dir():
+    metric_prefix = home if cohort is None else sync.fetch(cohort)
+    if not metric_prefix.is_dir():
         flag = "data.cohort" if cohort is None else "--cohort"
         raise InputError(f"{flag}={place}: no such folder; give the cohort as --cohort PATH")
-    own = place.resolve() == home.resolve()
-    split_shards(place, split)
+    own = metric_prefix.resolve() == home.resolve()
+    split_shards(metric_prefix, split)
     if not own:
-        require_known_codes(place, loaded.vocabulary)
+        require_known_codes(metric_prefix, loaded.vocabulary)
     trained_for = loaded.experiment.task.name if loaded.experiment.task else None
     wanted = task or loaded.experiment.evaluation.task or trained_for
     if wanted is None and not own and home.is_dir():
         wanted = choose_task(home, None)
-    task = None if wanted == NO_TASK else choose_task(place, wanted)
+    task = None if wanted == NO_TASK else choose_task(metric_prefix, wanted)
     if task is not None and not own:
         if not home.is_dir():
             raise InputError(
                 f"{home}: the run's own cohort is gone, and the probe is fitted on it; restore it"
             )
         choose_task(home, task)
-    target = output or (run if own else run / "evaluations" / place.resolve().name)
-    return Subject(run, loaded, place, own, split, task, local(target))
+    target = output or (run if own else run / "evaluations" / metric_prefix.resolve().name)
+    return Subject(run, loaded, metric_prefix, own, split, task, local(target))
 
 
-def _score(subject: Subject, say: Say) -> tuple[TaskScores | None, SuiteResult, Parts]:
+def _score(subject: Subject, say: Say) -> tuple[TaskScores | None, SuiteResult, EvaluationInputs]:
     """Embed what is needed; fit on the run's cohort, score the split asked for."""
     home = subject.experiment.cohort
     if subject.task is None:
         say("no labels: embedding whole patients")
         wanted = bool(subject.loaded.family.suites) and home.is_dir()
         fit = fit_parts(subject, home, None, say) if wanted else {}
-        return None, SuiteResult(), Parts(fit, judged_part(subject, fit, None, say))
+        return None, SuiteResult(), EvaluationInputs(fit, judged_part(subject, fit, None, say))
     labels = read_labels(home, subject.task)
     fit = fit_parts(subject, home, labels, say)
     if "train" not in fit or not len(fit["train"].samples):
         raise InputError(f"{home}: no {subject.task} label in the train split to fit a probe on")
     there = labels if subject.own else read_labels(subject.cohort, subject.task)
-    parts = Parts(fit, judged_part(subject, fit, there, say))
+    parts = EvaluationInputs(fit, judged_part(subject, fit, there, say))
     if not len(parts.judged.samples):
         raise InputError(f"{subject.cohort}: no {subject.task} label in the {subject.split} split")
     if "tuning" not in fit:
@@ -156,7 +156,11 @@ def _score(subject: Subject, say: Say) -> tuple[TaskScores | None, SuiteResult, 
 
 
 def _write(
-    subject: Subject, scores: TaskScores | None, task: SuiteResult, parts: Parts, say: Say
+    subject: Subject,
+    scores: TaskScores | None,
+    task: SuiteResult,
+    parts: EvaluationInputs,
+    say: Say,
 ) -> list[str]:
     """Write metrics, predictions, embeddings, figures and the report; return the summary."""
     say("writing the report")
@@ -204,15 +208,15 @@ def _write(
 
 
 def _write_predictions(
-    folder: Path, scores: TaskScores, written: Mapping[str, Part], positive: str
+    folder: Path, scores: TaskScores, written: Mapping[str, SplitPredictions], positive: str
 ) -> None:
     """Write the model's to `<split>.parquet`, others' to `baselines/<name>/<split>.parquet`."""
     for split, probabilities in scores.probabilities.items():
         samples = written[split].samples
         for name, probability in probabilities.items():
-            place = folder if name == MODEL else folder / "baselines" / name
+            metric_prefix = folder if name == MODEL else folder / "baselines" / name
             write_predictions(
-                place / f"{split}.parquet",
+                metric_prefix / f"{split}.parquet",
                 samples["subject_id"].to_numpy(),
                 samples["prediction_time"].to_numpy(),
                 scores.labels[split],
@@ -221,7 +225,7 @@ def _write_predictions(
             )
 
 
-def _suites(subject: Subject, parts: Parts, say: Say) -> SuiteResult:
+def _suites(subject: Subject, parts: EvaluationInputs, say: Say) -> SuiteResult:
     """Run the family's suites on what inference gave."""
     names = subject.loaded.family.suites
     if names:

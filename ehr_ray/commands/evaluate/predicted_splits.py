@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from ehr_ray.commands.evaluate.report_content import Subject
 from ehr_ray.errors import InputError
-from ehr_ray.evaluation.suite import Part
+from ehr_ray.evaluation.suite import SplitPredictions
 from ehr_ray.evaluation.tasks.downstream import Split
 from ehr_ray.evaluation.tasks.early_warning import HourPart
 from ehr_ray.evaluation.tasks.subgroups import Division
@@ -32,31 +32,37 @@ FEATURE_CODES = 200
 
 
 @dataclass(frozen=True)
-class Parts:
+class EvaluationInputs:
     """What inference gave: `fit` on the run's own train and tuning, `judged` on the split asked."""
 
-    fit: dict[str, Part]
-    judged: Part
+    fit: dict[str, SplitPredictions]
+    judged: SplitPredictions
 
-    def written(self, subject: Subject) -> dict[str, Part]:
+    def written(self, subject: Subject) -> dict[str, SplitPredictions]:
         """Return the splits whose embeddings and predictions are written: never of two cohorts."""
         return {**(self.fit if subject.own else {}), subject.split: self.judged}
 
 
-def fit_parts(subject: Subject, home: Path, labels: Labels | None, say: Say) -> dict[str, Part]:
+def fit_parts(
+    subject: Subject, home: Path, labels: Labels | None, say: Say
+) -> dict[str, SplitPredictions]:
     """Embed the run's own train and tuning splits, as far as they are there."""
     names = [name for name in ("train", "tuning") if splits_of(home).get(name)]
     return {name: _embedded(subject, home, name, labels, say) for name in names}
 
 
-def judged_part(subject: Subject, fit: dict[str, Part], labels: Labels | None, say: Say) -> Part:
+def judged_part(
+    subject: Subject, fit: dict[str, SplitPredictions], labels: Labels | None, say: Say
+) -> SplitPredictions:
     """Embed the split asked for; where it was fitted on it is there already."""
     if subject.own and subject.split in fit:
         return fit[subject.split]
     return _embedded(subject, subject.cohort, subject.split, labels, say)
 
 
-def _embedded(subject: Subject, cohort: Path, split: str, labels: Labels | None, say: Say) -> Part:
+def _embedded(
+    subject: Subject, cohort: Path, split: str, labels: Labels | None, say: Say
+) -> SplitPredictions:
     """Return a split's inference; that of the run's own train and tuning is kept in the run."""
     shards = split_shards(cohort, split)
     fitted_on = cohort.resolve() == subject.experiment.cohort.resolve()
@@ -89,7 +95,9 @@ def _embedded(subject: Subject, cohort: Path, split: str, labels: Labels | None,
     if labels is not None:
         time = samples["prediction_time"].cast(pa.int64()).to_numpy()
         label = labels.look_up(samples["subject_id"].to_numpy(), time)
-    result = Part(samples, {name: t for name, t in found.items() if t is not None}, label)
+    result = SplitPredictions(
+        samples, {name: t for name, t in found.items() if t is not None}, label
+    )
     if not keep:
         sync.remove(folder)
     return result
@@ -140,7 +148,7 @@ def _numbered(parts: list[Path], name: str) -> pa.Table | None:
     return pa.concat_tables(tables) if tables else None
 
 
-def split_of(part: Part) -> Split:
+def split_of(part: SplitPredictions) -> Split:
     """Return the labelled rows of a part as arrays."""
     samples = part.samples
     assert part.label is not None
@@ -155,7 +163,7 @@ def split_of(part: Part) -> Split:
     )
 
 
-def hours_of(part: Part) -> dict[float, HourPart]:
+def hours_of(part: SplitPredictions) -> dict[float, HourPart]:
     """Return the labelled rows of a part at each hour after the origin."""
     table = part.tables.get("hours")
     if table is None or part.label is None:
@@ -171,7 +179,7 @@ def hours_of(part: Part) -> dict[float, HourPart]:
     return result
 
 
-def divisions_of(part: Part, subject: Subject) -> list[Division]:
+def divisions_of(part: SplitPredictions, subject: Subject) -> list[Division]:
     """Return the subgroups of a part's rows that the experiment asks for."""
     return [
         Division(name, subgroup.names, part.samples[f"subgroup/{name}"].to_pylist())

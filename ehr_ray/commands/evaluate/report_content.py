@@ -17,10 +17,10 @@ from ehr_ray.evaluation.metrics.reconstruction import Tokens, examples, reconstr
 from ehr_ray.evaluation.report import figures
 from ehr_ray.evaluation.report.content import Rejected, ReportContext, SplitSize
 from ehr_ray.evaluation.report.embedding_map import embedding_map
-from ehr_ray.evaluation.suite import Part, SuiteResult
+from ehr_ray.evaluation.suite import SplitPredictions, SuiteResult
 from ehr_ray.evaluation.tasks.baselines import TITLES, title_of
 from ehr_ray.evaluation.tasks.downstream import TaskScores
-from ehr_ray.evaluation.tasks.verdicts import MODEL, place
+from ehr_ray.evaluation.tasks.verdicts import MODEL, metric_prefix
 from ehr_ray.events.labels import read_labels
 from ehr_ray.events.patients import splits_of
 from ehr_ray.experiment import Experiment, to_yaml
@@ -61,7 +61,7 @@ def positive_class(cohort: Path, task: str | None) -> str:
 def report_context(
     subject: Subject,
     scores: TaskScores | None,
-    part: Part,
+    part: SplitPredictions,
     metrics: Mapping[str, float],
     latent: LatentDiagnostics | None,
     embedding: EmbeddingDiagnostics,
@@ -111,7 +111,7 @@ def report_context(
 def _figures(
     subject: Subject,
     scores: TaskScores | None,
-    part: Part,
+    part: SplitPredictions,
     past: Any,
     latent: LatentDiagnostics | None,
     tokens: Tokens | None,
@@ -199,7 +199,7 @@ def summary(
         names = [name for name in TITLES if f"{place(name, split)}/auroc" in metrics]
         lines.append(f"{'':46}{'AUROC':22}{'AUPRC':22}{'min(Se,P+)':22}")
         for name in names:
-            at, title = place(name, split), title_of(name, metrics, split)
+            at, title = metric_prefix(name, split), title_of(name, metrics, split)
             lines.append(f"{title:46}" + "".join(f"{_cell(metrics, at, m):22}" for m in _SHOWN))
         lines += [f"the model {sentence}" for sentence in scores.verdicts]
         lines += [f"note: {note}" for note in scores.notes]

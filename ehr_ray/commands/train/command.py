@@ -47,13 +47,13 @@ def train(
     """
     screen = screen or Screen()
     done = {experiment.name: _train(experiment, screen, verbose)}
-    from ehr_ray.commands.train.fallback import standing
+    from ehr_ray.commands.train.fallback import resolve_collapse
 
     def seed(other: Experiment) -> Path:
         done[other.name] = _train(other, screen, verbose)
         return done[other.name].run
 
-    stands = standing(experiment, done[experiment.name].run, seed, screen.say)
+    stands = resolve_collapse(experiment, done[experiment.name].run, seed, screen.say)
     return done.get(stands.name) or train(stands, screen=screen, verbose=verbose)
 
 
@@ -67,7 +67,7 @@ def _train(experiment: Experiment, screen: Screen, verbose: bool) -> Trained:
     experiment = replace(experiment, data=replace(experiment.data, cohort=cohort))
     if experiment.tracking.experiment is not None:
         tracking_uri(experiment)
-    run = sync.fetch_run(experiment.place, missing_ok=True).absolute()
+    run = sync.fetch_run(experiment.location, missing_ok=True).absolute()
     family = family_of(experiment)
     experiment = as_before(run, experiment)
     _check_same(run, experiment)

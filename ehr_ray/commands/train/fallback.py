@@ -42,7 +42,7 @@ class Verdict:
         return f"{self.experiment.name}: the latent {word} ({self.reason})"
 
 
-def standing(
+def resolve_collapse(
     experiment: Experiment,
     run: Path,
     train_seed: Callable[[Experiment], Path],

@@ -46,7 +46,7 @@ def load_pipeline(path: Path, overrides: Sequence[str] = ()) -> list[Stage]:
         verb, config, changes = _item(path, number, item)
         plain = override(override(read_yaml(path.parent / config), changes), given)
         if before is not None and verb == "train" and plain.get("init_from") is None:
-            plain["init_from"] = before.place
+            plain["init_from"] = before.location
         experiment = parse(plain)
         before = experiment if verb == "train" else before
         stages.append(Stage(verb, experiment))

@@ -9,7 +9,7 @@ from ehr_ray.evaluation.report.content import ReportContext
 from ehr_ray.evaluation.report.html import caption_of, section, words
 from ehr_ray.evaluation.report.tables import JUDGED, SHOWN, where_the_trees_win
 from ehr_ray.evaluation.tasks.baselines import TITLES, title_of
-from ehr_ray.evaluation.tasks.verdicts import BLEND, MODEL, interval, outcome, place
+from ehr_ray.evaluation.tasks.verdicts import BLEND, MODEL, interval, metric_prefix, outcome
 
 TITLES_SHORT: Final = {"min_se_ppv": "min(Se, P+)", "event2": "Event 2"}
 _TONES: Final = {
@@ -45,7 +45,7 @@ def comparison(context: ReportContext) -> str:
 
 
 def _rows(metrics: Mapping[str, float], split: str, names: Sequence[str]) -> Iterator[str]:
-    at = {name: place(name, split) for name in names}
+    at = {name: metric_prefix(name, split) for name in names}
     span = _span(metrics, [f"{prefix}/auroc" for prefix in at.values()])
     best = {
         metric: _best(metrics, [f"{prefix}/{metric}" for prefix in at.values()], up)

@@ -217,20 +217,22 @@ def _notes(notes: Sequence[str]) -> str:
 def _details(context: ReportContext) -> str:
     blocks = []
     if context.config:
-        blocks.append(_fold("Resolved configuration", f"<pre>{escape(context.config)}</pre>"))
+        blocks.append(
+            _collapsible("Resolved configuration", f"<pre>{escape(context.config)}</pre>")
+        )
     if context.metrics:
         rows = tuple(
             (name, "undefined" if isnan(value) else f"{value:.6g}")
             for name, value in sorted(context.metrics.items())
         )
-        blocks.append(_fold("All metrics", table_of(Table(("Metric", "Value"), rows))))
+        blocks.append(_collapsible("All metrics", table_of(Table(("Metric", "Value"), rows))))
     if context.versions:
         versions = tuple((name, str(v)) for name, v in context.versions.items())
-        blocks.append(_fold("Versions", table_of(Table(("Package", "Version"), versions))))
+        blocks.append(_collapsible("Versions", table_of(Table(("Package", "Version"), versions))))
     return "<section>" + "".join(blocks) + "</section>" if blocks else ""
 
 
-def _fold(title: str, body: str) -> str:
+def _collapsible(title: str, body: str) -> str:
     return f"<details><summary>{escape(title)}</summary>{body}</details>"
 
 

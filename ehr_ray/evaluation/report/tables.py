@@ -10,7 +10,15 @@ import numpy as np
 
 from ehr_ray.evaluation.table import Cell, Interval, Table
 from ehr_ray.evaluation.tasks.baselines import TITLES, title_of
-from ehr_ray.evaluation.tasks.verdicts import BLEND, MODEL, TREES, interval, outcome, place, signed
+from ehr_ray.evaluation.tasks.verdicts import (
+    BLEND,
+    MODEL,
+    TREES,
+    interval,
+    metric_prefix,
+    outcome,
+    signed,
+)
 
 SHOWN: Final = {
     "auroc": ("AUROC", True),
@@ -57,7 +65,7 @@ def results_table(metrics: Mapping[str, float], split: str) -> Table | None:
         return None
     rows = []
     for name in names:
-        at = place(name, split)
+        at = metric_prefix(name, split)
         cells: list[Cell] = [interval(metrics, f"{at}/{metric}") for metric in SHOWN]
         told = [verdict_of(metrics, name, split, metric) for metric in JUDGED]
         rows.append((title_of(name, metrics, split), *cells, *told))

@@ -34,7 +34,7 @@ from ehr_ray.evaluation.tasks.verdicts import (
     TREES,
     gain,
     judgement,
-    place,
+    metric_prefix,
 )
 
 Array = NDArray[np.float64]
@@ -161,7 +161,7 @@ def score_task(
         probabilities[split_name] = scored
         for name in scored:
             found = _row(name, fitted, split, scored, thresholds, seed, num_bootstrap)
-            at = place(name, split_name)
+            at = metric_prefix(name, split_name)
             metrics |= {f"{at}/{key}": value for key, value in found.items()}
     for name, threshold in thresholds.items():
         prefix = "probe" if name == MODEL else f"baseline/{name}"

@@ -19,7 +19,7 @@ from ehr_ray.evaluation.tasks.baselines import Scorer, TreeSettings, fit_gbm, fi
 from ehr_ray.evaluation.tasks.downstream import FittedTask, Split, differences
 from ehr_ray.evaluation.tasks.figures import CAPTIONS
 from ehr_ray.evaluation.tasks.figures import early_warning as draw
-from ehr_ray.evaluation.tasks.verdicts import MODEL, TREES, interval, outcome, place
+from ehr_ray.evaluation.tasks.verdicts import MODEL, TREES, interval, metric_prefix, outcome
 
 TREES_OF_AN_HOUR: Final = TreeSettings(0.05, 300, 8, 20, 10.0, 0.3)
 """One setting and one seed, only the number of trees chosen: a full search an hour would take

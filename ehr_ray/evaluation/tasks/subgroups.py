@@ -13,7 +13,7 @@ from ehr_ray.evaluation.suite import SuiteResult
 from ehr_ray.evaluation.table import Cell, Table
 from ehr_ray.evaluation.tasks.downstream import TaskScores, differences
 from ehr_ray.evaluation.tasks.figures import CAPTIONS, Estimate, forest
-from ehr_ray.evaluation.tasks.verdicts import MODEL, TREES, interval, outcome, place
+from ehr_ray.evaluation.tasks.verdicts import MODEL, TREES, interval, metric_prefix, outcome
 
 MIN_OF_A_CLASS: Final = 10
 """Fewer patients with, or without, the outcome give no AUROC: its interval would say nothing."""
@@ -122,7 +122,7 @@ def _measure(
 def _ranking_table(
     metrics: Mapping[str, float], split: str, rows: Sequence[tuple[str, str]]
 ) -> Table:
-    ours, trees = place(MODEL, split), place(TREES, split)
+    ours, trees = metric_prefix(MODEL, split), metric_prefix(TREES, split)
     lines: list[tuple[Cell, ...]] = []
     for title, at in rows:
         n, positive = (metrics[f"{ours}/{at}/{key}"] for key in ("n", "positive"))
@@ -157,7 +157,7 @@ def _ranking_table(
 
 
 def _rate_table(metrics: Mapping[str, float], split: str, rows: Sequence[tuple[str, str]]) -> Table:
-    ours, trees = place(MODEL, split), place(TREES, split)
+    ours, trees = metric_prefix(MODEL, split), metric_prefix(TREES, split)
     lines: list[tuple[Cell, ...]] = []
     for title, at in rows:
         n = metrics[f"{ours}/{at}/n"]

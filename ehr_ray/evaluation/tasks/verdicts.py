@@ -74,7 +74,7 @@ def outcome(difference: Interval, *, more_is_better: bool = True) -> str:
     return "beats" if (difference.low > 0) == more_is_better else "loses"
 
 
-def place(model: str, split: str) -> str:
+def metric_prefix(model: str, split: str) -> str:
     """Return the prefix of a row's metrics: `held_out`, or `baseline/gbm/held_out`."""
     return split if model == MODEL else f"baseline/{model}/{split}"
 

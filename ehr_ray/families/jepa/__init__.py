@@ -17,7 +17,7 @@ from ehr_ray.families.jepa.predict import (
     state_width,
     targets,
 )
-from ehr_ray.family import Diagnose, Family, Represent, Select, Usable
+from ehr_ray.family import Diagnose, Family, Learnable, Represent, Select
 
 FAMILY = Family(
     name="jepa",
@@ -52,7 +52,7 @@ FAMILY = Family(
         "min",
         "give tuning patients with values in several rows, or set model.value_weight=0",
     ),
-    usable=Usable(predictable, "2 rows or more, one to predict from another", remedy),
+    usable=Learnable(predictable, "2 rows or more, one to predict from another", remedy),
     compares=compares,
     after_step=after_step,
 )

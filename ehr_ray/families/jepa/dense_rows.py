@@ -12,7 +12,7 @@ from ehr_ray.family import Batch
 
 
 @dataclass(frozen=True)
-class Sheet:
+class DenseRows:
     """Rows of patients: `value` [B, T, F, C], `observed` [B, T, F], `minute` and `mask` [B, T]."""
 
     value: Tensor
@@ -24,12 +24,12 @@ class Sheet:
     static_seen: Tensor
     """Which of these there are, bool [B, F]."""
 
-    def take(self, chosen: Tensor) -> "Sheet":
+    def take(self, chosen: Tensor) -> "DenseRows":
         """Return the `chosen` rows alone, bool [B, T], moved up: [B, K, ...]."""
         index, real = places(chosen & self.mask)
         wide = index[:, :, None].expand(-1, -1, self.observed.shape[2])
         statistics = wide.unsqueeze(-1).expand(-1, -1, -1, self.value.shape[3])
-        return Sheet(
+        return DenseRows(
             self.value.gather(1, statistics),
             self.observed.gather(1, wide) & real.unsqueeze(-1),
             self.minute.gather(1, index),
@@ -38,12 +38,12 @@ class Sheet:
             self.static_seen,
         )
 
-    def rolled(self) -> "Sheet":
+    def rolled(self) -> "DenseRows":
         """Return the sheet with each patient's rows exchanged for the next one's."""
-        return Sheet(*(part.roll(-1, 0) for part in vars(self).values()))
+        return DenseRows(*(part.roll(-1, 0) for part in vars(self).values()))
 
 
-def dense(batch: Batch) -> Sheet:
+def dense(batch: Batch) -> DenseRows:
     """Return the sheet of a batch; cells without observation are 0."""
     num_patients, num_rows = batch["mask"].shape
     num_features, num_statistics = batch["static"].shape[1], batch["value"].shape[1]
@@ -53,7 +53,7 @@ def dense(batch: Batch) -> Sheet:
     observed = torch.zeros(cells, dtype=torch.bool, device=value.device)
     observed[batch["cell"]] = True
     shape = num_patients, num_rows, num_features
-    return Sheet(
+    return DenseRows(
         value.view(*shape, num_statistics),
         observed.view(shape),
         batch["minute"],
@@ -79,7 +79,7 @@ def rows_at(values: Tensor, index: Tensor) -> Tensor:
     return values.gather(1, index.unsqueeze(-1).expand(-1, -1, values.shape[-1]))
 
 
-def carried(sheet: Sheet, seen: Tensor, limit: float | None) -> tuple[Tensor, Tensor, Tensor]:
+def carried(sheet: DenseRows, seen: Tensor, limit: float | None) -> tuple[Tensor, Tensor, Tensor]:
     """Return the last level `seen` [B, T, F] of each feature, its age and whether there is one.
 
     All [B, T, F], each row with itself; the age in minutes. Levels older than `limit` are dropped.
@@ -93,7 +93,7 @@ def carried(sheet: Sheet, seen: Tensor, limit: float | None) -> tuple[Tensor, Te
     return sheet.value[..., 0].gather(1, index), age, known
 
 
-def columns(sheet: Sheet, limit: float | None, unit: float) -> Tensor:
+def columns(sheet: DenseRows, limit: float | None, unit: float) -> Tensor:
     """Return what an encoder reads, [B, T, F * (C + 2)].
 
     Of each feature its last level, how fresh that is (1 when of this row, 1/2 after `unit` minutes,

@@ -15,7 +15,7 @@ from ehr_ray.events.visits import STATISTICS
 from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.families.jepa.config import JEPAConfig, Size
 from ehr_ray.families.jepa.data import features_of
-from ehr_ray.families.jepa.dense_rows import Sheet, columns, dense, places, rows_at
+from ehr_ray.families.jepa.dense_rows import DenseRows, columns, dense, places, rows_at
 from ehr_ray.families.jepa.masks import draw_masks
 from ehr_ray.family import Batch, Knobs
 from ehr_ray.nn.noise import combine
@@ -134,7 +134,7 @@ class JEPA(nn.Module):
         """Return the context and the hidden rows of each patient, [B, T]."""
         return draw_masks(batch["mask"], combine(batch["subject_id"], seed), self.config)
 
-    def encode(self, sheet: Sheet, *, target: bool = False) -> Tensor:
+    def encode(self, sheet: DenseRows, *, target: bool = False) -> Tensor:
         """Return the states of all rows of a sheet, [B, T, D]."""
         limit = None if self.config.carry_hours is None else 60 * self.config.carry_hours
         x = columns(sheet, limit, FRESH_MINUTES[self.config.rows])
@@ -142,7 +142,7 @@ class JEPA(nn.Module):
         return states
 
     @torch.no_grad()
-    def goals(self, sheet: Sheet) -> Tensor:
+    def goals(self, sheet: DenseRows) -> Tensor:
         """Return the target's states, each normalised over its D numbers, [B, T, D]."""
         states = self.encode(sheet, target=True).float()
         return F.layer_norm(states, states.shape[-1:])

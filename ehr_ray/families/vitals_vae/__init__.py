@@ -9,7 +9,7 @@ from ehr_ray.families.vitals_vae.loss import loss
 from ehr_ray.families.vitals_vae.model import VitalsVAE
 from ehr_ray.families.vitals_vae.predict import code_use, components, grids, latents, predict
 from ehr_ray.families.vitals_vae.quantise import code_warnings
-from ehr_ray.family import Diagnose, Family, Select, Usable
+from ehr_ray.family import Diagnose, Family, Learnable, Select
 
 FAMILY = Family(
     name="vitals_vae",
@@ -24,7 +24,7 @@ FAMILY = Family(
     suites=("vitals_reconstruction", "vitals_clusters", "vitals_files"),
     export=export,
     fallback=fallback,
-    usable=Usable(measured, "a vital sign in the window", remedy),
+    usable=Learnable(measured, "a vital sign in the window", remedy),
     diagnose=Diagnose(code_use, code_warnings),
     cache_fields=("vitals", "first_hour", "last_hour", "landmark", "origin", "clip_value"),
     schedules={

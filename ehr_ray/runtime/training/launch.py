@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ehr_ray.errors import ConfigError, InputError, RoomError, RunError, UserError
+from ehr_ray.errors import ConfigError, InputError, ResourcesUnavailableError, RunError, UserError
 from ehr_ray.train.checkpoint import saved_progress
 
 
@@ -36,7 +36,7 @@ def fit(job: Any, callbacks: Sequence[Any] = ()) -> None:
         no_room,
         too_many,
     )
-    from ehr_ray.runtime.training.worker import check_share, sent, train_worker
+    from ehr_ray.runtime.training.worker import check_share, to_worker, train_worker
 
     cluster = job.experiment.cluster
     least, most = cluster.least_workers, cluster.most_workers
@@ -51,7 +51,7 @@ def fit(job: Any, callbacks: Sequence[Any] = ()) -> None:
         with tempfile.TemporaryDirectory(prefix="ehr_ray-") as scratch:
             trainer = Trainer(
                 train_worker,
-                train_loop_config=sent(job),
+                train_loop_config=to_worker(job),
                 scaling_config=ScalingConfig(
                     num_workers=most if least == most else (least, most),
                     use_gpu=bool(cluster.gpus_per_worker),
@@ -79,7 +79,7 @@ def fit(job: Any, callbacks: Sequence[Any] = ()) -> None:
             except ray.train.TrainingFailedError as error:
                 if no_room(error) and _saved_step(job.run) > before:
                     continue  # it had room for a while, and waits again
-                kind = RoomError if no_room(error) else RunError
+                kind = ResourcesUnavailableError if no_room(error) else RunError
                 raise kind(f"{job.run.name}: {cause(error, cluster)}") from error
             _raise_returned(result.return_value)
             return
@@ -91,7 +91,7 @@ def _saved_step(run: Path) -> int:
 
 
 def _raise_returned(value: Mapping[str, str] | None) -> None:
-    known = (UserError, ConfigError, InputError, RunError, RoomError)
+    known = (UserError, ConfigError, InputError, RunError, ResourcesUnavailableError)
     kinds = {kind.__name__: kind for kind in known}
     if value and value["error"]:
         raise kinds.get(value["kind"], RunError)(value["error"])

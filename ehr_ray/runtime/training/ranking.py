@@ -59,7 +59,7 @@ def score(select: Select, row: Mapping[str, float]) -> float:
 
 
 @dataclass(frozen=True)
-class Yardstick:
+class TrialRanking:
     """What to measure at each report of a trial, picklable."""
 
     rank: Select
@@ -85,7 +85,7 @@ class Yardstick:
         return measure
 
 
-class Measured:
+class RankingBackend:
     """A backend whose reports carry what ranks trials; rank 0 measures and keeps it on disk."""
 
     def __init__(

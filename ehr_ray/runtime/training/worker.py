@@ -18,10 +18,10 @@ from ehr_ray.family import AnyFamily, Batch, Row
 from ehr_ray.runtime.data.prepared import Prepared
 from ehr_ray.runtime.progress import ProgressFile
 from ehr_ray.runtime.tracking import Tracked, Tracker
-from ehr_ray.runtime.training.ranking import Measured, Yardstick, measured
+from ehr_ray.runtime.training.ranking import RankingBackend, TrialRanking, measured
 from ehr_ray.runtime.training.start_log import StartFile, keep_to_core
 from ehr_ray.storage import sync
-from ehr_ray.storage.lock import claimed
+from ehr_ray.storage.lock import exclusive_lock
 from ehr_ray.storage.paths import is_uri, local, named, uri_of
 from ehr_ray.train.allocator import keep_freed_memory
 from ehr_ray.train.backend import Backend
@@ -45,7 +45,7 @@ class Job:
     """A benchmark's folder for notes of every start and step; see `runtime/starts.py`."""
     pinned: bool = False
     """Whether each rank keeps to one core with all its threads, as a benchmark asks."""
-    yardstick: Yardstick | None = None
+    yardstick: TrialRanking | None = None
     """What a search measures at each report, of a trial."""
 
 
@@ -131,7 +131,7 @@ def train_here(job: Job, backend: Backend) -> Progress:
         screen.lines([f"{job.run.name}: {who} on from step {saved.step}"])
     if job.yardstick is not None:
         measure = job.yardstick.bind(experiment, family, loader)
-        backend = Measured(backend, measure, job.run, tracker.metrics)
+        backend = RankingBackend(backend, measure, job.run, tracker.metrics)
     args = (experiment, family, job.prepared.vocabulary, loader, backend, job.run)
 
     def on_report(row: dict[str, float]) -> None:
@@ -148,20 +148,20 @@ def train_here(job: Job, backend: Backend) -> Progress:
             noted.step(step)
         screen.step(step, total)
 
-    with claimed(job.run):
+    with exclusive_lock(job.run):
         progress = train(*args, Watch(on_step, on_report, screen.lines))
         sync.push_run(job.run)
     return progress
 
 
-def sent(job: Job) -> dict[str, Any]:
+def to_worker(job: Job) -> dict[str, Any]:
     """Return the configuration of the workers: a job, and its places by names all nodes know."""
     blocks = {split: [*map(named, paths)] for split, paths in job.prepared.blocks.items()}
     places = {"run": named(job.run), "progress": named(job.progress), "blocks": blocks}
     return {"job": job, "places": places}
 
 
-def received(config: dict[str, Any]) -> Job:
+def from_worker(config: dict[str, Any]) -> Job:
     """Return the job with the places of this node, where what it reads has been copied."""
     job: Job = config["job"]
     places = config.get("places")
@@ -186,7 +186,7 @@ def received(config: dict[str, Any]) -> Job:
 
 def train_worker(config: dict[str, Any]) -> dict[str, str]:
     """Run as a Ray Train worker; an error the user can fix is returned, not retried."""
-    job = received(config)
+    job = from_worker(config)
     if uri_of(job.run) is not None:  # no rank writes to the copy before all have made theirs
         RayBackend().all_sum(torch.zeros(1))
     torch.set_num_threads(max(1, int(job.experiment.cluster.cpus_per_worker)))

@@ -11,13 +11,13 @@ import ray.tune
 from ray.tune.search import BasicVariantGenerator
 
 from ehr_ray.config.search import Domain, Sample
-from ehr_ray.errors import RoomError
+from ehr_ray.errors import ResourcesUnavailableError
 from ehr_ray.experiment import Experiment
 from ehr_ray.runtime.progress import Screen
 from ehr_ray.runtime.tuning.plan import limited
 from ehr_ray.runtime.tuning.proposals import Closing, Samples
 from ehr_ray.runtime.tuning.schedulers import ray_domains, scheduler
-from ehr_ray.runtime.tuning.trial import place, run_trial, write_trial
+from ehr_ray.runtime.tuning.trial import run_trial, trial_dir, write_trial
 from ehr_ray.storage.paths import local
 
 NESTED: Final[Mapping[str, float]] = {"node:__internal_head__": 0.001}
@@ -47,7 +47,7 @@ def fit_trials(
         for number in range(total):
             if number not in known:
                 known[number] = proposals.sample(number)
-                write_trial(place(root, number), number, known[number])
+                write_trial(trial_dir(root, number), number, known[number])
         points = [{"trial": n, **known[n]} for n in range(total)]
         param_space = {"trial": ray.tune.choice(range(total))} | ray_domains(space)
         # All are begun and take turns, or a trial could take over those beside it alone.
@@ -89,7 +89,7 @@ def fit_trials(
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     if closing.lacks:
-        raise RoomError(f"{root.name}: trials could not go on: {closing.lacks}")
+        raise ResourcesUnavailableError(f"{root.name}: trials could not go on: {closing.lacks}")
 
 
 def _steps(experiment: Experiment, data: Any) -> int:

@@ -22,7 +22,7 @@ from ehr_ray.errors import RunError
 from ehr_ray.runtime.tracking import Tracker, find_run
 from ehr_ray.runtime.training.ranking import MEASURES, WORST
 from ehr_ray.runtime.tuning.schedulers import LACKS
-from ehr_ray.runtime.tuning.trial import FINAL, known_progress, place, read_trial, write_trial
+from ehr_ray.runtime.tuning.trial import FINAL, known_progress, read_trial, trial_dir, write_trial
 from ehr_ray.storage import sync
 from ehr_ray.train import history
 
@@ -100,7 +100,7 @@ class Samples(Searcher):
     def __init__(self, root: Path, proposals: Proposals, known: Mapping[int, Sample]) -> None:
         super().__init__(metric="score", mode="max")
         self._root, self._proposals, self._known = root, proposals, dict(known)
-        ended = [n for n in known if read_trial(place(root, n)).get("status") in FINAL]
+        ended = [n for n in known if read_trial(trial_dir(root, n)).get("status") in FINAL]
         begun = [n for n in known if n not in set(ended)]
         for number in known:
             if number in begun:
@@ -124,7 +124,7 @@ class Samples(Searcher):
         number = self._live[trial_id] = self._order.pop(0)
         if number not in self._known:
             self._known[number] = self._proposals.sample(number)
-            write_trial(place(self._root, number), number, self._known[number])
+            write_trial(trial_dir(self._root, number), number, self._known[number])
         return {"trial": number, **self._known[number]}
 
     def on_trial_complete(
@@ -138,7 +138,7 @@ class Samples(Searcher):
             self._proposals.tell(number, self._known[number], self._best(number))
 
     def _best(self, number: int) -> float:
-        folder = place(self._root, number)
+        folder = trial_dir(self._root, number)
         rows = history.read(folder, file=MEASURES)
         if "latent/collapsed" in rows:  # such a trial ranks last, whatever its score
             rows = rows[~(rows["latent/collapsed"] >= 1)]
@@ -179,7 +179,7 @@ class Closing(Callback):
         self._close(self._number(trial), lines or "its process was lost")
 
     def _close(self, number: int, error: str) -> None:
-        folder = sync.fetch_run(place(self._root, number), missing_ok=True)
+        folder = sync.fetch_run(trial_dir(self._root, number), missing_ok=True)
         record = read_trial(folder)
         before = record.get("status")
         if before not in FINAL:

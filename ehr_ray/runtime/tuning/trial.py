@@ -19,10 +19,10 @@ import yaml
 
 from ehr_ray.config.search import Sample
 from ehr_ray.config.yaml_files import override, read_yaml
-from ehr_ray.errors import InputError, RoomError, RunError
+from ehr_ray.errors import InputError, ResourcesUnavailableError, RunError
 from ehr_ray.experiment import Experiment, parse, to_yaml
 from ehr_ray.runtime.tracking import Tracked, Tracker, leave_run, open_run
-from ehr_ray.runtime.training.ranking import MEASURES, WORST, Yardstick
+from ehr_ray.runtime.training.ranking import MEASURES, WORST, TrialRanking
 from ehr_ray.runtime.tuning.schedulers import AGAIN, LACKS
 from ehr_ray.runtime.tuning.trial_data import Datasets
 from ehr_ray.storage import files, sync
@@ -59,12 +59,12 @@ class Search:
     nested: bool = False
     """Whether a trial is a Ray Train run of several workers."""
 
-    def place(self, number: int) -> Path:
+    def trial_dir(self, number: int) -> Path:
         """Return the run directory of a trial."""
-        return place(self.root, number)
+        return trial_dir(self.root, number)
 
 
-def place(root: str | Path, number: int) -> Path:
+def trial_dir(root: str | Path, number: int) -> Path:
     """Return the run directory of a trial, on this machine where the search lies in a store."""
     return local(below(root, "trials", f"{number:04d}"))
 
@@ -117,7 +117,7 @@ def run_trial(config: Mapping[str, Any], search: Search) -> None:
     """
     number = _number(config, search)
     sample: Sample = {path: config[path] for path in search.paths}
-    folder = sync.fetch_run(search.place(number), missing_ok=True)
+    folder = sync.fetch_run(search.trial_dir(number), missing_ok=True)
     if search.exploits:
         _take_over(folder, number, sample)
     record = read_trial(folder)
@@ -129,7 +129,9 @@ def run_trial(config: Mapping[str, Any], search: Search) -> None:
     if before not in FINAL:
         try:
             _train(search, number, sample, folder)
-        except RoomError as error:  # not the trial's fault: it is begun, and goes on another time
+        except (
+            ResourcesUnavailableError
+        ) as error:  # not the trial's fault: it is begun, and goes on another time
             _tell({"step": record.get("passed", 0) + 1, "score": WORST}, lacks=str(error))
         except Exception as error:
             reason = _reason(error).removeprefix(f"{folder.name}: ")
@@ -143,7 +145,7 @@ def run_trial(config: Mapping[str, Any], search: Search) -> None:
 
 def trial_experiment(search: Search, number: int, sample: Sample) -> Experiment:
     """Return the experiment of a trial: the search's own with the sample's values."""
-    folder = search.place(number)
+    folder = search.trial_dir(number)
     fixed = {"name": folder.name, "output": named(folder.parent), "search": {}}
     return parse(override(search.datasets.of(sample).base, {**sample, **fixed}))
 
@@ -161,7 +163,7 @@ def _train(search: Search, number: int, sample: Sample, folder: Path) -> None:
         tracked = open_run(experiment, parent=search.tracked)
         if search.exploits:
             _retell(folder, Tracker(tracked))
-    yardstick = Yardstick(search.rank, data.probe, search.probe_patients)
+    yardstick = TrialRanking(search.rank, data.probe, search.probe_patients)
     progress = folder / ".progress.jsonl"
     job = Job(experiment, data.own, folder, progress, tracked, yardstick=yardstick)
     try:
@@ -190,12 +192,12 @@ class TuneBackend(LocalBackend):
         """
         if not self._search.exploits:
             _tell(metrics)  # comes back when Tune has decided, or never
-            folder = self._search.place(self._number)
+            folder = self._search.trial_dir(self._number)
             write_trial(folder, self._number, self._sample, passed=int(metrics["step"]))
             return
         with tempfile.TemporaryDirectory(prefix="ehr_ray-") as scratch:
             for name in CARRIED:
-                _copy(self._search.place(self._number) / name, Path(scratch) / name)
+                _copy(self._search.trial_dir(self._number) / name, Path(scratch) / name)
             (Path(scratch) / TRIAL).write_text(yaml.safe_dump({"trial": self._number}))
             _tell(metrics, ray.tune.Checkpoint.from_directory(scratch))
 

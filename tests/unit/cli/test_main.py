@@ -11,7 +11,7 @@ from ehr_ray.cli.main import build_parser, main
 from ehr_ray.commands.ingest import ingest
 from ehr_ray.commands.train.command import Trained
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 TINY = ROOT / "configs" / "tiny" / "set_vae.yaml"
 VERBS = (
     "quickstart",

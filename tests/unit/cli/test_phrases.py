@@ -19,7 +19,7 @@ from ehr_ray.errors import ConfigError, InputError
 from ehr_ray.experiment import load
 from ehr_ray.runtime.text_embedding import as_before, with_phrases
 
-TINY = Path(__file__).parents[2] / "configs" / "tiny"
+TINY = Path(__file__).parents[3] / "configs" / "tiny"
 
 
 @pytest.fixture

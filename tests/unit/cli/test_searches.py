@@ -6,7 +6,7 @@ import pytest
 
 from ehr_ray.cli.main import main
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 TINY = ROOT / "configs" / "tiny" / "set_vae.yaml"
 
 

@@ -11,12 +11,12 @@ def test_a_run_is_held_by_one_and_free_afterwards(tmp_path, monkeypatch):
     monkeypatch.setattr(lock, "PATIENCE_SECONDS", -1.0)
     run = tmp_path / "new" / "run"
     with (
-        lock.claimed(run),
+        lock.exclusive_lock(run),
         pytest.raises(RunError, match="another process is training this run"),
-        lock.claimed(run),
+        lock.exclusive_lock(run),
     ):
         pass
-    with lock.claimed(run):
+    with lock.exclusive_lock(run):
         pass
 
 
@@ -28,5 +28,5 @@ def test_a_dead_process_holds_nothing(tmp_path, monkeypatch):
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
     assert done.returncode == -9
-    with lock.claimed(tmp_path):
+    with lock.exclusive_lock(tmp_path):
         pass

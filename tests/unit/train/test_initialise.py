@@ -24,7 +24,7 @@ def family(experiment):
     return get_family(experiment.family)
 
 
-class Part(nn.Module):
+class SplitPredictions(nn.Module):
     def __init__(self, shared=(10, 10), extra=None):
         super().__init__()
         self.shared = nn.Parameter(torch.randn(shared))
@@ -45,8 +45,8 @@ def saved(tmp_path, experiment, synthetic_vocabulary):
 def test_initialising_copies_what_fits_and_reports_every_tensor(
     saved, family, synthetic_vocabulary
 ):
-    source = Part(extra={"old": 5, "grown": 4})
-    target = Part(extra={"new": 5, "grown": 6})
+    source = SplitPredictions(extra={"old": 5, "grown": 4})
+    target = SplitPredictions(extra={"new": 5, "grown": 6})
     kept = target.grown.detach().clone()
     lines = initialise(target, saved(source), family, synthetic_vocabulary)
     assert set(lines) == {
@@ -63,13 +63,13 @@ def test_initialising_copies_what_fits_and_reports_every_tensor(
 
 
 def test_initialising_from_an_unlike_checkpoint_is_refused(saved, family, synthetic_vocabulary):
-    folder = saved(Part(extra={"other": 200}))
+    folder = saved(SplitPredictions(extra={"other": 200}))
     with pytest.raises(InputError, match="only 103 of 303 values fit"):
-        initialise(Part(extra={"unlike": 200}), folder, family, synthetic_vocabulary)
+        initialise(SplitPredictions(extra={"unlike": 200}), folder, family, synthetic_vocabulary)
     with pytest.raises(InputError, match="values fit"):
         initialise(
-            Part(shared=(4, 4), extra={"x": 3}),
-            saved(Part(shared=(5, 5))),
+            SplitPredictions(shared=(4, 4), extra={"x": 3}),
+            saved(SplitPredictions(shared=(5, 5))),
             family,
             synthetic_vocabulary,
         )
@@ -77,14 +77,21 @@ def test_initialising_from_an_unlike_checkpoint_is_refused(saved, family, synthe
 
 def test_a_checkpoint_of_another_family_is_refused_whatever_fits(saved, synthetic_vocabulary):
     with pytest.raises(InputError, match=r"a checkpoint of set_vae, .* those of jepa"):
-        initialise(Part(), saved(Part()), get_family("jepa"), synthetic_vocabulary)
-    initialise(Part(), saved(Part()), get_family("seqset_poe"), synthetic_vocabulary)
+        initialise(
+            SplitPredictions(), saved(SplitPredictions()), get_family("jepa"), synthetic_vocabulary
+        )
+    initialise(
+        SplitPredictions(),
+        saved(SplitPredictions()),
+        get_family("seqset_poe"),
+        synthetic_vocabulary,
+    )
 
 
 def test_a_model_without_the_large_head_of_a_checkpoint_is_started_by_it(
     saved, family, synthetic_vocabulary
 ):
-    source, target = Part(extra={"score": 5000}), Part()
+    source, target = SplitPredictions(extra={"score": 5000}), SplitPredictions()
     lines = initialise(target, saved(source), family, synthetic_vocabulary)
     assert torch.equal(target.shared, source.shared)
     assert "score: not used here" in lines
@@ -152,12 +159,12 @@ def test_tensors_made_of_the_cohort_are_neither_copied_nor_counted(
     family, saved, synthetic_vocabulary
 ):
     mine = dataclasses.replace(family, own_tensors=("scale",))
-    old, new = Part(), Part()
+    old, new = SplitPredictions(), SplitPredictions()
     before = new.scale.clone()
     lines = initialise(new, saved(old), mine, synthetic_vocabulary)
     assert torch.equal(new.shared, old.shared)
     assert torch.equal(new.scale, before)
     assert "scale: kept, made of this cohort" in lines
-    stranger = Part(shared=(4, 4))  # only the buffer would fit
+    stranger = SplitPredictions(shared=(4, 4))  # only the buffer would fit
     with pytest.raises(InputError, match="only 0 of 100 values fit"):
         initialise(stranger, saved(old), mine, synthetic_vocabulary)

@@ -6,7 +6,7 @@ from ehr_ray.config.schedules import Cycle
 from ehr_ray.config.sections import TrainConfig
 from ehr_ray.family import Select
 from ehr_ray.train.checkpoint import Progress
-from ehr_ray.train.selection import cycles_without_better, note, note_others
+from ehr_ray.train.selection import cycles_without_better, update_best, update_others
 
 
 def choosing(select=None, also=None):
@@ -35,7 +35,7 @@ def test_cycles_are_counted_from_that_of_the_best(best, step, patience, over):
 )
 def test_the_best_report_is_chosen_by_the_families_metric(mode, values, better):
     family, progress = choosing(Select("m", mode)), Progress()
-    assert [note(progress, family, {"m": v}, TrainConfig()) for v in values] == better
+    assert [update_best(progress, family, {"m": v}, TrainConfig()) for v in values] == better
     assert not progress.finished
 
 
@@ -44,7 +44,7 @@ def test_a_plateau_is_counted_from_the_last_best_and_from_the_last_reduction():
     plan = TrainConfig(lr_schedule="plateau", plateau_patience=1)
     key, seen = family.select.metric, []
     for value in [3.0, 4.0, 4.0, 4.0, 4.0, 2.0, 5.0, 5.0]:
-        note(progress, family, {key: value}, plan)
+        update_best(progress, family, {key: value}, plan)
         seen.append(progress.reductions)
     assert seen == [0, 0, 1, 1, 2, 2, 2, 3]  # torch's ReduceLROnPlateau with patience 1
 
@@ -53,5 +53,5 @@ def test_other_bests_are_kept_by_their_own_metrics():
     also = {"low": Select("a", "min"), "high": Select("b", "max")}
     family, progress = choosing(also=also), Progress()
     rows = [{"a": 2.0, "b": 2.0}, {"a": 1.0, "b": 1.0}, {"a": 3.0}]
-    assert [note_others(progress, family, row) for row in rows] == [["low", "high"], ["low"], []]
+    assert [update_others(progress, family, row) for row in rows] == [["low", "high"], ["low"], []]
     assert progress.bests == {"low": 1.0, "high": 2.0}

@@ -9,7 +9,14 @@ from ehr_ray.errors import ConfigError
 from ehr_ray.family import Represent
 from ehr_ray.registry import get_family
 from ehr_ray.train.backend import LocalBackend
-from ehr_ray.train.task import LABEL, begin_task, family_of, ranking_metrics, standardise, with_task
+from ehr_ray.train.task import (
+    LABEL,
+    family_of,
+    prepare_task_head,
+    ranking_metrics,
+    standardise,
+    with_task,
+)
 
 KNOBS = {"noise_seed": 5, "beta": 0.1, "free_bits": 0.0}
 
@@ -192,7 +199,7 @@ def test_the_input_of_the_heads_is_standardised_by_what_the_batches_say(family):
 
 def test_what_the_task_does_not_reach_is_frozen_and_named(family):
     model = family.build(None, None)
-    unused = begin_task(family, model, batches(), LocalBackend(), fresh=True)
+    unused = prepare_task_head(family, model, batches(), LocalBackend(), fresh=True)
     assert unused == ["base.decoder.weight", "base.decoder.bias"]
     assert {n for n, p in model.named_parameters() if p.requires_grad} == {
         "base.used",
@@ -204,6 +211,6 @@ def test_what_the_task_does_not_reach_is_frozen_and_named(family):
 
 def test_a_resumed_run_keeps_the_scale_it_started_with(family):
     model = family.build(None, None)
-    begin_task(family, model, batches(), LocalBackend(), fresh=False)
+    prepare_task_head(family, model, batches(), LocalBackend(), fresh=False)
     assert torch.equal(model.center, torch.zeros(3))
     assert torch.equal(model.scale, torch.ones(3))

@@ -7,7 +7,7 @@ from pydantic import Field
 
 from ehr_ray.families.set_vae.config import PositiveInt, SetConfig
 
-Part = Literal["sets", "quarters", "history", "statistics"]
+SplitPredictions = Literal["sets", "quarters", "history", "statistics"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ class SeqSetVAEConfig(SetConfig):
 
     The representation is of all sets; the others are encoded without a gradient.
     """
-    embed: tuple[Part, ...] = ("sets", "quarters", "history")
+    embed: tuple[SplitPredictions, ...] = ("sets", "quarters", "history")
     """What an embedding joins: the posterior means pooled over sets (`pool`), their means in each
     quarter of the time from the origin to the last set, the prior's last state, and plain
     statistics of each variable's measured values, which no model made."""

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from ehr_ray.evaluation.plotting import BLUE, GREY, INK, ORANGE
-from ehr_ray.evaluation.suite import Part, SuiteInput, SuiteResult
+from ehr_ray.evaluation.suite import SplitPredictions, SuiteInput, SuiteResult
 from ehr_ray.evaluation.table import Table
 
 Array = NDArray[np.float64]
@@ -172,7 +172,7 @@ def distributions(judged: pd.DataFrame) -> Figure:
     return figure
 
 
-def _frame(part: Part) -> pd.DataFrame:
+def _frame(part: SplitPredictions) -> pd.DataFrame:
     frame = part.tables["anomalies"].to_pandas()
     samples = part.samples.select(["subject_id", "prediction_time"]).to_pandas()
     return frame.join(samples, on="sample")

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from ehr_ray.evaluation.metrics.binary import binary_metrics
 from ehr_ray.evaluation.metrics.collapse import latent_diagnostics
-from ehr_ray.evaluation.suite import Part, SuiteInput
+from ehr_ray.evaluation.suite import SplitPredictions, SuiteInput
 from ehr_ray.evaluation.table import Table
 from ehr_ray.evaluation.tasks.baselines import fit_linear
 from ehr_ray.families.vitals_vae.evaluation import curves
@@ -23,7 +23,7 @@ Criterion = tuple[str, str, str, bool]
 """What is judged, what is wanted, what was found, and whether it passes."""
 
 
-def grids_of(given: SuiteInput, part: Part) -> Grids:
+def grids_of(given: SuiteInput, part: SplitPredictions) -> Grids:
     """Return the grids of a split."""
     return Grids.of(part, len(given.model.vitals))
 

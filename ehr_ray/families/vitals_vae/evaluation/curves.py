@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 from threadpoolctl import threadpool_limits
 
-from ehr_ray.evaluation.suite import Part
+from ehr_ray.evaluation.suite import SplitPredictions
 from ehr_ray.events.grid import imputed
 from ehr_ray.families.vitals_vae.evaluation import fpca
 from ehr_ray.families.vitals_vae.evaluation.fpca import Functional
@@ -52,7 +52,7 @@ class Grids:
     """Reconstruction from the cells not hidden."""
 
     @classmethod
-    def of(cls, part: Part, num_vitals: int) -> "Grids":
+    def of(cls, part: SplitPredictions, num_vitals: int) -> "Grids":
         """Read the `grids` table of a split."""
         table = part.tables["grids"]
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from ehr_ray.evaluation.suite import Part, SuiteInput
+from ehr_ray.evaluation.suite import SplitPredictions, SuiteInput
 from ehr_ray.events.grid import scales
 from ehr_ray.families.vitals_vae.evaluation.curves import Grids, References
 
@@ -28,7 +28,9 @@ FPCA_COMPONENTS: Final = "fpca_components.h5"
 PHENOTYPES: Final = "phenotypes.parquet"
 
 
-def write_latents(target: Path, splits: Mapping[str, Part], given: SuiteInput) -> tuple[str, ...]:
+def write_latents(
+    target: Path, splits: Mapping[str, SplitPredictions], given: SuiteInput
+) -> tuple[str, ...]:
     """Write the files there is content for, each by rename; return their names, latents first."""
     target.mkdir(parents=True, exist_ok=True)
     written = [LATENTS]
@@ -44,7 +46,7 @@ def write_latents(target: Path, splits: Mapping[str, Part], given: SuiteInput) -
     return (*written, METADATA)
 
 
-def latents(splits: Mapping[str, Part]) -> dict[str, NDArray[Any]]:
+def latents(splits: Mapping[str, SplitPredictions]) -> dict[str, NDArray[Any]]:
     """Return `mu`, `logvar` [N, Z], `recon_error`, `n_obs`, `kl`, `patient_index`, `split` [N].
 
     Of every patient of every split. Codes have `codes` [N, G] in place of `logvar` and `kl`.
@@ -107,7 +109,7 @@ def metadata(given: SuiteInput, shapes: Mapping[str, list[int]]) -> dict[str, An
 
 
 def write_fpca(
-    target: Path, splits: Mapping[str, Part], references: References, given: SuiteInput
+    target: Path, splits: Mapping[str, SplitPredictions], references: References, given: SuiteInput
 ) -> tuple[str, ...]:
     """Write the FPCA scores of every patient with a grid, and the components; return the names."""
     target.mkdir(parents=True, exist_ok=True)
@@ -117,7 +119,9 @@ def write_fpca(
     return FPCA_SCORES, FPCA_COMPONENTS
 
 
-def fpca_scores(split: str, part: Part, references: References, given: SuiteInput) -> pa.Table:
+def fpca_scores(
+    split: str, part: SplitPredictions, references: References, given: SuiteInput
+) -> pa.Table:
     """Return `subject_id`, `split`, `{vital}_fpc1`, ... of imputed curves, and `{vital}_obs_pct`.
 
     The last is the percentage of the vital sign's hours that were observed.

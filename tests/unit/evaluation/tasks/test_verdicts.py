@@ -1,7 +1,7 @@
 import pytest
 
 from ehr_ray.evaluation.table import Interval
-from ehr_ray.evaluation.tasks.verdicts import gain, judgement, outcome, place, verdicts
+from ehr_ray.evaluation.tasks.verdicts import gain, judgement, metric_prefix, outcome, verdicts
 
 
 def test_verdicts_name_the_strongest_baseline_first_and_admit_a_tie():
@@ -68,5 +68,5 @@ def test_a_verdict_needs_the_whole_interval_on_one_side(difference, more, word):
 
 
 def test_the_model_has_no_prefix_and_a_baseline_its_own():
-    assert place("model", "held_out") == "held_out"
-    assert place("gbm", "tuning") == "baseline/gbm/tuning"
+    assert metric_prefix("model", "held_out") == "held_out"
+    assert metric_prefix("gbm", "tuning") == "baseline/gbm/tuning"

@@ -3,7 +3,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from ehr_ray.evaluation.suite import Part, SuiteInput
+from ehr_ray.evaluation.suite import SplitPredictions, SuiteInput
 from ehr_ray.events.outcomes import Outcome
 from ehr_ray.families.hcat.config import HCATConfig
 from ehr_ray.families.hcat.evaluation import followed_of, imputation_quality, suite
@@ -43,7 +43,7 @@ def test_the_suite_scores_outcomes_of_the_judged_with_their_censoring(
     samples = pa.table({"subject_id": ids, "acidosis_logit": np.array(soon)})
     given = SuiteInput(
         split="tuning",
-        judged=Part(samples, {}),
+        judged=SplitPredictions(samples, {}),
         fit={},
         model=config,
         vocabulary=synthetic_vocabulary,

@@ -1,6 +1,6 @@
 import torch
 
-from ehr_ray.families.jepa.dense_rows import Sheet, carried, columns, places
+from ehr_ray.families.jepa.dense_rows import DenseRows, carried, columns, places
 
 
 def sheet(level, observed, minute):
@@ -8,7 +8,7 @@ def sheet(level, observed, minute):
     level = torch.tensor(level)[None, :, None]
     value = torch.stack([level, 10 * level], -1)
     mask = torch.ones(1, len(minute), dtype=torch.bool)
-    return Sheet(
+    return DenseRows(
         value,
         torch.tensor(observed)[None, :, None],
         torch.tensor(minute)[None],
@@ -42,7 +42,7 @@ def test_a_row_that_is_not_taken_is_not_seen_through_later_ones():
 
 
 def test_static_values_hold_for_every_row():
-    static = Sheet(
+    static = DenseRows(
         *[*list(vars(SHEET).values())[:4], torch.tensor([[7.0]]), torch.tensor([[True]])]
     )
     found = columns(static, None, 60.0)[0]

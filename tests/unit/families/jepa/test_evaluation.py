@@ -2,7 +2,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from ehr_ray.evaluation.suite import Part, SuiteInput
+from ehr_ray.evaluation.suite import SplitPredictions, SuiteInput
 from ehr_ray.families.jepa.evaluation import HEADING, suite, value_errors
 
 
@@ -31,7 +31,7 @@ def part(learned, patients=100, width=8, shared=0.0, **columns):
         "last": value + 1,
     }
     samples = pa.table({"subject_id": sample, **columns})
-    return Part(samples, {"targets": pa.table(targets), "cells": pa.table(cells)})
+    return SplitPredictions(samples, {"targets": pa.table(targets), "cells": pa.table(cells)})
 
 
 @pytest.fixture
@@ -79,5 +79,5 @@ def test_hidden_values_stand_beside_guesses_that_need_no_model(run):
 
 def test_a_model_trained_for_a_task_and_one_without_targets_are_left_alone(run):
     assert run(part(learned=0.5, logit=np.zeros(100))).lines == ()
-    assert run(Part(pa.table({"subject_id": [1]}), {})).lines == ()
+    assert run(SplitPredictions(pa.table({"subject_id": [1]}), {})).lines == ()
     assert "nothing is predicted" in run(part(learned=0.5, patients=0)).lines[0]

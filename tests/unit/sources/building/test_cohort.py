@@ -230,7 +230,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 def test_memory_stays_flat_when_the_cohort_grows_tenfold(tmp_path):
     def peak(patients):
         command = [sys.executable, "-c", PEAK, str(patients), str(tmp_path / str(patients))]
-        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[4])}
         return float(
             subprocess.run(command, env=environment, check=True, capture_output=True).stdout
         )
@@ -280,7 +280,7 @@ def test_a_killed_ingest_run_again_gives_the_same_bytes(tmp_path, write_stays, s
     (raw / "Outcomes-a.txt").write_text(head + "1,6,1,5,-1,0\n2,6,1,1,-1,1\n")
     output = tmp_path / "killed" / "cohort"
     command = [sys.executable, "-c", KILLED, str(raw), str(output), str(step)]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[4])}
     assert subprocess.run(command, env=environment, check=False).returncode == -9
     assert output.exists() == (step == 101)
     (staging,) = (p for p in output.parent.iterdir() if p != output)

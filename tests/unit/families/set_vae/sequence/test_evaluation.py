@@ -6,7 +6,7 @@ import pytest
 from matplotlib.figure import Figure
 from sklearn.metrics import roc_auc_score
 
-from ehr_ray.evaluation.suite import Part, SuiteInput
+from ehr_ray.evaluation.suite import SplitPredictions, SuiteInput
 from ehr_ray.families.set_vae.sequence.evaluation import (
     SCORES,
     detection,
@@ -43,7 +43,7 @@ def part(seed, shift=0.0, wrong=(3.0, 0.8, 0.0)):
     )
     shuffled = frame.sample(frac=1.0, random_state=seed)
     table = pa.Table.from_pandas(shuffled.reset_index(drop=True), preserve_index=False)
-    return Part(samples, {"anomalies": table})
+    return SplitPredictions(samples, {"anomalies": table})
 
 
 def given(tmp_path, judged, **fit):
@@ -193,7 +193,7 @@ def test_the_stays_with_most_alarms_are_drawn_with_their_alarms_marked():
 
 
 def test_a_family_without_scores_has_no_part_in_it(tmp_path):
-    nothing = Part(part(1).samples, {})
+    nothing = SplitPredictions(part(1).samples, {})
     found = suite(given(tmp_path, nothing, tuning=part(2)))
     assert not found.metrics
     assert not found.figures

@@ -2,7 +2,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from ehr_ray.evaluation.suite import Part
+from ehr_ray.evaluation.suite import SplitPredictions
 from ehr_ray.families.vitals_vae.evaluation.curves import (
     MODEL,
     TITLES,
@@ -112,7 +112,7 @@ def test_grids_are_read_from_a_table():
         for name in ("value", "observed", "hidden", "estimate", "imputed")
     }
     table = pa.table({"sample": pa.array([4, 5, 9]), **columns})
-    found = Grids.of(Part(pa.table({}), {"grids": table}), 2)
+    found = Grids.of(SplitPredictions(pa.table({}), {"grids": table}), 2)
     assert found.sample.tolist() == [4, 5, 9]
     np.testing.assert_array_equal(found.observed, one.observed)
     np.testing.assert_array_equal(found.estimate, one.estimate)

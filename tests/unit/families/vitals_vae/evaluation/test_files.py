@@ -1,7 +1,7 @@
 import pyarrow as pa
 import pytest
 
-from ehr_ray.evaluation.suite import Part
+from ehr_ray.evaluation.suite import SplitPredictions
 from ehr_ray.families.vitals_vae.evaluation.files import _write_h5, latents
 
 
@@ -16,7 +16,12 @@ def samples(ids):
 
 
 def test_splits_are_told_apart_and_a_split_is_not_repeated():
-    found = latents({"train": Part(samples([4, 5]), {}), "held_out": Part(samples([9]), {})})
+    found = latents(
+        {
+            "train": SplitPredictions(samples([4, 5]), {}),
+            "held_out": SplitPredictions(samples([9]), {}),
+        }
+    )
     assert found["split"].tolist() == [b"train", b"train", b"held_out"]
     assert found["patient_index"].tolist() == [b"4", b"5", b"9"]
     assert found["n_obs"].tolist() == [3, 3, 3]

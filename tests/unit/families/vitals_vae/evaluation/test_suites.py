@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from ehr_ray.evaluation.suite import Part, SuiteInput
+from ehr_ray.evaluation.suite import SplitPredictions, SuiteInput
 from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.families.vitals_vae import FAMILY
 from ehr_ray.families.vitals_vae.config import VitalsVAEConfig
@@ -42,7 +42,9 @@ def part(model, first, number, labelled=True, apart=0.0):
         name: _flat(columns, torch.arange(number)) for name, columns in found.items() if columns
     }
     label = level[:, 0, 1].numpy() > 0 if labelled else None
-    return Part(pa.table({"subject_id": pa.array(ids.numpy()), **samples}), tables, label)
+    return SplitPredictions(
+        pa.table({"subject_id": pa.array(ids.numpy()), **samples}), tables, label
+    )
 
 
 def make(tmp_path, arch="conv", labelled=True, train=120, apart=0.0):
