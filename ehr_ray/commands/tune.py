@@ -102,7 +102,7 @@ def tune(
     probe = _probe_task(experiment) if select == PROBE else None
     if experiment.tracking.experiment is not None:
         tracking_uri(experiment)
-    root = sync.fetch(experiment.trial_dir, missing_ok=True).absolute()
+    root = sync.fetch(experiment.location, missing_ok=True).absolute()
     _check_folder(root, experiment)
     proposals = Proposals(space, experiment.tune, experiment.seed)
     known = known_trials(root)

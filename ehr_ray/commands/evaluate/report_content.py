@@ -196,7 +196,7 @@ def summary(
             f"{subject.task} on {split} of {subject.cohort}: "
             f"{len(scores.labels[split]):,} rows, {scores.labels[split].mean():.1%} positive"
         )
-        names = [name for name in TITLES if f"{place(name, split)}/auroc" in metrics]
+        names = [name for name in TITLES if f"{metric_prefix(name, split)}/auroc" in metrics]
         lines.append(f"{'':46}{'AUROC':22}{'AUPRC':22}{'min(Se,P+)':22}")
         for name in names:
             at, title = metric_prefix(name, split), title_of(name, metrics, split)

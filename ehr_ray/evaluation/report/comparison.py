@@ -27,7 +27,7 @@ _GAINS: Final = {
 def comparison(context: ReportContext) -> str:
     """The table of the model and its baselines under its heading; nothing without metrics."""
     metrics, split = context.metrics, context.split
-    names = [n for n in TITLES if any(f"{place(n, split)}/{m}" in metrics for m in SHOWN)]
+    names = [n for n in TITLES if any(f"{metric_prefix(n, split)}/{m}" in metrics for m in SHOWN)]
     if not names:
         return ""
     head = "".join(

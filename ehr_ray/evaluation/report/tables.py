@@ -60,7 +60,7 @@ _KEY: Final = re.compile(
 
 def results_table(metrics: Mapping[str, float], split: str) -> Table | None:
     """Return the model and its baselines with a verdict each; None where nothing was compared."""
-    names = [n for n in TITLES if f"{place(n, split)}/n" in metrics]
+    names = [n for n in TITLES if f"{metric_prefix(n, split)}/n" in metrics]
     if not names:
         return None
     rows = []
@@ -83,7 +83,7 @@ def results_table(metrics: Mapping[str, float], split: str) -> Table | None:
 
 def verdict_of(metrics: Mapping[str, float], name: str, split: str, metric: str) -> str:
     """Return `loses -0.020 [-0.042, -0.002]` of a row of the comparison; '' without a pair."""
-    _, difference, word = _paired(metrics, name, f"{place(name, split)}/{metric}", metric)
+    _, difference, word = _paired(metrics, name, f"{metric_prefix(name, split)}/{metric}", metric)
     return f"{word} {signed(difference)}" if word else ""
 
 
@@ -91,7 +91,7 @@ def where_the_trees_win(metrics: Mapping[str, float], split: str) -> str:
     """Return one sentence on every paired metric; '' where there are no trees."""
     found: dict[str, list[str]] = {"loses": [], "beats": [], "ties": []}
     for metric, (title, _) in SHOWN.items():
-        key = f"{place(TREES, split)}/{metric}"
+        key = f"{metric_prefix(TREES, split)}/{metric}"
         _, difference, word = _paired(metrics, TREES, key, metric)
         if word:
             found[word].append(f"{title} ({signed(difference)})")

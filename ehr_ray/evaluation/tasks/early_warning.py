@@ -113,16 +113,18 @@ def early_warning_result(
             if name != MODEL:
                 pair = (scored[MODEL], probability)
                 found |= differences(part.label, *pair, metrics=RANKING, **draws)
-            at = f"{place(name, split)}/hours/{one.hour:g}"
+            at = f"{metric_prefix(name, split)}/hours/{one.hour:g}"
             metrics |= {f"{at}/{key}": value for key, value in found.items()}
     if not hours:
         return SuiteResult()
     names = [
-        n for n in (MODEL, TREES, LOGISTIC) if f"{place(n, split)}/hours/{hours[0]:g}/n" in metrics
+        n
+        for n in (MODEL, TREES, LOGISTIC)
+        if f"{metric_prefix(n, split)}/hours/{hours[0]:g}/n" in metrics
     ]
     curves = {
         metric: {
-            n: [interval(metrics, f"{place(n, split)}/hours/{h:g}/{metric}") for h in hours]
+            n: [interval(metrics, f"{metric_prefix(n, split)}/hours/{h:g}/{metric}") for h in hours]
             for n in names
         }
         for metric in RANKING
@@ -179,9 +181,9 @@ def _table(metrics: Mapping[str, float], split: str, hours: list[float], names: 
         at = f"hours/{hour:g}"
         line: list[Cell] = [f"{hour:g}\N{NO-BREAK SPACE}h", f"{metrics[f'{split}/{at}/n']:,.0f}"]
         for metric in RANKING:
-            line += [interval(metrics, f"{place(n, split)}/{at}/{metric}") for n in names]
+            line += [interval(metrics, f"{metric_prefix(n, split)}/{at}/{metric}") for n in names]
             if TREES in names:
-                gap = interval(metrics, f"{place(TREES, split)}/{at}/{metric}_difference")
+                gap = interval(metrics, f"{metric_prefix(TREES, split)}/{at}/{metric}_difference")
                 line.append(outcome(gap))
         rows.append(tuple(line))
     return Table(
@@ -200,7 +202,9 @@ def _lines(
     told = []
     for hour in hours:
         values = [
-            metrics[f"{place(n, split)}/hours/{hour:g}/auroc"] for n in names if n != LOGISTIC
+            metrics[f"{metric_prefix(n, split)}/hours/{hour:g}/auroc"]
+            for n in names
+            if n != LOGISTIC
         ]
         told.append(f"{hour:g} h {' / '.join(f'{v:.3f}' for v in values)}")
     beside = " / trees" if TREES in names else ""

@@ -70,7 +70,7 @@ def subgroup_result(
             given = {m: probabilities[m][rows] for m in SHOWN if m in probabilities}
             measured = _measure(label[rows], given, seed, num_bootstrap)
             for model, values in measured.items():
-                prefix = f"{place(model, split)}/{at}"
+                prefix = f"{metric_prefix(model, split)}/{at}"
                 metrics |= {f"{prefix}/{key}": value for key, value in values.items()}
     if not groups:
         return SuiteResult()
@@ -194,7 +194,7 @@ def _estimates(
     """The rows of the forest plot: everybody first, then the groups that have an AUROC."""
     result = []
     for title, at in [("everybody", ""), *((t, f"/{a}") for t, a in rows)]:
-        found = {m: interval(metrics, f"{place(m, split)}{at}/auroc") for m in SHOWN}
+        found = {m: interval(metrics, f"{metric_prefix(m, split)}{at}/auroc") for m in SHOWN}
         shown = {m: i for m, i in found.items() if not np.isnan(i.value)}
         if shown:
             result.append(Estimate(title, shown))
