@@ -92,27 +92,29 @@ def _subject(
 ) -> Subject:
     loaded = checkpoint.load(run)
     home = sync.fetch(loaded.experiment.data.cohort, missing_ok=True)
-    metric_prefix = home if cohort is None else sync.fetch(cohort)
-    if not metric_prefix.is_dir():
+    judged_cohort = home if cohort is None else sync.fetch(cohort)
+    if not judged_cohort.is_dir():
         flag = "data.cohort" if cohort is None else "--cohort"
-        raise InputError(f"{flag}={place}: no such folder; give the cohort as --cohort PATH")
-    own = metric_prefix.resolve() == home.resolve()
-    split_shards(metric_prefix, split)
+        raise InputError(
+            f"{flag}={judged_cohort}: no such folder; give the cohort as --cohort PATH"
+        )
+    own = judged_cohort.resolve() == home.resolve()
+    split_shards(judged_cohort, split)
     if not own:
-        require_known_codes(metric_prefix, loaded.vocabulary)
+        require_known_codes(judged_cohort, loaded.vocabulary)
     trained_for = loaded.experiment.task.name if loaded.experiment.task else None
     wanted = task or loaded.experiment.evaluation.task or trained_for
     if wanted is None and not own and home.is_dir():
         wanted = choose_task(home, None)
-    task = None if wanted == NO_TASK else choose_task(metric_prefix, wanted)
+    task = None if wanted == NO_TASK else choose_task(judged_cohort, wanted)
     if task is not None and not own:
         if not home.is_dir():
             raise InputError(
                 f"{home}: the run's own cohort is gone, and the probe is fitted on it; restore it"
             )
         choose_task(home, task)
-    target = output or (run if own else run / "evaluations" / metric_prefix.resolve().name)
-    return Subject(run, loaded, metric_prefix, own, split, task, local(target))
+    target = output or (run if own else run / "evaluations" / judged_cohort.resolve().name)
+    return Subject(run, loaded, judged_cohort, own, split, task, local(target))
 
 
 def _score(subject: Subject, say: Say) -> tuple[TaskScores | None, SuiteResult, EvaluationInputs]:
@@ -214,9 +216,9 @@ def _write_predictions(
     for split, probabilities in scores.probabilities.items():
         samples = written[split].samples
         for name, probability in probabilities.items():
-            metric_prefix = folder if name == MODEL else folder / "baselines" / name
+            judged_cohort = folder if name == MODEL else folder / "baselines" / name
             write_predictions(
-                metric_prefix / f"{split}.parquet",
+                judged_cohort / f"{split}.parquet",
                 samples["subject_id"].to_numpy(),
                 samples["prediction_time"].to_numpy(),
                 scores.labels[split],
