@@ -216,7 +216,7 @@ def _write_predictions(
     for split, probabilities in scores.probabilities.items():
         samples = written[split].samples
         for name, probability in probabilities.items():
-            judged_cohort = folder if name == MODEL else folder / "baselines" / name
+            destination = folder if name == MODEL else folder / "baselines" / name
             write_predictions(
                 judged_cohort / f"{split}.parquet",
                 samples["subject_id"].to_numpy(),
