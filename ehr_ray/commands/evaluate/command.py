@@ -218,7 +218,7 @@ def _write_predictions(
         for name, probability in probabilities.items():
             destination = folder if name == MODEL else folder / "baselines" / name
             write_predictions(
-                judged_cohort / f"{split}.parquet",
+                destination / f"{split}.parquet",
                 samples["subject_id"].to_numpy(),
                 samples["prediction_time"].to_numpy(),
                 scores.labels[split],
