@@ -11,7 +11,7 @@ from ehr_ray.storage.paths import (
     local,
     named,
     parts_of,
-    place,
+    location,
     spoken,
     staging,
     uri_of,
@@ -46,8 +46,8 @@ def test_paths_are_left_as_they_are(tmp_path):
     assert named("runs/a") == "runs/a"
     assert absolute("runs/a") == str(Path.cwd() / "runs/a")
     assert below("runs", "a") == "runs/a"
-    assert place("runs/a") == Path("runs/a")
-    assert place("s3://b/a") == "s3://b/a"
+    assert location("runs/a") == Path("runs/a")
+    assert location("s3://b/a") == "s3://b/a"
     assert not is_uri("runs/a")
 
 
