@@ -15,13 +15,14 @@ import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 
 from ehr_ray.config.cluster import ClusterConfig
+from ehr_ray.config.locations import Location, Marks, located, marks_of, same_place
 from ehr_ray.config.messages import message, not_finite, not_names, outside, unknown
 from ehr_ray.config.published_keys import translated
 from ehr_ray.config.schedules import Schedule
 from ehr_ray.config.search import DEFAULT, TuneConfig, parse_domain, paths
 from ehr_ray.config.sections import DataConfig, EvaluationConfig, TrackingConfig, TrainConfig
 from ehr_ray.config.task import TaskConfig
-from ehr_ray.config.yaml_files import Raw, override, parse_override, read_yaml
+from ehr_ray.config.yaml_files import Raw, differences, override, parse_override, read_yaml
 from ehr_ray.errors import ConfigError
 from ehr_ray.registry import get_family
 from ehr_ray.storage.paths import below, local
@@ -39,11 +40,11 @@ class Experiment:
     """Model family, a key of `registry.FAMILIES`."""
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     """Name of the run: it lands in `<output>/<name>/`."""
-    output: str = "runs"
+    output: Location = "runs"
     """Folder of runs, or its URI, such as s3://bucket/runs."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of initialisation, order and noise."""
-    init_from: str | None = None
+    init_from: Location | None = None
     """A run or checkpoint folder, or its URI, whose matching weights start this model."""
     freeze: tuple[str, ...] = ()
     """Regular expressions of parameter names that are not trained."""
@@ -93,12 +94,29 @@ class Experiment:
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
-    """Read a YAML file, apply `a.b=value` overrides and check the result."""
-    return parse(override(read_yaml(path), dict(parse_override(text) for text in overrides)))
+    """Read a YAML file, apply `a.b=value` overrides and check the result; paths are absolute.
+
+    A relative one means the working folder, whichever folder the YAML lies in.
+    """
+    raw = override(read_yaml(path), dict(parse_override(text) for text in overrides))
+    return with_absolute_paths(parse(raw))
+
+
+def with_absolute_paths(experiment: Experiment) -> Experiment:
+    """Return the experiment with the working folder before every relative path; URIs stay."""
+    return parse(located(dump(experiment), _marks(experiment)))
+
+
+def _marks(experiment: Experiment) -> Marks:
+    family = get_family(experiment.family)
+    return {**dict(marks_of(Experiment)), **dict(marks_of(family.config, "model."))}
 
 
 def parse(raw: Mapping[str, Any]) -> Experiment:
-    """Turn plain data into a typed experiment, or raise ConfigError naming every bad path."""
+    """Turn plain data into a typed experiment, or raise ConfigError naming every bad path.
+
+    The working folder is not looked at: relative paths stay so.
+    """
     if bad := list(not_names(raw)):
         raise ConfigError("; ".join(bad))
     raw = translated(raw)
@@ -141,6 +159,16 @@ def dump(experiment: Experiment) -> Raw:
 def to_yaml(experiment: Experiment) -> str:
     """Return `dump` as YAML text."""
     return yaml.safe_dump(dump(experiment), sort_keys=False, allow_unicode=True)
+
+
+def changes_since(path: Path, experiment: Experiment) -> list[str]:
+    """Return the differences between a dump in a file and an experiment.
+
+    Paths are the same where they lead to the same place from the working folder.
+    """
+    marks = _marks(experiment)
+    old, new = (located(raw, marks, same_place) for raw in (read_yaml(path), dump(experiment)))
+    return list(differences(old, new))
 
 
 def _plain(value: Any) -> Any:

@@ -56,7 +56,7 @@ def path(text: str) -> Path:
     """Return a path of the command line; a URI is refused."""
     if is_uri(text):
         raise argparse.ArgumentTypeError(f"{text}: a URI; this verb takes paths only")
-    return Path(text)
+    return Path(text).absolute()
 
 
 def new_screen() -> Any:
@@ -66,11 +66,11 @@ def new_screen() -> Any:
     return Screen()
 
 
-def relative(path: Path) -> str | Path:
+def relative(path: str | Path) -> str | Path:
     """Return a path as a user would type it here: its URI, or relative to this folder."""
     if (uri := uri_of(path)) is not None:
         return uri
     try:
-        return path.relative_to(Path.cwd())
+        return Path(path).relative_to(Path.cwd())
     except ValueError:
         return path

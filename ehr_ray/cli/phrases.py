@@ -47,7 +47,7 @@ def export_pt_arguments(verbs: Any) -> None:
             verbose=args.verbose,
             say=screen.passing,
         )
-        screen.say(f"{args.output}: {count:,} patients, one .pt each")
+        screen.say(f"{relative(args.output)}: {count:,} patients, one .pt each")
 
     parser = config_verb(
         verbs,

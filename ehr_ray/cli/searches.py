@@ -101,10 +101,12 @@ def benchmark_arguments(verbs: Any) -> None:
         "ehr-ray benchmark --output benchmark.json\n"
         "  ehr-ray benchmark --config configs/benchmark/set_vae.yaml data.cohort=cohorts/p12",
     )
-    parser.add_argument("--output", type=path, default=Path("benchmark.json"), help="JSON file")
+    parser.add_argument("--output", type=path, default="benchmark.json", help="JSON file")
     parser.add_argument("--cohort", type=path, help="cohort to measure on; default is synthetic")
     parser.add_argument(
         "--only", help="parts to run: a,b,c; faults, scaling and search only by name"
     )
-    parser.add_argument("--config", help="experiment whose training speed is measured (part model)")
+    parser.add_argument(
+        "--config", type=Path, help="experiment whose training speed is measured (part model)"
+    )
     parser.add_argument("overrides", nargs="*", metavar="path=value", help="changes to the config")

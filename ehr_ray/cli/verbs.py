@@ -1,7 +1,6 @@
 """Arguments of the verbs that run one job: quickstart, expand, prepare, train, evaluate, embed."""
 
 import shlex
-from pathlib import Path
 from typing import Any
 
 from ehr_ray.cli.parser import Arguments, add_verb, config_verb, new_screen, path, relative
@@ -23,7 +22,7 @@ def quickstart_arguments(verbs: Any) -> None:
         "ingest, LVCF, train, evaluate and report on synthetic patients, in minutes",
         "ehr-ray quickstart --output quickstart",
     )
-    parser.add_argument("--output", type=path, default=Path("quickstart"), help="new folder")
+    parser.add_argument("--output", type=path, default="quickstart", help="new folder")
 
 
 def expand_arguments(verbs: Any) -> None:
@@ -45,7 +44,7 @@ def expand_arguments(verbs: Any) -> None:
             say=screen.passing,
         )
         screen.say(
-            f"{args.output}: {result.tokens:,} tokens of {result.patients:,} patients "
+            f"{relative(args.output)}: {result.tokens:,} tokens of {result.patients:,} patients "
             f"in {result.shards} shards, {result.seconds:.1f} s"
         )
 
@@ -200,7 +199,7 @@ def embed_arguments(verbs: Any) -> None:
             verbose=args.verbose,
             say=screen.passing,
         )
-        screen.say(f"{args.output}: embeddings of {rows:,} patients")
+        screen.say(f"{relative(args.output)}: embeddings of {rows:,} patients")
 
     parser = add_verb(
         verbs,

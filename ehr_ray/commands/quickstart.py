@@ -1,6 +1,7 @@
 """The whole road on synthetic patients: ingest, LVCF on Ray Data, Ray Train, evaluation, report."""
 
 import os
+import shlex
 import time
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from ehr_ray.errors import InputError
 from ehr_ray.experiment import Experiment, parse
 from ehr_ray.runtime.progress import Screen
 from ehr_ray.runtime.session import session
+from ehr_ray.runtime.tracking import STORE, sqlite_uri
 
 
 def quickstart(output: Path, *, verbose: bool = False) -> Path:
@@ -37,7 +39,8 @@ def quickstart(output: Path, *, verbose: bool = False) -> Path:
             screen.say(f"    {line}")
     report = trained.run / "report.html"
     screen.say(f"done in {time.perf_counter() - started:.0f} s; open {os.path.relpath(report)}")
-    screen.say(f"MLflow: mlflow ui --backend-store-uri sqlite:///{output / 'runs' / 'mlflow.db'}")
+    store = sqlite_uri(Path(os.path.relpath(output / "runs" / STORE)))
+    screen.say(f"MLflow: mlflow ui --backend-store-uri {shlex.quote(store)}")
     return report
 
 

@@ -7,7 +7,7 @@ thrown away, so nothing is unpickled and a search that was killed goes on from i
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,12 +15,11 @@ import ray
 import ray.tune
 
 from ehr_ray.config.search import Domain, space_of
-from ehr_ray.config.yaml_files import differences, read_yaml
 from ehr_ray.errors import ConfigError, InputError
 from ehr_ray.evaluation.report.sweep_page import write_sweep
 from ehr_ray.events.labels import choose_task
 from ehr_ray.events.patients import splits_of
-from ehr_ray.experiment import Experiment, dump, to_yaml
+from ehr_ray.experiment import Experiment, changes_since, dump, to_yaml, with_absolute_paths
 from ehr_ray.runtime.progress import Screen
 from ehr_ray.runtime.session import session
 from ehr_ray.runtime.tracking import (
@@ -48,12 +47,12 @@ from ehr_ray.runtime.tuning.trials_table import Sweep, read_sweep
 from ehr_ray.storage import files as disk
 from ehr_ray.storage import sync
 from ehr_ray.storage.lock import exclusive_lock
-from ehr_ray.storage.paths import absolute, is_uri, named
+from ehr_ray.storage.paths import is_uri, named
 from ehr_ray.train.checkpoint import checkpoint_damage
 from ehr_ray.train.task import family_of
 
 SEARCH: Final = "search.yaml"
-FREE: Final = ("cluster.", "tracking.", "evaluation.bootstrap", "data.cache")
+FREE: Final = ("output", "cluster.", "tracking.", "evaluation.bootstrap", "data.cache")
 GROWING: Final = ("tune.trials", "tune.concurrent", "tune.spare_cpus", "tune.register")
 """Where a search may differ from the one it goes on with."""
 
@@ -79,7 +78,10 @@ def tune(
     and `report.html`.
     """
     screen = screen or Screen()
-    experiment = _absolute(experiment)
+    experiment = with_absolute_paths(experiment)
+    if not sync.fetch(experiment.data.cohort).is_dir():
+        cohort = experiment.data.cohort
+        raise InputError(f"data.cohort={cohort}: no such folder; make it with `ehr-ray ingest`")
     family = family_of(experiment)
     space = space_of(experiment.search, default_space(experiment, family))
     check_space(experiment, space)
@@ -102,7 +104,7 @@ def tune(
     probe = _probe_task(experiment) if select == PROBE else None
     if experiment.tracking.experiment is not None:
         tracking_uri(experiment)
-    root = sync.fetch(experiment.location, missing_ok=True).absolute()
+    root = sync.fetch(experiment.location, missing_ok=True)
     _check_folder(root, experiment)
     proposals = Proposals(space, experiment.tune, experiment.seed)
     known = known_trials(root)
@@ -216,13 +218,6 @@ def _told(experiment: Experiment, space: Mapping[str, Domain]) -> dict[str, Any]
     return how | {f"search.{path}": domain for path, domain in space.items()}
 
 
-def _absolute(experiment: Experiment) -> Experiment:
-    cohort = absolute(experiment.data.cohort)
-    if not sync.fetch(cohort).is_dir():
-        raise InputError(f"data.cohort={cohort}: no such folder; make it with `ehr-ray ingest`")
-    return replace(experiment, data=replace(experiment.data, cohort=cohort))
-
-
 def _probe_task(experiment: Experiment) -> str:
     task = choose_task(experiment.cohort, experiment.evaluation.task)
     if task is None:
@@ -254,7 +249,7 @@ def _check_folder(root: Path, experiment: Experiment) -> None:
     if path.is_file() and any((root / "trials").glob("[0-9]*")):
         changed = [
             change
-            for change in differences(read_yaml(path), dump(experiment))
+            for change in changes_since(path, experiment)
             if not change.startswith((*FREE, *GROWING))
         ]
         if changed:

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from ehr_ray.config.locations import Location, TrackingURI
 from ehr_ray.config.types import NotNegative, PositiveInt, Ratio
 from ehr_ray.events.subgroups import Subgroup, default_subgroups
 
@@ -15,7 +16,7 @@ class DataConfig:
 
     __pydantic_config__ = {"extra": "forbid"}
 
-    cohort: str
+    cohort: Location
     """Folder or URI of the cohort: any MEDS dataset with train, tuning and held_out splits."""
     batch_size: PositiveInt = 32
     """Patients per optimizer step, over all workers and accumulation."""
@@ -23,7 +24,7 @@ class DataConfig:
     """Codes seen less often than this in train are unknown to the model."""
     cache: Literal["disk", "memory"] = "disk"
     """Where model-ready rows live: files beside the runs, kept, or files that go with the run."""
-    cache_dir: str | None = None
+    cache_dir: Location | None = None
     """Folder or URI of the disk cache; default `<output>/.cache`."""
     bucket_batches: PositiveInt = 16
     """Batches whose patients are sorted by length together: larger pads less, mixes less."""
@@ -129,6 +130,6 @@ class TrackingConfig:
 
     experiment: str | None = "ehr_ray"
     """MLflow experiment name; null switches tracking off."""
-    uri: str | None = None
+    uri: TrackingURI | None = None
     """Tracking URI; `MLFLOW_TRACKING_URI` wins; default is sqlite under the output folder, which
     must not be a URI then."""

@@ -29,7 +29,7 @@ from ehr_ray.nn.sentence_encoder import SentenceEncoder, find_model, model_key
 from ehr_ray.registry import get_family
 from ehr_ray.runtime.data.tasks import Say
 from ehr_ray.storage import sync
-from ehr_ray.storage.paths import absolute, local, named
+from ehr_ray.storage.paths import local, named
 
 PART_TEXTS = 1024
 """Texts of one part: what a killed job loses at most, and what is sorted by length together."""
@@ -53,7 +53,7 @@ def with_phrases(
     if config.phrases is None:
         folder = make_phrases(experiment, texts, on_ray=on_ray, say=say)
     else:
-        folder = sync.fetch(absolute(config.phrases))
+        folder = sync.fetch(config.phrases)
         _check_texts(folder, texts)
     width = _width(folder) if config.embedding_dim is None else config.embedding_dim
     return replace(experiment, model=replace(config, phrases=named(folder), embedding_dim=width))

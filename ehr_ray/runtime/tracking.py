@@ -7,16 +7,19 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote
 
 import yaml
 
+from ehr_ray.config.locations import absolute_uri
 from ehr_ray.config.yaml_files import read_yaml
 from ehr_ray.errors import ConfigError, InputError
 from ehr_ray.experiment import Experiment, dump
 from ehr_ray.storage import files
 from ehr_ray.storage.paths import is_uri
 
-RUN_FILE = "mlflow.yaml"
+RUN_FILE, STORE = "mlflow.yaml", "mlflow.db"
+SQLITE = ("sqlite:", "sqlite+")
 log = logging.getLogger(__name__)
 
 
@@ -50,20 +53,22 @@ def open_run(
     uri = parent.uri if parent else tracking_uri(experiment)
     output = experiment.directory.absolute().parent
     output.mkdir(parents=True, exist_ok=True)
-    if is_uri(experiment.output) and uri.startswith("sqlite:"):
-        output = Path(uri.removeprefix("sqlite:///")).absolute().parent
+    if uri.startswith(SQLITE):
+        store = _sqlite_file(uri).absolute().parent
+        store.mkdir(parents=True, exist_ok=True)
+        output = store if is_uri(experiment.output) else output
     client = MlflowClient(uri)
     note = experiment.directory / RUN_FILE
     tracked = find_run(experiment.directory)
     if tracked is not None:
         try:
-            if tracked.uri == uri and client.get_run(tracked.run_id):
+            if _absolute(tracked.uri) == uri and client.get_run(tracked.run_id):
                 client.update_run(tracked.run_id, status="RUNNING")
                 return tracked
         except MlflowException:
             pass  # the store was removed: start anew
     found = client.get_experiment_by_name(experiment.tracking.experiment)
-    place = (output / "mlartifacts").as_uri() if uri.startswith("sqlite:") else None
+    place = (output / "mlartifacts").as_uri() if uri.startswith(SQLITE) else None
     key = (
         found.experiment_id
         if found
@@ -82,14 +87,51 @@ def open_run(
 
 
 def tracking_uri(experiment: Experiment) -> str:
-    """Return where an experiment is tracked; ConfigError where that cannot be beside its output."""
+    """Return where an experiment is tracked; ConfigError where that cannot be beside its output.
+
+    A relative path, in the environment or behind `sqlite:///`, means the working folder.
+    """
     uri = os.environ.get("MLFLOW_TRACKING_URI") or experiment.tracking.uri
     if uri is None and is_uri(experiment.output):
         raise ConfigError(
             f"output={experiment.output}: MLflow's sqlite cannot lie in a store; name a server by "
             "MLFLOW_TRACKING_URI or tracking.uri, or set tracking.experiment=null"
         )
-    return uri or f"sqlite:///{experiment.directory.absolute().parent / 'mlflow.db'}"
+    return _absolute(uri) if uri else sqlite_uri(experiment.directory.absolute().parent / STORE)
+
+
+def sqlite_uri(path: Path) -> str:
+    """Return the URI of an sqlite file, whatever its folder is called."""
+    from sqlalchemy.engine import URL, make_url
+
+    plain = f"sqlite:///{path}"
+    if make_url(plain).database == str(path):
+        return plain
+    # Of `?` and `%` SQLAlchemy keeps what sqlite itself decodes. The driver is named since MLflow
+    # makes a folder of whatever follows `sqlite:///`.
+    file = URL.create("sqlite+pysqlite", database=f"file:{quote(str(path))}", query={"uri": "true"})
+    return file.render_as_string()
+
+
+def _sqlite_file(uri: str) -> Path:
+    """Return the file of an sqlite URI, relative as it is there."""
+    from sqlalchemy.engine import make_url
+
+    name = make_url(uri).database or ""
+    return Path(unquote(name.removeprefix("file:")) if name.startswith("file:") else name)
+
+
+def _absolute(uri: str) -> str:
+    """Return a tracking URI that holds in another working folder."""
+    if not uri.startswith(SQLITE):
+        return absolute_uri(uri)
+    from sqlalchemy.engine import make_url
+
+    url = make_url(uri)
+    if not url.database or url.database.startswith(("/", ":", "file:")):
+        return uri
+    path = Path(url.database).absolute()
+    return url.set(database=str(path)).render_as_string() if url.query else sqlite_uri(path)
 
 
 def find_run(directory: Path) -> Tracked | None:

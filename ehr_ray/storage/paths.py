@@ -96,17 +96,19 @@ def below(place: str | Path, *names: str) -> str:
 
 
 def spoken(text: str) -> str:
-    """Return a message with the paths of copies replaced by their URIs."""
-    root = str(staging())
-    if root not in text:
-        return text
-    found = re.compile(re.escape(root) + r"/[^\s;'\")]*[^\s;'\"):,.]")
-    return found.sub(lambda match: named(match.group()), text)
+    """Return a message with places named as a user would type them here.
+
+    Paths of copies are replaced by their URIs, and those in the working folder by relative ones.
+    """
+    root, here = (re.escape(str(folder)) for folder in (staging(), Path.cwd()))
+    copies = re.compile(root + r"/[^\s;'\")]*[^\s;'\"):,.]")
+    text = copies.sub(lambda match: named(match.group()), text)
+    return re.sub(rf"(?<![\w./~-]){here}/(?=[^\s/])", "", text)
 
 
 def location(text: str) -> str | Path:
-    """Return what a word of the command line names: a URI as it is, anything else as a path."""
-    return text if is_uri(text) else Path(text)
+    """Return what a word of the command line names: a URI as it is, else an absolute path."""
+    return text if is_uri(text) else Path(text).absolute()
 
 
 def _masked(uri: str) -> str:

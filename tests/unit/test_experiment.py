@@ -226,7 +226,7 @@ def test_load_reads_a_file_and_applies_overrides_in_order(tmp_path):
     (tmp_path / "x.yaml").write_text(yaml.safe_dump(RAW))
     experiment = load(tmp_path / "x.yaml", ["seed=3", "seed=4", "train.lr=0.5", "output=there"])
     assert (experiment.seed, experiment.train.lr) == (4, 0.5)
-    assert str(experiment.directory) == "there/run"
+    assert experiment.directory == Path("there/run").absolute()
 
 
 @pytest.mark.parametrize("content", [None, "a: [1", "- 1", "", b"\xff\xfe\x00\xd8"])

@@ -32,7 +32,7 @@ from ehr_ray.evaluation.tasks.fold_scores import (
 from ehr_ray.events.folds import folds_of, read_events
 from ehr_ray.events.modalities import MODALITIES
 from ehr_ray.events.outcomes import UNKNOWN
-from ehr_ray.experiment import Experiment, dump, parse, to_yaml
+from ehr_ray.experiment import Experiment, changes_since, dump, parse, to_yaml, with_absolute_paths
 from ehr_ray.families.hcat.config import PRESETS
 from ehr_ray.families.hcat.outcome_baselines import LOGISTIC, TITLES
 from ehr_ray.registry import get_family
@@ -91,11 +91,12 @@ def crossval(
             raise ConfigError(f"--variants {name}: choose from {', '.join(VARIANTS)}")
     if is_uri(experiment.output):
         raise ConfigError(f"output={experiment.output}: crossval writes to folders; give a path")
-    cohort = sync.fetch(experiment.data.cohort).absolute()
+    experiment = with_absolute_paths(experiment)
+    cohort = sync.fetch(experiment.data.cohort)
     if not cohort.is_dir():
         raise InputError(f"data.cohort={cohort}: no such folder; make it with `ehr-ray ingest`")
     experiment = replace(experiment, data=replace(experiment.data, cohort=str(cohort)))
-    root = experiment.directory.absolute()
+    root = experiment.directory
     jobs = _jobs(experiment, plan, root, cohort, say)
     _claim(root, experiment, plan)
     waiting = [job for job in jobs if not job.target.is_file()]
@@ -108,9 +109,12 @@ def crossval(
 
 def _claim(root: Path, experiment: Experiment, plan: Plan) -> None:
     """Write what is run into the folder, or refuse one that holds another experiment."""
-    text = to_yaml(experiment) + f"# folds: {plan.folds}\n"  # the rest may grow
-    path = root / "crossval.yaml"
-    if path.is_file() and path.read_text() != text:
+    folds = f"# folds: {plan.folds}\n"  # the rest may grow
+    text, path = to_yaml(experiment) + folds, root / "crossval.yaml"
+    if path.is_file() and (
+        not path.read_text().endswith(folds)
+        or not all(change.startswith("output: ") for change in changes_since(path, experiment))
+    ):
         raise ConfigError(f"{root}: holds another cross-validation; choose another name")
     root.mkdir(parents=True, exist_ok=True)
     path.write_text(text)

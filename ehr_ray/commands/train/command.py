@@ -1,14 +1,13 @@
 """An experiment to a trained run: prepare the data, train by Ray Train, keep the directory."""
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ehr_ray.config.cluster import ClusterConfig
-from ehr_ray.config.yaml_files import differences, read_yaml
 from ehr_ray.errors import ConfigError, InputError
-from ehr_ray.experiment import Experiment, dump, to_yaml
+from ehr_ray.experiment import Experiment, changes_since, dump, to_yaml, with_absolute_paths
 from ehr_ray.registry import get_family
 from ehr_ray.runtime.data.prepared import Prepared, prepared
 from ehr_ray.runtime.progress import Screen, following
@@ -17,13 +16,13 @@ from ehr_ray.runtime.text_embedding import as_before, with_phrases
 from ehr_ray.runtime.tracking import Tracker, open_run, tracking_uri
 from ehr_ray.runtime.training.launch import fit, fit_here
 from ehr_ray.storage import files, sync
-from ehr_ray.storage.paths import absolute
 from ehr_ray.train import history
 from ehr_ray.train.checkpoint import checkpoint_damage, checkpoint_folder, saved_progress
 from ehr_ray.train.task import family_of
 
-FREE_TO_CHANGE = ("cluster.", "tracking.", "evaluation.", "search", "tune.", "data.cache")
-"""Where a run may differ from the one it resumes: none of these changes its numbers."""
+FREE_TO_CHANGE = ("output", "cluster.", "tracking.", "evaluation.", "search", "tune.", "data.cache")
+"""Where a run may differ from the one it resumes: none of these changes its numbers. The output is
+where the run was found: one that was moved goes on in its new place."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ def train(
     Where the family has a fallback and the latent has collapsed, other seeds are trained, and where
     two of three have, the fallback; what is returned is the run that stands.
     """
-    screen = screen or Screen()
+    screen, experiment = screen or Screen(), with_absolute_paths(experiment)
     done = {experiment.name: _train(experiment, screen, verbose)}
     from ehr_ray.commands.train.fallback import resolve_collapse
 
@@ -60,14 +59,12 @@ def train(
 def _train(experiment: Experiment, screen: Screen, verbose: bool) -> Trained:
     from ehr_ray.runtime.training.worker import Job
 
-    # Stored as an absolute path, so that the run is evaluated from any folder.
-    cohort = absolute(experiment.data.cohort)
+    cohort = experiment.data.cohort
     if not sync.fetch(cohort).is_dir():
         raise InputError(f"data.cohort={cohort}: no such folder; make it with `ehr-ray ingest`")
-    experiment = replace(experiment, data=replace(experiment.data, cohort=cohort))
     if experiment.tracking.experiment is not None:
         tracking_uri(experiment)
-    run = sync.fetch_run(experiment.location, missing_ok=True).absolute()
+    run = sync.fetch_run(experiment.location, missing_ok=True)
     family = family_of(experiment)
     experiment = as_before(run, experiment)
     _check_same(run, experiment)
@@ -153,7 +150,7 @@ def _check_same(run: Path, experiment: Experiment) -> None:
         return
     changed = [
         change
-        for change in differences(read_yaml(path), dump(experiment))
+        for change in changes_since(path, experiment)
         if not change.startswith(FREE_TO_CHANGE)
     ]
     if changed:

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from ehr_ray.config.locations import Location, ModelName
 from ehr_ray.events.tokens import Place, TokenOptions
 
 NotNegative = Annotated[float, Field(ge=0)]
@@ -22,17 +23,17 @@ class EventTransformerConfig:
     arch: Literal["encoder", "decoder"] = "encoder"
     """An encoder sees the whole record, a decoder what came before; the weights are the same."""
 
-    phrases: str | None = None
+    phrases: Location | None = None
     """Folder of embedded phrases, from `ehr-ray phrases`; null: training makes it and says where.
 
     A checkpoint carries the table, so that a run is applied where the folder is gone.
     """
-    text_model: str = "all-MiniLM-L6-v2"
+    text_model: ModelName = "all-MiniLM-L6-v2"
     """Sentence transformer of the phrases, by name or folder; `hashing` needs no model: it counts
     letter groups."""
-    medical_lookup: str | None = None
+    medical_lookup: Location | None = None
     """CSV with columns code and term: names of diagnoses, procedures and the like."""
-    lab_lookup: str | None = None
+    lab_lookup: Location | None = None
     """CSV with columns code and term: names of laboratory codes."""
     values: Place = "merged"
     """A value joins its code's phrase ("Lab creatinine high"), follows as its own, or is left."""

@@ -6,6 +6,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
+from ehr_ray.config.locations import Location, ModelName
 from ehr_ray.events.modalities import CODES, MODALITIES
 from ehr_ray.events.outcomes import RECURRENCE_2Y, SURVIVAL_5Y, Outcome
 
@@ -53,10 +54,10 @@ class HCATConfig:
     recurrence: Outcome = RECURRENCE_2Y
     """The second outcome."""
 
-    text_model: str | None = None
+    text_model: ModelName | None = None
     """Sentence transformer that embeds the phrases of the semantic codes beside their flags: a name
     or folder, or `hashing`, which needs no model; null: flags alone."""
-    phrases: str | None = None
+    phrases: Location | None = None
     """Folder of the embedded phrases; null: training makes it."""
     embedding_dim: PositiveInt | None = None
     """Width of a phrase's embedding; null: that of the text model."""

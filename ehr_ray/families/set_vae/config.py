@@ -5,6 +5,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from ehr_ray.config.locations import Location
+
 Ratio = Annotated[float, Field(ge=0, le=1)]
 NotNegative = Annotated[float, Field(ge=0)]
 PositiveInt = Annotated[int, Field(ge=1)]
@@ -24,7 +26,7 @@ class SetConfig:
     clip_value: Annotated[float, Field(gt=0)] | None = 10.0
     """Largest |z-score| a value enters and is reconstructed with; null for no limit."""
 
-    embedding_csv: str | None = None
+    embedding_csv: Location | None = None
     """Table of variable embeddings: a code column, then one numeric column a dimension.
 
     Null draws random normal vectors, which are nearly orthogonal, from a fixed seed.

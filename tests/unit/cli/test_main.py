@@ -174,7 +174,7 @@ def test_a_uri_reaches_a_verb_as_it_was_written():
     words = ["embed", "s3://b/runs/a", "--cohort", "gs://c/p12", "--output", "out.parquet"]
     parsed = build_parser().parse_args(words)
     assert (parsed.run_folder, parsed.cohort) == ("s3://b/runs/a", "gs://c/p12")
-    assert parsed.output == Path("out.parquet")
+    assert parsed.output == Path.cwd() / "out.parquet"
 
 
 @pytest.mark.parametrize(

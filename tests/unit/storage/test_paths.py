@@ -46,7 +46,7 @@ def test_paths_are_left_as_they_are(tmp_path):
     assert named("runs/a") == "runs/a"
     assert absolute("runs/a") == str(Path.cwd() / "runs/a")
     assert below("runs", "a") == "runs/a"
-    assert location("runs/a") == Path("runs/a")
+    assert location("runs/a") == Path.cwd() / "runs" / "a"
     assert location("s3://b/a") == "s3://b/a"
     assert not is_uri("runs/a")
 
@@ -91,3 +91,15 @@ def test_copies_lie_in_the_users_cache_by_default(monkeypatch):
     monkeypatch.delenv(STAGING)
     monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
     assert staging() == Path("/somewhere/ehr_ray/staging")
+
+
+def test_a_message_names_places_in_the_working_folder_as_they_would_be_typed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    here = Path.cwd()
+    assert spoken(f"data.cohort={here}/my runs: gone; see {here}/a.") == (
+        "data.cohort=my runs: gone; see a."
+    )
+    for text in (f"/mnt{here}/a", f"sqlite:///{here}/m.db", f"{here}-2/a", f"{here}: gone"):
+        assert spoken(text) == text
+    monkeypatch.chdir("/")
+    assert spoken("/a: gone") == "/a: gone"

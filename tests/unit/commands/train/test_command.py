@@ -1,0 +1,84 @@
+"""Whether a run goes on, by where its paths lead; without Ray."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ehr_ray.cli.main import main
+from ehr_ray.commands.crossval.command import Plan, _claim
+from ehr_ray.commands.tune import SEARCH, _check_folder
+from ehr_ray.config.yaml_files import read_yaml
+from ehr_ray.errors import ConfigError
+from ehr_ray.experiment import load, parse, to_yaml
+
+TINY = Path(__file__).parents[3] / "configs" / "tiny"
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch, synthetic_cohort):
+    """A user's folder, with the cohort in it."""
+    (tmp_path / "user" / "cohorts").mkdir(parents=True)
+    (tmp_path / "user" / "cohorts" / "synthetic").symlink_to(synthetic_cohort)
+    monkeypatch.chdir(tmp_path / "user")
+    return tmp_path / "user"
+
+
+def train(*overrides):
+    common = ("cluster.num_workers=0", "tracking.experiment=null", "train.max_steps=1")
+    main(["train", str(TINY / "set_vae.yaml"), *common, *overrides])
+
+
+def test_a_run_goes_on_where_its_paths_lead_to_the_same_places(folder, capsys, monkeypatch):
+    train("name=first")
+    again = ("name=second", "init_from=runs/first")
+    train(*again)
+    stored = folder / "runs" / "second" / "experiment.yaml"
+    assert read_yaml(stored)["init_from"] == str(folder / "runs" / "first")
+    # As a version wrote it that kept these two as they were typed.
+    before = read_yaml(stored) | {"output": "runs", "init_from": "runs/first"}
+    for content in (read_yaml(stored), before):
+        stored.write_text(yaml.safe_dump(content))
+        capsys.readouterr()
+        train(*again)
+        assert "second: already trained" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        train("name=second", "init_from=runs/other")
+    assert "init_from: " in capsys.readouterr().err
+    (folder / "runs").rename(folder / "moved")
+    with pytest.raises(SystemExit):
+        train("name=second", "output=moved", "init_from=moved/first")
+    assert "output" not in capsys.readouterr().err.partition("(")[2]
+    train("name=first", "output=moved")
+    assert "moved/first: already trained" in capsys.readouterr().err
+    monkeypatch.chdir("moved")
+    train("name=first", f"data.cohort={folder}/cohorts/synthetic", "output=.")
+    assert "first: already trained" in capsys.readouterr().err
+
+
+@pytest.fixture
+def earlier(folder):
+    """An experiment of HCAT as typed, and as it is loaded."""
+    raw = read_yaml(TINY / "hcat.yaml")
+    return parse(raw), load(TINY / "hcat.yaml")
+
+
+def test_a_cross_validation_goes_on_from_relative_paths(folder, earlier):
+    typed, loaded = earlier
+    root = folder / "runs" / loaded.name
+    _claim(root, typed, Plan())
+    _claim(root, loaded, Plan(repeats=3))
+    assert read_yaml(root / "crossval.yaml")["output"] == str(folder / "runs")
+    for other, plan in ((loaded, Plan(folds=3)), (load(TINY / "hcat.yaml", ["seed=9"]), Plan())):
+        with pytest.raises(ConfigError, match="holds another cross-validation"):
+            _claim(root, other, plan)
+
+
+def test_a_search_goes_on_from_relative_paths(folder, earlier):
+    typed, loaded = earlier
+    root = folder / "runs" / loaded.name
+    (root / "trials" / "0").mkdir(parents=True)
+    (root / SEARCH).write_text(to_yaml(typed))
+    _check_folder(root, loaded)
+    with pytest.raises(ConfigError, match=r"data\.cohort: "):
+        _check_folder(root, load(TINY / "hcat.yaml", ["data.cohort=cohorts/other"]))

@@ -1,0 +1,83 @@
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from ehr_ray.config.yaml_files import read_yaml
+from ehr_ray.errors import ConfigError
+from ehr_ray.experiment import parse
+from ehr_ray.runtime.tracking import RUN_FILE, STORE, Tracker, open_run, sqlite_uri, tracking_uri
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return tmp_path
+
+
+def experiment(output, **tracking):
+    plain = {"family": "set_vae", "name": "run", "output": str(output), "data": {"cohort": "c"}}
+    return parse({**plain, "tracking": tracking})
+
+
+def test_the_store_lies_in_the_output_whatever_it_is_called(here):
+    for name in ("my runs", "which? 100% of%20course b=c&d#e é+@:"):
+        output = here / "all" / name
+        run = experiment(output)
+        run.directory.mkdir(parents=True)
+        (run.directory / "note.txt").write_text(name)
+        tracked = open_run(run)
+        tracker = Tracker(tracked)
+        tracker.report({"step": 3, "epoch": 1.0})
+        tracker.artifacts(run.directory, ("note.txt",))
+        tracker.close("FINISHED")
+        assert (output / STORE).stat().st_size > 0
+        assert open_run(run) == tracked  # found again, not made anew
+        client = MlflowClient(tracked.uri)
+        assert [m.step for m in client.get_metric_history(tracked.run_id, "epoch")] == [3]
+        stored = client.download_artifacts(tracked.run_id, "note.txt", str(run.directory))
+        assert Path(stored).read_text() == name
+        assert {path.name for path in output.iterdir()} == {STORE, "mlartifacts", "run"}
+    assert len(list((here / "all").iterdir())) == 2
+    assert [path.name for path in here.iterdir()] == ["all"]
+
+
+def test_a_plain_folder_has_the_uri_that_people_know():
+    assert sqlite_uri(Path("/a/my runs/mlflow.db")) == "sqlite:////a/my runs/mlflow.db"
+    assert sqlite_uri(Path("runs/mlflow.db")) == "sqlite:///runs/mlflow.db"
+
+
+@pytest.mark.parametrize("given", ["sqlite:///store/m.db", "sqlite+pysqlite:///store/m.db"])
+def test_a_relative_store_lies_in_the_folder_of_the_command(given, here, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", given)
+    assert tracking_uri(experiment("runs")) == f"sqlite:///{here}/store/m.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"{given}?timeout=20")
+    assert tracking_uri(experiment("runs")).endswith(f"///{here}/store/m.db?timeout=20")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert tracking_uri(experiment("runs", uri=given)) == f"sqlite:///{here}/store/m.db"
+
+
+@pytest.mark.parametrize("uri", ["sqlite:////x/m.db", "sqlite://", "http://h:5000", "databricks"])
+def test_other_uris_stay(uri, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    assert tracking_uri(experiment("runs")) == uri
+
+
+def test_a_run_tracked_under_a_relative_uri_is_found_again(here):
+    run = experiment(here / "runs", uri="sqlite:///m.db")
+    tracked = open_run(run)
+    note = run.directory / RUN_FILE
+    note.write_text(note.read_text().replace(tracked.uri, "sqlite:///m.db"))
+    assert read_yaml(note)["uri"] == "sqlite:///m.db"
+    assert open_run(run).run_id == tracked.run_id
+
+
+def test_artifacts_of_runs_in_a_store_lie_beside_the_file(here, monkeypatch):
+    monkeypatch.setenv("EHR_RAY_STAGING", str(here / "copies"))
+    store = here / "why?" / "m.db"
+    tracked = open_run(experiment("s3://b/runs", uri=sqlite_uri(store)))
+    place = MlflowClient(tracked.uri).get_run(tracked.run_id).info.artifact_uri
+    assert place.startswith((store.parent / "mlartifacts").as_uri())
+    with pytest.raises(ConfigError, match="cannot lie in a store"):
+        tracking_uri(experiment("s3://b/runs"))
