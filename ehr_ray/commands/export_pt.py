@@ -5,7 +5,6 @@
 takes hundreds of times the space of ids and one table, which is what this package trains from.
 """
 
-import contextlib
 import csv
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -25,7 +24,7 @@ from ehr_ray.experiment import Experiment
 from ehr_ray.registry import get_family
 from ehr_ray.runtime.data.prepared import vocabulary_of
 from ehr_ray.runtime.data.tasks import Say, run_shards
-from ehr_ray.runtime.session import session
+from ehr_ray.runtime.session import session_of
 from ehr_ray.runtime.text_embedding import TABLE
 from ehr_ray.storage import files, sync
 
@@ -56,9 +55,8 @@ def export_pt(
     vocabulary = vocabulary_of(cohort, experiment.data.min_code_count)
     jobs = list(_jobs(cohort, output))
     on_ray = experiment.cluster.most_workers > 0
-    cluster = experiment.cluster
     writer = PtWriter(experiment, vocabulary, folder, name, skip_unlabelled)
-    with session(cluster.address, verbose=verbose) if on_ray else contextlib.nullcontext():
+    with session_of(experiment.cluster, verbose):
         rows = run_shards(jobs, writer, on_ray=on_ray, say=say, verb="exported shards")
     with (output / "subjects.csv").open("w", newline="") as file:
         out = csv.writer(file)

@@ -1,6 +1,5 @@
 """Embed the phrases of a cohort, before a training that reads them."""
 
-import contextlib
 from pathlib import Path
 
 from ehr_ray.errors import ConfigError, InputError
@@ -8,7 +7,7 @@ from ehr_ray.experiment import Experiment
 from ehr_ray.registry import get_family
 from ehr_ray.runtime.data.prepared import vocabulary_of
 from ehr_ray.runtime.data.tasks import Say
-from ehr_ray.runtime.session import session
+from ehr_ray.runtime.session import session_of
 from ehr_ray.runtime.text_embedding import make_phrases
 from ehr_ray.storage import sync
 
@@ -18,9 +17,8 @@ def embed_phrases(
 ) -> tuple[Path, int]:
     """Embed the phrases of an experiment's cohort; return their folder and their number."""
     texts = _texts(experiment)
-    cluster = experiment.cluster
-    on_ray = cluster.most_workers > 0
-    with session(cluster.address, verbose=verbose) if on_ray else contextlib.nullcontext():
+    on_ray = experiment.cluster.most_workers > 0
+    with session_of(experiment.cluster, verbose):
         return make_phrases(experiment, texts, on_ray=on_ray, say=say), len(texts)
 
 

@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-from ehr_ray.commands.train.command import maybe_session
 from ehr_ray.errors import ConfigError, InputError
 from ehr_ray.events.patients import read_patients, splits_of
 from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.experiment import Experiment
 from ehr_ray.runtime.data.prepared import prepared
 from ehr_ray.runtime.progress import Screen
+from ehr_ray.runtime.session import session_of
 from ehr_ray.storage import sync
 from ehr_ray.storage.paths import local
 from ehr_ray.train.task import family_of
@@ -30,7 +30,7 @@ def prepare(
     family = family_of(experiment)
     on_ray = experiment.cluster.most_workers > 0
     with (
-        maybe_session(experiment.cluster, verbose, on_ray),
+        session_of(experiment.cluster, verbose),
         prepared(experiment, family, on_ray=on_ray, say=screen.passing) as data,
     ):
         lines = [

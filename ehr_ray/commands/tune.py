@@ -23,8 +23,10 @@ from ehr_ray.experiment import Experiment, changes_since, dump, to_yaml, with_ab
 from ehr_ray.runtime.progress import Screen
 from ehr_ray.runtime.session import session
 from ehr_ray.runtime.tracking import (
+    UNTOLD,
     Tracked,
     Tracker,
+    check_server,
     find_run,
     open_run,
     register,
@@ -41,7 +43,7 @@ from ehr_ray.runtime.tuning.plan import (
     limited,
 )
 from ehr_ray.runtime.tuning.proposals import Proposals, known_trials
-from ehr_ray.runtime.tuning.trial import FINAL, Search, read_trial, trial_dir
+from ehr_ray.runtime.tuning.trial import FINAL, Search, read_trial, tell_late, trial_dir
 from ehr_ray.runtime.tuning.trial_data import datasets
 from ehr_ray.runtime.tuning.trials_table import Sweep, read_sweep
 from ehr_ray.storage import files as disk
@@ -55,8 +57,6 @@ SEARCH: Final = "search.yaml"
 FREE: Final = ("output", "cluster.", "tracking.", "evaluation.bootstrap", "data.cache")
 GROWING: Final = ("tune.trials", "tune.concurrent", "tune.spare_cpus", "tune.register")
 """Where a search may differ from the one it goes on with."""
-
-
 TAKEN = " (before a takeover a trial's scores are its giver's: lineage.yaml)"
 
 
@@ -119,6 +119,7 @@ def tune(
     if ended < total:
         if not ray.is_initialized():  # what can never run is told before Ray starts
             concurrency(experiment, total, {"CPU": os.cpu_count() or 1, "GPU": math.inf})
+        check_server(experiment)
         screen.say("starting Ray and preparing rows")
         with session(experiment.cluster.address, verbose=verbose):
             at_once = concurrency(experiment, total)
@@ -157,7 +158,7 @@ def tune(
     try:
         return _conclude(experiment, space, root, select, tracked)
     except BaseException:
-        Tracker(tracked).close("FAILED")
+        _ended(tracked, "FAILED")
         raise
 
 
@@ -234,7 +235,13 @@ def _close_all(root: Path, tracked: Tracked | None, status: str) -> None:
     for folder in sorted((root / "trials").glob("[0-9]*")):
         if read_trial(folder).get("status") not in FINAL and (run := find_run(folder)):
             Tracker(run).close("KILLED")
-    Tracker(tracked).close(status)
+    _ended(tracked, status)
+
+
+def _ended(tracked: Tracked | None, status: str) -> None:
+    tracker = Tracker(tracked)
+    tracker.close(status)
+    tracker.flush(5.0)
 
 
 def _claim(root: Path, experiment: Experiment) -> None:
@@ -274,21 +281,29 @@ def _track(
 ) -> list[str]:
     """Tell MLflow the best trial, register its checkpoint if sound, and close the search's run."""
     tracker = Tracker(tracked)
+    late = tell_late(root, tracked)
     tracker.artifacts(root, ("trials.parquet", "report.html", SEARCH))
-    lines = []
+    lines: list[str] = []
+    best, name = None, ""
     counts = sweep.frame["status"].value_counts()
     tracker.metrics({f"trials_{name}": float(n) for name, n in counts.items()})
     if sweep.best is not None:
         folder = trial_dir(root, int(sweep.best["trial"]))
+        name = folder.name
         tracker.metrics({"best_score": float(sweep.best["score"])})
         best = find_run(folder)
         if best is not None:
             files = ("checkpoint",) if sound else ()
             Tracker(best).artifacts(folder, (*files, "history.parquet", "experiment.yaml"))
-            wanted = experiment.tune.register and sound
-            version = register(best, root.name) if wanted else None
-            tag_best_trial(tracked, best, folder.name)
-            if version:
-                lines.append(f"MLflow: registered as {root.name}, version {version}")
     tracker.close("FINISHED")
+    if left := tracker.flush():
+        return [f"{left}; the search is whole without, and the same command tells MLflow later"]
+    for folder in late:
+        (folder / UNTOLD).unlink()
+    if best is not None:
+        wanted = experiment.tune.register and sound
+        version = register(best, root.name) if wanted else None
+        tag_best_trial(tracked, best, name)
+        if version:
+            lines.append(f"MLflow: registered as {root.name}, version {version}")
     return lines

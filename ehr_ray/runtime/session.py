@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 import ray
@@ -31,13 +32,19 @@ OBJECT_STORE_BYTES = 1_000_000_000
 
 @contextlib.contextmanager
 def session(
-    address: str | None = None, num_cpus: int | None = None, verbose: bool = False
+    address: str | None = None,
+    num_cpus: int | None = None,
+    verbose: bool = False,
+    without: str = "",
 ) -> Iterator[None]:
     """Connect to a cluster, or start one on this machine, for the length of a `with` block.
 
     `address`, else `RAY_ADDRESS` (which `ray job submit` sets), names a running cluster; without
     either Ray starts here, without a dashboard. Its ports listen on every address (Ray replaces a
     loopback one), to those who bring this user's token. Inside another session this one joins it.
+    `without` is the option by which the caller's verb does without Ray, if it has one.
+
+    Raises ConfigError where no cluster answers, RunError where Ray twice does not start in time.
     """
     if ray.is_initialized():
         yield
@@ -54,7 +61,7 @@ def session(
             "object_store_memory": OBJECT_STORE_BYTES,
         }
     try:
-        ray.init(address=address, **options)
+        _start(address, options)
     except (ConnectionError, ray.exceptions.AuthenticationError) as error:
         # Ray drops a caller without the token without a word, as if nothing were there.
         raise ConfigError(
@@ -63,11 +70,12 @@ def session(
             "RAY_AUTH_TOKEN_PATH=FILE, or drop the address to run on this machine"
         ) from error
     except Exception as error:
-        if "timed out" not in str(error):
+        if not _late(error):
             raise
+        remedy = f"do without it ({without})" if without else "name a running one by RAY_ADDRESS"
         raise RunError(
-            "Ray did not start in time on this machine, which is busy; try again, or train "
-            "without it (cluster.num_workers=0)"
+            "Ray twice did not start in time on this machine, which is busy; try again later, or "
+            f"{remedy}"
         ) from error
     try:
         set_up_data(verbose)
@@ -75,6 +83,28 @@ def session(
             yield
     finally:
         ray.shutdown()
+
+
+def _start(address: str, options: dict[str, Any]) -> None:
+    """Start Ray or join it, and try once more where it was late."""
+    try:
+        ray.init(address=address, **options)
+    except Exception as error:
+        if not _late(error):
+            raise
+        ray.shutdown()  # what has started of it would be in the way
+        ray.init(address=address, **options)
+
+
+def _late(error: Exception) -> bool:
+    return "timed out" in str(error).lower() and not isinstance(error, ConnectionError)
+
+
+def session_of(cluster: ClusterConfig, verbose: bool = False) -> AbstractContextManager[None]:
+    """Return the session of an experiment's cluster: none with `cluster.num_workers=0`."""
+    if cluster.most_workers == 0:
+        return contextlib.nullcontext()
+    return session(cluster.address, verbose=verbose, without="cluster.num_workers=0")
 
 
 @contextlib.contextmanager

@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,16 @@ from ehr_ray.config.locations import absolute_uri
 from ehr_ray.config.yaml_files import read_yaml
 from ehr_ray.errors import ConfigError, InputError
 from ehr_ray.experiment import Experiment, dump
-from ehr_ray.storage import files
+from ehr_ray.runtime.outbox import LIMIT, UPLOAD, answers, connected, outbox, reason, refused, shown
+from ehr_ray.storage import files as disk
 from ehr_ray.storage.paths import is_uri
+from ehr_ray.train import history
+from ehr_ray.train.history import HISTORY
 
 RUN_FILE, STORE = "mlflow.yaml", "mlflow.db"
 SQLITE = ("sqlite:", "sqlite+")
+UNTOLD = ".mlflow-untold"
+"""Marks a run directory MLflow does not know all of; a YAML list of the artifacts it is to get."""
 log = logging.getLogger(__name__)
 
 
@@ -40,24 +45,29 @@ def open_run(
     parameters: what a search varies, and how.
 
     Called by the driver before any worker starts: the first use of a sqlite store creates its
-    tables, and two processes doing that at once crash.
+    tables, and two processes doing that at once crash. Raises ConfigError where no server answers.
     """
     if experiment.tracking.experiment is None:
         return None
-    from mlflow import MlflowClient
+    uri = parent.uri if parent else tracking_uri(experiment)
+    with _answering(uri):
+        return _opened(experiment, uri, parent, more or {})
+
+
+def _opened(
+    experiment: Experiment, uri: str, parent: Tracked | None, more: Mapping[str, Any]
+) -> Tracked:
     from mlflow.entities import Param
     from mlflow.exceptions import MlflowException
     from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
-    _quiet()
-    uri = parent.uri if parent else tracking_uri(experiment)
     output = experiment.directory.absolute().parent
     output.mkdir(parents=True, exist_ok=True)
     if uri.startswith(SQLITE):
         store = _sqlite_file(uri).absolute().parent
         store.mkdir(parents=True, exist_ok=True)
         output = store if is_uri(experiment.output) else output
-    client = MlflowClient(uri)
+    client = connected(uri)
     note = experiment.directory / RUN_FILE
     tracked = find_run(experiment.directory)
     if tracked is not None:
@@ -65,8 +75,10 @@ def open_run(
             if _absolute(tracked.uri) == uri and client.get_run(tracked.run_id):
                 client.update_run(tracked.run_id, status="RUNNING")
                 return tracked
-        except MlflowException:
-            pass  # the store was removed: start anew
+        except MlflowException as error:
+            if not refused(error):
+                raise
+            # else the store was removed: start anew
     found = client.get_experiment_by_name(experiment.tracking.experiment)
     place = (output / "mlartifacts").as_uri() if uri.startswith(SQLITE) else None
     key = (
@@ -77,12 +89,12 @@ def open_run(
     tags = {MLFLOW_PARENT_RUN_ID: parent.run_id} if parent else {}
     run = client.create_run(key, run_name=experiment.name, tags=tags)
     told = {k: v for k, v in flatten(dump(experiment)) if not k.startswith(("search", "tune."))}
-    told |= more or {}
+    told |= more
     params = [Param(_name(name), str(value)[:6000]) for name, value in told.items()]
     for first in range(0, len(params), 100):
         client.log_batch(run.info.run_id, params=params[first : first + 100])
     tracked = Tracked(uri, run.info.run_id)
-    files.write_text(note, yaml.safe_dump({"uri": tracked.uri, "run_id": tracked.run_id}))
+    disk.write_text(note, yaml.safe_dump({"uri": tracked.uri, "run_id": tracked.run_id}))
     return tracked
 
 
@@ -134,6 +146,35 @@ def _absolute(uri: str) -> str:
     return url.set(database=str(path)).render_as_string() if url.query else sqlite_uri(path)
 
 
+def check_server(experiment: Experiment) -> None:
+    """Raise ConfigError, within some seconds, where the server that is to track does not answer."""
+    if experiment.tracking.experiment is not None:
+        uri = tracking_uri(experiment)
+        if why := answers(uri):
+            raise _away(uri, why)
+
+
+@contextlib.contextmanager
+def _answering(uri: str) -> Iterator[None]:
+    """Turn what is raised where no server answers into one line with the remedy."""
+    from mlflow.exceptions import MlflowException
+    from requests import RequestException
+
+    if why := answers(uri):
+        raise _away(uri, why)
+    try:
+        yield
+    except (MlflowException, RequestException) as error:
+        raise _away(uri, reason(error)) from error
+
+
+def _away(uri: str, why: str) -> ConfigError:
+    return ConfigError(
+        f"{shown(uri)}: MLflow does not answer there ({why}); start its server, correct "
+        "MLFLOW_TRACKING_URI or tracking.uri, or set tracking.experiment=null"
+    )
+
+
 def find_run(directory: Path) -> Tracked | None:
     """Return the MLflow run a run directory belongs to, if it was tracked."""
     note = directory / RUN_FILE
@@ -147,27 +188,26 @@ def find_run(directory: Path) -> Tracked | None:
 
 def leave_run(directory: Path, why: str) -> None:
     """End a run directory's MLflow run, tagged `left` with the reason: the next has its own."""
-    tracked = find_run(directory)
-    if tracked is None:
-        return
-    from mlflow import MlflowClient
-
-    MlflowClient(tracked.uri).set_tag(tracked.run_id, "left", why)
-    Tracker(tracked).close("KILLED")
-    (directory / RUN_FILE).unlink()
+    tracker = Tracker(find_run(directory))
+    tracker.tag("left", why)
+    tracker.close("KILLED")
+    (directory / RUN_FILE).unlink(missing_ok=True)
 
 
 def tag_best_trial(search: Tracked, best: Tracked, name: str) -> None:
     """Tag a search's best run, and only it, `best`; the search's own run names it."""
-    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
 
-    client = MlflowClient(search.uri)
-    before = client.get_run(search.run_id).data.tags.get("best_run_id")
-    if before and before != best.run_id:
-        client.delete_tag(before, "best")
-    client.set_tag(best.run_id, "best", "true")
-    for key, value in (("best_run_id", best.run_id), ("best_trial", name)):
-        client.set_tag(search.run_id, key, value)
+    client = connected(search.uri)
+    try:
+        before = client.get_run(search.run_id).data.tags.get("best_run_id")
+        if before and before != best.run_id:
+            client.delete_tag(before, "best")
+        client.set_tag(best.run_id, "best", "true")
+        for key, value in (("best_run_id", best.run_id), ("best_trial", name)):
+            client.set_tag(search.run_id, key, value)
+    except MlflowException as error:
+        log.warning("%s is not tagged the best in MLflow: %s", name, reason(error))
 
 
 def register(tracked: Tracked, name: str) -> str | None:
@@ -175,11 +215,9 @@ def register(tracked: Tracked, name: str) -> str | None:
 
     A run that was registered before keeps its version; None where the store has no registry.
     """
-    from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
-    _quiet()
-    client = MlflowClient(tracked.uri, registry_uri=tracked.uri)
+    client = connected(tracked.uri)
     try:
         with contextlib.suppress(MlflowException):  # it is there
             client.create_registered_model(name)
@@ -189,60 +227,99 @@ def register(tracked: Tracked, name: str) -> str | None:
         source = f"{client.get_run(tracked.run_id).info.artifact_uri}/checkpoint"
         return str(client.create_model_version(name, source, tracked.run_id).version)
     except MlflowException as error:
-        log.warning("%s is not registered: %s", name, error)
+        log.warning("%s is not registered: %s", name, reason(error))
         return None
 
 
 class Tracker:
-    """Logs reports of one run; a report repeated after a restart is not logged twice."""
+    """Tells MLflow of one run, in its own time: no call waits for a server, or fails with it.
+
+    Calls are made in order by the process's outbox; `flush` waits for them at the end.
+    """
 
     def __init__(self, tracked: Tracked | None) -> None:
         self._tracked = tracked
-        self._last = -1
-        if tracked is not None:
-            from mlflow import MlflowClient
-
-            _quiet()
-            self._client = MlflowClient(tracked.uri)
-            past = self._client.get_metric_history(tracked.run_id, "epoch")
-            self._last = max((m.step for m in past), default=-1)
+        self._known: set[int] | None = None
 
     def report(self, row: Mapping[str, float]) -> None:
-        """Log every metric of a report at its step."""
+        """Log every metric of a report at its step; one MLflow knows, of before a restart, is not.
+
+        `epoch` comes last: where it is known, so are all others.
+        """
         step = int(row["step"])
-        if self._tracked is None or step <= self._last:
-            return
-        self.metrics({k: v for k, v in row.items() if k != "step"}, step)
-        self._last = step
+        values = {k: v for k, v in row.items() if k not in ("step", "epoch")}
+        metrics = _metrics({**values, "epoch": row["epoch"]}, step)
+
+        def send(client: Any, run: str) -> None:
+            if self._known is None:
+                self._known = {m.step for m in client.get_metric_history(run, "epoch")}
+            if step not in self._known:
+                _log(client, run, metrics)
+                self._known.add(step)
+
+        self._put(send)
+
+    def retell(self, run: Path, files: tuple[str, ...] = (HISTORY,)) -> None:
+        """Log the reports that lie in a run directory, those of a step together."""
+        rows: dict[int, dict[str, float]] = {}
+        for name in files if self._tracked else ():
+            for row in history.read(run, file=name).to_dict("records"):
+                told = {str(k): float(v) for k, v in row.items() if v == v}
+                rows.setdefault(int(row["step"]), {}).update(told)
+        for step in sorted(rows):
+            self.report(rows[step])
 
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
-        """Log metrics at a step, 500 at most a call."""
-        if self._tracked is None:
-            return
-        import time
+        """Log metrics at a step."""
+        metrics = _metrics(values, step)
+        self._put(lambda client, run: _log(client, run, metrics))
 
-        from mlflow.entities import Metric
+    def tag(self, key: str, value: str) -> None:
+        """Tag the run."""
+        self._put(lambda client, run: client.set_tag(run, key, value))
 
-        now = int(time.time() * 1000)
-        metrics = [Metric(_name(k), float(v), now, step) for k, v in values.items()]
-        for first in range(0, len(metrics), 500):
-            self._client.log_batch(self._tracked.run_id, metrics=metrics[first : first + 500])
-
-    def artifacts(self, directory: Path, names: tuple[str, ...]) -> None:
-        """Store files or folders of the run directory."""
-        if self._tracked is None:
-            return
+    def artifacts(self, directory: Path, names: Iterable[str]) -> None:
+        """Store files or folders of the run directory, as they are when their turn comes."""
+        self._put(lambda client, run: client.get_run(run))  # no file is sent to who is away
         for name in names:
             path = directory / name
             if path.is_dir():
-                self._client.log_artifacts(self._tracked.run_id, str(path), name)
+                self._put(lambda c, run, p=path, n=name: c.log_artifacts(run, str(p), n), UPLOAD)
             elif path.is_file():
-                self._client.log_artifact(self._tracked.run_id, str(path))
+                self._put(lambda c, run, p=path: c.log_artifact(run, str(p)), UPLOAD)
 
     def close(self, status: str) -> None:
         """Mark the run FINISHED, FAILED or KILLED."""
+        self._put(lambda client, run: client.set_terminated(run, status))
+
+    def flush(self, limit: float = LIMIT) -> str:
+        """Wait until MLflow was told all; return "", or one line where it was not."""
+        return outbox(self._tracked.uri).flush(limit) if self._tracked else ""
+
+    def _put(self, call: Callable[..., object], patience: float = LIMIT) -> None:
         if self._tracked is not None:
-            self._client.set_terminated(self._tracked.run_id, status)
+            run = self._tracked.run_id
+            outbox(self._tracked.uri).put(lambda client: call(client, run), patience)
+
+
+def untold(run: Path, names: Iterable[str] = ()) -> None:
+    """Mark a run directory: MLflow is to get its reports and artifacts of these names."""
+    disk.write_text(run / UNTOLD, yaml.safe_dump([*names]))
+
+
+def _metrics(values: Mapping[str, float], step: int) -> list[Any]:
+    """Return MLflow's metrics, dated now: told twice they are the same."""
+    import time
+
+    from mlflow.entities import Metric
+
+    now = int(time.time() * 1000)
+    return [Metric(_name(name), float(value), now, step) for name, value in values.items()]
+
+
+def _log(client: Any, run: str, metrics: list[Any]) -> None:
+    for first in range(0, len(metrics), 500):  # MLflow takes no more at once
+        client.log_batch(run, metrics=metrics[first : first + 500])
 
 
 def flatten(raw: Mapping[str, Any], at: str = "") -> Iterator[tuple[str, Any]]:
@@ -257,8 +334,3 @@ def flatten(raw: Mapping[str, Any], at: str = "") -> Iterator[tuple[str, Any]]:
 def _name(text: str) -> str:
     """Return the text with what MLflow refuses in names replaced: a pattern of `layers`, say."""
     return "".join(c if c.isalnum() or c in "/_-. " else "_" for c in text)
-
-
-def _quiet() -> None:
-    for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.ERROR)

@@ -1,19 +1,26 @@
 """Places of data: paths, and URIs of object stores with the copy of each on this machine.
 
 `s3://bucket/runs/a` has its copy at `<staging>/s3/bucket/runs/a`, so either is found from the other
-and the code between works on paths alone. What is copied, and when, is `runtime/storage.py`'s.
+and the code between works on paths alone. Options are part of a folder's name, percent-encoded:
+every copy lies inside the staging folder, and no two URIs share one. What is copied, and when, is
+`runtime/storage.py`'s.
 """
 
 import os
 import re
 from pathlib import Path
 from typing import Final
+from urllib.parse import quote, unquote
 
-from ehr_ray.errors import InputError
+from ehr_ray.errors import InputError, RunError
 
 STAGING: Final = "EHR_RAY_STAGING"
 """Environment variable: folder of the copies; default is the user's cache folder."""
 _URI: Final = re.compile(r"([a-z][a-z0-9+.-]*)://([^/?#]*)(/[^?#]*)?(?:\?([^#]*))?")
+_BUCKET: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,221}")
+"""What S3 and Google Cloud Storage take together."""
+_LONGEST: Final = 255
+"""Bytes of a name in a folder, as filesystems have it."""
 _SECRETS: Final = ("access_key", "secret", "session_token", "password")
 
 
@@ -37,17 +44,23 @@ def parts_of(uri: str) -> tuple[str, str, str, str]:
     would end in configs, logs and MLflow.
     """
     match = _URI.fullmatch(uri)
-    if match is None:
-        raise InputError(f"{_masked(uri)}: not a URI; write it as in s3://bucket/folder")
+    if match is None or not uri.isprintable():
+        raise InputError(f"{_masked(uri)!r}: not a URI; write it as in s3://bucket/folder")
     scheme, bucket, path, options = (part or "" for part in match.groups())
-    if "@" in bucket or any(name in options.lower() for name in _SECRETS):
+    if "@" in bucket or any(name in unquote(options).lower() for name in _SECRETS):
         raise InputError(
             f"{_masked(uri)}: holds credentials; give them in the environment instead, such as "
             "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
         )
+    if scheme == "file" and bucket:
+        raise InputError(f"{uri}: names a host; write the whole path, as in file:///{bucket}{path}")
+    if scheme != "file" and not _BUCKET.fullmatch(bucket):
+        raise InputError(f"{uri}: {bucket!r} is no name of a bucket; write s3://bucket/folder")
     names = [name for name in path.split("/") if name]
     if ".." in names or "." in names:
         raise InputError(f"{uri}: . and .. have no meaning in a store; write the whole path")
+    if any(len(name.encode()) > _LONGEST for name in [*names, _root(bucket, options)]):
+        raise InputError(f"{uri}: a name in it is longer than {_LONGEST} bytes; shorten it")
     return scheme, bucket, "/".join(names), options
 
 
@@ -56,8 +69,7 @@ def local(place: str | Path) -> Path:
     if not is_uri(place):
         return Path(place)
     scheme, bucket, path, options = parts_of(str(place))
-    root = f"{bucket},{options}" if options else bucket or ","
-    return staging() / scheme / root / path
+    return staging() / scheme / _root(bucket, options) / path
 
 
 def uri_of(place: str | Path) -> str | None:
@@ -65,15 +77,31 @@ def uri_of(place: str | Path) -> str | None:
     if is_uri(place):
         parts_of(str(place))
         return str(place)
+    path = Path(place).absolute()
     try:
-        names = Path(place).absolute().relative_to(staging()).parts
+        scheme, root, *names = path.relative_to(staging()).parts
     except ValueError:
         return None
-    if len(names) < 2:
+    bucket, _, options = root.partition(",")
+    uri = _written(scheme, bucket, "/".join(names), unquote(options))
+    try:
+        return uri if local(uri) == path else None  # what only lies there has no URI
+    except InputError:
         return None
-    bucket, _, options = names[1].partition(",")
-    path = "/".join(names[2:])
-    return f"{names[0]}://{bucket}/{path}{'?' if options else ''}{options}"
+
+
+def inside(path: Path) -> Path:
+    """Return a path to be written or removed; RunError unless it lies in the staging folder.
+
+    Links are followed, but not the last name's: that is replaced or removed itself.
+    """
+    root = staging().resolve()
+    if path.name == ".." or not path.parent.resolve().is_relative_to(root):
+        raise RunError(
+            f"{path}: leads out of {root}, the folder of copies; remove the link in it, or name "
+            f"another folder by {STAGING}"
+        )
+    return path
 
 
 def named(place: str | Path) -> str:
@@ -91,8 +119,10 @@ def below(place: str | Path, *names: str) -> str:
     if not is_uri(place):
         return str(Path(place, *names))
     scheme, bucket, path, options = parts_of(str(place))
-    path = "/".join([*([path] if path else []), *names])
-    return f"{scheme}://{bucket}/{path}{'?' if options else ''}{options}"
+    uri = _written(scheme, bucket, "/".join([*([path] if path else []), *names]), options)
+    if parts_of(uri)[3] != options:
+        raise InputError(f"{uri}: no name in a store may hold ? or #; choose another")
+    return uri
 
 
 def spoken(text: str) -> str:
@@ -109,6 +139,15 @@ def spoken(text: str) -> str:
 def location(text: str) -> str | Path:
     """Return what a word of the command line names: a URI as it is, else an absolute path."""
     return text if is_uri(text) else Path(text).absolute()
+
+
+def _written(scheme: str, bucket: str, path: str, options: str) -> str:
+    return f"{scheme}://{bucket}/{path}{'?' if options else ''}{options}"
+
+
+def _root(bucket: str, options: str) -> str:
+    """Return the folder of a bucket's copies; only options follow a comma, which no bucket has."""
+    return f"{bucket},{quote(options, safe='=&:')}" if options else bucket or ","
 
 
 def _masked(uri: str) -> str:

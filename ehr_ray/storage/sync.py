@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 
 from ehr_ray.errors import InputError, RunError
 from ehr_ray.storage.object_stores import check_bucket, explained, filesystem
-from ehr_ray.storage.paths import local, staging, uri_of
+from ehr_ray.storage.paths import inside, local, staging, uri_of
 
 MARK: Final = ".being-written"
 """Object in a folder that has begun to be written and is not whole yet."""
@@ -90,7 +90,7 @@ def fetch_run(place: str | Path, *, missing_ok: bool = False) -> Path:
         fetch(run / BEFORE, missing_ok=True)
         for state in (run / "state").glob("[0-9]*"):
             if not (state / LAST[-1]).is_file():
-                shutil.rmtree(state)
+                shutil.rmtree(inside(state))
     return run
 
 
@@ -146,12 +146,14 @@ def mark(place: str | Path) -> None:
 
 def remove(place: str | Path) -> None:
     """Remove a folder or file with all it holds, here and at its URI."""
-    path = local(place)
+    path, uri = local(place), uri_of(place)
+    if uri is not None:
+        inside(path)
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
-    if (uri := uri_of(place)) is not None:
+    if uri is not None:
         with explained(uri):
             store, there = filesystem(uri)
             if store.get_file_info(there).type == pafs.FileType.File:
@@ -247,8 +249,9 @@ def _stamp(path: Path) -> Stamp | None:
 
 
 def _download(store: Any, path: str, target: Path, stamp: Stamp) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.{os.getpid()}")
+    partial = inside(target).with_name(f".{target.name}.{os.getpid()}")
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    partial.unlink(missing_ok=True)  # a link there would be written through
     pafs.copy_files(
         path, str(partial), source_filesystem=store, destination_filesystem=pafs.LocalFileSystem()
     )
@@ -292,7 +295,7 @@ def _settle(uri: str, path: Path, before: Stamp, after: Stamp | None) -> None:
 
 def _remove_here(target: Path, names: Iterable[str]) -> None:
     for name in names:
-        (target / name).unlink(missing_ok=True)
+        inside(target / name).unlink(missing_ok=True)
         folder = (target / name).parent
         while folder != target and target in folder.parents and not any(folder.iterdir()):
             folder.rmdir()

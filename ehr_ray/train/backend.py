@@ -6,6 +6,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from ehr_ray.errors import RunError, UserError
 
@@ -46,6 +47,17 @@ class LocalBackend:
 
     def report(self, metrics: dict[str, float]) -> None:
         """Do nothing: the run directory has it all."""
+
+
+def sent_once(wrapped: nn.Module) -> nn.Module:
+    """Return a wrapped model whose buffers DDP sends from rank 0 when it wraps, and never again.
+
+    Before each forward it would send tables of embeddings as large as the model. A family changes a
+    buffer during training only by what is equal on all ranks.
+    """
+    if isinstance(wrapped, DistributedDataParallel):
+        wrapped.broadcast_buffers = False  # given at its making it would also send nothing at first
+    return wrapped
 
 
 @contextlib.contextmanager

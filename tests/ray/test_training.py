@@ -180,3 +180,32 @@ def test_mlflow_holds_parameters_metrics_by_step_and_artifacts(cluster, tiny):
     assert [p.value for p in points] == pytest.approx(history["val/objective"].tolist())
     names = {a.path for a in client.list_artifacts(note["run_id"])}
     assert {"checkpoint", "history.parquet", "experiment.yaml"} <= names
+
+
+def test_buffers_are_sent_when_a_model_is_wrapped_and_not_before_each_step(cluster, tmp_path):
+    def ranks(_config):
+        import torch
+
+        from ehr_ray.runtime.training.worker import RayBackend
+
+        backend = RayBackend()
+        model = torch.nn.Linear(2, 1)
+        model.register_buffer("table", torch.full((4,), float(1 + backend.rank)))
+        wrapped = backend.wrap(model)
+        begun = model.table.tolist()
+        model.table.fill_(backend.rank)
+        wrapped(torch.ones(1, 2)).sum().backward()
+        both = torch.zeros(2)
+        both[backend.rank] = model.table.sum()
+        return {"begun": begun, "after": backend.all_sum(both).tolist(), "rank": backend.rank}
+
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    trainer = TorchTrainer(
+        ranks,
+        scaling_config=ScalingConfig(num_workers=2),
+        run_config=RunConfig(storage_path=str(tmp_path)),
+    )
+    found = trainer.fit().return_value
+    assert found == {"begun": [1.0] * 4, "after": [0.0, 4.0], "rank": 0}

@@ -206,6 +206,8 @@ def _write(
             {k: v for k, v in metrics.items() if np.isfinite(v)}, last.step if last else 0
         )
         tracker.artifacts(target, (*ARTIFACTS, *found.artifacts))
+        if left := tracker.flush():
+            notes = [*notes, f"{left}; evaluate again to tell it"]
     return summary(subject, scores, latent, metrics, report, notes, found)
 
 

@@ -1,19 +1,29 @@
 """An experiment to a trained run: prepare the data, train by Ray Train, keep the directory."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from ehr_ray.config.cluster import ClusterConfig
+import yaml
+
 from ehr_ray.errors import ConfigError, InputError
 from ehr_ray.experiment import Experiment, changes_since, dump, to_yaml, with_absolute_paths
 from ehr_ray.registry import get_family
 from ehr_ray.runtime.data.prepared import Prepared, prepared
 from ehr_ray.runtime.progress import Screen, following
-from ehr_ray.runtime.session import check_resources, session
+from ehr_ray.runtime.session import check_resources, session_of
 from ehr_ray.runtime.text_embedding import as_before, with_phrases
-from ehr_ray.runtime.tracking import Tracker, open_run, tracking_uri
+from ehr_ray.runtime.tracking import (
+    UNTOLD,
+    Tracked,
+    Tracker,
+    check_server,
+    find_run,
+    open_run,
+    tracking_uri,
+    untold,
+)
 from ehr_ray.runtime.training.launch import fit, fit_here
 from ehr_ray.storage import files, sync
 from ehr_ray.train import history
@@ -71,13 +81,16 @@ def _train(experiment: Experiment, screen: Screen, verbose: bool) -> Trained:
     before = saved_progress(run)
     if before is not None and before.finished:
         _check_checkpoint(run)
+        if (run / UNTOLD).is_file():
+            _tell(run, find_run(run), yaml.safe_load((run / UNTOLD).read_text()), screen)
         return Trained(run, before.step, before.best, before.step, True)
     if before is None and experiment.init_from:
         # A typo is answered before data are prepared.
         checkpoint_folder(sync.fetch_run(experiment.init_from))
+    check_server(experiment)
     check_resources(experiment.cluster)
     on_ray = experiment.cluster.most_workers > 0
-    with maybe_session(experiment.cluster, verbose, on_ray):
+    with session_of(experiment.cluster, verbose):
         check_resources(experiment.cluster)
         with prepared(experiment, family, on_ray=on_ray, say=screen.passing) as data:
             if before is None:
@@ -104,16 +117,35 @@ def _train(experiment: Experiment, screen: Screen, verbose: bool) -> Trained:
                     fit(job) if on_ray else fit_here(job)
             except BaseException:
                 tracker.close("FAILED")
+                tracker.flush(5.0)
                 raise
             if on_ray:
                 sync.fetch(run)
             records = _write_records(run, experiment, data)
-            tracker.artifacts(run, ("checkpoint", "history.parquet", "experiment.yaml", *records))
-            tracker.close("FINISHED")
+            artifacts = ("checkpoint", "history.parquet", "experiment.yaml", *records)
+            _tell(run, tracked, artifacts, screen)
             sync.push(run)
     after = saved_progress(run)
     assert after is not None
     return Trained(run, after.step, after.best, before.step if before else 0, False)
+
+
+def _tell(run: Path, tracked: Tracked | None, names: Sequence[str], screen: Screen) -> None:
+    """Tell MLflow what it lacks of a run that has ended; what it does not take is kept for later.
+
+    A worker that was lost, or a server that was away, leaves reports in the run directory alone.
+    """
+    if tracked is None:
+        return
+    untold(run, names)
+    tracker = Tracker(tracked)
+    tracker.retell(run)
+    tracker.artifacts(run, names)
+    tracker.close("FINISHED")
+    if left := tracker.flush():
+        screen.say(f"{left}; the run is whole without, and the same command tells MLflow later")
+    else:
+        (run / UNTOLD).unlink()
 
 
 def _check_checkpoint(run: Path) -> None:
@@ -135,13 +167,6 @@ def _write_records(run: Path, experiment: Experiment, data: Prepared) -> list[st
     for name, content in found.items():
         files.write_text(run / name, json.dumps(content, indent=1) + "\n")
     return list(found)
-
-
-def maybe_session(cluster: ClusterConfig, verbose: bool, on_ray: bool) -> Any:
-    """Return a Ray session where the run needs one, else nothing to enter."""
-    import contextlib
-
-    return session(cluster.address, verbose=verbose) if on_ray else contextlib.nullcontext()
 
 
 def _check_same(run: Path, experiment: Experiment) -> None:

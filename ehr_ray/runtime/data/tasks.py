@@ -130,7 +130,7 @@ def runner(
         return
     from ehr_ray.runtime.session import session
 
-    with session(address, num_cpus=cpus):
+    with session(address, num_cpus=cpus, without="--cpus 1"):
         yield partial(run_on_ray, progress)
 
 

@@ -17,15 +17,16 @@ from ehr_ray.experiment import Experiment
 from ehr_ray.family import AnyFamily, Batch, Row
 from ehr_ray.runtime.data.prepared import Prepared
 from ehr_ray.runtime.progress import ProgressFile
-from ehr_ray.runtime.tracking import Tracked, Tracker
-from ehr_ray.runtime.training.ranking import RankingBackend, TrialRanking, measured
+from ehr_ray.runtime.tracking import UNTOLD, Tracked, Tracker, untold
+from ehr_ray.runtime.training.ranking import MEASURES, RankingBackend, TrialRanking, measured
 from ehr_ray.runtime.training.start_log import StartFile, keep_to_core
 from ehr_ray.storage import sync
 from ehr_ray.storage.lock import exclusive_lock
 from ehr_ray.storage.paths import is_uri, local, named, uri_of
 from ehr_ray.train.allocator import keep_freed_memory
-from ehr_ray.train.backend import Backend
+from ehr_ray.train.backend import Backend, sent_once
 from ehr_ray.train.checkpoint import Progress, drop_states, saved_progress
+from ehr_ray.train.history import HISTORY
 from ehr_ray.train.loader import Loader
 from ehr_ray.train.loop import train
 from ehr_ray.train.report import Watch
@@ -60,8 +61,8 @@ class RayBackend:
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """Return the model on the device, in DDP where there are several ranks."""
-        wrapped: nn.Module = ray.train.torch.prepare_model(model)
-        return wrapped
+        options = {"gradient_as_bucket_view": True}  # gradients are not held twice
+        return sent_once(ray.train.torch.prepare_model(model, parallel_strategy_kwargs=options))
 
     def all_sum(self, values: Tensor) -> Tensor:
         """Return the sum over ranks."""
@@ -148,9 +149,15 @@ def train_here(job: Job, backend: Backend) -> Progress:
             noted.step(step)
         screen.step(step, total)
 
+    # What a process that was lost had not told, or another trial had reported.
+    tracker.retell(job.run, (HISTORY, MEASURES) if job.yardstick else (HISTORY,))
     with exclusive_lock(job.run):
         progress = train(*args, Watch(on_step, on_report, screen.lines))
         sync.push_run(job.run)
+    if tracker.flush():  # told by who reads the run directory next
+        untold(job.run)
+    elif job.tracked is not None:
+        (job.run / UNTOLD).unlink(missing_ok=True)
     return progress
 
 

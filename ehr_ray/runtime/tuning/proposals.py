@@ -22,7 +22,14 @@ from ehr_ray.errors import RunError
 from ehr_ray.runtime.tracking import Tracker, find_run
 from ehr_ray.runtime.training.ranking import MEASURES, WORST
 from ehr_ray.runtime.tuning.schedulers import LACKS
-from ehr_ray.runtime.tuning.trial import FINAL, known_progress, read_trial, trial_dir, write_trial
+from ehr_ray.runtime.tuning.trial import (
+    FINAL,
+    STATUS,
+    known_progress,
+    read_trial,
+    trial_dir,
+    write_trial,
+)
 from ehr_ray.storage import sync
 from ehr_ray.train import history
 
@@ -191,8 +198,7 @@ class Closing(Callback):
         self._ended.add(number)
         tracked = find_run(folder)
         if tracked is not None:
-            status = {"finished": "FINISHED", "stopped": "KILLED"}.get(record["status"], "FAILED")
-            Tracker(tracked).close(status)
+            Tracker(tracked).close(STATUS.get(record["status"], "FAILED"))
         why = f": {record['error']}" if record.get("error") else ""
         done = len(self._ended)
         self._say(f"trial {number} {record['status']}{why} ({done}/{self._total})")

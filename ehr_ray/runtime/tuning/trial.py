@@ -4,6 +4,7 @@ A trial is a run directory like any other, `<search>/trials/<number>/`, so that 
 and resumed: what was reported before is reported again, then training goes on.
 """
 
+import contextlib
 import math
 import shutil
 import tempfile
@@ -12,16 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import pandas as pd
 import ray.tune
 import torch
 import yaml
 
 from ehr_ray.config.search import Sample
 from ehr_ray.config.yaml_files import override, read_yaml
-from ehr_ray.errors import InputError, ResourcesUnavailableError, RunError
+from ehr_ray.errors import ConfigError, InputError, ResourcesUnavailableError, RunError
 from ehr_ray.experiment import Experiment, parse, to_yaml
-from ehr_ray.runtime.tracking import Tracked, Tracker, leave_run, open_run
+from ehr_ray.runtime.tracking import UNTOLD, Tracked, Tracker, find_run, leave_run, open_run, untold
 from ehr_ray.runtime.training.ranking import MEASURES, WORST, TrialRanking
 from ehr_ray.runtime.tuning.schedulers import AGAIN, LACKS
 from ehr_ray.runtime.tuning.trial_data import Datasets
@@ -39,6 +39,8 @@ LINEAGE: Final = "lineage.yaml"
 CARRIED: Final = ("state", "checkpoint", HISTORY, MEASURES)
 """What a trial takes over from another."""
 FINAL: Final = ("finished", "stopped", "failed")
+STATUS: Final = {"finished": "FINISHED", "stopped": "KILLED"}
+"""MLflow's word for how a trial ended; any other end has failed."""
 
 
 @dataclass(frozen=True)
@@ -160,9 +162,9 @@ def _train(search: Search, number: int, sample: Sample, folder: Path) -> None:
     files.write_text(folder / "experiment.yaml", to_yaml(experiment))
     tracked = None
     if search.tracked is not None:
-        tracked = open_run(experiment, parent=search.tracked)
-        if search.exploits:
-            _retell(folder, Tracker(tracked))
+        untold(folder)  # until the end: a scheduler may stop this process before all is told
+        with contextlib.suppress(ConfigError):  # the server is away: the search tells it at its end
+            tracked = open_run(experiment, parent=search.tracked)
     yardstick = TrialRanking(search.rank, data.probe, search.probe_patients)
     progress = folder / ".progress.jsonl"
     job = Job(experiment, data.own, folder, progress, tracked, yardstick=yardstick)
@@ -176,6 +178,21 @@ def _train(search: Search, number: int, sample: Sample, folder: Path) -> None:
             train_here(job, TuneBackend(search, number, sample, _device(experiment)))
     finally:
         sync.remove(progress)
+
+
+def tell_late(root: Path, tracked: Tracked) -> list[Path]:
+    """Tell MLflow of trials it was away for; return their folders."""
+    late = [folder.parent for folder in sorted((root / "trials").glob(f"[0-9]*/{UNTOLD}"))]
+    for folder in late:
+        try:
+            experiment = parse(read_yaml(folder / "experiment.yaml"))
+            run = find_run(folder) or open_run(experiment, parent=tracked)
+        except ConfigError:  # still away, as the search's own run will say
+            break
+        tracker = Tracker(run)
+        tracker.retell(folder, (HISTORY, MEASURES))
+        tracker.close(STATUS.get(read_trial(folder).get("status", ""), "FAILED"))
+    return late
 
 
 class TuneBackend(LocalBackend):
@@ -243,17 +260,6 @@ def _take_over(folder: Path, number: int, sample: Sample) -> None:
     write_trial(folder, number, sample)
     # MLflow's parameters cannot change, so that what follows is a run of its own.
     leave_run(folder, f"took over trial {giver} at step {step}")
-
-
-def _retell(folder: Path, tracker: Tracker) -> None:
-    """Tell MLflow the reports a trial took over; those it has are not told twice."""
-    rows: dict[int, dict[str, float]] = {}
-    for name in (HISTORY, MEASURES):
-        for row in history.read(folder, file=name).to_dict("records"):
-            told = {str(k): float(v) for k, v in row.items() if pd.notna(v)}
-            rows.setdefault(int(row["step"]), {}).update(told)
-    for step in sorted(rows):
-        tracker.report(rows[step])
 
 
 def _copy(source: Path, target: Path) -> None:

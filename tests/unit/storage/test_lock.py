@@ -23,8 +23,9 @@ def test_a_run_is_held_by_one_and_free_afterwards(tmp_path, monkeypatch):
 def test_a_dead_process_holds_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(lock, "PATIENCE_SECONDS", -1.0)
     code = (
-        "import os, signal, sys; from pathlib import Path; from ehr_ray.train.lock import claimed\n"
-        "with claimed(Path(sys.argv[1])): os.kill(os.getpid(), signal.SIGKILL)"
+        "import os, signal, sys; from pathlib import Path\n"
+        "from ehr_ray.storage.lock import exclusive_lock\n"
+        "with exclusive_lock(Path(sys.argv[1])): os.kill(os.getpid(), signal.SIGKILL)"
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
     assert done.returncode == -9

@@ -1,12 +1,16 @@
 from pathlib import Path
+from string import printable
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from ehr_ray.errors import InputError
+from ehr_ray.errors import InputError, RunError
 from ehr_ray.storage.paths import (
     STAGING,
     absolute,
     below,
+    inside,
     is_uri,
     local,
     location,
@@ -75,6 +79,100 @@ def test_credentials_in_a_uri_are_refused_and_not_repeated(uri):
 def test_a_uri_leads_out_of_no_folder(uri):
     with pytest.raises(InputError, match="whole path"):
         local(uri)
+
+
+@pytest.mark.parametrize(
+    ("uri", "said"),
+    [
+        ("s3://../runs", "no name of a bucket"),
+        ("s3://./runs", "no name of a bucket"),
+        ("s3://b,x=1/runs", "no name of a bucket"),
+        ("s3:///runs", "no name of a bucket"),
+        ("file://data/runs", "file:///data/runs"),
+        ("s3://bucket/a\x00b", "not a URI"),
+        ("s3://bucket/a\nb", "not a URI"),
+        ("s3://bucket/" + "é" * 128, "255 bytes"),
+        ("s3://bucket/a?region=" + "x" * 250, "255 bytes"),
+        ("s3://bucket/a?secret%5Fkey=hush", "AWS_SECRET_ACCESS_KEY"),
+    ],
+)
+def test_a_bucket_and_names_are_such_as_stores_and_folders_take(uri, said):
+    with pytest.raises(InputError, match=said):
+        local(uri)
+
+
+@pytest.mark.parametrize("options", ["x=/../../..", "x=/../../../etc", "../..", "a/b", ".", "a,b"])
+def test_options_of_a_uri_lead_nowhere(options, copies):
+    copy = local(f"file:///src?{options}")
+    assert copy.resolve().is_relative_to(copies / "file")
+    assert copy.relative_to(copies).parts[0::2] == ("file", "src")
+    assert uri_of(copy) == f"file:///src?{options}"
+
+
+NAMES = st.text(st.sampled_from(printable + "é\x00\u2028") | st.characters(), max_size=20)
+WORDS = NAMES | st.sampled_from(["..", ".", "", "/", "%2e%2e", "a", "x=/../..", "?", "#", ","])
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=400)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["s3", "gs", "file", "ftp"]),
+            st.sampled_from(["", "b", "b.c", "b,x", "b%2Cx", "..", "."]) | NAMES,
+            st.lists(WORDS, max_size=4).map("/".join),
+            st.sampled_from(["", "?", "?x=1", "?x%3D1", "?/../.."]) | NAMES.map("?{}".format),
+        ),
+        min_size=2,
+        max_size=2,
+    )
+)
+def test_every_uri_has_a_place_of_its_own_inside_the_folder_of_copies(copies, pair):
+    found = []
+    for scheme, bucket, path, options in pair:
+        try:
+            copy = local(f"{scheme}://{bucket}/{path}{options}")
+        except InputError:
+            continue
+        assert copy.is_absolute()
+        assert ".." not in copy.parts
+        assert copy != copies
+        assert copy.is_relative_to(copies)
+        assert copy.resolve() == copy  # reads the disk, which refuses what is no name
+        uri = uri_of(copy)
+        assert local(uri) == copy
+        assert parts_of(uri) == parts_of(f"{scheme}://{bucket}/{path}{options}")
+        assert uri_of(copy / "below") == below(uri, "below")
+        found.append((parts_of(uri), copy))
+    if len(found) == 2:
+        assert (found[0][0] == found[1][0]) == (found[0][1] == found[1][1])
+
+
+def test_what_only_lies_among_the_copies_has_no_uri(copies):
+    for name in ("s3", ".locks/a", "s3/b/../c", "s3/b/a?b", "s3/b/a#b", "s3/b,%41/a", "s3/,/a"):
+        assert uri_of(copies / name) is None, name
+
+
+def test_a_name_that_would_be_read_as_options_is_refused():
+    for name in ("a?b", "a#b", ".."):
+        with pytest.raises(InputError):
+            below("s3://bucket/runs", name)
+
+
+def test_nothing_outside_the_copies_is_written_or_removed(copies, tmp_path):
+    (copies / "s3" / "b").mkdir(parents=True)
+    (copies / "s3" / "b" / "away").symlink_to(tmp_path)
+    (copies / "s3" / "b" / "file").symlink_to(tmp_path / "kept")
+    fine = copies / "s3" / "b" / "file"  # the link itself is replaced
+    assert inside(fine) == fine
+    for path in (
+        copies,
+        copies / "..",
+        copies / "s3" / ".." / ".." / "kept",
+        copies / "s3" / "b" / "away" / "kept",
+        tmp_path / "kept",
+    ):
+        with pytest.raises(RunError, match="leads out of"):
+            inside(path)
 
 
 def test_messages_speak_of_uris_not_of_copies(copies):

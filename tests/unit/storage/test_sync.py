@@ -241,3 +241,46 @@ def test_the_tail_of_an_object_is_what_was_added_or_all_of_a_new_one(store):
     assert sync.tail(f"{uri}/log", 8) == (b"", 8)
     write(folder, log="new\n")
     assert sync.tail(f"{uri}/log", 8) == (b"new\n", 4)
+
+
+def test_options_that_lead_upwards_remove_nothing(store, tmp_path):
+    folder, uri = store
+    write(tmp_path, mine="kept")
+    write(folder, a="1")
+    copy = fetch(f"{uri}?x=/../../../../..{'/..' * len(folder.parts)}{tmp_path}")
+    assert content(copy) == {"a": "1"}
+    assert copy.resolve().is_relative_to(tmp_path / "copies")
+    assert (tmp_path / "mine").read_text() == "kept"
+
+
+def test_a_link_among_the_copies_is_not_followed_out_of_them(store, tmp_path):
+    folder, uri = store
+    outside = tmp_path / "outside"
+    write(outside, mine="kept", state__1__w="kept")
+    write(folder, a="1", sub__b="2")
+    copy = local(uri)
+    copy.parent.mkdir(parents=True)
+    copy.symlink_to(outside)
+    for call in (fetch, sync.fetch_run, lambda u: sync.remove(f"{u}/mine")):
+        with pytest.raises(RunError, match="EHR_RAY_STAGING"):
+            call(uri)
+    copy.unlink()
+    copy.mkdir()
+    (copy / "sub").symlink_to(outside)
+    with pytest.raises(RunError, match="leads out of"):
+        fetch(uri)
+    assert content(outside) == {"mine": "kept", "state/1/w": "kept"}
+    assert content(folder) == {"a": "1", "sub/b": "2"}
+
+
+def test_a_link_in_place_of_a_copy_is_replaced_not_written_through(store, tmp_path):
+    folder, uri = store
+    write(tmp_path, mine="kept")
+    write(folder, a="1")
+    copy = local(uri)
+    copy.mkdir(parents=True)
+    for name in ("a", f".a.{os.getpid()}"):
+        (copy / name).symlink_to(tmp_path / "mine")
+    assert (fetch(uri) / "a").read_text() == "1"
+    assert not (copy / "a").is_symlink()
+    assert (tmp_path / "mine").read_text() == "kept"

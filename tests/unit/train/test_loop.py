@@ -188,6 +188,36 @@ def test_two_ranks_equal_one_at_the_same_global_batch(
     assert len(history_of(tmp_path / "1x1" / "run")) == 3 * loader.steps_per_epoch
     assert_close_runs(tmp_path / "2x1" / "run", tmp_path / "1x1" / "run")
     assert_close_runs(tmp_path / "2x2" / "run", tmp_path / "1x1" / "run")
+    assert_equal_ranks(tmp_path / "2x1")
+    assert_equal_ranks(tmp_path / "2x2")
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("hcat", {}),
+        ("vitals_vae", {"model.arch": "vq", "model.codebook": 16, "train.accumulate": 2}),
+    ],
+)
+def test_equal_ranks_stay_equal_to_the_last_bit(
+    name, changes, tmp_path, tiny_experiment, make_loader, synthetic_vocabulary
+):
+    """Buffers too, which DDP sends once, when it wraps the model."""
+    experiment = tiny_experiment(name, {"train.max_epochs": 1, "train.max_steps": 3, **changes})
+    folder = tmp_path / "run"
+    write_for_ranks(folder, experiment, make_loader(experiment), synthetic_vocabulary)
+    command = [sys.executable, str(RANK), str(folder)]
+    processes = [subprocess.Popen([*command, str(rank), "2"]) for rank in range(2)]
+    assert [process.wait() for process in processes] == [0, 0]
+    assert_equal_ranks(folder)
+
+
+def assert_equal_ranks(folder):
+    ours, theirs = (torch.load(folder / f"end-{rank}.pt", weights_only=True) for rank in range(2))
+    assert ours.keys() == theirs.keys()
+    assert len(ours) > 5
+    bits = {n: (ours[n].numpy().tobytes(), theirs[n].numpy().tobytes()) for n in ours}
+    assert [n for n, (a, b) in bits.items() if a != b] == []
 
 
 def write_for_ranks(folder, experiment, loader, vocabulary):

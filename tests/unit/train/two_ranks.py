@@ -1,6 +1,7 @@
 """One rank of a gloo group, `two_ranks.py FOLDER RANK WORLD [STEP]`, on what the test wrote there.
 
-With a step rank 0 dies at its end, and the others with it.
+With a step rank 0 dies at its end, and the others with it. What each rank's model is at the end,
+buffers that are never saved included, is left in `end-<rank>.pt`.
 """
 
 import os
@@ -18,6 +19,7 @@ from ehr_ray.events.blocks import BlockStore
 from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.experiment import parse
 from ehr_ray.registry import get_family
+from ehr_ray.train.backend import sent_once
 from ehr_ray.train.loader import Loader
 from ehr_ray.train.loop import train
 from ehr_ray.train.report import Watch
@@ -30,7 +32,8 @@ class GlooBackend:
         self.rank, self.world = rank, world
 
     def wrap(self, model):
-        return DistributedDataParallel(model)
+        self.model = model
+        return sent_once(DistributedDataParallel(model, gradient_as_bucket_view=True))
 
     def all_sum(self, values):
         dist.all_reduce(values)
@@ -67,6 +70,8 @@ def main(folder, rank, world, last=None):
             os._exit(9)
 
     train(experiment, family, vocabulary, loader, backend, folder / "run", Watch(on_step))
+    named = [*backend.model.named_parameters(), *backend.model.named_buffers()]
+    torch.save({name: tensor.detach() for name, tensor in named}, folder / f"end-{rank}.pt")
     dist.destroy_process_group()
 
 

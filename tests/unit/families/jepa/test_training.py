@@ -99,6 +99,8 @@ def test_two_ranks_train_as_one(tiny_experiment, make_loader, synthetic_vocabula
     ours, theirs = weights(tmp_path / "1" / "run"), weights(tmp_path / "2" / "run")
     for name in (n for n in ours if n.startswith("target.")):
         torch.testing.assert_close(theirs[name], ours[name], rtol=1e-3, atol=1e-4)
+    first, second = (torch.load(tmp_path / "2" / f"end-{r}.pt", weights_only=True) for r in (0, 1))
+    assert [n for n in first if not torch.equal(first[n], second[n])] == []
 
 
 def test_a_cohort_of_one_visit_each_is_refused_before_the_first_step(run, tmp_path):

@@ -1,0 +1,70 @@
+"""What is said where Ray does not start; Ray itself is not started here."""
+
+import pytest
+
+from ehr_ray.commands.ingest import ingest
+from ehr_ray.config.cluster import ClusterConfig
+from ehr_ray.errors import ConfigError, RunError
+from ehr_ray.runtime import session as module
+from ehr_ray.runtime.session import session, session_of
+
+LATE = (
+    Exception("The current node timed out during startup. This could happen because ..."),
+    TimeoutError("Timed out after 30 seconds while waiting for node to startup."),
+)
+
+
+@pytest.fixture
+def starts(monkeypatch):
+    """Let `ray.init` raise, one after the other, what the test puts in; None where it starts."""
+    ends, done = [], []
+
+    def init(**_):
+        done.append("init")
+        if (error := ends.pop(0)) is not None:
+            raise error
+
+    monkeypatch.setattr(module.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(module.ray, "init", init)
+    monkeypatch.setattr(module.ray, "shutdown", lambda: done.append("shutdown"))
+    return ends, done
+
+
+@pytest.mark.parametrize("error", LATE)
+def test_a_ray_that_is_late_is_started_once_more(starts, error):
+    ends, done = starts
+    ends += [error, None]
+    with session():
+        assert done == ["init", "shutdown", "init"]
+
+
+def test_a_ray_that_is_late_twice_names_what_the_verb_has(starts, tmp_path, monkeypatch):
+    ends, done = starts
+    ends += [*LATE]
+    with pytest.raises(RunError, match="name a running one by RAY_ADDRESS") as caught, session():
+        pass
+    assert "num_workers" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+    ends += [*LATE]
+    workers = session_of(ClusterConfig(num_workers=2))
+    with pytest.raises(RunError, match=r"do without it \(cluster.num_workers=0\)"), workers:
+        pass
+    ends += [*LATE]
+    with pytest.raises(RunError, match=r"do without it \(--cpus 1\)"):
+        ingest("synthetic", None, tmp_path / "a", options={"patients": 90}, cpus=2)
+    assert done.count("init") == 6
+
+
+def test_another_error_is_not_tried_again(starts):
+    ends, done = starts
+    ends += [ConnectionError("timed out"), ValueError("no such thing")]
+    with pytest.raises(ConfigError, match="no Ray cluster answers"), session():
+        pass
+    with pytest.raises(ValueError, match="no such thing"), session():
+        pass
+    assert done == ["init", "init"]
+
+
+def test_an_experiment_without_workers_starts_no_ray(starts):
+    with session_of(ClusterConfig(num_workers=0)):
+        assert starts[1] == []

@@ -1,0 +1,188 @@
+"""Trainings beside an MLflow server that goes, comes back, or never was."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from ehr_ray.cli.main import main
+from ehr_ray.commands.train.command import train
+from ehr_ray.experiment import load
+from ehr_ray.runtime.tracking import UNTOLD, Tracker, find_run
+from ehr_ray.train import history
+
+CONFIG = Path(__file__).parents[3] / "configs" / "tiny" / "set_vae.yaml"
+
+
+class Server:
+    """An MLflow server on loopback that may be killed, frozen and started again."""
+
+    def __init__(self, folder):
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self._port = free.getsockname()[1]
+        self.uri, self._folder, self._process = f"http://127.0.0.1:{self._port}", folder, None
+
+    def start(self):
+        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
+        command += ["--port", str(self._port), "--workers", "1"]
+        command += ["--backend-store-uri", f"sqlite:///{self._folder}/served.db"]
+        command += ["--artifacts-destination", str(self._folder / "served")]
+        options = {"stderr": subprocess.STDOUT, "cwd": self._folder, "start_new_session": True}
+        options["env"] = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        with (self._folder / "server.log").open("a") as log:
+            self._process = subprocess.Popen(command, stdout=log, **options)
+
+    def wait(self):
+        for _ in range(2000):
+            assert self._process.poll() is None, (self._folder / "server.log").read_text()
+            if self._healthy():
+                return
+            time.sleep(0.3)
+        pytest.fail("the server did not start")
+
+    def _healthy(self):
+        place = ("127.0.0.1", self._port)
+        with contextlib.suppress(OSError), socket.create_connection(place, 1) as link:
+            link.sendall(b"GET /health HTTP/1.0\r\n\r\n")
+            return b"200" in link.recv(64)
+        return False
+
+    def signal(self, number):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, number)  # its workers too
+
+    def kill(self):
+        self.signal(signal.SIGKILL)
+        self._process.wait()
+
+
+@pytest.fixture(scope="module")
+def started(tmp_path_factory):
+    made = Server(tmp_path_factory.mktemp("server"))
+    made.start()
+    try:
+        made.wait()
+        yield made
+    finally:
+        made.kill()
+
+
+@pytest.fixture
+def server(started, monkeypatch):
+    started.wait()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", started.uri)
+    return started
+
+
+@pytest.fixture
+def tracked(synthetic_cohort, tmp_path):
+    """Ten reports of a tiny model in this process: tracked(name)."""
+
+    def make(name):
+        settings = [
+            f"data.cohort={synthetic_cohort}",
+            f"output={tmp_path / 'runs'}",
+            f"name={name}",
+        ]
+        settings += ["cluster.num_workers=0", "train.max_steps=10", "train.report_steps=1"]
+        return load(CONFIG, [*settings, "train.max_epochs=10", "tracking.experiment=tests"])
+
+    return make
+
+
+@pytest.fixture
+def at_report(monkeypatch):
+    """Call a function as a step is reported: at_report({3: server.kill})."""
+    report, seen = Tracker.report, set()
+
+    def plan(hooks):
+        def reported(self, row):
+            report(self, row)
+            step = int(row["step"])
+            if step in hooks and step not in seen:
+                seen.add(step)
+                hooks[step]()
+
+        monkeypatch.setattr(Tracker, "report", reported)
+
+    return plan
+
+
+def told(server, run):
+    """Return what MLflow knows of a run: its steps, its status and the names of its artifacts."""
+    client, known = MlflowClient(server.uri), find_run(run).run_id
+    steps = [m.step for m in client.get_metric_history(known, "epoch")]
+    losses = [m.step for m in client.get_metric_history(known, "train/objective")]
+    assert steps == losses
+    artifacts = {file.path for file in client.list_artifacts(known)}
+    return steps, client.get_run(known).info.status, artifacts
+
+
+def test_a_server_that_goes_and_comes_back_is_told_all(server, tracked, at_report):
+    def back():
+        server.start()
+        server.wait()
+
+    at_report({3: server.kill, 7: back})
+    run = train(tracked("returns")).run
+    assert len(history.read(run)) == 10
+    steps, status, artifacts = told(server, run)
+    assert steps == list(range(1, 11))
+    assert status == "FINISHED"
+    assert {"checkpoint", "history.parquet", "experiment.yaml"} <= artifacts
+    assert not (run / UNTOLD).exists()
+
+
+def test_a_server_that_hangs_is_told_when_it_answers_again(server, tracked, at_report):
+    at_report({3: lambda: server.signal(signal.SIGSTOP), 8: lambda: server.signal(signal.SIGCONT)})
+    steps, status, _ = told(server, train(tracked("hangs")).run)
+    assert (steps, status) == (list(range(1, 11)), "FINISHED")
+
+
+def test_a_server_that_stays_away_is_told_by_the_same_command_later(
+    server, tracked, at_report, capsys
+):
+    at_report({4: server.kill})
+    experiment = tracked("later")
+    trained = train(experiment)
+    said = [line for line in capsys.readouterr().err.splitlines() if "MLflow" in line]
+    assert len(said) == 1
+    assert said[0].startswith(f"MLflow at {server.uri} did not take ")
+    assert said[0].endswith(": connection refused; the run is whole without, and the same "
+                            "command tells MLflow later")  # fmt: skip
+    assert (trained.run / "checkpoint" / "model.safetensors").is_file()
+    assert (trained.step, len(history.read(trained.run))) == (10, 10)
+    server.start()
+    server.wait()
+    assert train(experiment).already_finished
+    steps, status, artifacts = told(server, trained.run)
+    assert (steps, status) == (list(range(1, 11)), "FINISHED")
+    assert "checkpoint" in artifacts
+    assert not (trained.run / UNTOLD).exists()
+
+
+@pytest.mark.parametrize("kind", ["silent", "nobody"])
+def test_a_server_that_cannot_be_reached_is_one_line_before_anything_begins(
+    kind, tracked, monkeypatch, capfd, tmp_path, synthetic_cohort
+):
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        uri = f"http://me:hush@127.0.0.1:{listening.getsockname()[1]}"
+        if kind == "nobody":
+            listening.close()
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        monkeypatch.chdir(tmp_path)
+        code = main(["train", str(CONFIG), f"data.cohort={synthetic_cohort}", "output=runs"])
+    said = capfd.readouterr().err.strip().splitlines()
+    assert code == 2
+    assert len(said) == 1, said
+    assert "MLflow does not answer there" in said[0]
+    assert "MLFLOW_TRACKING_URI" in said[0]
+    assert "hush" not in said[0]
+    assert not any(os.scandir(tmp_path / "runs")) if (tmp_path / "runs").exists() else True
