@@ -139,7 +139,7 @@ def parse(raw: Mapping[str, Any]) -> Experiment:
             problems.append(str(error))
     if experiment is not None:
         problems += not_finite(dataclasses.asdict(experiment))
-        problems += outside(experiment.schedules, family.schedule_limits)
+        problems += outside(experiment.schedules, family.training.schedule_limits)
     if model is not None:
         problems += not_finite(dataclasses.asdict(model), "model")
     if raw.get("task") and family.represent is None:

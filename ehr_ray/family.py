@@ -1,4 +1,8 @@
-"""The contract between a model family and everything else: one record of plain functions."""
+"""The contract between a model family and everything else: one record of plain functions.
+
+`Family` is what every family brings. Its four groups (`Training`, `Evaluation`, `Transfer`,
+`Files`) are for what only some need, and each may be left out.
+"""
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,8 +23,8 @@ Row = Mapping[str, np.ndarray]
 """One model-ready patient: arrays whose first axis is ragged, the others fixed; or scalars."""
 Batch = dict[str, Tensor]
 """A flat mapping of tensors, so that one comprehension moves it to a device."""
-Knobs = Mapping[str, float]
-"""What changes with the step: the schedules' values, and `noise_seed`."""
+Scheduled = Mapping[str, float]
+"""The value of every schedule at a step, by the schedule's name."""
 
 C = TypeVar("C")
 
@@ -66,6 +70,7 @@ class Diagnose:
     warn: Callable[[Sequence[Mapping[str, float]]], list[str]]
     """Lines to show, from these metrics of all reports after warm-up, the newest last."""
     patients: int = 256
+    """Tuning patients that are measured at most."""
 
 
 @dataclass(frozen=True)
@@ -95,12 +100,93 @@ class Represent:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Training(Generic[C]):
+    """What only some models need in training and in a search."""
+
+    fit_buffers: Callable[[nn.Module, Batch], None] | None = None
+    """Fits buffers of a new model on all rows of train, one batch, before the first step."""
+    after_step: Callable[[nn.Module, Scheduled], None] | None = None
+    """Runs after each optimizer step, as the moving average of a target encoder does."""
+    summarise: Callable[[Mapping[str, float]], Mapping[str, float]] | None = None
+    """Further metrics of a report, computed from the means of the terms, such as a perplexity."""
+    diagnose: Diagnose | None = None
+    """Measured at each report besides the terms; None for models whose loss says enough."""
+    learnable: Learnable | None = None
+    """Which rows the model can learn from; None: all."""
+    needs_pairs: Callable[[C], str | None] | None = None
+    """The setting, as `a.b=value`, by which patients of a batch are compared with each other, so
+    that each worker's micro-batch needs two; None where nothing does."""
+    schedule_limits: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    """Smallest and largest value of the schedules that have one."""
+    inactive_paths: Callable[[C], Collection[str]] | None = None
+    """Paths of the search space that change nothing under a config, so that none is searched."""
+    rank: Select | None = None
+    """What ranks the trials of a search where `select` does not: it must mean the same in all of
+    them, whatever is searched. `probe/auroc` stands for a probe (`TuneConfig.rank`)."""
+    fallback: Callable[[C, Mapping[str, float]], C | None] | None = None
+    """The model to train instead of one with these latent metrics on tuning; None: it stands."""
+    task_logit: Callable[[nn.Module, Batch], Tensor] | None = None
+    """Logit [B] of the batch's `label`, of a family under a task head (`train/task.py`)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation(Generic[C]):
+    """What `evaluate` can show of a model besides its embedding."""
+
+    latents: Callable[[nn.Module, Batch], Batch] | None = None
+    """Posterior `mu` and `logvar` [N, Z] with the row's `patient` [N], for collapse diagnostics."""
+    reconstruct: Callable[[nn.Module, Batch], Batch] | None = None
+    """Values by name, one entry a token: `patient, set, code, value, estimate, carried, hidden`."""
+    outputs: Mapping[str, Callable[[nn.Module, Batch], Batch]] = field(default_factory=dict)
+    """Further tables of `evaluate`, by name: entries with their row's `patient` [N], 1-D or 2-D."""
+    suites: tuple[str, ...] = ()
+    """Parts of `evaluate` that read those tables: keys of `evaluation.suite.SUITES`."""
+    task_outputs: Callable[[C], Mapping[str, str]] | None = None
+    """Tasks a model answers by itself, to the output of `predict` that is its logit."""
+    baseline_codes: Callable[[C, Vocabulary], np.ndarray] | None = None
+    """Codes that get simple features for the baselines, bool [V]; None: all may."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transfer:
+    """What `init_from` must not copy as it stands into a model of another cohort.
+
+    A tensor is named by the end of its dotted name: `directions` is also `sets.directions`.
+    """
+
+    code_indexed_tensors: tuple[str, ...] = ()
+    """Tensors with a row for each code of the vocabulary: their rows are matched by code."""
+    data_buffers: tuple[str, ...] = ()
+    """Buffers made of the cohort and the config alone: neither copied nor counted."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Files(Generic[C]):
+    """What a family reads and writes besides checkpoints."""
+
+    check: Callable[[C], None] | None = None
+    """Raises InputError where a file the config names is not there, before a run's first step."""
+    phrases: Callable[[C, Vocabulary], list[str]] | None = None
+    """Texts a sentence transformer embeds before training; the config then has `phrases`, the
+    folder of the table, `text_model` and `embedding_dim`."""
+    export: Callable[[Iterable[Patient], C, Vocabulary, Path], int] | None = None
+    """Writes patients to the family's file format and returns how many (`prepare --export`)."""
+    run_metadata: (
+        Callable[[Mapping[str, Any], Any, Mapping[str, Sequence[int]]], Mapping[str, Any]] | None
+    ) = None
+    """JSON files of a finished run, by name: from its experiment as plain data, its history (a data
+    frame) and the subjects of train and tuning."""
+    extra_checkpoints: Mapping[str, Select] = field(default_factory=dict)
+    """Checkpoints kept besides the best one, as `checkpoints/best_<name>`."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Family(Generic[C]):
     """Everything a model family brings. Plain functions, so each is tested alone.
 
     Randomness inside `loss` comes either from torch's generators, which the loop seeds from
     (seed, step, rank), or, where one worker and two shall give the same loss, from
-    `nn.noise` keyed by `knobs["noise_seed"]` and the patient.
+    `nn.noise` keyed by the step's noise seed and the patient.
     """
 
     name: str
@@ -112,77 +198,29 @@ class Family(Generic[C]):
     """Rows to padded tensors; padding never changes a result."""
     build: Callable[[C, Vocabulary], nn.Module]
     """The model, initialised from torch's seeded generator."""
-    loss: Callable[[nn.Module, Batch, Knobs], Terms]
-    """Terms of one batch; calls `model(batch, ...)` exactly once, since DDP synchronises there."""
+    loss: Callable[[nn.Module, Batch, Scheduled, int], Terms]
+    """(model, batch, scheduled values, noise seed) to the terms of the batch. It calls
+    `model(batch, ...)` exactly once, since DDP synchronises there."""
     predict: Callable[[nn.Module, Batch], Batch]
     """Deterministic outputs, first axis patients; `embedding` [B, width] is one of them."""
-    begin: Callable[[nn.Module, Batch], None] | None = None
-    """Fits buffers of a new model on all rows of train, one batch, before the first step."""
-    answers: Callable[[C], Mapping[str, str]] | None = None
-    """Tasks a model answers by itself, to the output of `predict` that is its logit."""
-    baseline_codes: Callable[[C, Vocabulary], np.ndarray] | None = None
-    """Codes that get simple features for the baselines, bool [V]; None: all may."""
-    latents: Callable[[nn.Module, Batch], Batch] | None = None
-    """Posterior `mu` and `logvar` [N, Z] with the row's `patient` [N], for collapse diagnostics."""
-    reconstruct: Callable[[nn.Module, Batch], Batch] | None = None
-    """Values by name, one entry a token: `patient, set, code, value, estimate, carried, hidden`."""
-    outputs: Mapping[str, Callable[[nn.Module, Batch], Batch]] = field(default_factory=dict)
-    """Further tables of `evaluate`, by name: entries with their row's `patient` [N], 1-D or 2-D."""
-    suites: tuple[str, ...] = ()
-    """Parts of `evaluate` that read those tables: keys of `evaluation.suites.SUITES`."""
     represent: Represent | None = None
     """What a task head reads; None: the family takes no task."""
-    outcome: Callable[[nn.Module, Batch], Tensor] | None = None
-    """Logit [B] of the batch's `label`, of a family under a task head (`train/task.py`)."""
-    code_tensors: tuple[str, ...] = ()
-    """Tensors of the model with a row for each code: `init_from` matches their rows by code."""
-    own_tensors: tuple[str, ...] = ()
-    """Buffers made of the cohort's own data: `init_from` neither copies nor counts them."""
-    summarise: Callable[[Mapping[str, float]], Mapping[str, float]] | None = None
-    """Further metrics of a report, made of the means of the terms: a perplexity."""
-    phrases: Callable[[C, Vocabulary], list[str]] | None = None
-    """Texts a sentence transformer embeds before training; the config then has `phrases`, the
-    folder of the table, `text_model` and `embedding_dim`."""
     cache_fields: tuple[str, ...] = ()
     """Config fields that `transform` reads: with the data they are the key of the cache."""
-    schedules: Mapping[str, Schedule] = field(default_factory=dict)
-    """Every scheduled quantity with its default; a config may replace each."""
-    schedule_limits: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    """Smallest and largest value of those schedules that have one."""
-    search_space: Mapping[str, Domain] = field(default_factory=dict)
-    """Dotted config path to domain: what Ray Tune sweeps unless a config says otherwise."""
-    unswept: Callable[[C], Collection[str]] | None = None
-    """Paths of the search space that change nothing under a config, so that none is swept."""
-    diagnose: Diagnose | None = None
-    """Measured at each report besides the terms; None for models whose loss says enough."""
-    select: Select = Select()
-    rank: Select | None = None
-    """What ranks the trials of a search where `select` does not: it must mean the same in all of
-    them, whatever is swept. `probe/auroc` stands for a probe (`TuneConfig.rank`)."""
-    also: Mapping[str, Select] = field(default_factory=dict)
-    """Checkpoints kept besides the best one, as `checkpoints/best_<name>`."""
-    eval_knobs: Knobs = field(default_factory=dict)
-    """Fixed knobs of validation, so that trials with other schedules stay comparable."""
-    after_step: Callable[[nn.Module, Knobs], None] | None = None
-    """Runs after the optimizer (an EMA target); None for most."""
-    check: Callable[[C], None] | None = None
-    """Raises InputError where a file the config names is not there, before a run's first step."""
-    usable: Learnable | None = None
-    """Which rows it learns from; None: all."""
-    compares: Callable[[C], str | None] | None = None
-    """The setting, as `a.b=value`, by which patients of a batch are compared with each other, so
-    that each worker's micro-batch needs two; None where nothing does."""
-    export: Callable[[Iterable[Patient], C, Vocabulary, Path], int] | None = None
-    """Writes patients to the family's file format and returns how many (`prepare --export`)."""
-    records: (
-        Callable[[Mapping[str, Any], Any, Mapping[str, Sequence[int]]], Mapping[str, Any]] | None
-    ) = None
-    """JSON files of a finished run, by name: from its experiment as plain data, its history (a data
-    frame) and the subjects of train and tuning."""
-    fallback: Callable[[C, Mapping[str, float]], C | None] | None = None
-    """The model to train instead of one with these latent metrics on tuning; None: it stands."""
     version: int = 1
     """Raise when `transform` gives other output for the same input: it is part of the cache key."""
+    schedules: Mapping[str, Schedule] = field(default_factory=dict)
+    """Every scheduled quantity with its default; a config may replace each."""
+    eval_scheduled: Scheduled = field(default_factory=dict)
+    """Their values in validation: fixed, so that trials with other schedules stay comparable."""
+    search_space: Mapping[str, Domain] = field(default_factory=dict)
+    """Dotted config path to domain: what Ray Tune searches unless a config says otherwise."""
+    select: Select = Select()
+    """The metric that ranks the checkpoints of a run."""
+    training: Training[C] = Training()
+    evaluation: Evaluation[C] = Evaluation()
+    transfer: Transfer = Transfer()
+    files: Files[C] = Files()
 
 
 AnyFamily = Family[Any]

@@ -24,11 +24,11 @@ def embed_phrases(
 
 def _texts(experiment: Experiment) -> list[str]:
     family, cohort = get_family(experiment.family), sync.fetch(experiment.data.cohort)
-    if family.phrases is None:
+    if family.files.phrases is None:
         raise ConfigError(f"family: {family.name} embeds no phrases; event_transformer does")
     if experiment.model.text_model is None:
         raise ConfigError("model.text_model: null embeds no phrases; name a model or hashing")
     if not cohort.is_dir():
         raise InputError(f"data.cohort={cohort}: no such folder; make it with `ehr-ray ingest`")
     vocabulary = vocabulary_of(cohort, experiment.data.min_code_count)
-    return family.phrases(experiment.model, vocabulary)
+    return family.files.phrases(experiment.model, vocabulary)

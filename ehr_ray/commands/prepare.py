@@ -47,7 +47,7 @@ def prepare(
 def _export(experiment: Experiment, vocabulary: Vocabulary, path: Path) -> str:
     """Write the patients of all splits, one after the other, to the family's own format."""
     family = family_of(experiment)
-    if family.export is None:
+    if family.files.export is None:
         raise InputError(f"--export {path}: family {family.name} has no file format of its own")
     shards = splits_of(experiment.cohort)
     patients = (
@@ -56,5 +56,5 @@ def _export(experiment: Experiment, vocabulary: Vocabulary, path: Path) -> str:
         for shard in paths
         for patient in read_patients(shard, vocabulary)
     )
-    count = family.export(patients, experiment.model, vocabulary, path)
+    count = family.files.export(patients, experiment.model, vocabulary, path)
     return f"{path}: {count:,} patients ({', '.join(shards)})"

@@ -1,4 +1,4 @@
-"""`tune`: a search on Ray Tune, ranked by one yardstick, resumed by the same command.
+"""`tune`: a search on Ray Tune, its trials ranked by one metric, resumed by the same command.
 
 What is durable lies in the search's folder, a run directory a trial; Ray Tune's own bookkeeping is
 thrown away, so nothing is unpickled and a search that was killed goes on from its trials.
@@ -208,9 +208,9 @@ def _write(
 
 
 def _fixed(experiment: Experiment) -> str:
-    """Return the knobs trials are compared at, whatever their schedules are."""
-    knobs = family_of(experiment).eval_knobs
-    return " at " + ", ".join(f"{n} {v:g}" for n, v in knobs.items()) if knobs else ""
+    """Return the scheduled values trials are compared at, whatever their schedules are."""
+    values = family_of(experiment).eval_scheduled
+    return " at " + ", ".join(f"{n} {v:g}" for n, v in values.items()) if values else ""
 
 
 def _told(experiment: Experiment, space: Mapping[str, Domain]) -> dict[str, Any]:

@@ -84,9 +84,9 @@ class TuneConfig:
     reduction_factor: Annotated[float, Field(gt=1)] = 3.0
     """ASHA keeps one of so many trials at each rung; rungs are as many times further apart."""
     rank: Literal["metric", "probe"] | None = None
-    """What ranks trials: a metric of tuning patients at fixed knobs, or a logistic regression on
-    the embedding of train patients, scored by its AUROC for `evaluation.task` on tuning ones; None:
-    as the family says."""
+    """What ranks trials: a metric of tuning patients at fixed schedules, or a logistic regression
+    on the embedding of train patients, scored by its AUROC for `evaluation.task` on tuning ones;
+    None: as the family says."""
     probe_patients: Annotated[int, Field(ge=10)] = 2000
     """Rows of train, and of tuning, that a probe reads at most."""
     concurrent: Annotated[int, Field(ge=1)] | None = None

@@ -1,7 +1,7 @@
 """A trained model over a cohort, on Ray Data: the same transform, collate and predict."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -9,21 +9,20 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from torch import nn
 
 from ehr_ray.errors import InputError
 from ehr_ray.events.features import code_lookup, simple_features
 from ehr_ray.events.patients import Patient, read_patients
 from ehr_ray.events.subgroups import Subgroup, SubgroupReader
 from ehr_ray.events.vocabulary import Vocabulary
-from ehr_ray.family import Batch, Row
+from ehr_ray.family import Batch
 from ehr_ray.runtime.data.prepared import codes_table, sampled
 from ehr_ray.runtime.data.tasks import Say, run_shards
 from ehr_ray.storage import files, sync
 from ehr_ray.train import checkpoint
 from ehr_ray.train.allocator import keep_freed_memory
+from ehr_ray.train.predictor import BATCH_PATIENTS, Predictor, batched
 
-BATCH_PATIENTS = 64
 EMBEDDING = pa.list_(pa.float32())
 MICROSECONDS_PER_HOUR = 3_600_000_000
 Cut = Mapping[int, Sequence[int]]
@@ -86,14 +85,19 @@ class ShardPredictor:
         return checkpoint.load(sync.fetch(self.request.checkpoint))
 
     @cached_property
-    def untrained(self) -> nn.Module:
+    def predictor(self) -> Predictor:
+        """The trained model over patients."""
+        return Predictor.of(self.loaded)
+
+    @cached_property
+    def untrained(self) -> Predictor:
         """The same architecture with the weights training started from."""
         loaded = self.loaded
         torch.manual_seed(loaded.experiment.seed)
         model = loaded.family.build(loaded.experiment.model, loaded.vocabulary).eval()
         for name, trained in loaded.model.named_buffers():
             model.get_buffer(name).copy_(trained)  # tables that are given, not learned
-        return model
+        return replace(self.predictor, model=model)
 
     def __call__(self, job: Mapping[str, Any]) -> int:
         """Predict every sample of `job["shard"]` into `job["target"]`; return their number."""
@@ -131,41 +135,41 @@ class ShardPredictor:
                 for time in self.cuts.get(patient.subject_id, ()):
                     yield patient.until(time), int(time)
 
-    @torch.inference_mode()
     def _tables(self, samples: list[Sample], first: int) -> dict[str, pa.Table]:
-        loaded = self.loaded
-        family, config = loaded.family, loaded.experiment.model
-        rows: list[Row] = [family.transform(p, config, loaded.vocabulary) for p, _ in samples]
-        batch = family.collate(rows, config)
+        """Return `samples`, a row each, and what the model tells of a share of the subjects."""
+        predictor = self.predictor
+        rows = predictor.rows(patient for patient, _ in samples)
+        batch = predictor.batch(rows)
         columns: dict[str, Any] = {
             "subject_id": np.array([p.subject_id for p, _ in samples], np.int64),
             "prediction_time": pa.array([t for _, t in samples], pa.int64()).cast(
                 pa.timestamp("us")
             ),
         }
-        for name, values in family.predict(loaded.model, batch).items():
+        for name, values in predictor.outputs(batch).items():
             if name != "logit" or self.request.own_output:
                 columns[name] = _column(values)
             if name == self.request.answer:
                 columns["logit"] = _column(values)
         if self.request.untrained:
-            columns["untrained"] = _column(family.predict(self.untrained, batch)["embedding"])
+            columns["untrained"] = _column(self.untrained.outputs(batch)["embedding"])
         if self.request.features is not None:
             columns["features"] = _column(self._features(samples))
         tables = {"samples": pa.table(columns)}
-        diagnoses = {"latents": family.latents, "tokens": family.reconstruct}
+        evaluation = predictor.family.evaluation
+        diagnoses = {"latents": evaluation.latents, "tokens": evaluation.reconstruct}
         for share, functions in (
             (self.request.diagnose, diagnoses),
-            (self.request.outputs, family.outputs),
+            (self.request.outputs, evaluation.outputs),
         ):
             chosen = [i for i, (p, _) in enumerate(samples) if sampled(p.subject_id, share)]
             if chosen:
-                part = family.collate([rows[i] for i in chosen], config)
+                part = predictor.batch([rows[i] for i in chosen])
                 where = torch.tensor([first + i for i in chosen])
                 for name, function in functions.items():
-                    found = {} if function is None else function(loaded.model, part)
-                    if found:  # a family may have none of some architecture
-                        tables[name] = _flat(found, where)
+                    outputs = {} if function is None else predictor.outputs(part, function)
+                    if outputs:  # a family may have none of some architecture
+                        tables[name] = _flat(outputs, where)
         return tables
 
     def _hours(self, samples: list[Sample], done: pa.Table, first: int) -> pa.Table | None:
@@ -204,12 +208,10 @@ class ShardPredictor:
             parts.append(pa.table(columns))
         return pa.concat_tables(parts) if parts else None
 
-    @torch.inference_mode()
     def _at_hour(self, samples: list[Sample], name: str) -> pa.Array:
-        family, config = self.loaded.family, self.loaded.experiment.model
-        rows = [family.transform(p, config, self.loaded.vocabulary) for p, _ in samples]
-        found = family.predict(self.loaded.model, family.collate(rows, config))
-        return _column(found[self.request.answer or name if name == "logit" else name])
+        rows = self.predictor.rows(patient for patient, _ in samples)
+        outputs = self.predictor.outputs(self.predictor.batch(rows))
+        return _column(outputs[self.request.answer or name if name == "logit" else name])
 
     def _features(self, samples: list[Sample]) -> torch.Tensor:
         selected = np.asarray(self.request.features, np.int64)
@@ -282,18 +284,6 @@ def write_embeddings(path: Path, table: pa.Table) -> None:
     """Write `subject_id` and `embedding`, by rename."""
     names = ["subject_id", "embedding"]
     files.write_parquet(table.select(names), path)
-
-
-def batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    """Yield lists of `size` items; the last may be shorter."""
-    group: list[Any] = []
-    for item in items:
-        group.append(item)
-        if len(group) == size:
-            yield group
-            group = []
-    if group:
-        yield group
 
 
 def _column(values: torch.Tensor) -> pa.Array:

@@ -44,12 +44,12 @@ def with_phrases(
     A family without phrases is left alone, and so is one that hashes its texts as it is built.
     """
     family = get_family(experiment.family)
-    if family.phrases is None:
+    if family.files.phrases is None:
         return experiment
     config = experiment.model
     if config.phrases is None and config.text_model in (None, HASHING):
         return experiment
-    texts = family.phrases(config, vocabulary)
+    texts = family.files.phrases(config, vocabulary)
     if config.phrases is None:
         folder = make_phrases(experiment, texts, on_ray=on_ray, say=say)
     else:
@@ -63,7 +63,7 @@ def as_before(run: Path, experiment: Experiment) -> Experiment:
     """Return the experiment with the phrases the run began with, where it names none itself."""
     path = run / "experiment.yaml"
     family: AnyFamily = get_family(experiment.family)
-    if family.phrases is None or experiment.model.phrases is not None or not path.is_file():
+    if family.files.phrases is None or experiment.model.phrases is not None or not path.is_file():
         return experiment
     before = read_yaml(path).get("model") or {}
     kept = {name: before.get(name) for name in ("phrases", "embedding_dim")}

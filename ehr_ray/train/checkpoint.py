@@ -60,7 +60,7 @@ class Progress:
     seconds: float = 0.0
     finished: bool = False
     bests: dict[str, float] = field(default_factory=dict)
-    """Best value of each of `Family.also`."""
+    """Best value of each of `Files.extra_checkpoints`."""
 
 
 def save_checkpoint(

@@ -9,7 +9,7 @@ from ehr_ray.family import AnyFamily
 from ehr_ray.train.loader import Loader
 
 FEW: Final = 0.5
-"""Share of usable patients below which a split gets a line."""
+"""Share of patients to learn from below which a split gets a line."""
 
 
 def check_learnable(family: AnyFamily, config: Any, loader: Loader) -> list[str]:
@@ -17,21 +17,22 @@ def check_learnable(family: AnyFamily, config: Any, loader: Loader) -> list[str]
 
     Raises InputError where a split has patients and none of them can.
     """
-    if family.usable is None:
+    learnable = family.training.learnable
+    if learnable is None:
         return []
     lines = []
     for split, store in (("train", loader.train), ("tuning", loader.tuning)):
         total = len(store)
-        usable = int(family.usable.rows(store).sum())
-        if total and not usable:
+        count = int(learnable.rows(store).sum())
+        if total and not count:
             raise InputError(
-                f"{split} split: none of {total:,} patients has {family.usable.what}; "
-                f"{family.usable.remedy(config)}"
+                f"{split} split: none of {total:,} patients has {learnable.what}; "
+                f"{learnable.remedy(config)}"
             )
-        if usable < FEW * total:
+        if count < FEW * total:
             lines.append(
-                f"{split}: only {usable:,} of {total:,} patients ({usable / total:.0%}) have "
-                f"{family.usable.what}; nothing is learned from the others"
+                f"{split}: only {count:,} of {total:,} patients ({count / total:.0%}) have "
+                f"{learnable.what}; nothing is learned from the others"
             )
     return lines
 

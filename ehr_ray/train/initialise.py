@@ -1,5 +1,6 @@
 """`init_from`: weights of an earlier run under the names of this model; every tensor's fate."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -20,26 +21,28 @@ def initialise(
     """Copy the tensors of a checkpoint that match by name and shape; return every tensor's fate.
 
     The model may hold the other as a part (a SetVAE in a SeqSetVAE, either under a task head), or
-    be a part of it. Rows of `family.code_tensors` are matched by code, so a checkpoint of another
-    vocabulary gives the codes both know. Raises InputError when they fill less than half of both,
-    the checkpoint and the model: those are unlike, and training would silently start from scratch.
+    be a part of it. Rows of `Transfer.code_indexed_tensors` are matched by code, so a checkpoint of
+    another vocabulary gives the codes both know. Raises InputError when they fill less than half of
+    both, the checkpoint and the model: those are unlike, and training would silently start from
+    scratch.
     """
     folder = checkpoint_folder(path)
     _check_kin(folder, path, family)
+    by_code, own = family.transfer.code_indexed_tensors, family.transfer.data_buffers
     everything = load_file(folder / "model.safetensors")
-    source = {n: t for n, t in everything.items() if _last(n) not in family.own_tensors}
-    there = read_vocabulary(folder)
+    source = {name: tensor for name, tensor in everything.items() if not named_by(name, own)}
+    old_vocabulary = read_vocabulary(folder)
     target = model.state_dict()
-    renamed, unused = _placed(source, target)
+    renamed, unused = _renamed(source, target)
     lines, copied = [], 0
     for name, tensor in target.items():
         old = renamed.get(name)
-        if _last(name) in family.own_tensors:
+        if named_by(name, own):
             lines.append(f"{name}: kept, made of this cohort")
         elif old is None:
             lines.append(f"{name}: new, initialised")
-        elif _last(name) in family.code_tensors and there.codes != vocabulary.codes:
-            shared = _copy_rows(tensor, old, vocabulary, there)
+        elif named_by(name, by_code) and old_vocabulary.codes != vocabulary.codes:
+            shared = _copy_rows(tensor, old, vocabulary, old_vocabulary)
             copied += old.numel() if shared else 0
             lines.append(f"{name}: rows of {shared} of {len(vocabulary)} codes copied")
         elif old.shape != tensor.shape:
@@ -51,13 +54,21 @@ def initialise(
     lines += [f"{name}: not used here" for name in unused]
     total = sum(tensor.numel() for tensor in source.values())
     # A head over thousands of phrases outweighs the rest of a checkpoint, and is left behind.
-    size = sum(t.numel() for name, t in target.items() if _last(name) not in family.own_tensors)
+    size = sum(tensor.numel() for name, tensor in target.items() if not named_by(name, own))
     if copied < 0.5 * min(total, size) or copied == 0:
         raise InputError(
             f"init_from={path}: only {copied} of {total} values fit this model; "
             "choose a checkpoint of the same architecture or drop init_from"
         )
     return lines
+
+
+def named_by(name: str, endings: Sequence[str]) -> bool:
+    """Whether a tensor's dotted name is one of the `endings`, or ends with it after a dot.
+
+    So `tokenizer.meaning` names the tensor under a task head too, `base.tokenizer.meaning`.
+    """
+    return any(f".{name}".endswith(f".{ending}") for ending in endings)
 
 
 def _check_kin(folder: Path, path: str | Path, family: AnyFamily) -> None:
@@ -86,11 +97,7 @@ def by_part(lines: list[str]) -> list[str]:
     return [f"{part}: {n} tensor{'s'[: n > 1]} {fate}" for (part, fate), n in counts.items()]
 
 
-def _last(name: str) -> str:
-    return name.rpartition(".")[2]
-
-
-def _placed(
+def _renamed(
     source: dict[str, Tensor], target: dict[str, Tensor]
 ) -> tuple[dict[str, Tensor], list[str]]:
     """Return the source under the names of the target, by the prefix that fits most values."""
@@ -113,18 +120,18 @@ def _placed(
 
 def _prefixes(names: dict[str, Tensor]) -> list[str]:
     """Return the names of modules that hold tensors, the whole first: `""`, `base.`, ..."""
-    found = {""}
+    prefixes = {""}
     for name in names:
         parts = name.split(".")[:-1]
-        found |= {".".join(parts[: i + 1]) + "." for i in range(min(2, len(parts)))}
-    return sorted(found, key=lambda prefix: (prefix.count("."), prefix))
+        prefixes |= {".".join(parts[: i + 1]) + "." for i in range(min(2, len(parts)))}
+    return sorted(prefixes, key=lambda prefix: (prefix.count("."), prefix))
 
 
-def _copy_rows(tensor: Tensor, old: Tensor, here: Vocabulary, there: Vocabulary) -> int:
+def _copy_rows(tensor: Tensor, old: Tensor, codes: Vocabulary, old_codes: Vocabulary) -> int:
     """Copy the rows of the codes both know; return their number."""
     if tensor.shape[1:] != old.shape[1:]:
         return 0
-    ids = torch.from_numpy(there.encode(here.codes)).long()
+    ids = torch.from_numpy(old_codes.encode(codes.codes)).long()
     known = ids >= 0
     tensor[known] = old[ids[known]]
     return int(known.sum())

@@ -42,10 +42,10 @@ class Loader:
         """Optimizer steps of one pass over train."""
         return steps_in_epoch(len(self.train), self.config.batch_size)
 
-    def check(self, world: int, compares: str | None = None) -> None:
+    def check(self, world: int, needs_pairs: str | None = None) -> None:
         """Raise InputError unless every rank and micro-batch gets a patient at every step.
 
-        Two where a setting, `compares`, sets patients of a batch beside each other.
+        Two where a setting, `needs_pairs`, compares patients of a batch with each other.
         """
         patients, parts = len(self.train), world * self.accumulate
         if patients == 0:
@@ -57,9 +57,9 @@ class Loader:
                 f"batches of {smallest}, fewer than {world} workers x {self.accumulate} "
                 "micro-batches; raise data.batch_size or use fewer workers"
             )
-        if compares is not None and smallest < 2 * parts:
+        if needs_pairs is not None and smallest < 2 * parts:
             raise InputError(
-                f"{compares} compares the patients of a micro-batch, and data.batch_size="
+                f"{needs_pairs} compares the patients of a micro-batch, and data.batch_size="
                 f"{self.config.batch_size} leaves some with 1 ({world} workers x "
                 f"{self.accumulate}); raise data.batch_size, to hundreds if memory allows"
             )

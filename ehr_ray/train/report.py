@@ -1,18 +1,30 @@
-"""What a run says of itself at each report."""
+"""The reports of a run: what is measured, kept on disk and told, every `train.report_steps`."""
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pandas as pd
+import torch
+from torch import nn
 
-from ehr_ray.family import AnyFamily
-from ehr_ray.train.checkpoint import Progress
-from ehr_ray.train.meters import Metrics
+from ehr_ray.events.vocabulary import Vocabulary
+from ehr_ray.experiment import Experiment
+from ehr_ray.family import AnyFamily, Batch
+from ehr_ray.train import history
+from ehr_ray.train.backend import Backend, together
+from ehr_ray.train.checkpoint import Progress, save_checkpoint, save_state
+from ehr_ray.train.data_checks import check_measured
+from ehr_ray.train.loader import Loader
+from ehr_ray.train.meters import Metrics, Sums
+from ehr_ray.train.selection import cycles_without_better, update_best, update_others
+from ehr_ray.train.validate import summarised, validate
 
 
 @dataclass(frozen=True)
 class Watch:
-    """What the outside is told, on rank 0 only: each step's place, each report's metrics."""
+    """Whom a run tells, on rank 0 only: each step of how many, each report's row, and lines."""
 
     on_step: Callable[[int, int], None] = lambda _step, _total: None
     on_report: Callable[[Metrics], None] = lambda _metrics: None
@@ -22,6 +34,129 @@ class Watch:
 SILENT = Watch()
 
 
+@dataclass(frozen=True, eq=False)
+class Run:
+    """What a run is made of and does not change while it trains; `folder` is its directory."""
+
+    experiment: Experiment
+    family: AnyFamily
+    vocabulary: Vocabulary
+    loader: Loader
+    backend: Backend
+    folder: Path
+    watch: Watch
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole plan."""
+        plan = self.experiment.train
+        steps = plan.max_epochs * self.loader.steps_per_epoch
+        return min(steps, plan.max_steps or steps)
+
+    @property
+    def report_steps(self) -> int:
+        """Steps from one report to the next: an epoch's unless the plan says otherwise."""
+        return self.experiment.train.report_steps or self.loader.steps_per_epoch
+
+    def tell(self, lines: list[str]) -> None:
+        """Tell lines, once for all ranks."""
+        if self.backend.rank == 0:
+            self.watch.on_lines(lines)
+
+
+class Reporter:
+    """Measures, keeps and tells; every rank takes part in each call."""
+
+    def __init__(
+        self,
+        run: Run,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        progress: Progress,
+        sums: Sums,
+    ) -> None:
+        self._run, self._module, self._optimizer = run, module, optimizer
+        self._progress, self._sums = progress, sums
+        self._last = time.perf_counter()
+        self._waited = 0.0
+
+    def waited_for(self, batches: Iterator[list[Batch]]) -> list[Batch]:
+        """Return the next step's micro-batches, and count the seconds they took to come."""
+        asked = time.perf_counter()
+        micro = next(batches)
+        self._waited += time.perf_counter() - asked
+        return micro
+
+    def keep_checkpoint(self) -> None:
+        """Keep the model of this step as `checkpoints/<step>`, whatever it is worth."""
+        with together(self._run.backend):
+            if self._run.backend.rank == 0:
+                self._save(f"checkpoints/{self._progress.step:08d}")
+
+    def report(self, settings: Metrics) -> None:
+        """Measure the model, judge it, keep what is worth keeping and tell of it.
+
+        `settings` are the learning rate, the scheduled values and the gradient's norm of the last
+        step; they are part of the row.
+        """
+        run, progress, plan = self._run, self._progress, self._run.experiment.train
+        values = self._measured()
+        row = self._row(settings, values)
+        better = update_best(progress, run.family, row, plan)
+        better_by = update_others(progress, run.family, row)
+        per_epoch = run.loader.steps_per_epoch
+        progress.finished |= cycles_without_better(run.experiment, progress, per_epoch)
+        progress.finished |= progress.step >= run.total_steps
+        with together(run.backend):
+            if run.backend.rank == 0:
+                if better:
+                    self._save("checkpoint")
+                for name in better_by:
+                    self._save(f"checkpoints/best_{name}")
+                history.append(run.folder, row)
+                if lines := warnings_of(
+                    run.family, history.read(run.folder), plan.warmup_steps, progress
+                ):
+                    run.tell(lines)
+                # Last of all: a run killed before it repeats this report, row and checkpoints.
+                save_state(run.folder, self._module, self._optimizer, progress)
+                run.watch.on_report(row)
+        run.backend.report(row)
+
+    def _measured(self) -> Metrics:
+        """Return means of train since the last report, those of tuning, and what sums them up."""
+        run = self._run
+        values = self._sums.means("train")
+        values |= validate(
+            run.family,
+            self._module,
+            run.loader,
+            run.backend,
+            precision=run.experiment.train.precision,
+        )
+        values |= summarised(run.family, values)
+        check_measured(run.family, values, run.loader, self._progress.best)
+        return values
+
+    def _row(self, settings: Metrics, values: Metrics) -> Metrics:
+        """Return the row of `history.parquet`, and start the clocks of the next one."""
+        progress, now = self._progress, time.perf_counter()
+        passed, self._last = now - self._last, now
+        progress.seconds += passed
+        row: Metrics = {
+            "step": progress.step,
+            "epoch": progress.step / self._run.loader.steps_per_epoch,
+            "seconds": progress.seconds,
+            "data_wait": self._waited / passed,
+        }
+        self._waited = 0.0
+        return row | settings | values
+
+    def _save(self, name: str) -> None:
+        run = self._run
+        save_checkpoint(run.folder, self._module, run.experiment, run.vocabulary, name)
+
+
 def warnings_of(
     family: AnyFamily, reports: pd.DataFrame, warmup_steps: int, progress: Progress
 ) -> list[str]:
@@ -29,9 +164,11 @@ def warnings_of(
 
     A run that ends within warm-up is judged by its last report.
     """
-    if family.diagnose is None:
+    diagnose = family.training.diagnose
+    if diagnose is None:
         return []
     since = min(warmup_steps, progress.step - 1) if progress.finished else warmup_steps
     later = reports[reports["step"] > since].to_dict("records")
-    told = [{str(k).removeprefix("val/"): v for k, v in row.items()} for row in later]
-    return family.diagnose.warn(told)
+    return diagnose.warn(
+        [{str(k).removeprefix("val/"): v for k, v in row.items()} for row in later]
+    )

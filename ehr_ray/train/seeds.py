@@ -1,4 +1,4 @@
-"""Seeds and schedule values of a step: pure functions of (seed, step)."""
+"""Seeds and scheduled values of a step: functions of (seed, step), so that runs repeat."""
 
 import torch
 
@@ -6,19 +6,22 @@ from ehr_ray.experiment import Experiment
 
 MIX = 0x9E3779B97F4A7C15
 """The golden-ratio multiplier of splitmix64: spreads neighbouring steps over the seeds."""
+FNV_PRIME = 0x100000001B3
+"""The 64-bit FNV prime: steps of runs with neighbouring seeds do not meet."""
+MAX_RANKS = 4096
+"""Ranks that get seeds of their own at a step."""
 
 
-def knobs_at(experiment: Experiment, step: int, steps_per_epoch: int) -> dict[str, float]:
-    """Return every schedule's value at a step, and the step's noise seed."""
-    values = {n: s.at(step, steps_per_epoch) for n, s in experiment.schedules.items()}
-    return {**values, "noise_seed": noise_seed(experiment.seed, step)}
+def scheduled_at(experiment: Experiment, step: int, steps_per_epoch: int) -> dict[str, float]:
+    """Return the value of every schedule at a step, by name."""
+    return {n: s.at(step, steps_per_epoch) for n, s in experiment.schedules.items()}
 
 
 def noise_seed(seed: int, step: int) -> int:
-    """Return a 48-bit seed of a step's noise: the same on all ranks, never evaluation's (0)."""
-    return ((seed * 0x100000001B3 + step + 1) * MIX % (1 << 64) >> 16) | 1
+    """Return a 48-bit seed of a step's noise: the same on all ranks, never validation's (0)."""
+    return ((seed * FNV_PRIME + step + 1) * MIX % (1 << 64) >> 16) | 1
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
     """Seed torch for a step: ranks differ, and a resumed run repeats."""
-    torch.manual_seed(((seed * 1_000_003 + step) * 4096 + rank) * MIX % (1 << 63))
+    torch.manual_seed(((seed * 1_000_003 + step) * MAX_RANKS + rank) * MIX % (1 << 63))

@@ -29,14 +29,14 @@ def update_best(progress: Progress, family: AnyFamily, row: Metrics, plan: Train
 
 
 def update_others(progress: Progress, family: AnyFamily, row: Metrics) -> list[str]:
-    """Record the best of each of `Family.also`; return those this report is the best of."""
-    found = []
-    for name, select in family.also.items():
+    """Record the best of each of `extra_checkpoints`; return those this report is the best of."""
+    better = []
+    for name, select in family.files.extra_checkpoints.items():
         value = row.get(select.metric)
         if value is not None and select.better(value, progress.bests.get(name)):
             progress.bests[name] = value
-            found.append(name)
-    return found
+            better.append(name)
+    return better
 
 
 def cycles_without_better(experiment: Experiment, progress: Progress, per_epoch: int) -> bool:

@@ -1,61 +1,90 @@
-"""One optimizer step."""
+"""One optimizer step: losses of the micro-batches, exact means over ranks, clipping, the update."""
 
 import contextlib
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from ehr_ray.errors import RunError
 from ehr_ray.experiment import Experiment
-from ehr_ray.family import AnyFamily, Batch, Knobs, Terms
+from ehr_ray.family import AnyFamily, Batch, Scheduled, Terms
 from ehr_ray.train.backend import Backend
 from ehr_ray.train.meters import Sums
 from ehr_ray.train.optim import drop_held
 
 
-def optimise(
-    family: AnyFamily,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    micro: list[Batch],
-    knobs: Knobs,
-    experiment: Experiment,
-    backend: Backend,
-    sums: "Sums",
-) -> float:
-    """Take one optimizer step over micro-batches of every rank; return the gradient's norm."""
-    plan = experiment.train
-    optimizer.zero_grad(set_to_none=True)
-    micro = [move(batch, backend.device) for batch in micro]
-    counts, losses = None, []
-    if len(micro) > 1:
-        # Each term is divided by its count over the whole step, so counts come before gradients.
-        # Forking the generator gives both passes the same draws, hence the same counts.
+@dataclass(frozen=True, eq=False)
+class OptimizerStep:
+    """Takes the steps of a run.
+
+    Args:
+        experiment: the run's; its `train` section has clipping and precision.
+        family: whose loss is minimised.
+        model: as the backend wrapped it, so that gradients are averaged over ranks.
+        optimizer: of the model's parameters.
+        backend: this rank among the others.
+        sums: what the terms of each batch are added to.
+    """
+
+    experiment: Experiment
+    family: AnyFamily
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    backend: Backend
+    sums: Sums
+
+    def __call__(self, micro: list[Batch], scheduled: Scheduled, seed: int) -> float:
+        """Take one step over this rank's micro-batches; return the norm of the gradient.
+
+        `seed` keys the noise of the loss. Raises RunError where the gradient is not finite.
+        """
+        model, plan = self.model, self.experiment.train
+        self.optimizer.zero_grad(set_to_none=True)
+        micro = [move(batch, self.backend.device) for batch in micro]
+        counts = self._counts(micro, scheduled, seed) if len(micro) > 1 else None
+        losses = []
+        for index, batch in enumerate(micro):
+            # DDP averages gradients in the last backward pass alone, once a step.
+            last = index == len(micro) - 1
+            no_sync = getattr(model, "no_sync", contextlib.nullcontext)
+            with contextlib.nullcontext() if last else no_sync():
+                terms = loss_terms(self.family, model, batch, scheduled, seed, plan.precision)
+                if counts is None:
+                    counts = self.backend.all_sum(_stacked_counts(terms))
+                objective(terms, counts, self.backend.world).backward()
+            self.sums.add(terms)
+            losses.append({name: term.sum.detach() for name, term in terms.items()})
+        drop_held(self.optimizer)
+        parameters = [p for p in model.parameters() if p.grad is not None]
+        norm = nn.utils.clip_grad_norm_(parameters, plan.clip or float("inf"))
+        if not torch.isfinite(norm):
+            raise RunError(self._not_finite(losses, scheduled))
+        self.optimizer.step()
+        return float(norm)
+
+    def _counts(self, micro: list[Batch], scheduled: Scheduled, seed: int) -> Tensor:
+        """Return the count of each term over the micro-batches of every rank.
+
+        A term is divided by its count over the whole step, so counts come before gradients. The
+        generator is forked: both passes then have the same draws, hence the same counts.
+        """
+        precision = self.experiment.train.precision
         with torch.no_grad(), torch.random.fork_rng():
-            parts = [loss_terms(family, model, batch, knobs, plan.precision) for batch in micro]
-        counts = torch.stack([_counts(terms) for terms in parts]).sum(0)
-        counts = backend.all_sum(counts)
-    for index, batch in enumerate(micro):
-        last = index == len(micro) - 1
-        no_sync = getattr(model, "no_sync", contextlib.nullcontext)
-        with contextlib.nullcontext() if last else no_sync():
-            terms = loss_terms(family, model, batch, knobs, plan.precision)
-            if counts is None:
-                counts = backend.all_sum(_counts(terms))
-            objective(terms, counts, backend.world).backward()
-        sums.add(terms)
-        losses.append({name: term.sum.detach() for name, term in terms.items()})
-    drop_held(optimizer)
-    parameters = [p for p in model.parameters() if p.grad is not None]
-    norm = nn.utils.clip_grad_norm_(parameters, plan.clip or float("inf"))
-    if not torch.isfinite(norm):
-        bad = {n: 0 for part in losses for n, v in part.items() if not v.isfinite()} or ["gradient"]
-        raise RunError(
-            f"{experiment.name}: {', '.join(bad)} is not finite with {_told(knobs)}; "
-            "lower train.lr, or set train.clip"
+            parts = [
+                loss_terms(self.family, self.model, batch, scheduled, seed, precision)
+                for batch in micro
+            ]
+        return self.backend.all_sum(torch.stack([_stacked_counts(t) for t in parts]).sum(0))
+
+    def _not_finite(self, losses: list[dict[str, Tensor]], scheduled: Scheduled) -> str:
+        """Return the message of a step whose gradient is not finite, with the terms at fault."""
+        at_fault = dict.fromkeys(n for part in losses for n, v in part.items() if not v.isfinite())
+        values = ", ".join(f"{name} {value:.4g}" for name, value in scheduled.items())
+        return (
+            f"{self.experiment.name}: {', '.join(at_fault) or 'gradient'} is not finite with "
+            f"{values or 'no schedule'}; lower train.lr, or set train.clip"
         )
-    optimizer.step()
-    return float(norm)
 
 
 def objective(terms: Terms, counts: Tensor, world: int) -> Tensor:
@@ -76,11 +105,16 @@ def move(batch: Batch, device: torch.device) -> Batch:
 
 
 def loss_terms(
-    family: AnyFamily, model: nn.Module, batch: Batch, knobs: Knobs, precision: str
+    family: AnyFamily,
+    model: nn.Module,
+    batch: Batch,
+    scheduled: Scheduled,
+    seed: int,
+    precision: str,
 ) -> Terms:
-    """Return the family's terms of a batch, under autocast where asked."""
+    """Return the family's terms of a batch, under autocast where `precision` is `bf16`."""
     with autocast(next(iter(batch.values())).device.type, precision):
-        return family.loss(model, batch, knobs)
+        return family.loss(model, batch, scheduled, seed)
 
 
 def autocast(device: str, precision: str) -> torch.autocast:
@@ -88,9 +122,5 @@ def autocast(device: str, precision: str) -> torch.autocast:
     return torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
-def _told(knobs: Knobs) -> str:
-    return ", ".join(f"{n} {v:.4g}" for n, v in knobs.items() if n != "noise_seed") or "no schedule"
-
-
-def _counts(terms: Terms) -> Tensor:
+def _stacked_counts(terms: Terms) -> Tensor:
     return torch.stack([term.count.detach().double() for term in terms.values()])

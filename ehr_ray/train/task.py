@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from ehr_ray.config.task import TaskConfig
 from ehr_ray.errors import ConfigError
 from ehr_ray.experiment import Experiment
-from ehr_ray.family import AnyFamily, Batch, Knobs, Represent, Select, Term, Terms
+from ehr_ray.family import AnyFamily, Batch, Represent, Select, Term, Terms
 from ehr_ray.nn.pooling import AttentivePool
 from ehr_ray.registry import get_family
 from ehr_ray.train.backend import Backend
@@ -53,6 +53,8 @@ def with_task(family: AnyFamily, task: TaskConfig, prevalence: float | None = No
     ranked = Select(f"val/{task.select}", "max", remedy)
     select = Select("val/task", "min") if by_loss else ranked
 
+    shown = family.evaluation
+
     def predict(model: TaskModel, batch: Batch) -> Batch:
         return {**family.predict(model.base, batch), "logit": model(batch, None).float().mean(1)}
 
@@ -61,18 +63,25 @@ def with_task(family: AnyFamily, task: TaskConfig, prevalence: float | None = No
         build=lambda config, vocabulary: TaskModel(
             family.build(config, vocabulary), represent, task
         ),
-        loss=lambda model, batch, knobs: task_loss(model, batch, knobs, task, positive),
-        outcome=lambda model, batch: model(batch, None).float().mean(1),
+        loss=lambda model, batch, _scheduled, seed: task_loss(model, batch, seed, task, positive),
         predict=predict,
-        latents=_on_base(family.latents),
-        reconstruct=_on_base(family.reconstruct),
-        outputs={name: _on_base(function) for name, function in family.outputs.items()},
         represent=None,
-        after_step=None,
-        diagnose=None,
-        usable=None,
-        compares=None,
         select=select,
+        # The base is no longer trained for its own objective: what watches that has no say.
+        training=replace(
+            family.training,
+            task_logit=lambda model, batch: model(batch, None).float().mean(1),
+            after_step=None,
+            diagnose=None,
+            learnable=None,
+            needs_pairs=None,
+        ),
+        evaluation=replace(
+            shown,
+            latents=_on_base(shown.latents),
+            reconstruct=_on_base(shown.reconstruct),
+            outputs={name: _on_base(function) for name, function in shown.outputs.items()},
+        ),
     )
 
 
@@ -112,11 +121,13 @@ class TaskModel(nn.Module):
 
 
 def task_loss(
-    model: nn.Module, batch: Batch, knobs: Knobs, task: TaskConfig, positive_weight: float
+    model: nn.Module, batch: Batch, seed: int, task: TaskConfig, positive_weight: float
 ) -> Terms:
-    """Return the weighted loss as `task`, averaged over rows and heads."""
-    seed = int(knobs["noise_seed"]) if model.training else None
-    logit = model(batch, seed).float()
+    """Return the weighted loss as `task`, averaged over rows and heads.
+
+    `seed` keys the perturbation of the inputs, in training alone.
+    """
+    logit = model(batch, seed if model.training else None).float()
     label = batch[LABEL].unsqueeze(1).expand_as(logit)
     loss = F.binary_cross_entropy_with_logits(logit, label, reduction="none")
     if task.loss == "focal":
@@ -188,9 +199,9 @@ def prepare_task_head(
     first = next(batches)
     if fresh:
         standardise(model, [first, *islice(batches, BATCHES - 1)], backend)
-    knobs = {**dict.fromkeys(family.schedules, 0.0), "noise_seed": 1}
+    scheduled = dict.fromkeys(family.schedules, 0.0)
     with torch.random.fork_rng():
-        for term in family.loss(model, first, knobs).values():
+        for term in family.loss(model, first, scheduled, 1).values():
             term.sum.backward()
     unused = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
     for name in unused:

@@ -1,4 +1,4 @@
-"""Means of the loss terms over the tuning split."""
+"""What a model is worth on the tuning split, at fixed values of whatever is scheduled."""
 
 from collections.abc import Mapping
 
@@ -12,43 +12,55 @@ from ehr_ray.train.meters import Metrics, Sums
 from ehr_ray.train.step import autocast, loss_terms, move
 from ehr_ray.train.task import LABEL, ranking_metrics
 
+NOISE_SEED = 0
+"""Validation draws the same noise each time, and training never draws it (`seeds.noise_seed`)."""
+
 
 @torch.no_grad()
-def evaluate(
+def validate(
     family: AnyFamily, module: nn.Module, loader: Loader, backend: Backend, *, precision: str
 ) -> Metrics:
-    """Return the mean of each term, and their weighted sum, over the tuning split.
+    """Return `val/<term>`, the mean of each, and `val/objective` over the tuning split.
 
-    A family under a task head also gets `val/auroc`, `val/auprc` and `val/f1` of all its rows.
+    What the family diagnoses is `val/<name>` too. A family under a task head also gets `val/auroc`,
+    `val/auprc` and `val/f1` of all its rows.
     """
-    sums = Sums(backend)
-    knobs = {**family.eval_knobs, "noise_seed": 0}
-    was = module.training
+    was_training = module.training
     module.eval()
-    measured: Mapping[str, float] = {}
-    if family.diagnose is not None:
-        chosen = (
-            move(batch, backend.device) for batch in loader.fixed_batches(family.diagnose.patients)
-        )
-        with autocast(backend.device.type, precision):
-            measured = family.diagnose.measure(module, chosen)
-    scored = [torch.zeros(0, 2)]
+    diagnosed = _diagnosed(family, module, loader, backend, precision)
+    task_logit = family.training.task_logit
+    sums, scored = Sums(backend), [torch.zeros(0, 2)]
     for batch in loader.tuning_batches(backend.rank, backend.world):
         batch = move(batch, backend.device)
-        sums.add(loss_terms(family, module, batch, knobs, precision))
-        if family.outcome is not None:
-            logit = family.outcome(module, batch)
+        sums.add(loss_terms(family, module, batch, family.eval_scheduled, NOISE_SEED, precision))
+        if task_logit is not None:
+            logit = task_logit(module, batch)
             scored.append(torch.stack([logit.float(), batch[LABEL].float()], 1).cpu())
-    module.train(was)
-    values = sums.means("val") | {f"val/{name}": value for name, value in measured.items()}
-    if family.outcome is not None:
+    module.train(was_training)
+    values = sums.means("val") | {f"val/{name}": value for name, value in diagnosed.items()}
+    if task_logit is not None:
         rows = _gathered(torch.cat(scored), backend)
         values |= {f"val/{k}": v for k, v in ranking_metrics(rows[:, 0], rows[:, 1]).items()}
     return values
 
 
+def _diagnosed(
+    family: AnyFamily, module: nn.Module, loader: Loader, backend: Backend, precision: str
+) -> Mapping[str, float]:
+    """Return the family's own diagnosis of some tuning patients: every rank measures the same."""
+    diagnose = family.training.diagnose
+    if diagnose is None:
+        return {}
+    batches = (move(batch, backend.device) for batch in loader.fixed_batches(diagnose.patients))
+    with autocast(backend.device.type, precision):
+        return diagnose.measure(module, batches)
+
+
 def _gathered(rows: Tensor, backend: Backend) -> Tensor:
-    """Return the rows [N, F] of every rank, one rank after the other."""
+    """Return the rows [N, F] of every rank, one rank after the other.
+
+    A backend only sums: each rank writes its rows to its own place among zeros.
+    """
     counts = torch.zeros(backend.world, dtype=torch.float64)
     counts[backend.rank] = len(rows)
     sizes = backend.all_sum(counts).long().cpu().tolist()
@@ -58,12 +70,12 @@ def _gathered(rows: Tensor, backend: Backend) -> Tensor:
     return backend.all_sum(everything).cpu()
 
 
-def summary(family: AnyFamily, values: Metrics) -> Metrics:
+def summarised(family: AnyFamily, values: Metrics) -> Metrics:
     """Return what the family makes of the means of its terms, for train and tuning alike."""
-    if family.summarise is None:
+    if family.training.summarise is None:
         return {}
-    found: Metrics = {}
+    summary: Metrics = {}
     for prefix in ("train/", "val/"):
         means = {k.removeprefix(prefix): v for k, v in values.items() if k.startswith(prefix)}
-        found |= {f"{prefix}{name}": v for name, v in family.summarise(means).items()}
-    return found
+        summary |= {f"{prefix}{n}": v for n, v in family.training.summarise(means).items()}
+    return summary

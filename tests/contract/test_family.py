@@ -186,13 +186,13 @@ def test_no_layer_mixes_patients_or_ranks(model):
 def test_latents_and_reconstructions_name_their_patients(family, experiment, rows, model):
     batch = family.collate(rows, experiment.model)
     with torch.no_grad():
-        if family.latents:
-            found = family.latents(model.eval(), batch)
+        if family.evaluation.latents:
+            found = family.evaluation.latents(model.eval(), batch)
             assert found["mu"].shape == found["logvar"].shape
             assert len(found["patient"]) == len(found["mu"])
             assert set(found["patient"].tolist()) <= set(range(len(rows)))
-        if family.reconstruct:
-            found = family.reconstruct(model.eval(), batch)
+        if family.evaluation.reconstruct:
+            found = family.evaluation.reconstruct(model.eval(), batch)
             assert {len(value) for value in found.values()} == {len(found["value"])}
             wanted = {"patient", "set", "code", "value", "estimate", "carried", "hidden"}
             assert wanted <= set(found)

@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from ehr_ray.experiment import Experiment
-from ehr_ray.family import AnyFamily, Batch, Knobs, Terms
+from ehr_ray.family import AnyFamily, Batch, Scheduled, Terms
 from ehr_ray.runtime.data.prepared import Prepared, prepared
 from ehr_ray.runtime.text_embedding import with_phrases
 from ehr_ray.runtime.training.worker import loader_of, prevalence
@@ -24,8 +24,8 @@ from ehr_ray.train.backend import LocalBackend
 from ehr_ray.train.loader import Loader
 from ehr_ray.train.meters import Sums
 from ehr_ray.train.optim import freeze, make_optimizer
-from ehr_ray.train.seeds import knobs_at
-from ehr_ray.train.step import objective, optimise
+from ehr_ray.train.seeds import noise_seed, scheduled_at
+from ehr_ray.train.step import OptimizerStep, objective
 from ehr_ray.train.task import family_of
 
 Numbers = dict[str, float]
@@ -72,11 +72,11 @@ class _Trainer:
 
     def step(self, micro: list[Batch]) -> None:
         """Take one optimizer step, as the loop does."""
-        model, optimizer, experiment = self.model, self.optimizer, self.experiment
-        sums = Sums(self._backend)
-        optimise(
-            self.family, model, optimizer, micro, self._knobs(), experiment, self._backend, sums
+        backend = self._backend
+        take_step = OptimizerStep(
+            self.experiment, self.family, self.model, self.optimizer, backend, Sums(backend)
         )
+        take_step(micro, self._scheduled, self._seed())
         self._taken += 1
 
     def gradients(self, micro: list[Batch]) -> None:
@@ -84,7 +84,7 @@ class _Trainer:
         reduced = self.experiment.train.precision == "bf16"
         for batch in micro:
             with torch.autocast("cpu", torch.bfloat16, enabled=reduced):
-                terms = self._loss(self.model, batch, self._knobs())
+                terms = self._loss(self.model, batch, self._scheduled, self._seed())
             counts = torch.stack([term.count.detach().double() for term in terms.values()])
             objective(terms, counts, 1).backward()
         self.optimizer.zero_grad(set_to_none=True)
@@ -96,16 +96,20 @@ class _Trainer:
             yield from self.loader.train_steps(epoch, 0, 0, 1)
             epoch += 1
 
-    def _knobs(self) -> Knobs:
-        """Return the knobs training ends with, each step with other noise."""
+    @property
+    def _scheduled(self) -> Scheduled:
+        """The values training ends with."""
         per_epoch = self.loader.steps_per_epoch
-        ended = knobs_at(self.experiment, per_epoch * self.experiment.train.max_epochs, per_epoch)
-        drawn = knobs_at(self.experiment, self._taken, per_epoch)["noise_seed"]
-        return {**ended, "noise_seed": drawn}
+        last = per_epoch * self.experiment.train.max_epochs
+        return scheduled_at(self.experiment, last, per_epoch)
 
-    def _told(self, model: nn.Module, batch: Batch, knobs: Knobs) -> Terms:
+    def _seed(self) -> int:
+        """Return the noise seed of the step: each has noise of its own."""
+        return noise_seed(self.experiment.seed, self._taken)
+
+    def _told(self, model: nn.Module, batch: Batch, scheduled: Scheduled, seed: int) -> Terms:
         """Compute the loss and keep its terms for their counts."""
-        self.said = self._loss(model, batch, knobs)
+        self.said = self._loss(model, batch, scheduled, seed)
         return self.said
 
 

@@ -23,8 +23,8 @@ from ehr_ray.registry import get_family
 from ehr_ray.train.backend import LocalBackend
 from ehr_ray.train.meters import Sums
 from ehr_ray.train.optim import make_optimizer
-from ehr_ray.train.seeds import knobs_at
-from ehr_ray.train.step import optimise
+from ehr_ray.train.seeds import scheduled_at
+from ehr_ray.train.step import OptimizerStep
 
 Numbers = dict[str, float]
 BATCH, HOURS, LATENT = 64, 745, 32
@@ -89,13 +89,12 @@ def _our_step(batch: Batch) -> Callable[[], object]:
     model = family.build(experiment.model, words).train()
     optimizer = make_optimizer(model, experiment.train)
     # Noise and hidden cells are drawn anew at each step; the schedules are where training ends.
-    knobs = {**knobs_at(experiment, 10**6, 1), **family.eval_knobs}
-    number = itertools.count(1)
+    scheduled = {**scheduled_at(experiment, 10**6, 1), **family.eval_scheduled}
+    seeds = itertools.count(1)
+    take_step = OptimizerStep(experiment, family, model, optimizer, backend, Sums(backend))
 
     def step() -> None:
-        now = {**knobs, "noise_seed": next(number)}
-        sums = Sums(backend)
-        optimise(family, model, optimizer, [batch], now, experiment, backend, sums)
+        take_step([batch], scheduled, next(seeds))
 
     return step
 

@@ -80,7 +80,7 @@ def crossval(
     `predictions/<outcome>/r<repeat>-f<fold>.parquet` of the test patients.
     """
     family = get_family(experiment.family)
-    if family.answers is None:
+    if family.evaluation.task_outputs is None:
         raise ConfigError(
             f"family: {family.name} answers no task by itself; crossval is for those that do: hcat"
         )

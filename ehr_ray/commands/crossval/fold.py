@@ -26,6 +26,7 @@ from ehr_ray.registry import get_family
 from ehr_ray.runtime.data.prepared import vocabulary_of
 from ehr_ray.runtime.progress import Screen
 from ehr_ray.train.checkpoint import load
+from ehr_ray.train.predictor import Predictor
 
 MODEL: Final = "model"
 BASELINES: Final = "baselines"
@@ -95,21 +96,21 @@ def _trained(job: FoldJob, cohort: Path) -> Iterator[pd.DataFrame]:
     experiment = replace(experiment, data=replace(experiment.data, cohort=str(cohort)))
     shutil.rmtree(experiment.directory, ignore_errors=True)
     run = train(experiment, screen=Quiet()).run
-    loaded = load(run)
-    batches = {s: _batch(experiment, cohort, s, loaded.vocabulary) for s in _SPLITS}
-    answers = loaded.family.answers
-    assert answers is not None
-    keys = answers(experiment.model)
-    with torch.inference_mode():
-        for split, part in _SPLITS.items():
-            if part is not None:
-                found = loaded.family.predict(loaded.model, batches[split])
-                logits = torch.stack([found[name] for name in keys.values()], 1)
-                yield _rows(job, job.name, part, batches, split, torch.sigmoid(logits).numpy())
-        if job.name == MODEL:
+    predictor = Predictor.of(load(run))
+    batches = {split: _batch(predictor, cohort, split) for split in _SPLITS}
+    task_outputs = predictor.family.evaluation.task_outputs
+    assert task_outputs is not None
+    names = task_outputs(experiment.model).values()
+    for split, part in _SPLITS.items():
+        if part is not None:
+            outputs = predictor.outputs(batches[split])
+            logits = torch.stack([outputs[name] for name in names], 1)
+            yield _rows(job, job.name, part, batches, split, torch.sigmoid(logits).numpy())
+    if job.name == MODEL:
+        with torch.inference_mode():
             for missing in range(1, 5):
                 # Every member is without the same ones, so averaging them brings nothing back.
-                logits = thinned(loaded.model, batches["held_out"], missing, job.repeat)
+                logits = thinned(predictor.model, batches["held_out"], missing, job.repeat)
                 probability = torch.sigmoid(logits).numpy()
                 name = f"{job.name}@{missing} missing"
                 yield _rows(job, name, "test", batches, "held_out", probability)
@@ -118,14 +119,11 @@ def _trained(job: FoldJob, cohort: Path) -> Iterator[pd.DataFrame]:
 _SPLITS: Final = {"train": None, "tuning": "tuning", "held_out": "test"}
 
 
-def _batch(experiment: Experiment, cohort: Path, split: str, vocabulary: Vocabulary) -> Batch:
-    family = get_family(experiment.family)
-    rows = [
-        family.transform(patient, experiment.model, vocabulary)
-        for shard in cohort_shards(cohort, split)
-        for patient in read_patients(shard, vocabulary)
-    ]
-    return family.collate(rows, experiment.model)
+def _batch(predictor: Predictor, cohort: Path, split: str) -> Batch:
+    """Return a whole split as one batch: imputation and baselines are of all its patients."""
+    shards = cohort_shards(cohort, split)
+    rows = [predictor.rows(read_patients(shard, predictor.vocabulary)) for shard in shards]
+    return predictor.batch([row for part in rows for row in part])
 
 
 def _rows(
@@ -169,7 +167,8 @@ def _baselines(job: FoldJob, cohort: Path) -> Iterator[pd.DataFrame]:
     """Fit the baselines on all of the fold's training part, train and tuning."""
     experiment = job.experiment
     vocabulary = vocabulary_of(cohort, experiment.data.min_code_count)
-    batches = {s: _batch(experiment, cohort, s, vocabulary) for s in _SPLITS}
+    predictor = Predictor(get_family(experiment.family), experiment.model, vocabulary)
+    batches = {split: _batch(predictor, cohort, split) for split in _SPLITS}
     columns = {s: _columns(experiment.model, vocabulary, b) for s, b in batches.items()}
     fit = Columns(
         *(

@@ -122,7 +122,7 @@ def _score(subject: Subject, say: Say) -> tuple[TaskScores | None, SuiteResult, 
     home = subject.experiment.cohort
     if subject.task is None:
         say("no labels: embedding whole patients")
-        wanted = bool(subject.loaded.family.suites) and home.is_dir()
+        wanted = bool(subject.loaded.family.evaluation.suites) and home.is_dir()
         fit = fit_parts(subject, home, None, say) if wanted else {}
         return None, SuiteResult(), EvaluationInputs(fit, judged_part(subject, fit, None, say))
     labels = read_labels(home, subject.task)
@@ -231,7 +231,7 @@ def _write_predictions(
 
 def _suites(subject: Subject, parts: EvaluationInputs, say: Say) -> SuiteResult:
     """Run the family's suites on what inference gave."""
-    names = subject.loaded.family.suites
+    names = subject.loaded.family.evaluation.suites
     if names:
         say(f"measuring {', '.join(names)}")
     given = SuiteInput(

@@ -89,7 +89,7 @@ def _embedded(
     samples = read_tables(parts, "samples")
     if samples is None:
         raise InputError(f"{cohort}: no labelled patient in the {split} split")
-    names = ("latents", "tokens", "hours", *subject.loaded.family.outputs)
+    names = ("latents", "tokens", "hours", *subject.loaded.family.evaluation.outputs)
     found = {name: _numbered(parts, name) for name in names}
     label = None
     if labels is not None:
@@ -109,10 +109,11 @@ def _request(
     """Without labels nothing is compared, so only the embedding and its diagnostics are made."""
     settings, family = subject.experiment.evaluation, subject.loaded.family
     trained_for = subject.experiment.task
-    answers = family.answers(subject.experiment.model) if family.answers else {}
+    evaluation, config = family.evaluation, subject.experiment.model
+    task_outputs = evaluation.task_outputs(config) if evaluation.task_outputs else {}
     counts = subject.loaded.vocabulary.count
-    if family.baseline_codes:
-        counts = counts * family.baseline_codes(subject.experiment.model, subject.loaded.vocabulary)
+    if evaluation.baseline_codes:
+        counts = counts * evaluation.baseline_codes(config, subject.loaded.vocabulary)
     codes = select_codes(counts, FEATURE_CODES)
     patients = max(1, sum(_num_subjects(path) for path in shards))
     share = settings.max_patients / patients
@@ -121,9 +122,9 @@ def _request(
         untrained=labelled,
         features=tuple(codes.tolist()) if labelled else None,
         diagnose=share if judged else 0.0,
-        outputs=share if family.outputs else 0.0,
+        outputs=share if evaluation.outputs else 0.0,
         own_output=trained_for is None or trained_for.name == subject.task,
-        answer=answers.get(subject.task or ""),
+        answer=task_outputs.get(subject.task or ""),
         hours=tuple(sorted(map(float, set(settings.hours)))) if labelled else (),
         hours_share=settings.hour_patients / patients,
         hours_fit=split == "train" and not judged,

@@ -160,10 +160,10 @@ def _check_checkpoint(run: Path) -> None:
 def _write_records(run: Path, experiment: Experiment, data: Prepared) -> list[str]:
     """Write the family's own JSON files of a finished run; return their names."""
     family = get_family(experiment.family)
-    if family.records is None:
+    if family.files.run_metadata is None:
         return []
     subjects = {split: data.store(split).column("subject_id").tolist() for split in data.blocks}
-    found = family.records(dump(experiment), history.read(run), subjects)
+    found = family.files.run_metadata(dump(experiment), history.read(run), subjects)
     for name, content in found.items():
         files.write_text(run / name, json.dumps(content, indent=1) + "\n")
     return list(found)

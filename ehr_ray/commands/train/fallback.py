@@ -2,19 +2,19 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import yaml
 
 from ehr_ray.evaluation.metrics.collapse import LatentDiagnostics, latent_diagnostics
 from ehr_ray.events.patients import cohort_shards, read_patients
 from ehr_ray.experiment import Experiment
-from ehr_ray.runtime.inference import BATCH_PATIENTS, batched
 from ehr_ray.storage.sync import push
 from ehr_ray.train import checkpoint
+from ehr_ray.train.predictor import Predictor
 from ehr_ray.train.task import family_of
 
 RECORD = "fallback.yaml"
@@ -80,13 +80,14 @@ def resolve_collapse(
 def verdict_of(experiment: Experiment, run: Path) -> Verdict | None:
     """Judge a trained run; None if its family has no fallback or there is nothing to judge by."""
     family = family_of(experiment)
-    if family.fallback is None or family.latents is None or experiment.task is not None:
+    fallback = family.training.fallback
+    if fallback is None or family.evaluation.latents is None or experiment.task is not None:
         return None
     found = tuning_latents(experiment, run)
     if found is None:
         return None
     metrics = found.metrics()
-    model = family.fallback(experiment.model, metrics)
+    model = fallback(experiment.model, metrics)
     reason = (
         f"{metrics['active_units']:.0f} active units, {metrics['kl_per_row']:.2f} nats a patient "
         "on tuning"
@@ -125,20 +126,23 @@ def _outcome(verdicts: list[Verdict]) -> tuple[Experiment, dict[str, Any]]:
     return stands, record
 
 
-@torch.inference_mode()
 def tuning_latents(experiment: Experiment, run: Path) -> LatentDiagnostics | None:
-    """Return diagnostics of the tuning patients' posteriors; None without patients or latents."""
-    loaded = checkpoint.load(run)
-    family, config = loaded.family, loaded.experiment.model
+    """Return diagnostics of the tuning patients' posteriors; None without patients or latents.
+
+    Of `evaluation.max_patients` patients, or the batch that passes them.
+    """
+    predictor = Predictor.of(checkpoint.load(run))
+    latents, limit = predictor.family.evaluation.latents, experiment.evaluation.max_patients
+    assert latents is not None
+    batches = chain.from_iterable(
+        predictor.over_patients(read_patients(shard, predictor.vocabulary), latents)
+        for shard in cohort_shards(experiment.cohort, "tuning")
+    )
     mu: list[np.ndarray] = []
     logvar: list[np.ndarray] = []
-    limit = experiment.evaluation.max_patients
-    for shard in cohort_shards(experiment.cohort, "tuning"):
-        for group in batched(read_patients(shard, loaded.vocabulary), BATCH_PATIENTS):
-            rows = [family.transform(patient, config, loaded.vocabulary) for patient in group]
-            assert family.latents is not None
-            found = family.latents(loaded.model, family.collate(rows, config))
-            if found and sum(len(part) for part in mu) < limit:
-                mu.append(found["mu"].numpy())
-                logvar.append(found["logvar"].numpy())
+    for outputs in batches:
+        if not outputs or sum(len(part) for part in mu) >= limit:
+            break
+        mu.append(outputs["mu"].numpy())
+        logvar.append(outputs["logvar"].numpy())
     return latent_diagnostics(np.concatenate(mu), np.concatenate(logvar)) if mu else None

@@ -111,7 +111,7 @@ class EventTransformerConfig:
         )
 
 
-def unswept(config: EventTransformerConfig) -> tuple[str, ...]:
+def inactive_paths(config: EventTransformerConfig) -> tuple[str, ...]:
     """Return the paths of the search space that change nothing under a config."""
     return () if config.fills_in else ("model.mask_ratio",)
 

@@ -9,10 +9,10 @@ from torch.nn import functional as F
 
 from ehr_ray.errors import ConfigError
 from ehr_ray.families.event_transformer.config import EventTransformerConfig
-from ehr_ray.family import Batch, Knobs, Term, Terms
+from ehr_ray.family import Batch, Scheduled, Term, Terms
 
 
-def loss(model: nn.Module, batch: Batch, knobs: Knobs) -> Terms:
+def loss(model: nn.Module, batch: Batch, _scheduled: Scheduled, seed: int) -> Terms:
     """Return terms per predicted token: `event` in nats, and with their heads `value`, `time`.
 
     For the log alone `accuracy`, and `padding`, the share of tokens that are computed in vain.
@@ -20,7 +20,7 @@ def loss(model: nn.Module, batch: Batch, knobs: Knobs) -> Terms:
     config: EventTransformerConfig = getattr(model, "module", model).config
     if config.head == "none":
         raise ConfigError("model.head=none: nothing to pretrain; use plain or tied, or give a task")
-    out = model(batch, int(knobs["noise_seed"]))
+    out = model(batch, seed)
     logits, phrase = out["logits"], out["phrase"]
     count = torch.tensor(float(len(phrase)), device=logits.device)
     right = (logits.argmax(-1) == phrase).sum().float() if len(phrase) else 0.0 * count

@@ -2,23 +2,22 @@
 
 from ehr_ray.config.schedules import Ramp
 from ehr_ray.config.search import Choice, LogUniform, Uniform
-from ehr_ray.events.modalities import MODALITIES
 from ehr_ray.families.hcat.config import HCATConfig
 from ehr_ray.families.hcat.data import collate, transform
-from ehr_ray.families.hcat.export import export, summary
+from ehr_ray.families.hcat.export import export, run_metadata
 from ehr_ray.families.hcat.loss import loss
-from ehr_ray.families.hcat.model import HCAT, begin
+from ehr_ray.families.hcat.model import DATA_BUFFERS, HCAT, fit_buffers
 from ehr_ray.families.hcat.predict import (
-    answers,
     baseline_codes,
     imputations,
     latents,
     measure,
     predict,
+    task_outputs,
     warnings,
 )
 from ehr_ray.families.hcat.text import check_files, phrase_texts
-from ehr_ray.family import Diagnose, Family, Select
+from ehr_ray.family import Diagnose, Evaluation, Family, Files, Select, Training, Transfer
 
 FAMILY = Family(
     name="hcat",
@@ -26,31 +25,11 @@ FAMILY = Family(
     transform=transform,
     collate=collate,
     build=HCAT,
-    begin=begin,
     loss=loss,
     predict=predict,
-    answers=answers,
-    baseline_codes=baseline_codes,
-    latents=latents,
-    outputs={"imputations": imputations},
-    suites=("hcat",),
-    phrases=phrase_texts,
-    check=check_files,
-    export=export,
-    records=summary,
-    diagnose=Diagnose(measure, warnings, patients=100_000),
-    select=Select("val/nll_avg", "min"),
-    also={
-        "surv": Select("val/auc_surv", "max"),
-        "rec": Select("val/auc_rec", "max"),
-        "avg": Select("val/auc_avg", "max"),
-    },
-    own_tensors=(
-        "tokenizer.meaning",
-        *(f"tokenizer.projection_{name}" for name in MODALITIES),
-    ),
     cache_fields=("codes", "landmark_hours", "survival", "recurrence"),
     schedules={"beta": Ramp(start=0.0, end=1.0, epochs=10)},
+    eval_scheduled={"beta": 1.0},
     search_space={
         "model.preset": Choice(("tiny", "small", "medium")),
         "schedules.beta.end": LogUniform(0.1, 4.0),
@@ -60,5 +39,28 @@ FAMILY = Family(
         "train.lr": LogUniform(1e-4, 3e-3),
         "train.weight_decay": LogUniform(1e-3, 1.0),
     },
-    eval_knobs={"beta": 1.0},
+    select=Select("val/nll_avg", "min"),
+    training=Training(
+        fit_buffers=fit_buffers,
+        diagnose=Diagnose(measure, warnings, patients=100_000),
+    ),
+    evaluation=Evaluation(
+        latents=latents,
+        outputs={"imputations": imputations},
+        suites=("hcat",),
+        task_outputs=task_outputs,
+        baseline_codes=baseline_codes,
+    ),
+    transfer=Transfer(data_buffers=DATA_BUFFERS),
+    files=Files(
+        check=check_files,
+        phrases=phrase_texts,
+        export=export,
+        run_metadata=run_metadata,
+        extra_checkpoints={
+            "surv": Select("val/auc_surv", "max"),
+            "rec": Select("val/auc_rec", "max"),
+            "avg": Select("val/auc_avg", "max"),
+        },
+    ),
 )

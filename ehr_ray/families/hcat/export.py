@@ -97,7 +97,7 @@ def _slides(
     return joined
 
 
-def summary(
+def run_metadata(
     experiment: Mapping[str, Any], history: pd.DataFrame, subjects: Mapping[str, Sequence[int]]
 ) -> Mapping[str, Any]:
     """Return the published summary of a training, by file name, with what it leaves out.

@@ -10,11 +10,11 @@ from torch.nn import functional as F
 from ehr_ray.events.modalities import WIDTH
 from ehr_ray.families.hcat.config import HCATConfig
 from ehr_ray.families.hcat.model import HCAT
-from ehr_ray.family import Batch, Knobs, Term, Terms
+from ehr_ray.family import Batch, Scheduled, Term, Terms
 from ehr_ray.nn.gaussian import kl_standard
 
 
-def loss(model: nn.Module, batch: Batch, knobs: Knobs) -> Terms:
+def loss(model: nn.Module, batch: Batch, scheduled: Scheduled, seed: int) -> Terms:
     """Return the terms of a batch, with the seed's weights.
 
     `surv` and `rec` are a weighted cross-entropy (or focal loss) a known row; `recon` is the
@@ -25,7 +25,6 @@ def loss(model: nn.Module, batch: Batch, knobs: Knobs) -> Terms:
     """
     plain: HCAT = getattr(model, "module", model)
     config = plain.config
-    seed = int(knobs["noise_seed"])
     out = model(batch, seed)
     weight, label = plain.weights(batch), batch["label"].clamp(min=0)
     terms: Terms = {}
@@ -38,7 +37,7 @@ def loss(model: nn.Module, batch: Batch, knobs: Knobs) -> Terms:
         contrast = info_nce(out["first"].float(), out["second"].float(), config.contrastive_temp)
         terms["con"] = Term(contrast, patients, config.alpha_con)
     if "mu" in out:
-        terms |= imputation(out, config, knobs)
+        terms |= imputation(out, config, scheduled)
     return terms
 
 
@@ -50,7 +49,7 @@ def outcome_loss(logit: Tensor, label: Tensor, config: HCATConfig) -> Tensor:
     return found
 
 
-def imputation(out: dict[str, Tensor], config: HCATConfig, knobs: Knobs) -> Terms:
+def imputation(out: dict[str, Tensor], config: HCATConfig, scheduled: Scheduled) -> Terms:
     """Return `kl`, `recon`, `impute` and, for the log, `kl_nats` and `impute_mse`."""
     patients = torch.tensor(float(len(out["mu"])), device=out["mu"].device)
     kl = kl_standard(out["mu"], out["logvar_z"]).sum()
@@ -59,7 +58,7 @@ def imputation(out: dict[str, Tensor], config: HCATConfig, knobs: Knobs) -> Term
     nll = 0.5 * (error * torch.exp(-logvar) + logvar)
     alpha = config.alpha_impute
     return {
-        "kl": Term(kl, patients * WIDTH, config.alpha_kl * knobs["beta"]),
+        "kl": Term(kl, patients * WIDTH, config.alpha_kl * scheduled["beta"]),
         "kl_nats": Term(kl.detach(), patients, 0.0),
         "recon": Term((out["recon"].float() * visible).sum(), visible.sum(), alpha),
         "impute": Term((nll.mean(0) * hidden).sum(), hidden.sum(), alpha),

@@ -23,6 +23,14 @@ from ehr_ray.nn.noise import combine, normal, uniform
 NUM = len(MODALITIES)
 KNOTS = 128
 """Days at which the curve of censoring is kept."""
+DATA_BUFFERS = (
+    "tokenizer.meaning",
+    *(f"tokenizer.projection_{name}" for name in MODALITIES),
+    *("quality_center", "quality_scale", "token_mean", "token_scale", "positive_weight"),
+    *("imputer.base.read", "imputer.base.write", "knots", "still_followed"),
+)
+"""What is made of the vocabulary, the outcomes' horizons or, by `fit_buffers`, of train: another
+cohort's means, censoring or class weights would stand for this one's where nothing is fitted."""
 _MASK, _DROP, _NOISE, _LATENT = 31, 32, 33, 34
 
 
@@ -168,7 +176,7 @@ def _errors(filled: Imputed, tokens: Tokens, hide: Tensor) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def begin(model: HCAT, batch: Batch) -> None:
+def fit_buffers(model: HCAT, batch: Batch) -> None:
     """Fit on the rows of train, before the first step, what is not trained by gradients.
 
     Scale of quality, mean and scale of tokens, the linear imputation, the curve of censoring and

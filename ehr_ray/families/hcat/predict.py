@@ -44,7 +44,7 @@ def predict(model: HCAT, batch: Batch) -> Batch:
     return found
 
 
-def answers(config: HCATConfig) -> Mapping[str, str]:
+def task_outputs(config: HCATConfig) -> Mapping[str, str]:
     """Return which output answers which task."""
     return {outcome.name: f"{outcome.name}_logit" for outcome in config.outcomes}
 

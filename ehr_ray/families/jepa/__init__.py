@@ -5,7 +5,7 @@ from ehr_ray.config.search import Choice, LogUniform, Uniform
 from ehr_ray.families.jepa.config import JEPAConfig
 from ehr_ray.families.jepa.data import collate, predictable, remedy, transform
 from ehr_ray.families.jepa.diagnostics import prediction_warnings
-from ehr_ray.families.jepa.loss import compares, loss
+from ehr_ray.families.jepa.loss import loss, needs_pairs
 from ehr_ray.families.jepa.model import JEPA, after_step
 from ehr_ray.families.jepa.predict import (
     cells,
@@ -17,7 +17,15 @@ from ehr_ray.families.jepa.predict import (
     state_width,
     targets,
 )
-from ehr_ray.family import Diagnose, Family, Learnable, Represent, Select
+from ehr_ray.family import (
+    Diagnose,
+    Evaluation,
+    Family,
+    Learnable,
+    Represent,
+    Select,
+    Training,
+)
 
 FAMILY = Family(
     name="jepa",
@@ -28,11 +36,8 @@ FAMILY = Family(
     loss=loss,
     predict=predict,
     represent=Represent(represent, represent_width, row_states, state_width),
-    outputs={"targets": targets, "cells": cells},
-    suites=("latent_prediction",),
     cache_fields=("rows", "max_values", "max_flags", "outcomes", "flows", "discharges"),
     schedules={"momentum": Ramp(start=0.996, end=1.0, epochs=10)},
-    schedule_limits={"momentum": (0.0, 1.0)},
     search_space={
         "model.value_weight": LogUniform(0.1, 10.0),
         "model.mask": Choice(("future", "blocks", "both")),
@@ -43,16 +48,23 @@ FAMILY = Family(
         "schedules.momentum.start": Uniform(0.99, 0.999),
         "train.lr": LogUniform(1e-4, 3e-3),
     },
-    diagnose=Diagnose(measure, prediction_warnings),
     # The loss between latents falls when they collapse, so it chooses nothing; the values of hidden
     # rows have a scale of their own. Without a head of values the last report is kept.
-    rank=Select("probe/auroc", "max"),  # a loss of latents says nothing, values differ by mask
     select=Select(
         "val/value",
         "min",
         "give tuning patients with values in several rows, or set model.value_weight=0",
     ),
-    usable=Learnable(predictable, "2 rows or more, one to predict from another", remedy),
-    compares=compares,
-    after_step=after_step,
+    training=Training(
+        after_step=after_step,
+        diagnose=Diagnose(measure, prediction_warnings),
+        learnable=Learnable(predictable, "2 rows or more, one to predict from another", remedy),
+        needs_pairs=needs_pairs,
+        schedule_limits={"momentum": (0.0, 1.0)},
+        # A loss of latents says nothing, and values differ by what the mask hides.
+        rank=Select("probe/auroc", "max"),
+    ),
+    evaluation=Evaluation(
+        outputs={"targets": targets, "cells": cells}, suites=("latent_prediction",)
+    ),
 )

@@ -5,20 +5,19 @@ from torch.nn import functional as F
 
 from ehr_ray.families.jepa.config import JEPAConfig
 from ehr_ray.families.jepa.regularise import isotropy, variance_and_covariance
-from ehr_ray.family import Batch, Knobs, Term, Terms
+from ehr_ray.family import Batch, Scheduled, Term, Terms
 
 WEIGHTS = {"vicreg": 1.0, "sigreg": 0.05}
 COVARIANCE = 1 / 25
 """Weight of VICReg's covariance over that of its variance, as published."""
 
 
-def loss(model: nn.Module, batch: Batch, knobs: Knobs) -> Terms:
+def loss(model: nn.Module, batch: Batch, _scheduled: Scheduled, seed: int) -> Terms:
     """Return terms: `latent` per hidden row, `value` per value observed in one; see `regularise`.
 
     Smooth-L1 throughout. `padding` is only logged.
     """
     config: JEPAConfig = getattr(model, "module", model).config
-    seed = int(knobs["noise_seed"])
     out = model(batch, seed)
     wanted = out["wanted"]
     error = F.smooth_l1_loss(out["predicted"], out["goal"], reduction="none").mean(-1)
@@ -34,7 +33,7 @@ def loss(model: nn.Module, batch: Batch, knobs: Knobs) -> Terms:
     return {**terms, "padding": Term(padded - rows, padded, coef=0.0)}
 
 
-def compares(config: JEPAConfig) -> str | None:
+def needs_pairs(config: JEPAConfig) -> str | None:
     """Return the setting that compares patients of a batch, if there is one."""
     if config.regulariser == "none" or config.regulariser_weight == 0:
         return None

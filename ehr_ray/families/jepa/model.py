@@ -17,7 +17,7 @@ from ehr_ray.families.jepa.config import JEPAConfig, Size
 from ehr_ray.families.jepa.data import features_of
 from ehr_ray.families.jepa.dense_rows import DenseRows, columns, dense, places, rows_at
 from ehr_ray.families.jepa.masks import draw_masks
-from ehr_ray.family import Batch, Knobs
+from ehr_ray.family import Batch, Scheduled
 from ehr_ray.nn.noise import combine
 from ehr_ray.nn.transformer import Block, time_waves
 
@@ -149,10 +149,10 @@ class JEPA(nn.Module):
 
 
 @torch.no_grad()
-def after_step(model: JEPA, knobs: Knobs) -> None:
+def after_step(model: JEPA, scheduled: Scheduled) -> None:
     """Move the target towards the encoder: momentum * target + (1 - momentum) * encoder."""
     own = list(model.target.parameters())
-    torch._foreach_lerp_(own, list(model.encoder.parameters()), 1 - knobs["momentum"])
+    torch._foreach_lerp_(own, list(model.encoder.parameters()), 1 - scheduled["momentum"])
 
 
 def _shrink(blocks: nn.ModuleList) -> None:

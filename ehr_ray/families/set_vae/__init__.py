@@ -14,7 +14,7 @@ from ehr_ray.families.set_vae.predict import (
     represent,
     represent_width,
 )
-from ehr_ray.family import Family, Represent
+from ehr_ray.family import Evaluation, Family, Files, Represent, Transfer
 
 FAMILY = Family(
     name="set_vae",
@@ -24,13 +24,11 @@ FAMILY = Family(
     build=SetVAE,
     loss=loss,
     predict=predict,
-    latents=latents,
-    reconstruct=reconstruct,
     represent=Represent(represent, represent_width),
-    code_tensors=("directions",),
-    check=check_files,
     cache_fields=("carry_minutes", "always_carry", "clip_value"),
     schedules={"beta": Ramp(end=0.2, steps=8000), "free_bits": Constant(value=0.05)},
+    # Chamfer distance is no likelihood, so no beta is "the" ELBO: the seed's end value is fixed.
+    eval_scheduled={"beta": 0.2, "free_bits": 0.0},
     search_space={
         "schedules.beta.end": LogUniform(0.01, 1.0),
         "schedules.beta.shape": Choice(("linear", "cosine")),
@@ -41,6 +39,7 @@ FAMILY = Family(
         "model.width": Choice((64, 128, 256)),
         "train.lr": LogUniform(1e-4, 3e-3),
     },
-    # Chamfer distance is no likelihood, so no beta is "the" ELBO: the seed's end value is fixed.
-    eval_knobs={"beta": 0.2, "free_bits": 0.0},
+    evaluation=Evaluation(latents=latents, reconstruct=reconstruct),
+    transfer=Transfer(code_indexed_tensors=("directions",)),
+    files=Files(check=check_files),
 )

@@ -5,27 +5,26 @@ from torch import Tensor, nn
 
 from ehr_ray.families.set_vae.augment import sample_sets
 from ehr_ray.families.set_vae.config import SetConfig, SetVAEConfig
-from ehr_ray.family import Batch, Knobs, Term, Terms
+from ehr_ray.family import Batch, Scheduled, Term, Terms
 from ehr_ray.nn.gaussian import free_bits, kl_standard
 
 FAR = 1e9
 SOFT_NORM = 0.3
 
 
-def loss(model: nn.Module, batch: Batch, knobs: Knobs) -> Terms:
+def loss(model: nn.Module, batch: Batch, scheduled: Scheduled, seed: int) -> Terms:
     """Return terms per set: `recon`, and `kl` with free bits; for the log raw nats and padding."""
     config: SetVAEConfig = getattr(model, "module", model).config
-    seed = int(knobs["noise_seed"])
     batch = sample_sets(batch, config.sets_per_patient, seed)
     out = model(batch, seed)
     real = batch["mask"].any(1)
     count = real.sum().float()
     kl = kl_standard(out["mu"], out["logvar"])  # [L, M, Z]
-    penal = free_bits(kl, knobs["free_bits"]).sum((0, 2))
+    penal = free_bits(kl, scheduled["free_bits"]).sum((0, 2))
     raw = kl.sum((0, 2))
     return {
         "recon": Term((out["recon"] * real).sum(), count),
-        "kl": Term((penal * real).sum(), count, coef=knobs["beta"]),
+        "kl": Term((penal * real).sum(), count, coef=scheduled["beta"]),
         "kl_nats": Term((raw * real).sum(), count, coef=0.0),
         "padding": Term(out["padding"].float(), out["padded"], coef=0.0),
     }

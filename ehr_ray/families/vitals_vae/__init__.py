@@ -9,7 +9,7 @@ from ehr_ray.families.vitals_vae.loss import loss
 from ehr_ray.families.vitals_vae.model import VitalsVAE
 from ehr_ray.families.vitals_vae.predict import code_use, components, grids, latents, predict
 from ehr_ray.families.vitals_vae.quantise import code_warnings
-from ehr_ray.family import Diagnose, Family, Learnable, Select
+from ehr_ray.family import Diagnose, Evaluation, Family, Files, Learnable, Select, Training
 
 FAMILY = Family(
     name="vitals_vae",
@@ -19,13 +19,6 @@ FAMILY = Family(
     build=VitalsVAE,
     loss=loss,
     predict=predict,
-    latents=latents,
-    outputs={"grids": grids, "components": components},
-    suites=("vitals_reconstruction", "vitals_clusters", "vitals_files"),
-    export=export,
-    fallback=fallback,
-    usable=Learnable(measured, "a vital sign in the window", remedy),
-    diagnose=Diagnose(code_use, code_warnings),
     cache_fields=("vitals", "first_hour", "last_hour", "landmark", "origin", "clip_value"),
     schedules={
         "beta": Cycle(end=1.0, epochs=40, ramp_ratio=0.5),
@@ -33,8 +26,8 @@ FAMILY = Family(
         # Curves are decoded from posterior means: the end of a cycle teaches the decoder those.
         "mean_share": Cycle(end=1.0, epochs=40, wait_ratio=0.75, ramp_ratio=0.05),
     },
-    # Cells the encoder has not seen, the same share of them in every trial.
-    rank=Select("val/mse_hidden", "min"),
+    # Beta 1 is what cycles end at; curves are those of posterior means, as in use.
+    eval_scheduled={"beta": 1.0, "free_bits": 0.0, "mean_share": 1.0},
     search_space={
         "schedules.beta.end": LogUniform(0.1, 4.0),
         "schedules.beta.ramp_ratio": Uniform(0.2, 0.8),
@@ -46,6 +39,17 @@ FAMILY = Family(
         "model.branch_weight": LogUniform(0.05, 1.0),
         "train.lr": LogUniform(3e-4, 3e-3),
     },
-    # Beta 1 is what cycles end at; curves are those of posterior means, as in use.
-    eval_knobs={"beta": 1.0, "free_bits": 0.0, "mean_share": 1.0},
+    training=Training(
+        diagnose=Diagnose(code_use, code_warnings),
+        learnable=Learnable(measured, "a vital sign in the window", remedy),
+        # Cells the encoder has not seen, the same share of them in every trial.
+        rank=Select("val/mse_hidden", "min"),
+        fallback=fallback,
+    ),
+    evaluation=Evaluation(
+        latents=latents,
+        outputs={"grids": grids, "components": components},
+        suites=("vitals_reconstruction", "vitals_clusters", "vitals_files"),
+    ),
+    files=Files(export=export),
 )

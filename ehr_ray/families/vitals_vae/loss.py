@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from ehr_ray.families.vitals_vae.config import VitalsVAEConfig
-from ehr_ray.family import Batch, Knobs, Term, Terms
+from ehr_ray.family import Batch, Scheduled, Term, Terms
 from ehr_ray.nn.gaussian import free_bits, kl_standard
 
 
-def loss(model: nn.Module, batch: Batch, knobs: Knobs) -> Terms:
+def loss(model: nn.Module, batch: Batch, scheduled: Scheduled, seed: int) -> Terms:
     """Return the terms of a batch.
 
     `recon` and `branches` are negative log-likelihoods in nats a patient, `kl` the penalty with
@@ -24,12 +24,12 @@ def loss(model: nn.Module, batch: Batch, knobs: Knobs) -> Terms:
     """
     plain = getattr(model, "module", model)
     config: VitalsVAEConfig = plain.config
-    out = model(batch, int(knobs["noise_seed"]), knobs.get("mean_share", 0.0))
+    out = model(batch, seed, scheduled.get("mean_share", 0.0))
     observed, hidden = batch["observed"], out["hidden"]
     squared = (out["merged"].float() - batch["value"]).square()
     seen = observed & ~hidden
     terms = reconstruction(out, batch, squared, config)
-    terms |= latent_terms(out, config, knobs)
+    terms |= latent_terms(out, config, scheduled)
     terms["mse"] = Term((squared * seen).sum().detach(), seen.sum().float(), 0.0)
     if config.objective == "elbo":
         terms["mse_hidden"] = Term((squared * hidden).sum().detach(), hidden.sum().float(), 0.0)
@@ -62,7 +62,7 @@ def gaussian(squared: Tensor, log_noise: Tensor, observed: Tensor) -> Tensor:
     return (nats * observed).sum()
 
 
-def latent_terms(out: dict[str, Any], config: VitalsVAEConfig, knobs: Knobs) -> Terms:
+def latent_terms(out: dict[str, Any], config: VitalsVAEConfig, scheduled: Scheduled) -> Terms:
     """Return the divergence's terms, or those of the codes."""
     patients = torch.tensor(float(len(out["mu"])), device=out["mu"].device)
     if "codes" in out:
@@ -76,11 +76,11 @@ def latent_terms(out: dict[str, Any], config: VitalsVAEConfig, knobs: Knobs) -> 
     kl = torch.where(out["from_mean"].unsqueeze(1), kl.detach(), kl)
     if config.objective == "published":
         # Zero, with a gradient of zero, below the free bits: what the published code logs as "kl".
-        penalty, count = (kl - knobs["free_bits"]).clamp(min=0).sum(), patients * kl.shape[1]
+        penalty, count = (kl - scheduled["free_bits"]).clamp(min=0).sum(), patients * kl.shape[1]
     else:
-        penalty, count = free_bits(kl, knobs["free_bits"]).sum(), patients
+        penalty, count = free_bits(kl, scheduled["free_bits"]).sum(), patients
     return {
-        "kl": Term(penalty, count, knobs["beta"]),
+        "kl": Term(penalty, count, scheduled["beta"]),
         "kl_nats": Term(raw.detach(), patients, 0.0),
         "kl_per_dim": Term(raw.detach(), patients * kl.shape[1], 0.0),
     }

@@ -1,11 +1,12 @@
 """What ranks trials: measured on the same tuning patients, whatever a trial's loss is made of.
 
 A loss whose weights are swept means something else in every trial, so trials are compared by a
-metric at fixed knobs, or by a probe, and a latent that tells patients apart by nothing is marked.
+metric at fixed scheduled values, or by a probe, and a latent that tells patients apart by nothing
+is marked as collapsed.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from ehr_ray.errors import ConfigError
 from ehr_ray.evaluation.metrics.collapse import latent_diagnostics
 from ehr_ray.events.blocks import BlockStore
+from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.experiment import Experiment
 from ehr_ray.family import AnyFamily, Select
 from ehr_ray.runtime.data.prepared import Prepared
@@ -24,7 +26,7 @@ from ehr_ray.storage import sync
 from ehr_ray.train import history
 from ehr_ray.train.backend import Backend
 from ehr_ray.train.loader import Loader
-from ehr_ray.train.step import move
+from ehr_ray.train.predictor import Predictor, batched
 from ehr_ray.train.task import LABEL
 
 MEASURES: Final = "measures.parquet"
@@ -45,9 +47,9 @@ def rank_of(experiment: Experiment, family: AnyFamily) -> Select:
         if wanted == "probe":
             raise ConfigError("tune.rank=probe: a run with a task has a metric of its own; drop it")
         return family.select
-    if wanted == "probe" or (wanted is None and family.rank == PROBE):
+    if wanted == "probe" or (wanted is None and family.training.rank == PROBE):
         return PROBE
-    return family.select if wanted == "metric" else family.rank or family.select
+    return family.select if wanted == "metric" else family.training.rank or family.select
 
 
 def score(select: Select, row: Mapping[str, float]) -> float:
@@ -68,19 +70,20 @@ class TrialRanking:
     patients: int
     """Rows of train, and of tuning, a probe reads at most."""
 
-    def bind(self, experiment: Experiment, family: AnyFamily, loader: Loader) -> Measure:
+    def bind(
+        self, experiment: Experiment, family: AnyFamily, vocabulary: Vocabulary, loader: Loader
+    ) -> Measure:
         """Return the function of (model, report) that measures."""
 
         def measure(module: nn.Module, row: Mapping[str, float]) -> dict[str, float]:
-            was = module.training
-            module.eval()
-            with torch.no_grad():
-                found = _latents(family, module, loader) | _collapsed(family, row)
-                if self.probe is not None:
-                    value = _probed(experiment, family, module, self.probe, self.patients)
-                    found[PROBE.metric] = value
-            module.train(was)
-            return found | {"score": score(self.rank, {**row, **found})}
+            was_training = module.training
+            predictor = Predictor(family, experiment.model, vocabulary, module.eval())
+            measures = _latents(predictor, loader) | _collapsed(family, row)
+            if self.probe is not None:
+                size = experiment.data.batch_size
+                measures[PROBE.metric] = _probed(predictor, self.probe, self.patients, size)
+            module.train(was_training)
+            return measures | {"score": score(self.rank, {**row, **measures})}
 
         return measure
 
@@ -111,12 +114,12 @@ class RankingBackend:
             self._backend.report(metrics)
             return
         assert self._module is not None
-        found = self._measure(self._module, metrics)
-        row = {"step": metrics["step"], "epoch": metrics["epoch"], **found}
+        measures = self._measure(self._module, metrics)
+        row = {"step": metrics["step"], "epoch": metrics["epoch"], **measures}
         history.append(self._run, row, MEASURES)
         sync.push(self._run / MEASURES)
-        self._log(found, int(metrics["step"]))
-        self._backend.report({**metrics, **found})
+        self._log(measures, int(metrics["step"]))
+        self._backend.report({**metrics, **measures})
 
 
 def measured(run: Path) -> int:
@@ -129,45 +132,45 @@ def measured(run: Path) -> int:
     return int(rows["step"].max()) if len(rows) else 0
 
 
-def _latents(family: AnyFamily, module: nn.Module, loader: Loader) -> dict[str, float]:
+def _latents(predictor: Predictor, loader: Loader) -> dict[str, float]:
     """Return the state of the posteriors of some tuning patients; {} for other models."""
-    if family.latents is None:
+    latents = predictor.family.evaluation.latents
+    if latents is None:
         return {}
-    parts = []
-    for batch in loader.fixed_batches(LATENT_PATIENTS):
-        parts.append(family.latents(module, move(batch, _device(module))))
+    parts = [predictor.outputs(b, latents) for b in loader.fixed_batches(LATENT_PATIENTS)]
     if not parts or "mu" not in parts[0]:
         return {}
-    mu, logvar = (torch.cat([p[n] for p in parts]).cpu().numpy() for n in ("mu", "logvar"))
+    mu, logvar = (torch.cat([part[name] for part in parts]).numpy() for name in ("mu", "logvar"))
     if not (np.isfinite(mu).all() and np.isfinite(logvar).all()):
         return {"latent/collapsed": 1.0}
-    found = latent_diagnostics(mu, logvar).metrics()
+    diagnostics = latent_diagnostics(mu, logvar).metrics()
     names = ("kl_per_row", "active_units", "active_share", "collapsed")
-    return {f"latent/{name}": found[name] for name in names}
+    return {f"latent/{name}": diagnostics[name] for name in names}
 
 
 def _collapsed(family: AnyFamily, row: Mapping[str, float]) -> dict[str, float]:
     """Return what a family's own diagnosis says of this report."""
-    if family.diagnose is None:
+    diagnose = family.training.diagnose
+    if diagnose is None:
         return {}
-    lines = family.diagnose.warn([{k.removeprefix("val/"): v for k, v in row.items()}])
+    lines = diagnose.warn([{k.removeprefix("val/"): v for k, v in row.items()}])
     return {"latent/collapsed": float(any(line.startswith("collapsed") for line in lines))}
 
 
-def _probed(
-    experiment: Experiment, family: AnyFamily, module: nn.Module, rows: Prepared, limit: int
-) -> float:
-    """Return the AUROC on tuning rows of a logistic regression on train embeddings."""
+def _probed(predictor: Predictor, rows: Prepared, limit: int, size: int) -> float:
+    """Return the AUROC on tuning rows of a logistic regression on train embeddings.
+
+    Of `limit` rows of each split at most, `size` at a time; NaN where a class is missing or an
+    embedding is not finite.
+    """
     # Here, since every worker imports this module, and scikit-learn takes a second.
     from sklearn.metrics import roc_auc_score
 
     from ehr_ray.evaluation.tasks.probe import DEFAULT_C, fit_probe
 
-    parts = [
-        _embedded(experiment, family, module, rows.store(split), limit)
-        for split in ("train", "tuning")
-    ]
-    (x, y), (other, label) = parts
+    (x, y), (other, label) = (
+        _embedded(predictor, rows.store(split), limit, size) for split in ("train", "tuning")
+    )
     if min(len(np.unique(y)), len(np.unique(label))) < 2:
         return math.nan
     if not (np.isfinite(x).all() and np.isfinite(other).all()):
@@ -178,24 +181,14 @@ def _probed(
 
 
 def _embedded(
-    experiment: Experiment, family: AnyFamily, module: nn.Module, store: BlockStore, limit: int
+    predictor: Predictor, store: BlockStore, limit: int, size: int
 ) -> tuple[np.ndarray, np.ndarray]:
+    """Return embeddings [N, W] and labels [N] of at most `limit` rows, evenly spaced."""
     count = min(limit, len(store))
     chosen = np.linspace(0, max(0, len(store) - 1), count).astype(np.int64)
     label = np.asarray(store.column(LABEL))[chosen] > 0
-    found = [np.zeros((0, 1), np.float32)]
-    for part in _parts(chosen, experiment.data.batch_size):
-        batch = family.collate(store.rows(part), experiment.model)
-        inputs = {k: v for k, v in batch.items() if k != LABEL}
-        embedding = family.predict(module, move(inputs, _device(module)))["embedding"]
-        found.append(embedding.float().cpu().numpy())
-    return np.concatenate(found[1:] or found), label
-
-
-def _parts(chosen: np.ndarray, size: int) -> Iterator[np.ndarray]:
-    for first in range(0, len(chosen), max(2, size)):
-        yield chosen[first : first + max(2, size)]
-
-
-def _device(module: nn.Module) -> torch.device:
-    return next(module.parameters()).device
+    embeddings = [np.zeros((0, 1), np.float32)]
+    for part in batched(chosen.tolist(), max(2, size)):
+        outputs = predictor.outputs(predictor.batch(store.rows(part)))
+        embeddings.append(outputs["embedding"].float().numpy())
+    return np.concatenate(embeddings[1:] or embeddings), label

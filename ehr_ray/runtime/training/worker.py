@@ -43,10 +43,10 @@ class Job:
     progress: Path
     tracked: Tracked | None
     starts: Path | None = None
-    """A benchmark's folder for notes of every start and step; see `runtime/starts.py`."""
+    """A benchmark's folder for notes of every start and step; see `start_log.py`."""
     pinned: bool = False
     """Whether each rank keeps to one core with all its threads, as a benchmark asks."""
-    yardstick: TrialRanking | None = None
+    ranking: TrialRanking | None = None
     """What a search measures at each report, of a trial."""
 
 
@@ -100,8 +100,9 @@ def check_share(job: Job, world: int) -> None:
     """Raise InputError unless every one of `world` workers would get a patient at every step."""
     experiment = job.experiment
     family = family_of(experiment)
-    compares = family.compares(experiment.model) if family.compares else None
-    loader_of(experiment, family, job.prepared).check(world, compares)
+    needs_pairs = family.training.needs_pairs
+    setting = needs_pairs(experiment.model) if needs_pairs else None
+    loader_of(experiment, family, job.prepared).check(world, setting)
 
 
 def prevalence(experiment: Experiment, prepared: Prepared) -> float | None:
@@ -121,7 +122,7 @@ def train_here(job: Job, backend: Backend) -> Progress:
     family = family_of(experiment, prevalence(experiment, job.prepared))
     loader = loader_of(experiment, family, job.prepared)
     noted = job.starts and StartFile(job.starts, backend.rank, backend.world)
-    if job.yardstick is not None:
+    if job.ranking is not None:
         drop_states(job.run, after=measured(job.run))
         backend.all_sum(torch.zeros(1))  # no rank reads a state that another one removes
     if backend.rank > 0:
@@ -130,8 +131,8 @@ def train_here(job: Job, backend: Backend) -> Progress:
     if screen.begun and (saved := saved_progress(job.run)):  # after a loss or a change of workers
         who = "1 worker goes" if backend.world == 1 else f"{backend.world} workers go"
         screen.lines([f"{job.run.name}: {who} on from step {saved.step}"])
-    if job.yardstick is not None:
-        measure = job.yardstick.bind(experiment, family, loader)
+    if job.ranking is not None:
+        measure = job.ranking.bind(experiment, family, job.prepared.vocabulary, loader)
         backend = RankingBackend(backend, measure, job.run, tracker.metrics)
     args = (experiment, family, job.prepared.vocabulary, loader, backend, job.run)
 
@@ -150,7 +151,7 @@ def train_here(job: Job, backend: Backend) -> Progress:
         screen.step(step, total)
 
     # What a process that was lost had not told, or another trial had reported.
-    tracker.retell(job.run, (HISTORY, MEASURES) if job.yardstick else (HISTORY,))
+    tracker.retell(job.run, (HISTORY, MEASURES) if job.ranking else (HISTORY,))
     with exclusive_lock(job.run):
         progress = train(*args, Watch(on_step, on_report, screen.lines))
         sync.push_run(job.run)

@@ -58,7 +58,8 @@ def limited(plan: TuneConfig) -> bool:
 
 def default_space(experiment: Experiment, family: AnyFamily) -> dict[str, Domain]:
     """Return the family's search space without what changes nothing under this config."""
-    idle = family.unswept(experiment.model) if family.unswept else ()
+    inactive_paths = family.training.inactive_paths
+    idle = inactive_paths(experiment.model) if inactive_paths else ()
     return {path: domain for path, domain in family.search_space.items() if path not in idle}
 
 

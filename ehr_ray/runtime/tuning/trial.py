@@ -165,9 +165,9 @@ def _train(search: Search, number: int, sample: Sample, folder: Path) -> None:
         untold(folder)  # until the end: a scheduler may stop this process before all is told
         with contextlib.suppress(ConfigError):  # the server is away: the search tells it at its end
             tracked = open_run(experiment, parent=search.tracked)
-    yardstick = TrialRanking(search.rank, data.probe, search.probe_patients)
+    ranking = TrialRanking(search.rank, data.probe, search.probe_patients)
     progress = folder / ".progress.jsonl"
-    job = Job(experiment, data.own, folder, progress, tracked, yardstick=yardstick)
+    job = Job(experiment, data.own, folder, progress, tracked, ranking=ranking)
     try:
         if search.nested:
             from ray.tune.integration.ray_train import TuneReportCallback

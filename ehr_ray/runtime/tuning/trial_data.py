@@ -110,7 +110,7 @@ def data_paths(experiment: Experiment, space: Mapping[str, Domain]) -> list[str]
     def rows(path: str, value: Any) -> str:
         one = parse(override(plain, {path: value}))
         count = one.data.min_code_count
-        if family.phrases is not None and count not in vocabularies:
+        if family.files.phrases is not None and count not in vocabularies:
             vocabularies[count] = vocabulary_of(one.cohort, count)
         return _rows(one, family, vocabularies.get(count))
 
@@ -124,8 +124,8 @@ def _rows(experiment: Experiment, family: AnyFamily, vocabulary: Vocabulary | No
     parts: list[Any] = [data, {name: getattr(model, name) for name in family.cache_fields}]
     if task is not None:
         parts.append([task.name, task.hours, task.label_ratio])
-    if family.phrases is not None and vocabulary is not None:
-        parts.append([family.phrases(model, vocabulary), getattr(model, "text_model", None)])
+    if family.files.phrases is not None and vocabulary is not None:
+        parts.append([family.files.phrases(model, vocabulary), getattr(model, "text_model", None)])
     text = json.dumps(parts, default=dataclasses.asdict)
     return hashlib.sha256(text.encode()).hexdigest()
 

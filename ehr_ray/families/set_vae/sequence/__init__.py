@@ -15,7 +15,7 @@ from ehr_ray.families.set_vae.sequence.predict import (
     represent,
     represent_width,
 )
-from ehr_ray.family import Family, Represent
+from ehr_ray.family import Evaluation, Family, Files, Represent, Transfer
 
 FAMILY = Family(
     name="seqset_poe",
@@ -25,19 +25,15 @@ FAMILY = Family(
     build=SeqSetVAE,
     loss=loss,
     predict=predict,
-    latents=latents,
-    reconstruct=reconstruct,
     represent=Represent(represent, represent_width),
-    outputs={"anomalies": anomalies},
-    suites=("anomaly",),
-    code_tensors=("directions",),
-    check=check_files,
     cache_fields=("carry_minutes", "always_carry", "clip_value"),
     schedules={
         "beta": Ramp(end=0.2, steps=8000),
         "free_bits": Constant(value=0.03),
         "capacity": Constant(value=0.0),
     },
+    # As for the SetVAE: a Chamfer distance is no likelihood, so the seed's end value is fixed.
+    eval_scheduled={"beta": 0.2, "free_bits": 0.0, "capacity": 0.0},
     search_space={
         "schedules.beta.end": LogUniform(0.01, 1.0),
         "schedules.beta.shape": Choice(("linear", "cosine")),
@@ -48,6 +44,12 @@ FAMILY = Family(
         "model.prior_width": Choice((64, 128, 256)),
         "train.lr": LogUniform(1e-4, 3e-3),
     },
-    # As for the SetVAE: a Chamfer distance is no likelihood, so the seed's end value is fixed.
-    eval_knobs={"beta": 0.2, "free_bits": 0.0, "capacity": 0.0},
+    evaluation=Evaluation(
+        latents=latents,
+        reconstruct=reconstruct,
+        outputs={"anomalies": anomalies},
+        suites=("anomaly",),
+    ),
+    transfer=Transfer(code_indexed_tensors=("directions",)),
+    files=Files(check=check_files),
 )

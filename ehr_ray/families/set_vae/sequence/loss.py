@@ -2,11 +2,11 @@
 
 from torch import nn
 
-from ehr_ray.family import Batch, Knobs, Term, Terms
+from ehr_ray.family import Batch, Scheduled, Term, Terms
 from ehr_ray.nn.gaussian import free_bits
 
 
-def loss(model: nn.Module, batch: Batch, knobs: Knobs) -> Terms:
+def loss(model: nn.Module, batch: Batch, scheduled: Scheduled, seed: int) -> Terms:
     """Return terms per set: `recon` and `kl`; for the log raw nats and the padding.
 
     Where sets are drawn to be decoded, each stands for its share of the stay, so the expectation
@@ -14,18 +14,18 @@ def loss(model: nn.Module, batch: Batch, knobs: Knobs) -> Terms:
     With `capacity` C above 0 it is |KL - C| of each set (Burgess et al. 2018, eq. 8), else KL
     with free bits.
     """
-    out = model(batch, int(knobs["noise_seed"]))
+    out = model(batch, seed)
     real = batch["mask"].any(1)
     count = real.sum().float()
     shown = real[out["decoded"]] * out["weight"]
     raw = out["kl"].sum(1)
-    capacity = knobs["capacity"]
-    penal = free_bits(out["kl"], knobs["free_bits"]).sum(1)
+    capacity = scheduled["capacity"]
+    penal = free_bits(out["kl"], scheduled["free_bits"]).sum(1)
     if capacity > 0:
         penal = (penal - capacity).abs()
     return {
         "recon": Term((out["recon"] * shown).sum(), count),
-        "kl": Term((penal * real).sum(), count, coef=knobs["beta"]),
+        "kl": Term((penal * real).sum(), count, coef=scheduled["beta"]),
         "kl_nats": Term((raw * real).sum(), count, coef=0.0),
         "kl_standard_nats": Term((out["kl_standard"] * real).sum(), count, coef=0.0),
         "padding": Term(out["padding"].float(), out["padded"], coef=0.0),

@@ -132,5 +132,5 @@ def test_a_checkpoint_loads_without_its_table(
     rows = [family.transform(p, experiment.model, loaded.vocabulary) for p in patients]
     batch = family.collate(rows, experiment.model)
     with torch.no_grad():
-        ours, theirs = (family.reconstruct(m, batch) for m in (loaded.model, model))
+        ours, theirs = (family.evaluation.reconstruct(m, batch) for m in (loaded.model, model))
     assert torch.equal(ours["estimate"], theirs["estimate"])

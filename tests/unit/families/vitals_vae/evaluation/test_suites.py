@@ -36,7 +36,7 @@ def part(model, first, number, labelled=True, apart=0.0):
     batch = {"subject_id": ids, "value": value, "observed": observed}
     with torch.no_grad():
         samples = {name: _column(v) for name, v in FAMILY.predict(model, batch).items()}
-        outputs = {**FAMILY.outputs, "latents": FAMILY.latents}
+        outputs = {**FAMILY.evaluation.outputs, "latents": FAMILY.evaluation.latents}
         found = {name: function(model, batch) for name, function in outputs.items()}
     tables = {
         name: _flat(columns, torch.arange(number)) for name, columns in found.items() if columns

@@ -1,0 +1,81 @@
+"""A trained model over patients: transform, collate and predict, the same way for every user."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from ehr_ray.events.patients import Patient
+from ehr_ray.events.vocabulary import Vocabulary
+from ehr_ray.family import AnyFamily, Batch, Row
+from ehr_ray.train.checkpoint import Loaded
+from ehr_ray.train.step import move
+
+BATCH_PATIENTS = 64
+"""Patients predicted together: enough to fill the cores, few enough for any model's memory."""
+Output = Callable[[nn.Module, Batch], Batch]
+"""(model, batch) to tensors by name: `Family.predict` and the functions of `Evaluation`."""
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, eq=False)
+class Predictor:
+    """A model with what turns patients into its batches.
+
+    Args:
+        family: whose transform and collate are used.
+        config: the `model` section of its experiment.
+        vocabulary: of the cohort it was trained on.
+        model: on any device, in the mode it is to predict in; None for rows and batches alone, as
+            baselines read them.
+    """
+
+    family: AnyFamily
+    config: Any
+    vocabulary: Vocabulary
+    model: nn.Module | None = None
+
+    @classmethod
+    def of(cls, loaded: Loaded) -> "Predictor":
+        """Return the predictor of a loaded checkpoint."""
+        return cls(loaded.family, loaded.experiment.model, loaded.vocabulary, loaded.model)
+
+    def rows(self, patients: Iterable[Patient]) -> list[Row]:
+        """Return the model-ready row of each patient."""
+        return [self.family.transform(p, self.config, self.vocabulary) for p in patients]
+
+    def batch(self, rows: Sequence[Row]) -> Batch:
+        """Return rows as one batch, on the CPU."""
+        return self.family.collate(rows, self.config)
+
+    @torch.no_grad()
+    def outputs(self, batch: Batch, function: Output | None = None) -> Batch:
+        """Return the outputs of `function`, the family's `predict` unless given, on the CPU."""
+        assert self.model is not None
+        batch = move(batch, next(self.model.parameters()).device)
+        outputs = (function or self.family.predict)(self.model, batch)
+        return {name: values.cpu() for name, values in outputs.items()}
+
+    def over_patients(
+        self,
+        patients: Iterable[Patient],
+        function: Output | None = None,
+        size: int = BATCH_PATIENTS,
+    ) -> Iterator[Batch]:
+        """Yield the outputs of `size` patients at a time."""
+        for group in batched(patients, size):
+            yield self.outputs(self.batch(self.rows(group)), function)
+
+
+def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Yield lists of `size` items; the last may be shorter."""
+    group: list[T] = []
+    for item in items:
+        group.append(item)
+        if len(group) == size:
+            yield group
+            group = []
+    if group:
+        yield group

@@ -1,0 +1,61 @@
+"""The model of a run before its first step."""
+
+import torch
+from torch import nn
+
+from ehr_ray.train.checkpoint import saved_progress
+from ehr_ray.train.data_checks import check_learnable
+from ehr_ray.train.initialise import by_part, initialise
+from ehr_ray.train.optim import freeze
+from ehr_ray.train.report import Run
+from ehr_ray.train.step import move
+from ehr_ray.train.task import prepare_task_head
+
+
+def starting_model(run: Run) -> nn.Module:
+    """Return the run's model, on the backend's device where a task head needs that.
+
+    A run without a saved state starts from `init_from`, has its files and rows checked and its
+    buffers fitted; one that goes on takes all of that from its state, which the caller loads.
+    """
+    experiment, family = run.experiment, run.family
+    fresh = saved_progress(run.folder) is None
+    if fresh and family.files.check:
+        family.files.check(experiment.model)
+    torch.manual_seed(experiment.seed)
+    module = family.build(experiment.model, run.vocabulary)
+    if fresh and experiment.init_from:
+        _start_from(run, module, experiment.init_from)
+    freeze(module, experiment.freeze)
+    needs_pairs = family.training.needs_pairs
+    run.loader.check(run.backend.world, needs_pairs(experiment.model) if needs_pairs else None)
+    few = check_learnable(family, experiment.model, run.loader)
+    if few and fresh:
+        run.tell(few)
+    if fresh and family.training.fit_buffers:
+        everybody = run.loader.train.rows(range(len(run.loader.train)))
+        family.training.fit_buffers(module, run.loader.collate(everybody))
+    if family.training.task_logit is not None:
+        _start_task_head(run, module, fresh=fresh)
+    return module
+
+
+def _start_from(run: Run, module: nn.Module, source: str) -> None:
+    """Copy the weights of another run, and leave every tensor's fate in `init_from.txt`."""
+    lines = initialise(module, source, run.family, run.vocabulary)
+    if run.backend.rank == 0:
+        run.folder.mkdir(parents=True, exist_ok=True)
+        (run.folder / "init_from.txt").write_text("\n".join(lines) + "\n")
+    run.tell(by_part(lines))
+
+
+def _start_task_head(run: Run, module: nn.Module, *, fresh: bool) -> None:
+    """Standardise the head's input by the first batches and freeze what gets no gradient."""
+    backend = run.backend
+    module.to(backend.device)
+    steps = run.loader.train_steps(0, 0, backend.rank, backend.world)
+    batches = (move(batch, backend.device) for micro in steps for batch in micro)
+    frozen = prepare_task_head(run.family, module, batches, backend, fresh=fresh)
+    steps.close()
+    if fresh:
+        run.tell(by_part([f"{name}: frozen, out of the task's reach" for name in frozen]))
