@@ -66,7 +66,7 @@ def test_a_stopped_run_goes_on_to_the_weights_of_a_whole_one(sets, make):
 
     train(whole)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ehr_ray.train.loop.save_state", stop)
+        patch.setattr("ehr_ray.train.report.save_state", stop)
         with pytest.raises(StopError):
             train(part)
     assert checkpoint.saved_progress(part.directory).step == 4

@@ -14,7 +14,7 @@ from ehr_ray.errors import InputError
 from ehr_ray.experiment import load
 from ehr_ray.families.vitals_vae.evaluation import suites
 from ehr_ray.runtime.progress import Screen
-from ehr_ray.train import loop
+from ehr_ray.train import report
 from ehr_ray.train.checkpoint import load as load_run
 from ehr_ray.train.checkpoint import save_state
 
@@ -64,7 +64,7 @@ def test_two_collapsed_seeds_are_followed_by_the_fallback_through_a_kill(
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "save_state", killed)
+        patch.setattr(report, "save_state", killed)
         with pytest.raises(KeyboardInterrupt):
             train(collapsing)
     capsys.readouterr()

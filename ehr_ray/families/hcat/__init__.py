@@ -2,7 +2,7 @@
 
 from ehr_ray.config.schedules import Ramp
 from ehr_ray.config.search import Choice, LogUniform, Uniform
-from ehr_ray.families.hcat.config import HCATConfig
+from ehr_ray.families.hcat.config import HCATConfig, inactive_paths
 from ehr_ray.families.hcat.data import collate, transform
 from ehr_ray.families.hcat.export import export, run_metadata
 from ehr_ray.families.hcat.loss import loss
@@ -43,6 +43,7 @@ FAMILY = Family(
     training=Training(
         fit_buffers=fit_buffers,
         diagnose=Diagnose(measure, warnings, patients=100_000),
+        inactive_paths=inactive_paths,
     ),
     evaluation=Evaluation(
         latents=latents,

@@ -150,3 +150,10 @@ class HCATConfig:
     def views(self) -> int:
         """Views of a patient in training."""
         return 2 if self.alpha_con else 1
+
+
+def inactive_paths(config: HCATConfig) -> tuple[str, ...]:
+    """Return the paths of the search space that change nothing under a config."""
+    if config.missing == "impute":
+        return ()
+    return ("schedules.beta.end", "model.mask_ratio", "model.alpha_impute")

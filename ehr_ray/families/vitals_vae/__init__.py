@@ -2,7 +2,7 @@
 
 from ehr_ray.config.schedules import Constant, Cycle
 from ehr_ray.config.search import Choice, LogUniform, Uniform
-from ehr_ray.families.vitals_vae.config import VitalsVAEConfig
+from ehr_ray.families.vitals_vae.config import VitalsVAEConfig, inactive_paths
 from ehr_ray.families.vitals_vae.data import collate, export, measured, remedy, transform
 from ehr_ray.families.vitals_vae.fallback import fallback
 from ehr_ray.families.vitals_vae.loss import loss
@@ -42,6 +42,7 @@ FAMILY = Family(
     training=Training(
         diagnose=Diagnose(code_use, code_warnings),
         learnable=Learnable(measured, "a vital sign in the window", remedy),
+        inactive_paths=inactive_paths,
         # Cells the encoder has not seen, the same share of them in every trial.
         rank=Select("val/mse_hidden", "min"),
         fallback=fallback,

@@ -120,3 +120,16 @@ class VitalsVAEConfig:
     def embedding_width(self) -> int:
         """Width of a patient's embedding."""
         return self.code_groups * self.code_width if self.arch == "vq" else self.latent
+
+
+def inactive_paths(config: VitalsVAEConfig) -> tuple[str, ...]:
+    """Return the paths of the search space that change nothing under a config."""
+    idle: tuple[str, ...] = ()
+    if config.arch == "vq":  # codes have no divergence, and a width of their own
+        idle += ("schedules.beta.end", "schedules.beta.ramp_ratio", "schedules.free_bits")
+        idle += ("model.latent",)
+    if config.arch == "lstm":  # it has a width of its own, and no branches
+        idle += ("model.width", "model.branch_weight")
+    elif config.objective == "published":
+        idle += ("model.branch_weight",)
+    return idle + (("model.hide",) if config.objective == "published" else ())

@@ -8,9 +8,10 @@ from torch import nn
 from ehr_ray.config.task import TaskConfig
 from ehr_ray.errors import InputError
 from ehr_ray.events.vocabulary import Vocabulary
+from ehr_ray.family import Transfer
 from ehr_ray.registry import get_family
 from ehr_ray.train.checkpoint import save_checkpoint
-from ehr_ray.train.initialise import by_part, initialise
+from ehr_ray.train.initialise import by_part, initialise, named_by
 from ehr_ray.train.task import with_task
 
 
@@ -158,7 +159,7 @@ def test_fates_are_told_by_part_of_the_model():
 def test_tensors_made_of_the_cohort_are_neither_copied_nor_counted(
     family, saved, synthetic_vocabulary
 ):
-    mine = dataclasses.replace(family, own_tensors=("scale",))
+    mine = dataclasses.replace(family, transfer=Transfer(data_buffers=("scale",)))
     old, new = SplitPredictions(), SplitPredictions()
     before = new.scale.clone()
     lines = initialise(new, saved(old), mine, synthetic_vocabulary)
@@ -168,3 +169,20 @@ def test_tensors_made_of_the_cohort_are_neither_copied_nor_counted(
     stranger = SplitPredictions(shared=(4, 4))  # only the buffer would fit
     with pytest.raises(InputError, match="only 0 of 100 values fit"):
         initialise(stranger, saved(old), mine, synthetic_vocabulary)
+
+
+@pytest.mark.parametrize("ending", ["scale", "base.scale"])
+def test_a_tensor_is_named_by_the_end_of_its_dotted_name(ending):
+    names = ["scale", "base.scale", "heads.base.scale", "rescale", "base.rescale", "scale.base"]
+    found = [name for name in names if named_by(name, [ending])]
+    assert found == names[ending == "base.scale" : 3]
+
+
+def test_buffers_of_a_part_are_left_alone_by_their_dotted_name(family, saved, synthetic_vocabulary):
+    mine = dataclasses.replace(family, transfer=Transfer(data_buffers=("0.scale",)))
+    old, new = nn.Sequential(SplitPredictions()), nn.Sequential(SplitPredictions())
+    before = new[0].scale.clone()
+    lines = initialise(new, saved(old), mine, synthetic_vocabulary)
+    assert torch.equal(new[0].shared, old[0].shared)
+    assert torch.equal(new[0].scale, before)
+    assert "0.scale: kept, made of this cohort" in lines

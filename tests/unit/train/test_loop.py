@@ -15,9 +15,9 @@ from ehr_ray.config.sections import DataConfig, TrainConfig
 from ehr_ray.errors import ConfigError, InputError, RunError
 from ehr_ray.events.blocks import BlockStore, write_block
 from ehr_ray.experiment import Experiment, to_yaml
-from ehr_ray.family import Diagnose, Family, Select, Term
+from ehr_ray.family import Diagnose, Family, Files, Select, Term, Training
 from ehr_ray.registry import get_family
-from ehr_ray.train import history, loop
+from ehr_ray.train import history, report
 from ehr_ray.train.backend import LocalBackend
 from ehr_ray.train.checkpoint import load, saved_progress
 from ehr_ray.train.loader import Loader
@@ -104,7 +104,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(run, tmp_path, ch
 def test_a_kill_inside_a_report_repeats_no_row_and_no_patient(run, tmp_path, monkeypatch, name):
     changes = {"train.report_steps": 2}
     run(tmp_path / "whole", changes)
-    calls, real = [], getattr(loop, name)
+    calls, real = [], getattr(report, name)
 
     def killed(*arguments):
         calls.append(name)
@@ -113,7 +113,7 @@ def test_a_kill_inside_a_report_repeats_no_row_and_no_patient(run, tmp_path, mon
         return real(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, name, killed)
+        patch.setattr(report, name, killed)
         with pytest.raises(Killed):
             run(tmp_path / "cut", changes)
     run(tmp_path / "cut", changes)
@@ -272,11 +272,13 @@ class TinyConfig:
     pass
 
 
-def tiny_loss(model, batch, knobs):
+def tiny_loss(model, batch, scheduled, _seed):
     out = model(batch["x"])
     return {
         "fit": Term((out - 1).square().sum(), torch.tensor(float(len(out)))),
-        "size": Term(out.abs().sum(), torch.tensor(float(len(out))), coef=knobs.get("weight", 0.0)),
+        "size": Term(
+            out.abs().sum(), torch.tensor(float(len(out))), coef=scheduled.get("weight", 0.0)
+        ),
     }
 
 
@@ -290,7 +292,7 @@ def tiny_family(**changes):
         build=lambda *_: Tiny(),
         loss=tiny_loss,
         predict=None,
-        eval_knobs={"weight": 0.5},
+        eval_scheduled={"weight": 0.5},
     )
     return dataclasses.replace(record, **changes)
 
@@ -332,7 +334,7 @@ def test_warnings_are_of_reports_after_warm_up_or_of_the_last_one(run_tiny, warm
         counts.append(len(reports))
         return ["look"] if reports else []
 
-    family = tiny_family(diagnose=Diagnose(lambda *_: {"depth": 1.0}, warn))
+    family = tiny_family(training=Training(diagnose=Diagnose(lambda *_: {"depth": 1.0}, warn)))
     run_tiny(family, watch=Watch(on_lines=told.extend), warmup_steps=warmup)
     assert [n for n in counts if n] == seen
     assert told == ["look"] * len(seen)
@@ -341,8 +343,8 @@ def test_warnings_are_of_reports_after_warm_up_or_of_the_last_one(run_tiny, warm
 def test_training_stops_after_reports_without_improvement(run_tiny, tmp_path):
     scores = iter([5.0, 4.0, 4.0, 4.5, 3.0, 2.0])
 
-    def loss(model, batch, knobs):
-        terms = tiny_loss(model, batch, knobs)
+    def loss(model, batch, *drawn):
+        terms = tiny_loss(model, batch, *drawn)
         if not model.training:
             terms["score"] = Term(torch.tensor(next(scores)), torch.tensor(1.0), coef=0.0)
         return terms
@@ -359,8 +361,8 @@ def test_patience_in_cycles_waits_for_whole_ones(run_tiny):
     """Best at step 3, in the first cycle of 4: the second is the first without a better one."""
     scores = iter([5.0, 4.0, 3.0, 9.0, 9.0, 9.0, 9.0, 9.0, 9.0, 9.0, 9.0, 9.0, 9.0])
 
-    def loss(model, batch, knobs):
-        terms = tiny_loss(model, batch, knobs)
+    def loss(model, batch, *drawn):
+        terms = tiny_loss(model, batch, *drawn)
         if not model.training:
             terms["score"] = Term(torch.tensor(next(scores)), torch.tensor(1.0), coef=0.0)
         return terms
@@ -377,8 +379,8 @@ def test_patience_in_cycles_needs_a_cycle(run_tiny):
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_its_term(run_tiny, tmp_path):
-    def loss(model, batch, knobs):
-        terms = tiny_loss(model, batch, knobs)
+    def loss(model, batch, *drawn):
+        terms = tiny_loss(model, batch, *drawn)
         worst = float("nan") if float(batch["x"].min()) < 2 else 0.0
         terms["odd"] = Term(model(batch["x"]).sum() * worst, torch.tensor(1.0))
         return terms
@@ -393,11 +395,10 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_its_term(run_tiny, tmp_path
 def test_micro_batches_have_the_same_draws_when_counted_and_when_differentiated(run_tiny):
     seen = {False: [], True: []}
 
-    def loss(model, batch, knobs):
+    def loss(model, batch, *drawn):
         if model.training:
-            drawn = torch.rand(len(batch["x"]))
-            seen[torch.is_grad_enabled()].append(drawn)
-        return tiny_loss(model, batch, knobs)
+            seen[torch.is_grad_enabled()].append(torch.rand(len(batch["x"])))
+        return tiny_loss(model, batch, *drawn)
 
     run_tiny(tiny_family(loss=loss), accumulate=2, max_epochs=2)
     assert len(seen[True]) == 4
@@ -405,15 +406,19 @@ def test_micro_batches_have_the_same_draws_when_counted_and_when_differentiated(
     assert len(torch.stack(seen[True]).unique()) == 8
 
 
-def test_after_step_runs_once_a_step_with_its_knobs(run_tiny):
+def test_after_step_runs_once_a_step_with_the_scheduled_values(run_tiny):
     seen = []
-    family = tiny_family(after_step=lambda model, knobs: seen.append((model, knobs["weight"])))
+
+    def after_step(model, scheduled):
+        seen.append((model, scheduled["weight"]))
+
+    family = tiny_family(training=Training(after_step=after_step))
     run_tiny(family, schedules={"weight": Ramp(end=1.0, steps=4)})
     assert [weight for _, weight in seen] == [0.0, 0.25, 0.5, 0.75, 1.0]
     assert all(isinstance(model, Tiny) for model, _ in seen)
 
 
-def test_validation_uses_fixed_knobs_and_exact_means(run_tiny, tmp_path):
+def test_validation_uses_fixed_scheduled_values_and_exact_means(run_tiny, tmp_path):
     run_tiny(tiny_family(), max_epochs=1, freeze=("weight",))
     row = history.read(tmp_path / "tiny").iloc[0]
     assert (row["train/fit"], row["train/size"], row["train/objective"]) == (1.0, 0.0, 1.0)
@@ -464,7 +469,7 @@ def test_files_a_config_names_are_checked_before_the_first_step(run_tiny):
         raise InputError("table.csv: no such file")
 
     with pytest.raises(InputError, match=r"table\.csv"):
-        run_tiny(tiny_family(check=check))
+        run_tiny(tiny_family(files=Files(check=check)))
 
 
 def test_the_objective_divides_by_global_counts_and_undoes_the_mean_over_ranks():
@@ -521,8 +526,8 @@ def test_a_term_of_nothing_is_no_number_and_no_part_of_the_objective():
 def test_a_run_whose_tuning_measures_nothing_is_refused_and_leaves_no_checkpoint(
     run_tiny, tmp_path
 ):
-    def loss(model, batch, knobs):
-        terms, nothing = tiny_loss(model, batch, knobs), torch.tensor(0.0)
+    def loss(model, batch, *drawn):
+        terms, nothing = tiny_loss(model, batch, *drawn), torch.tensor(0.0)
         return terms if model.training else {name: Term(nothing, nothing) for name in terms}
 
     with pytest.raises(InputError, match="val/objective: is no number on 4 tuning rows"):

@@ -7,12 +7,13 @@ from ehr_ray.errors import ConfigError
 from ehr_ray.families.event_transformer import FAMILY
 from ehr_ray.families.event_transformer.loss import perplexity
 
-KNOBS = {"noise_seed": 0}
+SCHEDULED = {}
+SEED = 0
 
 
 def test_every_event_but_the_first_is_predicted_and_padding_is_not(make_model, make_batch):
     model = make_model(arch="decoder")
-    terms = FAMILY.loss(model, make_batch([9, 4, 1, 0], model.config), KNOBS)
+    terms = FAMILY.loss(model, make_batch([9, 4, 1, 0], model.config), SCHEDULED, SEED)
     assert float(terms["event"].count) == 8 + 3
     start = float(terms["event"].sum.detach() / terms["event"].count)
     assert abs(start - math.log(len(model.table))) < 1.0
@@ -20,7 +21,7 @@ def test_every_event_but_the_first_is_predicted_and_padding_is_not(make_model, m
 
 def test_padding_is_logged_as_the_share_of_what_is_computed(make_model, make_batch):
     model = make_model(arch="decoder", max_length=8, truncation="random")
-    term = FAMILY.loss(model, make_batch([20, 5, 3], model.config), KNOBS)["padding"]
+    term = FAMILY.loss(model, make_batch([20, 5, 3], model.config), SCHEDULED, SEED)["padding"]
     assert (float(term.sum), float(term.count), term.coef) == (3 + 5, 3 * 8, 0)
 
 
@@ -34,7 +35,7 @@ def test_value_and_time_heads_are_asked_what_comes_next(make_model, make_batch):
     torch.testing.assert_close(
         gaps, torch.tensor([0, *[60.0] * 7, 0, 60, 60]), rtol=1e-4, atol=1e-3
     )
-    terms = FAMILY.loss(model, batch, KNOBS)
+    terms = FAMILY.loss(model, batch, SCHEDULED, SEED)
     assert (terms["value"].coef, terms["time"].coef) == (0.5, 0.1)
     assert float(terms["value"].count) == float(out["valued"].sum()) < 11
     error = (out["value"] - out["target_value"]).square()[out["valued"]].sum()
@@ -48,7 +49,7 @@ def test_every_parameter_learns_whatever_the_heads(make_model, make_batch):
         model = make_model(
             arch=arch, head="tied", next_value_weight=1.0, pooling=pooling, **changes
         )
-        terms = FAMILY.loss(model, make_batch([30, 20], model.config), KNOBS)
+        terms = FAMILY.loss(model, make_batch([30, 20], model.config), SCHEDULED, SEED)
         sum(t.coef * t.sum for t in terms.values()).backward()
         assert [n for n, p in model.named_parameters() if p.grad is None] == []
 
@@ -56,7 +57,7 @@ def test_every_parameter_learns_whatever_the_heads(make_model, make_batch):
 def test_a_model_without_head_cannot_be_pretrained(make_model, make_batch):
     model = make_model(head="none")
     with pytest.raises(ConfigError, match=r"model\.head=none"):
-        FAMILY.loss(model, make_batch([5], model.config), KNOBS)
+        FAMILY.loss(model, make_batch([5], model.config), SCHEDULED, SEED)
 
 
 def test_perplexity_is_of_the_mean():

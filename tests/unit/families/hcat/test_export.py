@@ -7,7 +7,7 @@ from ehr_ray.events.modality_h5 import aggregate, read_modality
 from ehr_ray.events.patients import Patient
 from ehr_ray.experiment import dump, parse
 from ehr_ray.families.hcat.data import collate, transform
-from ehr_ray.families.hcat.export import SUMMARY, export, summary
+from ehr_ray.families.hcat.export import SUMMARY, export, run_metadata
 from ehr_ray.families.hcat.tokenizer import Tokenizer
 
 STATIC = np.iinfo(np.int64).min
@@ -53,7 +53,7 @@ def test_the_summary_has_what_the_published_one_leaves_out():
     raw = {"family": "hcat", "name": "x", "seed": 3, "data": {"cohort": "c"}}
     rows = {f"val/{m}_{n}": [0.5, 0.7] for m in ("f1", "auc") for n in ("surv", "rec", "avg")}
     history = pd.DataFrame({"train/objective": [2.0, 1.0], **rows})
-    found = summary(dump(parse(raw)), history, {"train": [1, 2], "tuning": [3]})[SUMMARY]
+    found = run_metadata(dump(parse(raw)), history, {"train": [1, 2], "tuning": [3]})[SUMMARY]
     assert found["n_patients"] == 3
     assert found["seed"] == 3
     assert found["splits"]["tuning"] == [3]

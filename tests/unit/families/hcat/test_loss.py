@@ -4,13 +4,14 @@ from torch.nn import functional as F
 
 from ehr_ray.families.hcat.loss import info_nce, loss, outcome_loss
 
-KNOBS = {"beta": 1.0, "noise_seed": 7}
+SCHEDULED = {"beta": 1.0}
+SEED = 7
 
 
 def test_unknown_labels_do_not_count(make_model, batch):
     model = make_model().eval()
     batch["label"][1] = -1
-    terms = loss(model, batch, KNOBS)
+    terms = loss(model, batch, SCHEDULED, SEED)
     with torch.no_grad():
         logit = model.predict(model.tokens(batch))[0].logit[:, 0]
     known = [0, 2, 3]
@@ -34,7 +35,7 @@ def test_the_contrast_is_of_two_views_that_differ(make_model, batch):
     model = make_model(alpha_con=0.1, emb_noise=0.3).train()
     out = model(batch, 3)
     assert (out["first"] - out["second"]).abs().max() > 1e-3
-    terms = loss(model, batch, KNOBS)
+    terms = loss(model, batch, SCHEDULED, SEED)
     assert terms["con"].count == 4
     sum(t.coef * t.sum for t in terms.values()).backward()
     grads = {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
@@ -55,7 +56,7 @@ def test_the_imputation_loss_is_of_hidden_tokens_and_can_be_learned(make_model, 
     optimizer = torch.optim.Adam(model.imputer.parameters(), lr=3e-3)
     curve = []
     for step in range(60):
-        terms = loss(model, make_batch(range(1, 17)), {"beta": 0.01, "noise_seed": 2 * step + 1})
+        terms = loss(model, make_batch(range(1, 17)), {"beta": 0.01}, 2 * step + 1)
         optimizer.zero_grad()
         (terms["impute"].sum / terms["impute"].count).backward()
         optimizer.step()

@@ -1,10 +1,17 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 
 from ehr_ray.errors import InputError
+from ehr_ray.events.outcomes import RECURRENCE_2Y
+from ehr_ray.experiment import parse
+from ehr_ray.families.hcat import FAMILY
 from ehr_ray.families.hcat.imputer import AdvancedIterativeImputer
-from ehr_ray.families.hcat.model import begin
+from ehr_ray.families.hcat.model import fit_buffers
+from ehr_ray.train.checkpoint import save_checkpoint
+from ehr_ray.train.initialise import initialise
 
 
 def logits(model, batch):
@@ -61,7 +68,7 @@ def test_a_batch_drops_one_modality_for_everybody(make_model, make_batch):
     assert found == {(), (1,), (2,), (3,), (4,)}
 
 
-def test_begin_fits_weights_of_censoring_and_classes_on_train(make_model, make_batch):
+def test_fitting_buffers_takes_weights_of_censoring_and_classes_on_train(make_model, make_batch):
     model = make_model(class_weight="balanced")
     batch = make_batch(range(1, 41))
     batch["label"][:, 1] = (torch.arange(40) < 10).float()
@@ -69,7 +76,7 @@ def test_begin_fits_weights_of_censoring_and_classes_on_train(make_model, make_b
     batch["label"][:20, 0] = -1
     batch["days"][20:30, 0], batch["state"][20:30, 0] = 900.0, 1
     batch["label"][20:30, 0] = 0
-    begin(model, batch)
+    fit_buffers(model, batch)
     assert model.positive_weight[1] == 3
     weight = model.weights(batch)
     assert not weight[:20, 0].any()
@@ -79,13 +86,13 @@ def test_begin_fits_weights_of_censoring_and_classes_on_train(make_model, make_b
     assert shown.value[:, 0].mean(0).abs().max() < 1e-5
 
 
-def test_begin_stops_at_a_column_that_is_the_outcome(make_model, make_batch, vocabulary):
+def test_fitting_buffers_stops_at_a_column_that_is_the_outcome(make_model, make_batch, vocabulary):
     model = make_model()
     batch = make_batch(range(1, 101))
     leak = batch["code"] == vocabulary.codes.index("PATHOLOGY//3")
     batch["value"][leak] = batch["label"][batch["row"][leak], 1]
     with pytest.raises(InputError, match=r"PATHOLOGY//3.*recurrence_2y"):
-        begin(model, batch)
+        fit_buffers(model, batch)
 
 
 def test_without_imputation_there_is_no_imputer(make_model, batch):
@@ -93,3 +100,19 @@ def test_without_imputation_there_is_no_imputer(make_model, batch):
     assert model.imputer is None
     assert not [m for m in model.modules() if isinstance(m, AdvancedIterativeImputer)]
     assert torch.isfinite(logits(model, batch)).all()
+
+
+def test_init_from_leaves_behind_what_was_fitted_on_another_cohort(
+    make_model, make_batch, vocabulary, tmp_path
+):
+    """Class weights and horizons of the old run would stand where this one fits none."""
+    soon = dataclasses.replace(RECURRENCE_2Y, horizon_days=365)
+    old, new = make_model(class_weight="balanced", recurrence=soon), make_model(seed=1)
+    fit_buffers(old, make_batch(range(1, 41)))
+    experiment = parse({"family": "hcat", "name": "old", "data": {"cohort": "c"}})
+    save_checkpoint(tmp_path, old, experiment, vocabulary)
+    before = {name: buffer.clone() for name, buffer in new.named_buffers()}
+    lines = initialise(new, tmp_path, FAMILY, vocabulary)
+    assert [n for n, b in new.named_buffers() if not torch.equal(b, before[n])] == []
+    assert all(torch.equal(p, old.get_parameter(n)) for n, p in new.named_parameters())
+    assert "tokenizer.projection_clinical: kept, made of this cohort" in lines

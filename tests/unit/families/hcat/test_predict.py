@@ -4,7 +4,6 @@ import torch
 from torch import nn
 
 from ehr_ray.families.hcat.predict import (
-    answers,
     baseline_codes,
     dropout_on,
     imputations,
@@ -12,6 +11,7 @@ from ehr_ray.families.hcat.predict import (
     mc_dropout,
     measure,
     predict,
+    task_outputs,
     thinned,
     warnings,
 )
@@ -20,7 +20,7 @@ from ehr_ray.families.hcat.predict import (
 def test_it_answers_both_tasks_and_repeats(make_model, make_config, batch):
     model = make_model().eval()
     found = predict(model, batch)
-    assert set(answers(make_config()).values()) <= set(found)
+    assert set(task_outputs(make_config()).values()) <= set(found)
     again = predict(model, batch)
     assert all(torch.equal(found[k], again[k]) for k in found)
 

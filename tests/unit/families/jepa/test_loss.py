@@ -10,12 +10,13 @@ from ehr_ray.families.jepa.loss import loss
 from ehr_ray.families.jepa.model import JEPA
 
 HOUR = 60 * 60_000_000
-KNOBS = {"momentum": 0.996, "noise_seed": 5}
+SCHEDULED = {"momentum": 0.996}
+SEED = 5
 
 
 def test_terms_are_smooth_l1_over_hidden_rows_and_observed_values(make_model, make_batch):
     model, batch = make_model(value_weight=0.7), make_batch([20, 7, 1])
-    terms, out = loss(model, batch, KNOBS), model(batch, 5)
+    terms, out = loss(model, batch, SCHEDULED, SEED), model(batch, 5)
     wanted = out["wanted"]
     assert wanted.any(1).tolist() == [True, True, False]
     mean = F.smooth_l1_loss(out["predicted"][wanted], out["goal"][wanted])
@@ -41,7 +42,7 @@ def test_a_regulariser_adds_its_terms_and_reaches_the_encoder(
     make_model, make_batch, name, weight, coefs
 ):
     model = make_model(regulariser=name, regulariser_weight=weight, value_weight=0.0)
-    terms = loss(model, make_batch([9, 5, 12, 6]), KNOBS)
+    terms = loss(model, make_batch([9, 5, 12, 6]), SCHEDULED, SEED)
     added = {key: terms[key].coef for key in terms.keys() - {"latent", "padding"}}
     assert added == pytest.approx(coefs)
     for key in added:
@@ -53,7 +54,7 @@ def test_a_regulariser_adds_its_terms_and_reaches_the_encoder(
 
 def test_a_batch_with_nothing_to_predict_is_no_accident(make_model, make_batch):
     model = make_model()
-    terms = loss(model, make_batch([1, 0]), KNOBS)
+    terms = loss(model, make_batch([1, 0]), SCHEDULED, SEED)
     total = sum(term.coef * term.sum for term in terms.values())
     assert total == 0
     total.backward()
@@ -62,9 +63,9 @@ def test_a_batch_with_nothing_to_predict_is_no_accident(make_model, make_batch):
 
 def test_bf16_gives_the_same_loss_to_its_precision(make_model, make_batch):
     model, batch = make_model(), make_batch([20, 7, 12])
-    exact = loss(model, batch, KNOBS)
+    exact = loss(model, batch, SCHEDULED, SEED)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        rounded = loss(model, batch, KNOBS)
+        rounded = loss(model, batch, SCHEDULED, SEED)
     for name in ("latent", "value"):
         assert rounded[name].sum.dtype == torch.float32
         torch.testing.assert_close(rounded[name].sum, exact[name].sum, rtol=0.02, atol=0.02)
@@ -83,7 +84,7 @@ def test_visits_are_predicted_as_hours_are(make_patient, make_config, vocabulary
     assert batch["minute"][0].tolist() == [0, 600, 1200, 1800]
     torch.manual_seed(0)
     model = JEPA(config, vocabulary)
-    terms = loss(model, batch, KNOBS)
+    terms = loss(model, batch, SCHEDULED, SEED)
     assert terms["latent"].count >= 2
     assert terms["value"].count > terms["latent"].count
     sum(term.coef * term.sum for term in terms.values()).backward()

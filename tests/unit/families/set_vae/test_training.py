@@ -19,7 +19,7 @@ def test_training_beats_the_all_zero_reconstruction(make_model, make_row, make_c
     model = make_model(clean=True, direction_weight=0.0, magnitude_weight=0.0)
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
     for step in range(150):
-        terms = loss(model, seen, {"beta": 0.0, "free_bits": 0.0, "noise_seed": 2 * step + 1})
+        terms = loss(model, seen, {"beta": 0.0, "free_bits": 0.0}, 2 * step + 1)
         optimizer.zero_grad()
         (terms["recon"].sum / terms["recon"].count).backward()
         optimizer.step()

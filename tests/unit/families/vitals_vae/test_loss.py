@@ -5,7 +5,8 @@ from ehr_ray.families.vitals_vae.conv import BRANCHES
 from ehr_ray.families.vitals_vae.loss import gaussian, loss
 from ehr_ray.nn.gaussian import kl_standard
 
-KNOBS = {"beta": 0.7, "free_bits": 0.3, "noise_seed": 11}
+SCHEDULED = {"beta": 0.7, "free_bits": 0.3}
+SEED = 11
 ARCHS = ("conv", "lstm", "vq")
 
 
@@ -18,8 +19,8 @@ def objective(terms):
 def test_terms_add_up_over_patients(arch, purpose, make_model, make_batch):
     model = make_model(arch=arch, objective=purpose)
     with torch.no_grad():
-        whole = loss(model, make_batch([3, 5, 8]), KNOBS)
-        parts = [loss(model, make_batch(ids), KNOBS) for ids in ([3], [5, 8])]
+        whole = loss(model, make_batch([3, 5, 8]), SCHEDULED, SEED)
+        parts = [loss(model, make_batch(ids), SCHEDULED, SEED) for ids in ([3], [5, 8])]
     for name, term in whole.items():
         total = sum(part[name].sum for part in parts)
         torch.testing.assert_close(total, term.sum, rtol=1e-4, atol=1e-4)
@@ -29,7 +30,7 @@ def test_terms_add_up_over_patients(arch, purpose, make_model, make_batch):
 @pytest.mark.parametrize("arch", ARCHS)
 def test_every_parameter_is_trained(arch, make_model, batch):
     model = make_model(arch=arch)
-    objective(loss(model, batch, KNOBS)).backward()
+    objective(loss(model, batch, SCHEDULED, SEED)).backward()
     idle = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
     assert idle == []
 
@@ -37,7 +38,7 @@ def test_every_parameter_is_trained(arch, make_model, batch):
 def untrained_branches(model, batch):
     """Branches with a parameter that the branches' own term gives no gradient."""
     model.zero_grad()
-    term = loss(model, batch, KNOBS).get("branches")
+    term = loss(model, batch, SCHEDULED, SEED).get("branches")
     if term is None or not term.coef or not term.sum.requires_grad:
         return list(BRANCHES)
     term.sum.backward()
@@ -55,12 +56,12 @@ def test_the_branch_term_alone_trains_every_branch_and_no_mixture(make_model, ba
 
 def test_of_patients_decoded_from_their_means_the_decoder_alone_learns(make_model, batch):
     model = make_model()
-    terms = loss(model, batch, {**KNOBS, "mean_share": 1.0})
+    terms = loss(model, batch, {**SCHEDULED, "mean_share": 1.0}, SEED)
     objective(terms).backward()
     assert all(p.grad is not None and p.grad.any() for p in model.decoder.mix.parameters())
     for part in (model.encoder, model.head):
         assert not any(p.grad.any() for p in part.parameters())
-    assert terms["kl_nats"].sum == loss(model, batch, KNOBS)["kl_nats"].sum
+    assert terms["kl_nats"].sum == loss(model, batch, SCHEDULED, SEED)["kl_nats"].sum
 
 
 def test_the_share_decoded_from_means_is_of_patients(make_model, make_batch):
@@ -90,8 +91,8 @@ def test_branches_that_weigh_nothing_are_found(make_model, batch):
 def test_each_branch_counts_alike(make_model, batch):
     model = make_model(hide=0.0).eval()
     with torch.no_grad():
-        out = model(batch, KNOBS["noise_seed"])
-        term = loss(model, batch, KNOBS)["branches"]
+        out = model(batch, SEED)
+        term = loss(model, batch, SCHEDULED, SEED)["branches"]
         each = [
             gaussian((b - batch["value"]).square(), out["log_noise"], batch["observed"])
             for b in out["branches"]
@@ -113,7 +114,7 @@ def test_cells_that_are_not_observed_have_no_say(make_model, batch):
     model = make_model().eval()
     changed = {**batch, "value": batch["value"] + 3 * ~batch["observed"]}
     with torch.no_grad():
-        ours, theirs = loss(model, batch, KNOBS), loss(model, changed, KNOBS)
+        ours, theirs = loss(model, batch, SCHEDULED, SEED), loss(model, changed, SCHEDULED, SEED)
     assert {n: float(t.sum) for n, t in ours.items()} == {
         n: float(t.sum) for n, t in theirs.items()
     }
@@ -122,8 +123,8 @@ def test_cells_that_are_not_observed_have_no_say(make_model, batch):
 def test_divergence_is_logged_raw_beside_the_penalty(make_model, batch):
     model = make_model().eval()
     with torch.no_grad():
-        terms = loss(model, batch, KNOBS)
-        out = model(batch, KNOBS["noise_seed"])
+        terms = loss(model, batch, SCHEDULED, SEED)
+        out = model(batch, SEED)
     kl = kl_standard(out["mu"], out["logvar"])
     torch.testing.assert_close(terms["kl_nats"].sum, kl.sum())
     torch.testing.assert_close(terms["kl"].sum, kl.clamp(min=0.3).sum())
@@ -134,16 +135,16 @@ def test_divergence_is_logged_raw_beside_the_penalty(make_model, batch):
 def test_the_published_penalty_cannot_tell_health_from_collapse(make_model, batch):
     """Below its free bits it is 0 whether the latent is used or not; the raw number is not."""
     model = make_model(objective="published")
-    terms = loss(model, batch, {**KNOBS, "free_bits": 2.0})
+    terms = loss(model, batch, {**SCHEDULED, "free_bits": 2.0}, SEED)
     assert float(terms["kl"].sum.detach()) == 0
     assert float(terms["kl_nats"].sum) > 0
 
 
 def test_hidden_cells_are_scored_apart(make_model, batch):
-    terms = loss(make_model().eval(), batch, KNOBS)
+    terms = loss(make_model().eval(), batch, SCHEDULED, SEED)
     cells = float(batch["observed"].sum())
     assert 0 < float(terms["mse_hidden"].count) < 0.2 * cells
     assert float(terms["mse"].count) + float(terms["mse_hidden"].count) == cells
-    published = loss(make_model(objective="published").eval(), batch, KNOBS)
+    published = loss(make_model(objective="published").eval(), batch, SCHEDULED, SEED)
     assert "mse_hidden" not in published
     assert float(published["mse"].count) == cells

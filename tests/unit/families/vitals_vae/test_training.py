@@ -31,7 +31,8 @@ def trained(make_model):
         terms = loss(
             model,
             patients(1000 * (step % 40), 32)[0],
-            {"beta": 1.0, "free_bits": 0.1, "noise_seed": 2 * step + 1},
+            {"beta": 1.0, "free_bits": 0.1},
+            2 * step + 1,
         )
         optimizer.zero_grad()
         sum(t.coef * t.sum / t.count for t in terms.values()).backward()

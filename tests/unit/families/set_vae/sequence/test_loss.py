@@ -4,7 +4,8 @@ import torch
 from ehr_ray.families.set_vae import chunking
 from ehr_ray.families.set_vae.sequence.loss import loss
 
-KNOBS = {"beta": 0.2, "free_bits": 0.0, "capacity": 0.0, "noise_seed": 12345}
+SCHEDULED = {"beta": 0.2, "free_bits": 0.0, "capacity": 0.0}
+SEED = 12345
 
 
 @pytest.fixture
@@ -12,9 +13,9 @@ def model(make_model):
     return make_model(clean=True)
 
 
-def terms_of(model, batch, **knobs):
+def terms_of(model, batch, seed=SEED, **scheduled):
     with torch.no_grad():
-        return loss(model, batch, {**KNOBS, **knobs})
+        return loss(model, batch, {**SCHEDULED, **scheduled}, seed)
 
 
 def test_terms_are_sums_over_sets_with_tokens(model, batch, make_row, made_batch, rows):
@@ -29,7 +30,7 @@ def test_terms_are_sums_over_sets_with_tokens(model, batch, make_row, made_batch
     }
     assert {float(terms[name].count) for name in terms if name != "padding"} == {9.0}
     with torch.no_grad():
-        out = model(batch, KNOBS["noise_seed"])
+        out = model(batch, SEED)
     torch.testing.assert_close(terms["recon"].sum, out["recon"].sum())
     torch.testing.assert_close(terms["kl"].sum, out["kl"].sum())
     with_empty = terms_of(model, made_batch(*rows, make_row(3, [0])))
@@ -48,14 +49,14 @@ def test_free_bits_raise_each_dimension_and_not_the_log(model, batch):
     assert torch.equal(raw["kl"].sum, raw["kl_nats"].sum)
     assert torch.equal(raised["kl_nats"].sum, raw["kl_nats"].sum)
     with torch.no_grad():
-        kl = model(batch, KNOBS["noise_seed"])["kl"]
+        kl = model(batch, SEED)["kl"]
     assert (kl < 0.5).any()
     torch.testing.assert_close(raised["kl"].sum, kl.clamp(min=0.5).sum())
 
 
 def test_capacity_is_what_each_set_is_held_to(model, batch):
     with torch.no_grad():
-        kl = model(batch, KNOBS["noise_seed"])["kl"].sum(1)
+        kl = model(batch, SEED)["kl"].sum(1)
     middle = float(kl.median())
     assert kl.min() < middle < kl.max()
     terms = terms_of(model, batch, capacity=middle)
@@ -67,7 +68,7 @@ def test_above_its_capacity_the_divergence_is_still_pushed_down(model, batch):
     directions = []
     for capacity in (1e-3, 1e3):
         model.zero_grad()
-        loss(model, batch, {**KNOBS, "capacity": capacity})["kl"].sum.backward()
+        loss(model, batch, {**SCHEDULED, "capacity": capacity}, SEED)["kl"].sum.backward()
         directions.append(model.prior.expect.out.bias.grad.clone())
     assert directions[0].any()
     torch.testing.assert_close(directions[0], -directions[1])
@@ -99,7 +100,7 @@ def test_a_step_is_a_function_of_its_seed_alone(make_model, batch):
     first = terms_of(model, batch)
     torch.manual_seed(2)
     again = terms_of(model, batch)
-    other = terms_of(model, batch, noise_seed=99)
+    other = terms_of(model, batch, seed=99)
     assert torch.equal(first["recon"].sum, again["recon"].sum)
     assert torch.equal(first["kl"].sum, again["kl"].sum)
     assert not torch.equal(first["recon"].sum, other["recon"].sum)

@@ -1,0 +1,45 @@
+import pytest
+import torch
+
+from ehr_ray.registry import get_family
+from ehr_ray.train.predictor import Predictor, batched
+
+
+@pytest.fixture
+def predictor(tiny_experiment, synthetic_vocabulary):
+    experiment, family = tiny_experiment(), get_family("set_vae")
+    torch.manual_seed(0)
+    model = family.build(experiment.model, synthetic_vocabulary).eval()
+    return Predictor(family, experiment.model, synthetic_vocabulary, model)
+
+
+def test_patients_are_predicted_in_order_as_each_is_alone(predictor, synthetic_patients):
+    patients = synthetic_patients["train"][:5]
+    parts = list(predictor.over_patients(iter(patients), size=2))
+    assert [len(part["embedding"]) for part in parts] == [2, 2, 1]
+    together = torch.cat([part["embedding"] for part in parts])
+    assert not together.requires_grad
+    for patient, embedding in zip(patients, together, strict=True):
+        alone = predictor.outputs(predictor.batch(predictor.rows([patient])))
+        torch.testing.assert_close(alone["embedding"][0], embedding, rtol=1e-4, atol=1e-5)
+
+
+def test_another_output_is_asked_of_the_same_batches(predictor, synthetic_patients):
+    latents = predictor.family.evaluation.latents
+    (found,) = predictor.over_patients(synthetic_patients["train"][:3], latents)
+    assert set(found["patient"].tolist()) == {0, 1, 2}
+    assert found["mu"].shape == found["logvar"].shape
+
+
+def test_rows_and_batches_need_no_model(predictor, synthetic_patients):
+    plain = Predictor(predictor.family, predictor.config, predictor.vocabulary)
+    patients = synthetic_patients["train"][:2]
+    batch = plain.batch(plain.rows(patients))
+    assert batch["subject_id"].tolist() == [patient.subject_id for patient in patients]
+
+
+@pytest.mark.parametrize(("count", "sizes"), [(0, []), (3, [3]), (7, [3, 3, 1])])
+def test_items_come_in_lists_of_a_size(count, sizes):
+    parts = list(batched(iter(range(count)), 3))
+    assert [len(part) for part in parts] == sizes
+    assert [item for part in parts for item in part] == list(range(count))
