@@ -25,7 +25,7 @@ from ehr_ray.runtime.training.recovery import (
     Patience,
     cause,
     failure_config,
-    no_room,
+    lacks_resources,
 )
 from ehr_ray.runtime.training.start_log import StartFile, read_starts
 from ehr_ray.runtime.training.worker import Job, check_share, train_here
@@ -64,9 +64,9 @@ def test_a_wait_for_room_is_as_long_as_the_config_says(monkeypatch):
 def test_a_run_without_room_says_what_it_waited_for():
     error = ray.train.ControllerError(WorkerGroupStartupTimeoutError(4))
     cluster = ClusterConfig(num_workers=4, cpus_per_worker=2, gpus_per_worker=1)
-    assert no_room(error)
+    assert lacks_resources(error)
     assert "no room for 4 workers of 2 CPUs and 1 GPUs each" in cause(error, cluster)
-    assert not no_room(ray.train.ControllerError(RunError("lost")))
+    assert not lacks_resources(ray.train.ControllerError(RunError("lost")))
     assert cause(ray.train.ControllerError(RunError("lost")), cluster) == "lost"
 
 

@@ -98,7 +98,7 @@ def test_a_loss_whose_beta_is_swept_ranks_nothing():
         family = family_of(one)
         ranks[name] = rank_of(one, family)
         swept = {path.split(".")[1] for path in family.search_space if ".schedules" in f".{path}"}
-        # An objective is the sum of terms at `eval_scheduled`: each scheduled weight is fixed there.
+        # An objective is a sum of terms at `eval_scheduled`: each scheduled weight is fixed there.
         assert swept - {"momentum"} <= set(family.eval_scheduled)
     assert ranks["visit_jepa"] == PROBE
     assert ranks["vitals_vae"].metric == "val/mse_hidden"

@@ -33,7 +33,7 @@ def fit(job: Any, callbacks: Sequence[Any] = ()) -> None:
         cause,
         failure_config,
         last_line,
-        no_room,
+        lacks_resources,
         too_many,
     )
     from ehr_ray.runtime.training.worker import check_share, to_worker, train_worker
@@ -77,9 +77,9 @@ def fit(job: Any, callbacks: Sequence[Any] = ()) -> None:
                     raise RunError(f"{job.run.name}: {text}") from error
                 continue
             except ray.train.TrainingFailedError as error:
-                if no_room(error) and _saved_step(job.run) > before:
+                if lacks_resources(error) and _saved_step(job.run) > before:
                     continue  # it had room for a while, and waits again
-                kind = ResourcesUnavailableError if no_room(error) else RunError
+                kind = ResourcesUnavailableError if lacks_resources(error) else RunError
                 raise kind(f"{job.run.name}: {cause(error, cluster)}") from error
             _raise_returned(result.return_value)
             return

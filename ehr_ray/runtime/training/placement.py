@@ -1,9 +1,10 @@
-"""The room of a Ray Train run, given back when the run's controller is gone.
+"""The placement group of a Ray Train run, given back when the run's controller is gone.
 
-A controller that is killed, or whose search stops its trial, leaves a placement group that nothing
-fits into. Ray has an actor that watches for that, but it asks the dashboard who is alive: it breaks
-where there is none, as in a Ray started here, and where two Rays share a machine. Here the same
-actor asks Ray's own table of actors.
+A placement group reserves the CPUs and GPUs of a run's workers. A controller that is killed, or
+whose search stops its trial, leaves it behind, and nothing else fits into those resources. Ray has
+an actor that watches for that, but it asks the dashboard who is alive: it breaks where there is
+none, as in a Ray started here, and where two Rays share a machine. Here the same actor asks Ray's
+own table of actors.
 """
 
 from typing import Any
@@ -31,7 +32,7 @@ class Cleaner(PlacementGroupCleaner):
         super().__init__(**options)
 
 
-class Room(PlacementGroupCleanerCallback):
+class StartCleaner(PlacementGroupCleanerCallback):
     """Starts a `Cleaner`, from the controller's process, where nothing else starts one."""
 
     def after_controller_start(self, train_run_context: Any) -> None:
@@ -41,10 +42,10 @@ class Room(PlacementGroupCleanerCallback):
 
 
 class Trainer(TorchTrainer):
-    """Ray's, whose room is given back on any Ray."""
+    """Ray's trainer, whose placement group is given back on any Ray."""
 
     def _create_default_callbacks(self) -> list[Any]:
         return [
-            Room() if type(callback) is PlacementGroupCleanerCallback else callback
+            StartCleaner() if type(callback) is PlacementGroupCleanerCallback else callback
             for callback in super()._create_default_callbacks()
         ]

@@ -1,4 +1,4 @@
-"""What a run survives: lost workers while it goes on between losses, and waits for room."""
+"""What a run survives: lost workers, while it reports between losses, and waits for resources."""
 
 import math
 import os
@@ -10,7 +10,7 @@ from ehr_ray.config.cluster import ClusterConfig
 from ehr_ray.errors import RunError
 
 START_SECONDS = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
-"""Ray's own limit of one wait for room, after which it looks anew; 60 seconds unless set."""
+"""Ray's own limit of one wait for resources, after which it asks again; 60 seconds unless set."""
 
 
 class Patience(UserCallback):
@@ -46,15 +46,15 @@ def too_many(lost: int, most: int) -> str:
 
 
 def failure_config(cluster: ClusterConfig) -> FailureConfig:
-    """Return Ray's: losses are counted by `Patience`, waits for room up to `wait_seconds`."""
+    """Return Ray's: losses are counted by `Patience`, waits for resources last up to `wait_seconds`."""
     each = float(os.environ.get(START_SECONDS, 60))
     return FailureConfig(
         max_failures=-1, controller_failure_limit=max(0, math.ceil(cluster.wait_seconds / each) - 1)
     )
 
 
-def no_room(error: Exception) -> bool:
-    """Whether a run ended because no room for its workers came."""
+def lacks_resources(error: Exception) -> bool:
+    """Whether a run ended because the cluster never had the resources of its workers."""
     return "Timeout" in type(getattr(error, "controller_failure", error)).__name__
 
 
@@ -63,7 +63,7 @@ def cause(error: Any, cluster: ClusterConfig) -> str:
     inner = getattr(error, "controller_failure", None)
     if isinstance(inner, RunError):
         return str(inner)
-    if no_room(error):
+    if lacks_resources(error):
         resources = f"{cluster.cpus_per_worker:g} CPUs"
         if cluster.gpus_per_worker:
             resources += f" and {cluster.gpus_per_worker:g} GPUs"
