@@ -73,11 +73,10 @@ class ShardPredictor:
 
     request: Request
     cuts: Cut | None = None
-    _models: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the models behind: each process loads its own."""
-        return {"request": self.request, "cuts": self.cuts, "_models": {}}
+        return {"request": self.request, "cuts": self.cuts}
 
     @cached_property
     def loaded(self) -> checkpoint.Loaded:

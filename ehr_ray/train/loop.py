@@ -48,13 +48,14 @@ def train(
     reporter = Reporter(run, module, optimizer, progress, sums)
     batches = _batches(loader, backend, progress.step, total)
     while progress.step < total and not progress.finished:
+        # Whatever a step draws or looks up is a function of its number: a resumed run repeats it.
         step = progress.step
         seed_step(experiment.seed, step, backend.rank)
         scheduled = scheduled_at(experiment, step, per_epoch)
         lr = learning_rate(step, total, plan, progress.reductions, per_epoch)
         set_lr(optimizer, lr, step / per_epoch)
         set_weight_decay(optimizer, weight_decay(step, total, plan))
-        micro = reporter.waited_for(batches)
+        micro = reporter.waited_for(batches)  # made ahead by the loader, so seldom waited for
         norm = take_step(micro, scheduled, noise_seed(experiment.seed, step))
         if family.training.after_step:
             family.training.after_step(module, scheduled)
@@ -64,6 +65,7 @@ def train(
         if plan.keep_steps and progress.step % plan.keep_steps == 0:
             reporter.keep_checkpoint()
         if progress.step % run.report_steps == 0 or progress.step == total:
+            # The last step is reported too, so that no training is lost for want of a report.
             reporter.report({"lr": lr, **scheduled, "grad_norm": norm})
     batches.close()  # the loader's thread ends with it
     return progress

@@ -46,7 +46,7 @@ def too_many(lost: int, most: int) -> str:
 
 
 def failure_config(cluster: ClusterConfig) -> FailureConfig:
-    """Return Ray's: losses are counted by `Patience`, waits for resources last up to `wait_seconds`."""
+    """Return Ray's: `Patience` counts the losses, and waits for resources end at `wait_seconds`."""
     each = float(os.environ.get(START_SECONDS, 60))
     return FailureConfig(
         max_failures=-1, controller_failure_limit=max(0, math.ceil(cluster.wait_seconds / each) - 1)

@@ -22,10 +22,7 @@ from ehr_ray.train.backend import LocalBackend
 from ehr_ray.train.checkpoint import load, saved_progress
 from ehr_ray.train.loader import Loader
 from ehr_ray.train.loop import train
-from ehr_ray.train.meters import Sums
 from ehr_ray.train.report import Watch
-from ehr_ray.train.seeds import noise_seed
-from ehr_ray.train.step import objective
 
 RANK = Path(__file__).with_name("two_ranks.py")
 
@@ -472,35 +469,6 @@ def test_files_a_config_names_are_checked_before_the_first_step(run_tiny):
         run_tiny(tiny_family(files=Files(check=check)))
 
 
-def test_the_objective_divides_by_global_counts_and_undoes_the_mean_over_ranks():
-    terms = {
-        "a": Term(torch.tensor(6.0), torch.tensor(2.0), coef=0.5),
-        "b": Term(torch.tensor(5.0), torch.tensor(1.0)),
-        "log": Term(torch.tensor(float("inf")), torch.tensor(1.0), coef=0.0),
-    }
-    counts = torch.tensor([4.0, 5.0, 1.0])
-    assert float(objective(terms, counts, world=1)) == 0.5 * 6 / 4 + 5 / 5
-    assert float(objective(terms, counts, world=2)) == 2 * (0.5 * 6 / 4 + 5 / 5)
-    empty = {"a": Term(torch.tensor(0.0), torch.tensor(0.0))}
-    assert float(objective(empty, torch.tensor([0.0]), world=1)) == 0.0
-
-
-def test_means_are_over_items_not_over_batches():
-    sums = Sums(LocalBackend())
-    for total, count in ((10.0, 1.0), (2.0, 3.0)):
-        sums.add({"a": Term(torch.tensor(total), torch.tensor(count), coef=2.0)})
-    assert sums.means("train") == {"train/a": 3.0, "train/objective": 6.0}
-    assert sums.means("train") == {}
-
-
-def test_noise_seeds_differ_by_step_and_seed_and_never_are_that_of_evaluation():
-    seeds = [noise_seed(seed, step) for seed in range(20) for step in range(500)]
-    assert len(set(seeds)) == len(seeds)
-    assert min(seeds) > 1
-    assert max(seeds) < 2**48
-    assert noise_seed(2**63 - 1, 10**9) < 2**48
-
-
 def test_a_checkpoint_of_a_run_loads_without_ray(run, tmp_path):
     run(tmp_path, {"train.max_steps": 1})
     code = (
@@ -509,18 +477,6 @@ def test_a_checkpoint_of_a_run_loads_without_ray(run, tmp_path):
     )
     assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False).returncode == 0
     assert load(tmp_path).experiment.name == "tiny_set_vae"
-
-
-def test_a_term_of_nothing_is_no_number_and_no_part_of_the_objective():
-    one, nothing = torch.tensor(3.0), torch.tensor(0.0)
-    sums = Sums(LocalBackend())
-    sums.add({"a": Term(one, torch.tensor(1.0)), "b": Term(nothing, nothing)})
-    found = sums.means("val")
-    assert (found["val/a"], found["val/objective"]) == (3.0, 3.0)
-    assert np.isnan(found["val/b"])
-    sums = Sums(LocalBackend())
-    sums.add({"b": Term(nothing, nothing), "log": Term(one, torch.tensor(1.0), coef=0.0)})
-    assert np.isnan(sums.means("val")["val/objective"])
 
 
 def test_a_run_whose_tuning_measures_nothing_is_refused_and_leaves_no_checkpoint(

@@ -1,0 +1,34 @@
+import torch
+
+from ehr_ray.train.seeds import noise_seed, scheduled_at, seed_step
+from ehr_ray.train.validate import NOISE_SEED
+
+
+def test_noise_seeds_differ_by_step_and_seed_and_never_are_that_of_evaluation():
+    seeds = [noise_seed(seed, step) for seed in range(20) for step in range(500)]
+    assert len(set(seeds)) == len(seeds)
+    assert min(seeds) > 1 > NOISE_SEED
+    assert max(seeds) < 2**48
+    assert noise_seed(2**63 - 1, 10**9) < 2**48
+
+
+def test_ranks_and_steps_draw_other_numbers_and_the_same_ones_again():
+    draws = {}
+    for key in ((0, 0, 0), (0, 1, 0), (0, 0, 1), (1, 0, 0), (0, 0, 0)):
+        seed_step(*key)
+        draw = float(torch.rand(()))
+        assert draws.setdefault(key, draw) == draw
+    assert len(set(draws.values())) == 4
+
+
+def test_the_scheduled_values_are_those_of_the_step_and_of_nothing_else(tiny_experiment):
+    ramp = {"kind": "ramp", "end": 0.4, "steps": 4}
+    experiment = tiny_experiment(changes={"schedules.beta": ramp, "schedules.free_bits": 0.1})
+    values = [scheduled_at(experiment, step, 10)["beta"] for step in (0, 2, 4, 9)]
+    assert values == [0, 0.2, 0.4, 0.4]
+        0,
+        0.2,
+        0.4,
+        0.4,
+    ]
+    assert scheduled_at(experiment, 3, 10).keys() == {"beta", "free_bits"}

@@ -1,0 +1,71 @@
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+
+from ehr_ray.errors import RunError
+from ehr_ray.family import Term
+from ehr_ray.registry import get_family
+from ehr_ray.train.backend import LocalBackend
+from ehr_ray.train.meters import Sums
+from ehr_ray.train.step import OptimizerStep, objective
+
+
+def line_loss(model, batch, scheduled, seed):
+    """The squared error of a line through 1, of rows weighted alike; the seed is only logged."""
+    error = (model(batch["x"]) - 1).square().sum() * scheduled["weight"]
+    count = torch.tensor(float(len(batch["x"])))
+    return {"fit": Term(error, count), "seed": Term(torch.tensor(float(seed)), count, coef=0.0)}
+
+
+@pytest.fixture
+def take_step(tiny_experiment):
+    """A step of plain descent on a line: take_step([[x, ...], ...], scheduled, clip)."""
+
+    def take(parts, weight=1.0, clip=None):
+        model = nn.Linear(1, 1, bias=False)
+        nn.init.zeros_(model.weight)
+        family = dataclasses.replace(get_family("set_vae"), loss=line_loss)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        optimizer.param_groups[0]["held"] = False
+        experiment = tiny_experiment(changes={"train.clip": clip})
+        step = OptimizerStep(
+            experiment, family, model, optimizer, LocalBackend(), Sums(LocalBackend())
+        )
+        micro = [{"x": torch.tensor(part).unsqueeze(1)} for part in parts]
+        return step(micro, {"weight": weight}, 7), float(model.weight.detach()), step.sums
+
+    return take
+
+
+@pytest.mark.parametrize("parts", [[[1.0, 2.0, 3.0]], [[1.0], [2.0, 3.0]]])
+def test_a_step_follows_the_gradient_of_the_mean_over_all_micro_batches(take_step, parts):
+    norm, weight, sums = take_step(parts)
+    assert norm == pytest.approx(2 * (1 + 2 + 3) / 3)
+    assert weight == pytest.approx(0.1 * norm)
+    assert sums.means("train")["train/fit"] == pytest.approx(1.0)
+
+
+def test_a_step_is_as_long_as_the_clip_allows_and_tells_the_whole_norm(take_step):
+    norm, weight, _ = take_step([[1.0, 2.0, 3.0]], clip=0.5)
+    assert norm == pytest.approx(4.0)
+    assert weight == pytest.approx(0.05, rel=1e-4)
+
+
+def test_a_gradient_that_is_not_finite_names_its_terms_and_the_scheduled_values(take_step):
+    with pytest.raises(RunError, match=r"fit is not finite with weight inf; lower train\.lr"):
+        take_step([[1.0, 2.0]], weight=float("inf"))
+
+
+def test_the_objective_divides_by_global_counts_and_undoes_the_mean_over_ranks():
+    terms = {
+        "a": Term(torch.tensor(6.0), torch.tensor(2.0), coef=0.5),
+        "b": Term(torch.tensor(5.0), torch.tensor(1.0)),
+        "log": Term(torch.tensor(float("inf")), torch.tensor(1.0), coef=0.0),
+    }
+    counts = torch.tensor([4.0, 5.0, 1.0])
+    assert float(objective(terms, counts, world=1)) == 0.5 * 6 / 4 + 5 / 5
+    assert float(objective(terms, counts, world=2)) == 2 * (0.5 * 6 / 4 + 5 / 5)
+    empty = {"a": Term(torch.tensor(0.0), torch.tensor(0.0))}
+    assert float(objective(empty, torch.tensor([0.0]), world=1)) == 0.0
