@@ -28,3 +28,11 @@ class RunError(OneLineError):
 
 class ResourcesUnavailableError(RunError):
     """What a run lacks now and may have later: a disk that takes its files, room for workers."""
+
+
+def error_of_kind(kind: str, text: str) -> UserError | RunError:
+    """Return the error of another process, of which the name of its class and its text came."""
+    kinds: list[type[UserError] | type[RunError]] = [UserError, RunError]
+    for known in kinds:
+        kinds += known.__subclasses__()  # type: ignore[arg-type]
+    return {known.__name__: known for known in kinds}.get(kind, RunError)(text)

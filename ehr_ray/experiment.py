@@ -24,8 +24,8 @@ from ehr_ray.config.sections import DataConfig, EvaluationConfig, TrackingConfig
 from ehr_ray.config.task import TaskConfig
 from ehr_ray.config.yaml_files import Raw, differences, override, parse_override, read_yaml
 from ehr_ray.errors import ConfigError
-from ehr_ray.registry import get_family
-from ehr_ray.storage.paths import below, local
+from ehr_ray.registry import FAMILIES, get_family
+from ehr_ray.storage.paths import join, local
 
 T = TypeVar("T")
 
@@ -75,7 +75,7 @@ class Experiment:
     @property
     def location(self) -> str:
         """The run's folder or URI."""
-        return below(self.output, self.name)
+        return join(self.output, self.name)
 
     @property
     def directory(self) -> Path:
@@ -90,7 +90,7 @@ class Experiment:
     @property
     def cache(self) -> Path:
         """The disk cache's folder on this machine."""
-        return local(self.data.cache_dir or below(self.output, ".cache"))
+        return local(self.data.cache_dir or join(self.output, ".cache"))
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
@@ -121,7 +121,7 @@ def parse(raw: Mapping[str, Any]) -> Experiment:
         raise ConfigError("; ".join(bad))
     raw = translated(raw)
     if not isinstance(raw.get("family"), str):
-        raise ConfigError("family: missing; name one, as in `family: set_vae`")
+        raise ConfigError(f"family: missing; name one of {', '.join(FAMILIES)}")
     family = get_family(raw["family"])
     problems: list[str] = []
     defaults = {name: dataclasses.asdict(s) for name, s in family.schedules.items()}

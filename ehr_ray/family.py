@@ -140,7 +140,7 @@ class Evaluation(Generic[C]):
     outputs: Mapping[str, Callable[[nn.Module, Batch], Batch]] = field(default_factory=dict)
     """Further tables of `evaluate`, by name: entries with their row's `patient` [N], 1-D or 2-D."""
     suites: tuple[str, ...] = ()
-    """Parts of `evaluate` that read those tables: keys of `evaluation.suite.SUITES`."""
+    """Parts of `evaluate` that read those tables, as `module:function` of an `evaluation.suite`."""
     task_outputs: Callable[[C], Mapping[str, str]] | None = None
     """Tasks a model answers by itself, to the output of `predict` that is its logit."""
     baseline_codes: Callable[[C, Vocabulary], np.ndarray] | None = None

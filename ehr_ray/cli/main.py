@@ -18,7 +18,7 @@ from ehr_ray.cli.verbs import (
 )
 from ehr_ray.errors import RunError, UserError
 from ehr_ray.storage import files
-from ehr_ray.storage.paths import spoken
+from ehr_ray.storage.paths import with_uris
 
 RESUMED = ("train", "tune", "crossval")
 """Verbs that keep states to go on from."""
@@ -79,7 +79,7 @@ def build_parser() -> Parser:
 
 def _fail(message: str, code: int) -> NoReturn:
     sys.stdout.flush()
-    print(f"ehr-ray: {spoken(' '.join(message.split()))}", file=sys.stderr)
+    print(f"ehr-ray: {with_uris(' '.join(message.split()))}", file=sys.stderr)
     raise SystemExit(code)
 
 

@@ -1,6 +1,5 @@
 """Embed a cohort by batch inference: one row a patient."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from ehr_ray.runtime.inference import (
 )
 from ehr_ray.runtime.session import session
 from ehr_ray.storage import files, sync
-from ehr_ray.storage.paths import local, named, uri_of
+from ehr_ray.storage.paths import canonical, local, uri_of
 from ehr_ray.train import checkpoint
 
 
@@ -41,12 +40,12 @@ def embed(
     if output.is_dir() or stored - {""}:
         raise InputError(f"--output {output}: is a folder; give the name of a Parquet file")
     output = output.absolute()
-    scratch = output.with_name(f".{output.name}.parts-{os.getpid()}")
+    scratch = files.temporary(output)
     with files.writes(output):  # told before Ray starts
         scratch.mkdir(parents=True)
     try:
         with session(address, verbose=verbose):
-            parts = predict_shards(shards, scratch, Request(named(folder)), None, say=say)
+            parts = predict_shards(shards, scratch, Request(canonical(folder)), None, say=say)
         table = read_tables(parts, "samples")
         assert table is not None
         write_embeddings(output, table)

@@ -1,7 +1,6 @@
 """Last-value-carry-forward of a whole cohort to Parquet, one Ray Data task a shard."""
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -215,9 +214,6 @@ def _claim(
     strange = there if uri_of(output) else output.is_dir() and any(output.iterdir())
     if not note.is_file() and strange:
         raise InputError(f"{output}: not empty; choose another --output")
-    output.mkdir(parents=True, exist_ok=True)
-    partial = output / f"{MANIFEST}.{os.getpid()}"
-    partial.write_text(content)
-    os.replace(partial, note)
+    files.write_text(note, content)
     sync.push(note)
     return there

@@ -44,13 +44,17 @@ def export_pt(
     a patient without a label unless those are to be skipped.
     """
     if output.exists() and any(output.iterdir()):
-        raise InputError(f"--output {output}: not empty; files of two exports would mix")
+        raise InputError(
+            f"--output {output}: not empty, and two exports would mix; choose another folder"
+        )
     if experiment.model.gaps == "merged":  # a file has no place for what is added to a token
         experiment = replace(experiment, model=replace(experiment.model, gaps="own"))
     cohort = sync.fetch(experiment.data.cohort)
     name = choose_task(cohort, task)
     if name is None:
-        raise InputError(f"{cohort}: no labels; an export holds one a patient")
+        raise InputError(
+            f"{cohort}: no labels, and an export holds one per patient; ingest it with labels"
+        )
     folder, _ = embed_phrases(experiment, verbose=verbose, say=say)
     vocabulary = vocabulary_of(cohort, experiment.data.min_code_count)
     jobs = list(_jobs(cohort, output))

@@ -1,16 +1,17 @@
 """Raw data to a cohort on disk, in this process or as Ray Data tasks."""
 
 import contextlib
-import logging
+import os
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
-from functools import partial
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Final
 
 from ehr_ray.errors import InputError
 from ehr_ray.events.schema import RECORD
-from ehr_ray.runtime.data.tasks import runner
+from ehr_ray.runtime.data.tasks import run_jobs
+from ehr_ray.runtime.session import session
 from ehr_ray.sources.building.cohort import (
     IngestSummary,
     check_parts,
@@ -20,14 +21,15 @@ from ehr_ray.sources.building.cohort import (
     finished,
     staging,
 )
-from ehr_ray.sources.building.shards import gather
+from ehr_ray.sources.building.shards import Shard, gather
 from ehr_ray.sources.building.staging import Plan, scatter
-from ehr_ray.sources.source import get_source, make_options
+from ehr_ray.sources.source import Unit, get_source, make_options
 from ehr_ray.sources.splits import parse_splits
 from ehr_ray.storage import files, sync
-from ehr_ray.storage.paths import is_uri, local, named
+from ehr_ray.storage.paths import canonical, is_uri, local
 
-log = logging.getLogger(__name__)
+SMALL_BYTES: Final = 200_000_000
+"""Smaller inputs are read in this process unless CPUs are asked for: starting Ray takes seconds."""
 
 
 def ingest(
@@ -72,7 +74,7 @@ def ingest(
     given = None if input is None else sync.fetch(input)
     units = record.units(_existing(given, source, record.needs_input), chosen)
     print_, size = fingerprint(record, chosen, policy, units)
-    place, output = named(output), local(output).absolute()
+    place, output = canonical(output), local(output).absolute()
     stored = _stored(place)
     done = finished(output, print_)
     if done is not None:
@@ -82,17 +84,24 @@ def ingest(
         progress(f"{output} is already there, made from the same input: nothing to do")
         return done
     sync.mark(output)
+    on_ray = _worth_ray(len(units), size) if cpus is None else cpus > 1
+    # A copy is this machine's alone: tasks elsewhere could not write to it.
+    address = "local" if is_uri(place) else None
     with (
-        _failures(output),
+        files.writes(f"--output {output}"),
         staging(output, print_) as folder,
-        # A copy is this machine's alone: tasks elsewhere could not write to it.
-        runner(len(units), size, cpus, progress, "local" if is_uri(place) else None) as run,
+        session(address, num_cpus=cpus, without="--cpus 1") if on_ray else contextlib.nullcontext(),
     ):
         plan = Plan(source, chosen, policy, folder)
-        run("read", [partial(scatter, plan, i, unit) for i, unit in enumerate(units)])
+        reader = ReadUnit(plan, output)
+        run_jobs(
+            reader, [*enumerate(units)], on_ray=on_ray, say=progress, verb="read", label=_unit_name
+        )
         shards = check_parts(plan, len(units), max_rejected)
-        relative = record.relative_time(chosen)
-        run("wrote", [partial(gather, plan, shard, len(units), relative) for shard in shards])
+        writer = WriteShard(plan, output, len(units), record.relative_time(chosen))
+        run_jobs(
+            writer, shards, on_ray=on_ray, say=progress, verb="wrote", label=lambda s: f"shard {s}"
+        )
         progress("fitting codes on train")
         summary = finish(plan, record, shards, len(units), output, print_)
     sync.push(output, whole=True)
@@ -113,13 +122,41 @@ def _stored(place: str) -> bool:
     return bool(names)
 
 
-@contextlib.contextmanager
-def _failures(output: Path) -> Iterator[None]:
-    """Turn a full disk, missing rights or a lost worker into one line."""
-    try:
-        yield
-    except OSError as error:
-        raise files.failed(f"--output {output}", error) from error
+def _unit_name(job: tuple[int, Unit]) -> str:
+    number, unit = job
+    return os.path.join(unit.root, unit.files[0]) if unit.files else f"unit {number}"
+
+
+def _worth_ray(units: int, size: int) -> bool:
+    return units > 1 and size >= SMALL_BYTES and (os.cpu_count() or 1) > 1
+
+
+@dataclass(frozen=True)
+class ReadUnit:
+    """The job of a unit of the source, given with its number: its part of the staging folder."""
+
+    plan: Plan
+    output: Path
+
+    def __call__(self, job: tuple[int, Unit]) -> None:
+        """Read the unit; a disk that refuses the part is told as the output's."""
+        with files.writes(f"--output {self.output}"):
+            scatter(self.plan, *job)
+
+
+@dataclass(frozen=True)
+class WriteShard:
+    """The job of a shard: its patients' events out of all parts."""
+
+    plan: Plan
+    output: Path
+    parts: int
+    relative_time: bool
+
+    def __call__(self, shard: Shard) -> None:
+        """Write the shard; a disk that refuses it is told as the output's."""
+        with files.writes(f"--output {self.output}"):
+            gather(self.plan, shard, self.parts, self.relative_time)
 
 
 def _existing(path: Path | None, source: str, needed: bool) -> Path:

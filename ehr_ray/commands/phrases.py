@@ -25,7 +25,9 @@ def embed_phrases(
 def _texts(experiment: Experiment) -> list[str]:
     family, cohort = get_family(experiment.family), sync.fetch(experiment.data.cohort)
     if family.files.phrases is None:
-        raise ConfigError(f"family: {family.name} embeds no phrases; event_transformer does")
+        raise ConfigError(
+            f"family: {family.name} embeds no phrases; use a family that reads the texts of codes"
+        )
     if experiment.model.text_model is None:
         raise ConfigError("model.text_model: null embeds no phrases; name a model or hashing")
     if not cohort.is_dir():

@@ -11,9 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import ray
-import ray.tune
-
 from ehr_ray.config.search import Domain, space_of
 from ehr_ray.errors import ConfigError, InputError
 from ehr_ray.evaluation.report.sweep_page import write_sweep
@@ -21,7 +18,7 @@ from ehr_ray.events.labels import choose_task
 from ehr_ray.events.patients import splits_of
 from ehr_ray.experiment import Experiment, changes_since, dump, to_yaml, with_absolute_paths
 from ehr_ray.runtime.progress import Screen
-from ehr_ray.runtime.session import session
+from ehr_ray.runtime.session import running, session
 from ehr_ray.runtime.tracking import (
     UNTOLD,
     Tracked,
@@ -46,10 +43,9 @@ from ehr_ray.runtime.tuning.proposals import Proposals, known_trials
 from ehr_ray.runtime.tuning.trial import FINAL, Search, read_trial, tell_late, trial_dir
 from ehr_ray.runtime.tuning.trial_data import datasets
 from ehr_ray.runtime.tuning.trials_table import Sweep, read_sweep
-from ehr_ray.storage import files as disk
-from ehr_ray.storage import sync
-from ehr_ray.storage.lock import exclusive_lock
-from ehr_ray.storage.paths import is_uri, named
+from ehr_ray.storage import files, sync
+from ehr_ray.storage.lock import run_lock
+from ehr_ray.storage.paths import canonical, is_uri
 from ehr_ray.train.checkpoint import checkpoint_damage
 from ehr_ray.train.task import family_of
 
@@ -105,7 +101,7 @@ def tune(
     if experiment.tracking.experiment is not None:
         tracking_uri(experiment)
     root = sync.fetch(experiment.location, missing_ok=True)
-    _check_folder(root, experiment)
+    check_folder(root, experiment)
     proposals = Proposals(space, experiment.tune, experiment.seed)
     known = known_trials(root)
     total = max(proposals.total, len(known))
@@ -117,14 +113,14 @@ def tune(
     )
     tracked = find_run(root)
     if ended < total:
-        if not ray.is_initialized():  # what can never run is told before Ray starts
+        if not running():  # what can never run is told before Ray starts
             concurrency(experiment, total, {"CPU": os.cpu_count() or 1, "GPU": math.inf})
         check_server(experiment)
         screen.say("starting Ray and preparing rows")
         with session(experiment.cluster.address, verbose=verbose):
             at_once = concurrency(experiment, total)
             with (
-                exclusive_lock(root),
+                run_lock(root),
                 datasets(experiment, space, probe, on_ray=True, say=screen.passing) as data,
             ):
                 exploits = experiment.tune.scheduler == "pbt"
@@ -132,14 +128,14 @@ def tune(
                     check_exploits(experiment, family, space, data)
                     if at_once < 2 and (total < 2 or limited(experiment.tune)):
                         raise ConfigError(
-                            f"tune.scheduler=pbt: {at_once} of {total} trials at a time has "
-                            "nobody to take over; give more CPUs, or drop tune.concurrent and "
+                            "tune.scheduler=pbt: needs at least 2 trials at a time, but has "
+                            f"{at_once} of {total}; give more CPUs, or drop tune.concurrent and "
                             "tune.spare_cpus"
                         )
                 _claim(root, experiment)
                 tracked = open_run(experiment, more=_told(experiment, space))
                 search = Search(
-                    root=named(root),
+                    root=canonical(root),
                     paths=tuple(space),
                     datasets=data,
                     rank=select,
@@ -246,11 +242,11 @@ def _ended(tracked: Tracked | None, status: str) -> None:
 
 def _claim(root: Path, experiment: Experiment) -> None:
     """Write what is searched into the folder."""
-    disk.write_text(root / SEARCH, to_yaml(experiment))
+    files.write_text(root / SEARCH, to_yaml(experiment))
     sync.push(root / SEARCH)
 
 
-def _check_folder(root: Path, experiment: Experiment) -> None:
+def check_folder(root: Path, experiment: Experiment) -> None:
     """Refuse a folder that holds something else than this search."""
     path = root / SEARCH
     if path.is_file() and any((root / "trials").glob("[0-9]*")):
@@ -293,8 +289,8 @@ def _track(
         tracker.metrics({"best_score": float(sweep.best["score"])})
         best = find_run(folder)
         if best is not None:
-            files = ("checkpoint",) if sound else ()
-            Tracker(best).artifacts(folder, (*files, "history.parquet", "experiment.yaml"))
+            weights = ("checkpoint",) if sound else ()
+            Tracker(best).artifacts(folder, (*weights, "history.parquet", "experiment.yaml"))
     tracker.close("FINISHED")
     if left := tracker.flush():
         return [f"{left}; the search is whole without, and the same command tells MLflow later"]

@@ -80,7 +80,7 @@ def cluster(
     `resamples` bootstrap samples of the rows are clustered too, each with a map of its own.
     """
     space = reduced(x, seed) if umap else x
-    labels = _density(space, min_share)
+    labels = density_labels(space, min_share)
     agreement = _bootstrap(x, labels, umap, seed, resamples, min_share)
     low, high = np.quantile(agreement, (0.025, 0.975)) if resamples else (np.nan, np.nan)
     return Clustering(
@@ -107,7 +107,8 @@ def reduced(x: Array, seed: int, width: int = UMAP_WIDTH, *, apart: float = 0.0)
     return np.asarray(model.fit_transform(x), np.float64)
 
 
-def _density(x: Array, min_share: float) -> Labels:
+def density_labels(x: Array, min_share: float) -> Labels:
+    """Return HDBSCAN's clusters of at least `min_share` of the rows, `NOISE` for the others."""
     smallest = max(5, round(min_share * len(x)))
     if len(x) <= smallest:
         return np.full(len(x), NOISE)
@@ -149,7 +150,7 @@ def _bootstrap(
         drawn = rng.integers(len(x), size=len(x))
         rows, first = np.unique(drawn, return_index=True)
         space = reduced(x[drawn], seed + number + 1) if umap else x[drawn]
-        scores[number] = adjusted_rand_score(labels[rows], _density(space, min_share)[first])
+        scores[number] = adjusted_rand_score(labels[rows], density_labels(space, min_share)[first])
     return scores
 
 

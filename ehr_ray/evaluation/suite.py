@@ -1,7 +1,8 @@
 """Parts of an evaluation that belong to some families: functions of what inference gave.
 
-A family names its suites and makes the tables they read (`Family.outputs`). A suite fits what it
-must on train and tuning and measures on the split that is judged, as everything in an evaluation.
+A family names its suites, which are imported when they run, and makes the tables they read. A
+suite fits what it must on train and tuning and measures on the split that is judged, as everything
+in an evaluation.
 """
 
 import importlib
@@ -17,16 +18,6 @@ from numpy.typing import NDArray
 
 from ehr_ray.evaluation.table import Table
 from ehr_ray.events.vocabulary import Vocabulary
-
-SUITES: dict[str, str] = {
-    "anomaly": "ehr_ray.families.set_vae.sequence.evaluation:suite",
-    "vitals_reconstruction": "ehr_ray.families.vitals_vae.evaluation.suites:reconstruction",
-    "vitals_clusters": "ehr_ray.families.vitals_vae.evaluation.suites:clusters",
-    "vitals_files": "ehr_ray.families.vitals_vae.evaluation.suites:files",
-    "latent_prediction": "ehr_ray.families.jepa.evaluation:suite",
-    "hcat": "ehr_ray.families.hcat.evaluation:suite",
-}
-"""Name to `module:function`; the function takes a `SuiteInput` and returns a `SuiteResult`."""
 
 
 @dataclass(frozen=True)
@@ -82,9 +73,9 @@ class SuiteResult:
     """Files or folders under `target` that go to MLflow besides the usual."""
 
 
-def get_suite(name: str) -> Callable[[SuiteInput], SuiteResult]:
-    """Return a suite; raises KeyError for a name that is no suite."""
-    module, function = SUITES[name].split(":")
+def get_suite(path: str) -> Callable[[SuiteInput], SuiteResult]:
+    """Import the suite that a family's record names as `module:function`."""
+    module, function = path.split(":")
     suite: Callable[[SuiteInput], SuiteResult] = getattr(importlib.import_module(module), function)
     return suite
 

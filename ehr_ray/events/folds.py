@@ -4,7 +4,6 @@ So a fold is trained and scored by the code that trains and scores any cohort, a
 fitted on train is fitted on the fold's train alone.
 """
 
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -57,24 +56,24 @@ def write_fold(
 
     `events` are those of `cohort`, whole subjects together. Codes are fitted anew on train.
     """
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
-    (partial / "metadata").mkdir(parents=True)
-    shards: dict[str, list[Path]] = {}
-    for split in SPLITS:
-        wanted = pa.array(sorted(splits.get(split, ())), pa.int64())
-        part = events.filter(pc.is_in(events["subject_id"], value_set=wanted))
-        shard = partial / "data" / split / "0.parquet"
-        shard.parent.mkdir(parents=True)
-        files.write_parquet(part, shard)
-        shards[split] = [shard] if len(wanted) else []
-    other = [path for split, paths in shards.items() if split != "train" for path in paths]
-    codes = _described(fit_codes(shards["train"], other), cohort)
-    files.write_parquet(codes, partial / "metadata" / "codes.parquet")
-    if (cohort / "labels").is_dir():
-        shutil.copytree(cohort / "labels", partial / "labels")
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
+
+    def publish(whole: Path) -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        whole.rename(folder)
+
+    with files.new_folder(folder, publish) as partial:
+        shards: dict[str, list[Path]] = {}
+        for split in SPLITS:
+            wanted = pa.array(sorted(splits.get(split, ())), pa.int64())
+            part = events.filter(pc.is_in(events["subject_id"], value_set=wanted))
+            shard = partial / "data" / split / "0.parquet"
+            files.write_parquet(part, shard)
+            shards[split] = [shard] if len(wanted) else []
+        other = [path for split, paths in shards.items() if split != "train" for path in paths]
+        codes = _described(fit_codes(shards["train"], other), cohort)
+        files.write_parquet(codes, partial / "metadata" / "codes.parquet")
+        if (cohort / "labels").is_dir():
+            shutil.copytree(cohort / "labels", partial / "labels")
     return folder
 
 

@@ -8,7 +8,6 @@ N patients, H hours, V vitals. Root datasets: `values` float32 in the vitals' un
 
 import contextlib
 import itertools
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,20 +52,14 @@ def write_hourly(
 
     Cohort means, which fill a vital a patient never had, are those of train.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with h5py.File(partial, "w") as file:
-            sets = _create(file, window)
-            count = 0
-            for group in _groups(patients, CHUNK):
-                _append(sets, count, _cubes(group, window, vocabulary))
-                names = np.array([str(p.subject_id) for p in group], object)
-                _grow(sets["patient_index"], count, names)
-                count += len(group)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    count = 0
+    with files.new_file(path) as partial, h5py.File(partial, "w") as file:
+        sets = _create(file, window)
+        for group in _groups(patients, CHUNK):
+            _append(sets, count, _cubes(group, window, vocabulary))
+            names = np.array([str(p.subject_id) for p in group], object)
+            _grow(sets["patient_index"], count, names)
+            count += len(group)
     return count
 
 

@@ -3,7 +3,6 @@
 Datasets are found anywhere in a file by the names published code gives them. N rows.
 """
 
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -156,19 +155,13 @@ def aggregate(rows: ModalityFile) -> ModalityFile:
 
 def write_modality(path: Path, datasets: Mapping[str, Any]) -> None:
     """Write datasets to a file, by rename; texts as UTF-8."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with h5py.File(partial, "w") as file:
-            for name, values in datasets.items():
-                array = np.asarray(values)
-                if array.dtype.kind in "UO":
-                    file.create_dataset(name, data=array.astype(object), dtype=h5py.string_dtype())
-                else:
-                    file.create_dataset(name, data=array)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with files.new_file(path) as partial, h5py.File(partial, "w") as file:
+        for name, values in datasets.items():
+            array = np.asarray(values)
+            if array.dtype.kind in "UO":
+                file.create_dataset(name, data=array.astype(object), dtype=h5py.string_dtype())
+            else:
+                file.create_dataset(name, data=array)
 
 
 def _base(key: str) -> str:

@@ -147,13 +147,13 @@ class ShardPredictor:
         }
         for name, values in predictor.outputs(batch).items():
             if name != "logit" or self.request.own_output:
-                columns[name] = _column(values)
+                columns[name] = list_column(values)
             if name == self.request.answer:
-                columns["logit"] = _column(values)
+                columns["logit"] = list_column(values)
         if self.request.untrained:
-            columns["untrained"] = _column(self.untrained.outputs(batch)["embedding"])
+            columns["untrained"] = list_column(self.untrained.outputs(batch)["embedding"])
         if self.request.features is not None:
-            columns["features"] = _column(self._features(samples))
+            columns["features"] = list_column(self._features(samples))
         tables = {"samples": pa.table(columns)}
         evaluation = predictor.family.evaluation
         diagnoses = {"latents": evaluation.latents, "tokens": evaluation.reconstruct}
@@ -168,7 +168,7 @@ class ShardPredictor:
                 for name, function in functions.items():
                     outputs = {} if function is None else predictor.outputs(part, function)
                     if outputs:  # a family may have none of some architecture
-                        tables[name] = _flat(outputs, where)
+                        tables[name] = entries_table(outputs, where)
         return tables
 
     def _hours(self, samples: list[Sample], done: pa.Table, first: int) -> pa.Table | None:
@@ -202,7 +202,7 @@ class ShardPredictor:
                 columns[name] = done.take(there)[name] if known else self._at_hour(early, name)
             if self.request.features is not None:
                 columns["features"] = (
-                    done.take(there)["features"] if known else _column(self._features(early))
+                    done.take(there)["features"] if known else list_column(self._features(early))
                 )
             parts.append(pa.table(columns))
         return pa.concat_tables(parts) if parts else None
@@ -210,7 +210,7 @@ class ShardPredictor:
     def _at_hour(self, samples: list[Sample], name: str) -> pa.Array:
         rows = self.predictor.rows(patient for patient, _ in samples)
         outputs = self.predictor.outputs(self.predictor.batch(rows))
-        return _column(outputs[self.request.answer or name if name == "logit" else name])
+        return list_column(outputs[self.request.answer or name if name == "logit" else name])
 
     def _features(self, samples: list[Sample]) -> torch.Tensor:
         selected = np.asarray(self.request.features, np.int64)
@@ -285,7 +285,8 @@ def write_embeddings(path: Path, table: pa.Table) -> None:
     files.write_parquet(table.select(names), path)
 
 
-def _column(values: torch.Tensor) -> pa.Array:
+def list_column(values: torch.Tensor) -> pa.Array:
+    """Return rows of a tensor as an Arrow column: float32 [N], or [N, W] as lists of W."""
     array = values.float().numpy()
     if array.ndim == 1:
         return pa.array(array)
@@ -294,14 +295,14 @@ def _column(values: torch.Tensor) -> pa.Array:
     return pa.ListArray.from_arrays(offsets, flat)
 
 
-def _flat(batch: Batch, where: torch.Tensor) -> pa.Table:
+def entries_table(batch: Batch, where: torch.Tensor) -> pa.Table:
     """Return row-wise tensors as a table; `patient` becomes the sample's place in the shard."""
     columns = {}
     for name, values in batch.items():
         if name == "patient":
             columns["sample"] = pa.array(where[values].numpy())
         elif values.ndim == 2:
-            columns[name] = _column(values)
+            columns[name] = list_column(values)
         else:
             columns[name] = pa.array(values.numpy())
     return pa.table(columns)

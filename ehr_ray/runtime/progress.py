@@ -12,7 +12,7 @@ from typing import Any
 
 from ehr_ray.errors import RunError, UserError
 from ehr_ray.storage import sync
-from ehr_ray.storage.paths import spoken, uri_of
+from ehr_ray.storage.paths import uri_of, with_uris
 
 EVERY_SECONDS = 1.0
 AWAY_SECONDS = 3.0
@@ -59,7 +59,7 @@ class Screen:
     def say(self, text: str) -> None:
         """Print a line that stays."""
         self._clear()
-        print(spoken(text), file=sys.stderr, flush=True)
+        print(with_uris(text), file=sys.stderr, flush=True)
 
     def passing(self, text: str) -> None:
         """Show a line that the next one replaces; nothing where output is not a terminal."""

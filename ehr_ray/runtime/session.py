@@ -30,6 +30,11 @@ OBJECT_STORE_BYTES = 1_000_000_000
 """Store of a Ray started here: rows travel as memory-mapped files, so little goes through it."""
 
 
+def running() -> bool:
+    """Whether this process is joined to a Ray already."""
+    return ray.is_initialized()
+
+
 @contextlib.contextmanager
 def session(
     address: str | None = None,
@@ -46,7 +51,7 @@ def session(
 
     Raises ConfigError where no cluster answers, RunError where Ray twice does not start in time.
     """
-    if ray.is_initialized():
+    if running():
         yield
         return
     for name, value in QUIET.items():
@@ -79,7 +84,7 @@ def session(
         ) from error
     try:
         set_up_data(verbose)
-        with _stopped_like_interrupted():
+        with stopped_like_interrupted():
             yield
     finally:
         ray.shutdown()
@@ -108,7 +113,7 @@ def session_of(cluster: ClusterConfig, verbose: bool = False) -> AbstractContext
 
 
 @contextlib.contextmanager
-def _stopped_like_interrupted() -> Iterator[None]:
+def stopped_like_interrupted() -> Iterator[None]:
     """Treat SIGTERM as Ctrl-C: batch systems, Kubernetes and `ray job stop` end a job by it.
 
     Ray's own answer is a stack of its native code.

@@ -7,11 +7,10 @@ no part has yet, and another cohort or other options pay for new texts only.
 
 import contextlib
 import hashlib
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,9 +26,9 @@ from ehr_ray.experiment import Experiment
 from ehr_ray.family import AnyFamily
 from ehr_ray.nn.sentence_encoder import SentenceEncoder, find_model, model_key
 from ehr_ray.registry import get_family
-from ehr_ray.runtime.data.tasks import Say
-from ehr_ray.storage import sync
-from ehr_ray.storage.paths import local, named
+from ehr_ray.runtime.data.tasks import Say, run_jobs
+from ehr_ray.storage import files, sync
+from ehr_ray.storage.paths import canonical, local
 
 PART_TEXTS = 1024
 """Texts of one part: what a killed job loses at most, and what is sorted by length together."""
@@ -56,7 +55,9 @@ def with_phrases(
         folder = sync.fetch(config.phrases)
         _check_texts(folder, texts)
     width = _width(folder) if config.embedding_dim is None else config.embedding_dim
-    return replace(experiment, model=replace(config, phrases=named(folder), embedding_dim=width))
+    return replace(
+        experiment, model=replace(config, phrases=canonical(folder), embedding_dim=width)
+    )
 
 
 def as_before(run: Path, experiment: Experiment) -> Experiment:
@@ -80,7 +81,7 @@ def make_phrases(
     name, width = experiment.model.text_model, experiment.model.embedding_dim
     key = f"{HASHING}-{width or HASHED_WIDTH}" if name == HASHING else model_key(name)
     digest = hashlib.sha256("\0".join([key, *texts]).encode()).hexdigest()[:16]
-    folder = sync.fetch(named(base / f"phrases-{digest}"), missing_ok=True)
+    folder = sync.fetch(canonical(base / f"phrases-{digest}"), missing_ok=True)
     if (folder / TABLE).is_file():
         return folder
     distinct = list(dict.fromkeys(texts))
@@ -113,74 +114,57 @@ def embed_texts(
     known = _cached(cache)
     missing = sorted({*texts} - known.keys(), key=lambda text: (len(text), text))
     parts = [missing[i : i + PART_TEXTS] for i in range(0, len(missing), PART_TEXTS)]
-    jobs = [{"texts": part, "target": named(cache / f"{_digest(part)}.parquet")} for part in parts]
-    done = 0
-    for count in _run(jobs, name, actors or _actors(len(jobs))) if on_ray else _here(jobs, name):
-        done += count
-        say(f"embedded phrases {done:,}/{len(missing):,}")
-    return {**known, **_cached(cache)} if jobs else known
+    if not parts:
+        return known
+    jobs = [(part, canonical(cache / f"{_digest(part)}.parquet")) for part in parts]
+    pool = (actors or _actors(len(jobs))) if on_ray else None
+    run_jobs(
+        TextEmbedder(name),
+        jobs,
+        on_ray=on_ray,
+        say=say,
+        verb="embedded parts of phrases",
+        label=lambda job: job[1],
+        actors=pool,
+    )
+    return {**known, **_cached(cache)}
 
 
-class PhraseActor:
-    """One sentence transformer of the pool: embeds a part and writes it."""
+class TextEmbedder:
+    """The job of a part: its texts and the file, or URI, that gets them with their vectors.
+
+    The sentence transformer is loaded by the first job of a process.
+    """
 
     def __init__(self, name: str) -> None:
+        self._name = name
+
+    @cached_property
+    def _encoder(self) -> SentenceEncoder:
         import torch
 
         torch.set_num_threads(1)
-        self._encoder = SentenceEncoder(name)
+        return SentenceEncoder(self._name)
 
-    def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """Embed the parts of a batch of jobs."""
-        pairs = zip(batch["texts"], batch["target"], strict=True)
-        return {"count": [self.part(list(texts), target) for texts, target in pairs]}
-
-    def part(self, texts: list[str], place: str) -> int:
-        """Write the texts with their vectors, by rename; return how many."""
-        target = local(place)
-        target.parent.mkdir(parents=True, exist_ok=True)
+    def __call__(self, job: tuple[list[str], str]) -> None:
+        """Embed the texts and write the part."""
+        texts, place = job
         vectors = self._encoder.encode(texts)
         flat = pa.array(vectors.reshape(-1))
         column = pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
-        partial = target.with_name(f".{target.name}.{os.getpid()}")
-        pq.write_table(pa.table({"text": pa.array(texts, pa.string()), "vector": column}), partial)
-        os.replace(partial, target)
-        sync.push(target)
-        return len(texts)
+        table = pa.table({"text": pa.array(texts, pa.string()), "vector": column})
+        files.write_parquet(table, local(place))
+        sync.push(place)
 
 
 def write_table(folder: Path, texts: Sequence[str], table: npt.NDArray[np.float32]) -> None:
     """Write `phrases.parquet` (id, phrase) and the table, float32 [P, E], which comes last."""
-    folder.mkdir(parents=True, exist_ok=True)
     ids = np.arange(len(texts), dtype=np.int32)
-    pq.write_table(pa.table({"id": ids, "phrase": pa.array(texts, pa.string())}), folder / TEXTS)
-    partial = folder / f".{TABLE}.{os.getpid()}"
-    save_file({"table": table}, partial)
-    partial.chmod(0o644)
-    os.replace(partial, folder / TABLE)
-
-
-def _run(jobs: Sequence[Mapping[str, Any]], name: str, actors: int) -> Any:
-    import ray.data
-
-    if not jobs:
-        return
-    dataset = ray.data.from_items(list(jobs), override_num_blocks=len(jobs)).map_batches(
-        PhraseActor,
-        fn_constructor_args=(name,),
-        batch_size=1,
-        compute=ray.data.ActorPoolStrategy(size=actors),
-        num_cpus=1,
-    )
-    for row in dataset.iter_rows():
-        yield row["count"]
-
-
-def _here(jobs: Sequence[Mapping[str, Any]], name: str) -> Any:
-    actor = PhraseActor(name) if jobs else None
-    for job in jobs:
-        assert actor is not None
-        yield actor.part(list(job["texts"]), job["target"])
+    phrases = pa.table({"id": ids, "phrase": pa.array(texts, pa.string())})
+    files.write_parquet(phrases, folder / TEXTS)
+    with files.new_file(folder / TABLE) as partial:
+        save_file({"table": table}, partial)
+        partial.chmod(0o644)
 
 
 def _actors(jobs: int) -> int:

@@ -16,7 +16,7 @@ from ehr_ray.config.yaml_files import read_yaml
 from ehr_ray.errors import ConfigError, InputError
 from ehr_ray.experiment import Experiment, dump
 from ehr_ray.runtime.outbox import LIMIT, UPLOAD, answers, connected, outbox, reason, refused, shown
-from ehr_ray.storage import files as disk
+from ehr_ray.storage import files
 from ehr_ray.storage.paths import is_uri
 from ehr_ray.train import history
 from ehr_ray.train.history import HISTORY
@@ -94,7 +94,7 @@ def _opened(
     for first in range(0, len(params), 100):
         client.log_batch(run.info.run_id, params=params[first : first + 100])
     tracked = Tracked(uri, run.info.run_id)
-    disk.write_text(note, yaml.safe_dump({"uri": tracked.uri, "run_id": tracked.run_id}))
+    files.write_text(note, yaml.safe_dump({"uri": tracked.uri, "run_id": tracked.run_id}))
     return tracked
 
 
@@ -259,10 +259,10 @@ class Tracker:
 
         self._put(send)
 
-    def retell(self, run: Path, files: tuple[str, ...] = (HISTORY,)) -> None:
+    def retell(self, run: Path, tables: tuple[str, ...] = (HISTORY,)) -> None:
         """Log the reports that lie in a run directory, those of a step together."""
         rows: dict[int, dict[str, float]] = {}
-        for name in files if self._tracked else ():
+        for name in tables if self._tracked else ():
             for row in history.read(run, file=name).to_dict("records"):
                 told = {str(k): float(v) for k, v in row.items() if v == v}
                 rows.setdefault(int(row["step"]), {}).update(told)
@@ -304,7 +304,7 @@ class Tracker:
 
 def untold(run: Path, names: Iterable[str] = ()) -> None:
     """Mark a run directory: MLflow is to get its reports and artifacts of these names."""
-    disk.write_text(run / UNTOLD, yaml.safe_dump([*names]))
+    files.write_text(run / UNTOLD, yaml.safe_dump([*names]))
 
 
 def _metrics(values: Mapping[str, float], step: int) -> list[Any]:

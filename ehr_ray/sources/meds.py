@@ -23,7 +23,7 @@ from ehr_ray.sources.parsing.quarantine import Rejects
 from ehr_ray.sources.parsing.rows import clean_rows
 from ehr_ray.sources.source import LABEL_VALUES, Chunk, Source, Unit
 from ehr_ray.sources.splits import ALIASES
-from ehr_ray.storage import files as disk
+from ehr_ray.storage import files
 
 SPLITS_FILE: Final = "metadata/subject_splits.parquet"
 CODES_FILE: Final = "metadata/codes.parquet"
@@ -54,10 +54,10 @@ def units(path: Path, options: MedsOptions) -> list[Unit]:  # noqa: ARG001
 
 def _parquet_files(root: str, below: str) -> list[str]:
     found = []
-    for folder, folders, files in os.walk(os.path.join(root, below)):
+    for folder, folders, names in os.walk(os.path.join(root, below)):
         folders.sort()
         relative = os.path.relpath(folder, root)
-        names = sorted(f for f in files if f.endswith(".parquet") and not f.startswith("."))
+        names = sorted(f for f in names if f.endswith(".parquet") and not f.startswith("."))
         found += [f"{relative}/{name}" for name in names]
     return found
 
@@ -113,7 +113,7 @@ def _split_of(path: str, ids: np.ndarray) -> pa.Array:
 @lru_cache(maxsize=1)
 def _subject_splits(path: str) -> tuple[np.ndarray, pa.Array]:
     try:
-        table = disk.open_parquet(path).read(["subject_id", "split"])
+        table = files.open_parquet(path).read(["subject_id", "split"])
         ids, _, _ = subject_ids(table["subject_id"])
         order = np.argsort(ids, kind="stable")
         return ids[order], texts(table["split"])[0].take(pa.array(order))
@@ -126,7 +126,7 @@ def _labels(unit: Unit) -> Iterator[Chunk]:
     name = unit.files[0]
     parts = name.removesuffix(".parquet").split("/")[1:]
     task = "-".join(parts[:-1] or parts)
-    table = disk.open_parquet(os.path.join(unit.root, name)).read()
+    table = files.open_parquet(os.path.join(unit.root, name)).read()
     columns = [column for column in LABEL_VALUES if column in table.column_names]
     present = [column for column in columns if table[column].null_count < len(table)]
     missing = {"subject_id", "prediction_time"} - set(table.column_names)
@@ -146,7 +146,7 @@ def _labels(unit: Unit) -> Iterator[Chunk]:
 
 
 def _codes(unit: Unit) -> Iterator[Chunk]:
-    table = disk.open_parquet(os.path.join(unit.root, unit.files[0])).read()
+    table = files.open_parquet(os.path.join(unit.root, unit.files[0])).read()
     if {"code", "description"} <= set(table.column_names):
         codes, descriptions = texts(table["code"])[0], texts(table["description"])[0]
         said = pa.table({"code": codes, "description": descriptions})

@@ -28,7 +28,7 @@ from ehr_ray.sources.parsing.quarantine import Rejects
 from ehr_ray.sources.parsing.rows import clean_rows
 from ehr_ray.sources.source import CHUNK_ROWS, FILES_PER_UNIT, Chunk, Source, Unit
 from ehr_ray.sources.splits import ALIASES
-from ehr_ray.storage import files as disk
+from ehr_ray.storage import files
 
 COLUMNS: Final = ["variable", "value", "minute"]
 SUFFIX: Final = ".parquet"
@@ -75,10 +75,10 @@ def read(unit: Unit, options: PatientParquetOptions) -> Iterator[Chunk]:
         yield from read_labels(unit, options.label_columns, options.label_minute)
         return
     group: list[tuple[str, pa.Table]] = []
-    rows = files = 0
+    rows = files_read = 0
     rejects = Rejects()
     for name in unit.files:
-        files += 1
+        files_read += 1
         try:
             table = _read_patient(os.path.join(unit.root, name))
         except (*READ_ERRORS, InputError) as error:
@@ -87,13 +87,13 @@ def read(unit: Unit, options: PatientParquetOptions) -> Iterator[Chunk]:
         group.append((name, table))
         rows += len(table)
         if rows >= CHUNK_ROWS:
-            yield from _chunks(unit, group, rejects, files)
-            group, rows, files, rejects = [], 0, 0, Rejects()
-    yield from _chunks(unit, group, rejects, files)
+            yield from _chunks(unit, group, rejects, files_read)
+            group, rows, files_read, rejects = [], 0, 0, Rejects()
+    yield from _chunks(unit, group, rejects, files_read)
 
 
 def _read_patient(path: str) -> pa.Table:
-    file = disk.open_parquet(path)
+    file = files.open_parquet(path)
     missing = [name for name in COLUMNS if name not in file.schema_arrow.names]
     if missing:
         raise InputError(f"no column {missing[0]}")
@@ -108,13 +108,13 @@ def _shown(unit: Unit, name: str) -> str:
 
 
 def _chunks(
-    unit: Unit, group: list[tuple[str, pa.Table]], rejects: Rejects, files: int
+    unit: Unit, group: list[tuple[str, pa.Table]], rejects: Rejects, files_read: int
 ) -> Iterator[Chunk]:
     """Yield one chunk for each set of column types, so that columns are parsed together."""
     by_schema: dict[str, list[tuple[str, pa.Table]]] = {}
     for name, table in group:
         by_schema.setdefault(str(table.schema.types), []).append((name, table))
-    yield Chunk(rejects=rejects.table(), files_read=files)
+    yield Chunk(rejects=rejects.table(), files_read=files_read)
     for patients in by_schema.values():
         yield _patients(unit, patients)
 
@@ -145,12 +145,12 @@ def _patients(unit: Unit, patients: list[tuple[str, pa.Table]]) -> Chunk:
         events = events.append_column("split", pa.repeat(unit.split, len(events)))
     seen = np.unique(of[kept])
     hashed = [i for i in seen if ids[i] >= HASHED_FROM]
-    files = pa.array([_shown(unit, patients[i][0]) for i in seen], pa.string())
+    shown = pa.array([_shown(unit, patients[i][0]) for i in seen], pa.string())
     return Chunk(
         events=events,
         rejects=rejects.table(),
         rows_read=len(of),
-        subjects=pa.table({"subject_id": ids[seen], "file": files}),
+        subjects=pa.table({"subject_id": ids[seen], "file": shown}),
         names=pa.table([ids[hashed], [names[i] for i in hashed]], schema=NAMES),
     )
 

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ehr_ray.errors import InputError
+from ehr_ray.events.mixing import splitmix64, unit_interval
 from ehr_ray.events.schema import SPLITS
 
 NUM_BUCKETS: Final = 4096
@@ -71,8 +72,8 @@ def assign_splits(ids: npt.NDArray[np.int64], policy: SplitPolicy) -> npt.NDArra
     >>> assign_splits(np.array([1, 2, 3, 4]), SplitPolicy((0.5, 0.0, 0.5)))
     array([0, 2, 2, 0], dtype=uint8)
     """
-    salt = _mix(np.array([policy.seed], np.int64).view(np.uint64))
-    uniform = (_mix(ids.view(np.uint64) ^ salt) >> np.uint64(11)).astype(np.float64) / 2.0**53
+    salt = splitmix64(np.array([policy.seed], np.int64).view(np.uint64))
+    uniform = unit_interval(splitmix64(ids.view(np.uint64) ^ salt))
     edges = np.cumsum(policy.fractions)[:-1]
     # A share of 0 at the end must stay empty however the sum was rounded.
     last = max(i for i, share in enumerate(policy.fractions) if share > 0)
@@ -81,7 +82,7 @@ def assign_splits(ids: npt.NDArray[np.int64], policy: SplitPolicy) -> npt.NDArra
 
 def assign_buckets(ids: npt.NDArray[np.int64]) -> npt.NDArray[np.uint16]:
     """Return the hash bucket of each id, in [0, NUM_BUCKETS), independent of its split."""
-    return (_mix(~ids.view(np.uint64)) % np.uint64(NUM_BUCKETS)).astype(np.uint16)
+    return (splitmix64(~ids.view(np.uint64)) % np.uint64(NUM_BUCKETS)).astype(np.uint16)
 
 
 def sample_positions(ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
@@ -89,14 +90,4 @@ def sample_positions(ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
 
     Those below f are a sample of about that share, in which a smaller sample is contained.
     """
-    mixed = _mix(_mix(ids.view(np.uint64)))
-    return (mixed >> np.uint64(11)).astype(np.float64) / 2.0**53
-
-
-def _mix(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """Return splitmix64 of each element (Steele et al. 2014)."""
-    with np.errstate(over="ignore"):
-        x = x + np.uint64(0x9E3779B97F4A7C15)
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+    return unit_interval(splitmix64(splitmix64(ids.view(np.uint64))))

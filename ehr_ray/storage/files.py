@@ -3,7 +3,10 @@
 import contextlib
 import errno
 import os
+import re
+import secrets
 import shutil
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -48,48 +51,70 @@ def failed(path: str | Path, error: OSError) -> ResourcesUnavailableError:
 
 @contextlib.contextmanager
 def writes(path: str | Path) -> Iterator[None]:
-    """Turn what the disk refuses in the block into `ResourcesUnavailableError`, naming `path`."""
+    """Turn what the disk refuses in the block into `ResourcesUnavailableError`, naming `path`.
+
+    Of nested blocks the outermost names the path: it is the one a person gave.
+    """
     try:
         yield
     except OSError as error:
         raise failed(path, error) from error
+    except ResourcesUnavailableError as error:
+        if isinstance(error.__cause__, OSError):
+            raise failed(path, error.__cause__) from error.__cause__
+        raise
+
+
+def temporary(path: Path) -> Path:
+    """Return a hidden name beside `path` that no other process has, here or on another machine.
+
+    A process id alone is not enough: on storage that machines share two may have the same one.
+    """
+    host = re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())[:32]
+    return path.with_name(f".{path.name}.{host}-{os.getpid()}-{secrets.token_hex(4)}")
 
 
 @contextlib.contextmanager
-def new_file(path: Path) -> Iterator[Path]:
+def replacing(path: Path) -> Iterator[Path]:
     """Yield a name to write to; the file is at `path` after the block, whole and on the disk.
 
-    Whatever was at `path` stays until then, and for good if the block fails. Raises
-    ResourcesUnavailableError where the disk is full or may not be written.
+    Whatever was at `path` stays until then, and for good if the block fails. Errors of the disk
+    are as they come, for blocks that meet errors of another source too.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial = temporary(path)
     try:
-        with writes(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            yield partial
-            sync(partial)
-            os.replace(partial, path)
-            sync(path.parent)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        sync(partial)
+        os.replace(partial, path)
+        sync(path.parent)
     finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
-def new_folder(partial: Path, publish: Callable[[Path], None]) -> Iterator[Path]:
-    """Yield an empty folder to fill; after the block it is on the disk, and `publish` renames it.
+def new_file(path: Path) -> Iterator[Path]:
+    """Replace a file as `replacing` does; ResourcesUnavailableError where the disk refuses it."""
+    with writes(path), replacing(path) as partial:
+        yield partial
 
+
+@contextlib.contextmanager
+def new_folder(path: Path, publish: Callable[[Path], object] | None = None) -> Iterator[Path]:
+    """Yield an empty folder beside `path` to fill; after the block it is on the disk, and renamed.
+
+    `publish` gets it and renames it; without one it becomes `path`, where nothing may be yet.
     Nothing of it is left if the block fails. Raises ResourcesUnavailableError where the disk is
     full or read-only.
     """
+    partial = temporary(path)
+    publish = publish or (lambda whole: whole.rename(path))
     try:
-        with writes(partial.parent):
-            shutil.rmtree(partial, ignore_errors=True)
+        with writes(path.parent):
             partial.mkdir(parents=True)
             yield partial
-            for path in sorted(partial.rglob("*")):
-                sync(path)
-            sync(partial)
+            sync_tree(partial)
             publish(partial)
             sync(partial.parent)
     finally:
@@ -100,6 +125,12 @@ def write_text(path: Path, text: str) -> None:
     """Replace a small file at once."""
     with new_file(path) as partial:
         partial.write_text(text)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replace a small file at once."""
+    with new_file(path) as partial:
+        partial.write_bytes(content)
 
 
 def sync(path: Path) -> None:
@@ -113,6 +144,13 @@ def sync(path: Path) -> None:
             raise
     finally:
         os.close(handle)
+
+
+def sync_tree(folder: Path) -> None:
+    """Wait until a folder and all it holds are on the disk."""
+    for path in folder.rglob("*"):
+        sync(path)
+    sync(folder)
 
 
 @contextlib.contextmanager

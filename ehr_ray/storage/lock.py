@@ -1,31 +1,49 @@
-"""One writer a run: a lock that goes with its process, however that ends."""
+"""One process at a time: locks on files that go with their process, however that ends."""
 
 import contextlib
 import fcntl
+import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 from ehr_ray.errors import RunError
 
-PATIENCE_SECONDS = 60.0
+PATIENCE_SECONDS: Final = 60.0
 """Workers of a killed driver live on for some seconds; a new run waits for them."""
+POLL_SECONDS: Final = 0.2
 
 
 @contextlib.contextmanager
-def exclusive_lock(run: Path) -> Iterator[None]:
-    """Hold the run directory; RunError if another process still holds it after a minute."""
-    run.mkdir(parents=True, exist_ok=True)
-    with (run / ".lock").open("w") as file:
-        deadline = time.monotonic() + PATIENCE_SECONDS
+def exclusive_lock(
+    file: Path, busy: Exception | None = None, *, patience: float = math.inf
+) -> Iterator[None]:
+    """Hold a lock file, which is made with its folder, for the length of the block.
+
+    Args:
+        file: what all who exclude each other name; its content means nothing.
+        busy: what is raised where another process holds it for longer than `patience`.
+        patience: seconds to wait for it; 0 asks once, infinity waits for ever.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("w") as handle:
+        deadline = time.monotonic() + patience
         while True:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                waits = fcntl.LOCK_EX if math.isinf(patience) else fcntl.LOCK_EX | fcntl.LOCK_NB
+                fcntl.flock(handle, waits)
                 break
             except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise RunError(
-                        f"{run}: another process is training this run; wait, or use another name"
-                    ) from None
-                time.sleep(0.2)
+                if time.monotonic() >= deadline:
+                    raise busy or RunError(f"{file}: held by another process; wait") from None
+                time.sleep(POLL_SECONDS)
+        yield
+
+
+@contextlib.contextmanager
+def run_lock(run: Path) -> Iterator[None]:
+    """Hold a run directory; RunError if another process still holds it after a minute."""
+    busy = RunError(f"{run}: another process is training this run; wait, or use another name")
+    with exclusive_lock(run / ".lock", busy, patience=PATIENCE_SECONDS):
         yield

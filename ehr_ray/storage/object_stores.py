@@ -33,18 +33,18 @@ def endpoint(options: str) -> str:
 
     Not every version of the library reads them itself.
     """
-    found = dict(item.partition("=")[::2] for item in options.split("&") if item)
+    settings = dict(item.partition("=")[::2] for item in options.split("&") if item)
     url = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    if url and "endpoint_override" not in found:
+    if url and "endpoint_override" not in settings:
         parts = urlsplit(url)
-        found["endpoint_override"] = parts.netloc or parts.path
-        found.setdefault("scheme", parts.scheme or "https")
+        settings["endpoint_override"] = parts.netloc or parts.path
+        settings.setdefault("scheme", parts.scheme or "https")
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
-    if "endpoint_override" in found:  # a store of one's own has no regions to look up
+    if "endpoint_override" in settings:  # a store of one's own has no regions to look up
         region = region or "us-east-1"
     if region:
-        found.setdefault("region", region)
-    return "&".join(f"{name}={value}" for name, value in found.items())
+        settings.setdefault("region", region)
+    return "&".join(f"{name}={value}" for name, value in settings.items())
 
 
 @functools.lru_cache(maxsize=64)
@@ -83,7 +83,9 @@ def explained(uri: str) -> Iterator[None]:
                 raise kind(f"{uri}: {remedy}") from None
         code = re.search(r"AWS Error (\w+)", text)
         reason = code.group(1) if code else text.partition(". Detail")[0][:200]
-        raise RunError(f"{uri}: the store answered {reason}; run the same again to go on") from None
+        raise RunError(
+            f"{uri}: the store answered {reason}; run the same command again to go on"
+        ) from None
 
 
 _REASONS: Final = (

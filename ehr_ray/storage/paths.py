@@ -1,9 +1,9 @@
-"""Places of data: paths, and URIs of object stores with the copy of each on this machine.
+"""Locations of data: paths, and URIs of object stores with the copy of each on this machine.
 
 `s3://bucket/runs/a` has its copy at `<staging>/s3/bucket/runs/a`, so either is found from the other
 and the code between works on paths alone. Options are part of a folder's name, percent-encoded:
 every copy lies inside the staging folder, and no two URIs share one. What is copied, and when, is
-`runtime/storage.py`'s.
+for `sync.py` to say.
 """
 
 import os
@@ -24,9 +24,9 @@ _LONGEST: Final = 255
 _SECRETS: Final = ("access_key", "secret", "session_token", "password")
 
 
-def is_uri(place: str | Path) -> bool:
-    """Whether a place is a URI; `file://` is one too, and is copied like any other."""
-    return isinstance(place, str) and "://" in place
+def is_uri(location: str | Path) -> bool:
+    """Whether a location is a URI; `file://` is one too, and is copied like any other."""
+    return isinstance(location, str) and "://" in location
 
 
 def staging() -> Path:
@@ -64,20 +64,20 @@ def parts_of(uri: str) -> tuple[str, str, str, str]:
     return scheme, bucket, "/".join(names), options
 
 
-def local(place: str | Path) -> Path:
-    """Return where a place lies on this machine: the copy of a URI, else the path itself."""
-    if not is_uri(place):
-        return Path(place)
-    scheme, bucket, path, options = parts_of(str(place))
+def local(location: str | Path) -> Path:
+    """Return where a location lies on this machine: the copy of a URI, else the path itself."""
+    if not is_uri(location):
+        return Path(location)
+    scheme, bucket, path, options = parts_of(str(location))
     return staging() / scheme / _root(bucket, options) / path
 
 
-def uri_of(place: str | Path) -> str | None:
-    """Return the URI of a place: its own, or the one it is the copy of; None for other paths."""
-    if is_uri(place):
-        parts_of(str(place))
-        return str(place)
-    path = Path(place).absolute()
+def uri_of(location: str | Path) -> str | None:
+    """Return the URI of a location: its own, or the one it is the copy of; None for other paths."""
+    if is_uri(location):
+        parts_of(str(location))
+        return str(location)
+    path = Path(location).absolute()
     try:
         scheme, root, *names = path.relative_to(staging()).parts
     except ValueError:
@@ -104,35 +104,35 @@ def inside(path: Path) -> Path:
     return path
 
 
-def named(place: str | Path) -> str:
-    """Return the name by which every machine finds a place: its URI if it has one."""
-    return uri_of(place) or str(place)
+def canonical(location: str | Path) -> str:
+    """Return the one name by which every machine finds a location: its URI if it has one."""
+    return uri_of(location) or str(location)
 
 
-def absolute(place: str | Path) -> str:
-    """Return the name of a place that also holds in another working folder."""
-    return uri_of(place) or str(Path(place).absolute())
+def absolute(location: str | Path) -> str:
+    """Return the name of a location that also holds in another working folder."""
+    return uri_of(location) or str(Path(location).absolute())
 
 
-def below(place: str | Path, *names: str) -> str:
-    """Return the place of a name in a folder."""
-    if not is_uri(place):
-        return str(Path(place, *names))
-    scheme, bucket, path, options = parts_of(str(place))
+def join(location: str | Path, *names: str) -> str:
+    """Return the location of a name in a folder."""
+    if not is_uri(location):
+        return str(Path(location, *names))
+    scheme, bucket, path, options = parts_of(str(location))
     uri = _written(scheme, bucket, "/".join([*([path] if path else []), *names]), options)
     if parts_of(uri)[3] != options:
         raise InputError(f"{uri}: no name in a store may hold ? or #; choose another")
     return uri
 
 
-def spoken(text: str) -> str:
-    """Return a message with places named as a user would type them here.
+def with_uris(text: str) -> str:
+    """Return a message with locations named as a user would type them here.
 
     Paths of copies are replaced by their URIs, and those in the working folder by relative ones.
     """
     root, here = (re.escape(str(folder)) for folder in (staging(), Path.cwd()))
     copies = re.compile(root + r"/[^\s;'\")]*[^\s;'\"):,.]")
-    text = copies.sub(lambda match: named(match.group()), text)
+    text = copies.sub(lambda match: canonical(match.group()), text)
     return re.sub(rf"(?<![\w./~-]){here}/(?=[^\s/])", "", text)
 
 

@@ -1,6 +1,6 @@
 """Data by URI: what lies in an object store, copied here before it is used and there once it is.
 
-Everything between works on local copies (`places.local`), as on any folder: maps files into memory,
+Everything between works on local copies (`paths.local`), as on any folder: maps files into memory,
 renames. A copy has the size and the time of change of its object, and what agrees in both is not
 copied again. (A store that stamps whole seconds cannot tell two writings of one size within one.)
 Objects appear whole or not at all, those that tell a reader that the others are there come last,
@@ -10,11 +10,10 @@ Names that begin with a dot are of the machine alone, unless they are asked for 
 """
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
@@ -23,6 +22,8 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from ehr_ray.errors import InputError, RunError
+from ehr_ray.storage import files
+from ehr_ray.storage.lock import exclusive_lock
 from ehr_ray.storage.object_stores import check_bucket, explained, filesystem
 from ehr_ray.storage.paths import inside, local, staging, uri_of
 
@@ -39,7 +40,7 @@ Stamp = tuple[int, int]
 
 
 def fetch(
-    place: str | Path, *, only: Collection[str] | None = None, missing_ok: bool = False
+    location: str | Path, *, only: Collection[str] | None = None, missing_ok: bool = False
 ) -> Path:
     """Make this machine's copy of a URI the same as its object or folder; return the copy.
 
@@ -47,7 +48,7 @@ def fetch(
     not the copy of a URI is returned as it is.
 
     Args:
-        place: URI, or the path of its copy.
+        location: URI, or the path of its copy.
         only: names, relative to the folder, of the files wanted; None for all.
         missing_ok: whether nothing may be there; then nothing is here either.
 
@@ -55,20 +56,20 @@ def fetch(
         InputError: nothing there, no such bucket, no access, or a folder that is not whole.
         RunError: the store cannot be reached, or this machine's disk is full.
     """
-    uri = uri_of(place)
+    uri = uri_of(location)
     if uri is None:
-        return Path(place)
+        return Path(location)
     target = local(uri)
     with explained(uri):
         store, path = filesystem(uri)
         with _held(target):
-            there = _objects(store, path)
-            if MARK in there and not missing_ok:
+            objects = _objects(store, path)
+            if MARK in objects and not missing_ok:
                 raise InputError(
                     f"{uri}: is being written, or its writing was interrupted; "
                     "wait, or run the command that makes it again"
                 )
-            visible = {name: stamp for name, stamp in there.items() if not _hidden(name)}
+            visible = {name: stamp for name, stamp in objects.items() if not _hidden(name)}
             if not visible:
                 check_bucket(store, path, uri)
                 if not missing_ok:
@@ -76,17 +77,17 @@ def fetch(
             _remove_here(target, _files(target).keys() - visible.keys())
             wanted = visible if only is None else {n: s for n, s in visible.items() if n in only}
             old = [name for name, stamp in wanted.items() if _stamp(target / name) != stamp]
-            _each(lambda n: _download(store, _join(path, n), target / n, wanted[n]), old)
+            _each(lambda n: download(store, _join(path, n), target / n, wanted[n]), old)
     return target
 
 
-def fetch_run(place: str | Path, *, missing_ok: bool = False) -> Path:
+def fetch_run(location: str | Path, *, missing_ok: bool = False) -> Path:
     """Fetch a run, without the copy of a state whose writing was interrupted; return its folder.
 
     The checkpoint before the present one comes too.
     """
-    run = fetch(place, missing_ok=missing_ok)
-    if uri_of(place) is not None:
+    run = fetch(location, missing_ok=missing_ok)
+    if uri_of(location) is not None:
         fetch(run / BEFORE, missing_ok=True)
         for state in (run / "state").glob("[0-9]*"):
             if not (state / LAST[-1]).is_file():
@@ -101,52 +102,52 @@ def push_run(run: Path) -> None:
     push(run, mirror=("state",))
 
 
-def push(place: str | Path, *, mirror: Iterable[str] = (), whole: bool = False) -> None:
+def push(location: str | Path, *, mirror: Iterable[str] = (), whole: bool = False) -> None:
     """Write the changed files of a copy to its URI; a path that is no copy is left alone.
 
     Args:
-        place: URI, or the path of its copy: a file or a folder.
+        location: URI, or the path of its copy: a file or a folder.
         mirror: folders in it whose files, where they are gone here, are removed there, at the end.
         whole: mark the folder while it is written, and remove there whatever is not here.
     """
-    uri = uri_of(place)
+    uri = uri_of(location)
     if uri is None:
         return
     source = local(uri)
     with explained(uri):
         store, path = filesystem(uri)
-        here, there = _files(source), _objects(store, path)
-        changed = [name for name, stamp in here.items() if there.get(name) != stamp]
-        marked = whole and (bool(changed) or MARK in there)
+        copies, objects = _files(source), _objects(store, path)
+        changed = [name for name, stamp in copies.items() if objects.get(name) != stamp]
+        marked = whole and (bool(changed) or MARK in objects)
         if marked:
             _write(store, _join(path, MARK), b"")
-        _each(lambda n: _upload(store, source / n, _join(path, n)), _without(changed, LAST))
+        _each(lambda n: upload(store, source / n, _join(path, n)), _without(changed, LAST))
         for last in LAST:
             pointers = [name for name in changed if name.rpartition("/")[2] == last]
-            _each(lambda n: _upload(store, source / n, _join(path, n)), pointers)
+            _each(lambda n: upload(store, source / n, _join(path, n)), pointers)
         folders = tuple(f"{name}/" for name in mirror)
-        for name in there.keys() - here.keys():
+        for name in objects.keys() - copies.keys():
             if not _hidden(name) and (whole or name.startswith(folders)):
                 _forget(store.delete_file, _join(path, name))
         written = _objects(store, path) if changed else {}
         for name in changed:
-            _settle(uri, source / name, here[name], written.get(name))
+            _settle(uri, source / name, copies[name], written.get(name))
         if marked:
             _forget(store.delete_file, _join(path, MARK))
 
 
-def mark(place: str | Path) -> None:
+def mark(location: str | Path) -> None:
     """Mark the folder of a URI as not whole, until it is pushed as a whole; of paths, nothing."""
-    uri = uri_of(place)
+    uri = uri_of(location)
     if uri is not None:
         with explained(uri):
             store, path = filesystem(uri)
             _write(store, _join(path, MARK), b"")
 
 
-def remove(place: str | Path) -> None:
+def remove(location: str | Path) -> None:
     """Remove a folder or file with all it holds, here and at its URI."""
-    path, uri = local(place), uri_of(place)
+    path, uri = local(location), uri_of(location)
     if uri is not None:
         inside(path)
     if path.is_dir():
@@ -162,9 +163,9 @@ def remove(place: str | Path) -> None:
                 _forget(store.delete_dir, there)
 
 
-def unfinished(place: str | Path) -> bool:
+def unfinished(location: str | Path) -> bool:
     """Whether a folder in a store has begun to be written and is not whole; False for paths."""
-    uri = uri_of(place)
+    uri = uri_of(location)
     if uri is None:
         return False
     with explained(uri):
@@ -173,21 +174,21 @@ def unfinished(place: str | Path) -> bool:
         return bool(found)
 
 
-def names_in(place: str | Path) -> set[str]:
+def names_in(location: str | Path) -> set[str]:
     """Return the names of all files in a folder, relative to it, without those of the machine."""
-    uri = uri_of(place)
+    uri = uri_of(location)
     if uri is None:
-        return set(_files(Path(place)))
+        return set(_files(Path(location)))
     with explained(uri):
         return {name for name in _objects(*filesystem(uri)) if not _hidden(name)}
 
 
-def tail(place: str | Path, start: int) -> tuple[bytes, int]:
+def tail(location: str | Path, start: int) -> tuple[bytes, int]:
     """Return what was added to an object after `start` bytes, and its size; all if it began anew.
 
     Without a URI, or an object, there is nothing.
     """
-    uri = uri_of(place)
+    uri = uri_of(location)
     if uri is None:
         return b"", start
     with explained(uri):
@@ -200,11 +201,11 @@ def tail(place: str | Path, start: int) -> tuple[bytes, int]:
             return file.read(), size
 
 
-def footer(place: str | Path) -> Any:
+def footer(location: str | Path) -> Any:
     """Return the Parquet metadata of a file, which for a URI is read without the rest of it."""
-    uri = uri_of(place)
+    uri = uri_of(location)
     if uri is None:
-        return pq.read_metadata(place)
+        return pq.read_metadata(location)
     with explained(uri):
         store, path = filesystem(uri)
         return pq.read_metadata(path, filesystem=store)
@@ -226,17 +227,17 @@ def _objects(store: Any, path: str) -> dict[str, Stamp]:
     }
 
 
-def _files(place: Path) -> dict[str, Stamp]:
-    """Return the same of a place on this machine, without hidden names."""
-    if place.is_file():
-        return {"": _stamp(place) or (0, 0)}
+def _files(location: Path) -> dict[str, Stamp]:
+    """Return the same of a location on this machine, without hidden names."""
+    if location.is_file():
+        return {"": _stamp(location) or (0, 0)}
     found = {}
-    for folder, folders, names in os.walk(place):
+    for folder, folders, names in os.walk(location):
         folders[:] = [name for name in folders if not _hidden(name)]
         for name in names:
             path = Path(folder, name)
             if not _hidden(name) and (stamp := _stamp(path)) is not None:
-                found[path.relative_to(place).as_posix()] = stamp
+                found[path.relative_to(location).as_posix()] = stamp
     return found
 
 
@@ -248,21 +249,17 @@ def _stamp(path: Path) -> Stamp | None:
     return status.st_size, status.st_mtime_ns
 
 
-def _download(store: Any, path: str, target: Path, stamp: Stamp) -> None:
-    partial = inside(target).with_name(f".{target.name}.{os.getpid()}")
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    partial.unlink(missing_ok=True)  # a link there would be written through
-    pafs.copy_files(
-        path, str(partial), source_filesystem=store, destination_filesystem=pafs.LocalFileSystem()
-    )
-    if partial.stat().st_size != stamp[0]:
-        partial.unlink()
-        raise RunError(f"{path}: changed while it was copied; run the same again")
-    os.utime(partial, ns=(stamp[1], stamp[1]))
-    os.replace(partial, target)
+def download(store: Any, path: str, target: Path, stamp: Stamp) -> None:
+    """Copy an object to a file that appears whole, with the time of change of the object."""
+    here = pafs.LocalFileSystem()
+    with files.replacing(inside(target)) as partial:
+        pafs.copy_files(path, str(partial), source_filesystem=store, destination_filesystem=here)
+        if partial.stat().st_size != stamp[0]:
+            raise RunError(f"{path}: changed while it was copied; run the same command again")
+        os.utime(partial, ns=(stamp[1], stamp[1]))
 
 
-def _upload(store: Any, source: Path, path: str) -> None:
+def upload(store: Any, source: Path, path: str) -> None:
     """Write an object by one call of the library: no signal comes between its beginning and end.
 
     Objects of a store appear when they are complete; on a mounted folder it takes a rename.
@@ -271,11 +268,10 @@ def _upload(store: Any, source: Path, path: str) -> None:
     if store.type_name != "local":
         pafs.copy_files(str(source), path, source_filesystem=here, destination_filesystem=store)
         return
-    folder, _, name = path.rpartition("/")
-    store.create_dir(folder, recursive=True)
-    partial = f"{folder}/.{name}.{os.getpid()}"
-    pafs.copy_files(str(source), partial, source_filesystem=here, destination_filesystem=store)
-    store.move(partial, path)
+    with files.replacing(Path(path)) as partial:
+        pafs.copy_files(
+            str(source), str(partial), source_filesystem=here, destination_filesystem=store
+        )
 
 
 def _write(store: Any, path: str, content: bytes) -> None:
@@ -288,7 +284,7 @@ def _write(store: Any, path: str, content: bytes) -> None:
 def _settle(uri: str, path: Path, before: Stamp, after: Stamp | None) -> None:
     """Give a copy the time of the object just made of it, unless it has changed since."""
     if after is None or after[0] != before[0]:
-        raise RunError(f"{uri}: {path.name} did not arrive; run the same again")
+        raise RunError(f"{uri}: {path.name} did not arrive; run the same command again")
     if _stamp(path) == before:
         os.utime(path, ns=(after[1], after[1]))
 
@@ -317,15 +313,11 @@ def _forget(function: Callable[[str], None], path: str) -> None:
         function(path)
 
 
-@contextlib.contextmanager
-def _held(target: Path) -> Iterator[None]:
+def _held(target: Path) -> contextlib.AbstractContextManager[None]:
     """Let one process at a time make a copy."""
     staging().mkdir(mode=0o700, parents=True, exist_ok=True)
-    locks = staging() / ".locks"
-    locks.mkdir(exist_ok=True)
-    with (locks / hashlib.sha256(str(target).encode()).hexdigest()[:32]).open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    name = hashlib.sha256(str(target).encode()).hexdigest()[:32]
+    return exclusive_lock(staging() / ".locks" / name)
 
 
 def _without(names: Iterable[str], last: Collection[str]) -> list[str]:

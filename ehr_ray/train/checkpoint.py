@@ -7,7 +7,6 @@ seen, and the one before is used instead.
 """
 
 import logging
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -85,7 +84,7 @@ def save_checkpoint(
         partial.rename(final)
         files.sync(final.parent)
 
-    with files.new_folder(run / f".checkpoint.{os.getpid()}", publish) as partial:
+    with files.new_folder(run / "checkpoint", publish) as partial:
         save_tensors(model.state_dict(), partial / WEIGHTS)
         (partial / "experiment.yaml").write_text(document(to_yaml(experiment)))
         files.write_parquet(vocabulary.to_table(), partial / "vocabulary.parquet")
@@ -159,7 +158,7 @@ def save_state(
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
 
-    with files.new_folder(run / "state" / f".{name}.{os.getpid()}", publish) as partial:
+    with files.new_folder(run / "state" / name, publish) as partial:
         save_tensors(model.state_dict(), partial / WEIGHTS)
         save_tensors(_moments(optimizer), partial / "optimizer.safetensors")
         (partial / "progress.yaml").write_text(document(yaml.safe_dump(asdict(progress))))

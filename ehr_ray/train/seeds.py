@@ -2,10 +2,9 @@
 
 import torch
 
+from ehr_ray.events.mixing import GOLDEN
 from ehr_ray.experiment import Experiment
 
-MIX = 0x9E3779B97F4A7C15
-"""The golden-ratio multiplier of splitmix64: spreads neighbouring steps over the seeds."""
 FNV_PRIME = 0x100000001B3
 """The 64-bit FNV prime: steps of runs with neighbouring seeds do not meet."""
 MAX_RANKS = 4096
@@ -19,9 +18,9 @@ def scheduled_at(experiment: Experiment, step: int, steps_per_epoch: int) -> dic
 
 def noise_seed(seed: int, step: int) -> int:
     """Return a 48-bit seed of a step's noise: the same on all ranks, never validation's (0)."""
-    return ((seed * FNV_PRIME + step + 1) * MIX % (1 << 64) >> 16) | 1
+    return ((seed * FNV_PRIME + step + 1) * GOLDEN % (1 << 64) >> 16) | 1
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
     """Seed torch for a step: ranks differ, and a resumed run repeats."""
-    torch.manual_seed(((seed * 1_000_003 + step) * MAX_RANKS + rank) * MIX % (1 << 63))
+    torch.manual_seed(((seed * 1_000_003 + step) * MAX_RANKS + rank) * GOLDEN % (1 << 63))

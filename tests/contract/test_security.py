@@ -27,7 +27,6 @@ CALLS = {
 METHODS = {"extract", "extractall", "read_pickle", "to_pickle"}
 """Of archives, which would write where a member's name says, and of tables."""
 ALLOWED = {
-    "ehr_ray/runtime/data/tasks.py": {"pickle": "tasks on their way to Ray's own processes"},
     "ehr_ray/commands/export_pt.py": {"torch.save": "writes the format that others read"},
 }
 """What else would be refused, and why it is none of it."""

@@ -330,7 +330,7 @@ def test_a_place_that_takes_no_embeddings_is_told_before_ray_starts(run, cohort,
     def started(*_, **__):
         raise AssertionError("Ray was asked for")
 
-    monkeypatch.setattr("ehr_ray.runtime.inference.session", started)
+    monkeypatch.setattr("ehr_ray.commands.embed.session", started)
     with pytest.raises(
         ResourcesUnavailableError, match=r"/sys/all\.parquet: .*, then run the same command"
     ):

@@ -1,14 +1,9 @@
-import os
-import pickle
-from functools import partial
 from pathlib import Path
 
 import pytest
 
 from ehr_ray.commands.ingest import ingest
 from ehr_ray.errors import InputError
-from ehr_ray.runtime.data.tasks import run_on_ray
-from ehr_ray.runtime.session import session
 
 pytestmark = pytest.mark.ray
 
@@ -41,21 +36,17 @@ def test_bad_input_in_a_task_is_one_line(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in"]
 
 
-def test_errors_survive_the_way_back():
-    error = pickle.loads(pickle.dumps(InputError("x")))
-    assert str(error) == "x"
-
-
 def test_many_files_need_few_tasks(tmp_path, monkeypatch):
     counts = []
     import ehr_ray.commands.ingest as module
 
-    run = module._run_on_ray
-    monkeypatch.setattr(
-        module,
-        "run_on_ray",
-        lambda progress, verb, tasks: (counts.append(len(tasks)), run(progress, verb, tasks)),
-    )
+    run = module.run_jobs
+
+    def counted(function, jobs, **options):
+        counts.append(len(jobs))
+        return run(function, jobs, **options)
+
+    monkeypatch.setattr(module, "run_jobs", counted)
     folder = tmp_path / "in" / "set-a"
     folder.mkdir(parents=True)
     for i in range(1, 4001):
@@ -63,11 +54,3 @@ def test_many_files_need_few_tasks(tmp_path, monkeypatch):
     summary = ingest("physionet2012", tmp_path / "in", tmp_path / "out", options={}, cpus=2)
     assert sum(summary.subjects.values()) == 4000
     assert counts[0] == 2
-
-
-def test_a_task_that_fails_is_one_line(tmp_path):
-    tasks = [partial(os.listdir, tmp_path), partial(os.listdir, tmp_path / "none")]
-    with session(num_cpus=2), pytest.raises(OSError, match="No such file or directory"):
-        run_on_ray(lambda _: None, "read", tasks)
-    with session(num_cpus=2), pytest.raises(OSError, match="a task died"):
-        run_on_ray(lambda _: None, "read", [partial(int, "x")])

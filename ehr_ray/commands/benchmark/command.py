@@ -38,7 +38,7 @@ from ehr_ray.runtime.session import session
 from ehr_ray.runtime.training.launch import fit
 from ehr_ray.runtime.training.start_log import read_starts
 from ehr_ray.runtime.training.worker import Job, loader_of, train_here
-from ehr_ray.storage import sync
+from ehr_ray.storage import files, sync
 from ehr_ray.train.backend import LocalBackend
 from ehr_ray.train.task import family_of
 
@@ -92,7 +92,7 @@ def benchmark(
                 _show(screen, name, results[name])
     output.parent.mkdir(parents=True, exist_ok=True)
     content = {"cores": os.cpu_count(), "torch": torch.__version__, "parts": results}
-    output.write_text(json.dumps(content, indent=2) + "\n")
+    files.write_text(output, json.dumps(content, indent=2) + "\n")
     screen.say(f"written: {output}")
     return results
 

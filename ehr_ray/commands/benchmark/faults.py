@@ -63,9 +63,11 @@ def fault_speed(cohort: Path, place: Path, seconds: float = SECONDS) -> Numbers:
         kills = train_noted(experiment, data, killed, every(EVERY_SECONDS, middle))
         ended = time.monotonic()
     if not same_weights(whole, killed):
-        raise RunError(f"after {len(kills.times)} kills the weights are not those undisturbed")
+        raise RunError(
+            f"after {len(kills.times)} kills the weights differ from those of an undisturbed run"
+        )
     alone = goodput(_notes(whole), began, middle)
-    down = _down_times(_notes(killed), kills.times)
+    down = down_times(_notes(killed), kills.times)
     return {
         **{
             f"undisturbed, {name}": value for name, value in alone.items() if "repeated" not in name
@@ -158,7 +160,7 @@ def same_weights(a: Path, b: Path) -> bool:
     return left.keys() == right.keys() and all(torch.equal(left[n], right[n]) for n in left)
 
 
-def _down_times(notes: Path, kills: Sequence[float]) -> list[float]:
+def down_times(notes: Path, kills: Sequence[float]) -> list[float]:
     """Return the seconds from each kill to the first step that ended after it, if one did."""
     ended = sorted(t for start in read_starts(notes) for t in start.ended)
     return [ended[int(np.searchsorted(ended, kill))] - kill for kill in kills if kill < ended[-1]]

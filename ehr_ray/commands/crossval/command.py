@@ -9,16 +9,16 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 
 from ehr_ray.commands.crossval.fold import BASELINES, MODEL, FoldJob, run_fold
 from ehr_ray.config.yaml_files import override
-from ehr_ray.errors import ConfigError, InputError, RunError, UserError
+from ehr_ray.errors import ConfigError, InputError
 from ehr_ray.evaluation.metrics.survival import best_f1_threshold
 from ehr_ray.evaluation.report.write import write_predictions
 from ehr_ray.evaluation.tasks.fold_scores import (
@@ -36,7 +36,7 @@ from ehr_ray.experiment import Experiment, changes_since, dump, parse, to_yaml, 
 from ehr_ray.families.hcat.config import PRESETS
 from ehr_ray.families.hcat.outcome_baselines import LOGISTIC, TITLES
 from ehr_ray.registry import get_family
-from ehr_ray.runtime.data.tasks import Say
+from ehr_ray.runtime.data.tasks import Say, run_jobs
 from ehr_ray.runtime.session import session
 from ehr_ray.storage import files, sync
 from ehr_ray.storage.paths import is_uri
@@ -82,7 +82,7 @@ def crossval(
     family = get_family(experiment.family)
     if family.evaluation.task_outputs is None:
         raise ConfigError(
-            f"family: {family.name} answers no task by itself; crossval is for those that do: hcat"
+            f"family: {family.name} answers no task by itself, and crossval needs one that does"
         )
     if plan.folds < 2:
         raise ConfigError(f"--folds {plan.folds}: must be at least 2")
@@ -98,16 +98,24 @@ def crossval(
     experiment = replace(experiment, data=replace(experiment.data, cohort=str(cohort)))
     root = experiment.directory
     jobs = _jobs(experiment, plan, root, cohort, say)
-    _claim(root, experiment, plan)
+    claim(root, experiment, plan)
     waiting = [job for job in jobs if not job.target.is_file()]
     say(f"{len(jobs)} fold jobs, {len(jobs) - len(waiting)} of them done before")
     if waiting:
         with session(experiment.cluster.address, cpus, verbose):
-            _run(waiting, experiment.cluster.cpus_per_worker, say)
+            run_jobs(
+                partial(run_fold, events=read_events(cohort)),
+                waiting,
+                on_ray=True,
+                say=say,
+                verb="folds done:",
+                label=lambda job: job.key,
+                num_cpus=experiment.cluster.cpus_per_worker,
+            )
     return _report(experiment, plan, jobs, root)
 
 
-def _claim(root: Path, experiment: Experiment, plan: Plan) -> None:
+def claim(root: Path, experiment: Experiment, plan: Plan) -> None:
     """Write what is run into the folder, or refuse one that holds another experiment."""
     folds = f"# folds: {plan.folds}\n"  # the rest may grow
     text, path = to_yaml(experiment) + folds, root / "crossval.yaml"
@@ -116,8 +124,7 @@ def _claim(root: Path, experiment: Experiment, plan: Plan) -> None:
         or not all(change.startswith("output: ") for change in changes_since(path, experiment))
     ):
         raise ConfigError(f"{root}: holds another cross-validation; choose another name")
-    root.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
+    files.write_text(path, text)
 
 
 def _jobs(experiment: Experiment, plan: Plan, root: Path, cohort: Path, say: Say) -> list[FoldJob]:
@@ -195,49 +202,16 @@ def _strata(experiment: Experiment, cohort: Path) -> tuple[np.ndarray, np.ndarra
     return subjects, strata
 
 
-def _run(jobs: Sequence[FoldJob], cpus_each: float, say: Say) -> None:
-    import ray
-
-    task = ray.remote(num_cpus=cpus_each, max_retries=2)(_guarded)
-    events: dict[Path, Any] = {}
-    for job in jobs:
-        if job.cohort not in events:
-            events[job.cohort] = ray.put(read_events(job.cohort))
-    pending = {task.remote(job, events[job.cohort]): job for job in jobs}
-    done = 0
-    while pending:
-        ready, _ = ray.wait(list(pending))
-        for reference in ready:
-            job = pending.pop(reference)
-            kind, error = ray.get(reference)
-            if error:
-                for other in pending:
-                    ray.cancel(other, force=True)
-                kinds = {k.__name__: k for k in (ConfigError, InputError, RunError)}
-                raise kinds.get(kind, RunError)(f"{job.key}: {error}")
-            done += 1
-            say(f"{job.key} done, {done}/{len(jobs)}")
-
-
-def _guarded(job: FoldJob, events: pa.Table) -> tuple[str, str]:
-    """Run a task; an error the user can fix comes back as a value, not as a traceback."""
-    try:
-        run_fold(job, events)
-    except (UserError, RunError) as error:
-        return type(error).__name__, str(error)
-    return "", ""
-
-
 def _report(experiment: Experiment, plan: Plan, jobs: Sequence[FoldJob], root: Path) -> list[str]:
     """Join what the tasks wrote, score it and write the tables; return them as lines."""
     outcomes = experiment.model.outcomes
-    every = pd.concat([pd.read_parquet(job.target).assign(**job.place) for job in jobs])
+    every = pd.concat([pd.read_parquet(job.target).assign(**job.fold_columns) for job in jobs])
     test, inner = _judged(every, [o.name for o in outcomes])
     positive = {o.name: o.positive == "event" for o in outcomes}
     test["positive_is_event"] = test["outcome"].map(positive)
     scores = fold_scores(test)
-    scores.to_csv(root / "folds.csv", index=False)
-    inner.to_csv(root / "inner.csv", index=False)
+    files.write_text(root / "folds.csv", scores.to_csv(index=False))
+    files.write_text(root / "inner.csv", inner.to_csv(index=False))
     meaning = {o.name: o.describes for o in outcomes}
     _write_predictions(root / "predictions", test, Path(experiment.data.cohort), meaning)
     table = spread(scores)
@@ -258,7 +232,7 @@ def _report(experiment: Experiment, plan: Plan, jobs: Sequence[FoldJob], root: P
         ]
         lines += [said, "", *gaps, ""]
     text = "\n".join(lines)
-    (root / "crossval.md").write_text(text)
+    files.write_text(root / "crossval.md", text)
     record = {
         "seed": experiment.seed,
         "folds": plan.folds,
@@ -269,7 +243,7 @@ def _report(experiment: Experiment, plan: Plan, jobs: Sequence[FoldJob], root: P
         "reference": LOGISTIC,
         "means": table.to_dict("records"),
     }
-    (root / "crossval.json").write_text(json.dumps(record, indent=1) + "\n")
+    files.write_text(root / "crossval.json", json.dumps(record, indent=1) + "\n")
     return [*text.splitlines(), f"{root}: crossval.md, folds.csv, predictions/"]
 
 

@@ -1,6 +1,5 @@
 """One task of `crossval`: a fold's cohort, a model trained on it, what it says of patients."""
 
-import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -25,6 +24,7 @@ from ehr_ray.family import Batch
 from ehr_ray.registry import get_family
 from ehr_ray.runtime.data.prepared import vocabulary_of
 from ehr_ray.runtime.progress import Screen
+from ehr_ray.storage import files
 from ehr_ray.train.checkpoint import load
 from ehr_ray.train.predictor import Predictor
 
@@ -68,7 +68,7 @@ class FoldJob:
         return self.root / "jobs" / f"{self.key}.parquet"
 
     @property
-    def place(self) -> dict[str, int]:
+    def fold_columns(self) -> dict[str, int]:
         """Columns of its rows."""
         return {"repeat": self.repeat, "fold": self.fold, "member": self.member}
 
@@ -82,10 +82,8 @@ def run_fold(job: FoldJob, events: pa.Table) -> None:
     try:
         cohort = write_fold(job.cohort, events, job.splits, folder)
         rows = _baselines(job, cohort) if job.name == BASELINES else _trained(job, cohort)
-        job.target.parent.mkdir(parents=True, exist_ok=True)
-        partial = job.target.with_name(f".{job.target.name}.{os.getpid()}")
-        pd.concat(list(rows)).to_parquet(partial, index=False)
-        os.replace(partial, job.target)
+        with files.new_file(job.target) as partial:
+            pd.concat(list(rows)).to_parquet(partial, index=False)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         shutil.rmtree(job.root / "jobs" / job.experiment.name, ignore_errors=True)

@@ -233,7 +233,7 @@ def _suites(subject: Subject, parts: EvaluationInputs, say: Say) -> SuiteResult:
     """Run the family's suites on what inference gave."""
     names = subject.loaded.family.evaluation.suites
     if names:
-        say(f"measuring {', '.join(names)}")
+        say(f"measuring what {subject.loaded.family.name} can show besides")
     given = SuiteInput(
         split=subject.split,
         judged=parts.judged,

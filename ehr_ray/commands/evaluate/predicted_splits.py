@@ -22,9 +22,8 @@ from ehr_ray.events.labels import Labels
 from ehr_ray.events.patients import splits_of
 from ehr_ray.runtime.data.tasks import Say, split_shards
 from ehr_ray.runtime.inference import Request, matrix, predict_shards, read_tables
-from ehr_ray.storage import files as disk
-from ehr_ray.storage import sync
-from ehr_ray.storage.paths import absolute, named
+from ehr_ray.storage import files, sync
+from ehr_ray.storage.paths import absolute, canonical
 from ehr_ray.train import checkpoint
 
 FEATURE_CODES = 200
@@ -69,10 +68,10 @@ def _embedded(
     judged = split == subject.split and cohort.resolve() == subject.cohort.resolve()
     weights = checkpoint.checkpoint_folder(subject.run) / "model.safetensors"
     request = _request(subject, weights.parent, split, shards, labels is not None, judged)
-    files = [weights, *shards]
+    inputs = [weights, *shards]
     if labels is not None:
-        files.append(cohort / "labels" / f"{labels.task}.parquet")
-    stamp = [(absolute(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
+        inputs.append(cohort / "labels" / f"{labels.task}.parquet")
+    stamp = [(absolute(p), p.stat().st_size, p.stat().st_mtime_ns) for p in inputs]
     asked = {**dataclasses.asdict(request), "checkpoint": ""}
     key = hashlib.sha256(json.dumps([stamp, asked]).encode()).hexdigest()[:16]
     keep = fitted_on and not judged
@@ -118,7 +117,7 @@ def _request(
     patients = max(1, sum(_num_subjects(path) for path in shards))
     share = settings.max_patients / patients
     return Request(
-        named(folder.absolute()),
+        canonical(folder.absolute()),
         untrained=labelled,
         features=tuple(codes.tolist()) if labelled else None,
         diagnose=share if judged else 0.0,
@@ -133,7 +132,7 @@ def _request(
 
 
 def _num_subjects(shard: Path) -> int:
-    return len(pa.compute.unique(disk.read_parquet(shard, ["subject_id"])["subject_id"]))
+    return len(pa.compute.unique(files.read_parquet(shard, ["subject_id"])["subject_id"]))
 
 
 def _numbered(parts: list[Path], name: str) -> pa.Table | None:
@@ -141,7 +140,7 @@ def _numbered(parts: list[Path], name: str) -> pa.Table | None:
     tables, first = [], 0
     for part in parts:
         if (part / f"{name}.parquet").is_file():
-            table = disk.read_parquet(part / f"{name}.parquet", remedy=f"remove {part.parent}")
+            table = files.read_parquet(part / f"{name}.parquet", remedy=f"remove {part.parent}")
             shifted = pa.array(table["sample"].to_numpy() + first)
             tables.append(table.set_column(table.column_names.index("sample"), "sample", shifted))
         if (part / "samples.parquet").is_file():

@@ -28,7 +28,7 @@ from ehr_ray.runtime.inference import matrix
 from ehr_ray.sources.building.cohort import TASKS
 from ehr_ray.sources.parsing.quarantine import masked
 from ehr_ray.storage import files
-from ehr_ray.storage.paths import named, uri_of
+from ehr_ray.storage.paths import canonical, uri_of
 from ehr_ray.train import checkpoint, history
 
 
@@ -142,7 +142,7 @@ def _figures(
 
 
 def _provenance(subject: Subject) -> dict[str, str]:
-    result = {"cohort": named(subject.cohort)}
+    result = {"cohort": canonical(subject.cohort)}
     if not subject.own:
         result["fitted on"] = subject.experiment.data.cohort
     path = subject.cohort / "metadata" / "dataset.json"

@@ -12,6 +12,7 @@ import yaml
 from ehr_ray.evaluation.metrics.collapse import LatentDiagnostics, latent_diagnostics
 from ehr_ray.events.patients import cohort_shards, read_patients
 from ehr_ray.experiment import Experiment
+from ehr_ray.storage import files
 from ehr_ray.storage.sync import push
 from ehr_ray.train import checkpoint
 from ehr_ray.train.predictor import Predictor
@@ -70,7 +71,7 @@ def resolve_collapse(
         verdicts.append(found)
         say(str(found))
     stands, record = _outcome(verdicts)
-    (run / RECORD).write_text(yaml.safe_dump(record, sort_keys=False))
+    files.write_text(run / RECORD, yaml.safe_dump(record, sort_keys=False))
     push(run / RECORD)
     how = "training {} in its place" if record["trained_instead"] else "{} stands"
     say(f"{experiment.name}: collapsed with {record['collapsed']}; {how.format(stands.name)}")

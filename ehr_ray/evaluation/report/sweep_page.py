@@ -12,8 +12,9 @@ from ehr_ray.evaluation.report import sweep_figures as figures
 from ehr_ray.evaluation.report.html import section, table_of
 from ehr_ray.evaluation.report.page import Image, figure_of
 from ehr_ray.evaluation.report.style import CSS
-from ehr_ray.evaluation.report.write import images_of, write_whole
+from ehr_ray.evaluation.report.write import images_of
 from ehr_ray.evaluation.table import Table
+from ehr_ray.storage import files
 
 SHOWN: Final = 10
 """Trials on the screen; the page and the file have all."""
@@ -37,7 +38,8 @@ def write_sweep(
     `frame` has a row a trial, best first (`score`, `status`, `collapsed` and the swept `paths`);
     `about` are facts of the search for the head of the page.
     """
-    write_whole(root / TRIALS, lambda partial: _plain(frame).to_parquet(partial, index=False))
+    with files.new_file(root / TRIALS) as partial:
+        _plain(frame).to_parquet(partial, index=False)
     found = figures.importance(frame, paths, mode)
     number = None if best is None else int(best["trial"])
     drawn = {"parallel": figures.parallel(frame, paths, metric, mode, number)}
@@ -49,7 +51,7 @@ def write_sweep(
     tone, said = verdict(frame, best, metric)
     html = _page(root.name, about, tone, said, frame, paths, metric, images_of(root, drawn), config)
     html = html.replace("<!--importance-->", _importance(found))
-    write_whole(root / "report.html", lambda partial: partial.write_text(html))
+    files.write_text(root / "report.html", html)
     return [*table_lines(frame, paths, metric), *said]
 
 

@@ -3,14 +3,12 @@
 import base64
 import io
 import json
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
@@ -24,6 +22,7 @@ from ehr_ray.evaluation.report.tables import (
     tidy_csv,
     where_the_trees_win,
 )
+from ehr_ray.storage import files
 
 PREDICTIONS: Final = pa.schema(
     [
@@ -43,7 +42,7 @@ def write_report(directory: Path, context: ReportContext) -> Path:
     """Write `report.html` (one file, opens offline) and `figures/<name>.png`; return its path."""
     images = images_of(directory, context.figures)
     path = directory / "report.html"
-    _write_bytes(path, render_page(context, images).encode())
+    files.write_bytes(path, render_page(context, images).encode())
     return path
 
 
@@ -52,7 +51,7 @@ def images_of(directory: Path, figures: Mapping[str, Figure]) -> dict[str, Image
     images = {}
     for name, figure in figures.items():
         png = _png(figure)
-        _write_bytes(directory / "figures" / f"{name}.png", png)
+        files.write_bytes(directory / "figures" / f"{name}.png", png)
         width = round(figure.get_figwidth() * _CSS_PIXELS_PER_INCH)
         images[name] = Image(base64.b64encode(png).decode("ascii"), width)
     return images
@@ -74,8 +73,8 @@ def write_results(directory: Path, context: ReportContext) -> None:
         [part for part in (_rows(context), SEEN.get(context.split), told, *facts) if part],
         {heading: table for heading, table in tables.items() if table is not None},
     )
-    _write_bytes(directory / "results.md", text.encode())
-    _write_bytes(directory / "results.csv", tidy_csv(context.metrics).encode())
+    files.write_bytes(directory / "results.md", text.encode())
+    files.write_bytes(directory / "results.csv", tidy_csv(context.metrics).encode())
 
 
 def write_metrics(path: Path, metrics: Mapping[str, float]) -> list[str]:
@@ -87,7 +86,7 @@ def write_metrics(path: Path, metrics: Mapping[str, float]) -> list[str]:
     missing = undefined(metrics)
     kept = {name: float(value) for name, value in metrics.items() if np.isfinite(value)}
     kept |= {f"{name}/undefined": 1.0 for name in missing}
-    _write_bytes(path, (json.dumps(kept, indent=1, sort_keys=True) + "\n").encode())
+    files.write_bytes(path, (json.dumps(kept, indent=1, sort_keys=True) + "\n").encode())
     return missing
 
 
@@ -112,7 +111,7 @@ def write_predictions(
     table = pa.table(dict(zip(PREDICTIONS.names, columns, strict=True)), schema=PREDICTIONS)
     if positive:
         table = table.replace_schema_metadata({"positive": positive})
-    write_whole(path, lambda partial: pq.write_table(table, partial))
+    files.write_parquet(table, path)
 
 
 def _rows(context: ReportContext) -> str:
@@ -129,18 +128,3 @@ def _png(figure: Figure) -> bytes:
     # Without the name of the software the same run gives the same bytes.
     figure.savefig(buffer, format="png", dpi=_DPI, facecolor="white", metadata={"Software": ""})
     return buffer.getvalue()
-
-
-def _write_bytes(path: Path, content: bytes) -> None:
-    write_whole(path, lambda partial: partial.write_bytes(content))
-
-
-def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
-    """Call `write` with a temporary path, then rename: a file is there whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    try:
-        write(partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -48,7 +48,7 @@ FAMILY = Family(
     evaluation=Evaluation(
         latents=latents,
         outputs={"imputations": imputations},
-        suites=("hcat",),
+        suites=(f"{__name__}.evaluation:suite",),
         task_outputs=task_outputs,
         baseline_codes=baseline_codes,
     ),

@@ -65,6 +65,6 @@ FAMILY = Family(
         rank=Select("probe/auroc", "max"),
     ),
     evaluation=Evaluation(
-        outputs={"targets": targets, "cells": cells}, suites=("latent_prediction",)
+        outputs={"targets": targets, "cells": cells}, suites=(f"{__name__}.evaluation:suite",)
     ),
 )

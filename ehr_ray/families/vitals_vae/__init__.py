@@ -50,7 +50,10 @@ FAMILY = Family(
     evaluation=Evaluation(
         latents=latents,
         outputs={"grids": grids, "components": components},
-        suites=("vitals_reconstruction", "vitals_clusters", "vitals_files"),
+        suites=tuple(
+            f"{__name__}.evaluation.suites:{name}"
+            for name in ("reconstruction", "clusters", "files")
+        ),
     ),
     files=Files(export=export),
 )

@@ -21,6 +21,7 @@ import pyarrow as pa
 from ehr_ray.errors import InputError
 from ehr_ray.events.blocks import BlockStore, write_block
 from ehr_ray.events.labels import choose_task, read_labels
+from ehr_ray.events.mixing import FIRST, GOLDEN
 from ehr_ray.events.patients import Patient, read_patients, shard_names, splits_of
 from ehr_ray.events.vocabulary import Vocabulary, fit_codes
 from ehr_ray.experiment import Experiment
@@ -142,9 +143,12 @@ def _cuts(origin: int, time: int, hours: Sequence[float]) -> list[int]:
 
 
 def sampled(subject_id: int, share: float) -> bool:
-    """Whether a subject is among the given share: by a hash of its id, so the same every time."""
-    mixed = (subject_id * 0x9E3779B97F4A7C15 + 0x632BE59BD9B4E019) % (1 << 64)
-    mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) % (1 << 64)
+    """Whether a subject is among the given share: by a hash of its id, so the same every time.
+
+    Half of splitmix64, with another start: it stays, or runs would get other subjects.
+    """
+    mixed = (subject_id * GOLDEN + 0x632BE59BD9B4E019) % (1 << 64)
+    mixed = ((mixed ^ (mixed >> 30)) * FIRST) % (1 << 64)
     return (mixed >> 11) / (1 << 53) < share
 
 

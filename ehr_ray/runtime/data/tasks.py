@@ -1,24 +1,120 @@
-"""Jobs of one task a shard, on Ray Data or in this process."""
+"""One list of jobs, one runner: on Ray Data or in this process, with errors brought back."""
 
-import contextlib
 import logging
-import os
-import pickle
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-from ehr_ray.errors import InputError, RunError, UserError
+from ehr_ray.errors import InputError, RunError, UserError, error_of_kind
 from ehr_ray.events.patients import cohort_shards, splits_of
 from ehr_ray.events.schema import SPLITS
 from ehr_ray.storage import sync
-from ehr_ray.storage.paths import local, named, uri_of
+from ehr_ray.storage.paths import canonical, local, uri_of
 
 Say = Callable[[str], None]
-
-
 log = logging.getLogger(__name__)
+
+
+def run_jobs(
+    function: Callable[[Any], Any],
+    jobs: Sequence[Any],
+    *,
+    on_ray: bool,
+    say: Say,
+    verb: str,
+    label: Callable[[Any], str] = str,
+    num_cpus: float = 1,
+    actors: int | None = None,
+) -> list[Any]:
+    """Call a function on each job, and return its results in the order of the jobs.
+
+    Jobs travel with the function, once: they should name data, not hold it.
+
+    Args:
+        function: picklable; gives a number, a text, lists or a flat mapping of those, or None.
+        jobs: any picklable values.
+        on_ray: as Ray Data tasks, one a job, in the session that is open; else in this process.
+        say: gets a line `verb done/total` after each job.
+        verb: what is done, as in `prepared shards`.
+        label: the name of a job in the message of an error that nobody foresaw.
+        num_cpus: cores of a job.
+        actors: processes that keep the function, and what it has loaded, from job to job; None
+            leaves it to Ray, which may load it anew for each job.
+
+    Raises:
+        UserError, RunError: as the function raised them, of the same kind.
+        RunError: any other error, in one line; its traceback is in the log of the worker.
+    """
+    results: dict[int, Any] = {}
+    guarded = Guarded(function, jobs, label)
+    rows = _on_ray(guarded, len(jobs), num_cpus, actors) if on_ray and jobs else None
+    for count, row in enumerate(rows or map(guarded, range(len(jobs))), start=1):
+        if row["kind"]:
+            raise error_of_kind(row["kind"], row["error"])
+        results[row["index"]] = row["value"]
+        say(f"{verb} {count}/{len(jobs)}")
+    return [results[index] for index in sorted(results)]
+
+
+def _on_ray(guarded: "Guarded", count: int, num_cpus: float, actors: int | None) -> Any:
+    """Yield the outcomes of all jobs as they end; the first error ends those not yet begun."""
+    import ray.data
+    import ray.exceptions
+
+    indices = ray.data.from_items([{"item": n} for n in range(count)], override_num_blocks=count)
+    if actors is None:
+        outcomes = indices.map(_ItemTask(guarded), num_cpus=num_cpus)
+    else:
+        outcomes = indices.map(
+            _ItemTask,
+            fn_constructor_args=(guarded,),
+            compute=ray.data.ActorPoolStrategy(size=actors),
+            num_cpus=num_cpus,
+        )
+    try:
+        yield from outcomes.iter_rows()
+    except ray.exceptions.RayError as error:
+        kind = type(error).__name__
+        raise RunError(
+            f"a worker process died ({kind}; see -v); run the same command again"
+        ) from error
+
+
+class Guarded:
+    """The call of a job by its index, whose errors are values: Ray would wrap them in tracebacks.
+
+    Jobs are held here since in the rows of a dataset they would have to be of one Arrow type.
+    """
+
+    def __init__(
+        self, function: Callable[[Any], Any], jobs: Sequence[Any], label: Callable[[Any], str]
+    ) -> None:
+        self._function, self._jobs, self._label = function, list(jobs), label
+
+    def __call__(self, index: int) -> dict[str, Any]:
+        """Return `index`, and `value` or the `kind` and text of an `error`."""
+        job = self._jobs[index]
+        value, kind, text = None, "", ""
+        try:
+            value = self._function(job)
+        except (UserError, RunError) as error:
+            kind, text = type(error).__name__, str(error)
+        except Exception as error:
+            log.exception("failed on %s", self._label(job))
+            # A key may be a patient's.
+            what = "" if isinstance(error, KeyError) else f": {error}"
+            kind, text = RunError.__name__, f"{self._label(job)}: {type(error).__name__}{what}"
+        return {"index": index, "value": value, "kind": kind, "error": text}
+
+
+class _ItemTask:
+    """A row of Ray Data in, an outcome out."""
+
+    def __init__(self, guarded: Guarded) -> None:
+        self._guarded = guarded
+
+    def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        return self._guarded(int(row["item"]))
 
 
 def run_shards(
@@ -31,66 +127,51 @@ def run_shards(
     num_cpus: float = 1,
     bring: bool = True,
 ) -> list[Any]:
-    """Run a function over shards, as a Ray Data job or here; return what it gave, in order.
+    """Run a function over shards by `run_jobs`; return what it gave, in order.
 
     A job's `shard` and `target` may be copies of URIs: they travel as such, the task copies the
     shard to its node and writes the target back, and it is brought here unless `bring` is False.
-    Bad input comes back as a value and is raised here, so that a user reads one line and not the
-    traceback of a task.
     """
-    results: dict[int, Any] = {}
-    jobs = [{k: named(v) if k in _PLACES else v for k, v in job.items()} for job in jobs]
-    if on_ray:
-        import ray.data
-
-        items = [{"index": index, **job} for index, job in enumerate(jobs)]
-        dataset = ray.data.from_items(items, override_num_blocks=len(items)).map(
-            _Guarded(function), num_cpus=num_cpus
-        )
-        done = dataset.iter_rows()
-    else:
-        guarded = _Guarded(function)
-        done = (guarded({"index": index, **job}) for index, job in enumerate(jobs))
-    for count, row in enumerate(done, start=1):
-        if row["error"]:
-            raise (InputError if row["input"] else RunError)(row["error"])
-        results[row["index"]] = row["value"]
-        say(f"{verb} {count}/{len(jobs)}")
+    jobs = [{k: canonical(v) if k in _PATHS else v for k, v in job.items()} for job in jobs]
+    results = run_jobs(
+        ShardTask(function),
+        jobs,
+        on_ray=on_ray,
+        say=say,
+        verb=verb,
+        label=_shard_of,
+        num_cpus=num_cpus,
+    )
     for job in jobs if bring else ():
         sync.fetch(job["target"])
-    return [results[index] for index in sorted(results)]
+    return results
 
 
-_PLACES = ("shard", "target")
+_PATHS = ("shard", "target")
 
 
-def _here(job: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a job with the places of this node, where its shard now is."""
-    here = dict(job)
-    for name, place in job.items():
-        if name in _PLACES and uri_of(place) is not None:
-            here[name] = str(sync.fetch(place) if name == "shard" else local(place))
-    return here
+def _shard_of(job: Mapping[str, Any]) -> str:
+    return str(job["shard"])
 
 
-class _Guarded:
+class ShardTask:
+    """A function of a shard, on the copies of this node: shard fetched before, target pushed after.
+
+    A job without a `target` writes nothing.
+    """
+
     def __init__(self, function: Callable[[Mapping[str, Any]], Any]) -> None:
         self._function = function
 
-    def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        job = {key: value for key, value in row.items() if key != "index"}
-        value, error, bad_input = None, "", False
-        try:
-            value = self._function(_here(job))
-            sync.push(job.get("target", ""))
-        except (UserError, RunError) as problem:
-            error, bad_input = str(problem), isinstance(problem, UserError)
-        except Exception as problem:
-            log.exception("failed on %s", job.get("shard"))
-            # A key may be a patient's.
-            what = "" if isinstance(problem, KeyError) else f": {problem}"
-            error = f"{job.get('shard')}: {type(problem).__name__}{what}"
-        return {"index": row["index"], "value": value, "error": error, "input": bad_input}
+    def __call__(self, job: Mapping[str, Any]) -> Any:
+        """Return what the function gives."""
+        here = dict(job)
+        for name in _PATHS:
+            if uri_of(path := job.get(name, "")) is not None:
+                here[name] = str(sync.fetch(path) if name == "shard" else local(path))
+        value = self._function(here)
+        sync.push(job.get("target", ""))
+        return value
 
 
 def split_shards(cohort: Path, split: str) -> list[Path]:
@@ -100,73 +181,3 @@ def split_shards(cohort: Path, split: str) -> list[Path]:
         there = ", ".join(splits_of(cohort))
         raise InputError(f"{cohort}: no {split} split; it has {there}")
     return shards
-
-
-SMALL_BYTES: Final = 200_000_000
-"""Smaller inputs are read in this process unless CPUs are asked for: starting Ray takes seconds."""
-
-
-Task = Callable[[], None]
-
-
-Run = Callable[[str, Sequence[Task]], None]
-
-
-@contextlib.contextmanager
-def runner(
-    units: int,
-    size: int,
-    cpus: int | None,
-    progress: Callable[[str], None],
-    address: str | None,
-) -> Iterator[Run]:
-    """Choose where tasks run: here, unless there is enough work for Ray to pay."""
-    if cpus is None:
-        here = units == 1 or size < SMALL_BYTES or (os.cpu_count() or 1) == 1
-    else:
-        here = cpus == 1
-    if here:
-        yield partial(_run_here, progress)
-        return
-    from ehr_ray.runtime.session import session
-
-    with session(address, num_cpus=cpus, without="--cpus 1"):
-        yield partial(run_on_ray, progress)
-
-
-def _run_here(progress: Callable[[str], None], verb: str, tasks: Sequence[Task]) -> None:
-    for done, task in enumerate(tasks, start=1):
-        task()
-        progress(f"{verb} {done}/{len(tasks)}")
-
-
-def run_on_ray(progress: Callable[[str], None], verb: str, tasks: Sequence[Task]) -> None:
-    """Run each task as one Ray Data task; the paths travel, never the data."""
-    import ray.data
-    import ray.exceptions
-
-    items = [{"task": pickle.dumps(task)} for task in tasks]
-    dataset = ray.data.from_items(items, override_num_blocks=len(items))
-    results = dataset.map_batches(_run_batch, batch_size=1)
-    try:
-        for done, row in enumerate(results.iter_rows(), start=1):
-            if row["bad_input"]:
-                raise InputError(row["bad_input"])
-            if row["failure"]:
-                raise OSError(*filter(None, (row["errno"], row["failure"])))
-            progress(f"{verb} {done}/{len(tasks)}")
-    except ray.exceptions.RayError as error:
-        raise OSError(f"a task died ({type(error).__name__}; see -v)") from error
-
-
-def _run_batch(batch: dict[str, Any]) -> dict[str, Any]:
-    """Run one pickled task; errors come back as text, for Ray would wrap them in tracebacks."""
-    bad_input = failure = ""
-    number = 0
-    try:
-        pickle.loads(batch["task"][0])()
-    except InputError as error:
-        bad_input = str(error)
-    except OSError as error:
-        failure, number = str(error), error.errno or 0
-    return {"bad_input": [bad_input], "failure": [failure], "errno": [number]}

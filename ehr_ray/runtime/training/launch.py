@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ehr_ray.errors import ConfigError, InputError, ResourcesUnavailableError, RunError, UserError
+from ehr_ray.errors import ResourcesUnavailableError, RunError, error_of_kind
 from ehr_ray.train.checkpoint import saved_progress
 
 
@@ -32,8 +32,8 @@ def fit(job: Any, callbacks: Sequence[Any] = ()) -> None:
         Patience,
         cause,
         failure_config,
-        last_line,
         lacks_resources,
+        last_line,
         too_many,
     )
     from ehr_ray.runtime.training.worker import check_share, to_worker, train_worker
@@ -78,7 +78,7 @@ def fit(job: Any, callbacks: Sequence[Any] = ()) -> None:
                 continue
             except ray.train.TrainingFailedError as error:
                 if lacks_resources(error) and _saved_step(job.run) > before:
-                    continue  # it had room for a while, and waits again
+                    continue  # it had resources for a while, and waits again
                 kind = ResourcesUnavailableError if lacks_resources(error) else RunError
                 raise kind(f"{job.run.name}: {cause(error, cluster)}") from error
             _raise_returned(result.return_value)
@@ -91,7 +91,5 @@ def _saved_step(run: Path) -> int:
 
 
 def _raise_returned(value: Mapping[str, str] | None) -> None:
-    known = (UserError, ConfigError, InputError, RunError, ResourcesUnavailableError)
-    kinds = {kind.__name__: kind for kind in known}
     if value and value["error"]:
-        raise kinds.get(value["kind"], RunError)(value["error"])
+        raise error_of_kind(value["kind"], value["error"])

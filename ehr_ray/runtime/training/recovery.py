@@ -68,9 +68,9 @@ def cause(error: Any, cluster: ClusterConfig) -> str:
         if cluster.gpus_per_worker:
             resources += f" and {cluster.gpus_per_worker:g} GPUs"
         return (
-            f"no room for {cluster.least_workers} workers of {resources} each came within "
-            f"cluster.wait_seconds={cluster.wait_seconds:g}; see `ray status`, ask for less, or "
-            "run the same command when there is room: it goes on from the last saved state"
+            f"the cluster had no resources for {cluster.least_workers} workers of {resources} each "
+            f"within cluster.wait_seconds={cluster.wait_seconds:g}; see `ray status`, ask for "
+            "less, or run the same command later: it goes on from the last saved state"
         )
     failures = getattr(error, "worker_failures", None) or {}
     return _worker(failures) if failures else last_line(inner or error)

@@ -11,6 +11,8 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ehr_ray.storage import files
+
 
 class StartFile:
     """Writes one start of a rank: first who it is, then (rank 0) a line for each step."""
@@ -18,10 +20,11 @@ class StartFile:
     def __init__(self, folder: Path, rank: int, world: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         now = time.monotonic()
-        partial = folder / f".{now:.6f}-{rank}"
+        final = folder / f"{now:.6f}-{rank}.jsonl"
+        partial = files.temporary(final)
         self._file = partial.open("w", buffering=1)
         self._write({"rank": rank, "world": world, "pid": os.getpid(), "time": now})
-        partial.rename(folder / f"{now:.6f}-{rank}.jsonl")
+        partial.rename(final)
 
     def step(self, step: int) -> None:
         """Note that a step is done."""

@@ -21,8 +21,8 @@ from ehr_ray.runtime.tracking import UNTOLD, Tracked, Tracker, untold
 from ehr_ray.runtime.training.ranking import MEASURES, RankingBackend, TrialRanking, measured
 from ehr_ray.runtime.training.start_log import StartFile, keep_to_core
 from ehr_ray.storage import sync
-from ehr_ray.storage.lock import exclusive_lock
-from ehr_ray.storage.paths import is_uri, local, named, uri_of
+from ehr_ray.storage.lock import run_lock
+from ehr_ray.storage.paths import canonical, is_uri, local, uri_of
 from ehr_ray.train.allocator import keep_freed_memory
 from ehr_ray.train.backend import Backend, sent_once
 from ehr_ray.train.checkpoint import Progress, drop_states, saved_progress
@@ -152,7 +152,7 @@ def train_here(job: Job, backend: Backend) -> Progress:
 
     # What a process that was lost had not told, or another trial had reported.
     tracker.retell(job.run, (HISTORY, MEASURES) if job.ranking else (HISTORY,))
-    with exclusive_lock(job.run):
+    with run_lock(job.run):
         progress = train(*args, Watch(on_step, on_report, screen.lines))
         sync.push_run(job.run)
     if tracker.flush():  # told by who reads the run directory next
@@ -163,31 +163,30 @@ def train_here(job: Job, backend: Backend) -> Progress:
 
 
 def to_worker(job: Job) -> dict[str, Any]:
-    """Return the configuration of the workers: a job, and its places by names all nodes know."""
-    blocks = {split: [*map(named, paths)] for split, paths in job.prepared.blocks.items()}
-    places = {"run": named(job.run), "progress": named(job.progress), "blocks": blocks}
-    return {"job": job, "places": places}
+    """Return the configuration of the workers: a job, and its paths by names all nodes know."""
+    blocks = {split: [*map(canonical, paths)] for split, paths in job.prepared.blocks.items()}
+    paths = {"run": canonical(job.run), "progress": canonical(job.progress), "blocks": blocks}
+    return {"job": job, "paths": paths}
 
 
 def from_worker(config: dict[str, Any]) -> Job:
-    """Return the job with the places of this node, where what it reads has been copied."""
+    """Return the job with the paths of this node, where what it reads has been copied."""
     job: Job = config["job"]
-    places = config.get("places")
-    if places is None:
+    paths = config.get("paths")
+    if paths is None:
         return job
-    run = sync.fetch_run(places["run"], missing_ok=True)
+    run = sync.fetch_run(paths["run"], missing_ok=True)
     blocks = {
-        split: tuple(sync.fetch(path) for path in paths)
-        for split, paths in places["blocks"].items()
+        split: tuple(sync.fetch(path) for path in names) for split, names in paths["blocks"].items()
     }
     if saved_progress(run) is None:
-        for place in (job.experiment.init_from, getattr(job.experiment.model, "phrases", None)):
-            if place is not None and is_uri(place):
-                sync.fetch_run(place)
+        for given in (job.experiment.init_from, getattr(job.experiment.model, "phrases", None)):
+            if given is not None and is_uri(given):
+                sync.fetch_run(given)
     return replace(
         job,
         run=run,
-        progress=local(places["progress"]),
+        progress=local(paths["progress"]),
         prepared=Prepared(job.prepared.vocabulary, blocks),
     )
 

@@ -1,4 +1,4 @@
-"""What a search may do: its room on the cluster, valid domains, what trials can hand over."""
+"""What a search may do: how many trials run at a time, valid domains, what trials can hand over."""
 
 import math
 import os
@@ -28,7 +28,7 @@ def concurrency(
     cluster, plan = experiment.cluster, experiment.tune
     workers = max(1, cluster.most_workers)
     joined = bool(cluster.address or os.environ.get("RAY_ADDRESS"))
-    room = float(min(trials, plan.concurrent or trials))
+    most = float(min(trials, plan.concurrent or trials))
     for name, each, spare in (
         ("CPU", cluster.cpus_per_worker, plan.spare_cpus),
         ("GPU", cluster.gpus_per_worker, 0.0),
@@ -47,12 +47,12 @@ def concurrency(
                 + f"; ask for fewer workers or a smaller {key}"
             )
         if fits >= 1:
-            room = min(room, fits)
-    return max(1, int(room))
+            most = min(most, fits)
+    return max(1, int(most))
 
 
 def limited(plan: TuneConfig) -> bool:
-    """Whether fewer trials run at a time than there is room for, so that they cannot take turns."""
+    """Whether fewer trials run at a time than the cluster can hold, so that none takes turns."""
     return bool(plan.concurrent or plan.spare_cpus)
 
 
@@ -86,7 +86,10 @@ def check_exploits(
 ) -> None:
     """Refuse PBT over what decides shapes or rows: weights of another trial would not fit."""
     if rows := data_paths(experiment, space):
-        raise ConfigError(f"tune.scheduler=pbt: search.{rows[0]} changes the data of a trial")
+        raise ConfigError(
+            f"tune.scheduler=pbt: search.{rows[0]} changes the data of a trial, so none can go on "
+            "from another one's weights; search it by another scheduler, or set it to null"
+        )
     part = next(iter(data.parts.values()))
 
     def shapes(path: str, value: Any) -> dict[str, Any]:

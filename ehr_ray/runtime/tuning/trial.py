@@ -26,7 +26,7 @@ from ehr_ray.runtime.training.ranking import MEASURES, WORST, TrialRanking
 from ehr_ray.runtime.tuning.schedulers import AGAIN, LACKS
 from ehr_ray.runtime.tuning.trial_data import Datasets
 from ehr_ray.storage import files, sync
-from ehr_ray.storage.paths import below, local, named
+from ehr_ray.storage.paths import canonical, join, local
 from ehr_ray.train import history
 from ehr_ray.train.backend import LocalBackend
 from ehr_ray.train.checkpoint import Progress, saved_progress
@@ -68,7 +68,7 @@ class Search:
 
 def trial_dir(root: str | Path, number: int) -> Path:
     """Return the run directory of a trial, on this machine where the search lies in a store."""
-    return local(below(root, "trials", f"{number:04d}"))
+    return local(join(root, "trials", f"{number:04d}"))
 
 
 def read_trial(folder: Path) -> dict[str, Any]:
@@ -148,7 +148,7 @@ def run_trial(config: Mapping[str, Any], search: Search) -> None:
 def trial_experiment(search: Search, number: int, sample: Sample) -> Experiment:
     """Return the experiment of a trial: the search's own with the sample's values."""
     folder = search.trial_dir(number)
-    fixed = {"name": folder.name, "output": named(folder.parent), "search": {}}
+    fixed = {"name": folder.name, "output": canonical(folder.parent), "search": {}}
     return parse(override(search.datasets.of(sample).base, {**sample, **fixed}))
 
 
@@ -256,7 +256,7 @@ def _take_over(folder: Path, number: int, sample: Sample) -> None:
     step = progress.step if progress else 0
     before = read_trial(folder).get("sample")
     past.append({"step": step, "from": giver, "before": before, "sample": sample})
-    path.write_text(yaml.safe_dump(past, sort_keys=False))
+    files.write_text(path, yaml.safe_dump(past, sort_keys=False))
     write_trial(folder, number, sample)
     # MLflow's parameters cannot change, so that what follows is a run of its own.
     leave_run(folder, f"took over trial {giver} at step {step}")

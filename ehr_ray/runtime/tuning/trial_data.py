@@ -25,7 +25,7 @@ from ehr_ray.runtime.data.prepared import Prepared, prepared, vocabulary_of
 from ehr_ray.runtime.data.tasks import Say
 from ehr_ray.runtime.text_embedding import with_phrases
 from ehr_ray.storage import sync
-from ehr_ray.storage.paths import named
+from ehr_ray.storage.paths import canonical
 from ehr_ray.train.task import family_of
 
 LARGEST: Final = 64
@@ -82,7 +82,8 @@ def datasets(
     combinations = [*itertools.product(*(ends(domain) for domain in domains))]
     if len(combinations) > LARGEST:
         raise ConfigError(
-            f"search: {' x '.join(paths)} make {len(combinations)} datasets; {LARGEST} at most"
+            f"search: {' x '.join(paths)} make {len(combinations)} datasets, and a search has "
+            f"{LARGEST} at most; give fewer choices"
         )
     parts = {}
     with contextlib.ExitStack() as stack:
@@ -132,7 +133,7 @@ def _rows(experiment: Experiment, family: AnyFamily, vocabulary: Vocabulary | No
 
 def _named(data: Prepared) -> Prepared:
     """Return the dataset with names of files that all nodes know."""
-    blocks: dict[str, Any] = {s: tuple(map(named, paths)) for s, paths in data.blocks.items()}
+    blocks: dict[str, Any] = {s: tuple(map(canonical, paths)) for s, paths in data.blocks.items()}
     return Prepared(data.vocabulary, blocks)
 
 

@@ -7,7 +7,6 @@
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
 import os
@@ -34,7 +33,8 @@ from ehr_ray.sources.parsing.labels import resolve
 from ehr_ray.sources.parsing.quarantine import masked
 from ehr_ray.sources.source import Source, Unit
 from ehr_ray.sources.splits import SplitPolicy
-from ehr_ray.storage import files as disk
+from ehr_ray.storage import files
+from ehr_ray.storage.lock import exclusive_lock
 
 LAYOUT: Final = 2
 """Bump when the same input would give other bytes: staged work of older versions is not reused."""
@@ -166,14 +166,22 @@ def staging(output: Path, print_: str) -> Iterator[Path]:
     discard_staging(output, keep=folder)
     folder.mkdir(exist_ok=True)
     with _lock(folder, output):
-        for unfinished in folder.rglob("*.tmp-*"):
-            shutil.rmtree(unfinished) if unfinished.is_dir() else unfinished.unlink()
+        _remove_unfinished(folder)
         try:
             yield folder
         except InputError:
             _remove(folder)
             raise
         shutil.rmtree(folder)
+
+
+def _remove_unfinished(folder: Path) -> None:
+    """Remove what tasks that were killed had begun to write: their hidden files and folders."""
+    for path in [*folder.rglob(".*")]:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _remove(folder: Path) -> None:
@@ -194,14 +202,9 @@ def discard_staging(output: Path, keep: Path | None = None) -> None:
                 shutil.rmtree(stale)
 
 
-@contextlib.contextmanager
-def _lock(folder: Path, output: Path) -> Iterator[None]:
-    with open(folder / "lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise InputError(f"--output {output}: another ingest is writing it; wait") from None
-        yield
+def _lock(folder: Path, output: Path) -> contextlib.AbstractContextManager[None]:
+    busy = InputError(f"--output {output}: another ingest is writing it; wait")
+    return exclusive_lock(folder / "lock", busy, patience=0)
 
 
 def check_parts(plan: Plan, num_parts: int, max_rejected: float) -> list[Shard]:
@@ -222,8 +225,8 @@ def check_parts(plan: Plan, num_parts: int, max_rejected: float) -> list[Shard]:
 def _check_rejects(parts: list[Path], max_rejected: float) -> None:
     sums = totals(parts)
     bad_rows, rows = sums["rejected_rows"], sums["rows_read"]
-    bad_files, files = sums["rejected_files"], sums["files_read"]
-    if bad_rows <= max_rejected * rows and bad_files <= max_rejected * files:
+    bad_files, num_files = sums["rejected_files"], sums["files_read"]
+    if bad_rows <= max_rejected * rows and bad_files <= max_rejected * num_files:
         return
     tables = (side_table(part, "rejected") for part in parts)
     first = next(table for table in tables if table is not None).slice(0, 3).to_pylist()
@@ -232,7 +235,7 @@ def _check_rejects(parts: list[Path], max_rejected: float) -> None:
         for row in first
     )
     raise InputError(
-        f"rejected {bad_rows} of {rows} rows and {bad_files} of {files} files, more than "
+        f"rejected {bad_rows} of {rows} rows and {bad_files} of {num_files} files, more than "
         f"{max_rejected:.3g} of them: {examples}; fix them or raise --max-rejected"
     )
 
@@ -247,8 +250,8 @@ def finish(
     metadata.mkdir(exist_ok=True)
     subjects = _subjects(plan, shards)
     splits = subjects.select(["subject_id", "split"]).cast(SUBJECT_SPLITS)
-    disk.write_parquet(splits, metadata / "subject_splits.parquet")
-    disk.write_parquet(_codes(plan, source, shards, parts), metadata / "codes.parquet")
+    files.write_parquet(splits, metadata / "subject_splits.parquet")
+    files.write_parquet(_codes(plan, source, shards, parts), metadata / "codes.parquet")
     _write_all("rejected", parts, REJECTED, metadata)
     _write_names(parts, metadata)
     labels, orphans = _write_labels(parts, subjects, cohort)
@@ -271,10 +274,13 @@ def finish(
     if source.positive:
         positive = source.positive(plan.options)
         (metadata / TASKS).write_text(json.dumps(positive, indent=1) + "\n")
+    _remove_unfinished(cohort)
+    files.sync_tree(cohort)
     with contextlib.suppress(FileNotFoundError):
         # An empty folder may have been made for us; rename replaces it on POSIX, but not a link.
         output.rmdir()
     os.rename(cohort, output)
+    files.sync(output.parent)
     return summary
 
 
@@ -282,7 +288,7 @@ def _subjects(plan: Plan, shards: list[Shard]) -> pa.Table:
     """Return the `SUBJECTS` of all shards with their `split`, sorted by id."""
     pieces = []
     for shard in shards:
-        table = disk.open_parquet(shard.subjects_path(plan)).read()
+        table = files.open_parquet(shard.subjects_path(plan)).read()
         pieces.append(table.append_column("split", pa.repeat(shard.split, len(table))))
     subjects = pa.concat_tables(pieces).sort_by("subject_id")
     ids = subjects["subject_id"].to_numpy()
@@ -314,7 +320,7 @@ def _codes(plan: Plan, source: Source, shards: list[Shard], parts: list[Path]) -
 
 
 def _write_all(name: str, parts: list[Path], schema: pa.Schema, folder: Path) -> None:
-    with pq.ParquetWriter(folder / f"{name}.parquet", schema, **disk.CHECKED) as writer:
+    with pq.ParquetWriter(folder / f"{name}.parquet", schema, **files.CHECKED) as writer:
         for part in parts:
             table = side_table(part, name)
             if table is not None:
@@ -331,7 +337,7 @@ def _write_names(parts: list[Path], folder: Path) -> None:
     if names:
         rows = sorted(names.items())
         table = pa.table([[sid for sid, _ in rows], [name for _, name in rows]], schema=NAMES)
-        disk.write_parquet(table, folder / "subject_ids.parquet")
+        files.write_parquet(table, folder / "subject_ids.parquet")
 
 
 def _write_labels(
@@ -348,7 +354,7 @@ def _write_labels(
         if not len(table):
             continue
         (cohort / "labels").mkdir(exist_ok=True)
-        disk.write_parquet(table, cohort / "labels" / f"{task}.parquet")
+        files.write_parquet(table, cohort / "labels" / f"{task}.parquet")
         value = table.column(2)
         numeric = table.column_names[2] in ("boolean_value", "float_value")
         summaries[task] = TaskSummary(len(table), pc.mean(value).as_py() if numeric else None)

@@ -1,7 +1,6 @@
 """Second pass: buckets of whole subjects -> sorted Parquet shards."""
 
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -9,7 +8,6 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ehr_ray.events.schema import EVENTS, SPLITS, is_origin
 from ehr_ray.sources.building.staging import Plan, read_keys
@@ -96,8 +94,8 @@ def gather(plan: Plan, shard: Shard, num_parts: int, relative_time: bool) -> Non
     if path.exists():
         return
     events = _collect(plan, shard, num_parts, relative_time)
-    _write(_subjects(events), shard.subjects_path(plan), plan.staging)
-    _write(events, path, plan.staging)
+    write_shard(_subjects(events), shard.subjects_path(plan))
+    write_shard(events, path)
 
 
 def _collect(plan: Plan, shard: Shard, num_parts: int, relative_time: bool) -> pa.Table:
@@ -115,14 +113,9 @@ def _collect(plan: Plan, shard: Shard, num_parts: int, relative_time: bool) -> p
     return events.combine_chunks().take(pa.array(np.lexsort((times, ids))))
 
 
-def _write(table: pa.Table, path: Path, staging: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Never inside the cohort, where a killed job would leave it.
-    unfinished = staging / f"{path.stem}.tmp-{os.getpid()}"
-    options = {"row_group_size": ROW_GROUP_ROWS, "compression": "zstd", **files.CHECKED}
-    pq.write_table(table, unfinished, **options)
-    files.sync(unfinished)
-    unfinished.rename(path)
+def write_shard(table: pa.Table, path: Path) -> None:
+    """Write a table in row groups that a reader can hold one at a time."""
+    files.write_parquet(table, path, row_group_size=ROW_GROUP_ROWS, compression="zstd")
 
 
 def _with_admissions(events: pa.Table) -> pa.Table:

@@ -9,8 +9,6 @@ A part is a folder that appears by one rename, so an interrupted ingest keeps wh
 """
 
 import json
-import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +30,7 @@ from ehr_ray.sources.splits import (
     assign_buckets,
     assign_splits,
 )
-from ehr_ray.storage import files as disk
+from ehr_ray.storage import files
 
 NUM_KEYS = len(SPLITS) * NUM_BUCKETS
 MAPPED_ROWS: Final = 1 << 20
@@ -67,17 +65,17 @@ def scatter(plan: Plan, index: int, unit: Unit) -> None:
     final = plan.part(index)
     if final.exists():
         return
-    part = final.with_name(f"{final.name}.tmp-{os.getpid()}")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    _write_part(part, get_source(plan.source).read(unit, plan.options), plan.policy)
-    try:
-        part.rename(final)
-    except OSError:
-        # The same task, run twice by a retry, was faster elsewhere.
-        if not final.exists():
-            raise
-        shutil.rmtree(part)
+
+    def publish(part: Path) -> None:
+        try:
+            part.rename(final)
+        except OSError:
+            # The same task, run twice by a retry, was faster elsewhere.
+            if not final.exists():
+                raise
+
+    with files.new_folder(final, publish) as part:
+        _write_part(part, get_source(plan.source).read(unit, plan.options), plan.policy)
 
 
 def _write_part(part: Path, chunks: Iterator[Chunk], policy: SplitPolicy) -> None:
@@ -100,11 +98,9 @@ def _write_part(part: Path, chunks: Iterator[Chunk], policy: SplitPolicy) -> Non
     for name, pieces in tables.items():
         path = part / f"{name}.parquet"
         path.parent.mkdir(exist_ok=True)
-        pq.write_table(pa.concat_tables(pieces), path, **disk.CHECKED)
+        pq.write_table(pa.concat_tables(pieces), path, **files.CHECKED)
     np.save(part / "counts.npy", counts)
     (part / "part.json").write_text(json.dumps(totals))
-    for path in part.rglob("*"):
-        disk.sync(path)  # before the rename that says it is whole
 
 
 def _side_tables(chunk: Chunk) -> Iterator[tuple[str, pa.Table]]:
@@ -171,13 +167,13 @@ def read_keys(part: Path, first: int, last: int) -> Iterator[pa.RecordBatch]:
 def side_table(part: Path, name: str) -> pa.Table | None:
     """Return the part's table called `name`, None if it has none."""
     path = part / f"{name}.parquet"
-    return disk.open_parquet(path).read() if path.exists() else None
+    return files.open_parquet(path).read() if path.exists() else None
 
 
 def part_labels(part: Path) -> dict[str, pa.Table]:
     """Return the part's label tables by task."""
-    files = sorted((part / "labels").glob("*.parquet"))
-    return {path.stem: disk.open_parquet(path).read() for path in files}
+    paths = sorted((part / "labels").glob("*.parquet"))
+    return {path.stem: files.open_parquet(path).read() for path in paths}
 
 
 def totals(parts: list[Path]) -> dict[str, int]:
@@ -191,8 +187,8 @@ def check_subjects(parts: list[Path]) -> None:
     ids = [_column(part, "subjects", "subject_id") for part in parts]
     twice = _first_repeat(np.concatenate(ids)) if ids else None
     if twice is not None:
-        files = [_files_of(part, twice) for part in parts]
-        first, second, *_ = [file for found in files for file in found]
+        names = [_files_of(part, twice) for part in parts]
+        first, second, *_ = [name for found in names for name in found]
         raise InputError(f"one subject is in {first} and in {second}: remove one of them")
     known: dict[int, str] = {}
     for part in parts:
@@ -208,7 +204,7 @@ def _column(part: Path, table: str, column: str) -> npt.NDArray[np.int64]:
     path = part / f"{table}.parquet"
     if not path.exists():
         return np.empty(0, np.int64)
-    values: npt.NDArray[np.int64] = disk.open_parquet(path).read([column])[column].to_numpy()
+    values: npt.NDArray[np.int64] = files.open_parquet(path).read([column])[column].to_numpy()
     return values
 
 
@@ -222,5 +218,5 @@ def _files_of(part: Path, subject: int) -> list[str]:
     table = side_table(part, "subjects")
     if table is None:
         return []
-    files: list[str] = table.filter(pc.equal(table["subject_id"], subject))["file"].to_pylist()
-    return files
+    names: list[str] = table.filter(pc.equal(table["subject_id"], subject))["file"].to_pylist()
+    return names

@@ -1,7 +1,7 @@
 """Cells of a CSV block as text -> one typed array a column, and which cells are not what they say.
 
-A whole column is converted at once; cell by cell (`ehr_ray.sources.cells`) only where one of them
-does not convert, so that a bad cell costs its own block alone.
+A whole column is converted at once; cell by cell (`ehr_ray.sources.parsing.cells`) only where one
+of them does not convert, so that a bad cell costs its own block alone.
 """
 
 import re

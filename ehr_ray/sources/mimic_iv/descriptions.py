@@ -9,19 +9,19 @@ from ehr_ray.sources.mimic_iv.columns import UNKNOWN, parse
 from ehr_ray.sources.mimic_iv.rows import check_columns
 from ehr_ray.sources.mimic_iv.tables import Table, Titles
 from ehr_ray.sources.parsing.csv_files import read_csv
-from ehr_ray.storage import files as disk
+from ehr_ray.storage import files
 
 Words = dict[str, str]
 
 
 def read_titles(
-    root: str, files: Mapping[str, str], table: Table
+    root: str, names: Mapping[str, str], table: Table
 ) -> dict[str, tuple[Titles, Words]]:
-    """Return prefix -> (titles, key -> words) of a table; `files` are those there, by name."""
+    """Return prefix -> (titles, key -> words) of a table; `names` are the files there by table."""
     return {
-        titles.prefix: (titles, _words(root, files[titles.table], titles))
+        titles.prefix: (titles, _words(root, names[titles.table], titles))
         for titles in table.titles
-        if titles.table in files
+        if titles.table in names
     }
 
 
@@ -29,7 +29,7 @@ def _words(root: str, name: str, titles: Titles) -> Words:
     columns = [*titles.key, *titles.text]
     check_columns(root, name, columns)
     words: Words = {}
-    with disk.reads(os.path.join(root, name), "fetch it again"):
+    with files.reads(os.path.join(root, name), "fetch it again"):
         for rows, _, _ in read_csv(root, name, columns):
             key, text = (
                 zip(*(parse(rows[c], "text")[0].to_pylist() for c in names), strict=True)

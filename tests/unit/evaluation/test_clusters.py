@@ -32,14 +32,14 @@ def test_groups_that_are_there_are_found_and_stable():
 
 def test_patients_are_drawn_with_replacement_and_compared_where_drawn(monkeypatch):
     x, sizes = blobs(40), []
-    density = clusters._density
+    density = clusters.density_labels
 
     def seen(rows, share):
         sizes.append((len(rows), len(np.unique(rows, axis=0))))
         return density(rows, share)
 
     compared = []
-    monkeypatch.setattr(clusters, "_density", seen)
+    monkeypatch.setattr(clusters, "density_labels", seen)
     monkeypatch.setattr(
         clusters, "adjusted_rand_score", lambda a, b: compared.append((len(a), len(b))) or 0.25
     )
@@ -58,7 +58,7 @@ def test_without_samples_there_is_no_index():
 
 
 def test_without_a_cluster_there_is_nothing_to_be_stable(monkeypatch):
-    monkeypatch.setattr(clusters, "_density", lambda x, _: np.full(len(x), NOISE))
+    monkeypatch.setattr(clusters, "density_labels", lambda x, _: np.full(len(x), NOISE))
     found = cluster(blobs(10), umap=False, resamples=3)
     assert np.isnan([found.stability, *found.interval]).all()
 

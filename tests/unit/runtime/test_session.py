@@ -1,12 +1,15 @@
 """What is said where Ray does not start; Ray itself is not started here."""
 
+import os
+import signal
+
 import pytest
 
 from ehr_ray.commands.ingest import ingest
 from ehr_ray.config.cluster import ClusterConfig
 from ehr_ray.errors import ConfigError, RunError
 from ehr_ray.runtime import session as module
-from ehr_ray.runtime.session import session, session_of
+from ehr_ray.runtime.session import session, session_of, stopped_like_interrupted
 
 LATE = (
     Exception("The current node timed out during startup. This could happen because ..."),
@@ -68,3 +71,10 @@ def test_another_error_is_not_tried_again(starts):
 def test_an_experiment_without_workers_starts_no_ray(starts):
     with session_of(ClusterConfig(num_workers=0)):
         assert starts[1] == []
+
+
+def test_a_program_that_is_told_to_end_does_so_as_by_ctrl_c():
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt), stopped_like_interrupted():
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is before

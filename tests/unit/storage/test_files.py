@@ -37,15 +37,46 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path):
     final = tmp_path / "final"
     with (
         pytest.raises(ValueError, match="half"),
-        files.new_folder(tmp_path / ".part", lambda p: p.rename(final)) as partial,
+        files.new_folder(final) as partial,
     ):
         _half(partial / "a", ValueError("half"))
     assert list(tmp_path.iterdir()) == []
-    with files.new_folder(tmp_path / ".part", lambda p: p.rename(final)) as partial:
+    with files.new_folder(final, lambda p: p.rename(final)) as partial:
         (partial / "deep").mkdir()
         (partial / "deep" / "a").write_text("1")
     assert (final / "deep" / "a").read_text() == "1"
     assert list(tmp_path.iterdir()) == [final]
+
+
+def test_two_machines_with_one_process_id_write_to_different_temporary_files(tmp_path, monkeypatch):
+    path = tmp_path / "a.txt"
+    here = {files.temporary(path) for _ in range(100)}
+    monkeypatch.setattr("socket.gethostname", lambda: "node/7")
+    there = files.temporary(path)
+    assert len(here) == 100
+    assert there.parent == tmp_path
+    assert there.name.startswith(f".a.txt.node-7-{os.getpid()}-")
+    assert there not in here
+
+
+def test_what_is_renamed_into_place_is_on_the_disk_first(tmp_path, monkeypatch):
+    order = []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda handle: (order.append("fsync"), fsync(handle)))
+    monkeypatch.setattr(os, "replace", lambda a, b: (order.append("replace"), replace(a, b)))
+    files.write_bytes(tmp_path / "a", b"1")
+    assert order == ["fsync", "replace", "fsync"]
+
+
+def test_of_nested_writes_the_outermost_names_the_path():
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with (
+        pytest.raises(RunError, match=r"^--output o: ") as error,
+        files.writes("--output o"),
+        files.writes("deep inside"),
+    ):
+        raise full
+    assert error.value.__cause__ is full
 
 
 @pytest.mark.parametrize("code", sorted(files.REMEDIES))
@@ -72,10 +103,10 @@ def test_a_full_device_and_a_place_that_is_no_folder_are_one_line(tmp_path):
 def test_a_limit_on_size_ends_a_parquet_file_in_one_line(tmp_path):
     code = (
         "import resource, signal, sys; from pathlib import Path; import pyarrow as pa\n"
-        "from ehr_ray import disk; from ehr_ray.errors import RunError\n"
+        "from ehr_ray.storage import files; from ehr_ray.errors import RunError\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))\n"
-        "try: disk.write_parquet(pa.table({'a': range(100_000)}), Path(sys.argv[1]))\n"
+        "try: files.write_parquet(pa.table({'a': range(100_000)}), Path(sys.argv[1]))\n"
         "except RunError as error: print(error)"
     )
     path = tmp_path / "a.parquet"

@@ -9,16 +9,16 @@ from ehr_ray.errors import InputError, RunError
 from ehr_ray.storage.paths import (
     STAGING,
     absolute,
-    below,
+    canonical,
     inside,
     is_uri,
+    join,
     local,
     location,
-    named,
     parts_of,
-    spoken,
     staging,
     uri_of,
+    with_uris,
 )
 
 
@@ -40,16 +40,16 @@ def copies(tmp_path, monkeypatch):
 def test_a_uri_and_its_copy_are_found_from_each_other(uri, copies):
     copy = local(uri)
     assert copies in copy.parents
-    assert uri_of(copy) == named(copy) == absolute(copy) == uri_of(uri) == uri
-    assert uri_of(copy / "state" / "1") == below(uri, "state", "1")
+    assert uri_of(copy) == canonical(copy) == absolute(copy) == uri_of(uri) == uri
+    assert uri_of(copy / "state" / "1") == join(uri, "state", "1")
 
 
 def test_paths_are_left_as_they_are(tmp_path):
     assert local("runs/a") == Path("runs/a")
     assert uri_of(tmp_path) is None
-    assert named("runs/a") == "runs/a"
+    assert canonical("runs/a") == "runs/a"
     assert absolute("runs/a") == str(Path.cwd() / "runs/a")
-    assert below("runs", "a") == "runs/a"
+    assert join("runs", "a") == "runs/a"
     assert location("runs/a") == Path.cwd() / "runs" / "a"
     assert location("s3://b/a") == "s3://b/a"
     assert not is_uri("runs/a")
@@ -141,7 +141,7 @@ def test_every_uri_has_a_place_of_its_own_inside_the_folder_of_copies(copies, pa
         uri = uri_of(copy)
         assert local(uri) == copy
         assert parts_of(uri) == parts_of(f"{scheme}://{bucket}/{path}{options}")
-        assert uri_of(copy / "below") == below(uri, "below")
+        assert uri_of(copy / "below") == join(uri, "below")
         found.append((parts_of(uri), copy))
     if len(found) == 2:
         assert (found[0][0] == found[1][0]) == (found[0][1] == found[1][1])
@@ -155,7 +155,7 @@ def test_what_only_lies_among_the_copies_has_no_uri(copies):
 def test_a_name_that_would_be_read_as_options_is_refused():
     for name in ("a?b", "a#b", ".."):
         with pytest.raises(InputError):
-            below("s3://bucket/runs", name)
+            join("s3://bucket/runs", name)
 
 
 def test_nothing_outside_the_copies_is_written_or_removed(copies, tmp_path):
@@ -178,11 +178,11 @@ def test_nothing_outside_the_copies_is_written_or_removed(copies, tmp_path):
 def test_messages_speak_of_uris_not_of_copies(copies):
     copy = local("s3://bucket/cohort?scheme=http")
     text = f"{copy / 'data'}: no train split, see {copy}; or '{copy}'."
-    assert spoken(text) == (
+    assert with_uris(text) == (
         "s3://bucket/cohort/data?scheme=http: no train split, see s3://bucket/cohort?scheme=http; "
         "or 's3://bucket/cohort?scheme=http'."
     )
-    assert spoken("/elsewhere/a: gone") == "/elsewhere/a: gone"
+    assert with_uris("/elsewhere/a: gone") == "/elsewhere/a: gone"
 
 
 def test_copies_lie_in_the_users_cache_by_default(monkeypatch):
@@ -194,10 +194,10 @@ def test_copies_lie_in_the_users_cache_by_default(monkeypatch):
 def test_a_message_names_places_in_the_working_folder_as_they_would_be_typed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     here = Path.cwd()
-    assert spoken(f"data.cohort={here}/my runs: gone; see {here}/a.") == (
+    assert with_uris(f"data.cohort={here}/my runs: gone; see {here}/a.") == (
         "data.cohort=my runs: gone; see a."
     )
     for text in (f"/mnt{here}/a", f"sqlite:///{here}/m.db", f"{here}-2/a", f"{here}: gone"):
-        assert spoken(text) == text
+        assert with_uris(text) == text
     monkeypatch.chdir("/")
-    assert spoken("/a: gone") == "/a: gone"
+    assert with_uris("/a: gone") == "/a: gone"

@@ -26,7 +26,7 @@ def store(tmp_path, monkeypatch):
 def transfers(monkeypatch):
     """The names of files copied either way."""
     seen = []
-    for name in ("_download", "_upload"):
+    for name in ("download", "upload"):
         was = getattr(sync, name)
 
         def counted(*args, was=was):
@@ -102,14 +102,14 @@ def test_push_removes_only_in_the_folders_it_mirrors(store):
 
 
 def fails_at(monkeypatch, name):
-    was = sync._upload
+    was = sync.upload
 
     def upload(store, source, path):
         if source.name == name:
             raise OSError("AWS Error NETWORK_CONNECTION during PutObject")
         was(store, source, path)
 
-    monkeypatch.setattr(sync, "_upload", upload)
+    monkeypatch.setattr(sync, "upload", upload)
     return was
 
 
@@ -131,7 +131,7 @@ def test_an_interrupted_push_of_a_state_leaves_the_older_one_to_readers(store, m
     monkeypatch.setenv(STAGING, str(folder.parent / "other machine"))
     assert [state.name for state in (sync.fetch_run(uri) / "state").iterdir()] == ["1"]
     monkeypatch.setenv(STAGING, str(folder.parent / "copies"))
-    monkeypatch.setattr(sync, "_upload", was)
+    monkeypatch.setattr(sync, "upload", was)
     push(uri, mirror=("state",))
     assert content(folder) == {f"state/2/{name}": "new" for name in names}
 
@@ -170,7 +170,7 @@ def test_a_folder_that_is_not_whole_is_refused_until_it_is(store, monkeypatch):
     assert sync.unfinished(uri)
     with pytest.raises(InputError, match="interrupted"):
         fetch(uri)
-    monkeypatch.setattr(sync, "_upload", was)
+    monkeypatch.setattr(sync, "upload", was)
     push(uri, whole=True)
     assert not sync.unfinished(uri)
     assert content(folder) == {"a": "1", "b": "2"}
@@ -226,7 +226,7 @@ def test_the_name_of_an_object_leads_out_of_no_folder(store, monkeypatch):
     monkeypatch.setattr(sync, "filesystem", lambda _: (Keys(), "b/cohort"))
     assert sync.names_in("s3://b/cohort") == {"a", "etc/x"}
     fetched = []
-    monkeypatch.setattr(sync, "_download", lambda *args: fetched.append(args[2]))
+    monkeypatch.setattr(sync, "download", lambda *args: fetched.append(args[2]))
     copy = sync.fetch("s3://b/cohort")
     assert set(fetched) == {copy / "a", copy / "etc" / "x"}
 

@@ -285,7 +285,7 @@ def test_a_full_or_read_only_disk_is_one_line_and_leaves_the_last_checkpoint(
 def test_a_real_limit_while_the_weights_are_written_keeps_the_last_state(tmp_path):
     code = (
         "import resource, signal, sys; from pathlib import Path; from torch import nn\n"
-        "from ehr_ray.config import TrainConfig; from ehr_ray.errors import RunError\n"
+        "from ehr_ray.config.sections import TrainConfig; from ehr_ray.errors import RunError\n"
         "from ehr_ray.train.checkpoint import Progress, save_state\n"
         "from ehr_ray.train.optim import make_optimizer\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"

@@ -27,3 +27,9 @@ def test_the_scheduled_values_are_those_of_the_step_and_of_nothing_else(tiny_exp
     values = [scheduled_at(experiment, step, 10)["beta"] for step in (0, 2, 4, 9)]
     assert values == [0, 0.2, 0.4, 0.4]
     assert scheduled_at(experiment, 3, 10).keys() == {"beta", "free_bits"}
+
+
+def test_seeds_stay_those_that_golden_losses_were_made_with():
+    assert [noise_seed(0, 0), noise_seed(3, 7)] == [173961102589771, 98936977480967]
+    seed_step(3, 7, 1)
+    assert torch.initial_seed() == 6497470765166459925

@@ -48,7 +48,7 @@ FAMILY = Family(
         latents=latents,
         reconstruct=reconstruct,
         outputs={"anomalies": anomalies},
-        suites=("anomaly",),
+        suites=(f"{__name__}.evaluation:suite",),
     ),
     transfer=Transfer(code_indexed_tensors=("directions",)),
     files=Files(check=check_files),

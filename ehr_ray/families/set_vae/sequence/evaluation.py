@@ -4,20 +4,20 @@ The family's `anomalies` table has the scores of every set (`kind` 0) and, for o
 patient, its scores after corruption (`kind` 1, 2, 3), with the sets before it as they were.
 """
 
-import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Final
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from ehr_ray.evaluation.plotting import BLUE, GREY, INK, ORANGE
 from ehr_ray.evaluation.suite import SplitPredictions, SuiteInput, SuiteResult
 from ehr_ray.evaluation.table import Table
+from ehr_ray.storage import files
 
 Array = NDArray[np.float64]
 
@@ -228,13 +228,10 @@ def _table(metrics: Mapping[str, float], at: str) -> Table:
     )
 
 
-def _write(clean: pd.DataFrame, path: os.PathLike[str]) -> None:
+def _write(clean: pd.DataFrame, path: Path) -> None:
     """Write `subject_id, prediction_time, set, minute`, the scores and the alarms, by rename."""
     first = ["subject_id", "prediction_time", "set", "minute"]
     scores = ["nelbo", "recon", "kl"]
     alarms = [column for column in clean.columns if column.startswith("alarm_")]
     table = pa.Table.from_pandas(clean[first + scores + alarms], preserve_index=False)
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    partial = f"{path}.{os.getpid()}"
-    pq.write_table(table, partial)
-    os.replace(partial, path)
+    files.write_parquet(table, path)

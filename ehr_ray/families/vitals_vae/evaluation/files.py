@@ -5,7 +5,6 @@ N patients, Z latent, H hours, V vitals.
 
 import dataclasses
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -13,12 +12,12 @@ from typing import Any, Final
 import h5py
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ehr_ray.evaluation.suite import SplitPredictions, SuiteInput
 from ehr_ray.events.grid import scales
 from ehr_ray.families.vitals_vae.evaluation.curves import Grids, References
+from ehr_ray.storage.files import new_file, write_parquet, write_text
 
 LATENTS: Final = "vae_latents.h5"
 COMPONENTS: Final = "vae_multiscale_components.h5"
@@ -34,15 +33,12 @@ def write_latents(
     """Write the files there is content for, each by rename; return their names, latents first."""
     target.mkdir(parents=True, exist_ok=True)
     written = [LATENTS]
-    shapes = _write_h5(target / LATENTS, latents(splits))
+    shapes = write_h5(target / LATENTS, latents(splits))
     if "components" in given.judged.tables:
         found = components(given)
-        shapes |= _write_h5(target / COMPONENTS, found)
+        shapes |= write_h5(target / COMPONENTS, found)
         written.append(COMPONENTS)
-    path = target / METADATA
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(json.dumps(metadata(given, shapes), indent=1) + "\n")
-    os.replace(partial, path)
+    write_text(target / METADATA, json.dumps(metadata(given, shapes), indent=1) + "\n")
     return (*written, METADATA)
 
 
@@ -114,8 +110,8 @@ def write_fpca(
     """Write the FPCA scores of every patient with a grid, and the components; return the names."""
     target.mkdir(parents=True, exist_ok=True)
     tables = [fpca_scores(name, part, references, given) for name, part in splits.items()]
-    _write_table(target / FPCA_SCORES, pa.concat_tables(tables))
-    _write_h5(target / FPCA_COMPONENTS, fpca_components(references, given))
+    write_parquet(pa.concat_tables(tables), target / FPCA_SCORES)
+    write_h5(target / FPCA_COMPONENTS, fpca_components(references, given))
     return FPCA_SCORES, FPCA_COMPONENTS
 
 
@@ -167,14 +163,8 @@ def write_phenotypes(
     target.mkdir(parents=True, exist_ok=True)
     columns = {name: found.astype(np.int32) for name, found in labels.items()}
     table = pa.table({"subject_id": subjects, "split": [split] * len(subjects), **columns})
-    _write_table(target / PHENOTYPES, table)
+    write_parquet(table, target / PHENOTYPES)
     return PHENOTYPES
-
-
-def _write_table(path: Path, table: pa.Table) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    pq.write_table(table, partial)
-    os.replace(partial, path)
 
 
 def _array(table: pa.Table, name: str) -> NDArray[Any]:
@@ -184,14 +174,10 @@ def _array(table: pa.Table, name: str) -> NDArray[Any]:
     return np.asarray(column.to_numpy())
 
 
-def _write_h5(path: Path, arrays: Mapping[str, NDArray[Any]]) -> dict[str, list[int]]:
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with h5py.File(partial, "w") as file:
-            for name, array in arrays.items():
-                packed = {"compression": "gzip"} if array.ndim > 1 else {}
-                file.create_dataset(name, data=array, **packed)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+def write_h5(path: Path, arrays: Mapping[str, NDArray[Any]]) -> dict[str, list[int]]:
+    """Write arrays by name; return the shape of each by `file/name`."""
+    with new_file(path) as partial, h5py.File(partial, "w") as file:
+        for name, array in arrays.items():
+            packed = {"compression": "gzip"} if array.ndim > 1 else {}
+            file.create_dataset(name, data=array, **packed)
     return {f"{path.name}/{name}": list(array.shape) for name, array in arrays.items()}

@@ -39,7 +39,7 @@ WARPED_VITALS: Final = ("HR", "MAP")
 
 def reconstruction(given: SuiteInput) -> SuiteResult:
     """Measure curves beside reference rows, by vital sign and window, and judge the criteria."""
-    judged, references = grids_of(given, given.judged), _references(given)
+    judged, references = grids_of(given, given.judged), references_of(given)
     errors = curves.measure(judged, references)
     at = f"{given.split}/curves"
     metrics = {
@@ -77,7 +77,7 @@ def clusters(given: SuiteInput) -> SuiteResult:
     train = train.take(np.arange(len(train))[:CLUSTERED])
     part = given.fit.get("train", given.judged)
     latent = matrix(part.samples, "embedding")[train.sample]
-    references = _references(given)
+    references = references_of(given)
     scores = references.scores(train.value, train.observed)
     blocks = {
         "fpca": standardised(scores),
@@ -148,7 +148,8 @@ def files(given: SuiteInput) -> SuiteResult:
 _BLOCKS: Final = {"fpca": "FPCA scores", "latent": "latent", "both": "FPCA scores and latent"}
 
 
-def _references(given: SuiteInput) -> References:
+def references_of(given: SuiteInput) -> References:
+    """Return what curves are compared with, fitted on train where it is there."""
     train = grids_of(given, given.fit.get("train", given.judged))
     carry = np.array([vital.carry_hours for vital in given.model.vitals])
     return curves.fit_references(train, carry, given.seed)

@@ -6,13 +6,13 @@ import pytest
 import yaml
 
 from ehr_ray.cli.main import main
-from ehr_ray.commands.crossval.command import Plan, _claim
-from ehr_ray.commands.tune import SEARCH, _check_folder
+from ehr_ray.commands.crossval.command import Plan, claim
+from ehr_ray.commands.tune import SEARCH, check_folder
 from ehr_ray.config.yaml_files import read_yaml
 from ehr_ray.errors import ConfigError
 from ehr_ray.experiment import load, parse, to_yaml
 
-TINY = Path(__file__).parents[3] / "configs" / "tiny"
+TINY = Path(__file__).parents[4] / "configs" / "tiny"
 
 
 @pytest.fixture
@@ -66,12 +66,12 @@ def earlier(folder):
 def test_a_cross_validation_goes_on_from_relative_paths(folder, earlier):
     typed, loaded = earlier
     root = folder / "runs" / loaded.name
-    _claim(root, typed, Plan())
-    _claim(root, loaded, Plan(repeats=3))
+    claim(root, typed, Plan())
+    claim(root, loaded, Plan(repeats=3))
     assert read_yaml(root / "crossval.yaml")["output"] == str(folder / "runs")
     for other, plan in ((loaded, Plan(folds=3)), (load(TINY / "hcat.yaml", ["seed=9"]), Plan())):
         with pytest.raises(ConfigError, match="holds another cross-validation"):
-            _claim(root, other, plan)
+            claim(root, other, plan)
 
 
 def test_a_search_goes_on_from_relative_paths(folder, earlier):
@@ -79,6 +79,6 @@ def test_a_search_goes_on_from_relative_paths(folder, earlier):
     root = folder / "runs" / loaded.name
     (root / "trials" / "0").mkdir(parents=True)
     (root / SEARCH).write_text(to_yaml(typed))
-    _check_folder(root, loaded)
+    check_folder(root, loaded)
     with pytest.raises(ConfigError, match=r"data\.cohort: "):
-        _check_folder(root, load(TINY / "hcat.yaml", ["data.cohort=cohorts/other"]))
+        check_folder(root, load(TINY / "hcat.yaml", ["data.cohort=cohorts/other"]))

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from ehr_ray.errors import ResourcesUnavailableError
 from ehr_ray.evaluation.metrics.collapse import embedding_diagnostics, latent_diagnostics
 from ehr_ray.evaluation.report import figures
 from ehr_ray.evaluation.report.content import Rejected, ReportContext, SplitSize
@@ -186,7 +187,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_rest(tmp_path, monkeypatch):
         raise OSError("disk full")
 
     monkeypatch.setattr("os.replace", broken)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(ResourcesUnavailableError, match=r"metrics\.json: disk full; "):
         write_metrics(path, {"a": 2.0})
     assert json.loads(path.read_text()) == {"a": 1.0}
     assert len(list(tmp_path.iterdir())) == 1

@@ -207,7 +207,7 @@ def test_a_full_disk_is_one_line_and_the_work_goes_on_afterwards(tmp_path, monke
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("ehr_ray.sources.building.shards.pq.write_table", full)
+        patch.setattr("ehr_ray.storage.files.pq.write_table", full)
         with pytest.raises(RunError, match="No space left on device; free space there, then run"):
             ingest("synthetic", None, tmp_path / "c", options={"patients": 3})
     assert not (tmp_path / "c").exists()
@@ -219,7 +219,7 @@ def test_a_full_disk_is_one_line_and_the_work_goes_on_afterwards(tmp_path, monke
 
 PEAK = """
 import pathlib, resource, sys
-from ehr_ray.runtime.ingest import ingest
+from ehr_ray.commands.ingest import ingest
 options = {"patients": int(sys.argv[1])}
 ingest("synthetic", None, pathlib.Path(sys.argv[2]), options=options, cpus=1)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
@@ -240,19 +240,22 @@ def test_memory_stays_flat_when_the_cohort_grows_tenfold(tmp_path):
 
 KILLED = """
 import os, pathlib, signal, sys
-from ehr_ray.runtime.ingest import ingest
+from ehr_ray.commands.ingest import ingest
 
 calls, limit = 0, int(sys.argv[3])
-rename = pathlib.Path.rename
 
-def dying(self, target):
-    global calls
-    calls += 1
-    if calls == limit:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return rename(self, target)
+def dying(rename):
+    def counted(source, target):
+        global calls
+        calls += 1
+        if calls == limit:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return rename(source, target)
 
-pathlib.Path.rename = dying
+    return counted
+
+pathlib.Path.rename = dying(pathlib.Path.rename)
+os.replace = dying(os.replace)
 finish = os.rename
 
 def last(source, target):

@@ -121,6 +121,6 @@ def test_scatter_and_gather_equal_a_plain_sort(tmp_path_factory, rows, relative,
 
 def test_row_groups_are_bounded(monkeypatch, tmp_path):
     monkeypatch.setattr(module, "ROW_GROUP_ROWS", 10)
-    module._write(table([(1, i, "HR") for i in range(35)]), tmp_path / "x.parquet", tmp_path)
+    module.write_shard(table([(1, i, "HR") for i in range(35)]), tmp_path / "x.parquet")
     assert pq.read_metadata(tmp_path / "x.parquet").num_row_groups == 4
     assert [p.name for p in tmp_path.iterdir()] == ["x.parquet"]

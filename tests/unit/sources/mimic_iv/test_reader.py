@@ -338,7 +338,7 @@ def test_chunks_count_rows_and_files_once(mimic):
 
 PEAK = """
 import pathlib, resource, sys
-from ehr_ray.runtime.ingest import ingest
+from ehr_ray.commands.ingest import ingest
 summary = ingest("mimic-iv", pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), cpus=1)
 assert summary.rows_read > int(sys.argv[3])
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)

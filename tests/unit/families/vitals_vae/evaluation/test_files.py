@@ -2,7 +2,7 @@ import pyarrow as pa
 import pytest
 
 from ehr_ray.evaluation.suite import SplitPredictions
-from ehr_ray.families.vitals_vae.evaluation.files import _write_h5, latents
+from ehr_ray.families.vitals_vae.evaluation.files import latents, write_h5
 
 
 def samples(ids):
@@ -31,5 +31,5 @@ def test_splits_are_told_apart_and_a_split_is_not_repeated():
 
 def test_a_failed_write_leaves_nothing(tmp_path):
     with pytest.raises((TypeError, ValueError, AttributeError)):
-        _write_h5(tmp_path / "x.h5", {"a": object()})
+        write_h5(tmp_path / "x.h5", {"a": object()})
     assert list(tmp_path.iterdir()) == []

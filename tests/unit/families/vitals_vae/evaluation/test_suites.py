@@ -17,7 +17,7 @@ from ehr_ray.families.vitals_vae.config import VitalsVAEConfig
 from ehr_ray.families.vitals_vae.evaluation import files as vitals_files
 from ehr_ray.families.vitals_vae.evaluation import suites
 from ehr_ray.families.vitals_vae.evaluation.suites import clusters, files, reconstruction
-from ehr_ray.runtime.inference import _column, _flat
+from ehr_ray.runtime.inference import entries_table, list_column
 
 NAMES = ("DBP", "HR", "MAP", "RR", "SBP", "SPO2", "TEMP")
 WORDS = Vocabulary(NAMES, np.ones(7, np.int64), np.full(7, 80.0), np.full(7, 10.0))
@@ -35,11 +35,13 @@ def part(model, first, number, labelled=True, apart=0.0):
     ids = torch.arange(first, first + number)
     batch = {"subject_id": ids, "value": value, "observed": observed}
     with torch.no_grad():
-        samples = {name: _column(v) for name, v in FAMILY.predict(model, batch).items()}
+        samples = {name: list_column(v) for name, v in FAMILY.predict(model, batch).items()}
         outputs = {**FAMILY.evaluation.outputs, "latents": FAMILY.evaluation.latents}
         found = {name: function(model, batch) for name, function in outputs.items()}
     tables = {
-        name: _flat(columns, torch.arange(number)) for name, columns in found.items() if columns
+        name: entries_table(columns, torch.arange(number))
+        for name, columns in found.items()
+        if columns
     }
     label = level[:, 0, 1].numpy() > 0 if labelled else None
     return SplitPredictions(
@@ -161,7 +163,7 @@ def test_phenotypes_are_sought_in_each_block_with_and_without_a_map(tmp_path, mo
 
 def test_scores_and_components_give_the_imputed_curves_back(given):
     """In the vital sign's unit, from the two files alone, nearer than their mean."""
-    references = suites._references(given)
+    references = suites.references_of(given)
     splits = {**given.fit, given.split: given.judged}
     vitals_files.write_fpca(given.target, splits, references, given)
     table = pq.read_table(given.target / "fpca_scores.parquet")

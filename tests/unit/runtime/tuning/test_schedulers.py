@@ -11,7 +11,7 @@ from ehr_ray.experiment import load
 from ehr_ray.runtime.tuning.schedulers import AGAIN, scheduler
 
 TRIALS, ROUNDS, GRACE = 8, 9, 2
-CONFIG = Path(__file__).parents[2] / "configs" / "tiny" / "set_vae.yaml"
+CONFIG = Path(__file__).parents[4] / "configs" / "tiny" / "set_vae.yaml"
 SPACE = {"train.lr": LogUniform(1e-4, 1e-2)}
 
 

@@ -1,0 +1,129 @@
+"""tests/unit mirrors the package path for path; what it lacks is listed, with the file instead."""
+
+import ast
+from functools import cache
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+MODULES = sorted(
+    path.relative_to(ROOT)
+    for path in (ROOT / "ehr_ray").rglob("*.py")
+    if path.name != "__init__.py"  # near-empty; of a family, contract/test_family.py
+)
+ELSEWHERE = {
+    "commands/benchmark/command.py": "ray/test_benchmark.py",
+    "commands/benchmark/model.py": "ray/test_benchmark.py",
+    "commands/benchmark/published_vitals.py": "ray/test_benchmark.py",
+    "commands/benchmark/scaling.py": "ray/test_benchmark.py",
+    "commands/benchmark/search.py": "ray/test_benchmark.py",
+    "commands/crossval/command.py": "ray/test_crossval.py",
+    "commands/crossval/fold.py": "ray/test_crossval.py",
+    "commands/embed.py": "ray/test_inference.py",
+    "commands/evaluate/command.py": "ray/test_inference.py",
+    "commands/evaluate/predicted_splits.py": "ray/test_inference.py",
+    "commands/evaluate/report_content.py": "ray/test_inference.py",
+    "commands/expand.py": "ray/test_expand.py",
+    "commands/export_pt.py": "unit/cli/test_phrases.py",
+    "commands/ingest.py": "ray/test_ingest.py",
+    "commands/phrases.py": "unit/cli/test_phrases.py",
+    "commands/prepare.py": "ray/test_vitals.py",
+    "commands/quickstart.py": "jobs/test_readme.py",
+    "commands/train/fallback.py": "ray/test_vitals.py",
+    "commands/train/pipeline.py": "ray/test_pipeline.py",
+    "commands/tune.py": "ray/test_tune.py",
+    "runtime/data/prepared.py": "ray/test_training.py",
+    "runtime/inference.py": "ray/test_inference.py",
+    "runtime/text_embedding.py": "ray/test_phrases.py",
+    "runtime/training/launch.py": "ray/test_faults.py",
+    "runtime/training/placement.py": "ray/test_tune.py",
+    "runtime/training/worker.py": "ray/test_training.py",
+    "runtime/tuning/launch.py": "ray/test_tune.py",
+}
+"""What only a cluster, or a whole verb, shows: the file in tests/ that does."""
+TOGETHER = {
+    "cli/parser.py": "unit/cli/test_main.py",
+    "cli/verbs.py": "unit/cli/test_main.py",
+    "config/sections.py": "unit/test_experiment.py",
+    "config/types.py": "unit/test_experiment.py",
+    "evaluation/plotting.py": "unit/evaluation/report/test_figures.py",
+    "evaluation/report/comparison.py": "unit/evaluation/report/test_write.py",
+    "evaluation/report/content.py": "unit/evaluation/report/test_write.py",
+    "evaluation/report/html.py": "unit/evaluation/report/test_write.py",
+    "evaluation/report/page.py": "unit/evaluation/report/test_write.py",
+    "evaluation/report/style.py": "unit/evaluation/report/test_write.py",
+    "events/schema.py": "unit/sources/building/test_cohort.py",
+    "family.py": "contract/test_family.py",
+}
+"""Parts of a whole, tested with it: the file in tests/ of the module that is made of them."""
+WHOLES = {
+    "unit/sources/test_damage.py": "damaged input of every source",
+    "unit/runtime/test_tracking_server.py": "an MLflow server that is slow, away or refuses",
+    "unit/families/*/test_training.py": "a family trained until it has learned what is plain",
+}
+"""Files of tests/unit that belong to no one module, and what they are about."""
+REACH = 3
+"""Imports from a test file to the module it is listed for, at most: main, a verb, its parts."""
+
+
+@cache
+def imported(path: Path) -> set[str]:
+    """Return the modules, and names in modules, that a file imports, in functions too."""
+    found = set()
+    for node in ast.walk(ast.parse((ROOT / path).read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {node.module or ""} | {f"{node.module}.{a.name}" for a in node.names}
+    return found
+
+
+def reached(test: Path) -> set[str]:
+    """Return the modules a test file imports, with those they import, `REACH` imports deep."""
+    files = {".".join(path.with_suffix("").parts): path for path in MODULES}
+    found = new = imported(test)
+    for _ in range(REACH - 1):
+        new = {name for module in new & files.keys() for name in imported(files[module])} - found
+        found = found | new
+    return found
+
+
+def test_every_module_has_its_test_file_or_is_listed_with_the_one_that_tests_it():
+    listed = ELSEWHERE | TOGETHER
+    wrong = []
+    for module in MODULES:
+        inside = str(module.relative_to("ehr_ray"))
+        mirrored = Path("tests", "unit", inside).with_name(f"test_{module.name}")
+        has = (ROOT / mirrored).is_file()
+        if has == (inside in listed):
+            wrong.append(f"{mirrored}: {'has one now, off the list' if has else 'write it'}")
+    known = {str(module.relative_to("ehr_ray")) for module in MODULES}
+    wrong += [f"{inside}: no such module" for inside in listed.keys() - known]
+    assert wrong == []
+
+
+def test_what_is_listed_is_imported_by_the_file_that_tests_it():
+    wrong = []
+    for inside, test in (ELSEWHERE | TOGETHER).items():
+        path = Path("tests", test)
+        name = ".".join(Path("ehr_ray", inside).with_suffix("").parts)
+        if not (ROOT / path).is_file():
+            wrong.append(f"{path}: no such file")
+        elif inside == "commands/quickstart.py":
+            # The file runs what README.md has, and README.md begins with this.
+            if "ehr-ray quickstart" not in (ROOT / "README.md").read_text():
+                wrong.append("README.md: no quickstart")
+        elif name not in reached(path):
+            wrong.append(f"{path}: does not reach {name}")
+    assert wrong == []
+
+
+def test_every_file_of_unit_tests_mirrors_a_module():
+    wrong = []
+    for path in sorted((ROOT / "tests" / "unit").rglob("test_*.py")):
+        inside = path.relative_to(ROOT / "tests")
+        if any(inside.match(pattern) for pattern in WHOLES):
+            continue
+        module = Path("ehr_ray", *inside.parts[1:-1], inside.name.removeprefix("test_"))
+        if module not in MODULES:
+            wrong.append(f"{inside}: mirrors no module")
+    assert wrong == []

@@ -1,0 +1,68 @@
+"""The runner of jobs on Ray: the same results and the same errors as in this process."""
+
+import os
+import signal
+
+import pytest
+
+from ehr_ray.errors import ConfigError, RunError
+from ehr_ray.runtime.data.tasks import run_jobs
+
+pytestmark = pytest.mark.ray
+
+
+class Counting:
+    """Tells how many jobs this very object has done, so whether it was kept between them."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, job):
+        self.calls += 1
+        return {"job": job, "calls": self.calls}
+
+
+def on_ray(function, jobs, **options):
+    return run_jobs(function, jobs, on_ray=True, say=lambda _: None, verb="done", **options)
+
+
+def test_results_come_in_the_order_of_the_jobs_and_each_is_told(cluster):
+    said = []
+    found = run_jobs(
+        lambda job: job[0] * 2,
+        [(n, "x" * n) for n in range(6)],
+        on_ray=True,
+        say=said.append,
+        verb="doubled",
+        num_cpus=0.5,
+    )
+    assert found == [0, 2, 4, 6, 8, 10]
+    assert said == [f"doubled {n}/6" for n in range(1, 7)]
+
+
+def test_actors_keep_what_a_job_has_loaded_for_the_next(cluster):
+    found = on_ray(Counting(), ["a", "b", "c"], actors=1)
+    assert [row["job"] for row in found] == ["a", "b", "c"]
+    assert sorted(row["calls"] for row in found) == [1, 2, 3]
+
+
+def test_an_error_comes_back_as_its_own_kind_in_one_line(cluster):
+    def refuse(job):
+        raise ConfigError(f"train.lr={job}: too high")
+
+    with pytest.raises(ConfigError, match=r"^train.lr=3: too high$"):
+        on_ray(refuse, [3])
+    with pytest.raises(ConfigError, match=r"^train.lr=3: too high$"):
+        on_ray(refuse, [3], actors=1)
+
+
+def test_an_error_nobody_foresaw_names_its_job(cluster):
+    with pytest.raises(RunError, match=r"^shard x: ValueError: invalid literal for int.*'x'$"):
+        on_ray(int, ["x"], label=lambda job: f"shard {job}")
+
+
+@pytest.mark.slow
+def test_a_job_whose_process_is_killed_again_and_again_is_one_line(cluster):
+    """Slow since Ray tries a lost task several times."""
+    with pytest.raises(RunError, match="a worker process died"):
+        on_ray(lambda _: os.kill(os.getpid(), signal.SIGKILL), [0])

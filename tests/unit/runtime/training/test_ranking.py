@@ -1,0 +1,35 @@
+import math
+
+import pytest
+
+from ehr_ray.errors import ConfigError
+from ehr_ray.family import Select
+from ehr_ray.runtime.training.ranking import PROBE, WORST, rank_of, score
+from ehr_ray.train.task import family_of
+
+
+def test_a_loss_whose_beta_is_swept_ranks_nothing(tiny_config):
+    families = ("set_vae", "seqset_poe", "vitals_vae", "hcat", "visit_jepa", "event_decoder")
+    ranks = {}
+    for name in families:
+        one = tiny_config(name)
+        family = family_of(one)
+        ranks[name] = rank_of(one, family)
+        swept = {path.split(".")[1] for path in family.search_space if ".schedules" in f".{path}"}
+        # An objective is the sum of terms at `eval_scheduled`: each of them is fixed there.
+        assert swept - {"momentum"} <= set(family.eval_scheduled)
+    assert ranks["visit_jepa"] == PROBE
+    assert ranks["vitals_vae"].metric == "val/mse_hidden"
+    assert rank_of(tiny_config(**{"tune.rank": "probe"}), family_of(tiny_config())) == PROBE
+    metric = tiny_config("visit_jepa", **{"tune.rank": "metric"})
+    assert rank_of(metric, family_of(metric)).metric == "val/value"
+    tuned = tiny_config("seqset_finetune", **{"tune.rank": "probe"})
+    with pytest.raises(ConfigError, match="a run with a task has a metric of its own"):
+        rank_of(tuned, family_of(tuned))
+
+
+def test_a_score_is_higher_where_the_metric_is_better():
+    low, high = Select("m", "min"), Select("m", "max")
+    assert score(low, {"m": 2.0}) == -2.0
+    assert score(high, {"m": 2.0}) == 2.0
+    assert score(low, {"m": math.nan}) == score(high, {}) == WORST

@@ -1,0 +1,48 @@
+import pytest
+import ray.train
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+
+from ehr_ray.config.cluster import ClusterConfig
+from ehr_ray.errors import RunError
+from ehr_ray.runtime.training.recovery import (
+    START_SECONDS,
+    Patience,
+    cause,
+    failure_config,
+    lacks_resources,
+)
+
+
+def test_losses_count_only_in_a_row():
+    patience = Patience(2)
+    for _ in range(20):
+        patience.after_exception(None, {1: RuntimeError("gone")})
+        patience.after_exception(None, {1: RuntimeError("gone")})
+        patience.after_report(None, [], None)
+    patience.after_exception(None, {1: RuntimeError("gone")})
+    patience.after_exception(None, {1: RuntimeError("gone")})
+    with pytest.raises(RunError, match=r"worker 1 failed: gone; lost 3 times .*max_failures=2"):
+        patience.after_exception(None, {1: RuntimeError("gone")})
+
+
+def test_without_patience_the_first_loss_ends_the_run_and_says_why():
+    with pytest.raises(RunError, match=r"^worker 0 failed: gone$"):
+        Patience(0).after_exception(None, {0: RuntimeError("one\ngone")})
+
+
+def test_a_wait_for_room_is_as_long_as_the_config_says(monkeypatch):
+    monkeypatch.setenv(START_SECONDS, "30")
+    limits = [
+        failure_config(ClusterConfig(wait_seconds=seconds)).controller_failure_limit
+        for seconds in (10, 30, 600)
+    ]
+    assert limits == [0, 0, 19]
+
+
+def test_a_run_without_room_says_what_it_waited_for():
+    error = ray.train.ControllerError(WorkerGroupStartupTimeoutError(4))
+    cluster = ClusterConfig(num_workers=4, cpus_per_worker=2, gpus_per_worker=1)
+    assert lacks_resources(error)
+    assert "no resources for 4 workers of 2 CPUs and 1 GPUs each" in cause(error, cluster)
+    assert not lacks_resources(ray.train.ControllerError(RunError("lost")))
+    assert cause(ray.train.ControllerError(RunError("lost")), cluster) == "lost"
