@@ -27,6 +27,8 @@ Scheduled = Mapping[str, float]
 """The value of every schedule at a step, by the schedule's name."""
 
 C = TypeVar("C")
+Read = TypeVar("Read", contravariant=True)
+"""A config that is only read: what is written for a base class serves its subclasses too."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,7 @@ class Training(Generic[C]):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluation(Generic[C]):
+class Evaluation(Generic[Read]):
     """What `evaluate` can show of a model besides its embedding."""
 
     latents: Callable[[nn.Module, Batch], Batch] | None = None
@@ -141,9 +143,9 @@ class Evaluation(Generic[C]):
     """Further tables of `evaluate`, by name: entries with their row's `patient` [N], 1-D or 2-D."""
     suites: tuple[str, ...] = ()
     """Parts of `evaluate` that read those tables, as `module:function` of an `evaluation.suite`."""
-    task_outputs: Callable[[C], Mapping[str, str]] | None = None
+    task_outputs: Callable[[Read], Mapping[str, str]] | None = None
     """Tasks a model answers by itself, to the output of `predict` that is its logit."""
-    baseline_codes: Callable[[C, Vocabulary], np.ndarray] | None = None
+    baseline_codes: Callable[[Read, Vocabulary], np.ndarray] | None = None
     """Codes that get simple features for the baselines, bool [V]; None: all may."""
 
 
@@ -161,15 +163,15 @@ class Transfer:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Files(Generic[C]):
+class Files(Generic[Read]):
     """What a family reads and writes besides checkpoints."""
 
-    check: Callable[[C], None] | None = None
+    check: Callable[[Read], None] | None = None
     """Raises InputError where a file the config names is not there, before a run's first step."""
-    phrases: Callable[[C, Vocabulary], list[str]] | None = None
+    phrases: Callable[[Read, Vocabulary], list[str]] | None = None
     """Texts a sentence transformer embeds before training; the config then has `phrases`, the
     folder of the table, `text_model` and `embedding_dim`."""
-    export: Callable[[Iterable[Patient], C, Vocabulary, Path], int] | None = None
+    export: Callable[[Iterable[Patient], Read, Vocabulary, Path], int] | None = None
     """Writes patients to the family's file format and returns how many (`prepare --export`)."""
     run_metadata: (
         Callable[[Mapping[str, Any], Any, Mapping[str, Sequence[int]]], Mapping[str, Any]] | None

@@ -108,7 +108,7 @@ def test_a_missing_table_is_an_error_before_training_but_not_for_a_checkpoint(
 ):
     config = make_config(embedding_csv="nowhere/table.csv")
     with pytest.raises(InputError, match=r"nowhere/table\.csv: no such file"):
-        get_family("set_vae").check(config)
+        get_family("set_vae").files.check(config)
     assert check_files(make_config()) is None
     assert SetVAE(config, vocabulary).directions.shape == (len(vocabulary), 8)
 
