@@ -107,7 +107,7 @@ class EvaluationConfig:
     after_training: bool = False
     """Whether `train` evaluates held_out once it has ended, as `ehr-ray evaluate RUN` does."""
     bootstrap: PositiveInt = 1000
-    """Resamples behind each 95 % interval."""
+    """Resamples of patients behind each 95 % interval."""
     max_patients: PositiveInt = 1000
     """Patients of a split that reconstruction and collapse diagnostics are computed on."""
     umap_patients: Annotated[int, Field(ge=0)] = 0

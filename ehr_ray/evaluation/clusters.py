@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from sklearn.cluster import HDBSCAN
 from sklearn.metrics import adjusted_rand_score, silhouette_score
 
+from ehr_ray.evaluation.metrics.bootstrap import numbered
+
 Labels = NDArray[np.int64]
 Array = NDArray[np.float64]
 
@@ -73,15 +75,23 @@ def standardised(*blocks: NDArray[Any]) -> Array:
 
 
 def cluster(
-    x: Array, *, umap: bool, seed: int = 0, resamples: int, min_share: float = 0.03
+    x: Array,
+    *,
+    umap: bool,
+    subject: NDArray[Any] | None = None,
+    seed: int = 0,
+    resamples: int,
+    min_share: float = 0.03,
 ) -> Clustering:
     """Cluster the rows of x [N, W]; a cluster holds at least `min_share` of them.
 
-    `resamples` bootstrap samples of the rows are clustered too, each with a map of its own.
+    `resamples` bootstrap samples are clustered too, each with a map of its own: of subjects with
+    all of their rows, where `subject` [N] says whose each row is, or else of rows.
     """
     space = reduced(x, seed) if umap else x
     labels = density_labels(space, min_share)
-    agreement = _bootstrap(x, labels, umap, seed, resamples, min_share)
+    group = np.arange(len(x)) if subject is None else numbered(subject)
+    agreement = _bootstrap(x, group, labels, umap, seed, resamples, min_share)
     low, high = np.quantile(agreement, (0.025, 0.975)) if resamples else (np.nan, np.nan)
     return Clustering(
         labels=labels,
@@ -90,6 +100,20 @@ def cluster(
         stability=float(np.mean(agreement)) if resamples else float("nan"),
         interval=(float(low), float(high)),
     )
+
+
+def most_stable(found: Mapping[str, Clustering]) -> str:
+    """Return the name of the clustering to show: of those with groups, the most stable one.
+
+    A number of clusters is no merit: a map makes them where there are none.
+    """
+
+    def merit(name: str) -> tuple[bool, float, float]:
+        one = found[name]
+        stability = -1.0 if np.isnan(one.stability) else one.stability
+        return one.number > 1, stability, -one.noise
+
+    return max(found, key=merit)
 
 
 def reduced(x: Array, seed: int, width: int = UMAP_WIDTH, *, apart: float = 0.0) -> Array:
@@ -134,20 +158,28 @@ def _dbcv(x: Array, labels: Labels) -> float:
 
 
 def _bootstrap(
-    x: Array, labels: Labels, umap: bool, seed: int, resamples: int, min_share: float
+    x: Array,
+    group: Labels,
+    labels: Labels,
+    umap: bool,
+    seed: int,
+    resamples: int,
+    min_share: float,
 ) -> Array:
     """Return the adjusted Rand index of each bootstrap sample's clusters with those of all rows.
 
-    A sample has as many rows as x, drawn with replacement; the index is over the rows it has, about
-    63 % of all, and noise counts as a group. Copies of a row lie at distance 0 of each other, which
-    density takes for structure: the index of fresh patients would be another (Hennig 2007). NaN
-    where no cluster was found: agreeing on nothing is no stability.
+    A sample has as many groups of rows (subjects) as there are, drawn with replacement; the index
+    is over the rows it has, about 63 % of all, and noise counts as a group. Copies of a row lie at
+    distance 0 of each other, which density takes for structure: the index of fresh patients would
+    be another (Hennig 2007). NaN where no cluster was found: agreeing on nothing is no stability.
     """
     if set(labels.tolist()) <= {NOISE}:
         return np.full(resamples, np.nan)
     rng, scores = np.random.default_rng(seed), np.empty(resamples)
+    members = np.split(np.argsort(group, kind="stable"), np.cumsum(np.bincount(group))[:-1])
     for number in range(resamples):
-        drawn = rng.integers(len(x), size=len(x))
+        subjects = rng.integers(len(members), size=len(members))
+        drawn = np.concatenate([members[one] for one in subjects])
         rows, first = np.unique(drawn, return_index=True)
         space = reduced(x[drawn], seed + number + 1) if umap else x[drawn]
         scores[number] = adjusted_rand_score(labels[rows], density_labels(space, min_share)[first])

@@ -40,3 +40,12 @@ def styled(axis: Axes) -> Axes:
     axis.grid(color="#E8EAED", linewidth=0.7)
     axis.set_axisbelow(True)
     return axis
+
+
+def plain(text: str) -> str:
+    r"""Return a text as matplotlib draws it sign by sign: dollars enclose no formula.
+
+    >>> plain("COST$")
+    'COST\\$'
+    """
+    return text.replace("$", r"\$")

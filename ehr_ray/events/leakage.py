@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ehr_ray.errors import InputError
+from ehr_ray.events.auroc import auroc
 
 LIMIT: Final = 0.95
 """AUROC of one column, in either direction, above which it is taken for the answer."""
@@ -57,11 +58,7 @@ def require_no_leak(
 
 
 def _auroc(score: npt.NDArray[np.float64], label: npt.NDArray[np.bool_]) -> float:
-    """Return the Mann-Whitney estimate with ties counted half; NaN with too few of a class."""
-    positive, negative = int(label.sum()), int((~label).sum())
-    if min(positive, negative) < FEWEST:
+    """Return the AUROC of a column; NaN with too few rows of a class."""
+    if min(int(label.sum()), int((~label).sum())) < FEWEST:
         return np.nan
-    order = np.sort(score[~label])
-    below = np.searchsorted(order, score[label], side="left")
-    upto = np.searchsorted(order, score[label], side="right")
-    return float((below + upto).sum() / (2 * positive * negative))
+    return auroc(label, score)

@@ -73,6 +73,7 @@ RECURRENCE_2Y: Final = Outcome(
 def follow(day: Floats, code: Sequence[str], outcome: Outcome) -> tuple[float, int]:
     """Return (days followed, state) of one subject from the days and codes of its events.
 
+    Days count from the prediction; an event at day 0 is an event, not something known before it.
     NaN days: nothing says that it was followed at all.
     """
     found = {
@@ -117,12 +118,21 @@ def labels_at(days: Floats, state: States, outcome: Outcome) -> npt.NDArray[np.i
     return np.where(answer == UNKNOWN, UNKNOWN, 1 - answer).astype(np.int8)
 
 
-def kaplan_meier(days: Floats, event: npt.NDArray[np.bool_]) -> tuple[Floats, Floats]:
-    """Return (times of events, survival just after each) by the product-limit estimate."""
+def kaplan_meier(
+    days: Floats, event: npt.NDArray[np.bool_], *, last_of_day: bool = False
+) -> tuple[Floats, Floats]:
+    """Return (times of events, survival just after each) by the product-limit estimate.
+
+    A row without the event is at risk through its last day. With `last_of_day` events come after
+    all else of their day: such a row is then not at risk of an event on its last day.
+    """
     known = np.isfinite(days)
     days, event = days[known], np.asarray(event, bool)[known]
     times, count = np.unique(days[event], return_counts=True)
     at_risk = len(days) - np.searchsorted(np.sort(days), times, side="left")
+    if last_of_day:
+        others = np.sort(days[~event])
+        at_risk -= np.searchsorted(others, times, "right") - np.searchsorted(others, times, "left")
     survival: Floats = np.cumprod(1 - count / np.maximum(at_risk, 1)).astype(np.float64)
     return times, survival
 
@@ -134,11 +144,14 @@ def step(times: Floats, survival: Floats, at: Floats, *, before: bool = False) -
 
 
 def censoring(days: Floats, state: States, outcome: Outcome) -> tuple[Floats, Floats]:
-    """Return the Kaplan-Meier curve of not being lost from sight, of the rows it is fitted on."""
+    """Return the Kaplan-Meier curve of not being lost from sight, of the rows it is fitted on.
+
+    Who has the event on a day cannot be lost on it: of equal days, losses are the later.
+    """
     lost = np.asarray(state) == CENSORED
     if outcome.competing_death == "unknown":
         lost |= np.asarray(state) == COMPETING
-    return kaplan_meier(np.asarray(days, np.float64), lost)
+    return kaplan_meier(np.asarray(days, np.float64), lost, last_of_day=True)
 
 
 def censoring_weights(

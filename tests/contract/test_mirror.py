@@ -46,11 +46,7 @@ TOGETHER = {
     "config/sections.py": "unit/test_experiment.py",
     "config/types.py": "unit/test_experiment.py",
     "evaluation/plotting.py": "unit/evaluation/report/test_figures.py",
-    "evaluation/report/comparison.py": "unit/evaluation/report/test_write.py",
     "evaluation/report/content.py": "unit/evaluation/report/test_write.py",
-    "evaluation/report/html.py": "unit/evaluation/report/test_write.py",
-    "evaluation/report/page.py": "unit/evaluation/report/test_write.py",
-    "evaluation/report/style.py": "unit/evaluation/report/test_write.py",
     "events/schema.py": "unit/sources/building/test_cohort.py",
     "family.py": "contract/test_family.py",
 }

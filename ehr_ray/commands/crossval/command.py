@@ -19,7 +19,7 @@ import pandas as pd
 from ehr_ray.commands.crossval.fold import BASELINES, MODEL, FoldJob, run_fold
 from ehr_ray.config.yaml_files import override
 from ehr_ray.errors import ConfigError, InputError
-from ehr_ray.evaluation.metrics.survival import best_f1_threshold
+from ehr_ray.evaluation.metrics.thresholds import best_f1_threshold
 from ehr_ray.evaluation.report.write import write_predictions
 from ehr_ray.evaluation.tasks.fold_scores import (
     METRICS,
@@ -29,6 +29,7 @@ from ehr_ray.evaluation.tasks.fold_scores import (
     spread,
     verdict,
 )
+from ehr_ray.events.auroc import auroc
 from ehr_ray.events.folds import folds_of, read_events
 from ehr_ray.events.modalities import MODALITIES
 from ehr_ray.events.outcomes import UNKNOWN
@@ -261,11 +262,7 @@ def _judged(every: pd.DataFrame, outcomes: Sequence[str]) -> tuple[pd.DataFrame,
         y, p = part["label"].to_numpy(), part["probability"].to_numpy().clip(1e-6, 1 - 1e-6)
         cut[key] = best_f1_threshold(y, p)
         nll = float(-np.where(y > 0, np.log(p), np.log(1 - p)).mean())
-        high, low = p[y > 0][:, None], p[y == 0][None, :]
-        auroc = (
-            float(((high > low) + 0.5 * (high == low)).mean()) if high.size * low.size else np.nan
-        )
-        inner.append({**dict(zip(keys, key, strict=True)), "nll": nll, "auroc": auroc})
+        inner.append({**dict(zip(keys, key, strict=True)), "nll": nll, "auroc": auroc(y > 0, p)})
     test = rows[rows["part"] == "test"]
     mean = (
         test.groupby([*keys, "subject_id"], sort=False)

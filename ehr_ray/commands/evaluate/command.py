@@ -8,9 +8,9 @@ import numpy as np
 from ehr_ray.commands.evaluate.predicted_splits import (
     EvaluationInputs,
     divisions_of,
-    fit_parts,
     hours_of,
-    judged_part,
+    predict_fit_splits,
+    predict_judged_split,
     split_of,
 )
 from ehr_ray.commands.evaluate.report_content import (
@@ -77,8 +77,8 @@ def evaluate(
     """
     subject = _subject(sync.fetch_run(run), cohort, split, task, output)
     with session(address, verbose=verbose):
-        scores, found, parts = _score(subject, say)
-    lines = _write(subject, scores, found, parts, say)
+        scores, found, inputs = _score(subject, say)
+    lines = _write(subject, scores, found, inputs, say)
     sync.push(subject.target)
     return lines
 
@@ -123,15 +123,16 @@ def _score(subject: Subject, say: Say) -> tuple[TaskScores | None, SuiteResult, 
     if subject.task is None:
         say("no labels: embedding whole patients")
         wanted = bool(subject.loaded.family.evaluation.suites) and home.is_dir()
-        fit = fit_parts(subject, home, None, say) if wanted else {}
-        return None, SuiteResult(), EvaluationInputs(fit, judged_part(subject, fit, None, say))
+        fit = predict_fit_splits(subject, home, None, say) if wanted else {}
+        judged = predict_judged_split(subject, fit, None, say)
+        return None, SuiteResult(), EvaluationInputs(fit, judged)
     labels = read_labels(home, subject.task)
-    fit = fit_parts(subject, home, labels, say)
+    fit = predict_fit_splits(subject, home, labels, say)
     if "train" not in fit or not len(fit["train"].samples):
         raise InputError(f"{home}: no {subject.task} label in the train split to fit a probe on")
-    there = labels if subject.own else read_labels(subject.cohort, subject.task)
-    parts = EvaluationInputs(fit, judged_part(subject, fit, there, say))
-    if not len(parts.judged.samples):
+    judged_labels = labels if subject.own else read_labels(subject.cohort, subject.task)
+    inputs = EvaluationInputs(fit, predict_judged_split(subject, fit, judged_labels, say))
+    if not len(inputs.judged.samples):
         raise InputError(f"{subject.cohort}: no {subject.task} label in the {subject.split} split")
     if "tuning" not in fit:
         raise InputError(f"{home}: no tuning split to choose and calibrate on; ingest with one")
@@ -140,63 +141,63 @@ def _score(subject: Subject, say: Say) -> tuple[TaskScores | None, SuiteResult, 
         "seed": subject.experiment.seed,
         "num_bootstrap": subject.experiment.evaluation.bootstrap,
     }
-    splits = {name: split_of(part) for name, part in fit.items()}
+    splits = {name: split_of(predictions) for name, predictions in fit.items()}
     fitted = fit_task(splits["train"], splits["tuning"], seed=draws["seed"])
     scored = {"tuning": splits["tuning"]} if subject.own else {}
-    scored |= {subject.split: split_of(parts.judged)}
+    scored |= {subject.split: split_of(inputs.judged)}
     say("scoring, with bootstrap intervals")
     scores = score_task(fitted, scored, **draws)
     say("scoring subgroups and early hours")
-    divisions = divisions_of(parts.judged, subject)
-    hours = {name: hours_of(part) for name, part in fit.items()}
+    divisions = divisions_of(inputs.judged, subject)
+    hours = {name: hours_of(predictions) for name, predictions in fit.items()}
     early = fit_hours(hours["train"], hours["tuning"], fitted, splits, seed=draws["seed"])
-    found = [
-        early_warning_result(early, hours_of(parts.judged), subject.split, **draws),
+    task_results = [
+        early_warning_result(early, hours_of(inputs.judged), subject.split, **draws),
         subgroup_result(divisions, scores, subject.split, **draws),
     ]
-    return scores, merged(found), parts
+    return scores, merged(task_results), inputs
 
 
 def _write(
     subject: Subject,
     scores: TaskScores | None,
     task: SuiteResult,
-    parts: EvaluationInputs,
+    inputs: EvaluationInputs,
     say: Say,
 ) -> list[str]:
     """Write metrics, predictions, embeddings, figures and the report; return the summary."""
     say("writing the report")
     target, split = subject.target, subject.split
     metrics = dict(scores.metrics) if scores else {}
-    part = parts.judged
+    judged = inputs.judged
     latent: LatentDiagnostics | None = None
-    if "latents" in part.tables:
-        posterior = part.tables["latents"]
+    if "latents" in judged.tables:
+        posterior = judged.tables["latents"]
         latent = latent_diagnostics(
             matrix(posterior, "mu"), matrix(posterior, "logvar"), posterior["sample"].to_numpy()
         )
         metrics |= {f"{split}/latent/{k}": v for k, v in latent.metrics().items()}
-    embedding = embedding_diagnostics(matrix(part.samples, "embedding"))
+    embedding = embedding_diagnostics(matrix(judged.samples, "embedding"))
     metrics |= {f"{split}/embedding/{k}": v for k, v in embedding.metrics().items()}
     tokens = None
-    if "tokens" in part.tables:
-        table = part.tables["tokens"]
+    if "tokens" in judged.tables:
+        table = judged.tables["tokens"]
         tokens = Tokens.from_columns(
             {name: table[name].to_numpy(zero_copy_only=False) for name in table.column_names}
         )
         measured = reconstruction_metrics(tokens)
         metrics |= {f"{split}/reconstruction/{k}": v for k, v in measured.items()}
     target.mkdir(parents=True, exist_ok=True)
-    found = merged([task, _suites(subject, parts, say)])
+    found = merged([task, _suites(subject, inputs, say)])
     metrics |= found.metrics
     notes = write_metrics(target / "metrics.json", metrics)
-    written = parts.written(subject)
+    written = inputs.written(subject)
     for name, one in written.items():
         write_embeddings(target / "embeddings" / f"{name}.parquet", one.samples)
     if scores is not None:
-        said = positive_class(subject.cohort, subject.task)
-        _write_predictions(target / "predictions", scores, written, said)
-    context = report_context(subject, scores, part, metrics, latent, embedding, tokens, found)
+        positive = positive_class(subject.cohort, subject.task)
+        _write_predictions(target / "predictions", scores, written, positive)
+    context = report_context(subject, scores, judged, metrics, latent, embedding, tokens, found)
     write_results(target, context)
     report = write_report(target, context)
     if subject.own:
@@ -229,15 +230,15 @@ def _write_predictions(
             )
 
 
-def _suites(subject: Subject, parts: EvaluationInputs, say: Say) -> SuiteResult:
+def _suites(subject: Subject, inputs: EvaluationInputs, say: Say) -> SuiteResult:
     """Run the family's suites on what inference gave."""
     names = subject.loaded.family.evaluation.suites
     if names:
         say(f"measuring what {subject.loaded.family.name} can show besides")
     given = SuiteInput(
         split=subject.split,
-        judged=parts.judged,
-        fit=parts.fit,
+        judged=inputs.judged,
+        fit=inputs.fit,
         model=subject.experiment.model,
         vocabulary=subject.loaded.vocabulary,
         target=subject.target,

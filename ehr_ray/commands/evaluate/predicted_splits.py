@@ -15,7 +15,7 @@ from ehr_ray.commands.evaluate.report_content import Subject
 from ehr_ray.errors import InputError
 from ehr_ray.evaluation.suite import SplitPredictions
 from ehr_ray.evaluation.tasks.downstream import Split
-from ehr_ray.evaluation.tasks.early_warning import HourPart
+from ehr_ray.evaluation.tasks.early_warning import HourRows
 from ehr_ray.evaluation.tasks.subgroups import Division
 from ehr_ray.events.features import select_codes
 from ehr_ray.events.labels import Labels
@@ -42,7 +42,7 @@ class EvaluationInputs:
         return {**(self.fit if subject.own else {}), subject.split: self.judged}
 
 
-def fit_parts(
+def predict_fit_splits(
     subject: Subject, home: Path, labels: Labels | None, say: Say
 ) -> dict[str, SplitPredictions]:
     """Embed the run's own train and tuning splits, as far as they are there."""
@@ -50,7 +50,7 @@ def fit_parts(
     return {name: _embedded(subject, home, name, labels, say) for name in names}
 
 
-def judged_part(
+def predict_judged_split(
     subject: Subject, fit: dict[str, SplitPredictions], labels: Labels | None, say: Say
 ) -> SplitPredictions:
     """Embed the split asked for; where it was fitted on it is there already."""
@@ -84,12 +84,12 @@ def _embedded(
         predict_shards(shards, folder, request, cuts, say=say, verb=f"embedded {split} shards")
         done.touch()
         sync.push(done)
-    parts = [folder / f"{index:05d}" for index in range(len(shards))]
-    samples = read_tables(parts, "samples")
+    folders = [folder / f"{index:05d}" for index in range(len(shards))]
+    samples = read_tables(folders, "samples")
     if samples is None:
         raise InputError(f"{cohort}: no labelled patient in the {split} split")
     names = ("latents", "tokens", "hours", *subject.loaded.family.evaluation.outputs)
-    found = {name: _numbered(parts, name) for name in names}
+    found = {name: _numbered(folders, name) for name in names}
     label = None
     if labels is not None:
         time = samples["prediction_time"].cast(pa.int64()).to_numpy()
@@ -135,27 +135,27 @@ def _num_subjects(shard: Path) -> int:
     return len(pa.compute.unique(files.read_parquet(shard, ["subject_id"])["subject_id"]))
 
 
-def _numbered(parts: list[Path], name: str) -> pa.Table | None:
+def _numbered(folders: list[Path], name: str) -> pa.Table | None:
     """Read a table of several shards with `sample` counted over all of them."""
     tables, first = [], 0
-    for part in parts:
-        if (part / f"{name}.parquet").is_file():
-            table = files.read_parquet(part / f"{name}.parquet", remedy=f"remove {part.parent}")
+    for folder in folders:
+        if (folder / f"{name}.parquet").is_file():
+            table = files.read_parquet(folder / f"{name}.parquet", remedy=f"remove {folder.parent}")
             shifted = pa.array(table["sample"].to_numpy() + first)
             tables.append(table.set_column(table.column_names.index("sample"), "sample", shifted))
-        if (part / "samples.parquet").is_file():
-            first += pq.ParquetFile(part / "samples.parquet").metadata.num_rows
+        if (folder / "samples.parquet").is_file():
+            first += pq.ParquetFile(folder / "samples.parquet").metadata.num_rows
     return pa.concat_tables(tables) if tables else None
 
 
-def split_of(part: SplitPredictions) -> Split:
-    """Return the labelled rows of a part as arrays."""
-    samples = part.samples
-    assert part.label is not None
+def split_of(predictions: SplitPredictions) -> Split:
+    """Return the labelled rows of a split as arrays."""
+    samples = predictions.samples
+    assert predictions.label is not None
     return Split(
         subject_id=samples["subject_id"].to_numpy(),
         prediction_time=samples["prediction_time"].to_numpy(),
-        label=part.label,
+        label=predictions.label,
         embedding=matrix(samples, "embedding"),
         untrained=matrix(samples, "untrained"),
         features=matrix(samples, "features"),
@@ -163,26 +163,27 @@ def split_of(part: SplitPredictions) -> Split:
     )
 
 
-def hours_of(part: SplitPredictions) -> dict[float, HourPart]:
-    """Return the labelled rows of a part at each hour after the origin."""
-    table = part.tables.get("hours")
-    if table is None or part.label is None:
+def hours_of(predictions: SplitPredictions) -> dict[float, HourRows]:
+    """Return the labelled rows of a split at each hour after the origin."""
+    table = predictions.tables.get("hours")
+    if table is None or predictions.label is None:
         return {}
     hour, result = table["hour"].to_numpy(), {}
+    subject = predictions.samples["subject_id"].to_numpy()
     for one in np.unique(hour):
         rows = table.filter(pa.array(hour == one))
         sample = rows["sample"].to_numpy()
         inputs = {n: matrix(rows, n) for n in ("embedding", "features") if n in rows.column_names}
         if "logit" in rows.column_names:
             inputs["logit"] = rows["logit"].to_numpy()
-        result[float(one)] = HourPart(sample, part.label[sample], inputs)
+        result[float(one)] = HourRows(sample, subject[sample], predictions.label[sample], inputs)
     return result
 
 
-def divisions_of(part: SplitPredictions, subject: Subject) -> list[Division]:
-    """Return the subgroups of a part's rows that the experiment asks for."""
+def divisions_of(predictions: SplitPredictions, subject: Subject) -> list[Division]:
+    """Return the subgroups of a split's rows that the experiment asks for."""
     return [
-        Division(name, subgroup.names, part.samples[f"subgroup/{name}"].to_pylist())
+        Division(name, subgroup.names, predictions.samples[f"subgroup/{name}"].to_pylist())
         for name, subgroup in subject.experiment.evaluation.subgroups.items()
-        if f"subgroup/{name}" in part.samples.column_names
+        if f"subgroup/{name}" in predictions.samples.column_names
     ]

@@ -61,7 +61,7 @@ def positive_class(cohort: Path, task: str | None) -> str:
 def report_context(
     subject: Subject,
     scores: TaskScores | None,
-    part: SplitPredictions,
+    judged: SplitPredictions,
     metrics: Mapping[str, float],
     latent: LatentDiagnostics | None,
     embedding: EmbeddingDiagnostics,
@@ -97,7 +97,7 @@ def report_context(
         sections=found.sections,
         captions=found.captions,
         figures={
-            **_figures(subject, scores, part, past, latent, tokens),
+            **_figures(subject, scores, judged, past, latent, tokens),
             **found.figures,
         },
         cohort=_provenance(subject),
@@ -111,7 +111,7 @@ def report_context(
 def _figures(
     subject: Subject,
     scores: TaskScores | None,
-    part: SplitPredictions,
+    judged: SplitPredictions,
     past: Any,
     latent: LatentDiagnostics | None,
     tokens: Tokens | None,
@@ -126,7 +126,7 @@ def _figures(
             label, scores.probabilities[split][MODEL], scores.uncalibrated[split]
         )
     shown["embedding_map"] = embedding_map(
-        matrix(part.samples, "embedding"),
+        matrix(judged.samples, "embedding"),
         scores.labels[split] if scores else None,
         subject.task or "outcome",
         umap=subject.experiment.evaluation.umap_patients,

@@ -8,7 +8,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ehr_ray.evaluation.metrics.binary import statistics
+from ehr_ray.evaluation.metrics.weighted import statistics
 from ehr_ray.events.outcomes import EVENT
 
 Array = NDArray[np.float64]
@@ -19,19 +19,60 @@ WEIGHTED: Final = ("auroc", "auprc", "brier")
 def c_index(days: NDArray[Any], state: NDArray[Any], risk: NDArray[Any]) -> float:
     """Return Harrell's concordance: the share of comparable pairs in which risk is right.
 
-    A pair is comparable where one has the event before the other is last seen; ties of risk count
-    half. A competing event ends the time at risk as censoring does. NaN without such a pair.
+    A pair is comparable where one has the event before the other is last seen; one last seen, but
+    without the event, on the day of the event is seen after it. Ties of risk count half. A
+    competing event ends the time at risk as censoring does. NaN without such a pair. Takes
+    O(N log N) time and O(N) memory.
     """
     known = np.isfinite(days)
     time, score = np.asarray(days, float)[known], np.asarray(risk, float)[known]
     event = np.asarray(state)[known] == EVENT
-    later = (time[None, :] > time[:, None]) | ((time[None, :] == time[:, None]) & ~event[None, :])
-    comparable = event[:, None] & later
-    if not comparable.any():
+    # Those who come after an event in this order are comparable with it, but for the events of its
+    # own day; these follow by rising risk, so among them there are only ties to take off again.
+    order = np.lexsort((score, ~event, time))
+    time, event = time[order], event[order]
+    _, rank = np.unique(score[order], return_inverse=True)
+    _, day = np.unique(time, return_inverse=True)
+    own_day = 2 * day + ~event
+    comparable = _above(own_day)[event].sum()
+    if not comparable:
         return float("nan")
-    higher = score[:, None] > score[None, :]
-    tied = score[:, None] == score[None, :]
-    return float((comparable * (higher + 0.5 * tied)).sum() / comparable.sum())
+    tied = _later_equal(rank) - _later_equal(own_day * len(rank) + rank)
+    return float((_later_smaller(rank) + 0.5 * tied)[event].sum() / comparable)
+
+
+def _above(day: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return how many entries of ascending `day` are above each."""
+    return len(day) - np.searchsorted(day, day, side="right")
+
+
+def _later_equal(key: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return how many entries behind each are equal to it."""
+    order = np.argsort(key, kind="stable")
+    ascending = key[order]
+    count = np.empty(len(key), np.int64)
+    count[order] = np.searchsorted(ascending, ascending, side="right") - np.arange(len(key)) - 1
+    return count
+
+
+def _later_smaller(rank: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return how many entries behind each are smaller, by merge sort: ranks are below their number.
+
+    Where two sorted halves are merged, the entries of the right half that come before one of the
+    left half are smaller than it.
+    """
+    size = 1 << (len(rank) - 1).bit_length()
+    value: NDArray[np.int64] = np.append(rank, np.full(size - len(rank), len(rank)))
+    row: NDArray[np.int64] = np.arange(size)
+    count, width = np.zeros(size, np.int64), 1
+    while width < size:
+        value, row = value.reshape(-1, 2 * width), row.reshape(-1, 2 * width)
+        merged = np.argsort(value, axis=1, kind="stable")
+        value, row = (np.take_along_axis(a, merged, axis=1) for a in (value, row))
+        left = merged < width
+        count[row[left]] += np.cumsum(~left, axis=1)[left]
+        width *= 2
+    return count[: len(rank)]
 
 
 def weighted_scores(
@@ -46,25 +87,3 @@ def weighted_scores(
     found = statistics(y, p)
     rows = np.asarray(weight, float)[known][None]
     return {name: float(found[name](rows)[0]) for name in WEIGHTED}
-
-
-def f1(label: NDArray[Any], called: NDArray[Any]) -> float:
-    """Return the harmonic mean of sensitivity and precision; 0 where nobody is rightly called."""
-    y, c = np.asarray(label) > 0, np.asarray(called) > 0
-    total = y.sum() + c.sum()
-    return float(2 * (y & c).sum() / total) if total else 0.0
-
-
-def best_f1_threshold(label: NDArray[Any], probability: NDArray[Any]) -> float:
-    """Return the probability from which on rows are called positive for the highest F1 here."""
-    y, p = np.asarray(label) > 0, np.asarray(probability, float)
-    if not y.any():
-        return 0.5
-    order = np.argsort(-p, kind="stable")
-    hits, called = np.cumsum(y[order]), np.arange(1, len(y) + 1)
-    last = np.append(p[order][1:] != p[order][:-1], True)
-    scores = np.where(last, 2 * hits / (y.sum() + called), -1.0)
-    best = int(np.argmax(scores))
-    level = p[order][best]
-    lower = p[order][best + 1 :]
-    return float(0.5 * (level + lower[0])) if lower.size else float(level)

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from ehr_ray.evaluation.plotting import ORANGE, SKY, new_axes
+from ehr_ray.evaluation.plotting import ORANGE, SKY, new_axes, plain
 
 Array = NDArray[Any]
 MAX_POINTS = 4000
@@ -64,7 +64,7 @@ def embedding_map(
     """
     rows = np.asarray(embedding, dtype=np.float64)
     on = np.zeros(len(rows), bool) if label is None else np.asarray(label, dtype=bool)
-    name = None if label is None else label_name
+    name = None if label is None else plain(label_name)
     second = umap > 0 and min(umap, len(rows)) >= FEWEST
     figure = Figure(figsize=(9.4 if second else 4.9, 4.4), layout="constrained")
     places, share = principal(rows)

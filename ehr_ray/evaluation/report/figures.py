@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_curve
 
-from ehr_ray.evaluation.metrics.binary import ECE_BINS
+from ehr_ray.evaluation.metrics.weighted import ECE_BINS
 from ehr_ray.evaluation.plotting import (
     BLUE,
     FONT,
@@ -27,6 +27,7 @@ from ehr_ray.evaluation.plotting import (
     SKY,
     STYLES,
     new_axes,
+    plain,
     styled,
 )
 from ehr_ray.evaluation.tasks.baselines import SHORT_TITLES
@@ -69,6 +70,24 @@ CAPTIONS: Final[Mapping[str, tuple[str, str]]] = {
     ),
 }
 """Title and one sentence on how to read each figure, by the name the report knows it under."""
+ALTERNATIVES: Final[Mapping[str, str]] = {
+    "loss_curves": "Line charts of each part of the loss over training, on train and validation.",
+    "kl_per_dimension": "Bar chart of the KL of each latent dimension; the number of active units "
+    "is in the table on collapse.",
+    "reconstruction": "Recorded and reconstructed values of some patients, as pairs of markers; "
+    "errors are in the table on reconstruction.",
+    "embedding_map": "Scatter plot of patients by two directions of their embedding, coloured by "
+    "the outcome.",
+    "roc_pr": "ROC and precision-recall curves of every model; the areas under them are in the "
+    "table beside the baselines.",
+    "calibration": "Line chart of the observed rate over the predicted risk; Brier score and "
+    "calibration error are in the table beside the baselines.",
+    "early_warning": "Line charts of AUROC and AUPRC over hours after the start of the stay; the "
+    "numbers are in the table by hour.",
+    "subgroups": "AUROC of each subgroup with its interval; the numbers are in the tables by "
+    "subgroup.",
+}
+"""What each figure shows, for those who cannot see it, and where its numbers stand."""
 
 _PLACE: Final = ("step", "epoch", "seconds", "data_wait")
 
@@ -290,7 +309,7 @@ def _example(axis: Axes, example: Mapping[str, Any], max_tokens: int) -> None:
         style = _MASKED if token.get("masked") else _CARRIED if token.get("carried") else _SEEN
         axis.plot(true, row, zorder=2, **_RECORDED)
         axis.plot(ours, row, zorder=3, **style)
-    axis.set_yticks(range(len(tokens)), [str(token["variable"]) for token in tokens])
+    axis.set_yticks(range(len(tokens)), [plain(str(token["variable"])) for token in tokens])
     axis.set_xlabel("standard deviations from the mean", fontsize=FONT)
     hidden = len(example["tokens"]) - len(tokens)
     _title(axis, example["title"] + (f" (+{hidden} more)" if hidden else ""))

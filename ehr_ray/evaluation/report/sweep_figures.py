@@ -47,6 +47,17 @@ CAPTIONS: Final[Mapping[str, tuple[str, str]]] = {
         "active units and 5 % of them, or means that lie on one line.",
     ),
 }
+ALTERNATIVES: Final[Mapping[str, str]] = {
+    "parallel": "Lines of all trials over the swept values and the score; the numbers are in the "
+    "table of trials.",
+    "curves": "Line chart of each trial's score over its reports; final scores are in the table of "
+    "trials.",
+    "importance": "Bar chart of the importance of each swept path; the numbers are in the table of "
+    "what mattered.",
+    "collapse": "Scatter plot of trials by beta and free bits; which latents collapsed is in the "
+    "table of trials.",
+}
+"""What each figure shows, for those who cannot see it, and where its numbers stand."""
 
 
 @dataclass(frozen=True)

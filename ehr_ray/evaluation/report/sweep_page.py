@@ -2,16 +2,23 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any, Final
 
 import pandas as pd
 
 from ehr_ray.evaluation.report import sweep_figures as figures
-from ehr_ray.evaluation.report.html import section, table_of
-from ehr_ray.evaluation.report.page import Image, figure_of
-from ehr_ray.evaluation.report.style import CSS
+from ehr_ray.evaluation.report.page import (
+    Card,
+    Collapsible,
+    Image,
+    Page,
+    Paragraph,
+    Preformatted,
+    Tone,
+    picture_card,
+    render,
+)
 from ehr_ray.evaluation.report.write import images_of
 from ehr_ray.evaluation.table import Table
 from ehr_ray.storage import files
@@ -49,17 +56,18 @@ def write_sweep(
     if found is not None:
         drawn["importance"] = figures.bars(found)
     tone, said = verdict(frame, best, metric)
-    html = _page(root.name, about, tone, said, frame, paths, metric, images_of(root, drawn), config)
-    html = html.replace("<!--importance-->", _importance(found))
-    files.write_text(root / "report.html", html)
+    trials, images = _trials(frame, paths, metric), images_of(root, drawn)
+    html = render(_page(root.name, about, (tone, said), trials, images, found, config))
+    files.write_bytes(root / "report.html", html.encode())
     return [*table_lines(frame, paths, metric), *said]
 
 
 def verdict(
     frame: pd.DataFrame, best: Mapping[str, Any] | None, metric: str
-) -> tuple[str, list[str]]:
+) -> tuple[Tone, list[str]]:
     """Return the tone of the page and what to say of a search, bad news included."""
     lines = []
+    tone: Tone
     if best is None:
         tone = "bad"
         if frame["score"].map(math.isfinite).any():
@@ -127,21 +135,33 @@ def _plain(frame: pd.DataFrame) -> pd.DataFrame:
 def _page(
     name: str,
     about: Mapping[str, str],
-    tone: str,
-    said: Sequence[str],
-    frame: pd.DataFrame,
-    paths: Sequence[str],
-    metric: str,
+    said: tuple[Tone, Sequence[str]],
+    trials: Table,
     images: Mapping[str, Image],
+    found: figures.Importance | None,
     config: str,
-) -> str:
-    facts = "".join(
-        f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in about.items()
+) -> Page:
+    order = ("parallel", "collapse", "importance", "curves")
+    return Page(
+        title=name,
+        facts=about,
+        tone=said[0],
+        verdict=said[1],
+        cards=[
+            *(
+                picture_card(n, images[n], figures.CAPTIONS, figures.ALTERNATIVES)
+                for n in order
+                if n in images
+            ),
+            _importance(found),
+            Card("Trials", [trials]),
+            Card("Details", [Collapsible("Configuration", Preformatted(config))]),
+        ],
     )
-    first, *rest = said
-    items = "".join(f"<li>{escape(text)}</li>" for text in rest)
-    marks = {"good": "✓", "mixed": "≈", "bad": "✗"}
-    table = Table(
+
+
+def _trials(frame: pd.DataFrame, paths: Sequence[str], metric: str) -> Table:
+    return Table(
         ("Trial", "Status", metric, *map(figures.short, paths), "Steps", "Error"),
         tuple(
             (*_cells(row, paths), f"{int(row['step']):,}", str(row["error"]))
@@ -149,33 +169,15 @@ def _page(
         ),
         "Best first; a trial is worth its score at the report whose checkpoint was kept.",
     )
-    order = ("parallel", "collapse", "importance", "curves")
-    body = [
-        f'<header><h1>{escape(name)}</h1><dl class="facts">{facts}</dl></header>',
-        f'<section class="verdict {tone}"><span class="mark" aria-hidden="true">{marks[tone]}'
-        f"</span><div><p>{escape(first[0].upper() + first[1:])}</p><ul>{items}</ul></div>"
-        "</section>",
-        *(figure_of(n, images[n], figures.CAPTIONS) for n in order if n in images),
-        "<!--importance-->",
-        section("Trials", table_of(table)),
-        f"<details><summary>Configuration</summary><pre>{escape(config)}</pre></details>",
-    ]
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(name)}</title><style>{CSS}</style></head>\n<body><main>\n"
-        + "\n".join(body)
-        + "\n</main></body></html>\n"
-    )
 
 
-def _importance(found: figures.Importance | None) -> str:
+def _importance(found: figures.Importance | None) -> Card:
     if found is None:
-        return section(
-            "What mattered",
-            f'<p class="caption">Fewer than {figures.ENOUGH} trials have a score: nothing can be '
-            "said of what mattered.</p>",
+        text = (
+            f"Fewer than {figures.ENOUGH} trials have a score: nothing can be said of what "
+            "mattered."
         )
+        return Card("What mattered", [Paragraph(text, small=True)])
     order = sorted(found.share, key=lambda name: -found.share[name])
     rows = tuple((name, found.share[name], found.rank[name]) for name in order)
     trust = (
@@ -184,4 +186,4 @@ def _importance(found: figures.Importance | None) -> str:
         else "A forest explains nothing of trials it has not seen: read no importance into this."
     )
     columns = ("Path", "share of importance", "rank correlation with the score")
-    return section("What mattered, in numbers", table_of(Table(columns, rows, trust)))
+    return Card("What mattered, in numbers", [Table(columns, rows, trust)])

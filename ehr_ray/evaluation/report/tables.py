@@ -3,7 +3,7 @@
 import csv
 import io
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 import numpy as np
@@ -105,15 +105,6 @@ def where_the_trees_win(metrics: Mapping[str, float], split: str) -> str:
     )
 
 
-def markdown(title: str, facts: Sequence[str], tables: Mapping[str, Table]) -> str:
-    """Return a page of Markdown: a title, paragraphs, and each table under its heading."""
-    blocks = [f"# {title}", *facts]
-    for heading, table in tables.items():
-        blocks += [f"## {heading}", _markdown_table(table)]
-        blocks += [table.caption] if table.caption else []
-    return "\n\n".join(blocks) + "\n"
-
-
 def tidy_csv(metrics: Mapping[str, float]) -> str:
     """Return every task metric as one row of CSV: see `COLUMNS`; undefined ones are left out."""
     out = io.StringIO()
@@ -161,19 +152,3 @@ def _paired(
 
 def _text(value: float) -> str:
     return "" if np.isnan(value) else f"{value:.6g}"
-
-
-def _markdown_table(table: Table) -> str:
-    lines = [table.columns, tuple("---" for _ in table.columns)]
-    lines += [tuple(_cell(cell) for cell in row) for row in table.rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _cell(cell: Cell) -> str:
-    if isinstance(cell, str):
-        return cell.replace("|", "\\|")
-    if isinstance(cell, Interval):
-        if np.isnan(cell.value):
-            return "–"
-        return f"{cell.value:.3f}" if np.isnan(cell.low) else str(cell)
-    return "–" if np.isnan(cell) else f"{cell:.3f}"

@@ -12,12 +12,13 @@ import pyarrow as pa
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from ehr_ray.evaluation.markdown import bullets, markdown, paragraph
 from ehr_ray.evaluation.metrics.binary import undefined
 from ehr_ray.evaluation.report.content import ReportContext
-from ehr_ray.evaluation.report.page import Image, render_page
+from ehr_ray.evaluation.report.evaluation_page import evaluation_page
+from ehr_ray.evaluation.report.page import Image, render
 from ehr_ray.evaluation.report.tables import (
     SEEN,
-    markdown,
     results_table,
     tidy_csv,
     where_the_trees_win,
@@ -42,7 +43,7 @@ def write_report(directory: Path, context: ReportContext) -> Path:
     """Write `report.html` (one file, opens offline) and `figures/<name>.png`; return its path."""
     images = images_of(directory, context.figures)
     path = directory / "report.html"
-    files.write_bytes(path, render_page(context, images).encode())
+    files.write_bytes(path, render(evaluation_page(context, images)).encode())
     return path
 
 
@@ -59,9 +60,8 @@ def images_of(directory: Path, figures: Mapping[str, Figure]) -> dict[str, Image
 
 def write_results(directory: Path, context: ReportContext) -> None:
     """Write `results.md`, to read, and `results.csv`, every task metric as one row, to load."""
-    facts = [f"Verdict on {context.split}: this model {v}." for v in context.verdicts[:1]]
-    facts += [f"This model {verdict}." for verdict in context.verdicts[1:]]
-    facts = ["\n".join(f"- {fact}" for fact in facts)] if facts else []
+    verdicts = [f"Verdict on {context.split}: this model {v}." for v in context.verdicts[:1]]
+    verdicts += [f"This model {verdict}." for verdict in context.verdicts[1:]]
     told = where_the_trees_win(context.metrics, context.split)
     tables = {
         "Beside the baselines": results_table(context.metrics, context.split),
@@ -70,7 +70,10 @@ def write_results(directory: Path, context: ReportContext) -> None:
     }
     text = markdown(
         context.title,
-        [part for part in (_rows(context), SEEN.get(context.split), told, *facts) if part],
+        [
+            *(paragraph(text) for text in (_rows(context), SEEN.get(context.split, ""), told)),
+            bullets(verdicts),
+        ],
         {heading: table for heading, table in tables.items() if table is not None},
     )
     files.write_bytes(directory / "results.md", text.encode())

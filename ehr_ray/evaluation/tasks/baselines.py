@@ -13,7 +13,7 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import train_test_split
 
-from ehr_ray.evaluation.metrics.binary import choose_threshold
+from ehr_ray.evaluation.metrics.thresholds import choose_threshold
 from ehr_ray.evaluation.tasks.probe import Probe, few_threads, fit_platt, fit_probe, logit, sigmoid
 
 Array = NDArray[np.float64]

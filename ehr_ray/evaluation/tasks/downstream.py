@@ -11,12 +11,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ehr_ray.evaluation.metrics.binary import (
-    binary_metrics,
-    choose_threshold,
-    paired_differences,
-    undefined,
-)
+from ehr_ray.evaluation.metrics.binary import binary_metrics, paired_differences, undefined
+from ehr_ray.evaluation.metrics.thresholds import choose_threshold
 from ehr_ray.evaluation.tasks.baselines import (
     TITLES,
     Input,
@@ -105,6 +101,8 @@ class TaskScores:
     uncalibrated: Mapping[str, Array]
     """Probabilities of the model before Platt scaling, by split."""
     labels: Mapping[str, NDArray[np.bool_]]
+    subjects: Mapping[str, NDArray[np.int64]]
+    """Whose each row is, by split: what intervals resample."""
     verdicts: tuple[str, ...]
     """One sentence a baseline, on the last split scored; the strongest baseline first."""
     notes: tuple[str, ...] = field(default=())
@@ -176,6 +174,7 @@ def score_task(
             name: model.predict_raw(getattr(split, model.input)) for name, split in splits.items()
         },
         labels={name: split.label for name, split in splits.items()},
+        subjects={name: split.subject_id for name, split in splits.items()},
         verdicts=(*judgement(metrics, judged), *gain(metrics, judged)),
         notes=(*fitted.notes, *_undefined_notes(metrics)),
     )
@@ -195,20 +194,14 @@ def differences(
     ending: str = "difference",
     thresholds: tuple[float, float] = (0.5, 0.5),
     metrics: Sequence[str] = COMPARED,
-    seed: int = 0,
-    num_bootstrap: int = 1000,
+    **draws: Any,
 ) -> dict[str, float]:
-    """Return `<metric>_<ending>`, first minus second on the same rows, with interval bounds."""
+    """Return `<metric>_<ending>`, first minus second on the same rows, with interval bounds.
+
+    `draws` are `subject`, `seed` and `num_bootstrap` of `paired_differences`.
+    """
     out: dict[str, float] = {}
-    found = paired_differences(
-        label,
-        first,
-        second,
-        metrics,
-        thresholds=thresholds,
-        seed=seed,
-        num_bootstrap=num_bootstrap,
-    )
+    found = paired_differences(label, first, second, metrics, thresholds=thresholds, **draws)
     for metric, difference in found.items():
         key = f"{metric}_{ending}"
         out |= {key: difference.value}
@@ -226,13 +219,12 @@ def _row(
     num_bootstrap: int,
 ) -> dict[str, float]:
     """All that one row of the comparison says about one split."""
-    found = binary_metrics(
-        split.label,
-        scored[name],
-        threshold=thresholds[name],
-        seed=seed,
-        num_bootstrap=num_bootstrap,
-    )
+    draws: dict[str, Any] = {
+        "subject": split.subject_id,
+        "seed": seed,
+        "num_bootstrap": num_bootstrap,
+    }
+    found = binary_metrics(split.label, scored[name], threshold=thresholds[name], **draws)
     if name == MODEL:
         return found
     if name in fitted.scorers:
@@ -244,8 +236,7 @@ def _row(
         scored[second],
         ending="gain" if name == BLEND else "difference",
         thresholds=(thresholds[first], thresholds[second]),
-        seed=seed,
-        num_bootstrap=num_bootstrap,
+        **draws,
     )
 
 

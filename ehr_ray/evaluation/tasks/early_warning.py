@@ -29,17 +29,19 @@ LOGISTIC: Final = "logistic"
 
 
 @dataclass(frozen=True)
-class HourPart:
+class HourRows:
     """The rows of one split at one hour: those whose prediction time is not before it."""
 
     sample: NDArray[np.int64]
     """Place of each row among the samples of its split."""
+    subject_id: NDArray[np.int64]
+    """Whose each row is: what intervals resample."""
     label: NDArray[np.bool_]
     inputs: Mapping[str, NDArray[np.floating]]
     """`embedding` or `logit`, and `features`, as far as they are there; N rows each."""
 
 
-Hours = Mapping[float, HourPart]
+Hours = Mapping[float, HourRows]
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,8 @@ def fit_hours(
         if hour not in tuning or np.unique(train[hour].label).size < 2:
             continue
         same = all(
-            _same(part[hour], splits[name]) for name, part in (("train", train), ("tuning", tuning))
+            _same(by_hour[hour], splits[name])
+            for name, by_hour in (("train", train), ("tuning", tuning))
         )
         known = fitted.scorers if same else {}
         result.append(FittedHour(hour, _fit(train[hour], tuning[hour], known, seed)))
@@ -95,26 +98,15 @@ def early_warning_result(
     """
     metrics: dict[str, float] = {}
     hours = []
-    draws: dict[str, Any] = {"seed": seed, "num_bootstrap": num_bootstrap}
     for one in fitted:
-        part = judged.get(one.hour)
-        if part is None or np.unique(part.label).size < 2:
+        hour_rows = judged.get(one.hour)
+        if hour_rows is None or np.unique(hour_rows.label).size < 2:
             continue
         hours.append(one.hour)
-        scored = {
-            name: scorer.predict(part.inputs[scorer.input])
-            for name, scorer in one.scorers.items()
-            if scorer.input in part.inputs
-        }
-        for name, probability in scored.items():
-            found = binary_metrics(
-                part.label, probability, threshold=0.5, names=(*RANKING, "prevalence"), **draws
-            )
-            if name != MODEL:
-                pair = (scored[MODEL], probability)
-                found |= differences(part.label, *pair, metrics=RANKING, **draws)
+        measured = _measure(one.scorers, hour_rows, seed=seed, num_bootstrap=num_bootstrap)
+        for name, values in measured.items():
             at = f"{metric_prefix(name, split)}/hours/{one.hour:g}"
-            metrics |= {f"{at}/{key}": value for key, value in found.items()}
+            metrics |= {f"{at}/{key}": value for key, value in values.items()}
     if not hours:
         return SuiteResult()
     names = [
@@ -138,16 +130,37 @@ def early_warning_result(
     )
 
 
-def _same(part: HourPart, whole: Split) -> bool:
-    given = {name: getattr(whole, name) for name in part.inputs}
-    return len(part.sample) == len(whole.label) and all(
-        rows is not None and np.array_equal(part.inputs[name], rows, equal_nan=True)
+def _measure(
+    scorers: Mapping[str, Scorer], hour_rows: HourRows, **draws: Any
+) -> dict[str, dict[str, float]]:
+    """Return the metrics of every model at one hour, by its name."""
+    draws["subject"] = hour_rows.subject_id
+    label, names = hour_rows.label, (*RANKING, "prevalence")
+    scored = {
+        name: scorer.predict(hour_rows.inputs[scorer.input])
+        for name, scorer in scorers.items()
+        if scorer.input in hour_rows.inputs
+    }
+    measured = {}
+    for name, probability in scored.items():
+        values = binary_metrics(label, probability, threshold=0.5, names=names, **draws)
+        if name != MODEL:
+            pair = (scored[MODEL], probability)
+            values |= differences(label, *pair, metrics=RANKING, **draws)
+        measured[name] = values
+    return measured
+
+
+def _same(hour_rows: HourRows, whole: Split) -> bool:
+    given = {name: getattr(whole, name) for name in hour_rows.inputs}
+    return len(hour_rows.sample) == len(whole.label) and all(
+        rows is not None and np.array_equal(hour_rows.inputs[name], rows, equal_nan=True)
         for name, rows in given.items()
     )
 
 
 def _fit(
-    train: HourPart, tuning: HourPart, known: Mapping[str, Scorer], seed: int
+    train: HourRows, tuning: HourRows, known: Mapping[str, Scorer], seed: int
 ) -> dict[str, Scorer]:
     scorers: dict[str, Scorer] = {}
     if "logit" in tuning.inputs:
@@ -166,7 +179,7 @@ def _fit(
     return scorers
 
 
-def _arrays(train: HourPart, tuning: HourPart, name: str) -> tuple[NDArray[Any], ...]:
+def _arrays(train: HourRows, tuning: HourRows, name: str) -> tuple[NDArray[Any], ...]:
     return train.inputs[name], train.label, tuning.inputs[name], tuning.label
 
 

@@ -7,7 +7,7 @@ from typing import Final
 import numpy as np
 from matplotlib.figure import Figure
 
-from ehr_ray.evaluation.plotting import INK, STYLES, new_axes
+from ehr_ray.evaluation.plotting import INK, STYLES, new_axes, plain
 from ehr_ray.evaluation.table import Interval
 from ehr_ray.evaluation.tasks.baselines import SHORT_TITLES
 
@@ -112,7 +112,7 @@ def forest(rows: Sequence[Estimate], metric: str) -> Figure:
             linestyle=(0, (1, 2)),
             zorder=1,
         )
-    axis.set_yticks(range(len(rows)), [row.title for row in rows])
+    axis.set_yticks(range(len(rows)), [plain(row.title) for row in rows])
     axis.set_ylim(len(rows) - 0.5, -0.5)
     axis.set_xlabel(metric, fontsize=_FONT)
     axis.legend(frameon=False, fontsize=_FONT, loc="center left", bbox_to_anchor=(1.0, 0.5))

@@ -7,7 +7,9 @@ import numpy as np
 import pandas as pd
 from scipy.stats import t as student
 
-from ehr_ray.evaluation.metrics.survival import c_index, f1, weighted_scores
+from ehr_ray.evaluation.markdown import escaped, table_lines
+from ehr_ray.evaluation.metrics.survival import c_index, weighted_scores
+from ehr_ray.evaluation.metrics.thresholds import f1
 from ehr_ray.evaluation.table import Interval
 
 METRICS: Final = ("auroc", "auroc_ipcw", "auprc", "f1", "brier", "c_index")
@@ -95,13 +97,9 @@ def verdict(
 
 def markdown(table: pd.DataFrame, outcome: str, positive: str, titles: Mapping[str, str]) -> str:
     """Return the table of an outcome, mean ± standard deviation over folds."""
-    lines = [
-        f"**{outcome}**, {positive}",
-        "",
-        "| model | " + " | ".join(METRICS) + " |",
-        "|---|" + "---|" * len(METRICS),
-    ]
+    rows = []
     for _, row in table[table["outcome"] == outcome].iterrows():
         cells = [f"{row[f'{m}/mean']:.3f} ± {row[f'{m}/std']:.3f}" for m in METRICS]
-        lines.append(f"| {titles.get(row['model'], row['model'])} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        rows.append((titles.get(row["model"], row["model"]), *cells))
+    head = f"**{escaped(outcome)}**, {escaped(positive)}"
+    return f"{head}\n\n{table_lines(('model', *METRICS), rows)}"

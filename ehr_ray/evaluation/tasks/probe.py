@@ -19,7 +19,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedKFold
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-from ehr_ray.evaluation.metrics.binary import choose_threshold
+from ehr_ray.evaluation.metrics.thresholds import choose_threshold
 
 Array = NDArray[np.float64]
 

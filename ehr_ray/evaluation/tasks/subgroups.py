@@ -61,6 +61,7 @@ def subgroup_result(
     less than `MIN_OF_A_CLASS` rows of a class have no `auroc`, below `MIN_ROWS` rows no rates.
     """
     label, probabilities = scores.labels[split], scores.probabilities[split]
+    subject = scores.subjects[split]
     metrics: dict[str, float] = {}
     groups: list[tuple[str, str]] = []
     for division in divisions:
@@ -68,7 +69,8 @@ def subgroup_result(
             at = f"subgroups/{key_of(division.name)}/{key_of(name)}"
             groups.append((f"{division.name}: {name}", at))
             given = {m: probabilities[m][rows] for m in SHOWN if m in probabilities}
-            measured = _measure(label[rows], given, seed, num_bootstrap)
+            draws = {"subject": subject[rows], "seed": seed, "num_bootstrap": num_bootstrap}
+            measured = _measure(label[rows], given, draws)
             for model, values in measured.items():
                 prefix = f"{metric_prefix(model, split)}/{at}"
                 metrics |= {f"{prefix}/{key}": value for key, value in values.items()}
@@ -98,13 +100,11 @@ def key_of(name: str) -> str:
 def _measure(
     label: NDArray[np.bool_],
     given: Mapping[str, NDArray[Any]],
-    seed: int,
-    num_bootstrap: int,
+    draws: Mapping[str, Any],
 ) -> dict[str, dict[str, float]]:
     positive = int(label.sum())
     ranked = min(positive, label.size - positive) >= MIN_OF_A_CLASS
     names = (*(RANKING if ranked else ()), "prevalence") if label.size >= MIN_ROWS else ()
-    draws: dict[str, Any] = {"seed": seed, "num_bootstrap": num_bootstrap}
     result: dict[str, dict[str, float]] = {}
     for model, probability in given.items():
         values = binary_metrics(label, probability, threshold=0.5, names=names, **draws)

@@ -28,6 +28,7 @@ FAMILY = Family(
     loss=loss,
     predict=predict,
     cache_fields=("codes", "landmark_hours", "survival", "recurrence"),
+    version=2,  # what happens at the landmark is an outcome
     schedules={"beta": Ramp(start=0.0, end=1.0, epochs=10)},
     eval_scheduled={"beta": 1.0},
     search_space={

@@ -36,8 +36,10 @@ def transform(patient: Patient, config: HCATConfig, vocabulary: Vocabulary) -> R
         "code": code.astype(np.int32),
         "value": z.astype(np.float32),
     }
-    days = (patient.time[~known] - patient.origin) / (MINUTES_PER_DAY * 60e6)
-    names = [vocabulary.codes[i] for i in patient.code[~known]]
+    # What happens at the landmark itself is an outcome, though measurements of then are known.
+    later = ~patient.static & (patient.minute >= config.landmark_hours * 60)
+    days = (patient.time[later] - patient.origin) / (MINUTES_PER_DAY * 60e6)
+    names = [vocabulary.codes[i] for i in patient.code[later]]
     for outcome in config.outcomes:
         until, state = follow(days, names, outcome)
         row[f"{outcome.name}/days"] = np.array(until, np.float32)

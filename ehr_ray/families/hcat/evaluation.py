@@ -76,11 +76,11 @@ def imputation_quality(tokens: pd.DataFrame) -> dict[str, dict[str, float]]:
 def followed_of(
     cohort: Path, split: str, vocabulary: Vocabulary, outcome: Outcome, landmark_hours: float
 ) -> dict[int, tuple[float, int]]:
-    """Return (days, state) of every subject of a split, from its events after the landmark."""
+    """Return (days, state) of every subject of a split, from its events from the landmark on."""
     found = {}
     for shard in cohort_shards(cohort, split):
         for patient in read_patients(shard, vocabulary):
-            later = ~patient.static & (patient.minute > landmark_hours * 60)
+            later = ~patient.static & (patient.minute >= landmark_hours * 60)
             days = (patient.time[later] - patient.origin) / MICROSECONDS_PER_DAY
             codes = [vocabulary.codes[i] for i in patient.code[later]]
             found[patient.subject_id] = follow(days, codes, outcome)

@@ -3,7 +3,8 @@
 A folder with `targets.csv`, `clinical.csv`, `pathological.csv`, `blood.csv`, `icd_codes.csv`,
 `tma_cell_density.csv` and `tma_tile_dtr_256_<marker>.npz`; the first two are needed. Minute 0 is
 the diagnosis, where predictions stand; findings of the operation are taken as known then. Outcomes
-are events at their days: RECURRENCE, MEDS_DEATH, and FOLLOW_UP//END, the last information.
+are events at their days, those of day 0 at minute 1: RECURRENCE, MEDS_DEATH, and FOLLOW_UP//END,
+the last information.
 """
 
 import csv
@@ -219,7 +220,10 @@ def _counts(cause: str, options: HancockOptions) -> bool:
 
 def _outcome_events(followed: _Followed) -> pa.Table:
     ids, days, codes = zip(*followed.events, strict=True) if followed.events else ((), (), ())
-    times, _ = since_epoch(np.array(days, np.float64), DAY)
+    # An outcome of the day of diagnosis comes after the prediction, which stands at minute 0:
+    # without this it would be an input of what it is the answer to.
+    minutes = np.maximum(np.array(days, np.float64) * DAY, 1.0)
+    times, _ = since_epoch(minutes, 1.0)
     nothing = np.full(len(ids), np.nan)
     return events_table(np.array(ids, np.int64), times, pa.array(codes, pa.string()), nothing)
 

@@ -2,7 +2,16 @@ import numpy as np
 import pytest
 
 from ehr_ray.evaluation import clusters
-from ehr_ray.evaluation.clusters import NOISE, cluster, rates, reduced, standardised, warped
+from ehr_ray.evaluation.clusters import (
+    NOISE,
+    Clustering,
+    cluster,
+    most_stable,
+    rates,
+    reduced,
+    standardised,
+    warped,
+)
 
 
 def blobs(number=60, distance=8.0, width=4, seed=0):
@@ -50,6 +59,38 @@ def test_patients_are_drawn_with_replacement_and_compared_where_drawn(monkeypatc
         assert drawn == 120
         assert 60 < distinct < 95
         assert lengths == (distinct, distinct)
+
+
+def test_all_rows_of_a_patient_are_drawn_together(monkeypatch):
+    x, samples = np.arange(60.0)[:, None] + np.zeros((1, 2)), []
+    labels = np.repeat([0, 1], 30)
+
+    def seen(rows, share):
+        samples.append(rows[:, 0])
+        return labels[: len(rows)] if len(samples) == 1 else np.zeros(len(rows), int)
+
+    monkeypatch.setattr(clusters, "density_labels", seen)
+    cluster(x, umap=False, subject=np.repeat(np.arange(20), 3), resamples=3)
+    for rows in samples[1:]:
+        patients, counts = np.unique(rows // 3, return_counts=True)
+        assert len(rows) == 60
+        assert len(patients) < 20
+        for patient, count in zip(patients, counts, strict=True):
+            assert set(rows[rows // 3 == patient]) == {3 * patient + i for i in range(3)}
+            assert count % 3 == 0
+
+
+def test_the_clustering_shown_is_the_most_stable_one_that_has_groups():
+    def of(number, stability, noise=0.0):
+        labels = np.arange(100) % number if number else np.full(100, NOISE)
+        labels[: int(100 * noise)] = NOISE
+        return Clustering(labels, 0.1, 0.1, stability, (stability, stability))
+
+    many, few, one = of(9, 0.2), of(3, 0.7), of(1, 1.0)
+    assert most_stable({"many": many, "few": few, "one": one}) == "few"
+    assert most_stable({"few": few, "noisy": of(3, 0.7, 0.3)}) == "few"
+    assert most_stable({"none": of(0, np.nan), "one": one}) == "one"
+    assert most_stable({"few": of(2, np.nan), "none": of(0, np.nan)}) == "few"
 
 
 def test_without_samples_there_is_no_index():

@@ -72,3 +72,23 @@ def test_weights_of_the_known_stand_for_all_that_were_lost():
     assert weight.sum() == pytest.approx(4000, rel=0.03)
     assert np.average(answer == 1, weights=weight) == pytest.approx(truth, abs=0.02)
     assert abs((answer[answer >= 0] == 1).mean() - truth) > 0.05
+
+
+def test_of_equal_days_an_event_comes_before_a_loss_in_the_weights():
+    """By hand: five at risk, an event and a loss on day 2, a loss on day 3, two seen to the end.
+
+    Who has the event on day 2 cannot be lost then, so G(2) = 3/4 and G(3) = 3/4 * 2/3 = 1/2.
+    """
+    days = np.array([2.0, 2, 3, 900, 900])
+    state = np.array([EVENT, CENSORED, CENSORED, CENSORED, CENSORED], np.int8)
+    curve = censoring(days, state, RECURRENCE_2Y)
+    np.testing.assert_allclose(curve[1][:2], [3 / 4, 1 / 2])
+    weight = censoring_weights(days, state, RECURRENCE_2Y, curve)
+    np.testing.assert_allclose(weight, [1, 0, 0, 2, 2])
+    assert weight.sum() == pytest.approx(5)
+
+
+def test_an_event_at_day_zero_is_an_event():
+    days, codes = np.array([0.0, 900]), ["RECURRENCE", "FOLLOW_UP//END"]
+    assert follow(days, codes, RECURRENCE_2Y) == (0, EVENT)
+    assert had_event(np.zeros(1), np.array([EVENT]), RECURRENCE_2Y).tolist() == [1]

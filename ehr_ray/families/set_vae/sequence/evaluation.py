@@ -14,9 +14,11 @@ import pyarrow as pa
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from ehr_ray.evaluation.metrics.bootstrap import bootstrap
+from ehr_ray.evaluation.metrics.weighted import statistics
 from ehr_ray.evaluation.plotting import BLUE, GREY, INK, ORANGE
 from ehr_ray.evaluation.suite import SplitPredictions, SuiteInput, SuiteResult
-from ehr_ray.evaluation.table import Table
+from ehr_ray.evaluation.table import Interval, Table
 from ehr_ray.storage import files
 
 Array = NDArray[np.float64]
@@ -100,7 +102,7 @@ def detection(
 ) -> dict[str, float]:
     """Return how well each score tells a wrong set from the same sets as recorded.
 
-    `<score>/<kind>/auroc` with a bootstrap interval over patients (each gives one set), and
+    `<score>/<kind>/auroc` with a bootstrap interval over patients (each row gives one set), and
     `<score>/<kind>/alarmed_p99`, the share of wrong sets above the threshold of tuning.
     """
     metrics: dict[str, float] = {}
@@ -113,9 +115,9 @@ def detection(
         right = clean.loc[wrong.index]
         for name in SCORES:
             before, after = right[name].to_numpy(), wrong[name].to_numpy()
-            value, low, high = _auroc(before, after, seed, num_bootstrap)
+            found = _auroc(before, after, wrong["subject_id"].to_numpy(), seed, num_bootstrap)
             at = f"{name}/{kind}/auroc"
-            metrics |= {at: value, f"{at}/low": low, f"{at}/high": high}
+            metrics |= {at: found.value, f"{at}/low": found.low, f"{at}/high": found.high}
             for p in PERCENTILES:
                 caught = float((after > limits[name, p]).mean())
                 metrics[f"{name}/{kind}/alarmed_p{p}"] = caught
@@ -183,29 +185,20 @@ def _alarm(name: str, percentile: int) -> str:
 
 
 def _auroc(
-    before: Array, after: Array, seed: int, num_bootstrap: int
-) -> tuple[float, float, float]:
+    before: Array, after: Array, subject: NDArray[np.int64], seed: int, num_bootstrap: int
+) -> Interval:
     """Share of (wrong, recorded) pairs in which the wrong set scores higher; ties are half."""
-    beaten = _above(after, before)
-    rng = np.random.default_rng(seed)
-    draws = [
-        _pairs(after[index], before[index])
-        for index in rng.integers(0, len(after), (num_bootstrap, len(after)))
-    ]
-    low, high = np.percentile(draws, [2.5, 97.5])
-    return float(beaten.mean()), float(low), float(high)
-
-
-def _pairs(after: Array, before: Array) -> float:
-    return float(_above(after, before).mean())
-
-
-def _above(after: Array, before: Array) -> Array:
-    """Return, for each wrong set, the share of recorded ones that score lower."""
-    ordered = np.sort(before)
-    lower = np.searchsorted(ordered, after, side="left")
-    upper = np.searchsorted(ordered, after, side="right")
-    return (lower + upper) / (2.0 * len(before))
+    label = np.repeat([0.0, 1.0], len(before))
+    auroc = statistics(label, np.concatenate([before, after]))["auroc"]
+    found = bootstrap(
+        # A set is drawn with its corrupted copy.
+        {"auroc": lambda weight: auroc(np.hstack([weight, weight]))},
+        len(before),
+        subject=subject,
+        seed=seed,
+        num_bootstrap=num_bootstrap,
+    )
+    return found["auroc"]
 
 
 def _table(metrics: Mapping[str, float], at: str) -> Table:

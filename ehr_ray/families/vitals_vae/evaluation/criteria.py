@@ -48,10 +48,11 @@ def judge(
     elif "codes" in given.judged.samples.column_names:
         row, metrics = _code_criterion(given)
         rows.append(row)
+    subject = _subjects(given.judged, grids_of(given, given.judged))
     for kind, other in (("seen", "patient_mean"), ("seen", "pca"), ("hidden", "forward_fill")):
         ours, theirs = errors[MODEL][kind], errors[other][kind]
         value, low, high = curves.difference(
-            ours, theirs, seed=given.seed, num_bootstrap=given.num_bootstrap
+            ours, theirs, subject, seed=given.seed, num_bootstrap=given.num_bootstrap
         )
         rows.append(
             (
@@ -76,6 +77,11 @@ def judge(
     failed = [row[0] for row in rows if not row[3]]
     line = f"criteria: {passed} of {len(rows)} passed"
     return table, metrics, (line + (f"; failed: {'; '.join(failed)}" if failed else ""),)
+
+
+def _subjects(part: SplitPredictions, grids: Grids) -> NDArray[np.int64]:
+    """Return whose each grid is, [N]: what intervals resample."""
+    return part.samples["subject_id"].to_numpy()[grids.sample]
 
 
 def _latent_criteria(given: SuiteInput) -> list[Criterion]:
@@ -127,7 +133,7 @@ def _landmark_probes(given: SuiteInput) -> dict[str, dict[str, float]]:
     parts["judged"] = given.judged
     if any(part is None or part.label is None for part in parts.values()):
         return {}
-    simple, deep, label = {}, {}, {}
+    simple, deep, label, subject = {}, {}, {}, {}
     for name, part in parts.items():
         assert part is not None
         assert part.label is not None
@@ -135,6 +141,7 @@ def _landmark_probes(given: SuiteInput) -> dict[str, dict[str, float]]:
         simple[name] = summaries(grids)
         deep[name] = matrix(part.samples, "embedding")[grids.sample]
         label[name] = part.label[grids.sample]
+        subject[name] = _subjects(part, grids)
     if any(len(np.unique(y)) < 2 for y in label.values()):
         return {}
     found = {}
@@ -147,6 +154,7 @@ def _landmark_probes(given: SuiteInput) -> dict[str, dict[str, float]]:
             label["judged"],
             scorer.predict(x["judged"]),
             threshold=scorer.threshold,
+            subject=subject["judged"],
             seed=given.seed,
             num_bootstrap=given.num_bootstrap,
         )

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 from threadpoolctl import threadpool_limits
 
+from ehr_ray.evaluation.metrics.bootstrap import numbered
 from ehr_ray.evaluation.suite import SplitPredictions
 from ehr_ray.events.grid import imputed
 from ehr_ray.families.vitals_vae.evaluation import fpca
@@ -190,13 +191,21 @@ def measure(
 
 
 def difference(
-    ours: Errors, theirs: Errors, *, seed: int = 0, num_bootstrap: int = 1000
+    ours: Errors,
+    theirs: Errors,
+    subject: NDArray[Any],
+    *,
+    seed: int = 0,
+    num_bootstrap: int = 1000,
 ) -> tuple[float, float, float]:
     """Return mean squared error of one row less that of another, and its 95 % interval.
 
-    Patients are resampled, the same for both rows.
+    Patients are resampled, the same for both rows; `subject` [N] says whose each grid is.
     """
-    a, b, count = ours.squared.sum(1), theirs.squared.sum(1), ours.count.sum(1)
+    group = numbered(subject)
+    a, b, count = (
+        np.bincount(group, of_grid.sum(1)) for of_grid in (ours.squared, theirs.squared, ours.count)
+    )
     rng = np.random.default_rng(seed)
     weight = rng.multinomial(len(a), np.full(len(a), 1 / len(a)), num_bootstrap)
     draws = (weight @ (a - b)) / np.maximum(weight @ count, 1)

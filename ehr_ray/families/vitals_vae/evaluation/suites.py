@@ -5,7 +5,15 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ehr_ray.evaluation.clusters import NOISE, Clustering, cluster, rates, standardised, warped
+from ehr_ray.evaluation.clusters import (
+    NOISE,
+    Clustering,
+    cluster,
+    most_stable,
+    rates,
+    standardised,
+    warped,
+)
 from ehr_ray.evaluation.suite import SuiteInput, SuiteResult
 from ehr_ray.evaluation.table import Table
 from ehr_ray.events.grid import imputed, scales
@@ -77,6 +85,7 @@ def clusters(given: SuiteInput) -> SuiteResult:
     train = train.take(np.arange(len(train))[:CLUSTERED])
     part = given.fit.get("train", given.judged)
     latent = matrix(part.samples, "embedding")[train.sample]
+    subjects = part.samples["subject_id"].to_numpy()[train.sample]
     references = references_of(given)
     scores = references.scores(train.value, train.observed)
     blocks = {
@@ -91,7 +100,9 @@ def clusters(given: SuiteInput) -> SuiteResult:
         for umap in (False, True):
             key = f"{name}_umap" if umap else name
             resamples = MAPPED_RESAMPLES if umap else RESAMPLES
-            found[key] = cluster(x, umap=umap, seed=given.seed, resamples=resamples)
+            found[key] = cluster(
+                x, umap=umap, subject=subjects, seed=given.seed, resamples=resamples
+            )
             measured = found[key].metrics()
             metrics |= {f"train/phenotypes/{key}/{k}": v for k, v in measured.items()}
             stays = measured.pop("bootstrap_ari")
@@ -102,20 +113,20 @@ def clusters(given: SuiteInput) -> SuiteResult:
         f"HDBSCAN of {len(train)} train patients in standardised blocks; silhouette and DBCV are "
         "of the original space. More clusters after UMAP are no evidence of more groups. The "
         "bootstrap draws patients with replacement and clusters them again: the adjusted Rand "
-        "index of the patients drawn, its mean and the middle 95 % of the samples."
+        "index of the patients drawn, its mean and the middle 95 % of the samples. Where one "
+        "clustering is shown, it is the most stable of those that have groups."
     )
     columns = ("", "clusters", "noise share", "silhouette", "DBCV", "bootstrap ARI")
     sections = {"Phenotypes": Table(columns, tuple(rows), caption)}
     warped, warped_table = _warped(given, train)
     sections["Phenotypes by time warping"] = warped_table
-    shown = max(found, key=lambda k: (min(found[k].number, 8), -found[k].noise))
+    shown = most_stable(found)
     if part.label is not None:
         sections["Outcome by phenotype"] = _rates_table(
             found[shown].labels, part.label[train.sample], shown
         )
     splits = {**given.fit, given.split: given.judged}
     written = write_fpca(given.target, splits, references, given)
-    subjects = part.samples["subject_id"].to_numpy()[train.sample]
     labels = {name: one.labels for name, one in found.items()}
     split = "train" if "train" in given.fit else given.split
     written = (*written, write_phenotypes(given.target, subjects, split, labels))

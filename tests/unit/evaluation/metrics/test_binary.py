@@ -1,16 +1,10 @@
-import time
-
 import numpy as np
 import pytest
 from sklearn import metrics as reference
 
 from ehr_ray.evaluation.metrics.binary import (
-    METRICS,
     binary_metrics,
-    choose_threshold,
-    paired_difference,
     paired_differences,
-    statistics,
     undefined,
 )
 from ehr_ray.evaluation.table import Interval
@@ -38,20 +32,6 @@ def test_metrics_equal_scikit_learn(seed, ties):
     assert ours["min_se_ppv"] == pytest.approx(min(ours["sensitivity"], ours["ppv"]))
     assert ours["prevalence"] == pytest.approx(y.mean())
     assert ours["n"] == len(y)
-
-
-@pytest.mark.parametrize("ties", [False, True])
-def test_a_weighted_metric_equals_the_metric_of_the_rows_repeated(ties):
-    y, p = cohort(3, n=80, ties=ties)
-    weights = np.random.default_rng(1).integers(0, 4, 80)
-    repeated = np.repeat(np.arange(80), weights)
-    functions = statistics(y.astype(float), p, 0.4)
-    direct = statistics(y[repeated].astype(float), p[repeated], 0.4)
-    for name in METRICS:
-        if name in ("ece", "event2"):  # their bins belong to the split and stay fixed
-            continue
-        ours = functions[name](weights[None].astype(float))[0]
-        assert ours == pytest.approx(direct[name](np.ones((1, repeated.size)))[0]), name
 
 
 def test_ece_equals_a_loop_over_ten_bins_of_equal_mass():
@@ -126,8 +106,8 @@ def test_differences_of_several_metrics_are_those_of_each():
     names = ("auroc", "min_se_ppv", "event2")
     together = paired_differences(y, p, q, names, thresholds=(0.3, 0.4), num_bootstrap=40)
     for name in names:
-        alone = paired_difference(y, p, q, name, thresholds=(0.3, 0.4), num_bootstrap=40)
-        assert together[name] == alone
+        alone = paired_differences(y, p, q, (name,), thresholds=(0.3, 0.4), num_bootstrap=40)
+        assert together[name] == alone[name]
     first = binary_metrics(y, p, threshold=0.3, num_bootstrap=2)
     second = binary_metrics(y, q, threshold=0.4, num_bootstrap=2)
     for name in names:
@@ -177,40 +157,16 @@ def test_a_model_that_flags_nobody_has_no_precision_and_a_minimum_of_zero():
     assert ours["min_se_ppv"] == 0
 
 
-@pytest.mark.parametrize("ties", [False, True])
-@pytest.mark.parametrize("seed", range(8))
-def test_the_chosen_threshold_is_the_best_of_all(seed, ties):
-    y, p = cohort(seed, n=120, ties=ties)
-
-    def smaller(threshold):
-        called = p >= threshold
-        hits = (called & y).sum()
-        return min(hits / y.sum(), hits / max(called.sum(), 1))
-
-    assert smaller(choose_threshold(y, p)) == max(smaller(t) for t in p)
-
-
-def test_a_threshold_without_positives_is_one_half():
-    assert choose_threshold(np.zeros(5), np.linspace(0, 1, 5)) == 0.5
-
-
-def test_neighbouring_floats_keep_the_threshold_between_them():
-    high = 0.3
-    low = np.nextafter(high, 0)
-    threshold = choose_threshold(np.array([1, 0]), np.array([high, low]))
-    assert low < threshold <= high
-
-
 def test_the_difference_of_a_model_from_itself_is_exactly_zero():
     y, p = cohort(4)
-    same = paired_difference(y, p, p, "auroc", num_bootstrap=30)
+    same = paired_differences(y, p, p, ("auroc",), num_bootstrap=30)["auroc"]
     assert (same.value, same.low, same.high) == (0, 0, 0)
 
 
 def test_pairing_makes_the_interval_of_a_difference_narrow():
     y, p = cohort(4, n=600)
     worse = np.clip(p + np.random.default_rng(0).normal(0, 0.05, p.size), 0, 1)
-    paired = paired_difference(y, p, worse, "auroc", num_bootstrap=400)
+    paired = paired_differences(y, p, worse, ("auroc",), num_bootstrap=400)["auroc"]
     alone = binary_metrics(y, p, threshold=0.5, num_bootstrap=400)
     expected = reference.roc_auc_score(y, p) - reference.roc_auc_score(y, worse)
     assert paired.value == pytest.approx(expected)
@@ -231,8 +187,26 @@ def test_bad_arrays_are_refused_with_the_reason(y, p, message):
         binary_metrics(np.array(y), np.array(p), threshold=0.5)
 
 
-def test_four_thousand_rows_and_a_thousand_resamples_take_seconds_at_most():
-    y, p = cohort(0, n=4000)
-    start = time.process_time()
-    binary_metrics(y, p, threshold=0.4)
-    assert time.process_time() - start < 8
+def test_a_row_a_subject_gives_the_intervals_of_rows_to_the_last_bit():
+    y, p = cohort(6)
+    q = np.clip(p + np.random.default_rng(0).normal(0, 0.1, len(p)), 0, 1)
+    subject = np.random.default_rng(1).permutation(10**6)[: len(p)]
+    alone = {"threshold": 0.4, "num_bootstrap": 60}
+    assert binary_metrics(y, p, subject=subject, **alone) == binary_metrics(y, p, **alone)
+    names, few = ("auroc", "brier"), {"num_bootstrap": 60}
+    of_subjects = paired_differences(y, p, q, names, subject=subject, **few)
+    assert of_subjects == paired_differences(y, p, q, names, **few)
+
+
+def test_a_row_given_five_times_is_no_more_certain():
+    y, p = cohort(8)
+    q = np.clip(p + np.random.default_rng(0).normal(0, 0.1, len(p)), 0, 1)
+    once = binary_metrics(y, p, threshold=0.4, num_bootstrap=50)
+    gap = paired_differences(y, p, q, ("auroc",), num_bootstrap=50)["auroc"]
+    y, p, q, subject = (np.repeat(a, 5) for a in (y, p, q, np.arange(len(y))))
+    again = binary_metrics(y, p, threshold=0.4, subject=subject, num_bootstrap=50)
+    for name in ("auroc", "auprc", "brier", "ppv"):
+        for end in ("", "/low", "/high"):
+            assert again[name + end] == pytest.approx(once[name + end]), name
+    same = paired_differences(y, p, q, ("auroc",), subject=subject, num_bootstrap=50)["auroc"]
+    assert (same.low, same.high) == pytest.approx((gap.low, gap.high))

@@ -1,8 +1,43 @@
 import numpy as np
 import pytest
-from sklearn.metrics import brier_score_loss, f1_score, roc_auc_score
+from sklearn.metrics import brier_score_loss, roc_auc_score
 
-from ehr_ray.evaluation.metrics.survival import best_f1_threshold, c_index, f1, weighted_scores
+from ehr_ray.evaluation.metrics.survival import c_index, weighted_scores
+
+
+def of_every_pair(days, state, risk):
+    """Concordance by its definition, over all pairs."""
+    right = comparable = 0.0
+    for i in np.flatnonzero((state == 1) & np.isfinite(days)):
+        for j in np.flatnonzero(np.isfinite(days)):
+            if days[j] > days[i] or (days[j] == days[i] and state[j] != 1):
+                comparable += 1
+                right += (risk[i] > risk[j]) + 0.5 * (risk[i] == risk[j])
+    return right / comparable if comparable else np.nan
+
+
+@pytest.mark.parametrize("days_apart", [2, 6, 1000])
+@pytest.mark.parametrize("risks_apart", [1, 4, 1000])
+def test_concordance_is_that_of_every_pair_with_ties_and_censoring(days_apart, risks_apart):
+    rng = np.random.default_rng(days_apart + risks_apart)
+    for size in (0, 1, 2, 3, 17, 32, 50):
+        days = rng.integers(0, days_apart, size).astype(float)
+        days[rng.random(size) < 0.1] = np.nan
+        state, risk = rng.integers(0, 3, size), 0.1 * rng.integers(0, risks_apart, size)
+        expected = of_every_pair(days, state, risk)
+        assert c_index(days, state, risk) == pytest.approx(expected, nan_ok=True)
+
+
+def test_concordance_of_many_patients_needs_no_table_of_pairs():
+    """Two hundred thousand: a table of their pairs would have 40 billion cells."""
+    rng = np.random.default_rng(0)
+    risk = rng.normal(size=200_000)
+    days = rng.exponential(np.exp(-risk))
+    found = c_index(days, (rng.random(risk.size) < 0.7).astype(int), risk)
+    # Of two exponential times the one of hazard exp(a) is the shorter with probability
+    # 1 / (1 + exp(b - a)).
+    apart = np.abs(rng.normal(scale=np.sqrt(2), size=10**6))
+    assert found == pytest.approx(float(np.mean(1 / (1 + np.exp(-apart)))), abs=0.003)
 
 
 def test_concordance_of_three_patients_by_hand():
@@ -33,13 +68,3 @@ def test_doubling_a_weight_is_doubling_a_row():
     y, p = np.array([0, 1, 1, 0]), np.array([0.2, 0.9, 0.1, 0.15])
     found = weighted_scores(y, p, np.array([1.0, 1, 2, 1]))
     assert found["auroc"] == pytest.approx(roc_auc_score([*y, 1], [*p, 0.1]))
-
-
-def test_the_threshold_has_the_highest_f1_there_is():
-    rng = np.random.default_rng(1)
-    y = rng.integers(0, 2, 200)
-    p = np.clip(0.4 * y + 0.6 * rng.random(200), 0, 1)
-    cut = best_f1_threshold(y, p)
-    every = max(f1_score(y, p >= c) for c in np.unique(p))
-    assert f1(y, p >= cut) == pytest.approx(every)
-    assert best_f1_threshold(np.zeros(3), p[:3]) == 0.5

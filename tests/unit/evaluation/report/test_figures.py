@@ -75,6 +75,13 @@ def test_a_long_reconstruction_is_cut_and_says_so():
     drawn(figures.reconstruction([]))
 
 
+def test_a_code_with_dollars_is_drawn_as_it_is():
+    """Between two dollars matplotlib reads a formula, and stops where it is none."""
+    token = {"variable": r"$\frac{$", "value": 1.0, "reconstructed": 0.5, "masked": True}
+    axis = drawn(figures.reconstruction([{"title": "t", "tokens": [token]}]))[0]
+    assert axis.get_yticklabels()[0].get_text() == r"\$\frac{\$"
+
+
 def test_curves_name_every_model_with_its_area(rng):
     label = rng.random(300) < 0.3
     probabilities = {"model": np.clip(label * 0.3 + rng.random(300) * 0.7, 0, 1)}

@@ -5,13 +5,12 @@ import pytest
 
 from ehr_ray.evaluation.report.tables import (
     COLUMNS,
-    markdown,
     results_table,
     tidy_csv,
     verdict_of,
     where_the_trees_win,
 )
-from ehr_ray.evaluation.table import Interval, Table
+from ehr_ray.evaluation.table import Interval
 
 
 def estimate(key, value, low=None, high=None):
@@ -71,21 +70,6 @@ def test_one_sentence_says_where_the_trees_win(metrics):
 
 def test_nothing_compared_is_no_table():
     assert results_table({"held_out/embedding/std": 1.0}, "held_out") is None
-
-
-def test_markdown_holds_titles_facts_and_every_kind_of_cell():
-    table = Table(
-        ("", "a|b"), (("x|y", Interval(0.5, 0.4, 0.6)), ("z", float("nan"))), "How to read."
-    )
-    bare = Table(("", "v"), (("w", Interval(0.5, float("nan"), float("nan"))), ("u", 2.0)))
-    text = markdown("Run", ["A fact."], {"One": table, "Two": bare})
-    assert text.startswith("# Run\n\nA fact.\n\n## One\n\n|")
-    assert "| x\\|y | 0.500 [0.400, 0.600] |" in text
-    assert "| z | – |" in text
-    assert "| w | 0.500 |" in text
-    assert "| u | 2.000 |" in text
-    assert text.endswith("\n")
-    assert "How to read." in text
 
 
 def test_the_csv_has_every_task_metric_as_a_row_and_nothing_else(metrics):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from ehr_ray.evaluation.metrics.binary import choose_threshold
+from ehr_ray.evaluation.metrics.thresholds import choose_threshold
 from ehr_ray.evaluation.tasks import baselines, downstream
 from ehr_ray.evaluation.tasks.downstream import Split, fit_task, score_task
 
@@ -180,3 +180,17 @@ def test_differences_at_a_threshold_use_the_threshold_of_each(fitted, splits):
         found = metrics[f"baseline/logistic/held_out/{name}_difference"]
         rows = metrics[f"held_out/{name}"] - metrics[f"baseline/logistic/held_out/{name}"]
         assert found == pytest.approx(rows)
+
+
+def test_rows_given_three_times_are_no_more_certain_in_scores_and_differences(fitted, splits):
+    once = scored(fitted, splits).metrics
+    repeated = {
+        name: replace(split, **{key: np.repeat(rows, 3, axis=0) for key, rows in given.items()})
+        for name, split in splits.items()
+        if (given := {key: rows for key, rows in vars(split).items() if rows is not None})
+    }
+    again = scored(fitted, repeated).metrics
+    for key in ("auroc", "brier"):
+        ends = [f"held_out/{key}/{end}" for end in ("low", "high")]
+        ends += [f"baseline/gbm/held_out/{key}_difference/{end}" for end in ("low", "high")]
+        assert [again[end] for end in ends] == pytest.approx([once[end] for end in ends])

@@ -6,7 +6,7 @@ from sklearn.metrics import roc_auc_score
 
 from ehr_ray.evaluation.tasks import baselines, downstream, early_warning
 from ehr_ray.evaluation.tasks.downstream import Split, fit_task
-from ehr_ray.evaluation.tasks.early_warning import HourPart, early_warning_result, fit_hours
+from ehr_ray.evaluation.tasks.early_warning import HourRows, early_warning_result, fit_hours
 
 SMALL = baselines.TreeSettings(0.1, 50, 6, 20, 1.0, 0.5)
 
@@ -45,7 +45,7 @@ def hour(whole, noise, seed=5, rows=None):
     inputs = {"embedding": features @ MIX, "features": features.astype(np.float32)}
     if not noise:
         inputs["embedding"] = whole.embedding[rows]
-    return HourPart(rows, whole.label[rows], inputs)
+    return HourRows(rows, whole.subject_id[rows], whole.label[rows], inputs)
 
 
 @pytest.fixture(scope="module")
@@ -168,3 +168,18 @@ def test_the_figure_and_the_line_tell_of_every_hour(hours, fitted, splits):
     found.figures["early_warning"].canvas.draw()
     assert "6 h" in found.lines[0]
     assert "48 h" in found.lines[0]
+
+
+def test_rows_given_three_times_are_no_more_certain(hours, fitted, splits):
+    once = run(hours, fitted, splits).metrics
+    judged = {
+        h: HourRows(
+            *(np.repeat(a, 3) for a in (rows.sample, rows.subject_id, rows.label)),
+            {name: np.repeat(x, 3, axis=0) for name, x in rows.inputs.items()},
+        )
+        for h, rows in hours["held_out"].items()
+    }
+    again = run(hours, fitted, splits, judged).metrics
+    for key in ("held_out/hours/6/auroc", "baseline/gbm/held_out/hours/6/auroc_difference"):
+        for end in ("/low", "/high"):
+            assert again[key + end] == pytest.approx(once[key + end])

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
@@ -16,7 +18,8 @@ def scores():
     label = rng.random(N) < risk
     given = {"model": risk, "gbm": np.clip(risk + rng.normal(0, 0.15, N), 0.01, 0.99)}
     metrics = {"held_out/auroc": 0.8, "held_out/auroc/low": 0.7, "held_out/auroc/high": 0.9}
-    return TaskScores(metrics, {"held_out": given}, {}, {"held_out": label}, ())
+    subject = {"held_out": np.arange(N)}
+    return TaskScores(metrics, {"held_out": given}, {}, {"held_out": label}, subject, ())
 
 
 def divided(names, groups=("female", "male")):
@@ -110,3 +113,21 @@ def test_estimates_keep_their_intervals(scores):
 )
 def test_a_name_becomes_part_of_a_key(name, key):
     assert key_of(name) == key
+
+
+def test_rows_given_three_times_are_no_more_certain(scores):
+    names = ["female"] * 150 + ["male"] * 250
+    once = measured(scores, divided(names)).metrics
+    tripled = replace(
+        scores,
+        probabilities={
+            "held_out": {m: np.repeat(p, 3) for m, p in scores.probabilities["held_out"].items()}
+        },
+        labels={"held_out": np.repeat(scores.labels["held_out"], 3)},
+        subjects={"held_out": np.repeat(scores.subjects["held_out"], 3)},
+    )
+    again = measured(tripled, divided(list(np.repeat(names, 3)))).metrics
+    at = "subgroups/sex/female"
+    for key in (f"held_out/{at}/observed", f"baseline/gbm/held_out/{at}/auroc_difference"):
+        for end in ("/low", "/high"):
+            assert again[key + end] == pytest.approx(once[key + end])

@@ -41,6 +41,15 @@ def test_features_are_what_is_known_at_the_landmark_and_outcomes_what_comes_afte
     assert len(later["code"]) == 4
 
 
+def test_an_outcome_on_the_day_of_diagnosis_is_an_outcome_and_no_feature(
+    patient, make_config, vocabulary
+):
+    time = np.where(patient.code == vocabulary.encode(["RECURRENCE"])[0], 0, patient.time)
+    row = transform(dataclasses.replace(patient, time=time), make_config(), vocabulary)
+    assert (float(row["recurrence_2y/days"]), int(row["recurrence_2y/state"])) == (0, 1)
+    assert "RECURRENCE" not in [vocabulary.codes[i] for i in row["code"]]
+
+
 def test_a_patient_cut_at_the_prediction_has_the_same_features_and_no_outcome(
     patient, make_config, vocabulary
 ):

@@ -123,6 +123,19 @@ def test_labels_follow_the_horizons(read, folder):
     assert "no event within 1825 days" in meaning["survival_5y"]
 
 
+def test_an_outcome_on_the_day_of_diagnosis_counts_and_comes_after_the_prediction(read, folder):
+    rows = targets(folder)
+    rows[1] |= {"recurrence": "yes", "days_to_recurrence": "0"}
+    write(folder / "targets.csv", list(rows[1]), [list(row.values()) for row in rows.values()])
+    cohort = read()
+    label = read_labels(cohort, "recurrence_2y")
+    mine = label.subject_id == 1
+    assert label.value[mine].tolist() == [True]
+    events = pq.read_table(cohort / "data" / "train").to_pandas()
+    time = events[(events["subject_id"] == 1) & (events["code"] == "RECURRENCE")]["time"].item()
+    assert np.datetime64(time) > np.datetime64(label.cuts()[1][0], "us")
+
+
 def test_a_competing_death_can_be_unknown_and_a_cause_can_be_asked_for(read, folder):
     cohort = read(competing_death="unknown", death_cause="tumor")
     known = set(read_labels(cohort, "recurrence_2y").subject_id.tolist())

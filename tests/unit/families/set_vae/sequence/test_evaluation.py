@@ -68,6 +68,11 @@ def recorded(part):
     return frame[frame["kind"] == 0]
 
 
+def of_patients(part):
+    frame = part.tables["anomalies"].to_pandas()
+    return frame.assign(subject_id=1000 + frame["sample"])
+
+
 def test_thresholds_are_percentiles_of_recorded_sets():
     table = part(2, wrong=(50.0, 50.0, 50.0))
     limits = thresholds(table.tables["anomalies"].to_pandas())
@@ -102,7 +107,7 @@ def test_alarm_rates_of_tuning_itself_are_the_percentiles(tmp_path):
 
 
 def test_detection_equals_sklearn_over_the_same_sets_and_its_interval_holds_it():
-    frame = part(1).tables["anomalies"].to_pandas()
+    frame = of_patients(part(1))
     limits = thresholds(frame)
     metrics = detection(frame, limits, num_bootstrap=200)
     key = ["sample", "set"]
@@ -123,7 +128,7 @@ def test_detection_equals_sklearn_over_the_same_sets_and_its_interval_holds_it()
 
 
 def test_ties_count_half():
-    frame = part(1, wrong=(0.0,)).tables["anomalies"].to_pandas()
+    frame = of_patients(part(1, wrong=(0.0,)))
     frame[list(SCORES)] = 1.0
     metrics = detection(frame, thresholds(frame), num_bootstrap=10)
     assert metrics["nelbo/resampled/auroc"] == 0.5
@@ -131,7 +136,7 @@ def test_ties_count_half():
 
 
 def test_detection_repeats_and_its_interval_follows_the_seed():
-    frame = part(1).tables["anomalies"].to_pandas()
+    frame = of_patients(part(1))
     limits = thresholds(frame)
     first, again, other = (
         detection(frame, limits, seed=seed, num_bootstrap=50) for seed in (0, 0, 1)
@@ -205,3 +210,10 @@ def test_without_tuning_the_judged_split_gives_the_thresholds(tmp_path):
     metrics = suite(given(tmp_path, judged)).metrics
     expected = np.percentile(recorded(judged)["nelbo"], 95)
     assert metrics["anomaly/nelbo/p95"] == pytest.approx(expected)
+
+
+def test_one_patient_alone_varies_with_nobody():
+    frame = of_patients(part(1)).assign(subject_id=7)
+    metrics = detection(frame, thresholds(frame), num_bootstrap=10)
+    for end in ("/low", "/high"):
+        assert metrics[f"nelbo/shifted/auroc{end}"] == metrics["nelbo/shifted/auroc"]

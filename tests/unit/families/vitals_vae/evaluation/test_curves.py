@@ -6,6 +6,7 @@ from ehr_ray.evaluation.suite import SplitPredictions
 from ehr_ray.families.vitals_vae.evaluation.curves import (
     MODEL,
     TITLES,
+    Errors,
     Grids,
     difference,
     fit_references,
@@ -96,10 +97,14 @@ def test_errors_are_sums_over_cells():
 
 def test_a_difference_has_an_interval_around_it(errors):
     ours, theirs = errors[MODEL]["hidden"], errors["patient_mean"]["hidden"]
-    value, low, high = difference(ours, theirs)
+    alone = np.arange(len(ours.count))
+    value, low, high = difference(ours, theirs, alone)
     assert value == pytest.approx(ours.mse() - theirs.mse())
     assert low < value < high < 0
-    assert difference(ours, ours) == (0, 0, 0)
+    assert difference(ours, ours, alone) == (0, 0, 0)
+    twice = [Errors(np.tile(e.squared, (2, 1)), np.tile(e.count, (2, 1))) for e in (ours, theirs)]
+    again = difference(*twice, np.tile(alone, 2))
+    assert again == pytest.approx((value, low, high))
 
 
 def test_grids_are_read_from_a_table():
