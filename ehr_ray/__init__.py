@@ -1,12 +1,18 @@
 """Representation models of electronic health records on Ray."""
 
-from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ehr_ray.train.checkpoint import Loaded
 
-__version__ = version("ehr_ray")
+
+def __getattr__(name: str) -> str:
+    """Return `__version__`, read when it is asked for: it takes as long as the rest of `--help`."""
+    if name != "__version__":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib.metadata import version
+
+    return version("ehr_ray")
 
 
 def load(run: str) -> "Loaded":

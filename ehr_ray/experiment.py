@@ -24,7 +24,7 @@ from ehr_ray.config.sections import DataConfig, EvaluationConfig, TrackingConfig
 from ehr_ray.config.task import TaskConfig
 from ehr_ray.config.yaml_files import Raw, differences, override, parse_override, read_yaml
 from ehr_ray.errors import ConfigError
-from ehr_ray.registry import FAMILIES, get_family
+from ehr_ray.registry import FAMILIES, get_schema
 from ehr_ray.storage.paths import join, local
 
 T = TypeVar("T")
@@ -108,8 +108,8 @@ def with_absolute_paths(experiment: Experiment) -> Experiment:
 
 
 def _marks(experiment: Experiment) -> Marks:
-    family = get_family(experiment.family)
-    return {**dict(marks_of(Experiment)), **dict(marks_of(family.config, "model."))}
+    model = get_schema(experiment.family).config
+    return {**dict(marks_of(Experiment)), **dict(marks_of(model, "model."))}
 
 
 def parse(raw: Mapping[str, Any]) -> Experiment:
@@ -122,11 +122,11 @@ def parse(raw: Mapping[str, Any]) -> Experiment:
     raw = translated(raw)
     if not isinstance(raw.get("family"), str):
         raise ConfigError(f"family: missing; name one of {', '.join(FAMILIES)}")
-    family = get_family(raw["family"])
+    schema = get_schema(raw["family"])
     problems: list[str] = []
-    defaults = {name: dataclasses.asdict(s) for name, s in family.schedules.items()}
+    defaults = {name: dataclasses.asdict(s) for name, s in schema.schedules.items()}
     schedules = _schedules(raw.get("schedules") or {}, defaults, problems)
-    model = _check(family.config, raw.get("model") or {}, "model", problems)
+    model = _check(schema.config, raw.get("model") or {}, "model", problems)
     plain = {**raw, "schedules": schedules, "model": None}
     experiment = _check(Experiment, plain, "", problems)
     search = raw.get("search")
@@ -139,11 +139,11 @@ def parse(raw: Mapping[str, Any]) -> Experiment:
             problems.append(str(error))
     if experiment is not None:
         problems += not_finite(dataclasses.asdict(experiment))
-        problems += outside(experiment.schedules, family.training.schedule_limits)
+        problems += outside(experiment.schedules, schema.schedule_limits)
     if model is not None:
         problems += not_finite(dataclasses.asdict(model), "model")
-    if raw.get("task") and family.represent is None:
-        problems.append(f"task: family {family.name} has no representation for a task to read")
+    if raw.get("task") and not schema.takes_task:
+        problems.append(f"task: family {raw['family']} has no representation for a task to read")
     if problems:
         raise ConfigError("; ".join(problems))
     assert experiment is not None

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ehr_ray.config.schedules import Schedule
+from ehr_ray.config.schema import ConfigSchema
 from ehr_ray.config.search import Domain
 from ehr_ray.events.blocks import BlockStore
 from ehr_ray.events.patients import Patient
@@ -118,8 +118,6 @@ class Training(Generic[C]):
     needs_pairs: Callable[[C], str | None] | None = None
     """The setting, as `a.b=value`, by which patients of a batch are compared with each other, so
     that each worker's micro-batch needs two; None where nothing does."""
-    schedule_limits: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    """Smallest and largest value of the schedules that have one."""
     inactive_paths: Callable[[C], Collection[str]] | None = None
     """Paths of the search space that change nothing under a config, so that none is searched."""
     rank: Select | None = None
@@ -192,8 +190,8 @@ class Family(Generic[C]):
     """
 
     name: str
-    config: type[C]
-    """Frozen dataclass: architecture and transform options; the `model` section of a config."""
+    schema: ConfigSchema[C]
+    """Its config class, with the schedules and their defaults."""
     transform: Callable[[Patient, C, Vocabulary], Row]
     """Events to a model-ready row: numpy, pure, causal (t is told by events up to t)."""
     collate: Callable[[Sequence[Row], C], Batch]
@@ -211,8 +209,6 @@ class Family(Generic[C]):
     """Config fields that `transform` reads: with the data they are the key of the cache."""
     version: int = 1
     """Raise when `transform` gives other output for the same input: it is part of the cache key."""
-    schedules: Mapping[str, Schedule] = field(default_factory=dict)
-    """Every scheduled quantity with its default; a config may replace each."""
     eval_scheduled: Scheduled = field(default_factory=dict)
     """Their values in validation: fixed, so that trials with other schedules stay comparable."""
     search_space: Mapping[str, Domain] = field(default_factory=dict)

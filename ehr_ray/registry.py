@@ -1,9 +1,13 @@
-"""The families, by name; a family's module is imported when it is asked for."""
+"""The families, by name; what a family is made of is imported when it is asked for."""
 
 from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
+from ehr_ray.config.schema import AnySchema
 from ehr_ray.errors import ConfigError
-from ehr_ray.family import AnyFamily
+
+if TYPE_CHECKING:
+    from ehr_ray.family import AnyFamily
 
 FAMILIES = {
     "event_transformer": "ehr_ray.families.event_transformer",
@@ -15,9 +19,19 @@ FAMILIES = {
 }
 
 
-def get_family(name: str) -> AnyFamily:
-    """Return the `FAMILY` record of a known name."""
+def get_family(name: str) -> "AnyFamily":
+    """Return the `FAMILY` record of a known name, from `family.py` of its folder."""
+    family: AnyFamily = _module(name, "family").FAMILY
+    return family
+
+
+def get_schema(name: str) -> AnySchema:
+    """Return what a config of the family is checked against; without torch, unlike the record."""
+    schema: AnySchema = _module(name, "config").SCHEMA
+    return schema
+
+
+def _module(name: str, part: str) -> Any:
     if name not in FAMILIES:
         raise ConfigError(f"family: unknown family {name!r}; known: {', '.join(FAMILIES)}")
-    family: AnyFamily = import_module(FAMILIES[name]).FAMILY
-    return family
+    return import_module(f"{FAMILIES[name]}.{part}")

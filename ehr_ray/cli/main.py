@@ -5,23 +5,11 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from ehr_ray.cli.parser import (
-    Parser,
-)
-from ehr_ray.cli.verbs import (
-    embed_arguments,
-    evaluate_arguments,
-    expand_arguments,
-    prepare_arguments,
-    quickstart_arguments,
-    train_arguments,
-)
+from ehr_ray.cli.parser import Parser
+from ehr_ray.cli.verbs import VERBS
 from ehr_ray.errors import RunError, UserError
-from ehr_ray.storage import files
+from ehr_ray.runtime.screen import Screen
 from ehr_ray.storage.paths import with_uris
-
-RESUMED = ("train", "tune", "crossval")
-"""Verbs that keep states to go on from."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -29,17 +17,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parsed = build_parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO if parsed.verbose else logging.WARNING)
     try:
-        parsed.run(parsed)
+        parsed.run(parsed, Screen())
     except UserError as error:
         _fail(str(error), 2)
     except RunError as error:
         _fail(str(error), 1)
     except KeyboardInterrupt:
-        where = " to go on from the last saved state" if parsed.verb in RESUMED else ""
+        resumes = any(verb.resumes for verb in VERBS if verb.name == parsed.verb)
+        where = " to go on from the last saved state" if resumes else ""
         _fail(f"interrupted; run the same command again{where}", 130)
     except Exception as error:
         if parsed.verbose:
             raise
+        from ehr_ray.storage import files
+
         if isinstance(error, OSError) and error.errno in files.REMEDIES:
             _fail(str(files.failed(error.filename or parsed.verb, error)), 1)
         first = str(error).strip().splitlines()
@@ -55,25 +46,8 @@ def build_parser() -> Parser:
         epilog="Start with `ehr-ray quickstart`; `ehr-ray VERB --help` shows an example of each.",
     )
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
-    from ehr_ray.cli.ingest import ingest_arguments
-    from ehr_ray.cli.phrases import export_pt_arguments, phrases_arguments
-    from ehr_ray.cli.searches import benchmark_arguments, crossval_arguments, tune_arguments
-
-    for add in (
-        quickstart_arguments,
-        ingest_arguments,
-        expand_arguments,
-        phrases_arguments,
-        export_pt_arguments,
-        prepare_arguments,
-        train_arguments,
-        tune_arguments,
-        crossval_arguments,
-        evaluate_arguments,
-        embed_arguments,
-        benchmark_arguments,
-    ):
-        add(verbs)
+    for verb in VERBS:
+        verb.add_to(verbs)
     return parser
 
 

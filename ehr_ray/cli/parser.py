@@ -1,9 +1,9 @@
-"""The parser every verb shares: errors of one line, an example in each help text."""
+"""The parser every verb shares: errors of one line, and options added where they are needed."""
 
 import argparse
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -14,6 +14,18 @@ Arguments = argparse.Namespace
 
 class Parser(argparse.ArgumentParser):
     """argparse with errors of one line, as everywhere else."""
+
+    fill: Callable[["Parser"], None] | None = None
+    """Adds the options when this verb is the one that was asked for: it may import a lot."""
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> tuple[Any, list[str]]:
+        """Parse, with the options that `fill` adds."""
+        fill, self.fill = self.fill, None
+        if fill is not None:
+            fill(self)
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         """Exit with 2."""
@@ -26,44 +38,11 @@ class Parser(argparse.ArgumentParser):
         raise SystemExit(2)
 
 
-def add_verb(
-    verbs: Any, name: str, run: Callable[[Arguments], None], help: str, example: str
-) -> Parser:
-    """Add a verb whose help ends with an example."""
-    parser: Parser = verbs.add_parser(
-        name,
-        help=help,
-        description=help[0].upper() + help[1:] + ".",
-        epilog=f"example:\n  {example}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("-v", "--verbose", action="store_true", help="show Ray's own logs")
-    parser.set_defaults(run=run)
-    return parser
-
-
-def config_verb(
-    verbs: Any, name: str, run: Callable[[Arguments], None], help: str, example: str
-) -> Parser:
-    """Add a verb that takes a CONFIG and overrides `a.b=value`."""
-    parser = add_verb(verbs, name, run, help, example)
-    parser.add_argument("config", type=Path, help="YAML of the experiment; see configs/")
-    parser.add_argument("overrides", nargs="*", metavar="a.b=value", help="values to change")
-    return parser
-
-
 def path(text: str) -> Path:
     """Return a path of the command line; a URI is refused."""
     if is_uri(text):
         raise argparse.ArgumentTypeError(f"{text}: a URI; this verb takes paths only")
     return Path(text).absolute()
-
-
-def new_screen() -> Any:
-    """Return the display of progress; Ray is not imported for it before it is needed."""
-    from ehr_ray.runtime.progress import Screen
-
-    return Screen()
 
 
 def relative(path: str | Path) -> str | Path:

@@ -1,214 +1,223 @@
-"""Arguments of the verbs that run one job: quickstart, expand, prepare, train, evaluate, embed."""
+"""The table of verbs: name, help, example, what it does, and its options."""
 
-import shlex
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from ehr_ray.cli.parser import Arguments, add_verb, config_verb, new_screen, path, relative
+from ehr_ray.cli import actions
+from ehr_ray.cli.ingest import add_source, add_source_options
+from ehr_ray.cli.parser import Arguments, Parser, path
+from ehr_ray.runtime.screen import Screen
 from ehr_ray.storage.paths import location
 
+Option = tuple[str, dict[str, Any]] | Callable[[Parser], None]
+"""Name and arguments of `add_argument`, or a function that adds what has to be gathered first."""
 
-def quickstart_arguments(verbs: Any) -> None:
-    """Add `quickstart`."""
 
-    def run(args: Arguments) -> None:
-        from ehr_ray.commands.quickstart import quickstart
+def option(name: str, help: str, **more: Any) -> Option:
+    """Return an option of the table."""
+    return name, {"help": help, **more}
 
-        quickstart(args.output, verbose=args.verbose)
 
-    parser = add_verb(
-        verbs,
+RUN = option("run_folder", "folder of a trained run", metavar="RUN", type=location)
+ADDRESS = option("--address", "Ray cluster to join")
+CONFIG = (
+    option("config", "YAML of the experiment; see configs/", type=Path),
+    option("overrides", "values to change", nargs="*", metavar="a.b=value"),
+)
+
+
+@dataclass(frozen=True)
+class Verb:
+    """A row of the table."""
+
+    name: str
+    help: str
+    example: str
+    run: Callable[[Arguments, Screen], None]
+    options: tuple[Option, ...]
+    resumes: bool = False
+    """Whether the same command again goes on from a saved state."""
+
+    def add_to(self, verbs: Any) -> None:
+        """Add the verb to the parser's; its help ends with the example."""
+        parser: Parser = verbs.add_parser(
+            self.name,
+            help=self.help,
+            description=self.help[0].upper() + self.help[1:] + ".",
+            epilog=f"example:\n  {self.example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        parser.add_argument("-v", "--verbose", action="store_true", help="show Ray's own logs")
+        parser.set_defaults(run=self.run)
+        parser.fill = self._fill
+
+    def _fill(self, parser: Parser) -> None:
+        for item in self.options:
+            if callable(item):
+                item(parser)
+            else:
+                parser.add_argument(item[0], **item[1])
+
+
+VERBS = (
+    Verb(
         "quickstart",
-        run,
         "ingest, LVCF, train, evaluate and report on synthetic patients, in minutes",
         "ehr-ray quickstart --output quickstart",
-    )
-    parser.add_argument("--output", type=path, default="quickstart", help="new folder")
-
-
-def expand_arguments(verbs: Any) -> None:
-    """Add `expand`."""
-
-    def run(args: Arguments) -> None:
-        from ehr_ray.commands.expand import expand
-
-        screen = new_screen()
-        always = tuple(code for code in args.always_carry.split(",") if code)
-        result = expand(
-            args.cohort,
-            args.output,
-            lvcf_minutes=args.lvcf_minutes,
-            always_carry=always,
-            value_stats=args.value_stats,
-            address=args.address,
-            verbose=args.verbose,
-            say=screen.passing,
-        )
-        screen.say(
-            f"{relative(args.output)}: {result.tokens:,} tokens of {result.patients:,} patients "
-            f"in {result.shards} shards, {result.seconds:.1f} s"
-        )
-
-    parser = add_verb(
-        verbs,
+        actions.quickstart,
+        (option("--output", "new folder", type=path, default="quickstart"),),
+    ),
+    Verb(
+        "ingest",
+        "turn raw data into a cohort: a MEDS dataset with splits, statistics and labels",
+        "ehr-ray ingest --source physionet2012 --input physionet2012/ --output cohorts/p12",
+        actions.ingest,
+        (
+            add_source,
+            option("--input", "file, folder or URI of raw data", type=location),
+            option("--output", "folder or URI of the cohort", type=location, required=True),
+            option(
+                "--splits",
+                "shares of train,tuning,held_out (default 0.8,0.1,0.1, or the source's own), "
+                "or all:held_out",
+            ),
+            option("--seed", "of the hash that splits subjects", type=int, default=0),
+            option(
+                "--max-rejected", "share of bad rows or files allowed", type=float, default=0.01
+            ),
+            option("--cpus", "1: this process; more: as Ray Data tasks", type=int),
+            add_source_options,
+        ),
+    ),
+    Verb(
         "expand",
-        run,
         "carry last values forward over a cohort, as a distributed Ray Data job, to Parquet",
         "ehr-ray expand cohorts/p12 --output expanded/p12 --lvcf-minutes 2880",
-    )
-    parser.add_argument("cohort", type=location, help="folder or URI of the cohort")
-    parser.add_argument("--output", type=location, required=True, help="folder of the expansion")
-    parser.add_argument(
-        "--lvcf-minutes", type=float, default=2880.0, help="longest age carried (default 2880)"
-    )
-    parser.add_argument("--always-carry", default="", help="codes carried for ever: a,b,c")
-    parser.add_argument("--value-stats", type=location, help="CSV of code, mean, std for z-scores")
-    parser.add_argument("--address", help="Ray cluster to join")
-
-
-def prepare_arguments(verbs: Any) -> None:
-    """Add `prepare`."""
-
-    def run(args: Arguments) -> None:
-        from ehr_ray.commands.prepare import prepare
-        from ehr_ray.experiment import load
-
-        screen = new_screen()
-        experiment = load(args.config, args.overrides)
-        for line in prepare(experiment, screen, export=args.export, verbose=args.verbose):
-            screen.say(line)
-
-    parser = config_verb(
-        verbs,
+        actions.expand,
+        (
+            option("cohort", "folder or URI of the cohort", type=location),
+            option("--output", "folder of the expansion", type=location, required=True),
+            option(
+                "--lvcf-minutes", "longest age carried (default 2880)", type=float, default=2880.0
+            ),
+            option("--always-carry", "codes carried for ever: a,b,c", default=""),
+            option("--value-stats", "CSV of code, mean, std for z-scores", type=location),
+            ADDRESS,
+        ),
+    ),
+    Verb(
+        "phrases",
+        "embed the phrases of a cohort's events by a sentence transformer, on Ray Data",
+        "ehr-ray phrases configs/event_decoder.yaml data.cohort=cohorts/p12",
+        actions.phrases,
+        CONFIG,
+    ),
+    Verb(
+        "export-pt",
+        "write embedded events as one .pt a patient: embeddings, token_ids, label",
+        "ehr-ray export-pt configs/event_decoder.yaml data.cohort=cohorts/p12 --output pt",
+        actions.export_pt,
+        (
+            *CONFIG,
+            option("--output", "new folder", type=path, required=True),
+            option("--task", "label file of the cohort, such as mortality"),
+            option("--skip-unlabelled", "leave out patients without a label", action="store_true"),
+        ),
+    ),
+    Verb(
         "prepare",
-        run,
         "materialise a family's model-ready dataset, the same rows training streams",
         "ehr-ray prepare configs/set_vae.yaml data.cohort=cohorts/p12",
-    )
-    parser.add_argument(
-        "--export",
-        type=location,
-        help="file to write all patients to in the family's own format (hourly_tensors.h5)",
-    )
-
-
-def train_arguments(verbs: Any) -> None:
-    """Add `train`."""
-
-    def run(args: Arguments) -> None:
-        from ehr_ray.commands.train.pipeline import is_pipeline, load_pipeline, run_pipeline
-        from ehr_ray.experiment import load
-
-        if not is_pipeline(args.config):
-            one(load(args.config, args.overrides), args.verbose)
-            return
-        from ehr_ray.cli.phrases import embed
-
-        stages = load_pipeline(args.config, args.overrides)
-        judged = {stage.experiment.name for stage in stages if stage.verb == "evaluate"}
-        verbs_of_stages = {
-            "phrases": lambda experiment: embed(experiment, args.verbose),
-            "train": lambda experiment: one(
-                experiment, args.verbose, judged_later=experiment.name in judged
+        actions.prepare,
+        (
+            *CONFIG,
+            option(
+                "--export",
+                "file to write all patients to in the family's own format (hourly_tensors.h5)",
+                type=location,
             ),
-            "evaluate": lambda experiment: judge(experiment, args.verbose),
-        }
-        run_pipeline(stages, verbs_of_stages, new_screen().say)
-
-    def judge(experiment: Any, verbose: bool) -> None:
-        from ehr_ray.commands.evaluate.command import evaluate
-
-        screen = new_screen()
-        address = experiment.cluster.address
-        run = experiment.location
-        for line in evaluate(run, address=address, verbose=verbose, say=screen.passing):
-            screen.say(line)
-
-    def one(experiment: Any, verbose: bool, *, judged_later: bool = False) -> None:
-        from ehr_ray.commands.train.command import train
-
-        screen = new_screen()
-        trained = train(experiment, screen=screen, verbose=verbose)
-        if trained.already_finished:
-            screen.say(f"{trained.run}: already trained to step {trained.step}; nothing to do")
-        best = "" if trained.best is None else f", best selection metric {trained.best:.5g}"
-        screen.say(f"{relative(trained.run)}: {trained.step} steps{best}")
-        known = trained.already_finished and (trained.run / "metrics.json").is_file()
-        if experiment.evaluation.after_training and not judged_later and not known:
-            judge(experiment, verbose)
-        else:
-            screen.say(f"next: ehr-ray evaluate {shlex.quote(str(relative(trained.run)))}")
-
-    config_verb(
-        verbs,
+        ),
+    ),
+    Verb(
         "train",
-        run,
         "train by Ray Train, one run or a pipeline of them; the same command again resumes",
         "ehr-ray train configs/set_vae.yaml data.cohort=cohorts/p12 cluster.num_workers=2",
-    )
-
-
-def evaluate_arguments(verbs: Any) -> None:
-    """Add `evaluate`."""
-
-    def run(args: Arguments) -> None:
-        from ehr_ray.commands.evaluate.command import evaluate
-
-        screen = new_screen()
-        for line in evaluate(
-            args.run_folder,
-            cohort=args.cohort,
-            split=args.split,
-            task=args.task,
-            output=args.output,
-            address=args.address,
-            verbose=args.verbose,
-            say=screen.passing,
-        ):
-            screen.say(line)
-
-    parser = add_verb(
-        verbs,
+        actions.train,
+        CONFIG,
+        resumes=True,
+    ),
+    Verb(
+        "tune",
+        "search a config's space by Ray Tune; the same command again resumes. What varies is "
+        "`search` of the config, by default the family's space; how is `tune`: trials=16, "
+        "method=random|grid|optuna, scheduler=asha|median|pbt|none, rank=metric|probe, concurrent",
+        "ehr-ray tune configs/set_vae.yaml data.cohort=cohorts/p12 tune.trials=16 name=sweep",
+        actions.tune,
+        CONFIG,
+        resumes=True,
+    ),
+    Verb(
+        "crossval",
+        "train and judge on repeated stratified folds, as parallel Ray jobs, beside baselines",
+        "ehr-ray crossval configs/hcat.yaml data.cohort=cohorts/hancock --folds 5 --repeats 2",
+        actions.crossval,
+        (
+            *CONFIG,
+            option("--folds", "parts of the cohort (default 5)", type=int, default=5),
+            option("--repeats", "divisions anew (default 2)", type=int, default=2),
+            option("--members", "seeds averaged in each fold", type=int, default=1),
+            option("--variants", "ablations: no_imputer,no_gate,only_clinical", default=""),
+            option("--variant-repeats", "repeats the ablations are run on", type=int, default=1),
+            option("--cpus", "CPUs of the Ray started here", type=int),
+        ),
+        resumes=True,
+    ),
+    Verb(
         "evaluate",
-        run,
         "measure a run beside simple baselines: metrics, figures and report.html",
         "ehr-ray evaluate runs/set_vae --task mortality",
-    )
-    parser.add_argument("run_folder", metavar="RUN", type=location, help="folder of a trained run")
-    parser.add_argument("--cohort", type=location, help="another cohort; nothing is refitted on it")
-    parser.add_argument("--split", default="held_out", help="split reported on")
-    parser.add_argument(
-        "--task",
-        help="label file of the cohort, such as mortality; none: no labels, whole stays",
-    )
-    parser.add_argument("--output", type=location, help="folder of the results")
-    parser.add_argument("--address", help="Ray cluster to join")
-
-
-def embed_arguments(verbs: Any) -> None:
-    """Add `embed`."""
-
-    def run(args: Arguments) -> None:
-        from ehr_ray.commands.embed import embed
-
-        screen = new_screen()
-        rows = embed(
-            args.run_folder,
-            args.cohort,
-            args.output,
-            address=args.address,
-            verbose=args.verbose,
-            say=screen.passing,
-        )
-        screen.say(f"{relative(args.output)}: embeddings of {rows:,} patients")
-
-    parser = add_verb(
-        verbs,
+        actions.evaluate,
+        (
+            RUN,
+            option("--cohort", "another cohort; nothing is refitted on it", type=location),
+            option("--split", "split reported on", default="held_out"),
+            option(
+                "--task",
+                "label file of the cohort, such as mortality; none: no labels, whole stays",
+            ),
+            option("--output", "folder of the results", type=location),
+            ADDRESS,
+        ),
+    ),
+    Verb(
         "embed",
-        run,
         "embed a cohort by batch inference on Ray Data: one row a patient",
         "ehr-ray embed runs/set_vae --cohort cohorts/p12 --output p12.parquet",
-    )
-    parser.add_argument("run_folder", metavar="RUN", type=location, help="folder of a trained run")
-    parser.add_argument("--cohort", type=location, required=True, help="cohort to embed")
-    parser.add_argument("--output", type=location, required=True, help="Parquet file to write")
-    parser.add_argument("--address", help="Ray cluster to join")
+        actions.embed,
+        (
+            RUN,
+            option("--cohort", "cohort to embed", type=location, required=True),
+            option("--output", "Parquet file to write", type=location, required=True),
+            ADDRESS,
+        ),
+    ),
+    Verb(
+        "benchmark",
+        "measure speed as ratios within one run: LVCF, loading, training bare and on Ray, a model",
+        "ehr-ray benchmark --output benchmark.json\n"
+        "  ehr-ray benchmark --config configs/benchmark/set_vae.yaml data.cohort=cohorts/p12",
+        actions.benchmark,
+        (
+            option("--output", "JSON file", type=path, default="benchmark.json"),
+            option("--cohort", "cohort to measure on; default is synthetic", type=path),
+            option("--only", "parts to run: a,b,c; faults, scaling and search only by name"),
+            option(
+                "--config", "experiment whose training speed is measured (part model)", type=Path
+            ),
+            option("overrides", "changes to the config", nargs="*", metavar="path=value"),
+        ),
+    ),
+)

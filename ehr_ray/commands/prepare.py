@@ -7,7 +7,7 @@ from ehr_ray.events.patients import read_patients, splits_of
 from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.experiment import Experiment
 from ehr_ray.runtime.data.prepared import prepared
-from ehr_ray.runtime.progress import Screen
+from ehr_ray.runtime.screen import Screen
 from ehr_ray.runtime.session import session_of
 from ehr_ray.storage import sync
 from ehr_ray.storage.paths import local

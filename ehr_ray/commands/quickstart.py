@@ -5,36 +5,42 @@ import shlex
 import time
 from pathlib import Path
 
-from ehr_ray.commands.evaluate.command import evaluate
-from ehr_ray.commands.expand import expand
-from ehr_ray.commands.ingest import ingest
-from ehr_ray.commands.train.command import train
 from ehr_ray.errors import InputError
 from ehr_ray.experiment import Experiment, parse
-from ehr_ray.runtime.progress import Screen
+from ehr_ray.runtime.screen import Screen
 from ehr_ray.runtime.session import session
 from ehr_ray.runtime.tracking import STORE, sqlite_uri
 
 
-def quickstart(output: Path, *, verbose: bool = False) -> Path:
+def quickstart(output: Path, *, screen: Screen, verbose: bool = False) -> Path:
     """Run every step below `output` and return the report's path; the same call again resumes."""
-    screen, started = Screen(), time.perf_counter()
+    started = time.perf_counter()
     if output.exists() and not (output / "cohort").is_dir() and any(output.iterdir()):
         raise InputError(f"--output {output}: not empty; choose another folder")
     cohort = output / "cohort"
-    screen.say("1/4 ingest: 500 synthetic patients to a MEDS cohort")
-    summary = ingest("synthetic", None, cohort, progress=screen.passing)
-    for line in str(summary).splitlines():
-        screen.say(f"    {line}")
+    # Each step's imports take seconds, so they stand where it begins; and Ray's processes start
+    # while the patients are made.
     with session(verbose=verbose):
+        from ehr_ray.commands.ingest import ingest
+
+        screen.say("1/4 ingest: 500 synthetic patients to a MEDS cohort")
+        summary = ingest("synthetic", None, cohort, progress=screen.passing)
+        for line in str(summary).splitlines():
+            screen.say(f"    {line}")
+        from ehr_ray.commands.expand import expand
+
         screen.say("2/4 expand: last values carried forward, one Ray Data task a shard")
         expanded = expand(cohort, output / "expanded", say=screen.passing)
         screen.say(f"    {expanded.tokens:,} tokens of {expanded.patients:,} patients")
         experiment = quickstart_experiment(cohort, output / "runs")
         workers = experiment.cluster.most_workers
         screen.say(f"3/4 train: SetVAE by Ray Train, {workers} DDP worker{'s' * (workers > 1)}")
+        from ehr_ray.commands.train.command import train
+
         trained = train(experiment, screen=screen, verbose=verbose)
         screen.say("4/4 evaluate: linear probe beside simple baselines, on patients never seen")
+        from ehr_ray.commands.evaluate.command import evaluate
+
         for line in evaluate(trained.run, verbose=verbose, say=screen.passing):
             screen.say(f"    {line}")
     report = trained.run / "report.html"
@@ -45,23 +51,21 @@ def quickstart(output: Path, *, verbose: bool = False) -> Path:
 
 
 def quickstart_experiment(cohort: Path, runs: Path) -> Experiment:
-    """Return a SetVAE small enough for minutes on two cores."""
+    """Return a SetVAE small enough for a minute on two cores: 16 epochs, a report every two."""
     return parse(
         {
             "family": "set_vae",
             "name": "quickstart",
             "output": str(runs),
             "model": {
-                "embedding_width": 64,
-                "reduced": 64,
-                "width": 64,
+                **dict.fromkeys(("embedding_width", "reduced", "width"), 32),
                 "latent": 16,
                 "inducing": 8,
-                "sets_per_patient": 8,
+                "sets_per_patient": 4,
             },
             "data": {"cohort": str(cohort), "batch_size": 32},
             "schedules": {"beta": {"end": 0.1, "epochs": 4}, "free_bits": 0.05},
-            "train": {"max_epochs": 20, "lr": 0.002, "warmup_steps": 20},
+            "train": {"max_epochs": 16, "lr": 0.006, "warmup_steps": 20, "report_steps": 26},
             "evaluation": {"max_patients": 50},
             "cluster": {"num_workers": min(2, os.cpu_count() or 1)},
             "tracking": {"experiment": "quickstart"},

@@ -17,7 +17,7 @@ from ehr_ray.evaluation.report.sweep_page import write_sweep
 from ehr_ray.events.labels import choose_task
 from ehr_ray.events.patients import splits_of
 from ehr_ray.experiment import Experiment, changes_since, dump, to_yaml, with_absolute_paths
-from ehr_ray.runtime.progress import Screen
+from ehr_ray.runtime.screen import Screen
 from ehr_ray.runtime.session import running, session
 from ehr_ray.runtime.tracking import (
     UNTOLD,

@@ -11,9 +11,6 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-import pyarrow as pa
-
-from ehr_ray.storage import files
 
 Fact = tuple[int, str, float]
 """Time (the smallest int64 for a static event), code and value (NaN without one)."""
@@ -141,6 +138,11 @@ def _regex(code: str) -> str:
 
 
 def _read(shard: Path, wanted: re.Pattern[str]) -> dict[int, list[Fact]]:
+    # Here: a config check, which imports this module for its records, does without.
+    import pyarrow as pa
+
+    from ehr_ray.storage import files
+
     facts: dict[int, list[Fact]] = {}
     try:
         file = files.open_parquet(shard)

@@ -13,7 +13,6 @@ from typing import Final, Literal
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 
 from ehr_ray.events.patients import MICROSECONDS_PER_MINUTE, Patient
 from ehr_ray.events.vocabulary import QUANTILES, Vocabulary
@@ -202,6 +201,8 @@ def _running(
     features: Features,
 ) -> npt.NDArray[np.float32]:
     """Return the statistics of each event's cell up to it, float32 [E, C]."""
+    import pandas as pd  # here: a config check, which imports this module, does without
+
     frame = pd.DataFrame({"z": z, "square": z * z})
     groups = frame.groupby(row * np.int64(len(features)) + feature, sort=False)
     count = groups.cumcount().to_numpy() + 1.0

@@ -2,17 +2,16 @@
 
 import contextlib
 import json
-import os
-import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from ehr_ray.errors import RunError, UserError
+from ehr_ray.runtime.screen import Screen
 from ehr_ray.storage import sync
-from ehr_ray.storage.paths import uri_of, with_uris
+from ehr_ray.storage.paths import uri_of
 
 EVERY_SECONDS = 1.0
 AWAY_SECONDS = 3.0
@@ -36,9 +35,10 @@ class ProgressFile:
             self._last = now
             self._write({"step": step, "total": total})
 
-    def report(self, row: Mapping[str, float]) -> None:
-        """Note a report."""
-        self._write({"report": dict(row)})
+    def report(self, row: Mapping[str, float], metric: str) -> None:
+        """Note what a person reads of a report: where, how long, the objective, what selects."""
+        names = ("epoch", "step", "seconds", "train/objective", "val/objective", metric)
+        self._write({"report": {name: row[name] for name in names if name in row}})
 
     def lines(self, lines: list[str]) -> None:
         """Note lines to show as they are."""
@@ -49,32 +49,6 @@ class ProgressFile:
             file.write(json.dumps(entry) + "\n")
 
 
-class Screen:
-    """One line a message on standard error; steps overwrite each other on a terminal."""
-
-    def __init__(self) -> None:
-        self._tty = sys.stderr.isatty()
-        self._open = False
-
-    def say(self, text: str) -> None:
-        """Print a line that stays."""
-        self._clear()
-        print(with_uris(text), file=sys.stderr, flush=True)
-
-    def passing(self, text: str) -> None:
-        """Show a line that the next one replaces; nothing where output is not a terminal."""
-        if self._tty:
-            width = os.get_terminal_size(sys.stderr.fileno()).columns - 1
-            sys.stderr.write(f"\r\x1b[K{text[:width]}")
-            sys.stderr.flush()
-            self._open = True
-
-    def _clear(self) -> None:
-        if self._open:
-            sys.stderr.write("\r\x1b[K")
-            self._open = False
-
-
 @contextlib.contextmanager
 def following(path: Path, screen: Screen) -> Iterator[None]:
     """Show what is appended to a progress file while the block runs."""
@@ -82,14 +56,21 @@ def following(path: Path, screen: Screen) -> Iterator[None]:
     sync.remove(path)
     path.write_text("")
     stop = threading.Event()
-    news = _News(path)
+    news, table = _News(path), Table(screen.say)
 
     def follow() -> None:
         ending = False
         while not ending:
             ending = stop.is_set()
             for line in news.lines(ending):
-                _show(json.loads(line), screen)
+                entry = json.loads(line)
+                if "lines" in entry:
+                    for text in entry["lines"]:
+                        screen.say(text)
+                elif "report" in entry:
+                    table.add(entry["report"])
+                else:
+                    screen.step(entry["step"], entry["total"])
             stop.wait(0.2)
 
     thread = threading.Thread(target=follow, daemon=True)
@@ -127,22 +108,25 @@ class _News:
         return found.splitlines()
 
 
-def _show(entry: Mapping[str, Any], screen: Screen) -> None:
-    if "lines" in entry:
-        for line in entry["lines"]:
-            screen.say(line)
-    elif "report" in entry:
-        screen.say(describe(entry["report"]))
-    else:
-        screen.passing(f"step {entry['step']}/{entry['total']}")
+class Table:
+    """The reports of a run, a row each below one header."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+        self._shown: list[str] = []
+
+    def add(self, report: Mapping[str, float]) -> None:
+        """Show a report: epoch, step, its other numbers by name, and the seconds trained."""
+        names = [name for name in report if name not in ("epoch", "step", "seconds")]
+        if names != self._shown:
+            self._say(
+                "   epoch    step" + "".join(f"{n:>{_width(n)}}" for n in names) + "     time"
+            )
+            self._shown = names
+        values = "".join(f"{report[name]:>{_width(name)}.4g}" for name in names)
+        where = f"{report['epoch']:8.4g}{int(report['step']):8d}"
+        self._say(f"{where}{values}{report['seconds']:7.0f} s")
 
 
-def describe(row: Mapping[str, float]) -> str:
-    """Return a report as one line: where, how long, the objective and the terms."""
-    parts = [f"epoch {row['epoch']:<6.4g} step {int(row['step']):<7d} {row['seconds']:7.1f} s"]
-    for prefix in ("train", "val"):
-        terms = {k[len(prefix) + 1 :]: v for k, v in row.items() if k.startswith(f"{prefix}/")}
-        if terms:
-            text = " ".join(f"{name} {value:.4g}" for name, value in terms.items())
-            parts.append(f"{prefix}: {text}")
-    return "  ".join(parts)
+def _width(name: str) -> int:
+    return max(11, len(name) + 3)

@@ -83,7 +83,7 @@ def _check_kin(folder: Path, path: str | Path, family: AnyFamily) -> None:
 
 def _home(family: AnyFamily) -> str:
     """Return the folder of a family: SetVAE and SeqSetVAE-PoE share theirs."""
-    return ".".join(str(family.config.__module__).split(".")[:3])
+    return ".".join(str(family.schema.config.__module__).split(".")[:3])
 
 
 def by_part(lines: list[str]) -> list[str]:

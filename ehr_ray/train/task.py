@@ -199,7 +199,7 @@ def prepare_task_head(
     first = next(batches)
     if fresh:
         standardise(model, [first, *islice(batches, BATCHES - 1)], backend)
-    scheduled = dict.fromkeys(family.schedules, 0.0)
+    scheduled = dict.fromkeys(family.schema.schedules, 0.0)
     with torch.random.fork_rng():
         for term in family.loss(model, first, scheduled, 1).values():
             term.sum.backward()

@@ -56,7 +56,7 @@ def nobody():
 
 
 def scheduled_of(family):
-    return {name: schedule.at(10**6, 10) for name, schedule in family.schedules.items()}
+    return {name: schedule.at(10**6, 10) for name, schedule in family.schema.schedules.items()}
 
 
 def test_the_record_and_its_config_survive_pickling(family, experiment):
@@ -71,11 +71,11 @@ def test_an_experiment_survives_json(family, experiment):
     assert isinstance(parse(raw), Experiment)
     assert parse(raw) == experiment
     default = {"family": family.name, "name": "x", "data": {"cohort": "c"}}
-    assert parse(override(default, {})).model == family.config()
+    assert parse(override(default, {})).model == family.schema.config()
 
 
 def test_the_cache_key_names_fields_of_the_config(family):
-    config = family.config()
+    config = family.schema.config()
     assert all(hasattr(config, field) for field in family.cache_fields)
 
 

@@ -22,7 +22,7 @@ from ehr_ray.experiment import (
     to_yaml,
     with_absolute_paths,
 )
-from ehr_ray.registry import FAMILIES, get_family
+from ehr_ray.registry import FAMILIES, get_schema
 from ehr_ray.sources.source import SOURCES, get_source, options_of
 
 PATTERNS = "patterns of codes or of parameter names"
@@ -102,7 +102,7 @@ def marks_in(hint):
 def config_types():
     found = reachable(Experiment, [])
     for name in FAMILIES:
-        reachable(get_family(name).config, found)
+        reachable(get_schema(name).config, found)
     return found
 
 
@@ -111,7 +111,7 @@ def bare(family):
 
 
 def paths_of(family):
-    return [*dict(marks_of(Experiment)), *dict(marks_of(get_family(family).config, "model."))]
+    return [*dict(marks_of(Experiment)), *dict(marks_of(get_schema(family).config, "model."))]
 
 
 def at(plain, path):
@@ -136,7 +136,7 @@ def test_the_walk_finds_every_path_that_a_type_is_written_for():
         for hint in typing.get_type_hints(kind, include_extras=True).values()
     )
     sections = set(dict(marks_of(Experiment)))
-    configs = {get_family(name).config for name in FAMILIES}
+    configs = {get_schema(name).config for name in FAMILIES}
     assert written == len(sections) + sum(len(dict(marks_of(config))) for config in configs)
     assert {"data.cohort", "data.cache_dir", "output", "init_from", "tracking.uri"} == sections
 

@@ -160,8 +160,8 @@ def test_cache_fields_are_what_transform_reads(family, shipped, patients, synthe
 
 def test_schedules_and_searched_options_are_read(family, shipped, patients, synthetic_vocabulary):
     training, never = family.training, set(family.search_space)
-    assert {*family.eval_scheduled, *training.schedule_limits} <= set(family.schedules)
-    unread = set(family.schedules)
+    assert {*family.eval_scheduled, *family.schema.schedule_limits} <= set(family.schema.schedules)
+    unread = set(family.schema.schedules)
     for experiment in shipped:
         idle = set(training.inactive_paths(experiment.model) if training.inactive_paths else ())
         assert idle <= set(family.search_space)
@@ -233,5 +233,5 @@ def test_metrics_that_choose_are_measured(family, shipped, make_loader, syntheti
 
 def test_a_family_with_phrases_has_the_options_of_their_table(family):
     if family.files.phrases is not None:
-        fields = {field.name for field in dataclasses.fields(family.config)}
+        fields = {field.name for field in dataclasses.fields(family.schema.config)}
         assert {"phrases", "text_model", "embedding_dim"} <= fields

@@ -42,7 +42,7 @@ def fits(monkeypatch, tiny):
             return SimpleNamespace(return_value={"kind": "", "error": ""})
 
         fake = type("Trainer", (), {"__init__": lambda *_, **__: None, "fit": ending})
-        monkeypatch.setattr("ehr_ray.runtime.training.placement.Trainer", fake)
+        monkeypatch.setattr("ehr_ray.runtime.training.trainer.Trainer", fake)
         monkeypatch.setattr(trainer, "_saved_step", lambda _: next(steps))
         experiment = tiny("lost", **changes)
         nothing = Prepared(None, {})

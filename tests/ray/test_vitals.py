@@ -13,7 +13,7 @@ from ehr_ray.commands.train.command import train
 from ehr_ray.errors import InputError
 from ehr_ray.experiment import load
 from ehr_ray.families.vitals_vae.evaluation import suites
-from ehr_ray.runtime.progress import Screen
+from ehr_ray.runtime.screen import Screen
 from ehr_ray.train import report
 from ehr_ray.train.checkpoint import load as load_run
 from ehr_ray.train.checkpoint import save_state

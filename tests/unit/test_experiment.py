@@ -14,7 +14,7 @@ from ehr_ray.config.schedules import Constant, Cycle, Ramp
 from ehr_ray.config.yaml_files import differences, override, parse_override, read_yaml
 from ehr_ray.errors import ConfigError
 from ehr_ray.experiment import Experiment, dump, load, parse, to_yaml
-from ehr_ray.registry import FAMILIES, get_family
+from ehr_ray.registry import FAMILIES, get_schema
 
 RAW = {"family": "set_vae", "name": "run", "data": {"cohort": "cohorts/x"}}
 
@@ -44,7 +44,7 @@ def reachable(kind, found):
 def config_types():
     found = reachable(Experiment, [])
     for name in FAMILIES:
-        reachable(get_family(name).config, found)
+        reachable(get_schema(name).config, found)
     return found
 
 
@@ -75,8 +75,8 @@ def test_every_config_field_has_a_docstring_under_it(kind):
 def test_defaults_are_filled_in():
     experiment = parsed()
     assert experiment.data.batch_size == 32
-    assert experiment.model == get_family("set_vae").config()
-    assert experiment.schedules == dict(get_family("set_vae").schedules)
+    assert experiment.model == get_schema("set_vae").config()
+    assert experiment.schedules == dict(get_schema("set_vae").schedules)
 
 
 @pytest.mark.parametrize(
@@ -208,7 +208,7 @@ def test_exponents_without_a_dot_are_numbers():
 
 
 def test_part_of_a_schedule_merges_with_the_default_of_the_family():
-    default = get_family("set_vae").schedules["beta"]
+    default = get_schema("set_vae").schedules["beta"]
     assert isinstance(default, Ramp)
     assert parsed(schedules__beta__end=0.7).schedules["beta"] == dataclasses.replace(
         default, end=0.7

@@ -33,7 +33,7 @@ from ehr_ray.events.carry import carry_forward
 from ehr_ray.events.patients import Patient, cohort_shards, read_patients
 from ehr_ray.experiment import Experiment, parse
 from ehr_ray.runtime.data.prepared import Prepared, codes_table, prepared, vocabulary_of
-from ehr_ray.runtime.progress import Screen
+from ehr_ray.runtime.screen import Screen
 from ehr_ray.runtime.session import session
 from ehr_ray.runtime.training.launch import fit
 from ehr_ray.runtime.training.start_log import read_starts

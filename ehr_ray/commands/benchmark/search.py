@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from ehr_ray.commands.tune import tune
 from ehr_ray.experiment import parse
-from ehr_ray.runtime.progress import Screen
+from ehr_ray.runtime.screen import Screen
 
 Numbers = dict[str, float]
 FEW: Final = 2

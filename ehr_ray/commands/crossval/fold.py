@@ -23,7 +23,7 @@ from ehr_ray.families.hcat.tokenizer import Tokenizer
 from ehr_ray.family import Batch
 from ehr_ray.registry import get_family
 from ehr_ray.runtime.data.prepared import vocabulary_of
-from ehr_ray.runtime.progress import Screen
+from ehr_ray.runtime.screen import Screen
 from ehr_ray.storage import files
 from ehr_ray.train.checkpoint import load
 from ehr_ray.train.predictor import Predictor

@@ -11,7 +11,8 @@ from ehr_ray.errors import ConfigError, InputError
 from ehr_ray.experiment import Experiment, changes_since, dump, to_yaml, with_absolute_paths
 from ehr_ray.registry import get_family
 from ehr_ray.runtime.data.prepared import Prepared, prepared
-from ehr_ray.runtime.progress import Screen, following
+from ehr_ray.runtime.progress import following
+from ehr_ray.runtime.screen import Screen
 from ehr_ray.runtime.session import check_resources, session_of
 from ehr_ray.runtime.text_embedding import as_before, with_phrases
 from ehr_ray.runtime.tracking import (

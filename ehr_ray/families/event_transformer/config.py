@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from ehr_ray.config.locations import Location, ModelName
+from ehr_ray.config.schema import ConfigSchema
 from ehr_ray.events.tokens import Place, TokenOptions
 
 NotNegative = Annotated[float, Field(ge=0)]
@@ -118,3 +119,9 @@ def inactive_paths(config: EventTransformerConfig) -> tuple[str, ...]:
 
 TOKEN_FIELDS = ("values", "value_as", "levels", "units", "gaps", "clip_value")
 """The fields `transform` reads."""
+
+
+SCHEMA = ConfigSchema(
+    config=EventTransformerConfig,
+    takes_task=True,
+)

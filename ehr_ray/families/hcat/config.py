@@ -7,6 +7,8 @@ from typing import Annotated, Final, Literal
 from pydantic import Field
 
 from ehr_ray.config.locations import Location, ModelName
+from ehr_ray.config.schedules import Ramp
+from ehr_ray.config.schema import ConfigSchema
 from ehr_ray.events.modalities import CODES, MODALITIES
 from ehr_ray.events.outcomes import RECURRENCE_2Y, SURVIVAL_5Y, Outcome
 
@@ -157,3 +159,9 @@ def inactive_paths(config: HCATConfig) -> tuple[str, ...]:
     if config.missing == "impute":
         return ()
     return ("schedules.beta.end", "model.mask_ratio", "model.alpha_impute")
+
+
+SCHEMA = ConfigSchema(
+    config=HCATConfig,
+    schedules={"beta": Ramp(start=0.0, end=1.0, epochs=10)},
+)

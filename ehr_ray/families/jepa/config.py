@@ -5,6 +5,8 @@ from typing import Annotated, Final, Literal, NamedTuple
 
 from pydantic import Field
 
+from ehr_ray.config.schedules import Ramp
+from ehr_ray.config.schema import ConfigSchema
 from ehr_ray.events.visits import Kind
 
 Ratio = Annotated[float, Field(ge=0, le=1)]
@@ -142,3 +144,11 @@ class JEPAConfig:
     @property
     def _given(self) -> tuple[int | None, ...]:
         return tuple(getattr(self, name) for name in Size._fields)
+
+
+SCHEMA = ConfigSchema(
+    config=JEPAConfig,
+    schedules={"momentum": Ramp(start=0.996, end=1.0, epochs=10)},
+    schedule_limits={"momentum": (0.0, 1.0)},
+    takes_task=True,
+)

@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from ehr_ray.config.locations import Location
+from ehr_ray.config.schedules import Constant, Ramp
+from ehr_ray.config.schema import ConfigSchema
 
 Ratio = Annotated[float, Field(ge=0, le=1)]
 NotNegative = Annotated[float, Field(ge=0)]
@@ -107,3 +109,10 @@ class SetVAEConfig(SetConfig):
     """Sets drawn from each patient at each training step; null trains on all of them."""
     predict_sets: Annotated[int, Field(ge=2)] | None = 32
     """Sets an embedding is pooled from at most, evenly spaced from first to last; null: all."""
+
+
+SCHEMA = ConfigSchema(
+    config=SetVAEConfig,
+    schedules={"beta": Ramp(end=0.2, steps=8000), "free_bits": Constant(value=0.05)},
+    takes_task=True,
+)

@@ -5,6 +5,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from ehr_ray.config.schedules import Constant, Cycle
+from ehr_ray.config.schema import ConfigSchema
 from ehr_ray.events.grid import VITALS, Vital
 
 Ratio = Annotated[float, Field(ge=0, le=1)]
@@ -133,3 +135,14 @@ def inactive_paths(config: VitalsVAEConfig) -> tuple[str, ...]:
     elif config.objective == "published":
         idle += ("model.branch_weight",)
     return idle + (("model.hide",) if config.objective == "published" else ())
+
+
+SCHEMA = ConfigSchema(
+    config=VitalsVAEConfig,
+    schedules={
+        "beta": Cycle(end=1.0, epochs=40, ramp_ratio=0.5),
+        "free_bits": Constant(value=0.1),
+        # Curves are decoded from posterior means: the end of a cycle teaches the decoder those.
+        "mean_share": Cycle(end=1.0, epochs=40, wait_ratio=0.75, ramp_ratio=0.05),
+    },
+)

@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -25,11 +26,13 @@ from ehr_ray.events.mixing import FIRST, GOLDEN
 from ehr_ray.events.patients import Patient, read_patients, shard_names, splits_of
 from ehr_ray.events.vocabulary import Vocabulary, fit_codes
 from ehr_ray.experiment import Experiment
-from ehr_ray.family import AnyFamily, Row
 from ehr_ray.registry import get_family
 from ehr_ray.runtime.data.tasks import Say, run_shards
 from ehr_ray.storage import files, sync
 from ehr_ray.storage.paths import absolute
+
+if TYPE_CHECKING:  # `expand`, which needs no torch, reads the codes by this module
+    from ehr_ray.family import AnyFamily, Row
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ def vocabulary_of(cohort: Path, min_count: int) -> Vocabulary:
 
 @contextlib.contextmanager
 def prepared(
-    experiment: Experiment, family: AnyFamily, *, on_ray: bool, say: Say = lambda _: None
+    experiment: Experiment, family: "AnyFamily", *, on_ray: bool, say: Say = lambda _: None
 ) -> Iterator[Prepared]:
     """Yield the model-ready dataset of an experiment, making what the cache does not hold."""
     cohort = sync.fetch(experiment.data.cohort)
@@ -121,7 +124,7 @@ class BlockMaker:
         patients = read_patients(Path(job["shard"]), self._vocabulary)
         write_block(Path(job["target"]), self._rows(patients, job["split"]))
 
-    def _rows(self, patients: Iterator[Patient], split: str) -> Iterator[Row]:
+    def _rows(self, patients: Iterator[Patient], split: str) -> Iterator["Row"]:
         transform = get_family(self._experiment.family).transform
         config, task = self._experiment.model, self._experiment.task
         for patient in patients:
@@ -155,7 +158,7 @@ def sampled(subject_id: int, share: float) -> bool:
 @contextlib.contextmanager
 def _folder(
     experiment: Experiment,
-    family: AnyFamily,
+    family: "AnyFamily",
     vocabulary: Vocabulary,
     shards: Mapping[str, Sequence[Path]],
 ) -> Iterator[Path]:
@@ -173,7 +176,7 @@ def _folder(
 
 def _key(
     experiment: Experiment,
-    family: AnyFamily,
+    family: "AnyFamily",
     vocabulary: Vocabulary,
     shards: Mapping[str, Sequence[Path]],
 ) -> str:

@@ -27,7 +27,6 @@ def fit(job: Any, callbacks: Sequence[Any] = ()) -> None:
     import ray.train
     from ray.train import LoggingConfig, RunConfig, ScalingConfig
 
-    from ehr_ray.runtime.training.placement import Trainer
     from ehr_ray.runtime.training.recovery import (
         Patience,
         cause,
@@ -36,6 +35,7 @@ def fit(job: Any, callbacks: Sequence[Any] = ()) -> None:
         last_line,
         too_many,
     )
+    from ehr_ray.runtime.training.trainer import Trainer
     from ehr_ray.runtime.training.worker import check_share, to_worker, train_worker
 
     cluster = job.experiment.cluster

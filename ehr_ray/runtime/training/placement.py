@@ -4,13 +4,12 @@ A placement group reserves the CPUs and GPUs of a run's workers. A controller th
 whose search stops its trial, leaves it behind, and nothing else fits into those resources. Ray has
 an actor that watches for that, but it asks the dashboard who is alive: it breaks where there is
 none, as in a Ray started here, and where two Rays share a machine. Here the same actor asks Ray's
-own table of actors.
+own table of actors. The actor's process imports this module, so torch is not imported here.
 """
 
 from typing import Any
 
 from ray._private import state
-from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks import placement_group_callback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.execution.controller import placement_group_cleaner
@@ -39,13 +38,3 @@ class StartCleaner(PlacementGroupCleanerCallback):
         """Start it."""
         placement_group_callback.PlacementGroupCleaner = Cleaner
         super().after_controller_start(train_run_context)
-
-
-class Trainer(TorchTrainer):
-    """Ray's trainer, whose placement group is given back on any Ray."""
-
-    def _create_default_callbacks(self) -> list[Any]:
-        return [
-            StartCleaner() if type(callback) is PlacementGroupCleanerCallback else callback
-            for callback in super()._create_default_callbacks()
-        ]

@@ -138,7 +138,7 @@ def train_here(job: Job, backend: Backend) -> Progress:
 
     def on_report(row: dict[str, float]) -> None:
         tracker.report(row)
-        screen.report(row)
+        screen.report(row, family.select.metric)
         try:
             sync.push_run(job.run)
             sync.push(job.progress)

@@ -13,7 +13,7 @@ from ray.tune.search import BasicVariantGenerator
 from ehr_ray.config.search import Domain, Sample
 from ehr_ray.errors import ResourcesUnavailableError
 from ehr_ray.experiment import Experiment
-from ehr_ray.runtime.progress import Screen
+from ehr_ray.runtime.screen import Screen
 from ehr_ray.runtime.tuning.plan import limited
 from ehr_ray.runtime.tuning.proposals import Closing, Samples
 from ehr_ray.runtime.tuning.schedulers import ray_domains, scheduler

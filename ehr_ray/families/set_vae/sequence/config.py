@@ -5,6 +5,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from ehr_ray.config.schedules import Constant, Ramp
+from ehr_ray.config.schema import ConfigSchema
 from ehr_ray.families.set_vae.config import PositiveInt, SetConfig
 
 SplitPredictions = Literal["sets", "quarters", "history", "statistics"]
@@ -55,3 +57,14 @@ class SeqSetVAEConfig(SetConfig):
             )
         if not self.embed:
             raise ValueError("embed must name at least one of sets, quarters, history, statistics")
+
+
+SCHEMA = ConfigSchema(
+    config=SeqSetVAEConfig,
+    schedules={
+        "beta": Ramp(end=0.2, steps=8000),
+        "free_bits": Constant(value=0.03),
+        "capacity": Constant(value=0.0),
+    },
+    takes_task=True,
+)

@@ -4,7 +4,8 @@ import torch
 
 from ehr_ray.events.patients import Patient
 from ehr_ray.events.vocabulary import QUANTILES, Vocabulary
-from ehr_ray.families.event_transformer import FAMILY, EventTransformerConfig
+from ehr_ray.families.event_transformer.config import EventTransformerConfig
+from ehr_ray.families.event_transformer.family import FAMILY
 
 MINUTE = 60_000_000
 TINY = {

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from ehr_ray.families.event_transformer import FAMILY, EventTransformerConfig
+from ehr_ray.families.event_transformer.config import EventTransformerConfig
+from ehr_ray.families.event_transformer.family import FAMILY
 
 LAST, RANDOM = (EventTransformerConfig(max_length=4, truncation=t) for t in ("last", "random"))
 

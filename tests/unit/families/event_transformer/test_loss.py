@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ehr_ray.errors import ConfigError
-from ehr_ray.families.event_transformer import FAMILY
+from ehr_ray.families.event_transformer.family import FAMILY
 from ehr_ray.families.event_transformer.loss import perplexity
 
 SCHEDULED = {}

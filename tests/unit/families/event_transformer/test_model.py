@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ehr_ray.families.event_transformer import FAMILY
+from ehr_ray.families.event_transformer.family import FAMILY
 from ehr_ray.families.event_transformer.model import RECENT, SHARPNESS, far_apart
 
 CHOICES = [

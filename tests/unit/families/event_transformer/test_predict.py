@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from ehr_ray.families.event_transformer import FAMILY
+from ehr_ray.families.event_transformer.family import FAMILY
 from ehr_ray.families.event_transformer.predict import pooled
 
 

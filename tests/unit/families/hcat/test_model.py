@@ -7,7 +7,7 @@ import torch
 from ehr_ray.errors import InputError
 from ehr_ray.events.outcomes import RECURRENCE_2Y
 from ehr_ray.experiment import parse
-from ehr_ray.families.hcat import FAMILY
+from ehr_ray.families.hcat.family import FAMILY
 from ehr_ray.families.hcat.imputer import AdvancedIterativeImputer
 from ehr_ray.families.hcat.model import fit_buffers
 from ehr_ray.train.checkpoint import save_checkpoint

@@ -5,11 +5,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ehr_ray.errors import InputError
-from ehr_ray.families.set_vae import FAMILY as SET_VAE
 from ehr_ray.families.set_vae import chunking
 from ehr_ray.families.set_vae.config import SetVAEConfig
-from ehr_ray.families.set_vae.sequence import FAMILY
+from ehr_ray.families.set_vae.family import FAMILY as SET_VAE
 from ehr_ray.families.set_vae.sequence import model as module
+from ehr_ray.families.set_vae.sequence.family import FAMILY
 from ehr_ray.families.set_vae.sequence.loss import loss
 from ehr_ray.train.checkpoint import save_checkpoint
 from ehr_ray.train.initialise import initialise

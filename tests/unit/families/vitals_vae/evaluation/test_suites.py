@@ -12,11 +12,11 @@ import torch
 
 from ehr_ray.evaluation.suite import SplitPredictions, SuiteInput
 from ehr_ray.events.vocabulary import Vocabulary
-from ehr_ray.families.vitals_vae import FAMILY
 from ehr_ray.families.vitals_vae.config import VitalsVAEConfig
 from ehr_ray.families.vitals_vae.evaluation import files as vitals_files
 from ehr_ray.families.vitals_vae.evaluation import suites
 from ehr_ray.families.vitals_vae.evaluation.suites import clusters, files, reconstruction
+from ehr_ray.families.vitals_vae.family import FAMILY
 from ehr_ray.runtime.inference import entries_table, list_column
 
 NAMES = ("DBP", "HR", "MAP", "RR", "SBP", "SPO2", "TEMP")

@@ -13,7 +13,7 @@ import yaml
 from safetensors.numpy import load_file
 
 from ehr_ray.cli.main import main
-from ehr_ray.commands.train.command import train
+from ehr_ray.commands.train.command import Trained, train
 from ehr_ray.commands.train.pipeline import load_pipeline
 from ehr_ray.errors import ConfigError, InputError
 from ehr_ray.experiment import load
@@ -147,3 +147,26 @@ def test_checkpoints_are_kept_every_n_steps(common, tmp_path):
     assert kept == ["00000002", "00000004"]
     assert (trained.run / "checkpoints" / kept[0] / "model.safetensors").is_file()
     assert [p.name for p in trained.run.glob(".checkpoint*")] == [".checkpoint.old"]
+
+
+@pytest.mark.parametrize(
+    ("after", "finished", "judged"),
+    [(True, False, True), (True, True, False), (False, False, False)],
+)
+def test_training_may_end_with_an_evaluation(
+    capsys, tmp_path, monkeypatch, after, finished, judged
+):
+    run = tmp_path / "runs" / "tiny_set_vae"
+    run.mkdir(parents=True)
+    (run / "metrics.json").write_text("{}")
+    trained = Trained(run, 3, 0.5, 0, finished)
+    monkeypatch.setattr("ehr_ray.commands.train.command.train", lambda *_, **__: trained)
+    monkeypatch.setattr(
+        "ehr_ray.commands.evaluate.command.evaluate", lambda *_, **__: ["it was judged"]
+    )
+    monkeypatch.chdir(tmp_path)
+    choice = f"evaluation.after_training={str(after).lower()}"
+    main(["train", str(TINY / "set_vae.yaml"), "data.cohort=cohort", choice])
+    said = capsys.readouterr()
+    assert ("it was judged" in said.out + said.err) == judged
+    assert ("next: ehr-ray evaluate" in said.out + said.err) == (not judged)

@@ -1,0 +1,222 @@
+"""What each verb does: its story is imported from `commands` once its arguments are known."""
+
+import shlex
+from typing import Any
+
+from ehr_ray.cli.ingest import source_options
+from ehr_ray.cli.parser import Arguments, relative
+from ehr_ray.errors import ConfigError, RunError
+from ehr_ray.runtime.screen import Screen
+
+
+def quickstart(args: Arguments, screen: Screen) -> None:
+    """Run every step on synthetic patients."""
+    screen.say("quickstart: starting, a few seconds")
+    from ehr_ray.commands.quickstart import quickstart
+
+    quickstart(args.output, screen=screen, verbose=args.verbose)
+
+
+def ingest(args: Arguments, screen: Screen) -> None:
+    """Make a cohort."""
+    options = source_options(args)
+    from ehr_ray.commands.ingest import ingest
+
+    summary = ingest(
+        args.source,
+        args.input,
+        args.output,
+        splits=args.splits,
+        seed=args.seed,
+        max_rejected=args.max_rejected,
+        options=options,
+        cpus=args.cpus,
+        progress=screen.passing,
+    )
+    screen.say(str(summary))
+
+
+def expand(args: Arguments, screen: Screen) -> None:
+    """Carry values forward."""
+    from ehr_ray.commands.expand import expand
+
+    result = expand(
+        args.cohort,
+        args.output,
+        lvcf_minutes=args.lvcf_minutes,
+        always_carry=tuple(code for code in args.always_carry.split(",") if code),
+        value_stats=args.value_stats,
+        address=args.address,
+        verbose=args.verbose,
+        say=screen.passing,
+    )
+    screen.say(
+        f"{relative(args.output)}: {result.tokens:,} tokens of {result.patients:,} patients "
+        f"in {result.shards} shards, {result.seconds:.1f} s"
+    )
+
+
+def phrases(args: Arguments, screen: Screen) -> None:
+    """Embed an experiment's phrases."""
+    _phrases(_experiment(args), screen, args.verbose)
+
+
+def export_pt(args: Arguments, screen: Screen) -> None:
+    """Write one .pt a patient."""
+    experiment = _experiment(args)
+    from ehr_ray.commands.export_pt import export_pt
+
+    count = export_pt(
+        experiment,
+        args.output,
+        task=args.task,
+        skip_unlabelled=args.skip_unlabelled,
+        verbose=args.verbose,
+        say=screen.passing,
+    )
+    screen.say(f"{relative(args.output)}: {count:,} patients, one .pt each")
+
+
+def prepare(args: Arguments, screen: Screen) -> None:
+    """Make model-ready rows."""
+    experiment = _experiment(args)
+    from ehr_ray.commands.prepare import prepare
+
+    for line in prepare(experiment, screen, export=args.export, verbose=args.verbose):
+        screen.say(line)
+
+
+def train(args: Arguments, screen: Screen) -> None:
+    """Train one run, or the stages of a pipeline."""
+    from ehr_ray.commands.train.pipeline import is_pipeline, load_pipeline, run_pipeline
+
+    if not is_pipeline(args.config):
+        _train(_experiment(args), screen, args.verbose)
+        return
+    stages = load_pipeline(args.config, args.overrides)
+    judged = {stage.experiment.name for stage in stages if stage.verb == "evaluate"}
+    verbs = {
+        "phrases": lambda experiment: _phrases(experiment, screen, args.verbose),
+        "train": lambda experiment: _train(
+            experiment, screen, args.verbose, judged_later=experiment.name in judged
+        ),
+        "evaluate": lambda experiment: _evaluate(experiment, screen, args.verbose),
+    }
+    run_pipeline(stages, verbs, screen.say)
+
+
+def tune(args: Arguments, screen: Screen) -> None:
+    """Search."""
+    from ehr_ray.commands.train.pipeline import is_pipeline
+
+    if is_pipeline(args.config):
+        raise ConfigError(f"{args.config}: a pipeline of stages; tune one of its configs")
+    experiment = _experiment(args)
+    from ehr_ray.commands.tune import tune
+    from ehr_ray.runtime.tuning.trial import trial_dir
+
+    searched = tune(experiment, screen=screen, verbose=args.verbose)
+    for line in searched.lines:
+        screen.say(line)
+    if searched.sweep.best is not None:
+        best = trial_dir(relative(searched.root), int(searched.sweep.best["trial"]))
+        screen.say(f"next: ehr-ray evaluate {shlex.quote(str(best))}")
+    elif not searched.sweep.frame["score"].notna().any():
+        raise RunError(f"{searched.root.name}: no trial has a score")
+
+
+def crossval(args: Arguments, screen: Screen) -> None:
+    """Train and judge on folds."""
+    experiment = _experiment(args)
+    from ehr_ray.commands.crossval.command import Plan, crossval
+
+    plan = Plan(
+        folds=args.folds,
+        repeats=args.repeats,
+        members=args.members,
+        variants=tuple(name for name in args.variants.split(",") if name),
+        variant_repeats=args.variant_repeats,
+    )
+    for line in crossval(experiment, plan, cpus=args.cpus, verbose=args.verbose, say=screen.say):
+        screen.say(line)
+
+
+def evaluate(args: Arguments, screen: Screen) -> None:
+    """Measure a run."""
+    from ehr_ray.commands.evaluate.command import evaluate
+
+    for line in evaluate(
+        args.run_folder,
+        cohort=args.cohort,
+        split=args.split,
+        task=args.task,
+        output=args.output,
+        address=args.address,
+        verbose=args.verbose,
+        say=screen.passing,
+    ):
+        screen.say(line)
+
+
+def embed(args: Arguments, screen: Screen) -> None:
+    """Embed a cohort."""
+    from ehr_ray.commands.embed import embed
+
+    rows = embed(
+        args.run_folder,
+        args.cohort,
+        args.output,
+        address=args.address,
+        verbose=args.verbose,
+        say=screen.passing,
+    )
+    screen.say(f"{relative(args.output)}: embeddings of {rows:,} patients")
+
+
+def benchmark(args: Arguments, screen: Screen) -> None:  # noqa: ARG001
+    """Measure speed."""
+    given = {"cohort": args.cohort, "only": args.only, "verbose": args.verbose}
+    if args.config is not None:
+        given["experiment"] = _experiment(args)
+    from ehr_ray.commands.benchmark.command import MODEL, benchmark
+
+    if args.config is not None:
+        given["only"] = args.only or MODEL
+    benchmark(args.output, **given)
+
+
+def _experiment(args: Arguments) -> Any:
+    """Return the experiment of CONFIG and its overrides; ConfigError before anything is loaded."""
+    from ehr_ray.experiment import load
+
+    return load(args.config, args.overrides)
+
+
+def _phrases(experiment: Any, screen: Screen, verbose: bool) -> None:
+    from ehr_ray.commands.phrases import embed_phrases
+
+    folder, count = embed_phrases(experiment, verbose=verbose, say=screen.passing)
+    screen.say(f"{relative(folder)}: {count:,} phrases, as model.phrases")
+
+
+def _train(experiment: Any, screen: Screen, verbose: bool, *, judged_later: bool = False) -> None:
+    from ehr_ray.commands.train.command import train
+
+    trained = train(experiment, screen=screen, verbose=verbose)
+    if trained.already_finished:
+        screen.say(f"{trained.run}: already trained to step {trained.step}; nothing to do")
+    best = "" if trained.best is None else f", best selection metric {trained.best:.5g}"
+    screen.say(f"{relative(trained.run)}: {trained.step} steps{best}")
+    known = trained.already_finished and (trained.run / "metrics.json").is_file()
+    if experiment.evaluation.after_training and not judged_later and not known:
+        _evaluate(experiment, screen, verbose)
+    else:
+        screen.say(f"next: ehr-ray evaluate {shlex.quote(str(relative(trained.run)))}")
+
+
+def _evaluate(experiment: Any, screen: Screen, verbose: bool) -> None:
+    from ehr_ray.commands.evaluate.command import evaluate
+
+    address = experiment.cluster.address
+    for line in evaluate(experiment.location, address=address, verbose=verbose, say=screen.passing):
+        screen.say(line)

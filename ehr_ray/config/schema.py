@@ -1,0 +1,26 @@
+"""What a config of a family is checked against: plain data, so that a check loads no torch."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+from ehr_ray.config.schedules import Schedule
+
+C = TypeVar("C")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConfigSchema(Generic[C]):
+    """The part of a family that its `config.py` holds."""
+
+    config: type[C]
+    """Frozen dataclass: architecture and transform options; the `model` section of a config."""
+    schedules: Mapping[str, Schedule] = field(default_factory=dict)
+    """Every scheduled quantity with its default; a config may replace each."""
+    schedule_limits: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    """Smallest and largest value of the schedules that have one."""
+    takes_task: bool = False
+    """Whether the family has a representation that the head of a `task` can read."""
+
+
+AnySchema = ConfigSchema[Any]

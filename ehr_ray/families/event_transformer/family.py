@@ -1,0 +1,36 @@
+"""Event transformers: an encoder or decoder over events embedded as phrases (seed: embedded)."""
+
+from ehr_ray.config.search import Choice, LogUniform, Uniform
+from ehr_ray.families.event_transformer.config import (
+    SCHEMA,
+    TOKEN_FIELDS,
+    inactive_paths,
+)
+from ehr_ray.families.event_transformer.data import collate, transform
+from ehr_ray.families.event_transformer.loss import loss, perplexity
+from ehr_ray.families.event_transformer.model import EventTransformer
+from ehr_ray.families.event_transformer.predict import predict, represent, represent_width
+from ehr_ray.families.event_transformer.table import check_files, phrase_texts
+from ehr_ray.family import Family, Files, Represent, Training, Transfer
+
+FAMILY = Family(
+    name="event_transformer",
+    schema=SCHEMA,
+    transform=transform,
+    collate=collate,
+    build=EventTransformer,
+    loss=loss,
+    predict=predict,
+    represent=Represent(represent, represent_width),
+    cache_fields=TOKEN_FIELDS,
+    search_space={
+        "train.lr": LogUniform(1e-4, 3e-3),
+        "model.dropout": Uniform(0.0, 0.4),
+        "model.n_layers": Choice((2, 4, 6)),
+        "model.model_dim": Choice((128, 256)),
+        "model.mask_ratio": Uniform(0.05, 0.5),
+    },
+    training=Training(summarise=perplexity, inactive_paths=inactive_paths),
+    transfer=Transfer(data_buffers=("table",)),
+    files=Files(check=check_files, phrases=phrase_texts),
+)

@@ -1,0 +1,67 @@
+"""JEPA on hours or visits: rows of a patient predicted in the space of their own encoder."""
+
+from ehr_ray.config.search import Choice, LogUniform, Uniform
+from ehr_ray.families.jepa.config import SCHEMA
+from ehr_ray.families.jepa.data import collate, predictable, remedy, transform
+from ehr_ray.families.jepa.diagnostics import prediction_warnings
+from ehr_ray.families.jepa.loss import loss, needs_pairs
+from ehr_ray.families.jepa.model import JEPA, after_step
+from ehr_ray.families.jepa.predict import (
+    cells,
+    measure,
+    predict,
+    represent,
+    represent_width,
+    row_states,
+    state_width,
+    targets,
+)
+from ehr_ray.family import (
+    Diagnose,
+    Evaluation,
+    Family,
+    Learnable,
+    Represent,
+    Select,
+    Training,
+)
+
+FAMILY = Family(
+    name="jepa",
+    schema=SCHEMA,
+    transform=transform,
+    collate=collate,
+    build=JEPA,
+    loss=loss,
+    predict=predict,
+    represent=Represent(represent, represent_width, row_states, state_width),
+    cache_fields=("rows", "max_values", "max_flags", "outcomes", "flows", "discharges"),
+    search_space={
+        "model.value_weight": LogUniform(0.1, 10.0),
+        "model.mask": Choice(("future", "blocks", "both")),
+        "model.regulariser": Choice(("none", "vicreg", "sigreg")),
+        "model.context_ratio": Uniform(0.5, 1.0),
+        "model.width": Choice((96, 192, 384)),
+        "model.predictor_depth": Choice((1, 2, 4)),
+        "schedules.momentum.start": Uniform(0.99, 0.999),
+        "train.lr": LogUniform(1e-4, 3e-3),
+    },
+    # The loss between latents falls when they collapse, so it chooses nothing; the values of hidden
+    # rows have a scale of their own. Without a head of values the last report is kept.
+    select=Select(
+        "val/value",
+        "min",
+        "give tuning patients with values in several rows, or set model.value_weight=0",
+    ),
+    training=Training(
+        after_step=after_step,
+        diagnose=Diagnose(measure, prediction_warnings),
+        learnable=Learnable(predictable, "2 rows or more, one to predict from another", remedy),
+        needs_pairs=needs_pairs,
+        # A loss of latents says nothing, and values differ by what the mask hides.
+        rank=Select("probe/auroc", "max"),
+    ),
+    evaluation=Evaluation(
+        outputs={"targets": targets, "cells": cells}, suites=(f"{__package__}.evaluation:suite",)
+    ),
+)

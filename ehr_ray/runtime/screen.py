@@ -1,0 +1,52 @@
+"""What a person sees while a verb runs: lines that stay, and one that the next replaces."""
+
+import os
+import sys
+import time
+
+from ehr_ray.storage.paths import with_uris
+
+
+class Screen:
+    """One line a message on standard error; steps overwrite each other on a terminal."""
+
+    def __init__(self) -> None:
+        self._tty = sys.stderr.isatty()
+        self._open = False
+        self._step = 0
+        self._began = (0, 0.0)
+
+    def say(self, text: str) -> None:
+        """Print a line that stays."""
+        self._clear()
+        print(with_uris(text), file=sys.stderr, flush=True)
+
+    def passing(self, text: str) -> None:
+        """Show a line that the next one replaces; nothing where output is not a terminal."""
+        if self._tty:
+            width = os.get_terminal_size(sys.stderr.fileno()).columns - 1
+            sys.stderr.write(f"\r\x1b[K{text[:width]}")
+            sys.stderr.flush()
+            self._open = True
+
+    def step(self, step: int, total: int) -> None:
+        """Show how far a training is and, from its pace since the first call, the time left."""
+        now = time.monotonic()
+        if step <= self._step or self._step == 0:  # another run, or one that went back
+            self._began = step, now
+        self._step = step
+        if not self._tty:
+            return
+        from tqdm import tqdm
+
+        first, since = self._began
+        self.passing(
+            tqdm.format_meter(
+                step, total, now - since, ncols=80, initial=first, unit=" steps", prefix="training"
+            )
+        )
+
+    def _clear(self) -> None:
+        if self._open:
+            sys.stderr.write("\r\x1b[K")
+            self._open = False

@@ -1,0 +1,60 @@
+"""What is imported before there is something to do: start-up time is made of it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ehr_ray.registry import FAMILIES
+
+ROOT = Path(__file__).parents[3]
+HEAVY = {"torch", "ray", "mlflow", "pandas", "sklearn", "scipy", "matplotlib", "h5py", "skfda"}
+
+
+def imported(code: str) -> set[str]:
+    """Return the top-level packages that a process has imported at its end."""
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys\n{code}\nprint(*sys.modules, file=sys.stdout)"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+    )
+    return {name.split(".")[0] for name in done.stdout.splitlines()[-1].split()}
+
+
+def main(*words: str) -> str:
+    return f"from ehr_ray.cli.main import main\ntry: main({list(words)!r})\nexcept SystemExit: pass"
+
+
+def test_help_imports_nothing_of_weight():
+    assert not imported(main("--help")) & (HEAVY | {"numpy", "pyarrow", "pydantic", "yaml"})
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_config_is_checked_without_what_trains_it(family):
+    code = (
+        f"from ehr_ray.experiment import parse\nfrom ehr_ray.errors import ConfigError\n"
+        f"raw = {{'family': {family!r}, 'name': 'x', 'data': {{'cohort': 'c'}}}}\nparse(raw)"
+    )
+    assert not imported(code) & HEAVY
+
+
+@pytest.mark.parametrize("verb", ["train", "tune", "crossval", "prepare", "phrases"])
+def test_an_error_in_a_config_comes_before_the_heavy_imports(verb):
+    assert not imported(main(verb, "configs/tiny/set_vae.yaml", "model.latnt=3")) & HEAVY
+
+
+def test_a_training_worker_imports_no_tracking_figures_or_trees():
+    found = imported("import ehr_ray.runtime.training.worker")
+    assert {"torch", "ray"} <= found
+    assert not found & {"mlflow", "sklearn", "matplotlib", "optuna"}
+
+
+def test_the_actor_that_gives_room_back_imports_no_torch():
+    assert "torch" not in imported("import ehr_ray.runtime.training.placement")
+
+
+def test_shards_are_expanded_without_torch():
+    assert "torch" not in imported("import ehr_ray.commands.expand")
