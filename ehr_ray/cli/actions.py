@@ -27,6 +27,7 @@ def ingest(args: Arguments, screen: Screen) -> None:
         args.input,
         args.output,
         splits=args.splits,
+        origin=args.origin,
         seed=args.seed,
         max_rejected=args.max_rejected,
         options=options,

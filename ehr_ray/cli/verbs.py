@@ -82,7 +82,13 @@ VERBS = (
             option(
                 "--splits",
                 "shares of train,tuning,held_out (default 0.8,0.1,0.1, or the source's own), "
-                "or all:held_out",
+                "all:held_out, or a CSV or Parquet table of subject_id and split, kept as written",
+            ),
+            option(
+                "--origin",
+                "codes whose first event is a subject's minute 0 (default: the usual names of an "
+                "admission, as HOSPITAL_ADMISSION, ICU_ADMISSION, VISIT//IP; never a birth)",
+                metavar="CODE[,CODE]",
             ),
             option("--seed", "of the hash that splits subjects", type=int, default=0),
             option(

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ehr_ray.errors import InputError
 from ehr_ray.events.patients import splits_of
+from ehr_ray.runtime.data.dataset import check_cohort, named_origin
 from ehr_ray.runtime.inference import (
     Request,
     predict_shards,
@@ -33,8 +34,12 @@ def embed(
     if not cohort.is_dir():
         raise InputError(f"--cohort {cohort}: no such folder; make it with `ehr-ray ingest`")
     shards = [path for paths in splits_of(cohort).values() for path in paths]
-    if line := require_known_codes(cohort, checkpoint.load(run).vocabulary):
+    loaded = checkpoint.load(run)
+    check_cohort(cohort, loaded.experiment.cache, say)
+    if line := require_known_codes(cohort, loaded.vocabulary, loaded.experiment.cache):
         say(line)
+    home = cohort.resolve() == loaded.experiment.cohort.resolve()
+    request = Request(canonical(folder), origin=None if home else named_origin(cohort))
     stored = sync.names_in(output) if uri_of(output) is not None else set()
     output = local(output)
     if output.is_dir() or stored - {""}:
@@ -45,7 +50,7 @@ def embed(
         scratch.mkdir(parents=True)
     try:
         with session(address, verbose=verbose):
-            parts = predict_shards(shards, scratch, Request(canonical(folder)), None, say=say)
+            parts = predict_shards(shards, scratch, request, None, say=say)
         table = read_tables(parts, "samples")
         assert table is not None
         write_embeddings(output, table)

@@ -18,7 +18,7 @@ from ehr_ray.events.normalize import z_score
 from ehr_ray.events.patients import Patient, read_patients, shard_names, splits_of
 from ehr_ray.events.schema import EXPANDED
 from ehr_ray.events.vocabulary import Vocabulary
-from ehr_ray.runtime.data.prepared import codes_table
+from ehr_ray.runtime.data.dataset import check_cohort, codes_table
 from ehr_ray.runtime.data.tasks import run_shards
 from ehr_ray.runtime.session import session
 from ehr_ray.storage import files, sync
@@ -62,6 +62,7 @@ def expand(
     started = time.perf_counter()
     cohort, output = sync.fetch(cohort), local(output)
     value_stats = None if value_stats is None else sync.fetch(value_stats)
+    check_cohort(cohort, say=say)
     vocabulary = Vocabulary.from_table(codes_table(cohort))
     if value_stats is not None:
         vocabulary = _with_stats(vocabulary, value_stats)

@@ -17,16 +17,17 @@ from safetensors.torch import load_file
 
 from ehr_ray.commands.phrases import embed_phrases
 from ehr_ray.errors import InputError
-from ehr_ray.events.labels import choose_task, read_labels
+from ehr_ray.events.labels import choose_task, label_files, read_label_files
 from ehr_ray.events.patients import Patient, read_patients, splits_of
 from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.experiment import Experiment
 from ehr_ray.registry import get_family
-from ehr_ray.runtime.data.prepared import vocabulary_of
+from ehr_ray.runtime.data.dataset import check_cohort, vocabulary_of
 from ehr_ray.runtime.data.tasks import Say, run_shards
 from ehr_ray.runtime.session import session_of
 from ehr_ray.runtime.text_embedding import TABLE
 from ehr_ray.storage import files, sync
+from ehr_ray.storage.paths import canonical
 
 
 def export_pt(
@@ -56,7 +57,13 @@ def export_pt(
             f"{cohort}: no labels, and an export holds one per patient; ingest it with labels"
         )
     folder, _ = embed_phrases(experiment, verbose=verbose, say=say)
-    vocabulary = vocabulary_of(cohort, experiment.data.min_code_count)
+    check_cohort(cohort, experiment.cache, say)
+    vocabulary = vocabulary_of(
+        cohort,
+        experiment.data.min_code_count,
+        origin=experiment.data.origin,
+        cache=experiment.cache,
+    )
     jobs = list(_jobs(cohort, output))
     on_ray = experiment.cluster.most_workers > 0
     writer = PtWriter(experiment, vocabulary, folder, name, skip_unlabelled)
@@ -82,7 +89,7 @@ class PtWriter:
         skip_unlabelled: bool,
     ) -> None:
         self._experiment, self._vocabulary, self._folder = experiment, vocabulary, folder
-        self._answers = read_labels(experiment.cohort, task).answers()
+        self._labels = [canonical(path) for path in label_files(experiment.cohort)[task]]
         self._task, self._skip = task, skip_unlabelled
 
     def __call__(self, job: Mapping[str, Any]) -> list[list[Any]]:
@@ -106,8 +113,9 @@ class PtWriter:
         return written
 
     def _labelled(self, job: Mapping[str, Any]) -> Iterator[tuple[Patient, bool]]:
+        labels = read_label_files(self._task, [sync.fetch(place) for place in self._labels])
         for number, patient in enumerate(read_patients(Path(job["shard"]), self._vocabulary), 1):
-            answers = self._answers.get(patient.subject_id, ())
+            answers = labels.of(patient.subject_id)
             if not answers and not self._skip:
                 raise InputError(
                     f"{job['shard']}: subject {number} of the file has no label of {self._task}; "

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from ehr_ray.errors import InputError
-from ehr_ray.events.schema import RECORD
+from ehr_ray.events.schema import ORIGIN_CODES, RECORD, parse_origin
 from ehr_ray.runtime.data.tasks import run_jobs
 from ehr_ray.runtime.session import session
 from ehr_ray.sources.building.cohort import (
@@ -38,6 +38,7 @@ def ingest(
     output: str | Path,
     *,
     splits: str | None = None,
+    origin: str | None = None,
     seed: int = 0,
     max_rejected: float = 0.01,
     options: Mapping[str, object] | None = None,
@@ -53,8 +54,10 @@ def ingest(
         source: a name in `SOURCES`.
         input: file, folder or URI; None for a source that makes its own data.
         output: folder or URI of the cohort.
-        splits: `0.8,0.1,0.1` or `all:held_out`; None keeps the source's own splits and hashes
-            the others 0.8,0.1,0.1.
+        splits: `0.8,0.1,0.1`, `all:held_out`, or a CSV or Parquet table of subject_id and split;
+            None keeps the source's own splits and hashes the others 0.8,0.1,0.1.
+        origin: codes, by comma, whose first event is a subject's minute 0; None: the usual names
+            of an admission (`ORIGIN_CODES`).
         seed: of the hash that divides subjects.
         max_rejected: share of rows, and of files, that may be bad.
         options: the source's own, by field name or flag, typed or as text.
@@ -69,11 +72,18 @@ def ingest(
     record = get_source(source)
     chosen = make_options(record, options or {})
     policy = parse_splits(splits, seed)
+    relative = record.relative_time(chosen)
+    if origin is not None and relative:
+        raise InputError(f"--origin {origin}: times of this input count from the admission already")
+    origins = ORIGIN_CODES if origin is None else parse_origin(origin, "--origin")
     if not 0 <= max_rejected <= 1:
         raise InputError(f"--max-rejected {max_rejected}: not a share between 0 and 1")
     given = None if input is None else sync.fetch(input)
-    units = record.units(_existing(given, source, record.needs_input), chosen)
-    print_, size = fingerprint(record, chosen, policy, units)
+    given = _existing(given, source, record.needs_input)
+    if splits is None:
+        policy = replace(policy, file=record.split_table(given))
+    units = record.units(given, chosen)
+    print_, size = fingerprint(record, chosen, policy, units, origins)
     place, output = canonical(output), local(output).absolute()
     stored = _stored(place)
     done = finished(output, print_)
@@ -92,13 +102,13 @@ def ingest(
         staging(output, print_) as folder,
         session(address, num_cpus=cpus, without="--cpus 1") if on_ray else contextlib.nullcontext(),
     ):
-        plan = Plan(source, chosen, policy, folder)
+        plan = Plan(source, chosen, policy, folder, origins)
         reader = ReadUnit(plan, output)
         run_jobs(
             reader, [*enumerate(units)], on_ray=on_ray, say=progress, verb="read", label=_unit_name
         )
         shards = check_parts(plan, len(units), max_rejected)
-        writer = WriteShard(plan, output, len(units), record.relative_time(chosen))
+        writer = WriteShard(plan, output, len(units), relative)
         run_jobs(
             writer, shards, on_ray=on_ray, say=progress, verb="wrote", label=lambda s: f"shard {s}"
         )

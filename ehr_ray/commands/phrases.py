@@ -5,7 +5,7 @@ from pathlib import Path
 from ehr_ray.errors import ConfigError, InputError
 from ehr_ray.experiment import Experiment
 from ehr_ray.registry import get_family
-from ehr_ray.runtime.data.prepared import vocabulary_of
+from ehr_ray.runtime.data.dataset import vocabulary_of
 from ehr_ray.runtime.data.tasks import Say
 from ehr_ray.runtime.session import session_of
 from ehr_ray.runtime.text_embedding import make_phrases
@@ -32,5 +32,10 @@ def _texts(experiment: Experiment) -> list[str]:
         raise ConfigError("model.text_model: null embeds no phrases; name a model or hashing")
     if not cohort.is_dir():
         raise InputError(f"data.cohort={cohort}: no such folder; make it with `ehr-ray ingest`")
-    vocabulary = vocabulary_of(cohort, experiment.data.min_code_count)
+    vocabulary = vocabulary_of(
+        cohort,
+        experiment.data.min_code_count,
+        origin=experiment.data.origin,
+        cache=experiment.cache,
+    )
     return family.files.phrases(experiment.model, vocabulary)

@@ -20,6 +20,9 @@ class DataConfig:
     """Folder or URI of the cohort: any MEDS dataset with train, tuning and held_out splits."""
     batch_size: PositiveInt = 32
     """Patients per optimizer step, over all workers and accumulation."""
+    origin: tuple[str, ...] | None = None
+    """Codes whose first event is a subject's minute 0, alone or before a slash, for a dataset used
+    as it stands; null: those of its ingest, else the usual names of an admission."""
     min_code_count: Annotated[int, Field(ge=0)] = 1
     """Codes seen less often than this in train are unknown to the model."""
     cache: Literal["disk", "memory"] = "disk"

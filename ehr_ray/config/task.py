@@ -5,6 +5,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from ehr_ray.events.labels import canonical_task
+
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -18,7 +20,7 @@ class TaskConfig:
     __pydantic_config__ = {"extra": "forbid"}
 
     name: str
-    """Label file of the cohort: `labels/<name>.parquet`."""
+    """Task of the cohort: `labels/<name>.parquet`, or the files in the folder `labels/<name>/`."""
     hours: tuple[Positive, ...] = ()
     """Hours after the origin at which each train patient is seen besides, cut there.
 
@@ -45,3 +47,7 @@ class TaskConfig:
     """Heads trained side by side from different starts; their logits are averaged."""
     select: Literal["auroc", "auprc", "f1", "loss"] = "auroc"
     """What of tuning chooses the checkpoint and counts for `train.patience`; f1 is at 0.5."""
+
+    def __post_init__(self) -> None:
+        """Let a task of nested folders be named with slashes."""
+        object.__setattr__(self, "name", canonical_task(self.name))

@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """The sets of one patient, T tokens sorted by (set, code) in S sets.
+    """The sets of one patient, T tokens sorted by (set, code) in S sets; minutes are whole.
 
     Args:
         set_index: rank of the token's minute, int32 [T].
@@ -16,7 +16,7 @@ class Tokens:
         value: last observed value in original units, float32 [T]; NaN for a value-less code.
         age: minutes since that observation, float64 [T]; 0 where it is live.
         is_carry: whether it was observed before and carried, bool [T].
-        minute: minute of each set, ascending, float64 [S].
+        minute: minute of each set, ascending, 0 or later, float64 [S].
     """
 
     set_index: npt.NDArray[np.int32]
@@ -38,26 +38,38 @@ def carry_forward(
 ) -> Tokens:
     """Expand one patient's events, in time order, to sets with carried values.
 
-    At each distinct minute the variables observed there are live; those observed before are
-    carried while `minute - last observation <= window`, or for ever if static or in `always`.
-    Of several values at a minute the last in order wins. A value-less observation is live only
-    (and ends what was carried of that code) unless it is static. The work is proportional to the
-    tokens made, not to sets times codes, so a long history of many rare codes stays cheap.
+    At each distinct minute (whole, rounded down) the variables observed there are live; those
+    observed before are carried while `minute - last observation <= window`, or for ever if static
+    or in `always`. Of several values at a minute the last in order wins. A value-less observation
+    is live only (and ends what was carried of that code) unless it is static. Sets before minute
+    0 are left out; what is carried from then makes a set at minute 0 if nothing else does. The
+    work is proportional to the tokens made, not to sets times codes, so a long history of many
+    rare codes stays cheap.
 
     Args:
-        minute: minutes since the origin, ascending and not negative, [E].
+        minute: minutes since the origin, negative before it, ascending but for the static events,
+            which come first with minute 0, [E].
         code: code ids, not negative, [E].
         value: values, NaN where an event has none, [E].
         static: events without a time, which come at minute 0, [E].
         window: longest age carried, in minutes, inclusive.
         always: codes carried whatever their age, bool [number of codes].
     """
+    minute = np.floor(minute)
+    early = len(minute) > 0 and minute.min() < 0
+    if early:
+        order = np.argsort(minute, kind="stable")
+        minute, code, value, static = minute[order], code[order], value[order], static[order]
     first = np.empty(len(minute), bool)
     first[:1] = True
     np.not_equal(minute[1:], minute[:-1], out=first[1:])
     set_minute = minute[first]
-    num_sets = len(set_minute)
     set_of = np.cumsum(first) - 1
+    start_set = int(np.searchsorted(set_minute, 0.0)) if early else 0
+    if early and (start_set == len(set_minute) or set_minute[start_set] > 0):
+        set_minute = np.insert(set_minute, start_set, 0.0)
+        set_of += set_of >= start_set
+    num_sets = len(set_minute)
 
     has_value = ~np.isnan(value)
     key = (code.astype(np.int64) * max(num_sets, 1) + set_of) * 2 + has_value
@@ -72,9 +84,12 @@ def carry_forward(
     same = seen_code[1:] == seen_code[:-1]
     end[:-1][same] = start[1:][same]
     forever = static[seen] if always is None else static[seen] | always[seen_code]
-    expiry = np.where(forever, num_sets, _first_beyond(set_minute, minute[seen], window))
+    # Minutes are whole, so that the sum is exact once the window is.
+    beyond = np.searchsorted(set_minute, minute[seen] + np.floor(window), side="right")
+    expiry = np.where(forever, num_sets, beyond)
     expiry = np.where(has_value[seen] | static[seen], expiry, start + 1)
-    length = np.minimum(end, expiry) - start
+    start = np.maximum(start, start_set)
+    length = (np.minimum(end, expiry) - start).clip(min=0)
 
     observation = np.repeat(np.arange(len(seen), dtype=np.int32), length)
     run_start = np.cumsum(length) - length
@@ -86,22 +101,15 @@ def carry_forward(
         np.arange(num_sets, dtype=np.int32), np.bincount(within, minlength=num_sets)
     )
     event = seen[observation]
+    is_carry = set_of[event] != set_index
+    age = set_minute[set_index] - minute[event]
+    # Where nothing was carried into minute 0, and nothing observed, there is no such set.
+    start_set += int(early and (not len(set_index) or set_index[0] > start_set))
     return Tokens(
-        set_index=set_index,
+        set_index=set_index - np.int32(start_set),
         code=code[event].astype(np.int32, copy=False),
         value=value[event],
-        age=set_minute[set_index] - minute[event],
-        is_carry=set_of[event] != set_index,
-        minute=set_minute,
+        age=age,
+        is_carry=is_carry,
+        minute=set_minute[start_set:],
     )
-
-
-def _first_beyond(
-    set_minute: npt.NDArray[np.float64], seen: npt.NDArray[np.float64], window: float
-) -> npt.NDArray[np.int64]:
-    """Return the first set with `set_minute - seen > window`, by exactly that subtraction."""
-    index = np.searchsorted(set_minute, seen + window, side="right")
-    padded = np.append(set_minute, np.inf)
-    # The sum and the difference may round apart by one set at the very edge of the window.
-    index = index - ((index > 0) & (padded[np.maximum(index - 1, 0)] - seen > window))
-    return index + (padded[index] - seen <= window)

@@ -53,7 +53,7 @@ def simple_features(
     after the prediction time may be seen, and so are codes below 0 (see `code_lookup`).
 
     Args:
-        minute: float[E], minutes since the origin, >= 0; ignored for static events.
+        minute: float[E], minutes since the origin, negative before it; ignored for static events.
         code: int[E], ids in [0, num_codes), or negative for a code that has no features.
         value: float[E], NaN where the event has none.
         static: bool[E].

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from ehr_ray.errors import InputError
 from ehr_ray.events.patients import splits_of
 from ehr_ray.events.schema import SPLITS
-from ehr_ray.events.vocabulary import fit_codes
+from ehr_ray.events.vocabulary import described, fit_codes, origin_of, with_origin
 from ehr_ray.storage import files
 
 RARE: Final = 5
@@ -70,20 +70,11 @@ def write_fold(
             files.write_parquet(part, shard)
             shards[split] = [shard] if len(wanted) else []
         other = [path for split, paths in shards.items() if split != "train" for path in paths]
-        codes = _described(fit_codes(shards["train"], other), cohort)
+        codes, known = fit_codes(shards["train"], other), cohort / "metadata" / "codes.parquet"
+        if known.is_file():
+            said = files.read_parquet(known)
+            codes = with_origin(described(codes, said), origin_of(said))
         files.write_parquet(codes, partial / "metadata" / "codes.parquet")
         if (cohort / "labels").is_dir():
             shutil.copytree(cohort / "labels", partial / "labels")
     return folder
-
-
-def _described(codes: pa.Table, cohort: Path) -> pa.Table:
-    """Return the codes with the descriptions the whole cohort has."""
-    path = Path(cohort) / "metadata" / "codes.parquet"
-    if not path.is_file():
-        return codes
-    known = files.read_parquet(path, ["code", "description"]).to_pydict()
-    said = dict(zip(known["code"], known["description"], strict=True))
-    texts = pa.array([said.get(code) for code in codes["code"].to_pylist()], pa.string())
-    place = codes.schema.get_field_index("description")
-    return codes.set_column(place, codes.schema.field(place), texts)

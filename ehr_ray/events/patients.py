@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ehr_ray.errors import InputError
-from ehr_ray.events.schema import RECORD, SPLITS, is_origin, place_admitted_to
-from ehr_ray.events.vocabulary import Vocabulary
+from ehr_ray.events.schema import RECORD, SPLITS, is_birth, is_origin, place_admitted_to
+from ehr_ray.events.vocabulary import Vocabulary, as_float32
 from ehr_ray.storage import files
 
 MICROSECONDS_PER_MINUTE = 60_000_000
@@ -26,12 +26,14 @@ class Patient:
 
     Args:
         subject_id: MEDS subject id.
-        origin: minute 0, microseconds since 1970: the first admission, else first timed event.
+        origin: minute 0, microseconds since 1970: the first admission, else the first timed event
+            that is no birth.
         time: microseconds since 1970, int64 [E]; the smallest int64 for static events.
         code: vocabulary ids, int32 [E].
         value: numeric values, float32 [E]; NaN where an event has none.
         admitted: when each admission began, int64 [A], ascending, as `time`; to the place that the
             first one is to, so an ICU admission within a hospital's is none of its own.
+        first: the first timed event that is no birth, as `origin`; None: the origin.
     """
 
     subject_id: int
@@ -40,6 +42,7 @@ class Patient:
     code: npt.NDArray[np.int32]
     value: npt.NDArray[np.float32]
     admitted: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    first: int | None = None
 
     @cached_property
     def static(self) -> npt.NDArray[np.bool_]:
@@ -48,20 +51,26 @@ class Patient:
 
     @cached_property
     def minute(self) -> npt.NDArray[np.float64]:
-        """Minutes since the origin, [E]; 0 for static events and for those before it."""
-        elapsed = np.where(self.static, 0, self.time - self.origin) / MICROSECONDS_PER_MINUTE
-        return np.maximum(elapsed, 0.0)
+        """Minutes since the origin, [E]: negative before it, 0 for static events."""
+        return np.where(self.static, 0, self.time - self.origin) / MICROSECONDS_PER_MINUTE
 
     def until(self, prediction_time: int) -> "Patient":
-        """Return the patient as known at `prediction_time` (microseconds since 1970), inclusive."""
+        """Return the patient as known at `prediction_time` (microseconds since 1970), inclusive.
+
+        Before the first admission nobody knows of it: the origin is then the first event.
+        """
         known = self.time <= prediction_time
+        origin = self.origin
+        if prediction_time < origin:
+            origin = min(origin if self.first is None else self.first, prediction_time)
         return Patient(
             self.subject_id,
-            self.origin,
+            origin,
             self.time[known],
             self.code[known],
             self.value[known],
             self.admitted[self.admitted <= prediction_time],
+            self.first,
         )
 
 
@@ -175,16 +184,19 @@ def _split(
     names = encoded.dictionary.to_pylist()
     indices = encoded.indices.to_numpy()
     code = vocabulary.encode(names)[indices]
-    origin_code = np.array([is_origin(name) for name in names], bool)[indices]
+    origins = [is_origin(name, vocabulary.origin) for name in names]
+    origin_code = np.array(origins, bool)[indices]
     to_icu = np.array([place_admitted_to(name) == "icu" for name in names], bool)[indices]
     value = (
-        table["numeric_value"].cast(pa.float32()).fill_null(np.nan).to_numpy()
+        as_float32(table["numeric_value"])
         if "numeric_value" in table.column_names
         else np.full(len(subject), np.nan, np.float32)
     )
-    origin = _origins(time, origin_code, starts)
+    birth = np.array([is_birth(name) for name in names], bool)[indices]
+    origin, first = _origins(time, origin_code, birth, starts)
     token = ~origin_code & (code >= 0)
-    for start, end, at in zip(starts.tolist(), ends.tolist(), origin.tolist(), strict=True):
+    spans = zip(starts.tolist(), ends.tolist(), origin.tolist(), first.tolist(), strict=True)
+    for start, end, at, begun in spans:
         who = int(subject[start])
         if who in done:
             raise InputError(
@@ -196,16 +208,27 @@ def _split(
         rows = slice(start, end)
         admission = np.flatnonzero(origin_code[rows] & (time[rows] != _STATIC)) + start
         admitted = time[admission[to_icu[admission] == to_icu[admission[:1]]]]
-        yield Patient(who, at, time[rows][keep], code[rows][keep], value[rows][keep], admitted)
+        events = time[rows][keep], code[rows][keep], value[rows][keep]
+        yield Patient(who, at, *events, admitted, begun)
 
 
 def _origins(
-    time: npt.NDArray[np.int64], origin_code: npt.NDArray[np.bool_], starts: npt.NDArray
-) -> npt.NDArray[np.int64]:
-    """Return each subject's first admission, else its first timed event, else 0."""
+    time: npt.NDArray[np.int64],
+    admission: npt.NDArray[np.bool_],
+    birth: npt.NDArray[np.bool_],
+    starts: npt.NDArray,
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return each subject's (origin, first timed event that is no birth), `starts` its first row.
+
+    The origin is the first admission, else that event, else the birth, else 0.
+    """
     timed = time != _STATIC
     row, none = np.arange(len(time)), len(time)
-    admission = np.minimum.reduceat(np.where(origin_code & timed, row, none), starts)
-    event = np.minimum.reduceat(np.where(timed, row, none), starts)
-    at = np.where(admission < none, admission, event)
-    return np.where(at < none, time[np.minimum(at, none - 1)], 0)
+    found = [
+        np.minimum.reduceat(np.where(rows & timed, row, none), starts)
+        for rows in (admission, ~birth, birth)
+    ]
+    first = np.where(found[1] < none, found[1], found[2])
+    origin = np.where(found[0] < none, found[0], first)
+    padded = np.append(time, 0)
+    return padded[origin], padded[first]

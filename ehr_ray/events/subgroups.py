@@ -141,6 +141,7 @@ def _read(shard: Path, wanted: re.Pattern[str]) -> dict[int, list[Fact]]:
     # Here: a config check, which imports this module for its records, does without.
     import pyarrow as pa
 
+    from ehr_ray.events.vocabulary import as_float32
     from ehr_ray.storage import files
 
     facts: dict[int, list[Fact]] = {}
@@ -156,7 +157,7 @@ def _read(shard: Path, wanted: re.Pattern[str]) -> dict[int, list[Fact]]:
             found = pa.Table.from_batches([batch]).take(pa.array(rows, pa.int64()))
             time = found["time"].cast(pa.timestamp("us")).cast(pa.int64()).fill_null(int(_STATIC))
             value = (
-                found["numeric_value"].fill_null(np.nan).to_pylist()
+                as_float32(found["numeric_value"]).tolist()
                 if "numeric_value" in there
                 else [np.nan] * len(found)
             )

@@ -61,13 +61,13 @@ class Tokens:
         phrase: ids of the book, int32 [T].
         gap: which of `GAPS` passed before it, int8 [T]; -1 where that is not told with it.
         value: z-scored value of its event, float32 [T]; NaN where it has none.
-        minute: when, float32 [T].
+        minute: minutes since the origin, negative before it, float64 [T].
     """
 
     phrase: npt.NDArray[np.int32]
     gap: npt.NDArray[np.int8]
     value: npt.NDArray[np.float32]
-    minute: npt.NDArray[np.float32]
+    minute: npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ class TokenBook:
             phrase=slots[kept].astype(np.int32),
             gap=np.where(merged, gap[event], -1).astype(np.int8),
             value=np.where(speaks, value[event], np.nan).astype(np.float32),
-            minute=patient.minute[event].astype(np.float32),
+            minute=patient.minute[event],
         )
 
     def _gaps(self, patient: Patient) -> npt.NDArray[np.int64]:

@@ -67,7 +67,7 @@ class Rows:
     """A patient's rows, sparse: only what was observed.
 
     Args:
-        minute: minutes from the origin to the start of each row, float32 [R].
+        minute: minutes from the origin to the start of each row, float64 [R].
         row: row of each event, int32 [E], ascending.
         feature: its feature, int32 [E].
         value: statistics of its cell so far, float32 [E, C].
@@ -75,7 +75,7 @@ class Rows:
         static_value: its value, float32 [S].
     """
 
-    minute: npt.NDArray[np.float32]
+    minute: Floats
     row: npt.NDArray[np.int32]
     feature: npt.NDArray[np.int32]
     value: npt.NDArray[np.float32]
@@ -141,13 +141,15 @@ def rows_of(patient: Patient, features: Features) -> Rows:
 
     Values are robust z-scores of train, `asinh` of them so that a typing error weighs little and
     no order is lost. An hour begins at a whole number of hours from the origin. A visit reaches
-    from its admission to the next one; a patient without admissions has one.
+    from its admission to the next one; a patient without admissions has one. Events before the
+    origin are in no row.
     """
     place = features.place[patient.code] if len(features.place) else patient.code
     used = (place >= 0) & (features.flag[place] | np.isfinite(patient.value))
     value = np.where(features.flag[place], 1.0, patient.value.astype(np.float64))
     z = (value - features.center[place]) / features.spread[place]
-    fixed, timed = used & patient.static, used & ~patient.static
+    fixed = used & patient.static
+    timed = used & ~patient.static & (patient.minute >= 0)
     if features.kind == "hours":
         hour = np.floor(patient.minute[timed] / 60)
         start, row = np.unique(hour, return_inverse=True)
@@ -155,7 +157,7 @@ def rows_of(patient: Patient, features: Features) -> Rows:
     else:
         minute, row, feature, z_timed = _visits(patient, features, place, z, timed)
     return Rows(
-        minute=minute.astype(np.float32),
+        minute=minute.astype(np.float64),
         row=row.astype(np.int32),
         feature=feature.astype(np.int32),
         value=_running(row, feature, z_timed, features),
@@ -191,7 +193,7 @@ def _visits(
     order = np.argsort(time, kind="stable")
     row = np.searchsorted(begun, time[order], side="right") - 1
     minute = (begun - patient.origin) / MICROSECONDS_PER_MINUTE
-    return minute, row.clip(min=0), feature[order], value[order]
+    return minute, row, feature[order], value[order]
 
 
 def _running(

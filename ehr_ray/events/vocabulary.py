@@ -1,5 +1,6 @@
 """Codes and their value statistics, fitted on the train split only."""
 
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -10,7 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ehr_ray.errors import InputError
-from ehr_ray.events.schema import is_origin
+from ehr_ray.events.schema import ORIGIN_CODES, is_origin
 from ehr_ray.storage import files
 
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
@@ -36,6 +37,11 @@ CODES = pa.schema(
 `std` is the population standard deviation; `quantiles` are those of `QUANTILES`.
 """
 
+FITTED = b"ehr_ray.fitted"
+"""Key of the schema's metadata that marks statistics as fitted here, on the train split."""
+ORIGIN = b"ehr_ray.origin"
+"""Key of the schema's metadata with the origin codes, a JSON list, where they are not the usual."""
+
 
 @dataclass(frozen=True, eq=False)
 class Vocabulary:
@@ -48,6 +54,7 @@ class Vocabulary:
         std: their population standard deviation, float64 [V]; 1 where it is 0 or unknown.
         quantiles: those of `QUANTILES`, float64 [V, 7]; NaN for codes without values in train.
         descriptions: what each code is, [V]; empty where nothing is said.
+        origin: codes whose first event is minute 0, alone or before a slash; none is a token.
     """
 
     codes: tuple[str, ...]
@@ -56,6 +63,7 @@ class Vocabulary:
     std: npt.NDArray[np.float64]
     quantiles: npt.NDArray[np.float64] = field(default_factory=lambda: np.empty((0, 0)))
     descriptions: tuple[str, ...] = ()
+    origin: tuple[str, ...] = ORIGIN_CODES
 
     def __post_init__(self) -> None:
         """Fill in what was left out: no values, no descriptions."""
@@ -79,9 +87,15 @@ class Vocabulary:
         return np.fromiter((ids.get(code, -1) for code in codes), np.int32, len(codes))
 
     @classmethod
-    def from_table(cls, table: pa.Table, *, min_count: int = 0) -> "Vocabulary":
-        """Build from a `codes.parquet` table: codes seen at least `min_count` times, no origins."""
-        token = [not is_origin(code) for code in table["code"].to_pylist()]
+    def from_table(
+        cls, table: pa.Table, *, min_count: int = 0, origin: Sequence[str] | None = None
+    ) -> "Vocabulary":
+        """Build from a `codes.parquet` table: codes seen at least `min_count` times, no origins.
+
+        `origin` are the codes of the time origin; None: those the table names, else the usual.
+        """
+        origin = origin_of(table) if origin is None else tuple(origin)
+        token = [not is_origin(code, origin) for code in table["code"].to_pylist()]
         known = (_column(table, "count", 0) >= min_count) & np.array(token, bool)
         table = table.filter(pa.array(known)).sort_by("code")
         mean, std = _column(table, "mean", np.nan), _column(table, "std", np.nan)
@@ -92,11 +106,12 @@ class Vocabulary:
             std=np.where(np.isfinite(std) & (std > 0), std, 1.0),
             quantiles=_quantile_column(table, mean, std),
             descriptions=_descriptions(table),
+            origin=origin,
         )
 
     def to_table(self) -> pa.Table:
         """Return the columns `from_table` needs."""
-        return pa.table(
+        table = pa.table(
             {
                 "code": pa.array(self.codes, pa.string()),
                 "count": self.count,
@@ -109,6 +124,54 @@ class Vocabulary:
                 "description": pa.array(self.descriptions, pa.string()),
             }
         )
+        return with_origin(table, self.origin)
+
+
+def origin_of(table: pa.Table) -> tuple[str, ...]:
+    """Return the origin codes a `codes.parquet` table names, else the usual ones."""
+    named = (table.schema.metadata or {}).get(ORIGIN)
+    return ORIGIN_CODES if named is None else tuple(json.loads(named))
+
+
+def with_origin(table: pa.Table, origin: Sequence[str]) -> pa.Table:
+    """Return the table with the origin codes in its schema; the usual ones need no saying."""
+    if tuple(origin) == ORIGIN_CODES:
+        return table
+    named = {**(table.schema.metadata or {}), ORIGIN: json.dumps(list(origin))}
+    return table.replace_schema_metadata(named)
+
+
+def is_fitted(table: pa.Table) -> bool:
+    """Whether a `codes.parquet` table has statistics of `fit_codes`, not of another maker."""
+    return FITTED in (table.schema.metadata or {})
+
+
+def described(table: pa.Table, said: pa.Table) -> pa.Table:
+    """Return the `CODES` table with `description` and `parent_codes` of another by code.
+
+    What `said` has not, or says of a code nothing, is left as it is.
+    """
+    keys = said["code"].cast(pa.string()).to_pylist()
+    for name in ("description", "parent_codes"):
+        if name not in said.column_names:
+            continue
+        known = {k: v for k, v in zip(keys, said[name].to_pylist(), strict=True) if v is not None}
+        rows = zip(table["code"].to_pylist(), table[name].to_pylist(), strict=True)
+        values = [known.get(code, value) for code, value in rows]
+        if name == "parent_codes":  # some write the one parent as text
+            values = [[v] if isinstance(v, str) else v for v in values]
+        place = table.schema.get_field_index(name)
+        field = table.schema.field(place)
+        table = table.set_column(place, field, pa.array(values, field.type))
+    return table
+
+
+def as_float32(column: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.float32]:
+    """Return numbers as float32; NaN where there is none, or none that float32 holds."""
+    values = column.cast(pa.float64()).fill_null(np.nan).to_numpy(zero_copy_only=False)
+    with np.errstate(over="ignore"):
+        narrow = values.astype(np.float32)
+    return np.where(np.isinf(narrow), np.float32(np.nan), narrow)
 
 
 def _column(table: pa.Table, name: str, missing: float) -> npt.NDArray:
@@ -138,6 +201,7 @@ def _descriptions(table: pa.Table) -> tuple[str, ...]:
 def fit_codes(shards: Iterable[Path], other: Iterable[Path] = ()) -> pa.Table:
     """Return the `CODES` table: statistics from `shards` (train), names from `other` as well.
 
+    Numbers that float32 does not hold count as missing, as they do where values are read.
     Memory is bounded by the number of codes, not of events: two passes over the shards.
     """
     shards = list(shards)
@@ -164,7 +228,7 @@ def fit_codes(shards: Iterable[Path], other: Iterable[Path] = ()) -> pa.Table:
             "quantiles": pa.array([quantiles.get(i) for i in ids], pa.list_(pa.float64())),
         }
     )
-    return table.cast(CODES)
+    return table.cast(CODES).replace_schema_metadata({FITTED: b"train"})
 
 
 class _Moments:
@@ -211,11 +275,8 @@ def _read(
                 encoded = batch["code"].dictionary_encode()
                 local = [names.setdefault(n, len(names)) for n in encoded.dictionary.to_pylist()]
                 ids = np.array(local, np.int64)[encoded.indices.to_numpy()]
-                if valued:
-                    values = batch["numeric_value"].to_numpy(zero_copy_only=False)
-                else:
-                    values = np.full(len(ids), np.nan, np.float32)
-                yield ids, values
+                none = np.full(len(ids), np.nan, np.float32)
+                yield ids, as_float32(batch["numeric_value"]) if valued else none
         except KeyError as error:
             raise InputError(f"{path}: no column {error}; ingest the cohort again") from error
         except (pa.ArrowException, OSError, UnicodeError) as error:

@@ -10,6 +10,8 @@ from ehr_ray.nn.attention import attend
 
 SHORTEST, LONGEST = 10.0, 10 * 525_600.0
 """Minutes: periods of the waves that tell time, from ten minutes to ten years."""
+SPAN = 2.0**17
+"""Minutes (91 days) whose angles float32 holds well, at the shortest period too."""
 
 
 class Block(nn.Module):
@@ -50,9 +52,20 @@ def sinusoids(length: int, width: int, device: torch.device) -> Tensor:
 def time_waves(minute: Tensor, width: int) -> Tensor:
     """Return sines and cosines of elapsed minutes, [*minute.shape, D]."""
     steps = torch.linspace(0, 1, width // 2, device=minute.device)
-    period = SHORTEST * (LONGEST / SHORTEST) ** steps
-    angle = 2 * torch.pi * minute.unsqueeze(-1) / period
+    angle = wave_angles(minute, SHORTEST * (LONGEST / SHORTEST) ** steps)
     return torch.cat([angle.sin(), angle.cos()], -1)
+
+
+def wave_angles(minute: Tensor, period: Tensor) -> Tensor:
+    """Return 2 pi minute / period up to whole turns, float32 [*minute.shape, P].
+
+    Of minutes beyond `SPAN`, given as float64, the multiples of it add only the part of a period
+    that they leave, so that waves are right over a whole life.
+    """
+    steps = torch.trunc(minute / SPAN)
+    rest = (minute - steps * SPAN).float().unsqueeze(-1)
+    turns = (steps.double().unsqueeze(-1) * SPAN / period.double()) % 1
+    return 2 * torch.pi * rest / period + 2 * torch.pi * turns.float()
 
 
 def rotary_turns(length: int, width: int, device: torch.device) -> Tensor:

@@ -16,7 +16,8 @@ from ehr_ray.events.patients import Patient, read_patients
 from ehr_ray.events.subgroups import Subgroup, SubgroupReader
 from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.family import Batch
-from ehr_ray.runtime.data.prepared import codes_table, sampled
+from ehr_ray.runtime.data.dataset import codes_table
+from ehr_ray.runtime.data.prepared import sampled
 from ehr_ray.runtime.data.tasks import Say, run_shards
 from ehr_ray.storage import files, sync
 from ehr_ray.train import checkpoint
@@ -49,6 +50,7 @@ class Request:
         hours_fit: whether a probe is fitted on these rows; a model that gives its own `logit` is
             not asked for them then.
         subgroups: ways to divide patients; a column `subgroup/<name>` of the samples for each.
+        origin: codes of the time origin in the cohort; None: those of the run.
     """
 
     checkpoint: str | Path
@@ -62,6 +64,7 @@ class Request:
     hours_share: float = 1.0
     hours_fit: bool = False
     subgroups: Mapping[str, Subgroup] = field(default_factory=dict)
+    origin: tuple[str, ...] | None = None
 
 
 @dataclass
@@ -105,7 +108,10 @@ class ShardPredictor:
         target = Path(job["target"])
         target.mkdir(parents=True, exist_ok=True)
         shard = Path(job["shard"])
-        patients = read_patients(shard, self.loaded.vocabulary)
+        vocabulary = self.loaded.vocabulary
+        if self.request.origin is not None:
+            vocabulary = replace(vocabulary, origin=self.request.origin)
+        patients = read_patients(shard, vocabulary)
         subgroups = SubgroupReader(shard, self.request.subgroups)
         tables: dict[str, list[pa.Table]] = {}
         count = 0
@@ -261,12 +267,14 @@ def matrix(table: pa.Table, name: str) -> np.ndarray:
     return column.values.to_numpy().reshape(len(table), -1)
 
 
-def require_known_codes(cohort: Path, vocabulary: Vocabulary) -> str | None:
+def require_known_codes(
+    cohort: Path, vocabulary: Vocabulary, cache: Path | None = None
+) -> str | None:
     """Return a line on the codes of a cohort that the model does not know, if there are any.
 
     Raises InputError if it knows none: all its rows would be alike.
     """
-    there = Vocabulary.from_table(codes_table(cohort)).codes
+    there = Vocabulary.from_table(codes_table(cohort, cache)).codes
     if there and not set(there) & set(vocabulary.codes):
         raise InputError(
             f"{cohort}: the model knows none of its {len(there)} codes (it has {there[0]!r}, the "

@@ -7,7 +7,6 @@ others.
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
@@ -15,6 +14,9 @@ import numpy as np
 import pyarrow as pa
 
 from ehr_ray.errors import InputError
+from ehr_ray.events.labels import label_files, task_name
+from ehr_ray.events.schema import SPLIT_NAMES
+from ehr_ray.events.truth import NOT_KNOWN, read_truth
 from ehr_ray.sources.parsing.cells import texts, timestamps
 from ehr_ray.sources.parsing.identifiers import subject_ids
 from ehr_ray.sources.parsing.labels import VALUE_TYPES, label_rows
@@ -22,11 +24,11 @@ from ehr_ray.sources.parsing.parquet_files import READ_ERRORS, read_row_groups, 
 from ehr_ray.sources.parsing.quarantine import Rejects
 from ehr_ray.sources.parsing.rows import clean_rows
 from ehr_ray.sources.source import LABEL_VALUES, Chunk, Source, Unit
-from ehr_ray.sources.splits import ALIASES
 from ehr_ray.storage import files
 
 SPLITS_FILE: Final = "metadata/subject_splits.parquet"
 CODES_FILE: Final = "metadata/codes.parquet"
+PARQUET: Final = ".parquet"
 
 
 @dataclass(frozen=True)
@@ -40,13 +42,13 @@ def units(path: Path, options: MedsOptions) -> list[Unit]:  # noqa: ARG001
     shards = _parquet_files(root, "data")
     if not shards:
         raise InputError(f"--input {path}: no data/**/*.parquet, so no MEDS dataset")
-    uses = (SPLITS_FILE,) if (path / SPLITS_FILE).exists() else ()
     found = []
     for name in shards:
         folder = name.split("/")[1]
-        split = folder if not uses and folder in ALIASES else None
-        found += split_row_groups(Unit(root, (name,), split=split, uses=uses))
-    found += [Unit(root, (name,), "labels") for name in _parquet_files(root, "labels")]
+        split = folder if folder in SPLIT_NAMES else None
+        found += split_row_groups(Unit(root, (name,), split=split))
+    for paths in label_files(path).values():
+        found += [Unit(root, (p.relative_to(path).as_posix(),), "labels") for p in paths]
     if (path / CODES_FILE).exists():
         found.append(Unit(root, (CODES_FILE,), "codes"))
     return found
@@ -57,7 +59,7 @@ def _parquet_files(root: str, below: str) -> list[str]:
     for folder, folders, names in os.walk(os.path.join(root, below)):
         folders.sort()
         relative = os.path.relpath(folder, root)
-        names = sorted(f for f in names if f.endswith(".parquet") and not f.startswith("."))
+        names = sorted(f for f in names if f.endswith(PARQUET) and not f.startswith("."))
         found += [f"{relative}/{name}" for name in names]
     return found
 
@@ -68,6 +70,8 @@ def read(unit: Unit, options: MedsOptions) -> Iterator[Chunk]:  # noqa: ARG001
     try:
         yield from readers[unit.kind](unit)
     except (*READ_ERRORS, InputError) as error:
+        if unit.kind == "labels" and isinstance(error, InputError):
+            raise
         rejects = Rejects()
         rejects.file(unit.files[0], f"unreadable: {error}")
         yield Chunk(rejects=rejects.table(), files_read=1)
@@ -81,7 +85,7 @@ def _events(unit: Unit) -> Iterator[Chunk]:
     for first, table in read_row_groups(unit, needed, ("numeric_value",)):
         rejects = Rejects()
         ids, blank, names = subject_ids(table["subject_id"])
-        events, kept = clean_rows(
+        events, _ = clean_rows(
             (ids, blank),
             table["time"],
             table["code"],
@@ -90,11 +94,7 @@ def _events(unit: Unit) -> Iterator[Chunk]:
             place=lambda i, first=first: (unit.files[0], first + i + 1),  # type: ignore[misc]
             rejects=rejects,
         )
-        split = pa.nulls(len(events), pa.string())
-        if unit.split:
-            split = pa.repeat(unit.split, len(events))
-        elif unit.uses:
-            split = _split_of(os.path.join(unit.root, unit.uses[0]), ids[kept])
+        split = pa.array([unit.split], pa.string()).take(pa.array(np.zeros(len(events), np.int64)))
         yield Chunk(
             events=events.append_column("split", split),
             rejects=rejects.table(),
@@ -103,54 +103,59 @@ def _events(unit: Unit) -> Iterator[Chunk]:
         )
 
 
-def _split_of(path: str, ids: np.ndarray) -> pa.Array:
-    known, splits = _subject_splits(path)
-    at = np.minimum(np.searchsorted(known, ids), max(len(known) - 1, 0))
-    missing = known[at] != ids if len(known) else np.ones(len(ids), bool)
-    return splits.take(pa.array(at, mask=missing))
-
-
-@lru_cache(maxsize=1)
-def _subject_splits(path: str) -> tuple[np.ndarray, pa.Array]:
-    try:
-        table = files.open_parquet(path).read(["subject_id", "split"])
-        ids, _, _ = subject_ids(table["subject_id"])
-        order = np.argsort(ids, kind="stable")
-        return ids[order], texts(table["split"])[0].take(pa.array(order))
-    except (*READ_ERRORS, KeyError) as error:
-        raise InputError(f"{SPLITS_FILE} is no table of subject_id and split ({error})") from None
-
-
 def _labels(unit: Unit) -> Iterator[Chunk]:
-    """Yield the labels of `labels/<task>.parquet` or `labels/<task>/<n>.parquet`."""
+    """Yield the labels of a file below `labels/`, of the task that its path names."""
     name = unit.files[0]
-    parts = name.removesuffix(".parquet").split("/")[1:]
-    task = "-".join(parts[:-1] or parts)
+    task = task_name(name.removesuffix(PARQUET).split("/")[1:])
     table = files.open_parquet(os.path.join(unit.root, name)).read()
     columns = [column for column in LABEL_VALUES if column in table.column_names]
     present = [column for column in columns if table[column].null_count < len(table)]
     missing = {"subject_id", "prediction_time"} - set(table.column_names)
     if missing or not (present or len(table) == 0):
-        raise InputError(f"labels need subject_id, prediction_time and one of {LABEL_VALUES}")
+        has = ", ".join(table.column_names)
+        raise InputError(
+            f"{name}: labels need subject_id, prediction_time and an answer in one of "
+            f"{', '.join(LABEL_VALUES)}; it has {has}"
+        )
     if not present:
         return
     ids, blank, _ = subject_ids(table["subject_id"])
-    times, bad = timestamps(table["prediction_time"])
+    times, bad = timestamps(table["prediction_time"], "prediction_time")
     rejects = Rejects()
     unusable = blank | bad | np.isnat(times)
     rejects.rows(unusable, lambda i: (name, i + 1), lambda _: "no subject_id or prediction_time")
-    kept = pa.array(~unusable)
-    values = table[present[0]].cast(VALUE_TYPES[present[0]]).combine_chunks().filter(kept)
+    values = _answers(name, present[0], table).filter(pa.array(~unusable))
     rows = label_rows(ids[~unusable], values, times=pa.array(times[~unusable]), column=present[0])
     yield Chunk(labels={task: rows}, rejects=rejects.table(), rows_read=len(table))
 
 
+def _answers(name: str, column: str, table: pa.Table) -> pa.Array:
+    """Return the column of answers in the type that MEDS gives it."""
+    if column == "boolean_value":
+        truth = read_truth(table[column], name, column, np.arange(1, len(table) + 1))
+        return pa.array(truth > 0, mask=truth == NOT_KNOWN)
+    return table[column].cast(VALUE_TYPES[column]).combine_chunks()
+
+
 def _codes(unit: Unit) -> Iterator[Chunk]:
     table = files.open_parquet(os.path.join(unit.root, unit.files[0])).read()
-    if {"code", "description"} <= set(table.column_names):
-        codes, descriptions = texts(table["code"])[0], texts(table["description"])[0]
-        said = pa.table({"code": codes, "description": descriptions})
-        yield Chunk(codes=said.drop_null())
+    if "code" not in table.column_names:
+        return
+    parents = pa.nulls(len(table), pa.list_(pa.string()))
+    if "parent_codes" in table.column_names:
+        column = table["parent_codes"]
+        nested = pa.types.is_list(column.type) or pa.types.is_large_list(column.type)
+        listed = column.to_pylist() if nested else [v and [v] for v in texts(column)[0].to_pylist()]
+        parents = pa.array(listed, pa.list_(pa.string()))
+    said = pa.nulls(len(table), pa.string())
+    if "description" in table.column_names:
+        said = texts(table["description"])[0]
+    code = texts(table["code"])[0]
+    yield Chunk(codes=pa.table({"code": code, "description": said, "parent_codes": parents}))
+
+
+def _split_table(path: Path) -> Path | None:
+    return path / SPLITS_FILE if (path / SPLITS_FILE).exists() else None
 
 
 SOURCE: Final = Source(
@@ -160,4 +165,5 @@ SOURCE: Final = Source(
     units=units,
     read=read,
     relative_time=lambda _: False,
+    split_table=_split_table,
 )

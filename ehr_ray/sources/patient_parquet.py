@@ -14,12 +14,14 @@ import numpy as np
 import pyarrow as pa
 
 from ehr_ray.errors import InputError
+from ehr_ray.events.schema import SPLIT_NAMES
 from ehr_ray.sources.parsing.cells import Mask, Times, numbers, since_epoch
 from ehr_ray.sources.parsing.identifiers import HASHED_FROM, NAMES, subject_id
-from ehr_ray.sources.parsing.labels_csv import (
+from ehr_ray.sources.parsing.label_table import (
     COLUMNS_HELP,
     LABELS_HELP,
     MINUTE_HELP,
+    LabelOptions,
     labels_unit,
     read_labels,
 )
@@ -27,7 +29,6 @@ from ehr_ray.sources.parsing.parquet_files import READ_ERRORS
 from ehr_ray.sources.parsing.quarantine import Rejects
 from ehr_ray.sources.parsing.rows import clean_rows
 from ehr_ray.sources.source import CHUNK_ROWS, FILES_PER_UNIT, Chunk, Source, Unit
-from ehr_ray.sources.splits import ALIASES
 from ehr_ray.storage import files
 
 COLUMNS: Final = ["variable", "value", "minute"]
@@ -38,6 +39,9 @@ SUFFIX: Final = ".parquet"
 class PatientParquetOptions:
     """Labels beside the patients."""
 
+    id_column: str = field(
+        default="ts_id", metadata={"help": "column of the label table with the names of the files"}
+    )
     labels: Path | None = field(default=None, metadata={"help": LABELS_HELP})
     label_columns: str | None = field(default=None, metadata={"help": COLUMNS_HELP})
     label_minute: float | None = field(default=None, metadata={"help": MINUTE_HELP})
@@ -48,7 +52,7 @@ def units(path: Path, options: PatientParquetOptions) -> list[Unit]:
     if not path.is_dir():
         raise InputError(f"--input {path}: must be a folder of <id>.parquet or of split folders")
     with os.scandir(path) as entries:
-        folders = sorted(e.name for e in entries if e.is_dir() and e.name in ALIASES)
+        folders = sorted(e.name for e in entries if e.is_dir() and e.name in SPLIT_NAMES)
     found = []
     for folder in ("", *folders):
         names = _parquet_names(path / folder)
@@ -72,7 +76,7 @@ def _parquet_names(folder: Path) -> list[str]:
 def read(unit: Unit, options: PatientParquetOptions) -> Iterator[Chunk]:
     """Yield whole patients, about 1,000,000 rows at a time, or the labels."""
     if unit.kind == "labels":
-        yield from read_labels(unit, options.label_columns, options.label_minute)
+        yield from read_labels(unit, _label_options(options))
         return
     group: list[tuple[str, pa.Table]] = []
     rows = files_read = 0
@@ -90,6 +94,18 @@ def read(unit: Unit, options: PatientParquetOptions) -> Iterator[Chunk]:
             yield from _chunks(unit, group, rejects, files_read)
             group, rows, files_read, rejects = [], 0, 0, Rejects()
     yield from _chunks(unit, group, rejects, files_read)
+
+
+def _label_options(options: PatientParquetOptions) -> LabelOptions:
+    return LabelOptions(
+        id_column=options.id_column,
+        default_id=PatientParquetOptions.id_column,
+        stays=True,
+        time_columns=("prediction_time", "minute", "time"),
+        read_time=_minutes,
+        tasks=options.label_columns,
+        minute=options.label_minute,
+    )
 
 
 def _read_patient(path: str) -> pa.Table:
@@ -155,8 +171,8 @@ def _patients(unit: Unit, patients: list[tuple[str, pa.Table]]) -> Chunk:
     )
 
 
-def _minutes(column: pa.ChunkedArray) -> tuple[Times, Mask]:
-    values, bad = numbers(column, "minute")
+def _minutes(column: pa.ChunkedArray, name: str = "minute") -> tuple[Times, Mask]:
+    values, bad = numbers(column, name)
     times, far = since_epoch(values, 1.0)
     return times, bad | far
 

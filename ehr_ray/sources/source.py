@@ -109,6 +109,8 @@ class Source:
         relative_time: whether time counts from `EPOCH`, so that every subject is given an
             `ADMISSION` there.
         descriptions: code -> what it is, for `codes.parquet`.
+        split_table: input -> its own table of subject_id and split, which counts before the
+            `split` of chunks.
         positive: options -> task -> what its positive class is, for `tasks.json`.
     """
 
@@ -120,6 +122,7 @@ class Source:
     needs_input: bool = True
     relative_time: Callable[[Any], bool] = lambda _: True
     descriptions: Mapping[str, str] = field(default_factory=dict)
+    split_table: Callable[[Path], Path | None] = lambda _: None
     positive: Callable[[Any], Mapping[str, str]] | None = None
 
 

@@ -1,6 +1,7 @@
 """Which split a subject is in: a hash of its id and the seed, or what the source says."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -9,25 +10,14 @@ import numpy.typing as npt
 from ehr_ray.errors import InputError
 from ehr_ray.events.mixing import splitmix64, unit_interval
 from ehr_ray.events.schema import SPLITS
+from ehr_ray.sources.parsing.csv_files import SUFFIXES
+from ehr_ray.sources.parsing.split_table import read_splits
+from ehr_ray.storage import sync
 
 NUM_BUCKETS: Final = 4096
 """Hash buckets of subjects; a shard is a run of buckets of one split."""
 
 DEFAULT_FRACTIONS: Final = (0.8, 0.1, 0.1)
-
-ALIASES: Final = {
-    "train": "train",
-    "training": "train",
-    "tuning": "tuning",
-    "valid": "tuning",
-    "validation": "tuning",
-    "val": "tuning",
-    "dev": "tuning",
-    "held_out": "held_out",
-    "test": "held_out",
-    "testing": "held_out",
-}
-"""Names that sources give to the three splits."""
 
 
 @dataclass(frozen=True)
@@ -38,17 +28,29 @@ class SplitPolicy:
         fractions: shares of train, tuning and held_out.
         seed: changes who is where.
         keep_source: whether a split said by the source wins.
+        file: a table of subject_id and split, the source's own where `keep_source`; without a row
+            there a subject is divided by the hash then, and else refused.
     """
 
     fractions: tuple[float, float, float] = DEFAULT_FRACTIONS
     seed: int = 0
     keep_source: bool = True
+    file: Path | None = None
 
 
 def parse_splits(text: str | None, seed: int) -> SplitPolicy:
-    """Read `0.8,0.1,0.1`, `all:held_out`, or None (the source's own splits, else 0.8,0.1,0.1)."""
+    """Read `0.8,0.1,0.1`, `all:held_out`, a table's path (`.csv`, `.parquet`), or None.
+
+    None: the source's own splits, else 0.8,0.1,0.1.
+    """
     if text is None:
         return SplitPolicy(seed=seed)
+    if text.endswith((*SUFFIXES, ".parquet")):
+        path = sync.fetch(text).absolute()
+        if not path.is_file():
+            raise InputError(f"--splits {text}: no such file; check the path")
+        read_splits(str(path))  # what is wrong with it is said before anything is read
+        return SplitPolicy(seed=seed, keep_source=False, file=path)
     if text.startswith("all:"):
         if text[4:] not in SPLITS:
             raise InputError(f"--splits {text}: no such split; use all:{'|'.join(SPLITS)}")
@@ -57,7 +59,10 @@ def parse_splits(text: str | None, seed: int) -> SplitPolicy:
     try:
         train, tuning, held_out = (float(part) for part in text.split(","))
     except ValueError:
-        raise InputError(f"--splits {text}: not three numbers such as 0.8,0.1,0.1") from None
+        raise InputError(
+            f"--splits {text}: not three numbers such as 0.8,0.1,0.1, all:SPLIT, or the path of a "
+            "table (.csv, .parquet) of subject_id and split"
+        ) from None
     fractions = (train, tuning, held_out)
     if min(fractions) < 0 or not abs(sum(fractions) - 1) < 1e-6:
         raise InputError(f"--splits {text}: fractions must be >= 0 and add up to 1")

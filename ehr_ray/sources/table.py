@@ -15,10 +15,11 @@ from ehr_ray.errors import InputError
 from ehr_ray.sources.parsing.cells import Mask, Times, numbers, since_epoch, timestamps
 from ehr_ray.sources.parsing.csv_files import SUFFIXES, csv_columns, read_csv
 from ehr_ray.sources.parsing.identifiers import subject_ids
-from ehr_ray.sources.parsing.labels_csv import (
+from ehr_ray.sources.parsing.label_table import (
     COLUMNS_HELP,
     LABELS_HELP,
     MINUTE_HELP,
+    LabelOptions,
     labels_unit,
     read_labels,
 )
@@ -34,7 +35,9 @@ PARQUET: Final = ".parquet"
 class TableOptions:
     """Which column is what."""
 
-    id_column: str = field(default="subject_id", metadata={"help": "column of subject ids"})
+    id_column: str = field(
+        default="subject_id", metadata={"help": "column of subject ids, of labels as of events"}
+    )
     time_column: str = field(default="time", metadata={"help": "column of times; blank = static"})
     code_column: str = field(default="code", metadata={"help": "column of what was observed"})
     value_column: str = field(default="numeric_value", metadata={"help": "column of values"})
@@ -81,7 +84,7 @@ def _names(path: Path) -> list[str]:
 def read(unit: Unit, options: TableOptions) -> Iterator[Chunk]:
     """Yield events about 16 MB or 1,000,000 rows at a time, or the labels."""
     if unit.kind == "labels":
-        yield from read_labels(unit, options.label_columns, options.label_minute)
+        yield from read_labels(unit, _label_options(options))
         return
     try:
         yield from _parquet(unit, options) if unit.kind == "parquet" else _csv(unit, options)
@@ -150,10 +153,24 @@ def _chunk(
     )
 
 
-def _times(options: TableOptions, column: pa.ChunkedArray) -> tuple[Times, Mask]:
+def _label_options(options: TableOptions) -> LabelOptions:
+    return LabelOptions(
+        id_column=options.id_column,
+        default_id=TableOptions.id_column,
+        stays=False,
+        time_columns=("prediction_time", options.time_column, "time"),
+        read_time=partial(_times, options),
+        tasks=options.label_columns,
+        minute=options.label_minute,
+    )
+
+
+def _times(
+    options: TableOptions, column: pa.ChunkedArray, name: str | None = None
+) -> tuple[Times, Mask]:
     if options.time_unit == "timestamp":
-        return timestamps(column, options.time_column)
-    values, bad = numbers(column, options.time_column)
+        return timestamps(column, name or options.time_column)
+    values, bad = numbers(column, name or options.time_column)
     times, far = since_epoch(values, 60.0 if options.time_unit == "hours" else 1.0)
     return times, bad | far
 

@@ -20,11 +20,11 @@ import pyarrow as pa
 
 from ehr_ray.errors import InputError
 from ehr_ray.events.phrases import LEVELS
+from ehr_ray.events.schema import SPLIT_NAMES
 from ehr_ray.sources.parsing.cells import events_table
 from ehr_ray.sources.parsing.labels import label_rows
 from ehr_ray.sources.parsing.parquet_files import READ_ERRORS
 from ehr_ray.sources.source import Chunk, Source, Unit
-from ehr_ray.sources.splits import ALIASES
 from ehr_ray.storage import files
 
 VOCABULARY: Final = "vocab.csv"
@@ -65,7 +65,7 @@ def units(path: Path, options: TokenisedOptions) -> list[Unit]:  # noqa: ARG001
         raise InputError(f"--input {path}: no {VOCABULARY} (columns token, str) in it")
     uses = [name for name in (VOCABULARY, LABELS) if (path / name).is_file()]
     found: list[Unit] = []
-    for folder in sorted(p for p in path.iterdir() if p.is_dir() and p.name in ALIASES):
+    for folder in sorted(p for p in path.iterdir() if p.is_dir() and p.name in SPLIT_NAMES):
         for file in sorted(folder.iterdir()):
             if file.suffix in PICKLES:
                 raise InputError(
@@ -220,8 +220,9 @@ def _labels(path: str) -> dict[int, tuple[bool, float | None]]:
     for row in _rows(path, ("subject_id", "is_case")):
         if row["is_case"].strip() not in ("0", "1", "0.0", "1.0"):
             raise InputError(f"{path}: is_case {row['is_case']!r} of a subject is not 0 or 1")
-        case = float(row["is_case"]) == 1
-        found[int(float(row["subject_id"]))] = (case, _second(path, row.get("cancerdate") or ""))
+        label = (float(row["is_case"]) == 1, _second(path, row.get("cancerdate") or ""))
+        if found.setdefault(int(float(row["subject_id"])), label) != label:
+            raise InputError(f"{path}: two labels of one subject; keep one of them")
     return found
 
 

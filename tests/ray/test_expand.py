@@ -12,7 +12,7 @@ from ehr_ray.errors import InputError, ResourcesUnavailableError
 from ehr_ray.events.carry import carry_forward
 from ehr_ray.events.patients import read_patients, splits_of
 from ehr_ray.events.schema import EXPANDED
-from ehr_ray.runtime.data.prepared import vocabulary_of
+from ehr_ray.runtime.data.dataset import vocabulary_of
 
 pytestmark = pytest.mark.ray
 

@@ -32,7 +32,8 @@ from ehr_ray.errors import ConfigError
 from ehr_ray.events.carry import carry_forward
 from ehr_ray.events.patients import Patient, cohort_shards, read_patients
 from ehr_ray.experiment import Experiment, parse
-from ehr_ray.runtime.data.prepared import Prepared, codes_table, prepared, vocabulary_of
+from ehr_ray.runtime.data.dataset import codes_table, vocabulary_of
+from ehr_ray.runtime.data.prepared import Prepared, prepared
 from ehr_ray.runtime.screen import Screen
 from ehr_ray.runtime.session import session
 from ehr_ray.runtime.training.launch import fit

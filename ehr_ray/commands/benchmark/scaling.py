@@ -39,7 +39,8 @@ from ehr_ray.errors import ConfigError
 from ehr_ray.events.patients import cohort_shards
 from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.experiment import Experiment, parse
-from ehr_ray.runtime.data.prepared import Prepared, codes_table, prepared
+from ehr_ray.runtime.data.dataset import codes_table
+from ehr_ray.runtime.data.prepared import Prepared, prepared
 from ehr_ray.runtime.data.tasks import run_shards
 from ehr_ray.runtime.training.launch import fit
 from ehr_ray.runtime.training.start_log import keep_to_core, read_starts

@@ -37,6 +37,7 @@ from ehr_ray.experiment import Experiment, changes_since, dump, parse, to_yaml, 
 from ehr_ray.families.hcat.config import PRESETS
 from ehr_ray.families.hcat.outcome_baselines import LOGISTIC, TITLES
 from ehr_ray.registry import get_family
+from ehr_ray.runtime.data.dataset import check_cohort
 from ehr_ray.runtime.data.tasks import Say, run_jobs
 from ehr_ray.runtime.session import session
 from ehr_ray.storage import files, sync
@@ -96,6 +97,7 @@ def crossval(
     cohort = sync.fetch(experiment.data.cohort)
     if not cohort.is_dir():
         raise InputError(f"data.cohort={cohort}: no such folder; make it with `ehr-ray ingest`")
+    check_cohort(cohort, experiment.cache, say)
     experiment = replace(experiment, data=replace(experiment.data, cohort=str(cohort)))
     root = experiment.directory
     jobs = _jobs(experiment, plan, root, cohort, say)

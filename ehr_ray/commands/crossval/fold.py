@@ -22,7 +22,7 @@ from ehr_ray.families.hcat.predict import baseline_codes, thinned
 from ehr_ray.families.hcat.tokenizer import Tokenizer
 from ehr_ray.family import Batch
 from ehr_ray.registry import get_family
-from ehr_ray.runtime.data.prepared import vocabulary_of
+from ehr_ray.runtime.data.dataset import vocabulary_of
 from ehr_ray.runtime.screen import Screen
 from ehr_ray.storage import files
 from ehr_ray.train.checkpoint import load
@@ -164,7 +164,8 @@ def _followed(batch: Batch, place: int) -> tuple[np.ndarray, np.ndarray]:
 def _baselines(job: FoldJob, cohort: Path) -> Iterator[pd.DataFrame]:
     """Fit the baselines on all of the fold's training part, train and tuning."""
     experiment = job.experiment
-    vocabulary = vocabulary_of(cohort, experiment.data.min_code_count)
+    data = experiment.data
+    vocabulary = vocabulary_of(cohort, data.min_code_count, origin=data.origin)
     predictor = Predictor(get_family(experiment.family), experiment.model, vocabulary)
     batches = {split: _batch(predictor, cohort, split) for split in _SPLITS}
     columns = {s: _columns(experiment.model, vocabulary, b) for s, b in batches.items()}

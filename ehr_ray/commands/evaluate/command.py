@@ -38,6 +38,7 @@ from ehr_ray.evaluation.tasks.early_warning import early_warning_result, fit_hou
 from ehr_ray.evaluation.tasks.subgroups import subgroup_result
 from ehr_ray.evaluation.tasks.verdicts import MODEL
 from ehr_ray.events.labels import choose_task, read_labels
+from ehr_ray.runtime.data.dataset import check_cohort
 from ehr_ray.runtime.data.tasks import Say, split_shards
 from ehr_ray.runtime.inference import matrix, require_known_codes, write_embeddings
 from ehr_ray.runtime.session import session
@@ -76,6 +77,7 @@ def evaluate(
     its tuning split, whichever cohort is scored; nothing after a prediction time reaches a model.
     """
     subject = _subject(sync.fetch_run(run), cohort, split, task, output)
+    check_cohort(subject.cohort, subject.experiment.cache, say)
     with session(address, verbose=verbose):
         scores, found, inputs = _score(subject, say)
     lines = _write(subject, scores, found, inputs, say)
@@ -101,7 +103,7 @@ def _subject(
     own = judged_cohort.resolve() == home.resolve()
     split_shards(judged_cohort, split)
     if not own:
-        require_known_codes(judged_cohort, loaded.vocabulary)
+        require_known_codes(judged_cohort, loaded.vocabulary, loaded.experiment.cache)
     trained_for = loaded.experiment.task.name if loaded.experiment.task else None
     wanted = task or loaded.experiment.evaluation.task or trained_for
     if wanted is None and not own and home.is_dir():
@@ -131,6 +133,8 @@ def _score(subject: Subject, say: Say) -> tuple[TaskScores | None, SuiteResult, 
     if "train" not in fit or not len(fit["train"].samples):
         raise InputError(f"{home}: no {subject.task} label in the train split to fit a probe on")
     judged_labels = labels if subject.own else read_labels(subject.cohort, subject.task)
+    for line in judged_labels.notes():
+        say(line)
     inputs = EvaluationInputs(fit, predict_judged_split(subject, fit, judged_labels, say))
     if not len(inputs.judged.samples):
         raise InputError(f"{subject.cohort}: no {subject.task} label in the {subject.split} split")

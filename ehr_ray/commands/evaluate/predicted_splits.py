@@ -18,8 +18,9 @@ from ehr_ray.evaluation.tasks.downstream import Split
 from ehr_ray.evaluation.tasks.early_warning import HourRows
 from ehr_ray.evaluation.tasks.subgroups import Division
 from ehr_ray.events.features import select_codes
-from ehr_ray.events.labels import Labels
+from ehr_ray.events.labels import Labels, label_files
 from ehr_ray.events.patients import splits_of
+from ehr_ray.runtime.data.dataset import named_origin
 from ehr_ray.runtime.data.tasks import Say, split_shards
 from ehr_ray.runtime.inference import Request, matrix, predict_shards, read_tables
 from ehr_ray.storage import files, sync
@@ -68,9 +69,11 @@ def _embedded(
     judged = split == subject.split and cohort.resolve() == subject.cohort.resolve()
     weights = checkpoint.checkpoint_folder(subject.run) / "model.safetensors"
     request = _request(subject, weights.parent, split, shards, labels is not None, judged)
+    if not fitted_on:
+        request = dataclasses.replace(request, origin=named_origin(cohort))
     inputs = [weights, *shards]
     if labels is not None:
-        inputs.append(cohort / "labels" / f"{labels.task}.parquet")
+        inputs += label_files(cohort)[labels.task]
     stamp = [(absolute(p), p.stat().st_size, p.stat().st_mtime_ns) for p in inputs]
     asked = {**dataclasses.asdict(request), "checkpoint": ""}
     key = hashlib.sha256(json.dumps([stamp, asked]).encode()).hexdigest()[:16]

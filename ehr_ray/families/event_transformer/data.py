@@ -37,9 +37,9 @@ def transform(patient: Patient, config: EventTransformerConfig, vocabulary: Voca
 def collate(rows: Sequence[Row], config: EventTransformerConfig) -> Batch:
     """Return B patients of T tokens, padded at the right to the longest.
 
-    `phrase`, `gap` (-1: none) int64, `value`, `minute` float32, `valued`, `mask` bool, all [B, T];
-    `subject_id` [B]. Records longer than `max_length` are cut here to their last tokens unless
-    windows are drawn in training.
+    `phrase`, `gap` (-1: none) int64, `value` float32, `minute` float64, `valued`, `mask` bool, all
+    [B, T]; `subject_id` [B]. Records longer than `max_length` are cut here to their last tokens
+    unless windows are drawn in training.
     """
     keep = config.max_length if config.truncation == "last" else None
     names = ("phrase", "gap", "value", "minute")

@@ -95,7 +95,8 @@ class EventTransformer(nn.Module):
             out["valued"] = batch["valued"][:, at][asked]
         if self.config.next_time_weight:
             out["time"] = self.next_time(state).squeeze(-1).float()
-            out["target_time"] = torch.log1p(batch["minute"].diff(dim=1).clamp(min=0)[asked])
+            gap = batch["minute"].diff(dim=1).float().clamp(min=0)
+            out["target_time"] = torch.log1p(gap[asked])
         return out
 
     def scores(self, state: Tensor) -> Tensor:
@@ -156,7 +157,7 @@ class EventTransformer(nn.Module):
         by_name = SHARPNESS * phrases @ F.normalize(self.pool_query, dim=-1).T
         minute, mask = batch["minute"], batch["mask"]
         end = minute.masked_fill(~mask, -torch.inf).amax(1, keepdim=True)
-        hours = torch.where(mask, (end - minute) / 60, 0.0)
+        hours = torch.where(mask, (end - minute).float() / 60, 0.0)
         late = self.pool_recency * hours.log1p().unsqueeze(-1)
         return F.embedding(batch["phrase"], by_name) - late
 

@@ -75,7 +75,7 @@ def collate(rows: Sequence[Row], config: JEPAConfig) -> Batch:
     kept = found if config.max_rows is None else found.clip(max=config.max_rows)
     shape = len(rows), int(max(1, kept.max()))
     mask = np.arange(shape[1]) < kept.clip(min=1)[:, None]
-    minute = np.zeros(shape, np.float32)
+    minute = np.zeros(shape)
     width = int(rows[0]["num_features"])
     static, seen = np.zeros((len(rows), width), np.float32), np.zeros((len(rows), width), bool)
     cells = []

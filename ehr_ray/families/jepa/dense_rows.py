@@ -88,7 +88,7 @@ def carried(sheet: DenseRows, seen: Tensor, limit: float | None) -> tuple[Tensor
     last = torch.where(seen, place, -1).cummax(1).values
     index = last.clamp(min=0)
     minute = sheet.minute.unsqueeze(-1).expand(seen.shape)
-    age = (minute - minute.gather(1, index)).clamp(min=0)
+    age = (minute - minute.gather(1, index)).float().clamp(min=0)
     known = (last >= 0) if limit is None else (last >= 0) & (age <= limit)
     return sheet.value[..., 0].gather(1, index), age, known
 

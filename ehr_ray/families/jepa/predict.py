@@ -117,7 +117,7 @@ def cells(model: JEPA, batch: Batch) -> Batch:
     latest level of an earlier row of the context, 0 without one. Code -1 is no code.
     """
     if not model.config.value_weight:
-        none = batch["minute"].new_zeros(0)
+        none = batch["value"].new_zeros(0)
         whole = batch["subject_id"].new_zeros(0)
         return {"patient": whole, "code": whole, "value": none, "estimate": none, "last": none}
     sheet, out = dense(batch), model(batch, SEED)

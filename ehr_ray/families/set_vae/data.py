@@ -41,7 +41,7 @@ def transform(patient: Patient, config: SetConfig, vocabulary: Vocabulary) -> Ro
         "age": tokens.age.astype(np.float32),
         "carried": tokens.is_carry,
         "set_size": np.zeros(1, np.int32) if empty else sizes.astype(np.int32),
-        "minute": np.zeros(1, np.float32) if empty else tokens.minute.astype(np.float32),
+        "minute": np.zeros(1) if empty else tokens.minute,
     }
 
 

@@ -17,19 +17,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pyarrow as pa
 
 from ehr_ray.errors import InputError
 from ehr_ray.events.blocks import BlockStore, write_block
-from ehr_ray.events.labels import choose_task, read_labels
+from ehr_ray.events.labels import Labels, choose_task, label_files, read_label_files
 from ehr_ray.events.mixing import FIRST, GOLDEN
 from ehr_ray.events.patients import Patient, read_patients, shard_names, splits_of
-from ehr_ray.events.vocabulary import Vocabulary, fit_codes
+from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.experiment import Experiment
 from ehr_ray.registry import get_family
+from ehr_ray.runtime.data.dataset import check_cohort, vocabulary_of
 from ehr_ray.runtime.data.tasks import Say, run_shards
-from ehr_ray.storage import files, sync
-from ehr_ray.storage.paths import absolute
+from ehr_ray.storage import sync
+from ehr_ray.storage.paths import absolute, canonical
+
+LAYOUT = 2
+"""Bump when the same events would give other rows: rows of older versions are not reused."""
 
 if TYPE_CHECKING:  # `expand`, which needs no torch, reads the codes by this module
     from ehr_ray.family import AnyFamily, Row
@@ -47,23 +50,6 @@ class Prepared:
         return BlockStore(self.blocks.get(split, ()))
 
 
-def codes_table(cohort: Path) -> pa.Table:
-    """Return the cohort's codes with train statistics, fitting them if it has none."""
-    path = Path(cohort) / "metadata" / "codes.parquet"
-    if path.is_file():
-        table = files.read_parquet(path, remedy="ingest the cohort again")
-        if {"count", "mean", "std"} <= set(table.column_names):
-            return table
-    shards = splits_of(cohort)
-    other = [path for split, paths in shards.items() if split != "train" for path in paths]
-    return fit_codes(shards.get("train", []), other)
-
-
-def vocabulary_of(cohort: Path, min_count: int) -> Vocabulary:
-    """Return the codes a model may know: those seen often enough in train."""
-    return Vocabulary.from_table(codes_table(cohort), min_count=max(1, min_count))
-
-
 @contextlib.contextmanager
 def prepared(
     experiment: Experiment, family: "AnyFamily", *, on_ray: bool, say: Say = lambda _: None
@@ -78,15 +64,21 @@ def prepared(
     shards = splits_of(cohort)
     if not shards.get("train"):
         raise InputError(f"{cohort}: no train split; training needs data/train/*.parquet")
-    vocabulary = vocabulary_of(cohort, experiment.data.min_code_count)
+    data = experiment.data
+    kept = None if data.cache == "memory" else experiment.cache
+    check_cohort(cohort, kept, say)
+    vocabulary = vocabulary_of(cohort, data.min_code_count, origin=data.origin, cache=kept)
     if not len(vocabulary):
         raise InputError(
             f"{cohort}: no code is seen {experiment.data.min_code_count} times in train; "
             "lower data.min_code_count"
         )
     shards = {split: shards.get(split, []) for split in ("train", "tuning")}
+    labels: list[Path] = []
     if experiment.task is not None:
-        choose_task(cohort, experiment.task.name)
+        labels = label_files(cohort)[str(choose_task(cohort, experiment.task.name))]
+        for line in read_label_files(experiment.task.name, labels).notes():
+            say(line)
     with _folder(experiment, family, vocabulary, shards) as folder:
         sync.fetch(folder, missing_ok=True)
         blocks = {
@@ -100,7 +92,7 @@ def prepared(
             if not target.is_file()
         ]
         if jobs:
-            make = BlockMaker(experiment, vocabulary)
+            make = BlockMaker(experiment, vocabulary, labels)
             run_shards(jobs, make, on_ray=on_ray, say=say, verb="prepared shards")
         yield Prepared(vocabulary, blocks)
 
@@ -112,28 +104,33 @@ class BlockMaker:
     train another at each of `task.hours`; patients without a label make none.
     """
 
-    def __init__(self, experiment: Experiment, vocabulary: Vocabulary) -> None:
+    def __init__(
+        self, experiment: Experiment, vocabulary: Vocabulary, labels: Sequence[Path] = ()
+    ) -> None:
         self._experiment, self._vocabulary = experiment, vocabulary
-        task = experiment.task
-        self._answers = {}
-        if task is not None:
-            self._answers = read_labels(experiment.cohort, task.name).answers()
+        self._labels = [canonical(path) for path in labels]
 
     def __call__(self, job: Mapping[str, str]) -> None:
-        """Make `job["target"]` from `job["shard"]`."""
+        """Make `job["target"]` from `job["shard"]`; the labels are read here, not sent along."""
+        task = self._experiment.task
+        labels = None
+        if task is not None:
+            labels = read_label_files(task.name, [sync.fetch(place) for place in self._labels])
         patients = read_patients(Path(job["shard"]), self._vocabulary)
-        write_block(Path(job["target"]), self._rows(patients, job["split"]))
+        write_block(Path(job["target"]), self._rows(patients, job["split"], labels))
 
-    def _rows(self, patients: Iterator[Patient], split: str) -> Iterator["Row"]:
+    def _rows(
+        self, patients: Iterator[Patient], split: str, labels: Labels | None
+    ) -> Iterator["Row"]:
         transform = get_family(self._experiment.family).transform
         config, task = self._experiment.model, self._experiment.task
         for patient in patients:
-            if task is None:
+            if task is None or labels is None:
                 yield transform(patient, config, self._vocabulary)
                 continue
             if split == "train" and not sampled(patient.subject_id, task.label_ratio):
                 continue
-            for time, answer in self._answers.get(patient.subject_id, ()):
+            for time, answer in labels.of(patient.subject_id):
                 for cut in _cuts(patient.origin, time, task.hours if split == "train" else ()):
                     row = transform(patient.until(cut), config, self._vocabulary)
                     yield {**row, "label": np.array(answer, np.float32)}
@@ -187,9 +184,10 @@ def _key(
     ]
     options = {name: getattr(experiment.model, name) for name in family.cache_fields}
     if (task := experiment.task) is not None:
-        file = (experiment.cohort / "labels" / f"{task.name}.parquet").stat()
-        options["task"] = [task.name, task.hours, task.label_ratio, file.st_size, file.st_mtime_ns]
-    parts = [manifest, options, family.version]
+        files = [path.stat() for path in label_files(experiment.cohort)[task.name]]
+        stamps = [(file.st_size, file.st_mtime_ns) for file in files]
+        options["task"] = [task.name, task.hours, task.label_ratio, stamps]
+    parts = [manifest, options, family.version, LAYOUT, vocabulary.origin]
     digest = hashlib.sha256(json.dumps(parts, default=dataclasses.asdict).encode())
     digest.update("\0".join(vocabulary.codes).encode())
     digest.update(vocabulary.mean.tobytes() + vocabulary.std.tobytes())

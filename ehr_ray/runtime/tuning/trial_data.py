@@ -21,7 +21,8 @@ from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.experiment import Experiment, dump, parse
 from ehr_ray.family import AnyFamily
 from ehr_ray.registry import get_family
-from ehr_ray.runtime.data.prepared import Prepared, prepared, vocabulary_of
+from ehr_ray.runtime.data.dataset import vocabulary_of
+from ehr_ray.runtime.data.prepared import Prepared, prepared
 from ehr_ray.runtime.data.tasks import Say
 from ehr_ray.runtime.text_embedding import with_phrases
 from ehr_ray.storage import sync
@@ -112,7 +113,9 @@ def data_paths(experiment: Experiment, space: Mapping[str, Domain]) -> list[str]
         one = parse(override(plain, {path: value}))
         count = one.data.min_code_count
         if family.files.phrases is not None and count not in vocabularies:
-            vocabularies[count] = vocabulary_of(one.cohort, count)
+            vocabularies[count] = vocabulary_of(
+                one.cohort, count, origin=one.data.origin, cache=one.cache
+            )
         return _rows(one, family, vocabularies.get(count))
 
     return [p for p, domain in space.items() if len({rows(p, v) for v in ends(domain)}) > 1]

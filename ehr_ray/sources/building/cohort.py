@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -24,31 +24,34 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ehr_ray.errors import InputError
-from ehr_ray.events.schema import RECORD, REJECTED, SPLITS, SUBJECT_SPLITS
-from ehr_ray.events.vocabulary import CODES, fit_codes
+from ehr_ray.events.schema import ORIGIN_CODES, RECORD, REJECTED, SPLITS, SUBJECT_SPLITS
+from ehr_ray.sources.building.metadata import (
+    TaskSummary,
+    division_notes,
+    fitted_codes,
+    write_labels,
+)
 from ehr_ray.sources.building.shards import Shard, plan_shards
-from ehr_ray.sources.building.staging import Plan, check_subjects, part_labels, side_table, totals
+from ehr_ray.sources.building.staging import (
+    Plan,
+    check_folders,
+    check_subjects,
+    side_table,
+    totals,
+    undivided,
+)
 from ehr_ray.sources.parsing.identifiers import NAMES
-from ehr_ray.sources.parsing.labels import resolve
 from ehr_ray.sources.parsing.quarantine import masked
 from ehr_ray.sources.source import Source, Unit
 from ehr_ray.sources.splits import SplitPolicy
 from ehr_ray.storage import files
 from ehr_ray.storage.lock import exclusive_lock
 
-LAYOUT: Final = 2
+LAYOUT: Final = 3
 """Bump when the same input would give other bytes: staged work of older versions is not reused."""
 
 TASKS: Final = "tasks.json"
 """In `metadata`: what the positive class of each task is, where the source says."""
-
-
-@dataclass(frozen=True)
-class TaskSummary:
-    """Labels of one task: how many, and the mean of their values (None unless boolean or float)."""
-
-    labels: int
-    mean: float | None
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,7 @@ class IngestSummary:
         rejected_files: files in it.
         labels: by task.
         labels_without_subject: labels dropped because no event came with them.
+        notes: lines on how subjects were divided, where that was not as asked or as expected.
         reused: whether the cohort was already there.
         seconds: wall time.
     """
@@ -76,6 +80,7 @@ class IngestSummary:
     rejected_files: int
     labels: dict[str, TaskSummary]
     labels_without_subject: int
+    notes: tuple[str, ...] = ()
     reused: bool = False
     seconds: float = 0.0
 
@@ -89,16 +94,19 @@ class IngestSummary:
             f"rejected {self.rejected_rows:,} of {self.rows_read:,} rows and "
             f"{self.rejected_files:,} files (metadata/rejected.parquet)",
         ]
-        for task, summary in self.labels.items():
-            mean = "" if summary.mean is None else f", mean {summary.mean:.3f}"
-            lines.append(f"task {task}: {summary.labels:,} labels{mean}")
+        lines += self.notes
+        lines += [f"task {task}: {summary}" for task, summary in self.labels.items()]
         if self.labels_without_subject:
             lines.append(f"{self.labels_without_subject:,} labels dropped: no events for them")
         return "\n".join(lines)
 
 
 def fingerprint(
-    source: Source, options: Any, policy: SplitPolicy, units: Iterable[Unit]
+    source: Source,
+    options: Any,
+    policy: SplitPolicy,
+    units: Iterable[Unit],
+    origin: Sequence[str] = ORIGIN_CODES,
 ) -> tuple[str, int]:
     """Return (hash of everything that decides the bytes, bytes of input).
 
@@ -106,13 +114,14 @@ def fingerprint(
     """
     digest = hashlib.sha256(
         json.dumps(
-            [LAYOUT, source.name, dataclasses.asdict(options), dataclasses.astuple(policy)],
+            [LAYOUT, source.name, dataclasses.asdict(options), dataclasses.astuple(policy), origin],
             default=str,
         ).encode()
     )
     size = 0
     shared = {(unit.root, name) for unit in units for name in unit.uses}
-    shared |= {("", str(v)) for v in vars(options).values() if isinstance(v, Path)}
+    given = (*vars(options).values(), policy.file)
+    shared |= {("", str(v)) for v in given if isinstance(v, Path)}
     for root, name in sorted(shared):
         _stat(digest, root, name)
     for unit in units:
@@ -142,6 +151,7 @@ def finished(output: Path, print_: str) -> IngestSummary | None:
         record = json.loads((output / RECORD).read_text())
         same, summary = record["fingerprint"] == print_, dict(record["summary"])
         labels = {task: TaskSummary(**value) for task, value in summary.pop("labels").items()}
+        summary["notes"] = tuple(summary.get("notes", ()))
         done = IngestSummary(cohort=output, labels=labels, reused=True, **summary)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         same, record = False, None
@@ -216,6 +226,13 @@ def check_parts(plan: Plan, num_parts: int, max_rejected: float) -> list[Shard]:
     parts = [plan.part(i) for i in range(num_parts)]
     _check_rejects(parts, max_rejected)
     check_subjects(parts)
+    check_folders(parts)
+    left_out = undivided(parts)
+    if left_out and not plan.policy.keep_source:
+        raise InputError(
+            f"--splits {plan.policy.file}: {left_out:,} subjects of the input have no split there; "
+            "add them, or take them out of the input"
+        )
     counts = sum(np.load(part / "counts.npy") for part in parts)
     if not np.any(counts):
         raise InputError(f"no event in the input: is it in the format of --source {plan.source}?")
@@ -251,10 +268,10 @@ def finish(
     subjects = _subjects(plan, shards)
     splits = subjects.select(["subject_id", "split"]).cast(SUBJECT_SPLITS)
     files.write_parquet(splits, metadata / "subject_splits.parquet")
-    files.write_parquet(_codes(plan, source, shards, parts), metadata / "codes.parquet")
+    files.write_parquet(fitted_codes(plan, source, shards, parts), metadata / "codes.parquet")
     _write_all("rejected", parts, REJECTED, metadata)
     _write_names(parts, metadata)
-    labels, orphans = _write_labels(parts, subjects, cohort)
+    labels, orphans = write_labels(parts, subjects, cohort)
     sums = totals(parts)
     counts = dict.fromkeys(SPLITS, 0)
     counts.update(
@@ -269,6 +286,7 @@ def finish(
         rejected_files=sums["rejected_files"],
         labels=labels,
         labels_without_subject=orphans,
+        notes=tuple(division_notes(plan, parts, subjects["subject_id"].to_numpy())),
     )
     _write_records(plan, summary, shards, metadata, print_)
     if source.positive:
@@ -303,22 +321,6 @@ def _subjects(plan: Plan, shards: list[Shard]) -> pa.Table:
     return subjects
 
 
-def _codes(plan: Plan, source: Source, shards: list[Shard], parts: list[Path]) -> pa.Table:
-    """Return the fitted codes with what source and input say about them."""
-    train = [shard.path(plan) for shard in shards if shard.split == "train"]
-    table = fit_codes(train, [shard.path(plan) for shard in shards if shard.split != "train"])
-    known = {"ADMISSION": "Start of the stay", **source.descriptions}
-    for part in parts:
-        said = side_table(part, "codes")
-        if said is not None:
-            known.update(
-                zip(*said.select(["code", "description"]).to_pydict().values(), strict=True)
-            )
-    descriptions = pa.array([known.get(code) for code in table["code"].to_pylist()], pa.string())
-    place = CODES.get_field_index("description")
-    return table.set_column(place, CODES.field(place), descriptions)
-
-
 def _write_all(name: str, parts: list[Path], schema: pa.Schema, folder: Path) -> None:
     with pq.ParquetWriter(folder / f"{name}.parquet", schema, **files.CHECKED) as writer:
         for part in parts:
@@ -338,27 +340,6 @@ def _write_names(parts: list[Path], folder: Path) -> None:
         rows = sorted(names.items())
         table = pa.table([[sid for sid, _ in rows], [name for _, name in rows]], schema=NAMES)
         files.write_parquet(table, folder / "subject_ids.parquet")
-
-
-def _write_labels(
-    parts: list[Path], subjects: pa.Table, cohort: Path
-) -> tuple[dict[str, TaskSummary], int]:
-    pieces: dict[str, list[pa.Table]] = {}
-    for part in parts:
-        for task, table in part_labels(part).items():
-            pieces.setdefault(task, []).append(table)
-    summaries, orphans = {}, 0
-    for task in sorted(pieces):
-        table, missing = resolve(task, pieces[task], subjects)
-        orphans += missing
-        if not len(table):
-            continue
-        (cohort / "labels").mkdir(exist_ok=True)
-        files.write_parquet(table, cohort / "labels" / f"{task}.parquet")
-        value = table.column(2)
-        numeric = table.column_names[2] in ("boolean_value", "float_value")
-        summaries[task] = TaskSummary(len(table), pc.mean(value).as_py() if numeric else None)
-    return summaries, orphans
 
 
 def _write_records(

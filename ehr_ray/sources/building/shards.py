@@ -1,6 +1,7 @@
 """Second pass: buckets of whole subjects -> sorted Parquet shards."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -9,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from ehr_ray.events.schema import EVENTS, SPLITS, is_origin
+from ehr_ray.events.schema import EVENTS, ORIGIN_CODES, SPLITS, is_birth, is_origin
 from ehr_ray.sources.building.staging import Plan, read_keys
 from ehr_ray.sources.source import EPOCH
 from ehr_ray.sources.splits import NUM_BUCKETS
@@ -94,7 +95,7 @@ def gather(plan: Plan, shard: Shard, num_parts: int, relative_time: bool) -> Non
     if path.exists():
         return
     events = _collect(plan, shard, num_parts, relative_time)
-    write_shard(_subjects(events), shard.subjects_path(plan))
+    write_shard(_subjects(events, plan.origin), shard.subjects_path(plan))
     write_shard(events, path)
 
 
@@ -144,18 +145,20 @@ def _with_admissions(events: pa.Table) -> pa.Table:
     return pa.concat_tables([rows, events])
 
 
-def _subjects(events: pa.Table) -> pa.Table:
-    """Return `SUBJECTS` of sorted events."""
+def _subjects(events: pa.Table, names: Sequence[str] = ORIGIN_CODES) -> pa.Table:
+    """Return `SUBJECTS` of sorted events; the origin is as `read_patients` finds it."""
     ids = events["subject_id"].to_numpy()
     times = events["time"].to_numpy()
     subjects, starts, counts = np.unique(ids, return_index=True, return_counts=True)
     last = times[starts + counts - 1]
-    origin = _first_times(subjects, ids, times, ~np.isnat(times))
     encoded = events["code"].combine_chunks().dictionary_encode()
-    marks = np.array([is_origin(code) for code in encoded.dictionary.to_pylist()], bool)
-    admissions = marks[encoded.indices.to_numpy()] & ~np.isnat(times)
-    admitted = _first_times(subjects, ids, times, admissions)
-    origin = np.where(np.isnat(admitted), origin, admitted)
+    codes, indices = encoded.dictionary.to_pylist(), encoded.indices.to_numpy()
+    admission = np.array([is_origin(code, names) for code in codes], bool)[indices]
+    birth = np.array([is_birth(code) for code in codes], bool)[indices]
+    origin = np.full(len(subjects), np.datetime64("NaT"), "datetime64[us]")
+    for rows in (birth, ~birth, admission):  # the later one counts
+        found = _first_times(subjects, ids, times, rows & ~np.isnat(times))
+        origin = np.where(np.isnat(found), origin, found)
     return pa.table([subjects, counts, pa.array(origin), pa.array(last)], schema=SUBJECTS)
 
 

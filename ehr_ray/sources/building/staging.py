@@ -5,7 +5,7 @@ A part is a folder that appears by one rename, so an interrupted ingest keeps wh
     parts/<n>/events.arrow  record batches, each sorted by key = split * NUM_BUCKETS + bucket
               counts.npy    rows by key
               part.json     rows and files read and refused
-              {rejected,subjects,names,codes,labels/<task>}.parquet
+              {rejected,subjects,folders,names,codes,undivided,labels/<task>}.parquet
 """
 
 import json
@@ -21,10 +21,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ehr_ray.errors import InputError
-from ehr_ray.events.schema import EVENTS, REJECTED, SPLITS
+from ehr_ray.events.schema import EVENTS, ORIGIN_CODES, REJECTED, SPLIT_NAMES, SPLITS
+from ehr_ray.sources.parsing.split_table import read_splits
 from ehr_ray.sources.source import Chunk, Unit, get_source
 from ehr_ray.sources.splits import (
-    ALIASES,
     NUM_BUCKETS,
     SplitPolicy,
     assign_buckets,
@@ -32,6 +32,7 @@ from ehr_ray.sources.splits import (
 )
 from ehr_ray.storage import files
 
+NO_SPLIT: Final = 255
 NUM_KEYS = len(SPLITS) * NUM_BUCKETS
 MAPPED_ROWS: Final = 1 << 20
 """Rows of a part after which it is mapped anew: pages that were touched count as memory."""
@@ -48,12 +49,14 @@ class Plan:
         options: its options record.
         policy: how subjects are divided.
         staging: folder of the unfinished cohort.
+        origin: codes of the time origin.
     """
 
     source: str
     options: Any
     policy: SplitPolicy
     staging: Path
+    origin: tuple[str, ...] = ORIGIN_CODES
 
     def part(self, index: int) -> Path:
         """Return the folder of the part that unit `index` makes."""
@@ -84,7 +87,7 @@ def _write_part(part: Path, chunks: Iterator[Chunk], policy: SplitPolicy) -> Non
     tables: dict[str, list[pa.Table]] = {}
     with pa.ipc.new_file(str(part / "events.arrow"), STAGED) as writer:
         for chunk in chunks:
-            staged, keys = _stage(chunk.events, policy)
+            staged, keys, undivided = _stage(chunk.events, policy)
             for batch in staged.to_batches():
                 writer.write_batch(batch)
             counts += np.bincount(keys, minlength=NUM_KEYS)
@@ -95,6 +98,16 @@ def _write_part(part: Path, chunks: Iterator[Chunk], policy: SplitPolicy) -> Non
             totals["rejected_rows"] += len(chunk.rejects) - whole
             for name, table in _side_tables(chunk):
                 tables.setdefault(name, []).append(table)
+            if (
+                policy.keep_source
+                and policy.file is not None
+                and "split" in chunk.events.schema.names
+            ):
+                folders = chunk.events.select(["subject_id", "split"])
+                folders = folders.group_by(["subject_id", "split"]).aggregate([])
+                tables.setdefault("folders", []).append(folders)
+            if len(undivided):
+                tables.setdefault("undivided", []).append(pa.table({"subject_id": undivided}))
     for name, pieces in tables.items():
         path = part / f"{name}.parquet"
         path.parent.mkdir(exist_ok=True)
@@ -119,30 +132,41 @@ def _side_tables(chunk: Chunk) -> Iterator[tuple[str, pa.Table]]:
         yield f"labels/{task}", table
 
 
-def _stage(events: pa.Table, policy: SplitPolicy) -> tuple[pa.Table, npt.NDArray[np.uint16]]:
-    """Return the rows as one batch sorted by key, in stable order, and the sorted keys."""
+def _stage(
+    events: pa.Table, policy: SplitPolicy
+) -> tuple[pa.Table, npt.NDArray[np.uint16], npt.NDArray[np.int64]]:
+    """Return (the rows as one batch sorted by key, in stable order, their keys, the undivided).
+
+    Those are the subjects that the source's own splits, or the table of splits, leave out.
+    """
     ids = events["subject_id"].to_numpy()
-    splits = assign_splits(ids, policy)
-    if policy.keep_source and "split" in events.column_names:
-        own = _own_splits(events["split"])
-        splits = np.where(own < len(SPLITS), own, splits).astype(np.uint8)
+    splits, undivided = assign_splits(ids, policy), ids[:0]
+    own = events["split"] if policy.keep_source and "split" in events.column_names else None
+    if policy.file is not None:
+        own = read_splits(str(policy.file)).of(ids)
+    if own is not None:
+        positions = _own_splits(own)
+        undivided = np.unique(ids[positions == NO_SPLIT])
+        splits = np.where(positions < len(SPLITS), positions, splits).astype(np.uint8)
     keys = splits.astype(np.uint16) * np.uint16(NUM_BUCKETS) + assign_buckets(ids)
     order = np.argsort(keys, kind="stable")
     keys = keys[order]
     rows = events.select(EVENTS.names).combine_chunks().take(pa.array(order))
-    return rows.add_column(0, "key", pa.array(keys)).cast(STAGED).combine_chunks(), keys
+    staged = rows.add_column(0, "key", pa.array(keys)).cast(STAGED).combine_chunks()
+    return staged, keys, undivided
 
 
-def _own_splits(column: pa.ChunkedArray) -> npt.NDArray[np.uint8]:
-    """Return the position in `SPLITS` of each name, 255 where there is none."""
-    encoded = column.combine_chunks().dictionary_encode(null_encoding="encode")
+def _own_splits(column: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.uint8]:
+    """Return the position in `SPLITS` of each name, `NO_SPLIT` where there is none."""
+    column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    encoded = column.dictionary_encode(null_encoding="encode")
     positions = []
     for name in encoded.dictionary.to_pylist():
-        if name is not None and name not in ALIASES:
+        if name is not None and name not in SPLIT_NAMES:
             raise InputError(
-                f"split {name!r}: not one of {', '.join(ALIASES)}; divide anew by --splits"
+                f"split {name!r}: not one of {', '.join(SPLIT_NAMES)}; divide anew by --splits"
             )
-        positions.append(255 if name is None else SPLITS.index(ALIASES[name]))
+        positions.append(NO_SPLIT if name is None else SPLITS.index(SPLIT_NAMES[name]))
     return np.array(positions, np.uint8)[encoded.indices.to_numpy()]
 
 
@@ -206,6 +230,32 @@ def _column(part: Path, table: str, column: str) -> npt.NDArray[np.int64]:
         return np.empty(0, np.int64)
     values: npt.NDArray[np.int64] = files.open_parquet(path).read([column])[column].to_numpy()
     return values
+
+
+def check_folders(parts: list[Path]) -> None:
+    """Raise `InputError` where a subject lies in the folders of two splits.
+
+    A table says which of them is meant, but not which of its events: they may be of two subjects.
+    """
+    found = [table for part in parts if (table := side_table(part, "folders")) is not None]
+    if not found:
+        return
+    pairs = pa.concat_tables(found).group_by(["subject_id", "split"]).aggregate([]).drop_null()
+    counts = pairs.group_by("subject_id").aggregate([("split", "count")])
+    twice = counts.filter(pc.greater(counts["split_count"], 1))
+    if len(twice):
+        one = pairs.filter(pc.equal(pairs["subject_id"], twice["subject_id"][0]))
+        first, second, *_ = sorted(one["split"].to_pylist())
+        raise InputError(
+            f"{len(twice):,} subjects lie in the folders of more than one split, the first of them "
+            f"in {first} and in {second}: give each subject one, or divide anew by --splits, which "
+            "joins all records of an id as one patient's"
+        )
+
+
+def undivided(parts: list[Path]) -> int:
+    """Return how many subjects no split was said of, and a hash decided."""
+    return len(np.unique(np.concatenate([_column(p, "undivided", "subject_id") for p in parts])))
 
 
 def _first_repeat(ids: npt.NDArray[np.int64]) -> int | None:

@@ -1,5 +1,6 @@
-"""Task labels: as readers give them, from a CSV, and resolved to MEDS label files."""
+"""Task labels: as readers give them, and resolved to MEDS label files."""
 
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -16,6 +17,15 @@ VALUE_TYPES: Final = {
     "integer_value": pa.int64(),
     "categorical_value": pa.string(),
 }
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """Label rows that made no label: no such subject or time, no answer, or said before."""
+
+    without_subject: int = 0
+    unknown: int = 0
+    repeated: int = 0
 
 
 def label_rows(
@@ -40,17 +50,18 @@ def label_rows(
     )
 
 
-def resolve(task: str, pieces: list[pa.Table], subjects: pa.Table) -> tuple[pa.Table, int]:
-    """Return (MEDS label rows sorted by subject and time, how many rows had no such subject).
+def resolve(task: str, pieces: list[pa.Table], subjects: pa.Table) -> tuple[pa.Table, LeftOut]:
+    """Return (MEDS label rows sorted by subject and time, how many rows were left out and why).
 
-    `subjects` has `subject_id` (ascending), `origin` and `last`. Rows without a value and repeats
-    are dropped; two values at one time raise `InputError`.
+    `subjects` has `subject_id` (ascending), `origin` and `last`. Two values at one time raise
+    `InputError`.
     """
     if len({piece.column_names[-1] for piece in pieces}) > 1:
         raise InputError(f"labels of task {task} have values of several types: keep one")
     rows = pa.concat_tables(pieces)
     value = rows.column_names[-1]
     assert value in LABEL_VALUES
+    unknown = rows[value].null_count
     rows = rows.filter(pc.is_valid(rows[value]))
     ids, known = rows["subject_id"].to_numpy(), subjects["subject_id"].to_numpy()
     at = np.minimum(np.searchsorted(known, ids), max(len(known) - 1, 0))
@@ -62,7 +73,8 @@ def resolve(task: str, pieces: list[pa.Table], subjects: pa.Table) -> tuple[pa.T
     )
     timed = table.filter(pc.is_valid(table["prediction_time"]))
     missing = int((~present).sum()) + len(table) - len(timed)
-    return _deduplicated(task, timed), missing
+    table = _deduplicated(task, timed)
+    return table, LeftOut(missing, unknown, len(timed) - len(table))
 
 
 def _times(rows: pa.Table, subjects: pa.Table, at: npt.NDArray[np.intp]) -> pa.Array:

@@ -12,10 +12,15 @@ NUM_CODES = 5
 
 
 def slow_carry(events, window, always):
-    """The contract, one set and one code at a time; events are (minute, code, value, static)."""
+    """The contract, one set and one code at a time; events are (minute, code, value, static).
+
+    A set is a whole minute; those before minute 0 are left out once they have been lived through.
+    """
     tokens, last = [], {}
-    minutes = sorted({minute for minute, *_ in events})
-    for index, minute in enumerate(minutes):
+    events = [(np.floor(minute), *rest) for minute, *rest in events]
+    observed = {minute for minute, *_ in events}
+    minutes = []
+    for minute in sorted(observed | ({0.0} if min(observed, default=0) < 0 else set())):
         live = {}
         for event in events:
             at, code, value, _ = event
@@ -24,13 +29,17 @@ def slow_carry(events, window, always):
             if code not in live or not np.isnan(value) or np.isnan(live[code][2]):
                 live[code] = event
         last.update(live)
+        found = []
         for code in sorted(last):
             at, _, value, static = last[code]
             age = minute - at
             if code in live:
-                tokens.append((index, code, value, 0.0, False))
+                found.append((len(minutes), code, value, 0.0, False))
             elif static or (not np.isnan(value) and (age <= window or code in always)):
-                tokens.append((index, code, value, age, True))
+                found.append((len(minutes), code, value, age, True))
+        if minute >= 0 and (found or minute in observed):
+            minutes.append(minute)
+            tokens += found
     return tokens, minutes
 
 
@@ -104,20 +113,52 @@ def codes_in(tokens, index):
 
 
 def test_window_is_inclusive_and_a_value_older_is_not_carried():
-    events = [(0.0, 0, 1.0, False), (10.0, 1, 2.0, False), (10.5, 2, 3.0, False)]
+    events = [(0.0, 0, 1.0, False), (10.0, 1, 2.0, False), (11.0, 2, 3.0, False)]
     tokens, minutes = run(events, window=10.0)
-    assert minutes == [0.0, 10.0, 10.5]
+    assert minutes == [0.0, 10.0, 11.0]
     assert codes_in(tokens, 1) == [0, 1]
     assert codes_in(tokens, 2) == [1, 2]
 
 
-def test_window_edge_is_exact_where_sum_and_difference_round_apart():
+def test_window_edge_is_exact_for_whole_minutes_and_any_window():
     rng = np.random.default_rng(0)
     for _ in range(300):
-        seen, later = sorted(rng.integers(1, 10**11, 2) / MINUTE)
+        seen, later = sorted(rng.integers(1, 60_000_000, 2).astype(float))
         for window in (later - seen, np.nextafter(later - seen, 0)):
             tokens, _ = run([(seen, 0, 1.0, False), (later, 1, 1.0, False)], window=window)
             assert (codes_in(tokens, 1) == [0, 1]) == (later - seen <= window)
+
+
+def test_seconds_of_one_minute_are_one_set_and_the_last_value_wins():
+    events = [(5.1, 0, 1.0, False), (5.9, 0, 2.0, False), (6.0, 1, 3.0, False)]
+    tokens, minutes = run(events, window=10.0)
+    assert minutes == [5.0, 6.0]
+    assert tokens == [(0, 0, 2.0, 0.0, False), (1, 0, 2.0, 1.0, True), (1, 1, 3.0, 0.0, False)]
+
+
+def test_what_is_older_than_the_window_at_minute_0_is_not_there_and_the_rest_says_its_age():
+    day = 1440.0
+    events = [(-400 * day, 0, 9.0, False), (-400 * day, 1, 15.0, False), (-300.0, 0, 2.0, False)]
+    tokens, minutes = run([*events, (0.0, 2, 80.0, False), (60.0, 0, 1.0, False)], window=2 * day)
+    assert minutes == [0.0, 60.0]
+    assert tokens == [
+        (0, 0, 2.0, 300.0, True),
+        (0, 2, 80.0, 0.0, False),
+        (1, 0, 1.0, 0.0, False),
+        (1, 2, 80.0, 60.0, True),
+    ]
+
+
+def test_history_alone_makes_a_set_at_minute_0_and_none_where_the_window_ends_before():
+    assert run([(-300.0, 0, 2.0, False)], window=300.0) == ([(0, 0, 2.0, 300.0, True)], [0.0])
+    assert run([(-300.0, 0, 2.0, False)], window=299.0) == ([], [])
+    late = run([(-300.0, 0, 2.0, False), (7.0, 1, 1.0, False)], window=299.0)
+    assert late == ([(0, 1, 1.0, 0.0, False)], [7.0])
+
+
+def test_a_static_event_is_live_at_minute_0_whatever_history_says_of_its_code():
+    tokens, _ = run([(0.0, 0, 7.0, True), (-5.0, 0, 2.0, False), (9.0, 1, 1.0, False)], 100.0)
+    assert tokens == [(0, 0, 7.0, 0.0, False), (1, 0, 7.0, 9.0, True), (1, 1, 1.0, 0.0, False)]
 
 
 def test_carrying_does_not_refresh_the_last_observation():

@@ -5,7 +5,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ehr_ray.errors import InputError
-from ehr_ray.events.labels import choose_task, read_labels, tasks_of
+from ehr_ray.events.labels import choose_task, label_files, read_labels, task_name, tasks_of
 
 
 @pytest.fixture
@@ -41,6 +41,9 @@ def test_labels_are_sorted_and_unanswered_ones_left_out(cohort):
     assert labels.subject_id.tolist() == [1, 1, 2]
     assert labels.prediction_time.tolist() == [300_000_000, 420_000_000, 540_000_000]
     assert labels.value.tolist() == [True, False, True]
+    assert (labels.unknown, labels.repeated) == (1, 0)
+    assert labels.of(1) == [(300_000_000, True), (420_000_000, False)]
+    assert labels.of(7) == []
     assert labels.cuts() == {1: [300_000_000, 420_000_000], 2: [540_000_000]}
 
 
@@ -81,3 +84,61 @@ def test_a_task_without_labels_is_refused_with_those_there_are(cohort, tmp_path)
     assert choose_task(tmp_path / "other", None) is None
     with pytest.raises(InputError, match="none; --task none evaluates"):
         choose_task(tmp_path / "other", "x")
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("mortality", "mortality"),
+        ("mortality/train/0", "mortality"),
+        ("mortality/in_icu/first_24h/held_out/12", "mortality-in_icu-first_24h"),
+        ("in-hospital/mortality", "in-hospital-mortality"),
+        ("los/0", "los"),
+        ("los/tuning", "los"),
+        ("los/train/a/part-0", "los-a"),
+        ("readmission_30", "readmission_30"),
+        ("train/0", "label"),
+    ],
+)
+def test_a_task_is_named_by_its_folders_without_split_and_shard(path, name):
+    assert task_name(path.split("/")) == name
+
+
+def sharded(folder, answers):
+    """Write {path below labels/: [(subject, answer), ...]}, all at one time."""
+    for path, rows in answers.items():
+        file = folder / "labels" / f"{path}.parquet"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        table = {
+            "subject_id": pa.array([s for s, _ in rows], pa.int64()),
+            "prediction_time": pa.array([5] * len(rows), pa.timestamp("us")),
+            "boolean_value": [a for _, a in rows],
+        }
+        pq.write_table(pa.table(table), file)
+    return folder
+
+
+def test_the_shards_of_a_task_are_one_task(tmp_path):
+    files = {"a/b/train/0": [(2, True)], "a/b/train/1": [(1, False)], "a/b/held_out/0": [(3, True)]}
+    assert tasks_of(sharded(tmp_path, files)) == ["a-b"]
+    assert choose_task(tmp_path, "a/b") == "a-b"
+    labels = read_labels(tmp_path, "a/b")
+    assert (labels.subject_id.tolist(), labels.value.tolist()) == ([1, 2, 3], [False, True, True])
+
+
+def test_two_tasks_of_one_name_are_refused(tmp_path):
+    with pytest.raises(InputError, match="its task would be called a-b, as that of"):
+        label_files(sharded(tmp_path, {"a/b": [(1, True)], "a-b": [(1, True)]}))
+
+
+def test_repeats_are_counted_and_told(tmp_path):
+    rows = [(1, "True"), (1, "true"), (2, "nan"), (3, " FALSE ")]
+    labels = read_labels(sharded(tmp_path, {"a": rows}), "a")
+    assert labels.value.tolist() == [True, False]
+    line = "task a: left out label rows: 1 without an answer, 1 that repeat another"
+    assert list(labels.notes()) == [line]
+
+
+def test_an_answer_that_is_no_truth_value_is_refused_by_name(tmp_path):
+    with pytest.raises(InputError, match=r"a\.parquet: row 2, column boolean_value: 'sick' is no"):
+        read_labels(sharded(tmp_path, {"a": [(1, "True"), (2, "sick")]}), "a")

@@ -1,3 +1,4 @@
+import dataclasses
 import shutil
 
 import numpy as np
@@ -49,7 +50,7 @@ def slow_patient(events):
     found = []
     for _, minute, code, value in events:
         if code in CODES:
-            since = 0.0 if minute is None else max(0.0, float(minute - origin))
+            since = 0.0 if minute is None else float(minute - origin)
             found.append((since, CODES.index(code), np.nan if value is None else float(value)))
     return origin, found
 
@@ -81,7 +82,7 @@ def test_the_first_admission_is_the_origin_and_no_token(tmp_path, mark):
     events = [(1, None, "A", 9.0), (1, 5, "A", 1.0), (1, 10, mark, None), (1, 12, "B", 2.0)]
     patient = read(write(tmp_path / "0.parquet", [*events, (1, 60, mark, None)]))[0]
     assert patient.origin == 10 * MINUTE
-    assert tokens(patient) == [(0.0, 0, 9.0), (0.0, 0, 1.0), (2.0, 1, 2.0)]
+    assert tokens(patient) == [(0.0, 0, 9.0), (-5.0, 0, 1.0), (2.0, 1, 2.0)]
 
 
 @pytest.mark.parametrize("code", ["ADMISSIONS", "RE_ADMISSION", "X//ADMISSION"])
@@ -265,3 +266,59 @@ def test_shards_of_one_name_in_two_folders_are_made_into_two_files(tmp_path):
         write(tmp_path / "data" / "train" / f"{name}.parquet", [(1, 0, "A", 1.0)])
     shards = cohort_shards(tmp_path, "train")
     assert sorted(shard_names(tmp_path, "train", shards)) == ["1", "a-0", "b-0"]
+
+
+def test_events_before_the_origin_keep_their_time(tmp_path):
+    rows = [(1, -60, "A", 1.0), (1, 0, "ADMISSION", None), (1, 5, "A", 2.0)]
+    (patient,) = read(write(tmp_path / "0.parquet", rows))
+    assert patient.minute.tolist() == [-60.0, 5.0]
+
+
+def test_minutes_are_exact_over_a_life(tmp_path):
+    old = 100 * 525_960
+    rows = [(1, 0, "ADMISSION", None), (1, old, "A", 1.0), (1, old + 1, "A", 1.0)]
+    (patient,) = read(write(tmp_path / "0.parquet", rows))
+    assert patient.minute.tolist() == [old, old + 1]
+
+
+@pytest.mark.parametrize("birth", ["MEDS_BIRTH", "SNOMED/3950001"])
+def test_a_birth_is_no_origin(tmp_path, birth):
+    vocabulary = Vocabulary((*CODES, birth), np.ones(4, int), np.zeros(4), np.ones(4))
+    rows = [(1, -500, birth, None), (1, 7, "A", 1.0), (1, 9, "A", 2.0)]
+    (patient,) = read_patients(write(tmp_path / "0.parquet", rows), vocabulary)
+    assert patient.origin == 7 * MINUTE
+    assert patient.minute.tolist() == [-507.0, 0.0, 2.0]
+
+
+def test_known_before_the_admission_is_told_from_the_first_event(tmp_path):
+    rows = [(1, 3, "A", 1.0), (1, 8, "A", 2.0), (1, 20, "ADMISSION", None), (1, 30, "A", 3.0)]
+    (patient,) = read(write(tmp_path / "0.parquet", rows))
+    early = patient.until(10 * MINUTE)
+    assert early.origin == 3 * MINUTE
+    assert early.minute.tolist() == [0.0, 5.0]
+    assert patient.until(25 * MINUTE).origin == 20 * MINUTE
+
+
+@pytest.mark.parametrize("mark", ["VISIT//IP", "Visit/IP", "INPATIENT_ADMISSION//X"])
+def test_other_common_names_of_an_admission_are_found(tmp_path, mark):
+    (patient,) = read(write(tmp_path / "0.parquet", [(1, 2, "A", 1.0), (1, 9, mark, None)]))
+    assert patient.origin == 9 * MINUTE
+
+
+def test_the_origin_is_of_the_codes_that_are_named(tmp_path):
+    rows = [(1, 1, "ADMISSION", None), (1, 4, "ENCOUNTER//7", None), (1, 9, "A", 1.0)]
+    vocabulary = dataclasses.replace(VOCABULARY, origin=("ENCOUNTER",))
+    (patient,) = read_patients(write(tmp_path / "0.parquet", rows), vocabulary)
+    assert patient.origin == 4 * MINUTE
+
+
+@pytest.mark.parametrize("huge", [1e300, float("inf"), -1e39])
+def test_a_number_that_float32_does_not_hold_is_missing(tmp_path, huge):
+    path = tmp_path / "0.parquet"
+    times = pa.array([0, 1], pa.int64()).cast(pa.timestamp("us"))
+    pq.write_table(
+        pa.table({"subject_id": [1, 1], "time": times, "code": ["A", "A"],
+                  "numeric_value": pa.array([huge, 2.0], pa.float64())}),
+        path,
+    )  # fmt: skip
+    np.testing.assert_equal(read(path)[0].value.tolist(), [np.nan, 2.0])

@@ -161,3 +161,18 @@ def test_rows_known_at_a_time_are_a_prefix_of_all_rows_bit_for_bit(chosen, kind)
         early = rows_of(whole.until(cut * MINUTE), chosen(kind))
         for name, value in vars(early).items():
             np.testing.assert_array_equal(value, getattr(known, name)[: len(value)])
+
+
+@pytest.mark.parametrize("kind", ["hours", "visits"])
+def test_what_happened_before_the_origin_is_in_no_row(chosen, kind):
+    events = [(None, AGE, 61.0), (30, HR, 90.0)]
+    early = patient([events[0], (-9 * DAY, HR, 70.0), events[1]])
+    found, expected = (rows_of(one, chosen(kind)) for one in (early, patient(events)))
+    for name in ("minute", "row", "feature", "value"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+
+
+def test_the_minutes_of_rows_are_exact_over_a_life(chosen):
+    last = 60 * (100 * 8766 + 1)
+    rows = rows_of(patient([(0, HR, 70.0), (last - 60, HR, 70.0), (last, HR, 90.0)]), chosen())
+    assert rows.minute.tolist() == [0, last - 60, last]

@@ -11,6 +11,7 @@ from ehr_ray.nn.transformer import (
     rotated,
     sinusoids,
     time_waves,
+    wave_angles,
 )
 
 CPU = torch.device("cpu")
@@ -120,3 +121,14 @@ def test_dropout_is_off_in_evaluation():
     assert not torch.equal(block(x, None, False, None), block(x, None, False, None))
     block.eval()
     assert torch.equal(block(x, None, False, None), block(x, None, False, None))
+
+
+def test_waves_of_time_are_right_over_a_life_of_minutes():
+    """float32 minutes are two apart after 32 years: waves of ten minutes would be noise."""
+    life = [0.0, 3.0, 2.0**24 + 1, 100 * 525_960.0 + 1, -60 * 525_960.0 - 3]
+    minute = torch.tensor(life, dtype=torch.float64)
+    period = torch.tensor([10.0, 1440.0, 525_600.0])
+    exact = (2 * torch.pi * (minute[:, None] / period.double() % 1)).sin()
+    assert torch.allclose(wave_angles(minute, period).sin().double(), exact, atol=0.01)
+    small = minute[:2].float()
+    assert torch.equal(wave_angles(small, period), 2 * torch.pi * small[:, None] / period)

@@ -7,7 +7,7 @@ from ehr_ray.errors import InputError
 from ehr_ray.events.grid import VITALS
 from ehr_ray.events.hourly_h5 import Window, write_hourly
 from ehr_ray.events.patients import cohort_shards, read_patients
-from ehr_ray.runtime.data.prepared import vocabulary_of
+from ehr_ray.runtime.data.dataset import vocabulary_of
 
 WINDOW = Window(vitals=VITALS, first_hour=-24, num_hours=745)
 

@@ -7,6 +7,7 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 import pytest
 
+from ehr_ray.commands.ingest import ingest
 from ehr_ray.errors import InputError
 from ehr_ray.events.patients import cohort_shards, read_patients
 from ehr_ray.events.vocabulary import Vocabulary
@@ -200,3 +201,64 @@ def test_every_admission_of_ones_own_begins_a_visit_in_any_unit_of_time(
     known = Vocabulary(("HR",), np.ones(1, np.int64), np.zeros(1), np.ones(1))
     (patient,) = read_patients(cohort_shards(made, "train")[0], known)
     assert ((patient.admitted - patient.origin) / 3.6e9).tolist() == [0, 100, 400]
+
+
+def test_labels_stand_at_their_own_prediction_times(tmp_path):
+    events = [f"{s},2150-01-01 {h:02d}:00:00,HR,80" for s in (1, 2) for h in range(0, 24, 6)]
+    (tmp_path / "events.csv").write_text("\n".join(["patient_id,time,code,value", *events]))
+    rows = [
+        f"{s},2150-01-0{day},{s == 1},boolean" for s in (1, 2) for day in (2, 3) for _ in range(day)
+    ]
+    head = "patient_id,prediction_time,value,label_type"
+    (tmp_path / "labeled_patients.csv").write_text("\n".join([head, *rows]))
+    summary = ingest(
+        "table",
+        tmp_path / "events.csv",
+        tmp_path / "out",
+        options={
+            "id_column": "patient_id",
+            "value_column": "value",
+            "labels": tmp_path / "labeled_patients.csv",
+        },
+        cpus=1,
+    )
+    found = pq.read_table(tmp_path / "out/labels/value.parquet").to_pylist()
+    assert [(r["subject_id"], r["prediction_time"].day, r["boolean_value"]) for r in found] == [
+        (1, 2, True),
+        (1, 3, True),
+        (2, 2, False),
+        (2, 3, False),
+    ]
+    assert "task value: 4 labels, mean 0.500, 6 rows that repeat another" in str(summary)
+
+
+def test_labels_are_joined_by_the_id_column_of_the_events(tmp_path, cohort):
+    events = [f"{stay},{h},Lactate,{stay}" for stay in range(1, 7) for h in range(3)]
+    (tmp_path / "events.csv").write_text("\n".join(["stay_id,hours,item,reading", *events]))
+    labels = [f"{7 - stay},{stay},{int(stay < 3)}" for stay in range(1, 7)]
+    (tmp_path / "labels.csv").write_text("\n".join(["subject_id,stay_id,died", *labels]))
+    path = cohort(
+        "table",
+        tmp_path / "events.csv",
+        id_column="stay_id",
+        time_column="hours",
+        time_unit="hours",
+        code_column="item",
+        value_column="reading",
+        labels=tmp_path / "labels.csv",
+    )
+    rows = pq.read_table(path / "labels/died.parquet").to_pylist()
+    assert {r["subject_id"]: r["boolean_value"] for r in rows} == {i: i < 3 for i in range(1, 7)}
+
+
+def test_times_that_count_from_admission_have_their_origin(tmp_path):
+    (tmp_path / "e.csv").write_text("subject_id,time,code,numeric_value\n1,5,A,1\n")
+    with pytest.raises(InputError, match="--origin A: times of this input count from the admissio"):
+        ingest(
+            "table",
+            tmp_path / "e.csv",
+            tmp_path / "out",
+            origin="A",
+            options={"time_unit": "hours"},
+            cpus=1,
+        )

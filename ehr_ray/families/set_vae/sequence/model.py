@@ -139,7 +139,7 @@ class SeqSetVAE(nn.Module):
         last = minute.gather(1, batch["num_sets"].unsqueeze(1) - 1)
         place = torch.arange(steps + 1, device=mu.device)
         minute = torch.where(place < batch["num_sets"].unsqueeze(1), minute, last)
-        gap = minute.diff(dim=1, prepend=minute[:, :1]).clamp(min=0)
+        gap = minute.diff(dim=1, prepend=minute[:, :1]).float().clamp(min=0)
         found: Steps = self.prior(
             grid.index_put(at, mu), grid.index_put(at, logvar), gap, minute, self.product
         )

@@ -82,8 +82,9 @@ def quarters(values: Tensor, batch: Batch) -> Tensor:
     quarter is 0.
     """
     sizes, patient = batch["num_sets"], batch["patient"]
-    end = batch["minute"][sizes.cumsum(0) - 1].clamp(min=1)
-    quarter = (batch["minute"] / end[patient] * QUARTERS).long().clamp(0, QUARTERS - 1)
+    minute = batch["minute"].float()
+    end = minute[sizes.cumsum(0) - 1].clamp(min=1)
+    quarter = (minute / end[patient] * QUARTERS).long().clamp(0, QUARTERS - 1)
     cell = patient * QUARTERS + quarter
     cells = len(sizes) * QUARTERS
     total = values.new_zeros(cells, values.shape[1]).index_add(0, cell, values)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ehr_ray.families.set_vae.sequence.config import SeqSetVAEConfig
-from ehr_ray.nn.transformer import Block
+from ehr_ray.nn.transformer import Block, wave_angles
 
 Product = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 """(mu_q, logvar_q, mu_p, logvar_p, gap) to the posterior's mean and log-variance."""
@@ -49,8 +49,8 @@ class Clock(nn.Module):
 
     def forward(self, gap: Tensor, minute: Tensor) -> Tensor:
         """Return [B, S, W] of minutes since the set before and since the origin, both [B, S]."""
-        angle = 2 * torch.pi * minute.unsqueeze(-1) / self.period
-        waves = [angle.sin(), angle.cos(), torch.log1p(minute / 60).unsqueeze(-1)]
+        angle = wave_angles(minute, self.period)
+        waves = [angle.sin(), angle.cos(), torch.log1p(minute.float() / 60).unsqueeze(-1)]
         bucket = torch.bucketize(gap.contiguous(), self.edges, right=True)
         expected: Tensor = self.gap(bucket) + self.elapsed(torch.cat(waves, -1))
         return expected

@@ -6,7 +6,7 @@ import pytest
 
 from ehr_ray.errors import InputError
 from ehr_ray.sources.building.shards import SUBJECTS
-from ehr_ray.sources.parsing.labels import label_rows, resolve
+from ehr_ray.sources.parsing.labels import LeftOut, label_rows, resolve
 
 T = [datetime(2020, 1, day) for day in range(1, 9)]
 SUBJECTS_TABLE = pa.table(
@@ -29,26 +29,27 @@ def test_time_is_given_or_counted_from_the_origin_or_the_last_event():
         label_rows(ids(1), [True], 24 * 60.0),
         label_rows(ids(2), [False]),
     ]
-    table, missing = resolve("t", pieces, SUBJECTS_TABLE)
+    table, left_out = resolve("t", pieces, SUBJECTS_TABLE)
     assert rows_of(table) == [(1, T[1], True), (2, T[5], False), (2, T[7], True)]
-    assert missing == 0
+    assert left_out == LeftOut()
 
 
 def test_labels_of_strangers_and_of_untimed_subjects_are_counted():
-    table, missing = resolve("t", [label_rows(ids(0, 1, 3, 9), [True] * 4)], SUBJECTS_TABLE)
+    table, left_out = resolve("t", [label_rows(ids(0, 1, 3, 9), [True] * 4)], SUBJECTS_TABLE)
     assert rows_of(table) == [(1, T[4], True)]
-    assert missing == 3
+    assert left_out == LeftOut(without_subject=3)
 
 
-def test_unknown_values_give_no_label():
-    table, missing = resolve("t", [label_rows(ids(1, 2), [None, True])], SUBJECTS_TABLE)
+def test_unknown_values_give_no_label_and_are_counted():
+    table, left_out = resolve("t", [label_rows(ids(1, 2), [None, True])], SUBJECTS_TABLE)
     assert rows_of(table) == [(2, T[5], True)]
-    assert missing == 0
+    assert left_out == LeftOut(unknown=1)
 
 
-def test_repeats_are_merged_and_contradictions_refused():
+def test_repeats_are_counted_and_contradictions_refused():
     same = [label_rows(ids(1, 1), [True, True]), label_rows(ids(1), [True])]
-    assert len(resolve("t", same, SUBJECTS_TABLE)[0]) == 1
+    table, left_out = resolve("t", same, SUBJECTS_TABLE)
+    assert (len(table), left_out) == (1, LeftOut(repeated=2))
     with pytest.raises(InputError, match="task t: two values of one subject at one time, 1 times"):
         resolve("t", [*same, label_rows(ids(1), [False])], SUBJECTS_TABLE)
 
@@ -61,4 +62,6 @@ def test_two_types_of_value_in_one_task_are_refused():
 
 def test_no_labels_at_all():
     assert len(resolve("t", [label_rows(ids(), [])], SUBJECTS_TABLE)[0]) == 0
-    assert resolve("t", [label_rows(ids(1), [True])], SUBJECTS.empty_table())[1] == 1
+    assert (
+        resolve("t", [label_rows(ids(1), [True])], SUBJECTS.empty_table())[1].without_subject == 1
+    )

@@ -1,0 +1,109 @@
+"""A cohort as models use it: checked once, with codes and statistics fitted on its train split."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ehr_ray.errors import InputError
+from ehr_ray.events.patients import splits_of
+from ehr_ray.events.schema import is_origin, parse_origin
+from ehr_ray.events.vocabulary import (
+    Vocabulary,
+    described,
+    fit_codes,
+    is_fitted,
+    origin_of,
+    with_origin,
+)
+from ehr_ray.runtime.data.tasks import Say
+from ehr_ray.sources.dataset_check import SPLITS_FILE, check_dataset, is_ours
+from ehr_ray.storage import files
+from ehr_ray.storage.paths import absolute
+
+CODES = Path("metadata") / "codes.parquet"
+
+
+def check_cohort(cohort: Path, cache: Path | None = None, say: Say = lambda _: None) -> None:
+    """Check a dataset that ingest did not write; see `check_dataset` for what is refused.
+
+    What was found is kept under `cache`, and told again from there until a file changes.
+    """
+    shards = splits_of(cohort)
+    if is_ours(cohort, shards):
+        return
+    kept = None if cache is None else cache / f"checked-{_digest(cohort, SPLITS_FILE)}.json"
+    if kept is not None and kept.is_file():
+        lines = json.loads(kept.read_text())
+    else:
+        lines = check_dataset(cohort, shards)
+        if kept is not None:
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            files.write_text(kept, json.dumps(lines))
+    for line in lines:
+        say(line)
+
+
+def codes_table(cohort: Path, cache: Path | None = None) -> pa.Table:
+    """Return the cohort's codes with train statistics: those of ingest, else fitted here.
+
+    Statistics of another maker are not believed, as nobody says what they were fitted on. What is
+    fitted here is kept under `cache` until a file changes.
+    """
+    path = Path(cohort) / CODES
+    said = files.read_parquet(path, remedy="ingest the cohort again") if path.is_file() else None
+    if said is not None and is_fitted(said):
+        return said
+    kept = None if cache is None else cache / f"codes-{_digest(cohort, CODES)}.parquet"
+    if kept is not None and kept.is_file():
+        return files.read_parquet(kept, remedy="remove it, and it is made again")
+    shards = splits_of(cohort)
+    other = [path for split, paths in shards.items() if split != "train" for path in paths]
+    table = fit_codes(shards.get("train", []), other)
+    if said is not None and "code" in said.column_names:
+        table = with_origin(described(table, said), origin_of(said))
+    if kept is not None:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        files.write_parquet(table, kept)
+    return table
+
+
+def vocabulary_of(
+    cohort: Path,
+    min_count: int,
+    *,
+    origin: Sequence[str] | None = None,
+    cache: Path | None = None,
+) -> Vocabulary:
+    """Return the codes a model may know: those seen often enough in train.
+
+    `origin` are the codes of the time origin (`data.origin`), which must be there; None: those the
+    cohort names, else the usual.
+    """
+    table = codes_table(cohort, cache)
+    if origin is not None:
+        origin = parse_origin(",".join(origin), "data.origin")
+        if not any(is_origin(code, origin) for code in table["code"].to_pylist()):
+            raise InputError(f"data.origin={list(origin)}: no such code in {cohort}; check it")
+    return Vocabulary.from_table(table, min_count=max(1, min_count), origin=origin)
+
+
+def named_origin(cohort: Path) -> tuple[str, ...] | None:
+    """Return the origin codes that a cohort was ingested with, None where it names none."""
+    path = Path(cohort) / CODES
+    if not path.is_file():
+        return None
+    with files.reads(path, "ingest the cohort again"):
+        origin = origin_of(pq.read_schema(path).empty_table())
+    return origin if origin != Vocabulary.origin else None
+
+
+def _digest(cohort: Path, table: Path) -> str:
+    """Return a hash of the names, sizes and times of the shards and of a table beside them."""
+    paths = [path for found in splits_of(cohort).values() for path in found]
+    paths += [Path(cohort) / table] if (Path(cohort) / table).is_file() else []
+    manifest = [(absolute(p), p.stat().st_size, p.stat().st_mtime_ns) for p in paths]
+    return hashlib.sha256(json.dumps(manifest).encode()).hexdigest()[:16]

@@ -1,0 +1,95 @@
+"""What stands beside the shards: codes, labels, and lines on how the subjects were divided."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ehr_ray.errors import InputError
+from ehr_ray.events.schema import ORIGIN_CODES, is_origin
+from ehr_ray.events.vocabulary import described, fit_codes, with_origin
+from ehr_ray.sources.building.shards import Shard
+from ehr_ray.sources.building.staging import Plan, part_labels, side_table, undivided
+from ehr_ray.sources.parsing.labels import resolve
+from ehr_ray.sources.parsing.split_table import read_splits
+from ehr_ray.sources.source import Source
+from ehr_ray.storage import files
+
+
+@dataclass(frozen=True)
+class TaskSummary:
+    """Labels of one task: how many, and the mean of their values (None unless boolean or float).
+
+    `unknown` rows had no answer, `repeated` ones said what another row says.
+    """
+
+    labels: int
+    mean: float | None
+    unknown: int = 0
+    repeated: int = 0
+
+    def __str__(self) -> str:
+        """Return what the screen says of it."""
+        parts = [f"{self.labels:,} labels"]
+        parts += [] if self.mean is None else [f"mean {self.mean:.3f}"]
+        parts += [f"{self.unknown:,} rows without an answer"] if self.unknown else []
+        parts += [f"{self.repeated:,} rows that repeat another"] if self.repeated else []
+        return ", ".join(parts)
+
+
+def division_notes(plan: Plan, parts: list[Path], subjects: npt.NDArray[np.int64]) -> Iterator[str]:
+    """Yield what is to be said of how the subjects were divided."""
+    if left_out := undivided(parts):
+        shares = ", ".join(f"{share:g}" for share in plan.policy.fractions)
+        yield f"{left_out:,} subjects have no split in the source: divided by hash, {shares}"
+    if plan.policy.file is not None and not plan.policy.keep_source:
+        table = read_splits(str(plan.policy.file))
+        if table.renamed:
+            names = ", ".join(f"{name} -> {ours}" for name, ours in sorted(table.renamed.items()))
+            yield f"--splits {plan.policy.file}: {names}"
+        absent = len(np.setdiff1d(table.subject_id, subjects))
+        if absent:
+            yield f"--splits {plan.policy.file}: {absent:,} of its subjects are not in the input"
+
+
+def fitted_codes(plan: Plan, source: Source, shards: list[Shard], parts: list[Path]) -> pa.Table:
+    """Return the fitted codes with what source and input say about them."""
+    train = [shard.path(plan) for shard in shards if shard.split == "train"]
+    table = fit_codes(train, [shard.path(plan) for shard in shards if shard.split != "train"])
+    known = {"ADMISSION": "Start of the stay", **source.descriptions}
+    said = [pa.table({"code": list(known), "description": list(known.values())})]
+    said += [found for part in parts if (found := side_table(part, "codes")) is not None]
+    table = described(table, pa.concat_tables(said, promote_options="default"))
+    if plan.origin != ORIGIN_CODES and not any(
+        is_origin(code, plan.origin) for code in table["code"].to_pylist()
+    ):
+        raise InputError(
+            f"--origin {','.join(plan.origin)}: no event of the input has such a code; check it"
+        )
+    return with_origin(table, plan.origin)
+
+
+def write_labels(
+    parts: list[Path], subjects: pa.Table, cohort: Path
+) -> tuple[dict[str, TaskSummary], int]:
+    """Write the label files; return what they hold, and how many rows had no such subject."""
+    pieces: dict[str, list[pa.Table]] = {}
+    for part in parts:
+        for task, table in part_labels(part).items():
+            pieces.setdefault(task, []).append(table)
+    summaries, orphans = {}, 0
+    for task in sorted(pieces):
+        table, left_out = resolve(task, pieces[task], subjects)
+        orphans += left_out.without_subject
+        if len(table):
+            (cohort / "labels").mkdir(exist_ok=True)
+            files.write_parquet(table, cohort / "labels" / f"{task}.parquet")
+        value = table.column(2)
+        numeric = table.column_names[2] in ("boolean_value", "float_value")
+        mean = pc.mean(value).as_py() if numeric else None
+        summaries[task] = TaskSummary(len(table), mean, left_out.unknown, left_out.repeated)
+    return summaries, orphans

@@ -1,0 +1,182 @@
+"""Labels from a CSV or Parquet table: an id column, truth columns, and perhaps prediction times."""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from ehr_ray.errors import InputError
+from ehr_ray.events.truth import NOT_KNOWN, read_truth, truth_of
+from ehr_ray.sources.parsing.cells import Mask, Times
+from ehr_ray.sources.parsing.csv_files import csv_columns, read_csv
+from ehr_ray.sources.parsing.identifiers import subject_ids
+from ehr_ray.sources.parsing.labels import label_rows
+from ehr_ray.sources.parsing.parquet_files import READ_ERRORS
+from ehr_ray.sources.parsing.quarantine import Rejects
+from ehr_ray.sources.source import Chunk, Unit
+from ehr_ray.storage import files
+
+PARQUET: Final = ".parquet"
+
+PLAIN_COLUMNS: Final = ("ts_id", "recordid", "id")
+SUBJECT_COLUMNS: Final = ("subject_id", "patient_id", "person_id")
+STAY_COLUMNS: Final = ("stay_id", "icustay_id", "hadm_id", "visit_id", "encounter_id")
+"""Names, in lower case, that id columns have in label tables: of anything, a person, a stay."""
+
+LABELS_HELP: Final = (
+    "CSV or Parquet with an id column and one of truth values (0/1, true/false; blank = unknown); "
+    "a column prediction_time or time says when, and a subject may have several rows"
+)
+COLUMNS_HELP: Final = "its task columns, by comma (needed unless one alone holds truth values)"
+MINUTE_HELP: Final = (
+    "prediction time, minutes after admission, where the table has none (unless given: the last "
+    "event)"
+)
+
+ReadTime = Callable[[pa.ChunkedArray, str], tuple[Times, Mask]]
+
+
+@dataclass(frozen=True)
+class LabelOptions:
+    """How a source reads a label table.
+
+    Args:
+        id_column: the column of the ids that the events have.
+        default_id: what `id_column` is unless the user names one.
+        stays: whether an id may be one of a stay, where no column is named.
+        time_columns: names of the column of prediction times, the first that is there counts.
+        read_time: column and name -> times, and a mask of cells that are none.
+        tasks: columns of truth values, by comma; None: the only one there is.
+        minute: prediction time in minutes after the origin; None: the last event.
+    """
+
+    id_column: str
+    default_id: str
+    stays: bool
+    time_columns: tuple[str, ...]
+    read_time: ReadTime
+    tasks: str | None = None
+    minute: float | None = None
+
+
+def labels_unit(path: Path) -> Unit:
+    """Return the unit that reads a label table; raises `InputError` where there is none."""
+    if not path.is_file():
+        raise InputError(f"--labels {path}: no such file; check the path")
+    return Unit(str(path.absolute().parent), (path.name,), "labels")
+
+
+def read_labels(unit: Unit, options: LabelOptions) -> Iterator[Chunk]:
+    """Yield the labels of a table, one of each row and task; a blank answer is unknown.
+
+    A row without an id is refused. Raises `InputError` by file, row, column and value for an answer
+    that is no truth value and a time that is none, and where it is not clear what is what.
+    """
+    name = unit.files[0]
+    table, lines, refused = _read(os.path.join(unit.root, name), unit)
+    key = _id_column(name, table.column_names, options)
+    ids, blank, _ = subject_ids(table[key])
+    rejects = Rejects()
+    rejects.rows(blank, lambda i: (name, int(lines[i])), lambda _: f"{key} is blank")
+    time = next((c for c in options.time_columns if c in table.column_names and c != key), None)
+    times = None if time is None else _times(name, time, table, lines, options)
+    labels = {}
+    for task in _tasks(name, table, {key, time}, options.tasks):
+        truth = read_truth(table[task], name, task, lines)[~blank]
+        values = pa.array(truth > 0, mask=truth == NOT_KNOWN)
+        given = None if times is None else pa.array(times[~blank])
+        labels[task] = label_rows(ids[~blank], values, options.minute, times=given)
+    yield Chunk(
+        labels=labels,
+        rejects=pa.concat_tables([*refused, rejects.table()]),
+        rows_read=len(table) + sum(map(len, refused)),
+        files_read=1,
+    )
+
+
+def _read(path: str, unit: Unit) -> tuple[pa.Table, npt.NDArray[np.int64], list[pa.Table]]:
+    """Return (table, the row of the file each row stands in, malformed rows)."""
+    try:
+        if path.endswith(PARQUET):
+            table = files.open_parquet(path).read()
+            return table, np.arange(1, len(table) + 1), []
+        pieces = list(read_csv(unit.root, unit.files[0], csv_columns(path)))
+    except READ_ERRORS as error:
+        raise InputError(f"--labels {path}: not a readable table ({error})") from None
+    table = pa.concat_tables([piece for piece, _, _ in pieces]).combine_chunks()
+    lines = np.concatenate([lines for _, lines, _ in pieces])
+    return table, lines, [rejects.table() for _, _, rejects in pieces]
+
+
+def _id_column(name: str, columns: Sequence[str], options: LabelOptions) -> str:
+    """Return the column that labels are joined by."""
+    if options.id_column in columns:
+        return options.id_column
+    found = [column for column in columns if _is_id(column)]
+    fits = PLAIN_COLUMNS
+    if options.id_column == options.default_id:  # nobody has named one
+        fits += SUBJECT_COLUMNS + (STAY_COLUMNS if options.stays else ())
+    if len(found) != 1 or found[0].lower() not in fits:
+        has = f"it has {', '.join(found) if len(found) > 1 else ', '.join(columns)}"
+        raise InputError(
+            f"--labels {name}: no column {options.id_column}, by which labels are joined with "
+            f"events; {has}: name one by --id-column, or rename it"
+        )
+    return found[0]
+
+
+def _is_id(column: str) -> bool:
+    return column.lower() in PLAIN_COLUMNS + SUBJECT_COLUMNS + STAY_COLUMNS
+
+
+def _times(
+    name: str,
+    column: str,
+    table: pa.Table,
+    lines: npt.NDArray[np.int64],
+    options: LabelOptions,
+) -> Times:
+    if options.minute is not None:
+        raise InputError(f"--label-minute {options.minute:g}: {name} has {column}; drop one")
+    times, bad = options.read_time(table[column], column)
+    bad = bad | np.isnat(times)
+    if bad.any():
+        row = int(np.argmax(bad))
+        raise InputError(
+            f"--labels {name}: row {lines[row]}, column {column}: no time, as in "
+            f"{int(bad.sum()):,} rows; write times as those of the events are written"
+        )
+    return times
+
+
+def _tasks(name: str, table: pa.Table, taken: set[str | None], columns: str | None) -> list[str]:
+    candidates = [column for column in table.column_names if column not in taken]
+    if columns is not None:
+        wanted = [column.strip() for column in columns.split(",")]
+        for column in wanted:
+            if column not in candidates:
+                raise InputError(f"--label-columns {column}: {name} has {', '.join(candidates)}")
+        return wanted
+    found = []
+    for column in candidates:
+        if _is_id(column):
+            continue
+        truth = truth_of(table[column])
+        if 2 * np.sum(truth >= 0) > np.sum(truth != NOT_KNOWN):
+            found.append(column)
+    if not found:
+        raise InputError(
+            f"--labels {name}: no column of truth values (0/1, true/false) beside "
+            f"{', '.join(filter(None, taken))}; its columns are {', '.join(table.column_names)}"
+        )
+    if len(found) > 1:
+        raise InputError(
+            f"--labels {name}: {', '.join(found)} hold truth values; name the tasks by "
+            "--label-columns, as not every such column is an outcome"
+        )
+    return found

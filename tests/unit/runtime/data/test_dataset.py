@@ -1,0 +1,86 @@
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from ehr_ray.errors import InputError
+from ehr_ray.events.vocabulary import is_fitted
+from ehr_ray.runtime.data import dataset
+from ehr_ray.runtime.data.dataset import check_cohort, codes_table, named_origin, vocabulary_of
+
+MINUTE = 60_000_000
+
+
+def write(root, split, rows):
+    """Rows are (subject, minute, code, value)."""
+    subject, minute, code, value = zip(*rows, strict=True)
+    table = {
+        "subject_id": pa.array(subject, pa.int64()),
+        "time": pa.array([m * MINUTE for m in minute], pa.timestamp("us")),
+        "code": pa.array(code),
+        "numeric_value": pa.array(value, pa.float64()),
+    }
+    path = root / "data" / split / "0.parquet"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(table), path)
+
+
+@pytest.fixture
+def others(tmp_path):
+    """A dataset of another maker, with statistics that are not those of its train split."""
+    rows = [(i, m, "LAB", 4.0 + m) for i in range(3) for m in (0, 2)]
+    write(tmp_path, "train", [*rows, (7, 0, "LAB", 1e300), (8, 0, "LAB", np.inf)])
+    write(tmp_path, "held_out", [(9, 0, "ENCOUNTER//3", None), (9, 1, "LAB", 100.0)])
+    codes = {
+        "code": ["LAB"],
+        "description": ["a lab"],
+        "parent_codes": [["LOINC/1"]],
+        "count": [1],
+        "mean": [88.0],
+        "std": [0.001],
+    }
+    (tmp_path / "metadata").mkdir()
+    pq.write_table(pa.table(codes), tmp_path / "metadata/codes.parquet")
+    return tmp_path
+
+
+def test_statistics_of_another_maker_are_fitted_anew_and_what_codes_are_is_kept(others):
+    row = next(r for r in codes_table(others).to_pylist() if r["code"] == "LAB")
+    assert (row["count"], row["num_values"], row["mean"], row["std"]) == (8, 6, 5.0, 1.0)
+    assert (row["description"], row["parent_codes"]) == ("a lab", ["LOINC/1"])
+
+
+def test_statistics_of_our_own_ingest_are_believed(synthetic_cohort, monkeypatch):
+    monkeypatch.setattr(dataset, "fit_codes", None)
+    assert is_fitted(codes_table(synthetic_cohort))
+
+
+def test_what_is_fitted_is_kept_until_a_file_changes(others, tmp_path_factory, monkeypatch):
+    cache = tmp_path_factory.mktemp("cache")
+    first = codes_table(others, cache)
+    with monkeypatch.context() as patch:
+        patch.setattr(dataset, "fit_codes", None)
+        assert codes_table(others, cache).equals(first)
+    write(others, "train", [(1, 0, "LAB", 3.0)])
+    assert codes_table(others, cache)["count"].to_pylist() == [0, 1]
+
+
+def test_a_check_is_made_once_and_told_each_time(others, tmp_path_factory, monkeypatch):
+    cache, told = tmp_path_factory.mktemp("cache"), []
+    table = pa.table({"subject_id": [0], "split": ["train"]})
+    pq.write_table(table, others / "metadata/subject_splits.parquet")
+    check_cohort(others, cache, told.append)
+    monkeypatch.setattr(dataset, "check_dataset", None)
+    check_cohort(others, cache, told.append)
+    assert told == [told[0]] * 2
+    assert told[0].startswith("5 of 6 subjects have no row")
+
+
+def test_the_origin_of_a_dataset_as_it_stands_is_configured(others):
+    vocabulary = vocabulary_of(others, 0, origin=("ENCOUNTER",))
+    assert (vocabulary.origin, vocabulary.codes) == (("ENCOUNTER",), ("LAB",))
+    assert named_origin(others) is None
+    with pytest.raises(InputError, match=r"data\.origin=\['STAY'\]: no such code"):
+        vocabulary_of(others, 0, origin=("STAY",))
+    with pytest.raises(InputError, match=r"data\.origin MEDS_BIRTH: a birth is no time origin"):
+        vocabulary_of(others, 0, origin=("MEDS_BIRTH",))
