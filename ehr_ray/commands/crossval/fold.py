@@ -105,6 +105,7 @@ def _trained(job: FoldJob, cohort: Path) -> Iterator[pd.DataFrame]:
             logits = torch.stack([outputs[name] for name in names], 1)
             yield _rows(job, job.name, part, batches, split, torch.sigmoid(logits).numpy())
     if job.name == MODEL:
+        assert predictor.model is not None
         with torch.inference_mode():
             for missing in range(1, 5):
                 # Every member is without the same ones, so averaging them brings nothing back.

@@ -118,7 +118,7 @@ def _id_column(name: str, columns: Sequence[str], options: LabelOptions) -> str:
     if options.id_column in columns:
         return options.id_column
     found = [column for column in columns if _is_id(column)]
-    fits = PLAIN_COLUMNS
+    fits: tuple[str, ...] = PLAIN_COLUMNS
     if options.id_column == options.default_id:  # nobody has named one
         fits += SUBJECT_COLUMNS + (STAY_COLUMNS if options.stays else ())
     if len(found) != 1 or found[0].lower() not in fits:
