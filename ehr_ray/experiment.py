@@ -15,6 +15,7 @@ import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 
 from ehr_ray.config.cluster import ClusterConfig
+from ehr_ray.config.crossval import CrossvalConfig
 from ehr_ray.config.locations import Location, Marks, located, marks_of, same_place
 from ehr_ray.config.messages import message, not_finite, not_names, outside, unknown
 from ehr_ray.config.published_keys import translated
@@ -69,6 +70,8 @@ class Experiment:
     the family's search space. `default` keeps the family's domain of a path, null drops one."""
     tune: TuneConfig = field(default_factory=TuneConfig)
     """How `tune` searches; what it varies is `search`."""
+    crossval: CrossvalConfig = field(default_factory=CrossvalConfig)
+    """How `crossval` divides the cohort, and its ablations."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     """Where MLflow writes."""
 

@@ -1,5 +1,6 @@
 """What each verb does: its story is imported from `commands` once its arguments are known."""
 
+import json
 import shlex
 from typing import Any
 
@@ -128,17 +129,22 @@ def tune(args: Arguments, screen: Screen) -> None:
 
 def crossval(args: Arguments, screen: Screen) -> None:
     """Train and judge on folds."""
-    experiment = _experiment(args)
-    from ehr_ray.commands.crossval.command import Plan, crossval
+    from ehr_ray.experiment import load
 
-    plan = Plan(
-        folds=args.folds,
-        repeats=args.repeats,
-        members=args.members,
-        variants=tuple(name for name in args.variants.split(",") if name),
-        variant_repeats=args.variant_repeats,
-    )
-    for line in crossval(experiment, plan, cpus=args.cpus, verbose=args.verbose, say=screen.say):
+    given = {
+        "folds": args.folds,
+        "repeats": args.repeats,
+        "members": args.members,
+        "variant_repeats": args.variant_repeats,
+        "chosen": _listed(args.variants),
+        "tasks": _listed(args.task),
+    }
+    # JSON is YAML in which no name means anything else: `no` stays a text.
+    plan = [f"crossval.{k}={json.dumps(v)}" for k, v in given.items() if v is not None]
+    experiment = load(args.config, [*args.overrides, *plan])
+    from ehr_ray.commands.crossval.command import crossval
+
+    for line in crossval(experiment, cpus=args.cpus, verbose=args.verbose, say=screen.say):
         screen.say(line)
 
 
@@ -191,6 +197,11 @@ def _experiment(args: Arguments) -> Any:
     from ehr_ray.experiment import load
 
     return load(args.config, args.overrides)
+
+
+def _listed(text: str | None) -> list[str] | None:
+    """Return the names of a list with commas; None where nothing was given."""
+    return None if text is None else [name for name in text.split(",") if name]
 
 
 def _phrases(experiment: Any, screen: Screen, verbose: bool) -> None:

@@ -29,6 +29,7 @@ FIXED = (
     "task.name",
     "evaluation.",
     "search",
+    "crossval",
     "tracking.",
     "tune.",
     "cluster.",

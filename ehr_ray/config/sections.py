@@ -109,6 +109,8 @@ class EvaluationConfig:
     """Label file of the cohort to probe for; None takes the only one, or `mortality` of several."""
     after_training: bool = False
     """Whether `train` evaluates held_out once it has ended, as `ehr-ray evaluate RUN` does."""
+    baselines: bool = True
+    """Whether simple baselines are fitted beside the model; they take most of the time."""
     bootstrap: PositiveInt = 1000
     """Resamples of patients behind each 95 % interval."""
     max_patients: PositiveInt = 1000

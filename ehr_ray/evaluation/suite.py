@@ -52,6 +52,12 @@ class SuiteInput:
     """Folder the evaluation writes to; a suite may leave files of its own there."""
     cohort: Path | None = None
     """The cohort that is judged."""
+    home: Path | None = None
+    """The run's own cohort, on which everything is fitted; None where it is gone."""
+    task: str | None = None
+    """The label file that is judged; None: whole patients, without labels."""
+    baselines: bool = True
+    """Whether baselines of the suite's own are asked for too."""
     seed: int = 0
     num_bootstrap: int = 1000
 
@@ -67,6 +73,9 @@ class SuiteResult:
     figures: Mapping[str, Figure] = field(default_factory=dict)
     captions: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     """Title and caption of each figure."""
+    predictions: Mapping[str, Mapping[str, NDArray[np.floating]]] = field(default_factory=dict)
+    """Of the suite's own baselines for the task, by name and split: a probability for each row of
+    the split's samples; of tuning, by models that had not seen the row."""
     lines: tuple[str, ...] = ()
     """What a person should read on the screen."""
     artifacts: tuple[str, ...] = ()
@@ -87,6 +96,7 @@ def merged(results: list[SuiteResult]) -> SuiteResult:
         sections={k: v for r in results for k, v in r.sections.items()},
         figures={k: v for r in results for k, v in r.figures.items()},
         captions={k: v for r in results for k, v in r.captions.items()},
+        predictions={k: v for r in results for k, v in r.predictions.items()},
         lines=tuple(line for r in results for line in r.lines),
         artifacts=tuple(path for r in results for path in r.artifacts),
     )

@@ -88,7 +88,8 @@ def _opened(
     )
     tags = {MLFLOW_PARENT_RUN_ID: parent.run_id} if parent else {}
     run = client.create_run(key, run_name=experiment.name, tags=tags)
-    told = {k: v for k, v in flatten(dump(experiment)) if not k.startswith(("search", "tune."))}
+    other = ("search", "tune.", "crossval.")  # verbs that tell of their own section by `more`
+    told = {k: v for k, v in flatten(dump(experiment)) if not k.startswith(other)}
     told |= more
     params = [Param(_name(name), str(value)[:6000]) for name, value in told.items()]
     for first in range(0, len(params), 100):

@@ -1,5 +1,7 @@
 """`evaluate`: a run's representation measured beside simple baselines, and the report of it."""
 
+import contextlib
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -68,6 +70,8 @@ def evaluate(
     task: str | None = None,
     output: str | Path | None = None,
     address: str | None = None,
+    on_ray: bool = True,
+    pages: bool = True,
     verbose: bool = False,
     say: Say = lambda _: None,
 ) -> list[str]:
@@ -75,12 +79,25 @@ def evaluate(
 
     Probe and baselines are fitted on the train split of the run's own cohort and calibrated on
     its tuning split, whichever cohort is scored; nothing after a prediction time reaches a model.
+
+    Args:
+        run: folder or URI of the run.
+        cohort: another one than the run's own.
+        split: reported on.
+        task: label file of the cohort; `none`: whole patients, without labels.
+        output: folder of the results; the run's own unless given.
+        address: of the Ray to join.
+        on_ray: infer by Ray Data; else in this process, as a task of Ray does.
+        pages: write figures, results and the report beside metrics, predictions and embeddings.
+        verbose: show Ray's own logs.
+        say: gets a line for each step.
     """
     subject = _subject(sync.fetch_run(run), cohort, split, task, output)
+    subject = dataclasses.replace(subject, on_ray=on_ray)
     check_cohort(subject.cohort, subject.experiment.cache, say)
-    with session(address, verbose=verbose):
+    with session(address, verbose=verbose) if on_ray else contextlib.nullcontext():
         scores, found, inputs = _score(subject, say)
-    lines = _write(subject, scores, found, inputs, say)
+    lines = _write(subject, scores, found, inputs, say, pages)
     sync.push(subject.target)
     return lines
 
@@ -168,9 +185,13 @@ def _write(
     task: SuiteResult,
     inputs: EvaluationInputs,
     say: Say,
+    pages: bool,
 ) -> list[str]:
-    """Write metrics, predictions, embeddings, figures and the report; return the summary."""
-    say("writing the report")
+    """Write metrics, predictions, embeddings and, with `pages`, figures and the report.
+
+    Returns the summary.
+    """
+    say("writing the results")
     target, split = subject.target, subject.split
     metrics = dict(scores.metrics) if scores else {}
     judged = inputs.judged
@@ -200,10 +221,12 @@ def _write(
         write_embeddings(target / "embeddings" / f"{name}.parquet", one.samples)
     if scores is not None:
         positive = positive_class(subject.cohort, subject.task)
-        _write_predictions(target / "predictions", scores, written, positive)
-    context = report_context(subject, scores, judged, metrics, latent, embedding, tokens, found)
-    write_results(target, context)
-    report = write_report(target, context)
+        _write_predictions(target / "predictions", scores, written, positive, found)
+    report = None
+    if pages:
+        context = report_context(subject, scores, judged, metrics, latent, embedding, tokens, found)
+        write_results(target, context)
+        report = write_report(target, context)
     if subject.own:
         tracker = Tracker(find_run(subject.run))
         last = checkpoint.saved_progress(subject.run)
@@ -217,11 +240,17 @@ def _write(
 
 
 def _write_predictions(
-    folder: Path, scores: TaskScores, written: Mapping[str, SplitPredictions], positive: str
+    folder: Path,
+    scores: TaskScores,
+    written: Mapping[str, SplitPredictions],
+    positive: str,
+    found: SuiteResult,
 ) -> None:
     """Write the model's to `<split>.parquet`, others' to `baselines/<name>/<split>.parquet`."""
-    for split, probabilities in scores.probabilities.items():
+    for split, by_name in scores.probabilities.items():
         samples = written[split].samples
+        own = {name: rows[split] for name, rows in found.predictions.items() if split in rows}
+        probabilities = {**by_name, **own}
         for name, probability in probabilities.items():
             destination = folder if name == MODEL else folder / "baselines" / name
             write_predictions(
@@ -247,6 +276,9 @@ def _suites(subject: Subject, inputs: EvaluationInputs, say: Say) -> SuiteResult
         vocabulary=subject.loaded.vocabulary,
         target=subject.target,
         cohort=subject.cohort,
+        home=subject.experiment.cohort if subject.experiment.cohort.is_dir() else None,
+        task=subject.task,
+        baselines=subject.experiment.evaluation.baselines,
         seed=subject.experiment.seed,
         num_bootstrap=subject.experiment.evaluation.bootstrap,
     )

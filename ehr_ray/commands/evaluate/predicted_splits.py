@@ -84,7 +84,15 @@ def _embedded(
     if not done.is_file():
         sync.remove(folder)
         cuts = None if labels is None else labels.cuts()
-        predict_shards(shards, folder, request, cuts, say=say, verb=f"embedded {split} shards")
+        predict_shards(
+            shards,
+            folder,
+            request,
+            cuts,
+            on_ray=subject.on_ray,
+            say=say,
+            verb=f"embedded {split} shards",
+        )
         done.touch()
         sync.push(done)
     folders = [folder / f"{index:05d}" for index in range(len(shards))]
@@ -118,11 +126,12 @@ def _request(
         counts = counts * evaluation.baseline_codes(config, subject.loaded.vocabulary)
     codes = select_codes(counts, FEATURE_CODES)
     patients = max(1, sum(_num_subjects(path) for path in shards))
+    beside = labelled and settings.baselines
     share = settings.max_patients / patients
     return Request(
         canonical(folder.absolute()),
-        untrained=labelled,
-        features=tuple(codes.tolist()) if labelled else None,
+        untrained=beside,
+        features=tuple(codes.tolist()) if beside else None,
         diagnose=share if judged else 0.0,
         outputs=share if evaluation.outputs else 0.0,
         own_output=trained_for is None or trained_for.name == subject.task,
@@ -160,9 +169,8 @@ def split_of(predictions: SplitPredictions) -> Split:
         prediction_time=samples["prediction_time"].to_numpy(),
         label=predictions.label,
         embedding=matrix(samples, "embedding"),
-        untrained=matrix(samples, "untrained"),
-        features=matrix(samples, "features"),
         logit=samples["logit"].to_numpy() if "logit" in samples.column_names else None,
+        **{n: matrix(samples, n) for n in ("untrained", "features") if n in samples.column_names},
     )
 
 

@@ -43,6 +43,7 @@ class Subject:
     split: str
     task: str | None
     target: Path
+    on_ray: bool = True
 
     @property
     def experiment(self) -> Experiment:
@@ -185,7 +186,7 @@ def summary(
     scores: TaskScores | None,
     latent: LatentDiagnostics | None,
     metrics: Mapping[str, float],
-    report: Path,
+    report: Path | None,
     notes: list[str],
     found: SuiteResult,
 ) -> list[str]:
@@ -213,8 +214,9 @@ def summary(
             f"{mean:.3f} of the train mean, {last:.3f} of the last value"
         )
     lines += [*found.lines, *(f"undefined: {name}" for name in notes[:3])]
-    lines.append(f"results: {_shown(report.with_name('results.md'))}")
-    lines.append(f"report: {_shown(report)}")
+    if report is not None:
+        lines.append(f"results: {_shown(report.with_name('results.md'))}")
+        lines.append(f"report: {_shown(report)}")
     return lines
 
 

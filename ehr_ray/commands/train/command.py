@@ -31,7 +31,16 @@ from ehr_ray.train import history
 from ehr_ray.train.checkpoint import checkpoint_damage, checkpoint_folder, saved_progress
 from ehr_ray.train.task import family_of
 
-FREE_TO_CHANGE = ("output", "cluster.", "tracking.", "evaluation.", "search", "tune.", "data.cache")
+FREE_TO_CHANGE = (
+    "output",
+    "cluster.",
+    "tracking.",
+    "evaluation.",
+    "search",
+    "crossval",
+    "tune.",
+    "data.cache",
+)
 """Where a run may differ from the one it resumes: none of these changes its numbers. The output is
 where the run was found: one that was moved goes on in its new place."""
 

@@ -7,49 +7,41 @@ import numpy as np
 import pandas as pd
 from scipy.stats import t as student
 
-from ehr_ray.evaluation.markdown import escaped, table_lines
-from ehr_ray.evaluation.metrics.survival import c_index, weighted_scores
+from ehr_ray.evaluation.markdown import table_lines
+from ehr_ray.evaluation.metrics.survival import weighted_scores
 from ehr_ray.evaluation.metrics.thresholds import f1
 from ehr_ray.evaluation.table import Interval
 
-METRICS: Final = ("auroc", "auroc_ipcw", "auprc", "f1", "brier", "c_index")
+METRICS: Final = ("auroc", "auprc", "f1", "brier")
+"""What is measured on the predictions of every model."""
 KEYS: Final = ["model", "outcome", "repeat", "fold"]
-LOWER: Final = frozenset({"brier"})
-"""Metrics of which less is better."""
 
 
 def fold_scores(predictions: pd.DataFrame) -> pd.DataFrame:
-    """Return the metrics of each model, outcome and fold.
+    """Return `METRICS` and the number of rows `n` of each model, outcome and fold.
 
-    Rows of `predictions` are patients of a fold's test part: `KEYS`, `label` (-1 unknown), `days`
-    (NaN not followed), `state`, `probability` of the positive class, `threshold`, `weight`, and
-    `positive_is_event`. Concordance counts all that were followed, the rest those with a label.
+    Rows of `predictions` are those of a fold's test part: `KEYS`, `label` (bool), `probability` of
+    the positive class and the `threshold` from which on it is called positive.
     """
     rows = []
     for key, part in predictions.groupby(KEYS, sort=False):
-        known = part[part["label"] >= 0]
-        y, p = known["label"].to_numpy(), known["probability"].to_numpy()
-        plain = weighted_scores(y, p, np.ones(len(y)))
-        weighted = weighted_scores(y, p, known["weight"].to_numpy())
-        sign = 1 if part["positive_is_event"].iloc[0] else -1
-        risk = sign * part["probability"].to_numpy()
-        found = {
-            "auroc": plain["auroc"],
-            "auroc_ipcw": weighted["auroc"],
-            "auprc": plain["auprc"],
-            "f1": f1(y, p >= known["threshold"].to_numpy()),
-            "brier": plain["brier"],
-            "c_index": c_index(part["days"].to_numpy(), part["state"].to_numpy(), risk),
-        }
-        rows.append(dict(zip(KEYS, key, strict=True)) | found | {"n": len(known)})
-    return pd.DataFrame(rows)
+        y, p = part["label"].to_numpy(), part["probability"].to_numpy()
+        found = weighted_scores(y, p, np.ones(len(y)))
+        found["f1"] = f1(y, p >= part["threshold"].to_numpy())
+        named = {metric: found[metric] for metric in METRICS}
+        rows.append(dict(zip(KEYS, key, strict=True)) | named | {"n": len(part)})
+    return pd.DataFrame(rows, columns=[*KEYS, *METRICS, "n"])
 
 
 def spread(scores: pd.DataFrame) -> pd.DataFrame:
-    """Return mean and standard deviation over folds of each metric, a row a model and outcome."""
-    grouped = scores.groupby(["outcome", "model"], sort=False)[list(METRICS)]
-    table = grouped.agg(["mean", "std"])
-    table.columns = [f"{metric}/{kind}" for metric, kind in table.columns]
+    """Return mean and standard deviation over folds: `outcome, model, metric, mean, std, folds`.
+
+    `scores` has `KEYS` and a column a metric; folds in which one is NaN do not count.
+    """
+    values = scores.drop(columns="n", errors="ignore")
+    long = values.melt(KEYS, var_name="metric").dropna(subset="value")
+    grouped = long.groupby(["outcome", "model", "metric"], sort=False)["value"]
+    table = grouped.agg(mean="mean", std="std", folds="count")
     return table.reset_index()
 
 
@@ -79,8 +71,11 @@ def paired(
 def verdict(
     scores: pd.DataFrame, model: str, others: Sequence[str], outcome: str, test_share: float
 ) -> str:
-    """Return in words whether a model is above the best of others in AUROC."""
+    """Return in words whether a model is above the best of others in AUROC; empty without any."""
     means = scores[scores["outcome"] == outcome].groupby("model")["auroc"].mean()
+    others = [name for name in others if np.isfinite(means.get(name, np.nan))]
+    if not others or not np.isfinite(means.get(model, np.nan)):
+        return ""
     best = max(others, key=lambda name: means[name])
     gap = paired(scores, model, best, outcome, "auroc", test_share)
     if gap.low > 0:
@@ -95,11 +90,32 @@ def verdict(
     )
 
 
-def markdown(table: pd.DataFrame, outcome: str, positive: str, titles: Mapping[str, str]) -> str:
-    """Return the table of an outcome, mean ± standard deviation over folds."""
-    rows = []
-    for _, row in table[table["outcome"] == outcome].iterrows():
-        cells = [f"{row[f'{m}/mean']:.3f} ± {row[f'{m}/std']:.3f}" for m in METRICS]
-        rows.append((titles.get(row["model"], row["model"]), *cells))
-    head = f"**{escaped(outcome)}**, {escaped(positive)}"
-    return f"{head}\n\n{table_lines(('model', *METRICS), rows)}"
+def markdown(table: pd.DataFrame, outcome: str, heading: str, titles: Mapping[str, str]) -> str:
+    """Return the tables of an outcome, mean ± standard deviation over folds.
+
+    Models are rows of the first, with `METRICS` and what else is of the outcome as a whole; they
+    are columns of the second, which has the metrics of parts, as in `imputation/clinical/r2`.
+    """
+    own = table[table["outcome"] == outcome]
+    names = list(dict.fromkeys(own["metric"]))
+    whole, parts = [n for n in names if "/" not in n], [n for n in names if "/" in n]
+    models = list(dict.fromkeys(own["model"]))
+    cell = {
+        (row.model, row.metric): f"{row.mean:.3f} ± {row.std:.3f}"
+        if np.isfinite(row.std)
+        else f"{row.mean:.3f}"
+        for row in own.itertuples()
+    }
+    text = [heading]
+    if whole:
+        rows = [
+            (titles.get(m, m), *(cell.get((m, n), "") for n in whole))
+            for m in models
+            if any((m, n) in cell for n in whole)
+        ]
+        text.append(table_lines(("model", *whole), rows))
+    if parts:
+        shown = [m for m in models if any((m, n) in cell for n in parts)]
+        rows = [(n, *(cell.get((m, n), "") for m in shown)) for n in parts]
+        text.append(table_lines(("measure", *(titles.get(m, m) for m in shown)), rows))
+    return "\n\n".join(text)

@@ -1,14 +1,19 @@
-"""What belongs to HCAT's evaluation: how good imputations are, and outcomes with censoring."""
+"""HCAT's own part of an evaluation: imputations, and outcomes with censoring beside baselines."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from ehr_ray.evaluation.metrics.survival import c_index, weighted_scores
 from ehr_ray.evaluation.suite import SuiteInput, SuiteResult
 from ehr_ray.evaluation.table import Table
+from ehr_ray.evaluation.tasks.verdicts import MODEL, metric_prefix
+from ehr_ray.events.auroc import auroc
 from ehr_ray.events.modalities import MODALITIES
 from ehr_ray.events.outcomes import (
     UNKNOWN,
@@ -20,6 +25,9 @@ from ehr_ray.events.outcomes import (
 )
 from ehr_ray.events.patients import cohort_shards, read_patients
 from ehr_ray.events.vocabulary import Vocabulary
+from ehr_ray.families.hcat.outcome_baselines import TITLES, fit_baselines, read_columns, stacked
+
+Array = NDArray[np.float64]
 
 MICROSECONDS_PER_DAY: Final = 86_400_000_000
 FEWEST: Final = 10
@@ -27,7 +35,7 @@ FEWEST: Final = 10
 
 
 def suite(given: SuiteInput) -> SuiteResult:
-    """Return imputation quality of modalities that are there, and concordance of both outcomes."""
+    """Return imputation quality, and both outcomes with censoring, beside baselines."""
     metrics: dict[str, float] = {}
     sections: dict[str, Table] = {}
     lines: tuple[str, ...] = ()
@@ -41,14 +49,31 @@ def suite(given: SuiteInput) -> SuiteResult:
         sections["Imputation of modalities that are there"] = _imputation_table(found)
         told = ", ".join(f"{name} {one['r2']:.2f}" for name, one in found.items())
         lines += (f"imputation of a modality from the others, R2: {told}",) if told else ()
+    predictions: dict[str, dict[str, Array]] = {}
     if given.cohort is not None:
-        scores = _outcomes(given, given.cohort)
+        truths = _truths(given, given.cohort)
+        fitted = _fitted_baselines(given, given.cohort, truths)
+        scores = {}
+        for name, truth in truths.items():
+            own = 1 / (1 + np.exp(-truth.logit))
+            judged = {n: rows[given.split] for n, rows in fitted.get(name, {}).items()}
+            scores |= {(name, n): truth.scores(p) for n, p in {MODEL: own, **judged}.items()}
         metrics |= {
-            f"{given.split}/{o}/{k}": v for o, one in scores.items() for k, v in one.items()
+            f"{metric_prefix(model, given.split)}/{outcome}/{key}": value
+            for (outcome, model), one in scores.items()
+            for key, value in one.items()
         }
+        predictions = fitted.get(given.task or "", {})
         if scores:
             sections["Outcomes with censoring"] = _outcome_table(scores)
-    return SuiteResult(metrics=metrics, sections=sections, lines=lines)
+        if truths and "thinned" in given.judged.tables:
+            found = _with_modalities_missing(given.judged.tables["thinned"].to_pandas(), truths)
+            metrics |= {
+                f"{given.split}/{outcome}/missing_{missing}/auroc": value
+                for (outcome, missing), value in found.items()
+            }
+            sections["With modalities taken away"] = _missing_table(found)
+    return SuiteResult(metrics=metrics, sections=sections, lines=lines, predictions=predictions)
 
 
 def imputation_quality(tokens: pd.DataFrame) -> dict[str, dict[str, float]]:
@@ -87,8 +112,40 @@ def followed_of(
     return found
 
 
-def _outcomes(given: SuiteInput, cohort: Path) -> dict[str, dict[str, float]]:
-    """Return concordance and weighted scores at the horizon of the judged patients."""
+@dataclass(frozen=True, eq=False)
+class Truth:
+    """What became of the judged rows in one outcome: all [N]."""
+
+    outcome: Outcome
+    logit: Array
+    """The model's own, of the positive class."""
+    days: Array
+    state: NDArray[np.int8]
+
+    @property
+    def label(self) -> NDArray[np.int8]:
+        """1 for the positive class, 0, -1 where unknown."""
+        return labels_at(self.days, self.state, self.outcome)
+
+    def scores(self, probability: Array) -> dict[str, float]:
+        """Return concordance and weighted scores at the horizon of the positive class's risk."""
+        days, state, label = self.days, self.state, self.label
+        curve = censoring(days, state, self.outcome)
+        weight = censoring_weights(days, state, self.outcome, curve)
+        risk = probability if self.outcome.positive == "event" else -probability
+        found = {
+            "followed": float(np.isfinite(days).sum()),
+            "known": float((label != UNKNOWN).sum()),
+            "c_index": c_index(days, state, risk),
+        }
+        if len(np.unique(label[label != UNKNOWN])) > 1:
+            weighted = weighted_scores(label, probability, weight)
+            found |= {f"{k}_ipcw": v for k, v in weighted.items()}
+        return found
+
+
+def _truths(given: SuiteInput, cohort: Path) -> dict[str, Truth]:
+    """Return what became of the judged rows, by outcome; without those nobody was followed for."""
     config, samples, found = given.model, given.judged.samples, {}
     for outcome in config.outcomes:
         name = f"{outcome.name}_logit"
@@ -98,26 +155,67 @@ def _outcomes(given: SuiteInput, cohort: Path) -> dict[str, dict[str, float]]:
         pairs = [known.get(int(s), (np.nan, 0)) for s in samples["subject_id"].to_numpy()]
         days = np.array([d for d, _ in pairs])
         state = np.array([s for _, s in pairs], np.int8)
-        if not np.isfinite(days).any():
-            continue
-        logit = samples[name].to_numpy().astype(np.float64)
-        risk = logit if outcome.positive == "event" else -logit
-        label = labels_at(days, state, outcome)
-        weight = censoring_weights(days, state, outcome, censoring(days, state, outcome))
-        found[outcome.name] = {
-            "followed": float(np.isfinite(days).sum()),
-            "known": float((label != UNKNOWN).sum()),
-            "c_index": c_index(days, state, risk),
-            **{f"{k}_ipcw": v for k, v in _weighted(label, logit, weight).items()},
-        }
+        if np.isfinite(days).any():
+            logit = samples[name].to_numpy().astype(np.float64)
+            found[outcome.name] = Truth(outcome, logit, days, state)
     return found
 
 
-def _weighted(label: Any, logit: Any, weight: Any) -> dict[str, float]:
-    known = label != UNKNOWN
-    if len(np.unique(label[known])) < 2:
+def _fitted_baselines(
+    given: SuiteInput, cohort: Path, truths: Mapping[str, Truth]
+) -> dict[str, dict[str, dict[str, Array]]]:
+    """Return probabilities by outcome, baseline and split: `tuning` and the judged one.
+
+    Baselines are fitted on all of train and tuning whose label is known. What they say of those
+    rows comes from models that had not seen the row. With a task only its outcome has baselines.
+    """
+    names = [o.name for o in given.model.outcomes]
+    wanted = [n for n in truths if given.task not in names or n == given.task]
+    if not given.baselines or given.home is None or not wanted:
         return {}
-    return weighted_scores(label, 1 / (1 + np.exp(-logit)), weight)
+    arguments = (given.model, given.vocabulary)
+    home = {split: read_columns(given.home, split, *arguments) for split in ("train", "tuning")}
+    fit = stacked(list(home.values()))
+    own = cohort.resolve() == given.home.resolve()
+    judged = (
+        home[given.split]
+        if own and given.split in home
+        else read_columns(cohort, given.split, *arguments)
+    )
+    asked = {"tuning": (home["tuning"], given.fit.get("tuning"), True)}
+    asked[given.split] = (judged, given.judged, own)
+    result: dict[str, dict[str, dict[str, Array]]] = {}
+    for name in wanted:
+        label = fit.label[:, names.index(name)]
+        known = label != UNKNOWN
+        fitted = fit_baselines(fit.columns.of(known), label[known], seed=given.seed)
+        for baseline, (predict, unseen) in fitted.items():
+            held = dict(zip(fit.subject_id[known].tolist(), unseen.tolist(), strict=True))
+            by_split = {}
+            for split, (rows, predicted, is_home) in asked.items():
+                if predicted is None:
+                    continue
+                said = dict(zip(rows.subject_id.tolist(), predict(rows.columns), strict=True))
+                said |= {s: p for s, p in held.items() if s in said} if is_home else {}
+                subjects = predicted.samples["subject_id"].to_pylist()
+                by_split[split] = np.array([said[s] for s in subjects])
+            result.setdefault(name, {})[baseline] = by_split
+    return result
+
+
+def _with_modalities_missing(
+    rows: pd.DataFrame, truths: Mapping[str, Truth]
+) -> dict[tuple[str, int], float]:
+    """Return AUROC by outcome and number of modalities taken away from each patient."""
+    found = {}
+    for name, truth in truths.items():
+        for missing, part in rows.groupby("missing"):
+            label = truth.label[part["sample"].to_numpy()]
+            known = label != UNKNOWN
+            logit = part[f"{name}_logit"].to_numpy()
+            if len(np.unique(label[known])) > 1:
+                found[name, int(missing)] = auroc(label[known] > 0, logit[known])
+    return found
 
 
 def _imputation_table(found: dict[str, dict[str, float]]) -> Table:
@@ -131,19 +229,36 @@ def _imputation_table(found: dict[str, dict[str, float]]) -> Table:
     )
 
 
-def _outcome_table(scores: dict[str, dict[str, float]]) -> Table:
+def _outcome_table(scores: Mapping[tuple[str, str], dict[str, float]]) -> Table:
     keys = ("c_index", "auroc_ipcw", "auprc_ipcw", "brier_ipcw")
+    heads = ("C-index", "AUROC, IPCW", "AUPRC, IPCW", "Brier, IPCW")
     return Table(
-        ("outcome", "followed", "known", "C-index", "AUROC, IPCW", "AUPRC, IPCW", "Brier, IPCW"),
+        ("outcome", "", "followed", "known", *heads),
         tuple(
             (
-                name,
+                outcome,
+                TITLES.get(model, "this model"),
                 f"{one['followed']:.0f}",
                 f"{one['known']:.0f}",
                 *(one.get(key, float("nan")) for key in keys),
             )
-            for name, one in scores.items()
+            for (outcome, model), one in scores.items()
         ),
         "Of the patients judged (with a task, those with its label; `--task none`: all). Patients "
-        "known at the horizon stand for those lost before it; uncalibrated probabilities.",
+        "known at the horizon stand for those lost before it; probabilities of the model are as "
+        "its output gives them, without calibration on tuning. Baselines are fitted on all "
+        "patients of train and tuning with a label.",
+    )
+
+
+def _missing_table(found: Mapping[tuple[str, int], float]) -> Table:
+    counts = sorted({missing for _, missing in found})
+    outcomes = list(dict.fromkeys(outcome for outcome, _ in found))
+    return Table(
+        ("outcome", *(f"AUROC, {missing} less" for missing in counts)),
+        tuple(
+            (name, *(found.get((name, missing), float("nan")) for missing in counts))
+            for name in outcomes
+        ),
+        "So many modalities, drawn for each patient, were taken away; one was always left.",
     )

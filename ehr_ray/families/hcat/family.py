@@ -14,6 +14,7 @@ from ehr_ray.families.hcat.predict import (
     predict,
     task_outputs,
     warnings,
+    with_modalities_missing,
 )
 from ehr_ray.families.hcat.text import check_files, phrase_texts
 from ehr_ray.family import Diagnose, Evaluation, Family, Files, Select, Training, Transfer
@@ -46,7 +47,7 @@ FAMILY = Family(
     ),
     evaluation=Evaluation(
         latents=latents,
-        outputs={"imputations": imputations},
+        outputs={"imputations": imputations, "thinned": with_modalities_missing},
         suites=(f"{__package__}.evaluation:suite",),
         task_outputs=task_outputs,
         baseline_codes=baseline_codes,

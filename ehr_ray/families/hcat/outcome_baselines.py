@@ -1,7 +1,8 @@
 """Baselines of an outcome on simple columns: logistic regression, random forest, boosted trees."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -17,13 +18,22 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from ehr_ray.evaluation.tasks.probe import few_threads
+from ehr_ray.events.modalities import MODALITIES
+from ehr_ray.events.patients import cohort_shards, read_patients
+from ehr_ray.events.vocabulary import Vocabulary
+from ehr_ray.families.hcat.config import HCATConfig
+from ehr_ray.families.hcat.data import collate, transform
+from ehr_ray.families.hcat.predict import baseline_codes
+from ehr_ray.families.hcat.tokenizer import Tokenizer
 
 Array = NDArray[np.float64]
+
+CORE: Final = (MODALITIES.index("clinical"), MODALITIES.index("pathological"))
 
 LOGISTIC: Final = "logistic_clinical_pathological"
 TITLES: Final = {
     LOGISTIC: "Logistic regression, clinical + pathological",
-    "logistic": "Logistic regression, all tables",
+    "logistic_tables": "Logistic regression, all tables",
     "forest": "Random forest, all tables",
     "forest_tiles": "Random forest, all tables and tile features (PCA)",
     "trees": "Gradient-boosted trees, all tables",
@@ -44,6 +54,56 @@ class Columns:
     core: Array
     tables: Array
     tiles: Array
+
+    def of(self, rows: NDArray[np.bool_]) -> "Columns":
+        """Return the rows that a mask [N] is true for."""
+        return Columns(self.core[rows], self.tables[rows], self.tiles[rows])
+
+
+@dataclass(frozen=True, eq=False)
+class SplitColumns:
+    """All patients of a split: `subject_id` [N], `columns` of N rows, `label` [N, 2], -1 unknown."""
+
+    subject_id: NDArray[np.int64]
+    columns: Columns
+    label: NDArray[np.int8]
+
+
+def read_columns(
+    cohort: Path, split: str, config: HCATConfig, vocabulary: Vocabulary
+) -> SplitColumns:
+    """Return a split's columns: a code's mean value, NaN where missing, and 0 or 1 for flags."""
+    patients = (p for path in cohort_shards(cohort, split) for p in read_patients(path, vocabulary))
+    batch = collate([transform(patient, config, vocabulary) for patient in patients], config)
+    tokenizer = Tokenizer(config, vocabulary)
+    mean, count, _ = tokenizer.columns(batch)
+    there, layout = (count > 0).numpy(), tokenizer.layout
+    values = np.where(there, mean.numpy(), np.nan).astype(np.float64)
+    values[:, ~layout.valued] = there[:, ~layout.valued]
+    small = baseline_codes(config, vocabulary)
+    feature = np.isin(np.arange(len(vocabulary)), np.concatenate(layout.columns))
+    columns = Columns(
+        values[:, np.isin(layout.modality, CORE) & small],
+        values[:, small],
+        values[:, feature & ~small],
+    )
+    return SplitColumns(
+        batch["subject_id"].numpy(), columns, batch["label"].numpy().astype(np.int8)
+    )
+
+
+def stacked(splits: Sequence[SplitColumns]) -> SplitColumns:
+    """Return splits one after the other."""
+    parts = [s.columns for s in splits]
+    return SplitColumns(
+        np.concatenate([s.subject_id for s in splits]),
+        Columns(
+            np.concatenate([c.core for c in parts]),
+            np.concatenate([c.tables for c in parts]),
+            np.concatenate([c.tiles for c in parts]),
+        ),
+        np.concatenate([s.label for s in splits]),
+    )
 
 
 def fit_baselines(

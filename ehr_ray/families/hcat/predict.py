@@ -14,7 +14,7 @@ from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 from torch import Tensor, nn
 
 from ehr_ray.events.leakage import LIMIT
-from ehr_ray.events.modalities import layout_of
+from ehr_ray.events.modalities import MODALITIES, layout_of
 from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.families.hcat.config import HCATConfig
 from ehr_ray.families.hcat.model import HCAT
@@ -73,6 +73,21 @@ def thinned(model: HCAT, batch: Batch, missing: int, draw: int) -> Tensor:
     rank = chance.masked_fill(~tokens.present, 2.0).argsort(1).argsort(1)
     taken = torch.minimum(torch.full_like(key, missing), tokens.present.sum(1) - 1)
     return model.predict(tokens.only(rank >= taken.unsqueeze(1)))[0].logit
+
+
+def with_modalities_missing(model: HCAT, batch: Batch) -> Batch:
+    """Return `thinned` for each number of modalities taken away, an entry a patient and number.
+
+    `patient`, `missing` and `<outcome>_logit`.
+    """
+    size = len(batch["subject_id"])
+    counts = range(1, len(MODALITIES))
+    logits = torch.cat([thinned(model, batch, missing, 0) for missing in counts])
+    return {
+        "patient": torch.arange(size).repeat(len(counts)),
+        "missing": torch.tensor(counts).repeat_interleave(size),
+        **{f"{o.name}_logit": logits[:, i] for i, o in enumerate(model.config.outcomes)},
+    }
 
 
 def mc_dropout(model: HCAT, batch: Batch, samples: int) -> Tensor:
