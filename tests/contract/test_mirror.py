@@ -16,7 +16,6 @@ ELSEWHERE = {
     "commands/benchmark/published_vitals.py": "ray/test_benchmark.py",
     "commands/benchmark/scaling.py": "ray/test_benchmark.py",
     "commands/benchmark/search.py": "ray/test_benchmark.py",
-    
     "commands/crossval/fold.py": "ray/test_crossval.py",
     "commands/embed.py": "ray/test_inference.py",
     "commands/evaluate/command.py": "ray/test_inference.py",

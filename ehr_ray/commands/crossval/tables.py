@@ -53,17 +53,17 @@ def all_scores(jobs: Sequence[FoldJob], test: pd.DataFrame) -> pd.DataFrame:
     Those of several members are averaged; outcome "" is of all patients, whatever their label.
     """
     rows = [
-        {"model": model, "outcome": outcome, "repeat": job.repeat, "fold": job.fold}
-        | {"m": m, "v": v}
+        (model, outcome, job.repeat, job.fold, metric, value)
         for job in jobs
-        for model, outcome, m, v in measures(
+        for model, outcome, metric, value in measures(
             json.loads((job.folder / f"{job.key}.json").read_text()), job
         )
     ]
     scores = fold_scores(test)
     if not rows:
         return scores
-    own = pd.DataFrame(rows).pivot_table(index=KEYS, columns="m", values="v", sort=False)
+    long = pd.DataFrame(rows, columns=[*KEYS, "metric", "value"])
+    own = long.pivot_table(index=KEYS, columns="metric", values="value", sort=False)
     return scores.merge(own.reset_index(), on=KEYS, how="outer", sort=False)
 
 

@@ -62,7 +62,7 @@ class Columns:
 
 @dataclass(frozen=True, eq=False)
 class SplitColumns:
-    """All patients of a split: `subject_id` [N], `columns` of N rows, `label` [N, 2], -1 unknown."""
+    """Patients of a split: `subject_id` [N], `columns` of N rows, `label` [N, 2] (-1 unknown)."""
 
     subject_id: NDArray[np.int64]
     columns: Columns

@@ -1,6 +1,7 @@
 """Cross-validation of several families, in this process."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,27 +12,34 @@ import yaml
 from sklearn.metrics import roc_auc_score
 
 from ehr_ray.commands.crossval.command import claim, crossval
-from ehr_ray.commands.ingest import ingest
 from ehr_ray.errors import ConfigError
+from ehr_ray.evaluation.tasks import baselines, downstream
+from ehr_ray.evaluation.tasks.baselines import TreeSettings
 from ehr_ray.experiment import load
+from ehr_ray.families.hcat import evaluation as hcat
+from ehr_ray.families.hcat.outcome_baselines import LOGISTIC
 
 TINY = Path(__file__).parents[4] / "configs" / "tiny"
 QUICK = ("train.max_epochs=1", "cluster.num_workers=0", "crossval.folds=2", "crossval.repeats=1")
 
 
-@pytest.fixture(scope="module")
-def cohort(tmp_path_factory):
-    path = tmp_path_factory.mktemp("cohorts") / "synthetic"
-    ingest("synthetic", None, path, options={"patients": 80}, cpus=1)
-    return path
+@pytest.fixture(scope="module", autouse=True)
+def fewer_trees():
+    """How many trees a baseline has is no matter of these tests."""
+    few = (TreeSettings(0.1, 25, 4, 5, 1.0, 0.5),)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(downstream, "fit_gbm", partial(baselines.fit_gbm, grid=few, num_seeds=1))
+        names = (LOGISTIC, "trees")
+        patch.setattr(hcat, "fit_baselines", partial(hcat.fit_baselines, names=names))
+        yield
 
 
 @pytest.fixture(scope="module")
-def make(cohort, tmp_path_factory):
+def make(synthetic_cohort, tmp_path_factory):
     output = tmp_path_factory.mktemp("runs")
 
     def build(config, *more):
-        fixed = (f"data.cohort={cohort}", f"output={output}", "tracking.experiment=null")
+        fixed = (f"data.cohort={synthetic_cohort}", f"output={output}", "tracking.experiment=null")
         return load(TINY / f"{config}.yaml", [*QUICK, *fixed, *more])
 
     return build
@@ -46,7 +54,7 @@ def probed(make):
     return experiment, crossval(experiment)
 
 
-def test_a_representation_is_judged_by_its_probe_beside_baselines_and_variants(probed, cohort):
+def test_a_representation_is_judged_by_its_probe_beside_baselines_and_variants(probed):
     experiment, lines = probed
     scores = pd.read_csv(experiment.directory / "folds.csv", keep_default_na=False)
     assert {"model", "wide", "gbm", "logistic", "pca", "untrained"} <= set(scores["model"])
@@ -58,7 +66,9 @@ def test_a_representation_is_judged_by_its_probe_beside_baselines_and_variants(p
     assert record["variants"] == {"wide": {"model.latent": 12}}
 
 
-def test_a_score_is_that_of_the_predictions_and_every_patient_is_tested_once(probed, cohort):
+def test_a_score_is_that_of_the_predictions_and_every_patient_is_tested_once(
+    probed, synthetic_cohort
+):
     experiment, _ = probed
     scores = pd.read_csv(experiment.directory / "folds.csv").query("model == 'model'")
     seen = []
@@ -69,7 +79,7 @@ def test_a_score_is_that_of_the_predictions_and_every_patient_is_tested_once(pro
         assert row.auroc == pytest.approx(
             roc_auc_score(told["boolean_value"], told["predicted_boolean_probability"])
         )
-    labels = pq.read_table(cohort / "labels" / "outcome.parquet")
+    labels = pq.read_table(synthetic_cohort / "labels" / "outcome.parquet")
     assert sorted(seen) == sorted(labels["subject_id"].to_pylist())
 
 
@@ -122,15 +132,13 @@ def test_a_model_trained_for_a_task_is_judged_by_its_own_output(make):
     assert {"model", "probe", "gbm"} <= set(scores["model"])
 
 
-def test_a_familys_own_baselines_and_measures_are_found(make, cohort):
+def test_a_familys_own_baselines_and_measures_are_found(make):
     horizons = ("model.survival.horizon_days=1.03", "model.recurrence.horizon_days=1.02")
     experiment = make("hcat", *horizons, "crossval.chosen=[no_imputer]")
     crossval(experiment)
     scores = pd.read_csv(experiment.directory / "folds.csv", keep_default_na=False, na_values=[""])
     whole = scores[scores["outcome"].isna()]
-    assert {"model", "no_imputer", "logistic_clinical_pathological", "forest", "trees"} <= set(
-        whole["model"]
-    )
+    assert {"model", "no_imputer", LOGISTIC, "trees"} <= set(whole["model"])
     assert np.isfinite(whole["next_ph/c_index"]).all()
     own = whole[whole["model"] == "model"]
     assert np.isfinite(own["next_ph/missing_4/auroc"]).all()
