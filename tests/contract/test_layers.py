@@ -24,8 +24,6 @@ FAMILY_NAMES = {
     "ehr_ray/commands/benchmark/search.py": "the config that is measured is data",
     "ehr_ray/commands/benchmark/published_vitals.py": "a published model beside the family's own",
     "ehr_ray/config/published_keys.py": "a published config names no family: its keys tell it",
-    "ehr_ray/commands/crossval/command.py": "ablations and baselines of the family it is for",
-    "ehr_ray/commands/crossval/fold.py": "ablations and baselines of the family it is for",
 }
 """Files outside families/ and registry.py that name a family, and why they may."""
 

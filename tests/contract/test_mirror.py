@@ -16,7 +16,6 @@ ELSEWHERE = {
     "commands/benchmark/published_vitals.py": "ray/test_benchmark.py",
     "commands/benchmark/scaling.py": "ray/test_benchmark.py",
     "commands/benchmark/search.py": "ray/test_benchmark.py",
-    "commands/crossval/fold.py": "ray/test_crossval.py",
     "commands/embed.py": "ray/test_inference.py",
     "commands/evaluate/command.py": "ray/test_inference.py",
     "commands/evaluate/predicted_splits.py": "ray/test_inference.py",
@@ -42,6 +41,8 @@ ELSEWHERE = {
 TOGETHER = {
     "cli/parser.py": "unit/cli/test_main.py",
     "cli/verbs.py": "unit/cli/test_main.py",
+    "commands/crossval/fold.py": "unit/commands/crossval/test_command.py",
+    "config/crossval.py": "unit/commands/crossval/test_plan.py",
     "config/sections.py": "unit/test_experiment.py",
     "config/types.py": "unit/test_experiment.py",
     "evaluation/plotting.py": "unit/evaluation/report/test_figures.py",

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from ehr_ray.cli.main import main
-from ehr_ray.commands.crossval.command import Plan, claim
+from ehr_ray.commands.crossval.command import claim
 from ehr_ray.commands.tune import SEARCH, check_folder
 from ehr_ray.config.yaml_files import read_yaml
 from ehr_ray.errors import ConfigError
@@ -66,12 +66,12 @@ def earlier(folder):
 def test_a_cross_validation_goes_on_from_relative_paths(folder, earlier):
     typed, loaded = earlier
     root = folder / "runs" / loaded.name
-    claim(root, typed, Plan())
-    claim(root, loaded, Plan(repeats=3))
+    claim(root, typed)
+    claim(root, load(TINY / "hcat.yaml", ["crossval.repeats=3"]))
     assert read_yaml(root / "crossval.yaml")["output"] == str(folder / "runs")
-    for other, plan in ((loaded, Plan(folds=3)), (load(TINY / "hcat.yaml", ["seed=9"]), Plan())):
+    for change in ("crossval.folds=3", "seed=9"):
         with pytest.raises(ConfigError, match="holds another cross-validation"):
-            claim(root, other, plan)
+            claim(root, load(TINY / "hcat.yaml", [change]))
 
 
 def test_a_search_goes_on_from_relative_paths(folder, earlier):

@@ -1,14 +1,14 @@
 import numpy as np
 import pandas as pd
 import pytest
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import f1_score, roc_auc_score
 
 from ehr_ray.evaluation.tasks.fold_scores import fold_scores, markdown, paired, spread, verdict
 
 
 @pytest.fixture(scope="module")
 def predictions():
-    """A good and a useless model on four folds of 60; every tenth label is unknown."""
+    """A good and a useless model on four folds of 60."""
     rng, parts = np.random.default_rng(0), []
     for repeat, fold in ((0, 0), (0, 1), (1, 0), (1, 1)):
         label = rng.integers(0, 2, 60)
@@ -20,35 +20,32 @@ def predictions():
                         "outcome": "death",
                         "repeat": repeat,
                         "fold": fold,
-                        "label": np.where(np.arange(60) % 10 == 0, -1, label),
-                        "days": np.where(label, 100.0, 900.0),
-                        "state": label,
-                        "weight": (np.arange(60) % 10 != 0).astype(float),
+                        "label": label > 0,
                         "probability": skill * label + (1 - skill) * rng.random(60),
                         "threshold": 0.5,
-                        "positive_is_event": True,
                     }
                 )
             )
     return pd.concat(parts)
 
 
-def test_scores_are_of_known_rows_and_concordance_of_all(predictions):
+def test_scores_are_of_one_fold_each(predictions):
     scores = fold_scores(predictions)
     assert len(scores) == 8
-    one = predictions[(predictions["model"] == "other") & (predictions["fold"] == 1)]
-    one = one[(one["repeat"] == 1)]
-    known = one[one["label"] >= 0]
-    row = scores[(scores["model"] == "other") & (scores["fold"] == 1) & (scores["repeat"] == 1)]
-    assert row["auroc"].item() == pytest.approx(roc_auc_score(known["label"], known["probability"]))
-    assert row["n"].item() == 54
-    good = scores[scores["model"] == "model"]
-    assert (good["c_index"] > 0.95).all()
+    chosen = "model == 'other' and repeat == 1 and fold == 1"
+    row, rows = scores.query(chosen), predictions.query(chosen)
+    expected = roc_auc_score(rows["label"], rows["probability"])
+    assert row["auroc"].item() == pytest.approx(expected)
+    assert row["f1"].item() == pytest.approx(f1_score(rows["label"], rows["probability"] >= 0.5))
+    assert row["n"].item() == 60
 
 
-def test_the_risk_is_turned_where_the_positive_class_is_to_live(predictions):
-    turned = predictions.assign(positive_is_event=False)
-    assert (fold_scores(turned).query("model == 'model'")["c_index"] < 0.05).all()
+def test_a_fold_of_one_class_has_no_auroc_and_does_not_count_in_the_mean(predictions):
+    first = (predictions["repeat"] == 0) & (predictions["fold"] == 0)
+    scores = fold_scores(predictions.assign(label=predictions["label"] | first))
+    table = spread(scores).set_index(["model", "metric"])
+    assert table.loc[("model", "auroc"), "folds"] == 3
+    assert table.loc[("model", "brier"), "folds"] == 4
 
 
 def test_the_interval_is_wider_than_if_folds_were_independent(predictions):
@@ -62,9 +59,18 @@ def test_the_interval_is_wider_than_if_folds_were_independent(predictions):
 
 def test_the_table_and_the_verdict_name_both(predictions):
     scores = fold_scores(predictions)
-    table = spread(scores)
-    text = markdown(table, "death", "positive: death", {"model": "HCAT"})
+    text = markdown(spread(scores), "death", "**death**", {"model": "HCAT"})
     assert "| HCAT | " in text
     assert "±" in text
-    assert "model" in verdict(scores, "model", ["other"], "death", 0.5)
-    assert "is above the best baseline, other" in verdict(scores, "model", ["other"], "death", 0.5)
+    said = verdict(scores, "model", ["other"], "death", 0.5)
+    assert "is above the best baseline, other" in said
+    assert verdict(scores, "model", [], "death", 0.5) == ""
+
+
+def test_metrics_of_parts_stand_in_a_table_of_their_own(predictions):
+    scores = fold_scores(predictions)
+    scores.loc[scores["model"] == "model", "latent/active"] = [4.0, 5.0, 6.0, 7.0]
+    first, second = markdown(spread(scores), "death", "**death**", {}).split("\n\n")[1:]
+    assert "latent" not in first
+    assert "| latent/active | 5.500 ± 1.291 |" in second
+    assert "other" not in second
