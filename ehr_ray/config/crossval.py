@@ -7,7 +7,7 @@ from pydantic import Field
 
 from ehr_ray.config.types import PositiveInt
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 """Of a variant: it is part of file names."""
 
 

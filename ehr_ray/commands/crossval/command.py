@@ -7,8 +7,8 @@ again. Ablations are overrides, `crossval.variants` of the config.
 
 import contextlib
 import json
+import re
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -103,8 +103,11 @@ def claim(root: Path, experiment: Experiment) -> None:
 
 def _free(change: str) -> bool:
     path, _, said = change.partition(": ")
-    new_variant = path.startswith("crossval.variants.") and said.startswith(("new, {", "gone, "))
-    return new_variant or change.startswith(FREE)
+    # A whole variant, whose name has no dot; within one every change counts.
+    added = re.fullmatch(r"crossval\.variants\.[^.]+", path) and said.startswith(
+        ("new, ", "gone, ")
+    )
+    return bool(added) or change.startswith(FREE)
 
 
 def _run(
@@ -137,15 +140,16 @@ def _conclude(
     experiment: Experiment, jobs: Sequence[FoldJob], root: Path, tracker: Tracker
 ) -> list[str]:
     """Join what the jobs wrote, score it, write the tables and tell MLflow; return the lines."""
-    here = replace(experiment, data=replace(experiment.data, cohort=str(experiment.cohort)))
     test = joined_predictions(jobs)
     scores = all_scores(jobs, test)
     table = spread(scores)
-    text = report(here, jobs, scores, table)
+    text = report(experiment, jobs, scores, table)
     files.write_text(root / "folds.csv", scores.to_csv(index=False))
     files.write_text(root / "crossval.md", text)
-    files.write_text(root / "crossval.json", json.dumps(record(here, jobs, table), indent=1) + "\n")
-    write_fold_predictions(root / "predictions", test, here.cohort)
+    files.write_text(
+        root / "crossval.json", json.dumps(record(experiment, jobs, table), indent=1) + "\n"
+    )
+    write_fold_predictions(root / "predictions", test, experiment.cohort)
     tracker.metrics(tracked_metrics(table))
     tracker.artifacts(root, ARTIFACTS)
     return [*text.splitlines(), f"{root}: crossval.md, folds.csv, predictions/"]

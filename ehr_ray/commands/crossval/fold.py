@@ -36,6 +36,7 @@ def run_fold(job: FoldJob) -> None:
     """
     torch.set_num_threads(1)
     folder = job.folder / f".{job.key}"
+    shutil.rmtree(folder, ignore_errors=True)  # of a job that was killed
     try:
         cohort = sync.fetch(job.experiment.data.cohort)
         fold = write_fold(cohort, read_events(cohort), job.splits, folder / "cohort")

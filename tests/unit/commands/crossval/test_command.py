@@ -119,6 +119,8 @@ def test_repeats_and_variants_may_be_added_and_what_is_done_may_not_be_changed(m
         "crossval.folds=3",
         "crossval.tuning_share=0.3",
         "crossval.variants={wide: {model.latent: 16}}",
+        "crossval.variants={wide: {}}",
+        "crossval.variants={wide: {model.latent: 12, data: {batch_size: 8}}}",
     ):
         with pytest.raises(ConfigError, match="holds another cross-validation"):
             claim(tmp_path, make("set_vae", more, change))

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -7,7 +9,9 @@ from ehr_ray.evaluation.suite import SplitPredictions, SuiteInput
 from ehr_ray.events.outcomes import Outcome
 from ehr_ray.families.hcat.config import HCATConfig
 from ehr_ray.families.hcat.evaluation import followed_of, imputation_quality, suite
+from ehr_ray.families.hcat.outcome_baselines import LOGISTIC, fit_baselines, read_columns, stacked
 
+SOON = Outcome(name="acidosis", event=("pH",), end=("HR",), horizon_days=1.03)
 ACIDOSIS = Outcome(name="acidosis", event=("pH",), end=("HR",), horizon_days=1.2)
 
 
@@ -29,6 +33,62 @@ def test_imputation_is_judged_against_the_mean_and_against_what_it_expected():
     assert found["clinical"]["calibration"] == pytest.approx(1, abs=0.02)
     assert found["clinical"]["rank"] > 0.95
     assert imputation_quality(tokens[:5]) == {}
+
+
+@pytest.fixture
+def given(synthetic_cohort, synthetic_vocabulary, synthetic_patients, tmp_path):
+    """What the suite gets of a model that knows nothing, for a task that is its first outcome."""
+
+    def samples(split):
+        ids = [p.subject_id for p in synthetic_patients[split]][::-1]
+        zeros = np.zeros(len(ids))
+        return pa.table({"subject_id": ids, "acidosis_logit": zeros})
+
+    fit = {split: SplitPredictions(samples(split), {}) for split in ("train", "tuning")}
+    return SuiteInput(
+        split="held_out",
+        judged=SplitPredictions(samples("held_out"), {}),
+        fit=fit,
+        model=HCATConfig(
+            landmark_hours=24,
+            survival=SOON,
+            codes={"clinical": ("Age", "Weight"), "pathological": ("Creatinine", "BUN")},
+        ),
+        vocabulary=synthetic_vocabulary,
+        target=tmp_path,
+        cohort=synthetic_cohort,
+        home=synthetic_cohort,
+        task="acidosis",
+    )
+
+
+def test_baselines_of_an_outcome_are_fitted_on_train_and_tuning_and_told_by_row(given):
+    found = suite(given)
+    assert LOGISTIC in found.predictions
+    train, tuning, judged = (
+        read_columns(given.home, split, given.model, given.vocabulary)
+        for split in ("train", "tuning", "held_out")
+    )
+    fit = stacked([train, tuning])
+    known = fit.label[:, 0] >= 0
+    predict, unseen = fit_baselines(
+        fit.columns.of(known), fit.label[known, 0], seed=0, names=(LOGISTIC,)
+    )[LOGISTIC]
+    told = found.predictions[LOGISTIC]
+    # Rows of the samples are in another order than those of the cohort.
+    np.testing.assert_allclose(told["held_out"], predict(judged.columns)[::-1])
+    held = dict(zip(fit.subject_id[known].tolist(), unseen.tolist(), strict=True))
+    rows = given.fit["tuning"].samples["subject_id"].to_pylist()
+    there = [i for i, subject in enumerate(rows) if subject in held]
+    np.testing.assert_allclose(told["tuning"][there], [held[rows[i]] for i in there])
+    assert f"baseline/{LOGISTIC}/held_out/acidosis/c_index" in found.metrics
+
+
+def test_baselines_are_left_out_where_they_are_not_asked_for_or_the_cohort_is_gone(given):
+    for change in ({"baselines": False}, {"home": None}):
+        found = suite(dataclasses.replace(given, **change))
+        assert found.predictions == {}
+        assert not any(key.startswith("baseline/") for key in found.metrics)
 
 
 def test_the_suite_scores_outcomes_of_the_judged_with_their_censoring(

@@ -14,6 +14,7 @@ from ehr_ray.families.hcat.predict import (
     task_outputs,
     thinned,
     warnings,
+    with_modalities_missing,
 )
 
 
@@ -58,6 +59,15 @@ def test_taking_modalities_away_changes_predictions_and_leaves_one(make_model, b
         found = thinned(model, batch, missing, draw=0)
         assert torch.equal(found, thinned(model, batch, missing, draw=0))
         assert (found[:, 0] - whole).abs().min() > 0
+
+
+def test_every_number_of_missing_modalities_has_an_entry_a_patient(make_model, batch):
+    model = make_model().eval()
+    found = with_modalities_missing(model, batch)
+    assert found["patient"].tolist() == [0, 1, 2, 3] * 4
+    assert found["missing"].tolist() == sorted([1, 2, 3, 4] * 4)
+    three = found["survival_5y_logit"][found["missing"] == 3]
+    torch.testing.assert_close(three, thinned(model, batch, 3, 0)[:, 0])
 
 
 def test_baselines_read_no_long_vectors(make_config, vocabulary, monkeypatch):
