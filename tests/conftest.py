@@ -1,6 +1,18 @@
+import contextlib
+import http.client
+import logging
+import multiprocessing
 import os
+import runpy
+import shutil
+import signal
+import socket
+import tempfile
+import time
 from pathlib import Path
+from urllib.parse import urlsplit
 
+import pyarrow.fs
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -11,7 +23,7 @@ from ehr_ray.config.yaml_files import override, read_yaml
 from ehr_ray.events.blocks import BlockStore, write_block
 from ehr_ray.events.patients import cohort_shards, read_patients
 from ehr_ray.events.vocabulary import Vocabulary
-from ehr_ray.experiment import parse
+from ehr_ray.experiment import parse, to_yaml
 from ehr_ray.registry import get_family
 from ehr_ray.train.loader import Loader
 
@@ -21,28 +33,30 @@ settings.register_profile("untimed", deadline=None)  # a busy machine is no defe
 settings.load_profile("untimed")
 
 CONFIGS = Path(__file__).parents[1] / "configs"
+LONG = ("tests/jobs/", "tests/ray/")
+"""Folders whose tests share a cluster, and take longest."""
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
     """Divide tests among processes (`pytest -n`): those that share a cluster go to one of them.
 
-    `tests/jobs` and `tests/ray` mostly wait, so they run side by side; the rest goes by file, so
-    that what a file trains for its tests is trained once.
+    `tests/jobs` and `tests/ray` take longest, so they begin, side by side; the rest goes by file,
+    to whom has time, so that what a file trains for its tests is trained once.
     """
     from xdist.scheduler import LoadFileScheduling
 
     class ByFile(LoadFileScheduling):
         def _split_scope(self, nodeid):
-            folder = "/".join(nodeid.split("/")[:2])
-            waits = folder in ("tests/jobs", "tests/ray")
-            return folder if waits else super()._split_scope(nodeid)
+            long = [folder for folder in LONG if nodeid.startswith(folder)]
+            return long[0] if long else super()._split_scope(nodeid)
 
     config.option.loadscopereorder = False  # else files of many short tests hold up the long ones
     return ByFile(config, log)
 
 
 def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: not item.nodeid.startswith(LONG))
     for item in items:
         if item.get_closest_marker("slow"):
             item.add_marker(pytest.mark.timeout(0))
@@ -129,3 +143,170 @@ def make_loader(synthetic_patients, synthetic_vocabulary, tmp_path_factory):
         )
 
     return build
+
+
+@pytest.fixture(scope="session")
+def ray_folder():
+    """The folder of a Ray that tests start, with a short path for its sockets, and a store's port.
+
+    An S3 server listens there should a test start it; Ray's workers inherit the address.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="ehr"))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    os.environ |= {
+        "RAY_TMPDIR": str(folder),
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "AWS_ACCESS_KEY_ID": "testing",
+        "AWS_SECRET_ACCESS_KEY": "testing",
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "EHR_RAY_STAGING": str(folder / "staging"),
+    }
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def cluster(ray_folder):
+    """One Ray for all tests of a process."""
+    import ray
+
+    from ehr_ray.runtime.session import session  # most tests need neither
+
+    with session(num_cpus=4):
+        yield
+    assert not ray.is_initialized()
+
+
+@pytest.fixture(scope="session")
+def bucket(ray_folder):
+    """The bucket `hospital` of an S3 server on loopback."""
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    where = urlsplit(os.environ["AWS_ENDPOINT_URL"])
+    server = ThreadedMotoServer(where.hostname, where.port, verbose=False)
+    server.start()
+    store = pyarrow.fs.S3FileSystem(
+        endpoint_override=where.netloc, scheme="http", allow_bucket_creation=True
+    )
+    store.create_dir("hospital")
+    yield store
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def forked():
+    """Run ranks as processes forked from this one, whose imports they have: their exit codes.
+
+    forked(function, folder, world, ...) calls function(folder, rank, world, ...).
+    """
+
+    def run(function, folder, world, *more):
+        context = multiprocessing.get_context("fork")
+        ranks = [
+            context.Process(target=function, args=(folder, rank, world, *more))
+            for rank in range(world)
+        ]
+        for rank in ranks:
+            rank.start()
+        for rank in ranks:
+            rank.join()
+        return [rank.exitcode for rank in ranks]
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def train_ranks(forked, synthetic_vocabulary):
+    """Train with ranks of a gloo group: train_ranks(folder, experiment, loader, world).
+
+    The exit codes are returned; runs and models are left as `unit/train/two_ranks.py` says.
+    """
+    main = runpy.run_path(str(Path(__file__).parent / "unit" / "train" / "two_ranks.py"))["main"]
+
+    def run(folder, experiment, loader, world, last=None):
+        folder.mkdir(exist_ok=True)
+        if not (folder / "experiment.yaml").is_file():
+            (folder / "experiment.yaml").write_text(to_yaml(experiment))
+            pq.write_table(synthetic_vocabulary.to_table(), folder / "vocabulary.parquet")
+            for split in ("train", "tuning"):
+                store = getattr(loader, split)
+                rows = store.rows(range(len(store)))
+                write_block(folder / f"{split}.arrow", rows, chunk=5)
+        return forked(main, folder, world, last)
+
+    return run
+
+
+class MlflowServer:
+    """An MLflow server on loopback that may be killed, frozen and started again.
+
+    It is forked from a process that has imported MLflow's server, which takes far longer than all
+    the rest; that process is started with the first server.
+    """
+
+    def __init__(self, folder):
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self._port = free.getsockname()[1]
+        self.uri, self._log = f"http://127.0.0.1:{self._port}", folder / "server.log"
+        self._code = SERVE.format(folder=folder, log=self._log, port=self._port)
+        self._context, self._process = multiprocessing.get_context("forkserver"), None
+        self._context.set_forkserver_preload(["mlflow.server"])
+
+    def start(self):
+        self._process = self._context.Process(target=exec, args=(self._code,), daemon=True)
+        self._process.start()
+        while not self._answers():
+            assert self._process.is_alive(), self._log.read_text()
+            time.sleep(0.1)
+
+    def _answers(self):
+        """Whether it answers; at the first question it makes its tables, which may take long."""
+        link = http.client.HTTPConnection("127.0.0.1", self._port, timeout=300)
+        with contextlib.suppress(OSError), contextlib.closing(link):
+            link.request("GET", "/api/2.0/mlflow/experiments/get-by-name?experiment_name=Default")
+            return link.getresponse().status == 200
+        return False
+
+    def signal(self, number):
+        os.kill(self._process.pid, number)
+
+    def kill(self):
+        self.signal(signal.SIGKILL)
+        self._process.join()
+
+    @property
+    def running(self):
+        return self._process is not None and self._process.is_alive()
+
+
+SERVE = """
+import os
+log = os.open("{log}", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+os.dup2(log, 1), os.dup2(log, 2)
+from mlflow.server import app, constants
+os.environ[constants.BACKEND_STORE_URI_ENV_VAR] = "sqlite:///{folder}/served.db"
+os.environ[constants.ARTIFACT_ROOT_ENV_VAR] = "mlflow-artifacts:/"
+os.environ[constants.ARTIFACTS_DESTINATION_ENV_VAR] = "{folder}/served"
+os.environ[constants.SERVE_ARTIFACTS_ENV_VAR] = "true"
+app.run("127.0.0.1", {port}, threaded=True)
+"""
+
+
+@pytest.fixture(scope="session")
+def started_server(tmp_path_factory):
+    server = MlflowServer(tmp_path_factory.mktemp("server"))
+    yield server
+    if server.running:
+        server.kill()
+
+
+@pytest.fixture
+def mlflow_server(started_server, monkeypatch):
+    """The one MLflow server of the session, up, and where this process tells its runs."""
+    if not started_server.running:
+        started_server.start()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", started_server.uri)
+    return started_server

@@ -23,6 +23,12 @@ def option(name: str, help: str, **more: Any) -> Option:
 
 RUN = option("run_folder", "folder of a trained run", metavar="RUN", type=location)
 ADDRESS = option("--address", "Ray cluster to join")
+MIN_KNOWN_EVENTS = option(
+    "--min-known-events",
+    "share of another cohort's events whose codes the model must know (default 0.5)",
+    type=float,
+    default=0.5,
+)
 CONFIG = (
     option("config", "YAML of the experiment; see configs/", type=Path),
     option("overrides", "values to change", nargs="*", metavar="a.b=value"),
@@ -93,6 +99,23 @@ VERBS = (
             option("--seed", "of the hash that splits subjects", type=int, default=0),
             option(
                 "--max-rejected", "share of bad rows or files allowed", type=float, default=0.01
+            ),
+            option(
+                "--ranges",
+                "plausible values by code; those outside are left out and counted: none, "
+                "physionet2012, mimic-iv, eicu, or a CSV file of code,low,high,unit (default: the "
+                "source's own, else none)",
+            ),
+            option(
+                "--units",
+                "conversions of units: none, mimic-iv, or a CSV file of "
+                "code,unit,to,factor,offset, for codes that end in //unit (default: the source's "
+                "own, else none)",
+            ),
+            option(
+                "--repeats",
+                "keep or drop exact repeats of a row; they are counted either way (default keep)",
+                default="keep",
             ),
             option("--cpus", "1: this process; more: as Ray Data tasks", type=int),
             add_source_options,
@@ -196,6 +219,7 @@ VERBS = (
                 "label file of the cohort, such as mortality; none: no labels, whole stays",
             ),
             option("--output", "folder of the results", type=location),
+            MIN_KNOWN_EVENTS,
             ADDRESS,
         ),
     ),
@@ -208,6 +232,7 @@ VERBS = (
             RUN,
             option("--cohort", "cohort to embed", type=location, required=True),
             option("--output", "Parquet file to write", type=location, required=True),
+            MIN_KNOWN_EVENTS,
             ADDRESS,
         ),
     ),

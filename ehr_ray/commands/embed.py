@@ -5,14 +5,9 @@ from pathlib import Path
 
 from ehr_ray.errors import InputError
 from ehr_ray.events.patients import splits_of
+from ehr_ray.runtime.data.coverage import MIN_KNOWN, measure_coverage, require_coverage
 from ehr_ray.runtime.data.dataset import check_cohort, named_origin
-from ehr_ray.runtime.inference import (
-    Request,
-    predict_shards,
-    read_tables,
-    require_known_codes,
-    write_embeddings,
-)
+from ehr_ray.runtime.inference import Request, predict_shards, read_tables, write_embeddings
 from ehr_ray.runtime.session import session
 from ehr_ray.storage import files, sync
 from ehr_ray.storage.paths import canonical, local, uri_of
@@ -24,11 +19,16 @@ def embed(
     cohort: str | Path,
     output: str | Path,
     *,
+    min_known_events: float = MIN_KNOWN,
     address: str | None = None,
     verbose: bool = False,
     say: Callable[[str], None] = lambda _: None,
 ) -> int:
-    """Write one row a patient, `subject_id, embedding`, from all of its events; return the rows."""
+    """Write one row a patient, `subject_id, embedding`, from all of its events; return the rows.
+
+    A cohort is refused where the model knows a smaller share of its events than
+    `min_known_events`.
+    """
     folder = checkpoint.checkpoint_folder(sync.fetch_run(run)).absolute()
     cohort = sync.fetch(cohort)
     if not cohort.is_dir():
@@ -36,8 +36,6 @@ def embed(
     shards = [path for paths in splits_of(cohort).values() for path in paths]
     loaded = checkpoint.load(run)
     check_cohort(cohort, loaded.experiment.cache, say)
-    if line := require_known_codes(cohort, loaded.vocabulary, loaded.experiment.cache):
-        say(line)
     home = cohort.resolve() == loaded.experiment.cohort.resolve()
     request = Request(canonical(folder), origin=None if home else named_origin(cohort))
     stored = sync.names_in(output) if uri_of(output) is not None else set()
@@ -50,6 +48,10 @@ def embed(
         scratch.mkdir(parents=True)
     try:
         with session(address, verbose=verbose):
+            coverage = measure_coverage(shards, loaded.vocabulary, on_ray=True, say=say)
+            require_coverage(coverage, min_known_events, cohort)
+            if coverage.unknown:
+                say(coverage.line())
             parts = predict_shards(shards, scratch, request, None, say=say)
         table = read_tables(parts, "samples")
         assert table is not None

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Final, cast, get_args
 
 from ehr_ray.errors import InputError
 from ehr_ray.events.schema import ORIGIN_CODES, RECORD, parse_origin
@@ -21,8 +21,9 @@ from ehr_ray.sources.building.cohort import (
     finished,
     staging,
 )
+from ehr_ray.sources.building.limits import load_limits
 from ehr_ray.sources.building.shards import Shard, gather
-from ehr_ray.sources.building.staging import Plan, scatter
+from ehr_ray.sources.building.staging import Plan, Repeats, scatter
 from ehr_ray.sources.source import Unit, get_source, make_options
 from ehr_ray.sources.splits import parse_splits
 from ehr_ray.storage import files, sync
@@ -42,6 +43,9 @@ def ingest(
     seed: int = 0,
     max_rejected: float = 0.01,
     options: Mapping[str, object] | None = None,
+    ranges: str | None = None,
+    conversions: str | None = None,
+    repeats: str = "keep",
     cpus: int | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> IngestSummary:
@@ -61,6 +65,10 @@ def ingest(
         seed: of the hash that divides subjects.
         max_rejected: share of rows, and of files, that may be bad.
         options: the source's own, by field name or flag, typed or as text.
+        ranges: plausible ranges of values: a shipped table's name, a CSV file, or `none`; None
+            is the source's own.
+        conversions: of units, likewise.
+        repeats: `keep` or `drop` the exact repeats of a row.
         cpus: 1 stays in this process, more starts Ray with that many; None decides by size.
         progress: called with one line whenever a piece of work is done.
 
@@ -78,12 +86,17 @@ def ingest(
     origins = ORIGIN_CODES if origin is None else parse_origin(origin, "--origin")
     if not 0 <= max_rejected <= 1:
         raise InputError(f"--max-rejected {max_rejected}: not a share between 0 and 1")
+    limits = load_limits(ranges or record.limits[0], conversions or record.limits[1])
+    if repeats not in get_args(Repeats):
+        raise InputError(f"--repeats {repeats}: choose from {', '.join(get_args(Repeats))}")
     given = None if input is None else sync.fetch(input)
     given = _existing(given, source, record.needs_input)
     if splits is None:
         policy = replace(policy, file=record.split_table(given))
     units = record.units(given, chosen)
-    print_, size = fingerprint(record, chosen, policy, units, origins)
+    print_, size = fingerprint(
+        record, chosen, policy, units, origins, treatment=(limits.digest, repeats)
+    )
     place, output = canonical(output), local(output).absolute()
     stored = _stored(place)
     done = finished(output, print_)
@@ -102,7 +115,7 @@ def ingest(
         staging(output, print_) as folder,
         session(address, num_cpus=cpus, without="--cpus 1") if on_ray else contextlib.nullcontext(),
     ):
-        plan = Plan(source, chosen, policy, folder, origins)
+        plan = Plan(source, chosen, policy, folder, origins, limits, cast(Repeats, repeats))
         reader = ReadUnit(plan, output)
         run_jobs(
             reader, [*enumerate(units)], on_ray=on_ray, say=progress, verb="read", label=_unit_name

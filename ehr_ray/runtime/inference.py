@@ -10,13 +10,10 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from ehr_ray.errors import InputError
 from ehr_ray.events.features import code_lookup, simple_features
 from ehr_ray.events.patients import Patient, read_patients
 from ehr_ray.events.subgroups import Subgroup, SubgroupReader
-from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.family import Batch
-from ehr_ray.runtime.data.dataset import codes_table
 from ehr_ray.runtime.data.prepared import sampled
 from ehr_ray.runtime.data.tasks import Say, run_shards
 from ehr_ray.storage import files, sync
@@ -265,26 +262,6 @@ def matrix(table: pa.Table, name: str) -> np.ndarray:
     """Return a list column of equal lengths as float32 [rows, width]."""
     column = table[name].combine_chunks()
     return column.values.to_numpy().reshape(len(table), -1)
-
-
-def require_known_codes(
-    cohort: Path, vocabulary: Vocabulary, cache: Path | None = None
-) -> str | None:
-    """Return a line on the codes of a cohort that the model does not know, if there are any.
-
-    Raises InputError if it knows none: all its rows would be alike.
-    """
-    there = Vocabulary.from_table(codes_table(cohort, cache)).codes
-    if there and not set(there) & set(vocabulary.codes):
-        raise InputError(
-            f"{cohort}: the model knows none of its {len(there)} codes (it has {there[0]!r}, the "
-            f"model {vocabulary.codes[0]!r}); map them to the codes of the run's cohort"
-        )
-    new = sorted(set(there) - set(vocabulary.codes))
-    if not new:
-        return None
-    names = ", ".join(new[:3]) + (", ..." if len(new) > 3 else "")
-    return f"{len(new)} of {len(there)} codes of {cohort} are new to the model, left out: {names}"
 
 
 def write_embeddings(path: Path, table: pa.Table) -> None:

@@ -17,11 +17,16 @@ from ehr_ray.errors import InputError
 from ehr_ray.events.labels import label_files, task_name
 from ehr_ray.events.schema import SPLIT_NAMES
 from ehr_ray.events.truth import NOT_KNOWN, read_truth
-from ehr_ray.sources.parsing.cells import texts, timestamps
+from ehr_ray.sources.parsing.cells import texts, timestamps, zones
 from ehr_ray.sources.parsing.identifiers import subject_ids
 from ehr_ray.sources.parsing.labels import VALUE_TYPES, label_rows
-from ehr_ray.sources.parsing.parquet_files import READ_ERRORS, read_row_groups, split_row_groups
-from ehr_ray.sources.parsing.quarantine import Rejects
+from ehr_ray.sources.parsing.parquet_files import (
+    READ_ERRORS,
+    count_rows,
+    read_row_groups,
+    split_row_groups,
+)
+from ehr_ray.sources.parsing.quarantine import NAIVE, ZONED, Rejects
 from ehr_ray.sources.parsing.rows import clean_rows
 from ehr_ray.sources.source import LABEL_VALUES, Chunk, Source, Unit
 from ehr_ray.storage import files
@@ -74,7 +79,11 @@ def read(unit: Unit, options: MedsOptions) -> Iterator[Chunk]:  # noqa: ARG001
             raise
         rejects = Rejects()
         rejects.file(unit.files[0], f"unreadable: {error}")
-        yield Chunk(rejects=rejects.table(), files_read=1)
+        yield Chunk(
+            rejects=rejects.table(),
+            files_read=int(unit.start == 0),
+            lost_rows=count_rows(unit) if unit.kind == "events" else 0,
+        )
     else:
         # A file in several units counts once.
         yield Chunk(files_read=int(unit.start == 0))
@@ -94,10 +103,13 @@ def _events(unit: Unit) -> Iterator[Chunk]:
             place=lambda i, first=first: (unit.files[0], first + i + 1),  # type: ignore[misc]
             rejects=rejects,
         )
+        zoned, naive = zones(table["time"])
+        rejects.change(ZONED, zoned)
+        rejects.change(NAIVE, naive)
         split = pa.array([unit.split], pa.string()).take(pa.array(np.zeros(len(events), np.int64)))
         yield Chunk(
             events=events.append_column("split", split),
-            rejects=rejects.table(),
+            **rejects.tables(),
             rows_read=len(table),
             names=names,
         )

@@ -15,8 +15,9 @@ import pyarrow as pa
 
 from ehr_ray.errors import InputError
 from ehr_ray.events.schema import SPLIT_NAMES
-from ehr_ray.sources.parsing.cells import Mask, Times, numbers, since_epoch
-from ehr_ray.sources.parsing.identifiers import HASHED_FROM, NAMES, subject_id
+from ehr_ray.sources.parsing.cells import Mask, Times, since_epoch
+from ehr_ray.sources.parsing.csv_files import refuse_repeats
+from ehr_ray.sources.parsing.identifiers import NAMES, subject_id
 from ehr_ray.sources.parsing.label_table import (
     COLUMNS_HELP,
     LABELS_HELP,
@@ -26,6 +27,7 @@ from ehr_ray.sources.parsing.label_table import (
     read_labels,
 )
 from ehr_ray.sources.parsing.parquet_files import READ_ERRORS
+from ehr_ray.sources.parsing.quantities import numbers
 from ehr_ray.sources.parsing.quarantine import Rejects
 from ehr_ray.sources.parsing.rows import clean_rows
 from ehr_ray.sources.source import CHUNK_ROWS, FILES_PER_UNIT, Chunk, Source, Unit
@@ -110,6 +112,7 @@ def _label_options(options: PatientParquetOptions) -> LabelOptions:
 
 def _read_patient(path: str) -> pa.Table:
     file = files.open_parquet(path)
+    refuse_repeats(os.path.basename(path), file.schema_arrow.names)
     missing = [name for name in COLUMNS if name not in file.schema_arrow.names]
     if missing:
         raise InputError(f"no column {missing[0]}")
@@ -160,14 +163,13 @@ def _patients(unit: Unit, patients: list[tuple[str, pa.Table]]) -> Chunk:
     if unit.split:
         events = events.append_column("split", pa.repeat(unit.split, len(events)))
     seen = np.unique(of[kept])
-    hashed = [i for i in seen if ids[i] >= HASHED_FROM]
     shown = pa.array([_shown(unit, patients[i][0]) for i in seen], pa.string())
     return Chunk(
         events=events,
-        rejects=rejects.table(),
+        **rejects.tables(),
         rows_read=len(of),
         subjects=pa.table({"subject_id": ids[seen], "file": shown}),
-        names=pa.table([ids[hashed], [names[i] for i in hashed]], schema=NAMES),
+        names=pa.table([ids[seen], [names[i] for i in seen]], schema=NAMES),
     )
 
 

@@ -1,8 +1,7 @@
 """PhysioNet/Computing in Cardiology Challenge 2012: one text file a stay, `Time,Parameter,Value`.
 
-The value -1 means missing in every parameter. No parameter is legitimately -1: all are masses,
-pressures, counts, concentrations or codes, and the few other negative values (Temp -17.8, that is
-0 degrees Fahrenheit) are kept as they stand.
+The value -1, or none, means missing in every parameter: no parameter is legitimately -1, since all
+are masses, pressures, counts, concentrations or codes.
 """
 
 import csv
@@ -20,8 +19,9 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 
 from ehr_ray.errors import InputError
-from ehr_ray.sources.parsing.cells import MAX_FLOAT32, by_unique, events_table, since_epoch
+from ehr_ray.sources.parsing.cells import by_unique, events_table, since_epoch
 from ehr_ray.sources.parsing.labels import label_rows
+from ehr_ray.sources.parsing.quantities import PLAIN, quantities
 from ehr_ray.sources.parsing.quarantine import Rejects
 from ehr_ray.sources.source import FILES_PER_UNIT, Chunk, Source, Unit
 
@@ -37,7 +37,7 @@ CHUNK_BYTES: Final = 8 << 20
 _STAY: Final = re.compile(r"\d+\.txt")
 _OUTCOMES: Final = re.compile(r"Outcomes.*\.txt")
 _ARCHIVE: Final = re.compile(r".*\.(tar\.gz|tgz|tar)")
-_CLOCK: Final = re.compile(rb"(\d{1,3}):([0-5]\d)")
+_CLOCK: Final = re.compile(r"([0-9]{1,3}):([0-5][0-9])")
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def _stays(files: list[tuple[str, bytes]]) -> Chunk:
     events, subjects = rows if rows else (Chunk().events, None)
     return Chunk(
         events=events,
-        rejects=rejects.table(),
+        **rejects.tables(),
         rows_read=sum(lines) - sum(blob.startswith(HEADER) for blob in blobs),
         files_read=len(files),
         subjects=subjects,
@@ -168,28 +168,29 @@ def _parse(
         rejects.row(*place(number - 1), f"not Time,Parameter,Value: {text!r}")
     ids = np.array([int(os.path.basename(name)[:-4]) for name in names], np.int64)
     times, codes, values = (table[name].combine_chunks() for name in COLUMNS)
-    header = (line == 1) & by_unique(times, lambda cell: cell == b"Time", np.bool_)
+    header = (line == 1) & by_unique(times, lambda cell: cell == "Time", np.bool_)
     minute = by_unique(times, _minute, np.float64)
     code = by_unique(codes, _code, object)
-    value = by_unique(values, _value, np.float64)
+    value, kinds = quantities(values)
     record = code == "RecordID"
     reasons = (
         (np.isnan(minute), lambda i: f"time {_show(times[i])} is not HH:MM"),
         (code == "", lambda i: f"parameter {_show(codes[i])} is not a name"),
-        (~np.isfinite(value), lambda i: f"value {_show(values[i])} is not a number"),
         (record & (value != ids[file]), lambda i: f"RecordID {_show(values[i])} in another file"),
     )
     bad = header.copy()
     for mask, reason in reasons:
         rejects.rows(mask & ~bad, lambda i: place(int(row[i])), reason)
         bad |= mask
-    kept = ~bad & ~record & (value != -1)
+    missing = (value == -1) | (np.isnan(value) & (kinds == PLAIN))
+    kept = ~bad & ~record & ~missing
     seen = np.bincount(file[kept], minlength=len(names)) > 0
     for i in np.flatnonzero(~seen):
         rejects.file(names[i], "empty: no measurements")
     static = np.isin(code, STATICS)
     when, _ = since_epoch(np.where(static, np.nan, minute)[kept], 1.0)
     events = events_table(ids[file[kept]], when, pa.array(code[kept], pa.string()), value[kept])
+    rejects.odd_values(events, kinds[kept])
     subjects = pa.table({"subject_id": ids[seen], "file": pa.array(np.array(names)[seen])})
     return events, subjects
 
@@ -212,31 +213,23 @@ def _cells(data: bytes) -> tuple[pa.Table, list[tuple[int, str]]]:
         parse_options=pa_csv.ParseOptions(
             quote_char=False, ignore_empty_lines=False, invalid_row_handler=skip
         ),
-        convert_options=pa_csv.ConvertOptions(column_types=dict.fromkeys(COLUMNS, pa.binary())),
+        convert_options=pa_csv.ConvertOptions(column_types=dict.fromkeys(COLUMNS, pa.string())),
     )
     return table, skipped
 
 
 def _show(cell: pa.Scalar) -> str:
-    return repr(cell.as_py().decode(errors="replace"))
+    return repr(cell.as_py())
 
 
-def _minute(cell: bytes) -> float:
+def _minute(cell: str) -> float:
     match = _CLOCK.fullmatch(cell)
     return int(match[1]) * 60.0 + int(match[2]) if match else np.nan
 
 
-def _code(cell: bytes) -> str:
-    code = cell.decode(errors="replace").strip()
+def _code(cell: str) -> str:
+    code = cell.strip()
     return "" if "\ufffd" in code else code
-
-
-def _value(cell: bytes) -> float:
-    try:
-        value = float(cell) if b"_" not in cell else np.nan
-    except ValueError:
-        return np.nan
-    return value if abs(value) <= MAX_FLOAT32 else np.nan
 
 
 def _outcomes(name: str, data: bytes) -> Chunk:
@@ -325,4 +318,5 @@ SOURCE: Final = Source(
     units=units,
     read=read,
     descriptions=DESCRIPTIONS,
+    limits=("physionet2012", "none"),
 )

@@ -43,6 +43,15 @@ LABEL_VALUES: Final = ("boolean_value", "float_value", "integer_value", "categor
 """The value columns of MEDS labels; a task has one of them."""
 
 
+CHANGES: Final = pa.schema(
+    [pa.field("code", pa.string()), pa.field("change", pa.string()), pa.field("count", pa.int64())]
+)
+"""What was read otherwise than it stood, and how often; no code where it is not about one."""
+
+INEQUALITIES: Final = pa.schema([*EVENTS, pa.field("text_value", pa.string())])
+"""Events whose value is a bound, such as `>100`: the number is their value, the text says so."""
+
+
 @dataclass(frozen=True)
 class Unit:
     """A deterministic, picklable piece of an input: what one task reads.
@@ -81,8 +90,12 @@ class Chunk:
         rows_read: rows seen, refused ones included.
         files_read: files finished, refused ones included.
         subjects: `subject_id` and `file`, from sources with one file a subject.
-        names: `subject_id` and `name` of the subjects whose identifier is no integer.
+        names: `subject_id` and `name`, one row for each spelling of an identifier.
         codes: `code` and `description`.
+        changes: `CHANGES` rows.
+        inequalities: `INEQUALITIES` rows.
+        lost_rows: rows of the unit's only file that is refused for damage: what the unit gave
+            before is dropped, and all its rows count as refused.
     """
 
     events: pa.Table = field(default_factory=EVENTS.empty_table)
@@ -93,6 +106,9 @@ class Chunk:
     subjects: pa.Table | None = None
     names: pa.Table | None = None
     codes: pa.Table | None = None
+    changes: pa.Table | None = None
+    inequalities: pa.Table | None = None
+    lost_rows: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +128,8 @@ class Source:
         split_table: input -> its own table of subject_id and split, which counts before the
             `split` of chunks.
         positive: options -> task -> what its positive class is, for `tasks.json`.
+        limits: tables of plausible ranges and of units that are applied unless `--ranges` and
+            `--units` say otherwise.
     """
 
     name: str
@@ -124,6 +142,7 @@ class Source:
     descriptions: Mapping[str, str] = field(default_factory=dict)
     split_table: Callable[[Path], Path | None] = lambda _: None
     positive: Callable[[Any], Mapping[str, str]] | None = None
+    limits: tuple[str, str] = ("none", "none")
 
 
 @dataclass(frozen=True)
@@ -136,6 +155,13 @@ class Option:
     choices: tuple[str, ...]
     default: Any
     help: str
+
+
+def count_codes(codes: pa.ChunkedArray | pa.Array, change: str) -> pa.Table:
+    """Return the `CHANGES` rows of one change that happened to events of these codes."""
+    counts = codes.value_counts()
+    names, numbers = counts.field("values"), counts.field("counts")
+    return pa.table([names, pa.repeat(change, len(names)), numbers], schema=CHANGES)
 
 
 def get_source(name: str) -> Source:

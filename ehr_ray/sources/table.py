@@ -12,8 +12,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ehr_ray.errors import InputError
-from ehr_ray.sources.parsing.cells import Mask, Times, numbers, since_epoch, timestamps
-from ehr_ray.sources.parsing.csv_files import SUFFIXES, csv_columns, read_csv
+from ehr_ray.sources.parsing.cells import Mask, Times, since_epoch, texts, timestamps, zones
+from ehr_ray.sources.parsing.csv_files import (
+    SUFFIXES,
+    Dialect,
+    count_rows,
+    csv_columns,
+    encoding_hint,
+    read_csv,
+)
 from ehr_ray.sources.parsing.identifiers import subject_ids
 from ehr_ray.sources.parsing.label_table import (
     COLUMNS_HELP,
@@ -23,8 +30,16 @@ from ehr_ray.sources.parsing.label_table import (
     labels_unit,
     read_labels,
 )
-from ehr_ray.sources.parsing.parquet_files import READ_ERRORS, read_row_groups, split_row_groups
-from ehr_ray.sources.parsing.quarantine import Rejects
+from ehr_ray.sources.parsing.parquet_files import (
+    READ_ERRORS,
+    read_row_groups,
+    split_row_groups,
+)
+from ehr_ray.sources.parsing.parquet_files import (
+    count_rows as count_parquet_rows,
+)
+from ehr_ray.sources.parsing.quantities import numbers
+from ehr_ray.sources.parsing.quarantine import NAIVE, ZONED, Rejects
 from ehr_ray.sources.parsing.rows import Place, clean_rows
 from ehr_ray.sources.source import Chunk, Source, Unit
 
@@ -41,17 +56,39 @@ class TableOptions:
     time_column: str = field(default="time", metadata={"help": "column of times; blank = static"})
     code_column: str = field(default="code", metadata={"help": "column of what was observed"})
     value_column: str = field(default="numeric_value", metadata={"help": "column of values"})
+    unit_column: str | None = field(
+        default=None, metadata={"help": "column of units; a code becomes code//unit"}
+    )
     time_unit: Literal["timestamp", "minutes", "hours"] = field(
         default="timestamp", metadata={"help": "dates, or time since admission in this unit"}
+    )
+    delimiter: str | None = field(
+        default=None, metadata={"help": "of CSV files, such as ';' or tab (a comma unless given)"}
+    )
+    decimal: Literal[".", ","] = field(
+        default=".", metadata={"help": "decimal mark of numbers in text"}
+    )
+    encoding: str = field(
+        default="utf-8", metadata={"help": "of CSV files, such as latin-1 or cp1252"}
     )
     labels: Path | None = field(default=None, metadata={"help": LABELS_HELP})
     label_columns: str | None = field(default=None, metadata={"help": COLUMNS_HELP})
     label_minute: float | None = field(default=None, metadata={"help": MINUTE_HELP})
 
+    def __post_init__(self) -> None:
+        """Refuse a delimiter or an encoding that there is not."""
+        self.dialect()
+
     def columns(self) -> dict[str, str]:
-        """Return flag -> column, in the order id, time, code, value."""
-        names = ("id_column", "time_column", "code_column", "value_column")
-        return {"--" + name.replace("_", "-"): getattr(self, name) for name in names}
+        """Return flag -> column, in the order id, time, code, value and, if any, unit."""
+        names = ("id_column", "time_column", "code_column", "value_column", "unit_column")
+        given = {"--" + name.replace("_", "-"): getattr(self, name) for name in names}
+        return {flag: column for flag, column in given.items() if column is not None}
+
+    def dialect(self) -> Dialect:
+        """Return how the CSV files are written."""
+        tab = self.delimiter in ("tab", "\\t")
+        return Dialect("\t" if tab else self.delimiter, self.encoding)
 
 
 def units(path: Path, options: TableOptions) -> list[Unit]:
@@ -67,7 +104,20 @@ def units(path: Path, options: TableOptions) -> list[Unit]:
         found += split_row_groups(unit) if unit.kind == "parquet" else [unit]
     if not found:
         raise InputError(f"--input {path}: no file ending in {', '.join((*SUFFIXES, PARQUET))}")
+    _refuse_twins(path, [unit.files[0] for unit in found])
     return found + labels
+
+
+def _refuse_twins(path: Path, names: list[str]) -> None:
+    """Raise `InputError` where a file stands beside its compressed or converted copy."""
+    stems: dict[str, str] = {}
+    for name in dict.fromkeys(names):
+        stem = name.removesuffix(".gz").rpartition(".")[0]
+        other = stems.setdefault(stem, name)
+        if other != name:
+            raise InputError(
+                f"--input {path}: {other} beside {name}, which would be read twice; remove one"
+            )
 
 
 def _names(path: Path) -> list[str]:
@@ -90,8 +140,10 @@ def read(unit: Unit, options: TableOptions) -> Iterator[Chunk]:
         yield from _parquet(unit, options) if unit.kind == "parquet" else _csv(unit, options)
     except READ_ERRORS as error:
         rejects = Rejects()
-        rejects.file(unit.files[0], f"unreadable: {error}")
-        yield Chunk(rejects=rejects.table(), files_read=1)
+        rejects.file(unit.files[0], f"unreadable: {error}{encoding_hint(error)}")
+        path = os.path.join(unit.root, unit.files[0])
+        lost = count_parquet_rows(unit) if unit.kind == "parquet" else count_rows(path)
+        yield Chunk(rejects=rejects.table(), files_read=int(unit.start == 0), lost_rows=lost)
     else:
         # A file in several units counts once.
         yield Chunk(files_read=int(unit.start == 0))
@@ -100,9 +152,12 @@ def read(unit: Unit, options: TableOptions) -> Iterator[Chunk]:
 def _csv(unit: Unit, options: TableOptions) -> Iterator[Chunk]:
     name = unit.files[0]
     columns = options.columns()
-    _check_columns(name, csv_columns(os.path.join(unit.root, name)), columns)
+    dialect = options.dialect()
+    path = os.path.join(unit.root, name)
+    _check_columns(path, csv_columns(path, dialect), columns)
     read = 0
-    for table, lines, rejects in read_csv(unit.root, name, list(dict.fromkeys(columns.values()))):
+    wanted = list(dict.fromkeys(columns.values()))
+    for table, lines, rejects in read_csv(unit.root, name, wanted, dialect=dialect, one_line=True):
         malformed = len(rejects)
         # A row of nothing but separators, or nothing at all, is no row.
         empty = np.ones(len(table), bool)
@@ -126,31 +181,54 @@ def _place(name: str, lines: np.ndarray, i: int) -> tuple[str, int]:
     return name, int(lines[i])
 
 
-def _check_columns(name: str, present: list[str], columns: dict[str, str]) -> None:
+def _check_columns(path: str, present: list[str], columns: dict[str, str]) -> None:
+    name = os.path.basename(path)
     for flag, column in columns.items():
         if column not in present:
-            raise InputError(f"{flag} {column}: {name} has the columns {', '.join(present)}")
+            marks = [mark for mark in (";", "\t", "|") if len(present) == 1 and mark in present[0]]
+            hint = (
+                f"; say --delimiter {'tab' if marks[0] == chr(9) else repr(marks[0])}"
+                if marks
+                else ""
+            )
+            raise InputError(f"{flag} {column}: {name} has the columns {', '.join(present)}{hint}")
 
 
 def _chunk(
     table: pa.Table, options: TableOptions, place: Place, rejects: Rejects, malformed: int
 ) -> Chunk:
     ids, blank, names = subject_ids(table[options.id_column])
+    code = table[options.code_column]
+    if options.unit_column is not None:
+        code = _with_unit(code, table[options.unit_column])
     events, _ = clean_rows(
         (ids, blank),
         table[options.time_column],
-        table[options.code_column],
+        code,
         table[options.value_column],
-        read_time=partial(_times, options),
+        read_time=partial(read_times, options),
         place=place,
         rejects=rejects,
+        decimal=options.decimal,
     )
+    if options.time_unit == "timestamp":
+        zoned, naive = zones(table[options.time_column])
+        rejects.change(ZONED, zoned)
+        rejects.change(NAIVE, naive)
     return Chunk(
         events=events,
-        rejects=rejects.table(),
+        **rejects.tables(),
         rows_read=len(table) + malformed,
         names=names,
     )
+
+
+def _with_unit(code: pa.ChunkedArray, unit: pa.ChunkedArray) -> pa.Array:
+    """Return `code//unit`, or the code alone where there is no unit."""
+    codes, _ = texts(code)
+    units, blank = texts(unit, "of units")
+    joined = pc.binary_join_element_wise(codes, units, "//")
+    return pc.if_else(pa.array(blank), codes, joined)
 
 
 def _label_options(options: TableOptions) -> LabelOptions:
@@ -159,18 +237,20 @@ def _label_options(options: TableOptions) -> LabelOptions:
         default_id=TableOptions.id_column,
         stays=False,
         time_columns=("prediction_time", options.time_column, "time"),
-        read_time=partial(_times, options),
+        read_time=partial(read_times, options),
         tasks=options.label_columns,
         minute=options.label_minute,
+        dialect=options.dialect(),
     )
 
 
-def _times(
+def read_times(
     options: TableOptions, column: pa.ChunkedArray, name: str | None = None
 ) -> tuple[Times, Mask]:
+    """Return microseconds since 1970 of a column of times, and which of its rows are no time."""
     if options.time_unit == "timestamp":
         return timestamps(column, name or options.time_column)
-    values, bad = numbers(column, name or options.time_column)
+    values, bad = numbers(column, name or options.time_column, options.decimal)
     times, far = since_epoch(values, 60.0 if options.time_unit == "hours" else 1.0)
     return times, bad | far
 

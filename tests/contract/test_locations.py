@@ -31,11 +31,12 @@ NO_PATHS = {
     "Experiment.name": "a name without slashes",
     "Experiment.freeze": PATTERNS,
     "Experiment.model": "the family's own class, which is looked at too",
-    "Experiment.schedules": "names of knobs",
+    "Experiment.schedules": "names of scheduled values",
     "Experiment.search": "domains of other fields: choices of a path are paths",
     "TaskConfig.name": "a label file of the cohort by its name",
     "TrainConfig.layers": PATTERNS,
     "ClusterConfig.address": "host and port",
+    "DataConfig.origin": "codes",
     "EvaluationConfig.task": "a label file of the cohort by its name",
     "EvaluationConfig.subgroups": "names",
     "TrackingConfig.experiment": "a name in MLflow",
@@ -58,7 +59,11 @@ NO_PATHS = {
 }
 NO_PATH_OPTIONS = {
     "source": "a key of the registry",
-    "splits": "shares",
+    "splits": "shares, or a table that is read before anything starts",
+    "origin": "codes",
+    "ranges": "none, a name, or a table that is read before anything starts",
+    "units": "none, a name, or a table that is read before anything starts",
+    "repeats": "keep or drop",
     "always_carry": "codes",
     "address": "host and port",
     "task": "a label file of the cohort by its name",
@@ -67,7 +72,10 @@ NO_PATH_OPTIONS = {
     "variants": "names",
     "only": "names",
 }
-NO_PATH_OF_SOURCES = ["id_column", "time_column", "code_column", "value_column", "label_columns"]
+NO_PATH_OF_SOURCES = [
+    *("id_column", "time_column", "code_column", "value_column", "label_columns"),
+    *("unit_column", "encoding", "delimiter"),
+]
 
 
 def reachable(kind, found):
@@ -191,6 +199,9 @@ def test_a_run_of_relative_paths_is_the_one_of_the_same_places(family, tmp_path,
 def options():
     verbs = next(a for a in build_parser()._actions if isinstance(a, argparse._SubParsersAction))
     for verb, parser in verbs.choices.items():
+        if parser.fill is not None:  # options are added to the verb that is asked for
+            parser.fill(parser)
+            parser.fill = None
         for action in parser._actions:
             if action.nargs != 0 and not action.dest.startswith("opt_"):
                 yield verb, parser, action

@@ -5,14 +5,13 @@ silence: nothing protects the buffer any more, and the search varies what is nev
 """
 
 import dataclasses
-from importlib import import_module
 from pathlib import Path
 
 import pytest
 import torch
 
 from ehr_ray.config.yaml_files import override, read_yaml
-from ehr_ray.evaluation.suite import SUITES
+from ehr_ray.evaluation.suite import get_suite
 from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.experiment import dump, parse
 from ehr_ray.registry import FAMILIES, get_family
@@ -203,9 +202,7 @@ def test_a_setting_that_needs_pairs_is_stated_as_it_is_in_the_config(family, shi
 
 def test_outputs_and_suites_are_there(family, shipped, patients, synthetic_vocabulary):
     evaluation = family.evaluation
-    for suite in evaluation.suites:
-        module, _, function = SUITES[suite].partition(":")
-        assert callable(getattr(import_module(module), function))
+    assert all(callable(get_suite(suite)) for suite in evaluation.suites)
     empty = set(evaluation.outputs)
     for experiment in shipped:
         model = built(family, experiment.model, synthetic_vocabulary).eval()

@@ -31,6 +31,7 @@ class Head:
         self.gcs, dashboard, client = _free_ports(3)
         self.environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
         self.environment |= {
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(token),
             "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}",
@@ -76,6 +77,12 @@ class Head:
     def add_node(self, cpus: int) -> subprocess.Popen:
         """Start a node that joins."""
         return self.start(f"--address=127.0.0.1:{self.gcs}", f"--num-cpus={cpus}")
+
+    def have_nodes(self, count: int) -> None:
+        """See that so many nodes of one CPU are there."""
+        there = sum(node.poll() is None for node in self._processes[1:])
+        for _ in range(count - there):
+            self.add_node(cpus=1)
 
     def lose(self, node: subprocess.Popen) -> None:
         """End a node with all its processes at once, as a machine that loses power."""
@@ -136,22 +143,19 @@ class Head:
             time.sleep(0.1)
 
 
-@pytest.fixture(scope="module")
-def start_head():
-    """Start a head in its own folder, start_head(cpus); sockets need a short path."""
+@pytest.fixture(scope="session")
+def head():
+    """One head for all tests, in its own folder; sockets need a short path.
+
+    It does no work itself: workers need nodes, which tests add.
+    """
     folder = Path(tempfile.mkdtemp(prefix="ehr"))
-    heads = []
-
-    def start(cpus: int) -> Head:
-        heads.append(Head(folder, cpus))
-        heads[-1].open()
-        return heads[-1]
-
+    head = Head(folder, cpus=0)
     try:
-        yield start
+        head.open()
+        yield head
     finally:
-        for head in heads:
-            head.close()
+        head.close()
         shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -18,12 +18,6 @@ CONFIG = ROOT / "configs" / "tiny" / "set_vae.yaml"
 
 
 @pytest.fixture(scope="module")
-def head(start_head):
-    """A head that does no work itself, so that workers need the nodes."""
-    return start_head(cpus=0)
-
-
-@pytest.fixture(scope="module")
 def cohort(tmp_path_factory):
     path = tmp_path_factory.mktemp("cohorts") / "synthetic"
     ingest("synthetic", None, path, options={"patients": 60})
@@ -52,6 +46,7 @@ def overrides(cohort: Path, output: Path, name: str, workers: object, *more: str
 def test_a_node_lost_in_mid_epoch_changes_nothing(head, start):
     """The run waits for another node and goes on from its last state, to the same end."""
     long = ("train.max_epochs=8", "train.report_steps=2")
+    head.lose_nodes()
     head.add_node(cpus=1)
     second = head.add_node(cpus=1)
     whole = start("whole", 2, *long)
@@ -67,7 +62,7 @@ def test_a_node_lost_in_mid_epoch_changes_nothing(head, start):
 
 @pytest.mark.slow
 def test_workers_grow_and_shrink_with_the_nodes_and_the_curve_stays(head, start, cohort, tmp_path):
-    """[1, 2] workers: one node more, then one less; beside one worker throughout."""
+    """[1, 2] workers, one node more, then one less: the losses are those of one throughout."""
     long = ("train.max_epochs=60", "train.report_steps=2", "cluster.resize_seconds=2")
     head.lose_nodes()
     head.add_node(cpus=1)

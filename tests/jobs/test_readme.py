@@ -1,93 +1,248 @@
-"""The README's commands are run as they stand, in the order they stand."""
+"""Every shell block of every README, in the order it stands, in one folder that is no repository.
+
+The folder has what a reader's has: `configs/`, `jobs/`, and files of made-up patients where the
+READMEs speak of downloaded ones. Commands are run in this process, on one Ray, whose workers have
+another working folder; the quickstart, submitted jobs and tokens by a shell. Blocks build on those
+before them, so a single one does not run alone. A command that has been run is not run twice.
+"""
 
 import json
 import os
 import re
+import shlex
+import shutil
 import subprocess
 import sys
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import yaml
+from made_up import hancock, mimic_iv, physionet2012
+
+from ehr_ray.cli.main import build_parser, main
+from ehr_ray.runtime.session import session
 
 ROOT = Path(__file__).parents[2]
 P12 = ROOT.parent / "shared" / "data" / "physionet2012"
+READMES = [
+    "README.md",
+    *sorted(
+        str(path.relative_to(ROOT))
+        for folder in ("configs", "ehr_ray", "jobs", "tests")
+        for path in (ROOT / folder).rglob("README.md")
+    ),
+]
+
+NOT_RUN = {
+    r"pip install ": "comes before the tests",
+    r"pytest ": "is this suite",
+    r"ruff check ": "is `.ci/run`, before this suite",
+    r"ray start --head": "is the head of conftest.py: free ports, and a token of its own",
+    r"ray (up|dashboard|down) ": "needs machines; test_cluster.py checks `cluster.yaml`",
+    r"ray job submit --address http://localhost:8265": "goes to that cluster",
+    r"docker |kubectl ": "needs a Kubernetes; contract/test_kubernetes.py checks its files",
+    r"export (AWS|MLFLOW)_": "are the reader's own; the store here is one on loopback",
+}
+"""Start of a line to why it is not run."""
+
+STEPS = (
+    "train.max_steps=4 train.report_steps=2 train.warmup_steps=0 evaluation.bootstrap=20 "
+    "evaluation.max_patients=20 evaluation.umap_patients=0 "
+    "evaluation.hours=[] evaluation.after_training=false"
+)
+SMALLER = {
+    r"ehr-ray (train|tune|crossval) |.*jobs/train.py": STEPS,
+    r"ehr-ray train configs/set_vae.*num_workers": "evaluation.hours=[24]",  # the others: none
+    # One process far from the reader's folder is as good as two, which the first train has.
+    r"ehr-ray train configs/(visit|seqset)_": "cluster.num_workers=1",
+    # Where a line speaks neither of workers nor of a run to start from: the same loop without Ray.
+    r"ehr-ray train (?!.*(num_workers|init_from|s3:))": "cluster.num_workers=0",
+    r".*configs/event_": "model.text_model=hashing model.max_length=128",  # see ray/test_phrases.py
+    r"ehr-ray crossval ": "--folds 2 --repeats 1",
+    r"ehr-ray train configs/vitals_": "model.last_hour=96 model.fallback=null data.batch_size=16",
+    r"ehr-ray tune ": "tune.trials=2",
+    r"ehr-ray ingest --source synthetic(-vitals)? ": "--patients 60",
+    r".*--sample-frac 0.05": "--sample-frac 0.5",  # of 80 patients
+    r"ehr-ray train .*s3://": "tracking.experiment=null",  # as the README says, without a server
+    r"ray job submit ": "name=submitted",  # the run of the printed name is there already
+}
+"""Start of a line to what is changed in it, for size alone or where said so; all that fit count."""
+
+INSTEAD = {"runs/beta_sweep/trials/0007": "runs/beta_sweep/trials/0001"}
+"""What stands in a line to what is run: the search above has fewer trials."""
 
 
-def commands(heading: str) -> list[str]:
-    """Return the lines of the first shell block under a heading."""
-    text = (ROOT / "README.md").read_text()
-    section = text.split(f"## {heading}\n", 1)[1].split("\n## ", 1)[0]
-    return re.search(r"```bash\n(.*?)```", section, re.DOTALL).group(1).strip().splitlines()
+@dataclass(frozen=True)
+class Block:
+    """A shell block of a README."""
+
+    readme: str
+    number: int
+    lines: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.readme}-{self.number}"
 
 
-def shell(command: str, place: Path) -> subprocess.CompletedProcess:
-    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
-    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
-    return subprocess.run(
-        command, shell=True, cwd=place, env=environment, capture_output=True, text=True, check=False
+def blocks_of(readme: str) -> list[Block]:
+    text = (ROOT / readme).read_text()
+    found = re.findall(r"^```bash\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    return [
+        Block(readme, number, tuple(block.strip().splitlines()))
+        for number, block in enumerate(found, start=1)
+    ]
+
+
+BLOCKS = [block for readme in READMES for block in blocks_of(readme)]
+LINES = [line for block in BLOCKS for line in block.lines]
+SHELL = [line for line in LINES if not any(re.match(pattern, line) for pattern in NOT_RUN)]
+
+
+def changed(line: str) -> str:
+    """Return a line with its sizes made smaller: values behind its own, options at its end."""
+    for words, others in INSTEAD.items():
+        line = line.replace(words, others)
+    command = re.sub(r"\s+#.*", "", line)
+    options = ""
+    for pattern, changes in SMALLER.items():
+        if not re.match(pattern, line):
+            continue
+        if changes.startswith("--"):
+            options += f" {changes}"
+        else:
+            last = list(re.finditer(r"\s(?!--)\S+(\.yaml|=\S+)(?=\s|$)", command))[-1].end()
+            command = f"{command[:last]} {changes}{command[last:]}"
+    return command + options
+
+
+def shell(command: str, place: Path, environment: dict[str, str] | None = None) -> None:
+    given = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    given |= {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", **(environment or {})}
+    done = subprocess.run(
+        command, shell=True, cwd=place, env=given, capture_output=True, text=True, check=False
     )
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    assert "Traceback" not in done.stderr, done.stderr
+
+
+def check_result(words: list[str]) -> None:
+    """Check that what a command makes is there: its `--output`, a checkpoint, a report."""
+    if words[1] == "quickstart":
+        return
+    verb, first = words[1], words[2]
+    named = dict(pairwise(words))
+    for option in ("--output", "--export"):
+        if option in named and "://" not in named[option]:
+            assert Path(named[option]).exists(), words
+    if verb == "evaluate" and "://" not in first:
+        assert (Path(named.get("--output", first)) / "report.html").is_file(), words
+    values = dict(word.split("=", 1) for word in words if "=" in word)
+    if verb == "train" and "://" not in values.get("output", ""):
+        config = yaml.safe_load(Path(first).read_text())
+        if "stages" not in config:
+            run = Path("runs") / values.get("name", config["name"])
+            assert (run / "checkpoint" / "model.safetensors").is_file(), words
+
+
+@pytest.fixture(scope="module")
+def place(ray_folder, tmp_path_factory):
+    """The reader's folder; the Ray of the tests was started in another."""
+    path = tmp_path_factory.mktemp("reader")
+    for name in ("configs", "jobs"):
+        shutil.copytree(ROOT / name, path / name)
+    shutil.copy(ROOT / ".rayignore", path)
+    (path / "home").mkdir()
+    physionet2012.write(path / "physionet2012", stays=100)
+    mimic_iv.write(path / "mimiciv" / "3.1", mimic_iv.stays(80))
+    hancock.write(path / "hancock")
+    rows = [f"{i},{hour},HR,{70 + i + hour}" for i in range(30) for hour in (0.5, 2, 7)]
+    (path / "events.csv").write_text("\n".join(["stay,hours,item,reading", *rows]) + "\n")
+    # Two CPUs are what the commands ask for; each more is another process that imports torch.
+    with session(num_cpus=2), pytest.MonkeyPatch.context() as patch:
+        patch.chdir(path)
+        yield path
+
+
+@pytest.fixture(scope="module")
+def done():
+    """The commands that have been run."""
+    return set()
 
 
 @pytest.mark.ray
-def test_quickstart_ends_with_a_report(tmp_path):
-    install, quickstart = commands("Install")
-    assert install == "pip install -e ."
-    done = shell(quickstart, tmp_path)
-    assert done.returncode == 0, done.stderr
-    run = tmp_path / "quickstart" / "runs" / "quickstart"
+@pytest.mark.parametrize("block", BLOCKS, ids=str)
+def test_a_block_runs_as_it_stands(block, place, done, request):
+    exported = {"HOME": str(place / "home")}  # where a token is made
+    for line in block.lines:
+        if line not in SHELL or line in done:
+            continue
+        done.add(line)
+        command = changed(line)
+        words = shlex.split(command)
+        if words[0] == "export":
+            exported |= dict(word.split("=", 1) for word in words[1:])
+        elif words[:2] == ["ehr-ray", "quickstart"]:
+            shell(command, place)
+        elif words[0] == "ehr-ray":
+            if "s3://" in command:
+                request.getfixturevalue("bucket")
+            main(words[1:])
+            check_result(words)
+        elif words[:3] == ["ray", "job", "submit"]:
+            head = request.getfixturevalue("head")
+            head.have_nodes(2)
+            shell(command, place, exported | head.environment)
+            assert (place / "runs" / "submitted" / "checkpoint").is_dir()
+        else:
+            shell(command, place, exported)
+
+
+@pytest.mark.ray
+def test_the_quickstart_ends_with_a_report(place):
+    run = place / "quickstart" / "runs" / "quickstart"
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["held_out/auroc"] > 0.6
     assert metrics["held_out/reconstruction/visible/r2"] > 0.2
     assert (run / "report.html").is_file()
-    assert "Traceback" not in done.stderr
 
 
-@pytest.mark.ray
-def test_configuration_commands_run(tmp_path):
-    (tmp_path / "configs").symlink_to(ROOT / "configs")
-    lines = commands("Configuration")
-    assert [line.split()[1] for line in lines] == ["ingest", "train", "evaluate"]
-    for line in lines:
-        done = shell(line, tmp_path)
-        assert done.returncode == 0, done.stderr
+def test_every_shell_block_is_found_and_every_exception_is_one():
+    fences = [
+        line
+        for readme in READMES
+        for line in (ROOT / readme).read_text().splitlines()
+        if re.match(r"\s*```\s*\w", line)
+    ]
+    known = {"```bash", "```text", "```yaml", "```python"}
+    assert set(fences) <= known, "a block in another language is not run"
+    assert fences.count("```bash") == len(BLOCKS)
+    for pattern in NOT_RUN:
+        assert any(re.match(pattern, line) for line in LINES), f"NOT_RUN: {pattern}"
+    for pattern in SMALLER:
+        assert any(re.match(pattern, line) for line in SHELL), f"SMALLER: {pattern}"
+    for words in INSTEAD:
+        assert any(words in line for line in SHELL), f"INSTEAD: {words}"
 
 
-@pytest.mark.ray
-def test_commands_on_real_patients_run(tmp_path):
-    if not P12.is_dir():
-        pytest.skip("needs the PhysioNet 2012 files beside the repository, in shared/data")
-    (tmp_path / "configs").symlink_to(ROOT / "configs")
-    (tmp_path / "physionet2012").symlink_to(P12)
-    ingest, expand, train, evaluate, embed = commands("Real patients: PhysioNet 2012")
-    small = "train.max_steps=4 train.report_steps=2 evaluation.max_patients=50"
-    for line in (ingest, expand, f"{train} {small}"):
-        done = shell(line, tmp_path)
-        assert done.returncode == 0, done.stderr
-    assert "8,000 patients" in shell(expand, tmp_path).stderr
-    assert "evaluate" in evaluate
-    assert "embed" in embed
+def test_every_verb_of_the_readme_exists_and_none_is_missing():
+    named = set(re.findall(r"^\| `ehr-ray ([\w-]+)` \|", (ROOT / "README.md").read_text(), re.M))
+    assert named == set(build_parser()._subparsers._group_actions[0].choices)
 
 
 @pytest.mark.ray
 @pytest.mark.slow
 def test_all_commands_on_real_patients_run_in_full(tmp_path):
+    """The printed sizes on the 8,000 stays, from a shell: the model learns what it should."""
     if not P12.is_dir():
         pytest.skip("needs the PhysioNet 2012 files beside the repository, in shared/data")
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     (tmp_path / "physionet2012").symlink_to(P12)
-    for line in commands("Real patients: PhysioNet 2012"):
-        done = shell(line, tmp_path)
-        assert done.returncode == 0, done.stderr
+    (block,) = (block for block in blocks_of("README.md") if "physionet2012" in block.lines[0])
+    for line in block.lines:
+        shell(line, tmp_path)
     metrics = json.loads((tmp_path / "runs" / "set_vae" / "metrics.json").read_text())
     assert metrics["held_out/auroc"] > 0.8
     assert metrics["held_out/latent/active_units"] > 0
     assert metrics["held_out/reconstruction/hidden_live/r2"] > 0
-
-
-def test_every_verb_of_the_readme_exists_and_none_is_missing():
-    from ehr_ray.cli.main import build_parser
-
-    text = (ROOT / "README.md").read_text()
-    named = set(re.findall(r"^\| `ehr-ray ([\w-]+)` \|", text, re.MULTILINE))
-    verbs = build_parser()._subparsers._group_actions[0].choices
-    assert named == set(verbs)

@@ -1,43 +1,11 @@
-import os
-import shutil
-import socket
-import tempfile
 from pathlib import Path
 
 import pytest
-import ray
 
 from ehr_ray.commands.ingest import ingest
 from ehr_ray.experiment import Experiment, load
-from ehr_ray.runtime.session import session
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="session")
-def cluster():
-    """One Ray for all tests, in its own folder; sockets need a short path."""
-    folder = tempfile.mkdtemp(prefix="ehr")
-    os.environ["RAY_TMPDIR"] = folder
-    os.environ |= store_on_this_machine(Path(folder))
-    with session(num_cpus=4):
-        yield
-    assert not ray.is_initialized()
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def store_on_this_machine(folder: Path) -> dict[str, str]:
-    """Return where tests find an S3 server, should one start it; Ray's workers inherit it."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    return {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
-        "AWS_ACCESS_KEY_ID": "testing",
-        "AWS_SECRET_ACCESS_KEY": "testing",
-        "AWS_EC2_METADATA_DISABLED": "true",
-        "EHR_RAY_STAGING": str(folder / "staging"),
-    }
 
 
 @pytest.fixture(scope="session")

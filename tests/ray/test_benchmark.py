@@ -104,6 +104,7 @@ def test_the_command_measures_a_config_and_writes_json(cohort, tmp_path, capsys)
 
 @pytest.mark.slow
 def test_a_search_is_measured_by_what_more_trials_take_longer(tmp_path, monkeypatch, cohort):
+    """That the figures of real searches of 2 and of 8 trials belong together."""
     monkeypatch.setattr(search, "ROUNDS", 1)
     found = benchmark(tmp_path / "x.json", only="search", cohort=cohort)["search"]
     each = (found["search of 8 trials, s"] - found["search of 2 trials, s"]) / 6

@@ -114,6 +114,7 @@ def test_the_part_compares_two_runs_and_refuses_other_weights(tmp_path, cohort, 
 
 @pytest.mark.slow
 def test_a_worker_killed_every_20_seconds_costs_time_and_nothing_else(tmp_path):
+    """That the benchmark's schedule of kills, on a Ray of its own, changes no weight."""
     command = [sys.executable, "-m", "ehr_ray.cli.main", "benchmark", "--only", "faults"]
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     target = tmp_path / "faults.json"

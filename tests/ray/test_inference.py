@@ -34,7 +34,7 @@ def run(cluster, cohort, tmp_path_factory):
     config = Path(__file__).parents[2] / "configs" / "tiny" / "set_vae.yaml"
     output = tmp_path_factory.mktemp("inference")
     changes = [f"data.cohort={cohort}", f"output={output}", "cluster.num_workers=0"]
-    return train(load_config(config, changes)).run
+    return train(load_config(config, [*changes, "evaluation.bootstrap=60"])).run
 
 
 @pytest.fixture(scope="module")

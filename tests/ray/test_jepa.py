@@ -1,4 +1,4 @@
-"""A JEPA pretrained on two workers, its report, and the two ways to train a head on it."""
+"""A pretrained JEPA, its report, and the two ways to train a head on it."""
 
 import json
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.ray
 
 @pytest.fixture(scope="module")
 def pretrained(cluster, make):
-    return train(make("visit_jepa", **{"cluster.num_workers": 2})).run
+    return train(make("visit_jepa", **{"cluster.num_workers": 0})).run
 
 
 def test_a_report_says_whether_predictions_learned_beside_baselines(pretrained):
@@ -32,10 +32,11 @@ def test_a_report_says_whether_predictions_learned_beside_baselines(pretrained):
 def test_a_head_is_trained_on_a_pretrained_encoder(pretrained, make, config):
     run = train(make(config, init_from=pretrained, **{"cluster.num_workers": 0})).run
     assert "base.encoder.embed.0.weight: copied" in (run / "init_from.txt").read_text()
-    lines = evaluate(run)
-    assert not any(line.startswith("prediction: ") for line in lines)
     assert "val/auroc" in history.read(run)
-    assert "held_out/auroc" in json.loads((run / "metrics.json").read_text())
+    if config == "visit_jepa_finetune":
+        lines = evaluate(run)
+        assert not any(line.startswith("prediction: ") for line in lines)
+        assert "held_out/auroc" in json.loads((run / "metrics.json").read_text())
 
 
 @pytest.fixture(scope="module")

@@ -4,13 +4,11 @@ The driver's copies lie in another folder than the workers', as on another machi
 needs of the other goes through the store.
 """
 
-import logging
 import os
 import shutil
 import threading
 import time
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import pandas as pd
 import psutil
@@ -40,23 +38,6 @@ LONG = ["train.max_epochs=6", "train.report_steps=3", "tracking.experiment=null"
 LONG += ["evaluation.bootstrap=20", "evaluation.hours=[]"]
 
 
-@pytest.fixture(scope="module")
-def bucket(cluster):
-    """A bucket of a server that runs as long as this module."""
-    from moto.server import ThreadedMotoServer
-
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    where = urlsplit(os.environ["AWS_ENDPOINT_URL"])
-    server = ThreadedMotoServer(where.hostname, where.port, verbose=False)
-    server.start()
-    store = pyarrow.fs.S3FileSystem(
-        endpoint_override=where.netloc, scheme="http", allow_bucket_creation=True
-    )
-    store.create_dir("hospital")
-    yield store
-    server.stop()
-
-
 @pytest.fixture
 def machine(monkeypatch, tmp_path):
     """Move the driver to a machine without copies: machine("b")."""
@@ -69,7 +50,7 @@ def machine(monkeypatch, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def stored(bucket, tmp_path_factory):
+def stored(cluster, bucket, tmp_path_factory):
     """The URI of a cohort, ingested there."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(STAGING, str(tmp_path_factory.mktemp("ingest")))

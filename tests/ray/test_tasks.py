@@ -11,17 +11,6 @@ from ehr_ray.runtime.data.tasks import run_jobs
 pytestmark = pytest.mark.ray
 
 
-class Counting:
-    """Tells how many jobs this very object has done, so whether it was kept between them."""
-
-    def __init__(self):
-        self.calls = 0
-
-    def __call__(self, job):
-        self.calls += 1
-        return {"job": job, "calls": self.calls}
-
-
 def on_ray(function, jobs, **options):
     return run_jobs(function, jobs, on_ray=True, say=lambda _: None, verb="done", **options)
 
@@ -41,6 +30,13 @@ def test_results_come_in_the_order_of_the_jobs_and_each_is_told(cluster):
 
 
 def test_actors_keep_what_a_job_has_loaded_for_the_next(cluster):
+    class Counting:  # here, since a worker cannot import this file
+        calls = 0
+
+        def __call__(self, job):
+            self.calls += 1
+            return {"job": job, "calls": self.calls}
+
     found = on_ray(Counting(), ["a", "b", "c"], actors=1)
     assert [row["job"] for row in found] == ["a", "b", "c"]
     assert sorted(row["calls"] for row in found) == [1, 2, 3]

@@ -1,20 +1,19 @@
 """Searches on Ray Tune: what they leave, whom they stop, what fails, and who takes over whom."""
 
-import contextlib
 import os
-import socket
+import shutil
 import subprocess
 import sys
 import time
 
 import pandas as pd
-import psutil
 import pytest
 import yaml
 from mlflow import MlflowClient
 
 from ehr_ray.cli.main import main
 from ehr_ray.commands.ingest import ingest
+from ehr_ray.commands.train.command import train
 from ehr_ray.commands.tune import tune
 from ehr_ray.errors import ConfigError, InputError, ResourcesUnavailableError
 from ehr_ray.experiment import dump
@@ -41,10 +40,11 @@ class Said:
 
 @pytest.fixture
 def search(tiny, cluster):
-    """Make a search of two epochs a trial; further settings as in `tiny`."""
+    """Make a search of two epochs a trial, one at a time; further settings as in `tiny`."""
 
     def make(space, name="sweep", **changes):
-        settings = {"train.max_epochs": 2, "tune.scheduler": "none", "tune.trials": 3, **changes}
+        settings = {"train.max_epochs": 2, "tune.scheduler": "none", "tune.trials": 3}
+        settings |= {"tune.concurrent": 1, **changes}  # one actor serves one trial after the other
         return tiny(name, **settings, search=yaml.safe_dump(space, default_flow_style=True))
 
     return make
@@ -54,10 +54,39 @@ ENDS = {"none": {"finished"}, "asha": {"finished", "stopped"}}
 RATES = {"train.lr": {"loguniform": [1.0e-4, 1.0e-2]}}
 
 
-def test_a_search_leaves_ranked_runs_and_a_parent_with_nested_runs_in_mlflow(search):
-    space = {**RATES, "schedules.beta.end": "default", "schedules.free_bits": "default"}
-    experiment = search(space, **{"tracking.experiment": "sweeps"})
-    searched, said = tune(experiment), Said()
+RANKED = {
+    "name": "sweep",
+    "train.max_epochs": 2,
+    "tune.scheduler": "none",
+    "tune.trials": 3,
+    "tracking.experiment": "sweeps",
+    "search": "{train.lr: {loguniform: [1.0e-4, 1.0e-2]}, "
+    "schedules.beta.end: default, schedules.free_bits: default}",
+}
+
+
+@pytest.fixture(scope="module")
+def ranked(cluster, make, started_server):
+    """A search whose trials, two at a time, are told to an MLflow server, and what it found."""
+    experiment = make("set_vae", **{**RANKED, "tune.concurrent": 2})
+    if not started_server.running:
+        started_server.start()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", started_server.uri)
+        return experiment, tune(experiment)
+
+
+@pytest.fixture
+def copied(ranked, make, tmp_path, mlflow_server):
+    """The same search in another folder, to be damaged."""
+    shutil.copytree(ranked[1].root, tmp_path / "sweep")
+    return make("set_vae", **{**RANKED, "tune.concurrent": 1, "output": tmp_path})
+
+
+def test_a_search_leaves_ranked_runs_and_a_parent_with_nested_runs_in_mlflow(
+    ranked, make, mlflow_server, tmp_path
+):
+    (experiment, searched), said = ranked, Said()
     frame = pd.read_parquet(searched.root / "trials.parquet")
     assert frame["status"].tolist() == ["finished"] * 3
     kept = frame[~frame["collapsed"]]
@@ -70,7 +99,8 @@ def test_a_search_leaves_ranked_runs_and_a_parent_with_nested_runs_in_mlflow(sea
     assert "parallel" in {path.stem for path in (searched.root / "figures").iterdir()}
     assert "<img" in (searched.root / "report.html").read_text()
     parent = find_run(searched.root)
-    client = MlflowClient(parent.uri)
+    assert parent.uri == mlflow_server.uri
+    client = MlflowClient(parent.uri, registry_uri=parent.uri)
     (group,) = [e for e in client.search_experiments() if e.name == "sweeps"]
     runs = {r.info.run_id: r for r in client.search_runs([group.experiment_id])}
     nested = [r for r in runs.values() if r.data.tags.get("mlflow.parentRunId") == parent.run_id]
@@ -86,15 +116,15 @@ def test_a_search_leaves_ranked_runs_and_a_parent_with_nested_runs_in_mlflow(sea
     assert int(best.info.run_name) == searched.sweep.best["trial"]
     (version,) = client.search_model_versions("name='sweep'")
     assert version.run_id == best.info.run_id
-    stored = {f.path for f in client.list_artifacts(best.info.run_id, "checkpoint")}
-    assert "checkpoint/model.safetensors" in stored
+    stored = client.download_artifacts(version.run_id, "checkpoint", str(tmp_path))
+    assert load(stored).experiment.family == "set_vae"
 
     again = tune(experiment, screen=said)
     assert "3 begun before, 3 of them ended" in said.lines[0]
     assert again.sweep.frame.equals(searched.sweep.frame)
     assert len(client.search_model_versions("name='sweep'")) == 1
     with pytest.raises(ConfigError, match="holds another search"):
-        tune(search({"train.lr": [1.0e-3]}, **{"tracking.experiment": "sweeps"}))
+        tune(make("set_vae", **{**RANKED, "search": "{train.lr: [1.0e-3]}"}))
 
 
 def test_a_trial_that_fails_is_marked_and_the_others_go_on(search):
@@ -108,46 +138,48 @@ def test_a_trial_that_fails_is_marked_and_the_others_go_on(search):
     assert any("trial 1 failed" in line and "not finite" in line for line in said.lines)
 
 
-def test_damaged_trials_are_marked_and_a_damaged_best_is_not_registered(search, tmp_path):
-    changes = {"tune.trials": 2, "train.max_epochs": 1, "tracking.experiment": "damaged"}
-    experiment = search(RATES, **changes)
-    first = tune(experiment)
-    best, other = (first.root / "trials" / f"{n:04d}" for n in first.sweep.frame["trial"])
+def test_damaged_trials_are_marked_and_a_damaged_best_is_not_registered(ranked, copied, tmp_path):
+    numbers = ranked[1].sweep.frame["trial"]
+    best, *_, other = (copied.directory / "trials" / f"{n:04d}" for n in numbers)
     write_trial(other, int(other.name), read_trial(other)["sample"])  # as if it had been killed
     for path in [best / "checkpoint", *(other / "state").glob("*")]:
         weights = path / "model.safetensors"
         weights.write_bytes(weights.read_bytes()[:1000])
-    again = tune(experiment)
-    assert again.sweep.frame["status"].tolist() == ["finished", "failed"]
-    assert "damaged" in again.sweep.frame["error"][1]
+    again = tune(copied)
+    frame = again.sweep.frame
+    assert frame["status"].tolist() == ["finished", "finished", "failed"]
+    assert "damaged" in frame["error"][2]
     assert "1 failed; remove the folder of a trial to try it again" in again.lines
     said = "the checkpoint of the best trial cannot be used: "
     assert any(line.startswith(said) for line in again.lines)
-    client = MlflowClient(find_run(best).uri)
+    uri = find_run(best).uri
+    client = MlflowClient(uri, registry_uri=uri)
     (version,) = client.search_model_versions("name='sweep'")
     load(client.download_artifacts(version.run_id, "checkpoint", str(tmp_path)))
 
 
 def test_a_trial_that_lacks_room_is_no_failure_and_goes_on_another_time(search, tmp_path):
-    experiment = search(RATES, **{"tune.trials": 3, "tune.concurrent": 1})
-    folder = experiment.directory / "trials" / "0001"
-    folder.mkdir(parents=True)
-    (folder / "state").write_text("no folder can be made here")
+    """Trials are of Optuna's choice here, before and after."""
+    experiment = search(RATES, **{"tune.trials": 2, "tune.method": "optuna"})
+    trials = [experiment.directory / "trials" / name for name in ("0000", "0001")]
+    trials[0].mkdir(parents=True)
+    (trials[0] / "state").write_text("no folder can be made here")
     (experiment.directory / "search.yaml").write_text(yaml.safe_dump(dump(experiment)))
     said = Said()
     with pytest.raises(
         ResourcesUnavailableError, match=r"sweep: trials could not go on: .*then run the same"
     ):
         tune(experiment, screen=said)
-    states = [read_trial(experiment.directory / "trials" / f"{n:04d}") for n in range(3)]
-    assert [state.get("status") for state in states] == ["finished", "running", None]
-    assert any(line.startswith("trial 1 cannot go on: ") for line in said.lines)
-    (folder / "state").unlink()
-    assert tune(experiment).sweep.frame["status"].tolist() == ["finished"] * 3
+    assert [read_trial(trial).get("status") for trial in trials] == ["running", None]
+    assert any(line.startswith("trial 0 cannot go on: ") for line in said.lines)
+    (trials[0] / "state").unlink()
+    frame = tune(experiment).sweep.frame
+    assert frame["status"].tolist() == ["finished"] * 2
+    assert frame["train.lr"].nunique() == 2
 
 
 def test_a_search_without_a_score_exits_with_an_error(search, tmp_path, capfd):
-    experiment = search({"train.lr": [1.0e30, 1.0e31]}, **{"tune.method": "grid"})
+    experiment = search({"train.lr": [1.0e30]}, **{"tune.method": "grid"})
     config = tmp_path / "diverges.yaml"
     config.write_text(yaml.safe_dump(dump(experiment)))
     with pytest.raises(SystemExit) as ended:
@@ -157,23 +189,17 @@ def test_a_search_without_a_score_exits_with_an_error(search, tmp_path, capfd):
 
 
 def test_asha_stops_trials_by_their_steps(search):
-    settings = {"tune.scheduler": "asha", "tune.grace_steps": 1, "tune.concurrent": 1}
-    settings |= {"tune.reduction_factor": 2, "tune.method": "grid", "train.max_epochs": 4}
+    settings = {"tune.scheduler": "asha", "tune.grace_steps": 1, "tune.method": "grid"}
+    settings |= {"tune.reduction_factor": 2, "train.max_epochs": 3}
     searched = tune(search({"train.lr": [3.0e-3, 1.0e-9]}, **settings))
     frame = searched.sweep.frame.set_index("train.lr")
     assert frame["status"].to_dict() == {3e-3: "finished", 1e-9: "stopped"}
     assert frame["step"][1e-9] < frame["step"][3e-3]
 
 
-def test_optuna_proposes_the_trials_of_a_search(search):
-    searched = tune(search(RATES, **{"tune.method": "optuna"}))
-    assert set(searched.sweep.frame["status"]) <= {"finished", "stopped"}
-    assert len(set(searched.sweep.frame["train.lr"])) == 3
-
-
 def test_a_bad_trial_goes_on_from_the_weights_of_a_good_one(search):
     settings = {"tune.scheduler": "pbt", "tune.method": "grid", "train.max_epochs": 6}
-    settings |= {"tracking.experiment": "population"}
+    settings |= {"tracking.experiment": "population", "tune.concurrent": 2}
     searched = tune(search({"train.lr": [3.0e-3, 1.0e-9]}, **settings, **{"tune.grace_steps": 1}))
     good, bad = (searched.root / "trials" / name for name in ("0000", "0001"))
     # Later the good one may take over in its turn: the rates of both have been changed.
@@ -217,18 +243,29 @@ def test_a_search_without_tuning_patients_is_refused_at_once(search, tmp_path):
         tune(search(RATES, **{"data.cohort": tmp_path / "none"}))
 
 
-def test_a_trial_of_two_workers_is_a_ray_train_run(search):
-    """Four CPUs have room for one of them: that of a trial that was stopped must be free again."""
+def test_a_trial_of_two_workers_is_a_ray_train_run(search, tiny):
+    plan = {"train.max_epochs": 2, "tune.method": "grid", "cluster.num_workers": 2}
+    frame = tune(search({"train.lr": [3.0e-3]}, **plan)).sweep.frame
+    same = {"train.lr": 3.0e-3, "train.max_epochs": 2, "cluster.num_workers": 0}
+    one = history.read(train(tiny("alone", **same)).run)
+    assert frame["status"].tolist() == ["finished"]
+    assert frame["score"][0] == pytest.approx(one["val/objective"].min(), rel=1e-2)
+
+
+@pytest.mark.slow
+def test_a_stopped_trial_of_two_workers_leaves_its_room_to_the_next(search):
+    """That Ray gives back the room of a Ray Train run inside a trial that a scheduler stops.
+
+    Four CPUs have room for one of them.
+    """
     rates = {"train.lr": [3.0e-3, 1.0e-9, 2.9e-3]}
     settings = {"tune.method": "grid", "tune.scheduler": "asha", "tune.grace_steps": 1}
-    settings |= {"tune.reduction_factor": 2, "tune.concurrent": 1, "cluster.cpus_per_worker": 2}
+    settings |= {"tune.reduction_factor": 2, "cluster.cpus_per_worker": 2}
     settings |= {"train.max_epochs": 3, "cluster.wait_seconds": 60}
-    searched = tune(search(rates, **settings, **{"cluster.num_workers": 2}))
-    alone = tune(search({"train.lr": [3.0e-3]}, "alone", **settings))
-    two, one = (each.sweep.frame.set_index("trial") for each in (searched, alone))
-    assert two["status"].to_dict() | {2: ""} == {0: "finished", 1: "stopped", 2: ""}
-    assert two["status"][2] in {"finished", "stopped"}
-    assert two["score"][0] == pytest.approx(one["score"][0], rel=1e-2)
+    frame = tune(search(rates, **settings, **{"cluster.num_workers": 2})).sweep.frame
+    status = frame.set_index("trial")["status"]
+    assert status.to_dict() | {2: ""} == {0: "finished", 1: "stopped", 2: ""}
+    assert status[2] in {"finished", "stopped"}
 
 
 def kill_once(experiment, folder, reached):
@@ -250,20 +287,21 @@ def kill_once(experiment, folder, reached):
     first.wait()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("method", "scheduler"),
-    [
-        ("random", "none"),
-        pytest.param("random", "asha", marks=pytest.mark.slow),
-        pytest.param("optuna", "asha", marks=pytest.mark.slow),
-    ],
+    ("method", "scheduler"), [("random", "none"), ("random", "asha"), ("optuna", "asha")]
 )
 def test_a_killed_search_keeps_its_finished_trials_and_repeats_the_others(
     search, tmp_path, method, scheduler
 ):
-    """One trial at a time, so that ASHA and Optuna see the same reports in the same order."""
+    """That a search whose program is killed goes on as one that was not, with Ray's own processes.
+
+    Each part is proved in seconds: proposals (test_proposals.py), schedulers (test_schedulers.py),
+    a killed program (test_training.py), trials that were cut (here). One trial at a time, so that
+    ASHA and Optuna see the same reports in the same order.
+    """
     trials = 3 if scheduler == "none" else 6
-    changes = {"train.max_epochs": 4, "tune.trials": trials, "tune.concurrent": 1}
+    changes = {"train.max_epochs": 4, "tune.trials": trials}
     changes |= {"tune.scheduler": scheduler, "tune.method": method}
     changes |= {"tune.grace_steps": 1, "tune.reduction_factor": 2}
     whole = tune(search(RATES, "whole", **changes)).sweep.frame
@@ -282,9 +320,13 @@ def test_a_killed_search_keeps_its_finished_trials_and_repeats_the_others(
     pd.testing.assert_frame_equal(resumed[columns], whole[columns])
 
 
-@pytest.mark.parametrize("scheduler", ["asha", pytest.param("median", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("scheduler", ["asha", "median"])
 def test_a_killed_search_of_several_at_a_time_ends_with_the_same_best(search, tmp_path, scheduler):
-    """Who reports first differs from run to run, so others may stop earlier or later."""
+    """That a kill between reports of trials side by side changes neither winner nor weights.
+
+    Who reports first differs from run to run, so others may stop earlier or later.
+    """
     rates = {"train.lr": [1.0e-6, 1.0e-7, 3.0e-3, 1.0e-8, 1.0e-9, 1.0e-10]}
     changes = {"train.max_epochs": 5, "tune.concurrent": 2, "tune.method": "grid"}
     changes |= {"tune.scheduler": scheduler, "tune.grace_steps": 1, "tune.reduction_factor": 2}
@@ -312,10 +354,13 @@ def test_a_killed_search_of_several_at_a_time_ends_with_the_same_best(search, tm
 
 @pytest.mark.slow
 def test_a_killed_population_goes_on_to_its_end(search, tmp_path):
-    """Which trial takes over which hangs on who reports first, so only the whole is repeated."""
+    """That trials which took over others go on after a kill, each with its whole curve.
+
+    Which trial takes over which hangs on who reports first, so only the whole is repeated.
+    """
     rates = {"train.lr": [3.0e-3, 2.0e-3, 1.0e-8, 1.0e-9]}
     changes = {"train.max_epochs": 8, "tune.method": "grid", "tune.scheduler": "pbt"}
-    changes |= {"tune.grace_steps": 1, "cluster.cpus_per_worker": 2}
+    changes |= {"tune.grace_steps": 1, "tune.concurrent": 2}
     experiment = search(rates, "cut", **changes)
     kill_once(experiment, tmp_path, "0003")
     again = tune(experiment)
@@ -327,21 +372,21 @@ def test_a_killed_population_goes_on_to_its_end(search, tmp_path):
     assert {"0002", "0003"} & set(taken)
 
 
-def test_a_report_that_was_not_measured_before_a_kill_is_made_again(search):
-    experiment = search(RATES, **{"tune.trials": 1})
-    first = tune(experiment)
-    folder = first.root / "trials" / "0000"
+def test_a_report_that_was_not_measured_before_a_kill_is_made_again(ranked, copied):
+    folder = copied.directory / "trials" / "0000"
     whole, sample = history.read(folder, file=MEASURES), read_trial(folder)["sample"]
     assert len(whole) == 2
     whole.iloc[:1].to_parquet(folder / MEASURES)
     write_trial(folder, 0, sample)
-    again = tune(experiment)
+    again = tune(copied)
     assert history.read(folder, file=MEASURES).equals(whole)
     columns = ["trial", "status", "score", "best_step", "step"]
-    assert again.sweep.frame[columns].equals(first.sweep.frame[columns])
+    assert again.sweep.frame[columns].equals(ranked[1].sweep.frame[columns])
 
 
+@pytest.mark.slow
 def test_the_median_stops_a_hopeless_trial(search):
+    """That Ray Tune obeys this scheduler too; its verdicts are those of `test_schedulers.py`."""
     rates = {"train.lr": [3.0e-3, 2.5e-3, 2.0e-3, 1.0e-9]}
     changes = {"tune.scheduler": "median", "tune.method": "grid", "tune.concurrent": 1}
     searched = tune(search(rates, **changes, **{"tune.grace_steps": 1, "train.max_epochs": 4}))
@@ -351,59 +396,13 @@ def test_the_median_stops_a_hopeless_trial(search):
     assert set(frame["status"].drop(1e-9)) == {"finished"}
 
 
-def test_many_workers_write_to_one_mlflow_server(search, tmp_path, monkeypatch):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    uri = f"http://127.0.0.1:{port}"
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
-    command += ["--backend-store-uri", f"sqlite:///{tmp_path}/served.db", "--workers", "1"]
-    command += ["--artifacts-destination", str(tmp_path / "served")]
-    log = (tmp_path / "server.log").open("w+")
-    server = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=tmp_path)
-    try:
-        deadline = time.monotonic() + 180
-        while not _answers(port):
-            assert server.poll() is None, (log.seek(0), log.read())
-            assert time.monotonic() < deadline
-            time.sleep(0.5)
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-        changes = {"tracking.experiment": "served", "tune.trials": 4}
-        searched = tune(search(RATES, "served", **changes))
-        client = MlflowClient(uri, registry_uri=uri)
-        group = client.get_experiment_by_name("served").experiment_id
-        runs = client.search_runs([group])
-        assert len(runs) == 5
-        parent = find_run(searched.root)
-        assert parent.uri == uri
-        nested = [r for r in runs if r.data.tags.get("mlflow.parentRunId") == parent.run_id]
-        assert len(nested) == 4
-        assert all(len(client.get_metric_history(r.info.run_id, "score")) == 2 for r in nested)
-        (version,) = client.search_model_versions("name='served'")
-        assert client.get_run(version.run_id).data.tags["best"] == "true"
-        trial_dir = client.download_artifacts(version.run_id, "checkpoint", str(tmp_path))
-        assert load(trial_dir).experiment.family == "set_vae"
-    finally:
-        for each in [*psutil.Process(server.pid).children(recursive=True), server]:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                each.kill()
-        server.wait()
-
-
-def _answers(port):
-    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1) as link:
-        link.sendall(b"GET /health HTTP/1.0\r\n\r\n")
-        return b"200" in link.recv(64)
-    return False
-
-
 def test_an_impossible_request_is_refused_with_the_arithmetic(search):
     with pytest.raises(ConfigError, match=r"num_workers=3 x .*=2 = 6 CPUs, but there are 4"):
         tune(search(RATES, **{"cluster.num_workers": 3, "cluster.cpus_per_worker": 2}))
 
 
 def test_jepa_trials_are_ranked_by_a_probe(make, cluster):
-    changes = {"tune.trials": 2, "tune.scheduler": "none", "name": "probed"}
+    changes = {"tune.trials": 2, "tune.scheduler": "none", "name": "probed", "tune.concurrent": 1}
     changes["search"] = "{model.mask: default, model.regulariser: [none, vicreg]}"
     searched = tune(make("visit_jepa", **changes))
     assert searched.sweep.select.metric == "probe/auroc"

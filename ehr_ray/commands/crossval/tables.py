@@ -165,6 +165,7 @@ def write_fold_predictions(folder: Path, test: pd.DataFrame, cohort: Path) -> No
             part["label"].to_numpy(),
             part["probability"].to_numpy(),
             positive_class(cohort, task),
+            float(part["threshold"].iloc[0]),
         )
 
 

@@ -40,9 +40,10 @@ from ehr_ray.evaluation.tasks.early_warning import early_warning_result, fit_hou
 from ehr_ray.evaluation.tasks.subgroups import subgroup_result
 from ehr_ray.evaluation.tasks.verdicts import MODEL
 from ehr_ray.events.labels import choose_task, read_labels
+from ehr_ray.runtime.data.coverage import MIN_KNOWN, measure_coverage, require_coverage
 from ehr_ray.runtime.data.dataset import check_cohort
 from ehr_ray.runtime.data.tasks import Say, split_shards
-from ehr_ray.runtime.inference import matrix, require_known_codes, write_embeddings
+from ehr_ray.runtime.inference import matrix, write_embeddings
 from ehr_ray.runtime.session import session
 from ehr_ray.runtime.tracking import Tracker, find_run
 from ehr_ray.storage import sync
@@ -69,6 +70,7 @@ def evaluate(
     split: str = "held_out",
     task: str | None = None,
     output: str | Path | None = None,
+    min_known_events: float = MIN_KNOWN,
     address: str | None = None,
     on_ray: bool = True,
     pages: bool = True,
@@ -79,6 +81,8 @@ def evaluate(
 
     Probe and baselines are fitted on the train split of the run's own cohort and calibrated on
     its tuning split, whichever cohort is scored; nothing after a prediction time reaches a model.
+    Another cohort is refused where the model knows a smaller share of the split's events than
+    `min_known_events`.
 
     Args:
         run: folder or URI of the run.
@@ -86,6 +90,7 @@ def evaluate(
         split: reported on.
         task: label file of the cohort; `none`: whole patients, without labels.
         output: folder of the results; the run's own unless given.
+        min_known_events: share, 0 to 1.
         address: of the Ray to join.
         on_ray: infer by Ray Data; else in this process, as a task of Ray does.
         pages: write figures, results and the report beside metrics, predictions and embeddings.
@@ -96,7 +101,9 @@ def evaluate(
     subject = dataclasses.replace(subject, on_ray=on_ray)
     check_cohort(subject.cohort, subject.experiment.cache, say)
     with session(address, verbose=verbose) if on_ray else contextlib.nullcontext():
+        coverage = _coverage(subject, min_known_events, say)
         scores, found, inputs = _score(subject, say)
+    found = merged([coverage, found])
     lines = _write(subject, scores, found, inputs, say, pages)
     sync.push(subject.target)
     return lines
@@ -119,8 +126,6 @@ def _subject(
         )
     own = judged_cohort.resolve() == home.resolve()
     split_shards(judged_cohort, split)
-    if not own:
-        require_known_codes(judged_cohort, loaded.vocabulary, loaded.experiment.cache)
     trained_for = loaded.experiment.task.name if loaded.experiment.task else None
     wanted = task or loaded.experiment.evaluation.task or trained_for
     if wanted is None and not own and home.is_dir():
@@ -134,6 +139,20 @@ def _subject(
         choose_task(home, task)
     target = output or (run if own else run / "evaluations" / judged_cohort.resolve().name)
     return Subject(run, loaded, judged_cohort, own, split, task, local(target))
+
+
+def _coverage(subject: Subject, least: float, say: Say) -> SuiteResult:
+    """Return which events of another cohort's split the model knows; of its own it knows all."""
+    if subject.own:
+        return SuiteResult()
+    shards = split_shards(subject.cohort, subject.split)
+    coverage = measure_coverage(shards, subject.loaded.vocabulary, on_ray=subject.on_ray, say=say)
+    require_coverage(coverage, least, subject.cohort)
+    return SuiteResult(
+        metrics={f"{subject.split}/known_events": coverage.known},
+        sections={"Events the model does not know": coverage.table()} if coverage.unknown else {},
+        lines=(coverage.line(),),
+    )
 
 
 def _score(subject: Subject, say: Say) -> tuple[TaskScores | None, SuiteResult, EvaluationInputs]:
@@ -260,6 +279,7 @@ def _write_predictions(
                 scores.labels[split],
                 probability,
                 positive,
+                scores.thresholds.get(name),
             )
 
 

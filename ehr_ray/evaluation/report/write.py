@@ -30,6 +30,7 @@ PREDICTIONS: Final = pa.schema(
         pa.field("subject_id", pa.int64(), nullable=False),
         pa.field("prediction_time", pa.timestamp("us"), nullable=False),
         pa.field("boolean_value", pa.bool_()),
+        pa.field("predicted_boolean_value", pa.bool_()),
         pa.field("predicted_boolean_probability", pa.float64()),
     ]
 )
@@ -100,15 +101,19 @@ def write_predictions(
     label: NDArray[np.bool_],
     probability: NDArray[np.floating],
     positive: str = "",
+    threshold: float | None = None,
 ) -> None:
     """Write one row a prediction as Parquet in the MEDS evaluation schema.
 
-    What the positive class is goes into the file's metadata, as `positive`.
+    What the positive class is goes into the file's metadata, as `positive`. A prediction is true
+    from `threshold` on; without one `predicted_boolean_value` is null.
     """
-    columns: list[NDArray[Any]] = [
+    predicted = [None] * len(label) if threshold is None else np.asarray(probability) >= threshold
+    columns: list[Any] = [
         np.asarray(subject_id, dtype=np.int64),
         np.asarray(prediction_time, dtype="datetime64[us]"),
         np.asarray(label, dtype=bool),
+        predicted,
         np.asarray(probability, dtype=np.float64),
     ]
     table = pa.table(dict(zip(PREDICTIONS.names, columns, strict=True)), schema=PREDICTIONS)

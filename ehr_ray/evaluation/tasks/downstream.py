@@ -101,6 +101,8 @@ class TaskScores:
     uncalibrated: Mapping[str, Array]
     """Probabilities of the model before Platt scaling, by split."""
     labels: Mapping[str, NDArray[np.bool_]]
+    thresholds: Mapping[str, float]
+    """From what probability on each model says yes, chosen on tuning."""
     subjects: Mapping[str, NDArray[np.int64]]
     """Whose each row is, by split: what intervals resample."""
     verdicts: tuple[str, ...]
@@ -174,6 +176,7 @@ def score_task(
             name: model.predict_raw(getattr(split, model.input)) for name, split in splits.items()
         },
         labels={name: split.label for name, split in splits.items()},
+        thresholds=thresholds,
         subjects={name: split.subject_id for name, split in splits.items()},
         verdicts=(*judgement(metrics, judged), *gain(metrics, judged)),
         notes=(*fitted.notes, *_undefined_notes(metrics)),

@@ -9,11 +9,12 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import logging
 import os
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,6 +26,7 @@ import pyarrow.parquet as pq
 
 from ehr_ray.errors import InputError
 from ehr_ray.events.schema import ORIGIN_CODES, RECORD, REJECTED, SPLITS, SUBJECT_SPLITS
+from ehr_ray.sources.building.changes import check_values, told, write_changes
 from ehr_ray.sources.building.metadata import (
     TaskSummary,
     division_notes,
@@ -37,6 +39,7 @@ from ehr_ray.sources.building.staging import (
     check_folders,
     check_subjects,
     side_table,
+    stacked,
     totals,
     undivided,
 )
@@ -47,7 +50,9 @@ from ehr_ray.sources.splits import SplitPolicy
 from ehr_ray.storage import files
 from ehr_ray.storage.lock import exclusive_lock
 
-LAYOUT: Final = 3
+log = logging.getLogger(__name__)
+
+LAYOUT: Final = 4
 """Bump when the same input would give other bytes: staged work of older versions is not reused."""
 
 TASKS: Final = "tasks.json"
@@ -67,6 +72,7 @@ class IngestSummary:
         rejected_files: files in it.
         labels: by task.
         labels_without_subject: labels dropped because no event came with them.
+        changes: kind of change -> how much was read otherwise than it stood.
         notes: lines on how subjects were divided, where that was not as asked or as expected.
         reused: whether the cohort was already there.
         seconds: wall time.
@@ -80,6 +86,7 @@ class IngestSummary:
     rejected_files: int
     labels: dict[str, TaskSummary]
     labels_without_subject: int
+    changes: dict[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     reused: bool = False
     seconds: float = 0.0
@@ -94,6 +101,7 @@ class IngestSummary:
             f"rejected {self.rejected_rows:,} of {self.rows_read:,} rows and "
             f"{self.rejected_files:,} files (metadata/rejected.parquet)",
         ]
+        lines += told(self.changes)
         lines += self.notes
         lines += [f"task {task}: {summary}" for task, summary in self.labels.items()]
         if self.labels_without_subject:
@@ -107,14 +115,23 @@ def fingerprint(
     policy: SplitPolicy,
     units: Iterable[Unit],
     origin: Sequence[str] = ORIGIN_CODES,
+    treatment: tuple[str, ...] = (),
 ) -> tuple[str, int]:
     """Return (hash of everything that decides the bytes, bytes of input).
 
-    Files count by name, size and time of change, not by place: an input may be moved.
+    `treatment` says what is done to values and to repeats of rows. Files count by name, size and
+    time of change, not by place: an input may be moved.
     """
     digest = hashlib.sha256(
         json.dumps(
-            [LAYOUT, source.name, dataclasses.asdict(options), dataclasses.astuple(policy), origin],
+            [
+                LAYOUT,
+                source.name,
+                dataclasses.asdict(options),
+                dataclasses.astuple(policy),
+                origin,
+                treatment,
+            ],
             default=str,
         ).encode()
     )
@@ -220,11 +237,12 @@ def _lock(folder: Path, output: Path) -> contextlib.AbstractContextManager[None]
 def check_parts(plan: Plan, num_parts: int, max_rejected: float) -> list[Shard]:
     """Return the shards to write; raise `InputError` if the parts cannot make a cohort.
 
-    That is: more than `max_rejected` of rows or of files refused, a subject in two files, or
-    no event at all.
+    That is: more than `max_rejected` of rows or of files refused, values that are mostly no
+    numbers, a subject in two files, or no event at all.
     """
     parts = [plan.part(i) for i in range(num_parts)]
     _check_rejects(parts, max_rejected)
+    check_values(parts, totals(parts)["values"], max_rejected)
     check_subjects(parts)
     check_folders(parts)
     left_out = undivided(parts)
@@ -268,9 +286,13 @@ def finish(
     subjects = _subjects(plan, shards)
     splits = subjects.select(["subject_id", "split"]).cast(SUBJECT_SPLITS)
     files.write_parquet(splits, metadata / "subject_splits.parquet")
-    files.write_parquet(fitted_codes(plan, source, shards, parts), metadata / "codes.parquet")
+    codes = fitted_codes(plan, source, shards, parts)
+    files.write_parquet(codes, metadata / "codes.parquet")
+    if unused := plan.limits.unused(codes["code"].to_pylist()):
+        log.warning("--ranges and --units: no event has the code %s", ", ".join(unused))
     _write_all("rejected", parts, REJECTED, metadata)
     _write_names(parts, metadata)
+    changes = write_changes(plan, shards, parts, check_subjects(parts), metadata)
     labels, orphans = write_labels(parts, subjects, cohort)
     sums = totals(parts)
     counts = dict.fromkeys(SPLITS, 0)
@@ -286,6 +308,7 @@ def finish(
         rejected_files=sums["rejected_files"],
         labels=labels,
         labels_without_subject=orphans,
+        changes=changes,
         notes=tuple(division_notes(plan, parts, subjects["subject_id"].to_numpy())),
     )
     _write_records(plan, summary, shards, metadata, print_)
@@ -330,16 +353,13 @@ def _write_all(name: str, parts: list[Path], schema: pa.Schema, folder: Path) ->
 
 
 def _write_names(parts: list[Path], folder: Path) -> None:
-    """Write `subject_ids.parquet`, the names behind hashed ids, if there are any."""
-    names: dict[int, str] = {}
-    for part in parts:
-        table = side_table(part, "names")
-        if table is not None:
-            names.update(zip(*table.to_pydict().values(), strict=True))
-    if names:
-        rows = sorted(names.items())
-        table = pa.table([[sid for sid, _ in rows], [name for _, name in rows]], schema=NAMES)
-        files.write_parquet(table, folder / "subject_ids.parquet")
+    """Write `subject_ids.parquet`, how ids were written that are not their number, if any."""
+    names = stacked(parts, "names", NAMES)
+    names = names.filter(pc.not_equal(names["name"], names["subject_id"].cast(pa.string())))
+    if len(names):
+        table = names.group_by(NAMES.names, use_threads=False).aggregate([])
+        order = [(name, "ascending") for name in NAMES.names]
+        files.write_parquet(table.sort_by(order), folder / "subject_ids.parquet")
 
 
 def _write_records(

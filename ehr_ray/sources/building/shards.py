@@ -11,8 +11,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ehr_ray.events.schema import EVENTS, ORIGIN_CODES, SPLITS, is_birth, is_origin
+from ehr_ray.sources.building.repeats import repeats_of
 from ehr_ray.sources.building.staging import Plan, read_keys
-from ehr_ray.sources.source import EPOCH
+from ehr_ray.sources.source import EPOCH, count_codes
 from ehr_ray.sources.splits import NUM_BUCKETS
 from ehr_ray.storage import files
 
@@ -25,6 +26,9 @@ MAX_ROWS_PER_SHARD: Final = 8_000_000
 """What a task holds in memory: more shards rather than larger ones beyond it."""
 
 ROW_GROUP_ROWS: Final = 131_072
+
+KEPT: Final = "exact repeat, kept"
+DROPPED: Final = "exact repeat, left out"
 
 SUBJECTS: Final = pa.schema(
     [
@@ -53,6 +57,10 @@ class Shard:
     def subjects_path(self, plan: Plan) -> Path:
         """Return the place of its `SUBJECTS` table."""
         return plan.staging / "subjects" / f"{self.split}-{self.number}.parquet"
+
+    def repeats_path(self, plan: Plan) -> Path:
+        """Return the place of its `CHANGES` rows about exact repeats."""
+        return plan.staging / "repeats" / f"{self.split}-{self.number}.parquet"
 
 
 def plan_shards(counts: npt.NDArray[np.int64]) -> list[Shard]:
@@ -106,6 +114,12 @@ def _collect(plan: Plan, shard: Shard, num_parts: int, relative_time: bool) -> p
         for batch in read_keys(plan.part(index), shard.first, shard.last)
     ]
     events = pa.Table.from_batches(batches, EVENTS)
+    again = repeats_of(events)
+    kept = KEPT if plan.repeats == "keep" else DROPPED
+    counts = count_codes(events["code"].filter(pa.array(again)), kept)
+    write_shard(counts, shard.repeats_path(plan))
+    if plan.repeats == "drop":
+        events = events.filter(pa.array(~again))
     if relative_time:
         events = _with_admissions(events)
     ids = events["subject_id"].to_numpy()

@@ -5,14 +5,15 @@ A part is a folder that appears by one rename, so an interrupted ingest keeps wh
     parts/<n>/events.arrow  record batches, each sorted by key = split * NUM_BUCKETS + bucket
               counts.npy    rows by key
               part.json     rows and files read and refused
-              {rejected,subjects,folders,names,codes,undivided,labels/<task>}.parquet
+              {rejected,changes,inequalities,subjects,folders,names,codes,undivided}.parquet
+              labels/<task>.parquet
 """
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,8 @@ import pyarrow.parquet as pq
 
 from ehr_ray.errors import InputError
 from ehr_ray.events.schema import EVENTS, ORIGIN_CODES, REJECTED, SPLIT_NAMES, SPLITS
+from ehr_ray.sources.building.limits import Limits
+from ehr_ray.sources.parsing.identifiers import NAMES, spellings
 from ehr_ray.sources.parsing.split_table import read_splits
 from ehr_ray.sources.source import Chunk, Unit, get_source
 from ehr_ray.sources.splits import (
@@ -37,6 +40,8 @@ NUM_KEYS = len(SPLITS) * NUM_BUCKETS
 MAPPED_ROWS: Final = 1 << 20
 """Rows of a part after which it is mapped anew: pages that were touched count as memory."""
 
+Repeats = Literal["keep", "drop"]
+
 STAGED = pa.schema([pa.field("key", pa.uint16()), *EVENTS])
 
 
@@ -50,6 +55,8 @@ class Plan:
         policy: how subjects are divided.
         staging: folder of the unfinished cohort.
         origin: codes of the time origin.
+        limits: plausible ranges and units of values.
+        repeats: whether exact repeats of a row are kept, or only the first of them.
     """
 
     source: str
@@ -57,6 +64,8 @@ class Plan:
     policy: SplitPolicy
     staging: Path
     origin: tuple[str, ...] = ORIGIN_CODES
+    limits: Limits = field(default_factory=Limits)
+    repeats: Repeats = "keep"
 
     def part(self, index: int) -> Path:
         """Return the folder of the part that unit `index` makes."""
@@ -78,29 +87,29 @@ def scatter(plan: Plan, index: int, unit: Unit) -> None:
                 raise
 
     with files.new_folder(final, publish) as part:
-        _write_part(part, get_source(plan.source).read(unit, plan.options), plan.policy)
+        _write_part(part, get_source(plan.source).read(unit, plan.options), plan)
 
 
-def _write_part(part: Path, chunks: Iterator[Chunk], policy: SplitPolicy) -> None:
-    counts = np.zeros(NUM_KEYS, np.int64)
-    totals = {"rows_read": 0, "files_read": 0, "rejected_rows": 0, "rejected_files": 0}
-    tables: dict[str, list[pa.Table]] = {}
+def _write_part(part: Path, chunks: Iterator[Chunk], plan: Plan) -> None:
+    """Write what chunks hold; once a damaged file is refused, nothing of it but its refusal."""
+    chunk: Chunk | None = None
+    counts, totals, tables = _new_counts()
     with pa.ipc.new_file(str(part / "events.arrow"), STAGED) as writer:
         for chunk in chunks:
-            staged, keys, undivided = _stage(chunk.events, policy)
+            if chunk.lost_rows is not None:
+                break
+            events, changes = plan.limits.apply(chunk.events)
+            staged, keys, undivided = _stage(events, plan.policy)
             for batch in staged.to_batches():
                 writer.write_batch(batch)
             counts += np.bincount(keys, minlength=NUM_KEYS)
-            totals["rows_read"] += chunk.rows_read
-            totals["files_read"] += chunk.files_read
-            whole = chunk.rejects["line"].null_count
-            totals["rejected_files"] += whole
-            totals["rejected_rows"] += len(chunk.rejects) - whole
+            _add(totals, chunk)
+            tables.setdefault("changes", []).append(changes)
             for name, table in _side_tables(chunk):
                 tables.setdefault(name, []).append(table)
             if (
-                policy.keep_source
-                and policy.file is not None
+                plan.policy.keep_source
+                and plan.policy.file is not None
                 and "split" in chunk.events.schema.names
             ):
                 folders = chunk.events.select(["subject_id", "split"])
@@ -108,6 +117,13 @@ def _write_part(part: Path, chunks: Iterator[Chunk], policy: SplitPolicy) -> Non
                 tables.setdefault("folders", []).append(folders)
             if len(undivided):
                 tables.setdefault("undivided", []).append(pa.table({"subject_id": undivided}))
+    if chunk is not None and chunk.lost_rows is not None:
+        pa.ipc.new_file(str(part / "events.arrow"), STAGED).close()
+        counts, totals, tables = _new_counts()
+        _add(totals, chunk)
+        for name in ("rows_read", "rejected_rows"):
+            totals[name] += chunk.lost_rows
+        tables = {name: [table] for name, table in _side_tables(chunk)}
     for name, pieces in tables.items():
         path = part / f"{name}.parquet"
         path.parent.mkdir(exist_ok=True)
@@ -116,12 +132,29 @@ def _write_part(part: Path, chunks: Iterator[Chunk], policy: SplitPolicy) -> Non
     (part / "part.json").write_text(json.dumps(totals))
 
 
+def _new_counts() -> tuple[npt.NDArray[np.int64], dict[str, int], dict[str, list[pa.Table]]]:
+    names = ("rows_read", "files_read", "rejected_rows", "rejected_files", "values")
+    return np.zeros(NUM_KEYS, np.int64), dict.fromkeys(names, 0), {}
+
+
+def _add(totals: dict[str, int], chunk: Chunk) -> None:
+    totals["rows_read"] += chunk.rows_read
+    totals["files_read"] += chunk.files_read
+    whole = chunk.rejects["line"].null_count
+    totals["rejected_files"] += whole
+    totals["rejected_rows"] += len(chunk.rejects) - whole
+    value = chunk.events["numeric_value"]
+    totals["values"] += len(value) - value.null_count
+
+
 def _side_tables(chunk: Chunk) -> Iterator[tuple[str, pa.Table]]:
     if len(chunk.rejects):
         yield "rejected", chunk.rejects.cast(REJECTED)
     for name, table in (
         ("subjects", chunk.subjects),
         ("names", chunk.names),
+        ("changes", chunk.changes),
+        ("inequalities", chunk.inequalities),
         ("codes", chunk.codes),
     ):
         if table is not None and len(table):
@@ -206,22 +239,35 @@ def totals(parts: list[Path]) -> dict[str, int]:
     return {key: sum(part[key] for part in each) for key in each[0]} if each else {}
 
 
-def check_subjects(parts: list[Path]) -> None:
-    """Raise `InputError` where one id came from two files, or two names have one id."""
+def check_subjects(parts: list[Path]) -> int:
+    """Return how many ids are written in several ways that cannot mean two subjects.
+
+    Raises `InputError` where one id came from two files, or may be two subjects'.
+    """
     ids = [_column(part, "subjects", "subject_id") for part in parts]
     twice = _first_repeat(np.concatenate(ids)) if ids else None
     if twice is not None:
         names = [_files_of(part, twice) for part in parts]
         first, second, *_ = [name for found in names for name in found]
         raise InputError(f"one subject is in {first} and in {second}: remove one of them")
-    known: dict[int, str] = {}
-    for part in parts:
-        table = side_table(part, "names")
-        for sid, name in zip(*table.to_pydict().values(), strict=True) if table else ():
-            if known.setdefault(sid, name) != name:
-                raise InputError(
-                    f"{part.name}: two names of subjects hash to one id; give them numbers instead"
-                )
+    harmless, doubtful, hashed = spellings(stacked(parts, "names", NAMES))
+    if hashed:
+        raise InputError(
+            f"{hashed} times two names of subjects hash to one id; give them numbers instead"
+        )
+    if doubtful:
+        raise InputError(
+            f"{doubtful} subject ids are written in ways that may be two subjects, as 007 and 7 "
+            "or +7 and 7: write each in one way"
+        )
+    return harmless
+
+
+def stacked(parts: list[Path], name: str, schema: pa.Schema) -> pa.Table:
+    """Return the tables of all parts that are called `name`, end to end."""
+    tables = [side_table(part, name) for part in parts]
+    there = [table.cast(schema) for table in tables if table is not None]
+    return pa.concat_tables([schema.empty_table(), *there])
 
 
 def _column(part: Path, table: str, column: str) -> npt.NDArray[np.int64]:

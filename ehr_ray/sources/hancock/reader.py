@@ -35,6 +35,7 @@ from ehr_ray.sources.hancock.tiles import TILES, read_tiles
 from ehr_ray.sources.parsing.cells import BLANK, events_table, since_epoch
 from ehr_ray.sources.parsing.identifiers import subject_ids
 from ehr_ray.sources.parsing.labels import label_rows
+from ehr_ray.sources.parsing.quantities import numbers
 from ehr_ray.sources.parsing.quarantine import Rejects
 from ehr_ray.sources.source import Chunk, Source, Unit
 
@@ -324,17 +325,8 @@ def _identified(
 
 def _numbers(cells: list[str], *, text: bool = False) -> npt.NDArray[np.float64]:
     """Return numbers: NaN for a blank cell, infinity for text, or with `text` the text's rank."""
-
-    def one(cell: str) -> float:
-        cell = cell.strip()
-        if cell.lower() in BLANK:
-            return np.nan
-        try:
-            return float(cell)
-        except ValueError:
-            return np.inf
-
-    values = np.array([one(cell) for cell in cells], np.float64)
+    values, bad = numbers(pa.array(cells, pa.string()))
+    values[bad] = np.inf
     if text and np.isinf(values).any():
         _, rank = np.unique(np.array(cells, str), return_inverse=True)
         values = np.where(np.isnan(values), np.nan, rank.astype(np.float64))

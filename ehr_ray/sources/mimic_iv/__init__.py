@@ -13,4 +13,5 @@ SOURCE = Source(
     read=read,
     relative_time=lambda _: False,
     descriptions=DESCRIPTIONS,
+    limits=("mimic-iv", "mimic-iv"),
 )

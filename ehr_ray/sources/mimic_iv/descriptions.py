@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 
 import pyarrow as pa
 
-from ehr_ray.sources.mimic_iv.columns import UNKNOWN, parse
+from ehr_ray.sources.mimic_iv.kinds import UNKNOWN, parse
 from ehr_ray.sources.mimic_iv.rows import check_columns
 from ehr_ray.sources.mimic_iv.tables import Table, Titles
 from ehr_ray.sources.parsing.csv_files import read_csv

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ehr_ray.sources.mimic_iv.rows import Block
+from ehr_ray.sources.mimic_iv.rows import Block, odd
 from ehr_ray.sources.mimic_iv.table_units import Registry, day_end
 from ehr_ray.sources.mimic_iv.tables import DAY_END, DISCHARGE, Event, Table
 from ehr_ray.sources.parsing.cells import Mask, Times, events_table
@@ -56,7 +56,11 @@ def _rows(event: Event, block: Block) -> pa.Table:
     values = np.full(len(block), np.nan) if event.value is None else columns[event.value]
     rows = events_table(columns["subject_id"], times, _codes(event.code, block), values)
     there = ~np.isnat(times)
-    return rows if there.all() else rows.filter(pa.array(there))
+    if not there.all():
+        rows = rows.filter(pa.array(there))
+    if event.value is not None:
+        block.rejects.odd_values(rows, columns[odd(event.value)][there])
+    return rows
 
 
 def _codes(template: str, block: Block) -> pa.Array:

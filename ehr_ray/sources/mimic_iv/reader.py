@@ -1,6 +1,7 @@
 """A folder of MIMIC-IV -> units of work, and a unit -> chunks."""
 
 import logging
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from ehr_ray.sources.mimic_iv.rows import read_blocks
 from ehr_ray.sources.mimic_iv.table_units import Registry, load, read_patients
 from ehr_ray.sources.mimic_iv.tables import ADMISSIONS, BY_NAME, PATIENTS, STAYS, TABLES, Table
 from ehr_ray.sources.mimic_iv.tasks import labels
+from ehr_ray.sources.parsing.csv_files import count_rows
 from ehr_ray.sources.parsing.parquet_files import READ_ERRORS
 from ehr_ray.sources.parsing.quarantine import Rejects
 from ehr_ray.sources.source import Chunk, Unit
@@ -67,8 +69,11 @@ def _names() -> list[str]:
 
 
 def _file(root: Path, name: str) -> str | None:
-    """Return a table's file below the folder; plain wins over compressed."""
-    return next((name + end for end in SUFFIXES if (root / (name + end)).is_file()), None)
+    """Return a table's file below the folder; plain wins over compressed, and says so."""
+    there = [name + end for end in SUFFIXES if (root / (name + end)).is_file()]
+    if len(there) > 1:
+        log.warning("%s: %s is read, %s beside it is not", root, *there)
+    return next(iter(there), None)
 
 
 def read(unit: Unit, options: MimicIvOptions) -> Iterator[Chunk]:
@@ -103,7 +108,7 @@ def _table(unit: Unit, table: Table, registry: Registry) -> Iterator[Chunk]:
                 passed_over += block.rows_read
                 continue
             seen.update(pc.unique(events["code"]).to_pylist())
-            pending.append(Chunk(events, {}, block.rejects.table(), block.rows_read))
+            pending.append(Chunk(events, **block.rejects.tables(), rows_read=block.rows_read))
             size += len(events) + len(block.rejects)
             if size >= CHUNK_ROWS:
                 yield _joined(pending)
@@ -111,7 +116,9 @@ def _table(unit: Unit, table: Table, registry: Registry) -> Iterator[Chunk]:
     except READ_ERRORS as error:
         damaged = Rejects()
         damaged.file(name, f"unreadable: {error}")
-        pending.append(Chunk(rejects=damaged.table()))
+        lost = count_rows(os.path.join(unit.root, name))
+        yield Chunk(rejects=damaged.table(), files_read=1, lost_rows=lost)
+        return
     end = Chunk(rows_read=passed_over, files_read=1, codes=describe(seen, words))
     yield _joined([*pending, end])
 
@@ -121,7 +128,14 @@ def _joined(chunks: list[Chunk]) -> Chunk:
     return Chunk(
         events=pa.concat_tables([chunk.events for chunk in chunks]),
         rejects=pa.concat_tables([chunk.rejects for chunk in chunks]),
+        changes=_stacked([chunk.changes for chunk in chunks]),
+        inequalities=_stacked([chunk.inequalities for chunk in chunks]),
         rows_read=sum(chunk.rows_read for chunk in chunks),
         files_read=chunks[-1].files_read,
         codes=chunks[-1].codes,
     )
+
+
+def _stacked(tables: list[pa.Table | None]) -> pa.Table | None:
+    there = [table for table in tables if table is not None]
+    return pa.concat_tables(there) if there else None

@@ -10,10 +10,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ehr_ray.errors import InputError
-from ehr_ray.sources.mimic_iv.columns import REASONS, Kind, parse
+from ehr_ray.sources.mimic_iv.kinds import REASONS, Kind, parse
 from ehr_ray.sources.mimic_iv.tables import NEVER_DONE, Table
 from ehr_ray.sources.parsing.cells import Mask
 from ehr_ray.sources.parsing.csv_files import csv_columns, read_csv
+from ehr_ray.sources.parsing.quantities import quantities
 from ehr_ray.sources.parsing.quarantine import Rejects
 
 BLOCK_BYTES: Final = 1 << 20
@@ -65,8 +66,14 @@ class Block:
             self.keep(~bad)
 
     def read(self, column: str, kind: Kind, may_be_blank: bool) -> None:
-        """Give a column its type and refuse the rows where it has another."""
+        """Give a column its type and refuse the rows where it has another.
+
+        A quantity is never refused: `odd(column)` says which cells were no plain numbers.
+        """
         text = self.columns[column]
+        if kind == "quantity":
+            self.columns[column], self.columns[odd(column)] = quantities(text)
+            return
         self.columns[column], blank, bad = parse(text, kind)
 
         def reason(i: int) -> str:
@@ -75,6 +82,11 @@ class Block:
             return f"{column} {text[i].as_py()!r} is not {REASONS[kind]}"
 
         self.refuse(bad if may_be_blank else bad | blank, reason)
+
+
+def odd(column: str) -> str:
+    """Return where a block keeps the kinds of a quantity's cells (`quantities.PLAIN`, ...)."""
+    return f"{column} as read"
 
 
 def read_blocks(
@@ -90,7 +102,9 @@ def read_blocks(
     there = check_columns(root, name, columns)
     if table.status in there:
         columns.append(table.status)
-    for text, lines, rejects in read_csv(root, name, columns, block_bytes=BLOCK_BYTES):
+    for text, lines, rejects in read_csv(
+        root, name, columns, block_bytes=BLOCK_BYTES, one_line=True
+    ):
         block = Block(name, text, lines, rejects)
         block.read("subject_id", "whole", may_be_blank=False)
         if roster is not None:

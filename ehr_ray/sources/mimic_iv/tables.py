@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from ehr_ray.sources.mimic_iv.columns import Kind
+from ehr_ray.sources.mimic_iv.kinds import Kind
 
 DISCHARGE: Final = "discharge"
 """A column that is made: when the admission `hadm_id` ended."""
@@ -145,14 +145,14 @@ TABLES: Final = (
     STAYS,
     Table(
         "icu/chartevents",
-        {"charttime": "time", "itemid": "whole", "valuenum": "number?", "valueuom": "text?"},
+        {"charttime": "time", "itemid": "whole", "valuenum": "quantity?", "valueuom": "text?"},
         (Event("LAB//{itemid}//{valueuom}", "charttime", "valuenum"),),
         _items("LAB"),
         present="valuenum",
     ),
     Table(
         "hosp/labevents",
-        {"charttime": "time", "itemid": "whole", "valuenum": "number?", "valueuom": "text?"},
+        {"charttime": "time", "itemid": "whole", "valuenum": "quantity?", "valueuom": "text?"},
         (Event("LAB//{itemid}//{valueuom}", "charttime", "valuenum"),),
         (Titles("hosp/d_labitems", "LAB", ("itemid",), ("label", "fluid")),),
     ),
@@ -192,9 +192,9 @@ TABLES: Final = (
             "starttime": "time",
             "endtime": "time?",
             "itemid": "whole",
-            "rate": "number?",
+            "rate": "quantity?",
             "rateuom": "text?",
-            "amount": "number?",
+            "amount": "quantity?",
             "amountuom": "text?",
         },
         (
@@ -206,7 +206,7 @@ TABLES: Final = (
     ),
     Table(
         "icu/outputevents",
-        {"charttime": "time", "itemid": "whole", "value": "number?", "valueuom": "text?"},
+        {"charttime": "time", "itemid": "whole", "value": "quantity?", "valueuom": "text?"},
         (Event("SUBJECT_FLUID_OUTPUT//{itemid}//{valueuom}", "charttime", "value"),),
         _items("SUBJECT_FLUID_OUTPUT"),
         present="value",

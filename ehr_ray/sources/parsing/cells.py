@@ -1,6 +1,10 @@
-"""Columns as they come -> typed arrays, with a mark on every cell that is not what it should be."""
+"""Columns as they come -> typed arrays, with a mark on every cell that is not what it should be.
 
-import math
+A whole column is converted at once; cell by cell only where one of them does not convert. Measured
+values are in `quantities`, identifiers of subjects in `identifiers`.
+"""
+
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -18,8 +22,21 @@ Floats = npt.NDArray[np.float64]
 Times = npt.NDArray[np.datetime64]
 Mask = npt.NDArray[np.bool_]
 
-BLANK: Final = frozenset({"", "nan", "na", "null"})
-"""Texts, in lower case, that stand for no value."""
+BLANK: Final = frozenset({"", "nan", "na", "n/a", "<na>", "null", "none"})
+"""Texts, in lower case, that stand for no value and no identifier."""
+
+BLANK_CODES: Final = frozenset(
+    {"", "nan", "NaN", "N/A", "n/a", "<NA>", "null", "NULL", "none", "None", "NONE", "NaT"}
+)
+"""Texts that stand for no code. Sodium is `Na` or `NA`, so those are codes."""
+
+WHOLE: Final = 2**53
+"""From here on a float does not tell whole numbers apart."""
+
+_FLOAT_CODE: Final = re.compile(r"([1-9]\d{3,})\.0+")
+"""An item number that a data frame made a float. ICD has `250.0` beside `250`: never 4 digits."""
+
+_ZONED: Final = r"[T ]\d{2}.*(Z|z|[+-]\d{2}(:?\d{2})?)\s*$"
 
 _MAX_MINUTES: Final = 1e9
 MAX_FLOAT32: Final = float(np.finfo(np.float32).max)
@@ -43,42 +60,6 @@ def flat(column: pa.ChunkedArray | pa.Array) -> pa.Array:
     return column
 
 
-def numbers(column: pa.ChunkedArray | pa.Array, name: str = "value") -> tuple[Floats, Mask]:
-    """Return (values, bad): blank is NaN; bad is text that is no number, or beyond float32.
-
-    Raises `InputError` for a column type that holds no numbers.
-    """
-    column = flat(column)
-    if pa.types.is_null(column.type):
-        values = np.full(len(column), np.nan)
-    elif pa.types.is_string(column.type):
-        values = by_unique(column, _number, np.float64)
-    elif (
-        pa.types.is_integer(column.type)
-        or pa.types.is_floating(column.type)
-        or pa.types.is_boolean(column.type)
-        or pa.types.is_decimal(column.type)
-    ):
-        column = column.cast(pa.uint8()) if pa.types.is_boolean(column.type) else column
-        values = column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
-    else:
-        raise InputError(f"column {name} holds {column.type}, not numbers")
-    bad = np.abs(values) > MAX_FLOAT32
-    return np.where(bad, np.nan, values), bad
-
-
-def _number(text: str | None) -> float:
-    """Return NaN for a blank cell and infinity for one that is no number."""
-    text = (text or "").strip()
-    if text.lower() in BLANK:
-        return math.nan
-    try:
-        value = float(text) if "_" not in text else math.inf
-    except ValueError:
-        return math.inf
-    return value if value == value else math.inf
-
-
 def since_epoch(values: Floats, minutes: float) -> tuple[Times, Mask]:
     """Return (times, bad) of counts of `minutes` after `EPOCH`; NaN is NaT (a static event)."""
     values = values * minutes
@@ -97,10 +78,7 @@ def timestamps(column: pa.ChunkedArray | pa.Array, name: str = "time") -> tuple[
     """
     column = flat(column)
     if pa.types.is_string(column.type):
-        micros = by_unique(column, _micros, np.int64)
-        bad = micros == _BAD
-        times = np.where(bad, _NAT, micros).astype("datetime64[us]")
-        return times, bad
+        return _dates(column)
     if not pa.types.is_temporal(column.type) and not pa.types.is_null(column.type):
         raise InputError(f"column {name} holds {column.type}: say --time-unit minutes or hours")
     try:
@@ -108,6 +86,56 @@ def timestamps(column: pa.ChunkedArray | pa.Array, name: str = "time") -> tuple[
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
         raise InputError(f"column {name} holds {column.type}, not dates") from None
     return cast.to_numpy(zero_copy_only=False).astype("datetime64[us]"), np.zeros(len(cast), bool)
+
+
+def _dates(column: pa.Array) -> tuple[Times, Mask]:
+    try:
+        cast = _blank_to_null(column).cast(pa.timestamp("us"))
+        return cast.to_numpy(zero_copy_only=False), np.zeros(len(column), bool)
+    except pa.ArrowInvalid:
+        micros = by_unique(column, _micros, np.int64)
+        bad = micros == _BAD
+        return np.where(bad, _NAT, micros).astype("datetime64[us]"), bad
+
+
+def zones(column: pa.ChunkedArray | pa.Array) -> tuple[int, int]:
+    """Return how many times of a column say their zone, and how many do not."""
+    column = flat(column)
+    filled = len(column) - column.null_count
+    if pa.types.is_timestamp(column.type):
+        return (filled, 0) if column.type.tz else (0, filled)
+    if not pa.types.is_string(column.type):
+        return 0, 0
+    zoned = pc.sum(pc.match_substring_regex(column, _ZONED)).as_py() or 0
+    return zoned, filled - zoned - (pc.sum(pc.equal(column, "")).as_py() or 0)
+
+
+def whole(column: pa.Array) -> tuple[npt.NDArray[np.int64], Mask, Mask]:
+    """Return (numbers, blank, bad) of a column of strings; numbers are 0 where blank or bad."""
+    filled = _blank_to_null(column)
+    plain = pc.all(pc.match_substring_regex(filled, r"^-?[0-9]{1,18}$")).as_py()
+    if plain is not False:
+        blank = filled.is_null().to_numpy(zero_copy_only=False)
+        ids = filled.cast(pa.int64()).fill_null(0).to_numpy()
+        return ids, blank, np.zeros(len(column), bool)
+    # Spreadsheets and data frames turn a column of identifiers with gaps into 276363.0.
+    found = by_unique(column, _spelled_whole, object)
+    blank = np.array([value is None for value in found], bool)
+    bad = np.array([value is False for value in found], bool)
+    return np.where(blank | bad, 0, found).astype(np.int64), blank, bad
+
+
+def _spelled_whole(text: str | None) -> int | bool | None:
+    text = (text or "").strip()
+    if text.lower() in BLANK:
+        return None
+    match = re.fullmatch(r"([+-]?[0-9]{1,18})(\.0*)?", text)
+    rounded = match is None or (match[2] and abs(int(match[1])) >= WHOLE)
+    return False if rounded or match is None else int(match[1])
+
+
+def _blank_to_null(column: pa.Array) -> pa.Array:
+    return pc.if_else(pc.equal(column, ""), pa.scalar(None, pa.string()), column)
 
 
 _NAT: Final = np.iinfo(np.int64).min
@@ -130,15 +158,42 @@ def _micros(text: str | None) -> int:
 
 
 def texts(column: pa.ChunkedArray | pa.Array, name: str = "code") -> tuple[pa.Array, Mask]:
-    """Return (strings, blank): text of a column; numbers become their text."""
-    column = flat(column)
-    if not pa.types.is_string(column.type):
-        try:
-            column = column.cast(pa.string())
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-            raise InputError(f"column {name} holds {column.type}, not text") from None
-    blank = pc.equal(pc.utf8_trim_whitespace(column), "").fill_null(True)
-    return column, blank.to_numpy(zero_copy_only=False)
+    """Return (strings, blank): the codes of a column, null where blank.
+
+    Numbers become their text; surrounding blanks go, and so does the `.0` of an item number, so
+    that 220045, 220045.0 and ` 220045` are one code.
+    """
+    encoded = spelled(flat(column), name).dictionary_encode(null_encoding="encode")
+    words = pa.array([_code(text) for text in encoded.dictionary.to_pylist()], pa.string())
+    found = words.take(encoded.indices)
+    return found, found.is_null().to_numpy(zero_copy_only=False)
+
+
+def _code(text: str | None) -> str | None:
+    text = (text or "").strip()
+    match = _FLOAT_CODE.fullmatch(text)
+    return match[1] if match else None if text in BLANK_CODES else text
+
+
+def words(column: pa.Array, missing: str) -> tuple[pa.Array, Mask]:
+    """Return (trimmed strings, blank) of a column of strings; `missing` stands for blank ones."""
+    trimmed = pc.utf8_trim_whitespace(column)
+    blank = pc.or_(pc.is_null(trimmed), pc.is_in(trimmed, pa.array(sorted(BLANK_CODES))))
+    return pc.if_else(blank, missing, trimmed), blank.to_numpy(zero_copy_only=False)
+
+
+def spelled(column: pa.Array, name: str) -> pa.Array:
+    """Return a column as strings; whole floats lose their `.0`, and NaN is null."""
+    if pa.types.is_floating(column.type):
+        values = column.cast(pa.float64())
+        values = pc.if_else(pc.is_nan(values), pa.scalar(None, pa.float64()), values)
+        small = pc.and_(pc.equal(pc.floor(values), values), pc.less(pc.abs(values), float(WHOLE)))
+        ids = pc.if_else(small, values, 0.0).cast(pa.int64()).cast(pa.string())
+        return pc.if_else(small, ids, values.cast(pa.string()))
+    try:
+        return column.cast(pa.string())
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        raise InputError(f"column {name} holds {column.type}, not text") from None
 
 
 def events_table(

@@ -1,14 +1,17 @@
 """CSV files, plain or compressed, read in blocks as text with the line of every row."""
 
+import codecs
 import csv
 import gzip
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 
 from ehr_ray.errors import InputError
@@ -18,45 +21,121 @@ SUFFIXES: Final = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
 BLOCK_BYTES: Final = 16 << 20
 
 
-def csv_columns(path: str) -> list[str]:
-    """Return the names in the first line; raises `InputError` where there is none."""
-    opener: Any = gzip.open if path.endswith(".gz") else open
+@dataclass(frozen=True)
+class Dialect:
+    """How a CSV file is written.
+
+    Args:
+        delimiter: one character; None is a tab in `.tsv` files and else a comma.
+        encoding: as Python calls it.
+    """
+
+    delimiter: str | None = None
+    encoding: str = "utf-8"
+
+    def __post_init__(self) -> None:
+        """Refuse what no file is written in."""
+        if self.delimiter is not None and len(self.delimiter) != 1:
+            raise InputError(f"--delimiter {self.delimiter!r}: not one character, such as ';'")
+        try:
+            codecs.lookup(self.encoding)
+        except LookupError:
+            raise InputError(
+                f"--encoding {self.encoding}: not known; use utf-8, latin-1, cp1252, utf-16"
+            ) from None
+
+    def between(self, path: str) -> str:
+        """Return what stands between the cells of a file."""
+        return self.delimiter or ("\t" if path.endswith((".tsv", ".tsv.gz")) else ",")
+
+    def open(self, path: str) -> Any:
+        """Open a file as text, without the mark that some programs put first."""
+        opener: Any = gzip.open if path.endswith(".gz") else open
+        utf8 = codecs.lookup(self.encoding).name == "utf-8"
+        return opener(path, "rt", encoding="utf-8-sig" if utf8 else self.encoding, newline="")
+
+
+COMMON: Final = Dialect()
+
+
+def csv_columns(path: str, dialect: Dialect = COMMON) -> list[str]:
+    """Return the names in the first line.
+
+    Raises `InputError` where there is none, or where one is there twice.
+    """
     try:
-        with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
-            names = next(csv.reader(file, delimiter=_delimiter(path)), [])
-    except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path}: not a readable CSV ({error})") from None
+        with dialect.open(path) as file:
+            names = next(csv.reader(file, delimiter=dialect.between(path)), [])
+    except (OSError, EOFError, UnicodeError, csv.Error) as error:
+        hint = encoding_hint(error)
+        raise InputError(f"{path}: not a readable CSV ({error}){hint}") from None
     if not names:
         raise InputError(f"{path}: empty, not even a header")
+    refuse_repeats(path, names)
     return names
 
 
+def refuse_repeats(path: str, names: Sequence[str]) -> None:
+    """Raise `InputError` where two columns have one name: which of them is meant?"""
+    for name in names:
+        if name and names.count(name) > 1:
+            raise InputError(f"{path}: two columns are called {name}; rename or remove one")
+
+
+def encoding_hint(error: object) -> str:
+    """Return what to say after an error that another encoding may end, else nothing."""
+    wrong = isinstance(error, UnicodeError) or "UTF8" in str(error)
+    return "; if it is not UTF-8, say which by --encoding, such as latin-1" if wrong else ""
+
+
+def count_rows(path: str) -> int:
+    """Return the lines of a file after the first, as far as it can be read."""
+    opener: Any = gzip.open if path.endswith(".gz") else open
+    lines = 0
+    try:
+        with opener(path, "rb") as file:
+            for line in file:
+                lines += bool(line.strip())
+    except (OSError, EOFError):
+        pass
+    return max(lines - 1, 0)
+
+
 def read_csv(
-    root: str, name: str, columns: list[str], *, block_bytes: int | None = None
+    root: str,
+    name: str,
+    columns: list[str],
+    *,
+    block_bytes: int | None = None,
+    dialect: Dialect = COMMON,
+    one_line: bool = False,
 ) -> Iterator[tuple[pa.Table, npt.NDArray[np.int64], Rejects]]:
     """Yield (columns as strings, line of each row from 1, malformed rows), a block at a time.
 
     The reader runs up to 32 blocks ahead, so `block_bytes` decides how much of a long file is held.
-    Malformed rows have too many or too few cells; the last piece may hold nothing else. Lines are
-    counted in records, so a quoted line break counts once. Raises `pa.ArrowException` or `OSError`
-    on a damaged file.
+    Malformed rows have too many or too few cells or, with `one_line`, a line break within a cell,
+    as a quote that is never closed gives; each line within is refused with them. The last piece
+    may hold nothing else. Lines are counted in records, so a quoted line break counts once. Raises
+    `pa.ArrowException` or `OSError` on a damaged file.
     """
     # Filled, in order of line, by a thread of the reader that runs ahead: only pop from it.
-    skipped: list[tuple[int, str]] = []
+    skipped: list[tuple[int, str, str]] = []
 
     def skip(row: Any) -> str:
         wanted, got = row.expected_columns, row.actual_columns
         reason = f"{got} cells where the header has {wanted}: {row.text!r}"
-        skipped.append((row.number, reason))
+        skipped.append((row.number, reason, row.text))
         return "skip"
 
     path = os.path.join(root, name)
     reader = pa_csv.open_csv(
         path,
         # Threads would leave the numbers of skipped rows unknown.
-        read_options=pa_csv.ReadOptions(use_threads=False, block_size=block_bytes or BLOCK_BYTES),
+        read_options=pa_csv.ReadOptions(
+            use_threads=False, block_size=block_bytes or BLOCK_BYTES, encoding=dialect.encoding
+        ),
         parse_options=pa_csv.ParseOptions(
-            delimiter=_delimiter(path),
+            delimiter=dialect.between(path),
             newlines_in_values=True,
             ignore_empty_lines=False,
             invalid_row_handler=skip,
@@ -68,21 +147,40 @@ def read_csv(
     line = 2
     with reader:
         for batch in reader:
-            ahead = [number for number, _ in skipped]
+            ahead = [number for number, *_ in skipped]
             candidates = np.arange(line, line + len(batch) + len(ahead))
             lines = np.setdiff1d(candidates, ahead, assume_unique=True)[: len(batch)]
             line = int(lines[-1]) + 1 if len(lines) else line
-            yield pa.Table.from_batches([batch]), lines, _pop(skipped, line, name)
+            table, rejects = pa.Table.from_batches([batch]), _pop(skipped, line, name)
+            if one_line:
+                broken = _broken(table)
+                for i in np.flatnonzero(broken):
+                    text = "".join(filter(None, table.slice(int(i), 1).to_pylist()[0].values()))
+                    _refuse_lines(rejects, name, int(lines[i]), "a line break in a cell", text)
+                table, lines = table.filter(pa.array(~broken)), lines[~broken]
+            yield table, lines, rejects
         nothing = pa.table({column: pa.array([], pa.string()) for column in columns})
         yield nothing, np.arange(0), _pop(skipped, None, name)
 
 
-def _pop(skipped: list[tuple[int, str]], before: int | None, name: str) -> Rejects:
+def _pop(skipped: list[tuple[int, str, str]], before: int | None, name: str) -> Rejects:
     rejects = Rejects()
     while skipped and (before is None or skipped[0][0] < before):
-        rejects.row(name, *skipped.pop(0))
+        line, reason, text = skipped.pop(0)
+        _refuse_lines(rejects, name, line, reason, text)
     return rejects
 
 
-def _delimiter(path: str) -> str:
-    return "\t" if path.endswith((".tsv", ".tsv.gz")) else ","
+def _refuse_lines(rejects: Rejects, name: str, line: int, reason: str, text: str) -> None:
+    """Refuse a row, and with it each further line of the file that it swallowed."""
+    rejects.row(name, line, reason)
+    for _ in text.rstrip("\n").splitlines()[1:]:
+        rejects.row(name, line, "swallowed by the row before: is a quote not closed?")
+
+
+def _broken(table: pa.Table) -> npt.NDArray[np.bool_]:
+    broken = np.zeros(len(table), bool)
+    for column in table.columns:
+        found = pc.match_substring(column, "\n").fill_null(False)
+        broken |= found.to_numpy()
+    return broken

@@ -1,4 +1,8 @@
-"""Subject identifiers of any kind -> the 64-bit integers of a cohort."""
+"""Subject identifiers of any kind -> the 64-bit integers of a cohort.
+
+Every spelling is kept with its id, so that two texts of one id are seen: harmless ones (blanks
+around it, `.0`) are told, others (`007` and `7`) are refused, since they may be two patients.
+"""
 
 import hashlib
 import re
@@ -7,15 +11,18 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from ehr_ray.sources.parsing.cells import Mask, by_unique, flat
+from ehr_ray.errors import InputError
+from ehr_ray.sources.parsing.cells import BLANK, WHOLE, Mask, flat, spelled
 
 HASHED_FROM: Final = 2**62
 """Ids from here on are hashes of names; an integer this large is hashed like a name."""
 
 NAMES: Final = pa.schema([pa.field("subject_id", pa.int64()), pa.field("name", pa.string())])
 
-_INTEGER: Final = re.compile(r"([+-]?\d{1,19})(\.0*)?")
+_INTEGER: Final = re.compile(r"([+-]?[0-9]{1,19})(\.0*)?")
+_ROUNDED: Final = re.compile(r"[+-]?[0-9](\.[0-9]+)?[eE]\+[0-9]+")
 
 
 def subject_id(name: str) -> int:
@@ -31,28 +38,67 @@ def subject_id(name: str) -> int:
     return int.from_bytes(digest, "little") % HASHED_FROM + HASHED_FROM
 
 
-def subject_ids(column: pa.ChunkedArray | pa.Array) -> tuple[npt.NDArray[np.int64], Mask, pa.Table]:
-    """Return (ids, blank, `NAMES` rows of the hashed ones) for a column of identifiers.
+def plain_name(name: str) -> str:
+    """Return a name without what nobody means: blanks around it, and the `.0` of a float."""
+    match = _INTEGER.fullmatch(name.strip())
+    return match[1] if match else name.strip()
 
-    Whole floats are integers; anything else goes by its text.
+
+def subject_ids(column: pa.ChunkedArray | pa.Array) -> tuple[npt.NDArray[np.int64], Mask, pa.Table]:
+    """Return (ids, blank, `NAMES` rows, one for each id and spelling) of a column of identifiers.
+
+    Raises `InputError` where an id was rounded on its way through a float: 2^53 and above in a
+    column of floats, or written like `1e+10` or `9007199254740993.0`.
     """
     column = flat(column)
     if pa.types.is_integer(column.type):
-        blank = column.is_null().to_numpy(zero_copy_only=False)
-        ids = column.fill_null(0).cast(pa.int64()).to_numpy()
-        if not np.any(np.abs(ids) >= HASHED_FROM):
-            return ids, blank, NAMES.empty_table()
-    if not pa.types.is_string(column.type):
-        column = column.cast(pa.string())
-    blank = by_unique(column, lambda name: not (name or "").strip(), np.bool_)
-    ids = by_unique(column, lambda name: subject_id(name or ""), np.int64)
-    return ids, blank, _names(column, ids, blank)
+        largest = pc.max(column).as_py()
+        smallest = pc.min(column).as_py()
+        if largest is None or max(abs(largest), abs(smallest)) < HASHED_FROM:
+            blank = column.is_null().to_numpy(zero_copy_only=False)
+            ids = column.fill_null(0).cast(pa.int64()).to_numpy()
+            known = pa.array(np.unique(ids[~blank]))
+            return ids, blank, pa.table([known, known.cast(pa.string())], schema=NAMES)
+    if pa.types.is_floating(column.type):
+        _refuse_rounded(pc.sum(pc.greater_equal(pc.abs(column), float(WHOLE))).as_py() or 0)
+    encoded = spelled(column, "of subject ids").dictionary_encode(null_encoding="encode")
+    spelled_ids = [name or "" for name in encoded.dictionary.to_pylist()]
+    _refuse_rounded(sum(map(_is_rounded, spelled_ids)))
+    empty = np.array([name.strip().lower() in BLANK for name in spelled_ids], bool)
+    each = np.array([subject_id(name) for name in spelled_ids], np.int64)
+    at = encoded.indices.to_numpy()
+    pairs = pa.table([each, pa.array(spelled_ids, pa.string())], schema=NAMES)
+    return each[at], empty[at], pairs.filter(pa.array(~empty))
 
 
-def _names(column: pa.Array, ids: npt.NDArray[np.int64], blank: Mask) -> pa.Table:
-    hashed = (ids >= HASHED_FROM) & ~blank
-    if not hashed.any():
-        return NAMES.empty_table()
-    pairs = pa.table([ids[hashed], column.filter(pa.array(hashed))], schema=NAMES)
-    # Grouping by both keeps two names of one id apart, so that the collision is seen.
-    return pairs.group_by(["subject_id", "name"], use_threads=False).aggregate([])
+def _is_rounded(name: str) -> bool:
+    name = name.strip()
+    match = _INTEGER.fullmatch(name)
+    through_float = match is not None and match[2] and abs(int(match[1])) >= WHOLE
+    return bool(through_float or _ROUNDED.fullmatch(name))
+
+
+def _refuse_rounded(count: int) -> None:
+    if count:
+        raise InputError(
+            f"{count} subject ids went through floating-point numbers, which round those of 2^53 "
+            "and above and write 1e+10: export them as text or as whole numbers"
+        )
+
+
+def spellings(names: pa.Table) -> tuple[int, int, int]:
+    """Return how many ids of `NAMES` rows have several names: (harmless, doubtful, by hash).
+
+    Harmless names differ in blanks and `.0` alone; doubtful ones are the same number, such as 007
+    and 7; the others are different names with one hash.
+    """
+    distinct = names.group_by(NAMES.names, use_threads=False).aggregate([])
+    counts = distinct.group_by("subject_id", use_threads=False).aggregate([("name", "count")])
+    several = counts.filter(pc.greater(counts["name_count"], 1))["subject_id"]
+    rows = distinct.filter(pc.is_in(distinct["subject_id"], several.combine_chunks()))
+    plain: dict[int, set[str]] = {}
+    for sid, name in zip(*rows.to_pydict().values(), strict=True):
+        plain.setdefault(sid, set()).add(plain_name(name))
+    clashes = [sid for sid, found in plain.items() if len(found) > 1]
+    hashed = sum(not all(map(_INTEGER.fullmatch, plain[sid])) for sid in clashes)
+    return len(plain) - len(clashes), len(clashes) - hashed, hashed

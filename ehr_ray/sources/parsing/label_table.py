@@ -13,7 +13,7 @@ import pyarrow as pa
 from ehr_ray.errors import InputError
 from ehr_ray.events.truth import NOT_KNOWN, read_truth, truth_of
 from ehr_ray.sources.parsing.cells import Mask, Times
-from ehr_ray.sources.parsing.csv_files import csv_columns, read_csv
+from ehr_ray.sources.parsing.csv_files import COMMON, Dialect, csv_columns, encoding_hint, read_csv
 from ehr_ray.sources.parsing.identifiers import subject_ids
 from ehr_ray.sources.parsing.labels import label_rows
 from ehr_ray.sources.parsing.parquet_files import READ_ERRORS
@@ -53,6 +53,7 @@ class LabelOptions:
         read_time: column and name -> times, and a mask of cells that are none.
         tasks: columns of truth values, by comma; None: the only one there is.
         minute: prediction time in minutes after the origin; None: the last event.
+        dialect: how a CSV file is written.
     """
 
     id_column: str
@@ -62,6 +63,7 @@ class LabelOptions:
     read_time: ReadTime
     tasks: str | None = None
     minute: float | None = None
+    dialect: Dialect = COMMON
 
 
 def labels_unit(path: Path) -> Unit:
@@ -78,9 +80,9 @@ def read_labels(unit: Unit, options: LabelOptions) -> Iterator[Chunk]:
     that is no truth value and a time that is none, and where it is not clear what is what.
     """
     name = unit.files[0]
-    table, lines, refused = _read(os.path.join(unit.root, name), unit)
+    table, lines, refused = _read(os.path.join(unit.root, name), unit, options.dialect)
     key = _id_column(name, table.column_names, options)
-    ids, blank, _ = subject_ids(table[key])
+    ids, blank, spelt = subject_ids(table[key])
     rejects = Rejects()
     rejects.rows(blank, lambda i: (name, int(lines[i])), lambda _: f"{key} is blank")
     time = next((c for c in options.time_columns if c in table.column_names and c != key), None)
@@ -96,18 +98,25 @@ def read_labels(unit: Unit, options: LabelOptions) -> Iterator[Chunk]:
         rejects=pa.concat_tables([*refused, rejects.table()]),
         rows_read=len(table) + sum(map(len, refused)),
         files_read=1,
+        names=spelt,
     )
 
 
-def _read(path: str, unit: Unit) -> tuple[pa.Table, npt.NDArray[np.int64], list[pa.Table]]:
+def _read(
+    path: str, unit: Unit, dialect: Dialect
+) -> tuple[pa.Table, npt.NDArray[np.int64], list[pa.Table]]:
     """Return (table, the row of the file each row stands in, malformed rows)."""
     try:
         if path.endswith(PARQUET):
             table = files.open_parquet(path).read()
             return table, np.arange(1, len(table) + 1), []
-        pieces = list(read_csv(unit.root, unit.files[0], csv_columns(path)))
+        pieces = list(
+            read_csv(unit.root, unit.files[0], csv_columns(path, dialect), dialect=dialect)
+        )
     except READ_ERRORS as error:
-        raise InputError(f"--labels {path}: not a readable table ({error})") from None
+        raise InputError(
+            f"--labels {path}: not a readable table ({error}){encoding_hint(error)}"
+        ) from None
     table = pa.concat_tables([piece for piece, _, _ in pieces]).combine_chunks()
     lines = np.concatenate([lines for _, lines, _ in pieces])
     return table, lines, [rejects.table() for _, _, rejects in pieces]

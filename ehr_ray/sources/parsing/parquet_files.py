@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ehr_ray.errors import InputError
+from ehr_ray.sources.parsing.csv_files import refuse_repeats
 from ehr_ray.sources.source import CHUNK_ROWS, Unit
 from ehr_ray.storage import files
 
@@ -31,6 +32,15 @@ def split_row_groups(unit: Unit) -> list[Unit]:
     return found or [unit]
 
 
+def count_rows(unit: Unit) -> int:
+    """Return the rows of a unit, 0 where not even that can be read."""
+    try:
+        metadata = pq.read_metadata(os.path.join(unit.root, unit.files[0]))
+    except READ_ERRORS:
+        return 0
+    return sum(metadata.row_group(i).num_rows for i in range(unit.start, unit.stop))
+
+
 def read_row_groups(
     unit: Unit, needed: list[str], optional: tuple[str, ...] = ()
 ) -> Iterator[tuple[int, pa.Table]]:
@@ -41,6 +51,7 @@ def read_row_groups(
     """
     file = files.open_parquet(os.path.join(unit.root, unit.files[0]))
     names = file.schema_arrow.names
+    refuse_repeats(unit.files[0], names)
     for name in needed:
         if name not in names:
             raise InputError(f"{unit.files[0]}: no column {name}; it has {', '.join(names)}")

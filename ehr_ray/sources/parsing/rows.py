@@ -6,7 +6,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from ehr_ray.sources.parsing.cells import Mask, Times, events_table, numbers, texts
+from ehr_ray.sources.parsing.cells import Mask, Times, events_table, texts
+from ehr_ray.sources.parsing.quantities import Decimal, quantities
 from ehr_ray.sources.parsing.quarantine import Rejects
 
 Place = Callable[[int], tuple[str, int]]
@@ -25,31 +26,34 @@ def clean_rows(
     read_time: ReadTime,
     place: Place,
     rejects: Rejects,
+    decimal: Decimal = ".",
 ) -> tuple[pa.Table, Mask]:
     """Return (`EVENTS` rows in the given order, mask of the rows kept); refuse the others.
 
-    Refused: a blank id or code, a time that is none, a value that is no finite number. A blank
-    value is an event without one; a blank time is a static event. `ids` comes with a mask of
-    blanks. Raises `InputError` where a column's type is wrong as a whole.
+    Refused: a blank id or code, a time that is none. A value that is blank or no finite number is
+    an event without one, and the latter is counted; a blank time is a static event. `ids` comes
+    with a mask of blanks. Raises `InputError` where a column's type is wrong as a whole.
     """
     subjects, blank_id = ids
     times, bad_time = read_time(time)
     codes, blank_code = texts(code)
     value = pa.nulls(len(subjects)) if value is None else value
-    values, bad_value = numbers(value)
+    values, kinds = quantities(value, decimal=decimal)
     bad = np.zeros(len(subjects), bool)
     for mask, reason in (
         (blank_id, lambda i: "subject id is blank"),  # noqa: ARG005
         (blank_code, lambda i: "code is blank"),  # noqa: ARG005
         (bad_time, lambda i: f"time {_show(time[i])} is not a time"),
-        (bad_value, lambda i: f"value {_show(value[i])} is not a finite number"),
     ):
         rejects.rows(mask & ~bad, place, reason)
         bad |= mask
     if bad.any():
         kept = pa.array(~bad)
-        return events_table(subjects[~bad], times[~bad], codes.filter(kept), values[~bad]), ~bad
-    return events_table(subjects, times, codes, values), ~bad
+        subjects, times, codes = subjects[~bad], times[~bad], codes.filter(kept)
+        values, kinds = values[~bad], kinds[~bad]
+    events = events_table(subjects, times, codes, values)
+    rejects.odd_values(events, kinds)
+    return events, ~bad
 
 
 def _show(cell: pa.Scalar) -> str:

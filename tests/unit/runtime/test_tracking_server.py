@@ -1,12 +1,9 @@
 """Trainings beside an MLflow server that goes, comes back, or never was."""
 
-import contextlib
 import os
 import signal
 import socket
-import subprocess
-import sys
-import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,66 +16,6 @@ from ehr_ray.runtime.tracking import UNTOLD, Tracker, find_run
 from ehr_ray.train import history
 
 CONFIG = Path(__file__).parents[3] / "configs" / "tiny" / "set_vae.yaml"
-
-
-class Server:
-    """An MLflow server on loopback that may be killed, frozen and started again."""
-
-    def __init__(self, folder):
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self._port = free.getsockname()[1]
-        self.uri, self._folder, self._process = f"http://127.0.0.1:{self._port}", folder, None
-
-    def start(self):
-        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
-        command += ["--port", str(self._port), "--workers", "1"]
-        command += ["--backend-store-uri", f"sqlite:///{self._folder}/served.db"]
-        command += ["--artifacts-destination", str(self._folder / "served")]
-        options = {"stderr": subprocess.STDOUT, "cwd": self._folder, "start_new_session": True}
-        options["env"] = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-        with (self._folder / "server.log").open("a") as log:
-            self._process = subprocess.Popen(command, stdout=log, **options)
-
-    def wait(self):
-        for _ in range(2000):
-            assert self._process.poll() is None, (self._folder / "server.log").read_text()
-            if self._healthy():
-                return
-            time.sleep(0.3)
-        pytest.fail("the server did not start")
-
-    def _healthy(self):
-        place = ("127.0.0.1", self._port)
-        with contextlib.suppress(OSError), socket.create_connection(place, 1) as link:
-            link.sendall(b"GET /health HTTP/1.0\r\n\r\n")
-            return b"200" in link.recv(64)
-        return False
-
-    def signal(self, number):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, number)  # its workers too
-
-    def kill(self):
-        self.signal(signal.SIGKILL)
-        self._process.wait()
-
-
-@pytest.fixture(scope="module")
-def started(tmp_path_factory):
-    made = Server(tmp_path_factory.mktemp("server"))
-    made.start()
-    try:
-        made.wait()
-        yield made
-    finally:
-        made.kill()
-
-
-@pytest.fixture
-def server(started, monkeypatch):
-    started.wait()
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", started.uri)
-    return started
 
 
 @pytest.fixture
@@ -99,7 +36,7 @@ def tracked(synthetic_cohort, tmp_path):
 
 @pytest.fixture
 def at_report(monkeypatch):
-    """Call a function as a step is reported: at_report({3: server.kill})."""
+    """Call a function as a step is reported: at_report({3: mlflow_server.kill})."""
     report, seen = Tracker.report, set()
 
     def plan(hooks):
@@ -125,44 +62,40 @@ def told(server, run):
     return steps, client.get_run(known).info.status, artifacts
 
 
-def test_a_server_that_goes_and_comes_back_is_told_all(server, tracked, at_report):
-    def back():
-        server.start()
-        server.wait()
-
-    at_report({3: server.kill, 7: back})
+def test_a_server_that_goes_and_comes_back_is_told_all(mlflow_server, tracked, at_report):
+    at_report({3: mlflow_server.kill, 7: mlflow_server.start})
     run = train(tracked("returns")).run
     assert len(history.read(run)) == 10
-    steps, status, artifacts = told(server, run)
+    steps, status, artifacts = told(mlflow_server, run)
     assert steps == list(range(1, 11))
     assert status == "FINISHED"
     assert {"checkpoint", "history.parquet", "experiment.yaml"} <= artifacts
     assert not (run / UNTOLD).exists()
 
 
-def test_a_server_that_hangs_is_told_when_it_answers_again(server, tracked, at_report):
-    at_report({3: lambda: server.signal(signal.SIGSTOP), 8: lambda: server.signal(signal.SIGCONT)})
-    steps, status, _ = told(server, train(tracked("hangs")).run)
+def test_a_server_that_hangs_is_told_when_it_answers_again(mlflow_server, tracked, at_report):
+    hooks = {3: signal.SIGSTOP, 8: signal.SIGCONT}
+    at_report({step: partial(mlflow_server.signal, sign) for step, sign in hooks.items()})
+    steps, status, _ = told(mlflow_server, train(tracked("hangs")).run)
     assert (steps, status) == (list(range(1, 11)), "FINISHED")
 
 
 def test_a_server_that_stays_away_is_told_by_the_same_command_later(
-    server, tracked, at_report, capsys
+    mlflow_server, tracked, at_report, capsys
 ):
-    at_report({4: server.kill})
+    at_report({4: mlflow_server.kill})
     experiment = tracked("later")
     trained = train(experiment)
     said = [line for line in capsys.readouterr().err.splitlines() if "MLflow" in line]
     assert len(said) == 1
-    assert said[0].startswith(f"MLflow at {server.uri} did not take ")
+    assert said[0].startswith(f"MLflow at {mlflow_server.uri} did not take ")
     assert said[0].endswith(": connection refused; the run is whole without, and the same "
                             "command tells MLflow later")  # fmt: skip
     assert (trained.run / "checkpoint" / "model.safetensors").is_file()
     assert (trained.step, len(history.read(trained.run))) == (10, 10)
-    server.start()
-    server.wait()
+    mlflow_server.start()
     assert train(experiment).already_finished
-    steps, status, artifacts = told(server, trained.run)
+    steps, status, artifacts = told(mlflow_server, trained.run)
     assert (steps, status) == (list(range(1, 11)), "FINISHED")
     assert "checkpoint" in artifacts
     assert not (trained.run / UNTOLD).exists()
@@ -178,9 +111,10 @@ def test_a_server_that_cannot_be_reached_is_one_line_before_anything_begins(
             listening.close()
         monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
         monkeypatch.chdir(tmp_path)
-        code = main(["train", str(CONFIG), f"data.cohort={synthetic_cohort}", "output=runs"])
+        with pytest.raises(SystemExit) as ended:
+            main(["train", str(CONFIG), f"data.cohort={synthetic_cohort}", "output=runs"])
     said = capfd.readouterr().err.strip().splitlines()
-    assert code == 2
+    assert ended.value.code == 2
     assert len(said) == 1, said
     assert "MLflow does not answer there" in said[0]
     assert "MLFLOW_TRACKING_URI" in said[0]

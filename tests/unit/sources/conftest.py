@@ -11,6 +11,9 @@ from ehr_ray.events.schema import SPLITS
 
 SHARED = Path(__file__).parents[4] / "shared" / "data"
 
+TREATMENT = {"ranges": "ranges", "units": "conversions", "repeats": "repeats"}
+"""What `ingest` is told of values beside the options of a source."""
+
 
 @pytest.fixture
 def cohort(tmp_path):
@@ -19,6 +22,7 @@ def cohort(tmp_path):
     def run(
         source, input=None, *, name="cohort", splits=None, seed=0, max_rejected=0.01, **options
     ):
+        treatment = {name: options.pop(key) for key, name in TREATMENT.items() if key in options}
         output = tmp_path / "out" / name
         ingest(
             source,
@@ -29,6 +33,7 @@ def cohort(tmp_path):
             max_rejected=max_rejected,
             options=options,
             cpus=1,
+            **treatment,
         )
         return output
 

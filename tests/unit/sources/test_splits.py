@@ -4,8 +4,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ehr_ray.errors import InputError
-from ehr_ray.sources.parsing.identifiers import subject_id
-from ehr_ray.sources.parsing.split_table import read_splits
 from ehr_ray.sources.splits import (
     NUM_BUCKETS,
     SplitPolicy,
@@ -95,33 +93,6 @@ def test_a_sample_is_nested_and_independent_of_split_and_bucket():
     assert abs(train[tenth].mean() - 0.5) < 0.005
     assert abs((assign_buckets(subjects)[tenth] < NUM_BUCKETS // 2).mean() - 0.5) < 0.005
     assert (sample_positions(subjects[::-1]) == position[::-1]).all()
-
-
-def test_a_table_of_splits_is_read_by_the_rule_of_ids_and_the_usual_names(tmp_path):
-    (tmp_path / "s.csv").write_text("split,subject_id\nvalid,2.0\ntrain,1\ntest,P-3\ntrain,1\n")
-    policy = parse_splits(str(tmp_path / "s.csv"), 0)
-    table = read_splits(str(policy.file))
-    ids = np.array([subject_id(name) for name in ("1", "2", "P-3", "4")])
-    assert table.of(ids).to_pylist() == ["train", "tuning", "held_out", None]
-    assert table.renamed == {"valid": "tuning", "test": "held_out"}
-    assert not policy.keep_source
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("subject_id,split\n1,train\n1,test\n", "1 subjects are in more than one split"),
-        ("subject_id,split\n1,fold3\n", "split 'fold3': not one of"),
-        ("subject_id,split\n1,\n", "split '': not one of"),
-        ("subject_id,split\n,train\n", "row 1 has no subject_id"),
-        ("id,split\n1,train\n", "no table of subject_id and split"),
-        ("", "empty, not even a header"),
-    ],
-)
-def test_a_table_that_does_not_say_who_is_where_is_refused(tmp_path, text, message):
-    (tmp_path / "s.csv").write_text(text)
-    with pytest.raises(InputError, match=message):
-        parse_splits(str(tmp_path / "s.csv"), 0)
 
 
 def test_a_table_of_splits_that_is_not_there_is_named(tmp_path):

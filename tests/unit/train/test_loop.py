@@ -1,10 +1,8 @@
 import dataclasses
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -14,7 +12,7 @@ from ehr_ray.config.schedules import Cycle, Ramp
 from ehr_ray.config.sections import DataConfig, TrainConfig
 from ehr_ray.errors import ConfigError, InputError, RunError
 from ehr_ray.events.blocks import BlockStore, write_block
-from ehr_ray.experiment import Experiment, to_yaml
+from ehr_ray.experiment import Experiment
 from ehr_ray.family import Diagnose, Family, Files, Select, Term, Training
 from ehr_ray.registry import get_family
 from ehr_ray.train import history, report
@@ -23,8 +21,6 @@ from ehr_ray.train.checkpoint import load, saved_progress
 from ehr_ray.train.loader import Loader
 from ehr_ray.train.loop import train
 from ehr_ray.train.report import Watch
-
-RANK = Path(__file__).with_name("two_ranks.py")
 
 
 class Killed(BaseException):
@@ -169,20 +165,16 @@ def test_a_seed_is_the_whole_of_the_randomness(run, tmp_path):
 
 
 def test_two_ranks_equal_one_at_the_same_global_batch(
-    tmp_path, tiny_experiment, make_loader, synthetic_vocabulary
+    tmp_path, tiny_experiment, make_loader, train_ranks
 ):
-    processes = []
     for world, parts in ((1, 1), (2, 1), (2, 2)):
-        changes = {"train.max_epochs": 3, "train.report_steps": 1, "train.accumulate": parts}
+        changes = {"train.max_epochs": 2, "train.report_steps": 1, "train.accumulate": parts}
         experiment = tiny_experiment(changes={**changes, "data.batch_size": 15})
         assert min(experiment.model.p_stale, experiment.model.decoder_noise) > 0
         loader = make_loader(experiment)
-        folder = tmp_path / f"{world}x{parts}"
-        write_for_ranks(folder, experiment, loader, synthetic_vocabulary)
-        command = [sys.executable, str(RANK), str(folder)]
-        processes += [subprocess.Popen([*command, str(r), str(world)]) for r in range(world)]
-    assert [process.wait() for process in processes] == [0] * 5
-    assert len(history_of(tmp_path / "1x1" / "run")) == 3 * loader.steps_per_epoch
+        codes = train_ranks(tmp_path / f"{world}x{parts}", experiment, loader, world)
+        assert codes == [0] * world
+    assert len(history_of(tmp_path / "1x1" / "run")) == 2 * loader.steps_per_epoch
     assert_close_runs(tmp_path / "2x1" / "run", tmp_path / "1x1" / "run")
     assert_close_runs(tmp_path / "2x2" / "run", tmp_path / "1x1" / "run")
     assert_equal_ranks(tmp_path / "2x1")
@@ -197,16 +189,12 @@ def test_two_ranks_equal_one_at_the_same_global_batch(
     ],
 )
 def test_equal_ranks_stay_equal_to_the_last_bit(
-    name, changes, tmp_path, tiny_experiment, make_loader, synthetic_vocabulary
+    name, changes, tmp_path, tiny_experiment, make_loader, train_ranks
 ):
     """Buffers too, which DDP sends once, when it wraps the model."""
     experiment = tiny_experiment(name, {"train.max_epochs": 1, "train.max_steps": 3, **changes})
-    folder = tmp_path / "run"
-    write_for_ranks(folder, experiment, make_loader(experiment), synthetic_vocabulary)
-    command = [sys.executable, str(RANK), str(folder)]
-    processes = [subprocess.Popen([*command, str(rank), "2"]) for rank in range(2)]
-    assert [process.wait() for process in processes] == [0, 0]
-    assert_equal_ranks(folder)
+    assert train_ranks(tmp_path / "run", experiment, make_loader(experiment), 2) == [0, 0]
+    assert_equal_ranks(tmp_path / "run")
 
 
 def assert_equal_ranks(folder):
@@ -217,23 +205,14 @@ def assert_equal_ranks(folder):
     assert [n for n, (a, b) in bits.items() if a != b] == []
 
 
-def write_for_ranks(folder, experiment, loader, vocabulary):
-    folder.mkdir()
-    (folder / "experiment.yaml").write_text(to_yaml(experiment))
-    pq.write_table(vocabulary.to_table(), folder / "vocabulary.parquet")
-    for split in ("train", "tuning"):
-        store = getattr(loader, split)
-        write_block(folder / f"{split}.arrow", store.rows(range(len(store))), chunk=5)
-
-
 def test_ranks_that_come_and_go_change_neither_order_nor_batch_nor_rate(
-    tmp_path, tiny_experiment, make_loader, synthetic_vocabulary
+    tmp_path, tiny_experiment, make_loader, synthetic_vocabulary, train_ranks
 ):
     """One rank to step 3, two to step 6, one again to the end, as an elastic cluster has it."""
-    changes = {"train.max_epochs": 3, "train.report_steps": 1, "data.batch_size": 15}
+    changes = {"train.max_epochs": 2, "train.report_steps": 1, "data.batch_size": 15}
     experiment, family = tiny_experiment(changes=changes), get_family("set_vae")
-    folder = tmp_path / "resized"
-    write_for_ranks(folder, experiment, make_loader(experiment), synthetic_vocabulary)
+    folder, loader = tmp_path / "resized", make_loader(experiment)
+    train_ranks(folder, experiment, loader, 0)  # writes what they train on
     files = {n: BlockStore([folder / f"{n}.arrow"]) for n in ("train", "tuning")}
 
     def alone(run, watch=None):
@@ -245,13 +224,23 @@ def test_ranks_that_come_and_go_change_neither_order_nor_batch_nor_rate(
     alone(tmp_path / "whole")
     with pytest.raises(Killed):
         alone(folder / "run", kill_at(3))
-    command = [sys.executable, str(RANK), str(folder)]
-    ranks = [subprocess.Popen([*command, str(rank), "2", "6"]) for rank in range(2)]
-    assert ranks[0].wait() == 9
-    assert ranks[1].wait() != 0
+    codes = train_ranks(folder, experiment, loader, 2, last=6)
+    assert codes[0] == 9
+    assert codes[1] != 0
     assert saved_progress(folder / "run").step == 5
     alone(folder / "run")
     assert_close_runs(folder / "run", tmp_path / "whole")
+
+
+def test_a_rank_that_cannot_write_ends_all_of_them(
+    tmp_path, tiny_experiment, make_loader, train_ranks
+):
+    experiment = tiny_experiment(changes={"train.max_epochs": 1})
+    folder, loader = tmp_path / "ranks", make_loader(experiment)
+    (folder / "run").mkdir(parents=True)
+    (folder / "run" / "state").write_text("no folder")
+    assert train_ranks(folder, experiment, loader, 2) == [1, 1]
+    assert load(folder / "run").model is not None
 
 
 class Tiny(nn.Module):

@@ -1,13 +1,11 @@
-"""One rank of a gloo group, `two_ranks.py FOLDER RANK WORLD [STEP]`, on what the test wrote there.
+"""One rank of a gloo group, `main(folder, rank, world, step)`, on what the test wrote there.
 
 With a step rank 0 dies at its end, and the others with it. What each rank's model is at the end,
 buffers that are never saved included, is left in `end-<rank>.pt`.
 """
 
 import os
-import sys
 from datetime import timedelta
-from pathlib import Path
 
 import pyarrow.parquet as pq
 import torch
@@ -73,7 +71,3 @@ def main(folder, rank, world, last=None):
     named = [*backend.model.named_parameters(), *backend.model.named_buffers()]
     torch.save({name: tensor.detach() for name, tensor in named}, folder / f"end-{rank}.pt")
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), *map(int, sys.argv[2:]))

@@ -9,7 +9,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import f1_score, roc_auc_score
 
 from ehr_ray.commands.crossval.command import claim, crossval
 from ehr_ray.errors import ConfigError
@@ -76,6 +76,8 @@ def test_a_score_is_that_of_the_predictions_and_every_patient_is_tested_once(
         path = experiment.directory / "predictions" / "outcome" / f"r0-f{row.fold}.parquet"
         told = pd.read_parquet(path)
         seen += told["subject_id"].tolist()
+        called = f1_score(told["boolean_value"], told["predicted_boolean_value"].astype(bool))
+        assert row.f1 == pytest.approx(called)
         assert row.auroc == pytest.approx(
             roc_auc_score(told["boolean_value"], told["predicted_boolean_probability"])
         )

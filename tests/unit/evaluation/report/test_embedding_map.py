@@ -58,6 +58,7 @@ def test_a_second_panel_is_a_umap_of_a_sample_with_the_labels_of_its_rows(rng, m
 
 @pytest.mark.slow
 def test_umap_keeps_groups_apart(rng):
+    """That `umap` is asked for what a map shows; its first call compiles for a minute."""
     group = np.arange(90) % 3
     rows = rng.normal(size=(90, 5)) + 8 * np.eye(5)[group]
     places = by_umap(rows, 0)

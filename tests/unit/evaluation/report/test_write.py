@@ -78,7 +78,15 @@ def test_predictions_follow_the_meds_evaluation_schema(tmp_path):
     assert table["subject_id"].to_pylist() == [7, 9]
     assert table["boolean_value"].to_pylist() == [True, False]
     assert table["predicted_boolean_probability"].to_pylist() == [0.9, 0.1]
+    assert table["predicted_boolean_value"].to_pylist() == [None, None]
     assert str(table["prediction_time"][1].as_py()) == "2010-01-02 12:30:00"
+
+
+def test_a_prediction_is_true_from_the_threshold_on(tmp_path):
+    path, times = tmp_path / "held_out.parquet", np.zeros(3, "datetime64[us]")
+    given = np.array([0.2, 0.3, 0.4])
+    write_predictions(path, np.arange(3), times, np.ones(3, bool), given, threshold=0.3)
+    assert pq.read_table(path)["predicted_boolean_value"].to_pylist() == [False, True, True]
 
 
 def test_the_results_are_a_page_of_markdown_and_a_csv(tmp_path, task_context):

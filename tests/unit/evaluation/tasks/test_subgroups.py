@@ -19,7 +19,7 @@ def scores():
     given = {"model": risk, "gbm": np.clip(risk + rng.normal(0, 0.15, N), 0.01, 0.99)}
     metrics = {"held_out/auroc": 0.8, "held_out/auroc/low": 0.7, "held_out/auroc/high": 0.9}
     subject = {"held_out": np.arange(N)}
-    return TaskScores(metrics, {"held_out": given}, {}, {"held_out": label}, subject, ())
+    return TaskScores(metrics, {"held_out": given}, {}, {"held_out": label}, {}, subject, ())
 
 
 def divided(names, groups=("female", "male")):

@@ -1,23 +1,15 @@
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from ehr_ray.errors import InputError
-from ehr_ray.events.blocks import write_block
-from ehr_ray.experiment import to_yaml
 from ehr_ray.registry import get_family
 from ehr_ray.train import history
 from ehr_ray.train.backend import LocalBackend
 from ehr_ray.train.loop import train
 from ehr_ray.train.report import Watch
 
-RANK = Path(__file__).parents[2] / "train" / "two_ranks.py"
 MEASURES = ("skill", "shuffled_gap", "target_std", "target_cosine", "target_rankme")
 
 
@@ -77,20 +69,11 @@ def test_a_run_that_does_not_learn_says_so_after_warm_up_or_at_its_end(
     assert [line.split(":")[0] for lines in told for line in lines] == ["not learned"] * times
 
 
-def test_two_ranks_train_as_one(tiny_experiment, make_loader, synthetic_vocabulary, tmp_path):
+def test_two_ranks_train_as_one(tiny_experiment, make_loader, train_ranks, tmp_path):
     experiment = tiny_experiment("jepa", {"train.max_epochs": 1})
-    loader, processes = make_loader(experiment), []
+    loader = make_loader(experiment)
     for world in (1, 2):
-        folder = tmp_path / str(world)
-        folder.mkdir()
-        (folder / "experiment.yaml").write_text(to_yaml(experiment))
-        pq.write_table(synthetic_vocabulary.to_table(), folder / "vocabulary.parquet")
-        for split in ("train", "tuning"):
-            store = getattr(loader, split)
-            write_block(folder / f"{split}.arrow", store.rows(range(len(store))), chunk=5)
-        command = [sys.executable, str(RANK), str(folder)]
-        processes += [subprocess.Popen([*command, str(rank), str(world)]) for rank in range(world)]
-    assert [process.wait() for process in processes] == [0, 0, 0]
+        assert train_ranks(tmp_path / str(world), experiment, loader, world) == [0] * world
     one, two = (history.read(tmp_path / str(world) / "run").iloc[-1] for world in (1, 2))
     for name in ("train/latent", "train/value", "val/latent", "val/value", "grad_norm"):
         assert two[name] == pytest.approx(one[name], rel=1e-4), name

@@ -1,10 +1,12 @@
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from ehr_ray.families.set_vae.data import collate
 from ehr_ray.families.set_vae.loss import chamfer, loss
 from ehr_ray.families.set_vae.predict import reconstruct
 from ehr_ray.registry import get_family
+from ehr_ray.train import history
 from ehr_ray.train.backend import LocalBackend
 from ehr_ray.train.checkpoint import load
 from ehr_ray.train.loop import train
@@ -60,3 +62,28 @@ def test_values_of_unseen_patients_are_read_off_under_their_names(r2_by_name):
     ours = r2_by_name()
     assert ours > 0.2
     assert ours > r2_by_name(named_weight=0.0)
+
+
+def weights(run):
+    return load_file(max((run / "state").iterdir()) / "model.safetensors")
+
+
+def test_two_ranks_train_the_sequence_as_one(tiny_experiment, make_loader, train_ranks, tmp_path):
+    experiment = tiny_experiment("seqset_poe", {"train.max_epochs": 2})
+    loader = make_loader(experiment)
+    for world in (1, 2):
+        assert train_ranks(tmp_path / str(world), experiment, loader, world) == [0] * world
+    one, two = (tmp_path / str(world) / "run" for world in (1, 2))
+    ours, theirs = history.read(one), history.read(two)
+    metrics = [name for name in ours if name.startswith(("train/", "val/"))]
+    # Padding depends on what is batched together.
+    metrics = [name for name in metrics if not name.endswith("padding")]
+    assert {"train/recon", "train/kl", "val/kl_nats", "val/objective"} <= set(metrics)
+    torch.testing.assert_close(
+        torch.tensor(ours[metrics].to_numpy()),
+        torch.tensor(theirs[metrics].to_numpy()),
+        rtol=1e-3,
+        atol=1e-5,
+    )
+    a, b = weights(one), weights(two)
+    assert all(torch.allclose(a[name], b[name], atol=1e-3) for name in a)

@@ -91,7 +91,8 @@ def test_all_held_out_has_no_train_statistics_but_every_code(cohort):
 
 
 def test_the_summary_counts_what_is_on_disk(tmp_path, write_stays):
-    write_stays(tmp_path / "raw", {i: ["00:01,HR,80", "00:02,HR,x"] for i in range(1, 11)})
+    write_stays(tmp_path / "raw", {i: ["00:01,HR,80", "00:99,HR,70"] for i in range(1, 11)})
+    (tmp_path / "raw/1.txt").write_text((tmp_path / "raw/1.txt").read_text() + "00:03,HR,999\n")
     head = "RecordID,SAPS-I,SOFA,Length_of_stay,Survival,In-hospital_death\n"
     (tmp_path / "raw/Outcomes-a.txt").write_text(
         head + "1,6,1,5,-1,1\n2,6,1,5,-1,0\n99,6,1,5,-1,0\n"
@@ -101,6 +102,7 @@ def test_the_summary_counts_what_is_on_disk(tmp_path, write_stays):
     assert tuple(summary.subjects) == SPLITS
     assert summary.events == 20
     assert (summary.rejected_rows, summary.rejected_files) == (10, 0)
+    assert summary.changes == {"out of range": 1}
     assert (summary.labels["mortality"].labels, summary.labels["mortality"].mean) == (2, 0.5)
     assert summary.labels_without_subject == 2
     again = ingest("physionet2012", tmp_path / "raw", tmp_path / "c", max_rejected=1)
@@ -187,12 +189,14 @@ def test_bad_arguments_are_one_line_and_leave_nothing(tmp_path, arguments, messa
 
 
 def test_the_summary_reads_well(tmp_path, write_stays):
-    write_stays(tmp_path / "raw", {1: ["00:01,HR,80", "00:02,HR,x"]})
+    write_stays(tmp_path / "raw", {1: ["00:01,HR,80", "00:02,HR,x", "00:99,HR,1"]})
     summary = ingest("physionet2012", tmp_path / "raw", tmp_path / "c", max_rejected=1)
     assert str(summary).splitlines() == [
-        f"{tmp_path}/c: 1 subjects (train 1, tuning 0, held_out 0), 2 events, "
+        f"{tmp_path}/c: 1 subjects (train 1, tuning 0, held_out 0), 3 events, "
         f"in {summary.seconds:.1f} s",
-        "rejected 1 of 3 rows and 0 files (metadata/rejected.parquet)",
+        "rejected 1 of 4 rows and 0 files (metadata/rejected.parquet)",
+        "values that are no number: 1, event kept without one",
+        "all by code in metadata/changes.parquet",
     ]
 
 
@@ -228,6 +232,8 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 @pytest.mark.slow
 def test_memory_stays_flat_when_the_cohort_grows_tenfold(tmp_path):
+    """That `ingest` holds a part of the patients at a time, whatever their number."""
+
     def peak(patients):
         command = [sys.executable, "-c", PEAK, str(patients), str(tmp_path / str(patients))]
         environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[4])}

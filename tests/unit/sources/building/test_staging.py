@@ -99,6 +99,7 @@ def test_totals_tell_rows_from_files(stage):
         "files_read": 3,
         "rejected_rows": 2,
         "rejected_files": 1,
+        "values": 0,
     }
     assert json.loads((parts[1] / "part.json").read_text())["rows_read"] == 1
 

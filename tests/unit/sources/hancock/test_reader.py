@@ -4,58 +4,18 @@ import json
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from made_up import hancock
 
 from ehr_ray.commands.ingest import ingest
 from ehr_ray.errors import InputError
 from ehr_ray.events.labels import read_labels
 from ehr_ray.sources.hancock.reader import denied
 
-NUMBER = 80
-
-
-def write(path, header, rows):
-    with open(path, "w", newline="") as file:
-        csv.writer(file).writerows([header, *rows])
-
 
 @pytest.fixture
 def folder(tmp_path):
-    """Eighty made-up patients in the published layout; their outcomes depend on nothing."""
-    rng = np.random.default_rng(0)
     raw = tmp_path / "raw"
-    raw.mkdir()
-    ids = [f"{i:03d}" for i in range(1, NUMBER + 1)]
-    last = rng.integers(100, 3000, NUMBER)
-    dead, recurred = rng.random(NUMBER) < 0.5, rng.random(NUMBER) < 0.5
-    again = np.minimum(last, rng.integers(50, 1500, NUMBER))
-    causes = np.where(rng.random(NUMBER) < 0.5, "tumor specific", "not tumor specific")
-    header = "patient_id,recurrence,days_to_recurrence,survival_status,survival_status_with_cause"
-    write(
-        raw / "targets.csv",
-        [*header.split(","), "days_to_last_information"],
-        [
-            [
-                name,
-                "yes" if recurred[i] else "no",
-                float(again[i]) if recurred[i] else "",
-                "deceased" if dead[i] else "living",
-                f"deceased {causes[i]}" if dead[i] else "living",
-                last[i],
-            ]
-            for i, name in enumerate(ids)
-        ],
-    )
-    sex, age = rng.integers(0, 2, NUMBER), rng.integers(40, 80, NUMBER)
-    write(
-        raw / "clinical.csv",
-        ["patient_id", "sex", "age_at_initial_diagnosis", "days_to_progress_1", "recurrence"],
-        [[n, sex[i], age[i], last[i], int(recurred[i])] for i, n in enumerate(ids)],
-    )
-    write(raw / "blood.csv", ["patient_id", "Hb"], [[n, rng.normal()] for n in ids[:50]])
-    write(raw / "icd_codes.csv", ["patient_id", "c020", "c021"], [[n, 1, 0] for n in ids[:60]])
-    tiles = rng.random((4, 512)).astype(np.float32)
-    tiles[1, 256:] = 0  # one tile only
-    np.savez(raw / "tma_tile_dtr_256_HE.npz", **dict(zip(ids[:4], tiles, strict=True)))
+    hancock.write(raw)
     return raw
 
 
@@ -126,7 +86,10 @@ def test_labels_follow_the_horizons(read, folder):
 def test_an_outcome_on_the_day_of_diagnosis_counts_and_comes_after_the_prediction(read, folder):
     rows = targets(folder)
     rows[1] |= {"recurrence": "yes", "days_to_recurrence": "0"}
-    write(folder / "targets.csv", list(rows[1]), [list(row.values()) for row in rows.values()])
+    with open(folder / "targets.csv", "w", newline="") as file:
+        table = csv.DictWriter(file, list(rows[1]))
+        table.writeheader()
+        table.writerows(rows.values())
     cohort = read()
     label = read_labels(cohort, "recurrence_2y")
     mine = label.subject_id == 1
@@ -154,7 +117,7 @@ def test_a_column_that_tells_the_outcome_stops_the_run_with_its_name(read, folde
         [i, int(bool(row["days_to_recurrence"]) and float(row["days_to_recurrence"]) <= 730)]
         for i, row in targets(folder).items()
     ]
-    write(folder / "pathological.csv", ["patient_id", "second_look"], rows)
+    hancock.write_table(folder / "pathological.csv", ["patient_id", "second_look"], rows)
     with pytest.raises(InputError, match=r"pathological.csv: second_look.*recurrence_2y"):
         read()
 
@@ -165,7 +128,7 @@ def test_a_column_that_tells_the_outcome_stops_the_run_with_its_name(read, folde
 )
 def test_a_copy_of_a_flag_is_a_leak_though_it_tells_less_of_the_horizon(read, folder, flag, answer):
     rows = [[i, int(row[flag] == answer)] for i, row in targets(folder).items()]
-    write(folder / "icd_codes.csv", ["patient_id", "z999"], rows)
+    hancock.write_table(folder / "icd_codes.csv", ["patient_id", "z999"], rows)
     with pytest.raises(InputError, match=r"icd_codes.csv: z999: .* at any time"):
         read()
 
@@ -179,7 +142,7 @@ def test_a_copy_of_a_flag_is_a_leak_though_it_tells_less_of_the_horizon(read, fo
 )
 def test_answers_in_other_words_are_refused_not_taken_for_no(read, folder, column, was, message):
     rows = [{**row, column: was[row[column]]} for row in targets(folder).values()]
-    write(folder / "targets.csv", list(rows[0]), [list(row.values()) for row in rows])
+    hancock.write_table(folder / "targets.csv", list(rows[0]), [list(row.values()) for row in rows])
     with pytest.raises(InputError, match=message):
         read()
 
@@ -188,7 +151,7 @@ def test_the_cause_of_death_is_needed_where_it_decides(read, folder):
     rows = list(targets(folder).values())
     for row in rows:
         row.pop("survival_status_with_cause")
-    write(folder / "targets.csv", list(rows[0]), [list(row.values()) for row in rows])
+    hancock.write_table(folder / "targets.csv", list(rows[0]), [list(row.values()) for row in rows])
     with pytest.raises(InputError, match="no column survival_status_with_cause"):
         read(death_cause="tumor")
 

@@ -4,7 +4,9 @@ import pytest
 
 from ehr_ray.sources.mimic_iv.tables import BY_NAME, DAY_END, DISCHARGE, TABLES
 
-KINDS = {kind + end for kind in ("whole", "time", "number", "text") for end in ("", "?")}
+KINDS = {
+    kind + end for kind in ("whole", "time", "number", "quantity", "text") for end in ("", "?")
+}
 
 
 @pytest.mark.parametrize("table", BY_NAME.values(), ids=list(BY_NAME))
@@ -19,7 +21,7 @@ def test_events_use_columns_of_the_right_kind(table):
             assert {"hadm_id", "chartdate"} <= set(table.columns)
         else:
             assert table.kind(event.time)[0] == "time"
-        assert event.value is None or table.kind(event.value)[0] == "number"
+        assert event.value is None or table.kind(event.value)[0] == "quantity"
         assert event.not_before is None or table.kind(event.not_before)[0] == "time"
 
 

@@ -1,6 +1,5 @@
 import math
 from datetime import datetime, timedelta
-from decimal import Decimal
 
 import numpy as np
 import pyarrow as pa
@@ -8,64 +7,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ehr_ray.errors import InputError
 from ehr_ray.sources.parsing.cells import (
     by_unique,
     events_table,
-    numbers,
     since_epoch,
     texts,
     timestamps,
+    whole,
+    words,
+    zones,
 )
 
 NAT = np.datetime64("NaT")
-
-
-@given(st.lists(st.one_of(st.none(), st.floats(width=32), st.text(max_size=4)), max_size=30))
-def test_text_numbers_equal_python_floats(cells):
-    text = [None if c is None else str(c) for c in cells]
-    values, bad = numbers(pa.array(text, pa.string()))
-    for cell, value, wrong in zip(text, values, bad, strict=True):
-        cell = (cell or "").strip()
-        if cell.lower() in ("", "nan", "na", "null"):
-            assert math.isnan(value)
-            assert not wrong
-            continue
-        try:
-            expected = float(cell)
-        except ValueError:
-            expected = math.inf
-        assert wrong == (not math.isfinite(expected)) or "_" in cell
-        assert wrong or value == expected
-
-
-@pytest.mark.parametrize(
-    ("column", "expected"),
-    [
-        (pa.array([1, None, -3]), [1, None, -3]),
-        (pa.array([True, False]), [1, 0]),
-        (pa.array([Decimal("1.50")]), [1.5]),
-        (pa.nulls(2), [None, None]),
-        (pa.array(["1", "2", "1"]).dictionary_encode(), [1, 2, 1]),
-        (pa.array(["7"], pa.large_string()), [7]),
-        (pa.array(["7"], pa.string_view()), [7]),
-        (pa.chunked_array([[1.0], [float("nan")]]), [1, None]),
-    ],
-)
-def test_every_column_of_numbers_is_read(column, expected):
-    values, bad = numbers(column)
-    assert [None if math.isnan(v) else v for v in values] == expected
-    assert not bad.any()
-
-
-def test_values_beyond_float32_are_bad():
-    _, bad = numbers(pa.array([1e38, 1e39, float("inf"), float("-inf")]))
-    assert bad.tolist() == [False, True, True, True]
-
-
-def test_columns_that_hold_no_numbers_are_refused():
-    with pytest.raises(InputError, match="column value holds list<item: int64>, not numbers"):
-        numbers(pa.array([[1], [2]]))
 
 
 @pytest.mark.parametrize(
@@ -127,6 +80,42 @@ def test_numbers_serve_as_codes():
     column, blank = texts(pa.array([220045, None]))
     assert column.to_pylist() == ["220045", None]
     assert blank.tolist() == [False, True]
+
+
+def test_a_code_is_one_however_it_was_written():
+    text = pa.array(["220045", "220045.0", " 220045 ", "220045.00"])
+    assert set(texts(text)[0].to_pylist()) == {"220045"}
+    assert texts(pa.array([220045.0, float("nan")]))[0].to_pylist() == ["220045", None]
+    # Codes of ICD-9 differ by it.
+    assert texts(pa.array(["250", "250.0", "Na", "NA"]))[0].to_pylist() == [
+        "250",
+        "250.0",
+        "Na",
+        "NA",
+    ]
+
+
+@pytest.mark.parametrize("text", ["nan", "NaN", "None", "NULL", "null", "<NA>", "N/A", "", "  "])
+def test_a_missing_code_is_no_code(text):
+    column, blank = texts(pa.array([text, "HR"]))
+    assert column.to_pylist() == [None, "HR"]
+    assert blank.tolist() == [True, False]
+    assert words(pa.array([text, "HR"]), "UNK")[0].to_pylist() == ["UNK", "HR"]
+
+
+@pytest.mark.parametrize("text", ["0x1F", "1e5", "9007199254740993.0", "1" * 19, "٣"])
+def test_whole_numbers_are_written_in_digits_and_were_never_rounded(text):
+    numbers, blank, bad = whole(pa.array([text, "31"]))
+    assert numbers.tolist() == [0, 31]
+    assert bad.tolist() == [True, False]
+    assert not blank.any()
+
+
+def test_times_with_and_without_a_zone_are_told_apart():
+    assert zones(pa.array(["2020-01-01T10:00Z", "2020-01-01 10:00:00+02:00", None])) == (2, 0)
+    assert zones(pa.array(["2020-01-02", "2020-01-01 10:00", ""])) == (0, 2)
+    assert zones(pa.array([1, None], pa.timestamp("us", "UTC"))) == (1, 0)
+    assert zones(pa.array([1, None], pa.timestamp("us"))) == (0, 1)
 
 
 def test_each_distinct_cell_is_parsed_once():

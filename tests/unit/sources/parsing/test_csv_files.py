@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from ehr_ray.errors import InputError
 from ehr_ray.sources.parsing import csv_files
-from ehr_ray.sources.parsing.csv_files import csv_columns, read_csv
+from ehr_ray.sources.parsing.csv_files import Dialect, count_rows, csv_columns, read_csv
 
 
 @given(st.lists(st.sampled_from(["1,2", "a,", "3", "4,5,6", "", '"x, y",7'])), st.integers(20, 80))
@@ -54,3 +54,59 @@ def test_a_file_that_is_no_gzip_is_refused(tmp_path):
     (tmp_path / "a.csv.gz").write_bytes(b"id,x\n")
     with pytest.raises(InputError, match="not a readable CSV"):
         csv_columns(str(tmp_path / "a.csv.gz"))
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv.gz"])
+def test_a_column_given_twice_is_refused_by_its_name(tmp_path, name):
+    text = "id,x,x\n1,2,3\n"
+    if name.endswith(".gz"):
+        (tmp_path / name).write_bytes(gzip.compress(text.replace(",", "\t").encode()))
+    else:
+        (tmp_path / name).write_text(text)
+    with pytest.raises(InputError, match=rf"{name}: two columns are called x; rename or remove"):
+        csv_columns(str(tmp_path / name))
+
+
+def test_trailing_commas_of_a_header_are_no_columns(tmp_path):
+    (tmp_path / "a.csv").write_text("id,x,,\n")
+    assert csv_columns(str(tmp_path / "a.csv")) == ["id", "x", "", ""]
+
+
+@pytest.mark.parametrize("end", ['"', ""])
+def test_a_quote_that_is_never_closed_refuses_every_line_it_swallows(tmp_path, end):
+    lines = ["id,x", "1,2", f'3,"4{end}' if end else '3,"4', "5,6", "7,8"]
+    (tmp_path / "a.csv").write_text("\n".join(lines) + "\n")
+    pieces = list(read_csv(str(tmp_path), "a.csv", ["id", "x"], one_line=True))
+    kept = [row for table, _, _ in pieces for row in table["id"].to_pylist()]
+    refused = [row for _, _, rejects in pieces for row in rejects.table()["line"].to_pylist()]
+    assert (kept, refused) == ((["1", "3", "5", "7"], []) if end else (["1"], [3, 3, 3]))
+
+
+def test_other_encodings_and_delimiters_are_read_where_they_are_said(tmp_path):
+    dialect = Dialect(";", "latin-1")
+    (tmp_path / "a.csv").write_bytes("id;größe\n1;groß\n".encode("latin-1"))
+    assert csv_columns(str(tmp_path / "a.csv"), dialect) == ["id", "größe"]
+    table, _, _ = next(read_csv(str(tmp_path), "a.csv", ["größe"], dialect=dialect))
+    assert table["größe"].to_pylist() == ["groß"]
+    with pytest.raises(InputError, match="if it is not UTF-8, say which by --encoding"):
+        csv_columns(str(tmp_path / "a.csv"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((";;",), "--delimiter ';;': not one character"),
+        ((";", "utf-9"), "--encoding utf-9: not kn"),
+    ],
+)
+def test_a_dialect_that_there_is_not_is_refused(arguments, message):
+    with pytest.raises(InputError, match=message):
+        Dialect(*arguments)
+
+
+def test_rows_are_counted_as_far_as_a_file_can_be_read(tmp_path):
+    data = gzip.compress(b"id\n" + b"".join(b"%d\n" % i for i in range(20000)))
+    (tmp_path / "a.csv.gz").write_bytes(data)
+    assert count_rows(str(tmp_path / "a.csv.gz")) == 20000
+    (tmp_path / "a.csv.gz").write_bytes(data[: len(data) // 2])
+    assert 1000 < count_rows(str(tmp_path / "a.csv.gz")) < 20000

@@ -4,7 +4,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ehr_ray.sources.parsing.identifiers import HASHED_FROM, subject_id, subject_ids
+from ehr_ray.errors import InputError
+from ehr_ray.sources.parsing.cells import BLANK
+from ehr_ray.sources.parsing.identifiers import (
+    HASHED_FROM,
+    NAMES,
+    spellings,
+    subject_id,
+    subject_ids,
+)
 
 
 @pytest.mark.parametrize(
@@ -29,16 +37,16 @@ def test_a_column_equals_its_cells(names):
     ids, blank, mapping = subject_ids(pa.array(names, pa.string()))
     pairs = set(zip(*mapping.to_pydict().values(), strict=True))
     for name, sid, empty in zip(names, ids.tolist(), blank.tolist(), strict=True):
-        assert empty == (not (name or "").strip())
+        assert empty == ((name or "").strip().lower() in BLANK)
         if not empty:
             assert sid == subject_id(name)
-            assert ((sid, name) in pairs) == (sid >= HASHED_FROM)
+            assert (sid, name) in pairs
 
 
 def test_whole_floats_are_integers():
     ids, blank, mapping = subject_ids(pa.array([276363.0, None, 2.0]))
     assert ids[~blank].tolist() == [276363, 2]
-    assert len(mapping) == 0
+    assert mapping["name"].to_pylist() == ["276363", "2"]
 
 
 def test_integer_columns_keep_64_bits():
@@ -50,4 +58,54 @@ def test_integer_columns_keep_64_bits():
 def test_integers_in_the_range_of_hashes_are_hashed():
     ids, _, mapping = subject_ids(pa.array([2**63 - 1, 5]))
     assert ids.tolist() == [subject_id(str(2**63 - 1)), 5]
-    assert mapping["name"].to_pylist() == [str(2**63 - 1)]
+    assert mapping["name"].to_pylist() == [str(2**63 - 1), "5"]
+
+
+def test_large_whole_floats_are_written_in_full():
+    ids, _, _ = subject_ids(pa.array([1e10, 2.0**53 - 1]))
+    assert ids.tolist() == [10**10, 2**53 - 1]
+
+
+@pytest.mark.parametrize(
+    "column",
+    [pa.array([2.0**53, 1.0]), pa.array(["1e+10"]), pa.array(["9007199254740993.0", "4"])],
+    ids=str,
+)
+def test_ids_that_a_float_rounded_are_refused_by_that_reason(column):
+    with pytest.raises(InputError, match="1 subject ids went through floating-point numbers"):
+        subject_ids(column)
+
+
+def test_unsigned_ids_are_read_whatever_their_size():
+    ids, _, _ = subject_ids(pa.array([7, 2**64 - 1], pa.uint64()))
+    assert ids.tolist() == [7, subject_id(str(2**64 - 1))]
+
+
+@pytest.mark.parametrize("text", ["nan", "NaN", "None", "NULL", "NA", "n/a", "<NA>", " "])
+def test_texts_for_nothing_are_no_id(text):
+    _, blank, names = subject_ids(pa.array([text, "7"]))
+    assert blank.tolist() == [True, False]
+    assert names["name"].to_pylist() == ["7"]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "found"),
+    [
+        ("P-17", "P-17 ", (1, 0, 0)),
+        ("7", "7.0", (1, 0, 0)),
+        ("007", "7", (0, 1, 0)),
+        ("+7", "7", (0, 1, 0)),
+        ("007", "007", (0, 0, 0)),
+        ("7", "8", (0, 0, 0)),
+    ],
+)
+def test_two_spellings_of_an_id_are_seen(one, other, found):
+    pieces = [subject_ids(pa.array([name]))[2] for name in (one, other)]
+    assert spellings(pa.concat_tables(pieces)) == found
+    number = subject_ids(pa.array([7]))[2]
+    if other == "7":
+        assert spellings(pa.concat_tables([pieces[0], number])) == found
+
+
+def test_names_of_one_hash_are_seen():
+    assert spellings(pa.table([[5, 5], ["ann", "bob"]], schema=NAMES)) == (0, 0, 1)

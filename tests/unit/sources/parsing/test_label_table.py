@@ -7,7 +7,7 @@ import pytest
 
 from ehr_ray.errors import InputError
 from ehr_ray.sources.parsing.label_table import LabelOptions, labels_unit, read_labels
-from ehr_ray.sources.table import TableOptions, _times
+from ehr_ray.sources.table import TableOptions, read_times
 
 
 def options(columns=None, minute=None, id_column="subject_id", stays=True, unit="timestamp"):
@@ -16,7 +16,7 @@ def options(columns=None, minute=None, id_column="subject_id", stays=True, unit=
         default_id="subject_id",
         stays=stays,
         time_columns=("prediction_time", "time"),
-        read_time=partial(_times, TableOptions(time_unit=unit)),
+        read_time=partial(read_times, TableOptions(time_unit=unit)),
         tasks=columns,
         minute=minute,
     )

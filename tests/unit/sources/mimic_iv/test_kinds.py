@@ -2,7 +2,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from ehr_ray.sources.mimic_iv.columns import parse
+from ehr_ray.sources.mimic_iv.kinds import parse
 
 NAT = np.datetime64("NaT")
 

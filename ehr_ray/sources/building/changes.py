@@ -1,0 +1,98 @@
+"""What of an input was read otherwise than it stood: told on the screen, by code in a table.
+
+`metadata/changes.parquet` counts by code and kind of change. `metadata/inequalities.parquet` has
+the events whose value is a bound, with the text that says which: `>100`.
+"""
+
+from pathlib import Path
+from typing import Final
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ehr_ray.errors import InputError
+from ehr_ray.sources.building.limits import CONVERTED, OTHER_UNIT, OUTSIDE
+from ehr_ray.sources.building.shards import DROPPED, KEPT, Shard
+from ehr_ray.sources.building.staging import Plan, stacked
+from ehr_ray.sources.parsing.quantities import DECIMAL_COMMA, FIRST_SIGN, GROUPED, UNREADABLE
+from ehr_ray.sources.parsing.quarantine import KINDS, NAIVE, ZONED
+from ehr_ray.sources.source import CHANGES, INEQUALITIES
+from ehr_ray.storage import files
+
+SPELLINGS: Final = "subject id in several spellings"
+TABLE: Final = "changes.parquet"
+
+PHRASES: Final = {
+    OUTSIDE: ("values out of their plausible range", "left out as not measured (--ranges)"),
+    OTHER_UNIT: ("values in another unit than their range, without a conversion", "kept"),
+    CONVERTED: ("values in a known other unit", "converted (--units)"),
+    KINDS[FIRST_SIGN]: ("values such as >100", "number kept, sign in inequalities.parquet"),
+    KINDS[GROUPED]: ("values such as 1,234", "read as 1234"),
+    KINDS[UNREADABLE]: ("values that are no number", "event kept without one"),
+    KINDS[DECIMAL_COMMA]: ("values such as 7,4", "event kept without one; see --decimal"),
+    KEPT: ("exact repeats of a row", "kept (--repeats drop leaves them out)"),
+    DROPPED: ("exact repeats of a row", "left out (--repeats keep keeps them)"),
+    ZONED: ("times with a zone", "read as UTC"),
+    NAIVE: ("times without a zone beside them", "read as UTC too"),
+    SPELLINGS: ("subject ids in several spellings (blanks, .0)", "taken as one each"),
+}
+"""Kind of change -> what was found, and what became of it; told in this order."""
+
+
+def write_changes(
+    plan: Plan, shards: list[Shard], parts: list[Path], several: int, folder: Path
+) -> dict[str, int]:
+    """Write both tables to `folder`; return the sums by kind of change.
+
+    `several` ids were written in several ways.
+    """
+    repeats = [files.open_parquet(shard.repeats_path(plan)).read() for shard in shards]
+    spelt = pa.table([[None], [SPELLINGS], [several]], schema=CHANGES)
+    every = pa.concat_tables([stacked(parts, "changes", CHANGES), *repeats, spelt])
+    every = every.filter(pc.greater(every["count"], 0))
+    table = _summed(every, ["code", "change"])
+    sums = dict(zip(*_summed(every, ["change"]).to_pydict().values(), strict=True))
+    if not (ZONED in sums and NAIVE in sums):
+        # Of one kind only, times say nothing.
+        sums = {kind: count for kind, count in sums.items() if kind not in (ZONED, NAIVE)}
+        table = table.filter(pc.is_in(table["change"], pa.array(list(sums), pa.string())))
+    order = [("change", "ascending"), ("count", "descending"), ("code", "ascending")]
+    files.write_parquet(table.sort_by(order).cast(CHANGES), folder / TABLE)
+    bounds = stacked(parts, "inequalities", INEQUALITIES)
+    if len(bounds):
+        files.write_parquet(bounds, folder / "inequalities.parquet")
+    return {kind: sums[kind] for kind in PHRASES if kind in sums}
+
+
+def told(changes: dict[str, int]) -> list[str]:
+    """Return one line for each kind of change."""
+    lines = [
+        f"{PHRASES[kind][0]}: {count:,}, {PHRASES[kind][1]}" for kind, count in changes.items()
+    ]
+    return [*lines, f"all by code in metadata/{TABLE}"] if lines else []
+
+
+def check_values(parts: list[Path], values: int, max_rejected: float) -> None:
+    """Raise `InputError` where values were lost in such numbers that the fault is in the reading.
+
+    That is: decimal commas in more than `max_rejected` of them, or no number in most of them.
+    """
+    changes = _summed(stacked(parts, "changes", CHANGES), ["change"])
+    sums = dict(zip(*changes.to_pydict().values(), strict=True))
+    commas, odd = sums.get(KINDS[DECIMAL_COMMA], 0), sums.get(KINDS[UNREADABLE], 0)
+    every = values + commas + odd
+    if commas > max_rejected * every:
+        raise InputError(
+            f"{commas} of {every} values have a decimal comma, as 7,4: say --decimal , "
+            "(--source table), or raise --max-rejected"
+        )
+    if odd > max(max_rejected, 0.5) * every:
+        raise InputError(
+            f"{odd} of {every} values are no numbers: is it the right column of values? If they "
+            "are words, make them part of the code, or raise --max-rejected"
+        )
+
+
+def _summed(table: pa.Table, keys: list[str]) -> pa.Table:
+    sums = table.group_by(keys, use_threads=False).aggregate([("count", "sum")])
+    return sums.select([*keys, "count_sum"]).rename_columns([*keys, "count"])

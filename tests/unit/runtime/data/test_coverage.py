@@ -1,0 +1,50 @@
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from ehr_ray.errors import InputError
+from ehr_ray.runtime.data.coverage import Coverage, measure_coverage, require_coverage
+
+
+def shards_of(folder, *codes):
+    folder.mkdir()
+    paths = []
+    for number, given in enumerate(codes):
+        paths.append(folder / f"{number}.parquet")
+        pq.write_table(pa.table({"code": pa.array(given, pa.string())}), paths[-1])
+    return paths
+
+
+def measure(shards, vocabulary):
+    return measure_coverage(shards, vocabulary, on_ray=False, say=lambda _: None)
+
+
+def test_events_are_counted_over_shards_and_admissions_are_none(tmp_path, synthetic_vocabulary):
+    known = synthetic_vocabulary.codes[0]
+    shards = shards_of(tmp_path / "data", ["ADMISSION", known, "X", known], ["Y", "X", "X"])
+    coverage = measure(shards, synthetic_vocabulary)
+    assert coverage.events == 6
+    assert list(coverage.unknown.items()) == [("X", 3), ("Y", 1)]
+    assert coverage.known == pytest.approx(1 / 3)
+    assert coverage.line() == (
+        "the model knows 33.3% of 6 events; 2 codes are new to it: X (3), Y (1)"
+    )
+    assert coverage.table().rows[0] == ("X", "3", 0.5)
+
+
+def test_a_cohort_of_codes_the_model_knows_is_passed(tmp_path, synthetic_vocabulary):
+    coverage = measure(
+        shards_of(tmp_path / "d", list(synthetic_vocabulary.codes)), synthetic_vocabulary
+    )
+    assert (coverage.known, coverage.unknown) == (1.0, {})
+    require_coverage(coverage, 1.0, "there")
+    assert json.dumps(coverage.line())
+
+
+def test_a_cohort_of_other_codes_is_refused_with_the_share_that_would_pass():
+    coverage = Coverage(10, {"LAB//1": 6})
+    require_coverage(coverage, 0.4, "there")
+    with pytest.raises(InputError, match=r"knows 40.0% of 10 events.*LAB//1 \(6\).*events 0\.40 "):
+        require_coverage(coverage, 0.5, "there")

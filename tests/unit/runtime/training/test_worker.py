@@ -1,0 +1,22 @@
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ehr_ray.runtime.training.worker import RayBackend
+
+
+def test_a_model_of_several_ranks_sends_its_buffers_when_wrapped_alone(monkeypatch, tmp_path):
+    """What DDP does by that is shown with two ranks in tests/unit/train/test_backend.py."""
+
+    def prepared(model, parallel_strategy_kwargs):
+        return DistributedDataParallel(model, **parallel_strategy_kwargs)
+
+    monkeypatch.setattr("ray.train.torch.prepare_model", prepared)
+    place = f"file://{tmp_path}/rendezvous"
+    dist.init_process_group("gloo", init_method=place, rank=0, world_size=1)
+    try:
+        wrapped = RayBackend.__new__(RayBackend).wrap(nn.Linear(2, 1))
+    finally:
+        dist.destroy_process_group()
+    assert isinstance(wrapped, DistributedDataParallel)
+    assert not wrapped.broadcast_buffers
