@@ -1,11 +1,13 @@
 """Cross-validation of several families, in this process."""
 
 import json
+import shutil
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -15,11 +17,15 @@ from ehr_ray.commands.crossval.command import claim, crossval
 from ehr_ray.errors import ConfigError
 from ehr_ray.evaluation.tasks import baselines, downstream
 from ehr_ray.evaluation.tasks.baselines import TreeSettings
+from ehr_ray.events.outcomes import labels_at
+from ehr_ray.events.patients import cohort_shards, read_patients
 from ehr_ray.experiment import load
 from ehr_ray.families.hcat import evaluation as hcat
 from ehr_ray.families.hcat.outcome_baselines import LOGISTIC
 
 TINY = Path(__file__).parents[4] / "configs" / "tiny"
+DAY = 86_400_000_000
+HORIZON = "model.survival.horizon_days=1.03"
 QUICK = ("train.max_epochs=1", "cluster.num_workers=0", "crossval.folds=2", "crossval.repeats=1")
 
 
@@ -136,15 +142,46 @@ def test_a_model_trained_for_a_task_is_judged_by_its_own_output(make):
     assert {"model", "probe", "gbm"} <= set(scores["model"])
 
 
-def test_a_familys_own_baselines_and_measures_are_found(make):
-    horizons = ("model.survival.horizon_days=1.03", "model.recurrence.horizon_days=1.02")
-    experiment = make("hcat", *horizons, "crossval.chosen=[no_imputer]")
+@pytest.fixture(scope="module")
+def followed(synthetic_cohort, synthetic_vocabulary, tmp_path_factory):
+    """The synthetic cohort; four in five have the next pH after a day as a label."""
+    folder = tmp_path_factory.mktemp("cohorts") / "followed"
+    shutil.copytree(synthetic_cohort, folder)
+    outcome = load(TINY / "hcat.yaml", [HORIZON]).model.survival
+    rows = []
+    for split in ("train", "tuning", "held_out"):
+        known = hcat.followed_of(folder, split, synthetic_vocabulary, outcome, 24.0)
+        for shard in cohort_shards(folder, split):
+            for patient in read_patients(shard, synthetic_vocabulary):
+                days, state = known[patient.subject_id]
+                label = labels_at(np.array([days]), np.array([state], np.int8), outcome)[0]
+                rows.append((patient.subject_id, patient.origin + DAY, int(label)))
+    subject, time, label = zip(*[r for i, r in enumerate(rows) if r[2] >= 0 and i % 5], strict=True)
+    table = {
+        "subject_id": subject,
+        "prediction_time": pa.array(time, pa.timestamp("us")),
+        "boolean_value": np.array(label) > 0,
+    }
+    pq.write_table(pa.table(table), folder / "labels" / "next_ph.parquet")
+    return folder
+
+
+def test_a_familys_own_tasks_baselines_and_measures_are_found(make, followed):
+    more = (HORIZON, f"data.cohort={followed}", "crossval.chosen=[no_imputer]")
+    experiment = make("hcat", *more)
     crossval(experiment)
     scores = pd.read_csv(experiment.directory / "folds.csv", keep_default_na=False, na_values=[""])
-    whole = scores[scores["outcome"].isna()]
-    assert {"model", "no_imputer", LOGISTIC, "trees"} <= set(whole["model"])
-    assert np.isfinite(whole["next_ph/c_index"]).all()
-    own = whole[whole["model"] == "model"]
-    assert np.isfinite(own["next_ph/missing_4/auroc"]).all()
-    assert np.isfinite(own["imputation/clinical/r2"]).all()
-    assert not [p for p in (experiment.directory / "jobs").iterdir() if p.name.startswith(".")]
+    task, whole = scores[scores["outcome"] == "next_ph"], scores[scores["outcome"].isna()]
+    for name in ("model", "no_imputer", "gbm", LOGISTIC, "trees"):
+        own = task[task["model"] == name]
+        assert len(own) == 2, name
+        assert np.isfinite(own["brier"]).all(), name
+    for name in ("model", "no_imputer", LOGISTIC, "trees"):
+        assert np.isfinite(task[task["model"] == name]["c_index"]).all(), name
+    own = task[task["model"] == "model"]
+    assert own["followed"].sum() > own["n"].sum()  # all patients, also those without a label
+    assert np.isfinite(own["missing_4/auroc"]).all()
+    assert np.isfinite(whole[whole["model"] == "model"]["imputation/clinical/r2"]).all()
+    # Nothing of the folds is left but what is joined.
+    left = {path.suffix for path in (experiment.directory / "jobs").iterdir()}
+    assert left == {".json", ".parquet"}
