@@ -8,7 +8,6 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ehr_ray.config.messages import unknown
 from ehr_ray.config.search import FIXED as SAME_IN_ALL
 from ehr_ray.config.yaml_files import override
 from ehr_ray.errors import ConfigError, InputError
@@ -88,7 +87,10 @@ def variants(experiment: Experiment) -> dict[str, Experiment]:
     found = {MODEL: experiment}
     for name in experiment.crossval.chosen:
         if name not in known or name == MODEL:
-            raise ConfigError(unknown("crossval.chosen", name, [n for n in known if n != MODEL]))
+            there = ", ".join(n for n in known if n != MODEL) or "none"
+            raise ConfigError(
+                f"crossval.chosen={name}: no such variant; crossval.variants has {there}"
+            )
         if fixed := [path for path in known[name] if path.startswith(SAME_IN_ALL)]:
             raise ConfigError(
                 f"crossval.variants.{name}: {fixed[0]} must be the same in all folds; set it for "

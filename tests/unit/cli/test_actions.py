@@ -170,3 +170,24 @@ def test_training_may_end_with_an_evaluation(
     said = capsys.readouterr()
     assert ("it was judged" in said.out + said.err) == judged
     assert ("next: ehr-ray evaluate" in said.out + said.err) == (not judged)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--folds", "1"], "crossval.folds: "),
+        # YAML would make `no` a truth value, which is no name.
+        (
+            ["--variants", "no_gate,no"],
+            "crossval.chosen=no: no such variant; ",
+        ),
+        (["--task", "outcome,other"], "other"),
+        (["--members", "0"], "crossval.members: "),
+    ],
+)
+def test_options_of_a_cross_validation_win_over_the_config(common, capsys, options, said):
+    given = ["crossval.folds=3", "crossval.chosen=[no_gate]", "crossval.tasks=[outcome]"]
+    with pytest.raises(SystemExit) as exit_:
+        main(["crossval", str(TINY / "hcat.yaml"), *common, *given, *options])
+    assert exit_.value.code == 2
+    assert said in capsys.readouterr().err
