@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from pathlib import Path
 from typing import Any
 
 from ehr_ray.cli.ingest import source_options
@@ -195,6 +196,19 @@ def benchmark(args: Arguments, screen: Screen) -> None:  # noqa: ARG001
     if args.config is not None:
         given["only"] = args.only or MODEL
     benchmark(args.output, **given)
+
+
+def new_family(args: Arguments, screen: Screen) -> None:
+    """Write the files of a family, and say what comes next."""
+    from ehr_ray.commands.new_family.command import new_family
+
+    for path in new_family(Path.cwd(), args.name):
+        screen.say(str(path))
+    screen.say(
+        f"next: pytest tests/contract/test_family.py -k {args.name} --update-golden stores its "
+        f"first losses, and pytest tests/contract tests/unit/families/{args.name} then passes; "
+        "how to go on: ehr_ray/families/README.md"
+    )
 
 
 def _experiment(args: Arguments) -> Any:

@@ -252,4 +252,11 @@ VERBS = (
             option("overrides", "changes to the config", nargs="*", metavar="path=value"),
         ),
     ),
+    Verb(
+        "new-family",
+        "write the files of a new model family, its line in the registry and its tests",
+        "ehr-ray new-family my_family",
+        actions.new_family,
+        (option("name", "of the family: small letters, digits and _", metavar="NAME"),),
+    ),
 )

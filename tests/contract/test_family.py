@@ -265,6 +265,7 @@ def test_the_losses_of_100_steps_are_those_stored(name, hundred_steps, pytestcon
         path.parent.mkdir(exist_ok=True)
         text = json.dumps(curve)
         path.write_text(re.sub(r"(\{[^}]*\})", r"\n  \1", text)[:-1] + "\n]\n")
+    assert path.is_file(), f"{path.name}: none yet; store the first ones with --update-golden"
     stored = json.loads(path.read_text())
     assert [row["step"] for row in curve] == [row["step"] for row in stored]
     for ours, theirs in zip(curve, stored, strict=True):

@@ -153,8 +153,11 @@ def families_named(path: Path) -> set[str]:
     A name within a path, as in `configs/<name>.yaml`, is that of a file. Docstrings may name one.
     """
     names = "|".join(FAMILIES)
-    # `[^/\w]` before: a path's last part, `ehr_ray.families.x` and a plain word differ by it.
-    pattern = re.compile(rf"ehr_ray\.families\.|(?<![/\w])({names})(?!\w)", re.IGNORECASE)
+    # `[^/\w]` before: a path's last part, `ehr_ray.families.x` and a plain word differ by it. The
+    # example of `new-family` is nobody's name; the verb itself refuses what this would find.
+    pattern = re.compile(
+        rf"ehr_ray\.families\.|(?<!new-family )(?<![/\w])({names})(?!\w)", re.IGNORECASE
+    )
     found = {f"line {n}" for m, _, n in imports(path) if m.startswith("ehr_ray.families.")}
     texts = {
         id(node.value)

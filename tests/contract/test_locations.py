@@ -59,6 +59,7 @@ NO_PATHS = {
 }
 NO_PATH_OPTIONS = {
     "source": "a key of the registry",
+    "name": "of a family",
     "splits": "shares, or a table that is read before anything starts",
     "origin": "codes",
     "ranges": "none, a name, or a table that is read before anything starts",

@@ -38,6 +38,7 @@ READMES = [
 NOT_RUN = {
     r"pip install ": "comes before the tests",
     r"pytest ": "is this suite",
+    r"ehr-ray new-family ": "needs a clone; unit/commands/new_family gives it in a copy of one",
     r"ruff check ": "is `.ci/run`, before this suite",
     r"ray start --head": "is the head of conftest.py: free ports, and a token of its own",
     r"ray (up|dashboard|down) ": "needs machines; test_cluster.py checks `cluster.yaml`",

@@ -33,7 +33,7 @@ def test_the_speed_of_a_config_is_measured_in_one_process(cohort, tmp_path, conf
         peak = numbers[f"matrix product in {name}, GFLOP per CPU second"]
         (share,) = (v for k, v in numbers.items() if k.startswith(f"utilisation of the {name}"))
         assert share == pytest.approx(numbers["GFLOP per CPU second"] / peak)
-        assert 0 < share < 1
+        assert share > 0  # of bf16 it is above 1 where a CPU has no instructions for it
     assert 0 <= numbers["share of padding"] < 0.6
     assert 0 <= numbers["share of time waiting for data"] < 1
 

@@ -21,6 +21,7 @@ VERBS = (
     "evaluate",
     "embed",
     "benchmark",
+    "new-family",
 )
 
 
