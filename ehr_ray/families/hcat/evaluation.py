@@ -53,7 +53,7 @@ def suite(given: SuiteInput) -> SuiteResult:
     if given.cohort is not None:
         truths = _truths(given, given.cohort)
         fitted = _fitted_baselines(given, given.cohort, truths)
-        scores = {}
+        scores: dict[tuple[str, str], dict[str, float]] = {}
         for name, truth in truths.items():
             own = 1 / (1 + np.exp(-truth.logit))
             judged = {n: rows[given.split] for n, rows in fitted.get(name, {}).items()}
@@ -67,12 +67,12 @@ def suite(given: SuiteInput) -> SuiteResult:
         if scores:
             sections["Outcomes with censoring"] = _outcome_table(scores)
         if truths and "thinned" in given.judged.tables:
-            found = _with_modalities_missing(given.judged.tables["thinned"].to_pandas(), truths)
+            thinned = _with_modalities_missing(given.judged.tables["thinned"].to_pandas(), truths)
             metrics |= {
                 f"{given.split}/{outcome}/missing_{missing}/auroc": value
-                for (outcome, missing), value in found.items()
+                for (outcome, missing), value in thinned.items()
             }
-            sections["With modalities taken away"] = _missing_table(found)
+            sections["With modalities taken away"] = _missing_table(thinned)
     return SuiteResult(metrics=metrics, sections=sections, lines=lines, predictions=predictions)
 
 
