@@ -10,7 +10,7 @@ import typing
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 from ehr_ray.events.hashed_text import HASHING
 from ehr_ray.storage.paths import absolute, is_uri
@@ -57,6 +57,10 @@ Marks = Mapping[str, Mark]
 """Dotted config path to the mark of its field."""
 
 
+VARIANTS: Final = "crossval.variants."
+"""Where a config's variants stand, by name."""
+
+
 def marks_of(kind: type, at: str = "") -> Iterator[tuple[str, Mark]]:
     """Yield (dotted path, mark) of every field of a config's dataclass that holds paths."""
     hints = typing.get_type_hints(kind, include_extras=True)
@@ -82,18 +86,21 @@ def located(
     marks: Marks,
     change: Callable[[str, Mark], str] = lambda text, mark: mark.absolute(text),
 ) -> dict[str, Any]:
-    """Return a config as plain data with every path absolute, choices of a search among them."""
+    """Return a config as plain data with every path absolute, choices of a search and variants too."""
     return _located(plain, marks, change, "", searching=False)
 
 
 def _located(plain: Any, marks: Marks, change: Any, at: str, *, searching: bool) -> dict[str, Any]:
     result = {}
+    own_keys = {"search", *(f"{VARIANTS}{key}" for key in plain if at == VARIANTS)}
     for key, value in plain.items():
         path, mark = f"{at}{key}", marks.get(f"{at}{key}")
         if mark is not None and not (searching and isinstance(value, str)):  # `default`
             result[key] = _each(value, partial(change, mark=mark))
         elif isinstance(value, Mapping):
-            inner, within = (path == "search", "") if path == "search" else (searching, f"{path}.")
+            # Keys of a search, and of each variant, are paths of the config themselves.
+            own = path in own_keys
+            inner, within = (path == "search", "") if own else (searching, f"{path}.")
             result[key] = _located(value, marks, change, within, searching=inner)
         else:
             result[key] = value

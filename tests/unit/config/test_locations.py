@@ -65,6 +65,13 @@ def test_marked_paths_become_absolute_and_all_else_stays(here):
     assert located(found, MARKS) == found
 
 
+def test_values_of_variants_are_paths_too(here):
+    variants = {"no_gate": {"folder": "a", "name": "a"}, "other": {"inner": {"table": "t"}}}
+    found = located({"crossval": {"variants": variants, "folds": 2}}, MARKS)["crossval"]
+    assert found["variants"]["no_gate"] == {"folder": str(here / "a"), "name": "a"}
+    assert found["variants"]["other"] == {"inner": {"table": str(here / "t")}}
+
+
 @pytest.mark.parametrize(
     ("search", "expected"),
     [
