@@ -86,7 +86,7 @@ def located(
     marks: Marks,
     change: Callable[[str, Mark], str] = lambda text, mark: mark.absolute(text),
 ) -> dict[str, Any]:
-    """Return a config as plain data with every path absolute, choices of a search and variants too."""
+    """Return a config as plain data with every path absolute, also in a search and in variants."""
     return _located(plain, marks, change, "", searching=False)
 
 

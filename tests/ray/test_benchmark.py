@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ehr_ray.cli import main
-from ehr_ray.commands.benchmark import published_vitals, scaling, search
+from ehr_ray.commands.benchmark import model, published_vitals, scaling, search
 from ehr_ray.commands.benchmark.command import benchmark
 from ehr_ray.commands.benchmark.model import model_speed
 from ehr_ray.errors import ConfigError
@@ -16,6 +16,12 @@ from ehr_ray.experiment import load
 
 pytestmark = pytest.mark.ray
 TINY = Path(__file__).parents[2] / "configs" / "tiny"
+
+
+@pytest.fixture(autouse=True)
+def small_matrices(monkeypatch):
+    """A bf16 product takes seconds on a CPU that has no instructions for it."""
+    monkeypatch.setattr(model, "MATRIX", 64)
 
 
 @pytest.mark.parametrize("config", ["set_vae", "seqset_poe"])
