@@ -14,11 +14,11 @@ import ray.train
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
 from ehr_ray.commands.benchmark import faults
-from ehr_ray.commands.train import command as trainer
 from ehr_ray.config.cluster import ClusterConfig
 from ehr_ray.errors import ConfigError, InputError, RunError
 from ehr_ray.runtime.data.prepared import Prepared, prepared
 from ehr_ray.runtime.session import check_resources
+from ehr_ray.runtime.training import launch
 from ehr_ray.runtime.training.launch import fit
 from ehr_ray.runtime.training.worker import Job, check_share, train_here
 from ehr_ray.train.backend import LocalBackend
@@ -43,7 +43,7 @@ def fits(monkeypatch, tiny):
 
         fake = type("Trainer", (), {"__init__": lambda *_, **__: None, "fit": ending})
         monkeypatch.setattr("ehr_ray.runtime.training.trainer.Trainer", fake)
-        monkeypatch.setattr(trainer, "_saved_step", lambda _: next(steps))
+        monkeypatch.setattr(launch, "saved_step", lambda _: next(steps))
         experiment = tiny("lost", **changes)
         nothing = Prepared(None, {})
         fit(Job(experiment, nothing, experiment.directory, experiment.directory / "p", None))

@@ -55,6 +55,7 @@ def test_evaluate_writes_the_contract_into_the_run(run, cohort, evaluated):
         "subject_id",
         "prediction_time",
         "boolean_value",
+        "predicted_boolean_value",
         "predicted_boolean_probability",
     ]
     labels = pd.read_parquet(cohort / "labels" / "outcome.parquet")

@@ -47,7 +47,7 @@ def fit(job: Any, callbacks: Sequence[Any] = ()) -> None:
         resources["GPU"] = cluster.gpus_per_worker
     lost = 0
     while True:
-        before = _saved_step(job.run)
+        before = saved_step(job.run)
         with tempfile.TemporaryDirectory(prefix="ehr_ray-") as scratch:
             trainer = Trainer(
                 train_worker,
@@ -71,13 +71,13 @@ def fit(job: Any, callbacks: Sequence[Any] = ()) -> None:
                 result = trainer.fit()
             except (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError) as error:
                 # Ray's controller itself is lost, with the workers it owns.
-                lost = 1 if _saved_step(job.run) > before else lost + 1
+                lost = 1 if saved_step(job.run) > before else lost + 1
                 if lost > cluster.max_failures:
                     text = f"{last_line(error)}{too_many(lost, cluster.max_failures)}"
                     raise RunError(f"{job.run.name}: {text}") from error
                 continue
             except ray.train.TrainingFailedError as error:
-                if lacks_resources(error) and _saved_step(job.run) > before:
+                if lacks_resources(error) and saved_step(job.run) > before:
                     continue  # it had resources for a while, and waits again
                 kind = ResourcesUnavailableError if lacks_resources(error) else RunError
                 raise kind(f"{job.run.name}: {cause(error, cluster)}") from error
@@ -85,7 +85,8 @@ def fit(job: Any, callbacks: Sequence[Any] = ()) -> None:
             return
 
 
-def _saved_step(run: Path) -> int:
+def saved_step(run: Path) -> int:
+    """Return the step of a run's last state, 0 where it has none."""
     progress = saved_progress(run)
     return progress.step if progress else 0
 

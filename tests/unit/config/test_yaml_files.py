@@ -45,6 +45,6 @@ def test_a_file_that_is_no_mapping_or_gives_a_key_twice_is_refused(tmp_path, tex
 
 
 def test_differences_name_each_path_with_both_values():
-    old = {"a": {"b": 1, "c": 2}, "gone": None, "same": [1]}
+    old = {"a": {"b": 1, "c": 2}, "gone": 0, "same": [1]}
     new = {"a": {"b": 1, "c": 3}, "new": "x", "same": [1]}
-    assert list(differences(old, new)) == ["a.c: 2 -> 3", "gone: gone, was null", "new: new, x"]
+    assert list(differences(old, new)) == ["a.c: 2 -> 3", "gone: gone, was 0", "new: new, x"]
