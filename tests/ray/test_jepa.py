@@ -7,7 +7,7 @@ import pytest
 from ehr_ray.commands.evaluate.command import evaluate
 from ehr_ray.commands.ingest import ingest
 from ehr_ray.commands.train.command import train
-from ehr_ray.errors import InputError
+from ehr_ray.errors import ConfigError, InputError
 from ehr_ray.train import history
 
 pytestmark = pytest.mark.ray
@@ -59,6 +59,6 @@ def test_a_cohort_that_cannot_be_learned_from_is_refused_in_one_line(make, admis
     with pytest.raises(InputError, match=r"train split: none of .* HOSPITAL_ADMISSION"):
         train(make("visit_jepa", name="once", **{"model.rows": "visits", "cluster.num_workers": 0}))
     changes = {"data.cohort": admissions, "cluster.num_workers": 0, "model.outcomes": "['*']"}
-    with pytest.raises(InputError, match=r"^model\.outcomes: \['\*'\]") as caught:
+    with pytest.raises(ConfigError, match=r"^model\.outcomes: \['\*'\]") as caught:
         train(make("visit_jepa_admissions", name="nothing", **changes))
     assert "\n" not in str(caught.value)

@@ -15,8 +15,8 @@ def row(vocabulary, make_patient):
 
 def test_a_row_holds_ids_and_no_vectors(row):
     kinds = {name: array.dtype for name, array in row.items() if array.ndim}
-    assert kinds == {"phrase": "int32", "gap": "int8", "value": "float16", "minute": "float32"}
-    assert sum(kind.itemsize for kind in kinds.values()) == 11  # of 4 * 384 + 8 as vectors
+    assert kinds == {"phrase": "int32", "gap": "int8", "value": "float16", "minute": "float64"}
+    assert sum(kind.itemsize for kind in kinds.values()) == 15  # of 4 * 384 + 8 as vectors
     assert row["minute"].tolist() == [0, 0, 60, 120, 180, 240]
 
 

@@ -135,7 +135,7 @@ def test_a_query_prefers_its_phrase_and_every_other_one_what_is_recent(make_mode
     torch.testing.assert_close(same_name[:, 0], torch.full((3,), SHARPNESS))
     last, first = batch["minute"][0, -1], batch["minute"][0, 0]
     assert last > first
-    late = RECENT * ((last - first) / 60).log1p()
+    late = RECENT * ((last - first) / 60).log1p().float()
     torch.testing.assert_close(same_name[0, 1], SHARPNESS - late)
     others = batch["phrase"][0] != asked
     assert (score[others, 0] < SHARPNESS).all()
