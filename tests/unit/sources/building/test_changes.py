@@ -129,7 +129,7 @@ def test_the_users_own_ranges_and_units_are_applied_to_a_table(tmp_path, cohort,
 
 
 def test_codes_of_the_users_tables_that_no_event_has_are_told(tmp_path, cohort, caplog):
-    (tmp_path / "r.csv").write_text("code,low,high,unit\nNa,20,450,\nHart,0,350,\n")
+    (tmp_path / "r.csv").write_text("code,low,high,unit\nNa,20,450,\nPulse,0,350,\n")
     cohort("table", table(tmp_path, *PLAIN), ranges=str(tmp_path / "r.csv"))
     assert [record.getMessage() for record in caplog.records] == [
         "--ranges and --units: no event has the code Pulse"
