@@ -56,7 +56,7 @@ def read_splits(path: str) -> SplitTable:
         raise InputError(f"{path}: row {int(np.argmax(blank)) + 1} has no subject_id; give it one")
     split = by_unique(names, _position, np.int8)
     if np.any(split < 0):
-        name = names[int(np.argmax(split < 0))].as_py()
+        name = names[int(np.argmax(split < 0))].as_py() or ""
         raise InputError(
             f"{path}: split {name!r}: not one of {', '.join(SPLIT_NAMES)}; divide anew by --splits"
         )
