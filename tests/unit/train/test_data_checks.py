@@ -5,7 +5,7 @@ import pytest
 
 from ehr_ray.errors import InputError
 from ehr_ray.events.blocks import BlockStore, write_block
-from ehr_ray.family import Learnable, Select
+from ehr_ray.family import Learnable, Select, Training
 from ehr_ray.train.data_checks import check_learnable, check_measured
 
 USABLE = Learnable(lambda store: store.sizes("x") >= 2, "2 values", lambda config: f"set {config}")
@@ -30,18 +30,23 @@ def loader(tmp_path):
 def test_a_split_nobody_can_be_learned_from_is_refused(loader, split):
     splits = {"train": [2, 2], "tuning": [2], split: [1, 0, 1]}
     with pytest.raises(InputError) as caught:
-        check_learnable(SimpleNamespace(usable=USABLE), "rows=hours", loader(**splits))
+        check_learnable(
+            SimpleNamespace(training=Training(learnable=USABLE)), "rows=hours", loader(**splits)
+        )
     assert str(caught.value) == f"{split} split: none of 3 patients has 2 values; set rows=hours"
 
 
 def test_few_usable_patients_are_told_with_their_share(loader):
-    family = SimpleNamespace(usable=USABLE)
+    family = SimpleNamespace(training=Training(learnable=USABLE))
     lines = check_learnable(family, None, loader(train=[1, 1, 1, 5], tuning=[2, 1]))
     assert lines == [
         "train: only 1 of 4 patients (25%) have 2 values; nothing is learned from the others"
     ]
     assert check_learnable(family, None, loader(train=[2, 2])) == []
-    assert check_learnable(SimpleNamespace(usable=None), None, loader(train=[0])) == []
+    assert (
+        check_learnable(SimpleNamespace(training=Training(learnable=None)), None, loader(train=[0]))
+        == []
+    )
 
 
 def test_a_metric_of_nothing_chooses_no_checkpoint(loader):
