@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from ehr_ray.config.schedules import Cycle, Ramp
+from ehr_ray.config.schema import ConfigSchema
 from ehr_ray.config.sections import DataConfig, TrainConfig
 from ehr_ray.errors import ConfigError, InputError, RunError
 from ehr_ray.events.blocks import BlockStore, write_block
@@ -272,7 +273,7 @@ def tiny_family(**changes):
     """A line through the origin, so that the loop's arithmetic can be followed by hand."""
     record = Family(
         name="set_vae",
-        config=TinyConfig,
+        schema=ConfigSchema(config=TinyConfig),
         transform=None,
         collate=lambda rows, _: {"x": torch.tensor([float(row["x"]) for row in rows])},
         build=lambda *_: Tiny(),

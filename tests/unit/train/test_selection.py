@@ -4,13 +4,13 @@ import pytest
 
 from ehr_ray.config.schedules import Cycle
 from ehr_ray.config.sections import TrainConfig
-from ehr_ray.family import Select
+from ehr_ray.family import Files, Select
 from ehr_ray.train.checkpoint import Progress
 from ehr_ray.train.selection import cycles_without_better, update_best, update_others
 
 
 def choosing(select=None, also=None):
-    return SimpleNamespace(select=select or Select("m"), also=also or {})
+    return SimpleNamespace(select=select or Select("m"), files=Files(extra_checkpoints=also or {}))
 
 
 @pytest.mark.parametrize(
