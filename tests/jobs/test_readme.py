@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from made_up import hancock, mimic_iv, physionet2012
+from made_up import exports, hancock, mimic_iv, physionet2012
 
 from ehr_ray.cli.main import build_parser, main
 from ehr_ray.runtime.session import session
@@ -158,6 +158,8 @@ def place(ray_folder, tmp_path_factory):
     physionet2012.write(path / "physionet2012", stays=100)
     mimic_iv.write(path / "mimiciv" / "3.1", mimic_iv.stays(80))
     hancock.write(path / "hancock")
+    exports.write_meds(path / "mimic_meds")
+    exports.write_tables(path / "export", path / "plausible.csv")
     rows = [f"{i},{hour},HR,{70 + i + hour}" for i in range(30) for hour in (0.5, 2, 7)]
     (path / "events.csv").write_text("\n".join(["stay,hours,item,reading", *rows]) + "\n")
     # Two CPUs are what the commands ask for; each more is another process that imports torch.

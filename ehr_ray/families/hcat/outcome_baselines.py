@@ -169,7 +169,8 @@ def _model(name: str, x: Array, y: NDArray[Any], seed: int, num_small: int) -> A
     forest = RandomForestClassifier(300, min_samples_leaf=5, random_state=seed)
     steps: list[Any] = [SimpleImputer(strategy="median", keep_empty_features=True)]
     if name == "forest_tiles" and x.shape[1] - num_small > TILE_COMPONENTS:
-        short = make_pipeline(StandardScaler(), PCA(TILE_COMPONENTS, random_state=seed))
+        size = min(TILE_COMPONENTS, len(x) // 2)  # of x the inner folds have fewer rows
+        short = make_pipeline(StandardScaler(), PCA(size, random_state=seed))
         # Columns keep their places through the imputer: tables first, then tiles.
         tiles = slice(num_small, x.shape[1])
         steps.append(ColumnTransformer([("tiles", short, tiles)], remainder="passthrough"))

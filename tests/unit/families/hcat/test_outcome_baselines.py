@@ -38,3 +38,10 @@ def test_a_class_that_is_hardly_there_gives_everybody_its_share():
     label = (np.arange(20) < 2).astype(int)
     predict, unseen = fit_baselines(train, label, seed=0, names=(LOGISTIC,))[LOGISTIC]
     assert set(predict(train)) == set(unseen) == {0.1}
+
+
+def test_tiles_are_shortened_for_fewer_patients_than_components():
+    train, label = columns(5, number=24)
+    predict, unseen = fit_baselines(train, label, seed=0, names=("forest_tiles",))["forest_tiles"]
+    assert np.isfinite(predict(train)).all()
+    assert np.isfinite(unseen).all()
