@@ -20,6 +20,9 @@ STATISTICS: Final = (
 )
 """Columns of one code, in order; `static` holds the value of a static event of that code."""
 
+WINDOW_STATISTICS: Final = ("mean", "min", "max", "count")
+"""Columns of one code in one window, in order."""
+
 _COUNT: Final = STATISTICS.index("count")
 _STATIC: Final = STATISTICS.index("static")
 
@@ -73,6 +76,53 @@ def simple_features(
         rows = np.flatnonzero(timed & ~np.isnan(value))
         if rows.size:
             _fill(table, minute[rows], code[rows], value[rows], 0.75 * end_minute)
+    return table.astype(np.float32).ravel()
+
+
+def window_features(
+    minute: NDArray[np.floating],
+    code: NDArray[np.integer],
+    value: NDArray[np.floating],
+    static: NDArray[np.bool_],
+    *,
+    num_codes: int,
+    end_minute: float,
+    windows: Sequence[float],
+) -> NDArray[np.float32]:
+    """Summarise the events of one patient by window as float32[num_codes * W * 4].
+
+    Rows are code by code, window by window, with `WINDOW_STATISTICS`; reshape to
+    [num_codes, W, 4]. Missing is NaN, except `count`, which is 0 and counts events with or
+    without a value. A window holds its start and not its end, the last one both. Static events,
+    events outside all windows or after `end_minute`, and codes below 0 are dropped.
+
+    Args:
+        minute: float[E], minutes since the origin.
+        code: int[E], ids in [0, num_codes), or negative for a code that has no features.
+        value: float[E], NaN where the event has none.
+        static: bool[E].
+        num_codes: number of codes that have features.
+        end_minute: minute of the prediction, inclusive.
+        windows: W + 1 ascending minutes that bound the windows.
+    """
+    edges = np.asarray(windows, dtype=np.float64)
+    num_windows = len(edges) - 1
+    table = np.full((num_codes * num_windows, len(WINDOW_STATISTICS)), np.nan)
+    window = np.searchsorted(edges, minute, side="right") - 1
+    window[minute == edges[-1]] = num_windows - 1
+    kept = (code >= 0) & ~static & (minute <= end_minute) & (window >= 0) & (window < num_windows)
+    cell = code[kept].astype(np.int64) * num_windows + window[kept]
+    table[:, 3] = np.bincount(cell, minlength=len(table))
+    given = value[kept]
+    valued = ~np.isnan(given)
+    order = np.argsort(cell[valued], kind="stable")
+    cell, x = cell[valued][order], given[valued][order].astype(np.float64)
+    if cell.size:
+        starts = np.flatnonzero(np.concatenate(([True], cell[1:] != cell[:-1])))
+        sizes = np.diff(starts, append=cell.size)
+        table[cell[starts], 0] = np.add.reduceat(x, starts) / sizes
+        table[cell[starts], 1] = np.minimum.reduceat(x, starts)
+        table[cell[starts], 2] = np.maximum.reduceat(x, starts)
     return table.astype(np.float32).ravel()
 
 

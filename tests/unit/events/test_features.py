@@ -5,10 +5,12 @@ import pytest
 
 from ehr_ray.events.features import (
     STATISTICS,
+    WINDOW_STATISTICS,
     code_lookup,
     feature_names,
     select_codes,
     simple_features,
+    window_features,
 )
 
 END = 100.0
@@ -49,6 +51,43 @@ def test_features_equal_a_slow_reference_on_random_patients(seed):
     patient = random_patient(rng, num_events=int(rng.integers(0, 80)))
     ours = simple_features(*patient, num_codes=7, end_minute=END)
     np.testing.assert_allclose(ours, slow_features(*patient, 7, END), rtol=1e-5, atol=1e-5)
+
+
+def slow_windows(minute, code, value, static, num_codes, end, edges):
+    """One loop over codes, windows and events, written from the definition."""
+    out = []
+    for c in range(num_codes):
+        for w in range(len(edges) - 1):
+            last = w == len(edges) - 2
+            rows = [
+                i
+                for i in range(len(code))
+                if code[i] == c and not static[i] and minute[i] <= end
+                if edges[w] <= minute[i] < edges[w + 1] or (last and minute[i] == edges[-1])
+            ]
+            x = [float(value[i]) for i in rows if not np.isnan(value[i])]
+            out += [np.mean(x), min(x), max(x)] if x else [np.nan] * 3
+            out.append(len(rows))
+    return np.array(out, dtype=np.float32)
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_window_features_equal_a_slow_reference_on_random_patients(seed):
+    rng = np.random.default_rng(seed)
+    patient = random_patient(rng, num_events=int(rng.integers(0, 120)))
+    edges = (0.0, 13.0, 40.0, 100.0, 120.0)
+    ours = window_features(*patient, num_codes=7, end_minute=110.0, windows=edges)
+    assert ours.shape == (7 * 4 * len(WINDOW_STATISTICS),)
+    np.testing.assert_allclose(ours, slow_windows(*patient, 7, 110.0, edges), rtol=1e-5)
+
+
+def test_a_window_holds_its_start_and_the_last_one_its_end_too():
+    minute = np.array([-1.0, 0.0, 50.0, 100.0, 100.5])
+    arrays = (minute, np.zeros(5, np.int32), np.arange(5, dtype=np.float32), np.zeros(5, bool))
+    row = window_features(*arrays, num_codes=1, end_minute=200.0, windows=(0, 50, 100))
+    mean, count = row.reshape(2, -1)[:, 0], row.reshape(2, -1)[:, 3]
+    assert count.tolist() == [1, 2]
+    assert mean.tolist() == [1.0, 2.5]
 
 
 def one(statistic, minute, value, static=False, end=END):
