@@ -16,8 +16,11 @@ STYLES: Final[Mapping[str, tuple[str, Any, float]]] = {
     "model": (BLUE, "-", 2.4),
     "probe": (SKY, "--", 1.8),
     "gbm": (ORANGE, "-", 1.5),
+    "gbm_rich": ("#9C3F00", "-.", 1.5),
     "trees_and_model": ("#E69F00", (0, (6, 1, 1, 1)), 1.5),
     "logistic": (GREEN, "--", 1.5),
+    "logistic_rich": ("#005C43", ":", 1.5),
+    "average_rich": ("#6B4C00", (0, (4, 1, 1, 1, 1, 1)), 1.5),
     "pca": (PURPLE, "-.", 1.5),
     "untrained": (GREY, ":", 1.8),
 }

@@ -22,6 +22,8 @@ STATISTICS: Final = (
 
 WINDOW_STATISTICS: Final = ("mean", "min", "max", "count")
 """Columns of one code in one window, in order."""
+TREND_STATISTICS: Final = ("slope", "last_minus_first", "time_since_last")
+"""Columns of one code over its whole course, in order."""
 
 _COUNT: Final = STATISTICS.index("count")
 _STATIC: Final = STATISTICS.index("static")
@@ -123,6 +125,41 @@ def window_features(
         table[cell[starts], 0] = np.add.reduceat(x, starts) / sizes
         table[cell[starts], 1] = np.minimum.reduceat(x, starts)
         table[cell[starts], 2] = np.maximum.reduceat(x, starts)
+    return table.astype(np.float32).ravel()
+
+
+def trend_features(
+    minute: NDArray[np.floating],
+    code: NDArray[np.integer],
+    value: NDArray[np.floating],
+    static: NDArray[np.bool_],
+    *,
+    num_codes: int,
+    end_minute: float,
+) -> NDArray[np.float32]:
+    """Return where each code is going as float32[num_codes * 3], with `TREND_STATISTICS`.
+
+    `slope` is that of least squares, per hour, and NaN without two minutes that differ;
+    `last_minus_first` is NaN with one value; `time_since_last` is in minutes before `end_minute`.
+    Values alone are seen. Arguments are those of `simple_features`.
+    """
+    table = np.full((num_codes, len(TREND_STATISTICS)), np.nan)
+    kept = np.flatnonzero((code >= 0) & ~static & (minute <= end_minute) & ~np.isnan(value))
+    if not kept.size:
+        return table.astype(np.float32).ravel()
+    kept = kept[np.lexsort((minute[kept], code[kept]))]
+    code, time, x = code[kept], minute[kept] / 60.0, value[kept].astype(np.float64)
+    starts = np.flatnonzero(np.concatenate(([True], code[1:] != code[:-1])))
+    sizes = np.diff(starts, append=code.size)
+    last = starts + sizes - 1
+    time = time - np.repeat(np.add.reduceat(time, starts) / sizes, sizes)
+    spread = np.add.reduceat(time * time, starts)
+    shared = np.add.reduceat(time * x, starts)
+    present = code[starts]
+    moved = time[last] > time[starts]
+    table[present, 0] = np.where(moved, shared / np.where(moved, spread, 1.0), np.nan)
+    table[present, 1] = np.where(sizes > 1, x[last] - x[starts], np.nan)
+    table[present, 2] = end_minute - minute[kept][last]
     return table.astype(np.float32).ravel()
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from ehr_ray.events.features import code_lookup, simple_features
+from ehr_ray.events.patient_features import FeatureCodes, FeatureReader
 from ehr_ray.events.patients import Patient, read_patients
 from ehr_ray.events.subgroups import Subgroup, SubgroupReader
 from ehr_ray.family import Batch
@@ -36,7 +36,7 @@ class Request:
     Args:
         checkpoint: folder or URI of the trained model.
         untrained: also embed with the same architecture as it was before training.
-        features: codes that get simple features, as vocabulary ids; None computes none.
+        features: codes that get features for the baselines; None computes none.
         diagnose: share of subjects whose latents and reconstructions are kept.
         outputs: share of subjects whose `Family.outputs` are kept.
         own_output: whether the `logit` of a model trained for a task answers the one asked for.
@@ -52,7 +52,7 @@ class Request:
 
     checkpoint: str | Path
     untrained: bool = False
-    features: tuple[int, ...] | None = None
+    features: FeatureCodes | None = None
     diagnose: float = 0.0
     outputs: float = 0.0
     own_output: bool = True
@@ -87,6 +87,12 @@ class ShardPredictor:
     def predictor(self) -> Predictor:
         """The trained model over patients."""
         return Predictor.of(self.loaded)
+
+    @cached_property
+    def reader(self) -> FeatureReader:
+        """What baselines read of a patient."""
+        assert self.request.features is not None
+        return FeatureReader(self.loaded.vocabulary, self.request.features)
 
     @cached_property
     def untrained(self) -> Predictor:
@@ -157,6 +163,9 @@ class ShardPredictor:
             columns["untrained"] = list_column(self.untrained.outputs(batch)["embedding"])
         if self.request.features is not None:
             columns["features"] = list_column(self._features(samples))
+            if self.request.features.measured:
+                extra = [self.reader.extra(patient, time) for patient, time in samples]
+                columns["extra"] = list_column(torch.from_numpy(np.stack(extra)))
         tables = {"samples": pa.table(columns)}
         evaluation = predictor.family.evaluation
         diagnoses = {"latents": evaluation.latents, "tokens": evaluation.reconstruct}
@@ -216,19 +225,7 @@ class ShardPredictor:
         return list_column(outputs[self.request.answer or name if name == "logit" else name])
 
     def _features(self, samples: list[Sample]) -> torch.Tensor:
-        selected = np.asarray(self.request.features, np.int64)
-        lookup = code_lookup(selected, len(self.loaded.vocabulary))
-        rows = [
-            simple_features(
-                patient.minute,
-                lookup[patient.code],
-                patient.value,
-                patient.static,
-                num_codes=len(selected),
-                end_minute=max(1.0, (time - patient.origin) / 60e6),
-            )
-            for patient, time in samples
-        ]
+        rows = [self.reader.simple(patient, time) for patient, time in samples]
         return torch.from_numpy(np.stack(rows))
 
 

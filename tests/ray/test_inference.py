@@ -17,6 +17,7 @@ from ehr_ray.commands.ingest import ingest
 from ehr_ray.commands.train.command import train
 from ehr_ray.errors import InputError, ResourcesUnavailableError
 from ehr_ray.events.labels import read_labels
+from ehr_ray.events.patient_features import FeatureCodes
 from ehr_ray.events.patients import cohort_shards, read_patients
 from ehr_ray.events.subgroups import Subgroup
 from ehr_ray.runtime.inference import Request, ShardPredictor, predict_shards
@@ -250,7 +251,7 @@ def test_a_model_with_its_own_output_needs_no_embedding_at_an_hour(
         run / "checkpoint",
         hours=(6.0, 24.0),
         hours_fit=hours_fit,
-        features=(0, 1),
+        features=FeatureCodes((0, 1)),
         own_output=own,
     )
     predictor = ShardPredictor(request, cuts)

@@ -9,6 +9,7 @@ import numpy as np
 
 from ehr_ray.commands.evaluate.predicted_splits import (
     EvaluationInputs,
+    choose_features,
     divisions_of,
     hours_of,
     predict_fit_splits,
@@ -165,6 +166,8 @@ def _score(subject: Subject, say: Say) -> tuple[TaskScores | None, SuiteResult, 
         judged = predict_judged_split(subject, fit, None, say)
         return None, SuiteResult(), EvaluationInputs(fit, judged)
     labels = read_labels(home, subject.task)
+    if subject.experiment.evaluation.baselines:
+        subject = dataclasses.replace(subject, features=choose_features(subject, say))
     fit = predict_fit_splits(subject, home, labels, say)
     if "train" not in fit or not len(fit["train"].samples):
         raise InputError(f"{home}: no {subject.task} label in the train split to fit a probe on")

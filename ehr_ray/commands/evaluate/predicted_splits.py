@@ -17,18 +17,16 @@ from ehr_ray.evaluation.suite import SplitPredictions
 from ehr_ray.evaluation.tasks.downstream import Split
 from ehr_ray.evaluation.tasks.early_warning import HourRows
 from ehr_ray.evaluation.tasks.subgroups import Division
-from ehr_ray.events.features import select_codes
 from ehr_ray.events.labels import Labels, label_files
+from ehr_ray.events.patient_features import FeatureCodes
 from ehr_ray.events.patients import splits_of
 from ehr_ray.runtime.data.dataset import named_origin
+from ehr_ray.runtime.data.patient_counts import feature_codes
 from ehr_ray.runtime.data.tasks import Say, split_shards
 from ehr_ray.runtime.inference import Request, matrix, predict_shards, read_tables
 from ehr_ray.storage import files, sync
 from ehr_ray.storage.paths import absolute, canonical
 from ehr_ray.train import checkpoint
-
-FEATURE_CODES = 200
-"""Codes that get simple features at most: the most frequent in train."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +39,19 @@ class EvaluationInputs:
     def written(self, subject: Subject) -> dict[str, SplitPredictions]:
         """Return the splits whose embeddings and predictions are written: never of two cohorts."""
         return {**(self.fit if subject.own else {}), subject.split: self.judged}
+
+
+def choose_features(subject: Subject, say: Say) -> FeatureCodes:
+    """Choose the codes baselines read, by the patients of the run's own train split."""
+    family, vocabulary = subject.loaded.family.evaluation, subject.loaded.vocabulary
+    allowed = family.baseline_codes
+    return feature_codes(
+        split_shards(subject.experiment.cohort, "train"),
+        vocabulary,
+        allowed(subject.experiment.model, vocabulary) if allowed else None,
+        on_ray=subject.on_ray,
+        say=say,
+    )
 
 
 def predict_fit_splits(
@@ -121,17 +132,13 @@ def _request(
     trained_for = subject.experiment.task
     evaluation, config = family.evaluation, subject.experiment.model
     task_outputs = evaluation.task_outputs(config) if evaluation.task_outputs else {}
-    counts = subject.loaded.vocabulary.count
-    if evaluation.baseline_codes:
-        counts = counts * evaluation.baseline_codes(config, subject.loaded.vocabulary)
-    codes = select_codes(counts, FEATURE_CODES)
     patients = max(1, sum(_num_subjects(path) for path in shards))
     beside = labelled and settings.baselines
     share = settings.max_patients / patients
     return Request(
         canonical(folder.absolute()),
         untrained=beside,
-        features=tuple(codes.tolist()) if beside else None,
+        features=subject.features if beside else None,
         diagnose=share if judged else 0.0,
         outputs=share if evaluation.outputs else 0.0,
         own_output=trained_for is None or trained_for.name == subject.task,
@@ -164,13 +171,16 @@ def split_of(predictions: SplitPredictions) -> Split:
     """Return the labelled rows of a split as arrays."""
     samples = predictions.samples
     assert predictions.label is not None
+    inputs = {n: matrix(samples, n) for n in ("untrained", "features") if n in samples.column_names}
+    if "extra" in samples.column_names:
+        inputs["rich"] = np.hstack([inputs["features"], matrix(samples, "extra")])
     return Split(
         subject_id=samples["subject_id"].to_numpy(),
         prediction_time=samples["prediction_time"].to_numpy(),
         label=predictions.label,
         embedding=matrix(samples, "embedding"),
         logit=samples["logit"].to_numpy() if "logit" in samples.column_names else None,
-        **{n: matrix(samples, n) for n in ("untrained", "features") if n in samples.column_names},
+        **inputs,
     )
 
 

@@ -22,6 +22,7 @@ from ehr_ray.evaluation.tasks.baselines import TITLES, title_of
 from ehr_ray.evaluation.tasks.downstream import TaskScores
 from ehr_ray.evaluation.tasks.verdicts import MODEL, metric_prefix
 from ehr_ray.events.labels import read_labels
+from ehr_ray.events.patient_features import FeatureCodes
 from ehr_ray.events.patients import splits_of
 from ehr_ray.experiment import Experiment, to_yaml
 from ehr_ray.runtime.inference import matrix
@@ -44,6 +45,8 @@ class Subject:
     task: str | None
     target: Path
     on_ray: bool = True
+    features: FeatureCodes | None = None
+    """What baselines read; None without baselines."""
 
     @property
     def experiment(self) -> Experiment:
@@ -105,7 +108,9 @@ def report_context(
         splits=_sizes(subject),
         rejected=_rejected(subject.cohort),
         config=to_yaml(experiment),
-        versions={n: version(n) for n in ("ehr_ray", "ray", "torch", "mlflow", "scikit-learn")},
+        versions={
+            n: version(n) for n in ("ehr_ray", "ray", "torch", "mlflow", "scikit-learn", "lightgbm")
+        },
     )
 
 
@@ -198,10 +203,10 @@ def summary(
             f"{len(scores.labels[split]):,} rows, {scores.labels[split].mean():.1%} positive"
         )
         names = [name for name in TITLES if f"{metric_prefix(name, split)}/auroc" in metrics]
-        lines.append(f"{'':46}{'AUROC':22}{'AUPRC':22}{'min(Se,P+)':22}")
+        lines.append(f"{'':60}{'AUROC':22}{'AUPRC':22}{'min(Se,P+)':22}")
         for name in names:
             at, title = metric_prefix(name, split), title_of(name, metrics, split)
-            lines.append(f"{title:46}" + "".join(f"{_cell(metrics, at, m):22}" for m in _SHOWN))
+            lines.append(f"{title:60}" + "".join(f"{_cell(metrics, at, m):22}" for m in _SHOWN))
         lines += [f"the model {sentence}" for sentence in scores.verdicts]
         lines += [f"note: {note}" for note in scores.notes]
     if latent is not None:

@@ -18,7 +18,7 @@ from ehr_ray.evaluation.report.page import (
     words,
 )
 from ehr_ray.evaluation.report.tables import JUDGED, SHOWN, where_the_trees_win
-from ehr_ray.evaluation.tasks.baselines import TITLES, title_of
+from ehr_ray.evaluation.tasks.baselines import FEATURES, TITLES, title_of
 from ehr_ray.evaluation.tasks.verdicts import BLEND, MODEL, interval, metric_prefix, outcome
 
 TITLES_SHORT: Final = {"min_se_ppv": "min(Se, P+)", "event2": "Event 2"}
@@ -86,8 +86,9 @@ def _caption(context: ReportContext) -> str:
         else f" Single seeds of the trees: {seeds[0]:.3f}–{seeds[1]:.3f}."
     )
     return (
-        f"{rows}{share}All models are fitted on train; settings, calibration and thresholds come "
-        f"from tuning. Small numbers are 95 % intervals over resampled patients. "
+        f"{rows}{share}All models are fitted on train, the trees' settings chosen by its folds; "
+        f"other settings, calibration and thresholds come from tuning. {FEATURES} "
+        "Small numbers are 95 % intervals over resampled patients. "
         "Δ is the model minus the baseline on the same patients: an interval below 0 is a loss; "
         "of the average with the trees it is what it gains over the trees alone. "
         "min(Se, P+) and Event 2 (Hosmer-Lemeshow H over the range of risk) are the two scores of "

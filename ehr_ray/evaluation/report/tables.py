@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 
 from ehr_ray.evaluation.table import Cell, Interval, Table
-from ehr_ray.evaluation.tasks.baselines import TITLES, title_of
+from ehr_ray.evaluation.tasks.baselines import FEATURES, TITLES, title_of
 from ehr_ray.evaluation.tasks.verdicts import (
     BLEND,
     MODEL,
@@ -77,7 +77,7 @@ def results_table(metrics: Mapping[str, float], split: str) -> Table | None:
         "patients: `loses` or `beats` where its whole 95 % interval lies on one side of 0, `ties` "
         "where the data cannot tell. Of the average with the trees it is the gain over the trees "
         "alone. Event 1 and Event 2 are the scores of the PhysioNet/CinC Challenge 2012, threshold "
-        "and calibration fixed on tuning; Event 2 grows with the number of patients.",
+        f"and calibration fixed on tuning; Event 2 grows with the number of patients. {FEATURES}",
     )
 
 

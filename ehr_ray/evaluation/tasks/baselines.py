@@ -9,40 +9,50 @@ from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.metrics import roc_auc_score
-from sklearn.model_selection import train_test_split
 
 from ehr_ray.evaluation.metrics.thresholds import choose_threshold
-from ehr_ray.evaluation.tasks.probe import Probe, few_threads, fit_platt, fit_probe, logit, sigmoid
+from ehr_ray.evaluation.tasks.probe import Probe, fit_platt, fit_probe, logit, sigmoid
+from ehr_ray.evaluation.tasks.trees import GRID, SEEDS, TreeSettings, fit_trees
 
 Array = NDArray[np.float64]
-Input = Literal["embedding", "untrained", "features", "logit"]
+Input = Literal["embedding", "untrained", "features", "rich", "logit"]
 
 TITLES: Final = {
     "model": "This model",
     "probe": "Linear probe on its fine-tuned embedding",
-    "gbm": "Gradient-boosted trees on simple features",
+    "gbm": "LightGBM on simple features",
+    "gbm_rich": "LightGBM on rich features",
     "trees_and_model": "The trees and this model, averaged",
     "logistic": "Logistic regression on simple features",
+    "logistic_rich": "Logistic regression on rich features",
+    "average_rich": "LightGBM and logistic regression on rich features, averaged",
     "pca": "PCA of simple features + logistic regression",
     "untrained": "Linear probe on the untrained encoder",
 }
+FEATURES: Final = (
+    "Simple features: first, last, mean, minimum, maximum, standard deviation, count, time of the "
+    "last and mean of the last quarter of each code, static values, age, hours since the origin "
+    "and since admission, prior admissions. Rich features: besides, mean by window of time, slope, "
+    "last minus first and time since the last, and all of these of variables derived from others, "
+    "as PaO2/FiO2."
+)
+"""What the rows of a table mean by them."""
 FITTED_TITLES: Final = {"probe": "This model, linear probe", "logit": "This model, fine-tuned"}
 """Of the model's own row: how its embedding or its own output became a probability."""
 SHORT_TITLES: Final = {
     "model": "this model",
     "probe": "a linear probe on its own embedding",
     "gbm": "gradient-boosted trees",
+    "gbm_rich": "gradient-boosted trees on rich features",
     "trees_and_model": "the trees and this model, averaged",
     "logistic": "logistic regression",
+    "logistic_rich": "logistic regression on rich features",
+    "average_rich": "trees and logistic regression on rich features, averaged",
     "pca": "PCA",
     "untrained": "the untrained encoder",
 }
 PCA_COMPONENTS: Final = 64
-GBM_SEEDS: Final = 5
-GBM_STEP: Final = 25
-"""The number of trees is chosen in steps of this many: finer ones fit the noise of tuning."""
 
 
 def title_of(name: str, metrics: Mapping[str, float], split: str) -> str:
@@ -51,27 +61,6 @@ def title_of(name: str, metrics: Mapping[str, float], split: str) -> str:
         return TITLES[name]
     own = f"baseline/probe/{split}/auroc" in metrics
     return FITTED_TITLES["logit" if own else "probe"]
-
-
-@dataclass(frozen=True)
-class TreeSettings:
-    """One candidate of the grid of gradient-boosted trees."""
-
-    learning_rate: float
-    num_trees: int
-    max_leaf_nodes: int
-    min_samples_leaf: int
-    l2: float
-    column_share: float
-    """Share of the columns offered to each split; what makes seeds differ."""
-
-
-GBM_GRID: Final = (
-    TreeSettings(0.03, 600, 15, 50, 10.0, 0.1),
-    TreeSettings(0.03, 500, 8, 20, 10.0, 0.3),
-    TreeSettings(0.05, 500, 4, 20, 1.0, 0.3),
-)
-"""Chosen among by tuning AUROC, each with its best number of trees."""
 
 
 @dataclass(frozen=True)
@@ -104,9 +93,9 @@ def fit_linear(
     *,
     seed: int = 0,
 ) -> Scorer:
-    """Fit the probe (`model`, `untrained`), `logistic` or `pca` row of the comparison.
+    """Fit the probe (`model`, `untrained`), a logistic or the `pca` row of the comparison.
 
-    On simple features values are winsorised and missing indicators added; `pca` keeps at most
+    On features values are winsorised and missing indicators added; `pca` keeps at most
     64 whitened components of those.
     """
     probe, notes = fit_probe(
@@ -114,7 +103,7 @@ def fit_linear(
         train_label,
         tuning_x,
         tuning_label,
-        tabular=source == "features",
+        tabular=source in ("features", "rich"),
         num_components=PCA_COMPONENTS if name == "pca" else None,
         seed=seed,
     )
@@ -152,37 +141,52 @@ def fit_gbm(
     tuning_x: NDArray[Any],
     tuning_label: NDArray[Any],
     *,
+    name: str = "gbm",
+    source: Input = "features",
     seed: int = 0,
-    num_seeds: int = GBM_SEEDS,
-    grid: tuple[TreeSettings, ...] = GBM_GRID,
+    num_seeds: int = SEEDS,
+    grid: tuple[TreeSettings, ...] = GRID,
 ) -> Scorer:
-    """Gradient-boosted trees: settings chosen by tuning AUROC, probabilities of seeds averaged.
+    """Gradient-boosted trees, settings chosen within train, probabilities of seeds averaged.
 
-    The number of trees is the best multiple of `GBM_STEP` on tuning. Where tuning has one class
-    only, a stratified fifth of train takes its place for the choice; where that is impossible
-    too, the first settings are used with a third of their trees. Train with one class only
-    predicts its prevalence. Notes say which of these happened.
+    Tuning gives calibration and threshold alone.
     """
-    x, y = np.asarray(train_x, dtype=np.float32), np.asarray(train_label, dtype=np.int64)
+    trees = fit_trees(train_x, train_label, seed=seed, num_seeds=num_seeds, grid=grid)
     tuning_y = np.asarray(tuning_label, dtype=np.int64)
-    columns = _varying(x)
-    if np.unique(y).size < 2 or not columns.size:
-        constant = float(y.mean()) if y.size else 0.5
-        note = "train has one class or no varying feature: everybody gets the train prevalence"
-        return _ensemble([lambda rows: np.full(len(rows), constant)], tuning_x, tuning_y, {}, note)
-    check_x = np.asarray(tuning_x, dtype=np.float32)[:, columns]
-    with few_threads(x):
-        settings, num_trees, choice = _choose_trees(x[:, columns], y, check_x, tuning_y, grid, seed)
-        seeds = range(seed + 1, seed + 1 + num_seeds)
-        members = [_member(settings, num_trees, x, y, columns, member) for member in seeds]
-    chosen = {
-        "learning_rate": settings.learning_rate,
-        "num_trees": float(num_trees),
-        "max_leaf_nodes": float(settings.max_leaf_nodes),
-        "min_samples_leaf": float(settings.min_samples_leaf),
-        "num_seeds": float(num_seeds),
-    }
-    return _ensemble(members, tuning_x, tuning_y, chosen, choice)
+
+    def predict_raw(x: NDArray[Any]) -> Array:
+        return np.mean([member(x) for member in trees.members], axis=0)
+
+    raw = logit(predict_raw(tuning_x))
+    slope, offset, platt_note = fit_platt(raw, tuning_y)
+    return Scorer(
+        name=name,
+        input=source,
+        predict=lambda x: sigmoid(slope * logit(predict_raw(x)) + offset),
+        predict_raw=predict_raw,
+        threshold=choose_threshold(tuning_y, sigmoid(slope * raw + offset)),
+        chosen=trees.chosen,
+        notes=(*trees.notes, platt_note) if platt_note else trees.notes,
+        members=trees.members,
+    )
+
+
+def fit_average(
+    name: str, parts: tuple[Scorer, ...], tuning_x: NDArray[Any], tuning_label: NDArray[Any]
+) -> Scorer:
+    """Average the calibrated probabilities of scorers that read the same input."""
+
+    def predict(x: NDArray[Any]) -> Array:
+        return np.mean([part.predict(x) for part in parts], axis=0)
+
+    return Scorer(
+        name=name,
+        input=parts[0].input,
+        predict=predict,
+        predict_raw=lambda x: np.mean([part.predict_raw(x) for part in parts], axis=0),
+        threshold=choose_threshold(np.asarray(tuning_label, dtype=np.int64), predict(tuning_x)),
+        chosen={},
+    )
 
 
 def seed_spread(scorer: Scorer, x: NDArray[Any], label: NDArray[Any]) -> dict[str, float]:
@@ -195,100 +199,3 @@ def seed_spread(scorer: Scorer, x: NDArray[Any], label: NDArray[Any]) -> dict[st
         "seed_min": float(np.min(scores)),
         "seed_max": float(np.max(scores)),
     }
-
-
-def _ensemble(
-    members: list[Callable[[NDArray[Any]], Array]],
-    tuning_x: NDArray[Any],
-    tuning_y: NDArray[np.int64],
-    chosen: dict[str, float],
-    note: str | None,
-) -> Scorer:
-    def predict_raw(x: NDArray[Any]) -> Array:
-        return np.mean([member(x) for member in members], axis=0)
-
-    raw = logit(predict_raw(tuning_x))
-    slope, offset, platt_note = fit_platt(raw, tuning_y)
-    return Scorer(
-        name="gbm",
-        input="features",
-        predict=lambda x: sigmoid(slope * logit(predict_raw(x)) + offset),
-        predict_raw=predict_raw,
-        threshold=choose_threshold(tuning_y, sigmoid(slope * raw + offset)),
-        chosen=chosen,
-        notes=tuple(n for n in (note, platt_note) if n),
-        members=tuple(members),
-    )
-
-
-def _choose_trees(
-    x: NDArray[Any],
-    y: NDArray[np.int64],
-    tuning_x: NDArray[Any],
-    tuning_y: NDArray[np.int64],
-    grid: tuple[TreeSettings, ...],
-    seed: int,
-) -> tuple[TreeSettings, int, str | None]:
-    note = None
-    fit_x, fit_y, check_x, check_y = x, y, tuning_x, tuning_y
-    if np.unique(tuning_y).size < 2:
-        if np.bincount(y).min() < 5:
-            trees = max(1, grid[0].num_trees // 3)
-            return grid[0], trees, "default trees: too few rows of one class to choose on"
-        fit_x, check_x, fit_y, check_y = train_test_split(
-            x, y, test_size=0.2, stratify=y, random_state=seed
-        )
-        note = "trees chosen on a fifth of train: tuning has one class only"
-    best, best_trees, best_score = grid[0], grid[0].num_trees, -np.inf
-    for settings in grid:
-        model = _fit_trees(settings, settings.num_trees, fit_x, fit_y, seed)
-        for count, p in enumerate(model.staged_predict_proba(check_x), start=1):
-            if count % GBM_STEP:
-                continue
-            score = roc_auc_score(check_y, p[:, 1])
-            if score > best_score:
-                best, best_trees, best_score = settings, count, score
-    return best, best_trees, note
-
-
-def _varying(x: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Columns with two values, or one value and missing rows; binning fails without any value."""
-    absent = np.isnan(x)
-    low = np.where(absent, np.inf, x).min(axis=0, initial=np.inf)
-    high = np.where(absent, -np.inf, x).max(axis=0, initial=-np.inf)
-    return np.flatnonzero((low < high) | (absent.any(axis=0) & (low == high)))
-
-
-def _member(
-    settings: TreeSettings,
-    num_trees: int,
-    x: NDArray[np.float32],
-    y: NDArray[np.int64],
-    columns: NDArray[np.int64],
-    seed: int,
-) -> Callable[[NDArray[Any]], Array]:
-    model = _fit_trees(settings, num_trees, x[:, columns], y, seed)
-
-    def predict(rows: NDArray[Any]) -> Array:
-        chosen = np.asarray(rows, dtype=np.float32)[:, columns]
-        with few_threads(chosen):
-            return np.asarray(model.predict_proba(chosen)[:, 1], dtype=np.float64)
-
-    return predict
-
-
-def _fit_trees(
-    settings: TreeSettings, num_trees: int, x: NDArray[Any], y: NDArray[np.int64], seed: int
-) -> HistGradientBoostingClassifier:
-    # A leaf of 50 rows is no leaf for 100 patients.
-    smallest_leaf = min(settings.min_samples_leaf, max(3, len(y) // 40))
-    return HistGradientBoostingClassifier(
-        learning_rate=settings.learning_rate,
-        max_iter=num_trees,
-        max_leaf_nodes=settings.max_leaf_nodes,
-        min_samples_leaf=smallest_leaf,
-        l2_regularization=settings.l2,
-        max_features=settings.column_share,
-        early_stopping=False,
-        random_state=seed,
-    ).fit(x, y)

@@ -17,6 +17,7 @@ from ehr_ray.evaluation.tasks.baselines import (
     TITLES,
     Input,
     Scorer,
+    fit_average,
     fit_gbm,
     fit_linear,
     fit_own,
@@ -42,9 +43,14 @@ _INPUTS: Final[Mapping[str, Input]] = {
     PROBE: "embedding",
     "untrained": "untrained",
     "gbm": "features",
+    "gbm_rich": "rich",
     "logistic": "features",
+    "logistic_rich": "rich",
+    "average_rich": "rich",
     "pca": "features",
 }
+_AVERAGED: Final = ("gbm_rich", "logistic_rich")
+"""What `average_rich` is the mean of."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +65,9 @@ class Split:
     untrained: NDArray[np.floating] | None = None
     """float[N, D], of the same encoder before training; None leaves its row out."""
     features: NDArray[np.floating] | None = None
-    """float32[N, F], see `ehr_ray.events.features`; None leaves three baselines out."""
+    """float32[N, F], `FeatureReader.simple`; None leaves three baselines out."""
+    rich: NDArray[np.floating] | None = None
+    """float32[N, G], those and `FeatureReader.extra`; None leaves three baselines out."""
     logit: NDArray[np.floating] | None = None
     """float[N], of a model trained for the task: then it is what is judged, and not a probe."""
 
@@ -128,8 +136,12 @@ def fit_task(
         arrays = (x, train.label, tuning_x, tuning.label)
         if source == "logit":
             scorers[name] = fit_own(tuning_x, tuning.label)
-        elif name == "gbm":
-            scorers[name] = fit_gbm(*arrays, seed=seed)
+        elif name in ("gbm", "gbm_rich"):
+            scorers[name] = fit_gbm(*arrays, name=name, source=source, seed=seed)
+        elif name == "average_rich":
+            parts = tuple(scorers[part] for part in _AVERAGED if part in scorers)
+            if len(parts) == len(_AVERAGED):
+                scorers[name] = fit_average(name, parts, tuning_x, tuning.label)
         else:
             scorers[name] = fit_linear(name, source, *arrays, seed=seed)
     threshold = None

@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 from ehr_ray.evaluation.metrics.binary import binary_metrics
 from ehr_ray.evaluation.suite import SuiteResult
 from ehr_ray.evaluation.table import Cell, Table
-from ehr_ray.evaluation.tasks.baselines import Scorer, TreeSettings, fit_gbm, fit_linear, fit_own
+from ehr_ray.evaluation.tasks.baselines import Scorer, fit_gbm, fit_linear, fit_own
 from ehr_ray.evaluation.tasks.downstream import FittedTask, Split, differences
 from ehr_ray.evaluation.tasks.figures import CAPTIONS
 from ehr_ray.evaluation.tasks.figures import early_warning as draw
+from ehr_ray.evaluation.tasks.trees import GRID
 from ehr_ray.evaluation.tasks.verdicts import MODEL, TREES, interval, metric_prefix, outcome
 
-TREES_OF_AN_HOUR: Final = TreeSettings(0.05, 300, 8, 20, 10.0, 0.3)
+TREES_OF_AN_HOUR: Final = GRID[0]
 """One setting and one seed, only the number of trees chosen: a full search an hour would take
 longer than all the rest of an evaluation."""
 RANKING: Final = ("auroc", "auprc")

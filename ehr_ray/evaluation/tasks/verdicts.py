@@ -15,7 +15,15 @@ TREES: Final = "gbm"
 BLEND: Final = "trees_and_model"
 """Mean of the calibrated probabilities of the trees and the model: better than the trees alone
 where the model knows something that they do not."""
-BASELINES: Final = (TREES, "logistic", "pca", "untrained")
+BASELINES: Final = (
+    TREES,
+    "gbm_rich",
+    "logistic",
+    "logistic_rich",
+    "average_rich",
+    "pca",
+    "untrained",
+)
 
 
 def verdicts(metrics: Mapping[str, float], split: str, metric: str = "auroc") -> tuple[str, ...]:

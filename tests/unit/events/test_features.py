@@ -10,6 +10,7 @@ from ehr_ray.events.features import (
     feature_names,
     select_codes,
     simple_features,
+    trend_features,
     window_features,
 )
 
@@ -88,6 +89,21 @@ def test_a_window_holds_its_start_and_the_last_one_its_end_too():
     mean, count = row.reshape(2, -1)[:, 0], row.reshape(2, -1)[:, 3]
     assert count.tolist() == [1, 2]
     assert mean.tolist() == [1.0, 2.5]
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_trends_equal_a_slow_reference_on_random_patients(seed):
+    rng = np.random.default_rng(seed)
+    minute, code, value, static = random_patient(rng, num_events=int(rng.integers(0, 60)))
+    ours = trend_features(minute, code, value, static, num_codes=7, end_minute=END).reshape(7, 3)
+    for c in range(7):
+        rows = (code == c) & ~static & (minute <= END) & ~np.isnan(value)
+        order = np.argsort(minute[rows], kind="stable")
+        t, x = minute[rows][order] / 60, value[rows][order].astype(float)
+        slope = np.polyfit(t, x, 1)[0] if len(np.unique(t)) > 1 else np.nan
+        change = x[-1] - x[0] if len(x) > 1 else np.nan
+        since = END - 60 * t[-1] if len(x) else np.nan
+        np.testing.assert_allclose(ours[c], [slope, change, since], rtol=1e-4, atol=1e-4)
 
 
 def one(statistic, minute, value, static=False, end=END):

@@ -16,7 +16,7 @@ from sklearn.metrics import f1_score, roc_auc_score
 from ehr_ray.commands.crossval.command import claim, crossval
 from ehr_ray.errors import ConfigError
 from ehr_ray.evaluation.tasks import baselines, downstream
-from ehr_ray.evaluation.tasks.baselines import TreeSettings
+from ehr_ray.evaluation.tasks.trees import TreeSettings
 from ehr_ray.events.outcomes import labels_at
 from ehr_ray.events.patients import cohort_shards, read_patients
 from ehr_ray.experiment import load
@@ -32,7 +32,7 @@ QUICK = ("train.max_epochs=1", "cluster.num_workers=0", "crossval.folds=2", "cro
 @pytest.fixture(scope="module", autouse=True)
 def fewer_trees():
     """How many trees a baseline has is no matter of these tests."""
-    few = (TreeSettings(0.1, 25, 4, 5, 1.0, 0.5),)
+    few = (TreeSettings(0.1, 4, 0.5, default_trees=25),)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(downstream, "fit_gbm", partial(baselines.fit_gbm, grid=few, num_seeds=1))
         names = (LOGISTIC, "trees")

@@ -43,10 +43,10 @@ def test_each_row_has_a_plain_verdict_with_its_paired_interval(metrics):
     rows = {row[0]: row for row in table.rows}
     assert list(rows) == [
         "This model, linear probe",
-        "Gradient-boosted trees on simple features",
+        "LightGBM on simple features",
         "The trees and this model, averaged",
     ]
-    trees = rows["Gradient-boosted trees on simple features"]
+    trees = rows["LightGBM on simple features"]
     assert trees[-2:] == ("loses -0.050 [-0.080, -0.020]", "ties +0.000 [-0.100, +0.100]")
     assert rows["This model, linear probe"][-2:] == ("", "")
     assert rows["The trees and this model, averaged"][-2] == "adds +0.010 [+0.002, +0.020]"

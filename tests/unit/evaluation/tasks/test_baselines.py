@@ -2,18 +2,10 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from ehr_ray.evaluation.tasks.baselines import (
-    GBM_STEP,
-    TreeSettings,
-    fit_gbm,
-    fit_linear,
-    seed_spread,
-)
+from ehr_ray.evaluation.tasks.baselines import fit_average, fit_gbm, fit_linear, seed_spread
+from ehr_ray.evaluation.tasks.trees import TreeSettings
 
-GRID = (
-    TreeSettings(0.1, 75, 8, 20, 1.0, 0.5),
-    TreeSettings(0.1, 50, 4, 20, 1.0, 0.5),
-)
+GRID = (TreeSettings(0.1, 8, 0.5),)
 
 
 def features(seed=0, n=500, width=20):
@@ -50,20 +42,6 @@ def test_the_ensemble_is_the_mean_of_its_seeds_and_their_spread_is_told():
     assert spread["seed_min"] < spread["seed_max"]
 
 
-def test_fitting_twice_gives_the_same_probabilities():
-    fit, (x, _) = split(*features(n=200))
-    first, second = (fit_gbm(*fit, grid=GRID, num_seeds=2).predict(x) for _ in range(2))
-    np.testing.assert_array_equal(first, second)
-
-
-def test_the_number_of_trees_is_chosen_on_tuning_in_coarse_steps():
-    fit, _ = split(*features())
-    trees = fit_gbm(*fit, grid=GRID, num_seeds=1)
-    assert trees.chosen["num_trees"] % GBM_STEP == 0
-    assert trees.chosen["max_leaf_nodes"] in (4, 8)
-    assert trees.notes == ()
-
-
 @pytest.mark.parametrize("name", ["gbm", "logistic", "pca"])
 def test_a_hundred_patients_with_more_features_than_rows_work(name):
     (train_x, train_y, tuning_x, tuning_y), (x, _) = split(*features(n=100, width=300))
@@ -78,24 +56,6 @@ def test_a_hundred_patients_with_more_features_than_rows_work(name):
     assert ((probability >= 0) & (probability <= 1)).all()
 
 
-def test_tuning_of_one_class_is_replaced_by_a_part_of_train_and_told():
-    (train_x, train_y, tuning_x, _), (x, y) = split(*features())
-    none = np.zeros(len(tuning_x), dtype=int)
-    trees = fit_gbm(train_x, train_y, tuning_x, none, grid=GRID, num_seeds=2)
-    assert any("fifth of train" in note for note in trees.notes)
-    assert roc_auc_score(y, trees.predict(x)) > 0.7
-
-
-def test_too_few_positives_to_choose_on_give_default_trees_and_a_note():
-    (train_x, train_y, tuning_x, _), (x, _) = split(*features())
-    train_y = np.zeros_like(train_y)
-    train_y[:3] = 1
-    none = np.zeros(len(tuning_x), dtype=int)
-    trees = fit_gbm(train_x, train_y, tuning_x, none, grid=GRID, num_seeds=1)
-    assert any("default trees" in note for note in trees.notes)
-    assert np.isfinite(trees.predict(x)).all()
-
-
 def test_train_of_one_class_predicts_the_prevalence():
     (train_x, train_y, tuning_x, tuning_y), (x, y) = split(*features())
     trees = fit_gbm(train_x, np.zeros_like(train_y), tuning_x, tuning_y, grid=GRID)
@@ -104,7 +64,28 @@ def test_train_of_one_class_predicts_the_prevalence():
     assert any("one class" in note for note in trees.notes)
 
 
-def test_features_that_never_vary_predict_the_prevalence():
+def test_tuning_chooses_nothing_of_the_trees_but_calibration_and_threshold():
     (train_x, train_y, tuning_x, tuning_y), (x, _) = split(*features())
-    flat = fit_gbm(np.ones_like(train_x), train_y, tuning_x, tuning_y, grid=GRID)
-    assert np.ptp(flat.predict(x)) == 0
+    first = fit_gbm(train_x, train_y, tuning_x, tuning_y, num_seeds=1)
+    second = fit_gbm(train_x, train_y, tuning_x[::-1], 1 - tuning_y, num_seeds=1)
+    assert first.chosen == second.chosen
+    np.testing.assert_array_equal(first.predict_raw(x), second.predict_raw(x))
+    assert not np.array_equal(first.predict(x), second.predict(x))
+
+
+def test_tuning_of_one_class_leaves_the_trees_uncalibrated():
+    (train_x, train_y, tuning_x, _), (x, _) = split(*features())
+    none = np.zeros(len(tuning_x), dtype=int)
+    trees = fit_gbm(train_x, train_y, tuning_x, none, grid=GRID, num_seeds=1)
+    assert trees.notes == ("not calibrated: tuning has one class only",)
+    np.testing.assert_allclose(trees.predict(x), trees.predict_raw(x))
+
+
+def test_the_average_is_of_calibrated_probabilities():
+    fit, (x, _) = split(*features())
+    trees = fit_gbm(*fit, grid=GRID, num_seeds=1)
+    linear = fit_linear("logistic", "features", *fit)
+    both = fit_average("average", (trees, linear), *fit[2:])
+    np.testing.assert_allclose(both.predict(x), (trees.predict(x) + linear.predict(x)) / 2)
+    assert 0 < both.threshold < 1
+    assert both.input == "features"

@@ -7,14 +7,15 @@ from sklearn.metrics import roc_auc_score
 from ehr_ray.evaluation.metrics.thresholds import choose_threshold
 from ehr_ray.evaluation.tasks import baselines, downstream
 from ehr_ray.evaluation.tasks.downstream import Split, fit_task, score_task
+from ehr_ray.evaluation.tasks.trees import TreeSettings
 
-GRID = (baselines.TreeSettings(0.1, 50, 6, 20, 1.0, 0.5),)
+GRID = (TreeSettings(0.1, 6, 0.5),)
 
 
 @pytest.fixture(autouse=True)
 def small_trees(monkeypatch):
-    def fit_small(*arrays, seed=0):
-        return baselines.fit_gbm(*arrays, seed=seed, grid=GRID, num_seeds=2)
+    def fit_small(*arrays, **options):
+        return baselines.fit_gbm(*arrays, **options, grid=GRID, num_seeds=2)
 
     monkeypatch.setattr(downstream, "fit_gbm", fit_small)
 
@@ -194,3 +195,24 @@ def test_rows_given_three_times_are_no_more_certain_in_scores_and_differences(fi
         ends = [f"held_out/{key}/{end}" for end in ("low", "high")]
         ends += [f"baseline/gbm/held_out/{key}_difference/{end}" for end in ("low", "high")]
         assert [again[end] for end in ends] == pytest.approx([once[end] for end in ends])
+
+
+def test_rich_features_have_rows_of_their_own_and_their_average(splits):
+    """What only rich features show, the trees on rich features find alone."""
+    rich = {}
+    for name, whole in splits.items():
+        blind = whole.features[:, 1:]
+        rich[name] = replace(whole, features=blind, rich=whole.features)
+    fitted = fit_task(rich["train"], rich["tuning"])
+    scores = scored(fitted, rich)
+    metrics, held_out = scores.metrics, scores.probabilities["held_out"]
+    for name in ("gbm", "logistic"):
+        low, high = (metrics[f"baseline/{key}/held_out/auroc"] for key in (name, f"{name}_rich"))
+        assert low < 0.65 < 0.75 < high
+    both = (held_out["gbm_rich"] + held_out["logistic_rich"]) / 2
+    np.testing.assert_allclose(held_out["average_rich"], both)
+    assert "baseline/average_rich/held_out/auroc_difference" in metrics
+
+
+def test_without_rich_features_their_rows_are_left_out(fitted):
+    assert not {"gbm_rich", "logistic_rich", "average_rich"} & set(fitted.scorers)

@@ -7,8 +7,9 @@ from sklearn.metrics import roc_auc_score
 from ehr_ray.evaluation.tasks import baselines, downstream, early_warning
 from ehr_ray.evaluation.tasks.downstream import Split, fit_task
 from ehr_ray.evaluation.tasks.early_warning import HourRows, early_warning_result, fit_hours
+from ehr_ray.evaluation.tasks.trees import TreeSettings
 
-SMALL = baselines.TreeSettings(0.1, 50, 6, 20, 1.0, 0.5)
+SMALL = TreeSettings(0.1, 6, 0.5)
 
 
 @pytest.fixture(autouse=True)
