@@ -11,6 +11,32 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 @dataclass(frozen=True, kw_only=True)
+class StatisticsConfig:
+    """Plain statistics of each variable that the heads read beside the family's embedding.
+
+    Each is encoded piecewise linearly (Gorishniy et al. 2022, eq. 1) between quantiles of train,
+    with an input of its own for a missing one.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    windows: Annotated[tuple[Positive, ...], Field(min_length=1)] = (12.0, 24.0, 36.0, 42.0, 48.0)
+    """Hours before the prediction time at which windows end, ascending; the first starts at 0.
+    Each gives mean, minimum, maximum and count, beside the statistics of the whole record."""
+    max_codes: Annotated[int, Field(ge=1)] = 200
+    """Codes that get statistics at most: those with most events in train."""
+    pieces: Annotated[int, Field(ge=1)] = 8
+    """Pieces of a statistic, each with an equal share of train."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.6
+    """Share of the statistics that training leaves out of a row, each with all its pieces."""
+
+    def __post_init__(self) -> None:
+        """Check what one value alone cannot say."""
+        if sorted(set(self.windows)) != list(self.windows):
+            raise ValueError(f"windows {list(self.windows)} must ascend")
+
+
+@dataclass(frozen=True, kw_only=True)
 class TaskConfig:
     """A head on a family's representation, trained on labels, with or without its encoder.
 
@@ -45,9 +71,14 @@ class TaskConfig:
     query. With the family's part frozen (`freeze: ['base\\..*']`) it is a probe."""
     members: Annotated[int, Field(ge=1)] = 1
     """Heads trained side by side from different starts; their logits are averaged."""
+    statistics: StatisticsConfig | None = None
+    """Statistics of each variable, read by the heads too; null: the embedding alone. All heads then
+    share one hidden layer, each scaling it for itself, and start at the label's rate in train."""
     select: Literal["auroc", "auprc", "f1", "loss"] = "auroc"
     """What of tuning chooses the checkpoint and counts for `train.patience`; f1 is at 0.5."""
 
     def __post_init__(self) -> None:
         """Let a task of nested folders be named with slashes."""
         object.__setattr__(self, "name", canonical_task(self.name))
+        if self.statistics is not None and not self.hidden:
+            raise ValueError("statistics need a hidden layer: give task.hidden, as in 128")

@@ -34,6 +34,7 @@ class Patient:
         admitted: when each admission began, int64 [A], ascending, as `time`; to the place that the
             first one is to, so an ICU admission within a hospital's is none of its own.
         first: the first timed event that is no birth, as `origin`; None: the origin.
+        seen_until: the prediction time it was cut at, as `time`; None: it is whole.
     """
 
     subject_id: int
@@ -43,6 +44,7 @@ class Patient:
     value: npt.NDArray[np.float32]
     admitted: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     first: int | None = None
+    seen_until: int | None = None
 
     @cached_property
     def static(self) -> npt.NDArray[np.bool_]:
@@ -53,6 +55,14 @@ class Patient:
     def minute(self) -> npt.NDArray[np.float64]:
         """Minutes since the origin, [E]: negative before it, 0 for static events."""
         return np.where(self.static, 0, self.time - self.origin) / MICROSECONDS_PER_MINUTE
+
+    @property
+    def end_minute(self) -> float:
+        """Minutes from the origin to the prediction time; of a whole patient to the last event."""
+        end = self.seen_until
+        if end is None:
+            end = max(self.origin, int(self.time.max(initial=self.origin)))
+        return (end - self.origin) / MICROSECONDS_PER_MINUTE
 
     def until(self, prediction_time: int) -> "Patient":
         """Return the patient as known at `prediction_time` (microseconds since 1970), inclusive.
@@ -71,6 +81,7 @@ class Patient:
             self.value[known],
             self.admitted[self.admitted <= prediction_time],
             self.first,
+            prediction_time,
         )
 
 

@@ -6,6 +6,7 @@ B patients, W width of the representation, M heads.
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,16 +15,17 @@ from torch.nn import functional as F
 
 from ehr_ray.config.task import TaskConfig
 from ehr_ray.errors import ConfigError
+from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.experiment import Experiment
 from ehr_ray.family import AnyFamily, Batch, Represent, Select, Term, Terms
 from ehr_ray.nn.pooling import AttentivePool
 from ehr_ray.registry import get_family
 from ehr_ray.train.backend import Backend
+from ehr_ray.train.statistics import LABEL, STATISTICS, StatisticsHeads, reader_of, with_statistics
 
 LIMIT = 6.0
 """Standard deviations a feature enters a head with at most."""
-LABEL = "label"
-"""Key of a batch, float [B]; the model underneath never sees it."""
+HEADS_ALONE = (LABEL, STATISTICS)
 
 
 def family_of(experiment: Experiment, prevalence: float | None = None) -> AnyFamily:
@@ -53,16 +55,22 @@ def with_task(family: AnyFamily, task: TaskConfig, prevalence: float | None = No
     ranked = Select(f"val/{task.select}", "max", remedy)
     select = Select("val/task", "min") if by_loss else ranked
 
-    shown = family.evaluation
+    shown, base = family.evaluation, family
+    if task.statistics is not None:
+        family = with_statistics(family, task.statistics)
 
     def predict(model: TaskModel, batch: Batch) -> Batch:
-        return {**family.predict(model.base, batch), "logit": model(batch, None).float().mean(1)}
+        logit = model(batch, None).float().mean(1)
+        return {**base.predict(model.base, _inputs(batch)), "logit": logit}
+
+    def build(config: Any, vocabulary: Vocabulary) -> TaskModel:
+        given = task.statistics
+        width = reader_of(vocabulary, given).width if given is not None else 0
+        return TaskModel(base.build(config, vocabulary), represent, task, width)
 
     return replace(
         family,
-        build=lambda config, vocabulary: TaskModel(
-            family.build(config, vocabulary), represent, task
-        ),
+        build=build,
         loss=lambda model, batch, _scheduled, seed: task_loss(model, batch, seed, task, positive),
         predict=predict,
         represent=None,
@@ -91,7 +99,9 @@ class TaskModel(nn.Module):
     center: Tensor
     scale: Tensor
 
-    def __init__(self, base: nn.Module, represent: Represent, task: TaskConfig) -> None:
+    def __init__(
+        self, base: nn.Module, represent: Represent, task: TaskConfig, num_statistics: int = 0
+    ) -> None:
         super().__init__()
         self.base = base
         width = represent.width(base)
@@ -103,12 +113,20 @@ class TaskModel(nn.Module):
             self.pool = AttentivePool(width, _heads(width))
         self.register_buffer("center", torch.zeros(width))
         self.register_buffer("scale", torch.ones(width))
-        self.heads = nn.ModuleList(_head(width, task) for _ in range(task.members))
+        self.heads: nn.Module
+        if task.statistics is None:
+            self.heads = nn.ModuleList(_head(width, task) for _ in range(task.members))
+        else:
+            self.heads = StatisticsHeads(width, num_statistics, task)
 
     def forward(self, batch: Batch, seed: int | None) -> Tensor:
         """Return logits [B, M]; `seed` keys the perturbation of inputs, None leaves them alone."""
         features = (self.features(batch, seed) - self.center) / self.scale
         features = features.clamp(-LIMIT, LIMIT)
+        if isinstance(self.heads, StatisticsHeads):
+            logits: Tensor = self.heads(features, batch[STATISTICS])
+            return logits
+        assert isinstance(self.heads, nn.ModuleList)
         return torch.cat([head(features) for head in self.heads], 1)
 
     def features(self, batch: Batch, seed: int | None) -> Tensor:
@@ -152,7 +170,7 @@ def ranking_metrics(logit: Tensor, label: Tensor) -> dict[str, float]:
 
 
 def _inputs(batch: Batch) -> Batch:
-    return {name: values for name, values in batch.items() if name != LABEL}
+    return {name: values for name, values in batch.items() if name not in HEADS_ALONE}
 
 
 def _heads(width: int) -> int:
@@ -181,7 +199,7 @@ def _positive_weight(task: TaskConfig, prevalence: float | None) -> float:
 
 
 def _on_base(function):  # type: ignore[no-untyped-def]
-    return None if function is None else lambda model, batch: function(model.base, batch)
+    return None if function is None else lambda model, batch: function(model.base, _inputs(batch))
 
 
 BATCHES = 16

@@ -25,7 +25,6 @@ from ehr_ray.events.mixing import FIRST, GOLDEN
 from ehr_ray.events.patients import Patient, read_patients, shard_names, splits_of
 from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.experiment import Experiment
-from ehr_ray.registry import get_family
 from ehr_ray.runtime.data.dataset import check_cohort, vocabulary_of
 from ehr_ray.runtime.data.tasks import Say, run_shards
 from ehr_ray.storage import sync
@@ -122,7 +121,9 @@ class BlockMaker:
     def _rows(
         self, patients: Iterator[Patient], split: str, labels: Labels | None
     ) -> Iterator["Row"]:
-        transform = get_family(self._experiment.family).transform
+        from ehr_ray.train.task import family_of
+
+        transform = family_of(self._experiment).transform
         config, task = self._experiment.model, self._experiment.task
         for patient in patients:
             if task is None or labels is None:
@@ -187,6 +188,8 @@ def _key(
         files = [path.stat() for path in label_files(experiment.cohort)[task.name]]
         stamps = [(file.st_size, file.st_mtime_ns) for file in files]
         options["task"] = [task.name, task.hours, task.label_ratio, stamps]
+        if (read := task.statistics) is not None:
+            options["statistics"] = [read.windows, read.max_codes]
     parts = [manifest, options, family.version, LAYOUT, vocabulary.origin]
     digest = hashlib.sha256(json.dumps(parts, default=dataclasses.asdict).encode())
     digest.update("\0".join(vocabulary.codes).encode())

@@ -1,0 +1,134 @@
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from ehr_ray.config.task import StatisticsConfig, TaskConfig
+from ehr_ray.errors import ConfigError
+from ehr_ray.events.blocks import BlockStore, write_block
+from ehr_ray.experiment import parse
+from ehr_ray.registry import FAMILIES, get_schema
+from ehr_ray.train.statistics import LABEL, STATISTICS, StatisticsHeads
+from ehr_ray.train.task import family_of
+
+TASK = TaskConfig(
+    name="outcome",
+    hidden=6,
+    members=3,
+    dropout=0.0,
+    hidden_dropout=0.0,
+    statistics=StatisticsConfig(pieces=4, dropout=0.5),
+)
+TAKERS = [name for name in FAMILIES if get_schema(name).takes_task]
+
+
+def heads(task=TASK, width=5, statistics=7):
+    torch.manual_seed(0)
+    return StatisticsHeads(width, statistics, task)
+
+
+def inputs(rows=200):
+    drawn = np.random.default_rng(0).normal(size=(rows, 12)).astype(np.float32)
+    return torch.from_numpy(drawn[:, :5]), torch.from_numpy(drawn[:, 5:])
+
+
+@pytest.fixture
+def rows(tmp_path):
+    """A quarter of 200 rows is positive, and their statistics."""
+    _, statistics = inputs()
+    label = (np.arange(200) % 4 == 0).astype(np.float32)
+    write_block(
+        tmp_path / "0.arrow",
+        [
+            {STATISTICS: s, LABEL: np.array(y)}
+            for s, y in zip(statistics.numpy(), label, strict=True)
+        ],
+    )
+    return BlockStore([tmp_path / "0.arrow"])
+
+
+def test_heads_start_at_the_rate_of_the_label_in_train(rows):
+    model = heads().eval()
+    model.fit(rows)
+    assert torch.sigmoid(model.bias).tolist() == pytest.approx([50.5 / 201] * 3, abs=1e-6)
+
+
+def test_members_start_apart_on_one_hidden_layer(rows):
+    model = heads().eval()
+    model.fit(rows)
+    logits = model(*inputs())
+    assert logits.shape == (200, 3)
+    assert (logits[:, 0] - logits[:, 1]).abs().mean() > 0.01
+    largest = max(model.parameters(), key=torch.numel)
+    assert largest.shape == (6, 7 * 5)
+
+
+def test_a_statistic_is_left_out_with_all_its_pieces_in_training_alone(rows):
+    model = heads()
+    model.fit(rows)
+    with torch.no_grad():
+        # The hidden layer is read off: one row for each input.
+        model.statistics.weight.copy_(torch.eye(35)[:6])
+        model.embedding.weight.zero_()
+    seen = []
+    model.statistics.register_forward_hook(lambda _m, given, _out: seen.append(given[0]))
+    model.train()(*inputs())
+    model.eval()(*inputs())
+    trained, judged = (x.unflatten(1, (7, 5)) for x in seen)
+    gone = (trained == 0).all(-1)
+    assert 0.4 < gone.float().mean() < 0.6
+    torch.testing.assert_close(trained[~gone], 2 * judged[~gone])
+    assert not (judged == 0).all(-1).any()
+
+
+def test_heads_read_both_the_embedding_and_the_statistics(rows):
+    model = heads().eval()
+    model.fit(rows)
+    embedding, statistics = inputs()
+    logits = model(embedding, statistics)
+    assert not torch.allclose(model(embedding + 1, statistics), logits)
+    assert not torch.allclose(model(embedding, statistics + 1), logits)
+
+
+def test_a_missing_statistic_gives_a_finite_logit(rows):
+    model = heads().eval()
+    model.fit(rows)
+    embedding, statistics = inputs()
+    assert torch.isfinite(model(embedding, torch.full_like(statistics, torch.nan))).all()
+
+
+@pytest.mark.parametrize("name", TAKERS)
+def test_every_family_that_takes_a_task_takes_statistics_and_never_sees_them(
+    name, tiny_experiment, synthetic_vocabulary, synthetic_patients
+):
+    experiment = dataclasses.replace(tiny_experiment(name), task=TASK)
+    family = family_of(experiment)
+    torch.manual_seed(0)
+    model = family.build(experiment.model, synthetic_vocabulary).eval()
+    patients = synthetic_patients["train"][:3]
+    rows = [family.transform(p, experiment.model, synthetic_vocabulary) for p in patients]
+    batch = family.collate(rows, experiment.model)
+    assert batch[STATISTICS].shape == (3, model.heads.pieces.low.shape[0])
+    seen = []
+    model.base.register_forward_pre_hook(lambda _m, args: seen.append(args))
+    outputs = family.predict(model, batch)
+    assert outputs["logit"].shape == (3,)
+    assert not any(STATISTICS in arg for args in seen for arg in args if isinstance(arg, dict))
+    if family.evaluation.latents is not None:
+        family.evaluation.latents(model, batch)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hidden": 0}, "hidden layer"),
+        ({"statistics": {"windows": [6, 3]}}, "must ascend"),
+        ({"statistics": {"windows": []}}, "windows"),
+    ],
+)
+def test_statistics_that_cannot_be_are_refused(changes, message):
+    task = {"name": "outcome", "hidden": 8, "statistics": {}, **changes}
+    raw = {"family": "set_vae", "name": "x", "data": {"cohort": "c"}, "task": task}
+    with pytest.raises(ConfigError, match=message):
+        parse(raw)
