@@ -112,6 +112,34 @@ def tiny_experiment(synthetic_cohort):
 
 
 @pytest.fixture(scope="session")
+def tiny_run(tiny_experiment, tmp_path_factory):
+    """A model of the synthetic cohort after one step, and how it is evaluated in little time."""
+    from ehr_ray.commands.train.command import train  # most tests need no Ray or MLflow
+
+    changes = {
+        "cluster.num_workers": 0,
+        "tracking.experiment": None,
+        "train.max_steps": 1,
+        "evaluation.baselines": False,
+        "evaluation.bootstrap": 10,
+        "evaluation.hours": [24],
+        "output": str(tmp_path_factory.mktemp("runs")),
+    }
+    return train(tiny_experiment("set_vae", changes)).run
+
+
+@pytest.fixture(scope="session")
+def evaluated_run(tiny_run, tmp_path_factory):
+    """A copy of that run, evaluated where it lies, not where it was trained."""
+    from ehr_ray.commands.evaluate.command import evaluate
+
+    copy = tmp_path_factory.mktemp("moved") / "run"
+    shutil.copytree(tiny_run, copy)
+    evaluate(copy, on_ray=False)
+    return copy
+
+
+@pytest.fixture(scope="session")
 def make_loader(synthetic_patients, synthetic_vocabulary, tmp_path_factory):
     """The loader of an experiment over the synthetic cohort; blocks are made once."""
     made = {}

@@ -231,7 +231,13 @@ VERBS = (
         (
             RUN,
             option("--cohort", "cohort to embed", type=location, required=True),
-            option("--output", "Parquet file to write", type=location, required=True),
+            option(
+                "--output",
+                "NAME.parquet: one file; any other name: a folder with a file a shard, which the "
+                "same command completes",
+                type=location,
+                required=True,
+            ),
             MIN_KNOWN_EVENTS,
             ADDRESS,
         ),

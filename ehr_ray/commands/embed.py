@@ -1,17 +1,29 @@
 """Embed a cohort by batch inference: one row a patient."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
 
 from ehr_ray.errors import InputError
-from ehr_ray.events.patients import splits_of
+from ehr_ray.events.patients import shard_names, splits_of
 from ehr_ray.runtime.data.coverage import MIN_KNOWN, measure_coverage, require_coverage
 from ehr_ray.runtime.data.dataset import check_cohort, named_origin
-from ehr_ray.runtime.inference import Request, predict_shards, read_tables, write_embeddings
+from ehr_ray.runtime.data.tasks import run_shards
+from ehr_ray.runtime.inference import EMBEDDINGS, Request, ShardEmbedder, ShardPredictor
 from ehr_ray.runtime.session import session
 from ehr_ray.storage import files, sync
-from ehr_ray.storage.paths import canonical, local, uri_of
+from ehr_ray.storage.claim import claim
+from ehr_ray.storage.paths import absolute, canonical, local, uri_of
 from ehr_ray.train import checkpoint
+
+SUFFIX = ".parquet"
+"""How the name of an output ends that is one file."""
+MANIFEST = "_embed.json"
 
 
 def embed(
@@ -21,42 +33,117 @@ def embed(
     *,
     min_known_events: float = MIN_KNOWN,
     address: str | None = None,
+    on_ray: bool = True,
     verbose: bool = False,
     say: Callable[[str], None] = lambda _: None,
 ) -> int:
     """Write one row a patient, `subject_id, embedding`, from all of its events; return the rows.
 
-    A cohort is refused where the model knows a smaller share of its events than
-    `min_known_events`.
+    An `output` that ends in `.parquet` is one file. Any other is a folder with a file a shard,
+    `<split>/<n>.parquet`; files that are there already are kept, so a killed job continues, and
+    those of another run or cohort are refused. No process ever holds the embeddings of more than
+    some shards. A cohort is refused where the model knows a smaller share of its events than
+    `min_known_events`. Without `on_ray` all happens in this process.
     """
     folder = checkpoint.checkpoint_folder(sync.fetch_run(run)).absolute()
     cohort = sync.fetch(cohort)
     if not cohort.is_dir():
         raise InputError(f"--cohort {cohort}: no such folder; make it with `ehr-ray ingest`")
-    shards = [path for paths in splits_of(cohort).values() for path in paths]
-    loaded = checkpoint.load(run)
+    loaded = checkpoint.load(folder)
     check_cohort(cohort, loaded.experiment.cache, say)
     home = cohort.resolve() == loaded.experiment.cohort.resolve()
     request = Request(canonical(folder), origin=None if home else named_origin(cohort))
+    opened = partial(session, address, verbose=verbose) if on_ray else None
+    job = _Job(loaded, request, cohort, splits_of(cohort), min_known_events, opened, say)
+    target = local(output).absolute()
+    if target.suffix == SUFFIX:
+        return _one_file(job, output, target)
+    there = claim(target, MANIFEST, job.content(), "embedding")
+    parts = job.fill(target, there, bring=False)
+    return sum(sync.footer(part).num_rows for part in parts)
+
+
+def _one_file(job: "_Job", output: str | Path, target: Path) -> int:
+    """Write the parts beside the file, then the file from them, one after the other."""
     stored = sync.names_in(output) if uri_of(output) is not None else set()
-    output = local(output)
-    if output.is_dir() or stored - {""}:
+    if target.is_dir() or stored - {""}:
         raise InputError(f"--output {output}: is a folder; give the name of a Parquet file")
-    output = output.absolute()
-    scratch = files.temporary(output)
-    with files.writes(output):  # told before Ray starts
+    scratch = files.temporary(target)
+    with files.writes(target):  # told before Ray starts
         scratch.mkdir(parents=True)
     try:
-        with session(address, verbose=verbose):
-            coverage = measure_coverage(shards, loaded.vocabulary, on_ray=True, say=say)
-            require_coverage(coverage, min_known_events, cohort)
-            if coverage.unknown:
-                say(coverage.line())
-            parts = predict_shards(shards, scratch, request, None, say=say)
-        table = read_tables(parts, "samples")
-        assert table is not None
-        write_embeddings(output, table)
-        sync.push(output)
-        return int(table.num_rows)
+        parts = job.fill(scratch, set(), bring=True)
+        with (
+            files.new_file(target) as unfinished,
+            pq.ParquetWriter(unfinished, EMBEDDINGS, **files.CHECKED) as writer,
+        ):
+            for part in parts:
+                writer.write_table(files.read_parquet(part))
+        sync.push(target)
+        return int(pq.read_metadata(target).num_rows)
     finally:
         sync.remove(scratch)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A model over the shards of a cohort."""
+
+    loaded: checkpoint.Loaded
+    request: Request
+    cohort: Path
+    splits: Mapping[str, list[Path]]
+    least: float
+    """Share of the events that the model must know."""
+    session: Callable[[], AbstractContextManager[Any]] | None
+    """Opens a Ray; None: all happens in this process."""
+    say: Callable[[str], None]
+
+    def content(self) -> dict[str, Any]:
+        """Return what the embeddings depend on, for the note in their folder."""
+        shards = [path for paths in self.splits.values() for path in paths]
+        return {
+            "weights": files.sha256(sync.fetch(self.request.checkpoint) / checkpoint.WEIGHTS),
+            "cohort": absolute(self.cohort),
+            "origin": self.request.origin,
+            "shards": [
+                (str(p.relative_to(self.cohort)), p.stat().st_size, p.stat().st_mtime_ns)
+                for p in shards
+            ],
+        }
+
+    def fill(self, folder: Path, there: Collection[str], *, bring: bool) -> list[Path]:
+        """Embed what is not `there` into `<folder>/<split>/<n>.parquet`; return all of these."""
+        shards = {
+            folder / split / f"{name}{SUFFIX}": path
+            for split, paths in self.splits.items()
+            for path, name in zip(paths, shard_names(self.cohort, split, paths), strict=True)
+        }
+        jobs = [
+            {"shard": str(path), "target": str(target)}
+            for target, path in shards.items()
+            if target.relative_to(folder).as_posix() not in there
+        ]
+        if jobs:
+            with self.session() if self.session else nullcontext():
+                self._require(list(shards.values()))
+                embedder = ShardEmbedder(ShardPredictor(self.request))
+                run_shards(
+                    jobs,
+                    embedder,
+                    on_ray=self.session is not None,
+                    say=self.say,
+                    verb="embedded shards",
+                    bring=bring,
+                )
+        return list(shards)
+
+    def _require(self, shards: list[Path]) -> None:
+        """Raise InputError where the model knows too few of the events."""
+        vocabulary = self.loaded.vocabulary
+        coverage = measure_coverage(
+            shards, vocabulary, on_ray=self.session is not None, say=self.say
+        )
+        require_coverage(coverage, self.least, self.cohort)
+        if coverage.unknown:
+            self.say(coverage.line())

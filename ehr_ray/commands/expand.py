@@ -1,6 +1,5 @@
 """Last-value-carry-forward of a whole cohort to Parquet, one Ray Data task a shard."""
 
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -22,7 +21,8 @@ from ehr_ray.runtime.data.dataset import check_cohort, codes_table
 from ehr_ray.runtime.data.tasks import run_shards
 from ehr_ray.runtime.session import session
 from ehr_ray.storage import files, sync
-from ehr_ray.storage.paths import absolute, local, uri_of
+from ehr_ray.storage.claim import claim
+from ehr_ray.storage.paths import absolute, local
 
 ROWS_PER_GROUP = 1 << 18
 MANIFEST = "_expand.json"
@@ -196,25 +196,11 @@ def _claim(
         for paths in splits_of(cohort).values()
         for p in paths
     ]
-    content = json.dumps(
-        {
-            "cohort": absolute(cohort),
-            "lvcf_minutes": minutes,
-            "always_carry": sorted(always),
-            "value_stats": None if stats is None else stats.read_text() if stats.is_file() else "",
-            "shards": manifest,
-        }
-    )
-    if uri_of(output) is not None:
-        sync.fetch(output, only=(MANIFEST,), missing_ok=True)
-    note, there = output / MANIFEST, sync.names_in(output)
-    if note.is_file() and note.read_text() != content:
-        raise InputError(
-            f"{output}: holds another expansion; choose another --output or remove the folder"
-        )
-    strange = there if uri_of(output) else output.is_dir() and any(output.iterdir())
-    if not note.is_file() and strange:
-        raise InputError(f"{output}: not empty; choose another --output")
-    files.write_text(note, content)
-    sync.push(note)
-    return there
+    content = {
+        "cohort": absolute(cohort),
+        "lvcf_minutes": minutes,
+        "always_carry": sorted(always),
+        "value_stats": None if stats is None else stats.read_text() if stats.is_file() else "",
+        "shards": manifest,
+    }
+    return claim(output, MANIFEST, content, "expansion")

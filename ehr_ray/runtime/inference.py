@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 
 from ehr_ray.events.patient_features import FeatureCodes, FeatureReader
@@ -21,7 +22,12 @@ from ehr_ray.train import checkpoint
 from ehr_ray.train.allocator import keep_freed_memory
 from ehr_ray.train.predictor import BATCH_PATIENTS, Predictor, batched
 
-EMBEDDING = pa.list_(pa.float32())
+EMBEDDINGS = pa.schema(
+    [pa.field("subject_id", pa.int64()), pa.field("embedding", pa.list_(pa.float32()))]
+)
+"""What `embed` writes: a row a patient."""
+GROUP_PATIENTS = 16 * BATCH_PATIENTS
+"""Patients in a row group of embeddings."""
 MICROSECONDS_PER_HOUR = 3_600_000_000
 Cut = Mapping[int, Sequence[int]]
 """Prediction times (microseconds since 1970) of each subject, ascending."""
@@ -106,15 +112,10 @@ class ShardPredictor:
 
     def __call__(self, job: Mapping[str, Any]) -> int:
         """Predict every sample of `job["shard"]` into `job["target"]`; return their number."""
-        torch.set_num_threads(1)
-        keep_freed_memory()
         target = Path(job["target"])
         target.mkdir(parents=True, exist_ok=True)
         shard = Path(job["shard"])
-        vocabulary = self.loaded.vocabulary
-        if self.request.origin is not None:
-            vocabulary = replace(vocabulary, origin=self.request.origin)
-        patients = read_patients(shard, vocabulary)
+        patients = self.patients(shard)
         subgroups = SubgroupReader(shard, self.request.subgroups)
         tables: dict[str, list[pa.Table]] = {}
         count = 0
@@ -133,6 +134,15 @@ class ShardPredictor:
             if parts:
                 files.write_parquet(pa.concat_tables(parts), target / f"{name}.parquet")
         return count
+
+    def patients(self, shard: Path) -> Iterator[Patient]:
+        """Yield the patients of a shard as the model reads them."""
+        torch.set_num_threads(1)
+        keep_freed_memory()
+        vocabulary = self.loaded.vocabulary
+        if self.request.origin is not None:
+            vocabulary = replace(vocabulary, origin=self.request.origin)
+        return read_patients(shard, vocabulary)
 
     def _samples(self, patients: Iterable[Patient]) -> Iterator[Sample]:
         for patient in patients:
@@ -229,6 +239,29 @@ class ShardPredictor:
         return torch.from_numpy(np.stack(rows))
 
 
+@dataclass
+class ShardEmbedder:
+    """The function of one shard of `embed`: a row a patient, with some hundreds in memory."""
+
+    predictor: ShardPredictor
+
+    def __call__(self, job: Mapping[str, Any]) -> int:
+        """Write `EMBEDDINGS` of `job["shard"]` to `job["target"]` by rename; return the rows."""
+        count = 0
+        with (
+            files.new_file(Path(job["target"])) as partial,
+            pq.ParquetWriter(partial, EMBEDDINGS, **files.CHECKED) as writer,
+        ):
+            for patients in batched(self.predictor.patients(Path(job["shard"])), GROUP_PATIENTS):
+                outputs = self.predictor.predictor.over_patients(patients)
+                embedding = torch.cat([batch["embedding"] for batch in outputs])
+                ids = pa.array([p.subject_id for p in patients], pa.int64())
+                columns = [ids, list_column(embedding)]
+                writer.write_table(pa.table(columns, schema=EMBEDDINGS))
+                count += len(patients)
+        return count
+
+
 def predict_shards(
     shards: Sequence[Path],
     folder: Path,
@@ -263,8 +296,7 @@ def matrix(table: pa.Table, name: str) -> np.ndarray:
 
 def write_embeddings(path: Path, table: pa.Table) -> None:
     """Write `subject_id` and `embedding`, by rename."""
-    names = ["subject_id", "embedding"]
-    files.write_parquet(table.select(names), path)
+    files.write_parquet(table.select(EMBEDDINGS.names), path)
 
 
 def list_column(values: torch.Tensor) -> pa.Array:

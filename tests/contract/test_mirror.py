@@ -17,7 +17,6 @@ ELSEWHERE = {
     "commands/benchmark/published_vitals.py": "ray/test_benchmark.py",
     "commands/benchmark/scaling.py": "ray/test_benchmark.py",
     "commands/benchmark/search.py": "ray/test_benchmark.py",
-    "commands/embed.py": "ray/test_inference.py",
     "commands/evaluate/predicted_splits.py": "ray/test_inference.py",
     "commands/evaluate/report_content.py": "ray/test_inference.py",
     "commands/export_pt.py": "unit/cli/test_actions.py",

@@ -1,0 +1,90 @@
+"""Embeddings without Ray; by Ray Data, and to a store, in tests/ray."""
+
+import shutil
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+
+from ehr_ray.commands.embed import embed
+from ehr_ray.errors import InputError
+from ehr_ray.runtime.inference import ShardEmbedder
+
+
+@pytest.fixture(scope="module")
+def sharded(synthetic_cohort, tmp_path_factory):
+    """The cohort with a train shard in a folder of its own, and an empty one."""
+    cohort = tmp_path_factory.mktemp("cohorts") / "sharded"
+    shutil.copytree(synthetic_cohort, cohort)
+    (cohort / "metadata" / "ingest.json").unlink()
+    train = cohort / "data" / "train"
+    (train / "b").mkdir()
+    (train / "0.parquet").rename(train / "b" / "0.parquet")
+    pq.write_table(pq.read_table(train / "1.parquet").slice(0, 0), train / "9.parquet")
+    return cohort
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_run, sharded, tmp_path_factory):
+    path = tmp_path_factory.mktemp("embeddings") / "folder"
+    assert embed(tiny_run, sharded, path, on_ray=False) == 60
+    return path
+
+
+def names(folder):
+    return {p.relative_to(folder).as_posix() for p in folder.rglob("*.*")}
+
+
+def test_a_folder_has_a_file_a_shard_and_reads_as_one_table(sharded, folder):
+    made = names(folder)
+    assert {"_embed.json", "train/b-0.parquet", "train/9.parquet", "held_out/0.parquet"} <= made
+    assert len(made) == 1 + len(list((sharded / "data").rglob("*.parquet")))
+    table = pd.read_parquet(folder)
+    assert list(table) == ["subject_id", "embedding"]
+    assert table["subject_id"].nunique() == len(table) == 60
+    assert np.isfinite(np.stack(table["embedding"])).all()
+
+
+def test_one_file_holds_the_rows_of_the_folder(tiny_run, sharded, folder, tmp_path):
+    assert embed(tiny_run, sharded, tmp_path / "all.parquet", on_ray=False) == 60
+    assert names(tmp_path) == {"all.parquet"}
+    one = pd.read_parquet(tmp_path / "all.parquet").set_index("subject_id")["embedding"]
+    many = pd.read_parquet(folder).set_index("subject_id")["embedding"]
+    assert np.array_equal(np.stack(one), np.stack(many[one.index]))
+
+
+def test_a_killed_job_goes_on_with_the_shards_that_are_missing(
+    tiny_run, sharded, folder, tmp_path, monkeypatch
+):
+    shutil.copytree(folder, tmp_path / "half")
+    (tmp_path / "half" / "tuning" / "0.parquet").unlink()
+    made = []
+    whole = ShardEmbedder.__call__
+
+    def counted(self, job):
+        made.append(job["target"])
+        return whole(self, job)
+
+    monkeypatch.setattr(ShardEmbedder, "__call__", counted)
+    assert embed(tiny_run, sharded, tmp_path / "half", on_ray=False) == 60
+    assert made == [str(tmp_path / "half" / "tuning" / "0.parquet")]
+    for name in names(folder) - {"_embed.json"}:
+        assert (tmp_path / "half" / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_a_folder_of_another_cohort_or_of_other_files_is_refused(
+    tiny_run, sharded, folder, tmp_path
+):
+    other = shutil.copytree(sharded, tmp_path / "cohort")
+    with pytest.raises(InputError, match="holds another embedding; choose another --output"):
+        embed(tiny_run, other, folder, on_ray=False)
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(InputError, match="not empty; choose another --output"):
+        embed(tiny_run, sharded, tmp_path, on_ray=False)
+
+
+def test_a_folder_that_is_named_as_a_file_is_refused(tiny_run, sharded, tmp_path):
+    (tmp_path / "all.parquet").mkdir()
+    with pytest.raises(InputError, match="is a folder; give the name of a Parquet file"):
+        embed(tiny_run, sharded, tmp_path / "all.parquet", on_ray=False)
