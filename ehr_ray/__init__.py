@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ehr_ray.train.checkpoint import Loaded
+    from ehr_ray.train.run_model import RunModel
 
 
 def __getattr__(name: str) -> str:
@@ -15,12 +15,14 @@ def __getattr__(name: str) -> str:
     return version("ehr_ray")
 
 
-def load(run: str) -> "Loaded":
-    """Return a run's model (eval mode, CPU), experiment, vocabulary and family; needs no Ray.
+def load(run: str) -> "RunModel":
+    """Return the model of a run, or of what `ehr-ray export` wrote; needs no Ray.
 
-    `run` is its folder or its URI, such as s3://bucket/runs/set_vae.
+    `run` is its folder or its URI, such as s3://bucket/runs/set_vae. The model is on CPU, in eval
+    mode, with its `experiment`, `vocabulary` and `family`; `embed` and `predict` read tables of
+    MEDS events.
     """
     from ehr_ray.storage.sync import fetch_run
-    from ehr_ray.train import checkpoint
+    from ehr_ray.train.run_model import load_run
 
-    return checkpoint.load(fetch_run(run))
+    return load_run(fetch_run(run))

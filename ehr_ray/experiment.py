@@ -6,9 +6,10 @@ differs. The command line, a Tune sample and a test change values through the on
 
 import contextlib
 import dataclasses
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Annotated, Any, TypeVar
 
 import yaml
@@ -16,7 +17,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from ehr_ray.config.cluster import ClusterConfig
 from ehr_ray.config.crossval import CrossvalConfig
-from ehr_ray.config.locations import Location, Marks, located, marks_of, same_place
+from ehr_ray.config.locations import Location, Mark, Marks, located, marks_of, same_place
 from ehr_ray.config.messages import message, not_finite, not_names, outside, unknown
 from ehr_ray.config.published_keys import translated
 from ehr_ray.config.schedules import Schedule
@@ -26,7 +27,7 @@ from ehr_ray.config.task import TaskConfig
 from ehr_ray.config.yaml_files import Raw, differences, override, parse_override, read_yaml
 from ehr_ray.errors import ConfigError
 from ehr_ray.registry import FAMILIES, get_schema
-from ehr_ray.storage.paths import join, local
+from ehr_ray.storage.paths import is_uri, join, local
 
 T = TypeVar("T")
 
@@ -108,6 +109,21 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
 def with_absolute_paths(experiment: Experiment) -> Experiment:
     """Return the experiment with the working folder before every relative path; URIs stay."""
     return parse(located(dump(experiment), _marks(experiment)))
+
+
+def portable(experiment: Experiment) -> Experiment:
+    """Return the experiment with the last name of each path alone, and no tracking store.
+
+    It can be handed on: it names nobody's folders or servers. Names of models stay.
+    """
+
+    def last(text: str, mark: Mark) -> str:  # noqa: ARG001
+        return PurePath(text).name if is_uri(text) or os.path.isabs(text) else text
+
+    elsewhere = dataclasses.replace(experiment.tracking, uri=None)
+    plain = dump(dataclasses.replace(experiment, tracking=elsewhere))
+    plain["cluster"]["address"] = None
+    return parse(located(plain, _marks(experiment), last))
 
 
 def _marks(experiment: Experiment) -> Marks:

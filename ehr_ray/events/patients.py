@@ -169,6 +169,12 @@ def read_patients(
         raise files.unreadable(path, error, "ingest the cohort again") from error
 
 
+def patients_of(table: pa.Table, vocabulary: Vocabulary) -> Iterator[Patient]:
+    """Yield the patients of `EVENTS` in memory, sorted as a shard is."""
+    if len(table):
+        yield from _split(table, vocabulary, Path("events"), set())
+
+
 def _columns(file: pq.ParquetFile, path: Path) -> list[str]:
     names = set(file.schema_arrow.names)
     missing = {"subject_id", "time", "code"} - names

@@ -33,11 +33,11 @@ def tensors_of(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
 
 
-def save_tensors(state: Mapping[str, Tensor], path: Path) -> None:
-    """Write a safetensors file with the checksum of its tensors in its header."""
+def save_tensors(state: Mapping[str, Tensor], path: Path, **header: str) -> None:
+    """Write a safetensors file with the checksum of its tensors in its header, and more texts."""
     tensors = tensors_of(state)
     try:
-        save_file(tensors, path, metadata={CHECKSUM: checksum(tensors)})
+        save_file(tensors, path, metadata={CHECKSUM: checksum(tensors), **header})
     except SafetensorError as error:
         raise _as_os_error(error) from error
     umask = os.umask(0)
@@ -54,6 +54,12 @@ def checksum(state: Mapping[str, Tensor]) -> str:
         if tensor.numel():
             found = zlib.crc32(tensor.reshape(-1).view(uint8).numpy(), found)
     return f"{found:08x}"
+
+
+def header_of(path: Path) -> dict[str, str]:
+    """Return the texts in the header of a safetensors file."""
+    with safe_open(path, "pt") as file:
+        return dict(file.metadata() or {})
 
 
 def damage_of(folder: Path, names: Sequence[str]) -> str:
@@ -84,8 +90,7 @@ def _check(path: Path, *_stamp: int) -> None:
     elif starts_as_pickle(path):
         raise ValueError("a pickle, which runs code when it is read")
     else:
-        with safe_open(path, "pt") as file:
-            stored = (file.metadata() or {}).get(CHECKSUM)
+        stored = header_of(path).get(CHECKSUM)
         if stored is not None and stored != checksum(load_file(path)):
             raise ValueError("its tensors are not those that were written")
 

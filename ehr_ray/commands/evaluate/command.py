@@ -15,6 +15,7 @@ from ehr_ray.commands.evaluate.predicted_splits import (
     predict_fit_splits,
     predict_judged_split,
     split_of,
+    task_output,
 )
 from ehr_ray.commands.evaluate.report_content import (
     Subject,
@@ -50,6 +51,8 @@ from ehr_ray.runtime.tracking import Tracker, find_run
 from ehr_ray.storage import sync
 from ehr_ray.storage.paths import local
 from ehr_ray.train import checkpoint
+from ehr_ray.train.task_probe import FOLDER as PROBES
+from ehr_ray.train.task_probe import TaskProbe, save_task_probe
 
 NO_TASK = "none"
 """The task that leaves labels aside: whole patients are embedded, without probe or baselines."""
@@ -57,6 +60,7 @@ ARTIFACTS = (
     "metrics.json",
     "predictions",
     "embeddings",
+    PROBES,
     "figures",
     "report.html",
     "results.md",
@@ -244,6 +248,8 @@ def _write(
     if scores is not None:
         positive = positive_class(subject.cohort, subject.task)
         _write_predictions(target / "predictions", scores, written, positive, found)
+        if subject.own:
+            _write_probe(subject, scores, positive)
     report = None
     if pages:
         context = report_context(subject, scores, judged, metrics, latent, embedding, tokens, found)
@@ -284,6 +290,17 @@ def _write_predictions(
                 positive,
                 scores.thresholds.get(name),
             )
+
+
+def _write_probe(subject: Subject, scores: TaskScores, positive: str) -> None:
+    """Write what made the model's probabilities, for `ehr_ray.load(...).predict`."""
+    assert subject.task is not None
+    assert scores.model is not None
+    assert scores.model.probe is not None
+    output = "embedding" if scores.model.input == "embedding" else task_output(subject)
+    found = TaskProbe(subject.task, output, positive, scores.model.probe)
+    weights = checkpoint.checkpoint_folder(subject.run) / checkpoint.WEIGHTS
+    save_task_probe(subject.target, found, weights)
 
 
 def _suites(subject: Subject, inputs: EvaluationInputs, say: Say) -> SuiteResult:

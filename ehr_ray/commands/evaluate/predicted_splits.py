@@ -130,8 +130,7 @@ def _request(
     """Without labels nothing is compared, so only the embedding and its diagnostics are made."""
     settings, family = subject.experiment.evaluation, subject.loaded.family
     trained_for = subject.experiment.task
-    evaluation, config = family.evaluation, subject.experiment.model
-    task_outputs = evaluation.task_outputs(config) if evaluation.task_outputs else {}
+    evaluation = family.evaluation
     patients = max(1, sum(_num_subjects(path) for path in shards))
     beside = labelled and settings.baselines
     share = settings.max_patients / patients
@@ -142,12 +141,23 @@ def _request(
         diagnose=share if judged else 0.0,
         outputs=share if evaluation.outputs else 0.0,
         own_output=trained_for is None or trained_for.name == subject.task,
-        answer=task_outputs.get(subject.task or ""),
+        answer=_answer(subject),
         hours=tuple(sorted(map(float, set(settings.hours)))) if labelled else (),
         hours_share=settings.hour_patients / patients,
         hours_fit=split == "train" and not judged,
         subgroups=settings.subgroups if labelled and judged else {},
     )
+
+
+def _answer(subject: Subject) -> str | None:
+    """Return the output by which a model answers the task by itself; None where it does not."""
+    given = subject.loaded.family.evaluation.task_outputs
+    return given(subject.experiment.model).get(subject.task or "") if given else None
+
+
+def task_output(subject: Subject) -> str:
+    """Return the name of the output of `Family.predict` that is the task's own logit."""
+    return _answer(subject) or "logit"
 
 
 def _num_subjects(shard: Path) -> int:

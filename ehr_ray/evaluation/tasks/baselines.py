@@ -81,6 +81,7 @@ class Scorer:
     members: tuple[Callable[[NDArray[Any]], Array], ...] = ()
     """Single seeds of an ensemble, for the spread of their AUROC."""
     probe: Probe | None = None
+    """The same as arrays, of what is linear in its input."""
 
 
 def fit_linear(
@@ -124,14 +125,16 @@ def fit_own(tuning_logit: NDArray[Any], tuning_label: NDArray[Any]) -> Scorer:
     y = np.asarray(tuning_label, dtype=np.int64)
     given = np.asarray(tuning_logit, dtype=np.float64)
     slope, offset, note = fit_platt(given, y)
+    threshold = choose_threshold(y, sigmoid(slope * given + offset))
     return Scorer(
         name="model",
         input="logit",
         predict=lambda x: sigmoid(slope * np.asarray(x, dtype=np.float64) + offset),
         predict_raw=lambda x: sigmoid(np.asarray(x, dtype=np.float64)),
-        threshold=choose_threshold(y, sigmoid(slope * given + offset)),
+        threshold=threshold,
         chosen={},
         notes=(note,) if note else (),
+        probe=Probe.of_logit(slope, offset, threshold),
     )
 
 

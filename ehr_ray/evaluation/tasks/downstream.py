@@ -116,6 +116,8 @@ class TaskScores:
     verdicts: tuple[str, ...]
     """One sentence a baseline, on the last split scored; the strongest baseline first."""
     notes: tuple[str, ...] = field(default=())
+    model: Scorer | None = None
+    """What made the model's own probabilities."""
 
 
 def fit_task(
@@ -192,6 +194,7 @@ def score_task(
         subjects={name: split.subject_id for name, split in splits.items()},
         verdicts=(*judgement(metrics, judged), *gain(metrics, judged)),
         notes=(*fitted.notes, *_undefined_notes(metrics)),
+        model=model,
     )
 
 

@@ -67,6 +67,24 @@ class Probe:
             logit = self.platt_slope * logit + self.platt_offset
         return sigmoid(logit)
 
+    @classmethod
+    def of_logit(cls, slope: float = 1.0, offset: float = 0.0, threshold: float = 0.5) -> "Probe":
+        """Return the probe of one input that is a logit itself, and is calibrated only."""
+        return cls(
+            fill=np.zeros(1),
+            low=np.full(1, -np.inf),
+            high=np.full(1, np.inf),
+            indicator=np.zeros(0, np.int64),
+            center=np.zeros(1),
+            scale=np.ones(1),
+            coef=np.ones(1),
+            intercept=0.0,
+            platt_slope=slope,
+            platt_offset=offset,
+            threshold=threshold,
+            c=np.nan,
+        )
+
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         """Every field as a numpy array, for safetensors."""
         return {name: np.asarray(value) for name, value in vars(self).items()}

@@ -2,14 +2,12 @@
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 from ehr_ray.errors import InputError
-from ehr_ray.evaluation.table import Table
-from ehr_ray.events.schema import is_origin
+from ehr_ray.evaluation.coverage import Coverage, coverage_of
 from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.runtime.data.tasks import Say, run_jobs
 from ehr_ray.storage import files, sync
@@ -17,43 +15,6 @@ from ehr_ray.storage.paths import canonical
 
 MIN_KNOWN: Final = 0.5
 """Share of events below which a cohort is refused unless told otherwise."""
-SHOWN: Final = 20
-"""Unknown codes in the table of the report."""
-NAMED: Final = 3
-"""Unknown codes on the screen."""
-
-
-@dataclass(frozen=True)
-class Coverage:
-    """Events of some shards by whether a model knows their code; admissions count as neither."""
-
-    events: int
-    unknown: Mapping[str, int]
-    """Code to its events, the most frequent first."""
-
-    @property
-    def known(self) -> float:
-        """Share of the events that the model knows, 1 where there are none."""
-        return 1 - sum(self.unknown.values()) / self.events if self.events else 1.0
-
-    def line(self) -> str:
-        """Return what a person should read of it."""
-        text = f"the model knows {self.known:.1%} of {self.events:,} events"
-        if not self.unknown:
-            return text
-        names = [f"{code} ({count:,})" for code, count in list(self.unknown.items())[:NAMED]]
-        more = ", ..." if len(self.unknown) > NAMED else ""
-        return f"{text}; {len(self.unknown):,} codes are new to it: {', '.join(names)}{more}"
-
-    def table(self) -> Table:
-        """Return the most frequent unknown codes, with their share of all events."""
-        rows = tuple(
-            (code, f"{count:,}", count / self.events)
-            for code, count in list(self.unknown.items())[:SHOWN]
-        )
-        return Table(
-            ("Code", "Events", "Share of all"), rows, f"{self.line()[0].upper()}{self.line()[1:]}."
-        )
 
 
 def measure_coverage(
@@ -65,10 +26,7 @@ def measure_coverage(
     total: Counter[str] = Counter()
     for one in counted:
         total.update(dict(zip(one["code"], one["count"], strict=True)))
-    tokens = {code: n for code, n in total.items() if not is_origin(code, vocabulary.origin)}
-    known = set(vocabulary.codes)
-    unknown = Counter({code: n for code, n in tokens.items() if code not in known})
-    return Coverage(sum(tokens.values()), dict(unknown.most_common()))
+    return coverage_of(total, vocabulary)
 
 
 def require_coverage(coverage: Coverage, least: float, cohort: str | Path) -> None:

@@ -1,0 +1,56 @@
+"""How many of some events a model knows, by their codes."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from ehr_ray.evaluation.table import Table
+from ehr_ray.events.schema import is_origin
+from ehr_ray.events.vocabulary import Vocabulary
+
+SHOWN: Final = 20
+"""Unknown codes in the table of the report."""
+NAMED: Final = 3
+"""Unknown codes on the screen."""
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """Events of some shards by whether a model knows their code; admissions count as neither."""
+
+    events: int
+    unknown: Mapping[str, int]
+    """Code to its events, the most frequent first."""
+
+    @property
+    def known(self) -> float:
+        """Share of the events that the model knows, 1 where there are none."""
+        return 1 - sum(self.unknown.values()) / self.events if self.events else 1.0
+
+    def line(self) -> str:
+        """Return what a person should read of it."""
+        text = f"the model knows {self.known:.1%} of {self.events:,} events"
+        if not self.unknown:
+            return text
+        names = [f"{code} ({count:,})" for code, count in list(self.unknown.items())[:NAMED]]
+        more = ", ..." if len(self.unknown) > NAMED else ""
+        return f"{text}; {len(self.unknown):,} codes are new to it: {', '.join(names)}{more}"
+
+    def table(self) -> Table:
+        """Return the most frequent unknown codes, with their share of all events."""
+        rows = tuple(
+            (code, f"{count:,}", count / self.events)
+            for code, count in list(self.unknown.items())[:SHOWN]
+        )
+        return Table(
+            ("Code", "Events", "Share of all"), rows, f"{self.line()[0].upper()}{self.line()[1:]}."
+        )
+
+
+def coverage_of(counts: Mapping[str, int], vocabulary: Vocabulary) -> Coverage:
+    """Return the coverage of events given as their number by code."""
+    tokens = {code: n for code, n in counts.items() if not is_origin(code, vocabulary.origin)}
+    known = set(vocabulary.codes)
+    unknown = Counter({code: n for code, n in tokens.items() if code not in known})
+    return Coverage(sum(tokens.values()), dict(unknown.most_common()))

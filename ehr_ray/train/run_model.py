@@ -1,0 +1,150 @@
+"""A trained model over tables of events in memory: what `ehr_ray.load` gives; needs no Ray."""
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from ehr_ray.errors import InputError
+from ehr_ray.evaluation.coverage import coverage_of
+from ehr_ray.events.event_table import events_of, like, times_of
+from ehr_ray.events.labels import canonical_task
+from ehr_ray.events.patients import Patient, patients_of
+from ehr_ray.family import Batch
+from ehr_ray.train import checkpoint
+from ehr_ray.train.checkpoint import Loaded
+from ehr_ray.train.predictor import Predictor
+
+
+@dataclass(frozen=True)
+class RunModel(Loaded):
+    """A trained model with all it needs to be applied, on CPU, and where it was loaded from."""
+
+    folder: Path
+    """Of the run, or what `ehr-ray export` wrote."""
+    weights: Path
+    """The file of its weights."""
+
+    def embed(self, events: Any) -> Any:
+        """Return `subject_id, embedding` of each subject, by all of its events, ids ascending.
+
+        Args:
+            events: MEDS events as a pandas DataFrame or an Arrow table, rows in any order:
+                `subject_id`, `time` (null: static), `code` and, if there are any, `numeric_value`,
+                in the codes and units of the cohort the model was trained on.
+
+        Returns:
+            A table of the kind given; embeddings are lists of float32.
+
+        Raises:
+            InputError: a column is missing or of another type.
+        """
+        patients = self._patients(events)
+        parts = [outputs["embedding"].float().numpy() for outputs in self._outputs(patients)]
+        rows = [row for part in parts for row in part]
+        columns = {
+            "subject_id": pa.array([p.subject_id for p in patients], pa.int64()),
+            "embedding": pa.array(rows, pa.list_(pa.float32())),
+        }
+        return like(pa.table(columns), events)
+
+    def predict(self, events: Any, *, task: str | None = None, prediction_times: Any = None) -> Any:
+        """Return `subject_id, probability` of each subject, calibrated as `evaluate` does.
+
+        Args:
+            events: as of `embed`.
+            task: what is predicted; may be left out where the model predicts one task only.
+            prediction_times: table of `subject_id` and `prediction_time`; each row gives one
+                `subject_id, prediction_time, probability`, in the order given, by the events until
+                then, that minute included. Without it all events of a subject are read.
+
+        Returns:
+            A table of the kind of `events`.
+
+        Raises:
+            InputError: the model predicts no task, or several and none was chosen; a subject has a
+                prediction time and no events.
+        """
+        found = self._task_probe(task)
+        patients = self._patients(events)
+        columns = {"subject_id": pa.array([p.subject_id for p in patients], pa.int64())}
+        if prediction_times is not None:
+            times = times_of(prediction_times)
+            patients = _cut(patients, times)
+            columns = {name: times[name] for name in times.column_names}
+        parts = [found.probability(outputs) for outputs in self._outputs(patients)]
+        columns["probability"] = pa.array(np.concatenate(parts) if parts else [], pa.float64())
+        return like(pa.table(columns), events)
+
+    def _patients(self, events: Any) -> list[Patient]:
+        """Return the patients of a table; a warning tells which of their codes are unknown."""
+        table = events_of(events)
+        counts = {
+            str(row["values"]): row["counts"] for row in table["code"].value_counts().to_pylist()
+        }
+        coverage = coverage_of(counts, self.vocabulary)
+        if coverage.unknown:
+            warnings.warn(coverage.line(), stacklevel=3)
+        return list(patients_of(table, self.vocabulary))
+
+    def _outputs(self, patients: list[Patient]) -> Iterator[Batch]:
+        return Predictor.of(self).over_patients(patients)
+
+    def _task_probe(self, task: str | None) -> Any:
+        # Only who predicts needs scikit-learn, which takes a second.
+        from ehr_ray.evaluation.tasks.probe import Probe
+        from ehr_ray.train.task_probe import TaskProbe, read_task_probes
+
+        found = read_task_probes(self.folder, self.weights)
+        own = self._own_outputs()
+        known = sorted({*found, *own})
+        trained_for = self.experiment.task.name if self.experiment.task else None
+        wanted = trained_for if task is None else canonical_task(task)
+        if wanted is None and len(known) == 1:
+            wanted = known[0]
+        if wanted in found:
+            return found[wanted]
+        if wanted in own:
+            warnings.warn(
+                f"{wanted}: probabilities are not calibrated; run `ehr-ray evaluate` first",
+                stacklevel=3,
+            )
+            return TaskProbe(wanted, own[wanted], "", Probe.of_logit())
+        if not known:
+            raise InputError(
+                f"{self.folder}: predicts no task: it was trained for none, and no probe was "
+                "fitted; run `ehr-ray evaluate` on it with a --task"
+            )
+        asked = "several tasks and none was chosen" if wanted is None else f"no task {wanted!r}"
+        raise InputError(f"{self.folder}: {asked}; give task= one of {', '.join(known)}")
+
+    def _own_outputs(self) -> dict[str, str]:
+        """Return the outputs that are logits of a task by themselves, by task."""
+        given = self.family.evaluation.task_outputs
+        own = dict(given(self.experiment.model)) if given else {}
+        return own | ({self.experiment.task.name: "logit"} if self.experiment.task else {})
+
+
+def load_run(run: Path) -> RunModel:
+    """Load the model of a run, or of an exported folder, on CPU and in eval mode."""
+    weights = checkpoint.checkpoint_folder(run) / checkpoint.WEIGHTS
+    loaded = checkpoint.load(run)
+    return RunModel(**vars(loaded), folder=run, weights=weights)
+
+
+def _cut(patients: list[Patient], times: pa.Table) -> list[Patient]:
+    """Return the patient of each prediction time, as known then."""
+    by_id = {patient.subject_id: patient for patient in patients}
+    subjects = times["subject_id"].to_pylist()
+    missing = sum(subject not in by_id for subject in subjects)
+    if missing:
+        raise InputError(
+            f"prediction_times: {missing} of {len(subjects)} rows are of subjects without events; "
+            "drop them or give their events"
+        )
+    cuts = times["prediction_time"].cast(pa.int64()).to_pylist()
+    return [by_id[subject].until(cut) for subject, cut in zip(subjects, cuts, strict=True)]
