@@ -29,6 +29,7 @@ from ehr_ray.evaluation.metrics.collapse import (
     embedding_diagnostics,
     latent_diagnostics,
 )
+from ehr_ray.evaluation.metrics.conformal import fit_sets
 from ehr_ray.evaluation.metrics.reconstruction import Tokens, reconstruction_metrics
 from ehr_ray.evaluation.report.write import (
     write_metrics,
@@ -39,6 +40,7 @@ from ehr_ray.evaluation.report.write import (
 from ehr_ray.evaluation.suite import SplitPredictions, SuiteInput, SuiteResult, get_suite, merged
 from ehr_ray.evaluation.tasks.downstream import TaskScores, fit_task, score_task
 from ehr_ray.evaluation.tasks.early_warning import early_warning_result, fit_hours
+from ehr_ray.evaluation.tasks.prediction_sets import prediction_set_result
 from ehr_ray.evaluation.tasks.subgroups import subgroup_result
 from ehr_ray.evaluation.tasks.verdicts import MODEL
 from ehr_ray.events.labels import choose_task, read_labels
@@ -194,7 +196,7 @@ def _score(subject: Subject, say: Say) -> tuple[TaskScores | None, SuiteResult, 
     scored |= {subject.split: split_of(inputs.judged)}
     say("scoring, with bootstrap intervals")
     scores = score_task(fitted, scored, **draws)
-    say("scoring subgroups and early hours")
+    say("scoring subgroups, prediction sets and early hours")
     divisions = divisions_of(inputs.judged, subject)
     hours = {name: hours_of(predictions) for name, predictions in fit.items()}
     early = fit_hours(hours["train"], hours["tuning"], fitted, splits, seed=draws["seed"])
@@ -202,6 +204,9 @@ def _score(subject: Subject, say: Say) -> tuple[TaskScores | None, SuiteResult, 
         early_warning_result(early, hours_of(inputs.judged), subject.split, **draws),
         subgroup_result(divisions, scores, subject.split, **draws),
     ]
+    if subject.split != "tuning":  # on which the sets are fitted
+        sets = fit_sets(fitted.model_probability(splits["tuning"]), splits["tuning"].label)
+        task_results.append(prediction_set_result(sets, divisions, scores, subject.split, **draws))
     return scores, merged(task_results), inputs
 
 

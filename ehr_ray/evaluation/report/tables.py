@@ -54,7 +54,7 @@ COLUMNS: Final = (
 
 _KEY: Final = re.compile(
     r"(?:baseline/(?P<model>[^/]+)/)?(?P<split>train|tuning|held_out)/"
-    r"(?P<part>(?:hours/[^/]+/|subgroups/[^/]+/[^/]+/)?)(?P<metric>[^/]+)"
+    r"(?P<part>(?:hours/[^/]+/|(?:subgroups|sets)/[^/]+/[^/]+/|sets/)?)(?P<metric>[^/]+)"
 )
 
 

@@ -97,6 +97,11 @@ class FittedTask:
         """What did not go as usual while fitting, each with the model it concerns."""
         return tuple(f"{TITLES[s.name]}: {n}" for s in self.scorers.values() for n in s.notes)
 
+    def model_probability(self, split: Split) -> Array:
+        """Return the model's calibrated probability of each row, float [N]."""
+        model = self.scorers[MODEL]
+        return model.predict(getattr(split, model.input))
+
 
 @dataclass(frozen=True)
 class TaskScores:
