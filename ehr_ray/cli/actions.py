@@ -62,6 +62,22 @@ def expand(args: Arguments, screen: Screen) -> None:
     )
 
 
+def labels(args: Arguments, screen: Screen) -> None:
+    """Label a cohort."""
+    from ehr_ray.commands.labels import label
+
+    done = label(
+        args.config,
+        args.cohort,
+        task=args.task,
+        predicates=args.predicates,
+        address=args.address,
+        verbose=args.verbose,
+        say=screen.passing,
+    )
+    screen.say(f"{relative(args.cohort)}: {done}")
+
+
 def phrases(args: Arguments, screen: Screen) -> None:
     """Embed an experiment's phrases."""
     _phrases(_experiment(args), screen, args.verbose)
@@ -196,6 +212,26 @@ def benchmark(args: Arguments, screen: Screen) -> None:  # noqa: ARG001
     if args.config is not None:
         given["only"] = args.only or MODEL
     benchmark(args.output, **given)
+
+
+def export(args: Arguments, screen: Screen) -> None:
+    """Write a model to hand on."""
+    from ehr_ray.commands.export.command import export
+
+    names = export(args.run_folder, args.output)
+    screen.say(f"{relative(args.output)}: {', '.join(map(str, names))}")
+
+
+def doctor(args: Arguments, screen: Screen) -> None:
+    """Look at this machine."""
+    experiment = None if args.config is None else _experiment(args)
+    from ehr_ray.commands.doctor.command import doctor
+
+    checks = doctor(experiment, start_ray=args.ray)
+    for check in checks:
+        screen.say(str(check))
+    warnings = sum(bool(check.remedy) for check in checks)
+    screen.say(f"{warnings} warnings" if warnings else "nothing in the way of a run")
 
 
 def new_family(args: Arguments, screen: Screen) -> None:

@@ -1,6 +1,7 @@
 """The command line: `ehr-ray VERB ...`, and the same through `python jobs/VERB.py ...`."""
 
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -14,7 +15,13 @@ from ehr_ray.storage.paths import with_uris
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a verb; exit 2 on bad usage or input, 1 on a failed run, with one line on stderr."""
-    parsed = build_parser().parse_args(arguments)
+    asked = "_ARGCOMPLETE" in os.environ  # a shell asks what may follow
+    parser = build_parser(whole=asked)
+    if asked:
+        from argcomplete import autocomplete
+
+        autocomplete(parser)
+    parsed = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO if parsed.verbose else logging.WARNING)
     try:
         parsed.run(parsed, Screen())
@@ -38,8 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _fail(f"{parsed.verb} failed: {reason} (run with -v for the traceback)", 1)
 
 
-def build_parser() -> Parser:
-    """Return the parser of every verb."""
+def build_parser(*, whole: bool = False) -> Parser:
+    """Return the parser of every verb, whose options are added once one is asked for or `whole`."""
     parser = Parser(
         prog="ehr-ray",
         description="Train representation models of electronic health records on Ray.",
@@ -48,6 +55,8 @@ def build_parser() -> Parser:
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     for verb in VERBS:
         verb.add_to(verbs)
+    for one in verbs.choices.values() if whole else ():
+        one.add_options()
     return parser
 
 

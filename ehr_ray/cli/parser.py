@@ -22,10 +22,14 @@ class Parser(argparse.ArgumentParser):
         self, args: Sequence[str] | None = None, namespace: Any = None
     ) -> tuple[Any, list[str]]:
         """Parse, with the options that `fill` adds."""
+        self.add_options()
+        return super().parse_known_args(args, namespace)
+
+    def add_options(self) -> None:
+        """Add the options that `fill` adds, once."""
         fill, self.fill = self.fill, None
         if fill is not None:
             fill(self)
-        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         """Exit with 2."""

@@ -138,6 +138,19 @@ VERBS = (
         ),
     ),
     Verb(
+        "labels",
+        "label a cohort by a task written in ACES, on Ray Data (needs ehr_ray[aces])",
+        "ehr-ray labels in_icu_mortality.yaml --cohort cohorts/p12 --task mortality_24h",
+        actions.labels,
+        (
+            option("config", "ACES file: predicates, trigger, windows", metavar="FILE", type=Path),
+            option("--cohort", "cohort to label", type=location, required=True),
+            option("--task", "name of the labels (default: that of the file)"),
+            option("--predicates", "ACES file of predicates, in place of the first's", type=Path),
+            ADDRESS,
+        ),
+    ),
+    Verb(
         "phrases",
         "embed the phrases of a cohort's events by a sentence transformer, on Ray Data",
         "ehr-ray phrases configs/event_decoder.yaml data.cohort=cohorts/p12",
@@ -243,6 +256,13 @@ VERBS = (
         ),
     ),
     Verb(
+        "export",
+        "write a run's model to a folder to hand on: weights, codes, a model card, predict.py",
+        "ehr-ray export runs/set_vae models/set_vae",
+        actions.export,
+        (RUN, option("output", "new folder", metavar="DIR", type=path)),
+    ),
+    Verb(
         "benchmark",
         "measure speed as ratios within one run: LVCF, loading, training bare and on Ray, a model",
         "ehr-ray benchmark --output benchmark.json\n"
@@ -256,6 +276,18 @@ VERBS = (
                 "--config", "experiment whose training speed is measured (part model)", type=Path
             ),
             option("overrides", "changes to the config", nargs="*", metavar="path=value"),
+        ),
+    ),
+    Verb(
+        "doctor",
+        "tell what of this machine a run would use, and what would be in its way",
+        "ehr-ray doctor\n"
+        "  ehr-ray doctor configs/set_vae.yaml data.cohort=cohorts/p12 cluster.num_workers=4",
+        actions.doctor,
+        (
+            option("config", "YAML of an experiment to be run here", nargs="?", type=Path),
+            option("overrides", "values to change", nargs="*", metavar="a.b=value"),
+            option("--ray", "start Ray too, and run a task on it", action="store_true"),
         ),
     ),
     Verb(

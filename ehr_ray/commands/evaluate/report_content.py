@@ -104,8 +104,8 @@ def report_context(
             **_figures(subject, scores, judged, past, latent, tokens),
             **found.figures,
         },
-        cohort=_provenance(subject),
-        splits=_sizes(subject),
+        cohort=_cohort_facts(subject),
+        splits=split_sizes(subject.cohort, subject.task),
         rejected=_rejected(subject.cohort),
         config=to_yaml(experiment),
         versions={
@@ -147,24 +147,28 @@ def _figures(
     return shown
 
 
-def _provenance(subject: Subject) -> dict[str, str]:
+def _cohort_facts(subject: Subject) -> dict[str, str]:
     result = {"cohort": canonical(subject.cohort)}
     if not subject.own:
         result["fitted on"] = subject.experiment.data.cohort
-    path = subject.cohort / "metadata" / "dataset.json"
-    if path.is_file():
-        note = json.loads(path.read_text())
-        for name in ("dataset_name", "dataset_version", "etl_name", "etl_version"):
-            if note.get(name):
-                result[name.replace("_", " ")] = str(note[name])
+    result |= provenance(subject.cohort)
     result["codes known to the model"] = f"{len(subject.loaded.vocabulary):,}"
     return result
 
 
-def _sizes(subject: Subject) -> list[SplitSize]:
+def provenance(cohort: Path) -> dict[str, str]:
+    """Return what a cohort says of where it comes from; empty where it says nothing."""
+    path = cohort / "metadata" / "dataset.json"
+    note = json.loads(path.read_text()) if path.is_file() else {}
+    names = ("dataset_name", "dataset_version", "etl_name", "etl_version")
+    return {name.replace("_", " "): str(note[name]) for name in names if note.get(name)}
+
+
+def split_sizes(cohort: Path, task: str | None) -> list[SplitSize]:
+    """Return how many patients, labels of a task and positive ones each split of a cohort has."""
     sizes = []
-    labels = read_labels(subject.cohort, subject.task) if subject.task else None
-    for split, shards in splits_of(subject.cohort).items():
+    labels = read_labels(cohort, task) if task else None
+    for split, shards in splits_of(cohort).items():
         ids = np.concatenate(
             [np.unique(files.read_parquet(p, ["subject_id"])["subject_id"]) for p in shards]
         )

@@ -1,5 +1,8 @@
 """Options of the command line: paths, URIs, and options that are added when a verb is parsed."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -39,8 +42,30 @@ def test_options_are_added_once_and_only_to_the_verb_that_is_parsed():
     assert filled == ["two"]
 
 
+def test_options_may_be_added_before_anything_is_parsed():
+    parser = Parser()
+    parser.fill = lambda given: given.add_argument("--x")
+    parser.add_options()
+    assert "--x" in parser.format_help()
+    assert parser.parse_args(["--x", "3"]).x == "3"
+
+
 def test_a_path_is_shown_as_it_would_be_typed_here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert relative(tmp_path / "runs" / "a") == Path("runs/a")
     assert relative("/elsewhere/a") == "/elsewhere/a"
     assert relative("s3://b/runs/a") == "s3://b/runs/a"
+
+
+def test_a_shell_that_completes_a_line_is_told_options_and_verbs(tmp_path):
+    pytest.importorskip("argcomplete", reason="needs argcomplete: pip install -e '.[complete]'")
+    line = "ehr-ray embed --min"
+    asked = {
+        "_ARGCOMPLETE": "1",
+        "COMP_LINE": line,
+        "COMP_POINT": str(len(line)),
+        "_ARGCOMPLETE_STDOUT_FILENAME": str(tmp_path / "told"),
+    }
+    command = [sys.executable, "-m", "ehr_ray.cli.main"]
+    subprocess.run(command, env={**os.environ, **asked}, check=True, capture_output=True)
+    assert (tmp_path / "told").read_text().strip() == "--min-known-events"

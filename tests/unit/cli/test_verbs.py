@@ -12,6 +12,7 @@ VERBS = (
     "quickstart",
     "ingest",
     "expand",
+    "labels",
     "phrases",
     "export-pt",
     "prepare",
@@ -20,7 +21,9 @@ VERBS = (
     "tune",
     "evaluate",
     "embed",
+    "export",
     "benchmark",
+    "doctor",
     "new-family",
 )
 

@@ -5,6 +5,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from sklearn.metrics import roc_auc_score
 
 from ehr_ray.errors import ResourcesUnavailableError
 from ehr_ray.evaluation.report.content import ReportContext
@@ -87,6 +88,20 @@ def test_a_prediction_is_true_from_the_threshold_on(tmp_path):
     given = np.array([0.2, 0.3, 0.4])
     write_predictions(path, np.arange(3), times, np.ones(3, bool), given, threshold=0.3)
     assert pq.read_table(path)["predicted_boolean_value"].to_pylist() == [False, True, True]
+
+
+def test_meds_evaluation_measures_the_predictions_as_they_are(tmp_path):
+    evaluate = pytest.importorskip(
+        "meds_evaluation.evaluate", reason="needs meds-evaluation: pip install meds-evaluation"
+    )
+    polars = pytest.importorskip("polars")
+    path, times = tmp_path / "held_out.parquet", np.zeros(40, "datetime64[us]")
+    label, risk = np.arange(40) % 4 == 0, np.random.default_rng(0).random(40)
+    write_predictions(path, np.arange(40), times, label, risk, "died", threshold=0.5)
+    found = evaluate.evaluate_binary_classification(polars.read_parquet(path))
+    told = found["samples_equally_weighted"]
+    assert told["roc_auc_score"] == pytest.approx(roc_auc_score(label, risk))
+    assert told["binary_accuracy"] == pytest.approx(((risk >= 0.5) == label).mean())
 
 
 def test_the_results_are_a_page_of_markdown_and_a_csv(tmp_path, task_context):
