@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -19,8 +19,7 @@ PositiveInt = Annotated[int, Field(ge=1)]
 Modality = Literal["clinical", "temporal", "pathological", "semantic", "spatial"]
 
 
-@dataclass(frozen=True)
-class Size:
+class Size(NamedTuple):
     """Sizes that go together."""
 
     width: int
@@ -38,6 +37,8 @@ PRESETS: Final[Mapping[str, Size]] = {
     "published": Size(512, 8, 3, 512, 64),
 }
 """`published` is the size of the published code, made for far more patients than 600."""
+DEFAULT: Final = PRESETS["small"]
+"""Without a preset."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,17 +66,19 @@ class HCATConfig:
     """Width of a phrase's embedding; null: that of the text model."""
 
     preset: Literal["tiny", "small", "medium", "large", "published"] | None = None
-    """Sizes that go together, in place of the five below; null: those."""
-    width: PositiveInt = 32
-    """Width of the tokens in the transformer."""
-    heads: PositiveInt = 4
-    """Attention heads."""
-    global_layers: PositiveInt = 1
-    """Layers of the encoder over all tokens."""
-    vae_width: PositiveInt = 32
-    """Width of the VAE's hidden layers and of the refinement; a fraction of it at finer scales."""
-    latent: PositiveInt = 16
-    """Dimensions of the joint latent."""
+    """Sizes that go together. Of the five fields below it fills those that are null; given ones
+    stand beside it, though not all five, which would leave it nothing to say."""
+    width: PositiveInt | None = None
+    """Width of the tokens in the transformer; null: the preset's, else 32."""
+    heads: PositiveInt | None = None
+    """Attention heads; null: the preset's, else 4."""
+    global_layers: PositiveInt | None = None
+    """Layers of the encoder over all tokens; null: the preset's, else 1."""
+    vae_width: PositiveInt | None = None
+    """Width of the VAE's hidden layers and of the refinement, a fraction of it at finer scales;
+    null: the preset's, else 32."""
+    latent: PositiveInt | None = None
+    """Dimensions of the joint latent; null: the preset's, else 16."""
     scales: Annotated[int, Field(ge=1, le=4)] = 3
     """Scales of each modality's encoder."""
     dropout: Ratio = 0.2
@@ -129,8 +132,14 @@ class HCATConfig:
         unknown = sorted(set(self.codes) - set(MODALITIES))
         if unknown:
             raise ValueError(f"codes: no modality {unknown[0]}; there are {', '.join(MODALITIES)}")
-        if self.width % self.heads:
-            raise ValueError(f"width {self.width} must be a multiple of heads {self.heads}")
+        if self.preset is not None and None not in self._given:
+            raise ValueError(
+                f"preset {self.preset} has no say beside {', '.join(Size._fields)}; set those to "
+                "null that it shall fill"
+            )
+        size = self.size
+        if size.width % size.heads:
+            raise ValueError(f"width {size.width} must be a multiple of heads {size.heads}")
         if self.missing == "impute" and not self.alpha_impute:
             raise ValueError("alpha_impute 0 leaves the imputer untrained; set missing=mask")
         if self.survival.name == self.recurrence.name:
@@ -143,10 +152,13 @@ class HCATConfig:
 
     @property
     def size(self) -> Size:
-        """The sizes that count."""
-        if self.preset is not None:
-            return PRESETS[self.preset]
-        return Size(self.width, self.heads, self.global_layers, self.vae_width, self.latent)
+        """The sizes that count: those given, else the preset's, else the default."""
+        named = DEFAULT if self.preset is None else PRESETS[self.preset]
+        return Size(*(n if own is None else own for own, n in zip(self._given, named, strict=True)))
+
+    @property
+    def _given(self) -> tuple[int | None, ...]:
+        return tuple(getattr(self, name) for name in Size._fields)
 
     @property
     def views(self) -> int:

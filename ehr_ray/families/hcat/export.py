@@ -12,7 +12,7 @@ from ehr_ray.events.modalities import MODALITIES
 from ehr_ray.events.modality_h5 import LABELS, write_modality
 from ehr_ray.events.patients import Patient
 from ehr_ray.events.vocabulary import Vocabulary
-from ehr_ray.families.hcat.config import HCATConfig
+from ehr_ray.families.hcat.config import HCATConfig, Size
 from ehr_ray.families.hcat.data import collate, transform
 from ehr_ray.families.hcat.tokenizer import Tokenizer, Tokens
 from ehr_ray.family import Batch
@@ -106,7 +106,7 @@ def run_metadata(
     of probabilities; `positive` says what either is of.
     """
     model, train = experiment["model"], experiment["train"]
-    size = HCATConfig(preset=model["preset"]).size if model["preset"] else None
+    size = HCATConfig(**{name: model[name] for name in ("preset", *Size._fields)}).size
 
     def best(metric: str) -> float:
         return float(history[f"val/{metric}"].max())
@@ -135,9 +135,9 @@ def run_metadata(
             },
         },
         "model_config": {
-            "d_model": size.width if size else model["width"],
-            "n_heads": size.heads if size else model["heads"],
-            "n_global_layers": size.global_layers if size else model["global_layers"],
+            "d_model": size.width,
+            "n_heads": size.heads,
+            "n_global_layers": size.global_layers,
             "dropout": model["dropout"],
             "use_advanced_imputation": model["missing"] == "impute",
             "n_impute_iterations": model["impute_iterations"],

@@ -5,16 +5,20 @@ import pytest
 from ehr_ray.families.hcat.config import PRESETS, HCATConfig
 
 
-def test_a_preset_stands_in_for_the_sizes():
+def test_a_preset_fills_the_sizes_that_are_not_given():
     assert HCATConfig(preset="published").size == PRESETS["published"]
     assert HCATConfig(width=48).size.width == 48
     assert HCATConfig().size == PRESETS["small"]
+    beside = HCATConfig(preset="small", width=64, global_layers=2).size
+    assert beside == PRESETS["small"]._replace(width=64, global_layers=2)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"width": 30}, "width 30 must be a multiple of heads 4"),
+        ({"preset": "published", "heads": 5}, "width 512 must be a multiple of heads 5"),
+        ({"preset": "tiny", **PRESETS["small"]._asdict()}, "preset tiny has no say beside width"),
         ({"codes": {"radiology": ("x",)}}, "no modality radiology"),
         ({"alpha_impute": 0.0}, "set missing=mask"),
         ({"survival": dataclasses.replace(HCATConfig().recurrence)}, "both outcomes are called"),
