@@ -17,9 +17,11 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from ehr_ray.config.cluster import ClusterConfig
 from ehr_ray.config.crossval import CrossvalConfig
+from ehr_ray.config.idle import refusals
 from ehr_ray.config.locations import Location, Mark, Marks, located, marks_of, same_place
 from ehr_ray.config.messages import message, not_finite, not_names, outside, unknown
 from ehr_ray.config.published_keys import translated
+from ehr_ray.config.published_vae import is_published_vae, translated_vae
 from ehr_ray.config.schedules import Schedule
 from ehr_ray.config.search import DEFAULT, TuneConfig, parse_domain, paths
 from ehr_ray.config.sections import DataConfig, EvaluationConfig, TrackingConfig, TrainConfig
@@ -100,10 +102,14 @@ class Experiment:
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
     """Read a YAML file, apply `a.b=value` overrides and check the result; paths are absolute.
 
-    A relative one means the working folder, whichever folder the YAML lies in.
+    A relative one means the working folder, whichever folder the YAML lies in. ConfigError too for
+    an option that the rest of the config makes meaningless.
     """
     raw = override(read_yaml(path), dict(parse_override(text) for text in overrides))
-    return with_absolute_paths(parse(raw))
+    experiment = parse(raw)
+    if problems := list(refusals(experiment, get_schema(experiment.family))):
+        raise ConfigError("; ".join(problems))
+    return with_absolute_paths(experiment)
 
 
 def with_absolute_paths(experiment: Experiment) -> Experiment:
@@ -138,6 +144,9 @@ def parse(raw: Mapping[str, Any]) -> Experiment:
     """
     if bad := list(not_names(raw)):
         raise ConfigError("; ".join(bad))
+    if is_published_vae(raw):
+        scales = dataclasses.asdict(get_schema("vitals_vae").config())["scales"]
+        raw = translated_vae(raw, {scale["name"]: scale for scale in scales})
     raw = translated(raw)
     if not isinstance(raw.get("family"), str):
         raise ConfigError(f"family: missing; name one of {', '.join(FAMILIES)}")
@@ -212,7 +221,9 @@ def _schedules(raw: Any, defaults: dict[str, Raw], problems: list[str]) -> Any:
 
 
 def _merged(default: Raw, value: Any) -> Any:
-    """Let `schedules.beta.end` change one field of the family's default schedule."""
+    """Let `schedules.beta.end` change one field of the default schedule; null means all of it."""
+    if value is None:
+        return default
     if isinstance(value, str):  # YAML reads 1e-2 (without a dot) as text
         with contextlib.suppress(ValueError):
             value = float(value)

@@ -99,6 +99,8 @@ class Represent:
     """Before pooling, for an attentive head: states [B, T, D] and which are real [B, T]."""
     state_width: Callable[[Any], int] | None = None
     """D of a model."""
+    columns: Callable[[Any, Vocabulary], tuple[str, ...]] | None = None
+    """(config, vocabulary) to what each of the W is of, where some are of codes of the cohort."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +111,8 @@ class Training(Generic[C]):
     """Fits buffers of a new model on all rows of train, one batch, before the first step."""
     after_step: Callable[[nn.Module, Scheduled], None] | None = None
     """Runs after each optimizer step, as the moving average of a target encoder does."""
+    held: Callable[[nn.Module, Scheduled], Iterable[nn.Parameter]] | None = None
+    """Parameters that a step at these values leaves as they are, decay and moments included."""
     summarise: Callable[[Mapping[str, float]], Mapping[str, float]] | None = None
     """Further metrics of a report, computed from the means of the terms, such as a perplexity."""
     diagnose: Diagnose | None = None
@@ -118,8 +122,9 @@ class Training(Generic[C]):
     needs_pairs: Callable[[C], str | None] | None = None
     """The setting, as `a.b=value`, by which patients of a batch are compared with each other, so
     that each worker's micro-batch needs two; None where nothing does."""
-    inactive_paths: Callable[[C], Collection[str]] | None = None
-    """Paths of the search space that change nothing under a config, so that none is searched."""
+    inactive_paths: Callable[[C, bool], Collection[str]] | None = None
+    """(config, whether a task is trained) to further paths of the search space that change nothing
+    in a trial, though a config may state them, unlike those of `ConfigSchema.idle`."""
     rank: Select | None = None
     """What ranks the trials of a search where `select` does not: it must mean the same in all of
     them, whatever is searched. `probe/auroc` stands for a probe (`TuneConfig.rank`)."""
@@ -147,6 +152,14 @@ class Evaluation(Generic[Read]):
     """Codes that get simple features for the baselines, bool [V]; None: all may."""
 
 
+@dataclass(frozen=True)
+class Axis:
+    """An axis of a tensor, `dim`, and what each of its places is of, in `names`."""
+
+    dim: int
+    names: tuple[str, ...]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Transfer:
     """What `init_from` must not copy as it stands into a model of another cohort.
@@ -156,6 +169,11 @@ class Transfer:
 
     code_indexed_tensors: tuple[str, ...] = ()
     """Tensors with a row for each code of the vocabulary: their rows are matched by code."""
+    axes: Callable[[Any, Vocabulary], Mapping[str, Axis]] | None = None
+    """(config, vocabulary) to further tensors whose places along one axis are features of the
+    cohort: they are matched by name. A name may stand for several places, which are alike."""
+    meanings: Callable[[Any], Mapping[str, Any]] | None = None
+    """What a config says its inputs are, by path: a checkpoint of others is refused."""
     data_buffers: tuple[str, ...] = ()
     """Buffers made of the cohort and the config alone: neither copied nor counted."""
 
@@ -176,8 +194,9 @@ class Files(Generic[Read]):
     ) = None
     """JSON files of a finished run, by name: from its experiment as plain data, its history (a data
     frame) and the subjects of train and tuning."""
-    extra_checkpoints: Mapping[str, Select] = field(default_factory=dict)
-    """Checkpoints kept besides the best one, as `checkpoints/best_<name>`."""
+    extra_checkpoints: Callable[[Read], Mapping[str, Select]] | None = None
+    """Checkpoints kept besides the best one, as `checkpoints/best_<name>`; where there are any, the
+    last one is `checkpoints/final`."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,13 +1,15 @@
 """Configs with the keys of the published embedded-events pipeline, read as this package's own.
 
-Its sections are `model`, `data` and `training`, one file a stage. What has no place here is left
-out: sizes that follow from the cohort (`vocab_size`), threads of its loader, paths of its files.
+Its sections are `model`, `data` and `training`, one file a stage, beside `device` and `wandb`. What
+has no place here is left out, and is listed: sizes that follow from the cohort (`vocab_size`),
+threads of its loader, the files an ingest reads. Any other key is ours, or is refused.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import PurePath
 from typing import Any
 
+from ehr_ray.config.messages import unknown
 from ehr_ray.errors import ConfigError
 
 Raw = dict[str, Any]
@@ -25,12 +27,27 @@ MODEL = {
     "pooling": "pooling",
 }
 DATA = {"medical_lookup_filepath": "medical_lookup", "lab_lookup_filepath": "lab_lookup"}
+CACHE = "embedding_output_dir"
+"""Where a stage leaves embeddings and the next one finds them: our disk cache."""
 TRAIN = {
     "epochs": "max_epochs",
     "learning_rate": "lr",
     "weight_decay": "weight_decay",
     "early_stopping_patience": "patience",
+    "save_every": "keep_epochs",
 }
+LEFT_OUT = {
+    "model": ("type", "num_classes", "vocab_size"),
+    "data": ("data_dir", "vocab_filepath", "labels_filepath", "vocab_embedding_path"),
+    "training": ("num_workers",),
+}
+"""Keys that are read elsewhere or need no place: sizes of the cohort, files of its ingest."""
+TRAINING = (
+    *("task", "output_dir", "pretrained_checkpoint", "batch_size", "eval_batch_size"),
+    *("min_learning_rate", "scheduler_patience", "class_weights"),
+)
+"""Further keys of `training`."""
+TASKS = ("autoregressive", "classification")
 TASK = "case"
 """The label the source `tokenised` makes of `is_case`."""
 
@@ -50,7 +67,9 @@ def translated(raw: Mapping[str, Any]) -> Raw:
     kind = model.get("type", "transformer_decoder_embedded")
     if kind not in ARCHS:
         raise ConfigError(f"model.type: {kind!r} is none of {', '.join(ARCHS)}")
-    ours: Raw = {new: model[old] for old, new in MODEL.items() if old in model}
+    _check(training)
+    ours = _left(model, (*MODEL, *LEFT_OUT["model"]))
+    ours |= {new: model[old] for old, new in MODEL.items() if old in model}
     ours |= {new: data[old] for old, new in DATA.items() if old in data}
     ours["arch"] = ARCHS[kind]
     if isinstance(ours.get("pooling"), str):
@@ -63,11 +82,13 @@ def translated(raw: Mapping[str, Any]) -> Raw:
         "output": str(folder.parent),
         "init_from": training.get("pretrained_checkpoint"),
         "model": ours,
-        "data": {k: data[k] for k in ("cohort", "min_code_count") if k in data},
+        "data": _left(data, (*DATA, *LEFT_OUT["data"], CACHE)),
         "train": train,
+        "cluster": _device(raw.get("device", "cpu")),
     }
-    if "batch_size" in training:
-        result["data"]["batch_size"] = training["batch_size"]
+    result["data"] |= {k: training[k] for k in ("batch_size", "eval_batch_size") if k in training}
+    if CACHE in data:
+        result["data"].setdefault("cache_dir", data[CACHE])
     classify = "num_classes" in model or training.get("task") == "classification"
     if classify:
         _classification(model, training, result)
@@ -78,6 +99,28 @@ def translated(raw: Mapping[str, Any]) -> Raw:
             train["min_lr_ratio"] = float(lowest) / float(train["lr"])
     sections = ("model", "data", "training", "wandb", "device", "name")
     return {**{k: v for k, v in raw.items() if k not in sections}, **_merged(result, raw)}
+
+
+def _left(section: Raw, known: Iterable[str]) -> Raw:
+    """Return the keys of a section that are none of the other pipeline's: ours, or wrong."""
+    return {key: value for key, value in section.items() if key not in known}
+
+
+def _check(training: Raw) -> None:
+    """Raise ConfigError for what the other pipeline's `training` does not know either."""
+    known = (*TRAIN, *TRAINING, *LEFT_OUT["training"])
+    if bad := [unknown(f"training.{key}", key, known) for key in _left(training, known)]:
+        raise ConfigError("; ".join(bad))
+    if (task := training.get("task", TASKS[0])) not in TASKS:
+        raise ConfigError(f"training.task: {task!r} is none of {', '.join(TASKS)}")
+
+
+def _device(name: Any) -> Raw:
+    """Return our resources of `device`."""
+    kind = str(name).partition(":")[0]
+    if kind not in ("cpu", "cuda"):
+        raise ConfigError(f"device: {name!r} is neither cpu nor cuda")
+    return {"gpus_per_worker": int(kind == "cuda")}
 
 
 def _classification(model: Raw, training: Raw, result: Raw) -> None:
@@ -97,7 +140,7 @@ def _classification(model: Raw, training: Raw, result: Raw) -> None:
 def _merged(result: Raw, raw: Mapping[str, Any]) -> Raw:
     """Let sections of our own beside the others', an override `train.lr=...` for one, win."""
     merged = dict(result)
-    for key in ("train", "task"):
+    for key in ("train", "task", "cluster"):
         if isinstance(raw.get(key), Mapping):
             merged[key] = {**result.get(key, {}), **raw[key]}
     for key in ("output", "init_from"):

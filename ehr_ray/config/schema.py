@@ -1,6 +1,6 @@
 """What a config of a family is checked against: plain data, so that a check loads no torch."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -19,6 +19,11 @@ class ConfigSchema(Generic[C]):
     """Every scheduled quantity with its default; a config may replace each."""
     schedule_limits: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     """Smallest and largest value of the schedules that have one."""
+    idle: Callable[[C, bool], Mapping[str, str]] | None = None
+    """(config, whether a task is trained) to the paths, as `model.hide`, that change nothing then,
+    each with the setting that makes it so: one that is given is refused, and none is searched."""
+    codes: tuple[str, ...] = ()
+    """Fields that list codes by name, each of which must be one of the cohort's."""
     takes_task: bool = False
     """Whether the family has a representation that the head of a `task` can read."""
 

@@ -20,6 +20,8 @@ class DataConfig:
     """Folder or URI of the cohort: any MEDS dataset with train, tuning and held_out splits."""
     batch_size: PositiveInt = 32
     """Patients per optimizer step, over all workers and accumulation."""
+    eval_batch_size: PositiveInt | None = None
+    """Patients of a batch in validation, over all workers; null: `batch_size`."""
     origin: tuple[str, ...] | None = None
     """Codes whose first event is a subject's minute 0, alone or before a slash, for a dataset used
     as it stands; null: those of its ingest, else the usual names of an admission."""
@@ -71,6 +73,8 @@ class TrainConfig:
     """Reports without a better selection metric that a plateau is waited for."""
     warmup_steps: Annotated[int, Field(ge=0)] = 100
     """Steps of linear warm-up to the peak."""
+    warmup_epochs: NotNegative | None = None
+    """Its length in passes over the train split, in place of `warmup_steps`."""
     min_lr_ratio: Ratio = 0.05
     """Learning rate at the end over the peak."""
     weight_decay: NotNegative = 0.01
@@ -97,6 +101,17 @@ class TrainConfig:
     keep_steps: PositiveInt | None = None
     """Steps between checkpoints that are kept, in `checkpoints/<step>/`, beside the best; None:
     the best alone."""
+    keep_epochs: PositiveInt | None = None
+    """The same in passes over the train split, in place of `keep_steps`."""
+
+    def warmup(self, steps_per_epoch: int) -> int:
+        """Return the steps of the warm-up."""
+        epochs = self.warmup_epochs
+        return self.warmup_steps if epochs is None else round(epochs * steps_per_epoch)
+
+    def kept_every(self, steps_per_epoch: int) -> int | None:
+        """Return the steps between checkpoints that are kept; None: the best alone."""
+        return self.keep_steps if self.keep_epochs is None else self.keep_epochs * steps_per_epoch
 
 
 @dataclass(frozen=True, kw_only=True)

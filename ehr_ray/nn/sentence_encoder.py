@@ -1,7 +1,9 @@
 """Sentence transformers on short texts, fast: sorted by token length, small batches, bf16."""
 
+import contextlib
 import hashlib
 import importlib.util
+import json
 import socket
 import urllib.parse
 from collections.abc import Sequence
@@ -94,6 +96,15 @@ class SentenceEncoder:
         result = np.empty_like(vectors)
         result[order] = vectors
         return result
+
+
+def folder_width(folder: str) -> int | None:
+    """Return how wide a model's embeddings are as its folder says; None where it does not."""
+    for path in sorted(Path(folder).glob("*_Pooling/config.json")):
+        with contextlib.suppress(OSError, ValueError):
+            width = json.loads(path.read_text()).get("word_embedding_dimension")
+            return width if isinstance(width, int) else None
+    return None
 
 
 def model_key(name: str) -> str:

@@ -24,7 +24,7 @@ from ehr_ray.events.hashed_text import HASHED_WIDTH, HASHING, hashed
 from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.experiment import Experiment
 from ehr_ray.family import AnyFamily
-from ehr_ray.nn.sentence_encoder import SentenceEncoder, find_model, model_key
+from ehr_ray.nn.sentence_encoder import SentenceEncoder, find_model, folder_width, model_key
 from ehr_ray.registry import get_family
 from ehr_ray.runtime.data.tasks import Say, run_jobs
 from ehr_ray.storage import files, sync
@@ -84,6 +84,10 @@ def make_phrases(
     folder = sync.fetch(canonical(base / f"phrases-{digest}"), missing_ok=True)
     if (folder / TABLE).is_file():
         return folder
+    if name != HASHING and width not in (None, known := folder_width(find_model(name)) or width):
+        raise ConfigError(
+            f"model.embedding_dim={width}: {name} makes {known}; write {known}, or drop it"
+        )
     distinct = list(dict.fromkeys(texts))
     if name == HASHING:
         vectors = dict(zip(distinct, hashed(distinct, width or HASHED_WIDTH), strict=True))

@@ -1,7 +1,8 @@
 """`init_from`: weights of an earlier run under the names of this model; every tensor's fate."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -10,28 +11,37 @@ from torch import Tensor, nn
 from ehr_ray.config.yaml_files import read_yaml
 from ehr_ray.errors import InputError
 from ehr_ray.events.vocabulary import Vocabulary
-from ehr_ray.family import AnyFamily
-from ehr_ray.registry import get_family
+from ehr_ray.experiment import Experiment, parse
+from ehr_ray.family import AnyFamily, Axis
 from ehr_ray.train.checkpoint import checkpoint_folder, read_vocabulary
+from ehr_ray.train.task import family_of
 
 
 def initialise(
-    model: nn.Module, path: str | Path, family: AnyFamily, vocabulary: Vocabulary
+    model: nn.Module,
+    path: str | Path,
+    family: AnyFamily,
+    vocabulary: Vocabulary,
+    config: Any = None,
 ) -> list[str]:
     """Copy the tensors of a checkpoint that match by name and shape; return every tensor's fate.
 
     The model may hold the other as a part (a SetVAE in a SeqSetVAE, either under a task head), or
-    be a part of it. Rows of `Transfer.code_indexed_tensors` are matched by code, so a checkpoint of
-    another vocabulary gives the codes both know. Raises InputError when they fill less than half of
-    both, the checkpoint and the model: those are unlike, and training would silently start from
-    scratch.
+    be a part of it. Rows of `Transfer.code_indexed_tensors` are matched by code and places along
+    `Transfer.axes`, which `config` is asked for, by name: a checkpoint of another vocabulary gives
+    what both know. Raises InputError where its inputs mean other things, and when they fill less
+    than half of both, the checkpoint and the model: those are unlike, and training would silently
+    start from scratch.
     """
     folder = checkpoint_folder(path)
-    _check_kin(folder, path, family)
+    other = parse(read_yaml(folder / "experiment.yaml"))
+    _check_kin(other, path, family, config)
     by_code, own = family.transfer.code_indexed_tensors, family.transfer.data_buffers
     everything = load_file(folder / "model.safetensors")
     source = {name: tensor for name, tensor in everything.items() if not named_by(name, own)}
     old_vocabulary = read_vocabulary(folder)
+    axes = _axes(family, config, vocabulary)
+    old_axes = _axes(family_of(other), other.model, old_vocabulary)
     target = model.state_dict()
     renamed, unused = _renamed(source, target)
     lines, copied = [], 0
@@ -45,6 +55,11 @@ def initialise(
             shared = _copy_rows(tensor, old, vocabulary, old_vocabulary)
             copied += old.numel() if shared else 0
             lines.append(f"{name}: rows of {shared} of {len(vocabulary)} codes copied")
+        elif (axis := _of(axes, name)) != (old_axis := _of(old_axes, name)):
+            shared = _copy_places(tensor, old, axis, old_axis)
+            copied += old.numel() if shared else 0
+            total = 0 if axis is None else len(axis.names)
+            lines.append(f"{name}: {shared} of {total} features copied, by name")
         elif old.shape != tensor.shape:
             lines.append(f"{name}: initialised, {list(old.shape)} there, {list(tensor.shape)} here")
         else:
@@ -71,9 +86,30 @@ def named_by(name: str, endings: Sequence[str]) -> bool:
     return any(f".{name}".endswith(f".{ending}") for ending in endings)
 
 
-def _check_kin(folder: Path, path: str | Path, family: AnyFamily) -> None:
+def _axes(family: AnyFamily, config: Any, vocabulary: Vocabulary) -> Mapping[str, Axis]:
+    axes = family.transfer.axes
+    return {} if axes is None or config is None else axes(config, vocabulary)
+
+
+def _of(axes: Mapping[str, Axis], name: str) -> Axis | None:
+    return next((axis for ending, axis in axes.items() if named_by(name, [ending])), None)
+
+
+def _meanings(family: AnyFamily, config: Any) -> Mapping[str, Any]:
+    meanings = family.transfer.meanings
+    return {} if meanings is None or config is None else meanings(config)
+
+
+def _check_kin(experiment: Experiment, path: str | Path, family: AnyFamily, config: Any) -> None:
     """Raise InputError for a checkpoint of another kind of model: names may agree by chance."""
-    other = get_family(str(read_yaml(folder / "experiment.yaml").get("family")))
+    other = family_of(experiment)
+    theirs = _meanings(other, experiment.model)
+    for option, ours in _meanings(family, config).items():
+        if option in theirs and theirs[option] != ours:
+            raise InputError(
+                f"init_from={path}: its {option} is {theirs[option]}, here it is {ours}; inputs "
+                "mean other things, so set that, or drop init_from"
+            )
     if other.name != family.name and _home(other) != _home(family):
         raise InputError(
             f"init_from={path}: a checkpoint of {other.name}, whose tensors mean other things than "
@@ -125,6 +161,20 @@ def _prefixes(names: dict[str, Tensor]) -> list[str]:
         parts = name.split(".")[:-1]
         prefixes |= {".".join(parts[: i + 1]) + "." for i in range(min(2, len(parts)))}
     return sorted(prefixes, key=lambda prefix: (prefix.count("."), prefix))
+
+
+def _copy_places(tensor: Tensor, old: Tensor, axis: Axis | None, old_axis: Axis | None) -> int:
+    """Copy the places along an axis whose names both have; return their number."""
+    if axis is None or old_axis is None or axis.dim != old_axis.dim:
+        return 0
+    ours, theirs = tensor.movedim(axis.dim, 0), old.movedim(axis.dim, 0)
+    if ours.shape[1:] != theirs.shape[1:]:
+        return 0
+    place = {name: i for i, name in reversed(list(enumerate(old_axis.names)))}
+    pairs = [(i, place[name]) for i, name in enumerate(axis.names) if name in place]
+    for here, there in pairs:
+        ours[here] = theirs[there]
+    return len(pairs)
 
 
 def _copy_rows(tensor: Tensor, old: Tensor, codes: Vocabulary, old_codes: Vocabulary) -> int:

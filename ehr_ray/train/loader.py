@@ -92,7 +92,7 @@ class Loader:
         """
         order = np.argsort(self.tuning.lengths, kind="stable")
         order = order[rank::world] if len(order) >= world else order
-        size = max(1, self.config.batch_size // world)
+        size = max(1, (self.config.eval_batch_size or self.config.batch_size) // world)
         parts = [order[i : i + size] for i in range(0, len(order), size)]
         yield from _ahead(lambda part: self.collate(self.tuning.rows(part)), parts)
 

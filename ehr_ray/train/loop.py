@@ -62,7 +62,7 @@ def train(
         progress.step = step + 1
         if backend.rank == 0:
             watch.on_step(progress.step, total)
-        if plan.keep_steps and progress.step % plan.keep_steps == 0:
+        if (every := plan.kept_every(per_epoch)) and progress.step % every == 0:
             reporter.keep_checkpoint()
         if progress.step % run.report_steps == 0 or progress.step == total:
             # The last step is reported too, so that no training is lost for want of a report.

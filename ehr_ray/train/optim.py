@@ -113,8 +113,9 @@ def learning_rate(
 
     `reductions` is how often a plateau was met; each halves the rate, down to `min_lr_ratio`.
     """
-    if step < config.warmup_steps:
-        return config.lr * (step + 1) / config.warmup_steps
+    warmup = config.warmup(steps_per_epoch)
+    if step < warmup:
+        return config.lr * (step + 1) / warmup
     if config.lr_schedule == "constant":
         return config.lr
     if config.lr_schedule == "plateau":
@@ -123,8 +124,8 @@ def learning_rate(
         done = _share_of_period(step / steps_per_epoch, config)
         left = (1 + math.cos(math.pi * done)) / 2
         return config.lr * (config.min_lr_ratio + (1 - config.min_lr_ratio) * left)
-    span = max(1, total_steps - config.warmup_steps)
-    done = min(1.0, (step - config.warmup_steps) / span)
+    span = max(1, total_steps - warmup)
+    done = min(1.0, (step - warmup) / span)
     left = 1 - done if config.lr_schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
     return config.lr * (config.min_lr_ratio + (1 - config.min_lr_ratio) * left)
 

@@ -103,7 +103,9 @@ class Reporter:
         values = self._measured()
         row = self._row(settings, values)
         better = update_best(progress, run.family, row, plan)
-        better_by = update_others(progress, run.family, row)
+        extra = run.family.files.extra_checkpoints
+        others = extra(run.experiment.model) if extra else {}
+        better_by = update_others(progress, others, row)
         per_epoch = run.loader.steps_per_epoch
         progress.finished |= cycles_without_better(run.experiment, progress, per_epoch)
         progress.finished |= progress.step >= run.total_steps
@@ -113,10 +115,11 @@ class Reporter:
                     self._save("checkpoint")
                 for name in better_by:
                     self._save(f"checkpoints/best_{name}")
+                if others and progress.finished:
+                    self._save("checkpoints/final")
                 history.append(run.folder, row)
-                if lines := warnings_of(
-                    run.family, history.read(run.folder), plan.warmup_steps, progress
-                ):
+                warmup = plan.warmup(per_epoch)
+                if lines := warnings_of(run.family, history.read(run.folder), warmup, progress):
                     run.tell(lines)
                 # Last of all: a run killed before it repeats this report, row and checkpoints.
                 save_state(run.folder, self._module, self._optimizer, progress)

@@ -1,12 +1,13 @@
 """Which report is the best so far, and whether a run has waited for a better one long enough."""
 
 import math
+from collections.abc import Mapping
 
 from ehr_ray.config.schedules import Cycle
 from ehr_ray.config.sections import TrainConfig
 from ehr_ray.errors import ConfigError
 from ehr_ray.experiment import Experiment
-from ehr_ray.family import AnyFamily
+from ehr_ray.family import AnyFamily, Select
 from ehr_ray.train.checkpoint import Progress
 
 Metrics = dict[str, float]
@@ -28,10 +29,10 @@ def update_best(progress: Progress, family: AnyFamily, row: Metrics, plan: Train
     return better
 
 
-def update_others(progress: Progress, family: AnyFamily, row: Metrics) -> list[str]:
+def update_others(progress: Progress, others: Mapping[str, Select], row: Metrics) -> list[str]:
     """Record the best of each of `extra_checkpoints`; return those this report is the best of."""
     better = []
-    for name, select in family.files.extra_checkpoints.items():
+    for name, select in others.items():
         value = row.get(select.metric)
         if value is not None and select.better(value, progress.bests.get(name)):
             progress.bests[name] = value

@@ -43,7 +43,7 @@ def starting_model(run: Run) -> nn.Module:
 
 def _start_from(run: Run, module: nn.Module, source: str) -> None:
     """Copy the weights of another run, and leave every tensor's fate in `init_from.txt`."""
-    lines = initialise(module, source, run.family, run.vocabulary)
+    lines = initialise(module, source, run.family, run.vocabulary, run.experiment.model)
     if run.backend.rank == 0:
         run.folder.mkdir(parents=True, exist_ok=True)
         (run.folder / "init_from.txt").write_text("\n".join(lines) + "\n")

@@ -56,6 +56,9 @@ class OptimizerStep:
             self.sums.add(terms)
             losses.append({name: term.sum.detach() for name, term in terms.items()})
         drop_held(self.optimizer)
+        if self.family.training.held:
+            for parameter in self.family.training.held(getattr(model, "module", model), scheduled):
+                parameter.grad = None
         parameters = [p for p in model.parameters() if p.grad is not None]
         norm = nn.utils.clip_grad_norm_(parameters, plan.clip or float("inf"))
         if not torch.isfinite(norm):

@@ -3,7 +3,7 @@
 B patients, W width of the representation, M heads.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -17,7 +17,8 @@ from ehr_ray.config.task import TaskConfig
 from ehr_ray.errors import ConfigError
 from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.experiment import Experiment
-from ehr_ray.family import AnyFamily, Batch, Represent, Select, Term, Terms
+from ehr_ray.family import AnyFamily, Axis, Batch, Represent, Select, Term, Terms, Transfer
+from ehr_ray.nn.focal import focal
 from ehr_ray.nn.pooling import AttentivePool
 from ehr_ray.registry import get_family
 from ehr_ray.train.backend import Backend
@@ -80,10 +81,12 @@ def with_task(family: AnyFamily, task: TaskConfig, prevalence: float | None = No
             family.training,
             task_logit=lambda model, batch: model(batch, None).float().mean(1),
             after_step=None,
+            held=None,
             diagnose=None,
             learnable=None,
             needs_pairs=None,
         ),
+        transfer=_transfer(family, task),
         evaluation=replace(
             shown,
             latents=_on_base(shown.latents),
@@ -91,6 +94,21 @@ def with_task(family: AnyFamily, task: TaskConfig, prevalence: float | None = No
             outputs={name: _on_base(function) for name, function in shown.outputs.items()},
         ),
     )
+
+
+def _transfer(family: AnyFamily, task: TaskConfig) -> Transfer:
+    """Return what the heads add: their input is standardised anew, its columns have names."""
+    base, columns = family.transfer, family.represent.columns if family.represent else None
+    own = (*base.data_buffers, "center", "scale")
+    if columns is None or task.pool == "attentive":
+        return replace(base, data_buffers=own)
+
+    def axes(config: Any, vocabulary: Vocabulary) -> Mapping[str, Axis]:
+        axis = Axis(1, columns(config, vocabulary))
+        heads = {f"heads.{member}.1.weight": axis for member in range(task.members)}
+        return {**(base.axes(config, vocabulary) if base.axes else {}), **heads}
+
+    return replace(base, data_buffers=own, axes=axes)
 
 
 class TaskModel(nn.Module):
@@ -149,7 +167,7 @@ def task_loss(
     label = batch[LABEL].unsqueeze(1).expand_as(logit)
     loss = F.binary_cross_entropy_with_logits(logit, label, reduction="none")
     if task.loss == "focal":
-        loss = (1 - torch.exp(-loss)) ** task.focal_gamma * loss
+        loss = focal(loss, task.focal_gamma)
     weight = torch.where(label > 0, positive_weight, 1.0)
     return {"task": Term((weight * loss).sum(), weight.sum())}
 

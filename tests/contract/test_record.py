@@ -15,6 +15,7 @@ from ehr_ray.evaluation.suite import get_suite
 from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.experiment import dump, parse
 from ehr_ray.registry import FAMILIES, get_family
+from ehr_ray.runtime.tuning.plan import default_space
 from ehr_ray.train.backend import LocalBackend
 from ehr_ray.train.initialise import named_by
 from ehr_ray.train.validate import validate
@@ -158,12 +159,11 @@ def test_cache_fields_are_what_transform_reads(family, shipped, patients, synthe
 
 
 def test_schedules_and_searched_options_are_read(family, shipped, patients, synthetic_vocabulary):
-    training, never = family.training, set(family.search_space)
+    never = set(family.search_space)
     assert {*family.eval_scheduled, *family.schema.schedule_limits} <= set(family.schema.schedules)
     unread = set(family.schema.schedules)
     for experiment in shipped:
-        idle = set(training.inactive_paths(experiment.model) if training.inactive_paths else ())
-        assert idle <= set(family.search_space)
+        idle = set(family.search_space) - set(default_space(experiment, family))
         fields, schedules = trained_once(family, experiment, synthetic_vocabulary, patients)
         unread -= schedules
         read = {path for path in family.search_space if is_read(path, fields, schedules)}
@@ -189,7 +189,8 @@ def test_a_setting_that_needs_pairs_is_stated_as_it_is_in_the_config(family, shi
         for path, domain in space.items()
         for value in getattr(domain, "values", ())
     ]
-    stated = {needs_pairs(e.model): e for e in (*shipped, *regularised)}
+    ablated = [parse(override(dump(e), v)) for e in shipped for v in e.crossval.variants.values()]
+    stated = {needs_pairs(e.model): e for e in (*shipped, *regularised, *ablated)}
     stated.pop(None, None)
     assert stated
     for setting, experiment in stated.items():
@@ -218,7 +219,9 @@ def test_outputs_and_suites_are_there(family, shipped, patients, synthetic_vocab
 
 def test_metrics_that_choose_are_measured(family, shipped, make_loader, synthetic_vocabulary):
     """By a shipped config, at each report; a probe's is measured by the search itself."""
-    chosen = [family.select, family.training.rank, *family.files.extra_checkpoints.values()]
+    extra = family.files.extra_checkpoints
+    others = [extra(experiment.model) for experiment in shipped] if extra else []
+    chosen = [family.select, family.training.rank, *(s for one in others for s in one.values())]
     unmeasured = {s.metric for s in chosen if s is not None} - {"probe/auroc"}
     for experiment in shipped:
         if unmeasured:

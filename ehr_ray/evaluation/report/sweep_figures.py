@@ -106,7 +106,8 @@ def parallel(
     order = pd.Series(good).rank(pct=True).to_numpy()
     for row in np.argsort(np.nan_to_num(order, nan=-1)):
         y = [places[name][0][row] for name in columns]
-        dead = not math.isfinite(good[row]) or bool(frame["collapsed"].iloc[row])
+        unfit = bool(frame["collapsed"].iloc[row] or frame["untrained"].iloc[row])
+        dead = not math.isfinite(good[row]) or unfit
         first = best is not None and int(frame["trial"].iloc[row]) == best
         colour = GREY if dead else ORANGE if first else colormaps["Blues"](0.25 + 0.7 * order[row])
         shown = [(x, v) for x, v in enumerate(y) if math.isfinite(v)]

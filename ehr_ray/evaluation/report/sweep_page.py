@@ -71,7 +71,7 @@ def verdict(
     if best is None:
         tone = "bad"
         if frame["score"].map(math.isfinite).any():
-            lines.append("every latent collapsed: no trial is the best")
+            lines.append(f"no trial is fit to be the best: {_unfit(frame)}")
         elif (frame["status"] == "failed").all():
             lines.append(f"no trial has a score: all failed, see {TRIALS}")
         else:
@@ -82,7 +82,8 @@ def verdict(
     else:
         tone = "good"
         lines.append(f"best: trial {int(best['trial'])}, {metric} {best['score']:.5g}")
-        alike = int(((frame["score"] == best["score"]) & ~frame["collapsed"]).sum())
+        unfit = frame["collapsed"] | frame["untrained"]
+        alike = int(((frame["score"] == best["score"]) & ~unfit).sum())
         if alike > 1:
             lines.append(f"{alike} trials share that score; the first of them is taken")
             tone = "mixed"
@@ -90,15 +91,28 @@ def verdict(
         count = int((frame["status"] == status).sum())
         if count:
             lines.append(f"{count} of {len(frame)} trials {what}")
-    dead = int(frame["collapsed"].sum())
-    if dead:
-        lines.append(f"{dead} of {len(frame)} latents collapsed; these rank last")
-        tone = "mixed" if tone == "good" else tone
+    for name, what in (
+        ("collapsed", "latents collapsed"),
+        ("untrained", "are untrained, their latent still new after so few steps"),
+    ):
+        if count := int(frame[name].sum()):
+            lines.append(f"{count} of {len(frame)} {what}; these rank last")
+            tone = "mixed" if tone == "good" else tone
     if best is not None:
         lines.append(
             "a score chosen as the best of many is too good: judge the trial on held-out patients"
         )
     return tone, lines
+
+
+def _unfit(frame: pd.DataFrame) -> str:
+    """Return why: `2 collapsed, 1 stopped early; train longer, or search other values`."""
+    states = (
+        frame["status"].mask(frame["untrained"], "untrained").mask(frame["collapsed"], "collapsed")
+    )
+    counts = states.replace("stopped", "stopped early").value_counts(sort=False)
+    told = ", ".join(f"{n} {state}" for state, n in counts.items())
+    return f"{told}; train longer, or search other values"
 
 
 def table_lines(frame: pd.DataFrame, paths: Sequence[str], metric: str) -> list[str]:
@@ -114,7 +128,8 @@ def table_lines(frame: pd.DataFrame, paths: Sequence[str], metric: str) -> list[
 
 
 def _cells(row: pd.Series, paths: Sequence[str]) -> list[str]:
-    status = f"{row['status']}, collapsed" if row["collapsed"] else str(row["status"])
+    state = next((f", {name}" for name in ("collapsed", "untrained") if row[name]), "")
+    status = f"{row['status']}{state}"
     score = f"{row['score']:.5g}" if math.isfinite(row["score"]) else "-"
     return [str(int(row["trial"])), status, score, *(_text(row[path]) for path in paths)]
 

@@ -7,6 +7,7 @@ from pydantic import Field
 
 from ehr_ray.config.locations import Location, ModelName
 from ehr_ray.config.schema import ConfigSchema
+from ehr_ray.config.text_models import check_width
 from ehr_ray.events.tokens import Place, TokenOptions
 
 NotNegative = Annotated[float, Field(ge=0)]
@@ -90,6 +91,7 @@ class EventTransformerConfig:
             raise ValueError(
                 f"model_dim {self.model_dim} must be an even multiple of n_heads {self.n_heads}"
             )
+        check_width(self.text_model, self.embedding_dim)
         if not self.pooling:
             raise ValueError("pooling must name at least one of mean, cls, max, attention, last")
         if self.arch == "encoder" and self.next_time_weight:
@@ -112,9 +114,18 @@ class EventTransformerConfig:
         )
 
 
-def inactive_paths(config: EventTransformerConfig) -> tuple[str, ...]:
-    """Return the paths of the search space that change nothing under a config."""
-    return () if config.fills_in else ("model.mask_ratio",)
+def idle(config: EventTransformerConfig, task: bool) -> dict[str, str]:
+    """Return the paths that change nothing under a config, and what makes it so."""
+    model: dict[str, str] = {}
+    if task or config.head == "none":
+        why = "a task" if task else "model.head=none"
+        model |= dict.fromkeys(("mask_ratio", "next_value_weight", "next_time_weight"), why)
+    elif not config.fills_in:
+        model["mask_ratio"] = f"model.arch={config.arch}"
+    if config.values == "none" or config.value_as == "bin":
+        why = "model.values=none" if config.values == "none" else "model.value_as=bin"
+        model["levels"] = why
+    return {f"model.{name}": why for name, why in model.items()}
 
 
 TOKEN_FIELDS = ("values", "value_as", "levels", "units", "gaps", "clip_value")
@@ -123,5 +134,6 @@ TOKEN_FIELDS = ("values", "value_as", "levels", "units", "gaps", "clip_value")
 
 SCHEMA = ConfigSchema(
     config=EventTransformerConfig,
+    idle=idle,
     takes_task=True,
 )

@@ -4,13 +4,12 @@ from ehr_ray.config.search import Choice, LogUniform, Uniform
 from ehr_ray.families.event_transformer.config import (
     SCHEMA,
     TOKEN_FIELDS,
-    inactive_paths,
 )
 from ehr_ray.families.event_transformer.data import collate, transform
 from ehr_ray.families.event_transformer.loss import loss, perplexity
 from ehr_ray.families.event_transformer.model import EventTransformer
 from ehr_ray.families.event_transformer.predict import predict, represent, represent_width
-from ehr_ray.families.event_transformer.table import check_files, phrase_texts
+from ehr_ray.families.event_transformer.table import axes, check_files, phrase_texts
 from ehr_ray.family import Family, Files, Represent, Training, Transfer
 
 FAMILY = Family(
@@ -30,7 +29,7 @@ FAMILY = Family(
         "model.model_dim": Choice((128, 256)),
         "model.mask_ratio": Uniform(0.05, 0.5),
     },
-    training=Training(summarise=perplexity, inactive_paths=inactive_paths),
-    transfer=Transfer(data_buffers=("table",)),
+    training=Training(summarise=perplexity),
+    transfer=Transfer(data_buffers=("table",), axes=axes),
     files=Files(check=check_files, phrases=phrase_texts),
 )

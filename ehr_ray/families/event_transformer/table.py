@@ -13,6 +13,7 @@ from ehr_ray.events.phrases import Lookups, read_lookup
 from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.families.event_transformer.config import EventTransformerConfig
 from ehr_ray.families.event_transformer.data import token_book
+from ehr_ray.family import Axis
 from ehr_ray.storage.paths import local
 
 TABLE = "table.safetensors"
@@ -53,6 +54,14 @@ def phrase_table(config: EventTransformerConfig, vocabulary: Vocabulary) -> Tens
     else:
         return torch.zeros(size, config.embedding_dim or HASHED_WIDTH)
     return F.normalize(table - table.mean(0), dim=-1) * table.shape[1] ** 0.5
+
+
+def axes(config: EventTransformerConfig, vocabulary: Vocabulary) -> dict[str, Axis]:
+    """Return which phrase each score of the head is of, without any lookup's names."""
+    phrases = Axis(0, tuple(token_book(vocabulary, config.token_options).texts()))
+    if config.head == "plain":
+        return {"score.weight": phrases, "score.bias": phrases}
+    return {"score_bias": phrases} if config.head == "tied" else {}
 
 
 def check_files(config: EventTransformerConfig) -> None:

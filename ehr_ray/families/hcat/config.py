@@ -7,8 +7,9 @@ from typing import Annotated, Final, Literal, NamedTuple
 from pydantic import Field
 
 from ehr_ray.config.locations import Location, ModelName
-from ehr_ray.config.schedules import Ramp
+from ehr_ray.config.schedules import Constant, Ramp
 from ehr_ray.config.schema import ConfigSchema
+from ehr_ray.config.text_models import check_width
 from ehr_ray.events.modalities import CODES, MODALITIES
 from ehr_ray.events.outcomes import RECURRENCE_2Y, SURVIVAL_5Y, Outcome
 
@@ -113,7 +114,9 @@ class HCATConfig:
     alpha_rec: NotNegative = 1.0
     """Weight of the recurrence loss."""
     alpha_con: NotNegative = 0.0
-    """Weight of the contrast between two views of a patient (InfoNCE); 0 makes no second view."""
+    """Weight of the contrast between two views of a patient (InfoNCE); 0 makes no second view.
+
+    Negatives are the other patients of a worker's micro-batch, not those of other workers."""
     alpha_kl: NotNegative = 0.05
     """Weight of the latent's divergence."""
     alpha_impute: NotNegative = 0.1
@@ -122,6 +125,9 @@ class HCATConfig:
     """Temperature of the contrast."""
     focal_gamma: NotNegative = 0.0
     """Turns the loss from easy rows (focal loss, Lin et al. 2017); 0 is cross-entropy."""
+    best_by: Literal["f1", "auc"] = "f1"
+    """What of tuning `checkpoints/best_surv`, `best_rec` and `best_avg` are the best by: F1 at 0.5,
+    or AUROC."""
     class_weight: Literal["none", "balanced"] = "none"
     """Whether the positive class weighs as much as the other in train."""
     censoring_weight: bool = True
@@ -140,6 +146,7 @@ class HCATConfig:
         size = self.size
         if size.width % size.heads:
             raise ValueError(f"width {size.width} must be a multiple of heads {size.heads}")
+        check_width(self.text_model, self.embedding_dim)
         if self.missing == "impute" and not self.alpha_impute:
             raise ValueError("alpha_impute 0 leaves the imputer untrained; set missing=mask")
         if self.survival.name == self.recurrence.name:
@@ -166,14 +173,32 @@ class HCATConfig:
         return 2 if self.alpha_con else 1
 
 
-def inactive_paths(config: HCATConfig) -> tuple[str, ...]:
-    """Return the paths of the search space that change nothing under a config."""
-    if config.missing == "impute":
-        return ()
-    return ("schedules.beta.end", "model.mask_ratio", "model.alpha_impute")
+def idle(config: HCATConfig, _task: bool) -> dict[str, str]:
+    """Return the paths that change nothing under a config, and what makes it so."""
+    model: dict[str, str] = {}
+    found: dict[str, str] = {}
+    if config.missing == "mask":
+        why = "model.missing=mask"
+        model |= dict.fromkeys(("mask_ratio", "alpha_kl", "alpha_impute"), why)
+        found = dict.fromkeys(("schedules.beta", "schedules.free_bits"), why)
+    elif not config.alpha_kl:
+        found = dict.fromkeys(("schedules.beta", "schedules.free_bits"), "model.alpha_kl=0")
+    if not config.linear:
+        model["linear_modalities"] = "model.linear=false"
+    if not config.alpha_con:
+        model["contrastive_temp"] = "model.alpha_con=0"
+    if not config.moddrop:
+        model["moddrop_mode"] = "model.moddrop=0"
+    if config.text_model is None:
+        model |= dict.fromkeys(("phrases", "embedding_dim"), "model.text_model=null")
+    return found | {f"model.{name}": why for name, why in model.items()}
 
 
 SCHEMA = ConfigSchema(
     config=HCATConfig,
-    schedules={"beta": Ramp(start=0.0, end=1.0, epochs=10)},
+    schedules={
+        "beta": Ramp(start=0.0, end=1.0, epochs=10),
+        "free_bits": Constant(value=0.0),
+    },
+    idle=idle,
 )

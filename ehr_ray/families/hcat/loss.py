@@ -11,7 +11,8 @@ from ehr_ray.events.modalities import WIDTH
 from ehr_ray.families.hcat.config import HCATConfig
 from ehr_ray.families.hcat.model import HCAT
 from ehr_ray.family import Batch, Scheduled, Term, Terms
-from ehr_ray.nn.gaussian import kl_standard
+from ehr_ray.nn.focal import focal
+from ehr_ray.nn.gaussian import free_bits, kl_standard
 
 
 def loss(model: nn.Module, batch: Batch, scheduled: Scheduled, seed: int) -> Terms:
@@ -20,8 +21,9 @@ def loss(model: nn.Module, batch: Batch, scheduled: Scheduled, seed: int) -> Ter
     `surv` and `rec` are a weighted cross-entropy (or focal loss) a known row; `recon` is the
     squared error of decoded tokens and `impute` the negative log-likelihood of artificially hidden
     ones, a number, the mean over the first imputation and each refinement. `kl` is in nats a number
-    of a token, so that it weighs against them as in an evidence bound; for the log alone `kl_nats`
-    is the same a patient, and `impute_mse` the squared error of the last refinement.
+    of a token, with free bits, so that it weighs against them as in an evidence bound; for the log
+    alone `kl_nats` is the divergence before them, a patient, and `impute_mse` the squared error of
+    the last refinement.
     """
     plain: HCAT = getattr(model, "module", model)
     config = plain.config
@@ -41,25 +43,29 @@ def loss(model: nn.Module, batch: Batch, scheduled: Scheduled, seed: int) -> Ter
     return terms
 
 
+def needs_pairs(config: HCATConfig) -> str | None:
+    """Return the setting that compares patients of a batch, if there is one."""
+    return f"model.alpha_con={config.alpha_con}" if config.alpha_con else None
+
+
 def outcome_loss(logit: Tensor, label: Tensor, config: HCATConfig) -> Tensor:
     """Return cross-entropy, turned from easy rows where `focal_gamma` is above 0."""
     found = F.binary_cross_entropy_with_logits(logit, label.expand_as(logit), reduction="none")
-    if config.focal_gamma:
-        found = (1 - torch.exp(-found)) ** config.focal_gamma * found
-    return found
+    return focal(found, config.focal_gamma)
 
 
 def imputation(out: dict[str, Tensor], config: HCATConfig, scheduled: Scheduled) -> Terms:
     """Return `kl`, `recon`, `impute` and, for the log, `kl_nats` and `impute_mse`."""
     patients = torch.tensor(float(len(out["mu"])), device=out["mu"].device)
-    kl = kl_standard(out["mu"], out["logvar_z"]).sum()
+    each = kl_standard(out["mu"], out["logvar_z"])
+    kl = free_bits(each, scheduled["free_bits"]).sum()
     visible, hidden = out["visible"].float(), out["hidden"].float()
     error, logvar = out["steps"].float(), out["steps_logvar"].float()
     nll = 0.5 * (error * torch.exp(-logvar) + logvar)
     alpha = config.alpha_impute
     return {
         "kl": Term(kl, patients * WIDTH, config.alpha_kl * scheduled["beta"]),
-        "kl_nats": Term(kl.detach(), patients, 0.0),
+        "kl_nats": Term(each.sum().detach(), patients, 0.0),
         "recon": Term((out["recon"].float() * visible).sum(), visible.sum(), alpha),
         "impute": Term((nll.mean(0) * hidden).sum(), hidden.sum(), alpha),
         "impute_mse": Term((error[-1] * hidden).sum().detach(), hidden.sum(), 0.0),
@@ -70,7 +76,8 @@ def info_nce(first: Tensor, second: Tensor, temperature: float) -> Tensor:
     """Return the contrast of two views, unit vectors [B, W], summed over patients.
 
     A patient's other view is the positive, everybody else's both views are negatives
-    (NT-Xent, Chen et al. 2020, eq. 1), the mean of both directions.
+    (NT-Xent, Chen et al. 2020, eq. 1), the mean of both directions. Everybody is who shares the
+    worker's micro-batch: ranks contrast their own patients, so more ranks mean fewer negatives.
     """
     every = torch.cat([first, second])
     score = every @ every.T / temperature

@@ -25,7 +25,6 @@ KNOTS = 128
 """Days at which the curve of censoring is kept."""
 DATA_BUFFERS = (
     "tokenizer.meaning",
-    *(f"tokenizer.projection_{name}" for name in MODALITIES),
     *("quality_center", "quality_scale", "token_mean", "token_scale", "positive_weight"),
     *("imputer.base.read", "imputer.base.write", "knots", "still_followed"),
 )

@@ -12,7 +12,23 @@ from ehr_ray.events.modalities import MODALITIES, layout_of, projection
 from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.families.hcat.config import HCATConfig
 from ehr_ray.families.hcat.text import SEMANTIC, phrase_table
-from ehr_ray.family import Batch
+from ehr_ray.family import Axis, Batch
+
+
+def axes(config: HCATConfig, vocabulary: Vocabulary) -> dict[str, Axis]:
+    """Return which column each row of a projection turns, in the order of `Tokenizer.forward`.
+
+    What is learned reads tokens, so a column must be turned as it was when that was learned.
+    """
+    layout = layout_of(vocabulary, config.codes)
+    found = {}
+    for place, name in enumerate(MODALITIES):
+        values = [vocabulary.codes[i] for i in layout.columns[place]]
+        marks = [f"no {vocabulary.codes[i]}" for i in layout.marked[place]]
+        more = config.embedding_dim or 0 if config.text_model and place == SEMANTIC else 0
+        names = (*values, *marks, *(f"phrase {i}" for i in range(more)))
+        found[f"tokenizer.projection_{name}"] = Axis(0, names)
+    return found
 
 
 @dataclass(frozen=True)

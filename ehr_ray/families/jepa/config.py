@@ -146,8 +146,34 @@ class JEPAConfig:
         return tuple(getattr(self, name) for name in Size._fields)
 
 
+HIDING = ("mask", "context_rows", "target_rows", "blocks", "block_share", "context_ratio")
+
+
+def idle(config: JEPAConfig, task: bool) -> dict[str, str]:
+    """Return the paths that change nothing under a config, and what makes it so."""
+    model: dict[str, str] = {}
+    if config.mask == "future":
+        model |= dict.fromkeys(("blocks", "block_share"), "model.mask=future")
+    elif config.mask == "blocks":
+        model |= dict.fromkeys(("context_rows", "target_rows"), "model.mask=blocks")
+    if config.regulariser == "none":
+        model["regulariser_weight"] = "model.regulariser=none"
+    if task:
+        weights = ("value_weight", "regulariser", "regulariser_weight")
+        model |= dict.fromkeys((*HIDING, *weights), "a task")
+    else:
+        model["hide_rows"] = "no task"
+    return {f"model.{name}": why for name, why in model.items()}
+
+
+def inactive_paths(_config: JEPAConfig, task: bool) -> tuple[str, ...]:
+    """Return the paths no trial reads: a task has no predictor, though its run may state one."""
+    return ("model.predictor_width", "model.predictor_depth") if task else ()
+
+
 SCHEMA = ConfigSchema(
     config=JEPAConfig,
+    idle=idle,
     schedules={"momentum": Ramp(start=0.996, end=1.0, epochs=10)},
     schedule_limits={"momentum": (0.0, 1.0)},
     takes_task=True,

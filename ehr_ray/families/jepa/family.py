@@ -1,11 +1,11 @@
 """JEPA on hours or visits: rows of a patient predicted in the space of their own encoder."""
 
 from ehr_ray.config.search import Choice, LogUniform, Uniform
-from ehr_ray.families.jepa.config import SCHEMA
+from ehr_ray.families.jepa.config import SCHEMA, inactive_paths
 from ehr_ray.families.jepa.data import collate, predictable, remedy, transform
 from ehr_ray.families.jepa.diagnostics import prediction_warnings
 from ehr_ray.families.jepa.loss import loss, needs_pairs
-from ehr_ray.families.jepa.model import JEPA, after_step
+from ehr_ray.families.jepa.model import JEPA, after_step, axes, meanings
 from ehr_ray.families.jepa.predict import (
     cells,
     measure,
@@ -24,6 +24,7 @@ from ehr_ray.family import (
     Represent,
     Select,
     Training,
+    Transfer,
 )
 
 FAMILY = Family(
@@ -58,9 +59,11 @@ FAMILY = Family(
         diagnose=Diagnose(measure, prediction_warnings),
         learnable=Learnable(predictable, "2 rows or more, one to predict from another", remedy),
         needs_pairs=needs_pairs,
+        inactive_paths=inactive_paths,
         # A loss of latents says nothing, and values differ by what the mask hides.
         rank=Select("probe/auroc", "max"),
     ),
+    transfer=Transfer(axes=axes, meanings=meanings),
     evaluation=Evaluation(
         outputs={"targets": targets, "cells": cells}, suites=(f"{__package__}.evaluation:suite",)
     ),

@@ -17,7 +17,7 @@ from ehr_ray.families.jepa.config import JEPAConfig, Size
 from ehr_ray.families.jepa.data import features_of
 from ehr_ray.families.jepa.dense_rows import DenseRows, columns, dense, places, rows_at
 from ehr_ray.families.jepa.masks import draw_masks
-from ehr_ray.family import Batch, Scheduled
+from ehr_ray.family import Axis, Batch, Scheduled
 from ehr_ray.nn.noise import combine
 from ehr_ray.nn.transformer import Block, time_waves
 
@@ -146,6 +146,27 @@ class JEPA(nn.Module):
         """Return the target's states, each normalised over its D numbers, [B, T, D]."""
         states = self.encode(sheet, target=True).float()
         return F.layer_norm(states, states.shape[-1:])
+
+
+def axes(config: JEPAConfig, vocabulary: Vocabulary) -> dict[str, Axis]:
+    """Return what the columns the encoders read, and the values that are told, are of."""
+    names, statistics = features_of(config, vocabulary).names, STATISTICS[config.rows]
+    # The order of `dense_rows.columns`.
+    whole = [f"{what}//{name}" for what in ("level", "fresh", "observed") for name in names]
+    parts = [f"{which}//{name}" for name in names for which in statistics[1:]]
+    read = Axis(1, (*whole, *parts))
+    told = Axis(0, names)
+    return {
+        "encoder.embed.0.weight": read,
+        "target.embed.0.weight": read,
+        "values.weight": told,
+        "values.bias": told,
+    }
+
+
+def meanings(config: JEPAConfig) -> dict[str, str]:
+    """Return what the inputs are: hours and visits have other statistics."""
+    return {"model.rows": config.rows}
 
 
 @torch.no_grad()

@@ -56,8 +56,7 @@ def hidden_tokens(batch: Batch, config: SetConfig, seed: int) -> Tensor:
     size = mask.sum(1)
     large = torch.ceil(config.set_mae_ratio * size.float()).clamp(max=config.max_masks_per_set)
     small = (uniform(key, _SMALL) < config.small_set_mask_prob).float()
-    if config.set_mae_ratio == 0 or config.max_masks_per_set == 0:
-        small = torch.zeros_like(small)
+    small = small.clamp(max=config.max_masks_per_set)
     count = torch.where(size <= config.small_set_threshold, small, large)
     # The lowest draws of a set are masked: as many as its count.
     draw = uniform(token, _MASK).masked_fill(~mask, 2.0)

@@ -111,8 +111,40 @@ class SetVAEConfig(SetConfig):
     """Sets an embedding is pooled from at most, evenly spaced from first to last; null: all."""
 
 
+SHAKING = (
+    *("p_stale", "p_live", "set_mae_ratio", "small_set_threshold", "small_set_mask_prob"),
+    *("max_masks_per_set", "val_noise_std", "dir_noise_std"),
+)
+DECODING = (
+    *("direction_weight", "magnitude_weight", "vector_weight", "named_weight", "variance_weight"),
+    *("decoder_noise", "eval_decoder_noise"),
+)
+
+
+def idle(config: SetConfig, task: bool) -> dict[str, str]:
+    """Return the paths that change nothing under a config, and what makes it so."""
+    names: dict[str, str] = {}
+    if config.embedding_csv is not None:
+        names["embedding_width"] = "model.embedding_csv"
+    if task:
+        names |= dict.fromkeys(DECODING, "a task")
+        if not config.perturb_task:
+            names |= dict.fromkeys(SHAKING, "a task and model.perturb_task=false")
+    else:
+        names["perturb_task"] = "no task"
+    if not config.max_masks_per_set:
+        names |= dict.fromkeys(
+            ("set_mae_ratio", "small_set_mask_prob"), "model.max_masks_per_set=0"
+        )
+    if not config.small_set_threshold:
+        names["small_set_mask_prob"] = "model.small_set_threshold=0"
+    return {f"model.{name}": why for name, why in names.items()}
+
+
 SCHEMA = ConfigSchema(
     config=SetVAEConfig,
+    idle=idle,
+    codes=("always_carry",),
     schedules={"beta": Ramp(end=0.2, steps=8000), "free_bits": Constant(value=0.05)},
     takes_task=True,
 )

@@ -1,7 +1,7 @@
 """Options of the vitals VAE: the grid, the architectures, what training hides, the objective."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
@@ -12,6 +12,34 @@ from ehr_ray.events.grid import VITALS, Vital
 Ratio = Annotated[float, Field(ge=0, le=1)]
 NotNegative = Annotated[float, Field(ge=0)]
 PositiveInt = Annotated[int, Field(ge=1)]
+Layers = tuple[tuple[PositiveInt, PositiveInt], ...]
+"""(kernel, stride) of each convolution of a branch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """A branch of the convolutions."""
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z_]+$")]
+    """Its name in files and figures."""
+    layers: Annotated[Layers, Field(min_length=1)]
+    """(kernel, stride) of each convolution, as in [[3, 2], [5, 2]]; kernels are odd."""
+
+    def __post_init__(self) -> None:
+        """Check what keeps a convolution centred on its hour."""
+        if even := [kernel for kernel, _ in self.layers if kernel % 2 == 0]:
+            raise ValueError(f"scale {self.name}: kernel {even[0]} must be odd")
+
+
+SCALES: Final = (
+    Scale(name="local", layers=((3, 2), (5, 2), (5, 2))),
+    Scale(name="hourly", layers=((15, 4), (31, 4))),
+    Scale(name="daily", layers=((63, 8), (127, 8))),
+    Scale(name="multiday", layers=((255, 16),)),
+)
+"""As designed for 745 hours."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +72,8 @@ class VitalsVAEConfig:
     """Latent dimensions."""
     width: Annotated[int, Field(ge=2)] = 64
     """Channels of the deepest convolutions; the first ones have half."""
+    scales: tuple[Scale, ...] = SCALES
+    """Branches of convolutions, the finest first: that one draws every hour."""
     stem: PositiveInt = 12
     """Channels that values, masks and time since observation are mixed to for all branches."""
     bins: PositiveInt = 8
@@ -104,6 +134,9 @@ class VitalsVAEConfig:
                 f"first_hour {self.first_hour} to last_hour {self.last_hour} "
                 f"(landmark {self.landmark}) leaves fewer than 2 hours"
             )
+        branches = [scale.name for scale in self.scales]
+        if not branches or len(set(branches)) < len(branches):
+            raise ValueError(f"scales {branches} must be at least one, with different names")
         if self.fallback == self.arch:
             raise ValueError(f"fallback {self.fallback} must be another arch than {self.arch}")
 
@@ -124,21 +157,39 @@ class VitalsVAEConfig:
         return self.code_groups * self.code_width if self.arch == "vq" else self.latent
 
 
-def inactive_paths(config: VitalsVAEConfig) -> tuple[str, ...]:
-    """Return the paths of the search space that change nothing under a config."""
-    idle: tuple[str, ...] = ()
-    if config.arch == "vq":  # codes have no divergence, and a width of their own
-        idle += ("schedules.beta.end", "schedules.beta.ramp_ratio", "schedules.free_bits")
-        idle += ("model.latent",)
-    if config.arch == "lstm":  # it has a width of its own, and no branches
-        idle += ("model.width", "model.branch_weight")
-    elif config.objective == "published":
-        idle += ("model.branch_weight",)
-    return idle + (("model.hide",) if config.objective == "published" else ())
+def idle(config: VitalsVAEConfig, _task: bool) -> dict[str, str]:
+    """Return the paths that change nothing under a config, and what makes it so."""
+    arch, published = f"model.arch={config.arch}", config.objective == "published"
+    model: dict[str, str] = {}
+    if "vq" not in (config.arch, config.fallback):
+        model["commitment"] = arch
+    if config.arch == "lstm" and config.fallback is None:
+        model["branch_weight"] = arch
+    if published:
+        hiding = ("hide", "landmark_share", "landmarks")
+        likelihood = ("evidence", "branch_weight", "noise", "learn_noise")
+        model |= dict.fromkeys((*hiding, *likelihood), "model.objective=published")
+    elif not config.landmark_share:
+        model["landmarks"] = "model.landmark_share=0"
+    found = {f"model.{name}": why for name, why in model.items()}
+    if config.arch == "vq":
+        found |= dict.fromkeys(("schedules.beta", "schedules.free_bits"), arch)
+    if config.arch == "vq" or published:
+        found["schedules.mean_share"] = arch if config.arch == "vq" else "model.objective=published"
+    return found
+
+
+def inactive_paths(config: VitalsVAEConfig, _task: bool) -> tuple[str, ...]:
+    """Return the sizes of architectures that a trial does not train, a fallback's among them."""
+    codes = ("model.codebook", "model.code_groups", "model.commitment")
+    if config.arch == "lstm":
+        return (*codes, "model.width")
+    return ("model.latent",) if config.arch == "vq" else codes
 
 
 SCHEMA = ConfigSchema(
     config=VitalsVAEConfig,
+    idle=idle,
     schedules={
         "beta": Cycle(end=1.0, epochs=40, ramp_ratio=0.5),
         "free_bits": Constant(value=0.1),

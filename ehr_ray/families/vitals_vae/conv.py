@@ -1,4 +1,4 @@
-"""Multi-scale convolutions over hours: four branches from 3 hours to 10 days, and a linear path.
+"""Multi-scale convolutions over hours: branches from hours to days, and a linear path.
 
 B patients, H hours, V vitals, Z latent.
 """
@@ -9,24 +9,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ehr_ray.families.vitals_vae.config import VitalsVAEConfig
+from ehr_ray.families.vitals_vae.config import Layers, VitalsVAEConfig
 
-LAYERS = {
-    "local": ((3, 2), (5, 2), (5, 2)),
-    "hourly": ((15, 4), (31, 4)),
-    "daily": ((63, 8), (127, 8)),
-    "multiday": ((255, 16),),
-}
-"""(kernel, stride) of each branch's convolutions, as designed for 745 hours."""
-BRANCHES = tuple(LAYERS)
 GROUPS = 4
 SLOPE = 0.2
 
 
-def lengths(branch: str, hours: int) -> list[int]:
+def lengths(layers: Layers, hours: int) -> list[int]:
     """Return the lengths of a branch's signals, from `hours` down; none is shorter than 2."""
     sizes = [hours]
-    for _, stride in LAYERS[branch]:
+    for _, stride in layers:
         sizes.append(max(2, -(-sizes[-1] // stride)))
     return sizes
 
@@ -39,9 +31,9 @@ def fitted(kernel: int, length: int) -> int:
 class Down(nn.Module):
     """A branch of the encoder, pooled to a few time bins: [B, C, H] to [B, W * bins]."""
 
-    def __init__(self, branch: str, inputs: int, config: VitalsVAEConfig) -> None:
+    def __init__(self, layers: Layers, inputs: int, config: VitalsVAEConfig) -> None:
         super().__init__()
-        sizes, layers = lengths(branch, config.num_hours), LAYERS[branch]
+        sizes = lengths(layers, config.num_hours)
         widths = [inputs, *[config.width // 2] * (len(layers) > 1)]
         widths += [config.width] * (len(layers) + 1 - len(widths))
         blocks: list[nn.Module] = []
@@ -65,17 +57,20 @@ class Up(nn.Module):
 
     A stride is undone by interpolation, so that each signal spans all hours: a transposed
     convolution ends where its stride does, and padding the rest would be constant. A kernel of k
-    over fine steps is one of k / stride over the coarse steps before they are stretched.
+    over fine steps is one of k / stride over the coarse steps before they are stretched. Of all
+    branches one draws every hour; the others draw at their own step.
     """
 
-    def __init__(self, branch: str, inputs: int, config: VitalsVAEConfig) -> None:
+    def __init__(
+        self, layers: Layers, inputs: int, config: VitalsVAEConfig, *, every_hour: bool
+    ) -> None:
         super().__init__()
         self.width = config.width
-        self.sizes = lengths(branch, config.num_hours)[:0:-1]
+        self.sizes = lengths(layers, config.num_hours)[:0:-1]
         self.hours = config.num_hours
         self.start = min(config.bins, self.sizes[0])
         self.unfold = nn.Linear(inputs, self.width * self.start)
-        kernels = [max(3, kernel // stride // 2 * 2 + 1) for kernel, stride in LAYERS[branch]]
+        kernels = [max(3, kernel // stride // 2 * 2 + 1) for kernel, stride in layers]
         widths = [self.width, *[self.width // 2] * (len(kernels) - 1), self.width // 4]
         blocks: list[nn.Module] = []
         for kernel, length, (before, after) in zip(
@@ -87,8 +82,7 @@ class Up(nn.Module):
             norm = nn.Identity() if after == widths[-1] else _norm(after)
             blocks.append(nn.Sequential(conv, norm, nn.LeakyReLU(SLOPE)))
         self.blocks = nn.ModuleList(blocks)
-        # The finest branch alone draws every hour; the others draw at their own step.
-        self.every_hour = branch == BRANCHES[0]
+        self.every_hour = every_hour
         self.out = nn.Conv1d(widths[-1], config.num_vitals, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
@@ -108,8 +102,10 @@ class ConvEncoder(nn.Module):
         super().__init__()
         inputs = 3 * config.num_vitals
         self.stem = nn.Sequential(nn.Conv1d(inputs, config.stem, 1), nn.LeakyReLU(SLOPE))
-        self.branches = nn.ModuleDict({b: Down(b, config.stem, config) for b in BRANCHES})
-        pooled = len(BRANCHES) * config.width * config.bins
+        self.branches = nn.ModuleDict(
+            {scale.name: Down(scale.layers, config.stem, config) for scale in config.scales}
+        )
+        pooled = len(self.branches) * config.width * config.bins
         self.merge = nn.Sequential(nn.Linear(pooled, config.width), nn.LeakyReLU(SLOPE))
         self.bins = min(config.trend_bins, config.num_hours)
         self.trend = nn.Linear(inputs * self.bins, config.width)
@@ -118,7 +114,7 @@ class ConvEncoder(nn.Module):
     def forward(self, channels: Tensor) -> Tensor:
         """Return what all branches and the linear path see, [B, 2 width]."""
         x = self.stem(channels)
-        pooled = torch.cat([self.branches[b](x) for b in BRANCHES], 1)
+        pooled = torch.cat([branch(x) for branch in self.branches.values()], 1)
         trend = F.adaptive_avg_pool1d(channels, self.bins).flatten(1)
         return torch.cat([self.merge(pooled), self.trend(trend)], 1)
 
@@ -135,13 +131,18 @@ class ConvDecoder(nn.Module):
         self.vitals, self.hours = config.num_vitals, config.num_hours
         self.knots = min(config.trend_bins, config.num_hours)
         self.trend = nn.Linear(inputs, self.vitals * self.knots)
-        self.branches = nn.ModuleDict({b: Up(b, inputs, config) for b in BRANCHES})
-        self.mix = nn.Conv1d(len(BRANCHES) * self.vitals, self.vitals, 1)
+        self.branches = nn.ModuleDict(
+            {
+                scale.name: Up(scale.layers, inputs, config, every_hour=place == 0)
+                for place, scale in enumerate(config.scales)
+            }
+        )
+        self.mix = nn.Conv1d(len(self.branches) * self.vitals, self.vitals, 1)
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Return the merged curves [B, H, V] and the branches' [branches, B, H, V]."""
         trend = _stretch(self.trend(z).unflatten(1, (self.vitals, self.knots)), self.hours)
-        details = [self.branches[b](z) for b in BRANCHES]
+        details = [branch(z) for branch in self.branches.values()]
         merged = trend + self.mix(torch.cat(details, 1))
         branches = torch.stack([trend + detail for detail in details])
         return merged.transpose(1, 2), branches.transpose(2, 3)

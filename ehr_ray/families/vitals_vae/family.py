@@ -5,10 +5,19 @@ from ehr_ray.families.vitals_vae.config import SCHEMA, inactive_paths
 from ehr_ray.families.vitals_vae.data import collate, export, measured, remedy, transform
 from ehr_ray.families.vitals_vae.fallback import fallback
 from ehr_ray.families.vitals_vae.loss import loss
-from ehr_ray.families.vitals_vae.model import VitalsVAE
-from ehr_ray.families.vitals_vae.predict import code_use, components, grids, latents, predict
+from ehr_ray.families.vitals_vae.model import VitalsVAE, held, meanings
+from ehr_ray.families.vitals_vae.predict import components, diagnosed, grids, latents, predict
 from ehr_ray.families.vitals_vae.quantise import code_warnings
-from ehr_ray.family import Diagnose, Evaluation, Family, Files, Learnable, Select, Training
+from ehr_ray.family import (
+    Diagnose,
+    Evaluation,
+    Family,
+    Files,
+    Learnable,
+    Select,
+    Training,
+    Transfer,
+)
 
 FAMILY = Family(
     name="vitals_vae",
@@ -30,12 +39,16 @@ FAMILY = Family(
         "model.latent": Choice((16, 32, 64)),
         "model.width": Choice((32, 64, 128)),
         "model.branch_weight": LogUniform(0.05, 1.0),
+        "model.codebook": Choice((64, 128, 256, 512)),
+        "model.code_groups": Choice((8, 16, 32)),
+        "model.commitment": LogUniform(0.05, 1.0),
         "train.lr": LogUniform(3e-4, 3e-3),
     },
     training=Training(
-        diagnose=Diagnose(code_use, code_warnings),
+        diagnose=Diagnose(diagnosed, code_warnings),
         learnable=Learnable(measured, "a vital sign in the window", remedy),
         inactive_paths=inactive_paths,
+        held=held,
         # Cells the encoder has not seen, the same share of them in every trial.
         rank=Select("val/mse_hidden", "min"),
         fallback=fallback,
@@ -48,5 +61,6 @@ FAMILY = Family(
             for name in ("reconstruction", "clusters", "files")
         ),
     ),
+    transfer=Transfer(meanings=meanings),
     files=Files(export=export),
 )

@@ -16,7 +16,7 @@ from ehr_ray.families.vitals_vae.conv import ConvDecoder, ConvEncoder
 from ehr_ray.families.vitals_vae.lstm import LSTMDecoder, LSTMEncoder
 from ehr_ray.families.vitals_vae.masking import VALIDATION_HIDE, channels, hidden_cells
 from ehr_ray.families.vitals_vae.quantise import Quantiser
-from ehr_ray.family import Batch
+from ehr_ray.family import Batch, Scheduled
 from ehr_ray.nn.gaussian import sample
 from ehr_ray.nn.noise import combine, uniform
 
@@ -53,12 +53,32 @@ class Posterior:
         return self.mu / (1 - (1 - evidence) * variance)
 
 
+def meanings(config: VitalsVAEConfig) -> dict[str, list[str]]:
+    """Return what the inputs are: weights go by a vital sign's place."""
+    return {"model.vitals": [vital.name for vital in config.vitals]}
+
+
+def held(model: "VitalsVAE", scheduled: Scheduled) -> list[nn.Parameter]:
+    """Return the encoder's parameters where every patient is decoded from the posterior mean.
+
+    Nothing is learned of them then, and a gradient of zero would still let decay and moments move
+    them away from under the decoder.
+    """
+    config = model.config
+    gaussian = config.objective == "elbo" and config.arch != "vq"
+    if not gaussian or scheduled["mean_share"] < 1:
+        return []
+    return [*model.encoder.parameters(), *model.head.parameters()]
+
+
 class VitalsVAE(nn.Module):
     """Encoder, latent and decoder of hourly vital signs; the architecture is the config's."""
 
     def __init__(self, config: VitalsVAEConfig, vocabulary: Vocabulary) -> None:
         super().__init__()
         self.config = config
+        self.evidence = 1.0 if config.objective == "published" else config.evidence
+        """Weight the likelihood was trained with."""
         recurrent = config.arch == "lstm"
         self.encoder: nn.Module = LSTMEncoder(config) if recurrent else ConvEncoder(config)
         width = config.embedding_width
@@ -99,7 +119,7 @@ class VitalsVAE(nn.Module):
         from_mean = torch.zeros(len(z), dtype=torch.bool, device=z.device)
         if posterior.logvar is not None and config.objective == "elbo":
             from_mean = uniform(batch["subject_id"], seed, _FROM_MEAN) < mean_share
-            mean = posterior.whole_mean(config.evidence).detach()
+            mean = posterior.whole_mean(self.evidence).detach()
             z = torch.where(from_mean.unsqueeze(1), mean, z)
         merged, branches = self.decoder(z)
         out = {

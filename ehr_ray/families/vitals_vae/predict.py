@@ -11,8 +11,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from ehr_ray.families.vitals_vae.conv import BRANCHES
-from ehr_ray.families.vitals_vae.masking import hidden_cells
+from ehr_ray.families.vitals_vae.masking import VALIDATION_HIDE, hidden_cells
 from ehr_ray.families.vitals_vae.model import VitalsVAE
 from ehr_ray.families.vitals_vae.quantise import perplexity
 from ehr_ray.family import Batch
@@ -29,7 +28,7 @@ def predict(model: VitalsVAE, batch: Batch) -> Batch:
     `logvar` [B, Z] is given, with codes their numbers, `codes` [B, G], in place of `kl_nats`.
     """
     posterior = model.encode(batch)
-    merged, _ = model.decode(posterior.whole_mean(model.config.evidence))
+    merged, _ = model.decode(posterior.whole_mean(model.evidence))
     observed = batch["observed"]
     count = observed.sum((1, 2))
     squared = ((merged - batch["value"]).square() * observed).sum((1, 2))
@@ -61,8 +60,8 @@ def grids(model: VitalsVAE, batch: Batch) -> Batch:
     observed cells and `imputed` from those not hidden.
     """
     hidden = _hidden(model, batch)
-    estimate, _ = model.decode(model.encode(batch).whole_mean(model.config.evidence))
-    imputed, _ = model.decode(model.encode(batch, hidden).whole_mean(model.config.evidence))
+    estimate, _ = model.decode(model.encode(batch).whole_mean(model.evidence))
+    imputed, _ = model.decode(model.encode(batch, hidden).whole_mean(model.evidence))
     return {
         "patient": torch.arange(len(hidden)),
         "value": batch["value"].flatten(1),
@@ -75,12 +74,37 @@ def grids(model: VitalsVAE, batch: Batch) -> Batch:
 
 def components(model: VitalsVAE, batch: Batch) -> Batch:
     """Return each branch's curves in the vitals' own units, [B, H * V] a branch; {} without."""
-    _, branches = model.decode(model.encode(batch).whole_mean(model.config.evidence))
+    _, branches = model.decode(model.encode(batch).whole_mean(model.evidence))
     if not len(branches):
         return {}
     curves = model.in_units(branches)
-    named = {name: curve.flatten(1) for name, curve in zip(BRANCHES, curves, strict=True)}
+    scales = model.config.scales
+    named = {s.name: curve.flatten(1) for s, curve in zip(scales, curves, strict=True)}
     return {"patient": torch.arange(curves.shape[1]), **named}
+
+
+def diagnosed(model: VitalsVAE, batches: Iterable[Batch]) -> dict[str, float]:
+    """Return how codes are used, where there are any, and of a published objective `mse_hidden`.
+
+    That objective hides nothing, in validation neither: what ranks trials is measured here.
+    """
+    found: dict[str, float] = {}
+    if model.config.objective == "published":
+        batches = list(batches)
+        found = hidden_error(model, batches)
+    return found | code_use(model, batches)
+
+
+@torch.no_grad()
+def hidden_error(model: VitalsVAE, batches: Iterable[Batch]) -> dict[str, float]:
+    """Return `mse_hidden`, of cells the encoder is not shown, z-scores; {} without any."""
+    total = count = 0.0
+    for batch in batches:
+        hidden = _hidden(model, batch)
+        curves, _ = model.decode(model.encode(batch, hidden).whole_mean(model.evidence))
+        total += float(((curves - batch["value"]).square() * hidden).sum())
+        count += float(hidden.sum())
+    return {"mse_hidden": total / count} if count else {}
 
 
 def code_use(model: VitalsVAE, batches: Iterable[Batch]) -> dict[str, float]:
@@ -104,4 +128,4 @@ def code_use(model: VitalsVAE, batches: Iterable[Batch]) -> dict[str, float]:
 
 
 def _hidden(model: VitalsVAE, batch: Batch) -> Tensor:
-    return hidden_cells(batch, model.config, HIDING_SEED, cut=False)
+    return hidden_cells(batch, model.config, HIDING_SEED, cut=False, share=VALIDATION_HIDE)

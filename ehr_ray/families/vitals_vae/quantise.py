@@ -51,6 +51,6 @@ def code_warnings(reports: Sequence[Mapping[str, float]]) -> list[str]:
     if share is None or share >= MIN_PERPLEXITY:
         return []
     return [
-        f"codebook collapsed: perplexity {last['code_perplexity']:.1f} is {share:.1%} of its "
+        f"collapsed codebook: perplexity {last['code_perplexity']:.1f} is {share:.1%} of its "
         f"entries, {last['codes_used']:.0f} used; try a smaller model.codebook"
     ]

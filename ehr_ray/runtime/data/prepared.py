@@ -7,6 +7,7 @@ rank maps the same files into memory and draws its batches from them.
 
 import contextlib
 import dataclasses
+import difflib
 import hashlib
 import json
 import shutil
@@ -18,13 +19,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ehr_ray.errors import InputError
+from ehr_ray.errors import ConfigError, InputError
 from ehr_ray.events.blocks import BlockStore, write_block
 from ehr_ray.events.labels import Labels, choose_task, label_files, read_label_files
 from ehr_ray.events.mixing import FIRST, GOLDEN
 from ehr_ray.events.patients import Patient, read_patients, shard_names, splits_of
 from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.experiment import Experiment
+from ehr_ray.registry import get_schema
 from ehr_ray.runtime.data.dataset import check_cohort, vocabulary_of
 from ehr_ray.runtime.data.tasks import Say, run_shards
 from ehr_ray.storage import sync
@@ -72,6 +74,7 @@ def prepared(
             f"{cohort}: no code is seen {experiment.data.min_code_count} times in train; "
             "lower data.min_code_count"
         )
+    check_codes(experiment, vocabulary)
     shards = {split: shards.get(split, []) for split in ("train", "tuning")}
     labels: list[Path] = []
     if experiment.task is not None:
@@ -94,6 +97,18 @@ def prepared(
             make = BlockMaker(experiment, vocabulary, labels)
             run_shards(jobs, make, on_ray=on_ray, say=say, verb="prepared shards")
         yield Prepared(vocabulary, blocks)
+
+
+def check_codes(experiment: Experiment, vocabulary: Vocabulary) -> None:
+    """Raise ConfigError for a code that the config lists by name and train has none of."""
+    for name in get_schema(experiment.family).codes:
+        codes = getattr(experiment.model, name)
+        for code in (c for c, i in zip(codes, vocabulary.encode(codes), strict=True) if i < 0):
+            close = difflib.get_close_matches(code, vocabulary.codes, 1)
+            hint = f"did you mean {close[0]}?" if close else "drop it, or lower data.min_code_count"
+            raise ConfigError(
+                f"model.{name}: {code!r} is no code of {experiment.data.cohort}; {hint}"
+            )
 
 
 class BlockMaker:

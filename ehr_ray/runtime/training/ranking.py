@@ -6,7 +6,7 @@ is marked as collapsed.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -34,6 +34,8 @@ MEASURES: Final = "measures.parquet"
 PROBE: Final = Select("probe/auroc", "max")
 """The metric of trials that are ranked by a probe."""
 LATENT_PATIENTS: Final = 256
+UNTRAINED_STEPS: Final = 100
+"""Steps up to which, as in warm-up, a latent that says nothing is new and has not collapsed."""
 WORST: Final = -1e30
 """Score of a report without a number: worse than any."""
 
@@ -74,11 +76,16 @@ class TrialRanking:
         self, experiment: Experiment, family: AnyFamily, vocabulary: Vocabulary, loader: Loader
     ) -> Measure:
         """Return the function of (model, report) that measures."""
+        diagnose = family.training.diagnose
+        young = max(UNTRAINED_STEPS, experiment.train.warmup(loader.steps_per_epoch))
 
         def measure(module: nn.Module, row: Mapping[str, float]) -> dict[str, float]:
             was_training = module.training
             predictor = Predictor(family, experiment.model, vocabulary, module.eval())
-            measures = _latents(predictor, loader) | _collapsed(family, row)
+            measures = _latents(predictor, loader)
+            values = {k.removeprefix("val/"): v for k, v in row.items()}
+            lines = diagnose.warn([values]) if diagnose else None
+            measures |= collapse_flags(measures, lines, early=row["step"] <= young)
             if self.probe is not None:
                 size = experiment.data.batch_size
                 measures[PROBE.metric] = _probed(predictor, self.probe, self.patients, size)
@@ -148,13 +155,23 @@ def _latents(predictor: Predictor, loader: Loader) -> dict[str, float]:
     return {f"latent/{name}": diagnostics[name] for name in names}
 
 
-def _collapsed(family: AnyFamily, row: Mapping[str, float]) -> dict[str, float]:
-    """Return what a family's own diagnosis says of this report."""
-    diagnose = family.training.diagnose
-    if diagnose is None:
+def collapse_flags(
+    posteriors: Mapping[str, float], lines: Sequence[str] | None, *, early: bool
+) -> dict[str, float]:
+    """Return `latent/collapsed` and `latent/untrained`; {} where nothing watches the latent.
+
+    It has collapsed where its posteriors or a line of the family's own diagnosis (None: it has
+    none) say so. `early`, a latent that tells nothing is new: untrained.
+    """
+    if lines is None and "latent/collapsed" not in posteriors:
         return {}
-    lines = diagnose.warn([{k.removeprefix("val/"): v for k, v in row.items()}])
-    return {"latent/collapsed": float(any(line.startswith("collapsed") for line in lines))}
+    warned = any(line.startswith("collapsed") for line in lines or ())
+    collapsed = max(posteriors.get("latent/collapsed", 0.0), float(warned))
+    untrained = early and collapsed >= 1
+    return {
+        "latent/collapsed": 0.0 if untrained else collapsed,
+        "latent/untrained": float(untrained),
+    }
 
 
 def _probed(predictor: Predictor, rows: Prepared, limit: int, size: int) -> float:

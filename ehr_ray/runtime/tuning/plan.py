@@ -1,16 +1,19 @@
 """What a search may do: how many trials run at a time, valid domains, what trials can hand over."""
 
+import contextlib
 import math
 import os
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from ehr_ray.config.idle import idle_paths, is_idle
 from ehr_ray.config.search import KINDS, Domain, TuneConfig, ends
 from ehr_ray.config.yaml_files import override
 from ehr_ray.errors import ConfigError
 from ehr_ray.experiment import Experiment, dump, parse
 from ehr_ray.family import AnyFamily
+from ehr_ray.registry import get_schema
 from ehr_ray.runtime.tuning.trial_data import Datasets, data_paths
 
 
@@ -59,13 +62,15 @@ def limited(plan: TuneConfig) -> bool:
 def default_space(experiment: Experiment, family: AnyFamily) -> dict[str, Domain]:
     """Return the family's search space without what changes nothing under this config."""
     inactive_paths = family.training.inactive_paths
-    idle = inactive_paths(experiment.model) if inactive_paths else ()
-    return {path: domain for path, domain in family.search_space.items() if path not in idle}
+    more = inactive_paths(experiment.model, experiment.task is not None) if inactive_paths else ()
+    idle = idle_paths(experiment, family.schema) | dict.fromkeys(more, "")
+    return {p: domain for p, domain in family.search_space.items() if not is_idle(p, idle)}
 
 
 def check_space(experiment: Experiment, space: Mapping[str, Domain]) -> None:
     """Raise ConfigError naming the first end of a domain that makes no valid experiment."""
     plain = dump(replace(experiment, search={}))
+    _check_read(plain, space)
     for path, domain in space.items():
         for value in ends(domain):
             try:
@@ -79,6 +84,20 @@ def check_space(experiment: Experiment, space: Mapping[str, Domain]) -> None:
                 raise ConfigError(
                     f"search.{path}: {value} makes no valid config: {error}"
                 ) from None
+
+
+def _check_read(plain: Mapping[str, Any], space: Mapping[str, Domain]) -> None:
+    """Raise ConfigError for a path that changes nothing, whatever one other path is set to."""
+    changes = [{path: value} for path, domain in space.items() for value in ends(domain)]
+    idle: list[Mapping[str, str]] = []
+    for change in ({}, *changes):
+        with contextlib.suppress(ConfigError):  # what makes no config is named later
+            trial = parse(override(plain, change))
+            idle.append(idle_paths(trial, get_schema(trial.family)))
+    for path in space:
+        if idle and all(is_idle(path, one) for one in idle):
+            why = next(w for name, w in idle[0].items() if is_idle(path, {name: w}))
+            raise ConfigError(f"search.{path}: does nothing with {why}; drop it, or change that")
 
 
 def check_exploits(

@@ -147,8 +147,9 @@ class Samples(Searcher):
     def _best(self, number: int) -> float:
         folder = trial_dir(self._root, number)
         rows = history.read(folder, file=MEASURES)
-        if "latent/collapsed" in rows:  # such a trial ranks last, whatever its score
-            rows = rows[~(rows["latent/collapsed"] >= 1)]
+        for flag in ("latent/collapsed", "latent/untrained"):
+            if flag in rows:  # such a trial ranks last, whatever its score
+                rows = rows[~(rows[flag] >= 1)]
         failed = read_trial(folder).get("status") == "failed"
         return float(rows["score"].max()) if len(rows) and not failed else WORST
 

@@ -31,7 +31,9 @@ from ehr_ray.train.task import family_of
 
 LARGEST: Final = 64
 """Datasets of one search at most."""
-_SAMPLING: Final = ("batch_size", "bucket_batches", "shuffle_patients", "cache", "cache_dir")
+_SAMPLING: Final = (
+    *("batch_size", "eval_batch_size", "bucket_batches", "shuffle_patients", "cache", "cache_dir"),
+)
 """Data options that change the order of rows, or where they lie, but no row."""
 
 

@@ -19,6 +19,7 @@ FIRST = (
     "score",
     "best_step",
     "collapsed",
+    "untrained",
     "step",
     "epoch",
     "seconds",
@@ -39,16 +40,22 @@ class Sweep:
 
     @property
     def best(self) -> dict[str, Any] | None:
-        """The best trial whose latent has not collapsed; None where there is none."""
-        if not len(self.frame):
+        """The best trial that is fit to be it; None where there is none.
+
+        Its latent tells patients apart, and it beats one that trained to its end and is fit too:
+        where all of those have collapsed, one that the scheduler stopped is only the least known.
+        """
+        frame = self.frame
+        if not len(frame):
             return None
-        first = self.frame.iloc[0]
-        fine = math.isfinite(first["score"]) and not first["collapsed"]
-        return {str(k): v for k, v in first.items()} if fine else None
+        fit = np.isfinite(frame["score"]) & ~frame["collapsed"] & ~frame["untrained"]
+        if not (fit & (frame["status"] == "finished")).any():
+            return None
+        return {str(k): v for k, v in frame.iloc[0].items()}
 
 
 def read_sweep(root: Path, select: Select) -> Sweep:
-    """Return the trials of a search, best first: scored, then collapsed, then those without one.
+    """Return the trials of a search, best first; last those collapsed or untrained, or unscored.
 
     A trial is worth what it scored at the report whose checkpoint was kept, at `best_step`; `step`,
     `epoch` and `seconds` are how far it went.
@@ -69,7 +76,7 @@ def read_sweep(root: Path, select: Select) -> Sweep:
         order = pd.DataFrame(
             {
                 "none": value.isna(),
-                "collapsed": frame["collapsed"],
+                "collapsed": frame["collapsed"] | frame["untrained"],
                 "value": value if select.mode == "min" else -value,
                 "trial": frame["trial"],
             }
@@ -92,6 +99,7 @@ def _row(folder: Path, record: dict[str, Any], select: Select) -> dict[str, Any]
         "score": math.nan if failed else float(kept.get(select.metric, math.nan)),
         "best_step": int(kept.get("step", 0)),
         "collapsed": bool(kept.get("latent/collapsed", 0.0) >= 1.0),
+        "untrained": bool(kept.get("latent/untrained", 0.0) >= 1.0),
         "step": progress.step if progress else int(last.get("step", 0)),
         "epoch": float(last.get("epoch", 0.0)),
         "seconds": progress.seconds if progress else float(last.get("seconds", 0.0)),

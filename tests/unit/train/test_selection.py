@@ -4,13 +4,13 @@ import pytest
 
 from ehr_ray.config.schedules import Cycle
 from ehr_ray.config.sections import TrainConfig
-from ehr_ray.family import Files, Select
+from ehr_ray.family import Select
 from ehr_ray.train.checkpoint import Progress
 from ehr_ray.train.selection import cycles_without_better, update_best, update_others
 
 
-def choosing(select=None, also=None):
-    return SimpleNamespace(select=select or Select("m"), files=Files(extra_checkpoints=also or {}))
+def choosing(select=None):
+    return SimpleNamespace(select=select or Select("m"))
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_a_plateau_is_counted_from_the_last_best_and_from_the_last_reduction():
 
 def test_other_bests_are_kept_by_their_own_metrics():
     also = {"low": Select("a", "min"), "high": Select("b", "max")}
-    family, progress = choosing(also=also), Progress()
+    progress = Progress()
     rows = [{"a": 2.0, "b": 2.0}, {"a": 1.0, "b": 1.0}, {"a": 3.0}]
-    assert [update_others(progress, family, row) for row in rows] == [["low", "high"], ["low"], []]
+    assert [update_others(progress, also, row) for row in rows] == [["low", "high"], ["low"], []]
     assert progress.bests == {"low": 1.0, "high": 2.0}

@@ -7,7 +7,7 @@ from pydantic import Field
 
 from ehr_ray.config.schedules import Constant, Ramp
 from ehr_ray.config.schema import ConfigSchema
-from ehr_ray.families.set_vae.config import PositiveInt, SetConfig
+from ehr_ray.families.set_vae.config import PositiveInt, SetConfig, idle
 
 SplitPredictions = Literal["sets", "quarters", "history", "statistics"]
 
@@ -59,8 +59,20 @@ class SeqSetVAEConfig(SetConfig):
             raise ValueError("embed must name at least one of sets, quarters, history, statistics")
 
 
+def sequence_idle(config: SeqSetVAEConfig, task: bool) -> dict[str, str]:
+    """Return the paths that change nothing under a config, and what makes it so."""
+    found = idle(config, task)
+    if not task:
+        found["model.learn_sets"] = "no task"
+    if "sets" not in config.embed:
+        found["model.pool"] = f"model.embed={list(config.embed)}"
+    return found
+
+
 SCHEMA = ConfigSchema(
     config=SeqSetVAEConfig,
+    idle=sequence_idle,
+    codes=("always_carry",),
     schedules={
         "beta": Ramp(end=0.2, steps=8000),
         "free_bits": Constant(value=0.03),

@@ -12,6 +12,7 @@ from ehr_ray.families.set_vae.sequence.predict import (
     predict,
     reconstruct,
     represent,
+    represent_columns,
     represent_width,
 )
 from ehr_ray.family import Evaluation, Family, Files, Represent, Transfer
@@ -24,7 +25,7 @@ FAMILY = Family(
     build=SeqSetVAE,
     loss=loss,
     predict=predict,
-    represent=Represent(represent, represent_width),
+    represent=Represent(represent, represent_width, columns=represent_columns),
     cache_fields=("carry_minutes", "always_carry", "clip_value"),
     # As for the SetVAE: a Chamfer distance is no likelihood, so the seed's end value is fixed.
     eval_scheduled={"beta": 0.2, "free_bits": 0.0, "capacity": 0.0},

@@ -7,9 +7,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.families.set_vae.augment import hidden_tokens
 from ehr_ray.families.set_vae.predict import HIDING_SEED, even_sets, pooled
 from ehr_ray.families.set_vae.sequence import experts
+from ehr_ray.families.set_vae.sequence.config import SeqSetVAEConfig
 from ehr_ray.families.set_vae.sequence.model import Beliefs, SeqSetVAE
 from ehr_ray.families.set_vae.sequence.statistics import STATISTICS, statistics
 from ehr_ray.family import Batch
@@ -54,6 +56,20 @@ def represent_width(model: SeqSetVAE) -> int:
         "statistics": _variables(model) * len(STATISTICS),
     }
     return sum(widths[part] for part in config.embed)
+
+
+def represent_columns(config: SeqSetVAEConfig, vocabulary: Vocabulary) -> tuple[str, ...]:
+    """Return what the numbers of an embedding are of: places in a latent, or a code's statistic."""
+    latent = config.levels * config.latent
+    widths = {
+        "sets": latent * len(config.pool),
+        "quarters": latent * QUARTERS,
+        "history": config.prior_width,
+    }
+    measured = [f"{which}//{code}" for code in vocabulary.codes for which in STATISTICS]
+    parts = {part: [f"{part} {i}" for i in range(width)] for part, width in widths.items()}
+    parts["statistics"] = measured
+    return tuple(name for part, names in parts.items() if part in config.embed for name in names)
 
 
 def _variables(model: SeqSetVAE) -> int:

@@ -19,6 +19,8 @@ KL_RANGE: Final = (0.1, 1.0)
 """Nats a dimension, before free bits: less is unused, more is a code without a prior."""
 STD_RANGE: Final = (0.5, 1.0)
 """Standard deviation across patients of the median latent dimension."""
+MIN_LOGVAR: Final = -5.0
+"""Mean log-variance of posteriors: below, they are points, and the prior means nothing."""
 Criterion = tuple[str, str, str, bool]
 """What is judged, what is wanted, what was found, and whether it passes."""
 
@@ -92,6 +94,7 @@ def _latent_criteria(given: SuiteInput) -> list[Criterion]:
     spread = np.sqrt(found.mean_variance)
     over = int((found.kl_per_dimension > KL_RANGE[0]).sum())
     middle = float(np.median(spread))
+    logvar = float(matrix(table, "logvar").mean())
     return [
         (
             "active units",
@@ -110,6 +113,12 @@ def _latent_criteria(given: SuiteInput) -> list[Criterion]:
             f"{STD_RANGE[0]} to {STD_RANGE[1]}",
             f"{middle:.3f} ({spread.min():.3f} to {spread.max():.3f})",
             STD_RANGE[0] <= middle <= STD_RANGE[1],
+        ),
+        (
+            "mean log-variance of the posteriors",
+            f"above {MIN_LOGVAR:g}",
+            f"{logvar:.2f}",
+            logvar > MIN_LOGVAR,
         ),
     ]
 

@@ -43,9 +43,10 @@ def write_latents(
 
 
 def latents(splits: Mapping[str, SplitPredictions]) -> dict[str, NDArray[Any]]:
-    """Return `mu`, `logvar` [N, Z], `recon_error`, `n_obs`, `kl`, `patient_index`, `split` [N].
+    """Return `mu`, `logvar` [N, Z], `recon_error`, `n_obs`, `kl`, `patient_ids`, `split` [N].
 
-    Of every patient of every split. Codes have `codes` [N, G] in place of `logvar` and `kl`.
+    Of every patient of every split; `patient_index` is `patient_ids` by its other name. Codes have
+    `codes` [N, G] in place of `logvar` and `kl`.
     """
     names = {"embedding": "mu", "logvar": "logvar", "codes": "codes"}
     names |= {"recon_error": "recon_error", "n_obs": "n_obs", "kl_nats": "kl"}
@@ -59,7 +60,7 @@ def latents(splits: Mapping[str, SplitPredictions]) -> dict[str, NDArray[Any]]:
     for name in {"n_obs", "codes"} & set(result):
         result[name] = result[name].astype(np.int32)
     ids = np.concatenate([part.samples["subject_id"].to_numpy() for part in parts])
-    result["patient_index"] = ids.astype("S")
+    result["patient_ids"] = result["patient_index"] = ids.astype("S")
     sizes = [part.samples.num_rows for part in parts]
     result["split"] = np.repeat(np.array(list(splits), "S"), sizes)
     return result

@@ -23,6 +23,7 @@ def trials(number=24, seed=0):
     frame["latent/kl_per_row"] = 5 / frame["schedules.beta.end"].clip(lower=0.1)
     frame["latent/active_share"] = 0.5
     frame["collapsed"] = frame["schedules.beta.end"] > 0.7
+    frame["untrained"] = False
     return frame
 
 

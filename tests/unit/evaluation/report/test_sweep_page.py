@@ -13,6 +13,7 @@ def trials():
             "status": ["finished", "finished", "failed"],
             "score": [0.5, 0.7, math.nan],
             "collapsed": [False, True, False],
+            "untrained": False,
             "step": [10, 10, 3],
             "train.lr": [1e-3, 1e-2, 1e30],
             "model.mask": ["a", None, ["b", "<i>"]],
@@ -67,7 +68,7 @@ def test_the_verdict_names_what_went_wrong():
     [
         (math.nan, "failed", "no trial has a score: all failed"),
         (math.nan, "finished", "no trial has a score: m is undefined"),
-        (1.0, "finished", "every latent collapsed"),
+        (1.0, "finished", "no trial is fit to be the best: 3 collapsed; train longer, or"),
     ],
 )
 def test_without_a_best_the_verdict_is_bad(score, status, said):
@@ -75,6 +76,17 @@ def test_without_a_best_the_verdict_is_bad(score, status, said):
     tone, lines = verdict(frame, None, "m")
     assert tone == "bad"
     assert lines[0].startswith(said)
+
+
+def test_trials_that_are_new_or_were_stopped_are_told_from_those_that_collapsed():
+    status = ["finished", "finished", "stopped"]
+    frame = trials().assign(score=1.0, status=status, untrained=[True, False, False])
+    _, lines = verdict(frame, None, "m")
+    assert lines[0].startswith(
+        "no trial is fit to be the best: 1 untrained, 1 collapsed, 1 stopped early; train longer"
+    )
+    assert any(line.startswith("1 of 3 are untrained") for line in lines)
+    assert table_lines(frame, [], "m")[1].split()[1:3] == ["finished,", "untrained"]
 
 
 def test_the_table_marks_collapsed_and_failed_trials():

@@ -2,9 +2,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from ehr_ray.families.hcat.loss import info_nce, loss, outcome_loss
+from ehr_ray.families.hcat.loss import info_nce, loss, needs_pairs, outcome_loss
 
-SCHEDULED = {"beta": 1.0}
+SCHEDULED = {"beta": 1.0, "free_bits": 0.0}
 SEED = 7
 
 
@@ -63,3 +63,18 @@ def test_the_imputation_loss_is_of_hidden_tokens_and_can_be_learned(make_model, 
         curve.append(float(terms["impute_mse"].sum / terms["impute_mse"].count))
     assert 0 < float(terms["impute"].count) < 16 * 5
     assert sum(curve[-10:]) < 0.9 * sum(curve[:10])
+
+
+def test_free_bits_are_a_floor_of_each_dimension(make_model, batch):
+    model = make_model().eval()
+    plain = loss(model, batch, SCHEDULED, SEED)
+    floor = loss(model, batch, {**SCHEDULED, "free_bits": 9.0}, SEED)
+    patients, latent = 4, model.config.size.latent
+    assert floor["kl"].sum == 9.0 * patients * latent
+    torch.testing.assert_close(floor["kl_nats"].sum, plain["kl_nats"].sum)
+    torch.testing.assert_close(plain["kl"].sum, plain["kl_nats"].sum)
+
+
+def test_a_contrast_needs_two_patients_in_a_micro_batch(make_config):
+    assert needs_pairs(make_config(alpha_con=0.1)) == "model.alpha_con=0.1"
+    assert needs_pairs(make_config()) is None

@@ -115,4 +115,4 @@ def test_init_from_leaves_behind_what_was_fitted_on_another_cohort(
     lines = initialise(new, tmp_path, FAMILY, vocabulary)
     assert [n for n, b in new.named_buffers() if not torch.equal(b, before[n])] == []
     assert all(torch.equal(p, old.get_parameter(n)) for n, p in new.named_parameters())
-    assert "tokenizer.projection_clinical: kept, made of this cohort" in lines
+    assert "token_mean: kept, made of this cohort" in lines

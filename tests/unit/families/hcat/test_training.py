@@ -18,8 +18,8 @@ class Killed(BaseException):
 
 @pytest.fixture
 def run(tiny_experiment, make_loader, synthetic_vocabulary):
-    def start(folder, kill=None):
-        changes = {"train.max_epochs": 3, "train.max_steps": 6, "model.dropout": 0.1}
+    def start(folder, kill=None, **more):
+        changes = {"train.max_epochs": 3, "train.max_steps": 6, "model.dropout": 0.1, **more}
         experiment = tiny_experiment("hcat", changes)
         loader = make_loader(experiment)
 
@@ -41,7 +41,7 @@ def test_a_killed_run_goes_on_to_the_same_weights_and_bests(run, tmp_path):
     resumed = run(tmp_path / "cut")
     assert resumed.bests == whole.bests
     assert set(whole.bests) == {"surv", "rec", "avg"}
-    for name in ("checkpoint", "checkpoints/best_surv", "checkpoints/best_avg"):
+    for name in ("checkpoint", "checkpoints/best_surv", "checkpoints/final"):
         a, b = (load_file(tmp_path / f / name / "model.safetensors") for f in ("whole", "cut"))
         assert [k for k in a if not torch.equal(a[k], b[k])] == []
 
@@ -49,9 +49,18 @@ def test_a_killed_run_goes_on_to_the_same_weights_and_bests(run, tmp_path):
 def test_the_checkpoint_of_an_outcome_is_its_best_report(run, tmp_path):
     progress = run(tmp_path)
     told = history.read(tmp_path)
-    assert progress.bests["rec"] == told["val/auc_rec"].max()
-    assert progress.bests["avg"] == told["val/auc_avg"].max()
+    assert progress.bests["rec"] == told["val/f1_rec"].max()
+    assert progress.bests["avg"] == told["val/f1_avg"].max()
     assert progress.best == told["val/nll_avg"].min()
+    by_auc = run(tmp_path / "auc", **{"model.best_by": "auc", "train.max_steps": 2})
+    assert by_auc.bests["rec"] == history.read(tmp_path / "auc")["val/auc_rec"].max()
+
+
+def test_the_final_model_is_kept_and_loads(run, tmp_path):
+    run(tmp_path)
+    final = load(tmp_path / "checkpoints" / "final").model.state_dict()
+    last = load_file(sorted((tmp_path / "state").iterdir())[-1] / "model.safetensors")
+    assert [name for name, tensor in final.items() if not torch.equal(tensor, last[name])] == []
 
 
 def test_what_train_fits_is_in_the_checkpoint(run, tmp_path):

@@ -17,6 +17,7 @@ CLEAN = {
     "p_stale": 0.0,
     "p_live": 0.0,
     "set_mae_ratio": 0.0,
+    "small_set_mask_prob": 0.0,
     "val_noise_std": 0.0,
     "dir_noise_std": 0.0,
     "decoder_noise": 0.0,

@@ -39,7 +39,8 @@ def test_values_are_hidden_at_their_rates(many, make_config):
     ("size", "counts"), [(1, {0: 1.0}), (3, {0: 0.6, 1: 0.4}), (5, {0: 0.6, 1: 0.4})]
 )
 def test_a_small_set_has_one_token_masked_or_none(many, make_config, size, counts):
-    config = make_config(clean=True, set_mae_ratio=0.15)
+    # The share is of large sets: without one small sets are masked all the same.
+    config = make_config(clean=True, set_mae_ratio=0.0, small_set_mask_prob=0.4)
     found = hidden_tokens(many(size), config, SEED).sum(1)
     for count, expected in counts.items():
         assert abs(float((found == count).float().mean()) - expected) < 0.03
@@ -70,7 +71,7 @@ def test_at_least_one_value_stays_visible_a_live_one_if_there_is(batch, many, ma
 def test_padding_is_never_hidden_and_all_switches_off_hide_nothing(batch, make_config):
     assert not (hidden_tokens(batch, make_config(p_live=1.0), SEED) & ~batch["mask"]).any()
     assert not hidden_tokens(batch, make_config(clean=True), SEED).any()
-    off = make_config(clean=True, set_mae_ratio=0.5, max_masks_per_set=0)
+    off = make_config(clean=True, small_set_mask_prob=1.0, max_masks_per_set=0)
     assert not hidden_tokens(batch, off, SEED).any()
 
 

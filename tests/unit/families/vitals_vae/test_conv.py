@@ -1,10 +1,8 @@
 import pytest
 import torch
 
-from ehr_ray.families.vitals_vae.config import VitalsVAEConfig
+from ehr_ray.families.vitals_vae.config import SCALES, Scale, VitalsVAEConfig
 from ehr_ray.families.vitals_vae.conv import (
-    BRANCHES,
-    LAYERS,
     ConvDecoder,
     ConvEncoder,
     Down,
@@ -12,10 +10,13 @@ from ehr_ray.families.vitals_vae.conv import (
     lengths,
 )
 
+BRANCHES = tuple(scale.name for scale in SCALES)
+LAYERS = tuple(scale.layers for scale in SCALES)
+
 
 def test_branches_are_those_of_the_design():
-    assert [[k for k, _ in LAYERS[b]] for b in BRANCHES] == [[3, 5, 5], [15, 31], [63, 127], [255]]
-    assert [lengths(b, 745) for b in BRANCHES] == [
+    assert [[k for k, _ in layers] for layers in LAYERS] == [[3, 5, 5], [15, 31], [63, 127], [255]]
+    assert [lengths(layers, 745) for layers in LAYERS] == [
         [745, 373, 187, 94],
         [745, 187, 47],
         [745, 94, 12],
@@ -23,15 +24,23 @@ def test_branches_are_those_of_the_design():
     ]
 
 
-@pytest.mark.parametrize("branch", BRANCHES)
-def test_convolutions_have_those_lengths(branch):
+def test_branches_are_those_of_the_config():
+    two = (Scale(name="short", layers=((3, 2),)), Scale(name="long", layers=((33, 8), (9, 2))))
+    config = VitalsVAEConfig(first_hour=0, last_hour=95, width=8, scales=two)
+    decoder = ConvDecoder(config, 4)
+    assert [*ConvEncoder(config).branches] == [*decoder.branches] == ["short", "long"]
+    assert decoder(torch.randn(3, 4))[1].shape == (2, 3, 96, 7)
+
+
+@pytest.mark.parametrize("layers", LAYERS)
+def test_convolutions_have_those_lengths(layers):
     torch.manual_seed(0)
-    layer, seen = Down(branch, 4, VitalsVAEConfig(width=8)), []
+    layer, seen = Down(layers, 4, VitalsVAEConfig(width=8)), []
     for module in layer.layers:
         if isinstance(module, torch.nn.Conv1d):
             module.register_forward_hook(lambda _m, _x, y: seen.append(y.shape[-1]))
     layer(torch.zeros(1, 4, 745))
-    assert seen == lengths(branch, 745)[1:]
+    assert seen == lengths(layers, 745)[1:]
 
 
 def test_kernels_are_cut_to_what_reaches_data():

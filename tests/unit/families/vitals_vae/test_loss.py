@@ -1,9 +1,11 @@
 import pytest
 import torch
 
-from ehr_ray.families.vitals_vae.conv import BRANCHES
+from ehr_ray.families.vitals_vae.config import SCALES
 from ehr_ray.families.vitals_vae.loss import gaussian, loss
 from ehr_ray.nn.gaussian import kl_standard
+
+BRANCHES = tuple(scale.name for scale in SCALES)
 
 SCHEDULED = {"beta": 0.7, "free_bits": 0.3}
 SEED = 11

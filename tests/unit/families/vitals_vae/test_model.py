@@ -1,8 +1,10 @@
 import pytest
 import torch
 
-from ehr_ray.families.vitals_vae.conv import BRANCHES
+from ehr_ray.families.vitals_vae.config import SCALES
 from ehr_ray.families.vitals_vae.model import Posterior
+
+BRANCHES = tuple(scale.name for scale in SCALES)
 
 ARCHS = ("conv", "lstm", "vq")
 

@@ -1,8 +1,17 @@
 import pytest
 import torch
 
-from ehr_ray.families.vitals_vae.conv import BRANCHES
-from ehr_ray.families.vitals_vae.predict import code_use, components, grids, latents, predict
+from ehr_ray.families.vitals_vae.config import SCALES
+from ehr_ray.families.vitals_vae.predict import (
+    code_use,
+    components,
+    diagnosed,
+    grids,
+    latents,
+    predict,
+)
+
+BRANCHES = tuple(scale.name for scale in SCALES)
 
 
 @pytest.mark.parametrize("arch", ["conv", "lstm", "vq"])
@@ -78,3 +87,30 @@ def test_the_use_of_codes_is_that_of_all_patients_together(make_model, make_batc
 
 def test_a_model_without_codes_reads_no_patient(make_model):
     assert code_use(make_model(), (pytest.fail("read") for _ in range(1))) == {}
+
+
+def test_a_published_objective_is_decoded_where_it_was_trained(make_model, batch):
+    """Its likelihood has no weight to undo: curves are those of the posterior mean itself."""
+    model = make_model(arch="lstm", objective="published", evidence=0.25).eval()
+    with torch.no_grad():
+        curve, _ = model.decode(model.encode(batch).mu)
+        found = grids(model, batch)
+    torch.testing.assert_close(found["estimate"], curve.flatten(1))
+
+
+def test_a_published_objective_is_measured_on_cells_it_is_not_shown(make_model, batch):
+    """It hides nothing itself, and its trials would have no score."""
+    model = make_model(arch="lstm", objective="published").eval()
+    with torch.no_grad():
+        found = grids(model, batch)
+    hidden = found["hidden"].bool()
+    error = (found["imputed"] - found["value"])[hidden].square().mean()
+    assert hidden.any()
+    assert diagnosed(model, [batch])["mse_hidden"] == pytest.approx(float(error), rel=1e-5)
+    assert diagnosed(make_model().eval(), [batch]) == {}
+
+
+def test_the_same_cells_test_every_model(make_model, batch):
+    hidden = [grids(make_model(hide=h).eval(), batch)["hidden"] for h in (0.0, 0.3)]
+    assert torch.equal(*hidden)
+    assert hidden[0].any()

@@ -4,6 +4,11 @@ import pytest
 import torch
 
 from ehr_ray.families.vitals_vae.loss import loss
+from ehr_ray.registry import get_family
+from ehr_ray.train.backend import LocalBackend
+from ehr_ray.train.meters import Sums
+from ehr_ray.train.optim import make_optimizer
+from ehr_ray.train.step import OptimizerStep
 
 STEPS = 200
 HOURS = 48
@@ -82,3 +87,24 @@ def test_no_branch_becomes_constant_over_any_range_of_hours(trained):
         merged, branches = trained.decode(trained.encode(batch).mu)
     for curves in (merged, *branches):
         assert (curves.diff(dim=1).abs() > 1e-4).any(2).all()
+
+
+def test_an_encoder_that_learns_nothing_is_held_not_merely_left_without_a_gradient(
+    tiny_experiment, make_loader, synthetic_vocabulary
+):
+    """A gradient of zero would let weight decay and moments move it from under the decoder."""
+    experiment = tiny_experiment("vitals_vae", {"train.weight_decay": 0.1})
+    family, loader = get_family("vitals_vae"), make_loader(experiment)
+    model = family.build(experiment.model, synthetic_vocabulary)
+    optimizer, backend = make_optimizer(model, experiment.train), LocalBackend()
+    take_step = OptimizerStep(experiment, family, model, optimizer, backend, Sums(backend))
+    steps = loader.train_steps(0, 0, 0, 1)
+    moved = []
+    for share in (0.0, 1.0):
+        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        take_step(next(steps), {"beta": 1.0, "free_bits": 0.0, "mean_share": share}, 1)
+        after = model.state_dict()
+        moved.append({n.split(".")[0] for n in before if not torch.equal(before[n], after[n])})
+    steps.close()
+    assert moved[0] >= {"encoder", "head", "decoder"}
+    assert moved[1] == {"decoder", "log_noise"}

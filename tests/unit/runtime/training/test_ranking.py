@@ -4,7 +4,7 @@ import pytest
 
 from ehr_ray.errors import ConfigError
 from ehr_ray.family import Select
-from ehr_ray.runtime.training.ranking import PROBE, WORST, rank_of, score
+from ehr_ray.runtime.training.ranking import PROBE, WORST, collapse_flags, rank_of, score
 from ehr_ray.train.task import family_of
 
 
@@ -33,3 +33,24 @@ def test_a_score_is_higher_where_the_metric_is_better():
     assert score(low, {"m": 2.0}) == -2.0
     assert score(high, {"m": 2.0}) == 2.0
     assert score(low, {"m": math.nan}) == score(high, {}) == WORST
+
+
+@pytest.mark.parametrize(
+    ("posteriors", "lines", "early", "collapsed", "untrained"),
+    [
+        ({"latent/collapsed": 1.0}, [], False, 1.0, 0.0),  # a family's silence excuses nothing
+        ({"latent/collapsed": 0.5}, None, False, 0.5, 0.0),
+        ({}, ["collapsed codebook: perplexity 1.0"], False, 1.0, 0.0),
+        ({}, ["not learned: skill 0"], False, 0.0, 0.0),
+        ({"latent/collapsed": 1.0}, [], True, 0.0, 1.0),
+    ],
+)
+def test_a_latent_has_collapsed_where_anything_says_so(
+    posteriors, lines, early, collapsed, untrained
+):
+    flags = collapse_flags(posteriors, lines, early=early)
+    assert flags == {"latent/collapsed": collapsed, "latent/untrained": untrained}
+
+
+def test_where_nothing_watches_the_latent_nothing_is_said_of_it():
+    assert collapse_flags({}, None, early=False) == {}

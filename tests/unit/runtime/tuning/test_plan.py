@@ -63,9 +63,52 @@ def test_an_end_of_a_domain_that_makes_no_config_is_named(tiny_config):
         check_space(tiny_config(), {"model.latnt": Choice((8,))})
 
 
-def test_what_changes_nothing_under_a_config_is_not_swept(tiny_config):
-    fills_in = tiny_config("event_encoder", **{"model.head": "plain"})
-    others = [tiny_config("event_encoder"), tiny_config("event_decoder")]
-    space, *less = [set(default_space(one, family_of(one))) for one in (fills_in, *others)]
-    assert [space - one for one in less] == [{"model.mask_ratio"}] * 2
-    assert all(one < space for one in less)
+@pytest.mark.parametrize(
+    ("name", "changes", "idle", "swept"),
+    [
+        ("event_encoder", {"task": "null", "model.head": "plain"}, [], ["model.mask_ratio"]),
+        ("event_encoder", {}, ["model.mask_ratio"], ["model.dropout"]),
+        ("event_decoder", {}, ["model.mask_ratio"], ["model.dropout"]),
+        (
+            "vitals_vq",
+            {},
+            ["schedules.beta.end", "schedules.free_bits", "model.latent"],
+            ["model.codebook", "model.code_groups"],
+        ),
+        ("vitals_vae", {"model.fallback": "vq"}, ["model.codebook"], ["schedules.free_bits"]),
+        (
+            "vitals_lstm",
+            {"model.objective": "published"},
+            ["model.evidence", "model.hide", "model.width", "model.branch_weight"],
+            ["schedules.beta.end", "model.latent"],
+        ),
+        ("hcat", {}, [], ["schedules.free_bits", "model.mask_ratio"]),
+        (
+            "hcat",
+            {"model.missing": "mask", "schedules.beta": "null"},
+            ["schedules.free_bits", "model.mask_ratio"],
+            ["model.preset"],
+        ),
+        (
+            "seqset_finetune",
+            {},
+            ["schedules.beta.end", "schedules.free_bits", "model.p_stale"],
+            ["model.width", "train.lr"],
+        ),
+        ("visit_jepa_finetune", {}, ["model.mask", "model.predictor_depth"], ["model.width"]),
+    ],
+)
+def test_what_changes_nothing_under_a_config_is_not_swept(tiny_config, name, changes, idle, swept):
+    experiment = tiny_config(name, **changes)
+    space = set(default_space(experiment, family_of(experiment)))
+    assert (space & set(idle), set(swept) - space) == (set(), set())
+
+
+def test_a_search_over_what_no_trial_reads_is_refused(tiny_config):
+    lstm = tiny_config("vitals_lstm", **{"model.objective": "published"})
+    with pytest.raises(
+        ConfigError, match=r"^search\.model\.hide: does nothing with model\.objective=published; "
+    ):
+        check_space(lstm, {"model.hide": Uniform(0.0, 0.3)})
+    both = {"model.hide": Uniform(0.1, 0.3), "model.objective": Choice(("elbo", "published"))}
+    check_space(lstm, both)  # some of its trials read it

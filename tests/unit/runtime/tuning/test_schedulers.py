@@ -19,7 +19,8 @@ class Search:
     """A scheduler fed with reports of trials, as Ray Tune does, and what it knew of them."""
 
     def __init__(self, kind):
-        settings = ["data.cohort=cohort", f"tune.scheduler={kind}", "tune.reduction_factor=2"]
+        settings = ["data.cohort=cohort", f"tune.scheduler={kind}"]
+        settings += ["tune.reduction_factor=2"] * (kind == "asha")
         self.scheduler = scheduler(load(CONFIG, settings), SPACE, GRACE)
         self.scheduler.set_search_properties("score", "max")
         self.trials = [FakeTrial(str(n)) for n in range(TRIALS)]

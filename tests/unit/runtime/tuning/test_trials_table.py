@@ -1,5 +1,7 @@
 import math
 
+import pytest
+
 from ehr_ray.family import Select
 from ehr_ray.runtime.training.ranking import MEASURES
 from ehr_ray.runtime.tuning.trial import trial_dir, write_trial
@@ -25,6 +27,22 @@ def test_the_table_ranks_collapsed_trials_after_the_others_and_failed_ones_last(
     assert math.isnan(sweep.frame["score"].tolist()[-1])
     none = read_sweep(tmp_path / "nothing", Select())
     assert none.best is None
+
+
+@pytest.mark.parametrize("flag", ["latent/collapsed", "latent/untrained"])
+def test_a_trial_that_was_stopped_is_not_the_best_where_all_that_ended_are_unfit(tmp_path, flag):
+    """It was stopped as the worst, and would be the best as the least known."""
+    for number, (status, value, unfit) in enumerate(
+        [("finished", 1.0, 1.0), ("stopped", 9.0, 0.0), ("finished", 2.0, 1.0)]
+    ):
+        folder = trial_dir(tmp_path, number)
+        write_trial(folder, number, {"train.lr": number}, status)
+        row = {"step": 400, "epoch": 1.0, "val/objective": value}
+        history.append(folder, row)
+        history.append(folder, {"step": 400, "epoch": 1.0, flag: unfit}, MEASURES)
+    sweep = read_sweep(tmp_path, Select())
+    assert sweep.frame["trial"].tolist() == [1, 0, 2]
+    assert sweep.best is None
 
 
 def test_a_row_tells_how_far_a_trial_went_and_which_report_was_kept(tmp_path):

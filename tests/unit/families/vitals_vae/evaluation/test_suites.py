@@ -85,7 +85,8 @@ def test_an_untrained_model_fails_where_it_must(measured):
     assert row(criteria, "error of seen cells less that of the patient mean")[3] == "fail"
     assert row(criteria, "divergence")[3] == "fail"
     assert {r[3] for r in criteria.rows} <= {"pass", "fail"}
-    assert measured.metrics["held_out/criteria/number"] == len(criteria.rows) == 7
+    assert measured.metrics["held_out/criteria/number"] == len(criteria.rows) == 8
+    assert row(criteria, "mean log-variance")[1] == "above -5"
     assert measured.lines[0].startswith("criteria: ")
 
 
@@ -199,10 +200,10 @@ def test_files_hold_every_patient(given):
     )
     with h5py.File(given.target / "vae_latents.h5") as file:
         assert file["mu"].shape == file["logvar"].shape == (190, 6)
-        for name in ("recon_error", "n_obs", "kl", "patient_index", "split"):
+        for name in ("recon_error", "n_obs", "kl", "patient_ids", "patient_index", "split"):
             assert file[name].shape == (190,)
         assert set(file["split"][:]) == {b"train", b"tuning", b"held_out"}
-        assert file["patient_index"][-1] == b"10039"
+        assert file["patient_ids"][-1] == file["patient_index"][-1] == b"10039"
         kl = 0.5 * (np.exp(file["logvar"][:]) + file["mu"][:] ** 2 - 1 - file["logvar"][:])
         np.testing.assert_allclose(file["kl"][:], kl.sum(1), rtol=1e-4)
     with h5py.File(given.target / "vae_multiscale_components.h5") as file:
