@@ -1,8 +1,8 @@
 """Linear models on frozen inputs: logistic regression, calibrated, as one record of arrays.
 
-The same record holds the probe of an embedding, logistic regression on simple features
-(imputed, winsorised, with missing indicators) and PCA followed by logistic regression: all
-three are linear in the standardised input.
+The same record holds the probe of an embedding, logistic regression on features (logarithms of
+skewed ones, imputed, winsorised, with missing indicators) and PCA followed by logistic regression:
+all three are linear in the standardised input.
 """
 
 import warnings
@@ -37,6 +37,8 @@ _THREADED_SIZE: Final = 20_000_000
 class Probe:
     """A calibrated linear classifier of D inputs; arrays only, so it can be stored anywhere."""
 
+    logged: NDArray[np.int64]
+    """int[L]: inputs that become log(1 + x) first; all bounds below are of what becomes of them."""
     fill: Array
     """float[D]: replaces a missing value (train median)."""
     low: Array
@@ -71,6 +73,7 @@ class Probe:
     def of_logit(cls, slope: float = 1.0, offset: float = 0.0, threshold: float = 0.5) -> "Probe":
         """Return the probe of one input that is a logit itself, and is calibrated only."""
         return cls(
+            logged=np.zeros(0, np.int64),
             fill=np.zeros(1),
             low=np.full(1, -np.inf),
             high=np.full(1, np.inf),
@@ -99,6 +102,7 @@ class Probe:
         given = np.asarray(x, dtype=np.float64)
         if given.ndim != 2 or given.shape[1] != self.fill.size:
             raise ValueError(f"input of shape {given.shape}; the probe takes [N, {self.fill.size}]")
+        given = _log(given, self.logged)
         absent = np.isnan(given)
         filled = np.clip(np.where(absent, self.fill, given), self.low, self.high)
         return (np.hstack([filled, absent[:, self.indicator]]) - self.center) / self.scale
@@ -126,7 +130,8 @@ def fit_probe(
         train_label: 0 or 1, [N].
         tuning_x: float[M, D].
         tuning_label: 0 or 1, [M].
-        tabular: winsorise at the 2nd and 98th train percentile and add missing indicators.
+        tabular: take logarithms of skewed inputs, winsorise at the 2nd and 98th train percentile
+            and add missing indicators.
         num_components: reduce to at most this many whitened principal components first.
         c_grid: candidates for C, ascending.
         seed: shuffles the cross-validation folds.
@@ -196,6 +201,8 @@ def logit(probability: NDArray[Any]) -> Array:
 
 def _preparation(x: Array, tabular: bool) -> Probe:
     absent = np.isnan(x)
+    logged = _skewed(x, absent) if tabular else np.zeros(0, dtype=np.int64)
+    x = _log(x, logged)
     # A column that train never saw is filled with 0, which standardises to 0.
     safe = np.where(absent.all(axis=0), 0.0, x)
     fill = np.nanmedian(safe, axis=0)
@@ -211,6 +218,7 @@ def _preparation(x: Array, tabular: bool) -> Probe:
     scale = columns.std(axis=0)
     constant = scale <= 1e-12 * np.maximum(1.0, np.abs(columns).max(axis=0, initial=0.0))
     return Probe(
+        logged=logged,
         fill=fill,
         low=low,
         high=high,
@@ -224,6 +232,25 @@ def _preparation(x: Array, tabular: bool) -> Probe:
         threshold=0.5,
         c=np.nan,
     )
+
+
+def _log(x: Array, columns: NDArray[np.int64]) -> Array:
+    """Return `x` with log(1 + value) in some columns; values below 0 count as 0 there."""
+    if not columns.size:
+        return x
+    x = x.copy()
+    x[:, columns] = np.log1p(np.maximum(x[:, columns], 0.0))
+    return x
+
+
+def _skewed(x: Array, absent: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Columns without a negative value whose skewness is above 1, as of amounts and counts."""
+    number = np.maximum((~absent).sum(axis=0), 1)
+    centred = np.where(absent, 0.0, x - np.where(absent, 0.0, x).sum(axis=0) / number)
+    spread = np.sqrt(np.square(centred).sum(axis=0) / number)
+    cube = np.power(centred, 3).sum(axis=0) / number
+    negative = np.where(absent, 0.0, x).min(axis=0, initial=0.0) < 0
+    return np.flatnonzero(~negative & (cube > spread**3) & (spread > 0))
 
 
 def _distinct_missingness(absent: NDArray[np.bool_]) -> NDArray[np.int64]:

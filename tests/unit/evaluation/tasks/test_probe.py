@@ -172,3 +172,17 @@ def test_a_wide_embedding_is_fitted_in_seconds():
     start = time.perf_counter()
     fit_probe(*halves(x, y))
     assert time.perf_counter() - start < 15
+
+
+def test_amounts_that_span_orders_of_magnitude_are_read_by_their_logarithm():
+    rng = np.random.default_rng(0)
+    amount = np.exp(rng.normal(3.0, 1.5, (900, 1)))
+    risk = np.log(amount[:, 0]) - 3 + rng.normal(size=900) > 0
+    x = np.hstack([amount, -amount, rng.normal(size=(900, 1))])
+    x[::9] = np.nan
+    probe, _ = fit_probe(*halves(x, risk.astype(int)), tabular=True)
+    assert probe.logged.tolist() == [0]
+    plain, _ = fit_probe(*halves(x, risk.astype(int)))
+    assert plain.logged.size == 0
+    # What was below 0 nowhere in train is 0 and no NaN elsewhere.
+    assert np.isfinite(probe.predict(np.full((1, 3), -5.0))).all()
