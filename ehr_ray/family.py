@@ -17,6 +17,7 @@ from ehr_ray.config.schema import ConfigSchema
 from ehr_ray.config.search import Domain
 from ehr_ray.events.blocks import BlockStore
 from ehr_ray.events.patients import Patient
+from ehr_ray.events.scaling import Scaling
 from ehr_ray.events.vocabulary import Vocabulary
 
 Row = Mapping[str, np.ndarray]
@@ -228,6 +229,8 @@ class Family(Generic[C]):
     """Config fields that `transform` reads: with the data they are the key of the cache."""
     version: int = 1
     """Raise when `transform` gives other output for the same input: it is part of the cache key."""
+    former_scaling: Scaling = "standard"
+    """How values were scaled before there was `data.scale`: a checkpoint of then goes on so."""
     eval_scheduled: Scheduled = field(default_factory=dict)
     """Their values in validation: fixed, so that trials with other schedules stay comparable."""
     search_space: Mapping[str, Domain] = field(default_factory=dict)

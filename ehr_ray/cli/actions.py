@@ -52,6 +52,8 @@ def expand(args: Arguments, screen: Screen) -> None:
         lvcf_minutes=args.lvcf_minutes,
         always_carry=tuple(code for code in args.always_carry.split(",") if code),
         value_stats=args.value_stats,
+        scale=args.scale,
+        origin=args.origin,
         address=args.address,
         verbose=args.verbose,
         say=screen.passing,
@@ -60,6 +62,11 @@ def expand(args: Arguments, screen: Screen) -> None:
         f"{relative(args.output)}: {result.tokens:,} tokens of {result.patients:,} patients "
         f"in {result.shards} shards, {result.seconds:.1f} s"
     )
+    if result.unscaled:
+        screen.say(
+            f"{result.unscaled:,} tokens have a value of a code without statistics: it is written "
+            "as measured, by mean 0 and standard deviation 1"
+        )
 
 
 def labels(args: Arguments, screen: Screen) -> None:

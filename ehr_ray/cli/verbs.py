@@ -134,6 +134,19 @@ VERBS = (
             ),
             option("--always-carry", "codes carried for ever: a,b,c", default=""),
             option("--value-stats", "CSV of code, mean, std for z-scores", type=location),
+            option(
+                "--scale",
+                "of values: standard by mean and standard deviation of train (default), robust by "
+                "median and interquartile range",
+                choices=("standard", "robust"),
+                default="standard",
+            ),
+            option(
+                "--origin",
+                "codes whose first event is minute 0, for a dataset used as it stands (default: "
+                "those of its ingest, else the usual names of an admission)",
+                metavar="CODE[,CODE]",
+            ),
             ADDRESS,
         ),
     ),

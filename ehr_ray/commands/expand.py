@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,10 @@ from ehr_ray.errors import InputError
 from ehr_ray.events.carry import carry_forward
 from ehr_ray.events.normalize import z_score
 from ehr_ray.events.patients import Patient, read_patients, shard_names, splits_of
-from ehr_ray.events.schema import EXPANDED
-from ehr_ray.events.vocabulary import Vocabulary
-from ehr_ray.runtime.data.dataset import check_cohort, codes_table
+from ehr_ray.events.scaling import Scaling
+from ehr_ray.events.schema import EXPANDED, parse_origin
+from ehr_ray.events.vocabulary import QUANTILES, Vocabulary
+from ehr_ray.runtime.data.dataset import check_cohort, codes_table, require_origin
 from ehr_ray.runtime.data.tasks import run_shards
 from ehr_ray.runtime.session import session
 from ehr_ray.storage import files, sync
@@ -38,6 +39,8 @@ class Expanded:
     patients: int
     tokens: int
     seconds: float
+    unscaled: int = 0
+    """Tokens with a value of a code without statistics, whose value is as it was measured."""
 
 
 def expand(
@@ -47,6 +50,8 @@ def expand(
     lvcf_minutes: float = 2880.0,
     always_carry: tuple[str, ...] = (),
     value_stats: str | Path | None = None,
+    scale: Scaling = "standard",
+    origin: str | None = None,
     address: str | None = None,
     verbose: bool = False,
     say: Callable[[str], None] = lambda _: None,
@@ -54,8 +59,11 @@ def expand(
     """Write `output/<split>/<n>.parquet`, columns `EXPANDED`, by (subject, time, variable).
 
     A shard that is already there is kept, so a killed job continues; another cohort or other
-    options in the same folder are refused. `value_stats` is a CSV of code, mean and std that
-    replaces the train statistics.
+    options in the same folder are refused. Values are scaled by the statistics of train; `scale` is
+    as `data.scale`, but standard unless told. `value_stats` is a CSV of code, mean and std that
+    replaces them. A code with neither (one that never has a value in train) has mean 0 and standard
+    deviation 1, so that its values stay as measured: they are counted. `origin` names the codes of
+    minute 0, as `data.origin` does.
     """
     if lvcf_minutes < 0:
         raise InputError(f"--lvcf-minutes {lvcf_minutes:g}: must be 0 or more")
@@ -63,13 +71,11 @@ def expand(
     cohort, output = sync.fetch(cohort), local(output)
     value_stats = None if value_stats is None else sync.fetch(value_stats)
     check_cohort(cohort, say=say)
-    vocabulary = Vocabulary.from_table(codes_table(cohort))
-    if value_stats is not None:
-        vocabulary = _with_stats(vocabulary, value_stats)
+    vocabulary = _vocabulary(cohort, value_stats, scale, origin)
     unknown = sorted(set(always_carry) - set(vocabulary.codes))
     if unknown:
         raise InputError(f"--always-carry: no code {unknown[0]!r} in {cohort}; check its spelling")
-    there = _claim(output, cohort, lvcf_minutes, always_carry, value_stats)
+    there = _claim(output, cohort, vocabulary, lvcf_minutes, always_carry, value_stats)
     jobs = [
         {"shard": str(path), "target": str(output / split / f"{name}.parquet")}
         for split, paths in splits_of(cohort).items()
@@ -81,9 +87,12 @@ def expand(
             function = ShardExpander(vocabulary, lvcf_minutes, always_carry)
             run_shards(todo, function, on_ray=True, say=say, verb="expanded shards", bring=False)
     counts = [sync.footer(job["target"]) for job in jobs]
-    patients = sum(int((c.metadata or {}).get(b"patients", b"0")) for c in counts)
+    patients, unscaled = (
+        sum(int((c.metadata or {}).get(name, b"0")) for c in counts)
+        for name in (b"patients", b"unscaled")
+    )
     tokens = sum(c.num_rows for c in counts)
-    return Expanded(len(jobs), patients, tokens, time.perf_counter() - started)
+    return Expanded(len(jobs), patients, tokens, time.perf_counter() - started, unscaled)
 
 
 class ShardExpander:
@@ -100,7 +109,7 @@ class ShardExpander:
         """Expand `job["shard"]` into `job["target"]`, which appears by rename."""
         target = Path(job["target"])
         names = pa.array(self._vocabulary.codes, pa.string())
-        patients = 0
+        patients = unscaled = 0
         # Without the Arrow schema the dictionary of names reads back as plain strings.
         with (
             files.new_file(target) as partial,
@@ -108,8 +117,9 @@ class ShardExpander:
         ):
             for part in self._groups(read_patients(Path(job["shard"]), self._vocabulary)):
                 patients += len(part)
+                unscaled += sum(one.pop("unscaled") for one in part)
                 writer.write_table(self._table(part, names))
-            writer.add_key_value_metadata({"patients": str(patients)})
+            writer.add_key_value_metadata({"patients": str(patients), "unscaled": str(unscaled)})
 
     def _groups(self, patients: Iterator[Patient]) -> Iterator[list[dict[str, Any]]]:
         group: list[dict[str, Any]] = []
@@ -135,13 +145,14 @@ class ShardExpander:
         return {
             "subject_id": np.full(len(tokens.code), patient.subject_id, np.int64),
             "code": tokens.code,
-            "value": z_score(
-                tokens.value, tokens.code, self._vocabulary.mean, self._vocabulary.std
-            ),
+            "value": z_score(tokens.value, tokens.code, self._vocabulary),
             "time": tokens.minute[tokens.set_index],
             "set_index": tokens.set_index,
             "age": tokens.age,
             "is_carry": tokens.is_carry,
+            "unscaled": int(
+                np.sum(~np.isnan(tokens.value) & ~self._vocabulary.valued[tokens.code])
+            ),
         }
 
     def _table(self, group: list[dict[str, Any]], names: pa.Array) -> pa.Table:
@@ -150,6 +161,20 @@ class ShardExpander:
         arrays = {key: pa.array(value) for key, value in columns.items()}
         arrays["variable"] = variable
         return pa.table([arrays[field.name] for field in _DICTIONARY], schema=_DICTIONARY)
+
+
+def _vocabulary(
+    cohort: Path, value_stats: Path | None, scale: Scaling, origin: str | None
+) -> Vocabulary:
+    if value_stats is not None and scale != "standard":
+        raise InputError(f"--scale {scale}: --value-stats gives mean and std; drop one of both")
+    table = codes_table(cohort)
+    codes = None
+    if origin is not None:
+        codes = parse_origin(origin, "--origin")
+        require_origin(table, codes, f"--origin {origin}", cohort)
+    vocabulary = Vocabulary.from_table(table, origin=codes, scaling=scale)
+    return vocabulary if value_stats is None else _with_stats(vocabulary, value_stats)
 
 
 def _with_stats(vocabulary: Vocabulary, path: Path) -> Vocabulary:
@@ -179,16 +204,22 @@ def _with_stats(vocabulary: Vocabulary, path: Path) -> Vocabulary:
         raise InputError(f"--value-stats {path}: {twice!r} appears twice; keep one row a code")
     stats = stats.reindex(list(vocabulary.codes))
     mean, spread = stats.iloc[:, 0].to_numpy(), stats.iloc[:, 1].to_numpy()
-    return Vocabulary(
-        vocabulary.codes,
-        vocabulary.count,
-        np.where(np.isfinite(mean), mean, 0.0),
-        np.where(np.isfinite(spread) & (spread > 0), spread, 1.0),
+    mean = np.where(np.isfinite(mean), mean, np.nan)
+    return replace(
+        vocabulary,
+        mean=np.nan_to_num(mean),
+        std=np.where(np.isfinite(spread) & (spread > 0), spread, 1.0),
+        quantiles=np.repeat(mean[:, None], len(QUANTILES), 1),  # says which codes have any
     )
 
 
 def _claim(
-    output: Path, cohort: Path, minutes: float, always: tuple[str, ...], stats: Path | None
+    output: Path,
+    cohort: Path,
+    vocabulary: Vocabulary,
+    minutes: float,
+    always: tuple[str, ...],
+    stats: Path | None,
 ) -> set[str]:
     """Refuse to mix two expansions in a folder; return the names of the files it has."""
     manifest = [
@@ -199,6 +230,8 @@ def _claim(
     content = {
         "cohort": absolute(cohort),
         "lvcf_minutes": minutes,
+        "scale": vocabulary.scaling,
+        "origin": vocabulary.origin,
         "always_carry": sorted(always),
         "value_stats": None if stats is None else stats.read_text() if stats.is_file() else "",
         "shards": manifest,

@@ -63,6 +63,7 @@ def export_pt(
         experiment.data.min_code_count,
         origin=experiment.data.origin,
         cache=experiment.cache,
+        scaling=experiment.data.scale,
     )
     jobs = list(_jobs(cohort, output))
     on_ray = experiment.cluster.most_workers > 0

@@ -7,6 +7,7 @@ from pydantic import Field
 
 from ehr_ray.config.locations import Location, TrackingURI
 from ehr_ray.config.types import NotNegative, PositiveInt, Ratio
+from ehr_ray.events.scaling import Scaling
 from ehr_ray.events.subgroups import Subgroup, default_subgroups
 
 
@@ -25,6 +26,10 @@ class DataConfig:
     origin: tuple[str, ...] | None = None
     """Codes whose first event is a subject's minute 0, alone or before a slash, for a dataset used
     as it stands; null: those of its ingest, else the usual names of an admission."""
+    scale: Scaling = "robust"
+    """How values are scaled by the statistics of train, in every family: robust by median and
+    interquartile range, which typing errors leave alone, standard by mean and standard deviation.
+    See `events/scaling.py`."""
     min_code_count: Annotated[int, Field(ge=0)] = 1
     """Codes seen less often than this in train are unknown to the model."""
     cache: Literal["disk", "memory"] = "disk"

@@ -13,14 +13,13 @@ import numpy.typing as npt
 from pydantic import Field
 
 from ehr_ray.events.patients import MICROSECONDS_PER_MINUTE, Patient
-from ehr_ray.events.vocabulary import QUANTILES, Vocabulary
+from ehr_ray.events.vocabulary import Vocabulary
 
 OBSERVED, CARRIED, PATIENT_MEAN, COHORT_MEAN = 1, 2, 3, 4
 """Imputation tiers of a cell: its own value, the last one, the patient's mean, the cohort's."""
 
 MICROSECONDS_PER_HOUR: Final = 60 * MICROSECONDS_PER_MINUTE
 _FAHRENHEIT_ABOVE: Final = 60.0
-_IQR_PER_STD: Final = 1.349
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,20 +132,15 @@ def scales(
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Return each vital's centre and spread in train, [V]: of all its codes, weighted by count.
 
-    Medians and interquartile ranges where the cohort has them: a few impossible values would
-    otherwise set the scale. A vital the cohort lacks has the middle and a sixth of its range.
+    Those of a code are the vocabulary's location and scale. A vital the cohort lacks has the
+    middle and a sixth of its range.
     """
-    median, low, high = (QUANTILES.index(q) for q in (0.5, 0.25, 0.75))
     centre, spread = np.zeros(len(vitals)), np.ones(len(vitals))
     for index, vital in enumerate(vitals):
         ids = vocabulary.encode(vital.codes)
         ids = ids[ids >= 0]
-        mean, std = vocabulary.mean[ids].copy(), vocabulary.std[ids].copy()
+        mean, std = vocabulary.location[ids], vocabulary.scale[ids]
         weight = vocabulary.count[ids].astype(np.float64)
-        q = vocabulary.quantiles[ids]
-        width = (q[:, high] - q[:, low]) / _IQR_PER_STD
-        robust = np.isfinite(width) & (width > 0)
-        mean, std = np.where(robust, q[:, median], mean), np.where(robust, width, std)
         if vital.fahrenheit:
             hot = mean > _FAHRENHEIT_ABOVE
             mean, std = np.where(hot, (mean - 32) / 1.8, mean), np.where(hot, std / 1.8, std)

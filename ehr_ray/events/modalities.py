@@ -95,7 +95,7 @@ def layout_of(vocabulary: Vocabulary, codes: Mapping[str, Sequence[str]] = CODES
     for i, code in enumerate(vocabulary.codes):
         if modality[i] >= 0 and _EMBEDDED.fullmatch(code):
             embedded[modality[i]] = True
-    valued = np.asarray(np.isfinite(vocabulary.quantiles).all(1), bool)
+    valued = vocabulary.valued
     return Layout(modality, valued, quality, spread, embedded)
 
 

@@ -80,7 +80,7 @@ class TokenBook:
     @cached_property
     def valued(self) -> npt.NDArray[np.int64]:
         """Rank of each code among those with values, [V]; -1 for the others."""
-        has = np.isfinite(self.vocabulary.quantiles).all(1)
+        has = self.vocabulary.valued
         return np.where(has, np.cumsum(has) - 1, -1)
 
     @cached_property

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ehr_ray.events.patients import MICROSECONDS_PER_MINUTE, Patient
-from ehr_ray.events.vocabulary import QUANTILES, Vocabulary
+from ehr_ray.events.vocabulary import Vocabulary
 
 Kind = Literal["hours", "visits"]
 Floats = npt.NDArray[np.float64]
@@ -27,7 +27,6 @@ STATISTICS: Final = {
 """What a cell says: `mean` is a sum for flows, `count` is log(1 + count)."""
 STAY, GAP = "days in hospital", "days since the visit before"
 """Features of a visit that no code has: one is known at discharge, the other at the start."""
-_IQR_PER_STD: Final = 1.349
 _DAY: Final = 24 * 60.0
 
 
@@ -40,8 +39,8 @@ class Features:
         names: of the features, [F]: codes, and for visits `STAY` and `GAP` after them.
         place: feature of each code, int32 [V]; -1 where it is none.
         code: vocabulary id of each feature, int32 [F]; -1 where it is no code.
-        center: median in train, float64 [F].
-        spread: interquartile range in train over that of N(0, 1), float64 [F].
+        center: location in train, float64 [F]; 0 of a flag.
+        spread: scale in train, float64 [F]; 1 of a flag.
         flag: whether a feature has no values, so that its events count as 1, bool [F].
         flow: whether values of a cell are added up, bool [F].
         discharge: whether a code ends a visit, bool [V].
@@ -105,8 +104,7 @@ def choose_features(
         flows: patterns of codes whose values are amounts, to be added up.
         discharges: patterns of codes that end a visit.
     """
-    middle, low, high = (vocabulary.quantiles[:, QUANTILES.index(q)] for q in (0.5, 0.25, 0.75))
-    valued = np.isfinite(middle)
+    valued = vocabulary.valued
     usable = ~_matching(vocabulary.codes, outcomes)
     chosen = np.sort(
         np.concatenate(
@@ -119,8 +117,6 @@ def choose_features(
     place = np.full(len(vocabulary), -1, np.int32)
     place[chosen] = np.arange(len(chosen))
     extra = 2 if kind == "visits" else 0
-    width = (high - low) / _IQR_PER_STD
-    spread = np.where(width > 0, width, vocabulary.std)
     flag = ~valued[chosen]
     none = np.zeros(extra, bool)
     return Features(
@@ -128,8 +124,8 @@ def choose_features(
         names=(*(vocabulary.codes[i] for i in chosen), *(STAY, GAP)[:extra]),
         place=place,
         code=np.concatenate([chosen, np.full(extra, -1)]).astype(np.int32),
-        center=np.concatenate([np.where(flag, 0.0, middle[chosen]), np.zeros(extra)]),
-        spread=np.concatenate([np.where(flag, 1.0, spread[chosen]), np.ones(extra)]),
+        center=np.concatenate([np.where(flag, 0.0, vocabulary.location[chosen]), np.zeros(extra)]),
+        spread=np.concatenate([np.where(flag, 1.0, vocabulary.scale[chosen]), np.ones(extra)]),
         flag=np.concatenate([flag, none]),
         flow=np.concatenate([_matching(vocabulary.codes, flows)[chosen], none]),
         discharge=_matching(vocabulary.codes, discharges),
@@ -139,7 +135,7 @@ def choose_features(
 def rows_of(patient: Patient, features: Features) -> Rows:
     """Return the hours with observations of a patient, or its admissions.
 
-    Values are robust z-scores of train, `asinh` of them so that a typing error weighs little and
+    Values are z-scores by `data.scale`, `asinh` of them so that a typing error weighs little and
     no order is lost. An hour begins at a whole number of hours from the origin. A visit reaches
     from its admission to the next one; a patient without admissions has one. Events before the
     origin are in no row.

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ehr_ray.errors import InputError
+from ehr_ray.events.scaling import Scaling, location_and_scale
 from ehr_ray.events.schema import ORIGIN_CODES, is_origin
 from ehr_ray.storage import files
 
@@ -41,6 +42,8 @@ FITTED = b"ehr_ray.fitted"
 """Key of the schema's metadata that marks statistics as fitted here, on the train split."""
 ORIGIN = b"ehr_ray.origin"
 """Key of the schema's metadata with the origin codes, a JSON list, where they are not the usual."""
+SCALING = b"ehr_ray.scaling"
+"""Key of the schema's metadata with how values are scaled, in the vocabulary of a checkpoint."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +58,7 @@ class Vocabulary:
         quantiles: those of `QUANTILES`, float64 [V, 7]; NaN for codes without values in train.
         descriptions: what each code is, [V]; empty where nothing is said.
         origin: codes whose first event is minute 0, alone or before a slash; none is a token.
+        scaling: whether values are scaled by median and quantiles, or by mean and `std`.
     """
 
     codes: tuple[str, ...]
@@ -64,6 +68,7 @@ class Vocabulary:
     quantiles: npt.NDArray[np.float64] = field(default_factory=lambda: np.empty((0, 0)))
     descriptions: tuple[str, ...] = ()
     origin: tuple[str, ...] = ORIGIN_CODES
+    scaling: Scaling = "robust"
 
     def __post_init__(self) -> None:
         """Fill in what was left out: no values, no descriptions."""
@@ -78,6 +83,25 @@ class Vocabulary:
         return len(self.codes)
 
     @cached_property
+    def valued(self) -> npt.NDArray[np.bool_]:
+        """Whether a code has values in train, [V]."""
+        return np.asarray(np.isfinite(self.quantiles).all(1), bool)
+
+    @property
+    def location(self) -> npt.NDArray[np.float64]:
+        """What each code's values are centred at, float64 [V]; see `events/scaling.py`."""
+        return self._scales[0]
+
+    @property
+    def scale(self) -> npt.NDArray[np.float64]:
+        """What they are divided by then, float64 [V], above 0."""
+        return self._scales[1]
+
+    @cached_property
+    def _scales(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        return location_and_scale(self.scaling, self.mean, self.std, self.quantiles)
+
+    @cached_property
     def _ids(self) -> dict[str, int]:
         return {code: i for i, code in enumerate(self.codes)}
 
@@ -88,7 +112,12 @@ class Vocabulary:
 
     @classmethod
     def from_table(
-        cls, table: pa.Table, *, min_count: int = 0, origin: Sequence[str] | None = None
+        cls,
+        table: pa.Table,
+        *,
+        min_count: int = 0,
+        origin: Sequence[str] | None = None,
+        scaling: Scaling = "robust",
     ) -> "Vocabulary":
         """Build from a `codes.parquet` table: codes seen at least `min_count` times, no origins.
 
@@ -107,10 +136,11 @@ class Vocabulary:
             quantiles=_quantile_column(table, mean, std),
             descriptions=_descriptions(table),
             origin=origin,
+            scaling=scaling,
         )
 
     def to_table(self) -> pa.Table:
-        """Return the columns `from_table` needs."""
+        """Return the columns `from_table` needs; `scaling_of` tells how they scale values."""
         table = pa.table(
             {
                 "code": pa.array(self.codes, pa.string()),
@@ -124,7 +154,15 @@ class Vocabulary:
                 "description": pa.array(self.descriptions, pa.string()),
             }
         )
-        return with_origin(table, self.origin)
+        table = with_origin(table, self.origin)
+        named = {**(table.schema.metadata or {}), SCALING: self.scaling}
+        return table.replace_schema_metadata(named)
+
+
+def scaling_of(table: pa.Table) -> Scaling | None:
+    """Return how a checkpoint's vocabulary scales values; None where it does not say."""
+    named = (table.schema.metadata or {}).get(SCALING)
+    return None if named is None else "standard" if named == b"standard" else "robust"
 
 
 def origin_of(table: pa.Table) -> tuple[str, ...]:

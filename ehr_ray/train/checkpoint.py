@@ -18,11 +18,12 @@ import yaml
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ehr_ray.config.yaml_files import read_yaml
+from ehr_ray.config.yaml_files import override, read_yaml
 from ehr_ray.errors import ConfigError, InputError
-from ehr_ray.events.vocabulary import Vocabulary
+from ehr_ray.events.vocabulary import Vocabulary, scaling_of
 from ehr_ray.experiment import Experiment, parse, to_yaml
 from ehr_ray.family import AnyFamily
+from ehr_ray.registry import get_family
 from ehr_ray.storage import files
 from ehr_ray.storage.paths import local
 from ehr_ray.train.checksums import damage_of, document, save_tensors, starts_as_pickle, tensors_of
@@ -95,9 +96,10 @@ def save_checkpoint(
 def load(path: str | Path) -> Loaded:
     """Load a run's (or checkpoint folder's) model on CPU, in eval mode; needs no Ray."""
     folder = checkpoint_folder(path)
-    experiment = parse(read_yaml(folder / "experiment.yaml"))
-    family = family_of(experiment)
     vocabulary = read_vocabulary(folder)
+    raw = read_yaml(folder / "experiment.yaml")
+    experiment = parse(override(raw, {"data.scale": vocabulary.scaling}))
+    family = family_of(experiment)
     model = family.build(experiment.model, vocabulary)
     try:
         model.load_state_dict(load_file(folder / WEIGHTS))
@@ -109,8 +111,13 @@ def load(path: str | Path) -> Loaded:
 
 
 def read_vocabulary(folder: Path) -> Vocabulary:
-    """Return the vocabulary of a checkpoint folder."""
-    return Vocabulary.from_table(files.read_parquet(folder / "vocabulary.parquet"))
+    """Return the vocabulary of a checkpoint folder, which scales values as in its training."""
+    table = files.read_parquet(folder / "vocabulary.parquet")
+    scaling = scaling_of(table)
+    if scaling is None:
+        family = get_family(str(read_yaml(folder / "experiment.yaml").get("family")))
+        scaling = family.former_scaling
+    return Vocabulary.from_table(table, scaling=scaling)
 
 
 def checkpoint_folder(path: str | Path) -> Path:

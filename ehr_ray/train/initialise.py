@@ -29,9 +29,9 @@ def initialise(
     The model may hold the other as a part (a SetVAE in a SeqSetVAE, either under a task head), or
     be a part of it. Rows of `Transfer.code_indexed_tensors` are matched by code and places along
     `Transfer.axes`, which `config` is asked for, by name: a checkpoint of another vocabulary gives
-    what both know. Raises InputError where its inputs mean other things, and when they fill less
-    than half of both, the checkpoint and the model: those are unlike, and training would silently
-    start from scratch.
+    what both know. Raises InputError where its inputs mean other things or are scaled otherwise
+    (`data.scale`), and when they fill less than half of both, the checkpoint and the model: those
+    are unlike, and training would silently start from scratch.
     """
     folder = checkpoint_folder(path)
     other = parse(read_yaml(folder / "experiment.yaml"))
@@ -40,6 +40,11 @@ def initialise(
     everything = load_file(folder / "model.safetensors")
     source = {name: tensor for name, tensor in everything.items() if not named_by(name, own)}
     old_vocabulary = read_vocabulary(folder)
+    if old_vocabulary.scaling != vocabulary.scaling:
+        raise InputError(
+            f"init_from={path}: trained on {old_vocabulary.scaling} values, this run has "
+            f"{vocabulary.scaling} ones; set data.scale={old_vocabulary.scaling}"
+        )
     axes = _axes(family, config, vocabulary)
     old_axes = _axes(family_of(other), other.model, old_vocabulary)
     target = model.state_dict()

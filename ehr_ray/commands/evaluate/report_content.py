@@ -24,6 +24,7 @@ from ehr_ray.evaluation.tasks.verdicts import MODEL, metric_prefix
 from ehr_ray.events.labels import read_labels
 from ehr_ray.events.patient_features import FeatureCodes
 from ehr_ray.events.patients import splits_of
+from ehr_ray.events.scaling import CENTRES
 from ehr_ray.experiment import Experiment, to_yaml
 from ehr_ray.runtime.inference import matrix
 from ehr_ray.sources.building.cohort import TASKS
@@ -97,7 +98,9 @@ def report_context(
         notes=notes,
         latents={"set posterior": latent} if latent else {},
         embeddings={"patient embedding": embedding},
-        reconstruction=reconstruction_table(metrics, split) if tokens is not None else None,
+        reconstruction=None
+        if tokens is None
+        else reconstruction_table(metrics, split, subject.loaded.vocabulary.scaling),
         sections=found.sections,
         captions=found.captions,
         figures={
@@ -220,7 +223,8 @@ def summary(
         ours, mean, last = (metrics[f"{at}/{name}"] for name in ("mse", "mse_mean", "mse_last"))
         lines.append(
             f"hidden values, measured then: squared error {ours:.3f} of the model, "
-            f"{mean:.3f} of the train mean, {last:.3f} of the last value"
+            f"{mean:.3f} of the {CENTRES[subject.loaded.vocabulary.scaling]}, "
+            f"{last:.3f} of the last value"
         )
     lines += [*found.lines, *(f"undefined: {name}" for name in notes[:3])]
     if report is not None:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ehr_ray.evaluation.table import Table
+from ehr_ray.events.scaling import CENTRES, UNITS, Scaling
 
 GROUPS = {
     "all": "all values",
@@ -19,7 +20,7 @@ GROUPS = {
 
 @dataclass(frozen=True, eq=False)
 class Tokens:
-    """Reconstructed tokens, T of them; values and estimates in train standard deviations."""
+    """Reconstructed tokens, T of them; values and estimates are scaled as `data.scale` says."""
 
     sample: NDArray[np.int64]
     set: NDArray[np.int64]
@@ -56,8 +57,9 @@ class Tokens:
 def reconstruction_metrics(tokens: Tokens) -> dict[str, float]:
     """Return mean squared errors by group of tokens, beside those of two constants.
 
-    `<group>/mse` of the model, `<group>/mse_mean` of the train mean (0), `<group>/mse_last` of
-    the code's previous value (the mean where there is none) and `<group>/r2` = 1 - mse / mse_mean.
+    `<group>/mse` of the model, `<group>/mse_mean` of the train location (0: the mean, or
+    the median of robust values), `<group>/mse_last` of the code's previous value (0 where there is
+    none) and `<group>/r2` = 1 - mse / mse_mean.
     """
     last = np.nan_to_num(tokens.last_values())
     metrics: dict[str, float] = {}
@@ -77,8 +79,9 @@ def reconstruction_metrics(tokens: Tokens) -> dict[str, float]:
     return metrics
 
 
-def reconstruction_table(metrics: Mapping[str, float], split: str) -> Table:
+def reconstruction_table(metrics: Mapping[str, float], split: str, scaling: Scaling) -> Table:
     """Return the metrics (keys `<split>/reconstruction/<group>/<name>`) as the report's table."""
+    centre = CENTRES[scaling]
     at = f"{split}/reconstruction"
     names = ("mse", "mse_mean", "mse_last", "r2")
     rows: tuple[tuple[str | float, ...], ...] = tuple(
@@ -87,10 +90,10 @@ def reconstruction_table(metrics: Mapping[str, float], split: str) -> Table:
         if f"{at}/{group}/mse" in metrics
     )
     return Table(
-        columns=("values", "model", "train mean", "last value", "R²"),
+        columns=("values", "model", centre, "last value", "R²"),
         rows=rows,
-        caption="Mean squared error in train standard deviations; a model that does not beat the "
-        "train mean has learned nothing of that group. The last value is the code's previous one, "
+        caption=f"Mean squared error in {UNITS[scaling]}; a model that does not beat the "
+        f"{centre} has learned nothing of that group. The last value is the code's previous one, "
         "which carried values repeat exactly.",
     )
 

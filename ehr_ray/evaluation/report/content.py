@@ -53,7 +53,7 @@ class ReportContext:
     embeddings: Mapping[str, EmbeddingDiagnostics] = field(default_factory=dict)
     """Diagnostics of frozen representations without a posterior, by name."""
     reconstruction: Table | None = None
-    """Reconstruction error of the model beside constants (train mean, last value, ...)."""
+    """Reconstruction error of the model beside constants (train mean or median, last value)."""
     sections: Mapping[str, Table] = field(default_factory=dict)
     """Further tables by their heading, in the order shown: what the family's suites found."""
     captions: Mapping[str, tuple[str, str]] = field(default_factory=dict)

@@ -49,7 +49,7 @@ CAPTIONS: Final[Mapping[str, tuple[str, str]]] = {
     "reconstruction": (
         "Reconstruction examples",
         "Open circles are recorded values and filled markers what the model reconstructed, in "
-        "standard deviations; the shorter the line between them, the better.",
+        "the scale of the table on reconstruction; the shorter the line between them, the better.",
     ),
     "embedding_map": (
         "Map of the embedding",
@@ -310,7 +310,7 @@ def _example(axis: Axes, example: Mapping[str, Any], max_tokens: int) -> None:
         axis.plot(true, row, zorder=2, **_RECORDED)
         axis.plot(ours, row, zorder=3, **style)
     axis.set_yticks(range(len(tokens)), [plain(str(token["variable"])) for token in tokens])
-    axis.set_xlabel("standard deviations from the mean", fontsize=FONT)
+    axis.set_xlabel("scaled value; 0 is the centre of train", fontsize=FONT)
     hidden = len(example["tokens"]) - len(tokens)
     _title(axis, example["title"] + (f" (+{hidden} more)" if hidden else ""))
 

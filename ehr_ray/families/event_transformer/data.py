@@ -22,7 +22,7 @@ def token_book(vocabulary: Vocabulary, options: TokenOptions) -> TokenBook:
 
 def transform(patient: Patient, config: EventTransformerConfig, vocabulary: Vocabulary) -> Row:
     """Return a patient's tokens, all of them: T phrase ids with gap, value and minute."""
-    value = z_score(patient.value, patient.code, vocabulary.mean, vocabulary.std)
+    value = z_score(patient.value, patient.code, vocabulary)
     value = value.clip(-config.clip_value, config.clip_value)
     tokens = token_book(vocabulary, config.token_options).tokens(patient, value)
     return {

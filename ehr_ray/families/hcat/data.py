@@ -29,7 +29,7 @@ def transform(patient: Patient, config: HCATConfig, vocabulary: Vocabulary) -> R
     column = layout.modality[patient.code] >= 0
     there = known & column & ~(layout.valued[patient.code] & np.isnan(patient.value))
     code, value = patient.code[there], patient.value[there].astype(np.float64)
-    z = ((value - vocabulary.mean[code]) / vocabulary.std[code]).clip(-CLIP, CLIP)
+    z = ((value - vocabulary.location[code]) / vocabulary.scale[code]).clip(-CLIP, CLIP)
     z = np.where(layout.raw[code], value, np.where(layout.valued[code], z, 1.0))
     row = {
         "subject_id": np.array(patient.subject_id),

@@ -2,7 +2,7 @@
 
 The family's `targets` table has hidden rows' states beside what was predicted of them from the
 patient's own context and from another patient's; its `cells` table has hidden values beside the
-model's estimate, the last value before and 0, the train median. See `nn.latent_prediction`.
+model's estimate, the last value before and 0, the location of train. See `nn.latent_prediction`.
 """
 
 from collections.abc import Mapping
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from ehr_ray.evaluation.suite import SuiteInput, SuiteResult
 from ehr_ray.evaluation.table import Table
+from ehr_ray.events.scaling import CENTRES, UNITS, Scaling
 from ehr_ray.families.jepa.diagnostics import (
     MAX_COSINE,
     MIN_GAP,
@@ -22,7 +23,8 @@ from ehr_ray.families.jepa.diagnostics import (
     verdict,
 )
 
-GUESSES: Final = {"estimate": "model", "median": "train median", "last": "last value before"}
+GUESSES: Final = {"estimate": "model", "median": "", "last": "last value before"}
+"""What is beside the model's; the location is the train median, or mean, as `data.scale` says."""
 ROWS: Final = {
     "skill": ("skill over the mean of a position", "above 0"),
     "shuffled_gap": ("rise of the loss with another patient's context", f"above {MIN_GAP}"),
@@ -51,13 +53,15 @@ def suite(given: SuiteInput) -> SuiteResult:
     metrics |= value_errors(tables["cells"]) if "cells" in tables else {}
     lines: tuple[str, ...] = (f"prediction: {told}: {reason}",)
     if "value_estimate" in metrics:
+        centre = CENTRES[given.vocabulary.scaling]
         errors = (
-            f"{metrics[f'value_{name}']:.3f} of the {title}" for name, title in GUESSES.items()
+            f"{metrics[f'value_{name}']:.3f} of the {title or centre}"
+            for name, title in GUESSES.items()
         )
         lines += (f"values of hidden rows, squared error: {', '.join(errors)}",)
     return SuiteResult(
         metrics={f"{given.split}/prediction/{name}": value for name, value in metrics.items()},
-        sections={HEADING: _table(metrics, told)},
+        sections={HEADING: _table(metrics, told, given.vocabulary.scaling)},
         lines=lines,
     )
 
@@ -92,17 +96,20 @@ def _matrix(table: pa.Table, name: str) -> NDArray[np.floating]:
     return values.reshape(len(table), -1)
 
 
-def _table(metrics: Mapping[str, float], told: str) -> Table:
+def _table(metrics: Mapping[str, float], told: str, scaling: Scaling) -> Table:
     rows: list[tuple[str | float, ...]] = [
         (title, metrics[name], level) for name, (title, level) in ROWS.items()
     ]
     for name, title in GUESSES.items():
         if f"value_{name}" in metrics:
             at = "" if name == "estimate" else "the model is below it"
-            rows.append((f"squared error of hidden values: {title}", metrics[f"value_{name}"], at))
+            title = f"squared error of hidden values: {title or CENTRES[scaling]}"
+            rows.append((title, metrics[f"value_{name}"], at))
     return Table(
         ("", "value", "of a model that learned"),
         tuple(rows),
         f"Verdict: {told}. The loss of predictions falls in a collapse too, and so may no rank: "
-        "a model has learned if it beats the mean of a position and needs the patient's context.",
+        "a model has learned if it beats the mean of a position and needs the patient's context. "
+        f"Values are the inverse hyperbolic sine of what lies from the {CENTRES[scaling]} in "
+        f"{UNITS[scaling]}.",
     )

@@ -36,6 +36,7 @@ FAMILY = Family(
     loss=loss,
     predict=predict,
     represent=Represent(represent, represent_width, row_states, state_width),
+    former_scaling="robust",
     cache_fields=("rows", "max_values", "max_flags", "outcomes", "flows", "discharges"),
     search_space={
         "model.value_weight": LogUniform(0.1, 10.0),

@@ -29,7 +29,7 @@ def transform(patient: Patient, config: SetConfig, vocabulary: Vocabulary) -> Ro
         window=config.carry_minutes,
         always=always,
     )
-    value = z_score(tokens.value, tokens.code, vocabulary.mean, vocabulary.std)
+    value = z_score(tokens.value, tokens.code, vocabulary)
     if config.clip_value is not None:
         value = value.clip(-config.clip_value, config.clip_value)
     sizes = np.bincount(tokens.set_index, minlength=len(tokens.minute))

@@ -27,6 +27,7 @@ FAMILY = Family(
     build=VitalsVAE,
     loss=loss,
     predict=predict,
+    former_scaling="robust",
     cache_fields=("vitals", "first_hour", "last_hour", "landmark", "origin", "clip_value"),
     # Beta 1 is what cycles end at; curves are those of posterior means, as in use.
     eval_scheduled={"beta": 1.0, "free_bits": 0.0, "mean_share": 1.0},

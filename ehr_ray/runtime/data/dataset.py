@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from ehr_ray.errors import InputError
 from ehr_ray.events.patients import splits_of
+from ehr_ray.events.scaling import Scaling
 from ehr_ray.events.schema import is_origin, parse_origin
 from ehr_ray.events.vocabulary import (
     Vocabulary,
@@ -77,18 +78,24 @@ def vocabulary_of(
     *,
     origin: Sequence[str] | None = None,
     cache: Path | None = None,
+    scaling: Scaling = "robust",
 ) -> Vocabulary:
     """Return the codes a model may know: those seen often enough in train.
 
     `origin` are the codes of the time origin (`data.origin`), which must be there; None: those the
-    cohort names, else the usual.
+    cohort names, else the usual. `scaling` is `data.scale`.
     """
     table = codes_table(cohort, cache)
     if origin is not None:
         origin = parse_origin(",".join(origin), "data.origin")
-        if not any(is_origin(code, origin) for code in table["code"].to_pylist()):
-            raise InputError(f"data.origin={list(origin)}: no such code in {cohort}; check it")
-    return Vocabulary.from_table(table, min_count=max(1, min_count), origin=origin)
+        require_origin(table, origin, f"data.origin={list(origin)}", cohort)
+    return Vocabulary.from_table(table, min_count=max(1, min_count), origin=origin, scaling=scaling)
+
+
+def require_origin(table: pa.Table, origin: Sequence[str], option: str, cohort: Path) -> None:
+    """Raise InputError where no code of a `codes.parquet` table is one of the origin's."""
+    if not any(is_origin(code, origin) for code in table["code"].to_pylist()):
+        raise InputError(f"{option}: no such code in {cohort}; check it")
 
 
 def named_origin(cohort: Path) -> tuple[str, ...] | None:

@@ -32,7 +32,7 @@ from ehr_ray.runtime.data.tasks import Say, run_shards
 from ehr_ray.storage import sync
 from ehr_ray.storage.paths import absolute, canonical
 
-LAYOUT = 2
+LAYOUT = 3
 """Bump when the same events would give other rows: rows of older versions are not reused."""
 
 if TYPE_CHECKING:  # `expand`, which needs no torch, reads the codes by this module
@@ -68,7 +68,9 @@ def prepared(
     data = experiment.data
     kept = None if data.cache == "memory" else experiment.cache
     check_cohort(cohort, kept, say)
-    vocabulary = vocabulary_of(cohort, data.min_code_count, origin=data.origin, cache=kept)
+    vocabulary = vocabulary_of(
+        cohort, data.min_code_count, origin=data.origin, cache=kept, scaling=data.scale
+    )
     if not len(vocabulary):
         raise InputError(
             f"{cohort}: no code is seen {experiment.data.min_code_count} times in train; "
@@ -208,6 +210,6 @@ def _key(
     parts = [manifest, options, family.version, LAYOUT, vocabulary.origin]
     digest = hashlib.sha256(json.dumps(parts, default=dataclasses.asdict).encode())
     digest.update("\0".join(vocabulary.codes).encode())
-    digest.update(vocabulary.mean.tobytes() + vocabulary.std.tobytes())
+    digest.update(vocabulary.location.tobytes() + vocabulary.scale.tobytes())
     digest.update(vocabulary.quantiles.tobytes())
     return digest.hexdigest()[:20]

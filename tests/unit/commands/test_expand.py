@@ -1,8 +1,15 @@
-import pandas as pd
-import pyarrow.parquet as pq
+import contextlib
 
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from ehr_ray.commands import expand as command
 from ehr_ray.commands.expand import ShardExpander
 from ehr_ray.commands.ingest import ingest
+from ehr_ray.errors import InputError
 from ehr_ray.events.vocabulary import Vocabulary
 
 DAY = 1440
@@ -38,3 +45,85 @@ def test_what_was_measured_before_admission_is_carried_with_its_age_or_not_at_al
         [60, "heartrate", 60, True, 1],
         [60, "potassium", 360, True, 1],
     ]
+
+
+@pytest.fixture
+def strange(tmp_path, monkeypatch):
+    """A MEDS dataset as it stands: a typing error in train, and codes that train has not."""
+    path = tmp_path / "in"
+    stay = [("ENCOUNTER", 60, None), ("LAB", 90, None)]
+    labs = [("LAB", 61 + i, value) for i, value in enumerate([1.0, 2.0, 3.0, 4.0, 1000.0])]
+    rows = {
+        "train": stay + labs,
+        "held_out": [
+            *stay,
+            ("LAB", 61, 3.0),
+            ("NEW", 62, 250.0),
+            ("NEW", 63, None),
+            ("X", 64, None),
+        ],
+    }
+    for subject, (split, events) in enumerate(rows.items()):
+        events = sorted([("LAB", 0, 2.0), *events], key=lambda event: event[1])
+        table = pa.table(
+            {
+                "subject_id": pa.array([subject] * len(events), pa.int64()),
+                "time": pa.array([m * 60_000_000 for _, m, _ in events], pa.timestamp("us")),
+                "code": [code for code, *_ in events],
+                "numeric_value": pa.array([value for *_, value in events], pa.float32()),
+            }
+        )
+        (path / "data" / split).mkdir(parents=True)
+        pq.write_table(table, path / "data" / split / "0.parquet")
+    monkeypatch.setattr(command, "session", lambda *_, **__: contextlib.nullcontext())
+    monkeypatch.setattr(command, "run_shards", lambda jobs, make, **_: [make(job) for job in jobs])
+    return path
+
+
+def values(output, code):
+    found = pq.read_table(output / "held_out/0.parquet").to_pandas()
+    return found[(found["variable"] == code) & ~found["is_carry"]]["value"].tolist()
+
+
+def test_scales_are_standard_unless_told(strange, tmp_path):
+    mean, std = np.mean([2, 1, 2, 3, 4, 1000]), np.std([2, 1, 2, 3, 4, 1000])
+    command.expand(strange, tmp_path / "a")
+    assert values(tmp_path / "a", "LAB")[1] == pytest.approx((3 - mean) / std)
+    command.expand(strange, tmp_path / "b", scale="robust")
+    iqr = np.subtract(*np.quantile([2, 1, 2, 3, 4, 1000], [0.75, 0.25]))
+    assert values(tmp_path / "b", "LAB")[1] == pytest.approx((3 - 2.5) / iqr * 1.349)
+    with pytest.raises(InputError, match="another expansion"):
+        command.expand(strange, tmp_path / "a", scale="robust")
+
+
+def test_values_of_codes_that_train_has_not_are_as_measured_and_counted(strange, tmp_path):
+    result = command.expand(strange, tmp_path / "a")
+    assert values(tmp_path / "a", "NEW") == [250.0, 1.0]
+    assert values(tmp_path / "a", "X") == [1.0]
+    # Live in one set, carried into the next until the one without a value ends it.
+    assert result.unscaled == 1
+    stats = tmp_path / "stats.csv"
+    stats.write_text("code,mean,std\nNEW,200,50\n")
+    given = command.expand(strange, tmp_path / "b", value_stats=stats)
+    assert values(tmp_path / "b", "NEW") == [1.0, 0.0]
+    assert given.unscaled > result.unscaled  # LAB has none now
+    with pytest.raises(InputError, match="--scale robust: --value-stats gives mean and std"):
+        command.expand(strange, tmp_path / "c", value_stats=stats, scale="robust")
+
+
+def test_an_event_without_a_value_of_a_code_with_values_is_at_its_location(strange, tmp_path):
+    command.expand(strange, tmp_path / "a")
+    assert values(tmp_path / "a", "LAB")[-1] == 0.0
+
+
+def test_the_origin_of_a_dataset_as_it_stands_may_be_named(strange, tmp_path):
+    def times(output):
+        return pq.read_table(output / "held_out/0.parquet")["time"].to_numpy()
+
+    command.expand(strange, tmp_path / "a")
+    command.expand(strange, tmp_path / "b", origin="ENCOUNTER")
+    assert (times(tmp_path / "a").max(), times(tmp_path / "b").max()) == (90, 30)
+    found = set(pq.read_table(tmp_path / "b/held_out/0.parquet")["variable"].to_pylist())
+    assert "ENCOUNTER" not in found
+    with pytest.raises(InputError, match=r"--origin STAY: no such code"):
+        command.expand(strange, tmp_path / "c", origin="STAY")

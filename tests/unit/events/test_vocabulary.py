@@ -132,6 +132,19 @@ def test_a_vocabulary_survives_its_table():
         np.testing.assert_array_equal(getattr(again, name), getattr(found, name))
 
 
+@pytest.mark.parametrize("scaling", ["robust", "standard"])
+def test_a_vocabulary_remembers_how_it_scales(scaling, tmp_path):
+    path = write(tmp_path / "a.parquet", ["A"] * 5, [1.0, 2.0, 3.0, 4.0, 1000.0])
+    found = Vocabulary.from_table(fit_codes([path]), scaling=scaling)
+    table = found.to_table()
+    pq.write_table(table, tmp_path / "v.parquet")
+    again = pq.read_table(tmp_path / "v.parquet")
+    assert vocabulary.scaling_of(again) == scaling
+    assert vocabulary.scaling_of(fit_codes([path])) is None
+    assert found.location.tolist() == [3.0 if scaling == "robust" else 202.0]
+    assert (found.scale[0] < 2) == (scaling == "robust")
+
+
 def test_quantiles_and_descriptions_survive_a_round_trip(tmp_path):
     table = fit_codes([write(tmp_path / "a.parquet", ["A", "A", "B"], [1.0, 3.0, None])])
     table = table.set_column(1, "description", pa.array(["Albumin (g/dL)", None], pa.string()))

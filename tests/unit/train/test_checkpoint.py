@@ -5,11 +5,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 from torch import nn
 
 from ehr_ray.config.sections import TrainConfig
+from ehr_ray.config.yaml_files import read_yaml
 from ehr_ray.errors import ConfigError, InputError, RunError
 from ehr_ray.registry import get_family
 from ehr_ray.train.checkpoint import (
@@ -21,6 +24,7 @@ from ehr_ray.train.checkpoint import (
     save_state,
     saved_progress,
 )
+from ehr_ray.train.checksums import document
 from ehr_ray.train.optim import make_optimizer
 
 
@@ -53,6 +57,26 @@ def test_a_checkpoint_carries_all_it_takes_to_load(
         assert (loaded.vocabulary.std == synthetic_vocabulary.std).all()
         assert not loaded.model.training
         assert_same_state(loaded.model.state_dict(), model.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("family", "scaling"),
+    [("set_vae", "standard"), ("jepa", "robust"), ("vitals_vae", "robust"), ("hcat", "standard")],
+)
+def test_a_checkpoint_from_before_the_option_scales_values_as_it_was_trained(
+    tmp_path, tiny_experiment, synthetic_vocabulary, family, scaling
+):
+    experiment = tiny_experiment(family)
+    model = get_family(family).build(experiment.model, synthetic_vocabulary)
+    save_checkpoint(tmp_path, model, experiment, synthetic_vocabulary)
+    folder = tmp_path / "checkpoint"
+    raw = read_yaml(folder / "experiment.yaml")
+    del raw["data"]["scale"]
+    (folder / "experiment.yaml").write_text(document(yaml.safe_dump(raw)))
+    table = pq.read_table(folder / "vocabulary.parquet")
+    pq.write_table(table.replace_schema_metadata(None), folder / "vocabulary.parquet")
+    loaded = load(tmp_path)
+    assert (loaded.vocabulary.scaling, loaded.experiment.data.scale) == (scaling, scaling)
 
 
 def test_a_second_checkpoint_replaces_the_first_which_stays_beside_it(

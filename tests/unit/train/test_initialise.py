@@ -142,6 +142,13 @@ def test_rows_of_codes_are_matched_by_code_not_by_place(tmp_path, family, experi
     assert "directions: rows of 2 of 3 codes copied" in lines
 
 
+def test_a_checkpoint_of_otherwise_scaled_values_is_refused(saved, family, synthetic_vocabulary):
+    other = dataclasses.replace(synthetic_vocabulary, scaling="standard")
+    folder = saved(SplitPredictions())
+    with pytest.raises(InputError, match=r"robust values.*set data\.scale=robust"):
+        initialise(SplitPredictions(), folder, family, other)
+
+
 def test_fates_are_told_by_part_of_the_model():
     lines = [
         "a.b.0.weight: copied",

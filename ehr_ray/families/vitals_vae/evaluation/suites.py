@@ -17,6 +17,7 @@ from ehr_ray.evaluation.clusters import (
 from ehr_ray.evaluation.suite import SuiteInput, SuiteResult
 from ehr_ray.evaluation.table import Table
 from ehr_ray.events.grid import imputed, scales
+from ehr_ray.events.scaling import CENTRES, UNITS
 from ehr_ray.families.vitals_vae.evaluation import curves
 from ehr_ray.families.vitals_vae.evaluation.criteria import grids_of, judge, matrix
 from ehr_ray.families.vitals_vae.evaluation.curves import MODEL, TITLES, Errors, Grids, References
@@ -172,6 +173,12 @@ def _units(given: SuiteInput) -> tuple[Any, NDArray[Any], NDArray[Any], int]:
     return given.model.vitals, centre, spread, given.model.first_hour
 
 
+def _error(given: SuiteInput) -> str:
+    """Return what errors are, with the scale of the values, as a caption begins."""
+    scaling = given.vocabulary.scaling
+    return f"Mean squared error of values less the {CENTRES[scaling]}, in {UNITS[scaling]}"
+
+
 def _rows_table(given: SuiteInput, errors: dict[str, dict[str, Errors]]) -> Table:
     """Return the model and the reference rows with R2 over the cohort's mean."""
     rows: list[tuple[str | float, ...]] = []
@@ -185,7 +192,7 @@ def _rows_table(given: SuiteInput, errors: dict[str, dict[str, Errors]]) -> Tabl
         rows.append(tuple(cells))
     columns = ("", "error, cells seen", "R2", "error, cells hidden", "R2")
     caption = (
-        f"Mean squared error on {given.split} patients in z-scores: of observed cells every row "
+        f"{_error(given)} on {given.split} patients: of observed cells every row "
         "was given, and of cells hidden from every row. R2 is over the cohort's mean."
     )
     return Table(columns, tuple(rows), caption)
@@ -219,7 +226,7 @@ def _vital_table(given: SuiteInput, errors: dict[str, dict[str, Errors]]) -> Tab
             mse = float(errors[name][kind].by_vital()[index])
             row += [mse, float(np.sqrt(mse) * spread[index])]
         rows.append(tuple(row))
-    caption = "Mean squared error in z-scores, and its root in the vital sign's unit."
+    caption = f"{_error(given)}, and its root in the vital sign's unit."
     return Table(tuple(columns), tuple(rows), caption)
 
 
@@ -242,7 +249,7 @@ def _window_table(given: SuiteInput, judged: Grids, references: References) -> T
         "this model, hidden",
         "last value, hidden",
     )
-    return Table(columns, tuple(rows), "Mean squared error in z-scores by hours after admission.")
+    return Table(columns, tuple(rows), f"{_error(given)}, by hours after admission.")
 
 
 def _warped(given: SuiteInput, train: Grids) -> tuple[dict[str, float], Table]:

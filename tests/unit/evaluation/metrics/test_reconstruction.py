@@ -50,10 +50,20 @@ def test_a_perfect_model_has_r2_of_one_and_the_mean_has_zero(tokens):
 
 def test_the_table_has_a_row_for_each_group_there_is(tokens):
     metrics = {f"held_out/reconstruction/{k}": v for k, v in reconstruction_metrics(tokens).items()}
-    table = reconstruction_table(metrics, "held_out")
+    table = reconstruction_table(metrics, "held_out", "robust")
     assert table.rows[0][0] == "all values"
     assert len(table.rows) == 4
     assert all(len(row) == len(table.columns) for row in table.rows)
+
+
+def test_the_table_states_the_scale(tokens):
+    metrics = {f"held_out/reconstruction/{k}": v for k, v in reconstruction_metrics(tokens).items()}
+    robust, standard = (
+        reconstruction_table(metrics, "held_out", s) for s in ("robust", "standard")
+    )
+    assert (robust.columns[2], standard.columns[2]) == ("train median", "train mean")
+    assert "interquartile range / 1.349" in robust.caption
+    assert "in train standard deviations" in standard.caption
 
 
 def test_examples_name_variables_and_flags(tokens):

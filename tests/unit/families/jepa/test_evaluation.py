@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -36,19 +38,27 @@ def part(learned, patients=100, width=8, shared=0.0, **columns):
 
 @pytest.fixture
 def run(tmp_path):
-    def measure(judged):
+    def measure(judged, scaling="robust"):
         return suite(
             SuiteInput(
                 split="held_out",
                 judged=judged,
                 fit={},
                 model=None,
-                vocabulary=None,
+                vocabulary=SimpleNamespace(scaling=scaling),
                 target=tmp_path,
             )
         )
 
     return measure
+
+
+def test_the_table_and_the_line_state_the_scale(run):
+    for scaling, centre in {"robust": "train median", "standard": "train mean"}.items():
+        found = run(part(learned=0.9), scaling)
+        assert found.sections[HEADING].rows[-2][0].endswith(centre)
+        assert f"of the {centre}" in found.lines[1]
+        assert centre in found.sections[HEADING].caption
 
 
 def test_a_model_that_learned_is_said_to_have(run):

@@ -76,6 +76,11 @@ def test_a_check_is_made_once_and_told_each_time(others, tmp_path_factory, monke
     assert told[0].startswith("5 of 6 subjects have no row")
 
 
+def test_values_are_robust_unless_told(others):
+    robust, standard = vocabulary_of(others, 0), vocabulary_of(others, 0, scaling="standard")
+    assert (robust.scaling, standard.scaling) == ("robust", "standard")
+
+
 def test_the_origin_of_a_dataset_as_it_stands_is_configured(others):
     vocabulary = vocabulary_of(others, 0, origin=("ENCOUNTER",))
     assert (vocabulary.origin, vocabulary.codes) == (("ENCOUNTER",), ("LAB",))

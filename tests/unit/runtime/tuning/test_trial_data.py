@@ -13,8 +13,10 @@ def test_only_what_changes_rows_is_data(tiny_config, synthetic_cohort):
         "data.batch_size": Choice((8, 16)),
         "model.carry_minutes": Choice((60, 600)),
         "data.min_code_count": Choice((1, 5)),
+        "data.scale": Choice(("robust", "standard")),
     }
-    assert data_paths(given, space) == ["model.carry_minutes", "data.min_code_count"]
+    wanted = ["model.carry_minutes", "data.min_code_count", "data.scale"]
+    assert data_paths(given, space) == wanted
 
 
 def test_each_choice_of_data_gets_its_dataset_and_a_range_is_refused(
