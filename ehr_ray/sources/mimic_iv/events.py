@@ -1,6 +1,6 @@
 """Typed rows of a table -> events."""
 
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -8,8 +8,11 @@ import pyarrow.compute as pc
 
 from ehr_ray.sources.mimic_iv.rows import Block, odd
 from ehr_ray.sources.mimic_iv.table_units import Registry, day_end
-from ehr_ray.sources.mimic_iv.tables import DAY_END, DISCHARGE, Event, Table
+from ehr_ray.sources.mimic_iv.tables import DAY_END, DISCHARGE, KNOWN, Event, Table
 from ehr_ray.sources.parsing.cells import Mask, Times, events_table
+
+AFTER: Final = np.timedelta64(1, "s")
+"""How long after discharge a stay's billing codes stand."""
 
 
 def block_events(block: Block, table: Table, registry: Registry) -> pa.Table:
@@ -19,6 +22,8 @@ def block_events(block: Block, table: Table, registry: Registry) -> pa.Table:
         _at_discharge(block, registry)
     if DAY_END in times:
         _at_day_end(block, registry)
+    if KNOWN in times:
+        block.columns[KNOWN] = np.fmax(block.columns["charttime"], block.columns["storetime"])
     return pa.concat_tables([_rows(event, block) for event in table.events])
 
 
@@ -33,11 +38,11 @@ def _at_discharge(block: Block, registry: Registry) -> None:
 
 
 def _at_day_end(block: Block, registry: Registry) -> None:
-    """Give rows the end of their date, or their discharge if it is on it."""
+    """Give rows the end of their date, or the time after their admission if it ended on it."""
     date = block.columns["chartdate"]
-    discharge, _ = _ends(block, registry)
-    on_the_day = discharge.astype("datetime64[D]") == date.astype("datetime64[D]")
-    block.columns[DAY_END] = np.where(on_the_day, discharge, day_end(date))
+    ends, _ = _ends(block, registry)
+    on_the_day = ends.astype("datetime64[D]") == date.astype("datetime64[D]")
+    block.columns[DAY_END] = np.where(on_the_day, ends + AFTER, day_end(date))
 
 
 def _ends(block: Block, registry: Registry) -> tuple[Times, Mask]:
@@ -51,6 +56,8 @@ def _ends(block: Block, registry: Registry) -> tuple[Times, Mask]:
 def _rows(event: Event, block: Block) -> pa.Table:
     columns = block.columns
     times = columns[event.time]
+    if event.billed:
+        times = times + AFTER
     if event.not_before is not None:
         times = np.where(np.isnat(times), times, np.fmax(times, columns[event.not_before]))
     values = np.full(len(block), np.nan) if event.value is None else columns[event.value]

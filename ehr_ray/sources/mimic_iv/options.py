@@ -35,6 +35,14 @@ class MimicIvOptions:
         default="hospital", metadata={"help": "the subject's first admission to this counts"}
     )
 
+    lab_time: Literal["chart", "store"] = field(
+        default="chart",
+        metadata={
+            "help": "when a laboratory test counts: charttime, its specimen, or storetime, its "
+            "result (charttime where that is blank or later)"
+        },
+    )
+
     def __post_init__(self) -> None:
         """Refuse what keeps nobody, and labels that would be predicted after they are known."""
         if not 0 < self.sample_frac <= 1:

@@ -18,7 +18,15 @@ from ehr_ray.sources.mimic_iv.options import MimicIvOptions
 from ehr_ray.sources.mimic_iv.patients import people
 from ehr_ray.sources.mimic_iv.rows import read_blocks
 from ehr_ray.sources.mimic_iv.table_units import Registry, load, read_patients
-from ehr_ray.sources.mimic_iv.tables import ADMISSIONS, BY_NAME, PATIENTS, STAYS, TABLES, Table
+from ehr_ray.sources.mimic_iv.tables import (
+    ADMISSIONS,
+    BY_NAME,
+    PATIENTS,
+    STAYS,
+    TABLES,
+    Table,
+    timed,
+)
 from ehr_ray.sources.mimic_iv.tasks import labels
 from ehr_ray.sources.parsing.csv_files import count_rows
 from ehr_ray.sources.parsing.parquet_files import READ_ERRORS
@@ -86,7 +94,7 @@ def read(unit: Unit, options: MimicIvOptions) -> Iterator[Chunk]:
         yield read_patients(unit.root, patients)[1]
         yield Chunk(events=people(registry))
     else:
-        yield from _table(unit, BY_NAME[unit.kind], registry)
+        yield from _table(unit, timed(BY_NAME[unit.kind], options.lab_time), registry)
 
 
 def _table(unit: Unit, table: Table, registry: Registry) -> Iterator[Chunk]:

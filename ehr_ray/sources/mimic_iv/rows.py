@@ -18,6 +18,7 @@ from ehr_ray.sources.parsing.quantities import quantities
 from ehr_ray.sources.parsing.quarantine import Rejects
 
 BLOCK_BYTES: Final = 1 << 20
+_INEQUALITY: Final = r"^\s*(<=|=<|>=|=>|<|>|≤|≥|less than|greater than)\s*[0-9.,]*[0-9]\s*$"
 
 
 class Roster(Protocol):
@@ -102,6 +103,8 @@ def read_blocks(
     there = check_columns(root, name, columns)
     if table.status in there:
         columns.append(table.status)
+    if table.words is not None and table.words[1] in there:
+        columns.append(table.words[1])
     for text, lines, rejects in read_csv(
         root, name, columns, block_bytes=BLOCK_BYTES, one_line=True
     ):
@@ -109,6 +112,7 @@ def read_blocks(
         block.read("subject_id", "whole", may_be_blank=False)
         if roster is not None:
             _of_the_kept(block, roster)
+        _inequalities(block, table)
         _carried_out(block, table)
         for column in table.columns:
             block.read(column, *table.kind(column))
@@ -132,6 +136,17 @@ def _of_the_kept(block: Block, roster: Roster) -> None:
     ids = block.columns["subject_id"]
     known, _ = roster.look_up(ids)
     block.refuse(~known, lambda i: f"subject_id {ids[i]} is not in hosp/patients")
+
+
+def _inequalities(block: Block, table: Table) -> None:
+    """Give a blank quantity the inequality that its words are, such as `>100`."""
+    if table.words is None or table.words[1] not in block.columns:
+        return
+    quantity, words = table.words
+    numbers, text = block.columns[quantity], block.columns.pop(words)
+    blank = pc.equal(pc.utf8_trim_whitespace(numbers), "")
+    signed = pc.match_substring_regex(text, _INEQUALITY, ignore_case=True)
+    block.columns[quantity] = pc.if_else(pc.and_(blank, signed), text, numbers)
 
 
 def _carried_out(block: Block, table: Table) -> None:

@@ -24,18 +24,22 @@ from ehr_ray.sources.splits import sample_positions
 
 Ids = npt.NDArray[np.int64]
 HOUR: Final = np.timedelta64(1, "h")
+DAY: Final = np.timedelta64(1, "D")
 
 
 @dataclass(frozen=True, eq=False)
 class Admissions:
-    """Hospital admissions of known subjects, sorted by subject, start and `hadm`; A rows.
+    """Hospital admissions of known subjects, by subject, start, length and `hadm`; A rows.
+
+    Of two that start together the longer is first.
 
     Args:
         subject: subject ids, [A].
         hadm: admission ids, [A].
         start: `admittime`, [A].
-        end: `dischtime`, or the start where that was mistyped as earlier, [A].
-        died: whether the patient died in it, [A].
+        end: `dischtime`; where that was mistyped as earlier than the start, the death in it, else
+            the start, [A].
+        died: whether the patient died in it, or in another inside it, [A].
         death: when, NaT for the others, [A].
     """
 
@@ -53,6 +57,16 @@ class Admissions:
         at = np.searchsorted(self.hadm, hadm, sorter=self._by_hadm)
         row = self._by_hadm[np.minimum(at, len(self.hadm) - 1)]
         return row, (self.hadm[row] == hadm) & (self.subject[row] == subject)
+
+    @cached_property
+    def outer(self) -> npt.NDArray[np.intp]:
+        """Row of the admission that each one lies in, itself where it is in no other, [A]."""
+        _, subject = np.unique(self.subject, return_inverse=True)
+        times, rank = np.unique(self.end, return_inverse=True)
+        end = subject * len(times) + rank
+        latest = np.maximum.accumulate(end)
+        longest = np.append(True, end[1:] > latest[:-1])[: len(end)]
+        return np.maximum.accumulate(np.where(longest, np.arange(len(end)), 0))
 
     @cached_property
     def _by_hadm(self) -> npt.NDArray[np.intp]:
@@ -91,14 +105,14 @@ class Registry:
         """Return when each subject died, NaT where not known, [P].
 
         In hospital to the minute. Elsewhere there is a date alone, and death stands at its end,
-        and never before the last discharge: too late hides nothing from a model, too early would
-        tell it.
+        and never before the end of the day of the last discharge, which who leaves alive outlives:
+        an earlier date is mistyped. Too late hides nothing from a model, too early would tell it.
         """
         admissions = self.admissions
         at = np.searchsorted(self.subject, admissions.subject)
         end = np.full(len(self.subject), np.datetime64("NaT"), "datetime64[us]")
         np.fmax.at(end, at, admissions.end)
-        outside = np.where(np.isnat(self.dod), self.dod, np.fmax(day_end(self.dod), end))
+        outside = np.where(np.isnat(self.dod), self.dod, np.fmax(day_end(self.dod), day_end(end)))
         inside = np.full(len(self.subject), np.datetime64("NaT"), "datetime64[us]")
         np.fmin.at(inside, at, admissions.death)
         return np.where(np.isnat(inside), outside, inside)
@@ -199,15 +213,24 @@ def joined(blocks: Sequence[Block], columns: Mapping[str, Any]) -> dict[str, npt
 
 
 def _admissions(columns: dict[str, npt.NDArray]) -> Admissions:
+    """Return the admissions with mistyped ends and deaths put right.
+
+    A `deathtime` before the admission, or over a day after its end, is mistyped: death is then at
+    the end if the flag says that the patient died in it, and else not in it. A death in an
+    admission that lies inside another is one in both.
+    """
     subject, hadm = columns["subject_id"], columns["hadm_id"]
-    start = columns["admittime"]
-    end = np.maximum(start, columns["dischtime"])
-    died = (columns["hospital_expire_flag"] == 1) | ~np.isnat(columns["deathtime"])
-    death = np.where(np.isnat(columns["deathtime"]), end, columns["deathtime"])
-    death = np.where(died, death, np.datetime64("NaT"))
-    order = np.lexsort((hadm, start, subject))
+    start, end, death = columns["admittime"], columns["dischtime"], columns["deathtime"]
+    end = np.where(end < start, np.fmax(start, death), end)
+    believed = (death >= start) & (death <= end + DAY)
+    died = (columns["hospital_expire_flag"] == 1) | believed
+    death = np.where(believed, death, np.where(died, end, np.datetime64("NaT")))
+    order = np.lexsort((hadm, -end.astype(np.int64), start, subject))
     found = (subject, hadm, start, end, died, death)
-    return Admissions(*(values[order] for values in found))
+    admissions = Admissions(*(values[order] for values in found))
+    np.logical_or.at(admissions.died, admissions.outer, admissions.died.copy())
+    np.fmin.at(admissions.death, admissions.outer, admissions.death.copy())
+    return admissions
 
 
 def select(registry: Registry, options: MimicIvOptions) -> Mask:

@@ -7,22 +7,30 @@ They differ from it where its events would be known too early or could not be to
 - A chart entry without a number is left out, since its words are not kept. A laboratory test
   without one is an event without value, for that it was ordered says something.
 - An infusion starts with its rate and ends with its amount, which is known only then.
-- ICD procedures have a date alone. They stand at its end (23:59:59), or at discharge if that is
-  earlier on the day; midnight would put them before the day's measurements.
-- ICD diagnoses are billed after the stay and stand at discharge.
+- A chart entry or laboratory test whose number is blank and whose `value` is an inequality, as
+  `>100`, has its number and its sign.
+- ICD diagnoses are billed after the stay and stand a second after discharge, so that a prediction
+  at discharge does not know them.
+- ICD procedures have a date alone. They stand at its end (23:59:59), or a second after discharge
+  if that is earlier; midnight would put them before the day's measurements.
+- Laboratory tests stand at `charttime`, when the specimen was taken, or when their result was known
+  (`--lab-time store`).
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from ehr_ray.sources.mimic_iv.kinds import Kind
 
 DISCHARGE: Final = "discharge"
-"""A column that is made: when the admission `hadm_id` ended."""
+"""A column that is made: when the admission `hadm_id` ended, a mistyped end put right."""
 
 DAY_END: Final = "day_end"
-"""A column that is made: the end of `chartdate`, or the discharge earlier on that day."""
+"""A column that is made: the end of `chartdate`, or a second after a discharge on that day."""
+
+KNOWN: Final = "known"
+"""A column that is made: `storetime`, or `charttime` where that is later or the only one."""
 
 
 @dataclass(frozen=True)
@@ -34,12 +42,14 @@ class Event:
         time: its column; a row where it is blank gives no such event.
         value: its column, if it has a value.
         not_before: a time that it is moved to where it is earlier, as mistyped ends are.
+        billed: whether it stands a second after its time, since it is written only then.
     """
 
     code: str
     time: str
     value: str | None = None
     not_before: str | None = None
+    billed: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,6 +76,8 @@ class Table:
         titles: where its codes are explained.
         present: a column without which a row is passed over.
         status: a column that says a row was never carried out, if the table has it.
+        words: a column with a quantity's words by its name: an inequality there is read where the
+            quantity itself is blank, if the table has it.
     """
 
     name: str
@@ -74,6 +86,7 @@ class Table:
     titles: tuple[Titles, ...] = ()
     present: str | None = None
     status: str | None = None
+    words: tuple[str, str] | None = None
 
     def kind(self, column: str) -> tuple[Kind, bool]:
         """Return (kind, whether it may be blank)."""
@@ -107,7 +120,7 @@ ADMISSIONS: Final = Table(
         Event("ED_REGISTRATION", "edregtime"),
         Event("ED_OUT", "edouttime", not_before="edregtime"),
         Event("HOSPITAL_ADMISSION//{admission_type}//{admission_location}", "admittime"),
-        Event("HOSPITAL_DISCHARGE//{discharge_location}", "dischtime", not_before="admittime"),
+        Event("HOSPITAL_DISCHARGE//{discharge_location}", DISCHARGE),
     ),
 )
 STAYS: Final = Table(
@@ -149,17 +162,19 @@ TABLES: Final = (
         (Event("LAB//{itemid}//{valueuom}", "charttime", "valuenum"),),
         _items("LAB"),
         present="valuenum",
+        words=("valuenum", "value"),
     ),
     Table(
         "hosp/labevents",
         {"charttime": "time", "itemid": "whole", "valuenum": "quantity?", "valueuom": "text?"},
         (Event("LAB//{itemid}//{valueuom}", "charttime", "valuenum"),),
         (Titles("hosp/d_labitems", "LAB", ("itemid",), ("label", "fluid")),),
+        words=("valuenum", "value"),
     ),
     Table(
         "hosp/diagnoses_icd",
         {"hadm_id": "whole", "icd_version": "whole", "icd_code": "text"},
-        (Event("DIAGNOSIS//ICD//{icd_version}//{icd_code}", DISCHARGE),),
+        (Event("DIAGNOSIS//ICD//{icd_version}//{icd_code}", DISCHARGE, billed=True),),
         _icd("DIAGNOSIS//ICD", "hosp/d_icd_diagnoses"),
     ),
     Table(
@@ -215,3 +230,11 @@ TABLES: Final = (
 """Every table that gives events by the row, in the order in which events of one minute stand."""
 
 BY_NAME: Final = {table.name: table for table in (PATIENTS, *TABLES)}
+
+
+def timed(table: Table, lab_time: str) -> Table:
+    """Return the table with laboratory tests at `KNOWN` where `lab_time` is `store`."""
+    if lab_time != "store" or table.name != "hosp/labevents":
+        return table
+    events = tuple(replace(event, time=KNOWN) for event in table.events)
+    return replace(table, columns={**table.columns, "storetime": "time?"}, events=events)

@@ -2,9 +2,10 @@
 
 Each is made at a moment when its answer is not yet known. `mortality` and `length_of_stay_7d`:
 `label_hours` after the start (the first hospital admission, or the first to an ICU), for patients
-who are then alive and in hospital, about that admission. `readmission_30d`: at every discharge of
-a patient who is then alive and in no other admission; true if another begins within 30 days. A
-patient who dies at home within these days, and the last admission of the record, count as false.
+who are then alive and in hospital, about that admission; one inside another is part of it.
+`readmission_30d`: at every discharge of a patient who is then alive and in no other admission; true
+if another begins within 30 days. A patient who dies at home within these days, and the last
+admission of the record, count as false.
 """
 
 from typing import Final
@@ -33,6 +34,7 @@ def labels(
     else:
         row, start = _first_hospital(registry)
     found = registry.admissions
+    row = found.outer[row]
     time = start + np.timedelta64(round(options.label_hours * 3600e6), "us")
     there = (found.end[row] > time) & ~(found.death[row] <= time)
     row, start, time = row[there], start[there], time[there]

@@ -30,12 +30,12 @@ EXPECTED = """\
 1 2151-01-02 06:00:00 LAB//50912//mg/dL 1.2
 1 2151-01-02 23:59:59 PROCEDURE//ICD//9//3961
 1 2151-01-03 12:00:00 MEDICATION//STOP//Heparin
-1 2151-01-05 12:00:00 DIAGNOSIS//ICD//9//4019
 1 2151-01-05 12:00:00 HOSPITAL_DISCHARGE//HOME
 1 2151-01-05 12:00:00 TRANSFER_TO//discharge//UNK
+1 2151-01-05 12:00:01 DIAGNOSIS//ICD//9//4019
 1 2151-01-20 10:00:00 HOSPITAL_ADMISSION//EW EMER.//EMERGENCY ROOM
-1 2151-01-29 10:00:00 DIAGNOSIS//ICD//10//E785
 1 2151-01-29 10:00:00 HOSPITAL_DISCHARGE//UNK
+1 2151-01-29 10:00:01 DIAGNOSIS//ICD//10//E785
 2 static AGE 41
 2 static GENDER//M
 2 2080-01-01 00:00:00 MEDS_BIRTH
@@ -52,9 +52,9 @@ EXPECTED = """\
 2 2121-01-11 09:00:00 PROCEDURE//END//225792
 2 2121-01-12 04:00:00 ICU_DISCHARGE//MICU
 2 2121-01-20 15:30:00 MEDS_DEATH
-2 2121-01-20 16:00:00 DIAGNOSIS//ICD//9//0389
 2 2121-01-20 16:00:00 HOSPITAL_DISCHARGE//DIED
-2 2121-01-20 16:00:00 PROCEDURE//ICD//10//5A1955Z
+2 2121-01-20 16:00:01 DIAGNOSIS//ICD//9//0389
+2 2121-01-20 16:00:01 PROCEDURE//ICD//10//5A1955Z
 """
 OPTIONAL = [
     "hosp/transfers",
@@ -350,7 +350,26 @@ def test_nothing_of_a_stay_is_coded_before_its_end(mimic, cohort, events_of):
     path = cohort("mimic-iv", mimic("m", tables, without=["hosp/procedures_icd"]))
     coded = [row for row in events_of(path).to_pylist() if row["code"].startswith("DIAGNOSIS")]
     assert len(coded) == 120
-    assert all(row["time"] in ends[row["subject_id"]] for row in coded)
+    second = timedelta(seconds=1)
+    assert all(row["time"] - second in ends[row["subject_id"]] for row in coded)
+
+
+def test_no_billing_code_of_a_stay_is_known_at_its_discharge(mimic, cohort, events_of):
+    path = cohort("mimic-iv", mimic())
+    answers = pq.read_table(path / "labels/readmission_30d.parquet").to_pylist()
+    known = {
+        (row["subject_id"], answer["prediction_time"], row["code"])
+        for answer in answers
+        for row in events_of(path).to_pylist()
+        if row["subject_id"] == answer["subject_id"]
+        and (row["time"] is None or row["time"] <= answer["prediction_time"])
+    }
+    first, second = (answer["prediction_time"] for answer in answers)
+    coded = {(time, code) for _, time, code in known if "ICD" in code}
+    assert (first, "PROCEDURE//ICD//9//3961") in coded  # of a day before
+    assert not any("DIAGNOSIS" in code for time, code in coded if time == first)
+    assert (second, "DIAGNOSIS//ICD//9//4019") in coded  # of the stay before
+    assert (second, "DIAGNOSIS//ICD//10//E785") not in coded
 
 
 def test_labels_come_before_what_they_ask_about(mimic, cohort, events_of):

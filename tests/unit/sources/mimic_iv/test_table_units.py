@@ -135,7 +135,7 @@ def test_death_in_hospital_is_to_the_minute_and_elsewhere_at_the_end_of_the_day(
         "2150-01-02T15:30:00",
         "2150-01-02T23:59:59",
         "2150-01-02T16:00:00",
-        "2150-01-09T16:00:00",  # dead before the discharge by the register alone: never too early
+        "2150-01-09T23:59:59",  # dead before the discharge by the register alone: never too early
     ]
     assert found.admissions.died.tolist() == [True, False, True, False]
 

@@ -155,3 +155,56 @@ def test_only_kept_subjects_have_labels(made):
         min_seq_length=2,
     )
     assert {row[0] for rows in found.values() for row in rows} == {1}
+
+
+@pytest.mark.parametrize("death", ["2149-01-06 10:00:00", "2150-06-06", "1950-01-06"])
+def test_a_mistyped_death_time_is_the_discharge_of_who_died(made, death):
+    """Before the admission it took the patient, a positive, out of the labels."""
+    found = made(stay(1, "2150-01-01", "2150-01-06", death=death))
+    assert found["mortality"] == [(1, "2150-01-03 00:00:00", True)]
+    assert found["readmission_30d"] == []
+
+
+def test_a_death_time_far_from_an_admission_left_alive_is_none(made):
+    found = made(stay(1, "2150-01-01", "2150-01-06", death="2151-01-06", died=False))
+    assert found["mortality"] == [(1, "2150-01-03 00:00:00", False)]
+    assert found["readmission_30d"] == [(1, "2150-01-06 00:00:00", False)]
+
+
+def test_a_date_of_death_before_a_discharge_alive_takes_no_label_away(made):
+    found = made(
+        stay(1, "2150-01-01", "2150-01-06"), stay(2, "2150-01-20", "2150-01-22"), dod="2149-12-01"
+    )
+    assert found["mortality"] == [(1, "2150-01-03 00:00:00", False)]
+    assert found["readmission_30d"] == [
+        (1, "2150-01-06 00:00:00", True),
+        (1, "2150-01-22 00:00:00", False),
+    ]
+
+
+@pytest.mark.parametrize("inner", ["2150-01-03", "2150-01-01"], ids=["later", "at the same time"])
+def test_an_admission_inside_another_is_part_of_it(made, inner):
+    """The record of a unit: who dies in it dies in the admission that holds it, which is longer."""
+    found = made(
+        stay(1, inner, "2150-01-09", death="2150-01-09"),
+        stay(2, "2150-01-01", "2150-01-10", died=False),
+    )
+    assert found["mortality"] == [(1, "2150-01-03 00:00:00", True)]
+    assert found["length_of_stay_7d"] == [(1, "2150-01-03 00:00:00", True)]
+
+
+def test_the_icu_stay_of_an_admission_inside_another_is_about_the_outer_one(made):
+    found = made(
+        stay(1, "2150-01-02", "2150-01-07"),
+        stay(2, "2150-01-01", "2150-01-20", death="2150-01-20"),
+        stay(3, "2150-01-02", "2150-01-07", subject=2),
+        icu=[
+            "1,1,21,MICU,MICU,2150-01-03 00:00:00,2150-01-05 00:00:00,1",
+            "2,3,22,MICU,MICU,2150-01-03 00:00:00,2150-01-05 00:00:00,1",
+        ],
+        label_start="icu",
+    )
+    assert found["mortality"] == [
+        (1, "2150-01-05 00:00:00", True),
+        (2, "2150-01-05 00:00:00", False),
+    ]
