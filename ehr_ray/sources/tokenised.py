@@ -51,19 +51,30 @@ class TokenisedOptions:
     unlabelled: Literal["refuse", "keep"] = field(
         default="refuse", metadata={"help": "patients without a row in labels.csv"}
     )
-    cutoff_months: float = field(
-        default=0.0,
-        metadata={"help": "predict so long before cancerdate, of controls before the last event"},
+    cutoff_months: float | None = field(
+        default=None,
+        metadata={
+            "help": f"predict so long before cancerdate, of controls before the last event; above "
+            f"0, and needed where there is a {LABELS}"
+        },
     )
 
 
-def units(path: Path, options: TokenisedOptions) -> list[Unit]:  # noqa: ARG001
-    """List the record files of the split folders; each uses vocab.csv and labels.csv."""
+def units(path: Path, options: TokenisedOptions) -> list[Unit]:
+    """List the record files of the split folders; each uses vocab.csv and labels.csv.
+
+    `InputError` for labels without a cutoff: what is known at the label's own time tells it.
+    """
     if not path.is_dir():
         raise InputError(f"--input {path}: must be a folder with train/ and {VOCABULARY}")
     if not (path / VOCABULARY).is_file():
         raise InputError(f"--input {path}: no {VOCABULARY} (columns token, str) in it")
     uses = [name for name in (VOCABULARY, LABELS) if (path / name).is_file()]
+    if LABELS in uses and not (options.cutoff_months or 0) > 0:
+        raise InputError(
+            f"--cutoff-months {options.cutoff_months}: {path / LABELS} dates what is to be "
+            "predicted, and a prediction then would read it; say how long before, as in 6"
+        )
     found: list[Unit] = []
     for folder in sorted(p for p in path.iterdir() if p.is_dir() and p.name in SPLIT_NAMES):
         for file in sorted(folder.iterdir()):
@@ -141,7 +152,7 @@ def _chunk(
                 )
             continue
         case, when = labels[subject]
-        at = (last if when is None else when) - options.cutoff_months * MONTH_SECONDS
+        at = (last if when is None else when) - (options.cutoff_months or 0) * MONTH_SECONDS
         answers.append((subject, case, at))
     split = pa.repeat(unit.split, len(ids))
     events = events_table(np.array(ids, np.int64), _stamps(times), pa.array(codes), _f64(values))

@@ -191,7 +191,7 @@ INPUTS = {
     "meds": (meds, {}),
     "patient-parquet": (patient_parquet, {}),
     "table": (table_csv, COLUMNS),
-    "tokenised": (tokenised, {}),
+    "tokenised": (tokenised, {"cutoff_months": 1}),
     "hourly-h5": (hourly_h5, {}),
     "hancock": (hancock, {}),
     "modality-h5": (modality_h5, {}),

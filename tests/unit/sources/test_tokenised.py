@@ -40,7 +40,7 @@ def said(table):
 
 
 def test_tokens_become_events_with_their_values_and_units(folder, cohort, events_of):
-    path = cohort("tokenised", folder)
+    path = cohort("tokenised", folder, cutoff_months=1)
     rows = events_of(path, "train")
     assert said(rows) == [
         ("NA", None),
@@ -55,9 +55,17 @@ def test_tokens_become_events_with_their_values_and_units(folder, cohort, events
 
 
 def test_tokens_may_stay_apart(folder, cohort, events_of):
-    path = cohort("tokenised", folder, values="apart")
+    path = cohort("tokenised", folder, values="apart", cutoff_months=1)
     codes = [code for code, _ in said(events_of(path, "train"))]
     assert codes == ["NA", "LAB//WBC", "7.25", "10*9/L", "MEDICAL//I10", "LAB//WBC", "low"]
+
+
+@pytest.mark.parametrize("months", [None, 0, -1])
+def test_labels_without_a_cutoff_before_them_are_refused(folder, cohort, months):
+    with pytest.raises(InputError, match=r"--cutoff-months .*labels\.csv dates what"):
+        cohort("tokenised", folder, cutoff_months=months)
+    (folder / "labels.csv").unlink()
+    assert cohort("tokenised", folder, cutoff_months=months).is_dir()
 
 
 def test_the_cutoff_moves_cases_and_controls_alike(folder, cohort):
@@ -72,12 +80,12 @@ def test_the_cutoff_moves_cases_and_controls_alike(folder, cohort):
 def test_bad_input_is_named_with_the_remedy(folder, cohort):
     def refused(match):
         with pytest.raises(InputError, match=match):
-            cohort("tokenised", folder)
+            cohort("tokenised", folder, cutoff_months=1)
 
     other = folder / "train" / "1.json"
     other.write_text(json.dumps([record(9, [6], [DAY])]))
     refused("a subject has no row in labels.csv.*--unlabelled keep")
-    cohort("tokenised", folder, name="kept", unlabelled="keep")
+    cohort("tokenised", folder, name="kept", unlabelled="keep", cutoff_months=1)
     other.write_text(json.dumps([record(1, [99], [DAY])]))
     refused("a subject has token id 99, which vocab.csv has not")
     other.write_text(json.dumps([record(1, [6, 6], [DAY])]))
@@ -97,16 +105,18 @@ def test_bad_input_is_named_with_the_remedy(folder, cohort):
 
 def test_a_json_file_may_hold_one_record(folder, cohort, events_of):
     (folder / "train" / "0.json").write_text(json.dumps(record(1, [6], [DAY])))
-    assert said(events_of(cohort("tokenised", folder), "train")) == [("MEDICAL//I10", None)]
+    assert said(events_of(cohort("tokenised", folder, cutoff_months=1), "train")) == [
+        ("MEDICAL//I10", None)
+    ]
 
 
 def test_columns_that_are_needed_are_named_beside_those_there(folder, cohort):
     (folder / "labels.csv").write_text("subject_id,label\n1,1\n")
     with pytest.raises(InputError, match=r"no column is_case; it has subject_id, label"):
-        cohort("tokenised", folder)
+        cohort("tokenised", folder, cutoff_months=1)
 
 
 def test_a_folder_without_vocabulary_or_records_is_named(folder, cohort):
     (folder / "vocab.csv").unlink()
     with pytest.raises(InputError, match=r"no vocab\.csv"):
-        cohort("tokenised", folder)
+        cohort("tokenised", folder, cutoff_months=1)
