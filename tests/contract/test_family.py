@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import pickle
 import re
@@ -93,6 +94,18 @@ def test_transform_repeats_and_leaves_the_patient_alone(
         assert not isinstance(value, torch.Tensor)
     for old, new in zip(before, (patient.time, patient.code, patient.value), strict=True):
         np.testing.assert_array_equal(old, new)
+
+
+def test_rows_are_scaled_as_the_vocabulary_says(
+    family, experiment, synthetic_patients, synthetic_vocabulary
+):
+    standard = dataclasses.replace(synthetic_vocabulary, scaling="standard")
+    patient = synthetic_patients["train"][0]
+    robust, other = (
+        family.transform(patient, experiment.model, vocabulary)
+        for vocabulary in (synthetic_vocabulary, standard)
+    )
+    assert not all(np.array_equal(robust[key], other[key], equal_nan=True) for key in robust)
 
 
 def test_transform_is_causal(family, experiment, synthetic_patients, synthetic_vocabulary):

@@ -54,7 +54,8 @@ def test_a_checkpoint_carries_all_it_takes_to_load(
         assert loaded.experiment == experiment
         assert loaded.family.name == experiment.family
         assert loaded.vocabulary.codes == synthetic_vocabulary.codes
-        assert (loaded.vocabulary.std == synthetic_vocabulary.std).all()
+        assert (loaded.vocabulary.location == synthetic_vocabulary.location).all()
+        assert (loaded.vocabulary.scale == synthetic_vocabulary.scale).all()
         assert not loaded.model.training
         assert_same_state(loaded.model.state_dict(), model.state_dict())
 

@@ -18,7 +18,7 @@ BETA = 0.2
 CLEAN, RESAMPLED, SHIFTED, SWAPPED = range(4)
 KINDS = ("clean", "values resampled across patients", "one variable shifted", "two swapped")
 SHIFT = 3.0
-"""Train standard deviations."""
+"""Of the scale of a variable (`data.scale`)."""
 _WHICH, _SOURCE, _TOKEN, _SIGN = 31, 32, 33, 34
 
 
@@ -80,7 +80,7 @@ def resampled(batch: Batch, sets: Batch, clip: float | None) -> Tensor:  # noqa:
 
 
 def shifted(batch: Batch, sets: Batch, clip: float | None) -> Tensor:  # noqa: ARG001
-    """Return the values with one token of each set moved by 3 standard deviations, [m, N]."""
+    """Return the values with one token of each set moved by 3 of its scale, [m, N]."""
     token = _token_draws(sets, _TOKEN)
     sign = torch.where(uniform(_set_keys(sets), _SIGN) < 0.5, -SHIFT, SHIFT)
     moved = sets["value"] + sign.unsqueeze(1) * (token == token.amin(1, keepdim=True))

@@ -23,7 +23,8 @@ def test_a_row_holds_ids_and_no_vectors(row):
 def test_values_are_z_scored_and_clipped(vocabulary, make_patient):
     patient = make_patient(6)
     row = FAMILY.transform(patient, EventTransformerConfig(clip_value=3), vocabulary)
-    expected = patient.value - vocabulary.mean[patient.code]
+    known = vocabulary.location[patient.code], vocabulary.scale[patient.code]
+    expected = (patient.value - known[0]) / known[1]
     np.testing.assert_allclose(row["value"], expected.clip(-3, 3), atol=2e-3)
 
 
