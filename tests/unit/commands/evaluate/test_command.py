@@ -2,9 +2,27 @@
 
 import json
 
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
 import ray
 
 from ehr_ray.commands.evaluate.command import evaluate
+from ehr_ray.commands.train.command import train
+from ehr_ray.events.blocks import BlockStore
+from ehr_ray.events.labels import read_labels
+from ehr_ray.train import checkpoint
+from ehr_ray.train.predictor import Predictor
+from ehr_ray.train.statistics import STATISTICS
+
+CHANGES = {
+    "cluster.num_workers": 0,
+    "tracking.experiment": None,
+    "train.max_steps": 1,
+    "evaluation.baselines": False,
+    "evaluation.bootstrap": 10,
+    "evaluation.hours": [24],
+}
 
 
 def test_without_baselines_the_model_is_measured_alone_and_has_its_report(tiny_run, tmp_path):
@@ -30,3 +48,54 @@ def test_without_pages_metrics_and_predictions_are_the_same(tiny_run, tmp_path):
         "probes",
     }
     assert not any(line.startswith("report: ") for line in lines)
+
+
+STATISTICS_TASK = {"name": "outcome", "hidden": 4, "statistics": {"windows": [12, 48], "pieces": 3}}
+
+
+@pytest.fixture(scope="module")
+def with_statistics(tiny_experiment, tmp_path_factory):
+    output = tmp_path_factory.mktemp("runs")
+    changes = {**CHANGES, "task": STATISTICS_TASK, "output": str(output)}
+    return train(tiny_experiment("set_vae", changes)).run
+
+
+def cut_at_labels(patients, cohort):
+    labels = read_labels(cohort, "outcome").cuts()
+    return [p.until(int(t)) for p in patients for t in labels.get(p.subject_id, ())]
+
+
+def test_statistics_are_those_of_the_prediction_time_in_training_and_after(
+    with_statistics, synthetic_cohort, synthetic_patients, tmp_path
+):
+    predictor = Predictor.of(checkpoint.load(with_statistics))
+    tuning = predictor.rows(cut_at_labels(synthetic_patients["tuning"], synthetic_cohort))
+    store = BlockStore(sorted((with_statistics.parent / ".cache").glob("*/tuning/*.arrow")))
+    trained = {int(row["subject_id"]): row for row in store.rows(range(len(store)))}
+    assert len(tuning) == len(trained) > 0
+    for row in tuning:
+        np.testing.assert_array_equal(trained[int(row["subject_id"])][STATISTICS], row[STATISTICS])
+    evaluate(with_statistics, output=tmp_path, on_ray=False, pages=False)
+    held_out = cut_at_labels(synthetic_patients["held_out"], synthetic_cohort)
+    (outputs,) = predictor.over_patients(held_out, size=1000)
+    logit = dict(zip((p.subject_id for p in held_out), outputs["logit"].tolist(), strict=True))
+    told = pq.read_table(tmp_path / "predictions" / "held_out.parquet").to_pydict()
+    ours = [logit[subject] for subject in told["subject_id"]]
+    assert len(set(ours)) > 1
+    assert np.argsort(ours).tolist() == np.argsort(told["predicted_boolean_probability"]).tolist()
+
+
+def test_other_windows_make_other_rows_and_other_pieces_do_not(
+    with_statistics, tiny_experiment, tmp_path
+):
+    cache = with_statistics.parent / ".cache"
+    before = set(cache.iterdir())
+
+    def made(name, **statistics):
+        task = {**STATISTICS_TASK, "statistics": {**STATISTICS_TASK["statistics"], **statistics}}
+        changes = {**CHANGES, "task": task, "output": str(tmp_path), "data.cache_dir": str(cache)}
+        train(tiny_experiment("set_vae", {**changes, "name": name}))
+        return set(cache.iterdir()) - before
+
+    assert not made("pieces", pieces=5)
+    assert made("windows", windows=[24])
