@@ -27,6 +27,10 @@ def idle_paths(experiment: Any, schema: AnySchema) -> dict[str, str]:
         found |= dict.fromkeys((f"schedules.{name}" for name in schema.schedules), "a task")
         found |= _task(experiment.task)
     found |= _train(experiment.train, experiment.schedules) | _tune(experiment.tune)
+    if experiment.task is None:
+        found["evaluation.ensemble"] = "no task"
+    elif not experiment.evaluation.baselines:
+        found["evaluation.ensemble"] = "evaluation.baselines=false"
     if not experiment.evaluation.hours:
         found["evaluation.hour_patients"] = "evaluation.hours=[]"
     if experiment.data.cache == "memory":

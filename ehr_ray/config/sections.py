@@ -131,6 +131,10 @@ class EvaluationConfig:
     """Whether `train` evaluates held_out once it has ended, as `ehr-ray evaluate RUN` does."""
     baselines: bool = True
     """Whether simple baselines are fitted beside the model; they take most of the time."""
+    ensemble: bool = False
+    """Whether what is judged, and written to `predictions/`, is a model trained for a task averaged
+    with trees and logistic regression on rich features. By hour, and for `ehr_ray.load`, it is the
+    model alone."""
     bootstrap: PositiveInt = 1000
     """Resamples of patients behind each 95 % interval."""
     max_patients: PositiveInt = 1000

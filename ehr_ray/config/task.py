@@ -22,7 +22,7 @@ class StatisticsConfig:
 
     windows: Annotated[tuple[Positive, ...], Field(min_length=1)] = (12.0, 24.0, 36.0, 42.0, 48.0)
     """Hours before the prediction time at which windows end, ascending; the first starts at 0.
-    Each gives mean, minimum, maximum and count, beside the statistics of the whole record."""
+    Each gives mean, minimum, maximum and count, beside statistics and trend of the whole record."""
     max_codes: Annotated[int, Field(ge=1)] = 200
     """Codes that get statistics at most: those with most events in train."""
     pieces: Annotated[int, Field(ge=1)] = 8

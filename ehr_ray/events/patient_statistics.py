@@ -8,10 +8,12 @@ from numpy.typing import NDArray
 
 from ehr_ray.events.features import (
     STATISTICS,
+    TREND_STATISTICS,
     WINDOW_STATISTICS,
     code_lookup,
     select_codes,
     simple_features,
+    trend_features,
     window_features,
 )
 from ehr_ray.events.patients import Patient
@@ -43,10 +45,11 @@ class StatisticsReader:
     @property
     def width(self) -> int:
         """Return the length of a row, F."""
-        return self.num_codes * (len(STATISTICS) + len(self.windows) * len(WINDOW_STATISTICS))
+        windows = len(self.windows) * len(WINDOW_STATISTICS)
+        return self.num_codes * (len(STATISTICS) + len(TREND_STATISTICS) + windows)
 
     def __call__(self, patient: Patient) -> NDArray[np.float32]:
-        """Return float32[F]: `simple_features` of each code, then `window_features`; NaN: missing.
+        """Return float32[F]: simple features of all codes, then trends, then windows; NaN: missing.
 
         Windows are counted back from the prediction time, of a whole patient from the last event.
         """
@@ -54,5 +57,5 @@ class StatisticsReader:
         events = patient.minute, self.lookup[patient.code], patient.value, patient.static
         edges = [end - 60 * hours for hours in (*reversed(self.windows), 0)]
         counted = {"num_codes": self.num_codes, "end_minute": max(1.0, end)}
-        whole = simple_features(*events, **counted)
-        return np.concatenate([whole, window_features(*events, **counted, windows=edges)])
+        whole = simple_features(*events, **counted), trend_features(*events, **counted)
+        return np.concatenate([*whole, window_features(*events, **counted, windows=edges)])

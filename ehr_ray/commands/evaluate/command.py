@@ -191,7 +191,12 @@ def _score(subject: Subject, say: Say) -> tuple[TaskScores | None, SuiteResult, 
         "num_bootstrap": subject.experiment.evaluation.bootstrap,
     }
     splits = {name: split_of(predictions) for name, predictions in fit.items()}
-    fitted = fit_task(splits["train"], splits["tuning"], seed=draws["seed"])
+    fitted = fit_task(
+        splits["train"],
+        splits["tuning"],
+        seed=draws["seed"],
+        ensemble=subject.experiment.evaluation.ensemble,
+    )
     scored = {"tuning": splits["tuning"]} if subject.own else {}
     scored |= {subject.split: split_of(inputs.judged)}
     say("scoring, with bootstrap intervals")

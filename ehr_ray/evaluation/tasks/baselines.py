@@ -16,10 +16,11 @@ from ehr_ray.evaluation.tasks.probe import Probe, fit_platt, fit_probe, logit, s
 from ehr_ray.evaluation.tasks.trees import GRID, SEEDS, TreeSettings, fit_trees
 
 Array = NDArray[np.float64]
-Input = Literal["embedding", "untrained", "features", "rich", "logit"]
+Input = Literal["embedding", "untrained", "features", "rich", "logit", "ensemble"]
 
 TITLES: Final = {
     "model": "This model",
+    "network": "The network alone",
     "probe": "Linear probe on its fine-tuned embedding",
     "gbm": "LightGBM on simple features",
     "gbm_rich": "LightGBM on rich features",
@@ -38,10 +39,15 @@ FEATURES: Final = (
     "as PaO2/FiO2."
 )
 """What the rows of a table mean by them."""
-FITTED_TITLES: Final = {"probe": "This model, linear probe", "logit": "This model, fine-tuned"}
+FITTED_TITLES: Final = {
+    "probe": "This model, linear probe",
+    "logit": "This model, fine-tuned",
+    "ensemble": "This ensemble: network, trees, regression",
+}
 """Of the model's own row: how its embedding or its own output became a probability."""
 SHORT_TITLES: Final = {
     "model": "this model",
+    "network": "its network alone",
     "probe": "a linear probe on its own embedding",
     "gbm": "gradient-boosted trees",
     "gbm_rich": "gradient-boosted trees on rich features",
@@ -59,6 +65,8 @@ def title_of(name: str, metrics: Mapping[str, float], split: str) -> str:
     """Return the title of a row; the model's own says whether a probe or the model was fitted."""
     if name != "model":
         return TITLES[name]
+    if f"baseline/network/{split}/auroc" in metrics:
+        return FITTED_TITLES["ensemble"]
     own = f"baseline/probe/{split}/auroc" in metrics
     return FITTED_TITLES["logit" if own else "probe"]
 
@@ -189,6 +197,32 @@ def fit_average(
         predict_raw=lambda x: np.mean([part.predict_raw(x) for part in parts], axis=0),
         threshold=choose_threshold(np.asarray(tuning_label, dtype=np.int64), predict(tuning_x)),
         chosen={},
+    )
+
+
+def fit_ensemble(
+    network: Scorer, beside: Scorer, tuning_x: NDArray[Any], tuning_label: NDArray[Any]
+) -> Scorer:
+    """Average the logits of a model trained for the task and a baseline, calibrated on tuning.
+
+    Neither was fitted on tuning. Their weights are equal: a hundred positive rows choose none
+    better. The input, float[N, 1 + G], is the model's logit and what the baseline reads.
+    """
+    y = np.asarray(tuning_label, dtype=np.int64)
+
+    def mean_logit(x: NDArray[Any]) -> Array:
+        return 0.5 * (logit(network.predict(x[:, 0])) + logit(beside.predict(x[:, 1:])))
+
+    raw = mean_logit(tuning_x)
+    slope, offset, note = fit_platt(raw, y)
+    return Scorer(
+        name="model",
+        input="ensemble",
+        predict=lambda x: sigmoid(slope * mean_logit(x) + offset),
+        predict_raw=lambda x: sigmoid(mean_logit(x)),
+        threshold=choose_threshold(y, sigmoid(slope * raw + offset)),
+        chosen={},
+        notes=(note,) if note else (),
     )
 
 

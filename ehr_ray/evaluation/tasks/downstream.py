@@ -18,6 +18,7 @@ from ehr_ray.evaluation.tasks.baselines import (
     Input,
     Scorer,
     fit_average,
+    fit_ensemble,
     fit_gbm,
     fit_linear,
     fit_own,
@@ -27,6 +28,7 @@ from ehr_ray.evaluation.tasks.verdicts import (
     BASELINES,
     BLEND,
     MODEL,
+    NETWORK,
     PROBE,
     TREES,
     gain,
@@ -51,6 +53,8 @@ _INPUTS: Final[Mapping[str, Input]] = {
 }
 _AVERAGED: Final = ("gbm_rich", "logistic_rich")
 """What `average_rich` is the mean of."""
+_BESIDE: Final = "average_rich"
+"""What an ensemble is made of besides the model."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,13 @@ class Split:
     logit: NDArray[np.floating] | None = None
     """float[N], of a model trained for the task: then it is what is judged, and not a probe."""
 
+    @property
+    def ensemble(self) -> NDArray[np.floating] | None:
+        """What an ensemble reads, float[N, 1 + G]: `logit` and `rich`; None without both."""
+        if self.logit is None or self.rich is None:
+            return None
+        return np.column_stack([self.logit, self.rich])
+
     def __post_init__(self) -> None:
         for name, rows in vars(self).items():
             if rows is not None and len(rows) != len(self.subject_id):
@@ -85,7 +96,8 @@ class Split:
 class FittedTask:
     """The probe and the baselines after fitting.
 
-    `scorers[MODEL]` is the probe, or, for a model trained for the task, its own calibrated output.
+    `scorers[MODEL]` is the probe, or, for a model trained for the task, its own calibrated output;
+    of an ensemble it is the ensemble, and `scorers[NETWORK]` that output.
     """
 
     scorers: Mapping[str, Scorer]
@@ -122,16 +134,22 @@ class TaskScores:
     """One sentence a baseline, on the last split scored; the strongest baseline first."""
     notes: tuple[str, ...] = field(default=())
     model: Scorer | None = None
-    """What made the model's own probabilities."""
+    """What makes probabilities of what the model gives: of an ensemble, of its network alone."""
 
 
 def fit_task(
-    train: Split, tuning: Split, *, seed: int = 0, baselines: Sequence[str] = BASELINES
+    train: Split,
+    tuning: Split,
+    *,
+    seed: int = 0,
+    baselines: Sequence[str] = BASELINES,
+    ensemble: bool = False,
 ) -> FittedTask:
     """Fit the probe and the baselines on `train`, choose and calibrate on `tuning`.
 
-    A baseline whose input a split does not have is left out. The same splits and seed give the
-    same models, so fitted baselines need not be stored.
+    With `ensemble` a model trained for the task is averaged with `average_rich`, and that is what
+    is judged. A baseline whose input a split does not have is left out. The same splits and seed
+    give the same models, so fitted baselines need not be stored.
     """
     scorers: dict[str, Scorer] = {}
     trained = train.logit is not None
@@ -151,6 +169,11 @@ def fit_task(
                 scorers[name] = fit_average(name, parts, tuning_x, tuning.label)
         else:
             scorers[name] = fit_linear(name, source, *arrays, seed=seed)
+    read = tuning.ensemble
+    if ensemble and read is not None and _BESIDE in scorers:
+        scorers = {NETWORK: scorers.pop(MODEL), **scorers}
+        parts = scorers[NETWORK], scorers[_BESIDE]
+        return FittedTask({MODEL: fit_ensemble(*parts, read, tuning.label), **scorers})
     threshold = None
     if TREES in scorers:
         threshold = choose_threshold(tuning.label, _blend(_probabilities(scorers, tuning)))
@@ -175,7 +198,7 @@ def score_task(
     thresholds = _thresholds(fitted)
     for split_name, split in splits.items():
         scored = _probabilities(fitted.scorers, split)
-        if TREES in scored:
+        if fitted.blend_threshold is not None and TREES in scored:
             scored[BLEND] = _blend(scored)
         probabilities[split_name] = scored
         for name in scored:
@@ -199,7 +222,7 @@ def score_task(
         subjects={name: split.subject_id for name, split in splits.items()},
         verdicts=(*judgement(metrics, judged), *gain(metrics, judged)),
         notes=(*fitted.notes, *_undefined_notes(metrics)),
-        model=model,
+        model=fitted.scorers.get(NETWORK, model),
     )
 
 

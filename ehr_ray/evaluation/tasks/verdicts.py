@@ -11,6 +11,8 @@ from ehr_ray.evaluation.tasks.baselines import SHORT_TITLES
 MODEL: Final = "model"
 PROBE: Final = "probe"
 """The linear probe on a fine-tuned model's embedding, beside the model's own output."""
+NETWORK: Final = "network"
+"""The model's own output where an ensemble with baselines is what is judged."""
 TREES: Final = "gbm"
 BLEND: Final = "trees_and_model"
 """Mean of the calibrated probabilities of the trees and the model: better than the trees alone
@@ -33,7 +35,7 @@ def verdicts(metrics: Mapping[str, float], split: str, metric: str = "auroc") ->
     below (above) 0; otherwise the data cannot tell them apart, and the sentence says so.
     """
     rows = []
-    for name in (PROBE, *BASELINES):
+    for name in (NETWORK, PROBE, *BASELINES):
         key = f"baseline/{name}/{split}/{metric}"
         value = metrics.get(key, np.nan)
         difference = interval(metrics, f"{key}_difference")

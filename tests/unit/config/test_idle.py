@@ -41,6 +41,8 @@ def read(name, *overrides):
         ("set_vae", ["train.restart_epochs=3"], r"train\.lr_schedule=cosine"),
         ("set_vae", ["train.patience_cycles=2"], "schedules none of which is a cycle"),
         ("set_vae", ["tune.grid_points=4"], r"tune\.method=random"),
+        ("set_vae", ["evaluation.ensemble=true"], r"evaluation\.ensemble=True: .* no task"),
+        ("mortality_ensemble", ["evaluation.baselines=false"], r"ensemble=True: .*baselines=false"),
         ("set_vae", ["evaluation.hours=[]", "evaluation.hour_patients=9"], r"evaluation\.hours="),
     ],
 )

@@ -1,6 +1,7 @@
 """An evaluation in this process; on Ray, and all it can show, in tests/ray/test_inference.py."""
 
 import json
+import shutil
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -99,3 +100,44 @@ def test_other_windows_make_other_rows_and_other_pieces_do_not(
 
     assert not made("pieces", pieces=5)
     assert made("windows", windows=[24])
+
+
+def test_an_ensemble_is_what_metrics_and_predictions_are_of_on_any_cohort(
+    tiny_experiment, synthetic_cohort, tmp_path
+):
+    changes = {
+        **CHANGES,
+        "task": STATISTICS_TASK,
+        "evaluation.baselines": True,
+        "evaluation.ensemble": True,
+        "evaluation.hours": [],
+        "output": str(tmp_path),
+    }
+    run = train(tiny_experiment("set_vae", changes)).run
+    shutil.copytree(synthetic_cohort, tmp_path / "copy" / "elsewhere")
+    places = {
+        "own": evaluate(run, output=tmp_path / "own", on_ray=False, pages=False),
+        "elsewhere": evaluate(
+            run,
+            cohort=tmp_path / "copy" / "elsewhere",
+            output=tmp_path / "elsewhere",
+            on_ray=False,
+            pages=False,
+        ),
+    }
+    told = []
+    for place, lines in places.items():
+        assert any(line.startswith("This ensemble") for line in lines)
+        metrics = json.loads((tmp_path / place / "metrics.json").read_text())
+        assert "baseline/network/held_out/auroc" in metrics
+        rows = [
+            pq.read_table(tmp_path / place / "predictions" / name / "held_out.parquet")
+            for name in ("", "baselines/network", "baselines/average_rich")
+        ]
+        ours, network, beside = (r["predicted_boolean_probability"].to_numpy() for r in rows)
+        logits = [np.log(p) - np.log1p(-p) for p in (network, beside)]
+        order = np.argsort(np.mean(logits, 0), kind="stable")
+        assert (np.diff(ours[order]) >= -1e-9).all()
+        assert not np.allclose(ours, network)
+        told.append(ours)
+    np.testing.assert_array_equal(*told)  # the other cohort is the same: nothing was refitted on it

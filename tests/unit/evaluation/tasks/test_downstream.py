@@ -216,3 +216,56 @@ def test_rich_features_have_rows_of_their_own_and_their_average(splits):
 
 def test_without_rich_features_their_rows_are_left_out(fitted):
     assert not {"gbm_rich", "logistic_rich", "average_rich"} & set(fitted.scorers)
+
+
+def with_logit(split, seed):
+    """A split with what an ensemble reads: rich features, and the logit of half of the signal."""
+    rng = np.random.default_rng(seed)
+    noise = rng.normal(size=len(split.label)).astype(np.float32)
+    return replace(split, rich=split.features, logit=2 * split.features[:, 0] + noise - 1)
+
+
+@pytest.fixture(scope="module")
+def read_by_ensemble(splits):
+    return {name: with_logit(split, seed) for seed, (name, split) in enumerate(splits.items())}
+
+
+@pytest.fixture
+def ensemble(read_by_ensemble):
+    names = ("gbm", "gbm_rich", "logistic_rich", "average_rich")
+    train, tuning = read_by_ensemble["train"], read_by_ensemble["tuning"]
+    return fit_task(train, tuning, baselines=names, ensemble=True)
+
+
+def test_an_ensemble_is_what_is_judged_and_its_network_is_a_row(ensemble, read_by_ensemble):
+    scores = scored(ensemble, read_by_ensemble)
+    held_out, told = read_by_ensemble["held_out"], scores.probabilities["held_out"]
+    network = fit_task(read_by_ensemble["train"], read_by_ensemble["tuning"], baselines=())
+    alone = network.scorers["model"].predict(held_out.logit)
+    np.testing.assert_array_equal(told["network"], alone)
+    parts = [np.log(p / (1 - p)) for p in (alone, told["average_rich"])]
+    assert np.argsort(np.mean(parts, 0)).tolist() == np.argsort(told["model"]).tolist()
+    assert scores.metrics["held_out/auroc"] == pytest.approx(
+        roc_auc_score(held_out.label, told["model"])
+    )
+    gap = scores.metrics["baseline/network/held_out/auroc_difference"]
+    assert gap == pytest.approx(
+        scores.metrics["held_out/auroc"] - scores.metrics["baseline/network/held_out/auroc"]
+    )
+    assert "trees_and_model" not in told  # trees are in it already
+    assert scores.model is ensemble.scorers["network"]  # what a checkpoint can tell by itself
+    assert any("its network alone" in sentence for sentence in scores.verdicts)
+
+
+def test_an_ensemble_is_calibrated_on_tuning(ensemble, read_by_ensemble):
+    tuning = read_by_ensemble["tuning"]
+    probability = ensemble.model_probability(tuning)
+    assert probability.mean() == pytest.approx(tuning.label.mean(), abs=0.02)
+    assert ensemble.scorers["model"].threshold == choose_threshold(tuning.label, probability)
+
+
+def test_without_what_it_is_averaged_with_a_model_stands_alone(read_by_ensemble):
+    bare = {n: replace(s, rich=None, features=None) for n, s in read_by_ensemble.items()}
+    fitted = fit_task(bare["train"], bare["tuning"], ensemble=True)
+    assert "network" not in fitted.scorers
+    assert fitted.scorers["model"].input == "logit"
