@@ -45,11 +45,12 @@ def embed(
     some shards. A cohort is refused where the model knows a smaller share of its events than
     `min_known_events`. Without `on_ray` all happens in this process.
     """
-    folder = checkpoint.checkpoint_folder(sync.fetch_run(run)).absolute()
+    run = sync.fetch_run(run)
+    folder = checkpoint.checkpoint_folder(run).absolute()
     cohort = sync.fetch(cohort)
     if not cohort.is_dir():
         raise InputError(f"--cohort {cohort}: no such folder; make it with `ehr-ray ingest`")
-    loaded = checkpoint.load(folder)
+    loaded = checkpoint.load(run)
     check_cohort(cohort, loaded.experiment.cache, say)
     home = cohort.resolve() == loaded.experiment.cohort.resolve()
     request = Request(canonical(folder), origin=None if home else named_origin(cohort))
@@ -103,7 +104,7 @@ class _Job:
         """Return what the embeddings depend on, for the note in their folder."""
         shards = [path for paths in self.splits.values() for path in paths]
         return {
-            "weights": files.sha256(sync.fetch(self.request.checkpoint) / checkpoint.WEIGHTS),
+            "weights": files.sha256(local(self.request.checkpoint) / checkpoint.WEIGHTS),
             "cohort": absolute(self.cohort),
             "origin": self.request.origin,
             "shards": [

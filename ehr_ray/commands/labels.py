@@ -3,6 +3,7 @@
 The package `es-aces` reads the file and finds the windows; here are the shards, and the label file.
 """
 
+import copy
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -77,6 +78,7 @@ def label(
             on_ray=on_ray,
             say=say,
             verb="labelled shards",
+            bring=False,
         )
     met: Counter[str] = Counter()
     for row in rows:
@@ -127,9 +129,11 @@ class ShardLabeller:
 
         logging.getLogger("aces").setLevel(logging.ERROR)  # it tells of each shard what one lacks
         source = DictConfig({"path": str(job["shard"]), "standard": "MEDS"})
-        met = get_predicates_df(self.task, source)
-        found = query(self.task, met)
-        names = [*self.task.plain_predicates]
+        # A query moves the windows of the task it is given: a second one would look later.
+        task = copy.deepcopy(self.task)
+        met = get_predicates_df(task, source)
+        found = query(task, met)
+        names = [*task.plain_predicates]
         counts = {"predicate": names, "count": [int(met[name].sum() or 0) for name in names]}
         if found.is_empty():
             return {"subject": [], "time": [], "value": [], **counts}
