@@ -62,11 +62,16 @@ def train(
         progress.step = step + 1
         if backend.rank == 0:
             watch.on_step(progress.step, total)
-        if (every := plan.kept_every(per_epoch)) and progress.step % every == 0:
+        every = plan.kept_every(per_epoch)
+        keep = every is not None and progress.step % every == 0
+        # The last step is reported too, so that no training is lost for want of a report.
+        report = progress.step % run.report_steps == 0 or progress.step == total
+        if keep or report:
+            take_step.check()
+        if keep:
             reporter.keep_checkpoint()
-        if progress.step % run.report_steps == 0 or progress.step == total:
-            # The last step is reported too, so that no training is lost for want of a report.
-            reporter.report({"lr": lr, **scheduled, "grad_norm": norm})
+        if report:
+            reporter.report({"lr": lr, **scheduled, "grad_norm": float(norm)})
     batches.close()  # the loader's thread ends with it
     return progress
 

@@ -34,11 +34,11 @@ class Sums:
         names = sorted(self._values)
         if not names:
             return {}
-        totals = self._backend.all_sum(torch.stack([self._values[n] for n in names]))
-        counted = {n: float(t[1]) > 0 for n, t in zip(names, totals, strict=True)}
+        totals = self._backend.all_sum(torch.stack([self._values[n] for n in names])).tolist()
+        counted = {n: count > 0 for n, (_, count) in zip(names, totals, strict=True)}
         means = {
-            n: float(t[0] / t[1]) if counted[n] else math.nan
-            for n, t in zip(names, totals, strict=True)
+            n: total / count if counted[n] else math.nan
+            for n, (total, count) in zip(names, totals, strict=True)
         }
         parts = [self._coef[n] * means[n] for n in names if counted[n] and self._coef[n]]
         total = sum(parts) if parts else math.nan

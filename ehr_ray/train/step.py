@@ -1,7 +1,7 @@
 """One optimizer step: losses of the micro-batches, exact means over ranks, clipping, the update."""
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -33,11 +33,13 @@ class OptimizerStep:
     optimizer: torch.optim.Optimizer
     backend: Backend
     sums: Sums
+    faults: "Faults" = field(default_factory=lambda: Faults())
 
-    def __call__(self, micro: list[Batch], scheduled: Scheduled, seed: int) -> float:
-        """Take one step over this rank's micro-batches; return the norm of the gradient.
+    def __call__(self, micro: list[Batch], scheduled: Scheduled, seed: int) -> Tensor:
+        """Take one step over this rank's micro-batches; return the norm of the gradient, a scalar.
 
-        `seed` keys the noise of the loss. Raises RunError where the gradient is not finite.
+        `seed` keys the noise of the loss. On the CPU raises RunError where the gradient is not
+        finite; on a GPU `check` does, later: the host would wait at every step to know.
         """
         model, plan = self.model, self.experiment.train
         self.optimizer.zero_grad(set_to_none=True)
@@ -61,10 +63,16 @@ class OptimizerStep:
                 parameter.grad = None
         parameters = [p for p in model.parameters() if p.grad is not None]
         norm = nn.utils.clip_grad_norm_(parameters, plan.clip or float("inf"))
-        if not torch.isfinite(norm):
-            raise RunError(self._not_finite(losses, scheduled))
+        self.faults.note(norm, losses, scheduled)
+        if norm.device.type == "cpu":
+            self.check()
         self.optimizer.step()
-        return float(norm)
+        return norm
+
+    def check(self) -> None:
+        """Raise RunError where a gradient since the last look was not finite."""
+        if fault := self.faults.read():
+            raise RunError(f"{self.experiment.name}: {fault}; lower train.lr, or set train.clip")
 
     def _counts(self, micro: list[Batch], scheduled: Scheduled, seed: int) -> Tensor:
         """Return the count of each term over the micro-batches of every rank.
@@ -80,14 +88,42 @@ class OptimizerStep:
             ]
         return self.backend.all_sum(torch.stack([_stacked_counts(t) for t in parts]).sum(0))
 
-    def _not_finite(self, losses: list[dict[str, Tensor]], scheduled: Scheduled) -> str:
-        """Return the message of a step whose gradient is not finite, with the terms at fault."""
-        at_fault = dict.fromkeys(n for part in losses for n, v in part.items() if not v.isfinite())
+
+class Faults:
+    """The first step since the last look whose gradient was not finite, noted on the device."""
+
+    def __init__(self) -> None:
+        self._scheduled: list[Scheduled] = []
+        self._names: list[str] = []
+        self._first: Tensor | None = None
+        """Its number among the steps, -1 for none, and what of (norm, terms) is not finite."""
+
+    def note(self, norm: Tensor, losses: list[dict[str, Tensor]], scheduled: Scheduled) -> None:
+        """Take note of a step: the norm of its gradient and the terms of its micro-batches."""
+        totals: dict[str, Tensor] = {}
+        for name, value in (item for part in losses for item in part.items()):
+            totals[name] = value + totals.get(name, 0)
+        bad = ~torch.stack([value.isfinite() for value in (norm, *totals.values())])
+        number = torch.full((1,), len(self._scheduled), device=norm.device)
+        now = torch.where(bad[0], torch.cat([number, bad.long()]), -1)
+        first = self._first
+        self._first = now if first is None else torch.where(first[0] < 0, now, first)
+        self._names = list(totals)
+        self._scheduled.append(dict(scheduled))
+
+    def read(self) -> str:
+        """Return what was not finite at that step and its scheduled values, "" for none; forget."""
+        if self._first is None:
+            return ""
+        number, _, *bad = self._first.tolist()
+        scheduled = self._scheduled[number]
+        self._first, self._scheduled = None, []
+        if number < 0:
+            return ""
+        at_fault = [name for name, wrong in zip(self._names, bad, strict=True) if wrong]
         values = ", ".join(f"{name} {value:.4g}" for name, value in scheduled.items())
-        return (
-            f"{self.experiment.name}: {', '.join(at_fault) or 'gradient'} is not finite with "
-            f"{values or 'no schedule'}; lower train.lr, or set train.clip"
-        )
+        said = ", ".join(at_fault) or "gradient"
+        return f"{said} is not finite with {values or 'no schedule'}"
 
 
 def objective(terms: Terms, counts: Tensor, world: int) -> Tensor:
@@ -104,7 +140,12 @@ def move(batch: Batch, device: torch.device) -> Batch:
     """Return the batch on a device."""
     if device.type == "cpu":
         return batch
-    return {k: v.pin_memory().to(device, non_blocking=True) for k, v in batch.items()}
+    return {k: _pinned(v, device).to(device, non_blocking=True) for k, v in batch.items()}
+
+
+def _pinned(values: Tensor, device: torch.device) -> Tensor:
+    """Return host values where a GPU copies them from while the host goes on."""
+    return values.pin_memory() if device.type == "cuda" and values.is_cpu else values
 
 
 def loss_terms(

@@ -22,7 +22,7 @@ def loss(model: nn.Module, batch: Batch, _scheduled: Scheduled, seed: int) -> Te
         raise ConfigError("model.head=none: nothing to pretrain; use plain or tied, or give a task")
     out = model(batch, seed)
     logits, phrase = out["logits"], out["phrase"]
-    count = torch.tensor(float(len(phrase)), device=logits.device)
+    count = logits.new_full((), float(len(phrase)))
     right = (logits.argmax(-1) == phrase).sum().float() if len(phrase) else 0.0 * count
     terms = {
         "event": Term(F.cross_entropy(logits, phrase, reduction="sum"), count),
@@ -40,7 +40,7 @@ def loss(model: nn.Module, batch: Batch, _scheduled: Scheduled, seed: int) -> Te
 
 
 def _padding(mask: Tensor) -> Term:
-    size = torch.tensor(float(mask.numel()), device=mask.device)
+    size = torch.full((), float(mask.numel()), device=mask.device)
     return Term(size - mask.sum(), size, coef=0.0)
 
 

@@ -77,26 +77,28 @@ class EventTransformer(nn.Module):
         hidden = self.encode(batch, hidden_tokens)[:, -batch["mask"].shape[1] :]
         if decoder:
             asked, at = batch["mask"][:, 1:], slice(1, None)
-            state = hidden[:, :-1][asked]
+            hidden = hidden[:, :-1]
         else:
             assert hidden_tokens is not None
             asked, at = hidden_tokens, slice(None)
-            state = hidden[asked]
+        # Looked up once: each indexing by a mask would have the host wait for a GPU.
+        index = asked.nonzero(as_tuple=True)
+        state = hidden[index]
         if "attention" in self.config.pooling:  # DDP waits for a gradient of every parameter
             state = state + 0.0 * (self.pool_query.sum() + self.pool_recency.sum())
         state = self.norm(state)
-        phrase = batch["phrase"][:, at][asked]
+        phrase = batch["phrase"][:, at][index]
         out = {"logits": self.scores(state), "phrase": phrase}
         if self.config.next_value_weight:
             name = F.embedding(phrase, self.project(self.table))
             product = (self.next_value(state) * name).sum(-1).float()
             out["value"] = product / self.config.model_dim**0.5
-            out["target_value"] = batch["value"][:, at][asked]
-            out["valued"] = batch["valued"][:, at][asked]
+            out["target_value"] = batch["value"][:, at][index]
+            out["valued"] = batch["valued"][:, at][index]
         if self.config.next_time_weight:
             out["time"] = self.next_time(state).squeeze(-1).float()
             gap = batch["minute"].diff(dim=1).float().clamp(min=0)
-            out["target_time"] = torch.log1p(gap[asked])
+            out["target_time"] = torch.log1p(gap[index])
         return out
 
     def scores(self, state: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 B patients, M = 5 modalities, D width.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +18,7 @@ from ehr_ray.nn.transformer import Block
 
 NUM = len(MODALITIES)
 BRANCHES = (("clinical", "temporal"), ("pathological", "spatial"), ("semantic",))
+PLACES = tuple(tuple(MODALITIES.index(name) for name in names) for names in BRANCHES)
 OUTCOMES = 2
 CONTRAST = 64
 """Width of the contrastive projection."""
@@ -108,7 +110,7 @@ class EnhancedHCAT(nn.Module):
             1,
         )
         if self.linear is not None:
-            parts = (value * weight.unsqueeze(-1))[:, self.places].flatten(1)
+            parts = _at(value * weight.unsqueeze(-1), self.places).flatten(1)
             logit = logit + self.linear(parts)
         return Fused(logit, embedding, weight)
 
@@ -128,11 +130,10 @@ class EnhancedHCAT(nn.Module):
     def _branches(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """Return the tokens after their branch's own encoder, in the order of the modalities."""
         found = list(tokens.unbind(1))
-        for names, layer in ((BRANCHES[0], self.temporal), (BRANCHES[1], self.spatial)):
-            at = [MODALITIES.index(name) for name in names]
-            there = mask[:, at]
+        for at, layer in ((PLACES[0], self.temporal), (PLACES[1], self.spatial)):
+            there = _at(mask, at)
             there = there | ~there.any(1, keepdim=True)  # of an empty branch nothing is read later
-            encoded = layer(tokens[:, at], there, False, None)
+            encoded = layer(_at(tokens, at), there, False, None)
             for place, token in zip(at, encoded.unbind(1), strict=True):
                 found[place] = token
         only = MODALITIES.index("semantic")
@@ -141,9 +142,14 @@ class EnhancedHCAT(nn.Module):
 
     def _pooled(self, hidden: Tensor, there: Tensor, branch: int) -> Tensor:
         """Return a branch's vector; the summary token stands in for a branch without tokens."""
-        at = [0, *(MODALITIES.index(name) + 1 for name in BRANCHES[branch])]
-        pooled: Tensor = self.pools[branch](hidden[:, at], there[:, at])
+        at = [0, *(place + 1 for place in PLACES[branch])]
+        pooled: Tensor = self.pools[branch](_at(hidden, at), _at(there, at))
         return pooled
+
+
+def _at(values: Tensor, places: Sequence[int]) -> Tensor:
+    """Return the columns at some places; a list as an index would be copied to a GPU each time."""
+    return torch.stack([values[:, place] for place in places], 1)
 
 
 def _head(width: int, hidden: int, out: int, dropout: float) -> nn.Module:

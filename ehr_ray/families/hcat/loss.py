@@ -35,7 +35,7 @@ def loss(model: nn.Module, batch: Batch, scheduled: Scheduled, seed: int) -> Ter
         total = (each * weight[:, place]).sum() / len(out["logit"])
         terms[name] = Term(total, weight[:, place].sum(), alpha)
     if config.alpha_con:
-        patients = torch.tensor(float(len(label)), device=label.device)
+        patients = torch.full((), float(len(label)), device=label.device)
         contrast = info_nce(out["first"].float(), out["second"].float(), config.contrastive_temp)
         terms["con"] = Term(contrast, patients, config.alpha_con)
     if "mu" in out:
@@ -56,7 +56,7 @@ def outcome_loss(logit: Tensor, label: Tensor, config: HCATConfig) -> Tensor:
 
 def imputation(out: dict[str, Tensor], config: HCATConfig, scheduled: Scheduled) -> Terms:
     """Return `kl`, `recon`, `impute` and, for the log, `kl_nats` and `impute_mse`."""
-    patients = torch.tensor(float(len(out["mu"])), device=out["mu"].device)
+    patients = torch.full((), float(len(out["mu"])), device=out["mu"].device)
     each = kl_standard(out["mu"], out["logvar_z"])
     kl = free_bits(each, scheduled["free_bits"]).sum()
     visible, hidden = out["visible"].float(), out["hidden"].float()

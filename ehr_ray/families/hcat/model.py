@@ -111,7 +111,7 @@ class HCAT(nn.Module):
             dropped = uniform(combine(key, _DROP).unsqueeze(1), place) < config.moddrop
             hide |= dropped & (place > 0)
         elif drop:
-            draws = uniform(combine(torch.tensor([seed, seed + 1], device=key.device), _DROP))
+            draws = uniform(combine(torch.arange(2, device=key.device) + seed, _DROP))
             one = 1 + (draws[1] * (NUM - 1)).long().clamp(max=NUM - 2)
             hide |= (place == one) & (draws[0] < config.moddrop)
         hide &= tokens.present

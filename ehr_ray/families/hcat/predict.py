@@ -84,8 +84,8 @@ def with_modalities_missing(model: HCAT, batch: Batch) -> Batch:
     counts = range(1, len(MODALITIES))
     logits = torch.cat([thinned(model, batch, missing, 0) for missing in counts])
     return {
-        "patient": torch.arange(size).repeat(len(counts)),
-        "missing": torch.tensor(counts).repeat_interleave(size),
+        "patient": torch.arange(size, device=logits.device).repeat(len(counts)),
+        "missing": torch.arange(1, len(MODALITIES), device=logits.device).repeat_interleave(size),
         **{f"{o.name}_logit": logits[:, i] for i, o in enumerate(model.config.outcomes)},
     }
 
@@ -121,7 +121,8 @@ def latents(model: HCAT, batch: Batch) -> Batch:
     _, filled = model.predict(model.tokens(batch))
     if filled is None:
         return {}
-    return {"mu": filled.mu, "logvar": filled.logvar_z, "patient": torch.arange(len(filled.mu))}
+    patient = torch.arange(len(filled.mu), device=filled.mu.device)
+    return {"mu": filled.mu, "logvar": filled.logvar_z, "patient": patient}
 
 
 def imputations(model: HCAT, batch: Batch) -> Batch:

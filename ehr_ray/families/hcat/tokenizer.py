@@ -67,6 +67,12 @@ class Tokenizer(nn.Module):
             more = 0 if self.meaning is None or place != SEMANTIC else self.meaning.shape[1]
             matrix = torch.from_numpy(projection(self.layout, place, vocabulary, more))
             self.register_buffer(f"projection_{name}", matrix)
+            ids = self.layout.columns[place]
+            chosen = {"columns": ids, "marked": self.layout.marked[place]}
+            chosen["valued"] = ids[self.layout.valued[ids]]
+            for kind, columns in chosen.items():
+                buffer = torch.from_numpy(columns)
+                self.register_buffer(f"{kind}_{name}", buffer, persistent=False)
 
     def forward(self, batch: Batch) -> Tokens:
         """Return the tokens of a batch."""
@@ -74,8 +80,7 @@ class Tokenizer(nn.Module):
         there = count > 0
         values, present, quality, spread = [], [], [], []
         for place, name in enumerate(MODALITIES):
-            ids = torch.as_tensor(self.layout.columns[place], device=mean.device)
-            marked = torch.as_tensor(self.layout.marked[place], device=mean.device)
+            ids, marked = self.get_buffer(f"columns_{name}"), self.get_buffer(f"marked_{name}")
             seen = there[:, ids].any(1)
             parts = [mean[:, ids], (~there[:, marked]).float()]
             if place == SEMANTIC and self.meaning is not None:
@@ -103,8 +108,7 @@ class Tokenizer(nn.Module):
 
     def _quality(self, place: int, mean: Tensor, there: Tensor, seen: Tensor) -> Tensor:
         stated = int(self.layout.quality[place])
-        ids = self.layout.columns[place]
-        valued = torch.as_tensor(ids[self.layout.valued[ids]], device=mean.device)
+        valued = self.get_buffer(f"valued_{MODALITIES[place]}")
         share = there[:, valued].float().mean(1) if len(valued) else torch.ones_like(mean[:, 0])
         if stated >= 0:
             share = torch.where(there[:, stated], mean[:, stated], share)

@@ -1,5 +1,6 @@
 """The JEPA objective: hidden rows' states, their values, and what keeps patients apart."""
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -29,7 +30,7 @@ def loss(model: nn.Module, batch: Batch, _scheduled: Scheduled, seed: int) -> Te
         terms["value"] = Term((missed * observed).sum(), count, coef=config.value_weight)
     terms |= _regularised(out["state"], config, seed)
     rows = batch["mask"].sum().float()
-    padded = rows.new_tensor(float(batch["mask"].numel()))
+    padded = torch.full_like(rows, float(batch["mask"].numel()))
     return {**terms, "padding": Term(padded - rows, padded, coef=0.0)}
 
 
@@ -45,7 +46,7 @@ def _regularised(state: Tensor, config: JEPAConfig, seed: int) -> Terms:
         return {}
     weight = config.regulariser_weight
     weight = WEIGHTS[config.regulariser] if weight is None else weight
-    count = state.new_tensor(float(len(state)))
+    count = state.new_full((), float(len(state)))
     if config.regulariser == "sigreg":
         return {"isotropy": Term(count * isotropy(state, seed), count, coef=weight)}
     variance, covariance = variance_and_covariance(state)

@@ -37,11 +37,11 @@ def future(mask: Tensor, key: Tensor, config: JEPAConfig) -> tuple[Tensor, Tenso
     `context_rows`, where so many rows lie before them.
     """
     rows = mask.sum(1)
-    count = torch.minimum(rows // 2, rows.new_tensor(config.target_rows))
+    count = (rows // 2).clamp(max=config.target_rows)
     latest = rows - count
     wanted = (latest + 1) // 2
     if config.context_rows is not None:
-        wanted = rows.new_tensor(config.context_rows).expand_as(rows)
+        wanted = torch.full_like(rows, config.context_rows)
     earliest = torch.minimum(wanted, latest)
     start = earliest + _below(uniform(key, _START), latest - earliest + 1)
     first = torch.zeros_like(start)

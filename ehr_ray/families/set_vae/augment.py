@@ -21,10 +21,14 @@ def set_key(batch: Batch, seed: int) -> Tensor:
 
 def sample_sets(batch: Batch, per_patient: int | None, seed: int) -> Batch:
     """Return the batch with at most `per_patient` sets of each patient, drawn without order."""
-    if per_patient is None or int(batch["num_sets"].max()) <= per_patient:
+    if per_patient is None:
+        return batch
+    sizes = batch["num_sets"].tolist()
+    if max(sizes) <= per_patient:
         return batch
     keep = drawn_sets(batch, per_patient, seed)
-    return select_sets(batch, keep, batch["num_sets"].clamp(max=per_patient))
+    total = sum(min(size, per_patient) for size in sizes)
+    return select_sets(batch, keep, total, batch["num_sets"].clamp(max=per_patient))
 
 
 def drawn_sets(batch: Batch, per_patient: int, seed: int) -> Tensor:
@@ -37,10 +41,16 @@ def drawn_sets(batch: Batch, per_patient: int, seed: int) -> Tensor:
     return rank - first[batch["patient"]] < per_patient
 
 
-def select_sets(batch: Batch, keep: Tensor, num_sets: Tensor) -> Batch:
-    """Return the batch with the sets of `keep` [M] alone, `num_sets` [B] of each patient."""
+def select_sets(batch: Batch, keep: Tensor, total: int, num_sets: Tensor) -> Batch:
+    """Return the batch with the `total` sets of `keep` [M], `num_sets` [B] of each patient."""
+    index = first_true(keep, total)
     per_patient = {"num_sets": num_sets, "subject_id": batch["subject_id"]}
-    return {k: v[keep] for k, v in batch.items() if k not in per_patient} | per_patient
+    return {k: v[index] for k, v in batch.items() if k not in per_patient} | per_patient
+
+
+def first_true(keep: Tensor, total: int) -> Tensor:
+    """Return the `total` indices where `keep` [M] is True: no host waits for their number."""
+    return (~keep).to(torch.uint8).argsort(stable=True)[:total]
 
 
 def hidden_tokens(batch: Batch, config: SetConfig, seed: int) -> Tensor:
@@ -64,7 +74,8 @@ def hidden_tokens(batch: Batch, config: SetConfig, seed: int) -> Tensor:
     hidden &= mask
     everything = (hidden == mask).all(1)
     preference = draw + batch["carried"] * 1.0 + (~mask) * 4.0
-    keep = F.one_hot(preference.argmin(1), mask.shape[1]).bool()
+    position = torch.arange(mask.shape[1], device=mask.device)
+    keep = position == preference.argmin(1, keepdim=True)
     return hidden & ~(everything[:, None] & keep)
 
 

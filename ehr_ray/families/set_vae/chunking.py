@@ -3,9 +3,11 @@
 M sets, N tokens.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
@@ -18,38 +20,81 @@ SMALLEST = 64
 """Fewer sets than this a chunk would cost more in overhead than their padding."""
 
 
-def by_size(batch: Batch, tokens: int) -> list[Tensor]:
-    """Return the indices of the sets, ascending by size, in chunks of about equal cost.
+@dataclass(frozen=True)
+class Pieces:
+    """Chunks of the sets of a batch, as the device and as the host know them."""
 
-    A chunk holds `tokens` padded tokens at most, but one set at least.
+    indices: list[Tensor]
+    """Indices of each chunk's sets, ascending by size."""
+    widths: list[int]
+    """Tokens of each chunk's largest set, 1 at least: tensors of width 0 help nobody."""
+    num_sets: list[int]
+    """Sets of each patient, [B]."""
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, int]]:
+        return zip(self.indices, self.widths, strict=True)
+
+
+def by_size(batch: Batch, tokens: int) -> Pieces:
+    """Return the sets, ascending by size, in chunks of about equal cost.
+
+    A chunk holds `tokens` padded tokens at most, but one set at least. The host waits once for the
+    sizes, however many sets and chunks there are.
     """
     sizes = batch["mask"].sum(1)
     order = torch.argsort(sizes, stable=True)
-    if not len(order):  # nobody in the batch has a set of the kind wanted
-        return [order]
-    total = int(sizes.sum())
-    groups = max(-(-total // tokens), min(GROUPS, -(-len(order) // SMALLEST)))
-    ahead = sizes[order].clamp(min=1).cumsum(0)
-    shares = torch.arange(1, groups, device=ahead.device) * (total / groups)
-    cuts = torch.searchsorted(ahead, shares)
-    parts = [part for part in torch.tensor_split(order, cuts.tolist()) if len(part)]
-    return [piece for part in parts for piece in _split(part, sizes, tokens)]
+    told = torch.cat([sizes[order], batch["num_sets"]]).tolist()
+    return _cut(order, told[: len(order)], told[len(order) :], tokens)
+
+
+def split_by_size(batch: Batch, first: Tensor, tokens: int) -> tuple[Pieces, Pieces]:
+    """Return chunks of the sets of `first`, bool [M], and chunks of the others, waiting once."""
+    sizes = batch["mask"].sum(1)
+    order = torch.argsort(sizes + ~first * (batch["mask"].shape[1] + 1), stable=True)
+    told = torch.cat([sizes[order], batch["num_sets"], first.sum().unsqueeze(0)]).tolist()
+    count, num_sets = told[-1], told[len(order) : -1]
+    return (
+        _cut(order[:count], told[:count], num_sets, tokens),
+        _cut(order[count:], told[count : len(order)], num_sets, tokens),
+    )
+
+
+def _cut(order: Tensor, sizes: list[int], num_sets: list[int], tokens: int) -> Pieces:
+    """Return chunks of `order` [M], indices of sets that ascend by their `sizes` [M]."""
+    if not sizes:  # nobody in the batch has a set of the kind wanted
+        return Pieces([order], [1], num_sets)
+    total = sum(sizes)
+    groups = max(-(-total // tokens), min(GROUPS, -(-len(sizes) // SMALLEST)))
+    ahead = np.maximum(sizes, 1).cumsum().astype(np.float32)
+    shares = np.arange(1, groups, dtype=np.float32) * np.float32(total / groups)
+    ends = [*np.searchsorted(ahead, shares).tolist(), len(sizes)]
+    indices, widths, begin = [], [], 0
+    for end in ends:
+        rows = max(1, tokens // max(1, sizes[end - 1]))
+        for start in range(begin, end, rows):
+            stop = min(start + rows, end)
+            indices.append(order[start:stop])
+            widths.append(max(1, sizes[stop - 1]))
+        begin = max(begin, end)
+    return Pieces(indices, widths, num_sets)
 
 
 def chosen(batch: Batch, index: Tensor) -> Batch:
-    """Return the sets of `index` (or a mask); what is kept of patients, whole, is not theirs."""
+    """Return the sets of `index`; what is kept of patients, whole, is not theirs."""
     patients = {name: batch[name] for name in ("num_sets", "subject_id")}
     return {
         name: values[index] for name, values in batch.items() if name not in patients
     } | patients
 
 
-def chunk(batch: Batch, index: Tensor) -> Batch:
-    """Return the sets of `index` padded to the largest of them."""
-    part = chosen(batch, index)
-    width = _widest(part["mask"].sum(1))
+def chunk(batch: Batch, index: Tensor, width: int) -> Batch:
+    """Return the sets of `index` padded to `width`, the size of the largest of them."""
     return {
-        name: values[:, :width] if values.ndim == 2 else values for name, values in part.items()
+        name: values[:, :width] if values.ndim == 2 else values
+        for name, values in chosen(batch, index).items()
     }
 
 
@@ -61,25 +106,17 @@ def joined(parts: list[Tensor], indices: list[Tensor]) -> Tensor:
     return torch.cat(parts)[inverse]
 
 
-def padded_tokens(batch: Batch, pieces: list[Tensor]) -> Tensor:
+def padded_tokens(batch: Batch, pieces: Pieces) -> Tensor:
     """Return how many tokens are computed in chunks, padding among them; float32, a scalar."""
-    sizes = batch["mask"].sum(1)
-    tokens = sum(len(piece) * _widest(sizes[piece]) for piece in pieces)
-    return torch.tensor(float(tokens), device=sizes.device)
+    tokens = sum(len(index) * width for index, width in pieces)
+    return torch.full((), float(tokens), device=batch["mask"].device)
 
 
-def bounded(pieces: int, function: Callable[..., Any], *args: Any) -> Any:
-    """Call a function, its activations recomputed in backward where there are many chunks."""
-    if pieces <= GROUPS or not torch.is_grad_enabled():
+def bounded(pieces: Pieces, function: Callable[..., Any], *args: Any) -> Any:
+    """Call a function, its activations recomputed in backward where there are many chunks.
+
+    What is drawn in it must be a function of its arguments: generators are not set back.
+    """
+    if len(pieces) <= GROUPS or not torch.is_grad_enabled():
         return function(*args)
-    return checkpoint(function, *args, use_reentrant=False)
-
-
-def _widest(sizes: Tensor) -> int:
-    """Return the size of the largest set, 1 at least: tensors of width 0 help nobody."""
-    return max(1, int(sizes.max())) if len(sizes) else 1
-
-
-def _split(index: Tensor, sizes: Tensor, tokens: int) -> tuple[Tensor, ...]:
-    rows = max(1, tokens // _widest(sizes[index]))
-    return torch.split(index, rows)
+    return checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False)

@@ -83,11 +83,11 @@ class SetVAE(nn.Module):
         """
         pieces = chunking.by_size(batch, self.config.chunk_tokens)
         parts = [
-            chunking.bounded(len(pieces), self._measured, chunking.chunk(batch, index), seed)
-            for index in pieces
+            chunking.bounded(pieces, self._measured, chunking.chunk(batch, index, width), seed)
+            for index, width in pieces
         ]
         recon, mu, logvar = (
-            chunking.joined(list(column), pieces) for column in zip(*parts, strict=True)
+            chunking.joined(list(column), pieces.indices) for column in zip(*parts, strict=True)
         )
         padded = chunking.padded_tokens(batch, pieces)
         return {

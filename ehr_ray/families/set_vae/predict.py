@@ -54,15 +54,18 @@ def _pooled_means(model: SetVAE, posterior: Posterior, batch: Batch) -> Tensor:
 
 def even_sets(batch: Batch, limit: int | None) -> Batch:
     """Return the batch with at most `limit` sets of each patient, evenly spaced, both ends kept."""
-    sizes = batch["num_sets"]
-    if limit is None or int(sizes.max()) <= limit:
+    if limit is None:
+        return batch
+    sizes, counts = batch["num_sets"], batch["num_sets"].tolist()
+    if max(counts) <= limit:
         return batch
     first = sizes.cumsum(0) - sizes
     step = torch.arange(limit, device=sizes.device)
     spaced = first[:, None] + torch.round(step * (sizes[:, None] - 1) / max(1, limit - 1)).long()
     keep = (sizes <= limit)[batch["patient"]]
-    keep[spaced[sizes > limit].flatten()] = True
-    return select_sets(batch, keep, sizes.clamp(max=limit))
+    keep[spaced.flatten()] = True
+    total = sum(min(count, limit) for count in counts)
+    return select_sets(batch, keep, total, sizes.clamp(max=limit))
 
 
 def pooled(values: Tensor, sizes: Tensor, how: str) -> Tensor:
@@ -72,12 +75,17 @@ def pooled(values: Tensor, sizes: Tensor, how: str) -> Tensor:
     if how == "first":
         return values[sizes.cumsum(0) - sizes]
     if how == "std":
-        mean = torch.segment_reduce(values, "mean", lengths=sizes)
-        centred = values - mean.repeat_interleave(sizes, 0)
-        variance = torch.segment_reduce(centred.square(), "mean", lengths=sizes)
+        mean = _reduced(values, "mean", sizes)
+        centred = values - mean.repeat_interleave(sizes, 0, output_size=len(values))
+        variance = _reduced(centred.square(), "mean", sizes)
         # The root's gradient at zero, of a patient with one set, is infinite.
         return torch.where(variance > 0, variance, 1.0).sqrt() * (variance > 0)
-    return torch.segment_reduce(values, how, lengths=sizes)
+    return _reduced(values, how, sizes)
+
+
+def _reduced(values: Tensor, how: str, sizes: Tensor) -> Tensor:
+    # "Unsafe" leaves out a check of the sizes, for which the host would wait.
+    return torch.segment_reduce(values, how, lengths=sizes, unsafe=True)
 
 
 def latents(model: SetVAE, batch: Batch) -> Batch:

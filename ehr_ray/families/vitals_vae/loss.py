@@ -41,7 +41,7 @@ def reconstruction(
 ) -> Terms:
     """Return `recon` of the merged curve and `branches`, the mean over branches, if there are."""
     observed = batch["observed"]
-    patients = torch.tensor(float(len(observed)), device=squared.device)
+    patients = squared.new_full((), float(len(observed)))
     if config.objective == "published":
         share = _range_share(config, squared)
         return {"recon": Term((squared * share * observed).sum(), observed.sum().float())}
@@ -64,7 +64,7 @@ def gaussian(squared: Tensor, log_noise: Tensor, observed: Tensor) -> Tensor:
 
 def latent_terms(out: dict[str, Any], config: VitalsVAEConfig, scheduled: Scheduled) -> Terms:
     """Return the divergence's terms, or those of the codes."""
-    patients = torch.tensor(float(len(out["mu"])), device=out["mu"].device)
+    patients = out["mu"].new_full((), float(len(out["mu"])))
     if "codes" in out:
         return {
             "codebook": Term(out["to_members"].sum(), patients),

@@ -12,6 +12,7 @@ from ehr_ray.nn.noise import combine, uniform
 
 _CELL, _CUT, _WHERE = range(1, 4)
 DAY = 24.0
+_OF_A_DAY = float(torch.log1p(torch.tensor(DAY)))
 VALIDATION_HIDE = 0.1
 """Share of cells hidden in validation whatever `hide` is: runs are compared by them."""
 
@@ -34,7 +35,7 @@ def hidden_cells(
     cuts = [h for h in cuts if 0 < h < len(hours)]
     if cut and cuts and config.landmark_share:
         which = (uniform(key, _WHERE) * len(cuts)).long()
-        at = torch.tensor(cuts, device=hours.device)[which]
+        at = sum((which == place) * cut for place, cut in enumerate(cuts))
         at = torch.where(uniform(key, _CUT) < config.landmark_share, at, len(hours))
         hidden = hidden | (hours >= at[:, None])[..., None]
     return hidden & observed
@@ -47,7 +48,7 @@ def channels(value: Tensor, observed: Tensor, carry_hours: Tensor, first_hour: i
     mean, else 0, the cohort's. The time is log(1 + hours) over its size at a day.
     """
     filled, since = fill(value, observed, carry_hours, first_hour)
-    since = torch.log1p(since) / torch.log1p(torch.tensor(DAY))
+    since = torch.log1p(since) / _OF_A_DAY
     return torch.cat([filled, observed.to(value.dtype), since], 2).transpose(1, 2)
 
 

@@ -49,7 +49,7 @@ def latents(model: VitalsVAE, batch: Batch) -> Batch:
     posterior = model.encode(batch)
     if posterior.logvar is None:
         return {}
-    patient = torch.arange(len(posterior.mu))
+    patient = torch.arange(len(posterior.mu), device=posterior.mu.device)
     return {"mu": posterior.mu, "logvar": posterior.logvar, "patient": patient}
 
 
@@ -63,7 +63,7 @@ def grids(model: VitalsVAE, batch: Batch) -> Batch:
     estimate, _ = model.decode(model.encode(batch).whole_mean(model.evidence))
     imputed, _ = model.decode(model.encode(batch, hidden).whole_mean(model.evidence))
     return {
-        "patient": torch.arange(len(hidden)),
+        "patient": torch.arange(len(hidden), device=hidden.device),
         "value": batch["value"].flatten(1),
         "observed": batch["observed"].flatten(1),
         "hidden": hidden.flatten(1),
@@ -80,7 +80,7 @@ def components(model: VitalsVAE, batch: Batch) -> Batch:
     curves = model.in_units(branches)
     scales = model.config.scales
     named = {s.name: curve.flatten(1) for s, curve in zip(scales, curves, strict=True)}
-    return {"patient": torch.arange(curves.shape[1]), **named}
+    return {"patient": torch.arange(curves.shape[1], device=curves.device), **named}
 
 
 def diagnosed(model: VitalsVAE, batches: Iterable[Batch]) -> dict[str, float]:

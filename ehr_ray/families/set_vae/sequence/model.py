@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.families.set_vae import augment, chunking
+from ehr_ray.families.set_vae.chunking import Pieces
 from ehr_ray.families.set_vae.loss import chamfer
 from ehr_ray.families.set_vae.model import SetVAE
 from ehr_ray.families.set_vae.sequence import experts
@@ -55,7 +56,7 @@ class SeqSetVAE(nn.Module):
     def forward(self, batch: Batch, seed: int) -> dict[str, Tensor]:
         """Return what the loss adds up.
 
-        `recon` [K] of the decoded sets with `decoded` [M] saying which and `weight` [K] how many
+        `recon` [K] of the decoded sets with `decoded` [K], their indices, and `weight` [K] how many
         of its stay each stands for; `kl` [M, D] of the product from the prior, and `kl_standard`
         [M] of it from N(0, 1); `padding` and `padded`, tokens computed in vain and in all.
         """
@@ -63,10 +64,12 @@ class SeqSetVAE(nn.Module):
         beliefs = self.beliefs(batch, seed if self.training else None, pieces)
         key = combine(augment.set_key(batch, seed), _LATENT)
         latent = sample(beliefs.post_mu, beliefs.post_logvar, key)
-        decoded = torch.ones_like(batch["patient"], dtype=torch.bool)
+        decoded = torch.arange(len(batch["patient"]), device=latent.device)
         weight = torch.ones_like(batch["num_sets"], dtype=torch.float32)
         if self.config.decode_sets is not None:
-            decoded = augment.drawn_sets(batch, self.config.decode_sets, seed)
+            drawn = augment.drawn_sets(batch, self.config.decode_sets, seed)
+            total = sum(min(size, self.config.decode_sets) for size in pieces.num_sets)
+            decoded = augment.first_true(drawn, total)
             weight = batch["num_sets"] / batch["num_sets"].clamp(max=self.config.decode_sets)
         noise = self.config.decoder_noise if self.training else self.config.eval_decoder_noise
         standard = torch.zeros_like(beliefs.post_mu)
@@ -85,11 +88,12 @@ class SeqSetVAE(nn.Module):
         }
 
     def beliefs(
-        self, batch: Batch, seed: int | None = None, pieces: list[Tensor] | None = None
+        self, batch: Batch, seed: int | None = None, pieces: Pieces | None = None
     ) -> Beliefs:
         """Return what is believed of each set; with a seed inputs are perturbed as in training."""
         pieces = chunking.by_size(batch, self.config.chunk_tokens) if pieces is None else pieces
-        return self.expect(batch, *self.encode(batch, seed, pieces))
+        mu, logvar = _joined(self.encode(batch, seed, pieces), pieces.indices)
+        return self.expect(batch, mu, logvar, pieces.num_sets)
 
     def task_beliefs(self, batch: Batch, seed: int | None) -> Beliefs:
         """Return `beliefs` for a task: the encoder's gradient flows through a draw of sets alone.
@@ -99,38 +103,33 @@ class SeqSetVAE(nn.Module):
         """
         limit = self.config.learn_sets
         noise = seed if self.config.perturb_task else None
-        if seed is None or limit is None or int(batch["num_sets"].max()) <= limit:
+        if seed is None or limit is None:
             return self.beliefs(batch, noise)
         drawn = augment.drawn_sets(batch, limit, seed + 1)
-        found, indices = [], []
-        for which, graded in ((drawn, torch.is_grad_enabled()), (~drawn, False)):
-            places = which.nonzero().squeeze(1)
-            sets = chunking.chosen(batch, places)
-            with torch.set_grad_enabled(graded):
-                found.append(
-                    self.encode(sets, noise, chunking.by_size(sets, self.config.chunk_tokens))
-                )
-            indices.append(places)
-        mu, logvar = (chunking.joined(list(parts), indices) for parts in zip(*found, strict=True))
-        return self.expect(batch, mu, logvar)
+        learned, told = chunking.split_by_size(batch, drawn, self.config.chunk_tokens)
+        found = self.encode(batch, noise, learned)
+        with torch.no_grad():
+            found += self.encode(batch, noise, told)
+        mu, logvar = _joined(found, [*learned.indices, *told.indices])
+        return self.expect(batch, mu, logvar, learned.num_sets)
 
-    def encode(self, batch: Batch, seed: int | None, pieces: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Return mean and log-variance of q(z_t | x_t), [M, D]."""
-        mus, logvars = [], []
-        for index in pieces:
-            part = chunking.chunk(batch, index)
-            mu, logvar = chunking.bounded(len(pieces), self._encode, part, seed)
-            mus.append(mu)
-            logvars.append(logvar)
-        return chunking.joined(mus, pieces), chunking.joined(logvars, pieces)
+    def encode(self, batch: Batch, seed: int | None, pieces: Pieces) -> list[tuple[Tensor, Tensor]]:
+        """Return mean and log-variance of q(z_t | x_t), [m, D], of each chunk of m sets."""
+        return [
+            chunking.bounded(pieces, self._encode, chunking.chunk(batch, index, width), seed)
+            for index, width in pieces
+        ]
 
-    def expect(self, batch: Batch, mu: Tensor, logvar: Tensor) -> Beliefs:
+    def expect(
+        self, batch: Batch, mu: Tensor, logvar: Tensor, num_sets: list[int] | None = None
+    ) -> Beliefs:
         """Return what is believed where q(z_t | x_t) are `mu` and `logvar` [M, D].
 
-        Patients are padded to the longest: a padded step comes after the real ones, where no
-        causal step looks.
+        `num_sets` are the batch's, where the host knows them already. Patients are padded to the
+        longest: a padded step comes after the real ones, where no causal step looks.
         """
-        patients, steps = len(batch["num_sets"]), int(batch["num_sets"].max())
+        num_sets = batch["num_sets"].tolist() if num_sets is None else num_sets
+        patients, steps = len(num_sets), max(num_sets)
         at = batch["patient"], batch["set_index"]
         grid = mu.new_zeros(patients, steps, mu.shape[1])
         minute = batch["minute"].new_zeros(patients, steps + 1)
@@ -158,16 +157,16 @@ class SeqSetVAE(nn.Module):
     def errors(
         self, batch: Batch, latent: Tensor, which: Tensor, seed: int, noise: float = 0.0
     ) -> Tensor:
-        """Return the reconstruction error of the sets `which` [M] from latents [M, D], [K]."""
+        """Return the reconstruction error of the sets `which` [K] from latents [M, D], [K]."""
         kept, wanted = chunking.chosen(batch, which), latent[which]
         pieces = chunking.by_size(kept, self.config.chunk_tokens)
         parts = [
             chunking.bounded(
-                len(pieces), self._error, chunking.chunk(kept, i), wanted[i], seed, noise
+                pieces, self._error, chunking.chunk(kept, i, width), wanted[i], seed, noise
             )
-            for i in pieces
+            for i, width in pieces
         ]
-        return chunking.joined(parts, pieces)
+        return chunking.joined(parts, pieces.indices)
 
     def levels_of(self, latent: Tensor) -> list[Tensor]:
         """Return a latent [M, D] as the set decoder takes it: one [M, Z] a level."""
@@ -195,3 +194,9 @@ class SeqSetVAE(nn.Module):
         low, high = GATE_RANGE
         gate = low + (high - low) * torch.sigmoid(self.gate(told).float())
         return experts.product(mu_q, logvar_q, mu_p, logvar_p, gate)
+
+
+def _joined(parts: list[tuple[Tensor, Tensor]], indices: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Return means and log-variances of chunks in the order of the sets, [M, D] each."""
+    mus, logvars = zip(*parts, strict=True)
+    return chunking.joined(list(mus), indices), chunking.joined(list(logvars), indices)

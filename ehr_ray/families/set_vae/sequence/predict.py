@@ -104,7 +104,7 @@ def quarters(values: Tensor, batch: Batch) -> Tensor:
     cell = patient * QUARTERS + quarter
     cells = len(sizes) * QUARTERS
     total = values.new_zeros(cells, values.shape[1]).index_add(0, cell, values)
-    count = torch.bincount(cell, minlength=cells).clamp(min=1)
+    count = cell.new_zeros(cells).index_add(0, cell, torch.ones_like(cell)).clamp(min=1)
     return (total / count.unsqueeze(1)).view(len(sizes), -1)
 
 
@@ -143,5 +143,5 @@ def reconstruct(model: SeqSetVAE, batch: Batch) -> Batch:
 
 def set_errors(model: SeqSetVAE, batch: Batch, latent: Tensor) -> Tensor:
     """Return the reconstruction error of every set from latents [M, D], [M]; nothing is drawn."""
-    everything = torch.ones_like(batch["patient"], dtype=torch.bool)
+    everything = torch.arange(len(batch["patient"]), device=latent.device)
     return model.errors(batch, latent, everything, seed=0)

@@ -20,18 +20,20 @@ def statistics(batch: Batch, variables: int) -> Tensor:
     a carried value is not counted again.
     """
     live = batch["mask"] & ~batch["carried"]
-    patient = batch["patient"].unsqueeze(1).expand_as(batch["code"])
-    cell = (patient * variables + batch["code"])[live]
-    value = batch["value"][live].float()
     cells = len(batch["num_sets"]) * variables
-    count = torch.bincount(cell, minlength=cells).float()
-    total = count.clamp(min=1)
+    # What does not count falls into a cell of its own: no host waits for how many count.
+    cell = batch["patient"].unsqueeze(1) * variables + batch["code"]
+    cell = torch.where(live, cell, cells).flatten()
+    value = batch["value"].flatten().float()
 
     def summed(of: Tensor) -> Tensor:
-        return of.new_zeros(cells).index_add(0, cell, of)
+        return of.new_zeros(cells + 1).index_add(0, cell, of)
 
     def reduced(of: Tensor, how: str) -> Tensor:
-        return of.new_zeros(cells).scatter_reduce(0, cell, of, how, include_self=False)
+        return of.new_zeros(cells + 1).scatter_reduce(0, cell, of, how, include_self=False)
+
+    count = summed(torch.ones_like(value))
+    total = count.clamp(min=1)
 
     # Sets lie in order of time: a cell's last value is the one furthest behind.
     place = torch.arange(len(value), device=value.device)
@@ -51,4 +53,4 @@ def statistics(batch: Batch, variables: int) -> Tensor:
         reduced(value, "amax"),
         variance.sqrt(),
     )
-    return torch.stack(columns, 1).view(len(batch["num_sets"]), -1)
+    return torch.stack(columns, 1)[:cells].view(len(batch["num_sets"]), -1)

@@ -26,10 +26,11 @@ def padding(batch, pieces):
 
 def test_a_batch_without_sets_is_one_chunk_of_none():
     batch = batch_of([2, 3])
-    empty = chunking.chosen(batch, torch.zeros(2, dtype=torch.bool))
-    (piece,) = chunking.by_size(empty, 100)
-    assert chunking.chunk(empty, piece)["value"].shape == (0, 1)
-    assert chunking.padded_tokens(empty, [piece]) == 0
+    empty = chunking.chosen(batch, torch.zeros(0, dtype=torch.long))
+    pieces = chunking.by_size({**empty, "num_sets": torch.tensor([0])}, 100)
+    ((piece, width),) = pieces
+    assert chunking.chunk(empty, piece, width)["value"].shape == (0, 1)
+    assert chunking.padded_tokens(empty, pieces) == 0
     assert chunking.joined([piece], [piece]).shape == (0,)
 
 
@@ -37,7 +38,10 @@ def test_a_batch_without_sets_is_one_chunk_of_none():
 def test_every_set_is_in_one_chunk_no_chunk_too_large(tokens):
     sizes = np.random.default_rng(0).integers(0, 30, 500).tolist()
     batch = batch_of(sizes)
-    pieces = chunking.by_size(batch, tokens)
+    found = chunking.by_size(batch, tokens)
+    pieces = found.indices
+    assert found.num_sets == [500]
+    assert found.widths == [max(1, *(sizes[i] for i in piece)) for piece in pieces]
     assert torch.cat(pieces).sort().values.tolist() == list(range(500))
     for piece in pieces:
         width = max(sizes[i] for i in piece)
@@ -48,7 +52,7 @@ def test_every_set_is_in_one_chunk_no_chunk_too_large(tokens):
 
 @pytest.mark.parametrize("sizes", [[0], [3], [0, 0, 0], [1] * 700, [40] + [1] * 300])
 def test_odd_batches_are_cut_too(sizes):
-    pieces = chunking.by_size(batch_of(sizes), 100)
+    pieces = chunking.by_size(batch_of(sizes), 100).indices
     assert torch.cat(pieces).sort().values.tolist() == list(range(len(sizes)))
     assert all(len(piece) for piece in pieces)
 
@@ -57,13 +61,13 @@ def test_padding_of_sets_as_in_icu_stays_is_below_15_percent():
     """Sets of 5 to 40 tokens, 32 stays: the sizes that carried values give on real stays."""
     rng = np.random.default_rng(0)
     batch = batch_of(rng.normal(24, 7, 32 * 70).round().clip(5, 40).astype(int).tolist())
-    assert padding(batch, chunking.by_size(batch, 65536)) < 0.15
+    assert padding(batch, chunking.by_size(batch, 65536).indices) < 0.15
     assert padding(batch, [torch.arange(32 * 70)]) > 0.3
 
 
 def test_a_chunk_holds_the_sets_and_no_common_padding():
     batch = batch_of([4, 1, 9, 2])
-    part = chunking.chunk(batch, torch.tensor([3, 0]))
+    part = chunking.chunk(batch, torch.tensor([3, 0]), 4)
     assert part["mask"].shape == (2, 4)
     assert part["value"].tolist() == [
         batch["value"][3, :4].tolist(),
@@ -78,13 +82,15 @@ def test_rows_of_chunks_come_back_in_the_order_of_the_sets():
     batch = batch_of(np.random.default_rng(1).integers(0, 20, 300).tolist())
     pieces = chunking.by_size(batch, 64)
     assert len(pieces) > 5
-    rows = [chunking.chunk(batch, piece)["value"].sum(1) for piece in pieces]
-    assert torch.equal(chunking.joined(rows, pieces), batch["value"].sum(1))
+    rows = [chunking.chunk(batch, *piece)["value"].sum(1) for piece in pieces]
+    assert torch.equal(chunking.joined(rows, pieces.indices), batch["value"].sum(1))
 
 
-def test_chosen_sets_by_mask_and_by_index_are_the_same():
-    batch = batch_of([4, 1, 9, 2])
-    mask = torch.tensor([True, False, True, False])
-    by_mask, by_index = chunking.chosen(batch, mask), chunking.chosen(batch, torch.tensor([0, 2]))
-    assert all(torch.equal(by_mask[name], by_index[name]) for name in batch)
-    assert len(by_mask["value"]) == 2
+def test_chunks_of_some_sets_and_of_the_others_hold_every_set_once():
+    sizes = np.random.default_rng(1).integers(0, 20, 300).tolist()
+    first = torch.arange(300) % 3 == 0
+    some, others = chunking.split_by_size(batch_of(sizes), first, 64)
+    assert torch.cat(some.indices).sort().values.tolist() == list(range(0, 300, 3))
+    assert torch.cat(some.indices + others.indices).sort().values.tolist() == list(range(300))
+    for index, width in [*some, *others]:
+        assert width == max(1, *(sizes[i] for i in index))
