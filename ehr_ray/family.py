@@ -131,8 +131,9 @@ class Training(Generic[C]):
     them, whatever is searched. `probe/auroc` stands for a probe (`TuneConfig.rank`)."""
     fallback: Callable[[C, Mapping[str, float]], C | None] | None = None
     """The model to train instead of one with these latent metrics on tuning; None: it stands."""
-    task_logit: Callable[[nn.Module, Batch], Tensor] | None = None
-    """Logit [B] of the batch's `label`, of a family under a task head (`train/task.py`)."""
+    task_scores: Callable[[nn.Module, Batch], tuple[Terms, Tensor]] | None = None
+    """Validation's terms and the logit [B] of the batch's `label` they are of, in one pass of a
+    family under a task head (`train/task.py`)."""
 
 
 @dataclass(frozen=True, kw_only=True)

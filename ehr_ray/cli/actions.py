@@ -211,7 +211,12 @@ def embed(args: Arguments, screen: Screen) -> None:
 
 def benchmark(args: Arguments, screen: Screen) -> None:  # noqa: ARG001
     """Measure speed."""
-    given = {"cohort": args.cohort, "only": args.only, "verbose": args.verbose}
+    given = {
+        "cohort": args.cohort,
+        "only": args.only,
+        "verbose": args.verbose,
+        "device": args.device,
+    }
     if args.config is not None:
         given["experiment"] = _experiment(args)
     from ehr_ray.commands.benchmark.command import MODEL, benchmark

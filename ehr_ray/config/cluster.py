@@ -44,6 +44,8 @@ class ClusterConfig:
     """GPUs each worker reserves; above 0 the backend is nccl, otherwise gloo."""
     address: str | None = None
     """Ray cluster to join; None joins `RAY_ADDRESS` if set, else starts Ray on this machine."""
+    timeout_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1800
+    """How long a rank waits for the others in a sum over ranks, before the run counts as lost."""
     max_failures: Annotated[int, Field(ge=0)] = 3
     """Losses of workers in a row, without a report between them, that a run survives: each restarts
     it from the last saved state. Losses after which it went on do not count."""

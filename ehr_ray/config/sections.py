@@ -94,6 +94,12 @@ class TrainConfig:
     """Micro-batches each worker's share of a batch is cut into, to fit memory."""
     precision: Literal["float32", "bf16"] = "float32"
     """bf16 runs matrix products under autocast; weights and losses stay float32."""
+    matmul_precision: Literal["highest", "high", "medium"] = "highest"
+    """Of float32 matrix products, by torch's names: with `high` a GPU multiplies in TF32, which is
+    several times as fast and keeps ten bits of each factor."""
+    deterministic: bool = False
+    """Whether a GPU's kernels that add in another order each time are refused; slower. Runs on the
+    CPU repeat without it."""
     report_steps: PositiveInt | None = None
     """Steps between validations, checkpoints and rows of the history; None: once an epoch."""
     patience: PositiveInt | None = None

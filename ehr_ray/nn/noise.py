@@ -6,6 +6,7 @@ are hashed by the finaliser of splitmix64 (Steele et al. 2014).
 """
 
 import math
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
@@ -35,6 +36,15 @@ def normal(key: Tensor, size: int) -> Tensor:
     bits = combine(key.unsqueeze(-1), position)
     radius = torch.sqrt(-2 * torch.log1p(-_unit(_shift(bits, 40))))
     return radius * torch.cos(2 * math.pi * _unit(bits & 0xFFFFFF))
+
+
+def forked_rng(device: torch.device) -> AbstractContextManager[None]:
+    """Return a block after which the generators of the CPU and of this device are as before it.
+
+    Those of the other GPUs of a node are none of this rank's: torch would set them all back.
+    """
+    own = [] if device.type == "cpu" else [device]
+    return torch.random.fork_rng(own, device_type=device.type if own else "cuda")
 
 
 def _mix(x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ehr_ray.errors import RunError, UserError
+from ehr_ray.errors import InputError, RunError, UserError
 
 
 class Backend(Protocol):
@@ -28,13 +28,25 @@ class Backend(Protocol):
         """Tell the outside about a report; every rank calls it equally often."""
 
 
+def local_device(gpus: float) -> str:
+    """Return the device of a training in this process; InputError without the GPU it wants."""
+    if not gpus:
+        return "cpu"
+    if not torch.cuda.is_available():
+        raise InputError(
+            f"cluster.gpus_per_worker={gpus:g}: torch finds no GPU on this machine; set it to 0, "
+            "or install a torch that is built for its driver"
+        )
+    return "cuda"
+
+
 class LocalBackend:
     """One process, no Ray: tests, notebooks, `cluster.num_workers=0`."""
 
     rank = 0
     world = 1
 
-    def __init__(self, device: str = "cpu") -> None:
+    def __init__(self, device: str | torch.device = "cpu") -> None:
         self.device = torch.device(device)
 
     def wrap(self, model: nn.Module) -> nn.Module:

@@ -203,7 +203,7 @@ def load_state(run: Path, model: nn.Module, optimizer: torch.optim.Optimizer) ->
         raise ConfigError(
             f"{folder}: the weights do not fit this model; use another name"
         ) from error
-    _restore_moments(optimizer, load_file(folder / "optimizer.safetensors"))
+    _restore_moments(optimizer, load_file(folder / "optimizer.safetensors"), folder)
     return _progress(folder)
 
 
@@ -251,12 +251,22 @@ def _moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     return tensors_of(flat)
 
 
-def _restore_moments(optimizer: torch.optim.Optimizer, flat: Mapping[str, Tensor]) -> None:
+def _restore_moments(
+    optimizer: torch.optim.Optimizer, flat: Mapping[str, Tensor], source: Path
+) -> None:
     parameters = _parameters(optimizer)
     states: dict[int, dict[str, Any]] = {}
     for name, value in flat.items():
         index, key = name.split(".", 1)
-        device = "cpu" if key == "step" else parameters[int(index)].device
+        parameter = parameters[int(index)] if int(index) < len(parameters) else None
+        if parameter is None or (key != "step" and value.shape != parameter.shape):
+            raise ConfigError(
+                f"{source}: its moments are of other parameters than this version or config "
+                "trains; use another name"
+            )
+        # A fused step, as on a GPU, counts on the device.
+        counts_here = key == "step" and not optimizer.defaults.get("fused")
+        device = torch.device("cpu") if counts_here else parameter.device
         states.setdefault(int(index), {})[key] = value.to(device)
     for number, state in states.items():
         optimizer.state[parameters[number]] = state

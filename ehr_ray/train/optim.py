@@ -29,19 +29,25 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """Return AdamW with weight decay on matrices only (biases, norms, embeddings have none).
+    """Return AdamW with weight decay on the matrices of torch's own layers only.
+
+    Biases, norms and embeddings have none, nor what a model holds by itself: points, seeds and
+    queries are vectors attended to, whatever their shape. On a GPU its step is one kernel.
 
     Each of `train.layers` makes groups of its own, with `lr_ratio` and `from_epoch`.
     """
-    embeddings = {
-        id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()
+    maps = {
+        id(parameter)
+        for module in model.modules()
+        if type(module).__module__.startswith("torch.nn") and not isinstance(module, nn.Embedding)
+        for parameter in module.parameters(recurse=False)
     }
     layers = [LayerConfig(), *config.layers.values()]
     patterns = [_compiled(pattern, model) for pattern in config.layers]
     groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            matrix = parameter.ndim >= 2 and id(parameter) not in embeddings
+            matrix = parameter.ndim >= 2 and id(parameter) in maps
             name = name.removeprefix("module.")  # DDP's wrapper
             fits = (i for i, pattern in enumerate(patterns, start=1) if pattern.fullmatch(name))
             groups.setdefault((next(fits, 0), not matrix), []).append(parameter)
@@ -56,6 +62,7 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
             for layer, plain in sorted(groups)
         ],
         lr=config.lr,
+        fused=all(parameter.is_cuda for parameter in model.parameters()) or None,
     )
 
 

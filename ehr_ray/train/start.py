@@ -36,7 +36,7 @@ def starting_model(run: Run) -> nn.Module:
     if fresh and family.training.fit_buffers:
         everybody = run.loader.train.rows(range(len(run.loader.train)))
         family.training.fit_buffers(module, run.loader.collate(everybody))
-    if family.training.task_logit is not None:
+    if family.training.task_scores is not None:
         _start_task_head(run, module, fresh=fresh)
     return module
 

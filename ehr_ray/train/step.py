@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ehr_ray.errors import RunError
 from ehr_ray.experiment import Experiment
 from ehr_ray.family import AnyFamily, Batch, Scheduled, Terms
+from ehr_ray.nn.noise import forked_rng
 from ehr_ray.train.backend import Backend
 from ehr_ray.train.meters import Sums
 from ehr_ray.train.optim import drop_held
@@ -81,7 +82,7 @@ class OptimizerStep:
         generator is forked: both passes then have the same draws, hence the same counts.
         """
         precision = self.experiment.train.precision
-        with torch.no_grad(), torch.random.fork_rng():
+        with torch.no_grad(), forked_rng(self.backend.device):
             parts = [
                 loss_terms(self.family, self.model, batch, scheduled, seed, precision)
                 for batch in micro

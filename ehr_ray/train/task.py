@@ -19,6 +19,7 @@ from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.experiment import Experiment
 from ehr_ray.family import AnyFamily, Axis, Batch, Represent, Select, Term, Terms, Transfer
 from ehr_ray.nn.focal import focal
+from ehr_ray.nn.noise import forked_rng
 from ehr_ray.nn.pooling import AttentivePool
 from ehr_ray.registry import get_family
 from ehr_ray.train.backend import Backend
@@ -79,7 +80,7 @@ def with_task(family: AnyFamily, task: TaskConfig, prevalence: float | None = No
         # The base is no longer trained for its own objective: what watches that has no say.
         training=replace(
             family.training,
-            task_logit=lambda model, batch: model(batch, None).float().mean(1),
+            task_scores=lambda model, batch: task_scores(model, batch, task, positive),
             after_step=None,
             held=None,
             diagnose=None,
@@ -164,7 +165,19 @@ def task_loss(
     `seed` keys the perturbation of the inputs, in training alone.
     """
     logit = model(batch, seed if model.training else None).float()
-    label = batch[LABEL].unsqueeze(1).expand_as(logit)
+    return _weighted(logit, batch[LABEL], task, positive_weight)
+
+
+def task_scores(
+    model: nn.Module, batch: Batch, task: TaskConfig, positive_weight: float
+) -> tuple[Terms, Tensor]:
+    """Return the terms of the inputs as they are, and the mean logit of the heads, [B]."""
+    logit = model(batch, None).float()
+    return _weighted(logit, batch[LABEL], task, positive_weight), logit.mean(1)
+
+
+def _weighted(logit: Tensor, label: Tensor, task: TaskConfig, positive_weight: float) -> Terms:
+    label = label.unsqueeze(1).expand_as(logit)
     loss = F.binary_cross_entropy_with_logits(logit, label, reduction="none")
     if task.loss == "focal":
         loss = focal(loss, task.focal_gamma)
@@ -236,7 +249,7 @@ def prepare_task_head(
     if fresh:
         standardise(model, [first, *islice(batches, BATCHES - 1)], backend)
     scheduled = dict.fromkeys(family.schema.schedules, 0.0)
-    with torch.random.fork_rng():
+    with forked_rng(first[LABEL].device):
         for term in family.loss(model, first, scheduled, 1).values():
             term.sum.backward()
     unused = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]

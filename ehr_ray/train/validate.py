@@ -28,18 +28,21 @@ def validate(
     was_training = module.training
     module.eval()
     diagnosed = _diagnosed(family, module, loader, backend, precision)
-    task_logit = family.training.task_logit
-    sums, scored = Sums(backend), [torch.zeros(0, 2)]
+    task_scores = family.training.task_scores
+    sums, scored = Sums(backend), [torch.zeros(0, 2, device=backend.device)]
     for batch in loader.tuning_batches(backend.rank, backend.world):
         batch = move(batch, backend.device)
-        sums.add(loss_terms(family, module, batch, family.eval_scheduled, NOISE_SEED, precision))
-        if task_logit is not None:
-            logit = task_logit(module, batch)
-            scored.append(torch.stack([logit.float(), batch[LABEL].float()], 1).cpu())
+        if task_scores is None:
+            terms = loss_terms(family, module, batch, family.eval_scheduled, NOISE_SEED, precision)
+        else:
+            with autocast(backend.device.type, precision):
+                terms, logit = task_scores(module, batch)
+            scored.append(torch.stack([logit.float(), batch[LABEL].float()], 1))
+        sums.add(terms)
     module.train(was_training)
     values = sums.means("val") | {f"val/{name}": value for name, value in diagnosed.items()}
-    if task_logit is not None:
-        rows = _gathered(torch.cat(scored), backend)
+    if task_scores is not None:
+        rows = _gathered(torch.cat(scored).cpu(), backend)
         values |= {f"val/{k}": v for k, v in ranking_metrics(rows[:, 0], rows[:, 1]).items()}
     return values
 

@@ -15,7 +15,7 @@ READMES = sorted(
     for top in (".", "configs", "ehr_ray", "jobs", "tests")
     for path in (ROOT / top).glob("*.md" if top == "." else "**/*.md")
 )
-SET_BY_OTHERS = {"task_logit": "train/task.py sets it"}
+SET_BY_OTHERS = {"task_scores": "train/task.py sets it"}
 """Entries of a record that no family gives."""
 
 

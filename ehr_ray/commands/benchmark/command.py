@@ -12,7 +12,7 @@ import resource
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,15 @@ import pandas as pd
 import torch
 
 from ehr_ray.commands.benchmark.faults import fault_speed
+from ehr_ray.commands.benchmark.gpu import gpu_speed
 from ehr_ray.commands.benchmark.model import model_speed
+from ehr_ray.commands.benchmark.peers import peers
 from ehr_ray.commands.benchmark.published_vitals import vitals_speed
 from ehr_ray.commands.benchmark.scaling import scaling
 from ehr_ray.commands.benchmark.search import search_speed
 from ehr_ray.commands.expand import ShardExpander
 from ehr_ray.commands.ingest import ingest
-from ehr_ray.errors import ConfigError
+from ehr_ray.errors import ConfigError, RunError
 from ehr_ray.events.carry import carry_forward
 from ehr_ray.events.patients import Patient, cohort_shards, read_patients
 from ehr_ray.experiment import Experiment, parse
@@ -44,9 +46,13 @@ from ehr_ray.train.backend import LocalBackend
 from ehr_ray.train.task import family_of
 
 Numbers = dict[str, float]
+Figures = Mapping[str, float | str]
+"""A text where a figure was left out, and why."""
 WINDOW = 2880.0
 MODEL = "model"
 """The part that takes a config: `model_speed`."""
+GPU = "gpu"
+"""The part that takes a device: `gpu_speed`."""
 VITALS = "vitals"
 """The part that makes its own batch: it needs neither a cohort nor Ray."""
 WARM_STEPS = 5
@@ -60,23 +66,25 @@ def benchmark(
     only: str | None = None,
     verbose: bool = False,
     experiment: Experiment | None = None,
-) -> dict[str, Numbers]:
+    device: str | None = None,
+) -> dict[str, Figures]:
     """Run the parts, print a table, write JSON; return what was measured.
 
     The part `model` measures `experiment`, on its own cohort unless another is given; without one
-    it measures the SetVAE the other parts train.
+    it measures the SetVAE the other parts train. `device` is that of the part `gpu`. Raises
+    RunError, after all is written, where a part found something wrong.
     """
     chosen = [*PARTS] if only is None else only.split(",")
     for name in chosen:
-        if name not in (known := (*PARTS, *LONG, MODEL)):
+        if name not in (known := (*PARTS, *LONG, GPU, MODEL)):
             raise ConfigError(f"--only {name}: no such part; known: {', '.join(known)}")
     screen = Screen()
-    results: dict[str, Numbers] = {}
+    results: dict[str, Figures] = {}
     with tempfile.TemporaryDirectory(prefix="ehr_ray-benchmark-") as scratch:
         place = Path(scratch)
         if cohort is None and experiment is not None and chosen == [MODEL]:
             cohort = sync.fetch(experiment.data.cohort)
-        alone = set(chosen) <= {MODEL, VITALS}
+        alone = set(chosen) <= {MODEL, VITALS, GPU, "peers"}
         if cohort is None and chosen == [VITALS]:
             cohort = place
         if cohort is None:
@@ -88,6 +96,8 @@ def benchmark(
                 results[name] = (
                     _model(experiment, cohort, place)
                     if name == MODEL
+                    else gpu_speed(cohort, place, device)
+                    if name == GPU
                     else (PARTS | LONG)[name](cohort, place)
                 )
                 _show(screen, name, results[name])
@@ -95,6 +105,9 @@ def benchmark(
     content = {"cores": os.cpu_count(), "torch": torch.__version__, "parts": results}
     files.write_text(output, json.dumps(content, indent=2) + "\n")
     screen.say(f"written: {output}")
+    for name, figures in results.items():
+        if "faults" in figures:
+            raise RunError(f"--only {name}: {figures['faults']}")
     return results
 
 
@@ -222,7 +235,7 @@ def vitals(cohort: Path, place: Path) -> Numbers:  # noqa: ARG001
         torch.set_num_threads(before)
 
 
-PARTS: dict[str, Callable[[Path, Path], Numbers]] = {
+PARTS: dict[str, Callable[[Path, Path], Figures]] = {
     "lvcf": lvcf,
     "loading": loading,
     "steps": steps,
@@ -230,8 +243,9 @@ PARTS: dict[str, Callable[[Path, Path], Numbers]] = {
     "memory": memory,
     VITALS: vitals,
 }
-LONG: dict[str, Callable[[Path, Path], Numbers]] = {
+LONG: dict[str, Callable[[Path, Path], Figures]] = {
     "faults": fault_speed,
+    "peers": peers,
     "scaling": scaling,
     "search": search_speed,
 }
@@ -353,7 +367,8 @@ def _median(function: Callable[[], Any], rounds: int, clock: Callable[[], float]
     return statistics.median(spent)
 
 
-def _show(screen: Screen, name: str, numbers: Numbers) -> None:
+def _show(screen: Screen, name: str, numbers: Figures) -> None:
     for key, value in numbers.items():
-        screen.say(f"{name:10} {key:52} {value:12.4g}")
+        shown = value if isinstance(value, str) else f"{value:12.4g}"
+        screen.say(f"{name:10} {key:52} {shown}")
         name = ""

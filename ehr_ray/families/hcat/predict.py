@@ -19,7 +19,7 @@ from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.families.hcat.config import HCATConfig
 from ehr_ray.families.hcat.model import HCAT
 from ehr_ray.family import Batch
-from ehr_ray.nn.noise import combine, uniform
+from ehr_ray.nn.noise import combine, forked_rng, uniform
 
 MC_SEED = 1
 MAX_GROUP = 100
@@ -95,7 +95,7 @@ def mc_dropout(model: HCAT, batch: Batch, samples: int) -> Tensor:
 
     (Gal and Ghahramani 2016.) Attention here has no fused path that would leave dropout out.
     """
-    with dropout_on(model), torch.random.fork_rng(), torch.no_grad():
+    with dropout_on(model), forked_rng(batch["subject_id"].device), torch.no_grad():
         torch.manual_seed(MC_SEED)
         tokens = model.tokens(batch)
         passes = [torch.sigmoid(model.predict(tokens)[0].logit) for _ in range(samples)]

@@ -1,5 +1,6 @@
 """Run the workers of an experiment, on Ray Train or in this process."""
 
+import math
 import tempfile
 import uuid
 from collections.abc import Mapping, Sequence
@@ -15,10 +16,10 @@ def fit_here(job: Any) -> None:
     import torch
 
     from ehr_ray.runtime.training.worker import train_here
-    from ehr_ray.train.backend import LocalBackend
+    from ehr_ray.train.backend import LocalBackend, local_device
 
     torch.set_num_threads(max(1, int(job.experiment.cluster.cpus_per_worker)))
-    train_here(job, LocalBackend())
+    train_here(job, LocalBackend(local_device(job.experiment.cluster.gpus_per_worker)))
 
 
 def fit(job: Any, callbacks: Sequence[Any] = ()) -> None:
@@ -26,6 +27,7 @@ def fit(job: Any, callbacks: Sequence[Any] = ()) -> None:
     import ray.exceptions
     import ray.train
     from ray.train import LoggingConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig
 
     from ehr_ray.runtime.training.recovery import (
         Patience,
@@ -52,6 +54,7 @@ def fit(job: Any, callbacks: Sequence[Any] = ()) -> None:
             trainer = Trainer(
                 train_worker,
                 train_loop_config=to_worker(job),
+                torch_config=TorchConfig(timeout_s=math.ceil(cluster.timeout_seconds)),
                 scaling_config=ScalingConfig(
                     num_workers=most if least == most else (least, most),
                     use_gpu=bool(cluster.gpus_per_worker),

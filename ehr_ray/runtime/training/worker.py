@@ -29,6 +29,7 @@ from ehr_ray.train.checkpoint import Progress, drop_states, saved_progress
 from ehr_ray.train.history import HISTORY
 from ehr_ray.train.loader import Loader
 from ehr_ray.train.loop import train
+from ehr_ray.train.numerics import numerics
 from ehr_ray.train.report import Watch
 from ehr_ray.train.task import LABEL, family_of
 
@@ -58,6 +59,8 @@ class RayBackend:
         self.rank: int = context.get_world_rank()
         self.world: int = context.get_world_size()
         self.device: torch.device = ray.train.torch.get_device()
+        if self.device.type == "cuda":  # a rank of several on a node computes on its own GPU
+            torch.cuda.set_device(self.device)
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """Return the model on the device, in DDP where there are several ranks."""
@@ -126,7 +129,8 @@ def train_here(job: Job, backend: Backend) -> Progress:
         drop_states(job.run, after=measured(job.run))
         backend.all_sum(torch.zeros(1))  # no rank reads a state that another one removes
     if backend.rank > 0:
-        return train(experiment, family, job.prepared.vocabulary, loader, backend, job.run)
+        with numerics(experiment.train):
+            return train(experiment, family, job.prepared.vocabulary, loader, backend, job.run)
     tracker, screen = Tracker(job.tracked), ProgressFile(job.progress)
     if screen.begun and (saved := saved_progress(job.run)):  # after a loss or a change of workers
         who = "1 worker goes" if backend.world == 1 else f"{backend.world} workers go"
@@ -152,7 +156,7 @@ def train_here(job: Job, backend: Backend) -> Progress:
 
     # What a process that was lost had not told, or another trial had reported.
     tracker.retell(job.run, (HISTORY, MEASURES) if job.ranking else (HISTORY,))
-    with run_lock(job.run):
+    with run_lock(job.run), numerics(experiment.train):
         progress = train(*args, Watch(on_step, on_report, screen.lines))
         sync.push_run(job.run)
     if tracker.flush():  # told by who reads the run directory next

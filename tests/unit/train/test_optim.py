@@ -163,3 +163,16 @@ def test_restarts_begin_anew_after_periods_that_are_counted_in_epochs():
     assert rates[59] < 0.01
     assert rates[10] == pytest.approx(0.5)
     assert rates[40] == pytest.approx(0.5)
+
+
+def test_points_and_queries_that_a_model_holds_by_itself_do_not_decay():
+    model = Model()
+    model.points = nn.Parameter(torch.ones(3, 4))
+    decayed = {
+        id(p)
+        for group in make_optimizer(model, TrainConfig()).param_groups
+        for p in group["params"]
+        if group["weight_decay"]
+    }
+    assert id(model.points) not in decayed
+    assert id(model.out.weight) in decayed

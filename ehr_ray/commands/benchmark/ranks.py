@@ -1,0 +1,115 @@
+"""Trainings in processes of their own, for `benchmark --only gpu`: ranks, and one that is killed.
+
+They are ranks of a process group without Ray, so that what is measured is the device's.
+"""
+
+import multiprocessing
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ehr_ray.errors import RunError
+from ehr_ray.experiment import Experiment
+from ehr_ray.runtime.data.prepared import Prepared
+from ehr_ray.runtime.training.worker import loader_of
+from ehr_ray.train.backend import sent_once
+from ehr_ray.train.checkpoint import WEIGHTS
+from ehr_ray.train.loop import train
+from ehr_ray.train.report import Watch
+from ehr_ray.train.task import family_of
+
+KILLED = 9
+SECONDS = 120
+"""How long a rank waits for the others."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Ranks of one training: `world` of them by `backend` on `device`; `kill` ends rank 0 there."""
+
+    backend: str
+    world: int
+    device: str
+    kill: int | None = None
+
+
+class GroupBackend:
+    """A rank of a process group; several may share one GPU, where gloo carries their sums."""
+
+    def __init__(self, rank: int, group: Group) -> None:
+        self.rank, self.world, self.device = rank, group.world, torch.device(group.device)
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """Return the model on the device, its gradients averaged over the ranks."""
+        there = model.to(self.device)
+        return sent_once(DistributedDataParallel(there, gradient_as_bucket_view=True))
+
+    def all_sum(self, values: Tensor) -> Tensor:
+        """Return the sum over ranks."""
+        values = values.to(self.device)
+        dist.all_reduce(values)
+        return values
+
+    def report(self, metrics: dict[str, float]) -> None:
+        """Do nothing: the run directory has it all."""
+
+
+def run_group(experiment: Experiment, data: Prepared, run: Path, group: Group) -> None:
+    """Train with the ranks of a group; RunError unless they end as they are told to."""
+    run.mkdir(parents=True, exist_ok=True)
+    meeting = run / f".meeting-{group.backend}-{group.world}-{group.kill}"
+    context = multiprocessing.get_context("spawn")
+    ranks = [
+        context.Process(target=_rank, args=(experiment, data, run, meeting, group, rank))
+        for rank in range(group.world)
+    ]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join()
+    wanted = 0 if group.kill is None else KILLED
+    if (code := ranks[0].exitcode) != wanted:
+        raise RunError(
+            f"{run.name}: {group.world} ranks by {group.backend} on {group.device} ended with "
+            f"exit code {code}; their message stands above"
+        )
+
+
+def weights(run: Path) -> dict[str, Tensor]:
+    """Return the weights of a run's last state."""
+    return load_file(max((run / "state").glob("[0-9]*")) / WEIGHTS)
+
+
+def farthest(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> float:
+    """Return the largest difference of any two weights."""
+    return max(float((ours[name] - theirs[name]).abs().max()) for name in ours)
+
+
+def _rank(
+    experiment: Experiment, data: Prepared, run: Path, meeting: Path, group: Group, rank: int
+) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        group.backend,
+        init_method=f"file://{meeting}",
+        rank=rank,
+        world_size=group.world,
+        timeout=timedelta(seconds=SECONDS),
+    )
+    family = family_of(experiment)
+    loader = loader_of(experiment, family, data)
+
+    def on_step(step: int, _total: int) -> None:
+        if step == group.kill:
+            os._exit(KILLED)
+
+    backend = GroupBackend(rank, group)
+    train(experiment, family, data.vocabulary, loader, backend, run, Watch(on_step))
+    dist.destroy_process_group()

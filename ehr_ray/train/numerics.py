@@ -1,0 +1,46 @@
+"""How torch multiplies and adds during a training, and as it was after it."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch.utils import deterministic
+
+from ehr_ray.config.sections import TrainConfig
+from ehr_ray.errors import RunError
+
+REFUSED = "does not have a deterministic implementation"
+"""Of torch's message about a kernel."""
+
+
+@contextmanager
+def numerics(plan: TrainConfig) -> Iterator[None]:
+    """Set what `train.matmul_precision` and `train.deterministic` say, for a while.
+
+    Raises RunError with the name of a kernel that cannot be deterministic.
+    """
+    precision = torch.get_float32_matmul_precision()
+    refused = torch.are_deterministic_algorithms_enabled()
+    fill = bool(deterministic.fill_uninitialized_memory)
+    torch.set_float32_matmul_precision(plan.matmul_precision)
+    if plan.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at its start
+        torch.use_deterministic_algorithms(True)
+        deterministic.fill_uninitialized_memory = (
+            False  # nothing here reads what it has not written
+        )
+    try:
+        yield
+    except RuntimeError as error:
+        if not plan.deterministic or REFUSED not in str(error):
+            raise
+        kernel = str(error).split(maxsplit=1)[0]
+        raise RunError(
+            f"train.deterministic=true: {kernel} adds in another order each time on this device; "
+            "set it to false, or train on the CPU"
+        ) from error
+    finally:
+        torch.set_float32_matmul_precision(precision)
+        torch.use_deterministic_algorithms(refused)
+        deterministic.fill_uninitialized_memory = fill

@@ -1,0 +1,30 @@
+import pytest
+import torch
+
+from ehr_ray.config.sections import TrainConfig
+from ehr_ray.errors import RunError
+from ehr_ray.train.numerics import numerics
+
+
+def now():
+    return torch.get_float32_matmul_precision(), torch.are_deterministic_algorithms_enabled()
+
+
+def test_what_the_plan_says_holds_within_and_not_after():
+    before = now()
+    with numerics(TrainConfig(matmul_precision="high", deterministic=True)):
+        assert now() == ("high", True)
+    assert now() == before == ("highest", False)
+    with numerics(TrainConfig()):
+        assert now() == before
+
+
+def test_a_kernel_that_cannot_repeat_is_named_with_the_remedy():
+    plan = TrainConfig(deterministic=True)
+    with (
+        pytest.raises(RunError, match=r"train\.deterministic=true: upsample_cuda adds"),
+        numerics(plan),
+    ):
+        raise RuntimeError("upsample_cuda does not have a deterministic implementation, but ...")
+    with pytest.raises(RuntimeError, match="out of memory"), numerics(plan):
+        raise RuntimeError("out of memory")
