@@ -21,14 +21,17 @@ class Constant:
     kind: Literal["constant"] = "constant"
     """Says which schedule this is."""
 
-    def at(self, step: int, steps_per_epoch: int) -> float:  # noqa: ARG002
+    def at(self, step: int, steps_per_epoch: int, run_steps: int = 1) -> float:  # noqa: ARG002
         """Return the value."""
         return self.value
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ramp:
-    """From `start` to `end` over the first `steps` (or `epochs`), then `end`."""
+    """From `start` to `end` over the first `steps` (or `epochs`), then `end`.
+
+    Without either it lasts as long as the run, and moves with `train.max_epochs`.
+    """
 
     __pydantic_config__ = {"extra": "forbid"}
 
@@ -37,7 +40,7 @@ class Ramp:
     start: Finite = 0.0
     """Value at the start."""
     steps: Positive | None = None
-    """Length in optimizer steps; or give `epochs`."""
+    """Length in optimizer steps; or give `epochs`; null: the run's."""
     epochs: Positive | None = None
     """Length in passes over the train split; or give `steps`."""
     shape: Literal["linear", "cosine"] = "linear"
@@ -46,12 +49,15 @@ class Ramp:
     """Says which schedule this is."""
 
     def __post_init__(self) -> None:
-        """Check that exactly one length is given."""
-        _one_length(self.steps, self.epochs)
+        """Check that at most one length is given."""
+        if self.steps is not None and self.epochs is not None:
+            raise ValueError("give its length as either steps or epochs, or neither: the run's")
 
-    def at(self, step: int, steps_per_epoch: int) -> float:
-        """Return the value at `step` (0-based)."""
-        done = min(1.0, step / _length(self.steps, self.epochs, steps_per_epoch))
+    def at(self, step: int, steps_per_epoch: int, run_steps: int = 1) -> float:
+        """Return the value at `step` (0-based) of a run of `run_steps`."""
+        own = self.steps is not None or self.epochs is not None
+        length = _length(self.steps, self.epochs, steps_per_epoch) if own else float(run_steps)
+        done = min(1.0, step / length)
         if self.shape == "cosine":
             done = (1 - math.cos(math.pi * done)) / 2
         return self.start + (self.end - self.start) * done
@@ -86,7 +92,7 @@ class Cycle:
         if self.wait_ratio + self.ramp_ratio > 1:
             raise ValueError("wait_ratio and ramp_ratio must add up to at most 1")
 
-    def at(self, step: int, steps_per_epoch: int) -> float:
+    def at(self, step: int, steps_per_epoch: int, run_steps: int = 1) -> float:  # noqa: ARG002
         """Return the value at `step` (0-based)."""
         period = self.period(steps_per_epoch)
         if self.cycles is not None and step >= period * self.cycles:

@@ -52,15 +52,18 @@ def find_model(name: str) -> str:
 
 
 class SentenceEncoder:
-    """A sentence transformer, by name or folder, on the best device of this process."""
+    """A sentence transformer, by name or folder, on the best device of this process.
 
-    def __init__(self, name: str) -> None:
+    `dtype` is the precision of its weights, by default the fastest of this process.
+    """
+
+    def __init__(self, name: str, dtype: torch.dtype | None = None) -> None:
         from sentence_transformers import SentenceTransformer
         from transformers.utils import logging
 
         logging.disable_progress_bar()
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        options = {"dtype": half_type()}
+        options = {"dtype": dtype or half_type()}
         path = find_model(name)
         try:
             model = SentenceTransformer(path, device=device, model_kwargs=options)
@@ -107,10 +110,10 @@ def folder_width(folder: str) -> int | None:
     return None
 
 
-def model_key(name: str) -> str:
-    """Return a key of a model and how it is run: of the files of a folder, or of the name."""
+def model_key(name: str, dtype: torch.dtype | None = None) -> str:
+    """Return a key of a model and its precision: of the files of a folder, or of the name."""
     path = find_model(name)
-    digest = hashlib.sha256(str(half_type()).encode())
+    digest = hashlib.sha256(str(dtype or half_type()).encode())
     if Path(path).is_dir():
         for file in sorted(Path(path).rglob("*.json")):
             digest.update(file.name.encode() + file.read_bytes())

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -24,11 +25,20 @@ from ehr_ray.events.hashed_text import HASHED_WIDTH, HASHING, hashed
 from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.experiment import Experiment
 from ehr_ray.family import AnyFamily
-from ehr_ray.nn.sentence_encoder import SentenceEncoder, find_model, folder_width, model_key
+from ehr_ray.nn.sentence_encoder import (
+    SentenceEncoder,
+    find_model,
+    folder_width,
+    half_type,
+    model_key,
+)
 from ehr_ray.registry import get_family
 from ehr_ray.runtime.data.tasks import Say, run_jobs
 from ehr_ray.storage import files, sync
 from ehr_ray.storage.paths import canonical, local
+
+if TYPE_CHECKING:
+    import torch
 
 PART_TEXTS = 1024
 """Texts of one part: what a killed job loses at most, and what is sorted by length together."""
@@ -79,7 +89,9 @@ def make_phrases(
     """Embed the texts, write the table of them all, and return its folder."""
     base = experiment.cache.absolute()
     name, width = experiment.model.text_model, experiment.model.embedding_dim
-    key = f"{HASHING}-{width or HASHED_WIDTH}" if name == HASHING else model_key(name)
+    gpu = on_ray and experiment.cluster.gpus_per_worker > 0
+    dtype = precision(gpu)
+    key = f"{HASHING}-{width or HASHED_WIDTH}" if name == HASHING else model_key(name, dtype)
     digest = hashlib.sha256("\0".join([key, *texts]).encode()).hexdigest()[:16]
     folder = sync.fetch(canonical(base / f"phrases-{digest}"), missing_ok=True)
     if (folder / TABLE).is_file():
@@ -92,7 +104,8 @@ def make_phrases(
     if name == HASHING:
         vectors = dict(zip(distinct, hashed(distinct, width or HASHED_WIDTH), strict=True))
     else:
-        vectors = embed_texts(distinct, name, base / f"texts-{key}", on_ray=on_ray, say=say)
+        cache = base / f"texts-{key}"
+        vectors = embed_texts(distinct, name, cache, on_ray=on_ray, gpu=gpu, say=say)
     table = np.stack([vectors[text] for text in texts]).astype(np.float32)
     if width not in (None, table.shape[1]):
         raise ConfigError(
@@ -109,10 +122,15 @@ def embed_texts(
     cache: Path,
     *,
     on_ray: bool,
+    gpu: bool = False,
     actors: int | None = None,
     say: Say = lambda _: None,
 ) -> dict[str, npt.NDArray[np.float32]]:
-    """Return the embedding of each distinct text, from the cache or made now, part by part."""
+    """Return the embedding of each distinct text, from the cache or made now, part by part.
+
+    With `gpu` each process of the pool reserves one and holds a model on it. Raises ConfigError
+    where the cluster has none.
+    """
     find_model(name)
     cache.mkdir(parents=True, exist_ok=True)
     known = _cached(cache)
@@ -121,14 +139,15 @@ def embed_texts(
     if not parts:
         return known
     jobs = [(part, canonical(cache / f"{_digest(part)}.parquet")) for part in parts]
-    pool = (actors or _actors(len(jobs))) if on_ray else None
+    pool = (actors or _actors(len(jobs), gpu=gpu)) if on_ray else None
     run_jobs(
-        TextEmbedder(name),
+        TextEmbedder(name, str(precision(gpu)).removeprefix("torch.")),
         jobs,
         on_ray=on_ray,
         say=say,
         verb="embedded parts of phrases",
         label=lambda job: job[1],
+        num_gpus=int(gpu),
         actors=pool,
     )
     return {**known, **_cached(cache)}
@@ -140,15 +159,15 @@ class TextEmbedder:
     The sentence transformer is loaded by the first job of a process.
     """
 
-    def __init__(self, name: str) -> None:
-        self._name = name
+    def __init__(self, name: str, dtype: str) -> None:
+        self._name, self._dtype = name, dtype
 
     @cached_property
     def _encoder(self) -> SentenceEncoder:
         import torch
 
         torch.set_num_threads(1)
-        return SentenceEncoder(self._name)
+        return SentenceEncoder(self._name, getattr(torch, self._dtype))
 
     def __call__(self, job: tuple[list[str], str]) -> None:
         """Embed the texts and write the part."""
@@ -171,10 +190,23 @@ def write_table(folder: Path, texts: Sequence[str], table: npt.NDArray[np.float3
         partial.chmod(0o644)
 
 
-def _actors(jobs: int) -> int:
+def precision(gpu: bool) -> "torch.dtype":
+    """Return what texts are embedded in: of a GPU as asked, whatever this process runs on."""
+    import torch
+
+    return torch.bfloat16 if gpu else half_type()
+
+
+def _actors(jobs: int, *, gpu: bool) -> int:
     import ray
 
-    return max(1, min(jobs, int(ray.cluster_resources().get("CPU", 1))))
+    there = int(ray.cluster_resources().get("GPU" if gpu else "CPU", 0))
+    if gpu and not there:
+        raise ConfigError(
+            "cluster.gpus_per_worker: phrases are embedded on GPUs then, and the cluster has none; "
+            "set 0, or join one that has"
+        )
+    return max(1, min(jobs, there))
 
 
 def _cached(cache: Path) -> dict[str, npt.NDArray[np.float32]]:

@@ -13,7 +13,10 @@ MAX_RANKS = 4096
 
 def scheduled_at(experiment: Experiment, step: int, steps_per_epoch: int) -> dict[str, float]:
     """Return the value of every schedule at a step, by name."""
-    return {n: s.at(step, steps_per_epoch) for n, s in experiment.schedules.items()}
+    plan = experiment.train
+    total = plan.max_epochs * steps_per_epoch
+    total = min(total, plan.max_steps or total)
+    return {n: s.at(step, steps_per_epoch, total) for n, s in experiment.schedules.items()}
 
 
 def noise_seed(seed: int, step: int) -> int:

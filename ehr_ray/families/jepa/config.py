@@ -100,6 +100,11 @@ class JEPAConfig:
     context_ratio: Share = 1.0
     """Share of the rows left over that the context keeps."""
 
+    level_noise: NotNegative = 0.0
+    """Standard deviation of the noise on the levels of the context in training."""
+    time_jitter: NotNegative = 0.0
+    """Standard deviation, in minutes, by which the rows of the context are moved in training."""
+
     value_weight: NotNegative = 1.0
     """Weight of a head that tells the levels observed in the predicted rows; 0: there is none."""
     regulariser: Literal["none", "vicreg", "sigreg"] = "none"
@@ -159,7 +164,13 @@ def idle(config: JEPAConfig, task: bool) -> dict[str, str]:
     if config.regulariser == "none":
         model["regulariser_weight"] = "model.regulariser=none"
     if task:
-        weights = ("value_weight", "regulariser", "regulariser_weight")
+        weights = (
+            "value_weight",
+            "regulariser",
+            "regulariser_weight",
+            "level_noise",
+            "time_jitter",
+        )
         model |= dict.fromkeys((*HIDING, *weights), "a task")
     else:
         model["hide_rows"] = "no task"
@@ -174,7 +185,7 @@ def inactive_paths(_config: JEPAConfig, task: bool) -> tuple[str, ...]:
 SCHEMA = ConfigSchema(
     config=JEPAConfig,
     idle=idle,
-    schedules={"momentum": Ramp(start=0.996, end=1.0, epochs=10)},
+    schedules={"momentum": Ramp(start=0.996, end=1.0)},
     schedule_limits={"momentum": (0.0, 1.0)},
     takes_task=True,
 )

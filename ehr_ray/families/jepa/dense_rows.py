@@ -3,12 +3,15 @@
 B patients, T rows, F features, C statistics of a cell (the first is its level), K chosen rows.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from ehr_ray.family import Batch
+from ehr_ray.nn.noise import combine, normal
+
+_NOISE, _JITTER = 41, 42
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,20 @@ class DenseRows:
             self.static,
             self.static_seen,
         )
+
+    def shaken(self, key: Tensor, noise: float, jitter: float) -> "DenseRows":
+        """Return the sheet with N(0, noise) on the observed levels and N(0, jitter) on the minutes.
+
+        Draws are functions of `key` [B]; rows keep their order.
+        """
+        value, minute = self.value, self.minute
+        if noise:
+            drawn = normal(combine(key, _NOISE), self.observed[0].numel()).view(self.observed.shape)
+            level = value[..., 0] + noise * drawn * self.observed
+            value = torch.cat([level.unsqueeze(-1), value[..., 1:]], -1)
+        if jitter:
+            minute = minute + jitter * normal(combine(key, _JITTER), minute.shape[1])
+        return replace(self, value=value, minute=minute)
 
     def rolled(self) -> "DenseRows":
         """Return the sheet with each patient's rows exchanged for the next one's."""

@@ -6,6 +6,7 @@ Assran et al. 2023 (I-JEPA, section 3), with positions by elapsed time and paddi
 
 import copy
 import math
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -104,6 +105,12 @@ class JEPA(nn.Module):
         if config.value_weight:
             self.values = nn.Linear(config.size.width, len(features))
 
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode of all but the target, whose states are goals and never dropped out."""
+        super().train(mode)
+        self.target.eval()
+        return self
+
     def forward(self, batch: Batch, seed: int) -> dict[str, Tensor]:
         """Return what the loss compares, K hidden rows of each patient.
 
@@ -114,6 +121,9 @@ class JEPA(nn.Module):
         context, hidden = self.masks(batch, seed)
         index, wanted = places(hidden)
         seen = sheet.take(context)
+        if self.training:
+            key = combine(batch["subject_id"], seed)
+            seen = seen.shaken(key, self.config.level_noise, self.config.time_jitter)
         states = self.encode(seen)
         ahead = sheet.minute.gather(1, index)
         predicted = self.predictor(states, seen.minute, seen.mask, ahead, wanted)

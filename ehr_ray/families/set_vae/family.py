@@ -7,6 +7,7 @@ from ehr_ray.families.set_vae.embedding import check_files
 from ehr_ray.families.set_vae.loss import loss
 from ehr_ray.families.set_vae.model import SetVAE
 from ehr_ray.families.set_vae.predict import (
+    anomalies,
     latents,
     predict,
     reconstruct,
@@ -37,7 +38,12 @@ FAMILY = Family(
         "model.width": Choice((64, 128, 256)),
         "train.lr": LogUniform(1e-4, 3e-3),
     },
-    evaluation=Evaluation(latents=latents, reconstruct=reconstruct),
+    evaluation=Evaluation(
+        latents=latents,
+        reconstruct=reconstruct,
+        outputs={"anomalies": anomalies},
+        suites=(f"{__package__}.sequence.evaluation:suite",),
+    ),
     transfer=Transfer(code_indexed_tensors=("directions",)),
     files=Files(check=check_files),
 )

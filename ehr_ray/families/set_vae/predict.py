@@ -8,8 +8,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ehr_ray.families.set_vae.augment import hidden_tokens, select_sets
+from ehr_ray.families.set_vae.chunking import by_size, chunk, joined
 from ehr_ray.families.set_vae.config import SetVAEConfig
+from ehr_ray.families.set_vae.loss import chamfer
 from ehr_ray.families.set_vae.model import Posterior, SetVAE
+from ehr_ray.families.set_vae.wrong_sets import BETA, score_table
 from ehr_ray.family import Batch
 from ehr_ray.nn.gaussian import kl_standard
 
@@ -119,3 +122,26 @@ def reconstruct(model: SetVAE, batch: Batch) -> Batch:
         "carried": batch["carried"][mask],
         "hidden": hidden[mask],
     }
+
+
+def anomalies(model: SetVAE, batch: Batch) -> Batch:
+    """Return the scores of every set by itself, and of one of each patient made wrong.
+
+    `patient`, `set`, `minute`, `kind`; `kl` from N(0, 1), `recon` from the mean and
+    `nelbo` = recon + BETA * kl. What was before a set has no part in it.
+    """
+    return score_table(batch, model.config.clip_value, lambda sets, _: set_scores(model, sets))
+
+
+def set_scores(model: SetVAE, sets: Batch) -> dict[str, Tensor]:
+    """Return `recon`, `kl` and `nelbo` of sets, [M] each; sets of like size are read together."""
+    pieces = by_size(sets, model.config.chunk_tokens)
+    recons, kls = [], []
+    for index in pieces:
+        part = chunk(sets, index)
+        posterior = model.encode(part)
+        decoded = model.decode(list(posterior.mu), part["code"])
+        recons.append(chamfer(decoded, model.target(part), part["mask"], model.config))
+        kls.append(kl_standard(posterior.mu, posterior.logvar).sum((0, 2)))
+    recon, kl = joined(recons, pieces), joined(kls, pieces)
+    return {"recon": recon, "kl": kl, "nelbo": recon + BETA * kl}

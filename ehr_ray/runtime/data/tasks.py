@@ -24,6 +24,7 @@ def run_jobs(
     verb: str,
     label: Callable[[Any], str] = str,
     num_cpus: float = 1,
+    num_gpus: float = 0,
     actors: int | None = None,
 ) -> list[Any]:
     """Call a function on each job, and return its results in the order of the jobs.
@@ -38,6 +39,7 @@ def run_jobs(
         verb: what is done, as in `prepared shards`.
         label: the name of a job in the message of an error that nobody foresaw.
         num_cpus: cores of a job.
+        num_gpus: GPUs of a job, reserved; without them a process on Ray sees none.
         actors: processes that keep the function, and what it has loaded, from job to job; None
             leaves it to Ray, which may load it anew for each job.
 
@@ -47,7 +49,11 @@ def run_jobs(
     """
     results: dict[int, Any] = {}
     guarded = Guarded(function, jobs, label)
-    rows = _on_ray(guarded, len(jobs), num_cpus, actors) if on_ray and jobs else None
+    rows = (
+        _on_ray(guarded, len(jobs), {"num_cpus": num_cpus, "num_gpus": num_gpus}, actors)
+        if on_ray and jobs
+        else None
+    )
     for count, row in enumerate(rows or map(guarded, range(len(jobs))), start=1):
         if row["kind"]:
             raise error_of_kind(row["kind"], row["error"])
@@ -56,20 +62,20 @@ def run_jobs(
     return [results[index] for index in sorted(results)]
 
 
-def _on_ray(guarded: "Guarded", count: int, num_cpus: float, actors: int | None) -> Any:
+def _on_ray(guarded: "Guarded", count: int, each: Mapping[str, float], actors: int | None) -> Any:
     """Yield the outcomes of all jobs as they end; the first error ends those not yet begun."""
     import ray.data
     import ray.exceptions
 
     indices = ray.data.from_items([{"item": n} for n in range(count)], override_num_blocks=count)
     if actors is None:
-        outcomes = indices.map(_ItemTask(guarded), num_cpus=num_cpus)
+        outcomes = indices.map(_ItemTask(guarded), **each)
     else:
         outcomes = indices.map(
             _ItemTask,
             fn_constructor_args=(guarded,),
             compute=ray.data.ActorPoolStrategy(size=actors),
-            num_cpus=num_cpus,
+            **each,
         )
     try:
         yield from outcomes.iter_rows()

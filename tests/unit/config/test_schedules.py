@@ -44,11 +44,18 @@ def test_a_cycle_stays_at_its_end_after_its_last_period():
     assert [cycle.at(s, 4) for s in (8, 9, 100)] == [1.0] * 3
 
 
-@pytest.mark.parametrize("kind", [Ramp, Cycle])
-@pytest.mark.parametrize("lengths", [{}, {"steps": 1, "epochs": 1}])
-def test_exactly_one_length_must_be_given(kind, lengths):
+@pytest.mark.parametrize(
+    ("kind", "lengths"),
+    [(Ramp, {"steps": 1, "epochs": 1}), (Cycle, {"steps": 1, "epochs": 1}), (Cycle, {})],
+)
+def test_at_most_one_length_is_given_and_to_a_cycle_exactly_one(kind, lengths):
     with pytest.raises(ValueError, match="either steps or epochs"):
         kind(end=1.0, **lengths)
+
+
+def test_a_ramp_without_a_length_lasts_as_long_as_the_run():
+    ramp = Ramp(start=0.0, end=1.0)
+    assert [ramp.at(5, 1, run_steps=total) for total in (5, 10, 20)] == [1.0, 0.5, 0.25]
 
 
 @given(st.integers(0, 10**6), st.integers(1, 1000), st.sampled_from(["linear", "cosine"]))

@@ -33,3 +33,13 @@ def test_seeds_stay_those_that_golden_losses_were_made_with():
     assert [noise_seed(0, 0), noise_seed(3, 7)] == [173961102589771, 98936977480967]
     seed_step(3, 7, 1)
     assert torch.initial_seed() == 6497470765166459925
+
+
+def test_a_longer_run_moves_the_end_of_a_ramp_without_a_length(tiny_experiment):
+    changes = {"schedules.momentum": {"kind": "ramp", "start": 0.0, "end": 1.0}}
+    at = []
+    for epochs, steps in ((2, None), (4, None), (4, 10)):
+        plan = {"train.max_epochs": epochs, "train.max_steps": steps}
+        experiment = tiny_experiment("jepa", {**changes, **plan})
+        at.append(scheduled_at(experiment, 5, 10)["momentum"])
+    assert at == [0.25, 0.125, 0.5]

@@ -7,7 +7,7 @@ from pydantic import Field
 
 from ehr_ray.config.schedules import Constant, Ramp
 from ehr_ray.config.schema import ConfigSchema
-from ehr_ray.families.set_vae.config import PositiveInt, SetConfig, idle
+from ehr_ray.families.set_vae.config import PositiveInt, Ratio, SetConfig, idle
 
 SplitPredictions = Literal["sets", "quarters", "history", "statistics"]
 
@@ -16,6 +16,8 @@ SplitPredictions = Literal["sets", "quarters", "history", "statistics"]
 class SeqSetVAEConfig(SetConfig):
     """SeqSetVAE-PoE: a stay as a sequence of sets, each expected from those before it."""
 
+    p_live: Ratio = 0.0
+    """Chance that the value of a live token is hidden; by default carried ones alone are."""
     prior: Literal["transformer", "gru"] = "transformer"
     """What predicts a set's latent from the past: all steps at once, or one after the other."""
     poe: Literal["naive", "gated"] = "naive"

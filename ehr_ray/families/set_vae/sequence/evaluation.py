@@ -1,7 +1,8 @@
 """Alarms on single sets of a stay: thresholds from tuning, measured on sets made wrong on purpose.
 
 The family's `anomalies` table has the scores of every set (`kind` 0) and, for one set of each
-patient, its scores after corruption (`kind` 1, 2, 3), with the sets before it as they were.
+patient, its scores after corruption (`kind` 1, 2, 3), with the sets before it as they were. A
+SetVAE scores each set by itself, against N(0, 1).
 """
 
 from collections.abc import Mapping
@@ -59,8 +60,9 @@ def suite(given: SuiteInput) -> SuiteResult:
         captions={
             "alarms": (
                 "Stays with their alarms",
-                "Each panel is one stay: how surprising each set was, given the sets before it; "
-                "lines are the 95th and 99th percentile of tuning, filled markers are alarms.",
+                "Each panel is one stay: how surprising each set was (to a SeqSetVAE, after the "
+                "sets before it); lines are the 95th and 99th percentile of tuning, filled "
+                "markers are alarms.",
             ),
             "detection": (
                 "What the score sees",

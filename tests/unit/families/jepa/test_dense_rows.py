@@ -53,3 +53,16 @@ def test_places_are_ragged_and_in_order():
     index, real = places(torch.tensor([[True, False, True], [False, False, True], [False] * 3]))
     assert [i[r].tolist() for i, r in zip(index, real, strict=True)] == [[0, 2], [2], []]
     assert places(torch.zeros(2, 3, dtype=torch.bool))[1].tolist() == [[False], [False]]
+
+
+def test_levels_and_times_are_shaken_where_something_was_observed():
+    key = torch.tensor([5])
+    found = SHEET.shaken(key, noise=0.5, jitter=10.0)
+    change = (found.value - SHEET.value)[0, :, 0]
+    assert (change[:, 0] != 0).tolist() == [False, True, False, True]
+    assert not change[:, 1].any()
+    assert (found.minute != SHEET.minute).all()
+    assert torch.equal(found.value, SHEET.shaken(key, 0.5, 10.0).value)
+    same = SHEET.shaken(key, 0.0, 0.0)
+    assert torch.equal(same.value, SHEET.value)
+    assert torch.equal(same.minute, SHEET.minute)

@@ -91,3 +91,10 @@ def test_a_model_without_a_head_of_values_has_none(make_model, make_batch):
     model = make_model(value_weight=0.0)
     assert not any(name.startswith("values") for name, _ in model.named_parameters())
     assert "estimate" not in model(make_batch([9]), 3)
+
+
+def test_the_goals_are_never_dropped_out(make_model, make_batch):
+    model, batch = make_model(dropout=0.5), make_batch([9, 12])
+    first, second = (model.train().goals(dense(batch)) for _ in range(2))
+    assert torch.equal(first, second)
+    assert model.encoder.training

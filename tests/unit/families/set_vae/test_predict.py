@@ -2,7 +2,17 @@ import pytest
 import torch
 
 from ehr_ray.families.set_vae.data import collate
-from ehr_ray.families.set_vae.predict import even_sets, latents, pooled, predict, reconstruct
+from ehr_ray.families.set_vae.loss import chamfer
+from ehr_ray.families.set_vae.predict import (
+    anomalies,
+    even_sets,
+    latents,
+    pooled,
+    predict,
+    reconstruct,
+    set_scores,
+)
+from ehr_ray.families.set_vae.wrong_sets import BETA
 from ehr_ray.nn.gaussian import kl_standard
 
 
@@ -114,3 +124,18 @@ def test_a_hidden_value_does_not_reach_its_own_estimate(model, batch):
     changed["value"][batch["mask"]] = flat
     found, other = reconstruct(model, batch), reconstruct(model, changed)
     assert torch.equal(found["estimate"], other["estimate"])
+
+
+def test_each_set_is_scored_by_itself_against_the_prior(model, batch):
+    with torch.no_grad():
+        posterior = model.encode(batch)
+        decoded = model.decode(list(posterior.mu), batch["code"])
+        error = chamfer(decoded, model.target(batch), batch["mask"], model.config)
+        kl = kl_standard(posterior.mu, posterior.logvar).sum((0, 2))
+        found, table = set_scores(model, batch), anomalies(model, batch)
+    torch.testing.assert_close(found["recon"], error)
+    torch.testing.assert_close(found["nelbo"], error + BETA * kl)
+    clean = table["kind"] == 0
+    torch.testing.assert_close(table["nelbo"][clean], found["nelbo"][batch["mask"].any(1)])
+    assert set(table["kind"].tolist()) == {0, 1, 2, 3}
+    assert (table["kind"] == 1).sum() == 3  # one set of each patient

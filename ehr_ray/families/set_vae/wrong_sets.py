@@ -1,0 +1,102 @@
+"""Sets of a stay made wrong on purpose, and the table of what a model makes of them.
+
+B patients, M sets, N tokens. Everything is deterministic: draws are hashes of patient and set.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ehr_ray.families.set_vae.chunking import chosen
+from ehr_ray.family import Batch
+from ehr_ray.nn.noise import combine, uniform
+
+BETA = 0.2
+"""Weight of the divergence in the score; the family's evaluation knob."""
+CLEAN, RESAMPLED, SHIFTED, SWAPPED = range(4)
+SHIFT = 3.0
+"""Of the scale of a variable (`data.scale`)."""
+_WHICH, _SOURCE, _TOKEN, _SIGN = 31, 32, 33, 34
+
+
+def score_table(
+    batch: Batch, clip: float | None, score: Callable[[Batch, Tensor | None], dict[str, Tensor]]
+) -> Batch:
+    """Return the scores of every set, and of one set of each patient made wrong in three ways.
+
+    `patient`, `set`, `minute`, `kind` and what `score` gives, [sets]: it is asked for all sets of
+    the batch (None), then for wrong ones that stand for the sets of these indices.
+    """
+    parts = [_entries(batch, CLEAN, score(batch, None))]
+    which = one_set_each(batch)
+    sets = chosen(batch, which)
+    for kind, corrupt in ((RESAMPLED, resampled), (SHIFTED, shifted), (SWAPPED, swapped)):
+        wrong = {**sets, "value": corrupt(batch, sets, clip)}
+        parts.append(_entries(wrong, kind, score(wrong, which)))
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def one_set_each(batch: Batch) -> Tensor:
+    """Return one set of each patient that has two tokens or more in it, by hash, indices [<= B]."""
+    key = combine(batch["subject_id"][batch["patient"]], batch["set_index"], _WHICH)
+    draw = uniform(key, 1).masked_fill(batch["mask"].sum(1) < 2, 2.0)
+    lowest = torch.full_like(batch["num_sets"], 2, dtype=draw.dtype)
+    lowest = lowest.scatter_reduce(0, batch["patient"], draw, "amin")
+    return ((draw == lowest[batch["patient"]]) & (draw < 2)).nonzero().squeeze(1)
+
+
+def resampled(batch: Batch, sets: Batch, clip: float | None) -> Tensor:  # noqa: ARG001
+    """Return every value replaced by the same variable's in a set of another patient, [m, N].
+
+    A variable that only one patient of the batch has keeps its values.
+    """
+    mask, value = batch["mask"], batch["value"]
+    pool_code, pool_value = batch["code"][mask], value[mask]
+    pool_patient = batch["patient"].unsqueeze(1).expand_as(mask)[mask]
+    order = torch.argsort(pool_code, stable=True)
+    counts = torch.bincount(pool_code, minlength=int(batch["code"].max()) + 1)
+    first = counts.cumsum(0) - counts
+    code = sets["code"]
+    owner = sets["patient"].unsqueeze(1).expand_as(code)
+    found = sets["value"].clone()
+    left = sets["mask"].clone()
+    token = combine(sets["subject_id"][owner], sets["set_index"].unsqueeze(1), code)
+    for attempt in range(8):  # a draw of the patient's own is drawn again
+        draw = (uniform(token, _SOURCE, attempt) * counts[code]).long()
+        source = order[(first[code] + draw).clamp(max=len(order) - 1)]
+        other = left & (pool_patient[source] != owner)
+        found = torch.where(other, pool_value[source], found)
+        left &= ~other
+    return found
+
+
+def shifted(batch: Batch, sets: Batch, clip: float | None) -> Tensor:  # noqa: ARG001
+    """Return the values with one token of each set moved by 3 of its scale, [m, N]."""
+    token = _token_draws(sets, _TOKEN)
+    sign = torch.where(uniform(_set_keys(sets), _SIGN) < 0.5, -SHIFT, SHIFT)
+    moved = sets["value"] + sign.unsqueeze(1) * (token == token.amin(1, keepdim=True))
+    return moved if clip is None else moved.clamp(-clip, clip)
+
+
+def swapped(batch: Batch, sets: Batch, clip: float | None) -> Tensor:  # noqa: ARG001
+    """Return the values with those of two tokens of each set exchanged, [m, N]."""
+    order = _token_draws(sets, _TOKEN).argsort(1)[:, :2]
+    values = sets["value"].gather(1, order)
+    return sets["value"].scatter(1, order, values.flip(1))
+
+
+def _set_keys(sets: Batch) -> Tensor:
+    return combine(sets["subject_id"][sets["patient"]], sets["set_index"])
+
+
+def _token_draws(sets: Batch, purpose: int) -> Tensor:
+    key = combine(_set_keys(sets).unsqueeze(1), sets["code"], purpose)
+    return uniform(key, 1).masked_fill(~sets["mask"], 2.0)
+
+
+def _entries(sets: Batch, kind: int, scores: dict[str, Tensor]) -> Batch:
+    real = sets["mask"].any(1)
+    entries = {"patient": sets["patient"], "set": sets["set_index"], "minute": sets["minute"]}
+    entries |= {"kind": torch.full_like(sets["patient"], kind), **scores}
+    return {name: values[real] for name, values in entries.items()}

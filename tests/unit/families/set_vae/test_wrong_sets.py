@@ -1,0 +1,77 @@
+import pytest
+import torch
+
+from ehr_ray.families.set_vae.chunking import chosen
+from ehr_ray.families.set_vae.data import collate
+from ehr_ray.families.set_vae.wrong_sets import one_set_each, resampled, shifted, swapped
+
+
+@pytest.fixture
+def made_batch(make_config):
+    return lambda *rows: collate(rows, make_config())
+
+
+@pytest.fixture
+def crowd(make_row, made_batch):
+    """Eight patients who share variables, one of them with sets of one token, one with none."""
+    rows = [make_row(i, [5, 9, 7, 12]) for i in range(20, 26)]
+    return made_batch(*rows, make_row(30, [1, 1]), make_row(31, [0]))
+
+
+@pytest.fixture
+def sets(crowd):
+    return chosen(crowd, one_set_each(crowd))
+
+
+def test_one_set_of_each_patient_that_has_one_of_two_tokens(crowd):
+    which = one_set_each(crowd)
+    assert crowd["patient"][which].tolist() == [0, 1, 2, 3, 4, 5]
+    assert (crowd["mask"][which].sum(1) >= 2).all()
+    assert torch.equal(which, one_set_each(crowd))
+    assert len(set(crowd["set_index"][which].tolist())) > 1
+
+
+def test_resampled_values_are_other_patients_of_the_same_variable(crowd, sets):
+    values = resampled(crowd, sets, None)
+    mask, owner = crowd["mask"], crowd["patient"].unsqueeze(1).expand_as(crowd["mask"])
+    changed = 0
+    for i, j in sets["mask"].nonzero().tolist():
+        same = mask & (crowd["code"] == sets["code"][i, j])
+        others = same & (owner != sets["patient"][i])
+        assert values[i, j] in crowd["value"][others]
+        changed += bool(values[i, j] != sets["value"][i, j])
+    assert changed == int(sets["mask"].sum())
+    assert torch.equal(values[~sets["mask"]], sets["value"][~sets["mask"]])
+
+
+def test_a_variable_of_one_patient_alone_keeps_its_values(make_row, made_batch):
+    batch = made_batch(make_row(1, [6, 8]))
+    sets = chosen(batch, one_set_each(batch))
+    assert torch.equal(resampled(batch, sets, None), sets["value"])
+
+
+def test_one_token_is_shifted_by_three_standard_deviations(crowd, sets):
+    change = shifted(crowd, sets, None) - sets["value"]
+    assert ((change != 0).sum(1) == 1).all()
+    moved = change[change != 0]
+    torch.testing.assert_close(moved.abs(), torch.full_like(moved, 3.0))
+    assert {-1.0, 1.0} == set(moved.sign().tolist())
+    assert not change[~sets["mask"]].any()
+    clipped = shifted(crowd, sets, 2.0)
+    assert clipped.abs().max() <= 2.0
+
+
+def test_two_tokens_exchange_their_values(crowd, sets):
+    values = swapped(crowd, sets, None)
+    moved = values != sets["value"]
+    assert (moved.sum(1) == 2).all()
+    assert not (moved & ~sets["mask"]).any()
+    for i in range(len(values)):
+        assert torch.equal(values[i][moved[i]], sets["value"][i][moved[i]].flip(0))
+
+
+def test_what_is_made_wrong_repeats_and_the_recorded_values_stay(crowd, sets):
+    before = crowd["value"].clone()
+    for corrupt in (resampled, shifted, swapped):
+        assert torch.equal(corrupt(crowd, sets, None), corrupt(crowd, sets, None))
+    assert torch.equal(crowd["value"], before)
