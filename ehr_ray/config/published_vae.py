@@ -42,7 +42,7 @@ def translated_vae(raw: Mapping[str, Any], branches: Mapping[str, Any]) -> Raw:
     schedules: Raw = {k: theirs[k] for k in ("free_bits",) if k in theirs}
     if beta := _beta(theirs):
         schedules["beta"] = beta
-    mine = {
+    mine: Raw = {
         "family": "vitals_vae",
         "name": "vitals_vae",
         "model": model,

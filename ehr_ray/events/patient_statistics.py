@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,6 +57,6 @@ class StatisticsReader:
         end = patient.end_minute
         events = patient.minute, self.lookup[patient.code], patient.value, patient.static
         edges = [end - 60 * hours for hours in (*reversed(self.windows), 0)]
-        counted = {"num_codes": self.num_codes, "end_minute": max(1.0, end)}
+        counted: Any = {"num_codes": self.num_codes, "end_minute": max(1.0, end)}
         whole = simple_features(*events, **counted), trend_features(*events, **counted)
         return np.concatenate([*whole, window_features(*events, **counted, windows=edges)])

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Final, Literal
 
 import numpy as np
 import torch
@@ -38,7 +39,7 @@ from ehr_ray.train.task import family_of
 from ehr_ray.train.validate import validate
 
 Figures = dict[str, float | str]
-PRECISIONS = ("float32", "bf16")
+PRECISIONS: Final[tuple[Literal["float32", "bf16"], ...]] = ("float32", "bf16")
 TYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 SECONDS = 420.0
 """After so long no further training is begun: the whole is to end within eight minutes."""

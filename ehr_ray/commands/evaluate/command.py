@@ -164,20 +164,20 @@ def _coverage(subject: Subject, least: float, say: Say) -> SuiteResult:
 
 def _score(subject: Subject, say: Say) -> tuple[TaskScores | None, SuiteResult, EvaluationInputs]:
     """Embed what is needed; fit on the run's cohort, score the split asked for."""
-    home = subject.experiment.cohort
-    if subject.task is None:
+    home, task = subject.experiment.cohort, subject.task
+    if task is None:
         say("no labels: embedding whole patients")
         wanted = bool(subject.loaded.family.evaluation.suites) and home.is_dir()
         fit = predict_fit_splits(subject, home, None, say) if wanted else {}
         judged = predict_judged_split(subject, fit, None, say)
         return None, SuiteResult(), EvaluationInputs(fit, judged)
-    labels = read_labels(home, subject.task)
+    labels = read_labels(home, task)
     if subject.experiment.evaluation.baselines:
         subject = dataclasses.replace(subject, features=choose_features(subject, say))
     fit = predict_fit_splits(subject, home, labels, say)
     if "train" not in fit or not len(fit["train"].samples):
         raise InputError(f"{home}: no {subject.task} label in the train split to fit a probe on")
-    judged_labels = labels if subject.own else read_labels(subject.cohort, subject.task)
+    judged_labels = labels if subject.own else read_labels(subject.cohort, task)
     for line in judged_labels.notes():
         say(line)
     inputs = EvaluationInputs(fit, predict_judged_split(subject, fit, judged_labels, say))

@@ -137,11 +137,11 @@ def set_scores(model: SetVAE, sets: Batch) -> dict[str, Tensor]:
     """Return `recon`, `kl` and `nelbo` of sets, [M] each; sets of like size are read together."""
     pieces = by_size(sets, model.config.chunk_tokens)
     recons, kls = [], []
-    for index in pieces:
-        part = chunk(sets, index)
+    for index, width in pieces:
+        part = chunk(sets, index, width)
         posterior = model.encode(part)
         decoded = model.decode(list(posterior.mu), part["code"])
         recons.append(chamfer(decoded, model.target(part), part["mask"], model.config))
         kls.append(kl_standard(posterior.mu, posterior.logvar).sum((0, 2)))
-    recon, kl = joined(recons, pieces), joined(kls, pieces)
+    recon, kl = joined(recons, pieces.indices), joined(kls, pieces.indices)
     return {"recon": recon, "kl": kl, "nelbo": recon + BETA * kl}

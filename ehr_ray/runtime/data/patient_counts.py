@@ -38,7 +38,7 @@ def feature_codes(
             counts[code[code >= 0]] += np.asarray(one[kind], np.int64)[code >= 0]
     if allowed is not None:
         total = {kind: np.where(allowed, counts, 0) for kind, counts in total.items()}
-    valued = ~np.isnan(vocabulary.quantiles).any(axis=1)
+    valued = np.asarray(~np.isnan(vocabulary.quantiles).any(axis=1))
     return choose_codes(total["patients"], total["timed"], total["static"], valued)
 
 

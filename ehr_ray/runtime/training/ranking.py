@@ -27,7 +27,7 @@ from ehr_ray.train import history
 from ehr_ray.train.backend import Backend
 from ehr_ray.train.loader import Loader
 from ehr_ray.train.predictor import Predictor, batched
-from ehr_ray.train.task import LABEL
+from ehr_ray.train.statistics import LABEL
 
 MEASURES: Final = "measures.parquet"
 """A trial's own measures, a row a report, beside its history."""

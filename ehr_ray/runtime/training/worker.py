@@ -31,7 +31,8 @@ from ehr_ray.train.loader import Loader
 from ehr_ray.train.loop import train
 from ehr_ray.train.numerics import numerics
 from ehr_ray.train.report import Watch
-from ehr_ray.train.task import LABEL, family_of
+from ehr_ray.train.statistics import LABEL
+from ehr_ray.train.task import family_of
 
 
 @dataclass(frozen=True)
