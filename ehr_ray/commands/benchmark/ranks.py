@@ -65,7 +65,8 @@ def run_group(experiment: Experiment, data: Prepared, run: Path, group: Group) -
     """Train with the ranks of a group; RunError unless they end as they are told to."""
     run.mkdir(parents=True, exist_ok=True)
     meeting = run / f".meeting-{group.backend}-{group.world}-{group.kill}"
-    context = multiprocessing.get_context("spawn")
+    # A child of a process that has used CUDA cannot; on the CPU imports are not paid again.
+    context = multiprocessing.get_context("fork" if group.device == "cpu" else "spawn")
     ranks = [
         context.Process(target=_rank, args=(experiment, data, run, meeting, group, rank))
         for rank in range(group.world)

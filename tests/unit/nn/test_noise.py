@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from ehr_ray.nn.noise import combine, normal, uniform
+from ehr_ray.nn.noise import combine, forked_rng, normal, uniform
 
 KEYS = torch.arange(200_000)
 
@@ -73,3 +73,19 @@ def test_hashes_do_not_collide_on_patients_sets_and_seeds():
     subject, index = torch.arange(10_000, 10_300)[:, None], torch.arange(100)
     found = torch.cat([combine(subject, index, seed).flatten() for seed in (1, 3, 5)])
     assert len(found.unique()) == len(found)
+
+
+def test_a_forked_block_leaves_the_generators_of_its_device_alone():
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    with forked_rng(torch.device("cpu")):
+        torch.rand(9)
+    assert torch.equal(torch.rand(2), expected)
+
+
+def test_a_forked_block_asks_for_the_state_of_its_own_gpu_alone(monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch.random, "fork_rng", lambda *a, **k: asked.append((a, k)))
+    forked_rng(torch.device("cuda", 3))
+    assert asked == [(([torch.device("cuda", 3)],), {"device_type": "cuda"})]

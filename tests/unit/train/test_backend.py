@@ -5,7 +5,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ehr_ray.errors import InputError, RunError
-from ehr_ray.train.backend import LocalBackend, sent_once, together
+from ehr_ray.train.backend import LocalBackend, local_device, sent_once, together
 
 
 def test_the_local_backend_is_one_rank_that_changes_nothing():
@@ -53,3 +53,12 @@ def test_buffers_are_sent_when_a_model_is_wrapped_and_not_before_each_step(forke
         found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         assert found["begun"].tolist() == [1.0] * 4
         assert found["after"].tolist() == [float(rank)] * 4
+
+
+def test_a_training_here_uses_the_gpu_it_asks_for_or_says_there_is_none(monkeypatch):
+    assert local_device(0) == "cpu"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(InputError, match=r"cluster\.gpus_per_worker=0\.5: torch finds no GPU"):
+        local_device(0.5)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert local_device(1) == "cuda"

@@ -2,6 +2,7 @@ import dataclasses
 
 import pytest
 import torch
+from second_device import Watched, mock_device
 from torch import nn
 
 from ehr_ray.errors import RunError
@@ -9,7 +10,7 @@ from ehr_ray.family import Term
 from ehr_ray.registry import get_family
 from ehr_ray.train.backend import LocalBackend
 from ehr_ray.train.meters import Sums
-from ehr_ray.train.step import OptimizerStep, objective
+from ehr_ray.train.step import Faults, OptimizerStep, objective
 
 
 def line_loss(model, batch, scheduled, seed):
@@ -69,3 +70,30 @@ def test_the_objective_divides_by_global_counts_and_undoes_the_mean_over_ranks()
     assert float(objective(terms, counts, world=2)) == 2 * (0.5 * 6 / 4 + 5 / 5)
     empty = {"a": Term(torch.tensor(0.0), torch.tensor(0.0))}
     assert float(objective(empty, torch.tensor([0.0]), world=1)) == 0.0
+
+
+def test_of_steps_that_nobody_looked_at_the_first_that_is_not_finite_is_told():
+    faults = Faults()
+    assert faults.read() == ""
+    good, bad = torch.tensor(1.0), torch.tensor(float("nan"))
+    faults.note(good, [{"a": good, "b": good}], {"beta": 0.1})
+    faults.note(bad, [{"a": good, "b": good}, {"a": good, "b": bad}], {"beta": 0.2})
+    faults.note(bad, [{"a": bad, "b": bad}], {"beta": 0.3})
+    assert faults.read() == "b is not finite with beta 0.2"
+    faults.note(good, [{"a": bad, "b": good}], {})  # only logged: the gradient is sound
+    assert faults.read() == ""
+    faults.note(bad, [{"a": good, "b": good}], {})
+    assert faults.read() == "gradient is not finite with no schedule"
+
+
+def test_on_another_device_a_gradient_that_is_not_finite_waits_for_a_look(tiny_experiment):
+    device = mock_device()
+    model = nn.Linear(1, 1, bias=False).to(device)
+    family = dataclasses.replace(get_family("set_vae"), loss=line_loss)
+    optimizer, backend = torch.optim.SGD(model.parameters(), lr=0.1), LocalBackend(device)
+    step = OptimizerStep(tiny_experiment(), family, model, optimizer, backend, Sums(backend))
+    with Watched():
+        for weight in (1.0, float("inf"), 2.0):
+            step([{"x": torch.ones(2, 1)}], {"weight": weight}, 7)
+        with pytest.raises(RunError, match="fit is not finite with weight inf"):
+            step.check()

@@ -1,5 +1,6 @@
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from ehr_ray.train.task import (
     standardise,
     with_task,
 )
+from ehr_ray.train.validate import validate
 
 SCHEDULED = {"beta": 0.1, "free_bits": 0.0}
 SEED = 5
@@ -215,3 +217,19 @@ def test_a_resumed_run_keeps_the_scale_it_started_with(family):
     prepare_task_head(family, model, batches(), LocalBackend(), fresh=False)
     assert torch.equal(model.center, torch.zeros(3))
     assert torch.equal(model.scale, torch.ones(3))
+
+
+def test_validation_runs_the_model_of_a_task_once_a_batch(family):
+    loader, calls = SimpleNamespace(tuning_batches=lambda _rank, _world: batches(3)), []
+    model = family.build(None, None)
+    model.register_forward_hook(lambda *_: calls.append(1))
+    values = validate(family, model, loader, LocalBackend(), precision="float32")
+    assert len(calls) == 3
+    with torch.no_grad():
+        found = [family.loss(model.eval(), batch, SCHEDULED, SEED) for batch in batches(3)]
+    terms = [each["task"] for each in found]
+    mean = sum(float(t.sum) for t in terms) / sum(float(t.count) for t in terms)
+    assert values["val/task"] == pytest.approx(mean)
+    logit = torch.cat([model(batch, None).mean(1) for batch in batches(3)]).detach()
+    label = torch.cat([batch[LABEL] for batch in batches(3)])
+    assert values["val/auroc"] == pytest.approx(ranking_metrics(logit, label)["auroc"])

@@ -1,0 +1,58 @@
+import json
+
+import pytest
+import torch
+
+from ehr_ray.commands.benchmark import command, gpu, gpu_models
+from ehr_ray.commands.benchmark.gpu_models import MODELS
+from ehr_ray.errors import InputError, RunError
+
+
+def test_without_a_gpu_one_line_says_what_to_do(tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(InputError, match="torch finds no GPU here; --device cpu does the same"):
+        gpu.gpu_speed(tmp_path, tmp_path)
+
+
+def test_another_device_is_refused(tmp_path):
+    with pytest.raises(InputError, match="--device tpu: no such device; give cuda or cpu"):
+        gpu.gpu_speed(tmp_path, tmp_path, "tpu")
+
+
+FEW = ["set_vae", "vitals_vae"]
+
+
+@pytest.mark.parametrize("families", [FEW, pytest.param([*MODELS], marks=pytest.mark.slow)])
+def test_the_run_of_a_gpu_runs_on_the_cpu_and_finds_nothing_wrong(
+    families, synthetic_cohort, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(gpu_models, "MODELS", {name: MODELS[name] for name in families})
+    monkeypatch.setattr(gpu, "_phrases", lambda *_: None)  # a sentence transformer takes seconds
+    target = tmp_path / "gpu.json"
+    found = command.benchmark(target, cohort=synthetic_cohort, only="gpu", device="cpu")["gpu"]
+    assert json.loads(target.read_text())["parts"]["gpu"] == found
+    assert "faults" not in found
+    assert found["weights of a run killed and resumed, difference from a whole run's"] == 0
+    for family in families:
+        for precision in ("float32", "bf16"):
+            assert found[f"{family} tiny {precision}, patients per second"] > 0
+            assert 0 < found[f"{family} tiny {precision}, MFU"] < 10
+        assert found[f"{family} tiny float32, difference of losses from the CPU's"] < 1e-6
+        assert found[f"{family} tiny, patients predicted per second"] > 0
+
+
+def test_what_is_wrong_is_written_and_ends_the_command(synthetic_cohort, tmp_path, monkeypatch):
+    def wrong(*_):
+        report = gpu._Report()
+        report.check("weights", 0.2, 0.1)
+        report.check("losses", float("nan"), 0.1)
+        return {**report.figures, "faults": "; ".join(report.faults)}
+
+    monkeypatch.setattr(command, "gpu_speed", wrong)
+    target = tmp_path / "gpu.json"
+    with pytest.raises(
+        RunError, match=r"--only gpu: weights: 0\.2, above 0\.1; losses: nan, above"
+    ):
+        command.benchmark(target, cohort=synthetic_cohort, only="gpu", device="cpu")
+    assert json.loads(target.read_text())["parts"]["gpu"]["weights"] == 0.2
