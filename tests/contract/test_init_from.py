@@ -23,7 +23,10 @@ CONFIGS = Path(__file__).parents[2] / "configs" / "tiny"
 def turned(vocabulary):
     """The same codes in reverse: as many, at other places."""
     parts = (vocabulary.count, vocabulary.mean, vocabulary.std, vocabulary.quantiles)
-    return Vocabulary(vocabulary.codes[::-1], *(part[::-1].copy() for part in parts))
+    turned_parts = (part[::-1].copy() for part in parts)
+    return Vocabulary(
+        vocabulary.codes[::-1], *turned_parts, vocabulary.descriptions[::-1], vocabulary.origin
+    )
 
 
 def batch_of(experiment, family, patients, vocabulary):

@@ -122,9 +122,10 @@ def idle(config: EventTransformerConfig, task: bool) -> dict[str, str]:
         model |= dict.fromkeys(("mask_ratio", "next_value_weight", "next_time_weight"), why)
     elif not config.fills_in:
         model["mask_ratio"] = f"model.arch={config.arch}"
-    if config.values == "none" or config.value_as == "bin":
-        why = "model.values=none" if config.values == "none" else "model.value_as=bin"
-        model["levels"] = why
+    if config.values == "none":
+        model |= dict.fromkeys(("value_as", "levels"), "model.values=none")
+    elif config.value_as == "bin":
+        model["levels"] = "model.value_as=bin"
     return {f"model.{name}": why for name, why in model.items()}
 
 

@@ -161,6 +161,8 @@ def idle(config: JEPAConfig, task: bool) -> dict[str, str]:
         model |= dict.fromkeys(("blocks", "block_share"), "model.mask=future")
     elif config.mask == "blocks":
         model |= dict.fromkeys(("context_rows", "target_rows"), "model.mask=blocks")
+    if config.rows == "hours":
+        model["discharges"] = "model.rows=hours"
     if config.regulariser == "none":
         model["regulariser_weight"] = "model.regulariser=none"
     if task:
