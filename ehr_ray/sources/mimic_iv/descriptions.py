@@ -5,10 +5,10 @@ from collections.abc import Iterable, Mapping
 
 import pyarrow as pa
 
-from ehr_ray.sources.mimic_iv.kinds import UNKNOWN, parse
-from ehr_ray.sources.mimic_iv.rows import check_columns
-from ehr_ray.sources.mimic_iv.tables import Table, Titles
+from ehr_ray.sources.parsing.blocks import check_columns
 from ehr_ray.sources.parsing.csv_files import read_csv
+from ehr_ray.sources.parsing.kinds import UNKNOWN, parse
+from ehr_ray.sources.parsing.tables import Table, Titles
 from ehr_ray.storage import files
 
 Words = dict[str, str]

@@ -1,18 +1,14 @@
 """Typed rows of a table -> events."""
 
-from typing import Any, Final
-
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from ehr_ray.sources.mimic_iv.rows import Block, odd
 from ehr_ray.sources.mimic_iv.table_units import Registry, day_end
-from ehr_ray.sources.mimic_iv.tables import DAY_END, DISCHARGE, KNOWN, Event, Table
-from ehr_ray.sources.parsing.cells import Mask, Times, events_table
-
-AFTER: Final = np.timedelta64(1, "s")
-"""How long after discharge a stay's billing codes stand."""
+from ehr_ray.sources.mimic_iv.tables import DAY_END, DISCHARGE, KNOWN
+from ehr_ray.sources.parsing.blocks import Block
+from ehr_ray.sources.parsing.cells import Mask, Times
+from ehr_ray.sources.parsing.event_rows import AFTER, event_rows
+from ehr_ray.sources.parsing.tables import Table
 
 
 def block_events(block: Block, table: Table, registry: Registry) -> pa.Table:
@@ -24,7 +20,8 @@ def block_events(block: Block, table: Table, registry: Registry) -> pa.Table:
         _at_day_end(block, registry)
     if KNOWN in times:
         block.columns[KNOWN] = np.fmax(block.columns["charttime"], block.columns["storetime"])
-    return pa.concat_tables([_rows(event, block) for event in table.events])
+    subjects = block.columns[table.key]
+    return pa.concat_tables([event_rows(event, block, subjects) for event in table.events])
 
 
 def _at_discharge(block: Block, registry: Registry) -> None:
@@ -51,30 +48,3 @@ def _ends(block: Block, registry: Registry) -> tuple[Times, Mask]:
     ends = np.full(len(row), np.datetime64("NaT"), "datetime64[us]")
     ends[known] = registry.admissions.end[row[known]]
     return ends, known
-
-
-def _rows(event: Event, block: Block) -> pa.Table:
-    columns = block.columns
-    times = columns[event.time]
-    if event.billed:
-        times = times + AFTER
-    if event.not_before is not None:
-        times = np.where(np.isnat(times), times, np.fmax(times, columns[event.not_before]))
-    values = np.full(len(block), np.nan) if event.value is None else columns[event.value]
-    rows = events_table(columns["subject_id"], times, _codes(event.code, block), values)
-    there = ~np.isnat(times)
-    if not there.all():
-        rows = rows.filter(pa.array(there))
-    if event.value is not None:
-        block.rejects.odd_values(rows, columns[odd(event.value)][there])
-    return rows
-
-
-def _codes(template: str, block: Block) -> pa.Array:
-    """Return the code of each row, its `{column}`s filled in."""
-    parts: list[Any] = []
-    for part in template.split("//"):
-        named = part.startswith("{")
-        values = block.columns[part[1:-1]] if named else pa.repeat(pa.scalar(part), len(block))
-        parts.append(pa.array(values).cast(pa.string()))
-    return pc.binary_join_element_wise(*parts, "//")

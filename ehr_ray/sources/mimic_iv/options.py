@@ -1,12 +1,10 @@
 """What can be asked of the MIMIC-IV source."""
 
 from dataclasses import dataclass, field
-from typing import Final, Literal
+from typing import Literal
 
 from ehr_ray.errors import InputError
-
-LONG_STAY_HOURS: Final = 7 * 24.0
-"""A stay is long beyond this, so its label must be predicted before."""
+from ehr_ray.sources.parsing.labels import LONG_STAY_HOURS
 
 
 @dataclass(frozen=True)

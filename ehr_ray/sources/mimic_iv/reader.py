@@ -1,44 +1,29 @@
 """A folder of MIMIC-IV -> units of work, and a unit -> chunks."""
 
 import logging
-import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from ehr_ray.errors import InputError
 from ehr_ray.sources.mimic_iv.descriptions import describe, read_titles
 from ehr_ray.sources.mimic_iv.events import block_events
 from ehr_ray.sources.mimic_iv.options import MimicIvOptions
 from ehr_ray.sources.mimic_iv.patients import people
-from ehr_ray.sources.mimic_iv.rows import read_blocks
 from ehr_ray.sources.mimic_iv.table_units import Registry, load, read_patients
-from ehr_ray.sources.mimic_iv.tables import (
-    ADMISSIONS,
-    BY_NAME,
-    PATIENTS,
-    STAYS,
-    TABLES,
-    Table,
-    timed,
-)
+from ehr_ray.sources.mimic_iv.tables import ADMISSIONS, BY_NAME, PATIENTS, STAYS, TABLES, timed
 from ehr_ray.sources.mimic_iv.tasks import labels
-from ehr_ray.sources.parsing.csv_files import count_rows
-from ehr_ray.sources.parsing.parquet_files import READ_ERRORS
-from ehr_ray.sources.parsing.quarantine import Rejects
+from ehr_ray.sources.parsing.blocks import Block, read_blocks
+from ehr_ray.sources.parsing.event_rows import table_chunks
+from ehr_ray.sources.parsing.tables import Table
 from ehr_ray.sources.source import Chunk, Unit
 
 log = logging.getLogger(__name__)
 
 SUFFIXES: Final = (".csv", ".csv.gz")
-CHUNK_ROWS: Final = 1 << 18
-"""Events of several blocks that make a chunk."""
-
 LABELS: Final = "labels"
 
 
@@ -104,46 +89,16 @@ def _table(unit: Unit, table: Table, registry: Registry) -> Iterator[Chunk]:
     # A bad admission may be why its subject is not kept, so it is told whosever it is.
     everyone = replace(registry, kept=np.ones_like(registry.kept))
     checked = everyone if table is ADMISSIONS else registry
-    seen: set[str] = set()
-    pending: list[Chunk] = []
-    size = passed_over = 0
-    try:
+
+    def blocks() -> Iterator[Block]:
         for block in read_blocks(unit.root, name, table, checked):
             block.keep(registry.look_up(block.columns["subject_id"])[1])
-            events = block_events(block, table, registry)
-            if not len(events) + len(block.rejects):
-                # A small sample leaves nothing of most blocks, of which there are thousands.
-                passed_over += block.rows_read
-                continue
-            seen.update(pc.unique(events["code"]).to_pylist())
-            pending.append(Chunk(events, **block.rejects.tables(), rows_read=block.rows_read))
-            size += len(events) + len(block.rejects)
-            if size >= CHUNK_ROWS:
-                yield _joined(pending)
-                pending, size = [], 0
-    except READ_ERRORS as error:
-        damaged = Rejects()
-        damaged.file(name, f"unreadable: {error}")
-        lost = count_rows(os.path.join(unit.root, name))
-        yield Chunk(rejects=damaged.table(), files_read=1, lost_rows=lost)
-        return
-    end = Chunk(rows_read=passed_over, files_read=1, codes=describe(seen, words))
-    yield _joined([*pending, end])
+            yield block
 
-
-def _joined(chunks: list[Chunk]) -> Chunk:
-    """Return one chunk of several, of which the last may end the file."""
-    return Chunk(
-        events=pa.concat_tables([chunk.events for chunk in chunks]),
-        rejects=pa.concat_tables([chunk.rejects for chunk in chunks]),
-        changes=_stacked([chunk.changes for chunk in chunks]),
-        inequalities=_stacked([chunk.inequalities for chunk in chunks]),
-        rows_read=sum(chunk.rows_read for chunk in chunks),
-        files_read=chunks[-1].files_read,
-        codes=chunks[-1].codes,
+    yield from table_chunks(
+        unit.root,
+        name,
+        blocks(),
+        lambda block: block_events(block, table, registry),
+        lambda codes: describe(codes, words),
     )
-
-
-def _stacked(tables: list[pa.Table | None]) -> pa.Table | None:
-    there = [table for table in tables if table is not None]
-    return pa.concat_tables(there) if there else None

@@ -3,11 +3,8 @@
 About 50 bytes a patient and as many an admission; no other table is ever held.
 """
 
-import os
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -15,62 +12,15 @@ import pyarrow as pa
 
 from ehr_ray.errors import InputError
 from ehr_ray.sources.mimic_iv.options import MimicIvOptions
-from ehr_ray.sources.mimic_iv.rows import Block, Roster, read_blocks
-from ehr_ray.sources.mimic_iv.tables import ADMISSIONS, PATIENTS, Table
+from ehr_ray.sources.mimic_iv.tables import ADMISSIONS, PATIENTS
+from ehr_ray.sources.parsing.admissions import Admissions, Ids
+from ehr_ray.sources.parsing.blocks import joined, read_whole
 from ehr_ray.sources.parsing.cells import Mask, Times
-from ehr_ray.sources.parsing.parquet_files import READ_ERRORS
 from ehr_ray.sources.source import Chunk
 from ehr_ray.sources.splits import sample_positions
 
-Ids = npt.NDArray[np.int64]
 HOUR: Final = np.timedelta64(1, "h")
 DAY: Final = np.timedelta64(1, "D")
-
-
-@dataclass(frozen=True, eq=False)
-class Admissions:
-    """Hospital admissions of known subjects, by subject, start, length and `hadm`; A rows.
-
-    Of two that start together the longer is first.
-
-    Args:
-        subject: subject ids, [A].
-        hadm: admission ids, [A].
-        start: `admittime`, [A].
-        end: `dischtime`; where that was mistyped as earlier than the start, the death in it, else
-            the start, [A].
-        died: whether the patient died in it, or in another inside it, [A].
-        death: when, NaT for the others, [A].
-    """
-
-    subject: Ids
-    hadm: Ids
-    start: Times
-    end: Times
-    died: Mask
-    death: Times
-
-    def find(self, subject: Ids, hadm: Ids) -> tuple[npt.NDArray[np.intp], Mask]:
-        """Return (row of each admission, whether it is there and that subject's)."""
-        if not len(self.hadm):
-            return np.zeros(len(hadm), np.intp), np.zeros(len(hadm), bool)
-        at = np.searchsorted(self.hadm, hadm, sorter=self._by_hadm)
-        row = self._by_hadm[np.minimum(at, len(self.hadm) - 1)]
-        return row, (self.hadm[row] == hadm) & (self.subject[row] == subject)
-
-    @cached_property
-    def outer(self) -> npt.NDArray[np.intp]:
-        """Row of the admission that each one lies in, itself where it is in no other, [A]."""
-        _, subject = np.unique(self.subject, return_inverse=True)
-        times, rank = np.unique(self.end, return_inverse=True)
-        end = subject * len(times) + rank
-        latest = np.maximum.accumulate(end)
-        longest = np.append(True, end[1:] > latest[:-1])[: len(end)]
-        return np.maximum.accumulate(np.where(longest, np.arange(len(end)), 0))
-
-    @cached_property
-    def _by_hadm(self) -> npt.NDArray[np.intp]:
-        return np.argsort(self.hadm, kind="stable")
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,6 +34,7 @@ class Registry:
         dod: date of death where one is known, else NaT, [P].
         admissions: of all of them.
         kept: who comes into the cohort, [P].
+        table: where they are listed.
     """
 
     subject: Ids
@@ -92,6 +43,7 @@ class Registry:
     dod: Times
     admissions: Admissions
     kept: Mask
+    table: str = PATIENTS.name
 
     def look_up(self, ids: Ids) -> tuple[Mask, Mask]:
         """Return (whether each subject is known, whether it is kept)."""
@@ -188,36 +140,12 @@ _STAY: Final = {
 """Columns that are held, and how."""
 
 
-def read_whole(
-    root: str, name: str, table: Table, columns: Mapping[str, Any], roster: Roster | None = None
-) -> list[Block]:
-    """Return some columns of a whole table; a damaged file is an `InputError`."""
-    blocks = []
-    try:
-        for block in read_blocks(root, name, table, roster):
-            for column in set(block.columns) - set(columns):
-                del block.columns[column]
-            blocks.append(block)
-    except READ_ERRORS as error:
-        path = os.path.join(root, name)
-        raise InputError(f"{path}: unreadable ({error}); fetch it again") from None
-    return blocks
-
-
-def joined(blocks: Sequence[Block], columns: Mapping[str, Any]) -> dict[str, npt.NDArray]:
-    """Return the blocks' columns end to end; `columns` says their types."""
-    return {
-        name: np.concatenate([np.empty(0, kind), *(np.asarray(b.columns[name]) for b in blocks)])
-        for name, kind in columns.items()
-    }
-
-
 def _admissions(columns: dict[str, npt.NDArray]) -> Admissions:
     """Return the admissions with mistyped ends and deaths put right.
 
     A `deathtime` before the admission, or over a day after its end, is mistyped: death is then at
-    the end if the flag says that the patient died in it, and else not in it. A death in an
-    admission that lies inside another is one in both.
+    the end if the flag says that the patient died in it, and else not in it. An end before the
+    start is the death in the admission, else the start.
     """
     subject, hadm = columns["subject_id"], columns["hadm_id"]
     start, end, death = columns["admittime"], columns["dischtime"], columns["deathtime"]
@@ -225,12 +153,7 @@ def _admissions(columns: dict[str, npt.NDArray]) -> Admissions:
     believed = (death >= start) & (death <= end + DAY)
     died = (columns["hospital_expire_flag"] == 1) | believed
     death = np.where(believed, death, np.where(died, end, np.datetime64("NaT")))
-    order = np.lexsort((hadm, -end.astype(np.int64), start, subject))
-    found = (subject, hadm, start, end, died, death)
-    admissions = Admissions(*(values[order] for values in found))
-    np.logical_or.at(admissions.died, admissions.outer, admissions.died.copy())
-    np.fmin.at(admissions.death, admissions.outer, admissions.death.copy())
-    return admissions
+    return Admissions.of(subject, hadm, start, end, died, death)
 
 
 def select(registry: Registry, options: MimicIvOptions) -> Mask:

@@ -17,11 +17,10 @@ They differ from it where its events would be known too early or could not be to
   (`--lab-time store`).
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
-from ehr_ray.sources.mimic_iv.kinds import Kind
+from ehr_ray.sources.parsing.tables import Event, Table, Titles
 
 DISCHARGE: Final = "discharge"
 """A column that is made: when the admission `hadm_id` ended, a mistyped end put right."""
@@ -33,70 +32,8 @@ KNOWN: Final = "known"
 """A column that is made: `storetime`, or `charttime` where that is later or the only one."""
 
 
-@dataclass(frozen=True)
-class Event:
-    """An event that each row of a table gives.
-
-    Args:
-        code: words and `{column}`s.
-        time: its column; a row where it is blank gives no such event.
-        value: its column, if it has a value.
-        not_before: a time that it is moved to where it is earlier, as mistyped ends are.
-        billed: whether it stands a second after its time, since it is written only then.
-    """
-
-    code: str
-    time: str
-    value: str | None = None
-    not_before: str | None = None
-    billed: bool = False
-
-
-@dataclass(frozen=True)
-class Titles:
-    """Where the words for a table's codes stand: the rows of `table` with its `key` columns.
-
-    The key is what follows `prefix` in a code; `text` are the columns with the words.
-    """
-
-    table: str
-    prefix: str
-    key: tuple[str, ...]
-    text: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table that is read.
-
-    Args:
-        name: as its file without the ending.
-        columns: name -> kind, followed by `?` where it may be blank. `subject_id` is always read.
-        events: what a row gives.
-        titles: where its codes are explained.
-        present: a column without which a row is passed over.
-        status: a column that says a row was never carried out, if the table has it.
-        words: a column with a quantity's words by its name: an inequality there is read where the
-            quantity itself is blank, if the table has it.
-    """
-
-    name: str
-    columns: Mapping[str, str]
-    events: tuple[Event, ...] = ()
-    titles: tuple[Titles, ...] = ()
-    present: str | None = None
-    status: str | None = None
-    words: tuple[str, str] | None = None
-
-    def kind(self, column: str) -> tuple[Kind, bool]:
-        """Return (kind, whether it may be blank)."""
-        text = self.columns[column]
-        kind: Kind = text.removesuffix("?")  # type: ignore[assignment]
-        return kind, text.endswith("?")
-
-
-NEVER_DONE: Final = "Rewritten"
-"""Value of `statusdescription`: entered by mistake, not given to the patient."""
+NEVER_DONE: Final = ("statusdescription", "Rewritten")
+"""Entered by mistake, not given to the patient."""
 
 PATIENTS: Final = Table(
     "hosp/patients",
@@ -118,7 +55,7 @@ ADMISSIONS: Final = Table(
     },
     (
         Event("ED_REGISTRATION", "edregtime"),
-        Event("ED_OUT", "edouttime", not_before="edregtime"),
+        Event("ED_OUT", "edouttime", not_before=("edregtime",)),
         Event("HOSPITAL_ADMISSION//{admission_type}//{admission_location}", "admittime"),
         Event("HOSPITAL_DISCHARGE//{discharge_location}", DISCHARGE),
     ),
@@ -135,7 +72,7 @@ STAYS: Final = Table(
     },
     (
         Event("ICU_ADMISSION//{first_careunit}", "intime"),
-        Event("ICU_DISCHARGE//{last_careunit}", "outtime", not_before="intime"),
+        Event("ICU_DISCHARGE//{last_careunit}", "outtime", not_before=("intime",)),
     ),
 )
 
@@ -188,17 +125,17 @@ TABLES: Final = (
         {"starttime": "time", "endtime": "time?", "itemid": "whole"},
         (
             Event("PROCEDURE//START//{itemid}", "starttime"),
-            Event("PROCEDURE//END//{itemid}", "endtime", not_before="starttime"),
+            Event("PROCEDURE//END//{itemid}", "endtime", not_before=("starttime",)),
         ),
         _items("PROCEDURE//START") + _items("PROCEDURE//END"),
-        status="statusdescription",
+        never_done=NEVER_DONE,
     ),
     Table(
         "hosp/prescriptions",
         {"starttime": "time?", "stoptime": "time?", "drug": "text?"},
         (
             Event("MEDICATION//START//{drug}", "starttime"),
-            Event("MEDICATION//STOP//{drug}", "stoptime", not_before="starttime"),
+            Event("MEDICATION//STOP//{drug}", "stoptime", not_before=("starttime",)),
         ),
     ),
     Table(
@@ -214,10 +151,10 @@ TABLES: Final = (
         },
         (
             Event("INFUSION_START//{itemid}//{rateuom}", "starttime", "rate"),
-            Event("INFUSION_END//{itemid}//{amountuom}", "endtime", "amount", "starttime"),
+            Event("INFUSION_END//{itemid}//{amountuom}", "endtime", "amount", ("starttime",)),
         ),
         _items("INFUSION_START") + _items("INFUSION_END"),
-        status="statusdescription",
+        never_done=NEVER_DONE,
     ),
     Table(
         "icu/outputevents",

@@ -18,6 +18,9 @@ VALUE_TYPES: Final = {
     "categorical_value": pa.string(),
 }
 
+LONG_STAY_HOURS: Final = 7 * 24.0
+"""A stay is long beyond this, so its label must be predicted before."""
+
 
 @dataclass(frozen=True)
 class LeftOut:

@@ -2,9 +2,9 @@ import pytest
 
 from ehr_ray.sources.mimic_iv.events import block_events
 from ehr_ray.sources.mimic_iv.options import MimicIvOptions
-from ehr_ray.sources.mimic_iv.rows import read_blocks
 from ehr_ray.sources.mimic_iv.table_units import load
 from ehr_ray.sources.mimic_iv.tables import BY_NAME, timed
+from ehr_ray.sources.parsing.blocks import read_blocks
 
 
 @pytest.fixture

@@ -13,9 +13,9 @@ import pytest
 from ehr_ray.errors import InputError
 from ehr_ray.events.schema import is_origin
 from ehr_ray.sources.building.cohort import RECORD
-from ehr_ray.sources.mimic_iv import reader, rows
 from ehr_ray.sources.mimic_iv.options import MimicIvOptions
 from ehr_ray.sources.mimic_iv.reader import read, units
+from ehr_ray.sources.parsing import blocks, event_rows
 
 EXPECTED = """\
 1 static AGE 61
@@ -114,8 +114,8 @@ def test_versions_and_compression_give_the_same_bytes(mimic, cohort, version, gz
 
 def test_blocks_and_chunks_of_any_size_give_the_same_bytes(mimic, cohort, monkeypatch):
     whole = cohort("mimic-iv", mimic(), name="whole")
-    monkeypatch.setattr(rows, "BLOCK_BYTES", 700)
-    monkeypatch.setattr(reader, "CHUNK_ROWS", 1)
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 700)
+    monkeypatch.setattr(event_rows, "CHUNK_ROWS", 1)
     assert contents(cohort("mimic-iv", mimic(), name="pieces")) == contents(whole)
 
 
@@ -259,7 +259,7 @@ def test_a_sample_holds_all_of_its_subjects_and_nothing_of_others(
     assert set(written(sample)) == {line for line in written(whole) if int(line.split()[0]) in kept}
     labelled = pq.read_table(path / "labels/mortality.parquet")["subject_id"].to_pylist()
     assert set(labelled) == kept
-    monkeypatch.setattr(rows, "BLOCK_BYTES", 300)
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 300)
     again = cohort("mimic-iv", folder, name="again", sample_frac=0.3)
     assert contents(again) == contents(path)
     assert (again / RECORD).read_bytes() == (path / RECORD).read_bytes()

@@ -2,7 +2,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from ehr_ray.sources.mimic_iv.kinds import parse
+from ehr_ray.sources.parsing.kinds import parse
 
 NAT = np.datetime64("NaT")
 

@@ -1,4 +1,4 @@
-"""What a column of MIMIC-IV holds, and how its cells are read."""
+"""What a column of a table holds, and how its cells are read."""
 
 from typing import Any, Final, Literal
 
@@ -13,7 +13,7 @@ Kind = Literal["whole", "time", "number", "quantity", "text"]
 value that a row may lose, or words."""
 
 UNKNOWN: Final = "UNK"
-"""Stands for a blank word in a code, as in MEDS conversions of MIMIC-IV."""
+"""Stands for a blank word in a code, as in MEDS conversions."""
 
 REASONS: Final = {"whole": "a whole number", "time": "a time", "number": "a finite number"}
 

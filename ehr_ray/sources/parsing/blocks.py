@@ -1,0 +1,246 @@
+"""A table in blocks of typed rows: of the subjects that are kept, without the bad ones."""
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Final, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ehr_ray.errors import InputError
+from ehr_ray.sources.parsing.cells import Mask, flat, spelled
+from ehr_ray.sources.parsing.csv_files import (
+    COMMON,
+    Dialect,
+    csv_columns,
+    read_csv,
+    refuse_repeats,
+)
+from ehr_ray.sources.parsing.kinds import REASONS, Kind, parse
+from ehr_ray.sources.parsing.parquet_files import READ_ERRORS
+from ehr_ray.sources.parsing.quantities import DECIMAL_COMMA, UNREADABLE, quantities
+from ehr_ray.sources.parsing.quarantine import Rejects
+from ehr_ray.sources.parsing.tables import Table
+from ehr_ray.storage import files
+
+BLOCK_BYTES: Final = 1 << 20
+_INEQUALITY: Final = r"^\s*(<=|=<|>=|=>|<|>|≤|≥|less than|greater than)\s*[0-9.,]*[0-9]\s*$"
+BLOCK_ROWS: Final = 1 << 14
+"""Rows of a Parquet file that are read at once."""
+
+
+class Roster(Protocol):
+    """Who there is."""
+
+    @property
+    def table(self) -> str:
+        """The table that says so."""
+
+    def look_up(self, ids: npt.NDArray[np.int64]) -> tuple[Mask, Mask]:
+        """Return (whether a subject is known, whether it is kept)."""
+
+
+class Block:
+    """Some rows of a table.
+
+    Attributes:
+        name: the file.
+        columns: each is text until it is read, then as `parse` gives it; all of one length.
+        lines: of the file, from 1, int64.
+        rejects: rows that were refused.
+        rows_read: rows there were, the refused ones and those passed over included.
+    """
+
+    def __init__(self, name: str, text: pa.Table, lines: npt.NDArray, rejects: Rejects) -> None:
+        self.name = name
+        self.columns: dict[str, Any] = dict(zip(text.column_names, text.columns, strict=True))
+        self.lines: npt.NDArray[np.int64] = lines
+        self.rejects = rejects
+        self.rows_read = len(lines) + len(rejects)
+
+    def __len__(self) -> int:
+        """Return the number of rows left."""
+        return len(self.lines)
+
+    def keep(self, mask: Mask) -> None:
+        """Pass over the rows that are not marked."""
+        if mask.all():
+            return
+        marked = pa.array(mask)
+        self.lines = self.lines[mask]
+        for name, values in self.columns.items():
+            arrow = not isinstance(values, np.ndarray)
+            self.columns[name] = values.filter(marked) if arrow else values[mask]
+
+    def refuse(self, bad: Mask, reason: Callable[[int], str]) -> None:
+        """Quarantine the rows that are marked."""
+        if bad.any():
+            self.rejects.rows(bad, lambda i: (self.name, int(self.lines[i])), reason)
+            self.keep(~bad)
+
+    def read(self, column: str, kind: Kind, may_be_blank: bool) -> None:
+        """Give a column its type and refuse the rows where it has another.
+
+        A quantity is never refused: `odd(column)` says which cells were no plain numbers.
+        """
+        text = self.columns[column]
+        if kind == "quantity":
+            self.columns[column], self.columns[odd(column)] = quantities(text)
+            return
+        self.columns[column], blank, bad = parse(text, kind)
+
+        def reason(i: int) -> str:
+            if blank[i]:
+                return f"{column} is blank"
+            return f"{column} {text[i].as_py()!r} is not {REASONS[kind]}"
+
+        self.refuse(bad if may_be_blank else bad | blank, reason)
+
+
+def odd(column: str) -> str:
+    """Return where a block keeps the kinds of a quantity's cells (`quantities.PLAIN`, ...)."""
+    return f"{column} as read"
+
+
+def read_blocks(
+    root: str, name: str, table: Table, roster: Roster | None = None
+) -> Iterator[Block]:
+    """Yield a table about 2 MB at a time, all its columns read.
+
+    With a roster, rows of subjects that are not kept are passed over before anything but their key
+    is converted, and rows of unknown ones are refused. Raises `InputError` where a column is
+    missing, `pa.ArrowException` or `OSError` on a damaged file.
+    """
+    needed = [name for name in table.columns if name not in table.optional]
+    there = check_columns(root, name, [table.key, *needed])
+    columns = [table.key, *(c for c in table.columns if c.lower() in there)]
+    if table.never_done is not None and table.never_done[0].lower() in there:
+        columns.append(table.never_done[0])
+    if table.words is not None and table.words[1].lower() in there:
+        columns.append(table.words[1])
+    for text, lines, rejects in _pieces(root, name, {there[c.lower()]: c for c in columns}):
+        for column in table.columns:
+            if column.lower() not in there:
+                text = text.append_column(column, pa.array([""] * len(text), pa.string()))
+        block = Block(name, text, lines, rejects)
+        block.read(table.key, "whole", may_be_blank=False)
+        if roster is not None:
+            _of_the_kept(block, roster, table.key)
+        _inequalities(block, table)
+        _carried_out(block, table)
+        for column in table.columns:
+            block.read(column, *table.kind(column))
+        if table.numeric is not None:
+            block.keep(~np.isin(block.columns[odd(table.numeric)], (UNREADABLE, DECIMAL_COMMA)))
+        yield block
+
+
+def read_whole(
+    root: str, name: str, table: Table, columns: Mapping[str, Any], roster: Roster | None = None
+) -> list[Block]:
+    """Return some columns of a whole table; a damaged file is an `InputError`."""
+    blocks = []
+    try:
+        for block in read_blocks(root, name, table, roster):
+            for column in set(block.columns) - set(columns):
+                del block.columns[column]
+            blocks.append(block)
+    except READ_ERRORS as error:
+        path = os.path.join(root, name)
+        raise InputError(f"{path}: unreadable ({error}); fetch it again") from None
+    return blocks
+
+
+def joined(blocks: Sequence[Block], columns: Mapping[str, Any]) -> dict[str, npt.NDArray]:
+    """Return the blocks' columns end to end; `columns` says their types."""
+    return {
+        name: np.concatenate([np.empty(0, kind), *(np.asarray(b.columns[name]) for b in blocks)])
+        for name, kind in columns.items()
+    }
+
+
+def check_columns(root: str, name: str, needed: Sequence[str]) -> dict[str, str]:
+    """Return the columns of a file by their name in small letters, which are not told apart.
+
+    Raises `InputError` where one that is needed is missing.
+    """
+    path = os.path.join(root, name)
+    if name.endswith(".parquet"):
+        with files.reads(path, "fetch it again"):
+            names = files.open_parquet(path).schema_arrow.names
+    else:
+        names = csv_columns(path, _dialect(path))
+    refuse_repeats(path, [column.lower() for column in names])
+    there = {column.lower(): column for column in names}
+    for column in needed:
+        if column.lower() not in there:
+            raise InputError(f"{path}: no column {column}; it has {', '.join(names)}")
+    return there
+
+
+def _dialect(path: str) -> Dialect:
+    """Return how a CSV file is written: by tabs where its header has them and no comma.
+
+    So are vocabularies of OMOP, whatever their names end in.
+    """
+    names = csv_columns(path)
+    return Dialect("\t") if len(names) == 1 and "\t" in names[0] else COMMON
+
+
+def _pieces(
+    root: str, name: str, columns: dict[str, str]
+) -> Iterator[tuple[pa.Table, npt.NDArray[np.int64], Rejects]]:
+    """Yield (columns as strings, line of each row, malformed rows); `columns` are theirs -> ours.
+
+    A row of a Parquet file is as many lines down as in a CSV file of the same rows.
+    """
+    if not name.endswith(".parquet"):
+        dialect = _dialect(os.path.join(root, name))
+        for text, lines, rejects in read_csv(
+            root, name, list(columns), block_bytes=BLOCK_BYTES, dialect=dialect, one_line=True
+        ):
+            yield text.rename_columns([columns[c] for c in text.column_names]), lines, rejects
+        return
+    line = 2
+    file = files.open_parquet(os.path.join(root, name))
+    for batch in file.iter_batches(BLOCK_ROWS, columns=list(columns)):
+        text = pa.table(
+            {
+                ours: spelled(flat(batch[theirs]), theirs).fill_null("")
+                for theirs, ours in columns.items()
+            }
+        )
+        yield text, np.arange(line, line + len(text)), Rejects()
+        line += len(text)
+
+
+def _of_the_kept(block: Block, roster: Roster, key: str) -> None:
+    ids = block.columns[key]
+    known, kept = roster.look_up(ids)
+    block.keep(kept | ~known)
+    ids = block.columns[key]
+    known, _ = roster.look_up(ids)
+    block.refuse(~known, lambda i: f"{key} {ids[i]} is not in {roster.table}")
+
+
+def _inequalities(block: Block, table: Table) -> None:
+    """Give a blank quantity the inequality that its words are, such as `>100`."""
+    if table.words is None or table.words[1] not in block.columns:
+        return
+    quantity, words = table.words
+    numbers, text = block.columns[quantity], block.columns.pop(words)
+    blank = pc.equal(pc.utf8_trim_whitespace(numbers), "")
+    signed = pc.match_substring_regex(text, _INEQUALITY, ignore_case=True)
+    block.columns[quantity] = pc.if_else(pc.and_(blank, signed), text, numbers)
+
+
+def _carried_out(block: Block, table: Table) -> None:
+    """Pass over rows that say nothing: without the value it is about, or never carried out."""
+    if table.present is not None:
+        text = block.columns[table.present]
+        block.keep(pc.not_equal(text, "").to_numpy())
+    if table.never_done is not None and table.never_done[0] in block.columns:
+        column, never = table.never_done
+        block.keep(pc.not_equal(block.columns.pop(column), never).to_numpy())

@@ -1,0 +1,34 @@
+"""The files of a folder of tables, found by the tables' names."""
+
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+from ehr_ray.errors import InputError
+
+log = logging.getLogger(__name__)
+
+SUFFIXES: Final = (".csv", ".csv.gz", ".parquet")
+"""What a table's file may end in; of several the first is read."""
+
+
+def table_files(root: Path, names: Iterable[str]) -> dict[str, str]:
+    """Return table -> its file in the folder; capitals are not told apart.
+
+    Of a table that is there in several forms the plain CSV is read, and a warning says so. Raises
+    `InputError` where the path is no folder.
+    """
+    if not root.is_dir():
+        raise InputError(f"--input {root}: not a folder; give the one that holds the tables")
+    there: dict[str, str] = {}
+    for path in sorted(root.iterdir()):
+        there.setdefault(path.name.lower(), path.name)
+    found = {}
+    for name in names:
+        files = [there[name.lower() + end] for end in SUFFIXES if name.lower() + end in there]
+        if len(files) > 1:
+            log.warning("%s: %s is read, %s beside it is not", root, files[0], ", ".join(files[1:]))
+        if files:
+            found[name] = files[0]
+    return found
