@@ -23,6 +23,12 @@ def option(name: str, help: str, **more: Any) -> Option:
 
 RUN = option("run_folder", "folder of a trained run", metavar="RUN", type=location)
 ADDRESS = option("--address", "Ray cluster to join")
+CODE_MAP = option(
+    "--code-map",
+    "codes renamed and values scaled: eicu or mimic-iv (to the names and units of PhysioNet 2012), "
+    "or a CSV file of code,to,scale,offset",
+    metavar="CSV",
+)
 MIN_KNOWN_EVENTS = option(
     "--min-known-events",
     "share of another cohort's events whose codes the model must know (default 0.5)",
@@ -116,6 +122,13 @@ VERBS = (
                 "--repeats",
                 "keep or drop exact repeats of a row; they are counted either way (default keep)",
                 default="keep",
+            ),
+            CODE_MAP,
+            option(
+                "--split-by",
+                "static code, such as HOSPITAL: everybody who shares a value of it (CODE//value) "
+                "comes into one split",
+                metavar="CODE",
             ),
             option("--cpus", "1: this process; more: as Ray Data tasks", type=int),
             add_source_options,
@@ -245,7 +258,15 @@ VERBS = (
                 "label file of the cohort, such as mortality; none: no labels, whole stays",
             ),
             option("--output", "folder of the results", type=location),
+            option(
+                "--recalibrate",
+                "share of another cohort's subjects on which intercept and slope are refitted; "
+                "calibration is measured on the others before and after",
+                type=float,
+                metavar="SHARE",
+            ),
             MIN_KNOWN_EVENTS,
+            CODE_MAP,
             ADDRESS,
         ),
     ),
@@ -265,6 +286,7 @@ VERBS = (
                 required=True,
             ),
             MIN_KNOWN_EVENTS,
+            CODE_MAP,
             ADDRESS,
         ),
     ),

@@ -1,7 +1,7 @@
 """Embed a cohort by batch inference: one row a patient."""
 
-from collections.abc import Callable, Collection, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,9 +10,11 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from ehr_ray.errors import InputError
+from ehr_ray.events.code_map import CodeMap, load_code_map
 from ehr_ray.events.patients import shard_names, splits_of
 from ehr_ray.runtime.data.coverage import MIN_KNOWN, measure_coverage, require_coverage
 from ehr_ray.runtime.data.dataset import check_cohort, named_origin
+from ehr_ray.runtime.data.mapped import mapped_cohort
 from ehr_ray.runtime.data.tasks import run_shards
 from ehr_ray.runtime.inference import EMBEDDINGS, Request, ShardEmbedder, ShardPredictor
 from ehr_ray.runtime.session import session
@@ -32,6 +34,7 @@ def embed(
     output: str | Path,
     *,
     min_known_events: float = MIN_KNOWN,
+    code_map: str | None = None,
     address: str | None = None,
     on_ray: bool = True,
     verbose: bool = False,
@@ -43,7 +46,8 @@ def embed(
     `<split>/<n>.parquet`; files that are there already are kept, so a killed job continues, and
     those of another run or cohort are refused. No process ever holds the embeddings of more than
     some shards. A cohort is refused where the model knows a smaller share of its events than
-    `min_known_events`. Without `on_ray` all happens in this process.
+    `min_known_events`. `code_map` is a shipped map's name or a CSV file, from the cohort's codes
+    and units to those that the model knows. Without `on_ray` all happens in this process.
     """
     run = sync.fetch_run(run)
     folder = checkpoint.checkpoint_folder(run).absolute()
@@ -55,7 +59,8 @@ def embed(
     home = cohort.resolve() == loaded.experiment.cohort.resolve()
     request = Request(canonical(folder), origin=None if home else named_origin(cohort))
     opened = partial(session, address, verbose=verbose) if on_ray else None
-    job = _Job(loaded, request, cohort, splits_of(cohort), min_known_events, opened, say)
+    mapped = None if code_map is None else load_code_map(code_map)
+    job = _Job(loaded, request, cohort, splits_of(cohort), min_known_events, opened, say, mapped)
     target = local(output).absolute()
     if target.suffix == SUFFIX:
         return _one_file(job, output, target)
@@ -86,6 +91,15 @@ def _one_file(job: "_Job", output: str | Path, target: Path) -> int:
         sync.remove(scratch)
 
 
+@contextmanager
+def _removed(folder: Path) -> Iterator[None]:
+    """Remove a folder after the block, if it is there."""
+    try:
+        yield
+    finally:
+        sync.remove(folder)
+
+
 @dataclass(frozen=True)
 class _Job:
     """A model over the shards of a cohort."""
@@ -99,6 +113,7 @@ class _Job:
     session: Callable[[], AbstractContextManager[Any]] | None
     """Opens a Ray; None: all happens in this process."""
     say: Callable[[str], None]
+    code_map: CodeMap | None = None
 
     def content(self) -> dict[str, Any]:
         """Return what the embeddings depend on, for the note in their folder."""
@@ -111,6 +126,7 @@ class _Job:
                 (str(p.relative_to(self.cohort)), p.stat().st_size, p.stat().st_mtime_ns)
                 for p in shards
             ],
+            **({"code_map": self.code_map.digest} if self.code_map else {}),
         }
 
     def fill(self, folder: Path, there: Collection[str], *, bring: bool) -> list[Path]:
@@ -125,9 +141,13 @@ class _Job:
             for target, path in shards.items()
             if target.relative_to(folder).as_posix() not in there
         ]
+        scratch = files.temporary(folder)
         if jobs:
-            with self.session() if self.session else nullcontext():
-                self._require(list(shards.values()))
+            with self.session() if self.session else nullcontext(), _removed(scratch):
+                cohort = self._mapped(scratch)
+                for job in jobs:
+                    job["shard"] = str(cohort / Path(job["shard"]).relative_to(self.cohort))
+                self._require([cohort / path.relative_to(self.cohort) for path in shards.values()])
                 embedder = ShardEmbedder(ShardPredictor(self.request))
                 run_shards(
                     jobs,
@@ -138,6 +158,23 @@ class _Job:
                     bring=bring,
                 )
         return list(shards)
+
+    def _mapped(self, folder: Path) -> Path:
+        """Return the cohort, or its copy by the code map."""
+        if self.code_map is None:
+            return self.cohort
+        cohort, lines = mapped_cohort(
+            self.cohort,
+            [*self.splits],
+            self.code_map,
+            self.loaded.vocabulary,
+            folder,
+            on_ray=self.session is not None,
+            say=self.say,
+        )
+        for line in lines:
+            self.say(line)
+        return cohort
 
     def _require(self, shards: list[Path]) -> None:
         """Raise InputError where the model knows too few of the events."""

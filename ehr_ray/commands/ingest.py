@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Final, cast, get_args
 
 from ehr_ray.errors import InputError
-from ehr_ray.events.schema import ORIGIN_CODES, RECORD, parse_origin
+from ehr_ray.events.code_map import CodeMap, load_code_map
+from ehr_ray.events.schema import RECORD, parse_origin
 from ehr_ray.runtime.data.tasks import run_jobs
 from ehr_ray.runtime.session import session
 from ehr_ray.sources.building.cohort import (
@@ -21,11 +22,12 @@ from ehr_ray.sources.building.cohort import (
     finished,
     staging,
 )
+from ehr_ray.sources.building.groups import divide_groups, divide_part
 from ehr_ray.sources.building.limits import load_limits
 from ehr_ray.sources.building.shards import Shard, gather
 from ehr_ray.sources.building.staging import Plan, Repeats, scatter
 from ehr_ray.sources.source import Unit, get_source, make_options
-from ehr_ray.sources.splits import parse_splits
+from ehr_ray.sources.splits import SplitPolicy, parse_splits
 from ehr_ray.storage import files, sync
 from ehr_ray.storage.paths import canonical, is_uri, local
 
@@ -46,6 +48,8 @@ def ingest(
     ranges: str | None = None,
     conversions: str | None = None,
     repeats: str = "keep",
+    code_map: str | None = None,
+    split_by: str | None = None,
     cpus: int | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> IngestSummary:
@@ -60,8 +64,8 @@ def ingest(
         output: folder or URI of the cohort.
         splits: `0.8,0.1,0.1`, `all:held_out`, or a CSV or Parquet table of subject_id and split;
             None keeps the source's own splits and hashes the others 0.8,0.1,0.1.
-        origin: codes, by comma, whose first event is a subject's minute 0; None: the usual names
-            of an admission (`ORIGIN_CODES`).
+        origin: codes, by comma, whose first event is a subject's minute 0; None: the source's
+            own, else the usual names of an admission (`ORIGIN_CODES`).
         seed: of the hash that divides subjects.
         max_rejected: share of rows, and of files, that may be bad.
         options: the source's own, by field name or flag, typed or as text.
@@ -69,6 +73,8 @@ def ingest(
             is the source's own.
         conversions: of units, likewise.
         repeats: `keep` or `drop` the exact repeats of a row.
+        code_map: a shipped map's name or a CSV file: codes are renamed, values scaled.
+        split_by: a static code; everybody who shares a value of it comes into one split.
         cpus: 1 stays in this process, more starts Ray with that many; None decides by size.
         progress: called with one line whenever a piece of work is done.
 
@@ -83,19 +89,27 @@ def ingest(
     relative = record.relative_time(chosen)
     if origin is not None and relative:
         raise InputError(f"--origin {origin}: times of this input count from the admission already")
-    origins = ORIGIN_CODES if origin is None else parse_origin(origin, "--origin")
+    origins = record.origin if origin is None else parse_origin(origin, "--origin")
     if not 0 <= max_rejected <= 1:
         raise InputError(f"--max-rejected {max_rejected}: not a share between 0 and 1")
     limits = load_limits(ranges or record.limits[0], conversions or record.limits[1])
     if repeats not in get_args(Repeats):
         raise InputError(f"--repeats {repeats}: choose from {', '.join(get_args(Repeats))}")
+    mapped = None if code_map is None else load_code_map(code_map)
     given = None if input is None else sync.fetch(input)
     given = _existing(given, source, record.needs_input)
-    if splits is None:
+    if split_by is not None:
+        policy = _by_groups(policy, splits, split_by)
+    elif splits is None:
         policy = replace(policy, file=record.split_table(given))
     units = record.units(given, chosen)
     print_, size = fingerprint(
-        record, chosen, policy, units, origins, treatment=(limits.digest, repeats)
+        record,
+        chosen,
+        policy,
+        units,
+        origins,
+        treatment=_treatment(limits.digest, repeats, mapped, split_by),
     )
     place, output = canonical(output), local(output).absolute()
     stored = _stored(place)
@@ -115,11 +129,31 @@ def ingest(
         staging(output, print_) as folder,
         session(address, num_cpus=cpus, without="--cpus 1") if on_ray else contextlib.nullcontext(),
     ):
-        plan = Plan(source, chosen, policy, folder, origins, limits, cast(Repeats, repeats))
+        plan = Plan(
+            source,
+            chosen,
+            policy,
+            folder,
+            origins,
+            limits,
+            cast(Repeats, repeats),
+            mapped,
+            split_by,
+        )
         reader = ReadUnit(plan, output)
         run_jobs(
             reader, [*enumerate(units)], on_ray=on_ray, say=progress, verb="read", label=_unit_name
         )
+        if split_by is not None:
+            divide_groups(plan, len(units))
+            run_jobs(
+                DividePart(plan, output),
+                [*range(len(units))],
+                on_ray=on_ray,
+                say=progress,
+                verb="divided",
+                label=lambda number: f"part {number}",
+            )
         shards = check_parts(plan, len(units), max_rejected)
         writer = WriteShard(plan, output, len(units), relative)
         run_jobs(
@@ -129,6 +163,23 @@ def ingest(
         summary = finish(plan, record, shards, len(units), output, print_)
     sync.push(output, whole=True)
     return replace(summary, seconds=time.monotonic() - started)
+
+
+def _by_groups(policy: SplitPolicy, splits: str | None, code: str) -> SplitPolicy:
+    """Return the policy of `--split-by`: shares of whole groups, whatever the source says."""
+    if not code.strip("/ "):
+        raise InputError("--split-by: no code; name a static one, such as HOSPITAL")
+    if policy.file is not None:
+        raise InputError(f"--split-by {code}: --splits {splits} divides already; give one of them")
+    return replace(policy, keep_source=False)
+
+
+def _treatment(
+    limits: str, repeats: str, code_map: CodeMap | None, split_by: str | None
+) -> tuple[str, ...]:
+    """Return what decides the bytes beside source and options; what was not asked adds nothing."""
+    more = {"code_map": code_map and code_map.digest, "split_by": split_by}
+    return (limits, repeats, *(f"{key}={value}" for key, value in more.items() if value))
 
 
 def _stored(place: str) -> bool:
@@ -165,6 +216,19 @@ class ReadUnit:
         """Read the unit; a disk that refuses the part is told as the output's."""
         with files.writes(f"--output {self.output}"):
             scatter(self.plan, *job)
+
+
+@dataclass(frozen=True)
+class DividePart:
+    """The job of a part, given by its number: its events by the splits of their groups."""
+
+    plan: Plan
+    output: Path
+
+    def __call__(self, number: int) -> None:
+        """Write the part anew; a disk that refuses it is told as the output's."""
+        with files.writes(f"--output {self.output}"):
+            divide_part(self.plan, number)
 
 
 @dataclass(frozen=True)

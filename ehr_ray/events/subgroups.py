@@ -76,6 +76,32 @@ def default_subgroups() -> dict[str, Subgroup]:
     }
 
 
+PLACES: Final = {
+    "hospital": "HOSPITAL",
+    "hospital beds": "HOSPITAL_BEDS",
+    "hospital region": "HOSPITAL_REGION",
+    "teaching hospital": "HOSPITAL_TEACHING",
+    "care site": "CARE_SITE",
+}
+"""Name of a subgroup to what its codes begin with, before `//`."""
+MAX_PLACES: Final = 50
+"""More hospitals than these are not told one by one."""
+
+
+def place_subgroups(codes: Sequence[str]) -> dict[str, Subgroup]:
+    """Return subgroups by hospital, of the codes that a cohort has."""
+    found = {}
+    for name, prefix in PLACES.items():
+        groups = {
+            code.removeprefix(f"{prefix}//"): (code,)
+            for code in sorted(codes)
+            if code.startswith(f"{prefix}//")
+        }
+        if 1 < len(groups) <= MAX_PLACES:
+            found[name] = Subgroup(groups=groups)
+    return found
+
+
 class SubgroupReader:
     """Answers which group a subject of a shard was in at a time.
 

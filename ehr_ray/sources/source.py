@@ -13,7 +13,7 @@ from typing import Any, Final, Literal
 import pyarrow as pa
 
 from ehr_ray.errors import InputError
-from ehr_ray.events.schema import EVENTS, REJECTED
+from ehr_ray.events.schema import EVENTS, ORIGIN_CODES, REJECTED
 
 EPOCH: Final = datetime(2000, 1, 1)
 """Minute 0 of sources whose time is relative to admission."""
@@ -27,6 +27,7 @@ FILES_PER_UNIT: Final = 2_000
 SOURCES: Final = {
     "physionet2012": "ehr_ray.sources.physionet2012",
     "mimic-iv": "ehr_ray.sources.mimic_iv",
+    "eicu": "ehr_ray.sources.eicu",
     "meds": "ehr_ray.sources.meds",
     "patient-parquet": "ehr_ray.sources.patient_parquet",
     "table": "ehr_ray.sources.table",
@@ -128,6 +129,7 @@ class Source:
         split_table: input -> its own table of subject_id and split, which counts before the
             `split` of chunks.
         positive: options -> task -> what its positive class is, for `tasks.json`.
+        origin: codes of a subject's minute 0, unless `--origin` names others.
         limits: tables of plausible ranges and of units that are applied unless `--ranges` and
             `--units` say otherwise.
     """
@@ -142,6 +144,7 @@ class Source:
     descriptions: Mapping[str, str] = field(default_factory=dict)
     split_table: Callable[[Path], Path | None] = lambda _: None
     positive: Callable[[Any], Mapping[str, str]] | None = None
+    origin: tuple[str, ...] = ORIGIN_CODES
     limits: tuple[str, str] = ("none", "none")
 
 
@@ -159,7 +162,11 @@ class Option:
 
 def count_codes(codes: pa.ChunkedArray | pa.Array, change: str) -> pa.Table:
     """Return the `CHANGES` rows of one change that happened to events of these codes."""
-    counts = codes.value_counts()
+    return changes_of(codes.value_counts(), change)
+
+
+def changes_of(counts: pa.StructArray, change: str) -> pa.Table:
+    """Return the `CHANGES` rows of one change, from the `value_counts` of codes."""
     names, numbers = counts.field("values"), counts.field("counts")
     return pa.table([names, pa.repeat(change, len(names)), numbers], schema=CHANGES)
 

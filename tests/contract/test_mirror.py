@@ -36,6 +36,7 @@ ELSEWHERE = {
 """What only a cluster, or a whole verb, shows: the file in tests/ that does."""
 TOGETHER = {
     "commands/crossval/fold.py": "unit/commands/crossval/test_command.py",
+    "commands/evaluate/other_cohort.py": "unit/commands/evaluate/test_command.py",
     "config/crossval.py": "unit/commands/crossval/test_plan.py",
     "config/schema.py": "unit/test_registry.py",
     "config/sections.py": "unit/test_experiment.py",

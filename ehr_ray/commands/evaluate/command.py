@@ -2,11 +2,19 @@
 
 import contextlib
 import dataclasses
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
+from ehr_ray.commands.evaluate.other_cohort import (
+    check_share,
+    coverage_result,
+    drift_of,
+    mapped_subject,
+    subgroups_by_place,
+)
 from ehr_ray.commands.evaluate.predicted_splits import (
     EvaluationInputs,
     choose_features,
@@ -40,11 +48,13 @@ from ehr_ray.evaluation.report.write import (
 from ehr_ray.evaluation.suite import SplitPredictions, SuiteInput, SuiteResult, get_suite, merged
 from ehr_ray.evaluation.tasks.downstream import TaskScores, fit_task, score_task
 from ehr_ray.evaluation.tasks.early_warning import early_warning_result, fit_hours
+from ehr_ray.evaluation.tasks.external import calibration_result
 from ehr_ray.evaluation.tasks.prediction_sets import prediction_set_result
 from ehr_ray.evaluation.tasks.subgroups import subgroup_result
 from ehr_ray.evaluation.tasks.verdicts import MODEL
+from ehr_ray.events.code_map import load_code_map
 from ehr_ray.events.labels import choose_task, read_labels
-from ehr_ray.runtime.data.coverage import MIN_KNOWN, measure_coverage, require_coverage
+from ehr_ray.runtime.data.coverage import MIN_KNOWN
 from ehr_ray.runtime.data.dataset import check_cohort
 from ehr_ray.runtime.data.tasks import Say, split_shards
 from ehr_ray.runtime.inference import matrix, write_embeddings
@@ -78,6 +88,8 @@ def evaluate(
     task: str | None = None,
     output: str | Path | None = None,
     min_known_events: float = MIN_KNOWN,
+    code_map: str | None = None,
+    recalibrate: float | None = None,
     address: str | None = None,
     on_ray: bool = True,
     pages: bool = True,
@@ -98,6 +110,10 @@ def evaluate(
         task: label file of the cohort; `none`: whole patients, without labels.
         output: folder of the results; the run's own unless given.
         min_known_events: share, 0 to 1.
+        code_map: a shipped map's name or a CSV file, from another cohort's codes and units to those
+            of the run's.
+        recalibrate: share of the subjects of another cohort on which intercept and slope are
+            refitted, to measure calibration on the others before and after.
         address: of the Ray to join.
         on_ray: infer by Ray Data; else in this process, as a task of Ray does.
         pages: write figures, results and the report beside metrics, predictions and embeddings.
@@ -107,11 +123,23 @@ def evaluate(
     subject = _subject(sync.fetch_run(run), cohort, split, task, output)
     subject = dataclasses.replace(subject, on_ray=on_ray)
     check_cohort(subject.cohort, subject.experiment.cache, say)
-    with session(address, verbose=verbose) if on_ray else contextlib.nullcontext():
-        coverage = _coverage(subject, min_known_events, say)
-        scores, found, inputs = _score(subject, say)
-    found = merged([coverage, found])
-    lines = _write(subject, scores, found, inputs, say, pages)
+    chosen = None if code_map is None else load_code_map(code_map)
+    if recalibrate is not None:
+        check_share(recalibrate, subject)
+    if chosen is not None and subject.own:
+        raise InputError(
+            f"--code-map {code_map}: the run's own cohort has its codes; --cohort OTHER"
+        )
+    scratch = subject.run.absolute() / ".parts" / f"mapped-{os.getpid()}"
+    try:
+        with session(address, verbose=verbose) if on_ray else contextlib.nullcontext():
+            subject, mapped = mapped_subject(subject, chosen, scratch, say)
+            coverage = coverage_result(subject, min_known_events, say)
+            scores, found, inputs = _score(subject, recalibrate, say)
+        found = merged([SuiteResult(lines=mapped), coverage, found])
+        lines = _write(subject, scores, found, inputs, say, pages)
+    finally:
+        sync.remove(scratch)
     sync.push(subject.target)
     return lines
 
@@ -145,24 +173,15 @@ def _subject(
             )
         choose_task(home, task)
     target = output or (run if own else run / "evaluations" / judged_cohort.resolve().name)
-    return Subject(run, loaded, judged_cohort, own, split, task, local(target))
+    subgroups = dict(loaded.experiment.evaluation.subgroups)
+    if subgroups and not own:
+        subgroups = {**subgroups_by_place(judged_cohort), **subgroups}
+    return Subject(run, loaded, judged_cohort, own, split, task, local(target), subgroups=subgroups)
 
 
-def _coverage(subject: Subject, least: float, say: Say) -> SuiteResult:
-    """Return which events of another cohort's split the model knows; of its own it knows all."""
-    if subject.own:
-        return SuiteResult()
-    shards = split_shards(subject.cohort, subject.split)
-    coverage = measure_coverage(shards, subject.loaded.vocabulary, on_ray=subject.on_ray, say=say)
-    require_coverage(coverage, least, subject.cohort)
-    return SuiteResult(
-        metrics={f"{subject.split}/known_events": coverage.known},
-        sections={"Events the model does not know": coverage.table()} if coverage.unknown else {},
-        lines=(coverage.line(),),
-    )
-
-
-def _score(subject: Subject, say: Say) -> tuple[TaskScores | None, SuiteResult, EvaluationInputs]:
+def _score(
+    subject: Subject, recalibrate: float | None, say: Say
+) -> tuple[TaskScores | None, SuiteResult, EvaluationInputs]:
     """Embed what is needed; fit on the run's cohort, score the split asked for."""
     home, task = subject.experiment.cohort, subject.task
     if task is None:
@@ -212,6 +231,10 @@ def _score(subject: Subject, say: Say) -> tuple[TaskScores | None, SuiteResult, 
     if subject.split != "tuning":  # on which the sets are fitted
         sets = fit_sets(fitted.model_probability(splits["tuning"]), splits["tuning"].label)
         task_results.append(prediction_set_result(sets, divisions, scores, subject.split, **draws))
+    if not subject.own:
+        say("measuring calibration and drift in the other cohort")
+        task_results.append(calibration_result(scores, subject.split, share=recalibrate, **draws))
+        task_results.append(drift_of(subject, splits["train"], scored[subject.split]))
     return scores, merged(task_results), inputs
 
 
@@ -325,7 +348,7 @@ def _suites(subject: Subject, inputs: EvaluationInputs, say: Say) -> SuiteResult
         model=subject.experiment.model,
         vocabulary=subject.loaded.vocabulary,
         target=subject.target,
-        cohort=subject.cohort,
+        cohort=subject.events,
         home=subject.experiment.cohort if subject.experiment.cohort.is_dir() else None,
         task=subject.task,
         baselines=subject.experiment.evaluation.baselines,

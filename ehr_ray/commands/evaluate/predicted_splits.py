@@ -68,7 +68,7 @@ def predict_judged_split(
     """Embed the split asked for; where it was fitted on it is there already."""
     if subject.own and subject.split in fit:
         return fit[subject.split]
-    return _embedded(subject, subject.cohort, subject.split, labels, say)
+    return _embedded(subject, subject.events, subject.split, labels, say)
 
 
 def _embedded(
@@ -77,7 +77,7 @@ def _embedded(
     """Return a split's inference; that of the run's own train and tuning is kept in the run."""
     shards = split_shards(cohort, split)
     fitted_on = cohort.resolve() == subject.experiment.cohort.resolve()
-    judged = split == subject.split and cohort.resolve() == subject.cohort.resolve()
+    judged = split == subject.split and cohort.resolve() == subject.events.resolve()
     weights = checkpoint.checkpoint_folder(subject.run) / "model.safetensors"
     request = _request(subject, weights.parent, split, shards, labels is not None, judged)
     if not fitted_on:
@@ -145,7 +145,7 @@ def _request(
         hours=tuple(sorted(map(float, set(settings.hours)))) if labelled else (),
         hours_share=settings.hour_patients / patients,
         hours_fit=split == "train" and not judged,
-        subgroups=settings.subgroups if labelled and judged else {},
+        subgroups=subject.subgroups if labelled and judged else {},
     )
 
 
@@ -215,6 +215,6 @@ def divisions_of(predictions: SplitPredictions, subject: Subject) -> list[Divisi
     """Return the subgroups of a split's rows that the experiment asks for."""
     return [
         Division(name, subgroup.names, predictions.samples[f"subgroup/{name}"].to_pylist())
-        for name, subgroup in subject.experiment.evaluation.subgroups.items()
+        for name, subgroup in subject.subgroups.items()
         if f"subgroup/{name}" in predictions.samples.column_names
     ]

@@ -4,7 +4,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from ehr_ray.events.labels import read_labels
 from ehr_ray.events.patient_features import FeatureCodes
 from ehr_ray.events.patients import splits_of
 from ehr_ray.events.scaling import CENTRES
+from ehr_ray.events.subgroups import Subgroup
 from ehr_ray.experiment import Experiment, to_yaml
 from ehr_ray.runtime.inference import matrix
 from ehr_ray.sources.building.cohort import TASKS
@@ -48,11 +49,20 @@ class Subject:
     on_ray: bool = True
     features: FeatureCodes | None = None
     """What baselines read; None without baselines."""
+    mapped: Path | None = None
+    """A copy of the cohort with the codes of the run's, where a code map was given."""
+    subgroups: Mapping[str, Subgroup] = field(default_factory=dict)
+    """Ways to divide the judged patients."""
 
     @property
     def experiment(self) -> Experiment:
         """The run's experiment."""
         return self.loaded.experiment
+
+    @property
+    def events(self) -> Path:
+        """The cohort whose events are read."""
+        return self.mapped or self.cohort
 
 
 def positive_class(cohort: Path, task: str | None) -> str:

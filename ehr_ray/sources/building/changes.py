@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from ehr_ray.errors import InputError
 from ehr_ray.sources.building.limits import CONVERTED, OTHER_UNIT, OUTSIDE
 from ehr_ray.sources.building.shards import DROPPED, KEPT, Shard
-from ehr_ray.sources.building.staging import Plan, stacked
+from ehr_ray.sources.building.staging import MAPPED, Plan, stacked
 from ehr_ray.sources.parsing.quantities import DECIMAL_COMMA, FIRST_SIGN, GROUPED, UNREADABLE
 from ehr_ray.sources.parsing.quarantine import KINDS, NAIVE, ZONED
 from ehr_ray.sources.source import CHANGES, INEQUALITIES
@@ -25,6 +25,7 @@ TABLE: Final = "changes.parquet"
 PHRASES: Final = {
     OUTSIDE: ("values out of their plausible range", "left out as not measured (--ranges)"),
     OTHER_UNIT: ("values in another unit than their range, without a conversion", "kept"),
+    MAPPED: ("events of codes in the map", "renamed (--code-map)"),
     CONVERTED: ("values in a known other unit", "converted (--units)"),
     KINDS[FIRST_SIGN]: ("values such as >100", "number kept, sign in inequalities.parquet"),
     KINDS[GROUPED]: ("values such as 1,234", "read as 1234"),

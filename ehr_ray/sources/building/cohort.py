@@ -35,6 +35,7 @@ from ehr_ray.sources.building.metadata import (
 )
 from ehr_ray.sources.building.shards import Shard, plan_shards
 from ehr_ray.sources.building.staging import (
+    MAPPED,
     Plan,
     check_folders,
     check_subjects,
@@ -45,7 +46,7 @@ from ehr_ray.sources.building.staging import (
 )
 from ehr_ray.sources.parsing.identifiers import NAMES
 from ehr_ray.sources.parsing.quarantine import masked
-from ehr_ray.sources.source import Source, Unit
+from ehr_ray.sources.source import CHANGES, Source, Unit
 from ehr_ray.sources.splits import SplitPolicy
 from ehr_ray.storage import files
 from ehr_ray.storage.lock import exclusive_lock
@@ -242,6 +243,7 @@ def check_parts(plan: Plan, num_parts: int, max_rejected: float) -> list[Shard]:
     """
     parts = [plan.part(i) for i in range(num_parts)]
     _check_rejects(parts, max_rejected)
+    map_note(plan, parts)
     check_values(parts, totals(parts)["values"], max_rejected)
     check_subjects(parts)
     check_folders(parts)
@@ -251,10 +253,20 @@ def check_parts(plan: Plan, num_parts: int, max_rejected: float) -> list[Shard]:
             f"--splits {plan.policy.file}: {left_out:,} subjects of the input have no split there; "
             "add them, or take them out of the input"
         )
-    counts = sum(np.load(part / "counts.npy") for part in parts)
+    counts = sum(np.load(plan.keyed(i) / "counts.npy") for i in range(num_parts))
     if not np.any(counts):
         raise InputError(f"no event in the input: is it in the format of --source {plan.source}?")
     return plan_shards(counts)
+
+
+def map_note(plan: Plan, parts: list[Path]) -> str | None:
+    """Return a line on codes of the map that no event has; `InputError` if no event has any."""
+    if plan.code_map is None:
+        return None
+    changes = stacked(parts, "changes", CHANGES)
+    return plan.code_map.check(
+        changes.filter(pc.equal(changes["change"], MAPPED))["code"].to_pylist()
+    )
 
 
 def _check_rejects(parts: list[Path], max_rejected: float) -> None:
@@ -309,7 +321,10 @@ def finish(
         labels=labels,
         labels_without_subject=orphans,
         changes=changes,
-        notes=tuple(division_notes(plan, parts, subjects["subject_id"].to_numpy())),
+        notes=(
+            *division_notes(plan, parts, subjects["subject_id"].to_numpy()),
+            *filter(None, [map_note(plan, parts)]),
+        ),
     )
     _write_records(plan, summary, shards, metadata, print_)
     if source.positive:

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from ehr_ray.errors import InputError
 from ehr_ray.events.schema import ORIGIN_CODES, is_origin
 from ehr_ray.events.vocabulary import described, fit_codes, with_origin
+from ehr_ray.sources.building.groups import group_notes
 from ehr_ray.sources.building.shards import Shard
 from ehr_ray.sources.building.staging import Plan, part_labels, side_table, undivided
 from ehr_ray.sources.parsing.labels import resolve
@@ -46,6 +47,8 @@ def division_notes(plan: Plan, parts: list[Path], subjects: npt.NDArray[np.int64
     if left_out := undivided(parts):
         shares = ", ".join(f"{share:g}" for share in plan.policy.fractions)
         yield f"{left_out:,} subjects have no split in the source: divided by hash, {shares}"
+    if plan.split_by is not None:
+        yield from group_notes(plan, subjects)
     if plan.policy.file is not None and not plan.policy.keep_source:
         table = read_splits(str(plan.policy.file))
         if table.renamed:

@@ -111,7 +111,7 @@ def _collect(plan: Plan, shard: Shard, num_parts: int, relative_time: bool) -> p
     batches = [
         batch
         for index in range(num_parts)
-        for batch in read_keys(plan.part(index), shard.first, shard.last)
+        for batch in read_keys(plan.keyed(index), shard.first, shard.last)
     ]
     events = pa.Table.from_batches(batches, EVENTS)
     again = repeats_of(events)

@@ -5,12 +5,12 @@ A part is a folder that appears by one rename, so an interrupted ingest keeps wh
     parts/<n>/events.arrow  record batches, each sorted by key = split * NUM_BUCKETS + bucket
               counts.npy    rows by key
               part.json     rows and files read and refused
-              {rejected,changes,inequalities,subjects,folders,names,codes,undivided}.parquet
+              {rejected,changes,inequalities,subjects,folders,names,codes,undivided,groups}.parquet
               labels/<task>.parquet
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -22,11 +22,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ehr_ray.errors import InputError
+from ehr_ray.events.code_map import CodeMap
 from ehr_ray.events.schema import EVENTS, ORIGIN_CODES, REJECTED, SPLIT_NAMES, SPLITS
 from ehr_ray.sources.building.limits import Limits
 from ehr_ray.sources.parsing.identifiers import NAMES, spellings
 from ehr_ray.sources.parsing.split_table import read_splits
-from ehr_ray.sources.source import Chunk, Unit, get_source
+from ehr_ray.sources.source import Chunk, Unit, changes_of, get_source
 from ehr_ray.sources.splits import (
     NUM_BUCKETS,
     SplitPolicy,
@@ -41,6 +42,11 @@ MAPPED_ROWS: Final = 1 << 20
 """Rows of a part after which it is mapped anew: pages that were touched count as memory."""
 
 Repeats = Literal["keep", "drop"]
+
+MAPPED: Final = "code mapped"
+
+GROUPS: Final = pa.schema([pa.field("subject_id", pa.int64()), pa.field("group", pa.string())])
+"""Who shares a value of the code that subjects are divided by."""
 
 STAGED = pa.schema([pa.field("key", pa.uint16()), *EVENTS])
 
@@ -57,6 +63,8 @@ class Plan:
         origin: codes of the time origin.
         limits: plausible ranges and units of values.
         repeats: whether exact repeats of a row are kept, or only the first of them.
+        code_map: what becomes of codes, after ranges and units.
+        split_by: a static code; everybody who shares a value of it comes into one split.
     """
 
     source: str
@@ -66,10 +74,17 @@ class Plan:
     origin: tuple[str, ...] = ORIGIN_CODES
     limits: Limits = field(default_factory=Limits)
     repeats: Repeats = "keep"
+    code_map: CodeMap | None = None
+    split_by: str | None = None
 
     def part(self, index: int) -> Path:
         """Return the folder of the part that unit `index` makes."""
         return self.staging / "parts" / f"{index:06d}"
+
+    def keyed(self, index: int) -> Path:
+        """Return the folder of the part's events by their final keys, and of their counts."""
+        folder = "parts" if self.split_by is None else "divided"
+        return self.staging / folder / f"{index:06d}"
 
 
 def scatter(plan: Plan, index: int, unit: Unit) -> None:
@@ -78,16 +93,22 @@ def scatter(plan: Plan, index: int, unit: Unit) -> None:
     if final.exists():
         return
 
-    def publish(part: Path) -> None:
+    with files.new_folder(final, publish_as(final)) as part:
+        _write_part(part, get_source(plan.source).read(unit, plan.options), plan)
+
+
+def publish_as(final: Path) -> Callable[[Path], None]:
+    """Return a function that renames a finished folder to `final`, unless it is there by then."""
+
+    def publish(folder: Path) -> None:
         try:
-            part.rename(final)
+            folder.rename(final)
         except OSError:
             # The same task, run twice by a retry, was faster elsewhere.
             if not final.exists():
                 raise
 
-    with files.new_folder(final, publish) as part:
-        _write_part(part, get_source(plan.source).read(unit, plan.options), plan)
+    return publish
 
 
 def _write_part(part: Path, chunks: Iterator[Chunk], plan: Plan) -> None:
@@ -99,7 +120,12 @@ def _write_part(part: Path, chunks: Iterator[Chunk], plan: Plan) -> None:
             if chunk.lost_rows is not None:
                 break
             events, changes = plan.limits.apply(chunk.events)
-            staged, keys, undivided = _stage(events, plan.policy)
+            if plan.code_map is not None:
+                events, mapped = plan.code_map.apply(events)
+                changes = pa.concat_tables([changes, changes_of(mapped, MAPPED)])
+            staged, keys, undivided = stage(events, plan.policy)
+            if plan.split_by is not None:
+                tables.setdefault("groups", []).append(groups_of(events, plan.split_by))
             for batch in staged.to_batches():
                 writer.write_batch(batch)
             counts += np.bincount(keys, minlength=NUM_KEYS)
@@ -165,7 +191,20 @@ def _side_tables(chunk: Chunk) -> Iterator[tuple[str, pa.Table]]:
         yield f"labels/{task}", table
 
 
-def _stage(
+def groups_of(events: pa.Table, code: str) -> pa.Table:
+    """Return `GROUPS` rows: the values that subjects have of a static code."""
+    static = events.filter(pc.is_null(events["time"])).select(
+        ["subject_id", "code", "numeric_value"]
+    )
+    named = pc.starts_with(static["code"], code + "//")
+    static = static.filter(pc.or_(named, pc.equal(static["code"], code)))
+    number = static["numeric_value"].cast(pa.string()).fill_null("")
+    group = pc.binary_join_element_wise(static["code"].cast(pa.string()), number, "=")
+    rows = pa.table([static["subject_id"], group], schema=GROUPS)
+    return rows.group_by(GROUPS.names, use_threads=False).aggregate([])
+
+
+def stage(
     events: pa.Table, policy: SplitPolicy
 ) -> tuple[pa.Table, npt.NDArray[np.uint16], npt.NDArray[np.int64]]:
     """Return (the rows as one batch sorted by key, in stable order, their keys, the undivided).

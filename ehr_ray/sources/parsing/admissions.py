@@ -3,8 +3,8 @@
 Each label is made at a moment when its answer is not yet known. `mortality` and
 `length_of_stay_7d`: some hours after a start, for patients who are then alive and in hospital,
 about that admission; one inside another is part of it. `readmission_30d`: at every discharge of a
-patient who is then alive and in no other admission; true if another begins within 30 days. A patient who dies at home within these
-days, and the last admission of the record, count as false.
+patient who is then alive and in no other admission; true if another begins within 30 days. A
+patient who dies at home within these days, and the last admission of the record, count as false.
 """
 
 from dataclasses import dataclass

@@ -7,7 +7,7 @@ import pytest
 
 from ehr_ray.errors import InputError
 from ehr_ray.events.schema import EVENTS
-from ehr_ray.events.subgroups import Subgroup, SubgroupReader, default_subgroups
+from ehr_ray.events.subgroups import Subgroup, SubgroupReader, default_subgroups, place_subgroups
 
 DAY = 86_400_000_000
 
@@ -155,3 +155,13 @@ def test_bands_are_named_by_their_edges():
 def test_a_subgroup_that_says_nothing_or_two_things_is_refused(fields, reason):
     with pytest.raises(ValueError, match=reason):
         Subgroup(**fields)
+
+
+def test_hospitals_are_subgroups_unless_there_is_one_or_too_many():
+    codes = ["HOSPITAL//2", "HOSPITAL//10", "HOSPITAL_REGION//West", "HR", "HOSPITAL_BEDS//<100"]
+    codes += [f"CARE_SITE//{i}" for i in range(51)]
+    found = place_subgroups([*codes, "HOSPITAL_BEDS//>= 500"])
+    assert {name: one.groups for name, one in found.items()} == {
+        "hospital": {"10": ("HOSPITAL//10",), "2": ("HOSPITAL//2",)},
+        "hospital beds": {"<100": ("HOSPITAL_BEDS//<100",), ">= 500": ("HOSPITAL_BEDS//>= 500",)},
+    }

@@ -11,7 +11,13 @@ from ehr_ray.events.schema import SPLITS
 
 SHARED = Path(__file__).parents[4] / "shared" / "data"
 
-TREATMENT = {"ranges": "ranges", "units": "conversions", "repeats": "repeats"}
+TREATMENT = {
+    "ranges": "ranges",
+    "units": "conversions",
+    "repeats": "repeats",
+    "code_map": "code_map",
+    "split_by": "split_by",
+}
 """What `ingest` is told of values beside the options of a source."""
 
 

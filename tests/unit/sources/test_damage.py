@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from made_up import eicu
 
 from ehr_ray.commands.ingest import ingest
 from ehr_ray.errors import UserError
@@ -188,6 +189,7 @@ COLUMNS = {"id_column": "pid", "time_column": "at", "code_column": "what", "valu
 INPUTS = {
     "physionet2012": (physionet2012, {}),
     "mimic-iv": (mimic_iv, {}),
+    "eicu": (eicu.write, {}),
     "meds": (meds, {}),
     "patient-parquet": (patient_parquet, {}),
     "table": (table_csv, COLUMNS),

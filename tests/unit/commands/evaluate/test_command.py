@@ -4,14 +4,19 @@ import json
 import shutil
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray
 
+from ehr_ray.commands.embed import embed
 from ehr_ray.commands.evaluate.command import evaluate
 from ehr_ray.commands.train.command import train
+from ehr_ray.errors import InputError
 from ehr_ray.events.blocks import BlockStore
+from ehr_ray.events.code_map import CodeMap, Entry
 from ehr_ray.events.labels import read_labels
+from ehr_ray.events.schema import EVENTS
 from ehr_ray.train import checkpoint
 from ehr_ray.train.predictor import Predictor
 from ehr_ray.train.statistics import STATISTICS
@@ -141,3 +146,87 @@ def test_an_ensemble_is_what_metrics_and_predictions_are_of_on_any_cohort(
         assert not np.allclose(ours, network)
         told.append(ours)
     np.testing.assert_array_equal(*told)  # the other cohort is the same: nothing was refitted on it
+
+
+@pytest.fixture(scope="module")
+def abroad(tiny_run, tmp_path_factory):
+    """The run's cohort with other names and units, and the map back."""
+    cohort = checkpoint.load(tiny_run).experiment.cohort
+    other = tmp_path_factory.mktemp("other") / "abroad"
+    shutil.copytree(cohort, other)
+    codes = checkpoint.load(tiny_run).vocabulary.codes
+    table = pq.read_table(other / "metadata" / "codes.parquet")
+    names = ["HOSPITAL//1", "HOSPITAL//2", *table["code"].to_pylist()[2:]]
+    table = table.set_column(0, "code", pa.array(names, pa.string()))
+    pq.write_table(table, other / "metadata" / "codes.parquet")
+    there = CodeMap({code: Entry(f"theirs//{code}", 10.0, -3.0) for code in codes})
+    for shard in (other / "data").rglob("*.parquet"):
+        events = there.apply(pq.ParquetFile(shard).read().cast(EVENTS))[0]
+        ids = np.unique(events["subject_id"].to_numpy())
+        place = [f"HOSPITAL//{1 + i % 2}" for i in ids]
+        static = pa.table([ids, [None] * len(ids), place, [None] * len(ids)], schema=EVENTS)
+        events = pa.concat_tables([static, events]).sort_by([("subject_id", "ascending")])
+        pq.write_table(events, shard)
+    back = other.with_name("back.csv")
+    rows = [f'"theirs//{code}","{code}",0.1,0.3' for code in codes]
+    back.write_text("\n".join(["code,to,scale,offset", *rows, "never,never,1,0"]))
+    return other, back
+
+
+def test_another_cohort_is_judged_in_the_names_and_units_of_the_runs_own(
+    tiny_run, abroad, tmp_path
+):
+    other, back = abroad
+    evaluate(tiny_run, output=tmp_path / "own", on_ray=False, pages=False)
+    how = {"code_map": str(back), "recalibrate": 0.4, "on_ray": False}
+    lines = evaluate(tiny_run, cohort=other, output=tmp_path / "out", **how)
+    own, found = (json.loads((tmp_path / n / "metrics.json").read_text()) for n in ("own", "out"))
+    assert 0.9 < found["held_out/known_events"] < 1  # of hospitals it knows nothing
+    assert found["held_out/auroc"] == pytest.approx(own["held_out/auroc"], abs=1e-3)
+    assert found["held_out/brier"] == pytest.approx(own["held_out/brier"], abs=1e-3)
+    assert [line for line in lines if "does not know 1 of" in line and line.endswith("never")]
+    assert not list((tiny_run / ".parts").glob("mapped-*"))
+    # Of few patients there may be none of one class to refit on, which is told.
+    assert [line for line in lines if "refitted on" in line or "cannot be fitted on" in line]
+    assert any(name.startswith("held_out/subgroups/hospital/") for name in found)
+    assert not any(name.startswith("held_out/subgroups/hospital/") for name in own)
+    with pytest.raises(InputError, match=r"knows 0\.0% of"):
+        evaluate(tiny_run, cohort=other, output=tmp_path / "no", on_ray=False)
+
+
+@pytest.mark.parametrize(
+    ("share", "message"),
+    [(1.0, "--recalibrate 1.0: not a share"), (0.5, "--recalibrate 0.5: needs another cohort")],
+)
+def test_a_share_that_cannot_be_refitted_on_is_refused(tiny_run, tmp_path, share, message):
+    with pytest.raises(InputError, match=message):
+        evaluate(tiny_run, recalibrate=share, output=tmp_path, on_ray=False)
+
+
+def test_a_code_map_of_the_runs_own_cohort_or_of_other_data_is_refused(tiny_run, abroad, tmp_path):
+    with pytest.raises(InputError, match="--code-map eicu: the run's own cohort has its codes"):
+        evaluate(tiny_run, code_map="eicu", output=tmp_path, on_ray=False)
+    with pytest.raises(InputError, match="--code-map eicu: no event has any of its"):
+        evaluate(tiny_run, cohort=abroad[0], code_map="eicu", output=tmp_path, on_ray=False)
+
+
+def test_another_cohort_is_embedded_in_the_names_and_units_of_the_runs_own(
+    tiny_run, abroad, tmp_path
+):
+    other, back = abroad
+    own = checkpoint.load(tiny_run).experiment.cohort
+    rows = embed(tiny_run, own, tmp_path / "own.parquet", on_ray=False)
+    how = {"code_map": str(back), "on_ray": False}
+    assert embed(tiny_run, other, tmp_path / "file.parquet", **how) == rows
+    assert embed(tiny_run, other, tmp_path / "folder", **how) == rows
+    tables = [
+        pq.read_table(tmp_path / name).sort_by("subject_id")
+        for name in ("own.parquet", "file.parquet")
+    ]
+    first, second = (np.stack(table["embedding"].to_numpy()) for table in tables)
+    assert second == pytest.approx(first, abs=1e-2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "file.parquet",
+        "folder",
+        "own.parquet",
+    ]

@@ -1,0 +1,76 @@
+"""What an evaluation does where the cohort is not the run's own: codes, coverage, drift, places."""
+
+import dataclasses
+from pathlib import Path
+
+from ehr_ray.commands.evaluate.report_content import Subject
+from ehr_ray.errors import InputError
+from ehr_ray.evaluation.suite import SuiteResult
+from ehr_ray.evaluation.tasks.downstream import Split
+from ehr_ray.evaluation.tasks.external import drift_result
+from ehr_ray.events.code_map import CodeMap
+from ehr_ray.events.subgroups import Subgroup, place_subgroups
+from ehr_ray.runtime.data.coverage import measure_coverage, require_coverage
+from ehr_ray.runtime.data.dataset import CODES
+from ehr_ray.runtime.data.mapped import mapped_cohort
+from ehr_ray.runtime.data.tasks import Say, split_shards
+from ehr_ray.storage import files
+
+
+def check_share(share: float, subject: Subject) -> None:
+    """Refuse a `--recalibrate` that is no share, or that has nothing to be refitted on."""
+    if not 0 < share < 1:
+        raise InputError(f"--recalibrate {share}: not a share between 0 and 1")
+    if subject.own or subject.task is None:
+        needs = "another cohort (--cohort)" if subject.own else "a task (--task)"
+        raise InputError(f"--recalibrate {share}: needs {needs}")
+
+
+def mapped_subject(
+    subject: Subject, code_map: CodeMap | None, scratch: Path, say: Say
+) -> tuple[Subject, tuple[str, ...]]:
+    """Return (the subject with a mapped copy of its events, lines on the map)."""
+    if code_map is None:
+        return subject, ()
+    cohort, lines = mapped_cohort(
+        subject.cohort,
+        [subject.split],
+        code_map,
+        subject.loaded.vocabulary,
+        scratch,
+        on_ray=subject.on_ray,
+        say=say,
+    )
+    return dataclasses.replace(subject, mapped=cohort), tuple(lines)
+
+
+def coverage_result(subject: Subject, least: float, say: Say) -> SuiteResult:
+    """Return which events of another cohort's split the model knows; of its own it knows all."""
+    if subject.own:
+        return SuiteResult()
+    shards = split_shards(subject.events, subject.split)
+    coverage = measure_coverage(shards, subject.loaded.vocabulary, on_ray=subject.on_ray, say=say)
+    require_coverage(coverage, least, subject.cohort)
+    return SuiteResult(
+        metrics={f"{subject.split}/known_events": coverage.known},
+        sections={"Events the model does not know": coverage.table()} if coverage.unknown else {},
+        lines=(coverage.line(),),
+    )
+
+
+def drift_of(subject: Subject, home: Split, judged: Split) -> SuiteResult:
+    """Return how far the variables of another cohort are from the run's own."""
+    if home.features is None or judged.features is None or subject.features is None:
+        return SuiteResult()
+    names = subject.loaded.vocabulary.codes
+    codes = [names[i] for i in subject.features.simple]
+    return drift_result(codes, home.features, judged.features, subject.split)
+
+
+def subgroups_by_place(cohort: Path) -> dict[str, Subgroup]:
+    """Return the subgroups by hospital of a cohort, of the codes that it lists."""
+    path = cohort / CODES
+    if not path.is_file():
+        return {}
+    codes: list[str] = files.read_parquet(path, ["code"])["code"].to_pylist()
+    return place_subgroups(codes)

@@ -1,0 +1,131 @@
+"""`--split-by CODE`: everybody who shares a value of a static code comes into one split.
+
+The parts are read first, divided as if nothing was said, since a subject's value may stand in any
+of them. Then each part is written once more, with the keys of the splits that groups have.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from ehr_ray.errors import InputError
+from ehr_ray.events.schema import EVENTS, SPLITS
+from ehr_ray.sources.building.staging import (
+    GROUPS,
+    NUM_KEYS,
+    STAGED,
+    Plan,
+    publish_as,
+    stacked,
+    stage,
+)
+from ehr_ray.sources.parsing.identifiers import subject_id
+from ehr_ray.sources.splits import SplitPolicy, sample_positions
+from ehr_ray.storage import files
+
+TABLE: Final = "groups.parquet"
+"""In the staging folder: subject_id and split of everybody who has a value of the code."""
+
+
+def divide_groups(plan: Plan, num_parts: int) -> None:
+    """Write which split each subject with a value of the code is in.
+
+    Groups that share a subject are one. They are put into a fixed random order, and the splits are
+    runs of it that have about the shares of subjects asked for. Raises `InputError` where nobody
+    has the code, or all are one group.
+    """
+    parts = [plan.part(i) for i in range(num_parts)]
+    rows = stacked(parts, "groups", GROUPS)
+    if not len(rows):
+        raise InputError(
+            f"--split-by {plan.split_by}: no static event of the input is {plan.split_by} or "
+            f"{plan.split_by}//...; name a static code of it"
+        )
+    ids, subject = np.unique(rows["subject_id"].to_numpy(), return_inverse=True)
+    encoded = rows["group"].combine_chunks().dictionary_encode()
+    names, group = encoded.dictionary.to_pylist(), encoded.indices.to_numpy()
+    size = len(names) + len(ids)
+    edges = coo_array((np.ones(len(rows)), (group, subject + len(names))), shape=(size, size))
+    number, component = connected_components(edges, directed=False)
+    if number < 2:
+        raise InputError(
+            f"--split-by {plan.split_by}: all {len(ids):,} subjects share one value or are linked "
+            "by those who have several; name another code"
+        )
+    first = {}
+    for name, at in sorted(zip(names, component[: len(names)].tolist(), strict=True)):
+        first.setdefault(at, name)
+    keys = np.array(
+        [subject_id(f"{plan.policy.seed} {first[at]}") for at in range(number)], np.int64
+    )
+    split = _splits(keys, np.bincount(component[len(names) :], minlength=number), plan.policy)
+    table = pa.table({"subject_id": ids, "split": split[component[len(names) :]]})
+    files.write_parquet(table, plan.staging / TABLE)
+
+
+def _splits(
+    keys: npt.NDArray[np.int64], sizes: npt.NDArray[np.int64], policy: SplitPolicy
+) -> npt.NDArray[np.uint8]:
+    """Return the position in `SPLITS` of each group."""
+    order = np.argsort(sample_positions(keys), kind="stable")
+    middle = (np.cumsum(sizes[order]) - sizes[order] / 2) / sizes.sum()
+    found = np.empty(len(keys), np.uint8)
+    edges = np.cumsum(policy.fractions)[:-1]
+    found[order] = np.minimum(np.searchsorted(edges, middle, side="right"), len(SPLITS) - 1)
+    return found
+
+
+def divide_part(plan: Plan, index: int) -> None:
+    """Write a part's events by the splits of their groups; one that is there is kept.
+
+    Subjects without a value of the code are divided by their own hash.
+    """
+    final = plan.keyed(index)
+    if final.exists():
+        return
+    known = files.open_parquet(plan.staging / TABLE).read()
+    ids, split = known["subject_id"].to_numpy(), known["split"].to_numpy()
+    names = np.array(SPLITS, object)
+
+    policy = replace(plan.policy, keep_source=True)
+    with files.new_folder(final, publish_as(final)) as folder:
+        counts = np.zeros(NUM_KEYS, np.int64)
+        with pa.ipc.new_file(str(folder / "events.arrow"), STAGED) as writer:
+            for events in _batches(plan, index):
+                subjects = events["subject_id"].to_numpy()
+                at = np.minimum(np.searchsorted(ids, subjects), len(ids) - 1)
+                column = pa.array(names[split[at]], pa.string(), mask=ids[at] != subjects)
+                staged, keys, _ = stage(events.append_column("split", column), policy)
+                for batch in staged.to_batches():
+                    writer.write_batch(batch)
+                counts += np.bincount(keys, minlength=NUM_KEYS)
+        np.save(folder / "counts.npy", counts)
+
+
+def group_notes(plan: Plan, subjects: npt.NDArray[np.int64]) -> Iterator[str]:
+    """Yield what is to be said of the division of a cohort's subjects."""
+    known = files.open_parquet(plan.staging / TABLE).read()
+    alone = len(np.setdiff1d(subjects, known["subject_id"].to_numpy()))
+    if alone:
+        yield f"--split-by {plan.split_by}: {alone:,} subjects have no value of it: divided by hash"
+    there = np.unique(known["split"].to_numpy())
+    for position, share in enumerate(plan.policy.fractions):
+        if share > 0 and position not in there:
+            yield (
+                f"--split-by {plan.split_by}: its groups are too few or too large for {share:g} of "
+                f"the subjects in {SPLITS[position]}: none is there; change --splits or --seed"
+            )
+
+
+def _batches(plan: Plan, index: int) -> Iterator[pa.Table]:
+    """Yield the events of a part, in order, without holding more than one batch."""
+    with pa.memory_map(str(plan.part(index) / "events.arrow")) as file:
+        reader = pa.ipc.open_file(file)
+        for number in range(reader.num_record_batches):
+            yield pa.Table.from_batches([reader.get_batch(number)]).select(EVENTS.names)

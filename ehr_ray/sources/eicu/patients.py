@@ -1,0 +1,106 @@
+"""What is known of each patient and each stay: who and where, admissions, discharges, death."""
+
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from ehr_ray.sources.eicu.stays import Stays
+from ehr_ray.sources.parsing.cells import Floats, Times, events_table
+from ehr_ray.sources.parsing.kinds import UNKNOWN
+
+_SEX: Final = {"Female": "F", "Male": "M"}
+Rows = npt.NDArray[np.intp]
+
+
+def patient_events(stays: Stays, hospitals: dict[int, tuple[str, ...]]) -> pa.Table:
+    """Return the `EVENTS` of all patients; `hospitals` are the static codes of each hospital.
+
+    Static are sex, age and ethnicity, as of the first stay, and `HOSPITAL//<id>` of every hospital
+    that a patient was in. A hospital stay is told once, however many unit stays it has.
+    """
+    rows = stays.rows
+    first = stays.first_of(stays.subject)
+    never = np.full(len(stays.subject), np.datetime64("NaT"), "datetime64[us]")
+    places = np.stack([stays.subject, rows["hospitalid"]])
+    each = np.sort(np.unique(places, axis=1, return_index=True)[1])
+    hospital_stay = np.stack([stays.subject, rows["patienthealthsystemstayid"]])
+    once = stays.first_of(np.unique(hospital_stay, axis=1, return_inverse=True)[1].reshape(-1))
+    every = np.arange(len(stays.subject))
+
+    def pick(at: Rows, times: Times, code: str, *columns: str, value: str = "") -> pa.Table:
+        words = zip(*(rows[column][at] for column in columns), strict=True) if columns else None
+        codes = [code] * len(at) if words is None else ["//".join([code, *w]) for w in words]
+        values = rows[value][at] if value else np.full(len(at), np.nan)
+        return _events(stays.subject[at], times[at], codes, values)
+
+    known = [(i, code) for i in each for code in hospitals.get(int(rows["hospitalid"][i]), ())]
+    sex = ["GENDER//" + _SEX.get(text, text) for text in rows["gender"][first]]
+    aged = first[~np.isnan(stays.age[first])]
+    at_home = np.array([i for i, _ in known], np.intp)
+    weighed = {
+        name: every[~np.isnan(rows[name])]
+        for name in ("admissionheight", "admissionweight", "dischargeweight")
+    }
+    return pa.concat_tables(
+        [
+            _events(stays.subject[first], never[first], sex),
+            _events(stays.subject[aged], never[aged], ["AGE"] * len(aged), stays.age[aged]),
+            pick(first, never, "ETHNICITY", "ethnicity"),
+            _events(
+                stays.subject[each],
+                never[each],
+                [f"HOSPITAL//{h}" for h in rows["hospitalid"][each]],
+            ),
+            _events(stays.subject[at_home], never[at_home], [code for _, code in known]),
+            pick(once, stays.hospital_start, "HOSPITAL_ADMISSION", "hospitaladmitsource"),
+            pick(every, stays.unit_start, "UNIT_ADMISSION", "unittype", "unitadmitsource"),
+            pick(
+                weighed["admissionheight"],
+                stays.unit_start,
+                "ADMISSION_HEIGHT",
+                value="admissionheight",
+            ),
+            pick(
+                weighed["admissionweight"],
+                stays.unit_start,
+                "ADMISSION_WEIGHT",
+                value="admissionweight",
+            ),
+            pick(
+                weighed["dischargeweight"],
+                stays.unit_end,
+                "DISCHARGE_WEIGHT",
+                value="dischargeweight",
+            ),
+            pick(every, stays.unit_end, "UNIT_DISCHARGE", "unitdischargelocation"),
+            pick(once, stays.hospital_end, "HOSPITAL_DISCHARGE", "hospitaldischargelocation"),
+            _deaths(stays),
+        ]
+    )
+
+
+def hospital_codes(beds: str, teaching: str, region: str) -> tuple[str, ...]:
+    """Return the static codes of a hospital, of what is known of it."""
+    kinds = ("HOSPITAL_BEDS", beds), ("HOSPITAL_TEACHING", teaching), ("HOSPITAL_REGION", region)
+    return tuple(f"{kind}//{text}" for kind, text in kinds if text != UNKNOWN)
+
+
+def _deaths(stays: Stays) -> pa.Table:
+    """Return the deaths: at the discharge from the unit if it was there, else from the hospital."""
+    died, _ = stays.died()
+    unit = stays.rows["unitdischargestatus"] == "Expired"
+    time = np.where(unit, stays.unit_end, stays.hospital_end)
+    order = np.lexsort((time, stays.subject))
+    order = order[died[order]]
+    subject, first = np.unique(stays.subject[order], return_index=True)
+    return _events(subject, time[order[first]], ["MEDS_DEATH"] * len(first))
+
+
+def _events(
+    ids: npt.NDArray[np.int64], times: Times, codes: Sequence[str], values: Floats | None = None
+) -> pa.Table:
+    values = np.full(len(ids), np.nan) if values is None else values.astype(np.float64)
+    return events_table(ids, times, pa.array(codes, pa.string()), values)
