@@ -28,6 +28,7 @@ SOURCES: Final = {
     "physionet2012": "ehr_ray.sources.physionet2012",
     "mimic-iv": "ehr_ray.sources.mimic_iv",
     "eicu": "ehr_ray.sources.eicu",
+    "omop": "ehr_ray.sources.omop",
     "meds": "ehr_ray.sources.meds",
     "patient-parquet": "ehr_ray.sources.patient_parquet",
     "table": "ehr_ray.sources.table",

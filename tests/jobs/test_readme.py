@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from made_up import eicu, exports, hancock, mimic_iv, physionet2012
+from made_up import eicu, exports, hancock, mimic_iv, omop, physionet2012
 
 from ehr_ray.cli.main import build_parser, main
 from ehr_ray.runtime.session import session
@@ -158,6 +158,7 @@ def place(ray_folder, tmp_path_factory):
     physionet2012.write(path / "physionet2012", stays=100)
     mimic_iv.write(path / "mimiciv" / "3.1", mimic_iv.stays(80))
     eicu.write(path / "eicu-crd" / "2.0", eicu.hospitals(60))
+    omop.write(path / "cdm")
     hancock.write(path / "hancock")
     exports.write_meds(path / "mimic_meds")
     exports.write_tables(path / "export", path / "plausible.csv")

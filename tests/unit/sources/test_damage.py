@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from made_up import eicu
+from made_up import eicu, omop
 
 from ehr_ray.commands.ingest import ingest
 from ehr_ray.errors import UserError
@@ -190,6 +190,7 @@ INPUTS = {
     "physionet2012": (physionet2012, {}),
     "mimic-iv": (mimic_iv, {}),
     "eicu": (eicu.write, {}),
+    "omop": (omop.write, {}),
     "meds": (meds, {}),
     "patient-parquet": (patient_parquet, {}),
     "table": (table_csv, COLUMNS),

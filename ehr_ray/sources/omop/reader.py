@@ -1,0 +1,207 @@
+"""A folder of the OMOP common data model -> units of work, and a unit -> chunks."""
+
+import logging
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ehr_ray.errors import InputError
+from ehr_ray.events.schema import EVENTS, REJECTED
+from ehr_ray.sources.omop.options import OmopOptions
+from ehr_ray.sources.omop.persons import (
+    Persons,
+    day_end,
+    exact,
+    load,
+    person_events,
+    read_persons,
+    visit_events,
+)
+from ehr_ray.sources.omop.tables import (
+    AT,
+    BY_NAME,
+    CONCEPT,
+    CONCEPTS,
+    CONDITIONS,
+    DEATH,
+    DETAILS,
+    END,
+    INTENSIVE,
+    KEY,
+    PERSON,
+    TABLES,
+    VISIT,
+    VISITS,
+)
+from ehr_ray.sources.parsing.admissions import readmission_labels, stay_labels
+from ehr_ray.sources.parsing.blocks import Block, read_blocks
+from ehr_ray.sources.parsing.cells import Times
+from ehr_ray.sources.parsing.event_rows import event_rows, table_chunks
+from ehr_ray.sources.parsing.kinds import UNKNOWN
+from ehr_ray.sources.parsing.table_files import table_files
+from ehr_ray.sources.parsing.tables import Table
+from ehr_ray.sources.source import Chunk, Unit
+
+log = logging.getLogger(__name__)
+
+LABELS: Final = "labels"
+BASE: Final = (PERSON.name, VISITS.name, DEATH.name)
+"""Tables that are held."""
+_IDS: Final = re.compile(r"//(\d+)(?=//|$)")
+
+
+def units(path: Path, options: OmopOptions) -> list[Unit]:  # noqa: ARG001
+    """List the persons, the visits, the tables that are there, and the labels.
+
+    Says once which tables are not there. Raises `InputError` without persons or concepts.
+    """
+    files = table_files(path, [*BY_NAME, CONCEPTS.name])
+    for name in (PERSON.name, CONCEPTS.name):
+        if name not in files:
+            raise InputError(
+                f"--input {path}: no {name}.csv, {name}.csv.gz or {name}.parquet; give the folder "
+                "of an OMOP CDM (5.3 or 5.4) with its vocabulary"
+            )
+    if not any(len(block) for block in read_blocks(str(path), files[CONCEPTS.name], CONCEPTS)):
+        raise InputError(
+            f"{path / files[CONCEPTS.name]}: no concept in it; export the vocabulary with the data"
+        )
+    if missing := [name for name in BY_NAME if name not in files]:
+        log.warning("%s: not there, left out: %s", path, ", ".join(missing))
+    uses = tuple(files[n] for n in (*BASE, CONCEPTS.name) if n in files)
+    found = [
+        Unit(str(path), (files[name],), name, uses=uses)
+        for name in (*BASE, *(table.name for table in TABLES))
+        if name in files
+    ]
+    return [*found, Unit(str(path), (), LABELS, uses=uses)]
+
+
+def read(unit: Unit, options: OmopOptions) -> Iterator[Chunk]:
+    """Yield the events of a table, about 260,000 rows at a time, or all labels."""
+    named = {name.split(".")[0].lower(): name for name in unit.uses}
+    persons = load(unit.root, *(named.get(name) for name in BASE))
+    if unit.kind == LABELS:
+        yield Chunk(labels=labels(persons, options))
+        return
+    name, concepts = unit.files[0], named[CONCEPTS.name]
+
+    def words(codes: set[str]) -> pa.Table:
+        return describe(codes, unit.root, concepts)
+
+    if unit.kind == PERSON.name:
+        events, blocks = person_events(persons), read_persons(unit.root, name)[1]
+    elif unit.kind in BASE:
+        blocks = list(read_blocks(unit.root, name, BY_NAME[unit.kind], persons))
+        events = visit_events(persons) if unit.kind == VISITS.name else EVENTS.empty_table()
+    else:
+        table = BY_NAME[unit.kind]
+        yield from table_chunks(
+            unit.root,
+            name,
+            read_blocks(unit.root, name, table, persons),
+            lambda block: table_events(block, table, persons),
+            words,
+        )
+        return
+    yield Chunk(
+        events,
+        rejects=pa.concat_tables([REJECTED.empty_table(), *(b.rejects.table() for b in blocks)]),
+        rows_read=sum(block.rows_read for block in blocks),
+        files_read=1,
+        codes=words(set(pc.unique(events["code"]).to_pylist())),
+    )
+
+
+def table_events(block: Block, table: Table, persons: Persons) -> pa.Table:
+    """Return the `EVENTS` of a block."""
+    columns = block.columns
+    what = next(name for name in table.columns if name.endswith("_concept_id"))
+    concept, _ = _named(columns, what, what.replace("_concept_id", "_source_value"))
+    columns[CONCEPT] = concept
+    if "value_as_number" in columns:
+        columns["unit"] = _units(columns)
+    if table is DETAILS:
+        intensive = pc.is_in(columns[what], pa.array(INTENSIVE))
+        columns["begin"] = pc.if_else(intensive, "ICU_ADMISSION", "UNIT_START")
+        columns["finish"] = pc.if_else(intensive, "ICU_DISCHARGE", "UNIT_END")
+    _set_times(columns, table, persons)
+    people = columns[KEY]
+    return pa.concat_tables([event_rows(event, block, people) for event in table.events])
+
+
+def _named(columns: dict[str, Any], concept: str, source: str) -> tuple[pa.Array, pa.Array]:
+    """Return (a concept's id, or `SOURCE//` and the source's word; whether there is a concept)."""
+    there = pc.invert(pc.is_in(columns[concept], pa.array(["0", UNKNOWN])))
+    word = columns[source]
+    word = pc.binary_join_element_wise("SOURCE", word, "//")
+    return pc.if_else(there, columns[concept], word), there
+
+
+def _units(columns: dict[str, Any]) -> pa.Array:
+    """Return each value's unit: a concept, or the source's word, or else the answer's concept."""
+    unit, there = _named(columns, "unit_concept_id", "unit_source_value")
+    said = pc.not_equal(columns["unit_source_value"], UNKNOWN)
+    answer = columns["value_as_concept_id"]
+    answer = pc.if_else(pc.equal(answer, "0"), UNKNOWN, answer)
+    return pc.if_else(pc.or_(there, said), unit, answer)
+
+
+def _set_times(columns: dict[str, Any], table: Table, persons: Persons) -> None:
+    """Set when rows were known, and when what they tell of ended."""
+    names = [name.removesuffix("_date") for name in table.columns if name.endswith("_date")]
+    row, there = persons.visit_of(columns[KEY], columns[VISIT])
+    left = np.full(len(row), np.datetime64("NaT"), "datetime64[us]")
+    left[there] = persons.end[row[there]]
+    for name, column in zip(names, (AT, END), strict=False):
+        columns[column] = _time(columns[f"{name}_date"], columns[f"{name}_datetime"], left)
+    if table is DETAILS:
+        date, time = (columns[f"{names[0]}_{kind}"] for kind in ("date", "datetime"))
+        columns[AT] = np.where(exact(time), time, date)
+    if table is CONDITIONS:
+        stays = there.copy()
+        stays[there] = persons.inpatient[row[there]]
+        columns[AT] = np.where(stays, np.fmax(columns[AT], left), columns[AT])
+
+
+def _time(date: Times, time: Times, left: Times) -> Times:
+    """Return each row's time: as told, else the end of its day, or of its visit on that day."""
+    same = left.astype("datetime64[D]") == date.astype("datetime64[D]")
+    return np.where(exact(time), time, np.where(same, left, day_end(date)))
+
+
+def labels(persons: Persons, options: OmopOptions) -> dict[str, pa.Table]:
+    """Return label rows by task, about inpatient visits of persons that are listed."""
+    found = persons.admissions
+    known, _ = persons.look_up(found.subject)
+    row = found.first()
+    row = row[known[row]]
+    death = persons.death[persons.row_of(found.subject)]
+    return {
+        **stay_labels(found, row, found.start[row], options.label_hours),
+        "readmission_30d": readmission_labels(found, known, death),
+    }
+
+
+def describe(codes: set[str], root: str, name: str) -> pa.Table:
+    """Return `code` and `description` of the codes whose concepts have names."""
+    wanted = {code: [int(i) for i in _IDS.findall(code)] for code in sorted(codes)}
+    ids = np.array(sorted({i for found in wanted.values() for i in found}), np.int64)
+    words: dict[int, str] = {}
+    for block in read_blocks(root, name, CONCEPTS):
+        block.keep(np.isin(block.columns[CONCEPTS.key], ids))
+        names = block.columns["concept_name"].to_pylist()
+        words.update(zip(block.columns[CONCEPTS.key].tolist(), names, strict=True))
+    said = {}
+    for code, found in wanted.items():
+        first, *others = [words[i] for i in found if i in words] or [None]
+        if first:
+            said[code] = f"{first} ({', '.join(others)})" if others else first
+    return pa.table(
+        {"code": pa.array(said, pa.string()), "description": pa.array(said.values(), pa.string())}
+    )

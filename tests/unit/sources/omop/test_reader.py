@@ -1,0 +1,151 @@
+import pyarrow.parquet as pq
+import pytest
+from made_up import omop
+from made_up.omop import visit
+
+from ehr_ray.errors import InputError
+from ehr_ray.sources.parsing import blocks
+
+EXPECTED = """\
+1 static CARE_SITE//77
+1 static GENDER//F
+1 static RACE//8527
+1 1960-05-07 00:00:00 MEDS_BIRTH
+1 2020-02-01 00:00:00 VISIT_START//9202
+1 2020-02-01 23:59:59 CONDITION//SOURCE//J45
+1 2020-02-01 23:59:59 VISIT_END//9202
+1 2020-03-01 08:00:00 HOSPITAL_ADMISSION//9201
+1 2020-03-02 00:00:00 UNIT_START//SOURCE//4 West
+1 2020-03-02 07:30:00 DRUG_START//1112807 4
+1 2020-03-05 12:00:00 CONDITION//320128
+1 2020-03-05 12:00:00 DRUG_END//1112807
+1 2020-03-05 12:00:00 HOSPITAL_DISCHARGE//581476
+1 2020-03-20 00:00:00 HOSPITAL_ADMISSION//9201
+1 2020-03-22 23:59:59 HOSPITAL_DISCHARGE//UNK
+2 static GENDER//M
+2 1950-01-01 00:00:00 MEDS_BIRTH
+2 2021-06-01 10:00:00 HOSPITAL_ADMISSION//262
+2 2021-06-01 11:00:00 ICU_ADMISSION//32037
+2 2021-06-01 12:15:00 MEASUREMENT//3027018//8483 88
+2 2021-06-02 23:59:59 MEASUREMENT//3016723//SOURCE//mg/dL 1.4
+2 2021-06-02 23:59:59 PROCEDURE//4230167
+2 2021-06-04 18:00:00 HOSPITAL_DISCHARGE//UNK
+2 2021-06-04 18:00:00 ICU_DISCHARGE//32037
+2 2021-06-04 18:00:00 MEASUREMENT//3037110//4126681
+2 2021-06-04 18:00:00 MEDS_DEATH
+3 static GENDER//0
+3 2001-01-01 00:00:00 MEDS_BIRTH
+3 2019-01-01 23:59:59 OBSERVATION//4275495//45879404
+"""
+
+
+def written(table):
+    lines = []
+    for row in table.to_pylist():
+        value = "" if row["numeric_value"] is None else f" {row['numeric_value']:.3g}"
+        lines.append(f"{row['subject_id']} {row['time'] or 'static'} {row['code']}{value}")
+    return sorted(lines, key=lambda line: line.replace("static", "0"))
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {},
+        {"form": "parquet", "upper": True},
+        {"form": "csv.gz", "version": "5.3", "upper": True, "tabs": ("concept", "measurement")},
+    ],
+)
+def test_a_small_model_becomes_the_same_events_in_every_form(
+    cdm, cohort, events_of, monkeypatch, how
+):
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 300)
+    monkeypatch.setattr(blocks, "BLOCK_ROWS", 1)
+    path = cohort("omop", cdm(**how), splits="all:train")
+    assert written(events_of(path)) == EXPECTED.splitlines()
+    assert len(pq.read_table(path / "metadata" / "rejected.parquet")) == 0
+
+
+def test_codes_have_the_names_of_their_concepts(cdm, cohort):
+    table = pq.read_table(cohort("omop", cdm()) / "metadata" / "codes.parquet")
+    said = dict(zip(table["code"].to_pylist(), table["description"].to_pylist(), strict=True))
+    assert said["MEASUREMENT//3027018//8483"] == "Heart rate (counts per minute)"
+    assert said["MEASUREMENT//3037110//4126681"] == "Fasting glucose (Detected)"
+    assert said["HOSPITAL_ADMISSION//9201"] == "Inpatient Visit"
+    assert said["CONDITION//320128"] == "Essential hypertension"
+    assert said["GENDER//F"] == "Female"
+    assert said["PROCEDURE//4230167"] is None
+
+
+def test_labels_are_there_with_the_cohort(cdm, cohort):
+    folder = cohort("omop", cdm()) / "labels"
+    found = {
+        path.stem: [tuple(map(str, row.values())) for row in pq.read_table(path).to_pylist()]
+        for path in folder.iterdir()
+    }
+    at_48_hours = [("1", "2020-03-03 08:00:00"), ("2", "2021-06-03 10:00:00")]
+    assert found == {
+        "mortality": [(*at_48_hours[0], "False"), (*at_48_hours[1], "True")],
+        "length_of_stay_7d": [(*at_48_hours[0], "False"), (*at_48_hours[1], "False")],
+        "readmission_30d": [
+            ("1", "2020-03-05 12:00:00", "True"),
+            ("1", "2020-03-22 23:59:59", "False"),
+        ],
+    }
+
+
+def test_persons_and_concepts_alone_are_enough_and_nothing_else_is(cdm, cohort, events_of, caplog):
+    needed = ("person", "concept")
+    folder = cdm(without=[name for name in omop.SMALL if name not in needed])
+    assert len(events_of(cohort("omop", folder))) == 8
+    (note,) = [r.getMessage() for r in caplog.records if "left out" in r.getMessage()]
+    assert "measurement" in note
+    for name in needed:
+        message = rf"no {name}\.csv, {name}\.csv\.gz or {name}\.parquet; give the folder"
+        with pytest.raises(InputError, match=message):
+            cohort("omop", cdm(name=name, without=[name]))
+
+
+def test_a_model_without_concepts_or_persons_is_refused(cdm, cohort):
+    with pytest.raises(InputError, match=r"concept\.csv: no concept in it; export the vocabulary"):
+        cohort("omop", cdm({"concept": []}))
+    with pytest.raises(InputError, match=r"person\.csv: no person in it"):
+        cohort("omop", cdm({"person": []}, "b"))
+
+
+def test_a_missing_column_is_named_and_one_that_may_be_missing_is_not(cdm, cohort, events_of):
+    path = cdm() / "measurement.csv"
+    whole = path.read_text()
+    path.write_text(whole.replace("measurement_concept_id", "concept"))
+    with pytest.raises(InputError, match=r"measurement\.csv: no column measurement_concept_id; it"):
+        cohort("omop", path.parent)
+    path.write_text(whole.replace("measurement_datetime", "clock"))
+    lines = written(events_of(cohort("omop", path.parent, splits="all:train")))
+    assert "2 2021-06-01 23:59:59 MEASUREMENT//3027018//8483 88" in lines
+
+
+def test_bad_rows_are_quarantined_with_their_reason(cdm, cohort):
+    tables = {
+        "measurement": [
+            "person_id=9,measurement_concept_id=1,measurement_date=2020-01-01",
+            "person_id=1,measurement_concept_id=1,measurement_date=soon",
+            "person_id=1,measurement_concept_id=1",
+        ],
+        "visit_occurrence": [visit(9, 91, "2020-01-01", "2020-01-02")],
+        "person": [*omop.SMALL["person"], "person_id=1,gender_concept_id=8507"],
+    }
+    path = cohort("omop", cdm(tables), max_rejected=1)
+    table = pq.read_table(path / "metadata" / "rejected.parquet").to_pylist()
+    assert sorted((r["file"], r["line"], r["reason"]) for r in table) == [
+        ("measurement.csv", 2, "person_id 9 is not in person"),
+        ("measurement.csv", 3, "measurement_date 'soon' is not a time"),
+        ("measurement.csv", 4, "measurement_date is blank"),
+        ("person.csv", 5, "person_id again"),
+        ("visit_occurrence.csv", 2, "person_id 9 is not in person"),
+    ]
+
+
+def test_a_damaged_parquet_table_is_refused_in_one_line(cdm, cohort):
+    path = cdm(form="parquet") / "measurement.parquet"
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(InputError, match="measurement"):
+        cohort("omop", path.parent)
