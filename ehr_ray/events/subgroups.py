@@ -92,7 +92,7 @@ def place_subgroups(codes: Sequence[str]) -> dict[str, Subgroup]:
     """Return subgroups by hospital, of the codes that a cohort has."""
     found = {}
     for name, prefix in PLACES.items():
-        groups = {
+        groups: dict[str, tuple[str, ...]] = {
             code.removeprefix(f"{prefix}//"): (code,)
             for code in sorted(codes)
             if code.startswith(f"{prefix}//")

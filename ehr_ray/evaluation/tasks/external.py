@@ -103,7 +103,7 @@ def drift_result(
     `codes`, [N, F] and [M, F]; columns after those are passed over.
     """
     metrics: dict[str, float] = {}
-    rows = []
+    rows: list[tuple[float, tuple[Cell, ...]]] = []
     for code, one, other in zip(codes, _values(home, codes), _values(judged, codes), strict=True):
         at = f"{split}/drift/{key_of(code)}"
         shares = [float(there.mean()) if there.size else np.nan for there in (one[1], other[1])]
@@ -161,7 +161,7 @@ def _weighted_mean(w: NDArray[np.float64], *, x: NDArray[np.float64]) -> NDArray
 
 
 def _flat(at: str, found: Mapping[str, Interval]) -> dict[str, float]:
-    out = {}
+    out: dict[str, float] = {}
     for key, one in found.items():
         out |= {f"{at}/{key}": one.value, f"{at}/{key}/low": one.low, f"{at}/{key}/high": one.high}
     return out

@@ -58,7 +58,7 @@ def divide_groups(plan: Plan, num_parts: int) -> None:
             f"--split-by {plan.split_by}: all {len(ids):,} subjects share one value or are linked "
             "by those who have several; name another code"
         )
-    first = {}
+    first: dict[int, str] = {}
     for name, at in sorted(zip(names, component[: len(names)].tolist(), strict=True)):
         first.setdefault(at, name)
     keys = np.array(

@@ -15,6 +15,7 @@ unit admission. Dates are made up from these, so that one patient's stays follow
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -124,7 +125,7 @@ def load(root: str, name: str) -> tuple[Stays, list[Block]]:
         block.refuse(_repeats(block.columns[STAY], seen), lambda _: f"{STAY} again")
         for column in ("hospitaladmitoffset", "hospitaldischargeoffset", "unitdischargeoffset"):
             far = np.abs(block.columns[column]) > MAX_MINUTES
-            block.refuse(far, lambda _, column=column: f"{column} is more than a century")
+            block.refuse(far, partial(_too_far, column))
         year = block.columns["hospitaldischargeyear"]
         block.refuse(
             (year < 1900) | (year > 2200), lambda _: "hospitaldischargeyear is no year of our time"
@@ -134,6 +135,10 @@ def load(root: str, name: str) -> tuple[Stays, list[Block]]:
         raise InputError(f"{root}/{name}: no stay in it; give the table of all stays")
     order = np.argsort(columns[STAY], kind="stable")
     return _placed({key: values[order] for key, values in columns.items()}), blocks
+
+
+def _too_far(column: str, _: int) -> str:
+    return f"{column} is more than a century"
 
 
 def _repeats(ids: Ids, seen: set[int]) -> Mask:
@@ -173,8 +178,8 @@ def _placed(rows: dict[str, npt.NDArray]) -> Stays:
         discharge = as_time((unit + rows["hospitaldischargeoffset"])[stays].max(keepdims=True))
         hospital_end[stays] = day + clock + np.maximum(discharge, first)
         before = patient, stays, day + clock + last
-    unit_start = start + as_time(unit)
-    unit_end = unit_start + as_time(np.maximum(rows["unitdischargeoffset"], 0.0))
+    unit_start: Times = np.add(start, as_time(unit))
+    unit_end: Times = np.add(unit_start, as_time(np.maximum(rows["unitdischargeoffset"], 0.0)))
     visit = np.nan_to_num(rows["unitvisitnumber"])
     order = np.lexsort((rows[STAY], visit, unit_start, subject))
     return Stays(

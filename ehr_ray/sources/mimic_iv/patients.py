@@ -5,7 +5,8 @@ from typing import Final
 import numpy as np
 import pyarrow as pa
 
-from ehr_ray.sources.mimic_iv.table_units import Ids, Registry
+from ehr_ray.sources.mimic_iv.table_units import Registry
+from ehr_ray.sources.parsing.admissions import Ids
 from ehr_ray.sources.parsing.cells import Floats, Times, events_table
 
 DESCRIPTIONS: Final = {

@@ -80,7 +80,8 @@ class Persons:
 
 def day_end(times: Times) -> Times:
     """Return the last second of each time's day."""
-    last: Times = times.astype("datetime64[D]").astype("datetime64[us]") + LAST_SECOND
+    start: Times = times.astype("datetime64[D]").astype("datetime64[us]")
+    last: Times = np.add(start, LAST_SECOND)
     return last
 
 

@@ -85,7 +85,8 @@ def units(path: Path, options: OmopOptions) -> list[Unit]:  # noqa: ARG001
 def read(unit: Unit, options: OmopOptions) -> Iterator[Chunk]:
     """Yield the events of a table, about 260,000 rows at a time, or all labels."""
     named = {name.split(".")[0].lower(): name for name in unit.uses}
-    persons = load(unit.root, *(named.get(name) for name in BASE))
+    beside = (named.get(name) for name in (VISITS.name, DEATH.name))
+    persons = load(unit.root, named[PERSON.name], *beside)
     if unit.kind == LABELS:
         yield Chunk(labels=labels(persons, options))
         return
@@ -195,13 +196,14 @@ def describe(codes: set[str], root: str, name: str) -> pa.Table:
     words: dict[int, str] = {}
     for block in read_blocks(root, name, CONCEPTS):
         block.keep(np.isin(block.columns[CONCEPTS.key], ids))
-        names = block.columns["concept_name"].to_pylist()
-        words.update(zip(block.columns[CONCEPTS.key].tolist(), names, strict=True))
+        text = block.columns["concept_name"].to_pylist()
+        words.update(zip(block.columns[CONCEPTS.key].tolist(), text, strict=True))
     said = {}
     for code, found in wanted.items():
-        first, *others = [words[i] for i in found if i in words] or [None]
-        if first:
-            said[code] = f"{first} ({', '.join(others)})" if others else first
+        names = [words[i] for i in found if i in words]
+        if names:
+            beside = f" ({', '.join(names[1:])})" if names[1:] else ""
+            said[code] = names[0] + beside
     return pa.table(
         {"code": pa.array(said, pa.string()), "description": pa.array(said.values(), pa.string())}
     )

@@ -178,7 +178,7 @@ def test_another_cohort_is_judged_in_the_names_and_units_of_the_runs_own(
 ):
     other, back = abroad
     evaluate(tiny_run, output=tmp_path / "own", on_ray=False, pages=False)
-    how = {"code_map": str(back), "recalibrate": 0.4, "on_ray": False}
+    how = {"code_map": str(back), "recalibrate": 0.4, "on_ray": False, "pages": False}
     lines = evaluate(tiny_run, cohort=other, output=tmp_path / "out", **how)
     own, found = (json.loads((tmp_path / n / "metrics.json").read_text()) for n in ("own", "out"))
     assert 0.9 < found["held_out/known_events"] < 1  # of hospitals it knows nothing

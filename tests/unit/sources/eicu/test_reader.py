@@ -172,7 +172,20 @@ def test_hospitals_that_share_a_patient_come_into_one_split(folder, cohort, even
     assert set.union(*where.values()) == set(SPLITS)
 
 
-def test_real_tables_become_a_cohort_of_all_patients_and_hospitals(shared, cohort, events_of):
-    source = shared("eicu_demo") / "csv"
-    table = pq.read_table(cohort("eicu", source) / "metadata" / "subject_splits.parquet")
-    assert len(table) == 1043
+def test_real_tables_become_a_cohort_of_all_patients_and_hospitals(
+    shared, cohort, events_of, tmp_path
+):
+    folder = tmp_path / "eicu"
+    folder.mkdir()
+    for name in ("patient", "hospital", "diagnosis", "allergy", "pastHistory", "microLab"):
+        file = f"{name}.csv.gz"
+        (folder / file).symlink_to(shared("eicu_demo") / "csv" / file)
+    path = cohort("eicu", folder)
+    events = events_of(path)
+    kinds = [code.split("//")[0] for code in events["code"].to_pylist()]
+    assert len(pq.read_table(path / "metadata" / "subject_splits.parquet")) == 1043
+    assert kinds.count("UNIT_ADMISSION") == 1409
+    assert kinds.count("DIAGNOSIS") == 13_796
+    assert kinds.count("MEDS_DEATH") == 98
+    codes = events["code"].unique().to_pylist()
+    assert len([code for code in codes if code.startswith("HOSPITAL//")]) == 105
