@@ -7,7 +7,7 @@ words of the table joined by `//`, `UNK` for a blank one. Nothing stands before 
 - History, allergies and drugs taken before stand when they were entered.
 - An ordered drug starts no earlier than it was ordered.
 - A culture stands when it was taken. What grew is known days later, at a time that is not told, and
-  stands at the discharge from the unit.
+  stands a second after the discharge from the unit.
 - A weight at discharge stands there.
 
 Left out: the APACHE tables, of which the variables are worst values of a day and the results say
@@ -218,11 +218,12 @@ TABLES: Final = (
             "sensitivitylevel": "text?",
         },
         Event("CULTURE//{culturesite}", "culturetakenoffset"),
-        Event("ORGANISM//{culturesite}//{organism}", DISCHARGE, needs="organism"),
+        Event("ORGANISM//{culturesite}//{organism}", DISCHARGE, needs="organism", billed=True),
         Event(
             "SENSITIVITY//{organism}//{antibiotic}//{sensitivitylevel}",
             DISCHARGE,
             needs="antibiotic",
+            billed=True,
         ),
     ),
     _table(

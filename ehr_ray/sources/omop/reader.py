@@ -41,7 +41,7 @@ from ehr_ray.sources.omop.tables import (
 from ehr_ray.sources.parsing.admissions import readmission_labels, stay_labels
 from ehr_ray.sources.parsing.blocks import Block, read_blocks
 from ehr_ray.sources.parsing.cells import Times
-from ehr_ray.sources.parsing.event_rows import event_rows, table_chunks
+from ehr_ray.sources.parsing.event_rows import AFTER, event_rows, table_chunks
 from ehr_ray.sources.parsing.kinds import UNKNOWN
 from ehr_ray.sources.parsing.table_files import table_files
 from ehr_ray.sources.parsing.tables import Table
@@ -167,7 +167,7 @@ def _set_times(columns: dict[str, Any], table: Table, persons: Persons) -> None:
     if table is CONDITIONS:
         stays = there.copy()
         stays[there] = persons.inpatient[row[there]]
-        columns[AT] = np.where(stays, np.fmax(columns[AT], left), columns[AT])
+        columns[AT] = np.where(stays, np.fmax(columns[AT], left + AFTER), columns[AT])
 
 
 def _time(date: Times, time: Times, left: Times) -> Times:
