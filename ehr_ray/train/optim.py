@@ -32,15 +32,16 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     """Return AdamW with weight decay on the matrices of torch's own layers only.
 
     Biases, norms and embeddings have none, nor what a model holds by itself: points, seeds and
-    queries are vectors attended to, whatever their shape. On a GPU its step is one kernel.
+    queries are vectors attended to, whatever their shape. A module names others as `decayed`. On a
+    GPU the step is one kernel.
 
     Each of `train.layers` makes groups of its own, with `lr_ratio` and `from_epoch`.
     """
     maps = {
         id(parameter)
         for module in model.modules()
-        if type(module).__module__.startswith("torch.nn") and not isinstance(module, nn.Embedding)
-        for parameter in module.parameters(recurse=False)
+        for name, parameter in module.named_parameters(recurse=False)
+        if _is_layer(module) or name in getattr(module, "decayed", ())
     }
     layers = [LayerConfig(), *config.layers.values()]
     patterns = [_compiled(pattern, model) for pattern in config.layers]
@@ -64,6 +65,11 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
         lr=config.lr,
         fused=all(parameter.is_cuda for parameter in model.parameters()) or None,
     )
+
+
+def _is_layer(module: nn.Module) -> bool:
+    own = type(module).__module__.startswith("torch.nn")
+    return own and not isinstance(module, nn.Embedding)
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float, epoch: float = math.inf) -> None:

@@ -58,6 +58,9 @@ class StatisticsHeads(nn.Module):
     what it gives, so that eight cost little more than one.
     """
 
+    decayed = ("out",)
+    """A map of what is hidden to logits; factors about 1 and shifts are none."""
+
     def __init__(self, width: int, num_statistics: int, task: TaskConfig) -> None:
         super().__init__()
         assert task.statistics is not None

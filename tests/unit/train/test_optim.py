@@ -168,6 +168,7 @@ def test_restarts_begin_anew_after_periods_that_are_counted_in_epochs():
 def test_points_and_queries_that_a_model_holds_by_itself_do_not_decay():
     model = Model()
     model.points = nn.Parameter(torch.ones(3, 4))
+    model.map, model.decayed = nn.Parameter(torch.ones(3, 4)), ("map",)
     decayed = {
         id(p)
         for group in make_optimizer(model, TrainConfig()).param_groups
@@ -175,4 +176,5 @@ def test_points_and_queries_that_a_model_holds_by_itself_do_not_decay():
         if group["weight_decay"]
     }
     assert id(model.points) not in decayed
+    assert id(model.map) in decayed
     assert id(model.out.weight) in decayed
