@@ -22,7 +22,7 @@ windows:
     end: trigger + 24h
     start_inclusive: True
     end_inclusive: True
-    has: {_ANY_EVENT: "(5, None)"}
+    has: {_ANY_EVENT: "(5, None)", dialysis: "(None, 0)"}
     index_timestamp: end
   target:
     start: input.end
@@ -114,7 +114,7 @@ def test_a_file_that_cannot_be_meant_is_one_line(written, change, message):
 @pytest.mark.usefixtures("aces")
 def test_criteria_that_nobody_meets_are_told_with_what_never_happens(written, cohort):
     with pytest.raises(
-        InputError, match=r"no subject of .* \(never met by an event: admission, dia"
+        InputError, match=r"no subject of .* \(never met by an event: admission, dialysis\)"
     ):
         label(written(("code: ADMISSION", "code: ENTRY")), cohort, on_ray=False)
     assert not (cohort / "labels" / "fast_later.parquet").exists()
