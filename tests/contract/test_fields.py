@@ -2,7 +2,7 @@
 
 Of a model or a task that is its rows, its weights, its loss or what it says of patients; else the
 value is refused by name. Of the sections that say where and how a run happens, whose effects need a
-cluster, it is that code outside the config reads the field. What else there is, is named here.
+cluster, it is that code reads the field. What else there is, is named here.
 """
 
 import ast

@@ -91,7 +91,8 @@ class EventTransformerConfig:
             raise ValueError(
                 f"model_dim {self.model_dim} must be an even multiple of n_heads {self.n_heads}"
             )
-        check_width(self.text_model, self.embedding_dim)
+        if self.phrases is None:
+            check_width(self.text_model, self.embedding_dim)
         if not self.pooling:
             raise ValueError("pooling must name at least one of mean, cls, max, attention, last")
         if self.arch == "encoder" and self.next_time_weight:

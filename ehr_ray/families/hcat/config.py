@@ -146,7 +146,8 @@ class HCATConfig:
         size = self.size
         if size.width % size.heads:
             raise ValueError(f"width {size.width} must be a multiple of heads {size.heads}")
-        check_width(self.text_model, self.embedding_dim)
+        if self.phrases is None:
+            check_width(self.text_model, self.embedding_dim)
         if self.missing == "impute" and not self.alpha_impute:
             raise ValueError("alpha_impute 0 leaves the imputer untrained; set missing=mask")
         if self.survival.name == self.recurrence.name:
