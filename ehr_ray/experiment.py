@@ -21,6 +21,7 @@ from ehr_ray.config.idle import refusals
 from ehr_ray.config.locations import Location, Mark, Marks, located, marks_of, same_place
 from ehr_ray.config.messages import message, not_finite, not_names, outside, unknown
 from ehr_ray.config.published_keys import translated
+from ehr_ray.config.published_vae import FAMILY as VAE_FAMILY
 from ehr_ray.config.published_vae import is_published_vae, translated_vae
 from ehr_ray.config.schedules import Schedule
 from ehr_ray.config.search import DEFAULT, TuneConfig, parse_domain, paths
@@ -145,7 +146,7 @@ def parse(raw: Mapping[str, Any]) -> Experiment:
     if bad := list(not_names(raw)):
         raise ConfigError("; ".join(bad))
     if is_published_vae(raw):
-        scales = dataclasses.asdict(get_schema("vitals_vae").config())["scales"]
+        scales = dataclasses.asdict(get_schema(VAE_FAMILY).config())["scales"]
         raw = translated_vae(raw, {scale["name"]: scale for scale in scales})
     raw = translated(raw)
     if not isinstance(raw.get("family"), str):

@@ -12,6 +12,7 @@ from ehr_ray.errors import ConfigError
 
 Raw = dict[str, Any]
 SECTION: Final = "vae"
+FAMILY: Final = "vitals_vae"
 ARCHS: Final = {"multiscale_conv1d": "conv", "lstm": "lstm"}
 MODEL: Final = {"latent_dim": "latent", "base_channels": "width"}
 TRAIN: Final = {"epochs": "max_epochs", "patience": "patience", "learning_rate": "lr"}
@@ -43,8 +44,8 @@ def translated_vae(raw: Mapping[str, Any], branches: Mapping[str, Any]) -> Raw:
     if beta := _beta(theirs):
         schedules["beta"] = beta
     mine: Raw = {
-        "family": "vitals_vae",
-        "name": "vitals_vae",
+        "family": FAMILY,
+        "name": FAMILY,
         "model": model,
         "schedules": schedules,
         "train": _renamed(theirs, TRAIN),

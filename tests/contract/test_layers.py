@@ -24,6 +24,7 @@ FAMILY_NAMES = {
     "ehr_ray/commands/benchmark/search.py": "the config that is measured is data",
     "ehr_ray/commands/benchmark/published_vitals.py": "a published model beside the family's own",
     "ehr_ray/config/published_keys.py": "a published config names no family: its keys tell it",
+    "ehr_ray/config/published_vae.py": "a published config names no family: its keys tell it",
 }
 """Files outside families/ and registry.py that name a family, and why they may."""
 

@@ -27,7 +27,6 @@ ELSEWHERE = {
     "commands/train/fallback.py": "ray/test_vitals.py",
     "commands/train/pipeline.py": "ray/test_pipeline.py",
     "runtime/inference.py": "ray/test_inference.py",
-    "runtime/text_embedding.py": "ray/test_phrases.py",
     "runtime/training/launch.py": "ray/test_faults.py",
     "runtime/training/placement.py": "ray/test_faults.py",
     "runtime/training/trainer.py": "ray/test_faults.py",

@@ -56,7 +56,9 @@ def test_the_imputation_loss_is_of_hidden_tokens_and_can_be_learned(make_model, 
     optimizer = torch.optim.Adam(model.imputer.parameters(), lr=3e-3)
     curve = []
     for step in range(60):
-        terms = loss(model, make_batch(range(1, 17)), {"beta": 0.01, "free_bits": 0.0}, 2 * step + 1)
+        terms = loss(
+            model, make_batch(range(1, 17)), {"beta": 0.01, "free_bits": 0.0}, 2 * step + 1
+        )
         optimizer.zero_grad()
         (terms["impute"].sum / terms["impute"].count).backward()
         optimizer.step()
