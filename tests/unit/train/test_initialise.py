@@ -108,8 +108,8 @@ def test_a_pretrained_model_starts_the_base_of_a_task_model(
     for name, tensor in target.base.state_dict().items():
         assert torch.equal(tensor, source.state_dict()[name]), name
     assert {line for line in lines if "copied" not in line} == {
-        f"{name}: new, initialised" for name in target.state_dict() if not name.startswith("base")
-    }
+        f"{name}: new, initialised" for name in target.state_dict() if name.startswith("heads")
+    } | {f"{name}: kept, made of this cohort" for name in ("center", "scale")}
 
 
 def test_a_task_model_gives_its_base_back(saved, family, experiment, synthetic_vocabulary):
