@@ -30,6 +30,7 @@ from ehr_ray.config.task import TaskConfig
 from ehr_ray.config.yaml_files import Raw, differences, override, parse_override, read_yaml
 from ehr_ray.errors import ConfigError
 from ehr_ray.registry import FAMILIES, get_schema
+from ehr_ray.storage import sync
 from ehr_ray.storage.paths import is_uri, join, local
 
 T = TypeVar("T")
@@ -107,10 +108,34 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
     an option that the rest of the config makes meaningless.
     """
     raw = override(read_yaml(path), dict(parse_override(text) for text in overrides))
-    experiment = parse(raw)
+    experiment = parse(completed(raw))
     if problems := list(refusals(experiment, get_schema(experiment.family))):
         raise ConfigError("; ".join(problems))
     return with_absolute_paths(experiment)
+
+
+def completed(raw: Raw) -> Raw:
+    """Return a config with what `data.expanded` was made with, as far as it says nothing of it.
+
+    A folder that is not there is told when its rows are asked for. Raises InputError for one that
+    is none of sets.
+    """
+    data, family = raw.get("data"), raw.get("family")
+    given = data.get("expanded") if isinstance(data, Mapping) else None
+    model = raw.get("model") or {}
+    if not isinstance(given, str) or family not in FAMILIES or not isinstance(model, Mapping):
+        return raw
+    if not get_schema(str(family)).takes_sets:
+        return raw
+    from ehr_ray.sources.expanded import RECORD, made_with  # with pandas, for few configs
+
+    folder = sync.fetch(given, only=(RECORD,), missing_ok=True)
+    if not (folder / RECORD).is_file() and is_uri(given):
+        sync.fetch(given)
+    if not folder.is_dir():
+        return raw
+    scale, options = made_with(folder)
+    return {**raw, "data": {"scale": scale, **(data or {})}, "model": {**options, **model}}
 
 
 def with_absolute_paths(experiment: Experiment) -> Experiment:
@@ -173,10 +198,25 @@ def parse(raw: Mapping[str, Any]) -> Experiment:
         problems += not_finite(dataclasses.asdict(model), "model")
     if raw.get("task") and not schema.takes_task:
         problems.append(f"task: family {raw['family']} has no representation for a task to read")
+    if experiment is not None and experiment.data.expanded is not None:
+        problems += _without_events(experiment, takes_sets=schema.takes_sets)
     if problems:
         raise ConfigError("; ".join(problems))
     assert experiment is not None
     return dataclasses.replace(experiment, model=model)
+
+
+def _without_events(experiment: Experiment, *, takes_sets: bool) -> list[str]:
+    """Return what a config asks of sets that were made before, and only events can answer."""
+    problems = []
+    if not takes_sets:
+        text = f"family {experiment.family} reads events, not sets; drop it, data.cohort has them"
+        problems.append(f"data.expanded: {text}")
+    if experiment.task is not None:
+        problems.append("task: data.expanded cannot be cut at prediction times; drop one of them")
+    if experiment.tune.rank == "probe":
+        problems.append("tune.rank=probe: data.expanded cannot be cut; rank by metric")
+    return problems
 
 
 def dump(experiment: Experiment) -> Raw:

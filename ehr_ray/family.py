@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ehr_ray.config.schema import ConfigSchema
 from ehr_ray.config.search import Domain
 from ehr_ray.events.blocks import BlockStore
+from ehr_ray.events.carry import PatientSets
 from ehr_ray.events.patients import Patient
 from ehr_ray.events.scaling import Scaling
 from ehr_ray.events.vocabulary import Vocabulary
@@ -189,6 +190,9 @@ class Files(Generic[Read]):
     phrases: Callable[[Read, Vocabulary], list[str]] | None = None
     """Texts a sentence transformer embeds before training; the config then has `phrases`, the
     folder of the table, `text_model` and `embedding_dim`."""
+    from_sets: Callable[[PatientSets, Read], Row] | None = None
+    """`transform` of a patient whose values were carried forward and scaled before
+    (`data.expanded`); the config then has `carry_minutes`, `always_carry`, `embedding_csv`."""
     export: Callable[[Iterable[Patient], Read, Vocabulary, Path], int] | None = None
     """Writes patients to the family's file format and returns how many (`prepare --export`)."""
     run_metadata: (

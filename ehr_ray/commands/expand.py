@@ -1,13 +1,14 @@
 """Last-value-carry-forward of a whole cohort to Parquet, one Ray Data task a shard."""
 
+import contextlib
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -17,16 +18,19 @@ from ehr_ray.events.normalize import z_score
 from ehr_ray.events.patients import Patient, read_patients, shard_names, splits_of
 from ehr_ray.events.scaling import Scaling
 from ehr_ray.events.schema import EXPANDED, parse_origin
-from ehr_ray.events.vocabulary import QUANTILES, Vocabulary
+from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.runtime.data.dataset import check_cohort, codes_table, require_origin
 from ehr_ray.runtime.data.tasks import run_shards
 from ehr_ray.runtime.session import session
+from ehr_ray.sources.expanded import CODES, EMPTY, RECORD
+from ehr_ray.sources.parsing.value_stats import with_value_stats
 from ehr_ray.storage import files, sync
 from ehr_ray.storage.claim import claim
 from ehr_ray.storage.paths import absolute, local
 
 ROWS_PER_GROUP = 1 << 18
-MANIFEST = "_expand.json"
+LAYOUT = 2
+"""Bump when the same events would give other files."""
 _NAME = pa.dictionary(pa.int32(), pa.string())
 _DICTIONARY = EXPANDED.set(1, pa.field("variable", _NAME, nullable=False))
 
@@ -53,17 +57,20 @@ def expand(
     scale: Scaling = "standard",
     origin: str | None = None,
     address: str | None = None,
+    on_ray: bool = True,
     verbose: bool = False,
     say: Callable[[str], None] = lambda _: None,
 ) -> Expanded:
     """Write `output/<split>/<n>.parquet`, columns `EXPANDED`, by (subject, time, variable).
 
-    A shard that is already there is kept, so a killed job continues; another cohort or other
-    options in the same folder are refused. Values are scaled by the statistics of train; `scale` is
-    as `data.scale`, but standard unless told. `value_stats` is a CSV of code, mean and std that
-    replaces them. A code with neither (one that never has a value in train) has mean 0 and standard
-    deviation 1, so that its values stay as measured: they are counted. `origin` names the codes of
-    minute 0, as `data.origin` does.
+    What it was made with lies beside them, for `data.expanded` to train on: a record, and the
+    codes with their statistics. A shard that is already there is kept, so a killed job continues;
+    another cohort or other options in the same folder are refused. Values are scaled by the
+    statistics of train; `scale` is as `data.scale`, but standard unless told. `value_stats` is a
+    CSV of code, mean and std that replaces them. A code with neither (one that never has a value
+    in train) has mean 0 and standard deviation 1, so that its values stay as measured: they are
+    counted. `origin` names the codes of minute 0, as `data.origin` does. `on_ray=False` does it
+    all in this process.
     """
     if lvcf_minutes < 0:
         raise InputError(f"--lvcf-minutes {lvcf_minutes:g}: must be 0 or more")
@@ -76,6 +83,8 @@ def expand(
     if unknown:
         raise InputError(f"--always-carry: no code {unknown[0]!r} in {cohort}; check its spelling")
     there = _claim(output, cohort, vocabulary, lvcf_minutes, always_carry, value_stats)
+    files.write_parquet(vocabulary.to_table(), output / CODES)
+    sync.push(output / CODES)
     jobs = [
         {"shard": str(path), "target": str(output / split / f"{name}.parquet")}
         for split, paths in splits_of(cohort).items()
@@ -83,9 +92,9 @@ def expand(
     ]
     todo = [job for job in jobs if str(Path(job["target"]).relative_to(output)) not in there]
     if todo:
-        with session(address, verbose=verbose):
-            function = ShardExpander(vocabulary, lvcf_minutes, always_carry)
-            run_shards(todo, function, on_ray=True, say=say, verb="expanded shards", bring=False)
+        function = ShardExpander(vocabulary, lvcf_minutes, always_carry)
+        with session(address, verbose=verbose) if on_ray else contextlib.nullcontext():
+            run_shards(todo, function, on_ray=on_ray, say=say, verb="expanded shards", bring=False)
     counts = [sync.footer(job["target"]) for job in jobs]
     patients, unscaled = (
         sum(int((c.metadata or {}).get(name, b"0")) for c in counts)
@@ -110,23 +119,30 @@ class ShardExpander:
         target = Path(job["target"])
         names = pa.array(self._vocabulary.codes, pa.string())
         patients = unscaled = 0
+        empty: list[tuple[int, int]] = []
         # Without the Arrow schema the dictionary of names reads back as plain strings.
         with (
             files.new_file(target) as partial,
             pq.ParquetWriter(partial, _DICTIONARY, store_schema=False) as writer,
         ):
-            for part in self._groups(read_patients(Path(job["shard"]), self._vocabulary)):
+            for part in self._groups(read_patients(Path(job["shard"]), self._vocabulary), empty):
                 patients += len(part)
                 unscaled += sum(one.pop("unscaled") for one in part)
                 writer.write_table(self._table(part, names))
-            writer.add_key_value_metadata({"patients": str(patients), "unscaled": str(unscaled)})
+            told = {"patients": str(patients), "unscaled": str(unscaled)}
+            writer.add_key_value_metadata({**told, EMPTY.decode(): json.dumps(empty)})
 
-    def _groups(self, patients: Iterator[Patient]) -> Iterator[list[dict[str, Any]]]:
+    def _groups(
+        self, patients: Iterator[Patient], empty: list[tuple[int, int]]
+    ) -> Iterator[list[dict[str, Any]]]:
+        """Yield the tokens of some patients at a time; who has none is added to `empty`."""
         group: list[dict[str, Any]] = []
         rows = 0
-        for patient in patients:
+        for place, patient in enumerate(patients):
             group.append(self._tokens(patient))
             rows += len(group[-1]["code"])
+            if not len(group[-1]["code"]):
+                empty.append((place, patient.subject_id))
             if rows >= ROWS_PER_GROUP:
                 yield group
                 group, rows = [], 0
@@ -174,43 +190,9 @@ def _vocabulary(
         codes = parse_origin(origin, "--origin")
         require_origin(table, codes, f"--origin {origin}", cohort)
     vocabulary = Vocabulary.from_table(table, origin=codes, scaling=scale)
-    return vocabulary if value_stats is None else _with_stats(vocabulary, value_stats)
-
-
-def _with_stats(vocabulary: Vocabulary, path: Path) -> Vocabulary:
-    try:
-        frame = pd.read_csv(path)
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"--value-stats {path}: not a readable CSV; give code, mean, std"
-        ) from error
-    lower = {str(c).lower(): c for c in frame.columns}
-    std = next((lower[c] for c in ("std", "stdev", "stddev") if c in lower), None)
-    key = next(
-        (lower[c] for c in ("key", "variable", "code", "event", "name") if c in lower),
-        frame.columns[0],
-    )
-    if "mean" not in lower or std is None:
-        raise InputError(f"--value-stats {path}: needs columns mean and std beside the code")
-    stats = frame.set_index(frame[key].astype(str))[[lower["mean"], std]]
-    numbers = stats.apply(pd.to_numeric, errors="coerce")
-    wrong = numbers.isna() & stats.notna()
-    if wrong.any(axis=None):
-        code = stats.index[wrong.any(axis=1)][0]
-        raise InputError(f"--value-stats {path}: mean or std of {code!r} is not a number; mend it")
-    stats = numbers
-    if stats.index.has_duplicates:
-        twice = stats.index[stats.index.duplicated()][0]
-        raise InputError(f"--value-stats {path}: {twice!r} appears twice; keep one row a code")
-    stats = stats.reindex(list(vocabulary.codes))
-    mean, spread = stats.iloc[:, 0].to_numpy(), stats.iloc[:, 1].to_numpy()
-    mean = np.where(np.isfinite(mean), mean, np.nan)
-    return replace(
-        vocabulary,
-        mean=np.nan_to_num(mean),
-        std=np.where(np.isfinite(spread) & (spread > 0), spread, 1.0),
-        quantiles=np.repeat(mean[:, None], len(QUANTILES), 1),  # says which codes have any
-    )
+    if value_stats is None:
+        return vocabulary
+    return with_value_stats(vocabulary, value_stats, "--value-stats")
 
 
 def _claim(
@@ -228,6 +210,7 @@ def _claim(
         for p in paths
     ]
     content = {
+        "layout": LAYOUT,
         "cohort": absolute(cohort),
         "lvcf_minutes": minutes,
         "scale": vocabulary.scaling,
@@ -236,4 +219,4 @@ def _claim(
         "value_stats": None if stats is None else stats.read_text() if stats.is_file() else "",
         "shards": manifest,
     }
-    return claim(output, MANIFEST, content, "expansion")
+    return claim(output, RECORD, content, "expansion")

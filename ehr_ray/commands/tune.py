@@ -43,6 +43,7 @@ from ehr_ray.runtime.tuning.proposals import Proposals, known_trials
 from ehr_ray.runtime.tuning.trial import FINAL, Search, read_trial, tell_late, trial_dir
 from ehr_ray.runtime.tuning.trial_data import datasets
 from ehr_ray.runtime.tuning.trials_table import Sweep, read_sweep
+from ehr_ray.sources.expanded import shards_of
 from ehr_ray.storage import files, sync
 from ehr_ray.storage.lock import run_lock
 from ehr_ray.storage.paths import canonical, is_uri
@@ -75,8 +76,8 @@ def tune(
     """
     screen = screen or Screen()
     experiment = with_absolute_paths(experiment)
-    if not sync.fetch(experiment.data.cohort).is_dir():
-        cohort = experiment.data.cohort
+    expanded, cohort = experiment.data.expanded, experiment.data.cohort
+    if expanded is None and not sync.fetch(cohort).is_dir():
         raise InputError(f"data.cohort={cohort}: no such folder; make it with `ehr-ray ingest`")
     family = family_of(experiment)
     space = space_of(experiment.search, default_space(experiment, family))
@@ -91,9 +92,10 @@ def tune(
             f"tune.scheduler=pbt: trials hand each other files, so output={experiment.output} must "
             "be a folder that all nodes share"
         )
-    if not splits_of(experiment.cohort).get("tuning"):
+    splits = splits_of(experiment.cohort) if expanded is None else shards_of(sync.fetch(expanded))
+    if not splits.get("tuning"):
         raise InputError(
-            f"{experiment.data.cohort}: no tuning split, whose patients rank the trials; "
+            f"{expanded or cohort}: no tuning split, whose patients rank the trials; "
             "ingest it with one (--splits)"
         )
     select = rank_of(experiment, family)

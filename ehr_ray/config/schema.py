@@ -26,6 +26,8 @@ class ConfigSchema(Generic[C]):
     """Fields that list codes by name, each of which must be one of the cohort's."""
     takes_task: bool = False
     """Whether the family has a representation that the head of a `task` can read."""
+    takes_sets: bool = False
+    """Whether the family reads what `expand` writes (`data.expanded`)."""
 
 
 AnySchema = ConfigSchema[Any]

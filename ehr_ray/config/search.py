@@ -25,6 +25,8 @@ FIXED = (
     "name",
     "output",
     "data.cohort",
+    "data.expanded",
+    "data.value_stats",
     "data.cache",
     "task.name",
     "evaluation.",

@@ -19,6 +19,11 @@ class DataConfig:
 
     cohort: Location
     """Folder or URI of the cohort: any MEDS dataset with train, tuning and held_out splits."""
+    expanded: Location | None = None
+    """Folder or URI of what `expand` wrote, or of the published program's, to train on in place of
+    the cohort it was made of, by families that read sets; its window and scaling are believed."""
+    value_stats: Location | None = None
+    """CSV of variable, mean and std that the values of a published `expanded` were scaled by."""
     batch_size: PositiveInt = 32
     """Patients per optimizer step, over all workers and accumulation."""
     eval_batch_size: PositiveInt | None = None

@@ -27,6 +27,19 @@ class Tokens:
     minute: npt.NDArray[np.float64]
 
 
+@dataclass(frozen=True, slots=True)
+class PatientSets:
+    """A patient whose values are carried forward and z-scored already, as `expand` wrote them.
+
+    Args:
+        subject_id: MEDS subject id.
+        tokens: its sets, whose `value` is z-scored, 1 for a value-less code.
+    """
+
+    subject_id: int
+    tokens: Tokens
+
+
 def carry_forward(
     minute: npt.NDArray[np.float64],
     code: npt.NDArray[np.int32],

@@ -149,24 +149,32 @@ def read_patients(
     Admissions that only mark the origin are left out; codes the vocabulary does not know are too.
     Raises `InputError` naming the shard if it is corrupt, unsorted or cuts a subject in two.
     """
-    rest: pa.Table | None = None
     done: set[int] = set()
     try:
         file = files.open_parquet(path)
-        for batch in file.iter_batches(batch_rows, columns=_columns(file, path)):
-            table = pa.Table.from_batches([batch])
-            table = table if rest is None else pa.concat_tables([rest, table])
-            if batch["subject_id"].null_count:
-                raise InputError(f"{path}: a row without subject_id; ingest the cohort again")
-            subject = table["subject_id"].to_numpy()
-            cut = len(subject) - int(np.argmax(np.append(subject[::-1] != subject[-1], True)))
-            rest = table.slice(cut)
-            if cut:
-                yield from _split(table.slice(0, cut), vocabulary, path, done)
-        if rest is not None and len(rest):
-            yield from _split(rest, vocabulary, path, done)
+        for table in whole_subjects(file, path, _columns(file, path), batch_rows):
+            yield from _split(table, vocabulary, path, done)
     except (pa.ArrowException, OSError, UnicodeError) as error:
         raise files.unreadable(path, error, "ingest the cohort again") from error
+
+
+def whole_subjects(
+    file: pq.ParquetFile, path: Path, columns: Sequence[str], batch_rows: int
+) -> Iterator[pa.Table]:
+    """Yield the rows of a file, about `batch_rows` at a time, none of its subjects cut in two."""
+    rest: pa.Table | None = None
+    for batch in file.iter_batches(batch_rows, columns=list(columns)):
+        table = pa.Table.from_batches([batch])
+        table = table if rest is None else pa.concat_tables([rest, table])
+        if batch["subject_id"].null_count:
+            raise InputError(f"{path}: a row without subject_id; ingest the cohort again")
+        subject = table["subject_id"].to_numpy()
+        cut = len(subject) - int(np.argmax(np.append(subject[::-1] != subject[-1], True)))
+        rest = table.slice(cut)
+        if cut:
+            yield table.slice(0, cut)
+    if rest is not None and len(rest):
+        yield rest
 
 
 def patients_of(table: pa.Table, vocabulary: Vocabulary) -> Iterator[Patient]:

@@ -15,7 +15,7 @@ from ehr_ray.events.patient_features import FeatureCodes, FeatureReader
 from ehr_ray.events.patients import Patient, read_patients
 from ehr_ray.events.subgroups import Subgroup, SubgroupReader
 from ehr_ray.family import Batch
-from ehr_ray.runtime.data.prepared import sampled
+from ehr_ray.runtime.data.rows import sampled
 from ehr_ray.runtime.data.tasks import Say, run_shards
 from ehr_ray.storage import files, sync
 from ehr_ray.train import checkpoint

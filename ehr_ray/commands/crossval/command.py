@@ -64,6 +64,8 @@ def crossval(
     """
     if is_uri(experiment.output):
         raise ConfigError(f"output={experiment.output}: crossval writes to folders; give a path")
+    if experiment.data.expanded is not None:
+        raise ConfigError("data.expanded: crossval divides data.cohort anew; drop it")
     experiment = with_absolute_paths(experiment)
     cohort = sync.fetch(experiment.data.cohort)
     if not cohort.is_dir():

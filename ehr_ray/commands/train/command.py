@@ -80,7 +80,7 @@ def _train(experiment: Experiment, screen: Screen, verbose: bool) -> Trained:
     from ehr_ray.runtime.training.worker import Job
 
     cohort = experiment.data.cohort
-    if not sync.fetch(cohort).is_dir():
+    if experiment.data.expanded is None and not sync.fetch(cohort).is_dir():
         raise InputError(f"data.cohort={cohort}: no such folder; make it with `ehr-ray ingest`")
     if experiment.tracking.experiment is not None:
         tracking_uri(experiment)

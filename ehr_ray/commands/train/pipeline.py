@@ -7,7 +7,7 @@ from typing import Any
 
 from ehr_ray.config.yaml_files import override, parse_override, read_yaml
 from ehr_ray.errors import ConfigError
-from ehr_ray.experiment import Experiment, parse, with_absolute_paths
+from ehr_ray.experiment import Experiment, completed, parse, with_absolute_paths
 
 STAGES = "stages"
 """Key that makes a YAML a pipeline: a list of `{verb: config, key: value, ...}`."""
@@ -47,7 +47,7 @@ def load_pipeline(path: Path, overrides: Sequence[str] = ()) -> list[Stage]:
         plain = override(override(read_yaml(path.parent / config), changes), given)
         if before is not None and verb == "train" and plain.get("init_from") is None:
             plain["init_from"] = before.location
-        experiment = with_absolute_paths(parse(plain))
+        experiment = with_absolute_paths(parse(completed(plain)))
         before = experiment if verb == "train" else before
         stages.append(Stage(verb, experiment))
     names = [stage.experiment.name for stage in stages if stage.verb == "train"]

@@ -29,7 +29,8 @@ class SetConfig:
     """Largest |z-score| a value enters and is reconstructed with; null for no limit."""
 
     embedding_csv: Location | None = None
-    """Table of variable embeddings: a code column, then one numeric column a dimension.
+    """Table of variable embeddings: a code column, then one numeric column a dimension; or a folder
+    of the published program's expanded Parquet, which has them in its columns.
 
     Null draws random normal vectors, which are nearly orthogonal, from a fixed seed.
     """
@@ -147,4 +148,5 @@ SCHEMA = ConfigSchema(
     codes=("always_carry",),
     schedules={"beta": Ramp(end=0.2, steps=8000), "free_bits": Constant(value=0.05)},
     takes_task=True,
+    takes_sets=True,
 )

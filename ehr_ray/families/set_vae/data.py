@@ -1,11 +1,12 @@
 """Patient to sets, and sets to padded tensors."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 
-from ehr_ray.events.carry import carry_forward
+from ehr_ray.events.carry import PatientSets, carry_forward
 from ehr_ray.events.normalize import z_score
 from ehr_ray.events.patients import Patient
 from ehr_ray.events.vocabulary import Vocabulary
@@ -14,10 +15,7 @@ from ehr_ray.family import Batch, Row
 
 
 def transform(patient: Patient, config: SetConfig, vocabulary: Vocabulary) -> Row:
-    """Carry values forward and z-score them: T tokens in S sets, by contract of LVCF.
-
-    A patient without events has one set without tokens, so that every patient has an embedding.
-    """
+    """Carry values forward and scale them: T tokens in S sets, by contract of LVCF."""
     always = np.zeros(len(vocabulary), bool)
     ids = vocabulary.encode(config.always_carry)
     always[ids[ids >= 0]] = True
@@ -30,6 +28,15 @@ def transform(patient: Patient, config: SetConfig, vocabulary: Vocabulary) -> Ro
         always=always,
     )
     value = z_score(tokens.value, tokens.code, vocabulary)
+    return row_of_sets(PatientSets(patient.subject_id, replace(tokens, value=value)), config)
+
+
+def row_of_sets(patient: PatientSets, config: SetConfig) -> Row:
+    """Return T tokens in S sets, their values clipped.
+
+    A patient without events has one set without tokens, so that every patient has an embedding.
+    """
+    tokens, value = patient.tokens, patient.tokens.value
     if config.clip_value is not None:
         value = value.clip(-config.clip_value, config.clip_value)
     sizes = np.bincount(tokens.set_index, minlength=len(tokens.minute))

@@ -13,6 +13,8 @@ from ehr_ray.errors import InputError
 from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.families.set_vae.config import SetConfig
 from ehr_ray.nn.noise import normal
+from ehr_ray.sources.expanded import embeddings_of
+from ehr_ray.storage.paths import local
 
 
 def embedding_table(config: SetConfig, vocabulary: Vocabulary) -> Tensor:
@@ -22,8 +24,8 @@ def embedding_table(config: SetConfig, vocabulary: Vocabulary) -> Tensor:
     carry over from one cohort to another. A checkpoint carries what is made of the table, so it
     loads where the CSV is gone.
     """
-    if config.embedding_csv and Path(config.embedding_csv).is_file():
-        return _from_csv(Path(config.embedding_csv), vocabulary)
+    if config.embedding_csv and (path := local(config.embedding_csv)).exists():
+        return _from_table(path, vocabulary)
     keys = [zlib.crc32(code.encode()) | len(code) << 32 for code in vocabulary.codes] or [0]
     table = normal(torch.tensor(keys), config.embedding_width)
     return table / config.embedding_width**0.5
@@ -45,15 +47,16 @@ def reduced(table: Tensor, config: SetConfig) -> Tensor:
 
 def check_files(config: SetConfig) -> None:
     """Raise InputError where the CSV is missing: random vectors would silently stand in for it."""
-    if config.embedding_csv and not Path(config.embedding_csv).is_file():
+    if config.embedding_csv and not local(config.embedding_csv).exists():
         raise InputError(
-            f"model.embedding_csv={config.embedding_csv}: no such file; check the path, or drop it "
-            "for random embeddings"
+            f"model.embedding_csv={config.embedding_csv}: nothing there; check the path, or drop "
+            "it for random embeddings"
         )
 
 
-def _from_csv(path: Path, vocabulary: Vocabulary) -> Tensor:
-    frame = pd.read_csv(path)
+def _from_table(path: Path, vocabulary: Vocabulary) -> Tensor:
+    folder = path.is_dir()
+    frame = embeddings_of(path, vocabulary.codes) if folder else pd.read_csv(path)
     key = next((c for c in frame.columns if c.lower() in ("key", "variable", "code", "name")), None)
     key = frame.columns[0] if key is None else key
     numeric = frame.drop(columns=key).select_dtypes("number")

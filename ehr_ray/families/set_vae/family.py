@@ -2,7 +2,7 @@
 
 from ehr_ray.config.search import Choice, LogUniform, Uniform
 from ehr_ray.families.set_vae.config import SCHEMA
-from ehr_ray.families.set_vae.data import collate, transform
+from ehr_ray.families.set_vae.data import collate, row_of_sets, transform
 from ehr_ray.families.set_vae.embedding import check_files
 from ehr_ray.families.set_vae.loss import loss
 from ehr_ray.families.set_vae.model import SetVAE
@@ -45,5 +45,5 @@ FAMILY = Family(
         suites=(f"{__package__}.sequence.evaluation:suite",),
     ),
     transfer=Transfer(code_indexed_tensors=("directions",)),
-    files=Files(check=check_files),
+    files=Files(check=check_files, from_sets=row_of_sets),
 )

@@ -188,6 +188,8 @@ def from_worker(config: dict[str, Any]) -> Job:
         for given in (job.experiment.init_from, getattr(job.experiment.model, "phrases", None)):
             if given is not None and is_uri(given):
                 sync.fetch_run(given)
+        if (table := getattr(job.experiment.model, "embedding_csv", None)) is not None:
+            sync.fetch(table)
     return replace(
         job,
         run=run,

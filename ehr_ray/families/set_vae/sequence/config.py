@@ -81,4 +81,5 @@ SCHEMA = ConfigSchema(
         "capacity": Constant(value=0.0),
     },
     takes_task=True,
+    takes_sets=True,
 )

@@ -1,7 +1,7 @@
 """SeqSetVAE-PoE: a stay as a sequence of sets, each expected from those before."""
 
 from ehr_ray.config.search import Choice, LogUniform, Uniform
-from ehr_ray.families.set_vae.data import collate, transform
+from ehr_ray.families.set_vae.data import collate, row_of_sets, transform
 from ehr_ray.families.set_vae.embedding import check_files
 from ehr_ray.families.set_vae.sequence.anomaly_scores import anomalies
 from ehr_ray.families.set_vae.sequence.config import SCHEMA
@@ -46,5 +46,5 @@ FAMILY = Family(
         suites=(f"{__package__}.evaluation:suite",),
     ),
     transfer=Transfer(code_indexed_tensors=("directions",)),
-    files=Files(check=check_files),
+    files=Files(check=check_files, from_sets=row_of_sets),
 )

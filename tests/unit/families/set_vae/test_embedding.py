@@ -107,7 +107,7 @@ def test_a_missing_table_is_an_error_before_training_but_not_for_a_checkpoint(
     make_config, vocabulary
 ):
     config = make_config(embedding_csv="nowhere/table.csv")
-    with pytest.raises(InputError, match=r"nowhere/table\.csv: no such file"):
+    with pytest.raises(InputError, match=r"nowhere/table\.csv: nothing there"):
         get_family("set_vae").files.check(config)
     assert check_files(make_config()) is None
     assert SetVAE(config, vocabulary).directions.shape == (len(vocabulary), 8)
