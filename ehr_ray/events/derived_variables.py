@@ -43,7 +43,7 @@ def derivable(codes: Sequence[str]) -> tuple[list[str], list[Rule]]:
     """Return the variables that can be made of a vocabulary's codes, and how."""
     names: list[str] = []
     rules = []
-    for variable, kind, of, by in _rows():
+    for variable, kind, of, by in derived_variables():
         columns = [_matching(codes, name) for name in of]
         known = [column for column in columns if column.any()]
         divisor = np.zeros(len(codes), bool)
@@ -122,7 +122,8 @@ def _matching(codes: Sequence[str], name: str) -> NDArray[np.bool_]:
 
 
 @cache
-def _rows() -> tuple[tuple[str, str, tuple[str, ...], tuple[str, ...]], ...]:
+def derived_variables() -> tuple[tuple[str, str, tuple[str, ...], tuple[str, ...]], ...]:
+    """Return (name, kind, codes it is made of, codes it is divided by) of each derived variable."""
     def split(text: str) -> tuple[str, ...]:
         return tuple(text.split("|")) if text else ()
 

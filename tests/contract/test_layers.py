@@ -12,6 +12,7 @@ from ehr_ray.registry import FAMILIES
 ROOT = Path(__file__).parents[2]
 SERVES_RAY = {
     "ehr_ray.runtime.progress": "how rank 0 of Ray's workers speaks to the driver: a file",
+    "ehr_ray.runtime.data.rows": "what a task of Ray's does with a shard",
     "ehr_ray.runtime.screen": "what a person sees of Ray's work; `--help` and errors import no Ray",
     "ehr_ray.runtime.training.start_log": "notes that Ray's workers leave for a benchmark",
 }
@@ -20,6 +21,8 @@ FAMILY_NAMES = {
     "ehr_ray/commands/quickstart.py": "the config of the first run is data",
     "ehr_ray/commands/benchmark/command.py": "the config that is measured is data",
     "ehr_ray/commands/benchmark/faults.py": "the config that is measured is data",
+    "ehr_ray/commands/benchmark/gpu.py": "the config that is measured is data",
+    "ehr_ray/commands/benchmark/gpu_models.py": "the configs that are measured are data",
     "ehr_ray/commands/benchmark/scaling.py": "the config that is measured is data",
     "ehr_ray/commands/benchmark/search.py": "the config that is measured is data",
     "ehr_ray/commands/benchmark/published_vitals.py": "a published model beside the family's own",

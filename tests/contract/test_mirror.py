@@ -34,6 +34,8 @@ ELSEWHERE = {
 }
 """What only a cluster, or a whole verb, shows: the file in tests/ that does."""
 TOGETHER = {
+    "commands/benchmark/gpu_models.py": "unit/commands/benchmark/test_gpu.py",
+    "commands/benchmark/ranks.py": "unit/commands/benchmark/test_gpu.py",
     "commands/crossval/fold.py": "unit/commands/crossval/test_command.py",
     "commands/evaluate/other_cohort.py": "unit/commands/evaluate/test_command.py",
     "config/crossval.py": "unit/commands/crossval/test_plan.py",

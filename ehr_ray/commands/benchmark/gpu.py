@@ -67,7 +67,7 @@ SCALES = {
 
 
 @dataclass
-class _Report:
+class Report:
     """Figures so far, and what was found wrong."""
 
     figures: Figures = field(default_factory=dict)
@@ -87,7 +87,7 @@ def gpu_speed(cohort: Path, place: Path, device: str | None = None) -> Figures:
         raise InputError(f"--device {device}: no such device; give cuda or cpu")
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("--only gpu: torch finds no GPU here; --device cpu does the same, smaller")
-    scale, began, report = SCALES[device], time.monotonic(), _Report()
+    scale, began, report = SCALES[device], time.monotonic(), Report()
     report.figures["device"] = torch.cuda.get_device_name() if device == "cuda" else "cpu"
     peaks = {name: matrix_rate(dtype, device, scale.matrix) for name, dtype in TYPES.items()}
     for name, peak in peaks.items():
@@ -119,7 +119,7 @@ def matrix_rate(dtype: torch.dtype, device: str, side: int) -> float:
 
 
 def _family(
-    report: _Report, name: str, plan: Experiment, device: str, steps: int, peaks: dict[str, float]
+    report: Report, name: str, plan: Experiment, device: str, steps: int, peaks: dict[str, float]
 ) -> None:
     """Measure a family at a size: against the CPU, in both precisions, and at prediction."""
     family = family_of(plan)
@@ -243,7 +243,7 @@ def _applied(
     return {f"{name}, patients predicted per second": len(rows) / spent}
 
 
-def _ranks_and_resume(report: _Report, cohort: Path, place: Path, device: str) -> None:
+def _ranks_and_resume(report: Report, cohort: Path, place: Path, device: str) -> None:
     """Train by one rank, by two, and by one that is killed and goes on: the same weights."""
     plan = experiment("set_vae", "tiny", cohort, place, 16, max_steps=6, report_steps=3)
     one = Group("nccl" if device == "cuda" else "gloo", 1, device)
@@ -260,7 +260,7 @@ def _ranks_and_resume(report: _Report, cohort: Path, place: Path, device: str) -
         report.check(name, apart, 0.0 if exact else WEIGHT_TOLERANCE)
 
 
-def _phrases(report: _Report, scale: Scale, device: str) -> None:
+def _phrases(report: Report, scale: Scale, device: str) -> None:
     """Embed made-up phrases by a sentence transformer, if there is one."""
     try:
         encoder = SentenceEncoder("all-MiniLM-L6-v2")

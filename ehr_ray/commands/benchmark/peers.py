@@ -63,7 +63,7 @@ def peers(cohort: Path, place: Path) -> Figures:  # noqa: ARG001
         except ImportError:
             figures[label] = f"left out: {name} is not installed; pip install 'ehr_ray[peers]'"
             continue
-        _check_equal(name, way(library, events), wanted)
+        check_equal(name, way(library, events), wanted)
         theirs = wanted.num_rows / _cpu(lambda: way(library, events))  # noqa: B023
         figures[label] = theirs / 1e6
         figures[f"here over {name}"] = rate / theirs
@@ -138,7 +138,7 @@ def in_duckdb(duckdb: ModuleType, events: pa.Table) -> pa.Table:
         return database.sql(SQL).to_arrow_table()
 
 
-def _check_equal(name: str, theirs: pa.Table, ours: pa.Table) -> None:
+def check_equal(name: str, theirs: pa.Table, ours: pa.Table) -> None:
     """Raise RunError with the first column in which two tables differ."""
     for column in COLUMNS:
         a, b = (t[column].to_numpy().astype(np.float64) for t in (theirs, ours))

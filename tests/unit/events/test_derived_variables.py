@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from ehr_ray.events.derived_variables import KINDS, _rows, derivable, derived_events
+from ehr_ray.events.derived_variables import KINDS, derivable, derived_events, derived_variables
 
 NAN = np.nan
 
@@ -68,7 +68,7 @@ def test_unknown_codes_make_nothing():
     assert len(at) == len(which) == len(x) == 0
 
 
-@pytest.mark.parametrize("row", _rows(), ids=lambda row: f"{row[0]} {row[1]}")
+@pytest.mark.parametrize("row", derived_variables(), ids=lambda row: f"{row[0]} {row[1]}")
 def test_every_row_of_the_table_can_be_made_of_its_own_codes(row):
     variable, kind, of, by = row
     assert kind in KINDS

@@ -44,7 +44,7 @@ def test_the_run_of_a_gpu_runs_on_the_cpu_and_finds_nothing_wrong(
 
 def test_what_is_wrong_is_written_and_ends_the_command(synthetic_cohort, tmp_path, monkeypatch):
     def wrong(*_):
-        report = gpu._Report()
+        report = gpu.Report()
         report.check("weights", 0.2, 0.1)
         report.check("losses", float("nan"), 0.1)
         return {**report.figures, "faults": "; ".join(report.faults)}

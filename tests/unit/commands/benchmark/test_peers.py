@@ -24,11 +24,11 @@ def test_a_library_carries_the_same_tokens(name, synthetic_patients):
     patients = synthetic_patients["train"][:10]
     way = {"polars": peers.in_polars, "duckdb": peers.in_duckdb}[name]
     theirs = way(library, peers.observations(patients))
-    peers._check_equal(name, theirs, peers.carried(patients))
+    peers.check_equal(name, theirs, peers.carried(patients))
 
 
 def test_other_tokens_are_refused_with_the_column():
     ours = pa.table({name: [1.0, 2.0] for name in peers.COLUMNS})
     theirs = ours.set_column(4, "age", pa.array([1.0, 3.0]))
     with pytest.raises(RunError, match=r"polars carries other tokens .* first seen in 'age'"):
-        peers._check_equal("polars", theirs, ours)
+        peers.check_equal("polars", theirs, ours)
