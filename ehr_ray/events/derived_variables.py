@@ -124,6 +124,7 @@ def _matching(codes: Sequence[str], name: str) -> NDArray[np.bool_]:
 @cache
 def derived_variables() -> tuple[tuple[str, str, tuple[str, ...], tuple[str, ...]], ...]:
     """Return (name, kind, codes it is made of, codes it is divided by) of each derived variable."""
+
     def split(text: str) -> tuple[str, ...]:
         return tuple(text.split("|")) if text else ()
 
