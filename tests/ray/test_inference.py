@@ -172,7 +172,7 @@ def changed_after(cohort, target, hours):
 
 def hour_rows(run, cohort, folder, hours=(6.0, 12.0, 24.0)):
     labels = read_labels(cohort, "outcome")
-    request = Request(run / "checkpoint", features=tuple(range(8)), hours=hours)
+    request = Request(run / "checkpoint", features=FeatureCodes(tuple(range(8))), hours=hours)
     shards = cohort_shards(cohort, "held_out")
     parts = predict_shards(shards, folder, request, labels.cuts(), on_ray=False)
     return pd.concat([pd.read_parquet(part / "hours.parquet") for part in parts])
@@ -201,7 +201,7 @@ def test_an_early_hour_is_the_prediction_of_a_task_of_that_hour(run, cohort, tmp
     pq.write_table(pa.Table.from_pandas(labels, preserve_index=False), path)
     hours = hour_rows(run, cohort, tmp_path / "a")
     hours = hours[hours["hour"] == 6]
-    request = Request(run / "checkpoint", features=tuple(range(8)))
+    request = Request(run / "checkpoint", features=FeatureCodes(tuple(range(8))))
     shards = cohort_shards(early, "held_out")
     cuts = read_labels(early, "outcome").cuts()
     parts = predict_shards(shards, tmp_path / "b", request, cuts, on_ray=False)

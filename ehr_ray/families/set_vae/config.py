@@ -125,8 +125,6 @@ DECODING = (
 def idle(config: SetConfig, task: bool) -> dict[str, str]:
     """Return the paths that change nothing under a config, and what makes it so."""
     names: dict[str, str] = {}
-    if config.embedding_csv is not None:
-        names["embedding_width"] = "model.embedding_csv"
     if task:
         names |= dict.fromkeys(DECODING, "a task")
         if not config.perturb_task:
