@@ -49,6 +49,7 @@ def test_without_pages_metrics_and_predictions_are_the_same(tiny_run, tmp_path):
     for name in ("metrics.json", "predictions/held_out.parquet"):
         assert (tmp_path / "bare" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     assert {p.name for p in (tmp_path / "bare").iterdir()} == {
+        "anomalies",
         "metrics.json",
         "predictions",
         "embeddings",
