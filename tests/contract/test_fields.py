@@ -47,6 +47,7 @@ TASK = {
     "task.hours": ROWS,
     "task.label_ratio": ROWS,
     "task.select": "the choice",
+    "task.statistics": "fitted on all of train: tests/unit/train/test_statistics.py",
 }
 FLAGS = {"model.max_flags": "no code without values here: tests/unit/events/test_visits.py"}
 SETS = {"model.chunk_tokens": "the same sets in other pieces: memory alone"}
@@ -56,7 +57,13 @@ EXCEPTIONS: dict[str, dict[str, str]] = {
     "hcat": {"model.class_weight": TRAIN, "model.censoring_weight": TRAIN},
     "set_vae": SETS,
     "seqset_poe": SETS,
-    "seqset_finetune": SETS | TASK,
+    "seqset_finetune": {
+        "model.learn_sets": "which sets have a gradient, not what they say: its test_model.py",
+        **SETS,
+        **TASK,
+    },
+    "mortality": FLAGS | TASK,
+    "mortality_ensemble": FLAGS | TASK,
     "vitals_vae": {**VITALS, **CODES, "model.lstm_width": SIZES},
     "vitals_lstm": {**VITALS, **CODES, **BRANCHES},
     "vitals_vq": {**VITALS, "model.lstm_width": SIZES, "model.latent": SIZES},
@@ -77,6 +84,8 @@ BASES = {
     "set_vae": SMALL_SETS,
     "seqset_poe": SMALL_SETS,
     "seqset_finetune": SMALL_SETS,
+    "mortality": {"model.depth": None},
+    "mortality_ensemble": {"model.depth": None},
     "visit_jepa": {"model.depth": None},
     "visit_jepa_finetune": {"model.depth": None},
     "visit_jepa_probe": {"model.depth": None},

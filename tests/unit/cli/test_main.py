@@ -125,7 +125,7 @@ def test_an_interrupted_verb_says_whether_it_would_go_on(verb, goes_on, monkeypa
     parsed = argparse.Namespace(verb=verb, verbose=False, run=run)
     parser = argparse.ArgumentParser()
     monkeypatch.setattr(parser, "parse_args", lambda _: parsed)
-    monkeypatch.setattr("ehr_ray.cli.main.build_parser", lambda: parser)
+    monkeypatch.setattr("ehr_ray.cli.main.build_parser", lambda **_: parser)
     with pytest.raises(SystemExit) as ended:
         main([])
     assert ended.value.code == 130

@@ -64,8 +64,8 @@ class SeqSetVAEConfig(SetConfig):
 def sequence_idle(config: SeqSetVAEConfig, task: bool) -> dict[str, str]:
     """Return the paths that change nothing under a config, and what makes it so."""
     found = idle(config, task)
-    if not task:
-        found["model.learn_sets"] = "no task"
+    drawn, why = ("decode_sets", "a task") if task else ("learn_sets", "no task")
+    found[f"model.{drawn}"] = why
     if "sets" not in config.embed:
         found["model.pool"] = f"model.embed={list(config.embed)}"
     return found
