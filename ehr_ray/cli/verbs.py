@@ -172,7 +172,9 @@ VERBS = (
             option("config", "ACES file: predicates, trigger, windows", metavar="FILE", type=Path),
             option("--cohort", "cohort to label", type=location, required=True),
             option("--task", "name of the labels (default: that of the file)"),
-            option("--predicates", "ACES file of predicates, in place of the first's", type=Path),
+            option(
+                "--predicates", "ACES file of predicates, in place of the first's", type=location
+            ),
             ADDRESS,
         ),
     ),

@@ -183,6 +183,7 @@ def told(experiment, patients, vocabulary):
         for index, parameter in enumerate(model.parameters()):
             generator = torch.Generator().manual_seed(index)
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+    # A generator that is left within `no_grad` would leave it on for other tests.
     yield "weights", flat(dict(model.state_dict()))
     yield (
         "choices",
@@ -194,19 +195,17 @@ def told(experiment, patients, vocabulary):
     )
     now = {name: schedule.at(15, 10) for name, schedule in experiment.schedules.items()}
     if experiment.task is not None or getattr(config, "head", "") != "none":
-        with torch.no_grad():
-            yield "training", flat(terms_of(family, model.train(), taught, now))
-            yield "validation", flat(terms_of(family, model.eval(), taught, family.eval_scheduled))
+        terms = torch.no_grad()(terms_of)
+        yield "training", flat(terms(family, model.train(), taught, now))
+        yield "validation", flat(terms(family, model.eval(), taught, family.eval_scheduled))
     if family.training.after_step:
         family.training.after_step(model, now)
         yield "moved", flat(dict(model.state_dict()))
-    with torch.no_grad():
-        yield "predictions", flat(family.predict(model.eval(), batch))
-        for name, output in family.evaluation.outputs.items():
-            yield name, flat(output(model, batch))
-        for name in ("reconstruct", "latents"):
-            if function := getattr(family.evaluation, name):
-                yield name, flat(function(model, batch))
+    functions = {"predict": family.predict, **family.evaluation.outputs}
+    functions |= {name: getattr(family.evaluation, name) for name in ("reconstruct", "latents")}
+    for name, function in functions.items():
+        if function:
+            yield name, flat(torch.no_grad()(function)(model.eval(), batch))
     if family.files.phrases and getattr(config, "text_model", None):
         yield "phrases", flat(family.files.phrases(config, vocabulary))
 
@@ -303,14 +302,21 @@ def is_read(name, trees):
     return any(isinstance(n, ast.Attribute) and n.attr == name for t in trees for n in t)
 
 
-def test_fields_of_the_other_sections_are_read_outside_the_config():
+def test_fields_of_the_other_sections_are_read_by_more_than_their_checks():
     """Whether code asks for them at all; what they bring about is tested where they act."""
     folder = Path(ehr_ray.__file__).parent
-    trees = [
-        list(ast.walk(ast.parse(path.read_text())))
-        for path in folder.rglob("*.py")
-        if path.parent != folder / "config"
-    ]
+    trees = []
+    for path in folder.rglob("*.py"):
+        tree = ast.parse(path.read_text())
+        if path.parent != folder / "config":
+            trees.append(list(ast.walk(tree)))
+            continue
+        functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+        trees += [
+            [node for node in ast.walk(function) if ast.unparse(node).startswith("self.")]
+            for function in functions
+            if function.name != "__post_init__"
+        ]
     hints = get_type_hints(Experiment)
     sections = {n: kind for n, kind in hints.items() if dataclasses.is_dataclass(kind)}
     fields = {f"{n}.{f.name}": f.name for n, k in sections.items() for f in dataclasses.fields(k)}
