@@ -8,7 +8,6 @@ import os
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -66,8 +65,8 @@ def run_group(experiment: Experiment, data: Prepared, run: Path, group: Group) -
     """Train with the ranks of a group; RunError unless they end as they are told to."""
     run.mkdir(parents=True, exist_ok=True)
     meeting = run / f".meeting-{group.backend}-{group.world}-{group.kill}"
-    # A child of a process that has used CUDA cannot; on the CPU imports are not paid again.
-    context: Any = multiprocessing.get_context("fork" if group.device == "cpu" else "spawn")
+    # A forked child of a process that has used CUDA, or autograd's threads, cannot.
+    context = multiprocessing.get_context("spawn")
     ranks = [
         context.Process(target=_rank, args=(experiment, data, run, meeting, group, rank))
         for rank in range(group.world)
