@@ -64,7 +64,8 @@ SMALLER = {
     r"ehr-ray crossval ": "--folds 2 --repeats 1",
     r"ehr-ray train configs/vitals_": "model.last_hour=96 model.fallback=null data.batch_size=16",
     r"ehr-ray tune ": "tune.trials=2",
-    r"ehr-ray ingest --source synthetic(-vitals)? ": "--patients 60",
+    r"ehr-ray ingest --source synthetic ": "--patients 120",  # tuning has both outcomes
+    r"ehr-ray ingest --source synthetic-vitals ": "--patients 60",
     r".*--sample-frac 0.05": "--sample-frac 0.5",  # of 80 patients
     r"ehr-ray train .*s3://": "tracking.experiment=null",  # as the README says, without a server
     r"ray job submit ": "name=submitted",  # the run of the printed name is there already

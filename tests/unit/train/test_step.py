@@ -2,7 +2,6 @@ import dataclasses
 
 import pytest
 import torch
-from second_device import Watched, mock_device
 from torch import nn
 
 from ehr_ray.errors import RunError
@@ -84,16 +83,3 @@ def test_of_steps_that_nobody_looked_at_the_first_that_is_not_finite_is_told():
     assert faults.read() == ""
     faults.note(bad, [{"a": good, "b": good}], {})
     assert faults.read() == "gradient is not finite with no schedule"
-
-
-def test_on_another_device_a_gradient_that_is_not_finite_waits_for_a_look(tiny_experiment):
-    device = mock_device()
-    model = nn.Linear(1, 1, bias=False).to(device)
-    family = dataclasses.replace(get_family("set_vae"), loss=line_loss)
-    optimizer, backend = torch.optim.SGD(model.parameters(), lr=0.1), LocalBackend(device)
-    step = OptimizerStep(tiny_experiment(), family, model, optimizer, backend, Sums(backend))
-    with Watched():
-        for weight in (1.0, float("inf"), 2.0):
-            step([{"x": torch.ones(2, 1)}], {"weight": weight}, 7)
-        with pytest.raises(RunError, match="fit is not finite with weight inf"):
-            step.check()
