@@ -93,7 +93,7 @@ def test_an_end_of_a_domain_that_makes_no_config_is_named(tiny_config):
             "seqset_finetune",
             {},
             ["schedules.beta.end", "schedules.free_bits", "model.p_stale"],
-            ["model.width", "train.lr"],
+            ["model.prior_width", "train.lr"],
         ),
         ("visit_jepa_finetune", {}, ["model.mask", "model.predictor_depth"], ["model.width"]),
     ],
