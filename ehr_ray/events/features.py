@@ -120,8 +120,7 @@ def window_features(
     order = np.argsort(cell[valued], kind="stable")
     cell, x = cell[valued][order], given[valued][order].astype(np.float64)
     if cell.size:
-        starts = np.flatnonzero(np.concatenate(([True], cell[1:] != cell[:-1])))
-        sizes = np.diff(starts, append=cell.size)
+        starts, sizes = _runs(cell)
         table[cell[starts], 0] = np.add.reduceat(x, starts) / sizes
         table[cell[starts], 1] = np.minimum.reduceat(x, starts)
         table[cell[starts], 2] = np.maximum.reduceat(x, starts)
@@ -149,8 +148,7 @@ def trend_features(
         return table.astype(np.float32).ravel()
     kept = kept[np.lexsort((minute[kept], code[kept]))]
     code, time, x = code[kept], minute[kept] / 60.0, value[kept].astype(np.float64)
-    starts = np.flatnonzero(np.concatenate(([True], code[1:] != code[:-1])))
-    sizes = np.diff(starts, append=code.size)
+    starts, sizes = _runs(code)
     last = starts + sizes - 1
     time = time - np.repeat(np.add.reduceat(time, starts) / sizes, sizes)
     spread = np.add.reduceat(time * time, starts)
@@ -163,6 +161,12 @@ def trend_features(
     return table.astype(np.float32).ravel()
 
 
+def _runs(sorted_ids: NDArray[np.integer]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return where each run of equal ids starts, and how long it is."""
+    starts = np.flatnonzero(np.concatenate(([True], sorted_ids[1:] != sorted_ids[:-1])))
+    return starts, np.diff(starts, append=sorted_ids.size)
+
+
 def _fill(
     table: NDArray[np.float64],
     minute: NDArray[np.floating],
@@ -172,9 +176,8 @@ def _fill(
 ) -> None:
     order = np.lexsort((minute, code))
     code, time, x = code[order], minute[order], value[order].astype(np.float64)
-    starts = np.flatnonzero(np.concatenate(([True], code[1:] != code[:-1])))
-    ends = np.append(starts[1:], code.size)
-    sizes = ends - starts
+    starts, sizes = _runs(code)
+    ends = starts + sizes
     mean = np.add.reduceat(x, starts) / sizes
     squares = np.square(x - np.repeat(mean, sizes))
     late = time >= quarter_start
