@@ -14,8 +14,7 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 class StatisticsConfig:
     """Plain statistics of each variable that the heads read beside the family's embedding.
 
-    Each is encoded piecewise linearly (Gorishniy et al. 2022, eq. 1) between quantiles of train,
-    with an input of its own for a missing one.
+    Each is standardised as in train, a skewed one after a logarithm, and a missing one is told.
     """
 
     __pydantic_config__ = {"extra": "forbid"}
@@ -25,10 +24,8 @@ class StatisticsConfig:
     Each gives mean, minimum, maximum and count, beside statistics and trend of the whole record."""
     max_codes: Annotated[int, Field(ge=1)] = 200
     """Codes that get statistics at most: those with most events in train."""
-    pieces: Annotated[int, Field(ge=1)] = 8
-    """Pieces of a statistic, each with an equal share of train."""
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.6
-    """Share of the statistics that training leaves out of a row, each with all its pieces."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.4
+    """Share of these inputs that training leaves out of a row."""
 
     def __post_init__(self) -> None:
         """Check what one value alone cannot say."""
@@ -72,8 +69,8 @@ class TaskConfig:
     members: Annotated[int, Field(ge=1)] = 1
     """Heads trained side by side from different starts; their logits are averaged."""
     statistics: StatisticsConfig | None = None
-    """Statistics of each variable, read by the heads too; null: the embedding alone. All heads then
-    share one hidden layer, each scaling it for itself, and start at the label's rate in train."""
+    """Statistics of each variable, read by the heads too; null: the embedding alone. Heads then
+    differ in what training leaves out, and start at the label's rate in train."""
     select: Literal["auroc", "auprc", "f1", "loss"] = "auroc"
     """What of tuning chooses the checkpoint and counts for `train.patience`; f1 is at 0.5."""
 

@@ -18,7 +18,7 @@ TASK = TaskConfig(
     members=3,
     dropout=0.0,
     hidden_dropout=0.0,
-    statistics=StatisticsConfig(pieces=4, dropout=0.5),
+    statistics=StatisticsConfig(dropout=0.5),
 )
 TAKERS = [name for name in FAMILIES if get_schema(name).takes_task]
 
@@ -51,35 +51,32 @@ def rows(tmp_path):
 def test_heads_start_at_the_rate_of_the_label_in_train(rows):
     model = heads().eval()
     model.fit(rows)
-    assert torch.sigmoid(model.bias).tolist() == pytest.approx([50.5 / 201] * 3, abs=1e-6)
+    assert torch.sigmoid(model.bias).flatten().tolist() == pytest.approx([50.5 / 201] * 3, abs=1e-6)
 
 
-def test_members_start_apart_on_one_hidden_layer(rows):
+def test_heads_share_nothing_and_start_apart(rows):
     model = heads().eval()
     model.fit(rows)
     logits = model(*inputs())
     assert logits.shape == (200, 3)
     assert (logits[:, 0] - logits[:, 1]).abs().mean() > 0.01
-    largest = max(model.parameters(), key=torch.numel)
-    assert largest.shape == (6, 7 * 5)
+    logits[:, 0].sum().backward()
+    for parameter in model.parameters():
+        assert parameter.grad[0].abs().max() > 0
+        assert parameter.grad[1:].eq(0).all()
 
 
-def test_a_statistic_is_left_out_with_all_its_pieces_in_training_alone(rows):
+def test_each_head_is_left_without_other_statistics_in_training_alone(rows):
     model = heads()
     model.fit(rows)
-    with torch.no_grad():
-        # The hidden layer is read off: one row for each input.
-        model.statistics.weight.copy_(torch.eye(35)[:6])
-        model.embedding.weight.zero_()
-    seen = []
-    model.statistics.register_forward_hook(lambda _m, given, _out: seen.append(given[0]))
-    model.train()(*inputs())
-    model.eval()(*inputs())
-    trained, judged = (x.unflatten(1, (7, 5)) for x in seen)
-    gone = (trained == 0).all(-1)
-    assert 0.4 < gone.float().mean() < 0.6
-    torch.testing.assert_close(trained[~gone], 2 * judged[~gone])
-    assert not (judged == 0).all(-1).any()
+    told = model.inputs(inputs()[1]).flatten(1)
+    kept = model._kept(told, 0.5)
+    gone = (kept == 0) & (told != 0)
+    varying = (told != 0).any(0)
+    assert 0.4 < gone[:, :, varying].float().mean() < 0.6
+    assert (gone[0] != gone[1]).any()
+    torch.testing.assert_close(kept[~gone], 2 * told.expand(3, -1, -1)[~gone])
+    torch.testing.assert_close(model.eval()._kept(told, 0.5), told.expand(3, -1, -1))
 
 
 def test_heads_read_both_the_embedding_and_the_statistics(rows):
@@ -109,7 +106,7 @@ def test_every_family_that_takes_a_task_takes_statistics_and_never_sees_them(
     patients = synthetic_patients["train"][:3]
     rows = [family.transform(p, experiment.model, synthetic_vocabulary) for p in patients]
     batch = family.collate(rows, experiment.model)
-    assert batch[STATISTICS].shape == (3, model.heads.pieces.low.shape[0])
+    assert batch[STATISTICS].shape == (3, len(model.heads.inputs.shift))
     seen = []
     model.base.register_forward_pre_hook(lambda _m, args: seen.append(args))
     outputs = family.predict(model, batch)
