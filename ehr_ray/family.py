@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ehr_ray.config.schema import ConfigSchema
 from ehr_ray.config.search import Domain
-from ehr_ray.events.blocks import BlockStore
+from ehr_ray.events.blocks import RowStore
 from ehr_ray.events.carry import PatientSets
 from ehr_ray.events.patients import Patient
 from ehr_ray.events.scaling import Scaling
@@ -81,7 +81,7 @@ class Diagnose:
 class Learnable:
     """Which model-ready rows an objective can learn from, where not all; none is an error."""
 
-    rows: Callable[[BlockStore], NDArray[np.bool_]]
+    rows: Callable[[RowStore], NDArray[np.bool_]]
     """Of a split, bool [rows]."""
     what: str
     """What these have and the others have not: `2 rows or more`."""

@@ -1,5 +1,6 @@
 """Materialise the model-ready dataset of an experiment."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from ehr_ray.errors import ConfigError, InputError
@@ -27,6 +28,9 @@ def prepare(
     """
     if experiment.data.cache == "memory":
         raise ConfigError("data.cache=memory: keeps nothing to prepare; use data.cache=disk")
+    if experiment.data.mode == "stream":
+        raise ConfigError("data.mode=stream: keeps nothing to prepare; use data.mode=cache")
+    experiment = replace(experiment, data=replace(experiment.data, mode="cache"))
     family = family_of(experiment)
     on_ray = experiment.cluster.most_workers > 0
     with (

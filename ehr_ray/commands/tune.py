@@ -51,7 +51,15 @@ from ehr_ray.train.checkpoint import checkpoint_damage
 from ehr_ray.train.task import family_of
 
 SEARCH: Final = "search.yaml"
-FREE: Final = ("output", "cluster.", "tracking.", "crossval", "evaluation.bootstrap", "data.cache")
+FREE: Final = (
+    "output",
+    "cluster.",
+    "tracking.",
+    "crossval",
+    "evaluation.bootstrap",
+    "data.cache",
+    "data.mode",
+)
 GROWING: Final = ("tune.trials", "tune.concurrent", "tune.spare_cpus", "tune.register")
 """Where a search may differ from the one it goes on with."""
 TAKEN = " (before a takeover a trial's scores are its giver's: lineage.yaml)"

@@ -33,6 +33,8 @@ def idle_paths(experiment: Any, schema: AnySchema) -> dict[str, str]:
         found["evaluation.ensemble"] = "evaluation.baselines=false"
     if not experiment.evaluation.hours:
         found["evaluation.hour_patients"] = "evaluation.hours=[]"
+    if experiment.data.expanded is None:
+        found["data.value_stats"] = "no data.expanded"
     if experiment.data.cache == "memory":
         found["data.cache_dir"] = "data.cache=memory"
     if experiment.tracking.experiment is None:

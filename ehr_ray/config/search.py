@@ -28,6 +28,7 @@ FIXED = (
     "data.expanded",
     "data.value_stats",
     "data.cache",
+    "data.mode",
     "task.name",
     "evaluation.",
     "search",

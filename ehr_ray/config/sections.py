@@ -37,6 +37,9 @@ class DataConfig:
     See `events/scaling.py`."""
     min_code_count: Annotated[int, Field(ge=0)] = 1
     """Codes seen less often than this in train are unknown to the model."""
+    mode: Literal["auto", "cache", "stream"] = "auto"
+    """Rows are made once and kept, or made anew for each epoch, ahead of the step, and not kept;
+    batches are the same. auto: kept where the disk has room for them."""
     cache: Literal["disk", "memory"] = "disk"
     """Where model-ready rows live: files beside the runs, kept, or files that go with the run."""
     cache_dir: Location | None = None
@@ -44,7 +47,13 @@ class DataConfig:
     bucket_batches: PositiveInt = 16
     """Batches whose patients are sorted by length together: larger pads less, mixes less."""
     shuffle_patients: PositiveInt = 65536
-    """Patients shuffled together; cohorts larger than this are read in windows of whole blocks."""
+    """Patients shuffled together; cohorts larger than this are read in windows of whole blocks. Of
+    a stream each worker holds its share of two windows."""
+
+    def __post_init__(self) -> None:
+        """Check what one field alone cannot say."""
+        if self.mode == "stream" and self.cache == "memory":
+            raise ValueError("mode=stream keeps no rows, so cache=memory does nothing; drop one")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,9 +6,9 @@ A row's arrays have a ragged first axis and fixed further ones. In a file each i
 
 import json
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,14 +17,17 @@ import pyarrow as pa
 from ehr_ray.errors import DamagedRowsError
 from ehr_ray.storage import files
 
+T = TypeVar("T")
 Row = Mapping[str, np.ndarray]
+CHUNK: Final = 256
+"""Rows that are written, read and shuffled together: a block."""
 
 CHECKSUM = b"crc32"
 """Key of a batch's checksum in its metadata: Arrow files have none of their own."""
 REMEDY = "remove it, and it is made again"
 
 
-def write_block(path: Path, rows: Iterable[Row], *, chunk: int = 256) -> int:
+def write_block(path: Path, rows: Iterable[Row], *, chunk: int = CHUNK) -> int:
     """Write rows to one file, which appears whole or not at all; return their number.
 
     Rows are held `chunk` at a time. No rows still make a (column-less) file.
@@ -32,13 +35,41 @@ def write_block(path: Path, rows: Iterable[Row], *, chunk: int = 256) -> int:
     count = 0
     with files.new_file(path) as partial, pa.OSFile(str(partial), "wb") as sink:
         writer: pa.RecordBatchFileWriter | None = None
-        for part in _chunks(rows, chunk):
+        for part in chunks(rows, chunk):
             batch = _to_batch(part)
             writer = writer or pa.ipc.new_file(sink, batch.schema)
             writer.write_batch(batch, custom_metadata={CHECKSUM: _checksum(batch)})
             count += len(part)
         (writer or pa.ipc.new_file(sink, pa.schema([]))).close()
     return count
+
+
+class RowStore(Protocol):
+    """Rows of a split as the loader sees them, in files or made when they are asked for."""
+
+    lengths: npt.NDArray[np.int64]
+    """Elements of each row: what batches are bucketed by, int64 [rows]."""
+    block_sizes: npt.NDArray[np.int64]
+    """Rows of each block read together, int64."""
+    shard_blocks: npt.NDArray[np.int64]
+    """Blocks of each shard that has any, int64."""
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+
+    def column(self, name: str) -> np.ndarray:
+        """Return a scalar of every row, in order."""
+
+    def sizes(self, name: str) -> npt.NDArray[np.int64]:
+        """Return the length of an array of every row, in order."""
+
+    def rows(self, indices: Iterable[int]) -> Sequence[Row]:
+        """Return several rows."""
+
+    def read(
+        self, windows: Sequence[Sequence[npt.NDArray[np.int64]]]
+    ) -> Generator[Sequence[Row], None, None]:
+        """Yield the rows of each part; those of a window lie in few shards, and are read once."""
 
 
 class BlockStore:
@@ -55,9 +86,12 @@ class BlockStore:
         self._columns: list[dict[str, _Column]] = []
         lengths: list[Any] = []
         sizes: list[int] = []
+        shards: list[int] = []
         self._unchecked: dict[int, tuple[Path, pa.RecordBatch, bytes]] = {}
         for path in paths:
-            for batch, checksum in _batches(path):
+            batches = _batches(path)
+            shards += [len(batches)] if batches else []
+            for batch, checksum in batches:
                 if checksum is not None:
                     self._unchecked[len(sizes)] = (path, batch, checksum)
                 columns = {
@@ -68,11 +102,10 @@ class BlockStore:
                 lengths.append(sum(c.lengths for c in columns.values()))
                 sizes.append(batch.num_rows)
         self.block_sizes = np.array(sizes, np.int64)
-        """Rows of each block read together, int64."""
+        self.shard_blocks = np.array(shards, np.int64)
         self.lengths: npt.NDArray[np.int64] = (
             np.concatenate(lengths) if lengths else np.zeros(0, np.int64)
         )
-        """Elements of each row: what batches are bucketed by, int64 [rows]."""
         self._ends = np.cumsum(self.block_sizes)
 
     def __len__(self) -> int:
@@ -107,6 +140,14 @@ class BlockStore:
         """Return several rows."""
         return [self.row(int(i)) for i in indices]
 
+    def read(
+        self, windows: Sequence[Sequence[npt.NDArray[np.int64]]]
+    ) -> Generator[list[dict[str, np.ndarray]], None, None]:
+        """Yield the rows of each part."""
+        for window in windows:
+            for part in window:
+                yield self.rows(part)
+
 
 class _Column:
     """One Arrow column as numpy: scalars, or offsets into flat values."""
@@ -129,6 +170,51 @@ class _Column:
             return np.asarray(self.values[index])
         flat = self.values[self.offsets[index] : self.offsets[index + 1]]
         return flat.reshape(-1, *self.shape) if self.shape else flat
+
+
+def to_bytes(rows: Sequence[Row]) -> bytes:
+    """Return rows, at least one, as they would be written to a block."""
+    return _stream(_to_batch(list(rows)))
+
+
+def from_bytes(data: bytes) -> list[dict[str, np.ndarray]]:
+    """Return the rows of `to_bytes`, as `BlockStore` gives them."""
+    (batch,) = pa.ipc.open_stream(data)
+    columns = {
+        name: _Column(batch.column(i), batch.schema.field(i))
+        for i, name in enumerate(batch.schema.names)
+    }
+    return [
+        {name: column.get(place) for name, column in columns.items()}
+        for place in range(batch.num_rows)
+    ]
+
+
+def measured(rows: Iterable[Row]) -> bytes:
+    """Return what is known of rows without having them, as an Arrow stream.
+
+    Scalars by name, and as `#name` the number of elements of each array.
+    """
+    tables = []
+    for part in chunks(rows, CHUNK):
+        batch = _to_batch(part)
+        columns: dict[str, Any] = {}
+        for name, column in zip(batch.schema.names, batch.columns, strict=True):
+            lists = pa.types.is_large_list(column.type)
+            key, values = (f"#{name}", np.diff(column.offsets)) if lists else (name, column)
+            columns[key] = values
+        tables.append(pa.table(columns))
+    whole = pa.concat_tables(tables) if tables else pa.table({})
+    return _stream(*whole.to_batches(), schema=whole.schema)
+
+
+def _stream(*batches: pa.RecordBatch, schema: pa.Schema | None = None) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batches[0].schema if schema is None else schema) as writer:
+        for batch in batches:
+            writer.write_batch(batch)
+    data: bytes = sink.getvalue().to_pybytes()
+    return data
 
 
 def _batches(path: Path) -> list[tuple[pa.RecordBatch, bytes | None]]:
@@ -155,8 +241,9 @@ def _checksum(batch: pa.RecordBatch) -> bytes:
     return f"{found:08x}".encode()
 
 
-def _chunks(rows: Iterable[Row], size: int) -> Iterable[list[Row]]:
-    part: list[Row] = []
+def chunks(rows: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Yield lists of `size` items; the last may be shorter."""
+    part: list[T] = []
     for row in rows:
         part.append(row)
         if len(part) == size:

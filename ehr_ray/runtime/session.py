@@ -27,7 +27,8 @@ QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 OBJECT_STORE_BYTES = 1_000_000_000
-"""Store of a Ray started here: rows travel as memory-mapped files, so little goes through it."""
+"""Store of a Ray started here: rows travel as memory-mapped files, so
+little goes through it, and a stream runs ahead by no more than it holds."""
 
 
 def running() -> bool:
@@ -170,3 +171,16 @@ def check_resources(cluster: ClusterConfig) -> None:
                 f"cluster.num_workers={workers} x {key}={each:g} needs {need:g} "
                 f"{name}s, but this machine has {there:g}; ask for fewer workers or a smaller {key}"
             )
+
+
+def check_stream(cluster: ClusterConfig) -> None:
+    """Refuse a stream on a machine whose workers reserve every CPU: none would make rows."""
+    if cluster.address or os.environ.get("RAY_ADDRESS"):
+        return
+    have, need = ray.cluster_resources().get("CPU", 0), cluster.cpus_per_worker
+    if need * cluster.least_workers + 1 > have:
+        raise ConfigError(
+            f"data.mode=stream: cluster.num_workers={cluster.least_workers} x "
+            f"cluster.cpus_per_worker={need:g} leave no whole CPU of {have:g} to make rows; lower "
+            "one of them, or use data.mode=cache"
+        )

@@ -1,17 +1,19 @@
 """Batches of a rank: rows from the blocks, collated ahead of the step by one thread."""
 
+import contextlib
 import queue
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 
 from ehr_ray.config.sections import DataConfig
 from ehr_ray.errors import InputError
-from ehr_ray.events.blocks import BlockStore
+from ehr_ray.events.blocks import RowStore
 from ehr_ray.family import Batch, Row
-from ehr_ray.train.order import epoch_batches, share, steps_in_epoch
+from ehr_ray.train.order import Indices, epoch_windows, share, steps_in_epoch
 
 Collate = Callable[[Sequence[Row]], Batch]
 PREFETCH = 2
@@ -30,8 +32,8 @@ class Loader:
         accumulate: micro-batches per step and rank.
     """
 
-    train: BlockStore
-    tuning: BlockStore
+    train: RowStore
+    tuning: RowStore
     collate: Collate
     config: DataConfig
     seed: int
@@ -68,21 +70,25 @@ class Loader:
         self, epoch: int, start: int, rank: int, world: int
     ) -> Generator[list[Batch], None, None]:
         """Yield the micro-batches of each step of an epoch from step `start` of it."""
-        steps = epoch_batches(
+        windows = epoch_windows(
             self.train.lengths,
             self.train.block_sizes,
+            self.train.shard_blocks,
             batch_size=self.config.batch_size,
             bucket_batches=self.config.bucket_batches,
             shuffle_patients=self.config.shuffle_patients,
             seed=self.seed,
             epoch=epoch,
         )
+        shares = []
+        for window in windows:
+            steps = window[start:]
+            start = max(0, start - len(window))
+            if steps:
+                shares.append([m for s in steps for m in share(s, rank, world, self.accumulate)])
         yield from _ahead(
-            lambda step: [
-                self.collate(self.train.rows(part))
-                for part in share(step, rank, world, self.accumulate)
-            ],
-            steps[start:],
+            lambda micro: [self.collate(rows) for rows in micro],
+            _grouped(self.train.read(shares), self.accumulate),
         )
 
     def tuning_batches(self, rank: int, world: int) -> Iterator[Batch]:
@@ -94,7 +100,7 @@ class Loader:
         order = order[rank::world] if len(order) >= world else order
         size = max(1, (self.config.eval_batch_size or self.config.batch_size) // world)
         parts = [order[i : i + size] for i in range(0, len(order), size)]
-        yield from _ahead(lambda part: self.collate(self.tuning.rows(part)), parts)
+        yield from _ahead(self.collate, self.tuning.read(self._windows(parts)))
 
     def fixed_batches(self, patients: int) -> Iterator[Batch]:
         """Yield so many patients of tuning, evenly spaced: the same on every rank, every time.
@@ -107,10 +113,21 @@ class Loader:
         if not count:
             return
         parts = np.array_split(chosen, max(1, count // max(2, self.config.batch_size)))
-        yield from _ahead(lambda part: self.collate(self.tuning.rows(part)), parts)
+        yield from _ahead(self.collate, self.tuning.read(self._windows(parts)))
+
+    def _windows(self, parts: Sequence[Indices]) -> list[Sequence[Indices]]:
+        """Return parts in windows of about `data.shuffle_patients` patients."""
+        size = max(1, self.config.shuffle_patients // max(1, len(parts[0]))) if parts else 1
+        return [parts[i : i + size] for i in range(0, len(parts), size)]
 
 
-def _ahead(make: Callable, items: Sequence) -> Iterator:
+def _grouped(items: Generator, size: int) -> Generator[list, None, None]:
+    with contextlib.closing(items):
+        while group := list(islice(items, size)):
+            yield group
+
+
+def _ahead(make: Callable, items: Generator) -> Iterator:
     """Yield `make(item)` for each item, made up to `PREFETCH` ahead in one thread."""
     ready: queue.Queue = queue.Queue(PREFETCH)
     stop = threading.Event()
@@ -124,6 +141,8 @@ def _ahead(make: Callable, items: Sequence) -> Iterator:
             put((None, StopIteration()))
         except BaseException as error:
             put((None, error))
+        finally:
+            items.close()  # a stream ends with its epoch
 
     def put(entry: tuple) -> None:
         while not stop.is_set():

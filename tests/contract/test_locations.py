@@ -25,6 +25,7 @@ from ehr_ray.experiment import (
 from ehr_ray.registry import FAMILIES, get_schema
 from ehr_ray.sources.source import SOURCES, get_source, options_of
 
+OF_SETS = ("data.expanded", "data.value_stats")
 PATTERNS = "patterns of codes or of parameter names"
 NO_PATHS = {
     "Experiment.family": "a key of the registry",
@@ -52,6 +53,7 @@ NO_PATHS = {
     "Vital.name": "a name",
     "Vital.codes": PATTERNS,
     "Vital.unit": "a unit",
+    "Scale.name": "a name",
     "JEPAConfig.outcomes": PATTERNS,
     "JEPAConfig.flows": PATTERNS,
     "JEPAConfig.discharges": PATTERNS,
@@ -130,7 +132,7 @@ def bare(family):
 def paths_of(family):
     schema = get_schema(family)
     paths = [*dict(marks_of(Experiment)), *dict(marks_of(schema.config, "model."))]
-    return [path for path in paths if schema.takes_sets or path != "data.expanded"]
+    return [path for path in paths if schema.takes_sets or path not in OF_SETS]
 
 
 def at(plain, path):
@@ -181,7 +183,7 @@ def test_every_path_of_a_config_means_the_folder_of_the_command(family, tmp_path
 def test_uris_and_what_is_not_given_stay(family, tmp_path):
     path = tmp_path / "x.yaml"
     # What was expanded is looked into at once, for what it was made with.
-    names = [name for name in paths_of(family) if name != "data.expanded"]
+    names = [name for name in paths_of(family) if name not in OF_SETS]
     changes = {name: f"s3://bucket/{name}" for name in names}
     path.write_text(to_yaml(parse(override(bare(family), changes))))
     assert [at(dump(load(path)), name) for name in changes] == [*changes.values()]

@@ -24,6 +24,7 @@ FIXED: Final[dict[str, Any]] = {
     "cluster.num_workers": 0,
     "tracking.experiment": None,
     "data.cache": "memory",
+    "data.mode": "cache",
     "evaluation.bootstrap": 1,
     "evaluation.hours": [],
     "evaluation.subgroups": {},

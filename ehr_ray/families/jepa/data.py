@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from ehr_ray.errors import ConfigError
-from ehr_ray.events.blocks import BlockStore
+from ehr_ray.events.blocks import RowStore
 from ehr_ray.events.patients import Patient
 from ehr_ray.events.schema import ORIGIN_CODES
 from ehr_ray.events.visits import Features, choose_features, rows_of
@@ -39,7 +39,7 @@ def features_of(config: JEPAConfig, vocabulary: Vocabulary) -> Features:
     return features
 
 
-def predictable(store: BlockStore) -> NDArray[np.bool_]:
+def predictable(store: RowStore) -> NDArray[np.bool_]:
     """Return which patients have a row to predict and another to predict it from."""
     return store.sizes("minute") >= 2
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ehr_ray.events.blocks import BlockStore
+from ehr_ray.events.blocks import RowStore
 from ehr_ray.events.grid import observations, scales, to_grid
 from ehr_ray.events.hourly_h5 import Window, write_hourly
 from ehr_ray.events.patients import Patient
@@ -41,7 +41,7 @@ def transform(patient: Patient, config: VitalsVAEConfig, vocabulary: Vocabulary)
     }
 
 
-def measured(store: BlockStore) -> NDArray[np.bool_]:
+def measured(store: RowStore) -> NDArray[np.bool_]:
     """Return which patients have a vital sign in the window."""
     return store.sizes("hour") > 0
 

@@ -18,14 +18,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from ehr_ray.errors import ConfigError, InputError
-from ehr_ray.events.blocks import BlockStore, write_block
+from ehr_ray.events.blocks import BlockStore, RowStore, write_block
 from ehr_ray.events.labels import choose_task, label_files, read_label_files
 from ehr_ray.events.patients import shard_names, splits_of
 from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.experiment import Experiment
 from ehr_ray.registry import get_schema
 from ehr_ray.runtime.data.dataset import check_cohort, vocabulary_of
+from ehr_ray.runtime.data.mode import choose
 from ehr_ray.runtime.data.rows import RowMaker
+from ehr_ray.runtime.data.stream import Streamed, streamed
 from ehr_ray.runtime.data.tasks import Say, run_shards
 from ehr_ray.sources.expanded import (
     check_made_of,
@@ -34,7 +36,7 @@ from ehr_ray.sources.expanded import (
     vocabulary_of_sets,
 )
 from ehr_ray.storage import sync
-from ehr_ray.storage.paths import absolute, local
+from ehr_ray.storage.paths import absolute, canonical, local
 
 TRAINED: Final = ("train", "tuning")
 """Splits that training reads."""
@@ -47,13 +49,17 @@ if TYPE_CHECKING:  # `expand`, which needs no torch, reads the codes by this mod
 
 @dataclass(frozen=True)
 class Prepared:
-    """A family's model-ready dataset: block files by split, and the vocabulary they speak."""
+    """A family's model-ready dataset: its rows by split, and the vocabulary they speak."""
 
     vocabulary: Vocabulary
     blocks: Mapping[str, tuple[Path, ...]]
+    stream: Streamed | None = None
+    """Where rows are streamed; the blocks are none then."""
 
-    def store(self, split: str) -> BlockStore:
-        """Return the rows of a split, mapped into memory."""
+    def store(self, split: str) -> RowStore:
+        """Return the rows of a split: those in files mapped into memory, or made when asked for."""
+        if self.stream is not None:
+            return self.stream.store(split)
         return BlockStore(self.blocks.get(split, ()))
 
 
@@ -87,9 +93,14 @@ def prepared(
             for job, target in zip(shards.values(), blocks[split], strict=True)
             if not target.is_file()
         ]
+        maker = RowMaker(experiment, source.vocabulary, source.labels)
+        if choose(experiment, folder, jobs, source.files, maker, say) == "stream":
+            shards = {split: [*own.values()] for split, own in source.shards.items()}
+            stream = streamed(maker, shards, on_ray=on_ray, say=say)
+            yield Prepared(source.vocabulary, dict.fromkeys(shards, ()), stream)
+            return
         if jobs:
-            make = BlockMaker(RowMaker(experiment, source.vocabulary, source.labels))
-            run_shards(jobs, make, on_ray=on_ray, say=say, verb="prepared shards")
+            run_shards(jobs, BlockMaker(maker), on_ray=on_ray, say=say, verb="prepared shards")
         yield Prepared(source.vocabulary, blocks)
 
 
@@ -115,9 +126,9 @@ def _cohort_source(experiment: Experiment, say: Say) -> Source:
         labels = label_files(cohort)[str(choose_task(cohort, experiment.task.name))]
         for line in read_label_files(experiment.task.name, labels).notes():
             say(line)
-    jobs = {
+    jobs: dict[str, dict[str, dict[str, Any]]] = {
         split: {
-            name: {"shard": str(path), "split": split}
+            name: {"shard": canonical(path), "split": split, "files": []}
             for name, path in zip(shard_names(cohort, split, paths), paths, strict=True)
         }
         for split in TRAINED
@@ -144,7 +155,11 @@ def _expanded_source(experiment: Experiment, say: Say) -> Source:
     say(f"sets of {folder}, carried for {experiment.model.carry_minutes:g} minutes")
     jobs = {
         split: {
-            shard.name: {"shard": str(shard.place), "split": split, "files": list(shard.files)}
+            shard.name: {
+                "shard": canonical(shard.place),
+                "split": split,
+                "files": list(shard.files),
+            }
             for shard in shards.get(split, [])
         }
         for split in TRAINED

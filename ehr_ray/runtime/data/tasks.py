@@ -62,12 +62,19 @@ def run_jobs(
     return [results[index] for index in sorted(results)]
 
 
+def in_blocks(items: Sequence[Mapping[str, Any]]) -> Any:
+    """Return items as rows of Ray Data, each a block of its own: a task takes one."""
+    import ray.data
+
+    return ray.data.from_items(list(items), override_num_blocks=len(items))
+
+
 def _on_ray(guarded: "Guarded", count: int, each: Mapping[str, float], actors: int | None) -> Any:
     """Yield the outcomes of all jobs as they end; the first error ends those not yet begun."""
     import ray.data
     import ray.exceptions
 
-    indices = ray.data.from_items([{"item": n} for n in range(count)], override_num_blocks=count)
+    indices = in_blocks([{"item": n} for n in range(count)])
     if actors is None:
         outcomes = indices.map(_ItemTask(guarded), **each)
     else:
@@ -103,14 +110,18 @@ class Guarded:
         value, kind, text = None, "", ""
         try:
             value = self._function(job)
-        except (UserError, RunError) as error:
-            kind, text = type(error).__name__, str(error)
         except Exception as error:
-            log.exception("failed on %s", self._label(job))
-            # A key may be a patient's.
-            what = "" if isinstance(error, KeyError) else f": {error}"
-            kind, text = RunError.__name__, f"{self._label(job)}: {type(error).__name__}{what}"
+            kind, text = problem_of(error, self._label(job))
         return {"index": index, "value": value, "kind": kind, "error": text}
+
+
+def problem_of(error: Exception, label: str) -> tuple[str, str]:
+    """Return the kind and the line of an error; the traceback of one nobody foresaw is logged."""
+    if isinstance(error, (UserError, RunError)):
+        return type(error).__name__, str(error)
+    log.error("failed on %s", label, exc_info=error)
+    what = "" if isinstance(error, KeyError) else f": {error}"  # a key may be a patient's
+    return RunError.__name__, f"{label}: {type(error).__name__}{what}"
 
 
 class _ItemTask:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ehr_ray.errors import ConfigError
 from ehr_ray.evaluation.metrics.collapse import latent_diagnostics
-from ehr_ray.events.blocks import BlockStore
+from ehr_ray.events.blocks import RowStore
 from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.experiment import Experiment
 from ehr_ray.family import AnyFamily, Select
@@ -198,7 +198,7 @@ def _probed(predictor: Predictor, rows: Prepared, limit: int, size: int) -> floa
 
 
 def _embedded(
-    predictor: Predictor, store: BlockStore, limit: int, size: int
+    predictor: Predictor, store: RowStore, limit: int, size: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return embeddings [N, W] and labels [N] of at most `limit` rows, evenly spaced."""
     count = min(limit, len(store))

@@ -194,7 +194,7 @@ def from_worker(config: dict[str, Any]) -> Job:
         job,
         run=run,
         progress=local(paths["progress"]),
-        prepared=Prepared(job.prepared.vocabulary, blocks),
+        prepared=replace(job.prepared, blocks=blocks),
     )
 
 

@@ -32,7 +32,8 @@ from ehr_ray.train.task import family_of
 LARGEST: Final = 64
 """Datasets of one search at most."""
 _SAMPLING: Final = (
-    *("batch_size", "eval_batch_size", "bucket_batches", "shuffle_patients", "cache", "cache_dir"),
+    *("batch_size", "eval_batch_size", "bucket_batches", "shuffle_patients"),
+    *("mode", "cache", "cache_dir"),
 )
 """Data options that change the order of rows, or where they lie, but no row."""
 
@@ -74,6 +75,9 @@ def datasets(
     say: Say = lambda _: None,
 ) -> Iterator[Datasets]:
     """Yield the datasets of a search; `probe` is a task whose rows a probe reads besides."""
+    if experiment.data.mode == "stream":
+        raise ConfigError("data.mode=stream: trials of a search share rows; use data.mode=cache")
+    experiment = replace(experiment, data=replace(experiment.data, mode="cache"))
     paths = data_paths(experiment, space)
     domains = [space[path] for path in paths]
     for path, domain in zip(paths, domains, strict=True):

@@ -40,6 +40,7 @@ def read(name, *overrides):
         ("seqset_finetune", ["model.named_weight=1"], "model.named_weight=1.0: .* a task"),
         ("set_vae", ["train.restart_epochs=3"], r"train\.lr_schedule=cosine"),
         ("set_vae", ["train.patience_cycles=2"], "schedules none of which is a cycle"),
+        ("set_vae", ["data.value_stats=stats.csv"], r"data\.value_stats=.*: .* no data\.expanded"),
         ("set_vae", ["tune.grid_points=4"], r"tune\.method=random"),
         ("set_vae", ["evaluation.ensemble=true"], r"evaluation\.ensemble=True: .* no task"),
         ("mortality_ensemble", ["evaluation.baselines=false"], r"ensemble=True: .*baselines=false"),

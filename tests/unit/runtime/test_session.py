@@ -9,7 +9,12 @@ from ehr_ray.commands.ingest import ingest
 from ehr_ray.config.cluster import ClusterConfig
 from ehr_ray.errors import ConfigError, RunError
 from ehr_ray.runtime import session as module
-from ehr_ray.runtime.session import session, session_of, stopped_like_interrupted
+from ehr_ray.runtime.session import (
+    check_stream,
+    session,
+    session_of,
+    stopped_like_interrupted,
+)
 
 LATE = (
     Exception("The current node timed out during startup. This could happen because ..."),
@@ -78,3 +83,13 @@ def test_a_program_that_is_told_to_end_does_so_as_by_ctrl_c():
     with pytest.raises(KeyboardInterrupt), stopped_like_interrupted():
         os.kill(os.getpid(), signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_stream_needs_a_cpu_that_no_worker_reserves_on_this_machine(monkeypatch):
+    """Ray Data would wait for one without end, and the workers for it."""
+    monkeypatch.setattr(module.ray, "cluster_resources", lambda: {"CPU": 2.0})
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(ConfigError, match=r"num_workers=2 x .*=1 leave no whole CPU of 2 to make"):
+        check_stream(ClusterConfig(num_workers=2))
+    check_stream(ClusterConfig(num_workers=2, cpus_per_worker=0.5))
+    check_stream(ClusterConfig(num_workers=2, address="head:6379"))  # whose nodes only it knows

@@ -2,16 +2,22 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ehr_ray.train.order import epoch_batches, share, steps_in_epoch
+from ehr_ray.train.order import epoch_windows, share, steps_in_epoch
 
 OPTIONS = {"batch_size": 4, "bucket_batches": 3, "shuffle_patients": 30, "seed": 1, "epoch": 0}
 
 
 def batches_of(blocks, lengths=None, **changes):
+    return sum(windows_of(blocks, None, lengths, **changes), [])
+
+
+def windows_of(blocks, shards=None, lengths=None, **changes):
+    """The windows of an epoch; without `shards` each block is one."""
     blocks = np.array(blocks, np.int64)
+    shards = np.ones(len(blocks), np.int64) if shards is None else np.array(shards, np.int64)
     if lengths is None:
         lengths = np.random.default_rng(0).integers(0, 50, blocks.sum())
-    return epoch_batches(np.asarray(lengths), blocks, **{**OPTIONS, **changes})
+    return epoch_windows(np.asarray(lengths), blocks, shards, **{**OPTIONS, **changes})
 
 
 def lists(batches):
@@ -81,6 +87,26 @@ def test_large_cohorts_are_read_in_windows_of_whole_blocks():
     assert all(len(blocks) == 2 for blocks in touched)
     assert sorted(sum(touched, [])) == list(range(10))
     assert touched != sorted(touched)
+
+
+def test_a_window_reads_few_shards_and_each_shard_few_windows():
+    """Blocks of a shard come together, or every window would read every shard."""
+    shards, options = [10] * 12, {"batch_size": 20, "bucket_batches": 1, "shuffle_patients": 200}
+    windows = windows_of([10] * 120, shards, **options)
+    assert len(windows) == 6
+    touched = [sorted({int(patient) // 100 for patient in np.concatenate(w)}) for w in windows]
+    assert all(len(shards) == 2 for shards in touched)
+    assert sorted(sum(touched, [])) == list(range(12))
+    first = np.concatenate(windows[0]) // 10
+    assert np.abs(np.diff(first)).max() > 2  # blocks of both, mixed
+
+
+def test_a_cohort_of_small_shards_has_the_order_it_always_had():
+    assert lists(batches_of([3, 2, 4], [5, 1, 4, 2, 3, 9, 8, 7, 6], shuffle_patients=5)) == [
+        [1, 3, 4],
+        [2, 0, 8],
+        [7, 6, 5],
+    ]
 
 
 @settings(deadline=None, max_examples=100)

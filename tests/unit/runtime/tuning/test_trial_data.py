@@ -37,3 +37,12 @@ def test_each_choice_of_data_gets_its_dataset_and_a_range_is_refused(
         datasets(given, space, None, on_ray=False),
     ):
         pass
+
+
+def test_trials_share_rows_so_none_are_streamed(tiny_config, synthetic_cohort):
+    given = tiny_config(**{"data.cohort": synthetic_cohort, "data.mode": "stream"})
+    with (
+        pytest.raises(ConfigError, match=r"data\.mode=stream: trials of a search share rows"),
+        datasets(given, {}, None, on_ray=False),
+    ):
+        pass

@@ -1,0 +1,280 @@
+"""Rows that are made anew for each epoch, ahead of the step, and kept nowhere.
+
+What is known of rows without having them, their number, lengths and scalars, is counted once; it
+decides the order, which is that of rows in files. A rank then asks for its own rows, window by
+window: its Ray Data pipeline reads the shards of a window, packs those patients, a row each, and
+transforms them. At most two windows are in a rank's memory, the one in use and the next; how far
+the pipeline is ahead of them, its back-pressure decides. Without Ray a thread does the same.
+"""
+
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from ehr_ray.errors import DamagedRowsError, UserError, error_of_kind
+from ehr_ray.events.blocks import CHUNK, chunks, from_bytes, measured, to_bytes
+from ehr_ray.runtime.data.patient_rows import PatientRow, as_table, from_table
+from ehr_ray.runtime.data.rows import RowMaker
+from ehr_ray.runtime.data.tasks import Say, in_blocks, problem_of, run_jobs
+from ehr_ray.storage import sync
+
+if TYPE_CHECKING:
+    from ehr_ray.family import Row
+
+Job = Mapping[str, Any]
+Indices = npt.NDArray[np.int64]
+_ERROR: Final = pa.schema([("kind", pa.string()), ("error", pa.string())])
+
+
+@dataclass(frozen=True, eq=False)
+class Index:
+    """What is known of the rows of a split: one row a row, shard after shard.
+
+    Args:
+        table: scalars by name, and as `#name` the elements of each array.
+        counts: rows of each shard, int64 [shards].
+    """
+
+    table: pa.Table
+    counts: Indices
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """A dataset that is streamed: how rows are made, of which shards, and what is known of them."""
+
+    maker: RowMaker
+    shards: Mapping[str, tuple[Job, ...]]
+    index: Mapping[str, Index]
+    on_ray: bool
+
+    def store(self, split: str) -> "StreamStore":
+        """Return the rows of a split."""
+        return StreamStore(self.maker, self.shards[split], self.index[split], on_ray=self.on_ray)
+
+
+def streamed(
+    maker: RowMaker, shards: Mapping[str, Sequence[Job]], *, on_ray: bool, say: Say
+) -> Streamed:
+    """Count the rows of all shards, one task a shard, without keeping any."""
+    jobs = [job for split in shards.values() for job in split]
+    counted = iter(
+        run_jobs(_Count(maker), jobs, on_ray=on_ray, say=say, verb="counted rows of shards")
+    )
+    index = {}
+    for split, own in shards.items():
+        tables = [pa.ipc.open_stream(next(counted)).read_all() for _ in own]
+        counts = np.array([len(table) for table in tables], np.int64)
+        known = [table for table in tables if len(table)]
+        index[split] = Index(pa.concat_tables(known) if known else pa.table({}), counts)
+    return Streamed(maker, {split: tuple(own) for split, own in shards.items()}, index, on_ray)
+
+
+class _Count:
+    """The function of a shard that makes its rows and tells of them alone."""
+
+    def __init__(self, maker: RowMaker) -> None:
+        self._maker = maker
+
+    def __call__(self, job: Job) -> bytes:
+        return measured(self._maker.of(here(job)))
+
+
+def here(job: Job) -> Job:
+    """Return the job with its shard on this node."""
+    return {**job, "shard": str(sync.fetch(job["shard"]))}
+
+
+class StreamStore:
+    """The rows of a split as a `RowStore`, of which none is kept.
+
+    Args:
+        maker: makes them.
+        shards: of which jobs, in the order of the rows.
+        index: what is known of them.
+        on_ray: whether Ray Data makes them, else this process.
+    """
+
+    def __init__(
+        self, maker: RowMaker, shards: Sequence[Job], index: Index, *, on_ray: bool
+    ) -> None:
+        self._maker, self._shards, self._table, self._on_ray = maker, shards, index.table, on_ray
+        self._ends = np.cumsum(index.counts)
+        blocks = [
+            [min(CHUNK, count - start) for start in range(0, count, CHUNK)]
+            for count in index.counts.tolist()
+        ]
+        self.block_sizes = np.array([size for sizes in blocks for size in sizes], np.int64)
+        self.shard_blocks = np.array([len(sizes) for sizes in blocks if sizes], np.int64)
+        total = np.zeros(len(self._table), np.int64)
+        for name in self._table.column_names:
+            if name.startswith("#"):
+                total += self._table[name].to_numpy()
+        self.lengths = total
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return len(self.lengths)
+
+    def column(self, name: str) -> np.ndarray:
+        """Return a scalar of every row, in order; it must be one of their names."""
+        return self._table[name].to_numpy() if len(self) else np.zeros(0)
+
+    def sizes(self, name: str) -> Indices:
+        """Return the length of an array of every row, in order; it must be one of their names."""
+        return self._table[f"#{name}"].to_numpy() if len(self) else np.zeros(0, np.int64)
+
+    def rows(self, indices: Iterable[int]) -> list["Row"]:
+        """Return several rows; their shards are read for them."""
+        return next(iter(self.read([[np.fromiter(indices, np.int64)]])))
+
+    def read(self, windows: Sequence[Sequence[Indices]]) -> Generator[list["Row"], None, None]:
+        """Yield the rows of each part; a window's are made together, one window ahead."""
+        items, sizes = [], []
+        for window in windows:
+            wanted = np.unique(np.concatenate([np.zeros(0, np.int64), *window]))
+            shard = np.searchsorted(self._ends, wanted, side="right")
+            for place in np.unique(shard):
+                items.append({"shard": int(place), "rows": wanted[shard == place].tolist()})
+            sizes.append(len(wanted))
+        made = self._made(items)
+        pool = ThreadPoolExecutor(1, thread_name_prefix="stream")
+        try:
+            ready = [pool.submit(_collect, made, sizes[0])] if windows else []
+            for number, window in enumerate(windows):
+                rows = ready.pop().result()
+                if number + 1 < len(windows):
+                    ready.append(pool.submit(_collect, made, sizes[number + 1]))
+                for part in window:
+                    yield [rows[index] for index in part.tolist()]
+        finally:
+            pool.shutdown(wait=True)
+            made.close()
+
+    def _made(self, items: list[dict[str, Any]]) -> Any:
+        pack = _Pack(self._maker, self._shards, (self._ends - np.diff(self._ends, prepend=0)))
+        make = _Make(self._maker)
+        tables = _on_ray(items, pack, make) if self._on_ray else _in_turn(items, pack, make)
+        for table in tables:
+            for kind, error in zip(*(table[n].to_pylist() for n in _ERROR.names), strict=True):
+                if kind:
+                    raise self._raised(kind, error)
+            for index, rows in zip(table["index"], table["rows"], strict=True):
+                yield index.values.to_numpy(), from_bytes(rows.as_buffer().to_pybytes())
+
+    def _raised(self, kind: str, error: str) -> Exception:
+        """Return what a rank raises: rows were made once before, so that something has changed.
+
+        On Ray it must be an error that ends the others too, which wait for this rank.
+        """
+        raised = error_of_kind(kind, error)
+        if isinstance(raised, UserError):
+            return DamagedRowsError(str(raised))
+        return RuntimeError(str(raised)) if self._on_ray else raised
+
+
+def _collect(made: Iterator[tuple[Indices, list["Row"]]], size: int) -> dict[int, "Row"]:
+    """Return the next `size` rows by their index: those of a window."""
+    rows: dict[int, Row] = {}
+    while len(rows) < size:
+        index, some = next(made)
+        rows.update(zip(index.tolist(), some, strict=True))
+    return rows
+
+
+def _in_turn(items: list[dict[str, Any]], pack: "_Pack", make: "_Make") -> Iterator[pa.Table]:
+    for item in items:
+        for patients in pack(pa.Table.from_pylist([item])):
+            yield from make(patients)
+
+
+def _on_ray(items: list[dict[str, Any]], pack: "_Pack", make: "_Make") -> Iterator[pa.Table]:
+    import ray.data
+
+    if not items:
+        return
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.execution_options.preserve_order = True  # windows come one after the other
+    whole = {"batch_size": None, "batch_format": "pyarrow"}
+    tables = in_blocks(items).map_batches(pack, **whole).map_batches(make, **whole)
+    yield from tables.iter_batches(**whole)
+
+
+class _Pack:
+    """Items, a shard and the rows wanted of it, to patients: a row of Ray Data is one of them."""
+
+    def __init__(self, maker: RowMaker, shards: Sequence[Job], first: Indices) -> None:
+        self._maker, self._shards, self._first = maker, list(shards), first
+
+    def __call__(self, items: pa.Table) -> Iterator[pa.Table]:
+        for item in items.to_pylist():
+            job = self._shards[item["shard"]]
+            try:
+                rows = self._wanted(here(job), int(self._first[item["shard"]]), set(item["rows"]))
+                for part in chunks(rows, CHUNK):
+                    yield as_table(part)
+            except Exception as error:
+                yield _told(error, str(job["shard"]))
+
+    def _wanted(self, job: Job, number: int, wanted: set[int]) -> Iterator[PatientRow]:
+        """Yield the patients with a row that is wanted, cut to those rows; `number` is the first's.
+
+        Reading ends with the last that is wanted.
+        """
+        missing = len(wanted)
+        for patient, cuts in self._maker.patients(job):
+            count = 1 if cuts is None else len(cuts)
+            own = [i for i in range(count) if number + i in wanted]
+            if own:
+                kept = None if cuts is None else [cuts[i] for i in own]
+                yield PatientRow(patient, kept, [number + i for i in own])
+            number, missing = number + count, missing - len(own)
+            if not missing:
+                return
+        raise DamagedRowsError(f"{job['shard']}: has changed while it was used; train again")
+
+
+class _Make:
+    """Patients to a model's rows, `CHUNK` at a time: their `index` in the split, and as bytes."""
+
+    def __init__(self, maker: RowMaker) -> None:
+        self._maker = maker
+
+    def __call__(self, patients: pa.Table) -> Iterator[pa.Table]:
+        if "kind" in patients.column_names and patients["kind"].null_count < len(patients):
+            yield patients.select(_ERROR.names).drop_null()
+            return
+        try:
+            made = (
+                (index, row)
+                for one in from_table(patients)
+                for index, row in zip(
+                    one.index, self._maker.rows(one.patient, one.cuts), strict=True
+                )
+            )
+            for part in chunks(made, CHUNK):
+                yield pa.table(
+                    {
+                        "index": pa.array([[index for index, _ in part]], pa.list_(pa.int64())),
+                        "rows": pa.array([to_bytes([row for _, row in part])], pa.large_binary()),
+                        **{name: pa.nulls(1, pa.string()) for name in _ERROR.names},
+                    }
+                )
+        except Exception as error:
+            yield _told(error, "a patient")
+
+
+def _told(error: Exception, what: str) -> pa.Table:
+    """Return an error as a row: Ray would wrap it in tracebacks."""
+    kind, text = problem_of(error, what)
+    empty = {
+        "index": pa.array([[]], pa.list_(pa.int64())),
+        "rows": pa.array([b""], pa.large_binary()),
+    }
+    return pa.table({**empty, "kind": [kind], "error": [text]})
