@@ -27,8 +27,8 @@ QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 OBJECT_STORE_BYTES = 1_000_000_000
-"""Store of a Ray started here: rows travel as memory-mapped files, so
-little goes through it, and a stream runs ahead by no more than it holds."""
+"""Store of a Ray started here: rows that are kept are memory-mapped files, so that little goes
+through it; of a stream it holds what was made ahead."""
 
 
 def running() -> bool:
@@ -174,13 +174,17 @@ def check_resources(cluster: ClusterConfig) -> None:
 
 
 def check_stream(cluster: ClusterConfig) -> None:
-    """Refuse a stream on a machine whose workers reserve every CPU: none would make rows."""
+    """Refuse a stream on a machine whose workers reserve every CPU: none would make rows.
+
+    Of a range of workers as many start as there is room for.
+    """
     if cluster.address or os.environ.get("RAY_ADDRESS"):
         return
     have, need = ray.cluster_resources().get("CPU", 0), cluster.cpus_per_worker
-    if need * cluster.least_workers + 1 > have:
+    workers = max(cluster.least_workers, min(cluster.most_workers, int(have // need)))
+    if need * workers + 1 > have:
         raise ConfigError(
-            f"data.mode=stream: cluster.num_workers={cluster.least_workers} x "
-            f"cluster.cpus_per_worker={need:g} leave no whole CPU of {have:g} to make rows; lower "
-            "one of them, or use data.mode=cache"
+            f"rows are to be streamed, but {workers} workers (cluster.num_workers) x "
+            f"cluster.cpus_per_worker={need:g} leave no whole CPU of {have:g} to make them; lower "
+            "one of them, or keep rows: data.mode=cache, on a disk with room (data.cache_dir)"
         )

@@ -53,7 +53,6 @@ NO_PATHS = {
     "Vital.name": "a name",
     "Vital.codes": PATTERNS,
     "Vital.unit": "a unit",
-    "Scale.name": "a name",
     "JEPAConfig.outcomes": PATTERNS,
     "JEPAConfig.flows": PATTERNS,
     "JEPAConfig.discharges": PATTERNS,

@@ -1,24 +1,46 @@
-"""A stream on Ray Data: the weights of rows in files, with one worker and with two."""
+"""A stream on Ray Data: the weights of rows in files, also where a worker is killed."""
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
+from ehr_ray.commands.benchmark.faults import same_weights, train_noted
 from ehr_ray.commands.train.command import train
+from ehr_ray.registry import get_family
+from ehr_ray.runtime.data.prepared import prepared
 from ehr_ray.train import history
 
 pytestmark = pytest.mark.ray
 
 
-def test_a_stream_ends_with_the_weights_of_files_on_one_worker_and_on_two(cluster, tiny):
-    """Windows smaller than the cohort, so that a pipeline reads several, one after the other."""
+@pytest.fixture
+def experiment(cluster, tiny):
+    """Make one with windows smaller than the cohort: a pipeline reads several in turn."""
 
-    def run(mode, world):
-        changes = {"data__mode": mode, "data__shuffle_patients": 30, "cluster__num_workers": world}
-        done = train(tiny(f"{mode}-{world}", **changes, train__max_epochs=2)).run
-        rows = history.read(done).drop(columns=["seconds", "data_wait"])
-        return load_file(done / "checkpoint" / "model.safetensors"), rows
+    def make(mode, world, **changes):
+        changes |= {"data__mode": mode, "data__shuffle_patients": 30, "train__max_epochs": 2}
+        return tiny(f"{mode}-{world}", cluster__num_workers=world, **changes)
 
-    for kept, made in ((run("cache", 0), run("stream", 1)), (run("cache", 2), run("stream", 2))):
-        assert all(torch.equal(kept[0][name], made[0][name]) for name in kept[0])
-        assert kept[1].equals(made[1])
+    return make
+
+
+def assert_same(made, kept):
+    assert same_weights(made, kept)
+    rows = [history.read(run).drop(columns=["seconds", "data_wait"]) for run in (made, kept)]
+    assert rows[0].equals(rows[1])
+
+
+def test_a_stream_ends_with_the_weights_of_files(experiment):
+    assert_same(train(experiment("stream", 1)).run, train(experiment("cache", 0)).run)
+
+
+def test_a_worker_killed_in_the_middle_of_a_stream_changes_no_weight(experiment):
+    changes = {"train__report_steps": 4, "cluster__max_failures": 1}
+    kept = train(experiment("cache", 2, **changes)).run
+    streamed = experiment("stream", 2, **changes)
+    with prepared(streamed, get_family("set_vae"), on_ray=True) as data:
+        assert data.stream is not None
+        made = streamed.directory
+        kills = train_noted(
+            streamed, data, made, lambda n, start: n == 0 and max(start.steps, default=0) >= 6
+        )
+    assert kills.ranks == [0]
+    assert_same(made, kept)

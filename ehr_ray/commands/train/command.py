@@ -13,7 +13,7 @@ from ehr_ray.registry import get_family
 from ehr_ray.runtime.data.prepared import Prepared, prepared
 from ehr_ray.runtime.progress import following
 from ehr_ray.runtime.screen import Screen
-from ehr_ray.runtime.session import check_resources, check_stream, session_of
+from ehr_ray.runtime.session import check_resources, session_of
 from ehr_ray.runtime.text_embedding import as_before, with_phrases
 from ehr_ray.runtime.tracking import (
     UNTOLD,
@@ -108,11 +108,11 @@ def _train(experiment: Experiment, screen: Screen, verbose: bool) -> Trained:
                 experiment = with_phrases(
                     experiment, data.vocabulary, on_ray=on_ray, say=screen.passing
                 )
-            if data.stream is not None and on_ray:
-                check_stream(experiment.cluster)
             # Rows of a task: a patient at each prediction time, and at each of `task.hours`.
             what = "patients" if experiment.task is None else "rows"
             patients = {split: len(data.store(split)) for split in data.blocks}
+            if data.weighed is not None:
+                screen.say(data.weighed)
             screen.say(
                 f"{run.name}: {patients['train']} train and {patients['tuning']} tuning {what}, "
                 f"{len(data.vocabulary)} codes"

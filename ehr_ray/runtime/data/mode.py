@@ -10,8 +10,8 @@ from ehr_ray.events.blocks import to_bytes
 from ehr_ray.events.patients import Patient
 from ehr_ray.experiment import Experiment
 from ehr_ray.runtime.data.rows import RowMaker
-from ehr_ray.runtime.data.tasks import Say
 from ehr_ray.storage import files, sync
+from ehr_ray.storage.paths import local
 
 SAMPLED: Final = 256
 """Patients whose rows are made to know how much all of them take."""
@@ -20,51 +20,51 @@ FILLED: Final = 0.8
 
 
 def choose(
-    experiment: Experiment,
-    folder: Path,
-    missing: Sequence[Mapping[str, Any]],
-    all_files: Sequence[Path],
-    maker: RowMaker,
-    say: Say,
-) -> Literal["cache", "stream"]:
-    """Return the mode of an experiment; `auto` caches what fits on the disk, and says so.
+    experiment: Experiment, folder: Path, missing: Sequence[Mapping[str, Any]], maker: RowMaker
+) -> tuple[Literal["cache", "stream"], str | None]:
+    """Return the mode of an experiment, and what was weighed where `auto` chose it, in a line.
 
     Args:
-        experiment: whose `data.mode` counts.
+        experiment: whose `data.mode` counts; `auto` keeps what fits on the disk.
         folder: where rows would be kept.
         missing: the shards whose rows are not there yet, as jobs.
-        all_files: what all shards, those too that are done, are read from.
         maker: makes rows.
-        say: gets a line of what was weighed.
     """
     if experiment.data.mode != "auto":
-        return experiment.data.mode
+        return experiment.data.mode, None
     if not missing:
-        return "cache"
+        return "cache", None
     place = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
     free = shutil.disk_usage(place).free
-    needed = estimated(missing[0], maker) * sum(path.stat().st_size for path in all_files)
+    needed = estimated(missing[0], maker) * sum(_bytes(job) for job in missing)
     fits = needed <= FILLED * free
-    say(
+    line = (
         f"data.mode=auto: rows take about {_size(needed)}, {_size(free)} are free in {place}: "
         + ("kept there" if fits else "streamed, each epoch anew")
     )
-    return "cache" if fits else "stream"
+    return ("cache" if fits else "stream"), line
 
 
 def estimated(job: Mapping[str, Any], maker: RowMaker) -> float:
     """Return the bytes of rows that a byte of events makes, by the first patients of a shard."""
-    shard = sync.fetch(job["shard"])
-    size = read = total = 0
-    for patient, cuts in islice(maker.patients({**job, "shard": str(shard)}), SAMPLED):
-        size += len(to_bytes([*maker.rows(patient, cuts)]))
+    job = {**job, "shard": str(local(job["shard"]))}
+    size = read = 0
+    for patient, cuts in islice(maker.everybody(job), SAMPLED):
+        if cuts != []:
+            size += len(to_bytes([*maker.rows(patient, cuts)]))
         read += len(patient.time if isinstance(patient, Patient) else patient.tokens.code)
-    paths = [shard / name for name in job["files"]] or [shard]
-    with files.reads(shard, "restore it"):
-        for path in paths:
-            total += sync.footer(path).num_rows
-    bytes_read = sum(path.stat().st_size for path in paths) * min(1.0, read / max(1, total))
-    return size / max(1.0, bytes_read)
+    with files.reads(Path(job["shard"]), "restore it"):
+        total = sum(sync.footer(path).num_rows for path in _paths(job))
+    return size / max(1.0, _bytes(job) * min(1.0, read / max(1, total)))
+
+
+def _paths(job: Mapping[str, Any]) -> list[Path]:
+    shard = local(job["shard"])
+    return [shard / name for name in job["files"]] or [shard]
+
+
+def _bytes(job: Mapping[str, Any]) -> int:
+    return sum(path.stat().st_size for path in _paths(job))
 
 
 def _size(count: float) -> str:

@@ -29,6 +29,7 @@ from ehr_ray.runtime.data.mode import choose
 from ehr_ray.runtime.data.rows import RowMaker
 from ehr_ray.runtime.data.stream import Streamed, streamed
 from ehr_ray.runtime.data.tasks import Say, run_shards
+from ehr_ray.runtime.session import check_stream
 from ehr_ray.sources.expanded import (
     check_made_of,
     check_made_with,
@@ -55,6 +56,8 @@ class Prepared:
     blocks: Mapping[str, tuple[Path, ...]]
     stream: Streamed | None = None
     """Where rows are streamed; the blocks are none then."""
+    weighed: str | None = None
+    """Why they are, where `data.mode=auto` chose it, in a line."""
 
     def store(self, split: str) -> RowStore:
         """Return the rows of a split: those in files mapped into memory, or made when asked for."""
@@ -94,10 +97,15 @@ def prepared(
             if not target.is_file()
         ]
         maker = RowMaker(experiment, source.vocabulary, source.labels)
-        if choose(experiment, folder, jobs, source.files, maker, say) == "stream":
+        mode, weighed = choose(experiment, folder, jobs, maker)
+        if weighed is not None:
+            say(weighed)
+        if mode == "stream":
+            if on_ray:
+                check_stream(experiment.cluster)
             shards = {split: [*own.values()] for split, own in source.shards.items()}
             stream = streamed(maker, shards, on_ray=on_ray, say=say)
-            yield Prepared(source.vocabulary, dict.fromkeys(shards, ()), stream)
+            yield Prepared(source.vocabulary, dict.fromkeys(shards, ()), stream, weighed)
             return
         if jobs:
             run_shards(jobs, BlockMaker(maker), on_ray=on_ray, say=say, verb="prepared shards")

@@ -41,18 +41,23 @@ class RowMaker:
         self, job: Mapping[str, Any]
     ) -> Iterator[tuple[Patient | PatientSets, list[Cut] | None]]:
         """Yield those of `job["shard"]` that make a row; the cuts are None without a task."""
+        return ((patient, cuts) for patient, cuts in self.everybody(job) if cuts != [])
+
+    def everybody(
+        self, job: Mapping[str, Any]
+    ) -> Iterator[tuple[Patient | PatientSets, list[Cut] | None]]:
+        """Yield all patients of `job["shard"]`; those without cuts make no row."""
         task = self._experiment.task
         if task is None:
             for patient in self._read(job):
                 yield patient, None
             return
         labels = read_label_files(task.name, [sync.fetch(place) for place in self._labels])
+        train = job["split"] == "train"
         for patient in self._read(job):
-            if job["split"] == "train" and not sampled(patient.subject_id, task.label_ratio):
-                continue
             assert isinstance(patient, Patient)  # sets take no task
-            if cuts := _cuts(patient, labels, task.hours if job["split"] == "train" else ()):
-                yield patient, cuts
+            left_out = train and not sampled(patient.subject_id, task.label_ratio)
+            yield patient, [] if left_out else _cuts(patient, labels, task.hours if train else ())
 
     def rows(self, patient: Patient | PatientSets, cuts: Sequence[Cut] | None) -> Iterator["Row"]:
         """Yield the rows of one patient, one a cut."""

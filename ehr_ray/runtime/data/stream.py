@@ -7,6 +7,7 @@ transforms them. At most two windows are in a rank's memory, the one in use and 
 the pipeline is ahead of them, its back-pressure decides. Without Ray a thread does the same.
 """
 
+import contextlib
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -160,12 +161,13 @@ class StreamStore:
         pack = _Pack(self._maker, self._shards, (self._ends - np.diff(self._ends, prepend=0)))
         make = _Make(self._maker)
         tables = _on_ray(items, pack, make) if self._on_ray else _in_turn(items, pack, make)
-        for table in tables:
-            for kind, error in zip(*(table[n].to_pylist() for n in _ERROR.names), strict=True):
-                if kind:
-                    raise self._raised(kind, error)
-            for index, rows in zip(table["index"], table["rows"], strict=True):
-                yield index.values.to_numpy(), from_bytes(rows.as_buffer().to_pybytes())
+        with contextlib.closing(tables):
+            for table in tables:
+                for kind, error in zip(*(table[n].to_pylist() for n in _ERROR.names), strict=True):
+                    if kind:
+                        raise self._raised(kind, error)
+                for index, rows in zip(table["index"], table["rows"], strict=True):
+                    yield index.values.to_numpy(), from_bytes(rows.as_buffer().to_pybytes())
 
     def _raised(self, kind: str, error: str) -> Exception:
         """Return what a rank raises: rows were made once before, so that something has changed.
@@ -187,13 +189,17 @@ def _collect(made: Iterator[tuple[Indices, list["Row"]]], size: int) -> dict[int
     return rows
 
 
-def _in_turn(items: list[dict[str, Any]], pack: "_Pack", make: "_Make") -> Iterator[pa.Table]:
+def _in_turn(
+    items: list[dict[str, Any]], pack: "_Pack", make: "_Make"
+) -> Generator[pa.Table, None, None]:
     for item in items:
         for patients in pack(pa.Table.from_pylist([item])):
             yield from make(patients)
 
 
-def _on_ray(items: list[dict[str, Any]], pack: "_Pack", make: "_Make") -> Iterator[pa.Table]:
+def _on_ray(
+    items: list[dict[str, Any]], pack: "_Pack", make: "_Make"
+) -> Generator[pa.Table, None, None]:
     import ray.data
 
     if not items:

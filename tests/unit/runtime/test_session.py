@@ -89,7 +89,10 @@ def test_a_stream_needs_a_cpu_that_no_worker_reserves_on_this_machine(monkeypatc
     """Ray Data would wait for one without end, and the workers for it."""
     monkeypatch.setattr(module.ray, "cluster_resources", lambda: {"CPU": 2.0})
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    with pytest.raises(ConfigError, match=r"num_workers=2 x .*=1 leave no whole CPU of 2 to make"):
+    with pytest.raises(ConfigError, match=r"2 workers .*=1 leave no whole CPU of 2 to make"):
         check_stream(ClusterConfig(num_workers=2))
+    with pytest.raises(ConfigError, match=r"2 workers .*=1 leave no whole CPU of 2 to make"):
+        check_stream(ClusterConfig(num_workers=(1, 4)))  # as many start as there is room for
     check_stream(ClusterConfig(num_workers=2, cpus_per_worker=0.5))
+    check_stream(ClusterConfig(num_workers=(1, 2), cpus_per_worker=0.5))
     check_stream(ClusterConfig(num_workers=2, address="head:6379"))  # whose nodes only it knows

@@ -6,7 +6,9 @@ import pytest
 from ehr_ray.errors import ConfigError
 from ehr_ray.events.blocks import to_bytes
 from ehr_ray.registry import get_family
+from ehr_ray.runtime import session
 from ehr_ray.runtime.data.prepared import prepared
+from ehr_ray.train.task import family_of
 
 
 @pytest.mark.parametrize(("free", "mode"), [(10**12, "kept there"), (10**4, "streamed, each")])
@@ -21,13 +23,52 @@ def test_auto_keeps_rows_where_the_disk_has_room_and_says_what_it_weighed(
         rows = data.store("train").rows(range(len(data.store("train"))))
         tuning = data.store("tuning").rows(range(len(data.store("tuning"))))
     assert mode in said[0]
-    told = float(said[0].split("about ")[1].split(" kB")[0]) * 1000
     taken = sum(len(to_bytes([row])) for row in [*rows, *tuning])
-    assert 0.5 < told / taken < 2
+    assert 0.5 < told(said) / taken < 2
     again = []
     with prepared(experiment, get_family("set_vae"), on_ray=False, say=again.append) as data:
         assert (data.stream is None) == (free > 10**6)
     assert bool(again) == (free < 10**6)  # rows that are there are not weighed
+
+
+def told(said):
+    return float(said[0].split("about ")[1].split(" kB")[0]) * 1000
+
+
+def test_patients_that_make_no_row_are_weighed_as_such(tiny_experiment, tmp_path):
+    """Of a task's train patients `task.label_ratio` make rows: the others' events take no room."""
+    changes = {"task.name": "outcome", "task.label_ratio": 0.3, "data.cache_dir": str(tmp_path)}
+    experiment, said = tiny_experiment(changes=changes), []
+    with prepared(experiment, family_of(experiment), on_ray=False, say=said.append) as data:
+        stores = [data.store(split) for split in ("train", "tuning")]
+        taken = sum(len(to_bytes([row])) for rows in stores for row in rows.rows(range(len(rows))))
+    assert 0.5 < told(said) / taken < 2
+
+
+def test_rows_that_are_there_are_not_weighed_again(tiny_experiment, tmp_path):
+    """Else a preparation that was stopped when the disk was half full would go on as a stream."""
+    experiment = tiny_experiment(changes={"data.cache_dir": str(tmp_path)})
+    said = [], []
+    with prepared(experiment, family_of(experiment), on_ray=False, say=said[0].append) as data:
+        first, *others = (path for paths in data.blocks.values() for path in paths)
+        assert others
+        first.unlink()
+    with prepared(experiment, family_of(experiment), on_ray=False, say=said[1].append):
+        assert told(said[1]) < 0.8 * told(said[0])
+
+
+def test_a_stream_that_no_cpu_is_left_for_is_refused_before_rows_are_counted(
+    tiny_experiment, monkeypatch
+):
+    changes = {"data.mode": "stream", "cluster.num_workers": 2}
+    experiment = tiny_experiment(changes=changes)
+    monkeypatch.setattr(session.ray, "cluster_resources", lambda: {"CPU": 2.0})
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with (
+        pytest.raises(ConfigError, match=r"2 workers .* leave no whole CPU of 2"),
+        prepared(experiment, get_family("set_vae"), on_ray=True),
+    ):
+        pass
 
 
 def test_a_stream_keeps_nothing_in_memory_either(tiny_experiment):
