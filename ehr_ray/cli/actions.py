@@ -23,6 +23,7 @@ def ingest(args: Arguments, screen: Screen) -> None:
     """Make a cohort."""
     options = source_options(args)
     from ehr_ray.commands.ingest import ingest
+    from ehr_ray.runtime.verb_tracking import asked_for
 
     summary = ingest(
         args.source,
@@ -39,6 +40,7 @@ def ingest(args: Arguments, screen: Screen) -> None:
         code_map=args.code_map,
         split_by=args.split_by,
         cpus=args.cpus,
+        tracking=asked_for(args.tracking_uri, args.experiment),
         progress=screen.passing,
     )
     screen.say(str(summary))
@@ -47,6 +49,7 @@ def ingest(args: Arguments, screen: Screen) -> None:
 def expand(args: Arguments, screen: Screen) -> None:
     """Carry values forward."""
     from ehr_ray.commands.expand import expand
+    from ehr_ray.runtime.verb_tracking import asked_for
 
     result = expand(
         args.cohort,
@@ -57,6 +60,7 @@ def expand(args: Arguments, screen: Screen) -> None:
         scale=args.scale,
         origin=args.origin,
         address=args.address,
+        tracking=asked_for(args.tracking_uri, args.experiment),
         verbose=args.verbose,
         say=screen.passing,
     )

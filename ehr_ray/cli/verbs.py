@@ -29,6 +29,14 @@ CODE_MAP = option(
     "or a CSV file of code,to,scale,offset",
     metavar="CSV",
 )
+TRACKING = (
+    option(
+        "--tracking-uri",
+        "MLflow that gets a run of this (default MLFLOW_TRACKING_URI; with neither, none does)",
+        metavar="URI",
+    ),
+    option("--experiment", "of that MLflow run (default ehr_ray)", metavar="NAME"),
+)
 MIN_KNOWN_EVENTS = option(
     "--min-known-events",
     "share of another cohort's events whose codes the model must know (default 0.5)",
@@ -131,6 +139,7 @@ VERBS = (
                 metavar="CODE",
             ),
             option("--cpus", "1: this process; more: as Ray Data tasks", type=int),
+            *TRACKING,
             add_source_options,
         ),
     ),
@@ -160,6 +169,7 @@ VERBS = (
                 "those of its ingest, else the usual names of an admission)",
                 metavar="CODE[,CODE]",
             ),
+            *TRACKING,
             ADDRESS,
         ),
     ),

@@ -18,6 +18,7 @@ from ehr_ray.runtime.data.mapped import mapped_cohort
 from ehr_ray.runtime.data.tasks import run_shards
 from ehr_ray.runtime.inference import EMBEDDINGS, Request, ShardEmbedder, ShardPredictor
 from ehr_ray.runtime.session import session
+from ehr_ray.runtime.verb_tracking import of_training, tracked_verb
 from ehr_ray.storage import files, sync
 from ehr_ray.storage.claim import claim
 from ehr_ray.storage.paths import absolute, canonical, local, uri_of
@@ -62,8 +63,26 @@ def embed(
     mapped = None if code_map is None else load_code_map(code_map)
     job = _Job(loaded, request, cohort, splits_of(cohort), min_known_events, opened, say, mapped)
     target = local(output).absolute()
-    if target.suffix == SUFFIX:
-        return _one_file(job, output, target)
+    given = {
+        "run": run.absolute(),
+        "cohort": cohort.absolute(),
+        "output": target,
+        "min_known_events": min_known_events,
+        "code_map": code_map,
+    }
+    place, name = of_training(run, loaded.experiment), cohort.resolve().name
+    with tracked_verb(place, "embed", f"{name} by {run.resolve().name}", given) as record:
+        if target.suffix == SUFFIX:
+            rows = _one_file(job, output, target)
+        else:
+            rows = _folder(job, target)
+            record.artifacts.append((target, (MANIFEST,)))
+        record.metrics |= {"patients": rows, "shards": sum(map(len, job.splits.values()))}
+    return rows
+
+
+def _folder(job: "_Job", target: Path) -> int:
+    """Write the parts that are not there yet; return the rows of all."""
     there = claim(target, MANIFEST, job.content(), "embedding")
     parts = job.fill(target, there, bring=False)
     return sum(sync.footer(part).num_rows for part in parts)

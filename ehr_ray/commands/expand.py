@@ -1,10 +1,11 @@
 """Last-value-carry-forward of a whole cohort to Parquet, one Ray Data task a shard."""
 
-import contextlib
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.runtime.data.dataset import check_cohort, codes_table, require_origin
 from ehr_ray.runtime.data.tasks import run_shards
 from ehr_ray.runtime.session import session
+from ehr_ray.runtime.verb_tracking import Destination, tracked_verb
 from ehr_ray.sources.expanded import CODES, EMPTY, RECORD
 from ehr_ray.sources.parsing.value_stats import with_value_stats
 from ehr_ray.storage import files, sync
@@ -42,7 +44,7 @@ class Expanded:
     shards: int
     patients: int
     tokens: int
-    seconds: float
+    seconds: float = 0.0
     unscaled: int = 0
     """Tokens with a value of a code without statistics, whose value is as it was measured."""
 
@@ -58,6 +60,7 @@ def expand(
     origin: str | None = None,
     address: str | None = None,
     on_ray: bool = True,
+    tracking: Destination | None = None,
     verbose: bool = False,
     say: Callable[[str], None] = lambda _: None,
 ) -> Expanded:
@@ -70,7 +73,7 @@ def expand(
     CSV of code, mean and std that replaces them. A code with neither (one that never has a value
     in train) has mean 0 and standard deviation 1, so that its values stay as measured: they are
     counted. `origin` names the codes of minute 0, as `data.origin` does. `on_ray=False` does it
-    all in this process.
+    all in this process. `tracking` is where an MLflow run of it is left.
     """
     if lvcf_minutes < 0:
         raise InputError(f"--lvcf-minutes {lvcf_minutes:g}: must be 0 or more")
@@ -85,6 +88,34 @@ def expand(
     there = _claim(output, cohort, vocabulary, lvcf_minutes, always_carry, value_stats)
     files.write_parquet(vocabulary.to_table(), output / CODES)
     sync.push(output / CODES)
+    expander = ShardExpander(vocabulary, lvcf_minutes, always_carry)
+    given = {
+        "cohort": cohort.absolute(),
+        "output": output.absolute(),
+        "lvcf_minutes": lvcf_minutes,
+        "always_carry": ",".join(always_carry),
+        "value_stats": value_stats,
+        "scale": scale,
+        "origin": origin,
+    }
+    with tracked_verb(tracking, "expand", cohort.resolve().name, given) as record:
+        opened = partial(session, address, verbose=verbose) if on_ray else None
+        done = _fill(cohort, output, there, expander, opened, say)
+        result = replace(done, seconds=time.perf_counter() - started)
+        record.metrics |= {key: float(value) for key, value in asdict(result).items()}
+        record.artifacts.append((output, (RECORD, CODES)))
+    return result
+
+
+def _fill(
+    cohort: Path,
+    output: Path,
+    there: Collection[str],
+    expander: "ShardExpander",
+    opened: Callable[[], AbstractContextManager[Any]] | None,
+    say: Callable[[str], None],
+) -> Expanded:
+    """Expand the shards that are not `there`, by a Ray that is `opened` or in this process."""
     jobs = [
         {"shard": str(path), "target": str(output / split / f"{name}.parquet")}
         for split, paths in splits_of(cohort).items()
@@ -92,16 +123,16 @@ def expand(
     ]
     todo = [job for job in jobs if str(Path(job["target"]).relative_to(output)) not in there]
     if todo:
-        function = ShardExpander(vocabulary, lvcf_minutes, always_carry)
-        with session(address, verbose=verbose) if on_ray else contextlib.nullcontext():
-            run_shards(todo, function, on_ray=on_ray, say=say, verb="expanded shards", bring=False)
+        on_ray = opened is not None
+        with opened() if opened else nullcontext():
+            run_shards(todo, expander, on_ray=on_ray, say=say, verb="expanded shards", bring=False)
     counts = [sync.footer(job["target"]) for job in jobs]
     patients, unscaled = (
         sum(int((c.metadata or {}).get(name, b"0")) for c in counts)
         for name in (b"patients", b"unscaled")
     )
     tokens = sum(c.num_rows for c in counts)
-    return Expanded(len(jobs), patients, tokens, time.perf_counter() - started, unscaled)
+    return Expanded(len(jobs), patients, tokens, unscaled=unscaled)
 
 
 class ShardExpander:

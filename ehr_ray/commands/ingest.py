@@ -4,7 +4,7 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final, cast, get_args
 
@@ -13,6 +13,8 @@ from ehr_ray.events.code_map import CodeMap, load_code_map
 from ehr_ray.events.schema import RECORD, parse_origin
 from ehr_ray.runtime.data.tasks import run_jobs
 from ehr_ray.runtime.session import session
+from ehr_ray.runtime.tracking import flatten
+from ehr_ray.runtime.verb_tracking import Destination, tracked_verb
 from ehr_ray.sources.building.cohort import (
     IngestSummary,
     check_parts,
@@ -33,6 +35,8 @@ from ehr_ray.storage.paths import canonical, is_uri, local
 
 SMALL_BYTES: Final = 200_000_000
 """Smaller inputs are read in this process unless CPUs are asked for: starting Ray takes seconds."""
+METADATA: Final = ("dataset.json", "codes.parquet", "changes.parquet", "ingest.json")
+"""Files of a cohort's metadata that name no subject: what MLflow gets of it."""
 
 
 def ingest(
@@ -51,6 +55,7 @@ def ingest(
     code_map: str | None = None,
     split_by: str | None = None,
     cpus: int | None = None,
+    tracking: Destination | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> IngestSummary:
     """Turn raw data into a cohort at `output`, which appears whole or not at all.
@@ -76,6 +81,7 @@ def ingest(
         code_map: a shipped map's name or a CSV file: codes are renamed, values scaled.
         split_by: a static code; everybody who shares a value of it comes into one split.
         cpus: 1 stays in this process, more starts Ray with that many; None decides by size.
+        tracking: where an MLflow run is left of a cohort that was made.
         progress: called with one line whenever a piece of work is done.
 
     Raises:
@@ -83,28 +89,28 @@ def ingest(
         RunError: a full disk, missing rights or a lost worker.
     """
     started = time.monotonic()
-    record = get_source(source)
-    chosen = make_options(record, options or {})
+    kind = get_source(source)
+    chosen = make_options(kind, options or {})
     policy = parse_splits(splits, seed)
-    relative = record.relative_time(chosen)
+    relative = kind.relative_time(chosen)
     if origin is not None and relative:
         raise InputError(f"--origin {origin}: times of this input count from the admission already")
-    origins = record.origin if origin is None else parse_origin(origin, "--origin")
+    origins = kind.origin if origin is None else parse_origin(origin, "--origin")
     if not 0 <= max_rejected <= 1:
         raise InputError(f"--max-rejected {max_rejected}: not a share between 0 and 1")
-    limits = load_limits(ranges or record.limits[0], conversions or record.limits[1])
+    limits = load_limits(ranges or kind.limits[0], conversions or kind.limits[1])
     if repeats not in get_args(Repeats):
         raise InputError(f"--repeats {repeats}: choose from {', '.join(get_args(Repeats))}")
     mapped = None if code_map is None else load_code_map(code_map)
     given = None if input is None else sync.fetch(input)
-    given = _existing(given, source, record.needs_input)
+    given = _existing(given, source, kind.needs_input)
     if split_by is not None:
         policy = _by_groups(policy, splits, split_by)
     elif splits is None:
-        policy = replace(policy, file=record.split_table(given))
-    units = record.units(given, chosen)
+        policy = replace(policy, file=kind.split_table(given))
+    units = kind.units(given, chosen)
     print_, size = fingerprint(
-        record,
+        kind,
         chosen,
         policy,
         units,
@@ -124,7 +130,23 @@ def ingest(
     on_ray = _worth_ray(len(units), size) if cpus is None else cpus > 1
     # A copy is this machine's alone: tasks elsewhere could not write to it.
     address = "local" if is_uri(place) else None
+    told = {
+        "source": source,
+        "input": given,
+        "output": output,
+        "splits": splits,
+        "origin": origin,
+        "seed": seed,
+        "max_rejected": max_rejected,
+        "ranges": ranges,
+        "units": conversions,
+        "repeats": repeats,
+        "code_map": code_map,
+        "split_by": split_by,
+        **{f"options.{key}": value for key, value in asdict(chosen).items()},
+    }
     with (
+        tracked_verb(tracking, "ingest", output.name, told) as record,
         files.writes(f"--output {output}"),
         staging(output, print_) as folder,
         session(address, num_cpus=cpus, without="--cpus 1") if on_ray else contextlib.nullcontext(),
@@ -160,9 +182,13 @@ def ingest(
             writer, shards, on_ray=on_ray, say=progress, verb="wrote", label=lambda s: f"shard {s}"
         )
         progress("fitting codes on train")
-        summary = finish(plan, record, shards, len(units), output, print_)
+        summary = finish(plan, kind, shards, len(units), output, print_)
+        summary = replace(summary, seconds=time.monotonic() - started)
+        counts = flatten(asdict(summary))
+        record.metrics |= {k: float(v) for k, v in counts if type(v) in (int, float)}
+        record.artifacts.append((output / "metadata", METADATA))
     sync.push(output, whole=True)
-    return replace(summary, seconds=time.monotonic() - started)
+    return summary
 
 
 def _by_groups(policy: SplitPolicy, splits: str | None, code: str) -> SplitPolicy:

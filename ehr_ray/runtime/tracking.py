@@ -57,46 +57,62 @@ def open_run(
 def _opened(
     experiment: Experiment, uri: str, parent: Tracked | None, more: Mapping[str, Any]
 ) -> Tracked:
-    from mlflow.entities import Param
     from mlflow.exceptions import MlflowException
     from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
     output = experiment.directory.absolute().parent
     output.mkdir(parents=True, exist_ok=True)
     if uri.startswith(SQLITE):
-        store = _sqlite_file(uri).absolute().parent
-        store.mkdir(parents=True, exist_ok=True)
-        output = store if is_uri(experiment.output) else output
+        sqlite_file(uri).absolute().parent.mkdir(parents=True, exist_ok=True)
     client = connected(uri)
     note = experiment.directory / RUN_FILE
     tracked = find_run(experiment.directory)
     if tracked is not None:
         try:
-            if _absolute(tracked.uri) == uri and client.get_run(tracked.run_id):
+            if absolute_tracking(tracked.uri) == uri and client.get_run(tracked.run_id):
                 client.update_run(tracked.run_id, status="RUNNING")
                 return tracked
         except MlflowException as error:
             if not refused(error):
                 raise
             # else the store was removed: start anew
-    found = client.get_experiment_by_name(experiment.tracking.experiment)
-    place = (output / "mlartifacts").as_uri() if uri.startswith(SQLITE) else None
-    key = (
-        found.experiment_id
-        if found
-        else client.create_experiment(experiment.tracking.experiment, artifact_location=place)
-    )
+    beside = None if is_uri(experiment.output) else output
+    key = experiment_id(uri, experiment.tracking.experiment, beside)
     tags = {MLFLOW_PARENT_RUN_ID: parent.run_id} if parent else {}
     run = client.create_run(key, run_name=experiment.name, tags=tags)
     other = ("search", "tune.", "crossval.")  # verbs that tell of their own section by `more`
     told = {k: v for k, v in flatten(dump(experiment)) if not k.startswith(other)}
     told |= more
-    params = [Param(_name(name), str(value)[:6000]) for name, value in told.items()]
-    for first in range(0, len(params), 100):
-        client.log_batch(run.info.run_id, params=params[first : first + 100])
+    log_parameters(client, run.info.run_id, told)
     tracked = Tracked(uri, run.info.run_id)
     files.write_text(note, yaml.safe_dump({"uri": tracked.uri, "run_id": tracked.run_id}))
     return tracked
+
+
+def experiment_id(uri: str, name: str, output: Path | None = None) -> str:
+    """Return the id of an MLflow experiment, which is made where there is none of this name.
+
+    Artifacts of one that lies in sqlite go to `mlartifacts` in `output`, else beside the file.
+    """
+    place = None
+    if uri.startswith(SQLITE):
+        store = sqlite_file(uri).absolute().parent
+        store.mkdir(parents=True, exist_ok=True)
+        place = ((output or store) / "mlartifacts").as_uri()
+    client = connected(uri)
+    found = client.get_experiment_by_name(name)
+    return str(
+        found.experiment_id if found else client.create_experiment(name, artifact_location=place)
+    )
+
+
+def log_parameters(client: Any, run: str, values: Mapping[str, Any]) -> None:
+    """Log parameters, as text that MLflow takes."""
+    from mlflow.entities import Param
+
+    params = [Param(_name(name), str(value)[:6000]) for name, value in values.items()]
+    for first in range(0, len(params), 100):  # MLflow takes no more at once
+        client.log_batch(run, params=params[first : first + 100])
 
 
 def tracking_uri(experiment: Experiment) -> str:
@@ -110,7 +126,11 @@ def tracking_uri(experiment: Experiment) -> str:
             f"output={experiment.output}: MLflow's sqlite cannot lie in a store; name a server by "
             "MLFLOW_TRACKING_URI or tracking.uri, or set tracking.experiment=null"
         )
-    return _absolute(uri) if uri else sqlite_uri(experiment.directory.absolute().parent / STORE)
+    return (
+        absolute_tracking(uri)
+        if uri
+        else sqlite_uri(experiment.directory.absolute().parent / STORE)
+    )
 
 
 def sqlite_uri(path: Path) -> str:
@@ -126,7 +146,7 @@ def sqlite_uri(path: Path) -> str:
     return file.render_as_string()
 
 
-def _sqlite_file(uri: str) -> Path:
+def sqlite_file(uri: str) -> Path:
     """Return the file of an sqlite URI, relative as it is there."""
     from sqlalchemy.engine import make_url
 
@@ -134,7 +154,7 @@ def _sqlite_file(uri: str) -> Path:
     return Path(unquote(name.removeprefix("file:")) if name.startswith("file:") else name)
 
 
-def _absolute(uri: str) -> str:
+def absolute_tracking(uri: str) -> str:
     """Return a tracking URI that holds in another working folder."""
     if not uri.startswith(SQLITE):
         return absolute_uri(uri)

@@ -60,6 +60,7 @@ from ehr_ray.runtime.data.tasks import Say, split_shards
 from ehr_ray.runtime.inference import matrix, write_embeddings
 from ehr_ray.runtime.session import session
 from ehr_ray.runtime.tracking import Tracker, find_run
+from ehr_ray.runtime.verb_tracking import VerbRecord, of_training, tracked_verb
 from ehr_ray.storage import sync
 from ehr_ray.storage.paths import local
 from ehr_ray.train import checkpoint
@@ -131,16 +132,30 @@ def evaluate(
             f"--code-map {code_map}: the run's own cohort has its codes; --cohort OTHER"
         )
     scratch = subject.run.absolute() / ".parts" / f"mapped-{os.getpid()}"
-    try:
-        with session(address, verbose=verbose) if on_ray else contextlib.nullcontext():
-            subject, mapped = mapped_subject(subject, chosen, scratch, say)
-            coverage = coverage_result(subject, min_known_events, say)
-            scores, found, inputs = _score(subject, recalibrate, say)
-        found = merged([SuiteResult(lines=mapped), coverage, found])
-        lines = _write(subject, scores, found, inputs, say, pages)
-    finally:
-        sync.remove(scratch)
-    sync.push(subject.target)
+    given = {
+        "run": subject.run.absolute(),
+        "cohort": subject.cohort.absolute(),
+        "split": split,
+        "task": subject.task or NO_TASK,
+        "output": subject.target.absolute(),
+        "min_known_events": min_known_events,
+        "code_map": code_map,
+        "recalibrate": recalibrate,
+    }
+    # Results on the run's own cohort belong to the training's MLflow run.
+    place = None if subject.own else of_training(subject.run, subject.experiment)
+    name = f"{subject.run.resolve().name} on {subject.cohort.resolve().name}"
+    with tracked_verb(place, "evaluate", name, given) as record:
+        try:
+            with session(address, verbose=verbose) if on_ray else contextlib.nullcontext():
+                subject, mapped = mapped_subject(subject, chosen, scratch, say)
+                coverage = coverage_result(subject, min_known_events, say)
+                scores, found, inputs = _score(subject, recalibrate, say)
+            found = merged([SuiteResult(lines=mapped), coverage, found])
+            lines = _write(subject, scores, found, inputs, record, say, pages)
+        finally:
+            sync.remove(scratch)
+        sync.push(subject.target)
     return lines
 
 
@@ -243,6 +258,7 @@ def _write(
     scores: TaskScores | None,
     task: SuiteResult,
     inputs: EvaluationInputs,
+    record: VerbRecord,
     say: Say,
     pages: bool,
 ) -> list[str]:
@@ -288,16 +304,21 @@ def _write(
         context = report_context(subject, scores, judged, metrics, latent, embedding, tokens, found)
         write_results(target, context)
         report = write_report(target, context)
-    if subject.own:
-        tracker = Tracker(find_run(subject.run))
-        last = checkpoint.saved_progress(subject.run)
-        tracker.metrics(
-            {k: v for k, v in metrics.items() if np.isfinite(v)}, last.step if last else 0
-        )
-        tracker.artifacts(target, (*ARTIFACTS, *found.artifacts))
-        if left := tracker.flush():
-            notes = [*notes, f"{left}; evaluate again to tell it"]
+    record.metrics |= metrics
+    record.artifacts.append((target, (*ARTIFACTS, *found.artifacts)))
+    if subject.own and (left := _tell_training(subject.run, record)):
+        notes = [*notes, f"{left}; evaluate again to tell it"]
     return summary(subject, scores, latent, metrics, report, notes, found)
+
+
+def _tell_training(run: Path, record: VerbRecord) -> str:
+    """Tell the training's MLflow run; return "" or a line on what it did not take."""
+    tracker, last = Tracker(find_run(run)), checkpoint.saved_progress(run)
+    finite = {k: v for k, v in record.metrics.items() if np.isfinite(v)}
+    tracker.metrics(finite, last.step if last else 0)
+    for folder, names in record.artifacts:
+        tracker.artifacts(folder, names)
+    return tracker.flush()
 
 
 def _write_predictions(

@@ -136,12 +136,17 @@ def _train(experiment: Experiment, screen: Screen, verbose: bool) -> Trained:
             if on_ray:
                 sync.fetch(run)
             records = _write_records(run, experiment, data)
-            artifacts = ("checkpoint", "history.parquet", "experiment.yaml", *records)
-            _tell(run, tracked, artifacts, screen)
+            _tell(run, tracked, (*artifacts_of(run), *records), screen)
             sync.push(run)
     after = saved_progress(run)
     assert after is not None
     return Trained(run, after.step, after.best, before.step if before else 0, False)
+
+
+def artifacts_of(run: Path) -> list[str]:
+    """Return what MLflow gets of a finished run; of the checkpoints kept by steps, none."""
+    named = [f"checkpoints/{path.name}" for path in sorted((run / "checkpoints").glob("[!0-9]*"))]
+    return ["checkpoint", *named, "history.parquet", "experiment.yaml"]
 
 
 def _tell(run: Path, tracked: Tracked | None, names: Sequence[str], screen: Screen) -> None:

@@ -7,6 +7,7 @@ import yaml
 
 from ehr_ray.cli.main import main
 from ehr_ray.commands.crossval.command import claim
+from ehr_ray.commands.train.command import artifacts_of
 from ehr_ray.commands.tune import SEARCH, check_folder
 from ehr_ray.config.yaml_files import read_yaml
 from ehr_ray.errors import ConfigError
@@ -82,3 +83,14 @@ def test_a_search_goes_on_from_relative_paths(folder, earlier):
     check_folder(root, loaded)
     with pytest.raises(ConfigError, match=r"data\.cohort: "):
         check_folder(root, load(TINY / "hcat.yaml", ["data.cohort=cohorts/other"]))
+
+
+def test_mlflow_gets_the_best_checkpoint_of_each_task_and_none_kept_by_steps(tmp_path):
+    for name in ("best_surv", "best_rec", "final", "00000400"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    assert artifacts_of(tmp_path)[:4] == [
+        "checkpoint",
+        "checkpoints/best_rec",
+        "checkpoints/best_surv",
+        "checkpoints/final",
+    ]
