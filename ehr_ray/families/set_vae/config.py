@@ -67,6 +67,12 @@ class SetConfig:
 
     0 leaves the Chamfer distance alone, which tells sets apart but not their variables.
     """
+    composition_weight: NotNegative = 0.0
+    """Weight of -log p(which variables the set has | latent), a Bernoulli for each code.
+
+    The decoder is told which there are; without this term no part of the NELBO judges a variable
+    that does not belong but by its divergence.
+    """
     variance_weight: NotNegative = 0.0
     """Reward for spread between the reconstructed tokens of a set."""
 
@@ -118,7 +124,7 @@ SHAKING = (
 )
 DECODING = (
     *("direction_weight", "magnitude_weight", "vector_weight", "named_weight", "variance_weight"),
-    *("decoder_noise", "eval_decoder_noise"),
+    *("composition_weight", "decoder_noise", "eval_decoder_noise"),
 )
 
 

@@ -13,7 +13,10 @@ SOFT_NORM = 0.3
 
 
 def loss(model: nn.Module, batch: Batch, scheduled: Scheduled, seed: int) -> Terms:
-    """Return terms per set: `recon`, and `kl` with free bits; for the log raw nats and padding."""
+    """Return terms per set: `recon`, and `kl` with free bits; for the log raw nats and padding.
+
+    With `composition_weight` also `composition`, how unlikely the set's variables are.
+    """
     config: SetVAEConfig = getattr(model, "module", model).config
     batch = sample_sets(batch, config.sets_per_patient, seed)
     out = model(batch, seed)
@@ -22,8 +25,11 @@ def loss(model: nn.Module, batch: Batch, scheduled: Scheduled, seed: int) -> Ter
     kl = kl_standard(out["mu"], out["logvar"])  # [L, M, Z]
     penal = free_bits(kl, scheduled["free_bits"]).sum((0, 2))
     raw = kl.sum((0, 2))
+    weight = config.composition_weight
+    composition = Term(out["composition"].sum(), count, coef=weight)
     return {
         "recon": Term((out["recon"] * real).sum(), count),
+        **({"composition": composition} if weight else {}),
         "kl": Term((penal * real).sum(), count, coef=scheduled["beta"]),
         "kl_nats": Term((raw * real).sum(), count, coef=0.0),
         "padding": Term(out["padding"].float(), out["padded"], coef=0.0),

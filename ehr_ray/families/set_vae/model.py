@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.families.set_vae import augment, chunking
 from ehr_ray.families.set_vae.attention import ISAB, MAB, Pooling
+from ehr_ray.families.set_vae.composition import Composition
 from ehr_ray.families.set_vae.config import SetConfig
 from ehr_ray.families.set_vae.embedding import embedding_table, reduced
 from ehr_ray.families.set_vae.loss import chamfer
@@ -72,26 +73,30 @@ class SetVAE(nn.Module):
         self.out = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, config.reduced))
         with torch.no_grad():  # start near zero, where the targets are, not at vectors of norm 10
             self.out[1].weight.mul_(0.1)
+        if config.composition_weight:
+            latents = config.levels * config.latent
+            self.composition = Composition(latents, config.reduced, width)
         rows = torch.randn(NOISE_ROWS, width, generator=torch.Generator().manual_seed(0))
         self.register_buffer("noise_rows", rows, persistent=False)
 
     def forward(self, batch: Batch, seed: int) -> dict[str, Tensor]:
         """Return what the loss adds up, set by set.
 
-        `recon` [M], `mu` and `logvar` [L, M, Z]; `padding` and `padded`, tokens computed in vain
-        and in all. Sets of like size are computed together.
+        `recon` and `composition` [M], `mu` and `logvar` [L, M, Z]; `padding` and
+        `padded`, tokens computed in vain and in all. Sets of like size are computed together.
         """
         pieces = chunking.by_size(batch, self.config.chunk_tokens)
         parts = [
             chunking.bounded(pieces, self._measured, chunking.chunk(batch, index, width), seed)
             for index, width in pieces
         ]
-        recon, mu, logvar = (
+        recon, composition, mu, logvar = (
             chunking.joined(list(column), pieces.indices) for column in zip(*parts, strict=True)
         )
         padded = chunking.padded_tokens(batch, pieces)
         return {
             "recon": recon,
+            "composition": composition,
             "mu": mu.transpose(0, 1),
             "logvar": logvar.transpose(0, 1),
             "padding": padded - batch["mask"].sum(),
@@ -101,7 +106,8 @@ class SetVAE(nn.Module):
     def compared(self, batch: Batch, seed: int) -> dict[str, Tensor]:
         """Return what the loss compares.
 
-        `decoded` and `target` [M, N, R], `mask` [M, N], `mu` and `logvar` [L, M, Z]. In training
+        `decoded` and `target` [M, N, R], `mask` [M, N], `composition` [M] (0 without its weight),
+        `mu` and `logvar` [L, M, Z]. In training
         mode values are hidden and shaken first, the target is not; in evaluation mode nothing is.
         Latents are sampled in both, from noise that is a function of (seed, patient, set).
         """
@@ -118,15 +124,27 @@ class SetVAE(nn.Module):
             "decoded": decoded,
             "target": target,
             "mask": batch["mask"],
+            "composition": self.compositions(torch.cat(latents, 1), batch),
             "mu": posterior.mu,
             "logvar": posterior.logvar,
         }
 
-    def _measured(self, part: Batch, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the error [M] and the posterior [M, L, Z] of the sets of a chunk."""
+    def _measured(self, part: Batch, seed: int) -> tuple[Tensor, ...]:
+        """Return the error and the composition's [M], the posterior [M, L, Z] of a chunk's sets."""
         out = self.compared(part, seed)
         recon = chamfer(out["decoded"], out["target"], out["mask"], self.config)
-        return recon, out["mu"].transpose(0, 1), out["logvar"].transpose(0, 1)
+        mu, logvar = out["mu"].transpose(0, 1), out["logvar"].transpose(0, 1)
+        return recon, out["composition"], mu, logvar
+
+    def compositions(self, latent: Tensor, batch: Batch) -> Tensor:
+        """Return -log p(the variables of each set | latent [M, L * Z]), [M]; 0 without its weight.
+
+        An empty set has no composition to judge.
+        """
+        if not self.config.composition_weight:
+            return latent.new_zeros(len(latent), dtype=torch.float32)
+        mask = batch["mask"]
+        return self.composition(latent, self.directions, batch["code"], mask) * mask.any(1)
 
     def target(self, batch: Batch) -> Tensor:
         """Return u * x of each token, [M, N, R]."""

@@ -127,21 +127,37 @@ def reconstruct(model: SetVAE, batch: Batch) -> Batch:
 def anomalies(model: SetVAE, batch: Batch) -> Batch:
     """Return the scores of every set by itself, and of one of each patient made wrong.
 
-    `patient`, `set`, `minute`, `kind`; `kl` from N(0, 1), `recon` from the mean and
-    `nelbo` = recon + BETA * kl. What was before a set has no part in it.
+    `patient`, `set`, `minute`, `kind`; `kl` from N(0, 1), `recon` and `composition` from the mean
+    and `nelbo`, their weighted sum. What was before a set has no part in it.
     """
     return score_table(batch, model.config.clip_value, lambda sets, _: set_scores(model, sets))
 
 
 def set_scores(model: SetVAE, sets: Batch) -> dict[str, Tensor]:
-    """Return `recon`, `kl` and `nelbo` of sets, [M] each; sets of like size are read together."""
+    """Return `recon`, `composition`, `kl` and `nelbo` of sets, [M] each.
+
+    Sets of like size are read together.
+    """
     pieces = by_size(sets, model.config.chunk_tokens)
-    recons, kls = [], []
+    recons, kls, means = [], [], []
     for index, width in pieces:
         part = chunk(sets, index, width)
         posterior = model.encode(part)
         decoded = model.decode(list(posterior.mu), part["code"])
         recons.append(chamfer(decoded, model.target(part), part["mask"], model.config))
         kls.append(kl_standard(posterior.mu, posterior.logvar).sum((0, 2)))
-    recon, kl = joined(recons, pieces.indices), joined(kls, pieces.indices)
-    return {"recon": recon, "kl": kl, "nelbo": recon + BETA * kl}
+        means.append(posterior.mu.transpose(0, 1).flatten(1))
+    recon, kl, mean = (joined(parts, pieces.indices) for parts in (recons, kls, means))
+    return scores(model, sets, mean, recon, kl)
+
+
+def scores(
+    model: SetVAE, sets: Batch, latent: Tensor, recon: Tensor, kl: Tensor
+) -> dict[str, Tensor]:
+    """Return what is told of sets [M] whose latent is `latent` [M, L * Z]: `nelbo` and its parts.
+
+    `nelbo` = recon + composition_weight * composition + BETA * kl.
+    """
+    composition = model.compositions(latent, sets)
+    nelbo = recon + model.config.composition_weight * composition + BETA * kl
+    return {"recon": recon, "composition": composition, "kl": kl, "nelbo": nelbo}

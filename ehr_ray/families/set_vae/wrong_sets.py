@@ -14,16 +14,16 @@ from ehr_ray.nn.noise import combine, uniform
 
 BETA = 0.2
 """Weight of the divergence in the score; the family's evaluation knob."""
-CLEAN, RESAMPLED, SHIFTED, SWAPPED = range(4)
+CLEAN, RESAMPLED, SHIFTED, SWAPPED, FOREIGN = range(5)
 SHIFT = 3.0
 """Of the scale of a variable (`data.scale`)."""
-_WHICH, _SOURCE, _TOKEN, _SIGN = 31, 32, 33, 34
+_WHICH, _SOURCE, _TOKEN, _SIGN, _CODE = 31, 32, 33, 34, 35
 
 
 def score_table(
     batch: Batch, clip: float | None, score: Callable[[Batch, Tensor | None], dict[str, Tensor]]
 ) -> Batch:
-    """Return the scores of every set, and of one set of each patient made wrong in three ways.
+    """Return the scores of every set, and of one set of each patient made wrong in each way.
 
     `patient`, `set`, `minute`, `kind` and what `score` gives, [sets]: it is asked for all sets of
     the batch (None), then for wrong ones that stand for the sets of these indices.
@@ -31,8 +31,14 @@ def score_table(
     parts = [_entries(batch, CLEAN, score(batch, None))]
     which = one_set_each(batch)
     sets = chosen(batch, which)
-    for kind, corrupt in ((RESAMPLED, resampled), (SHIFTED, shifted), (SWAPPED, swapped)):
-        wrong = {**sets, "value": corrupt(batch, sets, clip)}
+    wrongs = {
+        RESAMPLED: {"value": resampled(batch, sets, clip)},
+        SHIFTED: {"value": shifted(batch, sets, clip)},
+        SWAPPED: {"value": swapped(batch, sets, clip)},
+        FOREIGN: foreign(batch, sets),
+    }
+    for kind, changed in wrongs.items():
+        wrong = {**sets, **changed}
         parts.append(_entries(wrong, kind, score(wrong, which)))
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
@@ -51,12 +57,10 @@ def resampled(batch: Batch, sets: Batch, clip: float | None) -> Tensor:  # noqa:
 
     A variable that only one patient of the batch has keeps its values.
     """
-    mask, value = batch["mask"], batch["value"]
-    pool_code, pool_value = batch["code"][mask], value[mask]
+    mask = batch["mask"]
+    pool_value = batch["value"][mask]
     pool_patient = batch["patient"].unsqueeze(1).expand_as(mask)[mask]
-    order = torch.argsort(pool_code, stable=True)
-    counts = torch.bincount(pool_code, minlength=int(batch["code"].max()) + 1)
-    first = counts.cumsum(0) - counts
+    order, first, counts = _by_code(batch)
     code = sets["code"]
     owner = sets["patient"].unsqueeze(1).expand_as(code)
     found = sets["value"].clone()
@@ -84,6 +88,46 @@ def swapped(batch: Batch, sets: Batch, clip: float | None) -> Tensor:  # noqa: A
     order = _token_draws(sets, _TOKEN).argsort(1)[:, :2]
     values = sets["value"].gather(1, order)
     return sets["value"].scatter(1, order, values.flip(1))
+
+
+def foreign(batch: Batch, sets: Batch) -> Batch:
+    """Return `code` and `value` [m, N]: a variable of each set replaced by one not of its stay.
+
+    Which one is drawn of all variables of the batch, whatever their number; where the stay has
+    them all, of those the set has not. Its value is one that another set has of it, so that only
+    the combination is odd. A set that has every variable is left as it is.
+    """
+    order, first, counts = _by_code(batch)
+    patient, key = sets["patient"], _set_keys(sets)
+    in_stay = _has(batch, batch["patient"], len(batch["num_sets"]), len(counts))[patient]
+    in_set = _has(sets, torch.arange(len(key), device=key.device), len(key), len(counts))
+    draw = uniform(combine(key.unsqueeze(1), torch.arange(len(counts), device=key.device)), _CODE)
+    # Those of the stay come after the others, and those of the set are none.
+    draw = (draw + 2.0 * in_stay + 4.0 * in_set).masked_fill(counts == 0, 9.0)
+    code = draw.argmin(1)
+    place = (uniform(key, _SOURCE) * counts[code]).long()
+    value = batch["value"][batch["mask"]][order[first[code] + place]]
+    token = _token_draws(sets, _TOKEN)
+    chosen_token = (token == token.amin(1, keepdim=True)) & (draw.amin(1) < 4).unsqueeze(1)
+    return {
+        "code": torch.where(chosen_token, code.unsqueeze(1), sets["code"]),
+        "value": torch.where(chosen_token, value.unsqueeze(1), sets["value"]),
+    }
+
+
+def _by_code(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the order of the batch's tokens by code, and where each code begins and how often."""
+    code = batch["code"][batch["mask"]]
+    counts = torch.bincount(code, minlength=int(batch["code"].max()) + 1)
+    return torch.argsort(code, stable=True), counts.cumsum(0) - counts, counts
+
+
+def _has(sets: Batch, owner: Tensor, owners: int, codes: int) -> Tensor:
+    """Return which codes there are in the sets of each owner, bool [owners, codes]."""
+    mask = sets["mask"]
+    found = torch.zeros(owners, codes, dtype=torch.bool, device=mask.device)
+    found[owner.unsqueeze(1).expand_as(mask)[mask], sets["code"][mask]] = True
+    return found
 
 
 def _set_keys(sets: Batch) -> Tensor:

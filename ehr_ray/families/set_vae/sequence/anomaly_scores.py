@@ -5,18 +5,19 @@ M sets, D latent. Everything is deterministic: means, no samples.
 
 from torch import Tensor
 
+from ehr_ray.families.set_vae.predict import scores
 from ehr_ray.families.set_vae.sequence import experts
 from ehr_ray.families.set_vae.sequence.model import SeqSetVAE
 from ehr_ray.families.set_vae.sequence.predict import set_errors
-from ehr_ray.families.set_vae.wrong_sets import BETA, score_table
+from ehr_ray.families.set_vae.wrong_sets import score_table
 from ehr_ray.family import Batch
 
 
 def anomalies(model: SeqSetVAE, batch: Batch) -> Batch:
-    """Return the scores of every set, and of one set of each patient made wrong in three ways.
+    """Return the scores of every set, and of one set of each patient made wrong in each way.
 
     `patient`, `set`, `minute`, `kind`; `kl` = KL(q || prior) of q, the product, which a step's
-    objective has too; `nelbo` = reconstruction from its mean + BETA * kl. The sets before a wrong
+    objective has too; `recon` and `composition` from its mean, and `nelbo`. The sets before a wrong
     one are as they were, so what it is compared with is not wrong too.
     """
     beliefs = model.beliefs(batch)
@@ -43,5 +44,4 @@ def _scores(
 ) -> dict[str, Tensor]:
     post_mu, post_logvar = model.product(mu, logvar, p_mu, p_logvar, gap)
     kl = experts.divergence(post_mu, post_logvar, p_mu, p_logvar).sum(1)
-    recon = set_errors(model, sets, post_mu)
-    return {"recon": recon, "kl": kl, "nelbo": recon + BETA * kl}
+    return scores(model.sets, sets, post_mu, set_errors(model, sets, post_mu), kl)

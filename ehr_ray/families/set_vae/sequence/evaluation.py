@@ -1,7 +1,7 @@
 """Alarms on single sets of a stay: thresholds from tuning, measured on sets made wrong on purpose.
 
 The family's `anomalies` table has the scores of every set (`kind` 0) and, for one set of each
-patient, its scores after corruption (`kind` 1, 2, 3), with the sets before it as they were. A
+patient, its scores after corruption (`kind` above 0), with the sets before it as they were. A
 SetVAE scores each set by itself, against N(0, 1).
 """
 
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ehr_ray.evaluation.metrics.bootstrap import bootstrap
 from ehr_ray.evaluation.metrics.weighted import statistics
-from ehr_ray.evaluation.plotting import BLUE, GREY, INK, ORANGE
+from ehr_ray.evaluation.plotting import BLUE, GREEN, GREY, INK, ORANGE
 from ehr_ray.evaluation.suite import SplitPredictions, SuiteInput, SuiteResult
 from ehr_ray.evaluation.table import Interval, Table
 from ehr_ray.storage import files
@@ -25,11 +25,12 @@ from ehr_ray.storage import files
 Array = NDArray[np.float64]
 
 SCORES: Final = {"nelbo": "NELBO", "kl": "KL(q || prior)"}
-KINDS: Final = {1: "resampled", 2: "shifted", 3: "swapped"}
+KINDS: Final = {1: "resampled", 2: "shifted", 3: "swapped", 4: "foreign"}
 TITLES: Final = {
     "resampled": "every value from another patient",
     "shifted": "one variable moved by 3 sd",
     "swapped": "two variables exchanged",
+    "foreign": "a variable that does not belong",
 }
 PERCENTILES: Final = (95, 99)
 
@@ -161,7 +162,8 @@ def distributions(judged: pd.DataFrame) -> Figure:
         low, high = np.percentile(judged[name], [0.5, 99.5])
         edges = np.linspace(float(low), float(high) + 1e-6, 50)
         axis.hist(right, edges, color=GREY, alpha=0.6, density=True, label="as recorded")
-        styles = zip(KINDS.items(), ("-", "--", ":"), (ORANGE, BLUE, INK), strict=True)
+        colours = (ORANGE, BLUE, INK, GREEN)
+        styles = zip(KINDS.items(), ("-", "--", ":", "-."), colours, strict=True)
         for (number, kind), line, colour in styles:
             values = wrong[wrong["kind"] == number][name]
             label = TITLES[kind]

@@ -12,7 +12,7 @@ def loss(model: nn.Module, batch: Batch, scheduled: Scheduled, seed: int) -> Ter
     Where sets are drawn to be decoded, each stands for its share of the stay, so the expectation
     is that of all sets. The divergence of the product from the prior is what trains the prior.
     With `capacity` C above 0 it is |KL - C| of each set (Burgess et al. 2018, eq. 8), else KL
-    with free bits.
+    with free bits. With `composition_weight` there is `composition` too, as for a SetVAE.
     """
     out = model(batch, seed)
     real = batch["mask"].any(1)
@@ -23,8 +23,11 @@ def loss(model: nn.Module, batch: Batch, scheduled: Scheduled, seed: int) -> Ter
     penal = free_bits(out["kl"], scheduled["free_bits"]).sum(1)
     if capacity > 0:
         penal = (penal - capacity).abs()
+    weight = getattr(model, "module", model).config.composition_weight
+    composition = Term((out["composition"] * shown).sum(), count, coef=weight)
     return {
         "recon": Term((out["recon"] * shown).sum(), count),
+        **({"composition": composition} if weight else {}),
         "kl": Term((penal * real).sum(), count, coef=scheduled["beta"]),
         "kl_nats": Term((raw * real).sum(), count, coef=0.0),
         "kl_standard_nats": Term((out["kl_standard"] * real).sum(), count, coef=0.0),

@@ -56,9 +56,10 @@ class SeqSetVAE(nn.Module):
     def forward(self, batch: Batch, seed: int) -> dict[str, Tensor]:
         """Return what the loss adds up.
 
-        `recon` [K] of the decoded sets with `decoded` [K], their indices, and `weight` [K] how many
-        of its stay each stands for; `kl` [M, D] of the product from the prior, and `kl_standard`
-        [M] of it from N(0, 1); `padding` and `padded`, tokens computed in vain and in all.
+        `recon` and `composition` [K] of the decoded sets with `decoded` [K], their indices, and
+        `weight` [K] how many of its stay each stands for; `kl` [M, D] of the product from the
+        prior, and `kl_standard` [M] of it from N(0, 1); `padding` and `padded`, tokens computed in
+        vain and in all.
         """
         pieces = chunking.by_size(batch, self.config.chunk_tokens)
         beliefs = self.beliefs(batch, seed if self.training else None, pieces)
@@ -77,6 +78,7 @@ class SeqSetVAE(nn.Module):
         padded = chunking.padded_tokens(batch, pieces)
         return {
             "recon": self.errors(batch, latent, decoded, seed, noise),
+            "composition": self.sets.compositions(latent[decoded], chunking.chosen(batch, decoded)),
             "decoded": decoded,
             "weight": weight[batch["patient"][decoded]],
             "kl": experts.divergence(

@@ -3,7 +3,7 @@ import torch
 
 from ehr_ray.families.set_vae.chunking import chosen
 from ehr_ray.families.set_vae.data import collate
-from ehr_ray.families.set_vae.wrong_sets import one_set_each, resampled, shifted, swapped
+from ehr_ray.families.set_vae.wrong_sets import foreign, one_set_each, resampled, shifted, swapped
 
 
 @pytest.fixture
@@ -68,6 +68,34 @@ def test_two_tokens_exchange_their_values(crowd, sets):
     assert not (moved & ~sets["mask"]).any()
     for i in range(len(values)):
         assert torch.equal(values[i][moved[i]], sets["value"][i][moved[i]].flip(0))
+
+
+def test_a_variable_that_does_not_belong_takes_the_place_of_one_with_a_value_others_have(
+    make_row, made_batch
+):
+    rows = [make_row(i, [3, 2, 4]) for i in range(40, 48)]
+    crowd = made_batch(*rows)
+    sets = chosen(crowd, one_set_each(crowd))
+    found = foreign(crowd, sets)
+    moved = found["code"] != sets["code"]
+    assert (moved.sum(1) == 1).all()
+    assert not (moved & ~sets["mask"]).any()
+    assert torch.equal(found["value"][~moved], sets["value"][~moved])
+    for i, j in moved.nonzero().tolist():
+        stay = crowd["patient"] == sets["patient"][i]
+        code, value = found["code"][i, j], found["value"][i, j]
+        assert code not in crowd["code"][stay][crowd["mask"][stay]]
+        assert value in crowd["value"][crowd["mask"] & (crowd["code"] == code)]
+    assert len(set(found["code"][moved].tolist())) > 2
+
+
+def test_where_a_stay_has_every_variable_it_is_one_that_the_set_has_not(crowd, sets):
+    found = foreign(crowd, sets)
+    for i in range(len(sets["code"])):
+        before, after = (set(s[i][sets["mask"][i]].tolist()) for s in (sets["code"], found["code"]))
+        full = len(before) == 12
+        assert (after == before) == full
+        assert len(after) == len(before)
 
 
 def test_what_is_made_wrong_repeats_and_the_recorded_values_stay(crowd, sets):

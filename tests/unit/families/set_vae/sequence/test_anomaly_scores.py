@@ -5,6 +5,7 @@ from ehr_ray.families.set_vae import wrong_sets
 from ehr_ray.families.set_vae.chunking import chosen
 from ehr_ray.families.set_vae.sequence import experts
 from ehr_ray.families.set_vae.sequence.anomaly_scores import anomalies
+from ehr_ray.families.set_vae.sequence.loss import loss
 from ehr_ray.families.set_vae.wrong_sets import one_set_each
 
 
@@ -20,15 +21,15 @@ def model(make_model):
     return make_model().eval()
 
 
-def test_every_set_is_scored_and_one_of_each_patient_thrice_more(model, crowd):
+def test_every_set_is_scored_and_one_of_each_patient_in_each_wrong_way(model, crowd):
     with torch.no_grad():
         found, again = anomalies(model, crowd), anomalies(model, crowd)
     assert all(torch.equal(found[name], again[name]) for name in found)
-    assert found["kind"].bincount().tolist() == [26, 6, 6, 6]
+    assert found["kind"].bincount().tolist() == [26, 6, 6, 6, 6]
     real, clean = crowd["mask"].any(1), found["kind"] == 0
     for name, source in (("patient", "patient"), ("set", "set_index"), ("minute", "minute")):
         assert torch.equal(found[name][clean], crowd[source][real])
-        assert torch.equal(found[name][found["kind"] == 1], found[name][found["kind"] == 3])
+        assert torch.equal(found[name][found["kind"] == 1], found[name][found["kind"] == 4])
     torch.testing.assert_close(found["nelbo"], found["recon"] + wrong_sets.BETA * found["kl"])
     assert (found["kl"] > 0).all()
 
@@ -72,3 +73,15 @@ def test_stays_without_a_token_have_no_scores_and_no_error(model, make_row, made
     with torch.no_grad():
         found = anomalies(model, made_batch(make_row(1, [0]), make_row(2, [0])))
     assert all(len(values) == 0 for values in found.values())
+
+
+def test_the_nelbo_judges_the_composition_by_its_weight(make_model, crowd):
+    model = make_model(composition_weight=0.5).eval()
+    with torch.no_grad():
+        found = anomalies(model, crowd)
+        terms = loss(model, crowd, {"beta": 0.2, "free_bits": 0.0, "capacity": 0.0}, 1)
+    parts = found["recon"] + 0.5 * found["composition"] + wrong_sets.BETA * found["kl"]
+    torch.testing.assert_close(found["nelbo"], parts)
+    assert (found["composition"] > 0).all()
+    assert terms["composition"].coef == 0.5
+    assert terms["composition"].sum > 0

@@ -19,7 +19,7 @@ from ehr_ray.families.set_vae.sequence.evaluation import (
 PATIENTS, SETS = 40, 6
 
 
-def part(seed, shift=0.0, wrong=(3.0, 0.8, 0.0)):
+def part(seed, shift=0.0, wrong=(3.0, 0.8, 0.0, 2.0)):
     """Scores of every set, and of one set of each patient made wrong: higher by `wrong`."""
     rng = np.random.default_rng(seed)
     sample = np.repeat(np.arange(PATIENTS), SETS)
@@ -74,7 +74,7 @@ def of_patients(part):
 
 
 def test_thresholds_are_percentiles_of_recorded_sets():
-    table = part(2, wrong=(50.0, 50.0, 50.0))
+    table = part(2, wrong=(50.0,) * 4)
     limits = thresholds(table.tables["anomalies"].to_pandas())
     clean = recorded(table)
     for name in SCORES:
@@ -111,7 +111,7 @@ def test_detection_equals_sklearn_over_the_same_sets_and_its_interval_holds_it()
     limits = thresholds(frame)
     metrics = detection(frame, limits, num_bootstrap=200)
     key = ["sample", "set"]
-    for number, kind in ((1, "resampled"), (2, "shifted"), (3, "swapped")):
+    for number, kind in ((1, "resampled"), (2, "shifted"), (3, "swapped"), (4, "foreign")):
         wrong = frame[frame["kind"] == number]
         right = recorded(part(1)).merge(wrong[key], on=key)
         assert len(right) == len(wrong) == PATIENTS
@@ -178,7 +178,7 @@ def test_the_scores_and_alarms_of_every_set_are_written(found, tmp_path):
 
 def test_a_report_has_a_table_of_figures_and_a_line(found):
     (table,) = found.sections.values()
-    assert len(table.rows) == 2 * (3 + 1)
+    assert len(table.rows) == 2 * (4 + 1)
     assert "0.9" in table.rows[0][1]
     assert found.figures.keys() == found.captions.keys() == {"alarms", "detection"}
     assert all(isinstance(figure, Figure) for figure in found.figures.values())
