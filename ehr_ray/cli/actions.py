@@ -125,6 +125,13 @@ def train(args: Arguments, screen: Screen) -> None:
     """Train one run, or the stages of a pipeline."""
     from ehr_ray.commands.train.pipeline import is_pipeline, load_pipeline, run_pipeline
 
+    if args.smoke:
+        if is_pipeline(args.config):
+            raise ConfigError(f"{args.config}: --smoke tries one run; give a config of a stage")
+        from ehr_ray.commands.train.smoke import smoke
+
+        screen.say(smoke(_experiment(args), screen=screen, verbose=args.verbose))
+        return
     if not is_pipeline(args.config):
         _train(_experiment(args), screen, args.verbose)
         return

@@ -226,7 +226,14 @@ VERBS = (
         "train by Ray Train, one run or a pipeline of them; the same command again resumes",
         "ehr-ray train configs/set_vae.yaml data.cohort=cohorts/p12 cluster.num_workers=2",
         actions.train,
-        CONFIG,
+        (
+            *CONFIG,
+            option(
+                "--smoke",
+                "try three steps and a validation, in a folder that is removed again",
+                action="store_true",
+            ),
+        ),
         resumes=True,
     ),
     Verb(

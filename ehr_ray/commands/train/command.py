@@ -66,18 +66,19 @@ def train(
     two of three have, the fallback; what is returned is the run that stands.
     """
     screen, experiment = screen or Screen(), with_absolute_paths(experiment)
-    done = {experiment.name: _train(experiment, screen, verbose)}
+    done = {experiment.name: train_run(experiment, screen, verbose)}
     from ehr_ray.commands.train.fallback import resolve_collapse
 
     def seed(other: Experiment) -> Path:
-        done[other.name] = _train(other, screen, verbose)
+        done[other.name] = train_run(other, screen, verbose)
         return done[other.name].run
 
     stands = resolve_collapse(experiment, done[experiment.name].run, seed, screen.say)
     return done.get(stands.name) or train(stands, screen=screen, verbose=verbose)
 
 
-def _train(experiment: Experiment, screen: Screen, verbose: bool) -> Trained:
+def train_run(experiment: Experiment, screen: Screen, verbose: bool) -> Trained:
+    """Train one run or resume it, whatever comes of its latent."""
     from ehr_ray.runtime.training.worker import Job
 
     cohort = experiment.data.cohort
