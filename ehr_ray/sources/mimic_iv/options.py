@@ -33,6 +33,14 @@ class MimicIvOptions:
         default="hospital", metadata={"help": "the subject's first admission to this counts"}
     )
 
+    tasks: str | None = field(
+        default=None,
+        metadata={
+            "help": "diagnoses as tasks besides, of the admission that --label-start is in: `icd` "
+            "for groups that are shipped (sepsis, heart_failure, ...), or a CSV file of "
+            "task,version,prefix of ICD codes"
+        },
+    )
     lab_time: Literal["chart", "store"] = field(
         default="chart",
         metadata={

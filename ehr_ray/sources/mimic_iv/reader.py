@@ -11,10 +11,19 @@ import numpy as np
 from ehr_ray.errors import InputError
 from ehr_ray.sources.mimic_iv.descriptions import describe, read_titles
 from ehr_ray.sources.mimic_iv.events import block_events
+from ehr_ray.sources.mimic_iv.icd_groups import groups_file, read_groups
 from ehr_ray.sources.mimic_iv.options import MimicIvOptions
 from ehr_ray.sources.mimic_iv.patients import people
 from ehr_ray.sources.mimic_iv.table_units import Registry, load, read_patients
-from ehr_ray.sources.mimic_iv.tables import ADMISSIONS, BY_NAME, PATIENTS, STAYS, TABLES, timed
+from ehr_ray.sources.mimic_iv.tables import (
+    ADMISSIONS,
+    BY_NAME,
+    DIAGNOSES,
+    PATIENTS,
+    STAYS,
+    TABLES,
+    timed,
+)
 from ehr_ray.sources.mimic_iv.tasks import labels
 from ehr_ray.sources.parsing.blocks import Block, read_blocks
 from ehr_ray.sources.parsing.event_rows import table_chunks
@@ -53,7 +62,17 @@ def units(path: Path, options: MimicIvOptions) -> list[Unit]:
             uses = (*base, *titles.values())
             found.append(Unit(str(path), (files[table.name],), table.name, uses=uses))
     stays = (files[STAYS.name],) if options.label_start == "icu" else ()
-    return [*found, Unit(str(path), (), LABELS, uses=(*base, *stays))]
+    groups = () if options.tasks is None else _groups(path, options.tasks, files)
+    return [*found, Unit(str(path), (), LABELS, uses=(*base, *stays, *groups))]
+
+
+def _groups(path: Path, name: str, files: dict[str, str]) -> tuple[str, str]:
+    """Return the files of the diagnoses and of their groups, which is read once to be checked."""
+    if DIAGNOSES.name not in files:
+        raise InputError(f"--tasks {name}: no {DIAGNOSES.name}.csv in {path}; drop the option")
+    table = groups_file(name)
+    read_groups(table)
+    return files[DIAGNOSES.name], str(table)
 
 
 def _names() -> list[str]:
@@ -74,7 +93,8 @@ def read(unit: Unit, options: MimicIvOptions) -> Iterator[Chunk]:
     patients, admissions, *others = unit.uses
     registry = load(unit.root, patients, admissions, options)
     if unit.kind == LABELS:
-        yield Chunk(labels=labels(registry, options, unit.root, *others or (None,)))
+        stays = others.pop(0) if options.label_start == "icu" else None
+        yield Chunk(labels=labels(registry, options, unit.root, stays, others))
     elif unit.kind == PATIENTS.name:
         yield read_patients(unit.root, patients)[1]
         yield Chunk(events=people(registry))

@@ -85,6 +85,12 @@ def _icd(prefix: str, table: str) -> tuple[Titles, ...]:
     return (Titles(table, prefix, ("icd_version", "icd_code"), ("long_title",)),)
 
 
+DIAGNOSES: Final = Table(
+    "hosp/diagnoses_icd",
+    {"hadm_id": "whole", "icd_version": "whole", "icd_code": "text"},
+    (Event("DIAGNOSIS//ICD//{icd_version}//{icd_code}", DISCHARGE, billed=True),),
+    _icd("DIAGNOSIS//ICD", "hosp/d_icd_diagnoses"),
+)
 TABLES: Final = (
     ADMISSIONS,
     Table(
@@ -108,12 +114,7 @@ TABLES: Final = (
         (Titles("hosp/d_labitems", "LAB", ("itemid",), ("label", "fluid")),),
         words=("valuenum", "value"),
     ),
-    Table(
-        "hosp/diagnoses_icd",
-        {"hadm_id": "whole", "icd_version": "whole", "icd_code": "text"},
-        (Event("DIAGNOSIS//ICD//{icd_version}//{icd_code}", DISCHARGE, billed=True),),
-        _icd("DIAGNOSIS//ICD", "hosp/d_icd_diagnoses"),
-    ),
+    DIAGNOSES,
     Table(
         "hosp/procedures_icd",
         {"hadm_id": "whole", "chartdate": "time", "icd_version": "whole", "icd_code": "text"},

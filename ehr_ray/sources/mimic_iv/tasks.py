@@ -1,24 +1,37 @@
-"""Labels of MIMIC-IV: death in hospital, a long stay, and readmission; see `parsing.admissions`.
+"""Labels of MIMIC-IV: death in hospital, a long stay, readmission, and groups of diagnoses.
+
+See `parsing.admissions` and `icd_groups`.
 
 The start is the first hospital admission, or the first to an ICU.
 """
+
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from ehr_ray.sources.mimic_iv.icd_groups import billed, group_labels, read_groups
 from ehr_ray.sources.mimic_iv.options import MimicIvOptions
 from ehr_ray.sources.mimic_iv.table_units import Registry
-from ehr_ray.sources.mimic_iv.tables import STAYS
-from ehr_ray.sources.parsing.admissions import readmission_labels, stay_labels
+from ehr_ray.sources.mimic_iv.tables import DIAGNOSES, STAYS
+from ehr_ray.sources.parsing.admissions import readmission_labels, stay_labels, still_there
 from ehr_ray.sources.parsing.blocks import joined, read_whole
 from ehr_ray.sources.parsing.cells import Times
 
 
 def labels(
-    registry: Registry, options: MimicIvOptions, root: str, stays: str | None
+    registry: Registry,
+    options: MimicIvOptions,
+    root: str,
+    stays: str | None,
+    groups: Sequence[str] = (),
 ) -> dict[str, pa.Table]:
-    """Return label rows by task of all kept subjects; `stays` is the file of ICU stays."""
+    """Return label rows by task of all kept subjects; `stays` is the file of ICU stays.
+
+    `groups` are the file of diagnoses and the table of their groups, where they are tasks.
+    """
     if options.label_start == "icu":
         assert stays is not None
         row, start = _first_icu(registry, root, stays)
@@ -26,8 +39,16 @@ def labels(
         row, start = _first_hospital(registry)
     found = registry.admissions
     death = registry.death()[np.searchsorted(registry.subject, found.subject)]
+    diagnoses: dict[str, pa.Table] = {}
+    if groups:
+        columns = dict.fromkeys(("subject_id", "hadm_id", "icd_version", "icd_code"))
+        blocks = read_whole(root, groups[0], DIAGNOSES, columns, registry)
+        members = billed(found, blocks, read_groups(Path(groups[1])))
+        there, _, time = still_there(found, row, start, options.label_hours)
+        diagnoses = group_labels(found, there, time, *members)
     return {
         **stay_labels(found, row, start, options.label_hours),
+        **diagnoses,
         "readmission_30d": readmission_labels(found, registry.look_up(found.subject)[1], death),
     }
 

@@ -90,12 +90,22 @@ class Admissions:
         return np.unique(self.subject, return_index=True)[1]
 
 
-def stay_labels(found: Admissions, row: Rows, start: Times, hours: float) -> dict[str, pa.Table]:
-    """Return `mortality` and `length_of_stay_7d` rows, `hours` after the start in each row."""
+def still_there(
+    found: Admissions, row: Rows, start: Times, hours: float
+) -> tuple[Rows, Times, Times]:
+    """Return (row, start, time) of those alive and in hospital at `time`, `hours` after the start.
+
+    A row is that of the whole admission, where the one given lies inside it.
+    """
     row = found.outer[row]
     time = start + np.timedelta64(round(hours * 3600e6), "us")
     there = (found.end[row] > time) & ~(found.death[row] <= time)
-    row, start, time = row[there], start[there], time[there]
+    return row[there], start[there], time[there]
+
+
+def stay_labels(found: Admissions, row: Rows, start: Times, hours: float) -> dict[str, pa.Table]:
+    """Return `mortality` and `length_of_stay_7d` rows, `hours` after the start in each row."""
+    row, start, time = still_there(found, row, start, hours)
     return {
         "mortality": _labels(found.subject[row], found.died[row], time),
         "length_of_stay_7d": _labels(found.subject[row], found.end[row] - start > LONG_STAY, time),
