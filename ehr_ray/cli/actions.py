@@ -253,13 +253,13 @@ def export(args: Arguments, screen: Screen) -> None:
 def doctor(args: Arguments, screen: Screen) -> None:
     """Look at this machine."""
     experiment = None if args.config is None else _experiment(args)
-    from ehr_ray.commands.doctor.command import doctor
+    from ehr_ray.commands.doctor.command import counted, doctor
 
     checks = doctor(experiment, start_ray=args.ray)
     for check in checks:
         screen.say(str(check))
     warnings = sum(bool(check.remedy) for check in checks)
-    screen.say(f"{warnings} warnings" if warnings else "nothing in the way of a run")
+    screen.say(counted(warnings, "warning") if warnings else "nothing in the way of a run")
 
 
 def new_family(args: Arguments, screen: Screen) -> None:

@@ -22,7 +22,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         autocomplete(parser)
     parsed = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO if parsed.verbose else logging.WARNING)
+    if parsed.verbose:
+        logging.basicConfig(level=logging.INFO)
+    else:  # a warning is a line for the user, whoever in the program says it
+        logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
         parsed.run(parsed, Screen())
     except UserError as error:

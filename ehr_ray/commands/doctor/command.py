@@ -255,16 +255,18 @@ def workers(cluster: ClusterConfig) -> Check:
     threads = max(1, int(cluster.cpus_per_worker))
     least, most = cluster.least_workers, cluster.most_workers
     if most == 0:
-        return Check("a run", f"in this process, without Ray, {threads} threads")
+        return Check("a run", f"in this process, without Ray, {counted(threads, 'thread')}")
     count = f"{most}" if least == most else f"{least} to {most}"
     where = f"the cluster at {address}" if address else "a Ray started here"
     text = (
-        f"{count} workers on {where}, each {cluster.cpus_per_worker:g} CPUs, {threads} threads, "
-        f"{cluster.gpus_per_worker:g} GPUs ({'nccl' if cluster.gpus_per_worker else 'gloo'})"
+        f"{count} {'worker' if most == 1 else 'workers'} on {where}, each "
+        f"{counted(cluster.cpus_per_worker, 'CPU')}, {counted(threads, 'thread')}, "
+        f"{counted(cluster.gpus_per_worker, 'GPU')} "
+        f"({'nccl' if cluster.gpus_per_worker else 'gloo'})"
     )
     need, there = least * cluster.cpus_per_worker, os.cpu_count() or 1
     if not address and need > there:
-        remedy = f"needs {need:g} CPUs and this machine has {there}; ask for fewer workers"
+        remedy = f"needs {counted(need, 'CPU')} and this machine has {there}; ask for fewer workers"
         return Check("a run", text, remedy)
     return Check("a run", text)
 
@@ -278,6 +280,11 @@ def ray_starts() -> Check:
     except (UserError, RunError) as error:
         return Check("Ray", "does not start", str(error))
     return Check("Ray", f"started and ran a task in {time.perf_counter() - began:.1f} s")
+
+
+def counted(number: float, noun: str) -> str:
+    """Return a number with its noun: `1 worker`, `2 workers`, `0.5 CPUs`."""
+    return f"{number:g} {noun}{'' if number == 1 else 's'}"
 
 
 def _size(count: int) -> str:

@@ -1,6 +1,5 @@
 """A folder of eICU-CRD -> units of work, and a unit -> chunks."""
 
-import logging
 import os
 from collections.abc import Iterator
 from functools import lru_cache
@@ -18,11 +17,9 @@ from ehr_ray.sources.eicu.tables import BY_NAME, DISCHARGE, HOSPITAL, PATIENT, S
 from ehr_ray.sources.eicu.tasks import labels
 from ehr_ray.sources.parsing.blocks import Block, read_blocks, read_whole
 from ehr_ray.sources.parsing.event_rows import event_rows, table_chunks
-from ehr_ray.sources.parsing.table_files import table_files
+from ehr_ray.sources.parsing.table_files import table_files, warn_of_missing
 from ehr_ray.sources.parsing.tables import Table
 from ehr_ray.sources.source import Chunk, Unit
-
-log = logging.getLogger(__name__)
 
 LABELS: Final = "labels"
 
@@ -38,8 +35,7 @@ def units(path: Path, options: EicuOptions) -> list[Unit]:  # noqa: ARG001
             f"--input {path}: no patient.csv or patient.csv.gz; give the folder of eICU-CRD 2.0 "
             "that holds its tables"
         )
-    if missing := [name for name in (*BY_NAME, HOSPITAL.name) if name not in files]:
-        log.warning("%s: not there, left out: %s", path, ", ".join(missing))
+    warn_of_missing(path, [name for name in (*BY_NAME, HOSPITAL.name) if name not in files])
     stays = (files[PATIENT.name],)
     beside = (files[HOSPITAL.name],) if HOSPITAL.name in files else ()
     found = [Unit(str(path), stays, PATIENT.name, uses=(*stays, *beside))]

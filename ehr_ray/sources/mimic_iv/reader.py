@@ -27,6 +27,7 @@ from ehr_ray.sources.mimic_iv.tables import (
 from ehr_ray.sources.mimic_iv.tasks import labels
 from ehr_ray.sources.parsing.blocks import Block, read_blocks
 from ehr_ray.sources.parsing.event_rows import table_chunks
+from ehr_ray.sources.parsing.table_files import warn_of_missing
 from ehr_ray.sources.parsing.tables import Table
 from ehr_ray.sources.source import Chunk, Unit
 
@@ -52,8 +53,7 @@ def units(path: Path, options: MimicIvOptions) -> list[Unit]:
                 f"--input {path}: no {name}.csv or {name}.csv.gz; give the folder of MIMIC-IV "
                 "(2.x or 3.x) that holds hosp/ and icu/"
             )
-    if missing := [name for name in _names() if name not in files]:
-        log.warning("%s: not there, left out: %s", path, ", ".join(missing))
+    warn_of_missing(path, [name for name in _names() if name not in files])
     base = (files[PATIENTS.name], files[ADMISSIONS.name])
     found = [Unit(str(path), base[:1], PATIENTS.name, uses=base)]
     for table in TABLES:

@@ -1,6 +1,5 @@
 """A folder of the OMOP common data model -> units of work, and a unit -> chunks."""
 
-import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,11 +42,9 @@ from ehr_ray.sources.parsing.blocks import Block, read_blocks
 from ehr_ray.sources.parsing.cells import Times
 from ehr_ray.sources.parsing.event_rows import AFTER, event_rows, table_chunks
 from ehr_ray.sources.parsing.kinds import UNKNOWN
-from ehr_ray.sources.parsing.table_files import table_files
+from ehr_ray.sources.parsing.table_files import table_files, warn_of_missing
 from ehr_ray.sources.parsing.tables import Table
 from ehr_ray.sources.source import Chunk, Unit
-
-log = logging.getLogger(__name__)
 
 LABELS: Final = "labels"
 BASE: Final = (PERSON.name, VISITS.name, DEATH.name)
@@ -71,8 +68,7 @@ def units(path: Path, options: OmopOptions) -> list[Unit]:  # noqa: ARG001
         raise InputError(
             f"{path / files[CONCEPTS.name]}: no concept in it; export the vocabulary with the data"
         )
-    if missing := [name for name in BY_NAME if name not in files]:
-        log.warning("%s: not there, left out: %s", path, ", ".join(missing))
+    warn_of_missing(path, [name for name in BY_NAME if name not in files])
     uses = tuple(files[n] for n in (*BASE, CONCEPTS.name) if n in files)
     found = [
         Unit(str(path), (files[name],), name, uses=uses)

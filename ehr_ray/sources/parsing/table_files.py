@@ -1,7 +1,7 @@
 """The files of a folder of tables, found by the tables' names."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -11,6 +11,8 @@ log = logging.getLogger(__name__)
 
 SUFFIXES: Final = (".csv", ".csv.gz", ".parquet")
 """What a table's file may end in; of several the first is read."""
+SHOWN: Final = 5
+"""Tables that a warning names."""
 
 
 def table_files(root: Path, names: Iterable[str]) -> dict[str, str]:
@@ -32,3 +34,14 @@ def table_files(root: Path, names: Iterable[str]) -> dict[str, str]:
         if files:
             found[name] = files[0]
     return found
+
+
+def warn_of_missing(root: Path, missing: Sequence[str]) -> None:
+    """Say which tables are not there, if any: the first of them, and in the log all."""
+    if not missing:
+        return
+    text = ", ".join(missing[:SHOWN])
+    if len(missing) > SHOWN:
+        text += f" and {len(missing) - SHOWN} more, which -v names"
+        log.info("%s: tables that are not there: %s", root, ", ".join(missing))
+    log.warning("%s: not there, left out: %s", root, text)

@@ -1,6 +1,7 @@
 """Every mistake a user can make on the command line is one line that names it, and exit 2."""
 
 import argparse
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -132,3 +133,23 @@ def test_an_interrupted_verb_says_whether_it_would_go_on(verb, goes_on, monkeypa
     said = capsys.readouterr().err
     assert "interrupted; run the same command again" in said
     assert ("last saved state" in said) == goes_on
+
+
+@pytest.mark.parametrize(
+    ("verbose", "line"),
+    [(False, "cdm: no deaths\n"), (True, "WARNING:ehr_ray.sources.omop:cdm: no deaths\n")],
+)
+def test_a_warning_names_the_module_that_gives_it_only_where_logs_are_asked_for(
+    verbose, line, monkeypatch, capsys
+):
+    def run(*_):
+        logging.getLogger("ehr_ray.sources.omop").warning("%s: no deaths", "cdm")
+
+    parsed = argparse.Namespace(verb="ingest", verbose=verbose, run=run)
+    parser = argparse.ArgumentParser()
+    monkeypatch.setattr(parser, "parse_args", lambda _: parsed)
+    monkeypatch.setattr("ehr_ray.cli.main.build_parser", lambda **_: parser)
+    monkeypatch.setattr(logging.root, "handlers", [])
+    monkeypatch.setattr(logging.root, "level", logging.root.level)
+    main([])
+    assert capsys.readouterr().err == line

@@ -102,6 +102,9 @@ def test_a_version_that_was_never_tried_is_named_with_the_command(monkeypatch):
 def test_more_workers_than_cpus_and_gpus_that_are_not_there_are_warnings(monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     assert "needs 9000 CPUs" in command.workers(ClusterConfig(num_workers=9000)).remedy
+    one = command.workers(ClusterConfig(num_workers=1)).value
+    assert one.startswith("1 worker on a Ray started here, each 1 CPU, 1 thread, 0 GPUs")
+    assert "1 to 2 workers on" in command.workers(ClusterConfig(num_workers=(1, 2))).value
     assert "without Ray" in command.workers(ClusterConfig(num_workers=0)).value
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(shutil, "which", lambda _: None)

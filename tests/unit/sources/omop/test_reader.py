@@ -98,7 +98,7 @@ def test_persons_and_concepts_alone_are_enough_and_nothing_else_is(cdm, cohort, 
     folder = cdm(without=[name for name in omop.SMALL if name not in needed])
     assert len(events_of(cohort("omop", folder))) == 8
     (note,) = [r.getMessage() for r in caplog.records if "left out" in r.getMessage()]
-    assert "measurement" in note
+    assert "visit_occurrence" in note
     for name in needed:
         message = rf"no {name}\.csv, {name}\.csv\.gz or {name}\.parquet; give the folder"
         with pytest.raises(InputError, match=message):
