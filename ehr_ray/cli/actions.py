@@ -200,6 +200,7 @@ def evaluate(args: Arguments, screen: Screen) -> None:
         output=args.output,
         min_known_events=args.min_known_events,
         recalibrate=args.recalibrate,
+        explained=args.explain,
         code_map=args.code_map,
         address=args.address,
         verbose=args.verbose,

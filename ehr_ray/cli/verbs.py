@@ -284,6 +284,14 @@ VERBS = (
                 type=float,
                 metavar="SHARE",
             ),
+            option(
+                "--explain",
+                "patients at highest risk of whom the report shows what it was read from, by "
+                "variable and hour (default 0)",
+                type=int,
+                default=0,
+                metavar="N",
+            ),
             MIN_KNOWN_EVENTS,
             CODE_MAP,
             ADDRESS,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ehr_ray.commands.evaluate.explain import check_explain, explain
 from ehr_ray.commands.evaluate.other_cohort import (
     check_share,
     coverage_result,
@@ -23,7 +24,7 @@ from ehr_ray.commands.evaluate.predicted_splits import (
     predict_fit_splits,
     predict_judged_split,
     split_of,
-    task_output,
+    task_probe,
 )
 from ehr_ray.commands.evaluate.report_content import (
     Subject,
@@ -65,7 +66,7 @@ from ehr_ray.storage import sync
 from ehr_ray.storage.paths import local
 from ehr_ray.train import checkpoint
 from ehr_ray.train.task_probe import FOLDER as PROBES
-from ehr_ray.train.task_probe import TaskProbe, save_task_probe
+from ehr_ray.train.task_probe import save_task_probe
 
 NO_TASK = "none"
 """The task that leaves labels aside: whole patients are embedded, without probe or baselines."""
@@ -91,6 +92,7 @@ def evaluate(
     min_known_events: float = MIN_KNOWN,
     code_map: str | None = None,
     recalibrate: float | None = None,
+    explained: int = 0,
     address: str | None = None,
     on_ray: bool = True,
     pages: bool = True,
@@ -115,6 +117,7 @@ def evaluate(
             of the run's.
         recalibrate: share of the subjects of another cohort on which intercept and slope are
             refitted, to measure calibration on the others before and after.
+        explained: rows at highest risk of which is told what their risk was read from.
         address: of the Ray to join.
         on_ray: infer by Ray Data; else in this process, as a task of Ray does.
         pages: write figures, results and the report beside metrics, predictions and embeddings.
@@ -127,6 +130,7 @@ def evaluate(
     chosen = None if code_map is None else load_code_map(code_map)
     if recalibrate is not None:
         check_share(recalibrate, subject)
+    check_explain(explained, subject)
     if chosen is not None and subject.own:
         raise InputError(
             f"--code-map {code_map}: the run's own cohort has its codes; --cohort OTHER"
@@ -141,6 +145,7 @@ def evaluate(
         "min_known_events": min_known_events,
         "code_map": code_map,
         "recalibrate": recalibrate,
+        "explained": explained,
     }
     # Results on the run's own cohort belong to the training's MLflow run.
     place = None if subject.own else of_training(subject.run, subject.experiment)
@@ -151,6 +156,9 @@ def evaluate(
                 subject, mapped = mapped_subject(subject, chosen, scratch, say)
                 coverage = coverage_result(subject, min_known_events, say)
                 scores, found, inputs = _score(subject, recalibrate, say)
+                if explained:
+                    assert scores is not None
+                    found = merged([found, explain(subject, scores, inputs.judged, explained, say)])
             found = merged([SuiteResult(lines=mapped), coverage, found])
             lines = _write(subject, scores, found, inputs, record, say, pages)
         finally:
@@ -348,11 +356,7 @@ def _write_predictions(
 
 def _write_probe(subject: Subject, scores: TaskScores, positive: str) -> None:
     """Write what made the model's probabilities, for `ehr_ray.load(...).predict`."""
-    assert subject.task is not None
-    assert scores.model is not None
-    assert scores.model.probe is not None
-    output = "embedding" if scores.model.input == "embedding" else task_output(subject)
-    found = TaskProbe(subject.task, output, positive, scores.model.probe)
+    found = task_probe(subject, scores, positive)
     weights = checkpoint.checkpoint_folder(subject.run) / checkpoint.WEIGHTS
     save_task_probe(subject.target, found, weights)
 

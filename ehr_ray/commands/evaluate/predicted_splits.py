@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from ehr_ray.commands.evaluate.report_content import Subject
 from ehr_ray.errors import InputError
 from ehr_ray.evaluation.suite import SplitPredictions
-from ehr_ray.evaluation.tasks.downstream import Split
+from ehr_ray.evaluation.tasks.downstream import Split, TaskScores
 from ehr_ray.evaluation.tasks.early_warning import HourRows
 from ehr_ray.evaluation.tasks.subgroups import Division
 from ehr_ray.events.labels import Labels, label_files
@@ -27,6 +27,7 @@ from ehr_ray.runtime.inference import Request, matrix, predict_shards, read_tabl
 from ehr_ray.storage import files, sync
 from ehr_ray.storage.paths import absolute, canonical
 from ehr_ray.train import checkpoint
+from ehr_ray.train.task_probe import TaskProbe
 
 
 @dataclass(frozen=True)
@@ -158,6 +159,18 @@ def _answer(subject: Subject) -> str | None:
 def task_output(subject: Subject) -> str:
     """Return the name of the output of `Family.predict` that is the task's own logit."""
     return _answer(subject) or "logit"
+
+
+def task_probe(subject: Subject, scores: TaskScores, positive: str = "") -> TaskProbe:
+    """Return what makes the model's probabilities of what it gives, of an ensemble the network's.
+
+    `positive` is what the positive class is, in words.
+    """
+    assert subject.task is not None
+    assert scores.model is not None
+    assert scores.model.probe is not None
+    output = "embedding" if scores.model.input == "embedding" else task_output(subject)
+    return TaskProbe(subject.task, output, positive, scores.model.probe)
 
 
 def _num_subjects(shard: Path) -> int:

@@ -32,22 +32,28 @@ CHANGES = {
 }
 
 
-def test_without_baselines_the_model_is_measured_alone_and_has_its_report(tiny_run, tmp_path):
-    lines = evaluate(tiny_run, output=tmp_path, on_ray=False)
+@pytest.fixture(scope="module")
+def reported(tiny_run, tmp_path_factory):
+    """A folder with all that an evaluation of the tiny run writes, and the lines it says."""
+    folder = tmp_path_factory.mktemp("reported")
+    return folder, evaluate(tiny_run, output=folder, explained=2, on_ray=False)
+
+
+def test_without_baselines_the_model_is_measured_alone_and_has_its_report(reported):
+    folder, lines = reported
     assert not ray.is_initialized()
-    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    metrics = json.loads((folder / "metrics.json").read_text())
     assert "held_out/auroc" in metrics or "held_out/auroc/undefined" in metrics
     assert not [name for name in metrics if name.startswith("baseline/")]
-    assert not (tmp_path / "predictions" / "baselines").exists()
-    assert (tmp_path / "report.html").is_file()
+    assert not (folder / "predictions" / "baselines").exists()
+    assert (folder / "report.html").is_file()
     assert any(line.startswith("report: ") for line in lines)
 
 
-def test_without_pages_metrics_and_predictions_are_the_same(tiny_run, tmp_path):
-    evaluate(tiny_run, output=tmp_path / "whole", on_ray=False)
+def test_without_pages_metrics_and_predictions_are_the_same(tiny_run, reported, tmp_path):
     lines = evaluate(tiny_run, output=tmp_path / "bare", on_ray=False, pages=False)
     for name in ("metrics.json", "predictions/held_out.parquet"):
-        assert (tmp_path / "bare" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+        assert (tmp_path / "bare" / name).read_bytes() == (reported[0] / name).read_bytes()
     assert {p.name for p in (tmp_path / "bare").iterdir()} == {
         "anomalies",
         "metrics.json",
@@ -83,7 +89,8 @@ def test_statistics_are_those_of_the_prediction_time_in_training_and_after(
     assert len(tuning) == len(trained) > 0
     for row in tuning:
         np.testing.assert_array_equal(trained[int(row["subject_id"])][STATISTICS], row[STATISTICS])
-    evaluate(with_statistics, output=tmp_path, on_ray=False, pages=False)
+    evaluate(with_statistics, output=tmp_path, explained=1, on_ray=False, pages=False)
+    assert (tmp_path / "explanations" / "held_out.parquet").is_file()
     held_out = cut_at_labels(synthetic_patients["held_out"], synthetic_cohort)
     (outputs,) = predictor.over_patients(held_out, size=1000)
     logit = dict(zip((p.subject_id for p in held_out), outputs["logit"].tolist(), strict=True))
@@ -237,3 +244,31 @@ def test_another_cohort_is_embedded_in_the_names_and_units_of_the_runs_own(
         "folder",
         "own.parquet",
     ]
+
+
+def test_the_highest_risks_are_explained_where_that_is_asked_for(tiny_run, reported):
+    folder, _ = reported
+    told = pq.read_table(folder / "predictions" / "held_out.parquet").to_pylist()
+    told.sort(key=lambda row: -row["predicted_boolean_probability"])
+    effects = pq.read_table(folder / "explanations" / "held_out.parquet").to_pandas()
+    assert list(effects["subject_id"].unique()) == [row["subject_id"] for row in told[:2]]
+    assert effects["log_odds"].abs().max() > 0
+    codes = set(checkpoint.load(tiny_run).vocabulary.codes)
+    assert set(effects["code"].dropna()) <= codes
+    page = (folder / "report.html").read_text()
+    assert (folder / "figures" / "attribution_2.png").is_file()
+    assert not (folder / "figures" / "attribution_3.png").exists()
+    for number, row in enumerate(told[:2], start=1):
+        outcome = "yes" if row["boolean_value"] else "no"
+        risk = f"{row['predicted_boolean_probability']:.0%}"
+        assert f"Patient {number}: risk {risk}, outcome {outcome}" in page
+    assert "What the highest risks were read from" in (folder / "results.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("count", "task", "message"),
+    [(-1, None, "--explain -1: give a number"), (2, "none", "--explain 2: needs a task")],
+)
+def test_what_cannot_be_explained_is_refused(tiny_run, tmp_path, count, task, message):
+    with pytest.raises(InputError, match=message):
+        evaluate(tiny_run, task=task, output=tmp_path, explained=count, on_ray=False)
