@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 from ehr_ray.events.derived_variables import Rule, derivable, derived_events
 from ehr_ray.events.features import (
+    STATISTICS,
+    TREND_STATISTICS,
     WINDOW_STATISTICS,
     code_lookup,
     select_codes,
@@ -77,10 +79,25 @@ class FeatureReader:
     Args:
         vocabulary: of the patients' codes.
         codes: that get features.
+        windows: hours before the prediction at which windows end, ascending, the first from 0; by
+            shares of the time since the origin where none are given.
     """
 
     vocabulary: Vocabulary
     codes: FeatureCodes
+    windows: tuple[float, ...] = ()
+
+    @cached_property
+    def width(self) -> int:
+        """Return the length of a row of rich features, F."""
+        windows = len(self.windows) or len(WINDOW_SHARES) - 1
+        course, made = windows + len(TREND_STATISTICS), len(self._derived[0])
+        simple = len(STATISTICS) * (len(self.codes.simple) + made) + len(CONTEXT)
+        return simple + course * (len(self.codes.measured) + made)
+
+    def rich(self, patient: Patient, time: int) -> NDArray[np.float32]:
+        """Return float32[F] of what is known at `time`: simple features, then all others."""
+        return np.concatenate([self.simple(patient, time), self.extra(patient, time)])
 
     def simple(self, patient: Patient, time: int) -> NDArray[np.float32]:
         """Return float32[10 * C + 4] of what is known at `time` (microseconds since 1970)."""
@@ -99,6 +116,8 @@ class FeatureReader:
         """Return what rich features have beyond simple ones: windows, trends, derived variables."""
         end = self._end(patient, time)
         windows = [share * end for share in WINDOW_SHARES]
+        if self.windows:
+            windows = [end - 60 * hours for hours in (*reversed(self.windows), 0)]
         code = self._measured_lookup[patient.code]
         given = (patient.minute, code, patient.value, patient.static)
         number = len(self.codes.measured)

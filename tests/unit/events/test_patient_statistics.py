@@ -1,7 +1,6 @@
 import numpy as np
 import pytest
 
-from ehr_ray.events.features import simple_features, trend_features, window_features
 from ehr_ray.events.patient_statistics import StatisticsReader
 from ehr_ray.events.patients import MICROSECONDS_PER_MINUTE, Patient
 from ehr_ray.events.vocabulary import Vocabulary
@@ -20,23 +19,40 @@ def patient_of(*events):
 EVENTS = ((1.0, 0, 5.0), (4.0, 2, 7.0), (8.0, 0, 9.0), (10.0, 1, 3.0), (20.0, 0, 100.0))
 
 
+def columns(reader, row):
+    """Return simple features [codes, 10], context [4] and windows [measured codes, W] of a row."""
+    codes, measured = reader.features.codes.simple, reader.features.codes.measured
+    at = 10 * len(codes)
+    windows = len(measured) * len(reader.features.windows)
+    course = row[at + 4 : at + 4 + windows]
+    return row[:at].reshape(-1, 10), row[at : at + 4], course.reshape(len(measured), -1)
+
+
 def test_a_row_holds_the_codes_with_most_events_over_the_record_and_by_window():
     reader = StatisticsReader.of(VOCABULARY, 2, (2.0, 12.0))
     row = reader(patient_of(*EVENTS).until(110 * HOUR))
-    assert row.shape == (reader.width,) == (2 * (10 + 3 + 2 * 4),)
-    whole, windows = row[:20].reshape(2, 10), row[26:].reshape(2, 2, 4)
+    assert row.shape == (reader.width,) == (2 * (10 + 3 + 2) + 4,)
+    whole, context, windows = columns(reader, row)
     assert whole[:, 0].tolist() == [5.0, 7.0]  # A and C, in order of their ids
     assert whole[0, 1] == 9.0  # the event of hour 20 comes after the prediction
-    assert windows[0, :, 0].tolist() == [5.0, 9.0]  # 12 to 2 hours before, the last 2 hours
-    assert windows[0, :, 3].tolist() == [1, 1]
-    assert np.isnan(windows[1, 1, 0])
+    assert context[1] == 10  # hours since the origin
+    assert windows[0].tolist() == [5.0, 9.0]  # 12 to 2 hours before, the last 2 hours
+    assert np.isnan(windows[1, 1])
 
 
 def test_windows_are_counted_back_from_the_prediction_time_not_from_the_last_event():
     reader = StatisticsReader.of(VOCABULARY, 3, (6.0,))
     early, late = (reader(patient_of(*EVENTS[:4]).until((100 + h) * HOUR)) for h in (12, 30))
-    assert early[39:].reshape(3, 1, 4)[:, 0, 3].tolist() == [1, 1, 0]
-    assert late[39:].reshape(3, 1, 4)[:, 0, 3].tolist() == [0, 0, 0]
+    assert columns(reader, early)[2][:2].flatten().tolist() == [9.0, 3.0]
+    assert np.isnan(columns(reader, late)[2]).all()
+
+
+def test_variables_that_follow_from_others_have_columns_too():
+    vocabulary = Vocabulary(("HR", "SysABP"), np.array([9, 5]), np.zeros(2), np.ones(2))
+    reader = StatisticsReader.of(vocabulary, 2, (6.0,))
+    row = reader(patient_of((1.0, 1, 100.0), (2.0, 0, 80.0)))
+    assert row.shape == (reader.width,)
+    assert np.isclose(row, 0.8).any()  # the shock index
 
 
 def test_a_whole_patient_is_known_until_its_last_event():
@@ -58,13 +74,3 @@ def test_nothing_after_the_prediction_time_changes_a_row(hour):
     cut = patient_of(*EVENTS).until((100 + hour) * HOUR)
     alone = patient_of(*events).until((100 + hour) * HOUR)
     np.testing.assert_array_equal(reader(cut), reader(alone))
-
-
-def test_a_row_is_made_of_the_features_of_the_baselines():
-    reader = StatisticsReader.of(VOCABULARY, 3, (6.0, 12.0))
-    patient = patient_of(*EVENTS).until(112 * HOUR)
-    events = patient.minute, patient.code, patient.value, patient.static
-    same = {"num_codes": 3, "end_minute": 720.0}
-    windows = window_features(*events, **same, windows=(0, 360, 720))
-    whole = [*simple_features(*events, **same), *trend_features(*events, **same)]
-    np.testing.assert_array_equal(reader(patient), [*whole, *windows])
