@@ -286,7 +286,7 @@ VERBS = (
             ),
             option(
                 "--explain",
-                "patients at highest risk of whom the report shows what it was read from, by "
+                "patients at highest risk of whom the report shows what the risk was read from, by "
                 "variable and hour (default 0)",
                 type=int,
                 default=0,

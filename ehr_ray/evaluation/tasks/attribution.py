@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from ehr_ray.evaluation.plotting import BLUE, FONT, ORANGE, plain, styled
+from ehr_ray.evaluation.plotting import FONT, ORANGE, PURPLE, plain, styled
 from ehr_ray.evaluation.table import Table
 from ehr_ray.evaluation.tasks.probe import sigmoid
 
@@ -82,7 +82,7 @@ def attribution_figure(found: Attribution, names: Sequence[str]) -> Figure:
     ticks = np.unique(np.linspace(0, max(spans - 1, 0), 8).round().astype(int))[:spans]
     middle.set_xticks(ticks, [f"{found.hours[tick]}" for tick in ticks])
     unit = "hour" if found.width == 1 else f"spans of {found.width} hours, from hour"
-    middle.set_xlabel(unit, fontsize=FONT)
+    middle.set_xlabel(f"{unit} (those with events)", fontsize=FONT)
     labels = [plain(_short(names[code])) for code in found.codes[:shown]]
     middle.set_yticks(np.arange(shown), labels)
     beside.barh(np.arange(shown), found.by_code[:shown], color=_colours(found.by_code[:shown]))
@@ -93,7 +93,7 @@ def attribution_figure(found: Attribution, names: Sequence[str]) -> Figure:
 
 
 def _colours(effects: Array) -> list[str]:
-    return [ORANGE if effect > 0 else BLUE for effect in effects]
+    return [ORANGE if effect > 0 else PURPLE for effect in effects]
 
 
 def _short(name: str) -> str:

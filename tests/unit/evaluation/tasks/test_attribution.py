@@ -30,7 +30,7 @@ def test_the_figure_has_hours_above_the_map_and_variables_beside_it():
     above, middle, beside, _ = figure.axes
     assert [bar.get_height() for bar in above.patches] == [1.0, -2.0, 0.0]
     assert [tick.get_text() for tick in middle.get_xticklabels()] == ["0", "4", "6"]
-    assert middle.get_xlabel() == "spans of 2 hours, from hour"
+    assert middle.get_xlabel() == "spans of 2 hours, from hour (those with events)"
     assert [tick.get_text() for tick in middle.get_yticklabels()] == ["Lactate", "HR"]
     assert [bar.get_width() for bar in beside.patches] == [1.5, -0.5]
     (image,) = middle.get_images()
