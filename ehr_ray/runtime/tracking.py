@@ -77,6 +77,7 @@ def _opened(
                 raise
             # else the store was removed: start anew
     beside = None if is_uri(experiment.output) else output
+    assert experiment.tracking.experiment is not None
     key = experiment_id(uri, experiment.tracking.experiment, beside)
     tags = {MLFLOW_PARENT_RUN_ID: parent.run_id} if parent else {}
     run = client.create_run(key, run_name=experiment.name, tags=tags)

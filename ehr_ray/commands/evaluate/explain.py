@@ -14,7 +14,7 @@ from ehr_ray.evaluation.tasks.attribution import (
     attribution_table,
 )
 from ehr_ray.evaluation.tasks.downstream import TaskScores
-from ehr_ray.evaluation.tasks.probe import logit, sigmoid
+from ehr_ray.evaluation.tasks.probe import logit
 from ehr_ray.evaluation.tasks.verdicts import MODEL
 from ehr_ray.events.patients import Patient
 from ehr_ray.registry import get_family
@@ -80,7 +80,7 @@ def explain(
     names = [f"attribution_{number}" for number in range(1, len(found) + 1)]
     captions = {
         name: (
-            f"Patient {number}: risk {sigmoid(one.log_odds):.0%}, outcome {'yes' if y else 'no'}",
+            f"Patient {number}: risk {one.risk:.0%}, outcome {'yes' if y else 'no'}",
             READ,
         )
         for number, (name, one, y) in enumerate(zip(names, found, labels, strict=True), start=1)

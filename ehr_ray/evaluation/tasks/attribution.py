@@ -47,6 +47,11 @@ class Attribution:
     cells: Array
     """float [K, H], of the first K variables in a span; NaN where one has no event."""
 
+    @property
+    def risk(self) -> float:
+        """Return the probability of the whole record."""
+        return float(sigmoid(np.array(self.log_odds)))
+
 
 def attribution_table(
     found: Sequence[Attribution], labels: Sequence[bool], names: Sequence[str]
@@ -56,7 +61,7 @@ def attribution_table(
     for number, (one, label) in enumerate(zip(found, labels, strict=True), start=1):
         most = zip(one.codes[:NAMED], one.by_code[:NAMED], strict=True)
         told = ", ".join(f"{names[code]} {effect:+.2f}" for code, effect in most)
-        rows.append((f"{number}", f"{sigmoid(one.log_odds):.0%}", "yes" if label else "no", told))
+        rows.append((f"{number}", f"{one.risk:.0%}", "yes" if label else "no", told))
     return Table(
         columns=("Patient", "Risk", "Outcome", "Moved most by"), rows=tuple(rows), caption=READ
     )

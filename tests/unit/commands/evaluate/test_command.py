@@ -64,7 +64,7 @@ def test_without_pages_metrics_and_predictions_are_the_same(tiny_run, reported, 
     assert not any(line.startswith("report: ") for line in lines)
 
 
-STATISTICS_TASK = {"name": "outcome", "hidden": 4, "statistics": {"windows": [12, 48], "pieces": 3}}
+STATISTICS_TASK = {"name": "outcome", "hidden": 4, "statistics": {"windows": [12, 48]}}
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +100,7 @@ def test_statistics_are_those_of_the_prediction_time_in_training_and_after(
     assert (np.diff(np.array(told["predicted_boolean_probability"])[order]) > -1e-5).all()
 
 
-def test_other_windows_make_other_rows_and_other_pieces_do_not(
+def test_other_windows_make_other_rows_and_another_dropout_does_not(
     with_statistics, tiny_experiment, tmp_path
 ):
     cache = Path(shutil.copytree(with_statistics.parent / ".cache", tmp_path / "cache"))
@@ -117,7 +117,7 @@ def test_other_windows_make_other_rows_and_other_pieces_do_not(
         train(tiny_experiment("set_vae", {**changes, "name": name}))
         return set(cache.iterdir()) - before
 
-    assert not made("pieces", pieces=5)
+    assert not made("dropout", dropout=0.2)
     assert made("windows", windows=[24])
 
 
