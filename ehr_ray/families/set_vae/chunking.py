@@ -106,6 +106,14 @@ def joined(parts: list[Tensor], indices: list[Tensor]) -> Tensor:
     return torch.cat(parts)[inverse]
 
 
+def joined_tokens(parts: list[Tensor], pieces: Pieces, like: Tensor) -> Tensor:
+    """Return [m, width] of each chunk in the places of the batch, as `like` [M, N]; 0 elsewhere."""
+    whole = parts[0].new_zeros(like.shape)
+    for part, (index, width) in zip(parts, pieces, strict=True):
+        whole[index, :width] = part[:, : like.shape[1]]
+    return whole
+
+
 def padded_tokens(batch: Batch, pieces: Pieces) -> Tensor:
     """Return how many tokens are computed in chunks, padding among them; float32, a scalar."""
     tokens = sum(len(index) * width for index, width in pieces)

@@ -3,12 +3,14 @@
 B patients, M sets, N tokens, L levels, Z latent.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from ehr_ray.families.set_vae.augment import hidden_tokens, select_sets
-from ehr_ray.families.set_vae.chunking import by_size, chunk, joined
+from ehr_ray.families.set_vae.chunking import Pieces, by_size, chunk, joined, joined_tokens
 from ehr_ray.families.set_vae.config import SetVAEConfig
 from ehr_ray.families.set_vae.loss import chamfer
 from ehr_ray.families.set_vae.model import Posterior, SetVAE
@@ -23,12 +25,36 @@ HIDING_SEED = 1
 def predict(model: SetVAE, batch: Batch) -> Batch:
     """Return `embedding` [B, L * Z * pools], and `kl_nats` [B], the mean over a patient's sets."""
     batch = even_sets(batch, _limit(model))
-    posterior = model.encode(batch)
+    posterior = encoded(model, batch, by_size(batch, model.config.chunk_tokens))
     kl = kl_standard(posterior.mu, posterior.logvar).sum((0, 2))
     return {
         "embedding": _pooled_means(model, posterior, batch),
         "kl_nats": pooled(kl.unsqueeze(1), batch["num_sets"], "mean").squeeze(1),
     }
+
+
+def encoded(model: SetVAE, batch: Batch, pieces: Pieces, hidden: Tensor | None = None) -> Posterior:
+    """Return the posterior of all sets, read in chunks; values of `hidden` [M, N] are not seen."""
+    parts = [
+        model.encode(chunk(batch, i, width), hidden=None if hidden is None else hidden[i, :width])
+        for i, width in pieces
+    ]
+    mu = joined([part.mu.transpose(0, 1) for part in parts], pieces.indices)
+    logvar = joined([part.logvar.transpose(0, 1) for part in parts], pieces.indices)
+    return Posterior(mu.transpose(0, 1), logvar.transpose(0, 1))
+
+
+def estimates(model: SetVAE, batch: Batch, levels: Sequence[Tensor], pieces: Pieces) -> Tensor:
+    """Return each token's value [M, N] as decoded from latents [M, Z] of each level, in chunks.
+
+    It is the projection of a token's decoded vector on its variable's direction.
+    """
+    parts = []
+    for index, width in pieces:
+        code = batch["code"][index, :width]
+        decoded = model.decode([level[index] for level in levels], code)
+        parts.append((decoded * F.embedding(code, model.directions)).sum(-1))
+    return joined_tokens(parts, pieces, batch["code"])
 
 
 def represent(model: SetVAE, batch: Batch, seed: int | None) -> Tensor:
@@ -93,7 +119,7 @@ def _reduced(values: Tensor, how: str, sizes: Tensor) -> Tensor:
 
 def latents(model: SetVAE, batch: Batch) -> Batch:
     """Return each set's posterior, levels joined: `mu`, `logvar` [M, L * Z], `patient` [M]."""
-    posterior = model.encode(batch)
+    posterior = encoded(model, batch, by_size(batch, model.config.chunk_tokens))
     real = batch["mask"].any(1)
     return {
         "mu": posterior.mu.transpose(0, 1).flatten(1)[real],
@@ -105,13 +131,17 @@ def latents(model: SetVAE, batch: Batch) -> Batch:
 def reconstruct(model: SetVAE, batch: Batch) -> Batch:
     """Return each token's value beside the value read off the decoded set under its name.
 
-    The same tokens as in training are hidden from the encoder (`hidden`), by a fixed seed. The
-    estimate is the projection of a token's decoded vector on its variable's direction.
+    The same tokens as in training are hidden from the encoder (`hidden`), by a fixed seed.
     """
     hidden = hidden_tokens(batch, model.config, HIDING_SEED)
-    posterior = model.encode(batch, hidden=hidden)
-    decoded = model.decode(list(posterior.mu), batch["code"])
-    estimate = (decoded * F.embedding(batch["code"], model.directions)).sum(-1)
+    pieces = by_size(batch, model.config.chunk_tokens)
+    posterior = encoded(model, batch, pieces, hidden)
+    estimate = estimates(model, batch, list(posterior.mu), pieces)
+    return told_tokens(batch, estimate, hidden)
+
+
+def told_tokens(batch: Batch, estimate: Tensor, hidden: Tensor) -> Batch:
+    """Return the tokens of a batch, a row each, with what was said of them, [M, N]."""
     mask = batch["mask"]
     return {
         "patient": batch["patient"].unsqueeze(1).expand_as(mask)[mask],

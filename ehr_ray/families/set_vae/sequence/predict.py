@@ -5,11 +5,18 @@ B patients, M sets, N tokens, D latent (all levels), W width of the prior.
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.families.set_vae.augment import hidden_tokens
-from ehr_ray.families.set_vae.predict import HIDING_SEED, even_sets, pooled
+from ehr_ray.families.set_vae.chunking import by_size
+from ehr_ray.families.set_vae.predict import (
+    HIDING_SEED,
+    encoded,
+    estimates,
+    even_sets,
+    pooled,
+    told_tokens,
+)
 from ehr_ray.families.set_vae.sequence import experts
 from ehr_ray.families.set_vae.sequence.config import SeqSetVAEConfig
 from ehr_ray.families.set_vae.sequence.model import Beliefs, SeqSetVAE
@@ -124,21 +131,12 @@ def reconstruct(model: SeqSetVAE, batch: Batch) -> Batch:
     The same tokens as in training are hidden from the encoder (`hidden`), by a fixed seed.
     """
     hidden = hidden_tokens(batch, model.config, HIDING_SEED)
-    posterior = model.sets.encode(batch, hidden=hidden)
+    pieces = by_size(batch, model.config.chunk_tokens)
+    posterior = encoded(model.sets, batch, pieces, hidden)
     flat = (part.transpose(0, 1).flatten(1) for part in (posterior.mu, posterior.logvar))
-    beliefs = model.expect(batch, *flat)
-    decoded = model.sets.decode(model.levels_of(beliefs.post_mu), batch["code"])
-    estimate = (decoded * F.embedding(batch["code"], model.sets.directions)).sum(-1)
-    mask = batch["mask"]
-    return {
-        "patient": batch["patient"].unsqueeze(1).expand_as(mask)[mask],
-        "set": batch["set_index"].unsqueeze(1).expand_as(mask)[mask],
-        "code": batch["code"][mask],
-        "value": batch["value"][mask],
-        "estimate": estimate[mask],
-        "carried": batch["carried"][mask],
-        "hidden": hidden[mask],
-    }
+    beliefs = model.expect(batch, *flat, pieces.num_sets)
+    estimate = estimates(model.sets, batch, model.levels_of(beliefs.post_mu), pieces)
+    return told_tokens(batch, estimate, hidden)
 
 
 def set_errors(model: SeqSetVAE, batch: Batch, latent: Tensor) -> Tensor:

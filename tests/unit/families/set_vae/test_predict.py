@@ -103,8 +103,9 @@ def test_reconstruction_names_every_token_and_hides_the_same_ones_each_time(mode
 def test_an_estimate_is_the_projection_of_its_own_vector_on_its_direction(model, batch):
     mask, along = batch["mask"], model.directions[batch["code"]]
     torch.manual_seed(0)
-    decoded = torch.randn(along.shape)
-    model.decode = lambda *_: decoded
+    vectors = torch.randn(model.directions.shape)
+    model.decode = lambda _, code: vectors[code]
+    decoded = vectors[batch["code"]]
     expected = torch.tensor(
         [
             sum(a * b for a, b in zip(decoded[i, j].tolist(), along[i, j].tolist(), strict=True))
@@ -112,8 +113,9 @@ def test_an_estimate_is_the_projection_of_its_own_vector_on_its_direction(model,
         ]
     )
     torch.testing.assert_close(reconstruct(model, batch)["estimate"], expected)
-    model.decode = lambda *_: along * batch["value"].unsqueeze(-1)
-    torch.testing.assert_close(reconstruct(model, batch)["estimate"], batch["value"][mask])
+    value = torch.randn(len(vectors))
+    model.decode = lambda _, code: model.directions[code] * value[code].unsqueeze(-1)
+    torch.testing.assert_close(reconstruct(model, batch)["estimate"], value[batch["code"]][mask])
 
 
 def test_a_hidden_value_does_not_reach_its_own_estimate(model, batch):
@@ -139,3 +141,23 @@ def test_each_set_is_scored_by_itself_against_the_prior(model, batch):
     torch.testing.assert_close(table["nelbo"][clean], found["nelbo"][batch["mask"].any(1)])
     assert set(table["kind"].tolist()) == {0, 1, 2, 3, 4}
     assert (table["kind"] == 1).sum() == 3  # one set of each patient
+
+
+@pytest.mark.parametrize("function", [predict, latents, reconstruct])
+def test_long_stays_are_read_in_chunks_of_like_size(make_model, make_row, make_config, function):
+    batch = collate([make_row(n, [7, 1, 3, 12, 5] * 6) for n in range(4)], make_config())
+    seen = []
+
+    def told(model):
+        encode, decode = model.encode, model.decode
+        model.encode = lambda part, *a, **k: seen.append(part["code"]) or encode(part, *a, **k)
+        model.decode = lambda z, code, *a, **k: seen.append(code) or decode(z, code, *a, **k)
+        return model
+
+    small, large = told(make_model(chunk_tokens=30).eval()), make_model().eval()
+    with torch.no_grad():
+        found, whole = function(small, batch), function(large, batch)
+    assert len(seen) > 4
+    assert max(code.numel() for code in seen) <= 30
+    for name, values in whole.items():
+        torch.testing.assert_close(found[name], values, rtol=1e-4, atol=1e-5)

@@ -144,3 +144,17 @@ def test_errors_of_sets_are_those_of_the_model_without_noise(make_model, batch):
         beliefs, out = model.beliefs(batch), model(batch, 3)
         found = set_errors(model, batch, beliefs.post_mu)
     torch.testing.assert_close(found, out["recon"], rtol=1e-4, atol=1e-4)
+
+
+def test_a_long_stay_is_decoded_in_chunks_of_like_size(make_model, make_row, made_batch):
+    batch = made_batch(*(make_row(n, [7, 1, 3, 12, 5] * 6) for n in range(4)))
+    seen = []
+    small, large = make_model(chunk_tokens=30).eval(), make_model().eval()
+    encode, decode = small.sets.encode, small.sets.decode
+    small.sets.encode = lambda part, *a, **k: seen.append(part["code"]) or encode(part, *a, **k)
+    small.sets.decode = lambda z, code, *a: seen.append(code) or decode(z, code, *a)
+    with torch.no_grad():
+        found, whole = reconstruct(small, batch), reconstruct(large, batch)
+    assert max(code.numel() for code in seen) <= 30
+    for name, values in whole.items():
+        torch.testing.assert_close(found[name], values, rtol=1e-4, atol=1e-5)
