@@ -175,6 +175,7 @@ class _Job:
                     say=self.say,
                     verb="embedded shards",
                     bring=bring,
+                    pool=True,
                 )
         return list(shards)
 

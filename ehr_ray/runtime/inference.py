@@ -277,7 +277,8 @@ def predict_shards(
         {"shard": str(shard), "target": str(folder / f"{index:05d}")}
         for index, shard in enumerate(shards)
     ]
-    run_shards(jobs, ShardPredictor(request, cuts), on_ray=on_ray, say=say, verb=verb)
+    predictor = ShardPredictor(request, cuts)
+    run_shards(jobs, predictor, on_ray=on_ray, say=say, verb=verb, pool=True)
     return [Path(job["target"]) for job in jobs]
 
 

@@ -33,7 +33,7 @@ from ehr_ray.nn.sentence_encoder import (
     model_key,
 )
 from ehr_ray.registry import get_family
-from ehr_ray.runtime.data.tasks import Say, run_jobs
+from ehr_ray.runtime.data.tasks import Say, pool_size, run_jobs
 from ehr_ray.storage import files, sync
 from ehr_ray.storage.paths import canonical, local
 
@@ -123,7 +123,7 @@ def embed_texts(
     *,
     on_ray: bool,
     gpu: bool = False,
-    actors: int | None = None,
+    actors: tuple[int, int] | None = None,
     say: Say = lambda _: None,
 ) -> dict[str, npt.NDArray[np.float32]]:
     """Return the embedding of each distinct text, from the cache or made now, part by part.
@@ -197,16 +197,14 @@ def precision(gpu: bool) -> "torch.dtype":
     return torch.bfloat16 if gpu else half_type()
 
 
-def _actors(jobs: int, *, gpu: bool) -> int:
-    import ray
-
-    there = int(ray.cluster_resources().get("GPU" if gpu else "CPU", 0))
-    if gpu and not there:
+def _actors(jobs: int, *, gpu: bool) -> tuple[int, int]:
+    pool = pool_size(jobs, "GPU" if gpu else "CPU")
+    if gpu and not pool[0]:
         raise ConfigError(
             "cluster.gpus_per_worker: phrases are embedded on GPUs then, and the cluster has none; "
             "set 0, or join one that has"
         )
-    return max(1, min(jobs, there))
+    return pool
 
 
 def _cached(cache: Path) -> dict[str, npt.NDArray[np.float32]]:

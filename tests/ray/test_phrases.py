@@ -21,7 +21,7 @@ def test_a_pool_embeds_as_one_process_does_and_only_what_is_missing(cluster, sma
     here = text_embedding.embed_texts(TEXTS, name, tmp_path / "here", on_ray=False)
     said = []
     pool = text_embedding.embed_texts(
-        TEXTS, name, tmp_path / "pool", on_ray=True, actors=2, say=said.append
+        TEXTS, name, tmp_path / "pool", on_ray=True, actors=(2, 2), say=said.append
     )
     assert pool.keys() == here.keys() == set(TEXTS)
     for text in TEXTS:

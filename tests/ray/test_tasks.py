@@ -2,11 +2,12 @@
 
 import os
 import signal
+import tempfile
 
 import pytest
 
 from ehr_ray.errors import ConfigError, RunError
-from ehr_ray.runtime.data.tasks import run_jobs
+from ehr_ray.runtime.data.tasks import run_jobs, run_shards
 
 pytestmark = pytest.mark.ray
 
@@ -37,9 +38,26 @@ def test_actors_keep_what_a_job_has_loaded_for_the_next(cluster):
             self.calls += 1
             return {"job": job, "calls": self.calls}
 
-    found = on_ray(Counting(), ["a", "b", "c"], actors=1)
+    found = on_ray(Counting(), ["a", "b", "c"], actors=(1, 1))
     assert [row["job"] for row in found] == ["a", "b", "c"]
     assert sorted(row["calls"] for row in found) == [1, 2, 3]
+
+
+def test_a_process_of_a_pool_loads_once_for_all_its_shards(cluster, tmp_path):
+    class Loading:
+        """A function that leaves a file for each time it loads, as a model is loaded."""
+
+        loaded = None
+
+        def __call__(self, job):
+            if self.loaded is None:
+                self.loaded = tempfile.mkdtemp(dir=job["into"])
+            return job["shard"]
+
+    jobs = [{"shard": str(n), "into": str(tmp_path)} for n in range(12)]
+    done = run_shards(jobs, Loading(), on_ray=True, say=str, verb="", bring=False, pool=True)
+    assert done == [job["shard"] for job in jobs]
+    assert 1 <= len(list(tmp_path.iterdir())) <= 4  # CPUs of the cluster
 
 
 def test_an_error_comes_back_as_its_own_kind_in_one_line(cluster):
@@ -49,7 +67,7 @@ def test_an_error_comes_back_as_its_own_kind_in_one_line(cluster):
     with pytest.raises(ConfigError, match=r"^train.lr=3: too high$"):
         on_ray(refuse, [3])
     with pytest.raises(ConfigError, match=r"^train.lr=3: too high$"):
-        on_ray(refuse, [3], actors=1)
+        on_ray(refuse, [3], actors=(1, 1))
 
 
 def test_an_error_nobody_foresaw_names_its_job(cluster):
@@ -58,7 +76,8 @@ def test_an_error_nobody_foresaw_names_its_job(cluster):
 
 
 @pytest.mark.slow
-def test_a_job_whose_process_is_killed_again_and_again_is_one_line(cluster):
+@pytest.mark.parametrize("actors", [None, (1, 1)])
+def test_a_job_whose_process_is_killed_again_and_again_is_one_line(cluster, actors):
     """Slow since Ray tries a lost task several times."""
     with pytest.raises(RunError, match="a worker process died"):
-        on_ray(lambda _: os.kill(os.getpid(), signal.SIGKILL), [0])
+        on_ray(lambda _: os.kill(os.getpid(), signal.SIGKILL), [0], actors=actors)

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from ehr_ray.errors import InputError, RunError, UserError, error_of_kind
 from ehr_ray.events.patients import cohort_shards, splits_of
@@ -13,6 +13,9 @@ from ehr_ray.storage.paths import canonical, local, uri_of
 
 Say = Callable[[str], None]
 log = logging.getLogger(__name__)
+RETRIES: Final = 3
+"""Times a job is tried again whose process was lost, as one that needs more memory than there is:
+Ray Data would try without end."""
 
 
 def run_jobs(
@@ -25,7 +28,7 @@ def run_jobs(
     label: Callable[[Any], str] = str,
     num_cpus: float = 1,
     num_gpus: float = 0,
-    actors: int | None = None,
+    actors: tuple[int, int] | None = None,
 ) -> list[Any]:
     """Call a function on each job, and return its results in the order of the jobs.
 
@@ -40,8 +43,8 @@ def run_jobs(
         label: the name of a job in the message of an error that nobody foresaw.
         num_cpus: cores of a job.
         num_gpus: GPUs of a job, reserved; without them a process on Ray sees none.
-        actors: processes that keep the function, and what it has loaded, from job to job; None
-            leaves it to Ray, which may load it anew for each job.
+        actors: processes, at first and at most, that keep the function, and what it has loaded,
+            from job to job; without them Ray gives each job a copy that has loaded nothing.
 
     Raises:
         UserError, RunError: as the function raised them, of the same kind.
@@ -62,6 +65,17 @@ def run_jobs(
     return [results[index] for index in sorted(results)]
 
 
+def pool_size(jobs: int, resource: str = "CPU") -> tuple[int, int]:
+    """Return the processes of a pool for so many jobs, at first and at most.
+
+    At first one for each `resource` there is, 0 where there is none; more may come as a cluster
+    grows.
+    """
+    import ray
+
+    return min(jobs, int(ray.cluster_resources().get(resource, 0))), jobs
+
+
 def in_blocks(items: Sequence[Mapping[str, Any]]) -> Any:
     """Return items as rows of Ray Data, each a block of its own: a task takes one."""
     import ray.data
@@ -69,19 +83,23 @@ def in_blocks(items: Sequence[Mapping[str, Any]]) -> Any:
     return ray.data.from_items(list(items), override_num_blocks=len(items))
 
 
-def _on_ray(guarded: "Guarded", count: int, each: Mapping[str, float], actors: int | None) -> Any:
+def _on_ray(
+    guarded: "Guarded", count: int, each: Mapping[str, float], actors: tuple[int, int] | None
+) -> Any:
     """Yield the outcomes of all jobs as they end; the first error ends those not yet begun."""
     import ray.data
     import ray.exceptions
 
     indices = in_blocks([{"item": n} for n in range(count)])
     if actors is None:
-        outcomes = indices.map(_ItemTask(guarded), **each)
+        outcomes = indices.map(_ItemTask(guarded), max_retries=RETRIES, **each)
     else:
         outcomes = indices.map(
             _ItemTask,
             fn_constructor_args=(guarded,),
-            compute=ray.data.ActorPoolStrategy(size=actors),
+            compute=ray.data.ActorPoolStrategy(min_size=max(1, actors[0]), max_size=actors[1]),
+            max_restarts=RETRIES,
+            max_task_retries=RETRIES,
             **each,
         )
     try:
@@ -143,12 +161,16 @@ def run_shards(
     verb: str,
     num_cpus: float = 1,
     bring: bool = True,
+    pool: bool = False,
 ) -> list[Any]:
     """Run a function over shards by `run_jobs`; return what it gave, in order.
 
     A job's `shard` and `target` may be copies of URIs: they travel as such, the task copies the
     shard to its node and writes the target back, and it is brought here unless `bring` is False.
+    With `pool`, where there are more shards than CPUs, a process keeps the function, and what it
+    has loaded, from shard to shard.
     """
+    processes = pool_size(len(jobs)) if pool and on_ray else None
     jobs = [{k: canonical(v) if k in _PATHS else v for k, v in job.items()} for job in jobs]
     results = run_jobs(
         ShardTask(function),
@@ -158,6 +180,8 @@ def run_shards(
         verb=verb,
         label=_shard_of,
         num_cpus=num_cpus,
+        # An actor is a process of its own, that starts and imports: for one shard a task is less.
+        actors=processes if processes and processes[0] < len(jobs) else None,
     )
     for job in jobs if bring else ():
         sync.fetch(job["target"])

@@ -25,9 +25,9 @@ def asked(monkeypatch):
 def test_with_gpus_each_process_reserves_one_and_has_its_precision(asked, tmp_path):
     texts = [f"text {i}" for i in range(5000)]
     embed_texts(texts, "model", tmp_path, on_ray=True, gpu=True)
-    assert (asked["num_gpus"], asked["actors"], asked["dtype"]) == (1, 2, "bfloat16")
+    assert (asked["num_gpus"], asked["actors"], asked["dtype"]) == (1, (2, 5), "bfloat16")
     embed_texts(texts, "model", tmp_path, on_ray=True)
-    assert (asked["num_gpus"], asked["actors"]) == (0, 5)
+    assert (asked["num_gpus"], asked["actors"]) == (0, (5, 5))
 
 
 def test_gpus_that_are_not_there_are_named(asked, tmp_path, monkeypatch):
