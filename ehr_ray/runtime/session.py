@@ -150,13 +150,28 @@ def set_up_data(verbose: bool = False) -> None:
         logging.getLogger(name).setLevel(logging.INFO if verbose else logging.ERROR)
 
 
+def joined(cluster: ClusterConfig) -> bool:
+    """Whether Ray is, or will be, one that runs already, of which only Ray knows the nodes."""
+    return (cluster.address or os.environ.get("RAY_ADDRESS") or "local") != "local"
+
+
+def check_memory(cluster: ClusterConfig) -> None:
+    """Refuse rows in this machine's memory on a cluster: its other nodes would not find them."""
+    if joined(cluster):
+        raise ConfigError(
+            "data.cache=memory: rows would be in this machine's memory alone, and workers of a "
+            f"cluster ({cluster.address or os.environ['RAY_ADDRESS']}) may run elsewhere; use "
+            "data.cache=disk"
+        )
+
+
 def check_resources(cluster: ClusterConfig) -> None:
     """Refuse workers that can never start here, with the arithmetic.
 
     On a cluster that was joined the autoscaler may still bring what is missing; there only Ray
     knows, and `cluster.wait_seconds` ends the wait.
     """
-    if cluster.most_workers == 0 or cluster.address or os.environ.get("RAY_ADDRESS"):
+    if cluster.most_workers == 0 or joined(cluster):
         return
     have = ray.cluster_resources() if ray.is_initialized() else {"CPU": os.cpu_count() or 1}
     for name, each in (("CPU", cluster.cpus_per_worker), ("GPU", cluster.gpus_per_worker)):
@@ -178,7 +193,7 @@ def check_stream(cluster: ClusterConfig) -> None:
 
     Of a range of workers as many start as there is room for.
     """
-    if cluster.address or os.environ.get("RAY_ADDRESS"):
+    if joined(cluster):
         return
     have, need = ray.cluster_resources().get("CPU", 0), cluster.cpus_per_worker
     workers = max(cluster.least_workers, min(cluster.most_workers, int(have // need)))

@@ -29,7 +29,6 @@ ELSEWHERE = {
     "runtime/inference.py": "ray/test_inference.py",
     "runtime/training/launch.py": "ray/test_faults.py",
     "runtime/training/placement.py": "ray/test_faults.py",
-    "runtime/training/trainer.py": "ray/test_faults.py",
     "runtime/tuning/launch.py": "ray/test_tune.py",
 }
 """What only a cluster, or a whole verb, shows: the file in tests/ that does."""

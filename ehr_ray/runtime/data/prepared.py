@@ -29,7 +29,7 @@ from ehr_ray.runtime.data.mode import choose
 from ehr_ray.runtime.data.rows import RowMaker
 from ehr_ray.runtime.data.stream import Streamed, streamed
 from ehr_ray.runtime.data.tasks import Say, run_shards
-from ehr_ray.runtime.session import check_stream
+from ehr_ray.runtime.session import check_memory, check_stream
 from ehr_ray.sources.expanded import (
     check_made_of,
     check_made_with,
@@ -82,6 +82,8 @@ def prepared(
     experiment: Experiment, family: "AnyFamily", *, on_ray: bool, say: Say = lambda _: None
 ) -> Iterator[Prepared]:
     """Yield the model-ready dataset of an experiment, making what the cache does not hold."""
+    if on_ray and experiment.data.cache == "memory":
+        check_memory(experiment.cluster)
     expanded = experiment.data.expanded is not None
     source = (_expanded_source if expanded else _cohort_source)(experiment, say)
     with _folder(experiment, family, source) as folder:

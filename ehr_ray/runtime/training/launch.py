@@ -66,7 +66,7 @@ def fit(job: Any, callbacks: Sequence[Any] = ()) -> None:
                     name=uuid.uuid4().hex,
                     storage_path=scratch,
                     failure_config=failure_config(cluster),
-                    callbacks=[Patience(cluster.max_failures), *callbacks],
+                    callbacks=[Patience(cluster), *callbacks],
                     logging_config=LoggingConfig(log_level="ERROR"),
                 ),
             )

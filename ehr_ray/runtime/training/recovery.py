@@ -11,6 +11,8 @@ from ehr_ray.errors import RunError
 
 START_SECONDS = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 """Ray's own limit of one wait for resources, after which it asks again; 60 seconds unless set."""
+WAITED = ("ms for recv operation", "ms for send operation", "collective operation timeout")
+"""What gloo, and nccl, say where a rank has waited for as long as it may."""
 
 
 class Patience(UserCallback):
@@ -20,8 +22,8 @@ class Patience(UserCallback):
     however well it went on.
     """
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    def __init__(self, cluster: ClusterConfig) -> None:
+        self._cluster, self._most = cluster, cluster.max_failures
         self._lost = 0
 
     def after_report(self, run_context: Any, metrics: Any, checkpoint: Any) -> None:  # noqa: ARG002
@@ -32,7 +34,9 @@ class Patience(UserCallback):
         """Count a loss; RunError, which ends the run, at one too many."""
         self._lost += 1
         if self._lost > self._most:
-            raise RunError(f"{_worker(worker_exceptions)}{too_many(self._lost, self._most)}")
+            raise RunError(
+                f"{_worker(worker_exceptions, self._cluster)}{too_many(self._lost, self._most)}"
+            )
 
 
 def too_many(lost: int, most: int) -> str:
@@ -73,10 +77,17 @@ def cause(error: Any, cluster: ClusterConfig) -> str:
             "less, or run the same command later: it goes on from the last saved state"
         )
     failures = getattr(error, "worker_failures", None) or {}
-    return _worker(failures) if failures else last_line(inner or error)
+    return _worker(failures, cluster) if failures else last_line(inner or error)
 
 
-def _worker(failures: dict[int, Exception]) -> str:
+def _worker(failures: dict[int, Exception], cluster: ClusterConfig) -> str:
+    for rank, failure in failures.items():
+        if any(text in str(failure) for text in WAITED):  # the others lost their connection to it
+            return (
+                f"worker {rank} waited for the others in a sum longer than "
+                f"cluster.timeout_seconds={cluster.timeout_seconds:g}: one of them hangs, or is "
+                "that much slower; look at its log (-v), or raise cluster.timeout_seconds"
+            )
     rank, failure = next(iter(failures.items()))
     return f"worker {rank} failed: {last_line(failure)}"
 

@@ -2,23 +2,34 @@
 
 from typing import Any
 
+import ray
 from ray.train.torch import TorchTrainer
-from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
-from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
-from ehr_ray.runtime.training.placement import StartCleaner
+KNOWN = "2.60."
+"""Versions of Ray whose private classes are as this package takes them; they change with any."""
 
 
 class Trainer(TorchTrainer):
     """Ray's trainer, whose placement group is given back on any Ray.
 
     Rows reach the workers as memory-mapped files, so the actor that would hand out Ray datasets,
-    and the 200 MB and five seconds it takes, are left out.
+    and the 200 MB and five seconds it takes, are left out. On a Ray that is not known both are as
+    Ray has them: the room of a controller that was killed is then given back by Ray's own watcher,
+    which needs its dashboard.
     """
 
     def _create_default_callbacks(self) -> list[Any]:
+        callbacks: list[Any] = super()._create_default_callbacks()
+        if not ray.__version__.startswith(KNOWN):
+            return callbacks
+        from ray.train.v2._internal.callbacks import datasets, placement_group_callback
+
+        from ehr_ray.runtime.training.placement import StartCleaner
+
         return [
-            StartCleaner() if type(callback) is PlacementGroupCleanerCallback else callback
-            for callback in super()._create_default_callbacks()
-            if type(callback) is not DatasetsCallback
+            StartCleaner()
+            if type(callback) is placement_group_callback.PlacementGroupCleanerCallback
+            else callback
+            for callback in callbacks
+            if type(callback) is not datasets.DatasetsCallback
         ]

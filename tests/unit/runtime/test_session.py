@@ -10,6 +10,7 @@ from ehr_ray.config.cluster import ClusterConfig
 from ehr_ray.errors import ConfigError, RunError
 from ehr_ray.runtime import session as module
 from ehr_ray.runtime.session import (
+    check_memory,
     check_stream,
     session,
     session_of,
@@ -96,3 +97,16 @@ def test_a_stream_needs_a_cpu_that_no_worker_reserves_on_this_machine(monkeypatc
     check_stream(ClusterConfig(num_workers=2, cpus_per_worker=0.5))
     check_stream(ClusterConfig(num_workers=(1, 2), cpus_per_worker=0.5))
     check_stream(ClusterConfig(num_workers=2, address="head:6379"))  # whose nodes only it knows
+
+
+def test_rows_in_memory_are_for_one_machine(monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    check_memory(ClusterConfig(num_workers=2))
+    check_memory(ClusterConfig(num_workers=2, address="local"))
+    with pytest.raises(
+        ConfigError, match=r"data.cache=memory: .*\(head:6379\).*use data.cache=disk"
+    ):
+        check_memory(ClusterConfig(address="head:6379"))
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")  # as `ray job submit` sets it
+    with pytest.raises(ConfigError, match=r"10\.0\.0\.1:6379"):
+        check_memory(ClusterConfig())

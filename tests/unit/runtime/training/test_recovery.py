@@ -14,7 +14,7 @@ from ehr_ray.runtime.training.recovery import (
 
 
 def test_losses_count_only_in_a_row():
-    patience = Patience(2)
+    patience = Patience(ClusterConfig(max_failures=2))
     for _ in range(20):
         patience.after_exception(None, {1: RuntimeError("gone")})
         patience.after_exception(None, {1: RuntimeError("gone")})
@@ -27,7 +27,9 @@ def test_losses_count_only_in_a_row():
 
 def test_without_patience_the_first_loss_ends_the_run_and_says_why():
     with pytest.raises(RunError, match=r"^worker 0 failed: gone$"):
-        Patience(0).after_exception(None, {0: RuntimeError("one\ngone")})
+        Patience(ClusterConfig(max_failures=0)).after_exception(
+            None, {0: RuntimeError("one\ngone")}
+        )
 
 
 def test_a_wait_for_room_is_as_long_as_the_config_says(monkeypatch):
@@ -46,3 +48,20 @@ def test_a_run_without_room_says_what_it_waited_for():
     assert "no resources for 4 workers of 2 CPUs and 1 GPUs each" in cause(error, cluster)
     assert not lacks_resources(ray.train.ControllerError(RunError("lost")))
     assert cause(ray.train.ControllerError(RunError("lost")), cluster) == "lost"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 3000ms for recv operation to "
+        "complete",
+        "[Rank 1] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=8) ran for 3001 "
+        "milliseconds before timing out.",
+    ],
+)
+def test_a_rank_that_waited_too_long_in_a_sum_names_the_limit(text):
+    """The others' own errors tell of the connection that it closed."""
+    failures = {0: RuntimeError("Connection closed by peer"), 1: RuntimeError(text)}
+    cluster = ClusterConfig(num_workers=2, timeout_seconds=3, max_failures=0)
+    with pytest.raises(RunError, match=r"^worker 1 waited .* cluster.timeout_seconds=3: one of"):
+        Patience(cluster).after_exception(None, failures)
