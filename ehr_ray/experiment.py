@@ -109,9 +109,14 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
     """
     raw = override(read_yaml(path), dict(parse_override(text) for text in overrides))
     experiment = parse(completed(raw))
-    if problems := list(refusals(experiment, get_schema(experiment.family))):
+    if problems := refusals_of(experiment):
         raise ConfigError("; ".join(problems))
     return with_absolute_paths(experiment)
+
+
+def refusals_of(experiment: Experiment) -> list[str]:
+    """Return a line for each option that the rest of a config makes meaningless, path first."""
+    return list(refusals(experiment, get_schema(experiment.family)))
 
 
 def completed(raw: Raw) -> Raw:

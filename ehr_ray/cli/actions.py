@@ -135,8 +135,8 @@ def train(args: Arguments, screen: Screen) -> None:
     if not is_pipeline(args.config):
         _train(_experiment(args), screen, args.verbose)
         return
-    stages = load_pipeline(args.config, args.overrides)
-    judged = {stage.experiment.name for stage in stages if stage.verb == "evaluate"}
+    pipeline = load_pipeline(args.config, args.overrides)
+    judged = {stage.experiment.name for stage in pipeline.stages if stage.verb == "evaluate"}
     verbs = {
         "phrases": lambda experiment: _phrases(experiment, screen, args.verbose),
         "train": lambda experiment: _train(
@@ -144,7 +144,7 @@ def train(args: Arguments, screen: Screen) -> None:
         ),
         "evaluate": lambda experiment: _evaluate(experiment, screen, args.verbose),
     }
-    run_pipeline(stages, verbs, screen.say)
+    run_pipeline(pipeline, verbs, lambda stage, cohort: _ingest(stage, cohort, screen), screen.say)
 
 
 def tune(args: Arguments, screen: Screen) -> None:
@@ -293,6 +293,26 @@ def _phrases(experiment: Any, screen: Screen, verbose: bool) -> None:
 
     folder, count = embed_phrases(experiment, verbose=verbose, say=screen.passing)
     screen.say(f"{relative(folder)}: {count:,} phrases, as model.phrases")
+
+
+def _ingest(stage: Any, cohort: str, screen: Screen) -> None:
+    from ehr_ray.commands.ingest import ingest
+
+    options = dict(stage.options)
+    if "units" in options:
+        options["conversions"] = options.pop("units")
+    screen.say(
+        str(
+            ingest(
+                stage.source,
+                stage.input,
+                cohort,
+                options=stage.source_options,
+                progress=screen.passing,
+                **options,
+            )
+        )
+    )
 
 
 def _train(experiment: Any, screen: Screen, verbose: bool, *, judged_later: bool = False) -> None:

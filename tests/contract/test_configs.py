@@ -83,7 +83,7 @@ def test_every_config_has_its_tiny_twin():
 
 @pytest.mark.parametrize("folder", [CONFIGS, CONFIGS / "tiny"], ids=["configs", "tiny"])
 def test_every_stage_of_a_pipeline_is_a_config_and_starts_from_the_one_before(folder):
-    stages = load_pipeline(folder / "event_pipeline.yaml")
+    stages = load_pipeline(folder / "event_pipeline.yaml").stages
     assert [stage.verb for stage in stages] == ["phrases", "train", "train", "evaluate"]
     assert stages[2].experiment.init_from == str(stages[1].experiment.directory)
     assert stages[3].experiment.directory == stages[2].experiment.directory

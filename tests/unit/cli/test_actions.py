@@ -1,6 +1,7 @@
 """The verbs on phrases, and pipelines, without Ray."""
 
 import csv
+import json
 import re
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from safetensors.numpy import load_file
 from ehr_ray.cli.main import main
 from ehr_ray.commands.train.command import Trained, train
 from ehr_ray.commands.train.pipeline import load_pipeline
-from ehr_ray.errors import ConfigError, InputError
+from ehr_ray.errors import ConfigError, InputError, UserError
 from ehr_ray.experiment import load
 from ehr_ray.runtime.text_embedding import as_before, with_phrases
 
@@ -128,16 +129,53 @@ def test_a_pipeline_trains_each_stage_from_the_one_before(common, tmp_path, caps
         ([{"fly": "event_decoder.yaml"}], "stage 1 must name one config"),
         ([{"train": "event_decoder.yaml"}] * 2, "two stages train a run of one name"),
         ([{"train": "event_decoder.yaml", "model.arch": "rnn"}], "model.arch"),
+        (
+            [{"train": "event_decoder.yaml", "tune.grid_points": 9}],
+            "train tiny_event_decoder: tune.grid_points=9: does nothing with",
+        ),
+        ([{"ingest": "synthetic"}], "a cohort alone is no pipeline"),
+        ([{"ingest": "synthetic", "patience": 3}, {"train": "event_decoder.yaml"}], "--patience"),
+        (
+            [{"train": "event_decoder.yaml"}, {"ingest": "synthetic"}],
+            "stage 2 must name one config",
+        ),
     ],
 )
 def test_a_bad_pipeline_is_refused_before_it_starts(stages, message, tmp_path):
     path = tmp_path / "pipeline.yaml"
     path.write_text(yaml.safe_dump({"stages": stages}))
     (tmp_path / "event_decoder.yaml").write_text((TINY / "event_decoder.yaml").read_text())
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(UserError, match=message):
         load_pipeline(path)
     with pytest.raises(ConfigError, match="every stage has its own"):
         load_pipeline(TINY / "event_pipeline.yaml", ["name=x"])
+
+
+def test_what_all_stages_share_may_do_nothing_in_one_of_them_and_not_in_all():
+    path = TINY / "event_pipeline.yaml"
+    stages = load_pipeline(path, ["task.focal_gamma=3", "task.loss=focal", "task.name=o"]).stages
+    assert stages[2].experiment.task.focal_gamma == 3
+    with pytest.raises(ConfigError, match=r"tune\.grid_points=9: does nothing with"):
+        load_pipeline(path, ["tune.grid_points=9"])
+    with pytest.raises(ConfigError, match=r"ingest\.seed: .* has no stage ingest"):
+        load_pipeline(path, ["ingest.seed=3"])
+
+
+def test_a_pipeline_may_begin_with_its_cohort(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "set_vae.yaml").symlink_to(TINY / "set_vae.yaml")
+    path = tmp_path / "pipeline.yaml"
+    first = {"ingest": "synthetic", "patients": 20, "splits": "0.6,0.2,0.2"}
+    path.write_text(yaml.safe_dump({"stages": [first, {"train": "set_vae.yaml"}]}))
+    command = ["train", str(path), "data.cohort=made/here", "ingest.seed=5", "train.max_steps=1"]
+    command += ["tracking.experiment=null", "cluster.num_workers=0"]
+    main(command)
+    record = json.loads((tmp_path / "made" / "here" / "metadata" / "ingest.json").read_text())
+    assert (sum(record["summary"]["subjects"].values()), record["seed"]) == (20, 5)
+    assert (tmp_path / "runs" / "tiny_set_vae" / "checkpoint").is_dir()
+    said = capsys.readouterr().err
+    assert "1/2 ingest synthetic" in said
+    assert "2/2 train tiny_set_vae" in said
 
 
 def test_checkpoints_are_kept_every_n_steps(common, tmp_path):
