@@ -133,8 +133,8 @@ def reconstruct(model: SeqSetVAE, batch: Batch) -> Batch:
     hidden = hidden_tokens(batch, model.config, HIDING_SEED)
     pieces = by_size(batch, model.config.chunk_tokens)
     posterior = encoded(model.sets, batch, pieces, hidden)
-    flat = (part.transpose(0, 1).flatten(1) for part in (posterior.mu, posterior.logvar))
-    beliefs = model.expect(batch, *flat, pieces.num_sets)
+    mu, logvar = (part.transpose(0, 1).flatten(1) for part in (posterior.mu, posterior.logvar))
+    beliefs = model.expect(batch, mu, logvar, pieces.num_sets)
     estimate = estimates(model.sets, batch, model.levels_of(beliefs.post_mu), pieces)
     return told_tokens(batch, estimate, hidden)
 
