@@ -21,7 +21,7 @@ from ehr_ray.errors import DamagedRowsError, UserError, error_of_kind
 from ehr_ray.events.blocks import CHUNK, chunks, from_bytes, measured, to_bytes
 from ehr_ray.runtime.data.patient_rows import PatientRow, as_table, from_table
 from ehr_ray.runtime.data.rows import RowMaker
-from ehr_ray.runtime.data.tasks import RETRIES, Say, in_blocks, problem_of, run_jobs
+from ehr_ray.runtime.data.tasks import Say, in_blocks, limited_retries, problem_of, run_jobs
 from ehr_ray.storage import sync
 
 if TYPE_CHECKING:
@@ -208,8 +208,9 @@ def _on_ray(
     context.enable_progress_bars = False
     context.execution_options.preserve_order = True  # windows come one after the other
     whole = {"batch_size": None, "batch_format": "pyarrow"}
-    each = {**whole, "max_retries": RETRIES}
-    tables = in_blocks(items).map_batches(pack, **each).map_batches(make, **each)
+    with limited_retries() as limit:
+        each = {**whole, **limit}
+        tables = in_blocks(items).map_batches(pack, **each).map_batches(make, **each)
     yield from tables.iter_batches(**whole)
 
 

@@ -1,7 +1,9 @@
 """One list of jobs, one runner: on Ray Data or in this process, with errors brought back."""
 
+import contextlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -76,6 +78,14 @@ def pool_size(jobs: int, resource: str = "CPU") -> tuple[int, int]:
     return min(jobs, int(ray.cluster_resources().get(resource, 0))), jobs
 
 
+@contextlib.contextmanager
+def limited_retries() -> Generator[dict[str, int]]:
+    """Hand `RETRIES` to Ray Data as it takes them: by an argument of which it warns each time."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
+        yield {"max_retries": RETRIES}
+
+
 def in_blocks(items: Sequence[Mapping[str, Any]]) -> Any:
     """Return items as rows of Ray Data, each a block of its own: a task takes one."""
     import ray.data
@@ -91,17 +101,18 @@ def _on_ray(
     import ray.exceptions
 
     indices = in_blocks([{"item": n} for n in range(count)])
-    if actors is None:
-        outcomes = indices.map(_ItemTask(guarded), max_retries=RETRIES, **each)
-    else:
-        outcomes = indices.map(
-            _ItemTask,
-            fn_constructor_args=(guarded,),
-            compute=ray.data.ActorPoolStrategy(min_size=max(1, actors[0]), max_size=actors[1]),
-            max_restarts=RETRIES,
-            max_task_retries=RETRIES,
-            **each,
-        )
+    with limited_retries() as limit:
+        if actors is None:
+            outcomes = indices.map(_ItemTask(guarded), **limit, **each)
+        else:
+            outcomes = indices.map(
+                _ItemTask,
+                fn_constructor_args=(guarded,),
+                compute=ray.data.ActorPoolStrategy(min_size=max(1, actors[0]), max_size=actors[1]),
+                max_restarts=RETRIES,
+                max_task_retries=RETRIES,
+                **each,
+            )
     try:
         yield from outcomes.iter_rows()
     except ray.exceptions.RayError as error:
