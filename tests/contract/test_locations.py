@@ -81,10 +81,13 @@ NO_PATH_OPTIONS = {
     "split": "a name",
     "variants": "names",
     "only": "names",
+    "experiment": "a name",
+    "tracking_uri": "an address, or a file that is made absolute as that of a config",
 }
 NO_PATH_OF_SOURCES = [
     *("id_column", "time_column", "code_column", "value_column", "label_columns"),
     *("unit_column", "encoding", "delimiter"),
+    "tasks",  # or a file, made absolute where it is found to be none that is shipped
 ]
 
 
