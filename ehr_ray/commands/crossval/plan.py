@@ -165,5 +165,6 @@ def _seed(experiment: Experiment, repeat: int, fold: int, member: int) -> int:
 
 def _of_a_job(experiment: Experiment, seed: int, *, baselines: bool) -> Experiment:
     """Return the experiment of one job; baselines are fitted beside a fold's first model alone."""
+    baselines = baselines and experiment.evaluation.baselines
     changes = {**FIXED, "name": "run", "seed": seed, "evaluation.baselines": baselines}
     return parse(override(dump(experiment), changes))

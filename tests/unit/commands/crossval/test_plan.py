@@ -77,6 +77,9 @@ def test_variants_get_the_folds_of_the_model_and_baselines_are_fitted_once_a_fol
     fitted = {job.key for job in jobs if job.experiment.evaluation.baselines}
     assert fitted == {f"model-r{r}-f{f}-m0" for r in (0, 1) for f in (0, 1)}
     assert place["wide-r0-f0-m0"].experiment.model.latent == 12
+    without = make(labelled, "evaluation.baselines=false", "crossval.tasks=[first]")
+    jobs = fold_jobs(without, labelled, labelled / "runs")
+    assert not any(job.experiment.evaluation.baselines for job in jobs)
 
 
 def test_the_task_is_the_one_asked_for_the_models_own_or_that_of_evaluate(labelled):
