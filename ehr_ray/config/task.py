@@ -12,7 +12,7 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 @dataclass(frozen=True, kw_only=True)
 class StatisticsConfig:
-    """Plain statistics of each variable that the heads read beside the family's embedding.
+    """The rich features of the baselines, which the heads read beside the family's embedding.
 
     Each is standardised as in train, a skewed one after a logarithm, and a missing one is told.
     """
@@ -21,9 +21,10 @@ class StatisticsConfig:
 
     windows: Annotated[tuple[Positive, ...], Field(min_length=1)] = (12.0, 24.0, 36.0, 42.0, 48.0)
     """Hours before the prediction time at which windows end, ascending; the first starts at 0.
-    Each gives mean, minimum, maximum and count, beside statistics and trend of the whole record."""
+    Of the whole record there are statistics and the trend; of a window the mean."""
     max_codes: Annotated[int, Field(ge=1)] = 200
-    """Codes that get statistics at most: those with most events in train."""
+    """Codes that get statistics at most: those with most events in train. Windows and trends are of
+    the 64 with values that have most."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.4
     """Share of these inputs that training leaves out of a row."""
 

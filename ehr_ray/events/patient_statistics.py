@@ -14,7 +14,10 @@ from ehr_ray.events.vocabulary import Vocabulary
 
 @dataclass(frozen=True, eq=False)
 class StatisticsReader:
-    """Reads the rich features of the codes that have most events in train."""
+    """Reads the rich features of the codes that have most events in train.
+
+    A vocabulary tells no patients of a code, by which the baselines choose.
+    """
 
     features: FeatureReader
 
@@ -24,7 +27,8 @@ class StatisticsReader:
     ) -> "StatisticsReader":
         """Return the reader of a vocabulary: the same one wherever a checkpoint is applied."""
         simple = select_codes(vocabulary.count, max_codes)
-        measured = select_codes(vocabulary.count, min(max_codes, MAX_MEASURED))
+        valued = np.where(vocabulary.valued, vocabulary.count, 0)
+        measured = select_codes(valued, min(max_codes, MAX_MEASURED))
         codes = FeatureCodes(tuple(simple.tolist()), tuple(measured.tolist()))
         return cls(FeatureReader(vocabulary, codes, tuple(windows)))
 

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 LIMIT = 4.0
 """Standard deviations an input is told at most."""
+HUGE = 1e30
+"""What a number is bounded by before: infinity times 0 is no number."""
 RARE = 0.005
 """Share of the rows of train below which a number, or its being missing, is not told."""
 SKEWED = 1.0
@@ -40,6 +42,7 @@ class TabularInputs(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the standardised inputs, float [B, F, 2]."""
         missing = x.isnan()
+        x = x.clamp(-HUGE, HUGE)
         number = torch.where(self.logged, (x.clamp(min=0) + self.shift).log(), x)
         number = (number - self.center[:, 0]) * self.scale[:, 0]
         absent = (missing.to(x.dtype) - self.center[:, 1]) * self.scale[:, 1]
@@ -48,7 +51,7 @@ class TabularInputs(nn.Module):
     @torch.no_grad()
     def fit(self, x: NDArray[np.floating]) -> None:
         """Take logarithms and scales from rows of train, float [N, F]."""
-        x = np.asarray(x, dtype=np.float64)
+        x = np.clip(np.asarray(x, dtype=np.float64), -HUGE, HUGE)
         missing = np.isnan(x)
         share = missing.mean(0)
         _, first = np.unique(missing, axis=1, return_index=True)
@@ -58,7 +61,7 @@ class TabularInputs(nn.Module):
         self.scale[:, 1] = torch.from_numpy(told.astype(np.float64))
         for column in range(x.shape[1]):
             given = x[~missing[:, column], column]
-            if len(given) < max(2, RARE * len(x)) or given.std() == 0:
+            if len(given) < max(2, RARE * len(x)) or given.min() == given.max():
                 continue
             if given.min() >= 0 and _skewness(given) > SKEWED:
                 shift = np.quantile(given[given > 0], 0.05) / 2

@@ -3,10 +3,19 @@ import pytest
 
 from ehr_ray.events.patient_statistics import StatisticsReader
 from ehr_ray.events.patients import MICROSECONDS_PER_MINUTE, Patient
-from ehr_ray.events.vocabulary import Vocabulary
+from ehr_ray.events.vocabulary import QUANTILES, Vocabulary
 
 HOUR = 60 * MICROSECONDS_PER_MINUTE
-VOCABULARY = Vocabulary(("A", "B", "C"), np.array([9, 1, 5]), np.zeros(3), np.ones(3))
+
+
+def vocabulary_of(codes, count):
+    """All codes have values."""
+    size = len(codes)
+    known = np.zeros((size, len(QUANTILES)))
+    return Vocabulary(codes, np.array(count), np.zeros(size), np.ones(size), known)
+
+
+VOCABULARY = vocabulary_of(("A", "B", "C"), [9, 1, 5])
 
 
 def patient_of(*events):
@@ -40,6 +49,16 @@ def test_a_row_holds_the_codes_with_most_events_over_the_record_and_by_window():
     assert np.isnan(windows[1, 1])
 
 
+def test_windows_are_of_codes_with_values_however_many_events_others_have():
+    known = np.full((3, len(QUANTILES)), np.nan)
+    known[2] = 0.0
+    count = np.array([9, 8, 5])
+    vocabulary = Vocabulary(("A", "B", "C"), count, np.zeros(3), np.ones(3), known)
+    reader = StatisticsReader.of(vocabulary, 3, (6.0,))
+    assert reader.features.codes.measured == (2,)
+    assert reader.features.codes.simple == (0, 1, 2)
+
+
 def test_windows_are_counted_back_from_the_prediction_time_not_from_the_last_event():
     reader = StatisticsReader.of(VOCABULARY, 3, (6.0,))
     early, late = (reader(patient_of(*EVENTS[:4]).until((100 + h) * HOUR)) for h in (12, 30))
@@ -48,7 +67,7 @@ def test_windows_are_counted_back_from_the_prediction_time_not_from_the_last_eve
 
 
 def test_variables_that_follow_from_others_have_columns_too():
-    vocabulary = Vocabulary(("HR", "SysABP"), np.array([9, 5]), np.zeros(2), np.ones(2))
+    vocabulary = vocabulary_of(("HR", "SysABP"), [9, 5])
     reader = StatisticsReader.of(vocabulary, 2, (6.0,))
     row = reader(patient_of((1.0, 1, 100.0), (2.0, 0, 80.0)))
     assert row.shape == (reader.width,)

@@ -65,6 +65,13 @@ def test_no_number_of_another_cohort_is_told_beyond_a_limit():
     assert given[:, 0, 0].tolist() == [-LIMIT, LIMIT, LIMIT]
 
 
+def test_a_number_that_overflowed_spoils_no_input():
+    inputs = fitted([*range(99), float("inf")], [2.0] * 100)
+    given = inputs(torch.tensor([[50.0, float("inf")], [float("inf"), 2.0]]))
+    assert torch.isfinite(given).all()
+    assert given[1, 0, 0] > given[0, 0, 0]
+
+
 def test_what_was_fitted_travels_in_the_state_dict():
     one, other = fitted(np.exp(np.arange(50) / 9)), TabularInputs(1)
     other.load_state_dict(one.state_dict())

@@ -5,6 +5,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from killed import Killed, kill_at
 from safetensors.torch import load_file
 from torch import nn
 
@@ -22,18 +23,6 @@ from ehr_ray.train.checkpoint import load, saved_progress
 from ehr_ray.train.loader import Loader
 from ehr_ray.train.loop import train
 from ehr_ray.train.report import Watch
-
-
-class Killed(BaseException):
-    """What a kill is to the loop: nothing it catches."""
-
-
-def kill_at(step):
-    def on_step(done, _total):
-        if done == step:
-            raise Killed
-
-    return Watch(on_step=on_step)
 
 
 @pytest.fixture

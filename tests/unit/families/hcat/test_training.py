@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from killed import Killed
 from safetensors.torch import load_file
 
 from ehr_ray.registry import get_family
@@ -10,10 +11,6 @@ from ehr_ray.train.backend import LocalBackend
 from ehr_ray.train.checkpoint import load
 from ehr_ray.train.loop import train
 from ehr_ray.train.report import Watch
-
-
-class Killed(BaseException):
-    """What a kill is to the loop."""
 
 
 @pytest.fixture

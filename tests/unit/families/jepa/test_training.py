@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from killed import Killed
 from safetensors.torch import load_file
 
 from ehr_ray.errors import InputError
@@ -11,10 +12,6 @@ from ehr_ray.train.loop import train
 from ehr_ray.train.report import Watch
 
 MEASURES = ("skill", "shuffled_gap", "target_std", "target_cosine", "target_rankme")
-
-
-class Killed(BaseException):
-    """What a kill is to the loop: nothing it catches."""
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import threading
 import numpy as np
 import pytest
 import torch
+from killed import Killed, kill_at
 from safetensors.torch import load_file
 
 from ehr_ray.errors import DamagedRowsError
@@ -18,7 +19,7 @@ from ehr_ray.runtime.training.worker import loader_of
 from ehr_ray.train import history
 from ehr_ray.train.backend import LocalBackend
 from ehr_ray.train.loop import train
-from ehr_ray.train.report import SILENT, Watch
+from ehr_ray.train.report import SILENT
 from ehr_ray.train.task import family_of
 
 
@@ -90,18 +91,6 @@ def test_rows_of_windows_come_in_the_order_asked_for_and_are_those_in_files(stor
     for part, other in zip(ours, theirs, strict=True):
         assert_same(part, other)
     assert_same(made.rows([573, 0, 573]), kept.rows([573, 0, 573]))
-
-
-class Killed(BaseException):
-    """What a kill is to the loop: nothing it catches."""
-
-
-def kill_at(step):
-    def on_step(done, _total):
-        if done == step:
-            raise Killed
-
-    return Watch(on_step=on_step)
 
 
 @pytest.fixture
