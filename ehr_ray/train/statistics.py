@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ehr_ray.config.task import StatisticsConfig, TaskConfig
-from ehr_ray.events.blocks import BlockStore
+from ehr_ray.events.blocks import CHUNK, RowStore
 from ehr_ray.events.patient_statistics import StatisticsReader
 from ehr_ray.events.patients import Patient
 from ehr_ray.events.vocabulary import Vocabulary
@@ -89,13 +89,14 @@ class StatisticsHeads(nn.Module):
         return F.dropout(x.expand(len(self.out), *x.shape), rate, self.training)
 
     @torch.no_grad()
-    def fit(self, rows: BlockStore) -> None:
+    def fit(self, rows: RowStore) -> None:
         """Fit the inputs on rows of train, and start at the label's rate there.
 
         Every rank reads the same rows, so all of them start alike.
         """
         chosen = np.linspace(0, len(rows) - 1, min(len(rows), FITTED_ROWS)).astype(np.int64)
-        self.inputs.fit(np.stack([rows.row(int(index))[STATISTICS] for index in chosen]))
+        parts = rows.read([[chosen[at : at + CHUNK]] for at in range(0, len(chosen), CHUNK)])
+        self.inputs.fit(np.stack([row[STATISTICS] for part in parts for row in part]))
         label = rows.column(LABEL)
         rate = (label.sum() + 0.5) / (len(label) + 1)
         self.bias.fill_(float(np.log(rate) - np.log1p(-rate)))

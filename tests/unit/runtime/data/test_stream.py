@@ -122,8 +122,12 @@ WINDOWS = {"data.shuffle_patients": 9, "data.batch_size": 4, "data.bucket_batche
 
 @pytest.mark.parametrize(
     "changes",
-    [WINDOWS, {**WINDOWS, "task.name": "outcome", "task.hours": [6], "train.accumulate": 2}],
-    ids=["sets", "task"],
+    [
+        WINDOWS,
+        {**WINDOWS, "task.name": "outcome", "task.hours": [6], "train.accumulate": 2},
+        {**WINDOWS, "task": {"name": "outcome", "hidden": 4, "statistics": {}}},
+    ],
+    ids=["sets", "task", "statistics"],
 )
 def test_a_stream_ends_with_the_weights_of_files_and_keeps_nothing(run, changes, tmp_path):
     kept = run("kept", "cache", changes)
