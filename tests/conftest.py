@@ -129,6 +129,20 @@ def tiny_run(tiny_experiment, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def no_ray_starts():
+    """See that what runs in `with no_ray_starts():` starts no Ray; other tests may have."""
+    import ray  # most tests need none
+
+    @contextlib.contextmanager
+    def watched():
+        before = ray.is_initialized()
+        yield
+        assert ray.is_initialized() == before
+
+    return watched
+
+
+@pytest.fixture(scope="session")
 def evaluated_run(tiny_run, tmp_path_factory):
     """A copy of that run, evaluated where it lies, not where it was trained."""
     from ehr_ray.commands.evaluate.command import evaluate

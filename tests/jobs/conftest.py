@@ -6,11 +6,11 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import psutil
 import pytest
+from waiting import wait_until
 
 from ehr_ray.train.checkpoint import saved_progress
 
@@ -50,11 +50,12 @@ class Head:
     def open(self) -> None:
         """Start, and wait until the job server answers."""
         self.start(*self._start)
-        deadline = time.monotonic() + 180
-        while self.ray("job", "list").returncode != 0:
+
+        def answers() -> bool:
             assert self._processes[0].poll() is None, (self._folder / "log0").read_text()
-            assert time.monotonic() < deadline
-            time.sleep(0.5)
+            return self.ray("job", "list").returncode == 0
+
+        wait_until(answers)
 
     def start(self, *options: str) -> subprocess.Popen:
         """Run `ray start` in the foreground, on free ports."""
@@ -127,20 +128,23 @@ class Head:
         """Return a job's log so far."""
         return self.ray("job", "logs", name).stdout
 
-    def wait(self, name: str, status: str, seconds: float) -> None:
+    def wait(self, name: str, status: str) -> None:
         """Wait until a job has a status."""
-        deadline = time.monotonic() + seconds
-        while status not in (said := self.ray("job", "status", name).stdout).upper():
-            assert not any(end in said.upper() for end in ENDS), said + self.logs(name)
-            assert time.monotonic() < deadline, said + self.logs(name)
-            time.sleep(0.5)
+
+        def reached() -> bool:
+            said = self.ray("job", "status", name).stdout.upper()
+            assert status in said or not any(end in said for end in ENDS), said + self.logs(name)
+            return status in said
+
+        wait_until(reached, lambda: self.logs(name))
 
     def wait_for_step(self, name: str, run: Path, step: int) -> None:
         """Wait until a job's run has saved its state at a step or later."""
-        deadline = time.monotonic() + 300
-        while (progress := saved_progress(run)) is None or progress.step < step:
-            assert time.monotonic() < deadline, self.logs(name)
-            time.sleep(0.1)
+
+        def reached() -> bool:
+            return (progress := saved_progress(run)) is not None and progress.step >= step
+
+        wait_until(reached, lambda: self.logs(name))
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import ray
 import yaml
 
 from ehr_ray.evaluation.report.write import PREDICTIONS
@@ -50,22 +49,15 @@ def given(synthetic_cohort, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def done(given, tmp_path_factory):
+def done(given, no_ray_starts, tmp_path_factory):
     """The folders of the three steps, in the order of the benchmark's `mode=full`."""
     outputs = [tmp_path_factory.mktemp(name) for name in ("unsupervised", "train", "predict")]
     first, second, third = map(str, outputs)
-    before = ray.is_initialized()
-    give("unsupervised", "train", dataset_dir=given["dataset_dir"], output_dir=first)
-    give("supervised", "train", **given, model_initialization_dir=first, output_dir=second)
-    give(
-        "supervised",
-        "predict",
-        **given,
-        model_initialization_dir=second,
-        output_dir=third,
-        split="held_out",
-    )
-    assert ray.is_initialized() == before  # `demo` starts none; other tests may have
+    with no_ray_starts():  # `demo` starts none
+        give("unsupervised", "train", dataset_dir=given["dataset_dir"], output_dir=first)
+        give("supervised", "train", **given, model_initialization_dir=first, output_dir=second)
+        last = {"model_initialization_dir": second, "output_dir": third, "split": "held_out"}
+        give("supervised", "predict", **given, **last)
     return outputs
 
 

@@ -7,7 +7,6 @@ needs of the other goes through the store.
 import os
 import shutil
 import threading
-import time
 from pathlib import Path
 
 import pandas as pd
@@ -18,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
+from waiting import wait_until
 
 import ehr_ray
 from ehr_ray.commands.embed import embed
@@ -108,15 +108,14 @@ def test_a_killed_training_goes_on_from_the_store_on_another_machine(
     killed = threading.Event()
 
     def kill_once():
-        deadline = time.monotonic() + 180
-        while time.monotonic() < deadline:
-            done = {name for name in sync.names_in(f"{output}/run") if "progress" in name}
-            if done and max(done) >= "state/000000000006":
-                for process in _train_workers():
-                    os.kill(process, 9)
-                    killed.set()
-                return
-            time.sleep(0.05)
+        def saved():
+            names = (name for name in sync.names_in(f"{output}/run") if "progress" in name)
+            return max(names, default="") >= "state/000000000006"
+
+        wait_until(saved)
+        for process in _train_workers():
+            os.kill(process, 9)
+            killed.set()
 
     thread = threading.Thread(target=kill_once)
     thread.start()

@@ -5,13 +5,13 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import yaml
 from ray._private.state import actors
+from waiting import wait_until
 
 from ehr_ray.commands.benchmark.faults import goodput, same_weights, train_noted
 from ehr_ray.commands.train.command import train
@@ -76,8 +76,8 @@ def test_a_lost_controller_gives_its_room_back(cluster, tiny):
     killed = []
 
     def kill():
-        while (progress := checkpoint.saved_progress(run)) is None:
-            time.sleep(0.05)
+        wait_until(lambda: checkpoint.saved_progress(run) is not None)
+        progress = checkpoint.saved_progress(run)
         of_runs = [a for a in actors().values() if a["ActorClassName"] == "TrainController"]
         killed.append(progress.step)
         os.kill(max(of_runs, key=lambda actor: actor["StartTime"])["Pid"], signal.SIGKILL)
@@ -97,13 +97,13 @@ def test_killed_program_resumes_by_the_same_call(cluster, tiny, undisturbed, tmp
     command = [sys.executable, "-m", "ehr_ray.cli.main", "train", str(config)]
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     first = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 180
-    while (
-        progress := checkpoint.saved_progress(experiment.directory)
-    ) is None or progress.step < 8:
+
+    def begun():
         assert first.poll() is None, first.stderr.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+        progress = checkpoint.saved_progress(experiment.directory)
+        return progress is not None and progress.step >= 8
+
+    wait_until(begun)
     first.kill()  # Ray's own processes end by themselves, some seconds later
     first.wait()
     assert not checkpoint.saved_progress(experiment.directory).finished

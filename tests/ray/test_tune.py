@@ -4,12 +4,12 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 
 import pandas as pd
 import pytest
 import yaml
 from mlflow import MlflowClient
+from waiting import wait_until
 
 from ehr_ray.cli.main import main
 from ehr_ray.commands.ingest import ingest
@@ -275,14 +275,12 @@ def kill_once(experiment, folder, reached):
     command = [sys.executable, "-m", "ehr_ray.cli.main", "tune", str(config)]
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     first = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-    report, deadline = (
-        experiment.directory / "trials" / reached / "measures.parquet",
-        time.monotonic() + 300,
-    )
-    while not report.is_file():
+
+    def reported():
         assert first.poll() is None, first.stderr.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+        return (experiment.directory / "trials" / reached / "measures.parquet").is_file()
+
+    wait_until(reported)
     first.kill()  # Ray's own processes end by themselves, some seconds later
     first.wait()
 

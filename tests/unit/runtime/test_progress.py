@@ -1,6 +1,8 @@
 import json
 import time
 
+from waiting import wait_until
+
 from ehr_ray.runtime import progress
 from ehr_ray.runtime.progress import ProgressFile, Table, following
 from ehr_ray.storage.paths import STAGING, local
@@ -30,10 +32,7 @@ class Shown:
 
 
 def wait_for(screen, count):
-    deadline = time.monotonic() + 20
-    while len(screen.said) < count:
-        assert time.monotonic() < deadline, screen.said
-        time.sleep(0.02)
+    wait_until(lambda: len(screen.said) >= count, lambda: screen.said)
 
 
 def test_what_a_worker_here_appends_is_shown_and_the_file_goes(tmp_path):
