@@ -14,10 +14,7 @@ from ehr_ray.events.vocabulary import Vocabulary
 
 @dataclass(frozen=True, eq=False)
 class StatisticsReader:
-    """Reads the rich features of the codes that have most events in train.
-
-    A vocabulary tells no patients of a code, by which the baselines choose.
-    """
+    """Reads the rich features of the codes that most train patients have."""
 
     features: FeatureReader
 
@@ -26,8 +23,8 @@ class StatisticsReader:
         cls, vocabulary: Vocabulary, max_codes: int, windows: Sequence[float]
     ) -> "StatisticsReader":
         """Return the reader of a vocabulary: the same one wherever a checkpoint is applied."""
-        simple = select_codes(vocabulary.count, max_codes)
-        valued = np.where(vocabulary.valued, vocabulary.count, 0)
+        simple = select_codes(vocabulary.subjects, max_codes)
+        valued = np.where(vocabulary.valued, vocabulary.subjects, 0)
         measured = select_codes(valued, min(max_codes, MAX_MEASURED))
         codes = FeatureCodes(tuple(simple.tolist()), tuple(measured.tolist()))
         return cls(FeatureReader(vocabulary, codes, tuple(windows)))

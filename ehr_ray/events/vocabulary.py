@@ -27,6 +27,7 @@ CODES = pa.schema(
         pa.field("description", pa.string()),
         pa.field("parent_codes", pa.list_(pa.string())),
         pa.field("count", pa.int64()),
+        pa.field("num_subjects", pa.int64()),
         pa.field("num_values", pa.int64()),
         pa.field("mean", pa.float64()),
         pa.field("std", pa.float64()),
@@ -35,7 +36,8 @@ CODES = pa.schema(
 )
 """`metadata/codes.parquet`: MEDS code metadata with train statistics; sorted by code.
 
-`std` is the population standard deviation; `quantiles` are those of `QUANTILES`.
+`num_subjects` are those with at least one event; `std` is the population standard deviation;
+`quantiles` are those of `QUANTILES`.
 """
 
 FITTED = b"ehr_ray.fitted"
@@ -59,6 +61,7 @@ class Vocabulary:
         descriptions: what each code is, [V]; empty where nothing is said.
         origin: codes whose first event is minute 0, alone or before a slash; none is a token.
         scaling: whether values are scaled by median and quantiles, or by mean and `std`.
+        subjects: train subjects with each code, int64 [V]; `count` where a cohort does not tell.
     """
 
     codes: tuple[str, ...]
@@ -69,6 +72,7 @@ class Vocabulary:
     descriptions: tuple[str, ...] = ()
     origin: tuple[str, ...] = ORIGIN_CODES
     scaling: Scaling = "robust"
+    subjects: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
 
     def __post_init__(self) -> None:
         """Fill in what was left out: no values, no descriptions."""
@@ -77,6 +81,8 @@ class Vocabulary:
             object.__setattr__(self, "quantiles", missing)
         if len(self.descriptions) != len(self.codes):
             object.__setattr__(self, "descriptions", ("",) * len(self.codes))
+        if len(self.subjects) != len(self.codes):
+            object.__setattr__(self, "subjects", self.count)
 
     def __len__(self) -> int:
         """Return the number of codes."""
@@ -137,6 +143,7 @@ class Vocabulary:
             descriptions=_descriptions(table),
             origin=origin,
             scaling=scaling,
+            subjects=_subjects(table),
         )
 
     def to_table(self) -> pa.Table:
@@ -145,6 +152,7 @@ class Vocabulary:
             {
                 "code": pa.array(self.codes, pa.string()),
                 "count": self.count,
+                "num_subjects": self.subjects,
                 "mean": self.mean,
                 "std": self.std,
                 "quantiles": pa.array(
@@ -230,6 +238,11 @@ def _quantile_column(
     return result
 
 
+def _subjects(table: pa.Table) -> npt.NDArray[np.int64]:
+    name = "num_subjects" if "num_subjects" in table.column_names else "count"
+    return _column(table, name, 0).astype(np.int64)
+
+
 def _descriptions(table: pa.Table) -> tuple[str, ...]:
     if "description" not in table.column_names:
         return ("",) * len(table)
@@ -245,8 +258,9 @@ def fit_codes(shards: Iterable[Path], other: Iterable[Path] = ()) -> pa.Table:
     shards = list(shards)
     names: dict[str, int] = {}
     moments = _Moments()
-    for codes, values in _read(shards, names):
+    for codes, values, subjects in _read(shards, names):
         moments.add(codes, values, len(names))
+        moments.add_subjects(codes, subjects)
     for _ in _read(other, names):
         pass
     moments.add(np.empty(0, np.int64), np.empty(0), len(names))
@@ -260,6 +274,7 @@ def fit_codes(shards: Iterable[Path], other: Iterable[Path] = ()) -> pa.Table:
             "description": pa.nulls(len(order), pa.string()),
             "parent_codes": pa.nulls(len(order), pa.list_(pa.string())),
             "count": moments.count[ids],
+            "num_subjects": moments.num_subjects[ids],
             "num_values": moments.num_values[ids],
             "mean": pa.array(moments.mean[ids], mask=~seen),
             "std": pa.array(np.sqrt(moments.variance[ids]), mask=~seen),
@@ -270,17 +285,23 @@ def fit_codes(shards: Iterable[Path], other: Iterable[Path] = ()) -> pa.Table:
 
 
 class _Moments:
-    """Count, mean and variance per code, merged chunk by chunk (Chan et al. 1983, eq. 1.5)."""
+    """Count, mean and variance per code, merged chunk by chunk (Chan et al. 1983, eq. 1.5).
+
+    The events of a subject follow each other; a chunk may end among them.
+    """
 
     def __init__(self) -> None:
         self.count = np.zeros(0, np.int64)
+        self.num_subjects = np.zeros(0, np.int64)
+        self._last: int | None = None  # the subject that the chunk before ended with
+        self._codes_of_last = np.zeros(0, np.int64)
         self.num_values = np.zeros(0, np.int64)
         self.mean = np.zeros(0)
         self.squares = np.zeros(0)
 
     def add(self, codes: npt.NDArray, values: npt.NDArray, size: int) -> None:
         grow = size - len(self.count)
-        for name in ("count", "num_values", "mean", "squares"):
+        for name in ("count", "num_subjects", "num_values", "mean", "squares"):
             array = getattr(self, name)
             setattr(self, name, np.concatenate([array, np.zeros(grow, array.dtype)]))
         self.count += np.bincount(codes, minlength=size)
@@ -295,6 +316,22 @@ class _Moments:
         self.mean += np.where(n > 0, delta * n / total, 0.0)
         self.num_values += n
 
+    def add_subjects(self, codes: npt.NDArray, subjects: npt.NDArray) -> None:
+        """Count the subjects of each code of a chunk that was added."""
+        if not len(codes):
+            return
+        size = len(self.count)
+        run = np.cumsum(np.diff(subjects, prepend=subjects[0]) != 0)
+        pairs = np.unique(run * size + codes)
+        goes_on = subjects[0] == self._last
+        known = self._codes_of_last if goes_on else self._codes_of_last[:0]  # pairs of run 0
+        self.num_subjects += np.bincount(
+            np.setdiff1d(pairs, known, assume_unique=True) % size, minlength=size
+        )
+        ended = pairs[pairs >= run[-1] * size] % size
+        self._codes_of_last = np.union1d(known, ended) if run[-1] == 0 else ended
+        self._last = subjects[-1]
+
     @property
     def variance(self) -> npt.NDArray[np.float64]:
         return self.squares / np.maximum(self.num_values, 1)
@@ -302,19 +339,23 @@ class _Moments:
 
 def _read(
     shards: Iterable[Path], names: dict[str, int]
-) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]:
-    """Yield (code ids in order of first appearance, values) chunk by chunk; extends `names`."""
+) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32], npt.NDArray[np.int64]]]:
+    """Yield (codes, values, subjects) chunk by chunk, each a number an event; extends `names`.
+
+    A code's id is its place in order of first appearance.
+    """
     for path in shards:
         try:
             file = files.open_parquet(path)
             valued = "numeric_value" in file.schema_arrow.names
-            columns = ["code", "numeric_value"] if valued else ["code"]
+            columns = ["subject_id", "code", *(["numeric_value"] if valued else [])]
             for batch in file.iter_batches(1 << 19, columns=columns):
                 encoded = batch["code"].dictionary_encode()
                 local = [names.setdefault(n, len(names)) for n in encoded.dictionary.to_pylist()]
                 ids = np.array(local, np.int64)[encoded.indices.to_numpy()]
                 none = np.full(len(ids), np.nan, np.float32)
-                yield ids, as_float32(batch["numeric_value"]) if valued else none
+                values = as_float32(batch["numeric_value"]) if valued else none
+                yield ids, values, batch["subject_id"].to_numpy(zero_copy_only=False)
         except KeyError as error:
             raise InputError(f"{path}: no column {error}; ingest the cohort again") from error
         except (pa.ArrowException, OSError, UnicodeError) as error:
@@ -327,7 +368,7 @@ def _quantiles(
     stride = np.maximum(-(-num_values // QUANTILE_SAMPLE), 1)
     seen = np.zeros(len(num_values), np.int64)
     kept: list[tuple[npt.NDArray, npt.NDArray]] = []
-    for codes, values in _read(shards, names):
+    for codes, values, _ in _read(shards, names):
         finite = np.isfinite(values)
         codes, values = codes[finite], values[finite]
         order = np.argsort(codes, kind="stable")

@@ -1,5 +1,6 @@
 """The runner of jobs on Ray: the same results and the same errors as in this process."""
 
+import contextlib
 import os
 import signal
 import tempfile
@@ -58,6 +59,18 @@ def test_a_process_of_a_pool_loads_once_for_all_its_shards(cluster, tmp_path):
     done = run_shards(jobs, Loading(), on_ray=True, say=str, verb="", bring=False, pool=True)
     assert done == [job["shard"] for job in jobs]
     assert 1 <= len(list(tmp_path.iterdir())) <= 4  # CPUs of the cluster
+
+
+def test_a_pool_goes_on_with_new_processes_when_it_loses_one(cluster, tmp_path, capfd):
+    def once(job):
+        with contextlib.suppress(FileExistsError):
+            (tmp_path / job).touch(exist_ok=False)
+            if job == "b":
+                os.kill(os.getpid(), signal.SIGKILL)
+        return job
+
+    assert on_ray(once, ["a", "b", "c", "d"], actors=(2, 2)) == ["a", "b", "c", "d"]
+    assert capfd.readouterr().err == ""  # nothing of Ray's own reaches the user
 
 
 def test_an_error_comes_back_as_its_own_kind_in_one_line(cluster):

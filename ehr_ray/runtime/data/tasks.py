@@ -97,29 +97,45 @@ def _on_ray(
     guarded: "Guarded", count: int, each: Mapping[str, float], actors: tuple[int, int] | None
 ) -> Any:
     """Yield the outcomes of all jobs as they end; the first error ends those not yet begun."""
-    import ray.data
     import ray.exceptions
 
-    indices = in_blocks([{"item": n} for n in range(count)])
+    left = list(range(count))
+    # Actors are not restarted by Ray Data, which warns each time that they may be: what is left
+    # when one is lost has new ones.
+    for tries_left in reversed(range(1 if actors is None else 1 + RETRIES)):
+        try:
+            for outcome in _dataset(guarded, left, each, actors).iter_rows():
+                left.remove(outcome["index"])
+                yield outcome
+            return
+        except ray.exceptions.RayError as error:
+            if not tries_left:
+                kind = type(error).__name__
+                raise RunError(
+                    f"a worker process died ({kind}; see -v); run the same command again"
+                ) from error
+
+
+def _dataset(
+    guarded: "Guarded",
+    indices: Sequence[int],
+    each: Mapping[str, float],
+    actors: tuple[int, int] | None,
+) -> Any:
+    """Return the outcomes of jobs as a dataset that has not begun."""
+    import ray.data
+
+    items = in_blocks([{"item": n} for n in indices])
     with limited_retries() as limit:
         if actors is None:
-            outcomes = indices.map(_ItemTask(guarded), **limit, **each)
-        else:
-            outcomes = indices.map(
-                _ItemTask,
-                fn_constructor_args=(guarded,),
-                compute=ray.data.ActorPoolStrategy(min_size=max(1, actors[0]), max_size=actors[1]),
-                max_restarts=RETRIES,
-                max_task_retries=RETRIES,
-                **each,
-            )
-    try:
-        yield from outcomes.iter_rows()
-    except ray.exceptions.RayError as error:
-        kind = type(error).__name__
-        raise RunError(
-            f"a worker process died ({kind}; see -v); run the same command again"
-        ) from error
+            return items.map(_ItemTask(guarded), **limit, **each)
+        return items.map(
+            _ItemTask,
+            fn_constructor_args=(guarded,),
+            compute=ray.data.ActorPoolStrategy(min_size=max(1, actors[0]), max_size=actors[1]),
+            max_restarts=0,
+            **each,
+        )
 
 
 class Guarded:

@@ -37,7 +37,7 @@ def columns(reader, row):
     return row[:at].reshape(-1, 10), row[at : at + 4], course.reshape(len(measured), -1)
 
 
-def test_a_row_holds_the_codes_with_most_events_over_the_record_and_by_window():
+def test_a_row_holds_the_codes_of_most_patients_over_the_record_and_by_window():
     reader = StatisticsReader.of(VOCABULARY, 2, (2.0, 12.0))
     row = reader(patient_of(*EVENTS).until(110 * HOUR))
     assert row.shape == (reader.width,) == (2 * (10 + 3 + 2) + 4,)
@@ -93,3 +93,14 @@ def test_nothing_after_the_prediction_time_changes_a_row(hour):
     cut = patient_of(*EVENTS).until((100 + hour) * HOUR)
     alone = patient_of(*events).until((100 + hour) * HOUR)
     np.testing.assert_array_equal(reader(cut), reader(alone))
+
+
+def test_a_code_of_many_patients_comes_before_one_of_many_events():
+    """Sex is one event of each patient, which a chart of thousands must not push out."""
+    known = np.zeros((2, len(QUANTILES)))
+    counts = np.array([900, 30])
+    vocabulary = Vocabulary(
+        ("CHART", "SEX"), counts, np.zeros(2), np.ones(2), known, subjects=np.array([10, 30])
+    )
+    reader = StatisticsReader.of(vocabulary, 1, (6.0,))
+    assert reader.features.codes.simple == reader.features.codes.measured == (1,)

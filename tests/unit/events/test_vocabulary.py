@@ -81,7 +81,7 @@ def test_thinned_quantiles_stay_close_to_the_exact_ones(tmp_path, monkeypatch):
 
 
 def test_a_shard_without_values_has_counts_only(tmp_path):
-    pq.write_table(pa.table({"code": ["A", "A"]}), tmp_path / "a.parquet")
+    pq.write_table(pa.table({"subject_id": [1, 2], "code": ["A", "A"]}), tmp_path / "a.parquet")
     row = fit_codes([tmp_path / "a.parquet"]).to_pylist()[0]
     assert (row["count"], row["num_values"]) == (2, 0)
 
@@ -164,3 +164,31 @@ def test_a_table_without_quantiles_takes_those_of_a_normal_distribution():
     assert quantiles[0, 3] == 10
     np.testing.assert_allclose(quantiles[0, [1, 5]], [10 - 3.29, 10 + 3.29])
     assert np.isnan(quantiles[1]).all()
+
+
+@pytest.mark.parametrize("rows", [2, 3, 5, 100])
+def test_subjects_of_a_code_are_counted_once_wherever_a_chunk_ends(tmp_path, monkeypatch, rows):
+    read = vocabulary.files.open_parquet
+
+    class InChunks:
+        def __init__(self, path):
+            self._file = read(path)
+            self.schema_arrow = self._file.schema_arrow
+
+        def iter_batches(self, _, columns):
+            return self._file.iter_batches(rows, columns=columns)
+
+    monkeypatch.setattr(vocabulary.files, "open_parquet", InChunks)
+    codes, subjects = list("AABABABCA"), [1, 1, 1, 1, 2, 2, 3, 3, 3]
+    path = write(tmp_path / "a.parquet", codes, [None] * len(codes))
+    table = pq.read_table(path).set_column(0, "subject_id", pa.array(subjects))
+    pq.write_table(table, path)
+    again = write(tmp_path / "b.parquet", ["A"], [None])  # of another subject
+    fitted = fit_codes([path, again])
+    assert fitted["code"].to_pylist() == ["A", "B", "C"]
+    assert fitted["num_subjects"].to_pylist() == [4, 3, 1]
+    assert Vocabulary.from_table(fitted).subjects.tolist() == [4, 3, 1]
+    kept = Vocabulary.from_table(Vocabulary.from_table(fitted).to_table())
+    assert kept.subjects.tolist() == [4, 3, 1]
+    older = Vocabulary.from_table(fitted.drop_columns("num_subjects"))
+    assert older.subjects.tolist() == older.count.tolist() == [6, 3, 1]
