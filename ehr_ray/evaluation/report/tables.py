@@ -74,7 +74,7 @@ def results_table(metrics: Mapping[str, float], split: str) -> Table | None:
         columns=("", *heads, "Verdict on AUROC", "Verdict on AUPRC"),
         rows=tuple(rows),
         caption="A verdict is on the paired difference, this model minus the row, on the same "
-        "patients: `loses` or `beats` where its whole 95 % interval lies on one side of 0, `ties` "
+        "patients: loses or beats where its whole 95 % interval lies on one side of 0, ties "
         "where the data cannot tell. Of the average with the trees it is the gain over the trees "
         "alone. Event 1 and Event 2 are the scores of the PhysioNet/CinC Challenge 2012, threshold "
         f"and calibration fixed on tuning; Event 2 grows with the number of patients. {FEATURES}",
