@@ -23,8 +23,8 @@ class StatisticsConfig:
     """Hours before the prediction time at which windows end, ascending; the first starts at 0.
     Of the whole record there are statistics and the trend; of a window the mean."""
     max_codes: Annotated[int, Field(ge=1)] = 200
-    """Codes that get statistics at most: those that most train patients have. Windows and trends are
-    of the 64 such with values."""
+    """Codes that get statistics at most: those that most train patients have. Windows and trends
+    are of the 64 such with values."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.4
     """Share of these inputs that training leaves out of a row."""
 

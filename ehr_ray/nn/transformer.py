@@ -5,6 +5,7 @@ B patients, T tokens, D width, H heads. Masks are True where a token is real.
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ehr_ray.nn.attention import attend
 
@@ -15,7 +16,13 @@ SPAN = 2.0**17
 
 
 class Block(nn.Module):
-    """h + Attend(norm h), then h + FeedForward(norm h) (Vaswani et al. 2017; Xiong et al. 2020)."""
+    """h + Attend(norm h), then h + FeedForward(norm h) (Vaswani et al. 2017; Xiong et al. 2020).
+
+    With `recomputed` only its input is kept for the gradient, and the rest computed once more, with
+    the same dropout (Chen et al. 2016).
+    """
+
+    recomputed = False
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -32,6 +39,15 @@ class Block(nn.Module):
         self, hidden: Tensor, mask: Tensor | None, causal: bool, turns: Tensor | None
     ) -> Tensor:
         """Return [B, T, D]; `mask` [B, T] are the keys to see, `turns` rotary angles [T, D/2H]."""
+        if self.recomputed and torch.is_grad_enabled():
+            again = checkpoint(self._forward, hidden, mask, causal, turns, use_reentrant=False)
+            assert isinstance(again, Tensor)
+            return again
+        return self._forward(hidden, mask, causal, turns)
+
+    def _forward(
+        self, hidden: Tensor, mask: Tensor | None, causal: bool, turns: Tensor | None
+    ) -> Tensor:
         projected = self.query_key_value(self.norm_attention(hidden))
         query, key, value = projected.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         if turns is not None:

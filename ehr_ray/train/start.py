@@ -3,6 +3,8 @@
 import torch
 from torch import nn
 
+from ehr_ray.errors import ConfigError
+from ehr_ray.nn.transformer import Block
 from ehr_ray.train.checkpoint import saved_progress
 from ehr_ray.train.data_checks import check_learnable
 from ehr_ray.train.initialise import by_part, initialise
@@ -28,6 +30,8 @@ def starting_model(run: Run) -> nn.Module:
     if fresh and experiment.init_from:
         _start_from(run, module, experiment.init_from)
     freeze(module, experiment.freeze)
+    if experiment.train.activation_checkpointing:
+        _recompute_blocks(module)
     needs_pairs = family.training.needs_pairs
     run.loader.check(run.backend.world, needs_pairs(experiment.model) if needs_pairs else None)
     few = check_learnable(family, experiment.model, run.loader)
@@ -39,6 +43,17 @@ def starting_model(run: Run) -> nn.Module:
     if family.training.task_scores is not None:
         _start_task_head(run, module, fresh=fresh)
     return module
+
+
+def _recompute_blocks(module: nn.Module) -> None:
+    """Have every transformer block compute its activations again for the gradient."""
+    blocks = [part for part in module.modules() if isinstance(part, Block)]
+    if not blocks:
+        raise ConfigError(
+            "train.activation_checkpointing=true: this model has no transformer blocks; drop it"
+        )
+    for block in blocks:
+        block.recomputed = True
 
 
 def _start_from(run: Run, module: nn.Module, source: str) -> None:

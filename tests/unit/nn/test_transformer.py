@@ -132,3 +132,37 @@ def test_waves_of_time_are_right_over_a_life_of_minutes():
     assert torch.allclose(wave_angles(minute, period).sin().double(), exact, atol=0.01)
     small = minute[:2].float()
     assert torch.equal(wave_angles(small, period), 2 * torch.pi * small[:, None] / period)
+
+
+def test_a_block_that_is_recomputed_has_the_same_gradient_and_keeps_less():
+    def run(recomputed):
+        torch.manual_seed(0)
+        block = Block(8, 2, 0.5)
+        block.recomputed = recomputed
+        kept = []
+
+        def keep(tensor):
+            kept.append(tensor.numel())
+            return tensor
+
+        x, mask = hidden(), torch.tensor([[True] * 3 + [False] * 2] * 2)
+        torch.manual_seed(2)  # of dropout
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            out = block(x, mask, True, rotary_turns(5, 4, CPU))
+        held = sum(kept)
+        torch.manual_seed(3)
+        out.square().sum().backward()
+        return [out, x.grad, *(p.grad for p in block.parameters())], held
+
+    (plain, held), (again, less) = run(False), run(True)
+    for first, second in zip(plain, again, strict=True):
+        assert torch.equal(first, second)
+    assert less < held / 5
+
+
+def test_a_recomputed_block_computes_once_without_a_gradient(block):
+    block.recomputed, x = True, hidden()
+    with torch.no_grad():
+        out = block(x, None, True, None)
+    assert torch.equal(out, block(x, None, True, None))
+    assert not out.requires_grad

@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 import torch
 
-from ehr_ray.errors import InputError
+from ehr_ray.errors import ConfigError, InputError
 from ehr_ray.family import Files, Learnable, Training
 from ehr_ray.registry import get_family
 from ehr_ray.train.backend import LocalBackend
@@ -74,3 +74,8 @@ def test_few_rows_to_learn_from_are_told_and_none_is_an_error(start):
     assert [line.partition(":")[0] for line in told] == ["train", "tuning"]
     with pytest.raises(InputError, match=r"train split: none of .* has a value; give more"):
         start(training=some(0))
+
+
+def test_a_model_without_transformer_blocks_does_not_checkpoint_their_activations(start):
+    with pytest.raises(ConfigError, match=r"activation_checkpointing=true: this model has no"):
+        start(changes={"train.activation_checkpointing": True})

@@ -100,3 +100,12 @@ def test_a_batch_of_one_is_measured_all_the_same_and_has_no_regulariser(run, tmp
     for name in ("vicreg", "sigreg"):
         with pytest.raises(InputError, match=f"^model.regulariser={name} compares the patients"):
             run(tmp_path / name, {**changes, "model.regulariser": name}, kill_at=1)
+
+
+def test_activations_computed_again_change_no_weight(run, tmp_path):
+    changes = {"train.max_epochs": 1, "model.dropout": 0.2}
+    for recomputed in (False, True):
+        name = "train.activation_checkpointing"
+        run(tmp_path / str(recomputed), {**changes, name: recomputed})
+    ours, theirs = weights(tmp_path / "True"), weights(tmp_path / "False")
+    assert [name for name in theirs if not torch.equal(ours[name], theirs[name])] == []
