@@ -5,7 +5,6 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ehr_ray.errors import ConfigError
 from ehr_ray.families.event_transformer.config import EventTransformerConfig
@@ -21,12 +20,11 @@ def loss(model: nn.Module, batch: Batch, _scheduled: Scheduled, seed: int) -> Te
     if config.head == "none":
         raise ConfigError("model.head=none: nothing to pretrain; use plain or tied, or give a task")
     out = model(batch, seed)
-    logits, phrase = out["logits"], out["phrase"]
-    count = logits.new_full((), float(len(phrase)))
-    right = (logits.argmax(-1) == phrase).sum().float() if len(phrase) else 0.0 * count
+    nats = out["nats"]
+    count = nats.new_full((), float(len(out["phrase"])))
     terms = {
-        "event": Term(F.cross_entropy(logits, phrase, reduction="sum"), count),
-        "accuracy": Term(right.detach(), count, coef=0.0),
+        "event": Term(nats, count),
+        "accuracy": Term(out["right"], count, coef=0.0),
         "padding": _padding(batch["mask"][:, : config.max_length]),
     }
     if "value" in out:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ehr_ray.families.event_transformer import model as model_module
 from ehr_ray.families.event_transformer.family import FAMILY
 from ehr_ray.families.event_transformer.model import RECENT, SHARPNESS, far_apart
 
@@ -91,12 +92,15 @@ def test_an_encoder_is_asked_for_hidden_tokens_it_does_not_see(make_model, make_
     holes = model.holes(batch, 3)
     assert 5 <= int(holes.sum()) <= 30
     assert not (holes & ~batch["mask"]).any()
+    seen = []
+    model.norm.register_forward_hook(lambda _module, _inputs, state: seen.append(state))
     out = model(batch, 3)
     assert torch.equal(out["phrase"], batch["phrase"][holes])
     other = {k: v.clone() for k, v in batch.items()}
     other["phrase"][holes] = 0
     other["value"][holes] = 4.0
-    assert torch.equal(model(other, 3)["logits"], out["logits"])
+    model(other, 3)
+    assert torch.equal(*seen)  # what the scores are made of
     assert not torch.equal(model.holes(batch, 4), holes)
 
 
@@ -120,9 +124,43 @@ def test_either_architecture_takes_the_weights_of_the_other(make_model):
 @pytest.mark.parametrize("head", ["plain", "tied"])
 def test_a_head_scores_every_phrase(head, make_model, make_batch):
     model = make_model(arch="decoder", head=head)
+    seen = []
+    model.norm.register_forward_hook(lambda _module, _inputs, state: seen.append(state))
     out = model(make_batch([6, 1], model.config), 0)
-    assert out["logits"].shape == (5, len(model.table))
+    logits = model.scores(*seen)
+    assert logits.shape == (5, len(model.table))
     assert out["phrase"].shape == (5,)
+    nats = -logits.log_softmax(-1)[range(5), out["phrase"]]
+    torch.testing.assert_close(out["nats"], nats.sum())
+    assert out["right"] == (logits.argmax(-1) == out["phrase"]).sum()
+
+
+def test_many_logits_are_made_in_chunks_of_the_same_loss_and_gradient(
+    make_model, make_batch, monkeypatch
+):
+    def run(most):
+        monkeypatch.setattr(model_module, "LOGITS", most)
+        sizes = []
+
+        def keep(tensor):
+            sizes.append(tensor.numel())
+            return tensor
+
+        torch.manual_seed(0)
+        model = make_model(arch="decoder", head="tied").train()
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            out = model(make_batch([40, 30], model.config), 0)
+        out["nats"].backward()
+        return out, {n: p.grad for n, p in model.named_parameters()}, sizes, len(model.table)
+
+    whole, gradient, sizes, phrases = run(1 << 24)
+    parts, same, smaller, _ = run(4 * phrases)
+    assert 68 * phrases in sizes
+    assert 68 * phrases not in smaller
+    assert parts["right"] == whole["right"]
+    torch.testing.assert_close(parts["nats"], whole["nats"])
+    for name, value in gradient.items():
+        torch.testing.assert_close(same[name], value, msg=name)
 
 
 def test_a_query_prefers_its_phrase_and_every_other_one_what_is_recent(make_model, make_batch):
