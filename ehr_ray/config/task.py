@@ -27,6 +27,9 @@ class StatisticsConfig:
     are of the 64 such with values."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.4
     """Share of these inputs that training leaves out of a row."""
+    variable_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the variables of which training leaves out all statistics of a row, as if they had
+    not been measured: for patients of places that measure other variables."""
 
     def __post_init__(self) -> None:
         """Check what one value alone cannot say."""

@@ -95,6 +95,29 @@ class FeatureReader:
         simple = len(STATISTICS) * (len(self.codes.simple) + made) + len(CONTEXT)
         return simple + course * (len(self.codes.measured) + made)
 
+    @cached_property
+    def variables(self) -> NDArray[np.int64]:
+        """Return the variable of each column of `rich`, int[F].
+
+        A code is its vocabulary id, a derived variable comes after all codes; -1 is `CONTEXT`.
+        """
+        made = len(self.vocabulary) + np.arange(len(self._derived[0]))
+        windows = len(self.windows) or len(WINDOW_SHARES) - 1
+        parts = [np.repeat(self.codes.simple, len(STATISTICS)), np.full(len(CONTEXT), -1)]
+        for variables in (np.array(self.codes.measured, np.int64), made):
+            parts += [np.repeat(variables, size) for size in (windows, len(TREND_STATISTICS))]
+        return np.concatenate([*parts, np.repeat(made, len(STATISTICS))]).astype(np.int64)
+
+    @cached_property
+    def unmeasured(self) -> NDArray[np.float32]:
+        """Return what columns of `rich` say of a variable that has no event, float32[F]."""
+        codes, made = len(self.codes.simple), len(self._derived[0])
+        none = (np.zeros(0), np.zeros(0, np.int64), np.zeros(0), np.zeros(0, bool))
+        table = simple_features(*none, num_codes=codes + made, end_minute=1)
+        codes *= len(STATISTICS)
+        between = np.full(self.width - len(table), np.nan, np.float32)
+        return np.concatenate([table[:codes], between, table[codes:]])
+
     def rich(self, patient: Patient, time: int) -> NDArray[np.float32]:
         """Return float32[F] of what is known at `time`: simple features, then all others."""
         return np.concatenate([self.simple(patient, time), self.extra(patient, time)])

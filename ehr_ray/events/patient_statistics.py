@@ -34,6 +34,17 @@ class StatisticsReader:
         """Return the length of a row, F."""
         return self.features.width
 
+    @property
+    def variables(self) -> NDArray[np.int64]:
+        """Return the variable of each statistic, int[F], ascending from 0; -1 has none."""
+        _, variables = np.unique(self.features.variables, return_inverse=True)
+        return np.where(self.features.variables < 0, -1, variables - 1)
+
+    @property
+    def unmeasured(self) -> NDArray[np.float32]:
+        """Return the statistics of a variable that was not measured, float32[F]."""
+        return self.features.unmeasured
+
     def __call__(self, patient: Patient) -> NDArray[np.float32]:
         """Return float32[F] of what is known at the prediction time; NaN is missing.
 

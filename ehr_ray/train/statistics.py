@@ -58,11 +58,19 @@ class StatisticsHeads(nn.Module):
     decayed = ("statistics", "embedding", "out")
     """Maps, of every head at once; shifts are none."""
 
-    def __init__(self, width: int, num_statistics: int, task: TaskConfig) -> None:
+    variables: Tensor
+    unmeasured: Tensor
+
+    def __init__(self, width: int, reader: StatisticsReader, task: TaskConfig) -> None:
         super().__init__()
         assert task.statistics is not None
+        num_statistics = reader.width
         self.dropout, self.hidden_dropout = task.dropout, task.hidden_dropout
         self.statistic_dropout = task.statistics.dropout
+        self.variable_dropout = task.statistics.variable_dropout
+        self.num_variables = int(reader.variables.max(initial=-1)) + 1
+        for name in ("variables", "unmeasured"):
+            self.register_buffer(name, torch.from_numpy(getattr(reader, name)), persistent=False)
         self.inputs = TabularInputs(num_statistics)
         heads, hidden, inputs = task.members, task.hidden, 2 * num_statistics
 
@@ -78,11 +86,20 @@ class StatisticsHeads(nn.Module):
 
     def forward(self, embedding: Tensor, statistics: Tensor) -> Tensor:
         """Return logits [B, M] from a standardised embedding [B, W] and statistics [B, F]."""
-        inputs = self.inputs(statistics).flatten(1)
+        inputs = self.inputs(self._measured(statistics)).flatten(1)
         hidden = self._kept(inputs, self.statistic_dropout) @ self.statistics
         hidden = hidden + self._kept(embedding, self.dropout) @ self.embedding
         hidden = F.dropout(F.gelu(hidden + self.shift), self.hidden_dropout, self.training)
         return (hidden @ self.out + self.bias).squeeze(-1).T
+
+    def _measured(self, statistics: Tensor) -> Tensor:
+        """Return [B, F] with other variables left out of each row in training."""
+        if not self.training or not self.variable_dropout:
+            return statistics
+        drawn = torch.rand(len(statistics), self.num_variables + 1, device=statistics.device)
+        gone = drawn < self.variable_dropout
+        gone[:, -1] = False  # what is of no variable
+        return torch.where(gone[:, self.variables], self.unmeasured, statistics)
 
     def _kept(self, x: Tensor, rate: float) -> Tensor:
         """Return [M, B, N] of [B, N]: each head is left without other inputs in training."""

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from ehr_ray.config.task import TaskConfig
 from ehr_ray.errors import ConfigError
+from ehr_ray.events.patient_statistics import StatisticsReader
 from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.experiment import Experiment
 from ehr_ray.family import AnyFamily, Axis, Batch, Represent, Select, Term, Terms, Transfer
@@ -67,8 +68,8 @@ def with_task(family: AnyFamily, task: TaskConfig, prevalence: float | None = No
 
     def build(config: Any, vocabulary: Vocabulary) -> TaskModel:
         given = task.statistics
-        width = reader_of(vocabulary, given).width if given is not None else 0
-        return TaskModel(base.build(config, vocabulary), represent, task, width)
+        reader = reader_of(vocabulary, given) if given is not None else None
+        return TaskModel(base.build(config, vocabulary), represent, task, reader)
 
     return replace(
         family,
@@ -119,7 +120,11 @@ class TaskModel(nn.Module):
     scale: Tensor
 
     def __init__(
-        self, base: nn.Module, represent: Represent, task: TaskConfig, num_statistics: int = 0
+        self,
+        base: nn.Module,
+        represent: Represent,
+        task: TaskConfig,
+        reader: StatisticsReader | None = None,
     ) -> None:
         super().__init__()
         self.base = base
@@ -133,10 +138,10 @@ class TaskModel(nn.Module):
         self.register_buffer("center", torch.zeros(width))
         self.register_buffer("scale", torch.ones(width))
         self.heads: nn.Module
-        if task.statistics is None:
+        if reader is None:
             self.heads = nn.ModuleList(_head(width, task) for _ in range(task.members))
         else:
-            self.heads = StatisticsHeads(width, num_statistics, task)
+            self.heads = StatisticsHeads(width, reader, task)
 
     def forward(self, batch: Batch, seed: int | None) -> Tensor:
         """Return logits [B, M]; `seed` keys the perturbation of inputs, None leaves them alone."""

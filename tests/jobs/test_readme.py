@@ -50,7 +50,7 @@ NOT_RUN = {
 
 STEPS = (
     "train.max_steps=4 train.report_steps=2 train.warmup_steps=0 evaluation.bootstrap=20 "
-    "evaluation.max_patients=20 evaluation.umap_patients=0 "
+    "evaluation.max_patients=20 evaluation.umap_patients=0 evaluation.baselines=false "
     "evaluation.hours=[] evaluation.after_training=false"
 )
 SMALLER = {
@@ -62,6 +62,7 @@ SMALLER = {
     r"ehr-ray train (?!.*(num_workers|init_from|s3:))": "cluster.num_workers=0",
     r".*configs/event_": "model.text_model=hashing model.max_length=128",  # see ray/test_phrases.py
     r"ehr-ray crossval ": "--folds 2 --repeats 1",
+    r"ehr-ray crossval configs/": "cluster.num_workers=0",  # on Ray: ray/test_crossval.py
     r"ehr-ray train configs/vitals_": "model.last_hour=96 model.fallback=null data.batch_size=16",
     r"ehr-ray tune ": "tune.trials=2",
     r"ehr-ray ingest --source synthetic ": "--patients 120",  # tuning has both outcomes

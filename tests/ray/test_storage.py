@@ -35,7 +35,7 @@ pytestmark = pytest.mark.ray
 CONFIG = Path(__file__).parents[2] / "configs" / "tiny" / "set_vae.yaml"
 BUCKET = "s3://hospital"
 LONG = ["train.max_epochs=6", "train.report_steps=3", "tracking.experiment=null"]
-LONG += ["evaluation.bootstrap=20", "evaluation.hours=[]"]
+LONG += ["evaluation.bootstrap=20", "evaluation.hours=[]", "evaluation.baselines=false"]
 
 
 @pytest.fixture
@@ -103,7 +103,8 @@ def test_expand_from_bucket_to_bucket_gives_what_folders_give(stored, bucket, ma
 def test_a_killed_training_goes_on_from_the_store_on_another_machine(
     stored, bucket, machine, tmp_path, capsys, caplog
 ):
-    whole = train(experiment(sync.fetch(stored), tmp_path / "runs", "name=whole")).run
+    here = ("name=whole", "cluster.num_workers=0")
+    whole = train(experiment(sync.fetch(stored), tmp_path / "runs", *here)).run
     output = f"{BUCKET}/runs"
     killed = threading.Event()
 

@@ -104,3 +104,25 @@ def test_a_code_of_many_patients_comes_before_one_of_many_events():
     )
     reader = StatisticsReader.of(vocabulary, 1, (6.0,))
     assert reader.features.codes.simple == reader.features.codes.measured == (1,)
+
+
+def test_columns_know_their_variable_and_what_they_are_when_it_is_not_measured():
+    """Against what is read of patients who lack one code, or all that others are made of."""
+    vocabulary = vocabulary_of(("HR", "SysABP", "WBC"), [9, 5, 4])
+    reader = StatisticsReader.of(vocabulary, 3, (6.0, 12.0))
+    assert len(reader.variables) == len(reader.unmeasured) == reader.width
+    assert (reader.variables == -1).sum() == 4
+    events = [(h, code, 50.0 + 9 * h + code) for h in (1.0, 3.0, 7.0) for code in (0, 1, 2)]
+    whole = reader(patient_of(*events))
+    derived = reader.variables >= 3
+    for code in range(3):
+        # `until`: the record is as long, whoever has the last event.
+        left = patient_of(*[e for e in events if e[1] != code]).until(107 * HOUR)
+        without, own = reader(left), reader.variables == code
+        assert own.sum() == 10 + 3 + 2
+        np.testing.assert_array_equal(without[own], reader.unmeasured[own])
+        others = ~own & ~derived
+        np.testing.assert_array_equal(without[others], whole[others])
+    alone = reader(patient_of(*[e for e in events if e[1] == 2]))
+    assert derived.any()
+    np.testing.assert_array_equal(alone[derived], reader.unmeasured[derived])

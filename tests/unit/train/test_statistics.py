@@ -1,4 +1,5 @@
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,8 +25,12 @@ TAKERS = [name for name in FAMILIES if get_schema(name).takes_task]
 
 
 def heads(task=TASK, width=5, statistics=7):
+    """Statistics are of three variables, the last of none; a variable's second is a count."""
+    variables = np.array([0, 0, 1, 1, 2, 2, -1])[:statistics]
+    unmeasured = np.array([np.nan, 0] * 3 + [np.nan], np.float32)[:statistics]
+    reader = SimpleNamespace(width=statistics, variables=variables, unmeasured=unmeasured)
     torch.manual_seed(0)
-    return StatisticsHeads(width, statistics, task)
+    return StatisticsHeads(width, reader, task)
 
 
 def inputs(rows=200):
@@ -129,3 +134,21 @@ def test_statistics_that_cannot_be_are_refused(changes, message):
     raw = {"family": "set_vae", "name": "x", "data": {"cohort": "c"}, "task": task}
     with pytest.raises(ConfigError, match=message):
         parse(raw)
+
+
+def test_all_statistics_of_a_variable_are_left_out_at_once_in_training():
+    config = StatisticsConfig(dropout=0.0, variable_dropout=0.4)
+    model = heads(dataclasses.replace(TASK, statistics=config))
+    given = torch.ones(2000, 7)
+    seen = []
+    model.inputs.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
+    model(torch.zeros(2000, 5), given)
+    (left,) = seen
+    gone = left.isnan()
+    assert not gone[:, 6].any()  # of no variable
+    for first in (0, 2, 4):
+        assert float(gone[:, first].float().mean()) == pytest.approx(0.4, abs=0.05)
+        assert torch.equal(left[:, first + 1] == 0, gone[:, first])  # nothing was counted
+    assert not torch.equal(gone[:, 0], gone[:, 2])
+    model.eval()(torch.zeros(2000, 5), given)
+    assert torch.equal(seen[1], given)
