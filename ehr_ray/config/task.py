@@ -49,9 +49,8 @@ class TaskConfig:
     name: str
     """Task of the cohort: `labels/<name>.parquet`, or the files in the folder `labels/<name>/`."""
     hours: tuple[Positive, ...] = ()
-    """Hours after the origin at which each train patient is seen besides, cut there.
-
-    They teach a model to predict early, and are augmentation for the prediction time itself.
+    """Hours of the admission before a prediction time at which a train patient is seen besides, cut
+    there; they count from the origin where there is no admission. They teach to predict early.
     """
     label_ratio: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Share of the train subjects whose labels are used, chosen by a hash of their id."""

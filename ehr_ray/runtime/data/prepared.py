@@ -41,7 +41,7 @@ from ehr_ray.storage.paths import absolute, canonical, local
 
 TRAINED: Final = ("train", "tuning")
 """Splits that training reads."""
-LAYOUT = 4
+LAYOUT = 5
 """Bump when the same events would give other rows: rows of older versions are not reused."""
 
 if TYPE_CHECKING:  # `expand`, which needs no torch, reads the codes by this module

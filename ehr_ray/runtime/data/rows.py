@@ -93,10 +93,13 @@ class RowMaker:
 
 
 def _cuts(patient: Patient, labels: Labels, hours: Sequence[float]) -> list[Cut]:
-    """Return the times a patient is seen at: each label's own and the hours before it."""
+    """Return the times a patient is seen at: each label's own and hours of its admission."""
     found: list[Cut] = []
     for time, answer in labels.of(patient.subject_id):
-        early = (patient.origin + int(hour * 3.6e9) for hour in hours)
+        # Of an admission years before, the answer says nothing.
+        before = patient.admitted[patient.admitted <= time]
+        begun = int(before[-1]) if len(before) else patient.origin
+        early = (begun + int(hour * 3.6e9) for hour in hours)
         found += [(cut, answer) for cut in (*(cut for cut in early if cut < time), time)]
     return found
 

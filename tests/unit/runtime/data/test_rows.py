@@ -1,10 +1,13 @@
 import pickle
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 from ehr_ray.config.yaml_files import override
 from ehr_ray.events.labels import label_files, read_labels
-from ehr_ray.events.patients import cohort_shards
+from ehr_ray.events.patients import Patient, cohort_shards
 from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.experiment import parse
 from ehr_ray.runtime.data.rows import RowMaker
@@ -25,3 +28,34 @@ def test_labels_are_read_by_each_task_and_not_sent_to_it(synthetic_cohort):
     assert len(rows) == len(set(pq.read_table(shard)["subject_id"].to_pylist()))
     expected = dict(zip(labels.subject_id.tolist(), labels.value.tolist(), strict=True))
     assert all(expected[int(row["subject_id"])] == bool(row["label"]) for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("admitted", "early"),
+    [([10, 1010], [16, 34, 1016, 1034]), ([10], [16, 34, 16, 34]), ([], [6, 24, 6, 24])],
+)
+def test_early_cuts_are_hours_of_the_admission_before_each_label_in_train_alone(
+    tmp_path, admitted, early
+):
+    """With admissions after 10 and 1010 hours, the answer of the second says nothing of the first;
+    the cut after 60 hours of either comes after what is known."""
+    hour = 3_600_000_000
+    admitted = np.array(admitted, np.int64) * hour
+    none = (np.zeros(0, np.int64), np.zeros(0, np.int32), np.zeros(0, np.float32))
+
+    class Made(RowMaker):
+        def _read(self, job):
+            yield Patient(7, 0, *none, admitted)
+
+    labels = {"subject_id": [7, 7], "boolean_value": [True, False]}
+    labels["prediction_time"] = pa.array([58 * hour, 1058 * hour], pa.timestamp("us"))
+    pq.write_table(pa.table(labels), tmp_path / "death.parquet")
+    plain = {"family": "set_vae", "name": "x", "data": {"cohort": str(tmp_path)}}
+    changes = {"task.name": "death", "task.hours": [6, 24, 1060]}
+    maker = Made(parse(override(plain, changes)), None, [tmp_path / "death.parquet"])
+    ((_, cuts),) = maker.everybody({"shard": "0", "split": "train"})
+    at = [time / hour for time, _ in cuts]
+    assert at == [*early[:2], 58, *early[2:], 1058]
+    assert [answer for _, answer in cuts] == [True] * 3 + [False] * 3
+    ((_, cuts),) = maker.everybody({"shard": "0", "split": "tuning"})
+    assert [time / hour for time, _ in cuts] == [58, 1058]
