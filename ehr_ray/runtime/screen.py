@@ -6,6 +6,9 @@ import time
 
 from ehr_ray.storage.paths import with_uris
 
+TOLD_SECONDS = 60.0
+"""Between passing lines that are kept in a log, which shows that something goes on."""
+
 
 class Screen:
     """One line a message on standard error; steps overwrite each other on a terminal."""
@@ -15,6 +18,7 @@ class Screen:
         self._open = False
         self._step = 0
         self._began = (0, 0.0)
+        self._told = time.monotonic()
 
     def say(self, text: str) -> None:
         """Print a line that stays."""
@@ -22,12 +26,16 @@ class Screen:
         print(with_uris(text), file=sys.stderr, flush=True)
 
     def passing(self, text: str) -> None:
-        """Show a line that the next one replaces; nothing where output is not a terminal."""
+        """Show a line that the next one replaces; where output is no terminal, one a minute."""
         if self._tty:
-            width = os.get_terminal_size(sys.stderr.fileno()).columns - 1
+            # A terminal that was not told its size has 0 columns.
+            width = (os.get_terminal_size(sys.stderr.fileno()).columns or 80) - 1
             sys.stderr.write(f"\r\x1b[K{text[:width]}")
             sys.stderr.flush()
             self._open = True
+        elif time.monotonic() - self._told >= TOLD_SECONDS:
+            self._told = time.monotonic()
+            self.say(text)
 
     def step(self, step: int, total: int) -> None:
         """Show how far a training is and, from its pace since the first call, the time left."""

@@ -146,7 +146,8 @@ def checkpoint_folder(path: str | Path) -> Path:
         raise InputError(
             f"{path}: a pickle runs code when it is read; give the folder of a run instead"
         )
-    raise InputError(f"{path}: no checkpoint here; give the folder of a run that has been trained")
+    there = "no checkpoint here" if path.exists() else "no checkpoint here, for there is no folder"
+    raise InputError(f"{path}: {there}; give the folder of a run that has been trained")
 
 
 def checkpoint_damage(run: Path) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from ehr_ray.commands.evaluate.report_content import provenance, split_sizes
 from ehr_ray.errors import InputError
 from ehr_ray.evaluation.markdown import bullets, escaped, paragraph, table_lines
+from ehr_ray.events.scaling import Scaling
 from ehr_ray.storage.paths import canonical
 from ehr_ray.train import checkpoint
 from ehr_ray.train.run_model import RunModel
@@ -32,7 +33,7 @@ def model_card(model: RunModel, task: str | None, hashes: Mapping[str, str]) -> 
     results = _results(model.folder / RESULTS)
     parts = {
         "": _summary(model, probes),
-        "Use": _use(task),
+        "Use": _use(task, model.vocabulary.scaling),
         "Intended use": _intended(model, probes),
         "It must not be used for": _misuse(results),
         "Data": _data(model, task),
@@ -72,7 +73,9 @@ def _summary(model: RunModel, probes: Mapping[str, TaskProbe]) -> str:
     )
 
 
-def _use(task: str | None) -> str:
+def _use(task: str | None, scaling: Scaling) -> str:
+    robust = scaling == "robust"
+    scales = "median and interquartile range" if robust else "mean and standard deviation"
     calls = ["model.embed(events)      # subject_id, embedding"]
     if task is not None:
         calls.append(f"model.predict(events, task={task!r})  # subject_id, probability")
@@ -85,7 +88,7 @@ def _use(task: str | None) -> str:
         "is static), `code` and `numeric_value`, with the codes and units of "
         "`vocabulary.parquet`; `predict(..., prediction_times=table)` reads what was known until "
         "then. `python predict.py EVENTS.parquet OUTPUT.parquet` does the same for a file. Values "
-        "are scaled by the mean and standard deviation in `vocabulary.parquet`, which are those of "
+        f"are scaled by the {scales} in `vocabulary.parquet`, which are those of "
         "the training patients; codes that are not in it are left out, and a warning tells their "
         "share."
     )
@@ -103,7 +106,7 @@ def _intended(model: RunModel, probes: Mapping[str, TaskProbe]) -> str:
         for task in probes
     ]
     texts.append(
-        "Anywhere else only after `ehr-ray evaluate RUN --cohort OTHER` on patients from there: "
+        "Anywhere else only after ehr-ray evaluate RUN --cohort OTHER on patients from there: "
         "share of known codes, discrimination, calibration, and each subgroup that matters."
     )
     return bullets(texts)
@@ -116,11 +119,11 @@ def _misuse(results: str) -> str:
         "Patients of another hospital, time, age group or coding than those it was trained on, "
         "without an evaluation there.",
         "Decisions against a person: refusing care, insurance or work, or judging staff.",
-        "Finding out who a training patient was. `vocabulary.parquet` has counts and quantiles of "
+        "Finding out who a training patient was. vocabulary.parquet has counts and quantiles of "
         "the training patients: check that you may hand them on.",
     ]
     if "too few" in results:
-        texts.append("Groups marked `too few` below: how it does for them is not known.")
+        texts.append("Groups marked “too few” below: how it does for them is not known.")
     if not results:
         texts.append("Anything but experiments: it was not evaluated.")
     return bullets(texts)
@@ -142,8 +145,9 @@ def _data(model: RunModel, task: str | None) -> str:
     except InputError:  # its labels are gone
         sizes = split_sizes(home, None)
     rows = [(s.name, f"{s.patients:,}", f"{s.labelled:,}", f"{s.positive:,}") for s in sizes]
-    columns = ("Split", "Patients", f"Labels of {task}" if task else "Labels", "Positive")
-    return f"{bullets(facts)}\n\n{table_lines(columns, rows)}"
+    columns = ("Split", "Patients", f"Labels of {task}", "Positive")
+    shown = len(columns) if task else 2  # of no task nothing was counted
+    return f"{bullets(facts)}\n\n{table_lines(columns[:shown], [row[:shown] for row in rows])}"
 
 
 def _cohort_name(model: RunModel) -> str:

@@ -16,7 +16,13 @@ class Trainer(TorchTrainer):
     and the 200 MB and five seconds it takes, are left out. On a Ray that is not known both are as
     Ray has them: the room of a controller that was killed is then given back by Ray's own watcher,
     which needs its dashboard.
+
+    Ctrl-C is Python's own: the session that is open then ends, and all that it runs. Ray's answer
+    waits for its controller without a limit, exits without a word, and stays after the training.
     """
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        """Register none."""
 
     def _create_default_callbacks(self) -> list[Any]:
         callbacks: list[Any] = super()._create_default_callbacks()

@@ -306,6 +306,11 @@ def finish(
     _write_names(parts, metadata)
     changes = write_changes(plan, shards, parts, check_subjects(parts), metadata)
     labels, orphans = write_labels(parts, subjects, cohort)
+    if orphans and not any(task.labels for task in labels.values()):
+        raise InputError(
+            f"none of the {orphans:,} labels is of a subject with events; the ids of the labels "
+            "must be those of the events"
+        )
     sums = totals(parts)
     counts = dict.fromkeys(SPLITS, 0)
     counts.update(

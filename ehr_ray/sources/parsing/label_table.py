@@ -181,7 +181,8 @@ def _tasks(name: str, table: pa.Table, taken: set[str | None], columns: str | No
     if not found:
         raise InputError(
             f"--labels {name}: no column of truth values (0/1, true/false) beside "
-            f"{', '.join(filter(None, taken))}; its columns are {', '.join(table.column_names)}"
+            f"{', '.join(filter(None, taken))}; its columns are {', '.join(table.column_names)}; "
+            "name the one that is meant by --label-columns, to be told which of its cells are none"
         )
     if len(found) > 1:
         raise InputError(

@@ -64,3 +64,22 @@ def test_a_line_that_stays_replaces_the_passing_one(monkeypatch):
     screen.passing("embedded 1/3")
     screen.say("done")
     assert terminal.text.endswith("embedded 1/3\r\x1b[Kdone\n")
+
+
+def test_without_a_terminal_a_passing_line_a_minute_shows_that_something_goes_on(
+    monkeypatch, capsys
+):
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    screen = Screen()
+    for at in (10, 61, 70, 100, 125):
+        now[0] = float(at)
+        screen.passing(f"embedded {at}/130")
+    assert capsys.readouterr().err == "embedded 61/130\nembedded 125/130\n"
+
+
+def test_a_terminal_that_was_not_told_its_width_shows_whole_lines(monkeypatch):
+    terminal, screen = on_terminal(monkeypatch)
+    monkeypatch.setattr("os.get_terminal_size", lambda _: type("Size", (), {"columns": 0}))
+    screen.passing("embedded 1/10")
+    assert terminal.text.endswith("embedded 1/10")

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import pytest
@@ -52,3 +53,15 @@ def test_without_the_cohort_the_card_says_so(evaluated_run, monkeypatch):
     data = section(model_card(model, "outcome", {}), "Data")
     assert "The cohort was not at hand" in data
     assert "| Split |" not in data
+
+
+def test_the_card_says_how_values_are_scaled_and_counts_no_labels_of_no_task(tiny_run):
+    model = ehr_ray.load(tiny_run)
+    card = model_card(model, None, {})
+    assert model.vocabulary.scaling == "robust"
+    assert "scaled by the median and interquartile range in `vocabulary.parquet`" in card
+    standard = dataclasses.replace(model.vocabulary, scaling="standard")
+    plain = model_card(dataclasses.replace(model, vocabulary=standard), None, {})
+    assert "scaled by the mean and standard deviation in `vocabulary.parquet`" in plain
+    assert "| Split | Patients |\n" in section(card, "Data")
+    assert "\\`" not in card

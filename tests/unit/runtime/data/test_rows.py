@@ -44,7 +44,7 @@ def test_early_cuts_are_hours_of_the_admission_before_each_label_in_train_alone(
     none = (np.zeros(0, np.int64), np.zeros(0, np.int32), np.zeros(0, np.float32))
 
     class Made(RowMaker):
-        def _read(self, job):
+        def _read(self, _job):
             yield Patient(7, 0, *none, admitted)
 
     labels = {"subject_id": [7, 7], "boolean_value": [True, False]}

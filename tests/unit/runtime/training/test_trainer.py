@@ -1,3 +1,4 @@
+import signal
 import sys
 
 import ray
@@ -23,3 +24,11 @@ def test_of_a_ray_that_is_not_known_no_private_class_is_taken(monkeypatch):
     assert names >= {"PlacementGroupCleanerCallback", "DatasetsCallback"}
     assert "StartCleaner" not in names
     assert "ehr_ray.runtime.training.placement" not in sys.modules
+
+
+def test_ctrl_c_is_python_s_own_in_a_training_and_after_it():
+    """Ray's own answer to it ends the program without a word, and only when its controller does."""
+    assert hasattr(super(Trainer, Trainer), "_register_sigint_handler")  # Ray still asks for it
+    before = signal.getsignal(signal.SIGINT)
+    Trainer(lambda: None)._register_sigint_handler(object())
+    assert signal.getsignal(signal.SIGINT) is before

@@ -90,6 +90,15 @@ def test_all_held_out_has_no_train_statistics_but_every_code(cohort):
     assert set(codes["count"].to_pylist()) == {0}
 
 
+def test_labels_of_other_subjects_alone_are_refused(tmp_path, write_stays):
+    write_stays(tmp_path / "raw", {i: ["00:01,HR,80"] for i in range(1, 4)})
+    head = "RecordID,SAPS-I,SOFA,Length_of_stay,Survival,In-hospital_death\n"
+    (tmp_path / "raw/Outcomes-a.txt").write_text(head + "98,6,1,5,-1,1\n99,6,1,5,-1,0\n")
+    with pytest.raises(InputError, match=r"none of the 4 labels is of a subject with events"):
+        ingest("physionet2012", tmp_path / "raw", tmp_path / "c")
+    assert not (tmp_path / "c").exists()
+
+
 def test_the_summary_counts_what_is_on_disk(tmp_path, write_stays):
     write_stays(tmp_path / "raw", {i: ["00:01,HR,80", "00:99,HR,70"] for i in range(1, 11)})
     (tmp_path / "raw/1.txt").write_text((tmp_path / "raw/1.txt").read_text() + "00:03,HR,999\n")

@@ -140,7 +140,7 @@ def test_answers_of_data_frames_are_read_for_what_they_say(tmp_path, answers):
     ("text", "message"),
     [
         ("", "empty, not even a header"),
-        ("id,age\n1,33\n2,44\n", "no column of truth values .* beside id"),
+        ("id,age\n1,33\n2,44\n", "no column of truth values .* beside id.* by --label-columns"),
     ],
 )
 def test_a_table_without_labels_is_refused(read, text, message):
