@@ -108,7 +108,7 @@ class TrainConfig:
     """Micro-batches each worker's share of a batch is cut into, to fit memory."""
     activation_checkpointing: bool = False
     """Whether a transformer's blocks keep their inputs alone for the gradient and are computed once
-    more: the same weights in less memory, for about a third more time. Other models refuse it."""
+    more: the same weights in less memory, for another forward pass. Other models refuse it."""
     precision: Literal["float32", "bf16"] = "float32"
     """bf16 runs matrix products under autocast; weights and losses stay float32."""
     matmul_precision: Literal["highest", "high", "medium"] = "highest"

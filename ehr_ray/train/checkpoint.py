@@ -146,7 +146,7 @@ def checkpoint_folder(path: str | Path) -> Path:
         raise InputError(
             f"{path}: a pickle runs code when it is read; give the folder of a run instead"
         )
-    there = "no checkpoint here" if path.exists() else "no checkpoint here, for there is no folder"
+    there = "no checkpoint here" if path.exists() else "no such folder, so no checkpoint here"
     raise InputError(f"{path}: {there}; give the folder of a run that has been trained")
 
 

@@ -184,7 +184,8 @@ def is_read(path, fields, schedules):
 def test_a_setting_that_needs_pairs_is_stated_as_it_is_in_the_config(family, shipped):
     needs_pairs = family.training.needs_pairs
     if needs_pairs is None:
-        pytest.skip("nothing compares patients")
+        assert family.name not in PAIRS
+        return  # nothing compares patients
     space = family.search_space
     regularised = [
         parse(override(dump(e), {path: value}))

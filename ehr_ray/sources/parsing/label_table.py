@@ -178,11 +178,13 @@ def _tasks(name: str, table: pa.Table, taken: set[str | None], columns: str | No
         truth = truth_of(table[column])
         if 2 * np.sum(truth >= 0) > np.sum(truth != NOT_KNOWN):
             found.append(column)
+    if not found and len(candidates) == 1:
+        return candidates  # no other can be meant: the cell that is no truth value is named
     if not found:
         raise InputError(
             f"--labels {name}: no column of truth values (0/1, true/false) beside "
             f"{', '.join(filter(None, taken))}; its columns are {', '.join(table.column_names)}; "
-            "name the one that is meant by --label-columns, to be told which of its cells are none"
+            "name the one that is meant by --label-columns"
         )
     if len(found) > 1:
         raise InputError(

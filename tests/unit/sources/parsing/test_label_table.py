@@ -140,7 +140,8 @@ def test_answers_of_data_frames_are_read_for_what_they_say(tmp_path, answers):
     ("text", "message"),
     [
         ("", "empty, not even a header"),
-        ("id,age\n1,33\n2,44\n", "no column of truth values .* beside id.* by --label-columns"),
+        ("id,age,sofa\n1,33,4\n2,44,5\n", "no column of truth values .* beside id.* by --label-col"),
+        ("id,died\n1,yes\n2,no\n3,2\n", r"row 2, column died: 'yes' is no truth value"),
     ],
 )
 def test_a_table_without_labels_is_refused(read, text, message):
