@@ -9,6 +9,7 @@ from ehr_ray.cli.ingest import source_options
 from ehr_ray.cli.parser import Arguments, relative
 from ehr_ray.errors import ConfigError, RunError
 from ehr_ray.runtime.screen import Screen
+from ehr_ray.storage.paths import check_cohort_folder, check_run_folder
 
 
 def quickstart(args: Arguments, screen: Screen) -> None:
@@ -182,6 +183,7 @@ def crossval(args: Arguments, screen: Screen) -> None:
     # JSON is YAML in which no name means anything else: `no` stays a text.
     plan = [f"crossval.{k}={json.dumps(v)}" for k, v in given.items() if v is not None]
     experiment = load(args.config, [*args.overrides, *plan])
+    check_cohort_folder(experiment.data.cohort)
     from ehr_ray.commands.crossval.command import crossval
 
     for line in crossval(experiment, cpus=args.cpus, verbose=args.verbose, say=screen.say):
@@ -190,6 +192,9 @@ def crossval(args: Arguments, screen: Screen) -> None:
 
 def evaluate(args: Arguments, screen: Screen) -> None:
     """Measure a run."""
+    check_run_folder(args.run_folder)
+    if args.cohort is not None:
+        check_cohort_folder(args.cohort, "--cohort ")
     from ehr_ray.commands.evaluate.command import evaluate
 
     for line in evaluate(
@@ -211,6 +216,8 @@ def evaluate(args: Arguments, screen: Screen) -> None:
 
 def embed(args: Arguments, screen: Screen) -> None:
     """Embed a cohort."""
+    check_run_folder(args.run_folder)
+    check_cohort_folder(args.cohort, "--cohort ")
     from ehr_ray.commands.embed import embed
 
     rows = embed(
@@ -235,7 +242,7 @@ def benchmark(args: Arguments, screen: Screen) -> None:  # noqa: ARG001
         "device": args.device,
     }
     if args.config is not None:
-        given["experiment"] = _experiment(args)
+        given["experiment"] = _experiment(args, on_cohort=False)
     from ehr_ray.commands.benchmark.command import MODEL, benchmark
 
     if args.config is not None:
@@ -245,6 +252,7 @@ def benchmark(args: Arguments, screen: Screen) -> None:  # noqa: ARG001
 
 def export(args: Arguments, screen: Screen) -> None:
     """Write a model to hand on."""
+    check_run_folder(args.run_folder)
     from ehr_ray.commands.export.command import export
 
     names = export(args.run_folder, args.output)
@@ -253,7 +261,7 @@ def export(args: Arguments, screen: Screen) -> None:
 
 def doctor(args: Arguments, screen: Screen) -> None:
     """Look at this machine."""
-    experiment = None if args.config is None else _experiment(args)
+    experiment = None if args.config is None else _experiment(args, on_cohort=False)
     from ehr_ray.commands.doctor.command import counted, doctor
 
     checks = doctor(experiment, start_ray=args.ray)
@@ -276,11 +284,14 @@ def new_family(args: Arguments, screen: Screen) -> None:
     )
 
 
-def _experiment(args: Arguments) -> Any:
-    """Return the experiment of CONFIG and its overrides; ConfigError before anything is loaded."""
+def _experiment(args: Arguments, *, on_cohort: bool = True) -> Any:
+    """Return the experiment of CONFIG and its overrides; what is wrong is told before imports."""
     from ehr_ray.experiment import load
 
-    return load(args.config, args.overrides)
+    experiment = load(args.config, args.overrides)
+    if on_cohort and experiment.data.expanded is None:
+        check_cohort_folder(experiment.data.cohort)
+    return experiment
 
 
 def _listed(text: str | None) -> list[str] | None:

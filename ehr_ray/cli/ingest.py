@@ -30,6 +30,7 @@ def add_source_options(parser: Parser) -> None:
         group.add_argument(
             f"--{flag.replace('_', '-')}",
             dest=f"opt_{flag}",
+            metavar=flag.upper(),
             help="; ".join(texts).replace("%", "%%"),
         )
 

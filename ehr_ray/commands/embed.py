@@ -21,7 +21,7 @@ from ehr_ray.runtime.session import session
 from ehr_ray.runtime.verb_tracking import of_training, tracked_verb
 from ehr_ray.storage import files, sync
 from ehr_ray.storage.claim import claim
-from ehr_ray.storage.paths import absolute, canonical, local, uri_of
+from ehr_ray.storage.paths import absolute, canonical, check_cohort_folder, local, uri_of
 from ehr_ray.train import checkpoint
 
 SUFFIX = ".parquet"
@@ -53,8 +53,7 @@ def embed(
     run = sync.fetch_run(run)
     folder = checkpoint.checkpoint_folder(run).absolute()
     cohort = sync.fetch(cohort)
-    if not cohort.is_dir():
-        raise InputError(f"--cohort {cohort}: no such folder; make it with `ehr-ray ingest`")
+    check_cohort_folder(cohort, "--cohort ")
     loaded = checkpoint.load(run)
     check_cohort(cohort, loaded.experiment.cache, say)
     home = cohort.resolve() == loaded.experiment.cohort.resolve()

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ehr_ray.errors import ConfigError, InputError
+from ehr_ray.errors import ConfigError
 from ehr_ray.experiment import Experiment
 from ehr_ray.registry import get_family
 from ehr_ray.runtime.data.dataset import vocabulary_of
@@ -10,6 +10,7 @@ from ehr_ray.runtime.data.tasks import Say
 from ehr_ray.runtime.session import session_of
 from ehr_ray.runtime.text_embedding import make_phrases
 from ehr_ray.storage import sync
+from ehr_ray.storage.paths import check_cohort_folder
 
 
 def embed_phrases(
@@ -30,8 +31,7 @@ def _texts(experiment: Experiment) -> list[str]:
         )
     if experiment.model.text_model is None:
         raise ConfigError("model.text_model: null embeds no phrases; name a model or hashing")
-    if not cohort.is_dir():
-        raise InputError(f"data.cohort={cohort}: no such folder; make it with `ehr-ray ingest`")
+    check_cohort_folder(cohort)
     vocabulary = vocabulary_of(
         cohort,
         experiment.data.min_code_count,

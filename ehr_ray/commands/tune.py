@@ -46,7 +46,7 @@ from ehr_ray.runtime.tuning.trials_table import Sweep, read_sweep
 from ehr_ray.sources.expanded import shards_of
 from ehr_ray.storage import files, sync
 from ehr_ray.storage.lock import run_lock
-from ehr_ray.storage.paths import canonical, is_uri
+from ehr_ray.storage.paths import canonical, check_cohort_folder, is_uri
 from ehr_ray.train.checkpoint import checkpoint_damage
 from ehr_ray.train.task import family_of
 
@@ -85,8 +85,8 @@ def tune(
     screen = screen or Screen()
     experiment = with_absolute_paths(experiment)
     expanded, cohort = experiment.data.expanded, experiment.data.cohort
-    if expanded is None and not sync.fetch(cohort).is_dir():
-        raise InputError(f"data.cohort={cohort}: no such folder; make it with `ehr-ray ingest`")
+    if expanded is None:
+        check_cohort_folder(sync.fetch(cohort))
     family = family_of(experiment)
     space = space_of(experiment.search, default_space(experiment, family))
     check_space(experiment, space)

@@ -26,7 +26,7 @@ from ehr_ray.events.vocabulary import Vocabulary, scaling_of
 from ehr_ray.sources.parsing.identifiers import subject_id
 from ehr_ray.sources.parsing.value_stats import with_value_stats
 from ehr_ray.storage import files
-from ehr_ray.storage.paths import canonical
+from ehr_ray.storage.paths import canonical, check_folder
 
 RECORD: Final = "_expand.json"
 """What the folder was made of and with."""
@@ -91,8 +91,7 @@ def record_of(folder: Path) -> dict[str, Any] | None:
 
 
 def _published_shards(folder: Path) -> dict[str, list[ExpandedShard]]:
-    if not folder.is_dir():
-        raise InputError(f"data.expanded={folder}: no such folder; make it with `ehr-ray expand`")
+    check_folder(folder, "data.expanded=", "make it with `ehr-ray expand`")
     shards: dict[str, list[ExpandedShard]] = {split: [] for split in SPLITS}
     for place in sorted(folder.iterdir()):
         if place.name not in SPLIT_NAMES or not place.is_dir():

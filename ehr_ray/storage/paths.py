@@ -21,6 +21,7 @@ _BUCKET: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,221}")
 """What S3 and Google Cloud Storage take together."""
 _LONGEST: Final = 255
 """Bytes of a name in a folder, as filesystems have it."""
+GIVE_A_RUN: Final = "give the folder of a run that has been trained"
 _SECRETS: Final = ("access_key", "secret", "session_token", "password")
 
 
@@ -139,6 +140,26 @@ def with_uris(text: str) -> str:
 def location(text: str) -> str | Path:
     """Return what a word of the command line names: a URI as it is, else an absolute path."""
     return text if is_uri(text) else Path(text).absolute()
+
+
+def check_folder(given: str | Path, option: str, remedy: str) -> None:
+    """Raise InputError where a folder that a command reads is not there; of a URI its store says.
+
+    Commands ask it of what was fetched, and the command line before it imports them.
+    """
+    if not is_uri(given) and not Path(given).is_dir():
+        raise InputError(f"{option}{given}: no such folder; {remedy}")
+
+
+def check_cohort_folder(given: str | Path, option: str = "data.cohort=") -> None:
+    """`check_folder` of a cohort."""
+    check_folder(given, option, "make it with `ehr-ray ingest`")
+
+
+def check_run_folder(given: str | Path) -> None:
+    """Raise InputError where the run that a command reads is not there; of a URI its store says."""
+    if not is_uri(given) and not Path(given).exists():
+        raise InputError(f"{given}: no such folder, so no checkpoint here; {GIVE_A_RUN}")
 
 
 def _written(scheme: str, bucket: str, path: str, options: str) -> str:

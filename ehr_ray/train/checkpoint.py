@@ -25,7 +25,7 @@ from ehr_ray.experiment import Experiment, parse, to_yaml
 from ehr_ray.family import AnyFamily
 from ehr_ray.registry import get_family
 from ehr_ray.storage import files
-from ehr_ray.storage.paths import local
+from ehr_ray.storage.paths import GIVE_A_RUN, check_run_folder, local
 from ehr_ray.train.checksums import damage_of, document, save_tensors, starts_as_pickle, tensors_of
 from ehr_ray.train.task import family_of
 
@@ -146,8 +146,8 @@ def checkpoint_folder(path: str | Path) -> Path:
         raise InputError(
             f"{path}: a pickle runs code when it is read; give the folder of a run instead"
         )
-    there = "no checkpoint here" if path.exists() else "no such folder, so no checkpoint here"
-    raise InputError(f"{path}: {there}; give the folder of a run that has been trained")
+    check_run_folder(path)
+    raise InputError(f"{path}: no checkpoint here; {GIVE_A_RUN}")
 
 
 def checkpoint_damage(run: Path) -> str:

@@ -23,7 +23,7 @@ from ehr_ray.commands.crossval.tables import (
     tracked_metrics,
     write_fold_predictions,
 )
-from ehr_ray.errors import ConfigError, InputError
+from ehr_ray.errors import ConfigError
 from ehr_ray.evaluation.tasks.fold_scores import spread
 from ehr_ray.experiment import Experiment, changes_since, dump, to_yaml, with_absolute_paths
 from ehr_ray.runtime.data.dataset import check_cohort
@@ -32,7 +32,7 @@ from ehr_ray.runtime.session import session
 from ehr_ray.runtime.tracking import Tracker, check_server, flatten, open_run
 from ehr_ray.storage import files, sync
 from ehr_ray.storage.lock import run_lock
-from ehr_ray.storage.paths import is_uri
+from ehr_ray.storage.paths import check_cohort_folder, is_uri
 
 PLAN: Final = "crossval.yaml"
 FREE: Final = (
@@ -68,8 +68,7 @@ def crossval(
         raise ConfigError("data.expanded: crossval divides data.cohort anew; drop it")
     experiment = with_absolute_paths(experiment)
     cohort = sync.fetch(experiment.data.cohort)
-    if not cohort.is_dir():
-        raise InputError(f"data.cohort={cohort}: no such folder; make it with `ehr-ray ingest`")
+    check_cohort_folder(cohort)
     check_cohort(cohort, experiment.cache, say)
     root = experiment.directory
     jobs = fold_jobs(experiment, cohort, root)

@@ -63,7 +63,7 @@ from ehr_ray.runtime.session import session
 from ehr_ray.runtime.tracking import Tracker, find_run
 from ehr_ray.runtime.verb_tracking import VerbRecord, of_training, tracked_verb
 from ehr_ray.storage import sync
-from ehr_ray.storage.paths import local
+from ehr_ray.storage.paths import check_cohort_folder, check_folder, local
 from ehr_ray.train import checkpoint
 from ehr_ray.train.task_probe import FOLDER as PROBES
 from ehr_ray.train.task_probe import save_task_probe
@@ -177,11 +177,10 @@ def _subject(
     loaded = checkpoint.load(run)
     home = sync.fetch(loaded.experiment.data.cohort, missing_ok=True)
     judged_cohort = home if cohort is None else sync.fetch(cohort)
-    if not judged_cohort.is_dir():
-        flag = "data.cohort" if cohort is None else "--cohort"
-        raise InputError(
-            f"{flag}={judged_cohort}: no such folder; give the cohort as --cohort PATH"
-        )
+    if cohort is None:
+        check_folder(home, "data.cohort=", "give the cohort as --cohort PATH")
+    else:
+        check_cohort_folder(judged_cohort, "--cohort ")
     own = judged_cohort.resolve() == home.resolve()
     split_shards(judged_cohort, split)
     trained_for = loaded.experiment.task.name if loaded.experiment.task else None
@@ -226,7 +225,10 @@ def _score(
     if not len(inputs.judged.samples):
         raise InputError(f"{subject.cohort}: no {subject.task} label in the {subject.split} split")
     if "tuning" not in fit:
-        raise InputError(f"{home}: no tuning split to choose and calibrate on; ingest with one")
+        raise InputError(
+            f"{home}: no tuning split to choose and calibrate on; ingest "
+            "it anew with `--splits 0.8,0.1,0.1`"
+        )
     say("fitting the probe and the baselines")
     draws = {
         "seed": subject.experiment.seed,

@@ -27,6 +27,7 @@ from ehr_ray.runtime.tracking import (
 )
 from ehr_ray.runtime.training.launch import fit, fit_here
 from ehr_ray.storage import files, sync
+from ehr_ray.storage.paths import check_cohort_folder
 from ehr_ray.train import history
 from ehr_ray.train.checkpoint import checkpoint_damage, checkpoint_folder, saved_progress
 from ehr_ray.train.task import family_of
@@ -81,9 +82,8 @@ def train_run(experiment: Experiment, screen: Screen, verbose: bool) -> Trained:
     """Train one run or resume it, whatever comes of its latent."""
     from ehr_ray.runtime.training.worker import Job
 
-    cohort = experiment.data.cohort
-    if experiment.data.expanded is None and not sync.fetch(cohort).is_dir():
-        raise InputError(f"data.cohort={cohort}: no such folder; make it with `ehr-ray ingest`")
+    if experiment.data.expanded is None:
+        check_cohort_folder(sync.fetch(experiment.data.cohort))
     if experiment.tracking.experiment is not None:
         tracking_uri(experiment)
     run = sync.fetch_run(experiment.location, missing_ok=True)
@@ -120,6 +120,11 @@ def train_run(experiment: Experiment, screen: Screen, verbose: bool) -> Trained:
                 + (", rows streamed" if data.stream is not None else "")
                 + (f", resuming at step {before.step}" if before else "")
             )
+            if not patients["tuning"]:
+                screen.say(
+                    "no tuning patients: the last weights are kept, and `evaluate` has none to "
+                    "choose and calibrate on; `ehr-ray ingest --splits 0.8,0.1,0.1` sets some aside"
+                )
             run.mkdir(parents=True, exist_ok=True)
             files.write_text(run / "experiment.yaml", to_yaml(experiment))
             tracked = open_run(experiment)

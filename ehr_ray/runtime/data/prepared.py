@@ -37,7 +37,7 @@ from ehr_ray.sources.expanded import (
     vocabulary_of_sets,
 )
 from ehr_ray.storage import sync
-from ehr_ray.storage.paths import absolute, canonical, local
+from ehr_ray.storage.paths import absolute, canonical, check_cohort_folder, local
 
 TRAINED: Final = ("train", "tuning")
 """Splits that training reads."""
@@ -116,11 +116,7 @@ def prepared(
 
 def _cohort_source(experiment: Experiment, say: Say) -> Source:
     cohort, data = sync.fetch(experiment.data.cohort), experiment.data
-    if not cohort.is_dir():
-        raise InputError(
-            f"data.cohort={cohort}: no such folder; make it with `ehr-ray ingest`, "
-            "or give another as data.cohort=PATH"
-        )
+    check_cohort_folder(cohort)
     shards = splits_of(cohort)
     if not shards.get("train"):
         raise InputError(f"{cohort}: no train split; training needs data/train/*.parquet")

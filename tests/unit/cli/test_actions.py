@@ -203,6 +203,7 @@ def test_training_may_end_with_an_evaluation(
         "ehr_ray.commands.evaluate.command.evaluate", lambda *_, **__: ["it was judged"]
     )
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "cohort").mkdir()
     choice = f"evaluation.after_training={str(after).lower()}"
     main(["train", str(TINY / "set_vae.yaml"), "data.cohort=cohort", choice])
     said = capsys.readouterr()

@@ -12,8 +12,8 @@ ROOT = Path(__file__).parents[3]
 HEAVY = {"torch", "ray", "mlflow", "pandas", "sklearn", "scipy", "matplotlib", "h5py", "skfda"}
 
 
-def imported(code: str) -> set[str]:
-    """Return the top-level packages that a process has imported at its end."""
+def imported(code: str, said: str = "") -> set[str]:
+    """Return the top-level packages that a process has imported at its end, having said that."""
     done = subprocess.run(
         [sys.executable, "-c", f"import sys\n{code}\nprint(*sys.modules, file=sys.stdout)"],
         capture_output=True,
@@ -21,6 +21,7 @@ def imported(code: str) -> set[str]:
         check=True,
         cwd=ROOT,
     )
+    assert said in done.stderr
     return {name.split(".")[0] for name in done.stdout.splitlines()[-1].split()}
 
 
@@ -44,6 +45,27 @@ def test_a_config_is_checked_without_what_trains_it(family):
 @pytest.mark.parametrize("verb", ["train", "tune", "crossval", "prepare", "phrases"])
 def test_an_error_in_a_config_comes_before_the_heavy_imports(verb):
     assert not imported(main(verb, "configs/tiny/set_vae.yaml", "model.latnt=3")) & HEAVY
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *[(verb, "configs/tiny/set_vae.yaml") for verb in ("train", "tune", "crossval", "prepare")],
+        ("phrases", "configs/tiny/event_decoder.yaml"),
+        ("export-pt", "configs/tiny/event_decoder.yaml", "--output", "nowhere/pt"),
+    ],
+)
+def test_a_missing_cohort_is_told_before_the_heavy_imports(words):
+    code = main(*words[:2], "data.cohort=nowhere/cohort", *words[2:])
+    assert not imported(code, "data.cohort=nowhere/cohort: no such folder") & HEAVY
+
+
+@pytest.mark.parametrize(
+    "words", [("evaluate",), ("embed", "--cohort", "c", "--output", "e"), ("export", "nowhere/m")]
+)
+def test_a_missing_run_is_told_before_the_heavy_imports(words):
+    found = imported(main(words[0], "nowhere/run", *words[1:]), "nowhere/run: no such folder")
+    assert not found & HEAVY
 
 
 def test_a_training_worker_imports_no_tracking_figures_or_trees():
