@@ -7,7 +7,7 @@ from typing import Any
 
 from ehr_ray.cli.ingest import source_options
 from ehr_ray.cli.parser import Arguments, relative
-from ehr_ray.errors import ConfigError, RunError
+from ehr_ray.errors import ConfigError, InputError, RunError
 from ehr_ray.runtime.screen import Screen
 from ehr_ray.storage.paths import check_cohort_folder, check_run_folder
 
@@ -206,6 +206,7 @@ def evaluate(args: Arguments, screen: Screen) -> None:
         min_known_events=args.min_known_events,
         recalibrate=args.recalibrate,
         explained=args.explain,
+        label_shares=_numbers("--label-shares", args.label_shares),
         code_map=args.code_map,
         address=args.address,
         verbose=args.verbose,
@@ -297,6 +298,16 @@ def _experiment(args: Arguments, *, on_cohort: bool = True) -> Any:
 def _listed(text: str | None) -> list[str] | None:
     """Return the names of a list with commas; None where nothing was given."""
     return None if text is None else [name for name in text.split(",") if name]
+
+
+def _numbers(option: str, text: str) -> list[float]:
+    """Return the numbers of a list with commas."""
+    try:
+        return [float(number) for number in text.split(",") if number.strip()]
+    except ValueError:
+        raise InputError(
+            f"{option} {text}: give numbers with commas between, as 0.01,0.1"
+        ) from None
 
 
 def _phrases(experiment: Any, screen: Screen, verbose: bool) -> None:

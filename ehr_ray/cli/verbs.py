@@ -292,6 +292,13 @@ VERBS = (
                 default=0,
                 metavar="N",
             ),
+            option(
+                "--label-shares",
+                "shares of train's labelled patients, as 0.01,0.1: the task is learned from each "
+                "anew, by a probe of the model and by the baselines, ten times",
+                metavar="A,B",
+                default="",
+            ),
             MIN_KNOWN_EVENTS,
             CODE_MAP,
             ADDRESS,

@@ -36,6 +36,7 @@ TOGETHER = {
     "commands/benchmark/gpu_models.py": "unit/commands/benchmark/test_gpu.py",
     "commands/benchmark/ranks.py": "unit/commands/benchmark/test_gpu.py",
     "commands/crossval/fold.py": "unit/commands/crossval/test_command.py",
+    "commands/evaluate/few_labels.py": "unit/commands/evaluate/test_command.py",
     "commands/evaluate/explain.py": "unit/commands/evaluate/test_command.py",
     "commands/evaluate/other_cohort.py": "unit/commands/evaluate/test_command.py",
     "config/crossval.py": "unit/commands/crossval/test_plan.py",

@@ -3,12 +3,13 @@
 import contextlib
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from ehr_ray.commands.evaluate.explain import check_explain, explain
+from ehr_ray.commands.evaluate.few_labels import check_label_shares
 from ehr_ray.commands.evaluate.other_cohort import (
     check_share,
     coverage_result,
@@ -50,6 +51,7 @@ from ehr_ray.evaluation.suite import SplitPredictions, SuiteInput, SuiteResult, 
 from ehr_ray.evaluation.tasks.downstream import TaskScores, fit_task, score_task
 from ehr_ray.evaluation.tasks.early_warning import early_warning_result, fit_hours
 from ehr_ray.evaluation.tasks.external import calibration_result
+from ehr_ray.evaluation.tasks.few_labels import few_labels_result
 from ehr_ray.evaluation.tasks.prediction_sets import prediction_set_result
 from ehr_ray.evaluation.tasks.subgroups import subgroup_result
 from ehr_ray.evaluation.tasks.verdicts import MODEL
@@ -93,6 +95,7 @@ def evaluate(
     code_map: str | None = None,
     recalibrate: float | None = None,
     explained: int = 0,
+    label_shares: Sequence[float] = (),
     address: str | None = None,
     on_ray: bool = True,
     pages: bool = True,
@@ -118,6 +121,8 @@ def evaluate(
         recalibrate: share of the subjects of another cohort on which intercept and slope are
             refitted, to measure calibration on the others before and after.
         explained: rows at highest risk of which is told what their risk was read from.
+        label_shares: of train's labelled patients; the task is learned from each anew, from
+            representation and baselines, by a model that was not trained for it.
         address: of the Ray to join.
         on_ray: infer by Ray Data; else in this process, as a task of Ray does.
         pages: write figures, results and the report beside metrics, predictions and embeddings.
@@ -131,6 +136,7 @@ def evaluate(
     if recalibrate is not None:
         check_share(recalibrate, subject)
     check_explain(explained, subject)
+    check_label_shares(label_shares, subject)
     if chosen is not None and subject.own:
         raise InputError(
             f"--code-map {code_map}: the run's own cohort has its codes; --cohort OTHER"
@@ -146,6 +152,7 @@ def evaluate(
         "code_map": code_map,
         "recalibrate": recalibrate,
         "explained": explained,
+        "label_shares": list(label_shares),
     }
     # Results on the run's own cohort belong to the training's MLflow run.
     place = None if subject.own else of_training(subject.run, subject.experiment)
@@ -155,7 +162,7 @@ def evaluate(
             with session(address, verbose=verbose) if on_ray else contextlib.nullcontext():
                 subject, mapped = mapped_subject(subject, chosen, scratch, say)
                 coverage = coverage_result(subject, min_known_events, say)
-                scores, found, inputs = _score(subject, recalibrate, say)
+                scores, found, inputs = _score(subject, recalibrate, label_shares, say)
                 if explained:
                     assert scores is not None
                     found = merged([found, explain(subject, scores, inputs.judged, explained, say)])
@@ -202,7 +209,7 @@ def _subject(
 
 
 def _score(
-    subject: Subject, recalibrate: float | None, say: Say
+    subject: Subject, recalibrate: float | None, label_shares: Sequence[float], say: Say
 ) -> tuple[TaskScores | None, SuiteResult, EvaluationInputs]:
     """Embed what is needed; fit on the run's cohort, score the split asked for."""
     home, task = subject.experiment.cohort, subject.task
@@ -256,6 +263,12 @@ def _score(
     if subject.split != "tuning":  # on which the sets are fitted
         sets = fit_sets(fitted.model_probability(splits["tuning"]), splits["tuning"].label)
         task_results.append(prediction_set_result(sets, divisions, scores, subject.split, **draws))
+    if label_shares:
+        say("learning the task from few labels")
+        learned = few_labels_result(
+            splits["train"], scored[subject.split], subject.split, shares=label_shares, **draws
+        )
+        task_results.append(learned)
     if not subject.own:
         say("measuring calibration and drift in the other cohort")
         task_results.append(calibration_result(scores, subject.split, share=recalibrate, **draws))

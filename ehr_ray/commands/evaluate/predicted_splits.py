@@ -142,7 +142,7 @@ def _request(
         diagnose=share if judged else 0.0,
         outputs=share if evaluation.outputs else 0.0,
         own_output=trained_for is None or trained_for.name == subject.task,
-        answer=_answer(subject),
+        answer=own_answer(subject),
         hours=tuple(sorted(map(float, set(settings.hours)))) if labelled else (),
         hours_share=settings.hour_patients / patients,
         hours_fit=split == "train" and not judged,
@@ -150,7 +150,7 @@ def _request(
     )
 
 
-def _answer(subject: Subject) -> str | None:
+def own_answer(subject: Subject) -> str | None:
     """Return the output by which a model answers the task by itself; None where it does not."""
     given = subject.loaded.family.evaluation.task_outputs
     return given(subject.experiment.model).get(subject.task or "") if given else None
@@ -158,7 +158,7 @@ def _answer(subject: Subject) -> str | None:
 
 def task_output(subject: Subject) -> str:
     """Return the name of the output of `Family.predict` that is the task's own logit."""
-    return _answer(subject) or "logit"
+    return own_answer(subject) or "logit"
 
 
 def task_probe(subject: Subject, scores: TaskScores, positive: str = "") -> TaskProbe:

@@ -44,7 +44,7 @@ def bootstrap(
             draws[name].append(function(weights))
     whole, middles = np.ones((1, n)), biased or {}
     return {
-        name: _interval(f(whole)[0], draws[name], middles.get(name))
+        name: interval_of(float(f(whole)[0]), draws[name], middles.get(name))
         for name, f in functions.items()
     }
 
@@ -77,7 +77,13 @@ def numbered(subject: NDArray[Any]) -> NDArray[np.int64]:
     return np.argsort(np.argsort(first))[group]
 
 
-def _interval(value: float, draws: list[Array], middle: Callable[[Array], Any] | None) -> Interval:
+def interval_of(
+    value: float, draws: list[Array], middle: Callable[[Array], Any] | None = None
+) -> Interval:
+    """Return a value with the 2.5 % and 97.5 % quantiles of its resamples; NaN among them is none.
+
+    `middle` of a statistic that resampling makes larger moves the bounds; see `bootstrap`.
+    """
     defined = np.concatenate(draws) if draws else np.zeros(0)
     defined = defined[~np.isnan(defined)]
     if np.isnan(value) or not defined.size:

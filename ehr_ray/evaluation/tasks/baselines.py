@@ -9,11 +9,11 @@ from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import roc_auc_score
 
 from ehr_ray.evaluation.metrics.thresholds import choose_threshold
 from ehr_ray.evaluation.tasks.probe import Probe, fit_platt, fit_probe, logit, sigmoid
 from ehr_ray.evaluation.tasks.trees import GRID, SEEDS, TreeSettings, fit_trees
+from ehr_ray.events.auroc import auroc
 
 Array = NDArray[np.float64]
 Input = Literal["embedding", "untrained", "features", "rich", "logit", "ensemble"]
@@ -230,7 +230,7 @@ def seed_spread(scorer: Scorer, x: NDArray[Any], label: NDArray[Any]) -> dict[st
     """AUROC of the single seeds of an ensemble: `seed_mean`, `seed_min`, `seed_max`."""
     if len(scorer.members) < 2 or np.unique(label).size < 2:
         return {}
-    scores = [roc_auc_score(label, member(x)) for member in scorer.members]
+    scores = [auroc(label, member(x)) for member in scorer.members]
     return {
         "seed_mean": float(np.mean(scores)),
         "seed_min": float(np.min(scores)),

@@ -17,8 +17,7 @@ from ehr_ray.evaluation.suite import SuiteResult
 from ehr_ray.evaluation.table import Cell, Table
 from ehr_ray.evaluation.tasks.baselines import Scorer, fit_gbm, fit_linear, fit_own
 from ehr_ray.evaluation.tasks.downstream import FittedTask, Split, differences
-from ehr_ray.evaluation.tasks.figures import CAPTIONS
-from ehr_ray.evaluation.tasks.figures import early_warning as draw
+from ehr_ray.evaluation.tasks.figures import CAPTIONS, by_step
 from ehr_ray.evaluation.tasks.trees import GRID
 from ehr_ray.evaluation.tasks.verdicts import MODEL, TREES, interval, metric_prefix, outcome
 
@@ -27,6 +26,7 @@ TREES_OF_AN_HOUR: Final = GRID[0]
 longer than all the rest of an evaluation."""
 RANKING: Final = ("auroc", "auprc")
 LOGISTIC: Final = "logistic"
+AFTER: Final = "hours after the start of the stay"
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def early_warning_result(
     return SuiteResult(
         metrics=metrics,
         sections={"By hour": _table(metrics, split, hours, names)},
-        figures={"early_warning": draw(hours, curves)},
+        figures={"early_warning": by_step([f"{h:g}" for h in hours], AFTER, curves)},
         captions=CAPTIONS,
         lines=_lines(metrics, split, hours, names),
     )

@@ -17,6 +17,11 @@ CAPTIONS: Final[Mapping[str, tuple[str, str]]] = {
         "The same outcome predicted at each hour from what was known by then, with 95 % "
         "intervals; the trees here are one seed of one setting, so that every hour gets its own.",
     ),
+    "few_labels": (
+        "How many labels it needs",
+        "The same outcome learned from a share of the labelled patients, mean of ten draws with "
+        "95 % intervals over patients and draws.",
+    ),
     "subgroups": (
         "Discrimination by subgroup",
         "AUROC with its 95 % interval in each group; the dotted line is this model on everybody. "
@@ -37,17 +42,18 @@ class Estimate:
     of: Mapping[str, Interval]
 
 
-def early_warning(
-    hours: Sequence[float], found: Mapping[str, Mapping[str, list[Interval]]]
+def by_step(
+    steps: Sequence[str], title: str, found: Mapping[str, Mapping[str, list[Interval]]]
 ) -> Figure:
-    """One panel a metric, one line a model over the hours; models are drawn side by side.
+    """One panel a metric, one line a model over the steps; models are drawn side by side.
 
     Args:
-        hours: ascending, after the origin.
-        found: metric (`auroc`, `auprc`) to model (a key of `STYLES`) to an estimate each hour.
+        steps: as hours after the origin, in order.
+        title: what they are.
+        found: metric (`auroc`, `auprc`) to model (a key of `STYLES`) to an estimate each step.
     """
     figure = Figure(figsize=(9.4, 3.9), layout="constrained")
-    x = np.arange(len(hours), dtype=float)
+    x = np.arange(len(steps), dtype=float)
     for index, (metric, models) in enumerate(found.items()):
         axis = new_axes(figure, 1, len(found), index)
         shifts = np.linspace(-0.06, 0.06, len(models)) if len(models) > 1 else np.zeros(1)
@@ -68,9 +74,9 @@ def early_warning(
                 label=SHORT_TITLES.get(name, name),
                 zorder=3 if name == "model" else 2,
             )
-        axis.set_xticks(x, [f"{hour:g}" for hour in hours])
-        axis.set_xlim(-0.35, len(hours) - 0.65)
-        axis.set_xlabel("hours after the start of the stay", fontsize=_FONT)
+        axis.set_xticks(x, steps)
+        axis.set_xlim(-0.35, len(steps) - 0.65)
+        axis.set_xlabel(title, fontsize=_FONT)
         axis.set_ylabel(metric.upper(), fontsize=_FONT)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(

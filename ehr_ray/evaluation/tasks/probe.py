@@ -6,7 +6,7 @@ all three are linear in the standardised input.
 """
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedKFold
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from ehr_ray.evaluation.metrics.thresholds import choose_threshold
+from ehr_ray.events.auroc import auroc
 
 Array = NDArray[np.float64]
 
@@ -29,7 +29,7 @@ DEFAULT_C: Final = 1e-2
 _WINSORISE: Final = 0.02
 _FOLDS: Final = 5
 _PATIENCE: Final = 4
-"""Values of C without a better tuning AUROC after which the path ends."""
+"""Values of C without a better AUROC after which the path ends."""
 _THREADED_SIZE: Final = 20_000_000
 
 
@@ -174,6 +174,18 @@ def fit_platt(logit: NDArray[Any], label: NDArray[Any]) -> tuple[float, float, s
     return slope, float(model.intercept_[0]), None
 
 
+def principal_components(x: NDArray[Any], number: int) -> Callable[[NDArray[Any]], Array]:
+    """Return what gives the whitened principal components of features x [N, D], at most `number`.
+
+    Features are prepared as those of a logistic regression are (`fit_probe`, `tabular`).
+    """
+    start = _preparation(np.asarray(x, dtype=np.float64), tabular=True)
+    z = start._standardise(x)
+    with few_threads(z):
+        basis = _principal_components(z, number)
+    return lambda rows: start._standardise(rows) @ basis
+
+
 def few_threads(x: NDArray[Any]) -> AbstractContextManager[Any]:
     """Keep numerical libraries to one thread while `x` is small.
 
@@ -295,29 +307,48 @@ def _fit(
     c_grid: Sequence[float],
     seed: int,
 ) -> tuple[Array, float, float, tuple[str, ...]]:
+    path: list[tuple[Array, float]] = []
     if np.unique(tuning_y).size == 2:
-        scores: list[float] = []
-        path = []
-        for coef, b in _regularisation_path(z, y, c_grid):
-            path.append((coef, b))
-            scores.append(roc_auc_score(tuning_y, tuning_z @ coef + b))
-            if len(scores) - int(np.argmax(scores)) > _PATIENCE:
-                break  # weaker penalties overfit, and take longest
-        best = int(np.argmax(scores))
+
+        def on_tuning() -> Iterator[float]:
+            for coef, b in _regularisation_path(z, y, c_grid):
+                path.append((coef, b))
+                yield auroc(tuning_y, tuning_z @ coef + b)
+
+        best = _best(on_tuning())
         return *path[best], float(c_grid[best]), ()
-    path = list(_regularisation_path(z, y, c_grid))
     folds = min(_FOLDS, int(np.bincount(y).min()))
     if folds < 2:
         best = int(np.argmin(np.abs(np.log(np.asarray(c_grid) / DEFAULT_C))))
         note = "C not chosen: tuning has one class only and train a single row of one class"
-        return *path[best], float(c_grid[best]), (note,)
-    total = np.zeros(len(c_grid))
-    for fit, rest in StratifiedKFold(folds, shuffle=True, random_state=seed).split(z, y):
-        fold = _regularisation_path(z[fit], y[fit], c_grid)
-        total += [roc_auc_score(y[rest], z[rest] @ coef + b) for coef, b in fold]
-    best = int(np.argmax(total))
-    note = f"C chosen by {folds}-fold cross-validation on train: tuning has one class only"
+    else:
+        parts = [*StratifiedKFold(folds, shuffle=True, random_state=seed).split(z, y)]
+        paths = zip(
+            *(_regularisation_path(z[fit], y[fit], c_grid) for fit, _ in parts), strict=True
+        )
+        best = _best(
+            sum(
+                auroc(y[rest], z[rest] @ coef + b)
+                for (_, rest), (coef, b) in zip(parts, step, strict=True)
+            )
+            for step in paths
+        )
+        note = f"C chosen by {folds}-fold cross-validation on train: tuning has one class only"
+    path = list(_regularisation_path(z, y, c_grid[: best + 1]))
     return *path[best], float(c_grid[best]), (note,)
+
+
+def _best(scores: Iterable[float]) -> int:
+    """Return the place of the highest score, read until `_PATIENCE` bring none higher.
+
+    Weaker penalties overfit, and take longest.
+    """
+    seen: list[float] = []
+    for score in scores:
+        seen.append(score)
+        if len(seen) - int(np.argmax(seen)) > _PATIENCE:
+            break
+    return int(np.argmax(seen))
 
 
 def _regularisation_path(

@@ -36,7 +36,9 @@ def reported(tiny_run, no_ray_starts, tmp_path_factory):
     """A folder with all that an evaluation of the tiny run writes, and the lines it says."""
     folder = tmp_path_factory.mktemp("reported")
     with no_ray_starts():
-        return folder, evaluate(tiny_run, output=folder, explained=2, on_ray=False)
+        return folder, evaluate(
+            tiny_run, output=folder, explained=2, label_shares=[0.5], on_ray=False
+        )
 
 
 def test_without_baselines_the_model_is_measured_alone_and_has_its_report(reported):
@@ -49,8 +51,37 @@ def test_without_baselines_the_model_is_measured_alone_and_has_its_report(report
     assert any(line.startswith("report: ") for line in lines)
 
 
+def test_a_task_is_learned_from_few_labels(reported, synthetic_patients):
+    folder, lines = reported
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert 0 <= metrics["held_out/labels/0.5/auroc"] <= 1
+    half = len(synthetic_patients["train"]) / 2  # one label a patient
+    assert abs(metrics["held_out/labels/0.5/n"] - half) <= 1
+    assert any(line.startswith("few labels, AUROC by share") for line in lines)
+    assert "By share of labels" in (folder / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"label_shares": [0.5, 1.5]}, "--label-shares 0.5,1.5: a share .* at most 1"),
+        ({"label_shares": [0.5], "task": "none"}, "needs a task"),
+    ],
+)
+def test_shares_of_labels_that_are_none_are_refused(tiny_run, tmp_path, given, said):
+    with pytest.raises(InputError, match=said):
+        evaluate(tiny_run, output=tmp_path, on_ray=False, **given)
+
+
+def test_a_run_trained_with_labels_is_not_asked_how_many_it_needs(with_statistics, tmp_path):
+    with pytest.raises(InputError, match=r"was trained with labels; .* task\.label_ratio"):
+        evaluate(with_statistics, output=tmp_path, label_shares=[0.1], on_ray=False)
+
+
 def test_without_pages_metrics_and_predictions_are_the_same(tiny_run, reported, tmp_path):
-    lines = evaluate(tiny_run, output=tmp_path / "bare", on_ray=False, pages=False)
+    lines = evaluate(
+        tiny_run, output=tmp_path / "bare", label_shares=[0.5], on_ray=False, pages=False
+    )
     for name in ("metrics.json", "predictions/held_out.parquet"):
         assert (tmp_path / "bare" / name).read_bytes() == (reported[0] / name).read_bytes()
     assert {p.name for p in (tmp_path / "bare").iterdir()} == {

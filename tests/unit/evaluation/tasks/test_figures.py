@@ -1,6 +1,6 @@
 from ehr_ray.evaluation.table import Interval
 from ehr_ray.evaluation.tasks import figures
-from ehr_ray.evaluation.tasks.figures import Estimate, early_warning, forest
+from ehr_ray.evaluation.tasks.figures import Estimate, by_step, forest
 
 A = Interval(0.8, 0.75, 0.85)
 B = Interval(0.7, 0.65, 0.72)
@@ -12,7 +12,7 @@ def legend(figure):
 
 def test_early_warning_has_a_panel_a_metric_and_a_line_a_model():
     found = {m: {"model": [B, A], "gbm": [A, A]} for m in ("auroc", "auprc")}
-    figure = early_warning([6, 48], found)
+    figure = by_step(["6", "48"], "hours", found)
     figure.canvas.draw()
     assert [axis.get_ylabel() for axis in figure.axes] == ["AUROC", "AUPRC"]
     first = figure.axes[0]
@@ -23,7 +23,7 @@ def test_early_warning_has_a_panel_a_metric_and_a_line_a_model():
 
 def test_one_hour_and_an_undefined_bound_can_be_drawn():
     point = Interval(0.8, float("nan"), float("nan"))
-    early_warning([6], {"auroc": {"model": [point]}}).canvas.draw()
+    by_step(["6"], "hours", {"auroc": {"model": [point]}}).canvas.draw()
 
 
 def test_the_forest_has_a_row_a_group_in_order_and_the_model_as_reference():
@@ -38,4 +38,4 @@ def test_the_forest_has_a_row_a_group_in_order_and_the_model_as_reference():
 
 
 def test_every_captioned_figure_is_named_in_words():
-    assert set(figures.CAPTIONS) == {"early_warning", "subgroups"}
+    assert set(figures.CAPTIONS) == {"early_warning", "few_labels", "subgroups"}
