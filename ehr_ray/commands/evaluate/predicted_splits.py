@@ -22,6 +22,7 @@ from ehr_ray.events.patient_features import FeatureCodes
 from ehr_ray.events.patients import splits_of
 from ehr_ray.runtime.data.dataset import named_origin
 from ehr_ray.runtime.data.patient_counts import feature_codes
+from ehr_ray.runtime.data.rows import sampled
 from ehr_ray.runtime.data.tasks import Say, split_shards
 from ehr_ray.runtime.inference import Request, matrix, predict_shards, read_tables
 from ehr_ray.storage import files, sync
@@ -88,6 +89,12 @@ def _embedded(
         inputs += label_files(cohort)[labels.task]
     stamp = [(absolute(p), p.stat().st_size, p.stat().st_mtime_ns) for p in inputs]
     asked = {**dataclasses.asdict(request), "checkpoint": ""}
+    cuts = None if labels is None else labels.cuts()
+    share = min(1.0, subject.experiment.evaluation.fit_patients / max(1, _num_patients(shards)))
+    if cuts is not None and split == "train" and not judged and share < 1:
+        cuts = {who: times for who, times in cuts.items() if sampled(who, share)}
+        asked["share"] = share
+        say(f"fitting on {100 * share:.3g} % of the train patients (evaluation.fit_patients)")
     key = hashlib.sha256(json.dumps([stamp, asked]).encode()).hexdigest()[:16]
     keep = fitted_on and not judged
     folder = subject.run.absolute() / ".parts" / f"{split}-{key}"
@@ -95,7 +102,6 @@ def _embedded(
     sync.fetch(folder, missing_ok=True)
     if not done.is_file():
         sync.remove(folder)
-        cuts = None if labels is None else labels.cuts()
         predict_shards(
             shards,
             folder,
@@ -132,7 +138,7 @@ def _request(
     settings, family = subject.experiment.evaluation, subject.loaded.family
     trained_for = subject.experiment.task
     evaluation = family.evaluation
-    patients = max(1, sum(_num_subjects(path) for path in shards))
+    patients = max(1, _num_patients(shards))
     beside = labelled and settings.baselines
     share = settings.max_patients / patients
     return Request(
@@ -173,8 +179,9 @@ def task_probe(subject: Subject, scores: TaskScores, positive: str = "") -> Task
     return TaskProbe(subject.task, output, positive, scores.model.probe)
 
 
-def _num_subjects(shard: Path) -> int:
-    return len(pa.compute.unique(files.read_parquet(shard, ["subject_id"])["subject_id"]))
+def _num_patients(shards: list[Path]) -> int:
+    columns = (files.read_parquet(shard, ["subject_id"])["subject_id"] for shard in shards)
+    return sum(len(pa.compute.unique(column)) for column in columns)
 
 
 def _numbered(folders: list[Path], name: str) -> pa.Table | None:

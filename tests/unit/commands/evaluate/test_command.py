@@ -17,6 +17,7 @@ from ehr_ray.events.blocks import BlockStore
 from ehr_ray.events.code_map import CodeMap, Entry
 from ehr_ray.events.labels import read_labels
 from ehr_ray.events.schema import EVENTS
+from ehr_ray.runtime.data.rows import sampled
 from ehr_ray.train import checkpoint
 from ehr_ray.train.predictor import Predictor
 from ehr_ray.train.statistics import STATISTICS
@@ -76,6 +77,24 @@ def test_shares_of_labels_that_are_none_are_refused(tiny_run, tmp_path, given, s
 def test_a_run_trained_with_labels_is_not_asked_how_many_it_needs(with_statistics, tmp_path):
     with pytest.raises(InputError, match=r"was trained with labels; .* task\.label_ratio"):
         evaluate(with_statistics, output=tmp_path, label_shares=[0.1], on_ray=False)
+
+
+def test_what_is_fitted_on_is_a_bounded_share_of_train(
+    tiny_experiment, synthetic_patients, tmp_path
+):
+    changes = {**CHANGES, "evaluation.fit_patients": 20, "output": str(tmp_path)}
+    run = train(tiny_experiment("set_vae", changes)).run
+    said = []
+    evaluate(run, on_ray=False, pages=False, say=said.append)
+    ids = [patient.subject_id for patient in synthetic_patients["train"]]
+    chosen = {who for who in ids if sampled(who, 20 / len(ids))}
+    assert 0 < len(chosen) < len(ids)
+    assert (
+        set(pq.read_table(run / "embeddings" / "train.parquet")["subject_id"].to_pylist()) == chosen
+    )
+    tuning = pq.read_table(run / "embeddings" / "tuning.parquet")
+    assert len(tuning) == len(synthetic_patients["tuning"])
+    assert any("% of the train patients (evaluation.fit_patients)" in line for line in said)
 
 
 def test_without_pages_metrics_and_predictions_are_the_same(tiny_run, reported, tmp_path):
