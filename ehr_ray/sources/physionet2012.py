@@ -9,6 +9,7 @@ import os
 import re
 import tarfile
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from ehr_ray.errors import InputError
 from ehr_ray.sources.parsing.cells import by_unique, events_table, since_epoch
 from ehr_ray.sources.parsing.labels import label_rows
 from ehr_ray.sources.parsing.quantities import PLAIN, quantities
-from ehr_ray.sources.parsing.quarantine import Rejects
+from ehr_ray.sources.parsing.quarantine import UNRECORDED, Rejects
 from ehr_ray.sources.source import FILES_PER_UNIT, Chunk, Source, Unit
 
 STATICS: Final = ("Age", "Gender", "Height", "ICUType")
@@ -184,6 +185,8 @@ def _parse(
         bad |= mask
     missing = (value == -1) | (np.isnan(value) & (kinds == PLAIN))
     kept = ~bad & ~record & ~missing
+    for name, count in Counter(code[~bad & ~record & missing]).items():
+        rejects.change(UNRECORDED, count, name)
     seen = np.bincount(file[kept], minlength=len(names)) > 0
     for i in np.flatnonzero(~seen):
         rejects.file(names[i], "empty: no measurements")

@@ -29,6 +29,7 @@ KINDS: Final = {
 """What a cell of `quantities` that is no plain number is called in `changes.parquet`."""
 ZONED: Final = "time with a zone"
 NAIVE: Final = "time without a zone"
+UNRECORDED: Final = "not recorded"
 
 _QUOTED: Final = re.compile(r"""'[^']*('|$)|"[^"]*("|$)|(?<=_id )\S+|\d{5,}""")
 

@@ -65,6 +65,8 @@ def test_minus_one_and_implausible_values_are_missing_unless_ranges_are_off(
     assert [r[2] for r in rows_of(events, 1)] == [None, 80]
     events = events_of(cohort("physionet2012", tmp_path / "raw", ranges="none"))
     assert [r[2] for r in rows_of(events, 1)] == [None, pytest.approx(-17.8), 80]
+    changes = pq.read_table(tmp_path / "out/ranged/metadata/changes.parquet").to_pylist()
+    assert {"code": "Temp", "change": "not recorded", "count": 2} in changes
 
 
 def test_outcomes_become_labels_at_48_hours_and_unknown_ones_do_not(tmp_path, cohort, write_stays):
