@@ -9,6 +9,8 @@ from ehr_ray.evaluation.table import Table
 from ehr_ray.events.schema import is_origin
 from ehr_ray.events.vocabulary import Vocabulary
 
+MIN_KNOWN: Final = 0.5
+"""Share of events below which they are refused unless told otherwise."""
 SHOWN: Final = 20
 """Unknown codes in the table of the report."""
 NAMED: Final = 3

@@ -15,6 +15,8 @@ import ray.exceptions
 from ehr_ray.config.cluster import ClusterConfig
 from ehr_ray.errors import ConfigError, RunError
 
+log = logging.getLogger(__name__)
+
 QUIET = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -80,8 +82,8 @@ def session(
             raise
         remedy = f"do without it ({without})" if without else "name a running one by RAY_ADDRESS"
         raise RunError(
-            "Ray twice did not start in time on this machine, which is busy; try again later, or "
-            f"{remedy}"
+            "Ray did not start in time, nor at a second try, as this machine is busy; try again "
+            f"later, or {remedy}"
         ) from error
     try:
         set_up_data(verbose)
@@ -98,6 +100,7 @@ def _start(address: str, options: dict[str, Any]) -> None:
     except Exception as error:
         if not _late(error):
             raise
+        log.warning("Ray did not start in time on this busy machine; trying once more")
         ray.shutdown()  # what has started of it would be in the way
         ray.init(address=address, **options)
 

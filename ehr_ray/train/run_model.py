@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ehr_ray.errors import InputError
-from ehr_ray.evaluation.coverage import coverage_of
+from ehr_ray.evaluation.coverage import MIN_KNOWN, coverage_of
 from ehr_ray.events.event_table import events_of, like, times_of
 from ehr_ray.events.labels import canonical_task
 from ehr_ray.events.patients import Patient, patients_of
@@ -29,21 +30,23 @@ class RunModel(Loaded):
     weights: Path
     """The file of its weights."""
 
-    def embed(self, events: Any) -> Any:
+    def embed(self, events: Any, *, min_known_events: float = MIN_KNOWN) -> Any:
         """Return `subject_id, embedding` of each subject, by all of its events, ids ascending.
 
         Args:
-            events: MEDS events as a pandas DataFrame or an Arrow table, rows in any order:
-                `subject_id`, `time` (null: static), `code` and, if there are any, `numeric_value`,
-                in the codes and units of the cohort the model was trained on.
+            events: MEDS events as a pandas DataFrame or an Arrow table, rows in any order, but
+                that of two values of a code at one time the later row counts: `subject_id`, `time`
+                (null: static), `code` and, if there are any, `numeric_value`, in the codes and
+                units of the cohort the model was trained on.
+            min_known_events: share of the events whose codes the model must know.
 
         Returns:
             A table of the kind given; embeddings are lists of float32.
 
         Raises:
-            InputError: a column is missing or of another type.
+            InputError: a column is missing or of another type; the model knows fewer events.
         """
-        patients = self._patients(events)
+        patients = self._patients(events, min_known_events)
         parts = [outputs["embedding"].float().numpy() for outputs in self._outputs(patients)]
         rows = [row for part in parts for row in part]
         columns = {
@@ -52,7 +55,14 @@ class RunModel(Loaded):
         }
         return like(pa.table(columns), events)
 
-    def predict(self, events: Any, *, task: str | None = None, prediction_times: Any = None) -> Any:
+    def predict(
+        self,
+        events: Any,
+        *,
+        task: str | None = None,
+        prediction_times: Any = None,
+        min_known_events: float = MIN_KNOWN,
+    ) -> Any:
         """Return `subject_id, probability` of each subject, calibrated as `evaluate` does.
 
         Args:
@@ -61,6 +71,7 @@ class RunModel(Loaded):
             prediction_times: table of `subject_id` and `prediction_time`; each row gives one
                 `subject_id, prediction_time, probability`, in the order given, by the events until
                 then, that minute included. Without it all events of a subject are read.
+            min_known_events: as of `embed`.
 
         Returns:
             A table of the kind of `events`.
@@ -70,7 +81,7 @@ class RunModel(Loaded):
                 prediction time and no events.
         """
         found = self._task_probe(task)
-        patients = self._patients(events)
+        patients = self._patients(events, min_known_events)
         columns = {"subject_id": pa.array([p.subject_id for p in patients], pa.int64())}
         if prediction_times is not None:
             times = times_of(prediction_times)
@@ -80,15 +91,29 @@ class RunModel(Loaded):
         columns["probability"] = pa.array(np.concatenate(parts) if parts else [], pa.float64())
         return like(pa.table(columns), events)
 
-    def _patients(self, events: Any) -> list[Patient]:
-        """Return the patients of a table; a warning tells which of their codes are unknown."""
+    def _patients(self, events: Any, min_known_events: float) -> list[Patient]:
+        """Return the patients of a table; warnings tell of unknown codes and of no value at all."""
         table = events_of(events)
         counts = {
             str(row["values"]): row["counts"] for row in table["code"].value_counts().to_pylist()
         }
         coverage = coverage_of(counts, self.vocabulary)
+        if coverage.known < min_known_events:
+            raise InputError(
+                f"events: {coverage.line()}; give those of the run's cohort, or min_known_events "
+                "below that share to go on all the same"
+            )
         if coverage.unknown:
             warnings.warn(coverage.line(), stacklevel=3)
+        if (
+            len(table)
+            and self.vocabulary.valued.any()
+            and not pc.is_finite(table["numeric_value"]).to_numpy().any()
+        ):
+            warnings.warn(
+                "no event has a numeric_value that is a number; the model was trained with values",
+                stacklevel=3,
+            )
         return list(patients_of(table, self.vocabulary))
 
     def _outputs(self, patients: list[Patient]) -> Iterator[Batch]:

@@ -90,7 +90,8 @@ def variants(experiment: Experiment) -> dict[str, Experiment]:
         if name not in known or name == MODEL:
             there = ", ".join(n for n in known if n != MODEL) or "none"
             raise ConfigError(
-                f"crossval.chosen={name}: no such variant; crossval.variants has {there}"
+                f"crossval.chosen (--variants) {name}: no such variant; crossval.variants of the "
+                f"config has {there}"
             )
         if fixed := [path for path in known[name] if path.startswith(SAME_IN_ALL)]:
             raise ConfigError(

@@ -34,6 +34,7 @@ from ehr_ray.commands.evaluate.report_content import (
     summary,
 )
 from ehr_ray.errors import InputError
+from ehr_ray.evaluation.coverage import MIN_KNOWN
 from ehr_ray.evaluation.metrics.collapse import (
     LatentDiagnostics,
     embedding_diagnostics,
@@ -57,7 +58,6 @@ from ehr_ray.evaluation.tasks.subgroups import subgroup_result
 from ehr_ray.evaluation.tasks.verdicts import MODEL
 from ehr_ray.events.code_map import load_code_map
 from ehr_ray.events.labels import choose_task, read_labels
-from ehr_ray.runtime.data.coverage import MIN_KNOWN
 from ehr_ray.runtime.data.dataset import check_cohort
 from ehr_ray.runtime.data.tasks import Say, split_shards
 from ehr_ray.runtime.inference import matrix, write_embeddings

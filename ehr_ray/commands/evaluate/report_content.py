@@ -17,6 +17,7 @@ from ehr_ray.evaluation.metrics.reconstruction import Tokens, examples, reconstr
 from ehr_ray.evaluation.report import figures
 from ehr_ray.evaluation.report.content import Rejected, ReportContext, SplitSize
 from ehr_ray.evaluation.report.embedding_map import embedding_map
+from ehr_ray.evaluation.report.tables import SEEN
 from ehr_ray.evaluation.suite import SplitPredictions, SuiteResult
 from ehr_ray.evaluation.tasks.baselines import TITLES, title_of
 from ehr_ray.evaluation.tasks.downstream import TaskScores
@@ -28,6 +29,8 @@ from ehr_ray.events.scaling import CENTRES
 from ehr_ray.events.subgroups import Subgroup
 from ehr_ray.experiment import Experiment, to_yaml
 from ehr_ray.runtime.inference import matrix
+from ehr_ray.runtime.training.ranking import UNTRAINED_STEPS
+from ehr_ray.sources.building.changes import told
 from ehr_ray.sources.building.cohort import TASKS
 from ehr_ray.sources.parsing.quarantine import masked
 from ehr_ray.storage import files
@@ -197,10 +200,13 @@ def _rejected(cohort: Path) -> Rejected | None:
         return None
     table = files.read_parquet(path)
     counts = dict(Counter(masked(reason) for reason in table["reason"].to_pylist()))
-    rows = sum(
-        pq.ParquetFile(p).metadata.num_rows for paths in splits_of(cohort).values() for p in paths
-    )
-    return Rejected(len(table), rows + len(table), counts)
+    record = cohort / "metadata" / "ingest.json"
+    summary = json.loads(record.read_text())["summary"] if record.is_file() else {}
+    rows = summary.get("rows_read")
+    if rows is None:  # a cohort of another tool says not what it was read from
+        shards = [path for paths in splits_of(cohort).values() for path in paths]
+        rows = sum(pq.ParquetFile(p).metadata.num_rows for p in shards) + len(table)
+    return Rejected(len(table), rows, counts, tuple(told(summary.get("changes", {}))))
 
 
 def summary(
@@ -220,6 +226,14 @@ def summary(
             f"{len(scores.labels[split]):,} rows, {scores.labels[split].mean():.1%} positive"
         )
         names = [name for name in TITLES if f"{metric_prefix(name, split)}/auroc" in metrics]
+        if split in SEEN:
+            lines.append(SEEN[split])
+        rarer = min(int(scores.labels[split].sum()), int((~scores.labels[split]).sum()))
+        if rarer < FEW:
+            lines.append(
+                f"{rarer} rows of the rarer class: the intervals below are as wide as that makes "
+                "them, and hardly anything can be told apart"
+            )
         lines.append(f"{'':60}{'AUROC':22}{'AUPRC':22}{'min(Se,P+)':22}")
         for name in names:
             at, title = metric_prefix(name, split), title_of(name, metrics, split)
@@ -227,7 +241,8 @@ def summary(
         lines += [f"the model {sentence}" for sentence in scores.verdicts]
         lines += [f"note: {note}" for note in scores.notes]
     if latent is not None:
-        lines.append(f"latent: {latent.verdict}: {latent.reason}")
+        young = " (after few steps: untrained, rather)" if _untrained(subject.run) else ""
+        lines.append(f"latent: {latent.verdict}: {latent.reason}{young}")
     at = f"{split}/reconstruction/hidden_live"
     if f"{at}/mse" in metrics:
         ours, mean, last = (metrics[f"{at}/{name}"] for name in ("mse", "mse_mean", "mse_last"))
@@ -236,17 +251,28 @@ def summary(
             f"{mean:.3f} of the {CENTRES[subject.loaded.vocabulary.scaling]}, "
             f"{last:.3f} of the last value"
         )
-    lines += [*found.lines, *(f"undefined: {name}" for name in notes[:3])]
+    lines += [
+        *found.lines,
+        *(f"undefined here, as with too few rows: {name}" for name in notes[:3]),
+    ]
     if report is not None:
         lines.append(f"results: {_shown(report.with_name('results.md'))}")
         lines.append(f"report: {_shown(report)}")
     return lines
 
 
+def _untrained(run: Path) -> bool:
+    """Whether a run has had too few steps for its latent to be judged, as a search has it."""
+    last = checkpoint.saved_progress(run)
+    return last is not None and last.step < UNTRAINED_STEPS
+
+
 def _shown(path: Path) -> str:
     return uri_of(path) or os.path.relpath(path)
 
 
+FEW = 20
+"""Rows of a class below which a comparison tells next to nothing."""
 _SHOWN = ("auroc", "auprc", "min_se_ppv")
 
 

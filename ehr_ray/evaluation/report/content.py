@@ -29,6 +29,8 @@ class Rejected:
     """Events (or rows) read."""
     reasons: Mapping[str, int] = field(default_factory=dict)
     """How many for each reason."""
+    changes: tuple[str, ...] = ()
+    """What was read otherwise than it stood, a line each."""
 
 
 @dataclass(frozen=True, kw_only=True)

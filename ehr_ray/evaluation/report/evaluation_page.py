@@ -163,9 +163,10 @@ def _split_row(split: SplitSize) -> tuple[str, ...]:
 def _rejected(rejected: Rejected | None) -> list[Block]:
     if rejected is None:
         return []
+    read = [Paragraph(f"{line[0].upper()}{line[1:]}.", small=True) for line in rejected.changes]
     if not rejected.rows:
-        text = f"No row of {rejected.total:,} was rejected on the way in."
-        return [Paragraph(text, small=True)]
+        text = f"Of {rejected.total:,} rows none was rejected on the way in."
+        return [Paragraph(text, small=True), *read]
     share = rejected.rows / max(rejected.total, 1)
     reasons = sorted(rejected.reasons.items(), key=lambda item: -item[1])
     rows = tuple((reason, f"{count:,}") for reason, count in reasons)
@@ -173,7 +174,7 @@ def _rejected(rejected: Rejected | None) -> list[Block]:
         f"{rejected.rows:,} of {rejected.total:,} rows ({share:.3%}) were rejected on the way in."
     )
     table = [Table(("Reason", "Rows"), rows)] if rows else []
-    return [Paragraph(text, small=True), *table]
+    return [Paragraph(text, small=True), *table, *read]
 
 
 def _details(context: ReportContext) -> list[Card]:

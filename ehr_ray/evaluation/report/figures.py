@@ -53,10 +53,10 @@ CAPTIONS: Final[Mapping[str, tuple[str, str]]] = {
     ),
     "embedding_map": (
         "Map of the embedding",
-        "Each point is a patient on the two directions of largest variance and, where asked for "
-        "(evaluation.umap_patients), by UMAP, which keeps neighbours together and no distances; "
-        "separation of the colours shows that the outcome is among the strongest patterns, overlap "
-        "does not show that it is absent.",
+        "Each point is a patient on the two directions of largest variance (and, in a second panel "
+        "where evaluation.umap_patients asks for one, by UMAP, which keeps neighbours together and "
+        "no distances); separation of the colours shows that the outcome is among the strongest "
+        "patterns, overlap does not show that it is absent.",
     ),
     "roc_pr": (
         "Discrimination",
@@ -187,7 +187,7 @@ def roc_pr(label: NDArray[np.bool_], probabilities: Mapping[str, Array]) -> Figu
         label: bool[N] with both classes.
         probabilities: float[N] by model name (keys of `SHORT_TITLES`, or any name).
     """
-    figure = Figure(figsize=(9.4, 4.5), layout="constrained")
+    figure = Figure(figsize=(9.4, 5.0 + 0.19 * len(probabilities)), layout="constrained")
     roc, pr = new_axes(figure, 1, 2, 0), new_axes(figure, 1, 2, 1)
     y = np.asarray(label, dtype=bool)
     chance: dict[str, Any] = {"color": "#B6BBC4", "linewidth": 1.0, "linestyle": (0, (1, 2))}
@@ -204,8 +204,8 @@ def roc_pr(label: NDArray[np.bool_], probabilities: Mapping[str, Array]) -> Figu
         roc.plot(false_rate, true_rate, label=f"{area:.3f}  {title}", **style)
         average = average_precision_score(y, p)
         pr.step(recall, precision, where="pre", label=f"{average:.3f}  {title}", **style)
-    _square(roc, "1 - specificity", "sensitivity", "AUROC", "lower right")
-    _square(pr, "sensitivity (recall)", "precision", "AUPRC", "upper right")
+    _rates(roc, "1 - specificity", "sensitivity", "AUROC")
+    _rates(pr, "sensitivity (recall)", "precision", "AUPRC")
     return figure
 
 
@@ -315,18 +315,17 @@ def _example(axis: Axes, example: Mapping[str, Any], max_tokens: int) -> None:
     _title(axis, example["title"] + (f" (+{hidden} more)" if hidden else ""))
 
 
-def _square(axis: Axes, x: str, y: str, title: str, place: str) -> None:
+def _rates(axis: Axes, x: str, y: str, title: str) -> None:
+    """Make a panel of two rates, its legend under it, where no curve runs."""
     axis.set_xlim(-0.01, 1.01)
     axis.set_ylim(-0.01, 1.01)
-    axis.set_aspect("equal")
     axis.set_xlabel(x, fontsize=FONT)
     axis.set_ylabel(y, fontsize=FONT)
     axis.legend(
-        frameon=True,
-        framealpha=0.85,
-        edgecolor="none",
+        frameon=False,
         fontsize=FONT - 1,
-        loc=place,
+        loc="upper left",
+        bbox_to_anchor=(0.0, -0.11),
         reverse=True,
         title=title,
         title_fontproperties={"size": FONT, "weight": "bold"},

@@ -87,6 +87,14 @@ def verdict_of(metrics: Mapping[str, float], name: str, split: str, metric: str)
     return f"{word} {signed(difference)}" if word else ""
 
 
+WINNERS: Final = {
+    "loses": "The gradient-boosted trees win on",
+    "beats": "This model wins on",
+    "ties": "This model and the gradient-boosted trees cannot be told apart on",
+}
+"""How the sentence on each kind of difference begins, in the order told."""
+
+
 def where_the_trees_win(metrics: Mapping[str, float], split: str) -> str:
     """Return one sentence on every paired metric; '' where there are no trees."""
     found: dict[str, list[str]] = {"loses": [], "beats": [], "ties": []}
@@ -97,12 +105,8 @@ def where_the_trees_win(metrics: Mapping[str, float], split: str) -> str:
             found[word].append(f"{title} ({signed(difference)})")
     if not any(found.values()):
         return ""
-    told = {word: ", ".join(parts) or "nothing" for word, parts in found.items()}
-    return (
-        f"The gradient-boosted trees win on: {told['loses']}. "
-        f"This model wins on: {told['beats']}. Not told apart: {told['ties']}. "
-        "Differences are this model minus the trees."
-    )
+    told = [f"{said}: {', '.join(found[word])}." for word, said in WINNERS.items() if found[word]]
+    return " ".join([*told, "Differences are this model minus the trees."])
 
 
 def tidy_csv(metrics: Mapping[str, float]) -> str:

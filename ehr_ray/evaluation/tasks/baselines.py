@@ -21,7 +21,7 @@ Input = Literal["embedding", "untrained", "features", "rich", "logit", "ensemble
 TITLES: Final = {
     "model": "This model",
     "network": "The network alone",
-    "probe": "Linear probe on its fine-tuned embedding",
+    "probe": "Linear probe on its own embedding",
     "gbm": "LightGBM on simple features",
     "gbm_rich": "LightGBM on rich features",
     "trees_and_model": "The trees and this model, averaged",
@@ -41,7 +41,7 @@ FEATURES: Final = (
 """What the rows of a table mean by them."""
 FITTED_TITLES: Final = {
     "probe": "This model, linear probe",
-    "logit": "This model, fine-tuned",
+    "logit": "This model, trained for the task",
     "ensemble": "This ensemble: network, trees, regression",
 }
 """Of the model's own row: how its embedding or its own output became a probability."""

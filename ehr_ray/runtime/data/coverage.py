@@ -4,7 +4,6 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
 
 from ehr_ray.errors import InputError
 from ehr_ray.evaluation.coverage import Coverage, coverage_of
@@ -12,9 +11,6 @@ from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.runtime.data.tasks import Say, run_jobs
 from ehr_ray.storage import files, sync
 from ehr_ray.storage.paths import canonical
-
-MIN_KNOWN: Final = 0.5
-"""Share of events below which a cohort is refused unless told otherwise."""
 
 
 def measure_coverage(

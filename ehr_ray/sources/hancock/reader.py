@@ -347,7 +347,9 @@ DESCRIPTIONS: Final = {
 
 def _positive(options: HancockOptions) -> dict[str, str]:
     """Return what the positive class of each task is, and which deaths count as what."""
-    cause = {"any": "any cause counts", "tumor": "a tumour's alone counts"}[options.death_cause]
+    cause = {"any": "those of any cause count", "tumor": "only those by a tumour count"}[
+        options.death_cause
+    ]
     return {
         outcome.name: f"{outcome.describes}; of deaths {cause}" for outcome in outcomes_of(options)
     }

@@ -218,7 +218,7 @@ def test_training_may_end_with_an_evaluation(
         # YAML would make `no` a truth value, which is no name.
         (
             ["--variants", "no_gate,no"],
-            "crossval.chosen=no: no such variant; ",
+            "crossval.chosen (--variants) no: no such variant; ",
         ),
         (["--task", "outcome,other"], "other"),
         (["--members", "0"], "crossval.members: "),

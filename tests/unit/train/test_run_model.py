@@ -102,7 +102,10 @@ def test_an_arrow_table_gives_an_arrow_table(model, events):
 def test_times_with_a_zone_and_a_frame_without_values_are_read(model, events):
     zoned = events.assign(time=events["time"].dt.tz_localize("UTC").dt.tz_convert("Asia/Tokyo"))
     pd.testing.assert_frame_equal(model.embed(zoned), model.embed(events))
-    bare = model.embed(events.drop(columns="numeric_value"))
+    with pytest.warns(UserWarning, match="no event has a numeric_value"):
+        bare = model.embed(events.drop(columns="numeric_value"))
+    with pytest.warns(UserWarning, match="no event has a numeric_value"):
+        model.predict(events.assign(numeric_value=np.inf))
     assert len(bare) == 60
     assert np.isfinite(np.stack(bare["embedding"])).all()
 
@@ -112,7 +115,25 @@ def test_codes_the_model_does_not_know_are_told_with_their_share(model, events):
     with pytest.warns(
         UserWarning, match=r"the model knows \d+\.\d% of [\d,]+ events; 1 codes are new"
     ):
-        assert len(model.embed(events.assign(code=half))) == 60
+        assert len(model.embed(events.assign(code=half), min_known_events=0.4)) == 60
+    unknown = events.assign(code="unknown//" + events["code"])
+    for read in (model.embed, model.predict):
+        with pytest.raises(
+            InputError, match=r"the model knows 0\.\d% of .* min_known_events below"
+        ):
+            read(unknown)
+
+
+def test_rows_are_read_in_any_order_but_of_two_values_at_one_time_the_later_counts(model, events):
+    late = events.dropna(subset=["time", "numeric_value"]).sort_values("time").iloc[[-1]]
+    mine = events[events["subject_id"].isin(late["subject_id"])]
+    twice = [late.assign(numeric_value=value) for value in (1e3, -1e3)]
+    one, other, last = (
+        np.stack(model.embed(pd.concat([mine, *added]))["embedding"])
+        for added in (twice, twice[::-1], twice[:1])
+    )
+    assert not np.array_equal(one, other)
+    np.testing.assert_array_equal(other, last)
 
 
 def test_a_subject_without_events_has_no_prediction(model, events):

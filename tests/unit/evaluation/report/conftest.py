@@ -80,7 +80,7 @@ def context():
         figures={"kl_per_dimension": figures.kl_per_dimension(kl.kl_per_dimension, kl.active)},
         cohort={"Source": "physionet2012"},
         splits=(SplitSize("train", 6400, 6400, 900), SplitSize("held_out", 800)),
-        rejected=Rejected(12, 4000, {"no value": 12}),
+        rejected=Rejected(12, 4000, {"no value": 12}, ("values such as >100: 3, number kept",)),
         config="family: set_vae\nname: <b>",
         versions={"torch": "2.9"},
     )

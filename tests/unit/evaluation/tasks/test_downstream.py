@@ -152,7 +152,7 @@ def test_a_model_trained_for_the_task_is_judged_by_its_own_output_and_beside_its
     raw = scores.uncalibrated["held_out"]
     calibrated = scores.probabilities["held_out"]["model"]
     assert abs(calibrated.mean() - held_out.label.mean()) < abs(raw.mean() - held_out.label.mean())
-    assert baselines.title_of("model", metrics, "held_out") == "This model, fine-tuned"
+    assert baselines.title_of("model", metrics, "held_out") == "This model, trained for the task"
 
 
 def test_the_average_with_the_trees_is_scored_and_its_gain_is_over_the_trees(fitted, splits):

@@ -164,8 +164,8 @@ def test_the_record_of_tasks_says_which_deaths_count(read):
             {"name": "other", "death_cause": "tumor", "competing_death": "unknown"},
         )
     )
-    assert default["survival_5y"].endswith("of deaths any cause counts")
-    assert other["survival_5y"].endswith("of deaths a tumour's alone counts")
+    assert default["survival_5y"].endswith("of deaths those of any cause count")
+    assert other["survival_5y"].endswith("of deaths only those by a tumour count")
     assert "is without it" in default["recurrence_2y"]
     assert "has no label" in other["recurrence_2y"]
 
