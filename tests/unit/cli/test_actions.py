@@ -55,6 +55,19 @@ def test_phrases_writes_one_table_and_export_one_file_a_patient(common, syntheti
         main(arguments)
 
 
+def test_an_export_in_float16_holds_the_same_numbers_in_half_the_space(common, tmp_path):
+    command = ["export-pt", str(TINY / "event_decoder.yaml"), *common, "--output"]
+    main([*command, str(tmp_path / "whole")])
+    main([*command, str(tmp_path / "half"), "--float16"])
+    name = "train/patient_0.pt"
+    whole, half = (torch.load(tmp_path / f / name, weights_only=True) for f in ("whole", "half"))
+    assert half["embeddings"].dtype == torch.float16
+    torch.testing.assert_close(
+        half["embeddings"].float(), whole["embeddings"], rtol=2e-3, atol=1e-4
+    )
+    assert torch.equal(half["token_ids"], whole["token_ids"])
+
+
 def test_an_export_names_a_patient_without_label(common, synthetic_cohort, tmp_path, capsys):
     cohort = tmp_path / "cohort"
     cohort.mkdir()

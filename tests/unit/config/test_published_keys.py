@@ -53,6 +53,15 @@ def test_a_finetuning_config_is_a_task():
     assert experiment.name == "mine"
 
 
+def test_a_pretrained_checkpoint_starts_the_task_of_either_architecture():
+    start = {**COHORT, "training.pretrained_checkpoint": "results/embedded_based/pretrain"}
+    for kind, arch in (("encoder", "encoder"), ("decoder", "decoder")):
+        change = {**start, "model.type": f"transformer_{kind}_embedded"}
+        experiment = parse(override(yaml.safe_load(FINETUNE), change))
+        assert experiment.init_from == "results/embedded_based/pretrain"
+        assert (experiment.model.arch, experiment.task.name) == (arch, "case")
+
+
 EMBEDDINGS = """
 model: {name: sentence-transformers/all-MiniLM-L6-v2, embedding_dim: 384}
 data: {data_dir: tokenized/, vocab_filepath: vocab.csv, labels_filepath: labels.csv,
