@@ -43,6 +43,7 @@ def test_phrases_writes_one_table_and_export_one_file_a_patient(common, syntheti
     main(arguments)
     rows = list(csv.DictReader((out / "subjects.csv").open()))
     assert len(rows) == len(list(out.rglob("*.pt"))) == 60
+    assert {p.name for p in out.iterdir() if p.is_dir()} == {"train", "tuning", "held_out"}
     content = torch.load(out / "train" / "patient_0.pt", weights_only=True)
     ids = content["token_ids"]
     assert (ids.dtype, content["embeddings"].dtype) == (torch.int64, torch.float32)

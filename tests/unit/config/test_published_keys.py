@@ -77,6 +77,8 @@ def test_the_config_of_the_first_stage_says_where_the_next_ones_look():
     pretrain = parse(override(yaml.safe_load(PRETRAIN), COHORT))
     assert experiment.model.text_model == "sentence-transformers/all-MiniLM-L6-v2"
     assert experiment.data.cache_dir == pretrain.data.cache_dir
+    names = (experiment.model.medical_lookup, experiment.model.lab_lookup)
+    assert names == ("medical.csv", "lab.csv")
     assert experiment.cluster.gpus_per_worker == 1
     here = parse(override(yaml.safe_load(EMBEDDINGS), {**COHORT, "cluster.gpus_per_worker": 0.5}))
     assert here.cluster.gpus_per_worker == 0.5
