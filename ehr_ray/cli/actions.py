@@ -62,12 +62,13 @@ def expand(args: Arguments, screen: Screen) -> None:
         origin=args.origin,
         address=args.address,
         tracking=asked_for(args.tracking_uri, args.experiment),
+        smoke=args.smoke,
         verbose=args.verbose,
         say=screen.passing,
     )
     screen.say(
         f"{relative(args.output)}: {result.tokens:,} tokens of {result.patients:,} patients "
-        f"in {result.shards} shards, {result.seconds:.1f} s"
+        f"in {result.shards} shards, {result.seconds:.1f} s{'; none of it kept' * args.smoke}"
     )
     if result.unscaled:
         screen.say(
@@ -107,6 +108,7 @@ def export_pt(args: Arguments, screen: Screen) -> None:
         args.output,
         task=args.task,
         skip_unlabelled=args.skip_unlabelled,
+        half=args.float16,
         verbose=args.verbose,
         say=screen.passing,
     )

@@ -169,6 +169,7 @@ VERBS = (
                 "those of its ingest, else the usual names of an admission)",
                 metavar="CODE[,CODE]",
             ),
+            option("--smoke", "try the first shard, and keep nothing", action="store_true"),
             *TRACKING,
             ADDRESS,
         ),
@@ -205,6 +206,7 @@ VERBS = (
             option("--output", "new folder", type=path, required=True),
             option("--task", "label file of the cohort, such as mortality"),
             option("--skip-unlabelled", "leave out patients without a label", action="store_true"),
+            option("--float16", "embeddings in half the space", action="store_true"),
         ),
     ),
     Verb(

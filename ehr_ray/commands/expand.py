@@ -1,8 +1,10 @@
 """Last-value-carry-forward of a whole cohort to Parquet, one Ray Data task a shard."""
 
 import json
+import os
+import shutil
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -61,6 +63,7 @@ def expand(
     address: str | None = None,
     on_ray: bool = True,
     tracking: Destination | None = None,
+    smoke: bool = False,
     verbose: bool = False,
     say: Callable[[str], None] = lambda _: None,
 ) -> Expanded:
@@ -73,7 +76,8 @@ def expand(
     CSV of code, mean and std that replaces them. A code with neither (one that never has a value
     in train) has mean 0 and standard deviation 1, so that its values stay as measured: they are
     counted. `origin` names the codes of minute 0, as `data.origin` does. `on_ray=False` does it
-    all in this process. `tracking` is where an MLflow run of it is left.
+    all in this process. `tracking` is where an MLflow run of it is left. `smoke` tries the first
+    shard in this process and keeps nothing.
     """
     if lvcf_minutes < 0:
         raise InputError(f"--lvcf-minutes {lvcf_minutes:g}: must be 0 or more")
@@ -85,10 +89,12 @@ def expand(
     unknown = sorted(set(always_carry) - set(vocabulary.codes))
     if unknown:
         raise InputError(f"--always-carry: no code {unknown[0]!r} in {cohort}; check its spelling")
+    expander = ShardExpander(vocabulary, lvcf_minutes, always_carry)
+    if smoke:
+        return replace(_tried(cohort, output, expander), seconds=time.perf_counter() - started)
     there = _claim(output, cohort, vocabulary, lvcf_minutes, always_carry, value_stats)
     files.write_parquet(vocabulary.to_table(), output / CODES)
     sync.push(output / CODES)
-    expander = ShardExpander(vocabulary, lvcf_minutes, always_carry)
     given = {
         "cohort": cohort.absolute(),
         "output": output.absolute(),
@@ -126,13 +132,29 @@ def _fill(
         on_ray = opened is not None
         with opened() if opened else nullcontext():
             run_shards(todo, expander, on_ray=on_ray, say=say, verb="expanded shards", bring=False)
-    counts = [sync.footer(job["target"]) for job in jobs]
+    return _counted(sync.footer(job["target"]) for job in jobs)
+
+
+def _tried(cohort: Path, output: Path, expander: "ShardExpander") -> Expanded:
+    """Expand the first shard beside the output, where it would be written, and remove it."""
+    (shard, *_), *_ = splits_of(cohort).values()
+    folder = output.with_name(f"{output.name}.smoke-{os.getpid()}")
+    try:
+        expander({"shard": str(shard), "target": str(folder / "0.parquet")})
+        return _counted([pq.read_metadata(folder / "0.parquet")])
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _counted(shards: Iterable[pq.FileMetaData]) -> Expanded:
+    """Return what the footers of some shards tell."""
+    counts = list(shards)
     patients, unscaled = (
         sum(int((c.metadata or {}).get(name, b"0")) for c in counts)
         for name in (b"patients", b"unscaled")
     )
     tokens = sum(c.num_rows for c in counts)
-    return Expanded(len(jobs), patients, tokens, unscaled=unscaled)
+    return Expanded(len(counts), patients, tokens, unscaled=unscaled)
 
 
 class ShardExpander:

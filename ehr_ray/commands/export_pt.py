@@ -1,8 +1,9 @@
 """The per-patient `.pt` layout of other pipelines, for those who need it: a vector for each token.
 
-`<output>/<split>/patient_<i>.pt` holds `embeddings` float32 (N, D), `token_ids` int64 (N,) and
-`label`, an int64 scalar; i is the place in load order, and `subjects.csv` says whose it is. It
-takes hundreds of times the space of ids and one table, which is what this package trains from.
+`<output>/<split>/patient_<i>.pt` holds `embeddings` (N, D), float32 or at wish float16, `token_ids`
+int64 (N,) and `label`, an int64 scalar; i is the place in load order, and `subjects.csv` says whose
+it is. It takes hundreds of times the space of ids and one table, which is what this package trains
+from.
 """
 
 import csv
@@ -36,6 +37,7 @@ def export_pt(
     *,
     task: str | None = None,
     skip_unlabelled: bool = False,
+    half: bool = False,
     verbose: bool = False,
     say: Say = lambda _: None,
 ) -> int:
@@ -67,7 +69,7 @@ def export_pt(
     )
     jobs = list(_jobs(cohort, output))
     on_ray = experiment.cluster.most_workers > 0
-    writer = PtWriter(experiment, vocabulary, folder, name, skip_unlabelled)
+    writer = PtWriter(experiment, vocabulary, folder, name, skip_unlabelled, half=half)
     with session_of(experiment.cluster, verbose):
         rows = run_shards(jobs, writer, on_ray=on_ray, say=say, verb="exported shards")
     with (output / "subjects.csv").open("w", newline="") as file:
@@ -88,15 +90,18 @@ class PtWriter:
         folder: Path,
         task: str,
         skip_unlabelled: bool,
+        *,
+        half: bool,
     ) -> None:
         self._experiment, self._vocabulary, self._folder = experiment, vocabulary, folder
         self._labels = [canonical(path) for path in label_files(experiment.cohort)[task]]
-        self._task, self._skip = task, skip_unlabelled
+        self._task, self._skip, self._half = task, skip_unlabelled, half
 
     def __call__(self, job: Mapping[str, Any]) -> list[list[Any]]:
         """Write the patients of `job["shard"]`; return `[split, file, subject_id]` of each."""
         torch.set_num_threads(1)
         table = load_file(self._folder / TABLE)["table"]
+        table = table.half() if self._half else table
         family, config = get_family(self._experiment.family), self._experiment.model
         target = Path(job["target"])
         target.mkdir(parents=True, exist_ok=True)

@@ -79,6 +79,7 @@ NO_PATH_OPTIONS = {
     "task": "a label file of the cohort by its name",
     "overrides": "read as the config is",
     "split": "a name",
+    "label_shares": "numbers",
     "variants": "names",
     "only": "names",
     "experiment": "a name",

@@ -43,6 +43,7 @@ def test_phrases_writes_one_table_and_export_one_file_a_patient(common, syntheti
     main(arguments)
     rows = list(csv.DictReader((out / "subjects.csv").open()))
     assert len(rows) == len(list(out.rglob("*.pt"))) == 60
+    assert {p.name for p in out.iterdir() if p.is_dir()} == {"train", "tuning", "held_out"}
     content = torch.load(out / "train" / "patient_0.pt", weights_only=True)
     ids = content["token_ids"]
     assert (ids.dtype, content["embeddings"].dtype) == (torch.int64, torch.float32)
@@ -53,6 +54,19 @@ def test_phrases_writes_one_table_and_export_one_file_a_patient(common, syntheti
     assert int(content["label"]) == int(mine.boolean_value.iloc[0])
     with pytest.raises(SystemExit):  # files of two exports would mix
         main(arguments)
+
+
+def test_an_export_in_float16_holds_the_same_numbers_in_half_the_space(common, tmp_path):
+    command = ["export-pt", str(TINY / "event_decoder.yaml"), *common, "--output"]
+    main([*command, str(tmp_path / "whole")])
+    main([*command, str(tmp_path / "half"), "--float16"])
+    name = "train/patient_0.pt"
+    whole, half = (torch.load(tmp_path / f / name, weights_only=True) for f in ("whole", "half"))
+    assert half["embeddings"].dtype == torch.float16
+    torch.testing.assert_close(
+        half["embeddings"].float(), whole["embeddings"], rtol=2e-3, atol=1e-4
+    )
+    assert torch.equal(half["token_ids"], whole["token_ids"])
 
 
 def test_an_export_names_a_patient_without_label(common, synthetic_cohort, tmp_path, capsys):

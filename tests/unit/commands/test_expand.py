@@ -6,6 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from ehr_ray.cli.main import main
 from ehr_ray.commands import expand as command
 from ehr_ray.commands.expand import ShardExpander
 from ehr_ray.commands.ingest import ingest
@@ -127,3 +128,20 @@ def test_the_origin_of_a_dataset_as_it_stands_may_be_named(strange, tmp_path):
     assert "ENCOUNTER" not in found
     with pytest.raises(InputError, match=r"--origin STAY: no such code"):
         command.expand(strange, tmp_path / "c", origin="STAY")
+
+
+def test_a_smoke_test_expands_one_shard_and_keeps_nothing(strange, tmp_path, monkeypatch, capsys):
+    seen = []
+    write = command.ShardExpander.__call__
+    monkeypatch.setattr(
+        command.ShardExpander, "__call__", lambda self, job: seen.append(job) or write(self, job)
+    )
+    main(["expand", str(strange), "--output", str(tmp_path / "sets" / "a"), "--smoke"])
+    (job,) = seen
+    assert job["shard"] == str(strange / "data/train/0.parquet")
+    assert "a: 9 tokens of 1 patients in 1 shards" in capsys.readouterr().err
+    assert not list((tmp_path / "sets").iterdir())
+    with pytest.raises(SystemExit):  # what is wrong with a run is wrong with its trial
+        main(
+            ["expand", str(strange), "--output", str(tmp_path / "b"), "--smoke", "--origin", "STAY"]
+        )

@@ -53,6 +53,15 @@ def test_a_finetuning_config_is_a_task():
     assert experiment.name == "mine"
 
 
+def test_a_pretrained_checkpoint_starts_the_task_of_either_architecture():
+    start = {**COHORT, "training.pretrained_checkpoint": "results/embedded_based/pretrain"}
+    for kind, arch in (("encoder", "encoder"), ("decoder", "decoder")):
+        change = {**start, "model.type": f"transformer_{kind}_embedded"}
+        experiment = parse(override(yaml.safe_load(FINETUNE), change))
+        assert experiment.init_from == "results/embedded_based/pretrain"
+        assert (experiment.model.arch, experiment.task.name) == (arch, "case")
+
+
 EMBEDDINGS = """
 model: {name: sentence-transformers/all-MiniLM-L6-v2, embedding_dim: 384}
 data: {data_dir: tokenized/, vocab_filepath: vocab.csv, labels_filepath: labels.csv,
@@ -68,6 +77,8 @@ def test_the_config_of_the_first_stage_says_where_the_next_ones_look():
     pretrain = parse(override(yaml.safe_load(PRETRAIN), COHORT))
     assert experiment.model.text_model == "sentence-transformers/all-MiniLM-L6-v2"
     assert experiment.data.cache_dir == pretrain.data.cache_dir
+    names = (experiment.model.medical_lookup, experiment.model.lab_lookup)
+    assert names == ("medical.csv", "lab.csv")
     assert experiment.cluster.gpus_per_worker == 1
     here = parse(override(yaml.safe_load(EMBEDDINGS), {**COHORT, "cluster.gpus_per_worker": 0.5}))
     assert here.cluster.gpus_per_worker == 0.5

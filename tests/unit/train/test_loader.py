@@ -66,6 +66,12 @@ def test_tuning_batches_cover_everyone_once_over_the_ranks(make, world, batch_si
     assert max(len(b["id"]) for b in batches) <= max(1, batch_size // world)
 
 
+def test_tuning_batches_are_of_eval_batch_size(make):
+    loader = make(batch_size=2, eval_batch_size=5)
+    assert [len(b["id"]) for b in loader.tuning_batches(0, 1)] == [5, 2]
+    assert len(next(loader.train_steps(0, 0, 0, 1))[0]["id"]) == 2
+
+
 def test_with_fewer_tuning_patients_than_ranks_every_rank_reads_all(make):
     loader = make(tuning=2)
     for rank in range(3):

@@ -1,5 +1,6 @@
 """Whether a run goes on, by where its paths lead; without Ray."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from ehr_ray.commands.tune import SEARCH, check_folder
 from ehr_ray.config.yaml_files import read_yaml
 from ehr_ray.errors import ConfigError
 from ehr_ray.experiment import load, parse, to_yaml
+from ehr_ray.train import history
 
 TINY = Path(__file__).parents[4] / "configs" / "tiny"
 
@@ -94,3 +96,14 @@ def test_mlflow_gets_the_best_checkpoint_of_each_task_and_none_kept_by_steps(tmp
         "checkpoints/best_surv",
         "checkpoints/final",
     ]
+
+
+def test_a_finished_hcat_leaves_its_summary_in_the_run(folder):
+    small = ("cluster.num_workers=0", "tracking.experiment=null", "train.max_steps=2")
+    main(["train", str(TINY / "hcat.yaml"), *small, "name=fused", "train.max_epochs=1"])
+    run = folder / "runs" / "fused"
+    found = json.loads((run / "enhanced_hcat_training_summary.json").read_text())
+    told = history.read(run)
+    assert found["history"]["val_avg_f1"] == told["val/f1_avg"].tolist()
+    assert found["best_metrics"]["surv_auc"] == told["val/auc_surv"].max()
+    assert found["training_config"]["epochs"] == 1

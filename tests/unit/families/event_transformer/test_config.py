@@ -23,3 +23,10 @@ def test_what_cannot_be_is_named(model, message):
 def test_the_options_of_tokens_are_the_models():
     model = parse({**BARE, "model": {"values": "own", "gaps": "none", "levels": 4}}).model
     assert model.token_options == TokenOptions(values="own", gaps="none", levels=4)
+
+
+def test_sizes_are_the_published_ones_unless_told():
+    model = parse(BARE).model
+    assert (model.model_dim, model.n_heads, model.n_layers) == (256, 8, 6)
+    assert (model.dropout, model.max_length, model.pooling) == (0.1, 512, ("mean",))
+    assert model.text_model == "all-MiniLM-L6-v2"

@@ -54,6 +54,16 @@ def test_every_parameter_learns_whatever_the_heads(make_model, make_batch):
         assert [n for n, p in model.named_parameters() if p.grad is None] == []
 
 
+def test_phrases_keep_their_embeddings_in_training(make_model, make_batch):
+    model = make_model(arch="decoder", head="tied")
+    table, project = model.table.clone(), model.project.weight.detach().clone()
+    terms = FAMILY.loss(model, make_batch([9, 4], model.config), SCHEDULED, SEED)
+    terms["event"].sum.backward()
+    torch.optim.AdamW(model.parameters(), lr=0.1).step()
+    assert torch.equal(model.table, table)
+    assert not torch.equal(model.project.weight, project)
+
+
 def test_a_model_without_head_cannot_be_pretrained(make_model, make_batch):
     model = make_model(head="none")
     with pytest.raises(ConfigError, match=r"model\.head=none"):

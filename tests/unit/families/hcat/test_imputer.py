@@ -87,3 +87,16 @@ def test_a_token_is_never_told_by_itself():
     base.fit(value, present)
     for place in range(5):
         assert not base.read[place, place * 512 : (place + 1) * 512].any()
+
+
+def test_a_sure_refinement_leaves_less_doubt_and_an_unsure_one_does_not(make_config, seen):
+    imputer = AdvancedIterativeImputer(make_config()).eval()
+    falls = []
+    for sure in (9.0, -9.0):
+        for head in imputer.confidence:
+            head.weight.data.zero_()
+            head.bias.data.fill_(sure)
+        logvar = [doubt for _, doubt in imputer(seen, KEY).steps]
+        falls.append([(a - b).min().item() for a, b in pairwise(logvar)])
+    assert min(falls[0]) > 0.3
+    assert max(falls[1]) < 0

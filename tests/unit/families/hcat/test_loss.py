@@ -3,6 +3,7 @@ import torch
 from torch.nn import functional as F
 
 from ehr_ray.families.hcat.loss import info_nce, loss, needs_pairs, outcome_loss
+from ehr_ray.nn.noise import combine
 
 SCHEDULED = {"beta": 1.0, "free_bits": 0.0}
 SEED = 7
@@ -65,6 +66,26 @@ def test_the_imputation_loss_is_of_hidden_tokens_and_can_be_learned(make_model, 
         curve.append(float(terms["impute_mse"].sum / terms["impute_mse"].count))
     assert 0 < float(terms["impute"].count) < 16 * 5
     assert sum(curve[-10:]) < 0.9 * sum(curve[:10])
+
+
+def test_observed_tokens_are_reconstructed_by_their_squared_error(make_model, batch):
+    model = make_model(mask_ratio=0.5).eval()
+    tokens = model.tokens(batch)
+    seen = tokens.only(~model.hidden(tokens, combine(batch["subject_id"], SEED), SEED, drop=False))
+    filled = model.impute(seen, torch.zeros(4, dtype=torch.int64))
+    error = (filled.recon - tokens.value / model.token_scale).square().mean(-1)
+    found = loss(model, batch, SCHEDULED, SEED)["recon"]
+    assert 4 < found.count == seen.present.sum() < tokens.present.sum()
+    torch.testing.assert_close(found.sum, error[seen.present].sum())
+
+
+def test_an_objective_is_the_sum_of_terms_by_their_weights(make_model, batch):
+    alphas = {"surv": 2.0, "rec": 3.0, "con": 0.5, "kl": 0.7, "impute": 0.3}
+    model = make_model(**{f"alpha_{name}": value for name, value in alphas.items()}).train()
+    terms = loss(model, batch, SCHEDULED, SEED)
+    assert {name: terms[name].coef for name in alphas} == alphas
+    assert terms["recon"].coef == 0.3
+    assert {n for n, term in terms.items() if not term.coef} == {"kl_nats", "impute_mse"}
 
 
 def test_free_bits_are_a_floor_of_each_dimension(make_model, batch):

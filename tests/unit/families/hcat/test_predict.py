@@ -88,6 +88,8 @@ def test_measures_skip_unknown_labels_and_warn_of_what_is_too_good(make_model, m
     batch["label"][:, 1] = -1
     found = measure(model, [batch])
     assert found["auc_surv"] == 1
+    right = (logit[:, 0] > 0) == (batch["label"][:, 0] > 0)
+    assert found["acc_surv"] == pytest.approx(float(right.float().mean()))
     assert found["auc_rec"] == 0.5
     assert found["auc_avg"] == 0.75
     assert np.isnan(found.pop("nll_rec"))

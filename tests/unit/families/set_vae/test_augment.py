@@ -35,6 +35,13 @@ def test_values_are_hidden_at_their_rates(many, make_config):
     assert abs(share(hidden, batch["mask"] & ~batch["carried"]) - 0.05) < 0.01
 
 
+def test_carried_values_alone_may_be_hidden(many, make_config):
+    batch = many(12)
+    hidden = hidden_tokens(batch, make_config(clean=True, p_stale=0.5), SEED)
+    assert 0.4 < share(hidden, batch["carried"]) < 0.6
+    assert not (hidden & ~batch["carried"]).any()
+
+
 @pytest.mark.parametrize(
     ("size", "counts"), [(1, {0: 1.0}), (3, {0: 0.6, 1: 0.4}), (5, {0: 0.6, 1: 0.4})]
 )

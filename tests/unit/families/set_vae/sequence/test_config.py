@@ -20,6 +20,7 @@ def test_sets_are_those_of_the_set_vae():
     shared, ours = SetConfig(), SeqSetVAEConfig()
     others = {name for name, value in vars(shared).items() if getattr(ours, name) != value}
     assert others == {"p_live"}
+    assert (ours.p_stale, ours.p_live) == (0.5, 0.0)
 
 
 @pytest.mark.parametrize(
