@@ -1,7 +1,8 @@
 """The `vae` section of the published vitals pipeline, read as a config of this package.
 
 Kernels in `scales` stand for the branches that begin with them. The objective stays this package's
-likelihood: `free_bits` and `beta` mean what they mean there, nats a dimension and a factor.
+likelihood: `free_bits` and `beta` mean what they mean there, nats a dimension and a factor. A cycle
+of beta is one of `mean_share` too, and what its text says beside the section holds: 64 a batch.
 """
 
 from collections.abc import Mapping
@@ -20,6 +21,7 @@ KNOWN: Final = (
     *("model_type", "scales", "beta", "beta_warmup_epochs", "cyclical_period", "free_bits"),
     *("batch_size", *MODEL, *TRAIN),
 )
+BATCH: Final = 64
 BRANCHES: Final = {3: "local", 15: "hourly", 63: "daily", 255: "multiday"}
 """First kernel of each branch of the design."""
 
@@ -43,13 +45,15 @@ def translated_vae(raw: Mapping[str, Any], branches: Mapping[str, Any]) -> Raw:
     schedules: Raw = {k: theirs[k] for k in ("free_bits",) if k in theirs}
     if beta := _beta(theirs):
         schedules["beta"] = beta
+    if (period := theirs.get("cyclical_period")) is not None:
+        schedules["mean_share"] = {"epochs": period}
     mine: Raw = {
         "family": FAMILY,
         "name": FAMILY,
         "model": model,
         "schedules": schedules,
         "train": _renamed(theirs, TRAIN),
-        "data": {k: theirs[k] for k in ("batch_size",) if k in theirs},
+        "data": {"batch_size": theirs.get("batch_size", BATCH)},
     }
     ours = {key: value for key, value in raw.items() if key != SECTION}
     both = {k: {**mine[k], **ours[k]} for k in mine if isinstance(ours.get(k), Mapping)}

@@ -73,6 +73,27 @@ def test_warm_up_rises_evenly_to_the_peak():
     assert found[10] == max(found) == 2.0
 
 
+def test_a_warm_up_may_be_counted_in_epochs():
+    plan = TrainConfig(lr=2.0, warmup_steps=3, warmup_epochs=2)
+    found = [learning_rate(step, 1000, plan, steps_per_epoch=10) for step in range(21)]
+    assert found == pytest.approx([0.1 * (step + 1) for step in range(20)] + [2.0])
+
+
+def test_weights_decay_by_the_rate_alone_whatever_their_gradient():
+    """AdamW (Loshchilov and Hutter 2019): a penalty in the gradient would be lost in its scale."""
+    shares = []
+    for gradient in (0.0, 1.0):
+        model = Model()
+        optimizer = make_optimizer(model, TrainConfig(lr=0.1, weight_decay=0.3))
+        before = model.out.weight.detach().clone()
+        for parameter in model.parameters():
+            parameter.grad = torch.full_like(parameter, gradient)
+        optimizer.step()
+        step = 0.1 * gradient  # the first step of Adam is as long as the rate
+        shares.append((model.out.weight.detach() + step) / before)
+    assert all(torch.allclose(s, torch.tensor(0.97), atol=1e-4) for s in shares)
+
+
 @pytest.mark.parametrize(("shape", "middle"), [("linear", 1.1), ("cosine", 1.1), ("constant", 2.0)])
 def test_the_rate_falls_from_the_peak_to_the_minimum(shape, middle):
     found = rates(lr_schedule=shape)

@@ -9,6 +9,7 @@ from ehr_ray.family import Term
 from ehr_ray.registry import get_family
 from ehr_ray.train.backend import LocalBackend
 from ehr_ray.train.meters import Sums
+from ehr_ray.train.optim import make_optimizer
 from ehr_ray.train.step import Faults, OptimizerStep, objective
 
 
@@ -83,3 +84,24 @@ def test_of_steps_that_nobody_looked_at_the_first_that_is_not_finite_is_told():
     assert faults.read() == ""
     faults.note(bad, [{"a": good, "b": good}], {})
     assert faults.read() == "gradient is not finite with no schedule"
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [("float32", torch.float32), ("bf16", torch.bfloat16)]
+)
+def test_products_of_a_step_have_the_precision_of_the_plan(tiny_experiment, precision, dtype):
+    seen = []
+
+    def loss(model, batch, *_):
+        found = model(batch["x"])
+        seen.append(found.dtype)
+        return {"fit": Term(found.float().square().sum(), torch.tensor(1.0))}
+
+    experiment = tiny_experiment(changes={"train.precision": precision})
+    family, model = dataclasses.replace(get_family("set_vae"), loss=loss), nn.Linear(1, 1)
+    backend = LocalBackend()
+    optimizer = make_optimizer(model, experiment.train)
+    take = OptimizerStep(experiment, family, model, optimizer, backend, Sums(backend))
+    take([{"x": torch.ones(2, 1)}], {}, 7)
+    assert set(seen) == {dtype}
+    assert model.weight.dtype == torch.float32

@@ -49,6 +49,7 @@ def test_without_baselines_the_model_is_measured_alone_and_has_its_report(report
     assert not [name for name in metrics if name.startswith("baseline/")]
     assert not (folder / "predictions" / "baselines").exists()
     assert (folder / "report.html").is_file()
+    assert (folder / "figures" / "embedding_map.png").is_file()
     assert any(line.startswith("report: ") for line in lines)
 
 

@@ -25,6 +25,14 @@ def test_the_results_are_those_of_the_run_with_their_intervals(card, evaluated_r
     assert "\n# " not in results
 
 
+def test_the_card_and_the_report_tell_how_large_the_model_is(card, evaluated_run):
+    size = sum(p.numel() for p in ehr_ray.load(evaluated_run).model.parameters())
+    assert f"with {size:,} parameters" in card
+    page = " ".join((evaluated_run / "report.html").read_text().split())
+    assert "parameters" in page
+    assert f"{size:,}" in page
+
+
 def test_the_data_are_those_of_the_cohort(card):
     data = section(card, "Data")
     assert "Cohort: synthetic." in data

@@ -1,8 +1,11 @@
 import pytest
 
+from ehr_ray.config.search import Choice, LogUniform
 from ehr_ray.errors import ConfigError
 from ehr_ray.experiment import parse
 from ehr_ray.families.jepa.config import DEFAULT
+from ehr_ray.runtime.tuning.plan import check_space
+from ehr_ray.runtime.tuning.trial_data import data_paths
 
 
 def model(**options):
@@ -51,6 +54,26 @@ def test_a_preset_fills_the_sizes_that_are_not_given(name, size):
 def test_what_cannot_be_is_refused_with_its_reason(options, message):
     with pytest.raises(ConfigError, match=message):
         model(**options)
+
+
+def test_the_moving_average_is_the_published_one_over_the_whole_run():
+    raw = {"family": "jepa", "name": "x", "data": {"cohort": "c"}}
+    momentum = parse(raw).schedules["momentum"]
+    assert [momentum.at(step, 7, run_steps=50) for step in (0, 50)] == [0.996, 1.0]
+    assert momentum.at(50, 7, run_steps=100) == pytest.approx(0.998)
+
+
+def test_rate_batch_and_length_of_a_sequence_can_be_searched():
+    space = {
+        "train.lr": LogUniform(1e-4, 1e-3),
+        "data.batch_size": Choice((32, 64)),
+        "model.max_rows": Choice((24, 48)),
+        "model.context_rows": Choice((15, 30)),
+    }
+    raw = {"family": "jepa", "name": "x", "data": {"cohort": "c"}}
+    experiment = parse(raw)
+    check_space(experiment, space)
+    assert data_paths(experiment, space) == []  # all its trials share their rows
 
 
 def test_the_moving_average_keeps_between_none_and_all_of_itself():

@@ -74,3 +74,18 @@ def test_a_patient_is_masked_alike_in_any_batch_and_unlike_its_neighbour(make_co
     assert torch.equal(alone[0], context[5:6])
     assert torch.equal(alone[1], target[5:6])
     assert any(not torch.equal(c[5], c[6]) for c, _ in drawn(config))
+
+
+def test_the_context_keeps_its_share_of_the_rows_that_are_left(make_config):
+    whole, half = (
+        torch.stack([context.sum(1) for context, _ in drawn(make_config(mask="blocks", **more))])
+        for more in ({}, {"context_ratio": 0.5})
+    )
+    assert (half <= whole).all()
+    assert 0.4 < half[:, 5].sum() / whole[:, 5].sum() < 0.6
+
+
+@pytest.mark.parametrize(("share", "rows"), [((0.1, 0.1), {5}), ((0.1, 0.3), set(range(5, 15)))])
+def test_a_block_is_as_long_as_is_asked(make_config, share, rows):
+    config = make_config(mask="blocks", blocks=1, block_share=share)
+    assert {int(target[5].sum()) for _, target in drawn(config, 200)} == rows

@@ -3,7 +3,7 @@ import torch
 
 from ehr_ray.families.jepa.config import PRESETS
 from ehr_ray.families.jepa.dense_rows import dense
-from ehr_ray.families.jepa.model import Encoder, Predictor, after_step
+from ehr_ray.families.jepa.model import JEPA, Encoder, Predictor, after_step
 
 
 def size_of(module):
@@ -98,3 +98,42 @@ def test_the_goals_are_never_dropped_out(make_model, make_batch):
     first, second = (model.train().goals(dense(batch)) for _ in range(2))
     assert torch.equal(first, second)
     assert model.encoder.training
+
+
+@pytest.mark.parametrize("options", [{"level_noise": 0.5}, {"time_jitter": 30.0}])
+def test_the_context_alone_is_augmented_and_in_training_alone(make_model, make_batch, options):
+    plain, shaken, batch = make_model(), make_model(**options), make_batch([16, 12])
+    first, second = (model.train()(batch, 3) for model in (plain, shaken))
+    assert (first["predicted"] - second["predicted"]).abs().max() > 1e-5
+    assert torch.equal(first["goal"], second["goal"])
+    first, second = (model.eval()(batch, 3) for model in (plain, shaken))
+    assert torch.equal(first["predicted"], second["predicted"])
+
+
+def test_a_row_goes_through_two_layers_before_any_other_is_seen(make_model):
+    encoder = make_model().encoder
+    linear = [layer for layer in encoder.embed if isinstance(layer, torch.nn.Linear)]
+    assert len(linear) == 2
+    assert isinstance(encoder.embed[-1], torch.nn.LayerNorm)
+    rows = torch.randn(1, 5, linear[0].in_features)
+    torch.testing.assert_close(encoder.embed(rows)[:, 3:4], encoder.embed(rows[:, 3:4]))
+
+
+def test_additions_of_later_blocks_begin_smaller(make_config, vocabulary):
+    """By 1 / sqrt(2 i), and nothing that is initialised later undoes it."""
+    torch.manual_seed(0)
+    model = JEPA(make_config(width=64, depth=4, heads=4, predictor_width=64), vocabulary)
+    for part in (model.encoder, model.target):
+        first, *later = [block.out.weight.std() for block in part.blocks]
+        found = torch.stack([first / other for other in later])
+        torch.testing.assert_close(found, torch.tensor([2.0, 3.0, 4.0]).sqrt(), rtol=0.1, atol=0)
+
+
+def test_states_are_normalised_before_they_are_compared_and_predicted(make_model, make_batch):
+    model, entered = make_model(), []
+    model.predictor.enter.register_forward_hook(lambda _m, x, _y: entered.append(x[0]))
+    model.predictor.leave.register_forward_hook(lambda _m, x, _y: entered.append(x[0]))
+    model(make_batch([9, 12]), 3)
+    assert len(entered) == 2
+    for states in entered:
+        torch.testing.assert_close(states.mean(-1), torch.zeros(states.shape[:2]))

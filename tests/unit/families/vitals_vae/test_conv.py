@@ -24,6 +24,16 @@ def test_branches_are_those_of_the_design():
     ]
 
 
+def test_channels_widen_to_those_of_the_deepest_convolution():
+    encoder = ConvEncoder(VitalsVAEConfig(width=64))
+    found = [
+        [m.out_channels for m in branch.modules() if isinstance(m, torch.nn.Conv1d)]
+        for branch in encoder.branches.values()
+    ]
+    assert found == [[32, 64, 64], [32, 64], [32, 64], [64]]
+    assert [m.out_features for m in encoder.merge if isinstance(m, torch.nn.Linear)] == [64]
+
+
 def test_branches_are_those_of_the_config():
     two = (Scale(name="short", layers=((3, 2),)), Scale(name="long", layers=((33, 8), (9, 2))))
     config = VitalsVAEConfig(first_hour=0, last_hour=95, width=8, scales=two)

@@ -81,3 +81,13 @@ def test_the_whole_mean_is_the_posterior_mean_without_the_weight_of_the_likeliho
     found = posterior.whole_mean(weight)
     torch.testing.assert_close(found, expected)
     assert torch.equal(posterior.whole_mean(1.0), posterior.mu)
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_one_vital_sign_is_told_by_the_others_too(arch, make_model, make_batch):
+    model, batch = make_model(arch=arch).eval(), make_batch([3, 5])
+    batch["value"].requires_grad_()
+    curves, _ = model.decode(model.encode(batch).mu)
+    curves[..., 0].sum().backward()
+    told = batch["value"].grad.abs().sum((0, 1))
+    assert (told > 0).all()

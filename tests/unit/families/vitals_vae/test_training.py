@@ -1,11 +1,15 @@
 """What training must bring about: a latent that is used, timing that is kept, a baseline beaten."""
 
+import numpy as np
 import pytest
 import torch
 
+from ehr_ray.experiment import parse
 from ehr_ray.families.vitals_vae.loss import loss
 from ehr_ray.registry import get_family
+from ehr_ray.train import history
 from ehr_ray.train.backend import LocalBackend
+from ehr_ray.train.loop import train
 from ehr_ray.train.meters import Sums
 from ehr_ray.train.optim import make_optimizer
 from ehr_ray.train.step import OptimizerStep
@@ -108,3 +112,25 @@ def test_an_encoder_that_learns_nothing_is_held_not_merely_left_without_a_gradie
     steps.close()
     assert moved[0] >= {"encoder", "head", "decoder"}
     assert moved[1] == {"decoder", "log_noise"}
+
+
+def test_a_config_with_the_published_section_trains(
+    synthetic_cohort, make_loader, synthetic_vocabulary, tmp_path
+):
+    section = {"latent_dim": 4, "base_channels": 8, "scales": [3, 15, 63, 255], "beta": 0.5}
+    section |= {"beta_warmup_epochs": 1, "cyclical_period": 2, "free_bits": 2.0, "epochs": 2}
+    section |= {"batch_size": 8}
+    raw = {"vae": section, "data": {"cohort": str(synthetic_cohort)}}
+    raw |= {"model": {"first_hour": 0, "last_hour": 47, "stem": 4, "trend_bins": 8}}
+    raw |= {"train": {"warmup_epochs": 2}}
+    experiment = parse(raw)
+    family, loader = get_family("vitals_vae"), make_loader(experiment)
+    train(experiment, family, synthetic_vocabulary, loader, LocalBackend(), tmp_path)
+    reports = history.read(tmp_path)
+    assert len(reports) == 2
+    assert reports["beta"].max() <= 0.5
+    assert (reports["free_bits"] == 2.0).all()
+    assert loader.steps_per_epoch > 2
+    assert reports["lr"].tolist() == pytest.approx([5e-4, 1e-3])
+    assert (reports["train/kl"] >= 4 * 2.0 - 1e-3).all()  # four dimensions at their floor or above
+    assert np.isfinite(reports["val/objective"]).all()

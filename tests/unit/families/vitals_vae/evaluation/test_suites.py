@@ -1,6 +1,7 @@
 """The suites on what a small trained-for-nothing model gives: tables, criteria, files, figures."""
 
 import json
+from dataclasses import replace
 
 import h5py
 import numpy as np
@@ -13,8 +14,9 @@ import torch
 from ehr_ray.evaluation.suite import SplitPredictions, SuiteInput
 from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.families.vitals_vae.config import VitalsVAEConfig
+from ehr_ray.families.vitals_vae.evaluation import curves, suites
 from ehr_ray.families.vitals_vae.evaluation import files as vitals_files
-from ehr_ray.families.vitals_vae.evaluation import suites
+from ehr_ray.families.vitals_vae.evaluation.criteria import grids_of, judge
 from ehr_ray.families.vitals_vae.evaluation.suites import clusters, files, reconstruction
 from ehr_ray.families.vitals_vae.family import FAMILY
 from ehr_ray.runtime.inference import entries_table, list_column
@@ -88,6 +90,34 @@ def test_an_untrained_model_fails_where_it_must(measured):
     assert measured.metrics["held_out/criteria/number"] == len(criteria.rows) == 8
     assert row(criteria, "mean log-variance")[1] == "above -5"
     assert measured.lines[0].startswith("criteria: ")
+
+
+@pytest.fixture(scope="module")
+def errors(given):
+    return curves.measure(grids_of(given, given.judged), suites.references_of(given))
+
+
+@pytest.mark.parametrize(
+    ("spread", "logvar", "verdicts"),
+    [
+        (0.8, -1.0, ["pass", "pass", "pass"]),  # 0.5 nats a dimension
+        (0.2, -1.0, ["pass", "fail", "pass"]),
+        (0.8, -7.0, ["fail", "pass", "fail"]),  # a point: 3.3 nats
+        (0.0, 0.0, ["fail", "fail", "pass"]),  # collapsed
+    ],
+)
+def test_criteria_of_the_latent_are_met_by_what_they_ask_for(
+    given, errors, spread, logvar, verdicts
+):
+    normal = np.random.default_rng(0).normal(size=(400, 6)).astype(np.float32)
+    mu = spread * (normal - normal.mean(0)) / normal.std(0)
+    sizes = {"mu": mu, "logvar": np.full_like(mu, logvar)}
+    lists = {name: list_column(torch.from_numpy(found)) for name, found in sizes.items()}
+    tables = {**given.judged.tables, "latents": pa.table(lists)}
+    judged = replace(given, judged=replace(given.judged, tables=tables), num_bootstrap=2)
+    criteria, _, _ = judge(judged, errors)
+    names = ("divergence", "standard deviation across patients", "mean log-variance")
+    assert [row(criteria, name)[3] for name in names] == verdicts
 
 
 def test_the_rows_are_in_the_metrics_and_the_table(measured):
