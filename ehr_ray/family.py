@@ -105,6 +105,36 @@ class Represent:
     """(config, vocabulary) to what each of the W is of, where some are of codes of the cohort."""
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Horizon:
+    """Where a future begins and ends; minutes since the patient's origin."""
+
+    start: float
+    """Everything until then is known: the next event comes later."""
+    end: float
+    """The last minute that counts."""
+    codes: NDArray[np.bool_]
+    """Codes at whose first event it ends, [V]."""
+    events: int
+    """Events after which it is cut."""
+
+
+Draw = Callable[[Batch, Horizon, Tensor, int], Batch]
+"""(a batch of one patient, horizon, numbers of the draws [N], seed) to the events of each draw:
+`code` [N, E], -1 after the last, their `minute` [N, E], and whether it was `cut` [N]. A draw depends
+on subject, number and seed, and on no other draw."""
+
+
+@dataclass(frozen=True)
+class Trajectories:
+    """Futures that a model draws event by event."""
+
+    lacks: Callable[[Any], str | None]
+    """What a config lacks to draw any, and the remedy; None where nothing."""
+    fit: Callable[[nn.Module, Vocabulary, Iterable[Batch]], Draw]
+    """(model, vocabulary, records it was not trained on) to what draws."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Training(Generic[C]):
     """What only some models need in training and in a search."""
@@ -153,6 +183,8 @@ class Evaluation(Generic[Read]):
     """Tasks a model answers by itself, to the output of `predict` that is its logit."""
     baseline_codes: Callable[[Read, Vocabulary], np.ndarray] | None = None
     """Codes that get simple features for the baselines, bool [V]; None: all may."""
+    trajectories: Trajectories | None = None
+    """How futures are drawn (`evaluate --zero-shot`); None: the model tells none."""
 
 
 @dataclass(frozen=True)

@@ -115,6 +115,28 @@ class TokenBook:
         """Return the number of phrases."""
         return max(1, self._starts[3])
 
+    @cached_property
+    def begun(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+        """What event each phrase begins: its code, [P], and the share of train values, [P, 2].
+
+        -1: none, as of a value, a unit or a gap of its own. The value of the event lies between two
+        shares of the code's values in train, in ascending order; NaN where it has none.
+        """
+        options, (codes, values, _, _) = self.options, self._starts
+        code = np.concatenate([np.arange(codes), np.full(len(self) - codes, -1)])
+        share = np.full((len(self), 2), np.nan)
+        valued = np.flatnonzero(self.valued >= 0)
+        if options.values == "merged":
+            between = [0.05, 0.25, 0.75, 0.95]
+            if options.value_as == "number":
+                between = (np.arange(1, options.levels) / options.levels).tolist()
+            code[codes:values] = np.repeat(valued, self.num_levels)
+            pairs = np.stack([[0.0, *between], [*between, 1.0]], 1)
+            share[codes:values] = np.tile(pairs, (len(valued), 1))
+        else:
+            share[valued] = 0.0, 1.0
+        return code.astype(np.int64), share
+
     def texts(self, lookups: Lookups = NO_LOOKUPS) -> list[str]:
         """Return the text of each id."""
         options, vocabulary = self.options, self.vocabulary

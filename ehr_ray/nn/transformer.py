@@ -48,14 +48,22 @@ class Block(nn.Module):
     def _forward(
         self, hidden: Tensor, mask: Tensor | None, causal: bool, turns: Tensor | None
     ) -> Tensor:
+        query, key, value = self.heads_of(hidden, turns)
+        where = None if mask is None else mask[:, None, None, :]
+        found = attend(query, key, value, where, causal=causal)
+        return self.attended(hidden, found.to(query.dtype))
+
+    def heads_of(self, hidden: Tensor, turns: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries, keys and values of [B, T, D], each [B, H, T, D/H]."""
         projected = self.query_key_value(self.norm_attention(hidden))
         query, key, value = projected.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         if turns is not None:
             query, key = rotated(query, turns), rotated(key, turns)
-        where = None if mask is None else mask[:, None, None, :]
-        attended = attend(query, key, value, where, causal=causal)
-        attended = attended.transpose(1, 2).flatten(2).to(projected.dtype)
-        hidden = hidden + self.dropout(self.out(attended))
+        return query, key, value
+
+    def attended(self, hidden: Tensor, found: Tensor) -> Tensor:
+        """Return [B, T, D] of what came in, [B, T, D], and what its heads found, [B, H, T, D/H]."""
+        hidden = hidden + self.dropout(self.out(found.transpose(1, 2).flatten(2)))
         return hidden + self.dropout(self.feed(self.norm_feed(hidden)))
 
 

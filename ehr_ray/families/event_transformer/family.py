@@ -9,8 +9,9 @@ from ehr_ray.families.event_transformer.data import collate, transform
 from ehr_ray.families.event_transformer.loss import loss, perplexity
 from ehr_ray.families.event_transformer.model import EventTransformer
 from ehr_ray.families.event_transformer.predict import predict, represent, represent_width
+from ehr_ray.families.event_transformer.sampling import Sampler, lacks
 from ehr_ray.families.event_transformer.table import axes, check_files, phrase_texts
-from ehr_ray.family import Family, Files, Represent, Training, Transfer
+from ehr_ray.family import Evaluation, Family, Files, Represent, Training, Trajectories, Transfer
 
 FAMILY = Family(
     name="event_transformer",
@@ -30,6 +31,7 @@ FAMILY = Family(
         "model.mask_ratio": Uniform(0.05, 0.5),
     },
     training=Training(summarise=perplexity),
+    evaluation=Evaluation(trajectories=Trajectories(lacks, Sampler)),
     transfer=Transfer(data_buffers=("table",), axes=axes),
     files=Files(check=check_files, phrases=phrase_texts),
 )

@@ -3,6 +3,8 @@
 B patients, T tokens, P phrases, E embedding, D width, N predicted tokens.
 """
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -142,18 +144,11 @@ class EventTransformer(nn.Module):
         hidden = self.embed(batch)
         if holes is not None:
             hidden = torch.where(holes.unsqueeze(-1), self.hole.to(hidden.dtype), hidden)
-        length, width = mask.shape[1], config.model_dim
-        if "sinusoidal" in config.positions:
-            hidden = hidden + sinusoids(length, width, hidden.device)
-        if "time" in config.positions:
-            hidden = hidden + time_waves(batch["minute"], width)
-        hidden = self.dropout(hidden)
+        hidden = self.dropout(self.placed(hidden, batch["minute"]))
         if hasattr(self, "cls"):
             hidden = torch.cat([self.cls.expand(len(hidden), 1, -1), hidden], 1)
             mask = F.pad(mask, (1, 0), value=True)
-        turns = None
-        if "rotary" in config.positions:
-            turns = rotary_turns(hidden.shape[1], width // config.n_heads, hidden.device)
+        turns = self.turns(hidden.shape[1], hidden.device)
         causal = config.arch == "decoder"
         # Padding lies at the right, where a causal query does not look. A patient without tokens
         # attends to padding: attention over nothing is not a number.
@@ -162,15 +157,39 @@ class EventTransformer(nn.Module):
             hidden = block(hidden, keys, causal, turns)
         return hidden
 
-    def embed(self, batch: Batch) -> Tensor:
-        """Return the input of each token, [B, T, D]: projections are made once a phrase."""
-        phrase, gap = batch["phrase"], batch["gap"]
-        hidden = F.embedding(phrase, self.project(self.table))
+    def placed(self, hidden: Tensor, minute: Tensor, first: int = 0) -> Tensor:
+        """Return tokens [B, T, D] with where they stand, the first of them at rank `first`."""
+        config, end = self.config, first + hidden.shape[1]
+        if "sinusoidal" in config.positions:
+            hidden = hidden + sinusoids(end, config.model_dim, hidden.device)[first:]
+        if "time" in config.positions:
+            hidden = hidden + time_waves(minute, config.model_dim)
+        return hidden
+
+    def turns(self, end: int, device: torch.device, first: int = 0) -> Tensor | None:
+        """Return the rotary angles of the ranks from `first` to before `end`; None without them."""
+        if "rotary" not in self.config.positions:
+            return None
+        return rotary_turns(end, self.config.model_dim // self.config.n_heads, device)[first:]
+
+    def projections(self) -> dict[str, Tensor]:
+        """Return what each phrase adds to a token: `phrase`, `value` [P, D] and `gap` [G, D]."""
+        made = {"phrase": self.project(self.table)}
         if self.config.value_channel:
-            slope = F.embedding(phrase, self.project_value(self.table))
-            hidden = hidden + slope * batch["value"].unsqueeze(-1)
+            made["value"] = self.project_value(self.table)
         if self.config.gaps == "merged":
-            passed = F.embedding(gap.clamp(min=0), self.project_gap(self.table[self.first_gap :]))
+            made["gap"] = self.project_gap(self.table[self.first_gap :])
+        return made
+
+    def embed(self, batch: Batch, made: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Return the input of each token, [B, T, D]: projections are made once a phrase."""
+        made = self.projections() if made is None else made
+        phrase, gap = batch["phrase"], batch["gap"]
+        hidden = F.embedding(phrase, made["phrase"])
+        if "value" in made:
+            hidden = hidden + F.embedding(phrase, made["value"]) * batch["value"].unsqueeze(-1)
+        if "gap" in made:
+            passed = F.embedding(gap.clamp(min=0), made["gap"])
             hidden = hidden + passed * (gap >= 0).unsqueeze(-1)
         return hidden
 
