@@ -121,8 +121,8 @@ class Horizon:
 
 Draw = Callable[[Batch, Horizon, Tensor, int], Batch]
 """(a batch of one patient, horizon, numbers of the draws [N], seed) to the events of each draw:
-`code` [N, E], -1 after the last, their `minute` [N, E], and whether it was `cut` [N]. A draw depends
-on subject, number and seed, and on no other draw."""
+`code` [N, E], -1 after the last, their `minute` [N, E], and whether it was `cut` [N]. A draw
+depends on subject, number and seed, and on no other draw."""
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from typing import Any
 
 from ehr_ray.cli.ingest import source_options
 from ehr_ray.cli.parser import Arguments, relative
+from ehr_ray.cli.zero_shot import zero_shot_of
 from ehr_ray.errors import ConfigError, InputError, RunError
 from ehr_ray.runtime.screen import Screen
 from ehr_ray.storage.paths import check_cohort_folder, check_run_folder
@@ -197,6 +198,7 @@ def evaluate(args: Arguments, screen: Screen) -> None:
     check_run_folder(args.run_folder)
     if args.cohort is not None:
         check_cohort_folder(args.cohort, "--cohort ")
+    asked = zero_shot_of(args)
     from ehr_ray.commands.evaluate.command import evaluate
 
     for line in evaluate(
@@ -209,6 +211,7 @@ def evaluate(args: Arguments, screen: Screen) -> None:
         recalibrate=args.recalibrate,
         explained=args.explain,
         label_shares=_numbers("--label-shares", args.label_shares),
+        asked=asked,
         code_map=args.code_map,
         address=args.address,
         verbose=args.verbose,

@@ -9,6 +9,7 @@ from typing import Any
 from ehr_ray.cli import actions
 from ehr_ray.cli.ingest import add_source, add_source_options
 from ehr_ray.cli.parser import Arguments, Parser, path
+from ehr_ray.cli.zero_shot import add_zero_shot
 from ehr_ray.runtime.screen import Screen
 from ehr_ray.storage.paths import location
 
@@ -301,6 +302,7 @@ VERBS = (
                 metavar="A,B",
                 default="",
             ),
+            add_zero_shot,
             MIN_KNOWN_EVENTS,
             CODE_MAP,
             ADDRESS,

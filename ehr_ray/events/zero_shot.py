@@ -35,10 +35,10 @@ class ZeroShot:
 
     def __post_init__(self) -> None:
         """Refuse numbers that ask nothing."""
-        if not (0 < self.hours and math.isfinite(self.hours)):
+        if not (self.hours > 0 and math.isfinite(self.hours)):
             raise InputError(f"--horizon {self.hours:g}: give hours above 0")
         if self.from_hour is not None and not 0 <= self.from_hour < math.inf:
-            raise InputError(f"--from-hour {self.from_hour:g}: give hours from the origin, 0 or more")
+            raise InputError(f"--from-hour {self.from_hour:g}: give hours, 0 or more")
         for option, number in (("--draws", self.draws), ("--max-events", self.events)):
             if number < 1:
                 raise InputError(f"{option} {number}: give a number of at least 1")
@@ -58,22 +58,25 @@ class ZeroShot:
         return self.codes(vocabulary) | _named(vocabulary, DEATH_CODES)
 
     def times(self, patient: Patient, given: Mapping[int, Sequence[int]] | None) -> list[int]:
-        """Return the prediction times of a patient, of those given by subject unless `from_hour`."""
+        """Return a patient's prediction times: those given by subject, or `from_hour`."""
         if self.from_hour is None:
             return sorted(set((given or {}).get(patient.subject_id, ())))
         return [patient.origin + round(self.from_hour * _MICROSECONDS_PER_HOUR)]
 
-    def answer(self, patient: Patient, time: int, vocabulary: Vocabulary) -> bool | None:
-        """Return whether the code occurs after `time` and within the horizon; None: not known.
+    def answer(
+        self, patient: Patient, time: int, codes: npt.NDArray[np.bool_], ends: npt.NDArray[np.bool_]
+    ) -> bool | None:
+        """Return whether one of `codes` occurs after `time` and within the horizon; None: unknown.
 
-        It is known not to occur where the record goes on to the horizon, or to a death before it.
+        It is known not to occur where the record goes on to the horizon, or one of `ends` is before
+        it; what comes at `time` itself is known then, and no answer.
         """
         end = time + round(self.hours * _MICROSECONDS_PER_HOUR)
         code = patient.code[(patient.time > time) & (patient.time <= end)]
-        if self.codes(vocabulary)[code].any():
+        if codes[code].any():
             return True
         last = max(patient.time.max(initial=time), patient.admitted.max(initial=time))
-        return False if last >= end or self.ends(vocabulary)[code].any() else None
+        return False if last >= end or ends[code].any() else None
 
 
 def _named(vocabulary: Vocabulary, names: Sequence[str]) -> npt.NDArray[np.bool_]:

@@ -11,6 +11,7 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 import torch
+from numpy.typing import NDArray
 
 from ehr_ray.events.patients import Patient, read_patients
 from ehr_ray.events.zero_shot import ZeroShot
@@ -56,9 +57,10 @@ class ShardAnswers:
     def __call__(self, job: Mapping[str, Any]) -> int:
         """Write `ANSWERS` of `job["shard"]` to `job["target"]`; return the rows."""
         vocabulary, rows = self.shards.loaded.vocabulary, []
+        codes = self.question.codes(vocabulary), self.question.ends(vocabulary)
         for patient in self.shards.patients(Path(job["shard"])):
             for at in self.question.times(patient, self.cuts):
-                answer = self.question.answer(patient, at, vocabulary)
+                answer = self.question.answer(patient, at, *codes)
                 rows.append((patient.subject_id, at, answer, bool((patient.time <= at).any())))
         _write(Path(job["target"]) / "answers.parquet", rows, ANSWERS)
         return len(rows)
@@ -77,7 +79,7 @@ class ShardTrajectories:
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave behind what draws: each process fits its own."""
-        return {name: value for name, value in vars(self).items() if name != "draw"}
+        return {name: v for name, v in vars(self).items() if name not in ("draw", "codes")}
 
     @cached_property
     def draw(self) -> Draw:
@@ -92,6 +94,12 @@ class ShardTrajectories:
         groups = batched(itertools.islice(patients, FIT_PATIENTS), BATCH_PATIENTS)
         batches = (predictor.batch(predictor.rows(group)) for group in groups)
         return given.fit(loaded.model, loaded.vocabulary, batches)
+
+    @cached_property
+    def codes(self) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Return the codes asked for and those that end a future, [V] both."""
+        vocabulary = self.shards.loaded.vocabulary
+        return self.question.codes(vocabulary), self.question.ends(vocabulary)
 
     def __call__(self, job: Mapping[str, Any]) -> float:
         """Write `DRAWN` of `job["shard"]` to `job["target"]`; return the seconds of drawing."""
@@ -110,18 +118,13 @@ class ShardTrajectories:
 
     def _count(self, draw: Draw, patient: Patient) -> tuple[int, int]:
         """Return in how many draws the code occurs, and how many were cut."""
-        question, vocabulary = self.question, self.shards.loaded.vocabulary
-        predictor = self.shards.predictor
+        predictor, (codes, ends) = self.shards.predictor, self.codes
         batch = predictor.batch(predictor.rows([patient]))
-        horizon = Horizon(
-            start=patient.end_minute,
-            end=patient.end_minute + 60 * question.hours,
-            codes=question.ends(vocabulary),
-            events=question.events,
-        )
-        asked = torch.from_numpy(question.codes(vocabulary))
+        start, asked = patient.end_minute, torch.from_numpy(codes)
+        end = start + 60 * self.question.hours
+        horizon = Horizon(start=start, end=end, codes=ends, events=self.question.events)
         occurred = cut = 0
-        for numbers in torch.arange(question.draws).split(_DRAWS_AT_ONCE):
+        for numbers in torch.arange(self.question.draws).split(_DRAWS_AT_ONCE):
             found = draw(batch, horizon, numbers, self.seed)
             there = (found["code"] >= 0) & asked[found["code"].clamp(min=0)]
             occurred += int(there.any(1).sum())

@@ -25,6 +25,7 @@ from ehr_ray.commands.evaluate.predicted_splits import (
     predict_fit_splits,
     predict_judged_split,
     split_of,
+    suites_result,
     task_probe,
 )
 from ehr_ray.commands.evaluate.report_content import (
@@ -33,6 +34,7 @@ from ehr_ray.commands.evaluate.report_content import (
     report_context,
     summary,
 )
+from ehr_ray.commands.evaluate.zero_shot import check_zero_shot, zero_shot
 from ehr_ray.errors import InputError
 from ehr_ray.evaluation.coverage import MIN_KNOWN
 from ehr_ray.evaluation.metrics.collapse import (
@@ -48,7 +50,7 @@ from ehr_ray.evaluation.report.write import (
     write_report,
     write_results,
 )
-from ehr_ray.evaluation.suite import SplitPredictions, SuiteInput, SuiteResult, get_suite, merged
+from ehr_ray.evaluation.suite import SplitPredictions, SuiteResult, merged
 from ehr_ray.evaluation.tasks.downstream import TaskScores, fit_task, score_task
 from ehr_ray.evaluation.tasks.early_warning import early_warning_result, fit_hours
 from ehr_ray.evaluation.tasks.external import calibration_result
@@ -58,6 +60,7 @@ from ehr_ray.evaluation.tasks.subgroups import subgroup_result
 from ehr_ray.evaluation.tasks.verdicts import MODEL
 from ehr_ray.events.code_map import load_code_map
 from ehr_ray.events.labels import choose_task, read_labels
+from ehr_ray.events.zero_shot import ZeroShot
 from ehr_ray.runtime.data.dataset import check_cohort
 from ehr_ray.runtime.data.tasks import Say, split_shards
 from ehr_ray.runtime.inference import matrix, write_embeddings
@@ -96,6 +99,7 @@ def evaluate(
     recalibrate: float | None = None,
     explained: int = 0,
     label_shares: Sequence[float] = (),
+    asked: ZeroShot | None = None,
     address: str | None = None,
     on_ray: bool = True,
     pages: bool = True,
@@ -123,6 +127,7 @@ def evaluate(
         explained: rows at highest risk of which is told what their risk was read from.
         label_shares: of train's labelled patients; the task is learned from each anew, from
             representation and baselines, by a model that was not trained for it.
+        asked: how likely a code is within a horizon, by futures that the model draws.
         address: of the Ray to join.
         on_ray: infer by Ray Data; else in this process, as a task of Ray does.
         pages: write figures, results and the report beside metrics, predictions and embeddings.
@@ -137,6 +142,7 @@ def evaluate(
         check_share(recalibrate, subject)
     check_explain(explained, subject)
     check_label_shares(label_shares, subject)
+    check_zero_shot(asked, subject)
     if chosen is not None and subject.own:
         raise InputError(
             f"--code-map {code_map}: the run's own cohort has its codes; --cohort OTHER"
@@ -153,6 +159,7 @@ def evaluate(
         "recalibrate": recalibrate,
         "explained": explained,
         "label_shares": list(label_shares),
+        "zero_shot": None if asked is None else dataclasses.asdict(asked),
     }
     # Results on the run's own cohort belong to the training's MLflow run.
     place = None if subject.own else of_training(subject.run, subject.experiment)
@@ -166,6 +173,8 @@ def evaluate(
                 if explained:
                     assert scores is not None
                     found = merged([found, explain(subject, scores, inputs.judged, explained, say)])
+                if asked is not None:
+                    found = merged([found, zero_shot(subject, asked, scratch / "zero_shot", say)])
             found = merged([SuiteResult(lines=mapped), coverage, found])
             lines = _write(subject, scores, found, inputs, record, say, pages)
         finally:
@@ -311,7 +320,7 @@ def _write(
         measured = reconstruction_metrics(tokens)
         metrics |= {f"{split}/reconstruction/{k}": v for k, v in measured.items()}
     target.mkdir(parents=True, exist_ok=True)
-    found = merged([task, _suites(subject, inputs, say)])
+    found = merged([task, suites_result(subject, inputs, say)])
     metrics |= found.metrics
     notes = write_metrics(target / "metrics.json", metrics)
     written = inputs.written(subject)
@@ -374,25 +383,3 @@ def _write_probe(subject: Subject, scores: TaskScores, positive: str) -> None:
     found = task_probe(subject, scores, positive)
     weights = checkpoint.checkpoint_folder(subject.run) / checkpoint.WEIGHTS
     save_task_probe(subject.target, found, weights)
-
-
-def _suites(subject: Subject, inputs: EvaluationInputs, say: Say) -> SuiteResult:
-    """Run the family's suites on what inference gave."""
-    names = subject.loaded.family.evaluation.suites
-    if names:
-        say(f"measuring what {subject.loaded.family.name} can show besides")
-    given = SuiteInput(
-        split=subject.split,
-        judged=inputs.judged,
-        fit=inputs.fit,
-        model=subject.experiment.model,
-        vocabulary=subject.loaded.vocabulary,
-        target=subject.target,
-        cohort=subject.events,
-        home=subject.experiment.cohort if subject.experiment.cohort.is_dir() else None,
-        task=subject.task,
-        baselines=subject.experiment.evaluation.baselines,
-        seed=subject.experiment.seed,
-        num_bootstrap=subject.experiment.evaluation.bootstrap,
-    )
-    return merged([get_suite(name)(given) for name in names])

@@ -13,7 +13,13 @@ import pyarrow.parquet as pq
 
 from ehr_ray.commands.evaluate.report_content import Subject
 from ehr_ray.errors import InputError
-from ehr_ray.evaluation.suite import SplitPredictions
+from ehr_ray.evaluation.suite import (
+    SplitPredictions,
+    SuiteInput,
+    SuiteResult,
+    get_suite,
+    merged,
+)
 from ehr_ray.evaluation.tasks.downstream import Split, TaskScores
 from ehr_ray.evaluation.tasks.early_warning import HourRows
 from ehr_ray.evaluation.tasks.subgroups import Division
@@ -90,7 +96,7 @@ def _embedded(
     stamp = [(absolute(p), p.stat().st_size, p.stat().st_mtime_ns) for p in inputs]
     asked = {**dataclasses.asdict(request), "checkpoint": ""}
     cuts = None if labels is None else labels.cuts()
-    share = min(1.0, subject.experiment.evaluation.fit_patients / max(1, _num_patients(shards)))
+    share = min(1.0, subject.experiment.evaluation.fit_patients / max(1, num_patients(shards)))
     if cuts is not None and split == "train" and not judged and share < 1:
         cuts = {who: times for who, times in cuts.items() if sampled(who, share)}
         asked["share"] = share
@@ -138,7 +144,7 @@ def _request(
     settings, family = subject.experiment.evaluation, subject.loaded.family
     trained_for = subject.experiment.task
     evaluation = family.evaluation
-    patients = max(1, _num_patients(shards))
+    patients = max(1, num_patients(shards))
     beside = labelled and settings.baselines
     share = settings.max_patients / patients
     return Request(
@@ -179,7 +185,8 @@ def task_probe(subject: Subject, scores: TaskScores, positive: str = "") -> Task
     return TaskProbe(subject.task, output, positive, scores.model.probe)
 
 
-def _num_patients(shards: list[Path]) -> int:
+def num_patients(shards: list[Path]) -> int:
+    """Return the number of subjects with events in shards."""
     columns = (files.read_parquet(shard, ["subject_id"])["subject_id"] for shard in shards)
     return sum(len(pa.compute.unique(column)) for column in columns)
 
@@ -238,3 +245,25 @@ def divisions_of(predictions: SplitPredictions, subject: Subject) -> list[Divisi
         for name, subgroup in subject.subgroups.items()
         if f"subgroup/{name}" in predictions.samples.column_names
     ]
+
+
+def suites_result(subject: Subject, inputs: EvaluationInputs, say: Say) -> SuiteResult:
+    """Return what the family's suites find in what inference gave."""
+    names = subject.loaded.family.evaluation.suites
+    if names:
+        say(f"measuring what {subject.loaded.family.name} can show besides")
+    given = SuiteInput(
+        split=subject.split,
+        judged=inputs.judged,
+        fit=inputs.fit,
+        model=subject.experiment.model,
+        vocabulary=subject.loaded.vocabulary,
+        target=subject.target,
+        cohort=subject.events,
+        home=subject.experiment.cohort if subject.experiment.cohort.is_dir() else None,
+        task=subject.task,
+        baselines=subject.experiment.evaluation.baselines,
+        seed=subject.experiment.seed,
+        num_bootstrap=subject.experiment.evaluation.bootstrap,
+    )
+    return merged([get_suite(name)(given) for name in names])

@@ -93,7 +93,9 @@ class Sampler:
             live &= count < horizon.events
             if not live.any():
                 break
-            reader.append(phrase, self._gap(now - minute, code), self._value(phrase, key, step), now)
+            reader.append(
+                phrase, self._gap(now - minute, code), self._value(phrase, key, step), now
+            )
             minute, before = now, phrase
             if live.float().mean() < _LIVE:
                 kept = live.nonzero().squeeze(1)
