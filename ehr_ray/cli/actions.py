@@ -195,10 +195,10 @@ def crossval(args: Arguments, screen: Screen) -> None:
 
 def evaluate(args: Arguments, screen: Screen) -> None:
     """Measure a run."""
+    asked = zero_shot_of(args)
     check_run_folder(args.run_folder)
     if args.cohort is not None:
         check_cohort_folder(args.cohort, "--cohort ")
-    asked = zero_shot_of(args)
     from ehr_ray.commands.evaluate.command import evaluate
 
     for line in evaluate(

@@ -102,12 +102,12 @@ class ShardTrajectories:
         return self.question.codes(vocabulary), self.question.ends(vocabulary)
 
     def __call__(self, job: Mapping[str, Any]) -> float:
-        """Write `DRAWN` of `job["shard"]` to `job["target"]`; return the seconds of drawing."""
+        """Write `DRAWN` of `job["shard"]` to `job["target"]`; return the CPU seconds of drawing."""
         rows, seconds = [], 0.0
         for patient, at in self._samples(Path(job["shard"])):
-            draw, begun = self.draw, time.perf_counter()
+            draw, begun = self.draw, time.process_time()
             rows.append((patient.subject_id, at, *self._count(draw, patient)))
-            seconds += time.perf_counter() - begun
+            seconds += time.process_time() - begun
         _write(Path(job["target"]) / "drawn.parquet", rows, DRAWN)
         return seconds
 
@@ -145,7 +145,7 @@ def answers(
 def trajectories(
     shards: Sequence[Path], folder: Path, function: ShardTrajectories, *, on_ray: bool, say: Say
 ) -> tuple[pa.Table, float]:
-    """Return `DRAWN` of shards, in their order, and the seconds of drawing, of all processes."""
+    """Return `DRAWN` of shards, in their order, and the CPU seconds that drawing took."""
     targets = [folder / f"{i:05d}" for i in range(len(shards))]
     seconds = _run(shards, targets, function, on_ray, say, "drew futures of shards")
     found = read_tables(targets, "drawn")

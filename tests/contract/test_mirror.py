@@ -39,6 +39,7 @@ TOGETHER = {
     "commands/evaluate/few_labels.py": "unit/commands/evaluate/test_command.py",
     "commands/evaluate/explain.py": "unit/commands/evaluate/test_command.py",
     "commands/evaluate/other_cohort.py": "unit/commands/evaluate/test_command.py",
+    "runtime/trajectories.py": "unit/commands/evaluate/test_zero_shot.py",
     "config/crossval.py": "unit/commands/crossval/test_plan.py",
     "config/schema.py": "unit/test_registry.py",
     "config/sections.py": "unit/test_experiment.py",

@@ -39,7 +39,7 @@ class Drawn:
     cut: NDArray[np.int64]
     """Draws that were cut before they ended, [N]."""
     seconds: float
-    """Of drawing, of all processes."""
+    """CPU seconds of drawing, of all processes."""
     left_out: int
     """Rows without an answer: the record ends before the horizon, or nothing comes before."""
 
@@ -168,7 +168,7 @@ def _table(
             "Mean probability",
             "AUROC of the futures less it",
             "The futures",
-            "Seconds a prediction",
+            "CPU seconds a prediction",
         ),
         rows=tuple(rows),
         caption=f"{n:,} predictions, in {count['positive']} of which it occurred; "
@@ -199,7 +199,7 @@ def _lines(
     lines = [
         f"{said}, AUROC on {n:,} rows ({out}): {shown}",
         f"{said}: mean probability {mean:.3f}, it occurred in {rate:.3f}; {asked.draws} draws, "
-        f"{drawn.seconds / n:.2g} s a prediction",
+        f"{drawn.seconds / n:.2g} CPU s a prediction",
     ]
     if cut := int(drawn.cut.sum()):
         lines.append(

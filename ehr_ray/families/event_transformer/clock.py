@@ -67,14 +67,17 @@ class Clock:
     def draw(self, group: Tensor, at: Tensor, least: float | None) -> Tensor:
         """Return minutes until each, of `at` in [0, 1), float64 [N]; 0 for group -1.
 
-        Longer than `least`; where no gap of a group is, `least` itself.
+        Longer than `least`: where no gap of its group is, one of any group, and where none at all
+        is, `least` itself.
         """
         rows = self.gaps[group]
         skipped = torch.zeros_like(group) if least is None else (rows <= least).sum(1)
         place = skipped + (at * (_GAPS - skipped)).long()
         drawn = rows.gather(1, place.clamp(max=_GAPS - 1)[:, None]).squeeze(1)
         if least is not None:
-            drawn = torch.where(skipped == _GAPS, least, drawn)
+            others = self.gaps[self.gaps > least].sort().values
+            other = others[(at * len(others)).long()] if len(others) else least
+            drawn = torch.where(skipped == _GAPS, other, drawn)
         return torch.where(group < 0, 0.0, drawn)
 
 

@@ -113,3 +113,28 @@ def test_an_unknown_id_and_an_empty_patient(vocabulary):
     stranger = Patient(5, 0, np.zeros(1, np.int64), np.array([3], np.int32), np.ones(1))
     with pytest.raises(InputError, match="a patient has code id 3"):
         book.tokens(stranger, np.ones(1, np.float32))
+
+
+@pytest.mark.parametrize("values", ["merged", "own", "none"])
+@pytest.mark.parametrize("value_as", ["bin", "number"])
+def test_a_phrase_begins_the_event_of_its_code_whose_value_is_within_its_shares(
+    vocabulary, patient, values, value_as
+):
+    """As events become phrases: of each the code, and the value between quantiles of train."""
+    options = TokenOptions(values=values, value_as=value_as, units="own", gaps="own")
+    book = TokenBook(vocabulary, options)
+    code, share = book.begun
+    assert len(code) == len(share) == len(book)
+    tokens = book.tokens(patient, np.zeros(len(patient.code), np.float32))
+    begun = tokens.phrase[code[tokens.phrase] >= 0]
+    assert code[begun].tolist() == patient.code.tolist()
+    has = np.isfinite(patient.value) & vocabulary.valued[patient.code]
+    if values == "merged":
+        assert np.isfinite(share[begun, 0]).tolist() == has.tolist()
+    for phrase, event in zip(begun[has], np.flatnonzero(has), strict=True):
+        quantiles = vocabulary.quantiles[patient.code[event]]
+        low, high = np.interp(share[phrase], QUANTILES, quantiles)
+        low = -np.inf if share[phrase, 0] == 0 else low
+        high = np.inf if share[phrase, 1] == 1 else high
+        assert low <= patient.value[event] <= high
+    assert (code[book.first_gap :] == -1).all()
