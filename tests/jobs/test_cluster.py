@@ -113,8 +113,12 @@ def test_a_failing_job_says_why_and_exits_with_an_error(head):
     assert "FAILED" in head.ray("job", "status", "wrong").stdout.upper()
 
 
+@pytest.mark.slow
 def test_a_stopped_job_goes_on_when_it_is_submitted_again(head, cohort, place):
-    """Status, logs and stop are those of the job; the same command succeeds from its last state."""
+    """Status, logs and stop are those of the job; the same command succeeds from its last state.
+
+    `test_readme.py` submits a job, and `ray/test_training.py` kills a program that goes on.
+    """
     head.have_nodes(2)
     arguments = [f"{TINY}/set_vae.yaml", f"data.cohort={cohort}", f"output={place}/stopped"]
     arguments += ["tracking.experiment=null", *LONG, "train.max_epochs=8"]

@@ -32,7 +32,13 @@ def test_a_stream_ends_with_the_weights_of_files(experiment):
     assert_same(train(experiment("stream", 1)).run, train(experiment("cache", 0)).run)
 
 
+@pytest.mark.slow
 def test_a_worker_killed_in_the_middle_of_a_stream_changes_no_weight(experiment):
+    """That what makes the rows begins anew where Ray Train's new workers go on.
+
+    `test_training.py` kills a worker that reads files; `unit/runtime/data/test_stream.py` stops and
+    resumes a stream.
+    """
     changes = {"train__report_steps": 4, "cluster__max_failures": 1}
     kept = train(experiment("cache", 2, **changes)).run
     streamed = experiment("stream", 2, **changes)
