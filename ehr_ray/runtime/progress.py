@@ -63,7 +63,10 @@ def following(path: Path, screen: Screen) -> Iterator[None]:
         while not ending:
             ending = stop.is_set()
             for line in news.lines(ending):
-                entry = json.loads(line)
+                try:
+                    entry = json.loads(line)
+                except ValueError:  # cut: a process of the same run that was killed wrote too
+                    continue
                 if "lines" in entry:
                     for text in entry["lines"]:
                         screen.say(text)

@@ -44,7 +44,7 @@ def test_what_a_worker_here_appends_is_shown_and_the_file_goes(tmp_path):
             file.write('{"lines": ["half')  # the rest of a line comes later
         time.sleep(0.3)
         with path.open("a") as file:
-            file.write(' a line"]}\n')
+            file.write(' a line"]}\nof another process that was killed"]}\n')
         ProgressFile(path).report(ROW, "val/objective")
         ProgressFile(path).step(5, 8)
     assert screen.said[:2] == ["first", "half a line"]
