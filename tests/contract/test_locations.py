@@ -80,6 +80,7 @@ NO_PATH_OPTIONS = {
     "overrides": "read as the config is",
     "split": "a name",
     "label_shares": "numbers",
+    "zero_shot": "a code",
     "variants": "names",
     "only": "names",
     "experiment": "a name",
