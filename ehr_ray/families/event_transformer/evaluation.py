@@ -17,7 +17,7 @@ from ehr_ray.evaluation.metrics.survival import concordance, time_in_bins
 from ehr_ray.evaluation.metrics.weighted import Statistic, statistics
 from ehr_ray.evaluation.suite import SplitPredictions, SuiteInput, SuiteResult
 from ehr_ray.evaluation.table import Cell, Interval, Table
-from ehr_ray.evaluation.tasks.hazard_trees import fit_hazard_trees
+from ehr_ray.evaluation.tasks.hazard_trees import Rows, fit_hazard_trees
 from ehr_ray.evaluation.tasks.verdicts import MODEL, metric_prefix
 from ehr_ray.events.outcomes import (
     CENSORED,
@@ -141,13 +141,18 @@ def _model_hazards(
 
 
 def _of(rows: FollowUp, kept: NDArray[np.int64]) -> FollowUp:
-    parts = (rows.minute, rows.hours, rows.event, rows.features)
-    return FollowUp(tuple(rows.key[i] for i in kept), *(part[kept] for part in parts))
+    return FollowUp(
+        tuple(rows.key[i] for i in kept),
+        rows.minute[kept],
+        rows.hours[kept],
+        rows.event[kept],
+        rows.features[kept],
+    )
 
 
 def _questions(rows: FollowUp, train: FollowUp) -> list[Question]:
     """Return what can be asked of rows, by code and horizon: codes chosen on train alone."""
-    doubt = {}
+    doubt: dict[int, dict[int, float]] = {}
     for place in range(rows.hours.shape[1]):
         for horizon in HORIZONS:
             asked = Question(place, horizon)
@@ -168,7 +173,7 @@ def _tree_risk(
 ) -> Callable[[int, float], Array]:
     """Fit trees on train for each code, stopped on tuning; return their risk of the rows."""
 
-    def of(split: str, place: int) -> tuple[Array, Array, NDArray[np.bool_]] | None:
+    def of(split: str, place: int) -> Rows | None:
         part = home.get(split)
         if part is None or not len(part.key):
             return None
@@ -199,6 +204,7 @@ def _measured(
     The C-index of a code is of the risk within its longest horizon.
     """
     last = {q.place: q.horizon for q in questions}
+    asked: list[tuple[int, int, str, Question | None]]
     asked = [(q.place, q.horizon, f"auroc_{q.horizon}h", q) for q in questions]
     asked += [(place, horizon, "c_index", None) for place, horizon in last.items()]
     subject = np.array([key[0] for key in rows.key])

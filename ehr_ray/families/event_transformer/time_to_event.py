@@ -78,7 +78,7 @@ class TimeToEvent(nn.Module):
             checkpoint(self._nats, *chunk, use_reentrant=False) if again else self._nats(*chunk)
             for chunk in chunks
         ]
-        came, passed = zip(*(tallies(*chunk[1:], self.edges) for chunk in chunks), strict=True)
+        came, passed = zip(*(tallies(self.edges, *c[1:]) for c in chunks), strict=True)
         baseline = sum(passed) * self.log_rate.exp() - sum(came) * self.log_rate
         return {
             "time_to_event": torch.stack(found).sum(),
@@ -121,7 +121,7 @@ class TimeToEvent(nn.Module):
         for part in _parts(batch):
             index, real = asked_moments(part, 0)
             flat = (t.flatten(0, 1) for t in self.truth(part, index, real))
-            for total, one in zip((came, passed), tallies(*flat, self.edges), strict=True):
+            for total, one in zip((came, passed), tallies(self.edges, *flat), strict=True):
                 total += one
         code = (came.sum(0) + 0.5) / (passed.sum(0) + 1)
         self.log_rate.copy_(((came + code) / (passed + 1)).log())
@@ -232,7 +232,7 @@ def negative_log_likelihood(
     return met - log_hazard.gather(1, last.unsqueeze(1)).squeeze(1) * event
 
 
-def tallies(hours: Tensor, event: Tensor, real: Tensor, edges: Tensor) -> tuple[Tensor, Tensor]:
+def tallies(edges: Tensor, hours: Tensor, event: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
     """Return events and hours at risk by bin and code, float32 [K, C] each, of the `real` rows."""
     last = (torch.searchsorted(edges, hours) - 1).clamp(min=0)
     bins = torch.arange(len(edges), device=hours.device)
