@@ -140,7 +140,9 @@ class Training(Generic[C]):
     """What only some models need in training and in a search."""
 
     fit_buffers: Callable[[nn.Module, Batch], None] | None = None
-    """Fits buffers of a new model on all rows of train, one batch, before the first step."""
+    """Fits buffers of a new model on rows of train, one batch, before the first step."""
+    fit_rows: Callable[[C], int] | None = None
+    """How many rows that is of a config, evenly spread, and 0 for none; None: all of train."""
     after_step: Callable[[nn.Module, Scheduled], None] | None = None
     """Runs after each optimizer step, as the moving average of a target encoder does."""
     held: Callable[[nn.Module, Scheduled], Iterable[nn.Parameter]] | None = None

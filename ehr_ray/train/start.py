@@ -37,12 +37,21 @@ def starting_model(run: Run) -> nn.Module:
     few = check_learnable(family, experiment.model, run.loader)
     if few and fresh:
         run.tell(few)
-    if fresh and family.training.fit_buffers:
-        everybody = run.loader.train.rows(range(len(run.loader.train)))
-        family.training.fit_buffers(module, run.loader.collate(everybody))
+    if fresh:
+        _fit_buffers(run, module)
     if family.training.task_scores is not None:
         _start_task_head(run, module, fresh=fresh)
     return module
+
+
+def _fit_buffers(run: Run, module: nn.Module) -> None:
+    """Fit what the family fits on train, on as many rows as it asks for."""
+    training, store = run.family.training, run.loader.train
+    asked = training.fit_rows(run.experiment.model) if training.fit_rows else len(store)
+    number = min(asked, len(store))
+    if training.fit_buffers and number:
+        rows = store.rows([i * len(store) // number for i in range(number)])
+        training.fit_buffers(module, run.loader.collate(rows))
 
 
 def _recompute_blocks(module: nn.Module) -> None:

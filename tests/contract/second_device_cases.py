@@ -30,6 +30,8 @@ CONFIGS = sorted(ALIKE.values())
 MOST_SYNCS = 2
 SHORTER = {"vitals_lstm": {"model.last_hour": 6}}
 """What is long where a recurrent layer runs step by step."""
+MORE = {"event_decoder": {"model.time_to_event_weight": 1.0, "model.time_to_event_codes": 5}}
+"""Objectives that no tiny config has."""
 SEED = 12345
 
 
@@ -37,7 +39,7 @@ class OnDevice:
     """A config's model on the mock, and batches of made-up patients of unlike lengths."""
 
     def __init__(self, name, cohort, patients, vocabulary):
-        raw = override(read_yaml(TINY / f"{name}.yaml"), SHORTER.get(name, {}))
+        raw = override(read_yaml(TINY / f"{name}.yaml"), SHORTER.get(name, {}) | MORE.get(name, {}))
         raw = override(raw, {"data.cohort": str(cohort)})
         self.experiment = parse(raw)
         self.family = family_of(self.experiment, 0.5)

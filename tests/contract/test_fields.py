@@ -59,6 +59,7 @@ TASK = {
     "task.statistics": "fitted on all of train: tests/unit/train/test_statistics.py",
 }
 FLAGS = {"model.max_flags": "no code without values here: tests/unit/events/test_visits.py"}
+DECODERS = "refused where the two are read together: its test_config.py"
 SETS = {"model.chunk_tokens": "the same sets in other pieces: memory alone"}
 CODES = {f"model.{name}": SIZES for name in ("codebook", "code_groups", "code_width")}
 BRANCHES = {f"model.{name}": SIZES for name in ("width", "scales", "stem", "bins", "trend_bins")}
@@ -79,7 +80,7 @@ EXCEPTIONS: dict[str, dict[str, str]] = {
     "event_encoder": {
         "model.phrases": PHRASES,
         "model.pool_queries": SIZES,
-        "model.next_time_weight": "refused where the two are read together: its test_config.py",
+        **dict.fromkeys(("model.next_time_weight", "model.time_to_event_weight"), DECODERS),
         **TASK,
     },
     "visit_jepa": FLAGS,

@@ -3,12 +3,13 @@
 N rows. `risk` is larger where the event comes sooner; `weight` is that of `censoring_weights`.
 """
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ehr_ray.evaluation.metrics.weighted import statistics
+from ehr_ray.evaluation.metrics.weighted import Statistic, statistics
 from ehr_ray.events.outcomes import EVENT
 
 Array = NDArray[np.float64]
@@ -39,6 +40,37 @@ def c_index(days: NDArray[Any], state: NDArray[Any], risk: NDArray[Any]) -> floa
         return float("nan")
     tied = _later_equal(rank) - _later_equal(own_day * len(rank) + rank)
     return float((_later_smaller(rank) + 0.5 * tied)[event].sum() / comparable)
+
+
+def concordance(days: NDArray[Any], state: NDArray[Any], risk: NDArray[Any]) -> Statistic:
+    """Return `c_index` as a function of row weights, for resamples: O(N^2) memory.
+
+    Days must be known.
+    """
+    time, score = np.asarray(days, float), np.asarray(risk, float)
+    event = np.asarray(state) == EVENT
+    later = (time > time[:, None]) | ((time == time[:, None]) & ~event)
+    pairs = (event[:, None] & later).astype(np.float64)
+    right = pairs * ((score < score[:, None]) + 0.5 * (score == score[:, None]))
+
+    def share(weights: Array) -> Array:
+        comparable = ((weights @ pairs) * weights).sum(1)
+        agreeing = ((weights @ right) * weights).sum(1)
+        none = np.full(len(weights), np.nan)
+        return np.divide(agreeing, comparable, out=none, where=comparable > 0)
+
+    return share
+
+
+def time_in_bins(time: NDArray[Any], edges: Sequence[float]) -> Array:
+    """Return times from 0 on, [N], as time spent between edges, [N, K]; the last bin has no end.
+
+    >>> time_in_bins(np.array([0.5, 5.0]), (1.0, 4.0)).tolist()
+    [[0.5, 0.0, 0.0], [1.0, 3.0, 1.0]]
+    """
+    start = np.array([0.0, *edges])
+    width = np.diff(start, append=np.inf)
+    return np.clip(np.asarray(time, np.float64)[:, None] - start, 0.0, width)
 
 
 def _above(day: NDArray[np.int64]) -> NDArray[np.int64]:

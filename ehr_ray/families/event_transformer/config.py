@@ -12,7 +12,10 @@ from ehr_ray.events.tokens import Place, TokenOptions
 
 NotNegative = Annotated[float, Field(ge=0)]
 PositiveInt = Annotated[int, Field(ge=1)]
+Hours = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Position = Literal["sinusoidal", "rotary", "time"]
+OBJECTIVES = ("next_event", "next_value", "next_time", "time_to_event")
+"""What a `_weight` is of."""
 Pool = Literal["mean", "cls", "max", "attention", "last"]
 
 
@@ -77,10 +80,18 @@ class EventTransformerConfig:
     head: Literal["plain", "tied", "none"] = "plain"
     """Scores of the next phrase: a matrix of their own, products with the phrase table, or no
     head, for a model that is trained for a task."""
+    next_event_weight: NotNegative = 1.0
+    """Weight of the nats of the next, or hidden, phrase; 0 leaves the training to other weights."""
     next_value_weight: NotNegative = 0.0
     """Weight of the squared error of the next event's z-scored value; 0: no such head."""
     next_time_weight: NotNegative = 0.0
     """Weight of the squared error of log(1 + minutes to the next event); 0: no such head."""
+    time_to_event_weight: NotNegative = 0.0
+    """Weight of the negative log-likelihood of when each of many codes comes next; 0: no head."""
+    time_to_event_codes: PositiveInt | tuple[str, ...] = 64
+    """Those codes: so many of the most frequent by patients of train, or their names."""
+    time_to_event_bins: tuple[Hours, ...] = (1.0, 3.0, 6.0, 12.0, 24.0, 48.0, 96.0, 168.0, 720.0)
+    """Hours from a moment on between which a code's hazard is constant; the last bin has no end."""
     mask_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.15
     """Share of tokens an encoder is pretrained to fill in: it has no next event. Validation hides
     0.15 of them whatever this is."""
@@ -97,6 +108,16 @@ class EventTransformerConfig:
             raise ValueError("pooling must name at least one of mean, cls, max, attention, last")
         if self.arch == "encoder" and self.next_time_weight:
             raise ValueError("next_time_weight needs arch decoder: an encoder sees the next event")
+        if self.arch == "encoder" and self.time_to_event_weight:
+            raise ValueError("time_to_event_weight needs arch decoder: an encoder sees what comes")
+        bins, codes = self.time_to_event_bins, self.time_to_event_codes
+        if not bins or list(bins) != sorted(set(bins)):
+            raise ValueError(f"time_to_event_bins {list(bins)} must ascend, and have one at least")
+        if not isinstance(codes, int) and (not codes or len(set(codes)) < len(codes)):
+            raise ValueError("time_to_event_codes must name at least one code, and each once")
+        weights = (self.next_event_weight, self.next_value_weight, self.next_time_weight)
+        if self.head != "none" and not any((*weights, self.time_to_event_weight)):
+            raise ValueError("next_event_weight 0 leaves nothing to train: give another weight")
 
     @property
     def fills_in(self) -> bool:
@@ -120,9 +141,13 @@ def idle(config: EventTransformerConfig, task: bool) -> dict[str, str]:
     model: dict[str, str] = {}
     if task or config.head == "none":
         why = "a task" if task else "model.head=none"
-        model |= dict.fromkeys(("mask_ratio", "next_value_weight", "next_time_weight"), why)
+        weights = [f"{name}_weight" for name in OBJECTIVES]
+        model |= dict.fromkeys(("mask_ratio", *weights), why)
     elif not config.fills_in:
         model["mask_ratio"] = f"model.arch={config.arch}"
+    if not config.time_to_event_weight:
+        off = ("time_to_event_codes", "time_to_event_bins")
+        model |= dict.fromkeys(off, "model.time_to_event_weight=0")
     if config.values == "none":
         model |= dict.fromkeys(("value_as", "levels"), "model.values=none")
     elif config.value_as == "bin":

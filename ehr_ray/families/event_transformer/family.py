@@ -6,11 +6,17 @@ from ehr_ray.families.event_transformer.config import (
     TOKEN_FIELDS,
 )
 from ehr_ray.families.event_transformer.data import collate, transform
-from ehr_ray.families.event_transformer.loss import loss, perplexity
+from ehr_ray.families.event_transformer.loss import loss, summary
 from ehr_ray.families.event_transformer.model import EventTransformer
-from ehr_ray.families.event_transformer.predict import predict, represent, represent_width
+from ehr_ray.families.event_transformer.predict import (
+    hazards,
+    predict,
+    represent,
+    represent_width,
+)
 from ehr_ray.families.event_transformer.sampling import Sampler, lacks
 from ehr_ray.families.event_transformer.table import axes, check_files, phrase_texts
+from ehr_ray.families.event_transformer.time_to_event import fit_rates, fit_rows
 from ehr_ray.family import Evaluation, Family, Files, Represent, Training, Trajectories, Transfer
 
 FAMILY = Family(
@@ -30,8 +36,12 @@ FAMILY = Family(
         "model.model_dim": Choice((128, 256)),
         "model.mask_ratio": Uniform(0.05, 0.5),
     },
-    training=Training(summarise=perplexity),
-    evaluation=Evaluation(trajectories=Trajectories(lacks, Sampler)),
-    transfer=Transfer(data_buffers=("table",), axes=axes),
+    training=Training(fit_buffers=fit_rates, fit_rows=fit_rows, summarise=summary),
+    transfer=Transfer(data_buffers=("table", "log_rate"), axes=axes),
+    evaluation=Evaluation(
+        outputs={"hazards": hazards},
+        suites=(f"{__package__}.evaluation:suite",),
+        trajectories=Trajectories(lacks, Sampler),
+    ),
     files=Files(check=check_files, phrases=phrase_texts),
 )

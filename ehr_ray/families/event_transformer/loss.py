@@ -1,4 +1,4 @@
-"""The pretraining objective: the next event, its value and when it comes."""
+"""The pretraining objective: the next event, its value, and when it or each of many codes comes."""
 
 import math
 from collections.abc import Mapping
@@ -14,7 +14,9 @@ from ehr_ray.family import Batch, Scheduled, Term, Terms
 def loss(model: nn.Module, batch: Batch, _scheduled: Scheduled, seed: int) -> Terms:
     """Return terms per predicted token: `event` in nats, and with their heads `value`, `time`.
 
-    For the log alone `accuracy`, and `padding`, the share of tokens that are computed in vain.
+    `time_to_event` is per moment and code, in nats of a density of hours. For the log alone are
+    `time_to_event_baseline`, the same of the rates of train, `accuracy`, and `padding`, the share
+    of tokens that are computed in vain.
     """
     config: EventTransformerConfig = getattr(model, "module", model).config
     if config.head == "none":
@@ -23,7 +25,7 @@ def loss(model: nn.Module, batch: Batch, _scheduled: Scheduled, seed: int) -> Te
     nats = out["nats"]
     count = nats.new_full((), float(len(out["phrase"])))
     terms = {
-        "event": Term(nats, count),
+        "event": Term(nats, count, coef=config.next_event_weight),
         "accuracy": Term(out["right"], count, coef=0.0),
         "padding": _padding(batch["mask"][:, : config.max_length]),
     }
@@ -34,6 +36,10 @@ def loss(model: nn.Module, batch: Batch, _scheduled: Scheduled, seed: int) -> Te
     if "time" in out:
         error = (out["time"] - out["target_time"]).square()
         terms["time"] = Term(error.sum(), count, coef=config.next_time_weight)
+    if "time_to_event" in out:
+        answers = out["answers"]
+        terms["time_to_event"] = Term(out["time_to_event"], answers, config.time_to_event_weight)
+        terms["time_to_event_baseline"] = Term(out["time_to_event_baseline"], answers, coef=0.0)
     return terms
 
 
@@ -42,6 +48,9 @@ def _padding(mask: Tensor) -> Term:
     return Term(size - mask.sum(), size, coef=0.0)
 
 
-def perplexity(means: Mapping[str, float]) -> dict[str, float]:
-    """Return exp of the mean nats of an event."""
-    return {"perplexity": math.exp(min(means["event"], 50.0))} if "event" in means else {}
+def summary(means: Mapping[str, float]) -> dict[str, float]:
+    """Return exp of the mean nats of an event, and what times to events gain over train's rates."""
+    found = {"perplexity": math.exp(min(means["event"], 50.0))} if "event" in means else {}
+    if "time_to_event" in means:
+        found["time_to_event_gain"] = means["time_to_event_baseline"] - means["time_to_event"]
+    return found

@@ -14,6 +14,7 @@ from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.families.event_transformer.config import EventTransformerConfig
 from ehr_ray.families.event_transformer.data import token_book
 from ehr_ray.families.event_transformer.table import phrase_table
+from ehr_ray.families.event_transformer.time_to_event import TimeToEvent, asked_moments
 from ehr_ray.family import Batch
 from ehr_ray.nn.noise import combine, uniform
 from ehr_ray.nn.transformer import Block, rotary_turns, sinusoids, time_waves
@@ -68,18 +69,26 @@ class EventTransformer(nn.Module):
                 self.next_value = nn.Linear(width, width)
             if config.next_time_weight:
                 self.next_time = nn.Linear(width, 1)
+            if config.time_to_event_weight:
+                self.time_to_event = TimeToEvent(config, vocabulary)
 
     def forward(self, batch: Batch, seed: int) -> dict[str, Tensor]:
         """Return what is predicted of N tokens, and what they are.
 
         A decoder is asked for each token after a patient's first, an encoder for a random share
         hidden from it. `phrase` [N], with the sum of its `nats` and how many were `right`, each [];
-        with their heads `value`, `target_value`, `valued` [N] and `time`, `target_time` [N].
+        with their heads `value`, `target_value`, `valued` [N], `time`, `target_time` [N] and what
+        `TimeToEvent` gives.
         """
         batch = self.window(batch, seed if self.training else None)
         decoder = self.config.arch == "decoder"
         hidden_tokens = None if decoder else self.holes(batch, seed)
         hidden = self.encode(batch, hidden_tokens)[:, -batch["mask"].shape[1] :]
+        moments = {}
+        if self.config.time_to_event_weight:
+            index, real = asked_moments(batch, seed)
+            state = self.norm(hidden.gather(1, index.unsqueeze(-1).expand(-1, -1, hidden.shape[2])))
+            moments = self.time_to_event(state, self.time_to_event.truth(batch, index, real))
         if decoder:
             asked, at = batch["mask"][:, 1:], slice(1, None)
             hidden = hidden[:, :-1]
@@ -94,7 +103,7 @@ class EventTransformer(nn.Module):
         state = self.norm(state)
         phrase = batch["phrase"][:, at][index]
         nats, right = self.judged(state, phrase)
-        out = {"phrase": phrase, "nats": nats, "right": right}
+        out = {"phrase": phrase, "nats": nats, "right": right, **moments}
         if self.config.next_value_weight:
             name = F.embedding(phrase, self.project(self.table))
             product = (self.next_value(state) * name).sum(-1).float()

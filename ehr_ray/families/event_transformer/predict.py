@@ -5,12 +5,41 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ehr_ray.families.event_transformer.model import EventTransformer
+from ehr_ray.families.event_transformer.time_to_event import moments
 from ehr_ray.family import Batch
+
+DAY = 24 * 60.0
+"""Minutes of the first day, after which a record that has no prediction time is judged."""
 
 
 def predict(model: EventTransformer, batch: Batch) -> Batch:
     """Return `embedding` [B, D * vectors], a vector for each pooling and query."""
     return {"embedding": represent(model, batch)}
+
+
+def hazards(model: EventTransformer, batch: Batch) -> Batch:
+    """Return hazards after the last token, and after the last one of the first 24 hours.
+
+    An entry each: `patient`, `day` (1: of the first 24 hours, of a record that goes on after them;
+    0: of the last token) and `minute` of that token, all [N]; `hazard`, events an hour by bin and
+    code, float32 [N, K * C]. Empty for a model without the head, and of what was cut off before.
+    """
+    if not hasattr(model, "time_to_event"):
+        return {}
+    batch = model.window(batch, None)
+    minute, mask = moments(batch), batch["mask"]
+    last, early = mask.sum(1) - 1, (minute <= DAY).sum(1) - 1
+    index = torch.stack([last, early], 1)
+    goes_on = torch.stack([last >= 0, early < last], 1)
+    patient, day = ((index >= 0) & goes_on).nonzero(as_tuple=True)
+    token = index[patient, day]
+    state = model.norm(model.encode(batch)[patient, token])
+    return {
+        "patient": patient,
+        "day": day,
+        "minute": minute[patient, token],
+        "hazard": model.time_to_event.log_hazard(state).exp().flatten(1),
+    }
 
 
 def represent(model: EventTransformer, batch: Batch, seed: int | None = None) -> Tensor:

@@ -36,6 +36,8 @@ def lacks(config: EventTransformerConfig) -> str | None:
         return f"model.arch={config.arch} tells no next event; train one with model.arch=decoder"
     if config.head == "none":
         return "model.head=none tells no next event; train one with model.head=plain or tied"
+    if not config.next_event_weight:
+        return "model.next_event_weight=0 learned no next event; train one with a weight above 0"
     if config.gaps != "own" and not config.next_time_weight:
         return (
             f"model.gaps={config.gaps} without model.next_time_weight tells no time of the next "

@@ -13,6 +13,7 @@ from ehr_ray.events.phrases import Lookups, read_lookup
 from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.families.event_transformer.config import EventTransformerConfig
 from ehr_ray.families.event_transformer.data import token_book
+from ehr_ray.families.event_transformer.time_to_event import code_axes
 from ehr_ray.family import Axis
 from ehr_ray.storage.paths import local
 
@@ -59,9 +60,12 @@ def phrase_table(config: EventTransformerConfig, vocabulary: Vocabulary) -> Tens
 def axes(config: EventTransformerConfig, vocabulary: Vocabulary) -> dict[str, Axis]:
     """Return which phrase each score of the head is of, without any lookup's names."""
     phrases = Axis(0, tuple(token_book(vocabulary, config.token_options).texts()))
+    found = {}
     if config.head == "plain":
-        return {"score.weight": phrases, "score.bias": phrases}
-    return {"score_bias": phrases} if config.head == "tied" else {}
+        found = {"score.weight": phrases, "score.bias": phrases}
+    elif config.head == "tied":
+        found = {"score_bias": phrases}
+    return {**found, **code_axes(config, vocabulary)}
 
 
 def check_files(config: EventTransformerConfig) -> None:

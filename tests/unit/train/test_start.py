@@ -43,6 +43,18 @@ def test_only_a_new_run_is_fitted_on_all_of_train_and_has_its_files_checked(star
         assert seen[1] > 35  # of 60 patients seven tenths
 
 
+@pytest.mark.parametrize("asked", [0, 5])
+def test_a_family_says_on_how_many_rows_it_is_fitted(asked, start):
+    seen = []
+    start(
+        training=Training(
+            fit_buffers=lambda _model, batch: seen.extend(batch["subject_id"].tolist()),
+            fit_rows=lambda _config: asked,
+        )
+    )
+    assert len(set(seen)) == asked
+
+
 def test_a_missing_file_is_told_before_the_model_is_built(start):
     def check(_config):
         raise InputError("table.csv: no such file")

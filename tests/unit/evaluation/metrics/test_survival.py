@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import brier_score_loss, roc_auc_score
 
-from ehr_ray.evaluation.metrics.survival import c_index, weighted_scores
+from ehr_ray.evaluation.metrics.survival import c_index, concordance, time_in_bins, weighted_scores
 
 
 def of_every_pair(days, state, risk):
@@ -53,6 +53,24 @@ def test_a_competing_event_is_no_event_but_ends_the_time():
     days, state = np.array([1.0, 2]), np.array([2, 1])
     assert np.isnan(c_index(days, state, np.array([1.0, 0])))
     assert c_index(np.array([1.0, 2]), np.array([1, 2]), np.array([1.0, 0])) == 1
+
+
+def test_weighted_concordance_is_that_of_the_rows_drawn():
+    rng = np.random.default_rng(5)
+    days, state = rng.integers(0, 9, 40).astype(float), rng.integers(0, 2, 40)
+    risk, weights = 0.1 * rng.integers(0, 9, 40), rng.integers(0, 3, (4, 40))
+    drawn = [np.repeat(np.arange(40), w) for w in weights]
+    expected = [c_index(days[i], state[i], risk[i]) for i in drawn]
+    np.testing.assert_allclose(concordance(days, state, risk)(weights.astype(float)), expected)
+    nobody = concordance(days, np.zeros(40), risk)(np.ones((1, 40)))
+    assert np.isnan(nobody).all()
+
+
+def test_time_in_bins_adds_up_and_the_last_bin_has_no_end():
+    time = np.array([0.0, 1.0, 2.5, 100.0])
+    spent = time_in_bins(time, (1.0, 4.0))
+    np.testing.assert_allclose(spent.sum(1), time)
+    np.testing.assert_allclose(spent[2:], [[1, 1.5, 0], [1, 3, 96]])
 
 
 def test_weights_of_one_give_the_usual_scores_and_unknown_rows_do_not_count():

@@ -1,7 +1,9 @@
 import pytest
 
+from ehr_ray.config.idle import refusals
 from ehr_ray.events.tokens import TokenOptions
 from ehr_ray.experiment import ConfigError, parse
+from ehr_ray.families.event_transformer.config import SCHEMA
 
 BARE = {"family": "event_transformer", "name": "x", "data": {"cohort": "c"}}
 
@@ -12,12 +14,26 @@ BARE = {"family": "event_transformer", "name": "x", "data": {"cohort": "c"}}
         ({"model_dim": 20, "n_heads": 4}, "even multiple of n_heads 4"),
         ({"pooling": []}, "at least one of mean"),
         ({"arch": "encoder", "next_time_weight": 0.1}, "needs arch decoder"),
+        ({"arch": "encoder", "time_to_event_weight": 0.1}, "needs arch decoder"),
+        ({"time_to_event_bins": [4, 1]}, "must ascend"),
+        ({"time_to_event_bins": []}, "one at least"),
+        ({"time_to_event_codes": []}, "at least one code"),
+        ({"time_to_event_codes": ["HR", "HR"]}, "each once"),
+        ({"time_to_event_codes": 0}, "model.time_to_event_codes"),
+        ({"next_event_weight": 0}, "leaves nothing to train"),
         ({"positions": ["learned"]}, "model.positions"),
     ],
 )
 def test_what_cannot_be_is_named(model, message):
     with pytest.raises(ConfigError, match=message):
         parse({**BARE, "model": model})
+
+
+def test_options_of_a_head_that_is_not_there_are_refused():
+    given = {"arch": "decoder", "time_to_event_codes": ["HR"]}
+    (line,) = refusals(parse({**BARE, "model": given}), SCHEMA)
+    assert line.startswith("model.time_to_event_codes=('HR',): does nothing")
+    assert not [*refusals(parse({**BARE, "model": {**given, "time_to_event_weight": 1}}), SCHEMA)]
 
 
 def test_the_options_of_tokens_are_the_models():

@@ -5,7 +5,7 @@ import torch
 
 from ehr_ray.errors import ConfigError
 from ehr_ray.families.event_transformer.family import FAMILY
-from ehr_ray.families.event_transformer.loss import perplexity
+from ehr_ray.families.event_transformer.loss import summary
 
 SCHEDULED = {}
 SEED = 0
@@ -71,5 +71,10 @@ def test_a_model_without_head_cannot_be_pretrained(make_model, make_batch):
 
 
 def test_perplexity_is_of_the_mean():
-    assert perplexity({"event": math.log(7.0), "value": 2.0}) == pytest.approx({"perplexity": 7.0})
-    assert perplexity({"task": 1.0}) == {}
+    assert summary({"event": math.log(7.0), "value": 2.0}) == pytest.approx({"perplexity": 7.0})
+    assert summary({"task": 1.0}) == {}
+
+
+def test_times_to_events_are_told_as_what_they_gain_over_the_rates_of_train():
+    means = {"event": 0.0, "time_to_event": 0.7, "time_to_event_baseline": 1.0}
+    assert summary(means)["time_to_event_gain"] == pytest.approx(0.3)

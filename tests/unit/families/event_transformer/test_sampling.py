@@ -247,6 +247,10 @@ def test_values_of_drawn_events_are_those_of_their_bin(make_model, make_batch, v
         ({"arch": "decoder", "head": "none"}, "model.head=none tells no next event"),
         ({"arch": "decoder", "gaps": "none"}, "model.gaps=none without model.next_time_weight"),
         ({"arch": "decoder"}, "model.gaps=merged without model.next_time_weight"),
+        (
+            {"arch": "decoder", "next_event_weight": 0.0, "next_time_weight": 0.1},
+            "model.next_event_weight=0 learned no next event",
+        ),
     ],
 )
 def test_a_model_that_tells_no_event_or_no_time_is_named(changes, said):

@@ -1,0 +1,139 @@
+import dataclasses
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from ehr_ray.evaluation.suite import SplitPredictions, SuiteInput
+from ehr_ray.families.event_transformer.evaluation import HEADING, suite
+from ehr_ray.families.event_transformer.family import FAMILY
+from ehr_ray.storage import files
+
+MICROSECONDS = 3_600_000_000
+DAY = 24 * MICROSECONDS
+PATIENTS = 120
+HEAD = {
+    "arch": "decoder",
+    "time_to_event_weight": 1.0,
+    "time_to_event_codes": ("RASH", "HR"),
+    "time_to_event_bins": (6.0, 24.0),
+}
+
+
+def events_of(subject, rng):
+    """Two days of HR every hour; a rash soon after the first, of patients whose Lactate is high."""
+    high = subject % 2
+    rash = 24.5 + rng.exponential(3 if high else 40)
+    found = [(hour, "HR", 80.0) for hour in range(49)] + [(0.5, "Lactate", 9.0 if high else 1.0)]
+    return sorted([*found, *([(rash, "RASH", None)] if rash < 48 else [])])
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cohort")
+    rng = np.random.default_rng(0)
+    for first, split in enumerate(("train", "tuning", "held_out")):
+        columns = {"subject_id": [], "time": [], "code": [], "numeric_value": []}
+        for subject in range(1000 * first, 1000 * first + PATIENTS):
+            for hour, code, value in events_of(subject, rng):
+                row = (subject, round(hour * MICROSECONDS), code, value)
+                for name, one in zip(columns, row, strict=True):
+                    columns[name].append(one)
+        columns["time"] = pa.array(columns["time"], pa.timestamp("us"))
+        (folder / "data" / split).mkdir(parents=True)
+        table = pa.table(
+            columns | {"numeric_value": pa.array(columns["numeric_value"], pa.float32())}
+        )
+        files.write_parquet(table, folder / "data" / split / "0.parquet")
+    return folder
+
+
+def predictions(split, time, label=None, knows=True):
+    """As inference gives them: hazards of the rash that know of the lactate, or do not."""
+    first = 1000 * ("train", "tuning", "held_out").index(split)
+    subject = np.arange(first, first + PATIENTS)
+    rate = np.where(subject % 2, 1 / 3, 1 / 40) if knows else np.full(PATIENTS, 0.1)
+    hazard = np.stack([np.repeat(rate[:, None], 3, 1), np.ones((PATIENTS, 3))], 2)
+    table = {
+        "sample": np.repeat(np.arange(PATIENTS), 2),
+        "day": np.tile([0, 1], PATIENTS),
+        "minute": np.tile([time / 6e7, 1440.0], PATIENTS),
+        "hazard": pa.array([row.ravel() for row in hazard.repeat(2, 0)], pa.list_(pa.float32())),
+    }
+    times = pa.array(np.full(PATIENTS, time), pa.timestamp("us"))
+    samples = pa.table({"subject_id": subject, "prediction_time": times})
+    return SplitPredictions(samples, {"hazards": pa.table(table)}, label)
+
+
+@pytest.fixture
+def judge(cohort, make_model, vocabulary, tmp_path):
+    def run(time=48 * MICROSECONDS, label=None, knows=True, **changes):
+        config = make_model(**HEAD).config
+        fit = {split: predictions(split, time) for split in ("train", "tuning")}
+        given = SuiteInput(
+            split="held_out",
+            judged=predictions("held_out", time, label, knows),
+            fit=fit,
+            model=config,
+            vocabulary=vocabulary,
+            target=tmp_path,
+            cohort=cohort,
+            home=cohort,
+            num_bootstrap=100,
+        )
+        return suite(dataclasses.replace(given, **changes))
+
+    return run
+
+
+def test_a_model_that_knows_is_right_and_so_are_the_trees(judge):
+    found = judge()
+    metrics = found.metrics
+    assert metrics["held_out/time_to_event/rows"] == PATIENTS
+    for prefix in ("held_out", "baseline/hazard_trees/held_out"):
+        for measure in ("auroc_6h", "auroc_12h", "c_index"):
+            key = f"{prefix}/time_to_event/RASH/{measure}"
+            assert 0.6 < metrics[f"{key}/low"] < metrics[key] < metrics[f"{key}/high"]
+    assert not any("/HR/" in key for key in metrics)  # it comes in the next hour, always
+    assert {row[0] for row in found.sections[HEADING].rows} == {"RASH"}
+    assert "end of the first 24 hours" in found.lines[0]
+
+
+def test_a_model_that_knows_nothing_is_at_a_half_and_below_the_trees(judge):
+    metrics = judge(knows=False).metrics
+    assert metrics["held_out/time_to_event/RASH/c_index"] == 0.5
+    assert metrics["held_out/time_to_event/RASH/c_index_less_trees/high"] < 0
+
+
+def test_prediction_times_are_judged_where_there_are_labels_and_something_follows(judge):
+    label = np.arange(PATIENTS) % 2 == 0
+    assert "the prediction times" in judge(time=DAY, label=label).lines[0]
+    assert "first 24 hours" in judge(label=label).lines[0]  # nothing follows after two days
+
+
+def test_without_baselines_or_enough_rows_or_a_head_there_is_less(judge):
+    assert judge(baselines=False).sections[HEADING].columns == ("code", "measure", "this model")
+    few = predictions("held_out", DAY)
+    few = dataclasses.replace(
+        few, samples=few.samples, tables={"hazards": few.tables["hazards"][:30]}
+    )
+    nothing = judge(judged=few)
+    assert not nothing.metrics
+    assert "nothing is judged" in nothing.lines[0]
+    assert judge(judged=dataclasses.replace(few, tables={})).lines == ()
+
+
+def test_hazards_are_of_the_last_token_and_of_the_first_day(make_model, make_batch):
+    model = make_model(**HEAD).eval()
+    batch = make_batch([40, 10, 0], model.config)
+    with torch.no_grad():
+        found = FAMILY.evaluation.outputs["hazards"](model, batch)
+        assert found["patient"].tolist() == [0, 0, 1]
+        assert found["day"].tolist() == [0, 1, 0]
+        assert found["minute"].tolist() == [38 * 60, 24 * 60, 8 * 60]
+        assert found["hazard"].shape == (3, 3 * 2)
+        early = {k: v[:1, :26] if v.ndim > 1 else v[:1] for k, v in batch.items()}
+        alone = FAMILY.evaluation.outputs["hazards"](model, early)
+    torch.testing.assert_close(alone["hazard"][0], found["hazard"][1], rtol=1e-4, atol=1e-5)
+    assert FAMILY.evaluation.outputs["hazards"](make_model(arch="decoder"), batch) == {}
