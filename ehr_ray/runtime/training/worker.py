@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray.train
 import ray.train.torch
 import torch
@@ -109,12 +110,16 @@ def check_share(job: Job, world: int) -> None:
     loader_of(experiment, family, job.prepared).check(world, setting)
 
 
-def prevalence(experiment: Experiment, prepared: Prepared) -> float | None:
-    """Return the share of positive train rows where the loss is weighted by it, else None."""
+def shares(experiment: Experiment, prepared: Prepared) -> tuple[float, ...] | None:
+    """Return the share of train rows of each class where the loss is weighted by it, else None.
+
+    Of a binary task they are those of negatives and positives.
+    """
     if experiment.task is None or experiment.task.class_weight != "balanced":
         return None
-    labels = prepared.store("train").column(LABEL)
-    return float(labels.mean()) if len(labels) else None
+    labels = prepared.store("train").column(LABEL).astype(np.int64)
+    counts = np.bincount(labels, minlength=len(experiment.task.classes) or 2)
+    return tuple((counts / len(labels)).tolist()) if len(labels) else None
 
 
 def train_here(job: Job, backend: Backend) -> Progress:
@@ -123,7 +128,7 @@ def train_here(job: Job, backend: Backend) -> Progress:
     if job.pinned:
         keep_to_core(backend.rank)
     experiment = job.experiment
-    family = family_of(experiment, prevalence(experiment, job.prepared))
+    family = family_of(experiment, shares(experiment, job.prepared))
     loader = loader_of(experiment, family, job.prepared)
     noted = job.starts and StartFile(job.starts, backend.rank, backend.world)
     if job.ranking is not None:

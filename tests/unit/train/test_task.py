@@ -10,11 +10,11 @@ from ehr_ray.errors import ConfigError
 from ehr_ray.family import Represent
 from ehr_ray.registry import get_family
 from ehr_ray.train.backend import LocalBackend
+from ehr_ray.train.targets import ranking_metrics
 from ehr_ray.train.task import (
     LABEL,
     family_of,
     prepare_task_head,
-    ranking_metrics,
     standardise,
     with_task,
 )
@@ -85,7 +85,9 @@ def test_balanced_weights_give_both_classes_the_same_say():
     model, batch = base.build(None, None), batch_of()
     prevalence = float(batch[LABEL].mean())
     plain = replace(get_family("set_vae"), build=lambda *_: Plain(), represent=FEATURES)
-    weighted = with_task(plain, TaskConfig(name="o", class_weight="balanced"), prevalence)
+    weighted = with_task(
+        plain, TaskConfig(name="o", class_weight="balanced"), (1 - prevalence, prevalence)
+    )
     found = term(weighted, model, batch)
     assert float(found.count) == pytest.approx(2 * float((batch[LABEL] == 0).sum()), rel=1e-5)
 
