@@ -99,8 +99,8 @@ class Labels:
                 names = ", ".join(f'"{name}"' for name in self.classes)
                 more = f" 'task.classes=[{names}]'"
             raise InputError(
-                f"task {self.task}: its labels are of the kind {self.kind}, and task.kind is "
-                f"{kind}; give task.kind={self.kind}{more}, or another task"
+                f"task {self.task}: its labels are of the kind {self.kind}, not {kind}; train with "
+                f"task.kind={self.kind}{more}, or give another task"
             )
         strange = [name for name in self.classes if name not in classes]
         if strange:

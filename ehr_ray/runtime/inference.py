@@ -21,6 +21,7 @@ from ehr_ray.storage import files, sync
 from ehr_ray.train import checkpoint
 from ehr_ray.train.allocator import keep_freed_memory
 from ehr_ray.train.predictor import BATCH_PATIENTS, Predictor, batched
+from ehr_ray.train.targets import OUTPUTS
 
 EMBEDDINGS = pa.schema(
     [pa.field("subject_id", pa.int64()), pa.field("embedding", pa.list_(pa.float32()))]
@@ -45,7 +46,7 @@ class Request:
         features: codes that get features for the baselines; None computes none.
         diagnose: share of subjects whose latents and reconstructions are kept.
         outputs: share of subjects whose `Family.outputs` are kept.
-        own_output: whether the `logit` of a model trained for a task answers the one asked for.
+        own_output: whether what a model trained for a task says of it answers the one asked for.
         answer: output of `Family.predict` that is the model's own logit for the task asked for.
         hours: hours after the origin at which the first sample of a subject is predicted too, by
             the events until then, where its prediction time is not earlier.
@@ -165,7 +166,7 @@ class ShardPredictor:
             ),
         }
         for name, values in predictor.outputs(batch).items():
-            if name != "logit" or self.request.own_output:
+            if name not in OUTPUTS.values() or self.request.own_output:
                 columns[name] = list_column(values)
             if name == self.request.answer:
                 columns["logit"] = list_column(values)
