@@ -14,12 +14,12 @@ from ehr_ray.commands.export.command import export
 from ehr_ray.commands.train.command import train
 from ehr_ray.errors import ConfigError, InputError
 from ehr_ray.events.labels import read_labels
+from ehr_ray.events.patients import splits_of
 
 CHANGES = {
     "cluster.num_workers": 0,
     "tracking.experiment": None,
-    "train.max_epochs": 3,
-    "train.lr": 0.02,
+    "train.max_epochs": 1,
     "evaluation.bootstrap": 20,
     "evaluation.hours": [],
 }
@@ -61,7 +61,8 @@ def trained(cohort, tiny_experiment, tmp_path_factory):
     output = tmp_path_factory.mktemp("runs")
 
     def run(**task):
-        changes = {"data.cohort": str(cohort), "output": str(output), "name": task["name"]}
+        name = "-".join([task["name"], task.get("kind", ""), *task.get("classes", ())])
+        changes = {"data.cohort": str(cohort), "output": str(output), "name": name}
         return train(tiny_experiment("set_vae", {**CHANGES, **changes, "task": task})).run
 
     return run
@@ -77,14 +78,25 @@ def classes(trained):
     return trained(name="triage", kind="classes", classes=CLASSES, class_weight="balanced")
 
 
-def test_a_regression_is_evaluated_in_the_unit_of_its_labels(regression, cohort, tmp_path):
-    lines = evaluate(regression, output=tmp_path, on_ray=False)
-    metrics = json.loads((tmp_path / "metrics.json").read_text())
-    told = pq.read_table(tmp_path / "predictions" / "held_out.parquet").to_pandas()
+@pytest.fixture(scope="module")
+def told_of_numbers(regression):
+    """The lines that an evaluation says; its files lie in the run."""
+    return evaluate(regression, on_ray=False)
+
+
+@pytest.fixture(scope="module")
+def told_of_classes(classes):
+    return evaluate(classes, on_ray=False, pages=False)
+
+
+def test_a_regression_is_evaluated_in_the_unit_of_its_labels(regression, told_of_numbers):
+    folder, lines = regression, told_of_numbers
+    metrics = json.loads((folder / "metrics.json").read_text())
+    told = pq.read_table(folder / "predictions" / "held_out.parquet").to_pandas()
     error = np.abs(told["predicted_float_value"] - told["float_value"]).mean()
     assert metrics["held_out/mae"] == pytest.approx(error)
     assert error < 30  # labels have mean 100: an answer in standard deviations would be off by it
-    mean = pq.read_table(tmp_path / "predictions" / "baselines" / "mean" / "held_out.parquet")
+    mean = pq.read_table(folder / "predictions" / "baselines" / "mean" / "held_out.parquet")
     assert mean["predicted_float_value"].to_pylist() == pytest.approx([100] * len(told), abs=5)
     for name in ("probe", "gbm", "gbm_rich", "ridge", "ridge_rich", "untrained", "mean"):
         key = f"baseline/{name}/held_out/mae"
@@ -93,16 +105,16 @@ def test_a_regression_is_evaluated_in_the_unit_of_its_labels(regression, cohort,
     first = next(line for line in lines if line.startswith("the model "))
     lost = [k for k, v in metrics.items() if k.endswith("held_out/mae_difference/low") and v > 0]
     assert first.startswith("the model loses to") == bool(lost)
-    page = (tmp_path / "report.html").read_text()
+    page = (folder / "report.html").read_text()
     assert "Ridge regression on rich features" in page
-    assert "MAE" in (tmp_path / "results.md").read_text()
-    assert "AUPRC" not in (tmp_path / "results.md").read_text()
+    assert "MAE" in (folder / "results.md").read_text()
+    assert "AUPRC" not in (folder / "results.md").read_text()
 
 
-def test_classes_are_evaluated_by_name(classes, cohort, tmp_path):
-    evaluate(classes, output=tmp_path, on_ray=False)
-    metrics = json.loads((tmp_path / "metrics.json").read_text())
-    told = pq.read_table(tmp_path / "predictions" / "held_out.parquet").to_pandas()
+@pytest.mark.usefixtures("told_of_classes")
+def test_classes_are_evaluated_by_name(classes, cohort):
+    metrics = json.loads((classes / "metrics.json").read_text())
+    told = pq.read_table(classes / "predictions" / "held_out.parquet").to_pandas()
     given = told[[f"probability/{name}" for name in CLASSES]].to_numpy()
     np.testing.assert_allclose(given.sum(1), 1)
     assert told["predicted_categorical_value"].tolist() == [CLASSES[k] for k in given.argmax(1)]
@@ -134,19 +146,20 @@ def test_labels_of_another_kind_or_class_end_a_training_with_what_to_write(train
         trained(name="triage", kind="classes", classes=CLASSES[:2])
 
 
+@pytest.mark.usefixtures("told_of_numbers", "told_of_classes")
 def test_a_loaded_model_predicts_what_evaluate_wrote(regression, classes, tmp_path, cohort):
-    from ehr_ray.events.patients import splits_of
-
     events = pa.concat_tables([pq.read_table(p) for p in splits_of(cohort)["held_out"]])
     for run, task in ((regression, "stay"), (classes, "triage")):
-        evaluate(run, output=tmp_path / task, on_ray=False, pages=False)
         export(run, tmp_path / f"{task}_exported")
-        told = pq.read_table(tmp_path / task / "predictions" / "held_out.parquet")
+        told = pq.read_table(run / "predictions" / "held_out.parquet")
         keys = told.select(["subject_id", "prediction_time"])
         found = ehr_ray.load(tmp_path / f"{task}_exported").predict(events, prediction_times=keys)
         pairs = {"value": "predicted_float_value"}
         if task == "triage":
             pairs = {name: name for name in told.column_names if name.startswith("probability/")}
+        card = (tmp_path / f"{task}_exported" / "README.md").read_text()
+        assert f"subject_id, {', '.join(pairs)}" in card
+        assert "probability of" not in card if task == "stay" else "each class of triage" in card
         assert found.column_names == ["subject_id", "prediction_time", *pairs]
         for ours, theirs in pairs.items():
             np.testing.assert_allclose(found[ours], told[theirs], rtol=1e-4, atol=1e-5)
