@@ -65,9 +65,9 @@ def read_answers(tables: Sequence[tuple[Path, pa.Table]]) -> Answers:
     value, known = (np.concatenate(part) for part in zip(*parts, strict=True))
     if KINDS[name] != "classes":
         return Answers(KINDS[name], value, known)
-    names = np.unique(value[known].astype(str))
-    places = np.searchsorted(names, np.where(known, value, "").astype(str))
-    return Answers("classes", places.astype(np.int64), known, tuple(names.tolist()))
+    classes = np.unique(value[known].astype(str))
+    places = np.asarray(np.searchsorted(classes, np.where(known, value, "").astype(str)), np.int64)
+    return Answers("classes", places, known, tuple(classes.tolist()))
 
 
 Cells = tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]

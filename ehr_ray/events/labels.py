@@ -234,10 +234,10 @@ def read_label_files(task: str, paths: Sequence[Path]) -> Labels:
 
 
 def _keys(path: Path, table: pa.Table) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    missing = [n for n in ("subject_id", "prediction_time") if n not in table.column_names]
-    if missing:
+    absent = [n for n in ("subject_id", "prediction_time") if n not in table.column_names]
+    if absent:
         raise InputError(
-            f"{path}: no column {missing[0]}; labels have subject_id, prediction_time and an answer"
+            f"{path}: no column {absent[0]}; labels have subject_id, prediction_time and an answer"
         )
     subject, time = table["subject_id"], table["prediction_time"]
     if not pa.types.is_integer(subject.type) or not pa.types.is_temporal(time.type):

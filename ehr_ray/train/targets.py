@@ -46,11 +46,14 @@ def selection(task: TaskConfig) -> Select:
     return Select(f"val/{task.select}", mode, remedy)  # type: ignore[arg-type]
 
 
-def row_weights(task: TaskConfig, shares: Sequence[float] | None) -> tuple[float, ...]:
+def row_weights(task: TaskConfig, shares: float | Sequence[float] | None) -> tuple[float, ...]:
     """Return the weight of a row of each class; of a regression of every row.
 
-    `shares` are those of train rows by class, None where no loss is computed.
+    `shares` are those of train rows by class, or that of positive ones; None where no loss is
+    computed.
     """
+    if isinstance(shares, float):
+        shares = (1.0 - shares, shares)
     count = 1 if task.kind == "regression" else len(task.classes) or 2
     if task.class_weight == "none" or shares is None:
         return (1.0,) * count

@@ -39,18 +39,18 @@ LIMIT = 6.0
 HEADS_ALONE = (LABEL, STATISTICS)
 
 
-def family_of(experiment: Experiment, shares: Sequence[float] | None = None) -> AnyFamily:
+def family_of(experiment: Experiment, shares: float | Sequence[float] | None = None) -> AnyFamily:
     """Return the family an experiment trains: with a `task` section, its family under a head.
 
-    `shares` of negatives and positives, or of the classes, in train are what class weights are made
-    of; None where no loss is computed.
+    `shares` of the classes in train, or that of positive rows, are what class weights are made of;
+    None where no loss is computed.
     """
     family = get_family(experiment.family)
     return family if experiment.task is None else with_task(family, experiment.task, shares)
 
 
 def with_task(
-    family: AnyFamily, task: TaskConfig, shares: Sequence[float] | None = None
+    family: AnyFamily, task: TaskConfig, shares: float | Sequence[float] | None = None
 ) -> AnyFamily:
     """Return a family that predicts a label from what `family` represents.
 

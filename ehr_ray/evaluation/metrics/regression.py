@@ -47,7 +47,7 @@ def _ranks(w: Array, x: Array) -> Array:
     order, last = tied_order(x)
     upto = np.cumsum(w[:, order], axis=1)[:, last]
     middle = upto - 0.5 * np.diff(upto, axis=1, prepend=0.0)
-    group = np.cumsum(last) - last  # a group ends where `last` is true
+    group: NDArray[np.int64] = np.cumsum(last) - last  # a group ends where `last` is true
     ranks = np.empty_like(w)
     ranks[:, order] = middle[:, group]
     return ranks

@@ -85,9 +85,7 @@ def test_balanced_weights_give_both_classes_the_same_say():
     model, batch = base.build(None, None), batch_of()
     prevalence = float(batch[LABEL].mean())
     plain = replace(get_family("set_vae"), build=lambda *_: Plain(), represent=FEATURES)
-    weighted = with_task(
-        plain, TaskConfig(name="o", class_weight="balanced"), (1 - prevalence, prevalence)
-    )
+    weighted = with_task(plain, TaskConfig(name="o", class_weight="balanced"), prevalence)
     found = term(weighted, model, batch)
     assert float(found.count) == pytest.approx(2 * float((batch[LABEL] == 0).sum()), rel=1e-5)
 
