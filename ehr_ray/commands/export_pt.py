@@ -63,7 +63,7 @@ def export_pt(
         raise InputError(
             f"{cohort}: no labels, and an export holds one per patient; ingest it with labels"
         )
-    read_labels(cohort, name).only_binary("export")
+    read_labels(cohort, name).only_binary("export-pt")
     folder, _ = embed_phrases(experiment, verbose=verbose, say=say)
     check_cohort(cohort, experiment.cache, say)
     vocabulary = vocabulary_of(

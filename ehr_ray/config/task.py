@@ -24,6 +24,12 @@ CHOICES: Final[dict[Kind, tuple[Choice, ...]]] = {
     "classes": ("macro_auroc", "accuracy", "macro_f1", "loss"),
 }
 """What fits each kind of task; the first is what counts unless a config says otherwise."""
+OUTPUTS: Final[dict[Kind, str]] = {
+    "binary": "logit",
+    "regression": "target_value",
+    "classes": "class_logits",
+}
+"""The output of `Family.predict` that answers a task."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from ehr_ray.config.task import OUTPUTS
 from ehr_ray.events.patient_features import FeatureCodes, FeatureReader
 from ehr_ray.events.patients import Patient, read_patients
 from ehr_ray.events.subgroups import Subgroup, SubgroupReader
@@ -21,7 +22,6 @@ from ehr_ray.storage import files, sync
 from ehr_ray.train import checkpoint
 from ehr_ray.train.allocator import keep_freed_memory
 from ehr_ray.train.predictor import BATCH_PATIENTS, Predictor, batched
-from ehr_ray.train.targets import OUTPUTS
 
 EMBEDDINGS = pa.schema(
     [pa.field("subject_id", pa.int64()), pa.field("embedding", pa.list_(pa.float32()))]

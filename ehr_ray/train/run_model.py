@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ehr_ray.config.task import OUTPUTS
 from ehr_ray.errors import InputError
 from ehr_ray.evaluation.coverage import MIN_KNOWN, coverage_of
 from ehr_ray.events.answers import Kind
@@ -20,7 +21,6 @@ from ehr_ray.family import Batch
 from ehr_ray.train import checkpoint
 from ehr_ray.train.checkpoint import Loaded
 from ehr_ray.train.predictor import Predictor
-from ehr_ray.train.targets import OUTPUTS
 
 
 @dataclass(frozen=True)

@@ -12,16 +12,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ehr_ray.config.task import TaskConfig
-from ehr_ray.events.answers import Kind
 from ehr_ray.family import Select, Term, Terms
 from ehr_ray.nn.focal import focal
 
-OUTPUTS: Final[dict[Kind, str]] = {
-    "binary": "logit",
-    "regression": "target_value",
-    "classes": "class_logits",
-}
-"""The output of `Family.predict` that answers a task."""
 SCALE_BUFFERS: Final = ("target_location", "target_spread")
 """Mean and standard deviation of a regression's labels in train, in the checkpoint."""
 _LOWER_IS_BETTER: Final = ("mae", "rmse")

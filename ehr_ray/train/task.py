@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ehr_ray.config.task import TaskConfig
+from ehr_ray.config.task import OUTPUTS, TaskConfig
 from ehr_ray.errors import ConfigError
 from ehr_ray.events.patient_statistics import StatisticsReader
 from ehr_ray.events.vocabulary import Vocabulary
@@ -25,7 +25,6 @@ from ehr_ray.registry import get_family
 from ehr_ray.train.backend import Backend
 from ehr_ray.train.statistics import LABEL, STATISTICS, StatisticsHeads, reader_of, with_statistics
 from ehr_ray.train.targets import (
-    OUTPUTS,
     SCALE_BUFFERS,
     num_outputs,
     row_weights,

@@ -36,7 +36,6 @@ def check_kind(
         f"--recalibrate {recalibrate}": recalibrate is not None,
         f"--explain {explained}": bool(explained),
         "--label-shares": bool(label_shares),
-        "evaluation.ensemble": subject.experiment.evaluation.ensemble,
     }
     for name, given in asked.items():
         if given:

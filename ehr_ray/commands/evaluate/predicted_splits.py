@@ -12,6 +12,7 @@ import pyarrow.compute
 import pyarrow.parquet as pq
 
 from ehr_ray.commands.evaluate.report_content import Subject
+from ehr_ray.config.task import OUTPUTS
 from ehr_ray.errors import InputError
 from ehr_ray.evaluation.suite import SplitPredictions
 from ehr_ray.evaluation.tasks.downstream import Split, TaskScores
@@ -28,7 +29,6 @@ from ehr_ray.runtime.inference import Request, matrix, predict_shards, read_tabl
 from ehr_ray.storage import files, sync
 from ehr_ray.storage.paths import absolute, canonical
 from ehr_ray.train import checkpoint
-from ehr_ray.train.targets import OUTPUTS
 from ehr_ray.train.task_probe import TaskProbe
 
 
