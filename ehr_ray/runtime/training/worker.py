@@ -110,16 +110,21 @@ def check_share(job: Job, world: int) -> None:
     loader_of(experiment, family, job.prepared).check(world, setting)
 
 
-def shares(experiment: Experiment, prepared: Prepared) -> tuple[float, ...] | None:
-    """Return the share of train rows of each class where the loss is weighted by it, else None.
+def shares(experiment: Experiment, prepared: Prepared) -> float | tuple[float, ...] | None:
+    """Return the shares of the classes in train where the loss is weighted by them, else None.
 
-    Of a binary task they are those of negatives and positives.
+    Of a binary task it is the share of positive rows.
     """
-    if experiment.task is None or experiment.task.class_weight != "balanced":
+    task = experiment.task
+    if task is None or task.class_weight != "balanced":
         return None
-    labels = prepared.store("train").column(LABEL).astype(np.int64)
-    counts = np.bincount(labels, minlength=len(experiment.task.classes) or 2)
-    return tuple((counts / len(labels)).tolist()) if len(labels) else None
+    labels = prepared.store("train").column(LABEL)
+    if not len(labels):
+        return None
+    if task.kind == "binary":
+        return float(labels.mean())
+    counts = np.bincount(labels.astype(np.int64), minlength=len(task.classes))
+    return tuple((counts / len(labels)).tolist())
 
 
 def train_here(job: Job, backend: Backend) -> Progress:
