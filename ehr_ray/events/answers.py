@@ -66,8 +66,8 @@ def read_answers(tables: Sequence[tuple[Path, pa.Table]]) -> Answers:
     if KINDS[name] != "classes":
         return Answers(KINDS[name], value, known)
     classes = np.unique(value[known].astype(str))
-    places = np.asarray(np.searchsorted(classes, np.where(known, value, "").astype(str)), np.int64)
-    return Answers("classes", places, known, tuple(classes.tolist()))
+    place = np.asarray(np.searchsorted(classes, np.where(known, value, "").astype(str)), np.int64)
+    return Answers("classes", place, known, tuple(classes.tolist()))
 
 
 Cells = tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]

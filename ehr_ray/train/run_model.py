@@ -157,8 +157,8 @@ class RunModel(Loaded):
 
         found = read_task_probes(self.folder, self.weights)
         own = self._own_outputs()
-        known = sorted({*found, *own})
         trained_for = self.experiment.task.name if self.experiment.task else None
+        known = sorted({*found, *own} | ({trained_for} if trained_for else set()))
         wanted = trained_for if task is None else canonical_task(task)
         if wanted is None and len(known) == 1:
             wanted = known[0]

@@ -223,7 +223,8 @@ def summary(
     found: SuiteResult,
 ) -> list[str]:
     """Return what a person should read on the screen."""
-    lines, split = [], subject.split
+    lines: list[str] = []
+    split = subject.split
     if isinstance(scores, KindScores):
         lines += _kind_lines(subject, scores)
     elif scores is not None:
@@ -278,6 +279,8 @@ def _kind_lines(subject: Subject, scores: KindScores) -> Iterator[str]:
     """Yield the rows of the comparison on a task of numbers or classes."""
     split, names = subject.split, METRICS[scores.kind]
     yield f"{subject.task} on {split} of {subject.cohort}: {len(scores.labels[split]):,} rows"
+    if split in SEEN:
+        yield SEEN[split]
     yield f"{'':60}" + "".join(f"{HEADS[name]:22}" for name in names)
     for name in scores.predicted[split]:
         at = metric_prefix(name, split)

@@ -94,7 +94,7 @@ def fit_kind(
     """
 
     def linear(source: str) -> Scorer:
-        arrays = [getattr(train, source), train.label, getattr(tuning, source), tuning.label]
+        arrays = (getattr(train, source), train.label, getattr(tuning, source), tuning.label)
         tabular = source in ("features", "rich")
         found: Linear
         if kind == "regression":

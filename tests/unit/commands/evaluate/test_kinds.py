@@ -150,6 +150,8 @@ def test_labels_of_another_kind_or_class_end_a_training_with_what_to_write(train
 @pytest.mark.usefixtures("told_of_numbers", "told_of_classes")
 def test_a_loaded_model_predicts_what_evaluate_wrote(regression, classes, tmp_path, cohort):
     events = pa.concat_tables([pq.read_table(p) for p in splits_of(cohort)["held_out"]])
+    with pytest.raises(InputError, match="no task 'other'; give task= one of stay"):
+        ehr_ray.load(regression).predict(events, task="other")
     for run, task in ((regression, "stay"), (classes, "triage")):
         export(run, tmp_path / f"{task}_exported")
         told = pq.read_table(run / "predictions" / "held_out.parquet")
