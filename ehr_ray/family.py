@@ -165,8 +165,12 @@ class Training(Generic[C]):
     fallback: Callable[[C, Mapping[str, float]], C | None] | None = None
     """The model to train instead of one with these latent metrics on tuning; None: it stands."""
     task_scores: Callable[[nn.Module, Batch], tuple[Terms, Tensor]] | None = None
-    """Validation's terms and the logit [B] of the batch's `label` they are of, in one pass of a
-    family under a task head (`train/task.py`)."""
+    """Validation's terms and what is said of the batch's `label` they are of, [B] or of K classes
+    [B, K], in one pass of a family under a task head (`train/task.py`)."""
+    task_metrics: Callable[[Tensor, Tensor], Mapping[str, float]] | None = None
+    """Metrics of all that `task_scores` said and of the labels [N], beside them."""
+    task_width: int = 1
+    """Columns of what `task_scores` says: 1, or K."""
 
 
 @dataclass(frozen=True, kw_only=True)

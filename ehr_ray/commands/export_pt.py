@@ -18,7 +18,12 @@ from safetensors.torch import load_file
 
 from ehr_ray.commands.phrases import embed_phrases
 from ehr_ray.errors import InputError
-from ehr_ray.events.labels import choose_task, label_files, read_label_files
+from ehr_ray.events.labels import (
+    choose_task,
+    label_files,
+    read_label_files,
+    read_labels,
+)
 from ehr_ray.events.patients import Patient, read_patients, splits_of
 from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.experiment import Experiment
@@ -58,6 +63,7 @@ def export_pt(
         raise InputError(
             f"{cohort}: no labels, and an export holds one per patient; ingest it with labels"
         )
+    read_labels(cohort, name).only_binary("export-pt")
     folder, _ = embed_phrases(experiment, verbose=verbose, say=say)
     check_cohort(cohort, experiment.cache, say)
     vocabulary = vocabulary_of(

@@ -14,7 +14,7 @@ from typing import Any, Final
 from ehr_ray.config.search import Domain, space_of
 from ehr_ray.errors import ConfigError, InputError
 from ehr_ray.evaluation.report.sweep_page import write_sweep
-from ehr_ray.events.labels import choose_task
+from ehr_ray.events.labels import choose_task, read_labels
 from ehr_ray.events.patients import splits_of
 from ehr_ray.experiment import Experiment, changes_since, dump, to_yaml, with_absolute_paths
 from ehr_ray.runtime.screen import Screen
@@ -233,6 +233,7 @@ def _probe_task(experiment: Experiment) -> str:
             "needs labels, and the cohort has none; set tune.rank=metric to rank by "
             f"{family_of(experiment).select.metric}"
         )
+    read_labels(experiment.cohort, task).only_binary("a search ranked by a probe")
     return task
 
 

@@ -29,6 +29,8 @@ def idle_paths(experiment: Any, schema: AnySchema) -> dict[str, str]:
     found |= _train(experiment.train, experiment.schedules) | _tune(experiment.tune)
     if experiment.task is None:
         found["evaluation.ensemble"] = "no task"
+    elif experiment.task.kind != "binary":
+        found["evaluation.ensemble"] = f"task.kind={experiment.task.kind}"
     elif not experiment.evaluation.baselines:
         found["evaluation.ensemble"] = "evaluation.baselines=false"
     if not experiment.evaluation.hours:

@@ -31,8 +31,8 @@ class SplitPredictions:
 
     `sample` is the row of `samples` an entry is of.
     """
-    label: NDArray[np.bool_] | None = None
-    """One a row of `samples`; None where the cohort has no labels."""
+    label: NDArray[Any] | None = None
+    """One a row of `samples`; None where the cohort has no labels. Suites get binary ones alone."""
 
 
 @dataclass(frozen=True, kw_only=True)

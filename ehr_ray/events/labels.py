@@ -6,21 +6,22 @@ A task is `labels/<task>.parquet`, or the files of a folder as ACES and MEDS-DEV
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from ehr_ray.errors import InputError
+from ehr_ray.events.answers import Kind, read_answers
 from ehr_ray.events.schema import SPLIT_NAMES
-from ehr_ray.events.truth import NOT_KNOWN, read_truth
 from ehr_ray.storage import files
 
 PREFERRED = "mortality"
+REMEDY = "ingest the cohort again"
 
 _SHARD: Final = re.compile(r"(?:(?:part|shard|chunk)[-_]?)?\d+(?:[-_.]\d+)*")
 """Names of the files that one table is written as."""
@@ -30,17 +31,20 @@ _UNNAMED: Final = "label"
 
 @dataclass(frozen=True, eq=False)
 class Labels:
-    """Binary labels, sorted by (subject, prediction time); N rows."""
+    """Labels of one kind, sorted by (subject, prediction time); N rows."""
 
     task: str
     subject_id: npt.NDArray[np.int64]
     prediction_time: npt.NDArray[np.int64]
     """Microseconds since 1970: nothing later may reach a model."""
-    value: npt.NDArray[np.bool_]
+    value: npt.NDArray[Any]
+    """bool, of a regression float64, of classes the place of each row's in `classes`, int64."""
     unknown: int = 0
     """Rows left out because they have no answer."""
     repeated: int = 0
     """Rows left out because they say again what another says."""
+    kind: Kind = "binary"
+    classes: tuple[str, ...] = ()
 
     def cuts(self) -> dict[int, list[int]]:
         """Return the prediction times of each subject, ascending."""
@@ -51,7 +55,7 @@ class Labels:
             result.setdefault(subject, []).append(time)
         return result
 
-    def of(self, subject_id: int) -> list[tuple[int, bool]]:
+    def of(self, subject_id: int) -> list[tuple[int, Any]]:
         """Return (prediction time, label) of a subject, in order of time."""
         start, stop = np.searchsorted(self.subject_id, [subject_id, subject_id + 1])
         times, values = self.prediction_time[start:stop], self.value[start:stop]
@@ -59,7 +63,7 @@ class Labels:
 
     def look_up(
         self, subject_id: npt.NDArray[np.int64], prediction_time: npt.NDArray[np.int64]
-    ) -> npt.NDArray[np.bool_]:
+    ) -> npt.NDArray[Any]:
         """Return the label of each (subject, prediction time), which must be one of these."""
         pairs = zip(subject_id.tolist(), prediction_time.tolist(), strict=True)
         found = [self._answers.get(pair) for pair in pairs]
@@ -68,12 +72,46 @@ class Labels:
                 f"task {self.task}: {found.count(None)} of {len(found)} rows have no label; the "
                 "labels were changed while this ran, run it again"
             )
-        return np.array(found, bool)
+        return np.array(found, self.value.dtype)
 
     @cached_property
-    def _answers(self) -> dict[tuple[int, int], bool]:
+    def _answers(self) -> dict[tuple[int, int], Any]:
         known = zip(self.subject_id.tolist(), self.prediction_time.tolist(), strict=True)
         return dict(zip(known, self.value.tolist(), strict=True))
+
+    def only_binary(self, reader: str) -> "Labels":
+        """Return these labels; `InputError` where they are of a kind that `reader` cannot read."""
+        if self.kind != "binary":
+            raise InputError(
+                f"task {self.task}: its labels are of the kind {self.kind}, and {reader} reads "
+                "binary ones (boolean_value) alone; choose another task"
+            )
+        return self
+
+    def trained(self, kind: Kind, classes: Sequence[str]) -> "Labels":
+        """Return these labels with the classes in the order a model knows them.
+
+        Raises `InputError` for labels of another kind, or of a class that the model does not know.
+        """
+        if self.kind != kind:
+            more = ""
+            if self.kind == "classes":
+                names = ", ".join(f'"{name}"' for name in self.classes)
+                more = f" 'task.classes=[{names}]'"
+            raise InputError(
+                f"task {self.task}: its labels are of the kind {self.kind}, not {kind}; train with "
+                f"task.kind={self.kind}{more}, or give another task"
+            )
+        strange = [name for name in self.classes if name not in classes]
+        if strange:
+            raise InputError(
+                f"task {self.task}: label {strange[0]!r} is none of task.classes "
+                f"({', '.join(classes)}); add it there, or correct the labels"
+            )
+        if kind != "classes":
+            return self
+        place = np.array([classes.index(name) for name in self.classes], np.int64)
+        return replace(self, value=place[self.value], classes=tuple(classes))
 
     def notes(self) -> Iterator[str]:
         """Yield a line on what was left out, if anything was."""
@@ -153,10 +191,11 @@ def choose_task(cohort: Path, wanted: str | None) -> str | None:
 
 
 def read_labels(cohort: Path, task: str) -> Labels:
-    """Return the boolean labels of a task; one row for each (subject, prediction time).
+    """Return the labels of a task; one row for each (subject, prediction time).
 
-    Rows without an answer and exact repeats are left out and counted. Raises `InputError` for an
-    answer that is no truth value, a row without subject or time, and two answers at one time.
+    The one column with answers says of what kind the task is (`answers.KINDS`). Rows without an
+    answer and exact repeats are left out and counted. Raises `InputError` for answers in several
+    columns, one that is none, a row without subject or time, and two answers at one time.
     """
     paths = label_files(cohort).get(canonical_task(task))
     if paths is None:
@@ -166,11 +205,13 @@ def read_labels(cohort: Path, task: str) -> Labels:
 
 def read_label_files(task: str, paths: Sequence[Path]) -> Labels:
     """Return the labels of a task from its files; see `read_labels`."""
-    pieces = [_read(path) for path in paths]
-    subject, time, truth = (np.concatenate(column) for column in zip(*pieces, strict=True))
-    known = truth != NOT_KNOWN
-    order = np.lexsort((truth[known], time[known], subject[known]))
-    subject, time, value = (a[known][order] for a in (subject, time, truth))
+    tables = [(path, files.read_parquet(path, remedy=REMEDY)) for path in paths]
+    keys = [_keys(path, table) for path, table in tables]
+    subject, time = (np.concatenate(column) for column in zip(*keys, strict=True))
+    found = read_answers(tables)
+    known = found.known
+    order = np.lexsort((found.value[known], time[known], subject[known]))
+    subject, time, value = (a[known][order] for a in (subject, time, found.value))
     twice = np.zeros(len(subject), bool)
     twice[1:] = (subject[1:] == subject[:-1]) & (time[1:] == time[:-1])
     clash = int(np.sum(twice[1:] & (value[1:] != value[:-1])))
@@ -181,14 +222,23 @@ def read_label_files(task: str, paths: Sequence[Path]) -> Labels:
         )
     kept = ~twice
     return Labels(
-        task, subject[kept], time[kept], value[kept] > 0, int((~known).sum()), int(twice.sum())
+        task,
+        subject[kept],
+        time[kept],
+        value[kept],
+        int((~known).sum()),
+        int(twice.sum()),
+        found.kind,
+        found.classes,
     )
 
 
-def _read(path: Path) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int8]]:
-    table = files.read_parquet(path, remedy="ingest the cohort again")
-    _require(path, table.column_names, ("subject_id", "prediction_time", "boolean_value"))
-    rows = np.arange(1, len(table) + 1)
+def _keys(path: Path, table: pa.Table) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    absent = [n for n in ("subject_id", "prediction_time") if n not in table.column_names]
+    if absent:
+        raise InputError(
+            f"{path}: no column {absent[0]}; labels have subject_id, prediction_time and an answer"
+        )
     subject, time = table["subject_id"], table["prediction_time"]
     if not pa.types.is_integer(subject.type) or not pa.types.is_temporal(time.type):
         raise InputError(
@@ -202,14 +252,4 @@ def _read(path: Path) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt
     return (
         subject.cast(pa.int64()).to_numpy(),
         time.cast(pa.timestamp("us"), safe=False).cast(pa.int64()).to_numpy(),
-        read_truth(table["boolean_value"], str(path), "boolean_value", rows),
     )
-
-
-def _require(path: Path, names: Sequence[str], wanted: Sequence[str]) -> None:
-    missing = [name for name in wanted if name not in names]
-    if missing:
-        raise InputError(
-            f"{path}: no column {missing[0]}; binary tasks have subject_id, prediction_time and "
-            "boolean_value"
-        )

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from ehr_ray.config.task import OUTPUTS
 from ehr_ray.events.patient_features import FeatureCodes, FeatureReader
 from ehr_ray.events.patients import Patient, read_patients
 from ehr_ray.events.subgroups import Subgroup, SubgroupReader
@@ -45,7 +46,7 @@ class Request:
         features: codes that get features for the baselines; None computes none.
         diagnose: share of subjects whose latents and reconstructions are kept.
         outputs: share of subjects whose `Family.outputs` are kept.
-        own_output: whether the `logit` of a model trained for a task answers the one asked for.
+        own_output: whether what a model trained for a task says of it answers the one asked for.
         answer: output of `Family.predict` that is the model's own logit for the task asked for.
         hours: hours after the origin at which the first sample of a subject is predicted too, by
             the events until then, where its prediction time is not earlier.
@@ -165,7 +166,7 @@ class ShardPredictor:
             ),
         }
         for name, values in predictor.outputs(batch).items():
-            if name != "logit" or self.request.own_output:
+            if name not in OUTPUTS.values() or self.request.own_output:
                 columns[name] = list_column(values)
             if name == self.request.answer:
                 columns["logit"] = list_column(values)

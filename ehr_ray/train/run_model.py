@@ -10,8 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ehr_ray.config.task import OUTPUTS
 from ehr_ray.errors import InputError
 from ehr_ray.evaluation.coverage import MIN_KNOWN, coverage_of
+from ehr_ray.events.answers import Kind
 from ehr_ray.events.event_table import events_of, like, times_of
 from ehr_ray.events.labels import canonical_task
 from ehr_ray.events.patients import Patient, patients_of
@@ -65,11 +67,14 @@ class RunModel(Loaded):
     ) -> Any:
         """Return `subject_id, probability` of each subject, calibrated as `evaluate` does.
 
+        A model trained for numbers gives `value`, in the unit of its labels, one trained for
+        classes `probability/<class>` of each, as they come from it.
+
         Args:
             events: as of `embed`.
             task: what is predicted; may be left out where the model predicts one task only.
             prediction_times: table of `subject_id` and `prediction_time`; each row gives one
-                `subject_id, prediction_time, probability`, in the order given, by the events until
+                `subject_id, prediction_time` and these, in the order given, by the events until
                 then, that minute included. Without it all events of a subject are read.
             min_known_events: as of `embed`.
 
@@ -80,16 +85,42 @@ class RunModel(Loaded):
             InputError: the model predicts no task, or several and none was chosen; a subject has a
                 prediction time and no events.
         """
-        found = self._task_probe(task)
+        kind = self._kind(task)
+        found = self._task_probe(task) if kind == "binary" else None
         patients = self._patients(events, min_known_events)
         columns = {"subject_id": pa.array([p.subject_id for p in patients], pa.int64())}
         if prediction_times is not None:
             times = times_of(prediction_times)
             patients = _cut(patients, times)
             columns = {name: times[name] for name in times.column_names}
-        parts = [found.probability(outputs) for outputs in self._outputs(patients)]
-        columns["probability"] = pa.array(np.concatenate(parts) if parts else [], pa.float64())
+        names = self.answers(task)
+        parts = [np.zeros((0, len(names)))]
+        for outputs in self._outputs(patients):
+            if found is not None:
+                said = found.probability(outputs)
+            else:
+                said = outputs[OUTPUTS[kind]].double()
+                said = (said.softmax(1) if kind == "classes" else said).numpy()
+            parts.append(said.reshape(-1, len(names)))
+        rows = np.concatenate(parts)
+        columns |= {name: pa.array(rows[:, k], pa.float64()) for k, name in enumerate(names)}
         return like(pa.table(columns), events)
+
+    def answers(self, task: str | None = None) -> tuple[str, ...]:
+        """Return the columns by which `predict` answers a task."""
+        trained, kind = self.experiment.task, self._kind(task)
+        if kind == "regression":
+            return ("value",)
+        if kind == "classes" and trained is not None:
+            return tuple(f"probability/{name}" for name in trained.classes)
+        return ("probability",)
+
+    def _kind(self, task: str | None) -> Kind:
+        """Return the kind of a task; what the model was not trained for is binary."""
+        trained = self.experiment.task
+        if trained is None or (task is not None and canonical_task(task) != trained.name):
+            return "binary"
+        return trained.kind
 
     def _patients(self, events: Any, min_known_events: float) -> list[Patient]:
         """Return the patients of a table; warnings tell of unknown codes and of no value at all."""
@@ -126,8 +157,8 @@ class RunModel(Loaded):
 
         found = read_task_probes(self.folder, self.weights)
         own = self._own_outputs()
-        known = sorted({*found, *own})
         trained_for = self.experiment.task.name if self.experiment.task else None
+        known = sorted({*found, *own} | ({trained_for} if trained_for else set()))
         wanted = trained_for if task is None else canonical_task(task)
         if wanted is None and len(known) == 1:
             wanted = known[0]
@@ -151,7 +182,8 @@ class RunModel(Loaded):
         """Return the outputs that are logits of a task by themselves, by task."""
         given = self.family.evaluation.task_outputs
         own = dict(given(self.experiment.model)) if given else {}
-        return own | ({self.experiment.task.name: "logit"} if self.experiment.task else {})
+        task = self.experiment.task
+        return own | ({task.name: "logit"} if task and task.kind == "binary" else {})
 
 
 def load_run(run: Path) -> RunModel:

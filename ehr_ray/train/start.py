@@ -10,7 +10,7 @@ from ehr_ray.train.data_checks import check_learnable
 from ehr_ray.train.initialise import by_part, initialise
 from ehr_ray.train.optim import freeze
 from ehr_ray.train.report import Run
-from ehr_ray.train.statistics import StatisticsHeads
+from ehr_ray.train.statistics import LABEL, StatisticsHeads
 from ehr_ray.train.step import move
 from ehr_ray.train.task import TaskModel, prepare_task_head
 
@@ -78,8 +78,11 @@ def _start_task_head(run: Run, module: nn.Module, *, fresh: bool) -> None:
     """Standardise the head's input by the first batches and freeze what gets no gradient."""
     backend = run.backend
     module.to(backend.device)
-    if fresh and isinstance(module, TaskModel) and isinstance(module.heads, StatisticsHeads):
-        module.heads.fit(run.loader.train)
+    if fresh and isinstance(module, TaskModel):
+        if module.scaled:
+            module.fit_scale(run.loader.train.column(LABEL))
+        if isinstance(module.heads, StatisticsHeads):
+            module.heads.fit(run.loader.train)
     steps = run.loader.train_steps(0, 0, backend.rank, backend.world)
     batches = (move(batch, backend.device) for micro in steps for batch in micro)
     frozen = prepare_task_head(run.family, module, batches, backend, fresh=fresh)

@@ -20,6 +20,7 @@ from ehr_ray.events.patients import Patient
 from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.family import AnyFamily, Batch, Row
 from ehr_ray.nn.tabular import TabularInputs
+from ehr_ray.train.targets import num_outputs
 
 LABEL: Final = "label"
 """Key of a row and of a batch, float [B]; the model underneath never sees it."""
@@ -81,16 +82,21 @@ class StatisticsHeads(nn.Module):
         self.statistics = drawn(heads, inputs, hidden, std=(3 * max(1, num_statistics)) ** -0.5)
         self.embedding = drawn(heads, width, hidden, std=0.3 * width**-0.5)
         self.shift = nn.Parameter(torch.zeros(heads, 1, hidden))
-        self.out = drawn(heads, hidden, 1, std=0.5 * hidden**-0.5)
-        self.bias = nn.Parameter(torch.zeros(heads, 1, 1))
+        self.kind, outputs = task.kind, num_outputs(task)
+        self.out = drawn(heads, hidden, outputs, std=0.5 * hidden**-0.5)
+        self.bias = nn.Parameter(torch.zeros(heads, 1, outputs))
 
     def forward(self, embedding: Tensor, statistics: Tensor) -> Tensor:
-        """Return logits [B, M] from a standardised embedding [B, W] and statistics [B, F]."""
+        """Return logits [B, M], or of K classes [B, M, K].
+
+        They are of a standardised embedding [B, W] and statistics [B, F].
+        """
         inputs = self.inputs(self._measured(statistics)).flatten(1)
         hidden = self._kept(inputs, self.statistic_dropout) @ self.statistics
         hidden = hidden + self._kept(embedding, self.dropout) @ self.embedding
         hidden = F.dropout(F.gelu(hidden + self.shift), self.hidden_dropout, self.training)
-        return (hidden @ self.out + self.bias).squeeze(-1).T
+        said = (hidden @ self.out + self.bias).transpose(0, 1)
+        return said.squeeze(2) if said.shape[2] == 1 else said
 
     def _measured(self, statistics: Tensor) -> Tensor:
         """Return [B, F] with other variables left out of each row in training."""
@@ -107,7 +113,7 @@ class StatisticsHeads(nn.Module):
 
     @torch.no_grad()
     def fit(self, rows: RowStore) -> None:
-        """Fit the inputs on rows of train, and start at the label's rate there.
+        """Fit the inputs on rows of train, and start at the label's rate, or its mean, there.
 
         Every rank reads the same rows, so all of them start alike.
         """
@@ -115,5 +121,9 @@ class StatisticsHeads(nn.Module):
         parts = rows.read([[chosen[at : at + CHUNK]] for at in range(0, len(chosen), CHUNK)])
         self.inputs.fit(np.stack([row[STATISTICS] for part in parts for row in part]))
         label = rows.column(LABEL)
-        rate = (label.sum() + 0.5) / (len(label) + 1)
-        self.bias.fill_(float(np.log(rate) - np.log1p(-rate)))
+        if self.kind == "binary":
+            rate = (label.sum() + 0.5) / (len(label) + 1)
+            self.bias.fill_(float(np.log(rate) - np.log1p(-rate)))
+        elif self.kind == "classes":
+            count = np.bincount(label.astype(np.int64), minlength=self.bias.shape[2]) + 0.5
+            self.bias.copy_(torch.from_numpy(np.log(count / count.sum())).expand_as(self.bias))

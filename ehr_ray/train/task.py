@@ -3,68 +3,72 @@
 B patients, W width of the representation, M heads.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from ehr_ray.config.task import TaskConfig
+from ehr_ray.config.task import OUTPUTS, TaskConfig
 from ehr_ray.errors import ConfigError
 from ehr_ray.events.patient_statistics import StatisticsReader
 from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.experiment import Experiment
-from ehr_ray.family import AnyFamily, Axis, Batch, Represent, Select, Term, Terms, Transfer
-from ehr_ray.nn.focal import focal
+from ehr_ray.family import AnyFamily, Axis, Batch, Represent, Terms, Transfer
 from ehr_ray.nn.noise import forked_rng
 from ehr_ray.nn.pooling import AttentivePool
 from ehr_ray.registry import get_family
 from ehr_ray.train.backend import Backend
 from ehr_ray.train.statistics import LABEL, STATISTICS, StatisticsHeads, reader_of, with_statistics
+from ehr_ray.train.targets import (
+    SCALE_BUFFERS,
+    num_outputs,
+    row_weights,
+    selection,
+    target_loss,
+    target_metrics,
+)
 
 LIMIT = 6.0
 """Standard deviations a feature enters a head with at most."""
 HEADS_ALONE = (LABEL, STATISTICS)
 
 
-def family_of(experiment: Experiment, prevalence: float | None = None) -> AnyFamily:
+def family_of(experiment: Experiment, shares: float | Sequence[float] | None = None) -> AnyFamily:
     """Return the family an experiment trains: with a `task` section, its family under a head.
 
-    `prevalence` of the label in train is what class weights are made of; None where no loss is
-    computed.
+    `shares` of the classes in train, or that of positive rows, are what class weights are made of;
+    None where no loss is computed.
     """
     family = get_family(experiment.family)
-    return family if experiment.task is None else with_task(family, experiment.task, prevalence)
+    return family if experiment.task is None else with_task(family, experiment.task, shares)
 
 
-def with_task(family: AnyFamily, task: TaskConfig, prevalence: float | None = None) -> AnyFamily:
+def with_task(
+    family: AnyFamily, task: TaskConfig, shares: float | Sequence[float] | None = None
+) -> AnyFamily:
     """Return a family that predicts a label from what `family` represents.
 
-    `predict` keeps its outputs and adds `logit` [B]. Raises ConfigError for a family without
-    `represent`.
+    `predict` keeps its outputs and adds `logit` [B], of a regression `target_value` [B], of K
+    classes `class_logits` [B, K]. Raises ConfigError for a family without `represent`.
     """
     represent = family.represent
     if represent is None:
         raise ConfigError(f"task: family {family.name} has no representation for a task to read")
     if task.pool == "attentive" and represent.states is None:
         raise ConfigError(f"task.pool: family {family.name} has no states to attend to; use own")
-    positive = _positive_weight(task, prevalence)
-    by_loss = task.select == "loss"
-    remedy = "give tuning rows of both classes, or choose by task.select=loss"
-    ranked = Select(f"val/{task.select}", "max", remedy)
-    select = Select("val/task", "min") if by_loss else ranked
-
+    weights = row_weights(task, shares)
     shown, base = family.evaluation, family
     if task.statistics is not None:
         family = with_statistics(family, task.statistics)
 
     def predict(model: TaskModel, batch: Batch) -> Batch:
-        logit = model(batch, None).float().mean(1)
-        return {**base.predict(model.base, _inputs(batch)), "logit": logit}
+        said = model.said(model(batch, None).float())
+        return {**base.predict(model.base, _inputs(batch)), OUTPUTS[task.kind]: said}
 
     def build(config: Any, vocabulary: Vocabulary) -> TaskModel:
         given = task.statistics
@@ -74,14 +78,16 @@ def with_task(family: AnyFamily, task: TaskConfig, prevalence: float | None = No
     return replace(
         family,
         build=build,
-        loss=lambda model, batch, _scheduled, seed: task_loss(model, batch, seed, task, positive),
+        loss=lambda model, batch, _scheduled, seed: task_loss(model, batch, seed, task, weights),
         predict=predict,
         represent=None,
-        select=select,
+        select=selection(task),
         # The base is no longer trained for its own objective: what watches that has no say.
         training=replace(
             family.training,
-            task_scores=lambda model, batch: task_scores(model, batch, task, positive),
+            task_scores=lambda model, batch: task_scores(model, batch, task, weights),
+            task_metrics=lambda said, label: target_metrics(said, label, task),
+            task_width=num_outputs(task),
             after_step=None,
             held=None,
             diagnose=None,
@@ -101,7 +107,7 @@ def with_task(family: AnyFamily, task: TaskConfig, prevalence: float | None = No
 def _transfer(family: AnyFamily, task: TaskConfig) -> Transfer:
     """Return what the heads add: their input is standardised anew, its columns have names."""
     base, columns = family.transfer, family.represent.columns if family.represent else None
-    own = (*base.data_buffers, "center", "scale")
+    own = (*base.data_buffers, "center", "scale", *SCALE_BUFFERS)
     if columns is None or task.pool == "attentive":
         return replace(base, data_buffers=own)
 
@@ -137,6 +143,11 @@ class TaskModel(nn.Module):
             self.pool = AttentivePool(width, _heads(width))
         self.register_buffer("center", torch.zeros(width))
         self.register_buffer("scale", torch.ones(width))
+        self.outputs = num_outputs(task)
+        self.scaled = task.kind == "regression"
+        if self.scaled:
+            for name, value in zip(SCALE_BUFFERS, (0.0, 1.0), strict=True):
+                self.register_buffer(name, torch.tensor(value))
         self.heads: nn.Module
         if reader is None:
             self.heads = nn.ModuleList(_head(width, task) for _ in range(task.members))
@@ -144,14 +155,44 @@ class TaskModel(nn.Module):
             self.heads = StatisticsHeads(width, reader, task)
 
     def forward(self, batch: Batch, seed: int | None) -> Tensor:
-        """Return logits [B, M]; `seed` keys the perturbation of inputs, None leaves them alone."""
+        """Return what the heads say, [B, M], of K classes [B, M, K], of a regression standardised.
+
+        `seed` keys the perturbation of inputs, None leaves them alone.
+        """
         features = (self.features(batch, seed) - self.center) / self.scale
         features = features.clamp(-LIMIT, LIMIT)
         if isinstance(self.heads, StatisticsHeads):
             logits: Tensor = self.heads(features, batch[STATISTICS])
             return logits
         assert isinstance(self.heads, nn.ModuleList)
-        return torch.cat([head(features) for head in self.heads], 1)
+        said = torch.stack([head(features) for head in self.heads], 1)
+        return said.squeeze(2) if self.outputs == 1 else said
+
+    def said(self, raw: Tensor) -> Tensor:
+        """Return the mean of the heads, [B] or [B, K], of a regression in the labels' own unit."""
+        mean = raw.mean(1)
+        if not self.scaled:
+            return mean
+        location, spread = (self.get_buffer(name) for name in SCALE_BUFFERS)
+        return mean * spread + location
+
+    def standardised(self, label: Tensor) -> Tensor:
+        """Return labels [B] as the loss compares them: of a regression standardised as in train."""
+        if not self.scaled:
+            return label
+        location, spread = (self.get_buffer(name) for name in SCALE_BUFFERS)
+        return (label - location) / spread
+
+    @torch.no_grad()
+    def fit_scale(self, label: NDArray[np.floating]) -> None:
+        """Take mean and standard deviation of the labels of train, of a regression, as its scale.
+
+        Every rank reads the same labels, so all of them start alike.
+        """
+        spread = float(np.std(label, dtype=np.float64))
+        values = float(np.mean(label, dtype=np.float64)), spread if spread > 0 else 1.0
+        for name, value in zip(SCALE_BUFFERS, values, strict=True):
+            self.get_buffer(name).fill_(value)
 
     def features(self, batch: Batch, seed: int | None) -> Tensor:
         """Return the representation, float [B, W], before it is standardised."""
@@ -163,46 +204,29 @@ class TaskModel(nn.Module):
 
 
 def task_loss(
-    model: nn.Module, batch: Batch, seed: int, task: TaskConfig, positive_weight: float
+    model: nn.Module, batch: Batch, seed: int, task: TaskConfig, weights: Sequence[float]
 ) -> Terms:
     """Return the weighted loss as `task`, averaged over rows and heads.
 
     `seed` keys the perturbation of the inputs, in training alone.
     """
-    logit = model(batch, seed if model.training else None).float()
-    return _weighted(logit, batch[LABEL], task, positive_weight)
+    raw = model(batch, seed if model.training else None).float()
+    return target_loss(raw, _head_of(model).standardised(batch[LABEL]), task, weights)
 
 
 def task_scores(
-    model: nn.Module, batch: Batch, task: TaskConfig, positive_weight: float
+    model: nn.Module, batch: Batch, task: TaskConfig, weights: Sequence[float]
 ) -> tuple[Terms, Tensor]:
-    """Return the terms of the inputs as they are, and the mean logit of the heads, [B]."""
-    logit = model(batch, None).float()
-    return _weighted(logit, batch[LABEL], task, positive_weight), logit.mean(1)
+    """Return the terms of the inputs as they are, and what `predict` says, [B] or [B, K]."""
+    raw, own = model(batch, None).float(), _head_of(model)
+    return target_loss(raw, own.standardised(batch[LABEL]), task, weights), own.said(raw)
 
 
-def _weighted(logit: Tensor, label: Tensor, task: TaskConfig, positive_weight: float) -> Terms:
-    label = label.unsqueeze(1).expand_as(logit)
-    loss = F.binary_cross_entropy_with_logits(logit, label, reduction="none")
-    if task.loss == "focal":
-        loss = focal(loss, task.focal_gamma)
-    weight = torch.where(label > 0, positive_weight, 1.0)
-    return {"task": Term((weight * loss).sum(), weight.sum())}
-
-
-def ranking_metrics(logit: Tensor, label: Tensor) -> dict[str, float]:
-    """Return AUROC, average precision and F1 at 0.5 of all rows; NaN where a class is missing."""
-    y, score = label.numpy() > 0, logit.double().numpy()
-    if not len(y) or y.all() or not y.any():
-        return {"auroc": np.nan, "auprc": np.nan, "f1": np.nan}
-    # Here, since every worker imports this module, and scikit-learn takes a second.
-    from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
-
-    return {
-        "auroc": float(roc_auc_score(y, score)),
-        "auprc": float(average_precision_score(y, score)),
-        "f1": float(f1_score(y, score >= 0, zero_division=0)),
-    }
+def _head_of(model: nn.Module) -> TaskModel:
+    """Return the model itself, which DDP may have wrapped."""
+    own = getattr(model, "module", model)
+    assert isinstance(own, TaskModel)
+    return own
 
 
 def _inputs(batch: Batch) -> Batch:
@@ -216,22 +240,14 @@ def _heads(width: int) -> int:
 
 def _head(width: int, task: TaskConfig) -> nn.Module:
     if not task.hidden:
-        return nn.Sequential(nn.Dropout(task.dropout), nn.Linear(width, 1))
+        return nn.Sequential(nn.Dropout(task.dropout), nn.Linear(width, num_outputs(task)))
     return nn.Sequential(
         nn.Dropout(task.dropout),
         nn.Linear(width, task.hidden),
         nn.GELU(),
         nn.Dropout(task.hidden_dropout),
-        nn.Linear(task.hidden, 1),
+        nn.Linear(task.hidden, num_outputs(task)),
     )
-
-
-def _positive_weight(task: TaskConfig, prevalence: float | None) -> float:
-    if task.class_weight == "none" or prevalence is None:
-        return 1.0
-    if task.class_weight == "balanced":
-        return (1 - prevalence) / prevalence if 0 < prevalence < 1 else 1.0
-    return float(task.class_weight)
 
 
 def _on_base(function):  # type: ignore[no-untyped-def]

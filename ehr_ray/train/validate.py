@@ -11,7 +11,6 @@ from ehr_ray.train.loader import Loader
 from ehr_ray.train.meters import Metrics, Sums
 from ehr_ray.train.statistics import LABEL
 from ehr_ray.train.step import autocast, loss_terms, move
-from ehr_ray.train.task import ranking_metrics
 
 NOISE_SEED = 0
 """Validation draws the same noise each time, and training never draws it (`seeds.noise_seed`)."""
@@ -23,28 +22,31 @@ def validate(
 ) -> Metrics:
     """Return `val/<term>`, the mean of each, and `val/objective` over the tuning split.
 
-    What the family diagnoses is `val/<name>` too. A family under a task head also gets `val/auroc`,
-    `val/auprc` and `val/f1` of all its rows.
+    What the family diagnoses is `val/<name>` too. A family under a task head also gets the metrics
+    of its task over all its rows, as `val/auroc`, `val/auprc` and `val/f1`.
     """
     was_training = module.training
     module.eval()
     diagnosed = _diagnosed(family, module, loader, backend, precision)
-    task_scores = family.training.task_scores
-    sums, scored = Sums(backend), [torch.zeros(0, 2, device=backend.device)]
+    training = family.training
+    task_scores, width = training.task_scores, training.task_width
+    sums, scored = Sums(backend), [torch.zeros(0, width + 1, device=backend.device)]
     for batch in loader.tuning_batches(backend.rank, backend.world):
         batch = move(batch, backend.device)
         if task_scores is None:
             terms = loss_terms(family, module, batch, family.eval_scheduled, NOISE_SEED, precision)
         else:
             with autocast(backend.device.type, precision):
-                terms, logit = task_scores(module, batch)
-            scored.append(torch.stack([logit.float(), batch[LABEL].float()], 1))
+                terms, said = task_scores(module, batch)
+            columns = [said.float().reshape(-1, width), batch[LABEL].float()[:, None]]
+            scored.append(torch.cat(columns, 1))
         sums.add(terms)
     module.train(was_training)
     values = sums.means("val") | {f"val/{name}": value for name, value in diagnosed.items()}
-    if task_scores is not None:
+    if training.task_metrics is not None:
         rows = _gathered(torch.cat(scored).cpu(), backend)
-        values |= {f"val/{k}": v for k, v in ranking_metrics(rows[:, 0], rows[:, 1]).items()}
+        found = training.task_metrics(rows[:, :-1].squeeze(1), rows[:, -1])
+        values |= {f"val/{k}": v for k, v in found.items()}
     return values
 
 

@@ -35,6 +35,7 @@ NO_PATHS = {
     "Experiment.schedules": "names of scheduled values",
     "Experiment.search": "domains of other fields: choices of a path are paths",
     "TaskConfig.name": "a label file of the cohort by its name",
+    "TaskConfig.classes": "names of classes",
     "TrainConfig.layers": PATTERNS,
     "ClusterConfig.address": "host and port",
     "DataConfig.origin": "codes",

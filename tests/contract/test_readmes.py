@@ -15,7 +15,9 @@ READMES = sorted(
     for top in (".", "configs", "ehr_ray", "jobs", "tests")
     for path in (ROOT / top).glob("*.md" if top == "." else "**/*.md")
 )
-SET_BY_OTHERS = {"task_scores": "train/task.py sets it"}
+SET_BY_OTHERS = dict.fromkeys(
+    ("task_scores", "task_metrics", "task_width"), "train/task.py sets it"
+)
 """Entries of a record that no family gives."""
 
 

@@ -18,7 +18,7 @@ from ehr_ray.experiment import Experiment
 from ehr_ray.family import AnyFamily, Batch, Scheduled, Terms
 from ehr_ray.runtime.data.prepared import Prepared, prepared
 from ehr_ray.runtime.text_embedding import with_phrases
-from ehr_ray.runtime.training.worker import loader_of, prevalence
+from ehr_ray.runtime.training.worker import loader_of, shares
 from ehr_ray.train.allocator import keep_freed_memory
 from ehr_ray.train.backend import LocalBackend
 from ehr_ray.train.loader import Loader
@@ -48,7 +48,7 @@ def model_speed(experiment: Experiment, *, steps: int = STEPS) -> Numbers:
     keep_freed_memory()
     with prepared(experiment, family_of(experiment), on_ray=False) as data, _threads(1):
         experiment = with_phrases(experiment, data.vocabulary, on_ray=False)
-        family = family_of(experiment, prevalence(experiment, data))
+        family = family_of(experiment, shares(experiment, data))
         trainer = _Trainer(experiment, family, data)
         size = sum(parameter.numel() for parameter in trainer.model.parameters())
         return {"million parameters": size / 1e6, **_numbers(trainer, steps)}

@@ -153,7 +153,7 @@ def subject_strata(
     )
     strata = np.zeros(len(subjects), np.int64)
     for task in tasks:
-        labels = read_labels(cohort, task)
+        labels = read_labels(cohort, task).only_binary("crossval")
         labelled = np.isin(subjects, labels.subject_id).astype(np.int64)
         positive = np.isin(subjects, labels.subject_id[labels.value]).astype(np.int64)
         strata = strata * 3 + labelled + positive

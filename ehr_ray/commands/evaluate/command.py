@@ -10,6 +10,12 @@ import numpy as np
 
 from ehr_ray.commands.evaluate.explain import check_explain, explain
 from ehr_ray.commands.evaluate.few_labels import check_label_shares
+from ehr_ray.commands.evaluate.kinds import (
+    check_kind,
+    known_labels,
+    score_kinds,
+    write_kind_predictions,
+)
 from ehr_ray.commands.evaluate.other_cohort import (
     check_share,
     coverage_result,
@@ -55,6 +61,7 @@ from ehr_ray.evaluation.tasks.downstream import TaskScores, fit_task, score_task
 from ehr_ray.evaluation.tasks.early_warning import early_warning_result, fit_hours
 from ehr_ray.evaluation.tasks.external import calibration_result
 from ehr_ray.evaluation.tasks.few_labels import few_labels_result
+from ehr_ray.evaluation.tasks.kinds import KindScores
 from ehr_ray.evaluation.tasks.prediction_sets import prediction_set_result
 from ehr_ray.evaluation.tasks.subgroups import subgroup_result
 from ehr_ray.evaluation.tasks.verdicts import MODEL
@@ -143,6 +150,9 @@ def evaluate(
     check_explain(explained, subject)
     check_label_shares(label_shares, subject)
     check_zero_shot(asked, subject)
+    if subject.task is not None:
+        judged = read_labels(subject.cohort, subject.task)
+        check_kind(subject, judged, recalibrate, explained, label_shares)
     if chosen is not None and subject.own:
         raise InputError(
             f"--code-map {code_map}: the run's own cohort has its codes; --cohort OTHER"
@@ -171,7 +181,7 @@ def evaluate(
                 coverage = coverage_result(subject, min_known_events, say)
                 scores, found, inputs = _score(subject, recalibrate, label_shares, say)
                 if explained:
-                    assert scores is not None
+                    assert isinstance(scores, TaskScores)
                     found = merged([found, explain(subject, scores, inputs.judged, explained, say)])
                 if asked is not None:
                     found = merged([found, zero_shot(subject, asked, scratch / "zero_shot", say)])
@@ -219,7 +229,7 @@ def _subject(
 
 def _score(
     subject: Subject, recalibrate: float | None, label_shares: Sequence[float], say: Say
-) -> tuple[TaskScores | None, SuiteResult, EvaluationInputs]:
+) -> tuple[TaskScores | KindScores | None, SuiteResult, EvaluationInputs]:
     """Embed what is needed; fit on the run's cohort, score the split asked for."""
     home, task = subject.experiment.cohort, subject.task
     if task is None:
@@ -228,13 +238,15 @@ def _score(
         fit = predict_fit_splits(subject, home, None, say) if wanted else {}
         judged = predict_judged_split(subject, fit, None, say)
         return None, SuiteResult(), EvaluationInputs(fit, judged)
-    labels = read_labels(home, task)
+    labels = known_labels(subject, read_labels(home, task))
     if subject.experiment.evaluation.baselines:
         subject = dataclasses.replace(subject, features=choose_features(subject, say))
     fit = predict_fit_splits(subject, home, labels, say)
     if "train" not in fit or not len(fit["train"].samples):
         raise InputError(f"{home}: no {subject.task} label in the train split to fit a probe on")
-    judged_labels = labels if subject.own else read_labels(subject.cohort, task)
+    judged_labels = labels
+    if not subject.own:
+        judged_labels = read_labels(subject.cohort, task).trained(labels.kind, labels.classes)
     for line in judged_labels.notes():
         say(line)
     inputs = EvaluationInputs(fit, predict_judged_split(subject, fit, judged_labels, say))
@@ -245,6 +257,8 @@ def _score(
             f"{home}: no tuning split to choose and calibrate on; ingest "
             "it anew with `--splits 0.8,0.1,0.1`"
         )
+    if labels.kind != "binary":
+        return *score_kinds(subject, labels, inputs, say), inputs
     say("fitting the probe and the baselines")
     draws = {
         "seed": subject.experiment.seed,
@@ -287,7 +301,7 @@ def _score(
 
 def _write(
     subject: Subject,
-    scores: TaskScores | None,
+    scores: TaskScores | KindScores | None,
     task: SuiteResult,
     inputs: EvaluationInputs,
     record: VerbRecord,
@@ -320,13 +334,17 @@ def _write(
         measured = reconstruction_metrics(tokens)
         metrics |= {f"{split}/reconstruction/{k}": v for k, v in measured.items()}
     target.mkdir(parents=True, exist_ok=True)
-    found = merged([task, suites_result(subject, inputs, say)])
+    binary = not isinstance(scores, KindScores)
+    read = (subject, inputs) if binary else _unlabelled(subject, inputs)
+    found = merged([task, suites_result(*read, say)])
     metrics |= found.metrics
     notes = write_metrics(target / "metrics.json", metrics)
     written = inputs.written(subject)
     for name, one in written.items():
         write_embeddings(target / "embeddings" / f"{name}.parquet", one.samples)
-    if scores is not None:
+    if isinstance(scores, KindScores):
+        write_kind_predictions(target / "predictions", scores, written)
+    elif scores is not None:
         positive = positive_class(subject.cohort, subject.task)
         _write_predictions(target / "predictions", scores, written, positive, found)
         if subject.own:
@@ -383,3 +401,10 @@ def _write_probe(subject: Subject, scores: TaskScores, positive: str) -> None:
     found = task_probe(subject, scores, positive)
     weights = checkpoint.checkpoint_folder(subject.run) / checkpoint.WEIGHTS
     save_task_probe(subject.target, found, weights)
+
+
+def _unlabelled(subject: Subject, inputs: EvaluationInputs) -> tuple[Subject, EvaluationInputs]:
+    """Return both without a task: a family's suites read binary labels alone."""
+    fit = {name: dataclasses.replace(one, label=None) for name, one in inputs.fit.items()}
+    judged = dataclasses.replace(inputs.judged, label=None)
+    return dataclasses.replace(subject, task=None), EvaluationInputs(fit, judged)

@@ -12,6 +12,7 @@ import pyarrow.compute
 import pyarrow.parquet as pq
 
 from ehr_ray.commands.evaluate.report_content import Subject
+from ehr_ray.config.task import OUTPUTS
 from ehr_ray.errors import InputError
 from ehr_ray.evaluation.suite import (
     SplitPredictions,
@@ -87,7 +88,7 @@ def _embedded(
     fitted_on = cohort.resolve() == subject.experiment.cohort.resolve()
     judged = split == subject.split and cohort.resolve() == subject.events.resolve()
     weights = checkpoint.checkpoint_folder(subject.run) / "model.safetensors"
-    request = _request(subject, weights.parent, split, shards, labels is not None, judged)
+    request = _request(subject, weights.parent, split, shards, labels, judged)
     if not fitted_on:
         request = dataclasses.replace(request, origin=named_origin(cohort))
     inputs = [weights, *shards]
@@ -138,14 +139,20 @@ def _embedded(
 
 
 def _request(
-    subject: Subject, folder: Path, split: str, shards: list[Path], labelled: bool, judged: bool
+    subject: Subject,
+    folder: Path,
+    split: str,
+    shards: list[Path],
+    labels: Labels | None,
+    judged: bool,
 ) -> Request:
     """Without labels nothing is compared, so only the embedding and its diagnostics are made."""
     settings, family = subject.experiment.evaluation, subject.loaded.family
     trained_for = subject.experiment.task
     evaluation = family.evaluation
     patients = max(1, num_patients(shards))
-    beside = labelled and settings.baselines
+    beside = labels is not None and settings.baselines
+    binary = labels is not None and labels.kind == "binary"
     share = settings.max_patients / patients
     return Request(
         canonical(folder.absolute()),
@@ -154,11 +161,11 @@ def _request(
         diagnose=share if judged else 0.0,
         outputs=share if evaluation.outputs else 0.0,
         own_output=trained_for is None or trained_for.name == subject.task,
-        answer=own_answer(subject),
-        hours=tuple(sorted(map(float, set(settings.hours)))) if labelled else (),
+        answer=own_answer(subject) if binary else None,
+        hours=tuple(sorted(map(float, set(settings.hours)))) if binary else (),
         hours_share=settings.hour_patients / patients,
         hours_fit=split == "train" and not judged,
-        subgroups=subject.subgroups if labelled and judged else {},
+        subgroups=subject.subgroups if binary and judged else {},
     )
 
 
@@ -209,6 +216,7 @@ def split_of(predictions: SplitPredictions) -> Split:
     samples = predictions.samples
     assert predictions.label is not None
     inputs = {n: matrix(samples, n) for n in ("untrained", "features") if n in samples.column_names}
+    own = [name for name in OUTPUTS.values() if name in samples.column_names]
     if "extra" in samples.column_names:
         inputs["rich"] = np.hstack([inputs["features"], matrix(samples, "extra")])
     return Split(
@@ -216,9 +224,14 @@ def split_of(predictions: SplitPredictions) -> Split:
         prediction_time=samples["prediction_time"].to_numpy(),
         label=predictions.label,
         embedding=matrix(samples, "embedding"),
-        logit=samples["logit"].to_numpy() if "logit" in samples.column_names else None,
+        logit=_own_output(samples, own[0]) if own else None,
         **inputs,
     )
+
+
+def _own_output(samples: pa.Table, name: str) -> np.ndarray:
+    listed = pa.types.is_list(samples[name].type)
+    return matrix(samples, name) if listed else samples[name].to_numpy()
 
 
 def hours_of(predictions: SplitPredictions) -> dict[float, HourRows]:

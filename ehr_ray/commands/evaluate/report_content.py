@@ -3,7 +3,7 @@
 import json
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -21,6 +21,7 @@ from ehr_ray.evaluation.report.tables import SEEN
 from ehr_ray.evaluation.suite import SplitPredictions, SuiteResult
 from ehr_ray.evaluation.tasks.baselines import TITLES, title_of
 from ehr_ray.evaluation.tasks.downstream import TaskScores
+from ehr_ray.evaluation.tasks.kinds import HEADS, METRICS, KindScores, kind_title
 from ehr_ray.evaluation.tasks.verdicts import MODEL, metric_prefix
 from ehr_ray.events.labels import read_labels
 from ehr_ray.events.patient_features import FeatureCodes
@@ -78,7 +79,7 @@ def positive_class(cohort: Path, task: str | None) -> str:
 
 def report_context(
     subject: Subject,
-    scores: TaskScores | None,
+    scores: TaskScores | KindScores | None,
     judged: SplitPredictions,
     metrics: Mapping[str, float],
     latent: LatentDiagnostics | None,
@@ -132,7 +133,7 @@ def report_context(
 
 def _figures(
     subject: Subject,
-    scores: TaskScores | None,
+    scores: TaskScores | KindScores | None,
     judged: SplitPredictions,
     past: Any,
     latent: LatentDiagnostics | None,
@@ -141,15 +142,16 @@ def _figures(
     split, shown = subject.split, {}
     if len(past):
         shown["loss_curves"] = figures.loss_curves(past)
-    if scores is not None and 0 < scores.labels[split].mean() < 1:
-        label = scores.labels[split]
-        shown["roc_pr"] = figures.roc_pr(label, scores.probabilities[split])
+    binary = scores if isinstance(scores, TaskScores) else None
+    if binary is not None and 0 < binary.labels[split].mean() < 1:
+        label = binary.labels[split]
+        shown["roc_pr"] = figures.roc_pr(label, binary.probabilities[split])
         shown["calibration"] = figures.calibration(
-            label, scores.probabilities[split][MODEL], scores.uncalibrated[split]
+            label, binary.probabilities[split][MODEL], binary.uncalibrated[split]
         )
     shown["embedding_map"] = embedding_map(
         matrix(judged.samples, "embedding"),
-        scores.labels[split] if scores else None,
+        binary.labels[split] if binary else None,
         subject.task or "outcome",
         umap=subject.experiment.evaluation.umap_patients,
         seed=subject.experiment.seed,
@@ -189,7 +191,9 @@ def split_sizes(cohort: Path, task: str | None) -> list[SplitSize]:
             [np.unique(files.read_parquet(p, ["subject_id"])["subject_id"]) for p in shards]
         )
         mine = np.isin(labels.subject_id, ids) if labels else np.zeros(0, bool)
-        positive = int(labels.value[mine].sum()) if labels else 0
+        positive = None
+        if labels is None or labels.kind == "binary":
+            positive = int(labels.value[mine].sum()) if labels else 0
         sizes.append(SplitSize(split, len(ids), int(mine.sum()), positive))
     return sizes
 
@@ -211,7 +215,7 @@ def _rejected(cohort: Path) -> Rejected | None:
 
 def summary(
     subject: Subject,
-    scores: TaskScores | None,
+    scores: TaskScores | KindScores | None,
     latent: LatentDiagnostics | None,
     metrics: Mapping[str, float],
     report: Path | None,
@@ -219,8 +223,11 @@ def summary(
     found: SuiteResult,
 ) -> list[str]:
     """Return what a person should read on the screen."""
-    lines, split = [], subject.split
-    if scores is not None:
+    lines: list[str] = []
+    split = subject.split
+    if isinstance(scores, KindScores):
+        lines += _kind_lines(subject, scores)
+    elif scores is not None:
         lines.append(
             f"{subject.task} on {split} of {subject.cohort}: "
             f"{len(scores.labels[split]):,} rows, {scores.labels[split].mean():.1%} positive"
@@ -238,6 +245,7 @@ def summary(
         for name in names:
             at, title = metric_prefix(name, split), title_of(name, metrics, split)
             lines.append(f"{title:60}" + "".join(f"{_cell(metrics, at, m):22}" for m in _SHOWN))
+    if scores is not None:
         lines += [f"the model {sentence}" for sentence in scores.verdicts]
         lines += [f"note: {note}" for note in scores.notes]
     if latent is not None:
@@ -265,6 +273,19 @@ def _untrained(run: Path) -> bool:
     """Whether a run has had too few steps for its latent to be judged, as a search has it."""
     last = checkpoint.saved_progress(run)
     return last is not None and last.step < UNTRAINED_STEPS
+
+
+def _kind_lines(subject: Subject, scores: KindScores) -> Iterator[str]:
+    """Yield the rows of the comparison on a task of numbers or classes."""
+    split, names = subject.split, METRICS[scores.kind]
+    yield f"{subject.task} on {split} of {subject.cohort}: {len(scores.labels[split]):,} rows"
+    if split in SEEN:
+        yield SEEN[split]
+    yield f"{'':60}" + "".join(f"{HEADS[name]:22}" for name in names)
+    for name in scores.predicted[split]:
+        at = metric_prefix(name, split)
+        cells = "".join(f"{_cell(scores.metrics, at, metric):22}" for metric in names)
+        yield f"{kind_title(name, scores, split):60}{cells}"
 
 
 def _shown(path: Path) -> str:

@@ -33,7 +33,7 @@ def model_card(model: RunModel, task: str | None, hashes: Mapping[str, str]) -> 
     results = _results(model.folder / RESULTS)
     parts = {
         "": _summary(model, probes),
-        "Use": _use(task, model.vocabulary.scaling),
+        "Use": _use(task, ", ".join(model.answers(task)), model.vocabulary.scaling),
         "Intended use": _intended(model, probes),
         "It must not be used for": _misuse(results),
         "Data": _data(model, task),
@@ -64,7 +64,13 @@ def _summary(model: RunModel, probes: Mapping[str, TaskProbe]) -> str:
         for p in probes.values()
     )
     if experiment.task is not None and experiment.task.name not in probes:
-        told += f" It gives the probability of {experiment.task.name}, not calibrated."
+        what = {
+            "binary": f"the probability of {experiment.task.name}",
+            "regression": f"a prediction of {experiment.task.name}, in the unit of its labels",
+            "classes": f"the probability of each class of {experiment.task.name} "
+            f"({', '.join(experiment.task.classes)})",
+        }[experiment.task.kind]
+        told += f" It gives {what}, not calibrated."
     return paragraph(
         f"A model of the family {experiment.family} with {size:,} parameters, trained for "
         f"{trained}{steps}, seed {experiment.seed}{start}. It reads the "
@@ -73,12 +79,12 @@ def _summary(model: RunModel, probes: Mapping[str, TaskProbe]) -> str:
     )
 
 
-def _use(task: str | None, scaling: Scaling) -> str:
+def _use(task: str | None, columns: str, scaling: Scaling) -> str:
     robust = scaling == "robust"
     scales = "median and interquartile range" if robust else "mean and standard deviation"
     calls = ["model.embed(events)      # subject_id, embedding"]
     if task is not None:
-        calls.append(f"model.predict(events, task={task!r})  # subject_id, probability")
+        calls.append(f"model.predict(events, task={task!r})  # subject_id, {columns}")
     body = "\n".join(calls)
     return (
         "```python\nimport ehr_ray\n\n"
@@ -144,9 +150,10 @@ def _data(model: RunModel, task: str | None) -> str:
         sizes = split_sizes(home, task)
     except InputError:  # its labels are gone
         sizes = split_sizes(home, None)
-    rows = [(s.name, f"{s.patients:,}", f"{s.labelled:,}", f"{s.positive:,}") for s in sizes]
+    rows = [(s.name, f"{s.patients:,}", f"{s.labelled:,}", f"{s.positive or 0:,}") for s in sizes]
+    counted = all(s.positive is not None for s in sizes)
     columns = ("Split", "Patients", f"Labels of {task}", "Positive")
-    shown = len(columns) if task else 2  # of no task nothing was counted
+    shown = (len(columns) if counted else 3) if task else 2  # of no task nothing was counted
     return f"{bullets(facts)}\n\n{table_lines(columns[:shown], [row[:shown] for row in rows])}"
 
 

@@ -64,7 +64,8 @@ def _script(task: str | None) -> str:
     if task is None:
         return SCRIPT.substitute(says="An embedding of each subject", call="embed(events)")
     return SCRIPT.substitute(
-        says=f"The probability of {task} of each subject", call=f"predict(events, task={task!r})"
+        says=f"What the model says of {task}, of each subject",
+        call=f"predict(events, task={task!r})",
     )
 
 

@@ -50,11 +50,11 @@ def statistics(label: Array, probability: Array, threshold: float = 0.5) -> dict
     }
     for name in ("sensitivity", "specificity", "ppv", "min_se_ppv"):
         out[name] = partial(_at_threshold, name=name, y=label, called=called)
-    out["brier"] = partial(_mean_of, x=np.square(probability - label))
+    out["brier"] = partial(mean_of, x=np.square(probability - label))
     bins = _equal_mass_bins(p)
     out["ece"] = lambda w: _ece(w[:, order], y - p, bins)
     out["event2"] = lambda w: _event2(w[:, order], y, p, bins)
-    out["prevalence"] = partial(_mean_of, x=label)
+    out["prevalence"] = partial(mean_of, x=label)
     return {name: out[name] for name in METRICS}
 
 
@@ -71,7 +71,8 @@ def checked(label: NDArray[Any], probability: NDArray[Any]) -> tuple[Array, Arra
     return y, p
 
 
-def _divide(a: Array, b: Array) -> Array:
+def divide(a: Array, b: Array) -> Array:
+    """Return a / b, NaN where b is not above 0."""
     return np.divide(a, b, out=np.full(np.broadcast(a, b).shape, np.nan), where=b > 0)
 
 
@@ -83,26 +84,27 @@ def _average_precision(w: Array, y: Array, ties: NDArray[np.bool_]) -> Array:
     ends = np.append(ties[:-1][::-1], True)
     hits, called = hits[:, ends], called[:, ends]
     gained = np.diff(hits, axis=1, prepend=0.0)
-    precision = np.nan_to_num(_divide(hits, called))
-    return _divide((gained * precision).sum(axis=1), hits[:, -1])
+    precision = np.nan_to_num(divide(hits, called))
+    return divide((gained * precision).sum(axis=1), hits[:, -1])
 
 
 def _at_threshold(w: Array, *, name: str, y: Array, called: Array) -> Array:
     """Sensitivity, specificity, ppv or their minimum; NaN where the denominator is empty."""
     true_positive, positive, flagged = w @ (y * called), w @ y, w @ called
     if name == "specificity":
-        return _divide(w @ ((1 - y) * (1 - called)), w @ (1 - y))
+        return divide(w @ ((1 - y) * (1 - called)), w @ (1 - y))
     if name == "sensitivity":
-        return _divide(true_positive, positive)
+        return divide(true_positive, positive)
     if name == "ppv":
-        return _divide(true_positive, flagged)
-    sensitivity = _divide(true_positive, positive)
+        return divide(true_positive, flagged)
+    sensitivity = divide(true_positive, positive)
     # A model that flags nobody has no precision; its sensitivity, and so the minimum, is 0.
-    return np.minimum(sensitivity, np.nan_to_num(_divide(true_positive, flagged)))
+    return np.minimum(sensitivity, np.nan_to_num(divide(true_positive, flagged)))
 
 
-def _mean_of(w: Array, *, x: Array) -> Array:
-    return _divide(w @ x, w.sum(axis=1))
+def mean_of(w: Array, *, x: Array) -> Array:
+    """Return the mean of x [n] under each set of weights [R, n]."""
+    return divide(w @ x, w.sum(axis=1))
 
 
 def _equal_mass_bins(sorted_probability: Array) -> NDArray[np.int64]:
@@ -114,7 +116,7 @@ def _equal_mass_bins(sorted_probability: Array) -> NDArray[np.int64]:
 
 def _ece(w: Array, residual: Array, bins: NDArray[np.int64]) -> Array:
     sums = np.stack([w @ (residual * (bins == b)) for b in range(ECE_BINS)], axis=1)
-    return _divide(np.abs(sums).sum(axis=1), w.sum(axis=1))
+    return divide(np.abs(sums).sum(axis=1), w.sum(axis=1))
 
 
 def _event2(w: Array, y: Array, p: Array, bins: NDArray[np.int64]) -> Array:
@@ -123,8 +125,8 @@ def _event2(w: Array, y: Array, p: Array, bins: NDArray[np.int64]) -> Array:
     size = np.stack([v.sum(axis=1) for v in inside], axis=1)
     observed = np.stack([v @ y for v in inside], axis=1)
     expected = np.stack([v @ p for v in inside], axis=1)
-    risk = _divide(expected, size)
+    risk = divide(expected, size)
     variance = np.nan_to_num(expected * (1.0 - risk)) + _HOSMER_FLOOR
     total = ((observed - expected) ** 2 / variance).sum(axis=1)
     # A resample may leave a bin empty; the range is of those it has.
-    return _divide(total, np.nanmax(risk, axis=1) - np.nanmin(risk, axis=1))
+    return divide(total, np.nanmax(risk, axis=1) - np.nanmin(risk, axis=1))

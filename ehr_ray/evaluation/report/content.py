@@ -16,7 +16,8 @@ class SplitSize:
     name: str
     patients: int
     labelled: int = 0
-    positive: int = 0
+    positive: int | None = 0
+    """None where labels are not binary."""
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,8 @@ from ehr_ray.evaluation.report.tables import SEEN
 from ehr_ray.evaluation.table import Table
 
 _GROUPS: Final = "By subgroup"
+_LEADING: Final = {"auroc": "AUROC", "mae": "MAE", "macro_auroc": "Macro AUROC"}
+"""The metric a verdict opens with, by the kind of task."""
 
 
 def evaluation_page(context: ReportContext, images: Mapping[str, Image]) -> Page:
@@ -74,10 +76,12 @@ def headline(context: ReportContext) -> tuple[Tone, list[str]]:
     from one, or a latent is partly collapsed. `good`: it beats every baseline.
     """
     sentences = []
-    key = f"{context.split}/auroc"
-    if not isnan(context.metrics.get(key, nan)):
+    for name, title in _LEADING.items():
+        key = f"{context.split}/{name}"
+        if isnan(context.metrics.get(key, nan)):
+            continue
         what = f"for {context.task} " if context.task else ""
-        text = f"AUROC {_interval(context.metrics, key)} {what}in {words(context.split)} patients"
+        text = f"{title} {_interval(context.metrics, key)} {what}in {words(context.split)} patients"
         sentences.append(f"{text}: {context.verdicts[0]}." if context.verdicts else f"{text}.")
     if context.split in SEEN:
         sentences.append(SEEN[context.split])
@@ -151,12 +155,13 @@ def _data(context: ReportContext) -> list[Card]:
 
 
 def _split_row(split: SplitSize) -> tuple[str, ...]:
-    share = split.positive / max(split.labelled, 1)
+    share = (split.positive or 0) / max(split.labelled, 1)
+    told = split.labelled and split.positive is not None
     return (
         words(split.name),
         f"{split.patients:,}",
         f"{split.labelled:,}",
-        f"{split.positive:,} ({share:.1%})" if split.labelled else "–",
+        f"{split.positive:,} ({share:.1%})" if told else "–",
     )
 
 

@@ -12,6 +12,7 @@ from ehr_ray.evaluation.table import Cell, Interval, Table
 from ehr_ray.evaluation.tasks.baselines import FEATURES, TITLES, title_of
 from ehr_ray.evaluation.tasks.verdicts import (
     BLEND,
+    LOWER_IS_BETTER,
     MODEL,
     TREES,
     interval,
@@ -60,7 +61,7 @@ _KEY: Final = re.compile(
 
 def results_table(metrics: Mapping[str, float], split: str) -> Table | None:
     """Return the model and its baselines with a verdict each; None where nothing was compared."""
-    names = [n for n in TITLES if f"{metric_prefix(n, split)}/n" in metrics]
+    names = [n for n in TITLES if f"{metric_prefix(n, split)}/auroc" in metrics]
     if not names:
         return None
     rows = []
@@ -148,7 +149,7 @@ def _paired(
         ("gain", f"{BLEND} - {TREES}") if name == BLEND else ("difference", f"{MODEL} - {name}")
     )
     difference = interval(metrics, f"{key}_{ending}")
-    word = outcome(difference, more_is_better=SHOWN.get(metric, ("", True))[1])
+    word = outcome(difference, more_is_better=metric not in LOWER_IS_BETTER)
     if name == BLEND and word:
         word = {"beats": "adds", "ties": "no gain shown", "loses": "takes"}[word]
     return of, difference, word

@@ -126,6 +126,8 @@ def _rows(context: ReportContext) -> str:
     if not context.task:
         return "The cohort has no labels: nothing was compared."
     n, share = (context.metrics.get(f"{context.split}/{k}") for k in ("n", "prevalence"))
+    if n is not None and share is None:
+        return f"{context.task} on {context.split}: {n:,.0f} rows."
     if n is None or share is None:
         return f"{context.task} on {context.split}"
     return f"{context.task} on {context.split}: {n:,.0f} rows, {share:.1%} positive."

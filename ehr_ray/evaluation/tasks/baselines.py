@@ -30,6 +30,10 @@ TITLES: Final = {
     "average_rich": "LightGBM and logistic regression on rich features, averaged",
     "pca": "PCA of simple features + logistic regression",
     "untrained": "Linear probe on the untrained encoder",
+    "ridge": "Ridge regression on simple features",
+    "ridge_rich": "Ridge regression on rich features",
+    "mean": "Mean of train",
+    "majority": "Shares of the classes in train",
 }
 FEATURES: Final = (
     "Simple features: first, last, mean, minimum, maximum, standard deviation, count, time of the "
@@ -57,6 +61,10 @@ SHORT_TITLES: Final = {
     "average_rich": "trees and logistic regression on rich features, averaged",
     "pca": "PCA",
     "untrained": "the untrained encoder",
+    "ridge": "ridge regression",
+    "ridge_rich": "ridge regression on rich features",
+    "mean": "the mean of train",
+    "majority": "the shares of the classes in train",
 }
 PCA_COMPONENTS: Final = 64
 

@@ -63,7 +63,8 @@ class Split:
 
     subject_id: NDArray[np.int64]
     prediction_time: NDArray[np.datetime64]
-    label: NDArray[np.bool_]
+    label: NDArray[Any]
+    """bool, float of a regression, or places of classes, [N]."""
     embedding: NDArray[np.floating]
     """float[N, D], of the trained encoder."""
     untrained: NDArray[np.floating] | None = None
@@ -73,7 +74,8 @@ class Split:
     rich: NDArray[np.floating] | None = None
     """float32[N, G], those and `FeatureReader.extra`; None leaves three baselines out."""
     logit: NDArray[np.floating] | None = None
-    """float[N], of a model trained for the task: then it is what is judged, and not a probe."""
+    """float[N], or of K classes [N, K], of a model trained for the task: what `predict` says of it,
+    which is then what is judged, and not a probe."""
 
     @property
     def ensemble(self) -> NDArray[np.floating] | None:

@@ -186,6 +186,11 @@ def principal_components(x: NDArray[Any], number: int) -> Callable[[NDArray[Any]
     return lambda rows: start._standardise(rows) @ basis
 
 
+def standardiser(x: NDArray[Any], *, tabular: bool) -> Callable[[NDArray[Any]], Array]:
+    """Return what prepares and standardises rows as `fit_probe` does those of x [N, D]."""
+    return _preparation(np.asarray(x, dtype=np.float64), tabular)._standardise
+
+
 def few_threads(x: NDArray[Any]) -> AbstractContextManager[Any]:
     """Keep numerical libraries to one thread while `x` is small.
 

@@ -7,9 +7,10 @@ from typing import Any, Final
 import lightgbm
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.model_selection import StratifiedKFold
+from sklearn.model_selection import KFold, StratifiedKFold
 
 from ehr_ray.evaluation.tasks.probe import num_threads
+from ehr_ray.events.answers import Kind
 
 Array = NDArray[np.float64]
 Predict = Callable[[NDArray[Any]], Array]
@@ -39,7 +40,7 @@ GRID: Final = (
     TreeSettings(0.08, 16, 0.1),
     TreeSettings(0.08, 8, 0.3),
 )
-"""Chosen among by the mean log loss over folds of train, each with its best number of trees.
+"""Chosen among by the mean loss over folds of train, each with its best number of trees.
 
 A small share of columns is best where many tell a little; where one of hundreds tells all, most
 trees would not be offered it.
@@ -51,7 +52,8 @@ class Trees:
     """Boosted trees, one member a seed."""
 
     members: tuple[Predict, ...]
-    """float[N, F] to probabilities float[N], before calibration."""
+    """float[N, F] to probabilities float[N] before calibration, numbers float[N], or probabilities
+    of K classes float[N, K]."""
     chosen: dict[str, float]
     notes: tuple[str, ...] = ()
 
@@ -63,30 +65,38 @@ def fit_trees(
     seed: int = 0,
     num_seeds: int = SEEDS,
     grid: tuple[TreeSettings, ...] = GRID,
+    kind: Kind = "binary",
+    num_classes: int = 2,
 ) -> Trees:
     """Choose settings and the number of trees by folds of the rows given, then fit every seed.
 
     With fewer than `MIN_ROWS` rows, or than `FOLDS` of a class, the first settings are used with
-    their default number of trees; rows of one class only, or without a feature that varies, predict
-    their prevalence. Notes say which of these happened. The same arguments give the same trees.
+    their default number of trees; rows of one class or value, or without a feature that varies,
+    predict their prevalence or mean. Notes say which of these happened. The same arguments give the
+    same trees.
 
     Args:
         x: float[N, F]; NaN is missing.
-        label: 0 or 1, [N].
+        label: 0 or 1, numbers or places of classes, [N].
         seed: of the folds and, counted up, of the members.
         num_seeds: members.
         grid: candidates.
+        kind: what the labels are.
+        num_classes: of classes.
     """
-    x, y = np.asarray(x, dtype=np.float32), np.asarray(label, dtype=np.int64)
+    x, aim = np.asarray(x, dtype=np.float32), _Aim(kind, num_classes)
+    y = np.asarray(label, dtype=np.float64 if kind == "regression" else np.int64)
     columns = _varying(x)
     if np.unique(y).size < 2 or not columns.size:
-        constant = float(y.mean()) if y.size else 0.5
+        constant = aim.constant(y)
         note = "train has one class or no varying feature: everybody gets the train prevalence"
-        return Trees((lambda rows: np.full(len(rows), constant),), {}, (note,))
+        if kind == "regression":
+            note = "train has one value or no varying feature: everybody gets the train mean"
+        return Trees((lambda rows: np.repeat(constant[None], len(rows), 0),), {}, (note,))
     data = _dataset(x[:, columns], y)
-    settings, num_trees, notes = _choose(data, x.size, y, grid, seed)
+    settings, num_trees, notes = _choose(data, x.size, y, grid, seed, aim)
     boosters = [
-        lightgbm.train(_parameters(settings, y, x.size, member), data, num_trees)
+        lightgbm.train(_parameters(settings, y, x.size, member, aim), data, num_trees)
         for member in range(seed + 1, seed + 1 + num_seeds)
     ]
     chosen = {
@@ -99,33 +109,74 @@ def fit_trees(
     return Trees(tuple(_predictor(booster, columns) for booster in boosters), chosen, notes)
 
 
+@dataclass(frozen=True)
+class _Aim:
+    """What the trees are fitted to."""
+
+    kind: Kind
+    num_classes: int
+
+    @property
+    def loss(self) -> str:
+        """LightGBM's name of the loss that settings are chosen by."""
+        return {"binary": "binary_logloss", "regression": "l2", "classes": "multi_logloss"}[
+            self.kind
+        ]
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """LightGBM's parameters."""
+        if self.kind == "classes":
+            return {"objective": "multiclass", "num_class": self.num_classes}
+        return {"objective": self.kind}
+
+    def constant(self, y: NDArray[Any]) -> Array:
+        """What everybody gets where nothing can be learned, float [] or [K]."""
+        if self.kind == "classes":
+            count = np.bincount(y, minlength=self.num_classes)
+            return np.asarray(count / max(1, y.size), np.float64)
+        return np.asarray(y.mean() if y.size else 0.5, np.float64)
+
+    def splits(self, y: NDArray[Any], seed: int) -> list[Any] | None:
+        """Folds of the rows; None where they are too few."""
+        if y.size < MIN_ROWS:
+            return None
+        if self.kind == "regression":
+            return list(KFold(FOLDS, shuffle=True, random_state=seed).split(y))
+        count = np.bincount(y)
+        if count[count > 0].min() < FOLDS:
+            return None
+        return list(StratifiedKFold(FOLDS, shuffle=True, random_state=seed).split(y, y))
+
+
 def _choose(
     data: lightgbm.Dataset,
     size: int,
-    y: NDArray[np.int64],
+    y: NDArray[Any],
     grid: tuple[TreeSettings, ...],
     seed: int,
+    aim: _Aim,
 ) -> tuple[TreeSettings, int, tuple[str, ...]]:
-    if y.size < MIN_ROWS or np.bincount(y).min() < FOLDS:
+    folds = aim.splits(y, seed)
+    if folds is None:
         note = f"default trees: {y.size:,} rows of train are too few to choose on"
         return grid[0], grid[0].default_trees, (note,)
-    folds = list(StratifiedKFold(FOLDS, shuffle=True, random_state=seed).split(y, y))
     best, num_trees, least = grid[0], grid[0].default_trees, np.inf
     for settings in grid:
         found = lightgbm.cv(
-            _parameters(settings, y, size, seed),
+            _parameters(settings, y, size, seed, aim),
             data,
             MAX_TREES,
             folds=folds,
             callbacks=[lightgbm.early_stopping(PATIENCE, verbose=False)],
         )
-        losses = found["valid binary_logloss-mean"]
+        losses = found[f"valid {aim.loss}-mean"]
         if losses[-1] < least:
             best, num_trees, least = settings, len(losses), losses[-1]
     return best, num_trees, ()
 
 
-def _dataset(x: NDArray[np.float32], y: NDArray[np.int64]) -> lightgbm.Dataset:
+def _dataset(x: NDArray[np.float32], y: NDArray[Any]) -> lightgbm.Dataset:
     return lightgbm.Dataset(x, y, params=_binning(x.size), free_raw_data=False)
 
 
@@ -140,11 +191,11 @@ def _binning(size: int) -> dict[str, Any]:
 
 
 def _parameters(
-    settings: TreeSettings, y: NDArray[np.int64], size: int, seed: int
+    settings: TreeSettings, y: NDArray[Any], size: int, seed: int, aim: _Aim
 ) -> dict[str, Any]:
     return {
         **_binning(size),
-        "objective": "binary",
+        **aim.parameters,
         "learning_rate": settings.learning_rate,
         "num_leaves": settings.num_leaves,
         "feature_fraction": settings.column_share,

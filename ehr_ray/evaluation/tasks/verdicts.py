@@ -1,6 +1,6 @@
 """Differences between a model and its baselines in plain words: what is lost is said first."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import numpy as np
@@ -28,20 +28,30 @@ BASELINES: Final = (
 )
 
 
-def verdicts(metrics: Mapping[str, float], split: str, metric: str = "auroc") -> tuple[str, ...]:
+LOWER_IS_BETTER: Final = frozenset({"event2", "brier", "ece", "mae", "rmse", "log_loss"})
+"""Metrics of errors."""
+
+
+def verdicts(
+    metrics: Mapping[str, float],
+    split: str,
+    metric: str = "auroc",
+    names: Sequence[str] = (NETWORK, PROBE, *BASELINES),
+) -> tuple[str, ...]:
     """A plain sentence a baseline on the difference in `metric`, strongest baseline first.
 
     The model loses to (or beats) a baseline when the whole interval of the difference lies
-    below (above) 0; otherwise the data cannot tell them apart, and the sentence says so.
+    below (above) 0, of an error above (below); otherwise the data cannot tell them apart, and the
+    sentence says so.
     """
-    rows = []
-    for name in (NETWORK, PROBE, *BASELINES):
+    rows, sign = [], 1 if metric in LOWER_IS_BETTER else -1
+    for name in names:
         key = f"baseline/{name}/{split}/{metric}"
         value = metrics.get(key, np.nan)
         difference = interval(metrics, f"{key}_difference")
         if not np.isnan(value) and not np.isnan(difference.value):
-            rows.append((value, _sentence(name, difference, metric.upper())))
-    return tuple(sentence for _, sentence in sorted(rows, key=lambda row: -row[0]))
+            rows.append((sign * value, _sentence(name, difference, metric)))
+    return tuple(sentence for _, sentence in sorted(rows, key=lambda row: row[0]))
 
 
 def judgement(metrics: Mapping[str, float], split: str) -> tuple[str, ...]:
@@ -101,13 +111,13 @@ def signed(difference: Interval) -> str:
 
 
 def _sentence(name: str, difference: Interval, metric: str) -> str:
-    title = SHORT_TITLES[name]
-    size = _size(difference)
-    if difference.high < 0:
-        return f"loses to {title} by {size} {metric}"
-    if difference.low > 0:
-        return f"beats {title} by {size} {metric}"
-    return f"cannot be told apart from {title}: difference {signed(difference)} {metric}"
+    title, size, shown = SHORT_TITLES[name], _size(difference), metric.upper().replace("_", " ")
+    word = outcome(difference, more_is_better=metric not in LOWER_IS_BETTER)
+    if word == "loses":
+        return f"loses to {title} by {size} {shown}"
+    if word == "beats":
+        return f"beats {title} by {size} {shown}"
+    return f"cannot be told apart from {title}: difference {signed(difference)} {shown}"
 
 
 def _size(difference: Interval) -> Interval:

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from ehr_ray.config.task import OUTPUTS
 from ehr_ray.evaluation.suite import SuiteInput, SuiteResult
 from ehr_ray.evaluation.table import Table
 from ehr_ray.events.scaling import CENTRES, UNITS, Scaling
@@ -39,7 +40,7 @@ HEADING: Final = "Predicting hidden rows"
 def suite(given: SuiteInput) -> SuiteResult:
     """Measure predictions on the judged split; nothing where a task has trained the encoder."""
     tables, samples = given.judged.tables, given.judged.samples
-    if "targets" not in tables or "logit" in samples.column_names:
+    if "targets" not in tables or not set(samples.column_names).isdisjoint(OUTPUTS.values()):
         return SuiteResult()
     found = prediction_measures(_predicted(tables["targets"]))
     if not found:

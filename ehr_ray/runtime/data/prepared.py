@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ehr_ray.errors import ConfigError, InputError
 from ehr_ray.events.blocks import BlockStore, RowStore, write_block
-from ehr_ray.events.labels import choose_task, label_files, read_label_files
+from ehr_ray.events.labels import choose_task, label_files
 from ehr_ray.events.patients import shard_names, splits_of
 from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.experiment import Experiment
 from ehr_ray.registry import get_schema
 from ehr_ray.runtime.data.dataset import check_cohort, vocabulary_of
 from ehr_ray.runtime.data.mode import choose
-from ehr_ray.runtime.data.rows import RowMaker
+from ehr_ray.runtime.data.rows import RowMaker, task_labels
 from ehr_ray.runtime.data.stream import Streamed, streamed
 from ehr_ray.runtime.data.tasks import Say, run_shards
 from ehr_ray.runtime.session import check_memory, check_stream
@@ -130,7 +130,7 @@ def _cohort_source(experiment: Experiment, say: Say) -> Source:
     labels: list[Path] = []
     if experiment.task is not None:
         labels = label_files(cohort)[str(choose_task(cohort, experiment.task.name))]
-        for line in read_label_files(experiment.task.name, labels).notes():
+        for line in task_labels(experiment.task, labels).notes():
             say(line)
     jobs: dict[str, dict[str, dict[str, Any]]] = {
         split: {
@@ -224,6 +224,8 @@ def _key(experiment: Experiment, family: "AnyFamily", source: Source) -> str:
     if (task := experiment.task) is not None:
         stamps = [(p.stat().st_size, p.stat().st_mtime_ns) for p in source.labels]
         options["task"] = [task.name, task.hours, task.label_ratio, stamps]
+        if task.classes:
+            options["classes"] = task.classes  # whose order the rows' labels have
         if (read := task.statistics) is not None:
             options["statistics"] = [read.windows, read.max_codes]
     parts = [manifest, options, family.version, LAYOUT, vocabulary.origin]

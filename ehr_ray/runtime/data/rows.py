@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ehr_ray.config.task import TaskConfig
 from ehr_ray.events.carry import PatientSets
 from ehr_ray.events.labels import Labels, read_label_files
 from ehr_ray.events.mixing import FIRST, GOLDEN
@@ -20,7 +21,8 @@ if TYPE_CHECKING:  # `expand`, which needs no torch, reads the codes by this pac
     from ehr_ray.family import Row
 
 Cut = tuple[int, float]
-"""A time a patient is seen at, in microseconds since 1970, and the label then."""
+"""A time a patient is seen at, in microseconds since 1970, and the label then: of classes its place
+among those of the task."""
 
 
 class RowMaker:
@@ -52,7 +54,7 @@ class RowMaker:
             for patient in self._read(job):
                 yield patient, None
             return
-        labels = read_label_files(task.name, [sync.fetch(place) for place in self._labels])
+        labels = task_labels(task, [sync.fetch(place) for place in self._labels])
         train = job["split"] == "train"
         for patient in self._read(job):
             assert isinstance(patient, Patient)  # sets take no task
@@ -90,6 +92,11 @@ class RowMaker:
             window=config.carry_minutes,
             always=config.always_carry,
         )
+
+
+def task_labels(task: TaskConfig, paths: Sequence[Path]) -> Labels:
+    """Return the labels of a task from its files; `InputError` where they are of another kind."""
+    return read_label_files(task.name, paths).trained(task.kind, task.classes)
 
 
 def _cuts(patient: Patient, labels: Labels, hours: Sequence[float]) -> list[Cut]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray.train
 import ray.train.torch
 import torch
@@ -109,12 +110,21 @@ def check_share(job: Job, world: int) -> None:
     loader_of(experiment, family, job.prepared).check(world, setting)
 
 
-def prevalence(experiment: Experiment, prepared: Prepared) -> float | None:
-    """Return the share of positive train rows where the loss is weighted by it, else None."""
-    if experiment.task is None or experiment.task.class_weight != "balanced":
+def shares(experiment: Experiment, prepared: Prepared) -> float | tuple[float, ...] | None:
+    """Return the shares of the classes in train where the loss is weighted by them, else None.
+
+    Of a binary task it is the share of positive rows.
+    """
+    task = experiment.task
+    if task is None or task.class_weight != "balanced":
         return None
     labels = prepared.store("train").column(LABEL)
-    return float(labels.mean()) if len(labels) else None
+    if not len(labels):
+        return None
+    if task.kind == "binary":
+        return float(labels.mean())
+    counts = np.bincount(labels.astype(np.int64), minlength=len(task.classes))
+    return tuple((counts / len(labels)).tolist())
 
 
 def train_here(job: Job, backend: Backend) -> Progress:
@@ -123,7 +133,7 @@ def train_here(job: Job, backend: Backend) -> Progress:
     if job.pinned:
         keep_to_core(backend.rank)
     experiment = job.experiment
-    family = family_of(experiment, prevalence(experiment, job.prepared))
+    family = family_of(experiment, shares(experiment, job.prepared))
     loader = loader_of(experiment, family, job.prepared)
     noted = job.starts and StartFile(job.starts, backend.rank, backend.world)
     if job.ranking is not None:

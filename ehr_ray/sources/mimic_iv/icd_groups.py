@@ -24,7 +24,13 @@ from ehr_ray.sources.parsing.labels import label_rows
 SHIPPED: Final = "icd"
 """Name of the table that is shipped."""
 COLUMNS: Final = ("task", "version", "prefix")
-TAKEN: Final = ("mortality", "length_of_stay_7d", "readmission_30d")
+TAKEN: Final = (
+    "mortality",
+    "length_of_stay",
+    "length_of_stay_7d",
+    "length_of_stay_class",
+    "readmission_30d",
+)
 Groups = Mapping[str, tuple[str, ...]]
 """Task to prefixes, each `version//code`."""
 

@@ -1,10 +1,13 @@
 """What can be asked of the MIMIC-IV source."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Final, Literal
 
 from ehr_ray.errors import InputError
 from ehr_ray.sources.parsing.labels import LONG_STAY_HOURS
+
+STAY: Final = "length_of_stay"
+"""The task that may be asked for besides groups of diagnoses."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +39,10 @@ class MimicIvOptions:
     tasks: str | None = field(
         default=None,
         metadata={
-            "help": "diagnoses as tasks besides, of the admission that --label-start is in: `icd` "
-            "for groups that are shipped (sepsis, heart_failure, ...), or a CSV file of "
-            "task,version,prefix of ICD codes"
+            "help": "tasks besides, by comma, of the admission that --label-start is in: `icd` "
+            "for groups of diagnoses that are shipped (sepsis, heart_failure, ...), or a CSV file "
+            "of task,version,prefix of ICD codes; `length_of_stay` for days as a number, and as "
+            "length_of_stay_class"
         },
     )
     lab_time: Literal["chart", "store"] = field(
@@ -49,12 +53,30 @@ class MimicIvOptions:
         },
     )
 
+    @property
+    def groups(self) -> str | None:
+        """The table of diagnoses that are tasks; None without one."""
+        return next((name for name in self._tasks if name != STAY), None)
+
+    @property
+    def stay(self) -> bool:
+        """Whether the length of stay is a task."""
+        return STAY in self._tasks
+
+    @property
+    def _tasks(self) -> list[str]:
+        return [name.strip() for name in (self.tasks or "").split(",") if name.strip()]
+
     def __post_init__(self) -> None:
         """Refuse what keeps nobody, and labels that would be predicted after they are known."""
         if not 0 < self.sample_frac <= 1:
             raise InputError(f"--sample-frac {self.sample_frac}: not above 0 and at most 1")
         if self.max_admissions is not None and self.max_admissions < 1:
             raise InputError(f"--max-admissions {self.max_admissions}: at least 1 is needed")
+        if self.tasks is not None and not self._tasks:
+            raise InputError("--tasks: names nothing; give `icd`, a CSV file or `length_of_stay`")
+        if len([name for name in self._tasks if name != STAY]) > 1:
+            raise InputError(f"--tasks {self.tasks}: one table of diagnoses at most")
         if self.min_seq_length < 0:
             raise InputError(f"--min-seq-length {self.min_seq_length}: must be 0 or more")
         if not 0 <= self.label_hours < LONG_STAY_HOURS:

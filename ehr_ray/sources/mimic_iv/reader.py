@@ -62,7 +62,7 @@ def units(path: Path, options: MimicIvOptions) -> list[Unit]:
             uses = (*base, *titles.values())
             found.append(Unit(str(path), (files[table.name],), table.name, uses=uses))
     stays = (files[STAYS.name],) if options.label_start == "icu" else ()
-    groups = () if options.tasks is None else _groups(path, options.tasks, files)
+    groups = () if options.groups is None else _groups(path, options.groups, files)
     return [*found, Unit(str(path), (), LABELS, uses=(*base, *stays, *groups))]
 
 

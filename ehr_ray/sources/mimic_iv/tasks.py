@@ -1,4 +1,4 @@
-"""Labels of MIMIC-IV: death in hospital, a long stay, readmission, and groups of diagnoses.
+"""Labels of MIMIC-IV: death in hospital, the stay, readmission, and groups of diagnoses.
 
 See `parsing.admissions` and `icd_groups`.
 
@@ -16,7 +16,12 @@ from ehr_ray.sources.mimic_iv.icd_groups import billed, group_labels, read_group
 from ehr_ray.sources.mimic_iv.options import MimicIvOptions
 from ehr_ray.sources.mimic_iv.table_units import Registry
 from ehr_ray.sources.mimic_iv.tables import DIAGNOSES, STAYS
-from ehr_ray.sources.parsing.admissions import readmission_labels, stay_labels, still_there
+from ehr_ray.sources.parsing.admissions import (
+    readmission_labels,
+    stay_labels,
+    stay_length_labels,
+    still_there,
+)
 from ehr_ray.sources.parsing.blocks import joined, read_whole
 from ehr_ray.sources.parsing.cells import Times
 
@@ -46,8 +51,12 @@ def labels(
         members = billed(found, blocks, read_groups(Path(groups[1])))
         there, _, time = still_there(found, row, start, options.label_hours)
         diagnoses = group_labels(found, there, time, *members)
+    lengths: dict[str, pa.Table] = {}
+    if options.stay:
+        lengths = stay_length_labels(found, row, start, options.label_hours)
     return {
         **stay_labels(found, row, start, options.label_hours),
+        **lengths,
         **diagnoses,
         "readmission_30d": readmission_labels(found, registry.look_up(found.subject)[1], death),
     }

@@ -21,6 +21,8 @@ from ehr_ray.sources.parsing.labels import LONG_STAY_HOURS, label_rows
 Ids = npt.NDArray[np.int64]
 Rows = npt.NDArray[np.intp]
 READMISSION: Final = np.timedelta64(30, "D")
+STAY_CLASSES: Final = ("<3", "3-7", ">7")
+"""Days; the last class is what `length_of_stay_7d` is true of."""
 LONG_STAY: Final = np.timedelta64(round(LONG_STAY_HOURS * 3600), "s")
 
 
@@ -109,6 +111,25 @@ def stay_labels(found: Admissions, row: Rows, start: Times, hours: float) -> dic
     return {
         "mortality": _labels(found.subject[row], found.died[row], time),
         "length_of_stay_7d": _labels(found.subject[row], found.end[row] - start > LONG_STAY, time),
+    }
+
+
+def stay_length_labels(
+    found: Admissions, row: Rows, start: Times, hours: float
+) -> dict[str, pa.Table]:
+    """Return `length_of_stay` (days from the start to discharge) and `length_of_stay_class` rows.
+
+    They are predicted when those of `stay_labels` are, of the same patients.
+    """
+    row, start, time = still_there(found, row, start, hours)
+    days = (found.end[row] - start) / np.timedelta64(1, "D")
+    names = np.array(STAY_CLASSES)[(days >= 3).astype(int) + (days > 7)]
+    subject, times = found.subject[row], pa.array(time)
+    return {
+        "length_of_stay": label_rows(subject, days, times=times, column="float_value"),
+        "length_of_stay_class": label_rows(
+            subject, names.tolist(), times=times, column="categorical_value"
+        ),
     }
 
 

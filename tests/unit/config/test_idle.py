@@ -43,6 +43,11 @@ def read(name, *overrides):
         ("set_vae", ["data.value_stats=stats.csv"], r"data\.value_stats=.*: .* no data\.expanded"),
         ("set_vae", ["tune.grid_points=4"], r"tune\.method=random"),
         ("set_vae", ["evaluation.ensemble=true"], r"evaluation\.ensemble=True: .* no task"),
+        (
+            "mortality_ensemble",
+            ["task.kind=regression", "task.loss=null", "task.class_weight=none"],
+            r"ensemble=True: .*task\.kind=regression",
+        ),
         ("mortality_ensemble", ["evaluation.baselines=false"], r"ensemble=True: .*baselines=false"),
         ("set_vae", ["evaluation.hours=[]", "evaluation.hour_patients=9"], r"evaluation\.hours="),
     ],

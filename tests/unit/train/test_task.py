@@ -10,11 +10,11 @@ from ehr_ray.errors import ConfigError
 from ehr_ray.family import Represent
 from ehr_ray.registry import get_family
 from ehr_ray.train.backend import LocalBackend
+from ehr_ray.train.targets import ranking_metrics
 from ehr_ray.train.task import (
     LABEL,
     family_of,
     prepare_task_head,
-    ranking_metrics,
     standardise,
     with_task,
 )

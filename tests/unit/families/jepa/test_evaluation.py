@@ -88,6 +88,7 @@ def test_hidden_values_stand_beside_guesses_that_need_no_model(run):
 
 
 def test_a_model_trained_for_a_task_and_one_without_targets_are_left_alone(run):
-    assert run(part(learned=0.5, logit=np.zeros(100))).lines == ()
+    for output in ("logit", "target_value", "class_logits"):
+        assert run(part(learned=0.5, **{output: np.zeros(100)})).lines == ()
     assert run(SplitPredictions(pa.table({"subject_id": [1]}), {})).lines == ()
     assert "nothing is predicted" in run(part(learned=0.5, patients=0)).lines[0]

@@ -1,5 +1,6 @@
 import pytest
 
+from ehr_ray.errors import InputError
 from ehr_ray.sources.mimic_iv.options import MimicIvOptions
 from ehr_ray.sources.mimic_iv.table_units import load
 from ehr_ray.sources.mimic_iv.tasks import labels
@@ -34,7 +35,7 @@ def made(tmp_path, write_mimic):
         found = labels(registry, chosen, str(tmp_path), "icu/icustays.csv")
         return {
             task: [
-                (r["subject_id"], str(r["prediction_time"]), r["boolean_value"])
+                (r["subject_id"], str(r["prediction_time"]), r[table.column_names[-1]])
                 for r in table.to_pylist()
             ]
             for task, table in found.items()
@@ -59,6 +60,28 @@ def test_death_and_stay_are_predicted_48_hours_after_the_first_admission(made):
     ]
     assert [value for *_, value in found["length_of_stay_7d"]] == [True, False, False, False]
     assert [row[:2] for row in found["length_of_stay_7d"]] == [r[:2] for r in found["mortality"]]
+
+
+def test_the_length_of_stay_is_a_task_in_days_and_classes_where_it_is_asked_for(made):
+    admissions = (
+        stay(1, "2150-01-01", "2150-01-03 12:00:00"),
+        stay(2, "2150-01-01", "2150-01-04", subject=2),
+        stay(3, "2150-01-01", "2150-01-08", subject=3),
+        stay(4, "2150-01-01", "2150-01-08 06:00:00", subject=4, died=True),
+        stay(5, "2150-01-01", "2150-01-02", subject=5),
+    )
+    found = made(*admissions, tasks="length_of_stay")
+    assert [value for *_, value in found["length_of_stay"]] == [2.5, 3.0, 7.0, 7.25]
+    assert [value for *_, value in found["length_of_stay_class"]] == ["<3", "3-7", "3-7", ">7"]
+    for task in ("length_of_stay", "length_of_stay_class"):
+        assert [row[:2] for row in found[task]] == [row[:2] for row in found["mortality"]]
+    assert not {"length_of_stay", "length_of_stay_class"} & set(made(*admissions))
+
+
+@pytest.mark.parametrize("tasks", ["icd,other.csv", ",", ""])
+def test_tasks_that_name_nothing_or_two_tables_are_refused(tasks):
+    with pytest.raises(InputError, match="--tasks"):
+        MimicIvOptions(tasks=tasks)
 
 
 @pytest.mark.parametrize(
