@@ -38,6 +38,7 @@ TOGETHER = {
     "commands/crossval/fold.py": "unit/commands/crossval/test_command.py",
     "commands/evaluate/few_labels.py": "unit/commands/evaluate/test_command.py",
     "commands/evaluate/explain.py": "unit/commands/evaluate/test_command.py",
+    "commands/evaluate/written.py": "unit/commands/evaluate/test_command.py",
     "commands/evaluate/other_cohort.py": "unit/commands/evaluate/test_command.py",
     "runtime/trajectories.py": "unit/commands/evaluate/test_zero_shot.py",
     "config/crossval.py": "unit/commands/crossval/test_plan.py",

@@ -3,10 +3,8 @@
 import contextlib
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-
-import numpy as np
 
 from ehr_ray.commands.evaluate.explain import check_explain, explain
 from ehr_ray.commands.evaluate.few_labels import check_label_shares
@@ -14,7 +12,6 @@ from ehr_ray.commands.evaluate.kinds import (
     check_kind,
     known_labels,
     score_kinds,
-    write_kind_predictions,
 )
 from ehr_ray.commands.evaluate.other_cohort import (
     check_share,
@@ -31,32 +28,16 @@ from ehr_ray.commands.evaluate.predicted_splits import (
     predict_fit_splits,
     predict_judged_split,
     split_of,
-    suites_result,
-    task_probe,
 )
 from ehr_ray.commands.evaluate.report_content import (
     Subject,
-    positive_class,
-    report_context,
-    summary,
 )
+from ehr_ray.commands.evaluate.written import write_evaluation
 from ehr_ray.commands.evaluate.zero_shot import check_zero_shot, zero_shot
 from ehr_ray.errors import InputError
 from ehr_ray.evaluation.coverage import MIN_KNOWN
-from ehr_ray.evaluation.metrics.collapse import (
-    LatentDiagnostics,
-    embedding_diagnostics,
-    latent_diagnostics,
-)
 from ehr_ray.evaluation.metrics.conformal import fit_sets
-from ehr_ray.evaluation.metrics.reconstruction import Tokens, reconstruction_metrics
-from ehr_ray.evaluation.report.write import (
-    write_metrics,
-    write_predictions,
-    write_report,
-    write_results,
-)
-from ehr_ray.evaluation.suite import SplitPredictions, SuiteResult, merged
+from ehr_ray.evaluation.suite import SuiteResult, merged
 from ehr_ray.evaluation.tasks.downstream import TaskScores, fit_task, score_task
 from ehr_ray.evaluation.tasks.early_warning import early_warning_result, fit_hours
 from ehr_ray.evaluation.tasks.external import calibration_result
@@ -64,34 +45,19 @@ from ehr_ray.evaluation.tasks.few_labels import few_labels_result
 from ehr_ray.evaluation.tasks.kinds import KindScores
 from ehr_ray.evaluation.tasks.prediction_sets import prediction_set_result
 from ehr_ray.evaluation.tasks.subgroups import subgroup_result
-from ehr_ray.evaluation.tasks.verdicts import MODEL
 from ehr_ray.events.code_map import load_code_map
 from ehr_ray.events.labels import choose_task, read_labels
 from ehr_ray.events.zero_shot import ZeroShot
 from ehr_ray.runtime.data.dataset import check_cohort
 from ehr_ray.runtime.data.tasks import Say, split_shards
-from ehr_ray.runtime.inference import matrix, write_embeddings
 from ehr_ray.runtime.session import session
-from ehr_ray.runtime.tracking import Tracker, find_run
-from ehr_ray.runtime.verb_tracking import VerbRecord, of_training, tracked_verb
+from ehr_ray.runtime.verb_tracking import of_training, tracked_verb
 from ehr_ray.storage import sync
 from ehr_ray.storage.paths import check_cohort_folder, check_folder, local
 from ehr_ray.train import checkpoint
-from ehr_ray.train.task_probe import FOLDER as PROBES
-from ehr_ray.train.task_probe import save_task_probe
 
 NO_TASK = "none"
 """The task that leaves labels aside: whole patients are embedded, without probe or baselines."""
-ARTIFACTS = (
-    "metrics.json",
-    "predictions",
-    "embeddings",
-    PROBES,
-    "figures",
-    "report.html",
-    "results.md",
-    "results.csv",
-)
 
 
 def evaluate(
@@ -186,7 +152,7 @@ def evaluate(
                 if asked is not None:
                     found = merged([found, zero_shot(subject, asked, scratch / "zero_shot", say)])
             found = merged([SuiteResult(lines=mapped), coverage, found])
-            lines = _write(subject, scores, found, inputs, record, say, pages)
+            lines = write_evaluation(subject, scores, found, inputs, record, say, pages)
         finally:
             sync.remove(scratch)
         sync.push(subject.target)
@@ -297,114 +263,3 @@ def _score(
         task_results.append(calibration_result(scores, subject.split, share=recalibrate, **draws))
         task_results.append(drift_of(subject, splits["train"], scored[subject.split]))
     return scores, merged(task_results), inputs
-
-
-def _write(
-    subject: Subject,
-    scores: TaskScores | KindScores | None,
-    task: SuiteResult,
-    inputs: EvaluationInputs,
-    record: VerbRecord,
-    say: Say,
-    pages: bool,
-) -> list[str]:
-    """Write metrics, predictions, embeddings and, with `pages`, figures and the report.
-
-    Returns the summary.
-    """
-    say("writing the results")
-    target, split = subject.target, subject.split
-    metrics = dict(scores.metrics) if scores else {}
-    judged = inputs.judged
-    latent: LatentDiagnostics | None = None
-    if "latents" in judged.tables:
-        posterior = judged.tables["latents"]
-        latent = latent_diagnostics(
-            matrix(posterior, "mu"), matrix(posterior, "logvar"), posterior["sample"].to_numpy()
-        )
-        metrics |= {f"{split}/latent/{k}": v for k, v in latent.metrics().items()}
-    embedding = embedding_diagnostics(matrix(judged.samples, "embedding"))
-    metrics |= {f"{split}/embedding/{k}": v for k, v in embedding.metrics().items()}
-    tokens = None
-    if "tokens" in judged.tables:
-        table = judged.tables["tokens"]
-        tokens = Tokens.from_columns(
-            {name: table[name].to_numpy(zero_copy_only=False) for name in table.column_names}
-        )
-        measured = reconstruction_metrics(tokens)
-        metrics |= {f"{split}/reconstruction/{k}": v for k, v in measured.items()}
-    target.mkdir(parents=True, exist_ok=True)
-    binary = not isinstance(scores, KindScores)
-    read = (subject, inputs) if binary else _unlabelled(subject, inputs)
-    found = merged([task, suites_result(*read, say)])
-    metrics |= found.metrics
-    notes = write_metrics(target / "metrics.json", metrics)
-    written = inputs.written(subject)
-    for name, one in written.items():
-        write_embeddings(target / "embeddings" / f"{name}.parquet", one.samples)
-    if isinstance(scores, KindScores):
-        write_kind_predictions(target / "predictions", scores, written)
-    elif scores is not None:
-        positive = positive_class(subject.cohort, subject.task)
-        _write_predictions(target / "predictions", scores, written, positive, found)
-        if subject.own:
-            _write_probe(subject, scores, positive)
-    report = None
-    if pages:
-        context = report_context(subject, scores, judged, metrics, latent, embedding, tokens, found)
-        write_results(target, context)
-        report = write_report(target, context)
-    record.metrics |= metrics
-    record.artifacts.append((target, (*ARTIFACTS, *found.artifacts)))
-    if subject.own and (left := _tell_training(subject.run, record)):
-        notes = [*notes, f"{left}; evaluate again to tell it"]
-    return summary(subject, scores, latent, metrics, report, notes, found)
-
-
-def _tell_training(run: Path, record: VerbRecord) -> str:
-    """Tell the training's MLflow run; return "" or a line on what it did not take."""
-    tracker, last = Tracker(find_run(run)), checkpoint.saved_progress(run)
-    finite = {k: v for k, v in record.metrics.items() if np.isfinite(v)}
-    tracker.metrics(finite, last.step if last else 0)
-    for folder, names in record.artifacts:
-        tracker.artifacts(folder, names)
-    return tracker.flush()
-
-
-def _write_predictions(
-    folder: Path,
-    scores: TaskScores,
-    written: Mapping[str, SplitPredictions],
-    positive: str,
-    found: SuiteResult,
-) -> None:
-    """Write the model's to `<split>.parquet`, others' to `baselines/<name>/<split>.parquet`."""
-    for split, by_name in scores.probabilities.items():
-        samples = written[split].samples
-        own = {name: rows[split] for name, rows in found.predictions.items() if split in rows}
-        probabilities = {**by_name, **own}
-        for name, probability in probabilities.items():
-            destination = folder if name == MODEL else folder / "baselines" / name
-            write_predictions(
-                destination / f"{split}.parquet",
-                samples["subject_id"].to_numpy(),
-                samples["prediction_time"].to_numpy(),
-                scores.labels[split],
-                probability,
-                positive,
-                scores.thresholds.get(name),
-            )
-
-
-def _write_probe(subject: Subject, scores: TaskScores, positive: str) -> None:
-    """Write what made the model's probabilities, for `ehr_ray.load(...).predict`."""
-    found = task_probe(subject, scores, positive)
-    weights = checkpoint.checkpoint_folder(subject.run) / checkpoint.WEIGHTS
-    save_task_probe(subject.target, found, weights)
-
-
-def _unlabelled(subject: Subject, inputs: EvaluationInputs) -> tuple[Subject, EvaluationInputs]:
-    """Return both without a task: a family's suites read binary labels alone."""
-    fit = {name: dataclasses.replace(one, label=None) for name, one in inputs.fit.items()}
-    judged = dataclasses.replace(inputs.judged, label=None)
-    return dataclasses.replace(subject, task=None), EvaluationInputs(fit, judged)
