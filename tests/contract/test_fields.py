@@ -56,7 +56,7 @@ TASK = {
     "task.hours": ROWS,
     "task.label_ratio": ROWS,
     "task.select": "the choice",
-    "task.kind": "must fit task.select, where a config names it: unit/commands/evaluate/test_kinds.py",
+    "task.kind": "must fit task.select: tests/unit/commands/evaluate/test_kinds.py",
     "task.classes": "refused unless the labels are classes: tests/unit/train/test_targets.py",
     "task.statistics": "fitted on all of train: tests/unit/train/test_statistics.py",
 }
