@@ -78,7 +78,9 @@ def target_loss(raw: Tensor, label: Tensor, task: TaskConfig, weights: Sequence[
         loss = F.binary_cross_entropy_with_logits(raw, label, reduction="none")
         if task.loss == "focal":
             loss = focal(loss, task.focal_gamma)
-    weight = torch.tensor(weights, dtype=loss.dtype, device=loss.device)[place]
+    weight = torch.full_like(loss, weights[0])  # no table of them: a GPU would wait for the host
+    for number, one in enumerate(weights[1:], start=1):
+        weight = torch.where(place == number, one, weight)
     return {"task": Term((weight * loss).sum(), weight.sum())}
 
 

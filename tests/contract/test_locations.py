@@ -54,6 +54,7 @@ NO_PATHS = {
     "Vital.name": "a name",
     "Vital.codes": PATTERNS,
     "Vital.unit": "a unit",
+    "EventTransformerConfig.time_to_event_codes": "codes",
     "JEPAConfig.outcomes": PATTERNS,
     "JEPAConfig.flows": PATTERNS,
     "JEPAConfig.discharges": PATTERNS,

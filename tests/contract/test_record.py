@@ -22,8 +22,13 @@ from ehr_ray.train.validate import validate
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "tiny"
 SEED = 12345
-MORE = {"event_transformer": {"model.arch": "encoder"}}
-"""The family's default, which a bare experiment trains and no shipped file does."""
+MORE = {
+    "event_transformer": [
+        {"model.arch": "encoder"},
+        {"model.time_to_event_weight": 1.0, "model.time_to_event_codes": 5},
+    ]
+}
+"""What no shipped file trains: the family's default, and objectives that are off there."""
 PAIRS = {"hcat": {"model.alpha_con": 0.1}}
 """What compares patients, of families whose search space does not."""
 pytestmark = pytest.mark.parametrize("name", FAMILIES)
@@ -39,7 +44,7 @@ def shipped(name, synthetic_cohort):
     """The shipped experiments of a family that train its own objective, and `MORE`."""
     raws = [read_yaml(path) for path in sorted(CONFIGS.glob("*.yaml"))]
     own = [raw for raw in raws if raw.get("family") == name and not raw.get("task")]
-    own += [override(own[0], MORE[name])] if name in MORE else []
+    own += [override(own[0], more) for more in MORE.get(name, [])]
     return [parse(override(raw, {"data.cohort": str(synthetic_cohort)})) for raw in own]
 
 
