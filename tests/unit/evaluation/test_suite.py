@@ -10,7 +10,7 @@ from ehr_ray.registry import FAMILIES, get_family
 
 def test_every_suite_a_family_names_can_be_found() -> None:
     paths = {path for name in FAMILIES for path in get_family(name).evaluation.suites}
-    assert len(paths) == 6
+    assert len(paths) == 7
     assert all(callable(get_suite(path)) for path in paths)
 
 
