@@ -3,7 +3,7 @@
 B patients, M sets, N tokens. Everything is deterministic: draws are hashes of patient and set.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from ehr_ray.nn.noise import combine, uniform
 
 BETA = 0.2
 """Weight of the divergence in the score; the family's evaluation knob."""
-CLEAN, RESAMPLED, SHIFTED, SWAPPED, FOREIGN = range(5)
+CLEAN, RESAMPLED, SHIFTED, SWAPPED, FOREIGN, SHIFTED_MEASURED, SWAPPED_MEASURED = range(7)
 SHIFT = 3.0
 """Of the scale of a variable (`data.scale`)."""
 _WHICH, _SOURCE, _TOKEN, _SIGN, _CODE = 31, 32, 33, 34, 35
@@ -29,24 +29,36 @@ def score_table(
     the batch (None), then for wrong ones that stand for the sets of these indices.
     """
     parts = [_entries(batch, CLEAN, score(batch, None))]
-    which = one_set_each(batch)
-    sets = chosen(batch, which)
-    wrongs = {
-        RESAMPLED: {"value": resampled(batch, sets, clip)},
-        SHIFTED: {"value": shifted(batch, sets, clip)},
-        SWAPPED: {"value": swapped(batch, sets, clip)},
-        FOREIGN: foreign(batch, sets),
-    }
-    for kind, changed in wrongs.items():
-        wrong = {**sets, **changed}
+    for kind, which, wrong in made_wrong(batch, clip):
         parts.append(_entries(wrong, kind, score(wrong, which)))
+    return stacked(parts)
+
+
+def stacked(parts: list[Batch]) -> Batch:
+    """Return tables of the same columns as one."""
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
-def one_set_each(batch: Batch) -> Tensor:
-    """Return one set of each patient that has two tokens or more in it, by hash, indices [<= B]."""
+def made_wrong(batch: Batch, clip: float | None) -> Iterator[tuple[int, Tensor, Batch]]:
+    """Yield each kind of error, and the sets made wrong in it with their indices in the batch."""
+    which = one_set_each(batch, batch["mask"])
+    sets = chosen(batch, which)
+    yield RESAMPLED, which, {**sets, "value": resampled(batch, sets, clip)}
+    yield SHIFTED, which, {**sets, "value": shifted(sets, clip, sets["mask"])}
+    yield SWAPPED, which, {**sets, "value": swapped(sets, sets["mask"])}
+    yield FOREIGN, which, {**sets, **foreign(batch, sets)}
+    # A carried value must be the last one, so that a change of it is no riddle.
+    which = one_set_each(batch, batch["mask"] & ~batch["carried"])
+    sets = chosen(batch, which)
+    measured = sets["mask"] & ~sets["carried"]
+    yield SHIFTED_MEASURED, which, {**sets, "value": shifted(sets, clip, measured)}
+    yield SWAPPED_MEASURED, which, {**sets, "value": swapped(sets, measured)}
+
+
+def one_set_each(batch: Batch, tokens: Tensor) -> Tensor:
+    """Return one set of each patient that has two of `tokens` [M, N] or more, by hash, [<= B]."""
     key = combine(batch["subject_id"][batch["patient"]], batch["set_index"], _WHICH)
-    draw = uniform(key, 1).masked_fill(batch["mask"].sum(1) < 2, 2.0)
+    draw = uniform(key, 1).masked_fill(tokens.sum(1) < 2, 2.0)
     lowest = torch.full_like(batch["num_sets"], 2, dtype=draw.dtype)
     lowest = lowest.scatter_reduce(0, batch["patient"], draw, "amin")
     return ((draw == lowest[batch["patient"]]) & (draw < 2)).nonzero().squeeze(1)
@@ -75,17 +87,17 @@ def resampled(batch: Batch, sets: Batch, clip: float | None) -> Tensor:  # noqa:
     return found
 
 
-def shifted(batch: Batch, sets: Batch, clip: float | None) -> Tensor:  # noqa: ARG001
-    """Return the values with one token of each set moved by 3 of its scale, [m, N]."""
-    token = _token_draws(sets, _TOKEN)
+def shifted(sets: Batch, clip: float | None, tokens: Tensor) -> Tensor:
+    """Return the values with one of `tokens` [m, N] of each set moved by 3 of its scale, [m, N]."""
+    token = _token_draws(sets, _TOKEN, tokens)
     sign = torch.where(uniform(_set_keys(sets), _SIGN) < 0.5, -SHIFT, SHIFT)
     moved = sets["value"] + sign.unsqueeze(1) * (token == token.amin(1, keepdim=True))
     return moved if clip is None else moved.clamp(-clip, clip)
 
 
-def swapped(batch: Batch, sets: Batch, clip: float | None) -> Tensor:  # noqa: ARG001
-    """Return the values with those of two tokens of each set exchanged, [m, N]."""
-    order = _token_draws(sets, _TOKEN).argsort(1)[:, :2]
+def swapped(sets: Batch, tokens: Tensor) -> Tensor:
+    """Return the values with those of two of `tokens` [m, N] of each set exchanged, [m, N]."""
+    order = _token_draws(sets, _TOKEN, tokens).argsort(1)[:, :2]
     values = sets["value"].gather(1, order)
     return sets["value"].scatter(1, order, values.flip(1))
 
@@ -107,7 +119,7 @@ def foreign(batch: Batch, sets: Batch) -> Batch:
     code = draw.argmin(1)
     place = (uniform(key, _SOURCE) * counts[code]).long()
     value = batch["value"][batch["mask"]][order[first[code] + place]]
-    token = _token_draws(sets, _TOKEN)
+    token = _token_draws(sets, _TOKEN, sets["mask"])
     chosen_token = (token == token.amin(1, keepdim=True)) & (draw.amin(1) < 4).unsqueeze(1)
     return {
         "code": torch.where(chosen_token, code.unsqueeze(1), sets["code"]),
@@ -134,13 +146,14 @@ def _set_keys(sets: Batch) -> Tensor:
     return combine(sets["subject_id"][sets["patient"]], sets["set_index"])
 
 
-def _token_draws(sets: Batch, purpose: int) -> Tensor:
+def _token_draws(sets: Batch, purpose: int, tokens: Tensor) -> Tensor:
     key = combine(_set_keys(sets).unsqueeze(1), sets["code"], purpose)
-    return uniform(key, 1).masked_fill(~sets["mask"], 2.0)
+    return uniform(key, 1).masked_fill(~tokens, 2.0)
 
 
 def _entries(sets: Batch, kind: int, scores: dict[str, Tensor]) -> Batch:
+    """Return `patient`, `set`, `minute`, `kind` and the scores of the sets that have tokens."""
     real = sets["mask"].any(1)
-    entries = {"patient": sets["patient"], "set": sets["set_index"], "minute": sets["minute"]}
-    entries |= {"kind": torch.full_like(sets["patient"], kind), **scores}
-    return {name: values[real] for name, values in entries.items()}
+    columns = {"patient": sets["patient"], "set": sets["set_index"], "minute": sets["minute"]}
+    columns |= {"kind": torch.full_like(sets["patient"], kind), **scores}
+    return {name: values[real] for name, values in columns.items()}

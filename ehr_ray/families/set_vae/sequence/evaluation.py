@@ -2,10 +2,11 @@
 
 The family's `anomalies` table has the scores of every set (`kind` 0) and, for one set of each
 patient, its scores after corruption (`kind` above 0), with the sets before it as they were. A
-SetVAE scores each set by itself, against N(0, 1).
+SetVAE scores each set by itself, against N(0, 1). A SeqSetVAE has a `values` table besides, of
+what was to be expected of each value: how surprising they are is fitted on train.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -20,17 +21,31 @@ from ehr_ray.evaluation.metrics.weighted import statistics
 from ehr_ray.evaluation.plotting import BLUE, GREEN, GREY, INK, ORANGE
 from ehr_ray.evaluation.suite import SplitPredictions, SuiteInput, SuiteResult
 from ehr_ray.evaluation.table import Interval, Table
+from ehr_ray.families.set_vae.sequence.surprise import SET, Expectations, expectations, surprises
 from ehr_ray.storage import files
 
 Array = NDArray[np.float64]
 
-SCORES: Final = {"nelbo": "NELBO", "kl": "KL(q || prior)"}
-KINDS: Final = {1: "resampled", 2: "shifted", 3: "swapped", 4: "foreign"}
+SCORES: Final = {
+    "nelbo": "NELBO",
+    "kl": "KL(q || prior)",
+    "surprise": "largest surprise of a value",
+}
+KINDS: Final = {
+    1: "resampled",
+    2: "shifted",
+    3: "swapped",
+    4: "foreign",
+    5: "shifted_measured",
+    6: "swapped_measured",
+}
 TITLES: Final = {
     "resampled": "every value from another patient",
     "shifted": "one variable moved by 3 sd",
     "swapped": "two variables exchanged",
     "foreign": "a variable that does not belong",
+    "shifted_measured": "one measured value moved by 3 sd",
+    "swapped_measured": "two measured values exchanged",
 }
 PERCENTILES: Final = (95, 99)
 
@@ -39,9 +54,17 @@ def suite(given: SuiteInput) -> SuiteResult:
     """Fit thresholds on tuning, write the judged split's scores and alarms, measure detection."""
     if "anomalies" not in given.judged.tables:
         return SuiteResult()
+    fits = [part for part in map(given.fit.get, ("train", "tuning")) if part is not None]
+    told = [part for part in (*fits, given.judged) if "anomalies" in part.tables]
+    expected, codes = None, given.vocabulary.codes
+    if "values" in told[0].tables:
+        recorded = told[0].tables["values"].to_pandas().query("kind == 0")
+        expected = expectations(recorded, len(codes))
+    judged = _frame(given.judged, expected, codes)
     fit = given.fit.get("tuning")
-    judged = _frame(given.judged)
-    tuning = judged if fit is None or "anomalies" not in fit.tables else _frame(fit)
+    tuning = judged
+    if fit is not None and "anomalies" in fit.tables:
+        tuning = _frame(fit, expected, codes)
     limits = thresholds(tuning)
     metrics = {f"anomaly/{name}/p{p}": v for (name, p), v in limits.items()}
     clean = with_alarms(judged[judged["kind"] == 0], limits)
@@ -71,9 +94,11 @@ def suite(given: SuiteInput) -> SuiteResult:
             ),
         },
         lines=(
-            f"alarms: AUROC of {' / '.join(SCORES.values())} "
+            f"alarms: AUROC of {' / '.join(SCORES[name] for name in scores_of(judged))} "
             + ", ".join(
-                " / ".join(f"{metrics[f'{at}/{name}/{kind}/auroc']:.3f}" for name in SCORES)
+                " / ".join(
+                    f"{metrics[f'{at}/{name}/{kind}/auroc']:.3f}" for name in scores_of(judged)
+                )
                 + f" ({title})"
                 for kind, title in TITLES.items()
                 if f"{at}/nelbo/{kind}/auroc" in metrics
@@ -86,7 +111,13 @@ def suite(given: SuiteInput) -> SuiteResult:
 def thresholds(tuning: pd.DataFrame) -> dict[tuple[str, int], float]:
     """Return the percentiles of each score over the recorded sets of tuning."""
     clean = tuning[tuning["kind"] == 0]
-    return {(name, p): float(np.percentile(clean[name], p)) for name in SCORES for p in PERCENTILES}
+    scores = scores_of(tuning)
+    return {(name, p): float(np.percentile(clean[name], p)) for name in scores for p in PERCENTILES}
+
+
+def scores_of(frame: pd.DataFrame) -> list[str]:
+    """Return the scores that a frame of sets has."""
+    return [name for name in SCORES if name in frame]
 
 
 def with_alarms(clean: pd.DataFrame, limits: Mapping[tuple[str, int], float]) -> pd.DataFrame:
@@ -115,7 +146,7 @@ def detection(
         if not len(wrong):
             continue
         right = clean.loc[wrong.index]
-        for name in SCORES:
+        for name in scores_of(judged):
             before, after = right[name].to_numpy(), wrong[name].to_numpy()
             found = _auroc(before, after, wrong["subject_id"].to_numpy(), seed, num_bootstrap)
             at = f"{name}/{kind}/auroc"
@@ -150,26 +181,28 @@ def stays(clean: pd.DataFrame, limits: Mapping[tuple[str, int], float], count: i
 
 
 def distributions(judged: pd.DataFrame) -> Figure:
-    """Draw the distribution of both scores over the same sets, recorded and made wrong."""
-    figure = Figure(figsize=(7.6, 2.6), layout="constrained")
-    axes = figure.subplots(1, len(SCORES))
+    """Draw the distribution of each score over the same sets, recorded and made wrong."""
+    figure = Figure(figsize=(7.6, 3.0), layout="constrained")
+    names = scores_of(judged)
+    axes = figure.subplots(1, len(names))
     key = ["sample", "set"]
-    for axis, (name, title) in zip(axes, SCORES.items(), strict=True):
+    for axis, name in zip(axes, names, strict=True):
         wrong = judged[judged["kind"] > 0]
         clean = judged[judged["kind"] == 0].set_index(key)
         right = clean.loc[wrong[wrong["kind"] == 1].set_index(key).index][name]
         low, high = np.percentile(judged[name], [0.5, 99.5])
         edges = np.linspace(float(low), float(high) + 1e-6, 50)
         axis.hist(right, edges, color=GREY, alpha=0.6, density=True, label="as recorded")
-        colours = (ORANGE, BLUE, INK, GREEN)
-        styles = zip(KINDS.items(), ("-", "--", ":", "-."), colours, strict=True)
+        colours = (ORANGE, BLUE, INK, GREEN, BLUE, INK)
+        lines = ("-", "--", ":", "-.", "-", "-")
+        styles = zip(KINDS.items(), lines, colours, strict=True)
         for (number, kind), line, colour in styles:
             values = wrong[wrong["kind"] == number][name]
             label = TITLES[kind]
             axis.hist(
                 values, edges, histtype="step", density=True, ls=line, color=colour, label=label
             )
-        axis.set_xlabel(title, fontsize=8, color=INK)
+        axis.set_xlabel(SCORES[name], fontsize=8, color=INK)
         axis.set_yticks([])
         axis.tick_params(labelsize=8)
         axis.spines[["top", "right", "left"]].set_visible(False)
@@ -177,8 +210,15 @@ def distributions(judged: pd.DataFrame) -> Figure:
     return figure
 
 
-def _frame(part: SplitPredictions) -> pd.DataFrame:
+def _frame(
+    part: SplitPredictions, expected: Expectations | None, codes: Sequence[str]
+) -> pd.DataFrame:
+    """Return the scores of sets; with `expected` also `surprise` and `variable`, that of it."""
     frame = part.tables["anomalies"].to_pandas()
+    if expected is not None:
+        found = surprises(expected, part.tables["values"].to_pandas())
+        found["variable"] = np.array(codes, object)[found.pop("code")]
+        frame = frame.merge(found, on=SET, how="left").fillna({"surprise": 0.0})
     samples = part.samples.select(["subject_id", "prediction_time"]).to_pandas()
     return frame.join(samples, on="sample")
 
@@ -207,6 +247,8 @@ def _auroc(
 def _table(metrics: Mapping[str, float], at: str) -> Table:
     rows = []
     for name, title in SCORES.items():
+        if f"{at}/{name}/alarm_rate_p95" not in metrics:
+            continue
         for kind, what in TITLES.items():
             key = f"{at}/{name}/{kind}/auroc"
             if key in metrics:
@@ -227,7 +269,7 @@ def _table(metrics: Mapping[str, float], at: str) -> Table:
 def _write(clean: pd.DataFrame, path: Path) -> None:
     """Write `subject_id, prediction_time, set, minute`, the scores and the alarms, by rename."""
     first = ["subject_id", "prediction_time", "set", "minute"]
-    scores = ["nelbo", "recon", "kl"]
+    scores = ["nelbo", "recon", "kl", *(c for c in ("surprise", "variable") if c in clean)]
     alarms = [column for column in clean.columns if column.startswith("alarm_")]
     table = pa.Table.from_pandas(clean[first + scores + alarms], preserve_index=False)
     files.write_parquet(table, path)

@@ -15,6 +15,7 @@ from ehr_ray.families.set_vae.sequence.predict import (
     represent_columns,
     represent_width,
 )
+from ehr_ray.families.set_vae.sequence.value_table import values
 from ehr_ray.family import Evaluation, Family, Files, Represent, Transfer
 
 FAMILY = Family(
@@ -42,7 +43,7 @@ FAMILY = Family(
     evaluation=Evaluation(
         latents=latents,
         reconstruct=reconstruct,
-        outputs={"anomalies": anomalies},
+        outputs={"anomalies": anomalies, "values": values},
         suites=(f"{__package__}.evaluation:suite",),
     ),
     transfer=Transfer(code_indexed_tensors=("directions",)),

@@ -3,7 +3,16 @@ import torch
 
 from ehr_ray.families.set_vae.chunking import chosen
 from ehr_ray.families.set_vae.data import collate
-from ehr_ray.families.set_vae.wrong_sets import foreign, one_set_each, resampled, shifted, swapped
+from ehr_ray.families.set_vae.wrong_sets import (
+    SHIFTED_MEASURED,
+    SWAPPED_MEASURED,
+    foreign,
+    made_wrong,
+    one_set_each,
+    resampled,
+    shifted,
+    swapped,
+)
 
 
 @pytest.fixture
@@ -20,14 +29,14 @@ def crowd(make_row, made_batch):
 
 @pytest.fixture
 def sets(crowd):
-    return chosen(crowd, one_set_each(crowd))
+    return chosen(crowd, one_set_each(crowd, crowd["mask"]))
 
 
 def test_one_set_of_each_patient_that_has_one_of_two_tokens(crowd):
-    which = one_set_each(crowd)
+    which = one_set_each(crowd, crowd["mask"])
     assert crowd["patient"][which].tolist() == [0, 1, 2, 3, 4, 5]
     assert (crowd["mask"][which].sum(1) >= 2).all()
-    assert torch.equal(which, one_set_each(crowd))
+    assert torch.equal(which, one_set_each(crowd, crowd["mask"]))
     assert len(set(crowd["set_index"][which].tolist())) > 1
 
 
@@ -46,23 +55,23 @@ def test_resampled_values_are_other_patients_of_the_same_variable(crowd, sets):
 
 def test_a_variable_of_one_patient_alone_keeps_its_values(make_row, made_batch):
     batch = made_batch(make_row(1, [6, 8]))
-    sets = chosen(batch, one_set_each(batch))
+    sets = chosen(batch, one_set_each(batch, batch["mask"]))
     assert torch.equal(resampled(batch, sets, None), sets["value"])
 
 
 def test_one_token_is_shifted_by_three_standard_deviations(crowd, sets):
-    change = shifted(crowd, sets, None) - sets["value"]
+    change = shifted(sets, None, sets["mask"]) - sets["value"]
     assert ((change != 0).sum(1) == 1).all()
     moved = change[change != 0]
     torch.testing.assert_close(moved.abs(), torch.full_like(moved, 3.0))
     assert {-1.0, 1.0} == set(moved.sign().tolist())
     assert not change[~sets["mask"]].any()
-    clipped = shifted(crowd, sets, 2.0)
+    clipped = shifted(sets, 2.0, sets["mask"])
     assert clipped.abs().max() <= 2.0
 
 
 def test_two_tokens_exchange_their_values(crowd, sets):
-    values = swapped(crowd, sets, None)
+    values = swapped(sets, sets["mask"])
     moved = values != sets["value"]
     assert (moved.sum(1) == 2).all()
     assert not (moved & ~sets["mask"]).any()
@@ -75,7 +84,7 @@ def test_a_variable_that_does_not_belong_takes_the_place_of_one_with_a_value_oth
 ):
     rows = [make_row(i, [3, 2, 4]) for i in range(40, 48)]
     crowd = made_batch(*rows)
-    sets = chosen(crowd, one_set_each(crowd))
+    sets = chosen(crowd, one_set_each(crowd, crowd["mask"]))
     found = foreign(crowd, sets)
     moved = found["code"] != sets["code"]
     assert (moved.sum(1) == 1).all()
@@ -100,6 +109,21 @@ def test_where_a_stay_has_every_variable_it_is_one_that_the_set_has_not(crowd, s
 
 def test_what_is_made_wrong_repeats_and_the_recorded_values_stay(crowd, sets):
     before = crowd["value"].clone()
-    for corrupt in (resampled, shifted, swapped):
-        assert torch.equal(corrupt(crowd, sets, None), corrupt(crowd, sets, None))
+    for (kind, which, first), (_, _, second) in zip(
+        made_wrong(crowd, None), made_wrong(crowd, None), strict=True
+    ):
+        assert all(torch.equal(first[name], second[name]) for name in first)
+        changed = first["value"] != chosen(crowd, which)["value"]
+        assert changed.any(), kind
     assert torch.equal(crowd["value"], before)
+
+
+def test_measured_values_alone_are_changed_where_it_is_asked_for(crowd):
+    wrong = {kind: (which, sets) for kind, which, sets in made_wrong(crowd, None)}
+    for kind, count in ((SHIFTED_MEASURED, 1), (SWAPPED_MEASURED, 2)):
+        which, sets = wrong[kind]
+        moved = sets["value"] != crowd["value"][which]
+        assert (moved.sum(1) == count).all()
+        assert not (moved & crowd["carried"][which]).any()
+        measured = crowd["mask"] & ~crowd["carried"]
+        assert (measured[which].sum(1) >= 2).all()

@@ -6,7 +6,7 @@ from ehr_ray.families.set_vae.chunking import chosen
 from ehr_ray.families.set_vae.sequence import experts
 from ehr_ray.families.set_vae.sequence.anomaly_scores import anomalies
 from ehr_ray.families.set_vae.sequence.loss import loss
-from ehr_ray.families.set_vae.wrong_sets import one_set_each
+from ehr_ray.families.set_vae.wrong_sets import made_wrong, one_set_each
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def test_every_set_is_scored_and_one_of_each_patient_in_each_wrong_way(model, cr
     with torch.no_grad():
         found, again = anomalies(model, crowd), anomalies(model, crowd)
     assert all(torch.equal(found[name], again[name]) for name in found)
-    assert found["kind"].bincount().tolist() == [26, 6, 6, 6, 6]
+    assert found["kind"].bincount().tolist() == [26, 6, 6, 6, 6, 6, 6]
     real, clean = crowd["mask"].any(1), found["kind"] == 0
     for name, source in (("patient", "patient"), ("set", "set_index"), ("minute", "minute")):
         assert torch.equal(found[name][clean], crowd[source][real])
@@ -48,9 +48,9 @@ def test_recorded_sets_are_scored_by_what_was_expected(model, crowd):
 def test_a_wrong_set_is_scored_against_the_history_as_it_was(model, crowd, monkeypatch, kind):
     """As if the set alone had been changed in the stay; with no change, as recorded."""
     names = {1: "resampled", 2: "shifted", 3: "swapped"}
-    which = one_set_each(crowd)
+    which = one_set_each(crowd, crowd["mask"])
     sets = chosen(crowd, which)
-    wrong = getattr(wrong_sets, names[kind])(crowd, sets, model.config.clip_value)
+    wrong = next(s["value"] for k, _, s in made_wrong(crowd, model.config.clip_value) if k == kind)
     stay = {**crowd, "value": crowd["value"].clone()}
     stay["value"][which] = wrong
     with torch.no_grad():
@@ -60,7 +60,7 @@ def test_a_wrong_set_is_scored_against_the_history_as_it_was(model, crowd, monke
         expected = experts.divergence(beliefs.post_mu, beliefs.post_logvar, *prior).sum(1)[which]
         ours = found["kl"][found["kind"] == kind]
         torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
-        monkeypatch.setattr(wrong_sets, names[kind], lambda _batch, sets, _clip: sets["value"])
+        monkeypatch.setattr(wrong_sets, names[kind], lambda *_: sets["value"])
         same = anomalies(model, crowd)
     clean = same["kl"][same["kind"] == 0]
     at = torch.zeros(len(crowd["mask"]), dtype=torch.bool)

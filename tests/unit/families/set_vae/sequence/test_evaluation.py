@@ -7,8 +7,8 @@ from matplotlib.figure import Figure
 from sklearn.metrics import roc_auc_score
 
 from ehr_ray.evaluation.suite import SplitPredictions, SuiteInput
+from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.families.set_vae.sequence.evaluation import (
-    SCORES,
     detection,
     stays,
     suite,
@@ -17,9 +17,10 @@ from ehr_ray.families.set_vae.sequence.evaluation import (
 )
 
 PATIENTS, SETS = 40, 6
+SCORES = ("nelbo", "kl")
 
 
-def part(seed, shift=0.0, wrong=(3.0, 0.8, 0.0, 2.0)):
+def part(seed, shift=0.0, wrong=(3.0, 0.8, 0.0, 2.0, 0.8, 0.0)):
     """Scores of every set, and of one set of each patient made wrong: higher by `wrong`."""
     rng = np.random.default_rng(seed)
     sample = np.repeat(np.arange(PATIENTS), SETS)
@@ -46,13 +47,27 @@ def part(seed, shift=0.0, wrong=(3.0, 0.8, 0.0, 2.0)):
     return SplitPredictions(samples, {"anomalies": table})
 
 
+def with_values(part, seed):
+    """The same sets with two values each, close to their last ones; wrong ones are far from it."""
+    rng = np.random.default_rng(seed)
+    sets = part.tables["anomalies"].select(["sample", "set", "kind"]).to_pandas()
+    rows = sets.loc[sets.index.repeat(2)].reset_index(drop=True)
+    rows["code"] = rows.index % 2
+    rows["last"] = rng.normal(size=len(rows))
+    rows["value"] = rows["last"] + 0.3 * rng.normal(size=len(rows))
+    rows.loc[(rows["kind"] > 0) & (rows["code"] == 1), "value"] += 2.0
+    rows["expected"], rows["carried"] = 0.0, False
+    table = pa.Table.from_pandas(rows.sample(frac=1.0, random_state=seed), preserve_index=False)
+    return SplitPredictions(part.samples, {**part.tables, "values": table})
+
+
 def given(tmp_path, judged, **fit):
     return SuiteInput(
         split="held_out",
         judged=judged,
         fit=fit,
         model=None,
-        vocabulary=None,
+        vocabulary=Vocabulary(("HR", "pH"), np.ones(2, np.int64), np.zeros(2), np.ones(2)),
         target=tmp_path,
         num_bootstrap=200,
     )
@@ -74,7 +89,7 @@ def of_patients(part):
 
 
 def test_thresholds_are_percentiles_of_recorded_sets():
-    table = part(2, wrong=(50.0,) * 4)
+    table = part(2, wrong=(50.0,) * 6)
     limits = thresholds(table.tables["anomalies"].to_pandas())
     clean = recorded(table)
     for name in SCORES:
@@ -178,7 +193,7 @@ def test_the_scores_and_alarms_of_every_set_are_written(found, tmp_path):
 
 def test_a_report_has_a_table_of_figures_and_a_line(found):
     (table,) = found.sections.values()
-    assert len(table.rows) == 2 * (4 + 1)
+    assert len(table.rows) == 2 * (6 + 1)
     assert "0.9" in table.rows[0][1]
     assert found.figures.keys() == found.captions.keys() == {"alarms", "detection"}
     assert all(isinstance(figure, Figure) for figure in found.figures.values())
@@ -195,6 +210,35 @@ def test_the_stays_with_most_alarms_are_drawn_with_their_alarms_marked():
     first, _ = figure.axes
     assert first.get_title(loc="left") == f"stay 1: {sum(first.lines[1].get_ydata() > 0)} alarms"
     np.testing.assert_array_equal(first.lines[0].get_xdata(), np.arange(SETS))
+
+
+def test_the_most_surprising_value_is_a_score_and_names_its_variable(tmp_path):
+    fit = {name: with_values(part(seed), seed) for name, seed in (("train", 2), ("tuning", 3))}
+    judged = with_values(part(1), 1)
+    found = suite(given(tmp_path, judged, **fit))
+    for kind in ("resampled", "shifted_measured", "swapped_measured"):
+        assert found.metrics[f"held_out/anomaly/surprise/{kind}/auroc"] > 0.95
+    assert 0.01 < found.metrics["held_out/anomaly/surprise/alarm_rate_p95"] < 0.12
+    (table,) = found.sections.values()
+    assert len(table.rows) == 3 * (6 + 1)
+    assert "largest surprise of a value" in found.lines[0]
+    frame = pq.read_table(tmp_path / "anomalies/held_out.parquet").to_pandas()
+    assert set(frame["variable"]) == {"HR", "pH"}
+    alarmed = frame["surprise"] > found.metrics["anomaly/surprise/p99"]
+    assert (frame["alarm_surprise_p99"] == alarmed).all()
+
+
+def test_what_is_usual_is_learned_from_train_and_not_from_what_is_judged(tmp_path):
+    fit = {name: with_values(part(seed), seed) for name, seed in (("train", 2), ("tuning", 3))}
+    judged = with_values(part(1), 1)
+    odd = judged.tables["values"].to_pandas().assign(value=lambda f: 10 * f["value"])
+    tables = {**judged.tables, "values": pa.Table.from_pandas(odd, preserve_index=False)}
+    usual, strange = (
+        suite(given(tmp_path, SplitPredictions(judged.samples, t), **fit)).metrics
+        for t in (judged.tables, tables)
+    )
+    assert usual["anomaly/surprise/p95"] == strange["anomaly/surprise/p95"]
+    assert strange["held_out/anomaly/surprise/alarm_rate_p95"] > 0.9
 
 
 def test_a_family_without_scores_has_no_part_in_it(tmp_path):
