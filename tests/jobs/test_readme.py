@@ -33,12 +33,14 @@ READMES = [
         for folder in ("configs", "ehr_ray", "jobs", "tests")
         for path in (ROOT / folder).rglob("README.md")
     ),
+    *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "ehr_ray").rglob("TUTORIAL.md")),
 ]
 
 NOT_RUN = {
     r"pip install ": "comes before the tests",
     r"pytest ": "is this suite",
     r"ehr-ray new-family ": "needs a clone; unit/commands/new_family gives it in a copy of one",
+    r"ehr-ray train configs/tiny/my_family": "needs that family",
     r"ruff check ": "is `.ci/run`, before this suite",
     r"ray start --head": "is the head of conftest.py: free ports, and a token of its own",
     r"ray (up|dashboard|down) ": "needs machines; test_cluster.py checks `cluster.yaml`",
@@ -84,6 +86,8 @@ class Block:
     readme: str
     number: int
     lines: tuple[str, ...]
+    output: str = ""
+    """What stands right behind it as `text`: what its last command says, but for numbers."""
 
     def __str__(self) -> str:
         return f"{self.readme}-{self.number}"
@@ -91,11 +95,18 @@ class Block:
 
 def blocks_of(readme: str) -> list[Block]:
     text = (ROOT / readme).read_text()
-    found = re.findall(r"^```bash\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    pattern = r"^```bash\n(.*?)^```\n(?:\n```text\n(.*?)^```)?"
+    found = re.findall(pattern, text, re.DOTALL | re.MULTILINE)
     return [
-        Block(readme, number, tuple(block.strip().splitlines()))
-        for number, block in enumerate(found, start=1)
+        Block(readme, number, tuple(block.strip().splitlines()), output)
+        for number, (block, output) in enumerate(found, start=1)
     ]
+
+
+def programs_of(readme: str) -> dict[str, str]:
+    """Return the Python files that a page tells its reader to save, by name."""
+    text = (ROOT / readme).read_text()
+    return dict(re.findall(r"^```python\n# (\w+\.py)\n(.*?)^```", text, re.DOTALL | re.MULTILINE))
 
 
 BLOCKS = [block for readme in READMES for block in blocks_of(readme)]
@@ -120,7 +131,7 @@ def changed(line: str) -> str:
     return command + options
 
 
-def shell(command: str, place: Path, environment: dict[str, str] | None = None) -> None:
+def shell(command: str, place: Path, environment: dict[str, str] | None = None) -> str:
     given = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     given |= {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", **(environment or {})}
     done = subprocess.run(
@@ -128,6 +139,22 @@ def shell(command: str, place: Path, environment: dict[str, str] | None = None) 
     )
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     assert "Traceback" not in done.stderr, done.stderr
+    return done.stdout
+
+
+def check_output(printed: str, said: str) -> None:
+    """Check that the lines of `printed` stand in `said` in their order, but for numbers.
+
+    A line of dots stands for lines that are left out.
+    """
+
+    def plain(line: str) -> str:
+        return " ".join(re.sub(r"[-+]?\d[\d,.]*", "0", line).split())
+
+    rest = iter([plain(line) for line in said.splitlines()])
+    for line in printed.splitlines():
+        if line != "...":
+            assert plain(line) in rest, f"{line}\nis not in\n{said}"
 
 
 def check_result(words: list[str]) -> None:
@@ -164,6 +191,9 @@ def place(ray_folder, tmp_path_factory):
     hancock.write(path / "hancock")
     exports.write_meds(path / "mimic_meds")
     exports.write_tables(path / "export", path / "plausible.csv")
+    for readme in READMES:
+        for name, program in programs_of(readme).items():
+            (path / name).write_text(program)
     rows = [f"{i},{hour},HR,{70 + i + hour}" for i in range(30) for hour in (0.5, 2, 7)]
     (path / "events.csv").write_text("\n".join(["stay,hours,item,reading", *rows]) + "\n")
     # Two CPUs are what the commands ask for; each more is another process that imports torch.
@@ -180,13 +210,15 @@ def done():
 
 @pytest.mark.ray
 @pytest.mark.parametrize("block", BLOCKS, ids=str)
-def test_a_block_runs_as_it_stands(block, place, done, request):
+def test_a_block_runs_as_it_stands(block, place, done, request, capsys):
     exported = {"HOME": str(place / "home")}  # where a token is made
+    tutorial, said = block.readme.endswith("TUTORIAL.md"), ""
     for line in block.lines:
         if line not in SHELL or line in done:
             continue
         done.add(line)
-        command = changed(line)
+        # A tutorial is as small as it stands, and its reader compares what comes out.
+        command = line if tutorial else changed(line)
         words = shlex.split(command)
         if words[0] == "export":
             exported |= dict(word.split("=", 1) for word in words[1:])
@@ -195,7 +227,9 @@ def test_a_block_runs_as_it_stands(block, place, done, request):
         elif words[0] == "ehr-ray":
             if "s3://" in command:
                 request.getfixturevalue("bucket")
+            capsys.readouterr()
             main(words[1:])
+            said = "".join(capsys.readouterr())
             check_result(words)
         elif words[:3] == ["ray", "job", "submit"]:
             head = request.getfixturevalue("head")
@@ -203,7 +237,9 @@ def test_a_block_runs_as_it_stands(block, place, done, request):
             shell(command, place, exported | head.environment)
             assert (place / "runs" / "submitted" / "checkpoint").is_dir()
         else:
-            shell(command, place, exported)
+            said = shell(command, place, exported)
+    if block.output:
+        check_output(block.output, said)
 
 
 @pytest.mark.ray

@@ -30,6 +30,13 @@ def checkout(tmp_path, monkeypatch):
     return tmp_path
 
 
+def printed_output():
+    """What the page on families says that the command says."""
+    page = (ROOT / "ehr_ray" / "families" / "README.md").read_text()
+    printed = page.split("```bash\nehr-ray new-family my_family\n```\n\n```text\n")[1]
+    return [line for line in printed.split("```")[0].splitlines() if line != "..."]
+
+
 def contents(root):
     return {p: p.read_bytes() if p.is_file() else None for p in root.rglob("*")}
 
@@ -58,6 +65,8 @@ def test_a_new_family_passes_every_contract_test_and_its_own(checkout):
     )
     assert made.returncode == 0, made.stderr
     assert made.stderr.splitlines()[-1].startswith("next: pytest tests/contract/test_family.py -k")
+    for line in printed_output():
+        assert line.replace("my_family", NAME) in made.stderr.splitlines()
     assert checked.returncode == 0, checked.stdout + checked.stderr
     assert (checkout / "tests" / "contract" / "golden" / f"{NAME}.json").is_file()
     assert linted.returncode == 0, linted.stdout
