@@ -132,7 +132,7 @@ class RunModel(Loaded):
             found = probes.get(canonical_task(task))
         else:  # as `_task_probe` understands it
             known = {*probes, *self._own_outputs()}
-            found = probes.get(*known) if len(known) == 1 else None
+            found = probes.get(known.pop()) if len(known) == 1 else None
         return ("binary", ()) if found is None else (found.kind, found.classes)
 
     def _patients(self, events: Any, min_known_events: float) -> list[Patient]:
