@@ -1,13 +1,13 @@
 """The per-patient `.pt` layout of other pipelines, for those who need it: a vector for each token.
 
 `<output>/<split>/patient_<i>.pt` holds `embeddings` (N, D), float32 or at wish float16, `token_ids`
-int64 (N,) and `label`, an int64 scalar; i is the place in load order, and `subjects.csv` says whose
-it is. It takes hundreds of times the space of ids and one table, which is what this package trains
-from.
+int64 (N,), ids of the `vocab.csv` beside the splits, and `label`, an int64 scalar; i is the place
+in load order, and `subjects.csv` says whose it is. It takes hundreds of times the space of ids and
+one table, which is what this package trains from, and what the source `embedded-pt` makes of them.
 """
 
 import csv
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from ehr_ray.registry import get_family
 from ehr_ray.runtime.data.dataset import check_cohort, vocabulary_of
 from ehr_ray.runtime.data.tasks import Say, run_shards
 from ehr_ray.runtime.session import session_of
-from ehr_ray.runtime.text_embedding import TABLE
+from ehr_ray.runtime.text_embedding import TABLE, TEXTS
 from ehr_ray.storage import files, sync
 from ehr_ray.storage.paths import canonical
 
@@ -78,12 +78,16 @@ def export_pt(
     writer = PtWriter(experiment, vocabulary, folder, name, skip_unlabelled, half=half)
     with session_of(experiment.cluster, verbose):
         rows = run_shards(jobs, writer, on_ray=on_ray, say=say, verb="exported shards")
-    with (output / "subjects.csv").open("w", newline="") as file:
-        out = csv.writer(file)
-        out.writerow(["split", "file", "subject_id"])
-        written = [row for shard in rows for row in shard]
-        out.writerows(written)
+    written = [row for shard in rows for row in shard]
+    _write(output / "subjects.csv", ["split", "file", "subject_id"], written)
+    phrases = files.read_parquet(folder / TEXTS, ["phrase"])["phrase"].to_pylist()
+    _write(output / "vocab.csv", ["token", "str"], [*enumerate(phrases)])
     return len(written)
+
+
+def _write(path: Path, names: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([names, *rows])
 
 
 class PtWriter:

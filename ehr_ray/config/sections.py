@@ -36,7 +36,8 @@ class DataConfig:
     interquartile range, which typing errors leave alone, standard by mean and standard deviation.
     See `events/scaling.py`."""
     min_code_count: Annotated[int, Field(ge=0)] = 1
-    """Codes seen less often than this in train are unknown to the model."""
+    """Codes seen less often than this in train are unknown to the model. 0 is as 1, unless events
+    came embedded: then those of other splits are read too."""
     mode: Literal["auto", "cache", "stream"] = "auto"
     """Rows are made once and kept, or made anew for each epoch, ahead of the step, and not kept;
     batches are the same. auto: kept where the disk has room for them."""

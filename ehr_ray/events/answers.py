@@ -21,7 +21,7 @@ KINDS: Final[dict[str, Kind]] = {
     "categorical_value": "classes",
 }
 """The columns of a MEDS label that can hold its answer."""
-_UNKNOWN: Final = ("", "nan", "<na>")
+NO_CLASS: Final = ("", "nan", "<na>")
 """Classes, in lower case, that say nothing; `none` may be one that says something."""
 
 
@@ -88,7 +88,7 @@ def _cells(path: Path, column: pa.ChunkedArray, name: str) -> Cells:
     if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
         raise InputError(f"{path}: {name} is {column.type}, which must be text")
     text = pc.utf8_trim_whitespace(column.cast(pa.string())).fill_null("")
-    known = ~pc.is_in(pc.utf8_lower(text), value_set=pa.array(_UNKNOWN)).to_numpy()
+    known = ~pc.is_in(pc.utf8_lower(text), value_set=pa.array(NO_CLASS)).to_numpy()
     return text.to_numpy(), known
 
 

@@ -40,6 +40,15 @@ REJECTED: Final = pa.schema(
 )
 """Quarantine: what was bad and why; `line` is null where a whole file was refused."""
 
+VECTORS: Final = pa.schema(
+    [
+        pa.field("code", pa.string(), nullable=False),
+        pa.field("vector", pa.list_(pa.float32()), nullable=False),
+    ]
+)
+"""The embedding of each code, in `VECTORS_FILE` of a cohort whose events came embedded."""
+VECTORS_FILE: Final = Path("metadata") / "vectors.parquet"
+
 EXPANDED: Final = pa.schema(
     [
         pa.field("subject_id", pa.int64(), nullable=False),

@@ -22,6 +22,8 @@ from safetensors.numpy import save_file
 from ehr_ray.config.yaml_files import read_yaml
 from ehr_ray.errors import ConfigError, InputError
 from ehr_ray.events.hashed_text import HASHED_WIDTH, HASHING, hashed
+from ehr_ray.events.phrases import phrase_of
+from ehr_ray.events.schema import VECTORS_FILE
 from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.experiment import Experiment
 from ehr_ray.family import AnyFamily
@@ -56,7 +58,10 @@ def with_phrases(
     if family.files.phrases is None:
         return experiment
     config = experiment.model
-    if config.phrases is None and config.text_model in (None, HASHING):
+    own = own_vectors(experiment) is not None
+    if config.phrases is None and (
+        config.text_model is None or (config.text_model == HASHING and not own)
+    ):
         return experiment
     texts = family.files.phrases(config, vocabulary)
     if config.phrases is None:
@@ -88,6 +93,8 @@ def make_phrases(
 ) -> Path:
     """Embed the texts, write the table of them all, and return its folder."""
     base = experiment.cache.absolute()
+    if (own := own_vectors(experiment)) is not None:
+        return _own_table(base, own, texts, experiment)
     name, width = experiment.model.text_model, experiment.model.embedding_dim
     gpu = on_ray and experiment.cluster.gpus_per_worker > 0
     dtype = precision(gpu)
@@ -113,6 +120,43 @@ def make_phrases(
         )
     write_table(folder, texts, table)
     sync.push(folder)
+    return folder
+
+
+def own_vectors(experiment: Experiment) -> Path | None:
+    """Return the file of a cohort's own embeddings of its codes; None where texts are embedded."""
+    cohort = sync.fetch(experiment.data.cohort, missing_ok=True)
+    return path if (path := cohort / VECTORS_FILE).is_file() else None
+
+
+def _own_table(base: Path, own: Path, texts: Sequence[str], experiment: Experiment) -> Path:
+    """Write the table of a cohort whose events came embedded, and return its folder.
+
+    Raises ConfigError where the config has phrases that are no code's, or another width.
+    """
+    read = files.read_parquet(own, remedy="ingest the cohort again")
+    column = read["vector"].combine_chunks()
+    rows = column.values.to_numpy().reshape(len(read), -1)
+    vectors = dict(zip(map(phrase_of, read["code"].to_pylist()), rows, strict=True))
+    lacking = next((text for text in texts if text not in vectors), None)
+    if lacking is not None:
+        raise ConfigError(
+            f"data.cohort={experiment.data.cohort}: its events came embedded, and {lacking!r} did "
+            "not; give model.gaps=none, and no lookup"
+        )
+    width = experiment.model.embedding_dim
+    if width not in (None, rows.shape[1]):
+        raise ConfigError(
+            f"model.embedding_dim={width}: the embeddings of {experiment.data.cohort} have "
+            f"{rows.shape[1]}; drop embedding_dim"
+        )
+    table = np.stack([vectors[text] for text in texts])
+    digest = hashlib.sha256(table.tobytes())
+    digest.update("\0".join(texts).encode())
+    folder = sync.fetch(canonical(base / f"phrases-{digest.hexdigest()[:16]}"), missing_ok=True)
+    if not (folder / TABLE).is_file():
+        write_table(folder, texts, table)
+        sync.push(folder)
     return folder
 
 

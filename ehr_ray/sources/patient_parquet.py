@@ -19,9 +19,11 @@ from ehr_ray.sources.parsing.cells import Mask, Times, since_epoch
 from ehr_ray.sources.parsing.csv_files import refuse_repeats
 from ehr_ray.sources.parsing.identifiers import NAMES, subject_id
 from ehr_ray.sources.parsing.label_table import (
+    CLASSES_HELP,
     COLUMNS_HELP,
     LABELS_HELP,
     MINUTE_HELP,
+    NUMBERS_HELP,
     LabelOptions,
     labels_unit,
     read_labels,
@@ -46,6 +48,8 @@ class PatientParquetOptions:
     )
     labels: Path | None = field(default=None, metadata={"help": LABELS_HELP})
     label_columns: str | None = field(default=None, metadata={"help": COLUMNS_HELP})
+    label_numbers: str | None = field(default=None, metadata={"help": NUMBERS_HELP})
+    label_classes: str | None = field(default=None, metadata={"help": CLASSES_HELP})
     label_minute: float | None = field(default=None, metadata={"help": MINUTE_HELP})
 
 
@@ -106,6 +110,8 @@ def _label_options(options: PatientParquetOptions) -> LabelOptions:
         time_columns=("prediction_time", "minute", "time"),
         read_time=_minutes,
         tasks=options.label_columns,
+        numbers=options.label_numbers,
+        classes=options.label_classes,
         minute=options.label_minute,
     )
 

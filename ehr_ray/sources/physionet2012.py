@@ -11,7 +11,7 @@ import tarfile
 import zlib
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 
 from ehr_ray.errors import InputError
+from ehr_ray.sources.parsing.admissions import STAY, stay_day_labels
 from ehr_ray.sources.parsing.cells import by_unique, events_table, since_epoch
 from ehr_ray.sources.parsing.labels import label_rows
 from ehr_ray.sources.parsing.quantities import PLAIN, quantities
@@ -43,7 +44,20 @@ _CLOCK: Final = re.compile(r"([0-9]{1,3}):([0-5][0-9])")
 
 @dataclass(frozen=True)
 class Physionet2012Options:
-    """This source has no options."""
+    """Which outcomes are tasks."""
+
+    tasks: str | None = field(
+        default=None,
+        metadata={
+            "help": "tasks besides: `length_of_stay`, whose days are a number, and in classes "
+            "length_of_stay_class; -1 is unknown, and a stay of less than two days had ended"
+        },
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse a task that is none."""
+        if self.tasks not in (None, STAY):
+            raise InputError(f"--tasks {self.tasks}: {STAY} is what there is besides; give that")
 
 
 def units(path: Path, options: Physionet2012Options) -> list[Unit]:  # noqa: ARG001
@@ -74,7 +88,7 @@ def _units_of(root: str, prefix: str, files: list[str]) -> list[Unit]:
     return found
 
 
-def read(unit: Unit, options: Physionet2012Options) -> Iterator[Chunk]:  # noqa: ARG001
+def read(unit: Unit, options: Physionet2012Options) -> Iterator[Chunk]:
     """Yield stays, about 500,000 rows at a time, and labels."""
     if unit.kind == "archive":
         files = _members(os.path.join(unit.root, unit.files[0]), unit.files[0])
@@ -84,7 +98,7 @@ def read(unit: Unit, options: Physionet2012Options) -> Iterator[Chunk]:  # noqa:
     size = 0
     for name, data in files:
         if _OUTCOMES.fullmatch(os.path.basename(name)):
-            yield _outcomes(name, data)
+            yield _outcomes(name, data, lengths=options.tasks is not None)
             continue
         group.append((name, data))
         size += len(data)
@@ -235,8 +249,11 @@ def _code(cell: str) -> str:
     return "" if "\ufffd" in code else code
 
 
-def _outcomes(name: str, data: bytes) -> Chunk:
-    """Return the labels of an `Outcomes-*.txt`; -1 is unknown and gives no label."""
+def _outcomes(name: str, data: bytes, *, lengths: bool) -> Chunk:
+    """Return the labels of an `Outcomes-*.txt`; -1 is unknown and gives no label.
+
+    With `lengths` the days of a stay are tasks too, of stays that last when they are asked.
+    """
     rejects = Rejects()
     rows = list(csv.reader(data.decode(errors="replace").splitlines()))
     header = [cell.strip() for cell in rows[0]] if rows else []
@@ -246,7 +263,7 @@ def _outcomes(name: str, data: bytes) -> Chunk:
         return Chunk(rejects=rejects.table(), files_read=1)
     places = [header.index(column) for column in needed]
     died: list[tuple[int, bool]] = []
-    stayed: list[tuple[int, bool]] = []
+    stayed: list[tuple[int, int]] = []
     for line, cells in enumerate(rows[1:], start=2):
         try:
             record, days, death = (int(float(cells[place])) for place in places)
@@ -258,15 +275,16 @@ def _outcomes(name: str, data: bytes) -> Chunk:
         if death >= 0:
             died.append((record, death == 1))
         if days >= 0:
-            stayed.append((record, days > LONG_STAY_DAYS))
+            stayed.append((record, days))
+    who, known = (np.array(stayed, np.int64).reshape(-1, 2)[:, i] for i in (0, 1))
+    dead = np.array(died, np.int64).reshape(-1, 2)
     labels = {
-        task: label_rows(
-            np.array([record for record, _ in known], np.int64),
-            [value for _, value in known],
-            LABEL_MINUTE,
-        )
-        for task, known in (("mortality", died), ("length_of_stay_3d", stayed))
+        "mortality": label_rows(dead[:, 0], dead[:, 1] == 1, LABEL_MINUTE),
+        "length_of_stay_3d": label_rows(who, known > LONG_STAY_DAYS, LABEL_MINUTE),
     }
+    if lengths:
+        lasting = known * 24 * 60.0 >= LABEL_MINUTE
+        labels |= stay_day_labels(who[lasting], known[lasting].astype(np.float64), LABEL_MINUTE)
     return Chunk(labels=labels, rejects=rejects.table(), rows_read=len(rows) - 1, files_read=1)
 
 

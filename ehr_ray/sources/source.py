@@ -38,8 +38,9 @@ SOURCES: Final = {
     "synthetic-vitals": "ehr_ray.sources.synthetic_vitals",
     "hancock": "ehr_ray.sources.hancock.reader",
     "modality-h5": "ehr_ray.sources.modality_h5",
+    "embedded-pt": "ehr_ray.train.embedded_source",
 }
-"""Name on the command line -> module with a `SOURCE`."""
+"""Name on the command line -> module with a `SOURCE`; one that reads by torch stands above."""
 
 LABEL_VALUES: Final = ("boolean_value", "float_value", "integer_value", "categorical_value")
 """The value columns of MEDS labels; a task has one of them."""
@@ -96,6 +97,7 @@ class Chunk:
         codes: `code` and `description`.
         changes: `CHANGES` rows.
         inequalities: `INEQUALITIES` rows.
+        vectors: `VECTORS` rows, of codes whose events come embedded.
         lost_rows: rows of the unit's only file that is refused for damage: what the unit gave
             before is dropped, and all its rows count as refused.
     """
@@ -110,6 +112,7 @@ class Chunk:
     codes: pa.Table | None = None
     changes: pa.Table | None = None
     inequalities: pa.Table | None = None
+    vectors: pa.Table | None = None
     lost_rows: int | None = None
 
 

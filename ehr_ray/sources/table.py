@@ -23,9 +23,11 @@ from ehr_ray.sources.parsing.csv_files import (
 )
 from ehr_ray.sources.parsing.identifiers import subject_ids
 from ehr_ray.sources.parsing.label_table import (
+    CLASSES_HELP,
     COLUMNS_HELP,
     LABELS_HELP,
     MINUTE_HELP,
+    NUMBERS_HELP,
     LabelOptions,
     labels_unit,
     read_labels,
@@ -73,6 +75,8 @@ class TableOptions:
     )
     labels: Path | None = field(default=None, metadata={"help": LABELS_HELP})
     label_columns: str | None = field(default=None, metadata={"help": COLUMNS_HELP})
+    label_numbers: str | None = field(default=None, metadata={"help": NUMBERS_HELP})
+    label_classes: str | None = field(default=None, metadata={"help": CLASSES_HELP})
     label_minute: float | None = field(default=None, metadata={"help": MINUTE_HELP})
 
     def __post_init__(self) -> None:
@@ -239,6 +243,9 @@ def _label_options(options: TableOptions) -> LabelOptions:
         time_columns=("prediction_time", options.time_column, "time"),
         read_time=partial(read_times, options),
         tasks=options.label_columns,
+        numbers=options.label_numbers,
+        classes=options.label_classes,
+        decimal=options.decimal,
         minute=options.label_minute,
         dialect=options.dialect(),
     )

@@ -4,7 +4,6 @@ A record is one patient: `subject_id`, `tokens` (ids of vocab.csv) and `timestam
 or null is static). Pickles are refused, since reading one runs whatever code it holds.
 """
 
-import csv
 import json
 import os
 import re
@@ -22,6 +21,7 @@ from ehr_ray.errors import InputError
 from ehr_ray.events.phrases import LEVELS
 from ehr_ray.events.schema import SPLIT_NAMES
 from ehr_ray.sources.parsing.cells import events_table
+from ehr_ray.sources.parsing.csv_files import whole_csv
 from ehr_ray.sources.parsing.labels import label_rows
 from ehr_ray.sources.parsing.parquet_files import READ_ERRORS
 from ehr_ray.sources.source import Chunk, Source, Unit
@@ -217,7 +217,7 @@ def _events(
 
 @lru_cache(maxsize=4)
 def _words(path: str) -> dict[int, str]:
-    rows = _rows(path, ("token", "str"))
+    rows = whole_csv(path, ("token", "str"))
     try:
         return {int(row["token"]): row["str"] for row in rows}
     except ValueError as error:
@@ -228,7 +228,7 @@ def _words(path: str) -> dict[int, str]:
 def _labels(path: str) -> dict[int, tuple[bool, float | None]]:
     """Return subject -> (is a case, Unix second of its date or None)."""
     found: dict[int, tuple[bool, float | None]] = {}
-    for row in _rows(path, ("subject_id", "is_case")):
+    for row in whole_csv(path, ("subject_id", "is_case")):
         if row["is_case"].strip() not in ("0", "1", "0.0", "1.0"):
             raise InputError(f"{path}: is_case {row['is_case']!r} of a subject is not 0 or 1")
         label = (float(row["is_case"]) == 1, _second(path, row.get("cancerdate") or ""))
@@ -245,19 +245,6 @@ def _second(path: str, text: str) -> float | None:
     except ValueError:
         raise InputError(f"{path}: cancerdate {text!r} is not a date as in 2020-01-31") from None
     return datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp()
-
-
-def _rows(path: str, needed: tuple[str, ...]) -> list[dict[str, str]]:
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path}: not a readable CSV ({error})") from None
-    missing = [name for name in needed if rows and name not in rows[0]]
-    if missing or not rows:
-        what = f"no column {missing[0]}; it has {', '.join(rows[0])}" if missing else "empty"
-        raise InputError(f"{path}: {what} (columns {', '.join(needed)} are needed)")
-    return rows
 
 
 def _stamps(seconds: list[float]) -> np.ndarray:

@@ -67,8 +67,9 @@ class RunModel(Loaded):
     ) -> Any:
         """Return `subject_id, probability` of each subject, calibrated as `evaluate` does.
 
-        A model trained for numbers gives `value`, in the unit of its labels, one trained for
-        classes `probability/<class>` of each, as they come from it.
+        Of a task of numbers it is `value`, in the unit of its labels, of one of classes
+        `probability/<class>` of each: as they come from the model trained for it, else from the
+        probe that `evaluate` fitted.
 
         Args:
             events: as of `embed`.
@@ -85,8 +86,9 @@ class RunModel(Loaded):
             InputError: the model predicts no task, or several and none was chosen; a subject has a
                 prediction time and no events.
         """
-        kind = self._kind(task)
-        found = self._task_probe(task) if kind == "binary" else None
+        kind, _ = self._kind(task)
+        own = self._trained_for(task) and kind != "binary"
+        found = None if own else self._task_probe(task)
         patients = self._patients(events, min_known_events)
         columns = {"subject_id": pa.array([p.subject_id for p in patients], pa.int64())}
         if prediction_times is not None:
@@ -97,7 +99,7 @@ class RunModel(Loaded):
         parts = [np.zeros((0, len(names)))]
         for outputs in self._outputs(patients):
             if found is not None:
-                said = found.probability(outputs)
+                said = found.answer(outputs)
             else:
                 said = outputs[OUTPUTS[kind]].double()
                 said = (said.softmax(1) if kind == "classes" else said).numpy()
@@ -108,19 +110,30 @@ class RunModel(Loaded):
 
     def answers(self, task: str | None = None) -> tuple[str, ...]:
         """Return the columns by which `predict` answers a task."""
-        trained, kind = self.experiment.task, self._kind(task)
-        if kind == "regression":
-            return ("value",)
-        if kind == "classes" and trained is not None:
-            return tuple(f"probability/{name}" for name in trained.classes)
-        return ("probability",)
+        kind, classes = self._kind(task)
+        if kind == "classes":
+            return tuple(f"probability/{name}" for name in classes)
+        return ("value" if kind == "regression" else "probability",)
 
-    def _kind(self, task: str | None) -> Kind:
-        """Return the kind of a task; what the model was not trained for is binary."""
+    def _trained_for(self, task: str | None) -> bool:
+        """Whether a task, or the one that is meant without a name, is what was trained for."""
         trained = self.experiment.task
-        if trained is None or (task is not None and canonical_task(task) != trained.name):
-            return "binary"
-        return trained.kind
+        return trained is not None and (task is None or canonical_task(task) == trained.name)
+
+    def _kind(self, task: str | None) -> tuple[Kind, tuple[str, ...]]:
+        """Return the kind of a task and its classes; what nothing is known of is binary."""
+        trained = self.experiment.task
+        if trained is not None and self._trained_for(task):
+            return trained.kind, trained.classes
+        from ehr_ray.train.task_probe import read_task_probes  # with scikit-learn
+
+        probes = read_task_probes(self.folder, self.weights)
+        if task is not None:
+            found = probes.get(canonical_task(task))
+        else:  # as `_task_probe` understands it
+            known = {*probes, *self._own_outputs()}
+            found = probes.get(known.pop()) if len(known) == 1 else None
+        return ("binary", ()) if found is None else (found.kind, found.classes)
 
     def _patients(self, events: Any, min_known_events: float) -> list[Patient]:
         """Return the patients of a table; warnings tell of unknown codes and of no value at all."""

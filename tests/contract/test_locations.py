@@ -90,7 +90,7 @@ NO_PATH_OPTIONS = {
 }
 NO_PATH_OF_SOURCES = [
     *("id_column", "time_column", "code_column", "value_column", "label_columns"),
-    *("unit_column", "encoding", "delimiter"),
+    *("unit_column", "encoding", "delimiter", "label_numbers", "label_classes"),
     "tasks",  # or a file, made absolute where it is found to be none that is shipped
 ]
 

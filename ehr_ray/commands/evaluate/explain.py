@@ -71,7 +71,7 @@ def explain(
     for number, patient in enumerate(patients, start=1):
         say(f"explaining patient {number} of {len(patients)}")
         found.append(
-            occlude(shards.predictor, patient, lambda outputs: logit(probe.probability(outputs)))
+            occlude(shards.predictor, patient, lambda outputs: logit(probe.answer(outputs)))
         )
     codes = subject.loaded.vocabulary.codes
     table = _effects(judged.samples.take(chosen), found, codes)

@@ -11,10 +11,12 @@ from ehr_ray.commands.evaluate.report_content import Subject
 from ehr_ray.errors import InputError
 from ehr_ray.evaluation.suite import SplitPredictions, SuiteResult
 from ehr_ray.evaluation.tasks.kinds import KindScores, fit_kind, kind_table, score_kind
+from ehr_ray.evaluation.tasks.linear import LinearModel
 from ehr_ray.evaluation.tasks.verdicts import MODEL
 from ehr_ray.events.labels import Labels
 from ehr_ray.runtime.data.tasks import Say
 from ehr_ray.storage import files
+from ehr_ray.train.task_probe import TaskProbe
 
 TITLE = "Beside the baselines"
 
@@ -73,6 +75,11 @@ def score_kinds(
         num_bootstrap=subject.experiment.evaluation.bootstrap,
     )
     return scores, SuiteResult(sections={TITLE: kind_table(scores, subject.split)})
+
+
+def kind_probe(subject: Subject, scores: KindScores, probe: LinearModel) -> TaskProbe:
+    """Return what makes the model's answers of its embedding."""
+    return TaskProbe(str(subject.task), "embedding", "", probe, scores.kind, scores.classes)
 
 
 def write_kind_predictions(

@@ -6,9 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ehr_ray.commands.evaluate.kinds import (
-    write_kind_predictions,
-)
+from ehr_ray.commands.evaluate.kinds import kind_probe, write_kind_predictions
 from ehr_ray.commands.evaluate.predicted_splits import (
     EvaluationInputs,
     suites_result,
@@ -42,7 +40,7 @@ from ehr_ray.runtime.tracking import Tracker, find_run
 from ehr_ray.runtime.verb_tracking import VerbRecord
 from ehr_ray.train import checkpoint
 from ehr_ray.train.task_probe import FOLDER as PROBES
-from ehr_ray.train.task_probe import save_task_probe
+from ehr_ray.train.task_probe import TaskProbe, save_task_probe
 
 ARTIFACTS = (
     "metrics.json",
@@ -101,11 +99,13 @@ def write_evaluation(
         write_embeddings(target / "embeddings" / f"{name}.parquet", one.samples)
     if isinstance(scores, KindScores):
         write_kind_predictions(target / "predictions", scores, written)
+        if subject.own and scores.probe is not None:
+            _keep_probe(subject, kind_probe(subject, scores, scores.probe))
     elif scores is not None:
         positive = positive_class(subject.cohort, subject.task)
         _write_predictions(target / "predictions", scores, written, positive, found)
         if subject.own:
-            _write_probe(subject, scores, positive)
+            _keep_probe(subject, task_probe(subject, scores, positive))
     report = None
     if pages:
         context = report_context(subject, scores, judged, metrics, latent, embedding, tokens, found)
@@ -153,9 +153,8 @@ def _write_predictions(
             )
 
 
-def _write_probe(subject: Subject, scores: TaskScores, positive: str) -> None:
-    """Write what made the model's probabilities, for `ehr_ray.load(...).predict`."""
-    found = task_probe(subject, scores, positive)
+def _keep_probe(subject: Subject, found: TaskProbe) -> None:
+    """Write what made the model's answers, for `ehr_ray.load(...).predict`."""
     weights = checkpoint.checkpoint_folder(subject.run) / checkpoint.WEIGHTS
     save_task_probe(subject.target, found, weights)
 

@@ -4,13 +4,14 @@ Its headings are those of Mitchell et al. (2019), Model cards for model reportin
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
 from ehr_ray.commands.evaluate.report_content import provenance, split_sizes
 from ehr_ray.errors import InputError
 from ehr_ray.evaluation.markdown import bullets, escaped, paragraph, table_lines
+from ehr_ray.events.answers import Kind
 from ehr_ray.events.scaling import Scaling
 from ehr_ray.storage.paths import canonical
 from ehr_ray.train import checkpoint
@@ -59,24 +60,27 @@ def _summary(model: RunModel, probes: Mapping[str, TaskProbe]) -> str:
     if experiment.task is not None:
         trained = f"the task {experiment.task.name}"
     told = "".join(
-        f" It gives the probability of {p.task}{f' ({p.positive})' if p.positive else ''}, "
-        "calibrated on the tuning split."
+        f" It gives {_what(p.task, p.kind, p.classes, p.positive)}, "
+        f"{'calibrated on the tuning split' if p.kind == 'binary' else 'by a probe'}."
         for p in probes.values()
     )
-    if experiment.task is not None and experiment.task.name not in probes:
-        what = {
-            "binary": f"the probability of {experiment.task.name}",
-            "regression": f"a prediction of {experiment.task.name}, in the unit of its labels",
-            "classes": f"the probability of each class of {experiment.task.name} "
-            f"({', '.join(experiment.task.classes)})",
-        }[experiment.task.kind]
-        told += f" It gives {what}, not calibrated."
+    task = experiment.task
+    if task is not None and task.name not in probes:
+        told += f" It gives {_what(task.name, task.kind, task.classes)}, not calibrated."
     return paragraph(
         f"A model of the family {experiment.family} with {size:,} parameters, trained for "
         f"{trained}{steps}, seed {experiment.seed}{start}. It reads the "
         f"events of a patient (MEDS) and gives an embedding.{told} "
         f"Written by ehr_ray {version('ehr_ray')}."
     )
+
+
+def _what(task: str, kind: Kind, classes: Sequence[str], positive: str = "") -> str:
+    if kind == "regression":
+        return f"a prediction of {task}, in the unit of its labels"
+    if kind == "classes":
+        return f"the probability of each class of {task} ({', '.join(classes)})"
+    return f"the probability of {task}{f' ({positive})' if positive else ''}"
 
 
 def _use(task: str | None, columns: str, scaling: Scaling) -> str:
@@ -107,9 +111,9 @@ def _intended(model: RunModel, probes: Mapping[str, TaskProbe]) -> str:
         f"on patients like those of {where}."
     ]
     texts += [
-        f"The risk of {task} at the prediction times its labels have, in studies that compare it "
-        "with what happened."
-        for task in probes
+        f"{'The risk' if found.kind == 'binary' else 'Predictions'} of {task} at the prediction "
+        "times its labels have, in studies that compare these with what happened."
+        for task, found in probes.items()
     ]
     texts.append(
         "Anywhere else only after ehr-ray evaluate RUN --cohort OTHER on patients from there: "

@@ -17,7 +17,7 @@ from ehr_ray.evaluation.metrics.weighted import Statistic
 from ehr_ray.evaluation.table import Cell, Table
 from ehr_ray.evaluation.tasks.baselines import FEATURES, FITTED_TITLES, TITLES
 from ehr_ray.evaluation.tasks.downstream import Split
-from ehr_ray.evaluation.tasks.linear import Linear, fit_multinomial, fit_ridge
+from ehr_ray.evaluation.tasks.linear import Linear, LinearModel, fit_multinomial, fit_ridge
 from ehr_ray.evaluation.tasks.trees import fit_trees
 from ehr_ray.evaluation.tasks.verdicts import (
     LOWER_IS_BETTER,
@@ -66,6 +66,8 @@ class Scorer:
     """Rows of it to numbers float[N], or to probabilities of classes float[N, K]."""
     chosen: Mapping[str, float]
     notes: tuple[str, ...] = ()
+    model: LinearModel | None = None
+    """What `predict` is of, where it is linear."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,8 @@ class KindScores:
     verdicts: tuple[str, ...]
     """On the last split scored; what is lost first."""
     notes: tuple[str, ...]
+    probe: LinearModel | None = None
+    """Of the model's embedding; None where the model answers by itself."""
 
 
 def fit_kind(
@@ -101,7 +105,7 @@ def fit_kind(
             found = fit_ridge(*arrays, tabular=tabular)
         else:
             found = fit_multinomial(*arrays, len(classes), tabular=tabular)
-        return Scorer(source, found.predict, found.chosen, found.notes)
+        return Scorer(source, found.model.predict, found.chosen, found.notes, found.model)
 
     def trees(source: str) -> Scorer:
         x = getattr(train, source)
@@ -170,6 +174,7 @@ def score_kind(
         labels={name: split.label for name, split in splits.items()},
         verdicts=_judgement(metrics, list(splits)[-1], kind, [n for n in fitted if n != MODEL]),
         notes=tuple(f"{TITLES[n]}: {note}" for n, s in fitted.items() for note in s.notes),
+        probe=fitted[MODEL].model,
     )
 
 

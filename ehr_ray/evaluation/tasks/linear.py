@@ -3,7 +3,7 @@
 Inputs are prepared as those of a probe are (`probe.fit_probe`).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -12,10 +12,9 @@ from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression, Ridge
 
 from ehr_ray.evaluation.metrics import classes as class_metrics
-from ehr_ray.evaluation.tasks.probe import C_GRID, few_threads, standardiser
+from ehr_ray.evaluation.tasks.probe import C_GRID, Preparation, few_threads, preparation
 
 Array = NDArray[np.float64]
-Predict = Callable[[NDArray[Any]], Array]
 
 ALPHA_GRID: Final = tuple(float(a) for a in np.logspace(5, -1, 13))
 """L2 strength on standardised inputs, weakest model first."""
@@ -24,11 +23,32 @@ _PATIENCE: Final = 4
 
 
 @dataclass(frozen=True)
+class LinearModel(Preparation):
+    """A linear model of a number, or of K classes, of D inputs."""
+
+    coef: Array
+    """float[D + I], of classes float[D + I, K]: weights of the standardised inputs."""
+    intercept: float | Array
+    """One, of classes float[K]: -inf of a class that train lacks."""
+
+    def predict(self, x: NDArray[Any]) -> Array:
+        """Return the number of each row of `x` [N, D], [N], or its probabilities, [N, K]."""
+        return self.of_standardised(self.standardise(x))
+
+    def of_standardised(self, z: Array) -> Array:
+        """Return the same of rows that are standardised already, [N, D + I]."""
+        said: Array = z @ self.coef + self.intercept
+        if said.ndim == 1:
+            return said
+        raised = np.exp(said - said.max(axis=1, keepdims=True))
+        return np.asarray(raised / raised.sum(axis=1, keepdims=True))
+
+
+@dataclass(frozen=True)
 class Linear:
     """A fitted model."""
 
-    predict: Predict
-    """float[N, D] to numbers float[N], or to probabilities float[N, K]."""
+    model: LinearModel
     chosen: dict[str, float]
     """What tuning chose."""
     notes: tuple[str, ...] = ()
@@ -46,8 +66,8 @@ def fit_ridge(
 
     `tabular` inputs are features, others an embedding.
     """
-    prepare = standardiser(train_x, tabular=tabular)
-    z, tuning_z = prepare(train_x), prepare(tuning_x)
+    start = preparation(train_x, tabular=tabular)
+    z, tuning_z = start.standardise(train_x), start.standardise(tuning_x)
 
     def fitted() -> Iterator[tuple[Any, float, float]]:
         for alpha in ALPHA_GRID:
@@ -56,7 +76,8 @@ def fit_ridge(
 
     with few_threads(z):
         model, alpha = _least(fitted())
-    return Linear(lambda x: np.asarray(model.predict(prepare(x)), np.float64), {"alpha": alpha})
+    coef, intercept = np.asarray(model.coef_, np.float64), float(model.intercept_)
+    return Linear(LinearModel(**vars(start), coef=coef, intercept=intercept), {"alpha": alpha})
 
 
 def fit_multinomial(
@@ -73,28 +94,31 @@ def fit_multinomial(
     A class without rows in train gets probability 0; train of one class gives all of it to that.
     """
     there = np.unique(train_label)
-    if there.size < 2:
-        alone = np.eye(num_classes)[there]
-        note = "train has one class only: everybody gets it"
-        return Linear(lambda x: np.repeat(alone, len(x), axis=0), {}, (note,))
-    prepare = standardiser(train_x, tabular=tabular)
-    z, tuning_z = prepare(train_x), prepare(tuning_x)
+    start = preparation(train_x, tabular=tabular)
+    z, tuning_z = start.standardise(train_x), start.standardise(tuning_x)
 
-    def spread(model: Any, rows: Array) -> Array:
-        probability = np.zeros((len(rows), num_classes))
-        probability[:, there] = model.predict_proba(rows)
-        return probability
+    def spread(rows: Array, intercepts: Any) -> LinearModel:
+        coef, intercept = np.zeros((z.shape[1], num_classes)), np.full(num_classes, -np.inf)
+        weighed = there[-len(rows) :]  # of two classes the second has weights, the first none
+        coef[:, weighed] = rows.T
+        intercept[there], intercept[weighed] = 0.0, intercepts
+        return LinearModel(**vars(start), coef=coef, intercept=intercept)
+
+    if there.size < 2:
+        note = "train has one class only: everybody gets it"
+        return Linear(spread(np.zeros((1, z.shape[1])), [0.0]), {}, (note,))
 
     def fitted() -> Iterator[tuple[Any, float, float]]:
         rows = np.ones((1, len(tuning_label)))
         for c in C_GRID:
             model = LogisticRegression(C=c, max_iter=1000).fit(z, train_label)
-            found = class_metrics.statistics(tuning_label, spread(model, tuning_z))
+            said = spread(model.coef_, model.intercept_).of_standardised(tuning_z)
+            found = class_metrics.statistics(tuning_label, said)
             yield model, c, float(found["log_loss"](rows)[0])
 
     with few_threads(z):
         model, c = _least(fitted())
-    return Linear(lambda x: spread(model, prepare(x)), {"c": c})
+    return Linear(spread(model.coef_, model.intercept_), {"c": c})
 
 
 def _least(fitted: Iterator[tuple[Any, float, float]]) -> tuple[Any, float]:

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,8 +34,8 @@ _THREADED_SIZE: Final = 20_000_000
 
 
 @dataclass(frozen=True)
-class Probe:
-    """A calibrated linear classifier of D inputs; arrays only, so it can be stored anywhere."""
+class Preparation:
+    """How rows of D inputs are prepared and standardised; arrays only, to be stored anywhere."""
 
     logged: NDArray[np.int64]
     """int[L]: inputs that become log(1 + x) first; all bounds below are of what becomes of them."""
@@ -51,6 +51,32 @@ class Probe:
     """float[D + I]: train mean."""
     scale: Array
     """float[D + I]: train standard deviation, 1 for a constant column."""
+
+    def standardise(self, x: NDArray[Any]) -> Array:
+        """Return rows float[N, D] as float[N, D + I]."""
+        given = np.asarray(x, dtype=np.float64)
+        if given.ndim != 2 or given.shape[1] != self.fill.size:
+            raise ValueError(f"input of shape {given.shape}; the probe takes [N, {self.fill.size}]")
+        given = _log(given, self.logged)
+        absent = np.isnan(given)
+        filled = np.clip(np.where(absent, self.fill, given), self.low, self.high)
+        return (np.hstack([filled, absent[:, self.indicator]]) - self.center) / self.scale
+
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
+        """Every field as a numpy array, for safetensors."""
+        return {name: np.asarray(value) for name, value in vars(self).items()}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Self:
+        """Rebuild what `to_arrays` gave; 0-dimensional arrays become floats."""
+        fields = {n: np.asarray(arrays[n]) for n in cls.__dataclass_fields__}
+        return cls(**{n: a if a.ndim else float(a) for n, a in fields.items()})  # type: ignore
+
+
+@dataclass(frozen=True)
+class Probe(Preparation):
+    """A calibrated linear classifier of D inputs."""
+
     coef: Array
     """float[D + I]: weights of the standardised inputs."""
     intercept: float
@@ -64,7 +90,7 @@ class Probe:
 
     def predict(self, x: NDArray[Any], *, calibrated: bool = True) -> Array:
         """Probability of each row of `x` [N, D], after Platt scaling unless told otherwise."""
-        logit = self._standardise(x) @ self.coef + self.intercept
+        logit = self.standardise(x) @ self.coef + self.intercept
         if calibrated:
             logit = self.platt_slope * logit + self.platt_offset
         return sigmoid(logit)
@@ -87,25 +113,6 @@ class Probe:
             threshold=threshold,
             c=np.nan,
         )
-
-    def to_arrays(self) -> dict[str, NDArray[Any]]:
-        """Every field as a numpy array, for safetensors."""
-        return {name: np.asarray(value) for name, value in vars(self).items()}
-
-    @classmethod
-    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> "Probe":
-        """Rebuild what `to_arrays` gave; 0-dimensional arrays become floats."""
-        fields = {n: np.asarray(arrays[n]) for n in cls.__dataclass_fields__}
-        return cls(**{n: a if a.ndim else float(a) for n, a in fields.items()})  # type: ignore
-
-    def _standardise(self, x: NDArray[Any]) -> Array:
-        given = np.asarray(x, dtype=np.float64)
-        if given.ndim != 2 or given.shape[1] != self.fill.size:
-            raise ValueError(f"input of shape {given.shape}; the probe takes [N, {self.fill.size}]")
-        given = _log(given, self.logged)
-        absent = np.isnan(given)
-        filled = np.clip(np.where(absent, self.fill, given), self.low, self.high)
-        return (np.hstack([filled, absent[:, self.indicator]]) - self.center) / self.scale
 
 
 def fit_probe(
@@ -137,10 +144,10 @@ def fit_probe(
         seed: shuffles the cross-validation folds.
     """
     y, tuning_y = np.asarray(train_label, dtype=np.int64), np.asarray(tuning_label, dtype=np.int64)
-    start = _preparation(np.asarray(train_x, dtype=np.float64), tabular)
+    start = _unfitted(train_x, tabular=tabular)
     if np.unique(y).size < 2:
         return _constant(start, y, tuning_x, tuning_y)
-    z, tuning_z = start._standardise(train_x), start._standardise(tuning_x)
+    z, tuning_z = start.standardise(train_x), start.standardise(tuning_x)
     with few_threads(z):
         basis = None if num_components is None else _principal_components(z, num_components)
         if basis is not None:
@@ -179,16 +186,11 @@ def principal_components(x: NDArray[Any], number: int) -> Callable[[NDArray[Any]
 
     Features are prepared as those of a logistic regression are (`fit_probe`, `tabular`).
     """
-    start = _preparation(np.asarray(x, dtype=np.float64), tabular=True)
-    z = start._standardise(x)
+    start = preparation(x, tabular=True)
+    z = start.standardise(x)
     with few_threads(z):
         basis = _principal_components(z, number)
-    return lambda rows: start._standardise(rows) @ basis
-
-
-def standardiser(x: NDArray[Any], *, tabular: bool) -> Callable[[NDArray[Any]], Array]:
-    """Return what prepares and standardises rows as `fit_probe` does those of x [N, D]."""
-    return _preparation(np.asarray(x, dtype=np.float64), tabular)._standardise
+    return lambda rows: start.standardise(rows) @ basis
 
 
 def few_threads(x: NDArray[Any]) -> AbstractContextManager[Any]:
@@ -216,7 +218,9 @@ def logit(probability: NDArray[Any]) -> Array:
     return np.log(p) - np.log1p(-p)
 
 
-def _preparation(x: Array, tabular: bool) -> Probe:
+def preparation(x: NDArray[Any], *, tabular: bool) -> Preparation:
+    """Return what prepares rows as those of x [N, D]; see `fit_probe`."""
+    x = np.asarray(x, dtype=np.float64)
     absent = np.isnan(x)
     logged = _skewed(x, absent) if tabular else np.zeros(0, dtype=np.int64)
     x = _log(x, logged)
@@ -234,7 +238,7 @@ def _preparation(x: Array, tabular: bool) -> Probe:
     columns = np.hstack([filled, absent[:, indicator]])
     scale = columns.std(axis=0)
     constant = scale <= 1e-12 * np.maximum(1.0, np.abs(columns).max(axis=0, initial=0.0))
-    return Probe(
+    return Preparation(
         logged=logged,
         fill=fill,
         low=low,
@@ -242,7 +246,14 @@ def _preparation(x: Array, tabular: bool) -> Probe:
         indicator=indicator,
         center=columns.mean(axis=0),
         scale=np.where(constant, 1.0, scale),
-        coef=np.zeros(columns.shape[1]),
+    )
+
+
+def _unfitted(x: NDArray[Any], *, tabular: bool) -> Probe:
+    start = preparation(x, tabular=tabular)
+    return Probe(
+        **vars(start),
+        coef=np.zeros(start.center.size),
         intercept=0.0,
         platt_slope=1.0,
         platt_offset=0.0,

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from ehr_ray.errors import InputError
 from ehr_ray.events.patients import splits_of
 from ehr_ray.events.scaling import Scaling
-from ehr_ray.events.schema import is_origin, parse_origin
+from ehr_ray.events.schema import VECTORS_FILE, is_origin, parse_origin
 from ehr_ray.events.vocabulary import (
     Vocabulary,
     described,
@@ -82,6 +82,7 @@ def vocabulary_of(
 ) -> Vocabulary:
     """Return the codes a model may know: those seen often enough in train.
 
+    Of events that came embedded those of other splits are known too where `min_count` is 0.
     `origin` are the codes of the time origin (`data.origin`), which must be there; None: those the
     cohort names, else the usual. `scaling` is `data.scale`.
     """
@@ -89,7 +90,9 @@ def vocabulary_of(
     if origin is not None:
         origin = parse_origin(",".join(origin), "data.origin")
         require_origin(table, origin, f"data.origin={list(origin)}", cohort)
-    return Vocabulary.from_table(table, min_count=max(1, min_count), origin=origin, scaling=scaling)
+    least = 0 if (cohort / VECTORS_FILE).is_file() else 1  # a vector says something untrained
+    count = max(least, min_count)
+    return Vocabulary.from_table(table, min_count=count, origin=origin, scaling=scaling)
 
 
 def require_origin(table: pa.Table, origin: Sequence[str], option: str, cohort: Path) -> None:

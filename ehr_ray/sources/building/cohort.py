@@ -32,6 +32,8 @@ from ehr_ray.sources.building.metadata import (
     division_notes,
     fitted_codes,
     write_labels,
+    write_names,
+    write_vectors,
 )
 from ehr_ray.sources.building.shards import Shard, plan_shards
 from ehr_ray.sources.building.staging import (
@@ -44,7 +46,6 @@ from ehr_ray.sources.building.staging import (
     totals,
     undivided,
 )
-from ehr_ray.sources.parsing.identifiers import NAMES
 from ehr_ray.sources.parsing.quarantine import masked
 from ehr_ray.sources.source import CHANGES, Source, Unit
 from ehr_ray.sources.splits import SplitPolicy
@@ -303,7 +304,8 @@ def finish(
     if unused := plan.limits.unused(codes["code"].to_pylist()):
         log.warning("--ranges and --units: no event has the code %s", ", ".join(unused))
     _write_all("rejected", parts, REJECTED, metadata)
-    _write_names(parts, metadata)
+    write_names(parts, metadata)
+    write_vectors(parts, cohort)
     changes = write_changes(plan, shards, parts, check_subjects(parts), metadata)
     labels, orphans = write_labels(parts, subjects, cohort)
     if orphans and not any(task.labels for task in labels.values()):
@@ -370,16 +372,6 @@ def _write_all(name: str, parts: list[Path], schema: pa.Schema, folder: Path) ->
             table = side_table(part, name)
             if table is not None:
                 writer.write_table(table.cast(schema))
-
-
-def _write_names(parts: list[Path], folder: Path) -> None:
-    """Write `subject_ids.parquet`, how ids were written that are not their number, if any."""
-    names = stacked(parts, "names", NAMES)
-    names = names.filter(pc.not_equal(names["name"], names["subject_id"].cast(pa.string())))
-    if len(names):
-        table = names.group_by(NAMES.names, use_threads=False).aggregate([])
-        order = [(name, "ascending") for name in NAMES.names]
-        files.write_parquet(table.sort_by(order), folder / "subject_ids.parquet")
 
 
 def _write_records(

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -10,15 +11,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ehr_ray.errors import InputError
-from ehr_ray.events.schema import ORIGIN_CODES, is_origin
+from ehr_ray.events.schema import ORIGIN_CODES, VECTORS, VECTORS_FILE, is_origin
 from ehr_ray.events.vocabulary import described, fit_codes, with_origin
 from ehr_ray.sources.building.groups import group_notes
 from ehr_ray.sources.building.shards import Shard
-from ehr_ray.sources.building.staging import Plan, part_labels, side_table, undivided
+from ehr_ray.sources.building.staging import Plan, part_labels, side_table, stacked, undivided
+from ehr_ray.sources.parsing.identifiers import NAMES
 from ehr_ray.sources.parsing.labels import resolve
 from ehr_ray.sources.parsing.split_table import read_splits
 from ehr_ray.sources.source import Source
 from ehr_ray.storage import files
+
+MOST_VECTORS: Final = 1_000_000
+"""Embeddings of a cohort: a model holds them all, and an event decoder scores each of them."""
 
 
 @dataclass(frozen=True)
@@ -96,3 +101,42 @@ def write_labels(
         mean = pc.mean(value).as_py() if numeric else None
         summaries[task] = TaskSummary(len(table), mean, left_out.unknown, left_out.repeated)
     return summaries, orphans
+
+
+def write_names(parts: list[Path], folder: Path) -> None:
+    """Write `subject_ids.parquet`, how ids were written that are not their number, if any."""
+    names = stacked(parts, "names", NAMES)
+    names = names.filter(pc.not_equal(names["name"], names["subject_id"].cast(pa.string())))
+    if len(names):
+        table = names.group_by(NAMES.names, use_threads=False).aggregate([])
+        order = [(name, "ascending") for name in NAMES.names]
+        files.write_parquet(table.sort_by(order), folder / "subject_ids.parquet")
+
+
+def write_vectors(parts: list[Path], cohort: Path) -> None:
+    """Write the embedding of each code once, where events came embedded.
+
+    Raises `InputError` for embeddings of several widths, and for too many.
+    """
+    table = stacked(parts, "vectors", VECTORS)
+    if not len(table):
+        return
+    _, first = np.unique(np.array(table["code"].to_pylist()), return_index=True)
+    check_number(len(first))
+    table = table.take(pa.array(first))
+    widths = pc.unique(pc.list_value_length(table["vector"])).to_pylist()
+    if len(widths) > 1:
+        one, other, *_ = sorted(widths)
+        raise InputError(
+            f"embeddings of {one} and of {other} numbers in one input; embed all by one model"
+        )
+    files.write_parquet(table, cohort / VECTORS_FILE)
+
+
+def check_number(vectors: int) -> None:
+    """Raise `InputError` for more embeddings than a model can hold."""
+    if vectors > MOST_VECTORS:
+        raise InputError(
+            f"more than {MOST_VECTORS:,} different embeddings: each event seems to have its own, "
+            "as of a model that reads the others; embed events by their text alone"
+        )

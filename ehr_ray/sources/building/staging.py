@@ -182,6 +182,7 @@ def _side_tables(chunk: Chunk) -> Iterator[tuple[str, pa.Table]]:
         ("changes", chunk.changes),
         ("inequalities", chunk.inequalities),
         ("codes", chunk.codes),
+        ("vectors", chunk.vectors),
     ):
         if table is not None and len(table):
             yield name, table

@@ -1,13 +1,11 @@
 """What can be asked of the MIMIC-IV source."""
 
 from dataclasses import dataclass, field
-from typing import Final, Literal
+from typing import Literal
 
 from ehr_ray.errors import InputError
+from ehr_ray.sources.parsing.admissions import STAY
 from ehr_ray.sources.parsing.labels import LONG_STAY_HOURS
-
-STAY: Final = "length_of_stay"
-"""The task that may be asked for besides groups of diagnoses."""
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,8 @@ from ehr_ray.sources.parsing.labels import LONG_STAY_HOURS, label_rows
 Ids = npt.NDArray[np.int64]
 Rows = npt.NDArray[np.intp]
 READMISSION: Final = np.timedelta64(30, "D")
+STAY: Final = "length_of_stay"
+"""The task of days, and what `--tasks` calls it; that of classes is `length_of_stay_class`."""
 STAY_CLASSES: Final = ("<3", "3-7", ">7")
 """Days; the last class is what `length_of_stay_7d` is true of."""
 LONG_STAY: Final = np.timedelta64(round(LONG_STAY_HOURS * 3600), "s")
@@ -123,13 +125,22 @@ def stay_length_labels(
     """
     row, start, time = still_there(found, row, start, hours)
     days = (found.end[row] - start) / np.timedelta64(1, "D")
+    return stay_day_labels(found.subject[row], days, times=pa.array(time))
+
+
+def stay_day_labels(
+    subject: Ids,
+    days: npt.NDArray[np.float64],
+    minute: float | None = None,
+    *,
+    times: pa.Array | None = None,
+) -> dict[str, pa.Table]:
+    """Return rows of both tasks from the days of stays, asked when `label_rows` says."""
     names = np.array(STAY_CLASSES)[(days >= 3).astype(int) + (days > 7)]
-    subject, times = found.subject[row], pa.array(time)
+    kinds = {"float_value": days, "categorical_value": names.tolist()}
     return {
-        "length_of_stay": label_rows(subject, days, times=times, column="float_value"),
-        "length_of_stay_class": label_rows(
-            subject, names.tolist(), times=times, column="categorical_value"
-        ),
+        task: label_rows(subject, values, minute, times=times, column=column)
+        for task, (column, values) in zip((STAY, f"{STAY}_class"), kinds.items(), strict=True)
     }
 
 

@@ -184,3 +184,19 @@ def _broken(table: pa.Table) -> npt.NDArray[np.bool_]:
         found = pc.match_substring(column, "\n").fill_null(False)
         broken |= found.to_numpy()
     return broken
+
+
+def whole_csv(path: str, needed: tuple[str, ...]) -> list[dict[str, str]]:
+    """Return the rows of a small CSV file; `InputError` where it has none, or not all columns."""
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: not a readable CSV ({error})") from None
+    missing = [name for name in needed if rows and name not in rows[0]]
+    if missing or not rows:
+        what = (
+            f"no column {missing[0]}; it has {', '.join(map(str, rows[0]))}" if missing else "empty"
+        )
+        raise InputError(f"{path}: {what} (columns {', '.join(needed)} are needed)")
+    return rows

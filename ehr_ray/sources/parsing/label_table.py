@@ -1,4 +1,4 @@
-"""Labels from a CSV or Parquet table: an id column, truth columns, and perhaps prediction times."""
+"""Labels from a CSV or Parquet table: an id column, answers, and perhaps prediction times."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -9,14 +9,17 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ehr_ray.errors import InputError
+from ehr_ray.events.answers import NO_CLASS
 from ehr_ray.events.truth import NOT_KNOWN, read_truth, truth_of
-from ehr_ray.sources.parsing.cells import Mask, Times
+from ehr_ray.sources.parsing.cells import Mask, Times, flat, spelled
 from ehr_ray.sources.parsing.csv_files import COMMON, Dialect, csv_columns, encoding_hint, read_csv
 from ehr_ray.sources.parsing.identifiers import subject_ids
 from ehr_ray.sources.parsing.labels import label_rows
 from ehr_ray.sources.parsing.parquet_files import READ_ERRORS
+from ehr_ray.sources.parsing.quantities import Decimal, numbers
 from ehr_ray.sources.parsing.quarantine import Rejects
 from ehr_ray.sources.source import Chunk, Unit
 from ehr_ray.storage import files
@@ -32,7 +35,12 @@ LABELS_HELP: Final = (
     "CSV or Parquet with an id column and one of truth values (0/1, true/false; blank = unknown); "
     "a column prediction_time or time says when, and a subject may have several rows"
 )
-COLUMNS_HELP: Final = "its task columns, by comma (needed unless one alone holds truth values)"
+COLUMNS_HELP: Final = (
+    "its columns of truth values that are tasks, by comma (needed unless one alone holds these, or "
+    "--label-numbers or --label-classes names the tasks)"
+)
+NUMBERS_HELP: Final = "columns of the labels, by comma, that are tasks of numbers (regression)"
+CLASSES_HELP: Final = "columns of the labels, by comma, that are tasks of classes, by their texts"
 MINUTE_HELP: Final = (
     "prediction time, minutes after admission, where the table has none (unless given: the last "
     "event)"
@@ -51,7 +59,11 @@ class LabelOptions:
         stays: whether an id may be one of a stay, where no column is named.
         time_columns: names of the column of prediction times, the first that is there counts.
         read_time: column and name -> times, and a mask of cells that are none.
-        tasks: columns of truth values, by comma; None: the only one there is.
+        tasks: columns of truth values, by comma; None: the only one there is, or none beside those
+            of numbers and classes.
+        numbers: columns of numbers that are tasks, by comma.
+        classes: columns of texts that are tasks, by comma.
+        decimal: decimal mark of numbers in text.
         minute: prediction time in minutes after the origin; None: the last event.
         dialect: how a CSV file is written.
     """
@@ -62,6 +74,9 @@ class LabelOptions:
     time_columns: tuple[str, ...]
     read_time: ReadTime
     tasks: str | None = None
+    numbers: str | None = None
+    classes: str | None = None
+    decimal: Decimal = "."
     minute: float | None = None
     dialect: Dialect = COMMON
 
@@ -77,7 +92,7 @@ def read_labels(unit: Unit, options: LabelOptions) -> Iterator[Chunk]:
     """Yield the labels of a table, one of each row and task; a blank answer is unknown.
 
     A row without an id is refused. Raises `InputError` by file, row, column and value for an answer
-    that is no truth value and a time that is none, and where it is not clear what is what.
+    that is none and a time that is none, and where it is not clear what is what.
     """
     name = unit.files[0]
     table, lines, refused = _read(os.path.join(unit.root, name), unit, options.dialect)
@@ -87,12 +102,12 @@ def read_labels(unit: Unit, options: LabelOptions) -> Iterator[Chunk]:
     rejects.rows(blank, lambda i: (name, int(lines[i])), lambda _: f"{key} is blank")
     time = next((c for c in options.time_columns if c in table.column_names and c != key), None)
     times = None if time is None else _times(name, time, table, lines, options)
+    given = None if times is None else pa.array(times[~blank])
     labels = {}
-    for task in _tasks(name, table, {key, time}, options.tasks):
-        truth = read_truth(table[task], name, task, lines)[~blank]
-        values = pa.array(truth > 0, mask=truth == NOT_KNOWN)
-        given = None if times is None else pa.array(times[~blank])
-        labels[task] = label_rows(ids[~blank], values, options.minute, times=given)
+    for task, column in _tasks(name, table, {key, time}, options).items():
+        values = _answers(name, task, column, table[task], lines, options.decimal)
+        known = values.filter(pa.array(~blank))
+        labels[task] = label_rows(ids[~blank], known, options.minute, times=given, column=column)
     yield Chunk(
         labels=labels,
         rejects=pa.concat_tables([*refused, rejects.table()]),
@@ -163,14 +178,55 @@ def _times(
     return times
 
 
-def _tasks(name: str, table: pa.Table, taken: set[str | None], columns: str | None) -> list[str]:
+def _answers(
+    name: str,
+    task: str,
+    kind: str,
+    column: pa.ChunkedArray,
+    lines: npt.NDArray[np.int64],
+    decimal: Decimal,
+) -> pa.Array:
+    """Return the answers of a column as one of `LABEL_VALUES`, null where unknown."""
+    if kind == "boolean_value":
+        truth = read_truth(column, name, task, lines)
+        return pa.array(truth > 0, mask=truth == NOT_KNOWN)
+    if kind == "categorical_value":
+        text = pc.utf8_trim_whitespace(spelled(flat(column), task))
+        unknown = pc.is_in(pc.utf8_lower(text), value_set=pa.array(NO_CLASS))
+        return pc.if_else(unknown, pa.scalar(None, pa.string()), text)
+    values, bad = numbers(column, task, decimal)
+    if bad.any():
+        row = int(np.argmax(bad))
+        raise InputError(
+            f"--labels {name}: row {lines[row]}, column {task}: {column[row].as_py()!r} is no "
+            f"number, as in {int(bad.sum()):,} rows; leave it empty where the answer is unknown"
+        )
+    return pa.array(values, mask=np.isnan(values))
+
+
+def _tasks(
+    name: str, table: pa.Table, taken: set[str | None], options: LabelOptions
+) -> dict[str, str]:
+    """Return the column of each task, and which of `LABEL_VALUES` it holds."""
     candidates = [column for column in table.column_names if column not in taken]
-    if columns is not None:
-        wanted = [column.strip() for column in columns.split(",")]
-        for column in wanted:
+    found: dict[str, str] = {}
+    for flag, columns, kind in (
+        ("--label-columns", options.tasks, "boolean_value"),
+        ("--label-numbers", options.numbers, "float_value"),
+        ("--label-classes", options.classes, "categorical_value"),
+    ):
+        for column in () if columns is None else map(str.strip, columns.split(",")):
             if column not in candidates:
-                raise InputError(f"--label-columns {column}: {name} has {', '.join(candidates)}")
-        return wanted
+                raise InputError(f"{flag} {column}: {name} has {', '.join(candidates)}")
+            if found.setdefault(column, kind) != kind:
+                raise InputError(f"{flag} {column}: named as another kind of task too; drop one")
+    return found or dict.fromkeys(_truth_column(name, table, taken, candidates), "boolean_value")
+
+
+def _truth_column(
+    name: str, table: pa.Table, taken: set[str | None], candidates: Sequence[str]
+) -> Sequence[str]:
+    """Return the one column that must hold truth values, where the user named no task."""
     found = []
     for column in candidates:
         if _is_id(column):

@@ -48,6 +48,8 @@ def test_phrases_writes_one_table_and_export_one_file_a_patient(common, syntheti
     ids = content["token_ids"]
     assert (ids.dtype, content["embeddings"].dtype) == (torch.int64, torch.float32)
     np.testing.assert_array_equal(content["embeddings"].numpy(), table[ids.numpy()])
+    words = list(csv.DictReader((out / "vocab.csv").open()))
+    assert [(int(row["token"]), row["str"]) for row in words] == [*enumerate(phrases_of(folder))]
     labels = pq.read_table(synthetic_cohort / "labels" / "outcome.parquet").to_pandas()
     first = next(r for r in rows if (r["split"], r["file"]) == ("train", "patient_0.pt"))
     mine = labels[labels.subject_id == int(first["subject_id"])]

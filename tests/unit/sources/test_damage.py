@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from made_up import eicu, omop
 
 from ehr_ray.commands.ingest import ingest
@@ -185,6 +186,15 @@ def modality_h5(path):
     )
 
 
+def embedded_pt(path):
+    for number, split in enumerate(("train", "train", "tuning", "held_out")):
+        content = {"embeddings": torch.eye(3), "token_ids": torch.arange(3), "label": number % 2}
+        (path / split).mkdir(parents=True, exist_ok=True)
+        torch.save(content, path / split / f"{number}.pt")
+    rows = ("train,0.pt,5", "train,1.pt,6", "tuning,2.pt,7", "held_out,3.pt,8")
+    text(path / "subjects.csv", "split,file,subject_id", *rows)
+
+
 COLUMNS = {"id_column": "pid", "time_column": "at", "code_column": "what", "value_column": "amount"}
 INPUTS = {
     "physionet2012": (physionet2012, {}),
@@ -198,6 +208,7 @@ INPUTS = {
     "hourly-h5": (hourly_h5, {}),
     "hancock": (hancock, {}),
     "modality-h5": (modality_h5, {}),
+    "embedded-pt": (embedded_pt, {}),
 }
 
 

@@ -81,6 +81,25 @@ def test_outcomes_become_labels_at_48_hours_and_unknown_ones_do_not(tmp_path, co
     assert [tuple(r.values()) for r in stay] == [(1, at, True), (3, at, False)]
 
 
+def test_days_of_a_stay_are_tasks_of_their_own_where_they_are_asked_for(
+    tmp_path, cohort, write_stays
+):
+    days = {1: 2, 2: 3, 3: 7, 4: 8, 5: 1, 6: -1}
+    write_stays(tmp_path / "raw", {i: ["00:01,HR,80"] for i in days})
+    rows = [f"{i},6,1,{n},-1,0\n" for i, n in days.items()]
+    (tmp_path / "raw" / "Outcomes-a.txt").write_text(OUTCOMES + "".join(rows))
+    plain = cohort("physionet2012", tmp_path / "raw", name="plain") / "labels"
+    assert {path.stem for path in plain.iterdir()} == {"mortality", "length_of_stay_3d"}
+    labels = cohort("physionet2012", tmp_path / "raw", tasks="length_of_stay") / "labels"
+    at = datetime(2000, 1, 3)
+    found = pq.read_table(labels / "length_of_stay.parquet").to_pylist()
+    assert [tuple(r.values()) for r in found] == [(1, at, 2), (2, at, 3), (3, at, 7), (4, at, 8)]
+    found = pq.read_table(labels / "length_of_stay_class.parquet")
+    assert found["categorical_value"].to_pylist() == ["<3", "3-7", "3-7", ">7"]
+    with pytest.raises(InputError, match=r"^--tasks icd: length_of_stay is what there is"):
+        cohort("physionet2012", tmp_path / "raw", name="other", tasks="icd")
+
+
 def test_a_stay_without_outcome_is_still_a_patient(tmp_path, cohort, write_stays):
     write_stays(tmp_path / "raw", {1: ["00:01,HR,80"], 2: ["00:01,HR,80"]})
     (tmp_path / "raw" / "Outcomes-a.txt").write_text(OUTCOMES + "1,6,1,5,-1,0\n")

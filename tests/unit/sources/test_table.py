@@ -9,6 +9,7 @@ import pytest
 
 from ehr_ray.commands.ingest import ingest
 from ehr_ray.errors import InputError
+from ehr_ray.events.labels import read_labels
 from ehr_ray.events.patients import cohort_shards, read_patients
 from ehr_ray.events.vocabulary import Vocabulary
 
@@ -137,6 +138,16 @@ def test_labels_default_to_the_last_event_or_count_from_the_origin(tmp_path, coh
         assert [r["boolean_value"] for r in rows] == [True, False]
         expected = datetime(2020, 1, 1, hour, 30 if minute else 0)
         assert rows[1]["prediction_time"] == expected
+
+
+def test_labels_of_numbers_and_classes_are_tasks_of_these_kinds(tmp_path, cohort):
+    (tmp_path / "e.csv").write_text(CSV)
+    (tmp_path / "l.csv").write_text('id,days,unit\n1,"2,5",ward\n2,4,ICU\n')
+    options = {"label_numbers": "days", "label_classes": "unit", "decimal": ",", **COLUMNS}
+    path = cohort("table", tmp_path / "e.csv", labels=tmp_path / "l.csv", **options)
+    days, unit = read_labels(path, "days"), read_labels(path, "unit")
+    assert (days.kind, days.value.tolist()) == ("regression", [2.5, 4])
+    assert (unit.kind, unit.classes, unit.value.tolist()) == ("classes", ("ICU", "ward"), [1, 0])
 
 
 def test_names_of_subjects_are_hashed(tmp_path, cohort):

@@ -9,10 +9,12 @@ import torch
 import ehr_ray
 from ehr_ray.commands.embed import embed
 from ehr_ray.errors import InputError
+from ehr_ray.evaluation.tasks.linear import fit_ridge
 from ehr_ray.experiment import portable
 from ehr_ray.registry import FAMILIES, get_family
 from ehr_ray.train.checkpoint import save_checkpoint
 from ehr_ray.train.predictor import Predictor
+from ehr_ray.train.task_probe import TaskProbe, save_task_probe
 
 
 @pytest.fixture(scope="module")
@@ -150,3 +152,23 @@ def test_a_task_that_was_not_evaluated_is_named_with_those_there_are(model, even
 def test_a_run_without_a_task_or_probe_predicts_nothing(tiny_run, events):
     with pytest.raises(InputError, match=r"predicts no task: .* run `ehr-ray evaluate` on it"):
         ehr_ray.load(tiny_run).predict(events)
+
+
+def test_the_only_probe_is_meant_without_a_name_and_answers_in_the_unit_of_its_labels(
+    events, tiny_experiment, synthetic_vocabulary, tmp_path
+):
+    experiment = tiny_experiment("set_vae")
+    torch.manual_seed(0)
+    network = get_family("set_vae").build(experiment.model, synthetic_vocabulary).eval()
+    save_checkpoint(tmp_path, network, portable(experiment), synthetic_vocabulary)
+    model = ehr_ray.load(tmp_path)
+    x = np.stack(model.embed(events)["embedding"])
+    fitted = fit_ridge(x, 40 + 6 * x[:, 0], x, 40 + 6 * x[:, 0])
+    probe = TaskProbe("stay", "embedding", "", fitted.model, "regression")
+    save_task_probe(tmp_path, probe, model.weights)
+    assert model.answers() == model.answers("stay") == ("value",)
+    told = model.predict(events)
+    assert list(told) == ["subject_id", "value"]
+    np.testing.assert_allclose(told["value"], fitted.model.predict(x), rtol=1e-4)
+    with pytest.raises(InputError, match="no task 'other'; give task= one of stay"):
+        model.predict(events, task="other")

@@ -127,13 +127,28 @@ def test_classes_are_evaluated_by_name(classes, cohort):
         assert labels.classes[named[subject]] == name
 
 
-def test_a_run_of_another_task_is_probed_and_nothing_binary_is_asked(regression, tmp_path):
-    evaluate(regression, task="triage", output=tmp_path, on_ray=False, pages=False)
-    metrics = json.loads((tmp_path / "metrics.json").read_text())
+def test_a_run_of_another_task_is_probed_and_nothing_binary_is_asked(regression, tmp_path, cohort):
+    run = tmp_path / "run"
+    shutil.copytree(regression, run)
+    evaluate(run, task="triage", on_ray=False, pages=False)
+    metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["held_out/log_loss"] > 0
     assert "probe/chosen/c" in metrics
     for name in ("gbm", "gbm_rich", "logistic", "logistic_rich", "untrained", "majority"):
         assert f"baseline/{name}/held_out/log_loss_difference" in metrics
+    told = pq.read_table(run / "predictions" / "held_out.parquet")
+    names = [name for name in told.column_names if name.startswith("probability/")]
+    events = pa.concat_tables([pq.read_table(p) for p in splits_of(cohort)["held_out"]])
+    keys = told.select(["subject_id", "prediction_time"])
+    model = ehr_ray.load(run)
+    found = model.predict(events, task="triage", prediction_times=keys)
+    assert model.answers("triage") == tuple(names)
+    for name in names:
+        np.testing.assert_allclose(found[name], told[name], rtol=1e-4, atol=1e-5)
+    assert model.answers() == ("value",)
+    export(run, tmp_path / "exported")
+    card = (tmp_path / "exported" / "README.md").read_text()
+    assert "the probability of each class of triage (long, none, short), by a probe" in card
     with pytest.raises(InputError, match=r"--explain 2: reads binary labels, .* regression"):
         evaluate(regression, explained=2, output=tmp_path, on_ray=False)
 

@@ -10,8 +10,11 @@ from ehr_ray.sources.parsing.label_table import LabelOptions, labels_unit, read_
 from ehr_ray.sources.table import TableOptions, read_times
 
 
-def options(columns=None, minute=None, id_column="subject_id", stays=True, unit="timestamp"):
+def options(
+    columns=None, minute=None, id_column="subject_id", stays=True, unit="timestamp", **others
+):
     return LabelOptions(
+        **others,
         id_column=id_column,
         default_id="subject_id",
         stays=stays,
@@ -152,3 +155,42 @@ def test_a_table_without_labels_is_refused(read, text, message):
 def test_a_missing_table_is_named(tmp_path):
     with pytest.raises(InputError, match=r"--labels .*no\.csv: no such file"):
         labels_unit(tmp_path / "no.csv")
+
+
+TABLE = "subject_id,died,days,unit,score\n1,0,2.5, ward ,0\n2,1,,ICU,1\n,1,4,ICU,0\n3,,-1,nan,1\n"
+
+
+def test_columns_of_numbers_and_of_classes_are_tasks_where_they_are_named(read):
+    labels = read(TABLE, "died", numbers="days, score", classes="unit").labels
+    assert list(labels) == ["died", "days", "score", "unit"]
+    assert pairs(labels["died"]) == [(1, False), (2, True), (3, None)]
+    assert labels["days"]["float_value"].to_pylist() == [2.5, None, -1]
+    assert labels["score"]["float_value"].to_pylist() == [0, 1, 1]
+    assert labels["unit"]["categorical_value"].to_pylist() == ["ward", "ICU", None]
+
+
+def test_no_column_of_truth_values_is_a_task_beside_those_that_are_named(read):
+    assert list(read(TABLE, numbers="days").labels) == ["days"]
+
+
+def test_numbers_and_classes_of_data_frames_are_read_for_what_they_say(tmp_path):
+    table = pa.table({"subject_id": [1, 2], "grade": [2.0, None], "days": [3, 4]})
+    pq.write_table(table, tmp_path / "l.parquet")
+    unit = labels_unit(tmp_path / "l.parquet")
+    (chunk,) = read_labels(unit, options(numbers="days", classes="grade"))
+    assert chunk.labels["grade"]["categorical_value"].to_pylist() == ["2", None]
+    assert chunk.labels["days"]["float_value"].to_pylist() == [3, 4]
+
+
+@pytest.mark.parametrize(
+    ("named", "message"),
+    [
+        ({"numbers": "unit"}, r"l.csv: row 2, column unit: ' ward ' is no number, as in 3 rows"),
+        ({"numbers": "stay"}, r"^--label-numbers stay: l.csv has died, days, unit, score"),
+        ({"classes": "subject_id"}, r"^--label-classes subject_id: l.csv has died"),
+        ({"numbers": "score", "classes": "score"}, r"^--label-classes score: named as another"),
+    ],
+)
+def test_what_is_no_number_or_no_column_is_refused(read, named, message):
+    with pytest.raises(InputError, match=message):
+        read(TABLE, **named)
