@@ -251,7 +251,8 @@ def _stream(*batches: pa.RecordBatch, schema: pa.Schema | None = None) -> bytes:
 def _mapped(path: Path) -> pa.Buffer:
     """Return a file's bytes as a view of its mapping, which outlives its name."""
     with files.reads(path, REMEDY), pa.memory_map(str(path)) as file:
-        return file.read_buffer()
+        buffer: pa.Buffer = file.read_buffer()
+    return buffer
 
 
 def _columns(batch: pa.RecordBatch) -> dict[str, "_Column"]:

@@ -32,7 +32,7 @@ def is_ours(cohort: Path, shards: Mapping[str, Sequence[Path]]) -> bool:
 
 
 def check_dataset(
-    cohort: Path, shards: Mapping[str, Sequence[Path]], each: Each = map
+    cohort: Path, shards: Mapping[str, Sequence[Path]], each: Each | None = None
 ) -> list[str]:
     """Check who is where, by the ids alone; return lines on what a person should know.
 
@@ -42,7 +42,7 @@ def check_dataset(
     Args:
         cohort: folder of the dataset.
         shards: its shards by split.
-        each: calls a function on each path, in order, wherever it likes.
+        each: calls a function on each path, in order, wherever it likes; None: here.
     """
     ids, split = _located(cohort, shards, each)
     table = Path(cohort) / SPLITS_FILE
@@ -69,11 +69,12 @@ def _unsaid(table: Path, count: int, subjects: int) -> Iterator[str]:
 
 
 def _located(
-    cohort: Path, shards: Mapping[str, Sequence[Path]], each: Each
+    cohort: Path, shards: Mapping[str, Sequence[Path]], each: Each | None
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int8]]:
     """Return (each subject once, position of its split in `SPLITS`)."""
     paths = [(SPLITS.index(split), path) for split, found in shards.items() for path in found]
-    subjects = list(each(subjects_of, [path for _, path in paths]))
+    places = [path for _, path in paths]
+    subjects = list(each(subjects_of, places) if each else map(subjects_of, places))
     ids = np.concatenate(subjects) if subjects else np.zeros(0, np.int64)
     shard = np.repeat(np.arange(len(paths)), [len(part) for part in subjects])
     order = np.argsort(ids, kind="stable")
