@@ -116,10 +116,13 @@ def mock_device():
     """Return the device, registered once a process."""
     if not hasattr(torch, NAME):
         torch.utils.backend_registration._setup_privateuseone_for_python_backend(NAME, Module())
-        global _LIBRARY  # it lives as long as what it registers
+        global _LIBRARY, _AUTOCAST  # they live as long as what they register
         _LIBRARY = torch.library.Library("aten", "IMPL")
         _LIBRARY.impl("empty_strided", _empty_strided, "PrivateUse1")
         _LIBRARY.impl("_copy_from", _copy_from, "PrivateUse1")
+        # Autocast may be on, as a GPU's is, and lets every operation through as it is.
+        _AUTOCAST = torch.library.Library("_", "IMPL")
+        _AUTOCAST.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")
     return torch.device(NAME, 0)
 
 

@@ -44,6 +44,13 @@ MIN_KNOWN_EVENTS = option(
     type=float,
     default=0.5,
 )
+GPUS = option(
+    "--gpus",
+    "GPUs of each process that predicts, where a run trained in bf16 does so (default 0: CPUs)",
+    type=float,
+    default=0.0,
+    metavar="N",
+)
 CONFIG = (
     option("config", "YAML of the experiment; see configs/", type=Path),
     option("overrides", "values to change", nargs="*", metavar="a.b=value"),
@@ -305,6 +312,7 @@ VERBS = (
             add_zero_shot,
             MIN_KNOWN_EVENTS,
             CODE_MAP,
+            GPUS,
             ADDRESS,
         ),
     ),
@@ -325,6 +333,7 @@ VERBS = (
             ),
             MIN_KNOWN_EVENTS,
             CODE_MAP,
+            GPUS,
             ADDRESS,
         ),
     ),

@@ -17,7 +17,14 @@ from ehr_ray.runtime.data.coverage import measure_coverage, require_coverage
 from ehr_ray.runtime.data.dataset import check_cohort, named_origin
 from ehr_ray.runtime.data.mapped import mapped_cohort
 from ehr_ray.runtime.data.tasks import run_shards
-from ehr_ray.runtime.inference import EMBEDDINGS, Request, ShardEmbedder, ShardPredictor
+from ehr_ray.runtime.inference import (
+    EMBEDDINGS,
+    Request,
+    ShardEmbedder,
+    ShardPredictor,
+    check_gpus,
+    of_precision,
+)
 from ehr_ray.runtime.session import session
 from ehr_ray.runtime.verb_tracking import of_training, tracked_verb
 from ehr_ray.storage import files, sync
@@ -37,6 +44,7 @@ def embed(
     *,
     min_known_events: float = MIN_KNOWN,
     code_map: str | None = None,
+    gpus: float = 0.0,
     address: str | None = None,
     on_ray: bool = True,
     verbose: bool = False,
@@ -49,8 +57,10 @@ def embed(
     those of another run or cohort are refused. No process ever holds the embeddings of more than
     some shards. A cohort is refused where the model knows a smaller share of its events than
     `min_known_events`. `code_map` is a shipped map's name or a CSV file, from the cohort's codes
-    and units to those that the model knows. Without `on_ray` all happens in this process.
+    and units to those that the model knows. Each process reserves `gpus` GPUs, on which a run
+    that was trained in bf16 predicts so. Without `on_ray` all happens in this process.
     """
+    check_gpus(gpus)
     run = sync.fetch_run(run)
     folder = checkpoint.checkpoint_folder(run).absolute()
     cohort = sync.fetch(cohort)
@@ -58,7 +68,8 @@ def embed(
     loaded = checkpoint.load(run)
     check_cohort(cohort, loaded.experiment.cache, say)
     home = cohort.resolve() == loaded.experiment.cohort.resolve()
-    request = Request(canonical(folder), origin=None if home else named_origin(cohort))
+    origin = None if home else named_origin(cohort)
+    request = Request(canonical(folder), origin=origin, gpus=gpus)
     opened = partial(session, address, verbose=verbose) if on_ray else None
     mapped = None if code_map is None else load_code_map(code_map)
     job = _Job(loaded, request, cohort, splits_of(cohort), min_known_events, opened, say, mapped)
@@ -69,6 +80,7 @@ def embed(
         "output": target,
         "min_known_events": min_known_events,
         "code_map": code_map,
+        "gpus": gpus,
     }
     place, name = of_training(run, loaded.experiment), cohort.resolve().name
     with tracked_verb(place, "embed", f"{name} by {run.resolve().name}", given) as record:
@@ -146,6 +158,7 @@ class _Job:
                 for p in shards
             ],
             **({"code_map": self.code_map.digest} if self.code_map else {}),
+            **of_precision(self.loaded.experiment, self.request.gpus),
         }
 
     def fill(self, folder: Path, there: Collection[str], *, bring: bool) -> list[Path]:
@@ -176,6 +189,7 @@ class _Job:
                     verb="embedded shards",
                     bring=bring,
                     pool=True,
+                    num_gpus=self.request.gpus,
                 )
         return list(shards)
 

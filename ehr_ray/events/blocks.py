@@ -14,13 +14,17 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from ehr_ray.errors import DamagedRowsError
+from ehr_ray.errors import DamagedRowsError, InputError
+from ehr_ray.events.row_index import LENGTH, RowIndex, read_index
 from ehr_ray.storage import files
 
 T = TypeVar("T")
 Row = Mapping[str, np.ndarray]
 CHUNK: Final = 256
 """Rows that are written, read and shuffled together: a block."""
+
+OPEN_BLOCKS: Final = 4096
+"""Blocks whose columns a store keeps at hand, some kB each: those of many windows."""
 
 CHECKSUM = b"crc32"
 """Key of a batch's checksum in its metadata: Arrow files have none of their own."""
@@ -75,66 +79,68 @@ class RowStore(Protocol):
 class BlockStore:
     """Random access to the rows of several block files.
 
-    A file that is cut short is an `InputError` at once, flipped bits are one when a row beside them
-    is first asked for.
+    Files are mapped at once, and a block is looked at when a row of it is first asked for. A file
+    that is cut short is an `InputError` at once, flipped bits are one when a row beside them is
+    first asked for.
 
     Args:
         paths: files of `write_block`; their order is the order of the rows.
+        index: file of what is known of their rows; where it is none of theirs they are read for it.
     """
 
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self._columns: list[dict[str, _Column]] = []
-        lengths: list[Any] = []
-        sizes: list[int] = []
-        shards: list[int] = []
-        self._unchecked: dict[int, tuple[Path, pa.RecordBatch, bytes]] = {}
-        for path in paths:
-            batches = _batches(path)
-            shards += [len(batches)] if batches else []
-            for batch, checksum in batches:
-                if checksum is not None:
-                    self._unchecked[len(sizes)] = (path, batch, checksum)
-                columns = {
-                    name: _Column(batch.column(i), batch.schema.field(i))
-                    for i, name in enumerate(batch.schema.names)
-                }
-                self._columns.append(columns)
-                lengths.append(sum(c.lengths for c in columns.values()))
-                sizes.append(batch.num_rows)
-        self.block_sizes = np.array(sizes, np.int64)
-        self.shard_blocks = np.array(shards, np.int64)
-        self.lengths: npt.NDArray[np.int64] = (
-            np.concatenate(lengths) if lengths else np.zeros(0, np.int64)
-        )
+    def __init__(self, paths: Sequence[Path], index: Path | None = None) -> None:
+        self._paths = list(paths)
+        self._files = [_mapped(path) for path in paths]
+        found = None if index is None else read_index(index, [file.size for file in self._files])
+        self.index = scanned(paths) if found is None else found
+        self.block_sizes, self.shard_blocks = self.index.block_sizes, self.index.shard_blocks
+        self.lengths = self.index.lengths
         self._ends = np.cumsum(self.block_sizes)
+        self._file_ends = np.cumsum(self.index.counts)
+        self._checked = np.zeros(len(self.block_sizes), bool)
+        self._blocks: dict[int, dict[str, _Column]] = {}
 
     def __len__(self) -> int:
         """Return the number of rows."""
-        return len(self.lengths)
+        return len(self.index)
 
     def row(self, index: int) -> dict[str, np.ndarray]:
         """Return one row; its arrays are read-only views of the file."""
         block = int(np.searchsorted(self._ends, index, side="right"))
         within = index - (int(self._ends[block - 1]) if block else 0)
-        if block in self._unchecked:
-            self._check(block)
-        return {name: column.get(within) for name, column in self._columns[block].items()}
+        columns = self._blocks.get(block) or self._open(block)
+        return {name: column.get(within) for name, column in columns.items()}
 
-    def _check(self, block: int) -> None:
-        path, batch, checksum = self._unchecked[block]
-        if _checksum(batch) != checksum:
-            raise DamagedRowsError(f"{path}: its rows are not those that were written; {REMEDY}")
-        del self._unchecked[block]
+    def _open(self, block: int) -> dict[str, "_Column"]:
+        """Return the columns of a block, of which the last `OPEN_BLOCKS` stay."""
+        shard = int(np.searchsorted(self._file_ends, block, side="right"))
+        number = block - (int(self._file_ends[shard - 1]) if shard else 0)
+        path = self._paths[shard]
+        try:
+            with files.reads(path, REMEDY):
+                reader = pa.ipc.open_file(self._files[shard])
+                batch, metadata = reader.get_batch_with_custom_metadata(number)
+        except InputError as error:
+            raise DamagedRowsError(str(error)) from error
+        if not self._checked[block]:
+            checksum = None if metadata is None else metadata.get(CHECKSUM)
+            if checksum is not None and _checksum(batch) != checksum:
+                raise DamagedRowsError(
+                    f"{path}: its rows are not those that were written; {REMEDY}"
+                )
+            self._checked[block] = True
+        if len(self._blocks) >= OPEN_BLOCKS:
+            self._blocks.pop(next(iter(self._blocks)), None)
+        self._blocks[block] = columns = _columns(batch)
+        return columns
 
     def column(self, name: str) -> np.ndarray:
         """Return a scalar of every row, in order; it must be one of their names."""
-        parts = [np.asarray(columns[name].values) for columns in self._columns]
-        return np.concatenate(parts) if parts else np.zeros(0)
+        return self.index.column(name)
 
     def sizes(self, name: str) -> npt.NDArray[np.int64]:
         """Return the length of an array of every row, in order; it must be one of their names."""
-        parts = [columns[name].lengths for columns in self._columns]
-        return np.concatenate(parts) if parts else np.zeros(0, np.int64)
+        return self.index.column(f"{LENGTH}{name}")
 
     def rows(self, indices: Iterable[int]) -> list[dict[str, np.ndarray]]:
         """Return several rows."""
@@ -180,10 +186,7 @@ def to_bytes(rows: Sequence[Row]) -> bytes:
 def from_bytes(data: bytes) -> list[dict[str, np.ndarray]]:
     """Return the rows of `to_bytes`, as `BlockStore` gives them."""
     (batch,) = pa.ipc.open_stream(data)
-    columns = {
-        name: _Column(batch.column(i), batch.schema.field(i))
-        for i, name in enumerate(batch.schema.names)
-    }
+    columns = _columns(batch)
     return [
         {name: column.get(place) for name, column in columns.items()}
         for place in range(batch.num_rows)
@@ -195,16 +198,44 @@ def measured(rows: Iterable[Row]) -> bytes:
 
     Scalars by name, and as `#name` the number of elements of each array.
     """
-    tables = []
-    for part in chunks(rows, CHUNK):
-        batch = _to_batch(part)
-        columns: dict[str, Any] = {}
-        for name, column in zip(batch.schema.names, batch.columns, strict=True):
-            lists = pa.types.is_large_list(column.type)
-            key, values = (f"#{name}", np.diff(column.offsets)) if lists else (name, column)
-            columns[key] = values
-        tables.append(pa.table(columns))
-    whole = pa.concat_tables(tables) if tables else pa.table({})
+    return _told(_known(_to_batch(part)) for part in chunks(rows, CHUNK))
+
+
+def measured_file(path: Path) -> bytes:
+    """Return `measured` of the rows in a block file."""
+    return _told(_known(batch) for batch, _ in _batches(path))
+
+
+def scanned(paths: Sequence[Path]) -> RowIndex:
+    """Return the index of block files by all of their blocks.
+
+    Raises InputError for a file that is cut short.
+    """
+    parts, blocks = [], []
+    for path in paths:
+        batches = [batch for batch, _ in _batches(path)]
+        parts += [_known(batch) for batch in batches]
+        blocks.append(np.array([batch.num_rows for batch in batches], np.int64))
+    return RowIndex.of(parts, blocks, np.array([p.stat().st_size for p in paths], np.int64))
+
+
+def block_rows(count: int) -> npt.NDArray[np.int64]:
+    """Return the rows of each block that so many rows are written in, int64."""
+    return np.diff(np.minimum(np.arange(0, count + CHUNK, CHUNK), count))
+
+
+def _known(batch: pa.RecordBatch) -> pa.Table:
+    columns: dict[str, Any] = {}
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        lists = pa.types.is_large_list(column.type)
+        key, values = (f"{LENGTH}{name}", np.diff(column.offsets)) if lists else (name, column)
+        columns[key] = values
+    return pa.table(columns)
+
+
+def _told(tables: Iterable[pa.Table]) -> bytes:
+    parts = list(tables)
+    whole = pa.concat_tables(parts) if parts else pa.table({})
     return _stream(*whole.to_batches(), schema=whole.schema)
 
 
@@ -215,6 +246,20 @@ def _stream(*batches: pa.RecordBatch, schema: pa.Schema | None = None) -> bytes:
             writer.write_batch(batch)
     data: bytes = sink.getvalue().to_pybytes()
     return data
+
+
+def _mapped(path: Path) -> pa.Buffer:
+    """Return a file's bytes as a view of its mapping, which outlives its name."""
+    with files.reads(path, REMEDY), pa.memory_map(str(path)) as file:
+        buffer: pa.Buffer = file.read_buffer()
+    return buffer
+
+
+def _columns(batch: pa.RecordBatch) -> dict[str, "_Column"]:
+    return {
+        name: _Column(batch.column(i), batch.schema.field(i))
+        for i, name in enumerate(batch.schema.names)
+    }
 
 
 def _batches(path: Path) -> list[tuple[pa.RecordBatch, bytes | None]]:

@@ -1,5 +1,6 @@
 """A trained model over a cohort, on Ray Data: the same transform, collate and predict."""
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -12,15 +13,18 @@ import pyarrow.parquet as pq
 import torch
 
 from ehr_ray.config.task import OUTPUTS
+from ehr_ray.errors import InputError
 from ehr_ray.events.patient_features import FeatureCodes, FeatureReader
 from ehr_ray.events.patients import Patient, read_patients
 from ehr_ray.events.subgroups import Subgroup, SubgroupReader
+from ehr_ray.experiment import Experiment
 from ehr_ray.family import Batch
 from ehr_ray.runtime.data.rows import sampled
 from ehr_ray.runtime.data.tasks import Say, run_shards
 from ehr_ray.storage import files, sync
 from ehr_ray.train import checkpoint
 from ehr_ray.train.allocator import keep_freed_memory
+from ehr_ray.train.backend import local_device
 from ehr_ray.train.predictor import BATCH_PATIENTS, Predictor, batched
 
 EMBEDDINGS = pa.schema(
@@ -55,6 +59,7 @@ class Request:
             not asked for them then.
         subgroups: ways to divide patients; a column `subgroup/<name>` of the samples for each.
         origin: codes of the time origin in the cohort; None: those of the run.
+        gpus: GPUs of each process that predicts; 0: it is on the CPU.
     """
 
     checkpoint: str | Path
@@ -69,6 +74,19 @@ class Request:
     hours_fit: bool = False
     subgroups: Mapping[str, Subgroup] = field(default_factory=dict)
     origin: tuple[str, ...] | None = None
+    gpus: float = 0.0
+
+
+def check_gpus(gpus: float) -> None:
+    """Raise InputError for what is no number of GPUs."""
+    if not 0 <= gpus < math.inf:
+        raise InputError(f"--gpus {gpus:g}: give the GPUs of each process, 0 or more")
+
+
+def of_precision(experiment: Experiment, gpus: float) -> dict[str, str]:
+    """Return what a key of predictions has besides where they are not made in float32."""
+    precision = experiment.train.precision if gpus else "float32"
+    return {"precision": precision} if precision != "float32" else {}
 
 
 @dataclass
@@ -87,8 +105,11 @@ class ShardPredictor:
 
     @cached_property
     def loaded(self) -> checkpoint.Loaded:
-        """The trained model."""
-        return checkpoint.load(sync.fetch(self.request.checkpoint))
+        """The trained model, on the device asked for."""
+        device = local_device(self.request.gpus, "--gpus ")
+        loaded = checkpoint.load(sync.fetch(self.request.checkpoint))
+        loaded.model.to(device)
+        return loaded
 
     @cached_property
     def predictor(self) -> Predictor:
@@ -109,7 +130,7 @@ class ShardPredictor:
         model = loaded.family.build(loaded.experiment.model, loaded.vocabulary).eval()
         for name, trained in loaded.model.named_buffers():
             model.get_buffer(name).copy_(trained)  # tables that are given, not learned
-        return replace(self.predictor, model=model)
+        return replace(self.predictor, model=model.to(next(loaded.model.parameters()).device))
 
     def __call__(self, job: Mapping[str, Any]) -> int:
         """Predict every sample of `job["shard"]` into `job["target"]`; return their number."""
@@ -279,7 +300,7 @@ def predict_shards(
         for index, shard in enumerate(shards)
     ]
     predictor = ShardPredictor(request, cuts)
-    run_shards(jobs, predictor, on_ray=on_ray, say=say, verb=verb, pool=True)
+    run_shards(jobs, predictor, on_ray=on_ray, say=say, verb=verb, pool=True, num_gpus=request.gpus)
     return [Path(job["target"]) for job in jobs]
 
 

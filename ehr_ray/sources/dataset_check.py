@@ -1,7 +1,7 @@
 """A MEDS dataset of others, used as it stands: what ingest would check is checked here."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -15,6 +15,9 @@ from ehr_ray.sources.parsing.split_table import read_splits
 from ehr_ray.storage import files
 
 SPLITS_FILE: Final = Path("metadata") / "subject_splits.parquet"
+Each = Callable[
+    [Callable[[Path], npt.NDArray[np.int64]], Sequence[Path]], Iterable[npt.NDArray[np.int64]]
+]
 REMEDY: Final = "run `ehr-ray ingest --source meds`"
 
 
@@ -28,7 +31,9 @@ def is_ours(cohort: Path, shards: Mapping[str, Sequence[Path]]) -> bool:
     return all({p.name for p in paths} <= set(written.get(s, ())) for s, paths in shards.items())
 
 
-def check_dataset(cohort: Path, shards: Mapping[str, Sequence[Path]]) -> list[str]:
+def check_dataset(
+    cohort: Path, shards: Mapping[str, Sequence[Path]], each: Each | None = None
+) -> list[str]:
     """Check who is where, by the ids alone; return lines on what a person should know.
 
     Raises `InputError` for a subject in two shards or in two splits, and where
@@ -37,8 +42,9 @@ def check_dataset(cohort: Path, shards: Mapping[str, Sequence[Path]]) -> list[st
     Args:
         cohort: folder of the dataset.
         shards: its shards by split.
+        each: calls a function on each path, in order, wherever it likes; None: here.
     """
-    ids, split = _located(cohort, shards)
+    ids, split = _located(cohort, shards, each)
     table = Path(cohort) / SPLITS_FILE
     if not table.is_file():
         return []
@@ -63,11 +69,12 @@ def _unsaid(table: Path, count: int, subjects: int) -> Iterator[str]:
 
 
 def _located(
-    cohort: Path, shards: Mapping[str, Sequence[Path]]
+    cohort: Path, shards: Mapping[str, Sequence[Path]], each: Each | None
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int8]]:
     """Return (each subject once, position of its split in `SPLITS`)."""
     paths = [(SPLITS.index(split), path) for split, found in shards.items() for path in found]
-    subjects = [_subjects(path) for _, path in paths]
+    places = [path for _, path in paths]
+    subjects = list(each(subjects_of, places) if each else map(subjects_of, places))
     ids = np.concatenate(subjects) if subjects else np.zeros(0, np.int64)
     shard = np.repeat(np.arange(len(paths)), [len(part) for part in subjects])
     order = np.argsort(ids, kind="stable")
@@ -82,8 +89,8 @@ def _located(
     return ids, np.array([split for split, _ in paths], np.int8)[shard]
 
 
-def _subjects(path: Path) -> npt.NDArray[np.int64]:
-    """Return the subjects of a shard, each once."""
+def subjects_of(path: Path) -> npt.NDArray[np.int64]:
+    """Return the subjects of a shard, each once, ascending; int64 [subjects]."""
     found = [np.zeros(0, np.int64)]
     with files.reads(path, REMEDY), files.open_parquet(path) as file:
         if "subject_id" not in file.schema_arrow.names:

@@ -28,13 +28,13 @@ class Backend(Protocol):
         """Tell the outside about a report; every rank calls it equally often."""
 
 
-def local_device(gpus: float) -> str:
-    """Return the device of a training in this process; InputError without the GPU it wants."""
+def local_device(gpus: float, option: str = "cluster.gpus_per_worker=") -> str:
+    """Return the device of a model in this process; InputError without the GPU `option` wants."""
     if not gpus:
         return "cpu"
     if not torch.cuda.is_available():
         raise InputError(
-            f"cluster.gpus_per_worker={gpus:g}: torch finds no GPU on this machine; set it to 0, "
+            f"{option}{gpus:g}: torch finds no GPU on this machine; set it to 0, "
             "or install a torch that is built for its driver"
         )
     return "cuda"

@@ -11,7 +11,7 @@ from ehr_ray.events.patients import Patient
 from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.family import AnyFamily, Batch, Row
 from ehr_ray.train.checkpoint import Loaded
-from ehr_ray.train.step import move
+from ehr_ray.train.step import autocast, move
 
 BATCH_PATIENTS = 64
 """Patients predicted together: enough to fill the cores, few enough for any model's memory."""
@@ -30,17 +30,26 @@ class Predictor:
         vocabulary: of the cohort it was trained on.
         model: on any device, in the mode it is to predict in; None for rows and batches alone, as
             baselines read them.
+        precision: of matrix products on a GPU, as `train.precision`; on the CPU it is float32.
     """
 
     family: AnyFamily
     config: Any
     vocabulary: Vocabulary
     model: nn.Module | None = None
+    precision: str = "float32"
 
     @classmethod
     def of(cls, loaded: Loaded) -> "Predictor":
-        """Return the predictor of a loaded checkpoint."""
-        return cls(loaded.family, loaded.experiment.model, loaded.vocabulary, loaded.model)
+        """Return the predictor of a loaded checkpoint, in the precision it was trained in."""
+        experiment = loaded.experiment
+        return cls(
+            loaded.family,
+            experiment.model,
+            loaded.vocabulary,
+            loaded.model,
+            experiment.train.precision,
+        )
 
     def rows(self, patients: Iterable[Patient]) -> list[Row]:
         """Return the model-ready row of each patient."""
@@ -52,11 +61,18 @@ class Predictor:
 
     @torch.no_grad()
     def outputs(self, batch: Batch, function: Output | None = None) -> Batch:
-        """Return the outputs of `function`, the family's `predict` unless given, on the CPU."""
+        """Return the outputs of `function`, the family's `predict` unless given, on the CPU.
+
+        Numbers are float32 whatever they were computed in.
+        """
         assert self.model is not None
-        batch = move(batch, next(self.model.parameters()).device)
-        outputs = (function or self.family.predict)(self.model, batch)
-        return {name: values.cpu() for name, values in outputs.items()}
+        device = next(self.model.parameters()).device
+        # What few CPUs multiply fast is no gain there, and results do not hang on the machine.
+        precision = "float32" if device.type == "cpu" else self.precision
+        with autocast(device.type, precision):
+            outputs = (function or self.family.predict)(self.model, move(batch, device))
+        reduced = torch.bfloat16
+        return {n: (v.float() if v.dtype == reduced else v).cpu() for n, v in outputs.items()}
 
     def over_patients(
         self,

@@ -19,6 +19,7 @@ from ehr_ray.registry import get_family
 from ehr_ray.train.backend import LocalBackend
 from ehr_ray.train.meters import Sums
 from ehr_ray.train.optim import freeze, make_optimizer, set_lr
+from ehr_ray.train.predictor import Predictor
 from ehr_ray.train.step import OptimizerStep, move
 from ehr_ray.train.task import LABEL, family_of, prepare_task_head
 
@@ -130,6 +131,24 @@ def test_what_is_shown_of_a_model_stays_on_its_device(on_device):
         assert seen.mixes == [], name
         for key, value in found.items():
             assert isinstance(value, float | MockTensor), (name, key)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_off_the_cpu_a_model_predicts_in_the_precision_it_was_trained_in(precision):
+    device, told = mock_device(), []
+
+    def output(model, batch):
+        told.append((batch["x"].device, torch.is_autocast_enabled(device.type)))
+        return {"half": batch["x"].bfloat16(), "count": batch["x"].long()}
+
+    predictor = Predictor(None, None, None, nn.Linear(1, 1).to(device), precision)
+    with Watched():
+        found = predictor.outputs({"x": torch.ones(2, 1)}, output)
+    assert told == [(device, precision == "bf16")]
+    assert {n: (v.device.type, v.dtype) for n, v in found.items()} == {
+        "half": ("cpu", torch.float32),
+        "count": ("cpu", torch.int64),
+    }
 
 
 def test_the_mock_sees_mixes_waits_copies_and_work_of_the_host():

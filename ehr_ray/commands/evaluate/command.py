@@ -50,6 +50,7 @@ from ehr_ray.events.labels import choose_task, read_labels
 from ehr_ray.events.zero_shot import ZeroShot
 from ehr_ray.runtime.data.dataset import check_cohort
 from ehr_ray.runtime.data.tasks import Say, split_shards
+from ehr_ray.runtime.inference import check_gpus
 from ehr_ray.runtime.session import session
 from ehr_ray.runtime.verb_tracking import of_training, tracked_verb
 from ehr_ray.storage import sync
@@ -73,6 +74,7 @@ def evaluate(
     explained: int = 0,
     label_shares: Sequence[float] = (),
     asked: ZeroShot | None = None,
+    gpus: float = 0.0,
     address: str | None = None,
     on_ray: bool = True,
     pages: bool = True,
@@ -101,14 +103,17 @@ def evaluate(
         label_shares: of train's labelled patients; the task is learned from each anew, from
             representation and baselines, by a model that was not trained for it.
         asked: how likely a code is within a horizon, by futures that the model draws.
+        gpus: of each process that predicts, where a run that was trained in bf16 does so; what
+            `explained` and `asked` add is computed on the CPU.
         address: of the Ray to join.
         on_ray: infer by Ray Data; else in this process, as a task of Ray does.
         pages: write figures, results and the report beside metrics, predictions and embeddings.
         verbose: show Ray's own logs.
         say: gets a line for each step.
     """
+    check_gpus(gpus)
     subject = _subject(sync.fetch_run(run), cohort, split, task, output)
-    subject = dataclasses.replace(subject, on_ray=on_ray)
+    subject = dataclasses.replace(subject, on_ray=on_ray, gpus=gpus)
     check_cohort(subject.cohort, subject.experiment.cache, say)
     chosen = None if code_map is None else load_code_map(code_map)
     if recalibrate is not None:
@@ -132,6 +137,7 @@ def evaluate(
         "output": subject.target.absolute(),
         "min_known_events": min_known_events,
         "code_map": code_map,
+        "gpus": gpus,
         "recalibrate": recalibrate,
         "explained": explained,
         "label_shares": list(label_shares),

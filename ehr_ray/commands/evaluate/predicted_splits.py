@@ -27,11 +27,17 @@ from ehr_ray.evaluation.tasks.subgroups import Division
 from ehr_ray.events.labels import Labels, label_files
 from ehr_ray.events.patient_features import FeatureCodes
 from ehr_ray.events.patients import splits_of
-from ehr_ray.runtime.data.dataset import named_origin
+from ehr_ray.runtime.data.dataset import named_origin, num_patients
 from ehr_ray.runtime.data.patient_counts import feature_codes
 from ehr_ray.runtime.data.rows import sampled
 from ehr_ray.runtime.data.tasks import Say, split_shards
-from ehr_ray.runtime.inference import Request, matrix, predict_shards, read_tables
+from ehr_ray.runtime.inference import (
+    Request,
+    matrix,
+    of_precision,
+    predict_shards,
+    read_tables,
+)
 from ehr_ray.storage import files, sync
 from ehr_ray.storage.paths import absolute, canonical
 from ehr_ray.train import checkpoint
@@ -88,7 +94,8 @@ def _embedded(
     fitted_on = cohort.resolve() == subject.experiment.cohort.resolve()
     judged = split == subject.split and cohort.resolve() == subject.events.resolve()
     weights = checkpoint.checkpoint_folder(subject.run) / "model.safetensors"
-    request = _request(subject, weights.parent, split, shards, labels, judged)
+    patients = max(1, num_patients(shards, on_ray=subject.on_ray))
+    request = _request(subject, weights.parent, split, patients, labels, judged)
     if not fitted_on:
         request = dataclasses.replace(request, origin=named_origin(cohort))
     inputs = [weights, *shards]
@@ -96,8 +103,9 @@ def _embedded(
         inputs += label_files(cohort)[labels.task]
     stamp = [(absolute(p), p.stat().st_size, p.stat().st_mtime_ns) for p in inputs]
     asked = {**dataclasses.asdict(request), "checkpoint": ""}
+    asked |= of_precision(subject.experiment, asked.pop("gpus"))
     cuts = None if labels is None else labels.cuts()
-    share = min(1.0, subject.experiment.evaluation.fit_patients / max(1, num_patients(shards)))
+    share = min(1.0, subject.experiment.evaluation.fit_patients / patients)
     if cuts is not None and split == "train" and not judged and share < 1:
         cuts = {who: times for who, times in cuts.items() if sampled(who, share)}
         asked["share"] = share
@@ -142,7 +150,7 @@ def _request(
     subject: Subject,
     folder: Path,
     split: str,
-    shards: list[Path],
+    patients: int,
     labels: Labels | None,
     judged: bool,
 ) -> Request:
@@ -150,7 +158,6 @@ def _request(
     settings, family = subject.experiment.evaluation, subject.loaded.family
     trained_for = subject.experiment.task
     evaluation = family.evaluation
-    patients = max(1, num_patients(shards))
     beside = labels is not None and settings.baselines
     binary = labels is not None and labels.kind == "binary"
     share = settings.max_patients / patients
@@ -166,6 +173,7 @@ def _request(
         hours_share=settings.hour_patients / patients,
         hours_fit=split == "train" and not judged,
         subgroups=subject.subgroups if binary and judged else {},
+        gpus=subject.gpus,
     )
 
 
@@ -190,12 +198,6 @@ def task_probe(subject: Subject, scores: TaskScores, positive: str = "") -> Task
     assert scores.model.probe is not None
     output = "embedding" if scores.model.input == "embedding" else task_output(subject)
     return TaskProbe(subject.task, output, positive, scores.model.probe)
-
-
-def num_patients(shards: list[Path]) -> int:
-    """Return the number of subjects with events in shards."""
-    columns = (files.read_parquet(shard, ["subject_id"])["subject_id"] for shard in shards)
-    return sum(len(pa.compute.unique(column)) for column in columns)
 
 
 def _numbered(folders: list[Path], name: str) -> pa.Table | None:

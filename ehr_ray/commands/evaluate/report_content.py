@@ -51,6 +51,8 @@ class Subject:
     task: str | None
     target: Path
     on_ray: bool = True
+    gpus: float = 0.0
+    """GPUs of each process that predicts."""
     features: FeatureCodes | None = None
     """What baselines read; None without baselines."""
     mapped: Path | None = None

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from ehr_ray.commands.evaluate.predicted_splits import choose_features, num_patients
+from ehr_ray.commands.evaluate.predicted_splits import choose_features
 from ehr_ray.commands.evaluate.report_content import Subject
 from ehr_ray.errors import InputError
 from ehr_ray.evaluation.suite import SuiteResult
@@ -21,7 +21,7 @@ from ehr_ray.evaluation.tasks.zero_shot import (
 from ehr_ray.events.labels import read_labels
 from ehr_ray.events.patients import splits_of
 from ehr_ray.events.zero_shot import ZeroShot
-from ehr_ray.runtime.data.dataset import named_origin
+from ehr_ray.runtime.data.dataset import named_origin, num_patients
 from ehr_ray.runtime.data.rows import sampled
 from ehr_ray.runtime.data.tasks import Say, split_shards
 from ehr_ray.runtime.inference import Request, ShardPredictor, matrix, predict_shards, read_tables
@@ -133,7 +133,9 @@ def _outcomes(
     cuts = _given(subject, asked, cohort)
     function = ShardAnswers(ShardPredictor(request), asked, cuts)
     table = answers(shards, folder / "answers", function, on_ray=subject.on_ray, say=say)
-    share = 1.0 if patients is None else patients / max(1, num_patients(shards))
+    share = 1.0
+    if patients is not None:
+        share = patients / max(1, num_patients(shards, on_ray=subject.on_ray))
     chosen = [sampled(who, share) for who in table["subject_id"].to_pylist()]
     if not all(chosen):
         say(f"{split}: {sum(chosen):,} of {len(chosen):,} predictions are asked for")

@@ -12,15 +12,25 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from ehr_ray.errors import ConfigError, InputError
-from ehr_ray.events.blocks import BlockStore, RowStore, write_block
+import numpy as np
+import pyarrow as pa
+
+from ehr_ray.errors import ConfigError, InputError, ResourcesUnavailableError
+from ehr_ray.events.blocks import (
+    BlockStore,
+    RowStore,
+    block_rows,
+    measured_file,
+    write_block,
+)
 from ehr_ray.events.labels import choose_task, label_files
 from ehr_ray.events.patients import shard_names, splits_of
+from ehr_ray.events.row_index import RowIndex, read_index
 from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.experiment import Experiment
 from ehr_ray.registry import get_schema
@@ -63,7 +73,8 @@ class Prepared:
         """Return the rows of a split: those in files mapped into memory, or made when asked for."""
         if self.stream is not None:
             return self.stream.store(split)
-        return BlockStore(self.blocks.get(split, ()))
+        paths = self.blocks.get(split, ())
+        return BlockStore(paths, index_of(paths) if paths else None)
 
 
 @dataclass(frozen=True)
@@ -85,7 +96,7 @@ def prepared(
     if on_ray and experiment.data.cache == "memory":
         check_memory(experiment.cluster)
     expanded = experiment.data.expanded is not None
-    source = (_expanded_source if expanded else _cohort_source)(experiment, say)
+    source = (_expanded_source if expanded else _cohort_source)(experiment, say, on_ray)
     with _folder(experiment, family, source) as folder:
         sync.fetch(folder, missing_ok=True)
         blocks = {
@@ -109,19 +120,25 @@ def prepared(
             stream = streamed(maker, shards, on_ray=on_ray, say=say)
             yield Prepared(source.vocabulary, dict.fromkeys(shards, ()), stream, weighed)
             return
+        told: dict[str, bytes] = {}
         if jobs:
-            run_shards(jobs, BlockMaker(maker), on_ray=on_ray, say=say, verb="prepared shards")
+            made = run_shards(
+                jobs, BlockMaker(maker), on_ray=on_ray, say=say, verb="prepared shards"
+            )
+            told = dict(zip((job["target"] for job in jobs), made, strict=True))
+        for paths in blocks.values():
+            _write_index(paths, told)
         yield Prepared(source.vocabulary, blocks)
 
 
-def _cohort_source(experiment: Experiment, say: Say) -> Source:
+def _cohort_source(experiment: Experiment, say: Say, on_ray: bool) -> Source:
     cohort, data = sync.fetch(experiment.data.cohort), experiment.data
     check_cohort_folder(cohort)
     shards = splits_of(cohort)
     if not shards.get("train"):
         raise InputError(f"{cohort}: no train split; training needs data/train/*.parquet")
     kept = None if data.cache == "memory" else experiment.cache
-    check_cohort(cohort, kept, say)
+    check_cohort(cohort, kept, say, on_ray=on_ray)
     vocabulary = vocabulary_of(
         cohort, data.min_code_count, origin=data.origin, cache=kept, scaling=data.scale
     )
@@ -144,7 +161,7 @@ def _cohort_source(experiment: Experiment, say: Say) -> Source:
     return Source(vocabulary, jobs, files, tuple(labels))
 
 
-def _expanded_source(experiment: Experiment, say: Say) -> Source:
+def _expanded_source(experiment: Experiment, say: Say, on_ray: bool) -> Source:  # noqa: ARG001
     """Return sets that were made before; what they were made with must be what the config says."""
     data = experiment.data
     assert data.expanded is not None
@@ -193,14 +210,50 @@ def check_codes(experiment: Experiment, vocabulary: Vocabulary) -> None:
 
 
 class BlockMaker:
-    """The function of one shard: its rows, written as a block file."""
+    """The function of one shard: its rows, written as a block file; gives what is known of them."""
 
     def __init__(self, maker: RowMaker) -> None:
         self._maker = maker
 
-    def __call__(self, job: Mapping[str, Any]) -> None:
-        """Make `job["target"]` from `job["shard"]`."""
+    def __call__(self, job: Mapping[str, Any]) -> bytes:
+        """Make `job["target"]` from `job["shard"]`; return `measured` of its rows."""
         write_block(Path(job["target"]), self._maker.of(job))
+        return measured_file(Path(job["target"]))
+
+
+def index_of(paths: Sequence[str | Path]) -> Path:
+    """Return the file of what is known of the rows of a split, beside the folder of its blocks."""
+    folder = local(paths[0]).parent
+    return folder.with_name(f"{folder.name}.index")
+
+
+def fetched(blocks: Mapping[str, Sequence[str]]) -> dict[str, tuple[Path, ...]]:
+    """Return this node's block files of each split, copied with what is known of their rows."""
+    for paths in blocks.values():
+        if paths:
+            sync.fetch(index_of(paths), missing_ok=True)
+    return {split: tuple(map(sync.fetch, paths)) for split, paths in blocks.items()}
+
+
+def _write_index(paths: Sequence[Path], told: Mapping[str, bytes]) -> None:
+    """Write what is known of the rows of a split, unless it is there already.
+
+    Of files that were made before, and are not `told` of, all blocks are looked at.
+    """
+    if not paths:
+        return
+    path, sizes = index_of(paths), [target.stat().st_size for target in paths]
+    if read_index(path, sizes) is not None:
+        return
+    tables = [
+        pa.ipc.open_stream(told.get(str(target)) or measured_file(target)).read_all()
+        for target in paths
+    ]
+    rows = [block_rows(len(table)) for table in tables]
+    # Without it, as in a cache that nobody may write to, each process looks at all blocks.
+    with contextlib.suppress(ResourcesUnavailableError):
+        RowIndex.of(tables, rows, np.array(sizes, np.int64)).write(path)
+        sync.push(path)
 
 
 @contextlib.contextmanager

@@ -18,7 +18,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ehr_ray.errors import DamagedRowsError, UserError, error_of_kind
-from ehr_ray.events.blocks import CHUNK, chunks, from_bytes, measured, to_bytes
+from ehr_ray.events.blocks import CHUNK, block_rows, chunks, from_bytes, measured, to_bytes
+from ehr_ray.events.row_index import LENGTH, RowIndex
 from ehr_ray.runtime.data.patient_rows import PatientRow, as_table, from_table
 from ehr_ray.runtime.data.rows import RowMaker
 from ehr_ray.runtime.data.tasks import Say, in_blocks, limited_retries, problem_of, run_jobs
@@ -32,26 +33,13 @@ Indices = npt.NDArray[np.int64]
 _ERROR: Final = pa.schema([("kind", pa.string()), ("error", pa.string())])
 
 
-@dataclass(frozen=True, eq=False)
-class Index:
-    """What is known of the rows of a split: one row a row, shard after shard.
-
-    Args:
-        table: scalars by name, and as `#name` the elements of each array.
-        counts: rows of each shard, int64 [shards].
-    """
-
-    table: pa.Table
-    counts: Indices
-
-
 @dataclass(frozen=True)
 class Streamed:
     """A dataset that is streamed: how rows are made, of which shards, and what is known of them."""
 
     maker: RowMaker
     shards: Mapping[str, tuple[Job, ...]]
-    index: Mapping[str, Index]
+    index: Mapping[str, RowIndex]
     on_ray: bool
 
     def store(self, split: str) -> "StreamStore":
@@ -70,9 +58,7 @@ def streamed(
     index = {}
     for split, own in shards.items():
         tables = [pa.ipc.open_stream(next(counted)).read_all() for _ in own]
-        counts = np.array([len(table) for table in tables], np.int64)
-        known = [table for table in tables if len(table)]
-        index[split] = Index(pa.concat_tables(known) if known else pa.table({}), counts)
+        index[split] = RowIndex.of(tables, [block_rows(len(table)) for table in tables])
     return Streamed(maker, {split: tuple(own) for split, own in shards.items()}, index, on_ray)
 
 
@@ -102,33 +88,25 @@ class StreamStore:
     """
 
     def __init__(
-        self, maker: RowMaker, shards: Sequence[Job], index: Index, *, on_ray: bool
+        self, maker: RowMaker, shards: Sequence[Job], index: RowIndex, *, on_ray: bool
     ) -> None:
-        self._maker, self._shards, self._table, self._on_ray = maker, shards, index.table, on_ray
-        self._ends = np.cumsum(index.counts)
-        blocks = [
-            [min(CHUNK, count - start) for start in range(0, count, CHUNK)]
-            for count in index.counts.tolist()
-        ]
-        self.block_sizes = np.array([size for sizes in blocks for size in sizes], np.int64)
-        self.shard_blocks = np.array([len(sizes) for sizes in blocks if sizes], np.int64)
-        total = np.zeros(len(self._table), np.int64)
-        for name in self._table.column_names:
-            if name.startswith("#"):
-                total += self._table[name].to_numpy()
-        self.lengths = total
+        self._maker, self._shards, self._index, self._on_ray = maker, shards, index, on_ray
+        self.block_sizes, self.shard_blocks = index.block_sizes, index.shard_blocks
+        self.lengths = index.lengths
+        rows = np.concatenate([np.zeros(1, np.int64), np.cumsum(index.block_sizes)])
+        self._ends = rows[np.cumsum(index.counts)]
 
     def __len__(self) -> int:
         """Return the number of rows."""
-        return len(self.lengths)
+        return len(self._index)
 
     def column(self, name: str) -> np.ndarray:
         """Return a scalar of every row, in order; it must be one of their names."""
-        return self._table[name].to_numpy() if len(self) else np.zeros(0)
+        return self._index.column(name)
 
     def sizes(self, name: str) -> Indices:
         """Return the length of an array of every row, in order; it must be one of their names."""
-        return self._table[f"#{name}"].to_numpy() if len(self) else np.zeros(0, np.int64)
+        return self._index.column(f"{LENGTH}{name}")
 
     def rows(self, indices: Iterable[int]) -> list["Row"]:
         """Return several rows; their shards are read for them."""

@@ -2,6 +2,8 @@
 
 import contextlib
 import logging
+import pickle
+import time
 import warnings
 from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +20,10 @@ log = logging.getLogger(__name__)
 RETRIES: Final = 3
 """Times a job is tried again whose process was lost, as one that needs more memory than there is:
 Ray Data would try without end."""
+MOST_JOBS: Final = 64
+"""Jobs of a task at most."""
+PATIENCE: Final = 2.0
+"""Seconds after which a task tells what it has done of its jobs, and begins no more."""
 
 
 def run_jobs(
@@ -37,9 +43,10 @@ def run_jobs(
     Jobs travel with the function, once: they should name data, not hold it.
 
     Args:
-        function: picklable; gives a number, a text, lists or a flat mapping of those, or None.
+        function: picklable, and so is what it gives.
         jobs: any picklable values.
-        on_ray: as Ray Data tasks, one a job, in the session that is open; else in this process.
+        on_ray: as Ray Data tasks, in the session that is open; else in this process. Where there
+            are many more jobs than CPUs a task takes several, as long as they are short.
         say: gets a line `verb done/total` after each job.
         verb: what is done, as in `prepared shards`.
         label: the name of a job in the message of an error that nobody foresaw.
@@ -67,15 +74,15 @@ def run_jobs(
     return [results[index] for index in sorted(results)]
 
 
-def pool_size(jobs: int, resource: str = "CPU") -> tuple[int, int]:
+def pool_size(jobs: int, resource: str = "CPU", each: float = 1) -> tuple[int, int]:
     """Return the processes of a pool for so many jobs, at first and at most.
 
-    At first one for each `resource` there is, 0 where there is none; more may come as a cluster
-    grows.
+    At first one for `each` of a `resource` there is, 0 where there is none; more may come as a
+    cluster grows.
     """
     import ray
 
-    return min(jobs, int(ray.cluster_resources().get(resource, 0))), jobs
+    return min(jobs, int(ray.cluster_resources().get(resource, 0) / each)), jobs
 
 
 @contextlib.contextmanager
@@ -93,44 +100,66 @@ def in_blocks(items: Sequence[Mapping[str, Any]]) -> Any:
     return ray.data.from_items(list(items), override_num_blocks=len(items))
 
 
+def grouped(jobs: int, processes: int) -> list[range]:
+    """Return so many jobs in groups, a task each: large ones first, single ones at the end.
+
+    A task costs the driver milliseconds, which for many small jobs is more than the jobs take. A
+    group is half of an even share of what is left, so that no process is late by a group.
+    """
+    found, start = [], 0
+    while start < jobs:
+        size = min(MOST_JOBS, max(1, (jobs - start) // (2 * max(1, processes))))
+        found.append(range(start, start + size))
+        start += size
+    return found
+
+
 def _on_ray(
     guarded: "Guarded", count: int, each: Mapping[str, float], actors: tuple[int, int] | None
 ) -> Any:
     """Yield the outcomes of all jobs as they end; the first error ends those not yet begun."""
+    import ray
     import ray.exceptions
 
-    left = list(range(count))
+    left = dict.fromkeys(range(count))
     # Actors are not restarted by Ray Data, which warns each time that they may be: what is left
-    # when one is lost has new ones.
-    for tries_left in reversed(range(1 if actors is None else 1 + RETRIES)):
+    # when one is lost has new ones. Of tasks what is left is long jobs, which go one by one then.
+    rounds = 2 if actors is None else 1 + RETRIES
+    for number in range(rounds):
+        groups: Sequence[Sequence[int]] = [[index] for index in left]
+        if actors is None and number == 0:
+            cpus = ray.cluster_resources().get("CPU", 1)
+            groups = grouped(count, int(cpus / max(each["num_cpus"], 1e-9)))
         try:
-            for outcome in _dataset(guarded, left, each, actors).iter_rows():
-                left.remove(outcome["index"])
-                yield outcome
-            return
+            for row in _dataset(guarded, groups, each, actors).iter_rows():
+                for outcome in pickle.loads(row["outcomes"]):
+                    del left[outcome["index"]]
+                    yield outcome
         except ray.exceptions.RayError as error:
-            if not tries_left:
+            if actors is None or number == rounds - 1:
                 kind = type(error).__name__
                 raise RunError(
                     f"a worker process died ({kind}; see -v); run the same command again"
                 ) from error
+        if not left:
+            return
 
 
 def _dataset(
     guarded: "Guarded",
-    indices: Sequence[int],
+    groups: Sequence[Sequence[int]],
     each: Mapping[str, float],
     actors: tuple[int, int] | None,
 ) -> Any:
-    """Return the outcomes of jobs as a dataset that has not begun."""
+    """Return the outcomes of groups of jobs as a dataset that has not begun."""
     import ray.data
 
-    items = in_blocks([{"item": n} for n in indices])
+    items = in_blocks([{"jobs": list(group)} for group in groups])
     with limited_retries() as limit:
         if actors is None:
-            return items.map(_ItemTask(guarded), **limit, **each)
+            return items.map(GroupTask(guarded), **limit, **each)
         return items.map(
-            _ItemTask,
+            GroupTask,
             fn_constructor_args=(guarded,),
             compute=ray.data.ActorPoolStrategy(min_size=max(1, actors[0]), max_size=actors[1]),
             max_restarts=0,
@@ -169,14 +198,23 @@ def problem_of(error: Exception, label: str) -> tuple[str, str]:
     return RunError.__name__, f"{label}: {type(error).__name__}{what}"
 
 
-class _ItemTask:
-    """A row of Ray Data in, an outcome out."""
+class GroupTask:
+    """A row of Ray Data, a group of jobs, in; a row with their outcomes, pickled, out.
+
+    After an error, or `PATIENCE` seconds, no further job of the group is begun.
+    """
 
     def __init__(self, guarded: Guarded) -> None:
         self._guarded = guarded
 
-    def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        return self._guarded(int(row["item"]))
+    def __call__(self, row: Mapping[str, Any]) -> dict[str, bytes]:
+        """Return the outcomes of jobs as `Guarded` gives them, of one job at least."""
+        begun, outcomes = time.monotonic(), []
+        for index in row["jobs"]:
+            outcomes.append(self._guarded(int(index)))
+            if outcomes[-1]["kind"] or time.monotonic() - begun > PATIENCE:
+                break
+        return {"outcomes": pickle.dumps(outcomes)}
 
 
 def run_shards(
@@ -187,6 +225,7 @@ def run_shards(
     say: Say,
     verb: str,
     num_cpus: float = 1,
+    num_gpus: float = 0,
     bring: bool = True,
     pool: bool = False,
 ) -> list[Any]:
@@ -194,10 +233,11 @@ def run_shards(
 
     A job's `shard` and `target` may be copies of URIs: they travel as such, the task copies the
     shard to its node and writes the target back, and it is brought here unless `bring` is False.
-    With `pool`, where there are more shards than CPUs, a process keeps the function, and what it
-    has loaded, from shard to shard.
+    With `pool`, where there are more shards than CPUs, or than GPUs where a process has any, it
+    keeps the function, and what it has loaded, from shard to shard. Raises InputError where
+    processes want GPUs and the cluster has too few for one.
     """
-    processes = pool_size(len(jobs)) if pool and on_ray else None
+    processes = _processes(len(jobs), num_gpus) if pool and on_ray else None
     jobs = [{k: canonical(v) if k in _PATHS else v for k, v in job.items()} for job in jobs]
     results = run_jobs(
         ShardTask(function),
@@ -207,12 +247,24 @@ def run_shards(
         verb=verb,
         label=_shard_of,
         num_cpus=num_cpus,
+        num_gpus=num_gpus,
         # An actor is a process of its own, that starts and imports: for one shard a task is less.
         actors=processes if processes and processes[0] < len(jobs) else None,
     )
     for job in jobs if bring else ():
         sync.fetch(job["target"])
     return results
+
+
+def _processes(jobs: int, gpus: float) -> tuple[int, int]:
+    if not gpus:
+        return pool_size(jobs)
+    pool = pool_size(jobs, "GPU", gpus)
+    if jobs and not pool[0]:
+        raise InputError(
+            f"--gpus {gpus:g}: the cluster has not so many; set 0, or join one that has"
+        )
+    return pool
 
 
 _PATHS = ("shard", "target")

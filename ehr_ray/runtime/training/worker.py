@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ehr_ray.errors import DamagedRowsError, RunError, UserError
 from ehr_ray.experiment import Experiment
 from ehr_ray.family import AnyFamily, Batch, Row
-from ehr_ray.runtime.data.prepared import Prepared
+from ehr_ray.runtime.data.prepared import Prepared, fetched
 from ehr_ray.runtime.progress import ProgressFile
 from ehr_ray.runtime.tracking import UNTOLD, Tracked, Tracker, untold
 from ehr_ray.runtime.training.ranking import MEASURES, RankingBackend, TrialRanking, measured
@@ -191,9 +191,7 @@ def from_worker(config: dict[str, Any]) -> Job:
     if paths is None:
         return job
     run = sync.fetch_run(paths["run"], missing_ok=True)
-    blocks = {
-        split: tuple(sync.fetch(path) for path in names) for split, names in paths["blocks"].items()
-    }
+    blocks = fetched(paths["blocks"])
     if saved_progress(run) is None:
         for given in (job.experiment.init_from, getattr(job.experiment.model, "phrases", None)):
             if given is not None and is_uri(given):

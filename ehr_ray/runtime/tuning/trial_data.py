@@ -22,10 +22,9 @@ from ehr_ray.experiment import Experiment, dump, parse
 from ehr_ray.family import AnyFamily
 from ehr_ray.registry import get_family
 from ehr_ray.runtime.data.dataset import vocabulary_of
-from ehr_ray.runtime.data.prepared import Prepared, prepared
+from ehr_ray.runtime.data.prepared import Prepared, fetched, prepared
 from ehr_ray.runtime.data.tasks import Say
 from ehr_ray.runtime.text_embedding import with_phrases
-from ehr_ray.storage import sync
 from ehr_ray.storage.paths import canonical
 from ehr_ray.train.task import family_of
 
@@ -147,8 +146,8 @@ def _named(data: Prepared) -> Prepared:
 
 
 def _here(data: Prepared) -> Prepared:
-    blocks = {s: tuple(map(sync.fetch, paths)) for s, paths in data.blocks.items()}
-    return Prepared(data.vocabulary, blocks)
+    blocks = {split: [str(path) for path in paths] for split, paths in data.blocks.items()}
+    return Prepared(data.vocabulary, fetched(blocks))
 
 
 def _key(paths: tuple[str, ...] | list[str], sample: Sample) -> str:

@@ -9,7 +9,9 @@ import pytest
 
 from ehr_ray.commands.embed import embed
 from ehr_ray.errors import InputError
-from ehr_ray.runtime.inference import ShardEmbedder
+from ehr_ray.runtime.inference import ShardEmbedder, of_precision
+
+NAMES = ("float32", "bf16")
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +54,19 @@ def test_one_file_holds_the_rows_of_the_folder(tiny_run, sharded, folder, tmp_pa
     one = pd.read_parquet(tmp_path / "all.parquet").set_index("subject_id")["embedding"]
     many = pd.read_parquet(folder).set_index("subject_id")["embedding"]
     assert np.array_equal(np.stack(one), np.stack(many[one.index]))
+
+
+def test_gpus_that_are_not_there_are_refused_by_the_option(tiny_run, sharded, tmp_path):
+    for gpus, said in ((-1, "give the GPUs of each"), (float("inf"), "give"), (1, "finds no GPU")):
+        with pytest.raises(InputError, match=f"--gpus {gpus:g}: .*{said}"):
+            embed(tiny_run, sharded, tmp_path / "gpu", gpus=gpus, on_ray=False)
+
+
+def test_a_folder_begun_in_bf16_is_not_completed_in_float32(tiny_experiment):
+    trained = {name: tiny_experiment(changes={"train.precision": name}) for name in NAMES}
+    assert of_precision(trained["bf16"], 1) == {"precision": "bf16"}
+    for name, gpus in (("bf16", 0), ("float32", 1), ("float32", 0)):
+        assert of_precision(trained[name], gpus) == {}
 
 
 def test_a_killed_job_goes_on_with_the_shards_that_are_missing(

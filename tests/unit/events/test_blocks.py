@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ehr_ray.errors import InputError, RunError
-from ehr_ray.events.blocks import BlockStore, write_block
+from ehr_ray.errors import DamagedRowsError, InputError, RunError
+from ehr_ray.events import blocks
+from ehr_ray.events.blocks import BlockStore, scanned, write_block
 
 
 def make_row(rng, size, number):
@@ -116,6 +117,66 @@ def test_a_flipped_bit_is_seen_when_its_rows_are_asked_for(tmp_path):
     for _ in range(2):
         with pytest.raises(InputError, match="its rows are not those that were written; remove"):
             store.row(7)
+
+
+@pytest.fixture
+def indexed(tmp_path):
+    """Three files of five blocks together, and the index of them."""
+    rng, paths = np.random.default_rng(0), []
+    for number, count in enumerate((5, 0, 3)):
+        paths.append(tmp_path / f"{number}.arrow")
+        write_block(paths[-1], [make_row(rng, size, size) for size in range(count)], chunk=2)
+    scanned(paths).write(tmp_path / "train.index")
+    return paths, tmp_path / "train.index"
+
+
+def test_with_an_index_no_block_is_looked_at_before_a_row_of_it_is_asked_for(indexed, monkeypatch):
+    (paths, index), opened = indexed, []
+    plain, open_file = BlockStore(paths), pa.ipc.open_file
+    rows = plain.rows(range(8))
+    monkeypatch.setattr(pa.ipc, "open_file", lambda file: opened.append(file) or open_file(file))
+    store = BlockStore(paths, index)
+    for name in ("lengths", "block_sizes", "shard_blocks"):
+        np.testing.assert_array_equal(getattr(store, name), getattr(plain, name))
+    assert store.sizes("code").tolist() == plain.sizes("code").tolist()
+    assert store.column("subject_id").tolist() == [0, 1, 2, 3, 4, 0, 1, 2]
+    assert len(opened) == 1  # the index
+    assert_same_row(store.row(6), rows[6])
+    assert_same_row(store.row(5), rows[5])
+    assert len(opened) == 2  # both rows are of one block
+    for found, row in zip(store.rows(range(8)), rows, strict=True):
+        assert_same_row(found, row)
+    assert len(opened) == 1 + len(store.block_sizes)
+
+
+def test_few_blocks_are_kept_open_however_many_there_are(indexed, monkeypatch):
+    monkeypatch.setattr(blocks, "OPEN_BLOCKS", 2)
+    store = BlockStore(*indexed)
+    order = np.random.default_rng(1).integers(0, 8, 60)
+    found = [int(row["subject_id"]) for row in store.rows(order)]
+    assert found == store.column("subject_id")[order].tolist()
+    assert len(store._blocks) == 2
+
+
+def test_an_index_of_other_files_is_not_believed(indexed):
+    paths, index = indexed
+    write_block(paths[1], [{"subject_id": np.int64(9), "x": np.arange(3)}])
+    del paths[0]
+    assert BlockStore(paths, index).column("subject_id").tolist() == [9, 0, 1, 2]
+    paths[1].write_bytes(paths[1].read_bytes()[:-9])
+    with pytest.raises(InputError, match=r"2\.arrow: unreadable.*; remove it"):
+        BlockStore(paths, index)
+
+
+def test_a_damaged_head_of_a_block_is_seen_when_its_rows_are_asked_for(indexed):
+    paths, index = indexed
+    content = bytearray(paths[0].read_bytes())
+    content[-40:-12] = b"\xff" * 28
+    paths[0].write_bytes(content)
+    store = BlockStore(paths, index)
+    assert len(store.row(7)) == 7
+    with pytest.raises(DamagedRowsError, match=r"0\.arrow: unreadable.*; remove it"):
+        store.row(0)
 
 
 def test_a_block_that_vanishes_is_read_on_from_the_mapping(tmp_path):

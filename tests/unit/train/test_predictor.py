@@ -1,7 +1,10 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
 from ehr_ray.registry import get_family
+from ehr_ray.train.checkpoint import Loaded
 from ehr_ray.train.predictor import Predictor, batched
 
 
@@ -29,6 +32,23 @@ def test_another_output_is_asked_of_the_same_batches(predictor, synthetic_patien
     (found,) = predictor.over_patients(synthetic_patients["train"][:3], latents)
     assert set(found["patient"].tolist()) == {0, 1, 2}
     assert found["mu"].shape == found["logvar"].shape
+
+
+def test_on_the_cpu_a_run_trained_in_bf16_predicts_in_float32(predictor, synthetic_patients):
+    patients = synthetic_patients["train"][:3]
+    reduced = replace(predictor, precision="bf16")
+    batch = predictor.batch(predictor.rows(patients))
+    assert torch.equal(reduced.outputs(batch)["embedding"], predictor.outputs(batch)["embedding"])
+    wanted = {"half": torch.ones(2, dtype=torch.bfloat16), "whole": torch.ones(2).long()}
+    found = reduced.outputs(batch, lambda *_: wanted)
+    assert [v.dtype for v in found.values()] == [torch.float32, torch.int64]
+
+
+def test_a_loaded_run_predicts_as_it_was_trained(predictor, tiny_experiment):
+    experiment = tiny_experiment(changes={"train.precision": "bf16"})
+    parts = (predictor.family, predictor.vocabulary, predictor.model)
+    assert Predictor.of(Loaded(experiment, *parts)).precision == "bf16"
+    assert Predictor.of(Loaded(tiny_experiment(), *parts)).precision == "float32"
 
 
 def test_rows_and_batches_need_no_model(predictor, synthetic_patients):

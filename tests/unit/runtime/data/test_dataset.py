@@ -1,12 +1,21 @@
+import pickle
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from ehr_ray.errors import InputError
+from ehr_ray.events.patients import splits_of
 from ehr_ray.events.vocabulary import is_fitted
-from ehr_ray.runtime.data import dataset
-from ehr_ray.runtime.data.dataset import check_cohort, codes_table, named_origin, vocabulary_of
+from ehr_ray.runtime.data import dataset, tasks
+from ehr_ray.runtime.data.dataset import (
+    check_cohort,
+    codes_table,
+    named_origin,
+    num_patients,
+    vocabulary_of,
+)
 
 MINUTE = 60_000_000
 
@@ -74,6 +83,24 @@ def test_a_check_is_made_once_and_told_each_time(others, tmp_path_factory, monke
     check_cohort(others, cache, told.append)
     assert told == [told[0]] * 2
     assert told[0].startswith("5 of 6 subjects have no row")
+
+
+def test_ids_are_read_by_a_job_a_shard(others, monkeypatch):
+    ran, shards = [], [path for paths in splits_of(others).values() for path in paths]
+
+    def run_jobs(function, jobs, **options):
+        ran.append((list(jobs), options["on_ray"]))
+        return tasks.run_jobs(
+            pickle.loads(pickle.dumps(function)), jobs, **dict(options, on_ray=False)
+        )
+
+    monkeypatch.setattr(dataset, "run_jobs", run_jobs)
+    check_cohort(others, on_ray=True)
+    assert num_patients(shards, on_ray=False) == 6
+    assert ran == [([str(path) for path in shards], on_ray) for on_ray in (True, False)]
+    write(others, "tuning", [(9, 0, "LAB", 1.0)])
+    with pytest.raises(InputError, match="1 subjects are in more than one shard"):
+        check_cohort(others, on_ray=True)
 
 
 def test_values_are_robust_unless_told(others):

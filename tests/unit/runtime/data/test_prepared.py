@@ -1,8 +1,14 @@
 import dataclasses
 
+import numpy as np
+
+from ehr_ray.errors import ResourcesUnavailableError
+from ehr_ray.events.blocks import BlockStore, scanned, write_block
+from ehr_ray.events.row_index import RowIndex, read_index
 from ehr_ray.experiment import parse
 from ehr_ray.registry import get_family
-from ehr_ray.runtime.data.prepared import prepared
+from ehr_ray.runtime.data import prepared as prepared_module
+from ehr_ray.runtime.data.prepared import fetched, index_of, prepared
 
 
 def test_rows_are_made_once_and_again_where_an_option_of_the_transform_changes(
@@ -27,6 +33,64 @@ def test_rows_are_made_once_and_again_where_an_option_of_the_transform_changes(
     changed = dataclasses.replace(family, version=family.version + 1)
     with prepared(tiny_experiment(), changed, on_ray=False) as data:
         assert data.blocks["train"] != first
+
+
+def test_an_index_is_made_with_rows_and_again_where_it_is_none_of_theirs(
+    tiny_experiment, tmp_path, monkeypatch
+):
+    experiment, looked = tiny_experiment(changes={"data.cache_dir": str(tmp_path)}), []
+    measured = prepared_module.measured_file
+
+    def lengths():
+        looked.clear()
+        with prepared(experiment, get_family("set_vae"), on_ray=False) as data:
+            paths = data.blocks["train"]
+            found = BlockStore(paths, index_of(paths)).lengths
+            np.testing.assert_array_equal(found, BlockStore(paths).lengths)
+            assert read_index(index_of(paths), [p.stat().st_size for p in paths]) is not None
+            return paths
+
+    def count(path):
+        looked.append(path)
+        return measured(path)
+
+    monkeypatch.setattr(prepared_module, "measured_file", count)
+    paths = lengths()
+    made = list(looked)
+    lengths()
+    assert not looked
+    paths[0].unlink()
+    index_of(paths).unlink()
+    lengths()
+    assert sorted(looked) == sorted(path for path in made if path.parent == paths[0].parent)
+
+
+def test_a_node_copies_what_is_known_of_rows_with_them(tmp_path, monkeypatch):
+    monkeypatch.setenv("EHR_RAY_STAGING", str(tmp_path / "staging"))
+    names = {"train": ["0.arrow", "1.arrow"], "tuning": ["0.arrow"], "held_out": []}
+    given = {split: [tmp_path / "store" / split / n for n in own] for split, own in names.items()}
+    for path in [*given["train"], *given["tuning"]]:
+        write_block(path, [{"x": np.arange(3)}])
+    scanned(given["train"]).write(index_of(given["train"]))
+    found = fetched({split: [f"file://{p}" for p in own] for split, own in given.items()})
+    assert {split: [path.name for path in paths] for split, paths in found.items()} == names
+    sizes = [path.stat().st_size for path in found["train"]]
+    assert found["train"][0] != given["train"][0]
+    assert len(read_index(index_of(found["train"]), sizes)) == 2
+    assert not index_of(found["tuning"]).exists()
+
+
+def test_rows_whose_cache_takes_no_index_are_read_all_the_same(
+    tiny_experiment, tmp_path, monkeypatch
+):
+    def full(self, path):
+        raise ResourcesUnavailableError("full")
+
+    monkeypatch.setattr(RowIndex, "write", full)
+    experiment = tiny_experiment(changes={"data.cache_dir": str(tmp_path)})
+    with prepared(experiment, get_family("set_vae"), on_ray=False) as data:
+        assert not index_of(data.blocks["train"]).exists()
+        assert len(data.store("train").rows([0, 1])) == 2
 
 
 def test_each_scale_has_rows_of_its_own(synthetic_cohort, tmp_path):

@@ -1,7 +1,19 @@
+import pickle
+from typing import ClassVar
+
 import pytest
 
 from ehr_ray.errors import InputError, ResourcesUnavailableError, RunError
-from ehr_ray.runtime.data.tasks import run_jobs, run_shards, split_shards
+from ehr_ray.runtime.data import tasks
+from ehr_ray.runtime.data.tasks import (
+    MOST_JOBS,
+    GroupTask,
+    Guarded,
+    grouped,
+    run_jobs,
+    run_shards,
+    split_shards,
+)
 
 
 def here(function, jobs, **options):
@@ -48,6 +60,77 @@ def test_the_first_error_ends_the_jobs_that_have_not_begun():
     with pytest.raises(InputError):
         here(fail_second, [0, 1, 2])
     assert begun == [0, 1]
+
+
+@pytest.mark.parametrize(("jobs", "processes"), [(1, 2), (300, 2), (300, 0), (5000, 100)])
+def test_groups_hold_every_job_once_in_order_and_end_with_single_ones(jobs, processes):
+    groups = grouped(jobs, processes)
+    assert [index for group in groups for index in group] == list(range(jobs))
+    sizes = [len(group) for group in groups]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[-1] == 1
+    assert sizes[0] <= MOST_JOBS
+    for size, group in zip(sizes, groups, strict=True):  # never more than half an even share
+        assert size == 1 or size * 2 * max(1, processes) <= jobs - group[0]
+
+
+def test_few_jobs_have_a_task_each_and_many_share_few():
+    assert [len(group) for group in grouped(8, 4)] == [1] * 8
+    assert len(grouped(300, 2)) < 300 / 12
+    assert len(grouped(100_000, 100)) < 100_000 / 30
+
+
+def outcomes(function, jobs, group):
+    task = pickle.loads(pickle.dumps(GroupTask(Guarded(function, jobs, str))))
+    return pickle.loads(task({"jobs": group})["outcomes"])
+
+
+def test_a_group_gives_each_outcome_as_it_is():
+    found = outcomes(str.upper, ["a", "b", "c"], [2, 0])
+    assert [(one["index"], one["value"], one["kind"]) for one in found] == [
+        (2, "C", ""),
+        (0, "A", ""),
+    ]
+    assert outcomes(divmod, [], []) == []
+
+
+def test_a_group_begins_nothing_after_an_error_or_when_it_took_long(monkeypatch):
+    found = outcomes(int, ["1", "x", "3"], [0, 1, 2])
+    assert [one["index"] for one in found] == [0, 1]
+    assert found[1]["kind"] == "RunError"
+    monkeypatch.setattr(tasks, "PATIENCE", -1.0)
+    assert [one["value"] for one in outcomes(int, ["1", "2"], [0, 1])] == [1]
+
+
+class Tasks:
+    """A dataset of groups of jobs as Ray Data would run it; what it was made of is noted."""
+
+    made: ClassVar = []
+
+    def __init__(self, guarded, groups, *_):
+        self._task, self._groups = GroupTask(guarded), groups
+        self.made.append([list(group) for group in groups])
+
+    def iter_rows(self):
+        for group in self._groups:
+            yield self._task({"jobs": group})
+
+
+@pytest.mark.parametrize(("patience", "rounds"), [(60.0, 1), (-1.0, 2)])
+def test_what_a_group_left_since_jobs_take_long_goes_one_by_one(monkeypatch, patience, rounds):
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 4.0})
+    monkeypatch.setattr(Tasks, "made", [])
+    monkeypatch.setattr(tasks, "_dataset", Tasks)
+    monkeypatch.setattr(tasks, "PATIENCE", patience)
+    said, jobs = [], [str(n) for n in range(40)]
+    found = run_jobs(int, jobs, on_ray=True, say=said.append, verb="read", num_cpus=2)
+    assert found == list(range(40))
+    assert said[-1] == "read 40/40"
+    first, *second = Tasks.made
+    assert first == [list(group) for group in grouped(40, 2)]
+    assert len(Tasks.made) == rounds
+    left = [[n] for group in first for n in group[1:]]
+    assert second == ([left] if rounds == 2 else [])
 
 
 def test_a_shard_that_is_a_copy_of_a_uri_is_fetched_and_its_target_pushed(tmp_path, monkeypatch):
