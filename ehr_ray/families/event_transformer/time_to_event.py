@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ehr_ray.errors import ConfigError
+from ehr_ray.events.follow_up import followed_codes
 from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.families.event_transformer.config import EventTransformerConfig
 from ehr_ray.families.event_transformer.data import token_book
@@ -49,7 +49,7 @@ class TimeToEvent(nn.Module):
 
     def __init__(self, config: EventTransformerConfig, vocabulary: Vocabulary) -> None:
         super().__init__()
-        chosen = chosen_codes(config, vocabulary)
+        chosen = followed_codes(config.time_to_event_codes, vocabulary)
         place = np.full(len(vocabulary) + 1, len(chosen))  # the last is -1: no code
         place[chosen] = np.arange(len(chosen))
         book = token_book(vocabulary, config.token_options)
@@ -127,23 +127,6 @@ class TimeToEvent(nn.Module):
         self.log_rate.copy_(((came + code) / (passed + 1)).log())
 
 
-def chosen_codes(config: EventTransformerConfig, vocabulary: Vocabulary) -> np.ndarray:
-    """Return the ids of the codes that are waited for, int64 [C]: in the order they are listed.
-
-    Raises ConfigError for a name that is no code of the cohort.
-    """
-    asked = config.time_to_event_codes
-    if isinstance(asked, int):
-        return np.argsort(-vocabulary.subjects, kind="stable")[:asked]
-    found = vocabulary.encode(asked).astype(np.int64)
-    if (found < 0).any():
-        raise ConfigError(
-            f"model.time_to_event_codes: {asked[int(np.argmax(found < 0))]!r} is no code of the "
-            "cohort's train split; metadata/codes.parquet has those there are"
-        )
-    return found
-
-
 def fit_rates(model: nn.Module, batch: Batch) -> None:
     """Fit the rates of a new model on patients of train; nothing without the head."""
     if hasattr(model, "time_to_event"):
@@ -159,8 +142,8 @@ def code_axes(config: EventTransformerConfig, vocabulary: Vocabulary) -> dict[st
     """Return which code each row of the head is of."""
     if not config.time_to_event_weight:
         return {}
-    names = tuple(vocabulary.codes[i] for i in chosen_codes(config, vocabulary))
-    return {"time_to_event.codes": Axis(0, names)}
+    chosen = followed_codes(config.time_to_event_codes, vocabulary)
+    return {"time_to_event.codes": Axis(0, tuple(vocabulary.codes[i] for i in chosen))}
 
 
 def moments(batch: Batch) -> Tensor:
