@@ -40,7 +40,16 @@ FAMILY = Family(
     predict=predict,
     represent=Represent(represent, represent_width, row_states, state_width),
     former_scaling="robust",
-    cache_fields=("rows", "max_values", "max_flags", "outcomes", "flows", "discharges", "followed"),
+    cache_fields=(
+        "rows",
+        "max_values",
+        "max_flags",
+        "outcomes",
+        "flows",
+        "discharges",
+        "time_to_event_weight",
+        "time_to_event_codes",
+    ),
     search_space={
         "model.value_weight": LogUniform(0.1, 10.0),
         "model.mask": Choice(("future", "blocks", "both")),

@@ -44,7 +44,7 @@ def truth_after(batch: Batch, context: Tensor, head: TimeToEvent) -> Truth:
 
 def fit_rates(model: nn.Module, batch: Batch) -> None:
     """Fit the rates of a new model on patients of train; nothing without the head."""
-    if model.config.followed:
+    if hasattr(model, "time_to_event"):  # a task's model has none
         contexts = (model.masks(batch, seed)[0] for seed in range(FIT_DRAWS))
         model.time_to_event.fit(truth_after(batch, one, model.time_to_event) for one in contexts)
 
