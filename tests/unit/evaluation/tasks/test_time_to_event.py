@@ -4,10 +4,16 @@ from types import SimpleNamespace
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
 from ehr_ray.evaluation.suite import SplitPredictions, SuiteInput
 from ehr_ray.evaluation.tasks.time_to_event import HEADING, suite
+from ehr_ray.events.patients import read_patients
 from ehr_ray.events.vocabulary import QUANTILES, Vocabulary
+from ehr_ray.families.jepa.config import JEPAConfig
+from ehr_ray.families.jepa.data import collate, transform
+from ehr_ray.families.jepa.model import JEPA
+from ehr_ray.families.jepa.predict import hazards
 from ehr_ray.storage import files
 
 MICROSECONDS = 3_600_000_000
@@ -127,3 +133,20 @@ def test_without_baselines_or_enough_rows_or_a_head_there_is_less(judge):
     assert not nothing.metrics
     assert "nothing is judged" in nothing.lines[0]
     assert judge(judged=dataclasses.replace(few, tables={})).lines == ()
+
+
+def test_the_hazards_of_a_jepa_are_judged_in_the_same_way(judge, cohort, vocabulary):
+    """Of one that is not trained: lactate alone tells patients apart, in whichever direction."""
+    sizes = {"width": 16, "depth": 1, "heads": 2, "predictor_width": 8, "predictor_depth": 1}
+    config = JEPAConfig(**sizes, time_to_event_weight=1.0, **vars(HEAD))
+    torch.manual_seed(0)
+    shard = cohort / "data" / "held_out" / "0.parquet"
+    rows = [transform(patient, config, vocabulary) for patient in read_patients(shard, vocabulary)]
+    found = hazards(JEPA(config, vocabulary).eval(), collate(rows, config))
+    columns = {name: found[name].numpy() for name in ("patient", "day", "minute")}
+    columns["hazard"] = pa.array(found["hazard"].tolist(), pa.list_(pa.float32()))
+    table = pa.table(columns).rename_columns(["sample", "day", "minute", "hazard"])
+    judged = dataclasses.replace(predictions("held_out", DAY), tables={"hazards": table})
+    metrics = judge(judged=judged, model=config).metrics
+    assert metrics["held_out/time_to_event/rows"] == PATIENTS
+    assert abs(metrics["held_out/time_to_event/RASH/c_index"] - 0.5) > 0.15
