@@ -63,7 +63,7 @@ def partial_likelihood(risk: Array, time: NDArray[Any], event: NDArray[Any]) -> 
 def _fitted(
     z: Array, time: NDArray[Any], event: NDArray[Any], penalty: float, start: Array
 ) -> Array:
-    def objective(weights: Array) -> tuple[float, Array]:
+    def objective(weights: Array) -> tuple[Any, Array]:
         loss, slope = partial_likelihood(z @ weights, time, event)
         return loss + penalty / 2 * weights @ weights, z.T @ slope + penalty * weights
 

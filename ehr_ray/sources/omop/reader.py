@@ -106,8 +106,8 @@ def _listed(root: str, there: Mapping[str, str], lacks: str) -> list[Unit]:
 def read(unit: Unit, options: OmopOptions) -> Iterator[Chunk]:
     """Yield the events of a table, about 260,000 rows at a time, or all labels."""
     named = {name.split(".")[0].lower(): name for name in unit.uses}
-    beside = (named.get(name) for name in (VISITS.name, DEATH.name))
-    persons = load(unit.root, named[PERSON.name], *beside, unit.state)
+    visits, death = named.get(VISITS.name), named.get(DEATH.name)
+    persons = load(unit.root, named[PERSON.name], visits, death, unit.state)
     if unit.kind == LABELS:
         yield Chunk(labels=labels(persons, options))
         return
