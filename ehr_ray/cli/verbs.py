@@ -105,7 +105,7 @@ VERBS = (
         actions.ingest,
         (
             add_source,
-            option("--input", "file, folder or URI of raw data", type=location),
+            option("--input", "file, folder, URI or database of raw data", type=location),
             option("--output", "folder or URI of the cohort", type=location, required=True),
             option(
                 "--splits",

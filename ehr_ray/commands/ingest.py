@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Final, cast, get_args
+from typing import Any, Final, cast, get_args
 
 from ehr_ray.errors import InputError
 from ehr_ray.events.code_map import CodeMap, load_code_map
@@ -28,7 +28,8 @@ from ehr_ray.sources.building.groups import divide_groups, divide_part
 from ehr_ray.sources.building.limits import load_limits
 from ehr_ray.sources.building.shards import Shard, gather
 from ehr_ray.sources.building.staging import Plan, Repeats, scatter
-from ehr_ray.sources.source import Unit, get_source, make_options
+from ehr_ray.sources.parsing.databases import is_address, table_path, to_address
+from ehr_ray.sources.source import Source, Unit, get_source, make_options
 from ehr_ray.sources.splits import SplitPolicy, parse_splits
 from ehr_ray.storage import files, sync
 from ehr_ray.storage.paths import canonical, is_uri, local
@@ -65,7 +66,8 @@ def ingest(
 
     Args:
         source: a name in `SOURCES`.
-        input: file, folder or URI; None for a source that makes its own data.
+        input: file, folder, URI or address of a database; None for a source that makes its own
+            data.
         output: folder or URI of the cohort.
         splits: `0.8,0.1,0.1`, `all:held_out`, or a CSV or Parquet table of subject_id and split;
             None keeps the source's own splits and hashes the others 0.8,0.1,0.1.
@@ -102,13 +104,11 @@ def ingest(
     if repeats not in get_args(Repeats):
         raise InputError(f"--repeats {repeats}: choose from {', '.join(get_args(Repeats))}")
     mapped = None if code_map is None else load_code_map(code_map)
-    given = None if input is None else sync.fetch(input)
-    given = _existing(given, source, kind.needs_input)
+    given, units = _work(kind, input, chosen)
     if split_by is not None:
         policy = _by_groups(policy, splits, split_by)
-    elif splits is None:
+    elif splits is None and isinstance(given, Path):
         policy = replace(policy, file=kind.split_table(given))
-    units = kind.units(given, chosen)
     print_, size = fingerprint(
         kind,
         chosen,
@@ -224,7 +224,7 @@ def _stored(place: str) -> bool:
 
 def _unit_name(job: tuple[int, Unit]) -> str:
     number, unit = job
-    return os.path.join(unit.root, unit.files[0]) if unit.files else f"unit {number}"
+    return table_path(unit.root, unit.files[0]) if unit.files else f"unit {number}"
 
 
 def _worth_ray(units: int, size: int) -> bool:
@@ -270,6 +270,21 @@ class WriteShard:
         """Write the shard; a disk that refuses it is told as the output's."""
         with files.writes(f"--output {self.output}"):
             gather(self.plan, shard, self.parts, self.relative_time)
+
+
+def _work(source: Source, given: str | Path | None, options: Any) -> tuple[str | Path, list[Unit]]:
+    """Return (the input here, or the address of a database; the units of it)."""
+    if given is not None:
+        given = given if is_address(given) else sync.fetch(given)
+        if (address := to_address(given)) is not None:
+            if source.database_units is None:
+                raise InputError(
+                    f"--input {address}: --source {source.name} reads no database; give files"
+                )
+            return address, source.database_units(address, options)
+        given = Path(given)
+    path = _existing(given, source.name, source.needs_input)
+    return path, source.units(path, options)
 
 
 def _existing(path: Path | None, source: str, needed: bool) -> Path:

@@ -60,14 +60,15 @@ class Unit:
     """A deterministic, picklable piece of an input: what one task reads.
 
     Args:
-        root: folder that `files` and `uses` are relative to.
-        files: what is read.
+        root: folder that `files` and `uses` are relative to, or the address of a database.
+        files: what is read: files, or tables.
         kind: which of the source's readers reads it.
         split: the split its folder says, if any.
         start: first row group or subject, where a unit is part of a file or of a count.
         stop: one past the last.
         uses: files read besides, which other units may share.
         size: bytes, where there is no file to measure.
+        state: what tells a database from a changed one, where there is no file to look at.
     """
 
     root: str = ""
@@ -78,6 +79,7 @@ class Unit:
     stop: int = 0
     uses: tuple[str, ...] = ()
     size: int = 0
+    state: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,6 +128,7 @@ class Source:
         options: frozen dataclass; every field has a default and `metadata={"help": ...}`.
         units: (input, options) -> the work, in a fixed order.
         read: (unit, options) -> its chunks, in bounded memory.
+        database_units: likewise of the address of a database, where one can be read.
         needs_input: whether `--input` is required.
         relative_time: whether time counts from `EPOCH`, so that every subject is given an
             `ADMISSION` there.
@@ -143,6 +146,7 @@ class Source:
     options: type
     units: Callable[[Path, Any], list[Unit]]
     read: Callable[[Unit, Any], Iterator[Chunk]]
+    database_units: Callable[[str, Any], list[Unit]] | None = None
     needs_input: bool = True
     relative_time: Callable[[Any], bool] = lambda _: True
     descriptions: Mapping[str, str] = field(default_factory=dict)

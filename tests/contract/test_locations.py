@@ -55,6 +55,7 @@ NO_PATHS = {
     "Vital.codes": PATTERNS,
     "Vital.unit": "a unit",
     "EventTransformerConfig.time_to_event_codes": "codes",
+    "JEPAConfig.time_to_event_codes": "codes",
     "JEPAConfig.outcomes": PATTERNS,
     "JEPAConfig.flows": PATTERNS,
     "JEPAConfig.discharges": PATTERNS,

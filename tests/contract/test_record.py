@@ -26,7 +26,8 @@ MORE = {
     "event_transformer": [
         {"model.arch": "encoder"},
         {"model.time_to_event_weight": 1.0, "model.time_to_event_codes": 5},
-    ]
+    ],
+    "jepa": [{"model.time_to_event_weight": 1.0, "model.time_to_event_codes": 5}],
 }
 """What no shipped file trains: the family's default, and objectives that are off there."""
 PAIRS = {"hcat": {"model.alpha_con": 0.1}}

@@ -136,7 +136,7 @@ def write(folder, tables=None, *, without=(), form="csv", version="5.4", upper=F
         header = [column.upper() for column in columns] if upper else columns
         path = folder / f"{name.upper() if upper else name}.{form}"
         if form == "parquet":
-            _write_parquet(path, header, cells)
+            pq.write_table(_arrow(header, cells), path)
             continue
         with gzip.open(path, "wt") if form == "csv.gz" else open(path, "w") as file:
             between = "\t" if name in tabs else ","
@@ -144,8 +144,17 @@ def write(folder, tables=None, *, without=(), form="csv", version="5.4", upper=F
     return folder
 
 
-def _write_parquet(path, header, cells):
-    """Write ids as numbers, dates as dates and times as timestamps, as databases export them."""
+def arrow(tables=None):
+    """Return the tables of a database, name -> Arrow; those not given are those of `SMALL`."""
+    found = {}
+    for name, rows in {**SMALL, **(tables or {})}.items():
+        columns = COLUMNS[name].split()
+        found[name] = _arrow(columns, [_cells(row, columns) for row in rows])
+    return found
+
+
+def _arrow(header, cells):
+    """Return ids as numbers, dates as dates and times as timestamps, as databases have them."""
     table = {}
     for i, column in enumerate(header):
         values = [row[i] or None for row in cells]
@@ -165,7 +174,7 @@ def _write_parquet(path, header, cells):
         else:
             values = pa.array(values, pa.string())
         table[column] = values
-    pq.write_table(pa.table(table), path)
+    return pa.table(table)
 
 
 def _cells(row, columns):

@@ -8,11 +8,11 @@ from pydantic import Field
 from ehr_ray.config.locations import Location, ModelName
 from ehr_ray.config.schema import ConfigSchema
 from ehr_ray.config.text_models import check_width
+from ehr_ray.config.time_to_event import BINS, IDLE, Hours, check_time_to_event
 from ehr_ray.events.tokens import Place, TokenOptions
 
 NotNegative = Annotated[float, Field(ge=0)]
 PositiveInt = Annotated[int, Field(ge=1)]
-Hours = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Position = Literal["sinusoidal", "rotary", "time"]
 OBJECTIVES = ("next_event", "next_value", "next_time", "time_to_event")
 """What a `_weight` is of."""
@@ -90,7 +90,7 @@ class EventTransformerConfig:
     """Weight of the negative log-likelihood of when each of many codes comes next; 0: no head."""
     time_to_event_codes: PositiveInt | tuple[str, ...] = 64
     """Those codes: so many of the most frequent by patients of train, or their names."""
-    time_to_event_bins: tuple[Hours, ...] = (1.0, 3.0, 6.0, 12.0, 24.0, 48.0, 96.0, 168.0, 720.0)
+    time_to_event_bins: tuple[Hours, ...] = BINS
     """Hours from a moment on between which a code's hazard is constant; the last bin has no end."""
     mask_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.15
     """Share of tokens an encoder is pretrained to fill in: it has no next event. Validation hides
@@ -110,11 +110,7 @@ class EventTransformerConfig:
             raise ValueError("next_time_weight needs arch decoder: an encoder sees the next event")
         if self.arch == "encoder" and self.time_to_event_weight:
             raise ValueError("time_to_event_weight needs arch decoder: an encoder sees what comes")
-        bins, codes = self.time_to_event_bins, self.time_to_event_codes
-        if not bins or list(bins) != sorted(set(bins)):
-            raise ValueError(f"time_to_event_bins {list(bins)} must ascend, and have one at least")
-        if not isinstance(codes, int) and (not codes or len(set(codes)) < len(codes)):
-            raise ValueError("time_to_event_codes must name at least one code, and each once")
+        check_time_to_event(self.time_to_event_codes, self.time_to_event_bins)
         weights = (self.next_event_weight, self.next_value_weight, self.next_time_weight)
         if self.head != "none" and not any((*weights, self.time_to_event_weight)):
             raise ValueError("next_event_weight 0 leaves nothing to train: give another weight")
@@ -146,8 +142,7 @@ def idle(config: EventTransformerConfig, task: bool) -> dict[str, str]:
     elif not config.fills_in:
         model["mask_ratio"] = f"model.arch={config.arch}"
     if not config.time_to_event_weight:
-        off = ("time_to_event_codes", "time_to_event_bins")
-        model |= dict.fromkeys(off, "model.time_to_event_weight=0")
+        model |= dict.fromkeys(IDLE, "model.time_to_event_weight=0")
     if config.values == "none":
         model |= dict.fromkeys(("value_as", "levels"), "model.values=none")
     elif config.value_as == "bin":

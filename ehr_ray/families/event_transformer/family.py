@@ -40,7 +40,7 @@ FAMILY = Family(
     transfer=Transfer(data_buffers=("table", "log_rate"), axes=axes),
     evaluation=Evaluation(
         outputs={"hazards": hazards},
-        suites=(f"{__package__}.evaluation:suite",),
+        suites=("ehr_ray.evaluation.tasks.time_to_event:suite",),
         trajectories=Trajectories(lacks, Sampler),
     ),
     files=Files(check=check_files, phrases=phrase_texts),

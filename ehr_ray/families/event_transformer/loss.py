@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ehr_ray.errors import ConfigError
 from ehr_ray.families.event_transformer.config import EventTransformerConfig
 from ehr_ray.family import Batch, Scheduled, Term, Terms
+from ehr_ray.nn.time_to_event import gain
 
 
 def loss(model: nn.Module, batch: Batch, _scheduled: Scheduled, seed: int) -> Terms:
@@ -51,6 +52,4 @@ def _padding(mask: Tensor) -> Term:
 def summary(means: Mapping[str, float]) -> dict[str, float]:
     """Return exp of the mean nats of an event, and what times to events gain over train's rates."""
     found = {"perplexity": math.exp(min(means["event"], 50.0))} if "event" in means else {}
-    if "time_to_event" in means:
-        found["time_to_event_gain"] = means["time_to_event_baseline"] - means["time_to_event"]
-    return found
+    return found | gain(means)

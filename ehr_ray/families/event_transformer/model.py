@@ -14,9 +14,14 @@ from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.families.event_transformer.config import EventTransformerConfig
 from ehr_ray.families.event_transformer.data import token_book
 from ehr_ray.families.event_transformer.table import phrase_table
-from ehr_ray.families.event_transformer.time_to_event import TimeToEvent, asked_moments
+from ehr_ray.families.event_transformer.time_to_event import (
+    asked_moments,
+    code_slots,
+    truth_of,
+)
 from ehr_ray.family import Batch
 from ehr_ray.nn.noise import combine, uniform
+from ehr_ray.nn.time_to_event import TimeToEvent
 from ehr_ray.nn.transformer import Block, rotary_turns, sinusoids, time_waves
 
 RECENT = 2.0
@@ -70,7 +75,9 @@ class EventTransformer(nn.Module):
             if config.next_time_weight:
                 self.next_time = nn.Linear(width, 1)
             if config.time_to_event_weight:
-                self.time_to_event = TimeToEvent(config, vocabulary)
+                slot, codes = code_slots(config, vocabulary)
+                self.register_buffer("code_slot", slot, persistent=False)
+                self.time_to_event = TimeToEvent(width, codes, config.time_to_event_bins)
 
     def forward(self, batch: Batch, seed: int) -> dict[str, Tensor]:
         """Return what is predicted of N tokens, and what they are.
@@ -88,7 +95,7 @@ class EventTransformer(nn.Module):
         if self.config.time_to_event_weight:
             index, real = asked_moments(batch, seed)
             state = self.norm(hidden.gather(1, index.unsqueeze(-1).expand(-1, -1, hidden.shape[2])))
-            moments = self.time_to_event(state, self.time_to_event.truth(batch, index, real))
+            moments = self.time_to_event(state, truth_of(self, batch, index, real))
         if decoder:
             asked, at = batch["mask"][:, 1:], slice(1, None)
             hidden = hidden[:, :-1]

@@ -7,6 +7,7 @@ from pydantic import Field
 
 from ehr_ray.config.schedules import Ramp
 from ehr_ray.config.schema import ConfigSchema
+from ehr_ray.config.time_to_event import BINS, IDLE, Hours, check_time_to_event
 from ehr_ray.events.visits import Kind
 
 Ratio = Annotated[float, Field(ge=0, le=1)]
@@ -107,6 +108,14 @@ class JEPAConfig:
 
     value_weight: NotNegative = 1.0
     """Weight of a head that tells the levels observed in the predicted rows; 0: there is none."""
+    time_to_event_weight: NotNegative = 0.0
+    """Weight of the negative log-likelihood of when each of many codes comes after the context; 0:
+    no head."""
+    time_to_event_codes: PositiveInt | tuple[str, ...] = 64
+    """Those codes, features or not: so many of the most frequent by patients of train, or their
+    names."""
+    time_to_event_bins: tuple[Hours, ...] = BINS
+    """Hours after the context between which a hazard is constant; the last bin has no end."""
     regulariser: Literal["none", "vicreg", "sigreg"] = "none"
     """What keeps patients apart besides: variance and covariance (Bardes et al. 2022), or random
     projections made normal (Balestriero & LeCun 2025). Of the mean state of each context, over the
@@ -137,6 +146,9 @@ class JEPAConfig:
                 )
         if self.block_share[0] > self.block_share[1]:
             raise ValueError(f"block_share {list(self.block_share)} must be smallest, largest")
+        if self.time_to_event_weight and self.rows != "hours":
+            raise ValueError("time_to_event_weight needs rows hours: a visit has no end of its own")
+        check_time_to_event(self.time_to_event_codes, self.time_to_event_bins)
         if not self.pool:
             raise ValueError("pool must name at least one of mean, std, min, max, first, last")
 
@@ -145,6 +157,11 @@ class JEPAConfig:
         """The sizes that count: those given, else the preset's, else the default."""
         named = DEFAULT if self.preset is None else PRESETS[self.preset]
         return Size(*(n if own is None else own for own, n in zip(self._given, named, strict=True)))
+
+    @property
+    def followed(self) -> int | tuple[str, ...]:
+        """The codes whose times are read of patients: none without the head for them."""
+        return self.time_to_event_codes if self.time_to_event_weight else 0
 
     @property
     def _given(self) -> tuple[int | None, ...]:
@@ -165,8 +182,12 @@ def idle(config: JEPAConfig, task: bool) -> dict[str, str]:
         model["discharges"] = "model.rows=hours"
     if config.regulariser == "none":
         model["regulariser_weight"] = "model.regulariser=none"
+    if not config.time_to_event_weight:
+        model |= dict.fromkeys(IDLE, "model.time_to_event_weight=0")
     if task:
         weights = (
+            "time_to_event_weight",
+            *IDLE,
             "value_weight",
             "regulariser",
             "regulariser_weight",

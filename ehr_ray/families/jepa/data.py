@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ehr_ray.errors import ConfigError
 from ehr_ray.events.blocks import RowStore
+from ehr_ray.events.follow_up import followed_codes
 from ehr_ray.events.patients import Patient
 from ehr_ray.events.schema import ORIGIN_CODES
 from ehr_ray.events.visits import Features, choose_features, rows_of
@@ -55,13 +56,31 @@ def remedy(config: JEPAConfig) -> str:
 
 
 def transform(patient: Patient, config: JEPAConfig, vocabulary: Vocabulary) -> Row:
-    """Return the hours or visits of a patient, events with the statistics of their cell so far."""
+    """Return the hours or visits of a patient, events with the statistics of their cell so far.
+
+    With a time-to-event head also when each followed code came, and when the record ends.
+    """
     features = features_of(config, vocabulary)
     rows = rows_of(patient, features)
     return {
         "subject_id": np.array(patient.subject_id),
         "num_features": np.array(len(features)),
         **vars(rows),
+        **(_followed(patient, config, vocabulary) if config.followed else {}),
+    }
+
+
+def _followed(patient: Patient, config: JEPAConfig, vocabulary: Vocabulary) -> Row:
+    codes = followed_codes(config.followed, vocabulary)
+    timed = ~patient.static & (patient.minute >= 0)
+    minute, code = patient.minute[timed], patient.code[timed]
+    order = np.argsort(codes, kind="stable")
+    slot = order[np.searchsorted(codes[order], code).clip(max=len(codes) - 1)]
+    here = codes[slot] == code
+    return {
+        "followed_minute": minute[here].astype(np.float64),
+        "followed_code": slot[here].astype(np.int32),
+        "end": np.array(minute.max(initial=0.0), np.float64),
     }
 
 
@@ -69,7 +88,8 @@ def collate(rows: Sequence[Row], config: JEPAConfig) -> Batch:
     """Return the latest rows of each patient; a patient without any has one that is empty.
 
     `minute` [B, T] of each row, `mask` [B, T]; `cell` [E], the place of an observed cell in
-    [B, T, F], and its `value` [E, C]; `static`, `static_seen` [B, F]; `subject_id` [B].
+    [B, T, F], and its `value` [E, C]; `static`, `static_seen` [B, F]; `subject_id` [B]. With a
+    time-to-event head `followed_minute` (infinity: none) and `followed_code` [B, N], `end` [B].
     """
     found = np.array([len(row["minute"]) for row in rows])
     kept = found if config.max_rows is None else found.clip(max=config.max_rows)
@@ -99,4 +119,18 @@ def collate(rows: Sequence[Row], config: JEPAConfig) -> Batch:
         "value": torch.from_numpy(value),
         "static": torch.from_numpy(static),
         "static_seen": torch.from_numpy(seen),
+        **(_collated_followed(rows) if "end" in rows[0] else {}),
+    }
+
+
+def _collated_followed(rows: Sequence[Row]) -> Batch:
+    most = max(1, *(len(row["followed_minute"]) for row in rows))
+    minute, code = np.full((len(rows), most), np.inf), np.zeros((len(rows), most), np.int64)
+    for index, row in enumerate(rows):
+        minute[index, : len(row["followed_minute"])] = row["followed_minute"]
+        code[index, : len(row["followed_code"])] = row["followed_code"]
+    return {
+        "followed_minute": torch.from_numpy(minute),
+        "followed_code": torch.from_numpy(code),
+        "end": torch.tensor([float(row["end"]) for row in rows], dtype=torch.float64),
     }

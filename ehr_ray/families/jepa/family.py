@@ -8,6 +8,7 @@ from ehr_ray.families.jepa.loss import loss, needs_pairs
 from ehr_ray.families.jepa.model import JEPA, after_step, axes, meanings
 from ehr_ray.families.jepa.predict import (
     cells,
+    hazards,
     measure,
     predict,
     represent,
@@ -16,6 +17,7 @@ from ehr_ray.families.jepa.predict import (
     state_width,
     targets,
 )
+from ehr_ray.families.jepa.time_to_event import fit_rates, fit_rows
 from ehr_ray.family import (
     Diagnose,
     Evaluation,
@@ -26,6 +28,7 @@ from ehr_ray.family import (
     Training,
     Transfer,
 )
+from ehr_ray.nn.time_to_event import gain
 
 FAMILY = Family(
     name="jepa",
@@ -37,7 +40,16 @@ FAMILY = Family(
     predict=predict,
     represent=Represent(represent, represent_width, row_states, state_width),
     former_scaling="robust",
-    cache_fields=("rows", "max_values", "max_flags", "outcomes", "flows", "discharges"),
+    cache_fields=(
+        "rows",
+        "max_values",
+        "max_flags",
+        "outcomes",
+        "flows",
+        "discharges",
+        "time_to_event_weight",
+        "time_to_event_codes",
+    ),
     search_space={
         "model.value_weight": LogUniform(0.1, 10.0),
         "model.mask": Choice(("future", "blocks", "both")),
@@ -56,16 +68,23 @@ FAMILY = Family(
         "give tuning patients with values in several rows, or set model.value_weight=0",
     ),
     training=Training(
+        fit_buffers=fit_rates,
+        fit_rows=fit_rows,
         after_step=after_step,
         diagnose=Diagnose(measure, prediction_warnings),
         learnable=Learnable(predictable, "2 rows or more, one to predict from another", remedy),
         needs_pairs=needs_pairs,
         inactive_paths=inactive_paths,
+        summarise=gain,
         # A loss of latents says nothing, and values differ by what the mask hides.
         rank=Select("probe/auroc", "max"),
     ),
-    transfer=Transfer(axes=axes, meanings=meanings),
+    transfer=Transfer(data_buffers=("log_rate",), axes=axes, meanings=meanings),
     evaluation=Evaluation(
-        outputs={"targets": targets, "cells": cells}, suites=(f"{__package__}.evaluation:suite",)
+        outputs={"targets": targets, "cells": cells, "hazards": hazards},
+        suites=(
+            f"{__package__}.evaluation:suite",
+            "ehr_ray.evaluation.tasks.time_to_event:suite",
+        ),
     ),
 )

@@ -16,7 +16,8 @@ COVARIANCE = 1 / 25
 def loss(model: nn.Module, batch: Batch, _scheduled: Scheduled, seed: int) -> Terms:
     """Return terms: `latent` per hidden row, `value` per value observed in one; see `regularise`.
 
-    Smooth-L1 throughout. `padding` is only logged.
+    Smooth-L1 throughout. `time_to_event` is per context and code, in nats of a density of hours.
+    Only logged are `time_to_event_baseline`, the same of the rates of train, and `padding`.
     """
     config: JEPAConfig = getattr(model, "module", model).config
     out = model(batch, seed)
@@ -28,6 +29,10 @@ def loss(model: nn.Module, batch: Batch, _scheduled: Scheduled, seed: int) -> Te
         missed = F.smooth_l1_loss(out["estimate"], out["level"], reduction="none")
         count = observed.sum().float()
         terms["value"] = Term((missed * observed).sum(), count, coef=config.value_weight)
+    if config.time_to_event_weight:
+        answers = out["answers"]
+        terms["time_to_event"] = Term(out["time_to_event"], answers, config.time_to_event_weight)
+        terms["time_to_event_baseline"] = Term(out["time_to_event_baseline"], answers, coef=0.0)
     terms |= _regularised(out["state"], config, seed)
     rows = batch["mask"].sum().float()
     padded = torch.full_like(rows, float(batch["mask"].numel()))

@@ -12,14 +12,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ehr_ray.events.follow_up import followed_codes
 from ehr_ray.events.visits import STATISTICS
 from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.families.jepa.config import JEPAConfig, Size
 from ehr_ray.families.jepa.data import features_of
 from ehr_ray.families.jepa.dense_rows import DenseRows, columns, dense, places, rows_at
 from ehr_ray.families.jepa.masks import draw_masks
+from ehr_ray.families.jepa.time_to_event import last_state, truth_after
 from ehr_ray.family import Axis, Batch, Scheduled
 from ehr_ray.nn.noise import combine
+from ehr_ray.nn.time_to_event import TimeToEvent
 from ehr_ray.nn.transformer import Block, time_waves
 
 WAVES = 32
@@ -87,7 +90,7 @@ class Predictor(nn.Module):
 
 
 class JEPA(nn.Module):
-    """Encoder, its moving average as the target, predictor, and a head that tells values."""
+    """Encoder, its moving average as the target, predictor, and heads for values and times."""
 
     feature_code: Tensor
 
@@ -104,6 +107,9 @@ class JEPA(nn.Module):
         self.predictor = Predictor(config.size)
         if config.value_weight:
             self.values = nn.Linear(config.size.width, len(features))
+        if config.followed:
+            codes = len(followed_codes(config.followed, vocabulary))
+            self.time_to_event = TimeToEvent(config.size.width, codes, config.time_to_event_bins)
 
     def train(self, mode: bool = True) -> Self:
         """Set the mode of all but the target, whose states are goals and never dropped out."""
@@ -115,7 +121,8 @@ class JEPA(nn.Module):
         """Return what the loss compares, K hidden rows of each patient.
 
         `predicted` and `goal` [B, K, D], `wanted` [B, K], `state` [B, D], the context's mean, and
-        with a head of values `estimate` and `level` [B, K, F] and `observed` [B, K, F].
+        with a head of values `estimate` and `level` [B, K, F] and `observed` [B, K, F], with one of
+        times to events what `TimeToEvent` gives.
         """
         sheet = dense(batch)
         context, hidden = self.masks(batch, seed)
@@ -138,6 +145,9 @@ class JEPA(nn.Module):
             out["estimate"] = self.values(predicted).float()
             out["level"] = rows_at(sheet.value[..., 0], index)
             out["observed"] = rows_at(sheet.observed, index) & wanted.unsqueeze(-1)
+        if self.config.followed:
+            truth = truth_after(batch, context, self.time_to_event)
+            out |= self.time_to_event(last_state(states.float(), seen.mask), truth)
         return out
 
     def masks(self, batch: Batch, seed: int) -> tuple[Tensor, Tensor]:
@@ -166,11 +176,13 @@ def axes(config: JEPAConfig, vocabulary: Vocabulary) -> dict[str, Axis]:
     parts = [f"{which}//{name}" for name in names for which in statistics[1:]]
     read = Axis(1, (*whole, *parts))
     told = Axis(0, names)
+    waited = [vocabulary.codes[i] for i in followed_codes(config.followed, vocabulary)]
     return {
         "encoder.embed.0.weight": read,
         "target.embed.0.weight": read,
         "values.weight": told,
         "values.bias": told,
+        **({"time_to_event.codes": Axis(0, tuple(waited))} if waited else {}),
     }
 
 

@@ -4,6 +4,7 @@ B patients, T rows, K hidden rows, N entries, F features, D width.
 """
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -11,11 +12,14 @@ from torch import Tensor
 from ehr_ray.families.jepa.dense_rows import carried, dense, places, rows_at
 from ehr_ray.families.jepa.diagnostics import Predicted, prediction_measures
 from ehr_ray.families.jepa.model import JEPA
+from ehr_ray.families.jepa.time_to_event import HOUR, last_state
 from ehr_ray.family import Batch
 from ehr_ray.nn.noise import combine, uniform
 
 SEED = 0
 """Of the rows hidden to test predictions: the same ones every time."""
+DAY = 24 * 60.0
+"""Minutes of the first day, after which a record that has no prediction time is judged."""
 ENTRIES = 8
 """Predictions of a patient that are looked at, at most."""
 _HIDE, _ENTRY = 11, 12
@@ -132,6 +136,34 @@ def cells(model: JEPA, batch: Batch) -> Batch:
         "estimate": out["estimate"][patient, place, feature],
         "last": rows_at(level * known, index)[patient, place, feature],
     }
+
+
+def hazards(model: JEPA, batch: Batch) -> Batch:
+    """Return hazards after the record, and after the rows of its first 24 hours.
+
+    An entry each: `patient`, `day` (1: of the first 24 hours, of a record that goes on after them;
+    0: of all rows) and `minute` at which the last hour that was read ends, or before that the
+    record, all [N]; `hazard`, events an hour by bin and code, float32 [N, K * C]. Empty for a model
+    without the head.
+    """
+    if not model.config.followed:
+        return {}
+    sheet, found = dense(batch), []
+    for day, chosen in enumerate((sheet.mask, sheet.minute < DAY)):
+        seen = sheet.take(chosen)
+        real = seen.mask.any(1) & (batch["end"] > DAY if day else True)
+        mask = seen.mask | ~seen.mask.any(1, keepdim=True)  # attention over nothing is no number
+        state = last_state(model.encode(replace(seen, mask=mask)).float(), mask)[:, 0]
+        minute = last_state(seen.minute.unsqueeze(-1), mask)[:, 0, 0] + HOUR
+        found.append(
+            {
+                "patient": real.nonzero()[:, 0],
+                "day": torch.full((int(real.sum()),), day, device=real.device),
+                "minute": torch.minimum(minute, batch["end"])[real],
+                "hazard": model.time_to_event.log_hazard(state[real]).exp().flatten(1),
+            }
+        )
+    return {name: torch.cat([part[name] for part in found]) for name in found[0]}
 
 
 @torch.no_grad()

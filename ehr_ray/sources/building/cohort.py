@@ -122,7 +122,7 @@ def fingerprint(
     """Return (hash of everything that decides the bytes, bytes of input).
 
     `treatment` says what is done to values and to repeats of rows. Files count by name, size and
-    time of change, not by place: an input may be moved.
+    time of change, not by place: an input may be moved. Databases count by their units' `state`.
     """
     digest = hashlib.sha256(
         json.dumps(
@@ -138,14 +138,16 @@ def fingerprint(
         ).encode()
     )
     size = 0
-    shared = {(unit.root, name) for unit in units for name in unit.uses}
+    shared = {(unit.root, name) for unit in units if not unit.state for name in unit.uses}
     given = (*vars(options).values(), policy.file)
     shared |= {("", str(v)) for v in given if isinstance(v, Path)}
     for root, name in sorted(shared):
         _stat(digest, root, name)
     for unit in units:
         digest.update(repr((unit.kind, unit.split, unit.start, unit.stop)).encode())
-        size += unit.size + sum(_stat(digest, unit.root, name) for name in unit.files)
+        digest.update(unit.state.encode())
+        there = () if unit.state else unit.files
+        size += unit.size + sum(_stat(digest, unit.root, name) for name in there)
     return digest.hexdigest()[:16], size
 
 

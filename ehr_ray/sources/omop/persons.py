@@ -18,6 +18,7 @@ from ehr_ray.sources.omop.tables import DEATH, DIED, INPATIENT, KEY, PERSON, SEX
 from ehr_ray.sources.parsing.admissions import Admissions, Ids, Rows
 from ehr_ray.sources.parsing.blocks import Block, joined, read_whole
 from ehr_ray.sources.parsing.cells import Mask, Times, events_table
+from ehr_ray.sources.parsing.databases import table_path
 from ehr_ray.sources.parsing.kinds import UNKNOWN
 from ehr_ray.sources.parsing.tables import Table
 
@@ -90,11 +91,14 @@ def exact(time: Times) -> Mask:
     return ~np.isnat(time) & (time != time.astype("datetime64[D]"))
 
 
-def load(root: str, person: str, visits: str | None, death: str | None) -> Persons:
-    """Read the tables; kept for the next unit of this process until a file changes."""
+def load(root: str, person: str, visits: str | None, death: str | None, state: str = "") -> Persons:
+    """Read the tables; kept for the next unit of this process until a file changes.
+
+    `state` tells a database from a changed one.
+    """
     names = [name for name in (person, visits, death) if name is not None]
-    states = [os.stat(os.path.join(root, name)) for name in names]
-    stamp = tuple((state.st_size, state.st_mtime_ns) for state in states)
+    stats = [] if state else [os.stat(os.path.join(root, name)) for name in names]
+    stamp = (state, *((stat.st_size, stat.st_mtime_ns) for stat in stats))
     return _loaded(root, person, visits, death, stamp)
 
 
@@ -127,7 +131,8 @@ def read_persons(root: str, name: str) -> tuple[Columns, list[Block]]:
         block.refuse(_repeats(block.columns[KEY], seen), lambda _: f"{KEY} again")
     columns = joined(blocks, kinds)
     if not len(columns[KEY]):
-        raise InputError(f"{root}/{name}: no person in it; give the table of all persons")
+        path = table_path(root, name)
+        raise InputError(f"{path}: no person in it; give the table of all persons")
     order = np.argsort(columns[KEY], kind="stable")
     return {key: values[order] for key, values in columns.items()}, blocks
 

@@ -1,7 +1,8 @@
-"""A folder of the OMOP common data model -> units of work, and a unit -> chunks."""
+"""The OMOP common data model, in files or a database -> units of work, and a unit -> chunks."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -38,8 +39,9 @@ from ehr_ray.sources.omop.tables import (
     VISITS,
 )
 from ehr_ray.sources.parsing.admissions import readmission_labels, stay_labels
-from ehr_ray.sources.parsing.blocks import Block, read_blocks
+from ehr_ray.sources.parsing.blocks import Block, columns_there, read_blocks
 from ehr_ray.sources.parsing.cells import Times
+from ehr_ray.sources.parsing.databases import find_tables, state_of, table_path
 from ehr_ray.sources.parsing.event_rows import AFTER, event_rows, table_chunks
 from ehr_ray.sources.parsing.kinds import UNKNOWN
 from ehr_ray.sources.parsing.table_files import table_files, warn_of_missing
@@ -49,6 +51,7 @@ from ehr_ray.sources.source import Chunk, Unit
 LABELS: Final = "labels"
 BASE: Final = (PERSON.name, VISITS.name, DEATH.name)
 """Tables that are held."""
+ALL: Final = {**BY_NAME, CONCEPTS.name: CONCEPTS}
 _IDS: Final = re.compile(r"//(\d+)(?=//|$)")
 
 
@@ -57,32 +60,54 @@ def units(path: Path, options: OmopOptions) -> list[Unit]:  # noqa: ARG001
 
     Says once which tables are not there. Raises `InputError` without persons or concepts.
     """
-    files = table_files(path, [*BY_NAME, CONCEPTS.name])
+    return _listed(
+        str(path),
+        table_files(path, ALL),
+        "no {0}.csv, {0}.csv.gz or {0}.parquet; give the folder of an OMOP CDM (5.3 or 5.4) with "
+        "its vocabulary",
+    )
+
+
+def database_units(address: str, options: OmopOptions) -> list[Unit]:  # noqa: ARG001
+    """List the same of a database; all of it is one state, and the first unit has its size."""
+    found = _listed(
+        address,
+        find_tables(address, ALL),
+        "no table {0} is found; say where it is by ?schema=SCHEMA[,SCHEMA] after the address",
+    )
+    tables = {name: name.lower() for unit in found for name in (*unit.files, *unit.uses)}
+    state, size = state_of(
+        address, {name: [*columns_there(address, name, ALL[key])] for name, key in tables.items()}
+    )
+    first, *others = (replace(unit, state=state) for unit in found)
+    return [replace(first, size=size), *others]
+
+
+def _listed(root: str, there: Mapping[str, str], lacks: str) -> list[Unit]:
+    """Return the units; `there` is table -> its name, `lacks` what is said of a missing one."""
     for name in (PERSON.name, CONCEPTS.name):
-        if name not in files:
-            raise InputError(
-                f"--input {path}: no {name}.csv, {name}.csv.gz or {name}.parquet; give the folder "
-                "of an OMOP CDM (5.3 or 5.4) with its vocabulary"
-            )
-    if not any(len(block) for block in read_blocks(str(path), files[CONCEPTS.name], CONCEPTS)):
+        if name not in there:
+            raise InputError(f"--input {root}: {lacks.format(name)}")
+    if not any(len(block) for block in read_blocks(root, there[CONCEPTS.name], CONCEPTS)):
         raise InputError(
-            f"{path / files[CONCEPTS.name]}: no concept in it; export the vocabulary with the data"
+            f"{table_path(root, there[CONCEPTS.name])}: no concept in it; export the vocabulary "
+            "with the data"
         )
-    warn_of_missing(path, [name for name in BY_NAME if name not in files])
-    uses = tuple(files[n] for n in (*BASE, CONCEPTS.name) if n in files)
+    warn_of_missing(root, [name for name in BY_NAME if name not in there])
+    uses = tuple(there[n] for n in (*BASE, CONCEPTS.name) if n in there)
     found = [
-        Unit(str(path), (files[name],), name, uses=uses)
+        Unit(root, (there[name],), name, uses=uses)
         for name in (*BASE, *(table.name for table in TABLES))
-        if name in files
+        if name in there
     ]
-    return [*found, Unit(str(path), (), LABELS, uses=uses)]
+    return [*found, Unit(root, (), LABELS, uses=uses)]
 
 
 def read(unit: Unit, options: OmopOptions) -> Iterator[Chunk]:
     """Yield the events of a table, about 260,000 rows at a time, or all labels."""
     named = {name.split(".")[0].lower(): name for name in unit.uses}
-    beside = (named.get(name) for name in (VISITS.name, DEATH.name))
-    persons = load(unit.root, named[PERSON.name], *beside)
+    visits, death = named.get(VISITS.name), named.get(DEATH.name)
+    persons = load(unit.root, named[PERSON.name], visits, death, unit.state)
     if unit.kind == LABELS:
         yield Chunk(labels=labels(persons, options))
         return

@@ -18,6 +18,13 @@ from ehr_ray.sources.parsing.csv_files import (
     read_csv,
     refuse_repeats,
 )
+from ehr_ray.sources.parsing.databases import (
+    BLOCK_ROWS,
+    column_names,
+    is_address,
+    read_batches,
+    table_path,
+)
 from ehr_ray.sources.parsing.kinds import REASONS, Kind, parse
 from ehr_ray.sources.parsing.parquet_files import READ_ERRORS
 from ehr_ray.sources.parsing.quantities import DECIMAL_COMMA, UNREADABLE, quantities
@@ -27,8 +34,6 @@ from ehr_ray.storage import files
 
 BLOCK_BYTES: Final = 1 << 20
 _INEQUALITY: Final = r"^\s*(<=|=<|>=|=>|<|>|≤|≥|less than|greater than)\s*[0-9.,]*[0-9]\s*$"
-BLOCK_ROWS: Final = 1 << 14
-"""Rows of a Parquet file that are read at once."""
 
 
 class Roster(Protocol):
@@ -113,16 +118,10 @@ def read_blocks(
     is converted, and rows of unknown ones are refused. Raises `InputError` where a column is
     missing, `pa.ArrowException` or `OSError` on a damaged file.
     """
-    needed = [name for name in table.columns if name not in table.optional]
-    there = check_columns(root, name, [table.key, *needed])
-    columns = [table.key, *(c for c in table.columns if c.lower() in there)]
-    if table.never_done is not None and table.never_done[0].lower() in there:
-        columns.append(table.never_done[0])
-    if table.words is not None and table.words[1].lower() in there:
-        columns.append(table.words[1])
-    for text, lines, rejects in _pieces(root, name, {there[c.lower()]: c for c in columns}):
+    columns = columns_there(root, name, table)
+    for text, lines, rejects in _pieces(root, name, columns):
         for column in table.columns:
-            if column.lower() not in there:
+            if column not in columns.values():
                 text = text.append_column(column, pa.array([""] * len(text), pa.string()))
         block = Block(name, text, lines, rejects)
         block.read(table.key, "whole", may_be_blank=False)
@@ -148,7 +147,7 @@ def read_whole(
                 del block.columns[column]
             blocks.append(block)
     except READ_ERRORS as error:
-        path = os.path.join(root, name)
+        path = table_path(root, name)
         raise InputError(f"{path}: unreadable ({error}); fetch it again") from None
     return blocks
 
@@ -161,13 +160,28 @@ def joined(blocks: Sequence[Block], columns: Mapping[str, Any]) -> dict[str, npt
     }
 
 
+def columns_there(root: str, name: str, table: Table) -> dict[str, str]:
+    """Return the columns that are read of a table, their name -> ours.
+
+    Raises `InputError` where one is missing that the table must have.
+    """
+    needed = [name for name in table.columns if name not in table.optional]
+    there = check_columns(root, name, [table.key, *needed])
+    columns = [table.key, *table.columns]
+    columns += [table.never_done[0]] if table.never_done is not None else []
+    columns += [table.words[1]] if table.words is not None else []
+    return {there[column.lower()]: column for column in columns if column.lower() in there}
+
+
 def check_columns(root: str, name: str, needed: Sequence[str]) -> dict[str, str]:
     """Return the columns of a file by their name in small letters, which are not told apart.
 
     Raises `InputError` where one that is needed is missing.
     """
-    path = os.path.join(root, name)
-    if name.endswith(".parquet"):
+    path = table_path(root, name)
+    if is_address(root):
+        names = column_names(root, name)
+    elif name.endswith(".parquet"):
         with files.reads(path, "fetch it again"):
             names = files.open_parquet(path).schema_arrow.names
     else:
@@ -194,9 +208,9 @@ def _pieces(
 ) -> Iterator[tuple[pa.Table, npt.NDArray[np.int64], Rejects]]:
     """Yield (columns as strings, line of each row, malformed rows); `columns` are theirs -> ours.
 
-    A row of a Parquet file is as many lines down as in a CSV file of the same rows.
+    A row of a Parquet file or a database is as many lines down as in a CSV file of the same rows.
     """
-    if not name.endswith(".parquet"):
+    if not (is_address(root) or name.endswith(".parquet")):
         dialect = _dialect(os.path.join(root, name))
         for text, lines, rejects in read_csv(
             root, name, list(columns), block_bytes=BLOCK_BYTES, dialect=dialect, one_line=True
@@ -204,8 +218,7 @@ def _pieces(
             yield text.rename_columns([columns[c] for c in text.column_names]), lines, rejects
         return
     line = 2
-    file = files.open_parquet(os.path.join(root, name))
-    for batch in file.iter_batches(BLOCK_ROWS, columns=list(columns)):
+    for batch in _batches(root, name, list(columns)):
         text = pa.table(
             {
                 ours: spelled(flat(batch[theirs]), theirs).fill_null("")
@@ -214,6 +227,14 @@ def _pieces(
         )
         yield text, np.arange(line, line + len(text)), Rejects()
         line += len(text)
+
+
+def _batches(root: str, name: str, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    if is_address(root):
+        return read_batches(root, name, columns)
+    file = files.open_parquet(os.path.join(root, name))
+    batches: Iterator[pa.RecordBatch] = file.iter_batches(BLOCK_ROWS, columns=columns)
+    return batches
 
 
 def _of_the_kept(block: Block, roster: Roster, key: str) -> None:

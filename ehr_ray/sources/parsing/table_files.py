@@ -36,7 +36,7 @@ def table_files(root: Path, names: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def warn_of_missing(root: Path, missing: Sequence[str]) -> None:
+def warn_of_missing(root: str | Path, missing: Sequence[str]) -> None:
     """Say which tables are not there, if any: the first of them, and in the log all."""
     if not missing:
         return

@@ -1,5 +1,10 @@
 import io
+import os
+import shutil
+import subprocess
 import tarfile
+import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
@@ -116,3 +121,77 @@ def shared():
         return path
 
     return folder
+
+
+@dataclass(frozen=True)
+class Database:
+    """A database to read: its address, and the connection of somebody who may write to it."""
+
+    kind: str
+    address: str
+    connect: object
+
+    def run(self, *statements):
+        with self.connect() as connection:
+            for statement in statements:
+                cursor = connection.cursor()
+                cursor.execute(statement)
+                cursor.close()
+            connection.commit() if self.kind == "postgresql" else None
+
+    def fill(self, tables, schema):
+        """Make a schema with tables, name -> Arrow."""
+        self.run(f"CREATE SCHEMA IF NOT EXISTS {schema}")
+        with self.connect() as connection:
+            cursor = connection.cursor()
+            for name, table in tables.items():
+                if self.kind == "postgresql":
+                    cursor.adbc_ingest(name, table, mode="create", db_schema_name=schema)
+                else:
+                    cursor.register("given", table)
+                    cursor.execute(f"CREATE TABLE {schema}.{name} AS SELECT * FROM given")
+            cursor.close()
+            connection.commit() if self.kind == "postgresql" else None
+
+
+@pytest.fixture(params=["duckdb", "postgresql"])
+def database(request, tmp_path):
+    """An empty database of each kind; skips where its driver, or Postgres itself, is missing."""
+    if request.param == "duckdb":
+        duckdb = pytest.importorskip("duckdb")
+        path = tmp_path / "of a hospital.duckdb"
+        duckdb.connect(str(path)).close()
+        address = f"duckdb://{str(path).replace(' ', '%20')}"
+        return Database("duckdb", address, lambda: duckdb.connect(str(path)))
+    driver = pytest.importorskip("adbc_driver_postgresql.dbapi")
+    server = request.getfixturevalue("postgres_server")
+    name = f"cdm{abs(hash(str(tmp_path)))}"
+    Database("postgresql", "", lambda: driver.connect(server("postgres"), autocommit=True)).run(
+        f"CREATE DATABASE {name}"
+    )
+    return Database("postgresql", server(name), lambda: driver.connect(server(name)))
+
+
+@pytest.fixture(scope="session")
+def postgres_server():
+    """A server of our own, on a socket: server(database) is an address; skips without Postgres."""
+    initdb = shutil.which("initdb")
+    if initdb is None:
+        pytest.skip("Postgres is not installed: no initdb")
+    programs = Path(initdb).resolve().parent
+    # It will not run as root.
+    user = {"user": "postgres", "group": "postgres", "extra_groups": []} if not os.getuid() else {}
+    home = Path(tempfile.mkdtemp(prefix="pg"))
+    if user:
+        shutil.chown(home, "postgres")
+
+    def run(program, *arguments):
+        command = [programs / program, "-D", home / "data", *arguments]
+        subprocess.run(command, check=True, cwd=home, stdout=subprocess.DEVNULL, **user)
+
+    run("initdb", "-A", "trust", "-U", "reader", "--no-sync")
+    settings = f"-k {home} -c listen_addresses= -F"
+    run("pg_ctl", "-w", "-o", settings, "-l", home / "log", "start")
+    yield lambda name: f"postgresql://reader@/{name}?host={home}"
+    run("pg_ctl", "-m", "immediate", "stop")
+    shutil.rmtree(home)

@@ -34,3 +34,26 @@ def test_windows_of_a_representation_are_random_only_with_a_seed(make_model, mak
     read = FAMILY.represent.function
     assert torch.equal(read(model, batch, None), FAMILY.predict(model, batch)["embedding"])
     assert not torch.equal(read(model, batch, 1), read(model, batch, 2))
+
+
+TIMES = {
+    "arch": "decoder",
+    "time_to_event_weight": 1.0,
+    "time_to_event_codes": ("RASH", "HR"),
+    "time_to_event_bins": (6.0, 24.0),
+}
+
+
+def test_hazards_are_of_the_last_token_and_of_the_first_day(make_model, make_batch):
+    model = make_model(**TIMES).eval()
+    batch = make_batch([40, 10, 0], model.config)
+    with torch.no_grad():
+        found = FAMILY.evaluation.outputs["hazards"](model, batch)
+        assert found["patient"].tolist() == [0, 0, 1]
+        assert found["day"].tolist() == [0, 1, 0]
+        assert found["minute"].tolist() == [38 * 60, 24 * 60, 8 * 60]
+        assert found["hazard"].shape == (3, 3 * 2)
+        early = {k: v[:1, :26] if v.ndim > 1 else v[:1] for k, v in batch.items()}
+        alone = FAMILY.evaluation.outputs["hazards"](model, early)
+    torch.testing.assert_close(alone["hazard"][0], found["hazard"][1], rtol=1e-4, atol=1e-5)
+    assert FAMILY.evaluation.outputs["hazards"](make_model(arch="decoder"), batch) == {}

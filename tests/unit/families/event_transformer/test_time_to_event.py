@@ -1,5 +1,4 @@
 import dataclasses
-import math
 
 import numpy as np
 import pytest
@@ -10,13 +9,13 @@ from ehr_ray.events.patients import Patient
 from ehr_ray.families.event_transformer import time_to_event as module
 from ehr_ray.families.event_transformer.family import FAMILY
 from ehr_ray.families.event_transformer.time_to_event import (
-    Truth,
     asked_moments,
     code_axes,
     fit_rates,
     fit_rows,
-    negative_log_likelihood,
+    truth_of,
 )
+from ehr_ray.nn import time_to_event as nn
 
 MINUTE = 60_000_000
 STATIC = np.iinfo(np.int64).min
@@ -48,7 +47,7 @@ def batch_of(vocabulary):
 def by_moment(model, batch):
     """Return {patient: {minute: [(hours, event) of each code]}}."""
     index, real = asked_moments(batch, 0)
-    hours, event, real = model.time_to_event.truth(batch, index, real)
+    hours, event, real = truth_of(model, batch, index, real)
     minute = module.moments(batch).gather(1, index)
     found = {}
     for row, place in real.nonzero().tolist():
@@ -88,34 +87,6 @@ def test_next_times_are_those_of_a_loop_however_events_become_tokens(
                 assert (hours, event) == (pytest.approx((until - minute) / 60), len(later) > 0)
     monkeypatch.setattr(module, "ENTRIES", 1)
     assert by_moment(model, batch) == found
-
-
-def test_the_likelihood_is_that_computed_by_hand():
-    edges = torch.tensor([0.0, 1.0, 4.0])
-    log_hazard = torch.tensor([0.5, 0.2, 0.1]).log()[None, :, None].expand(1, 3, 4)
-    hours = torch.tensor([[0.5, 4.0, 6.0, 6.0]])
-    event = torch.tensor([[True, True, True, False]])
-    found = negative_log_likelihood(log_hazard, hours, event, edges)[0].tolist()
-    assert found == pytest.approx(
-        [0.25 - math.log(0.5), 1.1 - math.log(0.2), 1.3 - math.log(0.1), 1.3]
-    )
-
-
-def test_the_likelihood_is_that_of_an_integral_over_time():
-    rng = np.random.default_rng(0)
-    edges = torch.tensor([0.0, 0.7, 2.0, 5.0])
-    log_hazard = torch.from_numpy(rng.normal(size=(5, 4, 3))).float()
-    hours = torch.from_numpy(rng.uniform(0.1, 9, (5, 3))).float()
-    event = torch.from_numpy(rng.random((5, 3)) < 0.5)
-    found = negative_log_likelihood(log_hazard, hours, event, edges)
-    step = 1e-3
-    for n, c in np.ndindex(5, 3):
-        at = np.arange(step / 2, float(hours[n, c]), step)
-        rate = log_hazard[n, :, c].exp().numpy()[np.searchsorted(edges.numpy(), at) - 1]
-        wanted = rate.sum() * step
-        if event[n, c]:
-            wanted -= math.log(rate[-1])
-        assert float(found[n, c]) == pytest.approx(wanted, abs=0.02)
 
 
 def test_a_fitted_model_starts_at_the_rates_of_train(make_model, batch_of):
@@ -183,8 +154,8 @@ def test_chunks_change_nothing_and_every_parameter_learns(make_model, make_batch
     model = make_model(**HEAD, pooling=("attention",))
     batch = make_batch([30, 12, 1, 0], model.config)
     sums, gradients = [], []
-    for entries in (module.ENTRIES, 9):
-        monkeypatch.setattr(module, "ENTRIES", entries)
+    for entries in (nn.ENTRIES, 9):
+        monkeypatch.setattr(nn, "ENTRIES", entries)
         model.zero_grad()
         terms = FAMILY.loss(model, batch, {}, 0)
         assert float(terms["time_to_event"].count) == (28 + 10) * 3
@@ -218,7 +189,7 @@ def test_padding_changes_no_moment(make_model, make_batch):
 
 def test_codes_are_those_named_or_the_most_frequent(make_model, vocabulary):
     model = make_model(**{**HEAD, "time_to_event_codes": ("RASH", "HR")})
-    assert model.time_to_event.slot[:3].tolist() == [1, 2, 0]
+    assert model.code_slot[:3].tolist() == [1, 2, 0]
     axes = code_axes(model.config, vocabulary)
     assert axes["time_to_event.codes"].names == ("RASH", "HR")
     counted = dataclasses.replace(vocabulary, subjects=np.array([1, 5, 3]))
@@ -237,14 +208,3 @@ def test_without_the_head_nothing_is_fitted(make_model, make_batch):
     assert fit_rows(model.config) == 0
     assert fit_rows(make_model(**HEAD).config) == module.FIT_ROWS
     assert "time_to_event" not in FAMILY.loss(model, make_batch([9], model.config), {}, 0)
-
-
-def test_a_row_without_a_moment_has_no_say(make_model):
-    head = make_model(**HEAD).time_to_event
-    truth = Truth(
-        torch.ones(1, 2, 3), torch.ones(1, 2, 3, dtype=torch.bool), torch.tensor([[1, 0]]) > 0
-    )
-    state = torch.randn(1, 2, 16)
-    other = state.clone()
-    other[0, 1] += 5
-    assert torch.equal(head(state, truth)["time_to_event"], head(other, truth)["time_to_event"])

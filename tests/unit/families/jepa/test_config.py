@@ -49,6 +49,9 @@ def test_a_preset_fills_the_sizes_that_are_not_given(name, size):
         ({"regulariser_weight": "inf"}, r"^model.regulariser_weight: must be a finite number"),
         ({"pool": []}, "at least one of mean"),
         ({"regulariser": "barlow"}, "model.regulariser"),
+        ({"rows": "visits", "time_to_event_weight": 1}, "needs rows hours: a visit has no end"),
+        ({"time_to_event_bins": [4, 1]}, "must ascend"),
+        ({"time_to_event_codes": ["A", "A"]}, "each once"),
     ],
 )
 def test_what_cannot_be_is_refused_with_its_reason(options, message):

@@ -27,6 +27,24 @@ def test_a_batch_holds_the_last_word_on_each_cell(make_patient, make_config, voc
     np.testing.assert_allclose(sheet.static[0, 0], np.arcsinh(patient.value[0]), rtol=1e-3)
 
 
+def test_followed_codes_are_told_with_their_minutes_and_only_for_the_head(
+    make_patient, make_config, vocabulary
+):
+    patients = [make_patient(3, 5), make_patient(4, 2)]
+    plain = transform(patients[0], make_config(), vocabulary)
+    assert not {"followed_minute", "end"} & {*plain, *collate([plain], make_config())}
+    config = make_config(time_to_event_weight=1.0, time_to_event_codes=("C4", "C2"))
+    batch = collate([transform(patient, config, vocabulary) for patient in patients], config)
+    assert batch["end"].tolist() == [240.0, 60.0]
+    for row, patient in enumerate(patients):
+        for slot, code in enumerate((4, 2)):
+            there = torch.isfinite(batch["followed_minute"][row]) & (
+                batch["followed_code"][row] == slot
+            )
+            expected = patient.minute[(patient.code == code) & ~patient.static]
+            np.testing.assert_array_equal(batch["followed_minute"][row][there], expected)
+
+
 def test_the_latest_rows_are_kept(make_patient, make_config, vocabulary):
     rows = [transform(make_patient(i, n), make_config(), vocabulary) for i, n in ((1, 9), (2, 3))]
     everything = dense(collate(rows, make_config()))

@@ -149,3 +149,52 @@ def test_a_damaged_parquet_table_is_refused_in_one_line(cdm, cohort):
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(InputError, match="measurement"):
         cohort("omop", path.parent)
+
+
+def schemas(database, *names):
+    """Some tables of the small model, the vocabulary in a schema of its own; return its address."""
+    tables = {name: table for name, table in omop.arrow().items() if not names or name in names}
+    database.fill({"concept": tables.pop("concept")}, "vocab")
+    database.fill(tables, "cdm")
+    return f"{database.address}{'&' if '?' in database.address else '?'}schema=cdm,vocab"
+
+
+def files_of(path):
+    found = {p.relative_to(path).as_posix(): p.read_bytes() for p in path.rglob("*") if p.is_file()}
+    found.pop("metadata/ingest.json")  # its fingerprint is of the input
+    return found
+
+
+def test_a_database_becomes_the_cohort_that_its_files_become(cdm, cohort, database):
+    address = schemas(database)
+    one, other = cohort("omop", cdm()), cohort("omop", address, name="of-database")
+    assert files_of(other) == files_of(one)
+    assert cohort("omop", address, name="of-database") == other  # nothing to do
+    database.run("UPDATE cdm.death SET death_date = '2021-06-03'")
+    with pytest.raises(InputError, match="holds another input or other options"):
+        cohort("omop", address, name="of-database")
+
+
+def test_a_database_without_the_tables_or_their_columns_is_refused(database, cohort):
+    address = schemas(database, "person", "concept", "measurement")
+    alone = address.removesuffix(",vocab")
+    with pytest.raises(InputError, match=r"no table concept is found; say where .* \?schema="):
+        cohort("omop", alone)
+    database.run("ALTER TABLE cdm.measurement RENAME COLUMN measurement_date TO day")
+    with pytest.raises(InputError, match="table measurement: no column measurement_date; it has"):
+        cohort("omop", address)
+
+
+def test_rows_of_a_database_are_quarantined_by_table_and_place(database, cohort):
+    address = schemas(database, "person", "concept", "observation")
+    database.run("UPDATE cdm.observation SET person_id = 9")
+    path = cohort("omop", address, max_rejected=1)
+    (row,) = pq.read_table(path / "metadata" / "rejected.parquet").to_pylist()
+    assert row == {"file": "observation", "line": 2, "reason": "person_id 9 is not in person"}
+
+
+def test_another_source_reads_no_database(tmp_path, cohort):
+    path = tmp_path / "cdm.duckdb"
+    path.touch()
+    with pytest.raises(InputError, match=r"cdm\.duckdb: --source eicu reads no database; give"):
+        cohort("eicu", str(path))

@@ -11,6 +11,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from ehr_ray.errors import ConfigError
 from ehr_ray.events.features import select_codes
 from ehr_ray.events.patient_features import FeatureCodes, FeatureReader
 from ehr_ray.events.patients import Patient, cohort_shards, read_patients
@@ -36,6 +37,23 @@ class FollowUp:
     """Whether the code comes, [N, C]."""
     features: NDArray[np.float32]
     """Simple features at the moment, [N, F]; F is 0 where they were not asked for."""
+
+
+def followed_codes(asked: int | Sequence[str], vocabulary: Vocabulary) -> NDArray[np.int64]:
+    """Return the ids of the codes that are waited for, int64 [C].
+
+    So many of the most frequent by patients of train, or those named, in their order. Raises
+    ConfigError for a name that is no code of the cohort.
+    """
+    if isinstance(asked, int):
+        return np.argsort(-vocabulary.subjects, kind="stable")[:asked]
+    found = vocabulary.encode(asked).astype(np.int64)
+    if (found < 0).any():
+        raise ConfigError(
+            f"model.time_to_event_codes: {asked[int(np.argmax(found < 0))]!r} is no code of the "
+            "cohort's train split; metadata/codes.parquet has those there are"
+        )
+    return found
 
 
 def follow_up(

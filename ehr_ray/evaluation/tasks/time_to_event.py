@@ -1,4 +1,4 @@
-"""When each of many codes comes next: the head's risks beside trees on simple features.
+"""When each of many codes comes next: a head's risks beside trees and Cox on simple features.
 
 Judged are moments after which a record goes on: the prediction times of the task, or else the end
 of the first 24 hours. N rows, K bins, C codes, H horizons.
@@ -17,8 +17,10 @@ from ehr_ray.evaluation.metrics.survival import concordance, time_in_bins
 from ehr_ray.evaluation.metrics.weighted import Statistic, statistics
 from ehr_ray.evaluation.suite import SplitPredictions, SuiteInput, SuiteResult
 from ehr_ray.evaluation.table import Cell, Interval, Table
+from ehr_ray.evaluation.tasks.cox import fit_cox
 from ehr_ray.evaluation.tasks.hazard_trees import Rows, fit_hazard_trees
 from ehr_ray.evaluation.tasks.verdicts import MODEL, metric_prefix
+from ehr_ray.events.follow_up import FollowUp, follow_up, followed_codes
 from ehr_ray.events.outcomes import (
     CENSORED,
     EVENT,
@@ -27,12 +29,13 @@ from ehr_ray.events.outcomes import (
     censoring_weights,
     had_event,
 )
-from ehr_ray.families.event_transformer.follow_up import FollowUp, follow_up
-from ehr_ray.families.event_transformer.time_to_event import chosen_codes
 
 Array = NDArray[np.float64]
 
 TREES: Final = "hazard_trees"
+COX: Final = "cox"
+SHORT: Final = {TREES: "trees", COX: "cox"}
+"""What a difference from a baseline is called."""
 HORIZONS: Final = (6, 12, 24, 72, 168, 720)
 """Hours within which a code comes or does not."""
 FEWEST: Final = 10
@@ -77,7 +80,7 @@ def suite(given: SuiteInput) -> SuiteResult:
 def _judged_at(given: SuiteInput, table: pa.Table, day: bool) -> SuiteResult | None:
     """Judge at prediction times, or after the first day; None where too few rows go on."""
     assert given.cohort is not None
-    codes = chosen_codes(given.model, given.vocabulary)
+    codes = followed_codes(given.model.time_to_event_codes, given.vocabulary)
     names = [given.vocabulary.codes[i] for i in codes]
     wanted = given.baselines and given.home is not None
 
@@ -106,7 +109,9 @@ def _judged_at(given: SuiteInput, table: pa.Table, day: bool) -> SuiteResult | N
 
     risks: dict[str, Callable[[int, float], Array]] = {MODEL: model_risk}
     if len(home.get("train", rows).key) and "train" in home:
-        risks[TREES] = _tree_risk(home, rows, edges, [q.place for q in questions], given.seed)
+        places = [q.place for q in questions]
+        risks[TREES] = _tree_risk(home, rows, edges, places, given.seed)
+        risks[COX] = _cox_risk(home, rows, places)
     metrics, cells = _measured(given, rows, questions, risks, names)
     return _result(given, rows, metrics, cells, day)
 
@@ -172,24 +177,36 @@ def _tree_risk(
     seed: int,
 ) -> Callable[[int, float], Array]:
     """Fit trees on train for each code, stopped on tuning; return their risk of the rows."""
-
-    def of(split: str, place: int) -> Rows | None:
-        part = home.get(split)
-        if part is None or not len(part.key):
-            return None
-        return part.features, part.hours[:, place], part.event[:, place]
-
     hazard = {}
     for place in dict.fromkeys(places):
-        train = of("train", place)
-        assert train is not None
-        trees = fit_hazard_trees(train, edges, tuning=of("tuning", place), seed=seed)
+        tuning = _fit_rows(home, "tuning", place)
+        trees = fit_hazard_trees(_rows(home["train"], place), edges, tuning=tuning, seed=seed)
         hazard[place] = trees(rows.features)
 
     def risk(place: int, hours: float) -> Array:
         return (hazard[place] * time_in_bins(np.full(len(rows.key), hours), edges)).sum(1)
 
     return risk
+
+
+def _cox_risk(
+    home: Mapping[str, FollowUp], rows: FollowUp, places: list[int]
+) -> Callable[[int, float], Array]:
+    """Fit Cox on train for each code; return its risk of the rows, which is one for all times."""
+    risk = {}
+    for place in dict.fromkeys(places):
+        cox = fit_cox(_rows(home["train"], place), tuning=_fit_rows(home, "tuning", place))
+        risk[place] = cox(rows.features)
+    return lambda place, _: risk[place]
+
+
+def _fit_rows(home: Mapping[str, FollowUp], split: str, place: int) -> Rows | None:
+    part = home.get(split)
+    return _rows(part, place) if part is not None and len(part.key) else None
+
+
+def _rows(part: FollowUp, place: int) -> Rows:
+    return part.features, part.hours[:, place], part.event[:, place]
 
 
 def _measured(
@@ -201,7 +218,8 @@ def _measured(
 ) -> tuple[dict[str, Interval], list[tuple[str, str, dict[str, Interval]]]]:
     """Return metrics by key, and what the table has of each measure by model and their difference.
 
-    The C-index of a code is of the risk within its longest horizon.
+    The C-index of a code is of the risk within its longest horizon. Differences are of the same
+    resamples.
     """
     last = {q.place: q.horizon for q in questions}
     asked: list[tuple[int, int, str, Question | None]]
@@ -216,8 +234,8 @@ def _measured(
             else _c_index(rows, place, risk(place, horizon))
             for name, risk in risks.items()
         }
-        if TREES in functions:
-            functions["difference"] = _difference(functions[MODEL], functions[TREES])
+        for name in [name for name in SHORT if name in functions]:
+            functions[f"less {name}"] = _difference(functions[MODEL], functions[name])
         found = bootstrap(
             functions,
             len(rows.key),
@@ -228,8 +246,9 @@ def _measured(
         cells.append((names[place], measure, found))
         code = "".join(c if c.isalnum() or c in "._-" else "_" for c in names[place])
         for name, value in found.items():
-            prefix = metric_prefix(MODEL if name == "difference" else name, given.split)
-            end = "_less_trees" if name == "difference" else ""
+            of, _, other = name.partition("less ")
+            prefix = metric_prefix(of or MODEL, given.split)
+            end = f"_less_{SHORT[other]}" if other else ""
             metrics[f"{prefix}/time_to_event/{code}/{measure}{end}"] = value
     return metrics, cells
 
@@ -263,7 +282,8 @@ def _result(
         flat |= {key: value.value, f"{key}/low": value.low, f"{key}/high": value.high}
     when = "the end of the first 24 hours" if day else "the prediction times"
     columns = ["code", "measure", "this model"]
-    columns += ["trees", "model less trees"] if TREES in cells[0][2] else []
+    if TREES in cells[0][2]:
+        columns += ["trees", "Cox", "model less trees", "model less Cox"]
     lines: tuple[tuple[Cell, ...], ...] = tuple(
         (code, measure.replace("_", " "), *found.values()) for code, measure, found in cells
     )
@@ -271,7 +291,8 @@ def _result(
         f"{len(rows.key):,} rows at {when}, as far as their records go on: the next time of each "
         "code strictly after it, censored at the end of the record. AUROC within a horizon weighs "
         "rows by the inverse probability of censoring; the C-index is of the risk within the "
-        "longest horizon. Trees: LightGBM on simple features with a piecewise-constant hazard. "
+        "longest horizon. On simple features: LightGBM with a piecewise-constant hazard, and Cox "
+        "regression with a ridge penalty chosen on tuning. "
         f"Judged are {MOST_CODES} codes at most, those that come to about half of train in time."
     )
     told = f"times to events: {len({c for c, _, _ in cells})} codes judged at {when}"

@@ -1,4 +1,5 @@
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -6,19 +7,27 @@ import pytest
 import torch
 
 from ehr_ray.evaluation.suite import SplitPredictions, SuiteInput
-from ehr_ray.families.event_transformer.evaluation import HEADING, suite
-from ehr_ray.families.event_transformer.family import FAMILY
+from ehr_ray.evaluation.tasks.time_to_event import HEADING, suite
+from ehr_ray.events.patients import read_patients
+from ehr_ray.events.vocabulary import QUANTILES, Vocabulary
+from ehr_ray.families.jepa.config import JEPAConfig
+from ehr_ray.families.jepa.data import collate, transform
+from ehr_ray.families.jepa.model import JEPA
+from ehr_ray.families.jepa.predict import hazards
 from ehr_ray.storage import files
 
 MICROSECONDS = 3_600_000_000
 DAY = 24 * MICROSECONDS
 PATIENTS = 120
-HEAD = {
-    "arch": "decoder",
-    "time_to_event_weight": 1.0,
-    "time_to_event_codes": ("RASH", "HR"),
-    "time_to_event_bins": (6.0, 24.0),
-}
+HEAD = SimpleNamespace(time_to_event_codes=("RASH", "HR"), time_to_event_bins=(6.0, 24.0))
+BASELINES = {"trees": "baseline/hazard_trees/held_out", "cox": "baseline/cox/held_out"}
+
+
+@pytest.fixture(scope="module")
+def vocabulary():
+    codes = ("HR", "Lactate", "RASH")
+    quantiles = np.stack([100 * np.array(QUANTILES), 10 * np.array(QUANTILES), np.full(7, np.nan)])
+    return Vocabulary(codes, np.ones(3, np.int64), np.array([50.0, 5, 0]), np.ones(3), quantiles)
 
 
 def events_of(subject, rng):
@@ -67,15 +76,14 @@ def predictions(split, time, label=None, knows=True):
 
 
 @pytest.fixture
-def judge(cohort, make_model, vocabulary, tmp_path):
+def judge(cohort, vocabulary, tmp_path):
     def run(time=48 * MICROSECONDS, label=None, knows=True, **changes):
-        config = make_model(**HEAD).config
         fit = {split: predictions(split, time) for split in ("train", "tuning")}
         given = SuiteInput(
             split="held_out",
             judged=predictions("held_out", time, label, knows),
             fit=fit,
-            model=config,
+            model=HEAD,
             vocabulary=vocabulary,
             target=tmp_path,
             cohort=cohort,
@@ -87,11 +95,11 @@ def judge(cohort, make_model, vocabulary, tmp_path):
     return run
 
 
-def test_a_model_that_knows_is_right_and_so_are_the_trees(judge):
+def test_a_model_that_knows_is_right_and_so_are_the_baselines(judge):
     found = judge()
     metrics = found.metrics
     assert metrics["held_out/time_to_event/rows"] == PATIENTS
-    for prefix in ("held_out", "baseline/hazard_trees/held_out"):
+    for prefix in ("held_out", *BASELINES.values()):
         for measure in ("auroc_6h", "auroc_12h", "c_index"):
             key = f"{prefix}/time_to_event/RASH/{measure}"
             assert 0.6 < metrics[f"{key}/low"] < metrics[key] < metrics[f"{key}/high"]
@@ -100,10 +108,13 @@ def test_a_model_that_knows_is_right_and_so_are_the_trees(judge):
     assert "end of the first 24 hours" in found.lines[0]
 
 
-def test_a_model_that_knows_nothing_is_at_a_half_and_below_the_trees(judge):
+def test_a_model_that_knows_nothing_is_at_a_half_and_below_the_baselines(judge):
     metrics = judge(knows=False).metrics
     assert metrics["held_out/time_to_event/RASH/c_index"] == 0.5
-    assert metrics["held_out/time_to_event/RASH/c_index_less_trees/high"] < 0
+    for name, prefix in BASELINES.items():
+        key = f"held_out/time_to_event/RASH/c_index_less_{name}"
+        assert metrics[f"{key}/high"] < 0
+        assert metrics[key] == 0.5 - metrics[f"{prefix}/time_to_event/RASH/c_index"]
 
 
 def test_prediction_times_are_judged_where_there_are_labels_and_something_follows(judge):
@@ -124,16 +135,18 @@ def test_without_baselines_or_enough_rows_or_a_head_there_is_less(judge):
     assert judge(judged=dataclasses.replace(few, tables={})).lines == ()
 
 
-def test_hazards_are_of_the_last_token_and_of_the_first_day(make_model, make_batch):
-    model = make_model(**HEAD).eval()
-    batch = make_batch([40, 10, 0], model.config)
-    with torch.no_grad():
-        found = FAMILY.evaluation.outputs["hazards"](model, batch)
-        assert found["patient"].tolist() == [0, 0, 1]
-        assert found["day"].tolist() == [0, 1, 0]
-        assert found["minute"].tolist() == [38 * 60, 24 * 60, 8 * 60]
-        assert found["hazard"].shape == (3, 3 * 2)
-        early = {k: v[:1, :26] if v.ndim > 1 else v[:1] for k, v in batch.items()}
-        alone = FAMILY.evaluation.outputs["hazards"](model, early)
-    torch.testing.assert_close(alone["hazard"][0], found["hazard"][1], rtol=1e-4, atol=1e-5)
-    assert FAMILY.evaluation.outputs["hazards"](make_model(arch="decoder"), batch) == {}
+def test_the_hazards_of_a_jepa_are_judged_in_the_same_way(judge, cohort, vocabulary):
+    """Of one that is not trained: lactate alone tells patients apart, in whichever direction."""
+    sizes = {"width": 16, "depth": 1, "heads": 2, "predictor_width": 8, "predictor_depth": 1}
+    config = JEPAConfig(**sizes, time_to_event_weight=1.0, **vars(HEAD))
+    torch.manual_seed(0)
+    shard = cohort / "data" / "held_out" / "0.parquet"
+    rows = [transform(patient, config, vocabulary) for patient in read_patients(shard, vocabulary)]
+    found = hazards(JEPA(config, vocabulary).eval(), collate(rows, config))
+    columns = {name: found[name].numpy() for name in ("patient", "day", "minute")}
+    columns["hazard"] = pa.array(found["hazard"].tolist(), pa.list_(pa.float32()))
+    table = pa.table(columns).rename_columns(["sample", "day", "minute", "hazard"])
+    judged = dataclasses.replace(predictions("held_out", DAY), tables={"hazards": table})
+    metrics = judge(judged=judged, model=config).metrics
+    assert metrics["held_out/time_to_event/rows"] == PATIENTS
+    assert abs(metrics["held_out/time_to_event/RASH/c_index"] - 0.5) > 0.15

@@ -1,7 +1,7 @@
 import numpy as np
 
+from ehr_ray.events.follow_up import next_occurrences
 from ehr_ray.events.patients import Patient
-from ehr_ray.families.event_transformer.follow_up import next_occurrences
 
 HOUR = 3_600_000_000
 

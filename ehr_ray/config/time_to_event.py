@@ -1,0 +1,20 @@
+"""Options of a time-to-event head, the same in every family that has one."""
+
+from collections.abc import Sequence
+from typing import Annotated, Final
+
+from pydantic import Field
+
+Hours = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+BINS: Final = (1.0, 3.0, 6.0, 12.0, 24.0, 48.0, 96.0, 168.0, 720.0)
+"""Hours from a moment on between which a hazard is constant, unless others are given."""
+IDLE: Final = ("time_to_event_codes", "time_to_event_bins")
+"""Options that change nothing where `time_to_event_weight` is 0."""
+
+
+def check_time_to_event(codes: int | Sequence[str], bins: Sequence[float]) -> None:
+    """Raise ValueError for bins that do not ascend, and for codes given twice or not at all."""
+    if not bins or list(bins) != sorted(set(bins)):
+        raise ValueError(f"time_to_event_bins {list(bins)} must ascend, and have one at least")
+    if not isinstance(codes, int) and (not codes or len(set(codes)) < len(codes)):
+        raise ValueError("time_to_event_codes must name at least one code, and each once")

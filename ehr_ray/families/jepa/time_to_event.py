@@ -1,0 +1,54 @@
+"""What the time-to-event head is asked: when codes come after the last hour of a context.
+
+B patients, T rows, N occurrences of followed codes, C codes, D width.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from ehr_ray.families.jepa.config import JEPAConfig
+from ehr_ray.families.jepa.dense_rows import rows_at
+from ehr_ray.family import Batch
+from ehr_ray.nn.time_to_event import FIT_ROWS, TimeToEvent, Truth
+
+HOUR = 60.0
+"""Minutes of a row."""
+FIT_DRAWS = 8
+"""Contexts of a patient whose follow-up the rates are fitted on."""
+
+
+def last_state(states: Tensor, mask: Tensor) -> Tensor:
+    """Return the states of each patient's last row, [B, 1, D], of [B, T, D] without gaps."""
+    return rows_at(states, (mask.sum(1, keepdim=True) - 1).clamp(min=0))
+
+
+def truth_after(batch: Batch, context: Tensor, head: TimeToEvent) -> Truth:
+    """Return what came after the hour of the last row of the context, bool [B, T].
+
+    One moment a patient. The encoder has seen nothing after it, whatever the mask is; where the
+    record does not go on there is none.
+    """
+    last = batch["minute"].masked_fill(~(context & batch["mask"]), -torch.inf).amax(1)
+    moment = last + HOUR
+    real = torch.isfinite(moment) & (batch["end"] > moment)
+    moment = torch.where(real, moment, 0.0)[:, None]
+    minute = batch["followed_minute"]
+    later = minute.masked_fill(minute < moment, torch.inf)
+    came = minute.new_full((len(minute), len(head.codes)), torch.inf)
+    came = came.scatter_reduce(1, batch["followed_code"], later, "amin")
+    event = torch.isfinite(came) & real[:, None]
+    hours = (torch.where(event, came, batch["end"][:, None]) - moment) / 60
+    hours = torch.where(real[:, None], hours, 1.0).float()
+    return Truth(hours.unsqueeze(1), event.unsqueeze(1), real.unsqueeze(1))
+
+
+def fit_rates(model: nn.Module, batch: Batch) -> None:
+    """Fit the rates of a new model on patients of train; nothing without the head."""
+    if hasattr(model, "time_to_event"):  # a task's model has none
+        contexts = (model.masks(batch, seed)[0] for seed in range(FIT_DRAWS))
+        model.time_to_event.fit(truth_after(batch, one, model.time_to_event) for one in contexts)
+
+
+def fit_rows(config: JEPAConfig) -> int:
+    """Return how many rows of train `fit_rates` reads."""
+    return FIT_ROWS if config.followed else 0
