@@ -107,6 +107,19 @@ def test_a_step_makes_nothing_on_the_host_and_waits_twice_at_most(on_device):
     assert len(many.syncs) == len(few.syncs)
 
 
+def test_counts_are_told_on_the_device_without_a_wait(on_device):
+    family, model = on_device.family, on_device.model.train().to(on_device.device)
+    batch = move(on_device.batch(6), on_device.device)
+    with torch.no_grad(), on_device.watched() as seen:
+        found = family.training.counts(model, batch, SEED)
+        terms = family.loss(model, batch, on_device.scheduled, SEED)
+    assert all(isinstance(count, MockTensor) for count in found.values())
+    assert (seen.mixes, seen.host) == ([], [])
+    assert [w for w in seen.syncs if "counts" in w] == []
+    weighed = {name: float(term.count) for name, term in terms.items() if term.coef}
+    assert {name: float(found[name]) for name in weighed} == weighed
+
+
 def test_the_loss_of_the_device_is_that_of_the_host(on_device):
     family, model, batch = on_device.family, on_device.model.eval(), on_device.batch(6)
     terms = []

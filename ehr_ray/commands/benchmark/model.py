@@ -85,8 +85,7 @@ class _Trainer:
         for batch in micro:
             with torch.autocast("cpu", torch.bfloat16, enabled=reduced):
                 terms = self._loss(self.model, batch, self._scheduled, self._seed())
-            counts = torch.stack([term.count.detach().double() for term in terms.values()])
-            objective(terms, counts, 1).backward()
+            objective(terms, {n: t.count.detach() for n, t in terms.items()}, 1).backward()
         self.optimizer.zero_grad(set_to_none=True)
 
     def batches(self) -> Iterator[list[Batch]]:
