@@ -12,6 +12,7 @@ from ehr_ray.experiment import Experiment
 from ehr_ray.family import AnyFamily, Batch, Scheduled, Terms
 from ehr_ray.nn.noise import forked_rng
 from ehr_ray.train.backend import Backend
+from ehr_ray.train.feed import move
 from ehr_ray.train.meters import Sums
 from ehr_ray.train.optim import drop_held
 
@@ -140,18 +141,6 @@ def objective(terms: Terms, counts: Mapping[str, Tensor], world: int) -> Tensor:
         if term.coef
     ]
     return world * torch.stack(parts).sum()
-
-
-def move(batch: Batch, device: torch.device) -> Batch:
-    """Return the batch on a device."""
-    if device.type == "cpu":
-        return batch
-    return {k: _pinned(v, device).to(device, non_blocking=True) for k, v in batch.items()}
-
-
-def _pinned(values: Tensor, device: torch.device) -> Tensor:
-    """Return host values where a GPU copies them from while the host goes on."""
-    return values.pin_memory() if device.type == "cuda" and values.is_cpu else values
 
 
 def loss_terms(

@@ -16,10 +16,12 @@ from ehr_ray.errors import RunError
 from ehr_ray.experiment import parse
 from ehr_ray.family import Term
 from ehr_ray.registry import get_family
+from ehr_ray.train import feed
 from ehr_ray.train.backend import LocalBackend
+from ehr_ray.train.feed import move
 from ehr_ray.train.meters import Sums
 from ehr_ray.train.optim import freeze, make_optimizer, set_lr
-from ehr_ray.train.step import OptimizerStep, move
+from ehr_ray.train.step import OptimizerStep
 from ehr_ray.train.task import LABEL, family_of, prepare_task_head
 
 TINY = Path(__file__).parents[2] / "configs" / "tiny"
@@ -168,6 +170,25 @@ def test_the_mock_sees_mixes_waits_copies_and_work_of_the_host():
         ours + 1
     assert seen.host == ["zeros"]
     assert ours.device == device
+
+
+def test_a_step_is_on_the_device_before_it_is_asked_for():
+    """Two are on it when the first is taken, without a wait, and each is as it was on the host."""
+    hosts = [[{"x": torch.full((2,), n), "y": torch.ones(n + 1, 2)}] for n in range(3)]
+    read = []
+
+    def steps():
+        for micro in hosts:
+            read.append(micro)
+            yield micro
+
+    with Watched() as seen:
+        fed = feed.on_device(steps(), mock_device())
+        micro = next(fed)
+    assert (len(read), len(seen.copies), seen.syncs) == (2, 4, [])
+    for (there,), (here,) in zip([micro, *fed], hosts, strict=True):
+        assert {type(value) for value in there.values()} == {MockTensor}
+        assert all(torch.equal(there[name].cpu(), here[name]) for name in here)
 
 
 def line_loss(model, batch, scheduled, seed):
