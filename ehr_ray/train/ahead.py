@@ -23,7 +23,7 @@ def made_ahead(make: Callable, items: Generator, threads: int = 1) -> Generator:
     reading, closed = threading.Lock(), threading.Event()
 
     def work() -> None:
-        item = None
+        item: Any = None
         while item is not _END and not closed.is_set():
             promise: Future[Any] = Future()
             with reading:  # so that promises stand in line as items do

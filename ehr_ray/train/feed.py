@@ -33,7 +33,9 @@ def on_device(steps: Steps, device: torch.device) -> Steps:
 
     A GPU copies on a stream of its own. On the CPU steps are as they were.
     """
-    send = SideStream(device).send if device.type == "cuda" else partial(_send, device)
+    send: Callable[[Micro], Callable[[], Micro]] = partial(_send, device)
+    if device.type == "cuda":
+        send = SideStream(device).send
     ahead = 0 if device.type == "cpu" else 1
     underway: deque[Callable[[], Micro]] = deque()
     with contextlib.closing(steps):
