@@ -145,6 +145,9 @@ class Training(Generic[C]):
     """How many rows that is of a config, evenly spread, and 0 for none; None: all of train."""
     after_step: Callable[[nn.Module, Scheduled], None] | None = None
     """Runs after each optimizer step, as the moving average of a target encoder does."""
+    counts: Callable[[nn.Module, Batch, int], Mapping[str, Tensor]] | None = None
+    """(model, batch, noise seed) to the count of each term that can have a coefficient, from masks
+    and the draws that the seed keys; None: with `train.accumulate` the forward runs twice."""
     held: Callable[[nn.Module, Scheduled], Iterable[nn.Parameter]] | None = None
     """Parameters that a step at these values leaves as they are, decay and moments included."""
     summarise: Callable[[Mapping[str, float]], Mapping[str, float]] | None = None

@@ -47,6 +47,9 @@ class DataConfig:
     """Folder or URI of the disk cache; default `<output>/.cache`."""
     bucket_batches: PositiveInt = 16
     """Batches whose patients are sorted by length together: larger pads less, mixes less."""
+    collate_threads: PositiveInt | None = None
+    """Threads of each worker that make batches of rows, ahead of the step; null: half of
+    `cluster.cpus_per_worker`, one at least. Batches are the same."""
     shuffle_patients: PositiveInt = 65536
     """Patients shuffled together; cohorts larger than this are read in windows of whole blocks. Of
     a stream each worker holds its share of two windows."""

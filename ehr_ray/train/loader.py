@@ -1,8 +1,6 @@
-"""Batches of a rank: rows from the blocks, collated ahead of the step by one thread."""
+"""Batches of a rank: rows from the blocks, collated ahead of the step by threads."""
 
 import contextlib
-import queue
-import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -13,10 +11,12 @@ from ehr_ray.config.sections import DataConfig
 from ehr_ray.errors import InputError
 from ehr_ray.events.blocks import RowStore
 from ehr_ray.family import Batch, Row
+from ehr_ray.train.ahead import made_ahead
+from ehr_ray.train.backend import Backend
+from ehr_ray.train.feed import Steps, on_device, pinned
 from ehr_ray.train.order import Indices, epoch_windows, share, steps_in_epoch
 
 Collate = Callable[[Sequence[Row]], Batch]
-PREFETCH = 2
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Loader:
         config: the `data` section.
         seed: seed of the order.
         accumulate: micro-batches per step and rank.
+        threads: of this rank, that collate.
     """
 
     train: RowStore
@@ -38,6 +39,7 @@ class Loader:
     config: DataConfig
     seed: int
     accumulate: int = 1
+    threads: int = 1
 
     @property
     def steps_per_epoch(self) -> int:
@@ -66,10 +68,37 @@ class Loader:
                 f"{self.accumulate}); raise data.batch_size, to hundreds if memory allows"
             )
 
-    def train_steps(
-        self, epoch: int, start: int, rank: int, world: int
-    ) -> Generator[list[Batch], None, None]:
-        """Yield the micro-batches of each step of an epoch from step `start` of it."""
+    def steps(self, step: int, total: int, backend: Backend) -> Steps:
+        """Yield the micro-batches of step `step`, `step + 1`, ... to before `total`, on the device.
+
+        An epoch's first are made while the last of the one before are trained.
+        """
+
+        def make(micro: list[Sequence[Row]]) -> list[Batch]:
+            return [pinned(self.collate(rows), backend.device) for rows in micro]
+
+        read = self._read(step, total, backend.rank, backend.world)
+        return on_device(made_ahead(make, read, self.threads), backend.device)
+
+    def train_steps(self, epoch: int, start: int, rank: int, world: int) -> Steps:
+        """Yield the micro-batches of each step of an epoch from step `start` of it, on the host."""
+        first = epoch * self.steps_per_epoch
+        read = self._read(first + start, first + self.steps_per_epoch, rank, world)
+        return made_ahead(lambda micro: [*map(self.collate, micro)], read, self.threads)
+
+    def _read(
+        self, step: int, total: int, rank: int, world: int
+    ) -> Generator[list[Sequence[Row]], None, None]:
+        """Yield the rows of the micro-batches of each step."""
+        while step < total:
+            shares = self._shares(*divmod(step, self.steps_per_epoch), rank, world)
+            with contextlib.closing(self.train.read(shares)) as rows:  # a stream ends with an epoch
+                while step < total and (micro := list(islice(rows, self.accumulate))):
+                    yield micro
+                    step += 1
+
+    def _shares(self, epoch: int, start: int, rank: int, world: int) -> list[list[Indices]]:
+        """Return by window the rows of each micro-batch of an epoch from step `start` of it."""
         windows = epoch_windows(
             self.train.lengths,
             self.train.block_sizes,
@@ -86,10 +115,7 @@ class Loader:
             start = max(0, start - len(window))
             if steps:
                 shares.append([m for s in steps for m in share(s, rank, world, self.accumulate)])
-        yield from _ahead(
-            lambda micro: [self.collate(rows) for rows in micro],
-            _grouped(self.train.read(shares), self.accumulate),
-        )
+        return shares
 
     def tuning_batches(self, rank: int, world: int) -> Iterator[Batch]:
         """Yield this rank's part of the tuning split, every patient once over all ranks.
@@ -100,7 +126,7 @@ class Loader:
         order = order[rank::world] if len(order) >= world else order
         size = max(1, (self.config.eval_batch_size or self.config.batch_size) // world)
         parts = [order[i : i + size] for i in range(0, len(order), size)]
-        yield from _ahead(self.collate, self.tuning.read(self._windows(parts)))
+        yield from made_ahead(self.collate, self.tuning.read(self._windows(parts)), self.threads)
 
     def fixed_batches(self, patients: int) -> Iterator[Batch]:
         """Yield so many patients of tuning, evenly spaced: the same on every rank, every time.
@@ -113,55 +139,9 @@ class Loader:
         if not count:
             return
         parts = np.array_split(chosen, max(1, count // max(2, self.config.batch_size)))
-        yield from _ahead(self.collate, self.tuning.read(self._windows(parts)))
+        yield from made_ahead(self.collate, self.tuning.read(self._windows(parts)), self.threads)
 
     def _windows(self, parts: Sequence[Indices]) -> list[Sequence[Indices]]:
         """Return parts in windows of about `data.shuffle_patients` patients."""
         size = max(1, self.config.shuffle_patients // max(1, len(parts[0]))) if parts else 1
         return [parts[i : i + size] for i in range(0, len(parts), size)]
-
-
-def _grouped(items: Generator, size: int) -> Generator[list, None, None]:
-    with contextlib.closing(items):
-        while group := list(islice(items, size)):
-            yield group
-
-
-def _ahead(make: Callable, items: Generator) -> Iterator:
-    """Yield `make(item)` for each item, made up to `PREFETCH` ahead in one thread."""
-    ready: queue.Queue = queue.Queue(PREFETCH)
-    stop = threading.Event()
-
-    def produce() -> None:
-        try:
-            for item in items:
-                put((make(item), None))
-                if stop.is_set():
-                    return
-            put((None, StopIteration()))
-        except BaseException as error:
-            put((None, error))
-        finally:
-            items.close()  # a stream ends with its epoch
-
-    def put(entry: tuple) -> None:
-        while not stop.is_set():
-            try:
-                ready.put(entry, timeout=0.2)
-                return
-            except queue.Full:
-                continue
-
-    thread = threading.Thread(target=produce, name="loader", daemon=True)
-    thread.start()
-    try:
-        while True:
-            value, error = ready.get()
-            if isinstance(error, StopIteration):
-                return
-            if error is not None:
-                raise error
-            yield value
-    finally:
-        stop.set()
-        thread.join()

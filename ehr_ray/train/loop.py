@@ -1,11 +1,10 @@
 """The training loop, once for every family and every backend."""
 
-from collections.abc import Generator
 from pathlib import Path
 
 from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.experiment import Experiment
-from ehr_ray.family import AnyFamily, Batch
+from ehr_ray.family import AnyFamily
 from ehr_ray.train.backend import Backend
 from ehr_ray.train.checkpoint import Progress, load_state
 from ehr_ray.train.loader import Loader
@@ -46,7 +45,7 @@ def train(
     sums = Sums(backend)
     take_step = OptimizerStep(experiment, family, model, optimizer, backend, sums)
     reporter = Reporter(run, module, optimizer, progress, sums)
-    batches = _batches(loader, backend, progress.step, total)
+    batches = loader.steps(progress.step, total, backend)
     while progress.step < total and not progress.finished:
         # Whatever a step draws or looks up is a function of its number: a resumed run repeats it.
         step = progress.step
@@ -72,16 +71,5 @@ def train(
             reporter.keep_checkpoint()
         if report:
             reporter.report({"lr": lr, **scheduled, "grad_norm": float(norm)})
-    batches.close()  # the loader's thread ends with it
+    batches.close()  # the loader's threads end with it
     return progress
-
-
-def _batches(
-    loader: Loader, backend: Backend, step: int, total: int
-) -> Generator[list[Batch], None, None]:
-    """Yield the micro-batches of step `step`, `step + 1`, ... over the epochs."""
-    while step < total:
-        epoch, start = divmod(step, loader.steps_per_epoch)
-        for micro in loader.train_steps(epoch, start, backend.rank, backend.world):
-            yield micro
-            step += 1

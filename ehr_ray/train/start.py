@@ -7,11 +7,11 @@ from ehr_ray.errors import ConfigError
 from ehr_ray.nn.transformer import Block
 from ehr_ray.train.checkpoint import saved_progress
 from ehr_ray.train.data_checks import check_learnable
+from ehr_ray.train.feed import move
 from ehr_ray.train.initialise import by_part, initialise
 from ehr_ray.train.optim import freeze
 from ehr_ray.train.report import Run
 from ehr_ray.train.statistics import LABEL, StatisticsHeads
-from ehr_ray.train.step import move
 from ehr_ray.train.task import TaskModel, prepare_task_head
 
 

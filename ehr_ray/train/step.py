@@ -1,6 +1,7 @@
 """One optimizer step: losses of the micro-batches, exact means over ranks, clipping, the update."""
 
 import contextlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -11,6 +12,7 @@ from ehr_ray.experiment import Experiment
 from ehr_ray.family import AnyFamily, Batch, Scheduled, Terms
 from ehr_ray.nn.noise import forked_rng
 from ehr_ray.train.backend import Backend
+from ehr_ray.train.feed import move
 from ehr_ray.train.meters import Sums
 from ehr_ray.train.optim import drop_held
 
@@ -54,7 +56,7 @@ class OptimizerStep:
             with contextlib.nullcontext() if last else no_sync():
                 terms = loss_terms(self.family, model, batch, scheduled, seed, plan.precision)
                 if counts is None:
-                    counts = self.backend.all_sum(_stacked_counts(terms))
+                    counts = summed_counts([_counts_of(terms)], self.backend)
                 objective(terms, counts, self.backend.world).backward()
             self.sums.add(terms)
             losses.append({name: term.sum.detach() for name, term in terms.items()})
@@ -75,19 +77,23 @@ class OptimizerStep:
         if fault := self.faults.read():
             raise RunError(f"{self.experiment.name}: {fault}; lower train.lr, or set train.clip")
 
-    def _counts(self, micro: list[Batch], scheduled: Scheduled, seed: int) -> Tensor:
+    def _counts(self, micro: list[Batch], scheduled: Scheduled, seed: int) -> Mapping[str, Tensor]:
         """Return the count of each term over the micro-batches of every rank.
 
-        A term is divided by its count over the whole step, so counts come before gradients. The
-        generator is forked: both passes then have the same draws, hence the same counts.
+        A term is divided by its count over the whole step, so counts come before gradients. A
+        family that cannot tell them runs twice. The generator is forked: both passes then have the
+        same draws, hence the same counts.
         """
-        precision = self.experiment.train.precision
+        tell, precision = self.family.training.counts, self.experiment.train.precision
         with torch.no_grad(), forked_rng(self.backend.device):
-            parts = [
-                loss_terms(self.family, self.model, batch, scheduled, seed, precision)
-                for batch in micro
-            ]
-        return self.backend.all_sum(torch.stack([_stacked_counts(t) for t in parts]).sum(0))
+            if tell is not None:
+                parts = [tell(self.model, batch, seed) for batch in micro]
+            else:
+                parts = [
+                    _counts_of(loss_terms(self.family, self.model, b, scheduled, seed, precision))
+                    for b in micro
+                ]
+        return summed_counts(parts, self.backend)
 
 
 class Faults:
@@ -127,26 +133,14 @@ class Faults:
         return f"{said} is not finite with {values or 'no schedule'}"
 
 
-def objective(terms: Terms, counts: Tensor, world: int) -> Tensor:
+def objective(terms: Terms, counts: Mapping[str, Tensor], world: int) -> Tensor:
     """Return `world * sum_i coef_i * sum_i / count_i`: DDP's mean over ranks makes it exact."""
     parts = [
-        term.coef * term.sum / count.clamp(min=1e-12)
-        for term, count in zip(terms.values(), counts, strict=True)
+        term.coef * term.sum / counts[name].clamp(min=1e-12)
+        for name, term in terms.items()
         if term.coef
     ]
     return world * torch.stack(parts).sum()
-
-
-def move(batch: Batch, device: torch.device) -> Batch:
-    """Return the batch on a device."""
-    if device.type == "cpu":
-        return batch
-    return {k: _pinned(v, device).to(device, non_blocking=True) for k, v in batch.items()}
-
-
-def _pinned(values: Tensor, device: torch.device) -> Tensor:
-    """Return host values where a GPU copies them from while the host goes on."""
-    return values.pin_memory() if device.type == "cuda" and values.is_cpu else values
 
 
 def loss_terms(
@@ -167,5 +161,12 @@ def autocast(device: str, precision: str) -> torch.autocast:
     return torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
-def _stacked_counts(terms: Terms) -> Tensor:
-    return torch.stack([term.count.detach().double() for term in terms.values()])
+def summed_counts(parts: list[Mapping[str, Tensor]], backend: Backend) -> Mapping[str, Tensor]:
+    """Return counts by term, float64 [], summed over micro-batches and ranks."""
+    names = [*parts[0]]
+    stacked = torch.stack([torch.stack([part[n].double() for n in names]) for part in parts])
+    return dict(zip(names, backend.all_sum(stacked.sum(0)), strict=True))
+
+
+def _counts_of(terms: Terms) -> Mapping[str, Tensor]:
+    return {name: term.count.detach() for name, term in terms.items()}

@@ -78,10 +78,19 @@ def target_loss(raw: Tensor, label: Tensor, task: TaskConfig, weights: Sequence[
         loss = F.binary_cross_entropy_with_logits(raw, label, reduction="none")
         if task.loss == "focal":
             loss = focal(loss, task.focal_gamma)
-    weight = torch.full_like(loss, weights[0])  # no table of them: a GPU would wait for the host
-    for number, one in enumerate(weights[1:], start=1):
-        weight = torch.where(place == number, one, weight)
+    weight = class_weights(place, weights)
     return {"task": Term((weight * loss).sum(), weight.sum())}
+
+
+def class_weights(place: Tensor, weights: Sequence[float]) -> Tensor:
+    """Return the weight of each class in `place`, float32 of its shape.
+
+    No table of them is made: a GPU would wait for the host.
+    """
+    found = torch.full_like(place, weights[0], dtype=torch.float32)
+    for number, one in enumerate(weights[1:], start=1):
+        found = torch.where(place == number, one, found)
+    return found
 
 
 def target_metrics(said: Tensor, label: Tensor, task: TaskConfig) -> dict[str, float]:

@@ -26,6 +26,7 @@ from ehr_ray.train.backend import Backend
 from ehr_ray.train.statistics import LABEL, STATISTICS, StatisticsHeads, reader_of, with_statistics
 from ehr_ray.train.targets import (
     SCALE_BUFFERS,
+    class_weights,
     num_outputs,
     row_weights,
     selection,
@@ -93,6 +94,7 @@ def with_task(
             diagnose=None,
             learnable=None,
             needs_pairs=None,
+            counts=lambda _model, batch, _seed: task_counts(batch, task, weights),
         ),
         transfer=_transfer(family, task),
         evaluation=replace(
@@ -212,6 +214,12 @@ def task_loss(
     """
     raw = model(batch, seed if model.training else None).float()
     return target_loss(raw, _head_of(model).standardised(batch[LABEL]), task, weights)
+
+
+def task_counts(batch: Batch, task: TaskConfig, weights: Sequence[float]) -> dict[str, Tensor]:
+    """Return the sum over rows and heads of the rows' weights, [], of the term `task`."""
+    place = batch[LABEL].long().unsqueeze(1).expand(-1, task.members)
+    return {"task": class_weights(place, weights).sum()}
 
 
 def task_scores(

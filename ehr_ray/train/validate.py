@@ -7,10 +7,11 @@ from torch import Tensor, nn
 
 from ehr_ray.family import AnyFamily
 from ehr_ray.train.backend import Backend
+from ehr_ray.train.feed import move
 from ehr_ray.train.loader import Loader
 from ehr_ray.train.meters import Metrics, Sums
 from ehr_ray.train.statistics import LABEL
-from ehr_ray.train.step import autocast, loss_terms, move
+from ehr_ray.train.step import autocast, loss_terms
 
 NOISE_SEED = 0
 """Validation draws the same noise each time, and training never draws it (`seeds.noise_seed`)."""

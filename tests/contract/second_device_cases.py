@@ -16,11 +16,17 @@ from ehr_ray.errors import RunError
 from ehr_ray.experiment import parse
 from ehr_ray.family import Term
 from ehr_ray.registry import get_family
+from ehr_ray.train import feed
 from ehr_ray.train.backend import LocalBackend
+from ehr_ray.train.feed import move
 from ehr_ray.train.meters import Sums
 from ehr_ray.train.optim import freeze, make_optimizer, set_lr
+<<<<<<< HEAD
 from ehr_ray.train.predictor import Predictor
 from ehr_ray.train.step import OptimizerStep, move
+=======
+from ehr_ray.train.step import OptimizerStep
+>>>>>>> step
 from ehr_ray.train.task import LABEL, family_of, prepare_task_head
 
 TINY = Path(__file__).parents[2] / "configs" / "tiny"
@@ -109,6 +115,19 @@ def test_a_step_makes_nothing_on_the_host_and_waits_twice_at_most(on_device):
     assert len(many.syncs) == len(few.syncs)
 
 
+def test_counts_are_told_on_the_device_without_a_wait(on_device):
+    family, model = on_device.family, on_device.model.train().to(on_device.device)
+    batch = move(on_device.batch(6), on_device.device)
+    with torch.no_grad(), on_device.watched() as seen:
+        found = family.training.counts(model, batch, SEED)
+        terms = family.loss(model, batch, on_device.scheduled, SEED)
+    assert all(isinstance(count, MockTensor) for count in found.values())
+    assert (seen.mixes, seen.host) == ([], [])
+    assert [w for w in seen.syncs if "counts" in w] == []
+    weighed = {name: float(term.count) for name, term in terms.items() if term.coef}
+    assert {name: float(found[name]) for name in weighed} == weighed
+
+
 def test_the_loss_of_the_device_is_that_of_the_host(on_device):
     family, model, batch = on_device.family, on_device.model.eval(), on_device.batch(6)
     terms = []
@@ -175,6 +194,25 @@ def test_the_mock_sees_mixes_waits_copies_and_work_of_the_host():
         ours + 1
     assert seen.host == ["zeros"]
     assert ours.device == device
+
+
+def test_a_step_is_on_the_device_before_it_is_asked_for():
+    """Two are on it when the first is taken, without a wait, and each is as it was on the host."""
+    hosts = [[{"x": torch.full((2,), n), "y": torch.ones(n + 1, 2)}] for n in range(3)]
+    read = []
+
+    def steps():
+        for micro in hosts:
+            read.append(micro)
+            yield micro
+
+    with Watched() as seen:
+        fed = feed.on_device(steps(), mock_device())
+        micro = next(fed)
+    assert (len(read), len(seen.copies), seen.syncs) == (2, 4, [])
+    for (there,), (here,) in zip([micro, *fed], hosts, strict=True):
+        assert {type(value) for value in there.values()} == {MockTensor}
+        assert all(torch.equal(there[name].cpu(), here[name]) for name in here)
 
 
 def line_loss(model, batch, scheduled, seed):

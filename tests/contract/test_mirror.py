@@ -13,7 +13,6 @@ MODULES = sorted(
 )
 ELSEWHERE = {
     "commands/benchmark/command.py": "ray/test_benchmark.py",
-    "commands/benchmark/model.py": "ray/test_benchmark.py",
     "commands/benchmark/published_vitals.py": "ray/test_benchmark.py",
     "commands/benchmark/scaling.py": "ray/test_benchmark.py",
     "commands/benchmark/search.py": "ray/test_benchmark.py",

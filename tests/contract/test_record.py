@@ -30,6 +30,15 @@ MORE = {
     "jepa": [{"model.time_to_event_weight": 1.0, "model.time_to_event_codes": 5}],
 }
 """What no shipped file trains: the family's default, and objectives that are off there."""
+COUNTED = {
+    "vitals_vae": [{"model.arch": "conv", "model.objective": "published"}],
+    "jepa": [{"model.regulariser": "sigreg"}, {"model.regulariser": "vicreg"}],
+    "hcat": [{"model.alpha_con": 0.1}, {"model.missing": "mask"}],
+    "event_transformer": [{"model.next_time_weight": 1.0, "model.next_value_weight": 1.0}],
+    "set_vae": [{"model.composition_weight": 1.0}],
+    "seqset_poe": [{"model.composition_weight": 1.0}],
+}
+"""Terms of other names or counts than those of the shipped configs."""
 PAIRS = {"hcat": {"model.alpha_con": 0.1}}
 """What compares patients, of families whose search space does not."""
 pytestmark = pytest.mark.parametrize("name", FAMILIES)
@@ -239,6 +248,29 @@ def test_metrics_that_choose_are_measured(family, shipped, make_loader, syntheti
             loader, backend = make_loader(experiment), LocalBackend()
             unmeasured -= set(validate(family, model, loader, backend, precision="float32"))
     assert unmeasured == set()
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_counts_told_beforehand_are_those_of_the_loss(
+    name, family, shipped, patients, synthetic_vocabulary, training
+):
+    """To the last bit, of every term that weighs: by them micro-batches are made one batch."""
+    raw = dump(shipped[0])
+    more = [parse(override(raw, changes)) for changes in COUNTED.get(name, [])]
+    told, weighing = set(), set()
+    for experiment in (*shipped, *more):
+        config = experiment.model
+        model = built(family, config, synthetic_vocabulary).train(training)
+        rows = [family.transform(patient, config, synthetic_vocabulary) for patient in patients]
+        scheduled = dict.fromkeys(experiment.schedules, 1.0)
+        batch = family.collate(rows, config)
+        terms = family.loss(model, batch, scheduled, SEED)
+        found = family.training.counts(model, batch, SEED)
+        weighed = {n: float(term.count) for n, term in terms.items() if term.coef}
+        assert {n: float(found[n]) for n in weighed} == weighed, experiment.name
+        assert not any(count.requires_grad for count in found.values())
+        told, weighing = told | found.keys(), weighing | weighed.keys()
+    assert told == weighing
 
 
 def test_a_family_with_phrases_has_the_options_of_their_table(family):

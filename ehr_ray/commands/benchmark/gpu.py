@@ -7,6 +7,7 @@ smallest size, so that the first run on a GPU is not the first run.
 """
 
 import resource
+import sys
 import time
 import warnings
 from collections.abc import Iterator
@@ -29,12 +30,13 @@ from ehr_ray.nn.sentence_encoder import SentenceEncoder
 from ehr_ray.runtime.data.prepared import prepared
 from ehr_ray.runtime.training.worker import loader_of
 from ehr_ray.train.backend import LocalBackend
+from ehr_ray.train.feed import move
 from ehr_ray.train.loader import Loader
 from ehr_ray.train.meters import Sums
 from ehr_ray.train.optim import make_optimizer, set_lr
 from ehr_ray.train.predictor import Predictor
 from ehr_ray.train.seeds import noise_seed, scheduled_at, seed_step
-from ehr_ray.train.step import OptimizerStep, loss_terms, move
+from ehr_ray.train.step import OptimizerStep, loss_terms
 from ehr_ray.train.task import family_of
 from ehr_ray.train.validate import validate
 
@@ -178,7 +180,7 @@ def _speed(
         seed_step(plan.seed, number, 0)
         take(micro, scheduled, noise_seed(plan.seed, number))
 
-    batches = _endless(loader)
+    batches = loader.steps(0, sys.maxsize, backend)
     micro = next(batches)
     step(0, micro)
     with FlopCounterMode(display=False) as counter, _counted_syncs(device) as syncs:
@@ -197,7 +199,7 @@ def _speed(
     take.check()
     _finish(device)
     seconds = time.perf_counter() - began
-    batches.close()  # type: ignore[attr-defined]
+    batches.close()
     figures = {
         "patients per second": patients / seconds,
         "ms per step": 1000 * seconds / steps,
@@ -273,13 +275,6 @@ def _phrases(report: Report, scale: Scale, device: str) -> None:
     encoder.encode(texts)
     _finish(device)
     report.figures["phrases embedded per second"] = len(texts) / (time.perf_counter() - began)
-
-
-def _endless(loader: Loader) -> Iterator[list[Batch]]:
-    epoch = 0
-    while True:
-        yield from loader.train_steps(epoch, 0, 0, 1)
-        epoch += 1
 
 
 @contextmanager

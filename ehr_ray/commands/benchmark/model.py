@@ -1,10 +1,11 @@
 """`benchmark --config`: how fast a config trains in one process, on one thread.
 
 Steps are the training loop's own: forward, backward, clipping and optimizer, with the loader's
-thread at work beside them. They are timed in CPU seconds of the training thread, which another
+threads at work beside them. They are timed in CPU seconds of the training thread, which another
 program on the machine changes little.
 """
 
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from ehr_ray.runtime.text_embedding import with_phrases
 from ehr_ray.runtime.training.worker import loader_of, shares
 from ehr_ray.train.allocator import keep_freed_memory
 from ehr_ray.train.backend import LocalBackend
+from ehr_ray.train.feed import Steps
 from ehr_ray.train.loader import Loader
 from ehr_ray.train.meters import Sums
 from ehr_ray.train.optim import freeze, make_optimizer
@@ -31,6 +33,8 @@ from ehr_ray.train.task import family_of
 Numbers = dict[str, float]
 WARM = 1
 STEPS = 5
+FEED_STEPS = 50
+"""Steps of the loader alone."""
 COUNTED = 2
 """Steps whose floating-point operations are counted: counting takes a step's time again."""
 MATRIX = 1024
@@ -43,7 +47,7 @@ def model_speed(experiment: Experiment, *, steps: int = STEPS) -> Numbers:
 
     Patients, and where a batch has them sets and tokens (without padding), per CPU second; FLOPs of
     a step by torch's counter and their share of what a matrix product reaches in this process;
-    padding; waiting for data.
+    padding; waiting for data; what the loader gives a model that does nothing.
     """
     keep_freed_memory()
     with prepared(experiment, family_of(experiment), on_ray=False) as data, _threads(1):
@@ -85,16 +89,12 @@ class _Trainer:
         for batch in micro:
             with torch.autocast("cpu", torch.bfloat16, enabled=reduced):
                 terms = self._loss(self.model, batch, self._scheduled, self._seed())
-            counts = torch.stack([term.count.detach().double() for term in terms.values()])
-            objective(terms, counts, 1).backward()
+            objective(terms, {n: t.count.detach() for n, t in terms.items()}, 1).backward()
         self.optimizer.zero_grad(set_to_none=True)
 
-    def batches(self) -> Iterator[list[Batch]]:
+    def batches(self) -> Steps:
         """Yield the steps of one epoch after the other."""
-        epoch = 0
-        while True:
-            yield from self.loader.train_steps(epoch, 0, 0, 1)
-            epoch += 1
+        return self.loader.steps(0, sys.maxsize, self._backend)
 
     @property
     def _scheduled(self) -> Scheduled:
@@ -148,13 +148,13 @@ def _timed_steps(trainer: _Trainer, steps: int) -> tuple[list[_Step], list[list[
                 cpu,
                 ended - asked,
                 ready - asked,
-                sum(len(batch["subject_id"]) for batch in micro),
+                _patients(micro),
                 # Of micro-batches the last is seen, so it stands for all of its step.
                 float(next(iter(terms.values())).count) * len(micro),
                 None if padding is None else (float(padding.sum), float(padding.count)),
             )
         )
-    batches.close()  # type: ignore[attr-defined]
+    batches.close()
     return done, kept
 
 
@@ -188,7 +188,25 @@ def _numbers(trainer: _Trainer, steps: int) -> Numbers:
         numbers["share of padding"] = wasted / max(1.0, tokens)
     waited, wall = sum(step.waited for step in done), sum(step.wall for step in done)
     numbers["share of time waiting for data"] = waited / wall
-    return numbers
+    return numbers | _feed(trainer, cpu / len(done))
+
+
+def _feed(trainer: _Trainer, step_cpu: float) -> Numbers:
+    """Return what the loader alone gives and costs, beside the CPU seconds of a step."""
+    batches = trainer.batches()
+    began, spent = time.perf_counter(), time.process_time()
+    patients = sum(_patients(next(batches)) for _ in range(FEED_STEPS))
+    wall, cpu = time.perf_counter() - began, (time.process_time() - spent) / FEED_STEPS
+    batches.close()
+    return {
+        "null model, patients per second": patients / wall,
+        "null model, CPU ms per step": 1000 * cpu,
+        "feed's share of a step's CPU time": cpu / (cpu + step_cpu),
+    }
+
+
+def _patients(micro: list[Batch]) -> int:
+    return sum(len(batch["subject_id"]) for batch in micro)
 
 
 def _flops(trainer: _Trainer, micro: list[Batch]) -> float:

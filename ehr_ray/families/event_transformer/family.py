@@ -6,7 +6,7 @@ from ehr_ray.families.event_transformer.config import (
     TOKEN_FIELDS,
 )
 from ehr_ray.families.event_transformer.data import collate, transform
-from ehr_ray.families.event_transformer.loss import loss, summary
+from ehr_ray.families.event_transformer.loss import counts, loss, summary
 from ehr_ray.families.event_transformer.model import EventTransformer
 from ehr_ray.families.event_transformer.predict import (
     hazards,
@@ -36,7 +36,7 @@ FAMILY = Family(
         "model.model_dim": Choice((128, 256)),
         "model.mask_ratio": Uniform(0.05, 0.5),
     },
-    training=Training(fit_buffers=fit_rates, fit_rows=fit_rows, summarise=summary),
+    training=Training(fit_buffers=fit_rates, fit_rows=fit_rows, summarise=summary, counts=counts),
     transfer=Transfer(data_buffers=("table", "log_rate"), axes=axes),
     evaluation=Evaluation(
         outputs={"hazards": hazards},

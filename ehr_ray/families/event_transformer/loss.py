@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ehr_ray.errors import ConfigError
 from ehr_ray.families.event_transformer.config import EventTransformerConfig
+from ehr_ray.families.event_transformer.time_to_event import asked_moments
 from ehr_ray.family import Batch, Scheduled, Term, Terms
 from ehr_ray.nn.time_to_event import gain
 
@@ -42,6 +43,19 @@ def loss(model: nn.Module, batch: Batch, _scheduled: Scheduled, seed: int) -> Te
         terms["time_to_event"] = Term(out["time_to_event"], answers, config.time_to_event_weight)
         terms["time_to_event_baseline"] = Term(out["time_to_event_baseline"], answers, coef=0.0)
     return terms
+
+
+def counts(model: nn.Module, batch: Batch, seed: int) -> dict[str, Tensor]:
+    """Return how many tokens, values and answers a batch asks for: each [], by term."""
+    plain = getattr(model, "module", model)
+    config: EventTransformerConfig = plain.config
+    batch = plain.window(batch, seed if model.training else None)
+    asked = plain.asked(batch, seed)
+    found = {"event": asked.sum(), "time": asked.sum(), "value": (batch["valued"] & asked).sum()}
+    if config.time_to_event_weight:
+        _, real = asked_moments(batch, seed)
+        found["time_to_event"] = real.sum().float() * len(plain.time_to_event.codes)
+    return found
 
 
 def _padding(mask: Tensor) -> Term:

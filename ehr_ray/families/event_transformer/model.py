@@ -88,20 +88,20 @@ class EventTransformer(nn.Module):
         `TimeToEvent` gives.
         """
         batch = self.window(batch, seed if self.training else None)
-        decoder = self.config.arch == "decoder"
-        hidden_tokens = None if decoder else self.holes(batch, seed)
-        hidden = self.encode(batch, hidden_tokens)[:, -batch["mask"].shape[1] :]
+        decoder, asked = self.config.arch == "decoder", self.asked(batch, seed)
+        hidden = self.encode(batch, None if decoder else asked)[:, -batch["mask"].shape[1] :]
         moments = {}
         if self.config.time_to_event_weight:
             index, real = asked_moments(batch, seed)
             state = self.norm(hidden.gather(1, index.unsqueeze(-1).expand(-1, -1, hidden.shape[2])))
+<<<<<<< HEAD
             moments = self.time_to_event(state, truth_of(self, batch, index, real))
+=======
+            moments = self.time_to_event(state, self.time_to_event.truth(batch, index, real))
+        at = slice(1 if decoder else 0, None)
+>>>>>>> step
         if decoder:
-            asked, at = batch["mask"][:, 1:], slice(1, None)
-            hidden = hidden[:, :-1]
-        else:
-            assert hidden_tokens is not None
-            asked, at = hidden_tokens, slice(None)
+            asked, hidden = asked[:, at], hidden[:, :-1]
         # Looked up once: each indexing by a mask would have the host wait for a GPU.
         index = asked.nonzero(as_tuple=True)
         state = hidden[index]
@@ -235,6 +235,12 @@ class EventTransformer(nn.Module):
             start = (draw * (spare + 1)).long().clamp(max=spare)
         index = start[:, None] + torch.arange(limit, device=mask.device)
         return {k: v if v.ndim == 1 else v.gather(1, index) for k, v in batch.items()}
+
+    def asked(self, batch: Batch, seed: int) -> Tensor:
+        """Return which tokens of a window are predicted, bool [B, T]."""
+        if self.config.arch == "decoder":
+            return F.pad(batch["mask"][:, 1:], (1, 0))
+        return self.holes(batch, seed)
 
     def holes(self, batch: Batch, seed: int) -> Tensor:
         """Return which tokens are hidden, bool [B, T]: a function of (seed, patient, place)."""

@@ -4,7 +4,7 @@ from ehr_ray.config.search import Choice, LogUniform, Uniform
 from ehr_ray.families.hcat.config import SCHEMA, HCATConfig
 from ehr_ray.families.hcat.data import collate, transform
 from ehr_ray.families.hcat.export import export, run_metadata
-from ehr_ray.families.hcat.loss import loss, needs_pairs
+from ehr_ray.families.hcat.loss import counts, loss, needs_pairs
 from ehr_ray.families.hcat.model import DATA_BUFFERS, HCAT, fit_buffers
 from ehr_ray.families.hcat.predict import (
     baseline_codes,
@@ -51,6 +51,7 @@ FAMILY = Family(
     training=Training(
         fit_buffers=fit_buffers,
         needs_pairs=needs_pairs,
+        counts=counts,
         diagnose=Diagnose(measure, warnings, patients=100_000),
     ),
     evaluation=Evaluation(

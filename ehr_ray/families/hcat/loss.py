@@ -13,6 +13,7 @@ from ehr_ray.families.hcat.model import HCAT
 from ehr_ray.family import Batch, Scheduled, Term, Terms
 from ehr_ray.nn.focal import focal
 from ehr_ray.nn.gaussian import free_bits, kl_standard
+from ehr_ray.nn.noise import combine
 
 
 def loss(model: nn.Module, batch: Batch, scheduled: Scheduled, seed: int) -> Terms:
@@ -41,6 +42,20 @@ def loss(model: nn.Module, batch: Batch, scheduled: Scheduled, seed: int) -> Ter
     if "mu" in out:
         terms |= imputation(out, config, scheduled)
     return terms
+
+
+def counts(model: nn.Module, batch: Batch, seed: int) -> dict[str, Tensor]:
+    """Return the weights of outcomes, tokens shown and hidden, and patients: each [], by term."""
+    plain: HCAT = getattr(model, "module", model)
+    weight = plain.weights(batch)
+    patients = torch.full((), float(len(weight)), device=weight.device)
+    found = {"surv": weight[:, 0].sum(), "rec": weight[:, 1].sum(), "con": patients}
+    if plain.imputer is not None:
+        present, key = plain.tokenizer.present(batch), combine(batch["subject_id"], seed)
+        hidden = plain.hidden(present, key, seed, drop=model.training)
+        found |= {"kl": patients * WIDTH, "recon": (present & ~hidden).sum()}
+        found["impute"] = hidden.sum()
+    return found
 
 
 def needs_pairs(config: HCATConfig) -> str | None:

@@ -98,8 +98,8 @@ class HCAT(nn.Module):
         filled = self.impute(tokens, key)
         return self.fusion(tokens, filled.value * self.token_scale, filled.logvar), filled
 
-    def hidden(self, tokens: Tokens, key: Tensor, seed: int, *, drop: bool) -> Tensor:
-        """Return which present modalities are hidden, bool [B, M]; never all of a patient.
+    def hidden(self, present: Tensor, key: Tensor, seed: int, *, drop: bool) -> Tensor:
+        """Return which `present` modalities are hidden, bool [B, M]; never all of a patient.
 
         A share is hidden to learn what it was; with `drop` modality dropout besides.
         """
@@ -114,13 +114,13 @@ class HCAT(nn.Module):
             draws = uniform(combine(torch.arange(2, device=key.device) + seed, _DROP))
             one = 1 + (draws[1] * (NUM - 1)).long().clamp(max=NUM - 2)
             hide |= (place == one) & (draws[0] < config.moddrop)
-        hide &= tokens.present
-        left = (tokens.present & ~hide).any(1, keepdim=True)
+        hide &= present
+        left = (present & ~hide).any(1, keepdim=True)
         return hide & left
 
     def _view(self, tokens: Tokens, key: Tensor, seed: int) -> dict[str, Tensor]:
         """Return one view's outputs; hidden tokens are imputed for the prediction in training."""
-        hide = self.hidden(tokens, key, seed, drop=self.training)
+        hide = self.hidden(tokens.present, key, seed, drop=self.training)
         noisy = tokens
         if self.training and self.config.emb_noise:
             noise = normal(combine(key, _NOISE), NUM * WIDTH).view(tokens.value.shape)

@@ -94,6 +94,12 @@ class Tokenizer(nn.Module):
             spread.append(self._spread(place, mean, count, variance, ids))
         return Tokens(*(torch.stack(part, 1) for part in (values, present, quality, spread)))
 
+    def present(self, batch: Batch) -> Tensor:
+        """Return which modalities have a column observed, bool [B, 5], as `forward` does."""
+        there = self.columns(batch)[1] > 0
+        names = (f"columns_{name}" for name in MODALITIES)
+        return torch.stack([there[:, self.get_buffer(name)].any(1) for name in names], 1)
+
     def columns(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Return mean, number and variance of each code's values of each patient, [B, V]."""
         shape = (len(batch["subject_id"]), self.num_codes)

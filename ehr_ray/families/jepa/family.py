@@ -4,7 +4,7 @@ from ehr_ray.config.search import Choice, LogUniform, Uniform
 from ehr_ray.families.jepa.config import SCHEMA, inactive_paths
 from ehr_ray.families.jepa.data import collate, predictable, remedy, transform
 from ehr_ray.families.jepa.diagnostics import prediction_warnings
-from ehr_ray.families.jepa.loss import loss, needs_pairs
+from ehr_ray.families.jepa.loss import counts, loss, needs_pairs
 from ehr_ray.families.jepa.model import JEPA, after_step, axes, meanings
 from ehr_ray.families.jepa.predict import (
     cells,
@@ -74,6 +74,7 @@ FAMILY = Family(
         diagnose=Diagnose(measure, prediction_warnings),
         learnable=Learnable(predictable, "2 rows or more, one to predict from another", remedy),
         needs_pairs=needs_pairs,
+        counts=counts,
         inactive_paths=inactive_paths,
         summarise=gain,
         # A loss of latents says nothing, and values differ by what the mask hides.

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ehr_ray.families.jepa.config import JEPAConfig
+from ehr_ray.families.jepa.dense_rows import dense
 from ehr_ray.families.jepa.regularise import isotropy, variance_and_covariance
 from ehr_ray.family import Batch, Scheduled, Term, Terms
 
@@ -37,6 +38,17 @@ def loss(model: nn.Module, batch: Batch, _scheduled: Scheduled, seed: int) -> Te
     rows = batch["mask"].sum().float()
     padded = torch.full_like(rows, float(batch["mask"].numel()))
     return {**terms, "padding": Term(padded - rows, padded, coef=0.0)}
+
+
+def counts(model: nn.Module, batch: Batch, seed: int) -> dict[str, Tensor]:
+    """Return how many rows and values a batch hides, and its patients: each [], by term."""
+    plain = getattr(model, "module", model)
+    _, hidden = plain.masks(batch, seed)
+    found = {"latent": hidden.sum()}
+    if plain.config.value_weight:
+        found["value"] = (dense(batch).observed & hidden.unsqueeze(-1)).sum()
+    patients = torch.full_like(found["latent"], len(hidden))
+    return found | dict.fromkeys(("isotropy", "variance", "covariance"), patients)
 
 
 def needs_pairs(config: JEPAConfig) -> str | None:

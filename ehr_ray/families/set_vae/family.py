@@ -4,7 +4,7 @@ from ehr_ray.config.search import Choice, LogUniform, Uniform
 from ehr_ray.families.set_vae.config import SCHEMA
 from ehr_ray.families.set_vae.data import collate, row_of_sets, transform
 from ehr_ray.families.set_vae.embedding import check_files
-from ehr_ray.families.set_vae.loss import loss
+from ehr_ray.families.set_vae.loss import counts, loss
 from ehr_ray.families.set_vae.model import SetVAE
 from ehr_ray.families.set_vae.predict import (
     anomalies,
@@ -14,7 +14,7 @@ from ehr_ray.families.set_vae.predict import (
     represent,
     represent_width,
 )
-from ehr_ray.family import Evaluation, Family, Files, Represent, Transfer
+from ehr_ray.family import Evaluation, Family, Files, Represent, Training, Transfer
 
 FAMILY = Family(
     name="set_vae",
@@ -38,6 +38,7 @@ FAMILY = Family(
         "model.width": Choice((64, 128, 256)),
         "train.lr": LogUniform(1e-4, 3e-3),
     },
+    training=Training(counts=counts),
     evaluation=Evaluation(
         latents=latents,
         reconstruct=reconstruct,

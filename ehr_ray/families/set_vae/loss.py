@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from ehr_ray.families.set_vae.augment import sample_sets
+from ehr_ray.families.set_vae.augment import drawn_sets, sample_sets
 from ehr_ray.families.set_vae.config import SetConfig, SetVAEConfig
 from ehr_ray.family import Batch, Scheduled, Term, Terms
 from ehr_ray.nn.gaussian import free_bits, kl_standard
@@ -34,6 +34,15 @@ def loss(model: nn.Module, batch: Batch, scheduled: Scheduled, seed: int) -> Ter
         "kl_nats": Term((raw * real).sum(), count, coef=0.0),
         "padding": Term(out["padding"].float(), out["padded"], coef=0.0),
     }
+
+
+def counts(model: nn.Module, batch: Batch, seed: int) -> dict[str, Tensor]:
+    """Return the sets with a token among those drawn of each patient, [], by term."""
+    per_patient = getattr(model, "module", model).config.sets_per_patient
+    real = batch["mask"].any(1)
+    if per_patient is not None:
+        real = real & drawn_sets(batch, per_patient, seed)
+    return dict.fromkeys(("recon", "composition", "kl"), real.sum())
 
 
 def chamfer(decoded: Tensor, target: Tensor, mask: Tensor, config: SetConfig) -> Tensor:

@@ -4,7 +4,7 @@ from ehr_ray.config.search import Choice, LogUniform, Uniform
 from ehr_ray.families.vitals_vae.config import SCHEMA, inactive_paths
 from ehr_ray.families.vitals_vae.data import collate, export, measured, remedy, transform
 from ehr_ray.families.vitals_vae.fallback import fallback
-from ehr_ray.families.vitals_vae.loss import loss
+from ehr_ray.families.vitals_vae.loss import counts, loss
 from ehr_ray.families.vitals_vae.model import VitalsVAE, held, meanings
 from ehr_ray.families.vitals_vae.predict import components, diagnosed, grids, latents, predict
 from ehr_ray.families.vitals_vae.quantise import code_warnings
@@ -50,6 +50,7 @@ FAMILY = Family(
         learnable=Learnable(measured, "a vital sign in the window", remedy),
         inactive_paths=inactive_paths,
         held=held,
+        counts=counts,
         # Cells the encoder has not seen, the same share of them in every trial.
         rank=Select("val/mse_hidden", "min"),
         fallback=fallback,

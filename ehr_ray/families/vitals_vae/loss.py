@@ -56,6 +56,20 @@ def reconstruction(
     return terms
 
 
+def counts(model: nn.Module, batch: Batch, _seed: int) -> dict[str, Tensor]:
+    """Return the patients, of the published objective the observed cells and latents: [], by term.
+
+    None depends on what is hidden: `recon` is of every observed cell.
+    """
+    config: VitalsVAEConfig = getattr(model, "module", model).config
+    observed = batch["observed"]
+    patients = torch.full((), float(len(observed)), device=observed.device)
+    found = dict.fromkeys(("recon", "branches", "codebook", "commit", "kl"), patients)
+    if config.objective == "published":
+        found |= {"recon": observed.sum(), "kl": patients * config.embedding_width}
+    return found
+
+
 def gaussian(squared: Tensor, log_noise: Tensor, observed: Tensor) -> Tensor:
     """Return -log N(value; curve, noise) over observed cells, in nats without its constant."""
     nats = 0.5 * squared * torch.exp(-2 * log_noise) + log_noise

@@ -98,6 +98,8 @@ def loader_of(experiment: Experiment, family: AnyFamily, prepared: Prepared) -> 
         config=experiment.data,
         seed=experiment.seed,
         accumulate=experiment.train.accumulate,
+        threads=experiment.data.collate_threads
+        or max(1, int(experiment.cluster.cpus_per_worker / 2)),
     )
 
 

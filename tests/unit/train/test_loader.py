@@ -1,3 +1,4 @@
+import dataclasses
 import threading
 
 import numpy as np
@@ -7,6 +8,7 @@ import torch
 from ehr_ray.config.sections import DataConfig
 from ehr_ray.errors import InputError
 from ehr_ray.events.blocks import BlockStore, write_block
+from ehr_ray.train.backend import LocalBackend
 from ehr_ray.train.loader import Loader
 
 
@@ -55,6 +57,35 @@ def test_an_epoch_continues_at_any_step(make):
     whole = [ids(step) for step in loader.train_steps(1, 0, 0, 1)]
     for start in range(6):
         assert [ids(step) for step in loader.train_steps(1, start, 0, 1)] == whole[start:]
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_steps_go_on_from_epoch_to_epoch_the_same_in_any_number_of_threads(make, threads):
+    loader = make(batch_size=4, accumulate=2)
+    epochs = [step for epoch in range(3) for step in loader.train_steps(epoch, 0, 0, 1)]
+    whole = [[batch["id"].tolist() for batch in step] for step in epochs]
+    loader = dataclasses.replace(loader, threads=threads)
+    for first, total in ((0, 15), (3, 7), (5, 5), (10, 13)):
+        steps = loader.steps(first, total, LocalBackend())
+        found = [[batch["id"].tolist() for batch in step] for step in steps]
+        assert found == whole[first:total]
+    assert loader_threads() == []
+
+
+def test_the_next_epoch_is_made_while_the_last_step_of_this_one_is_trained(make):
+    begun = threading.Event()
+
+    def telling(rows):
+        made.append(len(rows))
+        if len(made) == 2:
+            begun.set()
+        return collate(rows)
+
+    made = []
+    steps = make(batch_size=20, collate=telling).steps(0, 5, LocalBackend())
+    assert ids(next(steps)) == list(range(20))  # all of the epoch
+    assert begun.wait(60)
+    steps.close()
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 7])

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from ehr_ray.errors import RunError
-from ehr_ray.family import Term
+from ehr_ray.family import Term, Training
 from ehr_ray.registry import get_family
 from ehr_ray.train.backend import LocalBackend
 from ehr_ray.train.meters import Sums
@@ -27,7 +27,7 @@ def take_step(tiny_experiment):
     def take(parts, weight=1.0, clip=None):
         model = nn.Linear(1, 1, bias=False)
         nn.init.zeros_(model.weight)
-        family = dataclasses.replace(get_family("set_vae"), loss=line_loss)
+        family = dataclasses.replace(get_family("set_vae"), loss=line_loss, training=Training())
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         optimizer.param_groups[0]["held"] = False
         experiment = tiny_experiment(changes={"train.clip": clip})
@@ -48,6 +48,29 @@ def test_a_step_follows_the_gradient_of_the_mean_over_all_micro_batches(take_ste
     assert sums.means("train")["train/fit"] == pytest.approx(1.0)
 
 
+@pytest.mark.parametrize(("tells", "passes"), [(True, 2), (False, 4)])
+def test_micro_batches_go_forward_once_where_the_family_tells_their_counts(
+    tiny_experiment, tells, passes
+):
+    def loss(model, batch, *drawn):
+        calls.append(len(batch["x"]))
+        return line_loss(model, batch, {"weight": 1.0}, 0)
+
+    def counts(_model, batch, _seed):
+        return {"fit": torch.tensor(float(len(batch["x"])))}
+
+    calls, model, backend = [], nn.Linear(1, 1, bias=False), LocalBackend()
+    family = dataclasses.replace(
+        get_family("set_vae"), loss=loss, training=Training(counts=counts if tells else None)
+    )
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    take = OptimizerStep(tiny_experiment(), family, model, optimizer, backend, Sums(backend))
+    nn.init.zeros_(model.weight)
+    norm = take([{"x": torch.ones(1, 1)}, {"x": torch.tensor([[2.0], [3.0]])}], {}, 7)
+    assert len(calls) == passes
+    assert norm == pytest.approx(2 * (1 + 2 + 3) / 3)
+
+
 def test_a_step_is_as_long_as_the_clip_allows_and_tells_the_whole_norm(take_step):
     norm, weight, _ = take_step([[1.0, 2.0, 3.0]], clip=0.5)
     assert norm == pytest.approx(4.0)
@@ -65,11 +88,11 @@ def test_the_objective_divides_by_global_counts_and_undoes_the_mean_over_ranks()
         "b": Term(torch.tensor(5.0), torch.tensor(1.0)),
         "log": Term(torch.tensor(float("inf")), torch.tensor(1.0), coef=0.0),
     }
-    counts = torch.tensor([4.0, 5.0, 1.0])
+    counts = {"a": torch.tensor(4.0), "b": torch.tensor(5.0)}
     assert float(objective(terms, counts, world=1)) == 0.5 * 6 / 4 + 5 / 5
     assert float(objective(terms, counts, world=2)) == 2 * (0.5 * 6 / 4 + 5 / 5)
     empty = {"a": Term(torch.tensor(0.0), torch.tensor(0.0))}
-    assert float(objective(empty, torch.tensor([0.0]), world=1)) == 0.0
+    assert float(objective(empty, {"a": torch.tensor(0.0)}, world=1)) == 0.0
 
 
 def test_of_steps_that_nobody_looked_at_the_first_that_is_not_finite_is_told():

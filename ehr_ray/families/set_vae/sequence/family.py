@@ -5,7 +5,7 @@ from ehr_ray.families.set_vae.data import collate, row_of_sets, transform
 from ehr_ray.families.set_vae.embedding import check_files
 from ehr_ray.families.set_vae.sequence.anomaly_scores import anomalies
 from ehr_ray.families.set_vae.sequence.config import SCHEMA
-from ehr_ray.families.set_vae.sequence.loss import loss
+from ehr_ray.families.set_vae.sequence.loss import counts, loss
 from ehr_ray.families.set_vae.sequence.model import SeqSetVAE
 from ehr_ray.families.set_vae.sequence.predict import (
     latents,
@@ -16,7 +16,7 @@ from ehr_ray.families.set_vae.sequence.predict import (
     represent_width,
 )
 from ehr_ray.families.set_vae.sequence.value_table import values
-from ehr_ray.family import Evaluation, Family, Files, Represent, Transfer
+from ehr_ray.family import Evaluation, Family, Files, Represent, Training, Transfer
 
 FAMILY = Family(
     name="seqset_poe",
@@ -40,6 +40,7 @@ FAMILY = Family(
         "model.prior_width": Choice((64, 128, 256)),
         "train.lr": LogUniform(1e-4, 3e-3),
     },
+    training=Training(counts=counts),
     evaluation=Evaluation(
         latents=latents,
         reconstruct=reconstruct,

@@ -71,7 +71,9 @@ def test_the_imputation_loss_is_of_hidden_tokens_and_can_be_learned(make_model, 
 def test_observed_tokens_are_reconstructed_by_their_squared_error(make_model, batch):
     model = make_model(mask_ratio=0.5).eval()
     tokens = model.tokens(batch)
-    seen = tokens.only(~model.hidden(tokens, combine(batch["subject_id"], SEED), SEED, drop=False))
+    seen = tokens.only(
+        ~model.hidden(tokens.present, combine(batch["subject_id"], SEED), SEED, drop=False)
+    )
     filled = model.impute(seen, torch.zeros(4, dtype=torch.int64))
     error = (filled.recon - tokens.value / model.token_scale).square().mean(-1)
     found = loss(model, batch, SCHEDULED, SEED)["recon"]

@@ -48,10 +48,10 @@ def test_some_are_hidden_never_all_and_clinical_is_not_dropped(make_model, make_
     model = make_model(mask_ratio=0.0, moddrop=0.9)
     batch = make_batch(range(1, 200))
     tokens = model.tokens(batch)
-    hidden = model.hidden(tokens, batch["subject_id"], 5, drop=True)
+    hidden = model.hidden(tokens.present, batch["subject_id"], 5, drop=True)
     assert not hidden[:, 0].any()
     assert 0.85 < hidden[:, 1:].float().mean() < 0.95
-    masked = make_model(mask_ratio=0.9).hidden(tokens, batch["subject_id"], 5, drop=False)
+    masked = make_model(mask_ratio=0.9).hidden(tokens.present, batch["subject_id"], 5, drop=False)
     assert masked[:, 0].any()
     assert (tokens.present & ~masked).any(1).all()
 
@@ -62,7 +62,7 @@ def test_a_batch_drops_one_modality_for_everybody(make_model, make_batch):
     tokens = model.tokens(batch)
     found = set()
     for seed in range(40):
-        hidden = model.hidden(tokens, batch["subject_id"], seed, drop=True)
+        hidden = model.hidden(tokens.present, batch["subject_id"], seed, drop=True)
         assert (hidden == hidden[0]).all()
         found.add(tuple(hidden[0].nonzero()[:, 0].tolist()))
     assert found == {(), (1,), (2,), (3,), (4,)}
