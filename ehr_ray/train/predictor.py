@@ -11,11 +11,8 @@ from ehr_ray.events.patients import Patient
 from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.family import AnyFamily, Batch, Row
 from ehr_ray.train.checkpoint import Loaded
-<<<<<<< HEAD
-from ehr_ray.train.step import autocast, move
-=======
 from ehr_ray.train.feed import move
->>>>>>> step
+from ehr_ray.train.step import autocast
 
 BATCH_PATIENTS = 64
 """Patients predicted together: enough to fill the cores, few enough for any model's memory."""

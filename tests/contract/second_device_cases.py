@@ -21,12 +21,8 @@ from ehr_ray.train.backend import LocalBackend
 from ehr_ray.train.feed import move
 from ehr_ray.train.meters import Sums
 from ehr_ray.train.optim import freeze, make_optimizer, set_lr
-<<<<<<< HEAD
 from ehr_ray.train.predictor import Predictor
-from ehr_ray.train.step import OptimizerStep, move
-=======
 from ehr_ray.train.step import OptimizerStep
->>>>>>> step
 from ehr_ray.train.task import LABEL, family_of, prepare_task_head
 
 TINY = Path(__file__).parents[2] / "configs" / "tiny"

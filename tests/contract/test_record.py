@@ -32,9 +32,16 @@ MORE = {
 """What no shipped file trains: the family's default, and objectives that are off there."""
 COUNTED = {
     "vitals_vae": [{"model.arch": "conv", "model.objective": "published"}],
-    "jepa": [{"model.regulariser": "sigreg"}, {"model.regulariser": "vicreg"}],
+    "jepa": [
+        {"model.regulariser": "sigreg"},
+        {"model.regulariser": "vicreg"},
+        {"model.time_to_event_weight": 1.0, "model.time_to_event_codes": 5},
+    ],
     "hcat": [{"model.alpha_con": 0.1}, {"model.missing": "mask"}],
-    "event_transformer": [{"model.next_time_weight": 1.0, "model.next_value_weight": 1.0}],
+    "event_transformer": [
+        {"model.next_time_weight": 1.0, "model.next_value_weight": 1.0},
+        {"model.time_to_event_weight": 1.0, "model.time_to_event_codes": 5},
+    ],
     "set_vae": [{"model.composition_weight": 1.0}],
     "seqset_poe": [{"model.composition_weight": 1.0}],
 }

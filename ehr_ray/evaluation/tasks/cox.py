@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 
 from ehr_ray.evaluation.tasks.hazard_trees import Rows
-from ehr_ray.evaluation.tasks.probe import few_threads, standardiser
+from ehr_ray.evaluation.tasks.probe import few_threads, preparation
 
 Array = NDArray[np.float64]
 
@@ -28,7 +28,7 @@ def fit_cox(train: Rows, *, tuning: Rows | None = None) -> Callable[[NDArray[Any
     the partial likelihood of tuning is highest.
     """
     x, time, event = train
-    prepare = standardiser(x, tabular=True)
+    prepare = preparation(x, tabular=True).standardise
     z = prepare(x)
     weights = np.zeros(z.shape[1])
     if np.asarray(event).any():

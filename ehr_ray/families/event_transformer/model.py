@@ -94,12 +94,8 @@ class EventTransformer(nn.Module):
         if self.config.time_to_event_weight:
             index, real = asked_moments(batch, seed)
             state = self.norm(hidden.gather(1, index.unsqueeze(-1).expand(-1, -1, hidden.shape[2])))
-<<<<<<< HEAD
             moments = self.time_to_event(state, truth_of(self, batch, index, real))
-=======
-            moments = self.time_to_event(state, self.time_to_event.truth(batch, index, real))
         at = slice(1 if decoder else 0, None)
->>>>>>> step
         if decoder:
             asked, hidden = asked[:, at], hidden[:, :-1]
         # Looked up once: each indexing by a mask would have the host wait for a GPU.

@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from ehr_ray.families.jepa.config import JEPAConfig
 from ehr_ray.families.jepa.dense_rows import dense
 from ehr_ray.families.jepa.regularise import isotropy, variance_and_covariance
+from ehr_ray.families.jepa.time_to_event import truth_after
 from ehr_ray.family import Batch, Scheduled, Term, Terms
 
 WEIGHTS = {"vicreg": 1.0, "sigreg": 0.05}
@@ -41,10 +42,14 @@ def loss(model: nn.Module, batch: Batch, _scheduled: Scheduled, seed: int) -> Te
 
 
 def counts(model: nn.Module, batch: Batch, seed: int) -> dict[str, Tensor]:
-    """Return how many rows and values a batch hides, and its patients: each [], by term."""
+    """Return how many rows and values a batch hides, its answers and patients: each [], by term."""
     plain = getattr(model, "module", model)
-    _, hidden = plain.masks(batch, seed)
+    context, hidden = plain.masks(batch, seed)
     found = {"latent": hidden.sum()}
+    if plain.config.time_to_event_weight:
+        head = plain.time_to_event
+        moments = truth_after(batch, context, head).real.sum()
+        found["time_to_event"] = moments.float() * len(head.codes)
     if plain.config.value_weight:
         found["value"] = (dense(batch).observed & hidden.unsqueeze(-1)).sum()
     patients = torch.full_like(found["latent"], len(hidden))
