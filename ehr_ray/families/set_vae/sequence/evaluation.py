@@ -182,9 +182,9 @@ def stays(clean: pd.DataFrame, limits: Mapping[tuple[str, int], float], count: i
 
 def distributions(judged: pd.DataFrame) -> Figure:
     """Draw the distribution of each score over the same sets, recorded and made wrong."""
-    figure = Figure(figsize=(7.6, 3.0), layout="constrained")
+    figure = Figure(figsize=(7.6, 3.2), layout="constrained")
     names = scores_of(judged)
-    axes = figure.subplots(1, len(names))
+    axes = figure.subplots(1, len(names), squeeze=False)[0]
     key = ["sample", "set"]
     for axis, name in zip(axes, names, strict=True):
         wrong = judged[judged["kind"] > 0]
@@ -206,7 +206,8 @@ def distributions(judged: pd.DataFrame) -> Figure:
         axis.set_yticks([])
         axis.tick_params(labelsize=8)
         axis.spines[["top", "right", "left"]].set_visible(False)
-    axes[-1].legend(fontsize=7, frameon=False)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=7, frameon=False)
     return figure
 
 

@@ -69,7 +69,7 @@ def given(tmp_path, judged, **fit):
         model=None,
         vocabulary=Vocabulary(("HR", "pH"), np.ones(2, np.int64), np.zeros(2), np.ones(2)),
         target=tmp_path,
-        num_bootstrap=200,
+        num_bootstrap=50,
     )
 
 
