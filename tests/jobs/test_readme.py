@@ -212,7 +212,7 @@ def done():
 @pytest.mark.parametrize("block", BLOCKS, ids=str)
 def test_a_block_runs_as_it_stands(block, place, done, request, capsys):
     exported = {"HOME": str(place / "home")}  # where a token is made
-    tutorial, said = block.readme.endswith("TUTORIAL.md"), ""
+    tutorial, said = block.readme.endswith("TUTORIAL.md"), None
     for line in block.lines:
         if line not in SHELL or line in done:
             continue
@@ -238,7 +238,7 @@ def test_a_block_runs_as_it_stands(block, place, done, request, capsys):
             assert (place / "runs" / "submitted" / "checkpoint").is_dir()
         else:
             said = shell(command, place, exported)
-    if block.output:
+    if block.output and said is not None:  # None: another test has run it
         check_output(block.output, said)
 
 
