@@ -25,7 +25,7 @@ from ehr_ray.sources.parsing.label_table import (
     MINUTE_HELP,
     NUMBERS_HELP,
     LabelOptions,
-    labels_unit,
+    label_units,
     read_labels,
 )
 from ehr_ray.sources.parsing.parquet_files import READ_ERRORS
@@ -69,7 +69,7 @@ def units(path: Path, options: PatientParquetOptions) -> list[Unit]:
     if not found:
         wanted = "train/, valid/, test/, tuning/, held_out/"
         raise InputError(f"--input {path}: no <id>.parquet in it or in its {wanted}")
-    return found + ([labels_unit(options.labels)] if options.labels else [])
+    return found + _label_units(options)
 
 
 def _parquet_names(folder: Path) -> list[str]:
@@ -100,6 +100,16 @@ def read(unit: Unit, options: PatientParquetOptions) -> Iterator[Chunk]:
             yield from _chunks(unit, group, rejects, files_read)
             group, rows, files_read, rejects = [], 0, 0, Rejects()
     yield from _chunks(unit, group, rejects, files_read)
+
+
+def _label_units(options: PatientParquetOptions) -> list[Unit]:
+    return label_units(
+        options.labels,
+        label_columns=options.label_columns,
+        label_numbers=options.label_numbers,
+        label_classes=options.label_classes,
+        label_minute=options.label_minute,
+    )
 
 
 def _label_options(options: PatientParquetOptions) -> LabelOptions:

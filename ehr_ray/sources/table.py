@@ -29,7 +29,7 @@ from ehr_ray.sources.parsing.label_table import (
     MINUTE_HELP,
     NUMBERS_HELP,
     LabelOptions,
-    labels_unit,
+    label_units,
     read_labels,
 )
 from ehr_ray.sources.parsing.parquet_files import (
@@ -99,7 +99,7 @@ def units(path: Path, options: TableOptions) -> list[Unit]:
     """List CSV files whole and Parquet files by row groups, in order of name."""
     root = path if path.is_dir() else path.parent
     names = [path.name] if path.is_file() else _names(path)
-    labels = [labels_unit(options.labels)] if options.labels else []
+    labels = _label_units(options)
     found = []
     for name in names:
         if options.labels and (root / name).resolve() == options.labels.resolve():
@@ -233,6 +233,16 @@ def _with_unit(code: pa.ChunkedArray, unit: pa.ChunkedArray) -> pa.Array:
     units, blank = texts(unit, "of units")
     joined = pc.binary_join_element_wise(codes, units, "//")
     return pc.if_else(pa.array(blank), codes, joined)
+
+
+def _label_units(options: TableOptions) -> list[Unit]:
+    return label_units(
+        options.labels,
+        label_columns=options.label_columns,
+        label_numbers=options.label_numbers,
+        label_classes=options.label_classes,
+        label_minute=options.label_minute,
+    )
 
 
 def _label_options(options: TableOptions) -> LabelOptions:

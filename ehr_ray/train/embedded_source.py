@@ -8,8 +8,10 @@ It stands here and not among the sources, which do without torch; `--help` impor
 """
 
 import hashlib
+import io
 import os
 import re
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -110,10 +112,12 @@ def read_embedded(path: str) -> EmbeddedPatient:
     """
     import torch  # `ingest --help` and other sources do without
 
+    with open(path, "rb") as file:
+        given = io.BytesIO(file.read())  # torch tells a cut file as an error of the disk
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of foreign pickles, which are refused here
+            content = torch.load(given, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged or foreign file may raise anything here
         kind = type(error).__name__
         raise InputError(f"no file of tensors that torch reads by weights_only ({kind})") from None

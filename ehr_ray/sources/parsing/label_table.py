@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -81,11 +81,20 @@ class LabelOptions:
     dialect: Dialect = COMMON
 
 
-def labels_unit(path: Path) -> Unit:
-    """Return the unit that reads a label table; raises `InputError` where there is none."""
+def label_units(path: Path | None, **asked: Any) -> list[Unit]:
+    """Return the unit that reads a label table, none without one.
+
+    `asked` are options that say how it is read: `InputError` by name without a table, and where
+    the table is not there.
+    """
+    if path is None:
+        for name, value in asked.items():
+            if value is not None:
+                raise InputError(f"--{name.replace('_', '-')} {value}: needs --labels FILE")
+        return []
     if not path.is_file():
         raise InputError(f"--labels {path}: no such file; check the path")
-    return Unit(str(path.absolute().parent), (path.name,), "labels")
+    return [Unit(str(path.absolute().parent), (path.name,), "labels")]
 
 
 def read_labels(unit: Unit, options: LabelOptions) -> Iterator[Chunk]:

@@ -188,6 +188,14 @@ def test_what_is_no_such_dict_is_named(tmp_path, content, message):
         read_embedded(tmp_path / "x.pt")
 
 
+def test_a_file_that_was_cut_short_is_no_error_of_the_disk(tmp_path):
+    write(tmp_path / "1.pt", [0, 1, 2])
+    whole = (tmp_path / "1.pt").read_bytes()
+    (tmp_path / "1.pt").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match="no file of tensors that torch reads"):
+        read_embedded(str(tmp_path / "1.pt"))
+
+
 def test_half_precision_and_plain_numbers_are_read(tmp_path):
     torch.save({"embeddings": WORDS.bfloat16(), "label": 1}, tmp_path / "x.pt")
     patient = read_embedded(tmp_path / "x.pt")
