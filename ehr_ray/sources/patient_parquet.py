@@ -19,11 +19,7 @@ from ehr_ray.sources.parsing.cells import Mask, Times, since_epoch
 from ehr_ray.sources.parsing.csv_files import refuse_repeats
 from ehr_ray.sources.parsing.identifiers import NAMES, subject_id
 from ehr_ray.sources.parsing.label_table import (
-    CLASSES_HELP,
-    COLUMNS_HELP,
-    LABELS_HELP,
-    MINUTE_HELP,
-    NUMBERS_HELP,
+    LabelFields,
     LabelOptions,
     label_units,
     read_labels,
@@ -40,17 +36,12 @@ SUFFIX: Final = ".parquet"
 
 
 @dataclass(frozen=True)
-class PatientParquetOptions:
+class PatientParquetOptions(LabelFields):
     """Labels beside the patients."""
 
     id_column: str = field(
         default="ts_id", metadata={"help": "column of the label table with the names of the files"}
     )
-    labels: Path | None = field(default=None, metadata={"help": LABELS_HELP})
-    label_columns: str | None = field(default=None, metadata={"help": COLUMNS_HELP})
-    label_numbers: str | None = field(default=None, metadata={"help": NUMBERS_HELP})
-    label_classes: str | None = field(default=None, metadata={"help": CLASSES_HELP})
-    label_minute: float | None = field(default=None, metadata={"help": MINUTE_HELP})
 
 
 def units(path: Path, options: PatientParquetOptions) -> list[Unit]:
@@ -69,7 +60,7 @@ def units(path: Path, options: PatientParquetOptions) -> list[Unit]:
     if not found:
         wanted = "train/, valid/, test/, tuning/, held_out/"
         raise InputError(f"--input {path}: no <id>.parquet in it or in its {wanted}")
-    return found + _label_units(options)
+    return found + label_units(options)
 
 
 def _parquet_names(folder: Path) -> list[str]:
@@ -100,16 +91,6 @@ def read(unit: Unit, options: PatientParquetOptions) -> Iterator[Chunk]:
             yield from _chunks(unit, group, rejects, files_read)
             group, rows, files_read, rejects = [], 0, 0, Rejects()
     yield from _chunks(unit, group, rejects, files_read)
-
-
-def _label_units(options: PatientParquetOptions) -> list[Unit]:
-    return label_units(
-        options.labels,
-        label_columns=options.label_columns,
-        label_numbers=options.label_numbers,
-        label_classes=options.label_classes,
-        label_minute=options.label_minute,
-    )
 
 
 def _label_options(options: PatientParquetOptions) -> LabelOptions:

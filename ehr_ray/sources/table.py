@@ -23,11 +23,7 @@ from ehr_ray.sources.parsing.csv_files import (
 )
 from ehr_ray.sources.parsing.identifiers import subject_ids
 from ehr_ray.sources.parsing.label_table import (
-    CLASSES_HELP,
-    COLUMNS_HELP,
-    LABELS_HELP,
-    MINUTE_HELP,
-    NUMBERS_HELP,
+    LabelFields,
     LabelOptions,
     label_units,
     read_labels,
@@ -49,7 +45,7 @@ PARQUET: Final = ".parquet"
 
 
 @dataclass(frozen=True)
-class TableOptions:
+class TableOptions(LabelFields):
     """Which column is what."""
 
     id_column: str = field(
@@ -73,11 +69,6 @@ class TableOptions:
     encoding: str = field(
         default="utf-8", metadata={"help": "of CSV files, such as latin-1 or cp1252"}
     )
-    labels: Path | None = field(default=None, metadata={"help": LABELS_HELP})
-    label_columns: str | None = field(default=None, metadata={"help": COLUMNS_HELP})
-    label_numbers: str | None = field(default=None, metadata={"help": NUMBERS_HELP})
-    label_classes: str | None = field(default=None, metadata={"help": CLASSES_HELP})
-    label_minute: float | None = field(default=None, metadata={"help": MINUTE_HELP})
 
     def __post_init__(self) -> None:
         """Refuse a delimiter or an encoding that there is not."""
@@ -99,7 +90,7 @@ def units(path: Path, options: TableOptions) -> list[Unit]:
     """List CSV files whole and Parquet files by row groups, in order of name."""
     root = path if path.is_dir() else path.parent
     names = [path.name] if path.is_file() else _names(path)
-    labels = _label_units(options)
+    labels = label_units(options)
     found = []
     for name in names:
         if options.labels and (root / name).resolve() == options.labels.resolve():
@@ -233,16 +224,6 @@ def _with_unit(code: pa.ChunkedArray, unit: pa.ChunkedArray) -> pa.Array:
     units, blank = texts(unit, "of units")
     joined = pc.binary_join_element_wise(codes, units, "//")
     return pc.if_else(pa.array(blank), codes, joined)
-
-
-def _label_units(options: TableOptions) -> list[Unit]:
-    return label_units(
-        options.labels,
-        label_columns=options.label_columns,
-        label_numbers=options.label_numbers,
-        label_classes=options.label_classes,
-        label_minute=options.label_minute,
-    )
 
 
 def _label_options(options: TableOptions) -> LabelOptions:

@@ -2,9 +2,9 @@
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -81,15 +81,26 @@ class LabelOptions:
     dialect: Dialect = COMMON
 
 
-def label_units(path: Path | None, **asked: Any) -> list[Unit]:
+@dataclass(frozen=True)
+class LabelFields:
+    """A table of labels beside the events, and how it is read."""
+
+    labels: Path | None = field(default=None, metadata={"help": LABELS_HELP})
+    label_columns: str | None = field(default=None, metadata={"help": COLUMNS_HELP})
+    label_numbers: str | None = field(default=None, metadata={"help": NUMBERS_HELP})
+    label_classes: str | None = field(default=None, metadata={"help": CLASSES_HELP})
+    label_minute: float | None = field(default=None, metadata={"help": MINUTE_HELP})
+
+
+def label_units(options: LabelFields) -> list[Unit]:
     """Return the unit that reads a label table, none without one.
 
-    `asked` are options that say how it is read: `InputError` by name without a table, and where
-    the table is not there.
+    Raises `InputError` where it is not there, and where options say how to read one without it.
     """
+    path = options.labels
     if path is None:
-        for name, value in asked.items():
-            if value is not None:
+        for name in LabelFields.__dataclass_fields__:
+            if (value := getattr(options, name)) is not None:
                 raise InputError(f"--{name.replace('_', '-')} {value}: needs --labels FILE")
         return []
     if not path.is_file():

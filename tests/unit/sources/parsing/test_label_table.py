@@ -6,7 +6,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from ehr_ray.errors import InputError
-from ehr_ray.sources.parsing.label_table import LabelOptions, label_units, read_labels
+from ehr_ray.sources.parsing.label_table import (
+    LabelFields,
+    LabelOptions,
+    label_units,
+    read_labels,
+)
 from ehr_ray.sources.table import TableOptions, read_times
 
 
@@ -29,7 +34,8 @@ def options(
 def read(tmp_path):
     def run(text, columns=None, minute=None, **others):
         (tmp_path / "l.csv").write_text(text)
-        (chunk,) = read_labels(*label_units(tmp_path / "l.csv"), options(columns, minute, **others))
+        (unit,) = label_units(LabelFields(tmp_path / "l.csv"))
+        (chunk,) = read_labels(unit, options(columns, minute, **others))
         return chunk
 
     return run
@@ -134,7 +140,7 @@ def test_a_time_column_and_a_minute_for_all_contradict(read):
 )
 def test_answers_of_data_frames_are_read_for_what_they_say(tmp_path, answers):
     pq.write_table(pa.table({"subject_id": [1, 2, 3], "died": answers}), tmp_path / "l.parquet")
-    (chunk,) = read_labels(*label_units(tmp_path / "l.parquet"), options())
+    (chunk,) = read_labels(*label_units(LabelFields(tmp_path / "l.parquet")), options())
     assert pairs(chunk.labels["died"]) == [(1, True), (2, None), (3, False)]
     assert np.isnat(chunk.labels["died"]["prediction_time"].to_numpy()).all()
 
@@ -154,7 +160,7 @@ def test_a_table_without_labels_is_refused(read, text, message):
 
 def test_a_missing_table_is_named(tmp_path):
     with pytest.raises(InputError, match=r"--labels .*no\.csv: no such file"):
-        label_units(tmp_path / "no.csv")
+        label_units(LabelFields(tmp_path / "no.csv"))
 
 
 TABLE = "subject_id,died,days,unit,score\n1,0,2.5, ward ,0\n2,1,,ICU,1\n,1,4,ICU,0\n3,,-1,nan,1\n"
@@ -176,7 +182,7 @@ def test_no_column_of_truth_values_is_a_task_beside_those_that_are_named(read):
 def test_numbers_and_classes_of_data_frames_are_read_for_what_they_say(tmp_path):
     table = pa.table({"subject_id": [1, 2], "grade": [2.0, None], "days": [3, 4]})
     pq.write_table(table, tmp_path / "l.parquet")
-    (unit,) = label_units(tmp_path / "l.parquet")
+    (unit,) = label_units(LabelFields(tmp_path / "l.parquet"))
     (chunk,) = read_labels(unit, options(numbers="days", classes="grade"))
     assert chunk.labels["grade"]["categorical_value"].to_pylist() == ["2", None]
     assert chunk.labels["days"]["float_value"].to_pylist() == [3, 4]
@@ -197,6 +203,6 @@ def test_what_is_no_number_or_no_column_is_refused(read, named, message):
 
 
 def test_options_of_labels_without_a_table_of_them_are_refused():
-    assert label_units(None, label_numbers=None) == []
+    assert label_units(LabelFields()) == []
     with pytest.raises(InputError, match="--label-numbers days: needs --labels FILE"):
-        label_units(None, label_columns=None, label_numbers="days")
+        label_units(LabelFields(label_numbers="days"))
