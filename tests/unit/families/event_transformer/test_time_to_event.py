@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from ehr_ray.errors import ConfigError
-from ehr_ray.events.patients import Patient
 from ehr_ray.families.event_transformer import time_to_event as module
 from ehr_ray.families.event_transformer.family import FAMILY
 from ehr_ray.families.event_transformer.time_to_event import (
@@ -17,8 +16,6 @@ from ehr_ray.families.event_transformer.time_to_event import (
 )
 from ehr_ray.nn import time_to_event as nn
 
-MINUTE = 60_000_000
-STATIC = np.iinfo(np.int64).min
 HEAD = {
     "arch": "decoder",
     "time_to_event_weight": 1.0,
@@ -28,20 +25,9 @@ HEAD = {
 
 
 @pytest.fixture
-def batch_of(vocabulary):
-    """Batches of (minute, code) by patient; no minute is static."""
-
-    def make(patients, config):
-        rows = []
-        for subject, events in enumerate(patients, 1):
-            times = [STATIC if m is None else m * MINUTE for m, _ in events]
-            code = np.array([c for _, c in events], np.int32)
-            value = np.full(len(code), np.nan, np.float32)
-            patient = Patient(subject, 0, np.array(times, np.int64), code, value)
-            rows.append(FAMILY.transform(patient, config, vocabulary))
-        return FAMILY.collate(rows, config)
-
-    return make
+def batch_of(vocabulary, batch_of_events):
+    """Batches of (minute, code) by patient."""
+    return lambda patients, config: batch_of_events(FAMILY, vocabulary, config, patients, np.nan)
 
 
 def by_moment(model, batch):

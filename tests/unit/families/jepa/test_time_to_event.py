@@ -1,14 +1,10 @@
-import numpy as np
 import pytest
 import torch
 
-from ehr_ray.events.patients import Patient
-from ehr_ray.families.jepa.data import collate, transform
 from ehr_ray.families.jepa.family import FAMILY
 from ehr_ray.families.jepa.time_to_event import fit_rows, last_state, truth_after
 from ehr_ray.nn.time_to_event import FIT_ROWS
 
-MINUTE = 60_000_000
 HEAD = {
     "time_to_event_weight": 1.0,
     "time_to_event_codes": ("C1", "C3", "C5"),
@@ -17,19 +13,9 @@ HEAD = {
 
 
 @pytest.fixture
-def batch_of(vocabulary):
-    """Batches of (minute, code) by patient, each with a value of 1."""
-
-    def make(patients, config):
-        rows = []
-        for subject, events in enumerate(patients, 1):
-            time = np.array([m * MINUTE for m, _ in events], np.int64)
-            code = np.array([c for _, c in events], np.int32)
-            value = np.ones(len(code), np.float32)
-            rows.append(transform(Patient(subject, 0, time, code, value), config, vocabulary))
-        return collate(rows, config)
-
-    return make
+def batch_of(vocabulary, batch_of_events):
+    """Batches of (minute, code) by patient."""
+    return lambda patients, config: batch_of_events(FAMILY, vocabulary, config, patients, 1.0)
 
 
 def test_codes_come_after_the_hour_of_the_last_row_of_the_context(make_model, batch_of):
