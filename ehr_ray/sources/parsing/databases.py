@@ -155,10 +155,10 @@ def open_database(address: str, failure: type[UserError] | type[RunError]) -> It
 def _duckdb(driver: ModuleType, address: str) -> Iterator[Query]:
     config = {"threads": 1, "memory_limit": MEMORY}
     with driver.connect(_file(address), read_only=True, config=config) as connection:
-        # In full: the file of a schema may have its name.
+        # In full: the file of a schema may have its name. A path that is not set lists no schema.
         ((place,),) = connection.execute("SELECT current_database()").fetchall()
-        if schemas := [f"{_quoted(place)}.{_quoted(name)}" for name in _schemas(address)]:
-            connection.execute(f"SET search_path = {_literal(','.join(schemas))}")
+        schemas = [f"{_quoted(place)}.{_quoted(name)}" for name in _schemas(address) or ["main"]]
+        connection.execute(f"SET search_path = {_literal(','.join(schemas))}")
         yield lambda sql: connection.sql(sql).to_arrow_reader(BLOCK_ROWS)
 
 

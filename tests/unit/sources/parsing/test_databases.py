@@ -100,6 +100,15 @@ def test_tables_are_found_in_the_schemas_asked_for_in_their_order(database):
         assert sum(len(batch) for batch in batches) == rows
 
 
+def test_without_a_schema_it_is_the_one_that_tables_are_made_in(database):
+    schema = {"duckdb": "main", "postgresql": "public"}[database.kind]
+    database.fill({"person": ROWS}, schema)
+    database.fill({"concept": ROWS}, "elsewhere")
+    assert find_tables(database.address, ["person", "concept"]) == {"person": "person"}
+    batches = read_batches(database.address, "person", ["person_id"])
+    assert sum(len(batch) for batch in batches) == len(ROWS)
+
+
 def test_a_schema_may_have_the_name_of_its_file(tmp_path):
     duckdb = pytest.importorskip("duckdb")
     path = tmp_path / "cdm.duckdb"
