@@ -18,6 +18,7 @@ from ehr_ray.experiment import Experiment, dump
 from ehr_ray.runtime.outbox import LIMIT, UPLOAD, answers, connected, outbox, reason, refused, shown
 from ehr_ray.storage import files
 from ehr_ray.storage.paths import is_uri
+from ehr_ray.storage.sync import held
 from ehr_ray.train import history
 from ehr_ray.train.history import HISTORY
 
@@ -44,14 +45,25 @@ def open_run(
     A trial is nested in the run of its search, `parent`, in whose store it lies. `more` are further
     parameters: what a search varies, and how.
 
-    Called by the driver before any worker starts: the first use of a sqlite store creates its
-    tables, and two processes doing that at once crash. Raises ConfigError where no server answers.
+    Called by the driver before any worker starts. Raises ConfigError where no server answers.
     """
     if experiment.tracking.experiment is None:
         return None
     uri = parent.uri if parent else tracking_uri(experiment)
-    with _answering(uri):
+    with _answering(uri), _made_by_one(uri):
         return _opened(experiment, uri, parent, more or {})
+
+
+@contextlib.contextmanager
+def _made_by_one(uri: str) -> Iterator[None]:
+    """Hold an sqlite store: of two processes that make its tables at once both may crash."""
+    with contextlib.ExitStack() as stack:
+        if uri.startswith(SQLITE):
+            file = sqlite_file(uri).absolute()
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(OSError):  # who has no folder for locks goes without
+                stack.enter_context(held(file))
+        yield
 
 
 def _opened(
@@ -62,8 +74,6 @@ def _opened(
 
     output = experiment.directory.absolute().parent
     output.mkdir(parents=True, exist_ok=True)
-    if uri.startswith(SQLITE):
-        sqlite_file(uri).absolute().parent.mkdir(parents=True, exist_ok=True)
     client = connected(uri)
     note = experiment.directory / RUN_FILE
     tracked = find_run(experiment.directory)
@@ -78,7 +88,7 @@ def _opened(
             # else the store was removed: start anew
     beside = None if is_uri(experiment.output) else output
     assert experiment.tracking.experiment is not None
-    key = experiment_id(uri, experiment.tracking.experiment, beside)
+    key = _experiment_id(uri, experiment.tracking.experiment, beside)
     tags = {MLFLOW_PARENT_RUN_ID: parent.run_id} if parent else {}
     run = client.create_run(key, run_name=experiment.name, tags=tags)
     other = ("search", "tune.", "crossval.")  # verbs that tell of their own section by `more`
@@ -95,10 +105,14 @@ def experiment_id(uri: str, name: str, output: Path | None = None) -> str:
 
     Artifacts of one that lies in sqlite go to `mlartifacts` in `output`, else beside the file.
     """
+    with _made_by_one(uri):
+        return _experiment_id(uri, name, output)
+
+
+def _experiment_id(uri: str, name: str, output: Path | None) -> str:
     place = None
     if uri.startswith(SQLITE):
         store = sqlite_file(uri).absolute().parent
-        store.mkdir(parents=True, exist_ok=True)
         place = ((output or store) / "mlartifacts").as_uri()
     client = connected(uri)
     found = client.get_experiment_by_name(name)

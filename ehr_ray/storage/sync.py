@@ -62,7 +62,7 @@ def fetch(
     target = local(uri)
     with explained(uri):
         store, path = filesystem(uri)
-        with _held(target):
+        with held(target):
             objects = _objects(store, path)
             if MARK in objects and not missing_ok:
                 raise InputError(
@@ -313,8 +313,8 @@ def _forget(function: Callable[[str], None], path: str) -> None:
         function(path)
 
 
-def _held(target: Path) -> contextlib.AbstractContextManager[None]:
-    """Let one process at a time make a copy."""
+def held(target: Path) -> contextlib.AbstractContextManager[None]:
+    """Let one process at a time, of this machine, make what is to be at a path."""
     staging().mkdir(mode=0o700, parents=True, exist_ok=True)
     name = hashlib.sha256(str(target).encode()).hexdigest()[:32]
     return exclusive_lock(staging() / ".locks" / name)

@@ -1,3 +1,4 @@
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ from ehr_ray.config.yaml_files import read_yaml
 from ehr_ray.errors import ConfigError
 from ehr_ray.experiment import parse
 from ehr_ray.runtime.tracking import RUN_FILE, STORE, Tracker, open_run, sqlite_uri, tracking_uri
+from ehr_ray.storage.sync import held
 
 
 @pytest.fixture(autouse=True)
@@ -32,6 +34,7 @@ def test_the_store_lies_in_the_output_whatever_it_is_called(here):
         tracker.report({"step": 3, "epoch": 1.0})
         tracker.artifacts(run.directory, ("note.txt",))
         tracker.close("FINISHED")
+        assert tracker.flush() == ""
         assert (output / STORE).stat().st_size > 0
         assert open_run(run) == tracked  # found again, not made anew
         client = MlflowClient(tracked.uri)
@@ -41,6 +44,20 @@ def test_the_store_lies_in_the_output_whatever_it_is_called(here):
         assert {path.name for path in output.iterdir()} == {STORE, "mlartifacts", "run"}
     assert len(list((here / "all").iterdir())) == 2
     assert [path.name for path in here.iterdir()] == ["all"]
+
+
+def test_a_store_is_made_by_one_process_at_a_time(here, monkeypatch):
+    monkeypatch.setenv("EHR_RAY_STAGING", str(here / "copies"))
+    run = experiment(here / "runs")
+    run.directory.mkdir(parents=True)
+    with ThreadPoolExecutor(1) as other:
+        with held(here / "runs" / STORE):
+            waiting = other.submit(open_run, run)
+            with pytest.raises(TimeoutError):
+                waiting.result(timeout=1.0)
+            assert not (here / "runs" / STORE).exists()
+        assert waiting.result().run_id
+    assert (here / "runs" / STORE).stat().st_size > 0
 
 
 def test_a_plain_folder_has_the_uri_that_people_know():
