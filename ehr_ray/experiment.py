@@ -6,6 +6,7 @@ differs. The command line, a Tune sample and a test change values through the on
 
 import contextlib
 import dataclasses
+import functools
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -226,7 +227,7 @@ def _without_events(experiment: Experiment, *, takes_sets: bool) -> list[str]:
 
 def dump(experiment: Experiment) -> Raw:
     """Return plain data with every value resolved; `parse(dump(e)) == e`."""
-    plain: Raw = yaml.safe_load(yaml.safe_dump(_plain(dataclasses.asdict(experiment))))
+    plain: Raw = _plain(dataclasses.asdict(experiment))
     return plain
 
 
@@ -282,9 +283,15 @@ def _merged(default: Raw, value: Any) -> Any:
     return {**{k: v for k, v in default.items() if k not in dropped}, **value}
 
 
+@functools.cache
+def _adapter(kind: type[T]) -> TypeAdapter[T]:
+    """Return what validates a section; making it takes far longer than validating."""
+    return TypeAdapter(kind)
+
+
 def _check(kind: type[T], raw: Any, at: str, problems: list[str]) -> T | None:
     try:
-        return TypeAdapter(kind).validate_python(raw)
+        return _adapter(kind).validate_python(raw)
     except ValidationError as error:
         for item in error.errors():
             problems.append(message(kind, item, at))

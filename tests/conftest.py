@@ -16,6 +16,7 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 import pytest
 import torch
+from forked_workers import forked_session
 from hypothesis import settings
 
 from ehr_ray.commands.ingest import ingest
@@ -212,11 +213,9 @@ def ray_folder():
 @pytest.fixture(scope="session")
 def cluster(ray_folder):
     """One Ray for all tests of a process."""
-    import ray
+    import ray  # most tests need none
 
-    from ehr_ray.runtime.session import session  # most tests need neither
-
-    with session(num_cpus=4):
+    with forked_session(ray_folder, num_cpus=4):
         yield
     assert not ray.is_initialized()
 

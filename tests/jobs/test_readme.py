@@ -19,10 +19,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from forked_workers import forked_session
 from made_up import eicu, exports, hancock, mimic_iv, omop, physionet2012
 
 from ehr_ray.cli.main import build_parser, main
-from ehr_ray.runtime.session import session
 
 ROOT = Path(__file__).parents[2]
 P12 = ROOT.parent / "shared" / "data" / "physionet2012"
@@ -197,7 +197,7 @@ def place(ray_folder, tmp_path_factory):
     rows = [f"{i},{hour},HR,{70 + i + hour}" for i in range(30) for hour in (0.5, 2, 7)]
     (path / "events.csv").write_text("\n".join(["stay,hours,item,reading", *rows]) + "\n")
     # Two CPUs are what the commands ask for; each more is another process that imports torch.
-    with session(num_cpus=2), pytest.MonkeyPatch.context() as patch:
+    with forked_session(ray_folder, num_cpus=2), pytest.MonkeyPatch.context() as patch:
         patch.chdir(path)
         yield path
 

@@ -4,7 +4,9 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
+import psutil
 import pytest
 import ray
 
@@ -38,3 +40,16 @@ def test_a_ray_started_here_turns_away_who_has_not_its_user_s_token(cluster, tmp
     assert why[0] == ""
     for text in why[1:]:
         assert "Authentication token is missing or incorrect" in text
+
+
+def test_workers_of_the_tests_are_forks_with_ids_of_their_own(cluster):
+    @ray.remote
+    class Worker:
+        def said(self):
+            parent = psutil.Process(os.getppid()).cmdline()
+            return parent[1], ray.ObjectRef.from_random().hex()
+
+    workers = [Worker.remote() for _ in range(2)]
+    said = ray.get([worker.said.remote() for worker in workers])
+    assert all(Path(parent).name == "forked_workers.py" for parent, _ in said)
+    assert len({identity for _, identity in said}) == 2
