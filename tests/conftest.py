@@ -69,6 +69,13 @@ def pytest_addoption(parser):
     )
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """See that no test leaves more threads to those after it: on busy cores they are far slower."""
+    yield
+    assert torch.get_num_threads() == 1
+
+
 @pytest.fixture(scope="session")
 def synthetic_cohort(tmp_path_factory):
     """A cohort of 60 made-up patients: about 42 train, 12 tuning, 6 held out."""

@@ -4,11 +4,13 @@ Clusters are looked for in standardised blocks, with and without UMAP, and alway
 original space: UMAP makes density, so more clusters after it are no evidence. N patients.
 """
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from sklearn.cluster import HDBSCAN
 from sklearn.metrics import adjusted_rand_score, silhouette_score
@@ -116,6 +118,17 @@ def most_stable(found: Mapping[str, Clustering]) -> str:
     return max(found, key=merit)
 
 
+@contextlib.contextmanager
+def _threads_kept() -> Iterator[None]:
+    """Keep torch's number of threads: numba gives OpenMP, which is torch's too, all cores."""
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@_threads_kept()
 def reduced(x: Array, seed: int, width: int = UMAP_WIDTH, *, apart: float = 0.0) -> Array:
     """Return a UMAP of x, [N, width]; fewer dimensions or neighbours where rows are few.
 
@@ -186,6 +199,7 @@ def _bootstrap(
     return scores
 
 
+@_threads_kept()
 def warped(curves: NDArray[Any], seed: int = 0) -> dict[str, float]:
     """Return the silhouette of DTW k-means (Petitjean et al. 2011) of curves [N, T], and its k."""
     from tslearn.clustering import TimeSeriesKMeans

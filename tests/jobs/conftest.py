@@ -76,8 +76,14 @@ class Head:
         return process
 
     def add_node(self, cpus: int) -> subprocess.Popen:
-        """Start a node that joins."""
-        return self.start(f"--address=127.0.0.1:{self.gcs}", f"--num-cpus={cpus}")
+        """Start a node, until it has joined: one that is late on a busy machine ends itself."""
+        log = self._folder / f"log{len(self._processes)}"
+        node = self.start(f"--address=127.0.0.1:{self.gcs}", f"--num-cpus={cpus}")
+        wait_until(lambda: node.poll() is not None or "runtime started" in log.read_text())
+        if node.poll() is None:
+            return node
+        assert "timed out during startup" in log.read_text(), log.read_text()
+        return self.add_node(cpus)
 
     def have_nodes(self, count: int) -> None:
         """See that so many nodes of one CPU are there."""

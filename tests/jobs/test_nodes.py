@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from forked_workers import forked_session
 from waiting import wait_until
 
 from ehr_ray.commands.benchmark.faults import same_weights
@@ -43,20 +44,20 @@ def overrides(cohort: Path, output: Path, name: str, workers: object, *more: str
     return [*common, "tracking.experiment=null", f"cluster.num_workers={workers}"]
 
 
-def test_a_node_lost_in_mid_epoch_changes_nothing(head, start):
+def test_a_node_lost_in_mid_epoch_changes_nothing(head, start, cohort, ray_folder, tmp_path):
     """The run waits for another node and goes on from its last state, to the same end."""
     long = ("train.max_epochs=8", "train.report_steps=2")
     head.lose_nodes()
     head.add_node(cpus=1)
     second = head.add_node(cpus=1)
-    whole = start("whole", 2, *long)
-    head.wait("whole", "SUCCEEDED")
     run = start("lost", 2, *long)
     head.wait_for_step("lost", run, 6)
     head.lose(second)
     assert not saved_progress(run).finished
     head.add_node(cpus=1)
     head.wait("lost", "SUCCEEDED")
+    with forked_session(ray_folder, num_cpus=2):  # one machine, and nothing lost
+        whole = train(load(CONFIG, overrides(cohort, tmp_path, "whole", 2, *long))).run
     assert same_weights(run, whole)
 
 

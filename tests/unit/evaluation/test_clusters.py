@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import torch
 
 from ehr_ray.evaluation import clusters
 from ehr_ray.evaluation.clusters import (
@@ -121,6 +122,13 @@ def test_groups_after_a_map_are_judged_in_the_original_space():
     from sklearn.metrics import silhouette_score
 
     assert found.silhouette == pytest.approx(silhouette_score(x[inside], found.labels[inside]))
+
+
+@pytest.mark.parametrize("change", [lambda: reduced(blobs(20), 3), lambda: warped(blobs(20))])
+def test_numba_leaves_torch_its_number_of_threads(change):
+    before = torch.get_num_threads()
+    change()
+    assert torch.get_num_threads() == before
 
 
 def test_a_map_repeats():

@@ -54,18 +54,16 @@ def test_info_nce_by_hand():
 
 def test_the_imputation_loss_is_of_hidden_tokens_and_can_be_learned(make_model, make_batch):
     model = make_model(mask_ratio=0.5, moddrop=0.0).train()
-    optimizer = torch.optim.Adam(model.imputer.parameters(), lr=3e-3)
-    curve = []
-    for step in range(60):
-        terms = loss(
-            model, make_batch(range(1, 17)), {"beta": 0.01, "free_bits": 0.0}, 2 * step + 1
-        )
+    optimizer = torch.optim.Adam(model.imputer.parameters(), lr=1e-2)
+    patients, curve = make_batch(range(1, 17)), []
+    for step in range(20):
+        terms = loss(model, patients, {"beta": 0.01, "free_bits": 0.0}, 2 * step + 1)
         optimizer.zero_grad()
         (terms["impute"].sum / terms["impute"].count).backward()
         optimizer.step()
         curve.append(float(terms["impute_mse"].sum / terms["impute_mse"].count))
     assert 0 < float(terms["impute"].count) < 16 * 5
-    assert sum(curve[-10:]) < 0.9 * sum(curve[:10])
+    assert sum(curve[-5:]) < 0.9 * sum(curve[:5])
 
 
 def test_observed_tokens_are_reconstructed_by_their_squared_error(make_model, batch):
