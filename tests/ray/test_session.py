@@ -18,7 +18,7 @@ def test_a_ray_started_here_turns_away_who_has_not_its_user_s_token(cluster, tmp
     address = ray.get_runtime_context().gcs_address
     code = f"import ray; ray.init(address={address!r}); print('joined')"
     bare = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
-    bare |= {"RAY_TMPDIR": os.environ["RAY_TMPDIR"]}
+    bare |= {"RAY_TMPDIR": os.environ["RAY_TMPDIR"], "RAY_py_gcs_connect_timeout_s": "5"}  # else 30
     mine = {**bare, "RAY_AUTH_MODE": "token"}
 
     def refused(environment: dict[str, str]) -> str:
@@ -35,7 +35,7 @@ def test_a_ray_started_here_turns_away_who_has_not_its_user_s_token(cluster, tmp
         return "" if run.returncode == 0 else run.stderr or str(run.returncode)
 
     strangers = ({**bare, "HOME": str(tmp_path)}, {**mine, "RAY_AUTH_TOKEN": "1" * 64})
-    with ThreadPoolExecutor() as pool:  # Ray tries for twenty seconds
+    with ThreadPoolExecutor() as pool:  # Ray tries for some seconds
         why = [*pool.map(refused, (mine, *strangers))]
     assert why[0] == ""
     for text in why[1:]:
