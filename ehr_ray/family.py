@@ -266,7 +266,8 @@ class Family(Generic[C]):
     """The model, initialised from torch's seeded generator."""
     loss: Callable[[nn.Module, Batch, Scheduled, int], Terms]
     """(model, batch, scheduled values, noise seed) to the terms of the batch. It calls
-    `model(batch, ...)` exactly once, since DDP synchronises there."""
+    `model(batch, ...)` exactly once, since DDP synchronises there; a `nn.transformer.Block` in it
+    computes equally often on every rank, since FSDP2 gathers its weights there."""
     predict: Callable[[nn.Module, Batch], Batch]
     """Deterministic outputs, first axis patients; `embedding` [B, width] is one of them."""
     represent: Represent | None = None

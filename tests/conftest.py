@@ -276,6 +276,7 @@ def train_ranks(forked, synthetic_vocabulary):
 
     def run(folder, experiment, loader, world, last=None):
         folder.mkdir(exist_ok=True)
+        (folder / "rendezvous").unlink(missing_ok=True)  # of ranks that were killed
         if not (folder / "experiment.yaml").is_file():
             (folder / "experiment.yaml").write_text(to_yaml(experiment))
             pq.write_table(synthetic_vocabulary.to_table(), folder / "vocabulary.parquet")

@@ -1,7 +1,7 @@
 """The `cluster` section: where a run happens, with how many workers, or what range of them."""
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, PlainValidator
 
@@ -36,8 +36,12 @@ class ClusterConfig:
     __pydantic_config__ = {"extra": "forbid"}
 
     num_workers: Workers = 1
-    """Ray Train workers (DDP ranks); 0 trains in this process, without Ray; [least, most]: as many
+    """Ray Train workers (ranks); 0 trains in this process, without Ray; [least, most]: as many
     of them as the cluster has room for, more or fewer when that changes."""
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    """How several workers hold a model: ddp, each of them all of it; fsdp (FSDP2), each its part of
+    weights, gradients and moments, for less memory and more exchange. Results are the same up to
+    rounding, and a run goes on under either."""
     cpus_per_worker: Annotated[float, Field(gt=0)] = 1
     """CPUs each worker reserves, and the torch threads it uses."""
     gpus_per_worker: Annotated[float, Field(ge=0)] = 0

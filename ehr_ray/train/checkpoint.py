@@ -26,7 +26,8 @@ from ehr_ray.family import AnyFamily
 from ehr_ray.registry import get_family
 from ehr_ray.storage import files
 from ehr_ray.storage.paths import GIVE_A_RUN, check_run_folder, local
-from ehr_ray.train.checksums import damage_of, document, save_tensors, starts_as_pickle, tensors_of
+from ehr_ray.train.checksums import damage_of, document, save_tensors, starts_as_pickle
+from ehr_ray.train.sharding import divided_as
 from ehr_ray.train.task import family_of
 
 log = logging.getLogger(__name__)
@@ -156,9 +157,12 @@ def checkpoint_damage(run: Path) -> str:
 
 
 def save_state(
-    run: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress
+    run: Path, model: nn.Module, moments: Mapping[str, Tensor], progress: Progress
 ) -> None:
-    """Write `<run>/state/<step>/`; the one before it stays, older ones are removed."""
+    """Write `<run>/state/<step>/`; the one before it stays, older ones are removed.
+
+    It holds all of the model and of its `moments_of` the optimizer, however many ranks there are.
+    """
     name = f"{progress.step:012d}"
     final = run / "state" / name
 
@@ -168,7 +172,7 @@ def save_state(
 
     with files.new_folder(run / "state" / name, publish) as partial:
         save_tensors(model.state_dict(), partial / WEIGHTS)
-        save_tensors(_moments(optimizer), partial / "optimizer.safetensors")
+        save_tensors(moments, partial / "optimizer.safetensors")
         (partial / "progress.yaml").write_text(document(yaml.safe_dump(asdict(progress))))
     kept = [folder for folder in _states(run) if folder.name <= name][:KEPT_STATES]
     for other in (run / "state").iterdir():
@@ -193,13 +197,16 @@ def load_state(run: Path, model: nn.Module, optimizer: torch.optim.Optimizer) ->
     """Restore weights and moments from the newest whole state; None (nothing changed) without one.
 
     A damaged state is passed over for the one before it, with a warning: the steps between are
-    trained again. `InputError` where every state is damaged.
+    trained again. A sharded model takes its parts. `InputError` where every state is damaged.
     """
     folder = _latest(run)
     if folder is None:
         return None
     try:
-        model.load_state_dict(load_file(folder / WEIGHTS))
+        own = model.state_dict()
+        saved = load_file(folder / WEIGHTS)
+        parts = {name: divided_as(saved[name], own.get(name, saved[name])) for name in saved}
+        model.load_state_dict(parts)
     except RuntimeError as error:
         raise ConfigError(
             f"{folder}: the weights do not fit this model; use another name"
@@ -244,12 +251,13 @@ def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
     return [p for group in optimizer.param_groups for p in group["params"]]
 
 
-def _moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def moments_of(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Return the optimizer's state as it holds it, by `<number of the parameter>.<key>`."""
     flat: dict[str, Tensor] = {}
     for index, parameter in enumerate(_parameters(optimizer)):
         for key, value in optimizer.state.get(parameter, {}).items():
             flat[f"{index}.{key}"] = torch.as_tensor(value)
-    return tensors_of(flat)
+    return flat
 
 
 def _restore_moments(
@@ -268,6 +276,7 @@ def _restore_moments(
         # A fused step, as on a GPU, counts on the device.
         counts_here = key == "step" and not optimizer.defaults.get("fused")
         device = torch.device("cpu") if counts_here else parameter.device
-        states.setdefault(int(index), {})[key] = value.to(device)
+        held = value if key == "step" else divided_as(value, parameter)
+        states.setdefault(int(index), {})[key] = held.to(device)
     for number, state in states.items():
         optimizer.state[parameters[number]] = state

@@ -10,6 +10,7 @@ from torch import nn
 
 from ehr_ray.config.sections import LayerConfig, TrainConfig
 from ehr_ray.errors import ConfigError
+from ehr_ray.train.sharding import is_part
 
 
 def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
@@ -33,7 +34,7 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
 
     Biases, norms and embeddings have none, nor what a model holds by itself: points, seeds and
     queries are vectors attended to, whatever their shape. A module names others as `decayed`. On a
-    GPU the step is one kernel.
+    GPU, and of a sharded model, the step is one kernel.
 
     Each of `train.layers` makes groups of its own, with `lr_ratio` and `from_epoch`.
     """
@@ -63,7 +64,8 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
             for layer, plain in sorted(groups)
         ],
         lr=config.lr,
-        fused=all(parameter.is_cuda for parameter in model.parameters()) or None,
+        fused=all(parameter.is_cuda or is_part(parameter) for parameter in model.parameters())
+        or None,
     )
 
 

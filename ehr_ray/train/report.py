@@ -14,11 +14,12 @@ from ehr_ray.experiment import Experiment
 from ehr_ray.family import AnyFamily, Batch
 from ehr_ray.train import history
 from ehr_ray.train.backend import Backend, together
-from ehr_ray.train.checkpoint import Progress, save_checkpoint, save_state
+from ehr_ray.train.checkpoint import Progress, moments_of, save_checkpoint, save_state
 from ehr_ray.train.data_checks import check_measured
 from ehr_ray.train.loader import Loader
 from ehr_ray.train.meters import Metrics, Sums
 from ehr_ray.train.selection import cycles_without_better, update_best, update_others
+from ehr_ray.train.sharding import gathered, whole
 from ehr_ray.train.validate import summarised, validate
 
 
@@ -89,9 +90,9 @@ class Reporter:
 
     def keep_checkpoint(self) -> None:
         """Keep the model of this step as `checkpoints/<step>`, whatever it is worth."""
-        with together(self._run.backend):
+        with whole(self._module) as model, together(self._run.backend):
             if self._run.backend.rank == 0:
-                self._save(f"checkpoints/{self._progress.step:08d}")
+                self._save(model, f"checkpoints/{self._progress.step:08d}")
 
     def report(self, settings: Metrics) -> None:
         """Measure the model, judge it, keep what is worth keeping and tell of it.
@@ -99,8 +100,13 @@ class Reporter:
         `settings` are the learning rate, the scheduled values and the gradient's norm of the last
         step; they are part of the row.
         """
+        with whole(self._module) as model:
+            row = self._judged_and_kept(model, settings)
+            self._run.backend.report(row)  # a search measures the model besides
+
+    def _judged_and_kept(self, model: nn.Module, settings: Metrics) -> Metrics:
         run, progress, plan = self._run, self._progress, self._run.experiment.train
-        values = self._measured()
+        values = self._measured(model)
         row = self._row(settings, values)
         better = update_best(progress, run.family, row, plan)
         extra = run.family.files.extra_checkpoints
@@ -109,30 +115,32 @@ class Reporter:
         per_epoch = run.loader.steps_per_epoch
         progress.finished |= cycles_without_better(run.experiment, progress, per_epoch)
         progress.finished |= progress.step >= run.total_steps
+        first = run.backend.rank == 0
+        moments = gathered(moments_of(self._optimizer), keep=first)
         with together(run.backend):
-            if run.backend.rank == 0:
+            if first:
                 if better:
-                    self._save("checkpoint")
+                    self._save(model, "checkpoint")
                 for name in better_by:
-                    self._save(f"checkpoints/best_{name}")
+                    self._save(model, f"checkpoints/best_{name}")
                 if others and progress.finished:
-                    self._save("checkpoints/final")
+                    self._save(model, "checkpoints/final")
                 history.append(run.folder, row)
                 warmup = plan.warmup(per_epoch)
                 if lines := warnings_of(run.family, history.read(run.folder), warmup, progress):
                     run.tell(lines)
                 # Last of all: a run killed before it repeats this report, row and checkpoints.
-                save_state(run.folder, self._module, self._optimizer, progress)
+                save_state(run.folder, model, moments, progress)
                 run.watch.on_report(row)
-        run.backend.report(row)
+        return row
 
-    def _measured(self) -> Metrics:
+    def _measured(self, model: nn.Module) -> Metrics:
         """Return means of train since the last report, those of tuning, and what sums them up."""
         run = self._run
         values = self._sums.means("train")
         values |= validate(
             run.family,
-            self._module,
+            model,
             run.loader,
             run.backend,
             precision=run.experiment.train.precision,
@@ -155,9 +163,9 @@ class Reporter:
         self._waited = 0.0
         return row | settings | values
 
-    def _save(self, name: str) -> None:
+    def _save(self, model: nn.Module, name: str) -> None:
         run = self._run
-        save_checkpoint(run.folder, self._module, run.experiment, run.vocabulary, name)
+        save_checkpoint(run.folder, model, run.experiment, run.vocabulary, name)
 
 
 def warnings_of(

@@ -15,6 +15,7 @@ from ehr_ray.train.backend import Backend
 from ehr_ray.train.feed import move
 from ehr_ray.train.meters import Sums
 from ehr_ray.train.optim import drop_held
+from ehr_ray.train.sharding import full
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +51,8 @@ class OptimizerStep:
         counts = self._counts(micro, scheduled, seed) if len(micro) > 1 else None
         losses = []
         for index, batch in enumerate(micro):
-            # DDP averages gradients in the last backward pass alone, once a step.
+            # DDP averages gradients in the last backward pass alone, once a step. A sharded model
+            # does in each, so that no rank ever holds all gradients.
             last = index == len(micro) - 1
             no_sync = getattr(model, "no_sync", contextlib.nullcontext)
             with contextlib.nullcontext() if last else no_sync():
@@ -65,7 +67,7 @@ class OptimizerStep:
             for parameter in self.family.training.held(getattr(model, "module", model), scheduled):
                 parameter.grad = None
         parameters = [p for p in model.parameters() if p.grad is not None]
-        norm = nn.utils.clip_grad_norm_(parameters, plan.clip or float("inf"))
+        norm = full(nn.utils.clip_grad_norm_(parameters, plan.clip or float("inf")))
         self.faults.note(norm, losses, scheduled)
         if norm.device.type == "cpu":
             self.check()

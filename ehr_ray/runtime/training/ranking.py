@@ -27,6 +27,7 @@ from ehr_ray.train import history
 from ehr_ray.train.backend import Backend
 from ehr_ray.train.loader import Loader
 from ehr_ray.train.predictor import Predictor, batched
+from ehr_ray.train.sharding import plain
 from ehr_ray.train.statistics import LABEL
 
 MEASURES: Final = "measures.parquet"
@@ -108,7 +109,7 @@ class RankingBackend:
     def wrap(self, model: nn.Module) -> nn.Module:
         """Return what the backend makes of the model, and remember it."""
         wrapped = self._backend.wrap(model)
-        self._module = getattr(wrapped, "module", wrapped)
+        self._module = plain(wrapped)
         return wrapped
 
     def all_sum(self, values: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from ehr_ray.runtime.training.start_log import StartFile, keep_to_core
 from ehr_ray.storage import sync
 from ehr_ray.storage.lock import run_lock
 from ehr_ray.storage.paths import canonical, is_uri, local, uri_of
-from ehr_ray.train.allocator import keep_freed_memory
+from ehr_ray.train.allocator import keep_freed_memory, return_freed_memory
 from ehr_ray.train.backend import Backend, sent_once
 from ehr_ray.train.checkpoint import Progress, drop_states, saved_progress
 from ehr_ray.train.history import HISTORY
@@ -32,6 +32,7 @@ from ehr_ray.train.loader import Loader
 from ehr_ray.train.loop import train
 from ehr_ray.train.numerics import numerics
 from ehr_ray.train.report import Watch
+from ehr_ray.train.sharding import sharded
 from ehr_ray.train.statistics import LABEL
 from ehr_ray.train.task import family_of
 
@@ -56,7 +57,8 @@ class Job:
 class RayBackend:
     """A rank of a Ray Train worker group."""
 
-    def __init__(self) -> None:
+    def __init__(self, strategy: str = "ddp") -> None:
+        self._strategy = strategy
         context = ray.train.get_context()
         self.rank: int = context.get_world_rank()
         self.world: int = context.get_world_size()
@@ -65,7 +67,9 @@ class RayBackend:
             torch.cuda.set_device(self.device)
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """Return the model on the device, in DDP where there are several ranks."""
+        """Return the model on the device, of several ranks in DDP or divided among them."""
+        if self._strategy == "fsdp" and self.world > 1:
+            return sharded(model, self.device)
         options = {"gradient_as_bucket_view": True}  # gradients are not held twice
         return sent_once(ray.train.torch.prepare_model(model, parallel_strategy_kwargs=options))
 
@@ -131,7 +135,8 @@ def shares(experiment: Experiment, prepared: Prepared) -> float | tuple[float, .
 
 def train_here(job: Job, backend: Backend) -> Progress:
     """Train in this process; on rank 0 the run is claimed, tracked and shown."""
-    keep_freed_memory()
+    divided = job.experiment.cluster.strategy == "fsdp" and backend.world > 1
+    (return_freed_memory if divided else keep_freed_memory)()
     if job.pinned:
         keep_to_core(backend.rank)
     experiment = job.experiment
@@ -215,7 +220,7 @@ def train_worker(config: dict[str, Any]) -> dict[str, str]:
         RayBackend().all_sum(torch.zeros(1))
     torch.set_num_threads(max(1, int(job.experiment.cluster.cpus_per_worker)))
     os.environ["OMP_NUM_THREADS"] = str(torch.get_num_threads())
-    backend = RayBackend()
+    backend = RayBackend(job.experiment.cluster.strategy)
     try:
         train_here(job, backend)
     except DamagedRowsError as error:

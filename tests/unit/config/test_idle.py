@@ -33,6 +33,11 @@ def read(name, *overrides):
             ["model.missing=mask", "model.mask_ratio=0.3"],
             r"model\.mask_ratio=0\.3: does nothing with model\.missing=mask",
         ),
+        (
+            "visit_jepa",
+            ["cluster.num_workers=1", "cluster.strategy=fsdp"],
+            r"^cluster\.strategy=fsdp: does nothing with cluster\.num_workers=1; drop it",
+        ),
         ("hcat", ["model.contrastive_temp=0.1"], r"model\.alpha_con=0"),
         ("vitals_lstm", ["model.evidence=0.5"], r"model\.objective=published"),
         ("vitals_vq", ["schedules.free_bits=0.2"], r"model\.arch=vq"),
@@ -62,6 +67,7 @@ def test_what_a_config_makes_meaningless_is_refused_by_name(name, overrides, mes
     [
         ("vitals_lstm", ["model.hide=0"]),  # nothing is hidden, which is true
         ("set_vae", ["task.name=mortality", "schedules.beta=null", "schedules.free_bits=null"]),
+        ("visit_jepa", ["cluster.num_workers=[1,4]", "cluster.strategy=fsdp"]),
         ("vitals_vae", ["model.codebook=64"]),  # its fallback has one
         ("tiny/hcat", ["model.missing=mask", "schedules.beta=null"]),  # sizes of the imputer stay
     ],

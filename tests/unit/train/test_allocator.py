@@ -1,15 +1,39 @@
 import subprocess
 import sys
 
-from ehr_ray.train.allocator import keep_freed_memory
+import pytest
+
+from ehr_ray.train import allocator
 
 
-def test_keeping_freed_memory_answers_whether_it_could(monkeypatch):
-    code = (
-        "import torch; from ehr_ray.train.allocator import keep_freed_memory; "
-        "print(keep_freed_memory(), float(torch.ones(1 << 22).sum()))"
-    )
+def lines_of(code):
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert done.stdout.split()[1] == str(float(1 << 22))
+    return done.stdout.split()
+
+
+@pytest.mark.parametrize("name", ["keep_freed_memory", "return_freed_memory"])
+def test_it_answers_whether_the_allocator_could_be_told(monkeypatch, name):
+    code = (
+        f"import torch; from ehr_ray.train.allocator import {name}; "
+        f"print({name}(), float(torch.ones(1 << 22).sum()))"
+    )
+    assert lines_of(code)[1] == str(float(1 << 22))
     monkeypatch.setattr(sys, "platform", "darwin")
-    assert keep_freed_memory() is False
+    assert getattr(allocator, name)() is False
+
+
+def test_memory_that_is_returned_is_not_the_process_s_any_more():
+    """Blocks of 8 MB beside each other, every second of which is freed: a heap would keep them."""
+    code = (
+        "import sys, torch; from pathlib import Path; from ehr_ray.train import allocator\n"
+        "def held(): return int(Path('/proc/self/statm').read_text().split()[1]) >> 8\n"
+        "told = getattr(allocator, '{name}')()\n"
+        "blocks = [torch.ones(1 << 21) for _ in range(20)]; before = held()\n"
+        "del blocks[::2]; print(told, before - held())"
+    )
+    kept, returned = (
+        lines_of(code.format(name=name)) for name in ("keep_freed_memory", "return_freed_memory")
+    )
+    if kept[0] == returned[0] == "True":
+        assert int(kept[1]) < 20
+        assert int(returned[1]) > 60

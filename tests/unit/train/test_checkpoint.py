@@ -20,6 +20,7 @@ from ehr_ray.train.checkpoint import (
     checkpoint_folder,
     load,
     load_state,
+    moments_of,
     save_checkpoint,
     save_state,
     saved_progress,
@@ -141,7 +142,7 @@ def test_state_restores_weights_moments_and_progress_bit_for_bit(tmp_path):
     for _ in range(3):
         step(model, optimizer)
     progress = Progress(step=3, best=0.1234567890123456, reports_since_best=2, seconds=1.5)
-    save_state(tmp_path, model, optimizer, progress)
+    save_state(tmp_path, model, moments_of(optimizer), progress)
     other = tiny()
     restored = make_optimizer(other, TrainConfig())
     assert load_state(tmp_path, other, restored) == progress == saved_progress(tmp_path)
@@ -155,7 +156,7 @@ def test_the_two_newest_states_are_kept_and_a_half_one_ignored(tmp_path):
     model = tiny()
     optimizer = make_optimizer(model, TrainConfig())
     for number in (5, 7, 40):
-        save_state(tmp_path, model, optimizer, Progress(step=number))
+        save_state(tmp_path, model, moments_of(optimizer), Progress(step=number))
     assert sorted(p.name for p in (tmp_path / "state").iterdir()) == [f"{7:012d}", f"{40:012d}"]
     half = tmp_path / "state" / f".{50:012d}.1"
     half.mkdir()
@@ -173,7 +174,7 @@ def test_a_run_without_state_changes_nothing(tmp_path):
 
 def test_a_state_of_another_model_is_refused(tmp_path):
     model = tiny()
-    save_state(tmp_path, model, make_optimizer(model, TrainConfig()), Progress())
+    save_state(tmp_path, model, moments_of(make_optimizer(model, TrainConfig())), Progress())
     other = tiny(width=4)
     with pytest.raises(ConfigError, match="do not fit this model"):
         load_state(tmp_path, other, make_optimizer(other, TrainConfig()))
@@ -253,7 +254,7 @@ def test_a_damaged_state_is_named_and_training_goes_on_from_the_one_before(
     optimizer = make_optimizer(model, TrainConfig())
     for number in (1, 2):
         step(model, optimizer)
-        save_state(tmp_path, model, optimizer, Progress(step=number))
+        save_state(tmp_path, model, moments_of(optimizer), Progress(step=number))
         if number == 1:
             before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     newest = tmp_path / "state" / f"{2:012d}" / name
@@ -273,7 +274,7 @@ def test_a_damaged_state_is_named_and_training_goes_on_from_the_one_before(
     spoil(tmp_path / "state" / f"{1:012d}" / name, "half")
     with pytest.raises(InputError, match="no older state is whole; restore it, or remove"):
         saved_progress(tmp_path)
-    save_state(tmp_path, model, optimizer, Progress(step=1))
+    save_state(tmp_path, model, moments_of(optimizer), Progress(step=1))
     assert [p.name for p in (tmp_path / "state").iterdir()] == [f"{1:012d}"]
 
 
@@ -284,7 +285,7 @@ def test_a_full_or_read_only_disk_is_one_line_and_leaves_the_last_checkpoint(
 ):
     optimizer = make_optimizer(model, experiment.train)
     save_checkpoint(tmp_path, model, experiment, synthetic_vocabulary)
-    save_state(tmp_path, model, optimizer, Progress(step=1))
+    save_state(tmp_path, model, moments_of(optimizer), Progress(step=1))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
     def full(*_, **__):
@@ -297,7 +298,7 @@ def test_a_full_or_read_only_disk_is_one_line_and_leaves_the_last_checkpoint(
         patch.setattr(*target[at], full)
         for save in (
             lambda: save_checkpoint(tmp_path, model, experiment, synthetic_vocabulary),
-            lambda: save_state(tmp_path, model, optimizer, Progress(step=2)),
+            lambda: save_state(tmp_path, model, moments_of(optimizer), Progress(step=2)),
         ):
             with pytest.raises(RunError, match=rf"{tmp_path}.*{os.strerror(code)}; .* again"):
                 save()
@@ -311,13 +312,13 @@ def test_a_real_limit_while_the_weights_are_written_keeps_the_last_state(tmp_pat
     code = (
         "import resource, signal, sys; from pathlib import Path; from torch import nn\n"
         "from ehr_ray.config.sections import TrainConfig; from ehr_ray.errors import RunError\n"
-        "from ehr_ray.train.checkpoint import Progress, save_state\n"
+        "from ehr_ray.train.checkpoint import Progress, moments_of, save_state\n"
         "from ehr_ray.train.optim import make_optimizer\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "model = nn.Linear(300, 300); optimizer = make_optimizer(model, TrainConfig())\n"
-        "save_state(Path(sys.argv[1]), model, optimizer, Progress(step=1))\n"
+        "save_state(Path(sys.argv[1]), model, moments_of(optimizer), Progress(step=1))\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))\n"
-        "try: save_state(Path(sys.argv[1]), model, optimizer, Progress(step=2))\n"
+        "try: save_state(Path(sys.argv[1]), model, moments_of(optimizer), Progress(step=2))\n"
         "except RunError as error: print(error)"
     )
     done = subprocess.run(
@@ -333,7 +334,7 @@ def test_order_is_by_step_whatever_the_clock_was(tmp_path):
     model = tiny()
     optimizer = make_optimizer(model, TrainConfig())
     for number, year in ((1, 2038), (2, 1980)):
-        save_state(tmp_path, model, optimizer, Progress(step=number))
+        save_state(tmp_path, model, moments_of(optimizer), Progress(step=number))
         for path in (tmp_path / "state" / f"{number:012d}").iterdir():
             os.utime(path, (year * 3e7, year * 3e7))
         os.utime(path.parent, (year * 3e7, year * 3e7))

@@ -25,7 +25,7 @@ def start(tiny_experiment, make_loader, synthetic_vocabulary, tmp_path):
         parts = (experiment, family, synthetic_vocabulary, loader, LocalBackend(), tmp_path, watch)
         if not fresh:
             model = family.build(experiment.model, synthetic_vocabulary)
-            save_state(tmp_path, model, torch.optim.AdamW(model.parameters()), Progress(step=3))
+            save_state(tmp_path, model, {}, Progress(step=3))
         return starting_model(Run(*parts)), told
 
     return run

@@ -21,16 +21,19 @@ from ehr_ray.train.backend import sent_once
 from ehr_ray.train.loader import Loader
 from ehr_ray.train.loop import train
 from ehr_ray.train.report import Watch
+from ehr_ray.train.sharding import sharded, whole
 
 
 class GlooBackend:
     device = torch.device("cpu")
 
-    def __init__(self, rank, world):
-        self.rank, self.world = rank, world
+    def __init__(self, rank, world, strategy):
+        self.rank, self.world, self.strategy = rank, world, strategy
 
     def wrap(self, model):
         self.model = model
+        if self.strategy == "fsdp":
+            return sharded(model, self.device)
         return sent_once(DistributedDataParallel(model, gradient_as_bucket_view=True))
 
     def all_sum(self, values):
@@ -61,13 +64,14 @@ def main(folder, rank, world, last=None):
         seed=experiment.seed,
         accumulate=experiment.train.accumulate,
     )
-    backend = GlooBackend(rank, world)
+    backend = GlooBackend(rank, world, experiment.cluster.strategy)
 
     def on_step(step, _total):
         if step == last:
             os._exit(9)
 
     train(experiment, family, vocabulary, loader, backend, folder / "run", Watch(on_step))
-    named = [*backend.model.named_parameters(), *backend.model.named_buffers()]
-    torch.save({name: tensor.detach() for name, tensor in named}, folder / f"end-{rank}.pt")
+    with whole(backend.model) as model:
+        named = [*model.named_parameters(), *model.named_buffers()]
+        torch.save({name: tensor.detach() for name, tensor in named}, folder / f"end-{rank}.pt")
     dist.destroy_process_group()

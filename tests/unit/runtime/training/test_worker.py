@@ -1,12 +1,26 @@
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ehr_ray.registry import get_family
-from ehr_ray.runtime.training.worker import RayBackend, loader_of
+from ehr_ray.runtime.data.prepared import prepared
+from ehr_ray.runtime.training.ranking import MEASURES, TrialRanking, rank_of
+from ehr_ray.runtime.training.worker import Job, RayBackend, loader_of, train_here
+from ehr_ray.train import history
+from ehr_ray.train.task import family_of
+
+
+def backend_of(rank, world, strategy):
+    """A rank of a worker group, without the group."""
+    backend = RayBackend.__new__(RayBackend)
+    backend.rank, backend.world, backend._strategy = rank, world, strategy
+    backend.device, backend.report = torch.device("cpu"), lambda _row: None
+    return backend
 
 
 def test_a_model_of_several_ranks_sends_its_buffers_when_wrapped_alone(monkeypatch, tmp_path):
@@ -19,7 +33,7 @@ def test_a_model_of_several_ranks_sends_its_buffers_when_wrapped_alone(monkeypat
     place = f"file://{tmp_path}/rendezvous"
     dist.init_process_group("gloo", init_method=place, rank=0, world_size=1)
     try:
-        wrapped = RayBackend.__new__(RayBackend).wrap(nn.Linear(2, 1))
+        wrapped = backend_of(0, 1, "ddp").wrap(nn.Linear(2, 1))
     finally:
         dist.destroy_process_group()
     assert isinstance(wrapped, DistributedDataParallel)
@@ -36,3 +50,40 @@ def test_batches_are_made_by_as_many_threads_as_the_cores_of_a_worker_allow(
     experiment = tiny_experiment(changes=changes)
     rows = SimpleNamespace(store=lambda _split: [])
     assert loader_of(experiment, get_family("set_vae"), rows).threads == threads
+
+
+def train_rank(folder, rank, world, job):
+    torch.set_num_threads(1)
+    place = f"file://{folder}/rendezvous"
+    dist.init_process_group("gloo", init_method=place, rank=rank, world_size=world)
+    train_here(job, backend_of(rank, world, job.experiment.cluster.strategy))
+    dist.destroy_process_group()
+
+
+def test_a_trial_of_ranks_that_share_a_model_is_measured_as_any_other(
+    tiny_config, synthetic_cohort, forked, monkeypatch, tmp_path
+):
+    """Under a task, by a forward pass of the first rank alone."""
+
+    def wrapped(model, parallel_strategy_kwargs):
+        return DistributedDataParallel(model, **parallel_strategy_kwargs)
+
+    monkeypatch.setattr("ray.train.torch.prepare_model", wrapped)
+    rows = []
+    for strategy in ("ddp", "fsdp"):
+        folder = tmp_path / strategy
+        changes = {"cluster.strategy": strategy, "train.max_steps": 5, "train.precision": "bf16"}
+        changes |= {"data.cohort": synthetic_cohort, "data.cache_dir": tmp_path / "cache"}
+        changes |= {"cluster.num_workers": 2, "init_from": "null"}
+        experiment = tiny_config("seqset_finetune", **changes)
+        family, run = family_of(experiment), folder / "run"
+        run.mkdir(parents=True)
+        with prepared(experiment, family, on_ray=False) as data:
+            ranking = TrialRanking(rank_of(experiment, family), None, 0)
+            job = Job(experiment, data, run, folder / "progress", None, ranking=ranking)
+            assert forked(train_rank, folder, 2, job) == [0, 0]
+        measures = history.read(run, file=MEASURES)
+        assert {"score", "latent/active_units"} <= set(measures)
+        rows.append((history.read(run).drop(columns=["seconds", "data_wait"]), measures))
+    for theirs, ours in zip(*rows, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-5)
