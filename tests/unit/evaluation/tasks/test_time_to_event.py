@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from ehr_ray.evaluation.suite import SplitPredictions, SuiteInput
+from ehr_ray.evaluation.tasks import time_to_event
 from ehr_ray.evaluation.tasks.time_to_event import HEADING, suite
 from ehr_ray.events.patients import read_patients
 from ehr_ray.events.vocabulary import QUANTILES, Vocabulary
@@ -133,6 +134,15 @@ def test_without_baselines_or_enough_rows_or_a_head_there_is_less(judge):
     assert not nothing.metrics
     assert "nothing is judged" in nothing.lines[0]
     assert judge(judged=dataclasses.replace(few, tables={})).lines == ()
+
+
+def test_baselines_learn_from_all_of_train_however_few_rows_are_judged(judge, monkeypatch):
+    monkeypatch.setattr(time_to_event, "MOST_ROWS", PATIENTS // 2)
+    found = judge()
+    assert found.metrics["held_out/time_to_event/rows"] == PATIENTS // 2
+    assert f"Fitted on {PATIENTS} rows of train" in found.sections[HEADING].caption
+    monkeypatch.setattr(time_to_event, "FIT_ROWS", PATIENTS - 1)
+    assert f"Fitted on {PATIENTS - 1} rows of train" in judge().sections[HEADING].caption
 
 
 def test_the_hazards_of_a_jepa_are_judged_in_the_same_way(judge, cohort, vocabulary):
