@@ -41,7 +41,8 @@ HORIZONS: Final = (6, 12, 24, 72, 168, 720)
 FEWEST: Final = 10
 """Rows with the code within a horizon, and without it, below which it is not judged there."""
 MOST_CODES: Final = 8
-"""Codes that are judged: those that come within a horizon in the most even share of train."""
+"""Codes that are judged: those that come within a horizon in the most even share of train,
+censoring weighed."""
 MOST_ROWS: Final = 2000
 """Rows that are judged at most: of a C-index all pairs of them are held."""
 FIT_ROWS: Final = 20_000
@@ -169,7 +170,9 @@ def _questions(rows: FollowUp, train: FollowUp) -> list[Question]:
             asked = Question(place, horizon)
             both = [np.bincount(asked.answer(r)[0] + 1, minlength=3)[1:] for r in (rows, train)]
             if min(counts.min() for counts in both) >= FEWEST:
-                share = both[1][1] / both[1].sum()
+                # Of records that mostly end before, those still known are the ones with the code.
+                answer, weight = asked.answer(train)
+                share = weight[answer == 1].sum() / weight.sum()
                 doubt.setdefault(place, {})[horizon] = share * (1 - share)
     best = sorted(doubt, key=lambda place: -max(doubt[place].values()))[:MOST_CODES]
     return [Question(place, horizon) for place in best for horizon in doubt[place]]
