@@ -79,9 +79,9 @@ class EventTransformerConfig:
 
     head: Literal["plain", "tied", "none"] = "plain"
     """Scores of the next phrase: a matrix of their own, products with the phrase table, or no
-    head, for a model that is trained for a task."""
+    head of any objective, for a model that is trained for a task."""
     next_event_weight: NotNegative = 1.0
-    """Weight of the nats of the next, or hidden, phrase; 0 leaves the training to other weights."""
+    """Weight of the nats of the next, or hidden, phrase; 0: no such head."""
     next_value_weight: NotNegative = 0.0
     """Weight of the squared error of the next event's z-scored value; 0: no such head."""
     next_time_weight: NotNegative = 0.0
@@ -141,6 +141,8 @@ def idle(config: EventTransformerConfig, task: bool) -> dict[str, str]:
         model |= dict.fromkeys(("mask_ratio", *weights), why)
     elif not config.fills_in:
         model["mask_ratio"] = f"model.arch={config.arch}"
+    if config.head != "none" and not config.next_event_weight:
+        model["head"] = "model.next_event_weight=0"
     if not config.time_to_event_weight:
         model |= dict.fromkeys(IDLE, "model.time_to_event_weight=0")
     if config.values == "none":

@@ -14,7 +14,7 @@ from ehr_ray.nn.time_to_event import gain
 
 
 def loss(model: nn.Module, batch: Batch, _scheduled: Scheduled, seed: int) -> Terms:
-    """Return terms per predicted token: `event` in nats, and with their heads `value`, `time`.
+    """Return terms per predicted token, with their heads: `event` in nats, `value`, `time`.
 
     `time_to_event` is per moment and code, in nats of a density of hours. For the log alone are
     `time_to_event_baseline`, the same of the rates of train, `accuracy`, and `padding`, the share
@@ -24,13 +24,13 @@ def loss(model: nn.Module, batch: Batch, _scheduled: Scheduled, seed: int) -> Te
     if config.head == "none":
         raise ConfigError("model.head=none: nothing to pretrain; use plain or tied, or give a task")
     out = model(batch, seed)
-    nats = out["nats"]
-    count = nats.new_full((), float(len(out["phrase"])))
-    terms = {
-        "event": Term(nats, count, coef=config.next_event_weight),
-        "accuracy": Term(out["right"], count, coef=0.0),
-        "padding": _padding(batch["mask"][:, : config.max_length]),
-    }
+    phrase = out["phrase"]
+    count = torch.full((), float(len(phrase)), device=phrase.device)
+    terms = {}
+    if "nats" in out:
+        terms["event"] = Term(out["nats"], count, coef=config.next_event_weight)
+        terms["accuracy"] = Term(out["right"], count, coef=0.0)
+    terms["padding"] = _padding(batch["mask"][:, : config.max_length])
     if "value" in out:
         valued = out["valued"].float()
         error = (out["value"] - out["target_value"]).square() * valued

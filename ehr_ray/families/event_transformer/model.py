@@ -65,9 +65,10 @@ class EventTransformer(nn.Module):
                 nn.init.normal_(last.weight, std=0.02 / (2 * config.n_layers) ** 0.5)
         if config.head != "none":
             self.norm = nn.LayerNorm(width)
-            self.score = nn.Linear(width, phrases if config.head == "plain" else embedding)
-            if config.head == "tied":
-                self.score_bias = nn.Parameter(torch.zeros(phrases))
+            if config.next_event_weight:
+                self.score = nn.Linear(width, phrases if config.head == "plain" else embedding)
+                if config.head == "tied":
+                    self.score_bias = nn.Parameter(torch.zeros(phrases))
             if config.arch == "encoder":
                 self.hole = nn.Parameter(torch.randn(width) / width**0.5)
             if config.next_value_weight:
@@ -83,13 +84,15 @@ class EventTransformer(nn.Module):
         """Return what is predicted of N tokens, and what they are.
 
         A decoder is asked for each token after a patient's first, an encoder for a random share
-        hidden from it. `phrase` [N], with the sum of its `nats` and how many were `right`, each [];
-        with their heads `value`, `target_value`, `valued` [N], `time`, `target_time` [N] and what
+        hidden from it. `phrase` [N]; with their heads the sum of its `nats` and how many were
+        `right`, each [], `value`, `target_value`, `valued` [N], `time`, `target_time` [N] and what
         `TimeToEvent` gives.
         """
         batch = self.window(batch, seed if self.training else None)
         decoder, asked = self.config.arch == "decoder", self.asked(batch, seed)
         hidden = self.encode(batch, None if decoder else asked)[:, -batch["mask"].shape[1] :]
+        if "attention" in self.config.pooling:  # DDP waits for a gradient of every parameter
+            hidden = hidden + 0.0 * (self.pool_query.sum() + self.pool_recency.sum())
         moments = {}
         if self.config.time_to_event_weight:
             index, real = asked_moments(batch, seed)
@@ -100,13 +103,11 @@ class EventTransformer(nn.Module):
             asked, hidden = asked[:, at], hidden[:, :-1]
         # Looked up once: each indexing by a mask would have the host wait for a GPU.
         index = asked.nonzero(as_tuple=True)
-        state = hidden[index]
-        if "attention" in self.config.pooling:  # DDP waits for a gradient of every parameter
-            state = state + 0.0 * (self.pool_query.sum() + self.pool_recency.sum())
-        state = self.norm(state)
+        state = self.norm(hidden[index])
         phrase = batch["phrase"][:, at][index]
-        nats, right = self.judged(state, phrase)
-        out = {"phrase": phrase, "nats": nats, "right": right, **moments}
+        out = {"phrase": phrase, **moments}
+        if self.config.next_event_weight:
+            out["nats"], out["right"] = self.judged(state, phrase)
         if self.config.next_value_weight:
             name = F.embedding(phrase, self.project(self.table))
             product = (self.next_value(state) * name).sum(-1).float()

@@ -60,12 +60,9 @@ def phrase_table(config: EventTransformerConfig, vocabulary: Vocabulary) -> Tens
 def axes(config: EventTransformerConfig, vocabulary: Vocabulary) -> dict[str, Axis]:
     """Return which phrase each score of the head is of, without any lookup's names."""
     phrases = Axis(0, tuple(token_book(vocabulary, config.token_options).texts()))
-    found = {}
-    if config.head == "plain":
-        found = {"score.weight": phrases, "score.bias": phrases}
-    elif config.head == "tied":
-        found = {"score_bias": phrases}
-    return {**found, **code_axes(config, vocabulary)}
+    by_phrase = {"plain": ("score.weight", "score.bias"), "tied": ("score_bias",), "none": ()}
+    scores = by_phrase[config.head] if config.next_event_weight else ()
+    return {**dict.fromkeys(scores, phrases), **code_axes(config, vocabulary)}
 
 
 def check_files(config: EventTransformerConfig) -> None:

@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from ehr_ray.evaluation.suite import SplitPredictions, SuiteInput
+from ehr_ray.evaluation.tasks import time_to_event
 from ehr_ray.evaluation.tasks.time_to_event import HEADING, suite
+from ehr_ray.events.follow_up import FollowUp
 from ehr_ray.events.patients import read_patients
 from ehr_ray.events.vocabulary import QUANTILES, Vocabulary
 from ehr_ray.families.jepa.config import JEPAConfig
@@ -133,6 +135,28 @@ def test_without_baselines_or_enough_rows_or_a_head_there_is_less(judge):
     assert not nothing.metrics
     assert "nothing is judged" in nothing.lines[0]
     assert judge(judged=dataclasses.replace(few, tables={})).lines == ()
+
+
+def test_baselines_learn_from_all_of_train_however_few_rows_are_judged(judge, monkeypatch):
+    monkeypatch.setattr(time_to_event, "MOST_ROWS", PATIENTS // 2)
+    found = judge()
+    assert found.metrics["held_out/time_to_event/rows"] == PATIENTS // 2
+    assert f"Fitted on {PATIENTS} rows of train" in found.sections[HEADING].caption
+    monkeypatch.setattr(time_to_event, "FIT_ROWS", PATIENTS - 1)
+    assert f"Fitted on {PATIENTS - 1} rows of train" in judge().sections[HEADING].caption
+
+
+def test_a_rare_code_is_not_judged_because_records_end_before_the_horizon():
+    """Of 20 in 1,000 with it and 20 who are followed that far, half of those known have it."""
+    often = np.arange(1000) % 3 == 0
+    hours = np.column_stack([np.where(often, 2.0, 5.0), np.full(1000, 5.0)])
+    hours[:20, 1], hours[20:40] = 2.0, 12.0
+    event = np.column_stack([often, np.arange(1000) < 20])
+    event[20:40] = False
+    rows = FollowUp((), np.zeros(1000), hours, event, np.zeros((1000, 0), np.float32))
+    places = [question.place for question in time_to_event._questions(rows, rows)]
+    assert places[0] == 0
+    assert 1 in places
 
 
 def test_the_hazards_of_a_jepa_are_judged_in_the_same_way(judge, cohort, vocabulary):

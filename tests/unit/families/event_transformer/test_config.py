@@ -33,7 +33,11 @@ def test_options_of_a_head_that_is_not_there_are_refused():
     given = {"arch": "decoder", "time_to_event_codes": ["HR"]}
     (line,) = refusals(parse({**BARE, "model": given}), SCHEMA)
     assert line.startswith("model.time_to_event_codes=('HR',): does nothing")
-    assert not [*refusals(parse({**BARE, "model": {**given, "time_to_event_weight": 1}}), SCHEMA)]
+    given["time_to_event_weight"] = 1
+    assert not [*refusals(parse({**BARE, "model": given}), SCHEMA)]
+    given |= {"next_event_weight": 0, "head": "tied"}
+    (line,) = refusals(parse({**BARE, "model": given}), SCHEMA)
+    assert line.startswith("model.head=tied: does nothing with model.next_event_weight=0")
 
 
 def test_the_options_of_tokens_are_the_models():

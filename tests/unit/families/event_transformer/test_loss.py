@@ -54,6 +54,32 @@ def test_every_parameter_learns_whatever_the_heads(make_model, make_batch):
         assert [n for n, p in model.named_parameters() if p.grad is None] == []
 
 
+def test_without_a_weight_there_is_no_head_of_the_next_event_and_no_perplexity(
+    make_model, make_batch
+):
+    """The others are asked what they would be beside it."""
+    weights = {"next_value_weight": 1.0, "next_time_weight": 0.1, "time_to_event_weight": 1.0}
+    for head in ("plain", "tied"):
+        shape = {"arch": "decoder", "head": head, "pooling": ("attention",), **weights}
+        model = make_model(**shape, next_event_weight=0.0)
+        terms = FAMILY.loss(model, make_batch([30, 20], model.config), SCHEDULED, SEED)
+        assert "event" not in terms
+        sum(t.coef * t.sum for t in terms.values()).backward()
+        assert [n for n, p in model.named_parameters() if p.grad is None] == []
+        whole = make_model(**shape)
+        whole.load_state_dict(model.state_dict(), strict=False)
+        beside = FAMILY.loss(whole, make_batch([30, 20], whole.config), SCHEDULED, SEED)
+        assert set(beside) - set(terms) == {"event", "accuracy"}
+        for name, term in terms.items():
+            torch.testing.assert_close(term.sum, beside[name].sum)
+    alone = make_model(
+        arch="decoder", pooling=("attention",), next_event_weight=0.0, time_to_event_weight=1.0
+    )
+    terms = FAMILY.loss(alone, make_batch([30, 20], alone.config), SCHEDULED, SEED)
+    sum(t.coef * t.sum for t in terms.values()).backward()
+    assert [n for n, p in alone.named_parameters() if p.grad is None] == []
+
+
 def test_phrases_keep_their_embeddings_in_training(make_model, make_batch):
     model = make_model(arch="decoder", head="tied")
     table, project = model.table.clone(), model.project.weight.detach().clone()
