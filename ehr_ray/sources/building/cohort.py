@@ -1,8 +1,8 @@
 """A cohort being built: where it is staged, what it is made of, and how it becomes visible.
 
-<parent>/.<name>.staging-<fingerprint>/parts/      one folder a unit (staging.py)
-                                       cohort/     renamed to <parent>/<name> when complete
-                                       subjects/   one table a shard (shards.py)
+<parent>/.<name>.staging-<fingerprint>-2/parts/      one folder a unit (staging.py)
+                                         cohort/     renamed to <parent>/<name> when complete
+                                         subjects/   one table a shard (shards.py)
 """
 
 import contextlib
@@ -27,6 +27,7 @@ import pyarrow.parquet as pq
 from ehr_ray.errors import InputError
 from ehr_ray.events.schema import ORIGIN_CODES, RECORD, REJECTED, SPLITS, SUBJECT_SPLITS
 from ehr_ray.sources.building.changes import check_values, told, write_changes
+from ehr_ray.sources.building.keyed import rows_by_key
 from ehr_ray.sources.building.metadata import (
     TaskSummary,
     division_notes,
@@ -38,6 +39,8 @@ from ehr_ray.sources.building.metadata import (
 from ehr_ray.sources.building.shards import Shard, plan_shards
 from ehr_ray.sources.building.staging import (
     MAPPED,
+    NUM_KEYS,
+    STAGED,
     Plan,
     check_folders,
     check_subjects,
@@ -56,6 +59,9 @@ log = logging.getLogger(__name__)
 
 LAYOUT: Final = 4
 """Bump when the same input would give other bytes: staged work of older versions is not reused."""
+
+STAGING: Final = 2
+"""Bump when staged work is written in another form: that of older versions is not read."""
 
 TASKS: Final = "tasks.json"
 """In `metadata`: what the positive class of each task is, where the source says."""
@@ -193,7 +199,7 @@ def staging(output: Path, print_: str) -> Iterator[Path]:
         output.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"--output {output}: {error.strerror}; choose another folder") from None
-    folder = output.with_name(f".{output.name}.staging-{print_}")
+    folder = output.with_name(f".{output.name}.staging-{print_}-{STAGING}")
     discard_staging(output, keep=folder)
     folder.mkdir(exist_ok=True)
     with _lock(folder, output):
@@ -256,7 +262,9 @@ def check_parts(plan: Plan, num_parts: int, max_rejected: float) -> list[Shard]:
             f"--splits {plan.policy.file}: {left_out:,} subjects of the input have no split there; "
             "add them, or take them out of the input"
         )
-    counts = sum(np.load(plan.keyed(i) / "counts.npy") for i in range(num_parts))
+    counts = np.zeros(NUM_KEYS, np.int64)
+    for i in range(num_parts):
+        counts += rows_by_key(plan.keyed(i), STAGED, NUM_KEYS)
     if not np.any(counts):
         raise InputError(f"no event in the input: is it in the format of --source {plan.source}?")
     return plan_shards(counts)

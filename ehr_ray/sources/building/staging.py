@@ -2,8 +2,7 @@
 
 A part is a folder that appears by one rename, so an interrupted ingest keeps what is finished:
 
-    parts/<n>/events.arrow  record batches, each sorted by key = split * NUM_BUCKETS + bucket
-              counts.npy    rows by key
+    parts/<n>/events        by key = split * NUM_BUCKETS + bucket (keyed.py)
               part.json     rows and files read and refused
               {rejected,changes,inequalities,subjects,folders,names,codes,undivided,groups}.parquet
               labels/<task>.parquet
@@ -24,6 +23,7 @@ import pyarrow.parquet as pq
 from ehr_ray.errors import InputError
 from ehr_ray.events.code_map import CodeMap
 from ehr_ray.events.schema import EVENTS, ORIGIN_CODES, REJECTED, SPLIT_NAMES, SPLITS
+from ehr_ray.sources.building.keyed import KeyedWriter
 from ehr_ray.sources.building.limits import Limits
 from ehr_ray.sources.parsing.identifiers import NAMES, spellings
 from ehr_ray.sources.parsing.split_table import read_splits
@@ -38,9 +38,6 @@ from ehr_ray.storage import files
 
 NO_SPLIT: Final = 255
 NUM_KEYS = len(SPLITS) * NUM_BUCKETS
-MAPPED_ROWS: Final = 1 << 20
-"""Rows of a part after which it is mapped anew: pages that were touched count as memory."""
-
 Repeats = Literal["keep", "drop"]
 
 MAPPED: Final = "code mapped"
@@ -48,7 +45,8 @@ MAPPED: Final = "code mapped"
 GROUPS: Final = pa.schema([pa.field("subject_id", pa.int64()), pa.field("group", pa.string())])
 """Who shares a value of the code that subjects are divided by."""
 
-STAGED = pa.schema([pa.field("key", pa.uint16()), *EVENTS])
+STAGED: Final = "events"
+"""The table of a part, or of a divided one, with its events by key."""
 
 
 @dataclass(frozen=True)
@@ -114,8 +112,8 @@ def publish_as(final: Path) -> Callable[[Path], None]:
 def _write_part(part: Path, chunks: Iterator[Chunk], plan: Plan) -> None:
     """Write what chunks hold; once a damaged file is refused, nothing of it but its refusal."""
     chunk: Chunk | None = None
-    counts, totals, tables = _new_counts()
-    with pa.ipc.new_file(str(part / "events.arrow"), STAGED) as writer:
+    totals, tables = _new_totals()
+    with KeyedWriter(part, STAGED, EVENTS, NUM_KEYS) as writer:
         for chunk in chunks:
             if chunk.lost_rows is not None:
                 break
@@ -123,12 +121,10 @@ def _write_part(part: Path, chunks: Iterator[Chunk], plan: Plan) -> None:
             if plan.code_map is not None:
                 events, mapped = plan.code_map.apply(events)
                 changes = pa.concat_tables([changes, changes_of(mapped, MAPPED)])
-            staged, keys, undivided = stage(events, plan.policy)
+            keys, undivided = event_keys(events, plan.policy)
             if plan.split_by is not None:
                 tables.setdefault("groups", []).append(groups_of(events, plan.split_by))
-            for batch in staged.to_batches():
-                writer.write_batch(batch)
-            counts += np.bincount(keys, minlength=NUM_KEYS)
+            writer.write(events.select(EVENTS.names), keys)
             _add(totals, chunk)
             tables.setdefault("changes", []).append(changes)
             for name, table in _side_tables(chunk):
@@ -144,8 +140,9 @@ def _write_part(part: Path, chunks: Iterator[Chunk], plan: Plan) -> None:
             if len(undivided):
                 tables.setdefault("undivided", []).append(pa.table({"subject_id": undivided}))
     if chunk is not None and chunk.lost_rows is not None:
-        pa.ipc.new_file(str(part / "events.arrow"), STAGED).close()
-        counts, totals, tables = _new_counts()
+        with KeyedWriter(part, STAGED, EVENTS, NUM_KEYS):
+            pass
+        totals, tables = _new_totals()
         _add(totals, chunk)
         for name in ("rows_read", "rejected_rows"):
             totals[name] += chunk.lost_rows
@@ -154,13 +151,12 @@ def _write_part(part: Path, chunks: Iterator[Chunk], plan: Plan) -> None:
         path = part / f"{name}.parquet"
         path.parent.mkdir(exist_ok=True)
         pq.write_table(pa.concat_tables(pieces), path, **files.CHECKED)
-    np.save(part / "counts.npy", counts)
     (part / "part.json").write_text(json.dumps(totals))
 
 
-def _new_counts() -> tuple[npt.NDArray[np.int64], dict[str, int], dict[str, list[pa.Table]]]:
+def _new_totals() -> tuple[dict[str, int], dict[str, list[pa.Table]]]:
     names = ("rows_read", "files_read", "rejected_rows", "rejected_files", "values")
-    return np.zeros(NUM_KEYS, np.int64), dict.fromkeys(names, 0), {}
+    return dict.fromkeys(names, 0), {}
 
 
 def _add(totals: dict[str, int], chunk: Chunk) -> None:
@@ -205,10 +201,10 @@ def groups_of(events: pa.Table, code: str) -> pa.Table:
     return rows.group_by(GROUPS.names, use_threads=False).aggregate([])
 
 
-def stage(
+def event_keys(
     events: pa.Table, policy: SplitPolicy
-) -> tuple[pa.Table, npt.NDArray[np.uint16], npt.NDArray[np.int64]]:
-    """Return (the rows as one batch sorted by key, in stable order, their keys, the undivided).
+) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.int64]]:
+    """Return (the key of each row, the undivided).
 
     Those are the subjects that the source's own splits, or the table of splits, leave out.
     """
@@ -221,12 +217,7 @@ def stage(
         positions = _own_splits(own)
         undivided = np.unique(ids[positions == NO_SPLIT])
         splits = np.where(positions < len(SPLITS), positions, splits).astype(np.uint8)
-    keys = splits.astype(np.uint16) * np.uint16(NUM_BUCKETS) + assign_buckets(ids)
-    order = np.argsort(keys, kind="stable")
-    keys = keys[order]
-    rows = events.select(EVENTS.names).combine_chunks().take(pa.array(order))
-    staged = rows.add_column(0, "key", pa.array(keys)).cast(STAGED).combine_chunks()
-    return staged, keys, undivided
+    return splits.astype(np.uint16) * np.uint16(NUM_BUCKETS) + assign_buckets(ids), undivided
 
 
 def _own_splits(column: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.uint8]:
@@ -241,24 +232,6 @@ def _own_splits(column: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.uint8]:
             )
         positions.append(NO_SPLIT if name is None else SPLITS.index(SPLIT_NAMES[name]))
     return np.array(positions, np.uint8)[encoded.indices.to_numpy()]
-
-
-def read_keys(part: Path, first: int, last: int) -> Iterator[pa.RecordBatch]:
-    """Yield the part's rows whose key is in [first, last], in order, without reading the rest."""
-    number = 0
-    while True:
-        with pa.memory_map(str(part / "events.arrow")) as file:
-            reader = pa.ipc.open_file(file)
-            mapped = 0
-            while number < reader.num_record_batches and mapped < MAPPED_ROWS:
-                batch = reader.get_batch(number)
-                number, mapped = number + 1, mapped + len(batch)
-                start, stop = np.searchsorted(batch["key"].to_numpy(), [first, last + 1])
-                if stop > start:
-                    # A copy, so that nothing holds the mapping once the file is closed.
-                    yield batch.select(EVENTS.names).take(pa.array(np.arange(start, stop)))
-            if number >= reader.num_record_batches:
-                return
 
 
 def side_table(part: Path, name: str) -> pa.Table | None:
