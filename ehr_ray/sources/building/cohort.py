@@ -22,7 +22,6 @@ import meds
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from ehr_ray.errors import InputError
 from ehr_ray.events.schema import ORIGIN_CODES, RECORD, REJECTED, SPLITS, SUBJECT_SPLITS
@@ -149,12 +148,14 @@ def fingerprint(
     shared |= {("", str(v)) for v in given if isinstance(v, Path)}
     for root, name in sorted(shared):
         _stat(digest, root, name)
+    sizes: dict[tuple[str, str], int] = {}  # a file in several units counts once
     for unit in units:
         digest.update(repr((unit.kind, unit.split, unit.start, unit.stop)).encode())
         digest.update(unit.state.encode())
-        there = () if unit.state else unit.files
-        size += unit.size + sum(_stat(digest, unit.root, name) for name in there)
-    return digest.hexdigest()[:16], size
+        size += unit.size
+        for name in () if unit.state else unit.files:
+            sizes[unit.root, name] = _stat(digest, unit.root, name)
+    return digest.hexdigest()[:16], size + sum(sizes.values())
 
 
 def _stat(digest: Any, root: str, name: str) -> int:
@@ -313,7 +314,8 @@ def finish(
     files.write_parquet(codes, metadata / "codes.parquet")
     if unused := plan.limits.unused(codes["code"].to_pylist()):
         log.warning("--ranges and --units: no event has the code %s", ", ".join(unused))
-    _write_all("rejected", parts, REJECTED, metadata)
+    rejected = (table for part in parts if (table := side_table(part, "rejected")) is not None)
+    files.write_parquet_pieces(rejected, REJECTED, metadata / "rejected.parquet")
     write_names(parts, metadata)
     write_vectors(parts, cohort)
     changes = write_changes(plan, shards, parts, check_subjects(parts), metadata)
@@ -374,14 +376,6 @@ def _subjects(plan: Plan, shards: list[Shard]) -> pa.Table:
             "anew by --splits, which joins all records of an id as one patient's"
         )
     return subjects
-
-
-def _write_all(name: str, parts: list[Path], schema: pa.Schema, folder: Path) -> None:
-    with pq.ParquetWriter(folder / f"{name}.parquet", schema, **files.CHECKED) as writer:
-        for part in parts:
-            table = side_table(part, name)
-            if table is not None:
-                writer.write_table(table.cast(schema))
 
 
 def _write_records(
