@@ -11,7 +11,6 @@ from ehr_ray.sources.building.staging import (
     NUM_KEYS,
     STAGED,
     Plan,
-    check_subjects,
     scatter,
     totals,
 )
@@ -98,21 +97,6 @@ def test_totals_tell_rows_from_files(stage):
         "values": 0,
     }
     assert json.loads((parts[1] / "part.json").read_text())["rows_read"] == 1
-
-
-def test_one_subject_in_two_files_is_an_error(stage):
-    one, other = (pa.table({"subject_id": [5], "file": [name]}) for name in ("a/5", "b/5"))
-    parts = stage([Chunk(subjects=one)], [Chunk(subjects=other)])
-    with pytest.raises(InputError, match="one subject is in a/5 and in b/5: remove one of them"):
-        check_subjects(parts)
-
-
-def test_two_names_of_one_id_are_an_error(stage):
-    one, other = (pa.table({"subject_id": [5], "name": [name]}) for name in ("ann", "bob"))
-    parts = stage([Chunk(names=one)], [Chunk(names=one)], [Chunk(names=other)])
-    check_subjects(parts[:2])
-    with pytest.raises(InputError, match="two names of subjects hash to one id"):
-        check_subjects(parts)
 
 
 @pytest.mark.parametrize("task", ["a/b", "", ".hidden"])
