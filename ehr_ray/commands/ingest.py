@@ -37,6 +37,12 @@ from ehr_ray.sources.building.ranges import (
 )
 from ehr_ray.sources.building.shards import Shard, gather
 from ehr_ray.sources.building.staging import Plan, Repeats, scatter
+from ehr_ray.sources.building.statistics import (
+    count_shard,
+    join_counts,
+    sample_shard,
+    train_shards,
+)
 from ehr_ray.sources.parsing.databases import is_address, table_path, to_address
 from ehr_ray.sources.source import Source, Unit, get_source, make_options
 from ehr_ray.sources.splits import SplitPolicy, parse_splits
@@ -206,7 +212,16 @@ def ingest(
             verb="settled subjects",
         )
         progress("fitting codes on train")
-        work = Work(len(units), shards, buckets, checked, settled)
+        fit = join_counts(plan, shards)
+        run_jobs(
+            SampleShard(plan, output),
+            train_shards(shards),
+            on_ray=on_ray,
+            say=progress,
+            verb="sampled",
+            label=lambda s: f"shard {s}",
+        )
+        work = Work(len(units), shards, buckets, checked, settled, fit)
         summary = finish(plan, kind, work, output, print_)
         summary = replace(summary, seconds=time.monotonic() - started)
         counts = flatten(asdict(summary))
@@ -284,7 +299,7 @@ class DividePart:
 
 @dataclass(frozen=True)
 class WriteShard:
-    """The job of a shard: its patients' events out of all parts."""
+    """The job of a shard: its patients' events out of all parts, and what its codes are."""
 
     plan: Plan
     output: Path
@@ -295,6 +310,20 @@ class WriteShard:
         """Write the shard; a disk that refuses it is told as the output's."""
         with files.writes(f"--output {self.output}"):
             gather(self.plan, shard, self.parts, self.relative_time)
+            count_shard(self.plan, shard)
+
+
+@dataclass(frozen=True)
+class SampleShard:
+    """The job of a shard of train: the values that quantiles of its codes are of."""
+
+    plan: Plan
+    output: Path
+
+    def __call__(self, shard: Shard) -> None:
+        """Draw them; a disk that refuses them is told as the output's."""
+        with files.writes(f"--output {self.output}"):
+            sample_shard(self.plan, shard)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@
                                          cohort/     renamed to <parent>/<name> when complete
                                          subjects/   one table a shard (shards.py)
                                          ranges/     tables by ranges of subjects (ranges.py)
+                                         codes/      tables of codes (statistics.py)
 """
 
 import contextlib
@@ -26,6 +27,7 @@ import pyarrow.compute as pc
 
 from ehr_ray.errors import InputError
 from ehr_ray.events.schema import ORIGIN_CODES, RECORD, REJECTED, SPLITS, SUBJECT_SPLITS
+from ehr_ray.events.vocabulary import CodeFit
 from ehr_ray.sources.building.changes import check_values, told, write_changes
 from ehr_ray.sources.building.keyed import rows_by_key
 from ehr_ray.sources.building.metadata import (
@@ -313,13 +315,17 @@ def _check_rejects(parts: list[Path], max_rejected: float) -> None:
 
 @dataclass(frozen=True)
 class Work:
-    """What the jobs of an ingest did: the parts, shards and ranges there are, what was found."""
+    """What the jobs of an ingest did: the parts, shards and ranges there are, what was found.
+
+    `fit` has the counts of all shards.
+    """
 
     num_parts: int
     shards: list[Shard]
     ranges: list[Buckets]
     checked: list[Checked]
     settled: list[Settled]
+    fit: CodeFit
 
 
 def finish(plan: Plan, source: Source, work: Work, output: Path, print_: str) -> IngestSummary:
@@ -331,7 +337,7 @@ def finish(plan: Plan, source: Source, work: Work, output: Path, print_: str) ->
     check_splits(work.settled)
     splits = metadata / "subject_splits.parquet"
     files.write_parquet_pieces(merged(written(plan, work.ranges, "splits")), SUBJECT_SPLITS, splits)
-    codes = fitted_codes(plan, source, shards, parts)
+    codes = fitted_codes(plan, source, work.fit, shards, parts)
     files.write_parquet(codes, metadata / "codes.parquet")
     if unused := plan.limits.unused(codes["code"].to_pylist()):
         log.warning("--ranges and --units: no event has the code %s", ", ".join(unused))

@@ -1,6 +1,6 @@
 """Tables of a part that are read by ranges of a key: rows in batches, and an index to them.
 
-    <name>.rows   record batches, one Arrow message after the other, each sorted by key
+    <name>.rows   record batches of a stream of Arrow, each sorted by key
     <name>.index  int64 [2]: batches B and keys K; int64 [B, 2]: where each message begins and ends;
                   uint32 [B, K + 1]: at which row of its batch each key begins, and where all end
 
@@ -33,6 +33,9 @@ class KeyedWriter(AbstractContextManager["KeyedWriter"]):
         self._schema, self._num_keys = schema, num_keys
         self._index = _index_file(folder, name)
         self._rows = pa.OSFile(str(_rows_file(folder, name)), "wb")
+        self._stream = pa.ipc.new_stream(self._rows, schema)
+        # The first batch writes the schema too, which is no part of a place.
+        self._stream.write_batch(pa.RecordBatch.from_pylist([], schema))
         self._waiting: list[tuple[pa.Table, npt.NDArray]] = []
         self._places: list[tuple[int, int]] = []
         self._starts: list[npt.NDArray[np.uint32]] = []
@@ -52,7 +55,7 @@ class KeyedWriter(AbstractContextManager["KeyedWriter"]):
         order = np.argsort(keys, kind="stable")
         (batch,) = rows.combine_chunks().take(pa.array(order)).combine_chunks().to_batches()
         start = self._rows.tell()
-        self._rows.write(batch.serialize())
+        self._stream.write_batch(batch)
         self._places.append((start, self._rows.tell()))
         counts = np.bincount(keys, minlength=self._num_keys)
         self._starts.append(np.r_[0, np.cumsum(counts)].astype(np.uint32))
@@ -67,6 +70,7 @@ class KeyedWriter(AbstractContextManager["KeyedWriter"]):
         with self._rows:
             if kind is None and self._waiting:
                 self._flush()
+            self._stream.close()
         if kind is None:
             head = [(len(self._places), self._num_keys), *self._places]
             starts = [start.tobytes() for start in self._starts]

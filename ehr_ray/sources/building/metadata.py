@@ -11,11 +11,12 @@ import pyarrow.compute as pc
 
 from ehr_ray.errors import InputError
 from ehr_ray.events.schema import ORIGIN_CODES, VECTORS, VECTORS_FILE, is_origin
-from ehr_ray.events.vocabulary import described, fit_codes, with_origin
+from ehr_ray.events.vocabulary import CodeFit, described, with_origin
 from ehr_ray.sources.building.groups import group_notes
 from ehr_ray.sources.building.ranges import Buckets, Settled, merged, written
 from ehr_ray.sources.building.shards import Shard
 from ehr_ray.sources.building.staging import Plan, side_table, stacked
+from ehr_ray.sources.building.statistics import samples
 from ehr_ray.sources.parsing.identifiers import NAMES
 from ehr_ray.sources.parsing.labels import LeftOut
 from ehr_ray.sources.parsing.split_table import read_splits
@@ -67,10 +68,11 @@ def division_notes(plan: Plan, undivided: int, splits: Path) -> Iterator[str]:
             yield f"--splits {plan.policy.file}: {absent:,} of its subjects are not in the input"
 
 
-def fitted_codes(plan: Plan, source: Source, shards: list[Shard], parts: list[Path]) -> pa.Table:
+def fitted_codes(
+    plan: Plan, source: Source, fit: CodeFit, shards: list[Shard], parts: list[Path]
+) -> pa.Table:
     """Return the fitted codes with what source and input say about them."""
-    train = [shard.path(plan) for shard in shards if shard.split == "train"]
-    table = fit_codes(train, [shard.path(plan) for shard in shards if shard.split != "train"])
+    table = fit.table(samples(plan, shards))
     known = {"ADMISSION": "Start of the stay", **source.descriptions}
     said = [pa.table({"code": list(known), "description": list(known.values())})]
     said += [found for part in parts if (found := side_table(part, "codes")) is not None]
