@@ -17,6 +17,7 @@ from ehr_ray.runtime.tracking import flatten
 from ehr_ray.runtime.verb_tracking import Destination, tracked_verb
 from ehr_ray.sources.building.cohort import (
     IngestSummary,
+    Work,
     check_parts,
     discard_staging,
     fingerprint,
@@ -26,8 +27,22 @@ from ehr_ray.sources.building.cohort import (
 )
 from ehr_ray.sources.building.groups import divide_groups, divide_part
 from ehr_ray.sources.building.limits import load_limits
+from ehr_ray.sources.building.ranges import (
+    Buckets,
+    Checked,
+    Settled,
+    check_range,
+    plan_ranges,
+    settle_range,
+)
 from ehr_ray.sources.building.shards import Shard, gather
 from ehr_ray.sources.building.staging import Plan, Repeats, scatter
+from ehr_ray.sources.building.statistics import (
+    count_shard,
+    join_counts,
+    sample_shard,
+    train_shards,
+)
 from ehr_ray.sources.parsing.databases import is_address, table_path, to_address
 from ehr_ray.sources.source import Source, Unit, get_source, make_options
 from ehr_ray.sources.splits import SplitPolicy, parse_splits
@@ -176,13 +191,38 @@ def ingest(
                 verb="divided",
                 label=lambda number: f"part {number}",
             )
-        shards = check_parts(plan, len(units), max_rejected)
+        buckets = plan_ranges(plan, len(units))
+        checked = run_jobs(
+            CheckRange(plan, output, len(units)),
+            buckets,
+            on_ray=on_ray,
+            say=progress,
+            verb="checked subjects",
+        )
+        shards = check_parts(plan, len(units), max_rejected, checked)
         writer = WriteShard(plan, output, len(units), relative)
         run_jobs(
             writer, shards, on_ray=on_ray, say=progress, verb="wrote", label=lambda s: f"shard {s}"
         )
+        settled = run_jobs(
+            SettleRange(plan, output, len(units), shards),
+            buckets,
+            on_ray=on_ray,
+            say=progress,
+            verb="settled subjects",
+        )
         progress("fitting codes on train")
-        summary = finish(plan, kind, shards, len(units), output, print_)
+        fit = join_counts(plan, shards)
+        run_jobs(
+            SampleShard(plan, output),
+            train_shards(shards),
+            on_ray=on_ray,
+            say=progress,
+            verb="sampled",
+            label=lambda s: f"shard {s}",
+        )
+        work = Work(len(units), shards, buckets, checked, settled, fit)
+        summary = finish(plan, kind, work, output, print_)
         summary = replace(summary, seconds=time.monotonic() - started)
         counts = flatten(asdict(summary))
         record.metrics |= {k: float(v) for k, v in counts if type(v) in (int, float)}
@@ -259,7 +299,7 @@ class DividePart:
 
 @dataclass(frozen=True)
 class WriteShard:
-    """The job of a shard: its patients' events out of all parts."""
+    """The job of a shard: its patients' events out of all parts, and what its codes are."""
 
     plan: Plan
     output: Path
@@ -270,6 +310,49 @@ class WriteShard:
         """Write the shard; a disk that refuses it is told as the output's."""
         with files.writes(f"--output {self.output}"):
             gather(self.plan, shard, self.parts, self.relative_time)
+            count_shard(self.plan, shard)
+
+
+@dataclass(frozen=True)
+class SampleShard:
+    """The job of a shard of train: the values that quantiles of its codes are of."""
+
+    plan: Plan
+    output: Path
+
+    def __call__(self, shard: Shard) -> None:
+        """Draw them; a disk that refuses them is told as the output's."""
+        with files.writes(f"--output {self.output}"):
+            sample_shard(self.plan, shard)
+
+
+@dataclass(frozen=True)
+class CheckRange:
+    """The job of a range of buckets: what is found of its subjects' ids in all parts."""
+
+    plan: Plan
+    output: Path
+    parts: int
+
+    def __call__(self, buckets: Buckets) -> Checked:
+        """Check the range; a disk that refuses its names is told as the output's."""
+        with files.writes(f"--output {self.output}"):
+            return check_range(self.plan, self.parts, buckets)
+
+
+@dataclass(frozen=True)
+class SettleRange:
+    """The job of a range of buckets: the splits and labels of its subjects."""
+
+    plan: Plan
+    output: Path
+    parts: int
+    shards: list[Shard]
+
+    def __call__(self, buckets: Buckets) -> Settled:
+        """Settle the range; a disk that refuses its tables is told as the output's."""
+        with files.writes(f"--output {self.output}"):
+            return settle_range(self.plan, self.parts, self.shards, buckets)
 
 
 def _work(source: Source, given: str | Path | None, options: Any) -> tuple[str | Path, list[Unit]]:

@@ -64,8 +64,9 @@ class Unit:
         files: what is read: files, or tables.
         kind: which of the source's readers reads it.
         split: the split its folder says, if any.
-        start: first row group or subject, where a unit is part of a file or of a count.
+        start: first row group, byte or subject, where a unit is part of a file or of a count.
         stop: one past the last.
+        line: of the file, from 1, that begins at the byte `start`.
         uses: files read besides, which other units may share.
         size: bytes, where there is no file to measure.
         state: what tells a database from a changed one, where there is no file to look at.
@@ -77,6 +78,7 @@ class Unit:
     split: str | None = None
     start: int = 0
     stop: int = 0
+    line: int = 1
     uses: tuple[str, ...] = ()
     size: int = 0
     state: str = ""

@@ -16,11 +16,13 @@ from ehr_ray.sources.parsing.cells import Mask, Times, since_epoch, texts, times
 from ehr_ray.sources.parsing.csv_files import (
     SUFFIXES,
     Dialect,
+    Lines,
     count_rows,
     csv_columns,
     encoding_hint,
     read_csv,
 )
+from ehr_ray.sources.parsing.csv_ranges import split_lines
 from ehr_ray.sources.parsing.identifiers import subject_ids
 from ehr_ray.sources.parsing.label_table import (
     LabelFields,
@@ -87,7 +89,7 @@ class TableOptions(LabelFields):
 
 
 def units(path: Path, options: TableOptions) -> list[Unit]:
-    """List CSV files whole and Parquet files by row groups, in order of name."""
+    """List CSV files by ranges of lines and Parquet files by row groups, in order of name."""
     root = path if path.is_dir() else path.parent
     names = [path.name] if path.is_file() else _names(path)
     labels = label_units(options)
@@ -96,7 +98,10 @@ def units(path: Path, options: TableOptions) -> list[Unit]:
         if options.labels and (root / name).resolve() == options.labels.resolve():
             continue
         unit = Unit(str(root), (name,), "parquet" if name.endswith(PARQUET) else "csv")
-        found += split_row_groups(unit) if unit.kind == "parquet" else [unit]
+        if unit.kind == "parquet":
+            found += split_row_groups(unit)
+        else:
+            found += split_lines(unit, options.dialect())
     if not found:
         raise InputError(f"--input {path}: no file ending in {', '.join((*SUFFIXES, PARQUET))}")
     _refuse_twins(path, [unit.files[0] for unit in found])
@@ -137,7 +142,9 @@ def read(unit: Unit, options: TableOptions) -> Iterator[Chunk]:
         rejects = Rejects()
         rejects.file(unit.files[0], f"unreadable: {error}{encoding_hint(error)}")
         path = os.path.join(unit.root, unit.files[0])
-        lost = count_parquet_rows(unit) if unit.kind == "parquet" else count_rows(path)
+        lost = (
+            count_parquet_rows(unit) if unit.kind == "parquet" else count_rows(path, _lines(unit))
+        )
         yield Chunk(rejects=rejects.table(), files_read=int(unit.start == 0), lost_rows=lost)
     else:
         # A file in several units counts once.
@@ -152,7 +159,9 @@ def _csv(unit: Unit, options: TableOptions) -> Iterator[Chunk]:
     _check_columns(path, csv_columns(path, dialect), columns)
     read = 0
     wanted = list(dict.fromkeys(columns.values()))
-    for table, lines, rejects in read_csv(unit.root, name, wanted, dialect=dialect, one_line=True):
+    for table, lines, rejects in read_csv(
+        unit.root, name, wanted, dialect=dialect, one_line=True, part=_lines(unit)
+    ):
         malformed = len(rejects)
         # A row of nothing but separators, or nothing at all, is no row.
         empty = np.ones(len(table), bool)
@@ -161,8 +170,12 @@ def _csv(unit: Unit, options: TableOptions) -> Iterator[Chunk]:
         table, lines = table.filter(pa.array(~empty)), lines[~empty]
         read += len(table) + malformed
         yield _chunk(table, options, partial(_place, name, lines), rejects, malformed)
-    if not read:
+    if not (read or unit.stop):
         raise pa.ArrowInvalid("no rows")
+
+
+def _lines(unit: Unit) -> Lines:
+    return Lines(unit.start, unit.stop, unit.line)
 
 
 def _parquet(unit: Unit, options: TableOptions) -> Iterator[Chunk]:

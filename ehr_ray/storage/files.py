@@ -8,7 +8,7 @@ import re
 import secrets
 import shutil
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,6 +30,9 @@ REMEDIES: Final = {
 
 CHECKED: Final = {"write_page_checksum": True}
 """For every Parquet file written here: a flipped bit is seen when its page is read."""
+
+GROUP_ROWS: Final = 1 << 20
+"""Rows of a row group where nothing else is said, as pyarrow has them too."""
 
 HDF5_DAMAGE: Final = (
     OSError,
@@ -194,3 +197,19 @@ def write_parquet(table: pa.Table, path: Path, **options: Any) -> None:
     """Write a Parquet file, with checksums, at once."""
     with new_file(path) as partial:
         pq.write_table(table, partial, **CHECKED, **options)
+
+
+def write_parquet_pieces(pieces: Iterable[pa.Table], schema: pa.Schema, path: Path) -> None:
+    """Write tables as one Parquet file, with checksums, at once, and hold a row group of them.
+
+    The file's bytes depend on its rows alone, not on how they came in pieces.
+    """
+    waiting = schema.empty_table()
+    with new_file(path) as partial, pq.ParquetWriter(partial, schema, **CHECKED) as writer:
+        for piece in pieces:
+            waiting = pa.concat_tables([waiting, piece.cast(schema)])
+            while len(waiting) >= GROUP_ROWS:
+                writer.write_table(waiting.slice(0, GROUP_ROWS).combine_chunks())
+                waiting = waiting.slice(GROUP_ROWS)
+        if len(waiting):
+            writer.write_table(waiting.combine_chunks())

@@ -1,8 +1,10 @@
 """A cohort being built: where it is staged, what it is made of, and how it becomes visible.
 
-<parent>/.<name>.staging-<fingerprint>/parts/      one folder a unit (staging.py)
-                                       cohort/     renamed to <parent>/<name> when complete
-                                       subjects/   one table a shard (shards.py)
+<parent>/.<name>.staging-<fingerprint>-2/parts/      one folder a unit (staging.py)
+                                         cohort/     renamed to <parent>/<name> when complete
+                                         subjects/   one table a shard (shards.py)
+                                         ranges/     tables by ranges of subjects (ranges.py)
+                                         codes/      tables of codes (statistics.py)
 """
 
 import contextlib
@@ -13,6 +15,7 @@ import logging
 import os
 import shutil
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,13 +23,13 @@ from typing import Any, Final
 
 import meds
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from ehr_ray.errors import InputError
 from ehr_ray.events.schema import ORIGIN_CODES, RECORD, REJECTED, SPLITS, SUBJECT_SPLITS
+from ehr_ray.events.vocabulary import CodeFit
 from ehr_ray.sources.building.changes import check_values, told, write_changes
+from ehr_ray.sources.building.keyed import rows_by_key
 from ehr_ray.sources.building.metadata import (
     TaskSummary,
     division_notes,
@@ -35,16 +38,25 @@ from ehr_ray.sources.building.metadata import (
     write_names,
     write_vectors,
 )
+from ehr_ray.sources.building.ranges import (
+    Buckets,
+    Checked,
+    Settled,
+    check_folders,
+    check_splits,
+    check_subjects,
+    merged,
+    written,
+)
 from ehr_ray.sources.building.shards import Shard, plan_shards
 from ehr_ray.sources.building.staging import (
     MAPPED,
+    NUM_KEYS,
+    STAGED,
     Plan,
-    check_folders,
-    check_subjects,
     side_table,
     stacked,
     totals,
-    undivided,
 )
 from ehr_ray.sources.parsing.quarantine import masked
 from ehr_ray.sources.source import CHANGES, Source, Unit
@@ -56,6 +68,9 @@ log = logging.getLogger(__name__)
 
 LAYOUT: Final = 4
 """Bump when the same input would give other bytes: staged work of older versions is not reused."""
+
+STAGING: Final = 2
+"""Bump when staged work is written in another form: that of older versions is not read."""
 
 TASKS: Final = "tasks.json"
 """In `metadata`: what the positive class of each task is, where the source says."""
@@ -143,12 +158,14 @@ def fingerprint(
     shared |= {("", str(v)) for v in given if isinstance(v, Path)}
     for root, name in sorted(shared):
         _stat(digest, root, name)
+    sizes: dict[tuple[str, str], int] = {}  # a file in several units counts once
     for unit in units:
         digest.update(repr((unit.kind, unit.split, unit.start, unit.stop)).encode())
         digest.update(unit.state.encode())
-        there = () if unit.state else unit.files
-        size += unit.size + sum(_stat(digest, unit.root, name) for name in there)
-    return digest.hexdigest()[:16], size
+        size += unit.size
+        for name in () if unit.state else unit.files:
+            sizes[unit.root, name] = _stat(digest, unit.root, name)
+    return digest.hexdigest()[:16], size + sum(sizes.values())
 
 
 def _stat(digest: Any, root: str, name: str) -> int:
@@ -193,7 +210,7 @@ def staging(output: Path, print_: str) -> Iterator[Path]:
         output.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"--output {output}: {error.strerror}; choose another folder") from None
-    folder = output.with_name(f".{output.name}.staging-{print_}")
+    folder = output.with_name(f".{output.name}.staging-{print_}-{STAGING}")
     discard_staging(output, keep=folder)
     folder.mkdir(exist_ok=True)
     with _lock(folder, output):
@@ -238,8 +255,12 @@ def _lock(folder: Path, output: Path) -> contextlib.AbstractContextManager[None]
     return exclusive_lock(folder / "lock", busy, patience=0)
 
 
-def check_parts(plan: Plan, num_parts: int, max_rejected: float) -> list[Shard]:
+def check_parts(
+    plan: Plan, num_parts: int, max_rejected: float, checked: Sequence[Checked]
+) -> list[Shard]:
     """Return the shards to write; raise `InputError` if the parts cannot make a cohort.
+
+    `checked` is what was found of the ids of all ranges.
 
     That is: more than `max_rejected` of rows or of files refused, values that are mostly no
     numbers, a subject in two files, or no event at all.
@@ -248,15 +269,17 @@ def check_parts(plan: Plan, num_parts: int, max_rejected: float) -> list[Shard]:
     _check_rejects(parts, max_rejected)
     map_note(plan, parts)
     check_values(parts, totals(parts)["values"], max_rejected)
-    check_subjects(parts)
-    check_folders(parts)
-    left_out = undivided(parts)
+    check_subjects(checked)
+    check_folders(checked)
+    left_out = sum(each.undivided for each in checked)
     if left_out and not plan.policy.keep_source:
         raise InputError(
             f"--splits {plan.policy.file}: {left_out:,} subjects of the input have no split there; "
             "add them, or take them out of the input"
         )
-    counts = sum(np.load(plan.keyed(i) / "counts.npy") for i in range(num_parts))
+    counts = np.zeros(NUM_KEYS, np.int64)
+    for i in range(num_parts):
+        counts += rows_by_key(plan.keyed(i), STAGED, NUM_KEYS)
     if not np.any(counts):
         raise InputError(f"no event in the input: is it in the format of --source {plan.source}?")
     return plan_shards(counts)
@@ -290,40 +313,53 @@ def _check_rejects(parts: list[Path], max_rejected: float) -> None:
     )
 
 
-def finish(
-    plan: Plan, source: Source, shards: list[Shard], num_parts: int, output: Path, print_: str
-) -> IngestSummary:
+@dataclass(frozen=True)
+class Work:
+    """What the jobs of an ingest did: the parts, shards and ranges there are, what was found.
+
+    `fit` has the counts of all shards.
+    """
+
+    num_parts: int
+    shards: list[Shard]
+    ranges: list[Buckets]
+    checked: list[Checked]
+    settled: list[Settled]
+    fit: CodeFit
+
+
+def finish(plan: Plan, source: Source, work: Work, output: Path, print_: str) -> IngestSummary:
     """Write labels and metadata beside the shards and rename the whole to `output`."""
     cohort = plan.staging / "cohort"
-    parts = [plan.part(i) for i in range(num_parts)]
+    parts, shards = [plan.part(i) for i in range(work.num_parts)], work.shards
     metadata = cohort / "metadata"
     metadata.mkdir(exist_ok=True)
-    subjects = _subjects(plan, shards)
-    splits = subjects.select(["subject_id", "split"]).cast(SUBJECT_SPLITS)
-    files.write_parquet(splits, metadata / "subject_splits.parquet")
-    codes = fitted_codes(plan, source, shards, parts)
+    check_splits(work.settled)
+    splits = metadata / "subject_splits.parquet"
+    files.write_parquet_pieces(merged(written(plan, work.ranges, "splits")), SUBJECT_SPLITS, splits)
+    codes = fitted_codes(plan, source, work.fit, shards, parts)
     files.write_parquet(codes, metadata / "codes.parquet")
     if unused := plan.limits.unused(codes["code"].to_pylist()):
         log.warning("--ranges and --units: no event has the code %s", ", ".join(unused))
-    _write_all("rejected", parts, REJECTED, metadata)
-    write_names(parts, metadata)
+    rejected = (table for part in parts if (table := side_table(part, "rejected")) is not None)
+    files.write_parquet_pieces(rejected, REJECTED, metadata / "rejected.parquet")
+    write_names(plan, work.ranges, metadata)
     write_vectors(parts, cohort)
-    changes = write_changes(plan, shards, parts, check_subjects(parts), metadata)
-    labels, orphans = write_labels(parts, subjects, cohort)
+    changes = write_changes(
+        plan, shards, parts, sum(each.harmless for each in work.checked), metadata
+    )
+    labels, orphans = write_labels(plan, work.ranges, work.settled, cohort)
     if orphans and not any(task.labels for task in labels.values()):
         raise InputError(
             f"none of the {orphans:,} labels is of a subject with events; the ids of the labels "
             "must be those of the events"
         )
     sums = totals(parts)
-    counts = dict.fromkeys(SPLITS, 0)
-    counts.update(
-        (row["values"], row["counts"]) for row in splits["split"].value_counts().to_pylist()
-    )
+    counts = sum((each.subjects for each in work.settled), Counter())
     summary = IngestSummary(
         cohort=output,
-        subjects=counts,
-        events=pc.sum(subjects["events"]).as_py(),
+        subjects={split: counts[split] for split in SPLITS},
+        events=sum(each.events for each in work.settled),
         rows_read=sums["rows_read"],
         rejected_rows=sums["rejected_rows"],
         rejected_files=sums["rejected_files"],
@@ -331,7 +367,7 @@ def finish(
         labels_without_subject=orphans,
         changes=changes,
         notes=(
-            *division_notes(plan, parts, subjects["subject_id"].to_numpy()),
+            *division_notes(plan, sum(each.undivided for each in work.checked), splits),
             *filter(None, [map_note(plan, parts)]),
         ),
     )
@@ -347,33 +383,6 @@ def finish(
     os.rename(cohort, output)
     files.sync(output.parent)
     return summary
-
-
-def _subjects(plan: Plan, shards: list[Shard]) -> pa.Table:
-    """Return the `SUBJECTS` of all shards with their `split`, sorted by id."""
-    pieces = []
-    for shard in shards:
-        table = files.open_parquet(shard.subjects_path(plan)).read()
-        pieces.append(table.append_column("split", pa.repeat(shard.split, len(table))))
-    subjects = pa.concat_tables(pieces).sort_by("subject_id")
-    ids = subjects["subject_id"].to_numpy()
-    twice = np.flatnonzero(ids[1:] == ids[:-1])
-    if len(twice):
-        one, other = subjects["split"][twice[0] : twice[0] + 2].to_pylist()
-        raise InputError(
-            f"{len(twice)} subjects are in more than one split, the first of them in {one} and in "
-            f"{other}: give each subject one split, or divide "
-            "anew by --splits, which joins all records of an id as one patient's"
-        )
-    return subjects
-
-
-def _write_all(name: str, parts: list[Path], schema: pa.Schema, folder: Path) -> None:
-    with pq.ParquetWriter(folder / f"{name}.parquet", schema, **files.CHECKED) as writer:
-        for part in parts:
-            table = side_table(part, name)
-            if table is not None:
-                writer.write_table(table.cast(schema))
 
 
 def _write_records(

@@ -16,14 +16,15 @@ from scipy.sparse.csgraph import connected_components
 
 from ehr_ray.errors import InputError
 from ehr_ray.events.schema import EVENTS, SPLITS
+from ehr_ray.sources.building.keyed import KeyedWriter, read_all
 from ehr_ray.sources.building.staging import (
     GROUPS,
     NUM_KEYS,
     STAGED,
     Plan,
+    event_keys,
     publish_as,
     stacked,
-    stage,
 )
 from ehr_ray.sources.parsing.identifiers import subject_id
 from ehr_ray.sources.splits import SplitPolicy, sample_positions
@@ -94,18 +95,16 @@ def divide_part(plan: Plan, index: int) -> None:
     names = np.array(SPLITS, object)
 
     policy = replace(plan.policy, keep_source=True)
-    with files.new_folder(final, publish_as(final)) as folder:
-        counts = np.zeros(NUM_KEYS, np.int64)
-        with pa.ipc.new_file(str(folder / "events.arrow"), STAGED) as writer:
-            for events in _batches(plan, index):
-                subjects = events["subject_id"].to_numpy()
-                at = np.minimum(np.searchsorted(ids, subjects), len(ids) - 1)
-                column = pa.array(names[split[at]], pa.string(), mask=ids[at] != subjects)
-                staged, keys, _ = stage(events.append_column("split", column), policy)
-                for batch in staged.to_batches():
-                    writer.write_batch(batch)
-                counts += np.bincount(keys, minlength=NUM_KEYS)
-        np.save(folder / "counts.npy", counts)
+    with (
+        files.new_folder(final, publish_as(final)) as folder,
+        KeyedWriter(folder, STAGED, EVENTS, NUM_KEYS) as writer,
+    ):
+        for events in read_all(plan.part(index), STAGED, EVENTS):
+            subjects = events["subject_id"].to_numpy()
+            at = np.minimum(np.searchsorted(ids, subjects), len(ids) - 1)
+            column = pa.array(names[split[at]], pa.string(), mask=ids[at] != subjects)
+            keys, _ = event_keys(events.append_column("split", column), policy)
+            writer.write(events, keys)
 
 
 def group_notes(plan: Plan, subjects: npt.NDArray[np.int64]) -> Iterator[str]:
@@ -121,11 +120,3 @@ def group_notes(plan: Plan, subjects: npt.NDArray[np.int64]) -> Iterator[str]:
                 f"--split-by {plan.split_by}: its groups are too few or too large for {share:g} of "
                 f"the subjects in {SPLITS[position]}: none is there; change --splits or --seed"
             )
-
-
-def _batches(plan: Plan, index: int) -> Iterator[pa.Table]:
-    """Yield the events of a part, in order, without holding more than one batch."""
-    with pa.memory_map(str(plan.part(index) / "events.arrow")) as file:
-        reader = pa.ipc.open_file(file)
-        for number in range(reader.num_record_batches):
-            yield pa.Table.from_batches([reader.get_batch(number)]).select(EVENTS.names)

@@ -1,23 +1,24 @@
 """What stands beside the shards: codes, labels, and lines on how the subjects were divided."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from ehr_ray.errors import InputError
 from ehr_ray.events.schema import ORIGIN_CODES, VECTORS, VECTORS_FILE, is_origin
-from ehr_ray.events.vocabulary import described, fit_codes, with_origin
+from ehr_ray.events.vocabulary import CodeFit, described, with_origin
 from ehr_ray.sources.building.groups import group_notes
+from ehr_ray.sources.building.ranges import Buckets, Settled, merged, written
 from ehr_ray.sources.building.shards import Shard
-from ehr_ray.sources.building.staging import Plan, part_labels, side_table, stacked, undivided
+from ehr_ray.sources.building.staging import Plan, side_table, stacked
+from ehr_ray.sources.building.statistics import samples
 from ehr_ray.sources.parsing.identifiers import NAMES
-from ehr_ray.sources.parsing.labels import resolve
+from ehr_ray.sources.parsing.labels import LeftOut
 from ehr_ray.sources.parsing.split_table import read_splits
 from ehr_ray.sources.source import Source
 from ehr_ray.storage import files
@@ -47,11 +48,14 @@ class TaskSummary:
         return ", ".join(parts)
 
 
-def division_notes(plan: Plan, parts: list[Path], subjects: npt.NDArray[np.int64]) -> Iterator[str]:
-    """Yield what is to be said of how the subjects were divided."""
-    if left_out := undivided(parts):
+def division_notes(plan: Plan, undivided: int, splits: Path) -> Iterator[str]:
+    """Yield what is to be said of how the subjects were divided; `splits` is their table."""
+    if undivided:
         shares = ", ".join(f"{share:g}" for share in plan.policy.fractions)
-        yield f"{left_out:,} subjects have no split in the source: divided by hash, {shares}"
+        yield f"{undivided:,} subjects have no split in the source: divided by hash, {shares}"
+    if plan.split_by is None and (plan.policy.file is None or plan.policy.keep_source):
+        return
+    subjects = files.open_parquet(splits).read(["subject_id"])["subject_id"].to_numpy()
     if plan.split_by is not None:
         yield from group_notes(plan, subjects)
     if plan.policy.file is not None and not plan.policy.keep_source:
@@ -64,10 +68,11 @@ def division_notes(plan: Plan, parts: list[Path], subjects: npt.NDArray[np.int64
             yield f"--splits {plan.policy.file}: {absent:,} of its subjects are not in the input"
 
 
-def fitted_codes(plan: Plan, source: Source, shards: list[Shard], parts: list[Path]) -> pa.Table:
+def fitted_codes(
+    plan: Plan, source: Source, fit: CodeFit, shards: list[Shard], parts: list[Path]
+) -> pa.Table:
     """Return the fitted codes with what source and input say about them."""
-    train = [shard.path(plan) for shard in shards if shard.split == "train"]
-    table = fit_codes(train, [shard.path(plan) for shard in shards if shard.split != "train"])
+    table = fit.table(samples(plan, shards))
     known = {"ADMISSION": "Start of the stay", **source.descriptions}
     said = [pa.table({"code": list(known), "description": list(known.values())})]
     said += [found for part in parts if (found := side_table(part, "codes")) is not None]
@@ -82,35 +87,36 @@ def fitted_codes(plan: Plan, source: Source, shards: list[Shard], parts: list[Pa
 
 
 def write_labels(
-    parts: list[Path], subjects: pa.Table, cohort: Path
+    plan: Plan, ranges: Sequence[Buckets], found: Sequence[Settled], cohort: Path
 ) -> tuple[dict[str, TaskSummary], int]:
-    """Write the label files; return what they hold, and how many rows had no such subject."""
-    pieces: dict[str, list[pa.Table]] = {}
-    for part in parts:
-        for task, table in part_labels(part).items():
-            pieces.setdefault(task, []).append(table)
+    """Write the label files; return what they hold, and how many rows had no such subject.
+
+    `found` is what the jobs of `ranges` settled. Raises `InputError` where labels clash.
+    """
     summaries, orphans = {}, 0
-    for task in sorted(pieces):
-        table, left_out = resolve(task, pieces[task], subjects)
+    for task in found[0].labels:
+        left_out = sum((each.labels[task] for each in found), LeftOut())
+        left_out.check(task)
         orphans += left_out.without_subject
-        if len(table):
-            (cohort / "labels").mkdir(exist_ok=True)
-            files.write_parquet(table, cohort / "labels" / f"{task}.parquet")
-        value = table.column(2)
-        numeric = table.column_names[2] in ("boolean_value", "float_value")
-        mean = pc.mean(value).as_py() if numeric else None
-        summaries[task] = TaskSummary(len(table), mean, left_out.unknown, left_out.repeated)
+        pieces = written(plan, ranges, f"labels/{task}")
+        path = cohort / "labels" / f"{task}.parquet"
+        schema = files.open_parquet(pieces[0]).schema_arrow
+        value = schema.names[2]
+        rows = sum(files.open_parquet(piece).metadata.num_rows for piece in pieces)
+        mean = None
+        if rows:
+            path.parent.mkdir(exist_ok=True)
+            files.write_parquet_pieces(merged(pieces), schema, path)
+            if value in ("boolean_value", "float_value"):
+                mean = pc.mean(files.open_parquet(path).read([value]).combine_chunks()[0]).as_py()
+        summaries[task] = TaskSummary(rows, mean, left_out.unknown, left_out.repeated)
     return summaries, orphans
 
 
-def write_names(parts: list[Path], folder: Path) -> None:
+def write_names(plan: Plan, ranges: Sequence[Buckets], folder: Path) -> None:
     """Write `subject_ids.parquet`, how ids were written that are not their number, if any."""
-    names = stacked(parts, "names", NAMES)
-    names = names.filter(pc.not_equal(names["name"], names["subject_id"].cast(pa.string())))
-    if len(names):
-        table = names.group_by(NAMES.names, use_threads=False).aggregate([])
-        order = [(name, "ascending") for name in NAMES.names]
-        files.write_parquet(table.sort_by(order), folder / "subject_ids.parquet")
+    if pieces := written(plan, ranges, "names"):
+        files.write_parquet_pieces(merged(pieces), NAMES, folder / "subject_ids.parquet")
 
 
 def write_vectors(parts: list[Path], cohort: Path) -> None:

@@ -11,8 +11,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ehr_ray.events.schema import EVENTS, ORIGIN_CODES, SPLITS, is_birth, is_origin
+from ehr_ray.sources.building.keyed import read_keys
 from ehr_ray.sources.building.repeats import repeats_of
-from ehr_ray.sources.building.staging import Plan, read_keys
+from ehr_ray.sources.building.staging import STAGED, Plan
 from ehr_ray.sources.source import EPOCH, count_codes
 from ehr_ray.sources.splits import NUM_BUCKETS
 from ehr_ray.storage import files
@@ -108,12 +109,8 @@ def gather(plan: Plan, shard: Shard, num_parts: int, relative_time: bool) -> Non
 
 
 def _collect(plan: Plan, shard: Shard, num_parts: int, relative_time: bool) -> pa.Table:
-    batches = [
-        batch
-        for index in range(num_parts)
-        for batch in read_keys(plan.keyed(index), shard.first, shard.last)
-    ]
-    events = pa.Table.from_batches(batches, EVENTS)
+    parts = [plan.keyed(index) for index in range(num_parts)]
+    events = read_keys(parts, STAGED, shard.first, shard.last, EVENTS)
     again = repeats_of(events)
     kept = KEPT if plan.repeats == "keep" else DROPPED
     counts = count_codes(events["code"].filter(pa.array(again)), kept)

@@ -2,11 +2,11 @@
 
 A part is a folder that appears by one rename, so an interrupted ingest keeps what is finished:
 
-    parts/<n>/events.arrow  record batches, each sorted by key = split * NUM_BUCKETS + bucket
-              counts.npy    rows by key
+    parts/<n>/events        by key = split * NUM_BUCKETS + bucket (keyed.py)
               part.json     rows and files read and refused
-              {rejected,changes,inequalities,subjects,folders,names,codes,undivided,groups}.parquet
-              labels/<task>.parquet
+              {rejected,changes,inequalities,codes,groups,vectors}.parquet
+              {names,subjects,folders,undivided}  by bucket (ranges.py)
+              labels/<task>/<column of values>    by bucket
 """
 
 import json
@@ -24,10 +24,12 @@ import pyarrow.parquet as pq
 from ehr_ray.errors import InputError
 from ehr_ray.events.code_map import CodeMap
 from ehr_ray.events.schema import EVENTS, ORIGIN_CODES, REJECTED, SPLIT_NAMES, SPLITS
+from ehr_ray.sources.building.keyed import KeyedWriter
 from ehr_ray.sources.building.limits import Limits
-from ehr_ray.sources.parsing.identifiers import NAMES, spellings
+from ehr_ray.sources.parsing.identifiers import NAMES
+from ehr_ray.sources.parsing.labels import VALUE_TYPES
 from ehr_ray.sources.parsing.split_table import read_splits
-from ehr_ray.sources.source import Chunk, Unit, changes_of, get_source
+from ehr_ray.sources.source import LABEL_VALUES, Chunk, Unit, changes_of, get_source
 from ehr_ray.sources.splits import (
     NUM_BUCKETS,
     SplitPolicy,
@@ -38,9 +40,6 @@ from ehr_ray.storage import files
 
 NO_SPLIT: Final = 255
 NUM_KEYS = len(SPLITS) * NUM_BUCKETS
-MAPPED_ROWS: Final = 1 << 20
-"""Rows of a part after which it is mapped anew: pages that were touched count as memory."""
-
 Repeats = Literal["keep", "drop"]
 
 MAPPED: Final = "code mapped"
@@ -48,7 +47,17 @@ MAPPED: Final = "code mapped"
 GROUPS: Final = pa.schema([pa.field("subject_id", pa.int64()), pa.field("group", pa.string())])
 """Who shares a value of the code that subjects are divided by."""
 
-STAGED = pa.schema([pa.field("key", pa.uint16()), *EVENTS])
+FILES: Final = pa.schema([pa.field("subject_id", pa.int64()), pa.field("file", pa.string())])
+"""Which file a subject came from."""
+FOLDERS: Final = pa.schema([pa.field("subject_id", pa.int64()), pa.field("split", pa.string())])
+"""Which split a subject's folder is of."""
+UNDIVIDED: Final = pa.schema([pa.field("subject_id", pa.int64())])
+"""Subjects that no split was said of."""
+BY_BUCKET: Final = {"names": NAMES, "subjects": FILES, "folders": FOLDERS, "undivided": UNDIVIDED}
+LABELS: Final = "labels"
+
+STAGED: Final = "events"
+"""The table of a part, or of a divided one, with its events by key."""
 
 
 @dataclass(frozen=True)
@@ -114,8 +123,9 @@ def publish_as(final: Path) -> Callable[[Path], None]:
 def _write_part(part: Path, chunks: Iterator[Chunk], plan: Plan) -> None:
     """Write what chunks hold; once a damaged file is refused, nothing of it but its refusal."""
     chunk: Chunk | None = None
-    counts, totals, tables = _new_counts()
-    with pa.ipc.new_file(str(part / "events.arrow"), STAGED) as writer:
+    totals, tables = _new_totals()
+    labels: dict[tuple[str, str], list[pa.Table]] = {}
+    with KeyedWriter(part, STAGED, EVENTS, NUM_KEYS) as writer:
         for chunk in chunks:
             if chunk.lost_rows is not None:
                 break
@@ -123,44 +133,68 @@ def _write_part(part: Path, chunks: Iterator[Chunk], plan: Plan) -> None:
             if plan.code_map is not None:
                 events, mapped = plan.code_map.apply(events)
                 changes = pa.concat_tables([changes, changes_of(mapped, MAPPED)])
-            staged, keys, undivided = stage(events, plan.policy)
+            keys, undivided = event_keys(events, plan.policy)
             if plan.split_by is not None:
                 tables.setdefault("groups", []).append(groups_of(events, plan.split_by))
-            for batch in staged.to_batches():
-                writer.write_batch(batch)
-            counts += np.bincount(keys, minlength=NUM_KEYS)
+            writer.write(events.select(EVENTS.names), keys)
             _add(totals, chunk)
             tables.setdefault("changes", []).append(changes)
             for name, table in _side_tables(chunk):
                 tables.setdefault(name, []).append(table)
+            for task, rows in _labels(chunk):
+                labels.setdefault((task, rows.column_names[-1]), []).append(rows)
             if (
                 plan.policy.keep_source
                 and plan.policy.file is not None
                 and "split" in chunk.events.schema.names
             ):
-                folders = chunk.events.select(["subject_id", "split"])
-                folders = folders.group_by(["subject_id", "split"]).aggregate([])
+                folders = chunk.events.select(FOLDERS.names)
+                folders = folders.group_by(FOLDERS.names).aggregate([])
                 tables.setdefault("folders", []).append(folders)
             if len(undivided):
                 tables.setdefault("undivided", []).append(pa.table({"subject_id": undivided}))
     if chunk is not None and chunk.lost_rows is not None:
-        pa.ipc.new_file(str(part / "events.arrow"), STAGED).close()
-        counts, totals, tables = _new_counts()
+        with KeyedWriter(part, STAGED, EVENTS, NUM_KEYS):
+            pass
+        totals, tables = _new_totals()
         _add(totals, chunk)
         for name in ("rows_read", "rejected_rows"):
             totals[name] += chunk.lost_rows
         tables = {name: [table] for name, table in _side_tables(chunk)}
+        labels = {}
     for name, pieces in tables.items():
-        path = part / f"{name}.parquet"
-        path.parent.mkdir(exist_ok=True)
-        pq.write_table(pa.concat_tables(pieces), path, **files.CHECKED)
-    np.save(part / "counts.npy", counts)
+        if name in BY_BUCKET:
+            _write_by_bucket(part, name, pa.concat_tables(pieces).cast(BY_BUCKET[name]))
+        else:
+            pq.write_table(pa.concat_tables(pieces), part / f"{name}.parquet", **files.CHECKED)
+    for (task, column), pieces in labels.items():
+        (part / LABELS / task).mkdir(parents=True, exist_ok=True)
+        _write_by_bucket(part / LABELS / task, column, pa.concat_tables(pieces))
     (part / "part.json").write_text(json.dumps(totals))
 
 
-def _new_counts() -> tuple[npt.NDArray[np.int64], dict[str, int], dict[str, list[pa.Table]]]:
+def _write_by_bucket(folder: Path, name: str, rows: pa.Table) -> None:
+    if name in BY_BUCKET and name != "subjects":
+        rows = rows.group_by(rows.column_names, use_threads=False).aggregate([])
+    with KeyedWriter(folder, name, rows.schema, NUM_BUCKETS) as writer:
+        writer.write(rows, assign_buckets(rows["subject_id"].to_numpy()))
+
+
+def label_schema(column: str) -> pa.Schema:
+    """Return what a chunk's labels are whose values are in `column`."""
+    return pa.schema(
+        [
+            pa.field("subject_id", pa.int64()),
+            pa.field("prediction_time", pa.timestamp("us")),
+            pa.field("minute", pa.float64()),
+            pa.field(column, VALUE_TYPES[column]),
+        ]
+    )
+
+
+def _new_totals() -> tuple[dict[str, int], dict[str, list[pa.Table]]]:
     names = ("rows_read", "files_read", "rejected_rows", "rejected_files", "values")
-    return np.zeros(NUM_KEYS, np.int64), dict.fromkeys(names, 0), {}
+    return dict.fromkeys(names, 0), {}
 
 
 def _add(totals: dict[str, int], chunk: Chunk) -> None:
@@ -186,10 +220,15 @@ def _side_tables(chunk: Chunk) -> Iterator[tuple[str, pa.Table]]:
     ):
         if table is not None and len(table):
             yield name, table
+
+
+def _labels(chunk: Chunk) -> Iterator[tuple[str, pa.Table]]:
     for task, table in chunk.labels.items():
         if not task or "/" in task or task.startswith("."):
             raise InputError(f"label task {task!r}: the name cannot be a file's; rename it")
-        yield f"labels/{task}", table
+        (column,) = (name for name in LABEL_VALUES if name in table.column_names)
+        schema = label_schema(column)
+        yield task, table.select(schema.names).cast(schema)
 
 
 def groups_of(events: pa.Table, code: str) -> pa.Table:
@@ -205,10 +244,10 @@ def groups_of(events: pa.Table, code: str) -> pa.Table:
     return rows.group_by(GROUPS.names, use_threads=False).aggregate([])
 
 
-def stage(
+def event_keys(
     events: pa.Table, policy: SplitPolicy
-) -> tuple[pa.Table, npt.NDArray[np.uint16], npt.NDArray[np.int64]]:
-    """Return (the rows as one batch sorted by key, in stable order, their keys, the undivided).
+) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.int64]]:
+    """Return (the key of each row, the undivided).
 
     Those are the subjects that the source's own splits, or the table of splits, leave out.
     """
@@ -221,12 +260,7 @@ def stage(
         positions = _own_splits(own)
         undivided = np.unique(ids[positions == NO_SPLIT])
         splits = np.where(positions < len(SPLITS), positions, splits).astype(np.uint8)
-    keys = splits.astype(np.uint16) * np.uint16(NUM_BUCKETS) + assign_buckets(ids)
-    order = np.argsort(keys, kind="stable")
-    keys = keys[order]
-    rows = events.select(EVENTS.names).combine_chunks().take(pa.array(order))
-    staged = rows.add_column(0, "key", pa.array(keys)).cast(STAGED).combine_chunks()
-    return staged, keys, undivided
+    return splits.astype(np.uint16) * np.uint16(NUM_BUCKETS) + assign_buckets(ids), undivided
 
 
 def _own_splits(column: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.uint8]:
@@ -243,34 +277,10 @@ def _own_splits(column: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.uint8]:
     return np.array(positions, np.uint8)[encoded.indices.to_numpy()]
 
 
-def read_keys(part: Path, first: int, last: int) -> Iterator[pa.RecordBatch]:
-    """Yield the part's rows whose key is in [first, last], in order, without reading the rest."""
-    number = 0
-    while True:
-        with pa.memory_map(str(part / "events.arrow")) as file:
-            reader = pa.ipc.open_file(file)
-            mapped = 0
-            while number < reader.num_record_batches and mapped < MAPPED_ROWS:
-                batch = reader.get_batch(number)
-                number, mapped = number + 1, mapped + len(batch)
-                start, stop = np.searchsorted(batch["key"].to_numpy(), [first, last + 1])
-                if stop > start:
-                    # A copy, so that nothing holds the mapping once the file is closed.
-                    yield batch.select(EVENTS.names).take(pa.array(np.arange(start, stop)))
-            if number >= reader.num_record_batches:
-                return
-
-
 def side_table(part: Path, name: str) -> pa.Table | None:
     """Return the part's table called `name`, None if it has none."""
     path = part / f"{name}.parquet"
     return files.open_parquet(path).read() if path.exists() else None
-
-
-def part_labels(part: Path) -> dict[str, pa.Table]:
-    """Return the part's label tables by task."""
-    paths = sorted((part / "labels").glob("*.parquet"))
-    return {path.stem: files.open_parquet(path).read() for path in paths}
 
 
 def totals(parts: list[Path]) -> dict[str, int]:
@@ -279,80 +289,8 @@ def totals(parts: list[Path]) -> dict[str, int]:
     return {key: sum(part[key] for part in each) for key in each[0]} if each else {}
 
 
-def check_subjects(parts: list[Path]) -> int:
-    """Return how many ids are written in several ways that cannot mean two subjects.
-
-    Raises `InputError` where one id came from two files, or may be two subjects'.
-    """
-    ids = [_column(part, "subjects", "subject_id") for part in parts]
-    twice = _first_repeat(np.concatenate(ids)) if ids else None
-    if twice is not None:
-        names = [_files_of(part, twice) for part in parts]
-        first, second, *_ = [name for found in names for name in found]
-        raise InputError(f"one subject is in {first} and in {second}: remove one of them")
-    harmless, doubtful, hashed = spellings(stacked(parts, "names", NAMES))
-    if hashed:
-        raise InputError(
-            f"{hashed} times two names of subjects hash to one id; give them numbers instead"
-        )
-    if doubtful:
-        raise InputError(
-            f"{doubtful} subject ids are written in ways that may be two subjects, as 007 and 7 "
-            "or +7 and 7: write each in one way"
-        )
-    return harmless
-
-
 def stacked(parts: list[Path], name: str, schema: pa.Schema) -> pa.Table:
     """Return the tables of all parts that are called `name`, end to end."""
     tables = [side_table(part, name) for part in parts]
     there = [table.cast(schema) for table in tables if table is not None]
     return pa.concat_tables([schema.empty_table(), *there])
-
-
-def _column(part: Path, table: str, column: str) -> npt.NDArray[np.int64]:
-    path = part / f"{table}.parquet"
-    if not path.exists():
-        return np.empty(0, np.int64)
-    values: npt.NDArray[np.int64] = files.open_parquet(path).read([column])[column].to_numpy()
-    return values
-
-
-def check_folders(parts: list[Path]) -> None:
-    """Raise `InputError` where a subject lies in the folders of two splits.
-
-    A table says which of them is meant, but not which of its events: they may be of two subjects.
-    """
-    found = [table for part in parts if (table := side_table(part, "folders")) is not None]
-    if not found:
-        return
-    pairs = pa.concat_tables(found).group_by(["subject_id", "split"]).aggregate([]).drop_null()
-    counts = pairs.group_by("subject_id").aggregate([("split", "count")])
-    twice = counts.filter(pc.greater(counts["split_count"], 1))
-    if len(twice):
-        one = pairs.filter(pc.equal(pairs["subject_id"], twice["subject_id"][0]))
-        first, second, *_ = sorted(one["split"].to_pylist())
-        raise InputError(
-            f"{len(twice):,} subjects lie in the folders of more than one split, the first of them "
-            f"in {first} and in {second}: give each subject one, or divide anew by --splits, which "
-            "joins all records of an id as one patient's"
-        )
-
-
-def undivided(parts: list[Path]) -> int:
-    """Return how many subjects no split was said of, and a hash decided."""
-    return len(np.unique(np.concatenate([_column(p, "undivided", "subject_id") for p in parts])))
-
-
-def _first_repeat(ids: npt.NDArray[np.int64]) -> int | None:
-    ids = np.sort(ids)
-    repeats = np.flatnonzero(ids[1:] == ids[:-1])
-    return int(ids[repeats[0]]) if len(repeats) else None
-
-
-def _files_of(part: Path, subject: int) -> list[str]:
-    table = side_table(part, "subjects")
-    if table is None:
-        return []
-    names: list[str] = table.filter(pc.equal(table["subject_id"], subject))["file"].to_pylist()
-    return names

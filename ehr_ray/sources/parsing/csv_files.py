@@ -88,17 +88,39 @@ def encoding_hint(error: object) -> str:
     return "; if it is not UTF-8, say which by --encoding, such as latin-1" if wrong else ""
 
 
-def count_rows(path: str) -> int:
-    """Return the lines of a file after the first, as far as it can be read."""
+@dataclass(frozen=True)
+class Lines:
+    """The lines of a file that are read: all, or a range of them.
+
+    Args:
+        start: the byte that the first of them begins at.
+        stop: one past the last byte; 0 is the end of the file.
+        first: the line that begins at `start`, from 1, which is the header.
+    """
+
+    start: int = 0
+    stop: int = 0
+    first: int = 1
+
+
+ALL_LINES: Final = Lines()
+
+
+def count_rows(path: str, part: Lines = ALL_LINES) -> int:
+    """Return the lines of a file but its header, as far as it can be read."""
     opener: Any = gzip.open if path.endswith(".gz") else open
-    lines = 0
+    lines, at = 0, part.start
     try:
         with opener(path, "rb") as file:
+            file.seek(part.start)
             for line in file:
+                at += len(line)
+                if part.stop and at > part.stop:
+                    break
                 lines += bool(line.strip())
     except (OSError, EOFError):
         pass
-    return max(lines - 1, 0)
+    return max(lines - (part.start == 0), 0)
 
 
 def read_csv(
@@ -109,13 +131,15 @@ def read_csv(
     block_bytes: int | None = None,
     dialect: Dialect = COMMON,
     one_line: bool = False,
+    part: Lines = ALL_LINES,
 ) -> Iterator[tuple[pa.Table, npt.NDArray[np.int64], Rejects]]:
     """Yield (columns as strings, line of each row from 1, malformed rows), a block at a time.
 
     The reader runs up to 32 blocks ahead, so `block_bytes` decides how much of a long file is held.
     Malformed rows have too many or too few cells or, with `one_line`, a line break within a cell,
     as a quote that is never closed gives; each line within is refused with them. The last piece
-    may hold nothing else. Lines are counted in records, so a quoted line break counts once. Raises
+    may hold nothing else. Lines are counted in records, so a quoted line break counts once. Of a
+    `part` only its rows are read, with the lines that they have in the whole file. Raises
     `pa.ArrowException` or `OSError` on a damaged file.
     """
     # Filled, in order of line, by a thread of the reader that runs ahead: only pop from it.
@@ -124,15 +148,18 @@ def read_csv(
     def skip(row: Any) -> str:
         wanted, got = row.expected_columns, row.actual_columns
         reason = f"{got} cells where the header has {wanted}: {row.text!r}"
-        skipped.append((row.number, reason, row.text))
+        skipped.append((row.number + part.first - 1, reason, row.text))
         return "skip"
 
     path = os.path.join(root, name)
     reader = pa_csv.open_csv(
-        path,
+        path if part == ALL_LINES else pa.OSFile(path).get_stream(part.start, _size(path, part)),
         # Threads would leave the numbers of skipped rows unknown.
         read_options=pa_csv.ReadOptions(
-            use_threads=False, block_size=block_bytes or BLOCK_BYTES, encoding=dialect.encoding
+            use_threads=False,
+            block_size=block_bytes or BLOCK_BYTES,
+            encoding=dialect.encoding,
+            column_names=csv_columns(path, dialect) if part.start else None,
         ),
         parse_options=pa_csv.ParseOptions(
             delimiter=dialect.between(path),
@@ -144,7 +171,7 @@ def read_csv(
             include_columns=columns, column_types=dict.fromkeys(columns, pa.string())
         ),
     )
-    line = 2
+    line = part.first + (part.start == 0)
     with reader:
         for batch in reader:
             ahead = [number for number, *_ in skipped]
@@ -161,6 +188,10 @@ def read_csv(
             yield table, lines, rejects
         nothing = pa.table({column: pa.array([], pa.string()) for column in columns})
         yield nothing, np.arange(0), _pop(skipped, None, name)
+
+
+def _size(path: str, part: Lines) -> int:
+    return (part.stop or os.path.getsize(path)) - part.start
 
 
 def _pop(skipped: list[tuple[int, str, str]], before: int | None, name: str) -> Rejects:

@@ -1,6 +1,6 @@
 """Task labels: as readers give them, and resolved to MEDS label files."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Final
 
 import numpy as np
@@ -24,11 +24,28 @@ LONG_STAY_HOURS: Final = 7 * 24.0
 
 @dataclass(frozen=True)
 class LeftOut:
-    """Label rows that made no label: no such subject or time, no answer, or said before."""
+    """Label rows that made no label: no such subject or time, no answer, or said before.
+
+    `clashing` rows say otherwise than another of their subject and time.
+    """
 
     without_subject: int = 0
     unknown: int = 0
     repeated: int = 0
+    clashing: int = 0
+
+    def __add__(self, other: "LeftOut") -> "LeftOut":
+        """Return the sums."""
+        sums = (getattr(self, f.name) + getattr(other, f.name) for f in fields(self))
+        return LeftOut(*sums)
+
+    def check(self, task: str) -> None:
+        """Raise `InputError` where rows clash."""
+        if self.clashing:
+            raise InputError(
+                f"labels of task {task}: two values of one subject at one time, "
+                f"{self.clashing} times; keep one of them"
+            )
 
 
 def label_rows(
@@ -53,15 +70,12 @@ def label_rows(
     )
 
 
-def resolve(task: str, pieces: list[pa.Table], subjects: pa.Table) -> tuple[pa.Table, LeftOut]:
+def resolve(rows: pa.Table, subjects: pa.Table) -> tuple[pa.Table, LeftOut]:
     """Return (MEDS label rows sorted by subject and time, how many rows were left out and why).
 
-    `subjects` has `subject_id` (ascending), `origin` and `last`. Two values at one time raise
-    `InputError`.
+    `rows` are labels of one task as `label_rows` gives them; `subjects` has `subject_id`
+    (ascending), `origin` and `last`.
     """
-    if len({piece.column_names[-1] for piece in pieces}) > 1:
-        raise InputError(f"labels of task {task} have values of several types: keep one")
-    rows = pa.concat_tables(pieces)
     value = rows.column_names[-1]
     assert value in LABEL_VALUES
     unknown = rows[value].null_count
@@ -76,8 +90,8 @@ def resolve(task: str, pieces: list[pa.Table], subjects: pa.Table) -> tuple[pa.T
     )
     timed = table.filter(pc.is_valid(table["prediction_time"]))
     missing = int((~present).sum()) + len(table) - len(timed)
-    table = _deduplicated(task, timed)
-    return table, LeftOut(missing, unknown, len(timed) - len(table))
+    table, clashing = _deduplicated(timed)
+    return table, LeftOut(missing, unknown, len(timed) - len(table), clashing)
 
 
 def _times(rows: pa.Table, subjects: pa.Table, at: npt.NDArray[np.intp]) -> pa.Array:
@@ -90,7 +104,8 @@ def _times(rows: pa.Table, subjects: pa.Table, at: npt.NDArray[np.intp]) -> pa.A
     return pa.array(times.astype("datetime64[us]"))
 
 
-def _deduplicated(task: str, table: pa.Table) -> pa.Table:
+def _deduplicated(table: pa.Table) -> tuple[pa.Table, int]:
+    """Return (the first row of each subject and time, how many others say something else)."""
     order = [("subject_id", "ascending"), ("prediction_time", "ascending")]
     table = table.take(pc.sort_indices(table, sort_keys=order)).combine_chunks()
     keys = [table[name].to_numpy() for name in ("subject_id", "prediction_time")]
@@ -98,10 +113,4 @@ def _deduplicated(task: str, table: pa.Table) -> pa.Table:
     kept = table.filter(pa.array(first))
     owner = np.cumsum(first) - 1
     same = pc.equal(table.column(2), kept.column(2).take(pa.array(owner)))
-    clash = np.flatnonzero(~same.to_numpy())
-    if len(clash):
-        raise InputError(
-            f"labels of task {task}: two values of one subject at one time, {len(clash)} times; "
-            "keep one of them"
-        )
-    return kept
+    return kept, int(np.count_nonzero(~same.to_numpy()))

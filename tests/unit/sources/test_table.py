@@ -1,4 +1,5 @@
 import gzip
+import json
 from datetime import datetime, timedelta
 
 import numpy as np
@@ -11,6 +12,7 @@ from ehr_ray.commands.ingest import ingest
 from ehr_ray.errors import InputError
 from ehr_ray.events.labels import read_labels
 from ehr_ray.events.patients import cohort_shards, read_patients
+from ehr_ray.events.schema import RECORD
 from ehr_ray.events.vocabulary import Vocabulary
 
 CSV = """pid,charted,what,amount,unit
@@ -344,3 +346,57 @@ def test_times_that_count_from_admission_have_their_origin(tmp_path):
             options={"time_unit": "hours"},
             cpus=1,
         )
+
+
+def test_a_file_that_several_tasks_read_gives_the_cohort_of_one(tmp_path, monkeypatch):
+    random = np.random.default_rng(0)
+    rows = [
+        f"P-{random.integers(1, 60)},2020-01-{random.integers(1, 28):02d} 10:00:00,"
+        f'"C,{random.integers(9)}",{random.normal():.3f},mg'
+        for _ in range(3000)
+    ]
+    rows[700] += ",too many"
+    rows[2000] = "P-1,no time,HR,1,bpm"
+    rows[2500] = "P-2,2020-01-01,HR,>100,bpm"
+    (tmp_path / "events.csv").write_text("\n".join(["pid,charted,what,amount,unit", *rows]) + "\n")
+    table = pa_csv.read_csv(
+        tmp_path / "events.csv",
+        parse_options=pa_csv.ParseOptions(invalid_row_handler=lambda _: "skip"),
+        convert_options=pa_csv.ConvertOptions(
+            column_types=dict.fromkeys(["charted", "amount"], pa.string())
+        ),
+    )
+    pq.write_table(table, tmp_path / "events.parquet", row_group_size=500)
+
+    def made(file, name):
+        lines = []
+        ingest(
+            "table",
+            tmp_path / file,
+            tmp_path / name,
+            options=COLUMNS,
+            max_rejected=0.5,
+            cpus=1,
+            progress=lines.append,
+        )
+        files = [path for path in sorted((tmp_path / name).rglob("*")) if path.is_file()]
+        record = json.loads((tmp_path / name / RECORD).read_text())
+        del record["fingerprint"]
+        content = {
+            str(path.relative_to(tmp_path / name)): path.read_bytes()
+            for path in files
+            if path.name != RECORD.name
+        }
+        units = sum(line.startswith("read ") for line in lines)
+        return units, record, content
+
+    whole = {file: made(file, f"whole-{file}") for file in ("events.csv", "events.parquet")}
+    monkeypatch.setattr("ehr_ray.sources.parsing.csv_ranges.RANGE_BYTES", 20_000)
+    monkeypatch.setattr("ehr_ray.sources.parsing.csv_ranges.SCAN_BYTES", 7_000)
+    monkeypatch.setattr("ehr_ray.sources.parsing.parquet_files.CHUNK_ROWS", 500)
+    for file, (units, *cohort) in whole.items():
+        more, *cut = made(file, f"cut-{file}")
+        assert (units, more > 4) == (1, True)
+        assert cut == cohort
+    rejected = pq.read_table(tmp_path / "cut-events.csv/metadata/rejected.parquet").to_pylist()
+    assert [row["line"] for row in rejected] == [702, 2002]

@@ -155,3 +155,17 @@ def test_a_file_system_without_fsync_of_folders_is_no_failure(tmp_path, monkeypa
     monkeypatch.setattr(os, "fsync", unknown)
     files.write_text(tmp_path / "a", "x")
     assert (tmp_path / "a").read_text() == "x"
+
+
+def test_a_file_written_in_pieces_is_that_of_its_rows(tmp_path, monkeypatch):
+    rows = pa.table({"id": range(1000), "name": [str(i % 7) for i in range(1000)]})
+    monkeypatch.setattr(files, "GROUP_ROWS", 300)
+    files.write_parquet(rows, tmp_path / "whole.parquet", row_group_size=300)
+    for size in (1, 299, 300, 301, 1000):
+        pieces = (rows.slice(start, size) for start in range(0, 1000, size))
+        files.write_parquet_pieces(pieces, rows.schema, tmp_path / "pieces.parquet")
+        assert (tmp_path / "pieces.parquet").read_bytes() == (
+            tmp_path / "whole.parquet"
+        ).read_bytes()
+    files.write_parquet_pieces([], rows.schema, tmp_path / "none.parquet")
+    assert files.read_parquet(tmp_path / "none.parquet").equals(rows.slice(0, 0))

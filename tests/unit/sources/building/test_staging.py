@@ -6,7 +6,14 @@ import pytest
 
 from ehr_ray.errors import InputError
 from ehr_ray.events.schema import EVENTS, REJECTED
-from ehr_ray.sources.building.staging import Plan, check_subjects, read_keys, scatter, totals
+from ehr_ray.sources.building.keyed import read_keys, rows_by_key
+from ehr_ray.sources.building.staging import (
+    NUM_KEYS,
+    STAGED,
+    Plan,
+    scatter,
+    totals,
+)
 from ehr_ray.sources.source import Chunk, Source, Unit
 from ehr_ray.sources.splits import NUM_BUCKETS, SplitPolicy, assign_buckets, assign_splits
 
@@ -22,6 +29,10 @@ def events(ids, split=None):
         schema=EVENTS,
     )
     return table if split is None else table.append_column("split", pa.array(split, pa.string()))
+
+
+def between(part, first, last):
+    return read_keys([part], STAGED, first, last, EVENTS)
 
 
 @pytest.fixture
@@ -44,34 +55,18 @@ def test_rows_are_found_by_split_and_bucket_in_source_order(stage):
     keys = assign_splits(ids, SplitPolicy()).astype(int) * NUM_BUCKETS + assign_buckets(ids)
     seen = 0
     for key in np.unique(keys):
-        rows = pa.Table.from_batches(read_keys(part, key, key), EVENTS)
+        rows = between(part, key, key)
         assert rows["subject_id"].to_pylist() == ids[keys == key].tolist()
         seen += len(rows)
     assert seen == len(ids)
-    counts = np.load(part / "counts.npy")
+    counts = rows_by_key(part, STAGED, NUM_KEYS)
     np.testing.assert_array_equal(counts, np.bincount(keys, minlength=len(counts)))
-
-
-def test_a_part_that_is_mapped_piece_by_piece_gives_the_same(stage, monkeypatch):
-    ids = np.random.default_rng(0).integers(0, 300, 5000)
-    (part,) = stage([Chunk(events(piece)) for piece in np.split(ids, 10)])
-    last = 3 * NUM_BUCKETS
-    whole = pa.Table.from_batches(read_keys(part, 0, last), EVENTS)
-    maps = []
-    monkeypatch.setattr(
-        "ehr_ray.sources.building.staging.pa.memory_map",
-        lambda path, memory_map=pa.memory_map: maps.append(path) or memory_map(path),
-    )
-    monkeypatch.setattr("ehr_ray.sources.building.staging.MAPPED_ROWS", 1200)
-    assert pa.Table.from_batches(read_keys(part, 0, last), EVENTS).equals(whole)
-    assert len(maps) == 4
-    assert len(whole) == 5000
 
 
 def test_a_split_that_the_source_says_wins_unless_splits_are_asked(stage):
     chunk = Chunk(events([1, 2, 3], ["valid", "test", None]))
     (part,) = stage([chunk])
-    tuning = pa.Table.from_batches(read_keys(part, NUM_BUCKETS, 2 * NUM_BUCKETS - 1), EVENTS)
+    tuning = between(part, NUM_BUCKETS, 2 * NUM_BUCKETS - 1)
     assert 1 in tuning["subject_id"].to_pylist()
     assert 2 not in tuning["subject_id"].to_pylist()
 
@@ -79,14 +74,14 @@ def test_a_split_that_the_source_says_wins_unless_splits_are_asked(stage):
 def test_asked_splits_override(stage):
     policy = SplitPolicy((1.0, 0.0, 0.0), keep_source=False)
     (part,) = stage([Chunk(events([1, 2], ["valid", "test"]))], policy=policy)
-    assert sum(b.num_rows for b in read_keys(part, 0, NUM_BUCKETS - 1)) == 2
+    assert len(between(part, 0, NUM_BUCKETS - 1)) == 2
 
 
 def test_a_finished_part_is_not_read_again(stage):
     (part,) = stage([Chunk(events([1]))])
     (again,) = stage([Chunk(events([1, 2, 3]))])
     assert part == again
-    assert np.load(part / "counts.npy").sum() == 1
+    assert rows_by_key(part, STAGED, NUM_KEYS).sum() == 1
 
 
 def test_totals_tell_rows_from_files(stage):
@@ -102,21 +97,6 @@ def test_totals_tell_rows_from_files(stage):
         "values": 0,
     }
     assert json.loads((parts[1] / "part.json").read_text())["rows_read"] == 1
-
-
-def test_one_subject_in_two_files_is_an_error(stage):
-    one, other = (pa.table({"subject_id": [5], "file": [name]}) for name in ("a/5", "b/5"))
-    parts = stage([Chunk(subjects=one)], [Chunk(subjects=other)])
-    with pytest.raises(InputError, match="one subject is in a/5 and in b/5: remove one of them"):
-        check_subjects(parts)
-
-
-def test_two_names_of_one_id_are_an_error(stage):
-    one, other = (pa.table({"subject_id": [5], "name": [name]}) for name in ("ann", "bob"))
-    parts = stage([Chunk(names=one)], [Chunk(names=one)], [Chunk(names=other)])
-    check_subjects(parts[:2])
-    with pytest.raises(InputError, match="two names of subjects hash to one id"):
-        check_subjects(parts)
 
 
 @pytest.mark.parametrize("task", ["a/b", "", ".hidden"])

@@ -1,0 +1,92 @@
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from ehr_ray.sources.building import keyed
+from ehr_ray.sources.building.keyed import KeyedWriter, read_all, read_keys, rows_by_key
+
+SCHEMA = pa.schema([pa.field("key", pa.int64()), pa.field("place", pa.string())])
+KEYS = 100
+
+
+@pytest.fixture
+def made(tmp_path, monkeypatch):
+    """Return a table written by threes of pieces, and the same rows in memory."""
+    monkeypatch.setattr(keyed, "BATCH_ROWS", 2500)
+
+    def write(name, seed, pieces=10):
+        folder = tmp_path / name
+        folder.mkdir()
+        rows = [
+            pa.table([keys, [f"{name}-{n}-{i}" for i in range(len(keys))]], schema=SCHEMA)
+            for n, keys in enumerate(np.random.default_rng(seed).integers(3, 90, (pieces, 1000)))
+        ]
+        with KeyedWriter(folder, "t", SCHEMA, KEYS) as writer:
+            for piece in rows:
+                writer.write(piece, piece["key"].to_numpy())
+        return folder, pa.concat_tables([SCHEMA.empty_table(), *rows])
+
+    return write
+
+
+def test_rows_of_a_range_of_keys_keep_the_order_of_those_of_one_key(made):
+    (one, first), (other, second) = made("a", 0), made("b", 1)
+    every = pa.concat_tables([first, second])
+    for low, high in ((0, 2), (3, 3), (40, 60), (0, KEYS - 1)):
+        found = read_keys([one, other], "t", low, high, SCHEMA)
+        keys = every["key"].to_numpy()
+        wanted = every.filter(pa.array((keys >= low) & (keys <= high)))
+        stable = [np.argsort(t["key"].to_numpy(), kind="stable") for t in (found, wanted)]
+        assert found.take(pa.array(stable[0])).equals(wanted.take(pa.array(stable[1])))
+    np.testing.assert_array_equal(
+        rows_by_key(one, "t", KEYS), np.bincount(first["key"].to_numpy(), minlength=KEYS)
+    )
+
+
+def test_only_tables_with_rows_of_the_range_are_opened(made, monkeypatch):
+    (one, _), (other, _) = made("a", 0, pieces=1), made("b", 1, pieces=1)
+    with KeyedWriter(one, "few", SCHEMA, KEYS) as writer:
+        writer.write(pa.table([[5], ["x"]], schema=SCHEMA), np.array([5]))
+    with KeyedWriter(other, "few", SCHEMA, KEYS) as writer:
+        writer.write(pa.table([[7], ["y"]], schema=SCHEMA), np.array([7]))
+    opened = []
+    real = pa.memory_map
+    monkeypatch.setattr(keyed.pa, "memory_map", lambda path: opened.append(path) or real(path))
+    found = read_keys([one, other], "few", 6, 9, SCHEMA)
+    assert found["place"].to_pylist() == ["y"]
+    assert opened == [str(other / "few.rows")]
+
+
+def test_rows_copied_piece_by_piece_are_the_same(made, monkeypatch):
+    folders = [made(name, seed)[0] for seed, name in enumerate("abcde")]
+    whole = read_keys(folders, "t", 10, 80, SCHEMA)
+    for name, value in (("MAPPED_ROWS", 1), ("MAPPED_FILES", 2)):
+        with monkeypatch.context() as patch:
+            patch.setattr(keyed, name, value)
+            assert read_keys(folders, "t", 10, 80, SCHEMA).equals(whole)
+    assert len(whole) > 30_000
+
+
+def test_all_rows_come_a_batch_at_a_time(made):
+    folder, rows = made("a", 0)
+    batches = list(read_all(folder, "t", SCHEMA))
+    assert len(batches) == 4
+    assert sorted(pa.concat_tables(batches)["place"].to_pylist()) == sorted(
+        rows["place"].to_pylist()
+    )
+
+
+@pytest.mark.parametrize("empty", [True, False])
+def test_an_empty_table_and_none_have_no_rows(tmp_path, empty):
+    if empty:
+        with KeyedWriter(tmp_path, "t", SCHEMA, KEYS) as writer:
+            writer.write(SCHEMA.empty_table(), np.empty(0, np.int64))
+    assert read_keys([tmp_path], "t", 0, KEYS - 1, SCHEMA).equals(SCHEMA.empty_table())
+    assert list(read_all(tmp_path, "t", SCHEMA)) == []
+    assert rows_by_key(tmp_path, "t", KEYS).tolist() == [0] * KEYS
+
+
+def test_a_table_that_failed_has_no_index(tmp_path):
+    with pytest.raises(OSError, match="full"), KeyedWriter(tmp_path, "t", SCHEMA, KEYS):
+        raise OSError("full")
+    assert not (tmp_path / "t.index").exists()
