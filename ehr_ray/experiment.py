@@ -284,14 +284,15 @@ def _merged(default: Raw, value: Any) -> Any:
 
 
 @functools.cache
-def _adapter(kind: type[T]) -> TypeAdapter[T]:
+def _adapter(kind: Any) -> TypeAdapter[Any]:
     """Return what validates a section; making it takes far longer than validating."""
     return TypeAdapter(kind)
 
 
 def _check(kind: type[T], raw: Any, at: str, problems: list[str]) -> T | None:
     try:
-        return _adapter(kind).validate_python(raw)
+        section: T = _adapter(kind).validate_python(raw)
+        return section
     except ValidationError as error:
         for item in error.errors():
             problems.append(message(kind, item, at))
