@@ -99,7 +99,7 @@ def _judged_at(given: SuiteInput, table: pa.Table, day: bool) -> SuiteResult | N
         split: read(given.home, split, predictions, FIT_ROWS)
         for split, predictions in (given.fit.items() if wanted else ())
     }
-    questions = _questions(rows, home.get("train", rows))
+    questions = choose_questions(rows, home.get("train", rows))
     if not questions:
         return None
     minute, hazard = (np.array(part) for part in zip(*(found[k] for k in rows.key), strict=True))
@@ -162,7 +162,7 @@ def _of(rows: FollowUp, kept: NDArray[np.int64]) -> FollowUp:
     )
 
 
-def _questions(rows: FollowUp, train: FollowUp) -> list[Question]:
+def choose_questions(rows: FollowUp, train: FollowUp) -> list[Question]:
     """Return what can be asked of rows, by code and horizon: codes chosen on train alone."""
     doubt: dict[int, dict[int, float]] = {}
     for place in range(rows.hours.shape[1]):

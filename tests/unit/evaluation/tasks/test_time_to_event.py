@@ -154,7 +154,7 @@ def test_a_rare_code_is_not_judged_because_records_end_before_the_horizon():
     event = np.column_stack([often, np.arange(1000) < 20])
     event[20:40] = False
     rows = FollowUp((), np.zeros(1000), hours, event, np.zeros((1000, 0), np.float32))
-    places = [question.place for question in time_to_event._questions(rows, rows)]
+    places = [question.place for question in time_to_event.choose_questions(rows, rows)]
     assert places[0] == 0
     assert 1 in places
 
