@@ -8,10 +8,10 @@ import contextlib
 import dataclasses
 import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, cast
 
 import yaml
 from pydantic import Field, TypeAdapter, ValidationError
@@ -284,14 +284,14 @@ def _merged(default: Raw, value: Any) -> Any:
 
 
 @functools.cache
-def _adapter(kind: Any) -> TypeAdapter[Any]:
+def _adapter(kind: Hashable) -> TypeAdapter[Any]:
     """Return what validates a section; making it takes far longer than validating."""
     return TypeAdapter(kind)
 
 
 def _check(kind: type[T], raw: Any, at: str, problems: list[str]) -> T | None:
     try:
-        section: T = _adapter(kind).validate_python(raw)
+        section: T = _adapter(cast("Hashable", kind)).validate_python(raw)
         return section
     except ValidationError as error:
         for item in error.errors():
