@@ -8,10 +8,10 @@ import contextlib
 import dataclasses
 import functools
 import os
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
-from typing import Annotated, Any, TypeVar, cast
+from typing import Annotated, Any, TypeVar
 
 import yaml
 from pydantic import Field, TypeAdapter, ValidationError
@@ -283,15 +283,13 @@ def _merged(default: Raw, value: Any) -> Any:
     return {**{k: v for k, v in default.items() if k not in dropped}, **value}
 
 
-@functools.cache
-def _adapter(kind: Hashable) -> TypeAdapter[Any]:
-    """Return what validates a section; making it takes far longer than validating."""
-    return TypeAdapter(kind)
+_adapter: Callable[[Any], TypeAdapter[Any]] = functools.cache(TypeAdapter)
+"""What validates a section; making it takes far longer than validating."""
 
 
 def _check(kind: type[T], raw: Any, at: str, problems: list[str]) -> T | None:
     try:
-        section: T = _adapter(cast("Hashable", kind)).validate_python(raw)
+        section: T = _adapter(kind).validate_python(raw)
         return section
     except ValidationError as error:
         for item in error.errors():
