@@ -149,7 +149,8 @@ def test_named_tensors_are_in_a_shipped_model(family, shipped, synthetic_vocabul
         *(saved_names(built(family, e.model, synthetic_vocabulary)) for e in shipped)
     )
     endings = (*transfer.code_indexed_tensors, *transfer.data_buffers)
-    assert [e for e in endings if not any(named_by(name, [e]) for name in names)] == []
+    unfound = [e for e in endings if not any(named_by(name, [e]) for name in names)]
+    assert not unfound, "no model of configs/tiny, nor of MORE above, has a tensor of these names"
 
 
 def test_buffers_made_of_the_vocabulary_or_of_train_are_named(
@@ -170,6 +171,24 @@ def test_buffers_made_of_the_vocabulary_or_of_train_are_named(
             family.training.fit_buffers(model, family.collate(rows, config))
             changed |= unlike(before, saved_buffers(model))
         assert [name for name in sorted(changed) if not named_by(name, named)] == []
+
+
+def test_parameters_with_a_row_a_code_are_named(family, shipped, synthetic_vocabulary):
+    """Else `init_from` copies them row by row where another cohort has as many codes."""
+    transfer = family.transfer
+    for experiment in shipped:
+        config = experiment.model
+        axes = transfer.axes(config, synthetic_vocabulary) if transfer.axes else ()
+        whole, half = (
+            {name: parameter.shape for name, parameter in model.named_parameters()}
+            for model in (
+                built(family, config, synthetic_vocabulary),
+                built(family, config, half_of(synthetic_vocabulary)),
+            )
+        )
+        changed = [name for name in whole if half.get(name) != whole[name]]
+        named = (*transfer.code_indexed_tensors, *axes)
+        assert [name for name in changed if not named_by(name, named)] == []
 
 
 def test_cache_fields_are_what_transform_reads(family, shipped, patients, synthetic_vocabulary):
