@@ -70,7 +70,7 @@ def test_a_killed_worker_restarts_and_the_run_ends_with_the_same_weights(
 
 def test_a_lost_controller_gives_its_room_back(cluster, tiny):
     """All four CPUs are the first worker's, so that no other starts before they are free again."""
-    room = {"cluster__num_workers": 1, "cluster__cpus_per_worker": 4, "cluster__wait_seconds": 60}
+    room = {"cluster__num_workers": 1, "cluster__cpus_per_worker": 4, "cluster__wait_seconds": 600}
     experiment = tiny("controller", **room, train__max_epochs=4, train__report_steps=4)
     run = experiment.directory
     killed = []
