@@ -6,6 +6,7 @@ Second stages of the READMEs, which jobs/test_readme.py runs on Ray, are not her
 """
 
 import csv
+import shutil
 import zlib
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from ehr_ray.commands.ingest import ingest
 from ehr_ray.commands.train.command import train
 from ehr_ray.config.yaml_files import read_yaml
 from ehr_ray.experiment import load
+from ehr_ray.sources.parsing import csv_ranges
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 WIDTH = 32
@@ -79,6 +81,7 @@ FIRST = {
     "event_decoder": ["model.medical_lookup=terms.csv"],
     "vitals_vae": [],
     "hcat": [],
+    "visit_jepa": [],
 }
 
 
@@ -112,6 +115,48 @@ def test_a_sequence_starts_from_sets_with_embeddings_of_its_own_on_ray(cluster, 
     command = ["train", "configs/tiny/seqset_poe.yaml"]
     main([*command, *typed("on_ray", f"init_from={sets}", table, workers=1)])
     check(folder, Path("runs/on_ray"), sets)
+
+
+@pytest.mark.ray
+def test_ranks_that_share_a_model_start_from_a_whole_one_and_go_on_alone(
+    cluster, folder, first, capsys
+):
+    encoder = first("visit_jepa")
+    command = ["train", "configs/tiny/visit_jepa_finetune.yaml"]
+    shared = ["train.max_steps=2", "train.report_steps=1", "cluster.strategy=fsdp"]
+    main([*command, *typed("shared", f"init_from={encoder}", *shared, workers=2)])
+    check(folder, Path("runs/shared"), encoder)
+    history = pq.read_table("runs/shared/history.parquet").to_pydict()
+    assert history["step"] == [1, 2]
+    shutil.rmtree("runs/shared/state/000000000002")  # as a run that was killed before it
+    alone = ["train.max_steps=2", "train.report_steps=1", "cluster.strategy=ddp"]
+    capsys.readouterr()
+    main([*command, *typed("shared", f"init_from={encoder}", *alone)])
+    assert "resuming at step 1" in "".join(capsys.readouterr())
+    again = pq.read_table("runs/shared/history.parquet").to_pydict()
+    assert again["step"] == [1, 2]
+    assert again["val/objective"] == pytest.approx(history["val/objective"], rel=1e-3)
+
+
+@pytest.mark.ray
+def test_tasks_read_one_file_by_ranges_of_its_lines(cluster, folder, monkeypatch):
+    monkeypatch.setattr(csv_ranges, "RANGE_BYTES", 2_000)
+    monkeypatch.setattr(csv_ranges, "SCAN_BYTES", 500)
+    rows = [f"{i // 6},{i % 6},HR,{60 + i % 40}" for i in range(600)]
+    Path("events.csv").write_text("\n".join(["stay,hours,item,reading", *rows]))
+    columns = "--id-column stay --time-column hours --code-column item --value-column reading"
+    command = ["ingest", "--source", "table", "--input", "events.csv", "--time-unit", "hours"]
+    said = {}
+    for name, cpus in (("here", "1"), ("tasks", "2")):
+        main([*command, *columns.split(), "--output", f"cohorts/{name}", "--cpus", cpus])
+        path = Path("cohorts") / name
+        said[name] = {p.relative_to(path): p.read_bytes() for p in path.rglob("*") if p.is_file()}
+    assert said["here"] == said["tasks"]
+    monkeypatch.undo()
+    main([*command, *columns.split(), "--output", "cohorts/whole", "--cpus", "1"])
+    whole = Path("cohorts/whole")
+    differs = [str(p) for p, b in said["tasks"].items() if (whole / p).read_bytes() != b]
+    assert differs == ["metadata/ingest.json"]  # which knows what was read
 
 
 def test_an_encoder_starts_from_a_decoder_with_phrases_and_terms_of_its_own(
