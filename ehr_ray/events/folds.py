@@ -15,9 +15,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ehr_ray.errors import InputError
+from ehr_ray.events.code_statistics import fit_codes
 from ehr_ray.events.patients import splits_of
 from ehr_ray.events.schema import SPLITS
-from ehr_ray.events.vocabulary import described, fit_codes, origin_of, with_origin
+from ehr_ray.events.vocabulary import described, origin_of, with_origin
 from ehr_ray.storage import files
 
 RARE: Final = 5

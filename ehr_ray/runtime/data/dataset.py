@@ -10,13 +10,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ehr_ray.errors import InputError
+from ehr_ray.events.code_statistics import fit_codes
 from ehr_ray.events.patients import splits_of
 from ehr_ray.events.scaling import Scaling
 from ehr_ray.events.schema import VECTORS_FILE, is_origin, parse_origin
 from ehr_ray.events.vocabulary import (
     Vocabulary,
     described,
-    fit_codes,
     is_fitted,
     origin_of,
     with_origin,

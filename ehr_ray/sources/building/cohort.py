@@ -26,8 +26,8 @@ import numpy as np
 import pyarrow.compute as pc
 
 from ehr_ray.errors import InputError
+from ehr_ray.events.code_statistics import CodeFit
 from ehr_ray.events.schema import ORIGIN_CODES, RECORD, REJECTED, SPLITS, SUBJECT_SPLITS
-from ehr_ray.events.vocabulary import CodeFit
 from ehr_ray.sources.building.changes import check_values, told, write_changes
 from ehr_ray.sources.building.keyed import rows_by_key
 from ehr_ray.sources.building.metadata import (

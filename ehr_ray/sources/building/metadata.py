@@ -10,8 +10,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ehr_ray.errors import InputError
+from ehr_ray.events.code_statistics import CodeFit
 from ehr_ray.events.schema import ORIGIN_CODES, VECTORS, VECTORS_FILE, is_origin
-from ehr_ray.events.vocabulary import CodeFit, described, with_origin
+from ehr_ray.events.vocabulary import described, with_origin
 from ehr_ray.sources.building.groups import group_notes
 from ehr_ray.sources.building.ranges import Buckets, Settled, merged, written
 from ehr_ray.sources.building.shards import Shard

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from ehr_ray.events.vocabulary import CodeFit, count_codes, sample_values
+from ehr_ray.events.code_statistics import CodeFit, count_codes, sample_values
 from ehr_ray.sources.building.shards import Shard
 from ehr_ray.sources.building.staging import Plan
 from ehr_ray.storage import files

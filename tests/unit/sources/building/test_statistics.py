@@ -2,9 +2,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from ehr_ray.events import vocabulary
+from ehr_ray.events import code_statistics
+from ehr_ray.events.code_statistics import fit_codes
 from ehr_ray.events.schema import EVENTS
-from ehr_ray.events.vocabulary import fit_codes
 from ehr_ray.sources.building.shards import Shard, write_shard
 from ehr_ray.sources.building.staging import Plan
 from ehr_ray.sources.building.statistics import (
@@ -20,7 +20,7 @@ from ehr_ray.sources.splits import SplitPolicy
 @pytest.fixture
 def made(tmp_path, monkeypatch):
     """Return a plan and its shards: two of train, the second with a code more, and one other."""
-    monkeypatch.setattr(vocabulary, "QUANTILE_SAMPLE", 200)
+    monkeypatch.setattr(code_statistics, "QUANTILE_SAMPLE", 200)
     plan = Plan("made", None, SplitPolicy(), tmp_path)
     shards = [Shard("train", 0, 0, 9), Shard("train", 1, 10, 19), Shard("held_out", 0, 0, 9)]
     random = np.random.default_rng(0)
