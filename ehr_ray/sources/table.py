@@ -218,6 +218,7 @@ def _chunk(
         place=place,
         rejects=rejects,
         decimal=options.decimal,
+        of_numbers="; say --time-unit minutes or hours" if options.time_unit == "timestamp" else "",
     )
     if options.time_unit == "timestamp":
         zoned, naive = zones(table[options.time_column])

@@ -87,6 +87,7 @@ def read(unit: Unit, options: EmbeddedOptions) -> Iterator[Chunk]:
     seen: set[str] = set()
     group: dict[str, EmbeddedPatient] = {}
     rows = 0
+    first: tuple[str, int] | None = None
     rejects = Rejects()
     for name in unit.files:
         try:
@@ -96,6 +97,13 @@ def read(unit: Unit, options: EmbeddedOptions) -> Iterator[Chunk]:
         except (OSError, InputError) as error:
             rejects.file(name, str(error))
             continue
+        width = patient.vectors.shape[1]
+        first = first or (name, width)
+        if width != first[1]:
+            raise InputError(
+                f"{os.path.join(unit.root, name)}: embeddings of {width} numbers, and those of "
+                f"{first[0]} are of {first[1]}; embed all by one model"
+            )
         group[name] = patient
         rows += len(patient.vectors)
         if rows >= CHUNK_ROWS:

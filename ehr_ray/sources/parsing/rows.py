@@ -1,6 +1,8 @@
 """Columns of raw rows -> valid events, and the reasons why the others are not."""
 
+import re
 from collections.abc import Callable
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +18,8 @@ Place = Callable[[int], tuple[str, int]]
 ReadTime = Callable[[pa.ChunkedArray], tuple[Times, Mask]]
 """A time column -> (times with NaT where blank, mask of bad cells)."""
 
+_NUMBER: Final = re.compile(r"'?[-+]?\d+([.,]\d*)?'?")
+
 
 def clean_rows(
     ids: tuple[npt.NDArray[np.int64], Mask],
@@ -27,23 +31,29 @@ def clean_rows(
     place: Place,
     rejects: Rejects,
     decimal: Decimal = ".",
+    of_numbers: str = "",
 ) -> tuple[pa.Table, Mask]:
     """Return (`EVENTS` rows in the given order, mask of the rows kept); refuse the others.
 
     Refused: a blank id or code, a time that is none. A value that is blank or no finite number is
     an event without one, and the latter is counted; a blank time is a static event. `ids` comes
-    with a mask of blanks. Raises `InputError` where a column's type is wrong as a whole.
+    with a mask of blanks; `of_numbers` is added to the reason of a refused time that is a number.
+    Raises `InputError` where a column's type is wrong as a whole.
     """
     subjects, blank_id = ids
     times, bad_time = read_time(time)
     codes, blank_code = texts(code)
     value = pa.nulls(len(subjects)) if value is None else value
     values, kinds = quantities(value, decimal=decimal)
+
+    def hint(cell: str) -> str:
+        return of_numbers if _NUMBER.fullmatch(cell) else ""
+
     bad = np.zeros(len(subjects), bool)
     for mask, reason in (
         (blank_id, lambda i: "subject id is blank"),  # noqa: ARG005
         (blank_code, lambda i: "code is blank"),  # noqa: ARG005
-        (bad_time, lambda i: f"time {_show(time[i])} is not a time"),
+        (bad_time, lambda i: f"time {(cell := _show(time[i]))} is not a time{hint(cell)}"),
     ):
         rejects.rows(mask & ~bad, place, reason)
         bad |= mask

@@ -124,6 +124,16 @@ def test_bad_rows_are_quarantined_by_line_however_the_file_is_cut(tmp_path, coho
     assert pq.read_table(path / "metadata/subject_splits.parquet").num_rows == 98 - len(bad) - 1
 
 
+def test_a_refused_time_that_is_a_number_tells_the_option_for_numbers(tmp_path, cohort):
+    (tmp_path / "e.csv").write_text("pid,charted,what,amount\n1,3.5,HR,80\n1,soon,HR,80\n")
+    with pytest.raises(InputError, match="not a time; say --time-unit minutes or hours"):
+        cohort("table", tmp_path / "e.csv", max_rejected=0.4, **COLUMNS)
+    (tmp_path / "e.csv").write_text("pid,charted,what,amount\n1,soon,HR,80\n1,soon,HR,80\n")
+    with pytest.raises(InputError, match="is not a time") as told:
+        cohort("table", tmp_path / "e.csv", max_rejected=0.4, **COLUMNS)
+    assert "--time-unit" not in str(told.value)
+
+
 def test_labels_default_to_the_last_event_or_count_from_the_origin(tmp_path, cohort):
     (tmp_path / "e.csv").write_text(CSV)
     (tmp_path / "l.csv").write_text("id,died,note\n1,true,fine\n2,False,poor\n")

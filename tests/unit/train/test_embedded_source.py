@@ -208,6 +208,9 @@ def test_embeddings_of_two_widths_and_too_many_are_refused(folder, monkeypatch):
         made(folder)
     monkeypatch.undo()
     write(folder / "train" / "b.pt", [0], embeddings=torch.ones(1, 3))
+    with pytest.raises(InputError, match=r"of 8 numbers, and those of train/b.pt are of 3"):
+        made(folder)
+    (folder / "train" / "b.pt").rename(folder / "b.pt")  # a unit of its own
     with pytest.raises(InputError, match="embeddings of 3 and of 8 numbers"):
         made(folder)
 
