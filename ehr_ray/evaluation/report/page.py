@@ -3,6 +3,7 @@
 The template escapes every text; nothing here or in those who fill the records writes HTML.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -24,6 +25,7 @@ _TONES: Final = {
     "too few": "word mixed",
 }
 """Words of a table that get a colour."""
+_WORDS: Final = re.compile(r"[^\W\d]")
 
 
 @dataclass(frozen=True)
@@ -190,6 +192,16 @@ def number(value: str | float) -> str:
     return f"{round(value, 3) + 0.0:.3f}" if abs(value) < 100 else f"{value:,.1f}"
 
 
+def text_columns(table: Table) -> set[int]:
+    """Return the columns after the first that hold words alone, which stand at the left."""
+    return {
+        i
+        for i in range(1, len(table.columns))
+        if all(isinstance(cell, str) and _WORDS.match(cell) for cell in (r[i] for r in table.rows))
+        and any(row[i] not in _TONES for row in table.rows)
+    }
+
+
 def words(name: str) -> str:
     """A name of the code as words of the page."""
     return name.replace("held_out", "held-out").replace("_", " ")
@@ -208,6 +220,7 @@ def _template() -> Template:
     environment.globals["tones"] = _TONES
     environment.filters["number"] = number
     environment.filters["sentence"] = lambda text: text[:1].upper() + text[1:]
+    environment.filters["text_columns"] = text_columns
     environment.filters["kind"] = lambda block: type(block).__name__
     environment.tests["interval"] = lambda cell: isinstance(cell, Interval)
     return environment.get_template("page.html.jinja")

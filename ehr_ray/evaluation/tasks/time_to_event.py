@@ -279,6 +279,11 @@ def _difference(one: Statistic, other: Statistic) -> Statistic:
     return lambda weights: one(weights) - other(weights)
 
 
+def _written(measure: str) -> str:
+    hours = measure.removeprefix("auroc_").removesuffix("h")
+    return "C-index" if measure == "c_index" else f"AUROC at {hours} h"
+
+
 def _result(
     given: SuiteInput,
     rows: FollowUp,
@@ -295,7 +300,7 @@ def _result(
     if TREES in cells[0][2]:
         columns += ["trees", "Cox", "model less trees", "model less Cox"]
     lines: tuple[tuple[Cell, ...], ...] = tuple(
-        (code, measure.replace("_", " "), *found.values()) for code, measure, found in cells
+        (code, _written(measure), *found.values()) for code, measure, found in cells
     )
     caption = (
         f"{len(rows.key):,} rows at {when}, as far as their records go on: the next time of each "

@@ -133,6 +133,20 @@ def test_an_estimate_without_an_interval_has_no_bounds(parse):
     assert table_card("T", None) == table_card("T", Table(("x",), ())) == []
 
 
+def test_words_stand_at_the_left_and_bounds_below_zero_are_told_apart(parse):
+    rows = (
+        ("a", "64 (9)", "LightGBM", Interval(-0.05, -0.08, -0.02), "loses"),
+        ("b", "7", "Logistic regression", Interval(0.5, 0.4, 0.6), ""),
+    )
+    table = Table(("Share", "Rows", "Model", "Less it", "This model"), rows)
+    html = render(of_cards(*table_card("T", table)))
+    page, text = parse(html)
+    left = [a for tag, a, _ in page.tags if tag in ("th", "td") and a.get("class") == "text"]
+    assert len(left) == 3  # a heading and its two cells
+    assert "-0.080 to -0.020" in text
+    assert "0.400–0.600" in text
+
+
 def test_narrow_figures_stand_two_in_a_row():
     cards = [picture_card("a_b", Image("", width), {}, {}) for width in (300, 900)]
     assert [card.half for card in cards] == [True, False]
