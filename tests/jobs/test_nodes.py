@@ -45,17 +45,21 @@ def overrides(cohort: Path, output: Path, name: str, workers: object, *more: str
 
 
 def test_a_node_lost_in_mid_epoch_changes_nothing(head, start, cohort, ray_folder, tmp_path):
-    """The run waits for another node and goes on from its last state, to the same end."""
+    """A stream waits for another node and goes on from its last state, to the end of rows in files.
+
+    Two workers and what makes their rows need three CPUs, so that the node of two has a worker.
+    """
     long = ("train.max_epochs=8", "train.report_steps=2")
     head.lose_nodes()
     head.add_node(cpus=1)
-    second = head.add_node(cpus=1)
-    run = start("lost", 2, *long)
+    second = head.add_node(cpus=2)
+    run = start("lost", 2, *long, "data.mode=stream")
     head.wait_for_step("lost", run, 6)
     head.lose(second)
     assert not saved_progress(run).finished
-    head.add_node(cpus=1)
+    head.add_node(cpus=2)
     head.wait("lost", "SUCCEEDED")
+    assert "rows streamed" in head.logs("lost")
     with forked_session(ray_folder, num_cpus=2):  # one machine, and nothing lost
         whole = train(load(CONFIG, overrides(cohort, tmp_path, "whole", 2, *long))).run
     assert same_weights(run, whole)
