@@ -1,13 +1,11 @@
-"""Attention over packed sequences as `torch.nn.attention.varlen` has it, written out for any device."""
+"""Attention over packed sequences as `torch.nn.attention.varlen` has it, for any device."""
 
 import math
 
 import torch
 
 
-def varlen_attn(
-    query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, window_size=(-1, -1)
-):
+def varlen_attn(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, window_size=(-1, -1)):
     """Return [N, H, W]; asks the host for nothing, so `max_q` and `max_k` are taken on trust."""
     assert cu_seq_q.dtype == cu_seq_k.dtype == torch.int32
     assert max_q == max_k

@@ -52,9 +52,7 @@ class Packed:
         query, key, value = (part.squeeze(2) for part in (query, key, value))
         starts, longest = self.starts, self.size[1]
         window = (-1, 0 if causal else -1)
-        found = self.kernel(
-            query, key, value, starts, starts, longest, longest, window_size=window
-        )
+        found = self.kernel(query, key, value, starts, starts, longest, longest, window_size=window)
         return found.unsqueeze(2)
 
 

@@ -49,9 +49,7 @@ class Encoder(nn.Module):
         self.norm = nn.LayerNorm(width)
         _shrink(self.blocks)
 
-    def forward(
-        self, x: Tensor, minute: Tensor, mask: Tensor, real: Tensor | int | None
-    ) -> Tensor:
+    def forward(self, x: Tensor, minute: Tensor, mask: Tensor, real: Tensor | int | None) -> Tensor:
         """Return states [B, T, D] of rows [B, T, columns] at `minute`; `mask`, both [B, T].
 
         `real` as of `through`.
