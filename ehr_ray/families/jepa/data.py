@@ -89,7 +89,8 @@ def collate(rows: Sequence[Row], config: JEPAConfig) -> Batch:
 
     `minute` [B, T] of each row, `mask` [B, T] and the places of the real ones in B * T, `place`
     [N]; `cell` [E], the place of an observed cell in [B, T, F], and its `value` [E, C]; `static`,
-    `static_seen` [B, F]; `subject_id` [B]. With a time-to-event head `followed_minute` (infinity: none) and `followed_code` [B, N], `end` [B].
+    `static_seen` [B, F]; `subject_id` [B]. With a time-to-event head `followed_minute` (infinity:
+    none) and `followed_code` [B, N], `end` [B].
     """
     found = np.array([len(row["minute"]) for row in rows])
     kept = found if config.max_rows is None else found.clip(max=config.max_rows)
