@@ -111,7 +111,7 @@ class JEPA(nn.Module):
             "feature_code", torch.from_numpy(features.code).long(), persistent=False
         )
         self.encoder = Encoder(num_columns, config.size, config.dropout)
-        self.target = copy.deepcopy(self.encoder).requires_grad_(False)
+        self.target = copy.deepcopy(self.encoder).requires_grad_(False).eval()
         self.predictor = Predictor(config.size)
         if config.value_weight:
             self.values = nn.Linear(config.size.width, len(features))
