@@ -3,8 +3,11 @@
 B patients, T tokens, N real ones of all, D width, H heads. Masks are True where a token is real.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from ehr_ray.nn.attention import attend
@@ -20,10 +23,12 @@ class Block(nn.Module):
     """h + Attend(norm h), then h + FeedForward(norm h) (Vaswani et al. 2017; Xiong et al. 2020).
 
     With `recomputed` only its input is kept for the gradient, and the rest computed once more, with
-    the same dropout (Chen et al. 2016).
+    the same dropout (Chen et al. 2016). `compiled` is `computed` as torch.compile made it, for what
+    is trained.
     """
 
     recomputed = False
+    compiled: Callable[..., Tensor] | None = None
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -43,15 +48,18 @@ class Block(nn.Module):
 
         With a `Packed` for `keys` tokens are [N, 1, D] and `turns` of each, [N, 1, 1, D/2H].
         """
-        if self.recomputed and torch.is_grad_enabled():
-            again = checkpoint(self._forward, hidden, keys, causal, turns, use_reentrant=False)
+        trained = torch.is_grad_enabled()
+        compute = self.compiled if self.compiled is not None and trained else Block.computed
+        if self.recomputed and trained:
+            again = checkpoint(compute, self, hidden, keys, causal, turns, use_reentrant=False)
             assert isinstance(again, Tensor)
             return again
-        return self._forward(hidden, keys, causal, turns)
+        return compute(self, hidden, keys, causal, turns)
 
-    def _forward(
+    def computed(
         self, hidden: Tensor, keys: Tensor | Packed | None, causal: bool, turns: Tensor | None
     ) -> Tensor:
+        """Return what `forward` does, without the ways to compute it."""
         query, key, value = self.heads_of(hidden, turns)
         if isinstance(keys, Packed):
             found = keys.attend(query, key, value, causal=causal)
@@ -89,20 +97,31 @@ def through(
     rotary angles [T, D/2H]. With `real`, the places of the real tokens in B * T or their number, as
     far as the host knows them, a GPU with a kernel for it computes these alone.
     """
-    first = blocks[0]
+    first, length = blocks[0], hidden.shape[1]
     assert isinstance(first, Block)
-    packed = None if real is None else packing(hidden, first.heads, mask, real)
+    static = first.compiled is not None and torch.is_grad_enabled()
+    packed = None if real is None or static else packing(hidden, first.heads, mask, real)
     if packed is not None:
         hidden, turns = packed.pack(hidden), None if turns is None else packed.rows(turns)
         for block in blocks:
             hidden = block(hidden, packed, causal, turns)
         return packed.unpack(hidden)
+    if static:  # each shape is compiled, so that there are to be few
+        more = rounded(length) - length
+        hidden, mask = F.pad(hidden, (0, 0, 0, more)), F.pad(mask, (0, more))
+        turns = None if turns is None else F.pad(turns, (0, 0, 0, more))
     # A causal query does not look at padding, to its right. A patient without tokens attends to
     # padding: attention over nothing is not a number.
     keys = None if causal else mask | ~mask.any(1, keepdim=True)
     for block in blocks:
         hidden = block(hidden, keys, causal, turns)
-    return hidden
+    return hidden[:, :length] if static else hidden
+
+
+def rounded(length: int) -> int:
+    """Return a length rounded up, by less than a quarter above 32: four lengths an octave."""
+    step = max(8, 1 << max(0, (length - 1).bit_length() - 3))
+    return -(-length // step) * step
 
 
 def sinusoids(length: int, width: int, device: torch.device) -> Tensor:
