@@ -113,6 +113,10 @@ class TrainConfig:
     activation_checkpointing: bool = False
     """Whether a transformer's blocks keep their inputs alone for the gradient and are computed once
     more: the same weights in less memory, for another forward pass. Other models refuse it."""
+    compile: Literal["none", "default", "reduce-overhead"] = "none"
+    """Whether a transformer's blocks are compiled where they are trained, by torch's names:
+    `default` fuses their operations, `reduce-overhead` also records them as graphs of a GPU. Each
+    shape is compiled once, which takes a minute and more in all. Other models refuse it."""
     precision: Literal["float32", "bf16"] = "float32"
     """bf16 runs matrix products under autocast; weights and losses stay float32."""
     matmul_precision: Literal["highest", "high", "medium"] = "highest"

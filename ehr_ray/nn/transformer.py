@@ -1,13 +1,17 @@
 """Pre-norm transformer blocks and positions.
 
-B patients, T tokens, D width, H heads. Masks are True where a token is real.
+B patients, T tokens, N real ones of all, D width, H heads. Masks are True where a token is real.
 """
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from ehr_ray.nn.attention import attend
+from ehr_ray.nn.packed import Packed, packing
 
 SHORTEST, LONGEST = 10.0, 10 * 525_600.0
 """Minutes: periods of the waves that tell time, from ten minutes to ten years."""
@@ -19,10 +23,12 @@ class Block(nn.Module):
     """h + Attend(norm h), then h + FeedForward(norm h) (Vaswani et al. 2017; Xiong et al. 2020).
 
     With `recomputed` only its input is kept for the gradient, and the rest computed once more, with
-    the same dropout (Chen et al. 2016).
+    the same dropout (Chen et al. 2016). `compiled` is `computed` as torch.compile made it, for what
+    is trained.
     """
 
     recomputed = False
+    compiled: Callable[..., Tensor] | None = None
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -36,21 +42,30 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(
-        self, hidden: Tensor, mask: Tensor | None, causal: bool, turns: Tensor | None
+        self, hidden: Tensor, keys: Tensor | Packed | None, causal: bool, turns: Tensor | None
     ) -> Tensor:
-        """Return [B, T, D]; `mask` [B, T] are the keys to see, `turns` rotary angles [T, D/2H]."""
-        if self.recomputed and torch.is_grad_enabled():
-            again = checkpoint(self._forward, hidden, mask, causal, turns, use_reentrant=False)
+        """Return [B, T, D]; `keys` [B, T] are those to see, `turns` rotary angles [T, D/2H].
+
+        With a `Packed` for `keys` tokens are [N, 1, D] and `turns` of each, [N, 1, 1, D/2H].
+        """
+        trained = torch.is_grad_enabled()
+        compute = self.compiled if self.compiled is not None and trained else Block.computed
+        if self.recomputed and trained:
+            again = checkpoint(compute, self, hidden, keys, causal, turns, use_reentrant=False)
             assert isinstance(again, Tensor)
             return again
-        return self._forward(hidden, mask, causal, turns)
+        return compute(self, hidden, keys, causal, turns)
 
-    def _forward(
-        self, hidden: Tensor, mask: Tensor | None, causal: bool, turns: Tensor | None
+    def computed(
+        self, hidden: Tensor, keys: Tensor | Packed | None, causal: bool, turns: Tensor | None
     ) -> Tensor:
+        """Return what `forward` does, without the ways to compute it."""
         query, key, value = self.heads_of(hidden, turns)
-        where = None if mask is None else mask[:, None, None, :]
-        found = attend(query, key, value, where, causal=causal)
+        if isinstance(keys, Packed):
+            found = keys.attend(query, key, value, causal=causal)
+        else:
+            where = None if keys is None else keys[:, None, None, :]
+            found = attend(query, key, value, where, causal=causal)
         return self.attended(hidden, found.to(query.dtype))
 
     def heads_of(self, hidden: Tensor, turns: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -65,6 +80,48 @@ class Block(nn.Module):
         """Return [B, T, D] of what came in, [B, T, D], and what its heads found, [B, H, T, D/H]."""
         hidden = hidden + self.dropout(self.out(found.transpose(1, 2).flatten(2)))
         return hidden + self.dropout(self.feed(self.norm_feed(hidden)))
+
+
+def through(
+    blocks: nn.ModuleList,
+    hidden: Tensor,
+    mask: Tensor,
+    *,
+    causal: bool = False,
+    turns: Tensor | None = None,
+    real: Tensor | int | None = None,
+) -> Tensor:
+    """Return [B, T, D] after blocks, of tokens that are real where `mask` [B, T] is True.
+
+    Of padding nothing is promised; it lies at the right where blocks are `causal`. `turns` are
+    rotary angles [T, D/2H]. With `real`, the places of the real tokens in B * T or their number, as
+    far as the host knows them, a GPU with a kernel for it computes these alone.
+    """
+    first, length = blocks[0], hidden.shape[1]
+    assert isinstance(first, Block)
+    static = first.compiled is not None and torch.is_grad_enabled()
+    packed = None if real is None or static else packing(hidden, first.heads, mask, real)
+    if packed is not None:
+        hidden, turns = packed.pack(hidden), None if turns is None else packed.rows(turns)
+        for block in blocks:
+            hidden = block(hidden, packed, causal, turns)
+        return packed.unpack(hidden)
+    if static:  # each shape is compiled, so that there are to be few
+        more = rounded(length) - length
+        hidden, mask = F.pad(hidden, (0, 0, 0, more)), F.pad(mask, (0, more))
+        turns = None if turns is None else F.pad(turns, (0, 0, 0, more))
+    # A causal query does not look at padding, to its right. A patient without tokens attends to
+    # padding: attention over nothing is not a number.
+    keys = None if causal else mask | ~mask.any(1, keepdim=True)
+    for block in blocks:
+        hidden = block(hidden, keys, causal, turns)
+    return hidden[:, :length] if static else hidden
+
+
+def rounded(length: int) -> int:
+    """Return a length rounded up, by less than a quarter above 32: four lengths an octave."""
+    step = max(8, 1 << max(0, (length - 1).bit_length() - 3))
+    return -(-length // step) * step
 
 
 def sinusoids(length: int, width: int, device: torch.device) -> Tensor:

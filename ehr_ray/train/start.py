@@ -6,6 +6,7 @@ from torch import nn
 from ehr_ray.errors import ConfigError
 from ehr_ray.nn.transformer import Block
 from ehr_ray.train.checkpoint import saved_progress
+from ehr_ray.train.compiled import compile_blocks
 from ehr_ray.train.data_checks import check_learnable
 from ehr_ray.train.feed import move
 from ehr_ray.train.initialise import by_part, initialise
@@ -32,6 +33,8 @@ def starting_model(run: Run) -> nn.Module:
     freeze(module, experiment.freeze)
     if experiment.train.activation_checkpointing:
         _recompute_blocks(module)
+    if experiment.train.compile != "none":
+        compile_blocks(module, experiment.train.compile, family.name, run.backend.device)
     needs_pairs = family.training.needs_pairs
     run.loader.check(run.backend.world, needs_pairs(experiment.model) if needs_pairs else None)
     few = check_learnable(family, experiment.model, run.loader)

@@ -55,6 +55,8 @@ class OptimizerStep:
             # does in each, so that no rank ever holds all gradients.
             last = index == len(micro) - 1
             no_sync = getattr(model, "no_sync", contextlib.nullcontext)
+            if plan.compile == "reduce-overhead":  # graphs of a GPU use memory of the last ones
+                torch.compiler.cudagraph_mark_step_begin()
             with contextlib.nullcontext() if last else no_sync():
                 terms = loss_terms(self.family, model, batch, scheduled, seed, plan.precision)
                 if counts is None:

@@ -10,11 +10,13 @@ import pytest
 import torch
 from second_device import MockTensor, Watched, mock_device
 from torch import nn
+from varlen import varlen_attn
 
 from ehr_ray.config.yaml_files import override, read_yaml
 from ehr_ray.errors import RunError
 from ehr_ray.experiment import parse
 from ehr_ray.family import Term
+from ehr_ray.nn import packed
 from ehr_ray.registry import get_family
 from ehr_ray.train import feed
 from ehr_ray.train.backend import LocalBackend
@@ -109,6 +111,24 @@ def test_a_step_makes_nothing_on_the_host_and_waits_twice_at_most(on_device):
         assert len(seen.syncs) <= MOST_SYNCS, seen.syncs
     assert seen.operations > 100
     assert len(many.syncs) == len(few.syncs)
+
+
+def test_a_step_on_packed_tokens_waits_no_more_often(on_device, monkeypatch):
+    """As on a GPU that has a kernel for them, which the mock's stands in for."""
+    padded, packs = on_device.step(6), []
+
+    def kernel(*given, **options):
+        packs.append(1)
+        return varlen_attn(*given, **options)
+
+    monkeypatch.setattr(packed, "kernel_for", lambda *_: kernel)
+    seen = on_device.step(6)
+    assert (seen.mixes, seen.host) == ([], [])
+    assert [c for c in seen.copies if c not in seen.syncs] == []
+    assert len(seen.syncs) == len(padded.syncs)
+    family = on_device.experiment.family
+    packing = {"event_transformer", "jepa", "seqset_poe"}
+    assert bool(packs) == (family in packing)
 
 
 def test_counts_are_told_on_the_device_without_a_wait(on_device):

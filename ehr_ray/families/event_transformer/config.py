@@ -121,6 +121,11 @@ class EventTransformerConfig:
         return self.arch == "encoder" and self.head != "none"
 
     @property
+    def has_cls(self) -> bool:
+        """Whether a vector of its own stands before a patient's tokens."""
+        return self.arch == "encoder" and "cls" in self.pooling
+
+    @property
     def token_options(self) -> TokenOptions:
         """What turns events into tokens."""
         return TokenOptions(

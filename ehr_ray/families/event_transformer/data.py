@@ -5,6 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from ehr_ray.events.normalize import z_score
 from ehr_ray.events.patients import Patient
@@ -39,14 +41,15 @@ def collate(rows: Sequence[Row], config: EventTransformerConfig) -> Batch:
 
     `phrase`, `gap` (-1: none) int64, `value` float32, `minute` float64, `valued`, `mask` bool, all
     [B, T]; `subject_id` [B]. Records longer than `max_length` are cut here to their last tokens
-    unless windows are drawn in training.
+    unless windows are drawn in training. `place` int64 [N], where the tokens that blocks read stand
+    in a window of the batch, line by line, an encoder's `cls` before those of each patient.
     """
     keep = config.max_length if config.truncation == "last" else None
     names = ("phrase", "gap", "value", "minute")
     parts = [{name: row[name][-keep:] if keep else row[name] for name in names} for row in rows]
     sizes = np.array([len(part["phrase"]) for part in parts], np.int64)
     mask = np.arange(max(1, int(sizes.max(initial=1)))) < sizes[:, None]
-    batch = {"mask": torch.from_numpy(mask)}
+    batch = {"mask": torch.from_numpy(mask), "place": _places(sizes, mask.shape[1], config)}
     for name, fill in zip(names, (0, -1, np.nan, 0), strict=True):
         flat = np.concatenate([part[name] for part in parts])
         padded = np.full(mask.shape, fill, flat.dtype)
@@ -57,3 +60,10 @@ def collate(rows: Sequence[Row], config: EventTransformerConfig) -> Batch:
     batch["value"] = batch["value"].float().nan_to_num(0.0)
     batch["subject_id"] = torch.tensor([int(row["subject_id"]) for row in rows])
     return batch
+
+
+def _places(sizes: NDArray[np.int64], length: int, config: EventTransformerConfig) -> Tensor:
+    """Return where the real tokens stand: however windows are drawn, at the left of each line."""
+    extra = int(config.has_cls)
+    read = np.arange(extra + min(length, config.max_length)) < extra + sizes[:, None]
+    return torch.from_numpy(np.flatnonzero(read))

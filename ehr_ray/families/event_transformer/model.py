@@ -22,7 +22,7 @@ from ehr_ray.families.event_transformer.time_to_event import (
 from ehr_ray.family import Batch
 from ehr_ray.nn.noise import combine, uniform
 from ehr_ray.nn.time_to_event import TimeToEvent
-from ehr_ray.nn.transformer import Block, rotary_turns, sinusoids, time_waves
+from ehr_ray.nn.transformer import Block, rotary_turns, sinusoids, through, time_waves
 
 RECENT = 2.0
 """Power of the hours before a patient's last token that every other query starts with."""
@@ -50,7 +50,7 @@ class EventTransformer(nn.Module):
             self.project_value = nn.Linear(embedding, width, bias=False)
         if config.gaps == "merged":
             self.project_gap = nn.Linear(embedding, width, bias=False)
-        if config.arch == "encoder" and "cls" in config.pooling:
+        if config.has_cls:
             self.cls = nn.Parameter(torch.randn(width) / width**0.5)
         if "attention" in config.pooling:
             self.pool_query = nn.Parameter(far_apart(self.table, config.pool_queries))
@@ -161,14 +161,9 @@ class EventTransformer(nn.Module):
         if hasattr(self, "cls"):
             hidden = torch.cat([self.cls.expand(len(hidden), 1, -1), hidden], 1)
             mask = F.pad(mask, (1, 0), value=True)
-        turns = self.turns(hidden.shape[1], hidden.device)
-        causal = config.arch == "decoder"
-        # Padding lies at the right, where a causal query does not look. A patient without tokens
-        # attends to padding: attention over nothing is not a number.
-        keys = None if causal else mask | ~mask.any(1, keepdim=True)
-        for block in self.blocks:
-            hidden = block(hidden, keys, causal, turns)
-        return hidden
+        turns, causal = self.turns(hidden.shape[1], hidden.device), config.arch == "decoder"
+        place = batch.get("place")
+        return through(self.blocks, hidden, mask, causal=causal, turns=turns, real=place)
 
     def placed(self, hidden: Tensor, minute: Tensor, first: int = 0) -> Tensor:
         """Return tokens [B, T, D] with where they stand, the first of them at rank `first`."""

@@ -116,5 +116,5 @@ def next_times(slot: Tensor, minute: Tensor, index: Tensor, codes: int) -> Tenso
 
 
 def _parts(batch: Batch) -> list[Batch]:
-    pieces = {name: value.split(_FIT_PATIENTS) for name, value in batch.items()}
+    pieces = {n: v.split(_FIT_PATIENTS) for n, v in batch.items() if n != "place"}
     return [dict(zip(pieces, part, strict=True)) for part in zip(*pieces.values(), strict=True)]

@@ -87,9 +87,10 @@ def _followed(patient: Patient, config: JEPAConfig, vocabulary: Vocabulary) -> R
 def collate(rows: Sequence[Row], config: JEPAConfig) -> Batch:
     """Return the latest rows of each patient; a patient without any has one that is empty.
 
-    `minute` [B, T] of each row, `mask` [B, T]; `cell` [E], the place of an observed cell in
-    [B, T, F], and its `value` [E, C]; `static`, `static_seen` [B, F]; `subject_id` [B]. With a
-    time-to-event head `followed_minute` (infinity: none) and `followed_code` [B, N], `end` [B].
+    `minute` [B, T] of each row, `mask` [B, T] and the places of the real ones in B * T, `place`
+    [N]; `cell` [E], the place of an observed cell in [B, T, F], and its `value` [E, C]; `static`,
+    `static_seen` [B, F]; `subject_id` [B]. With a time-to-event head `followed_minute` (infinity:
+    none) and `followed_code` [B, N], `end` [B].
     """
     found = np.array([len(row["minute"]) for row in rows])
     kept = found if config.max_rows is None else found.clip(max=config.max_rows)
@@ -115,6 +116,7 @@ def collate(rows: Sequence[Row], config: JEPAConfig) -> Batch:
         "subject_id": torch.tensor([int(row["subject_id"]) for row in rows]),
         "minute": torch.from_numpy(minute),
         "mask": torch.from_numpy(mask),
+        "place": torch.from_numpy(np.flatnonzero(mask)),
         "cell": torch.from_numpy(cell[last]),
         "value": torch.from_numpy(value),
         "static": torch.from_numpy(static),

@@ -4,6 +4,7 @@ B patients, T rows, F features, C statistics of a cell (the first is its level),
 """
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,6 +13,13 @@ from ehr_ray.family import Batch
 from ehr_ray.nn.noise import combine, normal
 
 _NOISE, _JITTER = 41, 42
+
+
+class Size(NamedTuple):
+    """How many rows are chosen: the most of any patient, and in total."""
+
+    most: int
+    total: int
 
 
 @dataclass(frozen=True)
@@ -26,10 +34,17 @@ class DenseRows:
     """Values that hold for all rows, [B, F]."""
     static_seen: Tensor
     """Which of these there are, bool [B, F]."""
+    real: Tensor | int | None = None
+    """Places of the real rows in B * T, or their number, where the host knows it."""
 
-    def take(self, chosen: Tensor) -> "DenseRows":
-        """Return the `chosen` rows alone, bool [B, T], moved up: [B, K, ...]."""
-        index, real = places(chosen & self.mask)
+    def take(self, chosen: Tensor, size: Size | None = None) -> "DenseRows":
+        """Return the `chosen` rows alone, bool [B, T], moved up: [B, K, ...].
+
+        `size` of the chosen that are real, where the host knows it already.
+        """
+        chosen = chosen & self.mask
+        (size,) = sizes(chosen) if size is None else (size,)
+        index, real = places(chosen, size)
         wide = index[:, :, None].expand(-1, -1, self.observed.shape[2])
         statistics = wide.unsqueeze(-1).expand(-1, -1, -1, self.value.shape[3])
         return DenseRows(
@@ -39,6 +54,7 @@ class DenseRows:
             real,
             self.static,
             self.static_seen,
+            size.total,
         )
 
     def shaken(self, key: Tensor, noise: float, jitter: float) -> "DenseRows":
@@ -57,7 +73,8 @@ class DenseRows:
 
     def rolled(self) -> "DenseRows":
         """Return the sheet with each patient's rows exchanged for the next one's."""
-        return DenseRows(*(part.roll(-1, 0) for part in vars(self).values()))
+        parts = {name: part.roll(-1, 0) for name, part in vars(self).items() if name != "real"}
+        return DenseRows(**parts)
 
 
 def dense(batch: Batch) -> DenseRows:
@@ -77,18 +94,26 @@ def dense(batch: Batch) -> DenseRows:
         batch["mask"],
         batch["static"],
         batch["static_seen"],
+        batch.get("place"),
     )
 
 
-def places(chosen: Tensor) -> tuple[Tensor, Tensor]:
+def sizes(*chosen: Tensor) -> list[Size]:
+    """Return the size of each choice, bool [B, T]; the host waits once for all of them."""
+    counts = torch.stack([one.sum(1) for one in chosen])
+    told = torch.cat([counts.amax(1), counts.sum(1)]).tolist()
+    return [Size(*pair) for pair in zip(told[: len(chosen)], told[len(chosen) :], strict=True)]
+
+
+def places(chosen: Tensor, size: Size | None = None) -> tuple[Tensor, Tensor]:
     """Return the indices of the True of each line of [B, T], in order, and which are real, [B, K].
 
     K is the most of any line, at least 1.
     """
-    count = chosen.sum(1)
-    most = max(1, int(count.max()))
+    (size,) = sizes(chosen) if size is None else (size,)
+    most = max(1, size.most)
     index = (~chosen).to(torch.uint8).argsort(dim=1, stable=True)[:, :most]
-    return index, torch.arange(most, device=chosen.device) < count.unsqueeze(1)
+    return index, torch.arange(most, device=chosen.device) < chosen.sum(1, keepdim=True)
 
 
 def rows_at(values: Tensor, index: Tensor) -> Tensor:

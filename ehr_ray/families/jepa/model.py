@@ -17,13 +17,13 @@ from ehr_ray.events.visits import STATISTICS
 from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.families.jepa.config import JEPAConfig, Size
 from ehr_ray.families.jepa.data import features_of
-from ehr_ray.families.jepa.dense_rows import DenseRows, columns, dense, places, rows_at
+from ehr_ray.families.jepa.dense_rows import DenseRows, columns, dense, places, rows_at, sizes
 from ehr_ray.families.jepa.masks import draw_masks
 from ehr_ray.families.jepa.time_to_event import last_state, truth_after
 from ehr_ray.family import Axis, Batch, Scheduled
 from ehr_ray.nn.noise import combine
 from ehr_ray.nn.time_to_event import TimeToEvent
-from ehr_ray.nn.transformer import Block, time_waves
+from ehr_ray.nn.transformer import Block, through, time_waves
 
 WAVES = 32
 """Sines and cosines of the elapsed time, from which a position is learned."""
@@ -49,12 +49,13 @@ class Encoder(nn.Module):
         self.norm = nn.LayerNorm(width)
         _shrink(self.blocks)
 
-    def forward(self, x: Tensor, minute: Tensor, mask: Tensor) -> Tensor:
-        """Return states [B, T, D] of rows [B, T, columns] at `minute`; `mask`, both [B, T]."""
+    def forward(self, x: Tensor, minute: Tensor, mask: Tensor, real: Tensor | int | None) -> Tensor:
+        """Return states [B, T, D] of rows [B, T, columns] at `minute`; `mask`, both [B, T].
+
+        `real` as of `through`.
+        """
         hidden = self.embed(x) + self.time(time_waves(minute, WAVES))
-        for block in self.blocks:
-            hidden = block(hidden, mask, False, None)
-        states: Tensor = self.norm(hidden)
+        states: Tensor = self.norm(through(self.blocks, hidden, mask, real=real))
         return states
 
 
@@ -75,16 +76,23 @@ class Predictor(nn.Module):
         _shrink(self.blocks)
 
     def forward(
-        self, states: Tensor, minute: Tensor, mask: Tensor, ahead: Tensor, wanted: Tensor
+        self,
+        states: Tensor,
+        minute: Tensor,
+        mask: Tensor,
+        ahead: Tensor,
+        wanted: Tensor,
+        real: int | None,
     ) -> Tensor:
-        """Return [B, K, D]: of context `states` [B, T, D], the rows at minutes `ahead` [B, K]."""
+        """Return [B, K, D]: of context `states` [B, T, D], the rows at minutes `ahead` [B, K].
+
+        `real` are how many rows of both there are, where the host knows it.
+        """
         seen = self.enter(states)
         asked = self.hidden.to(seen.dtype).expand(*ahead.shape, -1)
         hidden = torch.cat([seen, asked], 1)
         hidden = hidden + self.time(time_waves(torch.cat([minute, ahead], 1), WAVES))
-        real = torch.cat([mask, wanted], 1)
-        for block in self.blocks:
-            hidden = block(hidden, real, False, None)
+        hidden = through(self.blocks, hidden, torch.cat([mask, wanted], 1), real=real)
         found: Tensor = self.leave(self.norm(hidden[:, states.shape[1] :]))
         return found
 
@@ -103,7 +111,7 @@ class JEPA(nn.Module):
             "feature_code", torch.from_numpy(features.code).long(), persistent=False
         )
         self.encoder = Encoder(num_columns, config.size, config.dropout)
-        self.target = copy.deepcopy(self.encoder).requires_grad_(False)
+        self.target = copy.deepcopy(self.encoder).requires_grad_(False).eval()
         self.predictor = Predictor(config.size)
         if config.value_weight:
             self.values = nn.Linear(config.size.width, len(features))
@@ -126,14 +134,16 @@ class JEPA(nn.Module):
         """
         sheet = dense(batch)
         context, hidden = self.masks(batch, seed)
-        index, wanted = places(hidden)
-        seen = sheet.take(context)
+        told, asked = sizes(context & sheet.mask, hidden)
+        index, wanted = places(hidden, asked)
+        seen = sheet.take(context, told)
         if self.training:
             key = combine(batch["subject_id"], seed)
             seen = seen.shaken(key, self.config.level_noise, self.config.time_jitter)
         states = self.encode(seen)
         ahead = sheet.minute.gather(1, index)
-        predicted = self.predictor(states, seen.minute, seen.mask, ahead, wanted)
+        rows = told.total + asked.total
+        predicted = self.predictor(states, seen.minute, seen.mask, ahead, wanted, rows)
         real = seen.mask.unsqueeze(-1)
         out = {
             "predicted": predicted.float(),
@@ -158,7 +168,8 @@ class JEPA(nn.Module):
         """Return the states of all rows of a sheet, [B, T, D]."""
         limit = None if self.config.carry_hours is None else 60 * self.config.carry_hours
         x = columns(sheet, limit, FRESH_MINUTES[self.config.rows])
-        states: Tensor = (self.target if target else self.encoder)(x, sheet.minute, sheet.mask)
+        encoder = self.target if target else self.encoder
+        states: Tensor = encoder(x, sheet.minute, sheet.mask, sheet.real)
         return states
 
     @torch.no_grad()

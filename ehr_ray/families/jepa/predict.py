@@ -4,7 +4,6 @@ B patients, T rows, K hidden rows, N entries, F features, D width.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -97,8 +96,8 @@ def targets(model: JEPA, batch: Batch) -> Batch:
     for rows in (sheet, sheet.rolled()):
         seen = rows.take(context)
         states = model.encode(seen)
-        mask = seen.mask | ~seen.mask.any(1, keepdim=True)  # attention over nothing is no number
-        found.append(model.predictor(states, seen.minute, mask, ahead, wanted).float())
+        told = model.predictor(states, seen.minute, seen.mask, ahead, wanted, None)
+        found.append(told.float())
     told = wanted & (context & sheet.rolled().mask).any(1, keepdim=True)
     told &= len(batch["mask"]) > 1
     draw = uniform(combine(batch["subject_id"], _ENTRY).unsqueeze(1), index)
@@ -152,9 +151,8 @@ def hazards(model: JEPA, batch: Batch) -> Batch:
     for day, chosen in enumerate((sheet.mask, sheet.minute < DAY)):
         seen = sheet.take(chosen)
         real = seen.mask.any(1) & (batch["end"] > DAY if day else True)
-        mask = seen.mask | ~seen.mask.any(1, keepdim=True)  # attention over nothing is no number
-        state = last_state(model.encode(replace(seen, mask=mask)).float(), mask)[:, 0]
-        minute = last_state(seen.minute.unsqueeze(-1), mask)[:, 0, 0] + HOUR
+        state = last_state(model.encode(seen).float(), seen.mask)[:, 0]
+        minute = last_state(seen.minute.unsqueeze(-1), seen.mask)[:, 0, 0] + HOUR
         found.append(
             {
                 "patient": real.nonzero()[:, 0],

@@ -20,6 +20,10 @@ SMALLEST = 64
 """Fewer sets than this a chunk would cost more in overhead than their padding."""
 
 
+MOST_SETS = 65_535
+"""Sets of a chunk at most: a GPU's attention starts a block of threads for each, and no more."""
+
+
 @dataclass(frozen=True)
 class Pieces:
     """Chunks of the sets of a batch, as the device and as the host know them."""
@@ -41,8 +45,8 @@ class Pieces:
 def by_size(batch: Batch, tokens: int) -> Pieces:
     """Return the sets, ascending by size, in chunks of about equal cost.
 
-    A chunk holds `tokens` padded tokens at most, but one set at least. The host waits once for the
-    sizes, however many sets and chunks there are.
+    A chunk holds `tokens` padded tokens and `MOST_SETS` sets at most, but one set at least. The
+    host waits once for the sizes, however many sets and chunks there are.
     """
     sizes = batch["mask"].sum(1)
     order = torch.argsort(sizes, stable=True)
@@ -73,7 +77,7 @@ def _cut(order: Tensor, sizes: list[int], num_sets: list[int], tokens: int) -> P
     ends = [*np.searchsorted(ahead, shares).tolist(), len(sizes)]
     indices, widths, begin = [], [], 0
     for end in ends:
-        rows = max(1, tokens // max(1, sizes[end - 1]))
+        rows = min(MOST_SETS, max(1, tokens // max(1, sizes[end - 1])))
         for start in range(begin, end, rows):
             stop = min(start + rows, end)
             indices.append(order[start:stop])

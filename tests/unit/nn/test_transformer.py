@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
 from ehr_ray.nn.transformer import (
     LONGEST,
@@ -9,7 +10,9 @@ from ehr_ray.nn.transformer import (
     Block,
     rotary_turns,
     rotated,
+    rounded,
     sinusoids,
+    through,
     time_waves,
     wave_angles,
 )
@@ -166,3 +169,40 @@ def test_a_recomputed_block_computes_once_without_a_gradient(block):
         out = block(x, None, True, None)
     assert torch.equal(out, block(x, None, True, None))
     assert not out.requires_grad
+
+
+def test_lengths_are_rounded_up_to_few():
+    few = [rounded(length) for length in range(1, 513)]
+    assert all(0 <= up - length < max(8, length / 4) for length, up in enumerate(few, 1))
+    assert sorted(set(few)) == [
+        *range(8, 65, 8), *range(80, 129, 16), *range(160, 257, 32), *range(320, 513, 64)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("causal", "rotary"), [(False, False), (True, True), (False, True)])
+def test_blocks_that_are_compiled_see_lengths_rounded_up(causal, rotary):
+    torch.manual_seed(0)
+    blocks, seen = nn.ModuleList(Block(8, 2, 0.0) for _ in range(2)), []
+    x, mask = hidden(), torch.tensor([[True] * 3 + [False] * 2, [True] * 5])
+    turns = rotary_turns(5, 4, CPU) if rotary else None
+    plain = through(blocks, x, mask, causal=causal, turns=turns)
+
+    def step(block, given, *how):
+        seen.append(tuple(given.shape))
+        return Block.computed(block, given, *how)
+
+    for block in blocks:
+        block.compiled = step
+    found = through(blocks, x, mask, causal=causal, turns=turns, real=8)
+    torch.testing.assert_close(found[mask], plain[mask])
+    assert found.shape == x.shape
+    with torch.no_grad():
+        assert torch.equal(through(blocks, x, mask, causal=causal, turns=turns), plain)
+    assert seen == [(2, 8, 8)] * 2
+
+
+def test_a_patient_without_tokens_is_no_number_to_nobody():
+    torch.manual_seed(0)
+    blocks = nn.ModuleList([Block(8, 2, 0.0)])
+    mask = torch.tensor([[False] * 5, [True] * 5])
+    assert torch.isfinite(through(blocks, hidden(), mask)).all()

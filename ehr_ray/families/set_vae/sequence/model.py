@@ -139,10 +139,17 @@ class SeqSetVAE(nn.Module):
         # The step past the last set is at the time of that set.
         last = minute.gather(1, batch["num_sets"].unsqueeze(1) - 1)
         place = torch.arange(steps + 1, device=mu.device)
-        minute = torch.where(place < batch["num_sets"].unsqueeze(1), minute, last)
+        size = batch["num_sets"].unsqueeze(1)
+        minute = torch.where(place < size, minute, last)
         gap = minute.diff(dim=1, prepend=minute[:, :1]).float().clamp(min=0)
         found: Steps = self.prior(
-            grid.index_put(at, mu), grid.index_put(at, logvar), gap, minute, self.product
+            grid.index_put(at, mu),
+            grid.index_put(at, logvar),
+            gap,
+            minute,
+            self.product,
+            place <= size,
+            sum(num_sets) + patients,
         )
         ends = torch.arange(patients, device=mu.device), batch["num_sets"]
         return Beliefs(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ehr_ray.families.set_vae.sequence.config import SeqSetVAEConfig
-from ehr_ray.nn.transformer import Block, wave_angles
+from ehr_ray.nn.transformer import Block, through, wave_angles
 
 Product = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 """(mu_q, logvar_q, mu_p, logvar_p, gap) to the posterior's mean and log-variance."""
@@ -95,14 +95,24 @@ class TransformerPrior(nn.Module):
         self.expect = Expectation(width, latent)
 
     def forward(
-        self, mu: Tensor, logvar: Tensor, gap: Tensor, minute: Tensor, product: Product
+        self,
+        mu: Tensor,
+        logvar: Tensor,
+        gap: Tensor,
+        minute: Tensor,
+        product: Product,
+        mask: Tensor | None = None,
+        real: int | None = None,
     ) -> Steps:
-        """Return what is expected; `mu`, `logvar` [B, S, D], `gap` and `minute` [B, S + 1]."""
+        """Return what is expected; `mu`, `logvar` [B, S, D], `gap` and `minute` [B, S + 1].
+
+        `mask` [B, S + 1] are the steps of each stay and the one past it, `real` of them; None: all.
+        """
         seen = self.past(mu)
         first = self.start.to(seen.dtype).expand(len(mu), 1, -1)
         state = torch.cat([first, seen], 1) + self.clock(gap, minute)
-        for block in self.blocks:
-            state = block(state, None, True, None)
+        mask = torch.ones_like(gap, dtype=torch.bool) if mask is None else mask
+        state = through(self.blocks, state, mask, causal=True, real=real)
         last = torch.cat([torch.zeros_like(mu[:, :1]), mu[:, :-1]], 1)
         expected, spread = self.expect(state[:, :-1], last)
         joint = product(mu, logvar, expected, spread, gap[:, :-1])
@@ -121,9 +131,19 @@ class GRUPrior(nn.Module):
         self.expect = Expectation(width, latent)
 
     def forward(
-        self, mu: Tensor, logvar: Tensor, gap: Tensor, minute: Tensor, product: Product
+        self,
+        mu: Tensor,
+        logvar: Tensor,
+        gap: Tensor,
+        minute: Tensor,
+        product: Product,
+        _mask: Tensor | None = None,
+        _real: int | None = None,
     ) -> Steps:
-        """Return what is expected; `mu`, `logvar` [B, S, D], `gap` and `minute` [B, S + 1]."""
+        """Return what is expected; `mu`, `logvar` [B, S, D], `gap` and `minute` [B, S + 1].
+
+        Steps of padding are taken too: all stays go step by step together.
+        """
         clock = self.clock(gap, minute)
         state = self.start.expand(len(mu), -1)
         last = torch.zeros_like(mu[:, 0])

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -42,3 +44,13 @@ def test_batches_are_padded_at_the_right(row):
 def test_a_patient_without_events_makes_a_batch(vocabulary, make_patient):
     empty = FAMILY.transform(make_patient(0), LAST, vocabulary)
     assert FAMILY.collate([empty], LAST)["mask"].tolist() == [[False]]
+
+
+def test_a_batch_tells_where_its_tokens_stand_whatever_window_is_drawn(row):
+    short = {name: array[:2] if array.ndim else array for name, array in row.items()}
+    nobody = {name: array[:0] if array.ndim else array for name, array in row.items()}
+    rows = [short, nobody, row]
+    for config in (LAST, RANDOM):  # a window has four places
+        assert FAMILY.collate(rows, config)["place"].tolist() == [0, 1, 8, 9, 10, 11]
+    cls = replace(LAST, arch="encoder", pooling=("cls",))  # and its vector comes before them
+    assert FAMILY.collate(rows, cls)["place"].tolist() == [0, 1, 2, 5, 10, 11, 12, 13, 14]

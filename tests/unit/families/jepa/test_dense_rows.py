@@ -1,6 +1,6 @@
 import torch
 
-from ehr_ray.families.jepa.dense_rows import DenseRows, carried, columns, places
+from ehr_ray.families.jepa.dense_rows import DenseRows, carried, columns, places, sizes
 
 
 def sheet(level, observed, minute):
@@ -53,6 +53,21 @@ def test_places_are_ragged_and_in_order():
     index, real = places(torch.tensor([[True, False, True], [False, False, True], [False] * 3]))
     assert [i[r].tolist() for i, r in zip(index, real, strict=True)] == [[0, 2], [2], []]
     assert places(torch.zeros(2, 3, dtype=torch.bool))[1].tolist() == [[False], [False]]
+
+
+def test_sizes_of_several_choices_are_told_at_once():
+    first = torch.tensor([[True, False, True], [False, True, False]])
+    found = sizes(first, torch.zeros_like(first))
+    assert found == [(2, 3), (0, 0)]
+    told, known = places(first), places(first, found[0])
+    assert all(torch.equal(one, other) for one, other in zip(told, known, strict=True))
+
+
+def test_taken_rows_know_how_many_of_them_are_real():
+    two = DenseRows(**{n: torch.cat([v, v]) for n, v in vars(SHEET).items() if v is not None})
+    left = two.take(torch.tensor([[True, False, True, False], [False, False, True, False]]))
+    assert left.real == int(left.mask.sum()) == 3
+    assert left.rolled().real is None
 
 
 def test_levels_and_times_are_shaken_where_something_was_observed():

@@ -102,6 +102,17 @@ def test_a_batch_of_one_is_measured_all_the_same_and_has_no_regulariser(run, tmp
             run(tmp_path / name, {**changes, "model.regulariser": name}, kill_at=1)
 
 
+def test_a_killed_run_with_dropout_ends_as_a_whole_one(run, tmp_path):
+    """The target has no dropout from the first step on, not only since the first report."""
+    changes = {"model.dropout": 0.2, "train.report_steps": 2, "train.max_steps": 5}
+    run(tmp_path / "whole", changes)
+    with pytest.raises(Killed):
+        run(tmp_path / "cut", changes, kill_at=3)
+    run(tmp_path / "cut", changes)
+    ours, theirs = weights(tmp_path / "cut"), weights(tmp_path / "whole")
+    assert [name for name in theirs if not torch.equal(ours[name], theirs[name])] == []
+
+
 def test_activations_computed_again_change_no_weight(run, tmp_path):
     changes = {"train.max_epochs": 1, "model.dropout": 0.2}
     for recomputed in (False, True):

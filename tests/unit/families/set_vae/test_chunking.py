@@ -57,6 +57,12 @@ def test_odd_batches_are_cut_too(sizes):
     assert all(len(piece) for piece in pieces)
 
 
+def test_a_chunk_holds_no_more_sets_than_a_gpus_attention_takes():
+    pieces = chunking.by_size(batch_of([1] * 420_000), 10**6).indices
+    assert max(len(piece) for piece in pieces) < 65_536
+    assert torch.cat(pieces).sort().values.tolist() == list(range(420_000))
+
+
 def test_padding_of_sets_as_in_icu_stays_is_below_15_percent():
     """Sets of 5 to 40 tokens, 32 stays: the sizes that carried values give on real stays."""
     rng = np.random.default_rng(0)
