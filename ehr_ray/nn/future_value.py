@@ -108,8 +108,9 @@ class FutureValue(nn.Module):
         """
         every = self.mean.new_zeros(6, *self.mean.shape, dtype=torch.float64)
         known = torch.zeros_like(every)
-        for truth in truths:
-            value, asked, last, has = (part.flatten(0, 1) for part in truth)
+        rows = ENTRIES // (2 * every.numel())  # they are 64 bits
+        flat = ((part.flatten(0, 1) for part in truth) for truth in truths)
+        for value, asked, last, has in (c for one in flat for c in chunks_of(rows, *one)):
             x, y = last.double().unsqueeze(1).expand_as(value), value.double()
             for total, there in ((every, asked), (known, asked & has.unsqueeze(1))):
                 parts = (torch.ones_like(y), x, y, x * x, x * y, y * y)
