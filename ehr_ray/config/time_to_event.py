@@ -14,7 +14,17 @@ IDLE: Final = ("time_to_event_codes", "time_to_event_bins")
 
 def check_time_to_event(codes: int | Sequence[str], bins: Sequence[float]) -> None:
     """Raise ValueError for bins that do not ascend, and for codes given twice or not at all."""
-    if not bins or list(bins) != sorted(set(bins)):
-        raise ValueError(f"time_to_event_bins {list(bins)} must ascend, and have one at least")
+    check_ascending("time_to_event_bins", bins)
+    check_codes("time_to_event_codes", codes)
+
+
+def check_ascending(option: str, hours: Sequence[float]) -> None:
+    """Raise ValueError for hours of an option that do not ascend, or of which there are none."""
+    if not hours or list(hours) != sorted(set(hours)):
+        raise ValueError(f"{option} {list(hours)} must ascend, and have one at least")
+
+
+def check_codes(option: str, codes: int | Sequence[str]) -> None:
+    """Raise ValueError for names of codes that an option gives twice, and for none at all."""
     if not isinstance(codes, int) and (not codes or len(set(codes)) < len(codes)):
-        raise ValueError("time_to_event_codes must name at least one code, and each once")
+        raise ValueError(f"{option} must name at least one code, and each once")

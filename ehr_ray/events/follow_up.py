@@ -47,10 +47,38 @@ def followed_codes(asked: int | Sequence[str], vocabulary: Vocabulary) -> NDArra
     """
     if isinstance(asked, int):
         return np.argsort(-vocabulary.subjects, kind="stable")[:asked]
-    found = vocabulary.encode(asked).astype(np.int64)
+    return _named("model.time_to_event_codes", asked, vocabulary)
+
+
+def measured_codes(asked: int | Sequence[str], vocabulary: Vocabulary) -> NDArray[np.int64]:
+    """Return the ids of the codes whose values are asked, int64 [C].
+
+    So many of the most frequent by patients of train among those with values, or those named, in
+    their order. Raises ConfigError for a name that is no code of the cohort or has no values in
+    train, and where no code has any.
+    """
+    option = "model.future_value_codes"
+    if isinstance(asked, int):
+        order = np.argsort(-vocabulary.subjects, kind="stable")
+        found = order[vocabulary.valued[order]][:asked]
+        if asked and not len(found):
+            raise ConfigError(f"{option}: no code of the cohort's train split has values")
+        return found
+    found = _named(option, asked, vocabulary)
+    bare = ~vocabulary.valued[found]
+    if bare.any():
+        raise ConfigError(
+            f"{option}: {asked[int(np.argmax(bare))]!r} has no values in the cohort's train split; "
+            "name codes that have"
+        )
+    return found
+
+
+def _named(option: str, names: Sequence[str], vocabulary: Vocabulary) -> NDArray[np.int64]:
+    found = vocabulary.encode(names).astype(np.int64)
     if (found < 0).any():
         raise ConfigError(
-            f"model.time_to_event_codes: {asked[int(np.argmax(found < 0))]!r} is no code of the "
+            f"{option}: {names[int(np.argmax(found < 0))]!r} is no code of the "
             "cohort's train split; metadata/codes.parquet has those there are"
         )
     return found

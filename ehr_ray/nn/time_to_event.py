@@ -5,21 +5,16 @@ constant within each bin (Friedman 1982; over many codes Steinberg et al. 2023, 
 does not come again is censored at the end of what the model was given of the record.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-RANK = 32
-"""Rank of the log hazards of a moment, over codes."""
+from ehr_ray.nn.moment_heads import ENTRIES, RANK, chunks_of, sum_over
+
 LIMIT = 10.0
 """Largest change of a log hazard from that of train: beyond, an exponential may overflow."""
-ENTRIES = 1 << 24
-"""Numbers that are made at a time: 64 MB."""
-FIT_ROWS = 2000
-"""Patients of train whose rates the head starts from."""
 
 
 class Truth(NamedTuple):
@@ -56,21 +51,14 @@ class TimeToEvent(nn.Module):
         `answers` how many entries there are. Of many moments a chunk is made at a time, and made
         again for the gradient.
         """
-        hours, event, real = (t.flatten(0, 1) for t in truth)
-        rows = max(1, ENTRIES // self.log_rate.numel())
-        flat = state.flatten(0, 1)
-        chunks = [*zip(*(t.split(rows) for t in (flat, hours, event, real)), strict=True)]
-        again = len(chunks) > 1 and torch.is_grad_enabled()
-        found = [
-            checkpoint(self._nats, *chunk, use_reentrant=False) if again else self._nats(*chunk)
-            for chunk in chunks
-        ]
+        flat = (part.flatten(0, 1) for part in truth)
+        chunks = chunks_of(ENTRIES // self.log_rate.numel(), state.flatten(0, 1), *flat)
         came, passed = zip(*(tallies(self.edges, *c[1:]) for c in chunks), strict=True)
         baseline = sum(passed) * self.log_rate.exp() - sum(came) * self.log_rate
         return {
-            "time_to_event": torch.stack(found).sum(),
+            "time_to_event": sum_over(chunks, self._nats),
             "time_to_event_baseline": baseline.sum(),
-            "answers": real.sum().float() * len(self.codes),
+            "answers": truth.real.sum().float() * len(self.codes),
         }
 
     def log_hazard(self, state: Tensor) -> Tensor:
@@ -96,13 +84,6 @@ class TimeToEvent(nn.Module):
                 total += one
         code = (came.sum(0) + 0.5) / (passed.sum(0) + 1)
         self.log_rate.copy_(((came + code) / (passed + 1)).log())
-
-
-def gain(means: Mapping[str, float]) -> dict[str, float]:
-    """Return what times to events gain over train's rates, of the means of the loss's terms."""
-    if "time_to_event" not in means:
-        return {}
-    return {"time_to_event_gain": means["time_to_event_baseline"] - means["time_to_event"]}
 
 
 def time_in_bins(hours: Tensor, edges: Tensor) -> Tensor:

@@ -35,8 +35,13 @@ CONFIGS = sorted(ALIKE.values())
 MOST_SYNCS = 2
 SHORTER = {"vitals_lstm": {"model.last_hour": 6}}
 """What is long where a recurrent layer runs step by step."""
-TIMES = {"model.time_to_event_weight": 1.0, "model.time_to_event_codes": 5}
-MORE = {"event_decoder": TIMES, "visit_jepa": TIMES}
+AHEAD = {
+    "model.time_to_event_weight": 1.0,
+    "model.time_to_event_codes": 5,
+    "model.future_value_weight": 1.0,
+    "model.future_value_codes": 5,
+}
+MORE = {"event_decoder": AHEAD, "visit_jepa": AHEAD}
 """Objectives that no tiny config has."""
 SEED = 12345
 

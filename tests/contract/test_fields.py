@@ -82,7 +82,14 @@ EXCEPTIONS: dict[str, dict[str, str]] = {
     "event_encoder": {
         "model.phrases": PHRASES,
         "model.pool_queries": SIZES,
-        **dict.fromkeys(("model.next_time_weight", "model.time_to_event_weight"), DECODERS),
+        **dict.fromkeys(
+            (
+                "model.next_time_weight",
+                "model.time_to_event_weight",
+                "model.future_value_weight",
+            ),
+            DECODERS,
+        ),
         **TASK,
     },
     "visit_jepa": FLAGS,

@@ -103,6 +103,32 @@ def test_scores_of_phrases_go_with_their_phrases(head, make, synthetic_vocabular
     assert f"{bias}: {len(texts)} of {len(texts)} features copied, by name" in lines
 
 
+@pytest.mark.parametrize("config", ["event_decoder", "visit_jepa"])
+@pytest.mark.parametrize("head", ["time_to_event", "future_value"])
+def test_heads_that_ask_of_codes_go_with_their_codes_and_keep_what_was_fitted_here(
+    config, head, make, synthetic_vocabulary, tmp_path
+):
+    other, name = turned(synthetic_vocabulary), f"{head}.codes"
+    changes = {f"model.{head}_weight": 1.0}
+    experiment, family, old = make(config, changes)
+    save_checkpoint(tmp_path, old, experiment, synthetic_vocabulary)
+    _, _, new = make(config, changes, other, seed=1)
+    fitted = {n: b.clone() for n, b in new.named_buffers() if n.startswith(f"{head}.")}
+    lines = initialise(new, tmp_path, family, other, experiment.model)
+    theirs, ours = (
+        family.transfer.axes(experiment.model, vocabulary)[name].names
+        for vocabulary in (synthetic_vocabulary, other)
+    )
+    assert ours != theirs
+    assert sorted(ours) == sorted(theirs)
+    place = [theirs.index(code) for code in ours]
+    assert torch.equal(new.get_parameter(name), old.get_parameter(name)[place])
+    assert f"{name}: {len(ours)} of {len(ours)} features copied, by name" in lines
+    assert all(torch.equal(new.get_buffer(n), buffer) for n, buffer in fitted.items())
+    kept = {line.removesuffix(": kept, made of this cohort") for line in lines}
+    assert {n for n in new.state_dict() if n in fitted} <= kept
+
+
 def test_values_are_told_of_the_features_they_were_learned_of(make, synthetic_vocabulary, tmp_path):
     other = turned(synthetic_vocabulary)
     experiment, family, old = make("visit_jepa", {})

@@ -56,6 +56,8 @@ NO_PATHS = {
     "Vital.unit": "a unit",
     "EventTransformerConfig.time_to_event_codes": "codes",
     "JEPAConfig.time_to_event_codes": "codes",
+    "EventTransformerConfig.future_value_codes": "codes",
+    "JEPAConfig.future_value_codes": "codes",
     "JEPAConfig.outcomes": PATTERNS,
     "JEPAConfig.flows": PATTERNS,
     "JEPAConfig.discharges": PATTERNS,

@@ -22,12 +22,19 @@ from ehr_ray.train.validate import validate
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "tiny"
 SEED = 12345
+AHEAD = {
+    "model.time_to_event_weight": 1.0,
+    "model.time_to_event_codes": 5,
+    "model.future_value_weight": 1.0,
+    "model.future_value_codes": 5,
+}
+"""What comes after a moment."""
 MORE = {
     "event_transformer": [
         {"model.arch": "encoder"},
-        {"model.time_to_event_weight": 1.0, "model.time_to_event_codes": 5},
+        AHEAD,
     ],
-    "jepa": [{"model.time_to_event_weight": 1.0, "model.time_to_event_codes": 5}],
+    "jepa": [AHEAD],
 }
 """What no shipped file trains: the family's default, and objectives that are off there."""
 COUNTED = {
@@ -35,12 +42,12 @@ COUNTED = {
     "jepa": [
         {"model.regulariser": "sigreg"},
         {"model.regulariser": "vicreg"},
-        {"model.time_to_event_weight": 1.0, "model.time_to_event_codes": 5},
+        AHEAD,
     ],
     "hcat": [{"model.alpha_con": 0.1}, {"model.missing": "mask"}],
     "event_transformer": [
         {"model.next_time_weight": 1.0, "model.next_value_weight": 1.0},
-        {"model.time_to_event_weight": 1.0, "model.time_to_event_codes": 5},
+        AHEAD,
     ],
     "set_vae": [{"model.composition_weight": 1.0}],
     "seqset_poe": [{"model.composition_weight": 1.0}],

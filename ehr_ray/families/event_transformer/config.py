@@ -5,6 +5,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from ehr_ray.config.future_value import HOURS, check_future_value
+from ehr_ray.config.future_value import IDLE as IDLE_VALUES
 from ehr_ray.config.locations import Location, ModelName
 from ehr_ray.config.schema import ConfigSchema
 from ehr_ray.config.text_models import check_width
@@ -14,7 +16,7 @@ from ehr_ray.events.tokens import Place, TokenOptions
 NotNegative = Annotated[float, Field(ge=0)]
 PositiveInt = Annotated[int, Field(ge=1)]
 Position = Literal["sinusoidal", "rotary", "time"]
-OBJECTIVES = ("next_event", "next_value", "next_time", "time_to_event")
+OBJECTIVES = ("next_event", "next_value", "next_time", "time_to_event", "future_value")
 """What a `_weight` is of."""
 Pool = Literal["mean", "cls", "max", "attention", "last"]
 
@@ -92,6 +94,12 @@ class EventTransformerConfig:
     """Those codes: so many of the most frequent by patients of train, or their names."""
     time_to_event_bins: tuple[Hours, ...] = BINS
     """Hours from a moment on between which a code's hazard is constant; the last bin has no end."""
+    future_value_weight: NotNegative = 0.0
+    """Weight of the nats of what many codes are measured at in the next hours; 0: no head."""
+    future_value_codes: PositiveInt | tuple[str, ...] = 64
+    """Those codes: so many of the most frequent by patients of train that have values, or names."""
+    future_value_hours: tuple[Hours, ...] = HOURS
+    """Hours from a moment on at which a window ends, and the next one begins: of each the mean."""
     mask_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.15
     """Share of tokens an encoder is pretrained to fill in: it has no next event. Validation hides
     0.15 of them whatever this is."""
@@ -108,11 +116,13 @@ class EventTransformerConfig:
             raise ValueError("pooling must name at least one of mean, cls, max, attention, last")
         if self.arch == "encoder" and self.next_time_weight:
             raise ValueError("next_time_weight needs arch decoder: an encoder sees the next event")
-        if self.arch == "encoder" and self.time_to_event_weight:
-            raise ValueError("time_to_event_weight needs arch decoder: an encoder sees what comes")
+        for name in ("time_to_event_weight", "future_value_weight"):
+            if self.arch == "encoder" and getattr(self, name):
+                raise ValueError(f"{name} needs arch decoder: an encoder sees what comes")
         check_time_to_event(self.time_to_event_codes, self.time_to_event_bins)
-        weights = (self.next_event_weight, self.next_value_weight, self.next_time_weight)
-        if self.head != "none" and not any((*weights, self.time_to_event_weight)):
+        check_future_value(self.future_value_codes, self.future_value_hours)
+        weights = (getattr(self, f"{name}_weight") for name in OBJECTIVES)
+        if self.head != "none" and not any(weights):
             raise ValueError("next_event_weight 0 leaves nothing to train: give another weight")
 
     @property
@@ -124,6 +134,11 @@ class EventTransformerConfig:
     def has_cls(self) -> bool:
         """Whether a vector of its own stands before a patient's tokens."""
         return self.arch == "encoder" and "cls" in self.pooling
+
+    @property
+    def asks_moments(self) -> bool:
+        """Whether a head is asked of what comes in the hours after moments."""
+        return bool(self.time_to_event_weight or self.future_value_weight)
 
     @property
     def token_options(self) -> TokenOptions:
@@ -150,6 +165,8 @@ def idle(config: EventTransformerConfig, task: bool) -> dict[str, str]:
         model["head"] = "model.next_event_weight=0"
     if not config.time_to_event_weight:
         model |= dict.fromkeys(IDLE, "model.time_to_event_weight=0")
+    if not config.future_value_weight:
+        model |= dict.fromkeys(IDLE_VALUES, "model.future_value_weight=0")
     if config.values == "none":
         model |= dict.fromkeys(("value_as", "levels"), "model.values=none")
     elif config.value_as == "bin":

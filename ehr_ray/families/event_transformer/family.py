@@ -7,7 +7,7 @@ from ehr_ray.families.event_transformer.config import (
 )
 from ehr_ray.families.event_transformer.data import collate, transform
 from ehr_ray.families.event_transformer.loss import counts, loss, summary
-from ehr_ray.families.event_transformer.model import EventTransformer
+from ehr_ray.families.event_transformer.model import EventTransformer, fit_heads, fit_rows
 from ehr_ray.families.event_transformer.predict import (
     hazards,
     predict,
@@ -16,8 +16,8 @@ from ehr_ray.families.event_transformer.predict import (
 )
 from ehr_ray.families.event_transformer.sampling import Sampler, lacks
 from ehr_ray.families.event_transformer.table import axes, check_files, phrase_texts
-from ehr_ray.families.event_transformer.time_to_event import fit_rates, fit_rows
 from ehr_ray.family import Evaluation, Family, Files, Represent, Training, Trajectories, Transfer
+from ehr_ray.nn.future_value import STATISTICS
 
 FAMILY = Family(
     name="event_transformer",
@@ -36,8 +36,8 @@ FAMILY = Family(
         "model.model_dim": Choice((128, 256)),
         "model.mask_ratio": Uniform(0.05, 0.5),
     },
-    training=Training(fit_buffers=fit_rates, fit_rows=fit_rows, summarise=summary, counts=counts),
-    transfer=Transfer(data_buffers=("table", "log_rate"), axes=axes),
+    training=Training(fit_buffers=fit_heads, fit_rows=fit_rows, summarise=summary, counts=counts),
+    transfer=Transfer(data_buffers=("table", "log_rate", *STATISTICS), axes=axes),
     evaluation=Evaluation(
         outputs={"hazards": hazards},
         suites=("ehr_ray.evaluation.tasks.time_to_event:suite",),

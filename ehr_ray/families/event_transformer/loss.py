@@ -1,4 +1,4 @@
-"""The pretraining objective: the next event, its value, and when it or each of many codes comes."""
+"""The pretraining objective: the next event, its value and time, and the hours after moments."""
 
 import math
 from collections.abc import Mapping
@@ -8,17 +8,19 @@ from torch import Tensor, nn
 
 from ehr_ray.errors import ConfigError
 from ehr_ray.families.event_transformer.config import EventTransformerConfig
+from ehr_ray.families.event_transformer.future_value import values_of
 from ehr_ray.families.event_transformer.time_to_event import asked_moments
 from ehr_ray.family import Batch, Scheduled, Term, Terms
-from ehr_ray.nn.time_to_event import gain
+from ehr_ray.nn.moment_heads import gain
 
 
 def loss(model: nn.Module, batch: Batch, _scheduled: Scheduled, seed: int) -> Terms:
     """Return terms per predicted token, with their heads: `event` in nats, `value`, `time`.
 
-    `time_to_event` is per moment and code, in nats of a density of hours. For the log alone are
-    `time_to_event_baseline`, the same of the rates of train, `accuracy`, and `padding`, the share
-    of tokens that are computed in vain.
+    `time_to_event` is per moment and code, in nats of a density of hours, `future_value` per window
+    in which a code is measured, in nats of a density of its scaled values. For the log alone are
+    `time_to_event_baseline` and `future_value_baseline`, the same of the rates of train and of the
+    last value carried forward, `accuracy`, and `padding`, the share of tokens computed in vain.
     """
     config: EventTransformerConfig = getattr(model, "module", model).config
     if config.head == "none":
@@ -42,6 +44,10 @@ def loss(model: nn.Module, batch: Batch, _scheduled: Scheduled, seed: int) -> Te
         answers = out["answers"]
         terms["time_to_event"] = Term(out["time_to_event"], answers, config.time_to_event_weight)
         terms["time_to_event_baseline"] = Term(out["time_to_event_baseline"], answers, coef=0.0)
+    if "future_value" in out:
+        answers = out["values"]
+        terms["future_value"] = Term(out["future_value"], answers, config.future_value_weight)
+        terms["future_value_baseline"] = Term(out["future_value_baseline"], answers, coef=0.0)
     return terms
 
 
@@ -52,9 +58,12 @@ def counts(model: nn.Module, batch: Batch, seed: int) -> dict[str, Tensor]:
     batch = plain.window(batch, seed if model.training else None)
     asked = plain.asked(batch, seed)
     found = {"event": asked.sum(), "time": asked.sum(), "value": (batch["valued"] & asked).sum()}
-    if config.time_to_event_weight:
-        _, real = asked_moments(batch, seed)
-        found["time_to_event"] = real.sum().float() * len(plain.time_to_event.codes)
+    if config.asks_moments:
+        index, real = asked_moments(batch, seed)
+        if config.time_to_event_weight:
+            found["time_to_event"] = real.sum().float() * len(plain.time_to_event.codes)
+        if config.future_value_weight:
+            found["future_value"] = values_of(plain, batch, index, real).asked.sum()
     return found
 
 
@@ -64,6 +73,6 @@ def _padding(mask: Tensor) -> Term:
 
 
 def summary(means: Mapping[str, float]) -> dict[str, float]:
-    """Return exp of the mean nats of an event, and what times to events gain over train's rates."""
+    """Return exp of the mean nats of an event, and what other terms gain over their baselines."""
     found = {"perplexity": math.exp(min(means["event"], 50.0))} if "event" in means else {}
     return found | gain(means)

@@ -10,16 +10,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from ehr_ray.events.follow_up import followed_codes, measured_codes
 from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.families.event_transformer.config import EventTransformerConfig
 from ehr_ray.families.event_transformer.data import token_book
+from ehr_ray.families.event_transformer.future_value import fit_values, values_of
 from ehr_ray.families.event_transformer.table import phrase_table
 from ehr_ray.families.event_transformer.time_to_event import (
     asked_moments,
     code_slots,
+    fit_rates,
     truth_of,
 )
 from ehr_ray.family import Batch
+from ehr_ray.nn.future_value import FutureValue
+from ehr_ray.nn.moment_heads import FIT_ROWS
 from ehr_ray.nn.noise import combine, uniform
 from ehr_ray.nn.time_to_event import TimeToEvent
 from ehr_ray.nn.transformer import Block, rotary_turns, sinusoids, through, time_waves
@@ -76,9 +81,15 @@ class EventTransformer(nn.Module):
             if config.next_time_weight:
                 self.next_time = nn.Linear(width, 1)
             if config.time_to_event_weight:
-                slot, codes = code_slots(config, vocabulary)
+                chosen = followed_codes(config.time_to_event_codes, vocabulary)
+                slot = code_slots(config, vocabulary, chosen)
                 self.register_buffer("code_slot", slot, persistent=False)
-                self.time_to_event = TimeToEvent(width, codes, config.time_to_event_bins)
+                self.time_to_event = TimeToEvent(width, len(chosen), config.time_to_event_bins)
+            if config.future_value_weight:
+                chosen = measured_codes(config.future_value_codes, vocabulary)
+                slot = code_slots(config, vocabulary, chosen)
+                self.register_buffer("value_slot", slot, persistent=False)
+                self.future_value = FutureValue(width, len(chosen), config.future_value_hours)
 
     def forward(self, batch: Batch, seed: int) -> dict[str, Tensor]:
         """Return what is predicted of N tokens, and what they are.
@@ -86,18 +97,21 @@ class EventTransformer(nn.Module):
         A decoder is asked for each token after a patient's first, an encoder for a random share
         hidden from it. `phrase` [N]; with their heads the sum of its `nats` and how many were
         `right`, each [], `value`, `target_value`, `valued` [N], `time`, `target_time` [N] and what
-        `TimeToEvent` gives.
+        `TimeToEvent` and `FutureValue` give.
         """
         batch = self.window(batch, seed if self.training else None)
         decoder, asked = self.config.arch == "decoder", self.asked(batch, seed)
         hidden = self.encode(batch, None if decoder else asked)[:, -batch["mask"].shape[1] :]
         if "attention" in self.config.pooling:  # DDP waits for a gradient of every parameter
             hidden = hidden + 0.0 * (self.pool_query.sum() + self.pool_recency.sum())
-        moments = {}
-        if self.config.time_to_event_weight:
+        moments: dict[str, Tensor] = {}
+        if self.config.asks_moments:
             index, real = asked_moments(batch, seed)
             state = self.norm(hidden.gather(1, index.unsqueeze(-1).expand(-1, -1, hidden.shape[2])))
-            moments = self.time_to_event(state, truth_of(self, batch, index, real))
+            if self.config.time_to_event_weight:
+                moments |= self.time_to_event(state, truth_of(self, batch, index, real))
+            if self.config.future_value_weight:
+                moments |= self.future_value(state, values_of(self, batch, index, real))
         at = slice(1 if decoder else 0, None)
         if decoder:
             asked, hidden = asked[:, at], hidden[:, :-1]
@@ -241,6 +255,17 @@ class EventTransformer(nn.Module):
         draw = uniform(combine(batch["subject_id"], seed, _MASK)[:, None], place)
         # Validation asks as much of every model, so that ratios can be compared by it.
         return (draw < (self.config.mask_ratio if self.training else VALIDATION_RATIO)) & mask
+
+
+def fit_heads(model: EventTransformer, batch: Batch) -> None:
+    """Fit on patients of train what the heads start from that are asked at moments."""
+    fit_rates(model, batch)
+    fit_values(model, batch)
+
+
+def fit_rows(config: EventTransformerConfig) -> int:
+    """Return how many rows of train `fit_heads` reads."""
+    return FIT_ROWS if config.asks_moments else 0
 
 
 def far_apart(table: Tensor, number: int) -> Tensor:

@@ -13,6 +13,7 @@ from ehr_ray.events.phrases import Lookups, read_lookup
 from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.families.event_transformer.config import EventTransformerConfig
 from ehr_ray.families.event_transformer.data import token_book
+from ehr_ray.families.event_transformer.future_value import value_axes
 from ehr_ray.families.event_transformer.time_to_event import code_axes
 from ehr_ray.family import Axis
 from ehr_ray.storage.paths import local
@@ -62,7 +63,8 @@ def axes(config: EventTransformerConfig, vocabulary: Vocabulary) -> dict[str, Ax
     phrases = Axis(0, tuple(token_book(vocabulary, config.token_options).texts()))
     by_phrase = {"plain": ("score.weight", "score.bias"), "tied": ("score_bias",), "none": ()}
     scores = by_phrase[config.head] if config.next_event_weight else ()
-    return {**dict.fromkeys(scores, phrases), **code_axes(config, vocabulary)}
+    of_codes = {**code_axes(config, vocabulary), **value_axes(config, vocabulary)}
+    return {**dict.fromkeys(scores, phrases), **of_codes}
 
 
 def check_files(config: EventTransformerConfig) -> None:

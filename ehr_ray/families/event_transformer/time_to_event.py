@@ -4,6 +4,7 @@ B patients, T tokens, M moments, C codes.
 """
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -12,8 +13,9 @@ from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.families.event_transformer.config import EventTransformerConfig
 from ehr_ray.families.event_transformer.data import token_book
 from ehr_ray.family import Axis, Batch
+from ehr_ray.nn.moment_heads import ENTRIES
 from ehr_ray.nn.noise import combine, uniform
-from ehr_ray.nn.time_to_event import ENTRIES, FIT_ROWS, Truth
+from ehr_ray.nn.time_to_event import Truth
 
 MOMENTS = 64
 """Moments of a patient that are asked for at most, drawn anew in each epoch."""
@@ -21,13 +23,14 @@ _FIT_PATIENTS = 64
 _MOMENT = 23
 
 
-def code_slots(config: EventTransformerConfig, vocabulary: Vocabulary) -> tuple[Tensor, int]:
-    """Return (which code begins with each phrase, int64 [phrases], C for none; C)."""
-    chosen = followed_codes(config.time_to_event_codes, vocabulary)
+def code_slots(
+    config: EventTransformerConfig, vocabulary: Vocabulary, chosen: npt.NDArray[np.int64]
+) -> Tensor:
+    """Return which of C chosen codes begins with each phrase, int64 [phrases]; C for none."""
     place = np.full(len(vocabulary) + 1, len(chosen))  # the last is -1: no code
     place[chosen] = np.arange(len(chosen))
     slot = place[token_book(vocabulary, config.token_options).begun[0]]
-    return torch.from_numpy(slot), len(chosen)
+    return torch.from_numpy(slot)
 
 
 def truth_of(model: nn.Module, batch: Batch, index: Tensor, real: Tensor) -> Truth:
@@ -49,13 +52,8 @@ def truth_of(model: nn.Module, batch: Batch, index: Tensor, real: Tensor) -> Tru
 def fit_rates(model: nn.Module, batch: Batch) -> None:
     """Fit the rates of a new model on patients of train; nothing without the head."""
     if hasattr(model, "time_to_event"):
-        parts = _parts(model.window(batch, None))
+        parts = in_parts(model.window(batch, None))
         model.time_to_event.fit(truth_of(model, part, *asked_moments(part, 0)) for part in parts)
-
-
-def fit_rows(config: EventTransformerConfig) -> int:
-    """Return how many rows of train `fit_rates` reads."""
-    return FIT_ROWS if config.time_to_event_weight else 0
 
 
 def code_axes(config: EventTransformerConfig, vocabulary: Vocabulary) -> dict[str, Axis]:
@@ -115,6 +113,7 @@ def next_times(slot: Tensor, minute: Tensor, index: Tensor, codes: int) -> Tenso
     return ended.gather(1, token.flatten(1)).unflatten(1, token.shape[1:])
 
 
-def _parts(batch: Batch) -> list[Batch]:
+def in_parts(batch: Batch) -> list[Batch]:
+    """Return a batch as several of few patients, without `place`."""
     pieces = {n: v.split(_FIT_PATIENTS) for n, v in batch.items() if n != "place"}
     return [dict(zip(pieces, part, strict=True)) for part in zip(*pieces.values(), strict=True)]

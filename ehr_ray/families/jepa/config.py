@@ -5,6 +5,8 @@ from typing import Annotated, Final, Literal, NamedTuple
 
 from pydantic import Field
 
+from ehr_ray.config.future_value import HOURS, check_future_value
+from ehr_ray.config.future_value import IDLE as IDLE_VALUES
 from ehr_ray.config.schedules import Ramp
 from ehr_ray.config.schema import ConfigSchema
 from ehr_ray.config.time_to_event import BINS, IDLE, Hours, check_time_to_event
@@ -116,6 +118,14 @@ class JEPAConfig:
     names."""
     time_to_event_bins: tuple[Hours, ...] = BINS
     """Hours after the context between which a hazard is constant; the last bin has no end."""
+    future_value_weight: NotNegative = 0.0
+    """Weight of the nats of what each of many codes is measured at in the hours after the context;
+    0: no head."""
+    future_value_codes: PositiveInt | tuple[str, ...] = 64
+    """Those codes, features or not: so many of the most frequent by patients of train that have
+    values, or their names."""
+    future_value_hours: tuple[Hours, ...] = HOURS
+    """Hours after the context at which a window ends, and the next one begins: of each the mean."""
     regulariser: Literal["none", "vicreg", "sigreg"] = "none"
     """What keeps patients apart besides: variance and covariance (Bardes et al. 2022), or random
     projections made normal (Balestriero & LeCun 2025). Of the mean state of each context, over the
@@ -146,9 +156,11 @@ class JEPAConfig:
                 )
         if self.block_share[0] > self.block_share[1]:
             raise ValueError(f"block_share {list(self.block_share)} must be smallest, largest")
-        if self.time_to_event_weight and self.rows != "hours":
-            raise ValueError("time_to_event_weight needs rows hours: a visit has no end of its own")
+        for name in ("time_to_event_weight", "future_value_weight"):
+            if getattr(self, name) and self.rows != "hours":
+                raise ValueError(f"{name} needs rows hours: a visit has no end of its own")
         check_time_to_event(self.time_to_event_codes, self.time_to_event_bins)
+        check_future_value(self.future_value_codes, self.future_value_hours)
         if not self.pool:
             raise ValueError("pool must name at least one of mean, std, min, max, first, last")
 
@@ -162,6 +174,11 @@ class JEPAConfig:
     def followed(self) -> int | tuple[str, ...]:
         """The codes whose times are read of patients: none without the head for them."""
         return self.time_to_event_codes if self.time_to_event_weight else 0
+
+    @property
+    def measured(self) -> int | tuple[str, ...]:
+        """The codes whose values are read of patients: none without the head for them."""
+        return self.future_value_codes if self.future_value_weight else 0
 
     @property
     def _given(self) -> tuple[int | None, ...]:
@@ -184,10 +201,14 @@ def idle(config: JEPAConfig, task: bool) -> dict[str, str]:
         model["regulariser_weight"] = "model.regulariser=none"
     if not config.time_to_event_weight:
         model |= dict.fromkeys(IDLE, "model.time_to_event_weight=0")
+    if not config.future_value_weight:
+        model |= dict.fromkeys(IDLE_VALUES, "model.future_value_weight=0")
     if task:
         weights = (
             "time_to_event_weight",
             *IDLE,
+            "future_value_weight",
+            *IDLE_VALUES,
             "value_weight",
             "regulariser",
             "regulariser_weight",

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from ehr_ray.errors import ConfigError
 from ehr_ray.events.blocks import RowStore
-from ehr_ray.events.follow_up import followed_codes
+from ehr_ray.events.follow_up import followed_codes, measured_codes
+from ehr_ray.events.normalize import z_score
 from ehr_ray.events.patients import Patient
 from ehr_ray.events.schema import ORIGIN_CODES
 from ehr_ray.events.visits import Features, choose_features, rows_of
@@ -58,7 +59,8 @@ def remedy(config: JEPAConfig) -> str:
 def transform(patient: Patient, config: JEPAConfig, vocabulary: Vocabulary) -> Row:
     """Return the hours or visits of a patient, events with the statistics of their cell so far.
 
-    With a time-to-event head also when each followed code came, and when the record ends.
+    With a time-to-event head also when each followed code came, and when the record ends; with one
+    of future values what each asked code was measured at.
     """
     features = features_of(config, vocabulary)
     rows = rows_of(patient, features)
@@ -67,21 +69,42 @@ def transform(patient: Patient, config: JEPAConfig, vocabulary: Vocabulary) -> R
         "num_features": np.array(len(features)),
         **vars(rows),
         **(_followed(patient, config, vocabulary) if config.followed else {}),
+        **(_measured(patient, config, vocabulary) if config.measured else {}),
     }
 
 
 def _followed(patient: Patient, config: JEPAConfig, vocabulary: Vocabulary) -> Row:
-    codes = followed_codes(config.followed, vocabulary)
-    timed = ~patient.static & (patient.minute >= 0)
-    minute, code = patient.minute[timed], patient.code[timed]
-    order = np.argsort(codes, kind="stable")
-    slot = order[np.searchsorted(codes[order], code).clip(max=len(codes) - 1)]
-    here = codes[slot] == code
+    slot, timed = _slots(patient, followed_codes(config.followed, vocabulary))
+    here = slot >= 0
     return {
-        "followed_minute": minute[here].astype(np.float64),
+        "followed_minute": patient.minute[here].astype(np.float64),
         "followed_code": slot[here].astype(np.int32),
-        "end": np.array(minute.max(initial=0.0), np.float64),
+        "end": np.array(patient.minute[timed].max(initial=0.0), np.float64),
     }
+
+
+def _measured(patient: Patient, config: JEPAConfig, vocabulary: Vocabulary) -> Row:
+    slot, _ = _slots(patient, measured_codes(config.measured, vocabulary))
+    here = (slot >= 0) & np.isfinite(patient.value)
+    scaled = np.arcsinh(z_score(patient.value[here], patient.code[here], vocabulary))
+    return {
+        "measured_minute": patient.minute[here].astype(np.float64),
+        "measured_code": slot[here].astype(np.int32),
+        "measured_value": scaled.astype(np.float16),
+    }
+
+
+def _slots(
+    patient: Patient, codes: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Return the place of each event's code among some, -1 for none and what no row has.
+
+    And which events happened since the origin, both [E].
+    """
+    timed = ~patient.static & (patient.minute >= 0)
+    order = np.argsort(codes, kind="stable")
+    slot = order[np.searchsorted(codes[order], patient.code).clip(max=len(codes) - 1)]
+    return np.where(timed & (codes[slot] == patient.code), slot, -1), timed
 
 
 def collate(rows: Sequence[Row], config: JEPAConfig) -> Batch:
@@ -90,7 +113,8 @@ def collate(rows: Sequence[Row], config: JEPAConfig) -> Batch:
     `minute` [B, T] of each row, `mask` [B, T] and the places of the real ones in B * T, `place`
     [N]; `cell` [E], the place of an observed cell in [B, T, F], and its `value` [E, C]; `static`,
     `static_seen` [B, F]; `subject_id` [B]. With a time-to-event head `followed_minute` (infinity:
-    none) and `followed_code` [B, N], `end` [B].
+    none) and `followed_code` [B, N], `end` [B]; with one of future values `measured_minute` (the
+    same), `measured_code`, `measured_value`.
     """
     found = np.array([len(row["minute"]) for row in rows])
     kept = found if config.max_rows is None else found.clip(max=config.max_rows)
@@ -122,17 +146,23 @@ def collate(rows: Sequence[Row], config: JEPAConfig) -> Batch:
         "static": torch.from_numpy(static),
         "static_seen": torch.from_numpy(seen),
         **(_collated_followed(rows) if "end" in rows[0] else {}),
+        **(_listed(rows, "measured", ("code", "value")) if "measured_minute" in rows[0] else {}),
     }
 
 
 def _collated_followed(rows: Sequence[Row]) -> Batch:
-    most = max(1, *(len(row["followed_minute"]) for row in rows))
-    minute, code = np.full((len(rows), most), np.inf), np.zeros((len(rows), most), np.int64)
-    for index, row in enumerate(rows):
-        minute[index, : len(row["followed_minute"])] = row["followed_minute"]
-        code[index, : len(row["followed_code"])] = row["followed_code"]
-    return {
-        "followed_minute": torch.from_numpy(minute),
-        "followed_code": torch.from_numpy(code),
-        "end": torch.tensor([float(row["end"]) for row in rows], dtype=torch.float64),
-    }
+    end = torch.tensor([float(row["end"]) for row in rows], dtype=torch.float64)
+    return {**_listed(rows, "followed", ("code",)), "end": end}
+
+
+def _listed(rows: Sequence[Row], name: str, parts: Sequence[str]) -> Batch:
+    """Return lists of events, padded: minutes with infinity, other parts with zeros, [B, N] all."""
+    kinds = {"minute": np.float64, "code": np.int64, "value": np.float32}
+    most = max(1, *(len(row[f"{name}_minute"]) for row in rows))
+    found = {}
+    for part in ("minute", *parts):
+        table = np.full((len(rows), most), np.inf if part == "minute" else 0, kinds[part])
+        for index, row in enumerate(rows):
+            table[index, : len(row[f"{name}_{part}"])] = row[f"{name}_{part}"]
+        found[f"{name}_{part}"] = torch.from_numpy(table)
+    return found

@@ -5,7 +5,14 @@ from ehr_ray.families.jepa.config import SCHEMA, inactive_paths
 from ehr_ray.families.jepa.data import collate, predictable, remedy, transform
 from ehr_ray.families.jepa.diagnostics import prediction_warnings
 from ehr_ray.families.jepa.loss import counts, loss, needs_pairs
-from ehr_ray.families.jepa.model import JEPA, after_step, axes, meanings
+from ehr_ray.families.jepa.model import (
+    JEPA,
+    after_step,
+    axes,
+    fit_heads,
+    fit_rows,
+    meanings,
+)
 from ehr_ray.families.jepa.predict import (
     cells,
     hazards,
@@ -17,7 +24,6 @@ from ehr_ray.families.jepa.predict import (
     state_width,
     targets,
 )
-from ehr_ray.families.jepa.time_to_event import fit_rates, fit_rows
 from ehr_ray.family import (
     Diagnose,
     Evaluation,
@@ -28,7 +34,8 @@ from ehr_ray.family import (
     Training,
     Transfer,
 )
-from ehr_ray.nn.time_to_event import gain
+from ehr_ray.nn.future_value import STATISTICS
+from ehr_ray.nn.moment_heads import gain
 
 FAMILY = Family(
     name="jepa",
@@ -49,6 +56,8 @@ FAMILY = Family(
         "discharges",
         "time_to_event_weight",
         "time_to_event_codes",
+        "future_value_weight",
+        "future_value_codes",
     ),
     search_space={
         "model.value_weight": LogUniform(0.1, 10.0),
@@ -68,7 +77,7 @@ FAMILY = Family(
         "give tuning patients with values in several rows, or set model.value_weight=0",
     ),
     training=Training(
-        fit_buffers=fit_rates,
+        fit_buffers=fit_heads,
         fit_rows=fit_rows,
         after_step=after_step,
         diagnose=Diagnose(measure, prediction_warnings),
@@ -80,7 +89,7 @@ FAMILY = Family(
         # A loss of latents says nothing, and values differ by what the mask hides.
         rank=Select("probe/auroc", "max"),
     ),
-    transfer=Transfer(data_buffers=("log_rate",), axes=axes, meanings=meanings),
+    transfer=Transfer(data_buffers=("log_rate", *STATISTICS), axes=axes, meanings=meanings),
     evaluation=Evaluation(
         outputs={"targets": targets, "cells": cells, "hazards": hazards},
         suites=(

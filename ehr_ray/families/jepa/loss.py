@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 from ehr_ray.families.jepa.config import JEPAConfig
 from ehr_ray.families.jepa.dense_rows import dense
+from ehr_ray.families.jepa.future_value import values_of
 from ehr_ray.families.jepa.regularise import isotropy, variance_and_covariance
 from ehr_ray.families.jepa.time_to_event import truth_after
 from ehr_ray.family import Batch, Scheduled, Term, Terms
@@ -18,8 +19,10 @@ COVARIANCE = 1 / 25
 def loss(model: nn.Module, batch: Batch, _scheduled: Scheduled, seed: int) -> Terms:
     """Return terms: `latent` per hidden row, `value` per value observed in one; see `regularise`.
 
-    Smooth-L1 throughout. `time_to_event` is per context and code, in nats of a density of hours.
-    Only logged are `time_to_event_baseline`, the same of the rates of train, and `padding`.
+    Smooth-L1 throughout. `time_to_event` is per context and code, in nats of a density of hours,
+    `future_value` per window in which a code is measured, in nats of a density of its scaled
+    values. Only logged are `time_to_event_baseline` and `future_value_baseline`, the same of the
+    rates of train and of the last value carried forward, and `padding`.
     """
     config: JEPAConfig = getattr(model, "module", model).config
     out = model(batch, seed)
@@ -35,6 +38,10 @@ def loss(model: nn.Module, batch: Batch, _scheduled: Scheduled, seed: int) -> Te
         answers = out["answers"]
         terms["time_to_event"] = Term(out["time_to_event"], answers, config.time_to_event_weight)
         terms["time_to_event_baseline"] = Term(out["time_to_event_baseline"], answers, coef=0.0)
+    if config.future_value_weight:
+        answers = out["values"]
+        terms["future_value"] = Term(out["future_value"], answers, config.future_value_weight)
+        terms["future_value_baseline"] = Term(out["future_value_baseline"], answers, coef=0.0)
     terms |= _regularised(out["state"], config, seed)
     rows = batch["mask"].sum().float()
     padded = torch.full_like(rows, float(batch["mask"].numel()))
@@ -50,6 +57,8 @@ def counts(model: nn.Module, batch: Batch, seed: int) -> dict[str, Tensor]:
         head = plain.time_to_event
         moments = truth_after(batch, context, head).real.sum()
         found["time_to_event"] = moments.float() * len(head.codes)
+    if plain.config.future_value_weight:
+        found["future_value"] = values_of(batch, context, plain.future_value).asked.sum()
     if plain.config.value_weight:
         found["value"] = (dense(batch).observed & hidden.unsqueeze(-1)).sum()
     patients = torch.full_like(found["latent"], len(hidden))

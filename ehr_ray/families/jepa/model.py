@@ -12,15 +12,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ehr_ray.events.follow_up import followed_codes
+from ehr_ray.events.follow_up import followed_codes, measured_codes
 from ehr_ray.events.visits import STATISTICS
 from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.families.jepa.config import JEPAConfig, Size
 from ehr_ray.families.jepa.data import features_of
 from ehr_ray.families.jepa.dense_rows import DenseRows, columns, dense, places, rows_at, sizes
+from ehr_ray.families.jepa.future_value import fit_values, values_of
 from ehr_ray.families.jepa.masks import draw_masks
-from ehr_ray.families.jepa.time_to_event import last_state, truth_after
+from ehr_ray.families.jepa.time_to_event import fit_rates, last_state, truth_after
 from ehr_ray.family import Axis, Batch, Scheduled
+from ehr_ray.nn.future_value import FutureValue
+from ehr_ray.nn.moment_heads import FIT_ROWS
 from ehr_ray.nn.noise import combine
 from ehr_ray.nn.time_to_event import TimeToEvent
 from ehr_ray.nn.transformer import Block, through, time_waves
@@ -118,6 +121,9 @@ class JEPA(nn.Module):
         if config.followed:
             codes = len(followed_codes(config.followed, vocabulary))
             self.time_to_event = TimeToEvent(config.size.width, codes, config.time_to_event_bins)
+        if config.measured:
+            codes = len(measured_codes(config.measured, vocabulary))
+            self.future_value = FutureValue(config.size.width, codes, config.future_value_hours)
 
     def train(self, mode: bool = True) -> Self:
         """Set the mode of all but the target, whose states are goals and never dropped out."""
@@ -129,8 +135,8 @@ class JEPA(nn.Module):
         """Return what the loss compares, K hidden rows of each patient.
 
         `predicted` and `goal` [B, K, D], `wanted` [B, K], `state` [B, D], the context's mean, and
-        with a head of values `estimate` and `level` [B, K, F] and `observed` [B, K, F], with one of
-        times to events what `TimeToEvent` gives.
+        with a head of values `estimate` and `level` [B, K, F] and `observed` [B, K, F], with those
+        of times and values after the context what `TimeToEvent` and `FutureValue` give.
         """
         sheet = dense(batch)
         context, hidden = self.masks(batch, seed)
@@ -158,6 +164,9 @@ class JEPA(nn.Module):
         if self.config.followed:
             truth = truth_after(batch, context, self.time_to_event)
             out |= self.time_to_event(last_state(states.float(), seen.mask), truth)
+        if self.config.measured:
+            values = values_of(batch, context, self.future_value)
+            out |= self.future_value(last_state(states.float(), seen.mask), values)
         return out
 
     def masks(self, batch: Batch, seed: int) -> tuple[Tensor, Tensor]:
@@ -187,19 +196,33 @@ def axes(config: JEPAConfig, vocabulary: Vocabulary) -> dict[str, Axis]:
     parts = [f"{which}//{name}" for name in names for which in statistics[1:]]
     read = Axis(1, (*whole, *parts))
     told = Axis(0, names)
-    waited = [vocabulary.codes[i] for i in followed_codes(config.followed, vocabulary)]
+    heads = {
+        "time_to_event.codes": followed_codes(config.followed, vocabulary),
+        "future_value.codes": measured_codes(config.measured, vocabulary),
+    }
     return {
         "encoder.embed.0.weight": read,
         "target.embed.0.weight": read,
         "values.weight": told,
         "values.bias": told,
-        **({"time_to_event.codes": Axis(0, tuple(waited))} if waited else {}),
+        **{n: Axis(0, tuple(vocabulary.codes[i] for i in c)) for n, c in heads.items() if len(c)},
     }
 
 
 def meanings(config: JEPAConfig) -> dict[str, str]:
     """Return what the inputs are: hours and visits have other statistics."""
     return {"model.rows": config.rows}
+
+
+def fit_heads(model: nn.Module, batch: Batch) -> None:
+    """Fit on patients of train what the heads start from that are asked after a context."""
+    fit_rates(model, batch)
+    fit_values(model, batch)
+
+
+def fit_rows(config: JEPAConfig) -> int:
+    """Return how many rows of train `fit_heads` reads."""
+    return FIT_ROWS if config.followed or config.measured else 0
 
 
 @torch.no_grad()

@@ -3,23 +3,33 @@
 B patients, T rows, N occurrences of followed codes, C codes, D width.
 """
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
-from ehr_ray.families.jepa.config import JEPAConfig
 from ehr_ray.families.jepa.dense_rows import rows_at
 from ehr_ray.family import Batch
-from ehr_ray.nn.time_to_event import FIT_ROWS, TimeToEvent, Truth
+from ehr_ray.nn.time_to_event import TimeToEvent, Truth
 
 HOUR = 60.0
 """Minutes of a row."""
 FIT_DRAWS = 8
-"""Contexts of a patient whose follow-up the rates are fitted on."""
+"""Contexts of a patient whose follow-up the heads are fitted on."""
 
 
 def last_state(states: Tensor, mask: Tensor) -> Tensor:
     """Return the states of each patient's last row, [B, 1, D], of [B, T, D] without gaps."""
     return rows_at(states, (mask.sum(1, keepdim=True) - 1).clamp(min=0))
+
+
+def end_of(batch: Batch, context: Tensor) -> Tensor:
+    """Return the minute at which the last hour of the context, bool [B, T], ends: float64 [B].
+
+    -infinity without any.
+    """
+    last = batch["minute"].masked_fill(~(context & batch["mask"]), -torch.inf).amax(1)
+    return last + HOUR
 
 
 def truth_after(batch: Batch, context: Tensor, head: TimeToEvent) -> Truth:
@@ -28,8 +38,7 @@ def truth_after(batch: Batch, context: Tensor, head: TimeToEvent) -> Truth:
     One moment a patient. The encoder has seen nothing after it, whatever the mask is; where the
     record does not go on there is none.
     """
-    last = batch["minute"].masked_fill(~(context & batch["mask"]), -torch.inf).amax(1)
-    moment = last + HOUR
+    moment = end_of(batch, context)
     real = torch.isfinite(moment) & (batch["end"] > moment)
     moment = torch.where(real, moment, 0.0)[:, None]
     minute = batch["followed_minute"]
@@ -45,10 +54,10 @@ def truth_after(batch: Batch, context: Tensor, head: TimeToEvent) -> Truth:
 def fit_rates(model: nn.Module, batch: Batch) -> None:
     """Fit the rates of a new model on patients of train; nothing without the head."""
     if hasattr(model, "time_to_event"):  # a task's model has none
-        contexts = (model.masks(batch, seed)[0] for seed in range(FIT_DRAWS))
+        contexts = drawn_contexts(model, batch)
         model.time_to_event.fit(truth_after(batch, one, model.time_to_event) for one in contexts)
 
 
-def fit_rows(config: JEPAConfig) -> int:
-    """Return how many rows of train `fit_rates` reads."""
-    return FIT_ROWS if config.followed else 0
+def drawn_contexts(model: nn.Module, batch: Batch) -> Iterator[Tensor]:
+    """Yield several contexts of each patient, bool [B, T], on which a head is fitted."""
+    return (model.masks(batch, seed)[0] for seed in range(FIT_DRAWS))

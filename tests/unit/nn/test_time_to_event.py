@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from ehr_ray.nn.time_to_event import TimeToEvent, Truth, gain, negative_log_likelihood
+from ehr_ray.nn.time_to_event import TimeToEvent, Truth, negative_log_likelihood
 
 
 def test_the_likelihood_is_that_computed_by_hand():
@@ -46,7 +46,7 @@ def test_a_row_without_a_moment_has_no_say():
     assert torch.equal(head(state, truth)["time_to_event"], head(other, truth)["time_to_event"])
 
 
-def test_rates_are_those_of_the_patients_they_are_fitted_on_and_the_gain_is_above_them():
+def test_rates_are_those_of_the_patients_they_are_fitted_on():
     """One code with 9 events in 18 hours of the first bin, another that never came."""
     head = TimeToEvent(4, 2, (3.0,))
     hours = torch.tensor([2.0, 3.0]).repeat(9, 1, 1)
@@ -55,7 +55,3 @@ def test_rates_are_those_of_the_patients_they_are_fitted_on_and_the_gain_is_abov
     rate = head.log_rate.exp()
     torch.testing.assert_close(rate[:, 0], torch.tensor([9.5 / 19, 9.5 / 19]))
     assert (rate[:, 1] < 0.02).all()
-    assert gain({"time_to_event": 1.0, "time_to_event_baseline": 1.5}) == {
-        "time_to_event_gain": 0.5
-    }
-    assert gain({}) == {}

@@ -20,6 +20,9 @@ BARE = {"family": "event_transformer", "name": "x", "data": {"cohort": "c"}}
         ({"time_to_event_codes": []}, "at least one code"),
         ({"time_to_event_codes": ["HR", "HR"]}, "each once"),
         ({"time_to_event_codes": 0}, "model.time_to_event_codes"),
+        ({"arch": "encoder", "future_value_weight": 0.1}, "needs arch decoder"),
+        ({"future_value_hours": [12, 6]}, "must ascend"),
+        ({"future_value_codes": []}, "at least one code"),
         ({"next_event_weight": 0}, "leaves nothing to train"),
         ({"positions": ["learned"]}, "model.positions"),
     ],
@@ -30,11 +33,12 @@ def test_what_cannot_be_is_named(model, message):
 
 
 def test_options_of_a_head_that_is_not_there_are_refused():
-    given = {"arch": "decoder", "time_to_event_codes": ["HR"]}
-    (line,) = refusals(parse({**BARE, "model": given}), SCHEMA)
-    assert line.startswith("model.time_to_event_codes=('HR',): does nothing")
-    given["time_to_event_weight"] = 1
-    assert not [*refusals(parse({**BARE, "model": given}), SCHEMA)]
+    for head in ("time_to_event", "future_value"):
+        given = {"arch": "decoder", f"{head}_codes": ["HR"]}
+        (line,) = refusals(parse({**BARE, "model": given}), SCHEMA)
+        assert line.startswith(f"model.{head}_codes=('HR',): does nothing")
+        given[f"{head}_weight"] = 1
+        assert not [*refusals(parse({**BARE, "model": given}), SCHEMA)]
     given |= {"next_event_weight": 0, "head": "tied"}
     (line,) = refusals(parse({**BARE, "model": given}), SCHEMA)
     assert line.startswith("model.head=tied: does nothing with model.next_event_weight=0")

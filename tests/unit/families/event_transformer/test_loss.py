@@ -58,7 +58,8 @@ def test_without_a_weight_there_is_no_head_of_the_next_event_and_no_perplexity(
     make_model, make_batch
 ):
     """The others are asked what they would be beside it."""
-    weights = {"next_value_weight": 1.0, "next_time_weight": 0.1, "time_to_event_weight": 1.0}
+    others = ("next_value", "next_time", "time_to_event", "future_value")
+    weights = {f"{name}_weight": 0.5 for name in others}
     for head in ("plain", "tied"):
         shape = {"arch": "decoder", "head": head, "pooling": ("attention",), **weights}
         model = make_model(**shape, next_event_weight=0.0)
@@ -72,12 +73,13 @@ def test_without_a_weight_there_is_no_head_of_the_next_event_and_no_perplexity(
         assert set(beside) - set(terms) == {"event", "accuracy"}
         for name, term in terms.items():
             torch.testing.assert_close(term.sum, beside[name].sum)
-    alone = make_model(
-        arch="decoder", pooling=("attention",), next_event_weight=0.0, time_to_event_weight=1.0
-    )
-    terms = FAMILY.loss(alone, make_batch([30, 20], alone.config), SCHEDULED, SEED)
-    sum(t.coef * t.sum for t in terms.values()).backward()
-    assert [n for n, p in alone.named_parameters() if p.grad is None] == []
+    for weight in ("time_to_event_weight", "future_value_weight"):
+        alone = make_model(
+            arch="decoder", pooling=("attention",), next_event_weight=0.0, **{weight: 1.0}
+        )
+        terms = FAMILY.loss(alone, make_batch([30, 20], alone.config), SCHEDULED, SEED)
+        sum(t.coef * t.sum for t in terms.values()).backward()
+        assert [n for n, p in alone.named_parameters() if p.grad is None] == []
 
 
 def test_phrases_keep_their_embeddings_in_training(make_model, make_batch):

@@ -11,10 +11,10 @@ from ehr_ray.families.event_transformer.time_to_event import (
     asked_moments,
     code_axes,
     fit_rates,
-    fit_rows,
     truth_of,
 )
 from ehr_ray.nn import time_to_event as nn
+from ehr_ray.nn.moment_heads import FIT_ROWS
 
 HEAD = {
     "arch": "decoder",
@@ -190,7 +190,7 @@ def test_codes_are_those_named_or_the_most_frequent(make_model, vocabulary):
 
 def test_without_the_head_nothing_is_fitted(make_model, make_batch):
     model = make_model(arch="decoder")
-    fit_rates(model, make_batch([5], model.config))
-    assert fit_rows(model.config) == 0
-    assert fit_rows(make_model(**HEAD).config) == module.FIT_ROWS
+    FAMILY.training.fit_buffers(model, make_batch([5], model.config))
+    assert FAMILY.training.fit_rows(model.config) == 0
+    assert FAMILY.training.fit_rows(make_model(**HEAD).config) == FIT_ROWS
     assert "time_to_event" not in FAMILY.loss(model, make_batch([9], model.config), {}, 0)

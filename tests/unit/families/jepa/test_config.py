@@ -50,7 +50,10 @@ def test_a_preset_fills_the_sizes_that_are_not_given(name, size):
         ({"pool": []}, "at least one of mean"),
         ({"regulariser": "barlow"}, "model.regulariser"),
         ({"rows": "visits", "time_to_event_weight": 1}, "needs rows hours: a visit has no end"),
+        ({"rows": "visits", "future_value_weight": 1}, "needs rows hours: a visit has no end"),
         ({"time_to_event_bins": [4, 1]}, "must ascend"),
+        ({"future_value_hours": [12, 6]}, "must ascend"),
+        ({"future_value_codes": []}, "at least one code"),
         ({"time_to_event_codes": ["A", "A"]}, "each once"),
     ],
 )

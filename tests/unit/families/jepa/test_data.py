@@ -45,6 +45,31 @@ def test_followed_codes_are_told_with_their_minutes_and_only_for_the_head(
             np.testing.assert_array_equal(batch["followed_minute"][row][there], expected)
 
 
+def test_values_of_asked_codes_are_told_as_rows_scale_them_and_only_for_the_head(
+    make_patient, make_config, vocabulary
+):
+    patients = [make_patient(3, 5), make_patient(4, 2)]
+    plain = transform(patients[0], make_config(), vocabulary)
+    assert not [name for name in collate([plain], make_config()) if name.startswith("measured")]
+    config = make_config(future_value_weight=1.0, future_value_codes=("C4", "C2"))
+    patients[1].value[-1] = np.nan
+    batch = collate([transform(patient, config, vocabulary) for patient in patients], config)
+    assert "end" not in batch
+    for row, patient in enumerate(patients):
+        for slot, code in enumerate((4, 2)):
+            there = torch.isfinite(batch["measured_minute"][row]) & (
+                batch["measured_code"][row] == slot
+            )
+            told = (patient.code == code) & ~patient.static & np.isfinite(patient.value)
+            np.testing.assert_array_equal(
+                batch["measured_minute"][row][there], patient.minute[told]
+            )
+            scaled = (patient.value[told] - vocabulary.location[code]) / vocabulary.scale[code]
+            np.testing.assert_allclose(
+                batch["measured_value"][row][there], np.arcsinh(scaled), rtol=1e-3, atol=1e-4
+            )
+
+
 def test_the_latest_rows_are_kept(make_patient, make_config, vocabulary):
     rows = [transform(make_patient(i, n), make_config(), vocabulary) for i, n in ((1, 9), (2, 3))]
     everything = dense(collate(rows, make_config()))

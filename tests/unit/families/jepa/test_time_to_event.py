@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from ehr_ray.families.jepa.family import FAMILY
-from ehr_ray.families.jepa.time_to_event import fit_rows, last_state, truth_after
-from ehr_ray.nn.time_to_event import FIT_ROWS
+from ehr_ray.families.jepa.time_to_event import last_state, truth_after
+from ehr_ray.nn.moment_heads import FIT_ROWS
 
 HEAD = {
     "time_to_event_weight": 1.0,
@@ -104,8 +104,8 @@ def test_hazards_are_of_all_rows_and_of_the_first_day(make_model, make_batch):
 def test_without_the_head_nothing_is_fitted_or_lost(make_model, make_batch):
     model = make_model()
     FAMILY.training.fit_buffers(model, make_batch([5]))
-    assert fit_rows(model.config) == 0
-    assert fit_rows(make_model(**HEAD).config) == FIT_ROWS
+    assert FAMILY.training.fit_rows(model.config) == 0
+    assert FAMILY.training.fit_rows(make_model(**HEAD).config) == FIT_ROWS
     assert "time_to_event" not in FAMILY.loss(model, make_batch([9]), {}, 0)
 
 
