@@ -15,6 +15,7 @@ from ehr_ray.events.code_map import CodeMap, load_code_map
 from ehr_ray.events.patients import shard_names, splits_of
 from ehr_ray.runtime.data.coverage import measure_coverage, require_coverage
 from ehr_ray.runtime.data.dataset import check_cohort, named_origin
+from ehr_ray.runtime.data.manifest import opened
 from ehr_ray.runtime.data.mapped import mapped_cohort
 from ehr_ray.runtime.data.tasks import run_shards
 from ehr_ray.runtime.inference import (
@@ -179,7 +180,7 @@ class _Job:
                 cohort = self._mapped(scratch)
                 for job in jobs:
                     job["shard"] = str(cohort / Path(job["shard"]).relative_to(self.cohort))
-                self._require([cohort / path.relative_to(self.cohort) for path in shards.values()])
+                self._require(cohort)
                 embedder = ShardEmbedder(ShardPredictor(self.request))
                 run_shards(
                     jobs,
@@ -210,12 +211,14 @@ class _Job:
             self.say(line)
         return cohort
 
-    def _require(self, shards: list[Path]) -> None:
-        """Raise InputError where the model knows too few of the events."""
-        vocabulary = self.loaded.vocabulary
-        coverage = measure_coverage(
-            shards, vocabulary, on_ray=self.session is not None, say=self.say
-        )
+    def _require(self, cohort: Path) -> None:
+        """Raise InputError where the model knows too few of the events of a cohort."""
+        cache = self.loaded.experiment.cache
+        if cohort != self.cohort:  # what is known of a mapped copy goes with it
+            cache = cohort
+        on_ray = self.session is not None
+        with opened(cohort, cache, on_ray=on_ray, say=self.say) as manifest:
+            coverage = measure_coverage(manifest, self.loaded.vocabulary)
         require_coverage(coverage, self.least, self.cohort)
         if coverage.unknown:
             self.say(coverage.line())

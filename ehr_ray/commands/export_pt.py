@@ -12,7 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pyarrow.compute
 import torch
 from safetensors.torch import load_file
 
@@ -24,11 +23,13 @@ from ehr_ray.events.labels import (
     read_label_files,
     read_labels,
 )
+from ehr_ray.events.manifest import Manifest
 from ehr_ray.events.patients import Patient, read_patients, splits_of
 from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.experiment import Experiment
 from ehr_ray.registry import get_family
 from ehr_ray.runtime.data.dataset import check_cohort, vocabulary_of
+from ehr_ray.runtime.data.manifest import opened
 from ehr_ray.runtime.data.tasks import Say, run_shards
 from ehr_ray.runtime.session import session_of
 from ehr_ray.runtime.text_embedding import TABLE, TEXTS
@@ -73,10 +74,11 @@ def export_pt(
         cache=experiment.cache,
         scaling=experiment.data.scale,
     )
-    jobs = list(_jobs(cohort, output))
     on_ray = experiment.cluster.most_workers > 0
     writer = PtWriter(experiment, vocabulary, folder, name, skip_unlabelled, half=half)
     with session_of(experiment.cluster, verbose):
+        with opened(cohort, experiment.cache, on_ray=on_ray, say=say) as manifest:
+            jobs = list(_jobs(cohort, output, manifest))
         rows = run_shards(jobs, writer, on_ray=on_ray, say=say, verb="exported shards")
     written = [row for shard in rows for row in shard]
     _write(output / "subjects.csv", ["split", "file", "subject_id"], written)
@@ -141,11 +143,10 @@ class PtWriter:
                 yield patient.until(time), answer
 
 
-def _jobs(cohort: Path, output: Path) -> Iterator[dict[str, Any]]:
+def _jobs(cohort: Path, output: Path, manifest: Manifest) -> Iterator[dict[str, Any]]:
     """Yield the shards with the number their first patient gets."""
     for split, shards in splits_of(cohort).items():
         first = 0
-        for shard in shards:
+        for shard, subjects in zip(shards, manifest.column("subjects", split), strict=True):
             yield {"shard": str(shard), "target": str(output / split), "first": first}
-            subjects = files.read_parquet(shard, ["subject_id"])["subject_id"]
-            first += len(pyarrow.compute.unique(subjects))
+            first += subjects

@@ -38,7 +38,7 @@ from ehr_ray.sources.building.ranges import (
 from ehr_ray.sources.building.shards import Shard, gather
 from ehr_ray.sources.building.staging import Plan, Repeats, scatter
 from ehr_ray.sources.building.statistics import (
-    count_shard,
+    describe,
     join_counts,
     sample_shard,
     train_shards,
@@ -299,7 +299,7 @@ class DividePart:
 
 @dataclass(frozen=True)
 class WriteShard:
-    """The job of a shard: its patients' events out of all parts, and what its codes are."""
+    """The job of a shard: its patients' events out of all parts, and its row of the manifest."""
 
     plan: Plan
     output: Path
@@ -310,7 +310,7 @@ class WriteShard:
         """Write the shard; a disk that refuses it is told as the output's."""
         with files.writes(f"--output {self.output}"):
             gather(self.plan, shard, self.parts, self.relative_time)
-            count_shard(self.plan, shard)
+            describe(self.plan, shard)
 
 
 @dataclass(frozen=True)

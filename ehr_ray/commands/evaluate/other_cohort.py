@@ -12,8 +12,9 @@ from ehr_ray.events.code_map import CodeMap
 from ehr_ray.events.subgroups import Subgroup, place_subgroups
 from ehr_ray.runtime.data.coverage import measure_coverage, require_coverage
 from ehr_ray.runtime.data.dataset import CODES
+from ehr_ray.runtime.data.manifest import opened
 from ehr_ray.runtime.data.mapped import mapped_cohort
-from ehr_ray.runtime.data.tasks import Say, split_shards
+from ehr_ray.runtime.data.tasks import Say
 from ehr_ray.storage import files
 
 
@@ -48,8 +49,9 @@ def coverage_result(subject: Subject, least: float, say: Say) -> SuiteResult:
     """Return which events of another cohort's split the model knows; of its own it knows all."""
     if subject.own:
         return SuiteResult()
-    shards = split_shards(subject.events, subject.split)
-    coverage = measure_coverage(shards, subject.loaded.vocabulary, on_ray=subject.on_ray, say=say)
+    events, cache = subject.events, subject.cache_of(subject.events)
+    with opened(events, cache, on_ray=subject.on_ray, say=say) as manifest:
+        coverage = measure_coverage(manifest, subject.loaded.vocabulary, subject.split)
     require_coverage(coverage, least, subject.cohort)
     return SuiteResult(
         metrics={f"{subject.split}/known_events": coverage.known},

@@ -28,6 +28,7 @@ from ehr_ray.events.labels import Labels, label_files
 from ehr_ray.events.patient_features import FeatureCodes
 from ehr_ray.events.patients import splits_of
 from ehr_ray.runtime.data.dataset import named_origin, num_patients
+from ehr_ray.runtime.data.manifest import opened
 from ehr_ray.runtime.data.patient_counts import feature_codes
 from ehr_ray.runtime.data.rows import sampled
 from ehr_ray.runtime.data.tasks import Say, split_shards
@@ -60,13 +61,14 @@ def choose_features(subject: Subject, say: Say) -> FeatureCodes:
     """Choose the codes baselines read, by the patients of the run's own train split."""
     family, vocabulary = subject.loaded.family.evaluation, subject.loaded.vocabulary
     allowed = family.baseline_codes
-    return feature_codes(
-        split_shards(subject.experiment.cohort, "train"),
-        vocabulary,
-        allowed(subject.experiment.model, vocabulary) if allowed else None,
-        on_ray=subject.on_ray,
-        say=say,
-    )
+    home, cache = subject.experiment.cohort, subject.experiment.cache
+    split_shards(home, "train")
+    with opened(home, cache, on_ray=subject.on_ray, say=say) as manifest:
+        return feature_codes(
+            manifest,
+            vocabulary,
+            allowed(subject.experiment.model, vocabulary) if allowed else None,
+        )
 
 
 def predict_fit_splits(
@@ -94,7 +96,8 @@ def _embedded(
     fitted_on = cohort.resolve() == subject.experiment.cohort.resolve()
     judged = split == subject.split and cohort.resolve() == subject.events.resolve()
     weights = checkpoint.checkpoint_folder(subject.run) / "model.safetensors"
-    patients = max(1, num_patients(shards, on_ray=subject.on_ray))
+    cache = subject.cache_of(cohort)
+    patients = max(1, num_patients(cohort, split, cache, on_ray=subject.on_ray))
     request = _request(subject, weights.parent, split, patients, labels, judged)
     if not fitted_on:
         request = dataclasses.replace(request, origin=named_origin(cohort))

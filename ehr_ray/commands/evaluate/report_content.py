@@ -29,6 +29,7 @@ from ehr_ray.events.patients import splits_of
 from ehr_ray.events.scaling import CENTRES
 from ehr_ray.events.subgroups import Subgroup
 from ehr_ray.experiment import Experiment, to_yaml
+from ehr_ray.runtime.data.manifest import opened
 from ehr_ray.runtime.inference import matrix
 from ehr_ray.runtime.training.ranking import UNTRAINED_STEPS
 from ehr_ray.sources.building.changes import told
@@ -69,6 +70,10 @@ class Subject:
     def events(self) -> Path:
         """The cohort whose events are read."""
         return self.mapped or self.cohort
+
+    def cache_of(self, cohort: Path) -> Path:
+        """Return where what is counted of a cohort is kept: of a mapped copy it goes with it."""
+        return cohort if cohort == self.mapped else self.experiment.cache
 
 
 def positive_class(cohort: Path, task: str | None) -> str:
@@ -124,7 +129,7 @@ def report_context(
             **found.figures,
         },
         cohort=_cohort_facts(subject),
-        splits=split_sizes(subject.cohort, subject.task),
+        splits=split_sizes(subject.cohort, subject.task, subject.experiment.cache),
         rejected=_rejected(subject.cohort),
         config=to_yaml(experiment),
         versions={
@@ -184,19 +189,30 @@ def provenance(cohort: Path) -> dict[str, str]:
     return {name.replace("_", " "): str(note[name]) for name in names if note.get(name)}
 
 
-def split_sizes(cohort: Path, task: str | None) -> list[SplitSize]:
-    """Return how many patients, labels of a task and positive ones each split of a cohort has."""
+def split_sizes(cohort: Path, task: str | None, cache: Path) -> list[SplitSize]:
+    """Return how many patients, labels of a task and positive ones each split of a cohort has.
+
+    Without a task the manifest tells; with one the ids of a shard are held at a time.
+    """
+    shards = splits_of(cohort)
+    if task is None:
+        with opened(cohort, cache, on_ray=False) as manifest:
+            return [SplitSize(split, manifest.total("subjects", split)) for split in shards]
+    labels = read_labels(cohort, task)
+    before = None  # positive labels before each, where they are binary
+    if labels.kind == "binary":
+        before = np.concatenate([[0], np.cumsum(labels.value)])
     sizes = []
-    labels = read_labels(cohort, task) if task else None
-    for split, shards in splits_of(cohort).items():
-        ids = np.concatenate(
-            [np.unique(files.read_parquet(p, ["subject_id"])["subject_id"]) for p in shards]
-        )
-        mine = np.isin(labels.subject_id, ids) if labels else np.zeros(0, bool)
-        positive = None
-        if labels is None or labels.kind == "binary":
-            positive = int(labels.value[mine].sum()) if labels else 0
-        sizes.append(SplitSize(split, len(ids), int(mine.sum()), positive))
+    for split, paths in shards.items():
+        patients = labelled = positive = 0
+        for path in paths:
+            ids = np.unique(files.read_parquet(path, ["subject_id"])["subject_id"])
+            first, last = (
+                np.searchsorted(labels.subject_id, ids, side) for side in ("left", "right")
+            )
+            patients, labelled = patients + len(ids), labelled + int((last - first).sum())
+            positive += 0 if before is None else int((before[last] - before[first]).sum())
+        sizes.append(SplitSize(split, patients, labelled, None if before is None else positive))
     return sizes
 
 

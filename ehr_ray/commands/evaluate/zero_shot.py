@@ -135,7 +135,8 @@ def _outcomes(
     table = answers(shards, folder / "answers", function, on_ray=subject.on_ray, say=say)
     share = 1.0
     if patients is not None:
-        share = patients / max(1, num_patients(shards, on_ray=subject.on_ray))
+        cache = subject.cache_of(cohort)
+        share = patients / max(1, num_patients(cohort, split, cache, on_ray=subject.on_ray))
     chosen = [sampled(who, share) for who in table["subject_id"].to_pylist()]
     if not all(chosen):
         say(f"{split}: {sum(chosen):,} of {len(chosen):,} predictions are asked for")

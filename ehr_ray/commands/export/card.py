@@ -151,9 +151,9 @@ def _data(model: RunModel, task: str | None) -> str:
         return bullets([*facts, "The cohort was not at hand when this was written."])
     facts += [f"{name}: {text}." for name, text in provenance(home).items()]
     try:
-        sizes = split_sizes(home, task)
+        sizes = split_sizes(home, task, model.experiment.cache)
     except InputError:  # its labels are gone
-        sizes = split_sizes(home, None)
+        sizes = split_sizes(home, None, model.experiment.cache)
     rows = [(s.name, f"{s.patients:,}", f"{s.labelled:,}", f"{s.positive or 0:,}") for s in sizes]
     counted = all(s.positive is not None for s in sizes)
     columns = ("Split", "Patients", f"Labels of {task}", "Positive")

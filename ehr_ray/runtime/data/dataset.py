@@ -1,6 +1,5 @@
 """A cohort as models use it: checked once, with codes and statistics fitted on its train split."""
 
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,7 +9,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ehr_ray.errors import InputError
-from ehr_ray.events.code_statistics import fit_codes
 from ehr_ray.events.patients import splits_of
 from ehr_ray.events.scaling import Scaling
 from ehr_ray.events.schema import VECTORS_FILE, is_origin, parse_origin
@@ -21,10 +19,11 @@ from ehr_ray.events.vocabulary import (
     origin_of,
     with_origin,
 )
+from ehr_ray.runtime.data.manifest import fitted_codes, mute, opened, shards_digest
 from ehr_ray.runtime.data.tasks import Say, run_jobs
-from ehr_ray.sources.dataset_check import SPLITS_FILE, check_dataset, is_ours, subjects_of
+from ehr_ray.sources.dataset_check import SPLITS_FILE, check_dataset, is_ours
 from ehr_ray.storage import files, sync
-from ehr_ray.storage.paths import absolute, canonical
+from ehr_ray.storage.paths import canonical
 
 CODES = Path("metadata") / "codes.parquet"
 
@@ -40,14 +39,14 @@ def check_cohort(
     shards = splits_of(cohort)
     if is_ours(cohort, shards):
         return
-    kept = None if cache is None else cache / f"checked-{_digest(cohort, SPLITS_FILE)}.json"
+    kept = None if cache is None else cache / f"checked-{shards_digest(cohort, SPLITS_FILE)}.json"
     if kept is not None and kept.is_file():
         lines = json.loads(kept.read_text())
     else:
 
         def each(function: Callable[[Path], Any], paths: Sequence[Path]) -> list[Any]:
             places, at = [canonical(path) for path in paths], _AtPlace(function)
-            return run_jobs(at, places, on_ray=on_ray, say=_mute, verb="read ids of shards")
+            return run_jobs(at, places, on_ray=on_ray, say=mute, verb="read ids of shards")
 
         lines = check_dataset(cohort, shards, each)
         if kept is not None:
@@ -67,36 +66,31 @@ class _AtPlace:
         return self._function(sync.fetch(place))
 
 
-def num_patients(shards: Sequence[Path], *, on_ray: bool) -> int:
-    """Return the number of subjects with events in shards, one job a shard."""
-    places = [canonical(path) for path in shards]
-    return int(sum(run_jobs(_count, places, on_ray=on_ray, say=_mute, verb="counted shards")))
+def num_patients(cohort: Path, split: str, cache: Path | None, *, on_ray: bool) -> int:
+    """Return the number of subjects with events in a split; `cache` is as `opened` takes it."""
+    with opened(cohort, cache, on_ray=on_ray) as manifest:
+        return manifest.total("subjects", split)
 
 
-def _mute(line: str) -> None:
-    """Say nothing: it takes seconds where other steps take hours."""
-
-
-def _count(place: str) -> int:
-    return len(subjects_of(sync.fetch(place)))
-
-
-def codes_table(cohort: Path, cache: Path | None = None) -> pa.Table:
+def codes_table(
+    cohort: Path, cache: Path | None = None, *, on_ray: bool = False, say: Say = mute
+) -> pa.Table:
     """Return the cohort's codes with train statistics: those of ingest, else fitted here.
 
     Statistics of another maker are not believed, as nobody says what they were fitted on. What is
-    fitted here is kept under `cache` until a file changes.
+    fitted here is kept under `cache` until a file changes. With `on_ray` shards are counted and
+    sampled by tasks of the session that is open.
     """
     path = Path(cohort) / CODES
     said = files.read_parquet(path, remedy="ingest the cohort again") if path.is_file() else None
     if said is not None and is_fitted(said):
         return said
-    kept = None if cache is None else cache / f"codes-{_digest(cohort, CODES)}.parquet"
+    kept = None if cache is None else cache / f"codes-{shards_digest(cohort, CODES)}.parquet"
     if kept is not None and kept.is_file():
         return files.read_parquet(kept, remedy="remove it, and it is made again")
-    shards = splits_of(cohort)
-    other = [path for split, paths in shards.items() if split != "train" for path in paths]
-    table = fit_codes(shards.get("train", []), other)
+    with opened(cohort, cache, on_ray=on_ray, say=say) as manifest:
+        train = splits_of(cohort).get("train", [])
+        table = fitted_codes(manifest, train, cache, on_ray=on_ray, say=say)
     if said is not None and "code" in said.column_names:
         table = with_origin(described(table, said), origin_of(said))
     if kept is not None:
@@ -112,14 +106,16 @@ def vocabulary_of(
     origin: Sequence[str] | None = None,
     cache: Path | None = None,
     scaling: Scaling = "robust",
+    on_ray: bool = False,
+    say: Say = mute,
 ) -> Vocabulary:
     """Return the codes a model may know: those seen often enough in train.
 
     Of events that came embedded those of other splits are known too where `min_count` is 0.
     `origin` are the codes of the time origin (`data.origin`), which must be there; None: those the
-    cohort names, else the usual. `scaling` is `data.scale`.
+    cohort names, else the usual. `scaling` is `data.scale`; `on_ray` is as `codes_table` has it.
     """
-    table = codes_table(cohort, cache)
+    table = codes_table(cohort, cache, on_ray=on_ray, say=say)
     if origin is not None:
         origin = parse_origin(",".join(origin), "data.origin")
         require_origin(table, origin, f"data.origin={list(origin)}", cohort)
@@ -142,11 +138,3 @@ def named_origin(cohort: Path) -> tuple[str, ...] | None:
     with files.reads(path, "ingest the cohort again"):
         origin = origin_of(pq.read_schema(path).empty_table())
     return origin if origin != Vocabulary.origin else None
-
-
-def _digest(cohort: Path, table: Path) -> str:
-    """Return a hash of the names, sizes and times of the shards and of a table beside them."""
-    paths = [path for found in splits_of(cohort).values() for path in found]
-    paths += [Path(cohort) / table] if (Path(cohort) / table).is_file() else []
-    manifest = [(absolute(p), p.stat().st_size, p.stat().st_mtime_ns) for p in paths]
-    return hashlib.sha256(json.dumps(manifest).encode()).hexdigest()[:16]

@@ -140,7 +140,13 @@ def _cohort_source(experiment: Experiment, say: Say, on_ray: bool) -> Source:
     kept = None if data.cache == "memory" else experiment.cache
     check_cohort(cohort, kept, say, on_ray=on_ray)
     vocabulary = vocabulary_of(
-        cohort, data.min_code_count, origin=data.origin, cache=kept, scaling=data.scale
+        cohort,
+        data.min_code_count,
+        origin=data.origin,
+        cache=kept,
+        scaling=data.scale,
+        on_ray=on_ray,
+        say=say,
     )
     _require_codes(vocabulary, cohort, data.min_code_count)
     check_codes(experiment, vocabulary)

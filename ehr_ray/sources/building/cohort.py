@@ -1,10 +1,10 @@
 """A cohort being built: where it is staged, what it is made of, and how it becomes visible.
 
-<parent>/.<name>.staging-<fingerprint>-2/parts/      one folder a unit (staging.py)
+<parent>/.<name>.staging-<fingerprint>-3/parts/      one folder a unit (staging.py)
                                          cohort/     renamed to <parent>/<name> when complete
                                          subjects/   one table a shard (shards.py)
                                          ranges/     tables by ranges of subjects (ranges.py)
-                                         codes/      tables of codes (statistics.py)
+                                         codes/      what shards hold (statistics.py)
 """
 
 import contextlib
@@ -27,6 +27,7 @@ import pyarrow.compute as pc
 
 from ehr_ray.errors import InputError
 from ehr_ray.events.code_statistics import CodeFit
+from ehr_ray.events.manifest import FOLDER, write_manifest
 from ehr_ray.events.schema import ORIGIN_CODES, RECORD, REJECTED, SPLITS, SUBJECT_SPLITS
 from ehr_ray.sources.building.changes import check_values, told, write_changes
 from ehr_ray.sources.building.keyed import rows_by_key
@@ -58,6 +59,7 @@ from ehr_ray.sources.building.staging import (
     stacked,
     totals,
 )
+from ehr_ray.sources.building.statistics import rows
 from ehr_ray.sources.parsing.quarantine import masked
 from ehr_ray.sources.source import CHANGES, Source, Unit
 from ehr_ray.sources.splits import SplitPolicy
@@ -69,7 +71,7 @@ log = logging.getLogger(__name__)
 LAYOUT: Final = 4
 """Bump when the same input would give other bytes: staged work of older versions is not reused."""
 
-STAGING: Final = 2
+STAGING: Final = 3
 """Bump when staged work is written in another form: that of older versions is not read."""
 
 TASKS: Final = "tasks.json"
@@ -337,6 +339,7 @@ def finish(plan: Plan, source: Source, work: Work, output: Path, print_: str) ->
     check_splits(work.settled)
     splits = metadata / "subject_splits.parquet"
     files.write_parquet_pieces(merged(written(plan, work.ranges, "splits")), SUBJECT_SPLITS, splits)
+    write_manifest(rows(plan, shards), cohort / FOLDER)
     codes = fitted_codes(plan, source, work.fit, shards, parts)
     files.write_parquet(codes, metadata / "codes.parquet")
     if unused := plan.limits.unused(codes["code"].to_pylist()):

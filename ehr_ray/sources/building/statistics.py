@@ -1,9 +1,7 @@
-"""Statistics of codes, counted where shards are written: two jobs a shard, and what joins them.
+"""What shards hold, counted where they are written: two jobs a shard, and what joins them.
 
-codes/<split>-<n>-counts.parquet   COUNTS of a shard
-<split>-<n>-seen.parquet     SEEN by a train shard
-<split>-<n>-sample.parquet   SAMPLES of it
-strides.parquet              STRIDES
+codes/<split>-<n>-row.parquet   MANIFEST row of a shard
+      ...                       what `SampleFolder` keeps
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,25 +9,37 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from ehr_ray.events.code_statistics import CodeFit, count_codes, sample_values
+from ehr_ray.events.code_statistics import CodeFit, SampleFolder
+from ehr_ray.events.manifest import counts_of, describe_shard
 from ehr_ray.sources.building.shards import Shard
 from ehr_ray.sources.building.staging import Plan
 from ehr_ray.storage import files
 
 
-def _path(plan: Plan, shard: Shard, name: str) -> Path:
-    return plan.staging / "codes" / f"{shard.split}-{shard.number}-{name}.parquet"
+def _folder(plan: Plan) -> SampleFolder:
+    return SampleFolder(plan.staging / "codes")
 
 
-def _strides(plan: Plan) -> Path:
-    return plan.staging / "codes" / "strides.parquet"
+def _name(shard: Shard) -> str:
+    return f"{shard.split}-{shard.number}"
 
 
-def count_shard(plan: Plan, shard: Shard) -> None:
-    """Leave the counts and moments of the codes of a shard that is written; kept where there."""
-    path = _path(plan, shard, "counts")
-    if not path.exists():
-        files.write_parquet(count_codes(shard.path(plan)), path)
+def _row_path(plan: Plan, shard: Shard) -> Path:
+    return plan.staging / "codes" / f"{_name(shard)}-row.parquet"
+
+
+def describe(plan: Plan, shard: Shard) -> None:
+    """Leave the manifest's row of a shard that is written; kept where there."""
+    row = _row_path(plan, shard)
+    if not row.exists():
+        path = shard.path(plan)
+        name = path.relative_to(plan.staging / "cohort").as_posix()
+        files.write_parquet(describe_shard(path, name, shard.split), row)
+
+
+def rows(plan: Plan, shards: Sequence[Shard]) -> Iterator[pa.Table]:
+    """Yield the manifest's rows of shards, one at a time."""
+    return (files.open_parquet(_row_path(plan, shard)).read() for shard in shards)
 
 
 def train_shards(shards: Sequence[Shard]) -> list[Shard]:
@@ -38,32 +48,18 @@ def train_shards(shards: Sequence[Shard]) -> list[Shard]:
 
 
 def join_counts(plan: Plan, shards: Sequence[Shard]) -> CodeFit:
-    """Return the counts and moments of all shards, and leave what their samples are drawn by.
-
-    A shard's are held at a time.
-    """
-    fit, train = CodeFit(), train_shards(shards)
-    for shard in train:
-        seen = fit.add(_read(_path(plan, shard, "counts")))
-        files.write_parquet(seen, _path(plan, shard, "seen"))
-    for shard in shards:
-        if shard.split != "train":
-            fit.add_names(_read(_path(plan, shard, "counts")))
-    files.write_parquet(fit.strides(), _strides(plan))
-    return fit
+    """Return the counts and moments of all shards, and leave what their samples are drawn by."""
+    train = train_shards(shards)
+    other = [shard for shard in shards if shard.split != "train"]
+    counted = zip(map(_name, train), map(counts_of, rows(plan, train)), strict=True)
+    return _folder(plan).join(counted, map(counts_of, rows(plan, other)))
 
 
 def sample_shard(plan: Plan, shard: Shard) -> None:
     """Leave the values of a train shard that the quantiles are of."""
-    seen = _read(_path(plan, shard, "seen"))
-    sample = sample_values(shard.path(plan), seen, _read(_strides(plan)))
-    files.write_parquet(sample, _path(plan, shard, "sample"))
+    _folder(plan).draw(_name(shard), shard.path(plan))
 
 
 def samples(plan: Plan, shards: Sequence[Shard]) -> Iterator[pa.Table]:
     """Yield what the jobs of `sample_shard` left."""
-    return (_read(_path(plan, shard, "sample")) for shard in train_shards(shards))
-
-
-def _read(path: Path) -> pa.Table:
-    return files.open_parquet(path).read()
+    return _folder(plan).drawn([_name(shard) for shard in train_shards(shards)])

@@ -1,0 +1,188 @@
+"""The manifest of a cohort: what each shard holds, counted once and read by all that needs counts.
+
+It is a folder of Parquet files, each of some shards in the order of splits and shards, and of no
+more codes in a row group than a process can hold. What is in it is only believed while the shards
+are those it was made of, by their size and by the footer, which every other writing changes.
+"""
+
+import hashlib
+import itertools
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from ehr_ray.events.code_statistics import COUNTS, count_shard
+from ehr_ray.storage import files
+
+FOLDER: Final = Path("metadata") / "manifest"
+"""In a cohort that `ingest` made."""
+VERSION: Final = 1
+"""Bump when a row says other things: what was kept of older versions is counted again."""
+SHARDS_PER_FILE: Final = 64
+ROW_GROUP_CODES: Final = 1 << 16
+"""Codes after which a row group ends: what is held where codes are read."""
+REMEDY: Final = "remove it, and what it says is counted again"
+
+MANIFEST: Final = pa.schema(
+    [
+        pa.field("shard", pa.string(), nullable=False),
+        pa.field("split", pa.string(), nullable=False),
+        pa.field("subjects", pa.int64(), nullable=False),
+        pa.field("events", pa.int64(), nullable=False),
+        pa.field("bytes", pa.int64(), nullable=False),
+        pa.field("footer", pa.string(), nullable=False),
+        pa.field("min_time", pa.timestamp("us")),
+        pa.field("max_time", pa.timestamp("us")),
+        pa.field("codes", pa.list_(pa.struct(list(COUNTS))), nullable=False),
+    ]
+)
+"""A row a shard: its path in the cohort, its size and a hash of its footer, the first and the last
+time of its events (null where none has one), and its `COUNTS`."""
+
+
+def describe_shard(path: Path, shard: str, split: str) -> pa.Table:
+    """Return the row of `MANIFEST` of a shard, by one pass over it; `shard` is its name there."""
+    counts = count_shard(path)
+    codes = pa.StructArray.from_arrays(
+        [column.combine_chunks() for column in counts.codes.columns], fields=list(COUNTS)
+    )
+    row = {
+        "shard": [shard],
+        "split": [split],
+        "subjects": [counts.subjects],
+        "events": [counts.events],
+        "bytes": [path.stat().st_size],
+        "footer": [footer_hash(path)],
+        "min_time": pa.array([counts.min_time], pa.int64()).cast(pa.timestamp("us")),
+        "max_time": pa.array([counts.max_time], pa.int64()).cast(pa.timestamp("us")),
+        "codes": pa.ListArray.from_arrays(pa.array([0, len(codes)], pa.int32()), codes),
+    }
+    return pa.table(row, schema=MANIFEST)
+
+
+def counts_of(row: pa.Table) -> pa.Table:
+    """Return the `COUNTS` in a row of `MANIFEST`."""
+    codes = row["codes"].combine_chunks().flatten()
+    return pa.table(codes.flatten(), schema=COUNTS)
+
+
+def write_rows(rows: Iterable[pa.Table], path: Path) -> None:
+    """Write rows of `MANIFEST` as one file, at once; a row group of them is held."""
+    with (
+        files.new_file(path) as partial,
+        pq.ParquetWriter(partial, MANIFEST, compression="zstd", **files.CHECKED) as writer,
+    ):
+        group: list[pa.Table] = []
+        for row in rows:
+            group.append(row)
+            if sum(len(one["codes"].combine_chunks().values) for one in group) >= ROW_GROUP_CODES:
+                writer.write_table(pa.concat_tables(group).combine_chunks())
+                group = []
+        if group:
+            writer.write_table(pa.concat_tables(group).combine_chunks())
+
+
+def write_manifest(rows: Iterable[pa.Table], folder: Path) -> None:
+    """Write rows of `MANIFEST`, in the order of splits and shards, as the files of a manifest."""
+    waiting = iter(rows)
+    for number in itertools.count():
+        some = itertools.islice(waiting, SHARDS_PER_FILE)
+        first = next(some, None)
+        if first is None:
+            return
+        write_rows(itertools.chain([first], some), folder / file_name(number))
+
+
+def file_name(number: int) -> str:
+    """Return the name of a file of a manifest; names are in order."""
+    return f"{number:06d}.parquet"
+
+
+def footer_hash(path: Path) -> str:
+    """Return a hash of the end of a Parquet file, which says where each page is and what it spans.
+
+    Any other file has one too.
+    """
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 8))
+        length = int.from_bytes(file.read(4), "little")
+        file.seek(max(0, size - 8 - length))
+        return hashlib.blake2b(file.read(), digest_size=16).hexdigest()
+
+
+def read_manifest(cohort: Path, shards: Mapping[str, Sequence[Path]]) -> "Manifest | None":
+    """Return the manifest in a cohort, None where it has none of these shards as they are now."""
+    found = Manifest(tuple(sorted((Path(cohort) / FOLDER).glob("*.parquet"))))
+    told: set[tuple[Any, ...]] = set()
+    for path in found.files:
+        with files.reads(path, REMEDY):
+            if not pq.read_schema(path).equals(MANIFEST):
+                return None  # of another maker, or of another version
+    for row in found.rows(["shard", "split", "bytes", "footer"]):
+        told.update(tuple(one.values()) for one in row.to_pylist())
+    paths = {
+        (path.relative_to(cohort).as_posix(), split): path
+        for split, ours in shards.items()
+        for path in ours
+    }
+    sizes = {(*key, path.stat().st_size) for key, path in paths.items()}
+    if not told or sizes != {row[:3] for row in told}:
+        return None
+    there = {(*key, path.stat().st_size, footer_hash(path)) for key, path in paths.items()}
+    return found if there == told else None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The manifest of a cohort, read from its files each time: none of it is held.
+
+    Args:
+        files: in order.
+    """
+
+    files: tuple[Path, ...]
+
+    def rows(self, columns: Sequence[str], split: str | None = None) -> Iterator[pa.Table]:
+        """Yield columns of some shards at a time, in order; of all splits, or of one."""
+        wanted = [*dict.fromkeys([*columns, "split"])]
+        for path in self.files:
+            with files.reads(path, REMEDY), files.open_parquet(path) as file:
+                for number in range(file.num_row_groups):
+                    table = file.read_row_group(number, wanted)
+                    if split is not None:
+                        table = table.filter(pc.equal(table["split"], split))
+                    if len(table):
+                        yield table.select(list(columns))
+
+    def column(self, name: str, split: str | None = None) -> list[Any]:
+        """Return a column, a value a shard, in order."""
+        return [value for table in self.rows([name], split) for value in table[name].to_pylist()]
+
+    def total(self, name: str, split: str | None = None) -> int:
+        """Return the sum of a column of numbers, as `subjects`."""
+        return sum(self.column(name, split))
+
+    def counts(self, split: str | None = None) -> Iterator[pa.Table]:
+        """Yield the `COUNTS` of each shard, in order."""
+        for table in self.rows(["codes"], split):
+            for number in range(len(table)):
+                yield counts_of(table.slice(number, 1))
+
+    def by_code(self, columns: Sequence[str], split: str | None = None) -> dict[str, list[int]]:
+        """Return sums of columns of `COUNTS` over shards, by code."""
+        names: dict[str, int] = {}
+        sums = np.zeros((0, len(columns)), np.int64)
+        for counts in self.counts(split):
+            ids = [names.setdefault(code, len(names)) for code in counts["code"].to_pylist()]
+            sums = np.pad(sums, ((0, len(names) - len(sums)), (0, 0)))
+            values = np.stack([counts[name].to_numpy() for name in columns], axis=1)
+            np.add.at(sums, ids, values)
+        return dict(zip(names, sums.tolist(), strict=True))

@@ -1,0 +1,166 @@
+"""The manifest of any cohort: that of `ingest`, else one made by jobs of shards, once, and kept.
+
+A dataset of others, a cohort whose shards were changed and one of an earlier version have theirs
+in a folder of the cache, named by the paths, sizes and times of the shards.
+"""
+
+import contextlib
+import hashlib
+import json
+import math
+import secrets
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+import pyarrow as pa
+
+from ehr_ray.errors import ResourcesUnavailableError
+from ehr_ray.events.code_statistics import SampleFolder
+from ehr_ray.events.manifest import (
+    SHARDS_PER_FILE,
+    VERSION,
+    Manifest,
+    describe_shard,
+    file_name,
+    read_manifest,
+    write_rows,
+)
+from ehr_ray.events.patients import splits_of
+from ehr_ray.runtime.data.tasks import Say, run_jobs
+from ehr_ray.storage import sync
+from ehr_ray.storage.paths import absolute, local
+
+FILES: Final = 256
+"""Files of a manifest, a job each, before one is of several shards."""
+
+
+def mute(line: str) -> None:
+    """Say nothing: it takes seconds where other steps take hours."""
+
+
+@contextlib.contextmanager
+def opened(
+    cohort: Path, cache: Path | None, *, on_ray: bool, say: Say = mute
+) -> Iterator[Manifest]:
+    """Yield the manifest of a cohort, counting its shards where there is none of them.
+
+    What is counted is kept under `cache`; without one, or where nobody may write to it, it is
+    removed after the block. With `on_ray` it is counted by tasks of the session that is open.
+    """
+    shards = splits_of(cohort)
+    found, name = read_manifest(cohort, shards), f"manifest-{shards_digest(cohort)}-{VERSION}"
+    if found is None and cache is not None:
+        with contextlib.suppress(ResourcesUnavailableError):
+            found = _made(cohort, shards, Path(cache).absolute() / name, on_ray, say)
+    if found is not None:
+        yield found
+        return
+    with _kept(None) as folder:  # of this machine, where tasks of others write nothing
+        yield _made(cohort, shards, folder / name, False, say)
+
+
+@contextlib.contextmanager
+def _kept(cache: Path | None) -> Iterator[Path]:
+    """Yield the cache, or a folder of this machine for the block."""
+    if cache is not None:
+        yield Path(cache).absolute()
+        return
+    with tempfile.TemporaryDirectory(prefix="ehr_ray-") as folder:
+        yield Path(folder)
+
+
+def shards_digest(cohort: Path, *tables: Path) -> str:
+    """Return a hash of the names, sizes and times of the shards and of tables beside them."""
+    paths = [path for found in splits_of(cohort).values() for path in found]
+    paths += [path for table in tables if (path := Path(cohort) / table).is_file()]
+    stamps = [(absolute(p), p.stat().st_size, p.stat().st_mtime_ns) for p in paths]
+    return hashlib.sha256(json.dumps(stamps).encode()).hexdigest()[:16]
+
+
+def _made(
+    cohort: Path, shards: Mapping[str, Sequence[Path]], folder: Path, on_ray: bool, say: Say
+) -> Manifest:
+    """Return the manifest in `folder`, whose files that are not there yet are made, a job each."""
+    paths = [
+        (path.relative_to(cohort).as_posix(), split, absolute(path))
+        for split, found in shards.items()
+        for path in found
+    ]
+    size = min(SHARDS_PER_FILE, math.ceil(len(paths) / FILES))
+    groups = [paths[start : start + size] for start in range(0, len(paths), size)]
+    sync.fetch(folder, missing_ok=True)
+    targets = tuple(folder / file_name(number) for number in range(len(groups)))
+    jobs = [
+        (group, absolute(target))
+        for group, target in zip(groups, targets, strict=True)
+        if not target.is_file()
+    ]
+    run_jobs(_describe, jobs, on_ray=on_ray, say=say, verb="counted shards", label=_target_of)
+    for target in targets if jobs else ():
+        sync.fetch(target)
+    return Manifest(targets)
+
+
+def _target_of(job: tuple[Sequence[tuple[str, str, str]], str]) -> str:
+    return job[1]
+
+
+def _describe(job: tuple[Sequence[tuple[str, str, str]], str]) -> None:
+    """Write the file of a manifest that is of some shards: (name in it, split, place) each."""
+    shards, target = job
+    rows = (describe_shard(sync.fetch(place), name, split) for name, split, place in shards)
+    write_rows(rows, local(target))
+    sync.push(target)
+
+
+def fitted_codes(
+    manifest: Manifest,
+    train: Sequence[Path],
+    cache: Path | None,
+    *,
+    on_ray: bool,
+    say: Say = mute,
+) -> pa.Table:
+    """Return what `fit_codes` gives, by jobs of the shards of `train`, in order, and their counts.
+
+    What the jobs leave lies in a folder of the cache meanwhile.
+    """
+    with _kept(cache) as root:
+        folder = root / f"fit-{secrets.token_hex(8)}"
+        try:
+            return _fitted(manifest, train, SampleFolder(folder), on_ray, say)
+        finally:
+            sync.remove(folder)
+
+
+def _fitted(
+    manifest: Manifest, train: Sequence[Path], folder: SampleFolder, on_ray: bool, say: Say
+) -> pa.Table:
+    names = [f"{number:06d}" for number in range(len(train))]
+    splits = dict.fromkeys(manifest.column("split"))
+    other = (counts for name in splits if name != "train" for counts in manifest.counts(name))
+    fit = folder.join(zip(names, manifest.counts("train"), strict=True), other)
+    sync.push(folder.path)
+    jobs = [(name, absolute(path)) for name, path in zip(names, train, strict=True)]
+    run_jobs(Draw(absolute(folder.path)), jobs, on_ray=on_ray, say=say, verb="sampled shards")
+    for name in names:
+        sync.fetch(folder.sample(name))
+    return fit.table(folder.drawn(names))
+
+
+class Draw:
+    """The job of a shard of train, as its name and its place: values for quantiles of its codes."""
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+
+    def __call__(self, job: tuple[str, str]) -> None:
+        """Leave them in the folder."""
+        name, place = job
+        folder = SampleFolder(local(self._folder))
+        for path in folder.needed(name):
+            sync.fetch(path)
+        folder.draw(name, sync.fetch(place))
+        sync.push(folder.sample(name))
