@@ -5,26 +5,29 @@ import pyarrow.parquet as pq
 import pytest
 
 from ehr_ray.errors import InputError
+from ehr_ray.events.manifest import FOLDER, Manifest, describe_shard, file_name, write_manifest
 from ehr_ray.runtime.data.coverage import Coverage, measure_coverage, require_coverage
 
 
-def shards_of(folder, *codes):
+def counted(folder, *codes):
+    """Return the manifest of shards with these codes, and a shard of another split."""
     folder.mkdir()
-    paths = []
-    for number, given in enumerate(codes):
-        paths.append(folder / f"{number}.parquet")
-        pq.write_table(pa.table({"code": pa.array(given, pa.string())}), paths[-1])
-    return paths
-
-
-def measure(shards, vocabulary):
-    return measure_coverage(shards, vocabulary, on_ray=False, say=lambda _: None)
+    rows = []
+    for number, given in enumerate([*codes, ["Z"]]):
+        path = folder / f"{number}.parquet"
+        table = {"subject_id": [number] * len(given), "code": pa.array(given, pa.string())}
+        pq.write_table(pa.table(table), path)
+        split = "train" if number < len(codes) else "tuning"
+        rows.append(describe_shard(path, path.name, split))
+    write_manifest(rows, folder / FOLDER)
+    return Manifest((folder / FOLDER / file_name(0),))
 
 
 def test_events_are_counted_over_shards_and_admissions_are_none(tmp_path, synthetic_vocabulary):
     known = synthetic_vocabulary.codes[0]
-    shards = shards_of(tmp_path / "data", ["ADMISSION", known, "X", known], ["Y", "X", "X"])
-    coverage = measure(shards, synthetic_vocabulary)
+    manifest = counted(tmp_path / "data", ["ADMISSION", known, "X", known], ["Y", "X", "X"])
+    assert measure_coverage(manifest, synthetic_vocabulary).unknown["Z"] == 1
+    coverage = measure_coverage(manifest, synthetic_vocabulary, "train")
     assert coverage.events == 6
     assert list(coverage.unknown.items()) == [("X", 3), ("Y", 1)]
     assert coverage.known == pytest.approx(1 / 3)
@@ -35,9 +38,8 @@ def test_events_are_counted_over_shards_and_admissions_are_none(tmp_path, synthe
 
 
 def test_a_cohort_of_codes_the_model_knows_is_passed(tmp_path, synthetic_vocabulary):
-    coverage = measure(
-        shards_of(tmp_path / "d", list(synthetic_vocabulary.codes)), synthetic_vocabulary
-    )
+    manifest = counted(tmp_path / "d", list(synthetic_vocabulary.codes))
+    coverage = measure_coverage(manifest, synthetic_vocabulary, "train")
     assert (coverage.known, coverage.unknown) == (1.0, {})
     require_coverage(coverage, 1.0, "there")
     assert json.dumps(coverage.line())

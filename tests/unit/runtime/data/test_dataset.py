@@ -60,7 +60,7 @@ def test_statistics_of_another_maker_are_fitted_anew_and_what_codes_are_is_kept(
 
 
 def test_statistics_of_our_own_ingest_are_believed(synthetic_cohort, monkeypatch):
-    monkeypatch.setattr(dataset, "fit_codes", None)
+    monkeypatch.setattr(dataset, "fitted_codes", None)
     assert is_fitted(codes_table(synthetic_cohort))
 
 
@@ -68,7 +68,7 @@ def test_what_is_fitted_is_kept_until_a_file_changes(others, tmp_path_factory, m
     cache = tmp_path_factory.mktemp("cache")
     first = codes_table(others, cache)
     with monkeypatch.context() as patch:
-        patch.setattr(dataset, "fit_codes", None)
+        patch.setattr(dataset, "fitted_codes", None)
         assert codes_table(others, cache).equals(first)
     write(others, "train", [(1, 0, "LAB", 3.0)])
     assert codes_table(others, cache)["count"].to_pylist() == [0, 1]
@@ -96,11 +96,16 @@ def test_ids_are_read_by_a_job_a_shard(others, monkeypatch):
 
     monkeypatch.setattr(dataset, "run_jobs", run_jobs)
     check_cohort(others, on_ray=True)
-    assert num_patients(shards, on_ray=False) == 6
-    assert ran == [([str(path) for path in shards], on_ray) for on_ray in (True, False)]
+    assert ran == [([str(path) for path in shards], True)]
     write(others, "tuning", [(9, 0, "LAB", 1.0)])
     with pytest.raises(InputError, match="1 subjects are in more than one shard"):
         check_cohort(others, on_ray=True)
+
+
+def test_patients_are_those_of_the_manifest(others, tmp_path_factory):
+    cache = tmp_path_factory.mktemp("cache")
+    found = [num_patients(others, split, cache, on_ray=False) for split in ("train", "held_out")]
+    assert found == [5, 1]
 
 
 def test_values_are_robust_unless_told(others):

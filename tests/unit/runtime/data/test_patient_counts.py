@@ -2,6 +2,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ehr_ray.events.manifest import FOLDER, Manifest, describe_shard, write_manifest
 from ehr_ray.events.patient_features import MAX_CODES
 from ehr_ray.events.schema import EVENTS
 from ehr_ray.events.vocabulary import Vocabulary
@@ -27,7 +28,11 @@ def chosen(shards, codes, allowed=None):
     vocabulary = Vocabulary(
         tuple(codes), np.ones(size, np.int64), np.zeros(size), np.ones(size), quantiles
     )
-    return feature_codes(shards, vocabulary, allowed, on_ray=False, say=lambda _: None)
+    folder = shards[0].parent / FOLDER
+    write_manifest([describe_shard(path, path.name, "train") for path in shards], folder)
+    write_manifest([describe_shard(shards[0], "other", "tuning")], folder / "other")
+    files = (*folder.glob("*.parquet"), *folder.glob("other/*.parquet"))
+    return feature_codes(Manifest(files), vocabulary, allowed)
 
 
 def test_codes_with_many_events_of_one_patient_do_not_crowd_out_what_all_have(tmp_path):

@@ -8,8 +8,9 @@ from ehr_ray.events.schema import EVENTS
 from ehr_ray.sources.building.shards import Shard, write_shard
 from ehr_ray.sources.building.staging import Plan
 from ehr_ray.sources.building.statistics import (
-    count_shard,
+    describe,
     join_counts,
+    rows,
     sample_shard,
     samples,
     train_shards,
@@ -42,7 +43,7 @@ def made(tmp_path, monkeypatch):
 def test_jobs_a_shard_fit_what_one_walk_fits(made):
     plan, shards = made
     for shard in reversed(shards):
-        count_shard(plan, shard)
+        describe(plan, shard)
     fit = join_counts(plan, shards)
     for shard in reversed(train_shards(shards)):
         sample_shard(plan, shard)
@@ -55,16 +56,21 @@ def test_jobs_a_shard_fit_what_one_walk_fits(made):
     assert kept < 1000
 
 
-def test_counts_that_are_there_stay(made):
+def test_rows_that_are_there_stay(made):
     plan, shards = made
-    count_shard(plan, shards[0])
+    describe(plan, shards[0])
     shards[0].path(plan).unlink()
-    count_shard(plan, shards[0])
+    describe(plan, shards[0])
+    (row,) = rows(plan, shards[:1])
+    assert (row["shard"].to_pylist(), row["events"].to_pylist()) == (
+        ["data/train/0.parquet"],
+        [3000],
+    )
 
 
 def test_without_train_there_are_names_alone(made):
     plan, shards = made
-    count_shard(plan, shards[2])
+    describe(plan, shards[2])
     fit = join_counts(plan, shards[2:])
     table = fit.table(samples(plan, shards[2:]))
     assert set(table["count"].to_pylist()) == {0}

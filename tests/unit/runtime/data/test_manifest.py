@@ -1,0 +1,146 @@
+import pickle
+import shutil
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from ehr_ray.events import code_statistics
+from ehr_ray.events.code_statistics import fit_codes
+from ehr_ray.events.manifest import FOLDER
+from ehr_ray.events.patients import splits_of
+from ehr_ray.events.schema import EVENTS
+from ehr_ray.runtime.data import manifest, tasks
+from ehr_ray.runtime.data.manifest import fitted_codes, opened
+
+
+def write(path, first, count=500):
+    random = np.random.default_rng(first)
+    values = random.normal(size=count).astype("f4")
+    columns = [
+        np.sort(random.integers(first, first + 50, count)),
+        pa.nulls(count, pa.timestamp("us")),
+        random.choice([*"ABC", f"only {first}"], count, p=[0.7, 0.2, 0.05, 0.05]),
+        pa.array(values, mask=values > 1.5),
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(columns, schema=EVENTS), path)
+
+
+@pytest.fixture
+def others(tmp_path):
+    """A dataset of another maker: three shards of train, one of each other split."""
+    for number, name in enumerate(
+        ("train/a/0", "train/a/1", "train/b/0", "tuning/0", "held_out/0")
+    ):
+        write(tmp_path / f"others/data/{name}.parquet", 100 * number)
+    return tmp_path / "others"
+
+
+def told(cohort, cache, **options):
+    with opened(cohort, cache, **{"on_ray": False} | options) as found:
+        return list(zip(found.column("shard"), found.column("subjects"), strict=True))
+
+
+def files_of(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.parquet")}
+
+
+def test_a_dataset_of_others_is_counted_once_and_nothing_is_written_into_it(
+    others, tmp_path, monkeypatch
+):
+    before, cache = files_of(others), tmp_path / "cache"
+    first = told(others, cache)
+    assert [name for name, _ in first] == [
+        path.relative_to(others).as_posix() for ps in splits_of(others).values() for path in ps
+    ]
+    assert files_of(others) == before
+    with monkeypatch.context() as patch:
+        patch.setattr(manifest, "describe_shard", None)
+        assert told(others, cache) == first
+    write(others / "data/tuning/0.parquet", 1000, 20)
+    again = dict(told(others, cache))
+    assert again["data/tuning/0.parquet"] <= 20
+    assert len(list(cache.iterdir())) == 2
+
+
+def test_what_a_killed_command_counted_is_kept(others, tmp_path, monkeypatch):
+    monkeypatch.setattr(manifest, "FILES", 2)
+    cache, counted = tmp_path / "cache", []
+    first = told(others, cache)
+    (folder,) = cache.iterdir()
+    whole = files_of(folder)
+    assert len(whole) == 2
+    (folder / "000001.parquet").unlink()
+    describe = manifest.describe_shard
+
+    def spied(path, name, split):
+        counted.append(name)
+        return describe(path, name, split)
+
+    monkeypatch.setattr(manifest, "describe_shard", spied)
+    assert told(others, cache) == first
+    assert counted == ["data/tuning/0.parquet", "data/held_out/0.parquet"]
+    assert files_of(folder) == whole
+
+
+def test_shards_are_counted_by_jobs_that_can_travel(others, tmp_path, monkeypatch):
+    ran = []
+
+    def run_jobs(function, jobs, **options):
+        ran.append((options["verb"], len(jobs), options["on_ray"]))
+        there = pickle.loads(pickle.dumps(function))
+        return tasks.run_jobs(there, jobs, **dict(options, on_ray=False))
+
+    monkeypatch.setattr(manifest, "run_jobs", run_jobs)
+    with opened(others, tmp_path / "cache", on_ray=True) as found:
+        fitted_codes(found, splits_of(others)["train"], tmp_path / "cache", on_ray=True)
+    assert ran == [("counted shards", 5, True), ("sampled shards", 3, True)]
+
+
+def test_where_nothing_can_be_kept_it_is_counted_each_time(others, tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    first = told(others, None)
+    assert told(others, tmp_path / "file" / "cache") == first
+    assert dict(first)["data/train/a/0.parquet"] == 50
+
+
+def test_a_cohort_whose_shards_changed_is_counted_anew(synthetic_cohort, tmp_path, monkeypatch):
+    cohort, cache = tmp_path / "cohort", tmp_path / "cache"
+    shutil.copytree(synthetic_cohort, cohort)
+    with monkeypatch.context() as patch:
+        patch.setattr(manifest, "describe_shard", None)
+        assert sum(count for _, count in told(cohort, cache)) == 60
+    assert not cache.exists()
+    write(cohort / "data/train/99.parquet", 10**6)
+    stored = files_of(cohort / FOLDER)
+    assert dict(told(cohort, cache))["data/train/99.parquet"] == 50
+    assert files_of(cohort / FOLDER) == stored
+
+
+def test_a_cohort_without_one_has_the_counts_that_ingest_leaves(synthetic_cohort, tmp_path):
+    cohort = tmp_path / "cohort"
+    shutil.copytree(synthetic_cohort, cohort)
+    shutil.rmtree(cohort / FOLDER)
+    with (
+        opened(cohort, tmp_path / "cache", on_ray=False) as counted,
+        opened(synthetic_cohort, None, on_ray=False) as left,
+    ):
+        assert [t.to_pylist() for t in counted.counts()] == [t.to_pylist() for t in left.counts()]
+        for name in ("shard", "split", "subjects", "events", "bytes", "footer", "min_time"):
+            assert counted.column(name) == left.column(name)
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_jobs_of_shards_fit_the_codes_that_one_walk_fits(others, tmp_path, monkeypatch, kept):
+    monkeypatch.setattr(code_statistics, "QUANTILE_SAMPLE", 200)
+    cache = tmp_path / "cache" if kept else None
+    shards = splits_of(others)
+    with opened(others, cache, on_ray=False) as found:
+        table = fitted_codes(found, shards["train"], cache, on_ray=False)
+    assert table.equals(
+        fit_codes(shards["train"], [*shards["tuning"], *shards["held_out"]]), check_metadata=True
+    )
+    if cache is not None:
+        assert [path.name.split("-")[0] for path in cache.iterdir()] == ["manifest"]
