@@ -370,7 +370,7 @@ def finish(plan: Plan, source: Source, work: Work, output: Path, print_: str) ->
         labels_without_subject=orphans,
         changes=changes,
         notes=(
-            *division_notes(plan, sum(each.undivided for each in work.checked), splits),
+            *division_notes(plan, sum(each.undivided for each in work.checked), work.settled),
             *filter(None, [map_note(plan, parts)]),
         ),
     )

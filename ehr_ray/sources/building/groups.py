@@ -107,13 +107,19 @@ def divide_part(plan: Plan, index: int) -> None:
             writer.write(events, keys)
 
 
-def group_notes(plan: Plan, subjects: npt.NDArray[np.int64]) -> Iterator[str]:
-    """Yield what is to be said of the division of a cohort's subjects."""
-    known = files.open_parquet(plan.staging / TABLE).read()
-    alone = len(np.setdiff1d(subjects, known["subject_id"].to_numpy()))
+def grouped(plan: Plan) -> npt.NDArray[np.int64]:
+    """Return the subjects who have a value of the code, ascending."""
+    ids = files.open_parquet(plan.staging / TABLE).read(["subject_id"])["subject_id"]
+    return np.asarray(ids.to_numpy())
+
+
+def group_notes(plan: Plan, alone: int) -> Iterator[str]:
+    """Yield what is to be said of the division; `alone` subjects have no value of the code."""
     if alone:
         yield f"--split-by {plan.split_by}: {alone:,} subjects have no value of it: divided by hash"
-    there = np.unique(known["split"].to_numpy())
+    there: set[int] = set()
+    for batch in files.open_parquet(plan.staging / TABLE).iter_batches(columns=["split"]):
+        there.update(batch["split"].unique().to_pylist())
     for position, share in enumerate(plan.policy.fractions):
         if share > 0 and position not in there:
             yield (

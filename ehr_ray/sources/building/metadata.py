@@ -49,22 +49,23 @@ class TaskSummary:
         return ", ".join(parts)
 
 
-def division_notes(plan: Plan, undivided: int, splits: Path) -> Iterator[str]:
-    """Yield what is to be said of how the subjects were divided; `splits` is their table."""
+def division_notes(plan: Plan, undivided: int, found: Sequence[Settled]) -> Iterator[str]:
+    """Yield what is to be said of how the subjects were divided, of whom ranges tell what is found.
+
+    No split was said of `undivided` of them.
+    """
     if undivided:
         shares = ", ".join(f"{share:g}" for share in plan.policy.fractions)
         yield f"{undivided:,} subjects have no split in the source: divided by hash, {shares}"
-    if plan.split_by is None and (plan.policy.file is None or plan.policy.keep_source):
-        return
-    subjects = files.open_parquet(splits).read(["subject_id"])["subject_id"].to_numpy()
+    divided = sum(each.divided for each in found)
     if plan.split_by is not None:
-        yield from group_notes(plan, subjects)
+        yield from group_notes(plan, sum(each.subjects.total() for each in found) - divided)
     if plan.policy.file is not None and not plan.policy.keep_source:
         table = read_splits(str(plan.policy.file))
         if table.renamed:
             names = ", ".join(f"{name} -> {ours}" for name, ours in sorted(table.renamed.items()))
             yield f"--splits {plan.policy.file}: {names}"
-        absent = len(np.setdiff1d(table.subject_id, subjects))
+        absent = len(table.subject_id) - divided
         if absent:
             yield f"--splits {plan.policy.file}: {absent:,} of its subjects are not in the input"
 

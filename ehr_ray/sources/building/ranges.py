@@ -17,11 +17,13 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from ehr_ray.errors import InputError
 from ehr_ray.events.schema import SPLITS, SUBJECT_SPLITS
+from ehr_ray.sources.building.groups import grouped
 from ehr_ray.sources.building.keyed import read_keys, rows_by_key
 from ehr_ray.sources.building.shards import SUBJECTS, Shard
 from ehr_ray.sources.building.staging import (
@@ -35,6 +37,7 @@ from ehr_ray.sources.building.staging import (
 )
 from ehr_ray.sources.parsing.identifiers import NAMES, spellings
 from ehr_ray.sources.parsing.labels import LeftOut, resolve
+from ehr_ray.sources.parsing.split_table import read_splits
 from ehr_ray.sources.splits import NUM_BUCKETS, assign_buckets
 from ehr_ray.storage import files
 
@@ -171,6 +174,7 @@ class Settled:
     Args:
         subjects: by split.
         events: of all of them.
+        divided: how many have a row in the table of `--splits`, or a value of `--split-by`.
         twice: how many are in more than one split.
         split_twice: the first of them, and two of its splits.
         labels: task -> what was left out of its labels, and how many rows contradict others.
@@ -178,6 +182,7 @@ class Settled:
 
     subjects: Counter[str] = field(default_factory=Counter)
     events: int = 0
+    divided: int = 0
     twice: int = 0
     split_twice: tuple[int, str, str] | None = None
     labels: dict[str, LeftOut] = field(default_factory=dict)
@@ -199,10 +204,22 @@ def settle_range(plan: Plan, num_parts: int, shards: Sequence[Shard], buckets: B
     return Settled(
         Counter(dict(zip(*_counted(subjects["split"]), strict=True))),
         pc.sum(subjects["events"]).as_py() or 0,
+        _divided(plan, ids),
         int(np.count_nonzero(ids[1:] == ids[:-1])),
         _first(splits, _repeated(splits)),
         labels,
     )
+
+
+def _divided(plan: Plan, ids: npt.NDArray[np.int64]) -> int:
+    if plan.split_by is not None:
+        known = grouped(plan)
+    elif plan.policy.file is not None and not plan.policy.keep_source:
+        known = read_splits(str(plan.policy.file)).subject_id
+    else:
+        return 0
+    first, last = (np.searchsorted(known, np.unique(ids), side) for side in ("left", "right"))
+    return int(np.count_nonzero(last > first))
 
 
 def _counted(column: pa.ChunkedArray) -> tuple[list[str], list[int]]:

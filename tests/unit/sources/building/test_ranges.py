@@ -127,3 +127,25 @@ def test_a_cohort_of_many_ranges_is_that_of_one(tmp_path, monkeypatch):
     assert {"metadata/subject_ids.parquet", "labels/died.parquet"} <= set(one)
     assert summary.labels_without_subject > 0
     assert min(summary.labels["died"].unknown, summary.labels["died"].repeated) > 0
+
+
+@pytest.mark.parametrize("rows", [1, 10**9])
+def test_whom_a_division_leaves_out_is_counted_over_all_ranges(tmp_path, monkeypatch, rows):
+    monkeypatch.setattr(ranges, "RANGE_ROWS", rows)
+    lines = [f"{i},{i % 50},HR,70" for i in range(40)]
+    lines += [f"{i},,SITE//{i % 7}," for i in range(30)]
+    source = tmp_path / "in.csv"
+    source.write_text("\n".join(["subject_id,time,code,numeric_value", *lines]))
+    table = tmp_path / "splits.csv"
+    said = [f"{i},{'train' if i % 3 else 'tuning'}" for i in range(45)]
+    table.write_text("\n".join(["subject_id,split", *said]))
+
+    def notes(name, **how):
+        options = {"time_unit": "hours"}
+        return ingest("table", source, tmp_path / name, options=options, cpus=1, **how).notes
+
+    assert notes("a", splits=str(table)) == (
+        f"--splits {table}: 5 of its subjects are not in the input",
+    )
+    (first, *_) = notes("b", split_by="SITE")
+    assert first == "--split-by SITE: 10 subjects have no value of it: divided by hash"
