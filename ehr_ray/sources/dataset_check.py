@@ -1,9 +1,13 @@
 """A MEDS dataset of others, used as it stands: what ingest would check is checked here."""
 
+import contextlib
+import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -11,14 +15,27 @@ import pyarrow as pa
 
 from ehr_ray.errors import InputError
 from ehr_ray.events.schema import RECORD, SPLITS
-from ehr_ray.sources.parsing.split_table import read_splits
-from ehr_ray.storage import files
+from ehr_ray.sources.building.keyed import KeyedWriter, read_keys
+from ehr_ray.sources.parsing.split_table import check_once, once_each, read_split_batches
+from ehr_ray.sources.splits import NUM_BUCKETS, assign_buckets
+from ehr_ray.storage import files, sync
+from ehr_ray.storage.paths import absolute, local
 
 SPLITS_FILE: Final = Path("metadata") / "subject_splits.parquet"
-Each = Callable[
-    [Callable[[Path], npt.NDArray[np.int64]], Sequence[Path]], Iterable[npt.NDArray[np.int64]]
-]
+RANGE_IDS: Final = 2_000_000
+"""Subjects that a job compares."""
+Run = Callable[[Callable[[Any], Any], Sequence[Any]], list[Any]]
 REMEDY: Final = "run `ehr-ray ingest --source meds`"
+TABLE: Final = "rows"
+SAID: Final = "said"
+"""Folder of the table of splits by bucket; those of shards have their number."""
+IDS: Final = pa.schema([pa.field("subject_id", pa.int64())])
+SAID_SPLITS: Final = pa.schema([*IDS, pa.field("split", pa.int8())])
+
+
+def here(function: Callable[[Any], Any], jobs: Sequence[Any]) -> list[Any]:
+    """Return what a function gives of each job, called in this process."""
+    return [function(job) for job in jobs]
 
 
 def is_ours(cohort: Path, shards: Mapping[str, Sequence[Path]]) -> bool:
@@ -32,61 +49,141 @@ def is_ours(cohort: Path, shards: Mapping[str, Sequence[Path]]) -> bool:
 
 
 def check_dataset(
-    cohort: Path, shards: Mapping[str, Sequence[Path]], each: Each | None = None
+    cohort: Path, shards: Mapping[str, Sequence[Path]], folder: Path, run: Run = here
 ) -> list[str]:
     """Check who is where, by the ids alone; return lines on what a person should know.
 
     Raises `InputError` for a subject in two shards or in two splits, and where
-    `metadata/subject_splits.parquet` puts subjects elsewhere than the folder they lie in.
+    `metadata/subject_splits.parquet` puts subjects elsewhere than the folder they lie in. No
+    process holds more ids than those of a shard, or `RANGE_IDS` of all.
 
     Args:
         cohort: folder of the dataset.
         shards: its shards by split.
-        each: calls a function on each path, in order, wherever it likes; None: here.
+        folder: an empty one, for the ids by ranges; a URI has it as its copy here.
+        run: calls a picklable function on each of some jobs, wherever it likes.
     """
-    ids, split = _located(cohort, shards, each)
-    table = Path(cohort) / SPLITS_FILE
-    if not table.is_file():
-        return []
-    said = read_splits(str(table)).of(ids)
-    told = said.is_valid().to_numpy(zero_copy_only=False)
-    ours = pa.array(SPLITS).take(pa.array(split))
-    moved = int(np.sum(told & (said.to_numpy(False) != ours.to_numpy(False))))
-    if moved:
+    paths = [(split, path) for split, found in shards.items() for path in found]
+    place, table = absolute(folder), Path(cohort) / SPLITS_FILE
+    jobs = [(number, absolute(path)) for number, (_, path) in enumerate(paths)]
+    number = sum(run(LeaveIds(place), jobs))
+    said = table.is_file()
+    if said:
+        run(LeaveSplits(place), [absolute(table)])
+    count = min(max(1, math.ceil(number / RANGE_IDS)), NUM_BUCKETS)
+    edges = [NUM_BUCKETS * i // count for i in range(count + 1)]
+    splits = [SPLITS.index(split) for split, _ in paths]
+    ranges = [(a, b - 1) for a, b in itertools.pairwise(edges)]
+    found: list[FoundIds] = run(CheckIds(place, splits), ranges)
+    if twice := [each.first for each in found if each.first is not None]:
+        _, *pair = min(twice)
+        one, other = (paths[shard][1].relative_to(cohort) for shard in pair)
+        raise InputError(
+            f"{cohort}: {sum(each.twice for each in found):,} subjects are in more than one shard, "
+            f"the first of them in {one} and in {other}; {REMEDY}, which joins what is one "
+            "subject's"
+        )
+    check_once(table, sum(each.split_twice for each in found))
+    if moved := sum(each.moved for each in found):
         raise InputError(
             f"{table}: {moved:,} subjects have another split there than the folder under data/ "
             f"that they lie in; {REMEDY}, which follows the table"
         )
-    return list(_unsaid(table, int(np.sum(~told)), len(ids)))
+    unsaid = sum(each.unsaid for each in found) if said else 0
+    if not unsaid:
+        return []
+    return [
+        f"{unsaid:,} of {number:,} subjects have no row in {table}: the folder they lie in decides"
+    ]
 
 
-def _unsaid(table: Path, count: int, subjects: int) -> Iterator[str]:
-    if count:
-        yield (
-            f"{count:,} of {subjects:,} subjects have no row in {table}: the folder they lie in "
-            "decides"
-        )
+@dataclass(frozen=True)
+class FoundIds:
+    """What is found of the subjects of a range.
+
+    Args:
+        twice: how often one is in another shard too.
+        first: the first of them, and the numbers of two of its shards.
+        split_twice: how often one has another split in the table too.
+        moved: how many the table puts elsewhere than the folder.
+        unsaid: how many have no row in it.
+    """
+
+    twice: int
+    first: tuple[int, int, int] | None
+    split_twice: int
+    moved: int
+    unsaid: int
 
 
-def _located(
-    cohort: Path, shards: Mapping[str, Sequence[Path]], each: Each | None
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int8]]:
-    """Return (each subject once, position of its split in `SPLITS`)."""
-    paths = [(SPLITS.index(split), path) for split, found in shards.items() for path in found]
-    places = [path for _, path in paths]
-    subjects = list(each(subjects_of, places) if each else map(subjects_of, places))
-    ids = np.concatenate(subjects) if subjects else np.zeros(0, np.int64)
-    shard = np.repeat(np.arange(len(paths)), [len(part) for part in subjects])
-    order = np.argsort(ids, kind="stable")
-    ids, shard = ids[order], shard[order]
-    twice = np.flatnonzero(ids[1:] == ids[:-1])
-    if len(twice):
-        one, other = (paths[shard[twice[0] + i]][1].relative_to(cohort) for i in (0, 1))
-        raise InputError(
-            f"{cohort}: {len(twice):,} subjects are in more than one shard, the first of them in "
-            f"{one} and in {other}; {REMEDY}, which joins what is one subject's"
-        )
-    return ids, np.array([split for split, _ in paths], np.int8)[shard]
+@dataclass(frozen=True)
+class LeaveIds:
+    """The job of a shard, as its number and its place: its subjects by bucket, in a folder."""
+
+    folder: str
+
+    def __call__(self, job: tuple[int, str]) -> int:
+        """Return how many subjects it has."""
+        number, place = job
+        ids = subjects_of(sync.fetch(place))
+        with _keyed(self.folder, str(number), IDS) as writer:
+            writer.write(pa.table([ids], schema=IDS), assign_buckets(ids))
+        return len(ids)
+
+
+@dataclass(frozen=True)
+class LeaveSplits:
+    """The job of the table of splits, as its place: its rows by bucket, in a folder."""
+
+    folder: str
+
+    def __call__(self, place: str) -> None:
+        """Read it, some rows at a time."""
+        with _keyed(self.folder, SAID, SAID_SPLITS) as writer:
+            for ids, split in read_split_batches(sync.fetch(place)):
+                writer.write(pa.table([ids, split], schema=SAID_SPLITS), assign_buckets(ids))
+
+
+@contextlib.contextmanager
+def _keyed(folder: str, name: str, schema: pa.Schema) -> Iterator[KeyedWriter]:
+    target = local(folder) / name
+    with files.writes(target.parent):
+        target.mkdir(parents=True, exist_ok=True)
+        with KeyedWriter(target, TABLE, schema, NUM_BUCKETS) as writer:
+            yield writer
+    sync.push(target)
+
+
+@dataclass(frozen=True)
+class CheckIds:
+    """The job of a range of buckets, as its first and its last; `splits` are those of shards."""
+
+    folder: str
+    splits: Sequence[int]
+
+    def __call__(self, buckets: tuple[int, int]) -> FoundIds:
+        """Return what is found of the subjects of the range."""
+        folder = sync.fetch(self.folder)
+        pieces = [
+            read_keys([folder / str(number)], TABLE, *buckets, IDS)["subject_id"].to_numpy()
+            for number in range(len(self.splits))
+        ]
+        ids = np.concatenate(pieces)
+        shard = np.repeat(np.arange(len(pieces)), [len(piece) for piece in pieces])
+        order = np.argsort(ids, kind="stable")
+        ids, shard = ids[order], shard[order]
+        twice = np.flatnonzero(ids[1:] == ids[:-1])
+        first = None
+        if len(twice):
+            one = int(twice[0])
+            first = (int(ids[one]), int(shard[one]), int(shard[one + 1]))
+        rows = read_keys([folder / SAID], TABLE, *buckets, SAID_SPLITS)
+        known, said, split_twice = once_each(*(column.to_numpy() for column in rows.columns))
+        at = np.minimum(np.searchsorted(known, ids), max(len(known) - 1, 0))
+        there = known[at] == ids if len(known) else np.zeros(len(ids), bool)
+        own = np.array(self.splits, np.int8)[shard[there]]
+        moved = int(np.count_nonzero(said[at[there]] != own))
+        return FoundIds(len(twice), first, split_twice, moved, int(np.count_nonzero(~there)))
 
 
 def subjects_of(path: Path) -> npt.NDArray[np.int64]:

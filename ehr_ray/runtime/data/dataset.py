@@ -19,11 +19,16 @@ from ehr_ray.events.vocabulary import (
     origin_of,
     with_origin,
 )
-from ehr_ray.runtime.data.manifest import fitted_codes, mute, opened, shards_digest
+from ehr_ray.runtime.data.manifest import (
+    fitted_codes,
+    mute,
+    opened,
+    scratch,
+    shards_digest,
+)
 from ehr_ray.runtime.data.tasks import Say, run_jobs
 from ehr_ray.sources.dataset_check import SPLITS_FILE, check_dataset, is_ours
-from ehr_ray.storage import files, sync
-from ehr_ray.storage.paths import canonical
+from ehr_ray.storage import files
 
 CODES = Path("metadata") / "codes.parquet"
 
@@ -44,26 +49,16 @@ def check_cohort(
         lines = json.loads(kept.read_text())
     else:
 
-        def each(function: Callable[[Path], Any], paths: Sequence[Path]) -> list[Any]:
-            places, at = [canonical(path) for path in paths], _AtPlace(function)
-            return run_jobs(at, places, on_ray=on_ray, say=mute, verb="read ids of shards")
+        def run(function: Callable[[Any], Any], jobs: Sequence[Any]) -> list[Any]:
+            return run_jobs(function, jobs, on_ray=on_ray, say=mute, verb="checked ids")
 
-        lines = check_dataset(cohort, shards, each)
+        with scratch(cache, "ids") as folder:
+            lines = check_dataset(cohort, shards, folder, run)
         if kept is not None:
             kept.parent.mkdir(parents=True, exist_ok=True)
             files.write_text(kept, json.dumps(lines))
     for line in lines:
         say(line)
-
-
-class _AtPlace:
-    """A function of a path, at the path or URI of it that a node is told."""
-
-    def __init__(self, function: Callable[[Path], Any]) -> None:
-        self._function = function
-
-    def __call__(self, place: str) -> Any:
-        return self._function(sync.fetch(place))
 
 
 def num_patients(cohort: Path, split: str, cache: Path | None, *, on_ray: bool) -> int:

@@ -57,18 +57,22 @@ def opened(
     if found is not None:
         yield found
         return
-    with _kept(None) as folder:  # of this machine, where tasks of others write nothing
-        yield _made(cohort, shards, folder / name, False, say)
+    with scratch(None, name) as folder:  # of this machine, where tasks of others write nothing
+        yield _made(cohort, shards, folder, False, say)
 
 
 @contextlib.contextmanager
-def _kept(cache: Path | None) -> Iterator[Path]:
-    """Yield the cache, or a folder of this machine for the block."""
-    if cache is not None:
-        yield Path(cache).absolute()
-        return
-    with tempfile.TemporaryDirectory(prefix="ehr_ray-") as folder:
-        yield Path(folder)
+def scratch(cache: Path | None, name: str) -> Iterator[Path]:
+    """Yield a folder that is not there yet, for jobs to write to: in the cache, or on this machine.
+
+    It is removed after the block. Its name is not hidden: what is, stays on the machine.
+    """
+    root = Path(tempfile.gettempdir()) if cache is None else Path(cache).absolute()
+    folder = root / f"{name}-{secrets.token_hex(8)}"
+    try:
+        yield folder
+    finally:
+        sync.remove(folder)
 
 
 def shards_digest(cohort: Path, *tables: Path) -> str:
@@ -127,12 +131,8 @@ def fitted_codes(
 
     What the jobs leave lies in a folder of the cache meanwhile.
     """
-    with _kept(cache) as root:
-        folder = root / f"fit-{secrets.token_hex(8)}"
-        try:
-            return _fitted(manifest, train, SampleFolder(folder), on_ray, say)
-        finally:
-            sync.remove(folder)
+    with scratch(cache, "fit") as folder:
+        return _fitted(manifest, train, SampleFolder(folder), on_ray, say)
 
 
 def _fitted(

@@ -1,8 +1,10 @@
 """Published splits: a CSV or Parquet table of subject_id and split."""
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -18,6 +20,7 @@ from ehr_ray.sources.parsing.parquet_files import READ_ERRORS
 from ehr_ray.storage import files
 
 COLUMNS: Final = ["subject_id", "split"]
+BATCH_ROWS: Final = 1 << 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,28 +53,64 @@ def read_splits(path: str) -> SplitTable:
     subject with two splits.
     """
     table = _read(path)
+    ids, split, names = _parsed(table, path)
+    ids, split, twice = once_each(ids, split)
+    check_once(path, twice)
+    used = {name.strip(): SPLIT_NAMES[name.strip()] for name in names.unique().to_pylist()}
+    return SplitTable(ids, split, {name: ours for name, ours in used.items() if name != ours})
+
+
+def read_split_batches(
+    path: Path,
+) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int8]]]:
+    """Yield (id, position in `SPLITS`) of some rows at a time of a Parquet table of splits.
+
+    Raises `InputError` as `read_splits` does, but for a subject with two splits.
+    """
+    start = 0
+    try:
+        for batch in files.open_parquet(path).iter_batches(BATCH_ROWS, columns=COLUMNS):
+            ids, split, _ = _parsed(pa.table({n: batch[n] for n in COLUMNS}), str(path), start)
+            start += len(ids)
+            yield ids, split
+    except (*READ_ERRORS, KeyError) as error:
+        raise InputError(f"{path}: no table of subject_id and split ({error})") from None
+
+
+def once_each(
+    ids: npt.NDArray[np.int64], split: npt.NDArray[np.int8]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int8], int]:
+    """Return (ids, ascending and each once; their splits; how often one has another split)."""
+    order = np.lexsort((split, ids))
+    ids, split = ids[order], split[order]
+    first = np.append(True, ids[1:] != ids[:-1])[: len(ids)]
+    return ids[first], split[first], int(np.sum(~first[1:] & (split[1:] != split[:-1])))
+
+
+def check_once(path: str | Path, twice: int) -> None:
+    """Raise `InputError` where subjects of a table are in more than one split."""
+    if twice:
+        raise InputError(
+            f"{path}: {twice:,} subjects are in more than one split; give each subject one"
+        )
+
+
+def _parsed(
+    table: pa.Table, path: str, start: int = 0
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int8], pa.Array]:
+    """Return (ids, positions in `SPLITS`, names) of rows of which `start` come before."""
     ids, blank, _ = subject_ids(table["subject_id"])
     names = texts(table["split"], "split")[0]
     if blank.any():
-        raise InputError(f"{path}: row {int(np.argmax(blank)) + 1} has no subject_id; give it one")
+        row = start + int(np.argmax(blank)) + 1
+        raise InputError(f"{path}: row {row} has no subject_id; give it one")
     split = by_unique(names, _position, np.int8)
     if np.any(split < 0):
         name = names[int(np.argmax(split < 0))].as_py() or ""
         raise InputError(
             f"{path}: split {name!r}: not one of {', '.join(SPLIT_NAMES)}; divide anew by --splits"
         )
-    order = np.lexsort((split, ids))
-    ids, split = ids[order], split[order]
-    first = np.append(True, ids[1:] != ids[:-1])[: len(ids)]
-    twice = int(np.sum(~first[1:] & (split[1:] != split[:-1])))
-    if twice:
-        raise InputError(
-            f"{path}: {twice:,} subjects are in more than one split; give each subject one"
-        )
-    used = {name.strip(): SPLIT_NAMES[name.strip()] for name in names.unique().to_pylist()}
-    return SplitTable(
-        ids[first], split[first], {name: ours for name, ours in used.items() if name != ours}
-    )
+    return ids, split, names
 
 
 def _position(name: str | None) -> int:

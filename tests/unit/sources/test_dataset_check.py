@@ -4,6 +4,7 @@ import pytest
 
 from ehr_ray.errors import InputError
 from ehr_ray.events.patients import splits_of
+from ehr_ray.sources import dataset_check
 from ehr_ray.sources.dataset_check import check_dataset, is_ours
 
 FOLDERS = {"train": [1, 2, 3], "tuning": [4], "held_out": [5]}
@@ -28,39 +29,53 @@ def write(root, folders=FOLDERS, splits=FOLDERS):
     return root
 
 
-def check(root):
-    return check_dataset(root, splits_of(root))
+@pytest.fixture(params=[10**9, 1], ids=["one range", "several"])
+def check(request, tmp_path_factory, monkeypatch):
+    monkeypatch.setattr(dataset_check, "RANGE_IDS", request.param)
+
+    def run(root):
+        folder = tmp_path_factory.mktemp("check") / "ids"
+        return check_dataset(root, splits_of(root), folder)
+
+    return run
 
 
-def test_a_dataset_whose_folders_and_table_agree_is_taken_without_a_word(tmp_path):
+def test_a_dataset_whose_folders_and_table_agree_is_taken_without_a_word(tmp_path, check):
     assert check(write(tmp_path / "a")) == []
     assert check(write(tmp_path / "b", splits=None)) == []
 
 
-def test_folders_that_are_not_what_the_table_says_are_refused(tmp_path):
+def test_folders_that_are_not_what_the_table_says_are_refused(tmp_path, check):
     root = write(tmp_path, splits={"train": [1, 4], "tuning": [2], "held_out": [3, 5]})
     with pytest.raises(InputError, match=r"subject_splits\.parquet: 3 subjects have another split"):
         check(root)
 
 
 @pytest.mark.parametrize("other", ["train/1", "held_out/1"])
-def test_a_subject_in_two_shards_is_refused(tmp_path, other):
+def test_a_subject_in_two_shards_is_refused(tmp_path, other, check):
     root = write(tmp_path, folders={**FOLDERS, other: [2, 9]}, splits=None)
     with pytest.raises(InputError, match=rf"1 subjects .* data/{other}\.parquet") as error:
         check(root)
     assert "data/train/0.parquet" in str(error.value)
 
 
-def test_a_subject_with_two_splits_in_the_table_is_refused(tmp_path):
+def test_a_subject_with_two_splits_in_the_table_is_refused(tmp_path, check):
     root = write(tmp_path, splits={**FOLDERS, "test": [1]})
     with pytest.raises(InputError, match=r"1 subjects are in more than one split"):
         check(root)
 
 
-def test_subjects_without_a_split_are_told(tmp_path):
+def test_subjects_without_a_split_are_told(tmp_path, check):
     (line,) = check(write(tmp_path, splits={"train": [1], "tuning": [4]}))
     assert line.startswith("3 of 5 subjects have no row in ")
     assert line.endswith("subject_splits.parquet: the folder they lie in decides")
+
+
+def test_of_several_subjects_in_two_shards_the_first_is_named(tmp_path, check):
+    folders = {"train": range(1, 40), "tuning": [30, 41], "held_out": [20, 38, 50]}
+    root = write(tmp_path, folders={k: list(v) for k, v in folders.items()}, splits=None)
+    with pytest.raises(InputError, match=r"3 subjects .* data/train/0.* data/held_out/0"):
+        check(root)
 
 
 def test_what_ingest_wrote_needs_no_check_until_something_is_added(synthetic_cohort, tmp_path):

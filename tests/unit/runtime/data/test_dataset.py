@@ -6,7 +6,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from ehr_ray.errors import InputError
-from ehr_ray.events.patients import splits_of
 from ehr_ray.events.vocabulary import is_fitted
 from ehr_ray.runtime.data import dataset, tasks
 from ehr_ray.runtime.data.dataset import (
@@ -85,21 +84,24 @@ def test_a_check_is_made_once_and_told_each_time(others, tmp_path_factory, monke
     assert told[0].startswith("5 of 6 subjects have no row")
 
 
-def test_ids_are_read_by_a_job_a_shard(others, monkeypatch):
-    ran, shards = [], [path for paths in splits_of(others).values() for path in paths]
+def test_ids_are_checked_by_jobs_that_can_travel_and_leave_nothing(
+    others, tmp_path_factory, monkeypatch
+):
+    ran, cache = [], tmp_path_factory.mktemp("cache")
 
     def run_jobs(function, jobs, **options):
-        ran.append((list(jobs), options["on_ray"]))
-        return tasks.run_jobs(
-            pickle.loads(pickle.dumps(function)), jobs, **dict(options, on_ray=False)
-        )
+        ran.append((type(function).__name__, len(jobs), options["on_ray"]))
+        there = pickle.loads(pickle.dumps(function))
+        return tasks.run_jobs(there, jobs, **dict(options, on_ray=False))
 
     monkeypatch.setattr(dataset, "run_jobs", run_jobs)
-    check_cohort(others, on_ray=True)
-    assert ran == [([str(path) for path in shards], True)]
+    check_cohort(others, cache, on_ray=True)
+    assert ran == [("LeaveIds", 2, True), ("CheckIds", 1, True)]
+    assert [path.suffix for path in cache.iterdir()] == [".json"]
     write(others, "tuning", [(9, 0, "LAB", 1.0)])
     with pytest.raises(InputError, match="1 subjects are in more than one shard"):
-        check_cohort(others, on_ray=True)
+        check_cohort(others, cache)
+    assert [path.suffix for path in cache.iterdir()] == [".json"]
 
 
 def test_patients_are_those_of_the_manifest(others, tmp_path_factory):

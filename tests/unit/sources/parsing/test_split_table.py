@@ -1,9 +1,12 @@
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from ehr_ray.errors import InputError
+from ehr_ray.sources.parsing import split_table
 from ehr_ray.sources.parsing.identifiers import subject_id
-from ehr_ray.sources.parsing.split_table import read_splits
+from ehr_ray.sources.parsing.split_table import read_split_batches, read_splits
 
 
 def test_a_table_of_splits_is_read_by_the_rule_of_ids_and_the_usual_names(tmp_path):
@@ -29,3 +32,17 @@ def test_a_table_that_does_not_say_who_is_where_is_refused(tmp_path, text, messa
     (tmp_path / "s.csv").write_text(text)
     with pytest.raises(InputError, match=message):
         read_splits(str(tmp_path / "s.csv"))
+
+
+def test_a_table_is_read_some_rows_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(split_table, "BATCH_ROWS", 2)
+    path = tmp_path / "s.parquet"
+    pq.write_table(pa.table({"split": ["test", "dev", "train"], "subject_id": [3, 9, 1]}), path)
+    batches = [(ids.tolist(), split.tolist()) for ids, split in read_split_batches(path)]
+    assert batches == [([3, 9], [2, 1]), ([1], [0])]
+    pq.write_table(pa.table({"split": ["test"] * 4, "subject_id": [3, 9, 1, None]}), path)
+    with pytest.raises(InputError, match="row 4 has no subject_id"):
+        list(read_split_batches(path))
+    pq.write_table(pa.table({"subject_id": [3]}), path)
+    with pytest.raises(InputError, match="no table of subject_id and split"):
+        list(read_split_batches(path))
