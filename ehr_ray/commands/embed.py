@@ -10,10 +10,9 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from ehr_ray.errors import InputError
-from ehr_ray.evaluation.coverage import MIN_KNOWN
+from ehr_ray.evaluation.coverage import MIN_KNOWN, measure_coverage, require_coverage
 from ehr_ray.events.code_map import CodeMap, load_code_map
 from ehr_ray.events.patients import shard_names, splits_of
-from ehr_ray.runtime.data.coverage import measure_coverage, require_coverage
 from ehr_ray.runtime.data.dataset import check_cohort, named_origin
 from ehr_ray.runtime.data.manifest import opened
 from ehr_ray.runtime.data.mapped import mapped_cohort

@@ -1,11 +1,15 @@
 """How many of some events a model knows, by their codes."""
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
+from ehr_ray.errors import InputError
 from ehr_ray.evaluation.table import Table
+from ehr_ray.events.manifest import Manifest
 from ehr_ray.events.schema import is_origin
 from ehr_ray.events.vocabulary import Vocabulary
 
@@ -56,3 +60,20 @@ def coverage_of(counts: Mapping[str, int], vocabulary: Vocabulary) -> Coverage:
     known = set(vocabulary.codes)
     unknown = Counter({code: n for code, n in tokens.items() if code not in known})
     return Coverage(sum(tokens.values()), dict(unknown.most_common()))
+
+
+def measure_coverage(
+    manifest: Manifest, vocabulary: Vocabulary, split: str | None = None
+) -> Coverage:
+    """Return how many of a cohort's events a model knows; of all splits, or of one."""
+    counts = manifest.by_code(["count"], split)
+    return coverage_of({code: count for code, (count,) in counts.items()}, vocabulary)
+
+
+def require_coverage(coverage: Coverage, least: float, cohort: str | Path) -> None:
+    """Raise InputError where the model knows less than a share `least` of a cohort's events."""
+    if coverage.known < least:
+        raise InputError(
+            f"{cohort}: {coverage.line()}; ingest it with the codes of the run's cohort, or give "
+            f"--min-known-events {math.floor(coverage.known * 100) / 100:.2f} to go on all the same"
+        )

@@ -91,8 +91,8 @@ def count_shard(path: Path) -> ShardCounts:
     for chunk, (codes, values, batch) in enumerate(_read(path, names, ["subject_id", "time"])):
         size = len(names)
         with files.reads(path, "ingest the cohort again"):
-            static = span.add(batch)
-        subjects.add(codes, batch["subject_id"].to_numpy(zero_copy_only=False), static)
+            timeless = span.add(batch)
+        subjects.add(codes, batch["subject_id"].to_numpy(zero_copy_only=False), timeless)
         finite = np.isfinite(values)
         valued, known = codes[finite], values[finite].astype(np.float64)
         n = np.bincount(valued, minlength=size)

@@ -23,6 +23,7 @@ from ehr_ray.events.features import (
     trend_features,
     window_features,
 )
+from ehr_ray.events.manifest import Manifest
 from ehr_ray.events.patients import Patient
 from ehr_ray.events.schema import is_birth
 from ehr_ray.events.vocabulary import Vocabulary
@@ -38,6 +39,7 @@ MAX_CODES: Final = 200
 """Codes that get simple features at most, and as many static ones: those most patients have."""
 MAX_MEASURED: Final = 64
 """Codes that get windows and trends at most."""
+_COUNTED: Final = ("num_subjects", "num_timed", "num_static")
 _MEAN: Final = WINDOW_STATISTICS.index("mean")
 """Of a window trees need the mean alone: with minimum, maximum and count they are no better."""
 _MICROSECONDS_PER_HOUR: Final = 3.6e9
@@ -70,6 +72,25 @@ def choose_codes(
     simple = np.union1d(select_codes(patients, MAX_CODES), select_codes(static, MAX_CODES))
     measured = select_codes(np.where(valued, timed, 0), MAX_MEASURED)
     return FeatureCodes(tuple(simple.tolist()), tuple(measured.tolist()))
+
+
+def feature_codes(
+    manifest: Manifest, vocabulary: Vocabulary, allowed: NDArray[np.bool_] | None = None
+) -> FeatureCodes:
+    """Choose the codes that get features by the patients of train.
+
+    `allowed` leaves out codes, bool [V].
+    """
+    counts = manifest.by_code(_COUNTED, "train")
+    code = vocabulary.encode(list(counts))
+    patients, timed, static = np.zeros((len(_COUNTED), len(vocabulary)), np.int64)
+    for kind, one in enumerate((patients, timed, static)):
+        numbers = np.array([row[kind] for row in counts.values()], np.int64)
+        one[code[code >= 0]] = numbers[code >= 0]
+        if allowed is not None:
+            one[~allowed] = 0
+    valued = np.asarray(~np.isnan(vocabulary.quantiles).any(axis=1))
+    return choose_codes(patients, timed, static, valued)
 
 
 @dataclass(frozen=True, eq=False)

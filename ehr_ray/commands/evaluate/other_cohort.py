@@ -5,12 +5,12 @@ from pathlib import Path
 
 from ehr_ray.commands.evaluate.report_content import Subject
 from ehr_ray.errors import InputError
+from ehr_ray.evaluation.coverage import measure_coverage, require_coverage
 from ehr_ray.evaluation.suite import SuiteResult
 from ehr_ray.evaluation.tasks.downstream import Split
 from ehr_ray.evaluation.tasks.external import drift_result
 from ehr_ray.events.code_map import CodeMap
 from ehr_ray.events.subgroups import Subgroup, place_subgroups
-from ehr_ray.runtime.data.coverage import measure_coverage, require_coverage
 from ehr_ray.runtime.data.dataset import CODES
 from ehr_ray.runtime.data.manifest import opened
 from ehr_ray.runtime.data.mapped import mapped_cohort

@@ -25,11 +25,10 @@ from ehr_ray.evaluation.tasks.downstream import Split, TaskScores
 from ehr_ray.evaluation.tasks.early_warning import HourRows
 from ehr_ray.evaluation.tasks.subgroups import Division
 from ehr_ray.events.labels import Labels, label_files
-from ehr_ray.events.patient_features import FeatureCodes
+from ehr_ray.events.patient_features import FeatureCodes, feature_codes
 from ehr_ray.events.patients import splits_of
 from ehr_ray.runtime.data.dataset import named_origin, num_patients
 from ehr_ray.runtime.data.manifest import opened
-from ehr_ray.runtime.data.patient_counts import feature_codes
 from ehr_ray.runtime.data.rows import sampled
 from ehr_ray.runtime.data.tasks import Say, split_shards
 from ehr_ray.runtime.inference import (

@@ -1,7 +1,18 @@
+import json
+
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from ehr_ray.evaluation.coverage import coverage_of
+from ehr_ray.errors import InputError
+from ehr_ray.evaluation.coverage import (
+    Coverage,
+    coverage_of,
+    measure_coverage,
+    require_coverage,
+)
+from ehr_ray.events.manifest import FOLDER, Manifest, describe_shard, file_name, write_manifest
 from ehr_ray.events.vocabulary import Vocabulary
 
 
@@ -21,3 +32,46 @@ def test_admissions_count_as_neither_known_nor_unknown(vocabulary):
 
 def test_of_no_events_all_are_known(vocabulary):
     assert coverage_of({"ADMISSION": 2}, vocabulary).known == 1
+
+
+def counted(folder, *codes):
+    """Return the manifest of shards with these codes, and a shard of another split."""
+    folder.mkdir()
+    rows = []
+    for number, given in enumerate([*codes, ["Z"]]):
+        path = folder / f"{number}.parquet"
+        table = {"subject_id": [number] * len(given), "code": pa.array(given, pa.string())}
+        pq.write_table(pa.table(table), path)
+        split = "train" if number < len(codes) else "tuning"
+        rows.append(describe_shard(path, path.name, split))
+    write_manifest(rows, folder / FOLDER)
+    return Manifest((folder / FOLDER / file_name(0),))
+
+
+def test_events_are_counted_over_shards_and_admissions_are_none(tmp_path, synthetic_vocabulary):
+    known = synthetic_vocabulary.codes[0]
+    manifest = counted(tmp_path / "data", ["ADMISSION", known, "X", known], ["Y", "X", "X"])
+    assert measure_coverage(manifest, synthetic_vocabulary).unknown["Z"] == 1
+    coverage = measure_coverage(manifest, synthetic_vocabulary, "train")
+    assert coverage.events == 6
+    assert list(coverage.unknown.items()) == [("X", 3), ("Y", 1)]
+    assert coverage.known == pytest.approx(1 / 3)
+    assert coverage.line() == (
+        "the model knows 33.3% of 6 events; 2 codes are new to it: X (3), Y (1)"
+    )
+    assert coverage.table().rows[0] == ("X", "3", 0.5)
+
+
+def test_a_cohort_of_codes_the_model_knows_is_passed(tmp_path, synthetic_vocabulary):
+    manifest = counted(tmp_path / "d", list(synthetic_vocabulary.codes))
+    coverage = measure_coverage(manifest, synthetic_vocabulary, "train")
+    assert (coverage.known, coverage.unknown) == (1.0, {})
+    require_coverage(coverage, 1.0, "there")
+    assert json.dumps(coverage.line())
+
+
+def test_a_cohort_of_other_codes_is_refused_with_the_share_that_would_pass():
+    coverage = Coverage(10, {"LAB//1": 6})
+    require_coverage(coverage, 0.4, "there")
+    with pytest.raises(InputError, match=r"knows 40.0% of 10 events.*LAB//1 \(6\).*events 0\.40 "):
+        require_coverage(coverage, 0.5, "there")
