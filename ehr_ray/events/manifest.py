@@ -67,9 +67,9 @@ def describe_shard(path: Path, shard: str, split: str) -> pa.Table:
     return pa.table(row, schema=MANIFEST)
 
 
-def counts_of(row: pa.Table) -> pa.Table:
-    """Return the `COUNTS` in a row of `MANIFEST`."""
-    codes = row["codes"].combine_chunks().flatten()
+def counts_of(rows: pa.Table) -> pa.Table:
+    """Return the `COUNTS` in rows of `MANIFEST`, end to end."""
+    codes = rows["codes"].combine_chunks().flatten()
     return pa.table(codes.flatten(), schema=COUNTS)
 
 
@@ -179,10 +179,12 @@ class Manifest:
     def by_code(self, columns: Sequence[str], split: str | None = None) -> dict[str, list[int]]:
         """Return sums of columns of `COUNTS` over shards, by code."""
         names: dict[str, int] = {}
-        sums = np.zeros((0, len(columns)), np.int64)
-        for counts in self.counts(split):
+        sums = np.zeros((len(columns), 0), np.int64)
+        for table in self.rows(["codes"], split):
+            counts = counts_of(table).group_by("code", use_threads=False)  # in order of appearance
+            counts = counts.aggregate([(name, "sum") for name in columns])
             ids = [names.setdefault(code, len(names)) for code in counts["code"].to_pylist()]
-            sums = np.pad(sums, ((0, len(names) - len(sums)), (0, 0)))
-            values = np.stack([counts[name].to_numpy() for name in columns], axis=1)
-            np.add.at(sums, ids, values)
-        return dict(zip(names, sums.tolist(), strict=True))
+            sums = np.pad(sums, ((0, 0), (0, len(names) - sums.shape[1])))
+            for total, name in zip(sums, columns, strict=True):
+                total[ids] += counts[f"{name}_sum"].to_numpy()
+        return dict(zip(names, sums.T.tolist(), strict=True))
