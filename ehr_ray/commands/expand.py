@@ -5,7 +5,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -26,6 +26,7 @@ from ehr_ray.runtime.data.dataset import check_cohort, codes_table, require_orig
 from ehr_ray.runtime.data.tasks import run_shards
 from ehr_ray.runtime.session import session
 from ehr_ray.runtime.verb_tracking import Destination, tracked_verb
+from ehr_ray.sources.dataset_check import is_ours
 from ehr_ray.sources.expanded import CODES, EMPTY, RECORD
 from ehr_ray.sources.parsing.value_stats import with_value_stats
 from ehr_ray.storage import files, sync
@@ -84,33 +85,46 @@ def expand(
     started = time.perf_counter()
     cohort, output = sync.fetch(cohort), local(output)
     value_stats = None if value_stats is None else sync.fetch(value_stats)
-    check_cohort(cohort, say=say)
-    vocabulary = _vocabulary(cohort, value_stats, scale, origin)
-    unknown = sorted(set(always_carry) - set(vocabulary.codes))
-    if unknown:
-        raise InputError(f"--always-carry: no code {unknown[0]!r} in {cohort}; check its spelling")
-    expander = ShardExpander(vocabulary, lvcf_minutes, always_carry)
-    if smoke:
-        return replace(_tried(cohort, output, expander), seconds=time.perf_counter() - started)
-    there = _claim(output, cohort, vocabulary, lvcf_minutes, always_carry, value_stats)
-    files.write_parquet(vocabulary.to_table(), output / CODES)
-    sync.push(output / CODES)
-    given = {
-        "cohort": cohort.absolute(),
-        "output": output.absolute(),
-        "lvcf_minutes": lvcf_minutes,
-        "always_carry": ",".join(always_carry),
-        "value_stats": value_stats,
-        "scale": scale,
-        "origin": origin,
-    }
-    with tracked_verb(tracking, "expand", cohort.resolve().name, given) as record:
-        opened = partial(session, address, verbose=verbose) if on_ray else None
-        done = _fill(cohort, output, there, expander, opened, say)
-        result = replace(done, seconds=time.perf_counter() - started)
-        record.metrics |= {key: float(value) for key, value in asdict(result).items()}
-        record.artifacts.append((output, (RECORD, CODES)))
-    return result
+    opened: Callable[[], AbstractContextManager[Any]] | None = None
+    if on_ray and not smoke:
+        opened = partial(session, address, verbose=verbose)
+    with ExitStack() as stack:
+        counted, shared = None, False
+        if opened is not None and not is_ours(cohort, splits_of(cohort)):
+            # Its shards are checked and counted before they are expanded, by the same Ray.
+            stack.enter_context(opened())
+            opened, shared = nullcontext, True
+            counted = files.temporary(output.absolute())  # where all nodes can write
+            stack.callback(sync.remove, counted)
+        check_cohort(cohort, counted, say, on_ray=shared)
+        table = codes_table(cohort, counted, on_ray=shared, say=say)
+        vocabulary = _vocabulary(cohort, table, value_stats, scale, origin)
+        unknown = sorted(set(always_carry) - set(vocabulary.codes))
+        if unknown:
+            raise InputError(
+                f"--always-carry: no code {unknown[0]!r} in {cohort}; check its spelling"
+            )
+        expander = ShardExpander(vocabulary, lvcf_minutes, always_carry)
+        if smoke:
+            return replace(_tried(cohort, output, expander), seconds=time.perf_counter() - started)
+        there = _claim(output, cohort, vocabulary, lvcf_minutes, always_carry, value_stats)
+        files.write_parquet(vocabulary.to_table(), output / CODES)
+        sync.push(output / CODES)
+        given = {
+            "cohort": cohort.absolute(),
+            "output": output.absolute(),
+            "lvcf_minutes": lvcf_minutes,
+            "always_carry": ",".join(always_carry),
+            "value_stats": value_stats,
+            "scale": scale,
+            "origin": origin,
+        }
+        with tracked_verb(tracking, "expand", cohort.resolve().name, given) as record:
+            done = _fill(cohort, output, there, expander, opened, say)
+            result = replace(done, seconds=time.perf_counter() - started)
+            record.metrics |= {key: float(value) for key, value in asdict(result).items()}
+            record.artifacts.append((output, (RECORD, CODES)))
+        return result
 
 
 def _fill(
@@ -233,11 +247,10 @@ class ShardExpander:
 
 
 def _vocabulary(
-    cohort: Path, value_stats: Path | None, scale: Scaling, origin: str | None
+    cohort: Path, table: pa.Table, value_stats: Path | None, scale: Scaling, origin: str | None
 ) -> Vocabulary:
     if value_stats is not None and scale != "standard":
         raise InputError(f"--scale {scale}: --value-stats gives mean and std; drop one of both")
-    table = codes_table(cohort)
     codes = None
     if origin is not None:
         codes = parse_origin(origin, "--origin")

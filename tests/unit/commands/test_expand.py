@@ -12,6 +12,7 @@ from ehr_ray.commands.expand import ShardExpander
 from ehr_ray.commands.ingest import ingest
 from ehr_ray.errors import InputError
 from ehr_ray.events.vocabulary import Vocabulary
+from ehr_ray.runtime.data import dataset, manifest
 
 DAY = 1440
 
@@ -78,7 +79,35 @@ def strange(tmp_path, monkeypatch):
         pq.write_table(table, path / "data" / split / "0.parquet")
     monkeypatch.setattr(command, "session", lambda *_, **__: contextlib.nullcontext())
     monkeypatch.setattr(command, "run_shards", lambda jobs, make, **_: [make(job) for job in jobs])
+    for module in (dataset, manifest):
+        monkeypatch.setattr(module, "run_jobs", lambda make, jobs, **_: [make(job) for job in jobs])
     return path
+
+
+def test_a_dataset_of_others_is_counted_by_the_ray_that_expands_it(strange, tmp_path, monkeypatch):
+    began, ran = [], []
+
+    @contextlib.contextmanager
+    def session(*_, **__):
+        began.append(len(ran))
+        yield
+        began.append(len(ran))
+
+    def run_jobs(make, jobs, *, on_ray, verb, **_):
+        ran.append((verb, on_ray))
+        return [make(job) for job in jobs]
+
+    monkeypatch.setattr(command, "session", session)
+    for module in (dataset, manifest):
+        monkeypatch.setattr(module, "run_jobs", run_jobs)
+    command.expand(strange, tmp_path / "sets")
+    verbs = ["checked ids", "checked ids", "counted shards", "sampled shards"]
+    assert ran == [(verb, True) for verb in verbs]
+    assert began == [0, 4]
+    assert {path.name for path in tmp_path.iterdir()} == {"in", "sets"}
+    ran.clear()
+    command.expand(strange, tmp_path / "here", on_ray=False)
+    assert ran == [(verb, False) for verb in verbs]
 
 
 def values(output, code):
