@@ -190,3 +190,20 @@ def test_ingest_leaves_it(synthetic_cohort):
     assert isinstance(told, Manifest)
     assert told.total("subjects") == 60
     assert told.column("shard")[0] == "data/train/0.parquet"
+
+
+@pytest.mark.parametrize("kind", [pa.timestamp("ns"), pa.timestamp("us", tz="UTC"), pa.date32()])
+def test_shards_of_other_types_are_counted(tmp_path, kind):
+    day = 86_400_000_000
+    table = {
+        "subject_id": pa.array([1, 1, 2], pa.int32()),
+        "time": pa.array([None, day, 2 * day], pa.timestamp("us")).cast(kind),
+        "code": pa.array(["A", "A", "B"]).dictionary_encode(),
+    }
+    pq.write_table(pa.table(table), tmp_path / "0.parquet")
+    row = describe_shard(tmp_path / "0.parquet", "0.parquet", "train")
+    assert row["subjects"].to_pylist() == [2]
+    assert row["min_time"].to_pylist() == [datetime(1970, 1, 2)]
+    assert row["max_time"].to_pylist() == [datetime(1970, 1, 3)]
+    told = [(c["code"], c["num_timed"], c["num_static"]) for c in counts_of(row).to_pylist()]
+    assert told == [("A", 1, 1), ("B", 1, 0)]

@@ -8,6 +8,7 @@ from ehr_ray.events.labels import label_files
 from ehr_ray.events.patients import cohort_shards
 from ehr_ray.events.schema import EVENTS, SPLITS
 from ehr_ray.runtime.data import mapped
+from ehr_ray.runtime.data.manifest import opened
 from ehr_ray.runtime.data.mapped import mapped_cohort
 
 RENAME = CodeMap({"HR": Entry("pulse", 2.0, 1.0), "other": Entry("breath", 1.0, 0.0)}, "map.csv")
@@ -72,3 +73,20 @@ def test_a_map_of_other_data_or_to_other_codes_is_refused(
     codes = CodeMap({"gone": Entry(synthetic_vocabulary.codes[0], 1.0, 0.0)}, "map.csv")
     with pytest.raises(InputError, match="no event has any of its 1 codes, such as gone"):
         copy(synthetic_cohort, codes, synthetic_vocabulary, tmp_path / "b")
+
+
+def test_what_is_counted_of_a_copy_is_of_its_own_shards(
+    synthetic_cohort, synthetic_vocabulary, tmp_path
+):
+    first = synthetic_vocabulary.codes[0]
+    codes = CodeMap({"new": Entry(first, 1.0, 0.0), first: Entry("new", 1.0, 0.0)}, "map.csv")
+    folder, _ = copy(synthetic_cohort, codes, synthetic_vocabulary, tmp_path / "out")
+    with (
+        opened(folder, folder, on_ray=False) as copied,
+        opened(synthetic_cohort, None, on_ray=False) as whole,
+    ):
+        assert set(copied.column("split")) == {"held_out"}
+        assert copied.total("events") == whole.total("events", "held_out")
+        before, after = (m.by_code(["count"], "held_out") for m in (whole, copied))
+        assert after["new"] == before[first]
+        assert first not in after
