@@ -85,11 +85,11 @@ def kernel_for(device: torch.device, dtype: torch.dtype, width: int) -> Kernel |
         return None
     if torch.cuda.get_device_capability(device) < (8, 0):
         return None
-    return _varlen() if torch.backends.cuda.is_flash_attention_available() else None
+    return torchs_own() if torch.backends.cuda.is_flash_attention_available() else None
 
 
 @functools.cache
-def _varlen() -> Kernel | None:
+def torchs_own() -> Kernel | None:
     """Return the function where torch has it: since 2.10, and as it is called here since 2.11."""
     try:
         from torch.nn.attention.varlen import varlen_attn

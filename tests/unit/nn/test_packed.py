@@ -1,3 +1,5 @@
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -85,7 +87,7 @@ def test_without_a_kernel_or_their_number_or_any_tokens_are_padded(packs, monkey
 def test_a_kernel_is_for_16_bit_heads_on_gpus_that_have_flash_attention(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: (9, 0))
     monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: True)
-    monkeypatch.setattr(packed, "_varlen", lambda: varlen_attn)
+    monkeypatch.setattr(packed, "torchs_own", lambda: varlen_attn)
     assert kernel_for(GPU, torch.bfloat16, 64) is varlen_attn
     assert kernel_for(GPU, torch.float32, 64) is None
     assert kernel_for(GPU, torch.bfloat16, 12) is None
@@ -105,17 +107,15 @@ def test_autocast_decides_what_type_heads_have(monkeypatch):
 
 
 def test_a_torch_without_the_function_leaves_tokens_padded(monkeypatch):
-    import sys
-
     monkeypatch.setitem(sys.modules, "torch.nn.attention.varlen", None)
-    packed._varlen.cache_clear()
-    assert packed._varlen() is None
-    packed._varlen.cache_clear()
+    packed.torchs_own.cache_clear()
+    assert packed.torchs_own() is None
+    packed.torchs_own.cache_clear()
 
 
 def test_torchs_own_function_takes_what_it_is_given():
     """By shapes alone: no kernel of the CPU computes it."""
-    kernel = packed._varlen()
+    kernel = packed.torchs_own()
     if kernel is None:
         pytest.skip("this torch has no attention over packed sequences")
     with FakeTensorMode():
