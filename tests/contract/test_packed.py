@@ -22,6 +22,8 @@ CASES = {
         "event_decoder",
         {"model.time_to_event_weight": 1.0, "model.time_to_event_codes": 5},
     ),
+    "decoder with a head of values": ("event_decoder", {"model.future_value_weight": 1.0}),
+    "hours with a head of values": ("visit_jepa", {"model.future_value_weight": 1.0}),
     "encoder": ("event_encoder", {"model.pooling": ["mean"]}),
     "encoder with cls in windows": ("event_encoder", {"model.pooling": ["cls", "max"], **WINDOWS}),
     "encoder that fills in": ("event_encoder", {"task": None, "model.head": "tied"}),
