@@ -20,7 +20,7 @@ def test_another_device_is_refused(tmp_path):
         gpu.gpu_speed(tmp_path, tmp_path, "tpu")
 
 
-FEW = ["set_vae", "vitals_vae"]
+FEW = ["set_vae", "jepa"]
 
 
 @pytest.mark.parametrize("families", [FEW, pytest.param([*MODELS], marks=pytest.mark.slow)])
@@ -34,6 +34,7 @@ def test_the_run_of_a_gpu_runs_on_the_cpu_and_finds_nothing_wrong(
     assert json.loads(target.read_text())["parts"]["gpu"] == found
     assert "faults" not in found
     assert found["weights of a run killed and resumed, difference from a whole run's"] == 0
+    assert 0 < found["weights of two ranks by fsdp, difference from ddp's"] < 1e-4
     for family in families:
         for precision in ("float32", "bf16"):
             assert found[f"{family} tiny {precision}, patients per second"] > 0
@@ -56,3 +57,21 @@ def test_what_is_wrong_is_written_and_ends_the_command(synthetic_cohort, tmp_pat
     ):
         command.benchmark(target, cohort=synthetic_cohort, only="gpu", device="cpu")
     assert json.loads(target.read_text())["parts"]["gpu"]["weights"] == 0.2
+
+
+def test_ranks_that_cannot_share_a_model_are_a_fault_and_the_rest_is_measured(
+    synthetic_cohort, tmp_path, monkeypatch
+):
+    weight = {"weight": torch.zeros(2)}
+    monkeypatch.setattr(gpu, "weights", lambda _run: weight)
+
+    def group(_plan, _data, run, group):
+        if group.strategy == "fsdp":
+            raise RunError(f"{run.name}: 2 ranks by gloo ended with exit code 1")
+
+    monkeypatch.setattr(gpu, "run_group", group)
+    monkeypatch.setattr(gpu, "experiments", lambda *_: [])
+    monkeypatch.setattr(gpu, "_phrases", lambda *_: None)
+    found = gpu.gpu_speed(synthetic_cohort, tmp_path, "cpu")
+    assert found["faults"].endswith("from ddp's: fsdp: 2 ranks by gloo ended with exit code 1")
+    assert found["weights of two ranks, difference from a whole run's"] == 0
