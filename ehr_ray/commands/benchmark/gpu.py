@@ -289,7 +289,7 @@ def _compiled(report: Report, cohort: Path, place: Path, device: str) -> None:
             with prepared(plan, family, on_ray=False) as data:
                 loader = loader_of(plan, family, data)
                 train(plan, family, data.vocabulary, loader, LocalBackend(device), run)
-        except (ConfigError, RunError, RuntimeError) as error:  # no compiler, or a graph that a GPU refuses
+        except (ConfigError, RunError, RuntimeError) as error:  # no compiler, a graph refused
             report.faults.append(f"{name}: {str(error).splitlines()[0]}")
             continue
         if mode != "none":
