@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ehr_ray.commands.benchmark.gpu_models import SIZES, experiment, experiments
 from ehr_ray.commands.benchmark.ranks import Group, farthest, run_group, weights
-from ehr_ray.errors import InputError, RunError
+from ehr_ray.errors import ConfigError, InputError, RunError
 from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.experiment import Experiment
 from ehr_ray.family import AnyFamily, Batch
@@ -32,6 +32,7 @@ from ehr_ray.runtime.training.worker import loader_of
 from ehr_ray.train.backend import LocalBackend
 from ehr_ray.train.feed import move
 from ehr_ray.train.loader import Loader
+from ehr_ray.train.loop import train
 from ehr_ray.train.meters import Sums
 from ehr_ray.train.optim import make_optimizer, set_lr
 from ehr_ray.train.predictor import Predictor
@@ -95,6 +96,7 @@ def gpu_speed(cohort: Path, place: Path, device: str | None = None) -> Figures:
     for name, peak in peaks.items():
         report.figures[f"matrix product in {name}, TFLOP per second"] = peak / 1e12
     _ranks_and_resume(report, cohort, place, device)
+    _compiled(report, cohort, place, device)
     _phrases(report, scale, device)
     for family, size, plan in experiments(cohort, place, scale.sizes, scale.batch_size):
         if time.monotonic() - began > SECONDS:
@@ -246,12 +248,16 @@ def _applied(
 
 
 def _ranks_and_resume(report: Report, cohort: Path, place: Path, device: str) -> None:
-    """Train by one rank, by two, and by one that is killed and goes on: the same weights."""
+    """Train by one rank, by two, and by one that is killed and goes on: the same weights.
+
+    Two ranks hold the whole model each, or a part of it, of a JEPA: its blocks are gathered one by
+    one, the rest as a whole.
+    """
+    one, two = Group("nccl" if device == "cuda" else "gloo", 1, device), Group("gloo", 2, device)
     plan = experiment("set_vae", "tiny", cohort, place, 16, max_steps=6, report_steps=3)
-    one = Group("nccl" if device == "cuda" else "gloo", 1, device)
     with prepared(plan, family_of(plan), on_ray=False) as data:
         run_group(plan, data, place / "one", one)
-        run_group(plan, data, place / "two", Group("gloo", 2, device))
+        run_group(plan, data, place / "two", two)
         run_group(plan, data, place / "killed", replace(one, kill=4))
         run_group(plan, data, place / "killed", one)
     whole = weights(place / "one")
@@ -260,6 +266,43 @@ def _ranks_and_resume(report: Report, cohort: Path, place: Path, device: str) ->
         exact = run == "killed" and device == "cpu"
         name = f"weights of {said}, difference from a whole run's"
         report.check(name, apart, 0.0 if exact else WEIGHT_TOLERANCE)
+    plan = experiment("jepa", "tiny", cohort, place, 16, max_steps=4, report_steps=4)
+    name = "weights of two ranks by fsdp, difference from ddp's"
+    try:
+        with prepared(plan, family_of(plan), on_ray=False) as data:
+            for strategy in ("ddp", "fsdp"):
+                run_group(plan, data, place / strategy, replace(two, strategy=strategy))
+    except RunError as error:  # gloo may not carry the parts of a GPU: the rest is worth measuring
+        report.faults.append(f"{name}: {error}")
+        return
+    report.check(name, _apart(place / "fsdp", place / "ddp"), WEIGHT_TOLERANCE)
+
+
+def _compiled(report: Report, cohort: Path, place: Path, device: str) -> None:
+    """Train a JEPA with its blocks compiled, and as they are: the same weights."""
+    modes = ("none", "default", "reduce-overhead") if device == "cuda" else ("none", "default")
+    for mode in modes:
+        plan = experiment("jepa", "tiny", cohort, place, 16, max_steps=4, compile=mode)
+        family, run = family_of(plan), place / f"compile-{mode}"
+        name = f"weights with train.compile={mode}, difference from a plain run's"
+        try:
+            with prepared(plan, family, on_ray=False) as data:
+                loader = loader_of(plan, family, data)
+                train(plan, family, data.vocabulary, loader, LocalBackend(device), run)
+        except (ConfigError, RunError, RuntimeError) as error:  # no compiler, a graph refused
+            report.faults.append(f"{name}: {str(error).splitlines()[0]}")
+            continue
+        if mode != "none":
+            report.check(name, _apart(run, place / "compile-none"), WEIGHT_TOLERANCE)
+
+
+def _apart(run: Path, other: Path) -> float:
+    """Return the largest difference of the weights of two runs.
+
+    Biases of keys have no gradient but rounding, which Adam makes as large as any other.
+    """
+    ours = {n: w for n, w in weights(run).items() if not n.endswith("query_key_value.bias")}
+    return farthest(ours, weights(other))
 
 
 def _phrases(report: Report, scale: Scale, device: str) -> None:

@@ -23,6 +23,7 @@ from ehr_ray.train.backend import sent_once
 from ehr_ray.train.checkpoint import WEIGHTS
 from ehr_ray.train.loop import train
 from ehr_ray.train.report import Watch
+from ehr_ray.train.sharding import sharded
 from ehr_ray.train.task import family_of
 
 KILLED = 9
@@ -32,12 +33,16 @@ SECONDS = 120
 
 @dataclass(frozen=True)
 class Group:
-    """Ranks of one training: `world` of them by `backend` on `device`; `kill` ends rank 0 there."""
+    """Ranks of one training: `world` of them by `backend` on `device`; `kill` ends rank 0 there.
+
+    `strategy` as of `cluster.strategy`.
+    """
 
     backend: str
     world: int
     device: str
     kill: int | None = None
+    strategy: str = "ddp"
 
 
 class GroupBackend:
@@ -45,10 +50,13 @@ class GroupBackend:
 
     def __init__(self, rank: int, group: Group) -> None:
         self.rank, self.world, self.device = rank, group.world, torch.device(group.device)
+        self._strategy = group.strategy
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """Return the model on the device, its gradients averaged over the ranks."""
+        """Return the model on the device, whole or divided, its gradients averaged over ranks."""
         there = model.to(self.device)
+        if self._strategy == "fsdp":
+            return sharded(there, self.device)
         return sent_once(DistributedDataParallel(there, gradient_as_bucket_view=True))
 
     def all_sum(self, values: Tensor) -> Tensor:
@@ -64,7 +72,7 @@ class GroupBackend:
 def run_group(experiment: Experiment, data: Prepared, run: Path, group: Group) -> None:
     """Train with the ranks of a group; RunError unless they end as they are told to."""
     run.mkdir(parents=True, exist_ok=True)
-    meeting = run / f".meeting-{group.backend}-{group.world}-{group.kill}"
+    meeting = run / f".meeting-{group.backend}-{group.world}-{group.strategy}-{group.kill}"
     # A forked child of a process that has used CUDA, or autograd's threads, cannot.
     context = multiprocessing.get_context("spawn")
     ranks = [

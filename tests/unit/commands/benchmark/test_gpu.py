@@ -6,6 +6,7 @@ import torch
 from ehr_ray.commands.benchmark import command, gpu, gpu_models
 from ehr_ray.commands.benchmark.gpu_models import MODELS
 from ehr_ray.errors import InputError, RunError
+from ehr_ray.train import compiled
 
 
 def test_without_a_gpu_one_line_says_what_to_do(tmp_path):
@@ -20,7 +21,7 @@ def test_another_device_is_refused(tmp_path):
         gpu.gpu_speed(tmp_path, tmp_path, "tpu")
 
 
-FEW = ["set_vae", "vitals_vae"]
+FEW = ["set_vae", "jepa"]
 
 
 @pytest.mark.parametrize("families", [FEW, pytest.param([*MODELS], marks=pytest.mark.slow)])
@@ -29,11 +30,14 @@ def test_the_run_of_a_gpu_runs_on_the_cpu_and_finds_nothing_wrong(
 ):
     monkeypatch.setattr(gpu_models, "MODELS", {name: MODELS[name] for name in families})
     monkeypatch.setattr(gpu, "_phrases", lambda *_: None)  # a sentence transformer takes seconds
+    monkeypatch.setattr(compiled, "BACKEND", "aot_eager")  # and a compiler of C++ a minute
     target = tmp_path / "gpu.json"
     found = command.benchmark(target, cohort=synthetic_cohort, only="gpu", device="cpu")["gpu"]
     assert json.loads(target.read_text())["parts"]["gpu"] == found
     assert "faults" not in found
     assert found["weights of a run killed and resumed, difference from a whole run's"] == 0
+    assert 0 < found["weights with train.compile=default, difference from a plain run's"] < 1e-4
+    assert 0 < found["weights of two ranks by fsdp, difference from ddp's"] < 1e-4
     for family in families:
         for precision in ("float32", "bf16"):
             assert found[f"{family} tiny {precision}, patients per second"] > 0
@@ -56,3 +60,28 @@ def test_what_is_wrong_is_written_and_ends_the_command(synthetic_cohort, tmp_pat
     ):
         command.benchmark(target, cohort=synthetic_cohort, only="gpu", device="cpu")
     assert json.loads(target.read_text())["parts"]["gpu"]["weights"] == 0.2
+
+
+def test_what_a_device_cannot_do_is_a_fault_and_the_rest_is_measured(
+    synthetic_cohort, tmp_path, monkeypatch
+):
+    weight = {"weight": torch.zeros(2)}
+    monkeypatch.setattr(gpu, "weights", lambda _run: weight)
+
+    def group(_plan, _data, run, group):
+        if group.strategy == "fsdp":
+            raise RunError(f"{run.name}: 2 ranks by gloo ended with exit code 1")
+
+    monkeypatch.setattr(gpu, "run_group", group)
+
+    def missing(_graph, _inputs):
+        raise RuntimeError("No working C++ compiler found")
+
+    monkeypatch.setattr(compiled, "BACKEND", missing)
+    monkeypatch.setattr(gpu, "experiments", lambda *_: [])
+    monkeypatch.setattr(gpu, "_phrases", lambda *_: None)
+    found = gpu.gpu_speed(synthetic_cohort, tmp_path, "cpu")
+    divided, made = found["faults"].split("; weights with ")
+    assert divided.endswith("from ddp's: fsdp: 2 ranks by gloo ended with exit code 1")
+    assert made.startswith("train.compile=default, difference from a plain run's: train.compile=")
+    assert found["weights of two ranks, difference from a whole run's"] == 0
