@@ -1,12 +1,7 @@
-"""`benchmark --only peers`: last value carried forward beside how other libraries do it.
+"""Last value carried forward, here and as a grouped forward fill or windows do it."""
 
-Each way gives the same tokens, or the part fails. A library that is not installed is left out, and
-the figure says so; `pip install 'ehr_ray[peers]'` brings them.
-"""
-
-import importlib
-import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
@@ -14,15 +9,14 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 
+from ehr_ray.commands.benchmark.peers.timing import Figures, in_turn, library
 from ehr_ray.errors import RunError
 from ehr_ray.events.carry import carry_forward
 from ehr_ray.events.patients import Patient, cohort_shards, read_patients
 from ehr_ray.runtime.data.dataset import vocabulary_of
 
-Figures = dict[str, float | str]
 WINDOW: Final = 2880.0
 PATIENTS: Final = 200
-ROUNDS: Final = 3
 COLUMNS: Final = ("patient", "minute", "code", "value", "age")
 SQL: Final = f"""
 with grid as (
@@ -44,29 +38,31 @@ order by 1, 2, 3
 """Of one observation a patient, minute and code; `row` tells one from another."""
 
 
-def peers(cohort: Path, place: Path) -> Figures:  # noqa: ARG001
+def carrying(cohort: Path) -> Figures:
     """Return tokens per CPU second of LVCF here, in polars and in DuckDB; RunError if they differ.
 
-    The others' threads count: it is CPU time of the whole process, the median of three rounds.
+    The others' threads count: it is CPU time of the whole process.
     """
     vocabulary = vocabulary_of(cohort, 1)
     shard = cohort_shards(cohort, "train")[0]
     patients = list(read_patients(shard, vocabulary))[:PATIENTS]
     events = observations(patients)
     wanted = carried(patients)
-    rate = wanted.num_rows / _cpu(lambda: carried(patients))
-    figures: Figures = {"LVCF here, million tokens per CPU second": rate / 1e6}
+    ways: dict[str, Callable[[], object]] = {"here": partial(carried, patients)}
+    figures: Figures = {}
     for name, way in (("polars", in_polars), ("duckdb", in_duckdb)):
-        label = f"LVCF in {name}, million tokens per CPU second"
-        try:
-            library = importlib.import_module(name)
-        except ImportError:
-            figures[label] = f"left out: {name} is not installed; pip install 'ehr_ray[peers]'"
+        module = library(name)
+        if isinstance(module, str):
+            figures[f"LVCF in {name}, million tokens per CPU second"] = module
             continue
-        check_equal(name, way(library, events), wanted)
-        theirs = wanted.num_rows / _cpu(lambda: way(library, events))  # noqa: B023
-        figures[label] = theirs / 1e6
-        figures[f"here over {name}"] = rate / theirs
+        check_equal(name, way(module, events), wanted)
+        ways[name] = partial(way, module, events)
+    rates = {name: wanted.num_rows / seconds for name, seconds in in_turn(ways).items()}
+    here = rates.pop("here")
+    figures = {"LVCF here, million tokens per CPU second": here / 1e6, **figures}
+    for name, rate in rates.items():
+        figures[f"LVCF in {name}, million tokens per CPU second"] = rate / 1e6
+        figures[f"LVCF, here over {name}"] = here / rate
     return figures
 
 
@@ -147,12 +143,3 @@ def check_equal(name: str, theirs: pa.Table, ours: pa.Table) -> None:
                 f"--only peers: {name} carries other tokens than ehr_ray: {len(a):,} rows against "
                 f"{len(b):,}, first seen in {column!r}"
             )
-
-
-def _cpu(function: Callable[[], Any]) -> float:
-    spent = []
-    for _ in range(ROUNDS):
-        started = time.process_time()
-        function()
-        spent.append(time.process_time() - started)
-    return sorted(spent)[ROUNDS // 2]
