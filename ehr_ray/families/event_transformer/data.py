@@ -67,9 +67,9 @@ def _padded(
     parts: list[np.ndarray], mask: npt.NDArray[np.bool_], fill: float, dtype: type
 ) -> np.ndarray:
     """Return the parts as rows of one array, [B, T]; `mask` says where they have something."""
-    flat = np.concatenate(parts, dtype=dtype)
+    flat: np.ndarray = np.concatenate(parts, dtype=dtype)
     if flat.size == mask.size:  # as where all records are cut to one length
         return flat.reshape(mask.shape)
-    padded = np.full(mask.shape, fill, dtype)
+    padded: np.ndarray = np.full(mask.shape, fill, dtype)
     padded[mask] = flat
     return padded

@@ -21,7 +21,9 @@ COLUMNS: Final = ("patient", "minute", "code", "value", "age")
 SQL: Final = f"""
 with grid as (
     select sets.patient, sets.minute, codes.code
-    from (select distinct patient, minute from events) sets
+    from (
+        select patient, minute from events union select patient, 0 from events where minute < 0
+    ) sets
     join (select distinct patient, code from events) codes using (patient)
 ), filled as (
     select grid.patient, grid.minute, grid.code, e.minute is not null as live,
@@ -32,10 +34,14 @@ with grid as (
 )
 select f.patient, f.minute, f.code, e.value, f.minute - f.last_minute as age
 from filled f join events e on e.row = f.row
-where f.live or e.static or (e.value is not null and f.minute - f.last_minute <= {WINDOW})
+where f.minute >= 0
+    and (f.live or e.static or (e.value is not null and f.minute - f.last_minute <= {WINDOW}))
 order by 1, 2, 3
 """
-"""Of one observation a patient, minute and code; `row` tells one from another."""
+"""Of one observation a patient, minute and code; `row` tells one from another.
+
+What was observed before minute 0 is carried into a set there; sets before it are left out.
+"""
 
 
 def carrying(cohort: Path) -> Figures:
@@ -107,7 +113,8 @@ def in_polars(polars: ModuleType, events: pa.Table) -> pa.Table:
     """Return the same tokens by a grouped forward fill over a grid of sets and codes."""
     col: Callable[..., Any] = polars.col
     frame = polars.from_arrow(events).lazy()
-    sets = frame.select("patient", "minute").unique()
+    early = frame.filter(col("minute") < 0).select("patient", minute=polars.lit(0.0))
+    sets = polars.concat([frame.select("patient", "minute"), early]).unique()
     codes = frame.select("patient", "code").unique()
     grid = sets.join(codes, on="patient").join(
         frame.with_columns(seen=col("minute")), on=["patient", "minute", "code"], how="left"
@@ -123,7 +130,11 @@ def in_polars(polars: ModuleType, events: pa.Table) -> pa.Table:
     known = filled.drop("value").join(frame.select("row", "value"), on="row")
     age = col("minute") - col("seen")
     kept = col("live") | col("static") | (col("value").is_not_null() & (age <= WINDOW))
-    tokens = known.with_columns(age=age).filter(kept).sort("patient", "minute", "code")
+    tokens = (
+        known.with_columns(age=age)
+        .filter(kept & (col("minute") >= 0))
+        .sort("patient", "minute", "code")
+    )
     return tokens.select(COLUMNS).collect().to_arrow()
 
 
