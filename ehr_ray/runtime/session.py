@@ -1,16 +1,17 @@
-"""Ray for a laptop or a cluster, quiet, and always shut down."""
+"""Ray for a laptop or a cluster, quiet, and always shut down.
+
+Ray itself is imported where one is started or asked for: what runs without it does not wait for it.
+"""
 
 import contextlib
 import logging
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import Any
-
-import ray
-import ray.exceptions
 
 from ehr_ray.config.cluster import ClusterConfig
 from ehr_ray.errors import ConfigError, RunError
@@ -35,7 +36,8 @@ through it; of a stream it holds what was made ahead."""
 
 def running() -> bool:
     """Whether this process is joined to a Ray already."""
-    return ray.is_initialized()
+    ray = sys.modules.get("ray")  # a process that has not imported it has not joined one
+    return ray is not None and ray.is_initialized()
 
 
 @contextlib.contextmanager
@@ -59,6 +61,8 @@ def session(
         return
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
+    import ray.exceptions
+
     level = logging.INFO if verbose else logging.ERROR
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     options: dict[str, Any] = {"logging_level": level, "log_to_driver": verbose}
@@ -95,6 +99,8 @@ def session(
 
 def _start(address: str, options: dict[str, Any]) -> None:
     """Start Ray or join it, and try once more where it was late."""
+    import ray
+
     try:
         ray.init(address=address, **options)
     except Exception as error:
@@ -176,9 +182,13 @@ def check_resources(cluster: ClusterConfig) -> None:
     """
     if cluster.most_workers == 0 or joined(cluster):
         return
-    have = ray.cluster_resources() if ray.is_initialized() else {"CPU": os.cpu_count() or 1}
+    have: dict[str, float] = {"CPU": os.cpu_count() or 1}
+    if joined_here := running():
+        import ray
+
+        have = ray.cluster_resources()
     for name, each in (("CPU", cluster.cpus_per_worker), ("GPU", cluster.gpus_per_worker)):
-        if name == "GPU" and not ray.is_initialized():
+        if name == "GPU" and not joined_here:
             continue
         need, there = each * cluster.least_workers, have.get(name, 0)
         if need > there:
@@ -198,6 +208,8 @@ def check_stream(cluster: ClusterConfig) -> None:
     """
     if joined(cluster):
         return
+    import ray
+
     have, need = ray.cluster_resources().get("CPU", 0), cluster.cpus_per_worker
     workers = max(cluster.least_workers, min(cluster.most_workers, int(have // need)))
     if need * workers + 1 > have:

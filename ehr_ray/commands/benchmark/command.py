@@ -24,7 +24,7 @@ import torch
 from ehr_ray.commands.benchmark.faults import fault_speed
 from ehr_ray.commands.benchmark.gpu import gpu_speed
 from ehr_ray.commands.benchmark.model import model_speed
-from ehr_ray.commands.benchmark.peers import peers
+from ehr_ray.commands.benchmark.peers.command import peers
 from ehr_ray.commands.benchmark.published_vitals import vitals_speed
 from ehr_ray.commands.benchmark.scaling import scaling
 from ehr_ray.commands.benchmark.search import search_speed

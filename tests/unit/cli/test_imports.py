@@ -80,3 +80,12 @@ def test_the_actor_that_gives_room_back_imports_no_torch():
 
 def test_shards_are_expanded_without_torch():
     assert "torch" not in imported("import ehr_ray.commands.expand")
+
+
+def test_rows_are_prepared_without_importing_ray_where_it_has_no_part(synthetic_cohort, tmp_path):
+    code = main(
+        *("prepare", "configs/tiny/event_decoder.yaml", f"data.cohort={synthetic_cohort}"),
+        *(f"data.cache_dir={tmp_path}", "cluster.num_workers=0"),
+    )
+    assert not imported(code) & {"ray", "mlflow", "sklearn", "matplotlib"}
+    assert list(tmp_path.rglob("*.arrow"))

@@ -4,11 +4,11 @@ import os
 import signal
 
 import pytest
+import ray
 
 from ehr_ray.commands.ingest import ingest
 from ehr_ray.config.cluster import ClusterConfig
 from ehr_ray.errors import ConfigError, RunError
-from ehr_ray.runtime import session as module
 from ehr_ray.runtime.session import (
     check_memory,
     check_stream,
@@ -33,9 +33,9 @@ def starts(monkeypatch):
         if (error := ends.pop(0)) is not None:
             raise error
 
-    monkeypatch.setattr(module.ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(module.ray, "init", init)
-    monkeypatch.setattr(module.ray, "shutdown", lambda: done.append("shutdown"))
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "shutdown", lambda: done.append("shutdown"))
     return ends, done
 
 
@@ -88,7 +88,7 @@ def test_a_program_that_is_told_to_end_does_so_as_by_ctrl_c():
 
 def test_a_stream_needs_a_cpu_that_no_worker_reserves_on_this_machine(monkeypatch):
     """Ray Data would wait for one without end, and the workers for it."""
-    monkeypatch.setattr(module.ray, "cluster_resources", lambda: {"CPU": 2.0})
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with pytest.raises(ConfigError, match=r"2 workers .*=1 leave no whole CPU of 2 to make"):
         check_stream(ClusterConfig(num_workers=2))

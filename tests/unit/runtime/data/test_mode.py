@@ -2,11 +2,11 @@ import shutil
 from types import SimpleNamespace
 
 import pytest
+import ray
 
 from ehr_ray.errors import ConfigError
 from ehr_ray.events.blocks import to_bytes
 from ehr_ray.registry import get_family
-from ehr_ray.runtime import session
 from ehr_ray.runtime.data.prepared import prepared
 from ehr_ray.train.task import family_of
 
@@ -62,7 +62,7 @@ def test_a_stream_that_no_cpu_is_left_for_is_refused_before_rows_are_counted(
 ):
     changes = {"data.mode": "stream", "cluster.num_workers": 2}
     experiment = tiny_experiment(changes=changes)
-    monkeypatch.setattr(session.ray, "cluster_resources", lambda: {"CPU": 2.0})
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with (
         pytest.raises(ConfigError, match=r"2 workers .* leave no whole CPU of 2"),

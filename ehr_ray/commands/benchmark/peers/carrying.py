@@ -1,12 +1,7 @@
-"""`benchmark --only peers`: last value carried forward beside how other libraries do it.
+"""Last value carried forward, here and as a grouped forward fill or windows do it."""
 
-Each way gives the same tokens, or the part fails. A library that is not installed is left out, and
-the figure says so; `pip install 'ehr_ray[peers]'` brings them.
-"""
-
-import importlib
-import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
@@ -14,20 +9,21 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 
+from ehr_ray.commands.benchmark.peers.timing import Figures, in_turn, library
 from ehr_ray.errors import RunError
 from ehr_ray.events.carry import carry_forward
 from ehr_ray.events.patients import Patient, cohort_shards, read_patients
 from ehr_ray.runtime.data.dataset import vocabulary_of
 
-Figures = dict[str, float | str]
 WINDOW: Final = 2880.0
 PATIENTS: Final = 200
-ROUNDS: Final = 3
 COLUMNS: Final = ("patient", "minute", "code", "value", "age")
 SQL: Final = f"""
 with grid as (
     select sets.patient, sets.minute, codes.code
-    from (select distinct patient, minute from events) sets
+    from (
+        select patient, minute from events union select patient, 0 from events where minute < 0
+    ) sets
     join (select distinct patient, code from events) codes using (patient)
 ), filled as (
     select grid.patient, grid.minute, grid.code, e.minute is not null as live,
@@ -38,35 +34,41 @@ with grid as (
 )
 select f.patient, f.minute, f.code, e.value, f.minute - f.last_minute as age
 from filled f join events e on e.row = f.row
-where f.live or e.static or (e.value is not null and f.minute - f.last_minute <= {WINDOW})
+where f.minute >= 0
+    and (f.live or e.static or (e.value is not null and f.minute - f.last_minute <= {WINDOW}))
 order by 1, 2, 3
 """
-"""Of one observation a patient, minute and code; `row` tells one from another."""
+"""Of one observation a patient, minute and code; `row` tells one from another.
+
+What was observed before minute 0 is carried into a set there; sets before it are left out.
+"""
 
 
-def peers(cohort: Path, place: Path) -> Figures:  # noqa: ARG001
+def carrying(cohort: Path) -> Figures:
     """Return tokens per CPU second of LVCF here, in polars and in DuckDB; RunError if they differ.
 
-    The others' threads count: it is CPU time of the whole process, the median of three rounds.
+    The others' threads count: it is CPU time of the whole process.
     """
     vocabulary = vocabulary_of(cohort, 1)
     shard = cohort_shards(cohort, "train")[0]
     patients = list(read_patients(shard, vocabulary))[:PATIENTS]
     events = observations(patients)
     wanted = carried(patients)
-    rate = wanted.num_rows / _cpu(lambda: carried(patients))
-    figures: Figures = {"LVCF here, million tokens per CPU second": rate / 1e6}
+    ways: dict[str, Callable[[], object]] = {"here": partial(carried, patients)}
+    figures: Figures = {}
     for name, way in (("polars", in_polars), ("duckdb", in_duckdb)):
-        label = f"LVCF in {name}, million tokens per CPU second"
-        try:
-            library = importlib.import_module(name)
-        except ImportError:
-            figures[label] = f"left out: {name} is not installed; pip install 'ehr_ray[peers]'"
+        module = library(name)
+        if isinstance(module, str):
+            figures[f"LVCF in {name}, million tokens per CPU second"] = module
             continue
-        check_equal(name, way(library, events), wanted)
-        theirs = wanted.num_rows / _cpu(lambda: way(library, events))  # noqa: B023
-        figures[label] = theirs / 1e6
-        figures[f"here over {name}"] = rate / theirs
+        check_equal(name, way(module, events), wanted)
+        ways[name] = partial(way, module, events)
+    rates = {name: wanted.num_rows / seconds for name, seconds in in_turn(ways).items()}
+    here = rates.pop("here")
+    figures = {"LVCF here, million tokens per CPU second": here / 1e6, **figures}
+    for name, rate in rates.items():
+        figures[f"LVCF in {name}, million tokens per CPU second"] = rate / 1e6
+        figures[f"LVCF, here over {name}"] = here / rate
     return figures
 
 
@@ -111,7 +113,8 @@ def in_polars(polars: ModuleType, events: pa.Table) -> pa.Table:
     """Return the same tokens by a grouped forward fill over a grid of sets and codes."""
     col: Callable[..., Any] = polars.col
     frame = polars.from_arrow(events).lazy()
-    sets = frame.select("patient", "minute").unique()
+    early = frame.filter(col("minute") < 0).select("patient", minute=polars.lit(0.0))
+    sets = polars.concat([frame.select("patient", "minute"), early]).unique()
     codes = frame.select("patient", "code").unique()
     grid = sets.join(codes, on="patient").join(
         frame.with_columns(seen=col("minute")), on=["patient", "minute", "code"], how="left"
@@ -127,7 +130,11 @@ def in_polars(polars: ModuleType, events: pa.Table) -> pa.Table:
     known = filled.drop("value").join(frame.select("row", "value"), on="row")
     age = col("minute") - col("seen")
     kept = col("live") | col("static") | (col("value").is_not_null() & (age <= WINDOW))
-    tokens = known.with_columns(age=age).filter(kept).sort("patient", "minute", "code")
+    tokens = (
+        known.with_columns(age=age)
+        .filter(kept & (col("minute") >= 0))
+        .sort("patient", "minute", "code")
+    )
     return tokens.select(COLUMNS).collect().to_arrow()
 
 
@@ -147,12 +154,3 @@ def check_equal(name: str, theirs: pa.Table, ours: pa.Table) -> None:
                 f"--only peers: {name} carries other tokens than ehr_ray: {len(a):,} rows against "
                 f"{len(b):,}, first seen in {column!r}"
             )
-
-
-def _cpu(function: Callable[[], Any]) -> float:
-    spent = []
-    for _ in range(ROUNDS):
-        started = time.process_time()
-        function()
-        spent.append(time.process_time() - started)
-    return sorted(spent)[ROUNDS // 2]

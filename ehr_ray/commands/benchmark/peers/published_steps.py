@@ -1,0 +1,111 @@
+"""Training steps beside the speed at which the published programs were measured.
+
+Their documents state no speed. The rates here were measured by hand, of the code they publish, on
+one thread in float32 and on stays of PhysioNet 2012 (the vitals VAE: on made-up curves). They are
+of another run and machine, and every figure says so; a ratio is a hint of size and no more.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from ehr_ray.commands.benchmark.gpu_models import MODELS
+from ehr_ray.commands.benchmark.model import model_speed
+from ehr_ray.commands.benchmark.peers.timing import Figures
+from ehr_ray.commands.ingest import ingest
+from ehr_ray.experiment import parse
+from ehr_ray.nn.sentence_encoder import half_type
+
+STEPS: Final = 3
+PATIENTS: Final = 64
+THEIRS: Final = "published code, another run and machine"
+
+
+@dataclass(frozen=True)
+class Published:
+    """A program that others published, and how fast it trained.
+
+    Args:
+        family: of ours that does the same.
+        unit: `sets`, `tokens` or `patients`.
+        rate: of theirs, units per CPU second.
+        model: our `model` section at its sizes.
+        batch: patients of our step.
+        source: of synthetic patients to train on.
+    """
+
+    family: str
+    unit: str
+    rate: float
+    model: Mapping[str, Any]
+    batch: int = 4
+    source: str = "synthetic"
+
+
+def _decoder(width: int) -> dict[str, Any]:
+    sizes = {"embedding_dim": 384, "model_dim": width, "n_heads": 8, "n_layers": 6}
+    return {"arch": "decoder", "text_model": "hashing", "max_length": 2048, **sizes}
+
+
+PUBLISHED: Final[Mapping[str, Published]] = {
+    "SetVAE": Published("set_vae", "sets", 36.2, MODELS["set_vae"][1]),
+    "SeqSetVAE-PoE": Published("seqset_poe", "sets", 32.0, MODELS["seqset_poe"][1]),
+    "event decoder 256 wide": Published("event_transformer", "tokens", 369.0, _decoder(256)),
+    "event decoder 512 wide": Published("event_transformer", "tokens", 249.0, _decoder(512)),
+    "EHR-JEPA small": Published(
+        "jepa",
+        "patients",
+        24.7,
+        {"preset": "small", "mask": "future", "context_rows": 15, "target_rows": 5, "max_rows": 20},
+        batch=32,
+    ),
+    "Conv1D VAE": Published(
+        "vitals_vae",
+        "patients",
+        64 / 0.32,
+        {"arch": "conv"},
+        batch=64,
+        source="synthetic-vitals",
+    ),
+    "HCAT": Published("hcat", "patients", 610 / 12.2, MODELS["hcat"][1], batch=32),
+}
+"""By name. JEPA's is with every sample of a batch trained, where the published step trains the
+first alone at 6.6; that of HCAT has the validation of an epoch in it."""
+
+
+def published_steps(place: Path) -> Figures:
+    """Return units per CPU second of our training step, theirs, and the ratio, of each program."""
+    figures: Figures = {}
+    for name, peer in PUBLISHED.items():
+        cohort = place / peer.source
+        ingest(peer.source, None, cohort, options={"patients": PATIENTS}, cpus=1)
+        ours = model_speed(parse(plan(peer, cohort, place)), steps=STEPS)
+        rate = ours[f"{peer.unit} per CPU second"]
+        figures |= {
+            f"{name}, {peer.unit} per CPU second of training here": rate,
+            f"{name}, the same, {THEIRS}": peer.rate,
+            f"{name}, here over {THEIRS}": rate / peer.rate,
+        }
+    return figures
+
+
+def plan(peer: Published, cohort: Path, place: Path) -> dict[str, Any]:
+    """Return the config of our step at the sizes of a published program.
+
+    In bf16 where this processor multiplies it and the sizes are worth it, else in float32.
+    """
+    wide = peer.family not in ("vitals_vae", "hcat")
+    precision = "bf16" if wide and half_type() is torch.bfloat16 else "float32"
+    return {
+        "family": peer.family,
+        "name": "peers",
+        "output": str(place / "runs"),
+        "model": dict(peer.model),
+        "data": {"cohort": str(cohort.absolute()), "batch_size": peer.batch},
+        "train": {"max_epochs": 1, "lr": 1e-4, "precision": precision},
+        "cluster": {"num_workers": 0},
+        "tracking": {"experiment": None},
+    }
