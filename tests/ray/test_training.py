@@ -9,13 +9,14 @@ import threading
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+import ray
 import yaml
 from ray._private.state import actors
 from waiting import wait_until
 
 from ehr_ray.commands.benchmark.faults import goodput, same_weights, train_noted
 from ehr_ray.commands.train.command import train
-from ehr_ray.errors import ConfigError, InputError
+from ehr_ray.errors import ConfigError, InputError, RunError
 from ehr_ray.experiment import dump
 from ehr_ray.registry import get_family
 from ehr_ray.runtime.data.prepared import prepared
@@ -73,10 +74,12 @@ def test_a_lost_controller_gives_its_room_back(cluster, tiny):
     room = {"cluster__num_workers": 1, "cluster__cpus_per_worker": 4, "cluster__wait_seconds": 600}
     experiment = tiny("controller", **room, train__max_epochs=4, train__report_steps=4)
     run = experiment.directory
-    killed = []
+    killed, over = [], threading.Event()
 
     def kill():
-        wait_until(lambda: checkpoint.saved_progress(run) is not None)
+        wait_until(lambda: over.is_set() or checkpoint.saved_progress(run) is not None)
+        if over.is_set():
+            return
         progress = checkpoint.saved_progress(run)
         of_runs = [a for a in actors().values() if a["ActorClassName"] == "TrainController"]
         killed.append(progress.step)
@@ -84,7 +87,15 @@ def test_a_lost_controller_gives_its_room_back(cluster, tiny):
 
     thread = threading.Thread(target=kill, daemon=True)
     thread.start()
-    ended = train(experiment).step
+    try:
+        ended = train(experiment).step
+    except RunError as error:  # which of another test may still have a CPU?
+        alive = [a for a in actors().values() if a["State"] == "ALIVE"]
+        error.add_note(f"{ray.available_resources()} are free beside {alive}")
+        raise
+    finally:
+        over.set()
+        thread.join()
     assert killed
     assert killed[0] < ended
     assert pd.read_parquet(run / "history.parquet")["step"].tolist() == [*range(4, ended + 1, 4)]
