@@ -6,6 +6,8 @@ import signal
 import tempfile
 
 import pytest
+import ray
+from waiting import wait_until
 
 from ehr_ray.errors import ConfigError, RunError
 from ehr_ray.runtime.data.tasks import run_jobs, run_shards
@@ -71,6 +73,8 @@ def test_a_pool_goes_on_with_new_processes_when_it_loses_one(cluster, tmp_path, 
 
     assert on_ray(once, ["a", "b", "c", "d"], actors=(2, 2)) == ["a", "b", "c", "d"]
     assert capfd.readouterr().err == ""  # nothing of Ray's own reaches the user
+    there = ray.cluster_resources()["CPU"]
+    wait_until(lambda: ray.available_resources().get("CPU") == there, seconds=60)
 
 
 def test_an_error_comes_back_as_its_own_kind_in_one_line(cluster):

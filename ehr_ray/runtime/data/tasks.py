@@ -4,6 +4,7 @@ import contextlib
 import logging
 import pickle
 import time
+import uuid
 import warnings
 from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
@@ -89,7 +90,8 @@ def pool_size(jobs: int, resource: str = "CPU", each: float = 1) -> tuple[int, i
 def limited_retries() -> Generator[dict[str, int]]:
     """Hand `RETRIES` to Ray Data as it takes them: by an argument of which it warns each time."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
+        # Removed in Ray 2.64, which is beyond the versions that pyproject.toml allows.
+        warnings.filterwarnings("ignore", message="`ray_remote_args(_fn)?` is deprecated")
         yield {"max_retries": RETRIES}
 
 
@@ -130,8 +132,9 @@ def _on_ray(
         if actors is None and number == 0:
             cpus = ray.cluster_resources().get("CPU", 1)
             groups = grouped(count, int(cpus / max(each["num_cpus"], 1e-9)))
+        names: list[str] = []
         try:
-            for row in _dataset(guarded, groups, each, actors).iter_rows():
+            for row in _dataset(guarded, groups, each, actors, names).iter_rows():
                 for outcome in pickle.loads(row["outcomes"]):
                     del left[outcome["index"]]
                     yield outcome
@@ -141,6 +144,9 @@ def _on_ray(
                 raise RunError(
                     f"a worker process died ({kind}; see -v); run the same command again"
                 ) from error
+        finally:
+            if left:
+                _end(names)
         if not left:
             return
 
@@ -150,9 +156,17 @@ def _dataset(
     groups: Sequence[Sequence[int]],
     each: Mapping[str, float],
     actors: tuple[int, int] | None,
+    names: list[str],
 ) -> Any:
-    """Return the outcomes of groups of jobs as a dataset that has not begun."""
+    """Return the outcomes of groups of jobs as a dataset that has not begun.
+
+    `names` gets the name of each actor as it starts.
+    """
     import ray.data
+
+    def named() -> dict[str, str]:
+        names.append(f"pool-{uuid.uuid4().hex}")
+        return {"name": names[-1]}
 
     items = in_blocks([{"jobs": list(group)} for group in groups])
     with limited_retries() as limit:
@@ -163,8 +177,22 @@ def _dataset(
             fn_constructor_args=(guarded,),
             compute=ray.data.ActorPoolStrategy(min_size=max(1, actors[0]), max_size=actors[1]),
             max_restarts=0,
+            ray_remote_args_fn=named,
             **each,
         )
+
+
+def _end(names: Sequence[str]) -> None:
+    """End the actors of a pool that failed.
+
+    Ray Data drops its references to them, but its error holds these in its frames: until Python
+    collects them, the actors keep CPUs for which what comes next may wait.
+    """
+    import ray
+
+    for name in names:
+        with contextlib.suppress(ValueError):  # it has ended
+            ray.kill(ray.get_actor(name))
 
 
 class Guarded:
