@@ -139,6 +139,25 @@ def test_ranks_that_share_a_model_start_from_a_whole_one_and_go_on_alone(
 
 
 @pytest.mark.ray
+def test_ranks_learn_future_values_of_a_dataset_of_others(cluster, folder):
+    others = Path("cohorts/d'été à l'hôpital")
+    for part in ("data", "metadata/subject_splits.parquet"):  # no manifest, no codes, no statistics
+        source, target = Path("cohorts/synthetic") / part, others / part
+        target.parent.mkdir(parents=True, exist_ok=True)
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, target)
+    before = {path: path.read_bytes() for path in others.rglob("*") if path.is_file()}
+    command = ["train", "configs/tiny/event_decoder.yaml", f"data.cohort={others}"]
+    main([*command, *typed("others", "model.future_value_weight=1", workers=2)])
+    stored = read_yaml("runs/others/experiment.yaml")
+    assert stored["data"]["cohort"] == str(folder / others)
+    history = pq.read_table("runs/others/history.parquet").to_pydict()
+    assert history["train/future_value"][-1] > 0
+    main(["embed", "runs/others", "--cohort", str(others), "--output", "embeddings d'été"])
+    assert list(Path("embeddings d'été").rglob("*.parquet"))
+    assert before == {path: path.read_bytes() for path in others.rglob("*") if path.is_file()}
+
+
+@pytest.mark.ray
 def test_tasks_read_one_file_by_ranges_of_its_lines(cluster, folder, monkeypatch):
     monkeypatch.setattr(csv_ranges, "RANGE_BYTES", 2_000)
     monkeypatch.setattr(csv_ranges, "SCAN_BYTES", 500)
