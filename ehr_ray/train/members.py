@@ -1,4 +1,4 @@
-"""Several models of a task trained in one run (`train.seeds`), whose mean answers.
+"""Several models of a task trained in one run (`train.seeds`), whose answers are averaged.
 
 B patients, N members, M heads of each, K classes, W width of an embedding.
 """
