@@ -77,6 +77,26 @@ def test_a_step_is_as_long_as_the_clip_allows_and_tells_the_whole_norm(take_step
     assert weight == pytest.approx(0.05, rel=1e-4)
 
 
+def test_parts_that_are_clipped_alone_leave_each_other_s_step_as_it_is(tiny_experiment):
+    model, backend = nn.ModuleDict({n: nn.Linear(1, 1, bias=False) for n in "ab"}), LocalBackend()
+    for part in model.values():
+        nn.init.zeros_(part.weight)
+
+    def loss(model, batch, *_):
+        errors = [size * model[name](batch["x"]).sum() for name, size in (("a", 0.1), ("b", 8.0))]
+        return {"fit": Term(sum(errors), torch.tensor(1.0))}
+
+    training = Training(clipped=lambda model: model.values())
+    family = dataclasses.replace(get_family("set_vae"), loss=loss, training=training)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    experiment = tiny_experiment(changes={"train.clip": 0.5})
+    take = OptimizerStep(experiment, family, model, optimizer, backend, Sums(backend))
+    norm = take([{"x": torch.ones(1, 1)}], {}, 7)
+    assert float(norm) == pytest.approx(8.0)
+    assert float(model["a"].weight.detach()) == pytest.approx(-0.1)
+    assert float(model["b"].weight.detach()) == pytest.approx(-0.5, rel=1e-4)
+
+
 def test_a_gradient_that_is_not_finite_names_its_terms_and_the_scheduled_values(take_step):
     with pytest.raises(RunError, match=r"fit is not finite with weight inf; lower train\.lr"):
         take_step([[1.0, 2.0]], weight=float("inf"))
