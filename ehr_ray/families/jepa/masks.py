@@ -63,10 +63,13 @@ def blocks(mask: Tensor, key: Tensor, config: JEPAConfig) -> tuple[Tensor, Tenso
     position = _position(mask)
     target = torch.zeros_like(mask)
     smallest, largest = config.block_share
-    for block in range(config.blocks):
-        share = smallest + (largest - smallest) * uniform(key, _SIZE, block)
-        size = torch.minimum((share * rows).round().long().clamp(min=1), most)
-        start = _below(uniform(key, _START, block), rows - size + 1)
+    purposes = torch.arange(_START, _SIZE + 1, device=mask.device).view(-1, 1, 1)
+    blocks = torch.arange(config.blocks, device=mask.device).unsqueeze(1)
+    where, share = uniform(key, purposes, blocks)  # [blocks, B]
+    share = smallest + (largest - smallest) * share
+    sizes = torch.minimum((share * rows).round().long().clamp(min=1), most)
+    starts = _below(where, rows - sizes + 1)
+    for size, start in zip(sizes, starts, strict=True):
         new = (position >= start[:, None]) & (position < (start + size)[:, None]) & mask
         joined = target | new
         target = torch.where((joined.sum(1) <= most).unsqueeze(1), joined, target)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from ehr_ray.families.set_vae.augment import drawn_sets, sample_sets
+from ehr_ray.families.set_vae.augment import drawn_sets, sample_sets, set_key
 from ehr_ray.families.set_vae.config import SetConfig, SetVAEConfig
 from ehr_ray.family import Batch, Scheduled, Term, Terms
 from ehr_ray.nn.gaussian import free_bits, kl_standard
@@ -41,7 +41,7 @@ def counts(model: nn.Module, batch: Batch, seed: int) -> dict[str, Tensor]:
     per_patient = getattr(model, "module", model).config.sets_per_patient
     real = batch["mask"].any(1)
     if per_patient is not None:
-        real = real & drawn_sets(batch, per_patient, seed)
+        real = real & drawn_sets(batch, per_patient, set_key(batch, seed))
     return dict.fromkeys(("recon", "composition", "kl"), real.sum())
 
 

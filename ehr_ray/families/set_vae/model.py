@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.families.set_vae import augment, chunking
 from ehr_ray.families.set_vae.attention import ISAB, MAB, Pooling
+from ehr_ray.families.set_vae.augment import Keys, Perturbed
 from ehr_ray.families.set_vae.composition import Composition
 from ehr_ray.families.set_vae.config import SetConfig
 from ehr_ray.families.set_vae.embedding import embedding_table, reduced
@@ -23,8 +24,7 @@ from ehr_ray.nn.noise import combine
 AGE_SCALE = 8.0
 """log(1 + age) of two days in minutes, so that the age channel lies in [0, 1] there."""
 LOGVAR_RANGE = (-10.0, 10.0)
-NOISE_ROWS = 1 << 14
-_LATENT, _QUERY = 11, 12
+_LATENT = 11
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class SetVAE(nn.Module):
         if config.composition_weight:
             latents = config.levels * config.latent
             self.composition = Composition(latents, config.reduced, width)
-        rows = torch.randn(NOISE_ROWS, width, generator=torch.Generator().manual_seed(0))
+        rows = torch.randn(augment.NOISE_ROWS, width, generator=torch.Generator().manual_seed(0))
         self.register_buffer("noise_rows", rows, persistent=False)
 
     def forward(self, batch: Batch, seed: int) -> dict[str, Tensor]:
@@ -86,8 +86,18 @@ class SetVAE(nn.Module):
         `padded`, tokens computed in vain and in all. Sets of like size are computed together.
         """
         pieces = chunking.by_size(batch, self.config.chunk_tokens)
+        keys = augment.keys_of(batch, seed)
+        seen = self.perturbed(batch, keys, seed) if self.training else None
+        rows = augment.query_rows(keys) if self._decoder_noise else None
         parts = [
-            chunking.bounded(pieces, self._measured, chunking.chunk(batch, index, width), seed)
+            chunking.bounded(
+                pieces,
+                self._measured,
+                chunking.chunk(batch, index, width),
+                keys.sets[index],
+                None if seen is None else seen.chunk(index, width),
+                None if rows is None else rows[index, :width],
+            )
             for index, width in pieces
         ]
         recon, composition, mu, logvar = (
@@ -111,15 +121,30 @@ class SetVAE(nn.Module):
         mode values are hidden and shaken first, the target is not; in evaluation mode nothing is.
         Latents are sampled in both, from noise that is a function of (seed, patient, set).
         """
+        keys = augment.keys_of(batch, seed)
+        seen = self.perturbed(batch, keys, seed) if self.training else None
+        rows = augment.query_rows(keys) if self._decoder_noise else None
+        return self._compared(batch, keys.sets, seen, rows)
+
+    def perturbed(self, batch: Batch, keys: Keys, seed: int) -> Perturbed:
+        """Return what the encoder sees of a batch in training."""
+        return augment.perturbed(batch, keys, self.directions, self.config, seed)
+
+    @property
+    def _decoder_noise(self) -> float:
+        config = self.config
+        return config.decoder_noise if self.training else config.eval_decoder_noise
+
+    def _compared(
+        self, batch: Batch, key: Tensor, seen: Perturbed | None, rows: Tensor | None
+    ) -> dict[str, Tensor]:
         target = self.target(batch)
-        posterior = self.encode(batch, seed if self.training else None)
-        key = augment.set_key(batch, seed)
-        latents = [
-            sample(mu, logvar, combine(key, _LATENT, level))
-            for level, (mu, logvar) in enumerate(zip(posterior.mu, posterior.logvar, strict=True))
-        ]
-        noise = self.config.decoder_noise if self.training else self.config.eval_decoder_noise
-        decoded = self.decode(latents, batch["code"], key if noise else None, noise)
+        posterior = self.encode(batch, seen)
+        level = torch.arange(len(posterior.mu), device=key.device).unsqueeze(1)
+        latents = list(
+            sample(posterior.mu, posterior.logvar, combine(key, _LATENT, level)).unbind(0)
+        )
+        decoded = self.decode(latents, batch["code"], rows, self._decoder_noise)
         return {
             "decoded": decoded,
             "target": target,
@@ -129,9 +154,11 @@ class SetVAE(nn.Module):
             "logvar": posterior.logvar,
         }
 
-    def _measured(self, part: Batch, seed: int) -> tuple[Tensor, ...]:
+    def _measured(
+        self, part: Batch, key: Tensor, seen: Perturbed | None, rows: Tensor | None
+    ) -> tuple[Tensor, ...]:
         """Return the error and the composition's [M], the posterior [M, L, Z] of a chunk's sets."""
-        out = self.compared(part, seed)
+        out = self._compared(part, key, seen, rows)
         recon = chamfer(out["decoded"], out["target"], out["mask"], self.config)
         mu, logvar = out["mu"].transpose(0, 1), out["logvar"].transpose(0, 1)
         return recon, out["composition"], mu, logvar
@@ -153,16 +180,16 @@ class SetVAE(nn.Module):
     def encode(
         self,
         batch: Batch,
-        perturb_seed: int | None = None,
+        seen: Perturbed | None = None,
         hidden: Tensor | None = None,
     ) -> Posterior:
-        """Return the posterior of each set; the encoder does not see `hidden` [M, N] values."""
+        """Return the posterior of each set, as it is `seen` in training.
+
+        The encoder does not see `hidden` [M, N] values.
+        """
         value, mask, directions = batch["value"], batch["mask"], self.directions
-        if perturb_seed is not None:
-            config = self.config
-            hidden = augment.hidden_tokens(batch, config, perturb_seed)
-            value = value + augment.value_noise(batch, config.val_noise_std, perturb_seed)
-            directions = augment.jitter(directions, config.dir_noise_std, perturb_seed)
+        if seen is not None:
+            value, hidden, directions = seen.value, seen.hidden, seen.directions
         hidden = torch.zeros_like(mask) if hidden is None else hidden
         value = value.masked_fill(hidden, 0.0)
         age = torch.log1p(batch["age"]) / AGE_SCALE
@@ -185,17 +212,15 @@ class SetVAE(nn.Module):
         return Posterior(torch.stack(mus), torch.stack(logvars))
 
     def decode(
-        self, latents: list[Tensor], code: Tensor, key: Tensor | None = None, noise: float = 0.0
+        self, latents: list[Tensor], code: Tensor, rows: Tensor | None = None, noise: float = 0.0
     ) -> Tensor:
         """Return [M, N, R]: a vector for each variable of `code` [M, N], from level L down to 1.
 
-        `key` [M] and `noise` shake the queries by N(0, noise).
+        `rows` [M, N] of `augment.query_rows` and `noise` shake the queries by N(0, noise).
         """
         queries = F.embedding(code, self.query(self.directions))
-        if key is not None:
-            # A normal draw per number would cost more than the decoder: rows are drawn instead.
-            row = combine(key[:, None], code, _QUERY) & (NOISE_ROWS - 1)
-            queries = queries + noise * F.embedding(row, self.noise_rows)
+        if rows is not None:
+            queries = queries + noise * F.embedding(rows, self.noise_rows)
         queries, directions = _half(queries), F.embedding(code, self.directions)
         value = directions.new_zeros(code.shape)
         for level in reversed(range(self.config.levels)):

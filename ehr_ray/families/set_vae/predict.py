@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ehr_ray.families.set_vae.augment import hidden_tokens, select_sets
+from ehr_ray.families.set_vae.augment import hidden_tokens, keys_of, select_sets
 from ehr_ray.families.set_vae.chunking import Pieces, by_size, chunk, joined, joined_tokens
 from ehr_ray.families.set_vae.config import SetVAEConfig
 from ehr_ray.families.set_vae.loss import chamfer
@@ -60,8 +60,10 @@ def estimates(model: SetVAE, batch: Batch, levels: Sequence[Tensor], pieces: Pie
 def represent(model: SetVAE, batch: Batch, seed: int | None) -> Tensor:
     """Return the embedding [B, L * Z * pools] for a task; values may be hidden in training."""
     batch = even_sets(batch, _limit(model))
-    noise = seed if model.config.perturb_task else None
-    return _pooled_means(model, model.encode(batch, noise), batch)
+    seen = None
+    if seed is not None and model.config.perturb_task:
+        seen = model.perturbed(batch, keys_of(batch, seed), seed)
+    return _pooled_means(model, model.encode(batch, seen), batch)
 
 
 def represent_width(model: SetVAE) -> int:
@@ -133,7 +135,7 @@ def reconstruct(model: SetVAE, batch: Batch) -> Batch:
 
     The same tokens as in training are hidden from the encoder (`hidden`), by a fixed seed.
     """
-    hidden = hidden_tokens(batch, model.config, HIDING_SEED)
+    hidden = hidden_tokens(batch, model.config, keys_of(batch, HIDING_SEED))
     pieces = by_size(batch, model.config.chunk_tokens)
     posterior = encoded(model, batch, pieces, hidden)
     estimate = estimates(model, batch, list(posterior.mu), pieces)

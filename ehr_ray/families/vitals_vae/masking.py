@@ -34,9 +34,10 @@ def hidden_cells(
     cuts = [h - config.first_hour for h in config.landmarks]
     cuts = [h for h in cuts if 0 < h < len(hours)]
     if cut and cuts and config.landmark_share:
-        which = (uniform(key, _WHERE) * len(cuts)).long()
+        draw, where = uniform(key, torch.arange(_CUT, _WHERE + 1, device=key.device)[:, None])
+        which = (where * len(cuts)).long()
         at = sum((which == place) * cut for place, cut in enumerate(cuts))
-        at = torch.where(uniform(key, _CUT) < config.landmark_share, at, len(hours))
+        at = torch.where(draw < config.landmark_share, at, len(hours))
         hidden = hidden | (hours >= at[:, None])[..., None]
     return hidden & observed
 

@@ -1,15 +1,39 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 
-from ehr_ray.nn.noise import combine, forked_rng, normal, uniform
+from ehr_ray.events.mixing import splitmix64
+from ehr_ray.nn.noise import combine, extended, forked_rng, normal, uniform
 
 KEYS = torch.arange(200_000)
 
 
 def correlation(a, b):
     return float(torch.corrcoef(torch.stack([a, b]).double())[0, 1])
+
+
+def test_a_hash_is_that_of_the_published_finaliser():
+    keys = np.array([0, 1, 2**63 - 1, 2**63, 2**64 - 1], np.uint64)
+    told = splitmix64(splitmix64(keys) + np.uint64(7))
+    found = combine(torch.from_numpy(keys.view(np.int64)), 7)
+    assert found.numpy().view(np.uint64).tolist() == told.tolist()
+    draw = (told >> np.uint64(40)).astype(np.float64) / 2**24
+    assert uniform(torch.from_numpy(keys.view(np.int64)), 7).tolist() == draw.tolist()
+
+
+def test_what_is_drawn_for_several_purposes_at_once_is_what_each_draws():
+    key = torch.arange(6).view(2, 3)
+    both = uniform(key, torch.arange(3, 5).view(-1, 1, 1))
+    assert torch.equal(both[0], uniform(key, 3))
+    assert torch.equal(both[1], uniform(key, 4))
+
+
+def test_a_hash_can_be_extended():
+    keys = torch.arange(-3, 4)
+    assert torch.equal(extended(combine(keys, 5), 6, keys), combine(keys, 5, 6, keys))
+    assert torch.equal(keys, torch.arange(-3, 4))  # nothing of it is done in place
 
 
 def test_uniform_has_the_moments_and_range_of_a_uniform():

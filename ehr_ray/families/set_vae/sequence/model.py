@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.families.set_vae import augment, chunking
+from ehr_ray.families.set_vae.augment import Perturbed
 from ehr_ray.families.set_vae.chunking import Pieces
 from ehr_ray.families.set_vae.loss import chamfer
 from ehr_ray.families.set_vae.model import SetVAE
@@ -62,22 +63,25 @@ class SeqSetVAE(nn.Module):
         vain and in all.
         """
         pieces = chunking.by_size(batch, self.config.chunk_tokens)
-        beliefs = self.beliefs(batch, seed if self.training else None, pieces)
-        key = combine(augment.set_key(batch, seed), _LATENT)
-        latent = sample(beliefs.post_mu, beliefs.post_logvar, key)
+        keys = augment.keys_of(batch, seed)
+        seen = self.sets.perturbed(batch, keys, seed) if self.training else None
+        mu, logvar = _joined(self.encode(batch, seen, pieces), pieces.indices)
+        beliefs = self.expect(batch, mu, logvar, pieces.num_sets)
+        latent = sample(beliefs.post_mu, beliefs.post_logvar, combine(keys.sets, _LATENT))
         decoded = torch.arange(len(batch["patient"]), device=latent.device)
         weight = torch.ones_like(batch["num_sets"], dtype=torch.float32)
         if self.config.decode_sets is not None:
-            drawn = augment.drawn_sets(batch, self.config.decode_sets, seed)
+            drawn = augment.drawn_sets(batch, self.config.decode_sets, keys.sets)
             total = sum(min(size, self.config.decode_sets) for size in pieces.num_sets)
             decoded = augment.first_true(drawn, total)
             weight = batch["num_sets"] / batch["num_sets"].clamp(max=self.config.decode_sets)
         noise = self.config.decoder_noise if self.training else self.config.eval_decoder_noise
+        rows = augment.query_rows(keys)[decoded] if noise else None
         standard = torch.zeros_like(beliefs.post_mu)
         normal = experts.divergence(beliefs.post_mu, beliefs.post_logvar, standard, standard)
         padded = chunking.padded_tokens(batch, pieces)
         return {
-            "recon": self.errors(batch, latent, decoded, seed, noise),
+            "recon": self.errors(batch, latent, decoded, rows, noise),
             "composition": self.sets.compositions(latent[decoded], chunking.chosen(batch, decoded)),
             "decoded": decoded,
             "weight": weight[batch["patient"][decoded]],
@@ -89,12 +93,11 @@ class SeqSetVAE(nn.Module):
             "padded": padded,
         }
 
-    def beliefs(
-        self, batch: Batch, seed: int | None = None, pieces: Pieces | None = None
-    ) -> Beliefs:
+    def beliefs(self, batch: Batch, seed: int | None = None) -> Beliefs:
         """Return what is believed of each set; with a seed inputs are perturbed as in training."""
-        pieces = chunking.by_size(batch, self.config.chunk_tokens) if pieces is None else pieces
-        mu, logvar = _joined(self.encode(batch, seed, pieces), pieces.indices)
+        pieces = chunking.by_size(batch, self.config.chunk_tokens)
+        found = self.encode(batch, self._perturbed(batch, seed), pieces)
+        mu, logvar = _joined(found, pieces.indices)
         return self.expect(batch, mu, logvar, pieces.num_sets)
 
     def task_beliefs(self, batch: Batch, seed: int | None) -> Beliefs:
@@ -107,18 +110,26 @@ class SeqSetVAE(nn.Module):
         noise = seed if self.config.perturb_task else None
         if seed is None or limit is None:
             return self.beliefs(batch, noise)
-        drawn = augment.drawn_sets(batch, limit, seed + 1)
+        drawn = augment.drawn_sets(batch, limit, augment.set_key(batch, seed + 1))
         learned, told = chunking.split_by_size(batch, drawn, self.config.chunk_tokens)
-        found = self.encode(batch, noise, learned)
+        seen = self._perturbed(batch, noise)
+        found = self.encode(batch, seen, learned)
         with torch.no_grad():
-            found += self.encode(batch, noise, told)
+            found += self.encode(batch, seen, told)
         mu, logvar = _joined(found, [*learned.indices, *told.indices])
         return self.expect(batch, mu, logvar, learned.num_sets)
 
-    def encode(self, batch: Batch, seed: int | None, pieces: Pieces) -> list[tuple[Tensor, Tensor]]:
+    def encode(
+        self, batch: Batch, seen: Perturbed | None, pieces: Pieces
+    ) -> list[tuple[Tensor, Tensor]]:
         """Return mean and log-variance of q(z_t | x_t), [m, D], of each chunk of m sets."""
         return [
-            chunking.bounded(pieces, self._encode, chunking.chunk(batch, index, width), seed)
+            chunking.bounded(
+                pieces,
+                self._encode,
+                chunking.chunk(batch, index, width),
+                None if seen is None else seen.chunk(index, width),
+            )
             for index, width in pieces
         ]
 
@@ -164,14 +175,27 @@ class SeqSetVAE(nn.Module):
         )
 
     def errors(
-        self, batch: Batch, latent: Tensor, which: Tensor, seed: int, noise: float = 0.0
+        self,
+        batch: Batch,
+        latent: Tensor,
+        which: Tensor,
+        rows: Tensor | None = None,
+        noise: float = 0.0,
     ) -> Tensor:
-        """Return the reconstruction error of the sets `which` [K] from latents [M, D], [K]."""
+        """Return the reconstruction error of the sets `which` [K] from latents [M, D], [K].
+
+        `rows` [K, N] of `augment.query_rows` and `noise` shake the decoder's queries.
+        """
         kept, wanted = chunking.chosen(batch, which), latent[which]
         pieces = chunking.by_size(kept, self.config.chunk_tokens)
         parts = [
             chunking.bounded(
-                pieces, self._error, chunking.chunk(kept, i, width), wanted[i], seed, noise
+                pieces,
+                self._error,
+                chunking.chunk(kept, i, width),
+                wanted[i],
+                None if rows is None else rows[i, :width],
+                noise,
             )
             for i, width in pieces
         ]
@@ -181,13 +205,17 @@ class SeqSetVAE(nn.Module):
         """Return a latent [M, D] as the set decoder takes it: one [M, Z] a level."""
         return list(latent.unflatten(1, (self.config.levels, -1)).unbind(1))
 
-    def _encode(self, part: Batch, seed: int | None) -> tuple[Tensor, Tensor]:
-        posterior = self.sets.encode(part, seed)
+    def _perturbed(self, batch: Batch, seed: int | None) -> Perturbed | None:
+        if seed is None:
+            return None
+        return self.sets.perturbed(batch, augment.keys_of(batch, seed), seed)
+
+    def _encode(self, part: Batch, seen: Perturbed | None) -> tuple[Tensor, Tensor]:
+        posterior = self.sets.encode(part, seen)
         return posterior.mu.transpose(0, 1).flatten(1), posterior.logvar.transpose(0, 1).flatten(1)
 
-    def _error(self, part: Batch, latent: Tensor, seed: int, noise: float) -> Tensor:
-        key = augment.set_key(part, seed) if noise else None
-        decoded = self.sets.decode(self.levels_of(latent), part["code"], key, noise)
+    def _error(self, part: Batch, latent: Tensor, rows: Tensor | None, noise: float) -> Tensor:
+        decoded = self.sets.decode(self.levels_of(latent), part["code"], rows, noise)
         return chamfer(decoded, self.sets.target(part), part["mask"], self.config)
 
     def product(

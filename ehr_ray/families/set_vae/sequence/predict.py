@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ehr_ray.events.vocabulary import Vocabulary
-from ehr_ray.families.set_vae.augment import hidden_tokens
+from ehr_ray.families.set_vae.augment import hidden_tokens, keys_of
 from ehr_ray.families.set_vae.chunking import by_size
 from ehr_ray.families.set_vae.predict import (
     HIDING_SEED,
@@ -130,7 +130,7 @@ def reconstruct(model: SeqSetVAE, batch: Batch) -> Batch:
 
     The same tokens as in training are hidden from the encoder (`hidden`), by a fixed seed.
     """
-    hidden = hidden_tokens(batch, model.config, HIDING_SEED)
+    hidden = hidden_tokens(batch, model.config, keys_of(batch, HIDING_SEED))
     pieces = by_size(batch, model.config.chunk_tokens)
     posterior = encoded(model.sets, batch, pieces, hidden)
     mu, logvar = (part.transpose(0, 1).flatten(1) for part in (posterior.mu, posterior.logvar))
@@ -142,4 +142,4 @@ def reconstruct(model: SeqSetVAE, batch: Batch) -> Batch:
 def set_errors(model: SeqSetVAE, batch: Batch, latent: Tensor) -> Tensor:
     """Return the reconstruction error of every set from latents [M, D], [M]; nothing is drawn."""
     everything = torch.arange(len(batch["patient"]), device=latent.device)
-    return model.errors(batch, latent, everything, seed=0)
+    return model.errors(batch, latent, everything)

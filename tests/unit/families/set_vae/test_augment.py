@@ -4,6 +4,8 @@ import torch
 from ehr_ray.families.set_vae.augment import (
     hidden_tokens,
     jitter,
+    keys_of,
+    query_rows,
     sample_sets,
     set_key,
     value_noise,
@@ -24,20 +26,24 @@ def many(make_row, make_config):
     return build
 
 
+def hidden_of(batch, config, seed=SEED):
+    return hidden_tokens(batch, config, keys_of(batch, seed))
+
+
 def share(hidden, where):
     return float(hidden[where].float().mean())
 
 
 def test_values_are_hidden_at_their_rates(many, make_config):
     batch = many(12)
-    hidden = hidden_tokens(batch, make_config(clean=True, p_stale=0.5, p_live=0.05), SEED)
+    hidden = hidden_of(batch, make_config(clean=True, p_stale=0.5, p_live=0.05))
     assert abs(share(hidden, batch["carried"]) - 0.5) < 0.02
     assert abs(share(hidden, batch["mask"] & ~batch["carried"]) - 0.05) < 0.01
 
 
 def test_carried_values_alone_may_be_hidden(many, make_config):
     batch = many(12)
-    hidden = hidden_tokens(batch, make_config(clean=True, p_stale=0.5), SEED)
+    hidden = hidden_of(batch, make_config(clean=True, p_stale=0.5))
     assert 0.4 < share(hidden, batch["carried"]) < 0.6
     assert not (hidden & ~batch["carried"]).any()
 
@@ -48,7 +54,7 @@ def test_carried_values_alone_may_be_hidden(many, make_config):
 def test_a_small_set_has_one_token_masked_or_none(many, make_config, size, counts):
     # The share is of large sets: without one small sets are masked all the same.
     config = make_config(clean=True, set_mae_ratio=0.0, small_set_mask_prob=0.4)
-    found = hidden_tokens(many(size), config, SEED).sum(1)
+    found = hidden_of(many(size), config).sum(1)
     for count, expected in counts.items():
         assert abs(float((found == count).float().mean()) - expected) < 0.03
     assert set(found.tolist()) == set(counts)
@@ -60,7 +66,7 @@ def test_a_small_set_has_one_token_masked_or_none(many, make_config, size, count
 )
 def test_a_large_set_has_a_share_of_its_tokens_masked(many, make_config, size, ratio, most, count):
     config = make_config(clean=True, set_mae_ratio=ratio, max_masks_per_set=most)
-    found = hidden_tokens(many(size), config, SEED)
+    found = hidden_of(many(size), config)
     assert set(found.sum(1).tolist()) == {count}
     rates = found.float().mean(0)[:size]
     assert (rates - count / size).abs().max() < 0.05
@@ -69,17 +75,17 @@ def test_a_large_set_has_a_share_of_its_tokens_masked(many, make_config, size, r
 def test_at_least_one_value_stays_visible_a_live_one_if_there_is(batch, many, make_config):
     config = make_config(p_stale=1.0, p_live=1.0)
     for sets in (batch, many(3)):
-        visible = sets["mask"] & ~hidden_tokens(sets, config, SEED)
+        visible = sets["mask"] & ~hidden_of(sets, config)
         assert visible.sum(1).tolist() == [1] * len(visible)
         has_live = (sets["mask"] & ~sets["carried"]).any(1)
         assert not (visible & sets["carried"]).any(1)[has_live].any()
 
 
 def test_padding_is_never_hidden_and_all_switches_off_hide_nothing(batch, make_config):
-    assert not (hidden_tokens(batch, make_config(p_live=1.0), SEED) & ~batch["mask"]).any()
-    assert not hidden_tokens(batch, make_config(clean=True), SEED).any()
+    assert not (hidden_of(batch, make_config(p_live=1.0)) & ~batch["mask"]).any()
+    assert not hidden_of(batch, make_config(clean=True)).any()
     off = make_config(clean=True, small_set_mask_prob=1.0, max_masks_per_set=0)
-    assert not hidden_tokens(batch, off, SEED).any()
+    assert not hidden_of(batch, off).any()
 
 
 def test_draws_change_with_the_seed_and_not_with_the_batch(rows, make_config):
@@ -87,8 +93,9 @@ def test_draws_change_with_the_seed_and_not_with_the_batch(rows, make_config):
     whole, alone = collate(rows, config), collate(rows[2:], config)
     mine = whole["patient"] == 2
     for draw in (
-        lambda b, seed: hidden_tokens(b, config, seed).float(),
-        lambda b, seed: value_noise(b, 0.1, seed),
+        lambda b, seed: hidden_of(b, config, seed).float(),
+        lambda b, seed: value_noise(keys_of(b, seed), 0.1),
+        lambda b, seed: query_rows(keys_of(b, seed)),
     ):
         ours, theirs = draw(whole, SEED)[mine], draw(alone, SEED)
         mask = alone["mask"]
@@ -98,10 +105,10 @@ def test_draws_change_with_the_seed_and_not_with_the_batch(rows, make_config):
 
 def test_value_noise_has_its_deviation_and_can_be_off(many):
     batch = many(12)
-    noise = value_noise(batch, 0.07, SEED)
+    noise = value_noise(keys_of(batch, SEED), 0.07)
     assert abs(float(noise.std()) - 0.07) < 0.001
     assert abs(float(noise.mean())) < 0.001
-    assert not value_noise(batch, 0.0, SEED).any()
+    assert not value_noise(keys_of(batch, SEED), 0.0).any()
 
 
 def test_jitter_turns_directions_a_little_and_keeps_their_length():

@@ -1,9 +1,11 @@
 import pytest
 import torch
 
+from ehr_ray.families.set_vae.augment import Keys, query_rows
 from ehr_ray.families.set_vae.data import collate
 from ehr_ray.families.set_vae.loss import chamfer, loss
 from ehr_ray.families.set_vae.predict import predict
+from ehr_ray.nn.noise import combine
 
 SCHEDULED = {"beta": 0.2, "free_bits": 0.05}
 SEED = 12345
@@ -181,15 +183,20 @@ def test_each_level_of_the_hierarchy_reaches_the_decoder(make_model, batch):
         assert_differ(model.decode(other, batch["code"]), before)
 
 
+def rows_of(keys, code):
+    keys = torch.tensor(keys)
+    return query_rows(Keys(keys, combine(keys[:, None], code)))
+
+
 @pytest.mark.parametrize("noise", [0.0, 0.5])
 def test_a_vector_is_decoded_by_its_name_whatever_else_is_in_the_set(make_model, noise):
     model = make_model().eval()
     torch.manual_seed(0)
-    latents, key = [torch.randn(2, 4) for _ in range(2)], torch.tensor([3, 4])
-    code = torch.tensor([[0, 5, 7], [5, 5, 11]])
-    whole = model.decode(latents, code, key, noise)
+    latents, code = [torch.randn(2, 4) for _ in range(2)], torch.tensor([[0, 5, 7], [5, 5, 11]])
+    rows = rows_of([3, 4], code)
+    whole = model.decode(latents, code, rows, noise)
     for column in range(3):
-        alone = model.decode(latents, code[:, [column]], key, noise)
+        alone = model.decode(latents, code[:, [column]], rows[:, [column]], noise)
         torch.testing.assert_close(alone[:, 0], whole[:, column])
     torch.testing.assert_close(whole[1, 0], whole[1, 1])
     assert_differ(whole[0, 0], whole[0, 1])
@@ -201,8 +208,8 @@ def test_noise_on_queries_is_a_function_of_the_key_and_the_variable(make_model):
     latents = [torch.randn(1, 4).expand(2, 4) for _ in range(2)]
     code = torch.tensor([[0, 1], [0, 1]])
     calm = model.decode(latents, code)
-    same = model.decode(latents, code, torch.tensor([8, 8]), 0.5)
-    other = model.decode(latents, code, torch.tensor([8, 9]), 0.5)
+    same = model.decode(latents, code, rows_of([8, 8], code), 0.5)
+    other = model.decode(latents, code, rows_of([8, 9], code), 0.5)
     torch.testing.assert_close(calm[0], calm[1])
     torch.testing.assert_close(same[0], same[1])
     assert_differ(same, calm)
