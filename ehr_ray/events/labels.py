@@ -261,7 +261,7 @@ def _rows_of(path: Path, subjects: npt.NDArray[np.int64] | None) -> tuple[Number
             _check_keys(path, batch, start)
             table = pa.Table.from_batches([batch]).select(columns)
             if subjects is not None:
-                there = _is_in(_integers(table["subject_id"]), subjects)
+                there = is_among(_integers(table["subject_id"]), subjects)
                 table = table.filter(pa.array(there))
                 rows.append(start + np.flatnonzero(there))
             pieces.append(table)
@@ -270,13 +270,12 @@ def _rows_of(path: Path, subjects: npt.NDArray[np.int64] | None) -> tuple[Number
     return range(1, start) if subjects is None else np.concatenate(rows), whole
 
 
-def _is_in(ids: npt.NDArray[np.int64], known: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-    """Return which ids are among others, which are ascending; [N]."""
+def is_among(ids: npt.NDArray[np.int64], known: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    """Return which ids, in any order, are among others, which are ascending; bool [N]."""
     if not len(known):
         return np.zeros(len(ids), bool)
-    found: npt.NDArray[np.bool_] = (
-        known[np.minimum(np.searchsorted(known, ids), len(known) - 1)] == ids
-    )
+    at = np.minimum(np.searchsorted(known, ids), len(known) - 1)
+    found: npt.NDArray[np.bool_] = known[at] == ids
     return found
 
 
