@@ -16,6 +16,7 @@ from ehr_ray.events.manifest import (
     counts_of,
     describe_shard,
     footer_hash,
+    is_contradicted,
     read_manifest,
     write_manifest,
 )
@@ -147,13 +148,24 @@ def test_it_is_not_believed_of_other_shards(made, change):
     else:
         shard.rename(made / "data/tuning/1.parquet")
     assert found(made) is None
+    assert is_contradicted(made, splits_of(made))
+    assert not is_contradicted(made, {})
+
+
+def test_one_split_is_contradicted_alone(made):
+    write(made / "data/tuning/0.parquet", [(4, 9, "HR"), (4, 10, "HR")])
+    shards = splits_of(made)
+    assert not is_contradicted(made, {"train": shards["train"]})
+    assert is_contradicted(made, {"tuning": shards["tuning"]})
 
 
 def test_a_folder_of_another_maker_is_left_alone(made):
     pq.write_table(pa.table({"shard": ["a"]}), made / FOLDER / "000000.parquet")
     assert found(made) is None
+    assert not is_contradicted(made, splits_of(made))
     shutil.rmtree(made / FOLDER)
     assert found(made) is None
+    assert not is_contradicted(made, splits_of(made))
 
 
 def test_a_damaged_file_is_named(made):
