@@ -118,20 +118,23 @@ def test_a_sequence_starts_from_sets_with_embeddings_of_its_own_on_ray(cluster, 
 
 
 @pytest.mark.ray
-def test_ranks_that_share_a_model_start_from_a_whole_one_and_go_on_alone(
+def test_ranks_that_share_models_start_from_a_whole_one_and_go_on_alone(
     cluster, folder, first, capsys
 ):
     encoder = first("visit_jepa")
     command = ["train", "configs/tiny/visit_jepa_finetune.yaml"]
-    shared = ["train.max_steps=2", "train.report_steps=1", "cluster.strategy=fsdp"]
-    main([*command, *typed("shared", f"init_from={encoder}", *shared, workers=2)])
+    task = ["train.seeds=2", "train.max_steps=2", "train.report_steps=1"]
+    shared = typed("shared", f"init_from={encoder}", *task, "cluster.strategy=fsdp", workers=2)
+    main([*command, *shared])
     check(folder, Path("runs/shared"), encoder)
+    fates = Path("runs/shared/init_from.txt").read_text().splitlines()
+    for name in ("members.0.base.", "members.1.base."):
+        assert any(line.startswith(name) and line.endswith(": copied") for line in fates)
     history = pq.read_table("runs/shared/history.parquet").to_pydict()
     assert history["step"] == [1, 2]
     shutil.rmtree("runs/shared/state/000000000002")  # as a run that was killed before it
-    alone = ["train.max_steps=2", "train.report_steps=1", "cluster.strategy=ddp"]
     capsys.readouterr()
-    main([*command, *typed("shared", f"init_from={encoder}", *alone)])
+    main([*command, *typed("shared", f"init_from={encoder}", *task, "cluster.strategy=ddp")])
     assert "resuming at step 1" in "".join(capsys.readouterr())
     again = pq.read_table("runs/shared/history.parquet").to_pydict()
     assert again["step"] == [1, 2]
