@@ -181,7 +181,6 @@ def test_a_killed_ingest_goes_on_within_a_table(charted, cohort, monkeypatch):
 
 
 def test_patients_are_read_once_for_all_units_of_a_process(charted, monkeypatch):
-    reader._loaded.cache_clear()
     calls, load = [], reader.load
     monkeypatch.setattr(reader, "load", lambda *a: calls.append(a) or load(*a))
     options = MimicIvOptions()
