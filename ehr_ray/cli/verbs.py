@@ -342,7 +342,16 @@ VERBS = (
         "write a run's model to a folder to hand on: weights, codes, a model card, predict.py",
         "ehr-ray export runs/set_vae models/set_vae",
         actions.export,
-        (RUN, option("output", "new folder", metavar="DIR", type=path)),
+        (
+            RUN,
+            option("output", "new folder", metavar="DIR", type=path),
+            option(
+                "--torch-export",
+                "also write model.pt2, a program that torch runs without this package; not of "
+                "models of sets",
+                action="store_true",
+            ),
+        ),
     ),
     Verb(
         "benchmark",
