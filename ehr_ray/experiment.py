@@ -239,10 +239,16 @@ def to_yaml(experiment: Experiment) -> str:
 def changes_since(path: Path, experiment: Experiment) -> list[str]:
     """Return the differences between a dump in a file and an experiment.
 
-    Paths are the same where they lead to the same place from the working folder.
+    Paths are the same where they lead to the same place from the working folder. An option that the
+    dump's version did not have yet was at its default.
     """
-    marks = _marks(experiment)
-    old, new = (located(raw, marks, same_place) for raw in (read_yaml(path), dump(experiment)))
+    marks, raw = _marks(experiment), read_yaml(path)
+    with contextlib.suppress(ConfigError):  # an option is gone: told as it stands
+        filled = dump(parse(raw))
+        if "scale" not in raw.get("data", {}):  # values were scaled otherwise then
+            del filled["data"]["scale"]
+        raw = filled
+    old, new = (located(each, marks, same_place) for each in (raw, dump(experiment)))
     return list(differences(old, new))
 
 

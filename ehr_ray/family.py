@@ -150,6 +150,8 @@ class Training(Generic[C]):
     and the draws that the seed keys; None: with `train.accumulate` the forward runs twice."""
     held: Callable[[nn.Module, Scheduled], Iterable[nn.Parameter]] | None = None
     """Parameters that a step at these values leaves as they are, decay and moments included."""
+    clipped: Callable[[nn.Module], Iterable[nn.Module]] | None = None
+    """Parts whose gradients `train.clip` limits each by its own norm; None: the model by one."""
     summarise: Callable[[Mapping[str, float]], Mapping[str, float]] | None = None
     """Further metrics of a report, computed from the means of the terms, such as a perplexity."""
     diagnose: Diagnose | None = None

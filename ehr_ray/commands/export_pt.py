@@ -33,6 +33,7 @@ from ehr_ray.runtime.data.manifest import opened
 from ehr_ray.runtime.data.tasks import Say, run_shards
 from ehr_ray.runtime.session import session_of
 from ehr_ray.runtime.text_embedding import TABLE, TEXTS
+from ehr_ray.sources.dataset_check import subjects_of
 from ehr_ray.storage import files, sync
 from ehr_ray.storage.paths import canonical
 
@@ -131,8 +132,9 @@ class PtWriter:
         return written
 
     def _labelled(self, job: Mapping[str, Any]) -> Iterator[tuple[Patient, bool]]:
-        labels = read_label_files(self._task, [sync.fetch(place) for place in self._labels])
-        for number, patient in enumerate(read_patients(Path(job["shard"]), self._vocabulary), 1):
+        shard, paths = Path(job["shard"]), [sync.fetch(place) for place in self._labels]
+        labels = read_label_files(self._task, paths, subjects_of(shard))
+        for number, patient in enumerate(read_patients(shard, self._vocabulary), 1):
             answers = labels.of(patient.subject_id)
             if not answers and not self._skip:
                 raise InputError(

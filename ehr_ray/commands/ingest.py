@@ -15,16 +15,7 @@ from ehr_ray.runtime.data.tasks import run_jobs
 from ehr_ray.runtime.session import session
 from ehr_ray.runtime.tracking import flatten
 from ehr_ray.runtime.verb_tracking import Destination, tracked_verb
-from ehr_ray.sources.building.cohort import (
-    IngestSummary,
-    Work,
-    check_parts,
-    discard_staging,
-    fingerprint,
-    finish,
-    finished,
-    staging,
-)
+from ehr_ray.sources.building.cohort import Work, check_parts, finish
 from ehr_ray.sources.building.groups import divide_groups, divide_part
 from ehr_ray.sources.building.limits import load_limits
 from ehr_ray.sources.building.ranges import (
@@ -34,6 +25,13 @@ from ehr_ray.sources.building.ranges import (
     check_range,
     plan_ranges,
     settle_range,
+)
+from ehr_ray.sources.building.resume import (
+    IngestSummary,
+    discard_staging,
+    fingerprint,
+    finished,
+    staging,
 )
 from ehr_ray.sources.building.shards import Shard, gather
 from ehr_ray.sources.building.staging import Plan, Repeats, scatter

@@ -28,7 +28,7 @@ def idle_paths(experiment: Any, schema: AnySchema) -> dict[str, str]:
         found |= _task(experiment.task)
     found |= _train(experiment.train, experiment.schedules) | _tune(experiment.tune)
     if experiment.task is None:
-        found["evaluation.ensemble"] = "no task"
+        found |= dict.fromkeys(("evaluation.ensemble", "train.seeds"), "no task")
     elif experiment.task.kind != "binary":
         found["evaluation.ensemble"] = f"task.kind={experiment.task.kind}"
     elif not experiment.evaluation.baselines:

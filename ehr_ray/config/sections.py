@@ -108,6 +108,11 @@ class TrainConfig:
     """Regular expression of parameter names to {lr_ratio, from_epoch}; the first fit counts."""
     clip: Annotated[float, Field(gt=0)] | None = 1.0
     """Largest norm of the gradient; None for no limit."""
+    seeds: PositiveInt = 1
+    """Models of a `task` that are trained side by side on the same batches, of other first weights,
+    dropout and noise, each as in a run of its own: `clip` is of its gradient alone, and the first
+    is what a run of one gives. The answer, on tuning too, is the mean of theirs: of logits, or of a
+    regression's values. Time and memory are as many times those of one."""
     accumulate: PositiveInt = 1
     """Micro-batches each worker's share of a batch is cut into, to fit memory."""
     activation_checkpointing: bool = False

@@ -100,7 +100,8 @@ class TaskConfig:
     """What a head reads: the family's own pooling, or an attention over its states by a learned
     query. With the family's part frozen (`freeze: ['base\\..*']`) it is a probe."""
     members: Annotated[int, Field(ge=1)] = 1
-    """Heads trained side by side from different starts; what they say is averaged."""
+    """Heads trained side by side from different starts; what they say is averaged. Of whole models
+    it is `train.seeds`."""
     statistics: StatisticsConfig | None = None
     """Statistics of each variable, read by the heads too; null: the embedding alone. Heads then
     differ in what training leaves out, and start at the label's rate or mean in train."""

@@ -24,6 +24,9 @@ KINDS: Final[dict[str, Kind]] = {
 NO_CLASS: Final = ("", "nan", "<na>")
 """Classes, in lower case, that say nothing; `none` may be one that says something."""
 
+Numbers = Sequence[int] | npt.NDArray[np.int64]
+"""Of rows of a file, from 1."""
+
 
 @dataclass(frozen=True, eq=False)
 class Answers:
@@ -37,14 +40,19 @@ class Answers:
     """Names of the classes, sorted."""
 
 
-def read_answers(tables: Sequence[tuple[Path, pa.Table]]) -> Answers:
+def read_answers(
+    tables: Sequence[tuple[Path, pa.Table]], rows: Sequence[Numbers] | None = None
+) -> Answers:
     """Return the answers of a task's files, one after the other.
 
-    Null, NaN and blanks are unknown. Raises `InputError` for a file without a column of answers,
-    answers in several columns, and a cell that is none.
+    `rows` are the numbers, from 1, that the rows of each table have in its file; None: they are all
+    of it. Null, NaN and blanks are unknown. Raises `InputError` for a file without a column of
+    answers, answers in several columns, and a cell that is none.
     """
+    if rows is None:
+        rows = [range(1, len(table) + 1) for _, table in tables]
     read = {
-        (number, name): _cells(path, table[name], name)
+        (number, name): _cells(path, table[name], name, rows[number])
         for number, (path, table) in enumerate(tables)
         for name in KINDS
         if name in table.column_names
@@ -74,8 +82,8 @@ Cells = tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]
 """Answers [N] and which of them are known [N]."""
 
 
-def _cells(path: Path, column: pa.ChunkedArray, name: str) -> Cells:
-    kind, rows = KINDS[name], np.arange(1, len(column) + 1)
+def _cells(path: Path, column: pa.ChunkedArray, name: str, rows: Numbers) -> Cells:
+    kind = KINDS[name]
     if kind == "binary":
         truth = read_truth(column, str(path), name, rows)
         return truth > 0, truth != NOT_KNOWN
@@ -84,7 +92,7 @@ def _cells(path: Path, column: pa.ChunkedArray, name: str) -> Cells:
     if pa.types.is_null(column.type):
         return _empty(len(column), kind)
     if kind == "regression":
-        return _numbers(path, column, name)
+        return _numbers(path, column, name, rows)
     if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
         raise InputError(f"{path}: {name} is {column.type}, which must be text")
     text = pc.utf8_trim_whitespace(column.cast(pa.string())).fill_null("")
@@ -92,14 +100,14 @@ def _cells(path: Path, column: pa.ChunkedArray, name: str) -> Cells:
     return text.to_numpy(), known
 
 
-def _numbers(path: Path, column: pa.ChunkedArray, name: str) -> Cells:
+def _numbers(path: Path, column: pa.ChunkedArray, name: str, rows: Numbers) -> Cells:
     if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
         raise InputError(f"{path}: {name} is {column.type}, which must be numbers")
     value = column.cast(pa.float64(), safe=False).to_numpy()
     endless = np.flatnonzero(np.isinf(value))
     if len(endless):
         raise InputError(
-            f"{path}: row {endless[0] + 1}, column {name}: {value[endless[0]]} is no answer; "
+            f"{path}: row {rows[endless[0]]}, column {name}: {value[endless[0]]} is no answer; "
             "leave it empty where the answer is unknown"
         )
     return value, ~np.isnan(value)

@@ -5,22 +5,23 @@ fitted on train is fitted on the fold's train alone.
 """
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from ehr_ray.errors import InputError
 from ehr_ray.events.code_statistics import fit_codes
+from ehr_ray.events.labels import is_among
 from ehr_ray.events.patients import splits_of
 from ehr_ray.events.schema import SPLITS
 from ehr_ray.events.vocabulary import described, origin_of, with_origin
 from ehr_ray.storage import files
 
+REMEDY: Final = "restore it, or ingest the cohort again"
 RARE: Final = 5
 """Subjects without which a stratum joins the others that are as rare."""
 
@@ -44,19 +45,18 @@ def folds_of(strata: npt.NDArray[np.integer], num_folds: int, seed: int) -> npt.
     return fold
 
 
-def read_events(cohort: Path) -> pa.Table:
-    """Return the events of all splits, which must fit memory."""
-    paths = [path for shards in splits_of(cohort).values() for path in shards]
-    return pa.concat_tables([files.read_parquet(path) for path in paths], promote_options="default")
-
-
-def write_fold(
-    cohort: Path, events: pa.Table, splits: Mapping[str, Sequence[int]], folder: Path
-) -> Path:
+def write_fold(cohort: Path, splits: Mapping[str, npt.NDArray[np.int64]], folder: Path) -> Path:
     """Write a cohort with these subjects in its splits, by rename, and return its folder.
 
-    `events` are those of `cohort`, whole subjects together. Codes are fitted anew on train.
+    The events of a shard are held at a time. Codes are fitted anew on train.
+
+    Args:
+        cohort: where the events are, of whatever split.
+        splits: subjects by split, ascending, int64 [S].
+        folder: of the new cohort.
     """
+    paths = [path for shards in splits_of(cohort).values() for path in shards]
+    schema = _schema_of(paths)
 
     def publish(whole: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
@@ -65,10 +65,9 @@ def write_fold(
     with files.new_folder(folder, publish) as partial:
         shards: dict[str, list[Path]] = {}
         for split in SPLITS:
-            wanted = pa.array(sorted(splits.get(split, ())), pa.int64())
-            part = events.filter(pc.is_in(events["subject_id"], value_set=wanted))
+            wanted = splits.get(split, np.zeros(0, np.int64))
             shard = partial / "data" / split / "0.parquet"
-            files.write_parquet(part, shard)
+            files.write_parquet_pieces(_events_of(wanted, paths, schema), schema, shard)
             shards[split] = [shard] if len(wanted) else []
         other = [path for split, paths in shards.items() if split != "train" for path in paths]
         codes, known = fit_codes(shards["train"], other), cohort / "metadata" / "codes.parquet"
@@ -79,3 +78,24 @@ def write_fold(
         if (cohort / "labels").is_dir():
             shutil.copytree(cohort / "labels", partial / "labels")
     return folder
+
+
+def _schema_of(paths: Sequence[Path]) -> pa.Schema:
+    """Return a schema that holds the rows of all files."""
+    schemas = []
+    for path in paths:
+        with files.reads(path, REMEDY), files.open_parquet(path) as file:
+            schemas.append(file.schema_arrow)
+    return pa.unify_schemas(schemas, promote_options="default")
+
+
+def _events_of(
+    subjects: npt.NDArray[np.int64], paths: Sequence[Path], schema: pa.Schema
+) -> Iterator[pa.Table]:
+    """Yield the events of subjects, file by file."""
+    for path in paths if len(subjects) else ():
+        table = files.read_parquet(path, remedy=REMEDY)
+        rows = pa.array(is_among(table["subject_id"].to_numpy(), subjects))
+        yield pa.concat_tables(
+            [schema.empty_table(), table.filter(rows)], promote_options="default"
+        )

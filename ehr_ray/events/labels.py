@@ -7,7 +7,6 @@ A task is `labels/<task>.parquet`, or the files of a folder as ACES and MEDS-DEV
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,13 +15,16 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ehr_ray.errors import InputError
-from ehr_ray.events.answers import Kind, read_answers
+from ehr_ray.events.answers import KINDS, Kind, Numbers, read_answers
 from ehr_ray.events.schema import SPLIT_NAMES
 from ehr_ray.storage import files
 
 PREFERRED = "mortality"
 REMEDY = "ingest the cohort again"
 
+_KEYS: Final = ("subject_id", "prediction_time")
+_BATCH_ROWS: Final = 1 << 18
+"""Rows of a file that are read at a time."""
 _SHARD: Final = re.compile(r"(?:(?:part|shard|chunk)[-_]?)?\d+(?:[-_.]\d+)*")
 """Names of the files that one table is written as."""
 _UNNAMED: Final = "label"
@@ -47,7 +49,7 @@ class Labels:
     classes: tuple[str, ...] = ()
 
     def cuts(self) -> dict[int, list[int]]:
-        """Return the prediction times of each subject, ascending."""
+        """Return the prediction times of each subject, ascending; some 200 bytes a subject."""
         result: dict[int, list[int]] = {}
         for subject, time in zip(
             self.subject_id.tolist(), self.prediction_time.tolist(), strict=True
@@ -65,19 +67,21 @@ class Labels:
         self, subject_id: npt.NDArray[np.int64], prediction_time: npt.NDArray[np.int64]
     ) -> npt.NDArray[Any]:
         """Return the label of each (subject, prediction time), which must be one of these."""
-        pairs = zip(subject_id.tolist(), prediction_time.tolist(), strict=True)
-        found = [self._answers.get(pair) for pair in pairs]
-        if None in found:
+        low, end = (np.searchsorted(self.subject_id, subject_id, s) for s in ("left", "right"))
+        high = end.copy()  # the first of a subject's labels that is not earlier is in [low, high]
+        while len(open_ := np.flatnonzero(low < high)):
+            middle = (low[open_] + high[open_]) // 2
+            earlier = self.prediction_time[middle] < prediction_time[open_]
+            low[open_] = np.where(earlier, middle + 1, low[open_])
+            high[open_] = np.where(earlier, high[open_], middle)
+        there = low < end
+        there[there] = self.prediction_time[low[there]] == prediction_time[there]
+        if not there.all():
             raise InputError(
-                f"task {self.task}: {found.count(None)} of {len(found)} rows have no label; the "
-                "labels were changed while this ran, run it again"
+                f"task {self.task}: {np.count_nonzero(~there)} of {len(there)} rows have no label; "
+                "the labels were changed while this ran, run it again"
             )
-        return np.array(found, self.value.dtype)
-
-    @cached_property
-    def _answers(self) -> dict[tuple[int, int], Any]:
-        known = zip(self.subject_id.tolist(), self.prediction_time.tolist(), strict=True)
-        return dict(zip(known, self.value.tolist(), strict=True))
+        return self.value[low]
 
     def only_binary(self, reader: str) -> "Labels":
         """Return these labels; `InputError` where they are of a kind that `reader` cannot read."""
@@ -203,15 +207,27 @@ def read_labels(cohort: Path, task: str) -> Labels:
     return read_label_files(task, paths)
 
 
-def read_label_files(task: str, paths: Sequence[Path]) -> Labels:
-    """Return the labels of a task from its files; see `read_labels`."""
-    tables = [(path, files.read_parquet(path, remedy=REMEDY)) for path in paths]
-    keys = [_keys(path, table) for path, table in tables]
-    subject, time = (np.concatenate(column) for column in zip(*keys, strict=True))
-    found = read_answers(tables)
-    known = found.known
-    order = np.lexsort((found.value[known], time[known], subject[known]))
-    subject, time, value = (a[known][order] for a in (subject, time, found.value))
+def read_label_files(
+    task: str, paths: Sequence[Path], subjects: npt.NDArray[np.int64] | None = None
+) -> Labels:
+    """Return the labels of a task from its files; see `read_labels`.
+
+    With `subjects`, ascending, int64 [S], the files are passed over and those of these subjects
+    alone are held, which is what a shard needs.
+    """
+    read = [_rows_of(path, subjects) for path in paths]
+    found = read_answers(
+        [(p, table) for p, (_, table) in zip(paths, read, strict=True)], [rows for rows, _ in read]
+    )
+    subject = np.concatenate([_integers(table["subject_id"]) for _, table in read])
+    time = np.concatenate([_microseconds(table["prediction_time"]) for _, table in read])
+    del read
+    known, value = found.known, found.value
+    if not known.all():
+        subject, time, value = subject[known], time[known], value[known]
+    if not _ascending(subject, time):  # as ingest writes them; to sort takes several copies
+        order = np.lexsort((value, time, subject))
+        subject, time, value = subject[order], time[order], value[order]
     twice = np.zeros(len(subject), bool)
     twice[1:] = (subject[1:] == subject[:-1]) & (time[1:] == time[:-1])
     clash = int(np.sum(twice[1:] & (value[1:] != value[:-1])))
@@ -220,36 +236,75 @@ def read_label_files(task: str, paths: Sequence[Path]) -> Labels:
             f"{paths[0] if len(paths) == 1 else paths[0].parent}: two labels of one subject at one "
             f"prediction time, {clash} times; keep one of them"
         )
-    kept = ~twice
-    return Labels(
-        task,
-        subject[kept],
-        time[kept],
-        value[kept],
-        int((~known).sum()),
-        int(twice.sum()),
-        found.kind,
-        found.classes,
-    )
+    if twice.any():
+        subject, time, value = subject[~twice], time[~twice], value[~twice]
+    left_out = int((~known).sum()), int(twice.sum())
+    return Labels(task, subject, time, value, *left_out, found.kind, found.classes)
 
 
-def _keys(path: Path, table: pa.Table) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    absent = [n for n in ("subject_id", "prediction_time") if n not in table.column_names]
+def _ascending(subject: npt.NDArray[np.int64], time: npt.NDArray[np.int64]) -> bool:
+    """Return whether each (subject, time) is after the one before it."""
+    later = subject[1:] > subject[:-1]
+    later |= (subject[1:] == subject[:-1]) & (time[1:] > time[:-1])
+    return bool(later.all())
+
+
+def _rows_of(path: Path, subjects: npt.NDArray[np.int64] | None) -> tuple[Numbers, pa.Table]:
+    """Return the rows of a label file, as their numbers from 1 and its columns that count."""
+    with files.reads(path, REMEDY), files.open_parquet(path) as file:
+        schema = file.schema_arrow
+        _check_columns(path, schema)
+        columns = [name for name in (*_KEYS, *KINDS) if name in schema.names]
+        empty = pa.schema([schema.field(name) for name in columns]).empty_table()
+        start, rows, pieces = 1, [np.zeros(0, np.int64)], [empty]
+        for batch in file.iter_batches(_BATCH_ROWS, columns=columns):
+            _check_keys(path, batch, start)
+            table = pa.Table.from_batches([batch]).select(columns)
+            if subjects is not None:
+                there = is_among(_integers(table["subject_id"]), subjects)
+                table = table.filter(pa.array(there))
+                rows.append(start + np.flatnonzero(there))
+            pieces.append(table)
+            start += len(batch)
+    whole = pa.concat_tables(pieces)
+    return range(1, start) if subjects is None else np.concatenate(rows), whole
+
+
+def is_among(ids: npt.NDArray[np.int64], known: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    """Return which ids, in any order, are among others, which are ascending; bool [N]."""
+    if not len(known):
+        return np.zeros(len(ids), bool)
+    at = np.minimum(np.searchsorted(known, ids), len(known) - 1)
+    found: npt.NDArray[np.bool_] = known[at] == ids
+    return found
+
+
+def _integers(column: pa.ChunkedArray | pa.Array) -> npt.NDArray[np.int64]:
+    return np.asarray(column.cast(pa.int64()).to_numpy())
+
+
+def _microseconds(column: pa.ChunkedArray) -> npt.NDArray[np.int64]:
+    return _integers(column.cast(pa.timestamp("us"), safe=False))
+
+
+def _check_columns(path: Path, schema: pa.Schema) -> None:
+    absent = [name for name in _KEYS if name not in schema.names]
     if absent:
         raise InputError(
             f"{path}: no column {absent[0]}; labels have subject_id, prediction_time and an answer"
         )
-    subject, time = table["subject_id"], table["prediction_time"]
-    if not pa.types.is_integer(subject.type) or not pa.types.is_temporal(time.type):
+    subject, time = (schema.field(name).type for name in _KEYS)
+    if not pa.types.is_integer(subject) or not pa.types.is_temporal(time):
         raise InputError(
-            f"{path}: subject_id is {subject.type} and prediction_time {time.type}, which must be "
+            f"{path}: subject_id is {subject} and prediction_time {time}, which must be "
             "integers and timestamps; run `ehr-ray ingest --source meds`"
         )
-    for name in ("subject_id", "prediction_time"):
-        missing = np.flatnonzero(table[name].is_null().to_numpy())
+
+
+def _check_keys(path: Path, batch: pa.RecordBatch, start: int) -> None:
+    for name in _KEYS:
+        missing = np.flatnonzero(batch[name].is_null().to_numpy(zero_copy_only=False))
         if len(missing):
-            raise InputError(f"{path}: row {missing[0] + 1}: no {name}; give one or drop the row")
-    return (
-        subject.cast(pa.int64()).to_numpy(),
-        time.cast(pa.timestamp("us"), safe=False).cast(pa.int64()).to_numpy(),
-    )
+            raise InputError(
+                f"{path}: row {start + missing[0]}: no {name}; give one or drop the row"
+            )

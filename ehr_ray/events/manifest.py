@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -120,24 +120,48 @@ def footer_hash(path: Path) -> str:
 
 def read_manifest(cohort: Path, shards: Mapping[str, Sequence[Path]]) -> "Manifest | None":
     """Return the manifest in a cohort, None where it has none of these shards as they are now."""
+    found = _stored(cohort)
+    return found if found is not None and found.told() == stamps(cohort, shards) else None
+
+
+def is_contradicted(cohort: Path, shards: Mapping[str, Sequence[Path]]) -> bool:
+    """Whether the manifest in a cohort says that these splits have other shards than these.
+
+    Sizes and footers are compared, no data is read. Where there is no manifest, or one of another
+    version, nothing is contradicted.
+    """
+    found = _stored(cohort)
+    if found is None:
+        return False
+    return {stamp for stamp in found.told() if stamp.split in shards} != stamps(cohort, shards)
+
+
+class Stamp(NamedTuple):
+    """By what a shard is known again: path in the cohort, split, size and hash of the footer."""
+
+    shard: str
+    split: str
+    bytes: int
+    footer: str
+
+
+def stamps(cohort: Path, shards: Mapping[str, Sequence[Path]]) -> set[Stamp]:
+    """Return the stamps of shards as they are now, by their footers alone."""
+    return {
+        Stamp(path.relative_to(cohort).as_posix(), split, path.stat().st_size, footer_hash(path))
+        for split, paths in shards.items()
+        for path in paths
+    }
+
+
+def _stored(cohort: Path) -> "Manifest | None":
+    """Return the manifest in a cohort, None where there is none of this version."""
     found = Manifest(tuple(sorted((Path(cohort) / FOLDER).glob("*.parquet"))))
-    told: set[tuple[Any, ...]] = set()
     for path in found.files:
         with files.reads(path, REMEDY):
             if not pq.read_schema(path).equals(MANIFEST):
                 return None  # of another maker, or of another version
-    for row in found.rows(["shard", "split", "bytes", "footer"]):
-        told.update(tuple(one.values()) for one in row.to_pylist())
-    paths = {
-        (path.relative_to(cohort).as_posix(), split): path
-        for split, ours in shards.items()
-        for path in ours
-    }
-    sizes = {(*key, path.stat().st_size) for key, path in paths.items()}
-    if not told or sizes != {row[:3] for row in told}:
-        return None
-    there = {(*key, path.stat().st_size, footer_hash(path)) for key, path in paths.items()}
-    return found if there == told else None
+    return found if found.files else None
 
 
 @dataclass(frozen=True)
@@ -161,6 +185,11 @@ class Manifest:
                         table = table.filter(pc.equal(table["split"], split))
                     if len(table):
                         yield table.select(list(columns))
+
+    def told(self) -> set[Stamp]:
+        """Return the stamps of all shards as they were counted."""
+        rows = (row for table in self.rows(Stamp._fields) for row in table.to_pylist())
+        return {Stamp(**row) for row in rows}
 
     def column(self, name: str, split: str | None = None) -> list[Any]:
         """Return a column, a value a shard, in order."""

@@ -1,5 +1,6 @@
 """Columns of others to truth values: what is true, what is false, and what nobody knows."""
 
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
@@ -40,7 +41,10 @@ def _truth(cell: object) -> int:
 
 
 def read_truth(
-    column: pa.Array | pa.ChunkedArray, file: str, name: str, rows: npt.NDArray[np.integer]
+    column: pa.Array | pa.ChunkedArray,
+    file: str,
+    name: str,
+    rows: Sequence[int] | npt.NDArray[np.integer],
 ) -> npt.NDArray[np.int8]:
     """Return `truth_of` a column; `InputError` names the file, row, column and value otherwise.
 

@@ -19,7 +19,7 @@ from ehr_ray.events.patients import Patient, read_patients
 from ehr_ray.events.subgroups import Subgroup, SubgroupReader
 from ehr_ray.experiment import Experiment
 from ehr_ray.family import Batch
-from ehr_ray.runtime.data.rows import sampled
+from ehr_ray.runtime.data.rows import TaskTimes, sampled
 from ehr_ray.runtime.data.tasks import Say, run_shards
 from ehr_ray.storage import files, sync
 from ehr_ray.train import checkpoint
@@ -36,6 +36,8 @@ GROUP_PATIENTS = 16 * BATCH_PATIENTS
 MICROSECONDS_PER_HOUR = 3_600_000_000
 Cut = Mapping[int, Sequence[int]]
 """Prediction times (microseconds since 1970) of each subject, ascending."""
+Times = Cut | TaskTimes
+"""Those of all subjects, which travel, or those of a task, read shard by shard."""
 Sample = tuple[Patient, int]
 """A patient as known at a prediction time, and that time."""
 
@@ -97,11 +99,11 @@ class ShardPredictor:
     """
 
     request: Request
-    cuts: Cut | None = None
+    times: Times | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the models behind: each process loads its own."""
-        return {"request": self.request, "cuts": self.cuts}
+        return {"request": self.request, "times": self.times}
 
     @cached_property
     def loaded(self) -> checkpoint.Loaded:
@@ -137,13 +139,13 @@ class ShardPredictor:
         target = Path(job["target"])
         target.mkdir(parents=True, exist_ok=True)
         shard = Path(job["shard"])
-        patients = self.patients(shard)
+        patients, cuts = self.patients(shard), cuts_of(self.times, shard)
         subgroups = SubgroupReader(shard, self.request.subgroups)
         tables: dict[str, list[pa.Table]] = {}
         count = 0
-        for samples in batched(self._samples(patients), BATCH_PATIENTS):
+        for samples in batched(_samples(patients, cuts), BATCH_PATIENTS):
             made = self._tables(samples, first=count)
-            hours = self._hours(samples, made["samples"], count)
+            hours = self._hours(samples, cuts, made["samples"], count)
             made |= {"hours": hours} if hours is not None else {}
             for name in self.request.subgroups:
                 groups = [subgroups.group_of(name, p.subject_id, time) for p, time in samples]
@@ -165,15 +167,6 @@ class ShardPredictor:
         if self.request.origin is not None:
             vocabulary = replace(vocabulary, origin=self.request.origin)
         return read_patients(shard, vocabulary)
-
-    def _samples(self, patients: Iterable[Patient]) -> Iterator[Sample]:
-        for patient in patients:
-            if self.cuts is None:
-                last = int(patient.time[-1]) if len(patient.time) else patient.origin
-                yield patient, max(last, patient.origin)
-            else:
-                for time in self.cuts.get(patient.subject_id, ()):
-                    yield patient.until(time), int(time)
 
     def _tables(self, samples: list[Sample], first: int) -> dict[str, pa.Table]:
         """Return `samples`, a row each, and what the model tells of a share of the subjects."""
@@ -215,13 +208,15 @@ class ShardPredictor:
                         tables[name] = entries_table(outputs, where)
         return tables
 
-    def _hours(self, samples: list[Sample], done: pa.Table, first: int) -> pa.Table | None:
+    def _hours(
+        self, samples: list[Sample], cuts: Cut | None, done: pa.Table, first: int
+    ) -> pa.Table | None:
         """Predict at each hour after the origin by what was known then; None without such rows.
 
         A row has the place of its sample, the hour and what a comparison reads. Of a subject with
         several prediction times the first counts: an hour after the origin has one label.
         """
-        cuts, parts = self.cuts or {}, []
+        cuts, parts = cuts or {}, []
         firsts = [
             i
             for i, (p, time) in enumerate(samples)
@@ -261,6 +256,21 @@ class ShardPredictor:
         return torch.from_numpy(np.stack(rows))
 
 
+def cuts_of(times: Times | None, shard: Path) -> Cut | None:
+    """Return the prediction times of a shard's subjects, and maybe of others; None without any."""
+    return times.of(shard) if isinstance(times, TaskTimes) else times
+
+
+def _samples(patients: Iterable[Patient], cuts: Cut | None) -> Iterator[Sample]:
+    for patient in patients:
+        if cuts is None:
+            last = int(patient.time[-1]) if len(patient.time) else patient.origin
+            yield patient, max(last, patient.origin)
+        else:
+            for time in cuts.get(patient.subject_id, ()):
+                yield patient.until(time), int(time)
+
+
 @dataclass
 class ShardEmbedder:
     """The function of one shard of `embed`: a row a patient, with some hundreds in memory."""
@@ -288,7 +298,7 @@ def predict_shards(
     shards: Sequence[Path],
     folder: Path,
     request: Request,
-    cuts: Cut | None,
+    times: Times | None,
     *,
     on_ray: bool = True,
     say: Say = lambda _: None,
@@ -299,7 +309,7 @@ def predict_shards(
         {"shard": str(shard), "target": str(folder / f"{index:05d}")}
         for index, shard in enumerate(shards)
     ]
-    predictor = ShardPredictor(request, cuts)
+    predictor = ShardPredictor(request, times)
     run_shards(jobs, predictor, on_ray=on_ray, say=say, verb=verb, pool=True, num_gpus=request.gpus)
     return [Path(job["target"]) for job in jobs]
 

@@ -17,7 +17,7 @@ from ehr_ray.events.patients import Patient, read_patients
 from ehr_ray.events.zero_shot import ZeroShot
 from ehr_ray.family import Draw, Horizon
 from ehr_ray.runtime.data.tasks import Say, run_shards
-from ehr_ray.runtime.inference import Cut, ShardPredictor, read_tables
+from ehr_ray.runtime.inference import Cut, ShardPredictor, Times, cuts_of, read_tables
 from ehr_ray.storage import files, sync
 from ehr_ray.train.predictor import BATCH_PATIENTS, batched
 
@@ -52,14 +52,16 @@ class ShardAnswers:
 
     shards: ShardPredictor
     question: ZeroShot
-    cuts: Cut | None
+    times: Times | None
 
     def __call__(self, job: Mapping[str, Any]) -> int:
         """Write `ANSWERS` of `job["shard"]` to `job["target"]`; return the rows."""
         vocabulary, rows = self.shards.loaded.vocabulary, []
         codes = self.question.codes(vocabulary), self.question.ends(vocabulary)
-        for patient in self.shards.patients(Path(job["shard"])):
-            for at in self.question.times(patient, self.cuts):
+        shard = Path(job["shard"])
+        cuts = cuts_of(self.times, shard)
+        for patient in self.shards.patients(shard):
+            for at in self.question.times(patient, cuts):
                 answer = self.question.answer(patient, at, *codes)
                 rows.append((patient.subject_id, at, answer, bool((patient.time <= at).any())))
         _write(Path(job["target"]) / "answers.parquet", rows, ANSWERS)

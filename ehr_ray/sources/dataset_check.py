@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ehr_ray.errors import InputError
+from ehr_ray.events.manifest import is_contradicted
 from ehr_ray.events.schema import RECORD, SPLITS
 from ehr_ray.sources.building.keyed import KeyedWriter, read_keys
 from ehr_ray.sources.parsing.split_table import check_once, once_each, read_split_batches
@@ -39,13 +40,17 @@ def here(function: Callable[[Any], Any], jobs: Sequence[Any]) -> list[Any]:
 
 
 def is_ours(cohort: Path, shards: Mapping[str, Sequence[Path]]) -> bool:
-    """Whether `ingest` wrote all of these shards, which it has checked."""
+    """Whether `ingest` wrote all of these shards, which it has checked, and wrote them as they are.
+
+    They are known by name, and by the footers that the cohort's manifest has.
+    """
     record = Path(cohort) / RECORD
     if not record.is_file():
         return False
     with files.reads(record, "restore it, or ingest the cohort again"):
         written = json.loads(record.read_text()).get("shards", {})
-    return all({p.name for p in paths} <= set(written.get(s, ())) for s, paths in shards.items())
+    named = all({p.name for p in paths} <= set(written.get(s, ())) for s, paths in shards.items())
+    return named and not is_contradicted(cohort, shards)
 
 
 def check_dataset(
@@ -196,5 +201,7 @@ def subjects_of(path: Path) -> npt.NDArray[np.int64]:
             column = batch["subject_id"]
             if column.null_count or not pa.types.is_integer(column.type):
                 raise InputError(f"{path}: subject_id must be integers without gaps; {REMEDY}")
-            found.append(np.unique(column.cast(pa.int64()).to_numpy()))
+            ids = column.cast(pa.int64()).to_numpy()
+            # A subject's events follow each other: of each run one is enough to look at.
+            found.append(np.unique(ids[np.append(True, ids[1:] != ids[:-1])[: len(ids)]]))
     return np.unique(np.concatenate(found))

@@ -16,10 +16,10 @@ from ehr_ray.sources.parsing.cells import Mask, Times, since_epoch, texts, times
 from ehr_ray.sources.parsing.csv_files import (
     SUFFIXES,
     Dialect,
-    Lines,
     count_rows,
     csv_columns,
     encoding_hint,
+    lines_of,
     read_csv,
 )
 from ehr_ray.sources.parsing.csv_ranges import split_lines
@@ -143,7 +143,7 @@ def read(unit: Unit, options: TableOptions) -> Iterator[Chunk]:
         rejects.file(unit.files[0], f"unreadable: {error}{encoding_hint(error)}")
         path = os.path.join(unit.root, unit.files[0])
         lost = (
-            count_parquet_rows(unit) if unit.kind == "parquet" else count_rows(path, _lines(unit))
+            count_parquet_rows(unit) if unit.kind == "parquet" else count_rows(path, lines_of(unit))
         )
         yield Chunk(rejects=rejects.table(), files_read=int(unit.start == 0), lost_rows=lost)
     else:
@@ -160,7 +160,7 @@ def _csv(unit: Unit, options: TableOptions) -> Iterator[Chunk]:
     read = 0
     wanted = list(dict.fromkeys(columns.values()))
     for table, lines, rejects in read_csv(
-        unit.root, name, wanted, dialect=dialect, one_line=True, part=_lines(unit)
+        unit.root, name, wanted, dialect=dialect, one_line=True, part=lines_of(unit)
     ):
         malformed = len(rejects)
         # A row of nothing but separators, or nothing at all, is no row.
@@ -172,10 +172,6 @@ def _csv(unit: Unit, options: TableOptions) -> Iterator[Chunk]:
         yield _chunk(table, options, partial(_place, name, lines), rejects, malformed)
     if not (read or unit.stop):
         raise pa.ArrowInvalid("no rows")
-
-
-def _lines(unit: Unit) -> Lines:
-    return Lines(unit.start, unit.stop, unit.line)
 
 
 def _parquet(unit: Unit, options: TableOptions) -> Iterator[Chunk]:

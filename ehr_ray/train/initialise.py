@@ -14,7 +14,8 @@ from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.experiment import Experiment, parse
 from ehr_ray.family import AnyFamily, Axis
 from ehr_ray.train.checkpoint import checkpoint_folder, read_vocabulary
-from ehr_ray.train.task import family_of
+from ehr_ray.train.members import of_member
+from ehr_ray.train.task import family_of, num_members
 
 
 def initialise(
@@ -23,11 +24,14 @@ def initialise(
     family: AnyFamily,
     vocabulary: Vocabulary,
     config: Any = None,
+    *,
+    member: int = 0,
 ) -> list[str]:
     """Copy the tensors of a checkpoint that match by name and shape; return every tensor's fate.
 
     The model may hold the other as a part (a SetVAE in a SeqSetVAE, either under a task head), or
-    be a part of it. Rows of `Transfer.code_indexed_tensors` are matched by code and places along
+    be a part of it. Of `train.seeds` it is one member: `member` counts, here and in a checkpoint
+    with several. Rows of `Transfer.code_indexed_tensors` are matched by code and places along
     `Transfer.axes`, which `config` is asked for, by name: a checkpoint of another vocabulary gives
     what both know. Raises InputError where its inputs mean other things or are scaled otherwise
     (`data.scale`), and when they fill less than half of both, the checkpoint and the model: those
@@ -38,7 +42,8 @@ def initialise(
     _check_kin(other, path, family, config)
     by_code, own = family.transfer.code_indexed_tensors, family.transfer.data_buffers
     everything = load_file(folder / "model.safetensors")
-    source = {name: tensor for name, tensor in everything.items() if not named_by(name, own)}
+    mine = of_member(everything, member, num_members(other))
+    source = {name: tensor for name, tensor in mine.items() if not named_by(name, own)}
     old_vocabulary = read_vocabulary(folder)
     if old_vocabulary.scaling != vocabulary.scaling:
         raise InputError(

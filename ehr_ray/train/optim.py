@@ -10,6 +10,7 @@ from torch import nn
 
 from ehr_ray.config.sections import LayerConfig, TrainConfig
 from ehr_ray.errors import ConfigError
+from ehr_ray.train.members import members_of
 from ehr_ray.train.sharding import is_part
 
 
@@ -17,11 +18,11 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
     """Stop training the parameters whose name fully matches one of the patterns."""
     for pattern in patterns:
         try:
-            matched = [p for n, p in model.named_parameters() if re.fullmatch(pattern, n)]
+            matched = [p for n, p in _named(model) if re.fullmatch(pattern, n)]
         except re.error as error:
             raise ConfigError(f"freeze: {pattern!r} is no regular expression: {error}") from error
         if not matched:
-            names = ", ".join(n for n, _ in list(model.named_parameters())[:5])
+            names = ", ".join(n for n, _ in _named(model)[:5])
             raise ConfigError(f"freeze: {pattern!r} matches no parameter; names are like {names}")
         for parameter in matched:
             parameter.requires_grad_(False)
@@ -46,10 +47,9 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     layers = [LayerConfig(), *config.layers.values()]
     patterns = [_compiled(pattern, model) for pattern in config.layers]
     groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
+    for name, parameter in _named(model):
         if parameter.requires_grad:
             matrix = parameter.ndim >= 2 and id(parameter) in maps
-            name = name.removeprefix("module.")  # DDP's wrapper
             fits = (i for i, pattern in enumerate(patterns, start=1) if pattern.fullmatch(name))
             groups.setdefault((next(fits, 0), not matrix), []).append(parameter)
     return torch.optim.AdamW(
@@ -102,12 +102,17 @@ def drop_held(optimizer: torch.optim.Optimizer) -> None:
                 parameter.grad = None
 
 
+def _named(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """Return parameters by name; those of each member of `train.seeds` have the names of one."""
+    return [named for part in members_of(model) for named in part.named_parameters()]
+
+
 def _compiled(pattern: str, model: nn.Module) -> re.Pattern[str]:
     try:
         compiled = re.compile(pattern)
     except re.error as error:
         raise ConfigError(f"train.layers: {pattern!r} is no regular expression: {error}") from error
-    names = [name.removeprefix("module.") for name, _ in model.named_parameters()]
+    names = [name for name, _ in _named(model)]
     if not any(compiled.fullmatch(name) for name in names):
         raise ConfigError(
             f"train.layers: {pattern!r} matches no parameter; names are like {', '.join(names[:5])}"

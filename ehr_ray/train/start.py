@@ -10,10 +10,10 @@ from ehr_ray.train.compiled import compile_blocks
 from ehr_ray.train.data_checks import check_learnable
 from ehr_ray.train.feed import move
 from ehr_ray.train.initialise import by_part, initialise
+from ehr_ray.train.members import members_of
 from ehr_ray.train.optim import freeze
 from ehr_ray.train.report import Run
-from ehr_ray.train.statistics import LABEL, StatisticsHeads
-from ehr_ray.train.task import TaskModel, prepare_task_head
+from ehr_ray.train.task import prepare_task_head, task_models
 
 
 def starting_model(run: Run) -> nn.Module:
@@ -70,22 +70,23 @@ def _recompute_blocks(module: nn.Module) -> None:
 
 def _start_from(run: Run, module: nn.Module, source: str) -> None:
     """Copy the weights of another run, and leave every tensor's fate in `init_from.txt`."""
-    lines = initialise(module, source, run.family, run.vocabulary, run.experiment.model)
+    given, config = (source, run.family, run.vocabulary), run.experiment.model
+    models = members_of(module)
+    fates = [initialise(model, *given, config, member=i) for i, model in enumerate(models)]
     if run.backend.rank == 0:
         run.folder.mkdir(parents=True, exist_ok=True)
+        prefixes = [f"members.{i}." if len(models) > 1 else "" for i in range(len(models))]
+        lines = [f"{p}{line}" for p, own in zip(prefixes, fates, strict=True) for line in own]
         (run.folder / "init_from.txt").write_text("\n".join(lines) + "\n")
-    run.tell(by_part(lines))
+    run.tell(by_part([line for own in fates for line in own]))
 
 
 def _start_task_head(run: Run, module: nn.Module, *, fresh: bool) -> None:
     """Standardise the head's input by the first batches and freeze what gets no gradient."""
     backend = run.backend
     module.to(backend.device)
-    if fresh and isinstance(module, TaskModel):
-        if module.scaled:
-            module.fit_scale(run.loader.train.column(LABEL))
-        if isinstance(module.heads, StatisticsHeads):
-            module.heads.fit(run.loader.train)
+    for model in task_models(module) if fresh else ():
+        model.fit(run.loader.train)
     steps = run.loader.train_steps(0, 0, backend.rank, backend.world)
     batches = (move(batch, backend.device) for micro in steps for batch in micro)
     frozen = prepare_task_head(run.family, module, batches, backend, fresh=fresh)

@@ -1,7 +1,7 @@
 """One optimizer step: losses of the micro-batches, exact means over ranks, clipping, the update."""
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -42,8 +42,9 @@ class OptimizerStep:
     def __call__(self, micro: list[Batch], scheduled: Scheduled, seed: int) -> Tensor:
         """Take one step over this rank's micro-batches; return the norm of the gradient, a scalar.
 
-        `seed` keys the noise of the loss. On the CPU raises RunError where the gradient is not
-        finite; on a GPU `check` does, later: the host would wait at every step to know.
+        Of parts that are clipped alone it is the largest. `seed` keys the noise of the loss. On the
+        CPU raises RunError where the gradient is not finite; on a GPU `check` does, later: the host
+        would wait at every step to know.
         """
         model, plan = self.model, self.experiment.train
         self.optimizer.zero_grad(set_to_none=True)
@@ -68,13 +69,20 @@ class OptimizerStep:
         if self.family.training.held:
             for parameter in self.family.training.held(getattr(model, "module", model), scheduled):
                 parameter.grad = None
-        parameters = [p for p in model.parameters() if p.grad is not None]
-        norm = full(clipped(parameters, plan.clip))
+        clipped = self.family.training.clipped
+        norm = self._clip(clipped(model) if clipped else [model])
         self.faults.note(norm, losses, scheduled)
         if norm.device.type == "cpu":
             self.check()
         self.optimizer.step()
         return norm
+
+    def _clip(self, parts: Iterable[nn.Module]) -> Tensor:
+        """Limit the norm of each part's gradient; return the largest there was, a scalar."""
+        limit = self.experiment.train.clip
+        found = [[p for p in part.parameters() if p.grad is not None] for part in parts]
+        norms = [full(clip(parameters, limit)) for parameters in found]
+        return torch.stack(norms).amax()
 
     def check(self) -> None:
         """Raise RunError where a gradient since the last look was not finite."""
@@ -137,7 +145,7 @@ class Faults:
         return f"{said} is not finite with {values or 'no schedule'}"
 
 
-def clipped(parameters: list[nn.Parameter], limit: float | None) -> Tensor:
+def clip(parameters: list[nn.Parameter], limit: float | None) -> Tensor:
     """Scale gradients down to a norm of `limit` at most, None for any; return their norm before.
 
     Where the host sees at once that they are within it, it does not go through them to multiply

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ehr_ray.config.task import OUTPUTS, TaskConfig
 from ehr_ray.errors import ConfigError
+from ehr_ray.events.blocks import RowStore
 from ehr_ray.events.patient_statistics import StatisticsReader
 from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.experiment import Experiment
@@ -23,6 +24,7 @@ from ehr_ray.nn.noise import forked_rng
 from ehr_ray.nn.pooling import AttentivePool
 from ehr_ray.registry import get_family
 from ehr_ray.train.backend import Backend
+from ehr_ray.train.members import members_of, with_members
 from ehr_ray.train.statistics import LABEL, STATISTICS, StatisticsHeads, reader_of, with_statistics
 from ehr_ray.train.targets import (
     SCALE_BUFFERS,
@@ -43,10 +45,18 @@ def family_of(experiment: Experiment, shares: float | Sequence[float] | None = N
     """Return the family an experiment trains: with a `task` section, its family under a head.
 
     `shares` of the classes in train, or that of positive rows, are what class weights are made of;
-    None where no loss is computed.
+    None where no loss is computed. With `train.seeds` it is several of them.
     """
-    family = get_family(experiment.family)
-    return family if experiment.task is None else with_task(family, experiment.task, shares)
+    family, task = get_family(experiment.family), experiment.task
+    if task is None:
+        return family
+    family, number = with_task(family, task, shares), num_members(experiment)
+    return family if number == 1 else with_members(family, number, OUTPUTS[task.kind])
+
+
+def num_members(experiment: Experiment) -> int:
+    """Return how many models an experiment trains at once."""
+    return 1 if experiment.task is None else experiment.train.seeds
 
 
 def with_task(
@@ -185,6 +195,13 @@ class TaskModel(nn.Module):
         location, spread = (self.get_buffer(name) for name in SCALE_BUFFERS)
         return (label - location) / spread
 
+    def fit(self, rows: RowStore) -> None:
+        """Fit on rows of train what the heads start from besides their input's scale."""
+        if self.scaled:
+            self.fit_scale(rows.column(LABEL))
+        if isinstance(self.heads, StatisticsHeads):
+            self.heads.fit(rows)
+
     @torch.no_grad()
     def fit_scale(self, label: NDArray[np.floating]) -> None:
         """Take mean and standard deviation of the labels of train, of a regression, as its scale.
@@ -203,6 +220,11 @@ class TaskModel(nn.Module):
             return self._represent.function(self.base, inputs, seed).float()
         assert self._represent.states is not None
         return self.pool(*self._represent.states(self.base, inputs, seed)).float()
+
+
+def task_models(model: nn.Module) -> list[TaskModel]:
+    """Return the models of a task that are trained at once, which DDP may have wrapped."""
+    return [model for model in members_of(model) if isinstance(model, TaskModel)]
 
 
 def task_loss(
@@ -231,10 +253,8 @@ def task_scores(
 
 
 def _head_of(model: nn.Module) -> TaskModel:
-    """Return the model itself, which DDP may have wrapped."""
-    own = getattr(model, "module", model)
-    assert isinstance(own, TaskModel)
-    return own
+    """Return the first model: labels and answers are scaled by what all of them share."""
+    return task_models(model)[0]
 
 
 def _inputs(batch: Batch) -> Batch:
@@ -273,17 +293,20 @@ def prepare_task_head(
 
     A decoder, say, gets no gradient, and DDP would wait for it. Returns the names of the frozen.
     """
-    assert isinstance(model, TaskModel)
-    first = next(batches)
+    first, models = next(batches), task_models(model)
     if fresh:
-        standardise(model, [first, *islice(batches, BATCHES - 1)], backend)
+        seen = [first, *islice(batches, BATCHES - 1)]
+        for member in models:
+            standardise(member, seen, backend)
     scheduled = dict.fromkeys(family.schema.schedules, 0.0)
     with forked_rng(first[LABEL].device):
         for term in family.loss(model, first, scheduled, 1).values():
             term.sum.backward()
-    unused = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
-    for name in unused:
-        model.get_parameter(name).requires_grad_(False)
+    unused = []
+    for name, parameter in (named for member in models for named in member.named_parameters()):
+        if parameter.requires_grad and parameter.grad is None:
+            parameter.requires_grad_(False)
+            unused.append(name)
     model.zero_grad(set_to_none=True)
     return unused
 

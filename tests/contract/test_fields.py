@@ -79,6 +79,11 @@ EXCEPTIONS: dict[str, dict[str, str]] = {
     "vitals_lstm": {**VITALS, **CODES, **BRANCHES},
     "vitals_vq": {**VITALS, "model.lstm_width": SIZES, "model.latent": SIZES},
     "event_decoder": {"model.phrases": PHRASES, "model.pool_queries": SIZES},
+    "event_values": {
+        "model.phrases": PHRASES,
+        "model.pool_queries": SIZES,
+        "model.arch": "an encoder is refused: its objectives are a decoder's",
+    },
     "event_encoder": {
         "model.phrases": PHRASES,
         "model.pool_queries": SIZES,
@@ -123,6 +128,7 @@ OTHERS: dict[str, list[Any]] = {
     "model.clip_value": [0.5],
     "model.always_carry": [["BUN", "Creatinine", "Glucose", "HCT"]],
     "model.max_values": [5],
+    "model.future_value_codes": [2],
     "model.max_rows": [3],
     "model.outcomes": [["HR"]],
     "model.flows": [["HR"]],

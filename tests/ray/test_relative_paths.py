@@ -118,24 +118,46 @@ def test_a_sequence_starts_from_sets_with_embeddings_of_its_own_on_ray(cluster, 
 
 
 @pytest.mark.ray
-def test_ranks_that_share_a_model_start_from_a_whole_one_and_go_on_alone(
+def test_ranks_that_share_models_start_from_a_whole_one_and_go_on_alone(
     cluster, folder, first, capsys
 ):
     encoder = first("visit_jepa")
     command = ["train", "configs/tiny/visit_jepa_finetune.yaml"]
-    shared = ["train.max_steps=2", "train.report_steps=1", "cluster.strategy=fsdp"]
-    main([*command, *typed("shared", f"init_from={encoder}", *shared, workers=2)])
+    task = ["train.seeds=2", "train.max_steps=2", "train.report_steps=1"]
+    shared = typed("shared", f"init_from={encoder}", *task, "cluster.strategy=fsdp", workers=2)
+    main([*command, *shared])
     check(folder, Path("runs/shared"), encoder)
+    fates = Path("runs/shared/init_from.txt").read_text().splitlines()
+    for name in ("members.0.base.", "members.1.base."):
+        assert any(line.startswith(name) and line.endswith(": copied") for line in fates)
     history = pq.read_table("runs/shared/history.parquet").to_pydict()
     assert history["step"] == [1, 2]
     shutil.rmtree("runs/shared/state/000000000002")  # as a run that was killed before it
-    alone = ["train.max_steps=2", "train.report_steps=1", "cluster.strategy=ddp"]
     capsys.readouterr()
-    main([*command, *typed("shared", f"init_from={encoder}", *alone)])
+    main([*command, *typed("shared", f"init_from={encoder}", *task, "cluster.strategy=ddp")])
     assert "resuming at step 1" in "".join(capsys.readouterr())
     again = pq.read_table("runs/shared/history.parquet").to_pydict()
     assert again["step"] == [1, 2]
     assert again["val/objective"] == pytest.approx(history["val/objective"], rel=1e-3)
+
+
+@pytest.mark.ray
+def test_ranks_learn_future_values_of_a_dataset_of_others(cluster, folder):
+    others = Path("cohorts/d'été à l'hôpital")
+    for part in ("data", "metadata/subject_splits.parquet"):  # no manifest, no codes, no statistics
+        source, target = Path("cohorts/synthetic") / part, others / part
+        target.parent.mkdir(parents=True, exist_ok=True)
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, target)
+    before = {path: path.read_bytes() for path in others.rglob("*") if path.is_file()}
+    command = ["train", "configs/tiny/event_decoder.yaml", f"data.cohort={others}"]
+    main([*command, *typed("others", "model.future_value_weight=1", workers=2)])
+    stored = read_yaml("runs/others/experiment.yaml")
+    assert stored["data"]["cohort"] == str(folder / others)
+    history = pq.read_table("runs/others/history.parquet").to_pydict()
+    assert history["train/future_value"][-1] > 0
+    main(["embed", "runs/others", "--cohort", str(others), "--output", "embeddings d'été"])
+    assert list(Path("embeddings d'été").rglob("*.parquet"))
+    assert before == {path: path.read_bytes() for path in others.rglob("*") if path.is_file()}
 
 
 @pytest.mark.ray

@@ -13,7 +13,7 @@ import yaml
 from ehr_ray.config.schedules import Constant, Cycle, Ramp
 from ehr_ray.config.yaml_files import differences, override, parse_override, read_yaml
 from ehr_ray.errors import ConfigError
-from ehr_ray.experiment import Experiment, dump, load, parse, to_yaml
+from ehr_ray.experiment import Experiment, changes_since, dump, load, parse, to_yaml
 from ehr_ray.registry import FAMILIES, get_schema
 
 RAW = {"family": "set_vae", "name": "run", "data": {"cohort": "cohorts/x"}}
@@ -245,6 +245,25 @@ def test_differences_name_every_changed_path():
     assert list(differences(old, old)) == []
     old, new = {"a": None, "b": {"c": 1}}, {"a": 2, "b": {"d": 3}}
     assert list(differences(old, new)) == ["a: null -> 2", "b.c: gone, was 1", "b.d: new, 3"]
+
+
+def test_a_run_of_a_version_that_lacked_an_option_is_the_one_with_its_default(tmp_path):
+    experiment, path = parse(RAW), tmp_path / "experiment.yaml"
+    before = dump(experiment)
+    del before["train"]["seeds"], before["model"]["latent"]
+    path.write_text(yaml.safe_dump(before))
+    assert changes_since(path, experiment) == []
+    other = override(RAW, {"model.latent": 3})
+    latent = experiment.model.latent
+    assert changes_since(path, parse(other)) == [f"model.latent: {latent} -> 3"]
+    del before["data"]["scale"]  # values were standard then
+    before["model"]["of_then"] = 1
+    path.write_text(yaml.safe_dump(before))
+    assert "data.scale: new, robust" in changes_since(path, experiment)
+    assert "model.of_then: gone, was 1" in changes_since(path, experiment)
+    del before["model"]["of_then"]
+    path.write_text(yaml.safe_dump(before))
+    assert changes_since(path, experiment) == ["data.scale: new, robust"]
 
 
 def test_places_are_paths_or_the_copies_of_uris(monkeypatch, tmp_path):

@@ -13,7 +13,7 @@ from ehr_ray.commands.crossval.plan import FoldJob
 from ehr_ray.commands.evaluate.command import NO_TASK, evaluate
 from ehr_ray.commands.train.command import train
 from ehr_ray.errors import ConfigError
-from ehr_ray.events.folds import read_events, write_fold
+from ehr_ray.events.folds import write_fold
 from ehr_ray.runtime.screen import Screen
 from ehr_ray.storage import files, sync
 
@@ -39,7 +39,7 @@ def run_fold(job: FoldJob) -> None:
     shutil.rmtree(folder, ignore_errors=True)  # of a job that was killed
     try:
         cohort = sync.fetch(job.experiment.data.cohort)
-        fold = write_fold(cohort, read_events(cohort), job.splits, folder / "cohort")
+        fold = write_fold(cohort, job.splits, folder / "cohort")
         data = replace(job.experiment.data, cohort=str(fold))
         experiment = replace(job.experiment, data=data, output=str(folder / "runs"))
         run = train(experiment, screen=Quiet()).run

@@ -12,11 +12,12 @@ from ehr_ray.config.search import FIXED as SAME_IN_ALL
 from ehr_ray.config.yaml_files import override
 from ehr_ray.errors import ConfigError, InputError
 from ehr_ray.events.folds import folds_of
-from ehr_ray.events.labels import choose_task, read_labels, tasks_of
+from ehr_ray.events.labels import choose_task, is_among, read_labels, tasks_of
 from ehr_ray.events.patients import splits_of
+from ehr_ray.events.schema import SPLITS
 from ehr_ray.experiment import Experiment, dump, parse, with_absolute_paths
 from ehr_ray.registry import get_family
-from ehr_ray.storage import files
+from ehr_ray.sources.dataset_check import subjects_of
 
 MODEL: Final = "model"
 """The experiment as it is, among the names of variants."""
@@ -33,7 +34,7 @@ FIXED: Final[dict[str, Any]] = {
 """Of every job: it trains in its own process and tells only what folds are compared by."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FoldJob:
     """A model of one fold, picklable."""
 
@@ -46,9 +47,16 @@ class FoldJob:
     """Label files it is judged by."""
     whole: bool
     """Whether it is judged on all patients besides, with a label or without."""
-    splits: dict[str, list[int]]
-    """Subjects of the fold's train, tuning and held_out."""
+    subjects: NDArray[np.int64]
+    """All of the cohort, ascending, [N]; the same array in each job, so that it travels once."""
+    part: NDArray[np.int8]
+    """The position of each one's split in `SPLITS`, [N]."""
     root: Path
+
+    @property
+    def splits(self) -> dict[str, NDArray[np.int64]]:
+        """Return the subjects of the fold's train, tuning and held_out, ascending."""
+        return {split: self.subjects[self.part == at] for at, split in enumerate(SPLITS)}
 
     @property
     def key(self) -> str:
@@ -120,22 +128,19 @@ def fold_jobs(experiment: Experiment, cohort: Path, root: Path) -> list[FoldJob]
         for repeat in range(repeats):
             fold = folds_of(strata, plan.folds, experiment.seed * 1000 + repeat)
             for number in range(plan.folds):
-                test, rest = ids[fold == number], fold != number
+                rest = fold != number
                 for member in range(members):
                     inner = folds_of(
                         strata[rest],
                         round(1 / plan.tuning_share),
                         _seed(experiment, repeat, number, member),
                     )
-                    splits = {
-                        "train": ids[rest][inner > 0].tolist(),
-                        "tuning": ids[rest][inner == 0].tolist(),
-                        "held_out": test.tolist(),
-                    }
+                    part = np.full(len(ids), SPLITS.index("held_out"), np.int8)
+                    part[rest] = np.where(inner > 0, SPLITS.index("train"), SPLITS.index("tuning"))
                     first = name == MODEL and member == 0
                     one = _of_a_job(changed, changed.seed + member, baselines=first)
                     jobs.append(
-                        FoldJob(name, repeat, number, member, one, tasks, whole, splits, root)
+                        FoldJob(name, repeat, number, member, one, tasks, whole, ids, part, root)
                     )
     return jobs
 
@@ -145,18 +150,17 @@ def subject_strata(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return all subjects [N], ascending, and a number for each combination of their labels [N].
 
-    Of a task a subject has no label, negative ones alone, or a positive one.
+    Of a task a subject has no label, negative ones alone, or a positive one. The ids of a shard
+    are read at a time.
     """
     shards = [path for paths in splits_of(cohort).values() for path in paths]
-    subjects = np.unique(
-        np.concatenate([files.read_parquet(p, ["subject_id"])["subject_id"] for p in shards])
-    )
+    subjects = np.unique(np.concatenate([subjects_of(path) for path in shards]))
     strata = np.zeros(len(subjects), np.int64)
     for task in tasks:
         labels = read_labels(cohort, task).only_binary("crossval")
-        labelled = np.isin(subjects, labels.subject_id).astype(np.int64)
-        positive = np.isin(subjects, labels.subject_id[labels.value]).astype(np.int64)
-        strata = strata * 3 + labelled + positive
+        strata *= 3
+        strata += is_among(subjects, labels.subject_id)
+        strata += is_among(subjects, labels.subject_id[labels.value])
     return subjects, strata
 
 

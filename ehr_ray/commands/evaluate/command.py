@@ -29,9 +29,7 @@ from ehr_ray.commands.evaluate.predicted_splits import (
     predict_judged_split,
     split_of,
 )
-from ehr_ray.commands.evaluate.report_content import (
-    Subject,
-)
+from ehr_ray.commands.evaluate.report_content import Subject, split_sizes
 from ehr_ray.commands.evaluate.written import write_evaluation
 from ehr_ray.commands.evaluate.zero_shot import check_zero_shot, zero_shot
 from ehr_ray.errors import InputError
@@ -157,6 +155,9 @@ def evaluate(
                     found = merged([found, explain(subject, scores, inputs.judged, explained, say)])
                 if asked is not None:
                     found = merged([found, zero_shot(subject, asked, scratch / "zero_shot", say)])
+                if pages:  # counted here, by Ray, and kept for the report
+                    cache = subject.experiment.cache
+                    split_sizes(subject.cohort, subject.task, cache, on_ray=on_ray)
             found = merged([SuiteResult(lines=mapped), coverage, found])
             lines = write_evaluation(subject, scores, found, inputs, record, say, pages)
         finally:

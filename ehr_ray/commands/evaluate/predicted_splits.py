@@ -29,7 +29,7 @@ from ehr_ray.events.patient_features import FeatureCodes, feature_codes
 from ehr_ray.events.patients import splits_of
 from ehr_ray.runtime.data.dataset import named_origin, num_patients
 from ehr_ray.runtime.data.manifest import opened
-from ehr_ray.runtime.data.rows import sampled
+from ehr_ray.runtime.data.rows import TaskTimes
 from ehr_ray.runtime.data.tasks import Say, split_shards
 from ehr_ray.runtime.inference import (
     Request,
@@ -100,16 +100,17 @@ def _embedded(
     request = _request(subject, weights.parent, split, patients, labels, judged)
     if not fitted_on:
         request = dataclasses.replace(request, origin=named_origin(cohort))
-    inputs = [weights, *shards]
+    inputs, times = [weights, *shards], None
     if labels is not None:
-        inputs += label_files(cohort)[labels.task]
+        paths = label_files(cohort)[labels.task]
+        inputs += paths
+        times = TaskTimes(labels.task, tuple(map(absolute, paths)))
     stamp = [(absolute(p), p.stat().st_size, p.stat().st_mtime_ns) for p in inputs]
     asked = {**dataclasses.asdict(request), "checkpoint": ""}
     asked |= of_precision(subject.experiment, asked.pop("gpus"))
-    cuts = None if labels is None else labels.cuts()
     share = min(1.0, subject.experiment.evaluation.fit_patients / patients)
-    if cuts is not None and split == "train" and not judged and share < 1:
-        cuts = {who: times for who, times in cuts.items() if sampled(who, share)}
+    if times is not None and split == "train" and not judged and share < 1:
+        times = dataclasses.replace(times, share=share)
         asked["share"] = share
         say(f"fitting on {100 * share:.3g} % of the train patients (evaluation.fit_patients)")
     key = hashlib.sha256(json.dumps([stamp, asked]).encode()).hexdigest()[:16]
@@ -123,7 +124,7 @@ def _embedded(
             shards,
             folder,
             request,
-            cuts,
+            times,
             on_ray=subject.on_ray,
             say=say,
             verb=f"embedded {split} shards",

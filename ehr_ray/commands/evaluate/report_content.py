@@ -23,12 +23,12 @@ from ehr_ray.evaluation.tasks.baselines import TITLES, title_of
 from ehr_ray.evaluation.tasks.downstream import TaskScores
 from ehr_ray.evaluation.tasks.kinds import HEADS, METRICS, KindScores, kind_title
 from ehr_ray.evaluation.tasks.verdicts import MODEL, metric_prefix
-from ehr_ray.events.labels import read_labels
 from ehr_ray.events.patient_features import FeatureCodes
 from ehr_ray.events.patients import splits_of
 from ehr_ray.events.scaling import CENTRES
 from ehr_ray.events.subgroups import Subgroup
 from ehr_ray.experiment import Experiment, to_yaml
+from ehr_ray.runtime.data.label_counts import count_labels
 from ehr_ray.runtime.data.manifest import opened
 from ehr_ray.runtime.inference import matrix
 from ehr_ray.runtime.training.ranking import UNTRAINED_STEPS
@@ -189,31 +189,22 @@ def provenance(cohort: Path) -> dict[str, str]:
     return {name.replace("_", " "): str(note[name]) for name in names if note.get(name)}
 
 
-def split_sizes(cohort: Path, task: str | None, cache: Path) -> list[SplitSize]:
+def split_sizes(
+    cohort: Path, task: str | None, cache: Path, *, on_ray: bool = False
+) -> list[SplitSize]:
     """Return how many patients, labels of a task and positive ones each split of a cohort has.
 
-    Without a task the manifest tells; with one the ids of a shard are held at a time.
+    The manifest tells of patients; labels are counted as `count_labels` does, once.
     """
-    shards = splits_of(cohort)
+    with opened(cohort, cache, on_ray=on_ray) as manifest:
+        patients = {split: manifest.total("subjects", split) for split in splits_of(cohort)}
     if task is None:
-        with opened(cohort, cache, on_ray=False) as manifest:
-            return [SplitSize(split, manifest.total("subjects", split)) for split in shards]
-    labels = read_labels(cohort, task)
-    before = None  # positive labels before each, where they are binary
-    if labels.kind == "binary":
-        before = np.concatenate([[0], np.cumsum(labels.value)])
-    sizes = []
-    for split, paths in shards.items():
-        patients = labelled = positive = 0
-        for path in paths:
-            ids = np.unique(files.read_parquet(path, ["subject_id"])["subject_id"])
-            first, last = (
-                np.searchsorted(labels.subject_id, ids, side) for side in ("left", "right")
-            )
-            patients, labelled = patients + len(ids), labelled + int((last - first).sum())
-            positive += 0 if before is None else int((before[last] - before[first]).sum())
-        sizes.append(SplitSize(split, patients, labelled, None if before is None else positive))
-    return sizes
+        return [SplitSize(split, number) for split, number in patients.items()]
+    labels = count_labels(cohort, task, cache, sum(patients.values()), on_ray=on_ray)
+    return [
+        SplitSize(split, number, labels[split].labelled, labels[split].positive)
+        for split, number in patients.items()
+    ]
 
 
 def _rejected(cohort: Path) -> Rejected | None:

@@ -1,6 +1,5 @@
 """`evaluate --zero-shot CODE`: how likely a code is, by futures that the model draws."""
 
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,16 +17,16 @@ from ehr_ray.evaluation.tasks.zero_shot import (
     zero_shot_result,
     zero_shot_table,
 )
-from ehr_ray.events.labels import read_labels
+from ehr_ray.events.labels import label_files
 from ehr_ray.events.patients import splits_of
 from ehr_ray.events.zero_shot import ZeroShot
 from ehr_ray.runtime.data.dataset import named_origin, num_patients
-from ehr_ray.runtime.data.rows import sampled
+from ehr_ray.runtime.data.rows import TaskTimes, sampled
 from ehr_ray.runtime.data.tasks import Say, split_shards
 from ehr_ray.runtime.inference import Request, ShardPredictor, matrix, predict_shards, read_tables
 from ehr_ray.runtime.trajectories import ShardAnswers, ShardTrajectories, answers, trajectories
 from ehr_ray.storage import files
-from ehr_ray.storage.paths import canonical
+from ehr_ray.storage.paths import absolute, canonical
 from ehr_ray.train import checkpoint
 
 FOLDER = "zero_shot"
@@ -130,8 +129,8 @@ def _outcomes(
     request = Request(
         canonical(weights), features=subject.features, origin=_origin(subject, cohort)
     )
-    cuts = _given(subject, asked, cohort)
-    function = ShardAnswers(ShardPredictor(request), asked, cuts)
+    given = _given(subject, asked, cohort)
+    function = ShardAnswers(ShardPredictor(request), asked, given)
     table = answers(shards, folder / "answers", function, on_ray=subject.on_ray, say=say)
     share = 1.0
     if patients is not None:
@@ -170,13 +169,14 @@ def _split(rows: pa.Table, samples: pa.Table | None) -> Split:
     )
 
 
-def _given(subject: Subject, asked: ZeroShot, cohort: Path) -> Mapping[int, Sequence[int]] | None:
+def _given(subject: Subject, asked: ZeroShot, cohort: Path) -> TaskTimes | None:
     """Return the prediction times of the task in a cohort; None where an hour is asked for."""
     if asked.from_hour is not None:
         return None
     assert subject.task is not None
     own = cohort.resolve() == subject.experiment.cohort.resolve()
-    return read_labels(cohort if own else subject.cohort, subject.task).cuts()
+    paths = label_files(cohort if own else subject.cohort)[subject.task]
+    return TaskTimes(subject.task, tuple(map(absolute, paths)))
 
 
 def _cuts(subjects: np.ndarray, times: np.ndarray) -> Cuts:

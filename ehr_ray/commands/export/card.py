@@ -59,6 +59,8 @@ def _summary(model: RunModel, probes: Mapping[str, TaskProbe]) -> str:
     trained = "its family's own objective"
     if experiment.task is not None:
         trained = f"the task {experiment.task.name}"
+        if (number := experiment.train.seeds) > 1:
+            trained = f"{trained} as {number} models that are averaged"
     told = "".join(
         f" It gives {_what(p.task, p.kind, p.classes, p.positive)}, "
         f"{'calibrated on the tuning split' if p.kind == 'binary' else 'by a probe'}."

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ehr_ray.errors import InputError
+from ehr_ray.events.manifest import is_contradicted
 from ehr_ray.events.patients import splits_of
 from ehr_ray.events.scaling import Scaling
 from ehr_ray.events.schema import VECTORS_FILE, is_origin, parse_origin
@@ -72,19 +73,22 @@ def codes_table(
 ) -> pa.Table:
     """Return the cohort's codes with train statistics: those of ingest, else fitted here.
 
-    Statistics of another maker are not believed, as nobody says what they were fitted on. What is
-    fitted here is kept under `cache` until a file changes. With `on_ray` shards are counted and
-    sampled by tasks of the session that is open.
+    Statistics of another maker are not believed, as nobody says what they were fitted on, and those
+    of ingest not where its manifest says that train had other shards than now. What is fitted here
+    is kept under `cache` until a file changes. With `on_ray` shards are counted and sampled by
+    tasks of the session that is open.
     """
     path = Path(cohort) / CODES
     said = files.read_parquet(path, remedy="ingest the cohort again") if path.is_file() else None
+    train = splits_of(cohort).get("train", [])
     if said is not None and is_fitted(said):
-        return said
+        if not is_contradicted(cohort, {"train": train}):
+            return said
+        say(f"{cohort}: train has other shards than at ingest: statistics of codes are fitted anew")
     kept = None if cache is None else cache / f"codes-{shards_digest(cohort, CODES)}.parquet"
     if kept is not None and kept.is_file():
         return files.read_parquet(kept, remedy="remove it, and it is made again")
     with opened(cohort, cache, on_ray=on_ray, say=say) as manifest:
-        train = splits_of(cohort).get("train", [])
         table = fitted_codes(manifest, train, cache, on_ray=on_ray, say=say)
     if said is not None and "code" in said.column_names:
         table = with_origin(described(table, said), origin_of(said))

@@ -1,10 +1,12 @@
 """A shard's patients to a family's model-ready rows: what is read, and what each patient gives."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ehr_ray.config.task import TaskConfig
 from ehr_ray.events.carry import PatientSets
@@ -13,6 +15,7 @@ from ehr_ray.events.mixing import FIRST, GOLDEN
 from ehr_ray.events.patients import Patient, read_patients
 from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.experiment import Experiment
+from ehr_ray.sources.dataset_check import subjects_of
 from ehr_ray.sources.expanded import read_sets
 from ehr_ray.storage import sync
 from ehr_ray.storage.paths import canonical
@@ -54,7 +57,8 @@ class RowMaker:
             for patient in self._read(job):
                 yield patient, None
             return
-        labels = task_labels(task, [sync.fetch(place) for place in self._labels])
+        paths = [sync.fetch(place) for place in self._labels]
+        labels = task_labels(task, paths, subjects_of(Path(job["shard"])))
         train = job["split"] == "train"
         for patient in self._read(job):
             assert isinstance(patient, Patient)  # sets take no task
@@ -94,9 +98,38 @@ class RowMaker:
         )
 
 
-def task_labels(task: TaskConfig, paths: Sequence[Path]) -> Labels:
-    """Return the labels of a task from its files; `InputError` where they are of another kind."""
-    return read_label_files(task.name, paths).trained(task.kind, task.classes)
+def task_labels(
+    task: TaskConfig, paths: Sequence[Path], subjects: NDArray[np.int64] | None = None
+) -> Labels:
+    """Return the labels of a task from its files; `InputError` where they are of another kind.
+
+    `subjects` are as `read_label_files` has them.
+    """
+    found = read_label_files(task.name, paths, subjects)
+    if subjects is not None and not len(found.subject_id):
+        return found  # no answer says of what kind it is
+    return found.trained(task.kind, task.classes)
+
+
+@dataclass(frozen=True)
+class TaskTimes:
+    """The prediction times of a task, read where its patients are.
+
+    Args:
+        task: its name.
+        files: paths or URIs of its label files.
+        share: of the subjects, the same ones each time.
+    """
+
+    task: str
+    files: tuple[str, ...]
+    share: float = 1.0
+
+    def of(self, shard: Path) -> dict[int, list[int]]:
+        """Return those of each subject of a shard, ascending, in microseconds since 1970."""
+        paths = [sync.fetch(place) for place in self.files]
+        cuts = read_label_files(self.task, paths, subjects_of(shard)).cuts()
+        return {who: times for who, times in cuts.items() if sampled(who, self.share)}
 
 
 def _cuts(patient: Patient, labels: Labels, hours: Sequence[float]) -> list[Cut]:

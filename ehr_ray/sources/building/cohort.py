@@ -1,25 +1,15 @@
-"""A cohort being built: where it is staged, what it is made of, and how it becomes visible.
-
-<parent>/.<name>.staging-<fingerprint>-3/parts/      one folder a unit (staging.py)
-                                         cohort/     renamed to <parent>/<name> when complete
-                                         subjects/   one table a shard (shards.py)
-                                         ranges/     tables by ranges of subjects (ranges.py)
-                                         codes/      what shards hold (statistics.py)
-"""
+"""A cohort being built: what its parts must be, what lies beside its shards, how it appears."""
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import logging
 import os
-import shutil
-import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import meds
 import numpy as np
@@ -28,11 +18,10 @@ import pyarrow.compute as pc
 from ehr_ray.errors import InputError
 from ehr_ray.events.code_statistics import CodeFit
 from ehr_ray.events.manifest import FOLDER, write_manifest
-from ehr_ray.events.schema import ORIGIN_CODES, RECORD, REJECTED, SPLITS, SUBJECT_SPLITS
-from ehr_ray.sources.building.changes import check_values, told, write_changes
+from ehr_ray.events.schema import RECORD, REJECTED, SPLITS, SUBJECT_SPLITS
+from ehr_ray.sources.building.changes import check_values, write_changes
 from ehr_ray.sources.building.keyed import rows_by_key
 from ehr_ray.sources.building.metadata import (
-    TaskSummary,
     division_notes,
     fitted_codes,
     write_labels,
@@ -49,6 +38,7 @@ from ehr_ray.sources.building.ranges import (
     merged,
     written,
 )
+from ehr_ray.sources.building.resume import IngestSummary, remove_unfinished
 from ehr_ray.sources.building.shards import Shard, plan_shards
 from ehr_ray.sources.building.staging import (
     MAPPED,
@@ -61,200 +51,13 @@ from ehr_ray.sources.building.staging import (
 )
 from ehr_ray.sources.building.statistics import rows
 from ehr_ray.sources.parsing.quarantine import masked
-from ehr_ray.sources.source import CHANGES, Source, Unit
-from ehr_ray.sources.splits import SplitPolicy
+from ehr_ray.sources.source import CHANGES, Source
 from ehr_ray.storage import files
-from ehr_ray.storage.lock import exclusive_lock
 
 log = logging.getLogger(__name__)
 
-LAYOUT: Final = 4
-"""Bump when the same input would give other bytes: staged work of older versions is not reused."""
-
-STAGING: Final = 3
-"""Bump when staged work is written in another form: that of older versions is not read."""
-
 TASKS: Final = "tasks.json"
 """In `metadata`: what the positive class of each task is, where the source says."""
-
-
-@dataclass(frozen=True)
-class IngestSummary:
-    """What an ingest made.
-
-    Args:
-        cohort: the finished folder.
-        subjects: number of subjects by split.
-        events: rows of all shards.
-        rows_read: rows seen in the input.
-        rejected_rows: rows in `rejected.parquet`.
-        rejected_files: files in it.
-        labels: by task.
-        labels_without_subject: labels dropped because no event came with them.
-        changes: kind of change -> how much was read otherwise than it stood.
-        notes: lines on how subjects were divided, where that was not as asked or as expected.
-        reused: whether the cohort was already there.
-        seconds: wall time.
-    """
-
-    cohort: Path
-    subjects: dict[str, int]
-    events: int
-    rows_read: int
-    rejected_rows: int
-    rejected_files: int
-    labels: dict[str, TaskSummary]
-    labels_without_subject: int
-    changes: dict[str, int] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-    reused: bool = False
-    seconds: float = 0.0
-
-    def __str__(self) -> str:
-        """Return a few lines for the screen."""
-        splits = ", ".join(f"{name} {count:,}" for name, count in self.subjects.items())
-        done = "already there" if self.reused else f"in {self.seconds:.1f} s"
-        lines = [
-            f"{self.cohort}: {sum(self.subjects.values()):,} subjects ({splits}), "
-            f"{self.events:,} events, {done}",
-            f"rejected {self.rejected_rows:,} of {self.rows_read:,} rows and "
-            f"{self.rejected_files:,} files (metadata/rejected.parquet)",
-        ]
-        lines += told(self.changes)
-        lines += self.notes
-        lines += [f"task {task}: {summary}" for task, summary in self.labels.items()]
-        if self.labels_without_subject:
-            lines.append(f"{self.labels_without_subject:,} labels dropped: no events for them")
-        return "\n".join(lines)
-
-
-def fingerprint(
-    source: Source,
-    options: Any,
-    policy: SplitPolicy,
-    units: Iterable[Unit],
-    origin: Sequence[str] = ORIGIN_CODES,
-    treatment: tuple[str, ...] = (),
-) -> tuple[str, int]:
-    """Return (hash of everything that decides the bytes, bytes of input).
-
-    `treatment` says what is done to values and to repeats of rows. Files count by name, size and
-    time of change, not by place: an input may be moved. Databases count by their units' `state`.
-    """
-    digest = hashlib.sha256(
-        json.dumps(
-            [
-                LAYOUT,
-                source.name,
-                dataclasses.asdict(options),
-                dataclasses.astuple(policy),
-                origin,
-                treatment,
-            ],
-            default=str,
-        ).encode()
-    )
-    size = 0
-    shared = {(unit.root, name) for unit in units if not unit.state for name in unit.uses}
-    given = (*vars(options).values(), policy.file)
-    shared |= {("", str(v)) for v in given if isinstance(v, Path)}
-    for root, name in sorted(shared):
-        _stat(digest, root, name)
-    sizes: dict[tuple[str, str], int] = {}  # a file in several units counts once
-    for unit in units:
-        digest.update(repr((unit.kind, unit.split, unit.start, unit.stop)).encode())
-        digest.update(unit.state.encode())
-        size += unit.size
-        for name in () if unit.state else unit.files:
-            sizes[unit.root, name] = _stat(digest, unit.root, name)
-    return digest.hexdigest()[:16], size + sum(sizes.values())
-
-
-def _stat(digest: Any, root: str, name: str) -> int:
-    path = os.path.join(root, name)
-    try:
-        status = os.stat(path)
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}; check the path") from None
-    digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
-    return status.st_size
-
-
-def finished(output: Path, print_: str) -> IngestSummary | None:
-    """Return the summary of a cohort made by the same ingest, None where nothing is there.
-
-    Anything else at `output` is an `InputError`.
-    """
-    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
-        return None
-    try:
-        record = json.loads((output / RECORD).read_text())
-        same, summary = record["fingerprint"] == print_, dict(record["summary"])
-        labels = {task: TaskSummary(**value) for task, value in summary.pop("labels").items()}
-        summary["notes"] = tuple(summary.get("notes", ()))
-        done = IngestSummary(cohort=output, labels=labels, reused=True, **summary)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        same, record = False, None
-    if not same:
-        what = "another input or other options" if record else "something else"
-        raise InputError(f"--output {output}: holds {what}; remove it or choose another folder")
-    return done
-
-
-@contextlib.contextmanager
-def staging(output: Path, print_: str) -> Iterator[Path]:
-    """Hold the staging folder of an ingest; keep it if the job dies, drop it on bad input.
-
-    Staging of other fingerprints for the same output is removed. Raises `InputError` while
-    another process is ingesting into the same output.
-    """
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--output {output}: {error.strerror}; choose another folder") from None
-    folder = output.with_name(f".{output.name}.staging-{print_}-{STAGING}")
-    discard_staging(output, keep=folder)
-    folder.mkdir(exist_ok=True)
-    with _lock(folder, output):
-        _remove_unfinished(folder)
-        try:
-            yield folder
-        except InputError:
-            _remove(folder)
-            raise
-        shutil.rmtree(folder)
-
-
-def _remove_unfinished(folder: Path) -> None:
-    """Remove what tasks that were killed had begun to write: their hidden files and folders."""
-    for path in [*folder.rglob(".*")]:
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
-
-
-def _remove(folder: Path) -> None:
-    """Remove a folder that other tasks of the failed job may still write to for a moment."""
-    for _ in range(50):
-        shutil.rmtree(folder, ignore_errors=True)
-        if not folder.exists():
-            return
-        time.sleep(0.1)
-    shutil.rmtree(folder)
-
-
-def discard_staging(output: Path, keep: Path | None = None) -> None:
-    """Remove what unfinished ingests into `output` left, but not `keep`."""
-    for stale in sorted(output.parent.glob(f".{output.name}.staging-*")):
-        if stale != keep:
-            with _lock(stale, output):
-                shutil.rmtree(stale)
-
-
-def _lock(folder: Path, output: Path) -> contextlib.AbstractContextManager[None]:
-    busy = InputError(f"--output {output}: another ingest is writing it; wait")
-    return exclusive_lock(folder / "lock", busy, patience=0)
 
 
 def check_parts(
@@ -378,7 +181,7 @@ def finish(plan: Plan, source: Source, work: Work, output: Path, print_: str) ->
     if source.positive:
         positive = source.positive(plan.options)
         (metadata / TASKS).write_text(json.dumps(positive, indent=1) + "\n")
-    _remove_unfinished(cohort)
+    remove_unfinished(cohort)
     files.sync_tree(cohort)
     with contextlib.suppress(FileNotFoundError):
         # An empty folder may have been made for us; rename replaces it on POSIX, but not a link.

@@ -5,12 +5,9 @@ of them. Then each part is written once more, with the keys of the splits that g
 """
 
 from collections.abc import Iterator
-from dataclasses import replace
-from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
@@ -20,6 +17,7 @@ from ehr_ray.sources.building.keyed import KeyedWriter, read_all
 from ehr_ray.sources.building.staging import (
     GROUPS,
     NUM_KEYS,
+    SPLITS_TABLE,
     STAGED,
     Plan,
     event_keys,
@@ -27,11 +25,9 @@ from ehr_ray.sources.building.staging import (
     stacked,
 )
 from ehr_ray.sources.parsing.identifiers import subject_id
+from ehr_ray.sources.parsing.split_table import SplitTable, read_mapped, write_mapped
 from ehr_ray.sources.splits import SplitPolicy, sample_positions
 from ehr_ray.storage import files
-
-TABLE: Final = "groups.parquet"
-"""In the staging folder: subject_id and split of everybody who has a value of the code."""
 
 
 def divide_groups(plan: Plan, num_parts: int) -> None:
@@ -66,17 +62,16 @@ def divide_groups(plan: Plan, num_parts: int) -> None:
         [subject_id(f"{plan.policy.seed} {first[at]}") for at in range(number)], np.int64
     )
     split = _splits(keys, np.bincount(component[len(names) :], minlength=number), plan.policy)
-    table = pa.table({"subject_id": ids, "split": split[component[len(names) :]]})
-    files.write_parquet(table, plan.staging / TABLE)
+    write_mapped(SplitTable(ids, split[component[len(names) :]], {}), plan.staging / SPLITS_TABLE)
 
 
 def _splits(
     keys: npt.NDArray[np.int64], sizes: npt.NDArray[np.int64], policy: SplitPolicy
-) -> npt.NDArray[np.uint8]:
+) -> npt.NDArray[np.int8]:
     """Return the position in `SPLITS` of each group."""
     order = np.argsort(sample_positions(keys), kind="stable")
     middle = (np.cumsum(sizes[order]) - sizes[order] / 2) / sizes.sum()
-    found = np.empty(len(keys), np.uint8)
+    found = np.empty(len(keys), np.int8)
     edges = np.cumsum(policy.fractions)[:-1]
     found[order] = np.minimum(np.searchsorted(edges, middle, side="right"), len(SPLITS) - 1)
     return found
@@ -90,36 +85,21 @@ def divide_part(plan: Plan, index: int) -> None:
     final = plan.keyed(index)
     if final.exists():
         return
-    known = files.open_parquet(plan.staging / TABLE).read()
-    ids, split = known["subject_id"].to_numpy(), known["split"].to_numpy()
-    names = np.array(SPLITS, object)
-
-    policy = replace(plan.policy, keep_source=True)
+    known = read_mapped(plan.staging / SPLITS_TABLE)
     with (
         files.new_folder(final, publish_as(final)) as folder,
         KeyedWriter(folder, STAGED, EVENTS, NUM_KEYS) as writer,
     ):
         for events in read_all(plan.part(index), STAGED, EVENTS):
-            subjects = events["subject_id"].to_numpy()
-            at = np.minimum(np.searchsorted(ids, subjects), len(ids) - 1)
-            column = pa.array(names[split[at]], pa.string(), mask=ids[at] != subjects)
-            keys, _ = event_keys(events.append_column("split", column), policy)
+            keys, _ = event_keys(events, plan.policy, known)
             writer.write(events, keys)
-
-
-def grouped(plan: Plan) -> npt.NDArray[np.int64]:
-    """Return the subjects who have a value of the code, ascending."""
-    ids = files.open_parquet(plan.staging / TABLE).read(["subject_id"])["subject_id"]
-    return np.asarray(ids.to_numpy())
 
 
 def group_notes(plan: Plan, alone: int) -> Iterator[str]:
     """Yield what is to be said of the division; `alone` subjects have no value of the code."""
     if alone:
         yield f"--split-by {plan.split_by}: {alone:,} subjects have no value of it: divided by hash"
-    there: set[int] = set()
-    for batch in files.open_parquet(plan.staging / TABLE).iter_batches(columns=["split"]):
-        there.update(batch["split"].unique().to_pylist())
+    there = np.unique(read_mapped(plan.staging / SPLITS_TABLE).split)
     for position, share in enumerate(plan.policy.fractions):
         if share > 0 and position not in there:
             yield (

@@ -16,11 +16,10 @@ from ehr_ray.events.vocabulary import described, with_origin
 from ehr_ray.sources.building.groups import group_notes
 from ehr_ray.sources.building.ranges import Buckets, Settled, merged, written
 from ehr_ray.sources.building.shards import Shard
-from ehr_ray.sources.building.staging import Plan, side_table, stacked
+from ehr_ray.sources.building.staging import Plan, side_table, splits_table, stacked
 from ehr_ray.sources.building.statistics import samples
 from ehr_ray.sources.parsing.identifiers import NAMES
 from ehr_ray.sources.parsing.labels import LeftOut
-from ehr_ray.sources.parsing.split_table import read_splits
 from ehr_ray.sources.source import Source
 from ehr_ray.storage import files
 
@@ -61,7 +60,7 @@ def division_notes(plan: Plan, undivided: int, found: Sequence[Settled]) -> Iter
     if plan.split_by is not None:
         yield from group_notes(plan, sum(each.subjects.total() for each in found) - divided)
     if plan.policy.file is not None and not plan.policy.keep_source:
-        table = read_splits(str(plan.policy.file))
+        table = splits_table(plan)
         if table.renamed:
             names = ", ".join(f"{name} -> {ours}" for name, ours in sorted(table.renamed.items()))
             yield f"--splits {plan.policy.file}: {names}"

@@ -22,8 +22,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ehr_ray.errors import InputError
+from ehr_ray.events.labels import is_among
 from ehr_ray.events.schema import SPLITS, SUBJECT_SPLITS
-from ehr_ray.sources.building.groups import grouped
 from ehr_ray.sources.building.keyed import read_keys, rows_by_key
 from ehr_ray.sources.building.shards import SUBJECTS, Shard
 from ehr_ray.sources.building.staging import (
@@ -31,13 +31,14 @@ from ehr_ray.sources.building.staging import (
     FILES,
     FOLDERS,
     LABELS,
+    SPLITS_TABLE,
     UNDIVIDED,
     Plan,
     label_schema,
 )
 from ehr_ray.sources.parsing.identifiers import NAMES, spellings
 from ehr_ray.sources.parsing.labels import LeftOut, resolve
-from ehr_ray.sources.parsing.split_table import read_splits
+from ehr_ray.sources.parsing.split_table import read_mapped
 from ehr_ray.sources.splits import NUM_BUCKETS, assign_buckets
 from ehr_ray.storage import files
 
@@ -212,14 +213,10 @@ def settle_range(plan: Plan, num_parts: int, shards: Sequence[Shard], buckets: B
 
 
 def _divided(plan: Plan, ids: npt.NDArray[np.int64]) -> int:
-    if plan.split_by is not None:
-        known = grouped(plan)
-    elif plan.policy.file is not None and not plan.policy.keep_source:
-        known = read_splits(str(plan.policy.file)).subject_id
-    else:
+    if plan.split_by is None and (plan.policy.file is None or plan.policy.keep_source):
         return 0
-    first, last = (np.searchsorted(known, np.unique(ids), side) for side in ("left", "right"))
-    return int(np.count_nonzero(last > first))
+    known = read_mapped(plan.staging / SPLITS_TABLE).subject_id
+    return int(np.count_nonzero(is_among(np.unique(ids), known)))
 
 
 def _counted(column: pa.ChunkedArray) -> tuple[list[str], list[int]]:

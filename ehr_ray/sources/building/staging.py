@@ -28,7 +28,12 @@ from ehr_ray.sources.building.keyed import KeyedWriter
 from ehr_ray.sources.building.limits import Limits
 from ehr_ray.sources.parsing.identifiers import NAMES
 from ehr_ray.sources.parsing.labels import VALUE_TYPES
-from ehr_ray.sources.parsing.split_table import read_splits
+from ehr_ray.sources.parsing.split_table import (
+    SplitTable,
+    read_mapped,
+    read_splits,
+    write_mapped,
+)
 from ehr_ray.sources.source import LABEL_VALUES, Chunk, Unit, changes_of, get_source
 from ehr_ray.sources.splits import (
     NUM_BUCKETS,
@@ -55,6 +60,9 @@ UNDIVIDED: Final = pa.schema([pa.field("subject_id", pa.int64())])
 """Subjects that no split was said of."""
 BY_BUCKET: Final = {"names": NAMES, "subjects": FILES, "folders": FOLDERS, "undivided": UNDIVIDED}
 LABELS: Final = "labels"
+
+SPLITS_TABLE: Final = "splits.arrow"
+"""In the staging folder: the split of each subject that `--splits` or `--split-by` divides."""
 
 STAGED: Final = "events"
 """The table of a part, or of a divided one, with its events by key."""
@@ -125,6 +133,7 @@ def _write_part(part: Path, chunks: Iterator[Chunk], plan: Plan) -> None:
     chunk: Chunk | None = None
     totals, tables = _new_totals()
     labels: dict[tuple[str, str], list[pa.Table]] = {}
+    divided = None if plan.policy.file is None else splits_table(plan)
     with KeyedWriter(part, STAGED, EVENTS, NUM_KEYS) as writer:
         for chunk in chunks:
             if chunk.lost_rows is not None:
@@ -133,7 +142,7 @@ def _write_part(part: Path, chunks: Iterator[Chunk], plan: Plan) -> None:
             if plan.code_map is not None:
                 events, mapped = plan.code_map.apply(events)
                 changes = pa.concat_tables([changes, changes_of(mapped, MAPPED)])
-            keys, undivided = event_keys(events, plan.policy)
+            keys, undivided = event_keys(events, plan.policy, divided)
             if plan.split_by is not None:
                 tables.setdefault("groups", []).append(groups_of(events, plan.split_by))
             writer.write(events.select(EVENTS.names), keys)
@@ -244,18 +253,27 @@ def groups_of(events: pa.Table, code: str) -> pa.Table:
     return rows.group_by(GROUPS.names, use_threads=False).aggregate([])
 
 
+def splits_table(plan: Plan) -> SplitTable:
+    """Return the table of splits that the policy names, read once and mapped from then on."""
+    path = plan.staging / SPLITS_TABLE
+    if not path.exists():
+        write_mapped(read_splits(str(plan.policy.file)), path)
+        read_splits.cache_clear()  # nobody reads it again
+    return read_mapped(path)
+
+
 def event_keys(
-    events: pa.Table, policy: SplitPolicy
+    events: pa.Table, policy: SplitPolicy, table: SplitTable | None
 ) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.int64]]:
     """Return (the key of each row, the undivided).
 
-    Those are the subjects that the source's own splits, or the table of splits, leave out.
+    Those are the subjects that the source's own splits, or a table of splits, leave out.
     """
     ids = events["subject_id"].to_numpy()
     splits, undivided = assign_splits(ids, policy), ids[:0]
     own = events["split"] if policy.keep_source and "split" in events.column_names else None
-    if policy.file is not None:
-        own = read_splits(str(policy.file)).of(ids)
+    if table is not None:
+        own = table.of(ids)
     if own is not None:
         positions = _own_splits(own)
         undivided = np.unique(ids[positions == NO_SPLIT])

@@ -15,7 +15,8 @@ from ehr_ray.sources.eicu.patients import hospital_codes, patient_events
 from ehr_ray.sources.eicu.stays import MAX_MINUTES, Stays, load
 from ehr_ray.sources.eicu.tables import BY_NAME, DISCHARGE, HOSPITAL, PATIENT, STAY, TABLES
 from ehr_ray.sources.eicu.tasks import labels
-from ehr_ray.sources.parsing.blocks import Block, read_blocks, read_whole
+from ehr_ray.sources.parsing.blocks import Block, read_blocks, read_whole, split_table
+from ehr_ray.sources.parsing.csv_files import lines_of
 from ehr_ray.sources.parsing.event_rows import event_rows, table_chunks
 from ehr_ray.sources.parsing.table_files import table_files, warn_of_missing
 from ehr_ray.sources.parsing.tables import Table
@@ -25,7 +26,7 @@ LABELS: Final = "labels"
 
 
 def units(path: Path, options: EicuOptions) -> list[Unit]:  # noqa: ARG001
-    """List the patients, the tables that are there, and the labels.
+    """List the patients, the tables that are there, large ones in ranges, and the labels.
 
     Says once which tables are not there. Raises `InputError` without a table of stays.
     """
@@ -39,11 +40,10 @@ def units(path: Path, options: EicuOptions) -> list[Unit]:  # noqa: ARG001
     stays = (files[PATIENT.name],)
     beside = (files[HOSPITAL.name],) if HOSPITAL.name in files else ()
     found = [Unit(str(path), stays, PATIENT.name, uses=(*stays, *beside))]
-    found += [
-        Unit(str(path), (files[table.name],), table.name, uses=stays)
-        for table in TABLES
-        if table.name in files
-    ]
+    for table in TABLES:
+        if table.name in files:
+            unit = Unit(str(path), (files[table.name],), table.name, uses=stays)
+            found += split_table(unit, table)
     return [*found, Unit(str(path), (), LABELS, uses=stays)]
 
 
@@ -105,4 +105,6 @@ def _table(unit: Unit, table: Table, stays: Stays) -> Iterator[Chunk]:
         subjects = stays.subject[row]
         return pa.concat_tables([event_rows(event, block, subjects) for event in table.events])
 
-    yield from table_chunks(unit.root, name, read_blocks(unit.root, name, table, stays), to_events)
+    part = lines_of(unit)
+    blocks = read_blocks(unit.root, name, table, stays, part)
+    yield from table_chunks(unit.root, name, blocks, to_events, part=part)

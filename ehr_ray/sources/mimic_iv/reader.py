@@ -1,8 +1,10 @@
 """A folder of MIMIC-IV -> units of work, and a unit -> chunks."""
 
 import logging
+import os
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
@@ -25,7 +27,8 @@ from ehr_ray.sources.mimic_iv.tables import (
     timed,
 )
 from ehr_ray.sources.mimic_iv.tasks import labels
-from ehr_ray.sources.parsing.blocks import Block, read_blocks
+from ehr_ray.sources.parsing.blocks import Block, read_blocks, split_table
+from ehr_ray.sources.parsing.csv_files import lines_of
 from ehr_ray.sources.parsing.event_rows import table_chunks
 from ehr_ray.sources.parsing.table_files import warn_of_missing
 from ehr_ray.sources.parsing.tables import Table
@@ -38,7 +41,7 @@ LABELS: Final = "labels"
 
 
 def units(path: Path, options: MimicIvOptions) -> list[Unit]:
-    """List the patients, the tables that are there, and the labels.
+    """List the patients, the tables that are there, large ones in ranges, and the labels.
 
     Says once which tables are not there. Raises `InputError` where one is that nothing can do
     without.
@@ -60,7 +63,8 @@ def units(path: Path, options: MimicIvOptions) -> list[Unit]:
         if table.name in files:
             titles = {t.table: files[t.table] for t in table.titles if t.table in files}
             uses = (*base, *titles.values())
-            found.append(Unit(str(path), (files[table.name],), table.name, uses=uses))
+            unit = Unit(str(path), (files[table.name],), table.name, uses=uses)
+            found += split_table(unit, table)
     stays = (files[STAYS.name],) if options.label_start == "icu" else ()
     groups = () if options.groups is None else _groups(path, options.groups, files)
     return [*found, Unit(str(path), (), LABELS, uses=(*base, *stays, *groups))]
@@ -88,10 +92,28 @@ def _file(root: Path, name: str) -> str | None:
     return next(iter(there), None)
 
 
+def _registry(root: str, patients: str, admissions: str, options: MimicIvOptions) -> Registry:
+    """Return who there is, kept for the next unit of this process until a file changes."""
+    stats = [os.stat(os.path.join(root, name)) for name in (patients, admissions)]
+    stamp = tuple((stat.st_size, stat.st_mtime_ns) for stat in stats)
+    return _loaded(root, patients, admissions, options, stamp)
+
+
+@lru_cache(maxsize=1)
+def _loaded(
+    root: str,
+    patients: str,
+    admissions: str,
+    options: MimicIvOptions,
+    stamp: tuple[tuple[int, int], ...],  # noqa: ARG001
+) -> Registry:
+    return load(root, patients, admissions, options)
+
+
 def read(unit: Unit, options: MimicIvOptions) -> Iterator[Chunk]:
     """Yield the events of a table, about 260,000 rows at a time, or all labels."""
     patients, admissions, *others = unit.uses
-    registry = load(unit.root, patients, admissions, options)
+    registry = _registry(unit.root, patients, admissions, options)
     if unit.kind == LABELS:
         stays = others.pop(0) if options.label_start == "icu" else None
         yield Chunk(labels=labels(registry, options, unit.root, stays, others))
@@ -108,10 +130,10 @@ def _table(unit: Unit, table: Table, registry: Registry) -> Iterator[Chunk]:
     words = read_titles(unit.root, titles, table)
     # A bad admission may be why its subject is not kept, so it is told whosever it is.
     everyone = replace(registry, kept=np.ones_like(registry.kept))
-    checked = everyone if table is ADMISSIONS else registry
+    checked, part = everyone if table is ADMISSIONS else registry, lines_of(unit)
 
     def blocks() -> Iterator[Block]:
-        for block in read_blocks(unit.root, name, table, checked):
+        for block in read_blocks(unit.root, name, table, checked, part):
             block.keep(registry.look_up(block.columns["subject_id"])[1])
             yield block
 
@@ -121,4 +143,5 @@ def _table(unit: Unit, table: Table, registry: Registry) -> Iterator[Chunk]:
         blocks(),
         lambda block: block_events(block, table, registry),
         lambda codes: describe(codes, words),
+        part,
     )

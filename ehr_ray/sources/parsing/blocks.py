@@ -12,12 +12,15 @@ import pyarrow.compute as pc
 from ehr_ray.errors import InputError
 from ehr_ray.sources.parsing.cells import Mask, flat, spelled
 from ehr_ray.sources.parsing.csv_files import (
+    ALL_LINES,
     COMMON,
     Dialect,
+    Lines,
     csv_columns,
     read_csv,
     refuse_repeats,
 )
+from ehr_ray.sources.parsing.csv_ranges import is_large, split_lines
 from ehr_ray.sources.parsing.databases import (
     BLOCK_ROWS,
     column_names,
@@ -30,6 +33,7 @@ from ehr_ray.sources.parsing.parquet_files import READ_ERRORS
 from ehr_ray.sources.parsing.quantities import DECIMAL_COMMA, UNREADABLE, quantities
 from ehr_ray.sources.parsing.quarantine import Rejects
 from ehr_ray.sources.parsing.tables import Table
+from ehr_ray.sources.source import Unit
 from ehr_ray.storage import files
 
 BLOCK_BYTES: Final = 1 << 20
@@ -109,17 +113,33 @@ def odd(column: str) -> str:
     return f"{column} as read"
 
 
+def split_table(unit: Unit, table: Table) -> list[Unit]:
+    """Divide the unit of a table's CSV file into ranges of lines; see `split_lines`.
+
+    A table whose rows give several events stays whole: which of those at one time comes first
+    depends on where its blocks end.
+    """
+    path = os.path.join(unit.root, unit.files[0])
+    if len(table.events) != 1 or not is_large(path):
+        return [unit]
+    return split_lines(unit, _dialect(path))
+
+
 def read_blocks(
-    root: str, name: str, table: Table, roster: Roster | None = None
+    root: str,
+    name: str,
+    table: Table,
+    roster: Roster | None = None,
+    part: Lines = ALL_LINES,
 ) -> Iterator[Block]:
-    """Yield a table about 2 MB at a time, all its columns read.
+    """Yield a table, or a `part` of its CSV file, about 2 MB at a time, all its columns read.
 
     With a roster, rows of subjects that are not kept are passed over before anything but their key
     is converted, and rows of unknown ones are refused. Raises `InputError` where a column is
     missing, `pa.ArrowException` or `OSError` on a damaged file.
     """
     columns = columns_there(root, name, table)
-    for text, lines, rejects in _pieces(root, name, columns):
+    for text, lines, rejects in _pieces(root, name, columns, part):
         for column in table.columns:
             if column not in columns.values():
                 text = text.append_column(column, pa.array([""] * len(text), pa.string()))
@@ -204,7 +224,7 @@ def _dialect(path: str) -> Dialect:
 
 
 def _pieces(
-    root: str, name: str, columns: dict[str, str]
+    root: str, name: str, columns: dict[str, str], part: Lines
 ) -> Iterator[tuple[pa.Table, npt.NDArray[np.int64], Rejects]]:
     """Yield (columns as strings, line of each row, malformed rows); `columns` are theirs -> ours.
 
@@ -213,7 +233,13 @@ def _pieces(
     if not (is_address(root) or name.endswith(".parquet")):
         dialect = _dialect(os.path.join(root, name))
         for text, lines, rejects in read_csv(
-            root, name, list(columns), block_bytes=BLOCK_BYTES, dialect=dialect, one_line=True
+            root,
+            name,
+            list(columns),
+            block_bytes=BLOCK_BYTES,
+            dialect=dialect,
+            one_line=True,
+            part=part,
         ):
             yield text.rename_columns([columns[c] for c in text.column_names]), lines, rejects
         return

@@ -16,6 +16,7 @@ import pyarrow.csv as pa_csv
 
 from ehr_ray.errors import InputError
 from ehr_ray.sources.parsing.quarantine import Rejects
+from ehr_ray.sources.source import Unit
 
 SUFFIXES: Final = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
 BLOCK_BYTES: Final = 16 << 20
@@ -104,6 +105,11 @@ class Lines:
 
 
 ALL_LINES: Final = Lines()
+
+
+def lines_of(unit: Unit) -> Lines:
+    """Return the lines of its file that a unit is."""
+    return Lines(unit.start, unit.stop, unit.line)
 
 
 def count_rows(path: str, part: Lines = ALL_LINES) -> int:

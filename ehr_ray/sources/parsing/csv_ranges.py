@@ -33,15 +33,21 @@ def split_lines(unit: Unit, dialect: Dialect) -> list[Unit]:
     break within quotes, or quotes of which it is not plain where they end. The file is read once.
     """
     path = os.path.join(unit.root, unit.files[0])
-    if path.endswith(".gz"):
+    if not is_large(path):
         return [unit]
     try:
-        if os.path.getsize(path) < 2 * RANGE_BYTES:
-            return [unit]
         ranges = _ranges(path, dialect)
     except OSError:
         return [unit]
     return [replace(unit, start=a, stop=b, line=line) for a, b, line in ranges] or [unit]
+
+
+def is_large(path: str) -> bool:
+    """Whether a file is one that is divided: plain, and of two ranges at least."""
+    try:
+        return not path.endswith(".gz") and os.path.getsize(path) >= 2 * RANGE_BYTES
+    except OSError:
+        return False
 
 
 def _ranges(path: str, dialect: Dialect) -> list[tuple[int, int, int]]:

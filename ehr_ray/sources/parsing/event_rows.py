@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from ehr_ray.sources.parsing.blocks import Block, odd
 from ehr_ray.sources.parsing.cells import events_table
-from ehr_ray.sources.parsing.csv_files import count_rows
+from ehr_ray.sources.parsing.csv_files import ALL_LINES, Lines, count_rows
 from ehr_ray.sources.parsing.kinds import UNKNOWN
 from ehr_ray.sources.parsing.parquet_files import READ_ERRORS
 from ehr_ray.sources.parsing.quarantine import Rejects
@@ -74,11 +74,14 @@ def table_chunks(
     blocks: Iterator[Block],
     to_events: Callable[[Block], pa.Table],
     describe: Callable[[set[str]], pa.Table | None] = lambda _: None,
+    part: Lines = ALL_LINES,
 ) -> Iterator[Chunk]:
-    """Yield the events of a file's blocks, about 260,000 rows at a time.
+    """Yield the events of the blocks of a file, or of a `part` of it, about 260,000 rows at a time.
 
-    `describe` gets the codes there were. A damaged file is refused whole.
+    `describe` gets the codes there were. What is damaged, the file or its part, is refused whole.
+    A file counts with its first part.
     """
+    first = int(part.start == 0)
     seen: set[str] = set()
     pending: list[Chunk] = []
     size = passed_over = 0
@@ -98,10 +101,10 @@ def table_chunks(
     except READ_ERRORS as error:
         damaged = Rejects()
         damaged.file(name, f"unreadable: {error}")
-        lost = count_rows(os.path.join(root, name))
-        yield Chunk(rejects=damaged.table(), files_read=1, lost_rows=lost)
+        lost = count_rows(os.path.join(root, name), part)
+        yield Chunk(rejects=damaged.table(), files_read=first, lost_rows=lost)
         return
-    end = Chunk(rows_read=passed_over, files_read=1, codes=describe(seen))
+    end = Chunk(rows_read=passed_over, files_read=first, codes=describe(seen))
     yield _joined([*pending, end])
 
 

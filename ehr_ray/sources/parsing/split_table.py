@@ -1,5 +1,6 @@
 """Published splits: a CSV or Parquet table of subject_id and split."""
 
+import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from ehr_ray.storage import files
 
 COLUMNS: Final = ["subject_id", "split"]
 BATCH_ROWS: Final = 1 << 20
+_MAPPED: Final = pa.schema([pa.field("subject_id", pa.int64()), pa.field("split", pa.int8())])
+_RENAMED: Final = b"renamed"
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,41 +43,64 @@ class SplitTable:
     def of(self, ids: npt.NDArray[np.int64]) -> pa.Array:
         """Return the split of each id, null where the table has none."""
         known = self.subject_id
-        at = np.minimum(np.searchsorted(known, ids), max(len(known) - 1, 0))
-        missing = known[at] != ids if len(known) else np.ones(len(ids), bool)
-        return pa.array(SPLITS).take(pa.array(self.split)).take(pa.array(at, mask=missing))
+        if not len(known):
+            return pa.nulls(len(ids), pa.string())
+        at = np.minimum(np.searchsorted(known, ids), len(known) - 1)
+        return pa.array(SPLITS).take(pa.array(self.split[at], mask=known[at] != ids))
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=1)
 def read_splits(path: str) -> SplitTable:
     """Return the splits of a table; ids are read as those of the events are.
 
     Raises `InputError` for a table of something else, a blank id, a name that is no split's, and a
     subject with two splits.
     """
-    table = _read(path)
-    ids, split, names = _parsed(table, path)
-    ids, split, twice = once_each(ids, split)
+    pieces = [(np.zeros(0, np.int64), np.zeros(0, np.int8))]
+    used: dict[str, str] = {}
+    start = 0
+    for table in _tables(path):
+        ids, split, names = _parsed(table, path, start)
+        start += len(ids)
+        pieces.append((ids, split))
+        used |= {name.strip(): SPLIT_NAMES[name.strip()] for name in names.unique().to_pylist()}
+    ids, split, twice = once_each(*(np.concatenate(each) for each in zip(*pieces, strict=True)))
     check_once(path, twice)
-    used = {name.strip(): SPLIT_NAMES[name.strip()] for name in names.unique().to_pylist()}
     return SplitTable(ids, split, {name: ours for name, ours in used.items() if name != ours})
 
 
 def read_split_batches(
     path: Path,
 ) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int8]]]:
-    """Yield (id, position in `SPLITS`) of some rows at a time of a Parquet table of splits.
+    """Yield (id, position in `SPLITS`) of some rows at a time of a table of splits.
 
     Raises `InputError` as `read_splits` does, but for a subject with two splits.
     """
     start = 0
-    try:
-        for batch in files.open_parquet(path).iter_batches(BATCH_ROWS, columns=COLUMNS):
-            ids, split, _ = _parsed(pa.table({n: batch[n] for n in COLUMNS}), str(path), start)
-            start += len(ids)
-            yield ids, split
-    except (*READ_ERRORS, KeyError) as error:
-        raise InputError(f"{path}: no table of subject_id and split ({error})") from None
+    for table in _tables(str(path)):
+        ids, split, _ = _parsed(table, str(path), start)
+        start += len(ids)
+        yield ids, split
+
+
+def write_mapped(table: SplitTable, path: Path) -> None:
+    """Write a table so that processes of a machine can share it; see `read_mapped`."""
+    schema = _MAPPED.with_metadata({_RENAMED: json.dumps(table.renamed)})
+    batch = pa.record_batch([table.subject_id, table.split], schema=schema)
+    with (
+        files.new_file(path) as partial,
+        pa.OSFile(str(partial), "wb") as sink,
+        pa.ipc.new_file(sink, schema) as writer,
+    ):
+        writer.write_batch(batch)
+
+
+def read_mapped(path: Path) -> SplitTable:
+    """Return what `write_mapped` wrote: its arrays are the file, not memory of the process."""
+    with pa.memory_map(str(path)) as file:
+        batch = pa.ipc.open_file(file).get_batch(0)
+    ids, split = (batch[name].to_numpy() for name in COLUMNS)
+    return SplitTable(ids, split, json.loads(batch.schema.metadata[_RENAMED]))
 
 
 def once_each(
@@ -118,16 +144,17 @@ def _position(name: str | None) -> int:
     return -1 if ours is None else SPLITS.index(ours)
 
 
-def _read(path: str) -> pa.Table:
+def _tables(path: str) -> Iterator[pa.Table]:
+    """Yield the two columns of a table, some rows at a time."""
     try:
         if path.endswith(SUFFIXES):
             csv_columns(path)  # an empty file is named as such
-            root, name = os.path.split(path)
-            pieces = list(read_csv(root, name, COLUMNS))
-            bad = [rejects.table() for _, _, rejects in pieces]
-            if any(map(len, bad)):
-                raise InputError(f"{path}: rows with too many or too few cells; mend them")
-            return pa.concat_tables([piece for piece, _, _ in pieces]).combine_chunks()
-        return files.open_parquet(path).read(COLUMNS)
+            for piece, _, rejects in read_csv(*os.path.split(path), COLUMNS):
+                if len(rejects.table()):
+                    raise InputError(f"{path}: rows with too many or too few cells; mend them")
+                yield piece
+            return
+        for batch in files.open_parquet(path).iter_batches(BATCH_ROWS, columns=COLUMNS):
+            yield pa.table({name: batch[name] for name in COLUMNS})
     except (*READ_ERRORS, KeyError) as error:
         raise InputError(f"{path}: no table of subject_id and split ({error})") from None

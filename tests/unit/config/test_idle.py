@@ -47,6 +47,7 @@ def read(name, *overrides):
         ("set_vae", ["train.patience_cycles=2"], "schedules none of which is a cycle"),
         ("set_vae", ["data.value_stats=stats.csv"], r"data\.value_stats=.*: .* no data\.expanded"),
         ("set_vae", ["tune.grid_points=4"], r"tune\.method=random"),
+        ("set_vae", ["train.seeds=3"], r"^train\.seeds=3: does nothing with no task; drop it"),
         ("set_vae", ["evaluation.ensemble=true"], r"evaluation\.ensemble=True: .* no task"),
         (
             "mortality_ensemble",

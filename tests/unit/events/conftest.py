@@ -1,8 +1,11 @@
+from contextlib import contextmanager
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from ehr_ray.events import code_statistics
 from ehr_ray.events.schema import EVENTS
 
 
@@ -21,3 +24,26 @@ def write():
         return path
 
     return shard
+
+
+@pytest.fixture(scope="session")
+def in_chunks():
+    """Have shards be read by so many rows at a time, in a context: in_chunks(rows)."""
+
+    @contextmanager
+    def reading(rows):
+        read = code_statistics.files.open_parquet
+
+        class InChunks:
+            def __init__(self, path):
+                self._file = read(path)
+                self.schema_arrow = self._file.schema_arrow
+
+            def iter_batches(self, _, columns):
+                return self._file.iter_batches(rows, columns=columns)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(code_statistics.files, "open_parquet", InChunks)
+            yield
+
+    return reading

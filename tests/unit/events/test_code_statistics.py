@@ -90,25 +90,15 @@ def test_a_missing_shard_or_code_column_is_named(tmp_path):
 
 @pytest.mark.parametrize("rows", [2, 3, 5, 100])
 def test_subjects_of_a_code_are_counted_once_wherever_a_chunk_ends(
-    tmp_path, monkeypatch, rows, write
+    tmp_path, in_chunks, rows, write
 ):
-    read = code_statistics.files.open_parquet
-
-    class InChunks:
-        def __init__(self, path):
-            self._file = read(path)
-            self.schema_arrow = self._file.schema_arrow
-
-        def iter_batches(self, _, columns):
-            return self._file.iter_batches(rows, columns=columns)
-
-    monkeypatch.setattr(code_statistics.files, "open_parquet", InChunks)
     codes, subjects = list("AABABABCA"), [1, 1, 1, 1, 2, 2, 3, 3, 3]
     path = write(tmp_path / "a.parquet", codes, [None] * len(codes))
     table = pq.read_table(path).set_column(0, "subject_id", pa.array(subjects))
     pq.write_table(table, path)
     again = write(tmp_path / "b.parquet", ["A"], [None])  # of another subject
-    fitted = fit_codes([path, again])
+    with in_chunks(rows):
+        fitted = fit_codes([path, again])
     assert fitted["code"].to_pylist() == ["A", "B", "C"]
     assert fitted["num_subjects"].to_pylist() == [4, 3, 1]
     assert Vocabulary.from_table(fitted).subjects.tolist() == [4, 3, 1]

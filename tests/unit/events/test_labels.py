@@ -1,11 +1,23 @@
 import datetime
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ehr_ray.errors import InputError
-from ehr_ray.events.labels import choose_task, label_files, read_labels, task_name, tasks_of
+from ehr_ray.events import labels as labels_module
+from ehr_ray.events.labels import (
+    Labels,
+    choose_task,
+    label_files,
+    read_label_files,
+    read_labels,
+    task_name,
+    tasks_of,
+)
 
 
 @pytest.fixture
@@ -54,6 +66,54 @@ def test_look_up_answers_by_subject_and_time(cohort):
     assert found.tolist() == [False, True]
     with pytest.raises(InputError, match="1 of 1 rows have no label"):
         labels.look_up(labels.subject_id[:1] + 1, labels.prediction_time[:1])
+
+
+def test_labels_of_some_subjects_are_those_of_all(cohort, monkeypatch):
+    monkeypatch.setattr(labels_module, "_BATCH_ROWS", 3)
+    rows = [(9 - i // 2, 7 * (i % 2), i % 3 == 0 if i % 5 else None) for i in range(16)]
+    folder = cohort({"death": rows})
+    every, paths = read_labels(folder, "death"), label_files(folder)["death"]
+    for subjects in ([], [1, 4, 8], [100], list(range(20))):
+        found = read_label_files("death", paths, np.array(subjects, np.int64))
+        kept = np.isin(every.subject_id, subjects)
+        for name in ("subject_id", "prediction_time", "value"):
+            assert getattr(found, name).tolist() == getattr(every, name)[kept].tolist()
+        assert found.unknown == sum(s in subjects and a is None for s, _, a in rows)
+
+
+@pytest.mark.parametrize("some", [None, [1, 2, 3, 4]])
+def test_a_row_is_named_by_its_place_in_the_file(tmp_path, monkeypatch, some):
+    monkeypatch.setattr(labels_module, "_BATCH_ROWS", 2)
+    table = {
+        "subject_id": [9, 8, 1, 2],
+        "prediction_time": pa.array([5] * 4, pa.timestamp("us")),
+        "boolean_value": ["0", "1", "1", "sick"],
+    }
+    pq.write_table(pa.table(table), tmp_path / "a.parquet")
+    subjects = None if some is None else np.array(some)
+    with pytest.raises(InputError, match="row 4, column boolean_value: 'sick'"):
+        read_label_files("a", [tmp_path / "a.parquet"], subjects)
+    table["prediction_time"] = pa.array([5, 5, None, 5], pa.timestamp("us"))
+    pq.write_table(pa.table(table), tmp_path / "a.parquet")
+    with pytest.raises(InputError, match="row 3: no prediction_time"):
+        read_label_files("a", [tmp_path / "a.parquet"], subjects)
+
+
+@given(
+    rows=st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), max_size=30, unique=True),
+    asked=st.lists(st.tuples(st.integers(-1, 6), st.integers(-1, 6)), max_size=20),
+)
+def test_every_label_is_found_and_no_other(rows, asked):
+    subject, time = np.array(sorted(rows), np.int64).reshape(-1, 2).T
+    labels = Labels("x", subject, time, np.arange(len(subject)), kind="regression")
+    answers = {row: number for number, row in enumerate(sorted(rows))}
+    wanted = np.array(asked, np.int64).reshape(-1, 2).T
+    missing = sum(pair not in answers for pair in asked)
+    if missing:
+        with pytest.raises(InputError, match=f"{missing} of {len(asked)} rows have no label"):
+            labels.look_up(*wanted)
+    else:
+        assert labels.look_up(*wanted).tolist() == [answers[pair] for pair in asked]
 
 
 def test_two_labels_at_one_time_are_refused(cohort):

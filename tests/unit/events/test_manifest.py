@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ehr_ray.errors import InputError
-from ehr_ray.events import code_statistics, manifest
+from ehr_ray.events import manifest
 from ehr_ray.events.manifest import (
     FOLDER,
     MANIFEST,
@@ -16,6 +16,7 @@ from ehr_ray.events.manifest import (
     counts_of,
     describe_shard,
     footer_hash,
+    is_contradicted,
     read_manifest,
     write_manifest,
 )
@@ -84,21 +85,12 @@ def test_a_row_a_shard_tells_what_is_in_it(made):
     ),
     size=st.integers(1, 40),
 )
-def test_subjects_are_counted_by_kind_wherever_a_chunk_ends(tmp_path_factory, rows, size):
+def test_subjects_are_counted_by_kind_wherever_a_chunk_ends(
+    tmp_path_factory, in_chunks, rows, size
+):
     rows = sorted(rows, key=lambda row: row[0])
     path = write(tmp_path_factory.mktemp("shard") / "0.parquet", rows)
-    read = code_statistics.files.open_parquet
-
-    class InChunks:
-        def __init__(self, path):
-            self._file = read(path)
-            self.schema_arrow = self._file.schema_arrow
-
-        def iter_batches(self, _, columns):
-            return self._file.iter_batches(size, columns=columns)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(code_statistics.files, "open_parquet", InChunks)
+    with in_chunks(size):
         row = describe_shard(path, "0.parquet", "train")
     assert row["subjects"].to_pylist() == [len({subject for subject, *_ in rows})]
     totals = {}
@@ -156,13 +148,24 @@ def test_it_is_not_believed_of_other_shards(made, change):
     else:
         shard.rename(made / "data/tuning/1.parquet")
     assert found(made) is None
+    assert is_contradicted(made, splits_of(made))
+    assert not is_contradicted(made, {})
+
+
+def test_one_split_is_contradicted_alone(made):
+    write(made / "data/tuning/0.parquet", [(4, 9, "HR"), (4, 10, "HR")])
+    shards = splits_of(made)
+    assert not is_contradicted(made, {"train": shards["train"]})
+    assert is_contradicted(made, {"tuning": shards["tuning"]})
 
 
 def test_a_folder_of_another_maker_is_left_alone(made):
     pq.write_table(pa.table({"shard": ["a"]}), made / FOLDER / "000000.parquet")
     assert found(made) is None
+    assert not is_contradicted(made, splits_of(made))
     shutil.rmtree(made / FOLDER)
     assert found(made) is None
+    assert not is_contradicted(made, splits_of(made))
 
 
 def test_a_damaged_file_is_named(made):

@@ -1,3 +1,5 @@
+import shutil
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -83,3 +85,13 @@ def test_what_ingest_wrote_needs_no_check_until_something_is_added(synthetic_coh
     assert is_ours(synthetic_cohort, shards)
     assert not is_ours(synthetic_cohort, {**shards, "tuning": [tmp_path / "99.parquet"]})
     assert not is_ours(write(tmp_path), splits_of(tmp_path))
+
+
+def test_what_ingest_wrote_is_no_more_when_a_shard_is_replaced(synthetic_cohort, tmp_path):
+    cohort = tmp_path / "cohort"
+    shutil.copytree(synthetic_cohort, cohort)
+    assert is_ours(cohort, splits_of(cohort))
+    shutil.rmtree(cohort / "data" / "held_out")
+    assert is_ours(cohort, splits_of(cohort))
+    shutil.copy(cohort / "data/tuning/0.parquet", cohort / "data/train/0.parquet")
+    assert not is_ours(cohort, splits_of(cohort))

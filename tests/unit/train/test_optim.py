@@ -6,6 +6,7 @@ from torch import nn
 
 from ehr_ray.config.sections import LayerConfig, TrainConfig
 from ehr_ray.errors import ConfigError
+from ehr_ray.train.members import Members
 from ehr_ray.train.optim import (
     drop_held,
     freeze,
@@ -138,6 +139,25 @@ def test_weight_decay_rises_along_a_cosine_and_biases_have_none_throughout():
     found = {name: decay[id(p)] for name, p in model.named_parameters()}
     assert {name for name, d in found.items() if d == 0.2} == {"encoder.0.weight", "out.weight"}
     assert set(found.values()) == {0.0, 0.2}
+
+
+def test_rules_of_layers_and_of_freezing_name_what_every_member_has():
+    model = Members([Model(), Model()])
+    plan = TrainConfig(layers={r"encoder\..*": LayerConfig(lr_ratio=0.1)})
+    ratio = {
+        id(p): group["lr_ratio"]
+        for group in make_optimizer(model, plan).param_groups
+        for p in group["params"]
+    }
+    for member in model.members:
+        slow = {name for name, p in member.named_parameters() if ratio[id(p)] == 0.1}
+        assert slow == {name for name in trainable(Model()) if name.startswith("encoder.")}
+    freeze(model, ["embed.weight"])
+    assert all(
+        trainable(member) == trainable(Model()) - {"embed.weight"} for member in model.members
+    )
+    with pytest.raises(ConfigError, match=r"matches no parameter; names are like embed\.weight"):
+        make_optimizer(model, TrainConfig(layers={r"members\..*": LayerConfig()}))
 
 
 def layered(layers):

@@ -10,7 +10,7 @@ from ehr_ray.registry import get_family
 from ehr_ray.train.backend import LocalBackend
 from ehr_ray.train.meters import Sums
 from ehr_ray.train.optim import make_optimizer
-from ehr_ray.train.step import Faults, OptimizerStep, clipped, objective
+from ehr_ray.train.step import Faults, OptimizerStep, clip, objective
 
 
 def line_loss(model, batch, scheduled, seed):
@@ -86,9 +86,29 @@ def test_gradients_are_clipped_as_torch_does_and_gone_through_only_for_a_reason(
     monkeypatch.setattr(
         nn.utils, "clip_grads_with_norm_", lambda *given: scaled.append(plain(*given))
     )
-    assert clipped(ours, limit) == nn.utils.clip_grad_norm_(theirs, limit or float("inf")) == 5
+    assert clip(ours, limit) == nn.utils.clip_grad_norm_(theirs, limit or float("inf")) == 5
     assert torch.equal(ours[0].grad, theirs[0].grad)
     assert len(scaled) == (limit == 0.5)
+
+
+def test_parts_that_are_clipped_alone_leave_each_other_s_step_as_it_is(tiny_experiment):
+    model, backend = nn.ModuleDict({n: nn.Linear(1, 1, bias=False) for n in "ab"}), LocalBackend()
+    for part in model.values():
+        nn.init.zeros_(part.weight)
+
+    def loss(model, batch, *_):
+        errors = [size * model[name](batch["x"]).sum() for name, size in (("a", 0.1), ("b", 8.0))]
+        return {"fit": Term(sum(errors), torch.tensor(1.0))}
+
+    training = Training(clipped=lambda model: model.values())
+    family = dataclasses.replace(get_family("set_vae"), loss=loss, training=training)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    experiment = tiny_experiment(changes={"train.clip": 0.5})
+    take = OptimizerStep(experiment, family, model, optimizer, backend, Sums(backend))
+    norm = take([{"x": torch.ones(1, 1)}], {}, 7)
+    assert float(norm) == pytest.approx(8.0)
+    assert float(model["a"].weight.detach()) == pytest.approx(-0.1)
+    assert float(model["b"].weight.detach()) == pytest.approx(-0.5, rel=1e-4)
 
 
 def test_a_gradient_that_is_not_finite_names_its_terms_and_the_scheduled_values(take_step):

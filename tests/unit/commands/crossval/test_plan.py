@@ -52,8 +52,8 @@ def test_rows_of_a_subject_stay_together_and_every_subject_is_tested_once_a_repe
         tested = [s for job in jobs if job.repeat == repeat for s in job.splits["held_out"]]
         assert sorted(tested) == everybody
     for job in jobs:
-        assert sorted(sum(job.splits.values(), [])) == everybody
-    assert jobs[0].splits["held_out"] != jobs[3].splits["held_out"]
+        assert sorted(np.concatenate([*job.splits.values()])) == everybody
+    assert not np.array_equal(jobs[0].part, jobs[3].part)
 
 
 def test_a_subject_with_one_positive_row_is_positive_and_folds_hold_equal_shares(labelled):
@@ -66,14 +66,22 @@ def test_a_subject_with_one_positive_row_is_positive_and_folds_hold_equal_shares
     assert max(counts) - min(counts) <= 1
 
 
+def test_what_jobs_say_of_a_subject_is_its_id_once_and_a_byte_a_job(labelled):
+    jobs = fold_jobs(make(labelled, "crossval.tasks=[first]"), labelled, labelled / "runs")
+    assert all(job.subjects is jobs[0].subjects for job in jobs)
+    assert [job.part.itemsize for job in jobs] == [1] * len(jobs)
+
+
 def test_variants_get_the_folds_of_the_model_and_baselines_are_fitted_once_a_fold(labelled):
     chosen = ("crossval.chosen=[wide]", "crossval.members=2", "crossval.folds=2")
     experiment = make(labelled, VARIANTS, *chosen, "crossval.tasks=[first]")
     jobs = fold_jobs(experiment, labelled, labelled / "runs")
     place = {job.key: job for job in jobs}
     assert len(jobs) == 2 * 2 * 2 + 2  # model: repeats, folds, members; variant: once
-    assert place["wide-r0-f1-m0"].splits == place["model-r0-f1-m0"].splits
-    assert place["model-r0-f1-m1"].splits["tuning"] != place["model-r0-f1-m0"].splits["tuning"]
+    parts = {key: job.part.tolist() for key, job in place.items()}
+    assert parts["wide-r0-f1-m0"] == parts["model-r0-f1-m0"]
+    tuning = [place[f"model-r0-f1-m{m}"].splits["tuning"].tolist() for m in (0, 1)]
+    assert tuning[0] != tuning[1]
     fitted = {job.key for job in jobs if job.experiment.evaluation.baselines}
     assert fitted == {f"model-r{r}-f{f}-m0" for r in (0, 1) for f in (0, 1)}
     assert place["wide-r0-f0-m0"].experiment.model.latent == 12

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -20,7 +21,8 @@ from ehr_ray.evaluation.tasks.fold_scores import spread
 @pytest.fixture
 def job(tmp_path, tiny_experiment):
     (tmp_path / "jobs").mkdir()
-    return FoldJob("model", 0, 0, 0, tiny_experiment(), ("death",), True, {}, tmp_path)
+    nobody = np.zeros(0, np.int64), np.zeros(0, np.int8)
+    return FoldJob("model", 0, 0, 0, tiny_experiment(), ("death",), True, *nobody, tmp_path)
 
 
 def leave(job, probability, metrics=None):

@@ -33,6 +33,17 @@ def test_the_card_and_the_report_tell_how_large_the_model_is(card, evaluated_run
     assert f"{size:,}" in page
 
 
+def test_the_card_tells_how_many_models_answer(tiny_run, tiny_experiment):
+    model = ehr_ray.load(tiny_run)
+    changes = {"task": {"name": "outcome"}, "train.seeds": 3}
+    several = dataclasses.replace(model, experiment=tiny_experiment("set_vae", changes))
+    assert "trained for the task outcome as 3 models that are averaged" in model_card(
+        several, None, {}
+    )
+    alone = tiny_experiment("set_vae", {"task": {"name": "outcome"}})
+    assert "averaged" not in model_card(dataclasses.replace(model, experiment=alone), None, {})
+
+
 def test_the_data_are_those_of_the_cohort(card):
     data = section(card, "Data")
     assert "Cohort: synthetic." in data

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from learning import check_chunks, check_padding, learn
 
 from ehr_ray.errors import ConfigError
 from ehr_ray.families.event_transformer import time_to_event
@@ -149,16 +150,7 @@ def test_training_learns_what_the_last_value_does_not_tell(make_model, batch_of)
     model = make_model(**HEAD, next_event_weight=0.0).train()
     batch = batch_of(patients, model.config)
     fit_values(model, batch)
-    optimizer = torch.optim.Adam(model.parameters(), 0.01)
-    gains = []
-    for step in range(80):
-        terms = FAMILY.loss(model, batch, {}, step)
-        means = {n: float((t.sum / t.count).detach()) for n, t in terms.items()}
-        gains.append(FAMILY.training.summarise(means)["future_value_gain"])
-        optimizer.zero_grad()
-        sum(t.coef * t.sum / t.count for t in terms.values()).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+    gains = [means["future_value_gain"] for means in learn(FAMILY, model, batch, 80, 0.01)]
     assert gains[0] < 0.1
     assert gains[-1] > 0.3
 
@@ -166,28 +158,14 @@ def test_training_learns_what_the_last_value_does_not_tell(make_model, batch_of)
 def test_chunks_change_nothing_and_every_parameter_learns(make_model, make_batch, monkeypatch):
     model = make_model(**HEAD, pooling=("attention",))
     batch = make_batch([30, 12, 1, 0], model.config)
-    sums, gradients = [], []
-    for entries in (nn.ENTRIES, 9):
-        monkeypatch.setattr(nn, "ENTRIES", entries)
-        model.zero_grad()
-        terms = FAMILY.loss(model, batch, {}, 0)
-        counted = FAMILY.training.counts(model, batch, 0)["future_value"]
-        assert float(terms["future_value"].count) == float(counted) > 0
-        sum(t.coef * t.sum for t in terms.values()).backward()
-        assert [n for n, p in model.named_parameters() if p.grad is None] == []
-        sums.append(terms["future_value"].sum.detach())
-        gradients.append(model.future_value.by_window.weight.grad.clone())
-    torch.testing.assert_close(*sums)
-    torch.testing.assert_close(*gradients)
-    assert float(gradients[0].abs().sum()) > 0
+    weight = "future_value.by_window.weight"
+    count = check_chunks(FAMILY, model, batch, "future_value", weight, nn, monkeypatch)
+    assert count == float(FAMILY.training.counts(model, batch, 0)["future_value"]) > 0
 
 
 def test_padding_changes_no_moment(make_model, make_batch):
-    model = make_model(**HEAD).eval()
-    together = model(make_batch([30, 7], model.config), 0)
-    alone = [model(make_batch([n], model.config, first=1 + i), 0) for i, n in enumerate([30, 7])]
-    for name in ("future_value", "future_value_baseline", "values"):
-        torch.testing.assert_close(together[name], sum(one[name] for one in alone))
+    names = ("future_value", "future_value_baseline", "values")
+    check_padding(make_model(**HEAD).eval(), make_batch, names)
 
 
 def test_codes_are_those_named_or_the_most_frequent_with_values(make_model, vocabulary):

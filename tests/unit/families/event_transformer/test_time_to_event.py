@@ -3,6 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from learning import check_chunks, check_padding, learn
 
 from ehr_ray.errors import ConfigError
 from ehr_ray.families.event_transformer import time_to_event as module
@@ -110,16 +111,8 @@ def test_training_finds_whose_code_comes_soon(make_model, batch_of):
     model = make_model(**HEAD, next_event_weight=0.0).train()
     batch = batch_of(patients, model.config)
     fit_rates(model, batch)
-    optimizer = torch.optim.Adam(model.parameters(), 0.02)
-    for step in range(15):
-        terms = FAMILY.loss(model, batch, {}, step)
-        optimizer.zero_grad()
-        sum(t.coef * t.sum / t.count for t in terms.values()).backward()
-        optimizer.step()
-    means = {
-        n: float((t.sum / t.count).detach()) for n, t in FAMILY.loss(model, batch, {}, 0).items()
-    }
-    assert FAMILY.training.summarise(means)["time_to_event_gain"] > 0.03
+    gains = [means["time_to_event_gain"] for means in learn(FAMILY, model, batch, 16, 0.02)]
+    assert gains[-1] > 0.03
 
 
 def test_a_moment_is_told_nothing_of_what_comes_after_it(make_model, batch_of):
@@ -139,19 +132,9 @@ def test_a_moment_is_told_nothing_of_what_comes_after_it(make_model, batch_of):
 def test_chunks_change_nothing_and_every_parameter_learns(make_model, make_batch, monkeypatch):
     model = make_model(**HEAD, pooling=("attention",))
     batch = make_batch([30, 12, 1, 0], model.config)
-    sums, gradients = [], []
-    for entries in (nn.ENTRIES, 9):
-        monkeypatch.setattr(nn, "ENTRIES", entries)
-        model.zero_grad()
-        terms = FAMILY.loss(model, batch, {}, 0)
-        assert float(terms["time_to_event"].count) == (28 + 10) * 3
-        sum(t.coef * t.sum for t in terms.values()).backward()
-        assert [n for n, p in model.named_parameters() if p.grad is None] == []
-        sums.append(terms["time_to_event"].sum.detach())
-        gradients.append(model.time_to_event.by_bin.weight.grad.clone())
-    torch.testing.assert_close(*sums)
-    torch.testing.assert_close(*gradients)
-    assert float(gradients[0].abs().sum()) > 0
+    weight = "time_to_event.by_bin.weight"
+    count = check_chunks(FAMILY, model, batch, "time_to_event", weight, nn, monkeypatch)
+    assert count == (28 + 10) * 3
 
 
 def test_many_moments_are_drawn_anew_by_seed_and_stay_the_patients_own(make_model, make_batch):
@@ -166,11 +149,8 @@ def test_many_moments_are_drawn_anew_by_seed_and_stay_the_patients_own(make_mode
 
 
 def test_padding_changes_no_moment(make_model, make_batch):
-    model = make_model(**HEAD).eval()
-    together = model(make_batch([30, 7], model.config), 0)
-    alone = [model(make_batch([n], model.config, first=1 + i), 0) for i, n in enumerate([30, 7])]
-    for name in ("time_to_event", "time_to_event_baseline", "answers"):
-        torch.testing.assert_close(together[name], sum(one[name] for one in alone))
+    names = ("time_to_event", "time_to_event_baseline", "answers")
+    check_padding(make_model(**HEAD).eval(), make_batch, names)
 
 
 def test_codes_are_those_named_or_the_most_frequent(make_model, vocabulary):

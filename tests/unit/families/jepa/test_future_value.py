@@ -3,6 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from learning import learn
 
 from ehr_ray.families.jepa.family import FAMILY
 from ehr_ray.families.jepa.future_value import values_of
@@ -109,18 +110,7 @@ def test_training_learns_what_the_last_value_does_not_tell(make_model, batch_of)
     model = make_model(**HEAD, **shape).train()
     batch = batch_of(patients, model.config)
     FAMILY.training.fit_buffers(model, batch)
-    optimizer = torch.optim.Adam(model.parameters(), 0.01)
-    gains = []
-    for step in range(40):
-        terms = FAMILY.loss(model, batch, {}, step)
-        means = {n: float((t.sum / t.count).detach()) for n, t in terms.items()}
-        gains.append(FAMILY.training.summarise(means)["future_value_gain"])
-        optimizer.zero_grad()
-        sum(t.coef * t.sum / t.count for t in terms.values()).backward()
-        if step == 0:
-            lacking = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
-            assert lacking == []
-        optimizer.step()
+    gains = [means["future_value_gain"] for means in learn(FAMILY, model, batch, 40, 0.01)]
     assert gains[0] < 0.1
     assert gains[-1] > 0.3
 

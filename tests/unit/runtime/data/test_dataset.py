@@ -1,12 +1,18 @@
 import pickle
+import shutil
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
 from ehr_ray.errors import InputError
+from ehr_ray.events.code_statistics import fit_codes
+from ehr_ray.events.manifest import FOLDER
+from ehr_ray.events.patients import splits_of
 from ehr_ray.events.vocabulary import is_fitted
+from ehr_ray.registry import get_family
 from ehr_ray.runtime.data import dataset, tasks
 from ehr_ray.runtime.data.dataset import (
     check_cohort,
@@ -15,6 +21,7 @@ from ehr_ray.runtime.data.dataset import (
     num_patients,
     vocabulary_of,
 )
+from ehr_ray.runtime.data.prepared import prepared
 
 MINUTE = 60_000_000
 
@@ -61,6 +68,67 @@ def test_statistics_of_another_maker_are_fitted_anew_and_what_codes_are_is_kept(
 def test_statistics_of_our_own_ingest_are_believed(synthetic_cohort, monkeypatch):
     monkeypatch.setattr(dataset, "fitted_codes", None)
     assert is_fitted(codes_table(synthetic_cohort))
+
+
+def replaced(cohort, folder, split="train"):
+    """A copy of a cohort of ingest with twice the values in one shard, under its own name."""
+    shutil.copytree(cohort, folder)
+    shard = folder / "data" / split / "0.parquet"
+    table = pq.read_table(shard)
+    at = table.column_names.index("numeric_value")
+    twice = pc.multiply(table["numeric_value"], pa.scalar(2, pa.float32()))
+    pq.write_table(table.set_column(at, table.schema.field(at), twice), shard)
+    return folder
+
+
+def means(table):
+    valued = table.filter(pc.greater(table["num_values"], 0))
+    return dict(zip(valued["code"].to_pylist(), valued["mean"].to_pylist(), strict=True))
+
+
+def test_a_run_on_a_replaced_shard_of_train_has_the_statistics_of_its_data(
+    synthetic_cohort, tmp_path, tiny_experiment
+):
+    cohort, said = replaced(synthetic_cohort, tmp_path / "cohort"), []
+    data = {"data.cohort": str(cohort), "data.cache_dir": str(tmp_path / "cache")}
+    experiment = tiny_experiment(changes={**data, "data.scale": "standard"})
+    shards = splits_of(cohort)
+    true = fit_codes(shards["train"], [*shards["tuning"], *shards["held_out"]])
+    for _ in range(2):  # fitted, and from the cache
+        with prepared(experiment, get_family("set_vae"), on_ray=False, say=said.append) as found:
+            own = dict(zip(found.vocabulary.codes, found.vocabulary.mean, strict=True))
+        expected = {code: mean for code, mean in means(true).items() if code in own}
+        assert {code: own[code] for code in expected} == pytest.approx(expected)
+    before = codes_table(synthetic_cohort)
+    assert codes_table(cohort)["description"].equals(before["description"])
+    assert means(true)["HR"] > 1.1 * means(before)["HR"]  # one shard of three has other values
+    assert sum("other shards than at ingest" in line for line in said) == 2
+
+
+def test_statistics_are_of_train_alone_whatever_else_was_replaced(
+    synthetic_cohort, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(dataset, "fitted_codes", None)
+    cohort = replaced(synthetic_cohort, tmp_path / "cohort", "tuning")
+    assert codes_table(cohort).equals(codes_table(synthetic_cohort))
+
+
+def test_a_cohort_without_a_manifest_keeps_its_statistics(synthetic_cohort, tmp_path, monkeypatch):
+    monkeypatch.setattr(dataset, "fitted_codes", None)
+    cohort = replaced(synthetic_cohort, tmp_path / "cohort")
+    shutil.rmtree(cohort / FOLDER)
+    assert codes_table(cohort).equals(codes_table(synthetic_cohort))
+
+
+def test_subjects_of_a_replaced_shard_are_checked(synthetic_cohort, tmp_path, monkeypatch):
+    cohort = tmp_path / "cohort"
+    shutil.copytree(synthetic_cohort, cohort)
+    with monkeypatch.context() as patch:
+        patch.setattr(dataset, "check_dataset", None)
+        check_cohort(cohort)
+    shutil.copy(cohort / "data/train/0.parquet", cohort / "data/tuning/0.parquet")
+    with pytest.raises(InputError, match="subjects are in more than one shard"):
+        check_cohort(cohort)
 
 
 def test_what_is_fitted_is_kept_until_a_file_changes(others, tmp_path_factory, monkeypatch):

@@ -87,3 +87,30 @@ def test_a_trial_of_ranks_that_share_a_model_is_measured_as_any_other(
         rows.append((history.read(run).drop(columns=["seconds", "data_wait"]), measures))
     for theirs, ours in zip(*rows, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-5)
+
+
+def test_members_of_a_run_are_trained_alike_by_one_rank_and_by_two_that_share_them_or_not(
+    tiny_config, synthetic_cohort, forked, monkeypatch, tmp_path
+):
+    def wrapped(model, parallel_strategy_kwargs):
+        return DistributedDataParallel(model, **parallel_strategy_kwargs)
+
+    monkeypatch.setattr("ray.train.torch.prepare_model", wrapped)
+    rows = []
+    for world, strategy in ((1, "ddp"), (2, "ddp"), (2, "fsdp")):
+        folder = tmp_path / f"{world}-{strategy}"
+        changes = {"cluster.strategy": strategy, "cluster.num_workers": world}
+        changes |= {"data.cohort": synthetic_cohort, "data.cache_dir": tmp_path / "cache"}
+        # What is left out is drawn by each rank for itself; a clip that is met is each member's.
+        changes |= {"task.dropout": 0, "task.hidden_dropout": 0, "task.statistics.dropout": 0}
+        changes |= {"train.seeds": 2, "train.clip": 0.05, "train.report_steps": 1}
+        experiment = tiny_config("mortality", **changes, **{"train.max_steps": 4})
+        family, run = family_of(experiment), folder / "run"
+        run.mkdir(parents=True)
+        with prepared(experiment, family, on_ray=False) as data:
+            job = Job(experiment, data, run, folder / "progress", None)
+            assert forked(train_rank, folder, world, job) == [0] * world
+        rows.append(history.read(run).drop(columns=["seconds", "data_wait"]))
+    assert rows[0]["grad_norm"].min() > 0.05
+    for other in rows[1:]:
+        np.testing.assert_allclose(other, rows[0], rtol=1e-3, atol=1e-5)

@@ -1,3 +1,5 @@
+from collections import Counter
+
 import pyarrow.parquet as pq
 import pytest
 from made_up import eicu
@@ -5,8 +7,10 @@ from made_up import eicu
 from ehr_ray.errors import InputError
 from ehr_ray.events.schema import SPLITS
 from ehr_ray.runtime.data.dataset import named_origin
+from ehr_ray.sources.eicu.options import EicuOptions
+from ehr_ray.sources.eicu.reader import units
 from ehr_ray.sources.eicu.tables import BY_NAME
-from ehr_ray.sources.parsing import blocks, event_rows
+from ehr_ray.sources.parsing import blocks, csv_ranges, event_rows
 from ehr_ray.sources.parsing.identifiers import subject_id
 
 EXPECTED = """\
@@ -105,6 +109,27 @@ def test_compression_and_capitals_and_small_blocks_give_the_same_events(
     monkeypatch.setattr(event_rows, "CHUNK_ROWS", 1)
     path = cohort("eicu", folder(**how), splits="all:train")
     assert len(events_of(path)) == len(EXPECTED.splitlines())
+
+
+def test_ranges_of_large_tables_give_the_bytes_of_the_whole(folder, cohort, monkeypatch):
+    """A table with several events a row stays whole, whatever its size."""
+    monkeypatch.setattr(csv_ranges, "RANGE_BYTES", 8_000)
+    monkeypatch.setattr(csv_ranges, "SCAN_BYTES", 3_000)
+    many = {name: eicu.SMALL[name] * 400 for name in ("lab", "vitalPeriodic")}
+    path = folder(eicu.SMALL | many)
+    counts = Counter(unit.kind for unit in units(path, EicuOptions()))
+    assert counts["lab"] > 2
+    assert counts["vitalPeriodic"] == 1
+    made = []
+    for name in ("cut", "whole"):
+        made.append(cohort("eicu", path, name=name))
+        monkeypatch.setattr(csv_ranges, "RANGE_BYTES", 1 << 30)
+    files = [
+        p.relative_to(made[0])
+        for p in made[0].rglob("*")
+        if p.is_file() and p.name != "ingest.json"
+    ]
+    assert all((made[0] / f).read_bytes() == (made[1] / f).read_bytes() for f in files)
 
 
 def test_the_table_of_stays_alone_is_enough_and_the_others_are_named(folder, cohort, caplog):

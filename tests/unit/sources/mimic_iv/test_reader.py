@@ -1,6 +1,9 @@
+import dataclasses
+import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from datetime import timedelta
 from pathlib import Path
 
@@ -9,13 +12,17 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 import pytest
+from made_up import mimic_iv
 
-from ehr_ray.errors import InputError
+from ehr_ray.errors import InputError, RunError
 from ehr_ray.events.schema import is_origin
+from ehr_ray.sources.building import staging
 from ehr_ray.sources.building.cohort import RECORD
+from ehr_ray.sources.mimic_iv import reader
 from ehr_ray.sources.mimic_iv.options import MimicIvOptions
 from ehr_ray.sources.mimic_iv.reader import read, units
-from ehr_ray.sources.parsing import blocks, event_rows
+from ehr_ray.sources.parsing import blocks, csv_ranges, event_rows
+from ehr_ray.sources.source import get_source
 
 EXPECTED = """\
 1 static AGE 61
@@ -117,6 +124,74 @@ def test_blocks_and_chunks_of_any_size_give_the_same_bytes(mimic, cohort, monkey
     monkeypatch.setattr(blocks, "BLOCK_BYTES", 700)
     monkeypatch.setattr(event_rows, "CHUNK_ROWS", 1)
     assert contents(cohort("mimic-iv", mimic(), name="pieces")) == contents(whole)
+
+
+@pytest.fixture
+def charted(mimic, monkeypatch):
+    """A hospital with many charted values, several of one subject at a time, and small ranges."""
+    monkeypatch.setattr(csv_ranges, "RANGE_BYTES", 8_000)
+    monkeypatch.setattr(csv_ranges, "SCAN_BYTES", 3_000)
+    rows = [
+        f"subject_id={1 + i % 2},charttime=2151-01-0{1 + i % 5} 0{i % 7}:00:00,"
+        f"itemid={220045 + i % 3},valuenum={i},valueuom=bpm"
+        for i in range(3000)
+    ]
+    rows[700] = rows[700].replace("charttime=2151", "charttime=never")
+    rows[2100] = "subject_id=2,charttime=2151-01-02 00:00:00,itemid=220045,value=>100"
+    rows[2900] = rows[2900].replace("subject_id=1", "subject_id=99")
+    more = [f"1,11,{i},4019,9" for i in range(2000)]
+    tables = dict(mimic_iv.SMALL, **{"icu/chartevents": rows, "hosp/diagnoses_icd": more})
+    tables["hosp/transfers"] = tables["hosp/transfers"] * 800  # two events of one time a row
+    return mimic("charted", tables)
+
+
+def test_ranges_of_large_tables_give_the_bytes_of_the_whole(charted, cohort, monkeypatch):
+    cut = units(charted, MimicIvOptions())
+    counts = Counter(unit.kind for unit in cut)
+    assert min(counts["icu/chartevents"], counts["hosp/diagnoses_icd"]) > 2
+    parts = cohort("mimic-iv", charted, name="cut")
+    monkeypatch.setattr(csv_ranges, "RANGE_BYTES", 1 << 30)
+    assert len(units(charted, MimicIvOptions())) < len(cut)
+    whole = cohort("mimic-iv", charted, name="whole")
+    assert contents(parts) == contents(whole)
+    assert [line for _, line, _ in rejected(parts)] == [702, 2902]
+    records = [json.loads((path / RECORD).read_text()) for path in (parts, whole)]
+    assert records[0]["summary"] == records[1]["summary"]
+
+
+def test_a_killed_ingest_goes_on_within_a_table(charted, cohort, monkeypatch):
+    source, done, dies = get_source("mimic-iv"), [], 3
+
+    def dying(unit, options):
+        yield from read(unit, options)
+        if unit.kind == "icu/chartevents":
+            done.append(unit.start)
+            if len(done) == dies:
+                raise OSError("killed")
+
+    monkeypatch.setattr(staging, "get_source", lambda _: dataclasses.replace(source, read=dying))
+    with pytest.raises(RunError, match="killed"):
+        cohort("mimic-iv", charted)
+    kept, dies = done[:2], 1000
+    done.clear()
+    path = cohort("mimic-iv", charted)
+    assert done
+    assert not set(kept) & set(done)
+    assert contents(path) == contents(cohort("mimic-iv", charted, name="undisturbed"))
+
+
+def test_patients_are_read_once_for_all_units_of_a_process(charted, monkeypatch):
+    calls, load = [], reader.load
+    monkeypatch.setattr(reader, "load", lambda *a: calls.append(a) or load(*a))
+    options = MimicIvOptions()
+    for unit in units(charted, options):
+        for _ in read(unit, options):
+            pass
+    assert len(calls) == 1
+    patients = charted / "hosp" / "patients.csv"
+    patients.write_text(patients.read_text() + "3,F,60,2150,2011 - 2013,\n")
+    list(read(units(charted, options)[0], options))
+    assert len(calls) == 2
 
 
 def test_codes_are_described_by_the_dictionaries(mimic, cohort):

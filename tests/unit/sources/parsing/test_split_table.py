@@ -1,12 +1,19 @@
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
 from ehr_ray.errors import InputError
-from ehr_ray.sources.parsing import split_table
+from ehr_ray.sources.parsing import csv_files, split_table
 from ehr_ray.sources.parsing.identifiers import subject_id
-from ehr_ray.sources.parsing.split_table import read_split_batches, read_splits
+from ehr_ray.sources.parsing.split_table import (
+    SplitTable,
+    read_mapped,
+    read_split_batches,
+    read_splits,
+    write_mapped,
+)
 
 
 def test_a_table_of_splits_is_read_by_the_rule_of_ids_and_the_usual_names(tmp_path):
@@ -15,6 +22,36 @@ def test_a_table_of_splits_is_read_by_the_rule_of_ids_and_the_usual_names(tmp_pa
     ids = np.array([subject_id(name) for name in ("1", "2", "P-3", "4")])
     assert table.of(ids).to_pylist() == ["train", "tuning", "held_out", None]
     assert table.renamed == {"valid": "tuning", "test": "held_out"}
+
+
+def test_a_table_is_mapped_as_it_was_read(tmp_path):
+    (tmp_path / "s.csv").write_text("split,subject_id\nvalid,2\ntrain,1\ntest,-3\n")
+    read = read_splits(str(tmp_path / "s.csv"))
+    write_mapped(read, tmp_path / "s.arrow")
+    mapped = read_mapped(tmp_path / "s.arrow")
+    ids = np.array([3, 2, -3, 1])
+    assert (
+        mapped.of(ids).to_pylist()
+        == read.of(ids).to_pylist()
+        == [None, "tuning", "held_out", "train"]
+    )
+    assert mapped.renamed == read.renamed
+    assert not mapped.subject_id.flags.writeable
+    nobody = SplitTable(ids[:0], np.zeros(0, np.int8), {})
+    write_mapped(nobody, tmp_path / "nobody.arrow")
+    assert read_mapped(tmp_path / "nobody.arrow").of(ids).to_pylist() == [None] * 4
+
+
+@pytest.mark.parametrize("name", ["s.csv", "s.parquet"])
+def test_a_table_read_in_pieces_is_the_table(tmp_path, monkeypatch, name):
+    table = pa.table({"subject_id": [3, 9, 1, 3], "split": ["test", "dev", "train", "test"]})
+    pq.write_table(table, tmp_path / "s.parquet")
+    pa.csv.write_csv(table, tmp_path / "s.csv")
+    monkeypatch.setattr(split_table, "BATCH_ROWS", 2)
+    monkeypatch.setattr(csv_files, "BLOCK_BYTES", 32)
+    found = read_splits(str(tmp_path / name))
+    assert (found.subject_id.tolist(), found.split.tolist()) == ([1, 3, 9], [0, 2, 1])
+    assert found.renamed == {"test": "held_out", "dev": "tuning"}
 
 
 @pytest.mark.parametrize(

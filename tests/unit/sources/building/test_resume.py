@@ -1,0 +1,170 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ehr_ray.commands.ingest import ingest
+from ehr_ray.errors import InputError, RunError
+
+
+def tree(path):
+    return {
+        str(p.relative_to(path)): p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file()
+    }
+
+
+def hidden(path):
+    return [p.name for p in path.iterdir() if p.name.startswith(".")]
+
+
+def test_the_same_ingest_again_does_nothing_and_another_is_refused(tmp_path, cohort):
+    path = cohort("synthetic", patients=3)
+    before = {p: p.stat().st_mtime_ns for p in path.rglob("*")}
+    cohort("synthetic", patients=3)
+    assert {p: p.stat().st_mtime_ns for p in path.rglob("*")} == before
+    for change in (
+        {"patients": 4},
+        {"patients": 3, "seed": 1},
+        {"patients": 3, "splits": "0.5,0.5,0"},
+    ):
+        with pytest.raises(InputError, match="holds another input or other options; remove it"):
+            cohort("synthetic", **change)
+    assert hidden(tmp_path / "out") == []
+
+
+def test_a_changed_input_is_noticed(tmp_path, cohort, write_patient):
+    write_patient(tmp_path / "in/1.parquet", [("HR", 80.0, 1.0)])
+    (tmp_path / "l.csv").write_text("id,died\n1,0\n")
+    cohort("patient-parquet", tmp_path / "in", labels=tmp_path / "l.csv")
+    (tmp_path / "l.csv").write_text("id,died\n1,1 \n")
+    with pytest.raises(InputError, match="holds another input"):
+        cohort("patient-parquet", tmp_path / "in", labels=tmp_path / "l.csv")
+
+
+def test_a_folder_that_is_no_cohort_is_never_touched(tmp_path, cohort):
+    (tmp_path / "out/cohort").mkdir(parents=True)
+    (tmp_path / "out/cohort/thesis.tex").write_text("mine")
+    with pytest.raises(InputError, match="holds something else; remove it"):
+        cohort("synthetic", patients=2)
+    assert tree(tmp_path / "out") == {"cohort/thesis.tex": b"mine"}
+
+
+def test_an_empty_folder_is_filled(tmp_path, cohort):
+    (tmp_path / "out/cohort").mkdir(parents=True)
+    assert (cohort("synthetic", patients=2) / "metadata/codes.parquet").exists()
+
+
+def test_staging_of_another_ingest_is_removed(tmp_path, cohort):
+    stale = tmp_path / "out/.cohort.staging-0123456789abcdef"
+    (stale / "parts").mkdir(parents=True)
+    cohort("synthetic", patients=2)
+    assert hidden(tmp_path / "out") == []
+
+
+def test_two_ingests_into_one_place_exclude_each_other(tmp_path):
+    def enter(_):
+        with pytest.raises(InputError, match="another ingest is writing it"):
+            ingest("synthetic", None, tmp_path / "c", options={"patients": 3})
+        entered.append(True)
+
+    entered = []
+    ingest("synthetic", None, tmp_path / "c", options={"patients": 2}, progress=enter)
+    assert entered
+
+
+def test_the_summary_reads_well(tmp_path, write_stays):
+    write_stays(tmp_path / "raw", {1: ["00:01,HR,80", "00:02,HR,x", "00:99,HR,1"]})
+    summary = ingest("physionet2012", tmp_path / "raw", tmp_path / "c", max_rejected=1)
+    assert str(summary).splitlines() == [
+        f"{tmp_path}/c: 1 subjects (train 1, tuning 0, held_out 0), 3 events, "
+        f"in {summary.seconds:.1f} s",
+        "rejected 1 of 4 rows and 0 files (metadata/rejected.parquet)",
+        "values that are no number: 1, event kept without one",
+        "all by code in metadata/changes.parquet",
+    ]
+
+
+def test_a_place_that_cannot_be_written_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"--output .*/file/c: File exists; choose another folder"):
+        ingest("synthetic", None, tmp_path / "file" / "c", options={"patients": 1})
+
+
+def test_a_full_disk_is_one_line_and_the_work_goes_on_afterwards(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ehr_ray.storage.files.pq.write_table", full)
+        with pytest.raises(RunError, match="No space left on device; free space there, then run"):
+            ingest("synthetic", None, tmp_path / "c", options={"patients": 3})
+    assert not (tmp_path / "c").exists()
+    assert (
+        sum(ingest("synthetic", None, tmp_path / "c", options={"patients": 3}).subjects.values())
+        == 3
+    )
+
+
+KILLED = """
+import os, pathlib, signal, sys
+from ehr_ray.commands.ingest import ingest
+
+calls, limit = 0, int(sys.argv[3])
+
+def dying(rename):
+    def counted(source, target):
+        global calls
+        calls += 1
+        if calls == limit:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return rename(source, target)
+
+    return counted
+
+pathlib.Path.rename = dying(pathlib.Path.rename)
+os.replace = dying(os.replace)
+finish = os.rename
+
+def last(source, target):
+    ours = str(target) == sys.argv[2]
+    if ours and limit == 100:
+        os.kill(os.getpid(), signal.SIGKILL)
+    finish(source, target)
+    if ours and limit == 101:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+os.rename = last
+ingest("physionet2012", pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), options={}, cpus=1)
+"""
+
+
+# 4 parts, then 2 files a shard: in the first part, between parts, before and within the shards,
+# before the last rename and after it.
+@pytest.mark.parametrize("step", [1, 4, 5, 10, 100, 101])
+def test_a_killed_ingest_run_again_gives_the_same_bytes(tmp_path, write_stays, step):
+    raw = tmp_path / "raw"
+    for n in range(3):
+        stays = {100 * n + i: [f"00:{i:02d},HR,{60 + i}", "00:30,Na,140"] for i in range(1, 21)}
+        write_stays(raw / f"set-{n}", stays)
+    head = "RecordID,SAPS-I,SOFA,Length_of_stay,Survival,In-hospital_death\n"
+    (raw / "Outcomes-a.txt").write_text(head + "1,6,1,5,-1,0\n2,6,1,1,-1,1\n")
+    output = tmp_path / "killed" / "cohort"
+    command = [sys.executable, "-c", KILLED, str(raw), str(output), str(step)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[4])}
+    assert subprocess.run(command, env=environment, check=False).returncode == -9
+    assert output.exists() == (step == 101)
+    (staging,) = (p for p in output.parent.iterdir() if p != output)
+    finished = {p: p.stat().st_mtime_ns for p in staging.glob("parts/??????/*")}
+    assert (len(finished) > 0) == (step > 1)
+    ages = {}
+
+    def note(_):
+        ages.update({p: p.stat().st_mtime_ns for p in finished if p.exists()})
+
+    ingest("physionet2012", raw, output, options={}, cpus=1, progress=note)
+    ingest("physionet2012", raw, tmp_path / "whole" / "cohort", options={}, cpus=1)
+    assert step == 101 or ages == finished
+    assert tree(output) == tree(tmp_path / "whole" / "cohort")
+    assert hidden(output.parent) == []
