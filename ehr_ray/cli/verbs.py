@@ -363,7 +363,8 @@ VERBS = (
             option("--output", "JSON file", type=path, default="benchmark.json"),
             option("--cohort", "cohort to measure on; default is synthetic", type=path),
             option(
-                "--only", "parts to run: a,b,c; gpu, peers, faults, scaling and search only by name"
+                "--only",
+                "parts to run: a,b,c; cpu, gpu, peers, faults, scaling and search only by name",
             ),
             option("--device", "of the part gpu: cuda, or cpu for a small run without one"),
             option(
