@@ -139,6 +139,7 @@ def start(synthetic_cohort, tmp_path_factory):
 
     def run(name, changes, watch=None, config="mortality"):
         given = {"data.cohort": str(synthetic_cohort), "output": str(home), "name": name}
+        given["train.seeds"] = 1
         raw = read_yaml(CONFIGS / f"{config}.yaml")
         experiment = parse(override(raw, {**given, **changes}))
         family = family_of(experiment)
