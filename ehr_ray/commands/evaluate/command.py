@@ -27,6 +27,7 @@ from ehr_ray.commands.evaluate.predicted_splits import (
     hours_of,
     predict_fit_splits,
     predict_judged_split,
+    rows_without_events,
     split_of,
 )
 from ehr_ray.commands.evaluate.report_content import Subject, split_sizes
@@ -230,8 +231,10 @@ def _score(
             f"{home}: no tuning split to choose and calibrate on; ingest "
             "it anew with `--splits 0.8,0.1,0.1`"
         )
+    empty = rows_without_events(inputs.judged, subject.split)
     if labels.kind != "binary":
-        return *score_kinds(subject, labels, inputs, say), inputs
+        of_kind, found = score_kinds(subject, labels, inputs, say)
+        return of_kind, merged([found, empty]), inputs
     say("fitting the probe and the baselines")
     draws = {
         "seed": subject.experiment.seed,
@@ -249,10 +252,12 @@ def _score(
     say("scoring, with bootstrap intervals")
     scores = score_task(fitted, scored, **draws)
     say("scoring subgroups, prediction sets and early hours")
-    divisions = divisions_of(inputs.judged, subject)
+    divisions, left_out = divisions_of(inputs.judged, subject)
     hours = {name: hours_of(predictions) for name, predictions in fit.items()}
     early = fit_hours(hours["train"], hours["tuning"], fitted, splits, seed=draws["seed"])
     task_results = [
+        empty,
+        left_out,
         early_warning_result(early, hours_of(inputs.judged), subject.split, **draws),
         subgroup_result(divisions, scores, subject.split, **draws),
     ]

@@ -1,5 +1,7 @@
 """What `ehr_ray.load` gives says of a table what `embed` and `evaluate` write of a cohort."""
 
+import warnings
+
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -54,6 +56,19 @@ def test_probabilities_at_prediction_times_are_those_that_evaluate_writes(
     assert (found["prediction_time"].to_numpy() == times["prediction_time"].to_numpy()).all()
     theirs = written["predicted_boolean_probability"].to_numpy()[::-1]
     np.testing.assert_allclose(found["probability"], theirs, rtol=1e-5)
+
+
+def test_rows_before_all_events_of_a_subject_are_warned_of(model, evaluated_run, events):
+    written = pd.read_parquet(evaluated_run / "predictions" / "held_out.parquet")
+    times = written[["subject_id", "prediction_time"]].copy()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.predict(events, prediction_times=times)
+    times.loc[:1, "prediction_time"] -= pd.Timedelta(days=3000)
+    with pytest.warns(UserWarning, match=rf"2 of {len(times)} rows have no timed event") as told:
+        found = model.predict(events, prediction_times=times)
+    assert [warning.filename for warning in told] == [__file__]
+    assert found["probability"].notna().all()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
