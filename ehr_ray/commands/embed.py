@@ -29,7 +29,14 @@ from ehr_ray.runtime.session import session
 from ehr_ray.runtime.verb_tracking import of_training, tracked_verb
 from ehr_ray.storage import files, sync
 from ehr_ray.storage.claim import claim
-from ehr_ray.storage.paths import absolute, canonical, check_cohort_folder, local, uri_of
+from ehr_ray.storage.paths import (
+    absolute,
+    canonical,
+    check_cohort_folder,
+    check_output,
+    local,
+    uri_of,
+)
 from ehr_ray.train import checkpoint
 
 SUFFIX = ".parquet"
@@ -61,6 +68,7 @@ def embed(
     that was trained in bf16 predicts so. Without `on_ray` all happens in this process.
     """
     check_gpus(gpus)
+    check_output(output, "--output ", file=local(output).suffix == SUFFIX)
     run = sync.fetch_run(run)
     folder = checkpoint.checkpoint_folder(run).absolute()
     cohort = sync.fetch(cohort)

@@ -53,7 +53,7 @@ from ehr_ray.runtime.inference import check_gpus
 from ehr_ray.runtime.session import session
 from ehr_ray.runtime.verb_tracking import of_training, tracked_verb
 from ehr_ray.storage import sync
-from ehr_ray.storage.paths import check_cohort_folder, check_folder, local
+from ehr_ray.storage.paths import check_cohort_folder, check_folder, check_output, local
 from ehr_ray.train import checkpoint
 
 NO_TASK = "none"
@@ -174,6 +174,8 @@ def _subject(
     task: str | None,
     output: str | Path | None,
 ) -> Subject:
+    if output is not None:
+        check_output(output, "--output ")
     loaded = checkpoint.load(run)
     home = sync.fetch(loaded.experiment.data.cohort, missing_ok=True)
     judged_cohort = home if cohort is None else sync.fetch(cohort)
