@@ -10,7 +10,12 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from ehr_ray.errors import InputError
-from ehr_ray.evaluation.coverage import MIN_KNOWN, measure_coverage, require_coverage
+from ehr_ray.evaluation.coverage import (
+    MIN_KNOWN,
+    check_min_known,
+    measure_coverage,
+    require_coverage,
+)
 from ehr_ray.events.code_map import CodeMap, load_code_map
 from ehr_ray.events.patients import shard_names, splits_of
 from ehr_ray.runtime.data.dataset import check_cohort, named_origin
@@ -68,6 +73,7 @@ def embed(
     that was trained in bf16 predicts so. Without `on_ray` all happens in this process.
     """
     check_gpus(gpus)
+    check_min_known(min_known_events)
     check_output(output, "--output ", file=local(output).suffix == SUFFIX)
     run = sync.fetch_run(run)
     folder = checkpoint.checkpoint_folder(run).absolute()

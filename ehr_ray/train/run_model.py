@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from ehr_ray.config.task import OUTPUTS
 from ehr_ray.errors import InputError
-from ehr_ray.evaluation.coverage import MIN_KNOWN, coverage_of
+from ehr_ray.evaluation.coverage import MIN_KNOWN, check_min_known, coverage_of
 from ehr_ray.events.answers import Kind
 from ehr_ray.events.event_table import events_of, like, times_of
 from ehr_ray.events.labels import canonical_task
@@ -141,6 +141,7 @@ class RunModel(Loaded):
 
     def _patients(self, events: Any, min_known_events: float) -> list[Patient]:
         """Return the patients of a table; warnings tell of unknown codes and of no value at all."""
+        check_min_known(min_known_events, "min_known_events=")
         table = events_of(events)
         counts = {
             str(row["values"]): row["counts"] for row in table["code"].value_counts().to_pylist()

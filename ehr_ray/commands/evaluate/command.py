@@ -34,7 +34,7 @@ from ehr_ray.commands.evaluate.report_content import Subject, split_sizes
 from ehr_ray.commands.evaluate.written import write_evaluation
 from ehr_ray.commands.evaluate.zero_shot import check_zero_shot, zero_shot
 from ehr_ray.errors import InputError
-from ehr_ray.evaluation.coverage import MIN_KNOWN
+from ehr_ray.evaluation.coverage import MIN_KNOWN, check_min_known
 from ehr_ray.evaluation.metrics.conformal import fit_sets
 from ehr_ray.evaluation.suite import SuiteResult, merged
 from ehr_ray.evaluation.tasks.downstream import TaskScores, fit_task, score_task
@@ -111,6 +111,7 @@ def evaluate(
         say: gets a line for each step.
     """
     check_gpus(gpus)
+    check_min_known(min_known_events)
     subject = _subject(sync.fetch_run(run), cohort, split, task, output)
     subject = dataclasses.replace(subject, on_ray=on_ray, gpus=gpus)
     check_cohort(subject.cohort, subject.experiment.cache, say)

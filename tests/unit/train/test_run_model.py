@@ -141,6 +141,11 @@ def test_codes_the_model_does_not_know_are_told_with_their_share(model, events):
             read(unknown)
 
 
+def test_a_share_of_known_events_that_is_none_is_refused(model, events):
+    with pytest.raises(InputError, match="min_known_events=2: not a share between 0 and 1"):
+        model.embed(events, min_known_events=2)
+
+
 def test_rows_are_read_in_any_order_but_of_two_values_at_one_time_the_later_counts(model, events):
     late = events.dropna(subset=["time", "numeric_value"]).sort_values("time").iloc[[-1]]
     mine = events[events["subject_id"].isin(late["subject_id"])]

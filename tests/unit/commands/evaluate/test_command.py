@@ -359,3 +359,10 @@ def test_the_highest_risks_are_explained_where_that_is_asked_for(tiny_run, repor
 def test_what_cannot_be_explained_is_refused(tiny_run, tmp_path, count, task, message):
     with pytest.raises(InputError, match=message):
         evaluate(tiny_run, task=task, output=tmp_path, explained=count, on_ray=False)
+
+
+@pytest.mark.parametrize("verb", [evaluate, embed])
+def test_a_share_of_known_events_that_is_none_is_refused(tiny_run, tmp_path, verb):
+    given = {"cohort": checkpoint.load(tiny_run).experiment.cohort, "output": tmp_path / "new"}
+    with pytest.raises(InputError, match="--min-known-events 2: not a share between 0 and 1"):
+        verb(tiny_run, **given, min_known_events=2, on_ray=False)
