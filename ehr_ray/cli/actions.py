@@ -10,11 +10,12 @@ from ehr_ray.cli.parser import Arguments, relative
 from ehr_ray.cli.zero_shot import zero_shot_of
 from ehr_ray.errors import ConfigError, InputError, RunError
 from ehr_ray.runtime.screen import Screen
-from ehr_ray.storage.paths import check_cohort_folder, check_run_folder
+from ehr_ray.storage.paths import check_cohort_folder, check_output, check_run_folder, local
 
 
 def quickstart(args: Arguments, screen: Screen) -> None:
     """Run every step on synthetic patients."""
+    check_output(args.output, "--output ")
     screen.say("quickstart: starting, a few seconds")
     from ehr_ray.commands.quickstart import quickstart
 
@@ -23,6 +24,7 @@ def quickstart(args: Arguments, screen: Screen) -> None:
 
 def ingest(args: Arguments, screen: Screen) -> None:
     """Make a cohort."""
+    check_output(args.output, "--output ")
     options = source_options(args)
     from ehr_ray.commands.ingest import ingest
     from ehr_ray.runtime.verb_tracking import asked_for
@@ -50,6 +52,8 @@ def ingest(args: Arguments, screen: Screen) -> None:
 
 def expand(args: Arguments, screen: Screen) -> None:
     """Carry values forward."""
+    check_cohort_folder(args.cohort, "")
+    check_output(args.output, "--output ")
     from ehr_ray.commands.expand import expand
     from ehr_ray.runtime.verb_tracking import asked_for
 
@@ -80,6 +84,7 @@ def expand(args: Arguments, screen: Screen) -> None:
 
 def labels(args: Arguments, screen: Screen) -> None:
     """Label a cohort."""
+    check_cohort_folder(args.cohort, "--cohort ")
     from ehr_ray.commands.labels import label
 
     done = label(
@@ -101,6 +106,7 @@ def phrases(args: Arguments, screen: Screen) -> None:
 
 def export_pt(args: Arguments, screen: Screen) -> None:
     """Write one .pt a patient."""
+    check_output(args.output, "--output ")
     experiment = _experiment(args)
     from ehr_ray.commands.export_pt import export_pt
 
@@ -118,6 +124,8 @@ def export_pt(args: Arguments, screen: Screen) -> None:
 
 def prepare(args: Arguments, screen: Screen) -> None:
     """Make model-ready rows."""
+    if args.export is not None:
+        check_output(args.export, "--export ", file=True)
     experiment = _experiment(args)
     from ehr_ray.commands.prepare import prepare
 
@@ -140,6 +148,9 @@ def train(args: Arguments, screen: Screen) -> None:
         _train(_experiment(args), screen, args.verbose)
         return
     pipeline = load_pipeline(args.config, args.overrides)
+    for stage in pipeline.stages:
+        if stage.experiment is not None:
+            _check_outputs(stage.experiment)
     judged = {stage.experiment.name for stage in pipeline.stages if stage.verb == "evaluate"}
     verbs = {
         "phrases": lambda experiment: _phrases(experiment, screen, args.verbose),
@@ -187,6 +198,7 @@ def crossval(args: Arguments, screen: Screen) -> None:
     plan = [f"crossval.{k}={json.dumps(v)}" for k, v in given.items() if v is not None]
     experiment = load(args.config, [*args.overrides, *plan])
     check_cohort_folder(experiment.data.cohort)
+    _check_outputs(experiment)
     from ehr_ray.commands.crossval.command import crossval
 
     for line in crossval(experiment, cpus=args.cpus, verbose=args.verbose, say=screen.say):
@@ -199,6 +211,8 @@ def evaluate(args: Arguments, screen: Screen) -> None:
     check_run_folder(args.run_folder)
     if args.cohort is not None:
         check_cohort_folder(args.cohort, "--cohort ")
+    if args.output is not None:
+        check_output(args.output, "--output ")
     from ehr_ray.commands.evaluate.command import evaluate
 
     for line in evaluate(
@@ -225,6 +239,8 @@ def embed(args: Arguments, screen: Screen) -> None:
     """Embed a cohort."""
     check_run_folder(args.run_folder)
     check_cohort_folder(args.cohort, "--cohort ")
+    one_file = Path(local(args.output)).suffix == ".parquet"
+    check_output(args.output, "--output ", file=one_file)
     from ehr_ray.commands.embed import embed
 
     rows = embed(
@@ -243,6 +259,9 @@ def embed(args: Arguments, screen: Screen) -> None:
 
 def benchmark(args: Arguments, screen: Screen) -> None:  # noqa: ARG001
     """Measure speed."""
+    check_output(args.output, "--output ", file=True)
+    if args.cohort is not None:
+        check_cohort_folder(args.cohort, "--cohort ")
     given = {
         "cohort": args.cohort,
         "only": args.only,
@@ -261,6 +280,7 @@ def benchmark(args: Arguments, screen: Screen) -> None:  # noqa: ARG001
 def export(args: Arguments, screen: Screen) -> None:
     """Write a model to hand on."""
     check_run_folder(args.run_folder)
+    check_output(args.output, "")
     from ehr_ray.commands.export.command import export
 
     names = export(args.run_folder, args.output, torch_export=args.torch_export)
@@ -299,7 +319,14 @@ def _experiment(args: Arguments, *, on_cohort: bool = True) -> Any:
     experiment = load(args.config, args.overrides)
     if on_cohort and experiment.data.expanded is None:
         check_cohort_folder(experiment.data.cohort)
+    _check_outputs(experiment)
     return experiment
+
+
+def _check_outputs(experiment: Any) -> None:
+    """Refuse an experiment whose run's folder, or cache, cannot be where it says."""
+    check_output(experiment.location, "output/name ")
+    check_output(experiment.cache, "data.cache_dir=")
 
 
 def _listed(text: str | None) -> list[str] | None:

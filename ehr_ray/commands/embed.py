@@ -10,7 +10,12 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from ehr_ray.errors import InputError
-from ehr_ray.evaluation.coverage import MIN_KNOWN, measure_coverage, require_coverage
+from ehr_ray.evaluation.coverage import (
+    MIN_KNOWN,
+    check_min_known,
+    measure_coverage,
+    require_coverage,
+)
 from ehr_ray.events.code_map import CodeMap, load_code_map
 from ehr_ray.events.patients import shard_names, splits_of
 from ehr_ray.runtime.data.dataset import check_cohort, named_origin
@@ -29,7 +34,14 @@ from ehr_ray.runtime.session import session
 from ehr_ray.runtime.verb_tracking import of_training, tracked_verb
 from ehr_ray.storage import files, sync
 from ehr_ray.storage.claim import claim
-from ehr_ray.storage.paths import absolute, canonical, check_cohort_folder, local, uri_of
+from ehr_ray.storage.paths import (
+    absolute,
+    canonical,
+    check_cohort_folder,
+    check_output,
+    local,
+    uri_of,
+)
 from ehr_ray.train import checkpoint
 
 SUFFIX = ".parquet"
@@ -61,6 +73,8 @@ def embed(
     that was trained in bf16 predicts so. Without `on_ray` all happens in this process.
     """
     check_gpus(gpus)
+    check_min_known(min_known_events)
+    check_output(output, "--output ", file=local(output).suffix == SUFFIX)
     run = sync.fetch_run(run)
     folder = checkpoint.checkpoint_folder(run).absolute()
     cohort = sync.fetch(cohort)

@@ -32,6 +32,8 @@ def prepare(
         raise ConfigError("data.mode=stream: keeps nothing to prepare; use data.mode=cache")
     experiment = replace(experiment, data=replace(experiment.data, mode="cache"))
     family = family_of(experiment)
+    if export is not None and family.files.export is None:
+        raise InputError(f"--export {export}: family {family.name} has no file format of its own")
     on_ray = experiment.cluster.most_workers > 0
     with (
         session_of(experiment.cluster, verbose),
@@ -51,8 +53,7 @@ def prepare(
 def _export(experiment: Experiment, vocabulary: Vocabulary, path: Path) -> str:
     """Write the patients of all splits, one after the other, to the family's own format."""
     family = family_of(experiment)
-    if family.files.export is None:
-        raise InputError(f"--export {path}: family {family.name} has no file format of its own")
+    assert family.files.export is not None
     shards = splits_of(experiment.cohort)
     patients = (
         patient

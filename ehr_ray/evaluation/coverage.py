@@ -9,6 +9,7 @@ from typing import Final
 
 from ehr_ray.errors import InputError
 from ehr_ray.evaluation.table import Table
+from ehr_ray.events.code_map import shipped
 from ehr_ray.events.manifest import Manifest
 from ehr_ray.events.schema import is_origin
 from ehr_ray.events.vocabulary import Vocabulary
@@ -70,10 +71,17 @@ def measure_coverage(
     return coverage_of({code: count for code, (count,) in counts.items()}, vocabulary)
 
 
+def check_min_known(share: float, option: str = "--min-known-events ") -> None:
+    """Raise InputError for what is no share of events."""
+    if not 0 <= share <= 1:
+        raise InputError(f"{option}{share:g}: not a share between 0 and 1")
+
+
 def require_coverage(coverage: Coverage, least: float, cohort: str | Path) -> None:
     """Raise InputError where the model knows less than a share `least` of a cohort's events."""
     if coverage.known < least:
         raise InputError(
-            f"{cohort}: {coverage.line()}; ingest it with the codes of the run's cohort, or give "
-            f"--min-known-events {math.floor(coverage.known * 100) / 100:.2f} to go on all the same"
+            f"{cohort}: {coverage.line()}; bring its codes to those of the run's cohort by "
+            f"--code-map ({', '.join(shipped())} or a CSV file), or give --min-known-events "
+            f"{math.floor(coverage.known * 100) / 100:.2f} to go on all the same"
         )

@@ -78,6 +78,8 @@ class SuiteResult:
     the split's samples; of tuning, by models that had not seen the row."""
     lines: tuple[str, ...] = ()
     """What a person should read on the screen."""
+    notes: tuple[str, ...] = ()
+    """What did not go as usual: on the screen, in `results.md` and in the report."""
     artifacts: tuple[str, ...] = ()
     """Files or folders under `target` that go to MLflow besides the usual."""
 
@@ -98,5 +100,6 @@ def merged(results: list[SuiteResult]) -> SuiteResult:
         captions={k: v for r in results for k, v in r.captions.items()},
         predictions={k: v for r in results for k, v in r.predictions.items()},
         lines=tuple(line for r in results for line in r.lines),
+        notes=tuple(note for r in results for note in r.notes),
         artifacts=tuple(path for r in results for path in r.artifacts),
     )

@@ -164,9 +164,9 @@ def shipped() -> list[str]:
 
 def _parsed(name: str, rows: list[dict[str, str | None]]) -> Iterator[tuple[str, Entry]]:
     for line, row in enumerate(rows, start=2):
-        code, to, scale, offset = ((row.get(column) or "").strip() for column in COLUMNS)
+        code, to = ((row.get(column) or "").strip() for column in COLUMNS[:2])
         try:
-            entry = Entry(to, float(scale or 1.0), float(offset or 0.0))
+            entry = Entry(to, number_in(row, "scale", 1.0), number_in(row, "offset", 0.0))
         except ValueError as error:
             raise InputError(f"{OPTION} {name}: line {line}: {error}") from None
         if not code or not to:
@@ -174,6 +174,20 @@ def _parsed(name: str, rows: list[dict[str, str | None]]) -> Iterator[tuple[str,
         if not math.isfinite(entry.scale) or not math.isfinite(entry.offset):
             raise InputError(f"{OPTION} {name}: line {line}: scale and offset must be finite")
         yield code, entry
+
+
+def number_in(row: Mapping[str, str | None], column: str, default: float | None = None) -> float:
+    """Return the number in a cell of a CSV row, or `default` of an empty one.
+
+    Raises ValueError naming the column where there is none.
+    """
+    text = (row.get(column) or "").strip()
+    if not text and default is not None:
+        return default
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"column {column}: {text!r} is no number") from None
 
 
 def _named(codes: list[str]) -> str:

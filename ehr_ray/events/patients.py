@@ -64,6 +64,10 @@ class Patient:
             end = max(self.origin, int(self.time.max(initial=self.origin)))
         return (end - self.origin) / MICROSECONDS_PER_MINUTE
 
+    def timed(self, vocabulary: Vocabulary) -> bool:
+        """Whether any event has a time, a birth aside."""
+        return bool((~self.static & ~vocabulary.births[self.code]).any())
+
     def until(self, prediction_time: int) -> "Patient":
         """Return the patient as known at `prediction_time` (microseconds since 1970), inclusive.
 
@@ -83,6 +87,15 @@ class Patient:
             self.first,
             prediction_time,
         )
+
+
+def without_events_line(count: int, rows: int) -> str:
+    """Return a sentence on rows of which nothing but static values is known."""
+    return (
+        f"{count:,} of {rows:,} rows have no timed event that the model knows until their "
+        "prediction time: their scores come from static values alone; see that the prediction "
+        "times are not before the records"
+    )
 
 
 def cohort_shards(cohort: Path, split: str) -> list[Path]:

@@ -16,6 +16,8 @@ Fact = tuple[int, str, float]
 """Time (the smallest int64 for a static event), code and value (NaN without one)."""
 MICROSECONDS_PER_YEAR: Final = 365.25 * 24 * 3600 * 1e6
 _STATIC: Final = np.iinfo(np.int64).min
+_Entry = tuple[int, str, float | None]
+"""Its place among all entries, the name of its group, the value that is wanted if one is."""
 _BATCH_ROWS: Final = 1 << 19
 
 
@@ -85,7 +87,7 @@ PLACES: Final = {
 }
 """Name of a subgroup to what its codes begin with, before `//`."""
 MAX_PLACES: Final = 50
-"""More hospitals than these are not told one by one."""
+"""So many hospitals are told one by one, those with the most rows."""
 
 
 def place_subgroups(codes: Sequence[str]) -> dict[str, Subgroup]:
@@ -97,7 +99,7 @@ def place_subgroups(codes: Sequence[str]) -> dict[str, Subgroup]:
             for code in sorted(codes)
             if code.startswith(f"{prefix}//")
         }
-        if 1 < len(groups) <= MAX_PLACES:
+        if len(groups) > 1:
             found[name] = Subgroup(groups=groups)
     return found
 
@@ -113,27 +115,43 @@ class SubgroupReader:
         entries = [entry for subgroup in subgroups.values() for entry in _entries(subgroup)]
         wanted = re.compile("|".join(f"(?:{_regex(_split(entry)[0])})" for entry in entries))
         self._facts = _read(shard, wanted) if entries else {}
+        self._groups = {name: _Groups(subgroup) for name, subgroup in subgroups.items()}
 
     def group_of(self, name: str, subject_id: int, time: int) -> str | None:
         """Return a subject's group by what is known at `time` (microseconds since 1970)."""
         known = [fact for fact in self._facts.get(subject_id, ()) if fact[0] <= time]
         subgroup = self._subgroups[name]
         if subgroup.groups:
-            return _last_group(subgroup, known)
+            return self._groups[name].last(known)
         number = _number(subgroup, known, time)
         if number is None:
             return None
         return subgroup.names[int(np.searchsorted(subgroup.edges, number, side="right"))]
 
 
-def _last_group(subgroup: Subgroup, known: Sequence[Fact]) -> str | None:
-    for _, code, value in reversed(known):
-        for name, entries in subgroup.groups.items():
-            for entry in entries:
-                pattern, wanted = _split(entry)
-                if re.fullmatch(_regex(pattern), code) and wanted in (None, value):
-                    return name
-    return None
+class _Groups:
+    """Finds the group of an event, also of thousands of hospitals: codes that are whole by name."""
+
+    def __init__(self, subgroup: Subgroup) -> None:
+        self._whole: dict[str, list[_Entry]] = {}
+        self._patterns: list[tuple[re.Pattern[str], _Entry]] = []
+        entries = ((name, entry) for name, group in subgroup.groups.items() for entry in group)
+        for place, (name, entry) in enumerate(entries):
+            code, wanted = _split(entry)
+            if "*" in code:
+                self._patterns.append((re.compile(_regex(code)), (place, name, wanted)))
+            else:
+                self._whole.setdefault(code, []).append((place, name, wanted))
+
+    def last(self, known: Sequence[Fact]) -> str | None:
+        """Return the group of the last event that has one; of several of an event the first."""
+        for _, code, value in reversed(known):
+            found = [*self._whole.get(code, ())]
+            found += [entry for pattern, entry in self._patterns if pattern.fullmatch(code)]
+            fits = [(place, name) for place, name, wanted in found if wanted in (None, value)]
+            if fits:
+                return min(fits)[1]
+        return None
 
 
 def _number(subgroup: Subgroup, known: Sequence[Fact], time: int) -> float | None:

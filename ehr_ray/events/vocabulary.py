@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ehr_ray.events.scaling import Scaling, location_and_scale
-from ehr_ray.events.schema import ORIGIN_CODES, is_origin
+from ehr_ray.events.schema import ORIGIN_CODES, is_birth, is_origin
 
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 _NORMAL = np.array([-2.326, -1.645, -0.674, 0.0, 0.674, 1.645, 2.326])
@@ -87,6 +87,11 @@ class Vocabulary:
     def valued(self) -> npt.NDArray[np.bool_]:
         """Whether a code has values in train, [V]."""
         return np.asarray(np.isfinite(self.quantiles).all(1), bool)
+
+    @cached_property
+    def births(self) -> npt.NDArray[np.bool_]:
+        """Whether a code marks a birth, [V]."""
+        return np.array([is_birth(code) for code in self.codes], bool)
 
     @property
     def location(self) -> npt.NDArray[np.float64]:

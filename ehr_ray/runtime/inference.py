@@ -179,6 +179,8 @@ class ShardPredictor:
                 pa.timestamp("us")
             ),
         }
+        if self.times is not None:
+            columns["timed"] = [patient.timed(self.loaded.vocabulary) for patient, _ in samples]
         for name, values in predictor.outputs(batch).items():
             if name not in OUTPUTS.values() or self.request.own_output:
                 columns[name] = list_column(values)

@@ -151,6 +151,24 @@ def check_folder(given: str | Path, option: str, remedy: str) -> None:
         raise InputError(f"{option}{given}: no such folder; {remedy}")
 
 
+def check_output(given: str | Path, option: str, *, file: bool = False) -> None:
+    """Raise InputError where a folder, or a `file`, that a command writes cannot be.
+
+    That is where the path is the other of both, or one of its parents is a file. Commands ask it
+    before they begin, and the command line before it imports them; of a URI its store says.
+    """
+    if is_uri(given):
+        return
+    path = Path(given).absolute()
+    if file and os.path.isdir(path):
+        raise InputError(f"{option}{given}: is a folder; name a file")
+    if not file and os.path.lexists(path) and not os.path.isdir(path):
+        raise InputError(f"{option}{given}: is a file; name a folder")
+    parent = next(one for one in path.parents if os.path.lexists(one))
+    if not os.path.isdir(parent):
+        raise InputError(f"{option}{given}: {parent} is a file; name a place in a folder")
+
+
 def check_cohort_folder(given: str | Path, option: str = "data.cohort=") -> None:
     """`check_folder` of a cohort."""
     check_folder(given, option, "make it with `ehr-ray ingest`")

@@ -12,11 +12,11 @@ import pyarrow.compute as pc
 
 from ehr_ray.config.task import OUTPUTS
 from ehr_ray.errors import InputError
-from ehr_ray.evaluation.coverage import MIN_KNOWN, coverage_of
+from ehr_ray.evaluation.coverage import MIN_KNOWN, check_min_known, coverage_of
 from ehr_ray.events.answers import Kind
 from ehr_ray.events.event_table import events_of, like, times_of
 from ehr_ray.events.labels import canonical_task
-from ehr_ray.events.patients import Patient, patients_of
+from ehr_ray.events.patients import Patient, patients_of, without_events_line
 from ehr_ray.family import Batch
 from ehr_ray.train import checkpoint
 from ehr_ray.train.checkpoint import Loaded
@@ -76,7 +76,8 @@ class RunModel(Loaded):
             task: what is predicted; may be left out where the model predicts one task only.
             prediction_times: table of `subject_id` and `prediction_time`; each row gives one
                 `subject_id, prediction_time` and these, in the order given, by the events until
-                then, that minute included. Without it all events of a subject are read.
+                then, that minute included; a warning counts the rows that have none with a time.
+                Without it all events of a subject are read.
             min_known_events: as of `embed`.
 
         Returns:
@@ -94,6 +95,9 @@ class RunModel(Loaded):
         if prediction_times is not None:
             times = times_of(prediction_times)
             patients = _cut(patients, times)
+            empty = sum(not patient.timed(self.vocabulary) for patient in patients)
+            if empty:
+                warnings.warn(without_events_line(empty, len(patients)), stacklevel=2)
             columns = {name: times[name] for name in times.column_names}
         names = self.answers(task)
         parts = [np.zeros((0, len(names)))]
@@ -137,6 +141,7 @@ class RunModel(Loaded):
 
     def _patients(self, events: Any, min_known_events: float) -> list[Patient]:
         """Return the patients of a table; warnings tell of unknown codes and of no value at all."""
+        check_min_known(min_known_events, "min_known_events=")
         table = events_of(events)
         counts = {
             str(row["values"]): row["counts"] for row in table["code"].value_counts().to_pylist()

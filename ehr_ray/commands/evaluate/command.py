@@ -27,13 +27,14 @@ from ehr_ray.commands.evaluate.predicted_splits import (
     hours_of,
     predict_fit_splits,
     predict_judged_split,
+    rows_without_events,
     split_of,
 )
 from ehr_ray.commands.evaluate.report_content import Subject, split_sizes
 from ehr_ray.commands.evaluate.written import write_evaluation
 from ehr_ray.commands.evaluate.zero_shot import check_zero_shot, zero_shot
 from ehr_ray.errors import InputError
-from ehr_ray.evaluation.coverage import MIN_KNOWN
+from ehr_ray.evaluation.coverage import MIN_KNOWN, check_min_known
 from ehr_ray.evaluation.metrics.conformal import fit_sets
 from ehr_ray.evaluation.suite import SuiteResult, merged
 from ehr_ray.evaluation.tasks.downstream import TaskScores, fit_task, score_task
@@ -52,7 +53,7 @@ from ehr_ray.runtime.inference import check_gpus
 from ehr_ray.runtime.session import session
 from ehr_ray.runtime.verb_tracking import of_training, tracked_verb
 from ehr_ray.storage import sync
-from ehr_ray.storage.paths import check_cohort_folder, check_folder, local
+from ehr_ray.storage.paths import check_cohort_folder, check_folder, check_output, local
 from ehr_ray.train import checkpoint
 
 NO_TASK = "none"
@@ -110,6 +111,7 @@ def evaluate(
         say: gets a line for each step.
     """
     check_gpus(gpus)
+    check_min_known(min_known_events)
     subject = _subject(sync.fetch_run(run), cohort, split, task, output)
     subject = dataclasses.replace(subject, on_ray=on_ray, gpus=gpus)
     check_cohort(subject.cohort, subject.experiment.cache, say)
@@ -173,6 +175,8 @@ def _subject(
     task: str | None,
     output: str | Path | None,
 ) -> Subject:
+    if output is not None:
+        check_output(output, "--output ")
     loaded = checkpoint.load(run)
     home = sync.fetch(loaded.experiment.data.cohort, missing_ok=True)
     judged_cohort = home if cohort is None else sync.fetch(cohort)
@@ -230,8 +234,10 @@ def _score(
             f"{home}: no tuning split to choose and calibrate on; ingest "
             "it anew with `--splits 0.8,0.1,0.1`"
         )
+    empty = rows_without_events(inputs.judged, subject.split)
     if labels.kind != "binary":
-        return *score_kinds(subject, labels, inputs, say), inputs
+        of_kind, found = score_kinds(subject, labels, inputs, say)
+        return of_kind, merged([found, empty]), inputs
     say("fitting the probe and the baselines")
     draws = {
         "seed": subject.experiment.seed,
@@ -249,10 +255,12 @@ def _score(
     say("scoring, with bootstrap intervals")
     scores = score_task(fitted, scored, **draws)
     say("scoring subgroups, prediction sets and early hours")
-    divisions = divisions_of(inputs.judged, subject)
+    divisions, left_out = divisions_of(inputs.judged, subject)
     hours = {name: hours_of(predictions) for name, predictions in fit.items()}
     early = fit_hours(hours["train"], hours["tuning"], fitted, splits, seed=draws["seed"])
     task_results = [
+        empty,
+        left_out,
         early_warning_result(early, hours_of(inputs.judged), subject.split, **draws),
         subgroup_result(divisions, scores, subject.split, **draws),
     ]

@@ -23,10 +23,11 @@ from ehr_ray.evaluation.suite import (
 )
 from ehr_ray.evaluation.tasks.downstream import Split, TaskScores
 from ehr_ray.evaluation.tasks.early_warning import HourRows
-from ehr_ray.evaluation.tasks.subgroups import Division
+from ehr_ray.evaluation.tasks.subgroups import Division, most_rows
 from ehr_ray.events.labels import Labels, label_files
 from ehr_ray.events.patient_features import FeatureCodes, feature_codes
-from ehr_ray.events.patients import splits_of
+from ehr_ray.events.patients import splits_of, without_events_line
+from ehr_ray.events.subgroups import MAX_PLACES
 from ehr_ray.runtime.data.dataset import named_origin, num_patients
 from ehr_ray.runtime.data.manifest import opened
 from ehr_ray.runtime.data.rows import TaskTimes
@@ -256,13 +257,41 @@ def hours_of(predictions: SplitPredictions) -> dict[float, HourRows]:
     return result
 
 
-def divisions_of(predictions: SplitPredictions, subject: Subject) -> list[Division]:
-    """Return the subgroups of a split's rows that the experiment asks for."""
-    return [
-        Division(name, subgroup.names, predictions.samples[f"subgroup/{name}"].to_pylist())
-        for name, subgroup in subject.subgroups.items()
-        if f"subgroup/{name}" in predictions.samples.column_names
-    ]
+def divisions_of(
+    predictions: SplitPredictions, subject: Subject
+) -> tuple[list[Division], SuiteResult]:
+    """Return (the subgroups of a split's rows, notes on those that are left out).
+
+    Those that the experiment names are judged whole, of others `MAX_PLACES` groups of each.
+    """
+    divisions, notes = [], []
+    for name, subgroup in subject.subgroups.items():
+        if f"subgroup/{name}" not in predictions.samples.column_names:
+            continue
+        of_rows = predictions.samples[f"subgroup/{name}"].to_pylist()
+        division, note = Division(name, subgroup.names, of_rows), ""
+        if name not in subject.experiment.evaluation.subgroups:
+            division, note = most_rows(division, MAX_PLACES)
+        divisions.append(division)
+        notes += [note] if note else []
+    return divisions, SuiteResult(notes=tuple(notes))
+
+
+def rows_without_events(predictions: SplitPredictions, split: str) -> SuiteResult:
+    """Count the rows whose prediction time is before every timed event; nothing without any.
+
+    Of such a row the model reads static values alone. The key is `<split>/rows_without_events`.
+    """
+    if "timed" not in predictions.samples.column_names:
+        return SuiteResult()
+    timed = predictions.samples["timed"].to_numpy(zero_copy_only=False)
+    count = int((~timed).sum())
+    if not count:
+        return SuiteResult()
+    return SuiteResult(
+        metrics={f"{split}/rows_without_events": float(count)},
+        notes=(without_events_line(count, len(timed)),),
+    )
 
 
 def suites_result(subject: Subject, inputs: EvaluationInputs, say: Say) -> SuiteResult:

@@ -104,7 +104,7 @@ def report_context(
         run |= {"steps": f"{last.step:,}", "training": f"{last.seconds / 60:.1f} min"}
         least, most = experiment.cluster.least_workers, experiment.cluster.most_workers
         run |= {"workers": f"{most}" if least == most else f"{least} to {most}"}
-    notes = [*(scores.notes if scores else ())]
+    notes = [*(scores.notes if scores else ()), *found.notes]
     if said := positive_class(subject.cohort, subject.task):
         notes.append(f"{subject.task}: {said}.")
     if subject.task is None:
@@ -257,6 +257,7 @@ def summary(
     if scores is not None:
         lines += [f"the model {sentence}" for sentence in scores.verdicts]
         lines += [f"note: {note}" for note in scores.notes]
+    lines += [f"note: {note}" for note in found.notes]
     if latent is not None:
         young = " (after few steps: untrained, rather)" if _untrained(subject.run) else ""
         lines.append(f"latent: {latent.verdict}: {latent.reason}{young}")

@@ -20,6 +20,7 @@ from ehr_ray.evaluation.tasks.zero_shot import (
 from ehr_ray.events.labels import label_files
 from ehr_ray.events.patients import splits_of
 from ehr_ray.events.zero_shot import ZeroShot
+from ehr_ray.registry import FAMILIES, get_family
 from ehr_ray.runtime.data.dataset import named_origin, num_patients
 from ehr_ray.runtime.data.rows import TaskTimes, sampled
 from ehr_ray.runtime.data.tasks import Say, split_shards
@@ -40,7 +41,11 @@ def check_zero_shot(asked: ZeroShot | None, subject: Subject) -> None:
     said, family = f"--zero-shot {asked.code}", subject.loaded.family
     given = family.evaluation.trajectories
     if given is None:
-        raise InputError(f"{said}: family {family.name} draws no futures of a patient")
+        able = [name for name in FAMILIES if get_family(name).evaluation.trajectories]
+        raise InputError(
+            f"{said}: family {family.name} draws no futures of a patient; give a run of "
+            f"{' or '.join(able)} that tells the next event, a decoder"
+        )
     if subject.experiment.task is not None:
         raise InputError(
             f"{said}: {subject.run.name} was trained for a task, and tells no next event; give the "

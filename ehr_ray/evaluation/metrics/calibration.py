@@ -15,9 +15,11 @@ from ehr_ray.evaluation.metrics.weighted import Array, Statistic
 
 STEPS: Final = 25
 LARGEST: Final = 50.0
-"""Log-odds beyond this are cut, and an intercept is none."""
-STEEPEST: Final = 10.0
-"""A slope beyond this is none: it still grows, since the classes are separated."""
+"""Log-odds beyond this are cut, and calibration in the large is none."""
+FIT_STEPS: Final = 200
+"""Of intercept and slope: a handful are usual; classes that hardly overlap take some dozens."""
+SAME: Final = 1e-6
+"""Log-odds that differ by less are one risk: single precision holds no more."""
 
 
 def logit(probability: NDArray[Any]) -> Array:
@@ -39,7 +41,8 @@ def calibration_statistics(label: Array, probability: Array) -> dict[str, Statis
 def refitted(label: NDArray[Any], probability: NDArray[Any]) -> Callable[[NDArray[Any]], Array]:
     """Return the function from a risk to the one with intercept and slope fitted on these rows.
 
-    Raises ValueError where they cannot be fitted: one class only, or classes that are separated.
+    Raises ValueError where they cannot be fitted: one class only, the same risk for all, or classes
+    that a cut of the risk divides.
     """
     x, y = logit(probability), np.asarray(label, np.float64)
     intercept, slope = (value[0] for value in _fitted(np.ones((1, len(y))), x, y))
@@ -59,22 +62,73 @@ def _in_the_large(w: Array, x: Array, y: Array) -> Array:
 
 
 def _fitted(w: Array, x: Array, y: Array) -> tuple[Array, Array]:
-    """Return (intercepts, slopes) of each row of weights, by Newton's method; NaN for none."""
-    a, b = np.zeros(len(w)), np.ones(len(w))
-    for _ in range(STEPS):
-        p = 1 / (1 + np.exp(-np.clip(a[:, None] + b[:, None] * x, -LARGEST, LARGEST)))
-        v, r = w * p * (1 - p), w * (y - p)
-        s0, s1, s2 = v.sum(1), v @ x, v @ x**2
-        g0, g1 = r.sum(1), r @ x
-        with np.errstate(divide="ignore", invalid="ignore"):
-            det = s0 * s2 - s1**2
-            a = a + np.clip((s2 * g0 - s1 * g1) / det, -2, 2)
-            b = b + np.clip((s0 * g1 - s1 * g0) / det, -2, 2)
-    a, b = _sound(a, w, y), _sound(b, w, y, STEEPEST)
-    return np.where(np.isnan(b), np.nan, a), np.where(np.isnan(a), np.nan, b)
+    """Return (intercepts, slopes) of each row of weights, by maximum likelihood; NaN for none.
+
+    However steep, a slope is one, as that of risks which hardly differ; there is none where the
+    likelihood still grows without end (`_overlap`).
+    """
+    a, b = np.full(len(w), np.nan), np.full(len(w), np.nan)
+    fit = np.flatnonzero(_overlap(w, x, y))
+    if not len(fit):
+        return a, b
+    # About log-odds of mean 0 and deviation 1, so that steps are alike, however flat the risks.
+    middle, width = x.mean(), x.std()
+    beta = _newton(w[fit], (x - middle) / width, y)
+    b[fit] = beta[1] / width
+    a[fit] = beta[0] - b[fit] * middle
+    return a, b
 
 
-def _sound(value: Array, w: Array, y: Array, largest: float = LARGEST) -> Array:
+def _overlap(w: Array, x: Array, y: Array) -> NDArray[np.bool_]:
+    """Return where the likelihood has a highest point: no cut of the risk divides the classes.
+
+    So there are rows of both classes, and some of each are above some of the other. A tie at the
+    cut is not enough (quasi-complete separation, Albert and Anderson 1984), nor is it where all
+    risks are the same.
+    """
+    found = np.zeros(len(w), bool)
+    ones, zeros = (np.flatnonzero(y == value) for value in (1, 0))
+    if not len(ones) or not len(zeros):
+        return found
+    for k, weights in enumerate(w > 0):
+        one, zero = x[ones[weights[ones]]], x[zeros[weights[zeros]]]
+        if len(one) and len(zero):
+            found[k] = one.max() - zero.min() > SAME and zero.max() - one.min() > SAME
+    return found
+
+
+def _newton(w: Array, z: Array, y: Array) -> Array:
+    """Return (intercept, slope) on `z`, [2, B]: Newton's steps, halved where they do not climb."""
+    total = w.sum(1)
+    share = (w @ y) / total
+    beta = np.stack([np.log(share / (1 - share)), np.zeros(len(w))])
+    step = np.zeros_like(beta)
+    best = np.full(len(w), -np.inf)
+    going = np.arange(len(w))
+    for _ in range(FIT_STEPS):
+        v = w[going]
+        eta = beta[0, going, None] + step[0, going, None] + (beta + step)[1, going, None] * z
+        high = (v * (y * eta - np.logaddexp(0, eta))).sum(1)
+        climbs = high >= best[going]
+        up, down = going[climbs], going[~climbs]
+        step[:, down] /= 2
+        beta[:, up] += step[:, up]
+        best[up] = high[climbs]
+        v, eta = v[climbs], eta[climbs]
+        p = 1 / (1 + np.exp(-np.clip(eta, -LARGEST, LARGEST)))
+        r, h = v * (y - p), v * p * (1 - p)
+        # A trace on the diagonal keeps a step finite; it ends where the gradient does all the same.
+        trace = 1e-9 * total[up]
+        s0, s1, s2 = h.sum(1) + trace, h @ z, h @ z**2 + trace
+        g0, g1 = r.sum(1), r @ z
+        step[:, up] = np.stack([s2 * g0 - s1 * g1, s0 * g1 - s1 * g0]) / (s0 * s2 - s1**2)
+        going = going[(np.abs(step) > 1e-9 * (1 + np.abs(beta))).any(0)[going]]
+        if not len(going):
+            break
+    return beta
+
+
+def _sound(value: Array, w: Array, y: Array) -> Array:
     both = (w @ y > 0) & (w @ (1 - y) > 0)
     with np.errstate(invalid="ignore"):
-        return np.where(both & (np.abs(value) < largest), value, np.nan)
+        return np.where(both & (np.abs(value) < LARGEST), value, np.nan)

@@ -73,7 +73,7 @@ def write_results(directory: Path, context: ReportContext) -> None:
         context.title,
         [
             *(paragraph(text) for text in (_rows(context), SEEN.get(context.split, ""), told)),
-            bullets(verdicts),
+            bullets([*verdicts, *(f"Note: {note}" for note in context.notes)]),
         ],
         {heading: table for heading, table in tables.items() if table is not None},
     )

@@ -1,6 +1,7 @@
 """Does a risk score hold for everybody? Discrimination and calibration by group of patients."""
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -43,6 +44,23 @@ class Division:
                 yield name, given == name
         if (given == "").any() and (given != "").any():
             yield "not known", given == ""
+
+
+def most_rows(division: Division, most: int) -> tuple[Division, str]:
+    """Return (the division by its groups with the most rows, a sentence on those left out).
+
+    Of equal groups the earlier ones stay; the sentence is empty where all of them do.
+    """
+    rows = Counter(name for name in division.group if name is not None)
+    if len(rows) <= most:
+        return division, ""
+    kept = sorted((n for n in division.groups if n in rows), key=lambda name: -rows[name])[:most]
+    groups = tuple(name for name in division.groups if name in set(kept))
+    lost = rows.total() - sum(rows[name] for name in groups)
+    return Division(division.name, groups, division.group), (
+        f"subgroups by {division.name}: the {most} of {len(rows):,} with the most rows are judged; "
+        f"{len(rows) - most:,} with {lost:,} rows are left out"
+    )
 
 
 def subgroup_result(

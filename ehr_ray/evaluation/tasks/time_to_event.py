@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from ehr_ray.evaluation.metrics.bootstrap import bootstrap
@@ -47,6 +48,8 @@ MOST_ROWS: Final = 2000
 """Rows that are judged at most: of a C-index all pairs of them are held."""
 FIT_ROWS: Final = 20_000
 """Rows of train, and of tuning, that trees and Cox regression read at most: some 20 kB each."""
+LIMITS: Final = ("max_length", "max_rows")
+"""Options of models by which a long record is cut to its end."""
 HEADING: Final = "When codes come next"
 
 
@@ -77,7 +80,21 @@ def suite(given: SuiteInput) -> SuiteResult:
         if result is not None:
             return result
     line = f"times to events: fewer than {FEWEST} rows with and without any code, nothing is judged"
-    return SuiteResult(lines=(line,))
+    return SuiteResult(lines=(line + _missing_days(given.model, table),))
+
+
+def _missing_days(model: Any, table: pa.Table) -> str:
+    """Return what may be why records have no answer at the end of the first day; '' if all do."""
+    records = pc.count_distinct(table["sample"]).as_py()
+    days = pc.count_distinct(table.filter(pc.equal(table["day"], 1))["sample"]).as_py()
+    limit = next((name for name in LIMITS if getattr(model, name, None)), None)
+    if days == records or limit is None:
+        return ""
+    return (
+        f"; {records - days:,} of {records:,} records have nothing after their first 24 hours, or "
+        f"are cut by model.{limit}={getattr(model, limit)} to what comes later: train with a "
+        "larger one if they are longer"
+    )
 
 
 def _judged_at(given: SuiteInput, table: pa.Table, day: bool) -> SuiteResult | None:

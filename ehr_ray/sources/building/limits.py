@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from ehr_ray.errors import InputError
+from ehr_ray.events.code_map import number_in
 from ehr_ray.sources.source import CHANGES, count_codes
 
 NONE: Final = "none"
@@ -186,15 +187,14 @@ def _table(
 
 
 def _range(row: Mapping[str, str]) -> tuple[str, Range]:
-    low = float(row["low"] or -math.inf)
-    high = float(row["high"] or math.inf)
+    low, high = number_in(row, "low", -math.inf), number_in(row, "high", math.inf)
     if not low <= high:
         raise ValueError(f"low {row['low']} is not below high {row['high']}")
     return row["code"], Range(low, high, row["unit"])
 
 
 def _conversion(row: Mapping[str, str]) -> tuple[tuple[str, str], Conversion]:
-    factor, offset = float(row["factor"]), float(row["offset"] or 0.0)
+    factor, offset = number_in(row, "factor"), number_in(row, "offset", 0.0)
     if not math.isfinite(factor) or not math.isfinite(offset) or factor == 0:
         raise ValueError(f"factor {row['factor']} and offset {row['offset']} convert nothing")
     return (row["code"], _plain(row["unit"])), Conversion(row["to"], factor, offset)

@@ -246,3 +246,56 @@ def test_options_of_a_cross_validation_win_over_the_config(common, capsys, optio
         main(["crossval", str(TINY / "hcat.yaml"), *common, *given, *options])
     assert exit_.value.code == 2
     assert said in capsys.readouterr().err
+
+
+WRITING = {
+    "quickstart": ["--output", "{place}"],
+    "ingest": ["--source", "synthetic", "--output", "{place}"],
+    "expand": ["{cohort}", "--output", "{place}"],
+    "export-pt": ["{event_decoder}", "data.cohort={cohort}", "--output", "{place}"],
+    "prepare": ["{vitals_vae}", "data.cohort={cohort}", "--export", "{place}"],
+    "evaluate": ["{run}", "--output", "{place}"],
+    "embed": ["{run}", "--cohort", "{cohort}", "--output", "{place}"],
+    "export": ["{run}", "{place}"],
+    "benchmark": ["--output", "{place}"],
+    **{
+        verb: ["{vitals_vae}", "data.cohort={cohort}", "output={place}"]
+        for verb in ("train", "tune", "crossval", "phrases")
+    },
+}
+
+
+@pytest.mark.parametrize("verb", WRITING)
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_place_to_write_that_is_a_file_or_in_one_is_refused_at_once(
+    verb, inside, synthetic_cohort, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").mkdir()
+    taken = tmp_path / "taken"
+    taken.write_text("mine")
+    place = taken / "new" if inside else taken
+    if verb in ("prepare", "benchmark") and not inside:  # they write a file
+        place = tmp_path / "run"
+    given = {name: str(TINY / f"{name}.yaml") for name in ("event_decoder", "vitals_vae")}
+    given |= {"place": str(place), "cohort": str(synthetic_cohort), "run": "run"}
+    with pytest.raises(SystemExit) as ended:
+        main([verb, *(word.format(**given) for word in WRITING[verb])])
+    said = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert said.count("\n") == 1
+    assert "; name a " in said
+    assert taken.read_text() == "mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "taken"]
+
+
+@pytest.mark.parametrize(
+    "words", [["labels", "task.yaml", "--cohort", "no"], ["expand", "no", "--output", "new"]]
+)
+def test_a_cohort_that_is_a_file_is_refused_at_once(words, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "no").write_text("")
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == 2
+    assert "no: no such folder; make it with `ehr-ray ingest`" in capsys.readouterr().err

@@ -101,5 +101,5 @@ def test_a_folder_of_another_cohort_or_of_other_files_is_refused(
 
 def test_a_folder_that_is_named_as_a_file_is_refused(tiny_run, sharded, tmp_path):
     (tmp_path / "all.parquet").mkdir()
-    with pytest.raises(InputError, match="is a folder; give the name of a Parquet file"):
+    with pytest.raises(InputError, match="is a folder; name a file"):
         embed(tiny_run, sharded, tmp_path / "all.parquet", on_ray=False)

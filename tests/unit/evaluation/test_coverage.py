@@ -8,6 +8,7 @@ import pytest
 from ehr_ray.errors import InputError
 from ehr_ray.evaluation.coverage import (
     Coverage,
+    check_min_known,
     coverage_of,
     measure_coverage,
     require_coverage,
@@ -75,3 +76,13 @@ def test_a_cohort_of_other_codes_is_refused_with_the_share_that_would_pass():
     require_coverage(coverage, 0.4, "there")
     with pytest.raises(InputError, match=r"knows 40.0% of 10 events.*LAB//1 \(6\).*events 0\.40 "):
         require_coverage(coverage, 0.5, "there")
+    with pytest.raises(InputError, match=r"by --code-map \(eicu, mimic-iv or a CSV file\)"):
+        require_coverage(coverage, 0.5, "there")
+
+
+@pytest.mark.parametrize("share", [2.0, -0.1, float("nan")])
+def test_a_share_of_known_events_is_between_0_and_1(share):
+    for fine in (0.0, 0.5, 1.0):
+        check_min_known(fine)
+    with pytest.raises(InputError, match=rf"--min-known-events {share:g}: not a share between"):
+        check_min_known(share)

@@ -15,7 +15,9 @@ def test_every_suite_a_family_names_can_be_found() -> None:
 
 
 def test_merged_keeps_everything_and_of_equal_keys_the_later() -> None:
-    first = SuiteResult(metrics={"a": 1.0, "b": 1.0}, lines=("one",), artifacts=("x",))
+    first = SuiteResult(
+        metrics={"a": 1.0, "b": 1.0}, lines=("one",), artifacts=("x",), notes=("n",)
+    )
     table, figure = Table(("", "n"), (("row", 1.0),)), Figure()
     second = SuiteResult(
         metrics={"b": 2.0},
@@ -27,6 +29,7 @@ def test_merged_keeps_everything_and_of_equal_keys_the_later() -> None:
     found = merged([first, second])
     assert found.metrics == {"a": 1.0, "b": 2.0}
     assert (found.lines, found.artifacts) == (("one", "two"), ("x",))
+    assert found.notes == ("n",)
     assert found.sections["Two"] is table
     assert found.figures["f"] is figure
 

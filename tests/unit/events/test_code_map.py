@@ -62,7 +62,8 @@ def test_targets_that_the_model_does_not_know_are_told_and_all_of_them_are_an_er
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        (["a,A,x,0"], "line 2: could not convert string to float: 'x'"),
+        (["a,A,x,0"], "line 2: column scale: 'x' is no number"),
+        (["b,B,1,0", "a,A,1,much"], "line 3: column offset: 'much' is no number"),
         (["a,A,1,0", "a,B,1,0"], "line 3 is about a again; keep one"),
         ([",A,1,0"], "line 2 has no code"),
         (["a,,1,0"], "line 2 has no to"),

@@ -322,3 +322,11 @@ def test_a_number_that_float32_does_not_hold_is_missing(tmp_path, huge):
         path,
     )  # fmt: skip
     np.testing.assert_equal(read(path)[0].value.tolist(), [np.nan, 2.0])
+
+
+def test_a_patient_of_static_events_and_a_birth_has_no_event_with_a_time(tmp_path):
+    codes = ("MEDS_BIRTH", "A")
+    vocabulary = Vocabulary(codes, np.ones(2, np.int64), np.zeros(2), np.ones(2))
+    events = [(1, None, "A", 1.0), (1, -500, "MEDS_BIRTH", None), (1, 10, "A", 1.0)]
+    (patient,) = read_patients(write(tmp_path / "0.parquet", events), vocabulary)
+    assert [patient.until(m * MINUTE).timed(vocabulary) for m in (-600, 9, 10)] == [0, 0, 1]

@@ -157,10 +157,11 @@ def test_a_subgroup_that_says_nothing_or_two_things_is_refused(fields, reason):
         Subgroup(**fields)
 
 
-def test_hospitals_are_subgroups_unless_there_is_one_or_too_many():
+def test_hospitals_are_subgroups_unless_there_is_one_however_many():
     codes = ["HOSPITAL//2", "HOSPITAL//10", "HOSPITAL_REGION//West", "HR", "HOSPITAL_BEDS//<100"]
-    codes += [f"CARE_SITE//{i}" for i in range(51)]
+    codes += ["HOSPITAL_TEACHING//yes", *(f"CARE_SITE//{i}" for i in range(600))]
     found = place_subgroups([*codes, "HOSPITAL_BEDS//>= 500"])
+    assert len(found.pop("care site").groups) == 600
     assert {name: one.groups for name, one in found.items()} == {
         "hospital": {"10": ("HOSPITAL//10",), "2": ("HOSPITAL//2",)},
         "hospital beds": {"<100": ("HOSPITAL_BEDS//<100",), ">= 500": ("HOSPITAL_BEDS//>= 500",)},

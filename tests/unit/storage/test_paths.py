@@ -10,6 +10,7 @@ from ehr_ray.storage.paths import (
     STAGING,
     absolute,
     canonical,
+    check_output,
     inside,
     is_uri,
     join,
@@ -201,3 +202,20 @@ def test_a_message_names_places_in_the_working_folder_as_they_would_be_typed(tmp
         assert with_uris(text) == text
     monkeypatch.chdir("/")
     assert with_uris("/a: gone") == "/a: gone"
+
+
+def test_what_is_written_is_never_where_a_file_or_folder_is_in_the_way(tmp_path):
+    taken, folder = tmp_path / "taken", tmp_path / "folder"
+    taken.write_text("")
+    folder.mkdir()
+    for fine in (folder, folder / "new", tmp_path / "a" / "b", "s3://bucket/a"):
+        check_output(fine, "--output ")
+    for fine in (taken, folder / "new", tmp_path / "a" / "b.json", "s3://bucket/a"):
+        check_output(fine, "--output ", file=True)
+    with pytest.raises(InputError, match=r"--output .*taken: is a file; name a folder"):
+        check_output(taken, "--output ")
+    with pytest.raises(InputError, match=r"--export .*folder: is a folder; name a file"):
+        check_output(folder, "--export ", file=True)
+    for file in (True, False):
+        with pytest.raises(InputError, match=r"c: .*taken is a file; name a place in a folder"):
+            check_output(taken / "b" / "c", "", file=file)

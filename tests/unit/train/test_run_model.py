@@ -1,5 +1,7 @@
 """What `ehr_ray.load` gives says of a table what `embed` and `evaluate` write of a cohort."""
 
+import warnings
+
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -54,6 +56,19 @@ def test_probabilities_at_prediction_times_are_those_that_evaluate_writes(
     assert (found["prediction_time"].to_numpy() == times["prediction_time"].to_numpy()).all()
     theirs = written["predicted_boolean_probability"].to_numpy()[::-1]
     np.testing.assert_allclose(found["probability"], theirs, rtol=1e-5)
+
+
+def test_rows_before_all_events_of_a_subject_are_warned_of(model, evaluated_run, events):
+    written = pd.read_parquet(evaluated_run / "predictions" / "held_out.parquet")
+    times = written[["subject_id", "prediction_time"]].copy()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.predict(events, prediction_times=times)
+    times.loc[:1, "prediction_time"] -= pd.Timedelta(days=3000)
+    with pytest.warns(UserWarning, match=rf"2 of {len(times)} rows have no timed event") as told:
+        found = model.predict(events, prediction_times=times)
+    assert [warning.filename for warning in told] == [__file__]
+    assert found["probability"].notna().all()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -124,6 +139,11 @@ def test_codes_the_model_does_not_know_are_told_with_their_share(model, events):
             InputError, match=r"the model knows 0\.\d% of .* min_known_events below"
         ):
             read(unknown)
+
+
+def test_a_share_of_known_events_that_is_none_is_refused(model, events):
+    with pytest.raises(InputError, match="min_known_events=2: not a share between 0 and 1"):
+        model.embed(events, min_known_events=2)
 
 
 def test_rows_are_read_in_any_order_but_of_two_values_at_one_time_the_later_counts(model, events):

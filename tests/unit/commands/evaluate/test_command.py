@@ -1,6 +1,7 @@
 """An evaluation in this process; on Ray, and all it can show, in tests/ray/test_inference.py."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -258,6 +259,42 @@ def test_another_cohort_is_judged_in_the_names_and_units_of_the_runs_own(
         evaluate(tiny_run, cohort=other, output=tmp_path / "no", on_ray=False)
 
 
+def test_hospitals_that_are_left_out_are_told_on_the_screen_and_in_the_results(
+    tiny_run, abroad, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("ehr_ray.commands.evaluate.predicted_splits.MAX_PLACES", 1)
+    other, back = abroad
+    lines = evaluate(tiny_run, cohort=other, output=tmp_path, code_map=str(back), on_ray=False)
+    (note,) = [line for line in lines if "subgroups by hospital: the 1 of 2 with the most" in line]
+    assert note.removeprefix("note: ") in (tmp_path / "results.md").read_text()
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert len([key for key in metrics if re.match("held_out/subgroups/hospital/./n$", key)]) == 1
+
+
+def test_rows_before_all_events_of_a_patient_are_counted(tiny_run, reported, tmp_path):
+    early = tmp_path / "early"
+    shutil.copytree(checkpoint.load(tiny_run).experiment.cohort, early)
+    moved = 0
+    for path in sorted((early / "labels").rglob("*.parquet")):
+        table = pq.read_table(path)
+        time = table["prediction_time"].to_pylist()
+        time[::2] = [one.replace(year=one.year - 9) for one in time[::2]]
+        moved += len(time[::2])
+        place = table.column_names.index("prediction_time")
+        pq.write_table(table.set_column(place, "prediction_time", pa.array(time)), path)
+    assert moved
+    lines = evaluate(tiny_run, cohort=early, output=tmp_path / "out", on_ray=False)
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    count = int(metrics["held_out/rows_without_events"])
+    rows = len(pq.read_table(tmp_path / "out" / "predictions" / "held_out.parquet"))
+    assert 0 < count < rows
+    (note,) = [line for line in lines if f"{count} of {rows} rows have no timed event" in line]
+    assert note.removeprefix("note: ") in (tmp_path / "out" / "results.md").read_text()
+    folder, told = reported
+    assert "rows_without_events" not in (folder / "metrics.json").read_text()
+    assert not [line for line in told if "no timed event" in line]
+
+
 @pytest.mark.parametrize(
     ("share", "message"),
     [(1.0, "--recalibrate 1.0: not a share"), (0.5, "--recalibrate 0.5: needs another cohort")],
@@ -322,3 +359,10 @@ def test_the_highest_risks_are_explained_where_that_is_asked_for(tiny_run, repor
 def test_what_cannot_be_explained_is_refused(tiny_run, tmp_path, count, task, message):
     with pytest.raises(InputError, match=message):
         evaluate(tiny_run, task=task, output=tmp_path, explained=count, on_ray=False)
+
+
+@pytest.mark.parametrize("verb", [evaluate, embed])
+def test_a_share_of_known_events_that_is_none_is_refused(tiny_run, tmp_path, verb):
+    given = {"cohort": checkpoint.load(tiny_run).experiment.cohort, "output": tmp_path / "new"}
+    with pytest.raises(InputError, match="--min-known-events 2: not a share between 0 and 1"):
+        verb(tiny_run, **given, min_known_events=2, on_ray=False)

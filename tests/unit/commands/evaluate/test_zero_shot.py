@@ -149,7 +149,7 @@ def test_a_question_that_the_run_cannot_answer_is_refused(decoder, tmp_path, ask
 @pytest.mark.parametrize(
     ("family", "changes", "said"),
     [
-        ("set_vae", {}, "--zero-shot Lactate: family set_vae draws no futures"),
+        ("set_vae", {}, "family set_vae draws no futures .*; give a run of event_transformer"),
         ("event_transformer", {"model.gaps": "none"}, "model.gaps=none without .* tells no time"),
         ("event_transformer", {"model.arch": "encoder"}, "model.arch=encoder tells no next event"),
         ("event_transformer", {"task": {"name": "outcome"}}, "run was trained for a task"),

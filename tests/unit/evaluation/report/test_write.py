@@ -110,6 +110,7 @@ def test_the_results_are_a_page_of_markdown_and_a_csv(tmp_path, task_context):
     assert "mortality on held_out: 800 rows, 14.0% positive." in text
     assert "loses -0.031 [-0.052, -0.010]" in text
     assert "The gradient-boosted trees win on: AUROC" in text
+    assert "- Note: Tuning has one class only\n" in text
     for heading in ("Beside the baselines", "By hour", "By subgroup: who is ranked well"):
         assert f"## {heading}\n" in text
     assert "held_out,all,gbm,auroc,0.871," in (tmp_path / "results.csv").read_text()

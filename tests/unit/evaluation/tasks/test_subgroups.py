@@ -6,7 +6,13 @@ from sklearn.metrics import roc_auc_score
 
 from ehr_ray.evaluation.table import Interval
 from ehr_ray.evaluation.tasks.downstream import TaskScores
-from ehr_ray.evaluation.tasks.subgroups import TOO_FEW, Division, key_of, subgroup_result
+from ehr_ray.evaluation.tasks.subgroups import (
+    TOO_FEW,
+    Division,
+    key_of,
+    most_rows,
+    subgroup_result,
+)
 
 N = 400
 
@@ -131,3 +137,19 @@ def test_rows_given_three_times_are_no_more_certain(scores):
     for key in (f"held_out/{at}/observed", f"baseline/gbm/held_out/{at}/auroc_difference"):
         for end in ("/low", "/high"):
             assert again[key + end] == pytest.approx(once[key + end])
+
+
+def test_groups_with_the_most_rows_stay_in_their_order_and_the_others_are_told(scores):
+    names = ["a"] * 30 + ["b"] * 100 + ["c"] * 40 + ["d"] * 200 + [None] * 30
+    given = Division("hospital", ("a", "b", "c", "d", "nobody's"), names)
+    assert most_rows(given, 4) == (given, "")
+    kept, note = most_rows(given, 2)
+    assert list(kept.groups) == ["b", "d"]
+    assert note == (
+        "subgroups by hospital: the 2 of 4 with the most rows are judged; 2 with 70 rows are left "
+        "out"
+    )
+    found = measured(scores, kept).metrics
+    at = "held_out/subgroups/hospital"
+    sizes = [found.get(f"{at}/{name}/n") for name in ("a", "b", "c", "d", "not_known")]
+    assert sizes == [None, 100, None, 200, 30]

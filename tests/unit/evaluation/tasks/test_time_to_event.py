@@ -134,7 +134,19 @@ def test_without_baselines_or_enough_rows_or_a_head_there_is_less(judge):
     nothing = judge(judged=few)
     assert not nothing.metrics
     assert "nothing is judged" in nothing.lines[0]
+    assert "model." not in nothing.lines[0]
     assert judge(judged=dataclasses.replace(few, tables={})).lines == ()
+
+
+def test_a_limit_that_may_have_cut_the_first_day_off_is_named_where_nothing_is_judged(judge):
+    cut = predictions("held_out", 48 * MICROSECONDS)
+    table = cut.tables["hazards"].to_pandas()
+    table = pa.Table.from_pandas(table[(table["day"] == 0) | (table["sample"] < 4)])
+    cut = dataclasses.replace(cut, tables={"hazards": table})
+    (line,) = judge(judged=cut, model=SimpleNamespace(**vars(HEAD), max_length=512)).lines
+    assert f"nothing is judged; {PATIENTS - 4} of {PATIENTS} records" in line
+    assert "cut by model.max_length=512" in line
+    assert "model." not in judge(judged=cut).lines[0]
 
 
 def test_baselines_learn_from_all_of_train_however_few_rows_are_judged(judge, monkeypatch):

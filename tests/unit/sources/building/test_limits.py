@@ -93,7 +93,7 @@ def test_nothing_asked_is_nothing_done():
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        ("HR,x,1,", "line 2: could not convert string to float: 'x'"),
+        ("HR,x,1,", "line 2: column low: 'x' is no number"),
         ("HR,9,1,", "line 2: low 9 is not below high 1"),
         ("HR,1", "line 2 has not all of code, low, high, unit"),
         ("HR,1,2,\nHR,1,3,", "line 3 is about HR again; keep one"),
