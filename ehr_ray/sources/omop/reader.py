@@ -46,7 +46,7 @@ from ehr_ray.sources.parsing.event_rows import AFTER, event_rows, table_chunks
 from ehr_ray.sources.parsing.kinds import UNKNOWN
 from ehr_ray.sources.parsing.table_files import table_files, warn_of_missing
 from ehr_ray.sources.parsing.tables import Table
-from ehr_ray.sources.source import Chunk, Unit
+from ehr_ray.sources.source import CHANGES, Chunk, Unit
 
 LABELS: Final = "labels"
 BASE: Final = (PERSON.name, VISITS.name, DEATH.name)
@@ -131,9 +131,11 @@ def read(unit: Unit, options: OmopOptions) -> Iterator[Chunk]:
             words,
         )
         return
+    found = [block.rejects.tables() for block in blocks]
     yield Chunk(
         events,
-        rejects=pa.concat_tables([REJECTED.empty_table(), *(b.rejects.table() for b in blocks)]),
+        rejects=pa.concat_tables([REJECTED.empty_table(), *(each["rejects"] for each in found)]),
+        changes=pa.concat_tables([CHANGES.empty_table(), *(each["changes"] for each in found)]),
         rows_read=sum(block.rows_read for block in blocks),
         files_read=1,
         codes=words(set(pc.unique(events["code"]).to_pylist())),

@@ -1,3 +1,5 @@
+import re
+
 import pyarrow.parquet as pq
 import pytest
 from made_up import omop
@@ -198,3 +200,27 @@ def test_another_source_reads_no_database(tmp_path, cohort):
     path.touch()
     with pytest.raises(InputError, match=r"cdm\.duckdb: --source eicu reads no database; give"):
         cohort("eicu", str(path))
+
+
+MEASURED = "person_id=2,measurement_concept_id=1,measurement_date=2021-06-02,measurement_datetime="
+
+
+def test_times_of_all_tables_have_a_zone_or_none_has(cdm, cohort, events_of):
+    folder = cdm({"measurement": [f"{MEASURED}2021-06-02T09:00:00Z"]})
+    with pytest.raises(
+        InputError,
+        match=r"measurement\.csv, column measurement_datetime: times with a zone, but none in ",
+    ):
+        cohort("omop", folder)
+    for path in folder.glob("*.csv"):
+        path.write_text(re.sub(r"(\d\d:\d\d:\d\d)(?!Z)", r"\1Z", path.read_text()))
+    found = written(events_of(cohort("omop", folder, splits="all:train")))
+    expected = [line for line in EXPECTED.splitlines() if "MEASUREMENT" not in line]
+    assert [line for line in found if "MEASUREMENT" not in line] == expected
+    assert "2 2021-06-02 09:00:00 MEASUREMENT//1//UNK" in found
+
+
+def test_times_with_an_offset_beside_dates_of_nobody_knows_where_are_refused(cdm, cohort):
+    folder = cdm({"measurement": [f"{MEASURED}2021-06-02T00:00:00+02:00"]})
+    with pytest.raises(InputError, match=r"column measurement_datetime: times with an offset from"):
+        cohort("omop", folder)
