@@ -15,7 +15,14 @@ from ehr_ray.sources.building.limits import CONVERTED, OTHER_UNIT, OUTSIDE
 from ehr_ray.sources.building.shards import DROPPED, KEPT, Shard
 from ehr_ray.sources.building.staging import MAPPED, Plan, stacked
 from ehr_ray.sources.parsing.quantities import DECIMAL_COMMA, FIRST_SIGN, GROUPED, UNREADABLE
-from ehr_ray.sources.parsing.quarantine import KINDS, NAIVE, UNRECORDED, ZONED
+from ehr_ray.sources.parsing.quarantine import (
+    KINDS,
+    NAIVE,
+    OF_OPEN_VISIT,
+    OPEN_VISIT,
+    UNRECORDED,
+    ZONED,
+)
 from ehr_ray.sources.source import CHANGES, INEQUALITIES
 from ehr_ray.storage import files
 
@@ -23,6 +30,8 @@ SPELLINGS: Final = "subject id in several spellings"
 TABLE: Final = "changes.parquet"
 
 PHRASES: Final = {
+    OPEN_VISIT: ("visits without an end", "no discharge, and no label that needs it"),
+    OF_OPEN_VISIT: ("diagnoses of visits without an end", "left out: nobody knows when known"),
     UNRECORDED: ("rows that say a value was not recorded (-1, blank)", "left out"),
     OUTSIDE: ("values out of their plausible range", "left out as not measured (--ranges)"),
     OTHER_UNIT: ("values in another unit than their range, without a conversion", "kept"),
