@@ -35,6 +35,9 @@ MAX_MINUTES: Final = 100 * 366 * 1440
 OLDEST: Final = 90.0
 """Stands for `> 89`."""
 
+NO_HOSPITAL: Final = -1
+"""Stands for a blank `hospitalid`."""
+
 _COLUMNS: Final[dict[str, Any]] = {
     STAY: np.int64,
     **{
@@ -49,7 +52,7 @@ class Stays:
     """Unit stays in the order of their ids, S rows.
 
     Args:
-        rows: the columns of the table, [S] each.
+        rows: the columns of the table, [S] each; `hospitalid` is int64.
         subject: ids of the patients, [S].
         unit_start: unit admission, [S].
         unit_end: unit discharge, [S].
@@ -126,6 +129,9 @@ def load(root: str, name: str) -> tuple[Stays, list[Block]]:
         for column in ("hospitaladmitoffset", "hospitaldischargeoffset", "unitdischargeoffset"):
             far = np.abs(block.columns[column]) > MAX_MINUTES
             block.refuse(far, partial(_too_far, column))
+        hospital = block.columns["hospitalid"]
+        broken = ~np.isnan(hospital) & (hospital != np.rint(hospital))
+        block.refuse(broken, lambda _: "hospitalid is not a whole number")
         year = block.columns["hospitaldischargeyear"]
         block.refuse(
             (year < 1900) | (year > 2200), lambda _: "hospitaldischargeyear is no year of our time"
@@ -133,6 +139,8 @@ def load(root: str, name: str) -> tuple[Stays, list[Block]]:
     columns = joined(blocks, _COLUMNS)
     if not len(columns[STAY]):
         raise InputError(f"{root}/{name}: no stay in it; give the table of all stays")
+    hospital = np.nan_to_num(columns["hospitalid"], nan=NO_HOSPITAL)
+    columns["hospitalid"] = hospital.astype(np.int64)
     order = np.argsort(columns[STAY], kind="stable")
     return _placed({key: values[order] for key, values in columns.items()}), blocks
 
