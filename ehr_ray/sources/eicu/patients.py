@@ -33,6 +33,8 @@ def patient_events(stays: Stays, hospitals: dict[int, tuple[str, ...]]) -> pa.Ta
     every = np.arange(len(stays.subject))
 
     def pick(at: Rows, times: Times, code: str, *columns: str, value: str = "") -> pa.Table:
+        if times is not never:
+            at = at[~np.isnat(times[at])]
         words = zip(*(rows[column][at] for column in columns), strict=True) if columns else None
         codes = [code] * len(at) if words is None else ["//".join([code, *w]) for w in words]
         values = rows[value][at] if value else np.full(len(at), np.nan)
@@ -94,9 +96,9 @@ def _deaths(stays: Stays) -> pa.Table:
     """Return the deaths: at the discharge from the unit if it was there, else from the hospital."""
     died, _ = stays.died()
     unit = stays.rows["unitdischargestatus"] == "Expired"
-    time = np.where(unit, stays.unit_end, stays.hospital_end)
+    time = np.where(unit & ~np.isnat(stays.unit_end), stays.unit_end, stays.hospital_end)
     order = np.lexsort((time, stays.subject))
-    order = order[died[order]]
+    order = order[(died & ~np.isnat(time))[order]]
     subject, first = np.unique(stays.subject[order], return_index=True)
     return _events(subject, time[order[first]], ["MEDS_DEATH"] * len(first))
 

@@ -29,6 +29,7 @@ from ehr_ray.sources.parsing.cells import Floats, Mask, Times
 from ehr_ray.sources.parsing.identifiers import subject_ids
 
 Ids = npt.NDArray[np.int64]
+NAT: Final = np.datetime64("NaT", "us")
 DAY: Final = np.timedelta64(1, "D")
 MAX_MINUTES: Final = 100 * 366 * 1440
 """An offset of more than a century is mistyped."""
@@ -55,9 +56,9 @@ class Stays:
         rows: the columns of the table, [S] each; `hospitalid` is int64.
         subject: ids of the patients, [S].
         unit_start: unit admission, [S].
-        unit_end: unit discharge, [S].
+        unit_end: unit discharge, NaT where it is told before the admission, [S].
         hospital_start: hospital admission, [S].
-        hospital_end: hospital discharge, [S].
+        hospital_end: hospital discharge, likewise, [S].
         earliest: when events of the stay may begin, NaT for no bound, [S].
         latest: when they may end, NaT for no bound, [S].
         age: in years, NaN where not known, [S].
@@ -103,6 +104,10 @@ class Stays:
         unit = self.rows["unitdischargestatus"] == "Expired"
         hospital = self.rows["hospitaldischargestatus"]
         return unit | (hospital == "Expired"), unit | np.isin(hospital, ("Alive", "Expired"))
+
+    def open_visits(self) -> int:
+        """Return how many unit stays have no known end, of their own or of the hospital stay."""
+        return int(np.count_nonzero(np.isnat(self.unit_end) | np.isnat(self.hospital_end)))
 
     def first_of(self, key: npt.NDArray) -> npt.NDArray[np.intp]:
         """Return the first row in time of each value of a key of rows, [S]."""
@@ -184,10 +189,11 @@ def _placed(rows: dict[str, npt.NDArray]) -> Stays:
         if follows:
             earliest[stays] = day + clock + first
         discharge = as_time((unit + rows["hospitaldischargeoffset"])[stays].max(keepdims=True))
-        hospital_end[stays] = day + clock + np.maximum(discharge, first)
+        hospital_end[stays] = np.where(discharge < first, NAT, day + clock + discharge)
         before = patient, stays, day + clock + last
     unit_start: Times = np.add(start, as_time(unit))
-    unit_end: Times = np.add(unit_start, as_time(np.maximum(rows["unitdischargeoffset"], 0.0)))
+    unit_end: Times = np.add(unit_start, as_time(rows["unitdischargeoffset"]))
+    unit_end[unit_end < unit_start] = NAT
     visit = np.nan_to_num(rows["unitvisitnumber"])
     order = np.lexsort((rows[STAY], visit, unit_start, subject))
     return Stays(

@@ -43,5 +43,25 @@ def test_death_stands_where_it_was_and_once(stays_of):
     ]
 
 
+def test_no_end_is_made_up_for_a_stay_that_ends_before_it_begins(stays_of):
+    stays = stays_of(
+        stay(1, "A", end=-60, status="Expired", unit_status="Expired"),
+        stay(2, "B", out=-9000),
+        stay(3, "C", out=-9000, end=-60, status="Expired", unit_status="Expired"),
+        stay(4, "D", out=-9000, status="Expired"),
+    )
+    assert stays.open_visits() == 4
+    name = dict(zip(stays.subject.tolist(), "ABCD", strict=True))
+    found = [
+        (name[row["subject_id"]], row["code"].split("//")[0])
+        for row in patient_events(stays, {}).to_pylist()
+        if "_DISCHARGE//" in row["code"] or row["code"] == "MEDS_DEATH"
+    ]
+    assert sorted(found) == [
+        *(("A", "HOSPITAL_DISCHARGE"), ("A", "MEDS_DEATH")),
+        *(("B", "UNIT_DISCHARGE"), ("D", "UNIT_DISCHARGE")),
+    ]
+
+
 def test_what_is_not_known_of_a_hospital_is_left_out():
     assert hospital_codes("UNK", "t", "UNK") == ("HOSPITAL_TEACHING//t",)
