@@ -263,7 +263,7 @@ def export(args: Arguments, screen: Screen) -> None:
     check_run_folder(args.run_folder)
     from ehr_ray.commands.export.command import export
 
-    names = export(args.run_folder, args.output)
+    names = export(args.run_folder, args.output, torch_export=args.torch_export)
     screen.say(f"{relative(args.output)}: {', '.join(map(str, names))}")
 
 

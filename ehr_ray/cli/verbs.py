@@ -342,7 +342,16 @@ VERBS = (
         "write a run's model to a folder to hand on: weights, codes, a model card, predict.py",
         "ehr-ray export runs/set_vae models/set_vae",
         actions.export,
-        (RUN, option("output", "new folder", metavar="DIR", type=path)),
+        (
+            RUN,
+            option("output", "new folder", metavar="DIR", type=path),
+            option(
+                "--torch-export",
+                "also write model.pt2, a program that torch runs without this package; not of "
+                "models of sets",
+                action="store_true",
+            ),
+        ),
     ),
     Verb(
         "benchmark",
@@ -354,7 +363,8 @@ VERBS = (
             option("--output", "JSON file", type=path, default="benchmark.json"),
             option("--cohort", "cohort to measure on; default is synthetic", type=path),
             option(
-                "--only", "parts to run: a,b,c; gpu, peers, faults, scaling and search only by name"
+                "--only",
+                "parts to run: a,b,c; cpu, gpu, peers, faults, scaling and search only by name",
             ),
             option("--device", "of the part gpu: cuda, or cpu for a small run without one"),
             option(

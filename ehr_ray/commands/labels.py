@@ -6,13 +6,14 @@ The package `es-aces` reads the file and finds the windows; here are the shards,
 import copy
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import yaml
 
 from ehr_ray.errors import InputError
 from ehr_ray.events.labels import canonical_task, label_files
@@ -100,6 +101,7 @@ def read_task(config: Path, predicates: Path | None = None) -> Any:
         from aces.config import TaskExtractorConfig
     except ImportError as error:
         raise InputError(f"{config}: {EXTRA}") from error
+    _check_parts(config, ["trigger"] if predicates else ["predicates", "trigger"])
     try:
         task = TaskExtractorConfig.load(config, predicates)
     except Exception as error:  # ACES has no errors of its own: all are about the file
@@ -112,6 +114,18 @@ def read_task(config: Path, predicates: Path | None = None) -> Any:
         if not there:
             raise InputError(f"{config}: no window has `{key}`; add it to one")
     return task
+
+
+def _check_parts(config: Path, wanted: Sequence[str]) -> None:
+    """Raise InputError where a file is no mapping with what ACES takes for granted."""
+    try:
+        found = yaml.safe_load(config.read_text())
+    except (OSError, ValueError, yaml.YAMLError):
+        return  # ACES says what is wrong
+    if not isinstance(found, Mapping):
+        raise InputError(f"{config}: no ACES task, which has predicates, a trigger and windows")
+    if lacking := [part for part in wanted if not found.get(part)]:
+        raise InputError(f"{config}: no {' and no '.join(lacking)}; add what an ACES task has")
 
 
 @dataclass(frozen=True)

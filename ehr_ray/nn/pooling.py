@@ -21,7 +21,7 @@ class AttentivePool(nn.Module):
         """Return [B, D]; `mask` [B, T] says which states are real, at least one of each patient."""
         split = self.key_value(self.norm(states)).unflatten(-1, (2, self.heads, -1))
         key, value = split.permute(2, 0, 3, 1, 4)
-        query = self.query.to(key.dtype).expand(len(states), -1, -1, -1)
+        query = self.query.to(key.dtype).expand(states.shape[0], -1, -1, -1)
         pooled = attend(query, key, value, mask[:, None, None, :]).to(key.dtype)
         found: Tensor = self.out(pooled.flatten(1))
         return found

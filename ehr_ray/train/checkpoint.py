@@ -273,7 +273,7 @@ def _restore_moments(
                 f"{source}: its moments are of other parameters than this version or config "
                 "trains; use another name"
             )
-        # A fused step, as on a GPU, counts on the device.
+        # A fused step counts on the device.
         counts_here = key == "step" and not optimizer.defaults.get("fused")
         device = torch.device("cpu") if counts_here else parameter.device
         held = value if key == "step" else divided_as(value, parameter)

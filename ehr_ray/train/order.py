@@ -50,9 +50,9 @@ def epoch_windows(
 def share(batch: Indices, rank: int, world: int, accumulate: int = 1) -> list[Indices]:
     """Return one rank's part of a step as micro-batches; the parts of all ranks make the batch.
 
-    A batch ascends by length. From the longest on patients are dealt to and fro, so that no rank
-    has the longer one of every few: ranks wait for the one with most tokens. Lengths themselves
-    are not asked: models read a long stay in part, each in its own way.
+    A batch ascends by length. From the longest on patients are dealt back and forth, so that no
+    rank has the longer one of every few: ranks wait for the one with most tokens. Lengths
+    themselves are not asked: models read a long stay in part, each in its own way.
     """
     row, place = np.divmod(np.arange(len(batch))[::-1], world)
     mine = batch[np.where(row % 2, world - 1 - place, place) == rank]

@@ -15,7 +15,7 @@ from ehr_ray.train.backend import Backend
 from ehr_ray.train.feed import move
 from ehr_ray.train.meters import Sums
 from ehr_ray.train.optim import drop_held
-from ehr_ray.train.sharding import full
+from ehr_ray.train.sharding import full, is_part
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,9 +79,9 @@ class OptimizerStep:
 
     def _clip(self, parts: Iterable[nn.Module]) -> Tensor:
         """Limit the norm of each part's gradient; return the largest there was, a scalar."""
-        limit = self.experiment.train.clip or float("inf")
+        limit = self.experiment.train.clip
         found = [[p for p in part.parameters() if p.grad is not None] for part in parts]
-        norms = [full(nn.utils.clip_grad_norm_(parameters, limit)) for parameters in found]
+        norms = [full(clip(parameters, limit)) for parameters in found]
         return torch.stack(norms).amax()
 
     def check(self) -> None:
@@ -143,6 +143,20 @@ class Faults:
         values = ", ".join(f"{name} {value:.4g}" for name, value in scheduled.items())
         said = ", ".join(at_fault) or "gradient"
         return f"{said} is not finite with {values or 'no schedule'}"
+
+
+def clip(parameters: list[nn.Parameter], limit: float | None) -> Tensor:
+    """Scale gradients down to a norm of `limit` at most, None for any; return their norm before.
+
+    Where the host sees at once that they are within it, it does not go through them to multiply
+    each by 1: a twentieth of a step of HCAT on a CPU.
+    """
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norm = nn.utils.get_total_norm(gradients)
+    whole = norm.is_cpu and not any(is_part(gradient) for gradient in gradients)
+    if limit is not None and not (whole and bool(norm + 1e-6 <= limit)):
+        nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+    return norm
 
 
 def objective(terms: Terms, counts: Mapping[str, Tensor], world: int) -> Tensor:

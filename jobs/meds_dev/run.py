@@ -115,6 +115,12 @@ def label_paths(folder):
     return paths
 
 
+def _truth(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"{text}: write True or False")
+    return text.lower() == "true"
+
+
 def parser():
     """Return the parser of the three steps."""
     made = argparse.ArgumentParser(description=__doc__)
@@ -132,7 +138,7 @@ def parser():
         if step is predict:
             one.add_argument("--split", default="held_out")
         else:
-            one.add_argument("--demo", type=lambda text: text == "True", default=False)
+            one.add_argument("--demo", type=_truth, default=False)
     return made
 
 

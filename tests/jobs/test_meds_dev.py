@@ -103,3 +103,13 @@ def test_a_folder_without_labels_is_told_in_one_line(done, given, tmp_path, caps
         )
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"ehr_ray: --labels {tmp_path}: no Parquet file")
+
+
+@pytest.mark.parametrize("word", ["yes", "1"])
+def test_demo_is_true_or_false(word, capsys, monkeypatch):
+    words = ["run.py", "pretrain", "--dataset", "a", "--output", "b", "--demo", word]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit) as caught:
+        runpy.run_path(str(RECIPE / "run.py"), run_name="__main__")
+    assert caught.value.code == 2
+    assert f"--demo: {word}: write True or False" in capsys.readouterr().err

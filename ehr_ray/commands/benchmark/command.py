@@ -21,6 +21,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from ehr_ray.commands.benchmark.cpu import cpu_speed
 from ehr_ray.commands.benchmark.faults import fault_speed
 from ehr_ray.commands.benchmark.gpu import gpu_speed
 from ehr_ray.commands.benchmark.model import model_speed
@@ -54,7 +55,9 @@ MODEL = "model"
 GPU = "gpu"
 """The part that takes a device: `gpu_speed`."""
 VITALS = "vitals"
-"""The part that makes its own batch: it needs neither a cohort nor Ray."""
+CPU = "cpu"
+OWN_DATA = {VITALS, CPU}
+"""The parts that make their own patients: they need neither a cohort nor Ray."""
 WARM_STEPS = 5
 """First steps of a run, in which memory is still being touched, that are not counted."""
 
@@ -84,8 +87,8 @@ def benchmark(
         place = Path(scratch)
         if cohort is None and experiment is not None and chosen == [MODEL]:
             cohort = sync.fetch(experiment.data.cohort)
-        alone = set(chosen) <= {MODEL, VITALS, GPU, "peers"}
-        if cohort is None and chosen == [VITALS]:
+        alone = set(chosen) <= {MODEL, GPU, "peers", *OWN_DATA}
+        if cohort is None and set(chosen) <= OWN_DATA:
             cohort = place
         if cohort is None:
             cohort = place / "cohort"
@@ -225,6 +228,11 @@ def memory(cohort: Path, place: Path) -> Numbers:  # noqa: ARG001
     }
 
 
+def cpu(cohort: Path, place: Path) -> Figures:  # noqa: ARG001
+    """How near the training step of each family comes to a matrix product."""
+    return cpu_speed(place)
+
+
 def vitals(cohort: Path, place: Path) -> Numbers:  # noqa: ARG001
     """CPU time of a training step of the vitals VAE over one of the published architecture."""
     before = torch.get_num_threads()
@@ -244,6 +252,7 @@ PARTS: dict[str, Callable[[Path, Path], Figures]] = {
     VITALS: vitals,
 }
 LONG: dict[str, Callable[[Path, Path], Figures]] = {
+    CPU: cpu,
     "faults": fault_speed,
     "peers": peers,
     "scaling": scaling,

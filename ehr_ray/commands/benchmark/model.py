@@ -50,16 +50,22 @@ def model_speed(experiment: Experiment, *, steps: int = STEPS) -> Numbers:
     padding; waiting for data; what the loader gives a model that does nothing.
     """
     keep_freed_memory()
-    with prepared(experiment, family_of(experiment), on_ray=False) as data, _threads(1):
+    with prepared(experiment, family_of(experiment), on_ray=False) as data, threads(1):
         experiment = with_phrases(experiment, data.vocabulary, on_ray=False)
         family = family_of(experiment, shares(experiment, data))
-        trainer = _Trainer(experiment, family, data)
+        trainer = Trainer(experiment, family, data)
         size = sum(parameter.numel() for parameter in trainer.model.parameters())
         return {"million parameters": size / 1e6, **_numbers(trainer, steps)}
 
 
-class _Trainer:
-    """A model with its optimizer and data, ready to take steps."""
+class Trainer:
+    """A model with its optimizer and data, ready to take steps.
+
+    Args:
+        experiment: what is trained.
+        family: of the experiment, or of its task.
+        data: the prepared rows.
+    """
 
     def __init__(self, experiment: Experiment, family: AnyFamily, data: Prepared) -> None:
         self.experiment = experiment
@@ -127,7 +133,7 @@ class _Step:
     """Tokens computed in vain, and in all."""
 
 
-def _timed_steps(trainer: _Trainer, steps: int) -> tuple[list[_Step], list[list[Batch]]]:
+def _timed_steps(trainer: Trainer, steps: int) -> tuple[list[_Step], list[list[Batch]]]:
     """Take steps with the loader at work; its thread's CPU time is not counted."""
     done: list[_Step] = []
     kept: list[list[Batch]] = []
@@ -158,13 +164,13 @@ def _timed_steps(trainer: _Trainer, steps: int) -> tuple[list[_Step], list[list[
     return done, kept
 
 
-def _numbers(trainer: _Trainer, steps: int) -> Numbers:
-    peaks = {name: _matrix_rate(dtype) for name, dtype in TYPES.items()}
+def _numbers(trainer: Trainer, steps: int) -> Numbers:
+    peaks = {name: matrix_rate(dtype) for name, dtype in TYPES.items()}
     done, kept = _timed_steps(trainer, steps)
     # A core's speed changes with what else runs on it, so the yardstick is taken on both sides.
-    peaks = {name: max(peak, _matrix_rate(TYPES[name])) for name, peak in peaks.items()}
+    peaks = {name: max(peak, matrix_rate(TYPES[name])) for name, peak in peaks.items()}
     cpu = sum(step.cpu for step in done)
-    floats = sum(_flops(trainer, micro) for micro in kept)
+    floats = sum(flops_of(trainer, micro) for micro in kept)
     rate = floats / sum(step.cpu for step in done[: len(kept)])
     numbers = {"patients per CPU second": sum(step.patients for step in done) / cpu}
     if "num_sets" in kept[0][0]:
@@ -191,7 +197,7 @@ def _numbers(trainer: _Trainer, steps: int) -> Numbers:
     return numbers | _feed(trainer, cpu / len(done))
 
 
-def _feed(trainer: _Trainer, step_cpu: float) -> Numbers:
+def _feed(trainer: Trainer, step_cpu: float) -> Numbers:
     """Return what the loader alone gives and costs, beside the CPU seconds of a step."""
     batches = trainer.batches()
     began, spent = time.perf_counter(), time.process_time()
@@ -209,7 +215,7 @@ def _patients(micro: list[Batch]) -> int:
     return sum(len(batch["subject_id"]) for batch in micro)
 
 
-def _flops(trainer: _Trainer, micro: list[Batch]) -> float:
+def flops_of(trainer: Trainer, micro: list[Batch]) -> float:
     """Return the floating-point operations of matrix products, forward and backward."""
     aten = torch.ops.aten
     attention = {
@@ -230,7 +236,7 @@ def _attention_backward(grad, query, key, value, *args, out_shape=None, **kwargs
     return sdpa_flop_count(query, key, value) * 5 // 2
 
 
-def _matrix_rate(dtype: torch.dtype) -> float:
+def matrix_rate(dtype: torch.dtype) -> float:
     """Return floating-point operations per CPU second of a square product, the best of five."""
     a, b = torch.ones(2, MATRIX, MATRIX, dtype=dtype)
     product, spent = torch.empty_like(a), []
@@ -242,7 +248,8 @@ def _matrix_rate(dtype: torch.dtype) -> float:
 
 
 @contextmanager
-def _threads(count: int) -> Iterator[None]:
+def threads(count: int) -> Iterator[None]:
+    """Have torch use so many threads for a while."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

@@ -28,13 +28,22 @@ def task_of(model: RunModel) -> str | None:
     return min(read_task_probes(model.folder, model.weights), default=None)
 
 
-def model_card(model: RunModel, task: str | None, hashes: Mapping[str, str]) -> str:
-    """Return the card as Markdown; `hashes` are those of the other files, by name."""
+def model_card(
+    model: RunModel,
+    task: str | None,
+    hashes: Mapping[str, str],
+    inputs: Mapping[str, str] | None = None,
+) -> str:
+    """Return the card as Markdown; `hashes` are those of the other files, by name.
+
+    `inputs` are what the program in `model.pt2` reads: type and axes by name; none without one.
+    """
     probes = read_task_probes(model.folder, model.weights)
     results = _results(model.folder / RESULTS)
     parts = {
         "": _summary(model, probes),
         "Use": _use(task, ", ".join(model.answers(task)), model.vocabulary.scaling),
+        **({"As a program": _program(inputs)} if inputs else {}),
         "Intended use": _intended(model, probes),
         "It must not be used for": _misuse(results),
         "Data": _data(model, task),
@@ -103,6 +112,18 @@ def _use(task: str | None, columns: str, scaling: Scaling) -> str:
         f"are scaled by the {scales} in `vocabulary.parquet`, which are those of "
         "the training patients; codes that are not in it are left out, and a warning tells their "
         "share."
+    )
+
+
+def _program(inputs: Mapping[str, str]) -> str:
+    return (
+        "`model.pt2` is what the model computes on a CPU, traced by torch.export: it needs torch "
+        "alone.\n\n"
+        "```python\nimport torch\n\n"
+        'program = torch.export.load("model.pt2").module()\n'
+        "outputs = program(batch)  # tensors by name, the first axis patients\n```\n\n"
+        "`batch` holds the tensors that `ehr_ray` makes of patients, of any number and length:\n\n"
+        + table_lines(("Tensor", "Type and axes"), sorted(inputs.items()))
     )
 
 

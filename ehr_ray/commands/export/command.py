@@ -5,6 +5,7 @@ from pathlib import Path
 from string import Template
 
 from ehr_ray.commands.export.card import model_card, task_of
+from ehr_ray.commands.export.program import PROGRAM, write_program
 from ehr_ray.errors import InputError
 from ehr_ray.experiment import portable, to_yaml
 from ehr_ray.storage import files, sync
@@ -19,23 +20,31 @@ SCRIPT = Template('''"""$says: python predict.py EVENTS.parquet OUTPUT.parquet""
 import sys
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 import ehr_ray
+from ehr_ray.errors import InputError
 
+if len(sys.argv) != 3:
+    sys.exit(__doc__)
 model = ehr_ray.load(Path(__file__).parent)
-events = pq.read_table(sys.argv[1])  # subject_id, time, code, numeric_value
-pq.write_table(model.$call, sys.argv[2])
+try:
+    events = pq.read_table(sys.argv[1])  # subject_id, time, code, numeric_value
+    pq.write_table(model.$call, sys.argv[2])
+except (OSError, pa.ArrowException, InputError) as error:
+    sys.exit(f"predict.py {sys.argv[1]}: {error}")
 ''')
 
 
-def export(run: str | Path, output: Path) -> list[Path]:
+def export(run: str | Path, output: Path, *, torch_export: bool = False) -> list[Path]:
     """Write a run's model to a new folder; return its files, relative to it.
 
     Weights, `experiment.yaml` without anybody's paths, `vocabulary.parquet` with the statistics
     that scale values, the probes and metrics of `evaluate`, a model card as `README.md`,
-    `predict.py` and `SHA256SUMS`. `InputError` where the run has no checkpoint, its results are of
-    other weights, or the folder is not empty.
+    `predict.py` and `SHA256SUMS`; with `torch_export` the program `model.pt2` too. `InputError`
+    where the run has no checkpoint, its results are of other weights, the folder is not empty, or
+    torch can make no program of such a model.
     """
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise InputError(f"{output}: there already; name a new folder")
@@ -52,8 +61,9 @@ def export(run: str | Path, output: Path) -> list[Path]:
         if (run / METRICS).is_file():
             shutil.copyfile(run / METRICS, folder / METRICS)
         (folder / "predict.py").write_text(_script(task))
+        inputs = write_program(model, folder / PROGRAM) if torch_export else {}
         hashes = _hashes(folder)
-        (folder / CARD).write_text(model_card(model, task, hashes))
+        (folder / CARD).write_text(model_card(model, task, hashes, inputs))
         hashes |= {CARD: files.sha256(folder / CARD)}
         lines = [f"{digest}  {name}\n" for name, digest in sorted(hashes.items())]
         (folder / SUMS).write_text("".join(lines))

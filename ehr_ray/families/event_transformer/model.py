@@ -173,7 +173,7 @@ class EventTransformer(nn.Module):
             hidden = torch.where(holes.unsqueeze(-1), self.hole.to(hidden.dtype), hidden)
         hidden = self.dropout(self.placed(hidden, batch["minute"]))
         if hasattr(self, "cls"):
-            hidden = torch.cat([self.cls.expand(len(hidden), 1, -1), hidden], 1)
+            hidden = torch.cat([self.cls.expand(hidden.shape[0], 1, -1), hidden], 1)
             mask = F.pad(mask, (1, 0), value=True)
         turns, causal = self.turns(hidden.shape[1], hidden.device), config.arch == "decoder"
         place = batch.get("place")

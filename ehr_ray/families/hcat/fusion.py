@@ -95,7 +95,7 @@ class EnhancedHCAT(nn.Module):
         tokens = torch.stack([layer(value[:, m]) for m, layer in enumerate(self.project)], 1)
         tokens = (tokens + self.modality) * weight.unsqueeze(-1)
         branches = self._branches(tokens, mask)
-        summary = self.summary.expand(len(tokens), 1, -1)
+        summary = self.summary.expand(tokens.shape[0], 1, -1)
         hidden, there = torch.cat([summary, branches], 1), F.pad(mask, (1, 0), value=True)
         for layer in self.layers:
             hidden = layer(hidden, there, False, None)

@@ -94,7 +94,7 @@ class HCAT(nn.Module):
         """Return predictions from the tokens as they are, imputing what is missing."""
         if self.imputer is None:
             return self.fusion(tokens, tokens.value, None), None
-        key = torch.zeros(len(tokens.value), dtype=torch.int64, device=tokens.value.device)
+        key = tokens.value.new_zeros(tokens.value.shape[0], dtype=torch.int64)
         filled = self.impute(tokens, key)
         return self.fusion(tokens, filled.value * self.token_scale, filled.logvar), filled
 

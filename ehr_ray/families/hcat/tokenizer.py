@@ -102,7 +102,7 @@ class Tokenizer(nn.Module):
 
     def columns(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Return mean, number and variance of each code's values of each patient, [B, V]."""
-        shape = (len(batch["subject_id"]), self.num_codes)
+        shape = (batch["subject_id"].shape[0], self.num_codes)
         where = batch["row"] * self.num_codes + batch["code"]
         value = batch["value"]
         zeros = value.new_zeros(shape[0] * shape[1])

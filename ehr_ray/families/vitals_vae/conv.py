@@ -28,6 +28,25 @@ def fitted(kernel: int, length: int) -> int:
     return min(kernel, 2 * length - 1)
 
 
+class Conv(nn.Conv1d):
+    """A convolution over hours, [B, C, H] to [B, C', H'].
+
+    On a CPU the channels of an hour lie side by side in it: its kernels are then faster by more
+    than the copies cost, an eighth of a whole training step.
+    """
+
+    decayed = ("weight",)
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if not input.is_cpu:
+            return super()._conv_forward(input, weight, bias)
+        image, kernel = (
+            part.unsqueeze(2).contiguous(memory_format=torch.channels_last)
+            for part in (input, weight)
+        )
+        return F.conv2d(image, kernel, bias, (1, *self.stride), (0, *self.padding)).squeeze(2)
+
+
 class Down(nn.Module):
     """A branch of the encoder, pooled to a few time bins: [B, C, H] to [B, W * bins]."""
 
@@ -42,7 +61,7 @@ class Down(nn.Module):
         ):
             size = fitted(kernel, length)
             step = min(stride, max(1, length // 2))
-            blocks.append(nn.Conv1d(before, after, size, step, size // 2))
+            blocks.append(Conv(before, after, size, step, size // 2))
             blocks += [_norm(after), nn.LeakyReLU(SLOPE)]
         self.layers = nn.Sequential(*blocks)
         self.pool = nn.AdaptiveAvgPool1d(config.bins)
@@ -77,13 +96,13 @@ class Up(nn.Module):
             kernels[::-1], self.sizes, itertools.pairwise(widths), strict=True
         ):
             size = fitted(kernel, length)
-            conv = nn.Conv1d(before, after, size, padding=size // 2)
+            conv = Conv(before, after, size, padding=size // 2)
             # No norm before the output: it would give every patient's detail the same size.
             norm = nn.Identity() if after == widths[-1] else _norm(after)
             blocks.append(nn.Sequential(conv, norm, nn.LeakyReLU(SLOPE)))
         self.blocks = nn.ModuleList(blocks)
         self.every_hour = every_hour
-        self.out = nn.Conv1d(widths[-1], config.num_vitals, 3, padding=1)
+        self.out = Conv(widths[-1], config.num_vitals, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
         """Return the branch's curves, [B, V, H]."""
@@ -101,7 +120,7 @@ class ConvEncoder(nn.Module):
     def __init__(self, config: VitalsVAEConfig) -> None:
         super().__init__()
         inputs = 3 * config.num_vitals
-        self.stem = nn.Sequential(nn.Conv1d(inputs, config.stem, 1), nn.LeakyReLU(SLOPE))
+        self.stem = nn.Sequential(Conv(inputs, config.stem, 1), nn.LeakyReLU(SLOPE))
         self.branches = nn.ModuleDict(
             {scale.name: Down(scale.layers, config.stem, config) for scale in config.scales}
         )
@@ -137,7 +156,7 @@ class ConvDecoder(nn.Module):
                 for place, scale in enumerate(config.scales)
             }
         )
-        self.mix = nn.Conv1d(len(self.branches) * self.vitals, self.vitals, 1)
+        self.mix = Conv(len(self.branches) * self.vitals, self.vitals, 1)
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Return the merged curves [B, H, V] and the branches' [branches, B, H, V]."""

@@ -22,8 +22,8 @@ BATCH_ROWS: Final = 1 << 18
 """Rows gathered before they are sorted and written: fewer batches, longer runs of a key."""
 MAPPED_ROWS: Final = 1 << 20
 """Rows copied at a time: pages that were touched count as memory while they are mapped."""
-MAPPED_FILES: Final = 256
-"""Tables mapped at a time: a process may have some 65,000 mappings."""
+MAPPED_FILES: Final = 8
+"""Tables mapped at a time: what the system maps around the rows of a shard is some 8 MB of each."""
 
 
 class KeyedWriter(AbstractContextManager["KeyedWriter"]):

@@ -101,6 +101,8 @@ def test_labels_that_are_there_are_not_replaced(written, cohort):
         (("+ 24h", "+ 24 dogs"), "Failed to parse timedelta"),
         (("predicates:", "predicates: ["), "while parsing"),
         (("    label: fast\n", ""), "no window has `label`"),
+        (("trigger: admission", "trigger:"), "no trigger; add what an ACES task has"),
+        (("predicates:", "other:"), "no predicates; add"),
         (("    index_timestamp: end\n", ""), "no window has `index_timestamp`"),
     ],
 )
@@ -109,6 +111,14 @@ def test_a_file_that_cannot_be_meant_is_one_line(written, change, message):
         read_task(written(change))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.usefixtures("aces")
+@pytest.mark.parametrize("text", ["", "foo", "- 1"])
+def test_a_file_without_a_task_is_one_line(tmp_path, text):
+    (tmp_path / "task.yaml").write_text(text)
+    with pytest.raises(InputError, match=r"task\.yaml: no ACES task, which has predicates"):
+        read_task(tmp_path / "task.yaml")
 
 
 @pytest.mark.usefixtures("aces")

@@ -42,6 +42,23 @@ def test_only_matrices_decay():
     }
 
 
+def test_on_the_cpu_a_step_is_one_pass_and_moves_weights_as_the_plain_one_does():
+    torch.manual_seed(0)
+    ours, theirs = Model(), Model()
+    theirs.load_state_dict(ours.state_dict())
+    steps = make_optimizer(ours, TrainConfig(lr=0.01)), make_optimizer(theirs, TrainConfig(lr=0.01))
+    assert steps[0].defaults["fused"]
+    for group in steps[1].param_groups:
+        group["fused"] = False
+    for _ in range(3):
+        for model, optimizer in zip((ours, theirs), steps, strict=True):
+            optimizer.zero_grad()
+            model.out(model.encoder(model.embed.weight)).square().sum().backward()
+            optimizer.step()
+    for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def test_freezing_is_by_full_match_and_frozen_parameters_are_not_optimised():
     model = Model()
     freeze(model, ["encoder\\.0\\..*", "embed.weight"])

@@ -10,7 +10,7 @@ from ehr_ray.registry import get_family
 from ehr_ray.train.backend import LocalBackend
 from ehr_ray.train.meters import Sums
 from ehr_ray.train.optim import make_optimizer
-from ehr_ray.train.step import Faults, OptimizerStep, objective
+from ehr_ray.train.step import Faults, OptimizerStep, clip, objective
 
 
 def line_loss(model, batch, scheduled, seed):
@@ -75,6 +75,20 @@ def test_a_step_is_as_long_as_the_clip_allows_and_tells_the_whole_norm(take_step
     norm, weight, _ = take_step([[1.0, 2.0, 3.0]], clip=0.5)
     assert norm == pytest.approx(4.0)
     assert weight == pytest.approx(0.05, rel=1e-4)
+
+
+@pytest.mark.parametrize("limit", [0.5, 6.0, None])
+def test_gradients_are_clipped_as_torch_does_and_gone_through_only_for_a_reason(limit, monkeypatch):
+    ours, theirs = ([nn.Parameter(torch.zeros(3)) for _ in range(2)] for _ in range(2))
+    for parameter in (ours + theirs)[::2]:  # the others have none
+        parameter.grad = torch.tensor([3.0, 4.0, 0.0])
+    plain, scaled = nn.utils.clip_grads_with_norm_, []
+    monkeypatch.setattr(
+        nn.utils, "clip_grads_with_norm_", lambda *given: scaled.append(plain(*given))
+    )
+    assert clip(ours, limit) == nn.utils.clip_grad_norm_(theirs, limit or float("inf")) == 5
+    assert torch.equal(ours[0].grad, theirs[0].grad)
+    assert len(scaled) == (limit == 0.5)
 
 
 def test_parts_that_are_clipped_alone_leave_each_other_s_step_as_it_is(tiny_experiment):

@@ -65,6 +65,16 @@ def test_predict_py_needs_no_ray_and_gives_the_probabilities(exported, events, t
     np.testing.assert_allclose(found["probability"].to_numpy(), expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize("file", ["gone.parquet", "README.md"])
+def test_predict_py_says_in_one_line_what_it_cannot_read(exported, file, tmp_path):
+    (tmp_path / "README.md").write_text("no table")
+    command = [sys.executable, str(exported / "predict.py"), file, "risk.parquet"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"predict.py {file}: ")
+    assert "Traceback" not in done.stderr
+
+
 def test_nothing_in_the_folder_names_a_place_of_this_machine(exported, evaluated_run):
     places = [str(evaluated_run.parent), str(exported.parent), str(exported.parents[1])]
     for path in exported.rglob("*"):

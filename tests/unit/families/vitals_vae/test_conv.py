@@ -1,14 +1,18 @@
 import pytest
 import torch
+from torch import nn
 
+from ehr_ray.config.sections import TrainConfig
 from ehr_ray.families.vitals_vae.config import SCALES, Scale, VitalsVAEConfig
 from ehr_ray.families.vitals_vae.conv import (
+    Conv,
     ConvDecoder,
     ConvEncoder,
     Down,
     fitted,
     lengths,
 )
+from ehr_ray.train.optim import make_optimizer
 
 BRANCHES = tuple(scale.name for scale in SCALES)
 LAYERS = tuple(scale.layers for scale in SCALES)
@@ -22,6 +26,28 @@ def test_branches_are_those_of_the_design():
         [745, 94, 12],
         [745, 47],
     ]
+
+
+@pytest.mark.parametrize(("kernel", "stride"), [(1, 1), (3, 2), (31, 4)])
+def test_a_convolution_and_its_gradients_are_those_of_torch(kernel, stride):
+    torch.manual_seed(0)
+    ours = Conv(6, 8, kernel, stride, kernel // 2)
+    theirs = nn.Conv1d(6, 8, kernel, stride, kernel // 2)
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(3, 6, 50, requires_grad=True)
+    y = x.detach().clone().requires_grad_()
+    found, wanted = ours(x), theirs(y)
+    torch.testing.assert_close(found, wanted)
+    (found.square().sum() + wanted.square().sum()).backward()
+    torch.testing.assert_close(x.grad, y.grad, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(ours.weight.grad, theirs.weight.grad, rtol=1e-4, atol=1e-3)
+
+
+def test_kernels_of_convolutions_decay_as_those_of_torch():
+    conv = Conv(6, 8, 3)
+    groups = make_optimizer(conv, TrainConfig(weight_decay=0.3)).param_groups
+    decays = {g["weight_decay"]: [p is conv.weight for p in g["params"]] for g in groups}
+    assert decays == {0.3: [True], 0.0: [False]}
 
 
 def test_channels_widen_to_those_of_the_deepest_convolution():
