@@ -19,9 +19,9 @@ from ehr_ray.commands.phrases import embed_phrases
 from ehr_ray.errors import InputError
 from ehr_ray.events.labels import (
     choose_task,
-    label_files,
     read_label_files,
     read_labels,
+    task_files,
 )
 from ehr_ray.events.manifest import Manifest
 from ehr_ray.events.patients import Patient, read_patients, splits_of
@@ -107,7 +107,7 @@ class PtWriter:
         half: bool,
     ) -> None:
         self._experiment, self._vocabulary, self._folder = experiment, vocabulary, folder
-        self._labels = [canonical(path) for path in label_files(experiment.cohort)[task]]
+        self._labels = [canonical(path) for path in task_files(experiment.cohort, task)]
         self._task, self._skip, self._half = task, skip_unlabelled, half
 
     def __call__(self, job: Mapping[str, Any]) -> list[list[Any]]:

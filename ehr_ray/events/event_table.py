@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 
 from ehr_ray.errors import InputError
-from ehr_ray.events.schema import EVENTS
+from ehr_ray.events.schema import EVENTS, is_zoned
 
 TIMES: Final = pa.schema(
     [
@@ -16,6 +16,7 @@ TIMES: Final = pa.schema(
     ]
 )
 """When predictions are wanted, of whom."""
+_ARROW: Final = (pa.Table, pa.RecordBatch)
 _OPTIONAL: Final = "numeric_value"
 
 
@@ -36,6 +37,32 @@ def times_of(table: Any) -> pa.Table:
     return _typed(arrow_of(table, "prediction_times"), TIMES, "prediction_times")
 
 
+def check_zones(events: Any, prediction_times: Any) -> None:
+    """Raise `InputError` where times of one table say their zone and those of the other do not.
+
+    Both are as `events_of` and `times_of` read them; of a table without any time nothing is said.
+    """
+    zoned = {
+        what: is_zoned(column.type)
+        for table, what, name in (
+            (events, "events", "time"),
+            (prediction_times, "prediction_times", "prediction_time"),
+        )
+        if (column := _column(table, what, name)).null_count < len(column)
+    }
+    if len(set(zoned.values())) > 1:
+        one, other = sorted(zoned, key=lambda what: not zoned[what])
+        raise InputError(
+            f"{one}: times with a zone, but none in {other}; give both with a zone, or none (the "
+            "local clock)"
+        )
+
+
+def _column(table: Any, what: str, name: str) -> pa.ChunkedArray:
+    """Return one column; of a frame it alone is turned to Arrow."""
+    return arrow_of(table if isinstance(table, _ARROW) else table[[name]], what)[name]
+
+
 def arrow_of(table: Any, what: str) -> pa.Table:
     """Return a pandas DataFrame, Arrow table or record batch as an Arrow table."""
     if isinstance(table, pa.Table):
@@ -48,6 +75,16 @@ def arrow_of(table: Any, what: str) -> pa.Table:
         raise InputError(
             f"{what}: a {type(table).__name__}; give a pandas DataFrame or an Arrow table"
         )
+    for name in ("time", "prediction_time"):
+        # Arrow reads those without a zone as if they had that of the others.
+        cells = table.get(name)
+        if cells is not None and cells.ndim == 1 and cells.dtype == object:
+            zones = {cell.tzinfo is not None for cell in cells.dropna() if hasattr(cell, "tzinfo")}
+            if len(zones) > 1:
+                raise InputError(
+                    f"{what}: {name} has times with a zone and others without; give all with one, "
+                    "or none (the local clock)"
+                )
     try:
         return pa.Table.from_pandas(table, preserve_index=False)
     except (pa.ArrowException, ValueError, TypeError) as error:
@@ -56,7 +93,7 @@ def arrow_of(table: Any, what: str) -> pa.Table:
 
 def like(table: pa.Table, given: Any) -> Any:
     """Return an Arrow table as the kind of table that was given."""
-    return table if isinstance(given, (pa.Table, pa.RecordBatch)) else table.to_pandas()
+    return table if isinstance(given, _ARROW) else table.to_pandas()
 
 
 def _typed(table: pa.Table, schema: pa.Schema, what: str) -> pa.Table:

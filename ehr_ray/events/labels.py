@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from ehr_ray.errors import InputError
 from ehr_ray.events.answers import KINDS, Kind, Numbers, read_answers
-from ehr_ray.events.schema import SPLIT_NAMES
+from ehr_ray.events.schema import SPLIT_NAMES, is_zoned
 from ehr_ray.storage import files
 
 PREFERRED = "mortality"
@@ -201,10 +201,38 @@ def read_labels(cohort: Path, task: str) -> Labels:
     answer and exact repeats are left out and counted. Raises `InputError` for answers in several
     columns, one that is none, a row without subject or time, and two answers at one time.
     """
+    return read_label_files(task, task_files(cohort, task))
+
+
+def task_files(cohort: Path, task: str) -> list[Path]:
+    """Return the label files of a task, whose times say a zone if those of the events do.
+
+    Raises `InputError` where there are none, and where only the one or the other have a zone: they
+    would be hours apart.
+    """
     paths = label_files(cohort).get(canonical_task(task))
     if paths is None:
         raise InputError(f"{cohort}: no labels for task {task!r}; ingest the cohort again")
-    return read_label_files(task, paths)
+    shard = next((Path(cohort) / "data").glob("**/*.parquet"), None)
+    events = None if shard is None else _zoned(shard, "time")
+    for path in paths:
+        labels = _zoned(path, "prediction_time")
+        if None not in (events, labels) and events != labels:
+            one, other = (path, shard) if labels else (shard, path)
+            raise InputError(
+                f"{one}: times with a zone, but none in {other}; give both with a zone, or none "
+                "(the local clock)"
+            )
+    return paths
+
+
+def _zoned(path: Path, name: str) -> bool | None:
+    """Whether a column of times says a zone; None where there is no such column."""
+    with files.reads(path, REMEDY), files.open_parquet(path) as file:
+        schema = file.schema_arrow
+    if name not in schema.names or not pa.types.is_temporal(schema.field(name).type):
+        return None
+    return is_zoned(schema.field(name).type)
 
 
 def read_label_files(

@@ -99,6 +99,11 @@ SPLIT_NAMES: Final = {
 """Names that datasets give to the three splits."""
 
 
+def is_zoned(kind: pa.DataType) -> bool:
+    """Whether times of a type say their zone, UTC or another."""
+    return pa.types.is_timestamp(kind) and kind.tz is not None
+
+
 def is_origin(code: str, names: Sequence[str] = ORIGIN_CODES) -> bool:
     """Whether `code` marks an admission: one of `names`, alone or as in `ICU_ADMISSION//MICU`."""
     return code.startswith(tuple(names)) and any(

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from ehr_ray.errors import InputError
 from ehr_ray.events.manifest import is_contradicted
-from ehr_ray.events.schema import RECORD, SPLITS
+from ehr_ray.events.schema import RECORD, SPLITS, is_zoned
 from ehr_ray.sources.building.keyed import KeyedWriter, read_keys
 from ehr_ray.sources.parsing.split_table import check_once, once_each, read_split_batches
 from ehr_ray.sources.splits import NUM_BUCKETS, assign_buckets
@@ -58,9 +58,9 @@ def check_dataset(
 ) -> list[str]:
     """Check who is where, by the ids alone; return lines on what a person should know.
 
-    Raises `InputError` for a subject in two shards or in two splits, and where
-    `metadata/subject_splits.parquet` puts subjects elsewhere than the folder they lie in. No
-    process holds more ids than those of a shard, or `RANGE_IDS` of all.
+    Raises `InputError` for a subject in two shards or in two splits, for times with and without a
+    zone, and where `metadata/subject_splits.parquet` puts subjects elsewhere than the folder they
+    lie in. No process holds more ids than those of a shard, or `RANGE_IDS` of all.
 
     Args:
         cohort: folder of the dataset.
@@ -71,7 +71,14 @@ def check_dataset(
     paths = [(split, path) for split, found in shards.items() for path in found]
     place, table = absolute(folder), Path(cohort) / SPLITS_FILE
     jobs = [(number, absolute(path)) for number, (_, path) in enumerate(paths)]
-    number = sum(run(LeaveIds(place), jobs))
+    left = run(LeaveIds(place), jobs)
+    number = sum(count for count, _ in left)
+    zoned = {zone: path for (_, zone), (_, path) in zip(left, paths, strict=True)}
+    if len(zoned) > 1:
+        raise InputError(
+            f"{zoned[True]}: times with a zone, but none in {zoned[False]}; give all shards times "
+            "with one, or none (the local clock)"
+        )
     said = table.is_file()
     if said:
         run(LeaveSplits(place), [absolute(table)])
@@ -127,13 +134,16 @@ class LeaveIds:
 
     folder: str
 
-    def __call__(self, job: tuple[int, str]) -> int:
-        """Return how many subjects it has."""
+    def __call__(self, job: tuple[int, str]) -> tuple[int, bool]:
+        """Return how many subjects it has, and whether its times say their zone."""
         number, place = job
-        ids = subjects_of(sync.fetch(place))
+        path = sync.fetch(place)
+        ids = subjects_of(path)
         with _keyed(self.folder, str(number), IDS) as writer:
             writer.write(pa.table([ids], schema=IDS), assign_buckets(ids))
-        return len(ids)
+        with files.reads(path, REMEDY), files.open_parquet(path) as file:
+            schema = file.schema_arrow
+        return len(ids), "time" in schema.names and is_zoned(schema.field("time").type)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from ehr_ray.errors import InputError
 from ehr_ray.events.labels import label_files, task_name
 from ehr_ray.events.schema import SPLIT_NAMES
 from ehr_ray.events.truth import NOT_KNOWN, read_truth
-from ehr_ray.sources.parsing.cells import texts, timestamps, zones
+from ehr_ray.sources.parsing.cells import texts, timestamps
 from ehr_ray.sources.parsing.identifiers import subject_ids
 from ehr_ray.sources.parsing.labels import VALUE_TYPES, label_rows
 from ehr_ray.sources.parsing.parquet_files import (
@@ -26,7 +26,7 @@ from ehr_ray.sources.parsing.parquet_files import (
     read_row_groups,
     split_row_groups,
 )
-from ehr_ray.sources.parsing.quarantine import NAIVE, ZONED, Rejects
+from ehr_ray.sources.parsing.quarantine import Rejects
 from ehr_ray.sources.parsing.rows import clean_rows
 from ehr_ray.sources.source import LABEL_VALUES, Chunk, Source, Unit
 from ehr_ray.storage import files
@@ -102,10 +102,8 @@ def _events(unit: Unit) -> Iterator[Chunk]:
             read_time=timestamps,
             place=lambda i, first=first: (unit.files[0], first + i + 1),  # type: ignore[misc]
             rejects=rejects,
+            zones_of=f"{unit.files[0]}, column time",
         )
-        zoned, naive = zones(table["time"])
-        rejects.change(ZONED, zoned)
-        rejects.change(NAIVE, naive)
         split = pa.array([unit.split], pa.string()).take(pa.array(np.zeros(len(events), np.int64)))
         yield Chunk(
             events=events.append_column("split", split),
@@ -134,11 +132,12 @@ def _labels(unit: Unit) -> Iterator[Chunk]:
     ids, blank, _ = subject_ids(table["subject_id"])
     times, bad = timestamps(table["prediction_time"], "prediction_time")
     rejects = Rejects()
+    rejects.zones(table["prediction_time"], times, f"{name}, column prediction_time")
     unusable = blank | bad | np.isnat(times)
     rejects.rows(unusable, lambda i: (name, i + 1), lambda _: "no subject_id or prediction_time")
     values = _answers(name, present[0], table).filter(pa.array(~unusable))
     rows = label_rows(ids[~unusable], values, times=pa.array(times[~unusable]), column=present[0])
-    yield Chunk(labels={task: rows}, rejects=rejects.table(), rows_read=len(table))
+    yield Chunk(labels={task: rows}, **rejects.tables(), rows_read=len(table))
 
 
 def _answers(name: str, column: str, table: pa.Table) -> pa.Array:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ehr_ray.errors import InputError
-from ehr_ray.sources.parsing.cells import Mask, Times, since_epoch, texts, timestamps, zones
+from ehr_ray.sources.parsing.cells import Mask, Times, since_epoch, texts, timestamps
 from ehr_ray.sources.parsing.csv_files import (
     SUFFIXES,
     Dialect,
@@ -39,8 +39,8 @@ from ehr_ray.sources.parsing.parquet_files import (
     count_rows as count_parquet_rows,
 )
 from ehr_ray.sources.parsing.quantities import numbers
-from ehr_ray.sources.parsing.quarantine import NAIVE, ZONED, Rejects
-from ehr_ray.sources.parsing.rows import Place, clean_rows
+from ehr_ray.sources.parsing.quarantine import Rejects
+from ehr_ray.sources.parsing.rows import clean_rows
 from ehr_ray.sources.source import Chunk, Source, Unit
 
 PARQUET: Final = ".parquet"
@@ -169,7 +169,7 @@ def _csv(unit: Unit, options: TableOptions) -> Iterator[Chunk]:
             empty &= pc.equal(column, "").to_numpy()
         table, lines = table.filter(pa.array(~empty)), lines[~empty]
         read += len(table) + malformed
-        yield _chunk(table, options, partial(_place, name, lines), rejects, malformed)
+        yield _chunk(table, options, (name, lines), rejects, malformed)
     if not (read or unit.stop):
         raise pa.ArrowInvalid("no rows")
 
@@ -178,11 +178,7 @@ def _parquet(unit: Unit, options: TableOptions) -> Iterator[Chunk]:
     columns = options.columns()
     for first, table in read_row_groups(unit, list(dict.fromkeys(columns.values()))):
         lines = np.arange(first + 1, first + 1 + len(table))
-        yield _chunk(table, options, partial(_place, unit.files[0], lines), Rejects(), 0)
-
-
-def _place(name: str, lines: np.ndarray, i: int) -> tuple[str, int]:
-    return name, int(lines[i])
+        yield _chunk(table, options, (unit.files[0], lines), Rejects(), 0)
 
 
 def _check_columns(path: str, present: list[str], columns: dict[str, str]) -> None:
@@ -199,8 +195,15 @@ def _check_columns(path: str, present: list[str], columns: dict[str, str]) -> No
 
 
 def _chunk(
-    table: pa.Table, options: TableOptions, place: Place, rejects: Rejects, malformed: int
+    table: pa.Table,
+    options: TableOptions,
+    where: tuple[str, np.ndarray],
+    rejects: Rejects,
+    malformed: int,
 ) -> Chunk:
+    """Return a chunk of rows; `where` are their file and its lines, int64 [rows]."""
+    name, lines = where
+    clock = options.time_unit == "timestamp"
     ids, blank, names = subject_ids(table[options.id_column])
     code = table[options.code_column]
     if options.unit_column is not None:
@@ -211,15 +214,12 @@ def _chunk(
         code,
         table[options.value_column],
         read_time=partial(read_times, options),
-        place=place,
+        place=lambda i: (name, int(lines[i])),
         rejects=rejects,
         decimal=options.decimal,
-        of_numbers="; say --time-unit minutes or hours" if options.time_unit == "timestamp" else "",
+        of_numbers="; say --time-unit minutes or hours" if clock else "",
+        zones_of=f"{name}, column {options.time_column}" if clock else "",
     )
-    if options.time_unit == "timestamp":
-        zoned, naive = zones(table[options.time_column])
-        rejects.change(ZONED, zoned)
-        rejects.change(NAIVE, naive)
     return Chunk(
         events=events,
         **rejects.tables(),
@@ -243,6 +243,7 @@ def _label_options(options: TableOptions) -> LabelOptions:
         stays=False,
         time_columns=("prediction_time", options.time_column, "time"),
         read_time=partial(read_times, options),
+        clock=options.time_unit == "timestamp",
         tasks=options.label_columns,
         numbers=options.label_numbers,
         classes=options.label_classes,

@@ -14,7 +14,7 @@ from ehr_ray.config.task import OUTPUTS
 from ehr_ray.errors import InputError
 from ehr_ray.evaluation.coverage import MIN_KNOWN, check_min_known, coverage_of
 from ehr_ray.events.answers import Kind
-from ehr_ray.events.event_table import events_of, like, times_of
+from ehr_ray.events.event_table import check_zones, events_of, like, times_of
 from ehr_ray.events.labels import canonical_task
 from ehr_ray.events.patients import Patient, patients_of, without_events_line
 from ehr_ray.family import Batch
@@ -38,8 +38,8 @@ class RunModel(Loaded):
         Args:
             events: MEDS events as a pandas DataFrame or an Arrow table, rows in any order, but
                 that of two values of a code at one time the later row counts: `subject_id`, `time`
-                (null: static), `code` and, if there are any, `numeric_value`, in the codes and
-                units of the cohort the model was trained on.
+                (null: static; with a zone it becomes UTC), `code` and, if there are any,
+                `numeric_value`, in the codes and units of the cohort the model was trained on.
             min_known_events: share of the events whose codes the model must know.
 
         Returns:
@@ -85,7 +85,8 @@ class RunModel(Loaded):
 
         Raises:
             InputError: the model predicts no task, or several and none was chosen; a subject has a
-                prediction time and no events.
+                prediction time and no events; events say the zone of their times and prediction
+                times do not, or the reverse.
         """
         kind, _ = self._kind(task)
         own = self._trained_for(task) and kind != "binary"
@@ -94,6 +95,7 @@ class RunModel(Loaded):
         columns = {"subject_id": pa.array([p.subject_id for p in patients], pa.int64())}
         if prediction_times is not None:
             times = times_of(prediction_times)
+            check_zones(events, prediction_times)
             patients = _cut(patients, times)
             empty = sum(not patient.timed(self.vocabulary) for patient in patients)
             if empty:

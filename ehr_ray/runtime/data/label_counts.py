@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ehr_ray.errors import InputError, ResourcesUnavailableError
+from ehr_ray.errors import ResourcesUnavailableError
 from ehr_ray.events.answers import Kind
-from ehr_ray.events.labels import label_files, read_label_files
+from ehr_ray.events.labels import read_label_files, task_files
 from ehr_ray.events.patients import splits_of
 from ehr_ray.runtime.data.manifest import mute, shards_digest
 from ehr_ray.runtime.data.tasks import run_jobs
@@ -42,9 +42,7 @@ def count_labels(
     are counted by tasks of the session that is open: each passes over the label files once, and
     holds the labels of its shards, of about `RANGE_IDS` of the cohort's `patients`.
     """
-    shards, paths = splits_of(cohort), label_files(cohort).get(task)
-    if paths is None:
-        raise InputError(f"{cohort}: no labels for task {task!r}; ingest the cohort again")
+    shards, paths = splits_of(cohort), task_files(cohort, task)
     tables = [path.relative_to(cohort) for path in paths]
     kept = Path(cache).absolute() / f"labelled-{shards_digest(cohort, *tables)}.json"
     if kept.is_file():

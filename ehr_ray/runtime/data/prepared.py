@@ -28,7 +28,7 @@ from ehr_ray.events.blocks import (
     measured_file,
     write_block,
 )
-from ehr_ray.events.labels import choose_task, label_files
+from ehr_ray.events.labels import choose_task, task_files
 from ehr_ray.events.patients import shard_names, splits_of
 from ehr_ray.events.row_index import RowIndex, read_index
 from ehr_ray.events.vocabulary import Vocabulary
@@ -152,7 +152,7 @@ def _cohort_source(experiment: Experiment, say: Say, on_ray: bool) -> Source:
     check_codes(experiment, vocabulary)
     labels: list[Path] = []
     if experiment.task is not None:
-        labels = label_files(cohort)[str(choose_task(cohort, experiment.task.name))]
+        labels = task_files(cohort, str(choose_task(cohort, experiment.task.name)))
         for line in task_labels(experiment.task, labels).notes():
             say(line)
     jobs: dict[str, dict[str, dict[str, Any]]] = {

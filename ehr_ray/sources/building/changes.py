@@ -15,7 +15,14 @@ from ehr_ray.sources.building.limits import CONVERTED, OTHER_UNIT, OUTSIDE
 from ehr_ray.sources.building.shards import DROPPED, KEPT, Shard
 from ehr_ray.sources.building.staging import MAPPED, Plan, stacked
 from ehr_ray.sources.parsing.quantities import DECIMAL_COMMA, FIRST_SIGN, GROUPED, UNREADABLE
-from ehr_ray.sources.parsing.quarantine import KINDS, NAIVE, UNRECORDED, ZONED
+from ehr_ray.sources.parsing.quarantine import (
+    KINDS,
+    NAIVE,
+    OF_OPEN_VISIT,
+    OPEN_VISIT,
+    UNRECORDED,
+    ZONED,
+)
 from ehr_ray.sources.source import CHANGES, INEQUALITIES
 from ehr_ray.storage import files
 
@@ -23,6 +30,8 @@ SPELLINGS: Final = "subject id in several spellings"
 TABLE: Final = "changes.parquet"
 
 PHRASES: Final = {
+    OPEN_VISIT: ("visits without an end", "no discharge, and no label that needs it"),
+    OF_OPEN_VISIT: ("diagnoses of visits without an end", "left out: nobody knows when known"),
     UNRECORDED: ("rows that say a value was not recorded (-1, blank)", "left out"),
     OUTSIDE: ("values out of their plausible range", "left out as not measured (--ranges)"),
     OTHER_UNIT: ("values in another unit than their range, without a conversion", "kept"),
@@ -34,8 +43,7 @@ PHRASES: Final = {
     KINDS[DECIMAL_COMMA]: ("values such as 7,4", "event kept without one; see --decimal"),
     KEPT: ("exact repeats of a row", "kept (--repeats drop leaves them out)"),
     DROPPED: ("exact repeats of a row", "left out (--repeats keep keeps them)"),
-    ZONED: ("times with a zone", "read as UTC"),
-    NAIVE: ("times without a zone beside them", "read as UTC too"),
+    ZONED: ("times with a zone", "turned to UTC"),
     SPELLINGS: ("subject ids in several spellings (blanks, .0)", "taken as one each"),
 }
 """Kind of change -> what was found, and what became of it; told in this order."""
@@ -51,13 +59,14 @@ def write_changes(
     repeats = [files.open_parquet(shard.repeats_path(plan)).read() for shard in shards]
     spelt = pa.table([[None], [SPELLINGS], [several]], schema=CHANGES)
     every = pa.concat_tables([stacked(parts, "changes", CHANGES), *repeats, spelt])
-    every = every.filter(pc.greater(every["count"], 0))
+    # Of times the place stands for a code, for `check_zones`.
+    every = every.filter(
+        pc.and_(pc.greater(every["count"], 0), pc.not_equal(every["change"], NAIVE))
+    )
+    code = pc.if_else(pc.equal(every["change"], ZONED), pa.scalar(None, pa.string()), every["code"])
+    every = every.set_column(0, CHANGES.field("code"), code)
     table = _summed(every, ["code", "change"])
     sums = dict(zip(*_summed(every, ["change"]).to_pydict().values(), strict=True))
-    if not (ZONED in sums and NAIVE in sums):
-        # Of one kind only, times say nothing.
-        sums = {kind: count for kind, count in sums.items() if kind not in (ZONED, NAIVE)}
-        table = table.filter(pc.is_in(table["change"], pa.array(list(sums), pa.string())))
     order = [("change", "ascending"), ("count", "descending"), ("code", "ascending")]
     files.write_parquet(table.sort_by(order).cast(CHANGES), folder / TABLE)
     bounds = stacked(parts, "inequalities", INEQUALITIES)
@@ -72,6 +81,23 @@ def told(changes: dict[str, int]) -> list[str]:
         f"{PHRASES[kind][0]}: {count:,}, {PHRASES[kind][1]}" for kind, count in changes.items()
     ]
     return [*lines, f"all by code in metadata/{TABLE}"] if lines else []
+
+
+def check_zones(parts: list[Path]) -> None:
+    """Raise `InputError` where some times of the input say their zone and others do not.
+
+    Both kinds as they stand would be hours apart, and a prediction could read what came after it.
+    """
+    changes = stacked(parts, "changes", CHANGES)
+    kinds = changes["change"]
+    aware, bare = (changes.filter(pc.equal(kinds, kind))["code"] for kind in (ZONED, NAIVE))
+    if len(aware) and len(bare):
+        one, other = aware[0].as_py(), bare[0].as_py()
+        beside = "and others without" if one == other else f"but none in {other}"
+        raise InputError(
+            f"{one}: times with a zone, {beside}; give all times of events and labels with a zone, "
+            "or none (the local clock)"
+        )
 
 
 def check_values(parts: list[Path], values: int, max_rejected: float) -> None:

@@ -19,7 +19,7 @@ from ehr_ray.errors import InputError
 from ehr_ray.events.code_statistics import CodeFit
 from ehr_ray.events.manifest import FOLDER, write_manifest
 from ehr_ray.events.schema import RECORD, REJECTED, SPLITS, SUBJECT_SPLITS
-from ehr_ray.sources.building.changes import check_values, write_changes
+from ehr_ray.sources.building.changes import check_values, check_zones, write_changes
 from ehr_ray.sources.building.keyed import rows_by_key
 from ehr_ray.sources.building.metadata import (
     division_notes,
@@ -67,11 +67,12 @@ def check_parts(
 
     `checked` is what was found of the ids of all ranges.
 
-    That is: more than `max_rejected` of rows or of files refused, values that are mostly no
-    numbers, a subject in two files, or no event at all.
+    That is: more than `max_rejected` of rows or of files refused, times with and without a zone,
+    values that are mostly no numbers, a subject in two files, or no event at all.
     """
     parts = [plan.part(i) for i in range(num_parts)]
     _check_rejects(parts, max_rejected)
+    check_zones(parts)
     map_note(plan, parts)
     check_values(parts, totals(parts)["values"], max_rejected)
     check_subjects(checked)

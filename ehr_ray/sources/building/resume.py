@@ -31,7 +31,7 @@ from ehr_ray.sources.source import Source, Unit
 from ehr_ray.sources.splits import SplitPolicy
 from ehr_ray.storage.lock import exclusive_lock
 
-LAYOUT: Final = 4
+LAYOUT: Final = 5
 """Bump when the same input would give other bytes: staged work of older versions is not reused."""
 
 STAGING: Final = 3

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from ehr_ray.sources.eicu.stays import Stays
+from ehr_ray.sources.eicu.stays import NO_HOSPITAL, Stays
 from ehr_ray.sources.parsing.cells import Floats, Times, events_table
 from ehr_ray.sources.parsing.kinds import UNKNOWN
 
@@ -19,18 +19,22 @@ def patient_events(stays: Stays, hospitals: dict[int, tuple[str, ...]]) -> pa.Ta
     """Return the `EVENTS` of all patients; `hospitals` are the static codes of each hospital.
 
     Static are sex, age and ethnicity, as of the first stay, and `HOSPITAL//<id>` of every hospital
-    that a patient was in. A hospital stay is told once, however many unit stays it has.
+    that a patient was in, where it is told. A hospital stay is told once, however many unit stays
+    it has.
     """
     rows = stays.rows
     first = stays.first_of(stays.subject)
     never = np.full(len(stays.subject), np.datetime64("NaT"), "datetime64[us]")
     places = np.stack([stays.subject, rows["hospitalid"]])
     each = np.sort(np.unique(places, axis=1, return_index=True)[1])
+    each = each[rows["hospitalid"][each] != NO_HOSPITAL]
     hospital_stay = np.stack([stays.subject, rows["patienthealthsystemstayid"]])
     once = stays.first_of(np.unique(hospital_stay, axis=1, return_inverse=True)[1].reshape(-1))
     every = np.arange(len(stays.subject))
 
     def pick(at: Rows, times: Times, code: str, *columns: str, value: str = "") -> pa.Table:
+        if times is not never:
+            at = at[~np.isnat(times[at])]
         words = zip(*(rows[column][at] for column in columns), strict=True) if columns else None
         codes = [code] * len(at) if words is None else ["//".join([code, *w]) for w in words]
         values = rows[value][at] if value else np.full(len(at), np.nan)
@@ -92,9 +96,9 @@ def _deaths(stays: Stays) -> pa.Table:
     """Return the deaths: at the discharge from the unit if it was there, else from the hospital."""
     died, _ = stays.died()
     unit = stays.rows["unitdischargestatus"] == "Expired"
-    time = np.where(unit, stays.unit_end, stays.hospital_end)
+    time = np.where(unit & ~np.isnat(stays.unit_end), stays.unit_end, stays.hospital_end)
     order = np.lexsort((time, stays.subject))
-    order = order[died[order]]
+    order = order[(died & ~np.isnat(time))[order]]
     subject, first = np.unique(stays.subject[order], return_index=True)
     return _events(subject, time[order[first]], ["MEDS_DEATH"] * len(first))
 

@@ -18,6 +18,7 @@ from ehr_ray.sources.eicu.tasks import labels
 from ehr_ray.sources.parsing.blocks import Block, read_blocks, read_whole, split_table
 from ehr_ray.sources.parsing.csv_files import lines_of
 from ehr_ray.sources.parsing.event_rows import event_rows, table_chunks
+from ehr_ray.sources.parsing.quarantine import OPEN_VISIT
 from ehr_ray.sources.parsing.table_files import table_files, warn_of_missing
 from ehr_ray.sources.parsing.tables import Table
 from ehr_ray.sources.source import Chunk, Unit
@@ -66,10 +67,12 @@ def read(unit: Unit, options: EicuOptions) -> Iterator[Chunk]:
     elif unit.kind == PATIENT.name:
         stays, blocks = load(unit.root, name)
         events = patient_events(stays, _hospitals(unit.root, *beside))
+        blocks[0].rejects.change(OPEN_VISIT, stays.open_visits())
         tables = [block.rejects.tables() for block in blocks]
         yield Chunk(
             events,
             rejects=pa.concat_tables([t["rejects"] for t in tables]),
+            changes=pa.concat_tables([t["changes"] for t in tables]),
             rows_read=sum(block.rows_read for block in blocks),
             files_read=1,
             names=stays.names,

@@ -29,11 +29,15 @@ from ehr_ray.sources.parsing.cells import Floats, Mask, Times
 from ehr_ray.sources.parsing.identifiers import subject_ids
 
 Ids = npt.NDArray[np.int64]
+NAT: Final = np.datetime64("NaT", "us")
 DAY: Final = np.timedelta64(1, "D")
 MAX_MINUTES: Final = 100 * 366 * 1440
 """An offset of more than a century is mistyped."""
 OLDEST: Final = 90.0
 """Stands for `> 89`."""
+
+NO_HOSPITAL: Final = -1
+"""Stands for a blank `hospitalid`."""
 
 _COLUMNS: Final[dict[str, Any]] = {
     STAY: np.int64,
@@ -49,12 +53,12 @@ class Stays:
     """Unit stays in the order of their ids, S rows.
 
     Args:
-        rows: the columns of the table, [S] each.
+        rows: the columns of the table, [S] each; `hospitalid` is int64.
         subject: ids of the patients, [S].
         unit_start: unit admission, [S].
-        unit_end: unit discharge, [S].
+        unit_end: unit discharge, NaT where it is told before the admission, [S].
         hospital_start: hospital admission, [S].
-        hospital_end: hospital discharge, [S].
+        hospital_end: hospital discharge, likewise, [S].
         earliest: when events of the stay may begin, NaT for no bound, [S].
         latest: when they may end, NaT for no bound, [S].
         age: in years, NaN where not known, [S].
@@ -101,6 +105,10 @@ class Stays:
         hospital = self.rows["hospitaldischargestatus"]
         return unit | (hospital == "Expired"), unit | np.isin(hospital, ("Alive", "Expired"))
 
+    def open_visits(self) -> int:
+        """Return how many unit stays have no known end, of their own or of the hospital stay."""
+        return int(np.count_nonzero(np.isnat(self.unit_end) | np.isnat(self.hospital_end)))
+
     def first_of(self, key: npt.NDArray) -> npt.NDArray[np.intp]:
         """Return the first row in time of each value of a key of rows, [S]."""
         _, first = np.unique(key[self.order], return_index=True)
@@ -126,6 +134,9 @@ def load(root: str, name: str) -> tuple[Stays, list[Block]]:
         for column in ("hospitaladmitoffset", "hospitaldischargeoffset", "unitdischargeoffset"):
             far = np.abs(block.columns[column]) > MAX_MINUTES
             block.refuse(far, partial(_too_far, column))
+        hospital = block.columns["hospitalid"]
+        broken = ~np.isnan(hospital) & (hospital != np.rint(hospital))
+        block.refuse(broken, lambda _: "hospitalid is not a whole number")
         year = block.columns["hospitaldischargeyear"]
         block.refuse(
             (year < 1900) | (year > 2200), lambda _: "hospitaldischargeyear is no year of our time"
@@ -133,6 +144,8 @@ def load(root: str, name: str) -> tuple[Stays, list[Block]]:
     columns = joined(blocks, _COLUMNS)
     if not len(columns[STAY]):
         raise InputError(f"{root}/{name}: no stay in it; give the table of all stays")
+    hospital = np.nan_to_num(columns["hospitalid"], nan=NO_HOSPITAL)
+    columns["hospitalid"] = hospital.astype(np.int64)
     order = np.argsort(columns[STAY], kind="stable")
     return _placed({key: values[order] for key, values in columns.items()}), blocks
 
@@ -176,10 +189,11 @@ def _placed(rows: dict[str, npt.NDArray]) -> Stays:
         if follows:
             earliest[stays] = day + clock + first
         discharge = as_time((unit + rows["hospitaldischargeoffset"])[stays].max(keepdims=True))
-        hospital_end[stays] = day + clock + np.maximum(discharge, first)
+        hospital_end[stays] = np.where(discharge < first, NAT, day + clock + discharge)
         before = patient, stays, day + clock + last
     unit_start: Times = np.add(start, as_time(unit))
-    unit_end: Times = np.add(unit_start, as_time(np.maximum(rows["unitdischargeoffset"], 0.0)))
+    unit_end: Times = np.add(unit_start, as_time(rows["unitdischargeoffset"]))
+    unit_end[unit_end < unit_start] = NAT
     visit = np.nan_to_num(rows["unitvisitnumber"])
     order = np.lexsort((rows[STAY], visit, unit_start, subject))
     return Stays(

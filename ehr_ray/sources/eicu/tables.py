@@ -27,7 +27,7 @@ PATIENT: Final = Table(
     {
         "uniquepid": "text",
         "patienthealthsystemstayid": "whole",
-        "hospitalid": "whole",
+        "hospitalid": "number?",
         "gender": "text?",
         "age": "text?",
         "ethnicity": "text?",

@@ -29,11 +29,13 @@ def labels(stays: Stays, options: EicuOptions) -> dict[str, pa.Table]:
     start = stays.unit_start[first]
     died, known = stays.died()
     death = [bool(d) if k else None for d, k in zip(died[first], known[first], strict=True)]
-    long = stays.hospital_end[first] - start > _hours(LONG_STAY_HOURS)
+    end = stays.hospital_end[first]
+    days = end - start > _hours(LONG_STAY_HOURS)
+    long = [None if unknown else bool(d) for d, unknown in zip(days, np.isnat(end), strict=True)]
     found = {
         "mortality_24h": (death, DAY_HOURS),
         "mortality": (death, hours),
-        "length_of_stay_7d": (long.tolist(), hours),
+        "length_of_stay_7d": (long, hours),
     }
     tables = {}
     for task, (values, after) in found.items():
@@ -59,7 +61,7 @@ def _readmissions(stays: Stays) -> pa.Table:
         again[i] = not last[i] and (again[i + 1] or kind[i + 1] == "readmit")
     moved = ~last & (np.append(kind[1:], "") == "transfer")
     alive = rows["unitdischargestatus"][order] == "Alive"
-    asked = alive & ~moved & (kind != STEPDOWN)
+    asked = alive & ~moved & (kind != STEPDOWN) & ~np.isnat(stays.unit_end[order])
     # Of two stays that end at one moment the later one tells.
     end, subject = stays.unit_end[order], stays.subject[order]
     pairs = np.stack([subject[asked], end[asked].astype(np.int64)])

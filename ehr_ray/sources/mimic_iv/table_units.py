@@ -20,6 +20,7 @@ from ehr_ray.sources.source import Chunk
 from ehr_ray.sources.splits import sample_positions
 
 HOUR: Final = np.timedelta64(1, "h")
+NAT: Final = np.datetime64("NaT", "us")
 DAY: Final = np.timedelta64(1, "D")
 
 
@@ -145,11 +146,12 @@ def _admissions(columns: dict[str, npt.NDArray]) -> Admissions:
 
     A `deathtime` before the admission, or over a day after its end, is mistyped: death is then at
     the end if the flag says that the patient died in it, and else not in it. An end before the
-    start is the death in the admission, else the start.
+    start is the death in the admission, else not known.
     """
     subject, hadm = columns["subject_id"], columns["hadm_id"]
     start, end, death = columns["admittime"], columns["dischtime"], columns["deathtime"]
-    end = np.where(end < start, np.fmax(start, death), end)
+    # A comparison with NaT is false.
+    end = np.where(end < start, np.where(death >= start, death, NAT), end)
     believed = (death >= start) & (death <= end + DAY)
     died = (columns["hospital_expire_flag"] == 1) | believed
     death = np.where(believed, death, np.where(died, end, np.datetime64("NaT")))

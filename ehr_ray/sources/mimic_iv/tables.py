@@ -23,7 +23,7 @@ from typing import Final
 from ehr_ray.sources.parsing.tables import Event, Table, Titles
 
 DISCHARGE: Final = "discharge"
-"""A column that is made: when the admission `hadm_id` ended, a mistyped end put right."""
+"""A column that is made: when the admission `hadm_id` ended, NaT where not known."""
 
 DAY_END: Final = "day_end"
 """A column that is made: the end of `chartdate`, or a second after a discharge on that day."""

@@ -1,6 +1,7 @@
 """Persons, visits and deaths, whole in memory: who was where when, and who died.
 
-No other table is ever held. A visit without an end ends on the day it began.
+No other table is ever held. Of a visit that has no end, or one before its start, the end is not
+known.
 """
 
 import os
@@ -35,7 +36,7 @@ class Persons:
         rows: columns of `person`, [P] each.
         visits: columns of `visit_occurrence` in order of their ids, [V] each.
         start: of each visit, [V].
-        end: of each visit, [V].
+        end: of each visit, NaT where not known, [V].
         inpatient: whether a visit was in a hospital, [V].
         death: when each person died, NaT where not known, [P].
         table: where persons are listed.
@@ -75,7 +76,7 @@ class Persons:
         death = self.death[self.row_of(person)]
         said = _discharged_dead(self.visits)[at]
         inside = (death >= start) & (death <= end)
-        when = np.where(inside, death, np.where(said, end, NAT))
+        when = np.where(inside, death, np.where(said, end, NAT))  # NaT where the end is
         return Admissions.of(person, self.visits[VISIT][at], start, end, said | inside, when)
 
 
@@ -115,8 +116,10 @@ def _loaded(
     order = np.argsort(columns[VISIT], kind="stable")
     columns = {key: values[order] for key, values in columns.items()}
     start = _times(columns, "visit_start", columns["visit_start_date"])
-    last = np.where(np.isnat(columns["visit_end_date"]), start, columns["visit_end_date"])
-    end = np.maximum(start, _times(columns, "visit_end", day_end(last)))
+    last = columns["visit_end_date"]
+    last = np.where(np.isnat(last), columns["visit_end_datetime"], last)
+    end = _times(columns, "visit_end", day_end(last))
+    end = np.where(end < start, NAT, end)
     inpatient = np.isin(columns["visit_concept_id"].astype(str), INPATIENT)
     found = Persons(rows, columns, start, end, inpatient, np.full(len(rows[KEY]), NAT))
     return replace(found, death=_deaths(found, _columns(root, death, DEATH)))
@@ -159,7 +162,10 @@ def person_events(persons: Persons) -> pa.Table:
 
 
 def visit_events(persons: Persons) -> pa.Table:
-    """Return the `EVENTS` of all visits: admissions and discharges of those in a hospital."""
+    """Return the `EVENTS` of all visits: admissions and discharges of those in a hospital.
+
+    One of which the end is not known has none.
+    """
     columns = persons.visits
     known, _ = persons.look_up(columns[KEY])
     concept = columns["visit_concept_id"]
@@ -172,13 +178,19 @@ def visit_events(persons: Persons) -> pa.Table:
     begin = np.where(there, "HOSPITAL_ADMISSION//", "VISIT_START//").astype(object) + concept
     end = np.where(there, "HOSPITAL_DISCHARGE//", "VISIT_END//").astype(object)
     end += np.where(there, left, concept)
-    ids = columns[KEY][known]
+    ids, over = columns[KEY], known & ~np.isnat(persons.end)
     return pa.concat_tables(
         [
-            _events(ids, persons.start[known], begin[known].tolist()),
-            _events(ids, persons.end[known], end[known].tolist()),
+            _events(ids[known], persons.start[known], begin[known].tolist()),
+            _events(ids[over], persons.end[over], end[over].tolist()),
         ]
     )
+
+
+def open_visits(persons: Persons) -> int:
+    """Return how many visits of persons that are listed have no known end."""
+    known, _ = persons.look_up(persons.visits[KEY])
+    return int(np.count_nonzero(known & np.isnat(persons.end)))
 
 
 def _columns(root: str, name: str | None, table: Table) -> Columns:

@@ -14,10 +14,12 @@ from ehr_ray.errors import InputError
 from ehr_ray.events.schema import EVENTS, REJECTED
 from ehr_ray.sources.omop.options import OmopOptions
 from ehr_ray.sources.omop.persons import (
+    NAT,
     Persons,
     day_end,
     exact,
     load,
+    open_visits,
     person_events,
     read_persons,
     visit_events,
@@ -44,9 +46,10 @@ from ehr_ray.sources.parsing.cells import Times
 from ehr_ray.sources.parsing.databases import find_tables, state_of, table_path
 from ehr_ray.sources.parsing.event_rows import AFTER, event_rows, table_chunks
 from ehr_ray.sources.parsing.kinds import UNKNOWN
+from ehr_ray.sources.parsing.quarantine import OF_OPEN_VISIT, OPEN_VISIT
 from ehr_ray.sources.parsing.table_files import table_files, warn_of_missing
 from ehr_ray.sources.parsing.tables import Table
-from ehr_ray.sources.source import Chunk, Unit
+from ehr_ray.sources.source import CHANGES, Chunk, Unit
 
 LABELS: Final = "labels"
 BASE: Final = (PERSON.name, VISITS.name, DEATH.name)
@@ -120,7 +123,11 @@ def read(unit: Unit, options: OmopOptions) -> Iterator[Chunk]:
         events, blocks = person_events(persons), read_persons(unit.root, name)[1]
     elif unit.kind in BASE:
         blocks = list(read_blocks(unit.root, name, BY_NAME[unit.kind], persons))
-        events = visit_events(persons) if unit.kind == VISITS.name else EVENTS.empty_table()
+        events = EVENTS.empty_table()
+        if unit.kind == VISITS.name:
+            events = visit_events(persons)
+            if blocks:
+                blocks[0].rejects.change(OPEN_VISIT, open_visits(persons))
     else:
         table = BY_NAME[unit.kind]
         yield from table_chunks(
@@ -131,9 +138,11 @@ def read(unit: Unit, options: OmopOptions) -> Iterator[Chunk]:
             words,
         )
         return
+    found = [block.rejects.tables() for block in blocks]
     yield Chunk(
         events,
-        rejects=pa.concat_tables([REJECTED.empty_table(), *(b.rejects.table() for b in blocks)]),
+        rejects=pa.concat_tables([REJECTED.empty_table(), *(each["rejects"] for each in found)]),
+        changes=pa.concat_tables([CHANGES.empty_table(), *(each["changes"] for each in found)]),
         rows_read=sum(block.rows_read for block in blocks),
         files_read=1,
         codes=words(set(pc.unique(events["code"]).to_pylist())),
@@ -152,7 +161,8 @@ def table_events(block: Block, table: Table, persons: Persons) -> pa.Table:
         intensive = pc.is_in(columns[what], pa.array(INTENSIVE))
         columns["begin"] = pc.if_else(intensive, "ICU_ADMISSION", "UNIT_START")
         columns["finish"] = pc.if_else(intensive, "ICU_DISCHARGE", "UNIT_END")
-    _set_times(columns, table, persons)
+    if left_out := _set_times(columns, table, persons):
+        block.rejects.change(OF_OPEN_VISIT, left_out)
     people = columns[KEY]
     return pa.concat_tables([event_rows(event, block, people) for event in table.events])
 
@@ -174,8 +184,11 @@ def _units(columns: dict[str, Any]) -> pa.Array:
     return pc.if_else(pc.or_(there, said), unit, answer)
 
 
-def _set_times(columns: dict[str, Any], table: Table, persons: Persons) -> None:
-    """Set when rows were known, and when what they tell of ended."""
+def _set_times(columns: dict[str, Any], table: Table, persons: Persons) -> int:
+    """Set when rows were known, and when what they tell of ended; NaT where nobody knows.
+
+    Return how many conditions that is so of: those of inpatient visits without a known end.
+    """
     names = [name.removesuffix("_date") for name in table.columns if name.endswith("_date")]
     row, there = persons.visit_of(columns[KEY], columns[VISIT])
     left = np.full(len(row), np.datetime64("NaT"), "datetime64[us]")
@@ -185,10 +198,14 @@ def _set_times(columns: dict[str, Any], table: Table, persons: Persons) -> None:
     if table is DETAILS:
         date, time = (columns[f"{names[0]}_{kind}"] for kind in ("date", "datetime"))
         columns[AT] = np.where(exact(time), time, date)
+        columns[END] = np.where(columns[END] < columns[AT], NAT, columns[END])
     if table is CONDITIONS:
         stays = there.copy()
         stays[there] = persons.inpatient[row[there]]
-        columns[AT] = np.where(stays, np.fmax(columns[AT], left + AFTER), columns[AT])
+        # Of NaT the maximum is NaT.
+        columns[AT] = np.where(stays, np.maximum(columns[AT], left + AFTER), columns[AT])
+        return int(np.count_nonzero(stays & np.isnat(left)))
+    return 0
 
 
 def _time(date: Times, time: Times, left: Times) -> Times:

@@ -6,7 +6,7 @@ code is `SOURCE//` and what the source wrote. Nothing stands before it could be 
 - A row with a date alone, or with midnight for its time, as tables made from dates have, stands at
   the end of the day, or at the end of its visit where that is earlier on the day.
 - A condition of an inpatient visit stands a second after the visit, since most are coded for
-  billing; another one stands at its own time.
+  billing, and is left out where nobody knows when that ended; another one stands at its own time.
 - A measurement without a number has its answer, a concept, in place of a unit.
 - A drug starts at its first time and ends at its last.
 - A visit begins at the start of its day, so that it is there before what happened in it.

@@ -5,6 +5,7 @@ Each label is made at a moment when its answer is not yet known. `mortality` and
 about that admission; one inside another is part of it. `readmission_30d`: at every discharge of a
 patient who is then alive and in no other admission; true if another begins within 30 days. A
 patient who dies at home within these days, and the last admission of the record, count as false.
+Of an admission of which nobody knows the end nothing is asked; it may be the readmission.
 """
 
 from dataclasses import dataclass
@@ -38,7 +39,8 @@ class Admissions:
         subject: subject ids, [A].
         hadm: admission ids, [A].
         start: when each began, [A].
-        end: when it ended, never before its start, [A].
+        end: when it ended, never before its start, which stands for an end not known, [A].
+        ended: whether the end is known, [A].
         died: whether the patient died in it, or in another inside it, [A].
         death: when, NaT for the others, [A].
     """
@@ -47,6 +49,7 @@ class Admissions:
     hadm: Ids
     start: Times
     end: Times
+    ended: Mask
     died: Mask
     death: Times
 
@@ -56,12 +59,14 @@ class Admissions:
     ) -> "Admissions":
         """Return admissions in their order, of columns in any.
 
-        A death in an admission that lies inside another is one in both.
+        An end that is NaT, or before the start, is not known. A death in an admission that lies
+        inside another is one in both.
         """
-        last = np.maximum(start, end)
+        ended, last = end >= start, np.fmax(start, end)
         order = np.lexsort((hadm, -last.astype(np.int64), start, subject))
         made = cls(
-            subject[order], hadm[order], start[order], last[order], died[order], death[order]
+            *(subject[order], hadm[order], start[order], last[order]),
+            *(ended[order], died[order], death[order]),
         )
         np.logical_or.at(made.died, made.outer, made.died.copy())
         np.fmin.at(made.death, made.outer, made.death.copy())
@@ -150,7 +155,7 @@ def readmission_labels(found: Admissions, asked: Mask, death: Times) -> pa.Table
     follow = np.minimum(begun, max(len(begun) - 1, 0))
     again = (begun < len(begun)) & (found.subject[follow] == found.subject)
     value = again & (found.start[follow] - found.end <= READMISSION)
-    usable = asked & ~found.died & ~(death <= found.end) & ~inside_another
+    usable = asked & found.ended & ~found.died & ~(death <= found.end) & ~inside_another
     return _labels(found.subject[usable], value[usable], found.end[usable])
 
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ehr_ray.errors import InputError
-from ehr_ray.sources.parsing.cells import Mask, flat, spelled
+from ehr_ray.sources.parsing.cells import Mask, Times, flat, spelled, zoned
 from ehr_ray.sources.parsing.csv_files import (
     ALL_LINES,
     COMMON,
@@ -37,6 +37,7 @@ from ehr_ray.sources.source import Unit
 from ehr_ray.storage import files
 
 BLOCK_BYTES: Final = 1 << 20
+_UTC: Final = r"(Z|z|[+-]00(:?00){0,2})\s*$"
 _INEQUALITY: Final = r"^\s*(<=|=<|>=|=>|<|>|≤|≥|less than|greater than)\s*[0-9.,]*[0-9]\s*$"
 
 
@@ -92,13 +93,16 @@ class Block:
     def read(self, column: str, kind: Kind, may_be_blank: bool) -> None:
         """Give a column its type and refuse the rows where it has another.
 
-        A quantity is never refused: `odd(column)` says which cells were no plain numbers.
+        A quantity is never refused: `odd(column)` says which cells were no plain numbers. Times are
+        counted by whether they say a zone; `InputError` for one that is not UTC.
         """
         text = self.columns[column]
         if kind == "quantity":
             self.columns[column], self.columns[odd(column)] = quantities(text)
             return
         self.columns[column], blank, bad = parse(text, kind)
+        if kind == "time":
+            self._check_zones(column, text, self.columns[column])
 
         def reason(i: int) -> str:
             if blank[i]:
@@ -106,6 +110,16 @@ class Block:
             return f"{column} {text[i].as_py()!r} is not {REASONS[kind]}"
 
         self.refuse(bad if may_be_blank else bad | blank, reason)
+
+    def _check_zones(self, column: str, text: pa.ChunkedArray, times: Times) -> None:
+        place = f"{self.name}, column {column}"
+        self.rejects.zones(text, times, place, clocks=True)
+        away = zoned(text) & ~np.asarray(flat(pc.match_substring_regex(text, _UTC)))
+        if away.any():
+            raise InputError(
+                f"{place}: times with an offset from UTC, beside dates of which nobody knows whose "
+                "day they are; give both of UTC, or both of the local clock without a zone"
+            )
 
 
 def odd(column: str) -> str:

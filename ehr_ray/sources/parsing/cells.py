@@ -36,7 +36,7 @@ WHOLE: Final = 2**53
 _FLOAT_CODE: Final = re.compile(r"([1-9]\d{3,})\.0+")
 """An item number that a data frame made a float. ICD has `250.0` beside `250`: never 4 digits."""
 
-_ZONED: Final = r"[T ]\d{2}.*(Z|z|[+-]\d{2}(:?\d{2})?)\s*$"
+_ZONED: Final = r"^\s*\d{4}-?\d{2}-?\d{2}.\d{2}.*(Z|z|[+-]\d{2}(:?\d{2}){0,2})\s*$"
 
 _MAX_MINUTES: Final = 1e9
 MAX_FLOAT32: Final = float(np.finfo(np.float32).max)
@@ -98,16 +98,26 @@ def _dates(column: pa.Array) -> tuple[Times, Mask]:
         return np.where(bad, _NAT, micros).astype("datetime64[us]"), bad
 
 
-def zones(column: pa.ChunkedArray | pa.Array) -> tuple[int, int]:
-    """Return how many times of a column say their zone, and how many do not."""
+def zoned(column: pa.ChunkedArray | pa.Array) -> Mask:
+    """Return which cells of a column of times, text or Arrow dates, say their zone; blank do not.
+
+    >>> zoned(pa.array(["2024-01-01T09:00Z", "2024-01-01 09:00+02:00", "2024-01-01 09:00"]))
+    array([ True,  True, False])
+    """
     column = flat(column)
-    filled = len(column) - column.null_count
-    if pa.types.is_timestamp(column.type):
-        return (filled, 0) if column.type.tz else (0, filled)
-    if not pa.types.is_string(column.type):
-        return 0, 0
-    zoned = pc.sum(pc.match_substring_regex(column, _ZONED)).as_py() or 0
-    return zoned, filled - zoned - (pc.sum(pc.equal(column, "")).as_py() or 0)
+    if pa.types.is_string(column.type):
+        try:
+            _blank_to_null(column).cast(pa.timestamp("us"))  # which takes none with a zone
+        except pa.ArrowInvalid:
+            pass
+        else:
+            return np.zeros(len(column), bool)
+        found = pc.match_substring_regex(column, _ZONED).fill_null(False)
+    elif pa.types.is_timestamp(column.type) and column.type.tz:
+        found = column.is_valid()
+    else:
+        return np.zeros(len(column), bool)
+    return np.asarray(found.to_numpy(zero_copy_only=False))
 
 
 def whole(column: pa.Array) -> tuple[npt.NDArray[np.int64], Mask, Mask]:

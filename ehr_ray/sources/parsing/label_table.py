@@ -59,6 +59,7 @@ class LabelOptions:
         stays: whether an id may be one of a stay, where no column is named.
         time_columns: names of the column of prediction times, the first that is there counts.
         read_time: column and name -> times, and a mask of cells that are none.
+        clock: whether these are dates with a clock, which may say their zone.
         tasks: columns of truth values, by comma; None: the only one there is, or none beside those
             of numbers and classes.
         numbers: columns of numbers that are tasks, by comma.
@@ -73,6 +74,7 @@ class LabelOptions:
     stays: bool
     time_columns: tuple[str, ...]
     read_time: ReadTime
+    clock: bool = False
     tasks: str | None = None
     numbers: str | None = None
     classes: str | None = None
@@ -122,15 +124,19 @@ def read_labels(unit: Unit, options: LabelOptions) -> Iterator[Chunk]:
     rejects.rows(blank, lambda i: (name, int(lines[i])), lambda _: f"{key} is blank")
     time = next((c for c in options.time_columns if c in table.column_names and c != key), None)
     times = None if time is None else _times(name, time, table, lines, options)
+    if time is not None and times is not None and options.clock:
+        rejects.zones(table[time], times, f"--labels {name}, column {time}")
     given = None if times is None else pa.array(times[~blank])
     labels = {}
     for task, column in _tasks(name, table, {key, time}, options).items():
         values = _answers(name, task, column, table[task], lines, options.decimal)
         known = values.filter(pa.array(~blank))
         labels[task] = label_rows(ids[~blank], known, options.minute, times=given, column=column)
+    found = rejects.tables()
     yield Chunk(
         labels=labels,
-        rejects=pa.concat_tables([*refused, rejects.table()]),
+        rejects=pa.concat_tables([*refused, found["rejects"]]),
+        changes=found["changes"],
         rows_read=len(table) + sum(map(len, refused)),
         files_read=1,
         names=spelt,

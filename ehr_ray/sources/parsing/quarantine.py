@@ -10,6 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ehr_ray.events.schema import REJECTED
+from ehr_ray.sources.parsing.cells import Times, zoned
 from ehr_ray.sources.parsing.quantities import (
     DECIMAL_COMMA,
     FIRST_SIGN,
@@ -29,6 +30,9 @@ KINDS: Final = {
 """What a cell of `quantities` that is no plain number is called in `changes.parquet`."""
 ZONED: Final = "time with a zone"
 NAIVE: Final = "time without a zone"
+"""Their `code` in a part's changes says where: a file and a column. An input has one of them."""
+OPEN_VISIT: Final = "visit without an end"
+OF_OPEN_VISIT: Final = "diagnosis of a visit without an end"
 UNRECORDED: Final = "not recorded"
 
 _QUOTED: Final = re.compile(r"""'[^']*('|$)|"[^"]*("|$)|(?<=_id )\S+|\d{5,}""")
@@ -77,6 +81,21 @@ class Rejects:
         """Count what was read otherwise than it stood."""
         if count:
             self._changes[code, what] += count
+
+    def zones(
+        self, column: pa.ChunkedArray, times: Times, place: str, *, clocks: bool = False
+    ) -> None:
+        """Count the times of a column that say their zone, and those that do not.
+
+        `times` is what they were read as, `place` the file and the column. With `clocks` a date
+        alone, or with midnight, counts as neither.
+        """
+        aware = zoned(column)
+        bare = ~aware & ~np.isnat(times)
+        if clocks:
+            bare &= times != times.astype("datetime64[D]")
+        self.change(ZONED, int(np.count_nonzero(aware)), place)
+        self.change(NAIVE, int(np.count_nonzero(bare)), place)
 
     def odd_values(self, events: pa.Table, kinds: Kinds) -> None:
         """Count the `EVENTS` rows whose value was no plain number, and keep the inequalities."""

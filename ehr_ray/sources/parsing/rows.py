@@ -32,16 +32,20 @@ def clean_rows(
     rejects: Rejects,
     decimal: Decimal = ".",
     of_numbers: str = "",
+    zones_of: str = "",
 ) -> tuple[pa.Table, Mask]:
     """Return (`EVENTS` rows in the given order, mask of the rows kept); refuse the others.
 
     Refused: a blank id or code, a time that is none. A value that is blank or no finite number is
     an event without one, and the latter is counted; a blank time is a static event. `ids` comes
     with a mask of blanks; `of_numbers` is added to the reason of a refused time that is a number.
+    With `zones_of`, a file and a column, times with and without a zone are counted as its own.
     Raises `InputError` where a column's type is wrong as a whole.
     """
     subjects, blank_id = ids
     times, bad_time = read_time(time)
+    if zones_of:
+        rejects.zones(time, times, zones_of)
     codes, blank_code = texts(code)
     value = pa.nulls(len(subjects)) if value is None else value
     values, kinds = quantities(value, decimal=decimal)

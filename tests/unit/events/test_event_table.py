@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 
 from ehr_ray.errors import InputError
-from ehr_ray.events.event_table import events_of, like, times_of
+from ehr_ray.events.event_table import check_zones, events_of, like, times_of
 from ehr_ray.events.schema import EVENTS
 
 ROWS = {
@@ -94,3 +94,26 @@ def test_the_answer_is_a_table_of_the_kind_that_was_given():
     table = pa.table({"subject_id": [1], "probability": [0.5]})
     assert like(table, table) is table
     assert isinstance(like(table, pd.DataFrame()), pd.DataFrame)
+
+
+AWARE = {"subject_id": [1], "time": pd.to_datetime(["2020-01-01 09:00+02:00"]), "code": ["HR"]}
+BARE = {**AWARE, "time": pd.to_datetime(["2020-01-01 09:00"])}
+
+
+@pytest.mark.parametrize("kind", [pd.DataFrame, pa.table])
+def test_events_and_prediction_times_are_both_with_a_zone_or_both_without(kind):
+    for events, asked, first in (
+        (AWARE, BARE, "events: times with a zone, but none in prediction_times"),
+        (BARE, AWARE, "prediction_times: times with a zone, but none in events; give both with"),
+    ):
+        times = {"subject_id": [1], "prediction_time": asked["time"]}
+        with pytest.raises(InputError, match=first):
+            check_zones(kind(events), kind(times))
+        check_zones(kind(events), kind({"subject_id": [1], "prediction_time": events["time"]}))
+
+
+def test_a_column_of_times_with_and_without_a_zone_is_refused():
+    times = pd.Series([AWARE["time"][0], BARE["time"][0], None], dtype=object)
+    frame = pd.DataFrame({"subject_id": [1, 1, 1], "time": times, "code": ["HR"] * 3})
+    with pytest.raises(InputError, match="events: time has times with a zone and others without"):
+        events_of(frame)

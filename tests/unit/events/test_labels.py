@@ -15,6 +15,7 @@ from ehr_ray.events.labels import (
     label_files,
     read_label_files,
     read_labels,
+    task_files,
     task_name,
     tasks_of,
 )
@@ -202,3 +203,19 @@ def test_repeats_are_counted_and_told(tmp_path):
 def test_an_answer_that_is_no_truth_value_is_refused_by_name(tmp_path):
     with pytest.raises(InputError, match=r"a\.parquet: row 2, column boolean_value: 'sick' is no"):
         read_labels(sharded(tmp_path, {"a": [(1, "True"), (2, "sick")]}), "a")
+
+
+@pytest.mark.parametrize("zones", [(None, "UTC"), ("Asia/Tokyo", None)])
+def test_labels_and_events_are_both_with_a_zone_or_both_without(tmp_path, zones):
+    for zone in zones:
+        for name, column, kind in (("data/train/0", "time", zones[0]), ("labels/x", "", zone)):
+            path = tmp_path / f"{zone}/{name}.parquet"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            times = pa.array([0], pa.timestamp("us", kind))
+            rows = {"subject_id": [1], column or "prediction_time": times, "boolean_value": [True]}
+            pq.write_table(pa.table(rows), path)
+    assert len(task_files(tmp_path / str(zones[0]), "x")) == 1
+    message = r"parquet: times with a zone, but none in .*parquet; give both with a zone, or none"
+    for read in (task_files, read_labels):
+        with pytest.raises(InputError, match=message):
+            read(tmp_path / str(zones[1]), "x")

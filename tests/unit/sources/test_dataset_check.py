@@ -95,3 +95,13 @@ def test_what_ingest_wrote_is_no_more_when_a_shard_is_replaced(synthetic_cohort,
     assert is_ours(cohort, splits_of(cohort))
     shutil.copy(cohort / "data/tuning/0.parquet", cohort / "data/train/0.parquet")
     assert not is_ours(cohort, splits_of(cohort))
+
+
+def test_shards_with_and_without_a_zone_are_refused(tmp_path, check):
+    root = write(tmp_path)
+    path = root / "data/tuning/0.parquet"
+    table = pq.read_table(path)
+    aware = table["time"].cast(pa.timestamp("us", "UTC"))
+    pq.write_table(table.set_column(1, "time", aware), path)
+    with pytest.raises(InputError, match=r"tuning/0\.parquet: times with a zone, but none in .*0"):
+        check(root)

@@ -299,3 +299,15 @@ def test_an_origin_that_cannot_be_one_is_refused(tmp_path, origin, message):
     write_shard(tmp_path / "in/data/train/0.parquet", [(1, T0, "A", 1.0)])
     with pytest.raises(InputError, match=message):
         ingest("meds", tmp_path / "in", tmp_path / "out", origin=origin, cpus=1)
+
+
+@pytest.mark.parametrize(("events", "labels"), [("UTC", None), (None, "Asia/Tokyo")])
+def test_events_and_labels_are_both_with_a_zone_or_both_without(tmp_path, cohort, events, labels):
+    rows = [(i, T0, "A", 1.0) for i in range(4)]
+    write_shard(tmp_path / "in/data/0.parquet", rows, time_type=pa.timestamp("us", events))
+    (tmp_path / "in/labels").mkdir()
+    times = pa.array([T0], pa.timestamp("us", labels))
+    table = pa.table({"subject_id": [1], "prediction_time": times, "boolean_value": [True]})
+    pq.write_table(table, tmp_path / "in/labels/x.parquet")
+    with pytest.raises(InputError, match=r"times with a zone, but none in .*give all times of ev"):
+        cohort("meds", tmp_path / "in")

@@ -64,14 +64,50 @@ def test_repeats_are_found_across_files(tmp_path, cohort, events_of):
     assert sum(changes(path).values()) == 2
 
 
-def test_zoned_times_beside_naive_ones_are_told(tmp_path):
-    summary = ingest(
-        "table",
-        table(tmp_path, "1,2020-01-01T10:00Z,HR,80", "1,2020-01-01 10:00,HR,81"),
-        tmp_path / "c",
-    )
-    assert "times with a zone: 1, read as UTC" in str(summary).splitlines()
-    assert "times without a zone beside them: 1, read as UTC too" in str(summary).splitlines()
+MIXED = "give all times of events and labels with a zone, or none"
+
+
+def test_times_with_a_zone_are_turned_to_utc_and_told(tmp_path, events_of):
+    rows = ["1,2020-01-01T10:00+02:00,HR,80", "1,2020-01-01T09:00Z,HR,81", "1,,Sex,"]
+    summary = ingest("table", table(tmp_path, *rows), tmp_path / "c")
+    assert "times with a zone: 2, turned to UTC" in str(summary).splitlines()
+    times = [r["time"].hour for r in events_of(tmp_path / "c").to_pylist() if r["code"] == "HR"]
+    assert times == [8, 9]
+    assert changes(tmp_path / "c") == {(None, "time with a zone"): 2}
+
+
+def test_times_with_and_without_a_zone_are_refused_by_file_and_column(tmp_path, cohort):
+    aware, bare = "1,2020-01-01T10:00Z,HR,80", "1,2020-01-01 10:00,HR,81"
+    with pytest.raises(
+        InputError, match=rf"e\.csv, column time: times with a zone, and oth.*; {MIXED}"
+    ):
+        cohort("table", table(tmp_path, aware, bare))
+    (tmp_path / "in").mkdir()
+    table(tmp_path / "in", bare, name="a.csv")
+    table(tmp_path / "in", aware, name="b.csv")
+    with pytest.raises(
+        InputError,
+        match=rf"^b\.csv, column time: times with a zone, but none in a\.csv, column t.*{MIXED}",
+    ):
+        cohort("table", tmp_path / "in")
+
+
+@pytest.mark.parametrize(
+    ("event", "label"),
+    [
+        ("2020-01-01T09:00+02:00", "2020-01-01 08:00"),
+        ("2020-01-01T09:00+02:00", "2020-01-02"),
+        ("2020-01-01 09:00", "2020-01-01T08:00Z"),
+    ],
+)
+def test_labels_and_events_are_both_with_a_zone_or_both_without(tmp_path, cohort, event, label):
+    (tmp_path / "l.csv").write_text(f"subject_id,prediction_time,died\n1,{label},1\n")
+    path = table(tmp_path, f"1,{event},HR,80")
+    with pytest.raises(InputError, match=rf"--labels l\.csv, column prediction_time.*{MIXED}"):
+        cohort("table", path, labels=tmp_path / "l.csv")
+
+
+def test_times_without_a_zone_are_left_as_they_are(tmp_path):
     alone = ingest("table", table(tmp_path, *PLAIN, name="n.csv"), tmp_path / "naive")
     assert alone.changes == {}
 

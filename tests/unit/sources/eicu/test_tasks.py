@@ -54,3 +54,10 @@ def test_return_to_intensive_care_is_known_within_a_hospital_stay(stays_of):
         ("A", "03 08"): False,
         ("A", "04 21"): False,
     }
+
+
+def test_nothing_is_asked_that_needs_an_end_before_the_start(stays_of):
+    found = labels(stays_of(stay(1, "A", end=-60), stay(2, "B", out=-9000)), EicuOptions())
+    assert found["mortality"]["boolean_value"].to_pylist() == [False]
+    assert found["length_of_stay_7d"]["boolean_value"].to_pylist() == [None]
+    assert len(found["icu_readmission"]) == 1  # of B

@@ -147,8 +147,24 @@ def test_a_discharge_mistyped_before_its_admission_moves_to_the_death_in_it(even
     )
     assert [row[:2] for row in found if row[1].startswith("HOSPITAL_DISCHARGE")] == [
         ("2150-05-09 10:00:00", "HOSPITAL_DISCHARGE//DIED"),
-        ("2150-05-01 08:00:00", "HOSPITAL_DISCHARGE//HOME"),
     ]
+
+
+def test_a_diagnosis_of_an_admission_without_a_known_end_is_left_out(tmp_path, write_mimic):
+    stay = "subject_id=1,hadm_id=1,admittime=2150-05-01 08:00:00,dischtime=2149-05-09"
+    row = "subject_id=1,hadm_id=1,seq_num=1,icd_code=I10,icd_version=10"
+    write_mimic(tmp_path, {"hosp/admissions": [stay], "hosp/diagnoses_icd": [row]})
+    files = ("hosp/patients.csv", "hosp/admissions.csv")
+    registry = load(str(tmp_path), *files, MimicIvOptions())
+    for name, events, change in (
+        ("hosp/admissions", ["HOSPITAL_ADMISSION"], "visit without an end"),
+        ("hosp/diagnoses_icd", [], "diagnosis of a visit without an end"),
+    ):
+        (block,) = [b for b in read_blocks(str(tmp_path), f"{name}.csv", BY_NAME[name]) if len(b)]
+        table = block_events(block, BY_NAME[name], registry)
+        assert [code.split("//")[0] for code in table["code"].to_pylist()] == events
+        changes = block.rejects.tables()["changes"].to_pylist()
+        assert {"code": None, "change": change, "count": 1} in changes
 
 
 def test_a_chart_entry_without_a_number_is_left_out(events):

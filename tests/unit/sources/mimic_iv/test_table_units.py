@@ -146,7 +146,7 @@ def test_the_end_of_a_day():
     np.testing.assert_array_equal(day_end(days), expected)
 
 
-def test_an_end_before_the_start_is_the_start(registry):
+def test_an_end_before_the_start_is_not_known(registry):
     found = registry([patient(1)], [admission(1, 1, "2150-01-02 10:00:00", "2150-01-02 09:00:00")])
     assert found.admissions.end == found.admissions.start
 

@@ -1,7 +1,8 @@
 import numpy as np
+import pytest
 from made_up.omop import visit
 
-from ehr_ray.sources.omop.persons import person_events, visit_events
+from ehr_ray.sources.omop.persons import open_visits, person_events, visit_events
 
 
 def test_a_death_with_a_date_alone_stands_at_the_end_of_the_visit_on_that_day(persons_of):
@@ -43,11 +44,13 @@ def test_a_discharge_as_dead_is_a_death_in_hospital_without_a_row_in_death(perso
     assert np.isnat(found.death).all()
 
 
-def test_visits_without_an_end_or_of_nobody_are_no_trouble(persons_of):
+@pytest.mark.parametrize("end", ["", "2019-12-31 09:00:00", "2019-12-31"])
+def test_no_end_is_made_up_for_a_visit_that_has_none(persons_of, end):
     found = persons_of(
         {
             "visit_occurrence": [
-                visit(1, 11, "2020-01-01 08:00:00", ""),
+                visit(1, 11, "2020-01-01 08:00:00", end),
+                visit(1, 13, "2020-02-01", end, concept=9202),
                 visit(99, 12, "2020-01-01", "2020-01-02"),
             ]
         }
@@ -55,8 +58,10 @@ def test_visits_without_an_end_or_of_nobody_are_no_trouble(persons_of):
     rows = [(r["subject_id"], str(r["time"]), r["code"]) for r in visit_events(found).to_pylist()]
     assert rows == [
         (1, "2020-01-01 08:00:00", "HOSPITAL_ADMISSION//9201"),
-        (1, "2020-01-01 23:59:59", "HOSPITAL_DISCHARGE//UNK"),
+        (1, "2020-02-01 00:00:00", "VISIT_START//9202"),
     ]
+    assert open_visits(found) == 2
+    assert found.admissions.ended.tolist() == [False, True]
     _, there = found.visit_of(np.array([1, 1]), np.array([11, 12]))
     assert there.tolist() == [True, False]
 

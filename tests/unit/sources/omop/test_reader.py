@@ -1,8 +1,11 @@
+import re
+
 import pyarrow.parquet as pq
 import pytest
 from made_up import omop
 from made_up.omop import visit
 
+from ehr_ray.commands.ingest import ingest
 from ehr_ray.errors import InputError
 from ehr_ray.sources.parsing import blocks
 
@@ -198,3 +201,72 @@ def test_another_source_reads_no_database(tmp_path, cohort):
     path.touch()
     with pytest.raises(InputError, match=r"cdm\.duckdb: --source eicu reads no database; give"):
         cohort("eicu", str(path))
+
+
+MEASURED = "person_id=2,measurement_concept_id=1,measurement_date=2021-06-02,measurement_datetime="
+
+
+def test_times_of_all_tables_have_a_zone_or_none_has(cdm, cohort, events_of):
+    folder = cdm({"measurement": [f"{MEASURED}2021-06-02T09:00:00Z"]})
+    with pytest.raises(
+        InputError,
+        match=r"measurement\.csv, column measurement_datetime: times with a zone, but none in ",
+    ):
+        cohort("omop", folder)
+    for path in folder.glob("*.csv"):
+        path.write_text(re.sub(r"(\d\d:\d\d:\d\d)(?!Z)", r"\1Z", path.read_text()))
+    found = written(events_of(cohort("omop", folder, splits="all:train")))
+    expected = [line for line in EXPECTED.splitlines() if "MEASUREMENT" not in line]
+    assert [line for line in found if "MEASUREMENT" not in line] == expected
+    assert "2 2021-06-02 09:00:00 MEASUREMENT//1//UNK" in found
+
+
+def test_times_with_an_offset_beside_dates_of_nobody_knows_where_are_refused(cdm, cohort):
+    folder = cdm({"measurement": [f"{MEASURED}2021-06-02T00:00:00+02:00"]})
+    with pytest.raises(InputError, match=r"column measurement_datetime: times with an offset from"):
+        cohort("omop", folder)
+
+
+def test_a_visit_without_an_end_tells_no_discharge_no_diagnosis_and_no_label_of_it(
+    cdm, tmp_path, events_of
+):
+    condition = "condition_concept_id=320128,condition_start_date=2020-03-01"
+    folder = cdm(
+        {
+            "visit_occurrence": [
+                visit(1, 11, "2020-01-01 08:00:00", "2020-01-20 09:00:00"),
+                visit(1, 12, "2020-02-01 08:00:00", ""),
+                visit(2, 21, "2020-03-01 08:00:00", ""),
+                visit(3, 31, "2020-03-01 08:00:00", "2020-02-27", discharged_to_concept_id=4216643),
+            ],
+            "visit_detail": [
+                "person_id=2,visit_detail_concept_id=32037,visit_occurrence_id=21,"
+                "visit_detail_start_date=2020-03-02,visit_detail_end_date=2020-03-01"
+            ],
+            "condition_occurrence": [
+                f"person_id=2,visit_occurrence_id=21,{condition}",
+                f"person_id=3,visit_occurrence_id=31,{condition}",
+                f"person_id=2,{condition}",
+            ],
+            "death": [],
+        }
+    )
+    summary = ingest("omop", folder, tmp_path / "c", splits="all:train", cpus=1)
+    lines = str(summary).splitlines()
+    assert "visits without an end: 3, no discharge, and no label that needs it" in lines
+    (told,) = [line for line in lines if line.startswith("diagnoses of visits without an end: 2")]
+    assert "left out" in told
+    found = written(events_of(tmp_path / "c"))
+    ends = [line for line in found if "DISCHARGE" in line or "CONDITION" in line]
+    assert ends == [
+        "1 2020-01-20 09:00:00 HOSPITAL_DISCHARGE//UNK",
+        "2 2020-03-01 23:59:59 CONDITION//320128",
+    ]
+    assert {
+        path.stem: [tuple(map(str, row.values())) for row in pq.read_table(path).to_pylist()]
+        for path in (tmp_path / "c/labels").iterdir()
+    } == {
+        "mortality": [("1", "2020-01-03 08:00:00", "False")],
+        "length_of_stay_7d": [("1", "2020-01-03 08:00:00", "True")],
+        "readmission_30d": [("1", "2020-01-20 09:00:00", "True")],
+    }

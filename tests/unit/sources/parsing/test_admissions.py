@@ -57,11 +57,26 @@ def test_readmission_is_asked_at_discharges_alive_and_out_of_hospital(found):
     never = np.full(6, NAT)
     every = np.ones(6, bool)
     assert told(readmission_labels(found, every, never)) == [
-        *((1, "01-09", True), (1, "01-31", False), (3, "01-06", False), (4, "01-10", False)),
+        *((1, "01-09", True), (1, "01-31", False), (4, "01-10", False)),
     ]
     dead = never.copy()
     dead[1] = found.end[1]
-    assert len(told(readmission_labels(found, every, dead))) == 3
-    assert told(readmission_labels(found, every & (found.subject == 3), never)) == [
-        (3, "01-06", False)
+    assert len(told(readmission_labels(found, every, dead))) == 2
+    assert told(readmission_labels(found, every & (found.subject == 4), never)) == [
+        (4, "01-10", False)
     ]
+
+
+def test_of_an_admission_without_a_known_end_nothing_is_asked_but_it_is_a_return():
+    start, end = np.array([[0, 10, 20, 0], [5, 11, 2**62, 2**62]])
+    epoch = np.datetime64("2020-01-01", "us")
+    ends = np.where(end > 99, NAT, epoch + end % 99 * np.timedelta64(1, "D"))
+    never, died = np.full(4, NAT), np.zeros(4, bool)
+    days = epoch + start * np.timedelta64(1, "D")
+    found = Admissions.of(np.array([1, 1, 1, 2]), np.arange(4), days, ends, died, never)
+    assert found.ended.tolist() == [True, True, False, False]
+    told_ = told(readmission_labels(found, ~died, never))
+    assert told_ == [(1, "01-06", True), (1, "01-12", True)]
+    row = found.first()
+    for table in stay_labels(found, row, found.start[row], 48).values():
+        assert [subject for subject, *_ in told(table)] == [1]

@@ -15,7 +15,7 @@ from ehr_ray.sources.parsing.cells import (
     timestamps,
     whole,
     words,
-    zones,
+    zoned,
 )
 
 NAT = np.datetime64("NaT")
@@ -112,10 +112,12 @@ def test_whole_numbers_are_written_in_digits_and_were_never_rounded(text):
 
 
 def test_times_with_and_without_a_zone_are_told_apart():
-    assert zones(pa.array(["2020-01-01T10:00Z", "2020-01-01 10:00:00+02:00", None])) == (2, 0)
-    assert zones(pa.array(["2020-01-02", "2020-01-01 10:00", ""])) == (0, 2)
-    assert zones(pa.array([1, None], pa.timestamp("us", "UTC"))) == (1, 0)
-    assert zones(pa.array([1, None], pa.timestamp("us"))) == (0, 1)
+    said = ["2020-01-01T10:00Z", "2020-01-01 10:00:00+02:00", "20200101T1000-05", None]
+    assert zoned(pa.array(said)).tolist() == [True, True, True, False]
+    assert not zoned(pa.array(["2020-01-02", "2020-01-01 10:00", "", "nan", "soon"])).any()
+    assert zoned(pa.array([1, None], pa.timestamp("us", "UTC"))).tolist() == [True, False]
+    assert not zoned(pa.array([1, None], pa.timestamp("us"))).any()
+    assert not zoned(pa.array([1], pa.date32())).any()
 
 
 def test_each_distinct_cell_is_parsed_once():
