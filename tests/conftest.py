@@ -248,13 +248,19 @@ def bucket(ray_folder):
 def forked():
     """Run ranks as processes forked from this one, whose imports they have: their exit codes.
 
-    forked(function, folder, world, ...) calls function(folder, rank, world, ...).
+    forked(function, folder, world, ...) calls function(folder, rank, world, ...), which leaves its
+    process group as it is: its end waits, with Python's lock, for threads that may want this lock.
     """
+
+    def rank_of(function, *given):
+        function(*given)
+        torch.distributed.barrier()
+        os._exit(0)
 
     def run(function, folder, world, *more):
         context = multiprocessing.get_context("fork")
         ranks = [
-            context.Process(target=function, args=(folder, rank, world, *more))
+            context.Process(target=rank_of, args=(function, folder, rank, world, *more))
             for rank in range(world)
         ]
         for rank in ranks:

@@ -74,4 +74,3 @@ def main(folder, rank, world, last=None):
     with whole(backend.model) as model:
         named = [*model.named_parameters(), *model.named_buffers()]
         torch.save({name: tensor.detach() for name, tensor in named}, folder / f"end-{rank}.pt")
-    dist.destroy_process_group()

@@ -57,7 +57,6 @@ def train_rank(folder, rank, world, job):
     place = f"file://{folder}/rendezvous"
     dist.init_process_group("gloo", init_method=place, rank=rank, world_size=world)
     train_here(job, backend_of(rank, world, job.experiment.cluster.strategy))
-    dist.destroy_process_group()
 
 
 def test_a_trial_of_ranks_that_share_a_model_is_measured_as_any_other(
