@@ -37,7 +37,7 @@ def test_the_run_of_a_gpu_runs_on_the_cpu_and_finds_nothing_wrong(
     assert "faults" not in found
     assert found["weights of a run killed and resumed, difference from a whole run's"] == 0
     assert 0 < found["weights with train.compile=default, difference from a plain run's"] < 1e-4
-    assert 0 < found["weights of two ranks by fsdp, difference from ddp's"] < 1e-4
+    assert 0 <= found["weights of two ranks by fsdp, difference from ddp's"] < 1e-4
     for family in families:
         for precision in ("float32", "bf16"):
             assert found[f"{family} tiny {precision}, patients per second"] > 0
