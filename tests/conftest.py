@@ -245,6 +245,19 @@ def bucket(ray_folder):
 
 
 @pytest.fixture(scope="session")
+def shared():
+    """Real data beside the repository, or a skip that says so."""
+
+    def folder(name):
+        path = Path(__file__).parents[2] / "shared" / "data" / name
+        if not path.exists():
+            pytest.skip(f"real data not found: {path}")
+        return path
+
+    return folder
+
+
+@pytest.fixture(scope="session")
 def forked():
     """Run ranks as processes forked from this one, whose imports they have: their exit codes.
 

@@ -14,8 +14,6 @@ import pytest
 from ehr_ray.commands.ingest import ingest
 from ehr_ray.events.schema import SPLITS
 
-SHARED = Path(__file__).parents[4] / "shared" / "data"
-
 TREATMENT = {
     "ranges": "ranges",
     "units": "conversions",
@@ -108,19 +106,6 @@ def write_patient():
         pq.write_table(pa.table(table), path)
 
     return write
-
-
-@pytest.fixture
-def shared():
-    """Real data beside the repository, or a skip that says so."""
-
-    def folder(name):
-        path = SHARED / name
-        if not path.exists():
-            pytest.skip(f"real data not found: {path}")
-        return path
-
-    return folder
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,14 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from ehr_ray.commands.embed import embed
 from ehr_ray.commands.evaluate.command import evaluate
+from ehr_ray.commands.ingest import ingest
 from ehr_ray.commands.train.command import train
 from ehr_ray.errors import InputError
 from ehr_ray.events.blocks import BlockStore
@@ -366,3 +368,41 @@ def test_a_share_of_known_events_that_is_none_is_refused(tiny_run, tmp_path, ver
     given = {"cohort": checkpoint.load(tiny_run).experiment.cohort, "output": tmp_path / "new"}
     with pytest.raises(InputError, match="--min-known-events 2: not a share between 0 and 1"):
         verb(tiny_run, **given, min_known_events=2, on_ray=False)
+
+
+def test_a_run_is_judged_on_real_stays_of_many_hospitals(tiny_run, shared, tmp_path):
+    """Trained on other data, judged on eICU's hourly variables by the map that is shipped."""
+    hourly = pd.read_parquet(shared("eicu_demo") / "hourly.parquet")
+    stays = pd.read_csv(shared("eicu_demo") / "stays.csv")
+    stays = stays[stays["unit_hours"] >= 48].sort_values(["hospital_death", "stay"])
+    stays = pd.concat([stays.head(60), stays.tail(30)])  # the last of them died
+    events = hourly[hourly["stay"].isin(stays["stay"]) & ~(hourly["hour"] >= 48)]
+    begun = pd.DataFrame({"stay": stays["stay"], "hour": 0, "variable": "ADMISSION"})
+    placed = stays.assign(hour=np.nan, variable="HOSPITAL//" + stays["hospital"].astype(str))
+    parts = [events, begun, placed[["stay", "hour", "variable"]]]
+    pd.concat(parts).to_csv(tmp_path / "events.csv", index=False)
+    died = stays.assign(hour=48, outcome=stays["hospital_death"])
+    died[["stay", "hour", "outcome"]].to_csv(tmp_path / "labels.csv", index=False)
+    columns = {
+        "id_column": "stay",
+        "time_column": "hour",
+        "code_column": "variable",
+        "value_column": "value",
+        "time_unit": "hours",
+        "labels": str(tmp_path / "labels.csv"),
+        "label_columns": "outcome",
+    }
+    cohort = tmp_path / "eicu"
+    made = ingest(
+        "table", tmp_path / "events.csv", cohort, options=columns, splits="all:held_out", cpus=1
+    )
+    assert made.labels["outcome"].labels == 90
+    assert made.subjects["held_out"] == 90
+    how = {"code_map": "eicu", "recalibrate": 0.5, "on_ray": False, "pages": False}
+    lines = evaluate(tiny_run, cohort=cohort, output=tmp_path / "out", task="outcome", **how)
+    assert any(line.startswith("calibration in the other cohort: slope ") for line in lines)
+    found = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert found["held_out/n"] == 90
+    assert 0.5 < found["held_out/known_events"] < 0.9  # made-up patients have fewer variables
+    assert found["held_out/auroc/low"] <= found["held_out/auroc"] <= found["held_out/auroc/high"]
+    assert any(name.startswith("held_out/subgroups/hospital/") for name in found)
