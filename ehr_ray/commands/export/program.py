@@ -16,7 +16,7 @@ from torch import nn
 
 from ehr_ray.errors import InputError
 from ehr_ray.events.patients import Patient, patients_of
-from ehr_ray.events.schema import EVENTS
+from ehr_ray.events.schema import EVENTS, ORIGIN_CODES
 from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.family import AnyFamily, Batch
 from ehr_ray.train.predictor import Predictor
@@ -27,6 +27,8 @@ NOT_READ: Final = ("place",)
 """Tensors that say where real tokens lie: of use to the kernels of a GPU alone."""
 TRACED, OTHERS = (8, 24), (5, 40)
 """Patients, and events of each at least: those it is traced on, those it is checked on."""
+VALUED, OTHER = 32, 8
+"""Codes with values and without any that they have."""
 TOLERANCE: Final = 1e-4
 """Of the largest absolute number of an output, which a program may differ by."""
 
@@ -55,6 +57,12 @@ def write_program(model: RunModel, path: Path) -> dict[str, str]:
     for batch in (traced, others):
         for name in NOT_READ:
             batch.pop(name, None)
+    if alone := sorted(n for n, t in traced.items() if any(size < 2 for size in t.shape)):
+        raise InputError(
+            "--torch-export: made-up patients give this model one place along an axis of "
+            f"{', '.join(alone)}, of which torch would make a program for no other number; export "
+            "it without"
+        )
     module = _Predict(model.family, model.model).eval()
     auto = torch.export.Dim.AUTO
     shapes = {name: dict.fromkeys(range(t.ndim), auto) for name, t in traced.items()}
@@ -102,20 +110,30 @@ def _without_places(program: "torch.export.ExportedProgram") -> None:
 
 
 def _made_up(vocabulary: Vocabulary, patients: int, events: int) -> Iterator[Patient]:
-    """Yield patients with events of any codes within two days, with values as train has them."""
+    """Yield patients with events within two days, with values as train has them.
+
+    Of the most frequent codes, which a model has chosen if it reads only some; each eighth event is
+    an admission, which begins a row where rows are admissions.
+    """
     rng = np.random.default_rng(patients)
+    frequent = np.argsort(-vocabulary.count, kind="stable")
+    valued = vocabulary.valued[frequent]
+    drawn = np.concatenate([frequent[valued][:VALUED], frequent[~valued][:OTHER]])
     sizes = events + np.arange(patients)
     subject = np.repeat(np.arange(patients), sizes)
     total = int(sizes.sum())
     minute = np.sort(rng.integers(0, 2880, total) + 2880 * subject)
-    code = rng.integers(0, len(vocabulary), total)
+    code = rng.choice(drawn, total)
     value = vocabulary.location[code] + vocabulary.scale[code] * rng.normal(size=total)
     time = (minute - 2880 * subject) * 60_000_000 + 1_600_000_000_000_000
+    names = np.array(vocabulary.codes, object)[code]
+    place = np.arange(total) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    names[place % 8 == 0] = ORIGIN_CODES[0]
     table = pa.table(
         {
             "subject_id": subject,
             "time": pa.array(time, pa.int64()).cast(pa.timestamp("us")),
-            "code": pa.array(vocabulary.codes).take(pa.array(code)),
+            "code": pa.array(names, pa.string()),
             "numeric_value": pa.array(np.where(vocabulary.valued[code], value, np.nan)),
         }
     )

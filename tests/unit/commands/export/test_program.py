@@ -1,3 +1,4 @@
+import pyarrow as pa
 import pytest
 import torch
 
@@ -5,6 +6,7 @@ import ehr_ray
 from ehr_ray.commands.export.command import export
 from ehr_ray.commands.export.program import PROGRAM, write_program
 from ehr_ray.errors import InputError
+from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.experiment import dump, parse, portable
 from ehr_ray.registry import FAMILIES
 from ehr_ray.train.checkpoint import save_checkpoint
@@ -50,6 +52,36 @@ def check(model, patients, folder):
 @pytest.mark.parametrize("family", [name for name in FAMILIES if name not in OF_SETS])
 def test_a_program_says_what_the_model_says(family, untrained, synthetic_patients, tmp_path):
     check(untrained(family), synthetic_patients["tuning"], tmp_path)
+
+
+def test_rows_of_admissions_are_a_program_too(untrained, synthetic_patients, tmp_path):
+    model = dump(untrained("jepa").experiment)["model"]
+    check(
+        untrained("jepa", model=model | {"rows": "visits"}), synthetic_patients["tuning"], tmp_path
+    )
+
+
+def test_a_model_that_reads_few_of_many_codes_is_traced_on_these(
+    tiny_experiment, synthetic_vocabulary, tmp_path
+):
+    """As on a hospital's thousands of codes, most of which no model of values reads."""
+    table = synthetic_vocabulary.to_table().to_pydict()
+    for name, values in table.items():
+        extra = [f"RARE//{i}" for i in range(5000)] if name == "code" else [values[0]] * 5000
+        table[name] = values + ([0] * 5000 if name in ("count", "num_subjects") else extra)
+    vocabulary = Vocabulary.from_table(
+        pa.table(table, schema=synthetic_vocabulary.to_table().schema)
+    )
+    experiment = tiny_experiment("jepa")
+    network = family_of(experiment).build(experiment.model, vocabulary).eval()
+    save_checkpoint(tmp_path, network, portable(experiment), vocabulary)
+    assert write_program(ehr_ray.load(tmp_path), tmp_path / PROGRAM)
+
+
+def test_one_place_along_an_axis_is_refused(untrained, monkeypatch, tmp_path):
+    monkeypatch.setattr("ehr_ray.commands.export.program.TRACED", (1, 24))
+    with pytest.raises(InputError, match="give this model one place along an axis of "):
+        write_program(untrained("vitals_vae"), tmp_path / PROGRAM)
 
 
 def test_a_task_with_statistics_and_several_models_is_a_program(
