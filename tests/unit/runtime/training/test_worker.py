@@ -23,13 +23,19 @@ def backend_of(rank, world, strategy):
     return backend
 
 
-def test_a_model_of_several_ranks_sends_its_buffers_when_wrapped_alone(monkeypatch, tmp_path):
+@pytest.fixture
+def without_ray(monkeypatch):
+    """Ray Train wraps a model as torch does: ranks are forked, and no workers of Ray."""
+    monkeypatch.setattr(
+        "ray.train.torch.prepare_model",
+        lambda model, parallel_strategy_kwargs: DistributedDataParallel(
+            model, **parallel_strategy_kwargs
+        ),
+    )
+
+
+def test_a_model_of_several_ranks_sends_its_buffers_when_wrapped_alone(without_ray, tmp_path):
     """What DDP does by that is shown with two ranks in tests/unit/train/test_backend.py."""
-
-    def prepared(model, parallel_strategy_kwargs):
-        return DistributedDataParallel(model, **parallel_strategy_kwargs)
-
-    monkeypatch.setattr("ray.train.torch.prepare_model", prepared)
     place = f"file://{tmp_path}/rendezvous"
     dist.init_process_group("gloo", init_method=place, rank=0, world_size=1)
     try:
@@ -52,6 +58,33 @@ def test_batches_are_made_by_as_many_threads_as_the_cores_of_a_worker_allow(
     assert loader_of(experiment, get_family("set_vae"), rows).threads == threads
 
 
+@pytest.fixture
+def trained(without_ray, tiny_config, synthetic_cohort, forked, tmp_path):
+    """Train a tiny config by ranks: trained(config, strategy, world, changes, rank) is its run.
+
+    `rank` gives what ranks a trial, of an experiment and its family.
+    """
+
+    def by_ranks(config, strategy, world, changes, rank=lambda *_: None):
+        folder = tmp_path / f"{world}-{strategy}"
+        own = {"cluster.strategy": strategy, "cluster.num_workers": world}
+        own |= {"data.cohort": synthetic_cohort, "data.cache_dir": tmp_path / "cache"}
+        experiment = tiny_config(config, **own, **changes)
+        family, run = family_of(experiment), folder / "run"
+        run.mkdir(parents=True)
+        with prepared(experiment, family, on_ray=False) as data:
+            ranking = rank(experiment, family)
+            job = Job(experiment, data, run, folder / "progress", None, ranking=ranking)
+            assert forked(train_rank, folder, world, job) == [0] * world
+        return run
+
+    return by_ranks
+
+
+def rows_of(run):
+    return history.read(run).drop(columns=["seconds", "data_wait"])
+
+
 def train_rank(folder, rank, world, job):
     torch.set_num_threads(1)
     place = f"file://{folder}/rendezvous"
@@ -59,57 +92,31 @@ def train_rank(folder, rank, world, job):
     train_here(job, backend_of(rank, world, job.experiment.cluster.strategy))
 
 
-def test_a_trial_of_ranks_that_share_a_model_is_measured_as_any_other(
-    tiny_config, synthetic_cohort, forked, monkeypatch, tmp_path
-):
+def test_a_trial_of_ranks_that_share_a_model_is_measured_as_any_other(trained):
     """Under a task, by a forward pass of the first rank alone."""
+    changes = {"train.max_steps": 5, "train.precision": "bf16", "init_from": "null"}
 
-    def wrapped(model, parallel_strategy_kwargs):
-        return DistributedDataParallel(model, **parallel_strategy_kwargs)
+    def rank(experiment, family):
+        return TrialRanking(rank_of(experiment, family), None, 0)
 
-    monkeypatch.setattr("ray.train.torch.prepare_model", wrapped)
-    rows = []
+    found = []
     for strategy in ("ddp", "fsdp"):
-        folder = tmp_path / strategy
-        changes = {"cluster.strategy": strategy, "train.max_steps": 5, "train.precision": "bf16"}
-        changes |= {"data.cohort": synthetic_cohort, "data.cache_dir": tmp_path / "cache"}
-        changes |= {"cluster.num_workers": 2, "init_from": "null"}
-        experiment = tiny_config("seqset_finetune", **changes)
-        family, run = family_of(experiment), folder / "run"
-        run.mkdir(parents=True)
-        with prepared(experiment, family, on_ray=False) as data:
-            ranking = TrialRanking(rank_of(experiment, family), None, 0)
-            job = Job(experiment, data, run, folder / "progress", None, ranking=ranking)
-            assert forked(train_rank, folder, 2, job) == [0, 0]
+        run = trained("seqset_finetune", strategy, 2, changes, rank)
         measures = history.read(run, file=MEASURES)
         assert {"score", "latent/active_units"} <= set(measures)
-        rows.append((history.read(run).drop(columns=["seconds", "data_wait"]), measures))
-    for theirs, ours in zip(*rows, strict=True):
+        found.append((rows_of(run), measures))
+    for theirs, ours in zip(*found, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-5)
 
 
-def test_members_of_a_run_are_trained_alike_by_one_rank_and_by_two_that_share_them_or_not(
-    tiny_config, synthetic_cohort, forked, monkeypatch, tmp_path
-):
-    def wrapped(model, parallel_strategy_kwargs):
-        return DistributedDataParallel(model, **parallel_strategy_kwargs)
-
-    monkeypatch.setattr("ray.train.torch.prepare_model", wrapped)
-    rows = []
-    for world, strategy in ((1, "ddp"), (2, "ddp"), (2, "fsdp")):
-        folder = tmp_path / f"{world}-{strategy}"
-        changes = {"cluster.strategy": strategy, "cluster.num_workers": world}
-        changes |= {"data.cohort": synthetic_cohort, "data.cache_dir": tmp_path / "cache"}
-        # What is left out is drawn by each rank for itself; a clip that is met is each member's.
-        changes |= {"task.dropout": 0, "task.hidden_dropout": 0, "task.statistics.dropout": 0}
-        changes |= {"train.seeds": 2, "train.clip": 0.05, "train.report_steps": 1}
-        experiment = tiny_config("mortality", **changes, **{"train.max_steps": 4})
-        family, run = family_of(experiment), folder / "run"
-        run.mkdir(parents=True)
-        with prepared(experiment, family, on_ray=False) as data:
-            job = Job(experiment, data, run, folder / "progress", None)
-            assert forked(train_rank, folder, world, job) == [0] * world
-        rows.append(history.read(run).drop(columns=["seconds", "data_wait"]))
-    assert rows[0]["grad_norm"].min() > 0.05
-    for other in rows[1:]:
-        np.testing.assert_allclose(other, rows[0], rtol=1e-3, atol=1e-5)
+def test_members_of_a_run_are_trained_alike_by_one_rank_and_by_two_that_share_them_or_not(trained):
+    # What is left out is drawn by each rank for itself; a clip that is met is each member's.
+    changes = {"task.dropout": 0, "task.hidden_dropout": 0, "task.statistics.dropout": 0}
+    changes |= {"train.seeds": 2, "train.clip": 0.05, "train.report_steps": 1, "train.max_steps": 4}
+    ways = ((1, "ddp"), (2, "ddp"), (2, "fsdp"))
+    one, *others = [
+        rows_of(trained("mortality", strategy, world, changes)) for world, strategy in ways
+    ]
+    assert one["grad_norm"].min() > 0.05
+    for other in others:
+        np.testing.assert_allclose(other, one, rtol=1e-3, atol=1e-5)
