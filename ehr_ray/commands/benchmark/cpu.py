@@ -5,6 +5,7 @@ between them a product of square matrices: the best of the one is held against t
 other, in CPU time, so that what else runs on the machine changes the share little.
 """
 
+import os
 import time
 from pathlib import Path
 from typing import Final
@@ -78,6 +79,7 @@ def _utilisation(experiment: Experiment) -> Figures:
 
 def _operators(trainer: Trainer, micro: list[Batch]) -> str:
     """Return the operators with most CPU time of their own in a step, with their shares of it."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler tells of itself on the screen
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
         trainer.step(micro)
     events = sorted(profiler.key_averages(), key=lambda event: -event.self_cpu_time_total)

@@ -9,7 +9,7 @@ from ehr_ray.commands.benchmark.peers.published_steps import Published
 
 
 @pytest.fixture
-def figures(tmp_path, monkeypatch):
+def figures(tmp_path, monkeypatch, capfd):
     """The part on the tiny models of two families."""
     monkeypatch.setattr(cpu, "PATIENTS", 16)
     monkeypatch.setattr(cpu, "STEPS", 2)
@@ -24,6 +24,7 @@ def figures(tmp_path, monkeypatch):
     )
     target = tmp_path / "cpu.json"
     found = command.benchmark(target, only="cpu")["cpu"]
+    assert "Profiler" not in "".join(capfd.readouterr())  # that of torch tells of itself
     assert json.loads(target.read_text())["parts"]["cpu"] == found
     return found
 
