@@ -98,7 +98,10 @@ def train_run(experiment: Experiment, screen: Screen, verbose: bool) -> Trained:
         return Trained(run, before.step, before.best, before.step, True)
     if before is None and experiment.init_from:
         # A typo is answered before data are prepared.
-        checkpoint_folder(sync.fetch_run(experiment.init_from))
+        try:
+            checkpoint_folder(sync.fetch_run(experiment.init_from))
+        except InputError as error:
+            raise InputError(f"init_from={error}") from None
     check_server(experiment)
     check_resources(experiment.cluster)
     on_ray = experiment.cluster.most_workers > 0
