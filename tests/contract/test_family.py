@@ -105,7 +105,13 @@ def test_rows_are_scaled_as_the_vocabulary_says(
         family.transform(patient, experiment.model, vocabulary)
         for vocabulary in (synthetic_vocabulary, standard)
     )
-    assert not all(np.array_equal(robust[key], other[key], equal_nan=True) for key in robust)
+    def same(a, b):
+        return all(np.array_equal(a[key], b[key], equal_nan=True) for key in a)
+
+    moved = dataclasses.replace(patient, value=patient.value + 1)
+    if same(family.transform(moved, experiment.model, synthetic_vocabulary), robust):
+        pytest.skip("its rows tell no values")
+    assert not same(robust, other)
 
 
 def test_transform_is_causal(family, experiment, synthetic_patients, synthetic_vocabulary):
