@@ -87,3 +87,12 @@ def test_every_stage_of_a_pipeline_is_a_config_and_starts_from_the_one_before(fo
     assert [stage.verb for stage in stages] == ["phrases", "train", "train", "evaluate"]
     assert stages[2].experiment.init_from == str(stages[1].experiment.directory)
     assert stages[3].experiment.directory == stages[2].experiment.directory
+
+
+@pytest.mark.parametrize("folder", [".", "tiny"])
+def test_the_ensemble_of_mortality_has_the_network_of_mortality(folder):
+    one, other = (read_yaml(CONFIGS / folder / f"mortality{n}.yaml") for n in ("", "_ensemble"))
+    assert other.pop("evaluation")["ensemble"]
+    one.pop("evaluation", None)
+    assert other.pop("name") == f"{one.pop('name')}_ensemble"
+    assert one == other

@@ -105,6 +105,7 @@ def test_rows_are_scaled_as_the_vocabulary_says(
         family.transform(patient, experiment.model, vocabulary)
         for vocabulary in (synthetic_vocabulary, standard)
     )
+
     def same(a, b):
         return all(np.array_equal(a[key], b[key], equal_nan=True) for key in a)
 

@@ -15,16 +15,19 @@ from ehr_ray.commands.embed import embed
 from ehr_ray.commands.evaluate.command import evaluate
 from ehr_ray.commands.ingest import ingest
 from ehr_ray.commands.train.command import train
+from ehr_ray.config.yaml_files import override, read_yaml
 from ehr_ray.errors import InputError
 from ehr_ray.events.blocks import BlockStore
 from ehr_ray.events.code_map import CodeMap, Entry
 from ehr_ray.events.labels import read_labels
 from ehr_ray.events.schema import EVENTS
+from ehr_ray.experiment import parse
 from ehr_ray.runtime.data.rows import sampled
 from ehr_ray.train import checkpoint
 from ehr_ray.train.predictor import Predictor
 from ehr_ray.train.statistics import STATISTICS
 
+ENSEMBLE = Path(__file__).parents[4] / "configs" / "tiny" / "mortality_ensemble.yaml"
 CHANGES = {
     "cluster.num_workers": 0,
     "tracking.experiment": None,
@@ -175,17 +178,16 @@ def test_other_windows_make_other_rows_and_another_dropout_does_not(
 
 
 def test_an_ensemble_is_what_metrics_and_predictions_are_of_on_any_cohort(
-    tiny_experiment, synthetic_cohort, tmp_path
+    synthetic_cohort, tmp_path
 ):
     changes = {
         **CHANGES,
-        "task": STATISTICS_TASK,
+        "data.cohort": str(synthetic_cohort),
         "evaluation.baselines": True,
-        "evaluation.ensemble": True,
         "evaluation.hours": [],
         "output": str(tmp_path),
     }
-    run = train(tiny_experiment("set_vae", changes)).run
+    run = train(parse(override(read_yaml(ENSEMBLE), changes))).run
     shutil.copytree(synthetic_cohort, tmp_path / "copy" / "elsewhere")
     places = {
         "own": evaluate(run, output=tmp_path / "own", on_ray=False, pages=False),
