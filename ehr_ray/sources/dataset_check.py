@@ -211,7 +211,14 @@ def subjects_of(path: Path) -> npt.NDArray[np.int64]:
             column = batch["subject_id"]
             if column.null_count or not pa.types.is_integer(column.type):
                 raise InputError(f"{path}: subject_id must be integers without gaps; {REMEDY}")
-            ids = column.cast(pa.int64()).to_numpy()
             # A subject's events follow each other: of each run one is enough to look at.
-            found.append(np.unique(ids[np.append(True, ids[1:] != ids[:-1])[: len(ids)]]))
-    return np.unique(np.concatenate(found))
+            found.append(_runs(column.cast(pa.int64()).to_numpy()))
+    ids = _runs(np.concatenate(found))
+    if (ids[1:] < ids[:-1]).any():
+        ids = _runs(np.sort(ids))
+    return ids
+
+
+def _runs(ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Return ids, of equal ones that follow each other the first."""
+    return ids[np.append(True, ids[1:] != ids[:-1])[: len(ids)]]
