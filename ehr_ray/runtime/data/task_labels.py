@@ -9,7 +9,6 @@ Where nothing can be kept a job of a shard passes over all label files instead.
 import itertools
 import json
 import math
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -161,30 +160,29 @@ def _found(cohort: Path, cache: Path, divide: "DivideLabels", on_ray: bool) -> d
         with opened(cohort, cache, on_ray=on_ray) as manifest:
             subjects = manifest.total("subjects")
     groups = math.ceil(max(subjects, rows / LABELS_A_SUBJECT, 1) / RANGE_IDS)
-    size = math.ceil(sum(map(len, shards.values())) / groups)
-    jobs = [
-        (split, [absolute(path) for path in own[start : start + size]])
-        for split, own in shards.items()
-        for start in range(0, len(own), size)
-    ]
+    places = [absolute(path) for own in shards.values() for path in own]
+    size = math.ceil(len(places) / groups)
+    jobs = [places[start : start + size] for start in range(0, len(places), size)]
     on_ray = on_ray and max(rows, events / 64) > HERE_ROWS
     made = run_jobs(divide, jobs, on_ray=on_ray, say=mute, verb="divided labels", label=_first_of)
-    told = [each for each in made if each.labelled]  # of others nobody knows of what kind they are
+    told = [
+        each for each in made if any(each.labelled)
+    ]  # of others nobody knows of what kind they are
     if len({each.column for each in told}) > 1:
         read_label_files(divide.task, paths)  # refuses them, and says where they are
     kind = told[0].kind if told else first_kind(paths)
-    sums: dict[str, Counter[str]] = {split: Counter() for split in shards}
-    for (split, _), each in zip(jobs, made, strict=True):
-        sums[split].update(labelled=each.labelled, positive=each.positive)
+    labelled = [number for each in made for number in each.labelled]
+    positive = [number for each in made for number in each.positive]
+    splits, first = {}, 0
+    for split, own in shards.items():
+        part = slice(first, first := first + len(own))
+        splits[split] = [sum(labelled[part]), sum(positive[part]) if kind == "binary" else None]
     return {
         "kind": kind,
         "classes": sorted({name for each in told for name in each.classes}),
         "unknown": sum(each.unknown for each in made),
         "repeated": sum(each.repeated for each in made),
-        "splits": {
-            split: [each["labelled"], each["positive"] if kind == "binary" else None]
-            for split, each in sums.items()
-        },
+        "splits": splits,
     }
 
 
@@ -193,15 +191,15 @@ def _rows(path: Path) -> int:
         return int(file.metadata.num_rows)
 
 
-def _first_of(job: tuple[str, Sequence[str]]) -> str:
-    return job[1][0]
+def _first_of(job: Sequence[str]) -> str:
+    return job[0]
 
 
 class Divided(NamedTuple):
-    """What a job finds of its labels: how many, of what kind, and how many rows it left out."""
+    """What a job finds: labels and positive ones of each shard, their kind, rows left out."""
 
-    labelled: int
-    positive: int
+    labelled: list[int]
+    positive: list[int]
     unknown: int
     repeated: int
     column: str
@@ -211,7 +209,7 @@ class Divided(NamedTuple):
 
 @dataclass(frozen=True)
 class DivideLabels:
-    """The job of some shards, as their split and their places.
+    """The job of some shards, as their places.
 
     Args:
         task: its name.
@@ -225,21 +223,22 @@ class DivideLabels:
     files: tuple[str, ...]
     folder: str | None
 
-    def __call__(self, job: tuple[str, Sequence[str]]) -> Divided:
+    def __call__(self, job: Sequence[str]) -> Divided:
         """Write the labels of each shard, and tell of all of them."""
-        shards = [sync.fetch(place) for place in job[1]]
+        shards = [sync.fetch(place) for place in job]
         ids, shard = _subjects_of(shards)
         labels = read_label_files(self.task, [sync.fetch(place) for place in self.files], ids)
+        of = shard[np.searchsorted(ids, labels.subject_id)]
+        count = np.bincount(of, minlength=len(shards))
+        yes = labels.value if labels.kind == "binary" else np.zeros(len(of), bool)
         if self.folder is not None:
-            of = shard[np.searchsorted(ids, labels.subject_id)]
-            order = np.argsort(of, kind="stable")
-            ends = np.searchsorted(of[order], np.arange(len(shards) + 1))
+            order, ends = np.argsort(of, kind="stable"), np.cumsum(np.append(0, count))
             parts = (order[start:end] for start, end in itertools.pairwise(ends))
             with ThreadPoolExecutor(sync.TRANSFERS) as pool:  # a disk or a store is waited for
                 list(pool.map(lambda path, rows: self._write(path, labels, rows), shards, parts))
         return Divided(
-            labelled=len(labels.subject_id),
-            positive=int(labels.value.sum()) if labels.kind == "binary" else 0,
+            labelled=count.tolist(),
+            positive=np.bincount(of[yes], minlength=len(shards)).tolist(),
             unknown=labels.unknown,
             repeated=labels.repeated,
             column=labels.column,

@@ -155,14 +155,14 @@ def test_shards_are_divided_by_jobs_of_several_that_can_travel(cohort, tmp_path,
     ran = []
 
     def run_jobs(function, jobs, **options):
-        ran.append(([len(shards) for _, shards in jobs], options["on_ray"]))
+        ran.append(([len(shards) for shards in jobs], options["on_ray"]))
         there = pickle.loads(pickle.dumps(function))
         return tasks.run_jobs(there, jobs, **dict(options, on_ray=False))
 
     monkeypatch.setattr(module, "run_jobs", run_jobs)
     monkeypatch.setattr(module, "RANGE_IDS", 2)
     found = task_labels(cohort, "death", tmp_path / "cache", on_ray=False)
-    assert ran == [([2, 1, 1, 1], False)]
+    assert ran == [([2, 2, 1], False)]
     assert found.splits["train"] == LabelCount(2, 1)
 
 
@@ -250,4 +250,4 @@ def test_many_labels_of_a_subject_make_more_jobs(cohort, tmp_path, monkeypatch):
 
     monkeypatch.setattr(module, "run_jobs", run_jobs)
     assert read(cohort, "x", tmp_path / "cache").splits["train"] == LabelCount(16, 16)
-    assert len(jobs) == 4
+    assert len(jobs) == 3
