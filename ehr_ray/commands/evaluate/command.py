@@ -114,7 +114,6 @@ def evaluate(
     check_min_known(min_known_events)
     subject = _subject(sync.fetch_run(run), cohort, split, task, output)
     subject = dataclasses.replace(subject, on_ray=on_ray, gpus=gpus)
-    check_cohort(subject.cohort, subject.experiment.cache, say)
     chosen = None if code_map is None else load_code_map(code_map)
     if recalibrate is not None:
         check_share(recalibrate, subject)
@@ -149,6 +148,7 @@ def evaluate(
     with tracked_verb(place, "evaluate", name, given) as record:
         try:
             with session(address, verbose=verbose) if on_ray else contextlib.nullcontext():
+                check_cohort(subject.cohort, subject.experiment.cache, say, on_ray=on_ray)
                 subject, mapped = mapped_subject(subject, chosen, scratch, say)
                 coverage = coverage_result(subject, min_known_events, say)
                 scores, found, inputs = _score(subject, recalibrate, label_shares, say)
