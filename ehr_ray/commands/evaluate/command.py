@@ -217,7 +217,7 @@ def _score(
         return None, SuiteResult(), EvaluationInputs(fit, judged)
     labels = known_labels(subject, subject.labels_of(home))
     judged_labels = labels
-    if not subject.own:
+    if subject.events != home:  # its own too, by another path
         judged_labels = subject.labels_of(subject.events).trained(labels.kind, labels.classes)
     if subject.experiment.evaluation.baselines:
         subject = dataclasses.replace(subject, features=choose_features(subject, say))
