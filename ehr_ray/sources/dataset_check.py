@@ -201,10 +201,13 @@ class CheckIds:
         return FoundIds(len(twice), first, split_twice, moved, int(np.count_nonzero(~there)))
 
 
-def subjects_of(path: Path) -> npt.NDArray[np.int64]:
-    """Return the subjects of a shard, each once, ascending; int64 [subjects]."""
+def subjects_of(path: str | Path) -> npt.NDArray[np.int64]:
+    """Return the subjects of a shard, each once, ascending; int64 [subjects].
+
+    A shard given by its URI is not copied: its ids alone are read.
+    """
     found = [np.zeros(0, np.int64)]
-    with files.reads(path, REMEDY), files.open_parquet(path) as file:
+    with files.reads(path, REMEDY), sync.parquet(path) as file:
         if "subject_id" not in file.schema_arrow.names:
             raise InputError(f"{path}: no column subject_id; a MEDS shard has one")
         for batch in file.iter_batches(1 << 20, columns=["subject_id"]):

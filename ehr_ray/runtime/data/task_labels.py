@@ -6,6 +6,7 @@
 Where nothing can be kept a job of a shard passes over all label files instead.
 """
 
+import contextlib
 import itertools
 import json
 import math
@@ -19,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from ehr_ray.errors import ResourcesUnavailableError
+from ehr_ray.errors import ResourcesUnavailableError, RunError, UserError
 from ehr_ray.events.answers import Kind
 from ehr_ray.events.labels import (
     Labels,
@@ -34,7 +35,7 @@ from ehr_ray.runtime.data.manifest import mute, opened, shards_digest
 from ehr_ray.runtime.data.tasks import run_jobs
 from ehr_ray.sources.dataset_check import RANGE_IDS, subjects_of
 from ehr_ray.storage import files, sync
-from ehr_ray.storage.paths import absolute, local
+from ehr_ray.storage.paths import absolute, is_uri, local
 
 VERSION: Final = 1
 """Bump when the files say other things: what was kept of older versions is made again."""
@@ -165,9 +166,8 @@ def _found(cohort: Path, cache: Path, divide: "DivideLabels", on_ray: bool) -> d
     jobs = [places[start : start + size] for start in range(0, len(places), size)]
     on_ray = on_ray and max(rows, events / 64) > HERE_ROWS
     made = run_jobs(divide, jobs, on_ray=on_ray, say=mute, verb="divided labels", label=_first_of)
-    told = [
-        each for each in made if any(each.labelled)
-    ]  # of others nobody knows of what kind they are
+    # Of a job without labels nobody knows of what kind they are.
+    told = [each for each in made if any(each.labelled)]
     if len({each.column for each in told}) > 1:
         read_label_files(divide.task, paths)  # refuses them, and says where they are
     kind = told[0].kind if told else first_kind(paths)
@@ -225,8 +225,8 @@ class DivideLabels:
 
     def __call__(self, job: Sequence[str]) -> Divided:
         """Write the labels of each shard, and tell of all of them."""
-        shards = [sync.fetch(place) for place in job]
-        ids, shard = _subjects_of(shards)
+        shards = [local(place) for place in job]
+        ids, shard = _subjects_of(job)
         labels = read_label_files(self.task, [sync.fetch(place) for place in self.files], ids)
         of = shard[np.searchsorted(ids, labels.subject_id)]
         count = np.bincount(of, minlength=len(shards))
@@ -262,13 +262,21 @@ class DivideLabels:
         sync.push(target)
 
 
-def _subjects_of(shards: Sequence[Path]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
+def _subjects_of(shards: Sequence[str]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
     """Return all subjects of some shards, ascending, and the number of the shard of each."""
-    parts = [subjects_of(path) for path in shards]
+    parts = [_ids_of(place) for place in shards]
     shard = np.repeat(np.arange(len(parts), dtype=np.int32), [len(part) for part in parts])
     ids = np.concatenate(parts)
     order = np.argsort(ids, kind="stable")
     return ids[order], shard[order]
+
+
+def _ids_of(place: str) -> npt.NDArray[np.int64]:
+    if is_uri(place):
+        with contextlib.suppress(UserError, RunError):
+            return subjects_of(place)
+        # What is wrong with it, its copy tells: a file that is damaged, or a store that is away.
+    return subjects_of(sync.fetch(place))
 
 
 def _name_in(cohort: str, shard: Path) -> Path:

@@ -226,6 +226,22 @@ def test_a_store_has_what_was_divided_and_another_machine_reads_a_shard_alone(
     assert not any("train" in str(path) for path in (tmp_path / "one").rglob("*.parquet"))
 
 
+def test_a_job_reads_the_ids_of_shards_in_a_store_and_copies_none(cohort, tmp_path, monkeypatch):
+    monkeypatch.setenv("EHR_RAY_STAGING", str(tmp_path / "one"))
+    label(cohort, "x", "boolean_value", [(1, True), (6, False)])
+    uri = f"file://{cohort}"
+    shards = [f"{uri}/data/{name}.parquet" for name in SHARDS]
+    job = module.DivideLabels("x", uri, (f"{uri}/labels/x.parquet",), f"file://{tmp_path}/store")
+    found = job(shards)
+    assert found.labelled == [1, 0, 0, 0, 1]
+    made = {path.name for path in (tmp_path / "store" / "train").rglob("*.parquet")}
+    assert made == {"0.parquet", "1.parquet"}
+    assert not [path for path in local(uri).rglob("data/**/*") if path.is_file()]
+    shard(cohort, "tuning/0").write_bytes(b"damaged")
+    with pytest.raises(InputError, match=r"tuning/0.parquet: unreadable, damaged or cut short"):
+        job(shards)
+
+
 def test_two_labels_at_one_time_and_a_task_without_labels_are_refused(cohort, tmp_path):
     with pytest.raises(InputError, match="no labels for task 'death'"):
         read(cohort, "death", tmp_path)
