@@ -87,7 +87,6 @@ def embed(
     cohort = sync.fetch(cohort)
     check_cohort_folder(cohort, "--cohort ")
     loaded = checkpoint.load(run)
-    check_cohort(cohort, loaded.experiment.cache, say)
     home = cohort.resolve() == loaded.experiment.cohort.resolve()
     origin = None if home else named_origin(cohort)
     request = Request(canonical(folder), origin=origin, gpus=gpus)
@@ -197,6 +196,8 @@ class _Job:
         scratch = files.temporary(folder)
         if jobs:
             with self.session() if self.session else nullcontext(), _removed(scratch):
+                cache, on_ray = self.loaded.experiment.cache, self.session is not None
+                check_cohort(self.cohort, cache, self.say, on_ray=on_ray)
                 cohort = self._mapped(scratch)
                 for job in jobs:
                     job["shard"] = str(cohort / Path(job["shard"]).relative_to(self.cohort))
@@ -205,7 +206,7 @@ class _Job:
                 run_shards(
                     jobs,
                     embedder,
-                    on_ray=self.session is not None,
+                    on_ray=on_ray,
                     say=self.say,
                     verb="embedded shards",
                     bring=bring,

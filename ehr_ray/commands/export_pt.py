@@ -18,9 +18,9 @@ from safetensors.torch import load_file
 from ehr_ray.commands.phrases import embed_phrases
 from ehr_ray.errors import InputError
 from ehr_ray.events.labels import (
+    check_binary,
     choose_task,
-    read_label_files,
-    read_labels,
+    first_kind,
     task_files,
 )
 from ehr_ray.events.manifest import Manifest
@@ -30,12 +30,11 @@ from ehr_ray.experiment import Experiment
 from ehr_ray.registry import get_family
 from ehr_ray.runtime.data.dataset import check_cohort, vocabulary_of
 from ehr_ray.runtime.data.manifest import opened
+from ehr_ray.runtime.data.task_labels import TaskLabels, task_labels
 from ehr_ray.runtime.data.tasks import Say, run_shards
 from ehr_ray.runtime.session import session_of
 from ehr_ray.runtime.text_embedding import TABLE, TEXTS
-from ehr_ray.sources.dataset_check import subjects_of
 from ehr_ray.storage import files, sync
-from ehr_ray.storage.paths import canonical
 
 
 def export_pt(
@@ -65,7 +64,7 @@ def export_pt(
         raise InputError(
             f"{cohort}: no labels, and an export holds one per patient; ingest it with labels"
         )
-    read_labels(cohort, name).only_binary("export-pt")
+    check_binary(name, first_kind(task_files(cohort, name)), "export-pt")
     folder, _ = embed_phrases(experiment, verbose=verbose, say=say)
     check_cohort(cohort, experiment.cache, say)
     vocabulary = vocabulary_of(
@@ -76,10 +75,11 @@ def export_pt(
         scaling=experiment.data.scale,
     )
     on_ray = experiment.cluster.most_workers > 0
-    writer = PtWriter(experiment, vocabulary, folder, name, skip_unlabelled, half=half)
     with session_of(experiment.cluster, verbose):
         with opened(cohort, experiment.cache, on_ray=on_ray, say=say) as manifest:
             jobs = list(_jobs(cohort, output, manifest))
+        labels = task_labels(cohort, name, experiment.cache, on_ray=on_ray)
+        writer = PtWriter(experiment, vocabulary, folder, labels, skip_unlabelled, half=half)
         rows = run_shards(jobs, writer, on_ray=on_ray, say=say, verb="exported shards")
     written = [row for shard in rows for row in shard]
     _write(output / "subjects.csv", ["split", "file", "subject_id"], written)
@@ -101,14 +101,13 @@ class PtWriter:
         experiment: Experiment,
         vocabulary: Vocabulary,
         folder: Path,
-        task: str,
+        labels: TaskLabels,
         skip_unlabelled: bool,
         *,
         half: bool,
     ) -> None:
         self._experiment, self._vocabulary, self._folder = experiment, vocabulary, folder
-        self._labels = [canonical(path) for path in task_files(experiment.cohort, task)]
-        self._task, self._skip, self._half = task, skip_unlabelled, half
+        self._labels, self._skip, self._half = labels, skip_unlabelled, half
 
     def __call__(self, job: Mapping[str, Any]) -> list[list[Any]]:
         """Write the patients of `job["shard"]`; return `[split, file, subject_id]` of each."""
@@ -132,13 +131,13 @@ class PtWriter:
         return written
 
     def _labelled(self, job: Mapping[str, Any]) -> Iterator[tuple[Patient, bool]]:
-        shard, paths = Path(job["shard"]), [sync.fetch(place) for place in self._labels]
-        labels = read_label_files(self._task, paths, subjects_of(shard))
+        shard = Path(job["shard"])
+        labels = self._labels.of(shard)
         for number, patient in enumerate(read_patients(shard, self._vocabulary), 1):
             answers = labels.of(patient.subject_id)
             if not answers and not self._skip:
                 raise InputError(
-                    f"{job['shard']}: subject {number} of the file has no label of {self._task}; "
+                    f"{job['shard']}: subject {number} of the file has no label of {labels.task}; "
                     "label it, or leave such patients out with --skip-unlabelled"
                 )
             for time, answer in answers[-1:]:

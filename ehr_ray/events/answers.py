@@ -36,6 +36,8 @@ class Answers:
     value: npt.NDArray[Any]
     """bool, float64 or, of classes, their places int64, [N]; of no meaning where not known."""
     known: npt.NDArray[np.bool_]
+    column: str
+    """That they are in."""
     classes: tuple[str, ...] = ()
     """Names of the classes, sorted."""
 
@@ -72,10 +74,10 @@ def read_answers(
     parts = [read.get((n, name)) or _nothing(table, name) for n, (_, table) in enumerate(tables)]
     value, known = (np.concatenate(part) for part in zip(*parts, strict=True))
     if KINDS[name] != "classes":
-        return Answers(KINDS[name], value, known)
+        return Answers(KINDS[name], value, known, name)
     classes = np.unique(value[known].astype(str))
     place = np.asarray(np.searchsorted(classes, np.where(known, value, "").astype(str)), np.int64)
-    return Answers("classes", place, known, tuple(classes.tolist()))
+    return Answers("classes", place, known, name, tuple(classes.tolist()))
 
 
 Cells = tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]

@@ -47,6 +47,8 @@ class Labels:
     """Rows left out because they say again what another says."""
     kind: Kind = "binary"
     classes: tuple[str, ...] = ()
+    column: str = ""
+    """That the answers were in."""
 
     def cuts(self) -> dict[int, list[int]]:
         """Return the prediction times of each subject, ascending; some 200 bytes a subject."""
@@ -85,11 +87,7 @@ class Labels:
 
     def only_binary(self, reader: str) -> "Labels":
         """Return these labels; `InputError` where they are of a kind that `reader` cannot read."""
-        if self.kind != "binary":
-            raise InputError(
-                f"task {self.task}: its labels are of the kind {self.kind}, and {reader} reads "
-                "binary ones (boolean_value) alone; choose another task"
-            )
+        check_binary(self.task, self.kind, reader)
         return self
 
     def trained(self, kind: Kind, classes: Sequence[str]) -> "Labels":
@@ -97,21 +95,7 @@ class Labels:
 
         Raises `InputError` for labels of another kind, or of a class that the model does not know.
         """
-        if self.kind != kind:
-            more = ""
-            if self.kind == "classes":
-                names = ", ".join(f'"{name}"' for name in self.classes)
-                more = f" 'task.classes=[{names}]'"
-            raise InputError(
-                f"task {self.task}: its labels are of the kind {self.kind}, not {kind}; train with "
-                f"task.kind={self.kind}{more}, or give another task"
-            )
-        strange = [name for name in self.classes if name not in classes]
-        if strange:
-            raise InputError(
-                f"task {self.task}: label {strange[0]!r} is none of task.classes "
-                f"({', '.join(classes)}); add it there, or correct the labels"
-            )
+        check_kind(self.task, (self.kind, self.classes), (kind, classes))
         if kind != "classes":
             return self
         place = np.array([classes.index(name) for name in self.classes], np.int64)
@@ -119,16 +103,52 @@ class Labels:
 
     def notes(self) -> Iterator[str]:
         """Yield a line on what was left out, if anything was."""
-        parts = [
-            f"{count:,} {what}"
-            for count, what in (
-                (self.unknown, "without an answer"),
-                (self.repeated, "that repeat another"),
-            )
-            if count
-        ]
-        if parts:
-            yield f"task {self.task}: left out label rows: {', '.join(parts)}"
+        yield from left_out_lines(self.task, self.unknown, self.repeated)
+
+
+def check_binary(task: str, kind: Kind, reader: str) -> None:
+    """Raise `InputError` where labels are of a kind that `reader` cannot read."""
+    if kind != "binary":
+        raise InputError(
+            f"task {task}: its labels are of the kind {kind}, and {reader} reads "
+            "binary ones (boolean_value) alone; choose another task"
+        )
+
+
+def check_kind(
+    task: str, found: tuple[Kind, Sequence[str]], wanted: tuple[Kind, Sequence[str]]
+) -> None:
+    """Raise `InputError` for labels of another kind than is wanted, or of a class that is not.
+
+    Both are a kind and, of classes, their names.
+    """
+    (own, own_classes), (kind, classes) = found, wanted
+    if own != kind:
+        more = ""
+        if own == "classes":
+            names = ", ".join(f'"{name}"' for name in own_classes)
+            more = f" 'task.classes=[{names}]'"
+        raise InputError(
+            f"task {task}: its labels are of the kind {own}, not {kind}; train with "
+            f"task.kind={own}{more}, or give another task"
+        )
+    strange = [name for name in own_classes if name not in classes]
+    if strange:
+        raise InputError(
+            f"task {task}: label {strange[0]!r} is none of task.classes "
+            f"({', '.join(classes)}); add it there, or correct the labels"
+        )
+
+
+def left_out_lines(task: str, unknown: int, repeated: int) -> Iterator[str]:
+    """Yield a line on the rows of a task that are left out, if any are."""
+    parts = [
+        f"{count:,} {what}"
+        for count, what in ((unknown, "without an answer"), (repeated, "that repeat another"))
+        if count
+    ]
+    if parts:
+        yield f"task {task}: left out label rows: {', '.join(parts)}"
 
 
 def task_name(parts: Sequence[str]) -> str:
@@ -235,15 +255,33 @@ def _zoned(path: Path, name: str) -> bool | None:
     return is_zoned(schema.field(name).type)
 
 
+def first_kind(paths: Sequence[Path]) -> Kind:
+    """Return the kind of the first answer in a task's files, of which no more is read.
+
+    Without any answer it is that of the first column that could hold one.
+    """
+    kinds: list[Kind] = []
+    for path in paths:
+        for start, table in _batches(path, REMEDY):
+            found = read_answers([(path, table)], [range(start, start + len(table))])
+            if found.known.any():
+                return found.kind
+            kinds.append(found.kind)
+    return kinds[0]
+
+
 def read_label_files(
-    task: str, paths: Sequence[Path], subjects: npt.NDArray[np.int64] | None = None
+    task: str,
+    paths: Sequence[Path],
+    subjects: npt.NDArray[np.int64] | None = None,
+    remedy: str = REMEDY,
 ) -> Labels:
     """Return the labels of a task from its files; see `read_labels`.
 
     With `subjects`, ascending, int64 [S], the files are passed over and those of these subjects
-    alone are held, which is what a shard needs.
+    alone are held, which is what a shard needs. `remedy` is for a file that cannot be read.
     """
-    read = [_rows_of(path, subjects) for path in paths]
+    read = [_rows_of(path, subjects, remedy) for path in paths]
     found = read_answers(
         [(p, table) for p, (_, table) in zip(paths, read, strict=True)], [rows for rows, _ in read]
     )
@@ -267,7 +305,8 @@ def read_label_files(
     if twice.any():
         subject, time, value = subject[~twice], time[~twice], value[~twice]
     left_out = int((~known).sum()), int(twice.sum())
-    return Labels(task, subject, time, value, *left_out, found.kind, found.classes)
+    kind, classes, column = found.kind, found.classes, found.column
+    return Labels(task, subject, time, value, *left_out, kind, classes, column)
 
 
 def _ascending(subject: npt.NDArray[np.int64], time: npt.NDArray[np.int64]) -> bool:
@@ -277,25 +316,37 @@ def _ascending(subject: npt.NDArray[np.int64], time: npt.NDArray[np.int64]) -> b
     return bool(later.all())
 
 
-def _rows_of(path: Path, subjects: npt.NDArray[np.int64] | None) -> tuple[Numbers, pa.Table]:
+def _rows_of(
+    path: Path, subjects: npt.NDArray[np.int64] | None, remedy: str
+) -> tuple[Numbers, pa.Table]:
     """Return the rows of a label file, as their numbers from 1 and its columns that count."""
-    with files.reads(path, REMEDY), files.open_parquet(path) as file:
+    end, rows, pieces = 1, [np.zeros(0, np.int64)], []
+    for start, table in _batches(path, remedy):
+        end = start + len(table)
+        if subjects is not None:
+            there = is_among(_integers(table["subject_id"]), subjects)
+            table = table.filter(pa.array(there))
+            rows.append(start + np.flatnonzero(there))
+        pieces.append(table)
+    whole = pa.concat_tables(pieces)
+    return range(1, end) if subjects is None else np.concatenate(rows), whole
+
+
+def _batches(path: Path, remedy: str) -> Iterator[tuple[int, pa.Table]]:
+    """Yield the columns of a label file that count, some rows at a time, the first time none.
+
+    With them comes the number of their first row, from 1.
+    """
+    with files.reads(path, remedy), files.open_parquet(path) as file:
         schema = file.schema_arrow
         _check_columns(path, schema)
         columns = [name for name in (*_KEYS, *KINDS) if name in schema.names]
-        empty = pa.schema([schema.field(name) for name in columns]).empty_table()
-        start, rows, pieces = 1, [np.zeros(0, np.int64)], [empty]
+        start = 1
+        yield start, pa.schema([schema.field(name) for name in columns]).empty_table()
         for batch in file.iter_batches(_BATCH_ROWS, columns=columns):
             _check_keys(path, batch, start)
-            table = pa.Table.from_batches([batch]).select(columns)
-            if subjects is not None:
-                there = is_among(_integers(table["subject_id"]), subjects)
-                table = table.filter(pa.array(there))
-                rows.append(start + np.flatnonzero(there))
-            pieces.append(table)
+            yield start, pa.Table.from_batches([batch]).select(columns)
             start += len(batch)
-    whole = pa.concat_tables(pieces)
-    return range(1, start) if subjects is None else np.concatenate(rows), whole
 
 
 def is_among(ids: npt.NDArray[np.int64], known: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:

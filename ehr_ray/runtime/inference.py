@@ -14,6 +14,7 @@ import torch
 
 from ehr_ray.config.task import OUTPUTS
 from ehr_ray.errors import InputError
+from ehr_ray.events.labels import Labels
 from ehr_ray.events.patient_features import FeatureCodes, FeatureReader
 from ehr_ray.events.patients import Patient, read_patients
 from ehr_ray.events.subgroups import Subgroup, SubgroupReader
@@ -34,6 +35,8 @@ EMBEDDINGS = pa.schema(
 GROUP_PATIENTS = 16 * BATCH_PATIENTS
 """Patients in a row group of embeddings."""
 MICROSECONDS_PER_HOUR = 3_600_000_000
+LABEL = "label"
+"""Column of the samples of a task: bool, float64 or, of classes, the place of each, int64."""
 Cut = Mapping[int, Sequence[int]]
 """Prediction times (microseconds since 1970) of each subject, ascending."""
 Times = Cut | TaskTimes
@@ -139,7 +142,8 @@ class ShardPredictor:
         target = Path(job["target"])
         target.mkdir(parents=True, exist_ok=True)
         shard = Path(job["shard"])
-        patients, cuts = self.patients(shard), cuts_of(self.times, shard)
+        labels, cuts = labels_and_cuts(self.times, shard)
+        patients = self.patients(shard)
         subgroups = SubgroupReader(shard, self.request.subgroups)
         tables: dict[str, list[pa.Table]] = {}
         count = 0
@@ -151,6 +155,9 @@ class ShardPredictor:
                 groups = [subgroups.group_of(name, p.subject_id, time) for p, time in samples]
                 column = pa.array(groups, pa.string())
                 made["samples"] = made["samples"].append_column(f"subgroup/{name}", column)
+            if labels is not None:
+                column = _labels_of(made["samples"], labels)
+                made["samples"] = made["samples"].append_column(LABEL, column)
             for name, table in made.items():
                 tables.setdefault(name, []).append(table)
             count += len(samples)
@@ -258,9 +265,20 @@ class ShardPredictor:
         return torch.from_numpy(np.stack(rows))
 
 
-def cuts_of(times: Times | None, shard: Path) -> Cut | None:
-    """Return the prediction times of a shard's subjects, and maybe of others; None without any."""
-    return times.of(shard) if isinstance(times, TaskTimes) else times
+def labels_and_cuts(times: Times | None, shard: Path) -> tuple[Labels | None, Cut | None]:
+    """Return the labels of a shard's subjects where times are a task's, and the times; or None.
+
+    Other times may be of more subjects.
+    """
+    if not isinstance(times, TaskTimes):
+        return None, times
+    labels = times.labels.of(shard)
+    return labels, times.of(labels)
+
+
+def _labels_of(samples: pa.Table, labels: Labels) -> pa.Array:
+    time = samples["prediction_time"].cast(pa.int64()).to_numpy()
+    return pa.array(labels.look_up(samples["subject_id"].to_numpy(), time))
 
 
 def _samples(patients: Iterable[Patient], cuts: Cut | None) -> Iterator[Sample]:

@@ -17,7 +17,7 @@ from ehr_ray.events.patients import Patient, read_patients
 from ehr_ray.events.zero_shot import ZeroShot
 from ehr_ray.family import Draw, Horizon
 from ehr_ray.runtime.data.tasks import Say, run_shards
-from ehr_ray.runtime.inference import Cut, ShardPredictor, Times, cuts_of, read_tables
+from ehr_ray.runtime.inference import Cut, ShardPredictor, Times, labels_and_cuts, read_tables
 from ehr_ray.storage import files, sync
 from ehr_ray.train.predictor import BATCH_PATIENTS, batched
 
@@ -59,7 +59,7 @@ class ShardAnswers:
         vocabulary, rows = self.shards.loaded.vocabulary, []
         codes = self.question.codes(vocabulary), self.question.ends(vocabulary)
         shard = Path(job["shard"])
-        cuts = cuts_of(self.times, shard)
+        _, cuts = labels_and_cuts(self.times, shard)
         for patient in self.shards.patients(shard):
             for at in self.question.times(patient, cuts):
                 answer = self.question.answer(patient, at, *codes)

@@ -201,17 +201,27 @@ class CheckIds:
         return FoundIds(len(twice), first, split_twice, moved, int(np.count_nonzero(~there)))
 
 
-def subjects_of(path: Path) -> npt.NDArray[np.int64]:
-    """Return the subjects of a shard, each once, ascending; int64 [subjects]."""
+def subjects_of(path: str | Path) -> npt.NDArray[np.int64]:
+    """Return the subjects of a shard, each once, ascending; int64 [subjects].
+
+    A shard given by its URI is not copied: its ids alone are read.
+    """
     found = [np.zeros(0, np.int64)]
-    with files.reads(path, REMEDY), files.open_parquet(path) as file:
+    with files.reads(path, REMEDY), sync.parquet(path) as file:
         if "subject_id" not in file.schema_arrow.names:
             raise InputError(f"{path}: no column subject_id; a MEDS shard has one")
         for batch in file.iter_batches(1 << 20, columns=["subject_id"]):
             column = batch["subject_id"]
             if column.null_count or not pa.types.is_integer(column.type):
                 raise InputError(f"{path}: subject_id must be integers without gaps; {REMEDY}")
-            ids = column.cast(pa.int64()).to_numpy()
             # A subject's events follow each other: of each run one is enough to look at.
-            found.append(np.unique(ids[np.append(True, ids[1:] != ids[:-1])[: len(ids)]]))
-    return np.unique(np.concatenate(found))
+            found.append(_runs(column.cast(pa.int64()).to_numpy()))
+    ids = _runs(np.concatenate(found))
+    if (ids[1:] < ids[:-1]).any():
+        ids = _runs(np.sort(ids))
+    return ids
+
+
+def _runs(ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Return ids, of equal ones that follow each other the first."""
+    return ids[np.append(True, ids[1:] != ids[:-1])[: len(ids)]]

@@ -13,7 +13,7 @@ import contextlib
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
@@ -25,7 +25,7 @@ from ehr_ray.errors import InputError, RunError
 from ehr_ray.storage import files
 from ehr_ray.storage.lock import exclusive_lock
 from ehr_ray.storage.object_stores import check_bucket, explained, filesystem
-from ehr_ray.storage.paths import inside, local, staging, uri_of
+from ehr_ray.storage.paths import inside, is_uri, local, staging, uri_of
 
 MARK: Final = ".being-written"
 """Object in a folder that has begun to be written and is not whole yet."""
@@ -209,6 +209,20 @@ def footer(location: str | Path) -> Any:
     with explained(uri):
         store, path = filesystem(uri)
         return pq.read_metadata(path, filesystem=store)
+
+
+@contextlib.contextmanager
+def parquet(location: str | Path) -> Iterator[pq.ParquetFile]:
+    """Open a Parquet file; of a URI only what is read of it travels, and no copy is made."""
+    if not is_uri(location):
+        with files.open_parquet(location) as file:
+            yield file
+        return
+    uri = str(location)
+    with explained(uri):
+        store, path = filesystem(uri)
+        with store.open_input_file(path) as source:
+            yield pq.ParquetFile(source, page_checksum_verification=True)
 
 
 def _objects(store: Any, path: str) -> dict[str, Stamp]:

@@ -12,9 +12,6 @@ from ehr_ray.registry import FAMILIES
 ROOT = Path(__file__).parents[2]
 SERVES_RAY = {
     "ehr_ray.runtime.progress": "how rank 0 of Ray's workers speaks to the driver: a file",
-    "ehr_ray.runtime.data.mode": "whether a stream of Ray Data makes the rows, or files keep them",
-    "ehr_ray.runtime.data.patient_rows": "rows of Ray Data: patients between two of its tasks",
-    "ehr_ray.runtime.data.rows": "what a task of Ray's does with a shard",
     "ehr_ray.runtime.screen": "what a person sees of Ray's work; `--help` and errors import no Ray",
     "ehr_ray.runtime.training.start_log": "notes that Ray's workers leave for a benchmark",
 }

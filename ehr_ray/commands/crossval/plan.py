@@ -12,11 +12,12 @@ from ehr_ray.config.search import FIXED as SAME_IN_ALL
 from ehr_ray.config.yaml_files import override
 from ehr_ray.errors import ConfigError, InputError
 from ehr_ray.events.folds import folds_of
-from ehr_ray.events.labels import choose_task, is_among, read_labels, tasks_of
+from ehr_ray.events.labels import check_binary, choose_task, is_among, tasks_of
 from ehr_ray.events.patients import splits_of
 from ehr_ray.events.schema import SPLITS
 from ehr_ray.experiment import Experiment, dump, parse, with_absolute_paths
 from ehr_ray.registry import get_family
+from ehr_ray.runtime.data.task_labels import task_labels
 from ehr_ray.sources.dataset_check import subjects_of
 
 MODEL: Final = "model"
@@ -120,7 +121,7 @@ def fold_jobs(experiment: Experiment, cohort: Path, root: Path) -> list[FoldJob]
     """Return every job: the model's members and the variants, fold by fold."""
     plan, tasks = experiment.crossval, judged_tasks(experiment, cohort)
     whole = get_family(experiment.family).evaluation.task_outputs is not None
-    ids, strata = subject_strata(cohort, tasks)
+    ids, strata = subject_strata(cohort, tasks, experiment.cache)
     jobs = []
     for name, changed in variants(experiment).items():
         repeats = plan.repeats if name == MODEL else min(plan.repeats, plan.variant_repeats)
@@ -146,22 +147,30 @@ def fold_jobs(experiment: Experiment, cohort: Path, root: Path) -> list[FoldJob]
 
 
 def subject_strata(
-    cohort: Path, tasks: Sequence[str]
+    cohort: Path, tasks: Sequence[str], cache: Path
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return all subjects [N], ascending, and a number for each combination of their labels [N].
 
-    Of a task a subject has no label, negative ones alone, or a positive one. The ids of a shard
-    are read at a time.
+    Of a task a subject has no label, negative ones alone, or a positive one. The ids and labels of
+    a shard are read at a time; `cache` is as `task_labels` takes it.
     """
-    shards = [path for paths in splits_of(cohort).values() for path in paths]
-    subjects = np.unique(np.concatenate([subjects_of(path) for path in shards]))
-    strata = np.zeros(len(subjects), np.int64)
-    for task in tasks:
-        labels = read_labels(cohort, task).only_binary("crossval")
-        strata *= 3
-        strata += is_among(subjects, labels.subject_id)
-        strata += is_among(subjects, labels.subject_id[labels.value])
-    return subjects, strata
+    labels = [task_labels(cohort, task, cache, on_ray=False) for task in tasks]
+    for each in labels:
+        check_binary(each.task, each.kind, "crossval")
+    subjects, strata = [], []
+    for path in (path for paths in splits_of(cohort).values() for path in paths):
+        own = subjects_of(path)
+        number = np.zeros(len(own), np.int64)
+        for each in labels:
+            found = each.of(path)
+            number *= 3
+            number += is_among(own, found.subject_id)
+            number += is_among(own, found.subject_id[found.value])
+        subjects.append(own)
+        strata.append(number)
+    every = np.concatenate(subjects)
+    order = np.argsort(every, kind="stable")
+    return every[order], np.concatenate(strata)[order]
 
 
 def _seed(experiment: Experiment, repeat: int, fold: int, member: int) -> int:

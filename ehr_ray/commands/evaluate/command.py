@@ -45,7 +45,7 @@ from ehr_ray.evaluation.tasks.kinds import KindScores
 from ehr_ray.evaluation.tasks.prediction_sets import prediction_set_result
 from ehr_ray.evaluation.tasks.subgroups import subgroup_result
 from ehr_ray.events.code_map import load_code_map
-from ehr_ray.events.labels import choose_task, read_labels
+from ehr_ray.events.labels import choose_task, first_kind, task_files
 from ehr_ray.events.zero_shot import ZeroShot
 from ehr_ray.runtime.data.dataset import check_cohort
 from ehr_ray.runtime.data.tasks import Say, split_shards
@@ -114,7 +114,6 @@ def evaluate(
     check_min_known(min_known_events)
     subject = _subject(sync.fetch_run(run), cohort, split, task, output)
     subject = dataclasses.replace(subject, on_ray=on_ray, gpus=gpus)
-    check_cohort(subject.cohort, subject.experiment.cache, say)
     chosen = None if code_map is None else load_code_map(code_map)
     if recalibrate is not None:
         check_share(recalibrate, subject)
@@ -122,8 +121,8 @@ def evaluate(
     check_label_shares(label_shares, subject)
     check_zero_shot(asked, subject)
     if subject.task is not None:
-        judged = read_labels(subject.cohort, subject.task)
-        check_kind(subject, judged, recalibrate, explained, label_shares)
+        kind = first_kind(task_files(subject.cohort, subject.task))
+        check_kind(subject, kind, recalibrate, explained, label_shares)
     if chosen is not None and subject.own:
         raise InputError(
             f"--code-map {code_map}: the run's own cohort has its codes; --cohort OTHER"
@@ -149,6 +148,7 @@ def evaluate(
     with tracked_verb(place, "evaluate", name, given) as record:
         try:
             with session(address, verbose=verbose) if on_ray else contextlib.nullcontext():
+                check_cohort(subject.cohort, subject.experiment.cache, say, on_ray=on_ray)
                 subject, mapped = mapped_subject(subject, chosen, scratch, say)
                 coverage = coverage_result(subject, min_known_events, say)
                 scores, found, inputs = _score(subject, recalibrate, label_shares, say)
@@ -215,15 +215,15 @@ def _score(
         fit = predict_fit_splits(subject, home, None, say) if wanted else {}
         judged = predict_judged_split(subject, fit, None, say)
         return None, SuiteResult(), EvaluationInputs(fit, judged)
-    labels = known_labels(subject, read_labels(home, task))
+    labels = known_labels(subject, subject.labels_of(home))
+    judged_labels = labels
+    if subject.events != home:  # its own too, by another path
+        judged_labels = subject.labels_of(subject.events).trained(labels.kind, labels.classes)
     if subject.experiment.evaluation.baselines:
         subject = dataclasses.replace(subject, features=choose_features(subject, say))
     fit = predict_fit_splits(subject, home, labels, say)
     if "train" not in fit or not len(fit["train"].samples):
         raise InputError(f"{home}: no {subject.task} label in the train split to fit a probe on")
-    judged_labels = labels
-    if not subject.own:
-        judged_labels = read_labels(subject.cohort, task).trained(labels.kind, labels.classes)
     for line in judged_labels.notes():
         say(line)
     inputs = EvaluationInputs(fit, predict_judged_split(subject, fit, judged_labels, say))

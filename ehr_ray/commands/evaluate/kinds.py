@@ -13,7 +13,9 @@ from ehr_ray.evaluation.suite import SplitPredictions, SuiteResult
 from ehr_ray.evaluation.tasks.kinds import KindScores, fit_kind, kind_table, score_kind
 from ehr_ray.evaluation.tasks.linear import LinearModel
 from ehr_ray.evaluation.tasks.verdicts import MODEL
-from ehr_ray.events.labels import Labels
+from ehr_ray.events.answers import Kind
+from ehr_ray.events.labels import read_labels
+from ehr_ray.runtime.data.task_labels import TaskLabels
 from ehr_ray.runtime.data.tasks import Say
 from ehr_ray.storage import files
 from ehr_ray.train.task_probe import TaskProbe
@@ -23,16 +25,16 @@ TITLE = "Beside the baselines"
 
 def check_kind(
     subject: Subject,
-    labels: Labels,
+    kind: Kind,
     recalibrate: float | None,
     explained: int,
     label_shares: Sequence[float],
 ) -> None:
     """Refuse labels of another kind than the run was trained for, and what other kinds lack."""
     task = subject.experiment.task
-    if task is not None and task.name == subject.task:
-        labels.trained(task.kind, task.classes)
-    if labels.kind == "binary":
+    if task is not None and task.name == subject.task and task.kind != kind:
+        read_labels(subject.cohort, task.name).trained(task.kind, task.classes)  # says of which
+    if kind == "binary":
         return
     asked = {
         f"--recalibrate {recalibrate}": recalibrate is not None,
@@ -43,11 +45,11 @@ def check_kind(
         if given:
             raise InputError(
                 f"{name}: reads binary labels, and those of {subject.task} are of the kind "
-                f"{labels.kind}; leave it out"
+                f"{kind}; leave it out"
             )
 
 
-def known_labels(subject: Subject, labels: Labels) -> Labels:
+def known_labels(subject: Subject, labels: TaskLabels) -> TaskLabels:
     """Return labels with the classes in the order of the run that was trained for them."""
     task = subject.experiment.task
     if task is None or task.name != subject.task:
@@ -56,7 +58,7 @@ def known_labels(subject: Subject, labels: Labels) -> Labels:
 
 
 def score_kinds(
-    subject: Subject, labels: Labels, inputs: EvaluationInputs, say: Say
+    subject: Subject, labels: TaskLabels, inputs: EvaluationInputs, say: Say
 ) -> tuple[KindScores, SuiteResult]:
     """Fit model and baselines on the run's own train and tuning; score tuning and the split."""
     say("fitting the probe and the baselines")

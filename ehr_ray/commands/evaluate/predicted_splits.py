@@ -24,15 +24,16 @@ from ehr_ray.evaluation.suite import (
 from ehr_ray.evaluation.tasks.downstream import Split, TaskScores
 from ehr_ray.evaluation.tasks.early_warning import HourRows
 from ehr_ray.evaluation.tasks.subgroups import Division, most_rows
-from ehr_ray.events.labels import Labels, label_files
 from ehr_ray.events.patient_features import FeatureCodes, feature_codes
 from ehr_ray.events.patients import splits_of, without_events_line
 from ehr_ray.events.subgroups import MAX_PLACES
 from ehr_ray.runtime.data.dataset import named_origin, num_patients
 from ehr_ray.runtime.data.manifest import opened
 from ehr_ray.runtime.data.rows import TaskTimes
+from ehr_ray.runtime.data.task_labels import TaskLabels
 from ehr_ray.runtime.data.tasks import Say, split_shards
 from ehr_ray.runtime.inference import (
+    LABEL,
     Request,
     matrix,
     of_precision,
@@ -40,7 +41,7 @@ from ehr_ray.runtime.inference import (
     read_tables,
 )
 from ehr_ray.storage import files, sync
-from ehr_ray.storage.paths import absolute, canonical
+from ehr_ray.storage.paths import absolute, canonical, local
 from ehr_ray.train import checkpoint
 from ehr_ray.train.task_probe import TaskProbe
 
@@ -72,7 +73,7 @@ def choose_features(subject: Subject, say: Say) -> FeatureCodes:
 
 
 def predict_fit_splits(
-    subject: Subject, home: Path, labels: Labels | None, say: Say
+    subject: Subject, home: Path, labels: TaskLabels | None, say: Say
 ) -> dict[str, SplitPredictions]:
     """Embed the run's own train and tuning splits, as far as they are there."""
     names = [name for name in ("train", "tuning") if splits_of(home).get(name)]
@@ -80,7 +81,7 @@ def predict_fit_splits(
 
 
 def predict_judged_split(
-    subject: Subject, fit: dict[str, SplitPredictions], labels: Labels | None, say: Say
+    subject: Subject, fit: dict[str, SplitPredictions], labels: TaskLabels | None, say: Say
 ) -> SplitPredictions:
     """Embed the split asked for; where it was fitted on it is there already."""
     if subject.own and subject.split in fit:
@@ -89,7 +90,7 @@ def predict_judged_split(
 
 
 def _embedded(
-    subject: Subject, cohort: Path, split: str, labels: Labels | None, say: Say
+    subject: Subject, cohort: Path, split: str, labels: TaskLabels | None, say: Say
 ) -> SplitPredictions:
     """Return a split's inference; that of the run's own train and tuning is kept in the run."""
     shards = split_shards(cohort, split)
@@ -103,11 +104,12 @@ def _embedded(
         request = dataclasses.replace(request, origin=named_origin(cohort))
     inputs, times = [weights, *shards], None
     if labels is not None:
-        paths = label_files(cohort)[labels.task]
-        inputs += paths
-        times = TaskTimes(labels.task, tuple(map(absolute, paths)))
+        inputs += map(local, labels.files)
+        times = TaskTimes(labels)
     stamp = [(absolute(p), p.stat().st_size, p.stat().st_mtime_ns) for p in inputs]
     asked = {**dataclasses.asdict(request), "checkpoint": ""}
+    if labels is not None:
+        asked |= {LABEL: [labels.kind, *labels.classes]}
     asked |= of_precision(subject.experiment, asked.pop("gpus"))
     share = min(1.0, subject.experiment.evaluation.fit_patients / patients)
     if times is not None and split == "train" and not judged and share < 1:
@@ -140,8 +142,7 @@ def _embedded(
     found = {name: _numbered(folders, name) for name in names}
     label = None
     if labels is not None:
-        time = samples["prediction_time"].cast(pa.int64()).to_numpy()
-        label = labels.look_up(samples["subject_id"].to_numpy(), time)
+        label, samples = samples[LABEL].to_numpy(), samples.drop([LABEL])
     result = SplitPredictions(
         samples, {name: t for name, t in found.items() if t is not None}, label
     )
@@ -155,7 +156,7 @@ def _request(
     folder: Path,
     split: str,
     patients: int,
-    labels: Labels | None,
+    labels: TaskLabels | None,
     judged: bool,
 ) -> Request:
     """Without labels nothing is compared, so only the embedding and its diagnostics are made."""

@@ -28,8 +28,8 @@ from ehr_ray.events.patients import splits_of
 from ehr_ray.events.scaling import CENTRES
 from ehr_ray.events.subgroups import Subgroup
 from ehr_ray.experiment import Experiment, to_yaml
-from ehr_ray.runtime.data.label_counts import count_labels
 from ehr_ray.runtime.data.manifest import opened
+from ehr_ray.runtime.data.task_labels import TaskLabels, task_labels
 from ehr_ray.runtime.inference import matrix
 from ehr_ray.runtime.training.ranking import UNTRAINED_STEPS
 from ehr_ray.sources.building.changes import told
@@ -74,6 +74,11 @@ class Subject:
     def cache_of(self, cohort: Path) -> Path:
         """Return where what is counted of a cohort is kept: of a mapped copy it goes with it."""
         return cohort if cohort == self.mapped else self.experiment.cache
+
+    def labels_of(self, cohort: Path) -> TaskLabels:
+        """Return the labels of the task in a cohort."""
+        assert self.task is not None
+        return task_labels(cohort, self.task, self.cache_of(cohort), on_ray=self.on_ray)
 
 
 def positive_class(cohort: Path, task: str | None) -> str:
@@ -194,13 +199,13 @@ def split_sizes(
 ) -> list[SplitSize]:
     """Return how many patients, labels of a task and positive ones each split of a cohort has.
 
-    The manifest tells of patients; labels are counted as `count_labels` does, once.
+    The manifest tells of patients; labels are counted as they are divided, once.
     """
     with opened(cohort, cache, on_ray=on_ray) as manifest:
         patients = {split: manifest.total("subjects", split) for split in splits_of(cohort)}
     if task is None:
         return [SplitSize(split, number) for split, number in patients.items()]
-    labels = count_labels(cohort, task, cache, sum(patients.values()), on_ray=on_ray)
+    labels = task_labels(cohort, task, cache, on_ray=on_ray).splits
     return [
         SplitSize(split, number, labels[split].labelled, labels[split].positive)
         for split, number in patients.items()

@@ -17,7 +17,6 @@ from ehr_ray.evaluation.tasks.zero_shot import (
     zero_shot_result,
     zero_shot_table,
 )
-from ehr_ray.events.labels import label_files
 from ehr_ray.events.patients import splits_of
 from ehr_ray.events.zero_shot import ZeroShot
 from ehr_ray.registry import FAMILIES, get_family
@@ -27,7 +26,7 @@ from ehr_ray.runtime.data.tasks import Say, split_shards
 from ehr_ray.runtime.inference import Request, ShardPredictor, matrix, predict_shards, read_tables
 from ehr_ray.runtime.trajectories import ShardAnswers, ShardTrajectories, answers, trajectories
 from ehr_ray.storage import files
-from ehr_ray.storage.paths import absolute, canonical
+from ehr_ray.storage.paths import canonical
 from ehr_ray.train import checkpoint
 
 FOLDER = "zero_shot"
@@ -178,10 +177,7 @@ def _given(subject: Subject, asked: ZeroShot, cohort: Path) -> TaskTimes | None:
     """Return the prediction times of the task in a cohort; None where an hour is asked for."""
     if asked.from_hour is not None:
         return None
-    assert subject.task is not None
-    own = cohort.resolve() == subject.experiment.cohort.resolve()
-    paths = label_files(cohort if own else subject.cohort)[subject.task]
-    return TaskTimes(subject.task, tuple(map(absolute, paths)))
+    return TaskTimes(subject.labels_of(cohort))
 
 
 def _cuts(subjects: np.ndarray, times: np.ndarray) -> Cuts:

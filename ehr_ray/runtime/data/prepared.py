@@ -37,8 +37,9 @@ from ehr_ray.experiment import Experiment
 from ehr_ray.registry import get_schema
 from ehr_ray.runtime.data.dataset import check_cohort, vocabulary_of
 from ehr_ray.runtime.data.mode import choose
-from ehr_ray.runtime.data.rows import RowMaker, task_labels
+from ehr_ray.runtime.data.rows import RowMaker
 from ehr_ray.runtime.data.stream import Streamed, streamed
+from ehr_ray.runtime.data.task_labels import TaskLabels, task_labels
 from ehr_ray.runtime.data.tasks import Say, run_shards
 from ehr_ray.runtime.session import check_memory, check_stream
 from ehr_ray.sources.expanded import (
@@ -110,7 +111,8 @@ def prepared(
             for job, target in zip(shards.values(), blocks[split], strict=True)
             if not target.is_file()
         ]
-        maker = RowMaker(experiment, source.vocabulary, source.labels)
+        labels = _labels(experiment, folder, say, on_ray)
+        maker = RowMaker(experiment, source.vocabulary, labels)
         mode, weighed = choose(experiment, folder, jobs, maker)
         if weighed is not None:
             say(weighed)
@@ -154,8 +156,6 @@ def _cohort_source(experiment: Experiment, say: Say, on_ray: bool) -> Source:
     labels: list[Path] = []
     if experiment.task is not None:
         labels = task_files(cohort, str(choose_task(cohort, experiment.task.name)))
-        for line in task_labels(experiment.task, labels).notes():
-            say(line)
     jobs: dict[str, dict[str, dict[str, Any]]] = {
         split: {
             name: {"shard": canonical(path), "split": split, "files": []}
@@ -166,6 +166,18 @@ def _cohort_source(experiment: Experiment, say: Say, on_ray: bool) -> Source:
     }
     files = tuple(path for split in TRAINED for path in shards.get(split, []))
     return Source(vocabulary, jobs, files, tuple(labels))
+
+
+def _labels(experiment: Experiment, folder: Path, say: Say, on_ray: bool) -> TaskLabels | None:
+    """Return the labels of an experiment's task; rows in memory have them in their folder."""
+    if (task := experiment.task) is None:
+        return None
+    cohort = experiment.cohort
+    cache = folder if experiment.data.cache == "memory" else experiment.cache
+    labels = task_labels(cohort, str(choose_task(cohort, task.name)), cache, on_ray=on_ray)
+    for line in labels.notes():
+        say(line)
+    return labels.trained(task.kind, task.classes)
 
 
 def _expanded_source(experiment: Experiment, say: Say, on_ray: bool) -> Source:  # noqa: ARG001

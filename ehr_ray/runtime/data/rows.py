@@ -6,19 +6,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ehr_ray.config.task import TaskConfig
 from ehr_ray.events.carry import PatientSets
-from ehr_ray.events.labels import Labels, read_label_files
+from ehr_ray.events.labels import Labels
 from ehr_ray.events.mixing import FIRST, GOLDEN
 from ehr_ray.events.patients import Patient, read_patients
 from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.experiment import Experiment
-from ehr_ray.sources.dataset_check import subjects_of
+from ehr_ray.runtime.data.task_labels import TaskLabels
 from ehr_ray.sources.expanded import read_sets
-from ehr_ray.storage import sync
-from ehr_ray.storage.paths import canonical
 
 if TYPE_CHECKING:  # `expand`, which needs no torch, reads the codes by this package
     from ehr_ray.family import Row
@@ -37,10 +33,9 @@ class RowMaker:
     """
 
     def __init__(
-        self, experiment: Experiment, vocabulary: Vocabulary, labels: Sequence[Path] = ()
+        self, experiment: Experiment, vocabulary: Vocabulary, labels: TaskLabels | None = None
     ) -> None:
-        self._experiment, self._vocabulary = experiment, vocabulary
-        self._labels = [canonical(path) for path in labels]
+        self._experiment, self._vocabulary, self._labels = experiment, vocabulary, labels
 
     def patients(
         self, job: Mapping[str, Any]
@@ -57,8 +52,8 @@ class RowMaker:
             for patient in self._read(job):
                 yield patient, None
             return
-        paths = [sync.fetch(place) for place in self._labels]
-        labels = task_labels(task, paths, subjects_of(Path(job["shard"])))
+        assert self._labels is not None
+        labels = self._labels.of(Path(job["shard"]))
         train = job["split"] == "train"
         for patient in self._read(job):
             assert isinstance(patient, Patient)  # sets take no task
@@ -98,38 +93,21 @@ class RowMaker:
         )
 
 
-def task_labels(
-    task: TaskConfig, paths: Sequence[Path], subjects: NDArray[np.int64] | None = None
-) -> Labels:
-    """Return the labels of a task from its files; `InputError` where they are of another kind.
-
-    `subjects` are as `read_label_files` has them.
-    """
-    found = read_label_files(task.name, paths, subjects)
-    if subjects is not None and not len(found.subject_id):
-        return found  # no answer says of what kind it is
-    return found.trained(task.kind, task.classes)
-
-
 @dataclass(frozen=True)
 class TaskTimes:
     """The prediction times of a task, read where its patients are.
 
     Args:
-        task: its name.
-        files: paths or URIs of its label files.
+        labels: those of the task.
         share: of the subjects, the same ones each time.
     """
 
-    task: str
-    files: tuple[str, ...]
+    labels: TaskLabels
     share: float = 1.0
 
-    def of(self, shard: Path) -> dict[int, list[int]]:
+    def of(self, labels: Labels) -> dict[int, list[int]]:
         """Return those of each subject of a shard, ascending, in microseconds since 1970."""
-        paths = [sync.fetch(place) for place in self.files]
-        cuts = read_label_files(self.task, paths, subjects_of(shard)).cuts()
-        return {who: times for who, times in cuts.items() if sampled(who, self.share)}
+        return {w: times for w, times in labels.cuts().items() if sampled(w, self.share)}
 
 
 def _cuts(patient: Patient, labels: Labels, hours: Sequence[float]) -> list[Cut]:

@@ -15,14 +15,13 @@ from ehr_ray.errors import InputError
 from ehr_ray.events.schema import EVENTS, SPLITS
 from ehr_ray.sources.building.keyed import KeyedWriter, read_all
 from ehr_ray.sources.building.staging import (
-    GROUPS,
     NUM_KEYS,
     SPLITS_TABLE,
     STAGED,
     Plan,
     event_keys,
     publish_as,
-    stacked,
+    side_table,
 )
 from ehr_ray.sources.parsing.identifiers import subject_id
 from ehr_ray.sources.parsing.split_table import SplitTable, read_mapped, write_mapped
@@ -37,32 +36,64 @@ def divide_groups(plan: Plan, num_parts: int) -> None:
     runs of it that have about the shares of subjects asked for. Raises `InputError` where nobody
     has the code, or all are one group.
     """
-    parts = [plan.part(i) for i in range(num_parts)]
-    rows = stacked(parts, "groups", GROUPS)
-    if not len(rows):
+    subject, group, names = _members(plan, num_parts)
+    if not len(subject):
         raise InputError(
             f"--split-by {plan.split_by}: no static event of the input is {plan.split_by} or "
             f"{plan.split_by}//...; name a static code of it"
         )
-    ids, subject = np.unique(rows["subject_id"].to_numpy(), return_inverse=True)
-    encoded = rows["group"].combine_chunks().dictionary_encode()
-    names, group = encoded.dictionary.to_pylist(), encoded.indices.to_numpy()
-    size = len(names) + len(ids)
-    edges = coo_array((np.ones(len(rows)), (group, subject + len(names))), shape=(size, size))
-    number, component = connected_components(edges, directed=False)
+    new = np.append(True, subject[1:] != subject[:-1])
+    number, component = _linked(group, new, len(names))
+    ids, of = subject[new], component[group[new]]
+    del subject, group
     if number < 2:
         raise InputError(
             f"--split-by {plan.split_by}: all {len(ids):,} subjects share one value or are linked "
             "by those who have several; name another code"
         )
     first: dict[int, str] = {}
-    for name, at in sorted(zip(names, component[: len(names)].tolist(), strict=True)):
+    for name, at in sorted(zip(names, component.tolist(), strict=True)):
         first.setdefault(at, name)
     keys = np.array(
         [subject_id(f"{plan.policy.seed} {first[at]}") for at in range(number)], np.int64
     )
-    split = _splits(keys, np.bincount(component[len(names) :], minlength=number), plan.policy)
-    write_mapped(SplitTable(ids, split[component[len(names) :]], {}), plan.staging / SPLITS_TABLE)
+    split = _splits(keys, np.bincount(of, minlength=number), plan.policy)
+    write_mapped(SplitTable(ids, split[of], {}), plan.staging / SPLITS_TABLE)
+
+
+def _members(
+    plan: Plan, num_parts: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32], list[str]]:
+    """Return (a subject and a group of it each, by ascending subject; the groups' names)."""
+    known: dict[str, int] = {}
+    subjects, groups = [np.zeros(0, np.int64)], [np.zeros(0, np.int32)]
+    for index in range(num_parts):
+        rows = side_table(plan.part(index), "groups")
+        if rows is None:
+            continue
+        encoded = rows["group"].combine_chunks().dictionary_encode()
+        names = encoded.dictionary.to_pylist()
+        number = np.array([known.setdefault(name, len(known)) for name in names], np.int32)
+        groups.append(number[encoded.indices.to_numpy()])
+        subjects.append(rows["subject_id"].to_numpy())
+    subject, group = np.concatenate(subjects), np.concatenate(groups)
+    del subjects, groups
+    order = np.argsort(subject, kind="stable")
+    return subject[order], group[order], list(known)
+
+
+def _linked(
+    group: npt.NDArray[np.int32], new: npt.NDArray[np.bool_], count: int
+) -> tuple[int, npt.NDArray[np.int32]]:
+    """Return (number of components, the component of each group): a subject's groups are one.
+
+    `group` are the groups of subjects, those of one after another; `new` says where one begins.
+    """
+    same = np.flatnonzero(~new)
+    pairs = np.unique(group[same - 1].astype(np.int64) * count + group[same])
+    edges = coo_array((np.ones(len(pairs)), np.divmod(pairs, count)), shape=(count, count))
+    number, component = connected_components(edges, directed=False)
+    return int(number), component
 
 
 def _splits(

@@ -40,7 +40,9 @@ def labelled(synthetic_cohort, tmp_path):
 
 
 def make(cohort, *more, config="tiny/set_vae"):
-    return load(CONFIGS / f"{config}.yaml", [f"data.cohort={cohort}", *more])
+    return load(
+        CONFIGS / f"{config}.yaml", [f"data.cohort={cohort}", f"output={cohort}/runs", *more]
+    )
 
 
 def test_rows_of_a_subject_stay_together_and_every_subject_is_tested_once_a_repeat(labelled):
@@ -57,7 +59,7 @@ def test_rows_of_a_subject_stay_together_and_every_subject_is_tested_once_a_repe
 
 
 def test_a_subject_with_one_positive_row_is_positive_and_folds_hold_equal_shares(labelled):
-    ids, strata = subject_strata(labelled, ["first", "second"])
+    ids, strata = subject_strata(labelled, ["first", "second"], labelled / "cache")
     assert set(np.unique(strata)) == {4, 5, 7, 8}  # negative is 1 and positive 2 of base 3
     assert (strata // 3 == 2).tolist() == [place % 3 == 0 for place in range(len(ids))]
     jobs = fold_jobs(make(labelled, "crossval.tasks=[first]"), labelled, labelled / "runs")

@@ -120,6 +120,15 @@ def test_without_pages_metrics_and_predictions_are_the_same(tiny_run, reported, 
     assert not any(line.startswith("report: ") for line in lines)
 
 
+def test_its_own_cohort_by_another_path_is_scored_the_same(
+    tiny_run, reported, synthetic_cohort, tmp_path
+):
+    (tmp_path / "link").symlink_to(synthetic_cohort)
+    evaluate(tiny_run, cohort=tmp_path / "link", output=tmp_path / "out", on_ray=False, pages=False)
+    name = "predictions/held_out.parquet"
+    assert (tmp_path / "out" / name).read_bytes() == (reported[0] / name).read_bytes()
+
+
 STATISTICS_TASK = {"name": "outcome", "hidden": 4, "statistics": {"windows": [12, 48]}}
 
 

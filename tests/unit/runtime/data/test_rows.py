@@ -5,23 +5,23 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ehr_ray.config.task import TaskConfig
 from ehr_ray.config.yaml_files import override
-from ehr_ray.events.labels import label_files, read_labels
+from ehr_ray.events.labels import read_labels
 from ehr_ray.events.patients import Patient, cohort_shards
 from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.experiment import parse
-from ehr_ray.runtime.data.rows import RowMaker, TaskTimes, sampled, task_labels
+from ehr_ray.runtime.data.rows import RowMaker, TaskTimes, sampled
+from ehr_ray.runtime.data.task_labels import task_labels
 
 
-def test_labels_are_read_by_each_task_and_not_sent_to_it(synthetic_cohort):
+def test_labels_are_read_by_each_task_and_not_sent_to_it(synthetic_cohort, tmp_path):
     """The function that travels says where the labels are, so its size is not that of a cohort."""
     plain = {"family": "set_vae", "name": "x", "data": {"cohort": str(synthetic_cohort)}}
     experiment = parse(override(plain, {"task.name": "outcome"}))
     vocabulary = Vocabulary.from_table(pq.read_table(synthetic_cohort / "metadata/codes.parquet"))
-    files = label_files(synthetic_cohort)["outcome"]
-    sent = pickle.dumps(RowMaker(experiment, vocabulary, files))
-    assert len(sent) < len(pickle.dumps(vocabulary)) + len(pickle.dumps(experiment)) + 500
+    found = task_labels(synthetic_cohort, "outcome", tmp_path, on_ray=False)
+    sent = pickle.dumps(RowMaker(experiment, vocabulary, found))
+    assert len(sent) < len(pickle.dumps(vocabulary)) + len(pickle.dumps(experiment)) + 1500
     make = pickle.loads(sent)
     labels = read_labels(synthetic_cohort, "outcome")
     (shard, *_) = cohort_shards(synthetic_cohort, "train")
@@ -50,45 +50,34 @@ def test_early_cuts_are_hours_of_the_admission_before_each_label_in_train_alone(
 
     labels = {"subject_id": [7, 7], "boolean_value": [True, False]}
     labels["prediction_time"] = pa.array([58 * hour, 1058 * hour], pa.timestamp("us"))
-    pq.write_table(pa.table(labels), tmp_path / "death.parquet")
+    shard = tmp_path / "data" / "train" / "0.parquet"
+    for path, table in (
+        (tmp_path / "labels" / "death.parquet", labels),
+        (shard, {"subject_id": [7]}),
+    ):
+        path.parent.mkdir(parents=True)
+        pq.write_table(pa.table(table), path)
     plain = {"family": "set_vae", "name": "x", "data": {"cohort": str(tmp_path)}}
     changes = {"task.name": "death", "task.hours": [6, 24, 1060]}
-    maker = Made(parse(override(plain, changes)), None, [tmp_path / "death.parquet"])
-    shard = str(tmp_path / "shard.parquet")
-    pq.write_table(pa.table({"subject_id": [7]}), shard)
-    ((_, cuts),) = maker.everybody({"shard": shard, "split": "train"})
+    found = task_labels(tmp_path, "death", tmp_path / "cache", on_ray=False)
+    maker = Made(parse(override(plain, changes)), None, found)
+    ((_, cuts),) = maker.everybody({"shard": str(shard), "split": "train"})
     at = [time / hour for time, _ in cuts]
     assert at == [*early[:2], 58, *early[2:], 1058]
     assert [answer for _, answer in cuts] == [True] * 3 + [False] * 3
-    ((_, cuts),) = maker.everybody({"shard": shard, "split": "tuning"})
+    ((_, cuts),) = maker.everybody({"shard": str(shard), "split": "tuning"})
     assert [time / hour for time, _ in cuts] == [58, 1058]
 
 
-def test_prediction_times_of_a_task_are_those_of_the_subjects_of_a_shard(synthetic_cohort):
-    """They are read where the shard is: what travels says only where they lie."""
-    files = tuple(str(path) for path in label_files(synthetic_cohort)["outcome"])
+def test_prediction_times_of_a_task_are_those_of_the_subjects_of_a_shard(
+    synthetic_cohort, tmp_path
+):
     every = read_labels(synthetic_cohort, "outcome").cuts()
     (shard, *_) = cohort_shards(synthetic_cohort, "train")
     ids = set(pq.read_table(shard)["subject_id"].to_pylist())
-    assert len(pickle.dumps(TaskTimes("outcome", files))) < 500
-    assert TaskTimes("outcome", files).of(shard) == {who: every[who] for who in ids & set(every)}
-    half = TaskTimes("outcome", files, 0.5).of(shard)
+    found = task_labels(synthetic_cohort, "outcome", tmp_path, on_ray=False)
+    own = found.of(shard)
+    assert TaskTimes(found).of(own) == {who: every[who] for who in ids & set(every)}
+    half = TaskTimes(found, 0.5).of(own)
     assert half == {who: every[who] for who in ids & set(every) if sampled(who, 0.5)}
     assert 0 < len(half) < len(ids)
-
-
-@pytest.mark.parametrize("kind", ["regression", "classes"])
-def test_a_shard_without_an_answer_has_no_label_of_whatever_kind(tmp_path, kind):
-    """A file as other tools write it has a column of each kind, which of a shard may be empty."""
-    labels = {
-        "subject_id": [1, 2],
-        "prediction_time": pa.array([5, 5], pa.timestamp("us")),
-        "boolean_value": pa.nulls(2, pa.bool_()),
-        "float_value": [2.5, None] if kind == "regression" else pa.nulls(2, pa.float64()),
-        "categorical_value": ["a", None] if kind == "classes" else pa.nulls(2, pa.string()),
-    }
-    pq.write_table(pa.table(labels), tmp_path / "x.parquet")
-    task = TaskConfig(name="x", kind=kind, classes=["a", "b"] if kind == "classes" else [])
-    paths = [tmp_path / "x.parquet"]
-    assert len(task_labels(task, paths, np.array([1])).subject_id) == 1
-    assert len(task_labels(task, paths, np.array([2])).subject_id) == 0
