@@ -1,13 +1,17 @@
 """Run the workers of an experiment, on Ray Train or in this process."""
 
+import contextlib
 import math
+import re
 import tempfile
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ehr_ray.errors import ResourcesUnavailableError, RunError, error_of_kind
+from ehr_ray.errors import ResourcesUnavailableError, RunError, UserError, error_of_kind
+from ehr_ray.storage import sync
+from ehr_ray.storage.paths import canonical, uri_of
 from ehr_ray.train.checkpoint import saved_progress
 
 
@@ -66,7 +70,7 @@ def fit(job: Any, callbacks: Sequence[Any] = ()) -> None:
                     name=uuid.uuid4().hex,
                     storage_path=scratch,
                     failure_config=failure_config(cluster),
-                    callbacks=[Patience(cluster), *callbacks],
+                    callbacks=[Patience(cluster, canonical(job.run), before), *callbacks],
                     logging_config=LoggingConfig(log_level="ERROR"),
                 ),
             )
@@ -88,10 +92,19 @@ def fit(job: Any, callbacks: Sequence[Any] = ()) -> None:
             return
 
 
-def saved_step(run: Path) -> int:
-    """Return the step of a run's last state, 0 where it has none."""
-    progress = saved_progress(run)
-    return progress.step if progress else 0
+def saved_step(run: str | Path) -> int:
+    """Return the step of a run's last state where it is kept, in its store or here; 0 without one.
+
+    Of a run in a store the copy here is that of its begin: other machines write the states. Where
+    the store does not answer there is none.
+    """
+    if uri_of(run) is None:
+        progress = saved_progress(Path(run))
+        return progress.step if progress else 0
+    with contextlib.suppress(UserError, RunError):
+        states = map(re.compile(rf"state/(\d+)/{sync.LAST[-1]}").fullmatch, sync.names_in(run))
+        return max((int(state[1]) for state in states if state), default=0)
+    return 0
 
 
 def _raise_returned(value: Mapping[str, str] | None) -> None:
