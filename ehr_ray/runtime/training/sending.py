@@ -35,7 +35,7 @@ class Sender:
         problem = self._last_problem()
         try:
             source = sync.snapshot(self._run)
-        except OSError:  # no hard links here: the next report may change files that are on their way
+        except OSError:  # no hard links here: the next report would change files on their way
             self._push(self._run)
             return problem or self._last_problem()
         self._progress_to(source)

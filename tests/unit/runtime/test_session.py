@@ -73,7 +73,7 @@ def test_a_container_with_less_than_a_cpu_is_told_and_ray_ended(starts, monkeypa
     ends, done = starts
     ends.append(None)
     monkeypatch.setattr(ray, "cluster_resources", dict)
-    with pytest.raises(ConfigError, match="no whole CPU here.*raise the limit to 1"), session():
+    with pytest.raises(ConfigError, match=r"no whole CPU here.*raise the limit to 1"), session():
         pass
     assert done == ["init", "shutdown"]
 

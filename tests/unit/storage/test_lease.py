@@ -1,4 +1,4 @@
-"""One machine a run: on `file://`, whose claims are files, and on S3 where times are whole seconds."""
+"""One machine a run: on `file://`, whose claims are files, and on S3, whose times are seconds."""
 
 import json
 import os
@@ -75,9 +75,12 @@ def test_a_process_of_this_machine_is_refused_at_once_and_one_that_has_ended_tak
     monkeypatch.setattr(lease, "EXPIRY", 1e6)
     monkeypatch.setattr(lease, "RENEWAL", 1e6)
     silent = []
-    with leased(run, silent.append), pytest.raises(RunError, match="trains this run"):
-        with leased(run, silent.append):
-            pass
+    with (
+        leased(run, silent.append),
+        pytest.raises(RunError, match="trains this run"),
+        leased(run, silent.append),
+    ):
+        pass
     done = subprocess.run([sys.executable, "-c", HOLDS, run], check=False)
     assert done.returncode == -9
     assert len(claims(run)) == 1
@@ -231,7 +234,7 @@ def test_in_a_bucket_as_in_a_folder(bucket, elsewhere, monkeypatch, tmp_path):
     elsewhere("first")
     with leased(run, print) as held:
         elsewhere("second")
-        with pytest.raises(RunError, match="first .* trains this run"), leased(run, print):
+        with pytest.raises(RunError, match=r"first .* trains this run"), leased(run, print):
             pass
         held.check()
         monkeypatch.setattr(lease, "RENEWAL", 1e6)

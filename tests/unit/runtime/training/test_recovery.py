@@ -1,7 +1,7 @@
 import pytest
 import ray.train
-from torch import nn
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+from torch import nn
 
 from ehr_ray.config.cluster import ClusterConfig
 from ehr_ray.errors import RunError
