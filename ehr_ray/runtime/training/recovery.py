@@ -44,7 +44,7 @@ def too_many(lost: int, most: int) -> str:
     if most == 0:
         return ""
     return (
-        f"; lost {lost} times without a report between (cluster.max_failures={most}): shorten "
+        f"; lost {lost} times without a saved state between (cluster.max_failures={most}): shorten "
         "train.report_steps if losses are that frequent"
     )
 
