@@ -59,7 +59,7 @@ class Lease:
     def check(self) -> None:
         """Raise LeaseLostError where the claim has gone, RunError where the store cannot tell."""
         with explained(self.run):
-            claims = _Folder(self.run)
+            claims = Claims(self.run)
             found = {name: claims.read(name) for name in claims.times()}
         own = found.pop(self.name, None)
         holders = [about for about in found.values() if about.get("state") == HOLDS]
@@ -92,7 +92,7 @@ def leased(run: str | Path, say: Callable[[str], None]) -> Iterator[Lease | None
     if uri is None:
         yield None
         return
-    claim = _Claim(uri)
+    claim = Claim(uri)
     stop = threading.Event()
 
     def renew() -> None:
@@ -117,7 +117,7 @@ def leased(run: str | Path, say: Callable[[str], None]) -> Iterator[Lease | None
             claim.withdraw()
 
 
-class _Folder:
+class Claims:
     """The claims on a run."""
 
     def __init__(self, uri: str) -> None:
@@ -157,16 +157,15 @@ class _Folder:
             self._store.delete_file(f"{self._path}/{name}")
 
 
-class _Claim:
+class Claim:
     """This program's claim on a run."""
 
     def __init__(self, uri: str) -> None:
         self._uri, self.name = uri, secrets.token_hex(8)
-        self._about = {
+        self._about: dict[str, Any] = {
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "user": _user(),
-            "since": datetime.now(UTC).isoformat(timespec="seconds"),
             "machine": _machine(),
             "started": _started(os.getpid()),
         }
@@ -176,7 +175,7 @@ class _Claim:
         seen: dict[str, float] = {}
         deadline = time.monotonic() + 2 * EXPIRY
         with explained(self._uri):
-            claims = _Folder(self._uri)
+            claims = Claims(self._uri)
             while others := self._ask(claims):
                 before = self._before(others)
                 if before:
@@ -198,7 +197,7 @@ class _Claim:
     def renew(self) -> None:
         """Renew the claim; LeaseLostError where it was taken for dead and another holds the run."""
         with explained(self._uri):
-            claims = _Folder(self._uri)
+            claims = Claims(self._uri)
             before = claims.times().get(self.name)
             if before is not None:
                 claims.write(self.name, {**self._about, "state": HOLDS})
@@ -216,9 +215,9 @@ class _Claim:
     def withdraw(self) -> None:
         """Give the run back."""
         with explained(self._uri):
-            _Folder(self._uri).remove(self.name)
+            Claims(self._uri).remove(self.name)
 
-    def _ask(self, claims: _Folder) -> dict[str, dict[str, Any]]:
+    def _ask(self, claims: Claims) -> dict[str, dict[str, Any]]:
         """Write this claim, remove dead ones, and return the others, with the `time` of each."""
         while True:
             claims.write(self.name, {**self._about, "state": ASKS})
@@ -226,6 +225,8 @@ class _Claim:
             if self.name in times:  # else it was taken for dead meanwhile
                 break
         now, others = times.pop(self.name), {}
+        since = datetime.fromtimestamp(now, UTC).isoformat(timespec="seconds")
+        self._about.setdefault("since", since)
         for name, written in times.items():
             about = claims.read(name)
             ended = about.get("machine") == self._about["machine"] != "" and not _lives(about)
@@ -248,10 +249,8 @@ def _who(about: dict[str, Any]) -> str:
     """Return how a person finds who wrote a claim."""
     if "host" not in about:
         return "another machine"
-    return (
-        f"{about['host']} (process {about.get('pid')} of {about.get('user')}, since "
-        f"{about.get('since')})"
-    )
+    since = f", since {about['since']}" if "since" in about else ""
+    return f"{about['host']} (process {about.get('pid')} of {about.get('user')}{since})"
 
 
 def _user() -> str:

@@ -16,6 +16,7 @@ SERVES_RAY = {
     "ehr_ray.runtime.data.patient_rows": "rows of Ray Data: patients between two of its tasks",
     "ehr_ray.runtime.data.rows": "what a task of Ray's does with a shard",
     "ehr_ray.runtime.screen": "what a person sees of Ray's work; `--help` and errors import no Ray",
+    "ehr_ray.runtime.training.sending": "the reports of Ray's rank 0 on their way to a store",
     "ehr_ray.runtime.training.start_log": "notes that Ray's workers leave for a benchmark",
 }
 """Modules of runtime/ that import neither ray nor what does, and why they stand there."""

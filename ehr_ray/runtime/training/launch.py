@@ -1,18 +1,14 @@
 """Run the workers of an experiment, on Ray Train or in this process."""
 
-import contextlib
 import math
-import re
 import tempfile
 import uuid
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from ehr_ray.errors import ResourcesUnavailableError, RunError, UserError, error_of_kind
-from ehr_ray.storage import sync
-from ehr_ray.storage.paths import canonical, uri_of
-from ehr_ray.train.checkpoint import saved_progress
+from ehr_ray.errors import ResourcesUnavailableError, RunError, error_of_kind
+from ehr_ray.runtime.training.sending import saved_step
+from ehr_ray.storage.paths import canonical
 
 
 def fit_here(job: Any) -> None:
@@ -90,21 +86,6 @@ def fit(job: Any, callbacks: Sequence[Any] = ()) -> None:
                 raise kind(f"{job.run.name}: {cause(error, cluster)}") from error
             _raise_returned(result.return_value)
             return
-
-
-def saved_step(run: str | Path) -> int:
-    """Return the step of a run's last state where it is kept, in its store or here; 0 without one.
-
-    Of a run in a store the copy here is that of its begin: other machines write the states. Where
-    the store does not answer there is none.
-    """
-    if uri_of(run) is None:
-        progress = saved_progress(Path(run))
-        return progress.step if progress else 0
-    with contextlib.suppress(UserError, RunError):
-        states = map(re.compile(rf"state/(\d+)/{sync.LAST[-1]}").fullmatch, sync.names_in(run))
-        return max((int(state[1]) for state in states if state), default=0)
-    return 0
 
 
 def _raise_returned(value: Mapping[str, str] | None) -> None:

@@ -8,7 +8,7 @@ from ray.train import FailureConfig, UserCallback
 
 from ehr_ray.config.cluster import ClusterConfig
 from ehr_ray.errors import RunError
-from ehr_ray.runtime.training.launch import saved_step
+from ehr_ray.runtime.training.sending import saved_step
 
 START_SECONDS = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 """Ray's own limit of one wait for resources, after which it asks again; 60 seconds unless set."""

@@ -1,6 +1,7 @@
 """The reports of a run to its store, beside the steps that follow them."""
 
 import contextlib
+import re
 import shutil
 import threading
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from ehr_ray.errors import LeaseLostError, RunError, UserError
 from ehr_ray.storage import sync
 from ehr_ray.storage.lease import Lease
 from ehr_ray.storage.paths import uri_of
+from ehr_ray.train.checkpoint import saved_progress
 
 
 class Sender:
@@ -96,3 +98,18 @@ def sending(run: Path, progress: Path, lease: Lease | None) -> Iterator[Sender]:
         yield sender
     finally:
         sender.wait()
+
+
+def saved_step(run: str | Path) -> int:
+    """Return the step of a run's last state where it is kept, in its store or here; 0 without one.
+
+    Of a run in a store the copy here is that of its begin: other machines write the states. Where
+    the store does not answer there is none.
+    """
+    if uri_of(run) is None:
+        progress = saved_progress(Path(run))
+        return progress.step if progress else 0
+    with contextlib.suppress(UserError, RunError):
+        states = map(re.compile(rf"state/(\d+)/{sync.LAST[-1]}").fullmatch, sync.names_in(run))
+        return max((int(state[1]) for state in states if state), default=0)
+    return 0

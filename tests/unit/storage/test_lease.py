@@ -165,12 +165,11 @@ def test_a_machine_that_was_away_finds_its_run_taken_over(run, elsewhere, monkey
 
 def test_who_awakes_after_it_was_taken_over_gives_way(run, elsewhere):
     elsewhere("first")
-    first = lease._Claim(run)
+    first = lease.Claim(run)
     first.take(print)
-    first._about["since"] = "earlier"
     time.sleep(lease.EXPIRY)
     elsewhere("second")
-    second = lease._Claim(run)
+    second = lease.Claim(run)
     second.take(print)
     with pytest.raises(LeaseLostError):
         first.renew()
@@ -181,7 +180,7 @@ def test_who_awakes_after_it_was_taken_over_gives_way(run, elsewhere):
 
 def test_who_was_away_and_was_not_missed_goes_on(run, elsewhere):
     elsewhere("first")
-    first = lease._Claim(run)
+    first = lease.Claim(run)
     first.take(print)
     time.sleep(lease.EXPIRY)
     first.renew()

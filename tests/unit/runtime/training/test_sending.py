@@ -272,7 +272,7 @@ def test_a_second_machine_is_refused_and_the_first_ends_where_it_was_taken_over(
                 command.train(given)
             refused.append(str(error.value))
         if done == 5:  # as if this machine had been away for long
-            claims = lease._Folder(run)
+            claims = lease.Claims(run)
             for name in claims.times():
                 claims.remove(name)
             claims.write("b", {"state": lease.HOLDS, "host": "other", "user": "u", "pid": 1})
@@ -284,7 +284,7 @@ def test_a_second_machine_is_refused_and_the_first_ends_where_it_was_taken_over(
     names = sync.names_in(run)
     assert "state/000000000004/progress.yaml" in names
     assert "state/000000000006/progress.yaml" not in names
-    assert [*lease._Folder(run).times()] == ["b"]
+    assert [*lease.Claims(run).times()] == ["b"]
 
 
 def test_losing_the_race_for_a_run_starts_no_training(experiment, tmp_path, monkeypatch):
@@ -292,16 +292,16 @@ def test_losing_the_race_for_a_run_starts_no_training(experiment, tmp_path, monk
     output = f"file://{tmp_path}/store"
     given = experiment(output)
     monkeypatch.setenv(STAGING, str(tmp_path / "first"))
-    take = lease._Claim.take
+    take = lease.Claim.take
 
     def later(claim, say):
-        monkeypatch.setattr(lease._Claim, "take", take)
+        monkeypatch.setattr(lease.Claim, "take", take)
         monkeypatch.setenv(STAGING, str(tmp_path / "second"))
         assert command.train(given).step == 8
         monkeypatch.setenv(STAGING, str(tmp_path / "first"))
         take(claim, say)
 
-    monkeypatch.setattr(lease._Claim, "take", later)
+    monkeypatch.setattr(lease.Claim, "take", later)
     trained = command.train(given)
     assert (trained.step, trained.already_finished) == (8, True)
-    wait_until(lambda: not lease._Folder(f"{output}/run").times())
+    wait_until(lambda: not lease.Claims(f"{output}/run").times())
