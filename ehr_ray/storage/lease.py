@@ -1,7 +1,7 @@
 """One machine at a time trains a run in a store: a claim beside it, renewed while it trains.
 
-pyarrow writes to no store on a condition (measured with 25.0: `If-None-Match` among the metadata of
-an object is dropped, for S3 and Google alike), so no machine writes over what another one wrote.
+pyarrow writes to no store on a condition (of S3 measured with 25.0: `If-None-Match` among an
+object's metadata is dropped; for Google it has no option), so no machine writes over another's.
 Each has a claim of its own, an object in the run's `.lease` folder, and holds the run when one list
 of that folder shows its claim and no other. Of two that ask at once each lists after it has
 written, so one at least sees the other; the one with the greater name withdraws, and the other
@@ -44,6 +44,8 @@ RENEWAL: Final = 15.0
 """Seconds between renewals, so that three may fail."""
 POLL: Final = 2.0
 """Seconds between looks at the claim of another machine."""
+READS: Final = 4
+"""Times a claim is read before it counts as unreadable."""
 ASKS, HOLDS = "asks", "holds"
 
 
@@ -134,13 +136,21 @@ class Claims:
         }
 
     def read(self, name: str) -> dict[str, Any]:
-        """Return what a claim says; {} where it has gone meanwhile."""
-        try:
-            with self._store.open_input_file(f"{self._path}/{name}") as file:
-                content = json.loads(file.read())
-        except (FileNotFoundError, ValueError):
-            return {}
-        return content if isinstance(content, dict) else {}
+        """Return what a claim says; {} where it has gone meanwhile, or says nothing.
+
+        It is read again where it may have been replaced while it was read: by another size, too.
+        """
+        for attempt in range(READS):
+            try:
+                with self._store.open_input_file(f"{self._path}/{name}") as file:
+                    content = json.loads(file.read())
+                return content if isinstance(content, dict) else {}
+            except FileNotFoundError:
+                return {}
+            except (OSError, ValueError) as error:
+                if attempt == READS - 1 and isinstance(error, OSError):
+                    raise
+        return {}
 
     def write(self, name: str, content: dict[str, Any]) -> None:
         """Write a claim, at once."""

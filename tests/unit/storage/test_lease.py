@@ -113,6 +113,24 @@ def test_a_machine_that_is_dead_is_replaced_when_its_claim_expires(run, elsewher
     assert len(said) == 1
 
 
+def test_what_is_no_claim_is_in_the_way_until_it_would_have_expired(run):
+    with leased(run, print) as held:
+        folder = claims(run)[held.name].parent
+    (folder / "0").write_text("not a claim")
+    began = time.monotonic()
+    with leased(run, print) as held:
+        assert [*claims(run)] == [held.name]
+    assert time.monotonic() - began > 1
+
+
+def test_a_claim_that_is_replaced_while_it_is_read_is_read_again(run, monkeypatch):
+    with leased(run, print) as held:
+        texts, loads = ["", '{"state"'], json.loads
+        monkeypatch.setattr(json, "loads", lambda text: loads(texts.pop() if texts else text))
+        held.check()
+        assert not texts
+
+
 @pytest.mark.parametrize("error", [None, ValueError, KeyboardInterrupt])
 def test_it_is_given_back_however_the_training_ends(run, error):
     try:
@@ -124,9 +142,11 @@ def test_it_is_given_back_however_the_training_ends(run, error):
     assert not claims(run)
 
 
-def test_of_many_that_begin_at_once_one_holds_the_run(run, elsewhere, monkeypatch):
-    elsewhere("here")
-    for _ in range(5):
+@pytest.mark.parametrize("known", ["here", ""])
+def test_of_many_that_begin_at_once_one_holds_the_run(known, run, elsewhere):
+    """Whether they know each other for processes of one machine, or not."""
+    elsewhere(known)
+    for _ in range(3):
         held, refused, release = [], [], threading.Event()
         together = threading.Barrier(6)
 
