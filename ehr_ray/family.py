@@ -277,7 +277,8 @@ class Family(Generic[C]):
     cache_fields: tuple[str, ...] = ()
     """Config fields that `transform` reads: with the data they are the key of the cache."""
     version: int = 1
-    """Raise when `transform` gives other output for the same input: it is part of the cache key."""
+    """Raise when `transform` gives other rows for the same events because of code that stands in
+    another module: this and the text of its own module are part of the cache key."""
     former_scaling: Scaling = "standard"
     """How values were scaled before there was `data.scale`: a checkpoint of then goes on so."""
     eval_scheduled: Scheduled = field(default_factory=dict)

@@ -46,6 +46,8 @@ from ehr_ray.train import checkpoint
 
 SUFFIX = ".parquet"
 """How the name of an output ends that is one file."""
+OTHER_SUFFIXES = (".csv", ".tsv", ".json", ".npy", ".npz", ".h5", ".arrow", ".feather", ".pkl")
+"""Of files that somebody may expect, and that are not written."""
 MANIFEST = "_embed.json"
 
 
@@ -74,6 +76,11 @@ def embed(
     """
     check_gpus(gpus)
     check_min_known(min_known_events)
+    if local(output).suffix in OTHER_SUFFIXES:
+        raise InputError(
+            f"--output {output}: embeddings are Parquet; name a file that ends in {SUFFIX}, or a "
+            "folder"
+        )
     check_output(output, "--output ", file=local(output).suffix == SUFFIX)
     run = sync.fetch_run(run)
     folder = checkpoint.checkpoint_folder(run).absolute()

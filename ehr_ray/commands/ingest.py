@@ -219,7 +219,7 @@ def ingest(
             verb="sampled",
             label=lambda s: f"shard {s}",
         )
-        work = Work(len(units), shards, buckets, checked, settled, fit)
+        work = Work(units[0], len(units), shards, buckets, checked, settled, fit)
         summary = finish(plan, kind, work, output, print_)
         summary = replace(summary, seconds=time.monotonic() - started)
         counts = flatten(asdict(summary))

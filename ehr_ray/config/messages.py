@@ -42,7 +42,15 @@ def message(kind: type, item: Any, at: str) -> str:
         return f"{path}: missing; give it in the YAML or as {path}=..."
     if item["type"] == "tuple_type":
         return f"{path}: must be a list, as in [{item['input']}]"
+    pattern = item.get("ctx", {}).get("pattern", "")
+    if pattern.startswith("^[A-Za-z0-9][A-Za-z0-9"):
+        dot = ", ." if "._" in pattern else ""
+        return (
+            f"{path}: must be of letters A to Z or a to z, digits, _, -{dot}, and begin with a "
+            f"letter or digit (got {item['input']!r})"
+        )
     text = re.sub(r"^Value error, ", "", item["msg"])
+    text += ", as in {key: value}" if item["type"] == "dict_type" else ""
     # What a section's own check says names its values; the whole section would only bury it.
     whole = isinstance(item["input"], Mapping) and item["type"] == "value_error"
     got = "" if whole else f" (got {item['input']!r})"

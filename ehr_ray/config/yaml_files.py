@@ -34,6 +34,8 @@ def read_yaml(path: str | Path) -> Raw:
         raw = _Loader(Path(path).read_text()).get_single_data()
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: no such config; see configs/ for examples") from error
+    except IsADirectoryError as error:
+        raise ConfigError(f"{path}: is a folder; name a YAML file, such as one in it") from error
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split()).replace('in "<unicode string>", ', "at ")
         raise ConfigError(f"{path}: not readable YAML: {reason}") from error

@@ -148,7 +148,8 @@ def check_folder(given: str | Path, option: str, remedy: str) -> None:
     Commands ask it of what was fetched, and the command line before it imports them.
     """
     if not is_uri(given) and not Path(given).is_dir():
-        raise InputError(f"{option}{given}: no such folder; {remedy}")
+        what = "is a file, where a folder is wanted" if Path(given).exists() else "no such folder"
+        raise InputError(f"{option}{given}: {what}; {remedy}")
 
 
 def check_output(given: str | Path, option: str, *, file: bool = False) -> None:

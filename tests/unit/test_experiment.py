@@ -98,7 +98,7 @@ def test_defaults_are_filled_in():
         ({"search": {"train.lr": {"uniform": [0.1, float("inf")]}}}, "search.train.lr"),
         ({"seed": -1}, "seed: "),
         ({"seed": 2**63}, "seed: "),
-        ({"name": "../up"}, "name: "),
+        ({"name": "a/b"}, "name: must be of letters A to Z or a to z, digits, _, -, ., and begin"),
         ({"freeze": "abc"}, "freeze: must be a list, as in [abc]"),
         ({"task": {"name": "x", "hours": 6}}, "task.hours: must be a list, as in [6]"),
         (
@@ -117,7 +117,7 @@ def test_defaults_are_filled_in():
         ({"schedules.beta": {"steps": 3, "epochs": 3}}, "schedules.beta: give its length"),
         ({"schedules.beta.end": float("nan")}, "schedules.beta.end: "),
         ({"schedules.beta.steps": 0}, "schedules.beta.steps: input should be greater than 0"),
-        ({"search": [1]}, "search: input should be a valid dictionary"),
+        ({"search": [1]}, "search: input should be a valid dictionary, as in {key: value} (got"),
         ({"search": {"train.lr": {"uniform": ["a", 1]}}}, "search.train.lr: not a search domain"),
         ({"data.cohort": None}, "data.cohort: input should be a valid string"),
     ],

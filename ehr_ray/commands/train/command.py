@@ -95,7 +95,10 @@ def train_run(experiment: Experiment, screen: Screen, verbose: bool) -> Trained:
         return _finished(run, before, screen)
     if before is None and experiment.init_from:
         # A typo is answered before data are prepared.
-        checkpoint_folder(sync.fetch_run(experiment.init_from))
+        try:
+            checkpoint_folder(sync.fetch_run(experiment.init_from))
+        except InputError as error:
+            raise InputError(f"init_from={error}") from None
     check_server(experiment)
     check_resources(experiment.cluster)
     with leased(experiment.location, screen.say) as lease:

@@ -9,10 +9,11 @@ import contextlib
 import dataclasses
 import difflib
 import hashlib
+import inspect
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -289,7 +290,14 @@ def _key(experiment: Experiment, family: "AnyFamily", source: Source) -> str:
             options["statistics"] = [read.windows, read.max_codes]
     parts = [manifest, options, family.version, LAYOUT, vocabulary.origin]
     digest = hashlib.sha256(json.dumps(parts, default=dataclasses.asdict).encode())
+    digest.update(_module_text(family.transform))
     digest.update("\0".join(vocabulary.codes).encode())
     digest.update(vocabulary.location.tobytes() + vocabulary.scale.tobytes())
     digest.update(vocabulary.quantiles.tobytes())
     return digest.hexdigest()[:20]
+
+
+def _module_text(function: Callable[..., Any]) -> bytes:
+    """Return the source of the module a function stands in: edited, it may give other rows."""
+    path = inspect.getsourcefile(inspect.unwrap(function))
+    return b"" if path is None else Path(path).read_bytes()

@@ -298,4 +298,4 @@ def test_a_cohort_that_is_a_file_is_refused_at_once(words, tmp_path, capsys, mon
     with pytest.raises(SystemExit) as ended:
         main(words)
     assert ended.value.code == 2
-    assert "no: no such folder; make it with `ehr-ray ingest`" in capsys.readouterr().err
+    assert "no: is a file, where a folder is wanted; make it with" in capsys.readouterr().err

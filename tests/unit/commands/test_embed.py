@@ -99,6 +99,12 @@ def test_a_folder_of_another_cohort_or_of_other_files_is_refused(
         embed(tiny_run, sharded, tmp_path, on_ray=False)
 
 
+def test_a_file_of_another_kind_is_refused(tiny_run, sharded, tmp_path):
+    with pytest.raises(InputError, match=r"e\.csv: embeddings are Parquet; name a file that ends"):
+        embed(tiny_run, sharded, tmp_path / "e.csv", on_ray=False)
+    assert not (tmp_path / "e.csv").exists()
+
+
 def test_a_folder_that_is_named_as_a_file_is_refused(tiny_run, sharded, tmp_path):
     (tmp_path / "all.parquet").mkdir()
     with pytest.raises(InputError, match="is a folder; name a file"):

@@ -48,3 +48,8 @@ def test_differences_name_each_path_with_both_values():
     old = {"a": {"b": 1, "c": 2}, "gone": 0, "same": [1]}
     new = {"a": {"b": 1, "c": 3}, "new": "x", "same": [1]}
     assert list(differences(old, new)) == ["a.c: 2 -> 3", "gone: gone, was 0", "new: new, x"]
+
+
+def test_a_folder_in_place_of_a_config_is_refused_by_name(tmp_path):
+    with pytest.raises(ConfigError, match=f"^{tmp_path}: is a folder; name a YAML file"):
+        read_yaml(tmp_path)

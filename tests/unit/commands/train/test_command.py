@@ -48,6 +48,11 @@ def test_a_run_goes_on_where_its_paths_lead_to_the_same_places(folder, capsys, m
     with pytest.raises(SystemExit):
         train("name=second", "init_from=runs/other")
     assert "init_from: " in capsys.readouterr().err
+    (folder / "notes.txt").write_text("")
+    for other, said in (("runs/none", "no such folder"), ("notes.txt", "no checkpoint here")):
+        with pytest.raises(SystemExit):
+            train("name=third", f"init_from={other}")
+        assert f"init_from={other}: {said}" in capsys.readouterr().err
     (folder / "runs").rename(folder / "moved")
     with pytest.raises(SystemExit):
         train("name=second", "output=moved", "init_from=moved/first")

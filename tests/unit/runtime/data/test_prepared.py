@@ -1,4 +1,5 @@
 import dataclasses
+import importlib.util
 
 import numpy as np
 
@@ -30,9 +31,30 @@ def test_rows_are_made_once_and_again_where_an_option_of_the_transform_changes(
     assert not lines
     assert files(**{"data.batch_size": 3}) == first
     assert files(**{"model.carry_minutes": 60}) != first
-    changed = dataclasses.replace(family, version=family.version + 1)
-    with prepared(tiny_experiment(), changed, on_ray=False) as data:
-        assert data.blocks["train"] != first
+    family = dataclasses.replace(family, version=family.version + 1)
+    assert files() != first
+
+
+def test_an_edit_of_the_transform_s_module_makes_rows_anew(tiny_experiment, tmp_path):
+    experiment = tiny_experiment(changes={"data.cache_dir": str(tmp_path / "cache")})
+    own = get_family("set_vae")
+    module = tmp_path / "own_rows.py"
+
+    def folder(text):
+        module.write_text(text)
+        spec = importlib.util.spec_from_file_location("own_rows", module)
+        found = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(found)
+        family = dataclasses.replace(own, transform=found.transform)
+        with prepared(experiment, family, on_ray=False) as data:
+            return data.blocks["train"]
+
+    text = "from ehr_ray.families.set_vae.data import transform as whole\n\n\n"
+    text += "def transform(patient, config, vocabulary):\n"
+    text += "    return whole(patient, config, vocabulary)\n"
+    first = folder(text)
+    assert folder(text) == first
+    assert folder(text.replace("return whole", "return  whole")) != first
 
 
 def test_an_index_is_made_with_rows_and_again_where_it_is_none_of_theirs(
