@@ -45,7 +45,7 @@ RENEWAL: Final = 15.0
 POLL: Final = 2.0
 """Seconds between looks at the claim of another machine."""
 READS: Final = 4
-"""Times a claim is read before it counts as unreadable."""
+"""Times a claim is read before it counts as unreadable, or as one that asks."""
 ASKS, HOLDS = "asks", "holds"
 
 
@@ -60,10 +60,14 @@ class Lease:
 
     def check(self) -> None:
         """Raise LeaseLostError where the claim has gone, RunError where the store cannot tell."""
-        with explained(self.run):
-            claims = Claims(self.run)
-            found = {name: claims.read(name) for name in claims.times()}
-        own = found.pop(self.name, None)
+        for _ in range(READS):
+            with explained(self.run):
+                claims = Claims(self.run)
+                found = {name: claims.read(name) for name in claims.times()}
+            own = found.pop(self.name, None)
+            if own is None or own.get("state") == HOLDS:
+                break
+            time.sleep(POLL / 2)  # it asks anew after it was away
         holders = [about for about in found.values() if about.get("state") == HOLDS]
         if own is None or holders:
             raise LeaseLostError(
@@ -72,7 +76,7 @@ class Lease:
                 "is not kept"
             )
         if own.get("state") != HOLDS:
-            raise RunError(f"{self.run}: its lease is just being renewed")
+            raise RunError(f"{self.run}: its lease is asked for anew")
 
 
 @contextlib.contextmanager
