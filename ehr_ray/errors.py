@@ -30,6 +30,10 @@ class ResourcesUnavailableError(RunError):
     """What a run lacks now and may have later: a disk that takes its files, room for workers."""
 
 
+class LeaseLostError(RunError):
+    """A run in a store that another machine has taken over."""
+
+
 def error_of_kind(kind: str, text: str) -> UserError | RunError:
     """Return the error of another process, of which the name of its class and its text came."""
     kinds: list[type[UserError] | type[RunError]] = [UserError, RunError]

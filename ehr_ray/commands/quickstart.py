@@ -5,6 +5,7 @@ import shlex
 import time
 from pathlib import Path
 
+from ehr_ray.commands.doctor import machine
 from ehr_ray.errors import InputError
 from ehr_ray.experiment import Experiment, parse
 from ehr_ray.runtime.screen import Screen
@@ -67,7 +68,7 @@ def quickstart_experiment(cohort: Path, runs: Path) -> Experiment:
             "schedules": {"beta": {"end": 0.1, "epochs": 4}, "free_bits": 0.05},
             "train": {"max_epochs": 16, "lr": 0.006, "warmup_steps": 20, "report_steps": 26},
             "evaluation": {"max_patients": 50},
-            "cluster": {"num_workers": min(2, os.cpu_count() or 1)},
+            "cluster": {"num_workers": max(1, min(2, int(machine.cpus()[1])))},
             "tracking": {"experiment": "quickstart"},
         }
     )

@@ -45,6 +45,7 @@ from ehr_ray.runtime.tuning.trial_data import datasets
 from ehr_ray.runtime.tuning.trials_table import Sweep, read_sweep
 from ehr_ray.sources.expanded import shards_of
 from ehr_ray.storage import files, sync
+from ehr_ray.storage.lease import Lease, leased
 from ehr_ray.storage.lock import run_lock
 from ehr_ray.storage.paths import canonical, check_cohort_folder, is_uri
 from ehr_ray.train.checkpoint import checkpoint_damage
@@ -110,6 +111,21 @@ def tune(
     probe = _probe_task(experiment) if select == PROBE else None
     if experiment.tracking.experiment is not None:
         tracking_uri(experiment)
+    with leased(experiment.location, screen.say) as lease:
+        return _search(experiment, space, select, probe, lease, screen, verbose)
+
+
+def _search(
+    experiment: Experiment,
+    space: Mapping[str, Domain],
+    select: Any,
+    probe: str | None,
+    lease: Lease | None,
+    screen: Screen,
+    verbose: bool,
+) -> Searched:
+    """Run the trials that have not ended, and rank all."""
+    family = family_of(experiment)
     root = sync.fetch(experiment.location, missing_ok=True)
     check_folder(root, experiment)
     proposals = Proposals(space, experiment.tune, experiment.seed)
@@ -153,6 +169,7 @@ def tune(
                     tracked=tracked,
                     exploits=exploits,
                     nested=experiment.cluster.most_workers > 1,
+                    lease=lease,
                 )
                 screen.say(f"{at_once} at a time, ranked by {select.metric}")
                 try:
@@ -162,6 +179,8 @@ def tune(
                     _close_all(root, tracked, "KILLED" if stopped else "FAILED")
                     raise
     try:
+        if lease is not None:
+            lease.check()
         return _conclude(experiment, space, root, select, tracked)
     except BaseException:
         _ended(tracked, "FAILED")

@@ -51,7 +51,7 @@ class ClusterConfig:
     timeout_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1800
     """How long a rank waits for the others in a sum over ranks, before the run counts as lost."""
     max_failures: Annotated[int, Field(ge=0)] = 3
-    """Losses of workers in a row, without a report between them, that a run survives: each restarts
+    """Losses of workers in a row, no state saved between them, that a run survives: each restarts
     it from the last saved state. Losses after which it went on do not count."""
     wait_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 600
     """Time that room for a fixed number of workers is waited for, at the start and after a loss."""

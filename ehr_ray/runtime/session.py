@@ -28,6 +28,7 @@ QUIET = {
     # Ray's workers run at nice 15 otherwise, and starve beside anything else.
     "RAY_worker_niceness": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_DISABLE_DOCKER_CPU_WARNING": "1",
 }
 OBJECT_STORE_BYTES = 1_000_000_000
 """Store of a Ray started here: rows that are kept are memory-mapped files, so that little goes
@@ -54,7 +55,8 @@ def session(
     loopback one), to those who bring this user's token. Inside another session this one joins it.
     `without` is the option by which the caller's verb does without Ray, if it has one.
 
-    Raises ConfigError where no cluster answers, RunError where Ray twice does not start in time.
+    Raises ConfigError where no cluster answers or a container is limited to less than one CPU,
+    RunError where Ray twice does not start in time.
     """
     if running():
         yield
@@ -68,7 +70,7 @@ def session(
     options: dict[str, Any] = {"logging_level": level, "log_to_driver": verbose}
     if address == "local":
         options |= {
-            "num_cpus": num_cpus or os.cpu_count(),
+            "num_cpus": num_cpus,  # None: what Ray counts, by the limit of a container too
             "include_dashboard": False,
             "object_store_memory": OBJECT_STORE_BYTES,
         }
@@ -90,6 +92,12 @@ def session(
             f"later, or {remedy}"
         ) from error
     try:
+        if address == "local" and ray.cluster_resources().get("CPU", 0) < 1:
+            remedy = f", or do without it ({without})" if without else ""
+            raise ConfigError(
+                "Ray counts no whole CPU here, by the limit of this container, and would run "
+                f"nothing; raise the limit to 1 CPU{remedy}"
+            )
         set_up_data(verbose)
         with stopped_like_interrupted():
             yield
@@ -175,12 +183,17 @@ def check_memory(cluster: ClusterConfig) -> None:
 
 
 def check_resources(cluster: ClusterConfig) -> None:
-    """Refuse workers that can never start here, with the arithmetic.
+    """Refuse workers that can never start here, with the arithmetic, and a GPU that is not here.
 
     On a cluster that was joined the autoscaler may still bring what is missing; there only Ray
     knows, and `cluster.wait_seconds` ends the wait.
     """
-    if cluster.most_workers == 0 or joined(cluster):
+    if cluster.most_workers == 0:  # InputError where this process is to train on a GPU it lacks
+        from ehr_ray.train.backend import local_device
+
+        local_device(cluster.gpus_per_worker)
+        return
+    if joined(cluster):
         return
     have: dict[str, float] = {"CPU": os.cpu_count() or 1}
     if joined_here := running():

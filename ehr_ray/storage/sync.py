@@ -33,6 +33,8 @@ LAST: Final = ("table.safetensors", "model.safetensors", "progress.yaml")
 """Files that say that those beside them are there, in the order they are written."""
 BEFORE: Final = ".checkpoint.old"
 """A run's checkpoint before the present one, which a store keeps too."""
+SENDING: Final = ".sending"
+"""What a run has saved at a report that is on its way to its store, by links beside it."""
 TRANSFERS: Final = 8
 """Files copied at once."""
 Stamp = tuple[int, int]
@@ -95,25 +97,52 @@ def fetch_run(location: str | Path, *, missing_ok: bool = False) -> Path:
     return run
 
 
-def push_run(run: Path) -> None:
-    """Write what a run has saved to its URI, the checkpoint before the present one first."""
-    if (run / BEFORE).is_dir():
-        push(run / BEFORE)
-    push(run, mirror=("state",))
+def push_run(run: Path, source: Path | None = None) -> None:
+    """Write what a run has saved to its URI, the checkpoint before the present one first.
+
+    `source` is a `snapshot` of it, which training may go on beside.
+    """
+    source = source or run
+    if (source / BEFORE).is_dir():
+        push(run / BEFORE, source=source / BEFORE)
+    push(run, mirror=("state",), source=source)
 
 
-def push(location: str | Path, *, mirror: Iterable[str] = (), whole: bool = False) -> None:
+def snapshot(run: Path) -> Path:
+    """Return a folder with what a run has saved until now, its old checkpoint too, by hard links.
+
+    It stays as it is while the run goes on, as every file of a run is replaced and none written to;
+    files are found as changed, or not, in either. The snapshot before is removed. `OSError` where
+    the disk knows no hard links.
+    """
+    folder = inside(run / SENDING)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    for name in [*_files(run), *(f"{BEFORE}/{name}" for name in _files(run / BEFORE))]:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        os.link(run / name, folder / name)
+    return folder
+
+
+def push(
+    location: str | Path,
+    *,
+    mirror: Iterable[str] = (),
+    whole: bool = False,
+    source: Path | None = None,
+) -> None:
     """Write the changed files of a copy to its URI; a path that is no copy is left alone.
 
     Args:
         location: URI, or the path of its copy: a file or a folder.
         mirror: folders in it whose files, where they are gone here, are removed there, at the end.
         whole: mark the folder while it is written, and remove there whatever is not here.
+        source: what holds the files in place of the copy.
     """
     uri = uri_of(location)
     if uri is None:
         return
-    source = local(uri)
+    source = source or local(uri)
     with explained(uri):
         store, path = filesystem(uri)
         copies, objects = _files(source), _objects(store, path)

@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[2]
 SERVES_RAY = {
     "ehr_ray.runtime.progress": "how rank 0 of Ray's workers speaks to the driver: a file",
     "ehr_ray.runtime.screen": "what a person sees of Ray's work; `--help` and errors import no Ray",
+    "ehr_ray.runtime.training.sending": "the reports of Ray's rank 0 on their way to a store",
     "ehr_ray.runtime.training.start_log": "notes that Ray's workers leave for a benchmark",
 }
 """Modules of runtime/ that import neither ray nor what does, and why they stand there."""

@@ -125,6 +125,7 @@ def test_a_ray_started_here_has_no_dashboard(monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", lambda **options: given.update(options))
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
     with session():
         pass
     assert given["include_dashboard"] is False

@@ -193,17 +193,17 @@ def test_a_report_that_cannot_be_stored_is_tried_again(
 ):
     output, push, failures = f"file://{tmp_path}/store", sync.push, []
 
-    def fails(place, *, mirror=(), whole=False):
+    def fails(place, *, mirror=(), **how):
         if mirror and len(failures) < limit:
             failures.append(place)
             raise RunError("the store is away")
-        push(place, mirror=mirror, whole=whole)
+        push(place, mirror=mirror, **how)
 
     monkeypatch.setattr(sync, "push", fails)
     limit, changes = 2, ("cluster.num_workers=0", "train.max_epochs=2")
     trained = train(experiment(cohort, output, "name=run", *changes))
     said = capsys.readouterr().err
-    assert said.count("not stored, tried again at the next report: the store is away") == limit
+    assert said.count("not stored, tried again with this report: the store is away") == limit
     assert f"state/{trained.step:012d}/progress.yaml" in sync.names_in(f"{output}/run")
     limit = 1000
     with pytest.raises(RunError, match="the store is away"):

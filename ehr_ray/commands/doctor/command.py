@@ -265,6 +265,8 @@ def workers(cluster: ClusterConfig) -> Check:
         f"({'nccl' if cluster.gpus_per_worker else 'gloo'})"
     )
     need, there = least * cluster.cpus_per_worker, os.cpu_count() or 1
+    if (quota := machine.cpu_quota()) is not None:  # as Ray counts in a container
+        there = min(there, int(quota))
     if not address and need > there:
         remedy = f"needs {counted(need, 'CPU')} and this machine has {there}; ask for fewer workers"
         return Check("a run", text, remedy)

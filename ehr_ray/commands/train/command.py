@@ -27,9 +27,15 @@ from ehr_ray.runtime.tracking import (
 )
 from ehr_ray.runtime.training.launch import fit, fit_here
 from ehr_ray.storage import files, sync
-from ehr_ray.storage.paths import check_cohort_folder
+from ehr_ray.storage.lease import Lease, leased
+from ehr_ray.storage.paths import check_cohort_folder, local
 from ehr_ray.train import history
-from ehr_ray.train.checkpoint import checkpoint_damage, checkpoint_folder, saved_progress
+from ehr_ray.train.checkpoint import (
+    Progress,
+    checkpoint_damage,
+    checkpoint_folder,
+    saved_progress,
+)
 from ehr_ray.train.task import family_of
 
 FREE_TO_CHANGE = (
@@ -80,22 +86,13 @@ def train(
 
 def train_run(experiment: Experiment, screen: Screen, verbose: bool) -> Trained:
     """Train one run or resume it, whatever comes of its latent."""
-    from ehr_ray.runtime.training.worker import Job
-
     if experiment.data.expanded is None:
         check_cohort_folder(sync.fetch(experiment.data.cohort))
     if experiment.tracking.experiment is not None:
         tracking_uri(experiment)
-    run = sync.fetch_run(experiment.location, missing_ok=True)
-    family = family_of(experiment)
-    experiment = as_before(run, experiment)
-    _check_same(run, experiment)
-    before = saved_progress(run)
+    run, experiment, before = _begun(experiment)
     if before is not None and before.finished:
-        _check_checkpoint(run)
-        if (run / UNTOLD).is_file():
-            _tell(run, find_run(run), yaml.safe_load((run / UNTOLD).read_text()), screen)
-        return Trained(run, before.step, before.best, before.step, True)
+        return _finished(run, before, screen)
     if before is None and experiment.init_from:
         # A typo is answered before data are prepared.
         try:
@@ -104,6 +101,41 @@ def train_run(experiment: Experiment, screen: Screen, verbose: bool) -> Trained:
             raise InputError(f"init_from={error}") from None
     check_server(experiment)
     check_resources(experiment.cluster)
+    with leased(experiment.location, screen.say) as lease:
+        if lease is not None:  # until now another machine may have trained it
+            run, experiment, before = _begun(experiment)
+            if before is not None and before.finished:
+                return _finished(run, before, screen)
+        return _train(experiment, before, lease, screen, verbose)
+
+
+def _begun(experiment: Experiment) -> tuple[Path, Experiment, Progress | None]:
+    """Return a run's folder, its experiment as it was begun, and how far it is; None before."""
+    run = sync.fetch_run(experiment.location, missing_ok=True)
+    experiment = as_before(run, experiment)
+    _check_same(run, experiment)
+    return run, experiment, saved_progress(run)
+
+
+def _finished(run: Path, before: Progress, screen: Screen) -> Trained:
+    """Return a run that has ended, and tell MLflow what it lacks of it."""
+    _check_checkpoint(run)
+    if (run / UNTOLD).is_file():
+        _tell(run, find_run(run), yaml.safe_load((run / UNTOLD).read_text()), screen)
+    return Trained(run, before.step, before.best, before.step, True)
+
+
+def _train(
+    experiment: Experiment,
+    before: Progress | None,
+    lease: Lease | None,
+    screen: Screen,
+    verbose: bool,
+) -> Trained:
+    """Prepare the data of a run and train it to its end."""
+    from ehr_ray.runtime.training.worker import Job
+
+    run, family = local(experiment.location), family_of(experiment)
     on_ray = experiment.cluster.most_workers > 0
     with session_of(experiment.cluster, verbose):
         check_resources(experiment.cluster)
@@ -134,7 +166,7 @@ def train_run(experiment: Experiment, screen: Screen, verbose: bool) -> Trained:
             sync.push(run)
             tracker = Tracker(tracked)
             progress = run / ".progress.jsonl"
-            job = Job(experiment, data, run, progress, tracked)
+            job = Job(experiment, data, run, progress, tracked, lease=lease)
             try:
                 with following(progress, screen):
                     fit(job) if on_ray else fit_here(job)
@@ -144,6 +176,8 @@ def train_run(experiment: Experiment, screen: Screen, verbose: bool) -> Trained:
                 raise
             if on_ray:
                 sync.fetch(run)
+            if lease is not None:
+                lease.check()
             records = _write_records(run, experiment, data)
             _tell(run, tracked, (*artifacts_of(run), *records), screen)
             sync.push(run)

@@ -4,11 +4,11 @@ import math
 import tempfile
 import uuid
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from ehr_ray.errors import ResourcesUnavailableError, RunError, error_of_kind
-from ehr_ray.train.checkpoint import saved_progress
+from ehr_ray.runtime.training.sending import saved_step
+from ehr_ray.storage.paths import canonical
 
 
 def fit_here(job: Any) -> None:
@@ -66,7 +66,7 @@ def fit(job: Any, callbacks: Sequence[Any] = ()) -> None:
                     name=uuid.uuid4().hex,
                     storage_path=scratch,
                     failure_config=failure_config(cluster),
-                    callbacks=[Patience(cluster), *callbacks],
+                    callbacks=[Patience(cluster, canonical(job.run), before), *callbacks],
                     logging_config=LoggingConfig(log_level="ERROR"),
                 ),
             )
@@ -86,12 +86,6 @@ def fit(job: Any, callbacks: Sequence[Any] = ()) -> None:
                 raise kind(f"{job.run.name}: {cause(error, cluster)}") from error
             _raise_returned(result.return_value)
             return
-
-
-def saved_step(run: Path) -> int:
-    """Return the step of a run's last state, 0 where it has none."""
-    progress = saved_progress(run)
-    return progress.step if progress else 0
 
 
 def _raise_returned(value: Mapping[str, str] | None) -> None:

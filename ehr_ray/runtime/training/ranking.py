@@ -100,9 +100,16 @@ class RankingBackend:
     """A backend whose reports carry what ranks trials; rank 0 measures and keeps it on disk."""
 
     def __init__(
-        self, backend: Backend, measure: Measure, run: Path, log: Callable[..., None]
+        self,
+        backend: Backend,
+        measure: Measure,
+        run: Path,
+        log: Callable[..., None],
+        stored: Callable[[], None],
     ) -> None:
+        """`log` is told the measures and the step; `stored` waits for the state in its store."""
         self._backend, self._measure, self._run, self._log = backend, measure, run, log
+        self._stored = stored
         self.device, self.rank, self.world = backend.device, backend.rank, backend.world
         self._module: nn.Module | None = None
 
@@ -125,6 +132,7 @@ class RankingBackend:
         measures = self._measure(self._module, metrics)
         row = {"step": metrics["step"], "epoch": metrics["epoch"], **measures}
         history.append(self._run, row, MEASURES)
+        self._stored()
         sync.push(self._run / MEASURES)
         self._log(measures, int(metrics["step"]))
         self._backend.report({**metrics, **measures})

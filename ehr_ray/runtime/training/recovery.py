@@ -8,6 +8,7 @@ from ray.train import FailureConfig, UserCallback
 
 from ehr_ray.config.cluster import ClusterConfig
 from ehr_ray.errors import RunError
+from ehr_ray.runtime.training.sending import saved_step
 
 START_SECONDS = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 """Ray's own limit of one wait for resources, after which it asks again; 60 seconds unless set."""
@@ -16,22 +17,21 @@ WAITED = ("ms for recv operation", "ms for send operation", "collective operatio
 
 
 class Patience(UserCallback):
-    """Counts losses of workers in a row; a report, which a saved state precedes, starts anew.
+    """Counts losses of workers in a row; a state that was saved between them starts anew.
 
     Ray counts the losses of a whole run, so a long one on machines that come and go would fail
-    however well it went on.
+    however well it went on. A report alone is no progress: it may be lost on its way to the store.
     """
 
-    def __init__(self, cluster: ClusterConfig) -> None:
+    def __init__(self, cluster: ClusterConfig, run: str, step: int = 0) -> None:
+        """`run` is its URI, or a path that all nodes share; `step` that of its last state now."""
         self._cluster, self._most = cluster, cluster.max_failures
-        self._lost = 0
-
-    def after_report(self, run_context: Any, metrics: Any, checkpoint: Any) -> None:  # noqa: ARG002
-        """Forget the losses before."""
-        self._lost = 0
+        self._run, self._step, self._lost = run, step, 0
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:  # noqa: ARG002
         """Count a loss; RunError, which ends the run, at one too many."""
+        if (step := saved_step(self._run)) > self._step:
+            self._lost, self._step = 0, step
         self._lost += 1
         if self._lost > self._most:
             raise RunError(
@@ -44,7 +44,7 @@ def too_many(lost: int, most: int) -> str:
     if most == 0:
         return ""
     return (
-        f"; lost {lost} times without a report between (cluster.max_failures={most}): shorten "
+        f"; lost {lost} times without a saved state between (cluster.max_failures={most}): shorten "
         "train.report_steps if losses are that frequent"
     )
 

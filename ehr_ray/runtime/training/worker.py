@@ -13,15 +13,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ehr_ray.errors import DamagedRowsError, RunError, UserError
+from ehr_ray.errors import DamagedRowsError, RunError, UserError, error_of_kind
 from ehr_ray.experiment import Experiment
 from ehr_ray.family import AnyFamily, Batch, Row
 from ehr_ray.runtime.data.prepared import Prepared, fetched
 from ehr_ray.runtime.progress import ProgressFile
 from ehr_ray.runtime.tracking import UNTOLD, Tracked, Tracker, untold
 from ehr_ray.runtime.training.ranking import MEASURES, RankingBackend, TrialRanking, measured
+from ehr_ray.runtime.training.sending import sending
 from ehr_ray.runtime.training.start_log import StartFile, keep_to_core
 from ehr_ray.storage import sync
+from ehr_ray.storage.lease import Lease
 from ehr_ray.storage.lock import run_lock
 from ehr_ray.storage.paths import canonical, is_uri, local, uri_of
 from ehr_ray.train.allocator import keep_freed_memory, return_freed_memory
@@ -52,6 +54,8 @@ class Job:
     """Whether each rank keeps to one core with all its threads, as a benchmark asks."""
     ranking: TrialRanking | None = None
     """What a search measures at each report, of a trial."""
+    lease: Lease | None = None
+    """The right to write to the run's URI, looked at before each report is stored."""
 
 
 class RayBackend:
@@ -153,19 +157,12 @@ def train_here(job: Job, backend: Backend) -> Progress:
     if screen.begun and (saved := saved_progress(job.run)):  # after a loss or a change of workers
         who = "1 worker goes" if backend.world == 1 else f"{backend.world} workers go"
         screen.lines([f"{job.run.name}: {who} on from step {saved.step}"])
-    if job.ranking is not None:
-        measure = job.ranking.bind(experiment, family, job.prepared.vocabulary, loader)
-        backend = RankingBackend(backend, measure, job.run, tracker.metrics)
-    args = (experiment, family, job.prepared.vocabulary, loader, backend, job.run)
 
     def on_report(row: dict[str, float]) -> None:
         tracker.report(row)
         screen.report(row, family.select.metric)
-        try:
-            sync.push_run(job.run)
-            sync.push(job.progress)
-        except (UserError, RunError) as error:  # the other ranks wait for this one: go on
-            screen.lines([f"not stored, tried again at the next report: {error}"])
+        if problem := sender.send():  # the other ranks wait for this one: go on
+            screen.lines([f"not stored, tried again with this report: {problem}"])
 
     def on_step(step: int, total: int) -> None:
         if noted:
@@ -174,9 +171,19 @@ def train_here(job: Job, backend: Backend) -> Progress:
 
     # What a process that was lost had not told, or another trial had reported.
     tracker.retell(job.run, (HISTORY, MEASURES) if job.ranking else (HISTORY,))
-    with run_lock(job.run), numerics(experiment.train):
-        progress = train(*args, Watch(on_step, on_report, screen.lines))
-        sync.push_run(job.run)
+    with (
+        run_lock(job.run),
+        numerics(experiment.train),
+        sending(job.run, job.progress, job.lease) as sender,
+    ):
+        if job.ranking is not None:
+            measure = job.ranking.bind(experiment, family, job.prepared.vocabulary, loader)
+            # A measure that is stored is one of a state that is.
+            backend = RankingBackend(backend, measure, job.run, tracker.metrics, sender.wait)
+        watch = Watch(on_step, on_report, screen.lines)
+        vocabulary = job.prepared.vocabulary
+        progress = train(experiment, family, vocabulary, loader, backend, job.run, watch)
+        sender.finish()
     if tracker.flush():  # told by who reads the run directory next
         untold(job.run)
     elif job.tracked is not None:
@@ -213,16 +220,39 @@ def from_worker(config: dict[str, Any]) -> Job:
     )
 
 
+def received(config: dict[str, Any], backend: Backend) -> Job:
+    """Return this rank's job once every rank has its own: none writes to a copy before.
+
+    A `UserError` of one rank is raised by all, as rank 0 alone is heard. `RuntimeError` where the
+    copies of two ranks are of different states: a process that was thought dead wrote in between.
+    """
+    job, told = None, ("", "", 0)
+    try:
+        job = from_worker(config)
+        if uri_of(job.run) is not None and (progress := saved_progress(job.run)):
+            told = ("", "", progress.step)
+    except UserError as error:
+        told = (type(error).__name__, str(error), 0)
+    by_rank = [told] * backend.world
+    if backend.world > 1:
+        dist.all_gather_object(by_rank, told)
+    for kind, text, _ in by_rank:
+        if kind:
+            raise error_of_kind(kind, text)
+    if len({step for *_, step in by_rank}) > 1:
+        raise RuntimeError("the ranks have copies of different states; they begin again")
+    assert job is not None
+    return job
+
+
 def train_worker(config: dict[str, Any]) -> dict[str, str]:
     """Run as a Ray Train worker; an error the user can fix is returned, not retried."""
-    job = from_worker(config)
-    if uri_of(job.run) is not None:  # no rank writes to the copy before all have made theirs
-        RayBackend().all_sum(torch.zeros(1))
-    torch.set_num_threads(max(1, int(job.experiment.cluster.cpus_per_worker)))
+    cluster = config["job"].experiment.cluster
+    torch.set_num_threads(max(1, int(cluster.cpus_per_worker)))
     os.environ["OMP_NUM_THREADS"] = str(torch.get_num_threads())
-    backend = RayBackend(job.experiment.cluster.strategy)
+    backend = RayBackend(cluster.strategy)
     try:
-        train_here(job, backend)
+        train_here(received(config, backend), backend)
     except DamagedRowsError as error:
         if backend.world > 1:
             raise  # the others wait for this rank; a failure ends them too

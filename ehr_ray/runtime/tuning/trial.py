@@ -19,13 +19,20 @@ import yaml
 
 from ehr_ray.config.search import Sample
 from ehr_ray.config.yaml_files import override, read_yaml
-from ehr_ray.errors import ConfigError, InputError, ResourcesUnavailableError, RunError
+from ehr_ray.errors import (
+    ConfigError,
+    InputError,
+    LeaseLostError,
+    ResourcesUnavailableError,
+    RunError,
+)
 from ehr_ray.experiment import Experiment, parse, to_yaml
 from ehr_ray.runtime.tracking import UNTOLD, Tracked, Tracker, find_run, leave_run, open_run, untold
 from ehr_ray.runtime.training.ranking import MEASURES, WORST, TrialRanking
 from ehr_ray.runtime.tuning.schedulers import AGAIN, LACKS
 from ehr_ray.runtime.tuning.trial_data import Datasets
 from ehr_ray.storage import files, sync
+from ehr_ray.storage.lease import Lease
 from ehr_ray.storage.paths import canonical, join, local
 from ehr_ray.train import history
 from ehr_ray.train.backend import LocalBackend
@@ -60,6 +67,8 @@ class Search:
     """Whether trials take over each other's weights."""
     nested: bool = False
     """Whether a trial is a Ray Train run of several workers."""
+    lease: Lease | None = None
+    """The right to write to the search's URI."""
 
     def trial_dir(self, number: int) -> Path:
         """Return the run directory of a trial."""
@@ -135,6 +144,8 @@ def run_trial(config: Mapping[str, Any], search: Search) -> None:
             ResourcesUnavailableError
         ) as error:  # not the trial's fault: it is begun, and goes on another time
             _tell({"step": record.get("passed", 0) + 1, "score": WORST}, lacks=str(error))
+        except LeaseLostError:  # what the trial is now is for another machine to say
+            raise
         except Exception as error:
             reason = _reason(error).removeprefix(f"{folder.name}: ")
             # A trial that has failed is tried again once its folder is gone, not a part of it.
@@ -167,7 +178,7 @@ def _train(search: Search, number: int, sample: Sample, folder: Path) -> None:
             tracked = open_run(experiment, parent=search.tracked)
     ranking = TrialRanking(search.rank, data.probe, search.probe_patients)
     progress = folder / ".progress.jsonl"
-    job = Job(experiment, data.own, folder, progress, tracked, ranking=ranking)
+    job = Job(experiment, data.own, folder, progress, tracked, ranking=ranking, lease=search.lease)
     try:
         if search.nested:
             from ray.tune.integration.ray_train import TuneReportCallback

@@ -5,12 +5,14 @@ import signal
 
 import pytest
 import ray
+import torch
 
 from ehr_ray.commands.ingest import ingest
 from ehr_ray.config.cluster import ClusterConfig
-from ehr_ray.errors import ConfigError, RunError
+from ehr_ray.errors import ConfigError, InputError, RunError
 from ehr_ray.runtime.session import (
     check_memory,
+    check_resources,
     check_stream,
     session,
     session_of,
@@ -28,7 +30,8 @@ def starts(monkeypatch):
     """Let `ray.init` raise, one after the other, what the test puts in; None where it starts."""
     ends, done = [], []
 
-    def init(**_):
+    def init(**options):
+        assert options["num_cpus"] in (None, 2)  # else Ray would not look at a container's limit
         done.append("init")
         if (error := ends.pop(0)) is not None:
             raise error
@@ -36,6 +39,7 @@ def starts(monkeypatch):
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", init)
     monkeypatch.setattr(ray, "shutdown", lambda: done.append("shutdown"))
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
     return ends, done
 
 
@@ -62,6 +66,23 @@ def test_a_ray_that_is_late_twice_names_what_the_verb_has(starts, tmp_path, monk
     with pytest.raises(RunError, match=r"do without it \(--cpus 1\)"):
         ingest("synthetic", None, tmp_path / "a", options={"patients": 90}, cpus=2)
     assert done.count("init") == 6
+
+
+def test_a_container_with_less_than_a_cpu_is_told_and_ray_ended(starts, monkeypatch):
+    """Ray rounds its share down to none, and would wait for a CPU without end."""
+    ends, done = starts
+    ends.append(None)
+    monkeypatch.setattr(ray, "cluster_resources", dict)
+    with pytest.raises(ConfigError, match=r"no whole CPU here.*raise the limit to 1"), session():
+        pass
+    assert done == ["init", "shutdown"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_gpu_for_a_process_without_workers_is_looked_for_before_data_are_prepared():
+    check_resources(ClusterConfig(num_workers=0))
+    with pytest.raises(InputError, match="gpus_per_worker=1: torch finds no GPU"):
+        check_resources(ClusterConfig(num_workers=0, gpus_per_worker=1))
 
 
 def test_another_error_is_not_tried_again(starts):

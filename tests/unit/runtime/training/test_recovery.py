@@ -1,6 +1,7 @@
 import pytest
 import ray.train
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+from torch import nn
 
 from ehr_ray.config.cluster import ClusterConfig
 from ehr_ray.errors import RunError
@@ -11,23 +12,28 @@ from ehr_ray.runtime.training.recovery import (
     failure_config,
     lacks_resources,
 )
+from ehr_ray.storage.paths import STAGING
+from ehr_ray.train.checkpoint import Progress, save_state
 
 
-def test_losses_count_only_in_a_row():
-    patience = Patience(ClusterConfig(max_failures=2))
-    for _ in range(20):
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_losses_count_only_in_a_row(scheme, tmp_path, monkeypatch):
+    """A state between them, where the run is kept, begins a new row."""
+    monkeypatch.setenv(STAGING, str(tmp_path / "copies"))
+    patience = Patience(ClusterConfig(max_failures=2), f"{scheme}{tmp_path}/run")
+    for step in range(1, 20):
         patience.after_exception(None, {1: RuntimeError("gone")})
         patience.after_exception(None, {1: RuntimeError("gone")})
-        patience.after_report(None, [], None)
+        save_state(tmp_path / "run", nn.Linear(1, 1), {}, Progress(step))
     patience.after_exception(None, {1: RuntimeError("gone")})
     patience.after_exception(None, {1: RuntimeError("gone")})
     with pytest.raises(RunError, match=r"worker 1 failed: gone; lost 3 times .*max_failures=2"):
         patience.after_exception(None, {1: RuntimeError("gone")})
 
 
-def test_without_patience_the_first_loss_ends_the_run_and_says_why():
+def test_without_patience_the_first_loss_ends_the_run_and_says_why(tmp_path):
     with pytest.raises(RunError, match=r"^worker 0 failed: gone$"):
-        Patience(ClusterConfig(max_failures=0)).after_exception(
+        Patience(ClusterConfig(max_failures=0), str(tmp_path)).after_exception(
             None, {0: RuntimeError("one\ngone")}
         )
 
@@ -59,9 +65,9 @@ def test_a_run_without_room_says_what_it_waited_for():
         "milliseconds before timing out.",
     ],
 )
-def test_a_rank_that_waited_too_long_in_a_sum_names_the_limit(text):
+def test_a_rank_that_waited_too_long_in_a_sum_names_the_limit(text, tmp_path):
     """The others' own errors tell of the connection that it closed."""
     failures = {0: RuntimeError("Connection closed by peer"), 1: RuntimeError(text)}
     cluster = ClusterConfig(num_workers=2, timeout_seconds=3, max_failures=0)
     with pytest.raises(RunError, match=r"^worker 1 waited .* cluster.timeout_seconds=3: one of"):
-        Patience(cluster).after_exception(None, failures)
+        Patience(cluster, str(tmp_path)).after_exception(None, failures)

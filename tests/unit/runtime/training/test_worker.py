@@ -1,3 +1,4 @@
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -7,11 +8,15 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ehr_ray.errors import InputError
 from ehr_ray.registry import get_family
-from ehr_ray.runtime.data.prepared import prepared
+from ehr_ray.runtime.data.prepared import Prepared, prepared
+from ehr_ray.runtime.training import worker
 from ehr_ray.runtime.training.ranking import MEASURES, TrialRanking, rank_of
 from ehr_ray.runtime.training.worker import Job, RayBackend, loader_of, train_here
+from ehr_ray.storage.paths import STAGING, local
 from ehr_ray.train import history
+from ehr_ray.train.checkpoint import Progress, save_state
 from ehr_ray.train.task import family_of
 
 
@@ -120,3 +125,40 @@ def test_members_of_a_run_are_trained_alike_by_one_rank_and_by_two_that_share_th
     assert one["grad_norm"].min() > 0.05
     for other in others:
         np.testing.assert_allclose(other, one, rtol=1e-3, atol=1e-5)
+
+
+def receive(folder, rank, world, job, kind):
+    """Receive a job as one of several ranks; rank 1 has no access to it, or another state."""
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world
+    )
+
+    def from_worker(_config):
+        if kind == "error" and rank == 1:
+            raise InputError("s3://hospital/runs: no access")
+        if kind == "state" and rank == 1:
+            save_state(job.run, nn.Linear(1, 1), {}, Progress(3))
+        return replace(job, run=job.run if rank == 1 else job.run.with_name("other"))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(worker, "from_worker", from_worker)
+        backend = backend_of(rank, world, "ddp")
+        if kind == "state":
+            with pytest.raises(RuntimeError, match="copies of different states"):
+                worker.received({}, backend)
+            return
+        patch.setattr(worker, "RayBackend", lambda _strategy: backend)
+        found = worker.train_worker({"job": job})
+        assert found == {"kind": "InputError", "error": "s3://hospital/runs: no access"}
+
+
+@pytest.mark.parametrize("kind", ["error", "state"])
+def test_what_one_rank_cannot_receive_ends_all_once_by_its_own_line(
+    kind, forked, tiny_config, tmp_path, monkeypatch
+):
+    """It is returned, so that Ray does not try again, by the rank that is heard too."""
+    monkeypatch.setenv(STAGING, str(tmp_path / "copies"))
+    run = local("s3://hospital/runs/run")
+    run.mkdir(parents=True)
+    job = Job(tiny_config("set_vae"), Prepared(None, {}), run, run / "progress", None)
+    assert forked(receive, tmp_path, 2, job, kind) == [0, 0]

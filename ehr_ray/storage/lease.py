@@ -1,0 +1,300 @@
+"""One machine at a time trains a run in a store: a claim beside it, renewed while it trains.
+
+pyarrow writes to no store on a condition (of S3 measured with 25.0: `If-None-Match` among an
+object's metadata is dropped; for Google it has no option), so no machine writes over another's.
+Each has a claim of its own, an object in the run's `.lease` folder, and holds the run when one list
+of that folder shows its claim and no other. Of two that ask at once each lists after it has
+written, so one at least sees the other; the one with the greater name withdraws, and the other
+waits until it has (the one-bit algorithm of Burns and Lamport). That guards any two starts, however
+close, where a list shows what was written before it: S3 since 2020, Google, MinIO, a disk.
+
+Age is told by the times that the store gives objects, no clocks of machines are compared. A claim
+older than `EXPIRY` is dead, and so is one of this machine whose process has ended; who asks removes
+it. A machine that was away for so long (asleep, cut off from the store) asks anew at its next
+renewal. Before each report is stored the claim is looked for: where it was removed the training
+ends with `LeaseLostError`. What that leaves: a report already on its way when the machine stalls
+for longer than `EXPIRY` may arrive after the run was taken over.
+"""
+
+import contextlib
+import getpass
+import json
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+import pyarrow.fs as pafs
+
+from ehr_ray.errors import LeaseLostError, RunError, UserError
+from ehr_ray.storage import files
+from ehr_ray.storage.object_stores import explained, filesystem
+from ehr_ray.storage.paths import uri_of
+
+FOLDER: Final = ".lease"
+EXPIRY: Final = 60.0
+"""Seconds without a renewal after which a machine counts as dead."""
+RENEWAL: Final = 15.0
+"""Seconds between renewals, so that three may fail."""
+POLL: Final = 2.0
+"""Seconds between looks at the claim of another machine."""
+READS: Final = 4
+"""Times a claim is read before it counts as unreadable, or as one that asks."""
+ASKS, HOLDS = "asks", "holds"
+
+
+@dataclass(frozen=True)
+class Lease:
+    """The right to write a run in a store; picklable, and checked from any machine."""
+
+    run: str
+    """URI of the run."""
+    name: str
+    """The claim's, in the run's `.lease` folder."""
+
+    def check(self) -> None:
+        """Raise LeaseLostError where the claim has gone, RunError where the store cannot tell."""
+        for _ in range(READS):
+            with explained(self.run):
+                claims = Claims(self.run)
+                found = {name: claims.read(name) for name in claims.times()}
+            own = found.pop(self.name, None)
+            if own is None or own.get("state") == HOLDS:
+                break
+            time.sleep(POLL / 2)  # it asks anew after it was away
+        holders = [about for about in found.values() if about.get("state") == HOLDS]
+        if own is None or holders:
+            raise LeaseLostError(
+                f"{self.run}: {_who(holders[0] if holders else {})} took over this run, as its "
+                f"lease here was not renewed for {EXPIRY:g} seconds; what was not stored by then "
+                "is not kept"
+            )
+        if own.get("state") != HOLDS:
+            raise RunError(f"{self.run}: its lease is asked for anew")
+
+
+@contextlib.contextmanager
+def leased(run: str | Path, say: Callable[[str], None]) -> Iterator[Lease | None]:
+    """Hold a run in a store for the length of the block; of paths, None, and nothing is done.
+
+    A thread renews the lease. It is no part of what trains: a store that does not answer is asked
+    again, for as long as the training lives. However the block ends the lease is given back.
+
+    Args:
+        run: URI of a run, or the path of its copy.
+        say: told, once, that the claim of a machine that may be dead is waited for.
+
+    Raises:
+        RunError: another machine trains the run, seen by its next renewal; or no store answers.
+        InputError: no such bucket, or no access to it.
+    """
+    uri = uri_of(run)
+    if uri is None:
+        yield None
+        return
+    claim = Claim(uri)
+    stop = threading.Event()
+
+    def renew() -> None:
+        while not stop.wait(RENEWAL):
+            try:
+                claim.renew()
+            except LeaseLostError:  # told by `check`, where the next report is stored
+                return
+            except (UserError, RunError):
+                continue
+
+    thread = threading.Thread(target=renew, name="lease", daemon=True)
+    try:
+        claim.take(say)
+        thread.start()
+        yield Lease(uri, claim.name)
+    finally:
+        stop.set()
+        if thread.is_alive():
+            thread.join(5)
+        with contextlib.suppress(UserError, RunError):  # then it expires
+            claim.withdraw()
+
+
+class Claims:
+    """The claims on a run."""
+
+    def __init__(self, uri: str) -> None:
+        self._store, path = filesystem(uri)
+        self._path = f"{path}/{FOLDER}"
+
+    def times(self) -> dict[str, float]:
+        """Return when each claim was last written, in seconds of the store's clock."""
+        selector = pafs.FileSelector(self._path, allow_not_found=True)
+        return {
+            info.base_name: info.mtime_ns / 1e9
+            for info in self._store.get_file_info(selector)
+            if info.type == pafs.FileType.File and not info.base_name.startswith(".")
+        }
+
+    def read(self, name: str) -> dict[str, Any]:
+        """Return what a claim says; {} where it has gone meanwhile, or says nothing.
+
+        It is read again where it may have been replaced while it was read: by another size, too.
+        """
+        for attempt in range(READS):
+            try:
+                with self._store.open_input_file(f"{self._path}/{name}") as file:
+                    content = json.loads(file.read())
+                return content if isinstance(content, dict) else {}
+            except FileNotFoundError:
+                return {}
+            except (OSError, ValueError) as error:
+                if attempt == READS - 1 and isinstance(error, OSError):
+                    raise
+        return {}
+
+    def write(self, name: str, content: dict[str, Any]) -> None:
+        """Write a claim, at once."""
+        text, path = json.dumps(content), f"{self._path}/{name}"
+        if self._store.type_name == "local":
+            files.write_text(Path(path), text)
+            return
+        with self._store.open_output_stream(path) as stream:
+            stream.write(text.encode())
+
+    def remove(self, name: str) -> None:
+        """Remove a claim, if it is there."""
+        with contextlib.suppress(FileNotFoundError):
+            self._store.delete_file(f"{self._path}/{name}")
+
+
+class Claim:
+    """This program's claim on a run."""
+
+    def __init__(self, uri: str) -> None:
+        self._uri, self.name = uri, secrets.token_hex(8)
+        self._about: dict[str, Any] = {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "user": _user(),
+            "machine": _machine(),
+            "started": _started(os.getpid()),
+        }
+
+    def take(self, say: Callable[[str], None]) -> None:
+        """Hold the run once nobody else does; RunError where somebody is seen to live."""
+        seen: dict[str, float] = {}
+        deadline = time.monotonic() + 2 * EXPIRY
+        with explained(self._uri):
+            claims = Claims(self._uri)
+            while others := self._ask(claims):
+                before = self._before(others)
+                if before:
+                    claims.remove(self.name)
+                for name, about in others.items():
+                    renewed = about["time"] != seen.get(name, about["time"])
+                    alive = about["state"] == HOLDS and (renewed or self._is_here(about))
+                    if alive or time.monotonic() > deadline:
+                        raise RunError(
+                            f"{self._uri}: {_who(about)} trains this run; wait until it has ended, "
+                            "or give this one another name"
+                        )
+                    if name not in seen and about["state"] == HOLDS:
+                        say(f"{self._uri}: waiting to see whether {_who(about)} still trains it")
+                    seen.setdefault(name, about["time"])
+                time.sleep(POLL if before else POLL / 4)
+            claims.write(self.name, {**self._about, "state": HOLDS})
+
+    def renew(self) -> None:
+        """Renew the claim; LeaseLostError where it was taken for dead and another holds the run."""
+        with explained(self._uri):
+            claims = Claims(self._uri)
+            before = claims.times().get(self.name)
+            if before is not None:
+                claims.write(self.name, {**self._about, "state": HOLDS})
+                after = claims.times().get(self.name, before + EXPIRY)
+                # Half the age of a dead claim: who takes this one for dead may have just written.
+                if after - before <= EXPIRY / 2:
+                    return
+            while others := self._ask(claims):
+                if self._before(others):
+                    claims.remove(self.name)
+                    raise LeaseLostError(f"{self._uri}: another machine took over this run")
+                time.sleep(POLL / 4)  # those that ask withdraw, or are dead
+            claims.write(self.name, {**self._about, "state": HOLDS})
+
+    def withdraw(self) -> None:
+        """Give the run back."""
+        with explained(self._uri):
+            Claims(self._uri).remove(self.name)
+
+    def _ask(self, claims: Claims) -> dict[str, dict[str, Any]]:
+        """Write this claim, remove dead ones, and return the others, with the `time` of each."""
+        while True:
+            claims.write(self.name, {**self._about, "state": ASKS})
+            times = claims.times()
+            if self.name in times:  # else it was taken for dead meanwhile
+                break
+        now, others = times.pop(self.name), {}
+        since = datetime.fromtimestamp(now, UTC).isoformat(timespec="seconds")
+        self._about.setdefault("since", since)
+        for name, written in times.items():
+            about = claims.read(name)
+            ended = about.get("machine") == self._about["machine"] != "" and not _lives(about)
+            if now - written > EXPIRY or ended:
+                claims.remove(name)
+            else:
+                others[name] = {"state": ASKS, **about, "time": written}
+        return others
+
+    def _before(self, others: dict[str, dict[str, Any]]) -> bool:
+        """Whether one of them holds the run, or asks for it under a smaller name."""
+        return any(a["state"] == HOLDS or name < self.name for name, a in others.items())
+
+    def _is_here(self, about: dict[str, Any]) -> bool:
+        """Whether a claim is that of a process of this machine; `_ask` has removed ended ones."""
+        return bool(about.get("machine")) and about["machine"] == self._about["machine"]
+
+
+def _who(about: dict[str, Any]) -> str:
+    """Return how a person finds who wrote a claim."""
+    if "host" not in about:
+        return "another machine"
+    since = f", since {about['since']}" if "since" in about else ""
+    return f"{about['host']} (process {about.get('pid')} of {about.get('user')}{since})"
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # an id without a name, as in containers
+        return str(os.getuid())
+
+
+def _machine() -> str:
+    """Return what only processes of one boot of one machine have that see each other's ids.
+
+    "" where the system does not tell: a claim is then dead when it has expired, and no earlier.
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{socket.gethostname()} {boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return ""
+
+
+def _started(pid: int) -> str:
+    """Return when a process began, in ticks since boot; "" of one that is not there or a zombie."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return "" if fields[0] in "ZX" else fields[19]
+
+
+def _lives(about: dict[str, Any]) -> bool:
+    """Whether the process of a claim of this machine lives, and is not another of its number."""
+    return _started(int(about.get("pid", 0))) == about.get("started")
