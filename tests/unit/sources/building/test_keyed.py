@@ -54,7 +54,7 @@ def test_only_tables_with_rows_of_the_range_are_opened(made, monkeypatch):
     monkeypatch.setattr(keyed.pa, "memory_map", lambda path: opened.append(path) or real(path))
     found = read_keys([one, other], "few", 6, 9, SCHEMA)
     assert found["place"].to_pylist() == ["y"]
-    assert opened == [str(other / "few.rows")]
+    assert [p for p in opened if p.endswith(".rows")] == [str(other / "few.rows")]
 
 
 def test_rows_copied_piece_by_piece_are_the_same(made, monkeypatch):
