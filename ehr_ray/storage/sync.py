@@ -227,11 +227,11 @@ def opened(folder: str | Path, name: str) -> Iterator[Any]:
     A file of this machine is mapped, and of an object of a URI ranges of bytes are asked for.
     """
     if not is_uri(folder):
-        path = Path(folder, name)
-        if not path.exists():
+        here = Path(folder, name)
+        if not here.exists():
             yield None
             return
-        with pa.memory_map(str(path)) as file:
+        with pa.memory_map(str(here)) as file:
             yield file
         return
     with explained(str(folder)):
@@ -268,9 +268,8 @@ def bring(uri: str, names: Collection[str], target: Path) -> None:
             if info.type != pafs.FileType.File:
                 raise InputError(f"{uri}: no {name} there; check the URI")
         stamps = {n: (info.size, info.mtime_ns) for n, info in zip(each, found, strict=True)}
-        with held(target):
-            old = [name for name in each if _stamp(target / name) != stamps[name]]
-            _each(lambda n: download(store, _join(path, n), target / n, stamps[n]), old)
+        old = [name for name in each if _stamp(target / name) != stamps[name]]
+        _each(lambda n: download(store, _join(path, n), target / n, stamps[n]), old)
 
 
 def leave(source: Path, names: Iterable[str], uri: str, last: str | None = None) -> None:

@@ -158,10 +158,12 @@ def _pages(
     there = [n for n, (start, stop) in enumerate(runs) if stop > start]
     if not there:
         return []
-    pages, slices = index.first_pages().tolist(), []
+    pages = index.first_pages().tolist()
+    slices: list[pa.RecordBatch] = []
     with sync.opened(folder, _rows_name(name)) as file:
         for n in there:
-            slices += _rows(file, index, pages[n], *runs[n], schema)
+            start, stop = runs[n]
+            slices += _rows(file, index, pages[n], start, stop, schema)
     return slices
 
 

@@ -110,8 +110,10 @@ def of_this_machine(unit: Unit) -> Unit:
     """Return a unit of files on this machine, copied here if they lie in a store."""
     if is_address(unit.root) or not is_uri(unit.root):
         return unit
-    sync.bring(unit.root, {*unit.files, *unit.uses}, local(unit.root))
-    return replace(unit, root=str(local(unit.root)))
+    root = local(unit.root)
+    with sync.held(root):
+        sync.bring(unit.root, {*unit.files, *unit.uses}, root)
+    return replace(unit, root=str(root))
 
 
 def is_everywhere(place: str) -> bool:
