@@ -39,9 +39,9 @@ from ehr_ray.sources.building.resume import (
 )
 from ehr_ray.sources.building.shards import Shard, gather
 from ehr_ray.sources.building.sharing import (
+    address_of,
     at_work,
     bring,
-    is_everywhere,
     of_any_machine,
     of_this_machine,
     publish,
@@ -165,11 +165,6 @@ def ingest(
     sync.mark(output)
     on_ray = _worth_ray(len(units), size) if cpus is None else cpus > 1
     units = [of_any_machine(unit) for unit in units]
-    apart = is_uri(place) and not all(
-        map(is_everywhere, {place, *(unit.root for unit in units)} - {""})
-    )
-    # Nodes of a cluster share the store alone: not a folder of this machine.
-    address = "local" if apart else None
     told = {
         "source": source,
         "input": given,
@@ -189,7 +184,9 @@ def ingest(
         tracked_verb(tracking, "ingest", output.name, told) as record,
         files.writes(f"--output {output}"),
         staging(output, print_) as folder,
-        session(address, num_cpus=cpus, without="--cpus 1") if on_ray else contextlib.nullcontext(),
+        session(address_of(place, units), num_cpus=cpus, without="--cpus 1")
+        if on_ray
+        else contextlib.nullcontext(),
     ):
         plan = Plan(
             source,

@@ -9,7 +9,7 @@ file by which it is known to be done at last. The process of the verb brings wha
 import contextlib
 import shutil
 import tempfile
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -116,6 +116,15 @@ def of_this_machine(unit: Unit) -> Unit:
     return replace(unit, root=str(root))
 
 
-def is_everywhere(place: str) -> bool:
-    """Whether every machine finds a place: in a store or on a server, not in a folder of one."""
+def address_of(place: str, units: Iterable[Unit]) -> str | None:
+    """Return the cluster that reads units into a place: `local` for a Ray of this machine.
+
+    Nodes of another one share a store, and no folder of this machine: where the cohort goes to a
+    store, they are of use if the input lies in one too, on a server, or is made up.
+    """
+    places = {place, *(unit.root for unit in units)} - {""}
+    return None if not is_uri(place) or all(map(_is_everywhere, places)) else "local"
+
+
+def _is_everywhere(place: str) -> bool:
     return is_uri(place) and not place.startswith(("file:", "duckdb:"))

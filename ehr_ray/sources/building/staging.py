@@ -279,7 +279,7 @@ def groups_of(events: pa.Table, code: str) -> pa.Table:
 def splits_table(plan: Plan) -> SplitTable:
     """Return the table of splits that the policy names, read once and mapped from then on.
 
-    In a store it is there before the first part is read: see `share_splits`.
+    In a store the process of the verb leaves it before a part is read.
     """
     if plan.store is None:
         leave_splits(plan)

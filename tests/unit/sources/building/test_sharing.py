@@ -15,7 +15,9 @@ from ehr_ray.commands.ingest import ingest
 from ehr_ray.errors import InputError, RunError
 from ehr_ray.sources import synthetic
 from ehr_ray.sources.building import ranges, shards
+from ehr_ray.sources.building.sharing import address_of
 from ehr_ray.sources.parsing import csv_ranges
+from ehr_ray.sources.source import Unit
 from ehr_ray.storage import sync
 from ehr_ray.storage.paths import STAGING
 
@@ -216,3 +218,21 @@ def test_bad_input_leaves_nothing_but_the_mark(nodes, bucket, tmp_path, monkeypa
     bucket.delete_file("hospital/shared/raw/died.csv")
     with pytest.raises(InputError, match=r"s3://hospital/shared/raw/died\.csv: nothing there"):
         ingest("table", source, place, options=options, cpus=1)
+
+
+@pytest.mark.parametrize(
+    ("place", "roots", "address"),
+    [
+        ("/cohorts/a", ["/raw"], None),
+        ("/cohorts/a", ["s3://hospital/raw"], None),
+        ("s3://hospital/a", ["", ""], None),
+        ("s3://hospital/a", ["s3://hospital/raw", "gs://other/labels"], None),
+        ("s3://hospital/a", ["postgresql://reader@db/omop"], None),
+        ("s3://hospital/a", ["s3://hospital/raw", "/labels"], "local"),
+        ("s3://hospital/a", ["duckdb:///raw/cdm.duckdb"], "local"),
+        ("s3://hospital/a", ["file:///raw"], "local"),
+        ("file:///cohorts/a", ["s3://hospital/raw"], "local"),
+    ],
+)
+def test_a_cluster_that_shares_a_store_is_used_where_all_lies_in_one(place, roots, address):
+    assert address_of(place, [Unit(root=root) for root in roots]) == address
