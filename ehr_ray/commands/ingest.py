@@ -262,7 +262,7 @@ def ingest(
         bring(plan, "codes", "ranges", "repeats")
         work = Work(len(units), shards, buckets, checked, settled, fit)
         summary = finish(plan, kind, work, output, print_)
-        publish(plan, [shard.path(plan) for shard in shards], output)
+        publish(plan, len(units), [shard.path(plan) for shard in shards], output)
         summary = replace(summary, seconds=time.monotonic() - started)
         counts = flatten(asdict(summary))
         record.metrics |= {k: float(v) for k, v in counts if type(v) in (int, float)}

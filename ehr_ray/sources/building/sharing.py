@@ -14,7 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from ehr_ray.sources.building.staging import SPLITS_TABLE, Plan, leave_splits
+from ehr_ray.errors import RunError
+from ehr_ray.sources.building.staging import SPLITS_TABLE, TOTALS, Plan, leave_splits
 from ehr_ray.sources.parsing.databases import is_address
 from ehr_ray.sources.source import Unit
 from ehr_ray.storage import files, sync
@@ -86,13 +87,20 @@ def share_splits(plan: Plan) -> None:
         share(plan, SPLITS_TABLE)
 
 
-def publish(plan: Plan, shards: Sequence[Path], output: Path) -> None:
+def publish(plan: Plan, num_parts: int, shards: Sequence[Path], output: Path) -> None:
     """Make the cohort of a store whole: copy its shards there, and what stands beside them.
 
-    `output` has this process's copy of the latter.
+    `output` has this process's copy of the latter. Raises `RunError` where parts are gone: a job
+    takes a table that is not there for one without rows.
     """
     if plan.store is None:
         return
+    there = sync.names_in(join(plan.store, "parts"))
+    if not {f"{plan.part(i).name}/{TOTALS}" for i in range(num_parts)} <= there:
+        raise RunError(
+            f"--output {canonical(output)}: another ingest into it has removed what this one had "
+            "left there; wait for its end, then run the same command again"
+        )
     cohort = plan.staging / "cohort"
     names = {path.relative_to(cohort).as_posix() for path in shards}
     sync.mark(output)

@@ -206,6 +206,21 @@ def test_another_ingest_removes_what_one_before_left_in_the_store(nodes, bucket,
     assert {name.partition("/")[0] for name in objects(bucket, "shared")} == {"cohort"}
 
 
+def test_parts_that_another_removed_make_no_cohort(nodes, bucket):
+    place = f"{BUCKET}/shared/cohort"
+
+    def remove(line):
+        if line == "fitting codes on train":
+            (staging,) = sync.folders_in(f"{BUCKET}/shared") - {"cohort"}
+            bucket.delete_dir(f"hospital/shared/{staging}/parts/000001")
+
+    with pytest.raises(RunError, match="another ingest into it has removed what this one had left"):
+        ingest("synthetic", None, place, options=PATIENTS, cpus=1, progress=remove)
+    assert sync.unfinished(place)
+    ingest("synthetic", None, place, options=PATIENTS, cpus=1)
+    assert not sync.unfinished(place)
+
+
 def test_bad_input_leaves_nothing_but_the_mark(nodes, bucket, tmp_path, monkeypatch):
     options = write_events(tmp_path / "raw", monkeypatch)
     put(bucket, tmp_path / "raw", "shared/raw")
