@@ -2,14 +2,15 @@
 
     <name>.rows   record batches of a stream of Arrow; rows are sorted by key, some at a time, and
                   each such batch is cut into pages of `PAGE_ROWS`
-    <name>.index  int64 [3]: batches B, keys K, pages P; int64 [P + 1]: where each page begins, and
-                  where the last one ends; uint32 [B, K + 1]: at which row of its batch each key
-                  begins, and where all end
+    <name>.index  int64 [3]: batches B, keys K, pages P; int64 [B]: rows of each batch;
+                  int64 [P + 1]: where each page begins, and where the last one ends;
+                  uint32 [K + 1, B]: at which row of each batch a key begins, and where all end
 
 A reader touches the pages of its keys alone: it maps files of this machine, and asks a store for
 the ranges of bytes that they are.
 """
 
+import contextlib
 import itertools
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +30,8 @@ BATCH_ROWS: Final = 1 << 18
 """Rows gathered before they are sorted and written: fewer batches, longer runs of a key."""
 PAGE_ROWS: Final = 1 << 11
 """Rows that are read at least, some 60 KB of events."""
+HEAD_BYTES: Final = 1 << 12
+"""Bytes of an index read at first: all but the beginnings of keys, of a table of 1,000,000 rows."""
 MAPPED_ROWS: Final = 1 << 20
 """Rows copied at a time: pages that were touched count as memory while they are mapped."""
 MAPPED_FILES: Final = 8
@@ -94,29 +97,47 @@ class KeyedWriter(AbstractContextManager["KeyedWriter"]):
                 self._flush()
             self._stream.close()
         if kind is None:
-            head = [len(self._starts), self._num_keys, len(self._edges) - 1, *self._edges]
-            starts = [start.tobytes() for start in self._starts]
-            self._index.write_bytes(b"".join([np.array(head, np.int64).tobytes(), *starts]))
+            rows = [int(start[-1]) for start in self._starts]
+            head = [len(rows), self._num_keys, len(self._edges) - 1, *rows, *self._edges]
+            starts = np.stack(self._starts, axis=1).tobytes() if self._starts else b""
+            self._index.write_bytes(np.array(head, np.int64).tobytes() + starts)
 
 
 class _Index(NamedTuple):
-    """Where the pages of a table begin, [P + 1]; where keys do in each batch, [B, K + 1]."""
+    """The head of an index, and where in its file the beginnings of keys stand.
 
+    Args:
+        keys: how many there are.
+        rows: of each batch, [B].
+        edges: where each page begins, and the last one ends; [P + 1].
+        size: bytes of the head.
+    """
+
+    keys: int
+    rows: npt.NDArray[np.int64]
     edges: npt.NDArray[np.int64]
-    starts: npt.NDArray[np.uint32]
+    size: int
 
-    def first_pages(self) -> npt.NDArray[np.int64]:
+    def first_pages(self) -> list[int]:
         """Return the first page of each batch, [B]."""
-        pages = -(-self.starts[:, -1].astype(np.int64) // PAGE_ROWS)
-        return np.cumsum(pages) - pages
+        pages = -(-self.rows // PAGE_ROWS)
+        found: list[int] = (np.cumsum(pages) - pages).tolist()
+        return found
+
+    def starts(self, file: pa.NativeFile, first: int, last: int) -> npt.NDArray[np.uint32]:
+        """Return at which row of each batch the keys from `first` to `last` begin, [keys, B]."""
+        batches = len(self.rows)
+        file.seek(self.size + 4 * batches * first)
+        content = file.read_buffer(4 * batches * (last - first + 1))
+        return np.frombuffer(content, np.uint32).reshape(last - first + 1, batches)
 
 
 def rows_by_key(folder: str | Path, name: str, num_keys: int) -> npt.NDArray[np.int64]:
     """Return how many rows a table has of each key, [num_keys]; 0 where there is no such table."""
-    index = _read_index(folder, name)
-    if index is None or not len(index.starts):
-        return np.zeros(num_keys, np.int64)
-    return np.diff(index.starts.astype(np.int64), axis=1).sum(0)
+    with _opened_index(folder, name) as (file, index):
+        if index is None or not len(index.rows):
+            return np.zeros(num_keys, np.int64)
+        return np.diff(index.starts(file, 0, index.keys).astype(np.int64), axis=0).sum(1)
 
 
 def read_keys(
@@ -151,14 +172,14 @@ def _pages(
     folder: str | Path, name: str, first: int, last: int, schema: pa.Schema
 ) -> list[pa.RecordBatch]:
     """Return the rows of keys in [first, last] of a table, as slices of its pages."""
-    index = _read_index(folder, name)
-    if index is None:
-        return []
-    runs = index.starts[:, [first, last + 1]].tolist()
+    with _opened_index(folder, name) as (file, index):
+        if index is None or not len(index.rows):
+            return []
+        runs = index.starts(file, first, last + 1)[[0, -1]].T.tolist()
     there = [n for n, (start, stop) in enumerate(runs) if stop > start]
     if not there:
         return []
-    pages = index.first_pages().tolist()
+    pages = index.first_pages()
     slices: list[pa.RecordBatch] = []
     with sync.opened(folder, _rows_name(name)) as file:
         for n in there:
@@ -183,10 +204,10 @@ def _rows(
 
 def read_all(folder: str | Path, name: str, schema: pa.Schema) -> Iterator[pa.Table]:
     """Yield all rows of a table, without holding more than a batch."""
-    index = _read_index(folder, name)
-    if index is None:
-        return
-    for page, size in zip(index.first_pages().tolist(), index.starts[:, -1].tolist(), strict=True):
+    with _opened_index(folder, name) as (_, index):
+        if index is None:
+            return
+    for page, size in zip(index.first_pages(), index.rows.tolist(), strict=True):
         with sync.opened(folder, _rows_name(name)) as file:
             yield pa.Table.from_batches(_rows(file, index, page, 0, size, schema))
 
@@ -197,15 +218,23 @@ def _copied(slices: list[pa.RecordBatch]) -> pa.Table:
     return table.take(pa.array(np.arange(len(table))))
 
 
-def _read_index(folder: str | Path, name: str) -> _Index | None:
+@contextlib.contextmanager
+def _opened_index(
+    folder: str | Path, name: str
+) -> Iterator[tuple[pa.NativeFile, _Index] | tuple[None, None]]:
+    """Open the index of a table and read its head; both are None where there is no such table."""
     with sync.opened(folder, index_name(name)) as file:
         if file is None:
-            return None
-        content = file.read_buffer()
-    batches, keys, pages = np.frombuffer(content, np.int64, 3).tolist()
-    edges = np.frombuffer(content, np.int64, pages + 1, 24)
-    starts = np.frombuffer(content, np.uint32, offset=24 + edges.nbytes)
-    return _Index(edges, starts.reshape(batches, keys + 1))
+            yield None, None
+            return
+        content = file.read_buffer(HEAD_BYTES)
+        batches, keys, pages = np.frombuffer(content, np.int64, 3).tolist()
+        size = 8 * (3 + batches + pages + 1)
+        if len(content) < size:
+            file.seek(0)
+            content = file.read_buffer(size)
+        numbers = np.frombuffer(content, np.int64, batches + pages + 1, 24)
+        yield file, _Index(keys, numbers[:batches], numbers[batches:], size)
 
 
 def _rows_name(name: str) -> str:

@@ -67,9 +67,9 @@ def test_rows_copied_piece_by_piece_are_the_same(made, monkeypatch):
     assert len(whole) > 30_000
 
 
-@pytest.mark.parametrize("pages", [1, 7, 1 << 20])
+@pytest.mark.parametrize("pages", [3, 700, 1 << 20])
 def test_a_store_is_asked_for_the_same_rows(made, monkeypatch, pages):
-    monkeypatch.setattr(keyed, "PAGE_ROWS", pages)
+    monkeypatch.setattr(keyed, "PAGE_ROWS", pages)  # with 3 the index is longer than its first read
     monkeypatch.setattr(keyed, "MAPPED_FILES", 2)
     folders = [made(name, seed, pieces=3)[0] for seed, name in enumerate("abcde")]
     stored = [f"file://{folder}" for folder in folders]
