@@ -164,7 +164,8 @@ def ingest(
         return done
     sync.mark(output)
     on_ray = _worth_ray(len(units), size) if cpus is None else cpus > 1
-    units = [of_any_machine(unit) for unit in units]
+    if on_ray:
+        units = [of_any_machine(unit) for unit in units]
     told = {
         "source": source,
         "input": given,

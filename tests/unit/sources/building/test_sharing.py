@@ -1,5 +1,6 @@
 """Jobs of an ingest into a store that share nothing else: a node here is a folder of copies."""
 
+import contextlib
 import os
 import pickle
 import shutil
@@ -59,6 +60,7 @@ class Nodes:
 def nodes(tmp_path, monkeypatch, bucket):
     made = Nodes(tmp_path / "machines", monkeypatch)
     monkeypatch.setattr(module, "run_jobs", made.run)
+    monkeypatch.setattr(module, "session", lambda *_, **__: contextlib.nullcontext())
     monkeypatch.setattr(ranges, "RANGE_ROWS", 250)
     monkeypatch.setattr(shards, "MIN_SHARDS", 3)
     monkeypatch.setattr(synthetic, "PATIENTS_PER_UNIT", 50)
@@ -116,9 +118,9 @@ PATIENTS = {"patients": 150, "min_visits": 2, "max_visits": 6}
 
 def test_two_nodes_make_in_a_store_what_one_folder_has(nodes, bucket, tmp_path):
     options = {**PATIENTS, "admissions": 3}
-    ingest("synthetic", None, f"{BUCKET}/shared/cohort", options=options, cpus=1)
+    ingest("synthetic", None, f"{BUCKET}/shared/cohort", options=options, cpus=2)
     assert [nodes.copies(node) for node in (0, 1)] == [set(), set()]
-    ingest("synthetic", None, tmp_path / "here", options=options, cpus=1)
+    ingest("synthetic", None, tmp_path / "here", options=options, cpus=2)
     assert objects(bucket, "shared") == {
         f"cohort/{name}": content for name, content in tree(tmp_path / "here").items()
     }
@@ -139,16 +141,20 @@ def test_a_table_in_a_store_is_read_in_ranges_by_both(nodes, bucket, tmp_path, m
     }[how]
     source = f"{BUCKET}/shared/raw/events.csv"
     for place in (f"{BUCKET}/shared/cohort", tmp_path / "here"):
-        ingest("table", source, place, options=options, cpus=1, **more)
+        ingest("table", source, place, options=options, cpus=2, **more)
+    nodes.driver("another")
+    for place in (f"{BUCKET}/shared/cohort", tmp_path / "here"):
+        assert ingest("table", source, place, options=options, cpus=2, **more).reused
     assert objects(bucket, "shared/cohort") == tree(tmp_path / "here")
     held = {"events.csv", "died.csv"} | ({"splits.arrow"} if how != "hash" else set())
     for node in (0, 1):
+        assert nodes.copies(node)
         assert {name.rpartition("/")[2] for name in nodes.copies(node)} <= held
 
 
 def test_ended_anywhere_it_goes_on_from_another_machine(nodes, bucket, tmp_path, monkeypatch):
     place = f"{BUCKET}/shared/cohort"
-    ingest("synthetic", None, tmp_path / "here", options=PATIENTS, cpus=1)
+    ingest("synthetic", None, tmp_path / "here", options=PATIENTS, cpus=2)
     total, begun, stamps = nodes.jobs, 0, {}
     for stop in (2, 5, total - 4, total):
         shutil.rmtree(tmp_path / "machines", ignore_errors=True)
@@ -157,7 +163,7 @@ def test_ended_anywhere_it_goes_on_from_another_machine(nodes, bucket, tmp_path,
         with monkeypatch.context() as patch:
             lost_where(patch, stop, total)
             with pytest.raises(RunError, match="lost"):
-                ingest("synthetic", None, place, options=PATIENTS, cpus=1)
+                ingest("synthetic", None, place, options=PATIENTS, cpus=2)
         with pytest.raises(InputError, match="is being written, or its writing was interrupted"):
             sync.fetch(place)
         there = objects(bucket, "shared")
@@ -168,12 +174,12 @@ def test_ended_anywhere_it_goes_on_from_another_machine(nodes, bucket, tmp_path,
         stamps = {n: t for n, t in now.items() if "/parts/" in n}
     nodes.driver("last")
     nodes.lost_at = None
-    ingest("synthetic", None, place, options=PATIENTS, cpus=1)
+    ingest("synthetic", None, place, options=PATIENTS, cpus=2)
     assert objects(bucket, "shared/cohort") == tree(tmp_path / "here")
     assert objects(bucket, "shared").keys() == {f"cohort/{n}" for n in tree(tmp_path / "here")}
     nodes.driver("another")
     nodes.jobs = 0
-    assert ingest("synthetic", None, place, options=PATIENTS, cpus=1).reused
+    assert ingest("synthetic", None, place, options=PATIENTS, cpus=2).reused
     assert nodes.jobs == 0
 
 
@@ -199,10 +205,10 @@ def test_another_ingest_removes_what_one_before_left_in_the_store(nodes, bucket,
     place = f"{BUCKET}/shared/cohort"
     nodes.lost_at = 4
     with pytest.raises(RunError, match="lost"):
-        ingest("synthetic", None, place, options=PATIENTS, cpus=1)
+        ingest("synthetic", None, place, options=PATIENTS, cpus=2)
     nodes.driver("another")
     nodes.lost_at = None
-    ingest("synthetic", None, place, options={**PATIENTS, "patients": 60}, cpus=1)
+    ingest("synthetic", None, place, options={**PATIENTS, "patients": 60}, cpus=2)
     assert {name.partition("/")[0] for name in objects(bucket, "shared")} == {"cohort"}
 
 
@@ -215,9 +221,9 @@ def test_parts_that_another_removed_make_no_cohort(nodes, bucket):
             bucket.delete_dir(f"hospital/shared/{staging}/parts/000001")
 
     with pytest.raises(RunError, match="another ingest into it has removed what this one had left"):
-        ingest("synthetic", None, place, options=PATIENTS, cpus=1, progress=remove)
+        ingest("synthetic", None, place, options=PATIENTS, cpus=2, progress=remove)
     assert sync.unfinished(place)
-    ingest("synthetic", None, place, options=PATIENTS, cpus=1)
+    ingest("synthetic", None, place, options=PATIENTS, cpus=2)
     assert not sync.unfinished(place)
 
 
@@ -226,13 +232,13 @@ def test_bad_input_leaves_nothing_but_the_mark(nodes, bucket, tmp_path, monkeypa
     put(bucket, tmp_path / "raw", "shared/raw")
     source, place = f"{BUCKET}/shared/raw/events.csv", f"{BUCKET}/shared/cohort"
     with pytest.raises(InputError, match=r"--code-column none: events\.csv has the columns"):
-        ingest("table", source, place, options={**options, "code_column": "none"}, cpus=1)
+        ingest("table", source, place, options={**options, "code_column": "none"}, cpus=2)
     left = {name for name in objects(bucket, "shared") if not name.startswith("raw/")}
     assert left == {f"cohort/{sync.MARK}"}
     (tmp_path / "raw" / "died.csv").unlink()
     bucket.delete_file("hospital/shared/raw/died.csv")
     with pytest.raises(InputError, match=r"s3://hospital/shared/raw/died\.csv: nothing there"):
-        ingest("table", source, place, options=options, cpus=1)
+        ingest("table", source, place, options=options, cpus=2)
 
 
 @pytest.mark.parametrize(
