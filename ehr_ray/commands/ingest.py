@@ -164,8 +164,7 @@ def ingest(
         return done
     sync.mark(output)
     on_ray = _worth_ray(len(units), size) if cpus is None else cpus > 1
-    if on_ray:
-        units = [of_any_machine(unit) for unit in units]
+    read = [of_any_machine(unit) for unit in units] if on_ray else units
     told = {
         "source": source,
         "input": given,
@@ -185,7 +184,7 @@ def ingest(
         tracked_verb(tracking, "ingest", output.name, told) as record,
         files.writes(f"--output {output}"),
         staging(output, print_) as folder,
-        session(address_of(place, units), num_cpus=cpus, without="--cpus 1")
+        session(address_of(place, read), num_cpus=cpus, without="--cpus 1")
         if on_ray
         else contextlib.nullcontext(),
     ):
@@ -204,7 +203,7 @@ def ingest(
         share_splits(plan)
         run_jobs(
             ReadUnit(plan, place),
-            [*enumerate(units)],
+            [*enumerate(read)],
             on_ray=on_ray,
             say=progress,
             verb="read",
@@ -261,7 +260,7 @@ def ingest(
             label=lambda s: f"shard {s}",
         )
         bring(plan, "codes", "ranges", "repeats")
-        work = Work(len(units), shards, buckets, checked, settled, fit)
+        work = Work(units[0], len(units), shards, buckets, checked, settled, fit)
         summary = finish(plan, kind, work, output, print_)
         publish(plan, len(units), [shard.path(plan) for shard in shards], output)
         summary = replace(summary, seconds=time.monotonic() - started)

@@ -4,7 +4,7 @@ import dataclasses
 import importlib
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -136,6 +136,8 @@ class Source:
         relative_time: whether time counts from `EPOCH`, so that every subject is given an
             `ADMISSION` there.
         descriptions: code -> what it is, for `codes.parquet`.
+        describe: (a unit, codes) -> `code` and `description`, where a table of the input has words
+            for codes: looked up once, at the end.
         split_table: input -> its own table of subject_id and split, which counts before the
             `split` of chunks.
         positive: options -> task -> what its positive class is, for `tasks.json`.
@@ -153,6 +155,7 @@ class Source:
     needs_input: bool = True
     relative_time: Callable[[Any], bool] = lambda _: True
     descriptions: Mapping[str, str] = field(default_factory=dict)
+    describe: Callable[[Unit, Collection[str]], pa.Table] | None = None
     split_table: Callable[[Path], Path | None] = lambda _: None
     positive: Callable[[Any], Mapping[str, str]] | None = None
     origin: tuple[str, ...] = ORIGIN_CODES

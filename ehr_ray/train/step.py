@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from ehr_ray.errors import RunError
@@ -15,7 +16,7 @@ from ehr_ray.train.backend import Backend
 from ehr_ray.train.feed import move
 from ehr_ray.train.meters import Sums
 from ehr_ray.train.optim import drop_held
-from ehr_ray.train.sharding import full, is_part
+from ehr_ray.train.sharding import is_part, own
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +82,7 @@ class OptimizerStep:
         """Limit the norm of each part's gradient; return the largest there was, a scalar."""
         limit = self.experiment.train.clip
         found = [[p for p in part.parameters() if p.grad is not None] for part in parts]
-        norms = [full(clip(parameters, limit)) for parameters in found]
+        norms = [clip(parameters, limit) for parameters in found]
         return torch.stack(norms).amax()
 
     def check(self) -> None:
@@ -152,9 +153,17 @@ def clip(parameters: list[nn.Parameter], limit: float | None) -> Tensor:
     each by 1: a twentieth of a step of HCAT on a CPU.
     """
     gradients = [p.grad for p in parameters if p.grad is not None]
-    norm = nn.utils.get_total_norm(gradients)
-    whole = norm.is_cpu and not any(is_part(gradient) for gradient in gradients)
-    if limit is not None and not (whole and bool(norm + 1e-6 <= limit)):
+    norm = nn.utils.get_total_norm([own(gradient) for gradient in gradients])
+    if divided := any(is_part(gradient) for gradient in gradients):
+        square = norm.square()
+        dist.all_reduce(square)
+        norm = square.sqrt()
+    if limit is None or (norm.is_cpu and bool(norm + 1e-6 <= limit)):
+        return norm
+    if divided:
+        for gradient in gradients:
+            own(gradient).mul_((limit / (norm + 1e-6)).clamp(max=1.0))
+    else:
         nn.utils.clip_grads_with_norm_(parameters, limit, norm)
     return norm
 

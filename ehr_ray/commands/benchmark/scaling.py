@@ -236,7 +236,6 @@ def _train_rank(
     job = _job(experiment, data, run)
     barrier.wait()
     train_here(job, backend)
-    dist.destroy_process_group()
 
 
 def _on_ray(experiment: Experiment, data: Prepared, run: Path, world: int, pinned: bool) -> float:
@@ -294,12 +293,15 @@ def _exchange(rank: int, store: str, parameters: int, barrier: Any) -> float:
         started = time.perf_counter()
         dist.all_reduce(values)
         times.append(time.perf_counter() - started)
-    dist.destroy_process_group()
     return statistics.median(times[5:])
 
 
 def _in_processes(function: Any, calls: Sequence[tuple[Any, ...]]) -> list[Any]:
-    """Call a function in new processes at the same time; each gets a barrier besides."""
+    """Call a function in new processes at the same time; each gets a barrier besides.
+
+    They are ended from here, with the groups they are in: the end of a gloo group waits, with
+    Python's lock, for threads that may want this lock.
+    """
     context = multiprocessing.get_context("spawn")
     with context.Manager() as manager, context.Pool(len(calls)) as pool:
         barrier = manager.Barrier(len(calls))

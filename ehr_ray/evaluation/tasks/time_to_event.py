@@ -331,6 +331,7 @@ def _result(
             f" Fitted on {fitted:,} rows of train, by simple features: LightGBM with a "
             "piecewise-constant hazard, and Cox regression with a ridge penalty chosen on tuning."
         )
-    told = f"times to events: {len({c for c, _, _ in cells})} codes judged at {when}"
+    number = len({c for c, _, _ in cells})
+    told = f"times to events: {number} code{'s' * (number > 1)} judged at {when}"
     section = Table(tuple(columns), lines, caption)
     return SuiteResult(metrics=flat, sections={HEADING: section}, lines=(told,))

@@ -2,10 +2,12 @@
 
 The family's `targets` table has hidden rows' states beside what was predicted of them from the
 patient's own context and from another patient's; its `cells` table has hidden values beside the
-model's estimate, the last value before and 0, the location of train. See `nn.latent_prediction`.
+model's estimate, the last value before and 0, the location of train; `drift` has errors of
+predicting the last hour from ever earlier ones.
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Final
 
 import numpy as np
@@ -13,8 +15,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ehr_ray.config.task import OUTPUTS
+from ehr_ray.evaluation.metrics.bootstrap import bootstrap
+from ehr_ray.evaluation.metrics.weighted import Array, divide, mean_of
 from ehr_ray.evaluation.suite import SuiteInput, SuiteResult
-from ehr_ray.evaluation.table import Table
+from ehr_ray.evaluation.table import Cell, Table
 from ehr_ray.events.scaling import CENTRES, UNITS, Scaling
 from ehr_ray.families.jepa.diagnostics import (
     MAX_COSINE,
@@ -35,6 +39,7 @@ ROWS: Final = {
     "target_rankme_centered": ("the same, centred", ""),
 }
 HEADING: Final = "Predicting hidden rows"
+AHEAD: Final = "Predicting hours ahead"
 
 
 def suite(given: SuiteInput) -> SuiteResult:
@@ -60,11 +65,51 @@ def suite(given: SuiteInput) -> SuiteResult:
             for name, title in GUESSES.items()
         )
         lines += (f"values of hidden rows, squared error: {', '.join(errors)}",)
+    sections = {HEADING: _table(metrics, told, given.vocabulary.scaling)}
+    if "drift" in tables and len(tables["drift"]):
+        more, sections[AHEAD] = drift_errors(tables["drift"], given.seed, given.num_bootstrap)
+        metrics |= more
     return SuiteResult(
         metrics={f"{given.split}/prediction/{name}": value for name, value in metrics.items()},
-        sections={HEADING: _table(metrics, told, given.vocabulary.scaling)},
+        sections=sections,
         lines=lines,
     )
+
+
+def drift_errors(
+    entries: pa.Table, seed: int, num_bootstrap: int
+) -> tuple[dict[str, float], Table]:
+    """Return metrics `drift/<hours>h/<name>` and their table; 95 % intervals are over patients.
+
+    `predicted` and `last` are mean errors, `over_last` the one over the other.
+    """
+    metrics: dict[str, float] = {}
+    rows: list[tuple[Cell, ...]] = []
+    lead = entries["lead"].to_numpy()
+    for hours in np.unique(lead):
+        here = entries.filter(pa.array(lead == hours))
+        errors = {name: here[name].to_numpy().astype(np.float64) for name in ("predicted", "last")}
+        statistics = {name: partial(mean_of, x=x) for name, x in errors.items()}
+        ratio = partial(_ratio, **errors)
+        found = bootstrap(
+            {**statistics, "over_last": ratio}, len(here), seed=seed, num_bootstrap=num_bootstrap
+        )
+        for name, of in found.items():
+            key = f"drift/{hours}h/{name}"
+            metrics |= {key: of.value, f"{key}/low": of.low, f"{key}/high": of.high}
+        rows.append((f"{hours} h", f"{len(here):,}", *found.values()))
+    caption = (
+        "Smooth-L1 errors of the state of each record's last hour, predicted from the hours up to "
+        "so long before it, and of the last of their states kept as it is; a record that is not so "
+        "long has no part. Below 1 in the last column the prediction is worth more than standing "
+        "still. The hour is asked for at once: nothing is predicted from predictions."
+    )
+    columns = ("hours ahead", "patients", "prediction", "last state", "prediction over last state")
+    return metrics, Table(columns, tuple(rows), caption)
+
+
+def _ratio(w: Array, *, predicted: Array, last: Array) -> Array:
+    return divide(w @ predicted, w @ last)
 
 
 def value_errors(cells: pa.Table) -> dict[str, float]:

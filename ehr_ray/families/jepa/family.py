@@ -4,6 +4,7 @@ from ehr_ray.config.search import Choice, LogUniform, Uniform
 from ehr_ray.families.jepa.config import SCHEMA, inactive_paths
 from ehr_ray.families.jepa.data import collate, predictable, remedy, transform
 from ehr_ray.families.jepa.diagnostics import prediction_warnings
+from ehr_ray.families.jepa.drift import drift
 from ehr_ray.families.jepa.loss import counts, loss, needs_pairs
 from ehr_ray.families.jepa.model import (
     JEPA,
@@ -91,7 +92,7 @@ FAMILY = Family(
     ),
     transfer=Transfer(data_buffers=("log_rate", *STATISTICS), axes=axes, meanings=meanings),
     evaluation=Evaluation(
-        outputs={"targets": targets, "cells": cells, "hazards": hazards},
+        outputs={"targets": targets, "cells": cells, "drift": drift, "hazards": hazards},
         suites=(
             f"{__package__}.evaluation:suite",
             "ehr_ray.evaluation.tasks.time_to_event:suite",

@@ -51,7 +51,7 @@ from ehr_ray.sources.building.staging import (
 )
 from ehr_ray.sources.building.statistics import rows
 from ehr_ray.sources.parsing.quarantine import masked
-from ehr_ray.sources.source import CHANGES, Source
+from ehr_ray.sources.source import CHANGES, Source, Unit
 from ehr_ray.storage import files
 
 log = logging.getLogger(__name__)
@@ -123,9 +123,10 @@ def _check_rejects(parts: list[Path], max_rejected: float) -> None:
 class Work:
     """What the jobs of an ingest did: the parts, shards and ranges there are, what was found.
 
-    `fit` has the counts of all shards.
+    `unit` is any unit of the source; `fit` has the counts of all shards.
     """
 
+    unit: Unit
     num_parts: int
     shards: list[Shard]
     ranges: list[Buckets]
@@ -144,7 +145,7 @@ def finish(plan: Plan, source: Source, work: Work, output: Path, print_: str) ->
     splits = metadata / "subject_splits.parquet"
     files.write_parquet_pieces(merged(written(plan, work.ranges, "splits")), SUBJECT_SPLITS, splits)
     write_manifest(rows(plan, shards), cohort / FOLDER)
-    codes = fitted_codes(plan, source, work.fit, shards, parts)
+    codes = fitted_codes(plan, source, work.fit, shards, parts, work.unit)
     files.write_parquet(codes, metadata / "codes.parquet")
     if unused := plan.limits.unused(codes["code"].to_pylist()):
         log.warning("--ranges and --units: no event has the code %s", ", ".join(unused))

@@ -20,7 +20,7 @@ from ehr_ray.sources.building.staging import Plan, side_table, splits_table, sta
 from ehr_ray.sources.building.statistics import samples
 from ehr_ray.sources.parsing.identifiers import NAMES
 from ehr_ray.sources.parsing.labels import LeftOut
-from ehr_ray.sources.source import Source
+from ehr_ray.sources.source import Source, Unit
 from ehr_ray.storage import files
 
 MOST_VECTORS: Final = 1_000_000
@@ -70,13 +70,15 @@ def division_notes(plan: Plan, undivided: int, found: Sequence[Settled]) -> Iter
 
 
 def fitted_codes(
-    plan: Plan, source: Source, fit: CodeFit, shards: list[Shard], parts: list[Path]
+    plan: Plan, source: Source, fit: CodeFit, shards: list[Shard], parts: list[Path], unit: Unit
 ) -> pa.Table:
-    """Return the fitted codes with what source and input say about them."""
+    """Return the fitted codes with what source and input say about them; `unit` is any of it."""
     table = fit.table(samples(plan, shards))
     known = {"ADMISSION": "Start of the stay", **source.descriptions}
     said = [pa.table({"code": list(known), "description": list(known.values())})]
     said += [found for part in parts if (found := side_table(part, "codes")) is not None]
+    if source.describe is not None:
+        said.append(source.describe(unit, table["code"].to_pylist()))
     table = described(table, pa.concat_tables(said, promote_options="default"))
     if plan.origin != ORIGIN_CODES and not any(
         is_origin(code, plan.origin) for code in table["code"].to_pylist()

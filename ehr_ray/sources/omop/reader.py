@@ -1,7 +1,8 @@
 """The OMOP common data model, in files or a database -> units of work, and a unit -> chunks."""
 
+import itertools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -41,8 +42,9 @@ from ehr_ray.sources.omop.tables import (
     VISITS,
 )
 from ehr_ray.sources.parsing.admissions import readmission_labels, stay_labels
-from ehr_ray.sources.parsing.blocks import Block, columns_there, read_blocks
+from ehr_ray.sources.parsing.blocks import Block, columns_there, read_blocks, split_table
 from ehr_ray.sources.parsing.cells import Times
+from ehr_ray.sources.parsing.csv_files import lines_of
 from ehr_ray.sources.parsing.databases import find_tables, state_of, table_path
 from ehr_ray.sources.parsing.event_rows import AFTER, event_rows, table_chunks
 from ehr_ray.sources.parsing.kinds import UNKNOWN
@@ -59,16 +61,18 @@ _IDS: Final = re.compile(r"//(\d+)(?=//|$)")
 
 
 def units(path: Path, options: OmopOptions) -> list[Unit]:  # noqa: ARG001
-    """List the persons, the visits, the tables that are there, and the labels.
+    """List the persons, the visits, the tables that are there, large ones in ranges, the labels.
 
     Says once which tables are not there. Raises `InputError` without persons or concepts.
     """
-    return _listed(
+    found = _listed(
         str(path),
         table_files(path, ALL),
         "no {0}.csv, {0}.csv.gz or {0}.parquet; give the folder of an OMOP CDM (5.3 or 5.4) with "
         "its vocabulary",
     )
+    cut = (split_table(u, BY_NAME[u.kind]) if u.kind in BY_NAME else [u] for u in found)
+    return [*itertools.chain.from_iterable(cut)]
 
 
 def database_units(address: str, options: OmopOptions) -> list[Unit]:  # noqa: ARG001
@@ -108,17 +112,13 @@ def _listed(root: str, there: Mapping[str, str], lacks: str) -> list[Unit]:
 
 def read(unit: Unit, options: OmopOptions) -> Iterator[Chunk]:
     """Yield the events of a table, about 260,000 rows at a time, or all labels."""
-    named = {name.split(".")[0].lower(): name for name in unit.uses}
+    named = {_table_of(name): name for name in unit.uses}
     visits, death = named.get(VISITS.name), named.get(DEATH.name)
     persons = load(unit.root, named[PERSON.name], visits, death, unit.state)
     if unit.kind == LABELS:
         yield Chunk(labels=labels(persons, options))
         return
-    name, concepts = unit.files[0], named[CONCEPTS.name]
-
-    def words(codes: set[str]) -> pa.Table:
-        return describe(codes, unit.root, concepts)
-
+    name = unit.files[0]
     if unit.kind == PERSON.name:
         events, blocks = person_events(persons), read_persons(unit.root, name)[1]
     elif unit.kind in BASE:
@@ -129,13 +129,13 @@ def read(unit: Unit, options: OmopOptions) -> Iterator[Chunk]:
             if blocks:
                 blocks[0].rejects.change(OPEN_VISIT, open_visits(persons))
     else:
-        table = BY_NAME[unit.kind]
+        table, part = BY_NAME[unit.kind], lines_of(unit)
         yield from table_chunks(
             unit.root,
             name,
-            read_blocks(unit.root, name, table, persons),
+            read_blocks(unit.root, name, table, persons, part),
             lambda block: table_events(block, table, persons),
-            words,
+            part=part,
         )
         return
     found = [block.rejects.tables() for block in blocks]
@@ -145,8 +145,11 @@ def read(unit: Unit, options: OmopOptions) -> Iterator[Chunk]:
         changes=pa.concat_tables([CHANGES.empty_table(), *(each["changes"] for each in found)]),
         rows_read=sum(block.rows_read for block in blocks),
         files_read=1,
-        codes=words(set(pc.unique(events["code"]).to_pylist())),
     )
+
+
+def _table_of(name: str) -> str:
+    return name.split(".")[0].lower()
 
 
 def table_events(block: Block, table: Table, persons: Persons) -> pa.Table:
@@ -227,12 +230,13 @@ def labels(persons: Persons, options: OmopOptions) -> dict[str, pa.Table]:
     }
 
 
-def describe(codes: set[str], root: str, name: str) -> pa.Table:
+def describe(unit: Unit, codes: Collection[str]) -> pa.Table:
     """Return `code` and `description` of the codes whose concepts have names."""
+    (name,) = (name for name in unit.uses if _table_of(name) == CONCEPTS.name)
     wanted = {code: [int(i) for i in _IDS.findall(code)] for code in sorted(codes)}
     ids = np.array(sorted({i for found in wanted.values() for i in found}), np.int64)
     words: dict[int, str] = {}
-    for block in read_blocks(root, name, CONCEPTS):
+    for block in read_blocks(unit.root, name, CONCEPTS):
         block.keep(np.isin(block.columns[CONCEPTS.key], ids))
         text = block.columns["concept_name"].to_pylist()
         words.update(zip(block.columns[CONCEPTS.key].tolist(), text, strict=True))

@@ -29,7 +29,7 @@ from ehr_ray.sources.parsing.databases import (
     table_path,
 )
 from ehr_ray.sources.parsing.kinds import REASONS, Kind, parse
-from ehr_ray.sources.parsing.parquet_files import READ_ERRORS
+from ehr_ray.sources.parsing.parquet_files import READ_ERRORS, rows_in, split_row_groups
 from ehr_ray.sources.parsing.quantities import DECIMAL_COMMA, UNREADABLE, quantities
 from ehr_ray.sources.parsing.quarantine import Rejects
 from ehr_ray.sources.parsing.tables import Table
@@ -128,13 +128,17 @@ def odd(column: str) -> str:
 
 
 def split_table(unit: Unit, table: Table) -> list[Unit]:
-    """Divide the unit of a table's CSV file into ranges of lines; see `split_lines`.
+    """Divide the unit of a table's file into ranges, of lines (`split_lines`) or of row groups.
 
     A table whose rows give several events stays whole: which of those at one time comes first
     depends on where its blocks end.
     """
     path = os.path.join(unit.root, unit.files[0])
-    if len(table.events) != 1 or not is_large(path):
+    if len(table.events) != 1:
+        return [unit]
+    if path.endswith(".parquet"):
+        return split_row_groups(unit)
+    if not is_large(path):
         return [unit]
     return split_lines(unit, _dialect(path))
 
@@ -146,7 +150,7 @@ def read_blocks(
     roster: Roster | None = None,
     part: Lines = ALL_LINES,
 ) -> Iterator[Block]:
-    """Yield a table, or a `part` of its CSV file, about 2 MB at a time, all its columns read.
+    """Yield a table, or a `part` of its file, about 2 MB at a time, all its columns read.
 
     With a roster, rows of subjects that are not kept are passed over before anything but their key
     is converted, and rows of unknown ones are refused. Raises `InputError` where a column is
@@ -258,7 +262,9 @@ def _pieces(
             yield text.rename_columns([columns[c] for c in text.column_names]), lines, rejects
         return
     line = 2
-    for batch in _batches(root, name, list(columns)):
+    if part.start:
+        line += rows_in(os.path.join(root, name), range(part.start))
+    for batch in _batches(root, name, list(columns), part):
         text = pa.table(
             {
                 ours: spelled(flat(batch[theirs]), theirs).fill_null("")
@@ -269,11 +275,14 @@ def _pieces(
         line += len(text)
 
 
-def _batches(root: str, name: str, columns: list[str]) -> Iterator[pa.RecordBatch]:
+def _batches(root: str, name: str, columns: list[str], part: Lines) -> Iterator[pa.RecordBatch]:
     if is_address(root):
         return read_batches(root, name, columns)
     file = files.open_parquet(os.path.join(root, name))
-    batches: Iterator[pa.RecordBatch] = file.iter_batches(BLOCK_ROWS, columns=columns)
+    groups = range(part.start, part.stop or file.metadata.num_row_groups)
+    batches: Iterator[pa.RecordBatch] = file.iter_batches(
+        BLOCK_ROWS, row_groups=[*groups], columns=columns
+    )
     return batches
 
 

@@ -91,11 +91,11 @@ def encoding_hint(error: object) -> str:
 
 @dataclass(frozen=True)
 class Lines:
-    """The lines of a file that are read: all, or a range of them.
+    """The lines of a file that are read: all, or a range of them; of Parquet, the row groups.
 
     Args:
-        start: the byte that the first of them begins at.
-        stop: one past the last byte; 0 is the end of the file.
+        start: the byte that the first of them begins at, or the first row group.
+        stop: one past the last byte, or row group; 0 is the end of the file.
         first: the line that begins at `start`, from 1, which is the header.
     """
 

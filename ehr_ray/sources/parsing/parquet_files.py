@@ -34,11 +34,17 @@ def split_row_groups(unit: Unit) -> list[Unit]:
 
 def count_rows(unit: Unit) -> int:
     """Return the rows of a unit, 0 where not even that can be read."""
+    return rows_in(os.path.join(unit.root, unit.files[0]), range(unit.start, unit.stop))
+
+
+def rows_in(path: str, groups: range | None = None) -> int:
+    """Return the rows of a file's row groups, None for all; 0 where not even that can be read."""
     try:
-        metadata = pq.read_metadata(os.path.join(unit.root, unit.files[0]))
+        metadata = pq.read_metadata(path)
     except READ_ERRORS:
         return 0
-    return sum(metadata.row_group(i).num_rows for i in range(unit.start, unit.stop))
+    chosen = range(metadata.num_row_groups) if groups is None else groups
+    return sum(metadata.row_group(i).num_rows for i in chosen)
 
 
 def read_row_groups(

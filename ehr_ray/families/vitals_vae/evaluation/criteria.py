@@ -50,7 +50,7 @@ def judge(
     elif "codes" in given.judged.samples.column_names:
         row, metrics = _code_criterion(given)
         rows.append(row)
-    subject = _subjects(given.judged, grids_of(given, given.judged))
+    subject = subjects_of(given.judged, grids_of(given, given.judged))
     for kind, other in (("seen", "patient_mean"), ("seen", "pca"), ("hidden", "forward_fill")):
         ours, theirs = errors[MODEL][kind], errors[other][kind]
         value, low, high = curves.difference(
@@ -81,7 +81,7 @@ def judge(
     return table, metrics, (line + (f"; failed: {'; '.join(failed)}" if failed else ""),)
 
 
-def _subjects(part: SplitPredictions, grids: Grids) -> NDArray[np.int64]:
+def subjects_of(part: SplitPredictions, grids: Grids) -> NDArray[np.int64]:
     """Return whose each grid is, [N]: what intervals resample."""
     return part.samples["subject_id"].to_numpy()[grids.sample]
 
@@ -150,7 +150,7 @@ def _landmark_probes(given: SuiteInput) -> dict[str, dict[str, float]]:
         simple[name] = summaries(grids)
         deep[name] = matrix(part.samples, "embedding")[grids.sample]
         label[name] = part.label[grids.sample]
-        subject[name] = _subjects(part, grids)
+        subject[name] = subjects_of(part, grids)
     if any(len(np.unique(y)) < 2 for y in label.values()):
         return {}
     found = {}

@@ -4,7 +4,7 @@ N patients, H hours, V vitals. Every row sees the same cells and is scored on th
 `seen`, the observed cells it was given, and `hidden`, observed cells it was not given.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -22,11 +22,13 @@ from ehr_ray.families.vitals_vae.evaluation.fpca import Functional
 Curves = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 MODEL: Final = "model"
+SHRUNK: Final = "shrunk"
 COMPONENTS: Final = 32
 FOR_EVER: Final = np.array(10**6)
 """Hours a value is carried by the row that repeats the last one."""
 TITLES: Final = {
     MODEL: "this model",
+    SHRUNK: "this model, shrunk towards the patient mean",
     "cohort_mean": "cohort mean",
     "hourly_mean": "cohort mean of the hour",
     "patient_mean": "patient mean",
@@ -35,6 +37,8 @@ TITLES: Final = {
     "fpca": f"FPCA, {fpca.COMPONENTS} components a vital sign",
 }
 """The model and what it is measured beside; forward fill repeats the cells it is given."""
+Weights = Mapping[str, NDArray[np.float64]]
+"""By kind of cells, how far each vital sign goes from the patient mean to the model, [V]."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,12 +174,46 @@ def score(curve: Curves, value: Curves, cells: Mask) -> Errors:
     return Errors(squared.sum(1), cells.sum(1).astype(np.float64))
 
 
+def fit_shrinkage(tuning: Grids, references: References) -> Weights:
+    """Return the weights in [0, 1] with the least squared error on tuning patients' cells.
+
+    A model of few patients may know less of a vital sign than the patient's own mean; then it is 0.
+    """
+    found = {}
+    for kind, ours, means, cells in _both(tuning, references):
+        away = np.where(cells, ours - means, 0.0)
+        wanted = np.where(cells, tuning.value - means, 0.0)
+        size = np.square(away, dtype=np.float64).sum((0, 1))
+        product = (away * wanted).sum((0, 1), dtype=np.float64)
+        found[kind] = np.clip(product / np.where(size > 0, size, 1.0), 0.0, 1.0)
+    return found
+
+
+def _both(grids: Grids, references: References) -> Iterator[tuple[str, Curves, Curves, Mask]]:
+    """Yield (kind, the model's curves, the patient's means, the cells they are judged on)."""
+    mean, visible = references.rows["patient_mean"], grids.observed & ~grids.hidden
+    yield "seen", grids.estimate, mean(grids.value, grids.observed), grids.observed
+    yield "hidden", grids.imputed, mean(grids.value, visible), grids.hidden
+
+
 def measure(
-    judged: Grids, references: References, hours: slice = slice(None)
+    judged: Grids,
+    references: References,
+    hours: slice = slice(None),
+    shrinkage: Weights | None = None,
 ) -> dict[str, dict[str, Errors]]:
-    """Return errors by row and kind, `seen` and `hidden`, within a range of hours."""
+    """Return errors by row and kind, `seen` and `hidden`, within a range of hours.
+
+    With `shrinkage` the model's curves have a second row, drawn towards the patient mean.
+    """
     visible = judged.observed & ~judged.hidden
     curves = {MODEL: (judged.estimate, judged.imputed)}
+    if shrinkage is not None:
+        whole, partial = (
+            (means + shrinkage[kind] * (ours - means)).astype(np.float32)
+            for kind, ours, means, _ in _both(judged, references)
+        )
+        curves[SHRUNK] = (whole, partial)
     for name, row in references.rows.items():
         curves[name] = (row(judged.value, judged.observed), row(judged.value, visible))
     result = {}

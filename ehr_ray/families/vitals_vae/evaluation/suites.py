@@ -19,8 +19,16 @@ from ehr_ray.evaluation.table import Table
 from ehr_ray.events.grid import imputed, scales
 from ehr_ray.events.scaling import CENTRES, UNITS
 from ehr_ray.families.vitals_vae.evaluation import curves
-from ehr_ray.families.vitals_vae.evaluation.criteria import grids_of, judge, matrix
-from ehr_ray.families.vitals_vae.evaluation.curves import MODEL, TITLES, Errors, Grids, References
+from ehr_ray.families.vitals_vae.evaluation.criteria import grids_of, judge, matrix, subjects_of
+from ehr_ray.families.vitals_vae.evaluation.curves import (
+    MODEL,
+    SHRUNK,
+    TITLES,
+    Errors,
+    Grids,
+    References,
+    Weights,
+)
 from ehr_ray.families.vitals_vae.evaluation.figures import (
     CAPTIONS,
     cluster_map,
@@ -49,7 +57,10 @@ WARPED_VITALS: Final = ("HR", "MAP")
 def reconstruction(given: SuiteInput) -> SuiteResult:
     """Measure curves beside reference rows, by vital sign and window, and judge the criteria."""
     judged, references = grids_of(given, given.judged), references_of(given)
-    errors = curves.measure(judged, references)
+    shrinkage = None
+    if "tuning" in given.fit:
+        shrinkage = curves.fit_shrinkage(grids_of(given, given.fit["tuning"]), references)
+    errors = curves.measure(judged, references, shrinkage=shrinkage)
     at = f"{given.split}/curves"
     metrics = {
         f"{at}/{name}/{kind}/mse": found.mse()
@@ -63,6 +74,8 @@ def reconstruction(given: SuiteInput) -> SuiteResult:
         f"{at}/fpca_explained/{name}": float(share)
         for name, share in zip(names, references.explained, strict=True)
     }
+    if shrinkage is not None:
+        metrics |= _shrunk(given, errors, shrinkage, at)
     criteria, judged_metrics, lines = judge(given, errors)
     sections = {
         "Criteria": criteria,
@@ -179,6 +192,27 @@ def _error(given: SuiteInput) -> str:
     return f"Mean squared error of values less the {CENTRES[scaling]}, in {UNITS[scaling]}"
 
 
+def _shrunk(
+    given: SuiteInput, errors: dict[str, dict[str, Errors]], shrinkage: Weights, at: str
+) -> dict[str, float]:
+    """Return the weights, and how the shrunk model's error differs from the patient mean's."""
+    subject = subjects_of(given.judged, grids_of(given, given.judged))
+    metrics = {}
+    for kind, weights in shrinkage.items():
+        for vital, weight in zip(given.model.vitals, weights, strict=True):
+            metrics[f"{at}/{SHRUNK}/{kind}/weight/{vital.name}"] = float(weight)
+        found = curves.difference(
+            errors[SHRUNK][kind],
+            errors["patient_mean"][kind],
+            subject,
+            seed=given.seed,
+            num_bootstrap=given.num_bootstrap,
+        )
+        key = f"{at}/{SHRUNK}/{kind}/less_patient_mean"
+        metrics |= dict(zip((key, f"{key}/low", f"{key}/high"), found, strict=True))
+    return metrics
+
+
 def _rows_table(given: SuiteInput, errors: dict[str, dict[str, Errors]]) -> Table:
     """Return the model and the reference rows with R2 over the cohort's mean."""
     rows: list[tuple[str | float, ...]] = []
@@ -193,7 +227,9 @@ def _rows_table(given: SuiteInput, errors: dict[str, dict[str, Errors]]) -> Tabl
     columns = ("", "error, cells seen", "R2", "error, cells hidden", "R2")
     caption = (
         f"{_error(given)} on {given.split} patients: of observed cells every row "
-        "was given, and of cells hidden from every row. R2 is over the cohort's mean."
+        "was given, and of cells hidden from every row. R2 is over the cohort's mean. "
+        "Shrunk, each vital sign goes from the patient mean towards the model by a weight in "
+        "[0, 1], chosen on tuning."
     )
     return Table(columns, tuple(rows), caption)
 

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 
 from ehr_ray.evaluation.suite import SplitPredictions, SuiteInput
-from ehr_ray.families.jepa.evaluation import HEADING, suite, value_errors
+from ehr_ray.families.jepa.evaluation import AHEAD, HEADING, drift_errors, suite, value_errors
 
 
 def lists(values):
@@ -92,3 +92,28 @@ def test_a_model_trained_for_a_task_and_one_without_targets_are_left_alone(run):
         assert run(part(learned=0.5, **{output: np.zeros(100)})).lines == ()
     assert run(SplitPredictions(pa.table({"subject_id": [1]}), {})).lines == ()
     assert "nothing is predicted" in run(part(learned=0.5, patients=0)).lines[0]
+
+
+def test_predictions_ahead_are_held_against_the_state_that_was_seen_last(run):
+    """Half the error at 6 hours, twice as much at 48; a run without such entries has no table."""
+    lead = np.repeat([6, 48], 50)
+    last = np.linspace(1, 2, 100)
+    entries = pa.table(
+        {
+            "sample": np.tile(np.arange(50), 2),
+            "lead": lead,
+            "predicted": np.where(lead == 6, last / 2, last * 2),
+            "last": last,
+        }
+    )
+    judged = part(learned=0.9)
+    assert AHEAD not in run(judged).sections
+    judged.tables["drift"] = entries
+    found = run(judged)
+    table = found.sections[AHEAD]
+    assert [row[:2] for row in table.rows] == [("6 h", "50"), ("48 h", "50")]
+    assert found.metrics["held_out/prediction/drift/6h/over_last"] == pytest.approx(0.5)
+    assert found.metrics["held_out/prediction/drift/48h/over_last/low"] == pytest.approx(2.0)
+    assert found.metrics["held_out/prediction/drift/6h/last"] == pytest.approx(last[:50].mean())
+    metrics, _ = drift_errors(entries, 0, 0)
+    assert np.isnan(metrics["drift/6h/last/high"])

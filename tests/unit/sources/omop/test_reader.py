@@ -1,4 +1,6 @@
+import json
 import re
+from collections import Counter
 
 import pyarrow.parquet as pq
 import pytest
@@ -7,7 +9,10 @@ from made_up.omop import visit
 
 from ehr_ray.commands.ingest import ingest
 from ehr_ray.errors import InputError
-from ehr_ray.sources.parsing import blocks
+from ehr_ray.events.schema import RECORD
+from ehr_ray.sources.omop import reader
+from ehr_ray.sources.omop.options import OmopOptions
+from ehr_ray.sources.parsing import blocks, csv_ranges, parquet_files
 
 EXPECTED = """\
 1 static CARE_SITE//77
@@ -152,6 +157,47 @@ def test_a_damaged_parquet_table_is_refused_in_one_line(cdm, cohort):
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(InputError, match="measurement"):
         cohort("omop", path.parent)
+
+
+@pytest.mark.parametrize("form", ["csv", "parquet"])
+def test_ranges_of_large_tables_give_the_bytes_of_the_whole(cdm, cohort, monkeypatch, form):
+    """Several values at one time, a bad row in a later range, and concepts read once."""
+    rows = [
+        f"person_id={1 + i % 2},measurement_concept_id={3027018 + i % 2},"
+        f"measurement_date=2021-06-0{1 + i % 3},value_as_number={i}"
+        for i in range(2000)
+    ]
+    rows[1900] = rows[1900].replace("person_id=1", "person_id=9")
+    drugs = omop.SMALL["drug_exposure"] * 500  # two events of one time a row
+    folder = cdm({"measurement": rows, "drug_exposure": drugs})
+    if form == "parquet":
+        folder = cdm({"measurement": rows, "drug_exposure": drugs}, "columns", form="parquet")
+        for name in ("measurement", "drug_exposure"):
+            table = pq.read_table(folder / f"{name}.parquet")
+            pq.write_table(table, folder / f"{name}.parquet", row_group_size=300)
+    read = []
+
+    def count(root, name, *more):
+        read.append(name)
+        return blocks.read_blocks(root, name, *more)
+
+    monkeypatch.setattr(reader, "read_blocks", count)
+    whole = cohort("omop", folder, name=f"whole-{form}")
+    monkeypatch.setattr(parquet_files, "CHUNK_ROWS", 600)
+    for name, value in (("RANGE_BYTES", 20_000), ("SCAN_BYTES", 3_000)):
+        monkeypatch.setattr(csv_ranges, name, value)
+    counts = Counter(unit.kind for unit in reader.units(folder, OmopOptions()))
+    assert counts["measurement"] > 2
+    assert counts["drug_exposure"] == 1
+    read.clear()
+    parts = cohort("omop", folder, name=f"parts-{form}")
+    assert files_of(parts) == files_of(whole)
+    (bad,) = pq.read_table(parts / "metadata" / "rejected.parquet").to_pylist()
+    assert (bad["line"], bad["reason"]) == (1902, "person_id 9 is not in person")
+    records = [json.loads((path / RECORD).read_text()) for path in (parts, whole)]
+    assert records[0]["summary"] == records[1]["summary"]
+    # Once to see that there are concepts, and once for their names.
+    assert read.count(f"concept.{form}") == 2
 
 
 def schemas(database, *names):

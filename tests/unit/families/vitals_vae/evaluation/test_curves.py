@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -5,11 +7,13 @@ import pytest
 from ehr_ray.evaluation.suite import SplitPredictions
 from ehr_ray.families.vitals_vae.evaluation.curves import (
     MODEL,
+    SHRUNK,
     TITLES,
     Errors,
     Grids,
     difference,
     fit_references,
+    fit_shrinkage,
     measure,
     score,
 )
@@ -42,7 +46,7 @@ def errors(references):
 
 
 def test_every_row_has_a_title_and_both_kinds(errors):
-    assert set(errors) == set(TITLES)
+    assert set(errors) == set(TITLES) - {SHRUNK}
     for kinds in errors.values():
         assert set(kinds) == {"seen", "hidden"}
 
@@ -122,3 +126,32 @@ def test_grids_are_read_from_a_table():
     np.testing.assert_array_equal(found.observed, one.observed)
     np.testing.assert_array_equal(found.estimate, one.estimate)
     assert found.take(np.array([1])).sample.tolist() == [5]
+
+
+def test_a_model_is_drawn_to_the_patient_mean_as_far_as_it_is_worth(references):
+    """The first vital sign's curves are the truth, the second's noise; weights are of tuning."""
+    rng = np.random.default_rng(5)
+
+    def spoilt(seed):
+        made = grids(seed)
+        curve = made.estimate * [1.0, 0.0] + rng.normal(size=made.estimate.shape) * [0.0, 3.0]
+        curve = curve.astype(np.float32)
+        return dataclasses.replace(made, estimate=curve, imputed=curve)
+
+    weights = fit_shrinkage(spoilt(2), references)
+    assert set(weights) == {"seen", "hidden"}
+    for own in weights.values():
+        assert own[0] > 0.95
+        assert own[1] < 0.1
+    judged = spoilt(3)
+    found = measure(judged, references, shrinkage=weights)
+    for kind in ("seen", "hidden"):
+        whole, shrunk, mean = (found[n][kind].by_vital() for n in (MODEL, SHRUNK, "patient_mean"))
+        assert shrunk[0] == pytest.approx(whole[0], rel=0.1)
+        assert shrunk[1] < 1.05 * mean[1] < whole[1]
+    assert max(
+        measure(judged, references, shrinkage={k: np.zeros(2) for k in weights})[SHRUNK][
+            "seen"
+        ].squared.sum(1)
+        - found["patient_mean"]["seen"].squared.sum(1)
+    ) == pytest.approx(0, abs=1e-3)

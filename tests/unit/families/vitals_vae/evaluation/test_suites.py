@@ -122,7 +122,7 @@ def test_criteria_of_the_latent_are_met_by_what_they_ask_for(
 
 def test_the_rows_are_in_the_metrics_and_the_table(measured):
     table = measured.sections["Reconstructed curves"]
-    assert len(table.rows) == 7
+    assert len(table.rows) == 8
     assert row(table, "last value")[1] == "-"
     mean = measured.metrics["held_out/curves/cohort_mean/hidden/mse"]
     own = measured.metrics["held_out/curves/patient_mean/hidden/mse"]
@@ -261,3 +261,16 @@ def test_the_baseline_has_no_components(tmp_path):
         "vae_latents.h5",
         "vae_metadata.json",
     )
+
+
+def test_a_shrunk_model_is_told_with_its_weights_and_beside_the_patient_mean(given, measured):
+    at = "held_out/curves/shrunk"
+    weights = [v for k, v in measured.metrics.items() if k.startswith(f"{at}/seen/weight/")]
+    assert len(weights) == len(NAMES)
+    assert all(0 <= weight <= 1 for weight in weights)
+    errors = (measured.metrics[f"held_out/curves/{n}/seen/mse"] for n in ("shrunk", "patient_mean"))
+    less = np.subtract(*errors)
+    assert measured.metrics[f"{at}/seen/less_patient_mean"] == pytest.approx(less, abs=1e-6)
+    assert measured.metrics[f"{at}/seen/less_patient_mean/low"] <= less
+    without = reconstruction(replace(given, fit={"train": given.fit["train"]}))
+    assert f"{at}/seen/mse" not in without.metrics
