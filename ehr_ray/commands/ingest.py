@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -17,14 +18,17 @@ from ehr_ray.runtime.tracking import flatten
 from ehr_ray.runtime.verb_tracking import Destination, tracked_verb
 from ehr_ray.sources.building.cohort import Work, check_parts, finish
 from ehr_ray.sources.building.groups import divide_groups, divide_part
+from ehr_ray.sources.building.keyed import index_name
 from ehr_ray.sources.building.limits import load_limits
 from ehr_ray.sources.building.ranges import (
     Buckets,
     Checked,
     Settled,
     check_range,
+    of_range,
     plan_ranges,
     settle_range,
+    tasks_of,
 )
 from ehr_ray.sources.building.resume import (
     IngestSummary,
@@ -34,10 +38,30 @@ from ehr_ray.sources.building.resume import (
     staging,
 )
 from ehr_ray.sources.building.shards import Shard, gather
-from ehr_ray.sources.building.staging import Plan, Repeats, scatter
+from ehr_ray.sources.building.sharing import (
+    address_of,
+    at_work,
+    bring,
+    of_any_machine,
+    of_this_machine,
+    publish,
+    share,
+    share_splits,
+)
+from ehr_ray.sources.building.staging import (
+    SPLITS_TABLE,
+    STAGED,
+    TOTALS,
+    Plan,
+    Repeats,
+    scatter,
+)
 from ehr_ray.sources.building.statistics import (
     describe,
     join_counts,
+    needed,
+    row_path,
+    sample_path,
     sample_shard,
     train_shards,
 )
@@ -45,7 +69,7 @@ from ehr_ray.sources.parsing.databases import is_address, table_path, to_address
 from ehr_ray.sources.source import Source, Unit, get_source, make_options
 from ehr_ray.sources.splits import SplitPolicy, parse_splits
 from ehr_ray.storage import files, sync
-from ehr_ray.storage.paths import canonical, is_uri, local
+from ehr_ray.storage.paths import canonical, inside, is_uri, local, uri_of
 
 SMALL_BYTES: Final = 200_000_000
 """Smaller inputs are read in this process unless CPUs are asked for: starting Ray takes seconds."""
@@ -131,18 +155,16 @@ def ingest(
         treatment=_treatment(limits.digest, repeats, mapped, split_by),
     )
     place, output = canonical(output), local(output).absolute()
-    stored = _stored(place)
+    if is_uri(place) and not _stored(place):
+        shutil.rmtree(inside(output), ignore_errors=True)  # of a cohort that is whole nowhere
     done = finished(output, print_)
     if done is not None:
         discard_staging(output)
-        if not stored:
-            sync.push(output, whole=True)
         progress(f"{output} is already there, made from the same input: nothing to do")
         return done
     sync.mark(output)
     on_ray = _worth_ray(len(units), size) if cpus is None else cpus > 1
-    # A copy is this machine's alone: tasks elsewhere could not write to it.
-    address = "local" if is_uri(place) else None
+    read = [of_any_machine(unit) for unit in units] if on_ray else units
     told = {
         "source": source,
         "input": given,
@@ -162,7 +184,9 @@ def ingest(
         tracked_verb(tracking, "ingest", output.name, told) as record,
         files.writes(f"--output {output}"),
         staging(output, print_) as folder,
-        session(address, num_cpus=cpus, without="--cpus 1") if on_ray else contextlib.nullcontext(),
+        session(address_of(place, read), num_cpus=cpus, without="--cpus 1")
+        if on_ray
+        else contextlib.nullcontext(),
     ):
         plan = Plan(
             source,
@@ -174,58 +198,75 @@ def ingest(
             cast(Repeats, repeats),
             mapped,
             split_by,
+            uri_of(folder),
         )
-        reader = ReadUnit(plan, output)
+        share_splits(plan)
         run_jobs(
-            reader, [*enumerate(units)], on_ray=on_ray, say=progress, verb="read", label=_unit_name
+            ReadUnit(plan, place),
+            [*enumerate(read)],
+            on_ray=on_ray,
+            say=progress,
+            verb="read",
+            label=_unit_name,
         )
+        bring(plan, "parts")
         if split_by is not None:
             divide_groups(plan, len(units))
+            share(plan, SPLITS_TABLE)
             run_jobs(
-                DividePart(plan, output),
+                DividePart(plan, place),
                 [*range(len(units))],
                 on_ray=on_ray,
                 say=progress,
                 verb="divided",
                 label=lambda number: f"part {number}",
             )
+            bring(plan, "divided")
         buckets = plan_ranges(plan, len(units))
         checked = run_jobs(
-            CheckRange(plan, output, len(units)),
+            CheckRange(plan, place, len(units)),
             buckets,
             on_ray=on_ray,
             say=progress,
             verb="checked subjects",
         )
         shards = check_parts(plan, len(units), max_rejected, checked)
-        writer = WriteShard(plan, output, len(units), relative)
         run_jobs(
-            writer, shards, on_ray=on_ray, say=progress, verb="wrote", label=lambda s: f"shard {s}"
+            WriteShard(plan, place, len(units), relative),
+            shards,
+            on_ray=on_ray,
+            say=progress,
+            verb="wrote",
+            label=lambda s: f"shard {s}",
         )
+        tasks = tasks_of([plan.part(i) for i in range(len(units))])
         settled = run_jobs(
-            SettleRange(plan, output, len(units), shards),
+            SettleRange(plan, place, len(units), shards, tasks),
             buckets,
             on_ray=on_ray,
             say=progress,
             verb="settled subjects",
         )
         progress("fitting codes on train")
+        bring(plan, "codes")
         fit = join_counts(plan, shards)
+        share(plan, "codes")
         run_jobs(
-            SampleShard(plan, output),
+            SampleShard(plan, place),
             train_shards(shards),
             on_ray=on_ray,
             say=progress,
             verb="sampled",
             label=lambda s: f"shard {s}",
         )
+        bring(plan, "codes", "ranges", "repeats")
         work = Work(units[0], len(units), shards, buckets, checked, settled, fit)
         summary = finish(plan, kind, work, output, print_)
+        publish(plan, len(units), [shard.path(plan) for shard in shards], output)
         summary = replace(summary, seconds=time.monotonic() - started)
         counts = flatten(asdict(summary))
         record.metrics |= {k: float(v) for k, v in counts if type(v) in (int, float)}
         record.artifacts.append((output / "metadata", METADATA))
-    sync.push(output, whole=True)
     return summary
 
 
@@ -249,9 +290,9 @@ def _treatment(
 def _stored(place: str) -> bool:
     """Whether a URI holds a whole cohort, whose record is copied here to be compared with.
 
-    One whose writing was interrupted does not count, and its copy here is left as it is.
+    One whose writing was interrupted does not count.
     """
-    if not is_uri(place) or sync.unfinished(place):
+    if sync.unfinished(place):
         return False
     sync.fetch(place, only=(RECORD.as_posix(),), missing_ok=True)
     names = sync.names_in(place)
@@ -270,87 +311,95 @@ def _worth_ray(units: int, size: int) -> bool:
 
 
 @dataclass(frozen=True)
-class ReadUnit:
+class Job:
+    """What the jobs of an ingest have in common.
+
+    Args:
+        plan: what every one of them needs to know.
+        output: where the cohort is to be, as every machine names it.
+    """
+
+    plan: Plan
+    output: str
+
+
+@dataclass(frozen=True)
+class ReadUnit(Job):
     """The job of a unit of the source, given with its number: its part of the staging folder."""
 
-    plan: Plan
-    output: Path
-
     def __call__(self, job: tuple[int, Unit]) -> None:
-        """Read the unit; a disk that refuses the part is told as the output's."""
-        with files.writes(f"--output {self.output}"):
-            scatter(self.plan, *job)
+        """Read the unit, whose files are copied here first if they lie in a store."""
+        number, unit = job
+        last = self.plan.part(number) / TOTALS
+        with at_work(self.plan, self.output, last=last) as plan:
+            if plan is not None:
+                scatter(plan, number, of_this_machine(unit))
 
 
 @dataclass(frozen=True)
-class DividePart:
+class DividePart(Job):
     """The job of a part, given by its number: its events by the splits of their groups."""
 
-    plan: Plan
-    output: Path
-
     def __call__(self, number: int) -> None:
-        """Write the part anew; a disk that refuses it is told as the output's."""
-        with files.writes(f"--output {self.output}"):
-            divide_part(self.plan, number)
+        """Write the part anew."""
+        last = self.plan.keyed(number) / index_name(STAGED)
+        with at_work(self.plan, self.output, last=last) as plan:
+            if plan is not None:
+                divide_part(plan, number)
 
 
 @dataclass(frozen=True)
-class WriteShard:
+class WriteShard(Job):
     """The job of a shard: its patients' events out of all parts, and its row of the manifest."""
 
-    plan: Plan
-    output: Path
     parts: int
     relative_time: bool
 
     def __call__(self, shard: Shard) -> None:
-        """Write the shard; a disk that refuses it is told as the output's."""
-        with files.writes(f"--output {self.output}"):
-            gather(self.plan, shard, self.parts, self.relative_time)
-            describe(self.plan, shard)
+        """Write the shard."""
+        with at_work(self.plan, self.output, last=row_path(self.plan, shard)) as plan:
+            if plan is not None:
+                gather(plan, shard, self.parts, self.relative_time)
+                describe(plan, shard)
 
 
 @dataclass(frozen=True)
-class SampleShard:
+class SampleShard(Job):
     """The job of a shard of train: the values that quantiles of its codes are of."""
 
-    plan: Plan
-    output: Path
-
     def __call__(self, shard: Shard) -> None:
-        """Draw them; a disk that refuses them is told as the output's."""
-        with files.writes(f"--output {self.output}"):
-            sample_shard(self.plan, shard)
+        """Draw them."""
+        last, needs = sample_path(self.plan, shard), needed(self.plan, shard)
+        with at_work(self.plan, self.output, last=last, needs=needs) as plan:
+            if plan is not None:
+                sample_shard(plan, shard)
 
 
 @dataclass(frozen=True)
-class CheckRange:
+class CheckRange(Job):
     """The job of a range of buckets: what is found of its subjects' ids in all parts."""
 
-    plan: Plan
-    output: Path
     parts: int
 
     def __call__(self, buckets: Buckets) -> Checked:
-        """Check the range; a disk that refuses its names is told as the output's."""
-        with files.writes(f"--output {self.output}"):
-            return check_range(self.plan, self.parts, buckets)
+        """Check the range."""
+        with at_work(self.plan, self.output) as plan:
+            return check_range(cast(Plan, plan), self.parts, buckets)
 
 
 @dataclass(frozen=True)
-class SettleRange:
+class SettleRange(Job):
     """The job of a range of buckets: the splits and labels of its subjects."""
 
-    plan: Plan
-    output: Path
     parts: int
     shards: list[Shard]
+    tasks: Mapping[str, str]
 
     def __call__(self, buckets: Buckets) -> Settled:
-        """Settle the range; a disk that refuses its tables is told as the output's."""
-        with files.writes(f"--output {self.output}"):
-            return settle_range(self.plan, self.parts, self.shards, buckets)
+        """Settle the range."""
+        needs = [shard.subjects_path(self.plan) for shard in of_range(self.shards, buckets)]
+        with at_work(self.plan, self.output, needs=needs) as plan:
+            return settle_range(cast(Plan, plan), self.parts, self.shards, self.tasks, buckets)
 
 
 def _work(source: Source, given: str | Path | None, options: Any) -> tuple[str | Path, list[Unit]]:

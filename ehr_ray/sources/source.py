@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from ehr_ray.errors import InputError
 from ehr_ray.events.schema import EVENTS, ORIGIN_CODES, REJECTED
+from ehr_ray.storage import sync
 
 EPOCH: Final = datetime(2000, 1, 1)
 """Minute 0 of sources whose time is relative to admission."""
@@ -213,7 +214,10 @@ def options_of(source: Source) -> list[Option]:
 
 
 def make_options(source: Source, given: Mapping[str, object]) -> Any:
-    """Build a source's options from text or typed values; None means the default."""
+    """Build a source's options from text or typed values; None means the default.
+
+    A file at a URI is copied here.
+    """
     known = {option.name: option for option in options_of(source)}
     values = {}
     for key, value in given.items():
@@ -228,6 +232,8 @@ def make_options(source: Source, given: Mapping[str, object]) -> Any:
 
 
 def _convert(option: Option, value: object) -> object:
+    if option.type is Path and isinstance(value, (str, Path)):
+        value = sync.fetch(value)
     try:
         converted = option.type(value)
     except (TypeError, ValueError):

@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
+import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
@@ -130,6 +131,7 @@ def push(
     mirror: Iterable[str] = (),
     whole: bool = False,
     source: Path | None = None,
+    kept: Collection[str] = (),
 ) -> None:
     """Write the changed files of a copy to its URI; a path that is no copy is left alone.
 
@@ -138,6 +140,7 @@ def push(
         mirror: folders in it whose files, where they are gone here, are removed there, at the end.
         whole: mark the folder while it is written, and remove there whatever is not here.
         source: what holds the files in place of the copy.
+        kept: names that stay there, though they are not here.
     """
     uri = uri_of(location)
     if uri is None:
@@ -155,7 +158,7 @@ def push(
             pointers = [name for name in changed if name.rpartition("/")[2] == last]
             _each(lambda n: upload(store, source / n, _join(path, n)), pointers)
         folders = tuple(f"{name}/" for name in mirror)
-        for name in objects.keys() - copies.keys():
+        for name in objects.keys() - copies.keys() - {*kept}:
             if not _hidden(name) and (whole or name.startswith(folders)):
                 _forget(store.delete_file, _join(path, name))
         written = _objects(store, path) if changed else {}
@@ -228,6 +231,92 @@ def tail(location: str | Path, start: int) -> tuple[bytes, int]:
         with store.open_input_file(path) as file:
             file.seek(start if start < size else 0)
             return file.read(), size
+
+
+def folders_in(location: str | Path) -> set[str]:
+    """Return the names of the folders in that of a URI, of the machine alone or not."""
+    uri = uri_of(location)
+    if uri is None:
+        return set()
+    with explained(uri):
+        store, path = filesystem(uri)
+        found = store.get_file_info(pafs.FileSelector(path, allow_not_found=True))
+        return {info.base_name for info in found if info.type == pafs.FileType.Directory}
+
+
+@contextlib.contextmanager
+def opened(folder: str | Path, name: str) -> Iterator[Any]:
+    """Open a file of a folder to read parts of it, without a copy; None where there is none.
+
+    A file of this machine is mapped, and of an object of a URI ranges of bytes are asked for.
+    """
+    if not is_uri(folder):
+        here = Path(folder, name)
+        if not here.exists():
+            yield None
+            return
+        with pa.memory_map(str(here)) as file:
+            yield file
+        return
+    with explained(str(folder)):
+        store, path = filesystem(str(folder))
+        try:
+            file = store.open_input_file(_join(path, name))
+        except FileNotFoundError:
+            file = contextlib.nullcontext()
+        with file as there:
+            yield there
+
+
+def exists(folder: str | Path, name: str) -> bool:
+    """Whether a folder, or that of a URI, has a file of this name."""
+    if not is_uri(folder):
+        return Path(folder, name).exists()
+    with explained(str(folder)):
+        store, path = filesystem(str(folder))
+        found = store.get_file_info(_join(path, name)).type == pafs.FileType.File
+        return bool(found)
+
+
+def bring(uri: str, names: Collection[str], target: Path) -> None:
+    """Copy files of the folder of a URI to a folder in the staging folder, each by its name.
+
+    What is there already as it is in the store is not copied again, and nothing else in either
+    folder is looked at. Raises InputError where a file is missing.
+    """
+    with explained(uri):
+        store, path = filesystem(uri)
+        each = sorted(names)
+        found = store.get_file_info([_join(path, name) for name in each])
+        for name, info in zip(each, found, strict=True):
+            if info.type != pafs.FileType.File:
+                raise InputError(f"{uri}: no {name} there; check the URI")
+        stamps = {n: (info.size, info.mtime_ns) for n, info in zip(each, found, strict=True)}
+        old = [name for name in each if _stamp(target / name) != stamps[name]]
+        _each(lambda n: download(store, _join(path, n), target / n, stamps[n]), old)
+
+
+def leave(source: Path, names: Iterable[str], uri: str, last: str | None = None) -> None:
+    """Write files of a folder to that of a URI; `last`, one of them, once the others are there."""
+    with explained(uri):
+        store, path = filesystem(uri)
+        _each(lambda n: upload(store, source / n, _join(path, n)), {*names} - {last})
+        if last is not None:
+            upload(store, source / last, _join(path, last))
+
+
+def copy_within(uri: str, names: Iterable[str], output: str) -> None:
+    """Copy objects of a folder to another one of the same store; the store itself moves them."""
+    with explained(output):
+        (store, source), (_, target) = filesystem(uri), filesystem(output)
+
+        def copied(name: str) -> None:
+            if store.type_name == "local":  # which makes no folders, and shows a file half written
+                upload(store, Path(_join(source, name)), _join(target, name))
+            else:
+                store.copy_file(_join(source, name), _join(target, name))
+
+        _each(copied, {*names})
 
 
 def footer(location: str | Path) -> Any:

@@ -15,11 +15,11 @@ import psutil
 import pytest
 from waiting import wait_until
 
+from ehr_ray.storage.paths import STAGING
 from ehr_ray.train.checkpoint import saved_progress
 
 ROOT = Path(__file__).parents[2]
 RAY = str(Path(sys.executable).with_name("ray"))
-RUNTIME_ENV = '{"env_vars": {"OMP_NUM_THREADS": "1"}}'
 TOKEN = "0" * 64
 ENDS = ("SUCCEEDED", "FAILED", "STOPPED")
 
@@ -76,11 +76,19 @@ class Head:
         # As on machines of their own: in one folder a node would replace another's copy of a job.
         command += [f"--temp-dir={self._folder}/{len(self._processes)}"]
         log = (self._folder / f"log{len(self._processes)}").open("w")
-        process = subprocess.Popen(
-            command, env=self.environment, stdout=log, stderr=subprocess.STDOUT
-        )
+        environment = {**self.environment, STAGING: str(self.copies(len(self._processes)))}
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
         self._processes.append(process)
         return process
+
+    def copies(self, number: int) -> Path:
+        """Return the folder of copies of a node, counted from the head, 0."""
+        return self._folder / f"copies{number}"
+
+    @property
+    def nodes(self) -> int:
+        """How many nodes were started so far, the head among them."""
+        return len(self._processes)
 
     def add_node(self, cpus: int) -> subprocess.Popen:
         """Start a node, until it has joined: one that is late on a busy machine ends itself."""
@@ -135,7 +143,9 @@ class Head:
         """Run `ray job submit` on a job script; return what it says, by default at its end."""
         job = [sys.executable, f"jobs/{verb}.py", *map(str, arguments)]
         how = ["--submission-id", name, "--working-dir", ".", *([] if wait else ["--no-wait"])]
-        return self.ray("job", "submit", *how, "--runtime-env-json", RUNTIME_ENV, "--", *job)
+        store = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+        environment = json.dumps({"env_vars": {"OMP_NUM_THREADS": "1", **store}})
+        return self.ray("job", "submit", *how, "--runtime-env-json", environment, "--", *job)
 
     def logs(self, name: str) -> str:
         """Return a job's log so far."""

@@ -1,8 +1,14 @@
 """Training on two nodes, each with one worker: nodes are lost, and others join."""
 
+import contextlib
+import threading
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.fs
 import pytest
 from forked_workers import forked_session
 from waiting import wait_until
@@ -11,6 +17,9 @@ from ehr_ray.commands.benchmark.faults import same_weights
 from ehr_ray.commands.ingest import ingest
 from ehr_ray.commands.train.command import train
 from ehr_ray.experiment import load
+from ehr_ray.sources.parsing.csv_ranges import RANGE_BYTES
+from ehr_ray.storage import sync
+from ehr_ray.storage.paths import STAGING
 from ehr_ray.train.checkpoint import saved_progress
 
 pytestmark = pytest.mark.ray
@@ -63,6 +72,94 @@ def test_a_node_lost_in_mid_epoch_changes_nothing(head, start, cohort, ray_folde
     with forked_session(ray_folder, num_cpus=2):  # one machine, and nothing lost
         whole = train(load(CONFIG, overrides(cohort, tmp_path, "whole", 2, *long))).run
     assert same_weights(run, whole)
+
+
+def test_two_nodes_ingest_into_a_store_which_is_all_they_share(head, bucket, tmp_path, monkeypatch):
+    """Made-up patients, and a CSV in the store, of which each node reads ranges."""
+    monkeypatch.setenv(STAGING, str(tmp_path / "copies"))
+    head.lose_nodes()
+    nodes = []
+    for _ in range(2):
+        nodes.append(head.nodes)
+        head.add_node(cpus=1)
+    with pyarrow.csv.CSVWriter(tmp_path / "events.csv", EVENTS) as writer:
+        writer.write(_events())
+    assert (tmp_path / "events.csv").stat().st_size > 2 * RANGE_BYTES
+    pyarrow.fs.copy_files(
+        str(tmp_path / "events.csv"), "hospital/raw/events.csv", destination_filesystem=bucket
+    )
+    worked = {node: set() for node in nodes}
+    options = {"patients": 4000, "max_visits": 16}
+    columns = {f"{name}_column": name for name in ("id", "time", "code", "value")}
+    columns["time_unit"] = "hours"
+    for name, source, place, given in (
+        ("made-up", "synthetic", None, options),
+        ("table", "table", "s3://hospital/raw/events.csv", columns),
+    ):
+        arguments = [f"--{key.replace('_', '-')}={value}" for key, value in given.items()]
+        arguments += [] if place is None else [f"--input={place}"]
+        with held_by(head, nodes) as parts:
+            done = head.submit(
+                name,
+                "ingest",
+                f"--source={source}",
+                *arguments,
+                f"--output=s3://hospital/nodes/{name}",
+                "--cpus=2",
+            )
+        assert done.returncode == 0, done.stdout + done.stderr
+        ingest(source, place, tmp_path / name, options=given, cpus=1)
+        there = tree(sync.fetch(f"s3://hospital/nodes/{name}"))
+        assert there == tree(tmp_path / name)
+        one, other = parts.values()
+        assert not one & other
+        for node in nodes:
+            worked[node] |= {(name, part) for part in parts[node]}
+    assert all(worked.values())
+    found = {path for node in nodes for path in head.copies(node).rglob("*.*") if path.is_file()}
+    assert {path.name for path in found} == {"events.csv"}
+
+
+@contextlib.contextmanager
+def held_by(head, nodes):
+    """Yield the parts that jobs of each node work on in the block, once it is over."""
+    seen, over = {node: set() for node in nodes}, threading.Event()
+
+    def watch():
+        while not over.wait(0.01):
+            for node in nodes:
+                folders = head.copies(node).glob(".work/*/parts/*")
+                seen[node] |= {folder.name.lstrip(".")[:6] for folder in folders}
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        over.set()
+        thread.join()
+
+
+def tree(path):
+    return {p.relative_to(path).as_posix(): p.read_bytes() for p in path.rglob("*") if p.is_file()}
+
+
+EVENTS = pa.schema(
+    {
+        "id": pa.int64(),
+        "time": pa.int64(),
+        "code": pa.string(),
+        "value": pa.int64(),
+        "note": pa.string(),
+    }
+)
+
+
+def _events():
+    """Return few rows that are large in a file."""
+    rows = np.arange(360_000)
+    columns = [rows // 100, rows % 100, pa.array(["HR", "Na"]).take(pa.array(rows % 2))]
+    return pa.table([*columns, rows % 90 + 50, pa.repeat("x" * 180, len(rows))], schema=EVENTS)
 
 
 @pytest.mark.slow

@@ -140,7 +140,7 @@ def finish(plan: Plan, source: Source, work: Work, output: Path, print_: str) ->
     cohort = plan.staging / "cohort"
     parts, shards = [plan.part(i) for i in range(work.num_parts)], work.shards
     metadata = cohort / "metadata"
-    metadata.mkdir(exist_ok=True)
+    metadata.mkdir(parents=True, exist_ok=True)
     check_splits(work.settled)
     splits = metadata / "subject_splits.parquet"
     files.write_parquet_pieces(merged(written(plan, work.ranges, "splits")), SUBJECT_SPLITS, splits)

@@ -13,7 +13,7 @@ from scipy.sparse.csgraph import connected_components
 
 from ehr_ray.errors import InputError
 from ehr_ray.events.schema import EVENTS, SPLITS
-from ehr_ray.sources.building.keyed import KeyedWriter, read_all
+from ehr_ray.sources.building.keyed import read_all
 from ehr_ray.sources.building.staging import (
     NUM_KEYS,
     SPLITS_TABLE,
@@ -116,12 +116,12 @@ def divide_part(plan: Plan, index: int) -> None:
     final = plan.keyed(index)
     if final.exists():
         return
-    known = read_mapped(plan.staging / SPLITS_TABLE)
+    known = read_mapped(plan.splits_table())
     with (
         files.new_folder(final, publish_as(final)) as folder,
-        KeyedWriter(folder, STAGED, EVENTS, NUM_KEYS) as writer,
+        plan.writer(folder, STAGED, EVENTS, NUM_KEYS) as writer,
     ):
-        for events in read_all(plan.part(index), STAGED, EVENTS):
+        for events in read_all(plan.read(plan.part(index)), STAGED, EVENTS):
             keys, _ = event_keys(events, plan.policy, known)
             writer.write(events, keys)
 
@@ -130,7 +130,7 @@ def group_notes(plan: Plan, alone: int) -> Iterator[str]:
     """Yield what is to be said of the division; `alone` subjects have no value of the code."""
     if alone:
         yield f"--split-by {plan.split_by}: {alone:,} subjects have no value of it: divided by hash"
-    there = np.unique(read_mapped(plan.staging / SPLITS_TABLE).split)
+    there = np.unique(read_mapped(plan.splits_table()).split)
     for position, share in enumerate(plan.policy.fractions):
         if share > 0 and position not in there:
             yield (

@@ -11,7 +11,7 @@ subject; `merged` puts it together, as one file of the cohort.
 import itertools
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -31,7 +31,6 @@ from ehr_ray.sources.building.staging import (
     FILES,
     FOLDERS,
     LABELS,
-    SPLITS_TABLE,
     UNDIVIDED,
     Plan,
     label_schema,
@@ -100,7 +99,7 @@ class Checked:
 
 def check_range(plan: Plan, num_parts: int, buckets: Buckets) -> Checked:
     """Return what is found of the ids of a range in all parts; leave their names."""
-    parts = [plan.part(index) for index in range(num_parts)]
+    parts = [plan.read(plan.part(index)) for index in range(num_parts)]
     names = read_keys(parts, "names", *buckets, NAMES)
     odd = names.filter(pc.not_equal(names["name"], names["subject_id"].cast(pa.string())))
     if len(odd):
@@ -189,16 +188,25 @@ class Settled:
     labels: dict[str, LeftOut] = field(default_factory=dict)
 
 
-def settle_range(plan: Plan, num_parts: int, shards: Sequence[Shard], buckets: Buckets) -> Settled:
-    """Write the splits and the labels of the subjects of a range, whose shards are written."""
+def settle_range(
+    plan: Plan,
+    num_parts: int,
+    shards: Sequence[Shard],
+    tasks: Mapping[str, str],
+    buckets: Buckets,
+) -> Settled:
+    """Write the splits and the labels of the subjects of a range, whose shards are written.
+
+    `tasks` are those of all parts, as `tasks_of` finds them.
+    """
     subjects = _subjects(plan, shards, buckets)
     splits = subjects.select(["subject_id", "split"]).cast(SUBJECT_SPLITS)
     files.write_parquet(splits, buckets.path(plan, "splits"))
-    parts = [plan.part(index) for index in range(num_parts)]
+    parts = [plan.read(plan.part(index)) for index in range(num_parts)]
     labels = {}
-    for task, column in tasks_of(parts).items():
-        folders = [part / LABELS / task for part in parts]
-        rows = read_keys(folders, column, *buckets, label_schema(column))
+    for task, column in tasks.items():
+        name = f"{LABELS}/{task}/{column}"
+        rows = read_keys(parts, name, *buckets, label_schema(column))
         table, labels[task] = resolve(rows, subjects)
         files.write_parquet(table, buckets.path(plan, f"labels/{task}"))
     ids = subjects["subject_id"].to_numpy()
@@ -215,7 +223,7 @@ def settle_range(plan: Plan, num_parts: int, shards: Sequence[Shard], buckets: B
 def _divided(plan: Plan, ids: npt.NDArray[np.int64]) -> int:
     if plan.split_by is None and (plan.policy.file is None or plan.policy.keep_source):
         return 0
-    known = read_mapped(plan.staging / SPLITS_TABLE).subject_id
+    known = read_mapped(plan.splits_table()).subject_id
     return int(np.count_nonzero(is_among(np.unique(ids), known)))
 
 
@@ -227,15 +235,22 @@ def _counted(column: pa.ChunkedArray) -> tuple[list[str], list[int]]:
 def _subjects(plan: Plan, shards: Sequence[Shard], buckets: Buckets) -> pa.Table:
     """Return the `SUBJECTS` of a range with their `split`, sorted by id."""
     pieces = []
-    for shard in shards:
-        base = SPLITS.index(shard.split) * NUM_BUCKETS
-        if shard.first - base > buckets.last or shard.last - base < buckets.first:
-            continue
+    for shard in of_range(shards, buckets):
         table = files.open_parquet(shard.subjects_path(plan)).read()
         bucket = assign_buckets(table["subject_id"].to_numpy())
         table = table.filter(pa.array((bucket >= buckets.first) & (bucket <= buckets.last)))
         pieces.append(table.append_column("split", pa.repeat(shard.split, len(table))))
     return pa.concat_tables([_NO_SUBJECTS, *pieces]).sort_by("subject_id")
+
+
+def of_range(shards: Sequence[Shard], buckets: Buckets) -> list[Shard]:
+    """Return the shards that have subjects of a range."""
+    found = []
+    for shard in shards:
+        base = SPLITS.index(shard.split) * NUM_BUCKETS
+        if shard.first - base <= buckets.last and shard.last - base >= buckets.first:
+            found.append(shard)
+    return found
 
 
 def check_splits(found: Sequence[Settled]) -> None:

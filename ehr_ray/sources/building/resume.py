@@ -3,12 +3,15 @@
 Its fingerprint names the staging folder, which a killed ingest finds again, and stands in the
 record of the cohort, by which a finished one is.
 
-<parent>/.<name>.staging-<fingerprint>-3/parts/      one folder a unit (staging.py)
+<parent>/.<name>.staging-<fingerprint>-4/parts/      one folder a unit (staging.py)
                                          cohort/     renamed to <parent>/<name> when complete
                                          subjects/   one table a shard (shards.py)
                                          ranges/     tables by ranges of subjects (ranges.py)
                                          codes/      what shards hold (statistics.py)
                                          splits.arrow  whom --splits or --split-by puts where
+
+Where the output is a URI, that folder is one of its store, and so outlives the machine; what this
+one has of it lies where the copy of the URI does (sharing.py).
 """
 
 import contextlib
@@ -29,12 +32,14 @@ from ehr_ray.sources.building.changes import told
 from ehr_ray.sources.building.metadata import TaskSummary
 from ehr_ray.sources.source import Source, Unit
 from ehr_ray.sources.splits import SplitPolicy
+from ehr_ray.storage import sync
 from ehr_ray.storage.lock import exclusive_lock
+from ehr_ray.storage.paths import canonical, uri_of
 
 LAYOUT: Final = 5
 """Bump when the same input would give other bytes: staged work of older versions is not reused."""
 
-STAGING: Final = 3
+STAGING: Final = 4
 """Bump when staged work is written in another form: that of older versions is not read."""
 
 
@@ -111,7 +116,7 @@ def fingerprint(
                 origin,
                 treatment,
             ],
-            default=str,
+            default=_named,
         ).encode()
     )
     size = 0
@@ -130,12 +135,18 @@ def fingerprint(
     return digest.hexdigest()[:16], size + sum(sizes.values())
 
 
+def _named(value: object) -> str:
+    """Return the name of a path that is the same on every machine, and of all else its text."""
+    return canonical(value) if isinstance(value, Path) else str(value)
+
+
 def _stat(digest: Any, root: str, name: str) -> int:
     path = os.path.join(root, name)
     try:
         status = os.stat(path)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}; check the path") from None
+    name = name if root else _named(Path(name))
     digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
     return status.st_size
 
@@ -166,7 +177,7 @@ def staging(output: Path, print_: str) -> Iterator[Path]:
     """Hold the staging folder of an ingest; keep it if the job dies, drop it on bad input.
 
     Staging of other fingerprints for the same output is removed. Raises `InputError` while
-    another process is ingesting into the same output.
+    another process of this machine is ingesting into the same output.
     """
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -182,7 +193,7 @@ def staging(output: Path, print_: str) -> Iterator[Path]:
         except InputError:
             _remove(folder)
             raise
-        shutil.rmtree(folder)
+        _remove(folder)
 
 
 def remove_unfinished(folder: Path) -> None:
@@ -195,7 +206,12 @@ def remove_unfinished(folder: Path) -> None:
 
 
 def _remove(folder: Path) -> None:
-    """Remove a folder that other tasks of the failed job may still write to for a moment."""
+    """Remove a folder, here and in a store.
+
+    Other tasks of a job that failed may still write to it for a moment.
+    """
+    if uri_of(folder) is not None:
+        sync.remove(folder)
     for _ in range(50):
         shutil.rmtree(folder, ignore_errors=True)
         if not folder.exists():
@@ -206,10 +222,13 @@ def _remove(folder: Path) -> None:
 
 def discard_staging(output: Path, keep: Path | None = None) -> None:
     """Remove what unfinished ingests into `output` left, but not `keep`."""
-    for stale in sorted(output.parent.glob(f".{output.name}.staging-*")):
-        if stale != keep:
-            with _lock(stale, output):
-                shutil.rmtree(stale)
+    begin = f".{output.name}.staging-"
+    found = {*output.parent.glob(f"{begin}*")}
+    there = sync.folders_in(output.parent)
+    found |= {output.with_name(name) for name in there if name.startswith(begin)}
+    for stale in sorted(found - {keep}):
+        with _lock(stale, output):
+            _remove(stale)
 
 
 def _lock(folder: Path, output: Path) -> contextlib.AbstractContextManager[None]:

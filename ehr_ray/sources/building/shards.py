@@ -109,7 +109,7 @@ def gather(plan: Plan, shard: Shard, num_parts: int, relative_time: bool) -> Non
 
 
 def _collect(plan: Plan, shard: Shard, num_parts: int, relative_time: bool) -> pa.Table:
-    parts = [plan.keyed(index) for index in range(num_parts)]
+    parts = [plan.read(plan.keyed(index)) for index in range(num_parts)]
     events = read_keys(parts, STAGED, shard.first, shard.last, EVENTS)
     again = repeats_of(events)
     kept = KEPT if plan.repeats == "keep" else DROPPED

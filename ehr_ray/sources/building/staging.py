@@ -41,7 +41,8 @@ from ehr_ray.sources.splits import (
     assign_buckets,
     assign_splits,
 )
-from ehr_ray.storage import files
+from ehr_ray.storage import files, sync
+from ehr_ray.storage.paths import join
 
 NO_SPLIT: Final = 255
 NUM_KEYS = len(SPLITS) * NUM_BUCKETS
@@ -64,6 +65,9 @@ LABELS: Final = "labels"
 SPLITS_TABLE: Final = "splits.arrow"
 """In the staging folder: the split of each subject that `--splits` or `--split-by` divides."""
 
+TOTALS: Final = "part.json"
+"""The file of a part that comes last, with what was read and refused."""
+
 STAGED: Final = "events"
 """The table of a part, or of a divided one, with its events by key."""
 
@@ -76,12 +80,14 @@ class Plan:
         source: name of the source.
         options: its options record.
         policy: how subjects are divided.
-        staging: folder of the unfinished cohort.
+        staging: folder of the unfinished cohort; where it lies in a store, what this process has
+            of it.
         origin: codes of the time origin.
         limits: plausible ranges and units of values.
         repeats: whether exact repeats of a row are kept, or only the first of them.
         code_map: what becomes of codes, after ranges and units.
         split_by: a static code; everybody who shares a value of it comes into one split.
+        store: URI of that folder, where it lies in a store.
     """
 
     source: str
@@ -93,6 +99,7 @@ class Plan:
     repeats: Repeats = "keep"
     code_map: CodeMap | None = None
     split_by: str | None = None
+    store: str | None = None
 
     def part(self, index: int) -> Path:
         """Return the folder of the part that unit `index` makes."""
@@ -102,6 +109,22 @@ class Plan:
         """Return the folder of the part's events by their final keys, and of their counts."""
         folder = "parts" if self.split_by is None else "divided"
         return self.staging / folder / f"{index:06d}"
+
+    def read(self, folder: Path) -> str | Path:
+        """Return where the tables of a part are read that another job may have left."""
+        if self.store is None:
+            return folder
+        return join(self.store, *folder.relative_to(self.staging).parts)
+
+    def writer(self, folder: Path, name: str, schema: pa.Schema, num_keys: int) -> KeyedWriter:
+        """Return the writer of a table of a part: compressed where it goes to a store."""
+        return KeyedWriter(folder, name, schema, num_keys, None if self.store is None else "zstd")
+
+    def splits_table(self) -> Path:
+        """Return the file `SPLITS_TABLE`; of one in a store, the copy that a machine has."""
+        if self.store is None:
+            return self.staging / SPLITS_TABLE
+        return sync.fetch(join(self.store, SPLITS_TABLE))
 
 
 def scatter(plan: Plan, index: int, unit: Unit) -> None:
@@ -134,7 +157,7 @@ def _write_part(part: Path, chunks: Iterator[Chunk], plan: Plan) -> None:
     totals, tables = _new_totals()
     labels: dict[tuple[str, str], list[pa.Table]] = {}
     divided = None if plan.policy.file is None else splits_table(plan)
-    with KeyedWriter(part, STAGED, EVENTS, NUM_KEYS) as writer:
+    with plan.writer(part, STAGED, EVENTS, NUM_KEYS) as writer:
         for chunk in chunks:
             if chunk.lost_rows is not None:
                 break
@@ -163,7 +186,7 @@ def _write_part(part: Path, chunks: Iterator[Chunk], plan: Plan) -> None:
             if len(undivided):
                 tables.setdefault("undivided", []).append(pa.table({"subject_id": undivided}))
     if chunk is not None and chunk.lost_rows is not None:
-        with KeyedWriter(part, STAGED, EVENTS, NUM_KEYS):
+        with plan.writer(part, STAGED, EVENTS, NUM_KEYS):
             pass
         totals, tables = _new_totals()
         _add(totals, chunk)
@@ -173,19 +196,19 @@ def _write_part(part: Path, chunks: Iterator[Chunk], plan: Plan) -> None:
         labels = {}
     for name, pieces in tables.items():
         if name in BY_BUCKET:
-            _write_by_bucket(part, name, pa.concat_tables(pieces).cast(BY_BUCKET[name]))
+            _write_by_bucket(plan, part, name, pa.concat_tables(pieces).cast(BY_BUCKET[name]))
         else:
             pq.write_table(pa.concat_tables(pieces), part / f"{name}.parquet", **files.CHECKED)
     for (task, column), pieces in labels.items():
         (part / LABELS / task).mkdir(parents=True, exist_ok=True)
-        _write_by_bucket(part / LABELS / task, column, pa.concat_tables(pieces))
-    (part / "part.json").write_text(json.dumps(totals))
+        _write_by_bucket(plan, part / LABELS / task, column, pa.concat_tables(pieces))
+    (part / TOTALS).write_text(json.dumps(totals))
 
 
-def _write_by_bucket(folder: Path, name: str, rows: pa.Table) -> None:
+def _write_by_bucket(plan: Plan, folder: Path, name: str, rows: pa.Table) -> None:
     if name in BY_BUCKET and name != "subjects":
         rows = rows.group_by(rows.column_names, use_threads=False).aggregate([])
-    with KeyedWriter(folder, name, rows.schema, NUM_BUCKETS) as writer:
+    with plan.writer(folder, name, rows.schema, NUM_BUCKETS) as writer:
         writer.write(rows, assign_buckets(rows["subject_id"].to_numpy()))
 
 
@@ -254,12 +277,21 @@ def groups_of(events: pa.Table, code: str) -> pa.Table:
 
 
 def splits_table(plan: Plan) -> SplitTable:
-    """Return the table of splits that the policy names, read once and mapped from then on."""
+    """Return the table of splits that the policy names, read once and mapped from then on.
+
+    In a store the process of the verb leaves it before a part is read.
+    """
+    if plan.store is None:
+        leave_splits(plan)
+    return read_mapped(plan.splits_table())
+
+
+def leave_splits(plan: Plan) -> None:
+    """Write the table of splits that the policy names as all processes of a machine map it."""
     path = plan.staging / SPLITS_TABLE
     if not path.exists():
         write_mapped(read_splits(str(plan.policy.file)), path)
         read_splits.cache_clear()  # nobody reads it again
-    return read_mapped(path)
 
 
 def event_keys(
@@ -303,7 +335,7 @@ def side_table(part: Path, name: str) -> pa.Table | None:
 
 def totals(parts: list[Path]) -> dict[str, int]:
     """Return the sums of rows and files read and refused."""
-    each = [json.loads((part / "part.json").read_text()) for part in parts]
+    each = [json.loads((part / TOTALS).read_text()) for part in parts]
     return {key: sum(part[key] for part in each) for key in each[0]} if each else {}
 
 

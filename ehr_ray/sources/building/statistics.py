@@ -24,22 +24,33 @@ def _name(shard: Shard) -> str:
     return f"{shard.split}-{shard.number}"
 
 
-def _row_path(plan: Plan, shard: Shard) -> Path:
+def row_path(plan: Plan, shard: Shard) -> Path:
+    """Return the place of the manifest's row of a shard."""
     return plan.staging / "codes" / f"{_name(shard)}-row.parquet"
 
 
 def describe(plan: Plan, shard: Shard) -> None:
     """Leave the manifest's row of a shard that is written; kept where there."""
-    row = _row_path(plan, shard)
+    row = row_path(plan, shard)
     if not row.exists():
         path = shard.path(plan)
         name = path.relative_to(plan.staging / "cohort").as_posix()
         files.write_parquet(describe_shard(path, name, shard.split), row)
 
 
+def needed(plan: Plan, shard: Shard) -> list[Path]:
+    """Return what `sample_shard` reads."""
+    return [shard.path(plan), *_folder(plan).needed(_name(shard))]
+
+
+def sample_path(plan: Plan, shard: Shard) -> Path:
+    """Return the file that `sample_shard` leaves."""
+    return _folder(plan).sample(_name(shard))
+
+
 def rows(plan: Plan, shards: Sequence[Shard]) -> Iterator[pa.Table]:
     """Yield the manifest's rows of shards, one at a time."""
-    return (files.open_parquet(_row_path(plan, shard)).read() for shard in shards)
+    return (files.open_parquet(row_path(plan, shard)).read() for shard in shards)
 
 
 def train_shards(shards: Sequence[Shard]) -> list[Shard]:

@@ -284,3 +284,51 @@ def test_a_link_in_place_of_a_copy_is_replaced_not_written_through(store, tmp_pa
     assert (fetch(uri) / "a").read_text() == "1"
     assert not (copy / "a").is_symlink()
     assert (tmp_path / "mine").read_text() == "kept"
+
+
+def test_files_are_brought_by_name_wherever_they_are_wanted(store, transfers):
+    folder, uri = store
+    write(folder, a="1", sub__b="2", c="3")
+    target = local(uri) / ".work"
+    sync.bring(uri, {"a", "sub/b"}, target)
+    sync.bring(uri, {"a"}, target)
+    assert content(target) == {"a": "1", "sub/b": "2"}
+    assert sorted(transfers) == ["a", "b"]
+    with pytest.raises(InputError, match="no d there"):
+        sync.bring(uri, {"a", "d"}, target)
+
+
+def test_what_is_left_comes_with_its_last_file_at_last(store, transfers, tmp_path):
+    folder, uri = store
+    write(tmp_path / "made", part__z="1", part__a="2", other="3")
+    sync.leave(tmp_path / "made", {"part/a", "part/z"}, f"{uri}/there", "part/a")
+    assert content(folder) == {"there/part/z": "1", "there/part/a": "2"}
+    assert [os.path.basename(name) for name in transfers] == ["z", "a"]
+    assert sync.exists(f"{uri}/there", "part/a")
+    assert not sync.exists(f"{uri}/there", "other")
+    assert sync.exists(tmp_path / "made", "other")
+    assert sync.folders_in(f"{uri}/there") == {"part"}
+    assert sync.folders_in(f"{uri}/none") == sync.folders_in(tmp_path) == set()
+
+
+def test_parts_of_a_file_are_read_where_it_lies(store, transfers):
+    folder, uri = store
+    write(folder, sub__a="0123456789")
+    for place in (folder, uri):
+        with sync.opened(place, "sub/a") as file:
+            file.seek(3)
+            assert file.read_buffer(4).to_pybytes() == b"3456"
+        with sync.opened(place, "sub/none") as file:
+            assert file is None
+    assert transfers == []
+
+
+def test_a_folder_is_made_whole_of_what_lies_there_and_what_is_here(store):
+    folder, uri = store
+    write(folder, staged__data__0="0", staged__data__1="1", out__data__9="of another", out__old="x")
+    copy = local(f"{uri}/out")
+    write(copy, metadata="m")
+    sync.mark(copy)
+    sync.copy_within(f"{uri}/staged", {"data/0", "data/1"}, f"{uri}/out")
+    push(copy, whole=True, kept={"data/0", "data/1"})
+    assert content(folder / "out") == {"data/0": "0", "data/1": "1", "metadata": "m"}

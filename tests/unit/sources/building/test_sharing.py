@@ -1,0 +1,259 @@
+"""Jobs of an ingest into a store that share nothing else: a node here is a folder of copies."""
+
+import contextlib
+import os
+import pickle
+import shutil
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.fs
+import pyarrow.parquet as pq
+import pytest
+
+import ehr_ray.commands.ingest as module
+from ehr_ray.commands.ingest import ingest
+from ehr_ray.errors import InputError, RunError
+from ehr_ray.sources import synthetic
+from ehr_ray.sources.building import ranges, shards
+from ehr_ray.sources.building.sharing import address_of
+from ehr_ray.sources.parsing import csv_ranges
+from ehr_ray.sources.source import Unit
+from ehr_ray.storage import sync
+from ehr_ray.storage.paths import STAGING
+
+BUCKET = "s3://hospital"
+
+
+class Nodes:
+    """Run jobs on two nodes by turns, beside the driver; `lost_at` is the job none comes after."""
+
+    def __init__(self, folder, patch):
+        self._folder, self._patch = folder, patch
+        self.jobs, self.lost_at = 0, None
+
+    def driver(self, name):
+        """Move the driver to a machine of this name, which has no copies at first."""
+        self._patch.setenv(STAGING, str(self._folder / name))
+
+    def run(self, function, jobs, **_):
+        results = []
+        for number, job in enumerate(jobs):
+            if self.jobs == self.lost_at:
+                raise RunError("lost")
+            self.jobs += 1
+            results.append(self._on_node(number % 2, *pickle.loads(pickle.dumps((function, job)))))
+        return results
+
+    def _on_node(self, node, function, job):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv(STAGING, str(self._folder / f"node{node}"))
+            return function(job)
+
+    def copies(self, node):
+        """Return the names of the files that a node has kept."""
+        found = tree(self._folder / f"node{node}")
+        return {name for name in found if not name.startswith(".locks/")}
+
+
+@pytest.fixture
+def nodes(tmp_path, monkeypatch, bucket):
+    made = Nodes(tmp_path / "machines", monkeypatch)
+    monkeypatch.setattr(module, "run_jobs", made.run)
+    monkeypatch.setattr(module, "session", lambda *_, **__: contextlib.nullcontext())
+    monkeypatch.setattr(ranges, "RANGE_ROWS", 250)
+    monkeypatch.setattr(shards, "MIN_SHARDS", 3)
+    monkeypatch.setattr(synthetic, "PATIENTS_PER_UNIT", 50)
+    made.driver("driver")
+    yield made
+    bucket.delete_dir_contents("hospital/shared", missing_dir_ok=True)
+
+
+def tree(path):
+    return {p.relative_to(path).as_posix(): p.read_bytes() for p in path.rglob("*") if p.is_file()}
+
+
+def objects(bucket, folder):
+    selector = pyarrow.fs.FileSelector(f"hospital/{folder}", recursive=True, allow_not_found=True)
+    found = {}
+    for info in bucket.get_file_info(selector):
+        if info.is_file:
+            with bucket.open_input_stream(info.path) as stream:
+                found[os.path.relpath(info.path, f"hospital/{folder}")] = stream.read()
+    return found
+
+
+def write_events(folder, monkeypatch):
+    """Leave a CSV that is read in several ranges, with names of subjects, and labels."""
+    monkeypatch.setattr(csv_ranges, "RANGE_BYTES", 20_000)
+    monkeypatch.setattr(csv_ranges, "SCAN_BYTES", 10_000)
+    folder.mkdir(parents=True)
+    draw = np.random.default_rng(0)
+    lines = ["stay,hours,item,reading"]
+    for stay in range(200):
+        lines.append(f"s{stay:04d},,SITE//{stay % 20},")
+        times = np.sort(draw.integers(0, 100, 15))
+        lines += [f"s{stay:04d},{t},HR,{draw.integers(50, 150)}" for t in times]
+    (folder / "events.csv").write_text("\n".join(lines) + "\n")
+    said = "".join(f"s{n:04d},{n % 2}\n" for n in range(200))
+    (folder / "died.csv").write_text("stay,died\n" + said)
+    return {
+        "id_column": "stay",
+        "time_column": "hours",
+        "time_unit": "hours",
+        "code_column": "item",
+        "value_column": "reading",
+        "labels": f"{BUCKET}/shared/raw/died.csv",
+    }
+
+
+def put(bucket, folder, target):
+    for name, content in tree(folder).items():
+        with bucket.open_output_stream(f"hospital/{target}/{name}") as stream:
+            stream.write(content)
+
+
+PATIENTS = {"patients": 150, "min_visits": 2, "max_visits": 6}
+
+
+def test_two_nodes_make_in_a_store_what_one_folder_has(nodes, bucket, tmp_path):
+    options = {**PATIENTS, "admissions": 3}
+    ingest("synthetic", None, f"{BUCKET}/shared/cohort", options=options, cpus=2)
+    assert [nodes.copies(node) for node in (0, 1)] == [set(), set()]
+    ingest("synthetic", None, tmp_path / "here", options=options, cpus=2)
+    assert objects(bucket, "shared") == {
+        f"cohort/{name}": content for name, content in tree(tmp_path / "here").items()
+    }
+
+
+@pytest.mark.parametrize("how", ["hash", "group", "table"])
+def test_a_table_in_a_store_is_read_in_ranges_by_both(nodes, bucket, tmp_path, monkeypatch, how):
+    options = write_events(tmp_path / "raw", monkeypatch)
+    if how == "table":
+        who = [f"s{n:04d}" for n in range(200)]
+        splits = pa.table({"subject_id": who, "split": ["train", "test", "valid", "dev"] * 50})
+        pq.write_table(splits, tmp_path / "raw" / "splits.parquet")
+    put(bucket, tmp_path / "raw", "shared/raw")
+    more = {
+        "hash": {},
+        "group": {"split_by": "SITE"},
+        "table": {"splits": f"{BUCKET}/shared/raw/splits.parquet"},
+    }[how]
+    source = f"{BUCKET}/shared/raw/events.csv"
+    for place in (f"{BUCKET}/shared/cohort", tmp_path / "here"):
+        ingest("table", source, place, options=options, cpus=2, **more)
+    nodes.driver("another")
+    for place in (f"{BUCKET}/shared/cohort", tmp_path / "here"):
+        assert ingest("table", source, place, options=options, cpus=2, **more).reused
+    assert objects(bucket, "shared/cohort") == tree(tmp_path / "here")
+    held = {"events.csv", "died.csv"} | ({"splits.arrow"} if how != "hash" else set())
+    for node in (0, 1):
+        assert nodes.copies(node)
+        assert {name.rpartition("/")[2] for name in nodes.copies(node)} <= held
+
+
+def test_ended_anywhere_it_goes_on_from_another_machine(nodes, bucket, tmp_path, monkeypatch):
+    place = f"{BUCKET}/shared/cohort"
+    ingest("synthetic", None, tmp_path / "here", options=PATIENTS, cpus=2)
+    total, begun, stamps = nodes.jobs, 0, {}
+    for stop in (2, 5, total - 4, total):
+        shutil.rmtree(tmp_path / "machines", ignore_errors=True)
+        nodes.driver(f"before{stop}")
+        nodes.jobs, nodes.lost_at = 0, stop
+        with monkeypatch.context() as patch:
+            lost_where(patch, stop, total)
+            with pytest.raises(RunError, match="lost"):
+                ingest("synthetic", None, place, options=PATIENTS, cpus=2)
+        with pytest.raises(InputError, match="is being written, or its writing was interrupted"):
+            sync.fetch(place)
+        there = objects(bucket, "shared")
+        assert len(there) > begun
+        begun = len(there)
+        now = times(bucket, "shared")
+        assert {n: t for n, t in now.items() if "/parts/" in n}.items() >= stamps.items()
+        stamps = {n: t for n, t in now.items() if "/parts/" in n}
+    nodes.driver("last")
+    nodes.lost_at = None
+    ingest("synthetic", None, place, options=PATIENTS, cpus=2)
+    assert objects(bucket, "shared/cohort") == tree(tmp_path / "here")
+    assert objects(bucket, "shared").keys() == {f"cohort/{n}" for n in tree(tmp_path / "here")}
+    nodes.driver("another")
+    nodes.jobs = 0
+    assert ingest("synthetic", None, place, options=PATIENTS, cpus=2).reused
+    assert nodes.jobs == 0
+
+
+def lost_where(patch, stop, total):
+    """At the end of all jobs, lose the driver while it makes the cohort whole, shards there."""
+    real = sync.push
+
+    def push(place, **how):
+        if how.get("whole"):
+            raise RunError("lost")
+        real(place, **how)
+
+    if stop == total:
+        patch.setattr(sync, "push", push)
+
+
+def times(bucket, folder):
+    selector = pyarrow.fs.FileSelector(f"hospital/{folder}", recursive=True)
+    return {info.path: info.mtime_ns for info in bucket.get_file_info(selector) if info.is_file}
+
+
+def test_another_ingest_removes_what_one_before_left_in_the_store(nodes, bucket, tmp_path):
+    place = f"{BUCKET}/shared/cohort"
+    nodes.lost_at = 4
+    with pytest.raises(RunError, match="lost"):
+        ingest("synthetic", None, place, options=PATIENTS, cpus=2)
+    nodes.driver("another")
+    nodes.lost_at = None
+    ingest("synthetic", None, place, options={**PATIENTS, "patients": 60}, cpus=2)
+    assert {name.partition("/")[0] for name in objects(bucket, "shared")} == {"cohort"}
+
+
+def test_parts_that_another_removed_make_no_cohort(nodes, bucket):
+    place = f"{BUCKET}/shared/cohort"
+
+    def remove(line):
+        if line == "fitting codes on train":
+            (staging,) = sync.folders_in(f"{BUCKET}/shared") - {"cohort"}
+            bucket.delete_dir(f"hospital/shared/{staging}/parts/000001")
+
+    with pytest.raises(RunError, match="another ingest into it has removed what this one had left"):
+        ingest("synthetic", None, place, options=PATIENTS, cpus=2, progress=remove)
+    assert sync.unfinished(place)
+    ingest("synthetic", None, place, options=PATIENTS, cpus=2)
+    assert not sync.unfinished(place)
+
+
+def test_bad_input_leaves_nothing_but_the_mark(nodes, bucket, tmp_path, monkeypatch):
+    options = write_events(tmp_path / "raw", monkeypatch)
+    put(bucket, tmp_path / "raw", "shared/raw")
+    source, place = f"{BUCKET}/shared/raw/events.csv", f"{BUCKET}/shared/cohort"
+    with pytest.raises(InputError, match=r"--code-column none: events\.csv has the columns"):
+        ingest("table", source, place, options={**options, "code_column": "none"}, cpus=2)
+    left = {name for name in objects(bucket, "shared") if not name.startswith("raw/")}
+    assert left == {f"cohort/{sync.MARK}"}
+    (tmp_path / "raw" / "died.csv").unlink()
+    bucket.delete_file("hospital/shared/raw/died.csv")
+    with pytest.raises(InputError, match=r"s3://hospital/shared/raw/died\.csv: nothing there"):
+        ingest("table", source, place, options=options, cpus=2)
+
+
+@pytest.mark.parametrize(
+    ("place", "roots", "address"),
+    [
+        ("/cohorts/a", ["/raw"], None),
+        ("/cohorts/a", ["s3://hospital/raw"], None),
+        ("s3://hospital/a", ["", ""], None),
+        ("s3://hospital/a", ["s3://hospital/raw", "gs://other/labels"], None),
+        ("s3://hospital/a", ["postgresql://reader@db/omop"], None),
+        ("s3://hospital/a", ["s3://hospital/raw", "/labels"], "local"),
+        ("s3://hospital/a", ["duckdb:///raw/cdm.duckdb"], "local"),
+        ("s3://hospital/a", ["file:///raw"], "local"),
+        ("file:///cohorts/a", ["s3://hospital/raw"], "local"),
+    ],
+)
+def test_a_cluster_that_shares_a_store_is_used_where_all_lies_in_one(place, roots, address):
+    assert address_of(place, [Unit(root=root) for root in roots]) == address
