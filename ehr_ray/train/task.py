@@ -302,9 +302,18 @@ def prepare_task_head(
     with forked_rng(first[LABEL].device):
         for term in family.loss(model, first, scheduled, 1).values():
             term.sum.backward()
+    named = [
+        (name, parameter)
+        for member in models
+        for name, parameter in member.named_parameters()
+        if parameter.requires_grad
+    ]
+    # Ranks have other first batches: what any of them reaches is trained by all.
+    own = [float(parameter.grad is not None) for _, parameter in named]
+    reached = backend.all_sum(torch.tensor(own, device=first[LABEL].device)).tolist()
     unused = []
-    for name, parameter in (named for member in models for named in member.named_parameters()):
-        if parameter.requires_grad and parameter.grad is None:
+    for (name, parameter), count in zip(named, reached, strict=True):
+        if not count:
             parameter.requires_grad_(False)
             unused.append(name)
     model.zero_grad(set_to_none=True)

@@ -94,8 +94,9 @@ def info_nce(first: Tensor, second: Tensor, temperature: float) -> Tensor:
     (NT-Xent, Chen et al. 2020, eq. 1), the mean of both directions. Everybody is who shares the
     worker's micro-batch: ranks contrast their own patients, so more ranks mean fewer negatives.
     """
-    every = torch.cat([first, second])
-    score = every @ every.T / temperature
+    every = torch.cat([first, second]).float()
+    with torch.autocast(every.device.type, enabled=False):
+        score = every @ every.T / temperature
     score = score.masked_fill(torch.eye(len(every), dtype=torch.bool, device=score.device), -1e9)
     other = torch.arange(len(every), device=score.device).roll(len(first))
     return F.cross_entropy(score, other, reduction="sum") / 2

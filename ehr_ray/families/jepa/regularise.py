@@ -24,7 +24,8 @@ def variance_and_covariance(state: Tensor) -> tuple[Tensor, Tensor]:
         return state.sum() * 0, state.sum() * 0
     centred = state - state.mean(0)
     std = (centred.square().sum(0) / (count - 1) + 1e-4).sqrt()
-    covariance = centred.T @ centred / (count - 1)
+    with torch.autocast(state.device.type, enabled=False):
+        covariance = centred.T @ centred / (count - 1)
     between = covariance.square().sum() - covariance.diagonal().square().sum()
     return (1 - std).clamp(min=0).mean(), between / width
 

@@ -7,6 +7,7 @@ rank. Codes are compared by direction (Yu et al. 2022): few entries then go unus
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -30,7 +31,9 @@ class Quantiser(nn.Module):
         """
         entries = F.normalize(self.codebook.weight, dim=-1)
         x = F.normalize(x, dim=-1)
-        codes = (x.detach() @ entries.detach().T).argmax(-1)
+        # A product in bf16 takes the second nearest for the nearest of some codes in a hundred.
+        with torch.autocast(x.device.type, enabled=False):
+            codes = (x.detach().float() @ entries.detach().float().T).argmax(-1)
         chosen = F.embedding(codes, entries)
         to_members = (chosen - x.detach()).square().sum((1, 2))
         to_codes = (chosen.detach() - x).square().sum((1, 2))

@@ -212,6 +212,20 @@ def test_what_the_task_does_not_reach_is_frozen_and_named(family):
     assert all(p.grad is None for p in model.parameters())
 
 
+def test_what_another_rank_reaches_is_trained_here_too(family):
+    """Ranks would wait for each other's gradients if each froze what its own batch leaves out."""
+
+    class Two(LocalBackend):
+        def all_sum(self, values):
+            return values + (torch.arange(len(values)) == other if values.ndim == 1 else 0)
+
+    model = family.build(None, None)
+    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    other = names.index("base.decoder.bias")
+    unused = prepare_task_head(family, model, batches(), Two(), fresh=False)
+    assert unused == ["base.decoder.weight"]
+
+
 def test_a_resumed_run_keeps_the_scale_it_started_with(family):
     model = family.build(None, None)
     prepare_task_head(family, model, batches(), LocalBackend(), fresh=False)

@@ -52,6 +52,13 @@ def test_info_nce_by_hand():
     assert info_nce(first, first.flip(0), 1.0) > found
 
 
+def test_info_nce_is_the_same_under_bf16():
+    views = F.normalize(torch.randn(2, 40, 8, generator=torch.Generator().manual_seed(0)), dim=-1)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = info_nce(*views, 0.1)
+    assert mixed == info_nce(*views, 0.1)
+
+
 def test_the_imputation_loss_is_of_hidden_tokens_and_can_be_learned(make_model, make_batch):
     model = make_model(mask_ratio=0.5, moddrop=0.0).train()
     optimizer = torch.optim.Adam(model.imputer.parameters(), lr=1e-2)

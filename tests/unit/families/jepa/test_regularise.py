@@ -50,3 +50,10 @@ def test_a_collapsed_batch_is_pushed_apart():
         (gradient,) = torch.autograd.grad(isotropy(y, step), y)
         y = (y - 0.1 * gradient).detach().requires_grad_()
     assert isotropy(y, 0) < 0.3 * before
+
+
+def test_bf16_changes_nothing():
+    x = normal(64)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = (*variance_and_covariance(x), isotropy(x, 3))
+    assert mixed == (*variance_and_covariance(x), isotropy(x, 3))

@@ -54,3 +54,11 @@ def test_a_codebook_that_is_hardly_used_is_said():
     assert code_warnings([poor, healthy]) == code_warnings([]) == code_warnings([{"kl": 1.0}]) == []
     (line,) = code_warnings([healthy, poor])
     assert "perplexity 5.0 is 5.0% of its entries, 9 used" in line
+
+
+def test_codes_are_the_same_under_bf16():
+    torch.manual_seed(0)
+    quantiser, x = Quantiser(512, 4), torch.randn(500, 3, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        _, mixed, _, _ = quantiser(x)
+    assert torch.equal(mixed, quantiser(x)[1])
