@@ -58,8 +58,9 @@ class TrainCosts:
     """Trained parameters; a gradient has 4 bytes of each."""
     spread: float = 0.05
     """Standard deviation of a rank's step over its mean: the slowest of all ranks decides."""
-    index_bytes: float = 16.0
-    """Bytes a rank keeps in memory for each patient of the cohort: its length, its place."""
+    index_bytes: float = 8.0
+    """Bytes a rank keeps in memory for each patient of the cohort: its place in an epoch's order.
+    The index of rows is mapped, and the system keeps of it what it likes."""
     sample_bytes: float = 4000.0
     """Bytes of a model-ready patient."""
 

@@ -15,9 +15,9 @@ from ehr_ray.events.vocabulary import QUANTILES, Vocabulary
 from ehr_ray.families.event_transformer.clock import fit_clock
 from ehr_ray.families.event_transformer.config import EventTransformerConfig
 from ehr_ray.families.event_transformer.data import token_book
+from ehr_ray.families.event_transformer.decoding import Continuation
 from ehr_ray.families.event_transformer.model import EventTransformer
 from ehr_ray.family import Batch, Horizon
-from ehr_ray.nn.decoding import Continuation
 from ehr_ray.nn.noise import combine, uniform
 
 _DRAW = 31

@@ -8,7 +8,7 @@ predicting the last hour from ever earlier ones.
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -67,7 +67,10 @@ def suite(given: SuiteInput) -> SuiteResult:
         lines += (f"values of hidden rows, squared error: {', '.join(errors)}",)
     sections = {HEADING: _table(metrics, told, given.vocabulary.scaling)}
     if "drift" in tables and len(tables["drift"]):
-        more, sections[AHEAD] = drift_errors(tables["drift"], given.seed, given.num_bootstrap)
+        subject = samples["subject_id"].to_numpy()[tables["drift"]["sample"].to_numpy()]
+        more, sections[AHEAD] = drift_errors(
+            tables["drift"], subject, given.seed, given.num_bootstrap
+        )
         metrics |= more
     return SuiteResult(
         metrics={f"{given.split}/prediction/{name}": value for name, value in metrics.items()},
@@ -77,10 +80,11 @@ def suite(given: SuiteInput) -> SuiteResult:
 
 
 def drift_errors(
-    entries: pa.Table, seed: int, num_bootstrap: int
+    entries: pa.Table, subject: NDArray[Any], seed: int, num_bootstrap: int
 ) -> tuple[dict[str, float], Table]:
     """Return metrics `drift/<hours>h/<name>` and their table; 95 % intervals are over patients.
 
+    `subject` says whose each entry is: a patient with several prediction times has several.
     `predicted` and `last` are mean errors, `over_last` the one over the other.
     """
     metrics: dict[str, float] = {}
@@ -91,13 +95,18 @@ def drift_errors(
         errors = {name: here[name].to_numpy().astype(np.float64) for name in ("predicted", "last")}
         statistics = {name: partial(mean_of, x=x) for name, x in errors.items()}
         ratio = partial(_ratio, **errors)
+        whose = subject[lead == hours]
         found = bootstrap(
-            {**statistics, "over_last": ratio}, len(here), seed=seed, num_bootstrap=num_bootstrap
+            {**statistics, "over_last": ratio},
+            len(here),
+            subject=whose,
+            seed=seed,
+            num_bootstrap=num_bootstrap,
         )
         for name, of in found.items():
             key = f"drift/{hours}h/{name}"
             metrics |= {key: of.value, f"{key}/low": of.low, f"{key}/high": of.high}
-        rows.append((f"{hours} h", f"{len(here):,}", *found.values()))
+        rows.append((f"{hours} h", f"{len(np.unique(whose)):,}", *found.values()))
     caption = (
         "Smooth-L1 errors of the state of each record's last hour, predicted from the hours up to "
         "so long before it, and of the last of their states kept as it is; a record that is not so "

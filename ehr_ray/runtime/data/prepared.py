@@ -311,5 +311,8 @@ def _key(experiment: Experiment, family: "AnyFamily", source: Source) -> str:
 
 def _module_text(function: Callable[..., Any]) -> bytes:
     """Return the source of the module a function stands in: edited, it may give other rows."""
-    path = inspect.getsourcefile(inspect.unwrap(function))
-    return b"" if path is None else Path(path).read_bytes()
+    try:
+        path = inspect.getsourcefile(inspect.unwrap(function))
+        return b"" if path is None else Path(path).read_bytes()
+    except (TypeError, OSError):  # a partial, or one that was written in a notebook
+        return b""

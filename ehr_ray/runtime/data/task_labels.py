@@ -128,10 +128,8 @@ def task_labels(cohort: Path, task: str, cache: Path, *, on_ray: bool) -> TaskLa
     folder = Path(cache).absolute() / name
     place: str | None = absolute(folder)
     told = sync.fetch(folder / FOUND, missing_ok=True)
-    if told.is_file():
-        with files.reads(told, REMEDY):
-            said = json.loads(told.read_text())
-    else:
+    said = _kept(told) if told.is_file() else None
+    if said is None:
         divide = DivideLabels(task, absolute(cohort), tuple(map(absolute, paths)), None)
         try:
             said = _found(cohort, cache, replace(divide, folder=place), on_ray)
@@ -150,6 +148,17 @@ def task_labels(cohort: Path, task: str, cache: Path, *, on_ray: bool) -> TaskLa
         said["repeated"],
         {split: LabelCount(*each) for split, each in said["splits"].items()},
     )
+
+
+def _kept(path: Path) -> dict[str, Any] | None:
+    """Return what `FOUND` holds; None where it is damaged, and all is divided anew."""
+    with files.reads(path, REMEDY):
+        try:
+            said = json.loads(path.read_text())
+        except ValueError:
+            return None
+    keys = {"kind", "classes", "unknown", "repeated", "splits"}
+    return said if isinstance(said, dict) and keys <= said.keys() else None
 
 
 def _found(cohort: Path, cache: Path, divide: "DivideLabels", on_ray: bool) -> dict[str, Any]:

@@ -115,5 +115,16 @@ def test_predictions_ahead_are_held_against_the_state_that_was_seen_last(run):
     assert found.metrics["held_out/prediction/drift/6h/over_last"] == pytest.approx(0.5)
     assert found.metrics["held_out/prediction/drift/48h/over_last/low"] == pytest.approx(2.0)
     assert found.metrics["held_out/prediction/drift/6h/last"] == pytest.approx(last[:50].mean())
-    metrics, _ = drift_errors(entries, 0, 0)
+    metrics, _ = drift_errors(entries, entries["sample"].to_numpy(), 0, 0)
     assert np.isnan(metrics["drift/6h/last/high"])
+
+
+def test_a_patient_of_several_prediction_times_is_drawn_with_all_of_them():
+    error = np.repeat(np.linspace(1, 3, 20), 5)
+    entries = pa.table({"lead": np.full(100, 6), "predicted": error, "last": np.ones(100)})
+    width = {}
+    for name, subject in (("own", np.arange(100)), ("shared", np.repeat(np.arange(20), 5))):
+        metrics, table = drift_errors(entries, subject, 0, 200)
+        width[name] = metrics["drift/6h/over_last/high"] - metrics["drift/6h/over_last/low"]
+        assert table.rows[0][1] == str(len(np.unique(subject)))
+    assert width["shared"] > 1.5 * width["own"]

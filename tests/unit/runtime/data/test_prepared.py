@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import importlib.util
 
 import numpy as np
@@ -55,6 +56,9 @@ def test_an_edit_of_the_transform_s_module_makes_rows_anew(tiny_experiment, tmp_
     first = folder(text)
     assert folder(text) == first
     assert folder(text.replace("return whole", "return  whole")) != first
+    bound = dataclasses.replace(own, transform=functools.partial(own.transform))
+    with prepared(experiment, bound, on_ray=False) as data:  # whose module nobody knows
+        assert data.blocks["train"] != first
 
 
 def test_an_index_is_made_with_rows_and_again_where_it_is_none_of_theirs(

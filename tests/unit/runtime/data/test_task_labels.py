@@ -142,6 +142,17 @@ def test_a_division_that_was_interrupted_is_made_anew(cohort, tmp_path):
     assert told(first.of(shard(cohort, "train/a/0"))) == [(1, 0, True)]
 
 
+@pytest.mark.parametrize("content", ["{", "[]", '{"kind": "binary"}'])
+def test_a_damaged_note_of_what_was_found_is_made_anew(cohort, tmp_path, content):
+    label(cohort, "death", "boolean_value", [(1, True)])
+    first = read(cohort, "death", tmp_path / "cache")
+    note = local(first.folder) / module.FOUND
+    whole = note.read_text()
+    note.write_text(content)
+    assert read(cohort, "death", tmp_path / "cache") == first
+    assert note.read_text() == whole
+
+
 def test_a_file_that_is_gone_is_told_with_the_remedy(cohort, tmp_path):
     label(cohort, "death", "boolean_value", [(1, True)])
     found = read(cohort, "death", tmp_path / "cache")

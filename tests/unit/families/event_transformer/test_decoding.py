@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from ehr_ray.nn.decoding import Continuation
+from ehr_ray.families.event_transformer.decoding import Continuation
 from ehr_ray.nn.transformer import Block, rotary_turns
 
 WIDTH, HEADS, BEGUN, MORE, NUMBER = 8, 2, 5, 70, 3
