@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ehr_ray.config.task import TaskConfig
+from ehr_ray.events.auroc import auroc
 from ehr_ray.family import Select, Term, Terms
 from ehr_ray.nn.focal import focal
 
@@ -114,10 +115,10 @@ def ranking_metrics(logit: Tensor, label: Tensor) -> dict[str, float]:
     y, score = label.numpy() > 0, logit.double().numpy()
     if not len(y) or y.all() or not y.any():
         return {"auroc": np.nan, "auprc": np.nan, "f1": np.nan}
-    from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
+    from sklearn.metrics import average_precision_score, f1_score
 
     return {
-        "auroc": float(roc_auc_score(y, score)),
+        "auroc": auroc(y, score),
         "auprc": float(average_precision_score(y, score)),
         "f1": float(f1_score(y, score >= 0, zero_division=0)),
     }

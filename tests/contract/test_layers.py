@@ -154,6 +154,17 @@ def test_files_are_replaced_and_locked_and_jobs_run_in_one_place_each():
     assert wrong == []
 
 
+def test_the_auroc_is_written_once():
+    wrong = [
+        str(path.relative_to(ROOT))
+        for path in MODULES.values()
+        for node in ast.walk(tree_of(path))
+        if isinstance(node, ast.ImportFrom)
+        if "roc_auc_score" in {alias.name for alias in node.names}
+    ]
+    assert wrong == []
+
+
 def families_named(path: Path) -> set[str]:
     """Return the lines of a file that import or name a family.
 

@@ -10,9 +10,10 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
-from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
+from sklearn.metrics import average_precision_score, f1_score
 from torch import Tensor, nn
 
+from ehr_ray.events.auroc import auroc
 from ehr_ray.events.leakage import LIMIT
 from ehr_ray.events.modalities import MODALITIES, layout_of
 from ehr_ray.events.vocabulary import Vocabulary
@@ -199,7 +200,7 @@ def _scores(logit: np.ndarray, label: np.ndarray) -> dict[str, float]:
     if label.all() or not label.any():
         return {"auc": 0.5, "ap": 0.0, "acc": 0.0, "f1": 0.0, "nll": float(nll)}
     return {
-        "auc": float(roc_auc_score(label, logit)),
+        "auc": auroc(label, logit),
         "ap": float(average_precision_score(label, logit)),
         "acc": float(((logit >= 0) == label).mean()),
         "f1": float(f1_score(label, logit >= 0, zero_division=0)),

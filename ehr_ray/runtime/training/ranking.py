@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ehr_ray.errors import ConfigError
 from ehr_ray.evaluation.metrics.collapse import latent_diagnostics
+from ehr_ray.events.auroc import auroc
 from ehr_ray.events.blocks import RowStore
 from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.experiment import Experiment
@@ -190,8 +191,6 @@ def _probed(predictor: Predictor, rows: Prepared, limit: int, size: int) -> floa
     embedding is not finite.
     """
     # Here, since every worker imports this module, and scikit-learn takes a second.
-    from sklearn.metrics import roc_auc_score
-
     from ehr_ray.evaluation.tasks.probe import DEFAULT_C, fit_probe
 
     (x, y), (other, label) = (
@@ -203,7 +202,7 @@ def _probed(predictor: Predictor, rows: Prepared, limit: int, size: int) -> floa
         return math.nan
     # One strength for all: tuning scores the trials, so it must not choose anything in them.
     probe, _ = fit_probe(x, y, other, label, c_grid=(DEFAULT_C,))
-    return float(roc_auc_score(label, probe.predict(other, calibrated=False)))
+    return auroc(label, probe.predict(other, calibrated=False))
 
 
 def _embedded(
