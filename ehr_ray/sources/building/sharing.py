@@ -19,7 +19,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-import ehr_ray
 from ehr_ray.sources.building.keyed import removed
 from ehr_ray.sources.building.staging import SPLITS_TABLE, Plan, leave_splits
 from ehr_ray.sources.parsing.databases import is_address
@@ -34,7 +33,7 @@ WHOLE: Final = "whole.json"
 """In a part in a store, left last: the names of its files. A part without one of them is none."""
 _ROWS: Final = ".rows"
 _LOCK: Final = ".lock"
-_PACKAGE: Final = Path(ehr_ray.__file__).parent
+_PACKAGE: Final = Path(__file__).parents[2]
 
 
 @contextlib.contextmanager
