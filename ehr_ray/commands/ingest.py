@@ -18,7 +18,6 @@ from ehr_ray.runtime.tracking import flatten
 from ehr_ray.runtime.verb_tracking import Destination, tracked_verb
 from ehr_ray.sources.building.cohort import Work, check_parts, finish
 from ehr_ray.sources.building.groups import divide_groups, divide_part
-from ehr_ray.sources.building.keyed import index_name
 from ehr_ray.sources.building.limits import load_limits
 from ehr_ray.sources.building.ranges import (
     Buckets,
@@ -41,7 +40,9 @@ from ehr_ray.sources.building.shards import Shard, gather
 from ehr_ray.sources.building.sharing import (
     address_of,
     at_work,
+    begin_parts,
     bring,
+    bring_parts,
     of_any_machine,
     of_this_machine,
     publish,
@@ -50,8 +51,6 @@ from ehr_ray.sources.building.sharing import (
 )
 from ehr_ray.sources.building.staging import (
     SPLITS_TABLE,
-    STAGED,
-    TOTALS,
     Plan,
     Repeats,
     scatter,
@@ -201,6 +200,7 @@ def ingest(
             uri_of(folder),
         )
         share_splits(plan)
+        begin_parts(plan, "parts", len(units))
         run_jobs(
             ReadUnit(plan, place),
             [*enumerate(read)],
@@ -209,10 +209,11 @@ def ingest(
             verb="read",
             label=_unit_name,
         )
-        bring(plan, "parts")
+        bring_parts(plan, "parts", len(units), place)
         if split_by is not None:
             divide_groups(plan, len(units))
             share(plan, SPLITS_TABLE)
+            begin_parts(plan, "divided", len(units))
             run_jobs(
                 DividePart(plan, place),
                 [*range(len(units))],
@@ -221,7 +222,7 @@ def ingest(
                 verb="divided",
                 label=lambda number: f"part {number}",
             )
-            bring(plan, "divided")
+            bring_parts(plan, "divided", len(units), place)
         buckets = plan_ranges(plan, len(units))
         checked = run_jobs(
             CheckRange(plan, place, len(units)),
@@ -330,8 +331,7 @@ class ReadUnit(Job):
     def __call__(self, job: tuple[int, Unit]) -> None:
         """Read the unit, whose files are copied here first if they lie in a store."""
         number, unit = job
-        last = self.plan.part(number) / TOTALS
-        with at_work(self.plan, self.output, last=last) as plan:
+        with at_work(self.plan, self.output, part=self.plan.part(number)) as plan:
             if plan is not None:
                 scatter(plan, number, of_this_machine(unit))
 
@@ -342,8 +342,7 @@ class DividePart(Job):
 
     def __call__(self, number: int) -> None:
         """Write the part anew."""
-        last = self.plan.keyed(number) / index_name(STAGED)
-        with at_work(self.plan, self.output, last=last) as plan:
+        with at_work(self.plan, self.output, part=self.plan.keyed(number)) as plan:
             if plan is not None:
                 divide_part(plan, number)
 

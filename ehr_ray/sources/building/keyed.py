@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from ehr_ray.errors import RunError
 from ehr_ray.storage import sync
 from ehr_ray.storage.paths import is_uri
 
@@ -55,7 +56,7 @@ class KeyedWriter(AbstractContextManager["KeyedWriter"]):
         codec: Codec | None = None,
     ) -> None:
         self._schema, self._num_keys = schema, num_keys
-        self._index = folder / index_name(name)
+        self._index = folder / _index_name(name)
         self._rows = pa.OSFile(str(folder / _rows_name(name)), "wb")
         options = pa.ipc.IpcWriteOptions(compression=codec)
         self._stream = pa.ipc.new_stream(self._rows, schema, options=options)
@@ -146,7 +147,7 @@ def read_keys(
     """Return the rows whose key is in [first, last] of the tables of this name, in order.
 
     That is: folder by folder, batch by batch. A folder, or its URI, may lack the table. Of rows
-    nothing else is read.
+    nothing else is read. Raises `RunError` where a table has an index and no rows.
     """
     copied, slices, files = [schema.empty_table()], [], 0
     for found in _each(folders, lambda folder: _pages(folder, name, first, last, schema)):
@@ -181,7 +182,7 @@ def _pages(
         return []
     pages = index.first_pages()
     slices: list[pa.RecordBatch] = []
-    with sync.opened(folder, _rows_name(name)) as file:
+    with _opened_rows(folder, name) as file:
         for n in there:
             start, stop = runs[n]
             slices += _rows(file, index, pages[n], start, stop, schema)
@@ -208,7 +209,7 @@ def read_all(folder: str | Path, name: str, schema: pa.Schema) -> Iterator[pa.Ta
         if index is None:
             return
     for page, size in zip(index.first_pages(), index.rows.tolist(), strict=True):
-        with sync.opened(folder, _rows_name(name)) as file:
+        with _opened_rows(folder, name) as file:
             yield pa.Table.from_batches(_rows(file, index, page, 0, size, schema))
 
 
@@ -225,7 +226,7 @@ def _opened_index(
     folder: str | Path, name: str
 ) -> Iterator[tuple[pa.NativeFile, _Index] | tuple[None, None]]:
     """Open the index of a table and read its head; both are None where there is no such table."""
-    with sync.opened(folder, index_name(name)) as file:
+    with sync.opened(folder, _index_name(name)) as file:
         if file is None:
             yield None, None
             return
@@ -239,10 +240,26 @@ def _opened_index(
         yield file, _Index(keys, numbers[:batches], numbers[batches:], size)
 
 
+@contextlib.contextmanager
+def _opened_rows(folder: str | Path, name: str) -> Iterator[pa.NativeFile]:
+    """Open the rows of a table that has an index; `RunError` where they are gone."""
+    with sync.opened(folder, _rows_name(name)) as file:
+        if file is None:
+            raise removed(folder)
+        yield file
+
+
+def removed(place: str | Path) -> RunError:
+    """Return the one line about what an ingest had left at a place and does not find again."""
+    return RunError(
+        f"{place}: another ingest into the same place has removed what this one had left there; "
+        "wait for its end, then run the same command again"
+    )
+
+
 def _rows_name(name: str) -> str:
     return f"{name}.rows"
 
 
-def index_name(name: str) -> str:
-    """Return the file that comes last of a table."""
+def _index_name(name: str) -> str:
     return f"{name}.index"

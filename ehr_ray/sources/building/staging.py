@@ -4,6 +4,7 @@ A part is a folder that appears by one rename, so an interrupted ingest keeps wh
 
     parts/<n>/events        by key = split * NUM_BUCKETS + bucket (keyed.py)
               part.json     rows and files read and refused
+              whole.json    in a store: the names of these files (sharing.py)
               {rejected,changes,inequalities,codes,groups,vectors}.parquet
               {names,subjects,folders,undivided}  by bucket (ranges.py)
               labels/<task>/<column of values>    by bucket
@@ -66,7 +67,7 @@ SPLITS_TABLE: Final = "splits.arrow"
 """In the staging folder: the split of each subject that `--splits` or `--split-by` divides."""
 
 TOTALS: Final = "part.json"
-"""The file of a part that comes last, with what was read and refused."""
+"""The file of a part with what was read and refused."""
 
 STAGED: Final = "events"
 """The table of a part, or of a divided one, with its events by key."""

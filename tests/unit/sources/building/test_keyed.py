@@ -2,6 +2,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from ehr_ray.errors import RunError
 from ehr_ray.sources.building import keyed
 from ehr_ray.sources.building.keyed import KeyedWriter, read_all, read_keys, rows_by_key
 
@@ -115,3 +116,12 @@ def test_a_table_that_failed_has_no_index(tmp_path):
     with pytest.raises(OSError, match="full"), KeyedWriter(tmp_path, "t", SCHEMA, KEYS):
         raise OSError("full")
     assert not (tmp_path / "t.index").exists()
+
+
+def test_rows_that_are_gone_beside_their_index_are_told(made):
+    folder, _ = made("a", 0, pieces=1)
+    (folder / "t.rows").unlink()
+    with pytest.raises(RunError, match=r"/a: another ingest into the same place has removed"):
+        read_keys([folder], "t", 0, KEYS - 1, SCHEMA)
+    with pytest.raises(RunError, match="has removed what this one had left there; wait"):
+        [*read_all(folder, "t", SCHEMA)]

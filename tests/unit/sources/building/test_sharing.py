@@ -1,24 +1,31 @@
 """Jobs of an ingest into a store that share nothing else: a node here is a folder of copies."""
 
 import contextlib
+import multiprocessing
 import os
 import pickle
 import shutil
+import signal
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet as pq
 import pytest
+from made_up import mimic_iv
 
 import ehr_ray.commands.ingest as module
 from ehr_ray.commands.ingest import ingest
 from ehr_ray.errors import InputError, RunError
 from ehr_ray.sources import synthetic
 from ehr_ray.sources.building import ranges, shards
-from ehr_ray.sources.building.sharing import address_of
+from ehr_ray.sources.building.sharing import WORK, address_of, at_work
+from ehr_ray.sources.building.staging import Plan
+from ehr_ray.sources.mimic_iv.icd_groups import groups_file
 from ehr_ray.sources.parsing import csv_ranges
 from ehr_ray.sources.source import Unit
+from ehr_ray.sources.splits import SplitPolicy
 from ehr_ray.storage import sync
 from ehr_ray.storage.paths import STAGING
 
@@ -113,6 +120,7 @@ def put(bucket, folder, target):
             stream.write(content)
 
 
+REMOVED = "another ingest into the same place has removed what this one had left"
 PATIENTS = {"patients": 150, "min_visits": 2, "max_visits": 6}
 
 
@@ -220,11 +228,61 @@ def test_parts_that_another_removed_make_no_cohort(nodes, bucket):
             (staging,) = sync.folders_in(f"{BUCKET}/shared") - {"cohort"}
             bucket.delete_dir(f"hospital/shared/{staging}/parts/000001")
 
-    with pytest.raises(RunError, match="another ingest into it has removed what this one had left"):
+    with pytest.raises(RunError, match=REMOVED):
         ingest("synthetic", None, place, options=PATIENTS, cpus=2, progress=remove)
     assert sync.unfinished(place)
     ingest("synthetic", None, place, options=PATIENTS, cpus=2)
     assert not sync.unfinished(place)
+
+
+@pytest.mark.parametrize("table", ["events.rows", "events.index", "names.index"])
+def test_a_part_that_lost_a_file_beside_another_removal_is_told_and_made_again(
+    nodes, bucket, tmp_path, monkeypatch, table
+):
+    """The removal comes between the files of a part and the one by which it is known."""
+    options = write_events(tmp_path / "raw", monkeypatch)
+    put(bucket, tmp_path / "raw", "shared/raw")
+    source, place = f"{BUCKET}/shared/raw/events.csv", f"{BUCKET}/shared/cohort"
+    real = sync.leave
+
+    def leave(folder, names, uri, last=None):
+        real(folder, names, uri, last)
+        if last is not None and last.startswith("parts/000001/"):
+            bucket.delete_file(f"{uri.removeprefix('s3://')}/parts/000001/{table}")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sync, "leave", leave)
+        with pytest.raises(RunError, match=REMOVED):
+            ingest("table", source, place, options=options, cpus=2)
+    ingest("table", source, place, options=options, cpus=2)
+    ingest("table", source, tmp_path / "here", options=options, cpus=2)
+    assert objects(bucket, "shared/cohort") == tree(tmp_path / "here")
+
+
+@pytest.mark.parametrize("folder", ["parts", "divided"])
+def test_what_was_made_without_a_lost_table_is_made_again_with_it(
+    nodes, bucket, tmp_path, monkeypatch, folder
+):
+    options = write_events(tmp_path / "raw", monkeypatch)
+    put(bucket, tmp_path / "raw", "shared/raw")
+    source, place = f"{BUCKET}/shared/raw/events.csv", f"{BUCKET}/shared/cohort"
+    more = {"options": options, "cpus": 2, "split_by": "SITE" if folder == "divided" else None}
+    run = nodes.run
+
+    def lossy(function, jobs, *, verb, **how):
+        if verb == "wrote":
+            (staging,) = sync.folders_in(f"{BUCKET}/shared") - {"cohort", "raw"}
+            bucket.delete_file(f"hospital/shared/{staging}/{folder}/000001/events.index")
+        return run(function, jobs, **how)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "run_jobs", lossy)
+        with pytest.raises(RunError, match=REMOVED):
+            ingest("table", source, place, **more)
+    nodes.driver("another")
+    ingest("table", source, place, **more)
+    ingest("table", source, tmp_path / "here", **more)
+    assert objects(bucket, "shared/cohort") == tree(tmp_path / "here")
 
 
 def test_bad_input_leaves_nothing_but_the_mark(nodes, bucket, tmp_path, monkeypatch):
@@ -239,6 +297,55 @@ def test_bad_input_leaves_nothing_but_the_mark(nodes, bucket, tmp_path, monkeypa
     bucket.delete_file("hospital/shared/raw/died.csv")
     with pytest.raises(InputError, match=r"s3://hospital/shared/raw/died\.csv: nothing there"):
         ingest("table", source, place, options=options, cpus=2)
+
+
+@pytest.mark.parametrize("groups", ["icd", "own"])
+def test_groups_of_diagnoses_are_tasks_of_an_input_in_a_store(nodes, bucket, tmp_path, groups):
+    put(bucket, mimic_iv.write(tmp_path / "raw"), "shared/raw")
+    if groups == "own":
+        groups = str(tmp_path / "own.csv")
+        Path(groups).write_text("task,version,prefix\nhypertension,9,401\n")
+    place = f"{BUCKET}/shared/cohort"
+    options = {"tasks": groups, "label_start": "icu"}
+    for output in (place, tmp_path / "here"):
+        how = {"options": options, "max_rejected": 1.0, "cpus": 2}
+        ingest("mimic-iv", f"{BUCKET}/shared/raw", output, **how)
+    assert objects(bucket, "shared/cohort") == tree(tmp_path / "here")
+
+
+def test_a_folder_of_a_killed_job_is_removed_by_the_next_one_here(tmp_path, monkeypatch):
+    monkeypatch.setenv(STAGING, str(tmp_path / "node"))
+    folder, work = tmp_path / "node" / "plan", tmp_path / "node" / WORK
+    plan = Plan("synthetic", None, SplitPolicy(), folder, store=f"file://{tmp_path}/store")
+
+    def killed():
+        with at_work(plan, "out") as job:
+            (job.staging / "events.rows").write_bytes(b"rows of patients")
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    process = multiprocessing.get_context("fork").Process(target=killed)
+    process.start()
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
+    (left,) = work.glob("tmp*")
+    with at_work(plan, "out") as one:
+        assert not left.exists()
+        with at_work(plan, "out") as other:
+            assert {*work.glob("tmp*")} == {one.staging, other.staging}
+    assert not [*work.glob("tmp*")]
+
+
+@pytest.mark.parametrize(
+    ("place", "uses", "address"),
+    [
+        ("s3://hospital/a", (str(groups_file("icd")),), None),
+        ("s3://hospital/a", (str(groups_file("own.csv")),), "local"),
+        ("/cohorts/a", (str(groups_file("own.csv")),), None),
+    ],
+)
+def test_a_table_that_only_this_machine_has_is_read_on_it(place, uses, address):
+    units = [Unit(root="s3://hospital/raw", uses=("a.csv", *uses))]
+    assert address_of(place, units) == address
 
 
 @pytest.mark.parametrize(
