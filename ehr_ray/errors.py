@@ -30,6 +30,10 @@ class ResourcesUnavailableError(RunError):
     """What a run lacks now and may have later: a disk that takes its files, room for workers."""
 
 
+class StoreUnavailableError(RunError):
+    """A store, or the disk of its copies, that gives or takes no files now, and may later."""
+
+
 class LeaseLostError(RunError):
     """A run in a store that another machine has taken over."""
 

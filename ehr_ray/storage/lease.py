@@ -9,11 +9,13 @@ waits until it has (the one-bit algorithm of Burns and Lamport). That guards any
 close, where a list shows what was written before it: S3 since 2020, Google, MinIO, a disk.
 
 Age is told by the times that the store gives objects, no clocks of machines are compared. A claim
-older than `EXPIRY` is dead, and so is one of this machine whose process has ended; who asks removes
-it. A machine that was away for so long (asleep, cut off from the store) asks anew at its next
-renewal. Before each report is stored the claim is looked for: where it was removed the training
-ends with `LeaseLostError`. What that leaves: a report already on its way when the machine stalls
-for longer than `EXPIRY` may arrive after the run was taken over.
+older than `EXPIRY` is dead, and so is one of this user on this machine whose process has ended; who
+asks removes it. A machine that was away for so long (asleep, cut off from the store) asks anew at
+its next renewal where its claim is still there. Where it was removed the run is lost, whether or
+not anybody holds it by then: who took it over may have trained it and left. Before each report is
+stored the claim is looked for; without it the training ends with `LeaseLostError`. What that
+leaves: a report, or a renewal, already on its way when the machine stalls for longer than `EXPIRY`
+may arrive after the run was taken over.
 """
 
 import contextlib
@@ -32,7 +34,7 @@ from typing import Any, Final
 
 import pyarrow.fs as pafs
 
-from ehr_ray.errors import LeaseLostError, RunError, UserError
+from ehr_ray.errors import LeaseLostError, RunError, StoreUnavailableError, UserError
 from ehr_ray.storage import files
 from ehr_ray.storage.object_stores import explained, filesystem
 from ehr_ray.storage.paths import uri_of
@@ -46,6 +48,8 @@ POLL: Final = 2.0
 """Seconds between looks at the claim of another machine."""
 READS: Final = 4
 """Times a claim is read before it counts as unreadable, or as one that asks."""
+STOP: Final = 5.0
+"""Seconds that a renewal on its way is waited for at the end."""
 ASKS, HOLDS = "asks", "holds"
 
 
@@ -59,7 +63,10 @@ class Lease:
     """The claim's, in the run's `.lease` folder."""
 
     def check(self) -> None:
-        """Raise LeaseLostError where the claim has gone, RunError where the store cannot tell."""
+        """Raise LeaseLostError where the claim has gone.
+
+        StoreUnavailableError where the store cannot tell, or the lease is being asked for anew.
+        """
         for _ in range(READS):
             with explained(self.run):
                 claims = Claims(self.run)
@@ -76,7 +83,7 @@ class Lease:
                 "is not kept"
             )
         if own.get("state") != HOLDS:
-            raise RunError(f"{self.run}: its lease is asked for anew")
+            raise StoreUnavailableError(f"{self.run}: its lease is asked for anew")
 
 
 @contextlib.contextmanager
@@ -118,7 +125,7 @@ def leased(run: str | Path, say: Callable[[str], None]) -> Iterator[Lease | None
     finally:
         stop.set()
         if thread.is_alive():
-            thread.join(5)
+            thread.join(STOP)
         with contextlib.suppress(UserError, RunError):  # then it expires
             claim.withdraw()
 
@@ -183,6 +190,8 @@ class Claim:
             "machine": _machine(),
             "started": _started(os.getpid()),
         }
+        self._writing, self._withdrawn = threading.Lock(), False
+        self._asks_anew = False
 
     def take(self, say: Callable[[str], None]) -> None:
         """Hold the run once nobody else does; RunError where somebody is seen to live."""
@@ -196,7 +205,8 @@ class Claim:
                     claims.remove(self.name)
                 for name, about in others.items():
                     renewed = about["time"] != seen.get(name, about["time"])
-                    alive = about["state"] == HOLDS and (renewed or self._is_here(about))
+                    here = self._is_here(about) and _lives(about)
+                    alive = about["state"] == HOLDS and (renewed or here)
                     if alive or time.monotonic() > deadline:
                         raise RunError(
                             f"{self._uri}: {_who(about)} trains this run; wait until it has ended, "
@@ -206,36 +216,65 @@ class Claim:
                         say(f"{self._uri}: waiting to see whether {_who(about)} still trains it")
                     seen.setdefault(name, about["time"])
                 time.sleep(POLL if before else POLL / 4)
-            claims.write(self.name, {**self._about, "state": HOLDS})
+            self._write(claims, HOLDS)
 
     def renew(self) -> None:
-        """Renew the claim; LeaseLostError where it was taken for dead and another holds the run."""
+        """Renew the claim; LeaseLostError where it has gone, or another holds the run."""
         with explained(self._uri):
             claims = Claims(self._uri)
-            before = claims.times().get(self.name)
-            if before is not None:
-                claims.write(self.name, {**self._about, "state": HOLDS})
-                after = claims.times().get(self.name, before + EXPIRY)
+            before = self._own(claims.times())
+            if not self._asks_anew:  # else the store went away before all was asked
+                self._write(claims, HOLDS)
                 # Half the age of a dead claim: who takes this one for dead may have just written.
-                if after - before <= EXPIRY / 2:
+                if self._own(claims.times()) - before <= EXPIRY / 2:
                     return
-            while others := self._ask(claims):
+            self._asks_anew = True
+            while others := self._ask(claims, anew=True):
                 if self._before(others):
                     claims.remove(self.name)
-                    raise LeaseLostError(f"{self._uri}: another machine took over this run")
+                    raise self._lost()
                 time.sleep(POLL / 4)  # those that ask withdraw, or are dead
-            claims.write(self.name, {**self._about, "state": HOLDS})
+            self._write(claims, HOLDS)
+            self._asks_anew = False
 
     def withdraw(self) -> None:
-        """Give the run back."""
+        """Give the run back; from now on nothing is written."""
+        self._withdrawn = True
+        if self._writing.acquire(timeout=STOP):  # else who writes sees it when it has written
+            self._writing.release()
         with explained(self._uri):
             Claims(self._uri).remove(self.name)
 
-    def _ask(self, claims: Claims) -> dict[str, dict[str, Any]]:
-        """Write this claim, remove dead ones, and return the others, with the `time` of each."""
+    def _write(self, claims: Claims, state: str) -> None:
+        """Write this claim, unless it was withdrawn; then LeaseLostError, and none is left."""
+        with self._writing:
+            if not self._withdrawn:
+                claims.write(self.name, {**self._about, "state": state})
+        if self._withdrawn:
+            claims.remove(self.name)
+            raise LeaseLostError(f"{self._uri}: its lease was given back")
+
+    def _own(self, times: dict[str, float]) -> float:
+        """Return when this claim was written; LeaseLostError without it."""
+        if self.name not in times:
+            raise self._lost()
+        return times[self.name]
+
+    def _lost(self) -> LeaseLostError:
+        return LeaseLostError(f"{self._uri}: another machine took over this run")
+
+    def _ask(self, claims: Claims, *, anew: bool = False) -> dict[str, dict[str, Any]]:
+        """Write this claim, remove dead ones, and return the others, with the `time` of each.
+
+        `anew`, of a run that was held: LeaseLostError where this claim has gone.
+        """
         while True:
-            claims.write(self.name, {**self._about, "state": ASKS})
+            if anew:
+                self._own(claims.times())
+            self._write(claims, ASKS)
             times = claims.times()
+            if anew:
+                self._own(times)
             if self.name in times:  # else it was taken for dead meanwhile
                 break
         now, others = times.pop(self.name), {}
@@ -243,8 +282,9 @@ class Claim:
         self._about.setdefault("since", since)
         for name, written in times.items():
             about = claims.read(name)
-            ended = about.get("machine") == self._about["machine"] != "" and not _lives(about)
-            if now - written > EXPIRY or ended:
+            # A system may hide the processes of other users: those are dead when they expire.
+            own = self._is_here(about) and about.get("user") == self._about["user"]
+            if now - written > EXPIRY or (own and not _lives(about)):
                 claims.remove(name)
             else:
                 others[name] = {"state": ASKS, **about, "time": written}
@@ -255,7 +295,7 @@ class Claim:
         return any(a["state"] == HOLDS or name < self.name for name, a in others.items())
 
     def _is_here(self, about: dict[str, Any]) -> bool:
-        """Whether a claim is that of a process of this machine; `_ask` has removed ended ones."""
+        """Whether a claim is that of a process of this machine, ended or not."""
         return bool(about.get("machine")) and about["machine"] == self._about["machine"]
 
 
@@ -296,5 +336,5 @@ def _started(pid: int) -> str:
 
 
 def _lives(about: dict[str, Any]) -> bool:
-    """Whether the process of a claim of this machine lives, and is not another of its number."""
+    """Whether the process of a claim of this machine is seen, and not another of its number."""
     return _started(int(about.get("pid", 0))) == about.get("started")

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from ehr_ray.errors import InputError, RunError
+from ehr_ray.errors import InputError, StoreUnavailableError
 from ehr_ray.storage.paths import parts_of, staging
 
 SCHEMES: Final = ("s3", "gs", "gcs", "file")
@@ -74,7 +74,7 @@ def explained(uri: str) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno is not None and "AWS" not in text:
             if isinstance(error, FileNotFoundError):
                 raise InputError(f"{uri}: {error.strerror}; check the URI") from error
-            raise RunError(
+            raise StoreUnavailableError(
                 f"{uri}: {error.strerror} in its copy below {staging()}; free some space, or name "
                 "another folder by EHR_RAY_STAGING"
             ) from error
@@ -83,7 +83,7 @@ def explained(uri: str) -> Iterator[None]:
                 raise kind(f"{uri}: {remedy}") from None
         code = re.search(r"AWS Error (\w+)", text)
         reason = code.group(1) if code else text.partition(". Detail")[0][:200]
-        raise RunError(
+        raise StoreUnavailableError(
             f"{uri}: the store answered {reason}; run the same command again to go on"
         ) from None
 
@@ -103,7 +103,7 @@ _REASONS: Final = (
     ),
     (
         r"NETWORK_CONNECTION|resolve host|Could not connect|timed? ?out|UNAVAILABLE",
-        RunError,
+        StoreUnavailableError,
         "no store answers there; check AWS_ENDPOINT_URL, the region and the network",
     ),
 )

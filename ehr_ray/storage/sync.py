@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from ehr_ray.errors import InputError, RunError
+from ehr_ray.errors import InputError, RunError, StoreUnavailableError
 from ehr_ray.storage import files
 from ehr_ray.storage.lock import exclusive_lock
 from ehr_ray.storage.object_stores import check_bucket, explained, filesystem
@@ -416,7 +416,8 @@ def _write(store: Any, path: str, content: bytes) -> None:
 def _settle(uri: str, path: Path, before: Stamp, after: Stamp | None) -> None:
     """Give a copy the time of the object just made of it, unless it has changed since."""
     if after is None or after[0] != before[0]:
-        raise RunError(f"{uri}: {path.name} did not arrive; run the same command again")
+        text = f"{uri}: {path.name} did not arrive; run the same command again"
+        raise StoreUnavailableError(text)
     if _stamp(path) == before:
         os.utime(path, ns=(after[1], after[1]))
 

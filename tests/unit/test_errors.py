@@ -8,6 +8,7 @@ from ehr_ray.errors import (
     InputError,
     ResourcesUnavailableError,
     RunError,
+    StoreUnavailableError,
     UserError,
     error_of_kind,
 )
@@ -15,7 +16,15 @@ from ehr_ray.errors import (
 
 @pytest.mark.parametrize(
     "kind",
-    [UserError, ConfigError, InputError, DamagedRowsError, RunError, ResourcesUnavailableError],
+    [
+        UserError,
+        ConfigError,
+        InputError,
+        DamagedRowsError,
+        RunError,
+        ResourcesUnavailableError,
+        StoreUnavailableError,
+    ],
 )
 def test_an_error_of_another_process_is_the_same_error_here(kind):
     error = error_of_kind(kind.__name__, "a: why;\n  do this")

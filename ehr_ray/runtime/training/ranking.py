@@ -106,9 +106,13 @@ class RankingBackend:
         measure: Measure,
         run: Path,
         log: Callable[..., None],
-        stored: Callable[[], None],
+        stored: Callable[[], bool],
     ) -> None:
-        """`log` is told the measures and the step; `stored` waits for the state in its store."""
+        """`log` is told the measures and the step; `stored` waits for the state in its store.
+
+        It returns whether the state is there; without it the measures stay here too, and go with
+        a later report.
+        """
         self._backend, self._measure, self._run, self._log = backend, measure, run, log
         self._stored = stored
         self.device, self.rank, self.world = backend.device, backend.rank, backend.world
@@ -133,8 +137,8 @@ class RankingBackend:
         measures = self._measure(self._module, metrics)
         row = {"step": metrics["step"], "epoch": metrics["epoch"], **measures}
         history.append(self._run, row, MEASURES)
-        self._stored()
-        sync.push(self._run / MEASURES)
+        if self._stored():
+            sync.push(self._run / MEASURES)
         self._log(measures, int(metrics["step"]))
         self._backend.report({**metrics, **measures})
 

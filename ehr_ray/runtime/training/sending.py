@@ -4,14 +4,19 @@ import contextlib
 import re
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
-from ehr_ray.errors import LeaseLostError, RunError, UserError
+from ehr_ray.errors import LeaseLostError, RunError, StoreUnavailableError, UserError
 from ehr_ray.storage import sync
-from ehr_ray.storage.lease import Lease
+from ehr_ray.storage.lease import EXPIRY, Lease
 from ehr_ray.storage.paths import uri_of
 from ehr_ray.train.checkpoint import saved_progress
+
+RETRY: Final = 2.0
+"""Seconds between tries to store the end of a run, which go on for `EXPIRY`."""
 
 
 class Sender:
@@ -25,6 +30,7 @@ class Sender:
         self._run, self._progress, self._lease = run, progress, lease
         self._thread: threading.Thread | None = None
         self._problem: Exception | None = None
+        self._arrived = True
 
     def send(self) -> str:
         """Begin to send what the run has saved; return why the report before was not stored, or "".
@@ -46,26 +52,50 @@ class Sender:
         self._thread.start()
         return problem
 
-    def wait(self) -> None:
+    def wait(self) -> bool:
+        """Wait for the report that is on its way; return whether the last one has arrived.
+
+        Raises LeaseLostError where another machine trains the run by now.
+        """
+        self.join()
+        if isinstance(self._problem, LeaseLostError):
+            raise self._problem
+        return self._arrived
+
+    def join(self) -> None:
         """Wait until the report that is on its way has arrived, or has failed to."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
 
     def finish(self) -> None:
-        """Send all that the run has saved, at its end; what the store refuses is raised."""
+        """Send all that the run has saved, at its end; what the store refuses is raised.
+
+        A store that does not answer is asked again for `EXPIRY` seconds: what was trained since
+        the last report is nowhere else.
+        """
         if uri_of(self._run) is None:
             return
         self._last_problem()  # tried again now
-        if self._lease is not None:
-            self._lease.check()
-        sync.push_run(self._run)
-        shutil.rmtree(self._run / sync.SENDING, ignore_errors=True)
+        deadline = time.monotonic() + EXPIRY
+        while True:
+            try:
+                self._store()
+                break
+            except StoreUnavailableError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(RETRY)
         with contextlib.suppress(UserError, RunError):  # lines for the screen alone
             sync.push(self._progress)
 
+    def _store(self, source: Path | None = None) -> None:
+        if self._lease is not None:
+            self._lease.check()
+        sync.push_run(self._run, source)
+
     def _last_problem(self) -> str:
-        self.wait()
+        self.join()
         problem, self._problem = self._problem, None
         if problem is None:
             return ""
@@ -79,10 +109,10 @@ class Sender:
             shutil.copyfile(self._progress, source / self._progress.name)
 
     def _push(self, source: Path) -> None:
+        self._arrived = False
         try:
-            if self._lease is not None:
-                self._lease.check()
-            sync.push_run(self._run, source)
+            self._store(source)
+            self._arrived = True
             lines = source / self._progress.name
             if lines.is_file():
                 sync.push(self._progress, source=lines)
@@ -92,12 +122,17 @@ class Sender:
 
 @contextlib.contextmanager
 def sending(run: Path, progress: Path, lease: Lease | None) -> Iterator[Sender]:
-    """Yield the sender of a run; however the block ends, a report on its way arrives first."""
+    """Yield the sender of a run; however the block ends, a report on its way arrives first.
+
+    Nothing of what it was sent from is left then.
+    """
     sender = Sender(run, progress, lease)
     try:
         yield sender
     finally:
-        sender.wait()
+        sender.join()
+        if uri_of(run) is not None:
+            shutil.rmtree(run / sync.SENDING, ignore_errors=True)
 
 
 def saved_step(run: str | Path) -> int:

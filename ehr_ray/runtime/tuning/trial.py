@@ -25,6 +25,7 @@ from ehr_ray.errors import (
     LeaseLostError,
     ResourcesUnavailableError,
     RunError,
+    StoreUnavailableError,
 )
 from ehr_ray.experiment import Experiment, parse, to_yaml
 from ehr_ray.runtime.tracking import UNTOLD, Tracked, Tracker, find_run, leave_run, open_run, untold
@@ -124,11 +125,16 @@ def write_trial(
 def run_trial(config: Mapping[str, Any], search: Search) -> None:
     """Train a trial to its end, telling Ray Tune its score at each report.
 
-    An error ends the trial and not the search: it is marked failed, with the reason.
+    An error ends the trial and not the search: it is marked failed, with the reason. Where it is
+    not the trial's (no room for it, a store that is away) the trial goes on another time.
     """
     number = _number(config, search)
     sample: Sample = {path: config[path] for path in search.paths}
-    folder = sync.fetch_run(search.trial_dir(number), missing_ok=True)
+    try:
+        folder = sync.fetch_run(search.trial_dir(number), missing_ok=True)
+    except StoreUnavailableError as error:
+        _tell({"step": 1, "score": WORST}, lacks=str(error))
+        return
     if search.exploits:
         _take_over(folder, number, sample)
     record = read_trial(folder)
@@ -140,9 +146,7 @@ def run_trial(config: Mapping[str, Any], search: Search) -> None:
     if before not in FINAL:
         try:
             _train(search, number, sample, folder)
-        except (
-            ResourcesUnavailableError
-        ) as error:  # not the trial's fault: it is begun, and goes on another time
+        except (ResourcesUnavailableError, StoreUnavailableError) as error:
             _tell({"step": record.get("passed", 0) + 1, "score": WORST}, lacks=str(error))
         except LeaseLostError:  # what the trial is now is for another machine to say
             raise

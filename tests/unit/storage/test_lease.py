@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from waiting import wait_until
 
-from ehr_ray.errors import LeaseLostError, RunError
+from ehr_ray.errors import LeaseLostError, RunError, StoreUnavailableError
 from ehr_ray.storage import lease, sync
 from ehr_ray.storage.lease import leased
 from ehr_ray.storage.paths import STAGING, local
@@ -99,6 +99,28 @@ def test_another_process_of_the_same_number_is_not_the_one_that_held_the_run(run
         assert len(claims(run)) == 1
 
 
+def test_a_process_of_another_user_that_is_not_seen_is_dead_when_its_claim_expires(
+    run, monkeypatch
+):
+    """As where /proc is mounted with hidepid=2."""
+    started = lease._started
+    with leased(run, print) as held:
+        file = claims(run)[held.name]
+        left = json.loads(file.read_text())
+        monkeypatch.setattr(lease, "_user", lambda: "other")
+        monkeypatch.setattr(lease, "_started", lambda pid: "" if pid == left["pid"] else "1")
+        with pytest.raises(RunError, match="trains this run"), leased(run, print):
+            pass
+        assert [*claims(run)] == [held.name]
+        held.check()
+    monkeypatch.setattr(lease, "_started", started)
+    file.write_text(json.dumps(left | {"pid": 2**22 + 1}))  # it was killed
+    began = time.monotonic()
+    with leased(run, print) as mine:
+        assert [*claims(run)] == [mine.name]
+    assert time.monotonic() - began > 1
+
+
 def test_a_machine_that_is_dead_is_replaced_when_its_claim_expires(run, elsewhere):
     elsewhere("first")
     with leased(run, print) as held:
@@ -143,8 +165,9 @@ def test_it_is_given_back_however_the_training_ends(run, error):
 
 
 @pytest.mark.parametrize("known", ["here", ""])
-def test_of_many_that_begin_at_once_one_holds_the_run(known, run, elsewhere):
+def test_of_many_that_begin_at_once_one_holds_the_run(known, run, elsewhere, monkeypatch):
     """Whether they know each other for processes of one machine, or not."""
+    monkeypatch.setattr(lease, "EXPIRY", 60.0)  # a busy machine is no dead one
     elsewhere(known)
     for _ in range(3):
         held, refused, release = [], [], threading.Event()
@@ -204,11 +227,105 @@ def test_who_was_away_and_was_not_missed_goes_on(run, elsewhere):
     first.take(print)
     time.sleep(lease.EXPIRY)
     first.renew()
-    claims(run)[first.name].unlink()  # somebody cleaned up
-    with pytest.raises(LeaseLostError, match="another machine took over"):
-        lease.Lease(run, first.name).check()
-    first.renew()
     lease.Lease(run, first.name).check()
+
+
+def lost(run, claim):
+    """Whether a claim is lost, and stays so."""
+    for call in (claim.renew, claim.renew, lease.Lease(run, claim.name).check):
+        with pytest.raises(LeaseLostError, match="another machine took over"):
+            call()
+    return not claims(run)
+
+
+def test_a_claim_that_was_removed_is_not_written_again(run):
+    first = lease.Claim(run)
+    first.take(print)
+    claims(run)[first.name].unlink()
+    assert lost(run, first)
+
+
+def test_who_awakes_after_another_trained_the_run_and_left_has_lost_it(run, elsewhere):
+    elsewhere("first")
+    first = lease.Claim(run)
+    first.take(print)
+    time.sleep(lease.EXPIRY)
+    elsewhere("second")
+    with leased(run, print):
+        pass
+    assert lost(run, first)
+
+
+def test_a_claim_that_is_removed_while_it_is_asked_for_anew_is_lost(run, monkeypatch):
+    first = lease.Claim(run)
+    first.take(print)
+    time.sleep(lease.EXPIRY)
+    write = lease.Claims.write
+
+    def removed(there, name, content):
+        write(there, name, content)
+        if content["state"] == lease.ASKS:
+            there.remove(name)
+
+    monkeypatch.setattr(lease.Claims, "write", removed)
+    assert lost(run, first)
+
+
+def test_what_the_store_kept_from_being_asked_is_asked_at_the_next_renewal(
+    run, elsewhere, monkeypatch
+):
+    elsewhere("first")
+    first = lease.Claim(run)
+    first.take(print)
+    time.sleep(lease.EXPIRY)
+    other = lease.Claims(run)
+    other.write("b", {"state": lease.HOLDS, "host": "second"})
+
+    def away(*_):
+        raise OSError("no route")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lease.Claims, "read", away)
+        with pytest.raises(StoreUnavailableError, match="no route"):
+            first.renew()
+    other.write("b", {"state": lease.HOLDS, "host": "second"})
+    with pytest.raises(LeaseLostError):
+        first.renew()
+    assert [*claims(run)] == ["b"]
+
+
+@pytest.mark.parametrize("stop", [0.05, 60.0])
+def test_a_renewal_that_outlasts_the_training_leaves_no_claim(run, monkeypatch, stop):
+    """Whether its end is waited for, or not for so long."""
+    monkeypatch.setattr(lease, "STOP", stop)
+    begun, go, write = threading.Event(), threading.Event(), lease.Claims.write
+
+    def slow(there, name, content):
+        if threading.current_thread().name == "lease":
+            begun.set()
+            go.wait(60)
+        write(there, name, content)
+
+    monkeypatch.setattr(lease.Claims, "write", slow)
+    with leased(run, print):
+        begun.wait(60)
+        (renewing,) = [t for t in threading.enumerate() if t.name == "lease"]
+        if stop > 1:
+            threading.Timer(0.3, go.set).start()
+    go.set()
+    renewing.join(60)
+    assert not renewing.is_alive()
+    assert not claims(run)
+
+
+def test_nothing_is_written_once_a_claim_was_withdrawn(run):
+    claim = lease.Claim(run)
+    claim.take(print)
+    there = lease.Claims(run)
+    claim.withdraw()
+    with pytest.raises(LeaseLostError, match="given back"):
+        claim._write(there, lease.HOLDS)
+    assert not claims(run)
 
 
 def test_a_store_that_is_away_ends_no_renewals(run, monkeypatch):

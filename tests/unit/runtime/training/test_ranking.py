@@ -1,10 +1,24 @@
 import math
+from types import SimpleNamespace
 
 import pytest
+import torch
+from torch import nn
 
-from ehr_ray.errors import ConfigError
+from ehr_ray.errors import ConfigError, LeaseLostError
 from ehr_ray.family import Select
-from ehr_ray.runtime.training.ranking import PROBE, WORST, collapse_flags, rank_of, score
+from ehr_ray.runtime.training.ranking import (
+    MEASURES,
+    PROBE,
+    WORST,
+    RankingBackend,
+    collapse_flags,
+    measured,
+    rank_of,
+    score,
+)
+from ehr_ray.storage import sync
+from ehr_ray.storage.paths import STAGING, local
 from ehr_ray.train.task import family_of
 
 
@@ -54,3 +68,34 @@ def test_a_latent_has_collapsed_where_anything_says_so(
 
 def test_where_nothing_watches_the_latent_nothing_is_said_of_it():
     assert collapse_flags({}, None, early=False) == {}
+
+
+def test_measures_are_stored_where_the_state_they_are_of_is(tmp_path, monkeypatch):
+    monkeypatch.setenv(STAGING, str(tmp_path / "copies"))
+    uri = f"file://{tmp_path}/store/trial"
+    told, arrived = [], [False, True, LeaseLostError("taken over")]
+    inner = SimpleNamespace(
+        device=torch.device("cpu"), rank=0, world=1, wrap=lambda model: model, report=told.append
+    )
+
+    def stored():
+        answer = arrived.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def backend():
+        measures = {"score": 1.0}
+        return RankingBackend(inner, lambda *_: measures, local(uri), lambda *_: None, stored)
+
+    ranking = backend()
+    ranking.wrap(nn.Linear(1, 1))
+    ranking.report({"step": 1, "epoch": 0.0})
+    assert not sync.names_in(uri)
+    assert measured(local(uri)) == 1
+    ranking.report({"step": 2, "epoch": 0.0})
+    assert sync.names_in(uri) == {MEASURES}
+    assert [row["step"] for row in told] == [1, 2]
+    with pytest.raises(LeaseLostError):
+        ranking.report({"step": 3, "epoch": 0.0})
+    assert measured(sync.fetch(uri)) == 2

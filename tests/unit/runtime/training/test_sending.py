@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from waiting import wait_until
 
 from ehr_ray.commands.train import command
-from ehr_ray.errors import LeaseLostError, RunError
+from ehr_ray.errors import LeaseLostError, RunError, StoreUnavailableError
 from ehr_ray.runtime.progress import ProgressFile
 from ehr_ray.runtime.training.sending import Sender, sending
 from ehr_ray.storage import lease, sync
@@ -96,7 +96,6 @@ def test_what_a_report_saved_is_sent_whatever_the_steps_after_it_write(uri, slow
         "state/2/progress.yaml": "second",
         ".progress.jsonl": "line\nanother line\n",
     }
-    assert not (run / sync.SENDING).exists()
 
 
 def test_what_has_not_changed_is_not_sent_again(uri, monkeypatch):
@@ -172,6 +171,77 @@ def test_what_the_store_refused_is_told_at_the_next_report_and_sent_with_it(uri,
 
 def fails_at_the_end():
     raise RunError("at the end")
+
+
+@pytest.mark.parametrize("error", [None, Killed])
+def test_what_a_report_was_sent_from_is_removed_however_the_training_ends(uri, error):
+    run = local(uri)
+
+    def train():
+        with sending(run, run / ".progress.jsonl", None) as sender:
+            sender.send()
+            assert (run / sync.SENDING).exists()
+            if error:
+                raise error
+
+    if error:
+        with pytest.raises(error):
+            train()
+    else:
+        train()
+    assert stored(uri)["history.parquet"] == "1"
+    assert not (run / sync.SENDING).exists()
+
+
+def refuses(monkeypatch, errors):
+    """Let the store refuse the next pushes of a run, each by its error."""
+    push = sync.push_run
+
+    def fails(*given):
+        if errors:
+            raise errors.pop(0)
+        push(*given)
+
+    monkeypatch.setattr(sync, "push_run", fails)
+
+
+def test_who_waits_for_a_report_hears_whether_it_has_arrived(uri, monkeypatch):
+    sender = sender_of(uri)
+    assert sender.wait()
+    refuses(monkeypatch, [RunError("away")])
+    sender.send()
+    assert not sender.wait()
+    assert sender.send() == "away"
+    assert sender.wait()
+    lost = sender_of(uri, Lease(uri, "gone"))
+    lost.send()
+    for call in (lost.wait, lost.send):
+        with pytest.raises(LeaseLostError, match="took over this run"):
+            call()
+
+
+def test_without_hard_links_too_who_waits_hears_whether_a_report_has_arrived(uri, monkeypatch):
+    def refused(*_):
+        raise OSError("no hard links")
+
+    monkeypatch.setattr(os, "link", refused)
+    refuses(monkeypatch, [RunError("away")])
+    sender = sender_of(uri)
+    assert sender.send() == "away"
+    assert not sender.wait()
+    assert sender.send() == ""
+    assert sender.wait()
+
+
+def test_the_end_of_a_run_is_sent_again_while_the_store_is_away(uri, monkeypatch):
+    monkeypatch.setattr("ehr_ray.runtime.training.sending.RETRY", 0.01)
+    refuses(monkeypatch, [StoreUnavailableError("away")] * 3)
+    sender_of(uri).finish()
+    assert stored(uri)["history.parquet"] == "1"
+    monkeypatch.setattr("ehr_ray.runtime.training.sending.EXPIRY", 0.05)
+    refuses(monkeypatch, [StoreUnavailableError("away")] * 1000)
+    with pytest.raises(StoreUnavailableError, match="away"):
+        sender_of(uri).finish()
 
 
 def test_without_hard_links_a_report_is_waited_for(uri, monkeypatch):
