@@ -188,7 +188,7 @@ class Claim:
             "pid": os.getpid(),
             "user": _user(),
             "machine": _machine(),
-            "started": _started(os.getpid()),
+            "started": started(os.getpid()),
         }
         self._writing, self._withdrawn = threading.Lock(), False
         self._asks_anew = False
@@ -216,7 +216,7 @@ class Claim:
                         say(f"{self._uri}: waiting to see whether {_who(about)} still trains it")
                     seen.setdefault(name, about["time"])
                 time.sleep(POLL if before else POLL / 4)
-            self._write(claims, HOLDS)
+            self.write(claims, HOLDS)
 
     def renew(self) -> None:
         """Renew the claim; LeaseLostError where it has gone, or another holds the run."""
@@ -224,7 +224,7 @@ class Claim:
             claims = Claims(self._uri)
             before = self._own(claims.times())
             if not self._asks_anew:  # else the store went away before all was asked
-                self._write(claims, HOLDS)
+                self.write(claims, HOLDS)
                 # Half the age of a dead claim: who takes this one for dead may have just written.
                 if self._own(claims.times()) - before <= EXPIRY / 2:
                     return
@@ -234,7 +234,7 @@ class Claim:
                     claims.remove(self.name)
                     raise self._lost()
                 time.sleep(POLL / 4)  # those that ask withdraw, or are dead
-            self._write(claims, HOLDS)
+            self.write(claims, HOLDS)
             self._asks_anew = False
 
     def withdraw(self) -> None:
@@ -245,7 +245,7 @@ class Claim:
         with explained(self._uri):
             Claims(self._uri).remove(self.name)
 
-    def _write(self, claims: Claims, state: str) -> None:
+    def write(self, claims: Claims, state: str) -> None:
         """Write this claim, unless it was withdrawn; then LeaseLostError, and none is left."""
         with self._writing:
             if not self._withdrawn:
@@ -271,7 +271,7 @@ class Claim:
         while True:
             if anew:
                 self._own(claims.times())
-            self._write(claims, ASKS)
+            self.write(claims, ASKS)
             times = claims.times()
             if anew:
                 self._own(times)
@@ -326,7 +326,7 @@ def _machine() -> str:
         return ""
 
 
-def _started(pid: int) -> str:
+def started(pid: int) -> str:
     """Return when a process began, in ticks since boot; "" of one that is not there or a zombie."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -337,4 +337,4 @@ def _started(pid: int) -> str:
 
 def _lives(about: dict[str, Any]) -> bool:
     """Whether the process of a claim of this machine is seen, and not another of its number."""
-    return _started(int(about.get("pid", 0))) == about.get("started")
+    return started(int(about.get("pid", 0))) == about.get("started")

@@ -103,17 +103,17 @@ def test_a_process_of_another_user_that_is_not_seen_is_dead_when_its_claim_expir
     run, monkeypatch
 ):
     """As where /proc is mounted with hidepid=2."""
-    started = lease._started
+    started = lease.started
     with leased(run, print) as held:
         file = claims(run)[held.name]
         left = json.loads(file.read_text())
         monkeypatch.setattr(lease, "_user", lambda: "other")
-        monkeypatch.setattr(lease, "_started", lambda pid: "" if pid == left["pid"] else "1")
+        monkeypatch.setattr(lease, "started", lambda pid: "" if pid == left["pid"] else "1")
         with pytest.raises(RunError, match="trains this run"), leased(run, print):
             pass
         assert [*claims(run)] == [held.name]
         held.check()
-    monkeypatch.setattr(lease, "_started", started)
+    monkeypatch.setattr(lease, "started", started)
     file.write_text(json.dumps(left | {"pid": 2**22 + 1}))  # it was killed
     began = time.monotonic()
     with leased(run, print) as mine:
@@ -324,7 +324,7 @@ def test_nothing_is_written_once_a_claim_was_withdrawn(run):
     there = lease.Claims(run)
     claim.withdraw()
     with pytest.raises(LeaseLostError, match="given back"):
-        claim._write(there, lease.HOLDS)
+        claim.write(there, lease.HOLDS)
     assert not claims(run)
 
 
