@@ -1,0 +1,116 @@
+"""The jobs of an ingest, in the order they run: each works where `at_work` lets it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import cast
+
+from ehr_ray.sources.building.groups import divide_part
+from ehr_ray.sources.building.ranges import (
+    Buckets,
+    Checked,
+    Settled,
+    check_range,
+    of_range,
+    settle_range,
+)
+from ehr_ray.sources.building.shards import Shard, gather
+from ehr_ray.sources.building.sharing import at_work, of_this_machine
+from ehr_ray.sources.building.staging import Plan, scatter
+from ehr_ray.sources.building.statistics import (
+    describe,
+    needed,
+    row_path,
+    sample_path,
+    sample_shard,
+)
+from ehr_ray.sources.source import Unit
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the jobs of an ingest have in common.
+
+    Args:
+        plan: what every one of them needs to know.
+        output: where the cohort is to be, as every machine names it.
+    """
+
+    plan: Plan
+    output: str
+
+
+@dataclass(frozen=True)
+class ReadUnit(Job):
+    """The job of a unit of the source, given with its number: its part of the staging folder."""
+
+    def __call__(self, job: tuple[int, Unit]) -> None:
+        """Read the unit, whose files are copied here first if they lie in a store."""
+        number, unit = job
+        with at_work(self.plan, self.output, part=self.plan.part(number)) as plan:
+            if plan is not None:
+                scatter(plan, number, of_this_machine(unit))
+
+
+@dataclass(frozen=True)
+class DividePart(Job):
+    """The job of a part, given by its number: its events by the splits of their groups."""
+
+    def __call__(self, number: int) -> None:
+        """Write the part anew."""
+        with at_work(self.plan, self.output, part=self.plan.keyed(number)) as plan:
+            if plan is not None:
+                divide_part(plan, number)
+
+
+@dataclass(frozen=True)
+class WriteShard(Job):
+    """The job of a shard: its patients' events out of all parts, and its row of the manifest."""
+
+    parts: int
+    relative_time: bool
+
+    def __call__(self, shard: Shard) -> None:
+        """Write the shard."""
+        with at_work(self.plan, self.output, last=row_path(self.plan, shard)) as plan:
+            if plan is not None:
+                gather(plan, shard, self.parts, self.relative_time)
+                describe(plan, shard)
+
+
+@dataclass(frozen=True)
+class SampleShard(Job):
+    """The job of a shard of train: the values that quantiles of its codes are of."""
+
+    def __call__(self, shard: Shard) -> None:
+        """Draw them."""
+        last, needs = sample_path(self.plan, shard), needed(self.plan, shard)
+        with at_work(self.plan, self.output, last=last, needs=needs) as plan:
+            if plan is not None:
+                sample_shard(plan, shard)
+
+
+@dataclass(frozen=True)
+class CheckRange(Job):
+    """The job of a range of buckets: what is found of its subjects' ids in all parts."""
+
+    parts: int
+
+    def __call__(self, buckets: Buckets) -> Checked:
+        """Check the range."""
+        with at_work(self.plan, self.output) as plan:
+            return check_range(cast(Plan, plan), self.parts, buckets)
+
+
+@dataclass(frozen=True)
+class SettleRange(Job):
+    """The job of a range of buckets: the splits and labels of its subjects."""
+
+    parts: int
+    shards: list[Shard]
+    tasks: Mapping[str, str]
+
+    def __call__(self, buckets: Buckets) -> Settled:
+        """Settle the range."""
+        needs = [shard.subjects_path(self.plan) for shard in of_range(self.shards, buckets)]
+        with at_work(self.plan, self.output, needs=needs) as plan:
+            return settle_range(cast(Plan, plan), self.parts, self.shards, self.tasks, buckets)
