@@ -32,7 +32,7 @@ from ehr_ray.runtime.inference import (
 )
 from ehr_ray.runtime.session import session
 from ehr_ray.runtime.verb_tracking import of_training, tracked_verb
-from ehr_ray.storage import files, sync
+from ehr_ray.storage import files, in_place, sync
 from ehr_ray.storage.claim import claim
 from ehr_ray.storage.paths import (
     absolute,
@@ -117,7 +117,7 @@ def _folder(job: "_Job", target: Path) -> int:
     """Write the parts that are not there yet; return the rows of all."""
     there = claim(target, MANIFEST, job.content(), "embedding")
     parts = job.fill(target, there, bring=False)
-    return sum(sync.footer(part).num_rows for part in parts)
+    return sum(in_place.footer(part).num_rows for part in parts)
 
 
 def _one_file(job: "_Job", output: str | Path, target: Path) -> int:

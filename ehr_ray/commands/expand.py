@@ -29,7 +29,7 @@ from ehr_ray.runtime.verb_tracking import Destination, tracked_verb
 from ehr_ray.sources.dataset_check import is_ours
 from ehr_ray.sources.expanded import CODES, EMPTY, RECORD
 from ehr_ray.sources.parsing.value_stats import with_value_stats
-from ehr_ray.storage import files, sync
+from ehr_ray.storage import files, in_place, sync
 from ehr_ray.storage.claim import claim
 from ehr_ray.storage.paths import absolute, local
 
@@ -146,7 +146,7 @@ def _fill(
         on_ray = opened is not None
         with opened() if opened else nullcontext():
             run_shards(todo, expander, on_ray=on_ray, say=say, verb="expanded shards", bring=False)
-    return _counted(sync.footer(job["target"]) for job in jobs)
+    return _counted(in_place.footer(job["target"]) for job in jobs)
 
 
 def _tried(cohort: Path, output: Path, expander: "ShardExpander") -> Expanded:

@@ -10,7 +10,7 @@ from typing import Any
 
 from ehr_ray.errors import RunError, UserError
 from ehr_ray.runtime.screen import Screen
-from ehr_ray.storage import sync
+from ehr_ray.storage import in_place, sync
 from ehr_ray.storage.paths import uri_of
 
 EVERY_SECONDS = 1.0
@@ -107,7 +107,7 @@ class _News:
         if not self._here and late and uri_of(self._path) is not None:
             self._asked = time.monotonic()
             with contextlib.suppress(UserError, RunError):  # shown later, or by the run itself
-                found, self._there = sync.tail(self._path, self._there)
+                found, self._there = in_place.tail(self._path, self._there)
         return found.splitlines()
 
 

@@ -19,7 +19,7 @@ from ehr_ray.events.schema import RECORD, SPLITS, is_zoned
 from ehr_ray.sources.building.keyed import KeyedWriter, read_keys
 from ehr_ray.sources.parsing.split_table import check_once, once_each, read_split_batches
 from ehr_ray.sources.splits import NUM_BUCKETS, assign_buckets
-from ehr_ray.storage import files, sync
+from ehr_ray.storage import files, in_place, sync
 from ehr_ray.storage.paths import absolute, local
 
 SPLITS_FILE: Final = Path("metadata") / "subject_splits.parquet"
@@ -207,7 +207,7 @@ def subjects_of(path: str | Path) -> npt.NDArray[np.int64]:
     A shard given by its URI is not copied: its ids alone are read.
     """
     found = [np.zeros(0, np.int64)]
-    with files.reads(path, REMEDY), sync.parquet(path) as file:
+    with files.reads(path, REMEDY), in_place.parquet(path) as file:
         if "subject_id" not in file.schema_arrow.names:
             raise InputError(f"{path}: no column subject_id; a MEDS shard has one")
         for batch in file.iter_batches(1 << 20, columns=["subject_id"]):

@@ -13,20 +13,17 @@ import contextlib
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Collection, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any, Final
 
-import pyarrow as pa
 import pyarrow.fs as pafs
-import pyarrow.parquet as pq
 
-from ehr_ray.errors import InputError, RunError, StoreUnavailableError
-from ehr_ray.storage import files
+from ehr_ray.errors import InputError, StoreUnavailableError
 from ehr_ray.storage.lock import exclusive_lock
 from ehr_ray.storage.object_stores import check_bucket, explained, filesystem
-from ehr_ray.storage.paths import inside, is_uri, local, staging, uri_of
+from ehr_ray.storage.paths import inside, local, staging, uri_of
+from ehr_ray.storage.transfers import Stamp, download, each, join, stamp_of, upload
 
 MARK: Final = ".being-written"
 """Object in a folder that has begun to be written and is not whole yet."""
@@ -36,10 +33,6 @@ BEFORE: Final = ".checkpoint.old"
 """A run's checkpoint before the present one, which a store keeps too."""
 SENDING: Final = ".sending"
 """What a run has saved at a report that is on its way to its store, by links beside it."""
-TRANSFERS: Final = 8
-"""Files copied at once."""
-Stamp = tuple[int, int]
-"""Size in bytes, and time of change in nanoseconds since 1970."""
 
 
 def fetch(
@@ -79,8 +72,8 @@ def fetch(
                     raise InputError(f"{uri}: nothing there; check the URI")
             _remove_here(target, _files(target).keys() - visible.keys())
             wanted = visible if only is None else {n: s for n, s in visible.items() if n in only}
-            old = [name for name, stamp in wanted.items() if _stamp(target / name) != stamp]
-            _each(lambda n: download(store, _join(path, n), target / n, wanted[n]), old)
+            old = [name for name, stamp in wanted.items() if stamp_of(target / name) != stamp]
+            each(lambda n: download(store, join(path, n), target / n, wanted[n]), old)
     return target
 
 
@@ -152,20 +145,20 @@ def push(
         changed = [name for name, stamp in copies.items() if objects.get(name) != stamp]
         marked = whole and (bool(changed) or MARK in objects)
         if marked:
-            _write(store, _join(path, MARK), b"")
-        _each(lambda n: upload(store, source / n, _join(path, n)), _without(changed, LAST))
+            _write(store, join(path, MARK), b"")
+        each(lambda n: upload(store, source / n, join(path, n)), _without(changed, LAST))
         for last in LAST:
             pointers = [name for name in changed if name.rpartition("/")[2] == last]
-            _each(lambda n: upload(store, source / n, _join(path, n)), pointers)
+            each(lambda n: upload(store, source / n, join(path, n)), pointers)
         folders = tuple(f"{name}/" for name in mirror)
         for name in objects.keys() - copies.keys() - {*kept}:
             if not _hidden(name) and (whole or name.startswith(folders)):
-                _forget(store.delete_file, _join(path, name))
+                _forget(store.delete_file, join(path, name))
         written = _objects(store, path) if changed else {}
         for name in changed:
             _settle(uri, source / name, copies[name], written.get(name))
         if marked:
-            _forget(store.delete_file, _join(path, MARK))
+            _forget(store.delete_file, join(path, MARK))
 
 
 def mark(location: str | Path) -> None:
@@ -174,7 +167,7 @@ def mark(location: str | Path) -> None:
     if uri is not None:
         with explained(uri):
             store, path = filesystem(uri)
-            _write(store, _join(path, MARK), b"")
+            _write(store, join(path, MARK), b"")
 
 
 def remove(location: str | Path) -> None:
@@ -202,7 +195,7 @@ def unfinished(location: str | Path) -> bool:
         return False
     with explained(uri):
         store, path = filesystem(uri)
-        found = store.get_file_info(_join(path, MARK)).type == pafs.FileType.File
+        found = store.get_file_info(join(path, MARK)).type == pafs.FileType.File
         return bool(found)
 
 
@@ -213,134 +206,6 @@ def names_in(location: str | Path) -> set[str]:
         return set(_files(Path(location)))
     with explained(uri):
         return {name for name in _objects(*filesystem(uri)) if not _hidden(name)}
-
-
-def tail(location: str | Path, start: int) -> tuple[bytes, int]:
-    """Return what was added to an object after `start` bytes, and its size; all if it began anew.
-
-    Without a URI, or an object, there is nothing.
-    """
-    uri = uri_of(location)
-    if uri is None:
-        return b"", start
-    with explained(uri):
-        store, path = filesystem(uri)
-        size = store.get_file_info(path).size
-        if size is None or size == start:
-            return b"", start
-        with store.open_input_file(path) as file:
-            file.seek(start if start < size else 0)
-            return file.read(), size
-
-
-def folders_in(location: str | Path) -> set[str]:
-    """Return the names of the folders in that of a URI, of the machine alone or not."""
-    uri = uri_of(location)
-    if uri is None:
-        return set()
-    with explained(uri):
-        store, path = filesystem(uri)
-        found = store.get_file_info(pafs.FileSelector(path, allow_not_found=True))
-        return {info.base_name for info in found if info.type == pafs.FileType.Directory}
-
-
-@contextlib.contextmanager
-def opened(folder: str | Path, name: str) -> Iterator[Any]:
-    """Open a file of a folder to read parts of it, without a copy; None where there is none.
-
-    A file of this machine is mapped, and of an object of a URI ranges of bytes are asked for.
-    """
-    if not is_uri(folder):
-        here = Path(folder, name)
-        if not here.exists():
-            yield None
-            return
-        with pa.memory_map(str(here)) as file:
-            yield file
-        return
-    with explained(str(folder)):
-        store, path = filesystem(str(folder))
-        try:
-            file = store.open_input_file(_join(path, name))
-        except FileNotFoundError:
-            file = contextlib.nullcontext()
-        with file as there:
-            yield there
-
-
-def exists(folder: str | Path, name: str) -> bool:
-    """Whether a folder, or that of a URI, has a file of this name."""
-    if not is_uri(folder):
-        return Path(folder, name).exists()
-    with explained(str(folder)):
-        store, path = filesystem(str(folder))
-        found = store.get_file_info(_join(path, name)).type == pafs.FileType.File
-        return bool(found)
-
-
-def bring(uri: str, names: Collection[str], target: Path) -> None:
-    """Copy files of the folder of a URI to a folder in the staging folder, each by its name.
-
-    What is there already as it is in the store is not copied again, and nothing else in either
-    folder is looked at. Raises InputError where a file is missing.
-    """
-    with explained(uri):
-        store, path = filesystem(uri)
-        each = sorted(names)
-        found = store.get_file_info([_join(path, name) for name in each])
-        for name, info in zip(each, found, strict=True):
-            if info.type != pafs.FileType.File:
-                raise InputError(f"{uri}: no {name} there; check the URI")
-        stamps = {n: (info.size, info.mtime_ns) for n, info in zip(each, found, strict=True)}
-        old = [name for name in each if _stamp(target / name) != stamps[name]]
-        _each(lambda n: download(store, _join(path, n), target / n, stamps[n]), old)
-
-
-def leave(source: Path, names: Iterable[str], uri: str, last: str | None = None) -> None:
-    """Write files of a folder to that of a URI; `last`, one of them, once the others are there."""
-    with explained(uri):
-        store, path = filesystem(uri)
-        _each(lambda n: upload(store, source / n, _join(path, n)), {*names} - {last})
-        if last is not None:
-            upload(store, source / last, _join(path, last))
-
-
-def copy_within(uri: str, names: Iterable[str], output: str) -> None:
-    """Copy objects of a folder to another one of the same store; the store itself moves them."""
-    with explained(output):
-        (store, source), (_, target) = filesystem(uri), filesystem(output)
-
-        def copied(name: str) -> None:
-            if store.type_name == "local":  # which makes no folders, and shows a file half written
-                upload(store, Path(_join(source, name)), _join(target, name))
-            else:
-                store.copy_file(_join(source, name), _join(target, name))
-
-        _each(copied, {*names})
-
-
-def footer(location: str | Path) -> Any:
-    """Return the Parquet metadata of a file, which for a URI is read without the rest of it."""
-    uri = uri_of(location)
-    if uri is None:
-        return pq.read_metadata(location)
-    with explained(uri):
-        store, path = filesystem(uri)
-        return pq.read_metadata(path, filesystem=store)
-
-
-@contextlib.contextmanager
-def parquet(location: str | Path) -> Iterator[pq.ParquetFile]:
-    """Open a Parquet file; of a URI only what is read of it travels, and no copy is made."""
-    if not is_uri(location):
-        with files.open_parquet(location) as file:
-            yield file
-        return
-    uri = str(location)
-    with explained(uri):
-        store, path = filesystem(uri)
-        with store.open_input_file(path) as source:
-            yield pq.ParquetFile(source, page_checksum_verification=True)
 
 
 def _objects(store: Any, path: str) -> dict[str, Stamp]:
@@ -362,48 +227,15 @@ def _objects(store: Any, path: str) -> dict[str, Stamp]:
 def _files(location: Path) -> dict[str, Stamp]:
     """Return the same of a location on this machine, without hidden names."""
     if location.is_file():
-        return {"": _stamp(location) or (0, 0)}
+        return {"": stamp_of(location) or (0, 0)}
     found = {}
     for folder, folders, names in os.walk(location):
         folders[:] = [name for name in folders if not _hidden(name)]
         for name in names:
             path = Path(folder, name)
-            if not _hidden(name) and (stamp := _stamp(path)) is not None:
+            if not _hidden(name) and (stamp := stamp_of(path)) is not None:
                 found[path.relative_to(location).as_posix()] = stamp
     return found
-
-
-def _stamp(path: Path) -> Stamp | None:
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_size, status.st_mtime_ns
-
-
-def download(store: Any, path: str, target: Path, stamp: Stamp) -> None:
-    """Copy an object to a file that appears whole, with the time of change of the object."""
-    here = pafs.LocalFileSystem()
-    with files.replacing(inside(target)) as partial:
-        pafs.copy_files(path, str(partial), source_filesystem=store, destination_filesystem=here)
-        if partial.stat().st_size != stamp[0]:
-            raise RunError(f"{path}: changed while it was copied; run the same command again")
-        os.utime(partial, ns=(stamp[1], stamp[1]))
-
-
-def upload(store: Any, source: Path, path: str) -> None:
-    """Write an object by one call of the library: no signal comes between its beginning and end.
-
-    Objects of a store appear when they are complete; on a mounted folder it takes a rename.
-    """
-    here = pafs.LocalFileSystem()
-    if store.type_name != "local":
-        pafs.copy_files(str(source), path, source_filesystem=here, destination_filesystem=store)
-        return
-    with files.replacing(Path(path)) as partial:
-        pafs.copy_files(
-            str(source), str(partial), source_filesystem=here, destination_filesystem=store
-        )
 
 
 def _write(store: Any, path: str, content: bytes) -> None:
@@ -418,7 +250,7 @@ def _settle(uri: str, path: Path, before: Stamp, after: Stamp | None) -> None:
     if after is None or after[0] != before[0]:
         text = f"{uri}: {path.name} did not arrive; run the same command again"
         raise StoreUnavailableError(text)
-    if _stamp(path) == before:
+    if stamp_of(path) == before:
         os.utime(path, ns=(after[1], after[1]))
 
 
@@ -429,16 +261,6 @@ def _remove_here(target: Path, names: Iterable[str]) -> None:
         while folder != target and target in folder.parents and not any(folder.iterdir()):
             folder.rmdir()
             folder = folder.parent
-
-
-def _each(function: Callable[[str], None], names: Collection[str]) -> None:
-    """Call a function on names, some at once; the first error ends those that have not begun."""
-    pool = ThreadPoolExecutor(TRANSFERS)
-    try:
-        for done in [pool.submit(function, name) for name in sorted(names)]:
-            done.result()
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _forget(function: Callable[[str], None], path: str) -> None:
@@ -455,10 +277,6 @@ def held(target: Path) -> contextlib.AbstractContextManager[None]:
 
 def _without(names: Iterable[str], last: Collection[str]) -> list[str]:
     return [name for name in names if name.rpartition("/")[2] not in last]
-
-
-def _join(path: str, name: str) -> str:
-    return f"{path}/{name}" if path and name else path or name
 
 
 def _hidden(name: str) -> bool:

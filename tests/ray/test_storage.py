@@ -28,7 +28,7 @@ from ehr_ray.commands.train.command import train
 from ehr_ray.commands.tune import tune
 from ehr_ray.errors import ConfigError, InputError, RunError
 from ehr_ray.experiment import load
-from ehr_ray.storage import sync
+from ehr_ray.storage import in_place, sync
 from ehr_ray.storage.paths import STAGING
 
 pytestmark = pytest.mark.ray
@@ -155,7 +155,7 @@ def test_a_killed_training_goes_on_from_the_store_on_another_machine(
     evaluate(f"{output}/run", output=f"{BUCKET}/results", task="none")
     assert "metrics.json" in sync.names_in(f"{BUCKET}/results")
     assert embed(f"{output}/run", stored, f"{BUCKET}/vectors/all.parquet") == 80
-    assert sync.footer(f"{BUCKET}/vectors/all.parquet").num_rows == 80
+    assert in_place.footer(f"{BUCKET}/vectors/all.parquet").num_rows == 80
     assert objects(bucket, "vectors") == {"all.parquet"}
     assert not {name for name in objects(bucket, "runs/run") if name.startswith(".progress")}
     machine("fourth")

@@ -10,7 +10,7 @@ from ehr_ray.events.blocks import to_bytes
 from ehr_ray.events.patients import Patient
 from ehr_ray.experiment import Experiment
 from ehr_ray.runtime.data.rows import RowMaker
-from ehr_ray.storage import files, sync
+from ehr_ray.storage import files, in_place
 from ehr_ray.storage.paths import local
 
 SAMPLED: Final = 256
@@ -54,7 +54,7 @@ def estimated(job: Mapping[str, Any], maker: RowMaker) -> float:
             size += len(to_bytes([*maker.rows(patient, cuts)]))
         read += len(patient.time if isinstance(patient, Patient) else patient.tokens.code)
     with files.reads(Path(job["shard"]), "restore it"):
-        total = sum(sync.footer(path).num_rows for path in _paths(job))
+        total = sum(in_place.footer(path).num_rows for path in _paths(job))
     return size / max(1.0, _bytes(job) * min(1.0, read / max(1, total)))
 
 

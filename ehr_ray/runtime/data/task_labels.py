@@ -36,6 +36,7 @@ from ehr_ray.runtime.data.tasks import run_jobs
 from ehr_ray.sources.dataset_check import RANGE_IDS, subjects_of
 from ehr_ray.storage import files, sync
 from ehr_ray.storage.paths import absolute, is_uri, local
+from ehr_ray.storage.transfers import AT_ONCE
 
 VERSION: Final = 1
 """Bump when the files say other things: what was kept of older versions is made again."""
@@ -243,7 +244,7 @@ class DivideLabels:
         if self.folder is not None:
             order, ends = np.argsort(of, kind="stable"), np.cumsum(np.append(0, count))
             parts = (order[start:end] for start, end in itertools.pairwise(ends))
-            with ThreadPoolExecutor(sync.TRANSFERS) as pool:  # a disk or a store is waited for
+            with ThreadPoolExecutor(AT_ONCE) as pool:  # a disk or a store is waited for
                 list(pool.map(lambda path, rows: self._write(path, labels, rows), shards, parts))
         return Divided(
             labelled=count.tolist(),

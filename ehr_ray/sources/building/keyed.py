@@ -24,7 +24,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ehr_ray.errors import RunError
-from ehr_ray.storage import sync
+from ehr_ray.storage import in_place
 from ehr_ray.storage.paths import is_uri
 
 BATCH_ROWS: Final = 1 << 18
@@ -226,7 +226,7 @@ def _opened_index(
     folder: str | Path, name: str
 ) -> Iterator[tuple[pa.NativeFile, _Index] | tuple[None, None]]:
     """Open the index of a table and read its head; both are None where there is no such table."""
-    with sync.opened(folder, _index_name(name)) as file:
+    with in_place.opened(folder, _index_name(name)) as file:
         if file is None:
             yield None, None
             return
@@ -243,7 +243,7 @@ def _opened_index(
 @contextlib.contextmanager
 def _opened_rows(folder: str | Path, name: str) -> Iterator[pa.NativeFile]:
     """Open the rows of a table that has an index; `RunError` where they are gone."""
-    with sync.opened(folder, _rows_name(name)) as file:
+    with in_place.opened(folder, _rows_name(name)) as file:
         if file is None:
             raise removed(folder)
         yield file

@@ -32,7 +32,7 @@ from ehr_ray.sources.building.changes import told
 from ehr_ray.sources.building.metadata import TaskSummary
 from ehr_ray.sources.source import Source, Unit
 from ehr_ray.sources.splits import SplitPolicy
-from ehr_ray.storage import sync
+from ehr_ray.storage import in_place, sync
 from ehr_ray.storage.lock import exclusive_lock
 from ehr_ray.storage.paths import canonical, uri_of
 
@@ -224,7 +224,7 @@ def discard_staging(output: Path, keep: Path | None = None) -> None:
     """Remove what unfinished ingests into `output` left, but not `keep`."""
     begin = f".{output.name}.staging-"
     found = {*output.parent.glob(f"{begin}*")}
-    there = sync.folders_in(output.parent)
+    there = in_place.folders_in(output.parent)
     found |= {output.with_name(name) for name in there if name.startswith(begin)}
     for stale in sorted(found - {keep}):
         with _lock(stale, output):

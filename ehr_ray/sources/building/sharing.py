@@ -23,7 +23,7 @@ from ehr_ray.sources.building.keyed import removed
 from ehr_ray.sources.building.staging import SPLITS_TABLE, Plan, leave_splits
 from ehr_ray.sources.parsing.databases import is_address
 from ehr_ray.sources.source import Unit
-from ehr_ray.storage import files, sync
+from ehr_ray.storage import files, in_place, sync
 from ehr_ray.storage.lock import exclusive_lock
 from ehr_ray.storage.paths import canonical, is_uri, join, local, staging
 
@@ -63,19 +63,19 @@ def at_work(
     if part is not None and _is_whole(join(plan.store, _name(plan, part))):
         yield None
         return
-    if last is not None and sync.exists(plan.store, _name(plan, last)):
+    if last is not None and in_place.exists(plan.store, _name(plan, last)):
         yield None
         return
     brought = {_name(plan, path) for path in needs}
     with _own_folder() as folder:
-        sync.bring(plan.store, brought, folder)
+        in_place.bring(plan.store, brought, folder)
         yield replace(plan, staging=folder)
         made = sync.names_in(folder) - brought
         if part is not None:
             last = part / WHOLE
             here = folder / _name(plan, part)
             (here / WHOLE).write_text(json.dumps(sorted(sync.names_in(here))))
-        sync.leave(folder, made, plan.store, None if last is None else _name(plan, last))
+        in_place.leave(folder, made, plan.store, None if last is None else _name(plan, last))
 
 
 @contextlib.contextmanager
@@ -104,7 +104,7 @@ def _own_folder() -> Iterator[Path]:
 
 def _is_whole(part: str) -> bool:
     """Whether all files of a part are in its store."""
-    with sync.opened(part, WHOLE) as file:
+    with in_place.opened(part, WHOLE) as file:
         names = None if file is None else json.loads(file.read())
     return names is not None and {*names} <= sync.names_in(part)
 
@@ -132,7 +132,7 @@ def begin_parts(plan: Plan, folder: str, number: int) -> None:
         return
     bring(plan, folder)
     if not _are_whole(plan, folder, number):
-        for later in sync.folders_in(plan.store) - {"parts", folder}:
+        for later in in_place.folders_in(plan.store) - {"parts", folder}:
             sync.remove(plan.staging / later)
 
 
@@ -188,7 +188,7 @@ def publish(plan: Plan, num_parts: int, shards: Sequence[Path], output: Path) ->
     cohort = plan.staging / "cohort"
     names = {path.relative_to(cohort).as_posix() for path in shards}
     sync.mark(output)
-    sync.copy_within(join(plan.store, "cohort"), names, canonical(output))
+    in_place.copy_within(join(plan.store, "cohort"), names, canonical(output))
     sync.push(output, whole=True, kept=names)
 
 
@@ -208,7 +208,7 @@ def of_this_machine(unit: Unit) -> Unit:
     root = local(unit.root)
     with sync.held(root):
         names = {name for name in (*unit.files, *unit.uses) if not os.path.isabs(name)}
-        sync.bring(unit.root, names, root)
+        in_place.bring(unit.root, names, root)
     return replace(unit, root=str(root))
 
 

@@ -206,11 +206,22 @@ def test_a_machine_that_was_away_finds_its_run_taken_over(run, elsewhere, monkey
     assert "took over this run" in str(lost.value)
 
 
-def test_who_awakes_after_it_was_taken_over_gives_way(run, elsewhere):
-    elsewhere("first")
-    first = lease.Claim(run)
-    first.take(print)
-    time.sleep(lease.EXPIRY)
+@pytest.fixture
+def asleep(run, elsewhere):
+    """The claim of a machine that held the run, and has not renewed it for too long."""
+
+    def claim():
+        elsewhere("first")
+        first = lease.Claim(run)
+        first.take(print)
+        time.sleep(lease.EXPIRY)
+        return first
+
+    return claim
+
+
+def test_who_awakes_after_it_was_taken_over_gives_way(run, elsewhere, asleep):
+    first = asleep()
     elsewhere("second")
     second = lease.Claim(run)
     second.take(print)
@@ -221,11 +232,8 @@ def test_who_awakes_after_it_was_taken_over_gives_way(run, elsewhere):
     lease.Lease(run, second.name).check()
 
 
-def test_who_was_away_and_was_not_missed_goes_on(run, elsewhere):
-    elsewhere("first")
-    first = lease.Claim(run)
-    first.take(print)
-    time.sleep(lease.EXPIRY)
+def test_who_was_away_and_was_not_missed_goes_on(run, asleep):
+    first = asleep()
     first.renew()
     lease.Lease(run, first.name).check()
 
@@ -245,11 +253,8 @@ def test_a_claim_that_was_removed_is_not_written_again(run):
     assert lost(run, first)
 
 
-def test_who_awakes_after_another_trained_the_run_and_left_has_lost_it(run, elsewhere):
-    elsewhere("first")
-    first = lease.Claim(run)
-    first.take(print)
-    time.sleep(lease.EXPIRY)
+def test_who_awakes_after_another_trained_the_run_and_left_has_lost_it(run, elsewhere, asleep):
+    first = asleep()
     elsewhere("second")
     with leased(run, print):
         pass
@@ -272,12 +277,9 @@ def test_a_claim_that_is_removed_while_it_is_asked_for_anew_is_lost(run, monkeyp
 
 
 def test_what_the_store_kept_from_being_asked_is_asked_at_the_next_renewal(
-    run, elsewhere, monkeypatch
+    run, monkeypatch, asleep
 ):
-    elsewhere("first")
-    first = lease.Claim(run)
-    first.take(print)
-    time.sleep(lease.EXPIRY)
+    first = asleep()
     other = lease.Claims(run)
     other.write("b", {"state": lease.HOLDS, "host": "second"})
 

@@ -2,52 +2,14 @@
 
 import os
 
-import pyarrow as pa
 import pyarrow.fs as pafs
-import pyarrow.parquet as pq
 import pytest
+from small_files import content, write
 
 from ehr_ray.errors import InputError, RunError
 from ehr_ray.storage import sync
 from ehr_ray.storage.paths import STAGING, local
 from ehr_ray.storage.sync import MARK, fetch, push
-
-
-@pytest.fixture
-def store(tmp_path, monkeypatch):
-    """The folder a store keeps its objects in, and its URI."""
-    monkeypatch.setenv(STAGING, str(tmp_path / "copies"))
-    folder = tmp_path / "store"
-    folder.mkdir()
-    return folder, f"file://{folder}"
-
-
-@pytest.fixture
-def transfers(monkeypatch):
-    """The names of files copied either way."""
-    seen = []
-    for name in ("download", "upload"):
-        was = getattr(sync, name)
-
-        def counted(*args, was=was):
-            seen.append(os.path.basename(args[1]))
-            was(*args)
-
-        monkeypatch.setattr(sync, name, counted)
-    return seen
-
-
-def write(folder, **files):
-    for name, text in files.items():
-        path = folder / name.replace("__", "/")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-
-
-def content(folder):
-    return {
-        p.relative_to(folder).as_posix(): p.read_text() for p in folder.rglob("*") if p.is_file()
-    }
 
 
 def test_a_path_is_neither_copied_nor_touched(tmp_path, transfers):
@@ -196,15 +158,6 @@ def test_remove_takes_it_from_both_places(store):
     assert content(local(uri)) == {}
 
 
-def test_a_footer_is_read_where_it_lies(store, tmp_path, transfers):
-    folder, uri = store
-    table = pa.table({"x": [1, 2, 3]})
-    pq.write_table(table, folder / "t.parquet")
-    assert sync.footer(f"{uri}/t.parquet").num_rows == 3
-    assert sync.footer(folder / "t.parquet").num_rows == 3
-    assert transfers == []
-
-
 def test_the_name_of_an_object_leads_out_of_no_folder(store, monkeypatch):
     class Keys:
         """A store whose keys are what nobody would call a path."""
@@ -229,18 +182,6 @@ def test_the_name_of_an_object_leads_out_of_no_folder(store, monkeypatch):
     monkeypatch.setattr(sync, "download", lambda *args: fetched.append(args[2]))
     copy = sync.fetch("s3://b/cohort")
     assert set(fetched) == {copy / "a", copy / "etc" / "x"}
-
-
-def test_the_tail_of_an_object_is_what_was_added_or_all_of_a_new_one(store):
-    folder, uri = store
-    assert sync.tail(f"{uri}/log", 0) == (b"", 0)
-    write(folder, log="one\n")
-    assert sync.tail(f"{uri}/log", 0) == (b"one\n", 4)
-    write(folder, log="one\ntwo\n")
-    assert sync.tail(f"{uri}/log", 4) == (b"two\n", 8)
-    assert sync.tail(f"{uri}/log", 8) == (b"", 8)
-    write(folder, log="new\n")
-    assert sync.tail(f"{uri}/log", 8) == (b"new\n", 4)
 
 
 def test_options_that_lead_upwards_remove_nothing(store, tmp_path):
@@ -284,51 +225,3 @@ def test_a_link_in_place_of_a_copy_is_replaced_not_written_through(store, tmp_pa
     assert (fetch(uri) / "a").read_text() == "1"
     assert not (copy / "a").is_symlink()
     assert (tmp_path / "mine").read_text() == "kept"
-
-
-def test_files_are_brought_by_name_wherever_they_are_wanted(store, transfers):
-    folder, uri = store
-    write(folder, a="1", sub__b="2", c="3")
-    target = local(uri) / ".work"
-    sync.bring(uri, {"a", "sub/b"}, target)
-    sync.bring(uri, {"a"}, target)
-    assert content(target) == {"a": "1", "sub/b": "2"}
-    assert sorted(transfers) == ["a", "b"]
-    with pytest.raises(InputError, match="no d there"):
-        sync.bring(uri, {"a", "d"}, target)
-
-
-def test_what_is_left_comes_with_its_last_file_at_last(store, transfers, tmp_path):
-    folder, uri = store
-    write(tmp_path / "made", part__z="1", part__a="2", other="3")
-    sync.leave(tmp_path / "made", {"part/a", "part/z"}, f"{uri}/there", "part/a")
-    assert content(folder) == {"there/part/z": "1", "there/part/a": "2"}
-    assert [os.path.basename(name) for name in transfers] == ["z", "a"]
-    assert sync.exists(f"{uri}/there", "part/a")
-    assert not sync.exists(f"{uri}/there", "other")
-    assert sync.exists(tmp_path / "made", "other")
-    assert sync.folders_in(f"{uri}/there") == {"part"}
-    assert sync.folders_in(f"{uri}/none") == sync.folders_in(tmp_path) == set()
-
-
-def test_parts_of_a_file_are_read_where_it_lies(store, transfers):
-    folder, uri = store
-    write(folder, sub__a="0123456789")
-    for place in (folder, uri):
-        with sync.opened(place, "sub/a") as file:
-            file.seek(3)
-            assert file.read_buffer(4).to_pybytes() == b"3456"
-        with sync.opened(place, "sub/none") as file:
-            assert file is None
-    assert transfers == []
-
-
-def test_a_folder_is_made_whole_of_what_lies_there_and_what_is_here(store):
-    folder, uri = store
-    write(folder, staged__data__0="0", staged__data__1="1", out__data__9="of another", out__old="x")
-    copy = local(f"{uri}/out")
-    write(copy, metadata="m")
-    sync.mark(copy)
-    sync.copy_within(f"{uri}/staged", {"data/0", "data/1"}, f"{uri}/out")
-    push(copy, whole=True, kept={"data/0", "data/1"})
-    assert content(folder / "out") == {"data/0": "0", "data/1": "1", "metadata": "m"}

@@ -26,7 +26,7 @@ from ehr_ray.sources.mimic_iv.icd_groups import groups_file
 from ehr_ray.sources.parsing import csv_ranges
 from ehr_ray.sources.source import Unit
 from ehr_ray.sources.splits import SplitPolicy
-from ehr_ray.storage import sync
+from ehr_ray.storage import in_place, sync
 from ehr_ray.storage.paths import STAGING
 
 BUCKET = "s3://hospital"
@@ -225,7 +225,7 @@ def test_parts_that_another_removed_make_no_cohort(nodes, bucket):
 
     def remove(line):
         if line == "fitting codes on train":
-            (staging,) = sync.folders_in(f"{BUCKET}/shared") - {"cohort"}
+            (staging,) = in_place.folders_in(f"{BUCKET}/shared") - {"cohort"}
             bucket.delete_dir(f"hospital/shared/{staging}/parts/000001")
 
     with pytest.raises(RunError, match=REMOVED):
@@ -243,7 +243,7 @@ def test_a_part_that_lost_a_file_beside_another_removal_is_told_and_made_again(
     options = write_events(tmp_path / "raw", monkeypatch)
     put(bucket, tmp_path / "raw", "shared/raw")
     source, place = f"{BUCKET}/shared/raw/events.csv", f"{BUCKET}/shared/cohort"
-    real = sync.leave
+    real = in_place.leave
 
     def leave(folder, names, uri, last=None):
         real(folder, names, uri, last)
@@ -251,7 +251,7 @@ def test_a_part_that_lost_a_file_beside_another_removal_is_told_and_made_again(
             bucket.delete_file(f"{uri.removeprefix('s3://')}/parts/000001/{table}")
 
     with monkeypatch.context() as patch:
-        patch.setattr(sync, "leave", leave)
+        patch.setattr(in_place, "leave", leave)
         with pytest.raises(RunError, match=REMOVED):
             ingest("table", source, place, options=options, cpus=2)
     ingest("table", source, place, options=options, cpus=2)
@@ -271,7 +271,7 @@ def test_what_was_made_without_a_lost_table_is_made_again_with_it(
 
     def lossy(function, jobs, *, verb, **how):
         if verb == "wrote":
-            (staging,) = sync.folders_in(f"{BUCKET}/shared") - {"cohort", "raw"}
+            (staging,) = in_place.folders_in(f"{BUCKET}/shared") - {"cohort", "raw"}
             bucket.delete_file(f"hospital/shared/{staging}/{folder}/000001/events.index")
         return run(function, jobs, **how)
 

@@ -1,0 +1,147 @@
+"""Data by URI used where it lies: parts of files, and single files, without a copy of the folder.
+
+A path of this machine is used in the same way, as far as that makes sense of it.
+"""
+
+import contextlib
+from collections.abc import Collection, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from ehr_ray.errors import InputError
+from ehr_ray.storage import files
+from ehr_ray.storage.object_stores import explained, filesystem
+from ehr_ray.storage.paths import is_uri, uri_of
+from ehr_ray.storage.transfers import download, each, join, stamp_of, upload
+
+
+def tail(location: str | Path, start: int) -> tuple[bytes, int]:
+    """Return what was added to an object after `start` bytes, and its size; all if it began anew.
+
+    Without a URI, or an object, there is nothing.
+    """
+    uri = uri_of(location)
+    if uri is None:
+        return b"", start
+    with explained(uri):
+        store, path = filesystem(uri)
+        size = store.get_file_info(path).size
+        if size is None or size == start:
+            return b"", start
+        with store.open_input_file(path) as file:
+            file.seek(start if start < size else 0)
+            return file.read(), size
+
+
+def folders_in(location: str | Path) -> set[str]:
+    """Return the names of the folders in that of a URI, of the machine alone or not."""
+    uri = uri_of(location)
+    if uri is None:
+        return set()
+    with explained(uri):
+        store, path = filesystem(uri)
+        found = store.get_file_info(pafs.FileSelector(path, allow_not_found=True))
+        return {info.base_name for info in found if info.type == pafs.FileType.Directory}
+
+
+@contextlib.contextmanager
+def opened(folder: str | Path, name: str) -> Iterator[Any]:
+    """Open a file of a folder to read parts of it, without a copy; None where there is none.
+
+    A file of this machine is mapped, and of an object of a URI ranges of bytes are asked for.
+    """
+    if not is_uri(folder):
+        here = Path(folder, name)
+        if not here.exists():
+            yield None
+            return
+        with pa.memory_map(str(here)) as file:
+            yield file
+        return
+    with explained(str(folder)):
+        store, path = filesystem(str(folder))
+        try:
+            file = store.open_input_file(join(path, name))
+        except FileNotFoundError:
+            file = contextlib.nullcontext()
+        with file as there:
+            yield there
+
+
+def exists(folder: str | Path, name: str) -> bool:
+    """Whether a folder, or that of a URI, has a file of this name."""
+    if not is_uri(folder):
+        return Path(folder, name).exists()
+    with explained(str(folder)):
+        store, path = filesystem(str(folder))
+        found = store.get_file_info(join(path, name)).type == pafs.FileType.File
+        return bool(found)
+
+
+def bring(uri: str, names: Collection[str], target: Path) -> None:
+    """Copy files of the folder of a URI to a folder in the staging folder, each by its name.
+
+    What is there already as it is in the store is not copied again, and nothing else in either
+    folder is looked at. Raises InputError where a file is missing.
+    """
+    with explained(uri):
+        store, path = filesystem(uri)
+        wanted = sorted(names)
+        found = store.get_file_info([join(path, name) for name in wanted])
+        for name, info in zip(wanted, found, strict=True):
+            if info.type != pafs.FileType.File:
+                raise InputError(f"{uri}: no {name} there; check the URI")
+        stamps = {n: (info.size, info.mtime_ns) for n, info in zip(wanted, found, strict=True)}
+        old = [name for name in wanted if stamp_of(target / name) != stamps[name]]
+        each(lambda n: download(store, join(path, n), target / n, stamps[n]), old)
+
+
+def leave(source: Path, names: Iterable[str], uri: str, last: str | None = None) -> None:
+    """Write files of a folder to that of a URI; `last`, one of them, once the others are there."""
+    with explained(uri):
+        store, path = filesystem(uri)
+        each(lambda n: upload(store, source / n, join(path, n)), {*names} - {last})
+        if last is not None:
+            upload(store, source / last, join(path, last))
+
+
+def copy_within(uri: str, names: Iterable[str], output: str) -> None:
+    """Copy objects of a folder to another one of the same store; the store itself moves them."""
+    with explained(output):
+        (store, source), (_, target) = filesystem(uri), filesystem(output)
+
+        def copied(name: str) -> None:
+            if store.type_name == "local":  # which makes no folders, and shows a file half written
+                upload(store, Path(join(source, name)), join(target, name))
+            else:
+                store.copy_file(join(source, name), join(target, name))
+
+        each(copied, {*names})
+
+
+def footer(location: str | Path) -> Any:
+    """Return the Parquet metadata of a file, which for a URI is read without the rest of it."""
+    uri = uri_of(location)
+    if uri is None:
+        return pq.read_metadata(location)
+    with explained(uri):
+        store, path = filesystem(uri)
+        return pq.read_metadata(path, filesystem=store)
+
+
+@contextlib.contextmanager
+def parquet(location: str | Path) -> Iterator[pq.ParquetFile]:
+    """Open a Parquet file; of a URI only what is read of it travels, and no copy is made."""
+    if not is_uri(location):
+        with files.open_parquet(location) as file:
+            yield file
+        return
+    uri = str(location)
+    with explained(uri):
+        store, path = filesystem(uri)
+        with store.open_input_file(path) as source:
+            yield pq.ParquetFile(source, page_checksum_verification=True)

@@ -1,0 +1,82 @@
+"""Files of a store used where they lie, on `file://` URIs: the code of S3, without a server."""
+
+import os
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from small_files import content, write
+
+from ehr_ray.errors import InputError
+from ehr_ray.storage import in_place, sync
+from ehr_ray.storage.paths import local
+from ehr_ray.storage.sync import push
+
+
+def test_a_footer_is_read_where_it_lies(store, tmp_path, transfers):
+    folder, uri = store
+    table = pa.table({"x": [1, 2, 3]})
+    pq.write_table(table, folder / "t.parquet")
+    assert in_place.footer(f"{uri}/t.parquet").num_rows == 3
+    assert in_place.footer(folder / "t.parquet").num_rows == 3
+    assert transfers == []
+
+
+def test_the_tail_of_an_object_is_what_was_added_or_all_of_a_new_one(store):
+    folder, uri = store
+    assert in_place.tail(f"{uri}/log", 0) == (b"", 0)
+    write(folder, log="one\n")
+    assert in_place.tail(f"{uri}/log", 0) == (b"one\n", 4)
+    write(folder, log="one\ntwo\n")
+    assert in_place.tail(f"{uri}/log", 4) == (b"two\n", 8)
+    assert in_place.tail(f"{uri}/log", 8) == (b"", 8)
+    write(folder, log="new\n")
+    assert in_place.tail(f"{uri}/log", 8) == (b"new\n", 4)
+
+
+def test_files_are_brought_by_name_wherever_they_are_wanted(store, transfers):
+    folder, uri = store
+    write(folder, a="1", sub__b="2", c="3")
+    target = local(uri) / ".work"
+    in_place.bring(uri, {"a", "sub/b"}, target)
+    in_place.bring(uri, {"a"}, target)
+    assert content(target) == {"a": "1", "sub/b": "2"}
+    assert sorted(transfers) == ["a", "b"]
+    with pytest.raises(InputError, match="no d there"):
+        in_place.bring(uri, {"a", "d"}, target)
+
+
+def test_what_is_left_comes_with_its_last_file_at_last(store, transfers, tmp_path):
+    folder, uri = store
+    write(tmp_path / "made", part__z="1", part__a="2", other="3")
+    in_place.leave(tmp_path / "made", {"part/a", "part/z"}, f"{uri}/there", "part/a")
+    assert content(folder) == {"there/part/z": "1", "there/part/a": "2"}
+    assert [os.path.basename(name) for name in transfers] == ["z", "a"]
+    assert in_place.exists(f"{uri}/there", "part/a")
+    assert not in_place.exists(f"{uri}/there", "other")
+    assert in_place.exists(tmp_path / "made", "other")
+    assert in_place.folders_in(f"{uri}/there") == {"part"}
+    assert in_place.folders_in(f"{uri}/none") == in_place.folders_in(tmp_path) == set()
+
+
+def test_parts_of_a_file_are_read_where_it_lies(store, transfers):
+    folder, uri = store
+    write(folder, sub__a="0123456789")
+    for place in (folder, uri):
+        with in_place.opened(place, "sub/a") as file:
+            file.seek(3)
+            assert file.read_buffer(4).to_pybytes() == b"3456"
+        with in_place.opened(place, "sub/none") as file:
+            assert file is None
+    assert transfers == []
+
+
+def test_a_folder_is_made_whole_of_what_lies_there_and_what_is_here(store):
+    folder, uri = store
+    write(folder, staged__data__0="0", staged__data__1="1", out__data__9="of another", out__old="x")
+    copy = local(f"{uri}/out")
+    write(copy, metadata="m")
+    sync.mark(copy)
+    in_place.copy_within(f"{uri}/staged", {"data/0", "data/1"}, f"{uri}/out")
+    push(copy, whole=True, kept={"data/0", "data/1"})
+    assert content(folder / "out") == {"data/0": "0", "data/1": "1", "metadata": "m"}
