@@ -59,9 +59,9 @@ class EventTransformerConfig:
     """Largest |z-score| of that channel."""
 
     numbers: tuple[Number, ...] = ()
-    """Numbers of an event that are told in pieces besides (PLE, Gorishniy et al. 2022), each variable
-    by a map of its own: its `value`, between quantiles of train, and the time `since` the event
-    before of the same code."""
+    """Numbers of an event that are told in pieces besides (PLE, Gorishniy et al. 2022), by a map of
+    each variable: its `value`, between quantiles of train, and the time `since` the event before of
+    the same code."""
 
     embedding_dim: PositiveInt | None = None
     """Width of the phrase embeddings; null takes the text model's, or 256 for `hashing`."""

@@ -108,6 +108,13 @@ class JEPAConfig:
     time_jitter: NotNegative = 0.0
     """Standard deviation, in minutes, by which the rows of the context are moved in training."""
 
+    target: Literal["average", "online"] = "average"
+    """Encoder of the states that are predicted: a moving average of the trained one (I-JEPA), or
+    that one itself, with its gradient, which only a regulariser or `infonce` keeps from collapse
+    (LeJEPA; CPC)."""
+    latent_loss: Literal["smooth_l1", "infonce"] = "smooth_l1"
+    """How a predicted state is compared: with its own alone, or as the one among all hidden rows of
+    the batch that it is nearest to (CPC, van den Oord et al. 2018, eq. 4)."""
     value_weight: NotNegative = 1.0
     """Weight of a head that tells the levels observed in the predicted rows; 0: there is none."""
     time_to_event_weight: NotNegative = 0.0
@@ -132,6 +139,9 @@ class JEPAConfig:
     patients of a worker, so it wants batches of hundreds."""
     regulariser_weight: NotNegative | None = None
     """Its weight; null: 1 for vicreg, 0.05 for sigreg."""
+    projector: PositiveInt | None = None
+    """Width of two layers through which the regulariser sees a state, thrown away after training
+    (the expander of VICReg); null: it sees the state itself."""
 
     pool: tuple[Pool, ...] = ("mean", "std", "max", "last")
     """How a patient's states become one embedding, concatenated."""
@@ -161,6 +171,8 @@ class JEPAConfig:
                 raise ValueError(f"{name} needs rows hours: a visit has no end of its own")
         check_time_to_event(self.time_to_event_codes, self.time_to_event_bins)
         check_future_value(self.future_value_codes, self.future_value_hours)
+        if self.target == "online" and self.embed_with == "target":
+            raise ValueError("embed_with target needs target average: there is no other encoder")
         if not self.pool:
             raise ValueError("pool must name at least one of mean, std, min, max, first, last")
 
@@ -198,7 +210,8 @@ def idle(config: JEPAConfig, task: bool) -> dict[str, str]:
     if config.rows == "hours":
         model["discharges"] = "model.rows=hours"
     if config.regulariser == "none":
-        model["regulariser_weight"] = "model.regulariser=none"
+        why = "model.regulariser=none"
+        model |= dict.fromkeys(("regulariser_weight", "projector"), why)
     if not config.time_to_event_weight:
         model |= dict.fromkeys(IDLE, "model.time_to_event_weight=0")
     if not config.future_value_weight:
@@ -209,16 +222,21 @@ def idle(config: JEPAConfig, task: bool) -> dict[str, str]:
             *IDLE,
             "future_value_weight",
             *IDLE_VALUES,
+            "latent_loss",
             "value_weight",
             "regulariser",
             "regulariser_weight",
+            "projector",
             "level_noise",
             "time_jitter",
         )
         model |= dict.fromkeys((*HIDING, *weights), "a task")
     else:
         model["hide_rows"] = "no task"
-    return {f"model.{name}": why for name, why in model.items()}
+    found = {f"model.{name}": why for name, why in model.items()}
+    if config.target == "online":
+        found["schedules.momentum"] = "model.target=online"
+    return found
 
 
 def inactive_paths(_config: JEPAConfig, task: bool) -> tuple[str, ...]:

@@ -12,6 +12,8 @@ from ehr_ray.families.jepa.time_to_event import truth_after
 from ehr_ray.family import Batch, Scheduled, Term, Terms
 
 WEIGHTS = {"vicreg": 1.0, "sigreg": 0.05}
+TEMPERATURE = 0.1
+"""What cosines of states are divided by where they are contrasted."""
 COVARIANCE = 1 / 25
 """Weight of VICReg's covariance over that of its variance, as published."""
 
@@ -19,16 +21,21 @@ COVARIANCE = 1 / 25
 def loss(model: nn.Module, batch: Batch, _scheduled: Scheduled, seed: int) -> Terms:
     """Return terms: `latent` per hidden row, `value` per value observed in one; see `regularise`.
 
-    Smooth-L1 throughout. `time_to_event` is per context and code, in nats of a density of hours,
-    `future_value` per window in which a code is measured, in nats of a density of its scaled
-    values. Only logged are `time_to_event_baseline` and `future_value_baseline`, the same of the
-    rates of train and of the last value carried forward, and `padding`.
+    Smooth-L1, or for states the nats of `contrast`. `time_to_event` is per context and code, in
+    nats of a density of hours, `future_value` per window in which a code is measured, in nats of a
+    density of its scaled values. Only logged are `time_to_event_baseline` and
+    `future_value_baseline`, the same of the rates of train and of the last value carried forward,
+    and `padding`.
     """
     config: JEPAConfig = getattr(model, "module", model).config
     out = model(batch, seed)
     wanted = out["wanted"]
-    error = F.smooth_l1_loss(out["predicted"], out["goal"], reduction="none").mean(-1)
-    terms = {"latent": Term((error * wanted).sum(), wanted.sum().float())}
+    count = wanted.sum().float()
+    if config.latent_loss == "infonce":
+        error = contrast(out["predicted"][wanted], out["goal"][wanted])
+    else:
+        error = F.smooth_l1_loss(out["predicted"], out["goal"], reduction="none").mean(-1) * wanted
+    terms = {"latent": Term(error.sum(), count)}
     if config.value_weight:
         observed = out["observed"]
         missed = F.smooth_l1_loss(out["estimate"], out["level"], reduction="none")
@@ -65,8 +72,21 @@ def counts(model: nn.Module, batch: Batch, seed: int) -> dict[str, Tensor]:
     return found | dict.fromkeys(("isotropy", "variance", "covariance"), patients)
 
 
+def contrast(predicted: Tensor, goal: Tensor) -> Tensor:
+    """Return -log p of each hidden row's own state among those of all N, [N], of [N, D] each.
+
+    Log-odds are cosines over a temperature (InfoNCE).
+    """
+    predicted, goal = F.normalize(predicted.float(), dim=-1), F.normalize(goal.float(), dim=-1)
+    with torch.autocast(goal.device.type, enabled=False):
+        alike = predicted @ goal.T / TEMPERATURE
+    return F.cross_entropy(alike, torch.arange(len(goal), device=goal.device), reduction="none")
+
+
 def needs_pairs(config: JEPAConfig) -> str | None:
     """Return the setting that compares patients of a batch, if there is one."""
+    if config.latent_loss == "infonce":
+        return "model.latent_loss=infonce"
     if config.regulariser == "none" or config.regulariser_weight == 0:
         return None
     return f"model.regulariser={config.regulariser}"

@@ -114,8 +114,16 @@ class JEPA(nn.Module):
             "feature_code", torch.from_numpy(features.code).long(), persistent=False
         )
         self.encoder = Encoder(num_columns, config.size, config.dropout)
-        self.target = copy.deepcopy(self.encoder).requires_grad_(False).eval()
+        if config.target == "average":
+            self.target = copy.deepcopy(self.encoder).requires_grad_(False).eval()
         self.predictor = Predictor(config.size)
+        if config.regulariser != "none" and config.projector is not None:
+            self.projector = nn.Sequential(
+                nn.Linear(config.size.width, config.projector),
+                nn.LayerNorm(config.projector),
+                nn.GELU(),
+                nn.Linear(config.projector, config.projector),
+            )
         if config.value_weight:
             self.values = nn.Linear(config.size.width, len(features))
         if config.followed:
@@ -128,15 +136,17 @@ class JEPA(nn.Module):
     def train(self, mode: bool = True) -> Self:
         """Set the mode of all but the target, whose states are goals and never dropped out."""
         super().train(mode)
-        self.target.eval()
+        if hasattr(self, "target"):
+            self.target.eval()
         return self
 
     def forward(self, batch: Batch, seed: int) -> dict[str, Tensor]:
         """Return what the loss compares, K hidden rows of each patient.
 
-        `predicted` and `goal` [B, K, D], `wanted` [B, K], `state` [B, D], the context's mean, and
-        with a head of values `estimate` and `level` [B, K, F] and `observed` [B, K, F], with those
-        of times and values after the context what `TimeToEvent` and `FutureValue` give.
+        `predicted` and `goal` [B, K, D], `wanted` [B, K], `state` [B, D], the context's mean, or
+        what a projector makes of it, and with a head of values `estimate` and `level` [B, K, F] and
+        `observed` [B, K, F], with those of times and values after the context what `TimeToEvent`
+        and `FutureValue` give.
         """
         sheet = dense(batch)
         context, hidden = self.masks(batch, seed)
@@ -151,11 +161,12 @@ class JEPA(nn.Module):
         rows = told.total + asked.total
         predicted = self.predictor(states, seen.minute, seen.mask, ahead, wanted, rows)
         real = seen.mask.unsqueeze(-1)
+        state = (states.float() * real).sum(1) / real.sum(1)
         out = {
             "predicted": predicted.float(),
             "goal": rows_at(self.goals(sheet), index),
             "wanted": wanted,
-            "state": (states.float() * real).sum(1) / real.sum(1),
+            "state": self.projector(state).float() if hasattr(self, "projector") else state,
         }
         if self.config.value_weight:
             out["estimate"] = self.values(predicted).float()
@@ -177,15 +188,19 @@ class JEPA(nn.Module):
         """Return the states of all rows of a sheet, [B, T, D]."""
         limit = None if self.config.carry_hours is None else 60 * self.config.carry_hours
         x = columns(sheet, limit, FRESH_MINUTES[self.config.rows])
-        encoder = self.target if target else self.encoder
+        encoder = self.target if target and hasattr(self, "target") else self.encoder
         states: Tensor = encoder(x, sheet.minute, sheet.mask, sheet.real)
         return states
 
-    @torch.no_grad()
     def goals(self, sheet: DenseRows) -> Tensor:
-        """Return the target's states, each normalised over its D numbers, [B, T, D]."""
-        states = self.encode(sheet, target=True).float()
-        return F.layer_norm(states, states.shape[-1:])
+        """Return the target's states, each normalised over its D numbers, [B, T, D].
+
+        Only those of the encoder itself have a gradient.
+        """
+        trained = torch.is_grad_enabled() and self.config.target == "online"
+        with torch.set_grad_enabled(trained):
+            states = self.encode(sheet, target=True).float()
+            return F.layer_norm(states, states.shape[-1:])
 
 
 def axes(config: JEPAConfig, vocabulary: Vocabulary) -> dict[str, Axis]:
@@ -200,9 +215,10 @@ def axes(config: JEPAConfig, vocabulary: Vocabulary) -> dict[str, Axis]:
         "time_to_event.codes": followed_codes(config.followed, vocabulary),
         "future_value.codes": measured_codes(config.measured, vocabulary),
     }
+    average = {"target.embed.0.weight": read} if config.target == "average" else {}
     return {
         "encoder.embed.0.weight": read,
-        "target.embed.0.weight": read,
+        **average,
         "values.weight": told,
         "values.bias": told,
         **{n: Axis(0, tuple(vocabulary.codes[i] for i in c)) for n, c in heads.items() if len(c)},
@@ -228,6 +244,8 @@ def fit_rows(config: JEPAConfig) -> int:
 @torch.no_grad()
 def after_step(model: JEPA, scheduled: Scheduled) -> None:
     """Move the target towards the encoder: momentum * target + (1 - momentum) * encoder."""
+    if not hasattr(model, "target"):
+        return
     own = list(model.target.parameters())
     torch._foreach_lerp_(own, list(model.encoder.parameters()), 1 - scheduled["momentum"])
 

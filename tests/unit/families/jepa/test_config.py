@@ -1,9 +1,10 @@
 import pytest
 
+from ehr_ray.config.idle import refusals
 from ehr_ray.config.search import Choice, LogUniform
 from ehr_ray.errors import ConfigError
 from ehr_ray.experiment import parse
-from ehr_ray.families.jepa.config import DEFAULT
+from ehr_ray.families.jepa.config import DEFAULT, SCHEMA
 from ehr_ray.runtime.tuning.plan import check_space
 from ehr_ray.runtime.tuning.trial_data import data_paths
 
@@ -48,6 +49,7 @@ def test_a_preset_fills_the_sizes_that_are_not_given(name, size):
         ({"block_share": 0.3}, r"^model.block_share: must be a list of 2, as in \[0.1, 0.25\]"),
         ({"regulariser_weight": "inf"}, r"^model.regulariser_weight: must be a finite number"),
         ({"pool": []}, "at least one of mean"),
+        ({"target": "online", "embed_with": "target"}, "there is no other encoder"),
         ({"regulariser": "barlow"}, "model.regulariser"),
         ({"rows": "visits", "time_to_event_weight": 1}, "needs rows hours: a visit has no end"),
         ({"rows": "visits", "future_value_weight": 1}, "needs rows hours: a visit has no end"),
@@ -91,3 +93,11 @@ def test_the_moving_average_keeps_between_none_and_all_of_itself():
         parse({**raw, "schedules": {"momentum": 1.5}})
     with pytest.raises(ConfigError, match=r"^schedules\.momentum\.start: .* \(got -0.1\)"):
         parse({**raw, "schedules": {"momentum": {"start": -0.1}}})
+
+
+def test_the_moving_average_has_no_say_where_there_is_none():
+    raw = {"family": "jepa", "name": "x", "data": {"cohort": "c"}, "model": {"target": "online"}}
+    (line,) = refusals(parse({**raw, "schedules": {"momentum": 0.5}}), SCHEMA)
+    assert line.startswith("schedules.momentum")
+    (line,) = refusals(parse({**raw, "model": {"projector": 64}}), SCHEMA)
+    assert line.startswith("model.projector=64: does nothing with model.regulariser=none")

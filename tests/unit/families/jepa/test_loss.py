@@ -6,8 +6,9 @@ import torch
 from torch.nn import functional as F
 
 from ehr_ray.families.jepa.data import collate, transform
-from ehr_ray.families.jepa.loss import loss
+from ehr_ray.families.jepa.loss import contrast, loss, needs_pairs
 from ehr_ray.families.jepa.model import JEPA
+from ehr_ray.families.jepa.predict import predict
 
 HOUR = 60 * 60_000_000
 SCHEDULED = {"momentum": 0.996}
@@ -52,8 +53,45 @@ def test_a_regulariser_adds_its_terms_and_reaches_the_encoder(
         assert terms[key].count == 4
 
 
-def test_a_batch_with_nothing_to_predict_is_no_accident(make_model, make_batch):
-    model = make_model()
+def test_a_regulariser_sees_states_through_a_projector_that_no_embedding_has(
+    make_model, make_batch
+):
+    plain = make_model(regulariser="sigreg")
+    model, batch = make_model(regulariser="sigreg", projector=24), make_batch([9, 5, 12, 6])
+    assert model(batch, SEED)["state"].shape == (4, 24)
+    assert plain(batch, SEED)["state"].shape == (4, 16)
+    loss(model, batch, SCHEDULED, SEED)["isotropy"].sum.backward()
+    assert model.projector[0].weight.grad.abs().max() > 0
+    assert model.encoder.embed[0].weight.grad.abs().max() > 0
+    assert predict(model, batch)["embedding"].shape == predict(plain, batch)["embedding"].shape
+
+
+def test_a_contrast_is_least_for_the_states_that_belong_together():
+    states = torch.randn(40, 8, generator=torch.Generator().manual_seed(0))
+    own, other = contrast(states, states), contrast(states, states.roll(1, 0))
+    cosine = F.normalize(states, dim=-1) @ F.normalize(states, dim=-1).T
+    torch.testing.assert_close(own, -(10 * cosine).log_softmax(1).diagonal())
+    assert own.mean() < 0.2
+    assert other.mean() > 5
+    same = contrast(torch.ones(5, 8), torch.ones(5, 8))
+    torch.testing.assert_close(same, torch.full((5,), 5.0).log())
+    assert contrast(states[:0], states[:0]).sum() == 0
+
+
+def test_hidden_rows_are_told_apart_by_infonce(make_model, make_batch):
+    model = make_model(latent_loss="infonce")
+    batch = make_batch([20, 7, 1])
+    terms, out = loss(model, batch, SCHEDULED, SEED), model(batch, SEED)
+    wanted = out["wanted"]
+    expected = contrast(out["predicted"][wanted], out["goal"][wanted]).mean()
+    torch.testing.assert_close(terms["latent"].sum / terms["latent"].count, expected)
+    assert needs_pairs(model.config) == "model.latent_loss=infonce"
+    assert needs_pairs(make_model().config) is None
+
+
+@pytest.mark.parametrize("latent_loss", ["smooth_l1", "infonce"])
+def test_a_batch_with_nothing_to_predict_is_no_accident(make_model, make_batch, latent_loss):
+    model = make_model(latent_loss=latent_loss)
     terms = loss(model, make_batch([1, 0]), SCHEDULED, SEED)
     total = sum(term.coef * term.sum for term in terms.values())
     assert total == 0

@@ -137,3 +137,17 @@ def test_states_are_normalised_before_they_are_compared_and_predicted(make_model
     assert len(entered) == 2
     for states in entered:
         torch.testing.assert_close(states.mean(-1), torch.zeros(states.shape[:2]))
+
+
+def test_states_of_the_encoder_itself_are_targets_with_a_gradient(make_model, make_batch):
+    model, batch = make_model(target="online", value_weight=0.0).train(), make_batch([20, 7])
+    assert not hasattr(model, "target")
+    goal = model(batch, 5)["goal"]
+    (gradient,) = torch.autograd.grad(goal.square().mul(goal).sum(), model.encoder.time.weight)
+    assert gradient.abs().max() > 0
+    after_step(model, {"momentum": 0.5})
+    average = make_model(value_weight=0.0)
+    torch.testing.assert_close(goal, average(batch, 5)["goal"])  # which starts as the encoder
+    assert not average(batch, 5)["goal"].requires_grad
+    with torch.no_grad():
+        assert not model(batch, 5)["goal"].requires_grad
