@@ -25,10 +25,15 @@ CASES = {
     "decoder with a head of values": ("event_decoder", {"model.future_value_weight": 1.0}),
     "hours with a head of values": ("visit_jepa", {"model.future_value_weight": 1.0}),
     "encoder": ("event_encoder", {"model.pooling": ["mean"]}),
+    "encoder with numbers in pieces": ("event_encoder", {"model.numbers": ["value", "since"]}),
     "encoder with cls in windows": ("event_encoder", {"model.pooling": ["cls", "max"], **WINDOWS}),
     "encoder that fills in": ("event_encoder", {"task": None, "model.head": "tied"}),
     "hours": ("visit_jepa", {"model.mask": "both"}),
     "hours with a regulariser": ("visit_jepa", {"model.regulariser": "vicreg"}),
+    "hours that are their own targets": (
+        "visit_jepa",
+        {"model.target": "online", "model.regulariser": "sigreg", "model.projector": 8},
+    ),
     "hours of a task": ("visit_jepa_finetune", {"model.hide_rows": 0.3}),
     "prior of sets": ("seqset_poe", {}),
 }

@@ -42,6 +42,7 @@ COUNTED = {
     "jepa": [
         {"model.regulariser": "sigreg"},
         {"model.regulariser": "vicreg"},
+        {"model.latent_loss": "infonce", "model.target": "online"},
         AHEAD,
     ],
     "hcat": [{"model.alpha_con": 0.1}, {"model.missing": "mask"}],
