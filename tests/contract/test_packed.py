@@ -25,7 +25,6 @@ CASES = {
     "decoder with a head of values": ("event_decoder", {"model.future_value_weight": 1.0}),
     "hours with a head of values": ("visit_jepa", {"model.future_value_weight": 1.0}),
     "encoder": ("event_encoder", {"model.pooling": ["mean"]}),
-    "encoder with numbers in pieces": ("event_encoder", {"model.numbers": ["value", "since"]}),
     "encoder with cls in windows": ("event_encoder", {"model.pooling": ["cls", "max"], **WINDOWS}),
     "encoder that fills in": ("event_encoder", {"task": None, "model.head": "tied"}),
     "hours": ("visit_jepa", {"model.mask": "both"}),

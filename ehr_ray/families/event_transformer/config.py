@@ -18,7 +18,6 @@ PositiveInt = Annotated[int, Field(ge=1)]
 Position = Literal["sinusoidal", "rotary", "time"]
 OBJECTIVES = ("next_event", "next_value", "next_time", "time_to_event", "future_value")
 """What a `_weight` is of."""
-Number = Literal["value", "since"]
 Pool = Literal["mean", "cls", "max", "attention", "last"]
 
 
@@ -57,11 +56,6 @@ class EventTransformerConfig:
     """Also multiply a projection of the phrase by the z-scored value; bins alone are coarse."""
     clip_value: Annotated[float, Field(gt=0)] = 5.0
     """Largest |z-score| of that channel."""
-
-    numbers: tuple[Number, ...] = ()
-    """Numbers of an event that are told in pieces besides (PLE, Gorishniy et al. 2022), by a map of
-    each variable: its `value`, between quantiles of train, and the time `since` the event before of
-    the same code."""
 
     embedding_dim: PositiveInt | None = None
     """Width of the phrase embeddings; null takes the text model's, or 256 for `hashing`."""

@@ -15,12 +15,6 @@ from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.families.event_transformer.config import EventTransformerConfig
 from ehr_ray.families.event_transformer.data import token_book
 from ehr_ray.families.event_transformer.future_value import fit_values, values_of
-from ehr_ray.families.event_transformer.numbers import (
-    Pieces,
-    since_edges,
-    since_last,
-    value_edges,
-)
 from ehr_ray.families.event_transformer.table import phrase_table
 from ehr_ray.families.event_transformer.time_to_event import (
     asked_moments,
@@ -55,20 +49,12 @@ class EventTransformer(nn.Module):
         self.register_buffer("table", phrase_table(config, vocabulary))
         phrases, embedding = self.table.shape
         width = config.model_dim
-        book = token_book(vocabulary, config.token_options)
-        self.first_gap = book.first_gap
+        self.first_gap = token_book(vocabulary, config.token_options).first_gap
         self.project = nn.Linear(embedding, width)
         if config.value_channel:
             self.project_value = nn.Linear(embedding, width, bias=False)
         if config.gaps == "merged":
             self.project_gap = nn.Linear(embedding, width, bias=False)
-        if "value" in config.numbers:
-            edges = value_edges(book, config.clip_value)
-            self.value_pieces = Pieces(edges, embedding, width)
-        if "since" in config.numbers:
-            self.since_pieces = Pieces(since_edges(), embedding, width)
-            code = torch.from_numpy(book.begun[0])
-            self.register_buffer("phrase_code", code, persistent=False)
         if config.has_cls:
             self.cls = nn.Parameter(torch.randn(width) / width**0.5)
         if "attention" in config.pooling:
@@ -182,7 +168,7 @@ class EventTransformer(nn.Module):
         An encoder with `cls` returns its vector before the tokens, [B, 1 + T, D].
         """
         config, mask = self.config, batch["mask"]
-        hidden = self.embed(batch, holes=holes)
+        hidden = self.embed(batch)
         if holes is not None:
             hidden = torch.where(holes.unsqueeze(-1), self.hole.to(hidden.dtype), hidden)
         hidden = self.dropout(self.placed(hidden, batch["minute"]))
@@ -215,17 +201,10 @@ class EventTransformer(nn.Module):
             made["value"] = self.project_value(self.table)
         if self.config.gaps == "merged":
             made["gap"] = self.project_gap(self.table[self.first_gap :])
-        for name in self.config.numbers:
-            made[f"{name}_pieces"] = getattr(self, f"{name}_pieces").of_phrase(self.table)
         return made
 
-    def embed(
-        self, batch: Batch, made: Mapping[str, Tensor] | None = None, holes: Tensor | None = None
-    ) -> Tensor:
-        """Return the input of each token, [B, T, D]: projections are made once a phrase.
-
-        No token tells how long ago one of `holes` [B, T] was.
-        """
+    def embed(self, batch: Batch, made: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Return the input of each token, [B, T, D]: projections are made once a phrase."""
         made = self.projections() if made is None else made
         phrase, gap = batch["phrase"], batch["gap"]
         hidden = F.embedding(phrase, made["phrase"])
@@ -234,13 +213,6 @@ class EventTransformer(nn.Module):
         if "gap" in made:
             passed = F.embedding(gap.clamp(min=0), made["gap"])
             hidden = hidden + passed * (gap >= 0).unsqueeze(-1)
-        if "value_pieces" in made:
-            hidden = hidden + self.value_pieces(batch["value"], phrase, made["value_pieces"])
-        if "since_pieces" in made:
-            code = self.phrase_code[phrase].masked_fill(~batch["mask"], -1)
-            code = code if holes is None else code.masked_fill(holes, -1)
-            passed = since_last(code, batch["minute"]).log1p()
-            hidden = hidden + self.since_pieces(passed, phrase, made["since_pieces"])
         return hidden
 
     def pool_scores(self, batch: Batch) -> Tensor:

@@ -38,8 +38,6 @@ def lacks(config: EventTransformerConfig) -> str | None:
         return "model.head=none tells no next event; train one with model.head=plain or tied"
     if not config.next_event_weight:
         return "model.next_event_weight=0 learned no next event; train one with a weight above 0"
-    if "since" in config.numbers:
-        return "model.numbers=since is not told of an event that is drawn; train one without it"
     if config.gaps != "own" and not config.next_time_weight:
         return (
             f"model.gaps={config.gaps} without model.next_time_weight tells no time of the next "
