@@ -35,7 +35,7 @@ class StoreUnavailableError(RunError):
 
 
 class RowsUnavailableError(StoreUnavailableError):
-    """Model-ready rows that their store does not give now: met by the one worker that reads them."""
+    """Model-ready rows that a store does not give now: met by the one worker that reads them."""
 
 
 class LeaseLostError(RunError):
