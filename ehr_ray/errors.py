@@ -42,6 +42,10 @@ class LeaseHeldError(RunError):
         self.holder = holder
 
 
+class RowsUnavailableError(StoreUnavailableError):
+    """Model-ready rows that their store does not give now: met by the one worker that reads them."""
+
+
 class LeaseLostError(RunError):
     """A run in a store that another machine has taken over."""
 

@@ -36,7 +36,13 @@ from typing import Any, Final
 
 import pyarrow.fs as pafs
 
-from ehr_ray.errors import LeaseHeldError, LeaseLostError, RunError, StoreUnavailableError, UserError
+from ehr_ray.errors import (
+    LeaseHeldError,
+    LeaseLostError,
+    RunError,
+    StoreUnavailableError,
+    UserError,
+)
 from ehr_ray.storage import files
 from ehr_ray.storage.object_stores import explained, filesystem
 from ehr_ray.storage.paths import uri_of

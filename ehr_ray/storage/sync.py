@@ -201,11 +201,17 @@ def unfinished(location: str | Path) -> bool:
 
 def names_in(location: str | Path) -> set[str]:
     """Return the names of all files in a folder, relative to it, without those of the machine."""
+    return {*sizes_in(location)}
+
+
+def sizes_in(location: str | Path) -> dict[str, int]:
+    """Return the bytes of all files in a folder by relative name, without those of the machine."""
     uri = uri_of(location)
     if uri is None:
-        return set(_files(Path(location)))
+        return {name: size for name, (size, _) in _files(Path(location)).items()}
     with explained(uri):
-        return {name for name in _objects(*filesystem(uri)) if not _hidden(name)}
+        found = _objects(*filesystem(uri)).items()
+        return {name: size for name, (size, _) in found if not _hidden(name)}
 
 
 def _objects(store: Any, path: str) -> dict[str, Stamp]:
