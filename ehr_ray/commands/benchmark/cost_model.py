@@ -24,9 +24,9 @@ class Cluster:
     """Bytes a second the storage gives all nodes together."""
     latency: float = 50e-6
     """Seconds a message takes between two nodes."""
-    driver_task: float = 0.016
+    driver_task: float = 0.0055
     """CPU seconds a task costs the driver, which hands out one after the other."""
-    driver_job: float = 0.0002
+    driver_job: float = 0.00002
     """CPU seconds a job of it costs the driver besides."""
     parallel: float = 1.0
     """Speed of a core while all others work, over its speed alone: below 1 where cores share."""
