@@ -43,7 +43,7 @@ class LeaseHeldError(RunError):
 
 
 class RowsUnavailableError(StoreUnavailableError):
-    """Model-ready rows that their store does not give now: met by one worker that reads them."""
+    """Model-ready rows that a store does not give now: met by the one worker that reads them."""
 
 
 class LeaseLostError(RunError):

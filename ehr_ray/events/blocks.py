@@ -5,6 +5,7 @@ A row's arrays have a ragged first axis and fixed further ones. In a file each i
 """
 
 import json
+import shutil
 import zlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,6 +19,7 @@ import pyarrow as pa
 from ehr_ray.errors import DamagedRowsError, InputError, RowsUnavailableError, StoreUnavailableError
 from ehr_ray.events.row_index import LENGTH, RowIndex, read_index
 from ehr_ray.storage import files
+from ehr_ray.storage.paths import inside
 
 T = TypeVar("T")
 Row = Mapping[str, np.ndarray]
@@ -29,6 +31,10 @@ OPEN_BLOCKS: Final = 4096
 
 AT_ONCE: Final = 8
 """Files brought at once."""
+KEPT: Final = 2 * AT_ONCE
+"""Files that are brought, and kept at least, where their disk is nearly full."""
+FULL: Final = 0.9
+"""Share of a disk in use from which on it is nearly full."""
 CHECKSUM = b"crc32"
 """Key of a batch's checksum in its metadata: Arrow files have none of their own."""
 REMEDY = "remove it, and it is made again"
@@ -149,14 +155,33 @@ class BlockStore:
 
     def _file(self, shard: int) -> pa.Buffer:
         """Return the mapped file of a shard."""
-        if shard not in self._files:
+        if self._pool is None:
+            return self._files[shard]
+        if (file := self._files.pop(shard, None)) is None:
             self._want([shard])
-            self._files[shard] = self._coming.pop(shard).result()
-        return self._files[shard]
+            file = self._coming.pop(shard).result()
+            self._make_room()
+        self._files[shard] = file  # the last is the one used last
+        return file
+
+    def _make_room(self) -> None:
+        """Remove copies used longest ago where their disk is nearly full; they are brought again.
+
+        A mapping of one, in another process too, outlives its name.
+        """
+        while len(self._files) >= KEPT and _is_full(self._paths[0].parent):
+            oldest = next(iter(self._files))
+            del self._files[oldest]
+            first = int(self._file_ends[oldest - 1]) if oldest else 0
+            for block in range(first, int(self._file_ends[oldest])):
+                self._blocks.pop(block, None)
+            inside(self._paths[oldest]).unlink(missing_ok=True)
 
     def _want(self, shards: Iterable[int]) -> None:
         """Begin to bring files that are not here."""
-        for shard in shards if self._pool is not None else ():
+        if self._pool is None:
+            return
+        for shard in shards:
             if shard not in self._files and shard not in self._coming:
                 self._coming[shard] = self._pool.submit(self._brought, shard)
 
@@ -164,7 +189,9 @@ class BlockStore:
         assert self._fetch is not None
         path = self._paths[shard]
         try:
-            file = _mapped(self._fetch(path))
+            here = self._fetch(path)
+            # Another process may have made room in between.
+            file = _mapped(here if here.exists() else self._fetch(path))
         except InputError as error:
             raise DamagedRowsError(str(error)) from error
         except StoreUnavailableError as error:
@@ -298,6 +325,11 @@ def _stream(*batches: pa.RecordBatch, schema: pa.Schema | None = None) -> bytes:
             writer.write_batch(batch)
     data: bytes = sink.getvalue().to_pybytes()
     return data
+
+
+def _is_full(folder: Path) -> bool:
+    usage = shutil.disk_usage(folder)
+    return usage.used > FULL * (usage.used + usage.free)
 
 
 def _mapped(path: Path) -> pa.Buffer:

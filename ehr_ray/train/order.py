@@ -199,9 +199,7 @@ def _taken(starts: Indices, sizes: Indices, ends: Indices, low: int, high: int) 
     return rows
 
 
-def _random(
-    seed: int, epoch: int, *, alone: bool
-) -> Callable[[int, int], np.random.Generator]:
+def _random(seed: int, epoch: int, *, alone: bool) -> Callable[[int, int], np.random.Generator]:
     """Return what gives the generator of a place; with one lane all draw from one, in turn."""
 
     def at(lane: int, window: int) -> np.random.Generator:

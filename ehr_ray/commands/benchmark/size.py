@@ -34,7 +34,7 @@ COARSE: Final = (20_000, 100)
 FINE: Final = (20_000, 10_000)
 TUNING: Final = 100
 EVENTS: Final = 3
-"""Of a patient, at two minutes."""
+"""Of a patient, a minute each."""
 STEPS: Final = 20
 STATUS: Final = Path("/proc/self/status")
 
@@ -72,11 +72,10 @@ def write_tiny(cohort: Path, patients: int, shards: int) -> None:
     """Write a dataset of patients with `EVENTS` events each, as many in each shard of train."""
     random, first = np.random.default_rng(0), 0
     codes = pa.array([f"C{i}" for i in range(8)])
-    minutes = np.array([0, *[60] * (EVENTS - 1)])
     sizes = [("train", s, patients // shards) for s in range(shards)] + [("tuning", 0, TUNING)]
     for split, number, count in sizes:
         rows = EVENTS * count
-        times = (np.tile(minutes, count) * 60 + 1_500_000_000) * 1_000_000
+        times = (np.tile(np.arange(EVENTS), count) * 60 + 1_500_000_000) * 1_000_000
         table = {
             "subject_id": np.repeat(np.arange(first, first + count), EVENTS),
             "time": pa.array(times, pa.timestamp("us")),

@@ -49,6 +49,7 @@ from ehr_ray.sources.expanded import (
     vocabulary_of_sets,
 )
 from ehr_ray.storage import sync
+from ehr_ray.storage.listing import stamp
 from ehr_ray.storage.paths import absolute, canonical, check_cohort_folder, local, uri_of
 
 TRAINED: Final = ("train", "tuning")
@@ -138,7 +139,7 @@ def prepared(
 
 
 def _cohort_source(experiment: Experiment, say: Say, on_ray: bool) -> Source:
-    cohort, data = sync.fetch(experiment.data.cohort), experiment.data
+    cohort, data = sync.fetch_cohort(experiment.data.cohort), experiment.data
     check_cohort_folder(cohort)
     shards = splits_of(cohort)
     if not shards.get("train"):
@@ -297,7 +298,7 @@ def _folder(experiment: Experiment, family: "AnyFamily", source: Source) -> Iter
 
 def _key(experiment: Experiment, family: "AnyFamily", source: Source) -> str:
     vocabulary = source.vocabulary
-    manifest = [(absolute(p), p.stat().st_size, p.stat().st_mtime_ns) for p in source.files]
+    manifest = [(absolute(p), *stamp(p)) for p in source.files]
     options = {name: getattr(experiment.model, name) for name in family.cache_fields}
     if (task := experiment.task) is not None:
         stamps = [(p.stat().st_size, p.stat().st_mtime_ns) for p in source.labels]

@@ -114,8 +114,11 @@ def test_a_rank_reads_its_own_part_of_a_large_cohort_the_same_shards_each_epoch(
     for world in (2, 4):
         for rank in range(world):
             touched = [
-                {int(row) // 250 for step in sum(order.windows(epoch, 0, rank, world), [])
-                 for row in step}
+                {
+                    int(row) // 250
+                    for step in sum(order.windows(epoch, 0, rank, world), [])
+                    for row in step
+                }
                 for epoch in (0, 1)
             ]
             assert touched[0] == touched[1]
@@ -165,8 +168,10 @@ def test_the_steps_of_a_large_cohort_mix_it():
     steps = sum(order.windows(0), [])
     assert np.mean([len({int(row) // 250 for row in step}) for step in steps]) > 40
     again = sum(order.windows(1), [])
-    pairs = [{(a, b) for s in some[:200] for a in s.tolist() for b in s.tolist() if a < b}
-             for some in (steps, again)]
+    pairs = [
+        {(a, b) for s in some[:200] for a in s.tolist() for b in s.tolist() if a < b}
+        for some in (steps, again)
+    ]
     assert len(pairs[0] & pairs[1]) < 0.05 * len(pairs[0])
     lengths = [int(order.lengths[step].mean()) for step in steps[:50]]
     assert lengths != sorted(lengths)

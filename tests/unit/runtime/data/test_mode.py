@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 import ray
 
+from ehr_ray.commands.benchmark import size
 from ehr_ray.commands.benchmark.faults import same_weights
-from ehr_ray.commands.benchmark.size import write_tiny
 from ehr_ray.errors import ConfigError
 from ehr_ray.events.blocks import to_bytes
 from ehr_ray.registry import get_family
@@ -107,25 +107,26 @@ MOUNT = 'mount -t tmpfs -o size=16m none "$1" && shift && exec "$@"'
 
 
 @pytest.mark.slow
-def test_a_cohort_larger_than_disk_and_memory_trains_to_the_same_weights(tmp_path):
+def test_a_cohort_larger_than_disk_and_memory_trains_to_the_same_weights(tmp_path, monkeypatch):
     """That rows which neither fit are streamed, where the system itself sets both limits.
 
-    The rows of 400,000 patients are 84 MB; there are 16 MB of disk, and 60 MB of memory beyond what
-    the same program takes for 400 patients.
+    Of 60,000 patients rows are 100 MB and more; there are 16 MB of disk, and 60 MB of memory beyond
+    what the same program takes for 400 patients.
     """
+    monkeypatch.setattr(size, "EVENTS", 40)
     cache = tmp_path / "cache"
     cache.mkdir()
     small_disk = ["unshare", "-rm", "sh", "-c", MOUNT, "", cache]
     if subprocess.run([*small_disk, "true"], check=False).returncode:
         pytest.skip("nobody may mount a small disk here")
-    for name, patients, shards in (("few", 400, 4), ("many", 400_000, 200)):
-        write_tiny(tmp_path / name, patients, shards)
+    for name, patients, shards in (("few", 400, 4), ("many", 60_000, 200)):
+        size.write_tiny(tmp_path / name, patients, shards)
 
     def trained(name, cohort, *more, limit=0, before=()):
         note = tmp_path / f"{name}.txt"
         command = [*before, sys.executable, "-c", LIMITED, limit, note, "train", CONFIG]
         settings = [f"data.cohort={tmp_path / cohort}", f"output={tmp_path}", f"name={name}", *more]
-        settings += ["data.min_code_count=1", "data.shuffle_patients=4096", "train.max_epochs=1"]
+        settings += ["data.min_code_count=1", "data.shuffle_patients=1024", "train.max_epochs=1"]
         settings += ["train.max_steps=60", "train.report_steps=30", "cluster.num_workers=0"]
         settings += ["tracking.experiment=null"]
         done = subprocess.run(
@@ -140,5 +141,5 @@ def test_a_cohort_larger_than_disk_and_memory_trains_to_the_same_weights(tmp_pat
     assert "rows streamed" in said
     trained("whole", "many", "data.mode=cache")
     rows = sum(path.stat().st_size for path in (tmp_path / ".cache").rglob("*.arrow"))
-    assert rows > 80_000_000
+    assert rows > 100_000_000
     assert same_weights(tmp_path / "limited", tmp_path / "whole")

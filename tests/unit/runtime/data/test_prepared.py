@@ -11,6 +11,7 @@ from ehr_ray.errors import (
     RowsUnavailableError,
     StoreUnavailableError,
 )
+from ehr_ray.events import blocks as blocks_module
 from ehr_ray.events.blocks import BlockStore, scanned, write_block
 from ehr_ray.events.row_index import RowIndex, read_index
 from ehr_ray.experiment import parse
@@ -134,6 +135,21 @@ def test_files_of_a_window_come_together_and_the_next_window_s_while_it_is_used(
     rows._coming[1].result(60)
     assert found["train"][1].exists()
     parts.close()
+
+
+def test_copies_used_longest_ago_go_where_their_disk_is_nearly_full(stored, monkeypatch):
+    """Rows of a part of a cohort that no disk of a node can hold; they are brought again."""
+    _, found = stored
+    monkeypatch.setattr(blocks_module, "KEPT", 1)
+    monkeypatch.setattr(blocks_module, "_is_full", lambda _folder: full)
+    full, stores = False, [Prepared(None, found).store("train") for _ in range(2)]
+    whole = [[row["x"].tolist() for row in rows.rows([0, 5])] for rows in stores]
+    assert [path.exists() for path in found["train"]] == [True, True]
+    full, rows = True, Prepared(None, found).store("train")
+    for _ in range(3):
+        assert [row["x"].tolist() for row in rows.rows([0, 5, 0, 5])] == 2 * whole[0]
+        assert [path.exists() for path in found["train"]] == [False, True]
+    assert [row["x"].tolist() for row in stores[1].rows([0, 5])] == whole[1]  # mapped by another
 
 
 def test_rows_that_are_gone_or_changed_in_the_store_are_told_by_name(stored):
