@@ -144,7 +144,7 @@ class Outbox:
                 if not refused(error):
                     with self._changed:
                         self._reason = reason(error)
-                        self._changed.wait_for(lambda c=call: self._ends(c), pause)
+                        self._changed.wait_for(functools.partial(self._ends, call), pause)
                         pause = PAUSES[0] if self._ends(call) else min(2 * pause, PAUSES[1])
                     if self._ending:
                         time.sleep(PAUSES[0])

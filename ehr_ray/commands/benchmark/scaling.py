@@ -41,7 +41,7 @@ from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.experiment import Experiment, parse
 from ehr_ray.runtime.data.dataset import codes_table
 from ehr_ray.runtime.data.prepared import Prepared, prepared
-from ehr_ray.runtime.data.tasks import grouped, run_jobs, run_shards
+from ehr_ray.runtime.data.tasks import grouped, pool_size, run_jobs, run_shards
 from ehr_ray.runtime.training.launch import fit
 from ehr_ray.runtime.training.start_log import keep_to_core, read_starts
 from ehr_ray.runtime.training.worker import Job, train_here
@@ -120,9 +120,7 @@ def expand_scaling(cohort: Path, place: Path) -> Numbers:
 
 def driver_costs() -> Numbers:
     """Measure what jobs that do nothing cost the driver: CPU time of this process alone."""
-    import ray
-
-    tasks = len(grouped(JOBS, int(ray.cluster_resources()["CPU"])))
+    tasks = len(grouped(JOBS, pool_size(JOBS)[0]))
     started = time.process_time()
     run_jobs(_nothing, [{}] * JOBS, on_ray=True, say=_mute, verb="")
     seconds = time.process_time() - started
