@@ -308,9 +308,11 @@ def find_run(directory: Path) -> Tracked | None:
 
 def leave_run(directory: Path, why: str) -> None:
     """End a run directory's MLflow run, tagged `left` with the reason: the next has its own."""
-    tracker = Tracker(find_run(directory))
-    tracker.tag("left", why)
-    tracker.close("KILLED")
+    tracked = find_run(directory)
+    if tracked is not None and tracked.run_id:
+        tracker = Tracker(tracked)
+        tracker.tag("left", why)
+        tracker.close("KILLED")
     (directory / RUN_FILE).unlink(missing_ok=True)
 
 

@@ -16,6 +16,7 @@ from ehr_ray.runtime.screen import Screen
 from ehr_ray.runtime.session import check_resources, session_of
 from ehr_ray.runtime.text_embedding import as_before, with_phrases
 from ehr_ray.runtime.tracking import (
+    RUN_FILE,
     UNTOLD,
     Tracked,
     Tracker,
@@ -211,6 +212,7 @@ def _tell(
     if not tracked.run_id:
         try:
             tracked = open_run(experiment)
+            sync.push(run / RUN_FILE)
         except ConfigError as error:
             screen.say(f"{error}; the run is whole without")
             return

@@ -110,14 +110,14 @@ MOUNT = 'mount -t tmpfs -o size=16m none "$1" && shift && exec "$@"'
 def test_a_cohort_larger_than_disk_and_memory_trains_to_the_same_weights(tmp_path, monkeypatch):
     """That rows which neither fit are streamed, where the system itself sets both limits.
 
-    Of 60,000 patients rows are over 300 MB; there are 16 MB of disk, and 200 MB of memory beyond
-    what the same program takes for 400 patients.
+    Rows of 60,000 patients are 239 MB; there are 16 MB of disk, and 200 MB of memory beyond what
+    the same program takes for 400 patients.
     """
     monkeypatch.setattr(size, "EVENTS", 40)
     cache = tmp_path / "cache"
     cache.mkdir()
     small_disk = ["unshare", "-rm", "sh", "-c", MOUNT, "", cache]
-    if subprocess.run([*small_disk, "true"], check=False).returncode:
+    if not shutil.which("unshare") or subprocess.run([*small_disk, "true"], check=False).returncode:
         pytest.skip("nobody may mount a small disk here")
     for name, patients, shards in (("few", 400, 4), ("many", 60_000, 200)):
         size.write_tiny(tmp_path / name, patients, shards)
@@ -141,5 +141,5 @@ def test_a_cohort_larger_than_disk_and_memory_trains_to_the_same_weights(tmp_pat
     assert "rows streamed" in said
     trained("whole", "many", "data.mode=cache")
     rows = sum(path.stat().st_size for path in (tmp_path / ".cache").rglob("*.arrow"))
-    assert rows > 300_000_000
+    assert rows > 16_000_000 + 200_000_000
     assert same_weights(tmp_path / "limited", tmp_path / "whole")
