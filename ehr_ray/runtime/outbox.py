@@ -24,6 +24,7 @@ UPLOAD: Final = 300.0
 """Seconds it waits there for the server to take one file, once it has answered."""
 MOST: Final = 10_000
 """Calls kept; what comes after them is left to the run directory."""
+FULL: Final = "too many reports waited"
 PAUSES: Final = (0.5, 15.0)
 """Seconds before a call is made again: at first, and at most, twice as long each time."""
 log = logging.getLogger(__name__)
@@ -58,14 +59,16 @@ class Outbox:
         self._given_up = False
         threading.Thread(target=self._work, name="mlflow", daemon=True).start()
 
-    def put(self, function: Callable[[Any], object], patience: float = LIMIT) -> None:
-        """Make a call when those before it are made; returns at once."""
+    def put(self, function: Callable[[Any], object], patience: float = LIMIT) -> bool:
+        """Make a call when those before it are made; returns at once, False where too many wait."""
         with self._changed:
-            if len(self._waiting) < MOST:
+            kept = len(self._waiting) < MOST
+            if kept:
                 self._waiting.append(Call(function, patience))
             else:
-                self._lost, self._reason = self._lost + 1, "too many reports waited"
+                self._lost, self._reason = self._lost + 1, FULL
             self._changed.notify_all()
+        return kept
 
     def ask(self, function: Callable[[Any], object], limit: float | None) -> Exception | None:
         """Make a call in its turn and wait until it was tried; return None, or why it was in vain.
@@ -85,7 +88,8 @@ class Outbox:
             if not tried.done():
                 tried.set_result(None)
 
-        self.put(call)
+        if not self.put(call):
+            return TimeoutError(FULL)
         try:
             why = tried.result(limit)
         except TimeoutError:
