@@ -6,12 +6,14 @@ shards. `sync.fetch` with `listed` leaves them there, and here what is said of t
 
 import contextlib
 import json
+import os
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
 from ehr_ray.storage import files
-from ehr_ray.storage.paths import inside, staging, uri_of
+from ehr_ray.storage.paths import absolute, inside, staging, uri_of
 from ehr_ray.storage.transfers import Stamp, stamp_of
 
 LISTING: Final = ".listing.json"
@@ -46,6 +48,23 @@ def stamp(path: Path) -> Stamp:
     if known is None:
         raise FileNotFoundError(path)
     return known
+
+
+def stamped(paths: Iterable[Path]) -> list[tuple[str, int, int]]:
+    """Return the `absolute` name, size and time of many files, at the cost of strings."""
+    prefix: dict[str, str | None] = {}
+    found = []
+    for path in paths:
+        folder, name = os.path.split(path)
+        if folder not in prefix:
+            prefix[folder] = None if uri_of(folder) is not None else str(Path(folder).absolute())
+        known = prefix[folder]
+        if known is None:
+            found.append((absolute(path), *stamp(path)))
+        else:
+            status = os.stat(path)
+            found.append((f"{known}/{name}", status.st_size, status.st_mtime_ns))
+    return found
 
 
 def _listing(folder: Path) -> tuple[Path, dict[str, Stamp]]:

@@ -49,8 +49,8 @@ from ehr_ray.sources.expanded import (
     vocabulary_of_sets,
 )
 from ehr_ray.storage import sync
-from ehr_ray.storage.listing import stamp
-from ehr_ray.storage.paths import absolute, canonical, check_cohort_folder, local, uri_of
+from ehr_ray.storage.listing import stamped
+from ehr_ray.storage.paths import canonical, check_cohort_folder, local, uri_of
 
 TRAINED: Final = ("train", "tuning")
 """Splits that training reads."""
@@ -298,7 +298,7 @@ def _folder(experiment: Experiment, family: "AnyFamily", source: Source) -> Iter
 
 def _key(experiment: Experiment, family: "AnyFamily", source: Source) -> str:
     vocabulary = source.vocabulary
-    manifest = [(absolute(p), *stamp(p)) for p in source.files]
+    manifest = stamped(source.files)
     options = {name: getattr(experiment.model, name) for name in family.cache_fields}
     if (task := experiment.task) is not None:
         stamps = [(p.stat().st_size, p.stat().st_mtime_ns) for p in source.labels]

@@ -1,6 +1,7 @@
 """A copy of which a folder is known and not there, on `file://` URIs."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 from small_files import content, write
@@ -12,7 +13,8 @@ from ehr_ray.events.manifest import is_contradicted, stamps
 from ehr_ray.events.patients import splits_of
 from ehr_ray.sources.expanded import check_made_of
 from ehr_ray.storage import in_place
-from ehr_ray.storage.listing import LISTING, parquet_below, stamp
+from ehr_ray.storage.listing import LISTING, parquet_below, stamp, stamped
+from ehr_ray.storage.paths import absolute
 from ehr_ray.storage.sync import fetch, fetch_cohort
 
 
@@ -28,6 +30,7 @@ def test_what_is_listed_has_name_size_and_time_and_is_not_copied(store, transfer
     for name in ("data/train/0.parquet", "data/tuning/c", "metadata/codes"):
         there = (folder / name).stat()
         assert stamp(copy / name) == (there.st_size, there.st_mtime_ns)
+        assert stamped([copy / name]) == [(f"{uri}/{name}", there.st_size, there.st_mtime_ns)]
     with pytest.raises(FileNotFoundError):
         stamp(copy / "data" / "none")
     with pytest.raises(FileNotFoundError):
@@ -63,11 +66,14 @@ def test_a_whole_copy_has_no_listing(store):
     assert parquet_below(fetch(uri)) == []
 
 
-def test_a_path_is_its_own_listing(tmp_path):
+def test_a_path_is_its_own_listing(tmp_path, monkeypatch):
     write(tmp_path, **{"a__0.parquet": "12"})
     assert fetch_cohort(tmp_path) == tmp_path
     assert parquet_below(tmp_path) == [tmp_path / "a" / "0.parquet"]
     assert stamp(tmp_path / "a" / "0.parquet")[0] == 2
+    monkeypatch.chdir(tmp_path)
+    for path in (tmp_path / "a" / "0.parquet", Path("a/0.parquet"), Path("a/../a/0.parquet")):
+        assert stamped([path]) == [(absolute(path), *stamp(path))]
 
 
 def test_a_cohort_whose_shards_are_listed_is_the_cohort(store, synthetic_cohort):
