@@ -12,6 +12,7 @@ from mlflow import MlflowClient
 from ehr_ray.cli.main import main
 from ehr_ray.commands.train.command import train
 from ehr_ray.experiment import load
+from ehr_ray.runtime import outbox, tracking
 from ehr_ray.runtime.tracking import UNTOLD, Tracker, find_run
 from ehr_ray.train import history
 
@@ -81,8 +82,10 @@ def test_a_server_that_hangs_is_told_when_it_answers_again(mlflow_server, tracke
 
 
 def test_a_server_that_stays_away_is_told_by_the_same_command_later(
-    mlflow_server, tracked, at_report, capsys
+    mlflow_server, tracked, at_report, capsys, monkeypatch
 ):
+    flush = Tracker.flush  # which waits for 20 seconds
+    monkeypatch.setattr(Tracker, "flush", lambda self, limit=1.0: flush(self, limit))
     at_report({4: mlflow_server.kill})
     experiment = tracked("later")
     trained = train(experiment)
@@ -110,6 +113,7 @@ def test_a_server_that_cannot_be_reached_is_one_line_before_anything_begins(
         if kind == "nobody":
             listening.close()
         monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        monkeypatch.setattr(tracking, "answers", partial(outbox.answers, seconds=1.0))
         monkeypatch.chdir(tmp_path)
         with pytest.raises(SystemExit) as ended:
             main(["train", str(CONFIG), f"data.cohort={synthetic_cohort}", "output=runs"])
