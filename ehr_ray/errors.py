@@ -54,5 +54,5 @@ def error_of_kind(kind: str, text: str) -> UserError | RunError:
     """Return the error of another process, of which the name of its class and its text came."""
     kinds: list[type[UserError] | type[RunError]] = [UserError, RunError]
     for known in kinds:
-        kinds += known.__subclasses__()  # type: ignore[arg-type]
+        kinds += known.__subclasses__()
     return {known.__name__: known for known in kinds}.get(kind, RunError)(text)

@@ -31,6 +31,9 @@ Scheduled = Mapping[str, float]
 C = TypeVar("C")
 Read = TypeVar("Read", contravariant=True)
 """A config that is only read: what is written for a base class serves its subclasses too."""
+M = TypeVar("M", bound=nn.Module)
+Uses = TypeVar("Uses", bound=nn.Module, contravariant=True)
+"""A model that is only used: what is written for any module serves a family's own too."""
 
 
 @dataclass(frozen=True)
@@ -66,10 +69,10 @@ class Select:
 
 
 @dataclass(frozen=True)
-class Diagnose:
+class Diagnose(Generic[Uses]):
     """What tells at each report whether a model learns, where its loss does not."""
 
-    measure: Callable[[nn.Module, Iterable[Batch]], Mapping[str, float]]
+    measure: Callable[[Uses, Iterable[Batch]], Mapping[str, float]]
     """Metrics over tuning patients, the same ones each time; they get the prefix `val/`."""
     warn: Callable[[Sequence[Mapping[str, float]]], list[str]]
     """Lines to show, from these metrics of all reports after warm-up, the newest last."""
@@ -90,16 +93,16 @@ class Learnable:
 
 
 @dataclass(frozen=True)
-class Represent:
+class Represent(Generic[Uses]):
     """A representation that can be trained further, for the head of a task."""
 
-    function: Callable[[nn.Module, Batch, int | None], Tensor]
+    function: Callable[[Uses, Batch, int | None], Tensor]
     """(model, batch, seed) to float [B, W], differentiable; with a seed inputs may be perturbed."""
-    width: Callable[[Any], int]
+    width: Callable[[Uses], int]
     """W of a model."""
-    states: Callable[[nn.Module, Batch, int | None], tuple[Tensor, Tensor]] | None = None
+    states: Callable[[Uses, Batch, int | None], tuple[Tensor, Tensor]] | None = None
     """Before pooling, for an attentive head: states [B, T, D] and which are real [B, T]."""
-    state_width: Callable[[Any], int] | None = None
+    state_width: Callable[[Uses], int] | None = None
     """D of a model."""
     columns: Callable[[Any, Vocabulary], tuple[str, ...]] | None = None
     """(config, vocabulary) to what each of the W is of, where some are of codes of the cohort."""
@@ -126,35 +129,35 @@ depends on subject, number and seed, and on no other draw."""
 
 
 @dataclass(frozen=True)
-class Trajectories:
+class Trajectories(Generic[Uses]):
     """Futures that a model draws event by event."""
 
     lacks: Callable[[Any], str | None]
     """What a config lacks to draw any, and the remedy; None where nothing."""
-    fit: Callable[[nn.Module, Vocabulary, Iterable[Batch]], Draw]
+    fit: Callable[[Uses, Vocabulary, Iterable[Batch]], Draw]
     """(model, vocabulary, records it was not trained on) to what draws."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Training(Generic[C]):
+class Training(Generic[C, Uses]):
     """What only some models need in training and in a search."""
 
-    fit_buffers: Callable[[nn.Module, Batch], None] | None = None
+    fit_buffers: Callable[[Uses, Batch], None] | None = None
     """Fits buffers of a new model on rows of train, one batch, before the first step."""
     fit_rows: Callable[[C], int] | None = None
     """How many rows that is of a config, evenly spread, and 0 for none; None: all of train."""
-    after_step: Callable[[nn.Module, Scheduled], None] | None = None
+    after_step: Callable[[Uses, Scheduled], None] | None = None
     """Runs after each optimizer step, as the moving average of a target encoder does."""
     counts: Callable[[nn.Module, Batch, int], Mapping[str, Tensor]] | None = None
     """(model, batch, noise seed) to the count of each term that can have a coefficient, from masks
     and the draws that the seed keys; None: with `train.accumulate` the forward runs twice."""
-    held: Callable[[nn.Module, Scheduled], Iterable[nn.Parameter]] | None = None
+    held: Callable[[Uses, Scheduled], Iterable[nn.Parameter]] | None = None
     """Parameters that a step at these values leaves as they are, decay and moments included."""
-    clipped: Callable[[nn.Module], Iterable[nn.Module]] | None = None
+    clipped: Callable[[Uses], Iterable[nn.Module]] | None = None
     """Parts whose gradients `train.clip` limits each by its own norm; None: the model by one."""
     summarise: Callable[[Mapping[str, float]], Mapping[str, float]] | None = None
     """Further metrics of a report, computed from the means of the terms, such as a perplexity."""
-    diagnose: Diagnose | None = None
+    diagnose: Diagnose[Uses] | None = None
     """Measured at each report besides the terms; None for models whose loss says enough."""
     learnable: Learnable | None = None
     """Which rows the model can learn from; None: all."""
@@ -169,7 +172,7 @@ class Training(Generic[C]):
     them, whatever is searched. `probe/auroc` stands for a probe (`TuneConfig.rank`)."""
     fallback: Callable[[C, Mapping[str, float]], C | None] | None = None
     """The model to train instead of one with these latent metrics on tuning; None: it stands."""
-    task_scores: Callable[[nn.Module, Batch], tuple[Terms, Tensor]] | None = None
+    task_scores: Callable[[Uses, Batch], tuple[Terms, Tensor]] | None = None
     """Validation's terms and what is said of the batch's `label` they are of, [B] or of K classes
     [B, K], in one pass of a family under a task head (`train/task.py`)."""
     task_metrics: Callable[[Tensor, Tensor], Mapping[str, float]] | None = None
@@ -179,14 +182,14 @@ class Training(Generic[C]):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluation(Generic[Read]):
+class Evaluation(Generic[Read, Uses]):
     """What `evaluate` can show of a model besides its embedding."""
 
-    latents: Callable[[nn.Module, Batch], Batch] | None = None
+    latents: Callable[[Uses, Batch], Batch] | None = None
     """Posterior `mu` and `logvar` [N, Z] with the row's `patient` [N], for collapse diagnostics."""
-    reconstruct: Callable[[nn.Module, Batch], Batch] | None = None
+    reconstruct: Callable[[Uses, Batch], Batch] | None = None
     """Values by name, one entry a token: `patient, set, code, value, estimate, carried, hidden`."""
-    outputs: Mapping[str, Callable[[nn.Module, Batch], Batch]] = field(default_factory=dict)
+    outputs: Mapping[str, Callable[[Uses, Batch], Batch]] = field(default_factory=dict)
     """Further tables of `evaluate`, by name: entries with their row's `patient` [N], 1-D or 2-D."""
     suites: tuple[str, ...] = ()
     """Parts of `evaluate` that read those tables, as `module:function` of an `evaluation.suite`."""
@@ -194,7 +197,7 @@ class Evaluation(Generic[Read]):
     """Tasks a model answers by itself, to the output of `predict` that is its logit."""
     baseline_codes: Callable[[Read, Vocabulary], np.ndarray] | None = None
     """Codes that get simple features for the baselines, bool [V]; None: all may."""
-    trajectories: Trajectories | None = None
+    trajectories: Trajectories[Uses] | None = None
     """How futures are drawn (`evaluate --zero-shot`); None: the model tells none."""
 
 
@@ -249,7 +252,7 @@ class Files(Generic[Read]):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Family(Generic[C]):
+class Family(Generic[C, M]):
     """Everything a model family brings. Plain functions, so each is tested alone.
 
     Randomness inside `loss` comes either from torch's generators, which the loop seeds from
@@ -264,15 +267,15 @@ class Family(Generic[C]):
     """Events to a model-ready row: numpy, pure, causal (t is told by events up to t)."""
     collate: Callable[[Sequence[Row], C], Batch]
     """Rows to padded tensors; padding never changes a result."""
-    build: Callable[[C, Vocabulary], nn.Module]
+    build: Callable[[C, Vocabulary], M]
     """The model, initialised from torch's seeded generator."""
     loss: Callable[[nn.Module, Batch, Scheduled, int], Terms]
     """(model, batch, scheduled values, noise seed) to the terms of the batch. It calls
     `model(batch, ...)` exactly once, since DDP synchronises there; a `nn.transformer.Block` in it
     computes equally often on every rank, since FSDP2 gathers its weights there."""
-    predict: Callable[[nn.Module, Batch], Batch]
+    predict: Callable[[M, Batch], Batch]
     """Deterministic outputs, first axis patients; `embedding` [B, width] is one of them."""
-    represent: Represent | None = None
+    represent: Represent[M] | None = None
     """What a task head reads; None: the family takes no task."""
     cache_fields: tuple[str, ...] = ()
     """Config fields that `transform` reads: with the data they are the key of the cache."""
@@ -287,10 +290,15 @@ class Family(Generic[C]):
     """Dotted config path to domain: what Ray Tune searches unless a config says otherwise."""
     select: Select = Select()
     """The metric that ranks the checkpoints of a run."""
-    training: Training[C] = Training()
-    evaluation: Evaluation[C] = Evaluation()
+    training: Training[C, M] = Training()
+    evaluation: Evaluation[C, M] = Evaluation()
     transfer: Transfer = Transfer()
     files: Files[C] = Files()
 
 
-AnyFamily = Family[Any]
+AnyFamily = Family[Any, Any]
+
+
+def unwrapped(model: nn.Module) -> Any:
+    """Return the model that DDP has wrapped, of the family's own class; any other itself."""
+    return getattr(model, "module", model)

@@ -4,8 +4,9 @@ import contextlib
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, cast, get_args
 
@@ -182,78 +183,62 @@ def ingest(
             split_by,
             uri_of(folder),
         )
-        share_splits(plan)
-        begin_parts(plan, "parts", len(units))
-        run_jobs(
-            ReadUnit(plan, place),
-            [*enumerate(read)],
-            on_ray=on_ray,
-            say=progress,
-            verb="read",
-            label=_unit_name,
-        )
-        bring_parts(plan, "parts", len(units), place)
-        if split_by is not None:
-            divide_groups(plan, len(units))
-            share(plan, SPLITS_TABLE)
-            begin_parts(plan, "divided", len(units))
-            run_jobs(
-                DividePart(plan, place),
-                [*range(len(units))],
-                on_ray=on_ray,
-                say=progress,
-                verb="divided",
-                label=lambda number: f"part {number}",
-            )
-            bring_parts(plan, "divided", len(units), place)
-        buckets = plan_ranges(plan, len(units))
-        checked = run_jobs(
-            CheckRange(plan, place, len(units)),
-            buckets,
-            on_ray=on_ray,
-            say=progress,
-            verb="checked subjects",
-        )
-        shards = check_parts(plan, len(units), max_rejected, checked)
-        run_jobs(
-            WriteShard(plan, place, len(units), relative),
-            shards,
-            on_ray=on_ray,
-            say=progress,
-            verb="wrote",
-            label=lambda s: f"shard {s}",
-        )
-        tasks = tasks_of([plan.part(i) for i in range(len(units))])
-        settled = run_jobs(
-            SettleRange(plan, place, len(units), shards, tasks),
-            buckets,
-            on_ray=on_ray,
-            say=progress,
-            verb="settled subjects",
-        )
-        progress("fitting codes on train")
-        bring(plan, "codes")
-        fit = join_counts(plan, shards)
-        share(plan, "codes")
-        run_jobs(
-            SampleShard(plan, place),
-            train_shards(shards),
-            on_ray=on_ray,
-            say=progress,
-            verb="sampled",
-            label=lambda s: f"shard {s}",
-        )
-        bring(plan, "codes", "ranges", "repeats")
-        work = Work(units[0], len(units), shards, buckets, checked, settled, fit)
+        run = partial(run_jobs, on_ray=on_ray, say=progress)
+        work = _build(plan, units, read, run, progress, place, max_rejected, relative=relative)
         summary = finish(plan, kind, work, output, print_)
         if lease is not None:
             lease.check()
-        publish(plan, len(units), [shard.path(plan) for shard in shards], output)
+        publish(plan, len(units), [shard.path(plan) for shard in work.shards], output)
         summary = replace(summary, seconds=time.monotonic() - started)
         counts = flatten(asdict(summary))
         record.metrics |= {k: float(v) for k, v in counts if type(v) in (int, float)}
         record.artifacts.append((output / "metadata", METADATA))
     return summary
+
+
+def _build(
+    plan: Plan,
+    units: Sequence[Unit],
+    read: Sequence[Unit],
+    run: Callable[..., list[Any]],
+    say: Callable[[str], None],
+    place: str,
+    max_rejected: float,
+    *,
+    relative: bool,
+) -> Work:
+    """Read units, divide subjects, write shards and fit codes, in the staging folder of a plan.
+
+    `read` are the units as the machines that read them know them, `run` is `run_jobs` told where.
+    """
+    number = len(units)
+    share_splits(plan)
+    begin_parts(plan, "parts", number)
+    run(ReadUnit(plan, place), [*enumerate(read)], verb="read", label=_unit_name)
+    bring_parts(plan, "parts", number, place)
+    if plan.split_by is not None:
+        divide_groups(plan, number)
+        share(plan, SPLITS_TABLE)
+        begin_parts(plan, "divided", number)
+        divide = DividePart(plan, place)
+        run(divide, [*range(number)], verb="divided", label=lambda part: f"part {part}")
+        bring_parts(plan, "divided", number, place)
+    buckets = plan_ranges(plan, number)
+    checked = run(CheckRange(plan, place, number), buckets, verb="checked subjects")
+    shards = check_parts(plan, number, max_rejected, checked)
+    write = WriteShard(plan, place, number, relative)
+    run(write, shards, verb="wrote", label=lambda shard: f"shard {shard}")
+    tasks = tasks_of([plan.part(i) for i in range(number)])
+    settle = SettleRange(plan, place, number, shards, tasks)
+    settled = run(settle, buckets, verb="settled subjects")
+    say("fitting codes on train")
+    bring(plan, "codes")
+    fit = join_counts(plan, shards)
+    share(plan, "codes")
+    sample = SampleShard(plan, place)
+    run(sample, train_shards(shards), verb="sampled", label=lambda shard: f"shard {shard}")
+    bring(plan, "codes", "ranges", "repeats")
+    return Work(units[0], number, shards, buckets, checked, settled, fit)
 
 
 def _by_groups(policy: SplitPolicy, splits: str | None, code: str) -> SplitPolicy:

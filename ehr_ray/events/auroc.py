@@ -4,13 +4,15 @@ n rows, R sets of weights. Scikit-learn's `roc_auc_score` gives the same number 
 checks its input at length, which counts over thousands of columns or resamples.
 """
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[np.float64]
 
 
-def auroc(label: npt.NDArray, score: npt.NDArray) -> float:
+def auroc(label: npt.NDArray[Any], score: npt.NDArray[Any]) -> float:
     """Return the probability that a positive row scores above a negative one, ties counted half.
 
     `label` is true or 1 for the positive rows, [n]; `score` float [n]. NaN with one class only.
@@ -20,7 +22,7 @@ def auroc(label: npt.NDArray, score: npt.NDArray) -> float:
     return float(sorted_auroc(rows, np.asarray(label, np.float64)[order], ties)[0])
 
 
-def tied_order(score: npt.NDArray) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+def tied_order(score: npt.NDArray[Any]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
     """Return the rows in ascending order of score, [n], and which are the last of equal scores."""
     order = np.argsort(score, kind="stable")
     ascending = np.asarray(score)[order]

@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -122,7 +122,7 @@ def sample_values(path: Path, seen: pa.Table, strides: pa.Table) -> pa.Table:
     before = seen["num_values"].to_numpy().copy()
     known = dict(zip(*strides.to_pydict().values(), strict=True))
     stride = np.array([known[code] for code in names], np.int64)
-    kept: list[tuple[npt.NDArray, npt.NDArray]] = []
+    kept: list[tuple[npt.NDArray[Any], npt.NDArray[Any]]] = []
     for codes, values, _ in _read(path, names):
         finite = np.isfinite(values)
         codes, values = codes[finite], values[finite]
@@ -205,7 +205,7 @@ class CodeFit:
 
     def table(self, samples: Iterable[pa.Table]) -> pa.Table:
         """Return the `CODES` table; `samples` are those of all shards that were added."""
-        kept: dict[str, list[npt.NDArray]] = {}
+        kept: dict[str, list[npt.NDArray[Any]]] = {}
         for sample in samples:
             for code, values in zip(sample["code"].to_pylist(), sample["values"], strict=True):
                 kept.setdefault(code, []).append(values.values.to_numpy())
@@ -323,7 +323,9 @@ class _Subjects:
         self._last: int | None = None  # the subject that the chunk before ended with
         self._kinds_of_last = np.zeros(0, np.int64)
 
-    def add(self, codes: npt.NDArray, subjects: npt.NDArray, static: npt.NDArray) -> None:
+    def add(
+        self, codes: npt.NDArray[Any], subjects: npt.NDArray[Any], static: npt.NDArray[Any]
+    ) -> None:
         """Add a chunk's events: code, subject, and whether it is static, each [E]."""
         if not len(codes):
             return

@@ -155,7 +155,7 @@ def scales(
 
 
 def to_grid(
-    row: npt.NDArray, hour: npt.NDArray, vital: npt.NDArray, value: npt.NDArray,
+    row: npt.NDArray[Any], hour: npt.NDArray[Any], vital: npt.NDArray[Any], value: npt.NDArray[Any],
     shape: tuple[int, int, int],
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:  # fmt: skip
     """Return hourly means, 0 where there is none, and the mask of observed cells, [N, H, V]."""
@@ -182,8 +182,8 @@ def hours_since(observed: npt.NDArray[np.bool_], first_hour: int) -> npt.NDArray
 def imputed(
     value: npt.NDArray[np.float32],
     observed: npt.NDArray[np.bool_],
-    carry_hours: npt.NDArray,
-    cohort_mean: npt.NDArray,
+    carry_hours: npt.NDArray[Any],
+    cohort_mean: npt.NDArray[Any],
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int8]]:
     """Fill every cell, [N, H, V], and say by which tier: last value, patient's or cohort's mean.
 

@@ -1,5 +1,7 @@
 """Values of events, scaled by the statistics of their code in train."""
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -7,7 +9,7 @@ from ehr_ray.events.vocabulary import Vocabulary
 
 
 def z_score(
-    value: npt.NDArray, code: npt.NDArray, vocabulary: Vocabulary
+    value: npt.NDArray[Any], code: npt.NDArray[Any], vocabulary: Vocabulary
 ) -> npt.NDArray[np.float32]:
     """Return `(value - location) / scale` of each event's code, float32 [E].
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -253,7 +254,7 @@ def _origins(
     time: npt.NDArray[np.int64],
     admission: npt.NDArray[np.bool_],
     birth: npt.NDArray[np.bool_],
-    starts: npt.NDArray,
+    starts: npt.NDArray[Any],
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Return each subject's (origin, first timed event that is no birth), `starts` its first row.
 

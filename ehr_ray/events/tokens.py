@@ -7,7 +7,7 @@ its id whatever a lookup calls it, and a checkpoint reads another cohort without
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -202,7 +202,7 @@ class TokenBook:
         passed = np.diff(patient.minute, prepend=patient.minute[:1])
         return np.searchsorted(GAP_EDGES, passed, side="right") - 1
 
-    def _level_ids(self, code: npt.NDArray, value: npt.NDArray) -> npt.NDArray[np.int64]:
+    def _level_ids(self, code: npt.NDArray[Any], value: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
         if self.options.value_as == "bin":
             cut = self.vocabulary.quantiles[code][:, _CUTS]
             # "normal" holds both quartiles, so that a code with one value is always normal.

@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -220,12 +221,12 @@ def as_float32(column: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.float32]:
     return np.where(np.isinf(narrow), np.float32(np.nan), narrow)
 
 
-def _column(table: pa.Table, name: str, missing: float) -> npt.NDArray:
+def _column(table: pa.Table, name: str, missing: float) -> npt.NDArray[Any]:
     return table[name].fill_null(missing).to_numpy()
 
 
 def _quantile_column(
-    table: pa.Table, mean: npt.NDArray, std: npt.NDArray
+    table: pa.Table, mean: npt.NDArray[Any], std: npt.NDArray[Any]
 ) -> npt.NDArray[np.float64]:
     """Return the quantiles [V, 7]; where a table has none, those of a normal distribution."""
     wanted = len(QUANTILES)

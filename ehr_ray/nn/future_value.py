@@ -48,6 +48,7 @@ class FutureValue(nn.Module):
         hours: at which a window ends and the next one begins, ascending, [K].
     """
 
+    edges: Tensor
     mean: Tensor
     log_scale: Tensor
     carried: Tensor

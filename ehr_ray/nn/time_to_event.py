@@ -37,6 +37,9 @@ class TimeToEvent(nn.Module):
         bins: hours at which a bin ends and the next one begins, ascending; K is one more.
     """
 
+    edges: Tensor
+    log_rate: Tensor
+
     def __init__(self, width: int, codes: int, bins: Sequence[float]) -> None:
         super().__init__()
         self.register_buffer("edges", torch.tensor((0.0, *bins)), persistent=False)

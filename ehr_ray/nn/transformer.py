@@ -41,6 +41,12 @@ class Block(nn.Module):
         )
         self.dropout = nn.Dropout(dropout)
 
+    def added(self) -> tuple[nn.Linear, nn.Linear]:
+        """Return the layers whose outputs are added to what comes in."""
+        last = self.feed[2]
+        assert isinstance(last, nn.Linear)
+        return self.out, last
+
     def forward(
         self, hidden: Tensor, keys: Tensor | Packed | None, causal: bool, turns: Tensor | None
     ) -> Tensor:
@@ -80,6 +86,13 @@ class Block(nn.Module):
         """Return [B, T, D] of what came in, [B, T, D], and what its heads found, [B, H, T, D/H]."""
         hidden = hidden + self.dropout(self.out(found.transpose(1, 2).flatten(2)))
         return hidden + self.dropout(self.feed(self.norm_feed(hidden)))
+
+
+def blocks_of(modules: nn.ModuleList) -> list[Block]:
+    """Return the blocks of a list, which knows no more of them than that they are modules."""
+    blocks = [module for module in modules if isinstance(module, Block)]
+    assert len(blocks) == len(modules)
+    return blocks
 
 
 def through(

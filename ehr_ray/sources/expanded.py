@@ -274,7 +274,7 @@ def _require(there: Sequence[str], wanted: Sequence[str], path: Path) -> None:
         raise InputError(f"{path}: no column {missing[0]!r}; an expanded file has {wanted}")
 
 
-def _columns(table: pa.Table, path: Path, vocabulary: Vocabulary) -> dict[str, npt.NDArray]:
+def _columns(table: pa.Table, path: Path, vocabulary: Vocabulary) -> dict[str, npt.NDArray[Any]]:
     """Return the columns of tokens as arrays; InputError where one holds what it must not."""
     try:
         result = {
@@ -296,7 +296,7 @@ def _columns(table: pa.Table, path: Path, vocabulary: Vocabulary) -> dict[str, n
     return result
 
 
-def _patient(subject: int, columns: Mapping[str, npt.NDArray]) -> PatientSets:
+def _patient(subject: int, columns: Mapping[str, npt.NDArray[Any]]) -> PatientSets:
     """Return one patient's rows as sets of the codes that are known."""
     code, old = columns["code"], columns["set_index"].astype(np.int64)
     carried = columns["is_carry"] > 0

@@ -17,7 +17,7 @@ exp(-0.8 s)) days between them: the ill come back soon, which makes a label at e
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -207,7 +207,7 @@ def make_patient(number: int, options: SyntheticOptions) -> MadePatient:
 
 def _admissions(
     rng: np.random.Generator, minutes: npt.NDArray[np.floating], severity: float, most: int
-) -> tuple[npt.NDArray, ...]:
+) -> tuple[npt.NDArray[Any], ...]:
     """Return the visits' minutes with gaps between admissions, their starts, ends and `back`."""
     count = int(rng.integers(1, min(most, len(minutes)) + 1))
     first = np.r_[0, np.sort(rng.choice(np.arange(1, len(minutes)), count - 1, replace=False))]

@@ -5,14 +5,18 @@ import queue
 import threading
 from collections.abc import Callable, Generator
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, TypeVar
 
 POLL_SECONDS = 0.2
 """How soon a thread that waits for room sees that nobody reads any more."""
 _END = object()
+Item = TypeVar("Item")
+Made = TypeVar("Made")
 
 
-def made_ahead(make: Callable, items: Generator, threads: int = 1) -> Generator:
+def made_ahead(
+    make: Callable[[Item], Made], items: Generator[Item, None, None], threads: int = 1
+) -> Generator[Made, None, None]:
     """Yield `make(item)` of each item, in order.
 
     Threads take the items one after the other and make them side by side, `threads + 1` ahead of

@@ -52,7 +52,7 @@ def checksum(state: Mapping[str, Tensor]) -> str:
         tensor = state[name]
         found = zlib.crc32(f"{name} {tensor.dtype} {list(tensor.shape)}".encode(), found)
         if tensor.numel():
-            found = zlib.crc32(tensor.reshape(-1).view(uint8).numpy(), found)
+            found = zlib.crc32(tensor.reshape(-1).view(uint8).numpy().data, found)
     return f"{found:08x}"
 
 

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch.utils import deterministic
@@ -22,14 +23,13 @@ def numerics(plan: TrainConfig) -> Iterator[None]:
     """
     precision = torch.get_float32_matmul_precision()
     refused = torch.are_deterministic_algorithms_enabled()
-    fill = bool(deterministic.fill_uninitialized_memory)
+    memory: Any = deterministic  # torch makes its attribute when it is imported
+    fill = bool(memory.fill_uninitialized_memory)
     torch.set_float32_matmul_precision(plan.matmul_precision)
     if plan.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at its start
         torch.use_deterministic_algorithms(True)
-        deterministic.fill_uninitialized_memory = (
-            False  # nothing here reads what it has not written
-        )
+        memory.fill_uninitialized_memory = False  # nothing here reads what it has not written
     try:
         yield
     except RuntimeError as error:
@@ -43,4 +43,4 @@ def numerics(plan: TrainConfig) -> Iterator[None]:
     finally:
         torch.set_float32_matmul_precision(precision)
         torch.use_deterministic_algorithms(refused)
-        deterministic.fill_uninitialized_memory = fill
+        memory.fill_uninitialized_memory = fill

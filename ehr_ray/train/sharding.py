@@ -9,7 +9,7 @@ import contextlib
 import copy
 import warnings
 from collections.abc import Iterator, Mapping
-from typing import Final
+from typing import TYPE_CHECKING, Final, TypeGuard
 
 import torch
 import torch.distributed as dist
@@ -17,6 +17,9 @@ from torch import Tensor, nn
 
 from ehr_ray.errors import ConfigError
 from ehr_ray.nn.transformer import Block
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 TWIN: Final = "whole_twin"
 """Attribute of a sharded model: a tuple, so that the twin is no part of the model."""
@@ -83,14 +86,14 @@ def whole(module: nn.Module) -> Iterator[nn.Module]:
                 setattr(part, key, _nothing(parameter))
 
 
-def is_part(tensor: Tensor) -> bool:
+def is_part(tensor: Tensor) -> "TypeGuard[DTensor]":
     """Whether a tensor is a rank's part of one that is divided."""
     return hasattr(tensor, "full_tensor")  # of torch's DTensor, without its import
 
 
 def own(tensor: Tensor) -> Tensor:
     """Return this rank's part of a divided tensor, as a view of it; any other itself."""
-    part: Tensor = tensor.to_local() if is_part(tensor) else tensor  # type: ignore[operator]
+    part: Tensor = tensor.to_local() if is_part(tensor) else tensor
     return part
 
 
@@ -133,8 +136,8 @@ def divided_as(tensor: Tensor, like: Tensor) -> Tensor:
 
     part = distribute_tensor(
         tensor.to(like.device),
-        like.device_mesh,  # type: ignore[attr-defined]
-        like.placements,  # type: ignore[attr-defined]
+        like.device_mesh,
+        like.placements,
         src_data_rank=None,
     )
     return part.clone()  # a part alone, not a view that keeps the whole

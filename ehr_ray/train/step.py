@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ehr_ray.errors import RunError
 from ehr_ray.experiment import Experiment
-from ehr_ray.family import AnyFamily, Batch, Scheduled, Terms
+from ehr_ray.family import AnyFamily, Batch, Scheduled, Terms, unwrapped
 from ehr_ray.nn.noise import forked_rng
 from ehr_ray.train.backend import Backend
 from ehr_ray.train.feed import move
@@ -68,7 +68,7 @@ class OptimizerStep:
             losses.append({name: term.sum.detach() for name, term in terms.items()})
         drop_held(self.optimizer)
         if self.family.training.held:
-            for parameter in self.family.training.held(getattr(model, "module", model), scheduled):
+            for parameter in self.family.training.held(unwrapped(model), scheduled):
                 parameter.grad = None
         clipped = self.family.training.clipped
         norm = self._clip(clipped(model) if clipped else [model])

@@ -3,7 +3,7 @@
 B patients, W width of the representation, M heads.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -109,8 +109,8 @@ def with_task(
         transfer=_transfer(family, task),
         evaluation=replace(
             shown,
-            latents=_on_base(shown.latents),
-            reconstruct=_on_base(shown.reconstruct),
+            latents=_on_base(shown.latents) if shown.latents else None,
+            reconstruct=_on_base(shown.reconstruct) if shown.reconstruct else None,
             outputs={name: _on_base(function) for name, function in shown.outputs.items()},
         ),
     )
@@ -140,7 +140,7 @@ class TaskModel(nn.Module):
     def __init__(
         self,
         base: nn.Module,
-        represent: Represent,
+        represent: Represent[Any],
         task: TaskConfig,
         reader: StatisticsReader | None = None,
     ) -> None:
@@ -278,8 +278,8 @@ def _head(width: int, task: TaskConfig) -> nn.Module:
     )
 
 
-def _on_base(function):  # type: ignore[no-untyped-def]
-    return None if function is None else lambda model, batch: function(model.base, _inputs(batch))
+def _on_base(function: Callable[[Any, Batch], Batch]) -> Callable[[TaskModel, Batch], Batch]:
+    return lambda model, batch: function(model.base, _inputs(batch))
 
 
 BATCHES = 16

@@ -4,6 +4,7 @@ Run by `test_second_device.py`, in a process of its own.
 """
 
 import dataclasses
+from functools import cached_property
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,11 @@ class OnDevice:
             take(micro, self.scheduled, SEED)
         return seen
 
+    @cached_property
+    def padded(self):
+        """What was seen of a step of six patients, which several tests compare with."""
+        return self.step(6)
+
     def looks(self):
         """Return what is looked at besides training, by name: functions of (model, batch)."""
         shown, found = self.family.evaluation, {"predict": self.family.predict}
@@ -108,7 +114,7 @@ def on_device(request, synthetic_cohort, synthetic_patients, synthetic_vocabular
 
 
 def test_a_step_makes_nothing_on_the_host_and_waits_twice_at_most(on_device):
-    few, many = on_device.step(2), on_device.step(6)
+    few, many = on_device.step(2), on_device.padded
     for seen in (few, many):
         assert seen.mixes == []
         assert seen.host == []
@@ -120,7 +126,7 @@ def test_a_step_makes_nothing_on_the_host_and_waits_twice_at_most(on_device):
 
 def test_a_step_on_packed_tokens_waits_no_more_often(on_device, monkeypatch):
     """As on a GPU that has a kernel for them, which the mock's stands in for."""
-    padded, packs = on_device.step(6), []
+    padded, packs = on_device.padded, []
 
     def kernel(*given, **options):
         packs.append(1)

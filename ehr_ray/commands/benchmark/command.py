@@ -267,6 +267,7 @@ LONG: dict[str, Callable[[Path, Path], Figures]] = {
 def carry_in_pandas(events: pd.DataFrame, window: float) -> pd.DataFrame:
     """Last value carried forward as it is usually written: a loop over minutes, in pandas."""
     parts, seen = [], pd.DataFrame()
+    minute: Any  # pandas types it as any scalar
     for index, (minute, live) in enumerate(events.groupby("minute", sort=True)):
         live = live.drop_duplicates("code", keep="last").assign(last=minute)
         if len(seen):

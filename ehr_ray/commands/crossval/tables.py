@@ -157,7 +157,9 @@ def write_fold_predictions(folder: Path, test: pd.DataFrame, cohort: Path) -> No
     """Write the model's own as `<task>/r<repeat>-f<fold>.parquet`, in place of what was there."""
     shutil.rmtree(folder, ignore_errors=True)
     own = test[test["model"] == MODEL]
-    for (task, repeat, fold), part in own.groupby(["outcome", "repeat", "fold"]):
+    key: Any  # pandas types it as Hashable
+    for key, part in own.groupby(["outcome", "repeat", "fold"]):
+        task, repeat, fold = key
         write_predictions(
             folder / task / f"r{repeat}-f{fold}.parquet",
             part["subject_id"].to_numpy(),
@@ -172,8 +174,10 @@ def write_fold_predictions(folder: Path, test: pd.DataFrame, cohort: Path) -> No
 def tracked_metrics(table: pd.DataFrame) -> dict[str, float]:
     """Return the means and standard deviations as flat metrics: `mortality/model/auroc/mean`."""
     return {
-        f"{row.outcome or 'all'}/{row.model}/{row.metric}/{kind}": float(value)
-        for row in table.itertuples()
-        for kind, value in (("mean", row.mean), ("std", row.std))
+        f"{outcome or 'all'}/{model}/{metric}/{kind}": float(value)
+        for kind in ("mean", "std")
+        for outcome, model, metric, value in zip(
+            table["outcome"], table["model"], table["metric"], table[kind], strict=True
+        )
         if np.isfinite(value)
     }

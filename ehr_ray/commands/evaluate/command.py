@@ -115,18 +115,7 @@ def evaluate(
     subject = _subject(sync.fetch_run(run), cohort, split, task, output)
     subject = dataclasses.replace(subject, on_ray=on_ray, gpus=gpus)
     chosen = None if code_map is None else load_code_map(code_map)
-    if recalibrate is not None:
-        check_share(recalibrate, subject)
-    check_explain(explained, subject)
-    check_label_shares(label_shares, subject)
-    check_zero_shot(asked, subject)
-    if subject.task is not None:
-        kind = first_kind(task_files(subject.cohort, subject.task))
-        check_kind(subject, kind, recalibrate, explained, label_shares)
-    if chosen is not None and subject.own:
-        raise InputError(
-            f"--code-map {code_map}: the run's own cohort has its codes; --cohort OTHER"
-        )
+    _check_asked(subject, code_map, recalibrate, explained, label_shares, asked)
     scratch = subject.run.absolute() / ".parts" / f"mapped-{os.getpid()}"
     given = {
         "run": subject.run.absolute(),
@@ -204,6 +193,29 @@ def _subject(
     return Subject(run, loaded, judged_cohort, own, split, task, local(target), subgroups=subgroups)
 
 
+def _check_asked(
+    subject: Subject,
+    code_map: str | None,
+    recalibrate: float | None,
+    explained: int,
+    label_shares: Sequence[float],
+    asked: ZeroShot | None,
+) -> None:
+    """Refuse what this run, cohort and kind of label cannot be asked, before anything is read."""
+    if recalibrate is not None:
+        check_share(recalibrate, subject)
+    check_explain(explained, subject)
+    check_label_shares(label_shares, subject)
+    check_zero_shot(asked, subject)
+    if subject.task is not None:
+        kind = first_kind(task_files(subject.cohort, subject.task))
+        check_kind(subject, kind, recalibrate, explained, label_shares)
+    if code_map is not None and subject.own:
+        raise InputError(
+            f"--code-map {code_map}: the run's own cohort has its codes; --cohort OTHER"
+        )
+
+
 def _score(
     subject: Subject, recalibrate: float | None, label_shares: Sequence[float], say: Say
 ) -> tuple[TaskScores | KindScores | None, SuiteResult, EvaluationInputs]:
@@ -238,6 +250,19 @@ def _score(
     if labels.kind != "binary":
         of_kind, found = score_kinds(subject, labels, inputs, say)
         return of_kind, merged([found, empty]), inputs
+    scores, results = _score_binary(subject, inputs, recalibrate, label_shares, say)
+    return scores, merged([empty, *results]), inputs
+
+
+def _score_binary(
+    subject: Subject,
+    inputs: EvaluationInputs,
+    recalibrate: float | None,
+    label_shares: Sequence[float],
+    say: Say,
+) -> tuple[TaskScores, list[SuiteResult]]:
+    """Fit probe and baselines of a binary label; return their scores and what else it is told."""
+    fit = inputs.fit
     say("fitting the probe and the baselines")
     draws = {
         "seed": subject.experiment.seed,
@@ -258,23 +283,22 @@ def _score(
     divisions, left_out = divisions_of(inputs.judged, subject)
     hours = {name: hours_of(predictions) for name, predictions in fit.items()}
     early = fit_hours(hours["train"], hours["tuning"], fitted, splits, seed=draws["seed"])
-    task_results = [
-        empty,
+    results = [
         left_out,
         early_warning_result(early, hours_of(inputs.judged), subject.split, **draws),
         subgroup_result(divisions, scores, subject.split, **draws),
     ]
     if subject.split != "tuning":  # on which the sets are fitted
         sets = fit_sets(fitted.model_probability(splits["tuning"]), splits["tuning"].label)
-        task_results.append(prediction_set_result(sets, divisions, scores, subject.split, **draws))
+        results.append(prediction_set_result(sets, divisions, scores, subject.split, **draws))
     if label_shares:
         say("learning the task from few labels")
         learned = few_labels_result(
             splits["train"], scored[subject.split], subject.split, shares=label_shares, **draws
         )
-        task_results.append(learned)
+        results.append(learned)
     if not subject.own:
         say("measuring calibration and drift in the other cohort")
-        task_results.append(calibration_result(scores, subject.split, share=recalibrate, **draws))
-        task_results.append(drift_of(subject, splits["train"], scored[subject.split]))
-    return scores, merged(task_results), inputs
+        results.append(calibration_result(scores, subject.split, share=recalibrate, **draws))
+        results.append(drift_of(subject, splits["train"], scored[subject.split]))
+    return scores, results

@@ -145,7 +145,7 @@ def run_pipeline(
     pipeline: Pipeline,
     run: Mapping[str, Callable[[Experiment], Any]],
     ingest: Callable[[IngestStage, str], Any],
-    say: Callable,
+    say: Callable[[str], Any],
 ) -> None:
     """Run the stages in order by the function of their verb, after what makes their cohort."""
     first, total = 1, len(pipeline.stages)

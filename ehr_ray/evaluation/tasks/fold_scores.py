@@ -101,10 +101,10 @@ def markdown(table: pd.DataFrame, outcome: str, heading: str, titles: Mapping[st
     whole, parts = [n for n in names if "/" not in n], [n for n in names if "/" in n]
     models = list(dict.fromkeys(own["model"]))
     cell = {
-        (row.model, row.metric): f"{row.mean:.3f} ± {row.std:.3f}"
-        if np.isfinite(row.std)
-        else f"{row.mean:.3f}"
-        for row in own.itertuples()
+        (model, metric): f"{mean:.3f} ± {std:.3f}" if np.isfinite(std) else f"{mean:.3f}"
+        for model, metric, mean, std in zip(
+            own["model"], own["metric"], own["mean"], own["std"], strict=True
+        )
     }
     text = [heading]
     if whole:

@@ -38,7 +38,8 @@ def fit_hazard_trees(
     if not y.any():
         return lambda rows: np.tile(rate, (len(rows), 1))
     data = _dataset(x, y, exposure * rate[x[:, -1].astype(int)])
-    stop, held, trees = [], [], DEFAULT_TREES
+    stop: list[Callable[..., Any]] = []
+    held, trees = [], DEFAULT_TREES
     if tuning is not None and np.asarray(tuning[2]).any():
         xt, yt, et = _by_bin(tuning, edges)
         held, trees = [_dataset(xt, yt, et * rate[xt[:, -1].astype(int)], data)], MAX_TREES

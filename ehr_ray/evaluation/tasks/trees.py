@@ -171,6 +171,7 @@ def _choose(
             callbacks=[lightgbm.early_stopping(PATIENCE, verbose=False)],
         )
         losses = found[f"valid {aim.loss}-mean"]
+        assert isinstance(losses, list)
         if losses[-1] < least:
             best, num_trees, least = settings, len(losses), losses[-1]
     return best, num_trees, ()

@@ -3,18 +3,30 @@
 B patients, M moments, K windows, C codes.
 """
 
+from typing import Protocol
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ehr_ray.events.follow_up import measured_codes
 from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.families.event_transformer.config import EventTransformerConfig
 from ehr_ray.families.event_transformer.time_to_event import asked_moments, in_parts, moments
 from ehr_ray.family import Axis, Batch
-from ehr_ray.nn.future_value import ValueTruth, values_after
+from ehr_ray.nn.future_value import FutureValue, ValueTruth, values_after
 
 
-def values_of(model: nn.Module, batch: Batch, index: Tensor, real: Tensor) -> ValueTruth:
+class AskedValues(Protocol):
+    """A model with a head of future values; `value_slot` is what `code_slots` returns."""
+
+    value_slot: Tensor
+    future_value: FutureValue
+
+    def window(self, batch: Batch, seed: int | None) -> Batch:
+        """Return the tokens that the model reads of each patient."""
+
+
+def values_of(model: AskedValues, batch: Batch, index: Tensor, real: Tensor) -> ValueTruth:
     """Return what was measured after the moments of the tokens `index` [B, M].
 
     A window holds its end, not its start: a value at the minute of the moment is known by then.
@@ -29,7 +41,7 @@ def values_of(model: nn.Module, batch: Batch, index: Tensor, real: Tensor) -> Va
     return truth._replace(asked=truth.asked & real[:, :, None, None])
 
 
-def fit_values(model: nn.Module, batch: Batch) -> None:
+def fit_values(model: AskedValues, batch: Batch) -> None:
     """Fit the statistics of a new model on patients of train; nothing without the head."""
     if hasattr(model, "future_value"):
         parts = in_parts(model.window(batch, None))

@@ -10,7 +10,7 @@ from ehr_ray.errors import ConfigError
 from ehr_ray.families.event_transformer.config import EventTransformerConfig
 from ehr_ray.families.event_transformer.future_value import values_of
 from ehr_ray.families.event_transformer.time_to_event import asked_moments
-from ehr_ray.family import Batch, Scheduled, Term, Terms
+from ehr_ray.family import Batch, Scheduled, Term, Terms, unwrapped
 from ehr_ray.nn.moment_heads import gain
 
 
@@ -22,7 +22,7 @@ def loss(model: nn.Module, batch: Batch, _scheduled: Scheduled, seed: int) -> Te
     `time_to_event_baseline` and `future_value_baseline`, the same of the rates of train and of the
     last value carried forward, `accuracy`, and `padding`, the share of tokens computed in vain.
     """
-    config: EventTransformerConfig = getattr(model, "module", model).config
+    config: EventTransformerConfig = unwrapped(model).config
     if config.head == "none":
         raise ConfigError("model.head=none: nothing to pretrain; use plain or tied, or give a task")
     out = model(batch, seed)
@@ -53,7 +53,7 @@ def loss(model: nn.Module, batch: Batch, _scheduled: Scheduled, seed: int) -> Te
 
 def counts(model: nn.Module, batch: Batch, seed: int) -> dict[str, Tensor]:
     """Return how many tokens, values and answers a batch asks for: each [], by term."""
-    plain = getattr(model, "module", model)
+    plain = unwrapped(model)
     config: EventTransformerConfig = plain.config
     batch = plain.window(batch, seed if model.training else None)
     asked = plain.asked(batch, seed)

@@ -27,7 +27,7 @@ from ehr_ray.nn.future_value import FutureValue
 from ehr_ray.nn.moment_heads import FIT_ROWS
 from ehr_ray.nn.noise import combine, uniform
 from ehr_ray.nn.time_to_event import TimeToEvent
-from ehr_ray.nn.transformer import Block, rotary_turns, sinusoids, through, time_waves
+from ehr_ray.nn.transformer import Block, blocks_of, rotary_turns, sinusoids, through, time_waves
 
 RECENT = 2.0
 """Power of the hours before a patient's last token that every other query starts with."""
@@ -42,6 +42,10 @@ _WINDOW, _MASK = 21, 22
 
 class EventTransformer(nn.Module):
     """Encoder or decoder, by config; the same names, so that either starts the other."""
+
+    table: Tensor
+    code_slot: Tensor
+    value_slot: Tensor
 
     def __init__(self, config: EventTransformerConfig, vocabulary: Vocabulary) -> None:
         super().__init__()
@@ -65,8 +69,9 @@ class EventTransformer(nn.Module):
         self.blocks = nn.ModuleList(
             Block(width, config.n_heads, config.dropout) for _ in range(config.n_layers)
         )
-        for block in self.blocks:  # a deep residual sum starts with the variance of a shallow one
-            for last in (block.out, block.feed[2]):
+        # A deep residual sum starts with the variance of a shallow one.
+        for block in blocks_of(self.blocks):
+            for last in block.added():
                 nn.init.normal_(last.weight, std=0.02 / (2 * config.n_layers) ** 0.5)
         if config.head != "none":
             self.norm = nn.LayerNorm(width)
@@ -116,9 +121,9 @@ class EventTransformer(nn.Module):
         if decoder:
             asked, hidden = asked[:, at], hidden[:, :-1]
         # Looked up once: each indexing by a mask would have the host wait for a GPU.
-        index = asked.nonzero(as_tuple=True)
-        state = self.norm(hidden[index])
-        phrase = batch["phrase"][:, at][index]
+        chosen = asked.nonzero(as_tuple=True)
+        state = self.norm(hidden[chosen])
+        phrase = batch["phrase"][:, at][chosen]
         out = {"phrase": phrase, **moments}
         if self.config.next_event_weight:
             out["nats"], out["right"] = self.judged(state, phrase)
@@ -126,12 +131,12 @@ class EventTransformer(nn.Module):
             name = F.embedding(phrase, self.project(self.table))
             product = (self.next_value(state) * name).sum(-1).float()
             out["value"] = product / self.config.model_dim**0.5
-            out["target_value"] = batch["value"][:, at][index]
-            out["valued"] = batch["valued"][:, at][index]
+            out["target_value"] = batch["value"][:, at][chosen]
+            out["valued"] = batch["valued"][:, at][chosen]
         if self.config.next_time_weight:
             out["time"] = self.next_time(state).squeeze(-1).float()
             gap = batch["minute"].diff(dim=1).float().clamp(min=0)
-            out["target_time"] = torch.log1p(gap[index])
+            out["target_time"] = torch.log1p(gap[chosen])
         return out
 
     def judged(self, state: Tensor, phrase: Tensor) -> tuple[Tensor, Tensor]:

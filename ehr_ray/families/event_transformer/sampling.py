@@ -19,6 +19,7 @@ from ehr_ray.families.event_transformer.decoding import Continuation
 from ehr_ray.families.event_transformer.model import EventTransformer
 from ehr_ray.family import Batch, Horizon
 from ehr_ray.nn.noise import combine, uniform
+from ehr_ray.nn.transformer import blocks_of
 
 _DRAW = 31
 _VALUES = 32
@@ -155,7 +156,7 @@ class _Reader:
             given = record[name]
             self.tokens[name] = given.new_zeros(number, model.config.max_length)
             self.tokens[name][:, : self.size] = given
-        self.read = Continuation(model.blocks)
+        self.read = Continuation(blocks_of(model.blocks))
         self.state = self._begin(slice(0, 1)).expand(number, -1)
 
     def append(self, phrase: Tensor, gap: Tensor, value: Tensor, minute: Tensor) -> None:
@@ -164,7 +165,7 @@ class _Reader:
             half = self.size // 2
             for name, held in self.tokens.items():
                 self.tokens[name] = torch.cat([held[:, self.size - half :], held[:, half:]], 1)
-            self.size, self.read = half, Continuation(self.model.blocks)
+            self.size, self.read = half, Continuation(blocks_of(self.model.blocks))
             if half:
                 self._begin(slice(None))
         for name, one in zip(_FIELDS, (phrase, gap, value, minute), strict=True):

@@ -3,6 +3,8 @@
 B patients, T tokens, M moments, C codes.
 """
 
+from typing import Protocol
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -15,7 +17,7 @@ from ehr_ray.families.event_transformer.data import token_book
 from ehr_ray.family import Axis, Batch
 from ehr_ray.nn.moment_heads import ENTRIES
 from ehr_ray.nn.noise import combine, uniform
-from ehr_ray.nn.time_to_event import Truth
+from ehr_ray.nn.time_to_event import TimeToEvent, Truth
 
 MOMENTS = 64
 """Moments of a patient that are asked for at most, drawn anew in each epoch."""
@@ -33,7 +35,17 @@ def code_slots(
     return torch.from_numpy(slot)
 
 
-def truth_of(model: nn.Module, batch: Batch, index: Tensor, real: Tensor) -> Truth:
+class AskedTimes(Protocol):
+    """A model with a head of times to events; `code_slot` is what `code_slots` returns."""
+
+    code_slot: Tensor
+    time_to_event: TimeToEvent
+
+    def window(self, batch: Batch, seed: int | None) -> Batch:
+        """Return the tokens that the model reads of each patient."""
+
+
+def truth_of(model: AskedTimes, batch: Batch, index: Tensor, real: Tensor) -> Truth:
     """Return what came after the moments of the tokens `index` [B, M], strictly later."""
     slot, codes = model.code_slot[batch["phrase"]], len(model.time_to_event.codes)
     step = max(1, ENTRIES // (4 * slot.numel()))  # they are 64 bits, and there are two
@@ -49,7 +61,7 @@ def truth_of(model: nn.Module, batch: Batch, index: Tensor, real: Tensor) -> Tru
     return Truth(hours.float(), event, real)
 
 
-def fit_rates(model: nn.Module, batch: Batch) -> None:
+def fit_rates(model: AskedTimes, batch: Batch) -> None:
     """Fit the rates of a new model on patients of train; nothing without the head."""
     if hasattr(model, "time_to_event"):
         parts = in_parts(model.window(batch, None))

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import pandas as pd
@@ -85,6 +85,7 @@ def imputation_quality(tokens: pd.DataFrame) -> dict[str, dict[str, float]]:
     `rank` the rank correlation of both.
     """
     found = {}
+    place: Any  # pandas types it as any scalar
     for place, part in tokens.groupby("modality"):
         if len(part) < FEWEST:
             continue
@@ -209,6 +210,7 @@ def _with_modalities_missing(
 ) -> dict[tuple[str, int], float]:
     """Return AUROC by outcome and number of modalities taken away from each patient."""
     found = {}
+    missing: Any  # pandas types it as any scalar
     for name, truth in truths.items():
         for missing, part in rows.groupby("missing"):
             label = truth.label[part["sample"].to_numpy()]

@@ -77,13 +77,11 @@ class MultiModalVAE(nn.Module):
 
         The latent is sampled in training, by `key` [B]; its mean is decoded otherwise.
         """
-        codes = torch.stack(
-            [
-                torch.cat([scale(seen.value[:, m]) for scale in scales], -1)
-                for m, scales in enumerate(self.encoders)
-            ],
-            1,
-        )
+        own = []
+        for m, scales in enumerate(self.encoders):
+            assert isinstance(scales, nn.ModuleList)
+            own.append(torch.cat([scale(seen.value[:, m]) for scale in scales], -1))
+        codes = torch.stack(own, 1)
         codes = codes + self._across(codes, seen.present)
         mu, logvar = self._joint(codes, seen)
         z = sample(mu, logvar, key) if self.training else mu

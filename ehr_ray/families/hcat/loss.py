@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from ehr_ray.events.modalities import WIDTH
 from ehr_ray.families.hcat.config import HCATConfig
 from ehr_ray.families.hcat.model import HCAT
-from ehr_ray.family import Batch, Scheduled, Term, Terms
+from ehr_ray.family import Batch, Scheduled, Term, Terms, unwrapped
 from ehr_ray.nn.focal import focal
 from ehr_ray.nn.gaussian import free_bits, kl_standard
 from ehr_ray.nn.noise import combine
@@ -26,7 +26,7 @@ def loss(model: nn.Module, batch: Batch, scheduled: Scheduled, seed: int) -> Ter
     alone `kl_nats` is the divergence before them, a patient, and `impute_mse` the squared error of
     the last refinement.
     """
-    plain: HCAT = getattr(model, "module", model)
+    plain: HCAT = unwrapped(model)
     config = plain.config
     out = model(batch, seed)
     weight, label = plain.weights(batch), batch["label"].clamp(min=0)
@@ -46,7 +46,7 @@ def loss(model: nn.Module, batch: Batch, scheduled: Scheduled, seed: int) -> Ter
 
 def counts(model: nn.Module, batch: Batch, seed: int) -> dict[str, Tensor]:
     """Return the weights of outcomes, tokens shown and hidden, and patients: each [], by term."""
-    plain: HCAT = getattr(model, "module", model)
+    plain: HCAT = unwrapped(model)
     weight = plain.weights(batch)
     patients = torch.full((), float(len(weight)), device=weight.device)
     found = {"surv": weight[:, 0].sum(), "rec": weight[:, 1].sum(), "con": patients}

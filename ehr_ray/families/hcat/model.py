@@ -36,6 +36,14 @@ _MASK, _DROP, _NOISE, _LATENT = 31, 32, 33, 34
 class HCAT(nn.Module):
     """Imputation that reaches the prediction of two outcomes."""
 
+    quality_center: Tensor
+    quality_scale: Tensor
+    token_mean: Tensor
+    token_scale: Tensor
+    positive_weight: Tensor
+    knots: Tensor
+    still_followed: Tensor
+
     def __init__(self, config: HCATConfig, vocabulary: Vocabulary) -> None:
         super().__init__()
         self.config = config

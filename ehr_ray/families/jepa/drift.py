@@ -42,11 +42,11 @@ def drift(model: JEPA, batch: Batch) -> Batch:
         states = model.encode(seen)
         told = model.predictor(states, seen.minute, seen.mask, minute, real.unsqueeze(1), None)
         last = last_state(model.goals(seen), seen.mask)[:, 0]
-        errors = (
+        guessed, kept = (
             F.smooth_l1_loss(guess.float(), goal, reduction="none").mean(-1)[real]
             for guess in (told[:, 0], last)
         )
-        found.append((real.nonzero()[:, 0], lead, *errors))
+        found.append((real.nonzero()[:, 0], lead, guessed, kept))
     return {
         "patient": torch.cat([patient for patient, *_ in found]),
         "lead": torch.cat([torch.full_like(patient, lead) for patient, lead, *_ in found]),

@@ -3,10 +3,12 @@
 B patients, T rows, N values of the codes that are asked, K windows, C codes.
 """
 
-import torch
-from torch import Tensor, nn
+from typing import Protocol
 
-from ehr_ray.families.jepa.time_to_event import drawn_contexts, end_of
+import torch
+from torch import Tensor
+
+from ehr_ray.families.jepa.time_to_event import Masking, drawn_contexts, end_of
 from ehr_ray.family import Batch
 from ehr_ray.nn.future_value import FutureValue, ValueTruth, values_after
 
@@ -31,7 +33,13 @@ def values_of(batch: Batch, context: Tensor, head: FutureValue) -> ValueTruth:
     return truth._replace(asked=truth.asked & there[:, :, None, None])
 
 
-def fit_values(model: nn.Module, batch: Batch) -> None:
+class AskedValues(Masking, Protocol):
+    """A model with a head of future values."""
+
+    future_value: FutureValue
+
+
+def fit_values(model: AskedValues, batch: Batch) -> None:
     """Fit the statistics of a new model on patients of train; nothing without the head."""
     if hasattr(model, "future_value"):  # a task's model has none
         contexts = drawn_contexts(model, batch)

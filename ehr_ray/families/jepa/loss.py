@@ -9,7 +9,7 @@ from ehr_ray.families.jepa.dense_rows import dense
 from ehr_ray.families.jepa.future_value import values_of
 from ehr_ray.families.jepa.regularise import isotropy, variance_and_covariance
 from ehr_ray.families.jepa.time_to_event import truth_after
-from ehr_ray.family import Batch, Scheduled, Term, Terms
+from ehr_ray.family import Batch, Scheduled, Term, Terms, unwrapped
 
 WEIGHTS = {"vicreg": 1.0, "sigreg": 0.05}
 TEMPERATURE = 0.1
@@ -27,7 +27,7 @@ def loss(model: nn.Module, batch: Batch, _scheduled: Scheduled, seed: int) -> Te
     `future_value_baseline`, the same of the rates of train and of the last value carried forward,
     and `padding`.
     """
-    config: JEPAConfig = getattr(model, "module", model).config
+    config: JEPAConfig = unwrapped(model).config
     out = model(batch, seed)
     wanted = out["wanted"]
     count = wanted.sum().float()
@@ -57,7 +57,7 @@ def loss(model: nn.Module, batch: Batch, _scheduled: Scheduled, seed: int) -> Te
 
 def counts(model: nn.Module, batch: Batch, seed: int) -> dict[str, Tensor]:
     """Return how many rows and values a batch hides, its answers and patients: each [], by term."""
-    plain = getattr(model, "module", model)
+    plain = unwrapped(model)
     context, hidden = plain.masks(batch, seed)
     found = {"latent": hidden.sum()}
     if plain.config.time_to_event_weight:

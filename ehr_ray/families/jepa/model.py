@@ -26,7 +26,7 @@ from ehr_ray.nn.future_value import FutureValue
 from ehr_ray.nn.moment_heads import FIT_ROWS
 from ehr_ray.nn.noise import combine
 from ehr_ray.nn.time_to_event import TimeToEvent
-from ehr_ray.nn.transformer import Block, through, time_waves
+from ehr_ray.nn.transformer import Block, blocks_of, through, time_waves
 
 WAVES = 32
 """Sines and cosines of the elapsed time, from which a position is learned."""
@@ -230,7 +230,7 @@ def meanings(config: JEPAConfig) -> dict[str, str]:
     return {"model.rows": config.rows}
 
 
-def fit_heads(model: nn.Module, batch: Batch) -> None:
+def fit_heads(model: JEPA, batch: Batch) -> None:
     """Fit on patients of train what the heads start from that are asked after a context."""
     fit_rates(model, batch)
     fit_values(model, batch)
@@ -246,13 +246,14 @@ def after_step(model: JEPA, scheduled: Scheduled) -> None:
     """Move the target towards the encoder: momentum * target + (1 - momentum) * encoder."""
     if not hasattr(model, "target"):
         return
-    own = list(model.target.parameters())
-    torch._foreach_lerp_(own, list(model.encoder.parameters()), 1 - scheduled["momentum"])
+    target: list[Tensor] = [*model.target.parameters()]
+    encoder: list[Tensor] = [*model.encoder.parameters()]
+    torch._foreach_lerp_(target, encoder, 1 - scheduled["momentum"])
 
 
 def _shrink(blocks: nn.ModuleList) -> None:
     """Start a block's additions small, by its place: 1 / sqrt(2 i) (Radford et al. 2019, 2.3)."""
     with torch.no_grad():
-        for place, block in enumerate(blocks, start=1):
-            for layer in (block.out, block.feed[2]):
+        for place, block in enumerate(blocks_of(blocks), start=1):
+            for layer in block.added():
                 layer.weight.div_(math.sqrt(2 * place))

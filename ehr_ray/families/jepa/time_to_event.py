@@ -4,9 +4,10 @@ B patients, T rows, N occurrences of followed codes, C codes, D width.
 """
 
 from collections.abc import Iterator
+from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ehr_ray.families.jepa.dense_rows import rows_at
 from ehr_ray.family import Batch
@@ -51,13 +52,26 @@ def truth_after(batch: Batch, context: Tensor, head: TimeToEvent) -> Truth:
     return Truth(hours.unsqueeze(1), event.unsqueeze(1), real.unsqueeze(1))
 
 
-def fit_rates(model: nn.Module, batch: Batch) -> None:
+class Masking(Protocol):
+    """A model that draws which rows it reads."""
+
+    def masks(self, batch: Batch, seed: int) -> tuple[Tensor, Tensor]:
+        """Return the context and the hidden rows of each patient, [B, T]."""
+
+
+class AskedTimes(Masking, Protocol):
+    """One with a head of times to events."""
+
+    time_to_event: TimeToEvent
+
+
+def fit_rates(model: AskedTimes, batch: Batch) -> None:
     """Fit the rates of a new model on patients of train; nothing without the head."""
     if hasattr(model, "time_to_event"):  # a task's model has none
         contexts = drawn_contexts(model, batch)
         model.time_to_event.fit(truth_after(batch, one, model.time_to_event) for one in contexts)
 
 
-def drawn_contexts(model: nn.Module, batch: Batch) -> Iterator[Tensor]:
+def drawn_contexts(model: Masking, batch: Batch) -> Iterator[Tensor]:
     """Yield several contexts of each patient, bool [B, T], on which a head is fitted."""
     return (model.masks(batch, seed)[0] for seed in range(FIT_DRAWS))

@@ -77,7 +77,7 @@ def _from_table(path: Path, vocabulary: Vocabulary) -> Tensor:
             f"{path}: no row for {len(missing)} codes, such as {missing[0]!r}; add them"
         )
     table = numeric.to_numpy(np.float32)[ids.astype(int).to_numpy()]
-    nothing = ids.index[~table.any(1)].tolist()
+    nothing = ids.index[np.flatnonzero(~table.any(1))].tolist()
     if nothing:
         raise InputError(f"{path}: the row of {nothing[0]!r} is all zeros, which is no direction")
     return torch.from_numpy(table)

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from ehr_ray.families.set_vae.augment import drawn_sets, sample_sets, set_key
 from ehr_ray.families.set_vae.config import SetConfig, SetVAEConfig
-from ehr_ray.family import Batch, Scheduled, Term, Terms
+from ehr_ray.family import Batch, Scheduled, Term, Terms, unwrapped
 from ehr_ray.nn.gaussian import free_bits, kl_standard
 
 FAR = 1e9
@@ -17,7 +17,7 @@ def loss(model: nn.Module, batch: Batch, scheduled: Scheduled, seed: int) -> Ter
 
     With `composition_weight` also `composition`, how unlikely the set's variables are.
     """
-    config: SetVAEConfig = getattr(model, "module", model).config
+    config: SetVAEConfig = unwrapped(model).config
     batch = sample_sets(batch, config.sets_per_patient, seed)
     out = model(batch, seed)
     real = batch["mask"].any(1)
@@ -38,7 +38,7 @@ def loss(model: nn.Module, batch: Batch, scheduled: Scheduled, seed: int) -> Ter
 
 def counts(model: nn.Module, batch: Batch, seed: int) -> dict[str, Tensor]:
     """Return the sets with a token among those drawn of each patient, [], by term."""
-    per_patient = getattr(model, "module", model).config.sets_per_patient
+    per_patient = unwrapped(model).config.sets_per_patient
     real = batch["mask"].any(1)
     if per_patient is not None:
         real = real & drawn_sets(batch, per_patient, set_key(batch, seed))

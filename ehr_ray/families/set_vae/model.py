@@ -46,6 +46,9 @@ class SetVAE(nn.Module):
     directions are fixed: a reducer that is trained moves the target towards what is easy to decode.
     """
 
+    directions: Tensor
+    noise_rows: Tensor
+
     def __init__(self, config: SetConfig, vocabulary: Vocabulary) -> None:
         super().__init__()
         self.config = config
@@ -70,9 +73,10 @@ class SetVAE(nn.Module):
         self.project = nn.ModuleList(
             nn.Linear(config.reduced, config.latent) for _ in range(config.levels)
         )
-        self.out = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, config.reduced))
+        last = nn.Linear(width, config.reduced)
+        self.out = nn.Sequential(nn.LayerNorm(width), last)
         with torch.no_grad():  # start near zero, where the targets are, not at vectors of norm 10
-            self.out[1].weight.mul_(0.1)
+            last.weight.mul_(0.1)
         if config.composition_weight:
             latents = config.levels * config.latent
             self.composition = Composition(latents, config.reduced, width)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ehr_ray.families.vitals_vae.config import VitalsVAEConfig
-from ehr_ray.family import Batch, Scheduled, Term, Terms
+from ehr_ray.family import Batch, Scheduled, Term, Terms, unwrapped
 from ehr_ray.nn.gaussian import free_bits, kl_standard
 
 
@@ -22,7 +22,7 @@ def loss(model: nn.Module, batch: Batch, scheduled: Scheduled, seed: int) -> Ter
     encoder saw and of those hidden from it. Discrete codes have `codebook` and `commit` in place of
     `kl`.
     """
-    plain = getattr(model, "module", model)
+    plain = unwrapped(model)
     config: VitalsVAEConfig = plain.config
     out = model(batch, seed, scheduled.get("mean_share", 0.0))
     observed, hidden = batch["observed"], out["hidden"]
@@ -61,7 +61,7 @@ def counts(model: nn.Module, batch: Batch, _seed: int) -> dict[str, Tensor]:
 
     None depends on what is hidden: `recon` is of every observed cell.
     """
-    config: VitalsVAEConfig = getattr(model, "module", model).config
+    config: VitalsVAEConfig = unwrapped(model).config
     observed = batch["observed"]
     patients = torch.full((), float(len(observed)), device=observed.device)
     found = dict.fromkeys(("recon", "branches", "codebook", "commit", "kl"), patients)

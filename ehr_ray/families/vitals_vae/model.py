@@ -74,6 +74,10 @@ def held(model: "VitalsVAE", scheduled: Scheduled) -> list[nn.Parameter]:
 class VitalsVAE(nn.Module):
     """Encoder, latent and decoder of hourly vital signs; the architecture is the config's."""
 
+    carry_hours: Tensor
+    centre: Tensor
+    spread: Tensor
+
     def __init__(self, config: VitalsVAEConfig, vocabulary: Vocabulary) -> None:
         super().__init__()
         self.config = config

@@ -8,10 +8,10 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
-import meds
 import numpy as np
 import pyarrow.compute as pc
 
@@ -199,7 +199,7 @@ def _write_records(
     dataset = {
         "dataset_name": plan.source,
         "etl_name": "ehr_ray",
-        "meds_version": meds.__version__,
+        "meds_version": version("meds"),
     }
     (metadata / "dataset.json").write_text(json.dumps(dataset, indent=1) + "\n")
     counts = dataclasses.asdict(summary)

@@ -62,11 +62,11 @@ class KeyedWriter(AbstractContextManager["KeyedWriter"]):
         self._stream = pa.ipc.new_stream(self._rows, schema, options=options)
         # The first batch writes the schema too, which is no part of a page.
         self._stream.write_batch(pa.RecordBatch.from_pylist([], schema))
-        self._waiting: list[tuple[pa.Table, npt.NDArray]] = []
+        self._waiting: list[tuple[pa.Table, npt.NDArray[Any]]] = []
         self._edges = [self._rows.tell()]
         self._starts: list[npt.NDArray[np.uint32]] = []
 
-    def write(self, rows: pa.Table, keys: npt.NDArray) -> None:
+    def write(self, rows: pa.Table, keys: npt.NDArray[Any]) -> None:
         """Add rows, whose keys are integers [N]; those of one key keep their order."""
         self._waiting.append((rows, keys))
         if sum(len(waiting) for waiting, _ in self._waiting) >= BATCH_ROWS:

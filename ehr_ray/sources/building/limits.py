@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -32,6 +32,9 @@ OTHER_UNIT: Final = "range in another unit"
 RANGE_COLUMNS: Final = ("code", "low", "high", "unit")
 UNIT_COLUMNS: Final = ("code", "unit", "to", "factor", "offset")
 _NO_UNIT: Final = ("", "unk")
+Row = Mapping[str, str]
+K = TypeVar("K")
+V = TypeVar("V")
 
 
 class Range(NamedTuple):
@@ -159,8 +162,8 @@ def shipped(suffix: str = "") -> list[str]:
 
 
 def _table(
-    flag: str, name: str, suffix: str, columns: Sequence[str], parse: Callable
-) -> tuple[dict, bytes]:
+    flag: str, name: str, suffix: str, columns: Sequence[str], parse: Callable[[Row], tuple[K, V]]
+) -> tuple[dict[K, V], bytes]:
     if name == NONE:
         return {}, b""
     path = SHIPPED / f"{name}{suffix}.csv" if name in shipped(suffix) else Path(name)
@@ -170,7 +173,7 @@ def _table(
     except (OSError, UnicodeError, csv.Error):
         there = ", ".join((NONE, *shipped(suffix)))
         raise InputError(f"{flag} {name}: no readable CSV file, nor one of {there}") from None
-    found: dict = {}
+    found: dict[K, V] = {}
     for line, row in enumerate(rows, start=2):
         if any(row.get(column) is None for column in columns):
             raise InputError(f"{flag} {name}: line {line} has not all of {', '.join(columns)}")

@@ -4,9 +4,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-_ODD = np.array(
-    [0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB, 0xD6E8FEB86659FD93], np.uint64
-)
+from ehr_ray.events.mixing import splitmix64
 
 
 def repeats_of(events: pa.Table) -> npt.NDArray[np.bool_]:
@@ -21,11 +19,9 @@ def repeats_of(events: pa.Table) -> npt.NDArray[np.bool_]:
         # A value that is missing equals another that is.
         events["numeric_value"].to_numpy().astype(np.float32).view(np.int32).astype(np.int64),
     ]
-    with np.errstate(over="ignore"):
-        key = np.zeros(len(events), np.uint64)
-        for column, odd in zip(columns, _ODD, strict=True):
-            key = (key ^ column.view(np.uint64)) * odd
-            key ^= key >> np.uint64(29)
+    key = np.zeros(len(events), np.uint64)
+    for column in columns:
+        key = splitmix64(key ^ column.view(np.uint64))
     # Sorting one number a row is several times cheaper than sorting by four; few rows are left.
     order = np.argsort(key, kind="stable")
     same = key[order][1:] == key[order][:-1]

@@ -67,7 +67,7 @@ class Stays:
         table: where stays are listed.
     """
 
-    rows: dict[str, npt.NDArray]
+    rows: dict[str, npt.NDArray[Any]]
     subject: Ids
     unit_start: Times
     unit_end: Times
@@ -109,7 +109,7 @@ class Stays:
         """Return how many unit stays have no known end, of their own or of the hospital stay."""
         return int(np.count_nonzero(np.isnat(self.unit_end) | np.isnat(self.hospital_end)))
 
-    def first_of(self, key: npt.NDArray) -> npt.NDArray[np.intp]:
+    def first_of(self, key: npt.NDArray[Any]) -> npt.NDArray[np.intp]:
         """Return the first row in time of each value of a key of rows, [S]."""
         _, first = np.unique(key[self.order], return_index=True)
         return np.sort(self.order[first])
@@ -162,7 +162,7 @@ def _repeats(ids: Ids, seen: set[int]) -> Mask:
     return bad
 
 
-def _placed(rows: dict[str, npt.NDArray]) -> Stays:
+def _placed(rows: dict[str, npt.NDArray[Any]]) -> Stays:
     """Return stays with times of their own."""
     subject, _, names = subject_ids(pa.array(rows["uniquepid"], pa.string()))
     age = np.array([_age(text) for text in rows["age"]], np.float64)
@@ -175,7 +175,7 @@ def _placed(rows: dict[str, npt.NDArray]) -> Stays:
     start = np.empty(size, "datetime64[us]")
     earliest, latest = (np.full(size, np.datetime64("NaT"), "datetime64[us]") for _ in range(2))
     hospital_end = np.empty(size, "datetime64[us]")
-    before: tuple[int, npt.NDArray, np.datetime64] | None = None
+    before: tuple[int, npt.NDArray[Any], np.datetime64] | None = None
     for patient, stays in _hospital_stays(rows, subject, age):
         first, last = as_time(np.array([begin[stays].min(), max(end[stays].max(), 0.0)]))
         day = np.datetime64(f"{rows['hospitaldischargeyear'][stays[0]]:04d}-01-01", "us")
@@ -212,7 +212,7 @@ def _placed(rows: dict[str, npt.NDArray]) -> Stays:
 
 
 def _hospital_stays(
-    rows: dict[str, npt.NDArray], subject: Ids, age: Floats
+    rows: dict[str, npt.NDArray[Any]], subject: Ids, age: Floats
 ) -> Iterator[tuple[int, npt.NDArray[np.intp]]]:
     """Yield (patient, rows) of each hospital stay, in order of patient and time."""
     number = rows["patienthealthsystemstayid"]

@@ -4,7 +4,7 @@ About 50 bytes a patient and as many an admission; no other table is ever held.
 """
 
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -141,7 +141,7 @@ _STAY: Final = {
 """Columns that are held, and how."""
 
 
-def _admissions(columns: dict[str, npt.NDArray]) -> Admissions:
+def _admissions(columns: dict[str, npt.NDArray[Any]]) -> Admissions:
     """Return the admissions with mistyped ends and deaths put right.
 
     A `deathtime` before the admission, or over a day after its end, is mistyped: death is then at

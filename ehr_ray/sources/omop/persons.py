@@ -25,7 +25,7 @@ from ehr_ray.sources.parsing.tables import Table
 
 NAT = np.datetime64("NaT", "us")
 LAST_SECOND = np.timedelta64(86_399, "s")
-Columns = dict[str, npt.NDArray]
+Columns = dict[str, npt.NDArray[Any]]
 
 
 @dataclass(frozen=True, eq=False)

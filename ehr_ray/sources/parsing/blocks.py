@@ -63,7 +63,9 @@ class Block:
         rows_read: rows there were, the refused ones and those passed over included.
     """
 
-    def __init__(self, name: str, text: pa.Table, lines: npt.NDArray, rejects: Rejects) -> None:
+    def __init__(
+        self, name: str, text: pa.Table, lines: npt.NDArray[Any], rejects: Rejects
+    ) -> None:
         self.name = name
         self.columns: dict[str, Any] = dict(zip(text.column_names, text.columns, strict=True))
         self.lines: npt.NDArray[np.int64] = lines
@@ -190,7 +192,7 @@ def read_whole(
     return blocks
 
 
-def joined(blocks: Sequence[Block], columns: Mapping[str, Any]) -> dict[str, npt.NDArray]:
+def joined(blocks: Sequence[Block], columns: Mapping[str, Any]) -> dict[str, npt.NDArray[Any]]:
     """Return the blocks' columns end to end; `columns` says their types."""
     return {
         name: np.concatenate([np.empty(0, kind), *(np.asarray(b.columns[name]) for b in blocks)])

@@ -42,7 +42,7 @@ _MAX_MINUTES: Final = 1e9
 MAX_FLOAT32: Final = float(np.finfo(np.float32).max)
 
 
-def by_unique(column: pa.Array, parse: Callable[[Any], Any], dtype: Any) -> npt.NDArray:
+def by_unique(column: pa.Array, parse: Callable[[Any], Any], dtype: Any) -> npt.NDArray[Any]:
     """Apply `parse` to every cell, calling it once for each distinct one."""
     encoded = column.dictionary_encode(null_encoding="encode")
     parsed = np.array([parse(cell) for cell in encoded.dictionary.to_pylist()], dtype)

@@ -3,7 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -132,7 +132,7 @@ class Rejects:
         return pa.table([files, lines, reasons], schema=REJECTED)
 
 
-def _unique_columns(pairs: npt.NDArray) -> tuple[npt.NDArray, npt.NDArray]:
+def _unique_columns(pairs: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
     columns, counts = np.unique(pairs, axis=1, return_counts=True)
     return columns.T, counts
 

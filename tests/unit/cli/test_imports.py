@@ -89,3 +89,22 @@ def test_rows_are_prepared_without_importing_ray_where_it_has_no_part(synthetic_
     )
     assert not imported(code) & {"ray", "mlflow", "sklearn", "matplotlib"}
     assert list(tmp_path.rglob("*.arrow"))
+
+
+def test_quickstart_gives_a_sign_of_life_before_the_first_heavy_import(tmp_path):
+    code = (
+        f"import sys\nHEAVY = {HEAVY!r}\n"
+        "class Stop:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name in HEAVY: raise SystemExit(f'first of weight: {name}')\n"
+        "sys.meta_path.insert(0, Stop())\n"
+        "from ehr_ray.cli.main import main\n"
+        f"main(['quickstart', '--output', {str(tmp_path / 'out')!r}])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT
+    )
+    first, stopped = done.stderr.splitlines()
+    assert first == "quickstart: starting, a few seconds"
+    assert stopped.startswith("first of weight: ")
+    assert not any(tmp_path.iterdir())

@@ -147,7 +147,7 @@ def test_nobody_waits_for_a_server_that_never_answers(silent):
     out = outbox(silent)
     assert outbox(silent) is out
     for _ in range(3):
-        out.put(lambda client: client.get_run("a"))
+        out.put(lambda client: client.get_run("a"), patience=0.2)
     assert out.flush(0.2) == f"MLflow at {silent} did not take 3 calls: no answer"
 
 

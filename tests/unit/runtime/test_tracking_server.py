@@ -82,8 +82,10 @@ def test_a_server_that_hangs_is_told_when_it_answers_again(mlflow_server, tracke
 
 
 def test_a_server_that_stays_away_is_told_by_the_same_command_later(
-    mlflow_server, tracked, at_report, capsys
+    mlflow_server, tracked, at_report, capsys, monkeypatch
 ):
+    flush = Tracker.flush  # which waits for 20 seconds
+    monkeypatch.setattr(Tracker, "flush", lambda self, limit=1.0: flush(self, limit))
     at_report({4: mlflow_server.kill})
     experiment = tracked("later")
     trained = train(experiment)

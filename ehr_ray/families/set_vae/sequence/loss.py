@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from ehr_ray.family import Batch, Scheduled, Term, Terms
+from ehr_ray.family import Batch, Scheduled, Term, Terms, unwrapped
 from ehr_ray.nn.gaussian import free_bits
 
 
@@ -23,7 +23,7 @@ def loss(model: nn.Module, batch: Batch, scheduled: Scheduled, seed: int) -> Ter
     penal = free_bits(out["kl"], scheduled["free_bits"]).sum(1)
     if capacity > 0:
         penal = (penal - capacity).abs()
-    weight = getattr(model, "module", model).config.composition_weight
+    weight = unwrapped(model).config.composition_weight
     composition = Term((out["composition"] * shown).sum(), count, coef=weight)
     return {
         "recon": Term((out["recon"] * shown).sum(), count),

@@ -37,6 +37,9 @@ class Steps:
 class Clock(nn.Module):
     """The gap since the set before, by log-spaced bucket, and the time since the origin."""
 
+    edges: Tensor
+    period: Tensor
+
     def __init__(self, buckets: int, width: int) -> None:
         super().__init__()
         low, high = torch.tensor(FIRST_EDGE).log1p(), torch.tensor(LAST_EDGE).log1p()

@@ -8,6 +8,7 @@ vocabulary, K of them with a correlation.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -52,8 +53,10 @@ def expectations(recorded: pd.DataFrame, variables: int) -> Expectations:
     coefficients = np.zeros((variables, 2, 3))
     coefficients[:, 0, 1] = coefficients[:, 1, 0] = 1.0
     spread = np.ones((variables, 2))
-    for (code, has), rows in recorded.groupby(["code", recorded["last"].notna()], sort=True):
+    key: Any  # pandas types it as Hashable
+    for key, rows in recorded.groupby(["code", recorded["last"].notna()], sort=True):
         if len(rows) >= MIN_ROWS:
+            code, has = key
             inputs, value = _inputs(rows), rows["value"].to_numpy(np.float64)
             found = coefficients[code, int(has)] = _robust_line(inputs, value)
             spread[code, int(has)] = _spread(value - inputs @ found)
