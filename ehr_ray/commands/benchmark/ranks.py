@@ -5,6 +5,7 @@ They are ranks of a process group without Ray, so that what is measured is the d
 
 import multiprocessing
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -19,7 +20,7 @@ from ehr_ray.errors import RunError
 from ehr_ray.experiment import Experiment
 from ehr_ray.runtime.data.prepared import Prepared
 from ehr_ray.runtime.training.worker import loader_of
-from ehr_ray.train.backend import sent_once
+from ehr_ray.train.backend import begin_sum, sent_once
 from ehr_ray.train.checkpoint import WEIGHTS
 from ehr_ray.train.loop import train
 from ehr_ray.train.report import Watch
@@ -61,9 +62,11 @@ class GroupBackend:
 
     def all_sum(self, values: Tensor) -> Tensor:
         """Return the sum over ranks."""
-        values = values.to(self.device)
-        dist.all_reduce(values)
-        return values
+        return self.begin_sum(values)()
+
+    def begin_sum(self, values: Tensor) -> Callable[[], Tensor]:
+        """Begin a sum over ranks; what is returned waits for it, and returns it."""
+        return begin_sum(values.to(self.device))
 
     def report(self, metrics: dict[str, float]) -> None:
         """Do nothing: the run directory has it all."""
