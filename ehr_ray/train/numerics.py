@@ -23,7 +23,10 @@ def numerics(plan: TrainConfig) -> Iterator[None]:
     precision = torch.get_float32_matmul_precision()
     refused = torch.are_deterministic_algorithms_enabled()
     fill = bool(deterministic.fill_uninitialized_memory)
+    convolved = torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision(plan.matmul_precision)
+    # By itself a GPU convolves in TF32 whatever products are to have.
+    torch.backends.cudnn.allow_tf32 = plan.matmul_precision != "highest"
     if plan.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at its start
         torch.use_deterministic_algorithms(True)
@@ -42,5 +45,6 @@ def numerics(plan: TrainConfig) -> Iterator[None]:
         ) from error
     finally:
         torch.set_float32_matmul_precision(precision)
+        torch.backends.cudnn.allow_tf32 = convolved
         torch.use_deterministic_algorithms(refused)
         deterministic.fill_uninitialized_memory = fill

@@ -25,6 +25,7 @@ from ehr_ray.train.backend import LocalBackend
 from ehr_ray.train.feed import Steps
 from ehr_ray.train.loader import Loader
 from ehr_ray.train.meters import Sums
+from ehr_ray.train.numerics import numerics
 from ehr_ray.train.optim import freeze, make_optimizer
 from ehr_ray.train.seeds import noise_seed, scheduled_at
 from ehr_ray.train.step import OptimizerStep, objective
@@ -47,7 +48,8 @@ def model_speed(experiment: Experiment, *, steps: int = STEPS) -> Numbers:
 
     Patients, and where a batch has them sets and tokens (without padding), per CPU second; FLOPs of
     a step by torch's counter and their share of what a matrix product reaches in this process;
-    padding; waiting for data; what the loader gives a model that does nothing.
+    padding; waiting for data; what the loader gives a model that does nothing. Products and sums
+    are as `train.matmul_precision` and `train.deterministic` say.
     """
     keep_freed_memory()
     with prepared(experiment, family_of(experiment), on_ray=False) as data, threads(1):
@@ -55,7 +57,8 @@ def model_speed(experiment: Experiment, *, steps: int = STEPS) -> Numbers:
         family = family_of(experiment, shares(experiment, data))
         trainer = Trainer(experiment, family, data)
         size = sum(parameter.numel() for parameter in trainer.model.parameters())
-        return {"million parameters": size / 1e6, **_numbers(trainer, steps)}
+        with numerics(experiment.train):
+            return {"million parameters": size / 1e6, **_numbers(trainer, steps)}
 
 
 class Trainer:
