@@ -34,6 +34,10 @@ class StoreUnavailableError(RunError):
     """A store, or the disk of its copies, that gives or takes no files now, and may later."""
 
 
+class RowsUnavailableError(StoreUnavailableError):
+    """Model-ready rows that a store does not give now: met by the one worker that reads them."""
+
+
 class LeaseLostError(RunError):
     """A run in a store that another machine has taken over."""
 

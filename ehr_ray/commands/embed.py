@@ -34,6 +34,7 @@ from ehr_ray.runtime.session import session
 from ehr_ray.runtime.verb_tracking import of_training, tracked_verb
 from ehr_ray.storage import files, in_place, sync
 from ehr_ray.storage.claim import claim
+from ehr_ray.storage.listing import stamp
 from ehr_ray.storage.paths import (
     absolute,
     canonical,
@@ -84,7 +85,7 @@ def embed(
     check_output(output, "--output ", file=local(output).suffix == SUFFIX)
     run = sync.fetch_run(run)
     folder = checkpoint.checkpoint_folder(run).absolute()
-    cohort = sync.fetch(cohort)
+    cohort = sync.fetch_cohort(cohort)
     check_cohort_folder(cohort, "--cohort ")
     loaded = checkpoint.load(run)
     home = cohort.resolve() == loaded.experiment.cohort.resolve()
@@ -173,10 +174,7 @@ class _Job:
             "weights": files.sha256(local(self.request.checkpoint) / checkpoint.WEIGHTS),
             "cohort": absolute(self.cohort),
             "origin": self.request.origin,
-            "shards": [
-                (str(p.relative_to(self.cohort)), p.stat().st_size, p.stat().st_mtime_ns)
-                for p in shards
-            ],
+            "shards": [(str(p.relative_to(self.cohort)), *stamp(p)) for p in shards],
             **({"code_map": self.code_map.digest} if self.code_map else {}),
             **of_precision(self.loaded.experiment, self.request.gpus),
         }

@@ -87,7 +87,7 @@ def tune(
     experiment = with_absolute_paths(experiment)
     expanded, cohort = experiment.data.expanded, experiment.data.cohort
     if expanded is None:
-        check_cohort_folder(sync.fetch(cohort))
+        check_cohort_folder(sync.fetch_cohort(cohort))
     family = family_of(experiment)
     space = space_of(experiment.search, default_space(experiment, family))
     check_space(experiment, space)

@@ -5,8 +5,10 @@ A row's arrays have a ragged first axis and fixed further ones. In a file each i
 """
 
 import json
+import shutil
 import zlib
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
 
@@ -14,9 +16,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from ehr_ray.errors import DamagedRowsError, InputError
+from ehr_ray.errors import DamagedRowsError, InputError, RowsUnavailableError, StoreUnavailableError
 from ehr_ray.events.row_index import LENGTH, RowIndex, read_index
 from ehr_ray.storage import files
+from ehr_ray.storage.paths import inside
 
 T = TypeVar("T")
 Row = Mapping[str, np.ndarray]
@@ -26,6 +29,12 @@ CHUNK: Final = 256
 OPEN_BLOCKS: Final = 4096
 """Blocks whose columns a store keeps at hand, some kB each: those of many windows."""
 
+AT_ONCE: Final = 8
+"""Files brought at once."""
+KEPT: Final = 2 * AT_ONCE
+"""Files that are brought, and kept at least, where their disk is nearly full."""
+FULL: Final = 0.9
+"""Share of a disk in use from which on it is nearly full."""
 CHECKSUM = b"crc32"
 """Key of a batch's checksum in its metadata: Arrow files have none of their own."""
 REMEDY = "remove it, and it is made again"
@@ -71,7 +80,7 @@ class RowStore(Protocol):
         """Return several rows."""
 
     def read(
-        self, windows: Sequence[Sequence[npt.NDArray[np.int64]]]
+        self, windows: Iterable[Sequence[npt.NDArray[np.int64]]]
     ) -> Generator[Sequence[Row], None, None]:
         """Yield the rows of each part; those of a window lie in few shards, and are read once."""
 
@@ -86,13 +95,23 @@ class BlockStore:
     Args:
         paths: files of `write_block`; their order is the order of the rows.
         index: file of what is known of their rows; where it is none of theirs they are read for it.
+        fetch: brings the file of a path to this machine; without one they are here. A file is then
+            brought, and mapped, when a row of it is wanted, and all are where there is no index.
     """
 
-    def __init__(self, paths: Sequence[Path], index: Path | None = None) -> None:
-        self._paths = list(paths)
-        self._files = [_mapped(path) for path in paths]
-        found = None if index is None else read_index(index, [file.size for file in self._files])
-        self.index = scanned(paths) if found is None else found
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        index: Path | None = None,
+        fetch: Callable[[Path], Path] | None = None,
+    ) -> None:
+        self._paths, self._fetch = list(paths), fetch
+        self._pool = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="blocks") if fetch else None
+        self._coming: dict[int, Future[pa.Buffer]] = {}
+        self._files = {} if fetch else {i: _mapped(path) for i, path in enumerate(paths)}
+        sizes = [self._files[i].size if i in self._files else None for i in range(len(paths))]
+        found = None if index is None else read_index(index, sizes)
+        self.index = scanned([fetch(p) if fetch else p for p in paths]) if found is None else found
         self.block_sizes, self.shard_blocks = self.index.block_sizes, self.index.shard_blocks
         self.lengths = self.index.lengths
         self._ends = np.cumsum(self.block_sizes)
@@ -118,7 +137,7 @@ class BlockStore:
         path = self._paths[shard]
         try:
             with files.reads(path, REMEDY):
-                reader = pa.ipc.open_file(self._files[shard])
+                reader = pa.ipc.open_file(self._file(shard))
                 batch, metadata = reader.get_batch_with_custom_metadata(number)
         except InputError as error:
             raise DamagedRowsError(str(error)) from error
@@ -134,6 +153,53 @@ class BlockStore:
         self._blocks[block] = columns = _columns(batch)
         return columns
 
+    def _file(self, shard: int) -> pa.Buffer:
+        """Return the mapped file of a shard."""
+        if self._pool is None:
+            return self._files[shard]
+        if (file := self._files.pop(shard, None)) is None:
+            self._want([shard])
+            file = self._coming.pop(shard).result()
+            self._make_room()
+        self._files[shard] = file  # the last is the one used last
+        return file
+
+    def _make_room(self) -> None:
+        """Remove copies used longest ago where their disk is nearly full; they are brought again.
+
+        A mapping of one, in another process too, outlives its name.
+        """
+        while len(self._files) >= KEPT and _is_full(self._paths[0].parent):
+            oldest = next(iter(self._files))
+            del self._files[oldest]
+            first = int(self._file_ends[oldest - 1]) if oldest else 0
+            for block in range(first, int(self._file_ends[oldest])):
+                self._blocks.pop(block, None)
+            inside(self._paths[oldest]).unlink(missing_ok=True)
+
+    def _want(self, shards: Iterable[int]) -> None:
+        """Begin to bring files that are not here."""
+        if self._pool is None:
+            return
+        for shard in shards:
+            if shard not in self._files and shard not in self._coming:
+                self._coming[shard] = self._pool.submit(self._brought, shard)
+
+    def _brought(self, shard: int) -> pa.Buffer:
+        assert self._fetch is not None
+        path = self._paths[shard]
+        try:
+            here = self._fetch(path)
+            # Another process may have made room in between.
+            file = _mapped(here if here.exists() else self._fetch(path))
+        except InputError as error:
+            raise DamagedRowsError(str(error)) from error
+        except StoreUnavailableError as error:
+            raise RowsUnavailableError(str(error)) from error
+        if self.index.stamps is not None and file.size != self.index.stamps[shard]:
+            raise DamagedRowsError(f"{path}: has changed while it was used; train again")
+        return file
+
     def column(self, name: str) -> np.ndarray:
         """Return a scalar of every row, in order; it must be one of their names."""
         return self.index.column(name)
@@ -147,12 +213,25 @@ class BlockStore:
         return [self.row(int(i)) for i in indices]
 
     def read(
-        self, windows: Sequence[Sequence[npt.NDArray[np.int64]]]
+        self, windows: Iterable[Sequence[npt.NDArray[np.int64]]]
     ) -> Generator[list[dict[str, np.ndarray]], None, None]:
-        """Yield the rows of each part."""
-        for window in windows:
+        """Yield the rows of each part; files of a window are brought while the last one is used."""
+        ahead = iter(windows)
+        following = next(ahead, None)
+        while (window := following) is not None:
+            self._want(self._shards(window))
+            following = next(ahead, None)
+            self._want(self._shards(following or ()))
             for part in window:
                 yield self.rows(part)
+
+    def _shards(self, window: Sequence[npt.NDArray[np.int64]]) -> list[int]:
+        """Return the files that rows lie in, where files are brought."""
+        if self._pool is None or not window:
+            return []
+        blocks = np.searchsorted(self._ends, np.concatenate(list(window)), side="right")
+        found: list[int] = np.unique(np.searchsorted(self._file_ends, blocks, "right")).tolist()
+        return found
 
 
 class _Column:
@@ -246,6 +325,11 @@ def _stream(*batches: pa.RecordBatch, schema: pa.Schema | None = None) -> bytes:
             writer.write_batch(batch)
     data: bytes = sink.getvalue().to_pybytes()
     return data
+
+
+def _is_full(folder: Path) -> bool:
+    usage = shutil.disk_usage(folder)
+    return usage.used > FULL * (usage.used + usage.free)
 
 
 def _mapped(path: Path) -> pa.Buffer:

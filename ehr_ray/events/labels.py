@@ -17,7 +17,8 @@ import pyarrow as pa
 from ehr_ray.errors import InputError
 from ehr_ray.events.answers import KINDS, Kind, Numbers, read_answers
 from ehr_ray.events.schema import SPLIT_NAMES, is_zoned
-from ehr_ray.storage import files
+from ehr_ray.storage import files, in_place
+from ehr_ray.storage.listing import parquet_below
 
 PREFERRED = "mortality"
 REMEDY = "ingest the cohort again"
@@ -233,7 +234,7 @@ def task_files(cohort: Path, task: str) -> list[Path]:
     paths = label_files(cohort).get(canonical_task(task))
     if paths is None:
         raise InputError(f"{cohort}: no labels for task {task!r}; ingest the cohort again")
-    shard = next((Path(cohort) / "data").glob("**/*.parquet"), None)
+    shard = next(iter(parquet_below(Path(cohort) / "data")), None)
     events = None if shard is None else _zoned(shard, "time")
     for path in paths:
         labels = _zoned(path, "prediction_time")
@@ -248,7 +249,7 @@ def task_files(cohort: Path, task: str) -> list[Path]:
 
 def _zoned(path: Path, name: str) -> bool | None:
     """Whether a column of times says a zone; None where there is no such column."""
-    with files.reads(path, REMEDY), files.open_parquet(path) as file:
+    with files.reads(path, REMEDY), in_place.parquet(path) as file:
         schema = file.schema_arrow
     if name not in schema.names or not pa.types.is_temporal(schema.field(name).type):
         return None

@@ -9,6 +9,7 @@ import hashlib
 import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -19,7 +20,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ehr_ray.events.code_statistics import COUNTS, count_shard
-from ehr_ray.storage import files
+from ehr_ray.storage import files, in_place
+from ehr_ray.storage.listing import stamp
+from ehr_ray.storage.transfers import AT_ONCE
 
 FOLDER: Final = Path("metadata") / "manifest"
 """In a cohort that `ingest` made."""
@@ -110,7 +113,10 @@ def footer_hash(path: Path) -> str:
 
     Any other file has one too.
     """
-    with path.open("rb") as file:
+    here = path.exists()
+    with path.open("rb") if here else in_place.opened(path.parent, path.name) as file:
+        if file is None:
+            raise FileNotFoundError(path)
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - 8))
         length = int.from_bytes(file.read(4), "little")
@@ -147,11 +153,13 @@ class Stamp(NamedTuple):
 
 def stamps(cohort: Path, shards: Mapping[str, Sequence[Path]]) -> set[Stamp]:
     """Return the stamps of shards as they are now, by their footers alone."""
-    return {
-        Stamp(path.relative_to(cohort).as_posix(), split, path.stat().st_size, footer_hash(path))
-        for split, paths in shards.items()
-        for path in paths
-    }
+    found = [(path, split) for split, paths in shards.items() for path in paths]
+    with ThreadPoolExecutor(AT_ONCE) as pool:  # of shards that are not here a store is asked
+        hashes = pool.map(footer_hash, (path for path, _ in found))
+        return {
+            Stamp(path.relative_to(cohort).as_posix(), split, stamp(path)[0], footer)
+            for (path, split), footer in zip(found, hashes, strict=True)
+        }
 
 
 def _stored(cohort: Path) -> "Manifest | None":

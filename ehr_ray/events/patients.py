@@ -15,6 +15,7 @@ from ehr_ray.errors import InputError
 from ehr_ray.events.schema import RECORD, SPLITS, is_birth, is_origin, place_admitted_to
 from ehr_ray.events.vocabulary import Vocabulary, as_float32
 from ehr_ray.storage import files
+from ehr_ray.storage.listing import parquet_below
 
 MICROSECONDS_PER_MINUTE = 60_000_000
 _STATIC = np.iinfo(np.int64).min
@@ -105,9 +106,7 @@ def cohort_shards(cohort: Path, split: str) -> list[Path]:
         raise InputError(
             f"{cohort}: not a cohort (no data/ folder); make one with `ehr-ray ingest`"
         )
-    found = sorted(
-        (folder / split).glob("**/*.parquet"), key=lambda p: (len(p.name), p.name, str(p))
-    )
+    found = sorted(parquet_below(folder / split), key=lambda p: (len(p.name), p.name, str(p)))
     _check_complete(Path(cohort), split, found)
     return found
 

@@ -94,8 +94,11 @@ def _with_length(part: pa.Table) -> pa.Table:
     return part.append_column(LENGTH, pa.array(total))
 
 
-def read_index(path: Path, sizes: Sequence[int]) -> RowIndex | None:
-    """Return the index in a file, mapped; None where there is none of files of these bytes."""
+def read_index(path: Path, sizes: Sequence[int | None]) -> RowIndex | None:
+    """Return the index in a file, mapped; None where there is none of files of these bytes.
+
+    The bytes of a file that is not here may be None.
+    """
     try:
         reader = pa.ipc.open_file(pa.memory_map(str(path)))
         found: Mapping[bytes, bytes] = reader.schema.metadata or {}
@@ -105,6 +108,7 @@ def read_index(path: Path, sizes: Sequence[int]) -> RowIndex | None:
         table = reader.read_all()
     except (OSError, pa.ArrowException, KeyError, ValueError):
         return None  # it is only a shorter way to what the files say
-    if stamps.tolist() != list(sizes) or len(table) != blocks.sum():
+    same = [at in (None, stamp) for at, stamp in zip(sizes, stamps, strict=False)]
+    if len(stamps) != len(sizes) or not all(same) or len(table) != blocks.sum():
         return None
     return RowIndex(table, np.split(blocks, np.cumsum(counts)[:-1]), stamps)

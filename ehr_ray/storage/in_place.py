@@ -52,18 +52,19 @@ def folders_in(location: str | Path) -> set[str]:
 def opened(folder: str | Path, name: str) -> Iterator[Any]:
     """Open a file of a folder to read parts of it, without a copy; None where there is none.
 
-    A file of this machine is mapped, and of an object of a URI ranges of bytes are asked for.
+    A file of this machine is mapped, and of an object of a URI, and of a file of its copy that is
+    not here, ranges of bytes are asked for.
     """
-    if not is_uri(folder):
-        here = Path(folder, name)
-        if not here.exists():
-            yield None
-            return
+    if not is_uri(folder) and (here := Path(folder, name)).exists():
         with pa.memory_map(str(here)) as file:
             yield file
         return
-    with explained(str(folder)):
-        store, path = filesystem(str(folder))
+    uri = uri_of(folder)
+    if uri is None:
+        yield None
+        return
+    with explained(uri):
+        store, path = filesystem(uri)
         try:
             file = store.open_input_file(join(path, name))
         except FileNotFoundError:
@@ -135,12 +136,15 @@ def footer(location: str | Path) -> Any:
 
 @contextlib.contextmanager
 def parquet(location: str | Path) -> Iterator[pq.ParquetFile]:
-    """Open a Parquet file; of a URI only what is read of it travels, and no copy is made."""
-    if not is_uri(location):
+    """Open a Parquet file; of a URI only what is read of it travels, and no copy is made.
+
+    So it is with a file of a copy that is not here.
+    """
+    uri = uri_of(location)
+    if uri is None or (not is_uri(location) and Path(location).exists()):
         with files.open_parquet(location) as file:
             yield file
         return
-    uri = str(location)
     with explained(uri):
         store, path = filesystem(uri)
         with store.open_input_file(path) as source:

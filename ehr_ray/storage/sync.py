@@ -20,6 +20,7 @@ from typing import Any, Final
 import pyarrow.fs as pafs
 
 from ehr_ray.errors import InputError, StoreUnavailableError
+from ehr_ray.storage import listing
 from ehr_ray.storage.lock import exclusive_lock
 from ehr_ray.storage.object_stores import check_bucket, explained, filesystem
 from ehr_ray.storage.paths import inside, local, staging, uri_of
@@ -36,7 +37,11 @@ SENDING: Final = ".sending"
 
 
 def fetch(
-    location: str | Path, *, only: Collection[str] | None = None, missing_ok: bool = False
+    location: str | Path,
+    *,
+    only: Collection[str] | None = None,
+    listed: str | None = None,
+    missing_ok: bool = False,
 ) -> Path:
     """Make this machine's copy of a URI the same as its object or folder; return the copy.
 
@@ -46,6 +51,7 @@ def fetch(
     Args:
         location: URI, or the path of its copy.
         only: names, relative to the folder, of the files wanted; None for all.
+        listed: a folder in it of which nothing is copied; `listing` then knows what is there.
         missing_ok: whether nothing may be there; then nothing is here either.
 
     Raises:
@@ -72,9 +78,22 @@ def fetch(
                     raise InputError(f"{uri}: nothing there; check the URI")
             _remove_here(target, _files(target).keys() - visible.keys())
             wanted = visible if only is None else {n: s for n, s in visible.items() if n in only}
+            if listed is not None:
+                left = {n: s for n, s in wanted.items() if n.startswith(f"{listed}/")}
+                wanted = {n: s for n, s in wanted.items() if n not in left}
+                changed = {n for n, s in left.items() if stamp_of(target / n) not in (None, s)}
+                _remove_here(target, changed)
+                listing.write(target, left)
             old = [name for name, stamp in wanted.items() if stamp_of(target / name) != stamp]
             each(lambda n: download(store, join(path, n), target / n, wanted[n]), old)
+            if only is listed is None and "" not in visible:
+                (target / listing.LISTING).unlink(missing_ok=True)
     return target
+
+
+def fetch_cohort(location: str | Path) -> Path:
+    """Fetch a cohort without its shards, which are listed; who reads one fetches it."""
+    return fetch(location, listed="data")
 
 
 def fetch_run(location: str | Path, *, missing_ok: bool = False) -> Path:
@@ -201,11 +220,17 @@ def unfinished(location: str | Path) -> bool:
 
 def names_in(location: str | Path) -> set[str]:
     """Return the names of all files in a folder, relative to it, without those of the machine."""
+    return {*sizes_in(location)}
+
+
+def sizes_in(location: str | Path) -> dict[str, int]:
+    """Return the bytes of all files in a folder by relative name, without those of the machine."""
     uri = uri_of(location)
     if uri is None:
-        return set(_files(Path(location)))
+        return {name: size for name, (size, _) in _files(Path(location)).items()}
     with explained(uri):
-        return {name for name in _objects(*filesystem(uri)) if not _hidden(name)}
+        found = _objects(*filesystem(uri)).items()
+        return {name: size for name, (size, _) in found if not _hidden(name)}
 
 
 def _objects(store: Any, path: str) -> dict[str, Stamp]:

@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 
 import numpy as np
@@ -14,7 +15,7 @@ from ehr_ray.family import Batch, Row
 from ehr_ray.train.ahead import made_ahead
 from ehr_ray.train.backend import Backend
 from ehr_ray.train.feed import Steps, on_device, pinned
-from ehr_ray.train.order import Indices, epoch_windows, share, steps_in_epoch
+from ehr_ray.train.order import Indices, Order, micro
 
 Collate = Callable[[Sequence[Row]], Batch]
 
@@ -44,24 +45,38 @@ class Loader:
     @property
     def steps_per_epoch(self) -> int:
         """Optimizer steps of one pass over train."""
-        return steps_in_epoch(len(self.train), self.config.batch_size)
+        return self.order.steps
+
+    @cached_property
+    def order(self) -> Order:
+        """Which patients of train make up which step."""
+        return Order(
+            self.train.lengths,
+            self.train.block_sizes,
+            self.train.shard_blocks,
+            batch_size=self.config.batch_size,
+            bucket_batches=self.config.bucket_batches,
+            shuffle_patients=self.config.shuffle_patients,
+            seed=self.seed,
+        )
 
     def check(self, world: int, needs_pairs: str | None = None) -> None:
         """Raise InputError unless every rank and micro-batch gets a patient at every step.
 
         Two where a setting, `needs_pairs`, compares patients of a batch with each other.
         """
-        patients, parts = len(self.train), world * self.accumulate
+        patients = len(self.train)
         if patients == 0:
             raise InputError("train split: no patient; ingest a cohort with train subjects")
-        smallest = patients // self.steps_per_epoch
-        if smallest < parts:
+        order, smallest = self.order, self.order.smallest
+        if order.fewest(world) < self.accumulate:
+            of = f"in {order.lanes} lanes " if order.lanes > 1 else ""
             raise InputError(
-                f"data.batch_size={self.config.batch_size} over {patients} train patients leaves "
-                f"batches of {smallest}, fewer than {world} workers x {self.accumulate} "
+                f"data.batch_size={self.config.batch_size} over {patients} train patients {of}"
+                f"leaves batches of {smallest}, fewer than {world} workers x {self.accumulate} "
                 "micro-batches; raise data.batch_size or use fewer workers"
             )
-        if needs_pairs is not None and smallest < 2 * parts:
+        if needs_pairs is not None and order.fewest(world) < 2 * self.accumulate:
             raise InputError(
                 f"{needs_pairs} compares the patients of a micro-batch, and data.batch_size="
                 f"{self.config.batch_size} leaves some with 1 ({world} workers x "
@@ -91,42 +106,38 @@ class Loader:
     ) -> Generator[list[Sequence[Row]], None, None]:
         """Yield the rows of the micro-batches of each step."""
         while step < total:
-            shares = self._shares(*divmod(step, self.steps_per_epoch), rank, world)
+            epoch, start = divmod(step, self.steps_per_epoch)
+            shares = self._shares(epoch, start, rank, world)
             with contextlib.closing(self.train.read(shares)) as rows:  # a stream ends with an epoch
-                while step < total and (micro := list(islice(rows, self.accumulate))):
-                    yield micro
+                while step < total and (own := list(islice(rows, self.accumulate))):
+                    yield own
                     step += 1
 
-    def _shares(self, epoch: int, start: int, rank: int, world: int) -> list[list[Indices]]:
-        """Return by window the rows of each micro-batch of an epoch from step `start` of it."""
-        windows = epoch_windows(
-            self.train.lengths,
-            self.train.block_sizes,
-            self.train.shard_blocks,
-            batch_size=self.config.batch_size,
-            bucket_batches=self.config.bucket_batches,
-            shuffle_patients=self.config.shuffle_patients,
-            seed=self.seed,
-            epoch=epoch,
-        )
-        shares = []
-        for window in windows:
-            steps = window[start:]
-            start = max(0, start - len(window))
-            if steps:
-                shares.append([m for s in steps for m in share(s, rank, world, self.accumulate)])
-        return shares
+    def _shares(self, epoch: int, start: int, rank: int, world: int) -> Iterator[list[Indices]]:
+        """Yield by window the rows of each micro-batch of an epoch from step `start` of it."""
+        for window in self.order.windows(epoch, start, rank, world):
+            yield [part for step in window for part in micro(step, self.accumulate)]
 
     def tuning_batches(self, rank: int, world: int) -> Iterator[Batch]:
         """Yield this rank's part of the tuning split, every patient once over all ranks.
 
         With fewer patients than ranks every rank reads all of them, which leaves means unchanged.
         """
-        order = np.argsort(self.tuning.lengths, kind="stable")
-        order = order[rank::world] if len(order) >= world else order
         size = max(1, (self.config.eval_batch_size or self.config.batch_size) // world)
-        parts = [order[i : i + size] for i in range(0, len(order), size)]
-        yield from made_ahead(self.collate, self.tuning.read(self._windows(parts)), self.threads)
+        windows = self._tuning_windows(rank, world, size)
+        yield from made_ahead(self.collate, self.tuning.read(windows), self.threads)
+
+    def _tuning_windows(self, rank: int, world: int, size: int) -> Iterator[list[Indices]]:
+        """Yield by window a rank's rows of tuning, batch by batch, of like length."""
+        count, most = len(self.tuning), self.config.shuffle_patients
+        low, high = count * rank // world, count * (rank + 1) // world
+        if count <= most:  # dealt by length, so that no rank has more to read
+            low, high = 0, count
+        for first in range(low, high, most):
+            rows = np.arange(first, min(first + most, high))
+            rows = rows[np.argsort(self.tuning.lengths[rows], kind="stable")]
+            rows = rows[rank::world] if world <= count <= most else rows
+            yield [rows[i : i + size] for i in range(0, len(rows), size)]
 
     def fixed_batches(self, patients: int) -> Iterator[Batch]:
         """Yield so many patients of tuning, evenly spaced: the same on every rank, every time.
@@ -139,9 +150,4 @@ class Loader:
         if not count:
             return
         parts = np.array_split(chosen, max(1, count // max(2, self.config.batch_size)))
-        yield from made_ahead(self.collate, self.tuning.read(self._windows(parts)), self.threads)
-
-    def _windows(self, parts: Sequence[Indices]) -> list[Sequence[Indices]]:
-        """Return parts in windows of about `data.shuffle_patients` patients."""
-        size = max(1, self.config.shuffle_patients // max(1, len(parts[0]))) if parts else 1
-        return [parts[i : i + size] for i in range(0, len(parts), size)]
+        yield from made_ahead(self.collate, self.tuning.read([parts]), self.threads)

@@ -1,9 +1,24 @@
-"""Which patients make up which step: a pure function of (seed, epoch), the same for any world."""
+"""Which patients make up which step: a pure function of (seed, epoch), the same for any world.
+
+A cohort of at most `shuffle_patients` is one window, and all of it is shuffled. A larger one is
+divided into lanes: rows that lie side by side, as many in each. A step takes as many patients of
+each lane, and a rank has some lanes for its own, so that it reads its part of the cohort alone,
+window by window; how many ranks there are changes nothing in a step. What is held is of a window
+and of the blocks of a rank's lanes, whatever the number of patients.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 Indices = npt.NDArray[np.int64]
+FEWEST: Final = 64
+"""Lanes of a large cohort, if a batch has as many patients: more where shards are small."""
+MOST: Final = 1024
 
 
 def steps_in_epoch(num_patients: int, batch_size: int) -> int:
@@ -11,72 +26,187 @@ def steps_in_epoch(num_patients: int, batch_size: int) -> int:
     return -(-num_patients // batch_size)
 
 
-def epoch_windows(
-    lengths: Indices,
-    block_sizes: Indices,
-    shard_blocks: Indices,
-    *,
-    batch_size: int,
-    bucket_batches: int,
-    shuffle_patients: int,
-    seed: int,
-    epoch: int,
-) -> list[list[Indices]]:
-    """Return the patients of each step of an epoch, by window; each patient is in exactly one.
+@dataclass(frozen=True)
+class Order:
+    """The order of the rows of a split.
 
-    Shards are shuffled, and blocks within each, then patients within windows of blocks of about
-    `shuffle_patients`: a cohort larger than memory is read window by window, few shards at a time.
-    A batch at the border of two windows is of the first. Within `bucket_batches` batches patients
-    are sorted by length, so that a batch pads little, and the batches are shuffled again. The
-    remainder is spread over all batches rather than left as a short one.
+    Each row is in exactly one step of an epoch. In a lane shards are shuffled, and blocks within
+    each, then rows within a window. `bucket_batches` batches of rows are sorted by length together,
+    in each lane, so that a batch pads little, and the batches are shuffled again. The remainder is
+    spread over all batches rather than left as a short one.
+
+    Args:
+        lengths: elements of each row, int64 [rows]; only those of a window are looked at.
+        block_sizes: rows of each block, int64 [blocks].
+        shard_blocks: blocks of each shard, int64 [shards].
+        batch_size: patients of a step, at most.
+        bucket_batches: batches whose rows are sorted by length together.
+        shuffle_patients: rows of a window, of all lanes together.
+        seed: of the order.
     """
-    rng = np.random.Generator(np.random.Philox(key=[seed, epoch]))
-    parts = _shuffled(block_sizes, shard_blocks, shuffle_patients, rng)
-    order = np.concatenate(parts) if parts else np.zeros(0, np.int64)
-    ends = np.cumsum([len(part) for part in parts])
-    num_batches = steps_in_epoch(len(order), batch_size)
-    bounds = np.linspace(0, len(order), num_batches + 1).round().astype(np.int64)
-    windows: list[list[Indices]] = [[] for _ in parts]
-    for first in range(0, num_batches, bucket_batches):
-        group = bounds[first : first + bucket_batches + 1]
-        patients = order[group[0] : group[-1]]
-        patients = patients[np.argsort(lengths[patients], kind="stable")]
-        batches = np.split(patients, group[1:-1] - group[0])
-        window = windows[int(np.searchsorted(ends, group[0], side="right"))]
-        window += [batches[i] for i in rng.permutation(len(batches))]
-    return [window for window in windows if window]
+
+    lengths: Indices
+    block_sizes: Indices
+    shard_blocks: Indices
+    batch_size: int
+    bucket_batches: int
+    shuffle_patients: int
+    seed: int
+
+    @property
+    def rows(self) -> int:
+        """Rows of an epoch."""
+        return len(self.lengths)
+
+    @property
+    def steps(self) -> int:
+        """Steps of an epoch."""
+        return steps_in_epoch(self.rows, self.batch_size)
+
+    @property
+    def smallest(self) -> int:
+        """Patients of the smallest batch."""
+        return self.rows // max(1, self.steps)
+
+    @cached_property
+    def lanes(self) -> int:
+        """Lanes of this split: 1 where it is one window."""
+        if self.rows <= self.shuffle_patients:
+            return 1
+        shards = int(self.shuffle_patients * len(self.shard_blocks) / self.rows)  # of a window
+        lanes = min(self.smallest, MOST, max(FEWEST, shards))
+        return lanes if lanes < 16 else 1 << (lanes.bit_length() - 1)  # 2, 4, 8 ranks divide it
+
+    def fewest(self, world: int) -> int:
+        """Return the fewest patients that a step has for a rank; 0 where some may have none."""
+        if self.lanes == 1:
+            return self.smallest // world
+        return self.lanes // world * (self.smallest // self.lanes)
+
+    def windows(
+        self, epoch: int, start: int = 0, rank: int = 0, world: int = 1
+    ) -> Iterator[list[Indices]]:
+        """Yield a rank's rows of each step of an epoch from step `start` of it, by window.
+
+        Those of a step ascend by length. The steps of all ranks together are those of one.
+        """
+        lanes, last = self.lanes, self.steps
+        if start >= last:
+            return
+        own = range(lanes * rank // world, lanes * (rank + 1) // world) if lanes > 1 else range(1)
+        random = _random(self.seed, epoch, alone=lanes == 1)
+        order = [self._order(lane, random(lane + 1, 0)) for lane in own]
+        size = last if lanes == 1 else max(1, self.shuffle_patients // self.batch_size)
+        # Lanes with few rows a step sort more steps together: as many rows each.
+        bucket = self.bucket_batches * (1 if lanes == 1 else lanes)
+        for window in range(start // size, -(-last // size)):
+            first, end = window * size, min(last, window * size + size)
+            bounds = self._bounds(first, end)
+            own_bounds = [(bounds - lane + lanes - 1) // lanes for lane in own]
+            rows = [
+                random(lane + 1, window + 1).permutation(_taken(*order[i], places[0], places[-1]))
+                for i, (lane, places) in enumerate(zip(own, own_bounds, strict=True))
+            ]
+            steps: list[Indices] = []
+            shuffle = random(0, window + 1)
+            for at in range(0, end - first, bucket):
+                steps += self._bucket(rows, own_bounds, at, bucket, shuffle)
+            steps = steps[max(0, start - first) :]
+            if world > 1 and lanes == 1:
+                steps = [dealt(step, rank, world) for step in steps]
+            yield steps
+
+    def _bounds(self, first: int, end: int) -> Indices:
+        """Return the rows of the epoch before each step from `first` to `end`, both included."""
+        bounds = (np.arange(first, end + 1) * (self.rows / self.steps)).round().astype(np.int64)
+        if end == self.steps:
+            bounds[-1] = self.rows
+        return bounds
+
+    def _order(self, lane: int, random: np.random.Generator) -> tuple[Indices, Indices, Indices]:
+        """Return first rows, sizes and ends of the parts of a lane, in an order of an epoch.
+
+        A lane has the rows from `rows * lane / lanes` on, and of blocks at its borders a part.
+        """
+        size, more = divmod(self.rows, self.lanes)
+        low = size * lane + min(lane, more)
+        high = low + size + (lane < more)
+        ends = self._block_ends
+        blocks = np.arange(np.searchsorted(ends, low, "right"), np.searchsorted(ends, high) + 1)
+        shards = np.searchsorted(self._shard_ends, blocks, "right")
+        groups = np.split(blocks, np.flatnonzero(np.diff(shards)) + 1)
+        chosen = [groups[i] for i in random.permutation(len(groups))]
+        mixed = np.concatenate([random.permutation(g) if len(g) > 1 else g for g in chosen])
+        starts = np.maximum(ends[mixed] - self.block_sizes[mixed], low)
+        sizes = np.minimum(ends[mixed], high) - starts
+        return starts, sizes, np.cumsum(sizes)
+
+    def _bucket(
+        self,
+        rows: list[Indices],
+        bounds: list[Indices],
+        at: int,
+        size: int,
+        random: np.random.Generator,
+    ) -> list[Indices]:
+        """Return the steps `at` to `at + size` of a window, their rows sorted, then mixed."""
+        parts, steps = [], []
+        for own, places in zip(rows, bounds, strict=True):
+            here = places[at : at + size + 1] - places[0]
+            part = own[here[0] : here[-1]]
+            parts.append(part[np.argsort(self.lengths[part], kind="stable")])
+            steps.append(np.repeat(np.arange(len(here) - 1), np.diff(here)))
+        count = len(bounds[0][at : at + size + 1]) - 1
+        chosen, step = np.concatenate(parts), np.concatenate(steps)
+        chosen = chosen[np.lexsort((self.lengths[chosen], step))]
+        batches = np.split(chosen, np.cumsum(np.bincount(step, minlength=count))[:-1])
+        return [batches[i] for i in random.permutation(count)]
+
+    @cached_property
+    def _block_ends(self) -> Indices:
+        return np.cumsum(self.block_sizes)
+
+    @cached_property
+    def _shard_ends(self) -> Indices:
+        return np.cumsum(self.shard_blocks)
 
 
-def share(batch: Indices, rank: int, world: int, accumulate: int = 1) -> list[Indices]:
-    """Return one rank's part of a step as micro-batches; the parts of all ranks make the batch.
+def dealt(batch: Indices, rank: int, world: int) -> Indices:
+    """Return one rank's part of a batch that ascends by length.
 
-    A batch ascends by length. From the longest on patients are dealt back and forth, so that no
-    rank has the longer one of every few: ranks wait for the one with most tokens. Lengths
-    themselves are not asked: models read a long stay in part, each in its own way.
+    From the longest on patients are dealt back and forth, so that no rank has the longer one of
+    every few: ranks wait for the one with most tokens. Lengths themselves are not asked: models
+    read a long stay in part, each in its own way.
     """
     row, place = np.divmod(np.arange(len(batch))[::-1], world)
-    mine = batch[np.where(row % 2, world - 1 - place, place) == rank]
-    return [mine[i::accumulate] for i in range(accumulate)]
+    return batch[np.where(row % 2, world - 1 - place, place) == rank]
 
 
-def _shuffled(
-    block_sizes: Indices, shard_blocks: Indices, window: int, rng: np.random.Generator
-) -> list[Indices]:
-    starts = np.cumsum(block_sizes) - block_sizes
-    first = np.cumsum(shard_blocks) - shard_blocks
-    blocks: list[int] = []
-    for shard in rng.permutation(len(shard_blocks)):
-        own = np.arange(first[shard], first[shard] + shard_blocks[shard])
-        blocks += (rng.permutation(own) if len(own) > 1 else own).tolist()
-    parts: list[Indices] = []
-    pending: list[Indices] = []
-    size = 0
-    for block in blocks:
-        pending.append(np.arange(starts[block], starts[block] + block_sizes[block]))
-        size += int(block_sizes[block])
-        if size >= window:
-            parts.append(rng.permutation(np.concatenate(pending)))
-            pending, size = [], 0
-    if pending:
-        parts.append(rng.permutation(np.concatenate(pending)))
-    return parts
+def micro(rows: Indices, accumulate: int) -> list[Indices]:
+    """Return a rank's part of a step as micro-batches."""
+    return [rows[i::accumulate] for i in range(accumulate)]
+
+
+def _taken(starts: Indices, sizes: Indices, ends: Indices, low: int, high: int) -> Indices:
+    """Return the rows at places `low` to `high` of parts that follow each other."""
+    first, last = np.searchsorted(ends, low, "right"), np.searchsorted(ends, high)
+    parts = slice(first, last + 1)
+    before = ends[parts] - sizes[parts]
+    skip = np.maximum(low - before, 0)
+    count = np.minimum(high - before, sizes[parts]) - skip
+    offsets = np.repeat(starts[parts] + skip - (np.cumsum(count) - count), count)
+    rows: Indices = offsets + np.arange(count.sum())
+    return rows
+
+
+def _random(seed: int, epoch: int, *, alone: bool) -> Callable[[int, int], np.random.Generator]:
+    """Return what gives the generator of a place; with one lane all draw from one, in turn."""
+
+    def at(lane: int, window: int) -> np.random.Generator:
+        # A place has 2**128 draws for its own.
+        return np.random.Generator(
+            np.random.Philox(key=[seed, epoch], counter=[0, 0, window, lane])
+        )
+
+    one = at(0, 0)
+    return (lambda _lane, _window: one) if alone else at

@@ -29,7 +29,7 @@ from ehr_ray.commands.tune import tune
 from ehr_ray.errors import ConfigError, InputError, RunError
 from ehr_ray.experiment import load
 from ehr_ray.storage import in_place, sync
-from ehr_ray.storage.paths import STAGING
+from ehr_ray.storage.paths import STAGING, staging
 
 pytestmark = pytest.mark.ray
 CONFIG = Path(__file__).parents[2] / "configs" / "tiny" / "set_vae.yaml"
@@ -66,6 +66,12 @@ def objects(bucket, folder):
     """Return the names of all objects in a folder, hidden ones too."""
     found = bucket.get_file_info(pyarrow.fs.FileSelector(f"hospital/{folder}", recursive=True))
     return {os.path.relpath(i.path, f"hospital/{folder}") for i in found if i.is_file}
+
+
+def rows_here():
+    """Return the shards, and files of rows, that the driver has copied."""
+    found = staging().rglob("*")
+    return [p for p in found if p.suffix == ".arrow" or p.parts[-3:-1] == ("data", "train")]
 
 
 def weights(folder):
@@ -138,6 +144,7 @@ def test_a_killed_training_goes_on_from_the_store_on_another_machine(
     assert len(states) <= 2, states  # older ones went
     blocks = {name.split("/")[1] for name in objects(bucket, "runs") if name.startswith(".cache/")}
     assert len(blocks) == 1, blocks  # the second machine found those of the first
+    assert not rows_here()  # it saw to it that workers read them
     machine("third")
     run = sync.fetch(f"{output}/run")
     step = f"{trained.step:012d}"
@@ -150,6 +157,7 @@ def test_a_killed_training_goes_on_from_the_store_on_another_machine(
     assert train(experiment(stored, output, "name=run")).already_finished
 
     lines = evaluate(f"{output}/run")
+    assert not rows_here()
     assert f"report: {output}/run/report.html" in lines
     assert sync.names_in(f"{output}/run") >= {"metrics.json", "report.html", "results.csv"}
     evaluate(f"{output}/run", output=f"{BUCKET}/results", task="none")

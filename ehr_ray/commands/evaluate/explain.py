@@ -21,7 +21,7 @@ from ehr_ray.registry import get_family
 from ehr_ray.runtime.data.dataset import named_origin
 from ehr_ray.runtime.data.tasks import Say, split_shards
 from ehr_ray.runtime.inference import Request, ShardPredictor
-from ehr_ray.storage import files
+from ehr_ray.storage import files, sync
 from ehr_ray.storage.paths import canonical
 from ehr_ray.train import checkpoint
 from ehr_ray.train.occlusion import occlude
@@ -97,7 +97,8 @@ def _patients(subject: Subject, rows: pa.Table, shards: ShardPredictor) -> list[
     """Return the patient of each row, as known at its prediction time, in the order of the rows."""
     ids = rows["subject_id"].to_pylist()
     found: dict[int, Patient] = {}
-    for shard in split_shards(subject.events, subject.split):
+    for path in split_shards(subject.events, subject.split):
+        shard = sync.fetch(path)
         there = files.read_parquet(shard, ["subject_id"])["subject_id"].unique().to_pylist()
         if not set(ids).isdisjoint(there):
             found |= {p.subject_id: p for p in shards.patients(shard) if p.subject_id in ids}

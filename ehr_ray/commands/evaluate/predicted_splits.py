@@ -41,6 +41,7 @@ from ehr_ray.runtime.inference import (
     read_tables,
 )
 from ehr_ray.storage import files, sync
+from ehr_ray.storage.listing import stamp
 from ehr_ray.storage.paths import absolute, canonical, local
 from ehr_ray.train import checkpoint
 from ehr_ray.train.task_probe import TaskProbe
@@ -106,7 +107,7 @@ def _embedded(
     if labels is not None:
         inputs += map(local, labels.files)
         times = TaskTimes(labels)
-    stamp = [(absolute(p), p.stat().st_size, p.stat().st_mtime_ns) for p in inputs]
+    stamps = [(absolute(p), *stamp(p)) for p in inputs]
     asked = {**dataclasses.asdict(request), "checkpoint": ""}
     if labels is not None:
         asked |= {LABEL: [labels.kind, *labels.classes]}
@@ -116,7 +117,7 @@ def _embedded(
         times = dataclasses.replace(times, share=share)
         asked["share"] = share
         say(f"fitting on {100 * share:.3g} % of the train patients (evaluation.fit_patients)")
-    key = hashlib.sha256(json.dumps([stamp, asked]).encode()).hexdigest()[:16]
+    key = hashlib.sha256(json.dumps([stamps, asked]).encode()).hexdigest()[:16]
     keep = fitted_on and not judged
     folder = subject.run.absolute() / ".parts" / f"{split}-{key}"
     done = folder / "done"

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from ehr_ray.evaluation.metrics.collapse import EmbeddingDiagnostics, LatentDiagnostics
 from ehr_ray.evaluation.metrics.reconstruction import Tokens, examples, reconstruction_table
@@ -35,7 +34,7 @@ from ehr_ray.runtime.training.ranking import UNTRAINED_STEPS
 from ehr_ray.sources.building.changes import told
 from ehr_ray.sources.building.cohort import TASKS
 from ehr_ray.sources.parsing.quarantine import masked
-from ehr_ray.storage import files
+from ehr_ray.storage import files, in_place
 from ehr_ray.storage.paths import canonical, uri_of
 from ehr_ray.train import checkpoint, history
 
@@ -223,7 +222,7 @@ def _rejected(cohort: Path) -> Rejected | None:
     rows = summary.get("rows_read")
     if rows is None:  # a cohort of another tool says not what it was read from
         shards = [path for paths in splits_of(cohort).values() for path in paths]
-        rows = sum(pq.ParquetFile(p).metadata.num_rows for p in shards) + len(table)
+        rows = sum(in_place.footer(p).num_rows for p in shards) + len(table)
     return Rejected(len(table), rows, counts, tuple(told(summary.get("changes", {}))))
 
 

@@ -88,7 +88,7 @@ def train(
 def train_run(experiment: Experiment, screen: Screen, verbose: bool) -> Trained:
     """Train one run or resume it, whatever comes of its latent."""
     if experiment.data.expanded is None:
-        check_cohort_folder(sync.fetch(experiment.data.cohort))
+        check_cohort_folder(sync.fetch_cohort(experiment.data.cohort))
     if experiment.tracking.experiment is not None:
         tracking_uri(experiment)
     run, experiment, before = _begun(experiment)

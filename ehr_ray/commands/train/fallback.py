@@ -12,8 +12,7 @@ import yaml
 from ehr_ray.evaluation.metrics.collapse import LatentDiagnostics, latent_diagnostics
 from ehr_ray.events.patients import cohort_shards, read_patients
 from ehr_ray.experiment import Experiment
-from ehr_ray.storage import files
-from ehr_ray.storage.sync import push
+from ehr_ray.storage import files, sync
 from ehr_ray.train import checkpoint
 from ehr_ray.train.predictor import Predictor
 from ehr_ray.train.task import family_of
@@ -72,7 +71,7 @@ def resolve_collapse(
         say(str(found))
     stands, record = _outcome(verdicts)
     files.write_text(run / RECORD, yaml.safe_dump(record, sort_keys=False))
-    push(run / RECORD)
+    sync.push(run / RECORD)
     how = "training {} in its place" if record["trained_instead"] else "{} stands"
     say(f"{experiment.name}: collapsed with {record['collapsed']}; {how.format(stands.name)}")
     return stands
@@ -136,7 +135,7 @@ def tuning_latents(experiment: Experiment, run: Path) -> LatentDiagnostics | Non
     latents, limit = predictor.family.evaluation.latents, experiment.evaluation.max_patients
     assert latents is not None
     batches = chain.from_iterable(
-        predictor.over_patients(read_patients(shard, predictor.vocabulary), latents)
+        predictor.over_patients(read_patients(sync.fetch(shard), predictor.vocabulary), latents)
         for shard in cohort_shards(experiment.cohort, "tuning")
     )
     mu: list[np.ndarray] = []

@@ -26,6 +26,7 @@ from ehr_ray.events.outcomes import (
 from ehr_ray.events.patients import cohort_shards, read_patients
 from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.families.hcat.outcome_baselines import TITLES, fit_baselines, read_columns, stacked
+from ehr_ray.storage import sync
 
 Array = NDArray[np.float64]
 
@@ -104,7 +105,7 @@ def followed_of(
     """Return (days, state) of every subject of a split, from its events from the landmark on."""
     found = {}
     for shard in cohort_shards(cohort, split):
-        for patient in read_patients(shard, vocabulary):
+        for patient in read_patients(sync.fetch(shard), vocabulary):
             later = ~patient.static & (patient.minute >= landmark_hours * 60)
             days = (patient.time[later] - patient.origin) / MICROSECONDS_PER_DAY
             codes = [vocabulary.codes[i] for i in patient.code[later]]

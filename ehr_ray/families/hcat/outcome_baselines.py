@@ -25,6 +25,7 @@ from ehr_ray.families.hcat.config import HCATConfig
 from ehr_ray.families.hcat.data import collate, transform
 from ehr_ray.families.hcat.predict import baseline_codes
 from ehr_ray.families.hcat.tokenizer import Tokenizer
+from ehr_ray.storage import sync
 
 Array = NDArray[np.float64]
 
@@ -73,7 +74,8 @@ def read_columns(
     cohort: Path, split: str, config: HCATConfig, vocabulary: Vocabulary
 ) -> SplitColumns:
     """Return a split's columns: a code's mean value, NaN where missing, and 0 or 1 for flags."""
-    patients = (p for path in cohort_shards(cohort, split) for p in read_patients(path, vocabulary))
+    shards = map(sync.fetch, cohort_shards(cohort, split))
+    patients = (patient for shard in shards for patient in read_patients(shard, vocabulary))
     batch = collate([transform(patient, config, vocabulary) for patient in patients], config)
     tokenizer = Tokenizer(config, vocabulary)
     mean, count, _ = tokenizer.columns(batch)

@@ -30,6 +30,7 @@ from ehr_ray.events.manifest import (
 from ehr_ray.events.patients import splits_of
 from ehr_ray.runtime.data.tasks import Say, run_jobs
 from ehr_ray.storage import sync
+from ehr_ray.storage.listing import stamp
 from ehr_ray.storage.paths import absolute, local
 
 FILES: Final = 256
@@ -79,7 +80,7 @@ def shards_digest(cohort: Path, *tables: Path) -> str:
     """Return a hash of the names, sizes and times of the shards and of tables beside them."""
     paths = [path for found in splits_of(cohort).values() for path in found]
     paths += [path for table in tables if (path := Path(cohort) / table).is_file()]
-    stamps = [(absolute(p), p.stat().st_size, p.stat().st_mtime_ns) for p in paths]
+    stamps = [(absolute(p), *stamp(p)) for p in paths]
     return hashlib.sha256(json.dumps(stamps).encode()).hexdigest()[:16]
 
 

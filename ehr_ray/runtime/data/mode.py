@@ -10,7 +10,8 @@ from ehr_ray.events.blocks import to_bytes
 from ehr_ray.events.patients import Patient
 from ehr_ray.experiment import Experiment
 from ehr_ray.runtime.data.rows import RowMaker
-from ehr_ray.storage import files, in_place
+from ehr_ray.storage import files, in_place, sync
+from ehr_ray.storage.listing import stamp
 from ehr_ray.storage.paths import local
 
 SAMPLED: Final = 256
@@ -47,7 +48,7 @@ def choose(
 
 def estimated(job: Mapping[str, Any], maker: RowMaker) -> float:
     """Return the bytes of rows that a byte of events makes, by the first patients of a shard."""
-    job = {**job, "shard": str(local(job["shard"]))}
+    job = {**job, "shard": str(sync.fetch(job["shard"]))}
     size = read = 0
     for patient, cuts in islice(maker.everybody(job), SAMPLED):
         if cuts != []:
@@ -64,7 +65,7 @@ def _paths(job: Mapping[str, Any]) -> list[Path]:
 
 
 def _bytes(job: Mapping[str, Any]) -> int:
-    return sum(path.stat().st_size for path in _paths(job))
+    return sum(stamp(path)[0] for path in _paths(job))
 
 
 def _size(count: float) -> str:

@@ -49,7 +49,8 @@ from ehr_ray.sources.expanded import (
     vocabulary_of_sets,
 )
 from ehr_ray.storage import sync
-from ehr_ray.storage.paths import absolute, canonical, check_cohort_folder, local
+from ehr_ray.storage.listing import stamp
+from ehr_ray.storage.paths import absolute, canonical, check_cohort_folder, local, uri_of
 
 TRAINED: Final = ("train", "tuning")
 """Splits that training reads."""
@@ -76,7 +77,8 @@ class Prepared:
         if self.stream is not None:
             return self.stream.store(split)
         paths = self.blocks.get(split, ())
-        return BlockStore(paths, index_of(paths) if paths else None)
+        copies = bool(paths) and uri_of(paths[0]) is not None
+        return BlockStore(paths, index_of(paths) if paths else None, sync.fetch if copies else None)
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ def prepared(
     expanded = experiment.data.expanded is not None
     source = (_expanded_source if expanded else _cohort_source)(experiment, say, on_ray)
     with _folder(experiment, family, source) as folder:
-        sync.fetch(folder, missing_ok=True)
+        there = sync.sizes_in(folder)
         blocks = {
             split: tuple(folder / split / f"{name}.arrow" for name in shards)
             for split, shards in source.shards.items()
@@ -109,7 +111,7 @@ def prepared(
             {**job, "target": str(target)}
             for split, shards in source.shards.items()
             for job, target in zip(shards.values(), blocks[split], strict=True)
-            if not target.is_file()
+            if target.relative_to(folder).as_posix() not in there
         ]
         labels = _labels(experiment, folder, say, on_ray)
         maker = RowMaker(experiment, source.vocabulary, labels)
@@ -126,16 +128,18 @@ def prepared(
         told: dict[str, bytes] = {}
         if jobs:
             made = run_shards(
-                jobs, BlockMaker(maker), on_ray=on_ray, say=say, verb="prepared shards"
+                jobs, BlockMaker(maker), on_ray=on_ray, say=say, verb="prepared shards", bring=False
             )
             told = dict(zip((job["target"] for job in jobs), made, strict=True))
+            there = sync.sizes_in(folder)
         for paths in blocks.values():
-            _write_index(paths, told)
+            sizes = [there[path.relative_to(folder).as_posix()] for path in paths]
+            _write_index(paths, sizes, told)
         yield Prepared(source.vocabulary, blocks)
 
 
 def _cohort_source(experiment: Experiment, say: Say, on_ray: bool) -> Source:
-    cohort, data = sync.fetch(experiment.data.cohort), experiment.data
+    cohort, data = sync.fetch_cohort(experiment.data.cohort), experiment.data
     check_cohort_folder(cohort)
     shards = splits_of(cohort)
     if not shards.get("train"):
@@ -247,25 +251,28 @@ def index_of(paths: Sequence[str | Path]) -> Path:
 
 
 def fetched(blocks: Mapping[str, Sequence[str]]) -> dict[str, tuple[Path, ...]]:
-    """Return this node's block files of each split, copied with what is known of their rows."""
+    """Return where block files of each split lie on this node, once what is known of them is here.
+
+    The files themselves come when their rows are wanted: a rank reads a part of a large cohort.
+    """
     for paths in blocks.values():
         if paths:
             sync.fetch(index_of(paths), missing_ok=True)
-    return {split: tuple(map(sync.fetch, paths)) for split, paths in blocks.items()}
+    return {split: tuple(map(local, paths)) for split, paths in blocks.items()}
 
 
-def _write_index(paths: Sequence[Path], told: Mapping[str, bytes]) -> None:
+def _write_index(paths: Sequence[Path], sizes: Sequence[int], told: Mapping[str, bytes]) -> None:
     """Write what is known of the rows of a split, unless it is there already.
 
     Of files that were made before, and are not `told` of, all blocks are looked at.
     """
     if not paths:
         return
-    path, sizes = index_of(paths), [target.stat().st_size for target in paths]
+    path = sync.fetch(index_of(paths), missing_ok=True)
     if read_index(path, sizes) is not None:
         return
     tables = [
-        pa.ipc.open_stream(told.get(str(target)) or measured_file(target)).read_all()
+        pa.ipc.open_stream(told.get(str(target)) or measured_file(sync.fetch(target))).read_all()
         for target in paths
     ]
     rows = [block_rows(len(table)) for table in tables]
@@ -291,7 +298,7 @@ def _folder(experiment: Experiment, family: "AnyFamily", source: Source) -> Iter
 
 def _key(experiment: Experiment, family: "AnyFamily", source: Source) -> str:
     vocabulary = source.vocabulary
-    manifest = [(absolute(p), p.stat().st_size, p.stat().st_mtime_ns) for p in source.files]
+    manifest = [(absolute(p), *stamp(p)) for p in source.files]
     options = {name: getattr(experiment.model, name) for name in family.cache_fields}
     if (task := experiment.task) is not None:
         stamps = [(p.stat().st_size, p.stat().st_mtime_ns) for p in source.labels]

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 Job = Mapping[str, Any]
 Indices = npt.NDArray[np.int64]
+PIPELINE_ROWS: Final = 1 << 18
+"""Rows that are asked for of one pipeline, or a window of them: their places are held."""
 _ERROR: Final = pa.schema([("kind", pa.string()), ("error", pa.string())])
 
 
@@ -112,28 +114,36 @@ class StreamStore:
         """Return several rows; their shards are read for them."""
         return next(iter(self.read([[np.fromiter(indices, np.int64)]])))
 
-    def read(self, windows: Sequence[Sequence[Indices]]) -> Generator[list["Row"], None, None]:
+    def read(self, windows: Iterable[Sequence[Indices]]) -> Generator[list["Row"], None, None]:
         """Yield the rows of each part; a window's are made together, one window ahead."""
-        items, sizes = [], []
-        for window in windows:
-            wanted = np.unique(np.concatenate([np.zeros(0, np.int64), *window]))
-            shard = np.searchsorted(self._ends, wanted, side="right")
-            for place in np.unique(shard):
-                items.append({"shard": int(place), "rows": wanted[shard == place].tolist()})
-            sizes.append(len(wanted))
-        made = self._made(items)
+        made = self._windows(windows)
         pool = ThreadPoolExecutor(1, thread_name_prefix="stream")
         try:
-            ready = [pool.submit(_collect, made, sizes[0])] if windows else []
-            for number, window in enumerate(windows):
-                rows = ready.pop().result()
-                if number + 1 < len(windows):
-                    ready.append(pool.submit(_collect, made, sizes[number + 1]))
+            ready = pool.submit(next, made, None)
+            while (found := ready.result()) is not None:
+                ready = pool.submit(next, made, None)
+                window, rows = found
                 for part in window:
                     yield [rows[index] for index in part.tolist()]
         finally:
             pool.shutdown(wait=True)
             made.close()
+
+    def _windows(
+        self, windows: Iterable[Sequence[Indices]]
+    ) -> Generator[tuple[Sequence[Indices], dict[int, "Row"]], None, None]:
+        """Yield each window with its rows; those of several are asked for together."""
+        for group in _groups(windows):
+            items, sizes = [], []
+            for window in group:
+                wanted = np.unique(np.concatenate([np.zeros(0, np.int64), *window]))
+                shard = np.searchsorted(self._ends, wanted, side="right")
+                for place in np.unique(shard):
+                    items.append({"shard": int(place), "rows": wanted[shard == place].tolist()})
+                sizes.append(len(wanted))
+            with contextlib.closing(self._made(items)) as made:
+                for window, size in zip(group, sizes, strict=True):
+                    yield window, _collect(made, size)
 
     def _made(self, items: list[dict[str, Any]]) -> Any:
         pack = _Pack(self._maker, self._shards, (self._ends - np.diff(self._ends, prepend=0)))
@@ -156,6 +166,20 @@ class StreamStore:
         if isinstance(raised, UserError):
             return DamagedRowsError(str(raised))
         return RuntimeError(str(raised)) if self._on_ray else raised
+
+
+def _groups(windows: Iterable[Sequence[Indices]]) -> Iterator[list[Sequence[Indices]]]:
+    """Yield windows together whose rows one pipeline makes: a start of it takes a second."""
+    group: list[Sequence[Indices]] = []
+    size = 0
+    for window in windows:
+        group.append(window)
+        size += sum(map(len, window))
+        if size >= PIPELINE_ROWS:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
 
 
 def _collect(made: Iterator[tuple[Indices, list["Row"]]], size: int) -> dict[int, "Row"]:

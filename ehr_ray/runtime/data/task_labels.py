@@ -34,7 +34,7 @@ from ehr_ray.events.patients import splits_of
 from ehr_ray.runtime.data.manifest import mute, opened, shards_digest
 from ehr_ray.runtime.data.tasks import run_jobs
 from ehr_ray.sources.dataset_check import RANGE_IDS, subjects_of
-from ehr_ray.storage import files, sync
+from ehr_ray.storage import files, in_place, sync
 from ehr_ray.storage.paths import absolute, is_uri, local
 from ehr_ray.storage.transfers import AT_ONCE
 
@@ -197,7 +197,7 @@ def _found(cohort: Path, cache: Path, divide: "DivideLabels", on_ray: bool) -> d
 
 
 def _rows(path: Path) -> int:
-    with files.reads(path, "restore it"), files.open_parquet(path) as file:
+    with files.reads(path, "restore it"), in_place.parquet(path) as file:
         return int(file.metadata.num_rows)
 
 

@@ -13,7 +13,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ehr_ray.errors import DamagedRowsError, RunError, UserError, error_of_kind
+from ehr_ray.errors import (
+    DamagedRowsError,
+    RowsUnavailableError,
+    RunError,
+    UserError,
+    error_of_kind,
+)
 from ehr_ray.experiment import Experiment
 from ehr_ray.family import AnyFamily, Batch, Row
 from ehr_ray.runtime.data.prepared import Prepared, fetched
@@ -254,10 +260,10 @@ def train_worker(config: dict[str, Any]) -> dict[str, str]:
     backend = RayBackend(cluster.strategy)
     try:
         train_here(received(config, backend), backend)
-    except DamagedRowsError as error:
+    except (DamagedRowsError, RowsUnavailableError) as error:
         if backend.world > 1:
             raise  # the others wait for this rank; a failure ends them too
-        return {"kind": "InputError", "error": str(error)}
+        return {"kind": type(error).__name__, "error": str(error)}
     except (UserError, RunError) as error:
         return {"kind": type(error).__name__, "error": str(error)}
     return {"kind": "", "error": ""}

@@ -41,9 +41,11 @@ def loader_threads():
 
 
 @pytest.mark.parametrize(("world", "accumulate"), [(1, 1), (1, 3), (2, 1), (2, 2), (3, 1)])
-def test_ranks_together_take_the_same_global_batches_for_any_world(make, world, accumulate):
-    alone = [ids(step) for step in make(batch_size=7).train_steps(2, 0, 0, 1)]
-    loader = make(batch_size=7, accumulate=accumulate)
+@pytest.mark.parametrize("most", [65536, 8])
+def test_ranks_together_take_the_same_global_batches_for_any_world(make, world, accumulate, most):
+    options = {"batch_size": 7, "shuffle_patients": most}
+    alone = [ids(step) for step in make(**options).train_steps(2, 0, 0, 1)]
+    loader = make(**options, accumulate=accumulate)
     ranks = [list(loader.train_steps(2, 0, rank, world)) for rank in range(world)]
     assert all(len(step) == accumulate for steps in ranks for step in steps)
     together = [sorted(sum((ids(s) for s in steps), [])) for steps in zip(*ranks, strict=True)]
@@ -52,8 +54,9 @@ def test_ranks_together_take_the_same_global_batches_for_any_world(make, world, 
     assert len(alone) == loader.steps_per_epoch == 3
 
 
-def test_an_epoch_continues_at_any_step(make):
-    loader = make(batch_size=4)
+@pytest.mark.parametrize("most", [65536, 8])
+def test_an_epoch_continues_at_any_step(make, most):
+    loader = make(batch_size=4, shuffle_patients=most)
     whole = [ids(step) for step in loader.train_steps(1, 0, 0, 1)]
     for start in range(6):
         assert [ids(step) for step in loader.train_steps(1, start, 0, 1)] == whole[start:]
@@ -90,8 +93,9 @@ def test_the_next_epoch_is_made_while_the_last_step_of_this_one_is_trained(make)
 
 @pytest.mark.parametrize("world", [1, 2, 3, 7])
 @pytest.mark.parametrize("batch_size", [1, 3, 32])
-def test_tuning_batches_cover_everyone_once_over_the_ranks(make, world, batch_size):
-    loader = make(batch_size=batch_size)
+@pytest.mark.parametrize("most", [65536, 2])
+def test_tuning_batches_cover_everyone_once_over_the_ranks(make, world, batch_size, most):
+    loader = make(batch_size=batch_size, shuffle_patients=most)
     batches = [b for rank in range(world) for b in loader.tuning_batches(rank, world)]
     assert ids(batches) == list(range(7))
     assert max(len(b["id"]) for b in batches) <= max(1, batch_size // world)
@@ -158,9 +162,10 @@ def test_batches_smaller_than_workers_and_micro_batches_are_refused(make, change
         loader.check(world)
 
 
-def test_the_check_lets_through_just_what_gives_everyone_a_patient(make):
+@pytest.mark.parametrize("most", [65536, 8])
+def test_the_check_lets_through_just_what_gives_everyone_a_patient(make, most):
     for train in range(1, 30):
-        loader = make(train=train, batch_size=8)
+        loader = make(train=train, batch_size=8, shuffle_patients=most)
         smallest = min(len(ids(step)) for step in loader.train_steps(0, 0, 0, 1))
         loader.check(smallest)
         with pytest.raises(InputError):

@@ -154,12 +154,14 @@ def test_a_seed_is_the_whole_of_the_randomness(run, tmp_path):
     assert not history_of(tmp_path / "a").equals(history_of(tmp_path / "c"))
 
 
+@pytest.mark.parametrize("window", [65536, 20], ids=["window", "lanes"])
 def test_two_ranks_equal_one_at_the_same_global_batch(
-    tmp_path, tiny_experiment, make_loader, train_ranks
+    tmp_path, tiny_experiment, make_loader, train_ranks, window
 ):
     for world, parts in ((1, 1), (2, 1), (2, 2)):
         changes = {"train.max_epochs": 2, "train.report_steps": 1, "train.accumulate": parts}
-        experiment = tiny_experiment(changes={**changes, "data.batch_size": 15})
+        changes |= {"data.batch_size": 15, "data.shuffle_patients": window}
+        experiment = tiny_experiment(changes=changes)
         assert min(experiment.model.p_stale, experiment.model.decoder_noise) > 0
         loader = make_loader(experiment)
         codes = train_ranks(tmp_path / f"{world}x{parts}", experiment, loader, world)

@@ -3,22 +3,26 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ehr_ray.train.order import epoch_windows, share, steps_in_epoch
+from ehr_ray.train.order import Order, dealt, micro, steps_in_epoch
 
-OPTIONS = {"batch_size": 4, "bucket_batches": 3, "shuffle_patients": 30, "seed": 1, "epoch": 0}
+OPTIONS = {"batch_size": 4, "bucket_batches": 3, "shuffle_patients": 30, "seed": 1}
 
 
 def batches_of(blocks, lengths=None, **changes):
     return sum(windows_of(blocks, None, lengths, **changes), [])
 
 
-def windows_of(blocks, shards=None, lengths=None, **changes):
-    """The windows of an epoch; without `shards` each block is one."""
+def order_of(blocks, shards=None, lengths=None, **changes):
+    """The order of a split; without `shards` each block is one."""
     blocks = np.array(blocks, np.int64)
     shards = np.ones(len(blocks), np.int64) if shards is None else np.array(shards, np.int64)
     if lengths is None:
         lengths = np.random.default_rng(0).integers(0, 50, blocks.sum())
-    return epoch_windows(np.asarray(lengths), blocks, shards, **{**OPTIONS, **changes})
+    return Order(np.asarray(lengths), blocks, shards, **{**OPTIONS, **changes})
+
+
+def windows_of(blocks, shards=None, lengths=None, epoch=0, **changes):
+    return list(order_of(blocks, shards, lengths, **changes).windows(epoch))
 
 
 def lists(batches):
@@ -80,33 +84,121 @@ def test_batches_hold_patients_of_like_length_and_come_in_mixed_order():
     assert np.mean([np.ptp(lengths[batch]) for batch in mixed]) > 30
 
 
-def test_large_cohorts_are_read_in_windows_of_whole_blocks():
-    blocks = [10] * 10
-    options = {"batch_size": 20, "bucket_batches": 1, "shuffle_patients": 20}
-    batches = batches_of(blocks, **options)
-    touched = [sorted(set((batch // 10).tolist())) for batch in batches]
-    assert all(len(blocks) == 2 for blocks in touched)
-    assert sorted(sum(touched, [])) == list(range(10))
-    assert touched != sorted(touched)
+@settings(deadline=None, max_examples=150)
+@given(blocks, st.integers(1, 30), st.integers(1, 60), st.integers(1, 5), st.integers(0, 30))
+def test_ranks_together_have_the_steps_of_one_from_any_step_on(
+    blocks, batch_size, window, world, start
+):
+    order = order_of(blocks, batch_size=batch_size, shuffle_patients=window)
+    whole = lists(sum(order.windows(2), []))
+    if order.fewest(world) == 0:
+        return
+    ranks = [sum(order.windows(2, start, rank, world), []) for rank in range(world)]
+    together = [sorted(np.concatenate(parts).tolist()) for parts in zip(*ranks, strict=True)]
+    assert together == [sorted(step) for step in whole[start:]]
+    assert min((len(step) for rank in ranks for step in rank), default=99) >= order.fewest(world)
+    for steps in ranks:
+        assert all((np.diff(order.lengths[step]) >= 0).all() for step in steps)
+
+
+def large(shards=400, per=250, **changes):
+    """100,000 patients, of which a window has a tenth."""
+    lengths = np.random.default_rng(1).gamma(8, 50, shards * per).astype(int)
+    options = {"batch_size": 64, "bucket_batches": 16, "shuffle_patients": 10_000}
+    return order_of([per] * shards, lengths=lengths, **{**options, **changes})
+
+
+def test_a_rank_reads_its_own_part_of_a_large_cohort_the_same_shards_each_epoch():
+    order = large()
+    assert order.lanes == 32  # about two patients of each in a batch of 63 or 64
+    for world in (2, 4):
+        for rank in range(world):
+            touched = [
+                {
+                    int(row) // 250
+                    for step in sum(order.windows(epoch, 0, rank, world), [])
+                    for row in step
+                }
+                for epoch in (0, 1)
+            ]
+            assert touched[0] == touched[1]
+            assert len(touched[0]) <= 400 / world + 10  # lanes divide shards at their borders
 
 
 def test_a_window_reads_few_shards_and_each_shard_few_windows():
     """Blocks of a shard come together, or every window would read every shard."""
-    shards, options = [10] * 12, {"batch_size": 20, "bucket_batches": 1, "shuffle_patients": 200}
-    windows = windows_of([10] * 120, shards, **options)
-    assert len(windows) == 6
-    touched = [sorted({int(patient) // 100 for patient in np.concatenate(w)}) for w in windows]
-    assert all(len(shards) == 2 for shards in touched)
-    assert sorted(sum(touched, [])) == list(range(12))
-    first = np.concatenate(windows[0]) // 10
-    assert np.abs(np.diff(first)).max() > 2  # blocks of both, mixed
+    shards = [10] * 120
+    order = order_of([25] * 1200, shards, batch_size=64, shuffle_patients=16_000)
+    assert order.lanes == 32
+    touched = [{int(row) // 250 for row in np.concatenate(w)} for w in order.windows(0)]
+    assert len(touched) == 2
+    of_lane = [{int(row) // 250 for row in np.concatenate(w)} for w in order.windows(0, 0, 0, 32)]
+    assert sum(map(len, of_lane)) <= 4
+
+
+@pytest.mark.parametrize(
+    ("shards", "per", "batch_size", "lanes"),
+    [
+        (400, 250, 128, 64),  # of few large shards
+        (2000, 50, 512, 128),  # a window has 200 shards
+        (2000, 50, 100, 64),
+        (10, 10_000, 4096, 64),
+        (20_000, 5, 4096, 1024),
+        (39, 250, 64, 1),  # a window
+    ],
+)
+def test_lanes_are_of_the_data_alone_and_as_many_as_a_window_has_shards(
+    shards, per, batch_size, lanes
+):
+    assert large(shards, per, batch_size=batch_size).lanes == lanes
+
+
+def test_batches_of_a_large_cohort_pad_little_and_ranks_have_as_many_tokens():
+    order = large(shuffle_patients=50_000)
+    steps = sum(order.windows(0), [])
+    longest = sum(order.lengths[step].max() * len(step) for step in steps)
+    assert 1 - order.lengths.sum() / longest < 0.07  # in any order .45, one window .08
+    ranks = [sum(order.windows(0, 0, rank, 4), []) for rank in range(4)]
+    tokens = np.array([[order.lengths[step].sum() for step in steps] for steps in ranks])
+    assert tokens.max(0).sum() / tokens.mean(0).sum() < 1.04
+
+
+def test_the_steps_of_a_large_cohort_mix_it():
+    order = large()
+    steps = sum(order.windows(0), [])
+    assert np.mean([len({int(row) // 250 for row in step}) for step in steps]) > 40
+    again = sum(order.windows(1), [])
+    pairs = [
+        {(a, b) for s in some[:200] for a in s.tolist() for b in s.tolist() if a < b}
+        for some in (steps, again)
+    ]
+    assert len(pairs[0] & pairs[1]) < 0.05 * len(pairs[0])
+    lengths = [int(order.lengths[step].mean()) for step in steps[:50]]
+    assert lengths != sorted(lengths)
+
+
+def test_the_order_of_a_huge_cohort_looks_at_the_rows_of_a_window_alone():
+    class Told(np.ndarray):
+        """Lengths that count how many of them were looked at."""
+
+        seen = 0
+
+        def __getitem__(self, rows):
+            Told.seen += np.size(rows)
+            return np.zeros(np.shape(rows), np.int64)
+
+    lengths = np.zeros(50_000_000, np.int8).view(Told)
+    order = Order(lengths, np.full(200_000, 250), np.full(5000, 40), 64, 16, 65536, 1)
+    first = next(order.windows(0, 500_000, 1, 4))
+    assert len(first) == 1024 - 500_000 % 1024
+    assert Told.seen <= 2 * 65536 / 4 + 64
 
 
 def test_a_cohort_of_small_shards_has_the_order_it_always_had():
-    assert lists(batches_of([3, 2, 4], [5, 1, 4, 2, 3, 9, 8, 7, 6], shuffle_patients=5)) == [
+    assert lists(batches_of([3, 2, 4], [5, 1, 4, 2, 3, 9, 8, 7, 6], shuffle_patients=9)) == [
         [1, 3, 4],
-        [2, 0, 8],
         [7, 6, 5],
+        [2, 0, 8],
     ]
 
 
@@ -114,7 +206,7 @@ def test_a_cohort_of_small_shards_has_the_order_it_always_had():
 @given(st.integers(1, 40), st.integers(1, 5), st.integers(1, 4))
 def test_shares_of_all_ranks_make_the_batch(size, world, accumulate):
     batch = np.random.default_rng(size).permutation(100)[:size]
-    parts = [part for rank in range(world) for part in share(batch, rank, world, accumulate)]
+    parts = [p for rank in range(world) for p in micro(dealt(batch, rank, world), accumulate)]
     assert len(parts) == world * accumulate
     assert sorted(np.concatenate(parts).tolist()) == sorted(batch.tolist())
     if size >= world * accumulate:
@@ -122,22 +214,21 @@ def test_shares_of_all_ranks_make_the_batch(size, world, accumulate):
 
 
 @pytest.mark.parametrize("world", [2, 4])
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_shares_of_a_batch_sorted_by_length_have_as_many_tokens_each(world, accumulate):
+def test_shares_of_a_batch_sorted_by_length_have_as_many_tokens_each(world):
     length = np.sort(np.random.default_rng(0).lognormal(6, 1, (200, 32)), axis=1)
-    shares = [share(np.arange(32), rank, world, accumulate) for rank in range(world)]
-    tokens = np.stack([length[:, np.concatenate(parts)].sum(1) for parts in shares])
+    shares = [dealt(np.arange(32), rank, world) for rank in range(world)]
+    tokens = np.stack([length[:, part].sum(1) for part in shares])
     # One patient in every `world`, the same places for each rank, would give 1.10 and 1.33.
     slowest = tokens.max(0).sum() / tokens.mean(0).sum()
     assert slowest < {2: 1.06, 4: 1.22}[world]
 
 
 def test_of_patients_that_do_not_divide_the_one_rank_has_one_more_and_not_the_longest():
-    parts = [share(np.arange(7), rank, 2)[0].tolist() for rank in range(2)]
+    parts = [dealt(np.arange(7), rank, 2).tolist() for rank in range(2)]
     assert parts == [[2, 3, 6], [0, 1, 4, 5]]
 
 
 @given(st.integers(1, 70), st.integers(1, 9))
 def test_ranks_have_as_many_patients_but_for_one(size, world):
-    sizes = [len(share(np.arange(size), rank, world)[0]) for rank in range(world)]
+    sizes = [len(dealt(np.arange(size), rank, world)) for rank in range(world)]
     assert max(sizes) - min(sizes) <= 1

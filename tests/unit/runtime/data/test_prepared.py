@@ -3,14 +3,21 @@ import functools
 import importlib.util
 
 import numpy as np
+import pytest
 
-from ehr_ray.errors import ResourcesUnavailableError
+from ehr_ray.errors import (
+    DamagedRowsError,
+    ResourcesUnavailableError,
+    RowsUnavailableError,
+    StoreUnavailableError,
+)
+from ehr_ray.events import blocks as blocks_module
 from ehr_ray.events.blocks import BlockStore, scanned, write_block
 from ehr_ray.events.row_index import RowIndex, read_index
 from ehr_ray.experiment import parse
 from ehr_ray.registry import get_family
 from ehr_ray.runtime.data import prepared as prepared_module
-from ehr_ray.runtime.data.prepared import fetched, index_of, prepared
+from ehr_ray.runtime.data.prepared import Prepared, fetched, index_of, prepared
 
 
 def test_rows_are_made_once_and_again_where_an_option_of_the_transform_changes(
@@ -91,19 +98,78 @@ def test_an_index_is_made_with_rows_and_again_where_it_is_none_of_theirs(
     assert sorted(looked) == sorted(path for path in made if path.parent == paths[0].parent)
 
 
-def test_a_node_copies_what_is_known_of_rows_with_them(tmp_path, monkeypatch):
+@pytest.fixture
+def stored(tmp_path, monkeypatch):
+    """Block files in a store, their index beside, and where they are on this node."""
     monkeypatch.setenv("EHR_RAY_STAGING", str(tmp_path / "staging"))
     names = {"train": ["0.arrow", "1.arrow"], "tuning": ["0.arrow"], "held_out": []}
     given = {split: [tmp_path / "store" / split / n for n in own] for split, own in names.items()}
     for path in [*given["train"], *given["tuning"]]:
-        write_block(path, [{"x": np.arange(3)}])
+        write_block(path, [{"x": np.arange(3)}] * 4)
     scanned(given["train"]).write(index_of(given["train"]))
     found = fetched({split: [f"file://{p}" for p in own] for split, own in given.items()})
     assert {split: [path.name for path in paths] for split, paths in found.items()} == names
-    sizes = [path.stat().st_size for path in found["train"]]
-    assert found["train"][0] != given["train"][0]
-    assert len(read_index(index_of(found["train"]), sizes)) == 2
-    assert not index_of(found["tuning"]).exists()
+    return given, found
+
+
+def test_a_node_copies_what_is_known_of_rows_and_files_when_their_rows_are_wanted(stored):
+    _, found = stored
+    assert index_of(found["train"]).exists()
+    assert not any(path.exists() for path in [*found["train"], *found["tuning"]])
+    rows = Prepared(None, found).store("train")
+    assert (len(rows), rows.shard_blocks.tolist()) == (8, [1, 1])
+    assert not any(path.exists() for path in found["train"])
+    assert len(rows.rows([4, 7])) == 2
+    assert [path.exists() for path in found["train"]] == [False, True]
+    windows = [[np.array([0]), np.array([3, 5])]]
+    assert [len(part) for part in rows.read(windows)] == [1, 2]
+    assert all(path.exists() for path in found["train"])
+    assert len(Prepared(None, found).store("tuning")) == 4  # without an index all are looked at
+
+
+def test_files_of_a_window_come_together_and_the_next_window_s_while_it_is_used(stored):
+    _, found = stored
+    rows = Prepared(None, found).store("train")
+    parts = rows.read(iter([[np.array([0])], [np.array([5])]]))
+    next(parts)
+    rows._coming[1].result(60)
+    assert found["train"][1].exists()
+    parts.close()
+
+
+def test_copies_used_longest_ago_go_where_their_disk_is_nearly_full(stored, monkeypatch):
+    """Rows of a part of a cohort that no disk of a node can hold; they are brought again."""
+    _, found = stored
+    monkeypatch.setattr(blocks_module, "KEPT", 1)
+    monkeypatch.setattr(blocks_module, "_is_full", lambda _folder: full)
+    full, stores = False, [Prepared(None, found).store("train") for _ in range(2)]
+    whole = [[row["x"].tolist() for row in rows.rows([0, 5])] for rows in stores]
+    assert [path.exists() for path in found["train"]] == [True, True]
+    full, rows = True, Prepared(None, found).store("train")
+    for _ in range(3):
+        assert [row["x"].tolist() for row in rows.rows([0, 5, 0, 5])] == 2 * whole[0]
+        assert [path.exists() for path in found["train"]] == [False, True]
+    assert [row["x"].tolist() for row in stores[1].rows([0, 5])] == whole[1]  # mapped by another
+
+
+def test_rows_that_are_gone_or_changed_in_the_store_are_told_by_name(stored):
+    given, found = stored
+    rows = Prepared(None, found).store("train")
+    given["train"][0].unlink()
+    with pytest.raises(DamagedRowsError, match=r"0\.arrow: nothing there"):
+        rows.rows([0])
+    write_block(given["train"][1], [{"x": np.arange(3)}] * 5)
+    with pytest.raises(DamagedRowsError, match=r"1\.arrow: has changed while it was used"):
+        rows.rows([4])
+
+
+def test_rows_that_a_store_does_not_give_now_are_an_error_of_their_own(stored, monkeypatch):
+    def away(path):
+        raise StoreUnavailableError(f"{path}: no answer")
+
+    monkeypatch.setattr(prepared_module.sync, "fetch", away)
+    with pytest.raises(RowsUnavailableError, match="no answer"):
+        Prepared(None, stored[1]).store("train").rows([0])
 
 
 def test_rows_whose_cache_takes_no_index_are_read_all_the_same(

@@ -1,0 +1,55 @@
+"""Files of a copy that are known without being there: a listing of a folder of the store.
+
+A process that sees to it that others read shards needs their names, sizes and times, not the
+shards. `sync.fetch` with `listed` leaves them there, and here what is said of them.
+"""
+
+import json
+from functools import lru_cache
+from pathlib import Path
+from typing import Final
+
+from ehr_ray.storage import files
+from ehr_ray.storage.paths import uri_of
+from ehr_ray.storage.transfers import Stamp, stamp_of
+
+LISTING: Final = ".listing.json"
+"""File in a copy: of the files of a folder in it that were not copied, size and time by name."""
+
+
+def write(root: Path, found: dict[str, Stamp]) -> None:
+    """Leave what is said of files of the copy `root` by relative name; their folders are made."""
+    for name in found:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+    files.write_text(root / LISTING, json.dumps(found))
+
+
+def parquet_below(folder: Path) -> list[Path]:
+    """Return the Parquet files below a folder, here or in its store, in no order."""
+    here = {*folder.glob("**/*.parquet")}
+    root, found = _listing(folder)
+    there = {root / name for name in found if name.endswith(".parquet")}
+    return [*here | {path for path in there if folder in path.parents}]
+
+
+def stamp(path: Path) -> Stamp:
+    """Return size and time of a file that is here, or in its store; FileNotFoundError of others."""
+    root, found = _listing(path.parent)
+    known = stamp_of(path) or found.get(path.relative_to(root).as_posix() if found else "")
+    if known is None:
+        raise FileNotFoundError(path)
+    return known
+
+
+def _listing(folder: Path) -> tuple[Path, dict[str, Stamp]]:
+    """Return the copy that a folder belongs to, and what is listed of it."""
+    if uri_of(folder) is not None:
+        for root in (folder, *folder.parents):
+            if (written := stamp_of(root / LISTING)) is not None:
+                return root, _read(root / LISTING, written)
+    return folder, {}
+
+
+@lru_cache(maxsize=4)
+def _read(path: Path, _written: Stamp) -> dict[str, Stamp]:
+    return {name: (size, time) for name, (size, time) in json.loads(path.read_text()).items()}
