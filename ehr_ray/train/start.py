@@ -31,7 +31,7 @@ def starting_model(run: Run) -> nn.Module:
         _start_from(run, module, experiment.init_from)
     freeze(module, experiment.freeze)
     if experiment.train.activation_checkpointing:
-        _recompute_blocks(module)
+        recompute_blocks(module)
     if experiment.train.compile != "none":
         compile_blocks(module, experiment.train.compile, family.name, run.backend.device)
     needs_pairs = family.training.needs_pairs
@@ -56,7 +56,7 @@ def _fit_buffers(run: Run, module: nn.Module) -> None:
         training.fit_buffers(module, run.loader.collate(rows))
 
 
-def _recompute_blocks(module: nn.Module) -> None:
+def recompute_blocks(module: nn.Module) -> None:
     """Have every transformer block, and the reader of sets, compute activations again."""
     parts = [part for part in module.modules() if hasattr(part, "recomputed")]
     if not parts:

@@ -247,4 +247,8 @@ def test_products_of_a_step_have_the_precision_of_the_plan(tiny_experiment, prec
     take = OptimizerStep(experiment, family, model, optimizer, backend, Sums(backend))
     take([{"x": torch.ones(2, 1)}], {}, 7)
     assert set(seen) == {dtype}
-    assert model.weight.dtype == torch.float32
+    # Autocast alone: no weight, gradient or moment is rounded, whatever the precision.
+    moments = [value for state in optimizer.state.values() for value in state.values()]
+    held = [*model.parameters(), *(p.grad for p in model.parameters()), *moments]
+    assert len(held) == 2 + 2 + 6
+    assert {tensor.dtype for tensor in held} == {torch.float32}
