@@ -51,8 +51,8 @@ class DataConfig:
     """Threads of each worker that make batches of rows, ahead of the step; null: half of
     `cluster.cpus_per_worker`, one at least. Batches are the same."""
     shuffle_patients: PositiveInt = 65536
-    """Patients shuffled together; cohorts larger than this are read in windows of whole blocks. Of
-    a stream each worker holds its share of two windows."""
+    """Patients shuffled together; of larger cohorts each worker reads its part, in windows. Of a
+    stream it holds its share of two windows."""
 
     def __post_init__(self) -> None:
         """Check what one field alone cannot say."""

@@ -5,10 +5,8 @@ A row's arrays have a ragged first axis and fixed further ones. In a file each i
 """
 
 import json
-import shutil
 import zlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
 
@@ -16,10 +14,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from ehr_ray.errors import DamagedRowsError, InputError, RowsUnavailableError, StoreUnavailableError
+from ehr_ray.errors import DamagedRowsError, InputError
+from ehr_ray.events.brought import REMEDY, BroughtFiles, mapped
 from ehr_ray.events.row_index import LENGTH, RowIndex, read_index
 from ehr_ray.storage import files
-from ehr_ray.storage.paths import inside
 
 T = TypeVar("T")
 Row = Mapping[str, np.ndarray]
@@ -29,15 +27,8 @@ CHUNK: Final = 256
 OPEN_BLOCKS: Final = 4096
 """Blocks whose columns a store keeps at hand, some kB each: those of many windows."""
 
-AT_ONCE: Final = 8
-"""Files brought at once."""
-KEPT: Final = 2 * AT_ONCE
-"""Files that are brought, and kept at least, where their disk is nearly full."""
-FULL: Final = 0.9
-"""Share of a disk in use from which on it is nearly full."""
 CHECKSUM = b"crc32"
 """Key of a batch's checksum in its metadata: Arrow files have none of their own."""
-REMEDY = "remove it, and it is made again"
 
 
 def write_block(path: Path, rows: Iterable[Row], *, chunk: int = CHUNK) -> int:
@@ -105,13 +96,18 @@ class BlockStore:
         index: Path | None = None,
         fetch: Callable[[Path], Path] | None = None,
     ) -> None:
-        self._paths, self._fetch = list(paths), fetch
-        self._pool = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="blocks") if fetch else None
-        self._coming: dict[int, Future[pa.Buffer]] = {}
-        self._files = {} if fetch else {i: _mapped(path) for i, path in enumerate(paths)}
-        sizes = [self._files[i].size if i in self._files else None for i in range(len(paths))]
+        self._paths = list(paths)
+        self._brought = BroughtFiles(self._paths, fetch, self._forget) if fetch else None
+        self._files = [] if fetch else [mapped(path) for path in paths]
+        sizes = [None] * len(paths) if fetch else [file.size for file in self._files]
         found = None if index is None else read_index(index, sizes)
-        self.index = scanned([fetch(p) if fetch else p for p in paths]) if found is None else found
+        if found is None:
+            brought = self._brought
+            here = [brought.here(i) for i in range(len(paths))] if brought else self._paths
+            found = scanned(here)
+        self.index = found
+        if self._brought is not None:
+            self._brought.sizes = found.stamps
         self.block_sizes, self.shard_blocks = self.index.block_sizes, self.index.shard_blocks
         self.lengths = self.index.lengths
         self._ends = np.cumsum(self.block_sizes)
@@ -137,7 +133,9 @@ class BlockStore:
         path = self._paths[shard]
         try:
             with files.reads(path, REMEDY):
-                reader = pa.ipc.open_file(self._file(shard))
+                brought = self._brought
+                file = self._files[shard] if brought is None else brought.get(shard)
+                reader = pa.ipc.open_file(file)
                 batch, metadata = reader.get_batch_with_custom_metadata(number)
         except InputError as error:
             raise DamagedRowsError(str(error)) from error
@@ -153,52 +151,13 @@ class BlockStore:
         self._blocks[block] = columns = _columns(batch)
         return columns
 
-    def _file(self, shard: int) -> pa.Buffer:
-        """Return the mapped file of a shard."""
-        if self._pool is None:
-            return self._files[shard]
-        if (file := self._files.pop(shard, None)) is None:
-            self._want([shard])
-            file = self._coming.pop(shard).result()
-            self._make_room()
-        self._files[shard] = file  # the last is the one used last
-        return file
-
-    def _make_room(self) -> None:
-        """Remove copies used longest ago where their disk is nearly full; they are brought again.
-
-        A mapping of one, in another process too, outlives its name.
-        """
-        while len(self._files) >= KEPT and _is_full(self._paths[0].parent):
-            oldest = next(iter(self._files))
-            del self._files[oldest]
-            first = int(self._file_ends[oldest - 1]) if oldest else 0
-            for block in range(first, int(self._file_ends[oldest])):
-                self._blocks.pop(block, None)
-            inside(self._paths[oldest]).unlink(missing_ok=True)
-
-    def _want(self, shards: Iterable[int]) -> None:
-        """Begin to bring files that are not here."""
-        if self._pool is None:
-            return
-        for shard in shards:
-            if shard not in self._files and shard not in self._coming:
-                self._coming[shard] = self._pool.submit(self._brought, shard)
-
-    def _brought(self, shard: int) -> pa.Buffer:
-        assert self._fetch is not None
-        path = self._paths[shard]
-        try:
-            here = self._fetch(path)
-            # Another process may have made room in between.
-            file = _mapped(here if here.exists() else self._fetch(path))
-        except InputError as error:
-            raise DamagedRowsError(str(error)) from error
-        except StoreUnavailableError as error:
-            raise RowsUnavailableError(str(error)) from error
-        if self.index.stamps is not None and file.size != self.index.stamps[shard]:
-            raise DamagedRowsError(f"{path}: has changed while it was used; train again")
-        return file
+    def _forget(self, shard: int) -> None:
+        """Drop the blocks of a file that is here no more."""
+        end = int(self._file_ends[shard])
+        start = end - int(self.index.counts[shard])
+        self._checked[start:end] = False
+        for block in range(start, end):
+            self._blocks.pop(block, None)
 
     def column(self, name: str) -> np.ndarray:
         """Return a scalar of every row, in order; it must be one of their names."""
@@ -210,7 +169,10 @@ class BlockStore:
 
     def rows(self, indices: Iterable[int]) -> list[dict[str, np.ndarray]]:
         """Return several rows."""
-        return [self.row(int(i)) for i in indices]
+        chosen = np.fromiter(indices, np.int64)
+        if self._brought is not None:
+            self._brought.want(self._shards([chosen]))
+        return [self.row(int(i)) for i in chosen]
 
     def read(
         self, windows: Iterable[Sequence[npt.NDArray[np.int64]]]
@@ -218,18 +180,20 @@ class BlockStore:
         """Yield the rows of each part; files of a window are brought while the last one is used."""
         ahead = iter(windows)
         following = next(ahead, None)
-        while (window := following) is not None:
-            self._want(self._shards(window))
-            following = next(ahead, None)
-            self._want(self._shards(following or ()))
-            for part in window:
-                yield self.rows(part)
+        try:
+            while (window := following) is not None:
+                following = next(ahead, None)
+                if self._brought is not None:
+                    self._brought.want([*self._shards(window), *self._shards(following or ())])
+                for part in window:
+                    yield [self.row(int(i)) for i in part]
+        finally:
+            if self._brought is not None:
+                self._brought.cancel()
 
     def _shards(self, window: Sequence[npt.NDArray[np.int64]]) -> list[int]:
-        """Return the files that rows lie in, where files are brought."""
-        if self._pool is None or not window:
-            return []
-        blocks = np.searchsorted(self._ends, np.concatenate(list(window)), side="right")
+        """Return the files that rows lie in."""
+        blocks = np.searchsorted(self._ends, np.concatenate([np.zeros(0, int), *window]), "right")
         found: list[int] = np.unique(np.searchsorted(self._file_ends, blocks, "right")).tolist()
         return found
 
@@ -325,18 +289,6 @@ def _stream(*batches: pa.RecordBatch, schema: pa.Schema | None = None) -> bytes:
             writer.write_batch(batch)
     data: bytes = sink.getvalue().to_pybytes()
     return data
-
-
-def _is_full(folder: Path) -> bool:
-    usage = shutil.disk_usage(folder)
-    return usage.used > FULL * (usage.used + usage.free)
-
-
-def _mapped(path: Path) -> pa.Buffer:
-    """Return a file's bytes as a view of its mapping, which outlives its name."""
-    with files.reads(path, REMEDY), pa.memory_map(str(path)) as file:
-        buffer: pa.Buffer = file.read_buffer()
-    return buffer
 
 
 def _columns(batch: pa.RecordBatch) -> dict[str, "_Column"]:

@@ -16,6 +16,7 @@ from ehr_ray.events.features import select_codes
 from ehr_ray.events.patient_features import FeatureCodes, FeatureReader
 from ehr_ray.events.patients import Patient, cohort_shards, read_patients
 from ehr_ray.events.vocabulary import Vocabulary
+from ehr_ray.storage import sync
 
 Array = NDArray[np.float64]
 
@@ -137,6 +138,6 @@ def _asked(
     cohort: Path, split: str, vocabulary: Vocabulary, times: Mapping[int, Sequence[int]]
 ) -> Iterator[Patient]:
     for shard in cohort_shards(cohort, split):
-        for patient in read_patients(shard, vocabulary):
+        for patient in read_patients(sync.fetch(shard), vocabulary):
             if patient.subject_id in times:
                 yield patient

@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -113,15 +114,27 @@ def footer_hash(path: Path) -> str:
 
     Any other file has one too.
     """
-    here = path.exists()
-    with path.open("rb") if here else in_place.opened(path.parent, path.name) as file:
+    if path.exists():
+        with path.open("rb") as file:
+            return _end_hash(file)
+    return _hash_there(path, stamp(path))
+
+
+@lru_cache(maxsize=1 << 16)  # a command asks several times
+def _hash_there(path: Path, _stamp: tuple[int, int]) -> str:
+    """Return the hash of a shard that is in its store alone."""
+    with in_place.opened(path.parent, path.name) as file:
         if file is None:
             raise FileNotFoundError(path)
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - 8))
-        length = int.from_bytes(file.read(4), "little")
-        file.seek(max(0, size - 8 - length))
-        return hashlib.blake2b(file.read(), digest_size=16).hexdigest()
+        return _end_hash(file)
+
+
+def _end_hash(file: Any) -> str:
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - 8))
+    length = int.from_bytes(file.read(4), "little")
+    file.seek(max(0, size - 8 - length))
+    return hashlib.blake2b(file.read(), digest_size=16).hexdigest()
 
 
 def read_manifest(cohort: Path, shards: Mapping[str, Sequence[Path]]) -> "Manifest | None":

@@ -26,6 +26,7 @@ from ehr_ray.events.vocabulary import Vocabulary, scaling_of
 from ehr_ray.sources.parsing.identifiers import subject_id
 from ehr_ray.sources.parsing.value_stats import with_value_stats
 from ehr_ray.storage import files
+from ehr_ray.storage.listing import stamp
 from ehr_ray.storage.paths import canonical, check_folder
 
 RECORD: Final = "_expand.json"
@@ -168,7 +169,7 @@ def check_made_of(folder: Path, cohort: Path) -> None:
     if record is None or not cohort.is_dir():
         return
     there = {
-        str(path.relative_to(cohort)): path.stat().st_size
+        str(path.relative_to(cohort)): stamp(path)[0]
         for paths in splits_of(cohort).values()
         for path in paths
     }

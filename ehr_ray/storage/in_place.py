@@ -124,12 +124,26 @@ def copy_within(uri: str, names: Iterable[str], output: str) -> None:
         each(copied, {*names})
 
 
+def is_here(location: str | Path) -> bool:
+    """Whether a path is of a file that is on this machine; a URI is of none."""
+    return not is_uri(location) and Path(location).exists()
+
+
+@contextlib.contextmanager
+def _sound(location: str | Path) -> Iterator[None]:
+    """Tell of a damaged file by name; it is not its store that failed."""
+    try:
+        yield
+    except pa.ArrowInvalid as error:
+        raise files.unreadable(location, error, "restore it") from error
+
+
 def footer(location: str | Path) -> Any:
     """Return the Parquet metadata of a file, which for a URI is read without the rest of it."""
     uri = uri_of(location)
-    if uri is None:
+    if uri is None or is_here(location):
         return pq.read_metadata(location)
-    with explained(uri):
+    with explained(uri), _sound(location):
         store, path = filesystem(uri)
         return pq.read_metadata(path, filesystem=store)
 
@@ -141,11 +155,11 @@ def parquet(location: str | Path) -> Iterator[pq.ParquetFile]:
     So it is with a file of a copy that is not here.
     """
     uri = uri_of(location)
-    if uri is None or (not is_uri(location) and Path(location).exists()):
+    if uri is None or is_here(location):
         with files.open_parquet(location) as file:
             yield file
         return
-    with explained(uri):
+    with explained(uri), _sound(location):
         store, path = filesystem(uri)
         with store.open_input_file(path) as source:
             yield pq.ParquetFile(source, page_checksum_verification=True)

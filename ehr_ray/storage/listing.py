@@ -4,13 +4,14 @@ A process that sees to it that others read shards needs their names, sizes and t
 shards. `sync.fetch` with `listed` leaves them there, and here what is said of them.
 """
 
+import contextlib
 import json
 from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
 from ehr_ray.storage import files
-from ehr_ray.storage.paths import uri_of
+from ehr_ray.storage.paths import inside, staging, uri_of
 from ehr_ray.storage.transfers import Stamp, stamp_of
 
 LISTING: Final = ".listing.json"
@@ -18,10 +19,16 @@ LISTING: Final = ".listing.json"
 
 
 def write(root: Path, found: dict[str, Stamp]) -> None:
-    """Leave what is said of files of the copy `root` by relative name; their folders are made."""
+    """Leave what is said of files of the copy `root` by relative name; their folders are made.
+
+    Of no files nothing is left.
+    """
+    if not found:
+        (root / LISTING).unlink(missing_ok=True)
+        return
     for name in found:
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-    files.write_text(root / LISTING, json.dumps(found))
+        inside(root / name).parent.mkdir(parents=True, exist_ok=True)
+    files.write_text(inside(root / LISTING), json.dumps(found))
 
 
 def parquet_below(folder: Path) -> list[Path]:
@@ -45,8 +52,11 @@ def _listing(folder: Path) -> tuple[Path, dict[str, Stamp]]:
     """Return the copy that a folder belongs to, and what is listed of it."""
     if uri_of(folder) is not None:
         for root in (folder, *folder.parents):
+            if root == staging():
+                break
             if (written := stamp_of(root / LISTING)) is not None:
-                return root, _read(root / LISTING, written)
+                with contextlib.suppress(FileNotFoundError):  # all has been copied in between
+                    return root, _read(root / LISTING, written)
     return folder, {}
 
 

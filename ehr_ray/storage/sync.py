@@ -87,7 +87,7 @@ def fetch(
             old = [name for name, stamp in wanted.items() if stamp_of(target / name) != stamp]
             each(lambda n: download(store, join(path, n), target / n, wanted[n]), old)
             if only is listed is None and "" not in visible:
-                (target / listing.LISTING).unlink(missing_ok=True)
+                listing.write(target, {})
     return target
 
 

@@ -69,10 +69,15 @@ class Loader:
         if patients == 0:
             raise InputError("train split: no patient; ingest a cohort with train subjects")
         order, smallest = self.order, self.order.smallest
-        if order.fewest(world) < self.accumulate:
-            of = f"in {order.lanes} lanes " if order.lanes > 1 else ""
+        if not order.whole and order.lanes < world <= smallest:
             raise InputError(
-                f"data.batch_size={self.config.batch_size} over {patients} train patients {of}"
+                f"data.shuffle_patients={self.config.shuffle_patients} has {patients} train "
+                f"patients in {order.lanes} lanes, fewer than {world} workers; raise it, or "
+                "data.batch_size, or use fewer workers"
+            )
+        if order.fewest(world) < self.accumulate:
+            raise InputError(
+                f"data.batch_size={self.config.batch_size} over {patients} train patients "
                 f"leaves batches of {smallest}, fewer than {world} workers x {self.accumulate} "
                 "micro-batches; raise data.batch_size or use fewer workers"
             )

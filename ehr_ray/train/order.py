@@ -1,8 +1,8 @@
 """Which patients make up which step: a pure function of (seed, epoch), the same for any world.
 
 A cohort of at most `shuffle_patients` is one window, and all of it is shuffled. A larger one is
-divided into lanes: rows that lie side by side, as many in each. A step takes as many patients of
-each lane, and a rank has some lanes for its own, so that it reads its part of the cohort alone,
+divided into lanes: rows that lie side by side, as many in each. A step takes its patients from all
+lanes in turn, and a rank has some lanes for its own, so that it reads its part of the cohort alone,
 window by window; how many ranks there are changes nothing in a step. What is held is of a window
 and of the blocks of a rank's lanes, whatever the number of patients.
 """
@@ -16,8 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 Indices = npt.NDArray[np.int64]
-FEWEST: Final = 64
-"""Lanes of a large cohort, if a batch has as many patients: more where shards are small."""
+FEWEST: Final = 16
+"""Lanes of a large cohort, if a batch has as many patients. More where shards are small: a stream
+reads a shard once for each window of its lane, so a lane's window should be a shard."""
 MOST: Final = 1024
 
 
@@ -68,20 +69,33 @@ class Order:
         """Patients of the smallest batch."""
         return self.rows // max(1, self.steps)
 
+    @property
+    def whole(self) -> bool:
+        """Whether the split is one window, which has no lanes."""
+        return self.rows <= self.shuffle_patients
+
     @cached_property
     def lanes(self) -> int:
-        """Lanes of this split: 1 where it is one window."""
-        if self.rows <= self.shuffle_patients:
+        """Lanes of this split, a power of 2; 1 where it is one window."""
+        if self.whole:
             return 1
         shards = int(self.shuffle_patients * len(self.shard_blocks) / self.rows)  # of a window
         lanes = min(self.smallest, MOST, max(FEWEST, shards))
-        return lanes if lanes < 16 else 1 << (lanes.bit_length() - 1)  # 2, 4, 8 ranks divide it
+        return 1 << (lanes.bit_length() - 1)
 
     def fewest(self, world: int) -> int:
         """Return the fewest patients that a step has for a rank; 0 where some may have none."""
-        if self.lanes == 1:
+        if self.whole:
             return self.smallest // world
-        return self.lanes // world * (self.smallest // self.lanes)
+        if world > self.lanes:
+            return 0
+        turns, more = divmod(self.smallest, self.lanes)
+        lane = np.arange(world + 1) * self.lanes // world
+        rank = np.searchsorted(lane, self._turn, "right") - 1
+        own = rank == np.arange(world)[:, None]  # [ranks, lanes in turn]
+        sums = np.cumsum(np.concatenate([np.zeros((world, 1), int), own, own], axis=1), axis=1)
+        few = (sums[:, more : more + self.lanes] - sums[:, : self.lanes]).min()
+        return int(turns * np.diff(lane).min() + few)
 
     def windows(
         self, epoch: int, start: int = 0, rank: int = 0, world: int = 1
@@ -93,16 +107,16 @@ class Order:
         lanes, last = self.lanes, self.steps
         if start >= last:
             return
-        own = range(lanes * rank // world, lanes * (rank + 1) // world) if lanes > 1 else range(1)
-        random = _random(self.seed, epoch, alone=lanes == 1)
+        own = range(1) if self.whole else range(lanes * rank // world, lanes * (rank + 1) // world)
+        random = _random(self.seed, epoch, alone=self.whole)
         order = [self._order(lane, random(lane + 1, 0)) for lane in own]
-        size = last if lanes == 1 else max(1, self.shuffle_patients // self.batch_size)
-        # Lanes with few rows a step sort more steps together: as many rows each.
-        bucket = self.bucket_batches * (1 if lanes == 1 else lanes)
+        size = last if self.whole else max(1, self.shuffle_patients // self.batch_size)
+        # A lane has few rows a step, so more steps are sorted together: as many rows of each.
+        bucket = self.bucket_batches * lanes
         for window in range(start // size, -(-last // size)):
             first, end = window * size, min(last, window * size + size)
             bounds = self._bounds(first, end)
-            own_bounds = [(bounds - lane + lanes - 1) // lanes for lane in own]
+            own_bounds = [(bounds - self._turn[lane] + lanes - 1) // lanes for lane in own]
             rows = [
                 random(lane + 1, window + 1).permutation(_taken(*order[i], places[0], places[-1]))
                 for i, (lane, places) in enumerate(zip(own, own_bounds, strict=True))
@@ -112,7 +126,7 @@ class Order:
             for at in range(0, end - first, bucket):
                 steps += self._bucket(rows, own_bounds, at, bucket, shuffle)
             steps = steps[max(0, start - first) :]
-            if world > 1 and lanes == 1:
+            if world > 1 and self.whole:
                 steps = [dealt(step, rank, world) for step in steps]
             yield steps
 
@@ -126,11 +140,9 @@ class Order:
     def _order(self, lane: int, random: np.random.Generator) -> tuple[Indices, Indices, Indices]:
         """Return first rows, sizes and ends of the parts of a lane, in an order of an epoch.
 
-        A lane has the rows from `rows * lane / lanes` on, and of blocks at its borders a part.
+        Of blocks at its borders a lane has a part.
         """
-        size, more = divmod(self.rows, self.lanes)
-        low = size * lane + min(lane, more)
-        high = low + size + (lane < more)
+        low, high = self._lane_ends[lane : lane + 2]
         ends = self._block_ends
         blocks = np.arange(np.searchsorted(ends, low, "right"), np.searchsorted(ends, high) + 1)
         shards = np.searchsorted(self._shard_ends, blocks, "right")
@@ -161,6 +173,24 @@ class Order:
         chosen = chosen[np.lexsort((self.lengths[chosen], step))]
         batches = np.split(chosen, np.cumsum(np.bincount(step, minlength=count))[:-1])
         return [batches[i] for i in random.permutation(count)]
+
+    @cached_property
+    def _turn(self) -> Indices:
+        """The place of each lane in its turn, int64 [lanes]; the lane of each place as well.
+
+        Bits are reversed: lanes that lie side by side, which are a rank's, come far apart, so that
+        a batch that ends within a turn has as many of each rank.
+        """
+        turn, lanes = np.zeros(1, np.int64), 1
+        while lanes < self.lanes:
+            turn, lanes = np.concatenate([2 * turn, 2 * turn + 1]), 2 * lanes
+        return turn
+
+    @cached_property
+    def _lane_ends(self) -> Indices:
+        """The first row of each lane, and the end of the last, int64 [lanes + 1]."""
+        size, more = divmod(self.rows, self.lanes)
+        return np.concatenate([np.zeros(1, np.int64), np.cumsum(size + (self._turn < more))])
 
     @cached_property
     def _block_ends(self) -> Indices:

@@ -21,6 +21,7 @@ from ehr_ray.registry import get_family
 from ehr_ray.runtime.data.dataset import named_origin
 from ehr_ray.runtime.data.tasks import Say, split_shards
 from ehr_ray.runtime.inference import Request, ShardPredictor
+from ehr_ray.sources.dataset_check import subjects_of
 from ehr_ray.storage import files, sync
 from ehr_ray.storage.paths import canonical
 from ehr_ray.train import checkpoint
@@ -98,10 +99,9 @@ def _patients(subject: Subject, rows: pa.Table, shards: ShardPredictor) -> list[
     ids = rows["subject_id"].to_pylist()
     found: dict[int, Patient] = {}
     for path in split_shards(subject.events, subject.split):
-        shard = sync.fetch(path)
-        there = files.read_parquet(shard, ["subject_id"])["subject_id"].unique().to_pylist()
-        if not set(ids).isdisjoint(there):
-            found |= {p.subject_id: p for p in shards.patients(shard) if p.subject_id in ids}
+        if not set(ids).isdisjoint(subjects_of(path).tolist()):
+            some = shards.patients(sync.fetch(path))
+            found |= {patient.subject_id: patient for patient in some if patient.subject_id in ids}
     times = rows["prediction_time"].cast(pa.int64()).to_pylist()
     return [found[subject_id].until(time) for subject_id, time in zip(ids, times, strict=True)]
 

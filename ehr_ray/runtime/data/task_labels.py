@@ -166,7 +166,8 @@ def _found(cohort: Path, cache: Path, divide: "DivideLabels", on_ray: bool) -> d
     """Divide the labels of a cohort; return what `FOUND` holds."""
     shards, paths = splits_of(cohort), task_files(cohort, divide.task)
     rows = sum(map(_rows, paths))
-    events = subjects = sum(_rows(path) for own in shards.values() for path in own)
+    with ThreadPoolExecutor(AT_ONCE) as pool:  # of shards that are not here a store is asked
+        events = subjects = sum(pool.map(_rows, itertools.chain(*shards.values())))
     if subjects > RANGE_IDS:  # else it matters not how many fewer there are
         with opened(cohort, cache, on_ray=on_ray) as manifest:
             subjects = manifest.total("subjects")

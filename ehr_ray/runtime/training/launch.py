@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ehr_ray.errors import ResourcesUnavailableError, RunError, error_of_kind
+from ehr_ray.errors import RunError, error_of_kind
 from ehr_ray.runtime.training.sending import saved_step
 from ehr_ray.storage.paths import canonical
 
@@ -33,6 +33,7 @@ def fit(job: Any, callbacks: Sequence[Any] = ()) -> None:
         Patience,
         cause,
         failure_config,
+        kind_of,
         lacks_resources,
         last_line,
         too_many,
@@ -82,8 +83,7 @@ def fit(job: Any, callbacks: Sequence[Any] = ()) -> None:
             except ray.train.TrainingFailedError as error:
                 if lacks_resources(error) and saved_step(job.run) > before:
                     continue  # it had resources for a while, and waits again
-                kind = ResourcesUnavailableError if lacks_resources(error) else RunError
-                raise kind(f"{job.run.name}: {cause(error, cluster)}") from error
+                raise kind_of(error)(f"{job.run.name}: {cause(error, cluster)}") from error
             _raise_returned(result.return_value)
             return
 

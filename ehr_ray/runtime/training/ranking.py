@@ -79,6 +79,7 @@ class TrialRanking:
     ) -> Measure:
         """Return the function of (model, report) that measures."""
         diagnose = family.training.diagnose
+        rows = {} if self.probe is None else {n: self.probe.store(n) for n in ("train", "tuning")}
         young = max(UNTRAINED_STEPS, experiment.train.warmup(loader.steps_per_epoch))
 
         def measure(module: nn.Module, row: Mapping[str, float]) -> dict[str, float]:
@@ -88,9 +89,9 @@ class TrialRanking:
             values = {k.removeprefix("val/"): v for k, v in row.items()}
             lines = diagnose.warn([values]) if diagnose else None
             measures |= collapse_flags(measures, lines, early=row["step"] <= young)
-            if self.probe is not None:
+            if rows:
                 size = experiment.data.batch_size
-                measures[PROBE.metric] = _probed(predictor, self.probe, self.patients, size)
+                measures[PROBE.metric] = _probed(predictor, rows, self.patients, size)
             module.train(was_training)
             return measures | {"score": score(self.rank, {**row, **measures})}
 
@@ -192,7 +193,7 @@ def collapse_flags(
     }
 
 
-def _probed(predictor: Predictor, rows: Prepared, limit: int, size: int) -> float:
+def _probed(predictor: Predictor, rows: Mapping[str, RowStore], limit: int, size: int) -> float:
     """Return the AUROC on tuning rows of a logistic regression on train embeddings.
 
     Of `limit` rows of each split at most, `size` at a time; NaN where a class is missing or an
@@ -202,7 +203,7 @@ def _probed(predictor: Predictor, rows: Prepared, limit: int, size: int) -> floa
     from ehr_ray.evaluation.tasks.probe import DEFAULT_C, fit_probe
 
     (x, y), (other, label) = (
-        _embedded(predictor, rows.store(split), limit, size) for split in ("train", "tuning")
+        _embedded(predictor, rows[split], limit, size) for split in ("train", "tuning")
     )
     if min(len(np.unique(y)), len(np.unique(label))) < 2:
         return math.nan

@@ -2,12 +2,18 @@
 
 import math
 import os
+from collections.abc import Mapping
 from typing import Any
 
 from ray.train import FailureConfig, UserCallback
 
 from ehr_ray.config.cluster import ClusterConfig
-from ehr_ray.errors import RunError
+from ehr_ray.errors import (
+    ResourcesUnavailableError,
+    RowsUnavailableError,
+    RunError,
+    StoreUnavailableError,
+)
 from ehr_ray.runtime.training.sending import saved_step
 
 START_SECONDS = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
@@ -34,7 +40,8 @@ class Patience(UserCallback):
             self._lost, self._step = 0, step
         self._lost += 1
         if self._lost > self._most:
-            raise RunError(
+            kind = StoreUnavailableError if lacks_rows(worker_exceptions) else RunError
+            raise kind(
                 f"{_worker(worker_exceptions, self._cluster)}{too_many(self._lost, self._most)}"
             )
 
@@ -60,6 +67,22 @@ def failure_config(cluster: ClusterConfig) -> FailureConfig:
 def lacks_resources(error: Exception) -> bool:
     """Whether a run ended because the cluster never had the resources of its workers."""
     return "Timeout" in type(getattr(error, "controller_failure", error)).__name__
+
+
+def lacks_rows(failures: Mapping[int, Exception]) -> bool:
+    """Whether a worker was lost since a store gave it no rows."""
+    return any(RowsUnavailableError.__name__ in f"{type(f)} {f}" for f in failures.values())
+
+
+def kind_of(error: Any) -> type[RunError]:
+    """Return the class of error as which a training that Ray gave up has failed."""
+    if lacks_resources(error):
+        return ResourcesUnavailableError
+    inner = getattr(error, "controller_failure", None)
+    if isinstance(inner, RunError):
+        return type(inner)
+    failures = getattr(error, "worker_failures", None) or {}
+    return StoreUnavailableError if lacks_rows(failures) else RunError
 
 
 def cause(error: Any, cluster: ClusterConfig) -> str:

@@ -5,9 +5,13 @@ import shutil
 import pytest
 from small_files import content, write
 
+from ehr_ray.commands.expand import expand
+from ehr_ray.errors import ConfigError, InputError
 from ehr_ray.events.labels import task_files
 from ehr_ray.events.manifest import is_contradicted, stamps
 from ehr_ray.events.patients import splits_of
+from ehr_ray.sources.expanded import check_made_of
+from ehr_ray.storage import in_place
 from ehr_ray.storage.listing import LISTING, parquet_below, stamp
 from ehr_ray.storage.sync import fetch, fetch_cohort
 
@@ -81,3 +85,24 @@ def test_a_cohort_whose_shards_are_listed_is_the_cohort(store, synthetic_cohort)
     path = folder / "data" / "train" / names["train"][0]
     path.write_bytes(path.read_bytes()[:-40] + b"x" * 40)
     assert is_contradicted(fetch_cohort(uri), shards)
+    with pytest.raises(InputError, match=rf"train/{path.name}: unreadable, damaged"):
+        in_place.footer(shards["train"][0])
+
+
+def test_a_folder_without_such_files_has_no_listing_and_is_not_made_for_one(store):
+    folder, uri = store
+    assert not fetch(uri, listed="data", missing_ok=True).exists()
+    write(folder, other="1")
+    assert not (fetch_cohort(uri) / LISTING).exists()
+
+
+def test_expanded_sets_are_known_to_be_of_a_cohort_whose_shards_are_listed(
+    store, synthetic_cohort, tmp_path
+):
+    folder, uri = store
+    shutil.copytree(synthetic_cohort, folder, dirs_exist_ok=True)
+    expand(synthetic_cohort, tmp_path / "sets", on_ray=False)
+    check_made_of(tmp_path / "sets", fetch_cohort(uri))
+    next((folder / "data" / "train").iterdir()).write_bytes(b"other")
+    with pytest.raises(ConfigError, match="is not of it"):
+        check_made_of(tmp_path / "sets", fetch_cohort(uri))

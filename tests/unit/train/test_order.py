@@ -110,7 +110,7 @@ def large(shards=400, per=250, **changes):
 
 def test_a_rank_reads_its_own_part_of_a_large_cohort_the_same_shards_each_epoch():
     order = large()
-    assert order.lanes == 32  # about two patients of each in a batch of 63 or 64
+    assert order.lanes == 32  # a window has 40 shards
     for world in (2, 4):
         for rank in range(world):
             touched = [
@@ -129,7 +129,7 @@ def test_a_window_reads_few_shards_and_each_shard_few_windows():
     """Blocks of a shard come together, or every window would read every shard."""
     shards = [10] * 120
     order = order_of([25] * 1200, shards, batch_size=64, shuffle_patients=16_000)
-    assert order.lanes == 32
+    assert order.lanes == 32  # of which a window has two shards each
     touched = [{int(row) // 250 for row in np.concatenate(w)} for w in order.windows(0)]
     assert len(touched) == 2
     of_lane = [{int(row) // 250 for row in np.concatenate(w)} for w in order.windows(0, 0, 0, 32)]
@@ -139,11 +139,12 @@ def test_a_window_reads_few_shards_and_each_shard_few_windows():
 @pytest.mark.parametrize(
     ("shards", "per", "batch_size", "lanes"),
     [
-        (400, 250, 128, 64),  # of few large shards
-        (2000, 50, 512, 128),  # a window has 200 shards
-        (2000, 50, 100, 64),
-        (10, 10_000, 4096, 64),
+        (400, 250, 128, 32),  # a window has 40 shards
+        (2000, 50, 512, 128),  # 200
+        (2000, 50, 100, 64),  # as a batch has 100 patients
+        (10, 10_000, 4096, 16),  # of few large shards
         (20_000, 5, 4096, 1024),
+        (400, 250, 1, 1),
         (39, 250, 64, 1),  # a window
     ],
 )
@@ -161,6 +162,23 @@ def test_batches_of_a_large_cohort_pad_little_and_ranks_have_as_many_tokens():
     ranks = [sum(order.windows(0, 0, rank, 4), []) for rank in range(4)]
     tokens = np.array([[order.lengths[step].sum() for step in steps] for steps in ranks])
     assert tokens.max(0).sum() / tokens.mean(0).sum() < 1.04
+
+
+@pytest.mark.parametrize("batch_size", [10, 48, 64, 100])
+def test_ranks_have_as_many_patients_of_each_step_as_can_be(batch_size):
+    order = large(batch_size=batch_size)
+    for world in (1, 2, 3, 4, 8):
+        ranks = [sum(order.windows(0, 0, rank, world), []) for rank in range(world)]
+        sizes = np.array([[len(step) for step in steps] for steps in ranks])
+        assert order.fewest(world) <= sizes.min() <= order.fewest(world) + 1
+        if world != 3:  # which no power of 2 is divided by
+            assert (sizes.max(0) - sizes.min(0)).max() <= 1 + (batch_size == 100)
+    assert order.fewest(order.lanes + 1) == 0
+
+
+def test_without_lanes_a_large_cohort_is_read_in_windows_all_the_same():
+    order = large(batch_size=1)
+    assert [len(window) for window in order.windows(0)] == [10_000] * 10
 
 
 def test_the_steps_of_a_large_cohort_mix_it():

@@ -5,13 +5,7 @@ import importlib.util
 import numpy as np
 import pytest
 
-from ehr_ray.errors import (
-    DamagedRowsError,
-    ResourcesUnavailableError,
-    RowsUnavailableError,
-    StoreUnavailableError,
-)
-from ehr_ray.events import blocks as blocks_module
+from ehr_ray.errors import ResourcesUnavailableError
 from ehr_ray.events.blocks import BlockStore, scanned, write_block
 from ehr_ray.events.row_index import RowIndex, read_index
 from ehr_ray.experiment import parse
@@ -125,51 +119,6 @@ def test_a_node_copies_what_is_known_of_rows_and_files_when_their_rows_are_wante
     assert [len(part) for part in rows.read(windows)] == [1, 2]
     assert all(path.exists() for path in found["train"])
     assert len(Prepared(None, found).store("tuning")) == 4  # without an index all are looked at
-
-
-def test_files_of_a_window_come_together_and_the_next_window_s_while_it_is_used(stored):
-    _, found = stored
-    rows = Prepared(None, found).store("train")
-    parts = rows.read(iter([[np.array([0])], [np.array([5])]]))
-    next(parts)
-    rows._coming[1].result(60)
-    assert found["train"][1].exists()
-    parts.close()
-
-
-def test_copies_used_longest_ago_go_where_their_disk_is_nearly_full(stored, monkeypatch):
-    """Rows of a part of a cohort that no disk of a node can hold; they are brought again."""
-    _, found = stored
-    monkeypatch.setattr(blocks_module, "KEPT", 1)
-    monkeypatch.setattr(blocks_module, "_is_full", lambda _folder: full)
-    full, stores = False, [Prepared(None, found).store("train") for _ in range(2)]
-    whole = [[row["x"].tolist() for row in rows.rows([0, 5])] for rows in stores]
-    assert [path.exists() for path in found["train"]] == [True, True]
-    full, rows = True, Prepared(None, found).store("train")
-    for _ in range(3):
-        assert [row["x"].tolist() for row in rows.rows([0, 5, 0, 5])] == 2 * whole[0]
-        assert [path.exists() for path in found["train"]] == [False, True]
-    assert [row["x"].tolist() for row in stores[1].rows([0, 5])] == whole[1]  # mapped by another
-
-
-def test_rows_that_are_gone_or_changed_in_the_store_are_told_by_name(stored):
-    given, found = stored
-    rows = Prepared(None, found).store("train")
-    given["train"][0].unlink()
-    with pytest.raises(DamagedRowsError, match=r"0\.arrow: nothing there"):
-        rows.rows([0])
-    write_block(given["train"][1], [{"x": np.arange(3)}] * 5)
-    with pytest.raises(DamagedRowsError, match=r"1\.arrow: has changed while it was used"):
-        rows.rows([4])
-
-
-def test_rows_that_a_store_does_not_give_now_are_an_error_of_their_own(stored, monkeypatch):
-    def away(path):
-        raise StoreUnavailableError(f"{path}: no answer")
-
-    monkeypatch.setattr(prepared_module.sync, "fetch", away)
-    with pytest.raises(RowsUnavailableError, match="no answer"):
-        Prepared(None, stored[1]).store("train").rows([0])
 
 
 def test_rows_whose_cache_takes_no_index_are_read_all_the_same(

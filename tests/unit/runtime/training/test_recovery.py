@@ -4,12 +4,18 @@ from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 from torch import nn
 
 from ehr_ray.config.cluster import ClusterConfig
-from ehr_ray.errors import RunError
+from ehr_ray.errors import (
+    ResourcesUnavailableError,
+    RowsUnavailableError,
+    RunError,
+    StoreUnavailableError,
+)
 from ehr_ray.runtime.training.recovery import (
     START_SECONDS,
     Patience,
     cause,
     failure_config,
+    kind_of,
     lacks_resources,
 )
 from ehr_ray.storage.paths import STAGING
@@ -71,3 +77,19 @@ def test_a_rank_that_waited_too_long_in_a_sum_names_the_limit(text, tmp_path):
     cluster = ClusterConfig(num_workers=2, timeout_seconds=3, max_failures=0)
     with pytest.raises(RunError, match=r"^worker 1 waited .* cluster.timeout_seconds=3: one of"):
         Patience(cluster, str(tmp_path)).after_exception(None, failures)
+
+
+def test_a_run_whose_store_gave_a_worker_no_rows_is_known_for_that(tmp_path):
+    """A trial of a search has then not failed."""
+    away = RowsUnavailableError("s3://b/0.arrow: no answer")
+    patience = Patience(ClusterConfig(max_failures=0), str(tmp_path))
+    with pytest.raises(StoreUnavailableError, match=r"worker 1 failed: .*no answer"):
+        patience.after_exception(None, {1: away})
+    with pytest.raises(RunError) as other:
+        patience.after_exception(None, {1: RuntimeError("lost")})
+    assert other.type is RunError
+    told = ray.train.WorkerGroupError("lost", {0: RuntimeError("gone"), 1: away})
+    assert kind_of(told) is StoreUnavailableError
+    assert kind_of(ray.train.WorkerGroupError("lost", {0: RuntimeError("gone")})) is RunError
+    assert kind_of(ray.train.ControllerError(StoreUnavailableError("x"))) is StoreUnavailableError
+    assert kind_of(WorkerGroupStartupTimeoutError(2)) is ResourcesUnavailableError

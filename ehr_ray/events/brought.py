@@ -1,0 +1,126 @@
+"""Block files in a store, which are brought and mapped when their rows are wanted."""
+
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from ehr_ray.errors import DamagedRowsError, InputError, RowsUnavailableError, RunError
+from ehr_ray.storage import files
+from ehr_ray.storage.paths import inside
+
+AT_ONCE: Final = 8
+"""Files brought at once."""
+ROOM: Final = 2 * AT_ONCE
+"""Largest files that shall fit on the disk of the copies; others make room for them."""
+PATIENCE: Final = 60.0
+"""Seconds for which a store that gives a file no more is asked again."""
+PAUSE: Final = 2.0
+REMEDY: Final = "remove it, and it is made again"
+
+
+class BroughtFiles:
+    """The mapped files of some paths, brought when they are wanted.
+
+    Where their disk has no room for more, copies used longest ago are removed, but none of those
+    that `want` named last. A mapping of one, in another process too, outlives its name.
+
+    Args:
+        paths: of the copies.
+        fetch: makes one as it is in its store.
+        forget: told of a file that was removed here.
+    """
+
+    def __init__(
+        self, paths: Sequence[Path], fetch: Callable[[Path], Path], forget: Callable[[int], None]
+    ) -> None:
+        self._paths, self._fetch, self._forget = paths, fetch, forget
+        self._pool = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="blocks")
+        self._coming: dict[int, Future[pa.Buffer]] = {}
+        self._files: dict[int, pa.Buffer] = {}
+        self._wanted: set[int] = set()
+        self._lock = threading.Lock()
+        self.sizes: npt.NDArray[np.int64] | None = None
+        """Bytes that they must have, int64 [files]; None: not known."""
+
+    def want(self, files_wanted: Iterable[int]) -> None:
+        """Begin to bring some, which stay until others are wanted."""
+        self._wanted = {*files_wanted}
+        for file in sorted(self._wanted - self._files.keys() - self._coming.keys()):
+            self._coming[file] = self._pool.submit(self._brought, file)
+
+    def cancel(self) -> None:
+        """Bring nothing more that has not begun: it would hold up the end of the process."""
+        self._coming = {file: one for file, one in self._coming.items() if not one.cancel()}
+
+    def get(self, file: int) -> pa.Buffer:
+        """Return one; InputError and RowsUnavailableError name what is wrong with it."""
+        with self._lock:
+            if (found := self._files.pop(file, None)) is not None:
+                self._files[file] = found  # the last is the one used last
+                return found
+        coming = self._coming.pop(file, None)
+        try:
+            found = self._brought(file) if coming is None else coming.result()
+        except (RowsUnavailableError, CancelledError):
+            if coming is None:
+                raise
+            found = self._brought(file)  # that was a while ago
+        with self._lock:
+            self._files[file] = found
+        return found
+
+    def here(self, file: int) -> Path:
+        """Return the path of one, once it is here."""
+        self._make_room()
+        path, begun = self._paths[file], time.monotonic()
+        while True:
+            try:
+                return self._fetch(path)
+            except InputError as error:
+                raise DamagedRowsError(str(error)) from error
+            except RunError as error:
+                if time.monotonic() - begun > PATIENCE:
+                    raise RowsUnavailableError(str(error)) from error
+                time.sleep(PAUSE)
+
+    def _brought(self, file: int) -> pa.Buffer:
+        for _ in range(3):  # another process may make room between one line and the next
+            path = self.here(file)
+            if path.exists():
+                break
+        try:
+            found = mapped(path)
+        except InputError as error:
+            raise DamagedRowsError(str(error)) from error
+        if self.sizes is not None and found.size != self.sizes[file]:
+            raise DamagedRowsError(f"{path}: has changed while it was used; train again")
+        return found
+
+    def _make_room(self) -> None:
+        if self.sizes is None or not len(self.sizes):
+            return
+        folder = next(path for path in self._paths[0].parents if path.is_dir())
+        least = ROOM * int(self.sizes.max())
+        with self._lock:
+            unwanted = [file for file in self._files if file not in self._wanted]
+            for file in unwanted:
+                if shutil.disk_usage(folder).free >= least:
+                    return
+                del self._files[file]
+                self._forget(file)
+                inside(self._paths[file]).unlink(missing_ok=True)
+
+
+def mapped(path: Path) -> pa.Buffer:
+    """Return a file's bytes as a view of its mapping, which outlives its name."""
+    with files.reads(path, REMEDY), pa.memory_map(str(path)) as file:
+        buffer: pa.Buffer = file.read_buffer()
+    return buffer

@@ -1,0 +1,162 @@
+"""Block files that are brought: here from another folder, by what a test may see and break."""
+
+import shutil
+import threading
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from ehr_ray.errors import DamagedRowsError, InputError, RowsUnavailableError, RunError
+from ehr_ray.events import brought
+from ehr_ray.events.blocks import BlockStore, scanned, write_block
+from ehr_ray.storage.paths import STAGING
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """Four files of four rows in a store; `place.store()` reads copies of them."""
+    monkeypatch.setenv(STAGING, str(tmp_path))
+    monkeypatch.setattr(brought, "PATIENCE", 0.05)
+    monkeypatch.setattr(brought, "PAUSE", 0.01)
+    there = [tmp_path / "there" / f"{number}.arrow" for number in range(4)]
+    here = [tmp_path / "here" / path.name for path in there]
+    for number, path in enumerate(there):
+        write_block(path, [{"x": np.full(3, 4 * number + row)} for row in range(4)])
+    scanned(there).write(tmp_path / "index")
+    place = SimpleNamespace(there=there, here=here, asked=[], fails=[])
+
+    def fetch(path):
+        place.asked.append(path.name)
+        if place.fails:
+            raise place.fails.pop()
+        path.parent.mkdir(exist_ok=True)
+        shutil.copy(tmp_path / "there" / path.name, path)
+        return path
+
+    place.fetch = fetch
+    place.store = lambda index=tmp_path / "index": BlockStore(here, index, fetch)
+    return place
+
+
+def values(rows):
+    return [int(row["x"][0]) for row in rows]
+
+
+def test_a_file_comes_once_when_a_row_of_it_is_wanted(place):
+    store = place.store()
+    assert len(store) == 16
+    assert place.asked == []
+    assert values(store.rows([5, 4, 9])) == [5, 4, 9]
+    assert values(store.rows([6, 7])) == [6, 7]
+    assert sorted(place.asked) == ["1.arrow", "2.arrow"]
+
+
+def test_without_an_index_all_come_at_once(place):
+    store = place.store(None)
+    assert len(store) == 16
+    assert len(place.asked) == 4
+    place.there[0].unlink()
+    assert values(store.rows([13])) == [13]
+
+
+def test_files_of_a_window_come_together_and_the_next_window_s_while_it_is_used(place):
+    parts = place.store().read(iter([[np.array([0]), np.array([5])], [np.array([9])], []]))
+    assert values(next(parts)) == [0]
+    for _ in range(1000):
+        if len(place.asked) == 3:
+            break
+        threading.Event().wait(0.01)
+    assert sorted(place.asked) == ["0.arrow", "1.arrow", "2.arrow"]
+    assert [values(part) for part in parts] == [[5], [9]]
+
+
+def test_what_has_not_begun_is_not_brought_once_nobody_wants_it(place, monkeypatch):
+    monkeypatch.setattr(brought, "AT_ONCE", 1)
+    begun, gate = threading.Event(), threading.Event()
+
+    def fetch(path):
+        begun.set()
+        gate.wait(60)
+        return place.fetch(path)
+
+    files = brought.BroughtFiles(place.here, fetch, lambda _file: None)
+    files.want(range(4))
+    assert begun.wait(60)
+    files.cancel()
+    gate.set()
+    assert files.get(0).size > 0
+    assert files.get(2).size > 0  # and yet it may be asked for
+    assert place.asked == ["0.arrow", "2.arrow"]
+
+
+@pytest.mark.parametrize("failures", [1, 2])
+def test_a_store_that_is_away_for_a_moment_is_asked_again(place, failures):
+    place.fails += [RunError("no answer")] * failures
+    assert values(place.store().rows([5])) == [5]
+    assert place.asked == ["1.arrow"] * (failures + 1)
+
+
+def test_a_store_that_stays_away_is_an_error_of_its_own_and_no_end_of_the_file(place):
+    store = place.store()
+    place.fails += [RunError("no answer")] * 1000
+    with pytest.raises(RowsUnavailableError, match="no answer"):
+        store.rows([5])
+    place.fails.clear()
+    assert values(store.rows([5])) == [5]
+
+
+def test_what_failed_while_it_was_brought_ahead_is_asked_for_again(place):
+    place.fails += [RunError("no answer")] * 1000
+    files = brought.BroughtFiles(place.here, place.fetch, lambda _file: None)
+    files.want([1])
+    assert isinstance(files._coming[1].exception(60), RowsUnavailableError)
+    place.fails.clear()
+    assert files.get(1).size == place.there[1].stat().st_size
+
+
+def test_files_that_are_gone_changed_or_damaged_are_told_by_name(place):
+    store = place.store()
+    place.fails += [InputError("1.arrow: nothing there")]
+    with pytest.raises(DamagedRowsError, match=r"1\.arrow: nothing there"):
+        store.rows([5])
+    write_block(place.there[2], [{"x": np.arange(3)}] * 5)
+    with pytest.raises(DamagedRowsError, match=r"2\.arrow: has changed while it was used"):
+        store.rows([9])
+
+
+@pytest.fixture
+def full(monkeypatch):
+    """A disk without room for a further file."""
+    monkeypatch.setattr(shutil, "disk_usage", lambda _folder: SimpleNamespace(free=10))
+
+
+@pytest.mark.usefixtures("full")
+def test_copies_used_longest_ago_make_room_and_are_brought_and_checked_again(place):
+    other = place.store()
+    assert values(other.rows([0, 5])) == [0, 5]
+    store = place.store()
+    for row in (0, 5, 9):
+        assert values(store.rows([row])) == [row]
+    assert [path.exists() for path in place.here] == [False, False, True, False]
+    assert values(store.rows([0])) == [0]
+    assert values(other.rows([1, 6])) == [1, 6]  # by its own mappings
+    content = bytearray(place.there[1].read_bytes())
+    content[content.index((5).to_bytes(8, "little") * 3)] = 6
+    place.there[1].write_bytes(content)
+    with pytest.raises(DamagedRowsError, match="its rows are not those that were written"):
+        store.rows([5])
+
+
+@pytest.mark.usefixtures("full")
+def test_files_of_the_window_in_use_and_of_the_next_stay(place):
+    windows = [[np.array([row]) for row in (0, 4, 1, 5, 2, 6)], [np.array([8, 12])]] * 2
+    assert sum(map(values, place.store().read(windows)), []) == 2 * [0, 4, 1, 5, 2, 6, 8, 12]
+    assert len(place.asked) == 4  # four are two windows: none was brought twice
+
+
+def test_on_a_disk_with_room_all_stay(place):
+    store = place.store()
+    for row in (0, 5, 9, 13, 1):
+        store.rows([row])
+    assert len(place.asked) == 4
