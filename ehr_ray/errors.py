@@ -34,6 +34,14 @@ class StoreUnavailableError(RunError):
     """A store, or the disk of its copies, that gives or takes no files now, and may later."""
 
 
+class LeaseHeldError(RunError):
+    """A place in a store to which another process writes; `holder` says which."""
+
+    def __init__(self, text: str, holder: str = "another process") -> None:
+        super().__init__(text)
+        self.holder = holder
+
+
 class RowsUnavailableError(StoreUnavailableError):
     """Model-ready rows that a store does not give now: met by the one worker that reads them."""
 

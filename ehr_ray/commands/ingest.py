@@ -4,12 +4,12 @@ import contextlib
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Final, cast, get_args
 
-from ehr_ray.errors import InputError
+from ehr_ray.errors import InputError, LeaseHeldError
 from ehr_ray.events.code_map import CodeMap, load_code_map
 from ehr_ray.events.schema import RECORD, parse_origin
 from ehr_ray.runtime.data.tasks import run_jobs
@@ -51,6 +51,7 @@ from ehr_ray.sources.parsing.databases import is_address, table_path, to_address
 from ehr_ray.sources.source import Source, Unit, get_source, make_options
 from ehr_ray.sources.splits import SplitPolicy, parse_splits
 from ehr_ray.storage import files, sync
+from ehr_ray.storage.lease import Lease, leased
 from ehr_ray.storage.paths import canonical, inside, is_uri, local, uri_of
 
 SMALL_BYTES: Final = 200_000_000
@@ -106,7 +107,8 @@ def ingest(
         progress: called with one line whenever a piece of work is done.
 
     Raises:
-        InputError: bad arguments, missing or corrupt input, or too many bad rows.
+        InputError: bad arguments, missing or corrupt input, or too many bad rows; another ingest
+            is writing to `output`.
         RunError: a full disk, missing rights or a lost worker.
     """
     started = time.monotonic()
@@ -137,14 +139,11 @@ def ingest(
         treatment=_treatment(limits.digest, repeats, mapped, split_by),
     )
     place, output = canonical(output), local(output).absolute()
-    if is_uri(place) and not _stored(place):
-        shutil.rmtree(inside(output), ignore_errors=True)  # of a cohort that is whole nowhere
-    done = finished(output, print_)
+    done = None if is_uri(place) and not _stored(place) else finished(output, print_)
     if done is not None:
         discard_staging(output)
         progress(f"{output} is already there, made from the same input: nothing to do")
         return done
-    sync.mark(output)
     on_ray = _worth_ray(len(units), size) if cpus is None else cpus > 1
     read = [of_any_machine(unit) for unit in units] if on_ray else units
     told = {
@@ -164,6 +163,7 @@ def ingest(
     }
     with (
         tracked_verb(tracking, "ingest", output.name, told) as record,
+        _alone(place, output, progress) as lease,
         files.writes(f"--output {output}"),
         staging(output, print_) as folder,
         session(address_of(place, read), num_cpus=cpus, without="--cpus 1")
@@ -246,6 +246,8 @@ def ingest(
         bring(plan, "codes", "ranges", "repeats")
         work = Work(units[0], len(units), shards, buckets, checked, settled, fit)
         summary = finish(plan, kind, work, output, print_)
+        if lease is not None:
+            lease.check()
         publish(plan, len(units), [shard.path(plan) for shard in shards], output)
         summary = replace(summary, seconds=time.monotonic() - started)
         counts = flatten(asdict(summary))
@@ -283,6 +285,30 @@ def _stored(place: str) -> bool:
     if names and RECORD.as_posix() not in names:
         raise InputError(f"--output {place}: holds something else; choose another place")
     return bool(names)
+
+
+@contextlib.contextmanager
+def _alone(place: str, output: Path, say: Callable[[str], None]) -> Iterator[Lease | None]:
+    """Hold a place in a store, to which no other machine writes then; a folder `staging` guards.
+
+    Nothing is there that is whole; what this machine has of it is removed.
+    """
+    try:
+        with leased(place, say) as lease:
+            if lease is not None:
+                if _stored(place):
+                    raise InputError(
+                        f"--output {place}: another ingest has just made it; run this one again to "
+                        "compare"
+                    )
+                shutil.rmtree(inside(output), ignore_errors=True)
+                sync.mark(output)
+            yield lease
+    except LeaseHeldError as error:
+        raise InputError(
+            f"--output {place}: {error.holder} is writing it; wait until it has ended, or choose "
+            "another place"
+        ) from None
 
 
 def _unit_name(job: tuple[int, Unit]) -> str:

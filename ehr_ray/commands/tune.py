@@ -141,7 +141,8 @@ def _search(
     if ended < total:
         if not running():  # what can never run is told before Ray starts
             concurrency(experiment, total, {"CPU": os.cpu_count() or 1, "GPU": math.inf})
-        check_server(experiment)
+        if away := check_server(experiment):
+            screen.say(away)
         screen.say("starting Ray and preparing rows")
         with session(experiment.cluster.address, verbose=verbose):
             at_once = concurrency(experiment, total)
@@ -202,6 +203,8 @@ def _conclude(
         lines.append(f"{failed} failed; remove the folder of a trial to try it again")
     damage = _damage_of_best(root, sweep)
     lines += [damage] if damage else []
+    if tracked is not None and not tracked.run_id:
+        tracked = open_run(experiment, more=_told(experiment, space))
     if tracked is not None:
         lines += _track(experiment, root, sweep, tracked, sound=not damage)
     return Searched(root, sweep, lines)

@@ -11,17 +11,27 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Any, Final, NamedTuple
 
+START: Final = 5.0
+"""Seconds a process waits at its start for a server to answer, then goes on without."""
 LIMIT: Final = 20.0
 """Seconds a process waits at its end for a server that does not answer."""
+SOON: Final = 2.0
+"""Seconds it waits where the server had not answered the last time."""
 UPLOAD: Final = 300.0
 """Seconds it waits there for the server to take one file, once it has answered."""
 MOST: Final = 10_000
 """Calls kept; what comes after them is left to the run directory."""
+FULL: Final = "too many reports waited"
 PAUSES: Final = (0.5, 15.0)
 """Seconds before a call is made again: at first, and at most, twice as long each time."""
 log = logging.getLogger(__name__)
+
+
+class NotMadeError(Exception):
+    """What a call is about is not at the server yet, as its maker waits for an answer too."""
 
 
 class Call(NamedTuple):
@@ -49,14 +59,48 @@ class Outbox:
         self._given_up = False
         threading.Thread(target=self._work, name="mlflow", daemon=True).start()
 
-    def put(self, function: Callable[[Any], object], patience: float = LIMIT) -> None:
-        """Make a call when those before it are made; returns at once."""
+    def put(self, function: Callable[[Any], object], patience: float = LIMIT) -> bool:
+        """Make a call when those before it are made; returns at once, False where too many wait."""
         with self._changed:
-            if len(self._waiting) < MOST:
+            kept = len(self._waiting) < MOST
+            if kept:
                 self._waiting.append(Call(function, patience))
             else:
-                self._lost, self._reason = self._lost + 1, "too many reports waited"
+                self._lost, self._reason = self._lost + 1, FULL
             self._changed.notify_all()
+        return kept
+
+    def ask(self, function: Callable[[Any], object], limit: float | None) -> Exception | None:
+        """Make a call in its turn and wait until it was tried; return None, or why it was in vain.
+
+        One that is refused is not made again, any other is, as those of `put`. After `limit`
+        seconds the answer is a TimeoutError.
+        """
+        tried: Future[Exception | None] = Future()
+
+        def call(client: Any) -> None:
+            try:
+                function(client)
+            except Exception as error:
+                if not tried.done():
+                    tried.set_result(error)
+                raise
+            if not tried.done():
+                tried.set_result(None)
+
+        if not self.put(call):
+            return TimeoutError(FULL)
+        try:
+            why = tried.result(limit)
+        except TimeoutError:
+            why = TimeoutError(f"no answer in {limit:g} seconds")
+        if why is not None and not refused(why):
+            self.give_up()
+        return why
+
+    def give_up(self) -> None:
+        """Note that the server is away: until it takes a call nobody waits for it for long."""
+        self._given_up = True
 
     def flush(self, limit: float = LIMIT) -> str:
         """Wait until all calls are made; return "", or one line on those that are not.
@@ -65,7 +109,7 @@ class Outbox:
         at the last time either); what waits is dropped.
         """
         with self._changed:
-            limit = min(limit, 2.0) if self._given_up else limit
+            limit = min(limit, SOON) if self._given_up else limit
             self._ending = True
             self._changed.notify_all()
             before, since = len(self._waiting), time.monotonic()
@@ -73,7 +117,8 @@ class Outbox:
                 now = time.monotonic()
                 if len(self._waiting) < before:
                     before, since = len(self._waiting), now
-                patience = max(limit, self._waiting[0].patience if self._reason == "" else 0)
+                first = self._waiting[0].patience
+                patience = limit if self._given_up or self._reason else max(limit, first)
                 if now >= since + patience:
                     self._given_up = True
                     break
@@ -85,6 +130,10 @@ class Outbox:
             return ""
         calls = f"{lost} calls" if lost > 1 else "1 call"
         return f"MLflow at {shown(self._uri)} did not take {calls}: {self._reason or 'no answer'}"
+
+    def _ends(self, call: Call) -> bool:
+        """Whether to try again at once: for the last time, or another call as this was dropped."""
+        return self._ending or not self._waiting or self._waiting[0] is not call
 
     def _work(self) -> None:
         pause, client = PAUSES[0], None
@@ -99,8 +148,8 @@ class Outbox:
                 if not refused(error):
                     with self._changed:
                         self._reason = reason(error)
-                        self._changed.wait_for(lambda: self._ending, pause)
-                        pause = PAUSES[0] if self._ending else min(2 * pause, PAUSES[1])
+                        self._changed.wait_for(functools.partial(self._ends, call), pause)
+                        pause = PAUSES[0] if self._ends(call) else min(2 * pause, PAUSES[1])
                     if self._ending:
                         time.sleep(PAUSES[0])
                     continue
@@ -136,22 +185,28 @@ def connected(uri: str) -> Any:
 
 def answers(uri: str, seconds: float = 15.0) -> str:
     """Return "" where a server answers within `seconds`, else why not; files always answer."""
+    error = problem(uri, seconds)
+    return reason(error) if error else ""
+
+
+def problem(uri: str, seconds: float) -> Exception | None:
+    """Return why a server does not answer within `seconds`, None where it does, and of files."""
     if not uri.startswith(("http://", "https://")):
-        return ""
-    found: list[str] = []
+        return None
+    found: list[Exception | None] = []
 
     def ask() -> None:
         try:
             connected(uri).search_experiments(max_results=1)
-            found.append("")
+            found.append(None)
         except Exception as error:
-            found.append(reason(error))
+            found.append(error)
 
     connected(uri)  # imports what it needs, which counts as none of the server's time
     thread = threading.Thread(target=ask, name="mlflow", daemon=True)
     thread.start()
     thread.join(seconds)
-    return found[0] if found else f"no answer in {seconds:g} seconds"
+    return found[0] if found else TimeoutError(f"no answer in {seconds:g} seconds")
 
 
 def refused(error: Exception) -> bool:
@@ -159,6 +214,8 @@ def refused(error: Exception) -> bool:
     from mlflow.exceptions import MlflowException
     from requests import RequestException
 
+    if isinstance(error, NotMadeError | TimeoutError):
+        return False
     if not isinstance(error, MlflowException):
         return not isinstance(error, RequestException)  # a full disk, or a defect of ours
     status = error.get_http_status_code()

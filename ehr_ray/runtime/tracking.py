@@ -3,8 +3,9 @@
 import contextlib
 import logging
 import os
+import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
@@ -15,7 +16,18 @@ from ehr_ray.config.locations import absolute_uri
 from ehr_ray.config.yaml_files import read_yaml
 from ehr_ray.errors import ConfigError, InputError
 from ehr_ray.experiment import Experiment, dump
-from ehr_ray.runtime.outbox import LIMIT, UPLOAD, answers, connected, outbox, reason, refused, shown
+from ehr_ray.runtime.outbox import (
+    LIMIT,
+    START,
+    UPLOAD,
+    NotMadeError,
+    connected,
+    outbox,
+    problem,
+    reason,
+    refused,
+    shown,
+)
 from ehr_ray.storage import files
 from ehr_ray.storage.paths import is_uri
 from ehr_ray.storage.sync import held
@@ -24,6 +36,8 @@ from ehr_ray.train.history import HISTORY
 
 RUN_FILE, STORE = "mlflow.yaml", "mlflow.db"
 SQLITE = ("sqlite:", "sqlite+")
+KEY = "ehr_ray.key"
+"""Tag by which a run is found that was made after its training had begun."""
 UNTOLD = ".mlflow-untold"
 """Marks a run directory MLflow does not know all of; a YAML list of the artifacts it is to get."""
 log = logging.getLogger(__name__)
@@ -35,6 +49,11 @@ class Tracked:
 
     uri: str
     run_id: str
+    """"" of one that its server, which was away, has not made yet."""
+    experiment: str = ""
+    """MLflow experiment in which such a run comes to lie."""
+    key: str = ""
+    """Tag `KEY` of such a run."""
 
 
 def open_run(
@@ -45,13 +64,35 @@ def open_run(
     A trial is nested in the run of its search, `parent`, in whose store it lies. `more` are further
     parameters: what a search varies, and how.
 
-    Called by the driver before any worker starts. Raises ConfigError where no server answers.
+    Called by the driver before any worker starts. A server that does not answer is not waited for:
+    this process makes the run when it does, and its metrics, which wait, follow. Raises ConfigError
+    where one refuses, and of a file that cannot be written.
     """
     if experiment.tracking.experiment is None:
         return None
     uri = parent.uri if parent else tracking_uri(experiment)
-    with _answering(uri), _made_by_one(uri):
-        return _opened(experiment, uri, parent, more or {})
+    known = find_run(experiment.directory)
+    if known is not None and absolute_tracking(known.uri) != uri:
+        known = None
+    key = known.key if known and known.key else secrets.token_hex(16)
+    waiting = Tracked(uri, "", experiment.tracking.experiment, key)
+    made: list[Tracked] = []
+
+    def make(client: Any) -> None:
+        with _made_by_one(uri):
+            made.append(_opened(client, experiment, waiting, parent, more or {}))
+
+    with _made_by_one(uri):  # a client makes the tables of a file
+        _check_uri(uri)
+    if known is None:
+        _note(experiment.directory, waiting)  # which `make` replaces, whenever that is
+    if why := outbox(uri).ask(make, START if _is_remote(uri) else None):
+        if refused(why) or not _is_remote(uri):
+            if known is None:
+                (experiment.directory / RUN_FILE).unlink(missing_ok=True)
+            raise _refusal(uri, why) from why
+        return known if known is not None and known.run_id else waiting
+    return made[0]
 
 
 @contextlib.contextmanager
@@ -67,36 +108,63 @@ def _made_by_one(uri: str) -> Iterator[None]:
 
 
 def _opened(
-    experiment: Experiment, uri: str, parent: Tracked | None, more: Mapping[str, Any]
+    client: Any,
+    experiment: Experiment,
+    waiting: Tracked,
+    parent: Tracked | None,
+    more: Mapping[str, Any],
 ) -> Tracked:
+    """Find or make the run; called again, after an answer that was lost, it finds what it made."""
     from mlflow.exceptions import MlflowException
     from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
-    output = experiment.directory.absolute().parent
+    uri, output = waiting.uri, experiment.directory.absolute().parent
     output.mkdir(parents=True, exist_ok=True)
-    client = connected(uri)
-    note = experiment.directory / RUN_FILE
-    tracked = find_run(experiment.directory)
-    if tracked is not None:
+    known = find_run(experiment.directory)
+    if known is not None and known.run_id:
         try:
-            if absolute_tracking(tracked.uri) == uri and client.get_run(tracked.run_id):
-                client.update_run(tracked.run_id, status="RUNNING")
-                return tracked
+            if absolute_tracking(known.uri) == uri and client.get_run(known.run_id):
+                client.update_run(known.run_id, status="RUNNING")
+                return known
         except MlflowException as error:
             if not refused(error):
                 raise
             # else the store was removed: start anew
     beside = None if is_uri(experiment.output) else output
-    assert experiment.tracking.experiment is not None
-    key = _experiment_id(uri, experiment.tracking.experiment, beside)
-    tags = {MLFLOW_PARENT_RUN_ID: parent.run_id} if parent else {}
-    run = client.create_run(key, run_name=experiment.name, tags=tags)
+    at = _experiment_id(uri, waiting.experiment, beside)
+    run = _by_key(client, at, waiting.key)
+    if run is None:
+        tags = {KEY: waiting.key}
+        tags |= {MLFLOW_PARENT_RUN_ID: run_id(client, parent)} if parent else {}
+        run = client.create_run(at, run_name=experiment.name, tags=tags)
     other = ("search", "tune.", "crossval.")  # verbs that tell of their own section by `more`
     told = {k: v for k, v in flatten(dump(experiment)) if not k.startswith(other)}
-    told |= more
+    told = {k: v for k, v in {**told, **more}.items() if _name(k) not in run.data.params}
     log_parameters(client, run.info.run_id, told)
-    tracked = Tracked(uri, run.info.run_id)
-    files.write_text(note, yaml.safe_dump({"uri": tracked.uri, "run_id": tracked.run_id}))
+    return _note(experiment.directory, Tracked(uri, run.info.run_id))
+
+
+def _by_key(client: Any, at: str, key: str) -> Any:
+    """Return the run of a key in the MLflow experiment of the id `at`, or None."""
+    found = client.search_runs([at], f"tags.`{KEY}` = '{key}'", max_results=1)
+    return found[0] if found else None
+
+
+def run_id(client: Any, tracked: Tracked) -> str:
+    """Return the id of a run at its server; NotMadeError where it has none of it yet."""
+    if tracked.run_id:
+        return tracked.run_id
+    at = client.get_experiment_by_name(tracked.experiment)
+    run = at and _by_key(client, at.experiment_id, tracked.key)
+    if not run:
+        raise NotMadeError("the run is not made there yet")
+    return str(run.info.run_id)
+
+
+def _note(directory: Path, tracked: Tracked) -> Tracked:
+    """Write the name of a directory's run into it."""
+    raw = {k: v for k, v in asdict(tracked).items() if v}
+    files.write_text(directory / RUN_FILE, yaml.safe_dump(raw, sort_keys=False))
     return tracked
 
 
@@ -182,32 +250,47 @@ def absolute_tracking(uri: str) -> str:
     return url.set(database=str(path)).render_as_string() if url.query else sqlite_uri(path)
 
 
-def check_server(experiment: Experiment) -> None:
-    """Raise ConfigError, within some seconds, where the server that is to track does not answer."""
-    if experiment.tracking.experiment is not None:
-        uri = tracking_uri(experiment)
-        if why := answers(uri):
-            raise _away(uri, why)
+def check_server(experiment: Experiment) -> str:
+    """Return "", or one line where the server that is to track does not answer in some seconds.
+
+    Raises ConfigError where it refuses, which waiting does not mend, or the URI is none.
+    """
+    if experiment.tracking.experiment is None:
+        return ""
+    uri = tracking_uri(experiment)
+    if uri.startswith(SQLITE):
+        return ""
+    _check_uri(uri)
+    why = problem(uri, START)
+    if why is None:
+        return ""
+    if refused(why):
+        raise _refusal(uri, why) from why
+    outbox(uri).give_up()
+    return (
+        f"MLflow at {shown(uri)} does not answer ({reason(why)}): {experiment.name} goes on "
+        "without, and what it is to be told waits until it does, or for the same command later"
+    )
 
 
-@contextlib.contextmanager
-def _answering(uri: str) -> Iterator[None]:
-    """Turn what is raised where no server answers into one line with the remedy."""
+def _is_remote(uri: str) -> bool:
+    return uri.startswith(("http://", "https://", "databricks"))
+
+
+def _check_uri(uri: str) -> None:
+    """Raise ConfigError where MLflow knows no such kind of place."""
     from mlflow.exceptions import MlflowException
-    from requests import RequestException
 
-    if why := answers(uri):
-        raise _away(uri, why)
     try:
-        yield
-    except (MlflowException, RequestException) as error:
-        raise _away(uri, reason(error)) from error
+        connected(uri)
+    except MlflowException as error:
+        raise _refusal(uri, error) from error
 
 
-def _away(uri: str, why: str) -> ConfigError:
+def _refusal(uri: str, why: Exception) -> ConfigError:
     return ConfigError(
-        f"{shown(uri)}: MLflow does not answer there ({why}); start its server, correct "
-        "MLFLOW_TRACKING_URI or tracking.uri, or set tracking.experiment=null"
+        f"{shown(uri)}: MLflow cannot be told there ({reason(why)}); correct MLFLOW_TRACKING_URI "
+        "or tracking.uri, or set tracking.experiment=null"
     )
 
 
@@ -217,16 +300,19 @@ def find_run(directory: Path) -> Tracked | None:
     if not note.is_file():
         return None
     raw = read_yaml(note)
-    if set(raw) != {"uri", "run_id"} or not all(isinstance(v, str) for v in raw.values()):
+    kinds = ({"uri", "run_id"}, {"uri", "experiment", "key"})
+    if set(raw) not in kinds or not all(isinstance(v, str) for v in raw.values()):
         raise InputError(f"{note}: not a uri and a run_id; remove it to track the run anew")
-    return Tracked(**raw)
+    return Tracked(**{"run_id": "", **raw})
 
 
 def leave_run(directory: Path, why: str) -> None:
     """End a run directory's MLflow run, tagged `left` with the reason: the next has its own."""
-    tracker = Tracker(find_run(directory))
-    tracker.tag("left", why)
-    tracker.close("KILLED")
+    tracked = find_run(directory)
+    if tracked is not None and tracked.run_id:
+        tracker = Tracker(tracked)
+        tracker.tag("left", why)
+        tracker.close("KILLED")
     (directory / RUN_FILE).unlink(missing_ok=True)
 
 
@@ -236,13 +322,14 @@ def tag_best_trial(search: Tracked, best: Tracked, name: str) -> None:
 
     client = connected(search.uri)
     try:
-        before = client.get_run(search.run_id).data.tags.get("best_run_id")
-        if before and before != best.run_id:
+        own, its = run_id(client, search), run_id(client, best)
+        before = client.get_run(own).data.tags.get("best_run_id")
+        if before and before != its:
             client.delete_tag(before, "best")
-        client.set_tag(best.run_id, "best", "true")
-        for key, value in (("best_run_id", best.run_id), ("best_trial", name)):
-            client.set_tag(search.run_id, key, value)
-    except MlflowException as error:
+        client.set_tag(its, "best", "true")
+        for key, value in (("best_run_id", its), ("best_trial", name)):
+            client.set_tag(own, key, value)
+    except (MlflowException, NotMadeError) as error:
         log.warning("%s is not tagged the best in MLflow: %s", name, reason(error))
 
 
@@ -255,14 +342,15 @@ def register(tracked: Tracked, name: str) -> str | None:
 
     client = connected(tracked.uri)
     try:
+        own = run_id(client, tracked)
         with contextlib.suppress(MlflowException):  # it is there
             client.create_registered_model(name)
         for version in client.search_model_versions(f"name='{name}'"):
-            if version.run_id == tracked.run_id:
+            if version.run_id == own:
                 return str(version.version)
-        source = f"{client.get_run(tracked.run_id).info.artifact_uri}/checkpoint"
-        return str(client.create_model_version(name, source, tracked.run_id).version)
-    except MlflowException as error:
+        source = f"{client.get_run(own).info.artifact_uri}/checkpoint"
+        return str(client.create_model_version(name, source, own).version)
+    except (MlflowException, NotMadeError) as error:
         log.warning("%s is not registered: %s", name, reason(error))
         return None
 
@@ -275,6 +363,7 @@ class Tracker:
 
     def __init__(self, tracked: Tracked | None) -> None:
         self._tracked = tracked
+        self._run_id = ""
         self._known: set[int] | None = None
 
     def report(self, row: Mapping[str, float]) -> None:
@@ -333,9 +422,13 @@ class Tracker:
         return outbox(self._tracked.uri).flush(limit) if self._tracked else ""
 
     def _put(self, call: Callable[..., object], patience: float = LIMIT) -> None:
-        if self._tracked is not None:
-            run = self._tracked.run_id
-            outbox(self._tracked.uri).put(lambda client: call(client, run), patience)
+        if (tracked := self._tracked) is not None:
+
+            def send(client: Any) -> None:
+                self._run_id = self._run_id or run_id(client, tracked)
+                call(client, self._run_id)
+
+            outbox(tracked.uri).put(send, patience)
 
 
 def untold(run: Path, names: Iterable[str] = ()) -> None:

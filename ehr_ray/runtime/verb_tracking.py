@@ -69,8 +69,8 @@ def of_training(run: Path, experiment: Experiment) -> Destination | None:
     uri = absolute_tracking(uri)
     if not asked and uri.startswith(SQLITE) and not sqlite_file(uri).is_file():
         return None
-    parent = tracked.run_id if tracked and absolute_tracking(tracked.uri) == uri else None
-    return Destination(uri, experiment.tracking.experiment, parent)
+    parent = tracked.run_id if tracked and absolute_tracking(tracked.uri) == uri else ""
+    return Destination(uri, experiment.tracking.experiment, parent or None)
 
 
 def asked_for(uri: str | None, experiment: str | None) -> Destination | None:

@@ -1,5 +1,7 @@
 """One machine at a time trains a run in a store: a claim beside it, renewed while it trains.
 
+An ingest holds the place of its cohort in the same way.
+
 pyarrow writes to no store on a condition (of S3 measured with 25.0: `If-None-Match` among an
 object's metadata is dropped; for Google it has no option), so no machine writes over another's.
 Each has a claim of its own, an object in the run's `.lease` folder, and holds the run when one list
@@ -34,7 +36,13 @@ from typing import Any, Final
 
 import pyarrow.fs as pafs
 
-from ehr_ray.errors import LeaseLostError, RunError, StoreUnavailableError, UserError
+from ehr_ray.errors import (
+    LeaseHeldError,
+    LeaseLostError,
+    RunError,
+    StoreUnavailableError,
+    UserError,
+)
 from ehr_ray.storage import files
 from ehr_ray.storage.object_stores import explained, filesystem
 from ehr_ray.storage.paths import uri_of
@@ -98,7 +106,8 @@ def leased(run: str | Path, say: Callable[[str], None]) -> Iterator[Lease | None
         say: told, once, that the claim of a machine that may be dead is waited for.
 
     Raises:
-        RunError: another machine trains the run, seen by its next renewal; or no store answers.
+        LeaseHeldError: another machine trains the run, seen by its next renewal.
+        RunError: no store answers.
         InputError: no such bucket, or no access to it.
     """
     uri = uri_of(run)
@@ -208,12 +217,13 @@ class Claim:
                     here = self._is_here(about) and _lives(about)
                     alive = about["state"] == HOLDS and (renewed or here)
                     if alive or time.monotonic() > deadline:
-                        raise RunError(
+                        raise LeaseHeldError(
                             f"{self._uri}: {_who(about)} trains this run; wait until it has ended, "
-                            "or give this one another name"
+                            "or give this one another name",
+                            _who(about),
                         )
                     if name not in seen and about["state"] == HOLDS:
-                        say(f"{self._uri}: waiting to see whether {_who(about)} still trains it")
+                        say(f"{self._uri}: waiting to see whether {_who(about)} still writes there")
                     seen.setdefault(name, about["time"])
                 time.sleep(POLL if before else POLL / 4)
             self.write(claims, HOLDS)

@@ -8,6 +8,7 @@ for `sync.py` to say.
 
 import os
 import re
+from functools import lru_cache
 from pathlib import Path
 from typing import Final
 from urllib.parse import quote, unquote
@@ -32,10 +33,16 @@ def is_uri(location: str | Path) -> bool:
 
 def staging() -> Path:
     """Return the folder of the copies on this machine."""
-    if given := os.environ.get(STAGING):
-        return Path(given).absolute()
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache).absolute() / "ehr_ray" / "staging"
+    names = (STAGING, "XDG_CACHE_HOME", "HOME")
+    return _staging(*map(os.environ.get, names)).absolute()
+
+
+@lru_cache(maxsize=4)
+def _staging(given: str | None, cache: str | None, _home: str | None) -> Path:
+    """Return it by what the environment says: it is asked for once a shard, and more."""
+    if given:
+        return Path(given)
+    return Path(cache or Path.home() / ".cache") / "ehr_ray" / "staging"
 
 
 def parts_of(uri: str) -> tuple[str, str, str, str]:
@@ -78,9 +85,12 @@ def uri_of(location: str | Path) -> str | None:
     if is_uri(location):
         parts_of(str(location))
         return str(location)
-    path = Path(location).absolute()
+    path = location if isinstance(location, Path) else Path(location)
+    path, copies = path.absolute(), staging()
+    if not str(path).startswith(str(copies)):  # most, of which nothing more is made
+        return None
     try:
-        scheme, root, *names = path.relative_to(staging()).parts
+        scheme, root, *names = path.relative_to(copies).parts
     except ValueError:
         return None
     bucket, _, options = root.partition(",")

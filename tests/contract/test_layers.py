@@ -25,6 +25,7 @@ FAMILY_NAMES = {
     "ehr_ray/commands/benchmark/gpu.py": "the config that is measured is data",
     "ehr_ray/commands/benchmark/gpu_models.py": "the configs that are measured are data",
     "ehr_ray/commands/benchmark/scaling.py": "the config that is measured is data",
+    "ehr_ray/commands/benchmark/size.py": "the config that is measured is data",
     "ehr_ray/commands/benchmark/search.py": "the config that is measured is data",
     "ehr_ray/commands/benchmark/peers/phrases.py": "the phrases of its events are measured",
     "ehr_ray/commands/benchmark/peers/preparing.py": "the rows of its events are measured",

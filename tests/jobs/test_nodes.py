@@ -23,6 +23,8 @@ from ehr_ray.storage.paths import STAGING
 from ehr_ray.train.checkpoint import saved_progress
 
 pytestmark = pytest.mark.ray
+LOCAL = pyarrow.fs.LocalFileSystem()
+LONG = ("train.max_epochs=8", "train.report_steps=2")
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "configs" / "tiny" / "set_vae.yaml"
 
@@ -48,30 +50,52 @@ def start(head, cohort, tmp_path_factory):
     return submit
 
 
-def overrides(cohort: Path, output: Path, name: str, workers: object, *more: str) -> list[str]:
+def overrides(cohort: object, output: object, name: str, workers: object, *more: str) -> list[str]:
     common = [f"data.cohort={cohort}", f"output={output}", f"name={name}", *more]
     return [*common, "tracking.experiment=null", f"cluster.num_workers={workers}"]
 
 
-def test_a_node_lost_in_mid_epoch_changes_nothing(head, start, cohort, ray_folder, tmp_path):
-    """A stream waits for another node and goes on from its last state, to the end of rows in files.
+@pytest.fixture(scope="module")
+def whole(cohort, ray_folder, tmp_path_factory):
+    """A run of two workers on one machine, of rows in files, to which nothing happens."""
+    with forked_session(ray_folder, num_cpus=2):
+        output = tmp_path_factory.mktemp("whole")
+        return train(load(CONFIG, overrides(cohort, output, "whole", 2, *LONG))).run
+
+
+@pytest.mark.parametrize("mode", ["cache", "stream"])
+def test_a_node_lost_in_mid_epoch_changes_nothing(
+    mode, head, cohort, whole, bucket, tmp_path, monkeypatch
+):
+    """Two nodes share a store and nothing else; what is trained waits for one in place of the lost.
 
     Two workers and what makes their rows need three CPUs, so that the node of two has a worker.
     """
-    long = ("train.max_epochs=8", "train.report_steps=2")
+    monkeypatch.setenv(STAGING, str(tmp_path / "copies"))
+    place = f"hospital/train/{mode}"
+    pyarrow.fs.copy_files(
+        str(cohort), f"{place}/cohort", source_filesystem=LOCAL, destination_filesystem=bucket
+    )
     head.lose_nodes()
+    nodes = [head.nodes, head.nodes + 1]
     head.add_node(cpus=1)
     second = head.add_node(cpus=2)
-    run = start("lost", 2, *long, "data.mode=stream")
-    head.wait_for_step("lost", run, 6)
+    name, output = f"lost-{mode}", f"s3://{place}/runs"
+    settings = overrides(f"s3://{place}/cohort", output, name, 2, *LONG, f"data.mode={mode}")
+    done = head.submit(name, "train", "configs/tiny/set_vae.yaml", *settings, wait=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+    def saved():
+        return saved_progress(sync.fetch_run(f"{output}/{name}", missing_ok=True))
+
+    wait_until(lambda: (there := saved()) is not None and there.step >= 6, lambda: head.logs(name))
+    assert all(any(head.copies(node).rglob("*.*")) for node in nodes)  # each trained
     head.lose(second)
-    assert not saved_progress(run).finished
+    assert not saved().finished
     head.add_node(cpus=2)
-    head.wait("lost", "SUCCEEDED")
-    assert "rows streamed" in head.logs("lost")
-    with forked_session(ray_folder, num_cpus=2):  # one machine, and nothing lost
-        whole = train(load(CONFIG, overrides(cohort, tmp_path, "whole", 2, *long))).run
-    assert same_weights(run, whole)
+    head.wait(name, "SUCCEEDED")
+    assert ("rows streamed" in head.logs(name)) == (mode == "stream")
+    assert same_weights(sync.fetch(f"{output}/{name}"), whole)
 
 
 def test_two_nodes_ingest_into_a_store_which_is_all_they_share(head, bucket, tmp_path, monkeypatch):

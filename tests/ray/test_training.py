@@ -20,6 +20,7 @@ from ehr_ray.errors import ConfigError, InputError, RunError
 from ehr_ray.experiment import dump
 from ehr_ray.registry import get_family
 from ehr_ray.runtime.data.prepared import prepared
+from ehr_ray.runtime.tracking import UNTOLD
 from ehr_ray.train import checkpoint
 
 pytestmark = pytest.mark.ray
@@ -101,8 +102,13 @@ def test_a_lost_controller_gives_its_room_back(cluster, tiny):
     assert pd.read_parquet(run / "history.parquet")["step"].tolist() == [*range(4, ended + 1, 4)]
 
 
-def test_killed_program_resumes_by_the_same_call(cluster, tiny, undisturbed, tmp_path, capsys):
-    experiment = tiny("program", cluster__num_workers=2, **LONG)
+@pytest.mark.parametrize("mode", ["cache", "stream"])
+def test_killed_program_resumes_by_the_same_call(
+    mode, cluster, tiny, undisturbed, tmp_path, capsys
+):
+    """Rows that are streamed are made by one CPU of two beside both workers."""
+    room = {"cluster__num_workers": 2, "cluster__cpus_per_worker": 0.5}
+    experiment = tiny("program", data__mode=mode, **room, **LONG)
     config = tmp_path / "program.yaml"
     config.write_text(yaml.safe_dump(dump(experiment)))
     command = [sys.executable, "-m", "ehr_ray.cli.main", "train", str(config)]
@@ -119,9 +125,42 @@ def test_killed_program_resumes_by_the_same_call(cluster, tiny, undisturbed, tmp
     first.wait()
     assert not checkpoint.saved_progress(experiment.directory).finished
     assert train(experiment).resumed_at >= 8
-    assert "resuming at step" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "resuming at step" in said
+    assert ("rows streamed" in said) == (mode == "stream")
     assert same_weights(experiment.directory, undisturbed)
     assert train(experiment).already_finished
+
+
+def test_a_tracking_server_that_comes_after_the_start_is_told_all(
+    cluster, tiny, started_server, monkeypatch
+):
+    """The driver makes the run then; the worker, another process, finds it by its key."""
+    from mlflow import MlflowClient
+
+    if started_server.running:
+        started_server.kill()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", started_server.uri)
+    changes = {**LONG, "tracking__experiment": "late"}
+    experiment = tiny("server", cluster__num_workers=1, **changes)
+    run = experiment.directory
+
+    def come():
+        wait_until(lambda: checkpoint.saved_progress(run) is not None)
+        started_server.start()
+
+    thread = threading.Thread(target=come)
+    thread.start()
+    train(experiment)
+    thread.join()
+    if (run / UNTOLD).is_file():  # it came as the run ended
+        train(experiment)
+    client = MlflowClient(started_server.uri)
+    (found,) = client.search_runs([client.get_experiment_by_name("late").experiment_id])
+    points = client.get_metric_history(found.info.run_id, "val/objective")
+    assert [p.step for p in points] == pd.read_parquet(run / "history.parquet")["step"].tolist()
+    assert found.info.status == "FINISHED"
+    assert found.data.params["train.lr"] == "0.003"
 
 
 def test_every_patient_is_drawn_once_an_epoch_whatever_the_workers(cohort, tiny):

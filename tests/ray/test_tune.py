@@ -127,6 +127,33 @@ def test_a_search_leaves_ranked_runs_and_a_parent_with_nested_runs_in_mlflow(
         tune(make("set_vae", **{**RANKED, "search": "{train.lr: [1.0e-3]}"}))
 
 
+def test_a_search_whose_server_is_away_is_told_by_the_same_command(
+    search, started_server, monkeypatch
+):
+    """Neither the search's run nor those of its trials are made before the server answers."""
+    if started_server.running:
+        started_server.kill()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", started_server.uri)
+    changes = {"tune.method": "grid", "tracking.experiment": "away", "train.max_epochs": 1}
+    experiment, said = search({"train.lr": [1.0e-3, 2.0e-3]}, **changes), Said()
+    first = tune(experiment, screen=said)
+    assert sum("does not answer (connection refused)" in line for line in said.lines) == 1
+    assert first.lines[-1].endswith("the same command tells MLflow later")
+    assert first.sweep.frame["status"].tolist() == ["finished"] * 2
+    started_server.start()
+    assert not any("MLflow at" in line for line in tune(experiment).lines)
+    client = MlflowClient(started_server.uri)
+    (group,) = [e for e in client.search_experiments() if e.name == "away"]
+    runs = client.search_runs([group.experiment_id])
+    assert {r.info.status for r in runs} == {"FINISHED"}
+    parent = find_run(first.root).run_id
+    names = {r.info.run_name: r.data.tags.get("mlflow.parentRunId") for r in runs}
+    assert names == {"sweep": None, "0000": parent, "0001": parent}
+    nested = [r for r in runs if r.info.run_id != parent]
+    assert {float(r.data.params["train.lr"]) for r in nested} == {1e-3, 2e-3}
+    assert all(client.get_metric_history(r.info.run_id, "score") for r in nested)
+
+
 def test_a_trial_that_fails_is_marked_and_the_others_go_on(search):
     said = Said()
     searched = tune(search({"train.lr": [1.0e-3, 1.0e30]}, **{"tune.method": "grid"}), screen=said)

@@ -6,6 +6,7 @@ from ehr_ray.errors import (
     ConfigError,
     DamagedRowsError,
     InputError,
+    LeaseHeldError,
     ResourcesUnavailableError,
     RunError,
     StoreUnavailableError,
@@ -24,6 +25,7 @@ from ehr_ray.errors import (
         RunError,
         ResourcesUnavailableError,
         StoreUnavailableError,
+        LeaseHeldError,
     ],
 )
 def test_an_error_of_another_process_is_the_same_error_here(kind):

@@ -30,6 +30,7 @@ from ehr_ray.commands.benchmark.peers.command import peers
 from ehr_ray.commands.benchmark.published_vitals import vitals_speed
 from ehr_ray.commands.benchmark.scaling import scaling
 from ehr_ray.commands.benchmark.search import search_speed
+from ehr_ray.commands.benchmark.size import size_speed
 from ehr_ray.commands.expand import ShardExpander
 from ehr_ray.commands.ingest import ingest
 from ehr_ray.errors import ConfigError, RunError
@@ -58,7 +59,8 @@ GPU = "gpu"
 VITALS = "vitals"
 CPU = "cpu"
 DDP = "ddp"
-OWN_DATA = {VITALS, CPU}
+SIZE = "size"
+OWN_DATA = {VITALS, CPU, SIZE}
 """The parts that make their own patients: they need neither a cohort nor Ray."""
 WARM_STEPS = 5
 """First steps of a run, in which memory is still being touched, that are not counted."""
@@ -268,6 +270,7 @@ LONG: dict[str, Callable[[Path, Path], Figures]] = {
     "peers": peers,
     "scaling": scaling,
     "search": search_speed,
+    SIZE: size_speed,
 }
 """Parts that take minutes, so that they run only where they are asked for."""
 

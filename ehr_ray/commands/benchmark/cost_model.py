@@ -9,6 +9,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from ehr_ray.runtime.data.tasks import grouped
+
 
 @dataclass(frozen=True)
 class Cluster:
@@ -22,8 +24,10 @@ class Cluster:
     """Bytes a second the storage gives all nodes together."""
     latency: float = 50e-6
     """Seconds a message takes between two nodes."""
-    tasks_per_second: float = 1000.0
-    """Tasks the driver hands out a second."""
+    driver_task: float = 0.0055
+    """CPU seconds a task costs the driver, which hands out one after the other."""
+    driver_job: float = 0.00002
+    """CPU seconds a job of it costs the driver besides."""
     parallel: float = 1.0
     """Speed of a core while all others work, over its speed alone: below 1 where cores share."""
     memory: float = 64 * 2.0**30
@@ -73,12 +77,13 @@ def expand_seconds(
     rate = cluster.parallel if cluster.cores * nodes > 1 else 1.0
     one = costs.shard_patients * costs.patient_seconds / rate + costs.task_seconds
     rounds = math.ceil(shards / (cluster.cores * nodes))
+    tasks = len(grouped(shards, cluster.cores * nodes))
     traffic = patients * costs.patient_bytes
     parts = {
         "cores": rounds * one,
         "network of a node": traffic / nodes / cluster.node_bytes,
         "storage": traffic / cluster.storage_bytes,
-        "driver": shards / cluster.tasks_per_second,
+        "driver": tasks * cluster.driver_task + shards * cluster.driver_job,
     }
     return {**parts, "total": max(parts.values())}
 

@@ -41,7 +41,7 @@ from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.experiment import Experiment, parse
 from ehr_ray.runtime.data.dataset import codes_table
 from ehr_ray.runtime.data.prepared import Prepared, prepared
-from ehr_ray.runtime.data.tasks import run_shards
+from ehr_ray.runtime.data.tasks import grouped, pool_size, run_jobs, run_shards
 from ehr_ray.runtime.training.launch import fit
 from ehr_ray.runtime.training.start_log import keep_to_core, read_starts
 from ehr_ray.runtime.training.worker import Job, train_here
@@ -59,6 +59,8 @@ ROUNDS: Final = 2
 TIMES: Final = 24
 """Times a task expands its shard, so that its start weighs less, as on shards of use."""
 WINDOW: Final = 2880.0
+JOBS: Final = 3000
+"""Jobs that do nothing, by which the driver's cost is known."""
 
 
 def scaling(cohort: Path, place: Path) -> Numbers:  # noqa: ARG001
@@ -97,14 +99,15 @@ def expand_scaling(cohort: Path, place: Path) -> Numbers:
                 cold.append(seconds(function, count, at_once))
             times.setdefault(key, []).append(seconds(function, count, at_once))
     found = {key: statistics.median(values) for key, values in times.items()}
-    alone = _in_processes(_expand_here, [(expander, work)])[0]
-    together = statistics.mean(_in_processes(_expand_here, [(expander, work)] * 2))
+    alone = in_processes(_expand_here, [(expander, work)])[0]
+    together = statistics.mean(in_processes(_expand_here, [(expander, work)] * 2))
     one, two = found[("work", whole, 1)], found[("work", whole, 2)]
     fixed = found[("none", whole, 2)]
     costs = ExpandCosts(alone / whole / patients, 0.0, 0.0, patients)
     model = Cluster(cores=2, parallel=alone / together, node_bytes=1e12, storage_bytes=1e12)
     expected = fixed + expand_seconds(costs, model, 1, whole * patients)["total"]
     return {
+        **driver_costs(),
         "expand, 1 task at a time, s": one,
         "expand, 2 tasks at a time, s": two,
         "expand, 2 tasks at a time and a process to start, s": statistics.median(cold),
@@ -112,6 +115,18 @@ def expand_scaling(cohort: Path, place: Path) -> Numbers:
         "expand, weak efficiency": found[("work", half, 1)] / two,
         "expand, two processes without Ray, efficiency": alone / together,
         "expand, 2 at a time foretold by the model, s": expected,
+    }
+
+
+def driver_costs() -> Numbers:
+    """Measure what jobs that do nothing cost the driver: CPU time of this process alone."""
+    tasks = len(grouped(JOBS, pool_size(JOBS)[0]))
+    started = time.process_time()
+    run_jobs(_nothing, [{}] * JOBS, on_ray=True, say=_mute, verb="")
+    seconds = time.process_time() - started
+    return {
+        f"driver, {JOBS:,} jobs, a CPU second": JOBS / seconds,
+        f"driver, {JOBS:,} jobs, CPU ms a task of several": 1000 * seconds / tasks,
     }
 
 
@@ -133,10 +148,10 @@ def train_scaling(cohort: Path, place: Path) -> Numbers:
                 times.setdefault(name, []).append(_on_ray(experiment, data, run, world, pinned))
         found = {name: statistics.median(values) for name, values in times.items()}
         bare = [place / name for name in ("alone", "beside0", "beside1", "ranks")]
-        _in_processes(_train_bare, [(small, data, bare[0], 0)])
-        _in_processes(_train_bare, [(small, data, run, i) for i, run in enumerate(bare[1:3])])
+        in_processes(_train_bare, [(small, data, bare[0], 0)])
+        in_processes(_train_bare, [(small, data, run, i) for i, run in enumerate(bare[1:3])])
         store = f"file://{place}/store"
-        _in_processes(_train_rank, [(small, data, bare[3], rank, store) for rank in (0, 1)])
+        in_processes(_train_rank, [(small, data, bare[3], rank, store) for rank in (0, 1)])
     alone, *both, ddp = map(_step_of, bare)
     together = statistics.mean(both)
     parameters = _parameters(small, data.vocabulary)
@@ -282,7 +297,7 @@ def _exchange_seconds(parameters: int) -> float:
     with tempfile.TemporaryDirectory(prefix="ehr_ray-") as folder:
         store = f"file://{folder}/store"
         return statistics.mean(
-            _in_processes(_exchange, [(rank, store, parameters) for rank in (0, 1)])
+            in_processes(_exchange, [(rank, store, parameters) for rank in (0, 1)])
         )
 
 
@@ -299,7 +314,7 @@ def _exchange(rank: int, store: str, parameters: int, barrier: Any) -> float:
     return statistics.median(times[5:])
 
 
-def _in_processes(function: Any, calls: Sequence[tuple[Any, ...]]) -> list[Any]:
+def in_processes(function: Any, calls: Sequence[tuple[Any, ...]]) -> list[Any]:
     """Call a function in new processes at the same time; each gets a barrier besides.
 
     They are ended from here, with the groups they are in: the end of a gloo group waits, with

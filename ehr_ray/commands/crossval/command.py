@@ -72,7 +72,8 @@ def crossval(
     check_cohort(cohort, experiment.cache, say)
     root = experiment.directory
     jobs = fold_jobs(experiment, cohort, root)
-    check_server(experiment)
+    if away := check_server(experiment):
+        say(away)
     with run_lock(root):
         claim(root, experiment)
         more = {k: v for k, v in flatten(dump(experiment)) if k.startswith("crossval.")}

@@ -120,7 +120,10 @@ def write_evaluation(
 
 def _tell_training(run: Path, record: VerbRecord) -> str:
     """Tell the training's MLflow run; return "" or a line on what it did not take."""
-    tracker, last = Tracker(find_run(run)), checkpoint.saved_progress(run)
+    tracked = find_run(run)
+    if tracked is not None and not tracked.run_id:
+        return "MLflow has no run of this training, which its own command makes once it answers"
+    tracker, last = Tracker(tracked), checkpoint.saved_progress(run)
     finite = {k: v for k, v in record.metrics.items() if np.isfinite(v)}
     tracker.metrics(finite, last.step if last else 0)
     for folder, names in record.artifacts:

@@ -16,6 +16,7 @@ from ehr_ray.runtime.screen import Screen
 from ehr_ray.runtime.session import check_resources, session_of
 from ehr_ray.runtime.text_embedding import as_before, with_phrases
 from ehr_ray.runtime.tracking import (
+    RUN_FILE,
     UNTOLD,
     Tracked,
     Tracker,
@@ -93,20 +94,21 @@ def train_run(experiment: Experiment, screen: Screen, verbose: bool) -> Trained:
         tracking_uri(experiment)
     run, experiment, before = _begun(experiment)
     if before is not None and before.finished:
-        return _finished(run, before, screen)
+        return _finished(run, experiment, before, screen)
     if before is None and experiment.init_from:
         # A typo is answered before data are prepared.
         try:
             checkpoint_folder(sync.fetch_run(experiment.init_from))
         except InputError as error:
             raise InputError(f"init_from={error}") from None
-    check_server(experiment)
+    if away := check_server(experiment):
+        screen.say(away)
     check_resources(experiment.cluster)
     with leased(experiment.location, screen.say) as lease:
         if lease is not None:  # until now another machine may have trained it
             run, experiment, before = _begun(experiment)
             if before is not None and before.finished:
-                return _finished(run, before, screen)
+                return _finished(run, experiment, before, screen)
         return _train(experiment, before, lease, screen, verbose)
 
 
@@ -118,11 +120,12 @@ def _begun(experiment: Experiment) -> tuple[Path, Experiment, Progress | None]:
     return run, experiment, saved_progress(run)
 
 
-def _finished(run: Path, before: Progress, screen: Screen) -> Trained:
+def _finished(run: Path, experiment: Experiment, before: Progress, screen: Screen) -> Trained:
     """Return a run that has ended, and tell MLflow what it lacks of it."""
     _check_checkpoint(run)
     if (run / UNTOLD).is_file():
-        _tell(run, find_run(run), yaml.safe_load((run / UNTOLD).read_text()), screen)
+        names = yaml.safe_load((run / UNTOLD).read_text())
+        _tell(run, experiment, find_run(run), names, screen)
     return Trained(run, before.step, before.best, before.step, True)
 
 
@@ -182,7 +185,7 @@ def _train(
             if lease is not None:
                 lease.check()
             records = _write_records(run, experiment, data)
-            _tell(run, tracked, (*artifacts_of(run), *records), screen)
+            _tell(run, experiment, tracked, (*artifacts_of(run), *records), screen)
             sync.push(run)
     after = saved_progress(run)
     assert after is not None
@@ -195,7 +198,13 @@ def artifacts_of(run: Path) -> list[str]:
     return ["checkpoint", *named, "history.parquet", "experiment.yaml"]
 
 
-def _tell(run: Path, tracked: Tracked | None, names: Sequence[str], screen: Screen) -> None:
+def _tell(
+    run: Path,
+    experiment: Experiment,
+    tracked: Tracked | None,
+    names: Sequence[str],
+    screen: Screen,
+) -> None:
     """Tell MLflow what it lacks of a run that has ended; what it does not take is kept for later.
 
     A worker that was lost, or a server that was away, leaves reports in the run directory alone.
@@ -203,6 +212,13 @@ def _tell(run: Path, tracked: Tracked | None, names: Sequence[str], screen: Scre
     if tracked is None:
         return
     untold(run, names)
+    if not tracked.run_id:
+        try:
+            tracked = open_run(experiment)
+            sync.push(run / RUN_FILE)
+        except ConfigError as error:
+            screen.say(f"{error}; the run is whole without")
+            return
     tracker = Tracker(tracked)
     tracker.retell(run)
     tracker.artifacts(run, names)

@@ -178,7 +178,7 @@ def _train(search: Search, number: int, sample: Sample, folder: Path) -> None:
     tracked = None
     if search.tracked is not None:
         untold(folder)  # until the end: a scheduler may stop this process before all is told
-        with contextlib.suppress(ConfigError):  # the server is away: the search tells it at its end
+        with contextlib.suppress(ConfigError):  # refused: the search says so at its end
             tracked = open_run(experiment, parent=search.tracked)
     ranking = TrialRanking(search.rank, data.probe, search.probe_patients)
     progress = folder / ".progress.jsonl"
@@ -197,17 +197,21 @@ def _train(search: Search, number: int, sample: Sample, folder: Path) -> None:
 
 def tell_late(root: Path, tracked: Tracked) -> list[Path]:
     """Tell MLflow of trials it was away for; return their folders."""
-    late = [folder.parent for folder in sorted((root / "trials").glob(f"[0-9]*/{UNTOLD}"))]
-    for folder in late:
-        try:
-            experiment = parse(read_yaml(folder / "experiment.yaml"))
-            run = find_run(folder) or open_run(experiment, parent=tracked)
-        except ConfigError:  # still away, as the search's own run will say
-            break
+    told: list[Path] = []
+    for folder in sorted(note.parent for note in (root / "trials").glob(f"[0-9]*/{UNTOLD}")):
+        run = find_run(folder)
+        if run is None or not run.run_id:
+            try:
+                run = open_run(parse(read_yaml(folder / "experiment.yaml")), parent=tracked)
+            except ConfigError:
+                break
+            if run is None or not run.run_id:  # still away, as the search's own run will say
+                break
         tracker = Tracker(run)
         tracker.retell(folder, (HISTORY, MEASURES))
         tracker.close(STATUS.get(read_trial(folder).get("status", ""), "FAILED"))
-    return late
+        told.append(folder)
+    return told
 
 
 class TuneBackend(LocalBackend):

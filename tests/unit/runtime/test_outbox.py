@@ -9,7 +9,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, INVALID_PARAMETER_VALUE
 
 from ehr_ray.runtime import outbox as module
-from ehr_ray.runtime.outbox import Outbox, answers, outbox, shown
+from ehr_ray.runtime.outbox import NotMadeError, Outbox, answers, outbox, shown
 
 AWAY = MlflowException("HTTPConnectionPool: Connection refused", INTERNAL_ERROR)
 NEVER = MlflowException("no such metric", INVALID_PARAMETER_VALUE)
@@ -83,6 +83,42 @@ def test_a_server_that_stays_away_ends_the_wait_and_loses_no_count(box):
     assert tried.wait(60)
     assert out.flush(0.1) == "MLflow at http://server did not take 3 calls: connection refused"
     away.clear()
+    out.put(call)
+    assert out.flush(60) == ""
+    assert told == [1]
+
+
+def test_a_call_is_waited_for_until_it_was_tried_and_made_when_the_server_answers(box):
+    out, told = box
+    errors = [AWAY]
+
+    def make(client):
+        if errors:
+            raise errors.pop()
+        client.append(1)
+
+    assert out.ask(make, 60) is AWAY
+    out.put(lambda client: client.append(2))
+    assert out.flush(60) == ""
+    assert told == [1, 2]
+    assert out.ask(lambda client: client.append(3), 60) is None
+
+    def refused(_client):
+        raise NEVER
+
+    assert out.ask(refused, 60) is NEVER
+    assert out.flush(60).endswith("did not take 1 call: no such metric")
+
+
+def test_what_its_maker_has_not_made_is_asked_for_again(box):
+    out, told = box
+    errors = [NotMadeError("not yet")] * 2
+
+    def call(client):
+        if errors:
+            raise errors.pop()
+        client.append(1)
+
     out.put(call)
     assert out.flush(60) == ""
     assert told == [1]

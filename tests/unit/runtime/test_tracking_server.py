@@ -1,8 +1,9 @@
 """Trainings beside an MLflow server that goes, comes back, or never was."""
 
+import http.server
 import os
 import signal
-import socket
+import threading
 from functools import partial
 from pathlib import Path
 
@@ -102,21 +103,96 @@ def test_a_server_that_stays_away_is_told_by_the_same_command_later(
 
 
 @pytest.mark.parametrize("kind", ["silent", "nobody"])
-def test_a_server_that_cannot_be_reached_is_one_line_before_anything_begins(
-    kind, tracked, monkeypatch, capfd, tmp_path, synthetic_cohort
+def test_a_server_that_is_away_at_the_start_stops_nothing_and_is_told_later(
+    kind, mlflow_server, tracked, capsys
 ):
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        uri = f"http://me:hush@127.0.0.1:{listening.getsockname()[1]}"
-        if kind == "nobody":
-            listening.close()
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-        monkeypatch.chdir(tmp_path)
-        with pytest.raises(SystemExit) as ended:
-            main(["train", str(CONFIG), f"data.cohort={synthetic_cohort}", "output=runs"])
+    experiment = tracked(f"begins_{kind}")
+    mlflow_server.signal(signal.SIGSTOP) if kind == "silent" else mlflow_server.kill()
+    trained = train(experiment)
+    said = [line for line in capsys.readouterr().err.splitlines() if "MLflow" in line]
+    why = "no answer" if kind == "silent" else "connection refused"
+    assert len(said) == 2, said
+    assert said[0].startswith(f"MLflow at {mlflow_server.uri} does not answer ({why}")
+    assert said[1].endswith("the same command tells MLflow later")
+    assert (trained.step, len(history.read(trained.run))) == (10, 10)
+    assert find_run(trained.run).run_id == ""
+    mlflow_server.signal(signal.SIGCONT) if kind == "silent" else mlflow_server.start()
+    assert train(experiment).already_finished
+    assert told_once(mlflow_server, trained.run)
+    assert not (trained.run / UNTOLD).exists()
+
+
+def test_a_server_that_comes_in_mid_run_gets_a_run_with_all_of_it(
+    mlflow_server, tracked, at_report, capsys
+):
+    mlflow_server.kill()
+    at_report({6: mlflow_server.start})
+    run = train(tracked("comes")).run
+    assert sum("MLflow" in line for line in capsys.readouterr().err.splitlines()) == 1
+    assert told_once(mlflow_server, run)
+    assert not (run / UNTOLD).exists()
+
+
+def test_a_training_killed_before_its_server_came_goes_on_into_one_run(
+    mlflow_server, tracked, at_report
+):
+    def ends():
+        raise KeyboardInterrupt
+
+    experiment = tracked("killed")
+    mlflow_server.kill()
+    at_report({5: ends})
+    with pytest.raises(KeyboardInterrupt):
+        train(experiment)
+    mlflow_server.start()
+    assert told_once(mlflow_server, train(experiment).run)
+
+
+def told_once(server, run):
+    """Whether MLflow has one run of it, with its parameters, all reports and its artifacts."""
+    client = MlflowClient(server.uri)
+    at = client.get_experiment_by_name("tests").experiment_id
+    found = [r for r in client.search_runs([at]) if r.info.run_name == run.name]
+    assert [r.info.run_id for r in found] == [find_run(run).run_id]
+    assert found[0].data.params["family"] == "set_vae"
+    steps, status, artifacts = told(server, run)
+    assert (steps, status) == (list(range(1, 11)), "FINISHED")
+    return "checkpoint" in artifacts
+
+
+@pytest.fixture
+def turning_away():
+    """The URI, with a password, of a server that takes no token."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(403)
+            self.end_headers()
+
+        def do_POST(self):
+            self.do_GET()
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://me:hush@127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize("kind", ["scheme", "token"])
+def test_what_waiting_does_not_mend_is_one_line_before_anything_begins(
+    kind, turning_away, monkeypatch, capfd, tmp_path, synthetic_cohort
+):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", turning_away if kind == "token" else "htp://host")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        main(["train", str(CONFIG), f"data.cohort={synthetic_cohort}", "output=runs"])
     said = capfd.readouterr().err.strip().splitlines()
     assert ended.value.code == 2
     assert len(said) == 1, said
-    assert "MLflow does not answer there" in said[0]
+    assert "MLflow cannot be told there" in said[0]
     assert "MLFLOW_TRACKING_URI" in said[0]
     assert "hush" not in said[0]
     assert not any(os.scandir(tmp_path / "runs")) if (tmp_path / "runs").exists() else True

@@ -23,7 +23,16 @@ def test_expand_scales_with_nodes_until_the_driver_hands_out_too_few_tasks():
     assert found[0]["total"] / found[1]["total"] == pytest.approx(2, rel=0.01)
     assert first_to_saturate(found[0]) == "cores"
     assert first_to_saturate(found[-1]) == "driver"
-    assert found[-1]["total"] == 10_000_000 / 1000 / cluster.tasks_per_second
+    shards = 10_000_000 // 1000  # fewer than cores: each is a task of its own
+    each = cluster.driver_task + cluster.driver_job
+    assert found[-1]["total"] == pytest.approx(shards * each)
+
+
+def test_a_task_of_several_shards_spares_the_driver():
+    cluster = Cluster()
+    found = [expand_seconds(EXPAND, cluster, nodes, 100_000_000)["driver"] for nodes in (1, 10)]
+    tasks = [(time - 100_000 * cluster.driver_job) / cluster.driver_task for time in found]
+    assert 100_000 / 64 < tasks[0] < tasks[1] < 100_000 / 10
 
 
 def test_expand_is_bound_by_storage_where_that_is_slow():

@@ -1,14 +1,21 @@
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import ray
 
+from ehr_ray.commands.benchmark import size
+from ehr_ray.commands.benchmark.faults import same_weights
 from ehr_ray.errors import ConfigError
 from ehr_ray.events.blocks import to_bytes
 from ehr_ray.registry import get_family
 from ehr_ray.runtime.data.prepared import prepared
 from ehr_ray.train.task import family_of
+
+CONFIG = Path(__file__).parents[4] / "configs" / "tiny" / "set_vae.yaml"
 
 
 @pytest.mark.parametrize(("free", "mode"), [(10**12, "kept there"), (10**4, "streamed, each")])
@@ -74,3 +81,65 @@ def test_a_stream_that_no_cpu_is_left_for_is_refused_before_rows_are_counted(
 def test_a_stream_keeps_nothing_in_memory_either(tiny_experiment):
     with pytest.raises(ConfigError, match="mode=stream keeps no rows, so cache=memory"):
         tiny_experiment(changes={"data.mode": "stream", "data.cache": "memory"})
+
+
+LIMITED = """
+import resource, sys, threading, time
+from pathlib import Path
+most, limit = [0], int(sys.argv[1])
+
+def watch():
+    while True:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        most[0] = max(most[0], *(int(l.split()[1]) * 1024 for l in lines if l.startswith("VmData")))
+        time.sleep(0.01)
+
+if limit:
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+threading.Thread(target=watch, daemon=True).start()
+from ehr_ray.cli.main import main
+try:
+    main(sys.argv[3:])
+finally:
+    Path(sys.argv[2]).write_text(str(most[0]))
+"""
+MOUNT = 'mount -t tmpfs -o size=16m none "$1" && shift && exec "$@"'
+
+
+@pytest.mark.slow
+def test_a_cohort_larger_than_disk_and_memory_trains_to_the_same_weights(tmp_path, monkeypatch):
+    """That rows which neither fit are streamed, where the system itself sets both limits.
+
+    Rows of 60,000 patients are 239 MB; there are 16 MB of disk, and 200 MB of memory beyond what
+    the same program takes for 400 patients.
+    """
+    monkeypatch.setattr(size, "EVENTS", 40)
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    small_disk = ["unshare", "-rm", "sh", "-c", MOUNT, "", cache]
+    if not shutil.which("unshare") or subprocess.run([*small_disk, "true"], check=False).returncode:
+        pytest.skip("nobody may mount a small disk here")
+    for name, patients, shards in (("few", 400, 4), ("many", 60_000, 200)):
+        size.write_tiny(tmp_path / name, patients, shards)
+
+    def trained(name, cohort, *more, limit=0, before=()):
+        note = tmp_path / f"{name}.txt"
+        command = [*before, sys.executable, "-c", LIMITED, limit, note, "train", CONFIG]
+        settings = [f"data.cohort={tmp_path / cohort}", f"output={tmp_path}", f"name={name}", *more]
+        settings += ["data.min_code_count=1", "data.shuffle_patients=1024", "train.max_epochs=1"]
+        settings += ["train.max_steps=60", "train.report_steps=30", "cluster.num_workers=0"]
+        settings += ["tracking.experiment=null"]
+        done = subprocess.run(
+            [*map(str, command), *settings], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stderr, int(note.read_text())
+
+    _, base = trained("base", "few", "data.mode=stream")
+    auto = ("data.mode=auto", f"data.cache_dir={cache}")
+    said, _ = trained("limited", "many", *auto, limit=base + 200_000_000, before=small_disk)
+    assert "rows streamed" in said
+    trained("whole", "many", "data.mode=cache")
+    rows = sum(path.stat().st_size for path in (tmp_path / ".cache").rglob("*.arrow"))
+    assert rows > 16_000_000 + 200_000_000
+    assert same_weights(tmp_path / "limited", tmp_path / "whole")

@@ -1,4 +1,7 @@
+import multiprocessing
 import os
+import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +10,7 @@ import pytest
 
 from ehr_ray.commands.ingest import ingest
 from ehr_ray.errors import InputError, RunError
+from ehr_ray.storage.paths import STAGING
 
 
 def tree(path):
@@ -72,6 +76,52 @@ def test_two_ingests_into_one_place_exclude_each_other(tmp_path):
     entered = []
     ingest("synthetic", None, tmp_path / "c", options={"patients": 2}, progress=enter)
     assert entered
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    """The URI of a cohort that is to be, in a folder that serves as a store."""
+    monkeypatch.setenv(STAGING, str(tmp_path / "copies"))
+    return f"file://{tmp_path}/store/c"
+
+
+def test_two_ingests_into_one_store_exclude_each_other_by_name(tmp_path, store, monkeypatch):
+    """The second on another machine, with copies of its own and another input."""
+    place = f"--output {store}: {socket.gethostname()} (process {os.getpid()} of "
+    refused = []
+
+    def enter(_):
+        with monkeypatch.context() as patch:
+            patch.setenv(STAGING, str(tmp_path / "elsewhere"))
+            with pytest.raises(InputError) as error:
+                ingest("synthetic", None, store, options={"patients": 3})
+            refused.append(str(error.value))
+
+    ingest("synthetic", None, store, options={"patients": 2}, progress=enter)
+    assert refused
+    assert all(text.startswith(place) for text in refused)
+    assert "is writing it; wait until it has ended" in refused[0]
+    ingest("synthetic", None, tmp_path / "here", options={"patients": 2})
+    assert tree(tmp_path / "store/c") == tree(tmp_path / "here")
+    assert ingest("synthetic", None, store, options={"patients": 2}).reused
+
+
+def test_an_ingest_into_a_store_takes_over_from_one_that_was_killed(tmp_path, store):
+    def killed():
+        ingest("synthetic", None, store, options={"patients": 2}, progress=kill)
+
+    def kill(line):
+        if line == "fitting codes on train":
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    process = multiprocessing.get_context("fork").Process(target=killed)
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert [*(tmp_path / "store/c/.lease").iterdir()]
+    ingest("synthetic", None, store, options={"patients": 2})
+    ingest("synthetic", None, tmp_path / "here", options={"patients": 2})
+    assert tree(tmp_path / "store/c") == tree(tmp_path / "here")
 
 
 def test_the_summary_reads_well(tmp_path, write_stays):

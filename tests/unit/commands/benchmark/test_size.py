@@ -1,0 +1,34 @@
+import threading
+
+import pytest
+
+from ehr_ray.commands.benchmark import size
+from ehr_ray.errors import ConfigError
+
+
+@pytest.fixture
+def here(monkeypatch):
+    """Starts of few patients, in this process."""
+    sizes = {"FEW": (30, 1), "MANY": (60, 2), "COARSE": (40, 2), "FINE": (40, 4), "TUNING": 5}
+    for name, value in {**sizes, "STEPS": 2}.items():
+        monkeypatch.setattr(size, name, value)
+
+    def call(function, calls):
+        return [function(*each, threading.Barrier(1)) for each in calls]
+
+    monkeypatch.setattr(size, "in_processes", call)
+
+
+def test_what_starts_hold_and_take_is_told_with_ratios(here, tmp_path):
+    found = size.size_speed(tmp_path, tmp_path)
+    few, many = (found[f"{n} patients, MB of its own"] for n in (30, 60))
+    assert found["memory of many over few"] == many / few
+    first = [found[f"{n} shards, CPU s to the first step"] for n in (2, 4)]
+    assert found["first step of many shards over few"] == first[1] / first[0]
+    assert all(value > 0 for value in found.values())
+
+
+def test_a_system_that_does_not_tell_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(size, "STATUS", tmp_path / "none")
+    with pytest.raises(ConfigError, match="only size"):
+        size.size_speed(tmp_path, tmp_path)
