@@ -296,6 +296,8 @@ def doctor(args: Arguments, screen: Screen) -> None:
     for check in checks:
         screen.say(str(check))
     warnings = sum(bool(check.remedy) for check in checks)
+    if refused := [check.remedy for check in checks if check.refused]:
+        raise ConfigError(refused[0])
     screen.say(counted(warnings, "warning") if warnings else "nothing in the way of a run")
 
 

@@ -1,6 +1,7 @@
 """The parser every verb shares: errors of one line, and options added where they are needed."""
 
 import argparse
+import difflib
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -25,6 +26,19 @@ class Parser(argparse.ArgumentParser):
         self.add_options()
         return super().parse_known_args(args, namespace)
 
+    def _verbs(self) -> dict[str, "Parser"]:
+        """Return the parsers of the verbs by name; {} of a verb's own parser."""
+        found: dict[str, Parser] = {}
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                found |= action.choices
+        return found
+
+    def _options(self) -> list[str]:
+        """Return the options that are known, those of the verb that was asked for among them."""
+        filled = [verb for verb in self._verbs().values() if verb.fill is None]
+        return [name for parser in (self, *filled) for name in parser._option_string_actions]
+
     def add_options(self) -> None:
         """Add the options that `fill` adds, once."""
         fill, self.fill = self.fill, None
@@ -32,7 +46,15 @@ class Parser(argparse.ArgumentParser):
             fill(self)
 
     def error(self, message: str) -> NoReturn:
-        """Exit with 2."""
+        """Exit with 2; of a verb or an option that is none, the nearest is named."""
+        if choice := re.match(r"argument (\S+): invalid choice: '(.*)' \(choose from", message):
+            name, given = choice.groups()
+            if close := difflib.get_close_matches(given, self._verbs(), 1):
+                message = f"{name} {given}: no such one; did you mean {close[0]}?"
+        elif message.startswith("unrecognized"):
+            words = re.findall(r" (--[\w-]+)", message)
+            if close := difflib.get_close_matches(words[0] if words else "", self._options(), 1):
+                message += f"; did you mean {close[0]}?"
         if message.startswith("unrecognized") and re.search(r" [\w.]+=", message):
             message += (
                 " (a.b=value follows a CONFIG, with options before it or behind all; a verb of a "

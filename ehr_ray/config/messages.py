@@ -54,6 +54,8 @@ def message(kind: type, item: Any, at: str) -> str:
     # What a section's own check says names its values; the whole section would only bury it.
     whole = isinstance(item["input"], Mapping) and item["type"] == "value_error"
     got = "" if whole else f" (got {item['input']!r})"
+    if whole and text.split(" ", 1)[0] in _fields_at(kind, location):
+        return f"{_joined(path, [text])}{got}"  # it begins with the field it is about
     return f"{path}: {text[0].lower()}{text[1:]}{got}"
 
 

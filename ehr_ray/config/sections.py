@@ -116,8 +116,9 @@ class TrainConfig:
     accumulate: PositiveInt = 1
     """Micro-batches each worker's share of a batch is cut into, to fit memory."""
     activation_checkpointing: bool = False
-    """Whether a transformer's blocks keep their inputs alone for the gradient and are computed once
-    more: the same weights in less memory, for another forward pass. Other models refuse it."""
+    """Whether a transformer's blocks, and the chunks of sets a set transformer reads, keep their
+    inputs alone for the gradient and are computed once more: the same weights in less memory, for
+    another forward pass. Other models refuse it."""
     compile: Literal["none", "default", "reduce-overhead"] = "none"
     """Whether a transformer's blocks are compiled where they are trained, by torch's names:
     `default` fuses their operations, `reduce-overhead` also records them as graphs of a GPU. Each
@@ -125,8 +126,8 @@ class TrainConfig:
     precision: Literal["float32", "bf16"] = "float32"
     """bf16 runs matrix products under autocast; weights and losses stay float32."""
     matmul_precision: Literal["highest", "high", "medium"] = "highest"
-    """Of float32 matrix products, by torch's names: with `high` a GPU multiplies in TF32, which is
-    several times as fast and keeps ten bits of each factor."""
+    """Of float32 matrix products and convolutions, by torch's names: with `high` a GPU multiplies
+    in TF32, which is several times as fast and keeps ten bits of each factor."""
     deterministic: bool = False
     """Whether a GPU's kernels that add in another order each time are refused; slower. Runs on the
     CPU repeat without it."""

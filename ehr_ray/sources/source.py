@@ -1,6 +1,7 @@
 """What a raw source is: a record of functions that turn an input into bounded chunks of events."""
 
 import dataclasses
+import difflib
 import importlib
 import types
 import typing
@@ -188,7 +189,9 @@ def changes_of(counts: pa.StructArray, change: str) -> pa.Table:
 def get_source(name: str) -> Source:
     """Return the source called `name`, or raise `InputError` naming those there are."""
     if name not in SOURCES:
-        raise InputError(f"--source {name}: not available; choose from {', '.join(SOURCES)}")
+        close = difflib.get_close_matches(name, SOURCES, 1)
+        hint = f"did you mean {close[0]}?" if close else f"choose from {', '.join(SOURCES)}"
+        raise InputError(f"--source {name}: not available; {hint}")
     source: Source = importlib.import_module(SOURCES[name]).SOURCE
     return source
 

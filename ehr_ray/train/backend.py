@@ -1,10 +1,11 @@
 """Where a run happens, as the loop sees it."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -23,6 +24,9 @@ class Backend(Protocol):
 
     def all_sum(self, values: Tensor) -> Tensor:
         """Return the sum over ranks."""
+
+    def begin_sum(self, values: Tensor) -> Callable[[], Tensor]:
+        """Begin a sum over ranks; what is returned waits for it, and returns it."""
 
     def report(self, metrics: dict[str, float]) -> None:
         """Tell the outside about a report; every rank calls it equally often."""
@@ -57,8 +61,26 @@ class LocalBackend:
         """Return the values: there is one rank."""
         return values
 
+    def begin_sum(self, values: Tensor) -> Callable[[], Tensor]:
+        """Return what returns the values: there is nobody to wait for."""
+        return lambda: self.all_sum(values)
+
     def report(self, metrics: dict[str, float]) -> None:
         """Do nothing: the run directory has it all."""
+
+
+def begin_sum(values: Tensor) -> Callable[[], Tensor]:
+    """Begin to sum values, in place, over the process group; what is returned waits for the sum.
+
+    With nccl the GPU waits, and the host does not.
+    """
+    work = dist.all_reduce(values, async_op=True)
+
+    def wait() -> Tensor:
+        work.wait()
+        return values
+
+    return wait
 
 
 def sent_once(wrapped: nn.Module) -> nn.Module:

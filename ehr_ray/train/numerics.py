@@ -25,7 +25,10 @@ def numerics(plan: TrainConfig) -> Iterator[None]:
     refused = torch.are_deterministic_algorithms_enabled()
     memory: Any = deterministic  # torch makes its attribute when it is imported
     fill = bool(memory.fill_uninitialized_memory)
+    convolved = torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision(plan.matmul_precision)
+    # By itself a GPU convolves in TF32 whatever products are to have.
+    torch.backends.cudnn.allow_tf32 = plan.matmul_precision != "highest"
     if plan.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at its start
         torch.use_deterministic_algorithms(True)
@@ -42,5 +45,6 @@ def numerics(plan: TrainConfig) -> Iterator[None]:
         ) from error
     finally:
         torch.set_float32_matmul_precision(precision)
+        torch.backends.cudnn.allow_tf32 = convolved
         torch.use_deterministic_algorithms(refused)
         memory.fill_uninitialized_memory = fill

@@ -32,7 +32,7 @@ def sharded(module: nn.Module, device: torch.device) -> nn.Module:
     as often on each rank. Raises ConfigError for a parameter that is a single number.
     """
     # Importing these takes a second, which a run of whole models is spared.
-    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.fsdp import fully_shard
 
     for name, parameter in module.named_parameters():
@@ -43,7 +43,8 @@ def sharded(module: nn.Module, device: torch.device) -> nn.Module:
             )
     _begin_alike(module, device)
     twin = _hollow(module)
-    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    # Of the group there is: beside a GPU torch would make another one of a gloo group, by nccl.
+    mesh = DeviceMesh.from_group(dist.group.WORLD, device.type)
     # Blocks alone: every rank calls each of them equally often, which is not so of what reads sets
     # in chunks, and ranks that gather other parts would wait for each other without end.
     for part in [part for part in module.modules() if isinstance(part, Block)]:

@@ -4,7 +4,6 @@ import torch
 from torch import nn
 
 from ehr_ray.errors import ConfigError
-from ehr_ray.nn.transformer import Block
 from ehr_ray.train.checkpoint import saved_progress
 from ehr_ray.train.compiled import compile_blocks
 from ehr_ray.train.data_checks import check_learnable
@@ -32,7 +31,7 @@ def starting_model(run: Run) -> nn.Module:
         _start_from(run, module, experiment.init_from)
     freeze(module, experiment.freeze)
     if experiment.train.activation_checkpointing:
-        _recompute_blocks(module)
+        recompute_blocks(module)
     if experiment.train.compile != "none":
         compile_blocks(module, experiment.train.compile, family.name, run.backend.device)
     needs_pairs = family.training.needs_pairs
@@ -57,15 +56,15 @@ def _fit_buffers(run: Run, module: nn.Module) -> None:
         training.fit_buffers(module, run.loader.collate(rows))
 
 
-def _recompute_blocks(module: nn.Module) -> None:
-    """Have every transformer block compute its activations again for the gradient."""
-    blocks = [part for part in module.modules() if isinstance(part, Block)]
-    if not blocks:
+def recompute_blocks(module: nn.Module) -> None:
+    """Have every transformer block, and the reader of sets, compute activations again."""
+    parts = [part for part in module.modules() if hasattr(part, "recomputed")]
+    if not parts:
         raise ConfigError(
             "train.activation_checkpointing=true: this model has no transformer blocks; drop it"
         )
-    for block in blocks:
-        block.recomputed = True
+    for part in parts:
+        part.recomputed = True  # type: ignore[assignment]
 
 
 def _start_from(run: Run, module: nn.Module, source: str) -> None:

@@ -1,7 +1,7 @@
 """One optimizer step: losses of the micro-batches, exact means over ranks, clipping, the update."""
 
 import contextlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -50,7 +50,8 @@ class OptimizerStep:
         model, plan = self.model, self.experiment.train
         self.optimizer.zero_grad(set_to_none=True)
         micro = [move(batch, self.backend.device) for batch in micro]
-        counts = self._counts(micro, scheduled, seed) if len(micro) > 1 else None
+        begun = self._begin_counts(micro, scheduled, seed)
+        counts: Mapping[str, Tensor] | None = None
         losses = []
         for index, batch in enumerate(micro):
             # DDP averages gradients in the last backward pass alone, once a step. A sharded model
@@ -62,7 +63,7 @@ class OptimizerStep:
             with contextlib.nullcontext() if last else no_sync():
                 terms = loss_terms(self.family, model, batch, scheduled, seed, plan.precision)
                 if counts is None:
-                    counts = summed_counts([_counts_of(terms)], self.backend)
+                    counts = (begun or begin_counts([_counts_of(terms)], self.backend))()
                 objective(terms, counts, self.backend.world).backward()
             self.sums.add(terms)
             losses.append({name: term.sum.detach() for name, term in terms.items()})
@@ -90,14 +91,20 @@ class OptimizerStep:
         if fault := self.faults.read():
             raise RunError(f"{self.experiment.name}: {fault}; lower train.lr, or set train.clip")
 
-    def _counts(self, micro: list[Batch], scheduled: Scheduled, seed: int) -> Mapping[str, Tensor]:
-        """Return the count of each term over the micro-batches of every rank.
+    def _begin_counts(
+        self, micro: list[Batch], scheduled: Scheduled, seed: int
+    ) -> Callable[[], Mapping[str, Tensor]] | None:
+        """Begin to count each term over the micro-batches of every rank, and return what waits.
 
-        A term is divided by its count over the whole step, so counts come before gradients. A
-        family that cannot tell them runs twice. The generator is forked: both passes then have the
-        same draws, hence the same counts.
+        A term is divided by its count over the whole step, so counts come before gradients; they
+        are summed beside the forward pass, or no rank could begin its backward pass before the
+        slowest had ended its forward pass. A family that cannot tell them runs micro-batches twice.
+        The generator is forked: both passes then have the same draws, hence the same counts. None
+        where the terms of a single micro-batch tell them: of one rank, or without such a function.
         """
         tell, precision = self.family.training.counts, self.experiment.train.precision
+        if len(micro) == 1 and (tell is None or self.backend.world == 1):
+            return None
         with torch.no_grad(), forked_rng(self.backend.device):
             if tell is not None:
                 parts = [tell(self.model, batch, seed) for batch in micro]
@@ -106,7 +113,7 @@ class OptimizerStep:
                     _counts_of(loss_terms(self.family, self.model, b, scheduled, seed, precision))
                     for b in micro
                 ]
-        return summed_counts(parts, self.backend)
+        return begin_counts(parts, self.backend)
 
 
 class Faults:
@@ -196,11 +203,14 @@ def autocast(device: str, precision: str) -> torch.autocast:
     return torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
-def summed_counts(parts: list[Mapping[str, Tensor]], backend: Backend) -> Mapping[str, Tensor]:
-    """Return counts by term, float64 [], summed over micro-batches and ranks."""
+def begin_counts(
+    parts: list[Mapping[str, Tensor]], backend: Backend
+) -> Callable[[], Mapping[str, Tensor]]:
+    """Begin to sum counts over micro-batches and ranks: what waits for them, float64 [] by term."""
     names = [*parts[0]]
     stacked = torch.stack([torch.stack([part[n].double() for n in names]) for part in parts])
-    return dict(zip(names, backend.all_sum(stacked.sum(0)), strict=True))
+    wait = backend.begin_sum(stacked.sum(0))
+    return lambda: dict(zip(names, wait(), strict=True))
 
 
 def _counts_of(terms: Terms) -> Mapping[str, Tensor]:

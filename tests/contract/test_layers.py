@@ -20,6 +20,7 @@ SERVES_RAY = {
 FAMILY_NAMES = {
     "ehr_ray/commands/quickstart.py": "the config of the first run is data",
     "ehr_ray/commands/benchmark/command.py": "the config that is measured is data",
+    "ehr_ray/commands/benchmark/ddp.py": "the config that is measured is data",
     "ehr_ray/commands/benchmark/faults.py": "the config that is measured is data",
     "ehr_ray/commands/benchmark/gpu.py": "the config that is measured is data",
     "ehr_ray/commands/benchmark/gpu_models.py": "the configs that are measured are data",

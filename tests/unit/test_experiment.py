@@ -108,7 +108,7 @@ def test_defaults_are_filled_in():
         ({"model": 5}, "model: input should be a dictionary"),
         ({"model.p_stale": 1.5}, "model.p_stale: input should be less than or equal to 1"),
         ({"model.pool": ["mea"]}, "model.pool.0: input should be 'mean'"),
-        ({"model.width": 10}, "model: width 10 must be a multiple of heads 4"),
+        ({"model.width": 10}, "model.width 10 must be a multiple of heads 4"),
         ({"train": None}, "train: input should be a dictionary"),
         ({"schedules": [1]}, "schedules: input should be a valid dictionary"),
         ({"schedules.beta": "x"}, "schedules.beta: "),

@@ -22,8 +22,9 @@ import pandas as pd
 import torch
 
 from ehr_ray.commands.benchmark.cpu import cpu_speed
+from ehr_ray.commands.benchmark.ddp import ddp_speed
 from ehr_ray.commands.benchmark.faults import fault_speed
-from ehr_ray.commands.benchmark.gpu import gpu_speed
+from ehr_ray.commands.benchmark.gpu import PATIENTS, gpu_speed
 from ehr_ray.commands.benchmark.model import model_speed
 from ehr_ray.commands.benchmark.peers.command import peers
 from ehr_ray.commands.benchmark.published_vitals import vitals_speed
@@ -57,6 +58,7 @@ GPU = "gpu"
 """The part that takes a device: `gpu_speed`."""
 VITALS = "vitals"
 CPU = "cpu"
+DDP = "ddp"
 SIZE = "size"
 OWN_DATA = {VITALS, CPU, SIZE}
 """The parts that make their own patients: they need neither a cohort nor Ray."""
@@ -85,30 +87,38 @@ def benchmark(
             raise ConfigError(f"--only {name}: no such part; known: {', '.join(known)}")
     screen = Screen()
     results: dict[str, Figures] = {}
+    output.parent.mkdir(parents=True, exist_ok=True)
+
+    def write(parts: Mapping[str, Figures]) -> None:
+        content = {"cores": os.cpu_count(), "torch": torch.__version__, "parts": parts}
+        files.write_text(output, json.dumps(content, indent=2) + "\n")
+
+    def kept(figures: Figures) -> None:
+        write(results | {GPU: figures})  # whoever ends the command early has what was measured
+
     with tempfile.TemporaryDirectory(prefix="ehr_ray-benchmark-") as scratch:
         place = Path(scratch)
         if cohort is None and experiment is not None and chosen == [MODEL]:
             cohort = sync.fetch(experiment.data.cohort)
-        alone = set(chosen) <= {MODEL, GPU, "peers", *OWN_DATA}
+        alone = set(chosen) <= {MODEL, GPU, DDP, "peers", *OWN_DATA}
         if cohort is None and set(chosen) <= OWN_DATA:
             cohort = place
         if cohort is None:
             cohort = place / "cohort"
-            ingest("synthetic", None, cohort, progress=screen.passing)
+            options = {"patients": PATIENTS.get(device or "cuda", 500)} if chosen == [GPU] else {}
+            ingest("synthetic", None, cohort, options=options, progress=screen.passing)
         with contextlib.nullcontext() if alone else session(verbose=verbose):
             for name in chosen:
                 screen.passing(f"benchmark: {name}")
                 results[name] = (
                     _model(experiment, cohort, place)
                     if name == MODEL
-                    else gpu_speed(cohort, place, device)
+                    else gpu_speed(cohort, place, device, kept)
                     if name == GPU
                     else (PARTS | LONG)[name](cohort, place)
                 )
                 _show(screen, name, results[name])
-    output.parent.mkdir(parents=True, exist_ok=True)
-    content = {"cores": os.cpu_count(), "torch": torch.__version__, "parts": results}
-    files.write_text(output, json.dumps(content, indent=2) + "\n")
+    write(results)
     screen.say(f"written: {output}")
     for name, figures in results.items():
         if "faults" in figures:
@@ -255,6 +265,7 @@ PARTS: dict[str, Callable[[Path, Path], Figures]] = {
 }
 LONG: dict[str, Callable[[Path, Path], Figures]] = {
     CPU: cpu,
+    DDP: ddp_speed,
     "faults": fault_speed,
     "peers": peers,
     "scaling": scaling,

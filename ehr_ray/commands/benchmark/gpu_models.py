@@ -1,15 +1,16 @@
-"""What `benchmark --only gpu` trains: each family tiny and as large as published, without dropout.
+"""What `benchmark --only gpu` trains: each family tiny and as large as published, no dropout.
 
 Without dropout a step is a function of its noise seed, so that a GPU and a CPU take the same one.
 """
 
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from ehr_ray.experiment import Experiment, parse
 
-SIZES: Final = ("tiny", "published")
+SIZES: Final = ("tiny", "published", "large")
 _TOKENS = {"text_model": "hashing", "dropout": 0.0}
 _SETS = {"reduced": 256, "width": 256, "latent": 256, "levels": 2, "heads": 2, "inducing": 16}
 _FEW_SETS = {"embedding_width": 32, "reduced": 32, "width": 32, "latent": 8, "heads": 2}
@@ -28,49 +29,98 @@ _HCAT = {
     "recurrence": {"name": "next_temp", "event": ["Temp"], "end": ["HR"], "horizon_days": 1.1},
     "censoring_weight": False,
 }
-MODELS: Final[Mapping[str, tuple[dict[str, Any], dict[str, Any]]]] = {
-    "set_vae": (
-        {**_FEW_SETS, "sets_per_patient": 4},
-        {**_SETS, "sets_per_patient": None},
-    ),
-    "seqset_poe": (
-        {**_FEW_SETS, "prior_width": 16, "prior_layers": 1, "prior_heads": 2, "decode_sets": 4},
-        {**_SETS, "prior_width": 256, "prior_layers": 4, "prior_heads": 8, "decode_sets": None},
-    ),
-    "event_transformer": (
-        {**_TOKENS, "embedding_dim": 64, "model_dim": 32, "n_heads": 4, "n_layers": 2},
-        {**_TOKENS, "embedding_dim": 384, "model_dim": 512, "n_heads": 8, "n_layers": 6},
-    ),
-    "jepa": (
-        {"width": 32, "depth": 2, "heads": 2, "predictor_width": 16, "predictor_depth": 1},
-        {"preset": "base", "dropout": 0.0},
-    ),
-    "vitals_vae": ({**_DAY, "latent": 8, "width": 16, "stem": 8}, {"arch": "conv"}),
-    "hcat": ({**_HCAT, "preset": "tiny"}, {**_HCAT, "preset": "published"}),
+MODELS: Final[Mapping[str, Mapping[str, dict[str, Any]]]] = {
+    "set_vae": {
+        "tiny": {**_FEW_SETS, "sets_per_patient": 4},
+        "published": {**_SETS, "sets_per_patient": None},
+    },
+    "seqset_poe": {
+        "tiny": {
+            **_FEW_SETS,
+            "prior_width": 16,
+            "prior_layers": 1,
+            "prior_heads": 2,
+            "decode_sets": 4,
+        },
+        "published": {
+            **_SETS,
+            "prior_width": 256,
+            "prior_layers": 4,
+            "prior_heads": 8,
+            "decode_sets": None,
+        },
+    },
+    "event_transformer": {
+        "tiny": {**_TOKENS, "embedding_dim": 64, "model_dim": 32, "n_heads": 4, "n_layers": 2},
+        "published": {
+            **_TOKENS,
+            "embedding_dim": 384,
+            "model_dim": 512,
+            "n_heads": 8,
+            "n_layers": 6,
+        },
+    },
+    "jepa": {
+        "tiny": {
+            "width": 32,
+            "depth": 2,
+            "heads": 2,
+            "predictor_width": 16,
+            "predictor_depth": 1,
+        },
+        "published": {"preset": "base", "dropout": 0.0},
+        "large": {"preset": "large", "dropout": 0.0},
+    },
+    "vitals_vae": {
+        "tiny": {**_DAY, "latent": 8, "width": 16, "stem": 8},
+        "published": {"arch": "conv"},
+    },
+    "hcat": {"tiny": {**_HCAT, "preset": "tiny"}, "published": {**_HCAT, "preset": "published"}},
 }
-"""The model section of each family, tiny and published."""
+"""The model section of each family at each size it has."""
+BATCHES: Final[Mapping[tuple[str, str], int]] = {
+    ("jepa", "published"): 1024,
+    ("jepa", "large"): 512,
+    ("vitals_vae", "published"): 1024,
+    ("hcat", "published"): 1024,
+}
+"""Patients of a GPU's step where they are not `BATCH`: its work is to outlast the host's."""
+BATCH: Final = 256
 
 
 def experiments(
-    cohort: Path, place: Path, sizes: tuple[str, ...], batch_size: int
+    cohort: Path, place: Path, sizes: Sequence[str], batch_size: int | None = None
 ) -> Iterator[tuple[str, str, Experiment]]:
-    """Yield family, size and experiment: float32, one report at the end of two epochs."""
+    """Yield family, size and experiment: float32, one report at the end of two epochs.
+
+    Sizes come in the order given; without a batch size it is that of a GPU.
+    """
     for size in sizes:
         for family in MODELS:
-            yield family, size, experiment(family, size, cohort, place, batch_size)
+            if size in MODELS[family]:
+                batch = batch_size or BATCHES.get((family, size), BATCH)
+                yield family, size, experiment(family, size, cohort, place, batch)
 
 
 def experiment(
     family: str, size: str, cohort: Path, place: Path, batch_size: int, **train: Any
 ) -> Experiment:
-    """Return the experiment of a family at a size; `train` adds to its section."""
+    """Return the experiment of a family at a size; `train` adds to its section.
+
+    Half of the machine's cores collate, eight at most.
+    """
+    threads = max(1, min(8, (os.cpu_count() or 1) // 2))
     return parse(
         {
             "family": family,
             "name": f"{family}-{size}",
             "output": str(place / "runs"),
-            "model": MODELS[family][SIZES.index(size)],
-            "data": {"cohort": str(cohort.absolute()), "batch_size": batch_size},
+            "model": MODELS[family][size],
+            "data": {
+                "cohort": str(cohort.absolute()),
+                "batch_size": batch_size,
+                "collate_threads": threads,
+            },
             "train": {"max_epochs": 2, "lr": 1e-3, "warmup_steps": 5, **train},
             "tracking": {"experiment": None},
         }

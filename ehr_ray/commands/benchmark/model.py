@@ -5,6 +5,7 @@ threads at work beside them. They are timed in CPU seconds of the training threa
 program on the machine changes little.
 """
 
+import resource
 import sys
 import time
 from collections.abc import Iterator
@@ -25,8 +26,10 @@ from ehr_ray.train.backend import LocalBackend
 from ehr_ray.train.feed import Steps
 from ehr_ray.train.loader import Loader
 from ehr_ray.train.meters import Sums
+from ehr_ray.train.numerics import numerics
 from ehr_ray.train.optim import freeze, make_optimizer
 from ehr_ray.train.seeds import noise_seed, scheduled_at
+from ehr_ray.train.start import recompute_blocks
 from ehr_ray.train.step import OptimizerStep, objective
 from ehr_ray.train.task import family_of
 
@@ -47,7 +50,8 @@ def model_speed(experiment: Experiment, *, steps: int = STEPS) -> Numbers:
 
     Patients, and where a batch has them sets and tokens (without padding), per CPU second; FLOPs of
     a step by torch's counter and their share of what a matrix product reaches in this process;
-    padding; waiting for data; what the loader gives a model that does nothing.
+    padding; waiting for data; what the loader gives a model that does nothing. Products and sums
+    are as `train.matmul_precision` and `train.deterministic` say.
     """
     keep_freed_memory()
     with prepared(experiment, family_of(experiment), on_ray=False) as data, threads(1):
@@ -55,7 +59,8 @@ def model_speed(experiment: Experiment, *, steps: int = STEPS) -> Numbers:
         family = family_of(experiment, shares(experiment, data))
         trainer = Trainer(experiment, family, data)
         size = sum(parameter.numel() for parameter in trainer.model.parameters())
-        return {"million parameters": size / 1e6, **_numbers(trainer, steps)}
+        with numerics(experiment.train):
+            return {"million parameters": size / 1e6, **_numbers(trainer, steps)}
 
 
 class Trainer:
@@ -75,6 +80,8 @@ class Trainer:
         torch.manual_seed(experiment.seed)
         self.model: nn.Module = family.build(experiment.model, data.vocabulary).train()
         freeze(self.model, experiment.freeze)
+        if experiment.train.activation_checkpointing:
+            recompute_blocks(self.model)
         self.optimizer = make_optimizer(self.model, experiment.train)
         self.loader: Loader = loader_of(experiment, family, data)
         self._backend = LocalBackend()
@@ -167,6 +174,7 @@ def _timed_steps(trainer: Trainer, steps: int) -> tuple[list[_Step], list[list[B
 def _numbers(trainer: Trainer, steps: int) -> Numbers:
     peaks = {name: matrix_rate(dtype) for name, dtype in TYPES.items()}
     done, kept = _timed_steps(trainer, steps)
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     # A core's speed changes with what else runs on it, so the yardstick is taken on both sides.
     peaks = {name: max(peak, matrix_rate(TYPES[name])) for name, peak in peaks.items()}
     cpu = sum(step.cpu for step in done)
@@ -183,6 +191,7 @@ def _numbers(trainer: Trainer, steps: int) -> Numbers:
         "CPU ms per step": 1000 * cpu / len(done),
         "GFLOP per step": floats / len(kept) / 1e9,
         "GFLOP per CPU second": rate / 1e9,
+        "peak memory of the process, MiB": memory,
     }
     for name, peak in peaks.items():
         numbers[f"matrix product in {name}, GFLOP per CPU second"] = peak / 1e9

@@ -5,6 +5,9 @@ They are ranks of a process group without Ray, so that what is measured is the d
 
 import multiprocessing
 import os
+import time
+import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -19,7 +22,7 @@ from ehr_ray.errors import RunError
 from ehr_ray.experiment import Experiment
 from ehr_ray.runtime.data.prepared import Prepared
 from ehr_ray.runtime.training.worker import loader_of
-from ehr_ray.train.backend import sent_once
+from ehr_ray.train.backend import begin_sum, sent_once
 from ehr_ray.train.checkpoint import WEIGHTS
 from ehr_ray.train.loop import train
 from ehr_ray.train.report import Watch
@@ -27,8 +30,10 @@ from ehr_ray.train.sharding import sharded
 from ehr_ray.train.task import family_of
 
 KILLED = 9
-SECONDS = 120
+SECONDS = 60
 """How long a rank waits for the others."""
+FAULT = "fault.txt"
+"""What a rank that could not go on said, in its run's folder."""
 
 
 @dataclass(frozen=True)
@@ -61,16 +66,20 @@ class GroupBackend:
 
     def all_sum(self, values: Tensor) -> Tensor:
         """Return the sum over ranks."""
-        values = values.to(self.device)
-        dist.all_reduce(values)
-        return values
+        return self.begin_sum(values)()
+
+    def begin_sum(self, values: Tensor) -> Callable[[], Tensor]:
+        """Begin a sum over ranks; what is returned waits for it, and returns it."""
+        return begin_sum(values.to(self.device))
 
     def report(self, metrics: dict[str, float]) -> None:
         """Do nothing: the run directory has it all."""
 
 
-def run_group(experiment: Experiment, data: Prepared, run: Path, group: Group) -> None:
-    """Train with the ranks of a group; RunError unless they end as they are told to."""
+def run_group(
+    experiment: Experiment, data: Prepared, run: Path, group: Group, seconds: float = 300.0
+) -> None:
+    """Train with the ranks of a group; RunError unless they end in time as they are told to."""
     run.mkdir(parents=True, exist_ok=True)
     meeting = run / f".meeting-{group.backend}-{group.world}-{group.strategy}-{group.kill}"
     # A forked child of a process that has used CUDA, or autograd's threads, cannot.
@@ -81,13 +90,20 @@ def run_group(experiment: Experiment, data: Prepared, run: Path, group: Group) -
     ]
     for rank in ranks:
         rank.start()
+    until = time.monotonic() + seconds
     for rank in ranks:
+        rank.join(max(0.0, until - time.monotonic()))
+    late = [rank for rank in ranks if rank.is_alive()]
+    for rank in late:
+        rank.kill()
         rank.join()
     wanted = 0 if group.kill is None else KILLED
-    if (code := ranks[0].exitcode) != wanted:
+    if late or ranks[0].exitcode != wanted:
+        fault = run / FAULT
+        how = f"did not end in {seconds:.0f} s" if late else f"exit code {ranks[0].exitcode}"
+        said = fault.read_text() if fault.is_file() else "their message stands above"
         raise RunError(
-            f"{run.name}: {group.world} ranks by {group.backend} on {group.device} ended with "
-            f"exit code {code}; their message stands above"
+            f"{run.name}: {group.world} ranks by {group.backend} on {group.device}: {how}: {said}"
         )
 
 
@@ -102,6 +118,21 @@ def farthest(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> float:
 
 
 def _rank(
+    experiment: Experiment, data: Prepared, run: Path, meeting: Path, group: Group, rank: int
+) -> None:
+    # Whether it fails or not, a rank ends here: the end of a gloo group waits, with Python's lock,
+    # for threads that may want this lock.
+    try:
+        _train_rank(experiment, data, run, meeting, group, rank)
+    except BaseException as error:
+        traceback.print_exc()
+        lines = str(error).strip().splitlines() or [""]
+        (run / FAULT).write_text(f"{type(error).__name__}: {lines[0]}")
+        os._exit(1)
+    os._exit(0)
+
+
+def _train_rank(
     experiment: Experiment, data: Prepared, run: Path, meeting: Path, group: Group, rank: int
 ) -> None:
     torch.set_num_threads(1)
@@ -122,5 +153,3 @@ def _rank(
     backend = GroupBackend(rank, group)
     train(experiment, family, data.vocabulary, loader, backend, run, Watch(on_step))
     dist.barrier()
-    # The end of a gloo group waits, with Python's lock, for threads that may want this lock.
-    os._exit(0)

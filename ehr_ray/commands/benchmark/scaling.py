@@ -14,7 +14,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -45,7 +45,7 @@ from ehr_ray.runtime.data.tasks import grouped, pool_size, run_jobs, run_shards
 from ehr_ray.runtime.training.launch import fit
 from ehr_ray.runtime.training.start_log import keep_to_core, read_starts
 from ehr_ray.runtime.training.worker import Job, train_here
-from ehr_ray.train.backend import LocalBackend
+from ehr_ray.train.backend import LocalBackend, begin_sum, sent_once
 from ehr_ray.train.task import family_of
 
 Numbers = dict[str, float]
@@ -234,12 +234,15 @@ class Gloo(LocalBackend):
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """Return the model in DDP."""
-        return nn.parallel.DistributedDataParallel(model)
+        return sent_once(nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True))
 
     def all_sum(self, values: Tensor) -> Tensor:
         """Return the sum over both."""
-        dist.all_reduce(values)
-        return values
+        return self.begin_sum(values)()
+
+    def begin_sum(self, values: Tensor) -> Callable[[], Tensor]:
+        """Begin a sum over both; what is returned waits for it, and returns it."""
+        return begin_sum(values)
 
 
 def _train_rank(

@@ -16,11 +16,11 @@ from packaging.requirements import Requirement
 
 from ehr_ray.commands.doctor import machine
 from ehr_ray.config.cluster import ClusterConfig
-from ehr_ray.errors import RunError, UserError
+from ehr_ray.errors import ConfigError, RunError, UserError
 from ehr_ray.experiment import Experiment
 from ehr_ray.runtime.data.tasks import run_jobs
 from ehr_ray.runtime.outbox import answers, shown
-from ehr_ray.runtime.session import OBJECT_STORE_BYTES, session
+from ehr_ray.runtime.session import OBJECT_STORE_BYTES, check_resources, session
 from ehr_ray.runtime.tracking import STORE, tracking_uri
 from ehr_ray.storage.paths import staging
 
@@ -52,11 +52,14 @@ class Check:
     value: str
     remedy: str = ""
     """What to do about it, where it is in the way of a run; empty where it is not."""
+    refused: bool = False
+    """Whether a run that is asked for would be refused for it."""
 
     def __str__(self) -> str:
         """Return the line; a warning ends with the remedy."""
+        kind = "refused" if self.refused else "warning"
         return f"{self.name:14} {self.value}" + (
-            f"\n  warning: {self.remedy}" if self.remedy else ""
+            f"\n  {kind}: {self.remedy}" if self.remedy else ""
         )
 
 
@@ -264,6 +267,10 @@ def workers(cluster: ClusterConfig) -> Check:
         f"{counted(cluster.gpus_per_worker, 'GPU')} "
         f"({'nccl' if cluster.gpus_per_worker else 'gloo'})"
     )
+    try:
+        check_resources(cluster)
+    except ConfigError as error:
+        return Check("a run", text, str(error), refused=True)
     need, there = least * cluster.cpus_per_worker, os.cpu_count() or 1
     if (quota := machine.cpu_quota()) is not None:  # as Ray counts in a container
         there = min(there, int(quota))

@@ -37,6 +37,7 @@ from ehr_ray.train.checkpoint import (
     checkpoint_folder,
     saved_progress,
 )
+from ehr_ray.train.statistics import LABEL
 from ehr_ray.train.task import family_of
 
 FREE_TO_CHANGE = (
@@ -158,6 +159,8 @@ def _train(
                 + (", rows streamed" if data.stream is not None else "")
                 + (f", resuming at step {before.step}" if before else "")
             )
+            for line in without_labels(experiment, data):
+                screen.say(line)
             if not patients["tuning"]:
                 screen.say(
                     "no tuning patients: the last weights are kept, and `evaluate` has none to "
@@ -245,6 +248,21 @@ def _write_records(run: Path, experiment: Experiment, data: Prepared) -> list[st
     for name, content in found.items():
         files.write_text(run / name, json.dumps(content, indent=1) + "\n")
     return list(found)
+
+
+def without_labels(experiment: Experiment, data: Prepared) -> list[str]:
+    """Return a line on the classes of a task that no row of train has, if there are any."""
+    task = experiment.task
+    if task is None or task.kind != "classes":
+        return []
+    seen = set(data.store("train").column(LABEL).astype(int).tolist())
+    absent = [repr(name) for place, name in enumerate(task.classes) if place not in seen]
+    if not absent:
+        return []
+    return [
+        f"task {task.name}: no row of train is labelled {', '.join(absent)} of task.classes: "
+        "nothing is learned of it; correct its name, or drop it"
+    ]
 
 
 def _check_same(run: Path, experiment: Experiment) -> None:

@@ -15,7 +15,7 @@ from ehr_ray.evaluation.suite import SuiteResult
 from ehr_ray.evaluation.table import Cell, Interval, Table
 from ehr_ray.evaluation.tasks.baselines import TITLES
 from ehr_ray.evaluation.tasks.downstream import TaskScores
-from ehr_ray.evaluation.tasks.subgroups import key_of
+from ehr_ray.evaluation.tasks.subgroups import keys_of
 from ehr_ray.evaluation.tasks.verdicts import MODEL, TREES, metric_prefix
 from ehr_ray.events.features import STATISTICS
 from ehr_ray.events.mixing import splitmix64, unit_interval
@@ -104,8 +104,9 @@ def drift_result(
     """
     metrics: dict[str, float] = {}
     rows: list[tuple[float, tuple[Cell, ...]]] = []
+    keys = keys_of(codes)
     for code, one, other in zip(codes, _values(home, codes), _values(judged, codes), strict=True):
-        at = f"{split}/drift/{key_of(code)}"
+        at = f"{split}/drift/{keys[code]}"
         shares = [float(there.mean()) if there.size else np.nan for there in (one[1], other[1])]
         metrics |= {f"{at}/measured_at_home": shares[0], f"{at}/measured": shares[1]}
         ours, theirs = one[0][~np.isnan(one[0])], other[0][~np.isnan(other[0])]

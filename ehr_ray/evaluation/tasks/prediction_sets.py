@@ -18,7 +18,7 @@ from ehr_ray.evaluation.tasks.subgroups import (
     MIN_ROWS,
     TOO_FEW,
     Division,
-    key_of,
+    keys_of,
 )
 from ehr_ray.evaluation.tasks.verdicts import MODEL, interval
 
@@ -46,11 +46,14 @@ def prediction_set_result(
     groups: list[tuple[str, str, NDArray[np.bool_]]] = [
         ("everybody", "", np.ones(label.size, dtype=bool))
     ]
-    groups += [
-        (f"{division.name}: {name}", f"/{key_of(division.name)}/{key_of(name)}", rows)
-        for division in divisions
-        for name, rows in division.members()
-    ]
+    keys = keys_of([division.name for division in divisions])
+    for division in divisions:
+        members = dict(division.members())
+        of_group = keys_of([*division.groups, *members])
+        groups += [
+            (f"{division.name}: {name}", f"/{keys[division.name]}/{of_group[name]}", rows)
+            for name, rows in members.items()
+        ]
     metrics: dict[str, float] = {}
     lines: list[tuple[Cell, ...]] = []
     for title, at, rows in groups:

@@ -1,8 +1,9 @@
 """Does a risk score hold for everybody? Discrimination and calibration by group of patients."""
 
 import re
+import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -82,9 +83,12 @@ def subgroup_result(
     subject = scores.subjects[split]
     metrics: dict[str, float] = {}
     groups: list[tuple[str, str]] = []
+    keys = keys_of([division.name for division in divisions])
     for division in divisions:
-        for name, rows in division.members():
-            at = f"subgroups/{key_of(division.name)}/{key_of(name)}"
+        members = dict(division.members())
+        of_group = keys_of([*division.groups, *members])
+        for name, rows in members.items():
+            at = f"subgroups/{keys[division.name]}/{of_group[name]}"
             groups.append((f"{division.name}: {name}", at))
             given = {m: probabilities[m][rows] for m in SHOWN if m in probabilities}
             draws = {"subject": subject[rows], "seed": seed, "num_bootstrap": num_bootstrap}
@@ -113,6 +117,23 @@ def key_of(name: str) -> str:
     '45_to_under_65'
     """
     return re.sub(r"[^0-9A-Za-z.-]+", "_", name).strip("_")
+
+
+def keys_of(names: Iterable[str]) -> dict[str, str]:
+    """Return the part of a metric's key of each name, as `key_of`; names alike end with a hash.
+
+    >>> keys_of(["sex", "unit A", "unit/A"])
+    {'sex': 'sex', 'unit A': 'unit_A-d95c', 'unit/A': 'unit_A-c593'}
+    """
+    names = dict.fromkeys(names)
+    often = Counter(map(key_of, names))
+    return {
+        name: key if often[key := key_of(name)] == 1 else f"{key}-{_hash(name)}" for name in names
+    }
+
+
+def _hash(name: str) -> str:
+    return f"{zlib.crc32(name.encode()) & 0xFFFF:04x}"
 
 
 def _measure(

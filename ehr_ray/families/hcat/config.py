@@ -202,4 +202,5 @@ SCHEMA = ConfigSchema(
         "free_bits": Constant(value=0.0),
     },
     idle=idle,
+    undivided=lambda config: "model.missing=impute" if config.missing == "impute" else None,
 )

@@ -124,11 +124,12 @@ def padded_tokens(batch: Batch, pieces: Pieces) -> Tensor:
     return torch.full((), float(tokens), device=batch["mask"].device)
 
 
-def bounded(pieces: Pieces, function: Callable[..., Any], *args: Any) -> Any:
+def bounded(pieces: Pieces, function: Callable[..., Any], *args: Any, again: bool = False) -> Any:
     """Call a function, its activations recomputed in backward where there are many chunks.
 
-    What is drawn in it must be a function of its arguments: generators are not set back.
+    `again` recomputes those of few chunks too. What is drawn in it must be a function of its
+    arguments: generators are not set back.
     """
-    if len(pieces) <= GROUPS or not torch.is_grad_enabled():
+    if not (again or len(pieces) > GROUPS) or not torch.is_grad_enabled():
         return function(*args)
     return checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False)

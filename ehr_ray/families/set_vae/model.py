@@ -44,10 +44,13 @@ class SetVAE(nn.Module):
     them. The decoder makes one vector for each token from the latents and the token's identity, to
     be matched with u * x: the latent is spent on values, not on which variables there are. The
     directions are fixed: a reducer that is trained moves the target towards what is easy to decode.
+    With `recomputed` a chunk of sets keeps its inputs alone for the gradient, however few there
+    are, and is computed once more.
     """
 
     directions: Tensor
     noise_rows: Tensor
+    recomputed = False
 
     def __init__(self, config: SetConfig, vocabulary: Vocabulary) -> None:
         super().__init__()
@@ -101,6 +104,7 @@ class SetVAE(nn.Module):
                 keys.sets[index],
                 None if seen is None else seen.chunk(index, width),
                 None if rows is None else rows[index, :width],
+                again=self.recomputed,
             )
             for index, width in pieces
         ]

@@ -129,6 +129,10 @@ class RankingBackend:
         """Return the sum over ranks."""
         return self._backend.all_sum(values)
 
+    def begin_sum(self, values: Tensor) -> Callable[[], Tensor]:
+        """Begin a sum over ranks; what is returned waits for it, and returns it."""
+        return self._backend.begin_sum(values)
+
     def report(self, metrics: dict[str, float]) -> None:
         """Measure, keep and pass on."""
         if self.rank > 0:

@@ -1,7 +1,7 @@
 """What each Ray Train worker runs: the one loop, with Ray's process group behind it."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from ehr_ray.storage.lease import Lease
 from ehr_ray.storage.lock import run_lock
 from ehr_ray.storage.paths import canonical, is_uri, local, uri_of
 from ehr_ray.train.allocator import keep_freed_memory, return_freed_memory
-from ehr_ray.train.backend import Backend, sent_once
+from ehr_ray.train.backend import Backend, begin_sum, sent_once
 from ehr_ray.train.checkpoint import Progress, drop_states, saved_progress
 from ehr_ray.train.history import HISTORY
 from ehr_ray.train.loader import Loader
@@ -85,10 +85,11 @@ class RayBackend:
 
     def all_sum(self, values: Tensor) -> Tensor:
         """Return the sum over ranks."""
-        if self.world > 1:
-            values = values.to(self.device)
-            dist.all_reduce(values)
-        return values
+        return self.begin_sum(values)()
+
+    def begin_sum(self, values: Tensor) -> Callable[[], Tensor]:
+        """Begin a sum over ranks; what is returned waits for it, and returns it."""
+        return begin_sum(values.to(self.device)) if self.world > 1 else lambda: values
 
     def report(self, metrics: dict[str, float]) -> None:
         """Report to Ray Train. Durable state is the run directory's, not Ray's."""

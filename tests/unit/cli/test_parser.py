@@ -69,3 +69,28 @@ def test_a_shell_that_completes_a_line_is_told_options_and_verbs(tmp_path):
     command = [sys.executable, "-m", "ehr_ray.cli.main"]
     subprocess.run(command, env={**os.environ, **asked}, check=True, capture_output=True)
     assert (tmp_path / "told").read_text().strip() == "--min-known-events"
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["trian", "x"], "VERB trian: no such one; did you mean train?"),
+        (["ingest", "--source", "sinthetic", "--output", "x"], "sinthetic: not available; did you"),
+        (
+            ["ingest", "--source", "synthetic", "--patiens", "3", "--output", "x"],
+            "mean --patients?",
+        ),
+        (
+            ["evaluate", "runs/x", "--taks", "a"],
+            "unrecognized arguments: --taks a; did you mean --",
+        ),
+        (["zzz"], "invalid choice: 'zzz' (choose from"),
+    ],
+)
+def test_of_a_verb_or_option_that_is_none_the_nearest_is_named(words, line, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(words)
+    assert caught.value.code == 2
+    said = capsys.readouterr().err
+    assert line in said
+    assert said.count("\n") == 1

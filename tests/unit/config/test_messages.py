@@ -47,7 +47,7 @@ def test_an_entry_is_named_by_its_place():
 
 
 def test_a_check_over_fields_does_not_show_the_whole_section():
-    assert told({"share": [2, 1]}) == ["model: share [2.0, 1.0] must be smallest, largest"]
+    assert told({"share": [2, 1]}) == ["model.share [2.0, 1.0] must be smallest, largest"]
 
 
 def test_an_unknown_key_has_the_nearest_or_all():

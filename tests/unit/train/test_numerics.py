@@ -7,16 +7,21 @@ from ehr_ray.train.numerics import numerics
 
 
 def now():
-    return torch.get_float32_matmul_precision(), torch.are_deterministic_algorithms_enabled()
+    return (
+        torch.get_float32_matmul_precision(),
+        torch.are_deterministic_algorithms_enabled(),
+        torch.backends.cudnn.allow_tf32,
+    )
 
 
 def test_what_the_plan_says_holds_within_and_not_after():
     before = now()
     with numerics(TrainConfig(matmul_precision="high", deterministic=True)):
-        assert now() == ("high", True)
-    assert now() == before == ("highest", False)
-    with numerics(TrainConfig()):
-        assert now() == before
+        assert now() == ("high", True, True)
+    assert now() == before
+    with numerics(TrainConfig()):  # torch's own default has a GPU convolve in TF32
+        assert now() == ("highest", False, False)
+    assert now() == before == ("highest", False, True)
 
 
 def test_a_kernel_that_cannot_repeat_is_named_with_the_remedy():

@@ -2,6 +2,7 @@ import dataclasses
 
 import pytest
 import torch
+from torch import nn
 
 from ehr_ray.errors import ConfigError, InputError
 from ehr_ray.family import Files, Learnable, Training
@@ -89,5 +90,8 @@ def test_few_rows_to_learn_from_are_told_and_none_is_an_error(start):
 
 
 def test_a_model_without_transformer_blocks_does_not_checkpoint_their_activations(start):
+    changes = {"train.activation_checkpointing": True}
     with pytest.raises(ConfigError, match=r"activation_checkpointing=true: this model has no"):
-        start(changes={"train.activation_checkpointing": True})
+        start(changes=changes, build=lambda *_: nn.Linear(1, 1))
+    assert start(changes=changes)[0].recomputed  # of a reader of sets, its chunks
+    assert not start()[0].recomputed

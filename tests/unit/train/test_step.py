@@ -2,14 +2,17 @@ import dataclasses
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from ehr_ray.errors import RunError
 from ehr_ray.family import Term, Training
 from ehr_ray.registry import get_family
-from ehr_ray.train.backend import LocalBackend
+from ehr_ray.train.backend import LocalBackend, begin_sum
 from ehr_ray.train.meters import Sums
 from ehr_ray.train.optim import make_optimizer
+from ehr_ray.train.sharding import sharded, whole
 from ehr_ray.train.step import Faults, OptimizerStep, clip, objective
 
 
@@ -18,6 +21,10 @@ def line_loss(model, batch, scheduled, seed):
     error = (model(batch["x"]) - 1).square().sum() * scheduled["weight"]
     count = torch.tensor(float(len(batch["x"])))
     return {"fit": Term(error, count), "seed": Term(torch.tensor(float(seed)), count, coef=0.0)}
+
+
+def rows_told(_model, batch, _seed):
+    return {"fit": torch.tensor(float(len(batch["x"])))}
 
 
 @pytest.fixture
@@ -56,12 +63,9 @@ def test_micro_batches_go_forward_once_where_the_family_tells_their_counts(
         calls.append(len(batch["x"]))
         return line_loss(model, batch, {"weight": 1.0}, 0)
 
-    def counts(_model, batch, _seed):
-        return {"fit": torch.tensor(float(len(batch["x"])))}
-
     calls, model, backend = [], nn.Linear(1, 1, bias=False), LocalBackend()
     family = dataclasses.replace(
-        get_family("set_vae"), loss=loss, training=Training(counts=counts if tells else None)
+        get_family("set_vae"), loss=loss, training=Training(counts=rows_told if tells else None)
     )
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     take = OptimizerStep(tiny_experiment(), family, model, optimizer, backend, Sums(backend))
@@ -69,6 +73,88 @@ def test_micro_batches_go_forward_once_where_the_family_tells_their_counts(
     norm = take([{"x": torch.ones(1, 1)}, {"x": torch.tensor([[2.0], [3.0]])}], {}, 7)
     assert len(calls) == passes
     assert norm == pytest.approx(2 * (1 + 2 + 3) / 3)
+
+
+class Recorded(LocalBackend):
+    """One of two ranks, as far as anybody asks, which writes down when sums begin and end."""
+
+    world = 2
+
+    def __init__(self, events):
+        super().__init__()
+        self.events = events
+
+    def begin_sum(self, values):
+        self.events.append("sum begins")
+        return lambda: self.events.append("sum is waited for") or values
+
+
+@pytest.mark.parametrize(
+    ("counts", "parts", "wanted"),
+    [
+        (rows_told, 1, "sum begins, forward, sum is waited for, backward"),
+        (rows_told, 2, "sum begins, forward, sum is waited for, backward, forward, backward"),
+        (None, 1, "forward, sum begins, sum is waited for, backward"),
+    ],
+)
+def test_ranks_sum_their_counts_beside_the_forward_pass(tiny_experiment, counts, parts, wanted):
+    def loss(model, batch, *drawn):
+        events.append("forward")
+        return line_loss(model, batch, {"weight": 1.0}, 0)
+
+    events, model = [], nn.Linear(1, 1, bias=False)
+    model.weight.register_hook(lambda _gradient: events.append("backward"))
+    training = Training(counts=counts)
+    family = dataclasses.replace(get_family("set_vae"), loss=loss, training=training)
+    optimizer, backend = torch.optim.SGD(model.parameters(), lr=0.1), Recorded(events)
+    take = OptimizerStep(tiny_experiment(), family, model, optimizer, backend, Sums(backend))
+    take([{"x": torch.ones(1, 1)}] * parts, {}, 7)
+    assert events == wanted.split(", ")
+
+
+class Ranks(LocalBackend):
+    """A rank of the process group."""
+
+    def __init__(self, rank, world):
+        super().__init__()
+        self.rank, self.world = rank, world
+
+    def begin_sum(self, values):
+        return begin_sum(values)
+
+
+def some_steps(folder, rank, world, experiment, strategy, tells):
+    """Take steps on other rows by each rank; leave the weights there."""
+    torch.set_num_threads(1)
+    place = f"file://{folder}/rendezvous"
+    dist.init_process_group("gloo", init_method=place, rank=rank, world_size=world)
+    torch.manual_seed(3)
+    model, backend = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 1)), Ranks(rank, world)
+    divided = strategy == "fsdp"
+    wrapped = sharded(model, backend.device) if divided else DistributedDataParallel(model)
+    training = Training(counts=rows_told if tells else None)
+    family = dataclasses.replace(get_family("set_vae"), loss=line_loss, training=training)
+    optimizer = make_optimizer(model, experiment.train)
+    step = OptimizerStep(experiment, family, wrapped, optimizer, backend, Sums(backend))
+    for number in range(5):
+        rows = torch.arange(3.0 * (2 + 3 * rank + number)).reshape(-1, 3) / 7 - rank
+        step([{"x": rows}], {"weight": 1.0}, number)
+    with whole(model) as model:
+        torch.save(model.state_dict(), folder / f"{rank}.pt")
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_counts_that_are_summed_early_change_no_bit(strategy, tiny_experiment, forked, tmp_path):
+    found = []
+    for tells in (True, False):
+        folder = tmp_path / str(tells)
+        folder.mkdir()
+        given = (some_steps, folder, 2, tiny_experiment(), strategy, tells)
+        assert forked(*given) == [0, 0]
+        found += [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    ours, *others = [[*weights.values()] for weights in found]
+    for theirs in others:
+        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
 def test_a_step_is_as_long_as_the_clip_allows_and_tells_the_whole_norm(take_step):
@@ -161,4 +247,8 @@ def test_products_of_a_step_have_the_precision_of_the_plan(tiny_experiment, prec
     take = OptimizerStep(experiment, family, model, optimizer, backend, Sums(backend))
     take([{"x": torch.ones(2, 1)}], {}, 7)
     assert set(seen) == {dtype}
-    assert model.weight.dtype == torch.float32
+    # Autocast alone: no weight, gradient or moment is rounded, whatever the precision.
+    moments = [value for state in optimizer.state.values() for value in state.values()]
+    held = [*model.parameters(), *(p.grad for p in model.parameters()), *moments]
+    assert len(held) == 2 + 2 + 6
+    assert {tensor.dtype for tensor in held} == {torch.float32}

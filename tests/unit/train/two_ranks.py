@@ -17,7 +17,7 @@ from ehr_ray.events.blocks import BlockStore
 from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.experiment import parse
 from ehr_ray.registry import get_family
-from ehr_ray.train.backend import sent_once
+from ehr_ray.train.backend import begin_sum, sent_once
 from ehr_ray.train.loader import Loader
 from ehr_ray.train.loop import train
 from ehr_ray.train.report import Watch
@@ -37,8 +37,10 @@ class GlooBackend:
         return sent_once(DistributedDataParallel(model, gradient_as_bucket_view=True))
 
     def all_sum(self, values):
-        dist.all_reduce(values)
-        return values
+        return self.begin_sum(values)()
+
+    def begin_sum(self, values):
+        return begin_sum(values)
 
     def report(self, metrics):
         """Nobody listens."""

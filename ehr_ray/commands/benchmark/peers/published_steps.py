@@ -51,8 +51,8 @@ def _decoder(width: int) -> dict[str, Any]:
 
 
 PUBLISHED: Final[Mapping[str, Published]] = {
-    "SetVAE": Published("set_vae", "sets", 36.2, MODELS["set_vae"][1]),
-    "SeqSetVAE-PoE": Published("seqset_poe", "sets", 32.0, MODELS["seqset_poe"][1]),
+    "SetVAE": Published("set_vae", "sets", 36.2, MODELS["set_vae"]["published"]),
+    "SeqSetVAE-PoE": Published("seqset_poe", "sets", 32.0, MODELS["seqset_poe"]["published"]),
     "event decoder 256 wide": Published("event_transformer", "tokens", 369.0, _decoder(256)),
     "event decoder 512 wide": Published("event_transformer", "tokens", 249.0, _decoder(512)),
     "EHR-JEPA small": Published(
@@ -70,7 +70,7 @@ PUBLISHED: Final[Mapping[str, Published]] = {
         batch=64,
         source="synthetic-vitals",
     ),
-    "HCAT": Published("hcat", "patients", 610 / 12.2, MODELS["hcat"][1], batch=32),
+    "HCAT": Published("hcat", "patients", 610 / 12.2, MODELS["hcat"]["published"], batch=32),
 }
 """By name. JEPA's is with every sample of a batch trained, where the published step trains the
 first alone at 6.6; that of HCAT has the validation of an epoch in it."""

@@ -129,6 +129,7 @@ class SeqSetVAE(nn.Module):
                 self._encode,
                 chunking.chunk(batch, index, width),
                 None if seen is None else seen.chunk(index, width),
+                again=self.sets.recomputed,
             )
             for index, width in pieces
         ]
@@ -196,6 +197,7 @@ class SeqSetVAE(nn.Module):
                 wanted[i],
                 None if rows is None else rows[i, :width],
                 noise,
+                again=self.sets.recomputed,
             )
             for i, width in pieces
         ]

@@ -18,8 +18,8 @@ def figures(tmp_path, monkeypatch, capfd):
         cpu,
         "PUBLISHED",
         {
-            "a": Published("set_vae", "sets", 1.0, MODELS["set_vae"][0]),
-            "b": Published("jepa", "patients", 1.0, MODELS["jepa"][0]),
+            "a": Published("set_vae", "sets", 1.0, MODELS["set_vae"]["tiny"]),
+            "b": Published("jepa", "patients", 1.0, MODELS["jepa"]["tiny"]),
         },
     )
     target = tmp_path / "cpu.json"
@@ -47,7 +47,7 @@ def test_of_what_is_fast_enough_no_operator_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(cpu, "STEPS", 1)
     monkeypatch.setattr(cpu, "ENOUGH", 0.0)
     monkeypatch.setattr(model, "MATRIX", 64)
-    one = Published("set_vae", "sets", 1.0, MODELS["set_vae"][0])
+    one = Published("set_vae", "sets", 1.0, MODELS["set_vae"]["tiny"])
     monkeypatch.setattr(cpu, "PUBLISHED", {"a": one})
     before = torch.get_num_threads()
     found = cpu.cpu_speed(tmp_path)

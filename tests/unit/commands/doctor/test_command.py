@@ -11,6 +11,8 @@ import torch
 from ehr_ray.commands.doctor import command, machine
 from ehr_ray.commands.doctor.command import GIB, doctor
 from ehr_ray.config.cluster import ClusterConfig
+from ehr_ray.errors import ConfigError
+from ehr_ray.runtime import session
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -98,9 +100,14 @@ def test_a_version_that_was_never_tried_is_named_with_the_command(monkeypatch):
     assert wrong[0].remedy.endswith("pip install 'ray[train]>=2.60,<2.62'")
 
 
-def test_more_workers_than_cpus_and_gpus_that_are_not_there_are_warnings(monkeypatch):
+def test_more_workers_than_cpus_are_refused_as_train_does_and_gpus_not_there_warned_of(monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    assert "needs 9000 CPUs" in command.workers(ClusterConfig(num_workers=9000)).remedy
+    many = command.workers(ClusterConfig(num_workers=9000))
+    with pytest.raises(ConfigError) as caught:
+        session.check_resources(ClusterConfig(num_workers=9000))
+    assert many.refused
+    assert str(many).endswith(f"\n  refused: {caught.value}")
+    assert not command.workers(ClusterConfig(num_workers=1)).refused
     one = command.workers(ClusterConfig(num_workers=1)).value
     assert one.startswith("1 worker on a Ray started here, each 1 CPU, 1 thread, 0 GPUs")
     assert "1 to 2 workers on" in command.workers(ClusterConfig(num_workers=(1, 2))).value

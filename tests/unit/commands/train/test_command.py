@@ -2,14 +2,17 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import yaml
 
 from ehr_ray.cli.main import main
 from ehr_ray.commands.crossval.command import claim
-from ehr_ray.commands.train.command import artifacts_of
+from ehr_ray.commands.train.command import artifacts_of, without_labels
 from ehr_ray.commands.tune import SEARCH, check_folder
+from ehr_ray.config.task import TaskConfig
 from ehr_ray.config.yaml_files import read_yaml
 from ehr_ray.errors import ConfigError
 from ehr_ray.experiment import load, parse, to_yaml
@@ -112,3 +115,22 @@ def test_a_finished_hcat_leaves_its_summary_in_the_run(folder):
     assert found["history"]["val_avg_f1"] == told["val/f1_avg"].tolist()
     assert found["best_metrics"]["surv_auc"] == told["val/auc_surv"].max()
     assert found["training_config"]["epochs"] == 1
+
+
+def test_a_class_that_no_row_of_train_has_is_told():
+    """A name that was mistyped would be trained as a class that never comes."""
+    rows = SimpleNamespace(column=lambda _name: np.array([0.0, 2.0, 2.0]))
+    data = SimpleNamespace(store=lambda split: {"train": rows}[split])
+
+    def lines(*classes):
+        task = TaskConfig(name="ward", kind="classes", classes=classes)
+        return without_labels(SimpleNamespace(task=task), data)
+
+    assert lines("a", "b", "c") == [
+        "task ward: no row of train is labelled 'b' of task.classes: nothing is learned of it; "
+        "correct its name, or drop it"
+    ]
+    assert "'b', 'd' of task.classes" in lines("a", "b", "c", "d")[0]
+    data.store = lambda _split: SimpleNamespace(column=lambda _name: np.arange(2.0))
+    assert lines("a", "b") == []
+    assert without_labels(SimpleNamespace(task=None), data) == []

@@ -10,6 +10,7 @@ from ehr_ray.evaluation.tasks.subgroups import (
     TOO_FEW,
     Division,
     key_of,
+    keys_of,
     most_rows,
     subgroup_result,
 )
@@ -153,3 +154,15 @@ def test_groups_with_the_most_rows_stay_in_their_order_and_the_others_are_told(s
     at = "held_out/subgroups/hospital"
     sizes = [found.get(f"{at}/{name}/n") for name in ("a", "b", "c", "d", "not_known")]
     assert sizes == [None, 100, None, 200, 30]
+
+
+def test_groups_whose_names_give_one_key_are_both_kept(scores):
+    names = ["unit A"] * 150 + ["unit/A"] * 250
+    division = Division("sex", ("unit A", "unit/A"), names)
+    metrics = measured(scores, division, replace(division, name="sex*")).metrics
+    of_group, of_name = keys_of(["unit A", "unit/A"]), keys_of(["sex", "sex*"])
+    assert len({*of_group.values()}) == len({*of_name.values()}) == 2
+    for name in of_name.values():
+        at = f"held_out/subgroups/{name}"
+        assert metrics[f"{at}/{of_group['unit A']}/n"] == 150
+        assert metrics[f"{at}/{of_group['unit/A']}/n"] == 250

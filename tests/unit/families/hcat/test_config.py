@@ -2,6 +2,8 @@ import dataclasses
 
 import pytest
 
+from ehr_ray.errors import ConfigError
+from ehr_ray.experiment import parse
 from ehr_ray.families.hcat.config import PRESETS, HCATConfig
 
 
@@ -27,3 +29,18 @@ def test_a_preset_fills_the_sizes_that_are_not_given():
 def test_what_cannot_be_is_refused_with_a_remedy(changes, message):
     with pytest.raises(ValueError, match=message):
         HCATConfig(**changes)
+
+
+def test_a_model_that_workers_cannot_divide_is_refused_with_its_config():
+    raw = {
+        "family": "hcat",
+        "name": "a",
+        "output": "runs",
+        "data": {"cohort": "cohorts/c"},
+        "cluster": {"strategy": "fsdp", "num_workers": 2},
+    }
+    refused = r"^cluster\.strategy=fsdp: with model\.missing=impute a parameter is a single number"
+    with pytest.raises(ConfigError, match=refused):
+        parse(raw)
+    parse({**raw, "cluster": {"strategy": "fsdp", "num_workers": 1}})
+    parse({**raw, "model": {"missing": "mask"}})

@@ -15,7 +15,7 @@ def test_a_step_at_published_sizes_is_a_config_and_its_patients_have_a_source(na
 
 
 def test_a_ratio_says_that_theirs_is_of_another_machine(tmp_path, monkeypatch):
-    tiny = module.Published("set_vae", "sets", 4.0, MODELS["set_vae"][0])
+    tiny = module.Published("set_vae", "sets", 4.0, MODELS["set_vae"]["tiny"])
     monkeypatch.setattr(module, "PUBLISHED", {"SetVAE": tiny})
     monkeypatch.setattr(module, "PATIENTS", 16)
     found = module.published_steps(tmp_path)

@@ -299,3 +299,30 @@ def test_a_run_of_other_sizes_is_refused(make_model, set_vae_run, vocabulary):
     _, folder = set_vae_run(width=32)
     with pytest.raises(InputError, match="values fit this model"):
         initialise(make_model(), folder, FAMILY, vocabulary)
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_reader_of_sets_computed_again_changes_no_gradient(make_model, vocabulary, batch, alone):
+    """A SetVAE, and the sets of a stay: less is kept for the gradient."""
+    found, kept = [], []
+    for recomputed in (False, True):
+        torch.manual_seed(0)
+        if alone:
+            config = SetVAEConfig(embedding_width=16, reduced=8, width=16, latent=4, heads=2)
+            family, model = SET_VAE, SET_VAE.build(config, vocabulary)
+        else:
+            family, model = FAMILY, make_model()
+        for part in model.modules():
+            if hasattr(part, "recomputed"):
+                part.recomputed = recomputed
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda saved, sizes=sizes: sizes.append(saved.nbytes) or saved, lambda saved: saved
+        ):
+            terms = family.loss(model.train(), batch, SCHEDULED, SEED)
+        kept.append(sum(sizes))
+        value = sum(term.coef * term.sum / term.count for term in terms.values() if term.coef)
+        found.append(gradients(model, value))
+    assert kept[1] < kept[0] / 2
+    assert found[0].keys() == found[1].keys()
+    assert [name for name in found[0] if not torch.equal(found[0][name], found[1][name])] == []
