@@ -44,7 +44,9 @@ def sharded(module: nn.Module, device: torch.device) -> nn.Module:
     _begin_alike(module, device)
     twin = _hollow(module)
     # Of the group there is: beside a GPU torch would make another one of a gloo group, by nccl.
-    mesh = DeviceMesh.from_group(dist.group.WORLD, device.type)
+    group = dist.group.WORLD
+    assert group is not None, "no process group was begun"
+    mesh = DeviceMesh.from_group(group, device.type)
     # Blocks alone: every rank calls each of them equally often, which is not so of what reads sets
     # in chunks, and ranks that gather other parts would wait for each other without end.
     for part in [part for part in module.modules() if isinstance(part, Block)]:
