@@ -62,9 +62,6 @@ class TrainCosts:
     """Trained parameters; a gradient has 4 bytes of each."""
     spread: float = 0.05
     """Standard deviation of a rank's step over its mean: the slowest of all ranks decides."""
-    index_bytes: float = 8.0
-    """Bytes a rank keeps in memory for each patient of the cohort: its place in an epoch's order.
-    The index of rows is mapped, and the system keeps of it what it likes."""
     sample_bytes: float = 4000.0
     """Bytes of a model-ready patient."""
 
@@ -126,15 +123,12 @@ def epoch_seconds(
     one = step_seconds(costs, cluster, 1, batch or batch_per_rank or 1)["total"] * alone
     reading = patients * costs.sample_bytes / nodes / cluster.node_bytes
     total = max(parts["total"], reading)
-    memory = patients * costs.index_bytes / cluster.memory
-    return {**parts, "reading": reading, "total": total, "memory": memory} | {
-        "efficiency": one / (nodes * total)
-    }
+    return {**parts, "reading": reading, "total": total} | {"efficiency": one / (nodes * total)}
 
 
 def first_to_saturate(parts: Mapping[str, float]) -> str:
     """Return the name of the part that takes longest, besides `total`."""
-    named = {k: v for k, v in parts.items() if k not in ("total", "efficiency", "memory")}
+    named = {k: v for k, v in parts.items() if k not in ("total", "efficiency")}
     return max(named, key=lambda name: named[name])
 
 

@@ -81,12 +81,6 @@ def test_cores_that_share_a_machine_slow_each_other():
     assert step_seconds(TRAIN, shared, 2, 64)["compute"] == pytest.approx(2 * (32 * 0.002 + 0.01))
 
 
-def test_the_place_of_every_patient_fills_the_memory_of_a_rank_at_some_size():
-    cluster = Cluster()
-    found = epoch_seconds(TRAIN, cluster, 1000, 100_000_000, batch_per_rank=64)
-    assert found["memory"] == pytest.approx(100e6 * 8 / cluster.memory)
-
-
 def test_the_table_names_what_decides_at_each_size():
     lines = table(EXPAND, TRAIN, Cluster(), 100_000_000, 64)
     assert [line.split("|")[1].strip() for line in lines[2:]] == ["1", "2", "10", "100", "1,000"]
