@@ -30,8 +30,6 @@ class Cluster:
     """CPU seconds a job of it costs the driver besides."""
     parallel: float = 1.0
     """Speed of a core while all others work, over its speed alone: below 1 where cores share."""
-    memory: float = 64 * 2.0**30
-    """Bytes of a node's memory."""
 
 
 @dataclass(frozen=True)
