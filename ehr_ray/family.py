@@ -150,7 +150,9 @@ class Training(Generic[C, Uses]):
     """Runs after each optimizer step, as the moving average of a target encoder does."""
     counts: Callable[[nn.Module, Batch, int], Mapping[str, Tensor]] | None = None
     """(model, batch, noise seed) to the count of each term that can have a coefficient, from masks
-    and the draws that the seed keys; None: with `train.accumulate` the forward runs twice."""
+    and the draws that the seed keys; None: with `train.accumulate` the forward runs twice.
+    They must be those of the loss: gradients of a step of several ranks, or micro-batches, are
+    divided by them."""
     held: Callable[[Uses, Scheduled], Iterable[nn.Parameter]] | None = None
     """Parameters that a step at these values leaves as they are, decay and moments included."""
     clipped: Callable[[Uses], Iterable[nn.Module]] | None = None

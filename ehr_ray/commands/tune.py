@@ -29,6 +29,7 @@ from ehr_ray.runtime.tracking import (
     register,
     tag_best_trial,
     tracking_uri,
+    untold,
 )
 from ehr_ray.runtime.training.ranking import PROBE, rank_of
 from ehr_ray.runtime.tuning.launch import fit_trials
@@ -204,7 +205,10 @@ def _conclude(
     damage = _damage_of_best(root, sweep)
     lines += [damage] if damage else []
     if tracked is not None and not tracked.run_id:
-        tracked = open_run(experiment, more=_told(experiment, space))
+        try:
+            tracked = open_run(experiment, more=_told(experiment, space))
+        except ConfigError as error:
+            return Searched(root, sweep, [*lines, f"{error}; the search is whole without"])
     if tracked is not None:
         lines += _track(experiment, root, sweep, tracked, sound=not damage)
     return Searched(root, sweep, lines)
@@ -263,7 +267,10 @@ def _close_all(root: Path, tracked: Tracked | None, status: str) -> None:
     """End the MLflow runs of a search that ended before its trials did."""
     for folder in sorted((root / "trials").glob("[0-9]*")):
         if read_trial(folder).get("status") not in FINAL and (run := find_run(folder)):
-            Tracker(run).close("KILLED")
+            if run.run_id:
+                Tracker(run).close("KILLED")
+            else:
+                untold(folder)
     _ended(tracked, status)
 
 
@@ -329,6 +336,8 @@ def _track(
         return [f"{left}; the search is whole without, and the same command tells MLflow later"]
     for folder in late:
         (folder / UNTOLD).unlink()
+    if waiting := len([*(root / "trials").glob(f"[0-9]*/{UNTOLD}")]):
+        lines.append(f"MLflow was not told of {waiting} trials; the same command tells it later")
     if best is not None:
         wanted = experiment.tune.register and sound
         version = register(best, root.name) if wanted else None

@@ -46,13 +46,17 @@ class BroughtFiles:
         self._coming: dict[int, Future[pa.Buffer]] = {}
         self._files: dict[int, pa.Buffer] = {}
         self._wanted: set[int] = set()
+        self._removed: list[int] = []
         self._lock = threading.Lock()
         self.sizes: npt.NDArray[np.int64] | None = None
         """Bytes that they must have, int64 [files]; None: not known."""
 
     def want(self, files_wanted: Iterable[int]) -> None:
         """Begin to bring some, which stay until others are wanted."""
+        self._tell()
         self._wanted = {*files_wanted}
+        coming = self._coming.items()
+        self._coming = {f: one for f, one in coming if f in self._wanted or not one.done()}
         for file in sorted(self._wanted - self._files.keys() - self._coming.keys()):
             self._coming[file] = self._pool.submit(self._brought, file)
 
@@ -62,6 +66,7 @@ class BroughtFiles:
 
     def get(self, file: int) -> pa.Buffer:
         """Return one; InputError and RowsUnavailableError name what is wrong with it."""
+        self._tell()
         with self._lock:
             if (found := self._files.pop(file, None)) is not None:
                 self._files[file] = found  # the last is the one used last
@@ -104,6 +109,13 @@ class BroughtFiles:
             raise DamagedRowsError(f"{path}: has changed while it was used; train again")
         return found
 
+    def _tell(self) -> None:
+        """Tell of files that were removed, in the thread that reads."""
+        with self._lock:
+            removed, self._removed = self._removed, []
+        for file in removed:
+            self._forget(file)
+
     def _make_room(self) -> None:
         if self.sizes is None or not len(self.sizes):
             return
@@ -115,7 +127,7 @@ class BroughtFiles:
                 if shutil.disk_usage(folder).free >= least:
                     return
                 del self._files[file]
-                self._forget(file)
+                self._removed.append(file)
                 inside(self._paths[file]).unlink(missing_ok=True)
 
 

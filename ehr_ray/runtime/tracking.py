@@ -66,30 +66,33 @@ def open_run(
 
     Called by the driver before any worker starts. A server that does not answer is not waited for:
     this process makes the run when it does, and its metrics, which wait, follow. Raises ConfigError
-    where one refuses, and of a file that cannot be written.
+    where one refuses, or does not answer and the run was told to another, and of a file that cannot
+    be written.
     """
     if experiment.tracking.experiment is None:
         return None
     uri = parent.uri if parent else tracking_uri(experiment)
-    known = find_run(experiment.directory)
-    if known is not None and absolute_tracking(known.uri) != uri:
-        known = None
+    before = find_run(experiment.directory)
+    known = before if before is None or absolute_tracking(before.uri) == uri else None
     key = known.key if known and known.key else secrets.token_hex(16)
     waiting = Tracked(uri, "", experiment.tracking.experiment, key)
     made: list[Tracked] = []
 
     def make(client: Any) -> None:
         with _made_by_one(uri):
-            made.append(_opened(client, experiment, waiting, parent, more or {}))
+            made.append(_opened(client, experiment, waiting, before, parent, more or {}))
 
     with _made_by_one(uri):  # a client makes the tables of a file
         _check_uri(uri)
     if known is None:
         _note(experiment.directory, waiting)  # which `make` replaces, whenever that is
     if why := outbox(uri).ask(make, START if _is_remote(uri) else None):
-        if refused(why) or not _is_remote(uri):
-            if known is None:
+        moved = known is None and before is not None and before.run_id  # or it was mistyped
+        if refused(why) or moved or not _is_remote(uri):
+            if before is None:
                 (experiment.directory / RUN_FILE).unlink(missing_ok=True)
+            else:
+                _note(experiment.directory, before)
             raise _refusal(uri, why) from why
         return known if known is not None and known.run_id else waiting
     return made[0]
@@ -111,17 +114,22 @@ def _opened(
     client: Any,
     experiment: Experiment,
     waiting: Tracked,
+    before: Tracked | None,
     parent: Tracked | None,
     more: Mapping[str, Any],
 ) -> Tracked:
-    """Find or make the run; called again, after an answer that was lost, it finds what it made."""
+    """Find or make the run; called again, after an answer that was lost, it finds what it made.
+
+    The name in the directory is replaced where it is of this run, or of the one `before` it: where
+    the server comes late, the directory may be of another run by then.
+    """
     from mlflow.exceptions import MlflowException
     from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
     uri, output = waiting.uri, experiment.directory.absolute().parent
     output.mkdir(parents=True, exist_ok=True)
-    known = find_run(experiment.directory)
-    if known is not None and known.run_id:
+    if before is not None and before.run_id and before == find_run(experiment.directory):
+        known = before
         try:
             if absolute_tracking(known.uri) == uri and client.get_run(known.run_id):
                 client.update_run(known.run_id, status="RUNNING")
@@ -137,11 +145,16 @@ def _opened(
         tags = {KEY: waiting.key}
         tags |= {MLFLOW_PARENT_RUN_ID: run_id(client, parent)} if parent else {}
         run = client.create_run(at, run_name=experiment.name, tags=tags)
+    else:
+        client.update_run(run.info.run_id, status="RUNNING")
     other = ("search", "tune.", "crossval.")  # verbs that tell of their own section by `more`
     told = {k: v for k, v in flatten(dump(experiment)) if not k.startswith(other)}
     told = {k: v for k, v in {**told, **more}.items() if _name(k) not in run.data.params}
     log_parameters(client, run.info.run_id, told)
-    return _note(experiment.directory, Tracked(uri, run.info.run_id))
+    own, now = Tracked(uri, run.info.run_id), find_run(experiment.directory)
+    if now is not None and (now.key == waiting.key or now == before):
+        _note(experiment.directory, own)
+    return own
 
 
 def _by_key(client: Any, at: str, key: str) -> Any:
@@ -288,8 +301,9 @@ def _check_uri(uri: str) -> None:
 
 
 def _refusal(uri: str, why: Exception) -> ConfigError:
+    said = reason(why).replace(uri, shown(uri))
     return ConfigError(
-        f"{shown(uri)}: MLflow cannot be told there ({reason(why)}); correct MLFLOW_TRACKING_URI "
+        f"{shown(uri)}: MLflow cannot be told there ({said}); correct MLFLOW_TRACKING_URI "
         "or tracking.uri, or set tracking.experiment=null"
     )
 

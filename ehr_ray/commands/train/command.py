@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import yaml
 
 from ehr_ray.errors import ConfigError, InputError
@@ -219,6 +220,8 @@ def _tell(
         except ConfigError as error:
             screen.say(f"{error}; the run is whole without")
             return
+        if tracked is None:
+            return
     tracker = Tracker(tracked)
     tracker.retell(run)
     tracker.artifacts(run, names)
@@ -255,7 +258,7 @@ def without_labels(experiment: Experiment, data: Prepared) -> list[str]:
     task = experiment.task
     if task is None or task.kind != "classes":
         return []
-    seen = set(data.store("train").column(LABEL).astype(int).tolist())
+    seen = set(np.unique(data.store("train").column(LABEL)).astype(int).tolist())
     absent = [repr(name) for place, name in enumerate(task.classes) if place not in seen]
     if not absent:
         return []

@@ -183,6 +183,11 @@ class JEPAConfig:
         return Size(*(n if own is None else own for own, n in zip(self._given, named, strict=True)))
 
     @property
+    def regularised(self) -> bool:
+        """Whether a regulariser counts in the loss."""
+        return self.regulariser != "none" and self.regulariser_weight != 0
+
+    @property
     def followed(self) -> int | tuple[str, ...]:
         """The codes whose times are read of patients: none without the head for them."""
         return self.time_to_event_codes if self.time_to_event_weight else 0
@@ -212,6 +217,8 @@ def idle(config: JEPAConfig, task: bool) -> dict[str, str]:
     if config.regulariser == "none":
         why = "model.regulariser=none"
         model |= dict.fromkeys(("regulariser_weight", "projector"), why)
+    elif not config.regularised:
+        model["projector"] = "model.regulariser_weight=0"
     if not config.time_to_event_weight:
         model |= dict.fromkeys(IDLE, "model.time_to_event_weight=0")
     if not config.future_value_weight:

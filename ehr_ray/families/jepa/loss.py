@@ -87,9 +87,7 @@ def needs_pairs(config: JEPAConfig) -> str | None:
     """Return the setting that compares patients of a batch, if there is one."""
     if config.latent_loss == "infonce":
         return "model.latent_loss=infonce"
-    if config.regulariser == "none" or config.regulariser_weight == 0:
-        return None
-    return f"model.regulariser={config.regulariser}"
+    return f"model.regulariser={config.regulariser}" if config.regularised else None
 
 
 def _regularised(state: Tensor, config: JEPAConfig, seed: int) -> Terms:

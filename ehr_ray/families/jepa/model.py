@@ -117,7 +117,7 @@ class JEPA(nn.Module):
         if config.target == "average":
             self.target = copy.deepcopy(self.encoder).requires_grad_(False).eval()
         self.predictor = Predictor(config.size)
-        if config.regulariser != "none" and config.projector is not None:
+        if config.regularised and config.projector is not None:
             self.projector = nn.Sequential(
                 nn.Linear(config.size.width, config.projector),
                 nn.LayerNorm(config.projector),

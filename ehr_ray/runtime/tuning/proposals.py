@@ -19,7 +19,7 @@ from ehr_ray.config.search import (
     shuffled,
 )
 from ehr_ray.errors import RunError
-from ehr_ray.runtime.tracking import Tracker, find_run
+from ehr_ray.runtime.tracking import Tracker, find_run, untold
 from ehr_ray.runtime.training.ranking import MEASURES, WORST
 from ehr_ray.runtime.tuning.schedulers import LACKS
 from ehr_ray.runtime.tuning.trial import (
@@ -198,8 +198,10 @@ class Closing(Callback):
             write_trial(folder, number, record["sample"], status, error)
         self._ended.add(number)
         tracked = find_run(folder)
-        if tracked is not None:
+        if tracked is not None and tracked.run_id:
             Tracker(tracked).close(STATUS.get(record["status"], "FAILED"))
+        elif tracked is not None:  # a call on a run that nobody makes would hold up all others
+            untold(folder)
         why = f": {record['error']}" if record.get("error") else ""
         done = len(self._ended)
         self._say(f"trial {number} {record['status']}{why} ({done}/{self._total})")

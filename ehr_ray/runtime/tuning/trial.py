@@ -197,7 +197,7 @@ def _train(search: Search, number: int, sample: Sample, folder: Path) -> None:
 
 def tell_late(root: Path, tracked: Tracked) -> list[Path]:
     """Tell MLflow of trials it was away for; return their folders."""
-    told: list[Path] = []
+    runs: dict[Path, Tracked] = {}
     for folder in sorted(note.parent for note in (root / "trials").glob(f"[0-9]*/{UNTOLD}")):
         run = find_run(folder)
         if run is None or not run.run_id:
@@ -207,11 +207,12 @@ def tell_late(root: Path, tracked: Tracked) -> list[Path]:
                 break
             if run is None or not run.run_id:  # still away, as the search's own run will say
                 break
+        runs[folder] = run
+    for folder, run in runs.items():  # once all are made: nobody waits behind reports for that
         tracker = Tracker(run)
         tracker.retell(folder, (HISTORY, MEASURES))
         tracker.close(STATUS.get(read_trial(folder).get("status", ""), "FAILED"))
-        told.append(folder)
-    return told
+    return [*runs]
 
 
 class TuneBackend(LocalBackend):

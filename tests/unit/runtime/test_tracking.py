@@ -7,7 +7,17 @@ from mlflow import MlflowClient
 from ehr_ray.config.yaml_files import read_yaml
 from ehr_ray.errors import ConfigError
 from ehr_ray.experiment import parse
-from ehr_ray.runtime.tracking import RUN_FILE, STORE, Tracker, open_run, sqlite_uri, tracking_uri
+from ehr_ray.runtime import tracking as tracking_module
+from ehr_ray.runtime.tracking import (
+    RUN_FILE,
+    STORE,
+    Tracker,
+    find_run,
+    leave_run,
+    open_run,
+    sqlite_uri,
+    tracking_uri,
+)
 from ehr_ray.storage.sync import held
 
 
@@ -98,3 +108,62 @@ def test_artifacts_of_runs_in_a_store_lie_beside_the_file(here, monkeypatch):
     assert place.startswith((store.parent / "mlartifacts").as_uri())
     with pytest.raises(ConfigError, match="cannot lie in a store"):
         tracking_uri(experiment("s3://b/runs"))
+
+
+class Away:
+    """An outbox whose server is away: it keeps what it is asked until the test has it made."""
+
+    def __init__(self):
+        self.asked = []
+
+    def ask(self, function, limit):
+        self.asked.append(function)
+        return TimeoutError(f"no answer in {limit:g} seconds")
+
+    def come(self, client):
+        while self.asked:
+            self.asked.pop(0)(client)
+
+
+@pytest.fixture
+def away(monkeypatch, here):
+    """A store that does not answer at first, and its client once it does."""
+    box, client = Away(), MlflowClient(f"sqlite:///{here / 'server.db'}")
+    monkeypatch.setattr(tracking_module, "outbox", lambda _uri: box)
+    monkeypatch.setattr(tracking_module, "_is_remote", lambda _uri: True)
+    monkeypatch.setattr(tracking_module, "_experiment_id", lambda *_: "0")
+    box.client = client
+    return box
+
+
+def test_a_run_that_was_left_before_its_server_came_is_not_the_next_one_s(here, away):
+    """As of a trial that takes another's place: both runs are made, each with its own key."""
+    run = experiment(here / "runs", experiment="tests")
+    run.directory.mkdir(parents=True)
+    first = open_run(run)
+    leave_run(run.directory, "taken over")
+    second = open_run(run)
+    assert first.key != second.key
+    away.come(away.client)
+    made = {r.data.tags["ehr_ray.key"]: r.info.run_id for r in away.client.search_runs(["0"])}
+    assert made.keys() == {first.key, second.key}
+    assert find_run(run.directory).run_id == made[second.key]
+
+
+def test_a_server_that_is_away_takes_no_run_of_another_from_it(here, away):
+    """A mistyped host; corrected, the same command goes on with the run there is."""
+    run = experiment(here / "runs", uri="http://mistyped:5000")
+    run.directory.mkdir(parents=True)
+    note = "uri: http://other:5000\nrun_id: abc\n"
+    (run.directory / RUN_FILE).write_text(note)
+    with pytest.raises(ConfigError, match="mistyped:5000: MLflow cannot be told there"):
+        open_run(run)
+    assert (run.directory / RUN_FILE).read_text() == note
+
+
+def test_no_password_is_told_with_a_refusal(here):
+    run = experiment(here / "runs", uri="htp://me:hush@host")
+    run.directory.mkdir(parents=True)
+    with pytest.raises(ConfigError, match="htp://host: MLflow cannot be told there") as told:
+        open_run(run)
+    assert "hush" not in str(told.value)

@@ -44,7 +44,7 @@ def test_a_preset_fills_the_sizes_that_are_not_given(name, size):
         ),
         (
             {"block_share": [0.5, 0.2]},
-            r"^model: block_share \[0.5, 0.2\] must be smallest, largest$",
+            r"^model.block_share \[0.5, 0.2\] must be smallest, largest$",
         ),
         ({"block_share": 0.3}, r"^model.block_share: must be a list of 2, as in \[0.1, 0.25\]"),
         ({"regulariser_weight": "inf"}, r"^model.regulariser_weight: must be a finite number"),

@@ -4,8 +4,16 @@ from types import SimpleNamespace
 import pytest
 
 from ehr_ray.config.search import Choice, LogUniform, TuneConfig, Uniform
+from ehr_ray.runtime.tracking import RUN_FILE, UNTOLD
 from ehr_ray.runtime.training.ranking import MEASURES, WORST
-from ehr_ray.runtime.tuning.proposals import STARTUP_TRIALS, Proposals, Samples, known_trials
+from ehr_ray.runtime.tuning import proposals as proposals_module
+from ehr_ray.runtime.tuning.proposals import (
+    STARTUP_TRIALS,
+    Closing,
+    Proposals,
+    Samples,
+    known_trials,
+)
 from ehr_ray.runtime.tuning.trial import trial_dir, write_trial
 from ehr_ray.train import history
 
@@ -103,3 +111,16 @@ def test_the_method_learns_nothing_good_from_a_latent_that_collapsed(tmp_path):
     proposals = SimpleNamespace(total=3, tell=lambda number, _, value: told.update({number: value}))
     Samples(tmp_path, proposals, known_trials(tmp_path))
     assert told == {0: -3.0, 1: WORST, 2: WORST}
+
+
+def test_of_a_trial_whose_run_nobody_made_mlflow_is_told_later(tmp_path, monkeypatch):
+    """A call on it would be repeated without end, before all those that others wait for."""
+    monkeypatch.setattr(proposals_module, "Tracker", None)
+    folder = trial_dir(tmp_path, 0)
+    write_trial(folder, 0, {"train.lr": 0.1})
+    (folder / RUN_FILE).write_text("uri: http://host\nexperiment: e\nkey: abc\n")
+    said = []
+    closing = Closing(tmp_path, lambda _trial: 0, 1, said.append)
+    closing.on_trial_complete(trial=SimpleNamespace(last_result={}))
+    assert (folder / UNTOLD).is_file()
+    assert said == ["trial 0 stopped (1/1)"]
