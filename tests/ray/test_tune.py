@@ -135,6 +135,7 @@ def test_a_search_whose_server_is_away_is_told_by_the_same_command(
         started_server.kill()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", started_server.uri)
     changes = {"tune.method": "grid", "tracking.experiment": "away", "train.max_epochs": 1}
+    changes["tune.register"] = False  # the server is that of other tests too
     experiment, said = search({"train.lr": [1.0e-3, 2.0e-3]}, **changes), Said()
     first = tune(experiment, screen=said)
     assert sum("does not answer (connection refused)" in line for line in said.lines) == 1

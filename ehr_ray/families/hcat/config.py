@@ -195,6 +195,11 @@ def idle(config: HCATConfig, _task: bool) -> dict[str, str]:
     return found | {f"model.{name}": why for name, why in model.items()}
 
 
+def undivided(config: HCATConfig) -> str | None:
+    """Return the setting whose parameters are single numbers, which no rank has a part of."""
+    return "model.missing=impute" if config.missing == "impute" else None
+
+
 SCHEMA = ConfigSchema(
     config=HCATConfig,
     schedules={
@@ -202,5 +207,5 @@ SCHEMA = ConfigSchema(
         "free_bits": Constant(value=0.0),
     },
     idle=idle,
-    undivided=lambda config: "model.missing=impute" if config.missing == "impute" else None,
+    undivided=undivided,
 )

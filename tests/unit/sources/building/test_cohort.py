@@ -113,9 +113,10 @@ def test_the_summary_counts_what_is_on_disk(tmp_path, write_stays):
     ("arguments", "message"),
     [
         (
-            {"source": "mimic3"},
-            "--source mimic3: not available; choose from physionet2012, mimic-iv",
+            {"source": "csv"},
+            "--source csv: not available; choose from physionet2012, mimic-iv",
         ),
+        ({"source": "mimic4"}, "--source mimic4: not available; did you mean mimic-iv?"),
         ({"source": "hospital"}, "--source hospital: not available"),
         ({"source": "mimic-iv"}, "--source mimic-iv reads files: say where by --input PATH"),
         ({"source": "meds"}, "--source meds reads files: say where by --input PATH"),
