@@ -86,8 +86,7 @@ class Lease:
         holders = [about for about in found.values() if about.get("state") == HOLDS]
         if own is None or holders:
             raise LeaseLostError(
-                f"{self.run}: {_who(holders[0] if holders else {})} took over what this machine "
-                "was making, as its "
+                f"{self.run}: {_who(holders[0] if holders else {})} took over this run, as its "
                 f"lease here was not renewed for {EXPIRY:g} seconds; what was not stored by then "
                 "is not kept"
             )
@@ -272,7 +271,7 @@ class Claim:
         return times[self.name]
 
     def _lost(self) -> LeaseLostError:
-        return LeaseLostError(f"{self._uri}: another machine took over what this one was making")
+        return LeaseLostError(f"{self._uri}: another machine took over this run")
 
     def _ask(self, claims: Claims, *, anew: bool = False) -> dict[str, dict[str, Any]]:
         """Write this claim, remove dead ones, and return the others, with the `time` of each.

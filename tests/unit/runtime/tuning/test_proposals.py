@@ -6,7 +6,6 @@ import pytest
 from ehr_ray.config.search import Choice, LogUniform, TuneConfig, Uniform
 from ehr_ray.runtime.tracking import RUN_FILE, UNTOLD
 from ehr_ray.runtime.training.ranking import MEASURES, WORST
-from ehr_ray.runtime.tuning import proposals as proposals_module
 from ehr_ray.runtime.tuning.proposals import (
     STARTUP_TRIALS,
     Closing,
@@ -115,7 +114,7 @@ def test_the_method_learns_nothing_good_from_a_latent_that_collapsed(tmp_path):
 
 def test_of_a_trial_whose_run_nobody_made_mlflow_is_told_later(tmp_path, monkeypatch):
     """A call on it would be repeated without end, before all those that others wait for."""
-    monkeypatch.setattr(proposals_module, "Tracker", None)
+    monkeypatch.setattr("ehr_ray.runtime.tuning.proposals.Tracker", None)
     folder = trial_dir(tmp_path, 0)
     write_trial(folder, 0, {"train.lr": 0.1})
     (folder / RUN_FILE).write_text("uri: http://host\nexperiment: e\nkey: abc\n")
