@@ -23,14 +23,13 @@ from ehr_ray.runtime.tracking import (
     UNTOLD,
     Tracked,
     Tracker,
-    check_server,
     find_run,
     open_run,
     register,
     tag_best_trial,
-    tracking_uri,
     untold,
 )
+from ehr_ray.runtime.tracking_store import check_server, tracking_uri
 from ehr_ray.runtime.training.ranking import PROBE, rank_of
 from ehr_ray.runtime.tuning.launch import fit_trials
 from ehr_ray.runtime.tuning.plan import (

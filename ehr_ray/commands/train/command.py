@@ -16,17 +16,8 @@ from ehr_ray.runtime.progress import following
 from ehr_ray.runtime.screen import Screen
 from ehr_ray.runtime.session import check_resources, session_of
 from ehr_ray.runtime.text_embedding import as_before, with_phrases
-from ehr_ray.runtime.tracking import (
-    RUN_FILE,
-    UNTOLD,
-    Tracked,
-    Tracker,
-    check_server,
-    find_run,
-    open_run,
-    tracking_uri,
-    untold,
-)
+from ehr_ray.runtime.tracking import RUN_FILE, UNTOLD, Tracked, Tracker, find_run, open_run, untold
+from ehr_ray.runtime.tracking_store import check_server, tracking_uri
 from ehr_ray.runtime.training.launch import fit, fit_here
 from ehr_ray.storage import files, sync
 from ehr_ray.storage.lease import Lease, leased
