@@ -25,6 +25,14 @@ class Screen:
         self._clear()
         print(with_uris(text), file=sys.stderr, flush=True)
 
+    def starting(self, verb: str) -> None:
+        """Give a sign of life before imports that take seconds; none where they are done already.
+
+        A process that has one of them was here before, or is another program's.
+        """
+        if not sys.modules.keys() & {"ray", "torch"}:
+            self.say(f"{verb}: starting, a few seconds")
+
     def passing(self, text: str) -> None:
         """Show a line that the next one replaces; where output is no terminal, one a minute."""
         if self._tty:

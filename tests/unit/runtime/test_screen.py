@@ -83,3 +83,13 @@ def test_a_terminal_that_was_not_told_its_width_shows_whole_lines(monkeypatch):
     monkeypatch.setattr("os.get_terminal_size", lambda _: type("Size", (), {"columns": 0}))
     screen.passing("embedded 1/10")
     assert terminal.text.endswith("embedded 1/10")
+
+
+def test_a_start_is_told_where_its_imports_are_still_to_come(monkeypatch, capsys):
+    for name in ("ray", "torch"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    Screen().starting("train")
+    assert capsys.readouterr().err == "train: starting, a few seconds\n"
+    monkeypatch.setitem(sys.modules, "ray", None)
+    Screen().starting("train")
+    assert capsys.readouterr().err == ""
