@@ -29,7 +29,6 @@ def ingest(args: Arguments, screen: Screen) -> None:
     """Make a cohort."""
     check_output(args.output, "--output ")
     options = source_options(args)
-    screen.starting(args.verb)
     from ehr_ray.commands.ingest import ingest
     from ehr_ray.runtime.verb_tracking import asked_for
 
