@@ -36,7 +36,7 @@ GROUP_PATIENTS = 16 * BATCH_PATIENTS
 """Patients in a row group of embeddings."""
 MICROSECONDS_PER_HOUR = 3_600_000_000
 DONE = "done"
-"""File of a shard's folder that is written last."""
+"""File of a shard's folder that names the others, written last; a store may have it before them."""
 LABEL = "label"
 """Column of the samples of a task: bool, float64 or, of classes, the place of each, int64."""
 Cut = Mapping[int, Sequence[int]]
@@ -366,7 +366,17 @@ class PartsPredictor:
     def __call__(self, job: Mapping[str, Any]) -> None:
         """Predict every sample of `job["shard"]`, of the part `job["part"]`, and note its end."""
         self._predictors[job["part"]](job)
-        (Path(job["target"]) / DONE).touch()
+        target = Path(job["target"])
+        names = sorted(path.name for path in target.glob("*.parquet"))
+        files.write_text(target / DONE, "".join(f"{name}\n" for name in names))
+
+
+def _is_done(folder: Path) -> bool:
+    try:
+        names = (folder / DONE).read_text().split()
+    except FileNotFoundError:
+        return False
+    return all((folder / name).is_file() for name in names)
 
 
 def predict_parts(
@@ -384,7 +394,7 @@ def predict_parts(
         {"shard": str(shard), "target": str(target), "part": number}
         for number, part in enumerate(parts)
         for shard, target in zip(part.shards, part.folders, strict=True)
-        if not (target / DONE).is_file()
+        if not _is_done(target)
     ]
     if jobs:
         predictor, gpus = PartsPredictor(parts), parts[0].request.gpus

@@ -307,6 +307,9 @@ def test_splits_share_a_model_and_none_of_their_shards_is_predicted_twice(
     assert len(loads) == 2  # one a call, in the place of one process
     shards = [str(shard) for part in parts for shard in part.shards]
     assert begun == [*shards[:3], *shards[2:]]
+    (parts[1].folders[0] / "samples.parquet").unlink()  # not yet copied to the store, say
+    predict_parts(parts, on_ray=False)
+    assert begun[-1] == str(parts[1].shards[0])
     for part in parts:
         assert all((folder / "samples.parquet").is_file() for folder in part.folders)
 
