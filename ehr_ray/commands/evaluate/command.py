@@ -166,7 +166,7 @@ def _subject(
     if output is not None:
         check_output(output, "--output ")
     loaded = checkpoint.load(run)
-    home = sync.fetch(loaded.experiment.data.cohort, listed="data", missing_ok=True)
+    home = sync.fetch(loaded.experiment.data.cohort, listed=("data",), missing_ok=True)
     judged_cohort = home if cohort is None else sync.fetch_cohort(cohort)
     if cohort is None:
         check_folder(home, "data.cohort=", "give the cohort as --cohort PATH")
