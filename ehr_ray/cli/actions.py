@@ -19,7 +19,7 @@ from ehr_ray.storage.paths import check_cohort_folder, check_output, check_run_f
 def quickstart(args: Arguments, screen: Screen) -> None:
     """Run every step on synthetic patients."""
     check_output(args.output, "--output ")
-    screen.starting(args.verb)
+    screen.say("quickstart: starting, a few seconds")
     from ehr_ray.commands.quickstart import quickstart
 
     quickstart(args.output, screen=screen, verbose=args.verbose)

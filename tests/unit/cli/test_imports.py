@@ -119,20 +119,22 @@ def test_a_verb_gives_a_sign_of_life_before_the_first_heavy_import(synthetic_coh
     ]
     assert {verb.name for verb in VERBS} - AT_ONCE == {verb for verb, *_ in commands}
     code = (
-        f"import sys\nHEAVY = {HEAVY!r}\n"
+        f"import os, sys\nHEAVY = {HEAVY!r}\n"
         "class Stop:\n"
         "    def find_spec(self, name, *_):\n"
         "        if name in HEAVY: raise SystemExit(f'first of weight: {name}')\n"
         "sys.meta_path.insert(0, Stop())\n"
         "from ehr_ray.cli.main import main\n"
+        "sys.stderr.isatty = lambda: True\n"
+        "os.get_terminal_size = lambda _: os.terminal_size((80, 24))\n"
         f"for words in {commands!r}:\n"
         "    try: main(words)\n"
-        "    except SystemExit as stopped: print(stopped, file=sys.stderr)\n"
+        "    except SystemExit as end: print('', end, sep='\\n', file=sys.stderr)\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
     )
-    said = done.stderr.splitlines()
+    said = [line for line in done.stderr.replace("\x1b[K", "").splitlines() if line]
     assert said[::2] == [f"{verb}: starting, a few seconds" for verb, *_ in commands], said
     assert all(line.startswith("first of weight: ") for line in said[1::2]), said
     assert done.stdout == ""
