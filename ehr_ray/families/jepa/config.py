@@ -111,7 +111,7 @@ class JEPAConfig:
     target: Literal["average", "online"] = "average"
     """Encoder of the states that are predicted: a moving average of the trained one (I-JEPA), or
     that one itself, with its gradient, which only a regulariser or `infonce` keeps from collapse
-    (LeJEPA; CPC)."""
+    (LeJEPA; CPC) and which is refused without."""
     latent_loss: Literal["smooth_l1", "infonce"] = "smooth_l1"
     """How a predicted state is compared: with its own alone, or as the one among all hidden rows of
     the batch that it is nearest to (CPC, van den Oord et al. 2018, eq. 4)."""
@@ -246,6 +246,18 @@ def idle(config: JEPAConfig, task: bool) -> dict[str, str]:
     return found
 
 
+def untrainable(config: JEPAConfig, task: bool) -> str | None:
+    """Return why states of the encoder itself cannot be the target; a task trains by labels."""
+    kept = config.latent_loss == "infonce" or config.regularised
+    if task or kept or config.target == "average":
+        return None
+    return (
+        "model.target=online: states told from themselves alone collapse to one; add "
+        "model.regulariser=sigreg or vicreg with a model.regulariser_weight above 0, or "
+        "model.latent_loss=infonce"
+    )
+
+
 def inactive_paths(_config: JEPAConfig, task: bool) -> tuple[str, ...]:
     """Return the paths no trial reads: a task has no predictor, though its run may state one."""
     return ("model.predictor_width", "model.predictor_depth") if task else ()
@@ -254,6 +266,7 @@ def inactive_paths(_config: JEPAConfig, task: bool) -> tuple[str, ...]:
 SCHEMA = ConfigSchema(
     config=JEPAConfig,
     idle=idle,
+    untrainable=untrainable,
     schedules={"momentum": Ramp(start=0.996, end=1.0)},
     schedule_limits={"momentum": (0.0, 1.0)},
     takes_task=True,
