@@ -139,9 +139,6 @@ class JEPAConfig:
     patients of a worker, so it wants batches of hundreds."""
     regulariser_weight: NotNegative | None = None
     """Its weight; null: 1 for vicreg, 0.05 for sigreg."""
-    projector: PositiveInt | None = None
-    """Width of two layers through which the regulariser sees a state, thrown away after training
-    (the expander of VICReg); null: it sees the state itself."""
 
     pool: tuple[Pool, ...] = ("mean", "std", "max", "last")
     """How a patient's states become one embedding, concatenated."""
@@ -215,10 +212,7 @@ def idle(config: JEPAConfig, task: bool) -> dict[str, str]:
     if config.rows == "hours":
         model["discharges"] = "model.rows=hours"
     if config.regulariser == "none":
-        why = "model.regulariser=none"
-        model |= dict.fromkeys(("regulariser_weight", "projector"), why)
-    elif not config.regularised:
-        model["projector"] = "model.regulariser_weight=0"
+        model["regulariser_weight"] = "model.regulariser=none"
     if not config.time_to_event_weight:
         model |= dict.fromkeys(IDLE, "model.time_to_event_weight=0")
     if not config.future_value_weight:
@@ -233,7 +227,6 @@ def idle(config: JEPAConfig, task: bool) -> dict[str, str]:
             "value_weight",
             "regulariser",
             "regulariser_weight",
-            "projector",
             "level_noise",
             "time_jitter",
         )

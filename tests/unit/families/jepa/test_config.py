@@ -101,8 +101,6 @@ def test_the_moving_average_has_no_say_where_there_is_none():
     given = {**raw, "model": online, "schedules": {"momentum": 0.5}}
     (line,) = refusals(parse(given), SCHEMA)
     assert line.startswith("schedules.momentum")
-    (line,) = refusals(parse({**raw, "model": {"projector": 64}}), SCHEMA)
-    assert line.startswith("model.projector=64: does nothing with model.regulariser=none")
 
 
 @pytest.mark.parametrize("bare", [{}, {"regulariser": "sigreg", "regulariser_weight": 0}])
