@@ -1,5 +1,6 @@
 """Options of the JEPA: rows, sizes, what is hidden, and what keeps it from collapse."""
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Annotated, Final, Literal, NamedTuple
 
@@ -251,9 +252,16 @@ def untrainable(config: JEPAConfig, task: bool) -> str | None:
     )
 
 
-def inactive_paths(_config: JEPAConfig, task: bool) -> tuple[str, ...]:
-    """Return the paths no trial reads: a task has no predictor, though its run may state one."""
-    return ("model.predictor_width", "model.predictor_depth") if task else ()
+def inactive_paths(config: JEPAConfig, task: bool) -> tuple[str, ...]:
+    """Return the paths no trial reads or may set.
+
+    A task has no predictor, though its run may state one; own states are not told without the
+    regulariser that was given.
+    """
+    if task:
+        return ("model.predictor_width", "model.predictor_depth")
+    without = dataclasses.replace(config, regulariser="none", regulariser_weight=None)
+    return ("model.regulariser",) if untrainable(without, task) else ()
 
 
 SCHEMA = ConfigSchema(

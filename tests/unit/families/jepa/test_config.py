@@ -5,7 +5,8 @@ from ehr_ray.config.search import Choice, LogUniform
 from ehr_ray.errors import ConfigError
 from ehr_ray.experiment import parse
 from ehr_ray.families.jepa.config import DEFAULT, SCHEMA
-from ehr_ray.runtime.tuning.plan import check_space
+from ehr_ray.registry import get_family
+from ehr_ray.runtime.tuning.plan import check_space, default_space
 from ehr_ray.runtime.tuning.trial_data import data_paths
 
 
@@ -117,3 +118,16 @@ def test_states_of_the_encoder_itself_are_targets_where_something_keeps_them_apa
         assert model(target="online", **kept).target == "online"
     raw = {"family": "jepa", "name": "x", "data": {"cohort": "c"}, "model": {"target": "online"}}
     assert parse({**raw, "task": {"name": "death"}}).model.target == "online"  # labels train it
+
+
+def test_no_search_takes_the_regulariser_from_states_that_collapse_without():
+    raw = {"family": "jepa", "name": "x", "data": {"cohort": "c"}}
+    for options, searched in (
+        ({"target": "online", "regulariser": "sigreg"}, False),
+        ({"target": "online", "latent_loss": "infonce"}, True),
+        ({}, True),
+    ):
+        experiment = parse({**raw, "model": options})
+        space = default_space(experiment, get_family("jepa"))
+        assert ("model.regulariser" in space) == searched
+        check_space(experiment, space)
