@@ -15,7 +15,6 @@ from ehr_ray.errors import InputError
 from ehr_ray.events.schema import EVENTS, SPLITS
 from ehr_ray.sources.building.keyed import read_all
 from ehr_ray.sources.building.staging import (
-    NUM_KEYS,
     SPLITS_TABLE,
     STAGED,
     Plan,
@@ -119,10 +118,10 @@ def divide_part(plan: Plan, index: int) -> None:
     known = read_mapped(plan.splits_table())
     with (
         files.new_folder(final, publish_as(final)) as folder,
-        plan.writer(folder, STAGED, EVENTS, NUM_KEYS) as writer,
+        plan.writer(folder, STAGED, EVENTS, plan.keys) as writer,
     ):
         for events in read_all(plan.read(plan.part(index)), STAGED, EVENTS):
-            keys, _ = event_keys(events, plan.policy, known)
+            keys, _ = event_keys(events, plan, known)
             writer.write(events, keys)
 
 

@@ -22,6 +22,8 @@ HASHED_FROM: Final = 2**62
 NAMES: Final = pa.schema([pa.field("subject_id", pa.int64()), pa.field("name", pa.string())])
 
 _INTEGER: Final = re.compile(r"([+-]?[0-9]{1,19})(\.0*)?")
+_USUAL: Final = r"^(0|-?[1-9][0-9]{0,17})$"
+"""What is its number's own text, as nearly all are."""
 _ROUNDED: Final = re.compile(r"[+-]?[0-9](\.[0-9]+)?[eE]\+[0-9]+")
 
 
@@ -62,11 +64,15 @@ def subject_ids(column: pa.ChunkedArray | pa.Array) -> tuple[npt.NDArray[np.int6
     if pa.types.is_floating(column.type):
         _refuse_rounded(pc.sum(pc.greater_equal(pc.abs(column), float(WHOLE))).as_py() or 0)
     encoded = spelled(column, "of subject ids").dictionary_encode(null_encoding="encode")
+    at = encoded.indices.to_numpy()
+    names = encoded.dictionary
+    if not names.null_count and pc.all(pc.match_substring_regex(names, _USUAL)).as_py():
+        each = names.cast(pa.int64()).to_numpy()
+        return each[at], np.zeros(len(at), bool), pa.table([each, names], schema=NAMES)
     spelled_ids = [name or "" for name in encoded.dictionary.to_pylist()]
     _refuse_rounded(sum(map(_is_rounded, spelled_ids)))
     empty = np.array([name.strip().lower() in BLANK for name in spelled_ids], bool)
     each = np.array([subject_id(name) for name in spelled_ids], np.int64)
-    at = encoded.indices.to_numpy()
     pairs = pa.table([each, pa.array(spelled_ids, pa.string())], schema=NAMES)
     return each[at], empty[at], pairs.filter(pa.array(~empty))
 

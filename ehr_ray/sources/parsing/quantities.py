@@ -44,6 +44,7 @@ _GROUPS: Final = {
     ".": re.compile(r"[-+]?[1-9]\d{0,2}(,\d{3})+(\.\d*)?"),
     ",": re.compile(r"[-+]?[1-9]\d{0,2}(\.\d{3})+(,\d*)?"),
 }
+_NUMBER: Final = {".": r"^-?[0-9]+(\.[0-9]+)?$", ",": r"^-?[0-9]+(,[0-9]+)?$"}
 _COMMA: Final = re.compile(r"[-+]?\d+,\d+")
 
 
@@ -83,14 +84,27 @@ def _fitting(values: Floats) -> tuple[Floats, Kinds]:
 
 
 def _of_text(column: pa.Array, decimal: Decimal) -> tuple[Floats, Kinds]:
+    """Read a whole column at once, and cell by cell only what is not plainly a number."""
     if decimal == ".":
         blank = pa.scalar(None, pa.string())
         try:
-            # A whole column at once; cell by cell only where one of them does not convert.
             cast = pc.if_else(pc.equal(column, ""), blank, column).cast(pa.float64())
             return _fitting(cast.to_numpy(zero_copy_only=False))
         except pa.ArrowInvalid:
             pass
+    plain = pc.match_substring_regex(column, _NUMBER[decimal]).fill_null(False)
+    try:
+        cast = pc.replace_substring(column.filter(plain), decimal, ".").cast(pa.float64())
+    except pa.ArrowInvalid:  # hundreds of digits
+        return _by_cell(column, decimal)
+    values, kinds = np.full(len(column), np.nan), np.zeros(len(column), np.uint8)
+    rest = ~plain.to_numpy(zero_copy_only=False)
+    values[~rest], kinds[~rest] = _fitting(cast.to_numpy(zero_copy_only=False))
+    values[rest], kinds[rest] = _by_cell(column.filter(pa.array(rest)), decimal)
+    return values, kinds
+
+
+def _by_cell(column: pa.Array, decimal: Decimal) -> tuple[Floats, Kinds]:
     encoded = column.dictionary_encode(null_encoding="encode")
     parsed = [quantity(text, decimal) for text in encoded.dictionary.to_pylist()]
     at = encoded.indices.to_numpy(zero_copy_only=False)
