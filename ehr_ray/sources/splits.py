@@ -101,9 +101,7 @@ def buckets_for(size: int) -> int:
     return min(max(NUM_BUCKETS, 1 << (wanted - 1).bit_length()), MOST_BUCKETS)
 
 
-def assign_buckets(
-    ids: npt.NDArray[np.int64], number: int = NUM_BUCKETS
-) -> npt.NDArray[np.uint16]:
+def assign_buckets(ids: npt.NDArray[np.int64], number: int = NUM_BUCKETS) -> npt.NDArray[np.uint16]:
     """Return the hash bucket of each id, in [0, number), independent of its split."""
     return (splitmix64(~ids.view(np.uint64)) % np.uint64(number)).astype(np.uint16)
 

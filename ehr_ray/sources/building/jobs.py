@@ -146,6 +146,8 @@ class SettleRange(Job):
 
     def __call__(self, buckets: Buckets) -> Settled:
         """Settle the range."""
-        needs = [shard.subjects_path(self.plan) for shard in of_range(self.plan, self.shards, buckets)]
+        needs = [
+            shard.subjects_path(self.plan) for shard in of_range(self.plan, self.shards, buckets)
+        ]
         with at_work(self.plan, self.output, needs=needs) as plan:
             return settle_range(cast(Plan, plan), self.parts, self.shards, self.tasks, buckets)

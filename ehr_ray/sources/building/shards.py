@@ -9,6 +9,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ehr_ray.events.schema import EVENTS, ORIGIN_CODES, SPLITS, is_birth, is_origin
 from ehr_ray.sources.building.keyed import read_keys
@@ -168,7 +169,8 @@ def _with_admissions(events: pa.Table) -> pa.Table:
     admitted[here] = np.isin(
         codes.indices.to_numpy(), np.flatnonzero([is_origin(n) for n in names])
     )
-    missing = np.setdiff1d(ids, ids[admitted])
+    subjects = np.sort(pc.unique(events["subject_id"]).to_numpy())
+    missing = np.setdiff1d(subjects, ids[admitted])
     rows = pa.table(
         [
             missing,
@@ -185,7 +187,8 @@ def _subjects(events: pa.Table, names: Sequence[str] = ORIGIN_CODES) -> pa.Table
     """Return `SUBJECTS` of sorted events; the origin is as `read_patients` finds it."""
     ids = events["subject_id"].to_numpy()
     times = events["time"].to_numpy()
-    subjects, starts, counts = np.unique(ids, return_index=True, return_counts=True)
+    starts = _firsts(ids)
+    subjects, counts = ids[starts], np.diff(starts, append=len(ids))
     last = times[starts + counts - 1]
     encoded = events["code"].combine_chunks().dictionary_encode()
     codes, indices = encoded.dictionary.to_pylist(), encoded.indices.to_numpy()
@@ -205,7 +208,13 @@ def _first_times(
     rows: npt.NDArray[np.bool_],
 ) -> npt.NDArray[np.datetime64]:
     """Return the time of each subject's first row among `rows`, NaT where it has none."""
-    found, first = np.unique(ids[rows], return_index=True)
+    ids, times = ids[rows], times[rows]
+    first = _firsts(ids)
     result = np.full(len(subjects), np.datetime64("NaT"), "datetime64[us]")
-    result[np.searchsorted(subjects, found)] = times[rows][first]
+    result[np.searchsorted(subjects, ids[first])] = times[first]
     return result
+
+
+def _firsts(ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Return where each run of one id begins."""
+    return np.flatnonzero(np.r_[True, ids[1:] != ids[:-1]][: len(ids)])

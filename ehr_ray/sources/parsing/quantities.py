@@ -45,6 +45,8 @@ _GROUPS: Final = {
     ",": re.compile(r"[-+]?[1-9]\d{0,2}(\.\d{3})+(,\d*)?"),
 }
 _NUMBER: Final = {".": r"^-?[0-9]+(\.[0-9]+)?$", ",": r"^-?[0-9]+(,[0-9]+)?$"}
+_HEAD: Final = 10_000
+"""Cells that are asked whether most numbers come again, and so are read once each."""
 _COMMA: Final = re.compile(r"[-+]?\d+,\d+")
 
 
@@ -84,6 +86,16 @@ def _fitting(values: Floats) -> tuple[Floats, Kinds]:
 
 
 def _of_text(column: pa.Array, decimal: Decimal) -> tuple[Floats, Kinds]:
+    head = column.slice(0, _HEAD)
+    if 2 * pc.count_distinct(head, mode="all").as_py() > len(head):
+        return _of_words(column, decimal)
+    encoded = column.dictionary_encode(null_encoding="encode")
+    values, kinds = _of_words(encoded.dictionary, decimal)
+    at = encoded.indices.to_numpy(zero_copy_only=False)
+    return values[at], kinds[at]
+
+
+def _of_words(column: pa.Array, decimal: Decimal) -> tuple[Floats, Kinds]:
     """Read a whole column at once, and cell by cell only what is not plainly a number."""
     if decimal == ".":
         blank = pa.scalar(None, pa.string())
@@ -94,7 +106,10 @@ def _of_text(column: pa.Array, decimal: Decimal) -> tuple[Floats, Kinds]:
             pass
     plain = pc.match_substring_regex(column, _NUMBER[decimal]).fill_null(False)
     try:
-        cast = pc.replace_substring(column.filter(plain), decimal, ".").cast(pa.float64())
+        found = column.filter(plain)
+        if decimal != ".":
+            found = pc.replace_substring(found, decimal, ".")
+        cast = found.cast(pa.float64())
     except pa.ArrowInvalid:  # hundreds of digits
         return _by_cell(column, decimal)
     values, kinds = np.full(len(column), np.nan), np.zeros(len(column), np.uint8)

@@ -104,7 +104,11 @@ def test_groups_write_the_manifest_that_one_process_writes(made, monkeypatch, tm
     assert files[0] == files[1]
     assert sorted(files[0]) == ["000000.parquet", "000001.parquet"]
     first, second = (table.to_pydict() for table in joined_repeats(plan, shards))
-    assert dict(zip(first["code"], first["count"], strict=True)) == {"again 0": 1, "again 1": 1, "A": 2}
+    assert dict(zip(first["code"], first["count"], strict=True)) == {
+        "again 0": 1,
+        "again 1": 1,
+        "A": 2,
+    }
     assert second["code"] == ["again 2", "A"]
 
 
