@@ -121,6 +121,27 @@ def test_scatter_and_gather_equal_a_plain_sort(tmp_path_factory, rows, relative,
         )
 
 
+NAT = np.iinfo(np.int64).min
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.one_of(st.integers(-3, 3), st.integers(-(2**63), 2**63 - 1)),
+            st.one_of(st.integers(-2, 2), st.just(NAT), st.integers(-(2**63), 2**63 - 1)),
+        ),
+        max_size=30,
+    ),
+    st.sampled_from([1, 60_000_000]),
+    st.booleans(),
+)
+def test_rows_are_ordered_as_a_stable_sort_orders_them(rows, unit, near):
+    if near:
+        rows = [(i % 5, t if t == NAT else t % 1000 * unit) for i, t in rows]
+    ids, times = (np.array([row[n] for row in rows], np.int64) for n in (0, 1))
+    np.testing.assert_array_equal(module.order_of(ids, times), np.lexsort((times, ids)))
+
+
 def test_row_groups_are_bounded(monkeypatch, tmp_path):
     monkeypatch.setattr(module, "ROW_GROUP_ROWS", 10)
     module.write_shard(table([(1, i, "HR") for i in range(35)]), tmp_path / "x.parquet")
