@@ -103,7 +103,8 @@ def _plain_lines(block: bytes, delimiter: int, encoding: str) -> int:
             return 0
     if _has_long_line(block) or (b'"' in block and not _are_quotes_plain(block, delimiter)):
         return 0
-    return block.count(b"\n") + (not block.endswith(b"\n"))
+    lines = int(np.count_nonzero(np.frombuffer(block, np.uint8) == _NEWLINE))
+    return lines + (not block.endswith(b"\n"))
 
 
 def _has_long_line(block: bytes) -> bool:
