@@ -68,8 +68,10 @@ def since_epoch(values: Floats, minutes: float) -> tuple[Times, Mask]:
     values = values * minutes
     bad = np.abs(values) > _MAX_MINUTES
     blank = np.isnan(values) | bad
-    micros = np.rint(np.where(blank, 0.0, values) * 60e6).astype("timedelta64[us]")
-    times = np.datetime64(EPOCH, "us") + micros
+    values *= 60e6
+    np.rint(values, out=values)
+    values[blank] = 0.0
+    times = np.datetime64(EPOCH, "us") + values.astype("timedelta64[us]")
     times[blank] = np.datetime64("NaT")
     return times, bad
 

@@ -77,11 +77,13 @@ def numbers(
     """Return (values, bad) of a column that must hold numbers: blank is NaN, all else is bad."""
     values, kinds = quantities(column, name, decimal)
     bad = kinds != PLAIN
-    return np.where(bad, np.nan, values), bad
+    return np.where(bad, np.nan, values) if bad.any() else values, bad
 
 
 def _fitting(values: Floats) -> tuple[Floats, Kinds]:
     bad = np.abs(values) > MAX_FLOAT32
+    if not bad.any():
+        return values, np.zeros(len(values), np.uint8)
     return np.where(bad, np.nan, values), np.where(bad, UNREADABLE, PLAIN).astype(np.uint8)
 
 
