@@ -137,10 +137,13 @@ def test_a_cohort_without_one_has_the_counts_that_ingest_leaves(synthetic_cohort
             assert counted.column(name) == left.column(name)
 
 
-@pytest.mark.parametrize(("kept", "group"), [(True, 64), (False, 64), (True, 2), (False, 1)])
+@pytest.mark.parametrize(
+    ("kept", "group", "files"), [(True, 64, 256), (False, 64, 2), (True, 2, 256), (False, 2, 1)]
+)
 def test_jobs_of_shards_fit_the_codes_that_one_walk_fits(
-    others, tmp_path, monkeypatch, kept, group
+    others, tmp_path, monkeypatch, kept, group, files
 ):
+    monkeypatch.setattr(manifest, "FILES", files)
     monkeypatch.setattr(code_statistics, "QUANTILE_SAMPLE", 200)
     for module in (code_statistics, manifest):
         monkeypatch.setattr(module, "GROUP_SHARDS", group)
