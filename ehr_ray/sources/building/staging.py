@@ -319,7 +319,7 @@ def event_keys(
         undivided = np.unique(ids[positions == NO_SPLIT])
         splits = np.where(positions < len(SPLITS), positions, splits).astype(np.uint8)
     # numpy sorts numbers of 16 bits several times faster.
-    kind = np.uint16 if plan.keys <= 1 << 16 else np.uint32
+    kind: Any = np.uint16 if plan.keys <= 1 << 16 else np.uint32
     buckets = assign_buckets(ids, plan.buckets).astype(kind)
     return splits.astype(kind) * kind(plan.buckets) + buckets, undivided
 

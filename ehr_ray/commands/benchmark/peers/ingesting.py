@@ -230,10 +230,9 @@ def compared(here: Path, there: Path) -> Figures:
         events = (by_subject(sorted((f / "data" / split).glob("*.parquet"))) for f in (here, there))
         figures |= same(f"events of {split}", *events)
     for name, columns in BESIDE.items():
-        paths = here / "metadata" / f"{name}.parquet", there / f"{name}.parquet"
-        ours, theirs = (pq.read_table(path) if path.exists() else None for path in paths)
-        if theirs is None:  # of Parquet DuckDB refuses no row
-            theirs = ours.slice(0, 0)
+        ours = pq.read_table(here / "metadata" / f"{name}.parquet")
+        path = there / f"{name}.parquet"  # of Parquet DuckDB refuses no row
+        theirs = pq.read_table(path) if path.exists() else ours.slice(0, 0)
         order = [(column, "ascending") for column in columns]
         ours, theirs = (each.select(columns).sort_by(order) for each in (ours, theirs))
         figures |= same(name, ours, theirs)
