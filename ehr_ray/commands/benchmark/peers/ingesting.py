@@ -1,9 +1,8 @@
 """One long table to a cohort, here and as statements of DuckDB that give the same.
 
-Both are a command of their own, from nothing, on one thread. `compared` says what is the same of
-what they write; `STATEMENTS` leave out what this ingest does besides: ids and codes in several
-spellings, marks of thousands and inequalities, a row of columns nobody asked for, times with zones,
-checksums of pages, and going on after a kill.
+Both are a command of their own, from nothing, on one thread; `compared` says what must be the same of
+what they write. `STATEMENTS` leave out what an ingest does besides: ids and codes in several
+spellings, thousands and inequalities, times with zones, checksums of pages, going on after a kill.
 """
 
 import sys
