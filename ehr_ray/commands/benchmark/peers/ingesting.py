@@ -1,7 +1,7 @@
 """One long table to a cohort, here and as statements of DuckDB that give the same.
 
-Both are a command of their own, from nothing, on one thread; `compared` says what must be the same of
-what they write. `STATEMENTS` leave out what an ingest does besides: ids and codes in several
+Both are a command of their own, from nothing, on one thread; `compared` says what must be the same
+of what they write. `STATEMENTS` leave out what an ingest does besides: ids and codes in several
 spellings, thousands and inequalities, times with zones, checksums of pages, going on after a kill.
 """
 
