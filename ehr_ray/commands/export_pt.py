@@ -66,16 +66,18 @@ def export_pt(
         )
     check_binary(name, first_kind(task_files(cohort, name)), "export-pt")
     folder, _ = embed_phrases(experiment, verbose=verbose, say=say)
-    check_cohort(cohort, experiment.cache, say)
-    vocabulary = vocabulary_of(
-        cohort,
-        experiment.data.min_code_count,
-        origin=experiment.data.origin,
-        cache=experiment.cache,
-        scaling=experiment.data.scale,
-    )
     on_ray = experiment.cluster.most_workers > 0
     with session_of(experiment.cluster, verbose):
+        check_cohort(cohort, experiment.cache, say, on_ray=on_ray)
+        vocabulary = vocabulary_of(
+            cohort,
+            experiment.data.min_code_count,
+            origin=experiment.data.origin,
+            cache=experiment.cache,
+            scaling=experiment.data.scale,
+            on_ray=on_ray,
+            say=say,
+        )
         with opened(cohort, experiment.cache, on_ray=on_ray, say=say) as manifest:
             jobs = list(_jobs(cohort, output, manifest))
         labels = task_labels(cohort, name, experiment.cache, on_ray=on_ray)

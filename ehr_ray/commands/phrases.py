@@ -17,25 +17,24 @@ def embed_phrases(
     experiment: Experiment, *, verbose: bool = False, say: Say = lambda _: None
 ) -> tuple[Path, int]:
     """Embed the phrases of an experiment's cohort; return their folder and their number."""
-    texts = _texts(experiment)
-    on_ray = experiment.cluster.most_workers > 0
-    with session_of(experiment.cluster, verbose):
-        return make_phrases(experiment, texts, on_ray=on_ray, say=say), len(texts)
-
-
-def _texts(experiment: Experiment) -> list[str]:
-    family, cohort = get_family(experiment.family), sync.fetch_cohort(experiment.data.cohort)
+    family = get_family(experiment.family)
     if family.files.phrases is None:
         raise ConfigError(
             f"family: {family.name} embeds no phrases; use a family that reads the texts of codes"
         )
     if experiment.model.text_model is None:
         raise ConfigError("model.text_model: null embeds no phrases; name a model or hashing")
+    cohort = sync.fetch_cohort(experiment.data.cohort)
     check_cohort_folder(cohort)
-    vocabulary = vocabulary_of(
-        cohort,
-        experiment.data.min_code_count,
-        origin=experiment.data.origin,
-        cache=experiment.cache,
-    )
-    return family.files.phrases(experiment.model, vocabulary)
+    on_ray = experiment.cluster.most_workers > 0
+    with session_of(experiment.cluster, verbose):
+        vocabulary = vocabulary_of(
+            cohort,
+            experiment.data.min_code_count,
+            origin=experiment.data.origin,
+            cache=experiment.cache,
+            on_ray=on_ray,
+            say=say,
+        )
+        texts = family.files.phrases(experiment.model, vocabulary)
+        return make_phrases(experiment, texts, on_ray=on_ray, say=say), len(texts)

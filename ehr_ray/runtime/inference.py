@@ -1,6 +1,7 @@
 """A trained model over a cohort, on Ray Data: the same transform, collate and predict."""
 
 import math
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -13,7 +14,7 @@ import pyarrow.parquet as pq
 import torch
 
 from ehr_ray.config.task import OUTPUTS
-from ehr_ray.errors import InputError
+from ehr_ray.errors import InputError, RunError
 from ehr_ray.events.labels import Labels
 from ehr_ray.events.patient_features import FeatureCodes, FeatureReader
 from ehr_ray.events.patients import Patient, read_patients
@@ -365,8 +366,9 @@ class PartsPredictor:
 
     def __call__(self, job: Mapping[str, Any]) -> None:
         """Predict every sample of `job["shard"]`, of the part `job["part"]`, and note its end."""
-        self._predictors[job["part"]](job)
         target = Path(job["target"])
+        shutil.rmtree(target, ignore_errors=True)  # of a process that was killed
+        self._predictors[job["part"]](job)
         names = sorted(path.name for path in target.glob("*.parquet"))
         files.write_text(target / DONE, "".join(f"{name}\n" for name in names))
 
@@ -382,23 +384,29 @@ def _is_done(folder: Path) -> bool:
 def predict_parts(
     parts: Sequence[Part],
     *,
+    resume: bool = False,
     on_ray: bool = True,
     say: Say = lambda _: None,
     verb: str = "embedded shards",
 ) -> None:
-    """Predict over the shards of parts, of one model, that no earlier call has ended.
+    """Predict over the shards of parts, which are of one model.
 
-    All go through the same processes: a new one takes seconds to start.
+    All go through the same processes: a new one takes seconds to start. With `resume` shards that
+    an earlier call has ended are left as they are: folders are named by all that decides on their
+    content then. Raises RunError where another process removed one in the meantime.
     """
     jobs = [
         {"shard": str(shard), "target": str(target), "part": number}
         for number, part in enumerate(parts)
         for shard, target in zip(part.shards, part.folders, strict=True)
-        if not _is_done(target)
+        if not (resume and _is_done(target))
     ]
     if jobs:
         predictor, gpus = PartsPredictor(parts), parts[0].request.gpus
         run_shards(jobs, predictor, on_ray=on_ray, say=say, verb=verb, pool=True, num_gpus=gpus)
+    for target in (target for part in parts for target in part.folders):
+        if not _is_done(target):
+            raise RunError(f"{target}: removed by another process; run the same command again")
 
 
 def read_tables(folders: Iterable[Path], name: str) -> pa.Table | None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 
@@ -20,6 +21,7 @@ from ehr_ray.events.labels import read_labels
 from ehr_ray.events.patient_features import FeatureCodes
 from ehr_ray.events.patients import cohort_shards, read_patients
 from ehr_ray.events.subgroups import Subgroup
+from ehr_ray.runtime import inference
 from ehr_ray.runtime.inference import Part, Request, ShardPredictor, predict_parts
 from ehr_ray.train import checkpoint
 from ehr_ray.train.checkpoint import load
@@ -302,16 +304,46 @@ def test_splits_share_a_model_and_none_of_their_shards_is_predicted_twice(
         for split in ("train", "held_out")
     ]
     with pytest.raises(RunError, match="lost"):
-        predict_parts(parts, on_ray=False)
-    predict_parts(parts, on_ray=False)
+        predict_parts(parts, resume=True, on_ray=False)
+    predict_parts(parts, resume=True, on_ray=False)
     assert len(loads) == 2  # one a call, in the place of one process
     shards = [str(shard) for part in parts for shard in part.shards]
     assert begun == [*shards[:3], *shards[2:]]
     (parts[1].folders[0] / "samples.parquet").unlink()  # not yet copied to the store, say
-    predict_parts(parts, on_ray=False)
+    (parts[1].folders[0] / "hours.parquet").touch()  # of a process that was killed
+    predict_parts(parts, resume=True, on_ray=False)
     assert begun[-1] == str(parts[1].shards[0])
+    assert not (parts[1].folders[0] / "hours.parquet").exists()
     for part in parts:
         assert all((folder / "samples.parquet").is_file() for folder in part.folders)
+
+
+def test_without_a_name_of_all_that_decides_nothing_is_taken_over(run, cohort, tmp_path):
+    shards = cohort_shards(cohort, "held_out")
+    cuts = read_labels(cohort, "outcome").cuts()
+    asked, other = (
+        Part(shards, tmp_path / "same", Request(run / "checkpoint"), times)
+        for times in (cuts, {who: [at[0] - 3_600_000_000] for who, at in cuts.items()})
+    )
+    found = []
+    for part in (asked, other):
+        predict_parts([part], on_ray=False)
+        samples = [pd.read_parquet(folder / "samples.parquet") for folder in part.folders]
+        found.append(pd.concat(samples)["prediction_time"])
+    assert (found[0] != found[1]).all()
+
+
+def test_a_part_that_another_process_removed_is_told(run, cohort, tmp_path, monkeypatch):
+    part = Part(cohort_shards(cohort, "held_out"), tmp_path / "a", Request(run / "checkpoint"))
+    real = inference.run_shards
+
+    def run_shards(*args, **options):
+        real(*args, **options)
+        shutil.rmtree(part.folders[0])
+
+    monkeypatch.setattr(inference, "run_shards", run_shards)
+    with pytest.raises(RunError, match="00000: removed by another process; run the same"):
+        predict_parts([part], on_ray=False)
 
 
 def test_subgroups_are_told_by_codes_that_no_model_knows(run, cohort, tmp_path):

@@ -100,7 +100,7 @@ def expand_scaling(cohort: Path, place: Path) -> Numbers:
             times.setdefault(key, []).append(seconds(function, count, at_once))
     found = {key: statistics.median(values) for key, values in times.items()}
     bare: dict[int, list[float]] = {1: [], 2: []}
-    for _ in range(ROUNDS):
+    for _ in range(ROUNDS + 1):
         for count, values in bare.items():
             values.append(statistics.mean(in_processes(_expand_here, [(expander, work)] * count)))
     alone, together = map(statistics.median, bare.values())

@@ -45,8 +45,10 @@ from ehr_ray.evaluation.tasks.prediction_sets import prediction_set_result
 from ehr_ray.evaluation.tasks.subgroups import subgroup_result
 from ehr_ray.events.code_map import load_code_map
 from ehr_ray.events.labels import choose_task, first_kind, task_files
+from ehr_ray.events.patients import splits_of
 from ehr_ray.events.zero_shot import ZeroShot
 from ehr_ray.runtime.data.dataset import check_cohort
+from ehr_ray.runtime.data.task_labels import TaskLabels
 from ehr_ray.runtime.data.tasks import Say, split_shards
 from ehr_ray.runtime.inference import check_gpus
 from ehr_ray.runtime.session import session
@@ -134,6 +136,7 @@ def evaluate(
     place = None if subject.own else of_training(subject.run, subject.experiment)
     name = f"{subject.run.resolve().name} on {subject.cohort.resolve().name}"
     with tracked_verb(place, "evaluate", name, given) as record:
+        sync.remove(scratch)  # of a process that was killed
         try:
             with session(address, verbose=verbose) if on_ray else contextlib.nullcontext():
                 check_cohort(subject.cohort, subject.experiment.cache, say, on_ray=on_ray)
@@ -232,22 +235,32 @@ def _score(
         subject = dataclasses.replace(subject, features=choose_features(subject, say))
     for line in judged_labels.notes():
         say(line)
-    inputs = predict(subject, labels, judged_labels, say)
-    if "train" not in inputs.fit or not len(inputs.fit["train"].samples):
-        raise InputError(f"{home}: no {subject.task} label in the train split to fit a probe on")
-    if not len(inputs.judged.samples):
-        raise InputError(f"{subject.cohort}: no {subject.task} label in the {subject.split} split")
-    if "tuning" not in inputs.fit:
+    no_train = f"{home}: no {subject.task} label in the train split to fit a probe on"
+    no_judged = f"{subject.cohort}: no {subject.task} label in the {subject.split} split"
+    if not _labelled(labels, "train"):
+        raise InputError(no_train)
+    if not _labelled(judged_labels, subject.split):
+        raise InputError(no_judged)
+    if not splits_of(home).get("tuning"):
         raise InputError(
             f"{home}: no tuning split to choose and calibrate on; ingest "
             "it anew with `--splits 0.8,0.1,0.1`"
         )
+    inputs = predict(subject, labels, judged_labels, say)
+    if not len(inputs.fit["train"].samples):  # of a small share
+        raise InputError(no_train)
+    if not len(inputs.judged.samples):
+        raise InputError(no_judged)
     empty = rows_without_events(inputs.judged, subject.split)
     if labels.kind != "binary":
         of_kind, found = score_kinds(subject, labels, inputs, say)
         return of_kind, merged([found, empty]), inputs
     scores, results = _score_binary(subject, inputs, recalibrate, label_shares, say)
     return scores, merged([empty, *results]), inputs
+
+
+def _labelled(labels: TaskLabels, split: str) -> int:
+    return labels.splits[split].labelled if split in labels.splits else 0
 
 
 def _score_binary(

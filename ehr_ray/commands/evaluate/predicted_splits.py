@@ -5,6 +5,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
@@ -29,6 +30,7 @@ from ehr_ray.events.patients import splits_of, without_events_line
 from ehr_ray.events.subgroups import MAX_PLACES
 from ehr_ray.runtime.data.dataset import named_origin, num_patients
 from ehr_ray.runtime.data.manifest import opened
+from ehr_ray.runtime.data.prepared import module_text
 from ehr_ray.runtime.data.rows import TaskTimes
 from ehr_ray.runtime.data.task_labels import TaskLabels
 from ehr_ray.runtime.data.tasks import Say, split_shards
@@ -43,9 +45,13 @@ from ehr_ray.runtime.inference import (
 )
 from ehr_ray.storage import files, sync
 from ehr_ray.storage.listing import stamp
+from ehr_ray.storage.lock import exclusive_lock
 from ehr_ray.storage.paths import absolute, canonical, local
 from ehr_ray.train import checkpoint
 from ehr_ray.train.task_probe import TaskProbe
+
+LAYOUT: Final = 1
+"""Bump when the same patients, asked the same, would give other tables."""
 
 
 @dataclass(frozen=True)
@@ -92,13 +98,20 @@ def predict(
     asked = [_asked(subject, home, name, labels, say) for name in names]
     if not subject.own or subject.split not in names:
         asked.append(_asked(subject, subject.events, subject.split, judged_labels, say))
-    for one in asked:
-        sync.fetch(one.part.folder, missing_ok=True)
-    predict_parts([one.part for one in asked], on_ray=subject.on_ray, say=say)
-    found = [_read(subject, one) for one in asked]
+    # Two evaluations of a run may share a part, which who reads it first removes.
+    with exclusive_lock(_parts(subject) / ".lock"):
+        for one in asked:
+            sync.fetch(one.part.folder, missing_ok=True)
+        parts = [one.part for one in asked]
+        predict_parts(parts, resume=True, on_ray=subject.on_ray, say=say)
+        found = [_read(subject, one) for one in asked]
     fitted = dict(zip(names, found, strict=False))
     judged = found[-1] if len(found) > len(names) else fitted[subject.split]
     return EvaluationInputs(fitted, judged)
+
+
+def _parts(subject: Subject) -> Path:
+    return subject.run.absolute() / ".parts"
 
 
 @dataclass(frozen=True)
@@ -138,8 +151,12 @@ def _asked(
         times = dataclasses.replace(times, share=share)
         asked["share"] = share
         say(f"fitting on {100 * share:.3g} % of the train patients (evaluation.fit_patients)")
-    key = hashlib.sha256(json.dumps([stamps, asked]).encode()).hexdigest()[:16]
-    folder = subject.run.absolute() / ".parts" / f"{split}-{key}"
+    family = subject.loaded.family
+    made_by = [LAYOUT, family.version, module_text(family.transform).decode()]
+    key = hashlib.sha256(json.dumps([made_by, stamps, asked]).encode()).hexdigest()[:16]
+    # What is predicted of a mapped copy goes with it.
+    place = _parts(subject) if subject.mapped is None or fitted_on else subject.mapped
+    folder = place / f"{split}-{key}"
     return _Asked(cohort, split, Part(shards, folder, request, times), fitted_on and not judged)
 
 

@@ -310,14 +310,14 @@ def _key(experiment: Experiment, family: "AnyFamily", source: Source) -> str:
             options["statistics"] = [read.windows, read.max_codes]
     parts = [manifest, options, family.version, LAYOUT, vocabulary.origin]
     digest = hashlib.sha256(json.dumps(parts, default=dataclasses.asdict).encode())
-    digest.update(_module_text(family.transform))
+    digest.update(module_text(family.transform))
     digest.update("\0".join(vocabulary.codes).encode())
     digest.update(vocabulary.location.tobytes() + vocabulary.scale.tobytes())
     digest.update(vocabulary.quantiles.tobytes())
     return digest.hexdigest()[:20]
 
 
-def _module_text(function: Callable[..., Any]) -> bytes:
+def module_text(function: Callable[..., Any]) -> bytes:
     """Return the source of the module a function stands in: edited, it may give other rows."""
     try:
         path = inspect.getsourcefile(inspect.unwrap(function))

@@ -14,7 +14,7 @@ from typing import Any, Final
 import torch
 
 from ehr_ray.commands.benchmark.gpu_models import MODELS
-from ehr_ray.commands.benchmark.model import model_speed
+from ehr_ray.commands.benchmark.model import model_speed, threads
 from ehr_ray.commands.benchmark.peers import published_jepa
 from ehr_ray.commands.benchmark.peers.timing import Figures, in_turn
 from ehr_ray.commands.ingest import ingest
@@ -95,9 +95,10 @@ def published_steps(place: Path) -> Figures:
             f"{name}, here over {THEIRS}": rate / peer.rate,
         }
         if peer.made_anew is not None:
-            step = peer.made_anew()
-            step()  # memory is touched for the first time
-            anew = peer.batch / in_turn({"": step}, STEPS)[""]
+            with threads(1):  # as ours
+                step = peer.made_anew()
+                step()  # memory is touched for the first time
+                anew = peer.batch / in_turn({"": step}, STEPS)[""]
             figures |= {
                 f"{name}, the same, made anew in this process": anew,
                 f"{name}, here over made anew": rate / anew,
@@ -108,9 +109,10 @@ def published_steps(place: Path) -> Figures:
 def plan(peer: Published, cohort: Path, place: Path) -> dict[str, Any]:
     """Return the config of our step at the sizes of a published program.
 
-    In bf16 where this processor multiplies it and the sizes are worth it, else in float32.
+    In bf16 where this processor multiplies it and the sizes are worth it, else, and beside a step
+    made anew, in float32.
     """
-    wide = peer.family not in ("vitals_vae", "hcat")
+    wide = peer.family not in ("vitals_vae", "hcat") and peer.made_anew is None
     precision = "bf16" if wide and half_type() is torch.bfloat16 else "float32"
     return {
         "family": peer.family,
