@@ -4,7 +4,9 @@ A row's arrays have a ragged first axis and fixed further ones. In a file each i
 (the further axes flattened, their sizes in the schema); scalars are plain columns.
 """
 
+import contextlib
 import json
+import os
 import zlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +23,8 @@ from ehr_ray.storage import files
 
 T = TypeVar("T")
 Row = Mapping[str, np.ndarray]
+Window = Sequence[npt.NDArray[np.int64]]
+"""Indices of rows that are read together, int64, in the parts they are read in."""
 CHUNK: Final = 256
 """Rows that are written, read and shuffled together: a block."""
 
@@ -71,17 +75,20 @@ class RowStore(Protocol):
         """Return several rows."""
 
     def read(
-        self, windows: Iterable[Sequence[npt.NDArray[np.int64]]]
+        self, windows: Iterable[Window], then: Iterable[Window] = ()
     ) -> Generator[Sequence[Row], None, None]:
-        """Yield the rows of each part; those of a window lie in few shards, and are read once."""
+        """Yield the rows of each part; those of a window lie in few shards, and are read once.
+
+        Of `then`, which is read next by another call, the first window may be brought near.
+        """
 
 
 class BlockStore:
     """Random access to the rows of several block files.
 
-    Files are mapped at once, and a block is looked at when a row of it is first asked for. A file
-    that is cut short is an `InputError` at once, flipped bits are one when a row beside them is
-    first asked for.
+    A file that is gone or cut short is an `InputError` at once, by its size. It is mapped, and a
+    block of it looked at, when a row of the block is first asked for: flipped bits are an error
+    then, and so is a file that is gone or has another size by now.
 
     Args:
         paths: files of `write_block`; their order is the order of the rows.
@@ -98,14 +105,15 @@ class BlockStore:
     ) -> None:
         self._paths = list(paths)
         self._brought = BroughtFiles(self._paths, fetch, self._forget) if fetch else None
-        self._files = [] if fetch else [mapped(path) for path in paths]
-        sizes = [None] * len(paths) if fetch else [file.size for file in self._files]
+        sizes: Sequence[int | None] = [None] * len(paths) if fetch else _sizes(paths)
         found = None if index is None else read_index(index, sizes)
         if found is None:
             brought = self._brought
             here = [brought.here(i) for i in range(len(paths))] if brought else self._paths
             found = scanned(here)
         self.index = found
+        assert found.stamps is not None  # they are of files
+        self._sizes = found.stamps
         if self._brought is not None:
             self._brought.sizes = found.stamps
         self.block_sizes, self.shard_blocks = self.index.block_sizes, self.index.shard_blocks
@@ -130,11 +138,10 @@ class BlockStore:
         """Return the columns of a block, of which the last `OPEN_BLOCKS` stay."""
         shard = int(np.searchsorted(self._file_ends, block, side="right"))
         number = block - (int(self._file_ends[shard - 1]) if shard else 0)
-        path = self._paths[shard]
+        path, brought = self._paths[shard], self._brought
+        file = mapped(path, int(self._sizes[shard])) if brought is None else brought.get(shard)
         try:
             with files.reads(path, REMEDY):
-                brought = self._brought
-                file = self._files[shard] if brought is None else brought.get(shard)
                 reader = pa.ipc.open_file(file)
                 batch, metadata = reader.get_batch_with_custom_metadata(number)
         except InputError as error:
@@ -175,23 +182,37 @@ class BlockStore:
         return [self.row(int(i)) for i in chosen]
 
     def read(
-        self, windows: Iterable[Sequence[npt.NDArray[np.int64]]]
+        self, windows: Iterable[Window], then: Iterable[Window] = ()
     ) -> Generator[list[dict[str, np.ndarray]], None, None]:
-        """Yield the rows of each part; files of a window are brought while the last one is used."""
-        ahead = iter(windows)
-        following = next(ahead, None)
-        try:
-            while (window := following) is not None:
-                following = next(ahead, None)
-                if self._brought is not None:
-                    self._brought.want([*self._shards(window), *self._shards(following or ())])
+        """Yield the rows of each part; files of a window are brought while the last one is used.
+
+        So are those of the first window of `then`, while the last one of all is.
+        """
+        with contextlib.closing(self._wanted(windows, then)) as wanted:
+            for window in wanted:
                 for part in window:
                     yield [self.row(int(i)) for i in part]
-        finally:
-            if self._brought is not None:
-                self._brought.cancel()
 
-    def _shards(self, window: Sequence[npt.NDArray[np.int64]]) -> list[int]:
+    def _wanted(
+        self, windows: Iterable[Window], then: Iterable[Window]
+    ) -> Generator[Window, None, None]:
+        """Yield each window once its files, and those of the one that follows, are on their way."""
+        if self._brought is None:
+            yield from windows
+            return
+        ahead = iter(windows)
+        window = next(ahead, None)
+        try:
+            while window is not None:
+                following = next(ahead, None)
+                near = next(iter(then), ()) if following is None else following
+                self._brought.want([*self._shards(window), *self._shards(near)])
+                yield window
+                window = following
+        finally:
+            self._brought.cancel()
+
+    def _shards(self, window: Window) -> list[int]:
         """Return the files that rows lie in."""
         blocks = np.searchsorted(self._ends, np.concatenate([np.zeros(0, int), *window]), "right")
         found: list[int] = np.unique(np.searchsorted(self._file_ends, blocks, "right")).tolist()
@@ -260,6 +281,17 @@ def scanned(paths: Sequence[Path]) -> RowIndex:
         parts += [_known(batch) for batch in batches]
         blocks.append(np.array([batch.num_rows for batch in batches], np.int64))
     return RowIndex.of(parts, blocks, np.array([p.stat().st_size for p in paths], np.int64))
+
+
+def _sizes(paths: Sequence[Path]) -> list[int]:
+    """Return the bytes of files; InputError for one that is not there."""
+    found = []
+    for path in paths:
+        try:
+            found.append(os.stat(path).st_size)
+        except OSError as error:
+            raise files.unreadable(path, error, REMEDY) from error
+    return found
 
 
 def block_rows(count: int) -> npt.NDArray[np.int64]:

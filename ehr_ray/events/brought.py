@@ -29,8 +29,9 @@ REMEDY: Final = "remove it, and it is made again"
 class BroughtFiles:
     """The mapped files of some paths, brought when they are wanted.
 
-    Where their disk has no room for more, copies used longest ago are removed, but none of those
-    that `want` named last. A mapping of one, in another process too, outlives its name.
+    Where their disk has no room for more, copies are removed: first those that were not used here,
+    as of rows that were made on this node, then those used longest ago, but none of those that
+    `want` named last. A mapping of one, in another process too, outlives its name.
 
     Args:
         paths: of the copies.
@@ -47,6 +48,7 @@ class BroughtFiles:
         self._files: dict[int, pa.Buffer] = {}
         self._wanted: set[int] = set()
         self._removed: list[int] = []
+        self._unused: list[int] | None = None
         self._lock = threading.Lock()
         self.sizes: npt.NDArray[np.int64] | None = None
         """Bytes that they must have, int64 [files]; None: not known."""
@@ -101,13 +103,7 @@ class BroughtFiles:
             path = self.here(file)
             if path.exists():
                 break
-        try:
-            found = mapped(path)
-        except InputError as error:
-            raise DamagedRowsError(str(error)) from error
-        if self.sizes is not None and found.size != self.sizes[file]:
-            raise DamagedRowsError(f"{path}: has changed while it was used; train again")
-        return found
+        return mapped(path, None if self.sizes is None else int(self.sizes[file]))
 
     def _tell(self) -> None:
         """Tell of files that were removed, in the thread that reads."""
@@ -120,19 +116,40 @@ class BroughtFiles:
         if self.sizes is None or not len(self.sizes):
             return
         folder = next(path for path in self._paths[0].parents if path.is_dir())
-        least = ROOM * int(self.sizes.max())
         with self._lock:
-            unwanted = [file for file in self._files if file not in self._wanted]
-            for file in unwanted:
-                if shutil.disk_usage(folder).free >= least:
-                    return
-                del self._files[file]
-                self._removed.append(file)
+            while is_short(folder, int(self.sizes.max())) and (file := self._dropped()) is not None:
                 inside(self._paths[file]).unlink(missing_ok=True)
 
+    def _dropped(self) -> int | None:
+        """Forget the file that is missed least, and return it; None where all are wanted."""
+        if self._unused is None:
+            self._unused = [file for file, path in enumerate(self._paths) if path.exists()]
+        while self._unused:
+            file = self._unused.pop()
+            if file not in self._files and file not in self._wanted:
+                return file
+        file = next((file for file in self._files if file not in self._wanted), None)
+        if file is not None:
+            del self._files[file]
+            self._removed.append(file)
+        return file
 
-def mapped(path: Path) -> pa.Buffer:
-    """Return a file's bytes as a view of its mapping, which outlives its name."""
-    with files.reads(path, REMEDY), pa.memory_map(str(path)) as file:
-        buffer: pa.Buffer = file.read_buffer()
+
+def is_short(folder: Path, size: int) -> bool:
+    """Whether the disk of a folder has no room for `ROOM` files of so many bytes."""
+    return shutil.disk_usage(folder).free < ROOM * size
+
+
+def mapped(path: Path, size: int | None) -> pa.Buffer:
+    """Return a file's bytes as a view of its mapping, which outlives its name.
+
+    DamagedRowsError where it cannot be read, or has other than so many bytes; None: any.
+    """
+    try:
+        with files.reads(path, REMEDY), pa.memory_map(str(path)) as file:
+            buffer: pa.Buffer = file.read_buffer()
+    except InputError as error:
+        raise DamagedRowsError(str(error)) from error
+    if size is not None and buffer.size != size:
+        raise DamagedRowsError(f"{path}: has changed while it was used; train again")
     return buffer

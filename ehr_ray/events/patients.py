@@ -1,6 +1,7 @@
 """Event rows of a cohort shard to patients: the unit everything downstream works on."""
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -115,10 +116,22 @@ def cohort_shards(cohort: Path, split: str) -> list[Path]:
 def shard_names(cohort: Path, split: str, shards: Sequence[Path]) -> list[str]:
     """Return a file name, without suffix, for what is made of each shard of a split.
 
-    Shards of a MEDS dataset may lie in folders: `a/0` and `b/0` are two.
+    Shards of a MEDS dataset may lie in folders: `a/0` and `b/0` are two. InputError for two whose
+    names would be one.
     """
-    folder = Path(cohort) / "data" / split
-    return ["-".join(p.relative_to(folder).with_suffix("").parts) for p in shards]
+    folder = f"{Path(cohort) / 'data' / split}{os.sep}"
+    paths = [os.path.splitext(str(path).removeprefix(folder))[0] for path in shards]
+    names = [path.replace(os.sep, "-") for path in paths]
+    if len(set(names)) < len(names):
+        first: dict[str, str] = {}
+        one, other = next(
+            (o, p) for p, n in zip(paths, names, strict=True) if (o := first.setdefault(n, p)) != p
+        )
+        raise InputError(
+            f"{folder}{other}.parquet: has the name of {one}.parquet where / is written -; "
+            "rename one of them"
+        )
+    return names
 
 
 def _check_complete(cohort: Path, split: str, found: list[Path]) -> None:

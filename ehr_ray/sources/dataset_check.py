@@ -44,13 +44,17 @@ def is_ours(cohort: Path, shards: Mapping[str, Sequence[Path]]) -> bool:
 
     They are known by name, and by the footers that the cohort's manifest has.
     """
+    return is_named(cohort, shards) and not is_contradicted(cohort, shards)
+
+
+def is_named(cohort: Path, shards: Mapping[str, Sequence[Path]]) -> bool:
+    """Whether `ingest` has noted that it wrote shards of all of these names."""
     record = Path(cohort) / RECORD
     if not record.is_file():
         return False
     with files.reads(record, "restore it, or ingest the cohort again"):
         written = json.loads(record.read_text()).get("shards", {})
-    named = all({p.name for p in paths} <= set(written.get(s, ())) for s, paths in shards.items())
-    return named and not is_contradicted(cohort, shards)
+    return all({p.name for p in paths} <= set(written.get(s, ())) for s, paths in shards.items())
 
 
 def check_dataset(

@@ -35,10 +35,16 @@ def write(root: Path, found: dict[str, Stamp]) -> None:
 
 def parquet_below(folder: Path) -> list[Path]:
     """Return the Parquet files below a folder, here or in its store, in no order."""
-    here = {*folder.glob("**/*.parquet")}
+    ending, inner = ".parquet", f"{folder}{os.sep}"
+    here = {
+        f"{at}{os.sep}{name}"
+        for at, _, names in os.walk(folder)
+        for name in names
+        if name.endswith(ending)
+    }
     root, found = _listing(folder)
-    there = {root / name for name in found if name.endswith(".parquet")}
-    return [*here | {path for path in there if folder in path.parents}]
+    there = {f"{root}{os.sep}{name}" for name in found if name.endswith(ending)}
+    return [*map(Path, here | {path for path in there if path.startswith(inner)})]
 
 
 def stamp(path: Path) -> Stamp:

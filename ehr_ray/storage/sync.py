@@ -256,10 +256,10 @@ def _files(location: Path) -> dict[str, Stamp]:
     found = {}
     for folder, folders, names in os.walk(location):
         folders[:] = [name for name in folders if not _hidden(name)]
+        below = Path(folder).relative_to(location).as_posix()
         for name in names:
-            path = Path(folder, name)
-            if not _hidden(name) and (stamp := stamp_of(path)) is not None:
-                found[path.relative_to(location).as_posix()] = stamp
+            if not _hidden(name) and (stamp := stamp_of(f"{folder}{os.sep}{name}")) is not None:
+                found[join("" if below == "." else below, name)] = stamp
     return found
 
 

@@ -6,11 +6,14 @@ in a folder of the cache, named by the paths, sizes and times of the shards.
 
 import contextlib
 import hashlib
+import itertools
 import json
 import math
 import secrets
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Final
 
@@ -22,6 +25,7 @@ from ehr_ray.events.manifest import (
     SHARDS_PER_FILE,
     VERSION,
     Manifest,
+    contradicted,
     describe_shard,
     file_name,
     read_manifest,
@@ -41,25 +45,65 @@ def mute(line: str) -> None:
     """Say nothing: it takes seconds where other steps take hours."""
 
 
+@dataclass(frozen=True)
+class Shards:
+    """The shards of a cohort as they lie there, listed once for all that a command asks of them.
+
+    Args:
+        cohort: its folder.
+        splits: the shards of each split that has any, in order.
+    """
+
+    cohort: Path
+    splits: Mapping[str, Sequence[Path]]
+
+    @classmethod
+    def of(cls, cohort: Path) -> "Shards":
+        """Return those of a cohort; InputError as `splits_of` raises it."""
+        return cls(Path(cohort), splits_of(cohort))
+
+    @cached_property
+    def stamps(self) -> Mapping[str, list[tuple[str, int, int]]]:
+        """Name, size and time of each shard of each split, in order, looked at once."""
+        return {split: stamped(paths) for split, paths in self.splits.items()}
+
+    @cached_property
+    def contradicted(self) -> set[str]:
+        """Splits of which the cohort's manifest says that they have other shards, asked once."""
+        return contradicted(self.cohort, self.splits)
+
+    def digest(self, *tables: Path) -> str:
+        """Return a hash of names, sizes and times of the shards and of tables beside them."""
+        paths = [path for table in tables if (path := self.cohort / table).is_file()]
+        found = [*itertools.chain(*self.stamps.values()), *stamped(paths)]
+        return hashlib.sha256(json.dumps(found).encode()).hexdigest()[:16]
+
+
 @contextlib.contextmanager
 def opened(
-    cohort: Path, cache: Path | None, *, on_ray: bool, say: Say = mute
+    cohort: Path,
+    cache: Path | None,
+    *,
+    on_ray: bool,
+    say: Say = mute,
+    shards: Shards | None = None,
 ) -> Iterator[Manifest]:
     """Yield the manifest of a cohort, counting its shards where there is none of them.
 
     What is counted is kept under `cache`; without one, or where nobody may write to it, it is
     removed after the block. With `on_ray` it is counted by tasks of the session that is open.
+    `shards` are those of the cohort, where they have been listed.
     """
-    shards = splits_of(cohort)
-    found, name = read_manifest(cohort, shards), f"manifest-{shards_digest(cohort)}-{VERSION}"
+    shards = shards or Shards.of(cohort)
+    found, name = read_manifest(cohort, shards.splits), f"manifest-{shards.digest()}-{VERSION}"
     if found is None and cache is not None:
         with contextlib.suppress(ResourcesUnavailableError):
-            found = _made(cohort, shards, Path(cache).absolute() / name, on_ray, say)
+            found = _made(cohort, shards.splits, Path(cache).absolute() / name, on_ray, say)
     if found is not None:
         yield found
         return
     with scratch(None, name) as folder:  # of this machine, where tasks of others write nothing
-        yield _made(cohort, shards, folder, False, say)
+        yield _made(cohort, shards.splits, folder, False, say)
 
 
 @contextlib.contextmanager
@@ -74,13 +118,6 @@ def scratch(cache: Path | None, name: str) -> Iterator[Path]:
         yield folder
     finally:
         sync.remove(folder)
-
-
-def shards_digest(cohort: Path, *tables: Path) -> str:
-    """Return a hash of the names, sizes and times of the shards and of tables beside them."""
-    paths = [path for found in splits_of(cohort).values() for path in found]
-    paths += [path for table in tables if (path := Path(cohort) / table).is_file()]
-    return hashlib.sha256(json.dumps(stamped(paths)).encode()).hexdigest()[:16]
 
 
 def _made(

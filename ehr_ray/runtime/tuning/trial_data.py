@@ -25,7 +25,7 @@ from ehr_ray.runtime.data.dataset import vocabulary_of
 from ehr_ray.runtime.data.prepared import Prepared, fetched, prepared
 from ehr_ray.runtime.data.tasks import Say
 from ehr_ray.runtime.text_embedding import with_phrases
-from ehr_ray.storage.paths import canonical
+from ehr_ray.storage.paths import canonicals
 from ehr_ray.train.task import family_of
 
 LARGEST: Final = 64
@@ -141,7 +141,7 @@ def _rows(experiment: Experiment, family: AnyFamily, vocabulary: Vocabulary | No
 
 def _named(data: Prepared) -> Prepared:
     """Return the dataset with names of files that all nodes know."""
-    blocks: dict[str, Any] = {s: tuple(map(canonical, paths)) for s, paths in data.blocks.items()}
+    blocks: dict[str, Any] = {s: tuple(canonicals(paths)) for s, paths in data.blocks.items()}
     return Prepared(data.vocabulary, blocks)
 
 

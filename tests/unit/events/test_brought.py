@@ -71,6 +71,30 @@ def test_files_of_a_window_come_together_and_the_next_window_s_while_it_is_used(
     assert [values(part) for part in parts] == [[5], [9]]
 
 
+def test_files_of_what_is_read_next_come_while_the_last_window_is_used(place):
+    store, row = place.store(), lambda index: [np.array([index])]
+    parts = store.read([row(0), row(4)], iter([row(8), row(12)]))
+    assert values(next(parts)) == [0]
+    assert sorted(store._brought._wanted) == [0, 1]
+    assert values(next(parts)) == [4]
+    waited = [store._brought._coming[2].result(60)]  # of what comes next the first window
+    assert list(parts) == []
+    assert sorted(place.asked) == ["0.arrow", "1.arrow", "2.arrow"]
+    assert list(map(values, store.read([row(8)]))) == [[8]]
+    assert len(place.asked) == 3
+    assert waited[0].size == place.there[2].stat().st_size
+
+
+def test_of_files_that_are_here_no_window_is_asked_for_before_it_is_read(place):
+    asked = []
+    store = BlockStore(place.there)
+    windows = (asked.append(row) or [np.array([row])] for row in (0, 4))
+    parts = store.read(windows, then=iter(lambda: pytest.fail("read next"), None))
+    assert values(next(parts)) == [0]
+    assert asked == [0]
+    assert [values(part) for part in parts] == [[4]]
+
+
 def test_what_has_not_begun_is_not_brought_once_nobody_wants_it(place, monkeypatch):
     monkeypatch.setattr(brought, "AT_ONCE", 1)
     begun, gate = threading.Event(), threading.Event()
@@ -146,6 +170,16 @@ def test_copies_used_longest_ago_make_room_and_are_brought_and_checked_again(pla
     place.there[1].write_bytes(content)
     with pytest.raises(DamagedRowsError, match="its rows are not those that were written"):
         store.rows([5])
+
+
+@pytest.mark.usefixtures("full")
+def test_copies_that_nobody_here_used_make_room_first(place):
+    for number in (2, 3):
+        place.fetch(place.here[number])  # as rows that were made on this node
+    store = place.store()
+    assert values(store.rows([0])) == [0]
+    assert [path.exists() for path in place.here] == [True, False, False, False]
+    assert values(store.rows([9])) == [9]
 
 
 @pytest.mark.usefixtures("full")

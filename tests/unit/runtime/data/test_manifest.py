@@ -1,5 +1,6 @@
 import pickle
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +13,8 @@ from ehr_ray.events.manifest import FOLDER
 from ehr_ray.events.patients import splits_of
 from ehr_ray.events.schema import EVENTS
 from ehr_ray.runtime.data import manifest, tasks
-from ehr_ray.runtime.data.manifest import fitted_codes, opened
+from ehr_ray.runtime.data.manifest import Shards, fitted_codes, opened
+from ehr_ray.storage.listing import stamped
 
 
 def write(path, first, count=500):
@@ -45,6 +47,20 @@ def told(cohort, cache, **options):
 
 def files_of(folder):
     return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.parquet")}
+
+
+def test_shards_are_listed_and_looked_at_once_for_all_that_is_asked_of_them(others, monkeypatch):
+    shards, looked = Shards.of(others), []
+    (others / "table.csv").write_text("1")
+    monkeypatch.setattr(manifest, "stamped", lambda paths: looked.extend(paths) or stamped(paths))
+    digest = shards.digest()
+    with_table = shards.digest(Path("table.csv"), Path("none.csv"))
+    assert with_table != digest == shards.digest(Path("none.csv"))
+    found = [path for paths in splits_of(others).values() for path in paths]
+    assert looked == [*found, others / "table.csv"]
+    assert [name for name, _, _ in shards.stamps["train"]] == [str(p) for p in found[:3]]
+    write(found[0], 7)
+    assert shards.digest() == digest != Shards.of(others).digest()
 
 
 def test_a_dataset_of_others_is_counted_once_and_nothing_is_written_into_it(
