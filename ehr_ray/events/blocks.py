@@ -9,8 +9,9 @@ import json
 import os
 import zlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,7 @@ from ehr_ray.errors import DamagedRowsError, InputError
 from ehr_ray.events.brought import REMEDY, BroughtFiles, mapped
 from ehr_ray.events.row_index import LENGTH, RowIndex, read_index
 from ehr_ray.storage import files
+from ehr_ray.storage.paths import canonical, local
 
 T = TypeVar("T")
 Row = Mapping[str, np.ndarray]
@@ -50,6 +52,48 @@ def write_block(path: Path, rows: Iterable[Row], *, chunk: int = CHUNK) -> int:
             count += len(part)
         (writer or pa.ipc.new_file(sink, pa.schema([]))).close()
     return count
+
+
+@dataclass(frozen=True)
+class BlockFiles(Sequence[Path]):
+    """The block files of a split, in order; the path of one is made when it is asked for.
+
+    Args:
+        folder: path or URI of the folder that they lie in.
+        names: of each in it.
+    """
+
+    folder: str
+    names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        """Return the number of files."""
+        return len(self.names)
+
+    @overload
+    def __getitem__(self, place: int) -> Path: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> "BlockFiles": ...
+
+    def __getitem__(self, place: int | slice) -> "Path | BlockFiles":
+        """Return the path of one on this machine, or some of the files."""
+        if isinstance(place, slice):
+            return BlockFiles(self.folder, self.names[place])
+        return local(self.folder) / self.names[place]
+
+    def texts(self) -> list[str]:
+        """Return the paths of all on this machine, as text."""
+        folder = local(self.folder)
+        return [f"{folder}{os.sep}{name}" for name in self.names]
+
+    def named(self) -> "BlockFiles":
+        """Return them by a folder that every machine finds."""
+        return BlockFiles(canonical(self.folder), self.names)
+
+    def here(self) -> "BlockFiles":
+        """Return them by their folder on this machine."""
+        return BlockFiles(str(local(self.folder)), self.names)
 
 
 class RowStore(Protocol):
@@ -103,7 +147,7 @@ class BlockStore:
         index: Path | None = None,
         fetch: Callable[[Path], Path] | None = None,
     ) -> None:
-        self._paths = list(paths)
+        self._paths = paths
         self._brought = BroughtFiles(self._paths, fetch, self._forget) if fetch else None
         sizes: Sequence[int | None] = [None] * len(paths) if fetch else _sizes(paths)
         found = None if index is None else read_index(index, sizes)
@@ -286,7 +330,7 @@ def scanned(paths: Sequence[Path]) -> RowIndex:
 def _sizes(paths: Sequence[Path]) -> list[int]:
     """Return the bytes of files; InputError for one that is not there."""
     found = []
-    for path in paths:
+    for path in paths.texts() if isinstance(paths, BlockFiles) else paths:
         try:
             found.append(os.stat(path).st_size)
         except OSError as error:

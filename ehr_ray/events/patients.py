@@ -108,7 +108,9 @@ def cohort_shards(cohort: Path, split: str) -> list[Path]:
         raise InputError(
             f"{cohort}: not a cohort (no data/ folder); make one with `ehr-ray ingest`"
         )
-    found = sorted(parquet_below(folder / split), key=lambda p: (len(p.name), p.name, str(p)))
+    found = sorted(parquet_below(folder / split), key=str)
+    found.sort(key=lambda path: path.name)
+    found.sort(key=lambda path: len(path.name))
     _check_complete(Path(cohort), split, found)
     return found
 

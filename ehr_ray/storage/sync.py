@@ -13,7 +13,7 @@ import contextlib
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -227,7 +227,7 @@ def sizes_in(location: str | Path) -> dict[str, int]:
     """Return the bytes of all files in a folder by relative name, without those of the machine."""
     uri = uri_of(location)
     if uri is None:
-        return {name: size for name, (size, _) in _files(Path(location)).items()}
+        return {name: size for name, (size, _) in _found(Path(location))}
     with explained(uri):
         found = _objects(*filesystem(uri)).items()
         return {name: size for name, (size, _) in found if not _hidden(name)}
@@ -251,16 +251,19 @@ def _objects(store: Any, path: str) -> dict[str, Stamp]:
 
 def _files(location: Path) -> dict[str, Stamp]:
     """Return the same of a location on this machine, without hidden names."""
+    return dict(_found(location))
+
+
+def _found(location: Path) -> Iterator[tuple[str, Stamp]]:
     if location.is_file():
-        return {"": stamp_of(location) or (0, 0)}
-    found = {}
+        yield "", stamp_of(location) or (0, 0)
+        return
     for folder, folders, names in os.walk(location):
         folders[:] = [name for name in folders if not _hidden(name)]
         below = Path(folder).relative_to(location).as_posix()
         for name in names:
             if not _hidden(name) and (stamp := stamp_of(f"{folder}{os.sep}{name}")) is not None:
-                found[join("" if below == "." else below, name)] = stamp
-    return found
+                yield join("" if below == "." else below, name), stamp
 
 
 def _write(store: Any, path: str, content: bytes) -> None:

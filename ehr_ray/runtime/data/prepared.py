@@ -23,6 +23,7 @@ import pyarrow as pa
 
 from ehr_ray.errors import ConfigError, InputError, ResourcesUnavailableError
 from ehr_ray.events.blocks import (
+    BlockFiles,
     BlockStore,
     RowStore,
     block_rows,
@@ -67,7 +68,7 @@ class Prepared:
     """A family's model-ready dataset: its rows by split, and the vocabulary they speak."""
 
     vocabulary: Vocabulary
-    blocks: Mapping[str, tuple[Path, ...]]
+    blocks: Mapping[str, BlockFiles]
     stream: Streamed | None = None
     """Where rows are streamed; the blocks are none then."""
     weighed: str | None = None
@@ -77,9 +78,11 @@ class Prepared:
         """Return the rows of a split: those in files mapped into memory, or made when asked for."""
         if self.stream is not None:
             return self.stream.store(split)
-        paths = self.blocks.get(split, ())
-        copies = bool(paths) and uri_of(paths[0]) is not None
-        return BlockStore(paths, index_of(paths) if paths else None, sync.fetch if copies else None)
+        paths = self.blocks.get(split)
+        if not paths:
+            return BlockStore(())
+        copies = uri_of(paths[0]) is not None
+        return BlockStore(paths, index_of(paths), sync.fetch if copies else None)
 
 
 @dataclass(frozen=True)
@@ -132,13 +135,15 @@ def prepared(
     source = (_expanded_source if expanded else _cohort_source)(experiment, say, on_ray)
     with _folder(experiment, family, source) as folder:
         there = sync.sizes_in(folder)
-        names = {s: [f"{s}/{name}.arrow" for name in own.names] for s, own in source.shards.items()}
-        blocks = {s: tuple(Path(f"{folder}/{name}") for name in own) for s, own in names.items()}
-        jobs = [
-            {**own[number], "target": f"{folder}/{name}"}
+        blocks = {
+            split: BlockFiles(f"{folder}/{split}", tuple(f"{name}.arrow" for name in own.names))
             for split, own in source.shards.items()
-            for number, name in enumerate(names[split])
-            if name not in there
+        }
+        jobs = [
+            {**source.shards[split][number], "target": f"{paths.folder}/{name}"}
+            for split, paths in blocks.items()
+            for number, name in enumerate(paths.names)
+            if f"{split}/{name}" not in there
         ]
         labels = _labels(experiment, source.cohort, folder, say, on_ray)
         maker = RowMaker(experiment, source.vocabulary, labels)
@@ -150,7 +155,8 @@ def prepared(
                 check_stream(experiment.cluster)
             shards = {split: own.every() for split, own in source.shards.items()}
             stream = streamed(maker, shards, on_ray=on_ray, say=say)
-            yield Prepared(source.vocabulary, dict.fromkeys(shards, ()), stream, weighed)
+            none = {split: paths[:0] for split, paths in blocks.items()}
+            yield Prepared(source.vocabulary, none, stream, weighed)
             return
         told: dict[str, bytes] = {}
         if jobs:
@@ -160,7 +166,7 @@ def prepared(
             told = dict(zip((job["target"] for job in jobs), made, strict=True))
             there = sync.sizes_in(folder)
         for split, paths in blocks.items():
-            _write_index(paths, [there[name] for name in names[split]], told)
+            _write_index(paths, [there[f"{split}/{name}"] for name in paths.names], told)
         yield Prepared(source.vocabulary, blocks)
 
 
@@ -271,24 +277,24 @@ class BlockMaker:
         return measured_file(Path(job["target"]))
 
 
-def index_of(paths: Sequence[str | Path]) -> Path:
+def index_of(paths: Sequence[Path]) -> Path:
     """Return the file of what is known of the rows of a split, beside the folder of its blocks."""
-    folder = local(paths[0]).parent
+    folder = paths[0].parent
     return folder.with_name(f"{folder.name}.index")
 
 
-def fetched(blocks: Mapping[str, Sequence[str]]) -> dict[str, tuple[Path, ...]]:
-    """Return where block files of each split lie on this node, once what is known of them is here.
+def fetched(blocks: Mapping[str, BlockFiles]) -> dict[str, BlockFiles]:
+    """Return block files of each split as they lie here, once what is known of them is here too.
 
     The files themselves come when their rows are wanted: a rank reads a part of a large cohort.
     """
     for paths in blocks.values():
         if paths:
             sync.fetch(index_of(paths), missing_ok=True)
-    return {split: tuple(map(local, paths)) for split, paths in blocks.items()}
+    return {split: paths.here() for split, paths in blocks.items()}
 
 
-def _write_index(paths: Sequence[Path], sizes: Sequence[int], told: Mapping[str, bytes]) -> None:
+def _write_index(paths: BlockFiles, sizes: Sequence[int], told: Mapping[str, bytes]) -> None:
     """Write what is known of the rows of a split, unless it is there already.
 
     Of files that were made before, and are not `told` of, all blocks are looked at.
@@ -299,8 +305,8 @@ def _write_index(paths: Sequence[Path], sizes: Sequence[int], told: Mapping[str,
     if read_index(path, sizes) is not None:
         return
     tables = [
-        pa.ipc.open_stream(told.get(str(target)) or measured_file(sync.fetch(target))).read_all()
-        for target in paths
+        pa.ipc.open_stream(told.get(target) or measured_file(sync.fetch(Path(target)))).read_all()
+        for target in paths.texts()
     ]
     rows = [block_rows(len(table)) for table in tables]
     # Without it, as in a cache that nobody may write to, each process looks at all blocks.

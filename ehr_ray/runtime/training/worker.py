@@ -31,7 +31,7 @@ from ehr_ray.runtime.training.start_log import StartFile, keep_to_core
 from ehr_ray.storage import sync
 from ehr_ray.storage.lease import Lease
 from ehr_ray.storage.lock import run_lock
-from ehr_ray.storage.paths import canonical, canonicals, is_uri, local, uri_of
+from ehr_ray.storage.paths import canonical, is_uri, local, uri_of
 from ehr_ray.train.allocator import keep_freed_memory, return_freed_memory
 from ehr_ray.train.backend import Backend, begin_sum, sent_once
 from ehr_ray.train.checkpoint import Progress, drop_states, saved_progress
@@ -200,7 +200,7 @@ def train_here(job: Job, backend: Backend) -> Progress:
 
 def to_worker(job: Job) -> dict[str, Any]:
     """Return the configuration of the workers: a job, and its paths by names all nodes know."""
-    blocks = {split: canonicals(paths) for split, paths in job.prepared.blocks.items()}
+    blocks = {split: paths.named() for split, paths in job.prepared.blocks.items()}
     paths = {"run": canonical(job.run), "progress": canonical(job.progress), "blocks": blocks}
     return {"job": job, "paths": paths}
 
