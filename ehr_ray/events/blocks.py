@@ -30,6 +30,9 @@ Window = Sequence[npt.NDArray[np.int64]]
 CHUNK: Final = 256
 """Rows that are written, read and shuffled together: a block."""
 
+FEW: Final = 4
+"""Of a file that is not here blocks alone are read where so many times as many are not wanted."""
+
 OPEN_BLOCKS: Final = 4096
 """Blocks whose columns a store keeps at hand, some kB each: those of many windows."""
 
@@ -191,11 +194,7 @@ class BlockStore:
         except InputError as error:
             raise DamagedRowsError(str(error)) from error
         if not self._checked[block]:
-            checksum = None if metadata is None else metadata.get(CHECKSUM)
-            if checksum is not None and _checksum(batch) != checksum:
-                raise DamagedRowsError(
-                    f"{path}: its rows are not those that were written; {REMEDY}"
-                )
+            self._check(path, batch, metadata)
             self._checked[block] = True
         if len(self._blocks) >= OPEN_BLOCKS:
             self._blocks.pop(next(iter(self._blocks)), None)
@@ -219,11 +218,59 @@ class BlockStore:
         return self.index.column(f"{LENGTH}{name}")
 
     def rows(self, indices: Iterable[int]) -> list[dict[str, np.ndarray]]:
-        """Return several rows."""
+        """Return several rows; of files of which few blocks are wanted these alone are read."""
         chosen = np.fromiter(indices, np.int64)
-        if self._brought is not None:
-            self._brought.want(self._shards([chosen]))
-        return [self.row(int(i)) for i in chosen]
+        if self._brought is None:
+            return [self.row(int(i)) for i in chosen]
+        apart = self._apart(chosen)
+        self._brought.want(self._shards([chosen[[int(i) not in apart for i in chosen]]]))
+        return [apart.get(int(i)) or self.row(int(i)) for i in chosen]
+
+    def _apart(self, chosen: npt.NDArray[np.int64]) -> dict[int, dict[str, np.ndarray]]:
+        """Return by index the rows whose files do not come for them, as few of their blocks would.
+
+        They are copies: a block that has one of them is not held.
+        """
+        brought = self._brought
+        assert brought is not None
+        rows = np.unique(chosen)
+        blocks = np.searchsorted(self._ends, rows, "right")
+        shards = np.searchsorted(self._file_ends, blocks, "right")
+        wanted: dict[int, dict[int, list[int]]] = {}
+        for row, block, shard in zip(rows.tolist(), blocks.tolist(), shards.tolist(), strict=True):
+            wanted.setdefault(shard, {}).setdefault(block, []).append(row)
+        few = [
+            (shard, own)
+            for shard, own in wanted.items()
+            if FEW * len(own) <= self.index.counts[shard] and not brought.is_here(shard)
+        ]
+        found: dict[int, dict[str, np.ndarray]] = {}
+        for some in brought.each(lambda one: self._taken(*one), few):
+            found |= some
+        return found
+
+    def _taken(
+        self, shard: int, wanted: Mapping[int, Sequence[int]]
+    ) -> dict[int, dict[str, np.ndarray]]:
+        """Return rows of a file by index, of which no more is read than their blocks."""
+        assert self._brought is not None
+        first = int(self._file_ends[shard] - self.index.counts[shard])
+        found = {}
+        batches = self._brought.batches(shard, [block - first for block in wanted])
+        for (batch, metadata), (block, rows) in zip(batches, wanted.items(), strict=True):
+            self._check(self._paths[shard], batch, metadata)
+            start = int(self._ends[block] - self.block_sizes[block])
+            columns = _columns(batch.take(pa.array([row - start for row in rows])))
+            for place, row in enumerate(rows):
+                found[row] = {name: column.get(place) for name, column in columns.items()}
+        return found
+
+    @staticmethod
+    def _check(path: Path, batch: pa.RecordBatch, metadata: Any) -> None:
+        """Raise DamagedRowsError for a block of a file that is not what was written."""
+        checksum = None if metadata is None else metadata.get(CHECKSUM)
+        if checksum is not None and _checksum(batch) != checksum:
+            raise DamagedRowsError(f"{path}: its rows are not those that were written; {REMEDY}")
 
     def read(
         self, windows: Iterable[Window], then: Iterable[Window] = ()

@@ -3,19 +3,23 @@
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from ehr_ray.errors import DamagedRowsError, InputError, RowsUnavailableError, RunError
-from ehr_ray.storage import files
+from ehr_ray.storage import files, in_place
 from ehr_ray.storage.paths import inside
 
+Batch = tuple[pa.RecordBatch, Any]
+"""A block with its metadata."""
+Item = TypeVar("Item")
+Made = TypeVar("Made")
 AT_ONCE: Final = 8
 """Files brought at once."""
 ROOM: Final = 2 * AT_ONCE
@@ -87,16 +91,33 @@ class BroughtFiles:
     def here(self, file: int) -> Path:
         """Return the path of one, once it is here."""
         self._make_room()
-        path, begun = self._paths[file], time.monotonic()
-        while True:
+        path = self._paths[file]
+        return _patiently(lambda: self._fetch(path))
+
+    def each(self, function: Callable[[Item], Made], items: Iterable[Item]) -> Iterator[Made]:
+        """Yield what a function makes of items, in order, of as many at once as are brought."""
+        return self._pool.map(function, items)
+
+    def batches(self, file: int, numbers: Sequence[int]) -> list[Batch]:
+        """Return some blocks of a file, of which nothing else travels; errors are as of `get`."""
+        return _patiently(lambda: self._ranges(file, numbers))
+
+    def _ranges(self, file: int, numbers: Sequence[int]) -> list[Batch]:
+        path = self._paths[file]
+        with in_place.opened(path.parent, path.name) as source:
+            if source is None:
+                raise InputError(f"{path}: no such file; {REMEDY}")
+            if self.sizes is not None and source.size() != self.sizes[file]:
+                raise changed(path)
             try:
-                return self._fetch(path)
-            except InputError as error:
-                raise DamagedRowsError(str(error)) from error
-            except RunError as error:
-                if time.monotonic() - begun > PATIENCE:
-                    raise RowsUnavailableError(str(error)) from error
-                time.sleep(PAUSE)
+                reader = pa.ipc.open_file(source)
+                return [reader.get_batch_with_custom_metadata(number) for number in numbers]
+            except pa.ArrowInvalid as error:
+                raise files.unreadable(path, error, REMEDY) from error
+
+    def is_here(self, file: int) -> bool:
+        """Whether there is a copy of a file, or there will be one soon."""
+        return file in self._files or file in self._coming or self._paths[file].exists()
 
     def _brought(self, file: int) -> pa.Buffer:
         for _ in range(3):  # another process may make room between one line and the next
@@ -135,6 +156,25 @@ class BroughtFiles:
         return file
 
 
+def _patiently(ask: Callable[[], Made]) -> Made:
+    """Return what a store gives, which is asked again for `PATIENCE` seconds."""
+    begun = time.monotonic()
+    while True:
+        try:
+            return ask()
+        except InputError as error:
+            raise DamagedRowsError(str(error)) from error
+        except RunError as error:
+            if time.monotonic() - begun > PATIENCE:
+                raise RowsUnavailableError(str(error)) from error
+            time.sleep(PAUSE)
+
+
+def changed(path: Path) -> DamagedRowsError:
+    """Return the error of a file that has other bytes than it had."""
+    return DamagedRowsError(f"{path}: has changed while it was used; train again")
+
+
 def is_short(folder: Path, size: int) -> bool:
     """Whether the disk of a folder has no room for `ROOM` files of so many bytes."""
     return shutil.disk_usage(folder).free < ROOM * size
@@ -151,5 +191,5 @@ def mapped(path: Path, size: int | None) -> pa.Buffer:
     except InputError as error:
         raise DamagedRowsError(str(error)) from error
     if size is not None and buffer.size != size:
-        raise DamagedRowsError(f"{path}: has changed while it was used; train again")
+        raise changed(path)
     return buffer

@@ -1,16 +1,20 @@
 """Block files that are brought: here from another folder, by what a test may see and break."""
 
+import contextlib
+import io
 import shutil
 import threading
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from ehr_ray.errors import DamagedRowsError, InputError, RowsUnavailableError, RunError
 from ehr_ray.events import brought
 from ehr_ray.events.blocks import BlockStore, scanned, write_block
-from ehr_ray.storage.paths import STAGING
+from ehr_ray.storage import in_place, sync
+from ehr_ray.storage.paths import STAGING, local, uri_of
 
 
 @pytest.fixture
@@ -147,6 +151,108 @@ def test_files_that_are_gone_changed_or_damaged_are_told_by_name(place):
     write_block(place.there[2], [{"x": np.arange(3)}] * 5)
     with pytest.raises(DamagedRowsError, match=r"2\.arrow: has changed while it was used"):
         store.rows([9])
+
+
+@pytest.fixture
+def far(tmp_path, monkeypatch):
+    """Files of eight blocks in a store by URI, and one of a single block; what was read of them."""
+    monkeypatch.setenv(STAGING, str(tmp_path / "copies"))
+    monkeypatch.setattr(brought, "PATIENCE", 0.05)
+    monkeypatch.setattr(brought, "PAUSE", 0.01)
+    there = [tmp_path / "there" / f"{number}.arrow" for number in range(3)]
+    for number, path in enumerate(there):
+        rows = [
+            {"x": np.full(1000, 16 * number + row), "n": np.array(row)}
+            for row in range(16 if number else 2)
+        ]
+        write_block(path, rows, chunk=2)
+    scanned(there).write(tmp_path / "index")
+    far = SimpleNamespace(there=there, asked=[], bytes=0)
+
+    class Counted(io.FileIO):
+        def read(self, size=-1):
+            found = super().read(size)
+            far.bytes += len(found)
+            return found
+
+    @contextlib.contextmanager
+    def opened(folder, name):
+        assert uri_of(folder) == f"file://{tmp_path}/there"
+        yield pa.PythonFile(Counted(tmp_path / "there" / name), "r")
+
+    def fetch(path):
+        far.asked.append(path.name)
+        return sync.fetch(path)
+
+    monkeypatch.setattr(in_place, "opened", opened)
+    far.here = [local(f"file://{path}") for path in there]
+    far.store = lambda: BlockStore(far.here, tmp_path / "index", fetch)
+    return far
+
+
+def test_of_a_file_of_which_few_blocks_are_wanted_these_alone_travel(far):
+    store = far.store()
+    asked = [30, 3, 0, 2, 30]
+    assert values(store.rows(asked)) == [28 + 16, 1 + 16, 0, 16, 28 + 16]
+    assert far.asked == ["0.arrow"]
+    assert 2 * 16_000 < far.bytes < 2 * 16_000 + 3000  # a block of each; footers besides
+    assert [path.exists() for path in far.here] == [True, False, False]
+    rows = store.rows([5])
+    assert (int(rows[0]["n"]), rows[0]["x"].base is None) == (3, False)
+    with pytest.raises(ValueError, match="read-only"):
+        rows[0]["x"][0] = 1
+    assert store._blocks.keys() == {0}  # no block is held for one row of it
+
+
+def test_a_file_comes_whole_where_more_of_it_is_wanted_or_it_is_here(far):
+    store = far.store()
+    assert values(store.rows([2, 5, 9])) == [16, 19, 23]  # three blocks of eight
+    assert far.asked == ["1.arrow"]
+    before = far.bytes
+    assert values(store.rows([13])) == [27]
+    assert (far.asked, far.bytes) == (["1.arrow"], before)
+    assert [values(part) for part in store.read([[np.array([20])]])] == [[34]]
+    assert far.asked == ["1.arrow", "2.arrow"]  # what is trained on: its other blocks follow
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (lambda path: path.write_bytes(path.read_bytes()[:-1]), "has changed while it was used"),
+        (lambda path: path.write_bytes(bytes(path.stat().st_size)), "unreadable"),
+        (lambda path: path.write_bytes(flipped(path)), "its rows are not those that were written"),
+    ],
+    ids=["cut", "zeros", "flipped"],
+)
+def test_blocks_that_travel_alone_are_checked_too(far, damage, told):
+    store = far.store()
+    damage(far.there[1])
+    with pytest.raises(DamagedRowsError, match=rf"1\.arrow: {told}"):
+        store.rows([3])
+
+
+def flipped(path):
+    content = bytearray(path.read_bytes())
+    content[content.index((17).to_bytes(8, "little") * 2)] ^= 1
+    return content
+
+
+@pytest.mark.parametrize("failures", [1, 1000])
+def test_a_store_that_is_away_is_asked_for_blocks_again(far, failures, monkeypatch):
+    store, opened = far.store(), in_place.opened
+    fails = [RunError("no answer")] * failures
+
+    def failing(*names):
+        if fails:
+            raise fails.pop()
+        return opened(*names)
+
+    monkeypatch.setattr(in_place, "opened", failing)
+    if failures == 1:
+        assert values(store.rows([3])) == [17]
+        return
+    with pytest.raises(RowsUnavailableError, match="no answer"):
+        store.rows([3])
 
 
 @pytest.fixture
