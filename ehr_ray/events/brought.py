@@ -149,11 +149,11 @@ class BroughtFiles:
             file = self._unused.pop()
             if file not in self._files and file not in self._wanted:
                 return file
-        file = next((file for file in self._files if file not in self._wanted), None)
-        if file is not None:
-            del self._files[file]
-            self._removed.append(file)
-        return file
+        oldest = next((file for file in self._files if file not in self._wanted), None)
+        if oldest is not None:
+            del self._files[oldest]
+            self._removed.append(oldest)
+        return oldest
 
 
 def _patiently(ask: Callable[[], Made]) -> Made:
