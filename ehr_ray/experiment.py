@@ -31,7 +31,6 @@ from ehr_ray.config.task import TaskConfig
 from ehr_ray.config.yaml_files import Raw, differences, override, parse_override, read_yaml
 from ehr_ray.errors import ConfigError
 from ehr_ray.registry import FAMILIES, get_schema
-from ehr_ray.storage import sync
 from ehr_ray.storage.paths import is_uri, join, local
 
 T = TypeVar("T")
@@ -133,11 +132,9 @@ def completed(raw: Raw) -> Raw:
         return raw
     if not get_schema(str(family)).takes_sets:
         return raw
-    from ehr_ray.sources.expanded import RECORD, made_with  # with pandas, for few configs
+    from ehr_ray.sources.expanded import fetch_sets, made_with  # with pandas, for few configs
 
-    folder = sync.fetch(given, only=(RECORD,), missing_ok=True)
-    if not (folder / RECORD).is_file() and is_uri(given):
-        sync.fetch(given)
+    folder = fetch_sets(given)
     if not folder.is_dir():
         return raw
     scale, options = made_with(folder)

@@ -31,6 +31,7 @@ from ehr_ray.sources.expanded import CODES, EMPTY, RECORD
 from ehr_ray.sources.parsing.value_stats import with_value_stats
 from ehr_ray.storage import files, in_place, sync
 from ehr_ray.storage.claim import claim
+from ehr_ray.storage.listing import stamp
 from ehr_ray.storage.paths import absolute, local
 
 ROWS_PER_GROUP = 1 << 18
@@ -83,7 +84,7 @@ def expand(
     if lvcf_minutes < 0:
         raise InputError(f"--lvcf-minutes {lvcf_minutes:g}: must be 0 or more")
     started = time.perf_counter()
-    cohort, output = sync.fetch(cohort), local(output)
+    cohort, output = sync.fetch_cohort(cohort), local(output)
     value_stats = None if value_stats is None else sync.fetch(value_stats)
     opened: Callable[[], AbstractContextManager[Any]] | None = None
     if on_ray and not smoke:
@@ -154,7 +155,7 @@ def _tried(cohort: Path, output: Path, expander: "ShardExpander") -> Expanded:
     (shard, *_), *_ = splits_of(cohort).values()
     folder = output.with_name(f"{output.name}.smoke-{os.getpid()}")
     try:
-        expander({"shard": str(shard), "target": str(folder / "0.parquet")})
+        expander({"shard": str(sync.fetch(shard)), "target": str(folder / "0.parquet")})
         return _counted([pq.read_metadata(folder / "0.parquet")])
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -271,7 +272,7 @@ def _claim(
 ) -> set[str]:
     """Refuse to mix two expansions in a folder; return the names of the files it has."""
     manifest = [
-        (str(p.relative_to(cohort)), p.stat().st_size, p.stat().st_mtime_ns)
+        (str(p.relative_to(cohort)), *stamp(p))
         for paths in splits_of(cohort).values()
         for p in paths
     ]

@@ -58,7 +58,7 @@ def export_pt(
         )
     if experiment.model.gaps == "merged":  # a file has no place for what is added to a token
         experiment = replace(experiment, model=replace(experiment.model, gaps="own"))
-    cohort = sync.fetch(experiment.data.cohort)
+    cohort = sync.fetch_cohort(experiment.data.cohort)
     name = choose_task(cohort, task)
     if name is None:
         raise InputError(

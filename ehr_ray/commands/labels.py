@@ -67,7 +67,7 @@ def label(
             already, nothing meets the criteria, or the package is missing.
     """
     asked = read_task(config, predicates)
-    cohort = sync.fetch(cohort)
+    cohort = sync.fetch_cohort(cohort)
     shards = [path for paths in splits_of(cohort).values() for path in paths]
     name = canonical_task(config.stem if task is None else task)
     if name in label_files(cohort):

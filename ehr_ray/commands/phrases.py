@@ -24,7 +24,7 @@ def embed_phrases(
 
 
 def _texts(experiment: Experiment) -> list[str]:
-    family, cohort = get_family(experiment.family), sync.fetch(experiment.data.cohort)
+    family, cohort = get_family(experiment.family), sync.fetch_cohort(experiment.data.cohort)
     if family.files.phrases is None:
         raise ConfigError(
             f"family: {family.name} embeds no phrases; use a family that reads the texts of codes"

@@ -44,7 +44,7 @@ from ehr_ray.runtime.tuning.proposals import Proposals, known_trials
 from ehr_ray.runtime.tuning.trial import FINAL, Search, read_trial, tell_late, trial_dir
 from ehr_ray.runtime.tuning.trial_data import datasets
 from ehr_ray.runtime.tuning.trials_table import Sweep, read_sweep
-from ehr_ray.sources.expanded import shards_of
+from ehr_ray.sources.expanded import fetch_sets, shards_of
 from ehr_ray.storage import files, sync
 from ehr_ray.storage.lease import Lease, leased
 from ehr_ray.storage.lock import run_lock
@@ -102,7 +102,7 @@ def tune(
             f"tune.scheduler=pbt: trials hand each other files, so output={experiment.output} must "
             "be a folder that all nodes share"
         )
-    splits = splits_of(experiment.cohort) if expanded is None else shards_of(sync.fetch(expanded))
+    splits = splits_of(experiment.cohort) if expanded is None else shards_of(fetch_sets(expanded))
     if not splits.get("tuning"):
         raise InputError(
             f"{expanded or cohort}: no tuning split, whose patients rank the trials; "

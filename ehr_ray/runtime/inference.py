@@ -35,6 +35,8 @@ EMBEDDINGS = pa.schema(
 GROUP_PATIENTS = 16 * BATCH_PATIENTS
 """Patients in a row group of embeddings."""
 MICROSECONDS_PER_HOUR = 3_600_000_000
+DONE = "done"
+"""File of a shard's folder that names the others, written last; a store may have it before them."""
 LABEL = "label"
 """Column of the samples of a task: bool, float64 or, of classes, the place of each, int64."""
 Cut = Mapping[int, Sequence[int]]
@@ -95,24 +97,26 @@ def of_precision(experiment: Experiment, gpus: float) -> dict[str, str]:
 
 
 @dataclass
-class ShardPredictor:
-    """The function of one shard: reads patients, cuts them, predicts, writes Parquet.
+class ProcessModel:
+    """A trained model in the process that asks for it, which loads it once.
 
-    The model is loaded once in each worker process, not once a shard.
+    Args:
+        source: folder or URI of its checkpoint.
+        gpus: GPUs of the process; 0: it is on the CPU.
     """
 
-    request: Request
-    times: Times | None = None
+    source: str | Path
+    gpus: float = 0.0
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the models behind: each process loads its own."""
-        return {"request": self.request, "times": self.times}
+        return {"source": self.source, "gpus": self.gpus}
 
     @cached_property
     def loaded(self) -> checkpoint.Loaded:
         """The trained model, on the device asked for."""
-        device = local_device(self.request.gpus, "--gpus ")
-        loaded = checkpoint.load(sync.fetch(self.request.checkpoint))
+        device = local_device(self.gpus, "--gpus ")
+        loaded = checkpoint.load(sync.fetch(self.source))
         loaded.model.to(device)
         return loaded
 
@@ -120,12 +124,6 @@ class ShardPredictor:
     def predictor(self) -> Predictor:
         """The trained model over patients."""
         return Predictor.of(self.loaded)
-
-    @cached_property
-    def reader(self) -> FeatureReader:
-        """What baselines read of a patient."""
-        assert self.request.features is not None
-        return FeatureReader(self.loaded.vocabulary, self.request.features)
 
     @cached_property
     def untrained(self) -> Predictor:
@@ -136,6 +134,35 @@ class ShardPredictor:
         for name, trained in loaded.model.named_buffers():
             model.get_buffer(name).copy_(trained)  # tables that are given, not learned
         return replace(self.predictor, model=model.to(next(loaded.model.parameters()).device))
+
+
+class ShardPredictor:
+    """The function of one shard: reads patients, cuts them, predicts, writes Parquet.
+
+    `model` is that of another function, where several are of one model.
+    """
+
+    def __init__(
+        self, request: Request, times: Times | None = None, model: ProcessModel | None = None
+    ) -> None:
+        self.request, self.times = request, times
+        self.model = model or ProcessModel(request.checkpoint, request.gpus)
+
+    @property
+    def loaded(self) -> checkpoint.Loaded:
+        """The trained model, on the device asked for."""
+        return self.model.loaded
+
+    @property
+    def predictor(self) -> Predictor:
+        """The trained model over patients."""
+        return self.model.predictor
+
+    @cached_property
+    def reader(self) -> FeatureReader:
+        """What baselines read of a patient."""
+        assert self.request.features is not None
+        return FeatureReader(self.loaded.vocabulary, self.request.features)
 
     def __call__(self, job: Mapping[str, Any]) -> int:
         """Predict every sample of `job["shard"]` into `job["target"]`; return their number."""
@@ -194,7 +221,7 @@ class ShardPredictor:
             if name == self.request.answer:
                 columns["logit"] = list_column(values)
         if self.request.untrained:
-            columns["untrained"] = list_column(self.untrained.outputs(batch)["embedding"])
+            columns["untrained"] = list_column(self.model.untrained.outputs(batch)["embedding"])
         if self.request.features is not None:
             columns["features"] = list_column(self._features(samples))
             if self.request.features.measured:
@@ -314,24 +341,64 @@ class ShardEmbedder:
         return count
 
 
-def predict_shards(
-    shards: Sequence[Path],
-    folder: Path,
-    request: Request,
-    times: Times | None,
+@dataclass(frozen=True)
+class Part:
+    """Shards whose samples are asked for the same, as those of a split, and where answers go."""
+
+    shards: Sequence[Path]
+    folder: Path
+    request: Request
+    times: Times | None = None
+
+    @property
+    def folders(self) -> list[Path]:
+        """The folder of each shard's `samples`, `latents`, `tokens`."""
+        return [self.folder / f"{index:05d}" for index in range(len(self.shards))]
+
+
+class PartsPredictor:
+    """The function of one shard of several parts, which share a model."""
+
+    def __init__(self, parts: Sequence[Part]) -> None:
+        model = ProcessModel(parts[0].request.checkpoint, parts[0].request.gpus)
+        self._predictors = [ShardPredictor(part.request, part.times, model) for part in parts]
+
+    def __call__(self, job: Mapping[str, Any]) -> None:
+        """Predict every sample of `job["shard"]`, of the part `job["part"]`, and note its end."""
+        self._predictors[job["part"]](job)
+        target = Path(job["target"])
+        names = sorted(path.name for path in target.glob("*.parquet"))
+        files.write_text(target / DONE, "".join(f"{name}\n" for name in names))
+
+
+def _is_done(folder: Path) -> bool:
+    try:
+        names = (folder / DONE).read_text().split()
+    except FileNotFoundError:
+        return False
+    return all((folder / name).is_file() for name in names)
+
+
+def predict_parts(
+    parts: Sequence[Part],
     *,
     on_ray: bool = True,
     say: Say = lambda _: None,
     verb: str = "embedded shards",
-) -> list[Path]:
-    """Predict over shards; return the folder of each shard's `samples`, `latents`, `tokens`."""
+) -> None:
+    """Predict over the shards of parts, of one model, that no earlier call has ended.
+
+    All go through the same processes: a new one takes seconds to start.
+    """
     jobs = [
-        {"shard": str(shard), "target": str(folder / f"{index:05d}")}
-        for index, shard in enumerate(shards)
+        {"shard": str(shard), "target": str(target), "part": number}
+        for number, part in enumerate(parts)
+        for shard, target in zip(part.shards, part.folders, strict=True)
+        if not _is_done(target)
     ]
-    predictor = ShardPredictor(request, times)
-    run_shards(jobs, predictor, on_ray=on_ray, say=say, verb=verb, pool=True, num_gpus=request.gpus)
-    return [Path(job["target"]) for job in jobs]
+    if jobs:
+        predictor, gpus = PartsPredictor(parts), parts[0].request.gpus
+        run_shards(jobs, predictor, on_ray=on_ray, say=say, verb=verb, pool=True, num_gpus=gpus)
 
 
 def read_tables(folders: Iterable[Path], name: str) -> pa.Table | None:

@@ -125,7 +125,7 @@ def make_phrases(
 
 def own_vectors(experiment: Experiment) -> Path | None:
     """Return the file of a cohort's own embeddings of its codes; None where texts are embedded."""
-    cohort = sync.fetch(experiment.data.cohort, listed="data", missing_ok=True)
+    cohort = sync.fetch(experiment.data.cohort, listed=("data",), missing_ok=True)
     return path if (path := cohort / VECTORS_FILE).is_file() else None
 
 

@@ -25,9 +25,9 @@ from ehr_ray.events.schema import EXPANDED, SPLIT_NAMES, SPLITS
 from ehr_ray.events.vocabulary import Vocabulary, scaling_of
 from ehr_ray.sources.parsing.identifiers import subject_id
 from ehr_ray.sources.parsing.value_stats import with_value_stats
-from ehr_ray.storage import files
+from ehr_ray.storage import files, sync
 from ehr_ray.storage.listing import stamp
-from ehr_ray.storage.paths import canonical, check_folder
+from ehr_ray.storage.paths import canonical, check_folder, uri_of
 
 RECORD: Final = "_expand.json"
 """What the folder was made of and with."""
@@ -68,12 +68,28 @@ def shards_of(folder: Path) -> dict[str, list[ExpandedShard]]:
         shard = "-".join(parts)
         shards[split].append(ExpandedShard(shard, folder / split / f"{shard}.parquet"))
     every = [shard.place for found in shards.values() for shard in found]
-    missing = [path for path in every if not path.is_file()]
+    missing = [path for path in every if not _known(path)]
     if missing or not (folder / CODES).is_file():
         raise InputError(
             f"{folder}: {len(every) - len(missing)} of {len(every)} files are there; {_AGAIN}"
         )
     return {split: found for split, found in shards.items() if found}
+
+
+def _known(path: Path) -> bool:
+    try:
+        stamp(path)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def fetch_sets(location: str | Path) -> Path:
+    """Fetch what `expand` wrote without its shards, which are listed; a published folder whole."""
+    if uri_of(location) is None:
+        return Path(location)
+    folder = sync.fetch(location, only=(RECORD, CODES), missing_ok=True)
+    return sync.fetch(location, listed=SPLITS if record_of(folder) is not None else None)
 
 
 def record_of(folder: Path) -> dict[str, Any] | None:

@@ -40,7 +40,7 @@ def fetch(
     location: str | Path,
     *,
     only: Collection[str] | None = None,
-    listed: str | None = None,
+    listed: Collection[str] | None = None,
     missing_ok: bool = False,
 ) -> Path:
     """Make this machine's copy of a URI the same as its object or folder; return the copy.
@@ -51,7 +51,7 @@ def fetch(
     Args:
         location: URI, or the path of its copy.
         only: names, relative to the folder, of the files wanted; None for all.
-        listed: a folder in it of which nothing is copied; `listing` then knows what is there.
+        listed: folders in it of which nothing is copied; `listing` then knows what is there.
         missing_ok: whether nothing may be there; then nothing is here either.
 
     Raises:
@@ -79,7 +79,8 @@ def fetch(
             _remove_here(target, _files(target).keys() - visible.keys())
             wanted = visible if only is None else {n: s for n, s in visible.items() if n in only}
             if listed is not None:
-                left = {n: s for n, s in wanted.items() if n.startswith(f"{listed}/")}
+                folders = tuple(f"{name}/" for name in listed)
+                left = {n: s for n, s in wanted.items() if n.startswith(folders)}
                 wanted = {n: s for n, s in wanted.items() if n not in left}
                 changed = {n for n, s in left.items() if stamp_of(target / n) not in (None, s)}
                 _remove_here(target, changed)
@@ -93,7 +94,7 @@ def fetch(
 
 def fetch_cohort(location: str | Path) -> Path:
     """Fetch a cohort without its shards, which are listed; who reads one fetches it."""
-    return fetch(location, listed="data")
+    return fetch(location, listed=("data",))
 
 
 def fetch_run(location: str | Path, *, missing_ok: bool = False) -> Path:

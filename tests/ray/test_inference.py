@@ -15,12 +15,13 @@ from ehr_ray.commands.embed import embed
 from ehr_ray.commands.evaluate.command import evaluate
 from ehr_ray.commands.ingest import ingest
 from ehr_ray.commands.train.command import train
-from ehr_ray.errors import InputError, ResourcesUnavailableError
+from ehr_ray.errors import InputError, ResourcesUnavailableError, RunError
 from ehr_ray.events.labels import read_labels
 from ehr_ray.events.patient_features import FeatureCodes
 from ehr_ray.events.patients import cohort_shards, read_patients
 from ehr_ray.events.subgroups import Subgroup
-from ehr_ray.runtime.inference import Request, ShardPredictor, predict_shards
+from ehr_ray.runtime.inference import Part, Request, ShardPredictor, predict_parts
+from ehr_ray.train import checkpoint
 from ehr_ray.train.checkpoint import load
 
 pytestmark = pytest.mark.ray
@@ -170,11 +171,16 @@ def changed_after(cohort, target, hours):
         pq.write_table(pa.Table.from_pandas(table, schema=schema, preserve_index=False), path)
 
 
+def predicted(part):
+    predict_parts([part], on_ray=False)
+    return part.folders
+
+
 def hour_rows(run, cohort, folder, hours=(6.0, 12.0, 24.0)):
     labels = read_labels(cohort, "outcome")
     request = Request(run / "checkpoint", features=FeatureCodes(tuple(range(8))), hours=hours)
     shards = cohort_shards(cohort, "held_out")
-    parts = predict_shards(shards, folder, request, labels.cuts(), on_ray=False)
+    parts = predicted(Part(shards, folder, request, labels.cuts()))
     return pd.concat([pd.read_parquet(part / "hours.parquet") for part in parts])
 
 
@@ -204,7 +210,7 @@ def test_an_early_hour_is_the_prediction_of_a_task_of_that_hour(run, cohort, tmp
     request = Request(run / "checkpoint", features=FeatureCodes(tuple(range(8))))
     shards = cohort_shards(early, "held_out")
     cuts = read_labels(early, "outcome").cuts()
-    parts = predict_shards(shards, tmp_path / "b", request, cuts, on_ray=False)
+    parts = predicted(Part(shards, tmp_path / "b", request, cuts))
     samples = pd.concat([pd.read_parquet(part / "samples.parquet") for part in parts])
     for name in ("embedding", "features"):
         np.testing.assert_allclose(
@@ -229,7 +235,7 @@ def test_the_first_prediction_time_of_a_subject_has_the_hours(run, cohort, tmp_p
     twice = {subject: [*times, times[0] + 3_600_000_000] for subject, times in cuts.items()}
     request = Request(run / "checkpoint", hours=(6.0, 24.0, 25.0))
     shards = cohort_shards(cohort, "held_out")
-    (part, *_) = predict_shards(shards, tmp_path / "a", request, twice, on_ray=False)
+    (part, *_) = predicted(Part(shards, tmp_path / "a", request, twice))
     rows = pd.read_parquet(part / "hours.parquet")
     samples = pd.read_parquet(part / "samples.parquet")
     assert len(samples) == 2 * samples["subject_id"].nunique()
@@ -264,7 +270,7 @@ def test_a_model_with_its_own_output_needs_no_embedding_at_an_hour(
         return {**found, "logit": found["embedding"][:, 0]}
 
     trained = dataclasses.replace(loaded.family, predict=predict)
-    predictor.__dict__["loaded"] = dataclasses.replace(loaded, family=trained)
+    predictor.model.__dict__["loaded"] = dataclasses.replace(loaded, family=trained)
     shard = cohort_shards(cohort, "held_out")[0]
     predictor({"shard": str(shard), "target": str(tmp_path)})
     rows = pd.read_parquet(tmp_path / "hours.parquet")
@@ -274,6 +280,38 @@ def test_a_model_with_its_own_output_needs_no_embedding_at_an_hour(
     assert {"sample", "hour", "features"} <= set(rows)
     # Hour 24 is the task's own: it is copied, and a part that is fitted on asks for nothing.
     assert len(asked) == calls
+
+
+def test_splits_share_a_model_and_none_of_their_shards_is_predicted_twice(
+    run, cohort, tmp_path, monkeypatch
+):
+    loads, begun = [], []
+    real_load, real_call = checkpoint.load, ShardPredictor.__call__
+    monkeypatch.setattr(checkpoint, "load", lambda path: loads.append(path) or real_load(path))
+
+    def call(self, job):
+        begun.append(job["shard"])
+        if len(begun) == 3:
+            raise RunError("lost")
+        return real_call(self, job)
+
+    monkeypatch.setattr(ShardPredictor, "__call__", call)
+    request = Request(run / "checkpoint", untrained=True)
+    parts = [
+        Part(cohort_shards(cohort, split), tmp_path / split, request)
+        for split in ("train", "held_out")
+    ]
+    with pytest.raises(RunError, match="lost"):
+        predict_parts(parts, on_ray=False)
+    predict_parts(parts, on_ray=False)
+    assert len(loads) == 2  # one a call, in the place of one process
+    shards = [str(shard) for part in parts for shard in part.shards]
+    assert begun == [*shards[:3], *shards[2:]]
+    (parts[1].folders[0] / "samples.parquet").unlink()  # not yet copied to the store, say
+    predict_parts(parts, on_ray=False)
+    assert begun[-1] == str(parts[1].shards[0])
+    for part in parts:
+        assert all((folder / "samples.parquet").is_file() for folder in part.folders)
 
 
 def test_subgroups_are_told_by_codes_that_no_model_knows(run, cohort, tmp_path):
@@ -288,7 +326,7 @@ def test_subgroups_are_told_by_codes_that_no_model_knows(run, cohort, tmp_path):
         pa.Table.from_pandas(table, schema=pq.read_schema(shard), preserve_index=False), path
     )
     cuts = read_labels(cohort, "outcome").cuts()
-    (part,) = predict_shards([path], tmp_path / "a", request, cuts, on_ray=False)
+    (part,) = predicted(Part([path], tmp_path / "a", request, cuts))
     samples = pd.read_parquet(part / "samples.parquet").set_index("subject_id")["subgroup/unit"]
     assert samples[first] == "A"
     assert samples.drop(first).isna().all()

@@ -71,7 +71,8 @@ def objects(bucket, folder):
 def rows_here():
     """Return the shards, and files of rows, that the driver has copied."""
     found = staging().rglob("*")
-    return [p for p in found if p.suffix == ".arrow" or p.parts[-3:-1] == ("data", "train")]
+    rows = (("data", "train"), ("expanded", "train"))
+    return [p for p in found if p.suffix == ".arrow" or p.parts[-3:-1] in rows]
 
 
 def weights(folder):
@@ -96,6 +97,11 @@ def test_expand_from_bucket_to_bucket_gives_what_folders_give(stored, bucket, ma
     first = expand(stored, f"{BUCKET}/expanded")
     machine("second")
     assert expand(stored, f"{BUCKET}/expanded").tokens == first.tokens
+    sets = f"data.expanded={BUCKET}/expanded"
+    short = ("data.mode=cache", "train.max_epochs=1")
+    run = train(experiment(stored, tmp_path / "runs", sets, *short)).run
+    assert (run / "checkpoint" / "model.safetensors").is_file()
+    assert not rows_here()
     with pytest.raises(InputError, match="holds another expansion"):
         expand(stored, f"{BUCKET}/expanded", lvcf_minutes=60)
     expand(sync.fetch(stored), tmp_path / "expanded")

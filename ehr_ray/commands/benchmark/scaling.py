@@ -99,8 +99,11 @@ def expand_scaling(cohort: Path, place: Path) -> Numbers:
                 cold.append(seconds(function, count, at_once))
             times.setdefault(key, []).append(seconds(function, count, at_once))
     found = {key: statistics.median(values) for key, values in times.items()}
-    alone = in_processes(_expand_here, [(expander, work)])[0]
-    together = statistics.mean(in_processes(_expand_here, [(expander, work)] * 2))
+    bare: dict[int, list[float]] = {1: [], 2: []}
+    for _ in range(ROUNDS):
+        for count, values in bare.items():
+            values.append(statistics.mean(in_processes(_expand_here, [(expander, work)] * count)))
+    alone, together = map(statistics.median, bare.values())
     one, two = found[("work", whole, 1)], found[("work", whole, 2)]
     fixed = found[("none", whole, 2)]
     costs = ExpandCosts(alone / whole / patients, 0.0, 0.0, patients)

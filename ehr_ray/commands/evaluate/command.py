@@ -25,8 +25,7 @@ from ehr_ray.commands.evaluate.predicted_splits import (
     choose_features,
     divisions_of,
     hours_of,
-    predict_fit_splits,
-    predict_judged_split,
+    predict,
     rows_without_events,
     split_of,
 )
@@ -167,7 +166,7 @@ def _subject(
     if output is not None:
         check_output(output, "--output ")
     loaded = checkpoint.load(run)
-    home = sync.fetch(loaded.experiment.data.cohort, listed="data", missing_ok=True)
+    home = sync.fetch(loaded.experiment.data.cohort, listed=("data",), missing_ok=True)
     judged_cohort = home if cohort is None else sync.fetch_cohort(cohort)
     if cohort is None:
         check_folder(home, "data.cohort=", "give the cohort as --cohort PATH")
@@ -224,24 +223,21 @@ def _score(
     if task is None:
         say("no labels: embedding whole patients")
         wanted = bool(subject.loaded.family.evaluation.suites) and home.is_dir()
-        fit = predict_fit_splits(subject, home, None, say) if wanted else {}
-        judged = predict_judged_split(subject, fit, None, say)
-        return None, SuiteResult(), EvaluationInputs(fit, judged)
+        return None, SuiteResult(), predict(subject, None, None, say, fit=wanted)
     labels = known_labels(subject, subject.labels_of(home))
     judged_labels = labels
     if subject.events != home:  # its own too, by another path
         judged_labels = subject.labels_of(subject.events).trained(labels.kind, labels.classes)
     if subject.experiment.evaluation.baselines:
         subject = dataclasses.replace(subject, features=choose_features(subject, say))
-    fit = predict_fit_splits(subject, home, labels, say)
-    if "train" not in fit or not len(fit["train"].samples):
-        raise InputError(f"{home}: no {subject.task} label in the train split to fit a probe on")
     for line in judged_labels.notes():
         say(line)
-    inputs = EvaluationInputs(fit, predict_judged_split(subject, fit, judged_labels, say))
+    inputs = predict(subject, labels, judged_labels, say)
+    if "train" not in inputs.fit or not len(inputs.fit["train"].samples):
+        raise InputError(f"{home}: no {subject.task} label in the train split to fit a probe on")
     if not len(inputs.judged.samples):
         raise InputError(f"{subject.cohort}: no {subject.task} label in the {subject.split} split")
-    if "tuning" not in fit:
+    if "tuning" not in inputs.fit:
         raise InputError(
             f"{home}: no tuning split to choose and calibrate on; ingest "
             "it anew with `--splits 0.8,0.1,0.1`"

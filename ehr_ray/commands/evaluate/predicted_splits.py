@@ -34,10 +34,11 @@ from ehr_ray.runtime.data.task_labels import TaskLabels
 from ehr_ray.runtime.data.tasks import Say, split_shards
 from ehr_ray.runtime.inference import (
     LABEL,
+    Part,
     Request,
     matrix,
     of_precision,
-    predict_shards,
+    predict_parts,
     read_tables,
 )
 from ehr_ray.storage import files, sync
@@ -73,27 +74,47 @@ def choose_features(subject: Subject, say: Say) -> FeatureCodes:
         )
 
 
-def predict_fit_splits(
-    subject: Subject, home: Path, labels: TaskLabels | None, say: Say
-) -> dict[str, SplitPredictions]:
-    """Embed the run's own train and tuning splits, as far as they are there."""
-    names = [name for name in ("train", "tuning") if splits_of(home).get(name)]
-    return {name: _embedded(subject, home, name, labels, say) for name in names}
+def predict(
+    subject: Subject,
+    labels: TaskLabels | None,
+    judged_labels: TaskLabels | None,
+    say: Say,
+    *,
+    fit: bool = True,
+) -> EvaluationInputs:
+    """Embed the split asked for and, with `fit`, the run's own train and tuning, as far as there.
+
+    `labels` are those of the run's own cohort, `judged_labels` those of the cohort asked for. All
+    shards are embedded in one pass; one that an earlier, ended pass left in the run is not again.
+    """
+    home = subject.experiment.cohort
+    names = [name for name in ("train", "tuning") if fit and splits_of(home).get(name)]
+    asked = [_asked(subject, home, name, labels, say) for name in names]
+    if not subject.own or subject.split not in names:
+        asked.append(_asked(subject, subject.events, subject.split, judged_labels, say))
+    for one in asked:
+        sync.fetch(one.part.folder, missing_ok=True)
+    predict_parts([one.part for one in asked], on_ray=subject.on_ray, say=say)
+    found = [_read(subject, one) for one in asked]
+    fitted = dict(zip(names, found, strict=False))
+    judged = found[-1] if len(found) > len(names) else fitted[subject.split]
+    return EvaluationInputs(fitted, judged)
 
 
-def predict_judged_split(
-    subject: Subject, fit: dict[str, SplitPredictions], labels: TaskLabels | None, say: Say
-) -> SplitPredictions:
-    """Embed the split asked for; where it was fitted on it is there already."""
-    if subject.own and subject.split in fit:
-        return fit[subject.split]
-    return _embedded(subject, subject.events, subject.split, labels, say)
+@dataclass(frozen=True)
+class _Asked:
+    """A split to embed, and whether what comes of it is kept for the next evaluation."""
+
+    cohort: Path
+    split: str
+    part: Part
+    keep: bool
 
 
-def _embedded(
+def _asked(
     subject: Subject, cohort: Path, split: str, labels: TaskLabels | None, say: Say
-) -> SplitPredictions:
-    """Return a split's inference; that of the run's own train and tuning is kept in the run."""
+) -> _Asked:
+    """Return what a split's shards are asked for, in a folder of the run named by all of it."""
     shards = split_shards(cohort, split)
     fitted_on = cohort.resolve() == subject.experiment.cohort.resolve()
     judged = split == subject.split and cohort.resolve() == subject.events.resolve()
@@ -118,37 +139,26 @@ def _embedded(
         asked["share"] = share
         say(f"fitting on {100 * share:.3g} % of the train patients (evaluation.fit_patients)")
     key = hashlib.sha256(json.dumps([stamps, asked]).encode()).hexdigest()[:16]
-    keep = fitted_on and not judged
     folder = subject.run.absolute() / ".parts" / f"{split}-{key}"
-    done = folder / "done"
-    sync.fetch(folder, missing_ok=True)
-    if not done.is_file():
-        sync.remove(folder)
-        predict_shards(
-            shards,
-            folder,
-            request,
-            times,
-            on_ray=subject.on_ray,
-            say=say,
-            verb=f"embedded {split} shards",
-        )
-        done.touch()
-        sync.push(done)
-    folders = [folder / f"{index:05d}" for index in range(len(shards))]
+    return _Asked(cohort, split, Part(shards, folder, request, times), fitted_on and not judged)
+
+
+def _read(subject: Subject, asked: _Asked) -> SplitPredictions:
+    """Return what was predicted of a split; that of the run's own train and tuning is kept."""
+    folders = asked.part.folders
     samples = read_tables(folders, "samples")
     if samples is None:
-        raise InputError(f"{cohort}: no labelled patient in the {split} split")
+        raise InputError(f"{asked.cohort}: no labelled patient in the {asked.split} split")
     names = ("latents", "tokens", "hours", *subject.loaded.family.evaluation.outputs)
     found = {name: _numbered(folders, name) for name in names}
     label = None
-    if labels is not None:
+    if LABEL in samples.column_names:
         label, samples = samples[LABEL].to_numpy(), samples.drop([LABEL])
     result = SplitPredictions(
         samples, {name: t for name, t in found.items() if t is not None}, label
     )
-    if not keep:
-        sync.remove(folder)
+    if not asked.keep:
+        sync.remove(asked.part.folder)
     return result
 
 

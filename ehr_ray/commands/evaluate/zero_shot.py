@@ -23,7 +23,14 @@ from ehr_ray.registry import FAMILIES, get_family
 from ehr_ray.runtime.data.dataset import named_origin, num_patients
 from ehr_ray.runtime.data.rows import TaskTimes, sampled
 from ehr_ray.runtime.data.tasks import Say, split_shards
-from ehr_ray.runtime.inference import Request, ShardPredictor, matrix, predict_shards, read_tables
+from ehr_ray.runtime.inference import (
+    Part,
+    Request,
+    ShardPredictor,
+    matrix,
+    predict_parts,
+    read_tables,
+)
 from ehr_ray.runtime.trajectories import ShardAnswers, ShardTrajectories, answers, trajectories
 from ehr_ray.storage import files
 from ehr_ray.storage.paths import canonical
@@ -147,16 +154,9 @@ def _outcomes(
     known = table["happened"].is_valid().to_numpy() & table["known_before"].to_numpy()
     rows = table.filter(pa.array(known))
     subjects, times = rows["subject_id"].to_numpy(), rows["prediction_time"].to_numpy()
-    found = predict_shards(
-        shards,
-        folder / "embedded",
-        request,
-        _cuts(subjects, times),
-        on_ray=subject.on_ray,
-        say=say,
-        verb=f"embedded {split} shards",
-    )
-    return _split(rows, read_tables(found, "samples")), int((~known).sum())
+    part = Part(shards, folder / "embedded", request, _cuts(subjects, times))
+    predict_parts([part], on_ray=subject.on_ray, say=say, verb=f"embedded {split} shards")
+    return _split(rows, read_tables(part.folders, "samples")), int((~known).sum())
 
 
 def _split(rows: pa.Table, samples: pa.Table | None) -> Split:

@@ -47,6 +47,7 @@ from ehr_ray.runtime.session import check_memory, check_stream
 from ehr_ray.sources.expanded import (
     check_made_of,
     check_made_with,
+    fetch_sets,
     shards_of,
     vocabulary_of_sets,
 )
@@ -222,7 +223,7 @@ def _expanded_source(experiment: Experiment, say: Say, on_ray: bool) -> Source: 
     """Return sets that were made before; what they were made with must be what the config says."""
     data = experiment.data
     assert data.expanded is not None
-    folder = sync.fetch(data.expanded)
+    folder = fetch_sets(data.expanded)
     shards = shards_of(folder)
     if not shards.get("train"):
         raise InputError(f"{folder}: no train split; expand a cohort that has one")

@@ -11,7 +11,7 @@ from ehr_ray.errors import ConfigError, InputError
 from ehr_ray.events.labels import task_files
 from ehr_ray.events.manifest import is_contradicted, stamps
 from ehr_ray.events.patients import splits_of
-from ehr_ray.sources.expanded import check_made_of
+from ehr_ray.sources.expanded import CODES, RECORD, check_made_of, fetch_sets, shards_of
 from ehr_ray.storage import in_place
 from ehr_ray.storage.listing import LISTING, parquet_below, stamp, stamped
 from ehr_ray.storage.paths import absolute
@@ -22,7 +22,7 @@ def test_what_is_listed_has_name_size_and_time_and_is_not_copied(store, transfer
     folder, uri = store
     write(folder, metadata__codes="1", data__train__a__b__0="123", data__tuning__c="12")
     (folder / "data" / "train" / "0.parquet").write_text("1234")
-    copy = fetch(uri, listed="data")
+    copy = fetch(uri, listed=("data",))
     assert content(copy).keys() == {"metadata/codes", LISTING}
     assert transfers == ["codes"]
     assert parquet_below(copy / "data") == [copy / "data" / "train" / "0.parquet"]
@@ -97,7 +97,7 @@ def test_a_cohort_whose_shards_are_listed_is_the_cohort(store, synthetic_cohort)
 
 def test_a_folder_without_such_files_has_no_listing_and_is_not_made_for_one(store):
     folder, uri = store
-    assert not fetch(uri, listed="data", missing_ok=True).exists()
+    assert not fetch(uri, listed=("data",), missing_ok=True).exists()
     write(folder, other="1")
     assert not (fetch_cohort(uri) / LISTING).exists()
 
@@ -112,3 +112,25 @@ def test_expanded_sets_are_known_to_be_of_a_cohort_whose_shards_are_listed(
     next((folder / "data" / "train").iterdir()).write_bytes(b"other")
     with pytest.raises(ConfigError, match="is not of it"):
         check_made_of(tmp_path / "sets", fetch_cohort(uri))
+
+
+def test_expanded_sets_are_known_without_their_shards(store, synthetic_cohort, transfers):
+    folder, uri = store
+    expand(synthetic_cohort, folder, on_ray=False)
+    transfers.clear()
+    copy = fetch_sets(uri)
+    assert sorted(transfers) == sorted([RECORD, CODES])
+    assert fetch_sets(folder) == folder
+    names = {split: [shard.name for shard in shards] for split, shards in shards_of(folder).items()}
+    there = shards_of(copy)
+    assert {split: [shard.name for shard in shards] for split, shards in there.items()} == names
+    (folder / "train" / f"{names['train'][0]}.parquet").unlink()
+    with pytest.raises(InputError, match="files are there; run `ehr-ray expand` again"):
+        shards_of(fetch_sets(uri))
+
+
+def test_published_sets_are_copied(store, transfers):
+    folder, uri = store
+    write(folder, train__a="1", valid__b="2")
+    assert {*content(fetch_sets(uri))} == {"train/a", "valid/b"}
+    assert sorted(transfers) == ["a", "b"]
