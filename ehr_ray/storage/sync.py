@@ -260,10 +260,12 @@ def _found(location: Path) -> Iterator[tuple[str, Stamp]]:
         yield "", stamp_of(location) or (0, 0)
         return
     for folder, folders, names in os.walk(location):
-        folders[:] = [name for name in folders if not _hidden(name)]
+        folders[:] = [name for name in folders if not name.startswith(".")]
         below = Path(folder).relative_to(location).as_posix()
         for name in names:
-            if not _hidden(name) and (stamp := stamp_of(f"{folder}{os.sep}{name}")) is not None:
+            if name.startswith("."):
+                continue
+            if (stamp := stamp_of(f"{folder}{os.sep}{name}")) is not None:
                 yield join("" if below == "." else below, name), stamp
 
 

@@ -46,7 +46,7 @@ def check_cohort(
     `on_ray` its shards are read by tasks of the session that is open. `shards` are those of the
     cohort, where they have been listed.
     """
-    shards = shards or Shards.of(cohort)
+    shards = shards or Shards.of(cohort, cache)
     if is_named(cohort, shards.splits) and not shards.contradicted & shards.splits.keys():
         return
     kept = None if cache is None else cache / f"checked-{shards.digest(SPLITS_FILE)}.json"
@@ -87,7 +87,7 @@ def codes_table(
     is kept under `cache` until a file changes. With `on_ray` shards are counted and sampled by
     tasks of the session that is open. `shards` are those of the cohort, where they were listed.
     """
-    shards = shards or Shards.of(cohort)
+    shards = shards or Shards.of(cohort, cache)
     path = Path(cohort) / CODES
     said = files.read_parquet(path, remedy="ingest the cohort again") if path.is_file() else None
     train = shards.splits.get("train", [])

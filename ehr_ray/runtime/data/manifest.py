@@ -22,6 +22,7 @@ import pyarrow as pa
 from ehr_ray.errors import ResourcesUnavailableError
 from ehr_ray.events.code_statistics import SampleFolder
 from ehr_ray.events.manifest import (
+    FOLDER,
     SHARDS_PER_FILE,
     VERSION,
     Manifest,
@@ -33,7 +34,7 @@ from ehr_ray.events.manifest import (
 )
 from ehr_ray.events.patients import splits_of
 from ehr_ray.runtime.data.tasks import Say, run_jobs
-from ehr_ray.storage import sync
+from ehr_ray.storage import files, sync
 from ehr_ray.storage.listing import stamped
 from ehr_ray.storage.paths import absolute, local
 
@@ -52,15 +53,17 @@ class Shards:
     Args:
         cohort: its folder.
         splits: the shards of each split that has any, in order.
+        cache: where what was found of them is kept; None: nowhere.
     """
 
     cohort: Path
     splits: Mapping[str, Sequence[Path]]
+    cache: Path | None = None
 
     @classmethod
-    def of(cls, cohort: Path) -> "Shards":
+    def of(cls, cohort: Path, cache: Path | None = None) -> "Shards":
         """Return those of a cohort; InputError as `splits_of` raises it."""
-        return cls(Path(cohort), splits_of(cohort))
+        return cls(Path(cohort), splits_of(cohort), cache)
 
     @cached_property
     def stamps(self) -> Mapping[str, list[tuple[str, int, int]]]:
@@ -69,14 +72,32 @@ class Shards:
 
     @cached_property
     def contradicted(self) -> set[str]:
-        """Splits of which the cohort's manifest says that they have other shards, asked once."""
-        return contradicted(self.cohort, self.splits)
+        """Splits of which the cohort's manifest says that they have other shards.
+
+        The footers that say so are read once, and what they say is kept until a file changes.
+        """
+        told = sorted((self.cohort / FOLDER).glob("*.parquet"))
+        if not told:
+            return set()
+        name = f"contradicted-{self.digest(*(path.relative_to(self.cohort) for path in told))}"
+        kept = None if self.cache is None else self.cache / f"{name}-{VERSION}.json"
+        if kept is not None and kept.is_file():
+            return {*json.loads(kept.read_text())}
+        found = contradicted(self.cohort, self.splits)
+        if kept is not None:
+            with contextlib.suppress(ResourcesUnavailableError):
+                files.write_text(kept, json.dumps(sorted(found)))
+        return found
 
     def digest(self, *tables: Path) -> str:
         """Return a hash of names, sizes and times of the shards and of tables beside them."""
         paths = [path for table in tables if (path := self.cohort / table).is_file()]
-        found = [*itertools.chain(*self.stamps.values()), *stamped(paths)]
-        return hashlib.sha256(json.dumps(found).encode()).hexdigest()[:16]
+        text = self._text if not paths else f"{self._text[:-1]}, {json.dumps(stamped(paths))[1:]}"
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @cached_property
+    def _text(self) -> str:
+        return json.dumps([*itertools.chain(*self.stamps.values())])
 
 
 @contextlib.contextmanager

@@ -174,11 +174,11 @@ def prepared(
 def _cohort_source(experiment: Experiment, say: Say, on_ray: bool) -> Source:
     cohort, data = sync.fetch_cohort(experiment.data.cohort), experiment.data
     check_cohort_folder(cohort)
-    listed = Shards.of(cohort)
+    kept = None if data.cache == "memory" else experiment.cache
+    listed = Shards.of(cohort, kept)
     shards = listed.splits
     if not shards.get("train"):
         raise InputError(f"{cohort}: no train split; training needs data/train/*.parquet")
-    kept = None if data.cache == "memory" else experiment.cache
     check_cohort(cohort, kept, say, on_ray=on_ray, shards=listed)
     vocabulary = vocabulary_of(
         cohort,

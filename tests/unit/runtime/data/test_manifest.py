@@ -9,7 +9,7 @@ import pytest
 
 from ehr_ray.events import code_statistics
 from ehr_ray.events.code_statistics import fit_codes
-from ehr_ray.events.manifest import FOLDER
+from ehr_ray.events.manifest import FOLDER, contradicted
 from ehr_ray.events.patients import splits_of
 from ehr_ray.events.schema import EVENTS
 from ehr_ray.runtime.data import manifest, tasks
@@ -61,6 +61,38 @@ def test_shards_are_listed_and_looked_at_once_for_all_that_is_asked_of_them(othe
     assert [name for name, _, _ in shards.stamps["train"]] == [str(p) for p in found[:3]]
     write(found[0], 7)
     assert shards.digest() == digest != Shards.of(others).digest()
+
+
+def test_what_the_footers_of_shards_say_is_kept_until_a_file_changes(
+    synthetic_cohort, tmp_path, monkeypatch
+):
+    cohort, cache, asked = tmp_path / "cohort", tmp_path / "cache", []
+    shutil.copytree(synthetic_cohort, cohort)
+
+    def asking(*given):
+        asked.append(given)
+        return contradicted(*given)
+
+    monkeypatch.setattr(manifest, "contradicted", asking)
+    for _ in range(2):
+        assert Shards.of(cohort, cache).contradicted == set()
+    assert len(asked) == 1
+    shard = splits_of(cohort)["tuning"][0]
+    content = shard.read_bytes()
+    shard.write_bytes(content[:-20] + b"x" * 20)
+    for _ in range(2):
+        assert Shards.of(cohort, cache).contradicted == {"tuning"}
+    assert len(asked) == 2
+    shard.write_bytes(content)
+    next((cohort / FOLDER).iterdir()).touch()
+    assert Shards.of(cohort, cache).contradicted == set()
+    assert len(asked) == 3
+    (tmp_path / "file").touch()
+    assert Shards.of(cohort, tmp_path / "file").contradicted == set()  # where nothing can be kept
+    assert Shards.of(cohort).contradicted == set()
+    shutil.rmtree(cohort / FOLDER)
+    assert Shards.of(cohort, cache).contradicted == set()
+    assert len(asked) == 5
 
 
 def test_a_dataset_of_others_is_counted_once_and_nothing_is_written_into_it(
