@@ -17,7 +17,7 @@ from ehr_ray.errors import InputError
 from ehr_ray.events.schema import RECORD, SPLITS, is_birth, is_origin, place_admitted_to
 from ehr_ray.events.vocabulary import Vocabulary, as_float32
 from ehr_ray.storage import files
-from ehr_ray.storage.listing import parquet_below
+from ehr_ray.storage.listing import texts_below
 
 MICROSECONDS_PER_MINUTE = 60_000_000
 _STATIC = np.iinfo(np.int64).min
@@ -103,19 +103,23 @@ def without_events_line(count: int, rows: int) -> str:
 
 def cohort_shards(cohort: Path, split: str) -> list[Path]:
     """Return the shards of one split, in order of their number or name; [] if it has none."""
+    return [*map(Path, _shards(cohort, split))]
+
+
+def _shards(cohort: Path, split: str) -> list[str]:
     folder = Path(cohort) / "data"
     if not folder.is_dir():
         raise InputError(
             f"{cohort}: not a cohort (no data/ folder); make one with `ehr-ray ingest`"
         )
-    found = sorted(parquet_below(folder / split), key=str)
-    found.sort(key=lambda path: path.name)
-    found.sort(key=lambda path: len(path.name))
+    found = sorted(texts_below(folder / split))
+    found.sort(key=os.path.basename)
+    found.sort(key=lambda path: len(os.path.basename(path)))
     _check_complete(Path(cohort), split, found)
     return found
 
 
-def shard_names(cohort: Path, split: str, shards: Sequence[Path]) -> list[str]:
+def shard_names(cohort: Path, split: str, shards: Sequence[str | Path]) -> list[str]:
     """Return a file name, without suffix, for what is made of each shard of a split.
 
     Shards of a MEDS dataset may lie in folders: `a/0` and `b/0` are two. InputError for two whose
@@ -136,7 +140,7 @@ def shard_names(cohort: Path, split: str, shards: Sequence[Path]) -> list[str]:
     return names
 
 
-def _check_complete(cohort: Path, split: str, found: list[Path]) -> None:
+def _check_complete(cohort: Path, split: str, found: list[str]) -> None:
     """Raise InputError for a shard that ingest wrote and that is gone.
 
     Its patients would be missed by nobody. A split whose folder is gone was taken away on purpose.
@@ -149,7 +153,7 @@ def _check_complete(cohort: Path, split: str, found: list[Path]) -> None:
             written = json.loads(note.read_text()).get("shards", {}).get(split, [])
         except (ValueError, AttributeError) as error:
             raise OSError(f"not JSON as ingest writes it: {error}") from error
-    gone = {str(name) for name in written} - {path.name for path in found}
+    gone = {str(name) for name in written} - {*map(os.path.basename, found)}
     if gone:
         raise InputError(
             f"{cohort / 'data' / split / min(gone)}: gone, {len(gone)} of {len(written)} shards "
@@ -159,7 +163,12 @@ def _check_complete(cohort: Path, split: str, found: list[Path]) -> None:
 
 def splits_of(cohort: Path) -> dict[str, list[Path]]:
     """Return the shards of every split that has any; a cohort with none is an error."""
-    shards = {split: cohort_shards(cohort, split) for split in SPLITS}
+    return {split: [*map(Path, paths)] for split, paths in texts_of(cohort).items()}
+
+
+def texts_of(cohort: Path) -> dict[str, list[str]]:
+    """Return `splits_of` with paths as text, which of many costs less."""
+    shards = {split: _shards(cohort, split) for split in SPLITS}
     found = {split: paths for split, paths in shards.items() if paths}
     if not found:
         raise InputError(

@@ -35,6 +35,11 @@ def write(root: Path, found: dict[str, Stamp]) -> None:
 
 def parquet_below(folder: Path) -> list[Path]:
     """Return the Parquet files below a folder, here or in its store, in no order."""
+    return [*map(Path, texts_below(folder))]
+
+
+def texts_below(folder: Path) -> list[str]:
+    """Return the paths of `parquet_below` as text."""
     ending, inner = ".parquet", f"{folder}{os.sep}"
     here = {
         f"{at}{os.sep}{name}"
@@ -44,7 +49,7 @@ def parquet_below(folder: Path) -> list[Path]:
     }
     root, found = _listing(folder)
     there = {f"{root}{os.sep}{name}" for name in found if name.endswith(ending)}
-    return [*map(Path, here | {path for path in there if path.startswith(inner)})]
+    return [*here | {path for path in there if path.startswith(inner)}]
 
 
 def stamp(path: Path) -> Stamp:
@@ -56,7 +61,7 @@ def stamp(path: Path) -> Stamp:
     return known
 
 
-def stamped(paths: Iterable[Path]) -> list[tuple[str, int, int]]:
+def stamped(paths: Iterable[str | Path]) -> list[tuple[str, int, int]]:
     """Return the `absolute` name, size and time of many files, at the cost of strings."""
     prefix: dict[str, str | None] = {}
     found = []
@@ -66,7 +71,7 @@ def stamped(paths: Iterable[Path]) -> list[tuple[str, int, int]]:
             prefix[folder] = None if uri_of(folder) is not None else str(Path(folder).absolute())
         known = prefix[folder]
         if known is None:
-            found.append((absolute(path), *stamp(path)))
+            found.append((absolute(path), *stamp(Path(path))))
         else:
             status = os.stat(path)
             found.append((f"{known}/{name}", status.st_size, status.st_mtime_ns))

@@ -121,7 +121,7 @@ def canonical(location: str | Path) -> str:
     return uri_of(location) or str(location)
 
 
-def canonicals(locations: Iterable[Path]) -> list[str]:
+def canonicals(locations: Iterable[str | Path]) -> list[str]:
     """Return `canonical` of many paths, at the cost of strings where their folders are no copies.
 
     Whether one is, is asked once a folder.

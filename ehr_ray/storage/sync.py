@@ -259,14 +259,20 @@ def _found(location: Path) -> Iterator[tuple[str, Stamp]]:
     if location.is_file():
         yield "", stamp_of(location) or (0, 0)
         return
-    for folder, folders, names in os.walk(location):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        below = Path(folder).relative_to(location).as_posix()
-        for name in names:
-            if name.startswith("."):
-                continue
-            if (stamp := stamp_of(f"{folder}{os.sep}{name}")) is not None:
-                yield join("" if below == "." else below, name), stamp
+    folders = [("", str(location))]
+    while folders:
+        below, folder = folders.pop()
+        with contextlib.suppress(OSError), os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                name = join(below, entry.name)
+                if entry.is_dir():
+                    folders += [] if entry.is_symlink() else [(name, entry.path)]
+                    continue
+                with contextlib.suppress(OSError):
+                    status = entry.stat()
+                    yield name, (status.st_size, status.st_mtime_ns)
 
 
 def _write(store: Any, path: str, content: bytes) -> None:

@@ -47,7 +47,7 @@ def check_cohort(
     cohort, where they have been listed.
     """
     shards = shards or Shards.of(cohort, cache)
-    if is_named(cohort, shards.splits) and not shards.contradicted & shards.splits.keys():
+    if is_named(cohort, shards.texts) and not shards.contradicted & shards.texts.keys():
         return
     kept = None if cache is None else cache / f"checked-{shards.digest(SPLITS_FILE)}.json"
     if kept is not None and kept.is_file():
@@ -90,7 +90,6 @@ def codes_table(
     shards = shards or Shards.of(cohort, cache)
     path = Path(cohort) / CODES
     said = files.read_parquet(path, remedy="ingest the cohort again") if path.is_file() else None
-    train = shards.splits.get("train", [])
     if said is not None and is_fitted(said):
         if "train" not in shards.contradicted:
             return said
@@ -99,6 +98,7 @@ def codes_table(
     if kept is not None and kept.is_file():
         return files.read_parquet(kept, remedy="remove it, and it is made again")
     with opened(cohort, cache, on_ray=on_ray, say=say, shards=shards) as manifest:
+        train = shards.splits.get("train", [])
         table = fitted_codes(manifest, train, cache, on_ray=on_ray, say=say)
     if said is not None and "code" in said.column_names:
         table = with_origin(described(table, said), origin_of(said))

@@ -32,7 +32,7 @@ from ehr_ray.events.manifest import (
     read_manifest,
     write_rows,
 )
-from ehr_ray.events.patients import splits_of
+from ehr_ray.events.patients import texts_of
 from ehr_ray.runtime.data.tasks import Say, run_jobs
 from ehr_ray.storage import files, sync
 from ehr_ray.storage.listing import stamped
@@ -52,23 +52,28 @@ class Shards:
 
     Args:
         cohort: its folder.
-        splits: the shards of each split that has any, in order.
+        texts: paths of the shards of each split that has any, in order.
         cache: where what was found of them is kept; None: nowhere.
     """
 
     cohort: Path
-    splits: Mapping[str, Sequence[Path]]
+    texts: Mapping[str, Sequence[str]]
     cache: Path | None = None
 
     @classmethod
     def of(cls, cohort: Path, cache: Path | None = None) -> "Shards":
         """Return those of a cohort; InputError as `splits_of` raises it."""
-        return cls(Path(cohort), splits_of(cohort), cache)
+        return cls(Path(cohort), texts_of(cohort), cache)
+
+    @cached_property
+    def splits(self) -> Mapping[str, list[Path]]:
+        """The shards of each split, as `splits_of` has them."""
+        return {split: [*map(Path, paths)] for split, paths in self.texts.items()}
 
     @cached_property
     def stamps(self) -> Mapping[str, list[tuple[str, int, int]]]:
         """Name, size and time of each shard of each split, in order, looked at once."""
-        return {split: stamped(paths) for split, paths in self.splits.items()}
+        return {split: stamped(paths) for split, paths in self.texts.items()}
 
     @cached_property
     def contradicted(self) -> set[str]:

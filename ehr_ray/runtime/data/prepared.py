@@ -176,7 +176,7 @@ def _cohort_source(experiment: Experiment, say: Say, on_ray: bool) -> Source:
     check_cohort_folder(cohort)
     kept = None if data.cache == "memory" else experiment.cache
     listed = Shards.of(cohort, kept)
-    shards = listed.splits
+    shards = listed.texts
     if not shards.get("train"):
         raise InputError(f"{cohort}: no train split; training needs data/train/*.parquet")
     check_cohort(cohort, kept, say, on_ray=on_ray, shards=listed)
