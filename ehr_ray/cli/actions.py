@@ -1,4 +1,7 @@
-"""What each verb does: its story is imported from `commands` once its arguments are known."""
+"""What each verb does: its story is imported from `commands` once its arguments are known.
+
+A verb whose imports take seconds says `screen.starting` before them, after what is told at once.
+"""
 
 import json
 import shlex
@@ -54,6 +57,7 @@ def expand(args: Arguments, screen: Screen) -> None:
     """Carry values forward."""
     check_cohort_folder(args.cohort, "")
     check_output(args.output, "--output ")
+    screen.starting(args.verb)
     from ehr_ray.commands.expand import expand
     from ehr_ray.runtime.verb_tracking import asked_for
 
@@ -85,6 +89,7 @@ def expand(args: Arguments, screen: Screen) -> None:
 def labels(args: Arguments, screen: Screen) -> None:
     """Label a cohort."""
     check_cohort_folder(args.cohort, "--cohort ")
+    screen.starting(args.verb)
     from ehr_ray.commands.labels import label
 
     done = label(
@@ -101,13 +106,16 @@ def labels(args: Arguments, screen: Screen) -> None:
 
 def phrases(args: Arguments, screen: Screen) -> None:
     """Embed an experiment's phrases."""
-    _phrases(_experiment(args), screen, args.verbose)
+    experiment = _experiment(args)
+    screen.starting(args.verb)
+    _phrases(experiment, screen, args.verbose)
 
 
 def export_pt(args: Arguments, screen: Screen) -> None:
     """Write one .pt a patient."""
     check_output(args.output, "--output ")
     experiment = _experiment(args)
+    screen.starting(args.verb)
     from ehr_ray.commands.export_pt import export_pt
 
     count = export_pt(
@@ -127,6 +135,7 @@ def prepare(args: Arguments, screen: Screen) -> None:
     if args.export is not None:
         check_output(args.export, "--export ", file=True)
     experiment = _experiment(args)
+    screen.starting(args.verb)
     from ehr_ray.commands.prepare import prepare
 
     for line in prepare(experiment, screen, export=args.export, verbose=args.verbose):
@@ -140,17 +149,22 @@ def train(args: Arguments, screen: Screen) -> None:
     if args.smoke:
         if is_pipeline(args.config):
             raise ConfigError(f"{args.config}: --smoke tries one run; give a config of a stage")
+        experiment = _experiment(args)
+        screen.starting(args.verb)
         from ehr_ray.commands.train.smoke import smoke
 
-        screen.say(smoke(_experiment(args), screen=screen, verbose=args.verbose))
+        screen.say(smoke(experiment, screen=screen, verbose=args.verbose))
         return
     if not is_pipeline(args.config):
-        _train(_experiment(args), screen, args.verbose)
+        experiment = _experiment(args)
+        screen.starting(args.verb)
+        _train(experiment, screen, args.verbose)
         return
     pipeline = load_pipeline(args.config, args.overrides)
     for stage in pipeline.stages:
         if stage.experiment is not None:
             _check_outputs(stage.experiment)
+    screen.starting(args.verb)
     judged = {stage.experiment.name for stage in pipeline.stages if stage.verb == "evaluate"}
     verbs = {
         "phrases": lambda experiment: _phrases(experiment, screen, args.verbose),
@@ -169,6 +183,7 @@ def tune(args: Arguments, screen: Screen) -> None:
     if is_pipeline(args.config):
         raise ConfigError(f"{args.config}: a pipeline of stages; tune one of its configs")
     experiment = _experiment(args)
+    screen.starting(args.verb)
     from ehr_ray.commands.tune import tune
     from ehr_ray.runtime.tuning.trial import trial_dir
 
@@ -199,6 +214,7 @@ def crossval(args: Arguments, screen: Screen) -> None:
     experiment = load(args.config, [*args.overrides, *plan])
     check_cohort_folder(experiment.data.cohort)
     _check_outputs(experiment)
+    screen.starting(args.verb)
     from ehr_ray.commands.crossval.command import crossval
 
     for line in crossval(experiment, cpus=args.cpus, verbose=args.verbose, say=screen.say):
@@ -213,6 +229,8 @@ def evaluate(args: Arguments, screen: Screen) -> None:
         check_cohort_folder(args.cohort, "--cohort ")
     if args.output is not None:
         check_output(args.output, "--output ")
+    label_shares = _numbers("--label-shares", args.label_shares)
+    screen.starting(args.verb)
     from ehr_ray.commands.evaluate.command import evaluate
 
     for line in evaluate(
@@ -224,7 +242,7 @@ def evaluate(args: Arguments, screen: Screen) -> None:
         min_known_events=args.min_known_events,
         recalibrate=args.recalibrate,
         explained=args.explain,
-        label_shares=_numbers("--label-shares", args.label_shares),
+        label_shares=label_shares,
         asked=asked,
         code_map=args.code_map,
         gpus=args.gpus,
@@ -241,6 +259,7 @@ def embed(args: Arguments, screen: Screen) -> None:
     check_cohort_folder(args.cohort, "--cohort ")
     one_file = Path(local(args.output)).suffix == ".parquet"
     check_output(args.output, "--output ", file=one_file)
+    screen.starting(args.verb)
     from ehr_ray.commands.embed import embed
 
     rows = embed(
@@ -257,7 +276,7 @@ def embed(args: Arguments, screen: Screen) -> None:
     screen.say(f"{relative(args.output)}: embeddings of {rows:,} patients")
 
 
-def benchmark(args: Arguments, screen: Screen) -> None:  # noqa: ARG001
+def benchmark(args: Arguments, screen: Screen) -> None:
     """Measure speed."""
     check_output(args.output, "--output ", file=True)
     if args.cohort is not None:
@@ -270,6 +289,7 @@ def benchmark(args: Arguments, screen: Screen) -> None:  # noqa: ARG001
     }
     if args.config is not None:
         given["experiment"] = _experiment(args, on_cohort=False)
+    screen.starting(args.verb)
     from ehr_ray.commands.benchmark.command import MODEL, benchmark
 
     if args.config is not None:
@@ -281,6 +301,7 @@ def export(args: Arguments, screen: Screen) -> None:
     """Write a model to hand on."""
     check_run_folder(args.run_folder)
     check_output(args.output, "")
+    screen.starting(args.verb)
     from ehr_ray.commands.export.command import export
 
     names = export(args.run_folder, args.output, torch_export=args.torch_export)
@@ -290,6 +311,7 @@ def export(args: Arguments, screen: Screen) -> None:
 def doctor(args: Arguments, screen: Screen) -> None:
     """Look at this machine."""
     experiment = None if args.config is None else _experiment(args, on_cohort=False)
+    screen.starting(args.verb)
     from ehr_ray.commands.doctor.command import counted, doctor
 
     checks = doctor(experiment, start_ray=args.ray)

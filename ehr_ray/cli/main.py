@@ -10,7 +10,6 @@ from ehr_ray.cli.parser import Parser
 from ehr_ray.cli.verbs import VERBS
 from ehr_ray.errors import RunError, UserError
 from ehr_ray.runtime.screen import Screen
-from ehr_ray.storage.paths import with_uris
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -26,26 +25,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
         logging.basicConfig(level=logging.INFO)
     else:  # a warning is a line for the user, whoever in the program says it
         logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    screen = Screen()
     try:
-        parsed.run(parsed, Screen())
+        parsed.run(parsed, screen)
     except UserError as error:
-        _fail(str(error), 2)
+        _fail(screen, str(error), 2)
     except RunError as error:
-        _fail(str(error), 1)
+        _fail(screen, str(error), 1)
     except KeyboardInterrupt:
         resumes = any(verb.resumes for verb in VERBS if verb.name == parsed.verb)
         where = " to go on from the last saved state" if resumes else ""
-        _fail(f"interrupted; run the same command again{where}", 130)
+        _fail(screen, f"interrupted; run the same command again{where}", 130)
     except Exception as error:
         if parsed.verbose:
             raise
         from ehr_ray.storage import files
 
         if isinstance(error, OSError) and error.errno in files.REMEDIES:
-            _fail(str(files.failed(error.filename or parsed.verb, error)), 1)
+            _fail(screen, str(files.failed(error.filename or parsed.verb, error)), 1)
         first = str(error).strip().splitlines()
         reason = f"{type(error).__name__}: {first[0] if first else ''}"
-        _fail(f"{parsed.verb} failed: {reason} (run with -v for the traceback)", 1)
+        _fail(screen, f"{parsed.verb} failed: {reason} (run with -v for the traceback)", 1)
 
 
 def build_parser(*, whole: bool = False) -> Parser:
@@ -63,9 +63,9 @@ def build_parser(*, whole: bool = False) -> Parser:
     return parser
 
 
-def _fail(message: str, code: int) -> NoReturn:
+def _fail(screen: Screen, message: str, code: int) -> NoReturn:
     sys.stdout.flush()
-    print(f"ehr-ray: {with_uris(' '.join(message.split()))}", file=sys.stderr)
+    screen.say(f"ehr-ray: {' '.join(message.split())}")
     raise SystemExit(code)
 
 

@@ -5,7 +5,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -37,6 +37,8 @@ from ehr_ray.storage.paths import absolute, local
 ROWS_PER_GROUP = 1 << 18
 LAYOUT = 2
 """Bump when the same events would give other files."""
+Opens = Callable[[], AbstractContextManager[Any]]
+"""Opens a Ray for the length of a `with` block."""
 _NAME = pa.dictionary(pa.int32(), pa.string())
 _DICTIONARY = EXPANDED.set(1, pa.field("variable", _NAME, nullable=False))
 
@@ -86,31 +88,16 @@ def expand(
     started = time.perf_counter()
     cohort, output = sync.fetch_cohort(cohort), local(output)
     value_stats = None if value_stats is None else sync.fetch(value_stats)
-    opened: Callable[[], AbstractContextManager[Any]] | None = None
+    opened: Opens | None = None
     if on_ray and not smoke:
         opened = partial(session, address, verbose=verbose)
-    with ExitStack() as stack:
-        counted, shared = None, False
-        if opened is not None and not is_ours(cohort, splits_of(cohort)):
-            # Its shards are checked and counted before they are expanded, by the same Ray.
-            stack.enter_context(opened())
-            opened, shared = nullcontext, True
-            counted = files.temporary(output.absolute())  # where all nodes can write
-            stack.callback(sync.remove, counted)
-        check_cohort(cohort, counted, say, on_ray=shared)
-        table = codes_table(cohort, counted, on_ray=shared, say=say)
+    with _checked(cohort, output, opened, say) as (table, opened):
         vocabulary = _vocabulary(cohort, table, value_stats, scale, origin)
-        unknown = sorted(set(always_carry) - set(vocabulary.codes))
-        if unknown:
-            raise InputError(
-                f"--always-carry: no code {unknown[0]!r} in {cohort}; check its spelling"
-            )
+        _check_carried(always_carry, vocabulary, cohort)
         expander = ShardExpander(vocabulary, lvcf_minutes, always_carry)
         if smoke:
             return replace(_tried(cohort, output, expander), seconds=time.perf_counter() - started)
         there = _claim(output, cohort, vocabulary, lvcf_minutes, always_carry, value_stats)
-        files.write_parquet(vocabulary.to_table(), output / CODES)
-        sync.push(output / CODES)
         given = {
             "cohort": cohort.absolute(),
             "output": output.absolute(),
@@ -128,12 +115,31 @@ def expand(
         return result
 
 
+@contextmanager
+def _checked(
+    cohort: Path, output: Path, opened: Opens | None, say: Callable[[str], None]
+) -> Iterator[tuple[pa.Table, Opens | None]]:
+    """Yield the codes of a cohort that was checked, and what opens a Ray for its shards.
+
+    A dataset of others is checked and counted by the Ray that then expands it, open meanwhile.
+    """
+    with ExitStack() as stack:
+        counted, shared = None, False
+        if opened is not None and not is_ours(cohort, splits_of(cohort)):
+            stack.enter_context(opened())
+            opened, shared = nullcontext, True
+            counted = files.temporary(output.absolute())  # where all nodes can write
+            stack.callback(sync.remove, counted)
+        check_cohort(cohort, counted, say, on_ray=shared)
+        yield codes_table(cohort, counted, on_ray=shared, say=say), opened
+
+
 def _fill(
     cohort: Path,
     output: Path,
     there: Collection[str],
     expander: "ShardExpander",
-    opened: Callable[[], AbstractContextManager[Any]] | None,
+    opened: Opens | None,
     say: Callable[[str], None],
 ) -> Expanded:
     """Expand the shards that are not `there`, by a Ray that is `opened` or in this process."""
@@ -262,6 +268,12 @@ def _vocabulary(
     return with_value_stats(vocabulary, value_stats, "--value-stats")
 
 
+def _check_carried(codes: Collection[str], vocabulary: Vocabulary, cohort: Path) -> None:
+    """Raise InputError for a code of `--always-carry` that a cohort has not."""
+    if unknown := sorted(set(codes) - set(vocabulary.codes)):
+        raise InputError(f"--always-carry: no code {unknown[0]!r} in {cohort}; check its spelling")
+
+
 def _claim(
     output: Path,
     cohort: Path,
@@ -270,7 +282,7 @@ def _claim(
     always: tuple[str, ...],
     stats: Path | None,
 ) -> set[str]:
-    """Refuse to mix two expansions in a folder; return the names of the files it has."""
+    """Write what an expansion is made with, or refuse to mix two; return the files there are."""
     manifest = [
         (str(p.relative_to(cohort)), *stamp(p))
         for paths in splits_of(cohort).values()
@@ -286,4 +298,7 @@ def _claim(
         "value_stats": None if stats is None else stats.read_text() if stats.is_file() else "",
         "shards": manifest,
     }
-    return claim(output, RECORD, content, "expansion")
+    there = claim(output, RECORD, content, "expansion")
+    files.write_parquet(vocabulary.to_table(), output / CODES)
+    sync.push(output / CODES)
+    return there

@@ -10,7 +10,7 @@ from ehr_ray.errors import InputError
 from ehr_ray.experiment import Experiment, parse
 from ehr_ray.runtime.screen import Screen
 from ehr_ray.runtime.session import session
-from ehr_ray.runtime.tracking import STORE, sqlite_uri
+from ehr_ray.runtime.tracking_store import STORE, sqlite_uri
 
 
 def quickstart(output: Path, *, screen: Screen, verbose: bool = False) -> Path:

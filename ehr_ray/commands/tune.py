@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from ehr_ray.config.search import Domain, space_of
+from ehr_ray.config.search import Domain, Sample, space_of
 from ehr_ray.errors import ConfigError, InputError
 from ehr_ray.evaluation.report.sweep_page import write_sweep
 from ehr_ray.events.labels import choose_task, read_labels
@@ -23,14 +23,13 @@ from ehr_ray.runtime.tracking import (
     UNTOLD,
     Tracked,
     Tracker,
-    check_server,
     find_run,
     open_run,
     register,
     tag_best_trial,
-    tracking_uri,
     untold,
 )
+from ehr_ray.runtime.tracking_store import check_server, tracking_uri
 from ehr_ray.runtime.training.ranking import PROBE, rank_of
 from ehr_ray.runtime.tuning.launch import fit_trials
 from ehr_ray.runtime.tuning.plan import (
@@ -42,7 +41,7 @@ from ehr_ray.runtime.tuning.plan import (
 )
 from ehr_ray.runtime.tuning.proposals import Proposals, known_trials
 from ehr_ray.runtime.tuning.trial import FINAL, Search, read_trial, tell_late, trial_dir
-from ehr_ray.runtime.tuning.trial_data import datasets
+from ehr_ray.runtime.tuning.trial_data import Datasets, datasets
 from ehr_ray.runtime.tuning.trials_table import Sweep, read_sweep
 from ehr_ray.sources.expanded import fetch_sets, shards_of
 from ehr_ray.storage import files, sync
@@ -126,7 +125,6 @@ def _search(
     verbose: bool,
 ) -> Searched:
     """Run the trials that have not ended, and rank all."""
-    family = family_of(experiment)
     root = sync.fetch(experiment.location, missing_ok=True)
     check_folder(root, experiment)
     proposals = Proposals(space, experiment.tune, experiment.seed)
@@ -151,35 +149,9 @@ def _search(
                 run_lock(root),
                 datasets(experiment, space, probe, on_ray=True, say=screen.passing) as data,
             ):
-                exploits = experiment.tune.scheduler == "pbt"
-                if exploits:
-                    check_exploits(experiment, family, space, data)
-                    if at_once < 2 and (total < 2 or limited(experiment.tune)):
-                        raise ConfigError(
-                            "tune.scheduler=pbt: needs at least 2 trials at a time, but has "
-                            f"{at_once} of {total}; give more CPUs, or drop tune.concurrent and "
-                            "tune.spare_cpus"
-                        )
-                _claim(root, experiment)
-                tracked = open_run(experiment, more=_told(experiment, space))
-                search = Search(
-                    root=canonical(root),
-                    paths=tuple(space),
-                    datasets=data,
-                    rank=select,
-                    probe_patients=experiment.tune.probe_patients,
-                    tracked=tracked,
-                    exploits=exploits,
-                    nested=experiment.cluster.most_workers > 1,
-                    lease=lease,
+                tracked = _run_trials(
+                    experiment, space, select, data, proposals, known, at_once, lease, screen
                 )
-                screen.say(f"{at_once} at a time, ranked by {select.metric}")
-                try:
-                    fit_trials(experiment, space, search, proposals, known, at_once, data, screen)
-                except BaseException as error:
-                    stopped = not isinstance(error, Exception)
-                    _close_all(root, tracked, "KILLED" if stopped else "FAILED")
-                    raise
     try:
         if lease is not None:
             lease.check()
@@ -187,6 +159,50 @@ def _search(
     except BaseException:
         _ended(tracked, "FAILED")
         raise
+
+
+def _run_trials(
+    experiment: Experiment,
+    space: Mapping[str, Domain],
+    select: Any,
+    data: Datasets,
+    proposals: Proposals,
+    known: dict[int, Sample],
+    at_once: int,
+    lease: Lease | None,
+    screen: Screen,
+) -> Tracked | None:
+    """Run the trials that have not ended, `at_once` at a time; return the search's MLflow run."""
+    root, total = experiment.directory, max(proposals.total, len(known))
+    exploits = experiment.tune.scheduler == "pbt"
+    if exploits:
+        check_exploits(experiment, family_of(experiment), space, data)
+        if at_once < 2 and (total < 2 or limited(experiment.tune)):
+            raise ConfigError(
+                "tune.scheduler=pbt: needs at least 2 trials at a time, but has "
+                f"{at_once} of {total}; give more CPUs, or drop tune.concurrent and "
+                "tune.spare_cpus"
+            )
+    _claim(root, experiment)
+    tracked = open_run(experiment, more=_told(experiment, space))
+    search = Search(
+        root=canonical(root),
+        paths=tuple(space),
+        datasets=data,
+        rank=select,
+        probe_patients=experiment.tune.probe_patients,
+        tracked=tracked,
+        exploits=exploits,
+        nested=experiment.cluster.most_workers > 1,
+        lease=lease,
+    )
+    screen.say(f"{at_once} at a time, ranked by {select.metric}")
+    try:
+        fit_trials(experiment, space, search, proposals, known, at_once, data, screen)
+    except BaseException as error:
+        _close_all(root, tracked, "FAILED" if isinstance(error, Exception) else "KILLED")
+        raise
+    return tracked
 
 
 def _conclude(

@@ -55,9 +55,8 @@ def carry_forward(
     observed before are carried while `minute - last observation <= window`, or for ever if static
     or in `always`. Of several values at a minute the last in order wins. A value-less observation
     is live only (and ends what was carried of that code) unless it is static. Sets before minute
-    0 are left out; what is carried from then makes a set at minute 0 if nothing else does. The
-    work is proportional to the tokens made, not to sets times codes, so a long history of many
-    rare codes stays cheap.
+    0 are left out; what is carried from then makes a set at minute 0 if nothing else does. Work
+    is proportional to the tokens made, not to sets times codes: many rare codes stay cheap.
 
     Args:
         minute: minutes since the origin, negative before it, ascending but for the static events,
@@ -73,24 +72,9 @@ def carry_forward(
     if early:
         order = np.argsort(minute, kind="stable")
         minute, code, value, static = minute[order], code[order], value[order], static[order]
-    first = np.empty(len(minute), bool)
-    first[:1] = True
-    np.not_equal(minute[1:], minute[:-1], out=first[1:])
-    set_minute = minute[first]
-    set_of = np.cumsum(first) - 1
-    start_set = int(np.searchsorted(set_minute, 0.0)) if early else 0
-    if early and (start_set == len(set_minute) or set_minute[start_set] > 0):
-        set_minute = np.insert(set_minute, start_set, 0.0)
-        set_of += set_of >= start_set
-    num_sets = len(set_minute)
-
-    has_value = ~np.isnan(value)
-    key = (code.astype(np.int64) * max(num_sets, 1) + set_of) * 2 + has_value
-    order = np.argsort(key, kind="stable")
-    group = key[order] >> 1
-    last = np.ones(len(order), bool)
-    np.not_equal(group[1:], group[:-1], out=last[:-1])
-    seen = order[last]  # one observation per (code, set), ascending
+    set_minute, set_of, start_set = _sets(minute, early)
+    num_sets, has_value = len(set_minute), ~np.isnan(value)
+    seen = _last_of_each(code, set_of, has_value, num_sets)
 
     start, seen_code = set_of[seen], code[seen]
     end = np.full(len(seen), num_sets)
@@ -104,7 +88,64 @@ def carry_forward(
     start = np.maximum(start, start_set)
     length = (np.minimum(end, expiry) - start).clip(min=0)
 
-    observation = np.repeat(np.arange(len(seen), dtype=np.int32), length)
+    observation, set_index = _by_set(start, length, num_sets)
+    event = seen[observation]
+    # Where nothing was carried into minute 0, and nothing observed, there is no such set.
+    start_set += int(early and (not len(set_index) or set_index[0] > start_set))
+    return Tokens(
+        set_index=set_index - np.int32(start_set),
+        code=code[event].astype(np.int32, copy=False),
+        value=value[event],
+        age=set_minute[set_index] - minute[event],
+        is_carry=set_of[event] != set_index,
+        minute=set_minute[start_set:],
+    )
+
+
+def _sets(
+    minute: npt.NDArray[np.float64], early: bool
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64], int]:
+    """Return the minute of each set, the set of each event and, if some are `early`, where 0 is."""
+    first = np.empty(len(minute), bool)
+    first[:1] = True
+    np.not_equal(minute[1:], minute[:-1], out=first[1:])
+    set_minute = minute[first]
+    set_of = np.cumsum(first) - 1
+    if not early:
+        return set_minute, set_of, 0
+    start_set = int(np.searchsorted(set_minute, 0.0))
+    if start_set == len(set_minute) or set_minute[start_set] > 0:
+        set_minute = np.insert(set_minute, start_set, 0.0)
+        set_of += set_of >= start_set
+    return set_minute, set_of, start_set
+
+
+def _last_of_each(
+    code: npt.NDArray[np.int32],
+    set_of: npt.NDArray[np.int64],
+    has_value: npt.NDArray[np.bool_],
+    num_sets: int,
+) -> npt.NDArray[np.intp]:
+    """Return the event that counts of each code in each set, ascending by code and set.
+
+    It is the last with a value, or the last where none has one.
+    """
+    key = (code.astype(np.int64) * max(num_sets, 1) + set_of) * 2 + has_value
+    order = np.argsort(key, kind="stable")
+    group = key[order] >> 1
+    last = np.ones(len(order), bool)
+    np.not_equal(group[1:], group[:-1], out=last[:-1])
+    return order[last]
+
+
+def _by_set(
+    start: npt.NDArray[np.int64], length: npt.NDArray[np.int64], num_sets: int
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+    """Return the observation and the set of each token, by set and then as observations are.
+
+    An observation is in `length` sets, from `start` on.
+    """
+    observation = np.repeat(np.arange(len(start), dtype=np.int32), length)
     run_start = np.cumsum(length) - length
     within = np.arange(len(observation)) - np.repeat(run_start - start, length)
     # A stable sort by set keeps the codes of a set ascending; on 16-bit keys it is a radix sort.
@@ -113,16 +154,4 @@ def carry_forward(
     set_index = np.repeat(
         np.arange(num_sets, dtype=np.int32), np.bincount(within, minlength=num_sets)
     )
-    event = seen[observation]
-    is_carry = set_of[event] != set_index
-    age = set_minute[set_index] - minute[event]
-    # Where nothing was carried into minute 0, and nothing observed, there is no such set.
-    start_set += int(early and (not len(set_index) or set_index[0] > start_set))
-    return Tokens(
-        set_index=set_index - np.int32(start_set),
-        code=code[event].astype(np.int32, copy=False),
-        value=value[event],
-        age=age,
-        is_carry=is_carry,
-        minute=set_minute[start_set:],
-    )
+    return observation, set_index

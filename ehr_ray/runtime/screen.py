@@ -25,6 +25,15 @@ class Screen:
         self._clear()
         print(with_uris(text), file=sys.stderr, flush=True)
 
+    def starting(self, verb: str) -> None:
+        """Give a sign of life on a terminal before imports that take seconds.
+
+        None where they are done already: a process that has one of them was here before, or is
+        another program's. A log gets none: there an error stays the one line it is.
+        """
+        if self._tty and not sys.modules.keys() & {"ray", "torch"}:
+            self.passing(f"{verb}: starting, a few seconds")
+
     def passing(self, text: str) -> None:
         """Show a line that the next one replaces; where output is no terminal, one a minute."""
         if self._tty:

@@ -63,7 +63,7 @@ def session(
         return
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
-    import ray.exceptions
+    import ray
 
     level = logging.INFO if verbose else logging.ERROR
     address = address or os.environ.get("RAY_ADDRESS") or "local"
@@ -74,6 +74,25 @@ def session(
             "include_dashboard": False,
             "object_store_memory": OBJECT_STORE_BYTES,
         }
+    _connect(address, options, without)
+    try:
+        if address == "local" and ray.cluster_resources().get("CPU", 0) < 1:
+            remedy = f", or do without it ({without})" if without else ""
+            raise ConfigError(
+                "Ray counts no whole CPU here, by the limit of this container, and would run "
+                f"nothing; raise the limit to 1 CPU{remedy}"
+            )
+        set_up_data(verbose)
+        with stopped_like_interrupted():
+            yield
+    finally:
+        ray.shutdown()
+
+
+def _connect(address: str, options: dict[str, Any], without: str) -> None:
+    """Start Ray or join it; raise what a person can do where it does not answer."""
+    import ray.exceptions
+
     try:
         _start(address, options)
     except (ConnectionError, ray.exceptions.AuthenticationError) as error:
@@ -91,18 +110,6 @@ def session(
             "Ray did not start in time, nor at a second try, as this machine is busy; try again "
             f"later, or {remedy}"
         ) from error
-    try:
-        if address == "local" and ray.cluster_resources().get("CPU", 0) < 1:
-            remedy = f", or do without it ({without})" if without else ""
-            raise ConfigError(
-                "Ray counts no whole CPU here, by the limit of this container, and would run "
-                f"nothing; raise the limit to 1 CPU{remedy}"
-            )
-        set_up_data(verbose)
-        with stopped_like_interrupted():
-            yield
-    finally:
-        ray.shutdown()
 
 
 def _start(address: str, options: dict[str, Any]) -> None:

@@ -2,19 +2,16 @@
 
 import contextlib
 import logging
-import os
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, unquote
 
 import yaml
 
-from ehr_ray.config.locations import absolute_uri
 from ehr_ray.config.yaml_files import read_yaml
-from ehr_ray.errors import ConfigError, InputError
+from ehr_ray.errors import InputError
 from ehr_ray.experiment import Experiment, dump
 from ehr_ray.runtime.outbox import (
     LIMIT,
@@ -23,19 +20,25 @@ from ehr_ray.runtime.outbox import (
     NotMadeError,
     connected,
     outbox,
-    problem,
     reason,
     refused,
-    shown,
+)
+from ehr_ray.runtime.tracking_store import (
+    SQLITE,
+    absolute_tracking,
+    check_uri,
+    is_remote,
+    made_by_one,
+    refusal,
+    sqlite_file,
+    tracking_uri,
 )
 from ehr_ray.storage import files
 from ehr_ray.storage.paths import is_uri
-from ehr_ray.storage.sync import held
 from ehr_ray.train import history
 from ehr_ray.train.history import HISTORY
 
-RUN_FILE, STORE = "mlflow.yaml", "mlflow.db"
-SQLITE = ("sqlite:", "sqlite+")
+RUN_FILE = "mlflow.yaml"
 KEY = "ehr_ray.key"
 """Tag by which a run is found that was made after its training had begun."""
 UNTOLD = ".mlflow-untold"
@@ -79,35 +82,23 @@ def open_run(
     made: list[Tracked] = []
 
     def make(client: Any) -> None:
-        with _made_by_one(uri):
+        with made_by_one(uri):
             made.append(_opened(client, experiment, waiting, before, parent, more or {}))
 
-    with _made_by_one(uri):  # a client makes the tables of a file
-        _check_uri(uri)
+    with made_by_one(uri):  # a client makes the tables of a file
+        check_uri(uri)
     if known is None:
         _note(experiment.directory, waiting)  # which `make` replaces, whenever that is
-    if why := outbox(uri).ask(make, START if _is_remote(uri) else None):
+    if why := outbox(uri).ask(make, START if is_remote(uri) else None):
         moved = known is None and before is not None and before.run_id  # or it was mistyped
-        if refused(why) or moved or not _is_remote(uri):
+        if refused(why) or moved or not is_remote(uri):
             if before is None:
                 (experiment.directory / RUN_FILE).unlink(missing_ok=True)
             else:
                 _note(experiment.directory, before)
-            raise _refusal(uri, why) from why
+            raise refusal(uri, why) from why
         return known if known is not None and known.run_id else waiting
     return made[0]
-
-
-@contextlib.contextmanager
-def _made_by_one(uri: str) -> Iterator[None]:
-    """Hold an sqlite store: of two processes that make its tables at once both may crash."""
-    with contextlib.ExitStack() as stack:
-        if uri.startswith(SQLITE):
-            file = sqlite_file(uri).absolute()
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with contextlib.suppress(OSError):  # who has no folder for locks goes without
-                stack.enter_context(held(file))
-        yield
 
 
 def _opened(
@@ -186,7 +177,7 @@ def experiment_id(uri: str, name: str, output: Path | None = None) -> str:
 
     Artifacts of one that lies in sqlite go to `mlartifacts` in `output`, else beside the file.
     """
-    with _made_by_one(uri):
+    with made_by_one(uri):
         return _experiment_id(uri, name, output)
 
 
@@ -209,103 +200,6 @@ def log_parameters(client: Any, run: str, values: Mapping[str, Any]) -> None:
     params = [Param(_name(name), str(value)[:6000]) for name, value in values.items()]
     for first in range(0, len(params), 100):  # MLflow takes no more at once
         client.log_batch(run, params=params[first : first + 100])
-
-
-def tracking_uri(experiment: Experiment) -> str:
-    """Return where an experiment is tracked; ConfigError where that cannot be beside its output.
-
-    A relative path, in the environment or behind `sqlite:///`, means the working folder.
-    """
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or experiment.tracking.uri
-    if uri is None and is_uri(experiment.output):
-        raise ConfigError(
-            f"output={experiment.output}: MLflow's sqlite cannot lie in a store; name a server by "
-            "MLFLOW_TRACKING_URI or tracking.uri, or set tracking.experiment=null"
-        )
-    return (
-        absolute_tracking(uri)
-        if uri
-        else sqlite_uri(experiment.directory.absolute().parent / STORE)
-    )
-
-
-def sqlite_uri(path: Path) -> str:
-    """Return the URI of an sqlite file, whatever its folder is called."""
-    from sqlalchemy.engine import URL, make_url
-
-    plain = f"sqlite:///{path}"
-    if make_url(plain).database == str(path):
-        return plain
-    # Of `?` and `%` SQLAlchemy keeps what sqlite itself decodes. The driver is named since MLflow
-    # makes a folder of whatever follows `sqlite:///`.
-    file = URL.create("sqlite+pysqlite", database=f"file:{quote(str(path))}", query={"uri": "true"})
-    return file.render_as_string()
-
-
-def sqlite_file(uri: str) -> Path:
-    """Return the file of an sqlite URI, relative as it is there."""
-    from sqlalchemy.engine import make_url
-
-    name = make_url(uri).database or ""
-    return Path(unquote(name.removeprefix("file:")) if name.startswith("file:") else name)
-
-
-def absolute_tracking(uri: str) -> str:
-    """Return a tracking URI that holds in another working folder."""
-    if not uri.startswith(SQLITE):
-        return absolute_uri(uri)
-    from sqlalchemy.engine import make_url
-
-    url = make_url(uri)
-    if not url.database or url.database.startswith(("/", ":", "file:")):
-        return uri
-    path = Path(url.database).absolute()
-    return url.set(database=str(path)).render_as_string() if url.query else sqlite_uri(path)
-
-
-def check_server(experiment: Experiment) -> str:
-    """Return "", or one line where the server that is to track does not answer in some seconds.
-
-    Raises ConfigError where it refuses, which waiting does not mend, or the URI is none.
-    """
-    if experiment.tracking.experiment is None:
-        return ""
-    uri = tracking_uri(experiment)
-    if uri.startswith(SQLITE):
-        return ""
-    _check_uri(uri)
-    why = problem(uri, START)
-    if why is None:
-        return ""
-    if refused(why):
-        raise _refusal(uri, why) from why
-    outbox(uri).give_up()
-    return (
-        f"MLflow at {shown(uri)} does not answer ({reason(why)}): {experiment.name} goes on "
-        "without, and what it is to be told waits until it does, or for the same command later"
-    )
-
-
-def _is_remote(uri: str) -> bool:
-    return uri.startswith(("http://", "https://", "databricks"))
-
-
-def _check_uri(uri: str) -> None:
-    """Raise ConfigError where MLflow knows no such kind of place."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        connected(uri)
-    except MlflowException as error:
-        raise _refusal(uri, error) from error
-
-
-def _refusal(uri: str, why: Exception) -> ConfigError:
-    said = reason(why).replace(uri, shown(uri))
-    return ConfigError(
-        f"{shown(uri)}: MLflow cannot be told there ({said}); correct MLFLOW_TRACKING_URI "
-        "or tracking.uri, or set tracking.experiment=null"
-    )
 
 
 def find_run(directory: Path) -> Tracked | None:

@@ -18,16 +18,8 @@ from ehr_ray.config.sections import TrackingConfig
 from ehr_ray.errors import InputError, UserError
 from ehr_ray.experiment import Experiment
 from ehr_ray.runtime.outbox import answers, connected, reason, shown
-from ehr_ray.runtime.tracking import (
-    SQLITE,
-    Tracked,
-    Tracker,
-    absolute_tracking,
-    experiment_id,
-    find_run,
-    log_parameters,
-    sqlite_file,
-)
+from ehr_ray.runtime.tracking import Tracked, Tracker, experiment_id, find_run, log_parameters
+from ehr_ray.runtime.tracking_store import SQLITE, absolute_tracking, sqlite_file
 
 VERB = "ehr_ray.verb"
 """Tag of the run: the verb's name."""

@@ -124,11 +124,16 @@ class SyntheticOptions:
 
 
 def units(path: Path, options: SyntheticOptions) -> list[Unit]:  # noqa: ARG001
-    """Divide the patients, numbered from 1, into runs of 1,000."""
-    starts = range(1, options.patients + 1, PATIENTS_PER_UNIT)
-    stops = [min(start + PATIENTS_PER_UNIT, options.patients + 1) for start in starts]
+    """Divide the patients into runs of 1,000."""
+    return numbered_units(options.patients, PATIENTS_PER_UNIT, BYTES_PER_PATIENT)
+
+
+def numbered_units(patients: int, each: int, bytes_each: int) -> list[Unit]:
+    """Divide patients that are made up, numbered from 1, into runs of so many."""
+    starts = range(1, patients + 1, each)
+    stops = [min(start + each, patients + 1) for start in starts]
     return [
-        Unit(start=start, stop=stop, size=(stop - start) * BYTES_PER_PATIENT)
+        Unit(start=start, stop=stop, size=(stop - start) * bytes_each)
         for start, stop in zip(starts, stops, strict=True)
     ]
 
@@ -240,8 +245,8 @@ _SIGN = np.sign(_LOAD)
 def _values(rng: np.random.Generator, illness: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Return values [visits, variables], rounded as an instrument would."""
     size = len(illness)
-    factor = _autoregression(rng, size, len(FACTORS), 0.9)[:, _FACTOR] * _SIGN
-    noise = _autoregression(rng, size, len(VARIABLES), 0.7)
+    factor = autoregression(rng, size, len(FACTORS), 0.9)[:, _FACTOR] * _SIGN
+    noise = autoregression(rng, size, len(VARIABLES), 0.7)
     level = rng.standard_normal(len(VARIABLES))
     z = _LOAD * illness[:, None] + 0.5 * factor + 0.5 * level + 0.35 * noise
     values = _MEAN + _SPREAD * z
@@ -249,7 +254,7 @@ def _values(rng: np.random.Generator, illness: npt.NDArray[np.float64]) -> npt.N
     return np.clip(np.rint(values * _SCALE) / _SCALE, _LOW, _HIGH)
 
 
-def _autoregression(
+def autoregression(
     rng: np.random.Generator, size: int, width: int, memory: float
 ) -> npt.NDArray[np.float64]:
     """Return unit-variance series [size, width] whose lag-1 correlation is `memory`."""

@@ -27,6 +27,7 @@ from ehr_ray.errors import InputError
 from ehr_ray.sources.parsing.cells import events_table, since_epoch
 from ehr_ray.sources.parsing.labels import label_rows
 from ehr_ray.sources.source import Chunk, Source, Unit
+from ehr_ray.sources.synthetic import autoregression, numbered_units
 
 PATIENTS_PER_UNIT: Final = 500
 BYTES_PER_PATIENT: Final = 8_000
@@ -88,13 +89,8 @@ class SyntheticVitalsOptions:
 
 
 def units(path: object, options: SyntheticVitalsOptions) -> list[Unit]:  # noqa: ARG001
-    """Divide the patients, numbered from 1, into runs of 500."""
-    starts = range(1, options.patients + 1, PATIENTS_PER_UNIT)
-    stops = [min(start + PATIENTS_PER_UNIT, options.patients + 1) for start in starts]
-    return [
-        Unit(start=start, stop=stop, size=(stop - start) * BYTES_PER_PATIENT)
-        for start, stop in zip(starts, stops, strict=True)
-    ]
+    """Divide the patients into runs of 500."""
+    return numbered_units(options.patients, PATIENTS_PER_UNIT, BYTES_PER_PATIENT)
 
 
 def read(unit: Unit, options: SyntheticVitalsOptions) -> Iterator[Chunk]:
@@ -187,11 +183,7 @@ def _visit_rate(hours: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
 
 def _wander(rng: np.random.Generator, width: int) -> npt.NDArray[np.floating]:
     """Return unit-variance series [745, width] that forget within half a day."""
-    memory = np.exp(-1 / 12)
-    steps = rng.standard_normal((NUM_HOURS, width))
-    for t in range(1, NUM_HOURS):
-        steps[t] = memory * steps[t - 1] + np.sqrt(1 - memory**2) * steps[t]
-    return steps
+    return autoregression(rng, NUM_HOURS, width, np.exp(-1 / 12))
 
 
 SOURCE: Final = Source(

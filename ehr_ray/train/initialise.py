@@ -39,17 +39,13 @@ def initialise(
     """
     folder = checkpoint_folder(path)
     other = parse(read_yaml(folder / "experiment.yaml"))
+    old_vocabulary = read_vocabulary(folder)
     _check_kin(other, path, family, config)
+    _check_scaling(old_vocabulary, path, vocabulary)
     by_code, own = family.transfer.code_indexed_tensors, family.transfer.data_buffers
     everything = load_file(folder / "model.safetensors")
     mine = of_member(everything, member, num_members(other))
     source = {name: tensor for name, tensor in mine.items() if not named_by(name, own)}
-    old_vocabulary = read_vocabulary(folder)
-    if old_vocabulary.scaling != vocabulary.scaling:
-        raise InputError(
-            f"init_from={path}: trained on {old_vocabulary.scaling} values, this run has "
-            f"{vocabulary.scaling} ones; set data.scale={old_vocabulary.scaling}"
-        )
     axes = _axes(family, config, vocabulary)
     old_axes = _axes(family_of(other), other.model, old_vocabulary)
     target = model.state_dict()
@@ -78,13 +74,8 @@ def initialise(
             lines.append(f"{name}: copied")
     lines += [f"{name}: not used here" for name in unused]
     total = sum(tensor.numel() for tensor in source.values())
-    # A head over thousands of phrases outweighs the rest of a checkpoint, and is left behind.
     size = sum(tensor.numel() for name, tensor in target.items() if not named_by(name, own))
-    if copied < 0.5 * min(total, size) or copied == 0:
-        raise InputError(
-            f"init_from={path}: only {copied} of {total} values fit this model; "
-            "choose a checkpoint of the same architecture or drop init_from"
-        )
+    _check_copied(copied, path, total, size)
     return lines
 
 
@@ -124,6 +115,25 @@ def _check_kin(experiment: Experiment, path: str | Path, family: AnyFamily, conf
         raise InputError(
             f"init_from={path}: a checkpoint of {other.name}, whose tensors mean other things than "
             f"those of {family.name}; choose a run of the same family, or drop init_from"
+        )
+
+
+def _check_scaling(old: Vocabulary, path: str | Path, new: Vocabulary) -> None:
+    """Raise InputError where the values of a checkpoint's training were scaled otherwise."""
+    if old.scaling != new.scaling:
+        raise InputError(
+            f"init_from={path}: trained on {old.scaling} values, this run has {new.scaling} ones; "
+            f"set data.scale={old.scaling}"
+        )
+
+
+def _check_copied(copied: int, path: str | Path, total: int, size: int) -> None:
+    """Raise InputError where a checkpoint of `total` values gave a model of `size` too few."""
+    # A head over thousands of phrases outweighs the rest of a checkpoint, and is left behind.
+    if copied < 0.5 * min(total, size) or copied == 0:
+        raise InputError(
+            f"init_from={path}: only {copied} of {total} values fit this model; "
+            "choose a checkpoint of the same architecture or drop init_from"
         )
 
 

@@ -11,11 +11,8 @@ first run on a GPU is not the first run.
 import contextlib
 import copy
 import gc
-import resource
-import sys
 import time
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -23,14 +20,14 @@ from typing import Any, Final, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from ehr_ray.commands.benchmark.gpu_models import BATCH, experiment, experiments
+from ehr_ray.commands.benchmark.gpu_steps import finish, matrix_rate, step_speed
 from ehr_ray.commands.benchmark.ranks import Group, farthest, run_group, weights
 from ehr_ray.errors import InputError, RunError
 from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.experiment import Experiment
-from ehr_ray.family import AnyFamily, Batch, Scheduled
+from ehr_ray.family import AnyFamily, Batch
 from ehr_ray.nn.sentence_encoder import SentenceEncoder
 from ehr_ray.runtime.data.prepared import prepared
 from ehr_ray.runtime.training.worker import loader_of
@@ -38,12 +35,10 @@ from ehr_ray.train.backend import LocalBackend
 from ehr_ray.train.feed import move
 from ehr_ray.train.loader import Loader
 from ehr_ray.train.loop import train
-from ehr_ray.train.meters import Sums
 from ehr_ray.train.numerics import numerics
-from ehr_ray.train.optim import make_optimizer, set_lr
 from ehr_ray.train.predictor import Predictor
-from ehr_ray.train.seeds import noise_seed, scheduled_at, seed_step
-from ehr_ray.train.step import OptimizerStep, loss_terms
+from ehr_ray.train.seeds import scheduled_at
+from ehr_ray.train.step import loss_terms
 from ehr_ray.train.task import family_of
 from ehr_ray.train.validate import validate
 
@@ -54,10 +49,6 @@ PATIENTS = {"cuda": 1600, "cpu": 500}
 """Of the cohort that is made where none is given: a step of the largest batch has enough."""
 COMPARED = 16
 """Patients whose losses are computed on the CPU too."""
-COUNTED = 8
-"""Steps whose floating-point operations are counted at most: batches are of unlike length."""
-WAITS = "called a synchronizing CUDA operation"
-"""What torch warns of where the host waits for the GPU."""
 LOSS_TOLERANCE = {"float32": 1e-3, "bf16": 0.05}
 """Largest relative difference of a term of the first loss from that of the CPU in float32."""
 WEIGHT_TOLERANCE = 1e-3
@@ -179,19 +170,6 @@ def gpu_speed(
     return report.result()
 
 
-def matrix_rate(dtype: torch.dtype, device: str, side: int) -> float:
-    """Return floating-point operations per second of a square product, the best of five."""
-    a = torch.ones(side, side, dtype=dtype, device=device)
-    spent = []
-    for _ in range(6):
-        _finish(device)
-        started = time.perf_counter()
-        torch.mm(a, a)
-        _finish(device)
-        spent.append(time.perf_counter() - started)
-    return 2.0 * side**3 / min(spent[1:])
-
-
 def _family(
     report: Report, name: str, plan: Experiment, device: str, steps: int, peaks: dict[str, float]
 ) -> None:
@@ -211,13 +189,13 @@ def _family(
                 apart = max(abs(found[n] - w) / max(abs(w), 1e-6) for n, w in wanted.items())
                 limit = LOSS_TOLERANCE[precision]
                 report.check(f"{label}, difference of losses from the CPU's", apart, limit)
-                speed = _speed(here, family, model, loader, device, steps, peaks[precision])
+                speed = step_speed(here, family, model, loader, device, steps, peaks[precision])
             report.figures |= {f"{label}, {key}": value for key, value in speed.items()}
         exact = replace(here, train=replace(here.train, deterministic=True))
         label = f"{name} {precision}, time of a step with train.deterministic over without"
         try:
             with numerics(exact.train):
-                again = _speed(exact, family, model, loader, device, steps, peaks[precision])
+                again = step_speed(exact, family, model, loader, device, steps, peaks[precision])
             report.figures[label] = again["ms per step"] / speed["ms per step"]
         except (RunError, RuntimeError) as error:  # a kernel, or cuBLAS, has no such way
             report.figures[label] = f"left out: {str(error).splitlines()[0]}"
@@ -233,108 +211,6 @@ def _losses(
     with torch.no_grad():
         terms = loss_terms(family, model, there, scheduled, 1, plan.train.precision)
     return {n: float(t.sum) / max(float(t.count), 1.0) for n, t in terms.items() if t.coef}
-
-
-def _speed(
-    plan: Experiment,
-    family: AnyFamily,
-    model: nn.Module,
-    loader: Loader,
-    device: str,
-    steps: int,
-    peak: float,
-) -> dict[str, float]:
-    """Return the figures of some steps with the loader at work, after some that are not timed."""
-    backend = LocalBackend(device)
-    optimizer, sums = make_optimizer(model.train(), plan.train), Sums(backend)
-    set_lr(optimizer, plan.train.lr)
-    take = OptimizerStep(plan, family, model, optimizer, backend, sums)
-    scheduled: Scheduled = scheduled_at(plan, 0, loader.steps_per_epoch)
-    number = 0
-
-    def step(micro: list[Batch]) -> None:
-        nonlocal number
-        seed_step(plan.seed, number, 0)
-        take(micro, scheduled, noise_seed(plan.seed, number))
-        if family.training.after_step:
-            family.training.after_step(model, scheduled)
-        number += 1
-
-    batches = loader.steps(0, sys.maxsize, backend)
-    step(next(batches))
-    counted = min(COUNTED, loader.steps_per_epoch, steps)
-    with FlopCounterMode(display=False) as counter:
-        for _ in range(counted):
-            step(next(batches))
-    # Not in one step with the counter, which has the host wait for the lengths of sequences.
-    with _counted_syncs(device) as syncs:
-        step(next(batches))
-    sums.means("warm")
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    _finish(device)
-    began, waited, patients, tokens = time.perf_counter(), 0.0, 0, []
-    busy = _Busy(device)
-    for _ in range(steps):
-        asked = time.perf_counter()
-        micro = next(batches)
-        waited += time.perf_counter() - asked
-        patients += sum(len(batch["subject_id"]) for batch in micro)
-        tokens += [batch["mask"].sum() for batch in micro if "mask" in batch]
-        with busy:
-            step(micro)
-    take.check()
-    _finish(device)
-    seconds = time.perf_counter() - began
-    batches.close()
-    flops = counter.get_total_flops() / counted
-    figures = {
-        "patients per second": patients / seconds,
-        "ms per step": 1000 * seconds / steps,
-        "TFLOP per step": flops / 1e12,
-        "MFU": flops * steps / seconds / peak,
-        "share of time the host waits for data": waited / seconds,
-        "peak memory, MiB": _peak(device),
-    }
-    if (spent := busy.seconds()) is not None:
-        figures["share of time the GPU is in a step"] = spent / seconds
-    if syncs is not None:
-        figures["syncs per step"] = float(sum(WAITS in str(found.message) for found in syncs))
-    padding = sums.means("train").get("train/padding")
-    if padding is not None:
-        figures["share of padding"] = padding
-    if tokens:
-        figures["tokens per second"] = float(torch.stack(tokens).sum()) / seconds
-    return figures
-
-
-class _Busy:
-    """How long a GPU is in the steps that are taken within it, by its own clock.
-
-    Where the host is late with data, or with the first work of a step, the GPU is in none.
-    """
-
-    def __init__(self, device: str) -> None:
-        self._events: list[torch.cuda.Event] | None = [] if device == "cuda" else None
-
-    def __enter__(self) -> None:
-        self._note()
-
-    def __exit__(self, *_error: object) -> None:
-        self._note()
-
-    def _note(self) -> None:
-        if self._events is not None:
-            event = torch.cuda.Event(enable_timing=True)
-            event.record()
-            self._events.append(event)
-
-    def seconds(self) -> float | None:
-        """Return the seconds of all steps, once the GPU is done with them; None on the CPU."""
-        if self._events is None:
-            return None
-        pairs = zip(self._events[::2], self._events[1::2], strict=True)
-        return sum(first.elapsed_time(last) for first, last in pairs) / 1000
 
 
 def _applied(
@@ -441,31 +317,5 @@ def _phrases(report: Report, scale: Scale, device: str) -> None:
     encoder.encode(texts[:8])
     began = time.perf_counter()
     encoder.encode(texts)
-    _finish(device)
+    finish(device)
     report.figures["phrases embedded per second"] = len(texts) / (time.perf_counter() - began)
-
-
-@contextlib.contextmanager
-def _counted_syncs(device: str) -> Iterator[list[warnings.WarningMessage] | None]:
-    """Yield the times the host waits for the GPU, as torch warns of them; None on the CPU."""
-    if device != "cuda":
-        yield None
-        return
-    with warnings.catch_warnings(record=True) as found:
-        warnings.simplefilter("always")
-        torch.cuda.set_sync_debug_mode("warn")
-        try:
-            yield found
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-
-
-def _finish(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
-
-
-def _peak(device: str) -> float:
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

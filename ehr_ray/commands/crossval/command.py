@@ -29,7 +29,8 @@ from ehr_ray.experiment import Experiment, changes_since, dump, to_yaml, with_ab
 from ehr_ray.runtime.data.dataset import check_cohort
 from ehr_ray.runtime.data.tasks import Say, run_jobs
 from ehr_ray.runtime.session import session
-from ehr_ray.runtime.tracking import Tracker, check_server, flatten, open_run
+from ehr_ray.runtime.tracking import Tracker, flatten, open_run
+from ehr_ray.runtime.tracking_store import check_server
 from ehr_ray.storage import files, sync
 from ehr_ray.storage.lock import run_lock
 from ehr_ray.storage.paths import check_cohort_folder, is_uri

@@ -21,7 +21,7 @@ from ehr_ray.experiment import Experiment
 from ehr_ray.runtime.data.tasks import run_jobs
 from ehr_ray.runtime.outbox import answers, shown
 from ehr_ray.runtime.session import OBJECT_STORE_BYTES, check_resources, session
-from ehr_ray.runtime.tracking import STORE, tracking_uri
+from ehr_ray.runtime.tracking_store import STORE, tracking_uri
 from ehr_ray.storage.paths import staging
 
 GIB: Final = 1 << 30

@@ -97,15 +97,8 @@ def write_evaluation(
     written = inputs.written(subject)
     for name, one in written.items():
         write_embeddings(target / "embeddings" / f"{name}.parquet", one.samples)
-    if isinstance(scores, KindScores):
-        write_kind_predictions(target / "predictions", scores, written)
-        if subject.own and scores.probe is not None:
-            _keep_probe(subject, kind_probe(subject, scores, scores.probe))
-    elif scores is not None:
-        positive = positive_class(subject.cohort, subject.task)
-        _write_predictions(target / "predictions", scores, written, positive, found)
-        if subject.own:
-            _keep_probe(subject, task_probe(subject, scores, positive))
+    if scores is not None:
+        _write_answers(subject, scores, written, found)
     report = None
     if pages:
         context = report_context(subject, scores, judged, metrics, latent, embedding, tokens, found)
@@ -129,6 +122,25 @@ def _tell_training(run: Path, record: VerbRecord) -> str:
     for folder, names in record.artifacts:
         tracker.artifacts(folder, names)
     return tracker.flush()
+
+
+def _write_answers(
+    subject: Subject,
+    scores: TaskScores | KindScores,
+    written: Mapping[str, SplitPredictions],
+    found: SuiteResult,
+) -> None:
+    """Write the predictions of a task and, of the run's own cohort, the probe that made them."""
+    folder = subject.target / "predictions"
+    if isinstance(scores, KindScores):
+        write_kind_predictions(folder, scores, written)
+        if subject.own and scores.probe is not None:
+            _keep_probe(subject, kind_probe(subject, scores, scores.probe))
+    else:
+        positive = positive_class(subject.cohort, subject.task)
+        _write_predictions(folder, scores, written, positive, found)
+        if subject.own:
+            _keep_probe(subject, task_probe(subject, scores, positive))
 
 
 def _write_predictions(

@@ -1,7 +1,7 @@
 """An experiment to a trained run: prepare the data, train by Ray Train, keep the directory."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,17 +16,8 @@ from ehr_ray.runtime.progress import following
 from ehr_ray.runtime.screen import Screen
 from ehr_ray.runtime.session import check_resources, session_of
 from ehr_ray.runtime.text_embedding import as_before, with_phrases
-from ehr_ray.runtime.tracking import (
-    RUN_FILE,
-    UNTOLD,
-    Tracked,
-    Tracker,
-    check_server,
-    find_run,
-    open_run,
-    tracking_uri,
-    untold,
-)
+from ehr_ray.runtime.tracking import RUN_FILE, UNTOLD, Tracked, Tracker, find_run, open_run, untold
+from ehr_ray.runtime.tracking_store import check_server, tracking_uri
 from ehr_ray.runtime.training.launch import fit, fit_here
 from ehr_ray.storage import files, sync
 from ehr_ray.storage.lease import Lease, leased
@@ -151,24 +142,8 @@ def _train(
                 experiment = with_phrases(
                     experiment, data.vocabulary, on_ray=on_ray, say=screen.passing
                 )
-            # Rows of a task: a patient at each prediction time, and at each of `task.hours`.
-            what = "patients" if experiment.task is None else "rows"
-            patients = {split: len(data.store(split)) for split in data.blocks}
-            if data.weighed is not None:
-                screen.say(data.weighed)
-            screen.say(
-                f"{run.name}: {patients['train']} train and {patients['tuning']} tuning {what}, "
-                f"{len(data.vocabulary)} codes"
-                + (", rows streamed" if data.stream is not None else "")
-                + (f", resuming at step {before.step}" if before else "")
-            )
-            for line in without_labels(experiment, data):
+            for line in _trained_on(experiment, data, before):
                 screen.say(line)
-            if not patients["tuning"]:
-                screen.say(
-                    "no tuning patients: the last weights are kept, and `evaluate` has none to "
-                    "choose and calibrate on; `ehr-ray ingest --splits 0.8,0.1,0.1` sets some aside"
-                )
             run.mkdir(parents=True, exist_ok=True)
             files.write_text(run / "experiment.yaml", to_yaml(experiment))
             tracked = open_run(experiment)
@@ -193,6 +168,27 @@ def _train(
     after = saved_progress(run)
     assert after is not None
     return Trained(run, after.step, after.best, before.step if before else 0, False)
+
+
+def _trained_on(experiment: Experiment, data: Prepared, before: Progress | None) -> Iterator[str]:
+    """Yield what a person should know of a run's data before its first step."""
+    # Rows of a task: a patient at each prediction time, and at each of `task.hours`.
+    what = "patients" if experiment.task is None else "rows"
+    patients = {split: len(data.store(split)) for split in data.blocks}
+    if data.weighed is not None:
+        yield data.weighed
+    yield (
+        f"{experiment.name}: {patients['train']} train and {patients['tuning']} tuning {what}, "
+        f"{len(data.vocabulary)} codes"
+        + (", rows streamed" if data.stream is not None else "")
+        + (f", resuming at step {before.step}" if before else "")
+    )
+    yield from without_labels(experiment, data)
+    if not patients["tuning"]:
+        yield (
+            "no tuning patients: the last weights are kept, and `evaluate` has none to "
+            "choose and calibrate on; `ehr-ray ingest --splits 0.8,0.1,0.1` sets some aside"
+        )
 
 
 def artifacts_of(run: Path) -> list[str]:

@@ -26,51 +26,25 @@ def fit(job: Any, callbacks: Sequence[Any] = ()) -> None:
     """Run the workers until they end, through losses as long as the run goes on between them."""
     import ray.exceptions
     import ray.train
-    from ray.train import LoggingConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig
 
     from ehr_ray.runtime.training.recovery import (
-        Patience,
         cause,
-        failure_config,
         kind_of,
         lacks_resources,
         last_line,
         too_many,
     )
-    from ehr_ray.runtime.training.trainer import Trainer
-    from ehr_ray.runtime.training.worker import check_share, to_worker, train_worker
+    from ehr_ray.runtime.training.worker import check_share
 
     cluster = job.experiment.cluster
-    least, most = cluster.least_workers, cluster.most_workers
-    if least < most:
-        check_share(job, most)
-    resources = {"CPU": cluster.cpus_per_worker}
-    if cluster.gpus_per_worker:
-        resources["GPU"] = cluster.gpus_per_worker
+    if cluster.least_workers < cluster.most_workers:
+        check_share(job, cluster.most_workers)
     lost = 0
     while True:
         before = saved_step(job.run)
+        # What is durable lives in the run directory; Ray's own bookkeeping is thrown away.
         with tempfile.TemporaryDirectory(prefix="ehr_ray-") as scratch:
-            trainer = Trainer(
-                train_worker,
-                train_loop_config=to_worker(job),
-                torch_config=TorchConfig(timeout_s=math.ceil(cluster.timeout_seconds)),
-                scaling_config=ScalingConfig(
-                    num_workers=most if least == most else (least, most),
-                    use_gpu=bool(cluster.gpus_per_worker),
-                    resources_per_worker=resources,
-                    elastic_resize_monitor_interval_s=cluster.resize_seconds,
-                ),
-                # What is durable lives in the run directory; Ray's own bookkeeping is thrown away.
-                run_config=RunConfig(
-                    name=uuid.uuid4().hex,
-                    storage_path=scratch,
-                    failure_config=failure_config(cluster),
-                    callbacks=[Patience(cluster, canonical(job.run), before), *callbacks],
-                    logging_config=LoggingConfig(log_level="ERROR"),
-                ),
-            )
+            trainer = _trainer(job, before, scratch, callbacks)
             try:
                 result = trainer.fit()
             except (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError) as error:
@@ -86,6 +60,40 @@ def fit(job: Any, callbacks: Sequence[Any] = ()) -> None:
                 raise kind_of(error)(f"{job.run.name}: {cause(error, cluster)}") from error
             _raise_returned(result.return_value)
             return
+
+
+def _trainer(job: Any, before: int, scratch: str, callbacks: Sequence[Any]) -> Any:
+    """Return what runs the workers of a job whose saved step is `before`, as its cluster says."""
+    from ray.train import LoggingConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig
+
+    from ehr_ray.runtime.training.recovery import Patience, failure_config
+    from ehr_ray.runtime.training.trainer import Trainer
+    from ehr_ray.runtime.training.worker import to_worker, train_worker
+
+    cluster = job.experiment.cluster
+    least, most = cluster.least_workers, cluster.most_workers
+    resources = {"CPU": cluster.cpus_per_worker}
+    if cluster.gpus_per_worker:
+        resources["GPU"] = cluster.gpus_per_worker
+    return Trainer(
+        train_worker,
+        train_loop_config=to_worker(job),
+        torch_config=TorchConfig(timeout_s=math.ceil(cluster.timeout_seconds)),
+        scaling_config=ScalingConfig(
+            num_workers=most if least == most else (least, most),
+            use_gpu=bool(cluster.gpus_per_worker),
+            resources_per_worker=resources,
+            elastic_resize_monitor_interval_s=cluster.resize_seconds,
+        ),
+        run_config=RunConfig(
+            name=uuid.uuid4().hex,
+            storage_path=scratch,
+            failure_config=failure_config(cluster),
+            callbacks=[Patience(cluster, canonical(job.run), before), *callbacks],
+            logging_config=LoggingConfig(log_level="ERROR"),
+        ),
+    )
 
 
 def _raise_returned(value: Mapping[str, str] | None) -> None:

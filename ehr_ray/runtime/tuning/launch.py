@@ -5,11 +5,13 @@ import os
 import shutil
 import uuid
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Final
 
 import ray.tune
 from ray.tune.search import BasicVariantGenerator
 
+from ehr_ray.config.cluster import ClusterConfig
 from ehr_ray.config.search import Domain, Sample
 from ehr_ray.errors import ResourcesUnavailableError
 from ehr_ray.experiment import Experiment
@@ -37,18 +39,11 @@ def fit_trials(
     """Run the trials of a search until they end."""
     total, root = max(proposals.total, len(known)), local(search.root)
     cluster, plan = experiment.cluster, experiment.tune
-    each = dict(NESTED) if search.nested else {"CPU": cluster.cpus_per_worker}
-    if cluster.gpus_per_worker and not search.nested:
-        each["GPU"] = cluster.gpus_per_worker
     grace = plan.grace_steps or max(1, _steps(experiment, data) // 8)
     param_space: dict[str, Any] = {}
     if search.exploits:
         # Ray's PBT takes no searcher: the first samples are listed, and numbers are trial ids'.
-        for number in range(total):
-            if number not in known:
-                known[number] = proposals.sample(number)
-                write_trial(trial_dir(root, number), number, known[number])
-        points = [{"trial": n, **known[n]} for n in range(total)]
+        points = _points(root, proposals, known, total)
         param_space = {"trial": ray.tune.choice(range(total))} | ray_domains(space)
         # All are begun and take turns, or a trial could take over those beside it alone.
         limit = at_once if limited(plan) else 0
@@ -63,7 +58,8 @@ def fit_trials(
     scratch = root / ".ray"
     shutil.rmtree(scratch, ignore_errors=True)
     trainable = ray.tune.with_resources(
-        ray.tune.with_parameters(run_trial, search=search), ray.tune.PlacementGroupFactory([each])
+        ray.tune.with_parameters(run_trial, search=search),
+        ray.tune.PlacementGroupFactory([_reserved(cluster, nested=search.nested)]),
     )
     try:
         ray.tune.Tuner(
@@ -90,6 +86,25 @@ def fit_trials(
         shutil.rmtree(scratch, ignore_errors=True)
     if closing.lacks:
         raise ResourcesUnavailableError(f"{root.name}: trials could not go on: {closing.lacks}")
+
+
+def _reserved(cluster: ClusterConfig, *, nested: bool) -> dict[str, float]:
+    """Return the resources that a trial reserves while it runs."""
+    if nested:
+        return dict(NESTED)
+    gpus = {"GPU": cluster.gpus_per_worker} if cluster.gpus_per_worker else {}
+    return {"CPU": cluster.cpus_per_worker, **gpus}
+
+
+def _points(
+    root: Path, proposals: Any, known: dict[int, Sample], total: int
+) -> list[dict[str, Any]]:
+    """Return the first sample of each trial; those that were not `known` are drawn and kept."""
+    for number in range(total):
+        if number not in known:
+            known[number] = proposals.sample(number)
+            write_trial(trial_dir(root, number), number, known[number])
+    return [{"trial": n, **known[n]} for n in range(total)]
 
 
 def _steps(experiment: Experiment, data: Any) -> int:

@@ -22,66 +22,60 @@ def patient_events(stays: Stays, hospitals: dict[int, tuple[str, ...]]) -> pa.Ta
     that a patient was in, where it is told. A hospital stay is told once, however many unit stays
     it has.
     """
+    return pa.concat_tables([_static(stays, hospitals), _timed(stays), _deaths(stays)])
+
+
+def _static(stays: Stays, hospitals: dict[int, tuple[str, ...]]) -> pa.Table:
+    """Return what has no time: of the first stay, and of every hospital a patient was in."""
     rows = stays.rows
     first = stays.first_of(stays.subject)
     never = np.full(len(stays.subject), np.datetime64("NaT"), "datetime64[us]")
     places = np.stack([stays.subject, rows["hospitalid"]])
     each = np.sort(np.unique(places, axis=1, return_index=True)[1])
     each = each[rows["hospitalid"][each] != NO_HOSPITAL]
+    known = [(i, code) for i in each for code in hospitals.get(int(rows["hospitalid"][i]), ())]
+    at_home = np.array([i for i, _ in known], np.intp)
+    aged = first[~np.isnan(stays.age[first])]
+
+    def pick(at: Rows, codes: Sequence[str], values: Floats | None = None) -> pa.Table:
+        return _events(stays.subject[at], never[at], codes, values)
+
+    return pa.concat_tables(
+        [
+            pick(first, ["GENDER//" + _SEX.get(text, text) for text in rows["gender"][first]]),
+            pick(aged, ["AGE"] * len(aged), stays.age[aged]),
+            pick(first, [f"ETHNICITY//{text}" for text in rows["ethnicity"][first]]),
+            pick(each, [f"HOSPITAL//{h}" for h in rows["hospitalid"][each]]),
+            pick(at_home, [code for _, code in known]),
+        ]
+    )
+
+
+def _timed(stays: Stays) -> pa.Table:
+    """Return admissions and discharges, and what was measured at them, where their time is told."""
+    rows = stays.rows
     hospital_stay = np.stack([stays.subject, rows["patienthealthsystemstayid"]])
     once = stays.first_of(np.unique(hospital_stay, axis=1, return_inverse=True)[1].reshape(-1))
     every = np.arange(len(stays.subject))
 
-    def pick(at: Rows, times: Times, code: str, *columns: str, value: str = "") -> pa.Table:
-        if times is not never:
-            at = at[~np.isnat(times[at])]
-        words = zip(*(rows[column][at] for column in columns), strict=True) if columns else None
-        codes = [code] * len(at) if words is None else ["//".join([code, *w]) for w in words]
-        values = rows[value][at] if value else np.full(len(at), np.nan)
-        return _events(stays.subject[at], times[at], codes, values)
+    def pick(at: Rows, times: Times, code: str, *columns: str) -> pa.Table:
+        at = at[~np.isnat(times[at])]
+        words = zip(*(rows[column][at] for column in columns), strict=True)
+        return _events(stays.subject[at], times[at], ["//".join([code, *w]) for w in words])
 
-    known = [(i, code) for i in each for code in hospitals.get(int(rows["hospitalid"][i]), ())]
-    sex = ["GENDER//" + _SEX.get(text, text) for text in rows["gender"][first]]
-    aged = first[~np.isnan(stays.age[first])]
-    at_home = np.array([i for i, _ in known], np.intp)
-    weighed = {
-        name: every[~np.isnan(rows[name])]
-        for name in ("admissionheight", "admissionweight", "dischargeweight")
-    }
+    def measured(times: Times, code: str, column: str) -> pa.Table:
+        at = every[~np.isnan(rows[column]) & ~np.isnat(times)]
+        return _events(stays.subject[at], times[at], [code] * len(at), rows[column][at])
+
     return pa.concat_tables(
         [
-            _events(stays.subject[first], never[first], sex),
-            _events(stays.subject[aged], never[aged], ["AGE"] * len(aged), stays.age[aged]),
-            pick(first, never, "ETHNICITY", "ethnicity"),
-            _events(
-                stays.subject[each],
-                never[each],
-                [f"HOSPITAL//{h}" for h in rows["hospitalid"][each]],
-            ),
-            _events(stays.subject[at_home], never[at_home], [code for _, code in known]),
             pick(once, stays.hospital_start, "HOSPITAL_ADMISSION", "hospitaladmitsource"),
             pick(every, stays.unit_start, "UNIT_ADMISSION", "unittype", "unitadmitsource"),
-            pick(
-                weighed["admissionheight"],
-                stays.unit_start,
-                "ADMISSION_HEIGHT",
-                value="admissionheight",
-            ),
-            pick(
-                weighed["admissionweight"],
-                stays.unit_start,
-                "ADMISSION_WEIGHT",
-                value="admissionweight",
-            ),
-            pick(
-                weighed["dischargeweight"],
-                stays.unit_end,
-                "DISCHARGE_WEIGHT",
-                value="dischargeweight",
-            ),
+            measured(stays.unit_start, "ADMISSION_HEIGHT", "admissionheight"),
+            measured(stays.unit_start, "ADMISSION_WEIGHT", "admissionweight"),
+            measured(stays.unit_end, "DISCHARGE_WEIGHT", "dischargeweight"),
             pick(every, stays.unit_end, "UNIT_DISCHARGE", "unitdischargelocation"),
             pick(once, stays.hospital_end, "HOSPITAL_DISCHARGE", "hospitaldischargelocation"),
-            _deaths(stays),
         ]
     )
 

@@ -4,7 +4,7 @@ import codecs
 import csv
 import gzip
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -157,28 +157,9 @@ def read_csv(
         skipped.append((row.number + part.first - 1, reason, row.text))
         return "skip"
 
-    path = os.path.join(root, name)
-    reader = pa_csv.open_csv(
-        path if part == ALL_LINES else pa.OSFile(path).get_stream(part.start, _size(path, part)),
-        # Threads would leave the numbers of skipped rows unknown.
-        read_options=pa_csv.ReadOptions(
-            use_threads=False,
-            block_size=block_bytes or BLOCK_BYTES,
-            encoding=dialect.encoding,
-            column_names=csv_columns(path, dialect) if part.start else None,
-        ),
-        parse_options=pa_csv.ParseOptions(
-            delimiter=dialect.between(path),
-            newlines_in_values=True,
-            ignore_empty_lines=False,
-            invalid_row_handler=skip,
-        ),
-        convert_options=pa_csv.ConvertOptions(
-            include_columns=columns, column_types=dict.fromkeys(columns, pa.string())
-        ),
-    )
     line = part.first + (part.start == 0)
-    with reader:
+    path, block_bytes = os.path.join(root, name), block_bytes or BLOCK_BYTES
+    with _text_reader(path, columns, dialect, part, block_bytes, skip) as reader:
         for batch in reader:
             ahead = [number for number, *_ in skipped]
             candidates = np.arange(line, line + len(batch) + len(ahead))
@@ -194,6 +175,36 @@ def read_csv(
             yield table, lines, rejects
         nothing = pa.table({column: pa.array([], pa.string()) for column in columns})
         yield nothing, np.arange(0), _pop(skipped, None, name)
+
+
+def _text_reader(
+    path: str,
+    columns: list[str],
+    dialect: Dialect,
+    part: Lines,
+    block_bytes: int,
+    skip: Callable[[Any], str],
+) -> pa_csv.CSVStreamingReader:
+    """Return Arrow's reader of some columns as text; `skip` is told of each malformed row."""
+    return pa_csv.open_csv(
+        path if part == ALL_LINES else pa.OSFile(path).get_stream(part.start, _size(path, part)),
+        # Threads would leave the numbers of skipped rows unknown.
+        read_options=pa_csv.ReadOptions(
+            use_threads=False,
+            block_size=block_bytes,
+            encoding=dialect.encoding,
+            column_names=csv_columns(path, dialect) if part.start else None,
+        ),
+        parse_options=pa_csv.ParseOptions(
+            delimiter=dialect.between(path),
+            newlines_in_values=True,
+            ignore_empty_lines=False,
+            invalid_row_handler=skip,
+        ),
+        convert_options=pa_csv.ConvertOptions(
+            include_columns=columns, column_types=dict.fromkeys(columns, pa.string())
+        ),
+    )
 
 
 def _size(path: str, part: Lines) -> int:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from ehr_ray.cli.verbs import VERBS
 from ehr_ray.registry import FAMILIES
 
 ROOT = Path(__file__).parents[3]
@@ -91,20 +92,50 @@ def test_rows_are_prepared_without_importing_ray_where_it_has_no_part(synthetic_
     assert list(tmp_path.rglob("*.arrow"))
 
 
-def test_quickstart_gives_a_sign_of_life_before_the_first_heavy_import(tmp_path):
+AT_ONCE = {"new-family", "ingest"}
+"""Verbs whose imports take a second at most."""
+
+
+def test_a_verb_gives_a_sign_of_life_before_the_first_heavy_import(synthetic_cohort, tmp_path):
+    """In one process, in which no heavy import comes to its end."""
+    (tmp_path / "run").mkdir()
+    set_vae, decoder = (f"configs/tiny/{name}.yaml" for name in ("set_vae", "event_decoder"))
+    here = [f"data.cohort={synthetic_cohort}", f"output={tmp_path / 'runs'}"]
+    run, cohort = str(tmp_path / "run"), str(synthetic_cohort)
+    out = ["--output", str(tmp_path / "out")]
+    commands = [
+        ["quickstart", *out],
+        ["expand", cohort, *out],
+        ["labels", "task.yaml", "--cohort", cohort],
+        ["phrases", decoder, *here],
+        ["export-pt", decoder, *here, *out],
+        *([verb, set_vae, *here] for verb in ("prepare", "train", "tune", "crossval")),
+        ["train", set_vae, *here, "--smoke"],
+        ["evaluate", run],
+        ["embed", run, "--cohort", cohort, *out],
+        ["export", run, str(tmp_path / "model")],
+        ["benchmark", *out],
+        ["doctor"],
+    ]
+    assert {verb.name for verb in VERBS} - AT_ONCE == {verb for verb, *_ in commands}
     code = (
-        f"import sys\nHEAVY = {HEAVY!r}\n"
+        f"import os, sys\nHEAVY = {HEAVY!r}\n"
         "class Stop:\n"
         "    def find_spec(self, name, *_):\n"
         "        if name in HEAVY: raise SystemExit(f'first of weight: {name}')\n"
         "sys.meta_path.insert(0, Stop())\n"
         "from ehr_ray.cli.main import main\n"
-        f"main(['quickstart', '--output', {str(tmp_path / 'out')!r}])"
+        "sys.stderr.isatty = lambda: True\n"
+        "os.get_terminal_size = lambda _: os.terminal_size((80, 24))\n"
+        f"for words in {commands!r}:\n"
+        "    try: main(words)\n"
+        "    except SystemExit as end: print('', end, sep='\\n', file=sys.stderr)\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
     )
-    first, stopped = done.stderr.splitlines()
-    assert first == "quickstart: starting, a few seconds"
-    assert stopped.startswith("first of weight: ")
-    assert not any(tmp_path.iterdir())
+    said = [line for line in done.stderr.replace("\x1b[K", "").splitlines() if line]
+    assert said[::2] == [f"{verb}: starting, a few seconds" for verb, *_ in commands], said
+    assert all(line.startswith("first of weight: ") for line in said[1::2]), said
+    assert done.stdout == ""
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from ehr_ray.cli.main import main
 from ehr_ray.commands.ingest import ingest
+from ehr_ray.errors import RunError
 
 ROOT = Path(__file__).parents[3]
 TINY = ROOT / "configs" / "tiny" / "set_vae.yaml"
@@ -153,3 +155,20 @@ def test_a_warning_names_the_module_that_gives_it_only_where_logs_are_asked_for(
     monkeypatch.setattr(logging.root, "level", logging.root.level)
     main([])
     assert capsys.readouterr().err == line
+
+
+def test_an_error_on_a_terminal_replaces_the_line_of_what_was_going_on(monkeypatch, capsys):
+    def run(_parsed, screen):
+        screen.passing("embedded 1/3")
+        raise RunError("disk full")
+
+    parsed = argparse.Namespace(verb="embed", verbose=False, run=run)
+    parser = argparse.ArgumentParser()
+    monkeypatch.setattr(parser, "parse_args", lambda _: parsed)
+    monkeypatch.setattr("ehr_ray.cli.main.build_parser", lambda **_: parser)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setattr(sys.stderr, "fileno", lambda: 2)
+    monkeypatch.setattr("os.get_terminal_size", lambda _: os.terminal_size((80, 24)))
+    with pytest.raises(SystemExit, match="1"):
+        main([])
+    assert capsys.readouterr().err == "\r\x1b[Kembedded 1/3\r\x1b[Kehr-ray: disk full\n"

@@ -83,3 +83,17 @@ def test_a_terminal_that_was_not_told_its_width_shows_whole_lines(monkeypatch):
     monkeypatch.setattr("os.get_terminal_size", lambda _: type("Size", (), {"columns": 0}))
     screen.passing("embedded 1/10")
     assert terminal.text.endswith("embedded 1/10")
+
+
+def test_a_start_is_told_on_a_terminal_where_its_imports_are_still_to_come(monkeypatch, capsys):
+    for name in ("ray", "torch"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    Screen().starting("train")
+    assert capsys.readouterr().err == ""
+    terminal, screen = on_terminal(monkeypatch)
+    screen.starting("train")
+    assert terminal.text.endswith("train: starting, a few seconds")
+    monkeypatch.setitem(sys.modules, "ray", None)
+    terminal, screen = on_terminal(monkeypatch)
+    screen.starting("train")
+    assert terminal.text == ""

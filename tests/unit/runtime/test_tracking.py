@@ -1,4 +1,3 @@
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -8,17 +7,8 @@ from ehr_ray.config.yaml_files import read_yaml
 from ehr_ray.errors import ConfigError
 from ehr_ray.experiment import parse
 from ehr_ray.runtime import tracking as tracking_module
-from ehr_ray.runtime.tracking import (
-    RUN_FILE,
-    STORE,
-    Tracker,
-    find_run,
-    leave_run,
-    open_run,
-    sqlite_uri,
-    tracking_uri,
-)
-from ehr_ray.storage.sync import held
+from ehr_ray.runtime.tracking import RUN_FILE, Tracker, find_run, leave_run, open_run
+from ehr_ray.runtime.tracking_store import STORE, sqlite_uri
 
 
 @pytest.fixture(autouse=True)
@@ -56,41 +46,6 @@ def test_the_store_lies_in_the_output_whatever_it_is_called(here):
     assert [path.name for path in here.iterdir()] == ["all"]
 
 
-def test_a_store_is_made_by_one_process_at_a_time(here, monkeypatch):
-    monkeypatch.setenv("EHR_RAY_STAGING", str(here / "copies"))
-    run = experiment(here / "runs")
-    run.directory.mkdir(parents=True)
-    with ThreadPoolExecutor(1) as other:
-        with held(here / "runs" / STORE):
-            waiting = other.submit(open_run, run)
-            with pytest.raises(TimeoutError):
-                waiting.result(timeout=1.0)
-            assert not (here / "runs" / STORE).exists()
-        assert waiting.result().run_id
-    assert (here / "runs" / STORE).stat().st_size > 0
-
-
-def test_a_plain_folder_has_the_uri_that_people_know():
-    assert sqlite_uri(Path("/a/my runs/mlflow.db")) == "sqlite:////a/my runs/mlflow.db"
-    assert sqlite_uri(Path("runs/mlflow.db")) == "sqlite:///runs/mlflow.db"
-
-
-@pytest.mark.parametrize("given", ["sqlite:///store/m.db", "sqlite+pysqlite:///store/m.db"])
-def test_a_relative_store_lies_in_the_folder_of_the_command(given, here, monkeypatch):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", given)
-    assert tracking_uri(experiment("runs")) == f"sqlite:///{here}/store/m.db"
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"{given}?timeout=20")
-    assert tracking_uri(experiment("runs")).endswith(f"///{here}/store/m.db?timeout=20")
-    monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    assert tracking_uri(experiment("runs", uri=given)) == f"sqlite:///{here}/store/m.db"
-
-
-@pytest.mark.parametrize("uri", ["sqlite:////x/m.db", "sqlite://", "http://h:5000", "databricks"])
-def test_other_uris_stay(uri, monkeypatch):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    assert tracking_uri(experiment("runs")) == uri
-
-
 def test_a_run_tracked_under_a_relative_uri_is_found_again(here):
     run = experiment(here / "runs", uri="sqlite:///m.db")
     tracked = open_run(run)
@@ -106,8 +61,6 @@ def test_artifacts_of_runs_in_a_store_lie_beside_the_file(here, monkeypatch):
     tracked = open_run(experiment("s3://b/runs", uri=sqlite_uri(store)))
     place = MlflowClient(tracked.uri).get_run(tracked.run_id).info.artifact_uri
     assert place.startswith((store.parent / "mlartifacts").as_uri())
-    with pytest.raises(ConfigError, match="cannot lie in a store"):
-        tracking_uri(experiment("s3://b/runs"))
 
 
 class Away:
@@ -130,7 +83,7 @@ def away(monkeypatch, here):
     """A store that does not answer at first, and its client once it does."""
     box, client = Away(), MlflowClient(f"sqlite:///{here / 'server.db'}")
     monkeypatch.setattr(tracking_module, "outbox", lambda _uri: box)
-    monkeypatch.setattr(tracking_module, "_is_remote", lambda _uri: True)
+    monkeypatch.setattr(tracking_module, "is_remote", lambda _uri: True)
     monkeypatch.setattr(tracking_module, "_experiment_id", lambda *_: "0")
     box.client = client
     return box
@@ -159,11 +112,3 @@ def test_a_server_that_is_away_takes_no_run_of_another_from_it(here, away):
     with pytest.raises(ConfigError, match="mistyped:5000: MLflow cannot be told there"):
         open_run(run)
     assert (run.directory / RUN_FILE).read_text() == note
-
-
-def test_no_password_is_told_with_a_refusal(here):
-    run = experiment(here / "runs", uri="htp://me:hush@host")
-    run.directory.mkdir(parents=True)
-    with pytest.raises(ConfigError, match="htp://host: MLflow cannot be told there") as told:
-        open_run(run)
-    assert "hush" not in str(told.value)

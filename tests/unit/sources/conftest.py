@@ -62,6 +62,30 @@ def events_of():
 
 
 @pytest.fixture
+def descriptions_of():
+    """What each code of a cohort is called."""
+
+    def read(path):
+        table = pq.read_table(path / "metadata" / "codes.parquet")
+        return dict(zip(table["code"].to_pylist(), table["description"].to_pylist(), strict=True))
+
+    return read
+
+
+@pytest.fixture
+def labels_of():
+    """The labels of a cohort by task, each a tuple of texts."""
+
+    def read(path):
+        return {
+            file.stem: [tuple(map(str, row.values())) for row in pq.read_table(file).to_pylist()]
+            for file in (path / "labels").iterdir()
+        }
+
+    return read
+
+
+@pytest.fixture
 def write_stays():
     """Write `<RecordID>.txt` files: write_stays(folder, {id: [row, ...]})."""
 

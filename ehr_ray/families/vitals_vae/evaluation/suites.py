@@ -1,5 +1,6 @@
 """Suites of the vitals VAE: curves beside simple ones, criteria, phenotypes, files."""
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 import numpy as np
@@ -107,31 +108,8 @@ def clusters(given: SuiteInput) -> SuiteResult:
         "latent": standardised(latent),
         "both": standardised(scores, latent),
     }
-    metrics: dict[str, float] = {}
-    rows: list[tuple[str | float, ...]] = []
-    found: dict[str, Clustering] = {}
-    for name, x in blocks.items():
-        for umap in (False, True):
-            key = f"{name}_umap" if umap else name
-            resamples = MAPPED_RESAMPLES if umap else RESAMPLES
-            found[key] = cluster(
-                x, umap=umap, subject=subjects, seed=given.seed, resamples=resamples
-            )
-            measured = found[key].metrics()
-            metrics |= {f"train/phenotypes/{key}/{k}": v for k, v in measured.items()}
-            stays = measured.pop("bootstrap_ari")
-            low, high = (measured.pop(f"bootstrap_ari/{end}") for end in ("low", "high"))
-            title = f"{_BLOCKS[name]}{' after UMAP' if umap else ''}"
-            rows.append((title, *measured.values(), f"{stays:.2f} [{low:.2f}, {high:.2f}]"))
-    caption = (
-        f"HDBSCAN of {len(train)} train patients in standardised blocks; silhouette and DBCV are "
-        "of the original space. More clusters after UMAP are no evidence of more groups. The "
-        "bootstrap draws patients with replacement and clusters them again: the adjusted Rand "
-        "index of the patients drawn, its mean and the middle 95 % of the samples. Where one "
-        "clustering is shown, it is the most stable of those that have groups."
-    )
-    columns = ("", "clusters", "noise share", "silhouette", "DBCV", "bootstrap ARI")
-    sections = {"Phenotypes": Table(columns, tuple(rows), caption)}
+    found, metrics, table = _clustered(blocks, subjects, given.seed)
+    sections = {"Phenotypes": table}
     warped, warped_table = _warped(given, train)
     sections["Phenotypes by time warping"] = warped_table
     shown = most_stable(found)
@@ -161,6 +139,35 @@ def clusters(given: SuiteInput) -> SuiteResult:
         lines=(line,),
         artifacts=written,
     )
+
+
+def _clustered(
+    blocks: Mapping[str, NDArray[Any]], subjects: NDArray[Any], seed: int
+) -> tuple[dict[str, Clustering], dict[str, float], Table]:
+    """Cluster patients in each block of features, as it is and after UMAP; measure and tell."""
+    metrics: dict[str, float] = {}
+    rows: list[tuple[str | float, ...]] = []
+    found: dict[str, Clustering] = {}
+    for name, x in blocks.items():
+        for umap in (False, True):
+            key = f"{name}_umap" if umap else name
+            resamples = MAPPED_RESAMPLES if umap else RESAMPLES
+            found[key] = cluster(x, umap=umap, subject=subjects, seed=seed, resamples=resamples)
+            measured = found[key].metrics()
+            metrics |= {f"train/phenotypes/{key}/{k}": v for k, v in measured.items()}
+            stays = measured.pop("bootstrap_ari")
+            low, high = (measured.pop(f"bootstrap_ari/{end}") for end in ("low", "high"))
+            title = f"{_BLOCKS[name]}{' after UMAP' if umap else ''}"
+            rows.append((title, *measured.values(), f"{stays:.2f} [{low:.2f}, {high:.2f}]"))
+    caption = (
+        f"HDBSCAN of {len(subjects)} train patients in standardised blocks; silhouette and DBCV "
+        "are of the original space. More clusters after UMAP are no evidence of more groups. The "
+        "bootstrap draws patients with replacement and clusters them again: the adjusted Rand "
+        "index of the patients drawn, its mean and the middle 95 % of the samples. Where one "
+        "clustering is shown, it is the most stable of those that have groups."
+    )
+    columns = ("", "clusters", "noise share", "silhouette", "DBCV", "bootstrap ARI")
+    return found, metrics, Table(columns, tuple(rows), caption)
 
 
 def files(given: SuiteInput) -> SuiteResult:

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from made_up_rows import outcomes_and_risks
 from sklearn import metrics as reference
 
 from ehr_ray.evaluation.metrics.binary import (
@@ -10,17 +11,10 @@ from ehr_ray.evaluation.metrics.binary import (
 from ehr_ray.evaluation.table import Interval
 
 
-def cohort(seed, n=300, ties=False):
-    rng = np.random.default_rng(seed)
-    y = rng.random(n) < 0.25
-    p = 1 / (1 + np.exp(-(rng.normal(size=n) + 1.2 * y - 1)))
-    return y, np.round(p, 1) if ties else p
-
-
 @pytest.mark.parametrize("ties", [False, True])
 @pytest.mark.parametrize("seed", range(5))
 def test_metrics_equal_scikit_learn(seed, ties):
-    y, p = cohort(seed, ties=ties)
+    y, p = outcomes_and_risks(seed, ties=ties)
     ours = binary_metrics(y, p, threshold=0.4, num_bootstrap=10)
     called = p >= 0.4
     assert ours["auroc"] == pytest.approx(reference.roc_auc_score(y, p))
@@ -35,7 +29,7 @@ def test_metrics_equal_scikit_learn(seed, ties):
 
 
 def test_ece_equals_a_loop_over_ten_bins_of_equal_mass():
-    y, p = cohort(7, n=1000)
+    y, p = outcomes_and_risks(7, n=1000)
     order = np.argsort(p)
     expected = sum(
         abs(y[rows].mean() - p[rows].mean()) * rows.size / y.size
@@ -93,7 +87,7 @@ def test_large_numbers_are_written_with_fewer_decimals():
 
 
 def test_only_the_metrics_asked_for_are_computed():
-    y, p = cohort(1)
+    y, p = outcomes_and_risks(1)
     found = binary_metrics(y, p, threshold=0.5, names=("auroc",), num_bootstrap=20)
     assert set(found) == {"n", "auroc", "auroc/low", "auroc/high"}
     whole = binary_metrics(y, p, threshold=0.5, num_bootstrap=20)
@@ -101,7 +95,7 @@ def test_only_the_metrics_asked_for_are_computed():
 
 
 def test_differences_of_several_metrics_are_those_of_each():
-    y, p = cohort(4)
+    y, p = outcomes_and_risks(4)
     q = np.clip(p + np.random.default_rng(0).normal(0, 0.1, len(p)), 0, 1)
     names = ("auroc", "min_se_ppv", "event2")
     together = paired_differences(y, p, q, names, thresholds=(0.3, 0.4), num_bootstrap=40)
@@ -115,7 +109,7 @@ def test_differences_of_several_metrics_are_those_of_each():
 
 
 def test_the_interval_agrees_with_a_plain_bootstrap():
-    y, p = cohort(11, n=250)
+    y, p = outcomes_and_risks(11, n=250)
     rng = np.random.default_rng(5)
     draws = []
     for _ in range(1500):
@@ -128,7 +122,7 @@ def test_the_interval_agrees_with_a_plain_bootstrap():
 
 
 def test_the_interval_is_repeatable_and_depends_on_the_seed():
-    y, p = cohort(2)
+    y, p = outcomes_and_risks(2)
     first = binary_metrics(y, p, threshold=0.5, num_bootstrap=50)
     assert first == binary_metrics(y, p, threshold=0.5, num_bootstrap=50)
     assert first != binary_metrics(y, p, threshold=0.5, num_bootstrap=50, seed=1)
@@ -151,20 +145,20 @@ def test_an_empty_split_is_undefined_everywhere():
 
 
 def test_a_model_that_flags_nobody_has_no_precision_and_a_minimum_of_zero():
-    y, p = cohort(1)
+    y, p = outcomes_and_risks(1)
     ours = binary_metrics(y, p, threshold=2.0, num_bootstrap=5)
     assert np.isnan(ours["ppv"])
     assert ours["min_se_ppv"] == 0
 
 
 def test_the_difference_of_a_model_from_itself_is_exactly_zero():
-    y, p = cohort(4)
+    y, p = outcomes_and_risks(4)
     same = paired_differences(y, p, p, ("auroc",), num_bootstrap=30)["auroc"]
     assert (same.value, same.low, same.high) == (0, 0, 0)
 
 
 def test_pairing_makes_the_interval_of_a_difference_narrow():
-    y, p = cohort(4, n=600)
+    y, p = outcomes_and_risks(4, n=600)
     worse = np.clip(p + np.random.default_rng(0).normal(0, 0.05, p.size), 0, 1)
     paired = paired_differences(y, p, worse, ("auroc",), num_bootstrap=400)["auroc"]
     alone = binary_metrics(y, p, threshold=0.5, num_bootstrap=400)
@@ -188,7 +182,7 @@ def test_bad_arrays_are_refused_with_the_reason(y, p, message):
 
 
 def test_a_row_a_subject_gives_the_intervals_of_rows_to_the_last_bit():
-    y, p = cohort(6)
+    y, p = outcomes_and_risks(6)
     q = np.clip(p + np.random.default_rng(0).normal(0, 0.1, len(p)), 0, 1)
     subject = np.random.default_rng(1).permutation(10**6)[: len(p)]
     alone = {"threshold": 0.4, "num_bootstrap": 60}
@@ -199,7 +193,7 @@ def test_a_row_a_subject_gives_the_intervals_of_rows_to_the_last_bit():
 
 
 def test_a_row_given_five_times_is_no_more_certain():
-    y, p = cohort(8)
+    y, p = outcomes_and_risks(8)
     q = np.clip(p + np.random.default_rng(0).normal(0, 0.1, len(p)), 0, 1)
     once = binary_metrics(y, p, threshold=0.4, num_bootstrap=50)
     gap = paired_differences(y, p, q, ("auroc",), num_bootstrap=50)["auroc"]

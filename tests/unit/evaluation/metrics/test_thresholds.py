@@ -1,21 +1,15 @@
 import numpy as np
 import pytest
+from made_up_rows import outcomes_and_risks
 from sklearn.metrics import f1_score
 
 from ehr_ray.evaluation.metrics.thresholds import best_f1_threshold, choose_threshold, f1
 
 
-def cohort(seed, n=300, ties=False):
-    rng = np.random.default_rng(seed)
-    y = rng.random(n) < 0.25
-    p = 1 / (1 + np.exp(-(rng.normal(size=n) + 1.2 * y - 1)))
-    return y, np.round(p, 1) if ties else p
-
-
 @pytest.mark.parametrize("ties", [False, True])
 @pytest.mark.parametrize("seed", range(8))
 def test_the_chosen_threshold_is_the_best_of_all(seed, ties):
-    y, p = cohort(seed, n=120, ties=ties)
+    y, p = outcomes_and_risks(seed, n=120, ties=ties)
 
     def smaller(threshold):
         called = p >= threshold

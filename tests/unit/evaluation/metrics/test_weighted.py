@@ -1,19 +1,13 @@
 import numpy as np
 import pytest
+from made_up_rows import outcomes_and_risks
 
 from ehr_ray.evaluation.metrics.weighted import METRICS, statistics
 
 
-def cohort(seed, n=300, ties=False):
-    rng = np.random.default_rng(seed)
-    y = rng.random(n) < 0.25
-    p = 1 / (1 + np.exp(-(rng.normal(size=n) + 1.2 * y - 1)))
-    return y, np.round(p, 1) if ties else p
-
-
 @pytest.mark.parametrize("ties", [False, True])
 def test_a_weighted_metric_equals_the_metric_of_the_rows_repeated(ties):
-    y, p = cohort(3, n=80, ties=ties)
+    y, p = outcomes_and_risks(3, n=80, ties=ties)
     weights = np.random.default_rng(1).integers(0, 4, 80)
     repeated = np.repeat(np.arange(80), weights)
     functions = statistics(y.astype(float), p, 0.4)

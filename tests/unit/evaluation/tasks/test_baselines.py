@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from made_up_rows import features_and_outcomes
 from sklearn.metrics import roc_auc_score
 
 from ehr_ray.evaluation.tasks.baselines import fit_average, fit_gbm, fit_linear, seed_spread
@@ -8,23 +9,13 @@ from ehr_ray.evaluation.tasks.trees import TreeSettings
 GRID = (TreeSettings(0.1, 8, 0.5),)
 
 
-def features(seed=0, n=500, width=20):
-    """Risk is not linear in the features, some are missing, some constant or never seen."""
-    rng = np.random.default_rng(seed)
-    x = rng.normal(size=(n, width)).astype(np.float32)
-    y = (np.abs(x[:, 0]) + 0.3 * rng.normal(size=n) > 1.2).astype(int)
-    x[rng.random((n, width)) < 0.1] = np.nan
-    x[:, -1], x[:, -2] = np.nan, 3.0
-    return x, y
-
-
 def split(x, y):
     a, b = len(y) * 6 // 10, len(y) * 8 // 10
     return (x[:a], y[:a], x[a:b], y[a:b]), (x[b:], y[b:])
 
 
 def test_trees_learn_what_logistic_regression_cannot():
-    fit, (x, y) = split(*features(n=1200))
+    fit, (x, y) = split(*features_and_outcomes(n=1200))
     trees = fit_gbm(*fit, grid=GRID, num_seeds=2)
     linear = fit_linear("logistic", "features", *fit)
     assert roc_auc_score(y, trees.predict(x)) > 0.85
@@ -32,7 +23,7 @@ def test_trees_learn_what_logistic_regression_cannot():
 
 
 def test_the_ensemble_is_the_mean_of_its_seeds_and_their_spread_is_told():
-    fit, (x, y) = split(*features())
+    fit, (x, y) = split(*features_and_outcomes())
     trees = fit_gbm(*fit, grid=GRID, num_seeds=3)
     single = np.stack([member(x) for member in trees.members])
     np.testing.assert_allclose(trees.predict_raw(x), single.mean(axis=0))
@@ -44,7 +35,7 @@ def test_the_ensemble_is_the_mean_of_its_seeds_and_their_spread_is_told():
 
 @pytest.mark.parametrize("name", ["gbm", "logistic", "pca"])
 def test_a_hundred_patients_with_more_features_than_rows_work(name):
-    (train_x, train_y, tuning_x, tuning_y), (x, _) = split(*features(n=100, width=300))
+    (train_x, train_y, tuning_x, tuning_y), (x, _) = split(*features_and_outcomes(n=100, width=300))
     arrays = (train_x, train_y, tuning_x, tuning_y)
     scorer = (
         fit_gbm(*arrays, grid=GRID, num_seeds=2)
@@ -57,7 +48,7 @@ def test_a_hundred_patients_with_more_features_than_rows_work(name):
 
 
 def test_train_of_one_class_predicts_the_prevalence():
-    (train_x, train_y, tuning_x, tuning_y), (x, y) = split(*features())
+    (train_x, train_y, tuning_x, tuning_y), (x, y) = split(*features_and_outcomes())
     trees = fit_gbm(train_x, np.zeros_like(train_y), tuning_x, tuning_y, grid=GRID)
     assert np.ptp(trees.predict(x)) == 0
     assert seed_spread(trees, x, y) == {}
@@ -65,7 +56,7 @@ def test_train_of_one_class_predicts_the_prevalence():
 
 
 def test_tuning_chooses_nothing_of_the_trees_but_calibration_and_threshold():
-    (train_x, train_y, tuning_x, tuning_y), (x, _) = split(*features())
+    (train_x, train_y, tuning_x, tuning_y), (x, _) = split(*features_and_outcomes())
     first = fit_gbm(train_x, train_y, tuning_x, tuning_y, num_seeds=1)
     second = fit_gbm(train_x, train_y, tuning_x[::-1], 1 - tuning_y, num_seeds=1)
     assert first.chosen == second.chosen
@@ -74,7 +65,7 @@ def test_tuning_chooses_nothing_of_the_trees_but_calibration_and_threshold():
 
 
 def test_tuning_of_one_class_leaves_the_trees_uncalibrated():
-    (train_x, train_y, tuning_x, _), (x, _) = split(*features())
+    (train_x, train_y, tuning_x, _), (x, _) = split(*features_and_outcomes())
     none = np.zeros(len(tuning_x), dtype=int)
     trees = fit_gbm(train_x, train_y, tuning_x, none, grid=GRID, num_seeds=1)
     assert trees.notes == ("not calibrated: tuning has one class only",)
@@ -82,7 +73,7 @@ def test_tuning_of_one_class_leaves_the_trees_uncalibrated():
 
 
 def test_the_average_is_of_calibrated_probabilities():
-    fit, (x, _) = split(*features())
+    fit, (x, _) = split(*features_and_outcomes())
     trees = fit_gbm(*fit, grid=GRID, num_seeds=1)
     linear = fit_linear("logistic", "features", *fit)
     both = fit_average("average", (trees, linear), *fit[2:])

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from made_up_rows import features_and_outcomes
 from sklearn.metrics import roc_auc_score
 
 from ehr_ray.evaluation.tasks import trees
@@ -8,23 +9,13 @@ from ehr_ray.evaluation.tasks.trees import MIN_ROWS, TreeSettings, fit_trees
 GRID = (TreeSettings(0.1, 8, 0.5), TreeSettings(0.1, 4, 0.5))
 
 
-def features(seed=0, n=500, width=20):
-    """Risk is not linear in the features, some are missing, some constant or never seen."""
-    rng = np.random.default_rng(seed)
-    x = rng.normal(size=(n, width)).astype(np.float32)
-    y = (np.abs(x[:, 0]) + 0.3 * rng.normal(size=n) > 1.2).astype(int)
-    x[rng.random((n, width)) < 0.1] = np.nan
-    x[:, -1], x[:, -2] = np.nan, 3.0
-    return x, y
-
-
 def predicted(fitted, x):
     return np.mean([member(x) for member in fitted.members], axis=0)
 
 
 def test_what_is_not_linear_is_learnt():
-    fitted = fit_trees(*features(), grid=GRID, num_seeds=2)
-    x, y = features(seed=1)
+    fitted = fit_trees(*features_and_outcomes(), grid=GRID, num_seeds=2)
+    x, y = features_and_outcomes(seed=1)
     assert roc_auc_score(y, predicted(fitted, x)) > 0.85
     assert fitted.notes == ()
 
@@ -41,20 +32,20 @@ def test_sex_alone_is_found_among_hundreds_of_features():
 
 
 def test_fitting_twice_gives_the_same_probabilities():
-    x, y = features(n=300)
+    x, y = features_and_outcomes(n=300)
     first, second = (predicted(fit_trees(x, y, grid=GRID, num_seeds=2), x) for _ in range(2))
     np.testing.assert_array_equal(first, second)
 
 
 def test_seeds_differ():
-    x, y = features()
+    x, y = features_and_outcomes()
     one, other = fit_trees(x, y, grid=GRID, num_seeds=2).members
     assert np.abs(one(x) - other(x)).max() > 0
 
 
 def test_every_candidate_is_tried_and_the_better_one_taken():
     useless = TreeSettings(1e-6, 2, 0.5)
-    x, y = features()
+    x, y = features_and_outcomes()
     for grid in ((useless, GRID[0]), (GRID[0], useless)):
         chosen = fit_trees(x, y, grid=grid, num_seeds=1).chosen
         assert chosen["learning_rate"] == 0.1
@@ -62,13 +53,13 @@ def test_every_candidate_is_tried_and_the_better_one_taken():
 
 
 def test_noise_gets_few_trees():
-    x, _ = features()
+    x, _ = features_and_outcomes()
     y = np.random.default_rng(5).integers(0, 2, len(x))
     assert fit_trees(x, y, grid=GRID, num_seeds=1).chosen["num_trees"] < 20
 
 
 def test_below_some_rows_nothing_is_chosen_which_is_told():
-    x, y = features(n=MIN_ROWS - 1)
+    x, y = features_and_outcomes(n=MIN_ROWS - 1)
     fitted = fit_trees(x, y, grid=GRID, num_seeds=1)
     assert fitted.chosen["num_trees"] == GRID[0].default_trees
     assert any("default trees" in note for note in fitted.notes)
@@ -76,7 +67,7 @@ def test_below_some_rows_nothing_is_chosen_which_is_told():
 
 
 def test_too_few_rows_of_a_class_get_default_trees():
-    x, _ = features()
+    x, _ = features_and_outcomes()
     y = np.zeros(len(x), int)
     y[: trees.FOLDS - 1] = 1
     fitted = fit_trees(x, y, grid=GRID, num_seeds=1)
@@ -86,7 +77,7 @@ def test_too_few_rows_of_a_class_get_default_trees():
 
 @pytest.mark.parametrize("flat", ["label", "features"])
 def test_nothing_to_learn_from_predicts_the_prevalence(flat):
-    x, y = features()
+    x, y = features_and_outcomes()
     x, y = (x, np.zeros_like(y)) if flat == "label" else (np.ones_like(x), y)
     fitted = fit_trees(x, y, grid=GRID)
     np.testing.assert_allclose(predicted(fitted, x), y.mean())

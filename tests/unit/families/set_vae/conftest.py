@@ -13,23 +13,22 @@ NUM_CODES = 12
 TINY = SetVAEConfig(
     embedding_width=16, reduced=8, width=16, latent=4, heads=2, inducing=3, sets_per_patient=None
 )
-CLEAN = {
-    "p_stale": 0.0,
-    "p_live": 0.0,
-    "set_mae_ratio": 0.0,
-    "small_set_mask_prob": 0.0,
-    "val_noise_std": 0.0,
-    "dir_noise_std": 0.0,
-    "decoder_noise": 0.0,
-}
 
 
 @pytest.fixture(scope="session")
-def make_config():
+def clean_options():
+    """The options of a model without perturbations."""
+    none = ("p_stale", "p_live", "set_mae_ratio", "small_set_mask_prob")
+    noise = ("val_noise_std", "dir_noise_std", "decoder_noise")
+    return dict.fromkeys((*none, *noise), 0.0)
+
+
+@pytest.fixture(scope="session")
+def make_config(clean_options):
     """A tiny config: make_config(p_stale=0.1), make_config(clean=True) without perturbations."""
 
     def make(clean=False, **changes):
-        return dataclasses.replace(TINY, **{**(CLEAN if clean else {}), **changes})
+        return dataclasses.replace(TINY, **{**(clean_options if clean else {}), **changes})
 
     return make
 

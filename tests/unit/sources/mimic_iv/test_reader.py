@@ -194,9 +194,8 @@ def test_patients_are_read_once_for_all_units_of_a_process(charted, monkeypatch)
     assert len(calls) == 2
 
 
-def test_codes_are_described_by_the_dictionaries(mimic, cohort):
-    table = pq.read_table(cohort("mimic-iv", mimic()) / "metadata" / "codes.parquet")
-    said = dict(zip(table["code"].to_pylist(), table["description"].to_pylist(), strict=True))
+def test_codes_are_described_by_the_dictionaries(mimic, cohort, descriptions_of):
+    said = descriptions_of(cohort("mimic-iv", mimic()))
     assert said["LAB//220045//bpm"] == "Heart Rate (bpm)"
     assert said["LAB//50912//mg/dL"] == "Creatinine, Blood (mg/dL)"
     assert said["SUBJECT_FLUID_OUTPUT//226559//ml"] == "Foley (ml)"
@@ -207,14 +206,9 @@ def test_codes_are_described_by_the_dictionaries(mimic, cohort):
     assert said["MEDICATION//START//Heparin"] is None
 
 
-def test_labels_are_there_with_the_cohort(mimic, cohort):
-    folder = cohort("mimic-iv", mimic()) / "labels"
-    found = {
-        path.stem: [tuple(map(str, row.values())) for row in pq.read_table(path).to_pylist()]
-        for path in folder.iterdir()
-    }
+def test_labels_are_there_with_the_cohort(mimic, cohort, labels_of):
     at_48_hours = [("1", "2151-01-03 08:00:00"), ("2", "2121-01-12 00:00:00")]
-    assert found == {
+    assert labels_of(cohort("mimic-iv", mimic())) == {
         "mortality": [(*at_48_hours[0], "False"), (*at_48_hours[1], "True")],
         "length_of_stay_7d": [(*at_48_hours[0], "False"), (*at_48_hours[1], "True")],
         "readmission_30d": [

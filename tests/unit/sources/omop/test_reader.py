@@ -73,9 +73,8 @@ def test_a_small_model_becomes_the_same_events_in_every_form(
     assert len(pq.read_table(path / "metadata" / "rejected.parquet")) == 0
 
 
-def test_codes_have_the_names_of_their_concepts(cdm, cohort):
-    table = pq.read_table(cohort("omop", cdm()) / "metadata" / "codes.parquet")
-    said = dict(zip(table["code"].to_pylist(), table["description"].to_pylist(), strict=True))
+def test_codes_have_the_names_of_their_concepts(cdm, cohort, descriptions_of):
+    said = descriptions_of(cohort("omop", cdm()))
     assert said["MEASUREMENT//3027018//8483"] == "Heart rate (counts per minute)"
     assert said["MEASUREMENT//3037110//4126681"] == "Fasting glucose (Detected)"
     assert said["HOSPITAL_ADMISSION//9201"] == "Inpatient Visit"
@@ -84,14 +83,9 @@ def test_codes_have_the_names_of_their_concepts(cdm, cohort):
     assert said["PROCEDURE//4230167"] is None
 
 
-def test_labels_are_there_with_the_cohort(cdm, cohort):
-    folder = cohort("omop", cdm()) / "labels"
-    found = {
-        path.stem: [tuple(map(str, row.values())) for row in pq.read_table(path).to_pylist()]
-        for path in folder.iterdir()
-    }
+def test_labels_are_there_with_the_cohort(cdm, cohort, labels_of):
     at_48_hours = [("1", "2020-03-03 08:00:00"), ("2", "2021-06-03 10:00:00")]
-    assert found == {
+    assert labels_of(cohort("omop", cdm())) == {
         "mortality": [(*at_48_hours[0], "False"), (*at_48_hours[1], "True")],
         "length_of_stay_7d": [(*at_48_hours[0], "False"), (*at_48_hours[1], "False")],
         "readmission_30d": [

@@ -20,23 +20,14 @@ TINY = SeqSetVAEConfig(
     prior_heads=2,
     decode_sets=None,
 )
-CLEAN = {
-    "p_stale": 0.0,
-    "p_live": 0.0,
-    "set_mae_ratio": 0.0,
-    "small_set_mask_prob": 0.0,
-    "val_noise_std": 0.0,
-    "dir_noise_std": 0.0,
-    "decoder_noise": 0.0,
-}
 
 
 @pytest.fixture(scope="session")
-def make_config():
+def make_config(clean_options):
     """A tiny config: make_config(poe="gated"), make_config(clean=True) without perturbations."""
 
     def make(clean=False, **changes):
-        return dataclasses.replace(TINY, **{**(CLEAN if clean else {}), **changes})
+        return dataclasses.replace(TINY, **{**(clean_options if clean else {}), **changes})
 
     return make
 

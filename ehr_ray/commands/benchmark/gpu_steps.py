@@ -1,0 +1,188 @@
+"""How fast a device is: products of matrices, and steps of a family with the loader at work."""
+
+import contextlib
+import resource
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from ehr_ray.experiment import Experiment
+from ehr_ray.family import AnyFamily, Batch, Scheduled
+from ehr_ray.train.backend import LocalBackend
+from ehr_ray.train.loader import Loader
+from ehr_ray.train.meters import Sums
+from ehr_ray.train.optim import make_optimizer, set_lr
+from ehr_ray.train.seeds import noise_seed, scheduled_at, seed_step
+from ehr_ray.train.step import OptimizerStep
+
+COUNTED = 8
+"""Steps whose floating-point operations are counted at most: batches are of unlike length."""
+WAITS = "called a synchronizing CUDA operation"
+"""What torch warns of where the host waits for the GPU."""
+
+
+def matrix_rate(dtype: torch.dtype, device: str, side: int) -> float:
+    """Return floating-point operations per second of a square product, the best of five."""
+    a = torch.ones(side, side, dtype=dtype, device=device)
+    spent = []
+    for _ in range(6):
+        finish(device)
+        started = time.perf_counter()
+        torch.mm(a, a)
+        finish(device)
+        spent.append(time.perf_counter() - started)
+    return 2.0 * side**3 / min(spent[1:])
+
+
+def step_speed(
+    plan: Experiment,
+    family: AnyFamily,
+    model: nn.Module,
+    loader: Loader,
+    device: str,
+    steps: int,
+    peak: float,
+) -> dict[str, float]:
+    """Return the figures of some steps with the loader at work, after some that are not timed."""
+    backend = LocalBackend(device)
+    sums = Sums(backend)
+    step = _Steps(plan, family, model, loader, backend, sums)
+    batches = loader.steps(0, sys.maxsize, backend)
+    step(next(batches))
+    counted = min(COUNTED, loader.steps_per_epoch, steps)
+    with FlopCounterMode(display=False) as counter:
+        for _ in range(counted):
+            step(next(batches))
+    # Not in one step with the counter, which has the host wait for the lengths of sequences.
+    with _counted_syncs(device) as syncs:
+        step(next(batches))
+    sums.means("warm")
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    finish(device)
+    began, waited, patients, tokens = time.perf_counter(), 0.0, 0, []
+    busy = _Busy(device)
+    for _ in range(steps):
+        asked = time.perf_counter()
+        micro = next(batches)
+        waited += time.perf_counter() - asked
+        patients += sum(len(batch["subject_id"]) for batch in micro)
+        tokens += [batch["mask"].sum() for batch in micro if "mask" in batch]
+        with busy:
+            step(micro)
+    step.check()
+    finish(device)
+    seconds = time.perf_counter() - began
+    batches.close()
+    flops = counter.get_total_flops() / counted
+    figures = {
+        "patients per second": patients / seconds,
+        "ms per step": 1000 * seconds / steps,
+        "TFLOP per step": flops / 1e12,
+        "MFU": flops * steps / seconds / peak,
+        "share of time the host waits for data": waited / seconds,
+        "peak memory, MiB": _peak(device),
+    }
+    if (spent := busy.seconds()) is not None:
+        figures["share of time the GPU is in a step"] = spent / seconds
+    if syncs is not None:
+        figures["syncs per step"] = float(sum(WAITS in str(found.message) for found in syncs))
+    padding = sums.means("train").get("train/padding")
+    if padding is not None:
+        figures["share of padding"] = padding
+    if tokens:
+        figures["tokens per second"] = float(torch.stack(tokens).sum()) / seconds
+    return figures
+
+
+class _Steps:
+    """Steps of a training, one after the other, at the schedules and rate of its first."""
+
+    def __init__(
+        self,
+        plan: Experiment,
+        family: AnyFamily,
+        model: nn.Module,
+        loader: Loader,
+        backend: LocalBackend,
+        sums: Sums,
+    ) -> None:
+        optimizer = make_optimizer(model.train(), plan.train)
+        set_lr(optimizer, plan.train.lr)
+        self._take = OptimizerStep(plan, family, model, optimizer, backend, sums)
+        self._scheduled: Scheduled = scheduled_at(plan, 0, loader.steps_per_epoch)
+        self._seed, self._model, self._number = plan.seed, model, 0
+        self._after = family.training.after_step
+
+    def __call__(self, micro: list[Batch]) -> None:
+        """Take the next step."""
+        seed_step(self._seed, self._number, 0)
+        self._take(micro, self._scheduled, noise_seed(self._seed, self._number))
+        if self._after:
+            self._after(self._model, self._scheduled)
+        self._number += 1
+
+    def check(self) -> None:
+        """Raise RunError where a gradient was not finite."""
+        self._take.check()
+
+
+class _Busy:
+    """How long a GPU is in the steps that are taken within it, by its own clock.
+
+    Where the host is late with data, or with the first work of a step, the GPU is in none.
+    """
+
+    def __init__(self, device: str) -> None:
+        self._events: list[torch.cuda.Event] | None = [] if device == "cuda" else None
+
+    def __enter__(self) -> None:
+        self._note()
+
+    def __exit__(self, *_error: object) -> None:
+        self._note()
+
+    def _note(self) -> None:
+        if self._events is not None:
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+            self._events.append(event)
+
+    def seconds(self) -> float | None:
+        """Return the seconds of all steps, once the GPU is done with them; None on the CPU."""
+        if self._events is None:
+            return None
+        pairs = zip(self._events[::2], self._events[1::2], strict=True)
+        return sum(first.elapsed_time(last) for first, last in pairs) / 1000
+
+
+@contextlib.contextmanager
+def _counted_syncs(device: str) -> Iterator[list[warnings.WarningMessage] | None]:
+    """Yield the times the host waits for the GPU, as torch warns of them; None on the CPU."""
+    if device != "cuda":
+        yield None
+        return
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            yield found
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+def finish(device: str) -> None:
+    """Wait until a device has done what it was given."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def _peak(device: str) -> float:
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
