@@ -203,6 +203,9 @@ def parse(raw: Mapping[str, Any]) -> Experiment:
         problems.append(f"task: family {raw['family']} has no representation for a task to read")
     if experiment is not None and experiment.data.expanded is not None:
         problems += _without_events(experiment, takes_sets=schema.takes_sets)
+    if experiment is not None and model is not None and schema.untrainable:
+        problem = schema.untrainable(model, experiment.task is not None)
+        problems += [problem] if problem else []
     if experiment is not None and model is not None and schema.undivided:
         cluster, setting = experiment.cluster, schema.undivided(model)
         if setting and cluster.strategy == "fsdp" and cluster.most_workers > 1:

@@ -168,7 +168,8 @@ class Training(Generic[C, Uses]):
     that each worker's micro-batch needs two; None where nothing does."""
     inactive_paths: Callable[[C, bool], Collection[str]] | None = None
     """(config, whether a task is trained) to further paths of the search space that change nothing
-    in a trial, though a config may state them, unlike those of `ConfigSchema.idle`."""
+    in a trial, though a config may state them, unlike those of `ConfigSchema.idle`, or that make no
+    config beside the others."""
     rank: Select | None = None
     """What ranks the trials of a search where `select` does not: it must mean the same in all of
     them, whatever is searched. `probe/auroc` stands for a probe (`TuneConfig.rank`)."""

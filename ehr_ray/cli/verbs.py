@@ -364,8 +364,8 @@ VERBS = (
             option("--cohort", "cohort to measure on; default is synthetic", type=path),
             option(
                 "--only",
-                "parts to run: a,b,c; cpu, ddp, gpu, peers, faults, scaling, search and size "
-                "only by name",
+                "parts to run: a,b,c; cpu, ddp, gpu, peers, faults, ingest, scaling, search and "
+                "size only by name",
             ),
             option("--device", "of the part gpu: cuda, or cpu for a small run without one"),
             option(

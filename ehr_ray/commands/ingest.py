@@ -22,6 +22,8 @@ from ehr_ray.sources.building.groups import divide_groups
 from ehr_ray.sources.building.jobs import (
     CheckRange,
     DividePart,
+    FindQuantiles,
+    JoinGroup,
     ReadUnit,
     SampleShard,
     SettleRange,
@@ -47,13 +49,21 @@ from ehr_ray.sources.building.sharing import (
     share_splits,
 )
 from ehr_ray.sources.building.staging import SPLITS_TABLE, Plan, Repeats
-from ehr_ray.sources.building.statistics import join_counts, train_shards
+from ehr_ray.sources.building.statistics import (
+    FOUND,
+    JOINED,
+    REPEATS,
+    groups_of,
+    join_counts,
+    train_shards,
+)
 from ehr_ray.sources.parsing.databases import is_address, table_path, to_address
 from ehr_ray.sources.source import Source, Unit, get_source, make_options
-from ehr_ray.sources.splits import SplitPolicy, parse_splits
+from ehr_ray.sources.splits import SplitPolicy, buckets_for, parse_splits
 from ehr_ray.storage import files, sync
 from ehr_ray.storage.lease import Lease, leased
 from ehr_ray.storage.paths import canonical, inside, is_uri, local, uri_of
+from ehr_ray.train.allocator import keep_freed_memory
 
 SMALL_BYTES: Final = 200_000_000
 """Smaller inputs are read in this process unless CPUs are asked for: starting Ray takes seconds."""
@@ -146,6 +156,8 @@ def ingest(
         progress(f"{output} is already there, made from the same input: nothing to do")
         return done
     on_ray = _worth_ray(len(units), size) if cpus is None else cpus > 1
+    if not on_ray:
+        keep_freed_memory()  # page faults of large arrays are a tenth of the time
     read = [of_any_machine(unit) for unit in units] if on_ray else units
     told = {
         "source": source,
@@ -182,6 +194,7 @@ def ingest(
             mapped,
             split_by,
             uri_of(folder),
+            buckets_for(size),
         )
         run = partial(run_jobs, on_ray=on_ray, say=progress)
         work = _build(plan, units, read, run, progress, place, max_rejected, relative=relative)
@@ -232,12 +245,17 @@ def _build(
     settle = SettleRange(plan, place, number, shards, tasks)
     settled = run(settle, buckets, verb="settled subjects")
     say("fitting codes on train")
-    bring(plan, "codes")
+    group = JoinGroup(plan, place)
+    run(group, [*enumerate(groups_of(shards))], verb="joined counts", label=lambda job: f"{job[0]}")
+    bring(plan, JOINED, "manifest")
     fit = join_counts(plan, shards)
-    share(plan, "codes")
+    share(plan, JOINED)
+    train = train_shards(shards)
     sample = SampleShard(plan, place)
-    run(sample, train_shards(shards), verb="sampled", label=lambda shard: f"shard {shard}")
-    bring(plan, "codes", "ranges", "repeats")
+    run(sample, train, verb="sampled", label=lambda shard: f"shard {shard}")
+    find = FindQuantiles(plan, place, train)
+    run(find, [*enumerate(fit.ranges())], verb="found quantiles", label=lambda job: f"{job[1]}")
+    bring(plan, FOUND, "ranges", REPEATS)
     return Work(units[0], number, shards, buckets, checked, settled, fit)
 
 

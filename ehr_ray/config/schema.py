@@ -22,6 +22,9 @@ class ConfigSchema(Generic[C]):
     idle: Callable[[C, bool], Mapping[str, str]] | None = None
     """(config, whether a task is trained) to the paths, as `model.hide`, that change nothing then,
     each with the setting that makes it so: one that is given is refused, and none is searched."""
+    untrainable: Callable[[C, bool], str | None] | None = None
+    """(config, whether a task is trained) to why nothing can be learned, the path first and what to
+    add last; None where something can."""
     undivided: Callable[[C], str | None] | None = None
     """The setting, as `a.b=value`, that gives a config's model a parameter that is a single number,
     which workers cannot share by `cluster.strategy=fsdp`; None where none does."""

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ehr_ray.events.code_statistics import COUNTS, count_shard
+from ehr_ray.events.code_statistics import COUNTS, GROUP_SHARDS, count_shard
 from ehr_ray.storage import files, in_place
 from ehr_ray.storage.listing import stamp, stamped
 from ehr_ray.storage.transfers import AT_ONCE
@@ -29,7 +29,8 @@ FOLDER: Final = Path("metadata") / "manifest"
 """In a cohort that `ingest` made."""
 VERSION: Final = 1
 """Bump when a row says other things: what was kept of older versions is counted again."""
-SHARDS_PER_FILE: Final = 64
+SHARDS_PER_FILE: Final = GROUP_SHARDS
+"""So that a job writes a file and joins what it counts."""
 ROW_GROUP_CODES: Final = 1 << 16
 """Codes after which a row group ends: what is held where codes are read."""
 FOOTERS: Final = 16

@@ -22,9 +22,12 @@ def splitmix64(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     """
     with np.errstate(over="ignore"):
         x = x + np.uint64(GOLDEN)
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(FIRST)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(SECOND)
-    return x ^ (x >> np.uint64(31))
+        x ^= x >> np.uint64(30)
+        x *= np.uint64(FIRST)
+        x ^= x >> np.uint64(27)
+        x *= np.uint64(SECOND)
+    x ^= x >> np.uint64(31)
+    return x
 
 
 def unit_interval(mixed: npt.NDArray[np.uint64]) -> npt.NDArray[np.float64]:

@@ -215,9 +215,11 @@ def described(table: pa.Table, said: pa.Table) -> pa.Table:
 
 def as_float32(column: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.float32]:
     """Return numbers as float32; NaN where there is none, or none that float32 holds."""
-    values = column.cast(pa.float64()).fill_null(np.nan).to_numpy(zero_copy_only=False)
+    if column.type != pa.float32():
+        column = column.cast(pa.float64())
+    values = column.fill_null(np.nan).to_numpy(zero_copy_only=False)
     with np.errstate(over="ignore"):
-        narrow = values.astype(np.float32)
+        narrow = values.astype(np.float32, copy=False)
     return np.where(np.isinf(narrow), np.float32(np.nan), narrow)
 
 

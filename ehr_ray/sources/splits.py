@@ -15,7 +15,10 @@ from ehr_ray.sources.parsing.split_table import read_splits
 from ehr_ray.storage import sync
 
 NUM_BUCKETS: Final = 4096
-"""Hash buckets of subjects; a shard is a run of buckets of one split."""
+"""Hash buckets of subjects, at least; a shard is a run of buckets of one split."""
+MOST_BUCKETS: Final = 1 << 16
+BUCKET_BYTES: Final = 32 << 20
+"""Input of a bucket, on average: of CSV about a million rows, of Parquet some millions."""
 
 DEFAULT_FRACTIONS: Final = (0.8, 0.1, 0.1)
 
@@ -85,9 +88,22 @@ def assign_splits(ids: npt.NDArray[np.int64], policy: SplitPolicy) -> npt.NDArra
     return np.minimum(np.searchsorted(edges, uniform, side="right"), last).astype(np.uint8)
 
 
-def assign_buckets(ids: npt.NDArray[np.int64]) -> npt.NDArray[np.uint16]:
-    """Return the hash bucket of each id, in [0, NUM_BUCKETS), independent of its split."""
-    return (splitmix64(~ids.view(np.uint64)) % np.uint64(NUM_BUCKETS)).astype(np.uint16)
+def buckets_for(size: int) -> int:
+    """Return how many buckets an input of `size` bytes is divided into, a power of two.
+
+    A shard is a bucket at least and a task holds it, so larger inputs have more. What a part says
+    of a bucket is 12 bytes, so that small ones gain nothing from fewer.
+
+    >>> buckets_for(10 << 30), buckets_for(1 << 40)
+    (4096, 32768)
+    """
+    wanted = max(1, -(-size // BUCKET_BYTES))
+    return min(max(NUM_BUCKETS, 1 << (wanted - 1).bit_length()), MOST_BUCKETS)
+
+
+def assign_buckets(ids: npt.NDArray[np.int64], number: int = NUM_BUCKETS) -> npt.NDArray[np.uint16]:
+    """Return the hash bucket of each id, in [0, number), independent of its split."""
+    return (splitmix64(~ids.view(np.uint64)) % np.uint64(number)).astype(np.uint16)
 
 
 def sample_positions(ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:

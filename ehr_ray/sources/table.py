@@ -166,8 +166,10 @@ def _csv(unit: Unit, options: TableOptions) -> Iterator[Chunk]:
         # A row of nothing but separators, or nothing at all, is no row.
         empty = np.ones(len(table), bool)
         for column in table.columns:
-            empty &= pc.equal(column, "").to_numpy()
-        table, lines = table.filter(pa.array(~empty)), lines[~empty]
+            if empty.any():
+                empty &= pc.equal(column, "").to_numpy()
+        if empty.any():
+            table, lines = table.filter(pa.array(~empty)), lines[~empty]
         read += len(table) + malformed
         yield _chunk(table, options, (name, lines), rejects, malformed)
     if not (read or unit.stop):

@@ -31,7 +31,7 @@ CASES = {
     "hours with a regulariser": ("visit_jepa", {"model.regulariser": "vicreg"}),
     "hours that are their own targets": (
         "visit_jepa",
-        {"model.target": "online", "model.regulariser": "sigreg", "model.projector": 8},
+        {"model.target": "online", "model.regulariser": "sigreg"},
     ),
     "hours of a task": ("visit_jepa_finetune", {"model.hide_rows": 0.3}),
     "prior of sets": ("seqset_poe", {}),

@@ -27,6 +27,7 @@ from ehr_ray.commands.benchmark.faults import fault_speed
 from ehr_ray.commands.benchmark.gpu import PATIENTS, gpu_speed
 from ehr_ray.commands.benchmark.model import model_speed
 from ehr_ray.commands.benchmark.peers.command import peers
+from ehr_ray.commands.benchmark.peers.ingesting import ingesting
 from ehr_ray.commands.benchmark.published_vitals import vitals_speed
 from ehr_ray.commands.benchmark.scaling import scaling
 from ehr_ray.commands.benchmark.search import search_speed
@@ -60,7 +61,8 @@ VITALS = "vitals"
 CPU = "cpu"
 DDP = "ddp"
 SIZE = "size"
-OWN_DATA = {VITALS, CPU, SIZE}
+INGEST = "ingest"
+OWN_DATA = {VITALS, CPU, SIZE, INGEST}
 """The parts that make their own patients: they need neither a cohort nor Ray."""
 WARM_STEPS = 5
 """First steps of a run, in which memory is still being touched, that are not counted."""
@@ -255,6 +257,11 @@ def vitals(cohort: Path, place: Path) -> Numbers:  # noqa: ARG001
         torch.set_num_threads(before)
 
 
+def ingest_speed(cohort: Path, place: Path) -> Figures:  # noqa: ARG001
+    """CPU seconds of an ingest of one large file, here and in DuckDB, with equal results."""
+    return ingesting(place / INGEST)
+
+
 PARTS: dict[str, Callable[[Path, Path], Figures]] = {
     "lvcf": lvcf,
     "loading": loading,
@@ -271,6 +278,7 @@ LONG: dict[str, Callable[[Path, Path], Figures]] = {
     "scaling": scaling,
     "search": search_speed,
     SIZE: size_speed,
+    INGEST: ingest_speed,
 }
 """Parts that take minutes, so that they run only where they are asked for."""
 

@@ -1,5 +1,6 @@
 """Options of the JEPA: rows, sizes, what is hidden, and what keeps it from collapse."""
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Annotated, Final, Literal, NamedTuple
 
@@ -111,7 +112,7 @@ class JEPAConfig:
     target: Literal["average", "online"] = "average"
     """Encoder of the states that are predicted: a moving average of the trained one (I-JEPA), or
     that one itself, with its gradient, which only a regulariser or `infonce` keeps from collapse
-    (LeJEPA; CPC)."""
+    (LeJEPA; CPC) and which is refused without."""
     latent_loss: Literal["smooth_l1", "infonce"] = "smooth_l1"
     """How a predicted state is compared: with its own alone, or as the one among all hidden rows of
     the batch that it is nearest to (CPC, van den Oord et al. 2018, eq. 4)."""
@@ -139,9 +140,6 @@ class JEPAConfig:
     patients of a worker, so it wants batches of hundreds."""
     regulariser_weight: NotNegative | None = None
     """Its weight; null: 1 for vicreg, 0.05 for sigreg."""
-    projector: PositiveInt | None = None
-    """Width of two layers through which the regulariser sees a state, thrown away after training
-    (the expander of VICReg); null: it sees the state itself."""
 
     pool: tuple[Pool, ...] = ("mean", "std", "max", "last")
     """How a patient's states become one embedding, concatenated."""
@@ -215,10 +213,7 @@ def idle(config: JEPAConfig, task: bool) -> dict[str, str]:
     if config.rows == "hours":
         model["discharges"] = "model.rows=hours"
     if config.regulariser == "none":
-        why = "model.regulariser=none"
-        model |= dict.fromkeys(("regulariser_weight", "projector"), why)
-    elif not config.regularised:
-        model["projector"] = "model.regulariser_weight=0"
+        model["regulariser_weight"] = "model.regulariser=none"
     if not config.time_to_event_weight:
         model |= dict.fromkeys(IDLE, "model.time_to_event_weight=0")
     if not config.future_value_weight:
@@ -233,7 +228,6 @@ def idle(config: JEPAConfig, task: bool) -> dict[str, str]:
             "value_weight",
             "regulariser",
             "regulariser_weight",
-            "projector",
             "level_noise",
             "time_jitter",
         )
@@ -246,14 +240,34 @@ def idle(config: JEPAConfig, task: bool) -> dict[str, str]:
     return found
 
 
-def inactive_paths(_config: JEPAConfig, task: bool) -> tuple[str, ...]:
-    """Return the paths no trial reads: a task has no predictor, though its run may state one."""
-    return ("model.predictor_width", "model.predictor_depth") if task else ()
+def untrainable(config: JEPAConfig, task: bool) -> str | None:
+    """Return why states of the encoder itself cannot be the target; a task trains by labels."""
+    kept = config.latent_loss == "infonce" or config.regularised
+    if task or kept or config.target == "average":
+        return None
+    return (
+        "model.target=online: states told from themselves alone collapse to one; add "
+        "model.regulariser=sigreg or vicreg with a model.regulariser_weight above 0, or "
+        "model.latent_loss=infonce"
+    )
+
+
+def inactive_paths(config: JEPAConfig, task: bool) -> tuple[str, ...]:
+    """Return the paths no trial reads or may set.
+
+    A task has no predictor, though its run may state one; own states are not told without the
+    regulariser that was given.
+    """
+    if task:
+        return ("model.predictor_width", "model.predictor_depth")
+    without = dataclasses.replace(config, regulariser="none", regulariser_weight=None)
+    return ("model.regulariser",) if untrainable(without, task) else ()
 
 
 SCHEMA = ConfigSchema(
     config=JEPAConfig,
     idle=idle,
+    untrainable=untrainable,
     schedules={"momentum": Ramp(start=0.996, end=1.0)},
     schedule_limits={"momentum": (0.0, 1.0)},
     takes_task=True,

@@ -117,13 +117,6 @@ class JEPA(nn.Module):
         if config.target == "average":
             self.target = copy.deepcopy(self.encoder).requires_grad_(False).eval()
         self.predictor = Predictor(config.size)
-        if config.regularised and config.projector is not None:
-            self.projector = nn.Sequential(
-                nn.Linear(config.size.width, config.projector),
-                nn.LayerNorm(config.projector),
-                nn.GELU(),
-                nn.Linear(config.projector, config.projector),
-            )
         if config.value_weight:
             self.values = nn.Linear(config.size.width, len(features))
         if config.followed:
@@ -143,10 +136,9 @@ class JEPA(nn.Module):
     def forward(self, batch: Batch, seed: int) -> dict[str, Tensor]:
         """Return what the loss compares, K hidden rows of each patient.
 
-        `predicted` and `goal` [B, K, D], `wanted` [B, K], `state` [B, D], the context's mean, or
-        what a projector makes of it, and with a head of values `estimate` and `level` [B, K, F] and
-        `observed` [B, K, F], with those of times and values after the context what `TimeToEvent`
-        and `FutureValue` give.
+        `predicted` and `goal` [B, K, D], `wanted` [B, K], `state` [B, D], the context's mean, and
+        with a head of values `estimate` and `level` [B, K, F] and `observed` [B, K, F], with those
+        of times and values after the context what `TimeToEvent` and `FutureValue` give.
         """
         sheet = dense(batch)
         context, hidden = self.masks(batch, seed)
@@ -161,12 +153,11 @@ class JEPA(nn.Module):
         rows = told.total + asked.total
         predicted = self.predictor(states, seen.minute, seen.mask, ahead, wanted, rows)
         real = seen.mask.unsqueeze(-1)
-        state = (states.float() * real).sum(1) / real.sum(1)
         out = {
             "predicted": predicted.float(),
             "goal": rows_at(self.goals(sheet), index),
             "wanted": wanted,
-            "state": self.projector(state).float() if hasattr(self, "projector") else state,
+            "state": (states.float() * real).sum(1) / real.sum(1),
         }
         if self.config.value_weight:
             out["estimate"] = self.values(predicted).float()

@@ -4,6 +4,7 @@ A dataset of others, a cohort whose shards were changed and one of an earlier ve
 in a folder of the cache, named by the paths, sizes and times of the shards.
 """
 
+import bisect
 import contextlib
 import hashlib
 import itertools
@@ -13,14 +14,14 @@ import secrets
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import pyarrow as pa
 
 from ehr_ray.errors import ResourcesUnavailableError
-from ehr_ray.events.code_statistics import SampleFolder
+from ehr_ray.events.code_statistics import GROUP_SHARDS, SampleFolder
 from ehr_ray.events.manifest import (
     FOLDER,
     SHARDS_PER_FILE,
@@ -201,29 +202,97 @@ def fitted_codes(
 def _fitted(
     manifest: Manifest, train: Sequence[Path], folder: SampleFolder, on_ray: bool, say: Say
 ) -> pa.Table:
-    names = [f"{number:06d}" for number in range(len(train))]
-    splits = dict.fromkeys(manifest.column("split"))
-    other = (counts for name in splits if name != "train" for counts in manifest.counts(name))
-    fit = folder.join(zip(names, manifest.counts("train"), strict=True), other)
-    sync.push(folder.path)
-    jobs = [(name, absolute(path)) for name, path in zip(names, train, strict=True)]
-    run_jobs(Draw(absolute(folder.path)), jobs, on_ray=on_ray, say=say, verb="sampled shards")
-    for name in names:
-        sync.fetch(folder.sample(name))
-    return fit.table(folder.drawn(names))
+    place = absolute(folder.path)
+    run = partial(run_jobs, on_ray=on_ray, say=say)
+    groups = _groups(manifest)
+    run(Count(place), groups, verb="joined counts")
+    for group in groups:
+        sync.fetch(folder.counted(group.number))
+    fit = folder.join(len(groups))
+    sync.push(folder.joined)
+    jobs = [(number, absolute(path)) for number, path in enumerate(train)]
+    run(Draw(place), jobs, verb="sampled shards")
+    ranges = [*enumerate(fit.ranges())]
+    run(Find(place, len(train)), ranges, verb="found quantiles")
+    for number, _ in ranges:
+        sync.fetch(folder.quantiles(number))
+    return fit.table(folder.found(len(ranges)))
 
 
-class Draw:
-    """The job of a shard of train, as its name and its place: values for quantiles of its codes."""
+class Group(NamedTuple):
+    """`GROUP_SHARDS` rows of a manifest, fewer at its end: files that have them, and rows before.
+
+    Rows of train come first in a manifest, so that these are groups of `fit_codes`.
+    """
+
+    number: int
+    files: tuple[str, ...]
+    skip: int
+
+
+def _groups(manifest: Manifest) -> list[Group]:
+    sizes = [files.open_parquet(path).metadata.num_rows for path in manifest.files]
+    edges = [0, *itertools.accumulate(sizes)]
+    found = []
+    for number, start in enumerate(range(0, edges[-1], GROUP_SHARDS)):
+        first = bisect.bisect_right(edges, start) - 1
+        last = bisect.bisect_left(edges, min(start + GROUP_SHARDS, edges[-1]))
+        places = tuple(absolute(path) for path in manifest.files[first:last])
+        found.append(Group(number, places, start - edges[first]))
+    return found
+
+
+def _name(number: int) -> str:
+    return f"{number:06d}"
+
+
+class Count:
+    """The job of a group of shards: what they count, joined."""
 
     def __init__(self, folder: str) -> None:
         self._folder = folder
 
-    def __call__(self, job: tuple[str, str]) -> None:
-        """Leave them in the folder."""
-        name, place = job
+    def __call__(self, group: Group) -> None:
+        """Leave it in the folder, and what each shard of train has before it."""
         folder = SampleFolder(local(self._folder))
-        for path in folder.needed(name):
+        manifest = Manifest(tuple(sync.fetch(place) for place in group.files))
+        splits = manifest.column("split")[group.skip :][:GROUP_SHARDS]
+        number = sum(split == "train" for split in splits)
+        counts = itertools.islice(manifest.counts(), group.skip, group.skip + len(splits))
+        names = [_name(group.number * GROUP_SHARDS + n) for n in range(number)]
+        train = zip(names, itertools.islice(counts, number), strict=True)
+        folder.count(group.number, train, counts)
+        sync.push(folder.path)
+
+
+class Draw:
+    """The job of a shard of train, as its number and its place: values for quantiles of codes."""
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+
+    def __call__(self, job: tuple[int, str]) -> None:
+        """Leave them in the folder."""
+        number, place = job
+        folder = SampleFolder(local(self._folder))
+        name, group = _name(number), number // GROUP_SHARDS
+        for path in folder.needed(name, group):
             sync.fetch(path)
-        folder.draw(name, sync.fetch(place))
+        folder.draw(name, group, sync.fetch(place))
         sync.push(folder.sample(name))
+
+
+class Find:
+    """The job of a range of codes, given with its number: their quantiles over shards of train."""
+
+    def __init__(self, folder: str, shards: int) -> None:
+        self._folder, self._names = folder, [_name(number) for number in range(shards)]
+
+    def __call__(self, job: tuple[int, tuple[str, str]]) -> None:
+        """Leave them in the folder."""
+        number, codes = job
+        folder = SampleFolder(local(self._folder))
+        for name in self._names:
+            sync.fetch(folder.sample(name))
+        folder.find(number, codes, self._names)
+        sync.push(folder.quantiles(number))

@@ -4,6 +4,7 @@
 the events whose value is a bound, with the text that says which: `>100`.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
@@ -12,8 +13,8 @@ import pyarrow.compute as pc
 
 from ehr_ray.errors import InputError
 from ehr_ray.sources.building.limits import CONVERTED, OTHER_UNIT, OUTSIDE
-from ehr_ray.sources.building.shards import DROPPED, KEPT, Shard
-from ehr_ray.sources.building.staging import MAPPED, Plan, stacked
+from ehr_ray.sources.building.shards import DROPPED, KEPT
+from ehr_ray.sources.building.staging import MAPPED, stacked
 from ehr_ray.sources.parsing.quantities import DECIMAL_COMMA, FIRST_SIGN, GROUPED, UNREADABLE
 from ehr_ray.sources.parsing.quarantine import (
     KINDS,
@@ -50,13 +51,12 @@ PHRASES: Final = {
 
 
 def write_changes(
-    plan: Plan, shards: list[Shard], parts: list[Path], several: int, folder: Path
+    repeats: Iterable[pa.Table], parts: list[Path], several: int, folder: Path
 ) -> dict[str, int]:
     """Write both tables to `folder`; return the sums by kind of change.
 
-    `several` ids were written in several ways.
+    `repeats` are `CHANGES` about exact repeats; `several` ids were written in several ways.
     """
-    repeats = [files.open_parquet(shard.repeats_path(plan)).read() for shard in shards]
     spelt = pa.table([[None], [SPELLINGS], [several]], schema=CHANGES)
     every = pa.concat_tables([stacked(parts, "changes", CHANGES), *repeats, spelt])
     # Of times the place stands for a code, for `check_zones`.
@@ -65,8 +65,8 @@ def write_changes(
     )
     code = pc.if_else(pc.equal(every["change"], ZONED), pa.scalar(None, pa.string()), every["code"])
     every = every.set_column(0, CHANGES.field("code"), code)
-    table = _summed(every, ["code", "change"])
-    sums = dict(zip(*_summed(every, ["change"]).to_pydict().values(), strict=True))
+    table = summed(every, ["code", "change"])
+    sums = dict(zip(*summed(every, ["change"]).to_pydict().values(), strict=True))
     order = [("change", "ascending"), ("count", "descending"), ("code", "ascending")]
     files.write_parquet(table.sort_by(order).cast(CHANGES), folder / TABLE)
     bounds = stacked(parts, "inequalities", INEQUALITIES)
@@ -105,7 +105,7 @@ def check_values(parts: list[Path], values: int, max_rejected: float) -> None:
 
     That is: decimal commas in more than `max_rejected` of them, or no number in most of them.
     """
-    changes = _summed(stacked(parts, "changes", CHANGES), ["change"])
+    changes = summed(stacked(parts, "changes", CHANGES), ["change"])
     sums = dict(zip(*changes.to_pydict().values(), strict=True))
     commas, odd = sums.get(KINDS[DECIMAL_COMMA], 0), sums.get(KINDS[UNREADABLE], 0)
     every = values + commas + odd
@@ -121,6 +121,7 @@ def check_values(parts: list[Path], values: int, max_rejected: float) -> None:
         )
 
 
-def _summed(table: pa.Table, keys: list[str]) -> pa.Table:
+def summed(table: pa.Table, keys: list[str]) -> pa.Table:
+    """Return the sums of `count` by other columns of `CHANGES`."""
     sums = table.group_by(keys, use_threads=False).aggregate([("count", "sum")])
     return sums.select([*keys, "count_sum"]).rename_columns([*keys, "count"])

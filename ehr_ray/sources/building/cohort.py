@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from ehr_ray.errors import InputError
 from ehr_ray.events.code_statistics import CodeFit
-from ehr_ray.events.manifest import FOLDER, write_manifest
+from ehr_ray.events.manifest import FOLDER
 from ehr_ray.events.schema import RECORD, REJECTED, SPLITS, SUBJECT_SPLITS
 from ehr_ray.sources.building.changes import check_values, check_zones, write_changes
 from ehr_ray.sources.building.keyed import rows_by_key
@@ -42,14 +42,13 @@ from ehr_ray.sources.building.resume import IngestSummary, remove_unfinished
 from ehr_ray.sources.building.shards import Shard, plan_shards
 from ehr_ray.sources.building.staging import (
     MAPPED,
-    NUM_KEYS,
     STAGED,
     Plan,
     side_table,
     stacked,
     totals,
 )
-from ehr_ray.sources.building.statistics import rows
+from ehr_ray.sources.building.statistics import joined_repeats, write_manifest
 from ehr_ray.sources.parsing.quarantine import masked
 from ehr_ray.sources.source import CHANGES, Source, Unit
 from ehr_ray.storage import files
@@ -83,9 +82,9 @@ def check_parts(
             f"--splits {plan.policy.file}: {left_out:,} subjects of the input have no split there; "
             "add them, or take them out of the input"
         )
-    counts = np.zeros(NUM_KEYS, np.int64)
+    counts = np.zeros(plan.keys, np.int64)
     for i in range(num_parts):
-        counts += rows_by_key(plan.keyed(i), STAGED, NUM_KEYS)
+        counts += rows_by_key(plan.keyed(i), STAGED, plan.keys)
     if not np.any(counts):
         raise InputError(f"no event in the input: is it in the format of --source {plan.source}?")
     return plan_shards(counts)
@@ -144,8 +143,8 @@ def finish(plan: Plan, source: Source, work: Work, output: Path, print_: str) ->
     check_splits(work.settled)
     splits = metadata / "subject_splits.parquet"
     files.write_parquet_pieces(merged(written(plan, work.ranges, "splits")), SUBJECT_SPLITS, splits)
-    write_manifest(rows(plan, shards), cohort / FOLDER)
-    codes = fitted_codes(plan, source, work.fit, shards, parts, work.unit)
+    write_manifest(plan, shards, cohort / FOLDER)
+    codes = fitted_codes(plan, source, work.fit, parts, work.unit)
     files.write_parquet(codes, metadata / "codes.parquet")
     if unused := plan.limits.unused(codes["code"].to_pylist()):
         log.warning("--ranges and --units: no event has the code %s", ", ".join(unused))
@@ -153,9 +152,8 @@ def finish(plan: Plan, source: Source, work: Work, output: Path, print_: str) ->
     files.write_parquet_pieces(rejected, REJECTED, metadata / "rejected.parquet")
     write_names(plan, work.ranges, metadata)
     write_vectors(parts, cohort)
-    changes = write_changes(
-        plan, shards, parts, sum(each.harmless for each in work.checked), metadata
-    )
+    several = sum(each.harmless for each in work.checked)
+    changes = write_changes(joined_repeats(plan, shards), parts, several, metadata)
     labels, orphans = write_labels(plan, work.ranges, work.settled, cohort)
     if orphans and not any(task.labels for task in labels.values()):
         raise InputError(

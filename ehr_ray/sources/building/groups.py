@@ -8,14 +8,11 @@ from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from ehr_ray.errors import InputError
 from ehr_ray.events.schema import EVENTS, SPLITS
 from ehr_ray.sources.building.keyed import read_all
 from ehr_ray.sources.building.staging import (
-    NUM_KEYS,
     SPLITS_TABLE,
     STAGED,
     Plan,
@@ -89,6 +86,10 @@ def _linked(
 
     `group` are the groups of subjects, those of one after another; `new` says where one begins.
     """
+    # Every ingest reads this module, and few divide by groups: importing this takes 0.3 s.
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
     same = np.flatnonzero(~new)
     pairs = np.unique(group[same - 1].astype(np.int64) * count + group[same])
     edges = coo_array((np.ones(len(pairs)), np.divmod(pairs, count)), shape=(count, count))
@@ -119,10 +120,10 @@ def divide_part(plan: Plan, index: int) -> None:
     known = read_mapped(plan.splits_table())
     with (
         files.new_folder(final, publish_as(final)) as folder,
-        plan.writer(folder, STAGED, EVENTS, NUM_KEYS) as writer,
+        plan.writer(folder, STAGED, EVENTS, plan.keys) as writer,
     ):
         for events in read_all(plan.read(plan.part(index)), STAGED, EVENTS):
-            keys, _ = event_keys(events, plan.policy, known)
+            keys, _ = event_keys(events, plan, known)
             writer.write(events, keys)
 
 

@@ -18,7 +18,11 @@ from ehr_ray.sources.building.sharing import at_work, of_this_machine
 from ehr_ray.sources.building.staging import Plan, scatter
 from ehr_ray.sources.building.statistics import (
     describe,
+    find_quantiles,
+    group_path,
+    join_group,
     needed,
+    quantiles_path,
     row_path,
     sample_path,
     sample_shard,
@@ -78,6 +82,21 @@ class WriteShard(Job):
 
 
 @dataclass(frozen=True)
+class JoinGroup(Job):
+    """The job of a group of shards, given with its number: their counts, and their manifest."""
+
+    def __call__(self, job: tuple[int, list[Shard]]) -> None:
+        """Join them."""
+        group, shards = job
+        last = group_path(self.plan, group)
+        needs = [row_path(self.plan, shard) for shard in shards]
+        needs += [shard.repeats_path(self.plan) for shard in shards]
+        with at_work(self.plan, self.output, last=last, needs=needs) as plan:
+            if plan is not None:
+                join_group(plan, group, shards)
+
+
+@dataclass(frozen=True)
 class SampleShard(Job):
     """The job of a shard of train: the values that quantiles of its codes are of."""
 
@@ -87,6 +106,22 @@ class SampleShard(Job):
         with at_work(self.plan, self.output, last=last, needs=needs) as plan:
             if plan is not None:
                 sample_shard(plan, shard)
+
+
+@dataclass(frozen=True)
+class FindQuantiles(Job):
+    """The job of a range of codes, given with its number: their quantiles over shards of train."""
+
+    shards: list[Shard]
+
+    def __call__(self, job: tuple[int, tuple[str, str]]) -> None:
+        """Find them."""
+        number, codes = job
+        last = quantiles_path(self.plan, number)
+        needs = [sample_path(self.plan, shard) for shard in self.shards]
+        with at_work(self.plan, self.output, last=last, needs=needs) as plan:
+            if plan is not None:
+                find_quantiles(plan, number, codes, self.shards)
 
 
 @dataclass(frozen=True)
@@ -111,6 +146,8 @@ class SettleRange(Job):
 
     def __call__(self, buckets: Buckets) -> Settled:
         """Settle the range."""
-        needs = [shard.subjects_path(self.plan) for shard in of_range(self.shards, buckets)]
+        needs = [
+            shard.subjects_path(self.plan) for shard in of_range(self.plan, self.shards, buckets)
+        ]
         with at_work(self.plan, self.output, needs=needs) as plan:
             return settle_range(cast(Plan, plan), self.parts, self.shards, self.tasks, buckets)

@@ -15,9 +15,8 @@ from ehr_ray.events.schema import ORIGIN_CODES, VECTORS, VECTORS_FILE, is_origin
 from ehr_ray.events.vocabulary import described, with_origin
 from ehr_ray.sources.building.groups import group_notes
 from ehr_ray.sources.building.ranges import Buckets, Settled, merged, written
-from ehr_ray.sources.building.shards import Shard
 from ehr_ray.sources.building.staging import Plan, side_table, splits_table, stacked
-from ehr_ray.sources.building.statistics import samples
+from ehr_ray.sources.building.statistics import found_quantiles
 from ehr_ray.sources.parsing.identifiers import NAMES
 from ehr_ray.sources.parsing.labels import LeftOut
 from ehr_ray.sources.source import Source, Unit
@@ -70,10 +69,10 @@ def division_notes(plan: Plan, undivided: int, found: Sequence[Settled]) -> Iter
 
 
 def fitted_codes(
-    plan: Plan, source: Source, fit: CodeFit, shards: list[Shard], parts: list[Path], unit: Unit
+    plan: Plan, source: Source, fit: CodeFit, parts: list[Path], unit: Unit
 ) -> pa.Table:
     """Return the fitted codes with what source and input say about them; `unit` is any of it."""
-    table = fit.table(samples(plan, shards))
+    table = fit.table(found_quantiles(plan, len(fit.ranges())))
     known = {"ADMISSION": "Start of the stay", **source.descriptions}
     said = [pa.table({"code": list(known), "description": list(known.values())})]
     said += [found for part in parts if (found := side_table(part, "codes")) is not None]

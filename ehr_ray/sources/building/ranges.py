@@ -38,7 +38,7 @@ from ehr_ray.sources.building.staging import (
 from ehr_ray.sources.parsing.identifiers import NAMES, spellings
 from ehr_ray.sources.parsing.labels import LeftOut, resolve
 from ehr_ray.sources.parsing.split_table import read_mapped
-from ehr_ray.sources.splits import NUM_BUCKETS, assign_buckets
+from ehr_ray.sources.splits import assign_buckets
 from ehr_ray.storage import files
 
 RANGE_ROWS: Final = 2_000_000
@@ -61,16 +61,16 @@ class Buckets(NamedTuple):
 
 def plan_ranges(plan: Plan, num_parts: int) -> list[Buckets]:
     """Divide the buckets into runs of about equal rows, as many as the parts' tables ask for."""
-    counts = np.zeros(NUM_BUCKETS, np.int64)
+    counts = np.zeros(plan.buckets, np.int64)
     for index in range(num_parts):
         part = plan.part(index)
         for name in BY_BUCKET:
-            counts += rows_by_key(part, name, NUM_BUCKETS)
+            counts += rows_by_key(part, name, plan.buckets)
         for task, columns in _tasks(part).items():
             for column in columns:
-                counts += rows_by_key(part / LABELS / task, column, NUM_BUCKETS)
-    number = min(max(1, math.ceil(counts.sum() / RANGE_ROWS)), NUM_BUCKETS)
-    edges = [NUM_BUCKETS * i // number for i in range(number + 1)]
+                counts += rows_by_key(part / LABELS / task, column, plan.buckets)
+    number = min(max(1, math.ceil(counts.sum() / RANGE_ROWS)), plan.buckets)
+    edges = [plan.buckets * i // number for i in range(number + 1)]
     return [Buckets(a, b - 1) for a, b in itertools.pairwise(edges)]
 
 
@@ -235,19 +235,19 @@ def _counted(column: pa.ChunkedArray) -> tuple[list[str], list[int]]:
 def _subjects(plan: Plan, shards: Sequence[Shard], buckets: Buckets) -> pa.Table:
     """Return the `SUBJECTS` of a range with their `split`, sorted by id."""
     pieces = []
-    for shard in of_range(shards, buckets):
+    for shard in of_range(plan, shards, buckets):
         table = files.open_parquet(shard.subjects_path(plan)).read()
-        bucket = assign_buckets(table["subject_id"].to_numpy())
+        bucket = assign_buckets(table["subject_id"].to_numpy(), plan.buckets)
         table = table.filter(pa.array((bucket >= buckets.first) & (bucket <= buckets.last)))
         pieces.append(table.append_column("split", pa.repeat(shard.split, len(table))))
     return pa.concat_tables([_NO_SUBJECTS, *pieces]).sort_by("subject_id")
 
 
-def of_range(shards: Sequence[Shard], buckets: Buckets) -> list[Shard]:
+def of_range(plan: Plan, shards: Sequence[Shard], buckets: Buckets) -> list[Shard]:
     """Return the shards that have subjects of a range."""
     found = []
     for shard in shards:
-        base = SPLITS.index(shard.split) * NUM_BUCKETS
+        base = SPLITS.index(shard.split) * plan.buckets
         if shard.first - base <= buckets.last and shard.last - base >= buckets.first:
             found.append(shard)
     return found

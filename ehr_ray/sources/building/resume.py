@@ -3,11 +3,11 @@
 Its fingerprint names the staging folder, which a killed ingest finds again, and stands in the
 record of the cohort, by which a finished one is.
 
-<parent>/.<name>.staging-<fingerprint>-4/parts/      one folder a unit (staging.py)
+<parent>/.<name>.staging-<fingerprint>-5/parts/      one folder a unit (staging.py)
                                          cohort/     renamed to <parent>/<name> when complete
                                          subjects/   one table a shard (shards.py)
                                          ranges/     tables by ranges of subjects (ranges.py)
-                                         codes/      what shards hold (statistics.py)
+                                         codes/      what shards hold, and manifest/ (statistics.py)
                                          splits.arrow  whom --splits or --split-by puts where
 
 Where the output is a URI, that folder is one of its store, and so outlives the machine; what this
@@ -31,7 +31,7 @@ from ehr_ray.events.schema import ORIGIN_CODES, RECORD
 from ehr_ray.sources.building.changes import told
 from ehr_ray.sources.building.metadata import TaskSummary
 from ehr_ray.sources.source import Source, Unit
-from ehr_ray.sources.splits import SplitPolicy
+from ehr_ray.sources.splits import NUM_BUCKETS, SplitPolicy, buckets_for
 from ehr_ray.storage import in_place, sync
 from ehr_ray.storage.lock import exclusive_lock
 from ehr_ray.storage.paths import canonical, uri_of
@@ -39,7 +39,7 @@ from ehr_ray.storage.paths import canonical, uri_of
 LAYOUT: Final = 5
 """Bump when the same input would give other bytes: staged work of older versions is not reused."""
 
-STAGING: Final = 4
+STAGING: Final = 5
 """Bump when staged work is written in another form: that of older versions is not read."""
 
 
@@ -132,7 +132,10 @@ def fingerprint(
         size += unit.size
         for name in () if unit.state else unit.files:
             sizes[unit.root, name] = _stat(digest, unit.root, name)
-    return digest.hexdigest()[:16], size + sum(sizes.values())
+    size += sum(sizes.values())
+    if (buckets := buckets_for(size)) != NUM_BUCKETS:  # which sizes of databases may change
+        digest.update(repr(buckets).encode())
+    return digest.hexdigest()[:16], size
 
 
 def _named(value: object) -> str:

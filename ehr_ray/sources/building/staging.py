@@ -2,7 +2,7 @@
 
 A part is a folder that appears by one rename, so an interrupted ingest keeps what is finished:
 
-    parts/<n>/events        by key = split * NUM_BUCKETS + bucket (keyed.py)
+    parts/<n>/events        by key = split * buckets + bucket (keyed.py)
               part.json     rows and files read and refused
               whole.json    in a store: the names of these files (sharing.py)
               {rejected,changes,inequalities,codes,groups,vectors}.parquet
@@ -46,7 +46,6 @@ from ehr_ray.storage import files, sync
 from ehr_ray.storage.paths import join
 
 NO_SPLIT: Final = 255
-NUM_KEYS = len(SPLITS) * NUM_BUCKETS
 Repeats = Literal["keep", "drop"]
 
 MAPPED: Final = "code mapped"
@@ -89,6 +88,7 @@ class Plan:
         code_map: what becomes of codes, after ranges and units.
         split_by: a static code; everybody who shares a value of it comes into one split.
         store: URI of that folder, where it lies in a store.
+        buckets: into how many subjects are hashed (`buckets_for`).
     """
 
     source: str
@@ -101,6 +101,12 @@ class Plan:
     code_map: CodeMap | None = None
     split_by: str | None = None
     store: str | None = None
+    buckets: int = NUM_BUCKETS
+
+    @property
+    def keys(self) -> int:
+        """How many keys of events there are: a bucket of a split each."""
+        return len(SPLITS) * self.buckets
 
     def part(self, index: int) -> Path:
         """Return the folder of the part that unit `index` makes."""
@@ -158,7 +164,7 @@ def _write_part(part: Path, chunks: Iterator[Chunk], plan: Plan) -> None:
     totals, tables = _new_totals()
     labels: dict[tuple[str, str], list[pa.Table]] = {}
     divided = None if plan.policy.file is None else splits_table(plan)
-    with plan.writer(part, STAGED, EVENTS, NUM_KEYS) as writer:
+    with plan.writer(part, STAGED, EVENTS, plan.keys) as writer:
         for chunk in chunks:
             if chunk.lost_rows is not None:
                 break
@@ -166,7 +172,7 @@ def _write_part(part: Path, chunks: Iterator[Chunk], plan: Plan) -> None:
             if plan.code_map is not None:
                 events, mapped = plan.code_map.apply(events)
                 changes = pa.concat_tables([changes, changes_of(mapped, MAPPED)])
-            keys, undivided = event_keys(events, plan.policy, divided)
+            keys, undivided = event_keys(events, plan, divided)
             if plan.split_by is not None:
                 tables.setdefault("groups", []).append(groups_of(events, plan.split_by))
             writer.write(events.select(EVENTS.names), keys)
@@ -187,7 +193,7 @@ def _write_part(part: Path, chunks: Iterator[Chunk], plan: Plan) -> None:
             if len(undivided):
                 tables.setdefault("undivided", []).append(pa.table({"subject_id": undivided}))
     if chunk is not None and chunk.lost_rows is not None:
-        with plan.writer(part, STAGED, EVENTS, NUM_KEYS):
+        with plan.writer(part, STAGED, EVENTS, plan.keys):
             pass
         totals, tables = _new_totals()
         _add(totals, chunk)
@@ -209,8 +215,8 @@ def _write_part(part: Path, chunks: Iterator[Chunk], plan: Plan) -> None:
 def _write_by_bucket(plan: Plan, folder: Path, name: str, rows: pa.Table) -> None:
     if name in BY_BUCKET and name != "subjects":
         rows = rows.group_by(rows.column_names, use_threads=False).aggregate([])
-    with plan.writer(folder, name, rows.schema, NUM_BUCKETS) as writer:
-        writer.write(rows, assign_buckets(rows["subject_id"].to_numpy()))
+    with plan.writer(folder, name, rows.schema, plan.buckets) as writer:
+        writer.write(rows, assign_buckets(rows["subject_id"].to_numpy(), plan.buckets))
 
 
 def label_schema(column: str) -> pa.Schema:
@@ -296,13 +302,14 @@ def leave_splits(plan: Plan) -> None:
 
 
 def event_keys(
-    events: pa.Table, policy: SplitPolicy, table: SplitTable | None
-) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.int64]]:
+    events: pa.Table, plan: Plan, table: SplitTable | None
+) -> tuple[npt.NDArray[np.uint16] | npt.NDArray[np.uint32], npt.NDArray[np.int64]]:
     """Return (the key of each row, the undivided).
 
     Those are the subjects that the source's own splits, or a table of splits, leave out.
     """
     ids = events["subject_id"].to_numpy()
+    policy = plan.policy
     splits, undivided = assign_splits(ids, policy), ids[:0]
     own = events["split"] if policy.keep_source and "split" in events.column_names else None
     if table is not None:
@@ -311,7 +318,10 @@ def event_keys(
         positions = _own_splits(own)
         undivided = np.unique(ids[positions == NO_SPLIT])
         splits = np.where(positions < len(SPLITS), positions, splits).astype(np.uint8)
-    return splits.astype(np.uint16) * np.uint16(NUM_BUCKETS) + assign_buckets(ids), undivided
+    # numpy sorts numbers of 16 bits several times faster.
+    kind: Any = np.uint16 if plan.keys <= 1 << 16 else np.uint32
+    buckets = assign_buckets(ids, plan.buckets).astype(kind)
+    return splits.astype(kind) * kind(plan.buckets) + buckets, undivided
 
 
 def _own_splits(column: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.uint8]:

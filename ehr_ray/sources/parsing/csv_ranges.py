@@ -94,26 +94,39 @@ def _whole_lines(path: str) -> Iterator[bytes]:
 
 def _plain_lines(block: bytes, delimiter: int, encoding: str) -> int:
     """Return the number of lines of a block, 0 where they may be other rows in the whole file."""
-    if block.count(b"\r") != block.count(b"\r\n"):
+    if b"\r" in block and block.count(b"\r") != block.count(b"\r\n"):
         return 0  # a carriage return alone ends a row too
     if not block.isascii():
         try:
             block.decode(encoding)
         except UnicodeError:
             return 0
+    if _has_long_line(block) or (b'"' in block and not _are_quotes_plain(block, delimiter)):
+        return 0
+    lines = int(np.count_nonzero(np.frombuffer(block, np.uint8) == _NEWLINE))
+    return lines + (not block.endswith(b"\n"))
+
+
+def _has_long_line(block: bytes) -> bool:
+    at = -1
+    while len(block) - at > LONGEST_LINE:
+        at, before = block.rfind(b"\n", at + 1, at + 1 + LONGEST_LINE), at
+        if at <= before:
+            return True
+    return False
+
+
+def _are_quotes_plain(block: bytes, delimiter: int) -> bool:
+    """Whether each quote begins a cell and ends it on the same line."""
     text = np.frombuffer(block, np.uint8)
     ends = np.flatnonzero(text == _NEWLINE)
-    if np.diff(ends, prepend=-1, append=len(text)).max() > LONGEST_LINE:
-        return 0
     quotes = np.flatnonzero(text == _QUOTE)
     if len(quotes) % 2:
-        return 0
+        return False
     opening, closing = quotes[0::2], quotes[1::2]
     before = text[opening - 1]
     # At the beginning of a cell, or of the second half of a quote that is written as two.
     opens = (before == delimiter) | (before == _NEWLINE) | (opening == 0)
     opens[1:] |= opening[1:] == closing[:-1] + 1
     closes = np.searchsorted(ends, opening) == np.searchsorted(ends, closing)
-    if not (opens & closes).all():
-        return 0
-    return len(ends) + (not block.endswith(b"\n"))
+    return bool((opens & closes).all())

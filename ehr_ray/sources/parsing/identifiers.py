@@ -22,6 +22,8 @@ HASHED_FROM: Final = 2**62
 NAMES: Final = pa.schema([pa.field("subject_id", pa.int64()), pa.field("name", pa.string())])
 
 _INTEGER: Final = re.compile(r"([+-]?[0-9]{1,19})(\.0*)?")
+_POWERS: Final = np.array([0, *(10**n for n in range(1, 19))], np.int64)
+"""The least number of so many digits and one more, 0 of one."""
 _ROUNDED: Final = re.compile(r"[+-]?[0-9](\.[0-9]+)?[eE]\+[0-9]+")
 
 
@@ -61,14 +63,40 @@ def subject_ids(column: pa.ChunkedArray | pa.Array) -> tuple[npt.NDArray[np.int6
             return ids, blank, pa.table([known, known.cast(pa.string())], schema=NAMES)
     if pa.types.is_floating(column.type):
         _refuse_rounded(pc.sum(pc.greater_equal(pc.abs(column), float(WHOLE))).as_py() or 0)
-    encoded = spelled(column, "of subject ids").dictionary_encode(null_encoding="encode")
+    column = spelled(column, "of subject ids")
+    numbers = _plain_numbers(column)
+    if numbers is not None:
+        known = pc.unique(numbers)
+        blank = np.zeros(len(column), bool)
+        return numbers.to_numpy(), blank, pa.table([known, known.cast(pa.string())], schema=NAMES)
+    encoded = column.dictionary_encode(null_encoding="encode")
+    at = encoded.indices.to_numpy()
     spelled_ids = [name or "" for name in encoded.dictionary.to_pylist()]
     _refuse_rounded(sum(map(_is_rounded, spelled_ids)))
     empty = np.array([name.strip().lower() in BLANK for name in spelled_ids], bool)
     each = np.array([subject_id(name) for name in spelled_ids], np.int64)
-    at = encoded.indices.to_numpy()
     pairs = pa.table([each, pa.array(spelled_ids, pa.string())], schema=NAMES)
     return each[at], empty[at], pairs.filter(pa.array(~empty))
+
+
+def _plain_numbers(column: pa.StringArray) -> pa.Int64Array | None:
+    """Return the numbers of a column where each cell is its number's own text, else None.
+
+    A text that is read as a number of as many digits as it has letters can only be that.
+    """
+    if column.null_count:
+        return None
+    try:
+        numbers = column.cast(pa.int64())
+    except pa.ArrowInvalid:
+        return None
+    values = numbers.to_numpy()
+    digits = pc.binary_length(column).to_numpy() - (values < 0)
+    if len(digits) and not 1 <= digits.min() <= digits.max() < len(_POWERS):
+        return None
+    size = np.abs(values)
+    own = (size >= _POWERS[digits - 1]) & (size < _POWERS[digits])
+    return numbers if own.all() else None
 
 
 def _is_rounded(name: str) -> bool:

@@ -44,6 +44,9 @@ _GROUPS: Final = {
     ".": re.compile(r"[-+]?[1-9]\d{0,2}(,\d{3})+(\.\d*)?"),
     ",": re.compile(r"[-+]?[1-9]\d{0,2}(\.\d{3})+(,\d*)?"),
 }
+_NUMBER: Final = {".": r"^-?[0-9]+(\.[0-9]+)?$", ",": r"^-?[0-9]+(,[0-9]+)?$"}
+_HEAD: Final = 10_000
+"""Cells that are asked whether most numbers come again, and so are read once each."""
 _COMMA: Final = re.compile(r"[-+]?\d+,\d+")
 
 
@@ -74,23 +77,51 @@ def numbers(
     """Return (values, bad) of a column that must hold numbers: blank is NaN, all else is bad."""
     values, kinds = quantities(column, name, decimal)
     bad = kinds != PLAIN
-    return np.where(bad, np.nan, values), bad
+    return np.where(bad, np.nan, values) if bad.any() else values, bad
 
 
 def _fitting(values: Floats) -> tuple[Floats, Kinds]:
     bad = np.abs(values) > MAX_FLOAT32
+    if not bad.any():
+        return values, np.zeros(len(values), np.uint8)
     return np.where(bad, np.nan, values), np.where(bad, UNREADABLE, PLAIN).astype(np.uint8)
 
 
 def _of_text(column: pa.Array, decimal: Decimal) -> tuple[Floats, Kinds]:
+    head = column.slice(0, _HEAD)
+    if 2 * pc.count_distinct(head, mode="all").as_py() > len(head):
+        return _of_words(column, decimal)
+    encoded = column.dictionary_encode(null_encoding="encode")
+    values, kinds = _of_words(encoded.dictionary, decimal)
+    at = encoded.indices.to_numpy(zero_copy_only=False)
+    return values[at], kinds[at]
+
+
+def _of_words(column: pa.Array, decimal: Decimal) -> tuple[Floats, Kinds]:
+    """Read a whole column at once, and cell by cell only what is not plainly a number."""
     if decimal == ".":
         blank = pa.scalar(None, pa.string())
         try:
-            # A whole column at once; cell by cell only where one of them does not convert.
             cast = pc.if_else(pc.equal(column, ""), blank, column).cast(pa.float64())
             return _fitting(cast.to_numpy(zero_copy_only=False))
         except pa.ArrowInvalid:
             pass
+    plain = pc.match_substring_regex(column, _NUMBER[decimal]).fill_null(False)
+    try:
+        found = column.filter(plain)
+        if decimal != ".":
+            found = pc.replace_substring(found, decimal, ".")
+        cast = found.cast(pa.float64())
+    except pa.ArrowInvalid:  # hundreds of digits
+        return _by_cell(column, decimal)
+    values, kinds = np.full(len(column), np.nan), np.zeros(len(column), np.uint8)
+    rest = ~plain.to_numpy(zero_copy_only=False)
+    values[~rest], kinds[~rest] = _fitting(cast.to_numpy(zero_copy_only=False))
+    values[rest], kinds[rest] = _by_cell(column.filter(pa.array(rest)), decimal)
+    return values, kinds
+
+
+def _by_cell(column: pa.Array, decimal: Decimal) -> tuple[Floats, Kinds]:
     encoded = column.dictionary_encode(null_encoding="encode")
     parsed = [quantity(text, decimal) for text in encoded.dictionary.to_pylist()]
     at = encoded.indices.to_numpy(zero_copy_only=False)

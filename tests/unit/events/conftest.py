@@ -32,18 +32,8 @@ def in_chunks():
 
     @contextmanager
     def reading(rows):
-        read = code_statistics.files.open_parquet
-
-        class InChunks:
-            def __init__(self, path):
-                self._file = read(path)
-                self.schema_arrow = self._file.schema_arrow
-
-            def iter_batches(self, _, columns):
-                return self._file.iter_batches(rows, columns=columns)
-
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(code_statistics.files, "open_parquet", InChunks)
+            patch.setattr(code_statistics, "CHUNK_ROWS", rows)
             yield
 
     return reading

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from ehr_ray.errors import InputError
 from ehr_ray.events import code_statistics
-from ehr_ray.events.code_statistics import fit_codes
+from ehr_ray.events.code_statistics import CodeFit, count_shard, fit_codes
 from ehr_ray.events.vocabulary import CODES, QUANTILES, Vocabulary
 
 values = st.one_of(st.none(), st.floats(-1e4, 1e4, width=32), st.just(float("nan")))
@@ -106,3 +106,33 @@ def test_subjects_of_a_code_are_counted_once_wherever_a_chunk_ends(
     assert kept.subjects.tolist() == [4, 3, 1]
     older = Vocabulary.from_table(fitted.drop_columns("num_subjects"))
     assert older.subjects.tolist() == older.count.tolist() == [6, 3, 1]
+
+
+def test_a_group_alone_is_what_its_shards_are_one_after_the_other(tmp_path, write):
+    rng = np.random.default_rng(0)
+    counts = [
+        count_shard(write(tmp_path / f"{n}.parquet", rng.choice([*"ABCD"], 300), rng.random(300)))
+        for n in range(5)
+    ]
+    group, whole = CodeFit(), CodeFit()
+    for each in counts:
+        group.add(each.codes)
+    whole.join(group.joined())
+    assert whole.joined().equals(group.joined())
+
+
+@pytest.mark.parametrize("group", [1, 2, 3])
+def test_groups_have_the_statistics_of_all_and_the_same_sample(tmp_path, monkeypatch, write, group):
+    monkeypatch.setattr(code_statistics, "QUANTILE_SAMPLE", 100)
+    rng = np.random.default_rng(0)
+    paths = [
+        write(tmp_path / f"{n}.parquet", rng.choice([*"AB", f"only {n}"], 400), rng.random(400))
+        for n in range(7)
+    ]
+    whole = fit_codes(paths)
+    monkeypatch.setattr(code_statistics, "GROUP_SHARDS", group)
+    found = fit_codes(paths)
+    sums = ["mean", "std"]
+    assert found.drop_columns(sums).equals(whole.drop_columns(sums))
+    for name in sums:
+        np.testing.assert_allclose(found[name].to_numpy(), whole[name].to_numpy(), rtol=1e-12)

@@ -5,10 +5,13 @@ from hypothesis import strategies as st
 
 from ehr_ray.errors import InputError
 from ehr_ray.sources.splits import (
+    BUCKET_BYTES,
+    MOST_BUCKETS,
     NUM_BUCKETS,
     SplitPolicy,
     assign_buckets,
     assign_splits,
+    buckets_for,
     parse_splits,
     sample_positions,
 )
@@ -98,3 +101,12 @@ def test_a_sample_is_nested_and_independent_of_split_and_bucket():
 def test_a_table_of_splits_that_is_not_there_is_named(tmp_path):
     with pytest.raises(InputError, match=r"--splits .*s\.parquet: no such file"):
         parse_splits(str(tmp_path / "s.parquet"), 0)
+
+
+def test_buckets_are_a_power_of_two_that_follows_the_size():
+    sizes = [0, 1, BUCKET_BYTES * NUM_BUCKETS, BUCKET_BYTES * NUM_BUCKETS + 1, 10**13, 10**18]
+    assert [buckets_for(size) for size in sizes] == [4096, 4096, 4096, 8192, 65536, 65536]
+    ids = np.arange(200_000)
+    many = assign_buckets(ids, MOST_BUCKETS)
+    assert many.max() > NUM_BUCKETS
+    np.testing.assert_array_equal(many % NUM_BUCKETS, assign_buckets(ids))

@@ -5,7 +5,8 @@ from ehr_ray.config.search import Choice, LogUniform
 from ehr_ray.errors import ConfigError
 from ehr_ray.experiment import parse
 from ehr_ray.families.jepa.config import DEFAULT, SCHEMA
-from ehr_ray.runtime.tuning.plan import check_space
+from ehr_ray.registry import get_family
+from ehr_ray.runtime.tuning.plan import check_space, default_space
 from ehr_ray.runtime.tuning.trial_data import data_paths
 
 
@@ -96,8 +97,37 @@ def test_the_moving_average_keeps_between_none_and_all_of_itself():
 
 
 def test_the_moving_average_has_no_say_where_there_is_none():
-    raw = {"family": "jepa", "name": "x", "data": {"cohort": "c"}, "model": {"target": "online"}}
-    (line,) = refusals(parse({**raw, "schedules": {"momentum": 0.5}}), SCHEMA)
+    raw = {"family": "jepa", "name": "x", "data": {"cohort": "c"}}
+    online = {"target": "online", "latent_loss": "infonce"}
+    given = {**raw, "model": online, "schedules": {"momentum": 0.5}}
+    (line,) = refusals(parse(given), SCHEMA)
     assert line.startswith("schedules.momentum")
-    (line,) = refusals(parse({**raw, "model": {"projector": 64}}), SCHEMA)
-    assert line.startswith("model.projector=64: does nothing with model.regulariser=none")
+
+
+@pytest.mark.parametrize("bare", [{}, {"regulariser": "sigreg", "regulariser_weight": 0}])
+def test_states_told_from_themselves_alone_are_refused_with_what_to_add(bare):
+    with pytest.raises(ConfigError) as error:
+        model(target="online", **bare)
+    assert str(error.value).startswith("model.target=online: states told from themselves alone")
+    assert "add model.regulariser=sigreg or vicreg" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_states_of_the_encoder_itself_are_targets_where_something_keeps_them_apart():
+    for kept in ({"regulariser": "sigreg"}, {"regulariser": "vicreg"}, {"latent_loss": "infonce"}):
+        assert model(target="online", **kept).target == "online"
+    raw = {"family": "jepa", "name": "x", "data": {"cohort": "c"}, "model": {"target": "online"}}
+    assert parse({**raw, "task": {"name": "death"}}).model.target == "online"  # labels train it
+
+
+def test_no_search_takes_the_regulariser_from_states_that_collapse_without():
+    raw = {"family": "jepa", "name": "x", "data": {"cohort": "c"}}
+    for options, searched in (
+        ({"target": "online", "regulariser": "sigreg"}, False),
+        ({"target": "online", "latent_loss": "infonce"}, True),
+        ({}, True),
+    ):
+        experiment = parse({**raw, "model": options})
+        space = default_space(experiment, get_family("jepa"))
+        assert ("model.regulariser" in space) == searched
+        check_space(experiment, space)

@@ -8,7 +8,6 @@ from torch.nn import functional as F
 from ehr_ray.families.jepa.data import collate, transform
 from ehr_ray.families.jepa.loss import contrast, loss, needs_pairs
 from ehr_ray.families.jepa.model import JEPA
-from ehr_ray.families.jepa.predict import predict
 
 HOUR = 60 * 60_000_000
 SCHEDULED = {"momentum": 0.996}
@@ -51,19 +50,6 @@ def test_a_regulariser_adds_its_terms_and_reaches_the_encoder(
         terms[key].sum.backward(retain_graph=True)
         assert model.encoder.embed[0].weight.grad.abs().max() > 0
         assert terms[key].count == 4
-
-
-def test_a_regulariser_sees_states_through_a_projector_that_no_embedding_has(
-    make_model, make_batch
-):
-    plain = make_model(regulariser="sigreg")
-    model, batch = make_model(regulariser="sigreg", projector=24), make_batch([9, 5, 12, 6])
-    assert model(batch, SEED)["state"].shape == (4, 24)
-    assert plain(batch, SEED)["state"].shape == (4, 16)
-    loss(model, batch, SCHEDULED, SEED)["isotropy"].sum.backward()
-    assert model.projector[0].weight.grad.abs().max() > 0
-    assert model.encoder.embed[0].weight.grad.abs().max() > 0
-    assert predict(model, batch)["embedding"].shape == predict(plain, batch)["embedding"].shape
 
 
 def test_a_contrast_is_least_for_the_states_that_belong_together():

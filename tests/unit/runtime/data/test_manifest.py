@@ -144,7 +144,12 @@ def test_shards_are_counted_by_jobs_that_can_travel(others, tmp_path, monkeypatc
     monkeypatch.setattr(manifest, "run_jobs", run_jobs)
     with opened(others, tmp_path / "cache", on_ray=True) as found:
         fitted_codes(found, splits_of(others)["train"], tmp_path / "cache", on_ray=True)
-    assert ran == [("counted shards", 5, True), ("sampled shards", 3, True)]
+    assert ran == [
+        ("counted shards", 5, True),
+        ("joined counts", 1, True),
+        ("sampled shards", 3, True),
+        ("found quantiles", 1, True),
+    ]
 
 
 def test_where_nothing_can_be_kept_it_is_counted_each_time(others, tmp_path):
@@ -180,9 +185,16 @@ def test_a_cohort_without_one_has_the_counts_that_ingest_leaves(synthetic_cohort
             assert counted.column(name) == left.column(name)
 
 
-@pytest.mark.parametrize("kept", [True, False])
-def test_jobs_of_shards_fit_the_codes_that_one_walk_fits(others, tmp_path, monkeypatch, kept):
+@pytest.mark.parametrize(
+    ("kept", "group", "files"), [(True, 64, 256), (False, 64, 2), (True, 2, 256), (False, 2, 1)]
+)
+def test_jobs_of_shards_fit_the_codes_that_one_walk_fits(
+    others, tmp_path, monkeypatch, kept, group, files
+):
+    monkeypatch.setattr(manifest, "FILES", files)
     monkeypatch.setattr(code_statistics, "QUANTILE_SAMPLE", 200)
+    for module in (code_statistics, manifest):
+        monkeypatch.setattr(module, "GROUP_SHARDS", group)
     cache = tmp_path / "cache" if kept else None
     shards = splits_of(others)
     with opened(others, cache, on_ray=False) as found:

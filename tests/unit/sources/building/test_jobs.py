@@ -10,6 +10,8 @@ from ehr_ray.commands.ingest import ingest
 from ehr_ray.sources.building.jobs import (
     CheckRange,
     DividePart,
+    FindQuantiles,
+    JoinGroup,
     ReadUnit,
     SampleShard,
     SettleRange,
@@ -61,7 +63,7 @@ def test_jobs_that_travel_and_run_twice_leave_what_one_process_leaves(
 
     monkeypatch.setattr(module, "run_jobs", sent)
     ingest(*given, Path("cohorts/other"), cpus=1, **how)
-    whole = {ReadUnit, CheckRange, WriteShard, SettleRange, SampleShard}
+    whole = {ReadUnit, CheckRange, WriteShard, SettleRange, JoinGroup, SampleShard, FindQuantiles}
     assert ran == whole | ({DividePart} if "split_by" in how else set())
     assert content(user / "cohorts" / "other") == content(user / "cohorts" / "one")
     assert not any(elsewhere.iterdir())

@@ -4,12 +4,16 @@ import signal
 import socket
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from ehr_ray.commands.ingest import ingest
 from ehr_ray.errors import InputError, RunError
+from ehr_ray.sources import splits, table
 from ehr_ray.storage.paths import STAGING
 
 
@@ -218,3 +222,46 @@ def test_a_killed_ingest_run_again_gives_the_same_bytes(tmp_path, write_stays, s
     assert step == 101 or ages == finished
     assert tree(output) == tree(tmp_path / "whole" / "cohort")
     assert hidden(output.parent) == []
+
+
+class KilledError(Exception):
+    """The end of an ingest between two jobs."""
+
+
+@pytest.mark.parametrize(("size", "keys"), [(32, 3 * 1024), (1, 3 * 16384)])
+def test_larger_inputs_have_more_buckets_and_a_killed_ingest_goes_on_with_them(
+    tmp_path, monkeypatch, size, keys
+):
+    rows = [f"{p},{h},HR,{60 + h}" for h in range(9) for p in range(300)]
+    (tmp_path / "notes.csv").write_text("\n".join(["id,hours,code,numeric_value", *rows]) + "\n")
+    options = {"id_column": "id", "time_column": "hours", "time_unit": "hours"}
+    read = partial(ingest, "table", tmp_path / "notes.csv", options=options, cpus=1)
+
+    def killed(line):
+        if line.startswith("wrote 2/"):
+            raise KilledError
+
+    monkeypatch.setattr(splits, "NUM_BUCKETS", 512)
+    monkeypatch.setattr(splits, "MOST_BUCKETS", 16384)
+    read(tmp_path / "few")
+    monkeypatch.setattr(splits, "BUCKET_BYTES", size)
+    read(tmp_path / "whole")
+    with pytest.raises(KilledError):
+        read(tmp_path / "other", progress=killed)
+    (staged,) = tmp_path.glob(".other.staging-*")
+    assert np.fromfile(staged / "parts/000000/events.index", np.int64, 3)[1] == keys
+    lines = []
+    with monkeypatch.context() as patch:
+        patch.setattr(table, "_chunk", None)  # the part is there: nothing is read again
+        read(tmp_path / "other", progress=lines.append)
+    assert lines[0] == "read 1/1"
+    assert tree(tmp_path / "other") == tree(tmp_path / "whole")
+    events = [pq.read_table(tmp_path / name / "data") for name in ("few", "whole")]
+    few, many = (
+        each.sort_by([("subject_id", "ascending"), ("time", "ascending")]) for each in events
+    )
+    assert few.equals(many)
+    name = "metadata/subject_splits.parquet"
+    assert (tmp_path / "few" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    with pytest.raises(InputError, match="holds another input or other options"):
+        read(tmp_path / "few")  # its shards have other subjects

@@ -7,24 +7,26 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ehr_ray.events.schema import EVENTS
+from ehr_ray.events.schema import EVENTS, SPLITS
 from ehr_ray.sources.building import shards as module
 from ehr_ray.sources.building.shards import MAX_SHARDS, Shard, gather, plan_shards
-from ehr_ray.sources.building.staging import NUM_KEYS, Plan, scatter
+from ehr_ray.sources.building.staging import Plan, scatter
 from ehr_ray.sources.source import Chunk, Source
 from ehr_ray.sources.splits import NUM_BUCKETS, SplitPolicy
+
+KEYS = len(SPLITS) * NUM_BUCKETS
 
 
 @given(
     st.lists(
-        st.tuples(st.integers(0, NUM_KEYS - 1), st.integers(1, 3_000_000)), min_size=1, max_size=60
+        st.tuples(st.integers(0, KEYS - 1), st.integers(1, 3_000_000)), min_size=1, max_size=60
     )
 )
 def test_shards_cover_every_bucket_once_and_none_is_empty(filled):
-    counts = np.zeros(NUM_KEYS, np.int64)
+    counts = np.zeros(KEYS, np.int64)
     for key, rows in filled:
         counts[key] += rows
-    covered = np.zeros(NUM_KEYS, int)
+    covered = np.zeros(KEYS, int)
     for shard in plan_shards(counts):
         covered[shard.first : shard.last + 1] += 1
         assert counts[shard.first : shard.last + 1].sum() > 0
@@ -34,7 +36,7 @@ def test_shards_cover_every_bucket_once_and_none_is_empty(filled):
 
 
 def test_a_small_cohort_has_eight_train_shards_of_similar_size():
-    counts = np.zeros(NUM_KEYS, np.int64)
+    counts = np.zeros(KEYS, np.int64)
     counts[:400] = 100
     counts[NUM_BUCKETS : NUM_BUCKETS + 50] = 100
     shards = plan_shards(counts)
@@ -44,14 +46,14 @@ def test_a_small_cohort_has_eight_train_shards_of_similar_size():
 
 
 def test_fewer_subjects_than_shards_get_one_each():
-    counts = np.zeros(NUM_KEYS, np.int64)
+    counts = np.zeros(KEYS, np.int64)
     counts[[5, 900]] = 7
     assert plan_shards(counts) == [Shard("train", 0, 5, 5), Shard("train", 1, 900, 900)]
 
 
 @pytest.mark.parametrize(("rows", "shards"), [(20_000_000, 40), (2_000_000_000, MAX_SHARDS)])
 def test_shards_hold_half_a_million_rows_until_there_would_be_too_many(rows, shards):
-    counts = np.zeros(NUM_KEYS, np.int64)
+    counts = np.zeros(KEYS, np.int64)
     counts[:NUM_BUCKETS] = rows // NUM_BUCKETS
     assert abs(len(plan_shards(counts)) - shards) <= 1
 
@@ -117,6 +119,27 @@ def test_scatter_and_gather_equal_a_plain_sort(tmp_path_factory, rows, relative,
             origin,
             timed[-1] if timed else None,
         )
+
+
+NAT = np.iinfo(np.int64).min
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.one_of(st.integers(-3, 3), st.integers(-(2**63), 2**63 - 1)),
+            st.one_of(st.integers(-2, 2), st.just(NAT), st.integers(-(2**63), 2**63 - 1)),
+        ),
+        max_size=30,
+    ),
+    st.sampled_from([1, 60_000_000]),
+    st.booleans(),
+)
+def test_rows_are_ordered_as_a_stable_sort_orders_them(rows, unit, near):
+    if near:
+        rows = [(i % 5, t if t == NAT else t % 1000 * unit) for i, t in rows]
+    ids, times = (np.array([row[n] for row in rows], np.int64) for n in (0, 1))
+    np.testing.assert_array_equal(module.order_of(ids, times), np.lexsort((times, ids)))
 
 
 def test_row_groups_are_bounded(monkeypatch, tmp_path):

@@ -5,10 +5,9 @@ import pyarrow as pa
 import pytest
 
 from ehr_ray.errors import InputError
-from ehr_ray.events.schema import EVENTS, REJECTED
+from ehr_ray.events.schema import EVENTS, REJECTED, SPLITS
 from ehr_ray.sources.building.keyed import read_keys, rows_by_key
 from ehr_ray.sources.building.staging import (
-    NUM_KEYS,
     STAGED,
     Plan,
     scatter,
@@ -59,7 +58,7 @@ def test_rows_are_found_by_split_and_bucket_in_source_order(stage):
         assert rows["subject_id"].to_pylist() == ids[keys == key].tolist()
         seen += len(rows)
     assert seen == len(ids)
-    counts = rows_by_key(part, STAGED, NUM_KEYS)
+    counts = rows_by_key(part, STAGED, len(SPLITS) * NUM_BUCKETS)
     np.testing.assert_array_equal(counts, np.bincount(keys, minlength=len(counts)))
 
 
@@ -81,7 +80,7 @@ def test_a_finished_part_is_not_read_again(stage):
     (part,) = stage([Chunk(events([1]))])
     (again,) = stage([Chunk(events([1, 2, 3]))])
     assert part == again
-    assert rows_by_key(part, STAGED, NUM_KEYS).sum() == 1
+    assert rows_by_key(part, STAGED, len(SPLITS) * NUM_BUCKETS).sum() == 1
 
 
 def test_totals_tell_rows_from_files(stage):

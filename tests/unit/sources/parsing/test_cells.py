@@ -45,6 +45,19 @@ def test_text_that_is_no_date_is_bad(text):
     assert timestamps(pa.array([text, "2020-01-01"]))[1].tolist() == [True, False]
 
 
+@pytest.mark.parametrize("worst", ["soon", "2020-13-01 00:00", "0000-01-01 00:00:00"])
+def test_odd_cells_change_no_other_time(worst):
+    plain = [
+        *("2020-02-29 01:02:03", "2020-02-29T01:02:03.25", "2020-02-29 01:02", "1850-12-31T23:59"),
+        *("2020-02-29 01:02:03.1234567", "2020-02-29", "20200229T010203", "2020-02-29T01:00Z"),
+        *(" 2020-02-29 01:02:03", "", None, "2020-02-30 01:02:03", "2020-02-29 24:00:00", "NaT"),
+    ]
+    times, bad = timestamps(pa.array([*plain, worst]))
+    each = [timestamps(pa.array([cell, "yesterday"], pa.string())) for cell in plain]
+    np.testing.assert_array_equal(times[:-1], [one[0] for one, _ in each])
+    assert bad.tolist() == [*(one[0] for _, one in each), True]
+
+
 def test_dates_of_any_arrow_type_are_read():
     day = datetime(2020, 1, 2)
     for kind in (

@@ -123,3 +123,29 @@ def test_a_column_that_must_hold_numbers_takes_no_inequality():
     values, bad = numbers(pa.array([">3", "4"]))
     assert bad.tolist() == [True, False]
     assert math.isnan(values[0])
+
+
+@pytest.mark.parametrize("decimal", [".", ","])
+@pytest.mark.parametrize("again", [1, 50])
+def test_a_column_with_odd_cells_is_what_its_cells_are(decimal, again):
+    plain = [f"{number:.4f}".replace(".", decimal) for number in np.linspace(-9, 9, 997)]
+    odd = [
+        "-",
+        "",
+        "NA",
+        "7.",
+        "7,",
+        "+5",
+        "1e3",
+        "1e999",
+        "9" * 400,
+        ">100",
+        "1,234",
+        "1.234",
+        "µ",
+    ]
+    column = pa.array([*plain, *odd, None] * again)
+    values, kinds = quantities(column, decimal=decimal)
+    expected = [quantity(cell, decimal) for cell in column.to_pylist()]
+    np.testing.assert_array_equal(values, [value for value, _ in expected])
+    assert kinds.tolist() == [kind for _, kind in expected]
