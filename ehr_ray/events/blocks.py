@@ -4,11 +4,14 @@ A row's arrays have a ragged first axis and fixed further ones. In a file each i
 (the further axes flattened, their sizes in the schema); scalars are plain columns.
 """
 
+import contextlib
 import json
+import os
 import zlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -18,11 +21,17 @@ from ehr_ray.errors import DamagedRowsError, InputError
 from ehr_ray.events.brought import REMEDY, BroughtFiles, mapped
 from ehr_ray.events.row_index import LENGTH, RowIndex, read_index
 from ehr_ray.storage import files
+from ehr_ray.storage.paths import canonical, local
 
 T = TypeVar("T")
 Row = Mapping[str, np.ndarray]
+Window = Sequence[npt.NDArray[np.int64]]
+"""Indices of rows that are read together, int64, in the parts they are read in."""
 CHUNK: Final = 256
 """Rows that are written, read and shuffled together: a block."""
+
+FEW: Final = 4
+"""Of a file that is not here blocks alone are read where so many times as many are not wanted."""
 
 OPEN_BLOCKS: Final = 4096
 """Blocks whose columns a store keeps at hand, some kB each: those of many windows."""
@@ -48,6 +57,48 @@ def write_block(path: Path, rows: Iterable[Row], *, chunk: int = CHUNK) -> int:
     return count
 
 
+@dataclass(frozen=True)
+class BlockFiles(Sequence[Path]):
+    """The block files of a split, in order; the path of one is made when it is asked for.
+
+    Args:
+        folder: path or URI of the folder that they lie in.
+        names: of each in it.
+    """
+
+    folder: str
+    names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        """Return the number of files."""
+        return len(self.names)
+
+    @overload
+    def __getitem__(self, place: int) -> Path: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> "BlockFiles": ...
+
+    def __getitem__(self, place: int | slice) -> "Path | BlockFiles":
+        """Return the path of one on this machine, or some of the files."""
+        if isinstance(place, slice):
+            return BlockFiles(self.folder, self.names[place])
+        return local(self.folder) / self.names[place]
+
+    def texts(self) -> list[str]:
+        """Return the paths of all on this machine, as text."""
+        folder = local(self.folder)
+        return [f"{folder}{os.sep}{name}" for name in self.names]
+
+    def named(self) -> "BlockFiles":
+        """Return them by a folder that every machine finds."""
+        return BlockFiles(canonical(self.folder), self.names)
+
+    def here(self) -> "BlockFiles":
+        """Return them by their folder on this machine."""
+        return BlockFiles(str(local(self.folder)), self.names)
+
+
 class RowStore(Protocol):
     """Rows of a split as the loader sees them, in files or made when they are asked for."""
 
@@ -71,17 +122,20 @@ class RowStore(Protocol):
         """Return several rows."""
 
     def read(
-        self, windows: Iterable[Sequence[npt.NDArray[np.int64]]]
+        self, windows: Iterable[Window], then: Iterable[Window] = ()
     ) -> Generator[Sequence[Row], None, None]:
-        """Yield the rows of each part; those of a window lie in few shards, and are read once."""
+        """Yield the rows of each part; those of a window lie in few shards, and are read once.
+
+        Of `then`, which is read next by another call, the first window may be brought near.
+        """
 
 
 class BlockStore:
     """Random access to the rows of several block files.
 
-    Files are mapped at once, and a block is looked at when a row of it is first asked for. A file
-    that is cut short is an `InputError` at once, flipped bits are one when a row beside them is
-    first asked for.
+    A file that is gone or cut short is an `InputError` at once, by its size. It is mapped, and a
+    block of it looked at, when a row of the block is first asked for: flipped bits are an error
+    then, and so is a file that is gone or has another size by now.
 
     Args:
         paths: files of `write_block`; their order is the order of the rows.
@@ -96,16 +150,17 @@ class BlockStore:
         index: Path | None = None,
         fetch: Callable[[Path], Path] | None = None,
     ) -> None:
-        self._paths = list(paths)
+        self._paths = paths
         self._brought = BroughtFiles(self._paths, fetch, self._forget) if fetch else None
-        self._files = [] if fetch else [mapped(path) for path in paths]
-        sizes = [None] * len(paths) if fetch else [file.size for file in self._files]
+        sizes: Sequence[int | None] = [None] * len(paths) if fetch else _sizes(paths)
         found = None if index is None else read_index(index, sizes)
         if found is None:
             brought = self._brought
             here = [brought.here(i) for i in range(len(paths))] if brought else self._paths
             found = scanned(here)
         self.index = found
+        assert found.stamps is not None  # they are of files
+        self._sizes = found.stamps
         if self._brought is not None:
             self._brought.sizes = found.stamps
         self.block_sizes, self.shard_blocks = self.index.block_sizes, self.index.shard_blocks
@@ -130,21 +185,16 @@ class BlockStore:
         """Return the columns of a block, of which the last `OPEN_BLOCKS` stay."""
         shard = int(np.searchsorted(self._file_ends, block, side="right"))
         number = block - (int(self._file_ends[shard - 1]) if shard else 0)
-        path = self._paths[shard]
+        path, brought = self._paths[shard], self._brought
+        file = mapped(path, int(self._sizes[shard])) if brought is None else brought.get(shard)
         try:
             with files.reads(path, REMEDY):
-                brought = self._brought
-                file = self._files[shard] if brought is None else brought.get(shard)
                 reader = pa.ipc.open_file(file)
                 batch, metadata = reader.get_batch_with_custom_metadata(number)
         except InputError as error:
             raise DamagedRowsError(str(error)) from error
         if not self._checked[block]:
-            checksum = None if metadata is None else metadata.get(CHECKSUM)
-            if checksum is not None and _checksum(batch) != checksum:
-                raise DamagedRowsError(
-                    f"{path}: its rows are not those that were written; {REMEDY}"
-                )
+            self._check(path, batch, metadata)
             self._checked[block] = True
         if len(self._blocks) >= OPEN_BLOCKS:
             self._blocks.pop(next(iter(self._blocks)), None)
@@ -168,30 +218,92 @@ class BlockStore:
         return self.index.column(f"{LENGTH}{name}")
 
     def rows(self, indices: Iterable[int]) -> list[dict[str, np.ndarray]]:
-        """Return several rows."""
+        """Return several rows; of files of which few blocks are wanted these alone are read."""
         chosen = np.fromiter(indices, np.int64)
-        if self._brought is not None:
-            self._brought.want(self._shards([chosen]))
-        return [self.row(int(i)) for i in chosen]
+        if self._brought is None:
+            return [self.row(int(i)) for i in chosen]
+        apart = self._apart(chosen)
+        self._brought.want(self._shards([chosen[[int(i) not in apart for i in chosen]]]))
+        return [apart.get(int(i)) or self.row(int(i)) for i in chosen]
+
+    def _apart(self, chosen: npt.NDArray[np.int64]) -> dict[int, dict[str, np.ndarray]]:
+        """Return by index the rows whose files do not come for them, as few of their blocks would.
+
+        They are copies: a block that has one of them is not held.
+        """
+        brought = self._brought
+        assert brought is not None
+        rows = np.unique(chosen)
+        blocks = np.searchsorted(self._ends, rows, "right")
+        shards = np.searchsorted(self._file_ends, blocks, "right")
+        wanted: dict[int, dict[int, list[int]]] = {}
+        for row, block, shard in zip(rows.tolist(), blocks.tolist(), shards.tolist(), strict=True):
+            wanted.setdefault(shard, {}).setdefault(block, []).append(row)
+        few = [
+            (shard, own)
+            for shard, own in wanted.items()
+            if FEW * len(own) <= self.index.counts[shard] and not brought.is_here(shard)
+        ]
+        found: dict[int, dict[str, np.ndarray]] = {}
+        for some in brought.each(lambda one: self._taken(*one), few):
+            found |= some
+        return found
+
+    def _taken(
+        self, shard: int, wanted: Mapping[int, Sequence[int]]
+    ) -> dict[int, dict[str, np.ndarray]]:
+        """Return rows of a file by index, of which no more is read than their blocks."""
+        assert self._brought is not None
+        first = int(self._file_ends[shard] - self.index.counts[shard])
+        found = {}
+        batches = self._brought.batches(shard, [block - first for block in wanted])
+        for (batch, metadata), (block, rows) in zip(batches, wanted.items(), strict=True):
+            self._check(self._paths[shard], batch, metadata)
+            start = int(self._ends[block] - self.block_sizes[block])
+            columns = _columns(batch.take(pa.array([row - start for row in rows])))
+            for place, row in enumerate(rows):
+                found[row] = {name: column.get(place) for name, column in columns.items()}
+        return found
+
+    @staticmethod
+    def _check(path: Path, batch: pa.RecordBatch, metadata: Any) -> None:
+        """Raise DamagedRowsError for a block of a file that is not what was written."""
+        checksum = None if metadata is None else metadata.get(CHECKSUM)
+        if checksum is not None and _checksum(batch) != checksum:
+            raise DamagedRowsError(f"{path}: its rows are not those that were written; {REMEDY}")
 
     def read(
-        self, windows: Iterable[Sequence[npt.NDArray[np.int64]]]
+        self, windows: Iterable[Window], then: Iterable[Window] = ()
     ) -> Generator[list[dict[str, np.ndarray]], None, None]:
-        """Yield the rows of each part; files of a window are brought while the last one is used."""
-        ahead = iter(windows)
-        following = next(ahead, None)
-        try:
-            while (window := following) is not None:
-                following = next(ahead, None)
-                if self._brought is not None:
-                    self._brought.want([*self._shards(window), *self._shards(following or ())])
+        """Yield the rows of each part; files of a window are brought while the last one is used.
+
+        So are those of the first window of `then`, while the last one of all is.
+        """
+        with contextlib.closing(self._wanted(windows, then)) as wanted:
+            for window in wanted:
                 for part in window:
                     yield [self.row(int(i)) for i in part]
-        finally:
-            if self._brought is not None:
-                self._brought.cancel()
 
-    def _shards(self, window: Sequence[npt.NDArray[np.int64]]) -> list[int]:
+    def _wanted(
+        self, windows: Iterable[Window], then: Iterable[Window]
+    ) -> Generator[Window, None, None]:
+        """Yield each window once its files, and those of the one that follows, are on their way."""
+        if self._brought is None:
+            yield from windows
+            return
+        ahead = iter(windows)
+        window = next(ahead, None)
+        try:
+            while window is not None:
+                following = next(ahead, None)
+                near = next(iter(then), ()) if following is None else following
+                self._brought.want([*self._shards(window), *self._shards(near)])
+                yield window
+                window = following
+        finally:
+            self._brought.cancel()
+
+    def _shards(self, window: Window) -> list[int]:
         """Return the files that rows lie in."""
         blocks = np.searchsorted(self._ends, np.concatenate([np.zeros(0, int), *window]), "right")
         found: list[int] = np.unique(np.searchsorted(self._file_ends, blocks, "right")).tolist()
@@ -260,6 +372,17 @@ def scanned(paths: Sequence[Path]) -> RowIndex:
         parts += [_known(batch) for batch in batches]
         blocks.append(np.array([batch.num_rows for batch in batches], np.int64))
     return RowIndex.of(parts, blocks, np.array([p.stat().st_size for p in paths], np.int64))
+
+
+def _sizes(paths: Sequence[Path]) -> list[int]:
+    """Return the bytes of files; InputError for one that is not there."""
+    found = []
+    for path in paths.texts() if isinstance(paths, BlockFiles) else paths:
+        try:
+            found.append(os.stat(path).st_size)
+        except OSError as error:
+            raise files.unreadable(path, error, REMEDY) from error
+    return found
 
 
 def block_rows(count: int) -> npt.NDArray[np.int64]:

@@ -3,19 +3,23 @@
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from ehr_ray.errors import DamagedRowsError, InputError, RowsUnavailableError, RunError
-from ehr_ray.storage import files
+from ehr_ray.storage import files, in_place
 from ehr_ray.storage.paths import inside
 
+Batch = tuple[pa.RecordBatch, Any]
+"""A block with its metadata."""
+Item = TypeVar("Item")
+Made = TypeVar("Made")
 AT_ONCE: Final = 8
 """Files brought at once."""
 ROOM: Final = 2 * AT_ONCE
@@ -29,8 +33,9 @@ REMEDY: Final = "remove it, and it is made again"
 class BroughtFiles:
     """The mapped files of some paths, brought when they are wanted.
 
-    Where their disk has no room for more, copies used longest ago are removed, but none of those
-    that `want` named last. A mapping of one, in another process too, outlives its name.
+    Where their disk has no room for more, copies are removed: first those that were not used here,
+    as of rows that were made on this node, then those used longest ago, but none of those that
+    `want` named last. A mapping of one, in another process too, outlives its name.
 
     Args:
         paths: of the copies.
@@ -47,6 +52,7 @@ class BroughtFiles:
         self._files: dict[int, pa.Buffer] = {}
         self._wanted: set[int] = set()
         self._removed: list[int] = []
+        self._unused: list[int] | None = None
         self._lock = threading.Lock()
         self.sizes: npt.NDArray[np.int64] | None = None
         """Bytes that they must have, int64 [files]; None: not known."""
@@ -85,29 +91,40 @@ class BroughtFiles:
     def here(self, file: int) -> Path:
         """Return the path of one, once it is here."""
         self._make_room()
-        path, begun = self._paths[file], time.monotonic()
-        while True:
+        path = self._paths[file]
+        return _patiently(lambda: self._fetch(path))
+
+    def each(self, function: Callable[[Item], Made], items: Iterable[Item]) -> Iterator[Made]:
+        """Yield what a function makes of items, in order, of as many at once as are brought."""
+        return self._pool.map(function, items)
+
+    def batches(self, file: int, numbers: Sequence[int]) -> list[Batch]:
+        """Return some blocks of a file, of which nothing else travels; errors are as of `get`."""
+        return _patiently(lambda: self._ranges(file, numbers))
+
+    def _ranges(self, file: int, numbers: Sequence[int]) -> list[Batch]:
+        path = self._paths[file]
+        with in_place.opened(path.parent, path.name) as source:
+            if source is None:
+                raise InputError(f"{path}: no such file; {REMEDY}")
+            if self.sizes is not None and source.size() != self.sizes[file]:
+                raise changed(path)
             try:
-                return self._fetch(path)
-            except InputError as error:
-                raise DamagedRowsError(str(error)) from error
-            except RunError as error:
-                if time.monotonic() - begun > PATIENCE:
-                    raise RowsUnavailableError(str(error)) from error
-                time.sleep(PAUSE)
+                reader = pa.ipc.open_file(source)
+                return [reader.get_batch_with_custom_metadata(number) for number in numbers]
+            except pa.ArrowInvalid as error:
+                raise files.unreadable(path, error, REMEDY) from error
+
+    def is_here(self, file: int) -> bool:
+        """Whether there is a copy of a file, or there will be one soon."""
+        return file in self._files or file in self._coming or self._paths[file].exists()
 
     def _brought(self, file: int) -> pa.Buffer:
         for _ in range(3):  # another process may make room between one line and the next
             path = self.here(file)
             if path.exists():
                 break
-        try:
-            found = mapped(path)
-        except InputError as error:
-            raise DamagedRowsError(str(error)) from error
-        if self.sizes is not None and found.size != self.sizes[file]:
-            raise DamagedRowsError(f"{path}: has changed while it was used; train again")
-        return found
+        return mapped(path, None if self.sizes is None else int(self.sizes[file]))
 
     def _tell(self) -> None:
         """Tell of files that were removed, in the thread that reads."""
@@ -120,19 +137,59 @@ class BroughtFiles:
         if self.sizes is None or not len(self.sizes):
             return
         folder = next(path for path in self._paths[0].parents if path.is_dir())
-        least = ROOM * int(self.sizes.max())
         with self._lock:
-            unwanted = [file for file in self._files if file not in self._wanted]
-            for file in unwanted:
-                if shutil.disk_usage(folder).free >= least:
-                    return
-                del self._files[file]
-                self._removed.append(file)
+            while is_short(folder, int(self.sizes.max())) and (file := self._dropped()) is not None:
                 inside(self._paths[file]).unlink(missing_ok=True)
 
+    def _dropped(self) -> int | None:
+        """Forget the file that is missed least, and return it; None where all are wanted."""
+        if self._unused is None:
+            self._unused = [file for file, path in enumerate(self._paths) if path.exists()]
+        while self._unused:
+            file = self._unused.pop()
+            if file not in self._files and file not in self._wanted:
+                return file
+        oldest = next((file for file in self._files if file not in self._wanted), None)
+        if oldest is not None:
+            del self._files[oldest]
+            self._removed.append(oldest)
+        return oldest
 
-def mapped(path: Path) -> pa.Buffer:
-    """Return a file's bytes as a view of its mapping, which outlives its name."""
-    with files.reads(path, REMEDY), pa.memory_map(str(path)) as file:
-        buffer: pa.Buffer = file.read_buffer()
+
+def _patiently(ask: Callable[[], Made]) -> Made:
+    """Return what a store gives, which is asked again for `PATIENCE` seconds."""
+    begun = time.monotonic()
+    while True:
+        try:
+            return ask()
+        except InputError as error:
+            raise DamagedRowsError(str(error)) from error
+        except RunError as error:
+            if time.monotonic() - begun > PATIENCE:
+                raise RowsUnavailableError(str(error)) from error
+            time.sleep(PAUSE)
+
+
+def changed(path: Path) -> DamagedRowsError:
+    """Return the error of a file that has other bytes than it had."""
+    return DamagedRowsError(f"{path}: has changed while it was used; train again")
+
+
+def is_short(folder: Path, size: int) -> bool:
+    """Whether the disk of a folder has no room for `ROOM` files of so many bytes."""
+    return shutil.disk_usage(folder).free < ROOM * size
+
+
+def mapped(path: Path, size: int | None) -> pa.Buffer:
+    """Return a file's bytes as a view of its mapping, which outlives its name.
+
+    DamagedRowsError where it cannot be read, or has other than so many bytes; None: any.
+    """
+    try:
+        with files.reads(path, REMEDY), pa.memory_map(str(path)) as file:
+            buffer: pa.Buffer = file.read_buffer()
+    except InputError as error:
+        raise DamagedRowsError(str(error)) from error
+    if size is not None and buffer.size != size:
+        raise changed(path)
     return buffer

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from ehr_ray.events.code_statistics import COUNTS, GROUP_SHARDS, count_shard
 from ehr_ray.storage import files, in_place
-from ehr_ray.storage.listing import stamp
+from ehr_ray.storage.listing import stamp, stamped
 from ehr_ray.storage.transfers import AT_ONCE
 
 FOLDER: Final = Path("metadata") / "manifest"
@@ -33,6 +33,8 @@ SHARDS_PER_FILE: Final = GROUP_SHARDS
 """So that a job writes a file and joins what it counts."""
 ROW_GROUP_CODES: Final = 1 << 16
 """Codes after which a row group ends: what is held where codes are read."""
+FOOTERS: Final = 16
+"""Shards whose footers a thread reads before it is told of more."""
 REMEDY: Final = "remove it, and what it says is counted again"
 
 MANIFEST: Final = pa.schema(
@@ -115,10 +117,11 @@ def footer_hash(path: Path) -> str:
 
     Any other file has one too.
     """
-    if path.exists():
-        with path.open("rb") as file:
+    try:
+        with path.open("rb", buffering=0) as file:
             return _end_hash(file)
-    return _hash_there(path, stamp(path))
+    except FileNotFoundError:
+        return _hash_there(path, stamp(path))
 
 
 @lru_cache(maxsize=1 << 16)  # a command asks several times
@@ -147,13 +150,21 @@ def read_manifest(cohort: Path, shards: Mapping[str, Sequence[Path]]) -> "Manife
 def is_contradicted(cohort: Path, shards: Mapping[str, Sequence[Path]]) -> bool:
     """Whether the manifest in a cohort says that these splits have other shards than these.
 
+    What `contradicted` says of other splits counts for nothing.
+    """
+    return bool(contradicted(cohort, shards) & shards.keys())
+
+
+def contradicted(cohort: Path, shards: Mapping[str, Sequence[Path]]) -> set[str]:
+    """Return the splits of which the manifest in a cohort says that they have other shards.
+
     Sizes and footers are compared, no data is read. Where there is no manifest, or one of another
     version, nothing is contradicted.
     """
     found = _stored(cohort)
     if found is None:
-        return False
-    return {stamp for stamp in found.told() if stamp.split in shards} != stamps(cohort, shards)
+        return set()
+    return {stamp.split for stamp in found.told() ^ stamps(cohort, shards)}
 
 
 class Stamp(NamedTuple):
@@ -167,13 +178,19 @@ class Stamp(NamedTuple):
 
 def stamps(cohort: Path, shards: Mapping[str, Sequence[Path]]) -> set[Stamp]:
     """Return the stamps of shards as they are now, by their footers alone."""
-    found = [(path, split) for split, paths in shards.items() for path in paths]
+    paths = [path for own in shards.values() for path in own]
+    splits = [split for split, own in shards.items() for _ in own]
+    folder = f"{Path(cohort)}{os.sep}"
+    names = [str(path).removeprefix(folder) for path in paths]
+    sizes = [size for _, size, _ in stamped(paths)]
+    parts = [paths[i : i + FOOTERS] for i in range(0, len(paths), FOOTERS)]
     with ThreadPoolExecutor(AT_ONCE) as pool:  # of shards that are not here a store is asked
-        hashes = pool.map(footer_hash, (path for path, _ in found))
-        return {
-            Stamp(path.relative_to(cohort).as_posix(), split, stamp(path)[0], footer)
-            for (path, split), footer in zip(found, hashes, strict=True)
-        }
+        hashes = [*itertools.chain.from_iterable(pool.map(_footer_hashes, parts))]
+    return {*map(Stamp, names, splits, sizes, hashes)}
+
+
+def _footer_hashes(paths: Sequence[Path]) -> list[str]:
+    return [footer_hash(path) for path in paths]
 
 
 def _stored(cohort: Path) -> "Manifest | None":
@@ -210,8 +227,8 @@ class Manifest:
 
     def told(self) -> set[Stamp]:
         """Return the stamps of all shards as they were counted."""
-        rows = (row for table in self.rows(Stamp._fields) for row in table.to_pylist())
-        return {Stamp(**row) for row in rows}
+        tables = [table.to_pydict() for table in self.rows(Stamp._fields)]
+        return {stamp for table in tables for stamp in map(Stamp, *table.values())}
 
     def column(self, name: str, split: str | None = None) -> list[Any]:
         """Return a column, a value a shard, in order."""

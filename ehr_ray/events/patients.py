@@ -1,6 +1,7 @@
 """Event rows of a cohort shard to patients: the unit everything downstream works on."""
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,7 +17,7 @@ from ehr_ray.errors import InputError
 from ehr_ray.events.schema import RECORD, SPLITS, is_birth, is_origin, place_admitted_to
 from ehr_ray.events.vocabulary import Vocabulary, as_float32
 from ehr_ray.storage import files
-from ehr_ray.storage.listing import parquet_below
+from ehr_ray.storage.listing import texts_below
 
 MICROSECONDS_PER_MINUTE = 60_000_000
 _STATIC = np.iinfo(np.int64).min
@@ -102,26 +103,44 @@ def without_events_line(count: int, rows: int) -> str:
 
 def cohort_shards(cohort: Path, split: str) -> list[Path]:
     """Return the shards of one split, in order of their number or name; [] if it has none."""
+    return [*map(Path, _shards(cohort, split))]
+
+
+def _shards(cohort: Path, split: str) -> list[str]:
     folder = Path(cohort) / "data"
     if not folder.is_dir():
         raise InputError(
             f"{cohort}: not a cohort (no data/ folder); make one with `ehr-ray ingest`"
         )
-    found = sorted(parquet_below(folder / split), key=lambda p: (len(p.name), p.name, str(p)))
+    found = sorted(texts_below(folder / split))
+    found.sort(key=os.path.basename)
+    found.sort(key=lambda path: len(os.path.basename(path)))
     _check_complete(Path(cohort), split, found)
     return found
 
 
-def shard_names(cohort: Path, split: str, shards: Sequence[Path]) -> list[str]:
+def shard_names(cohort: Path, split: str, shards: Sequence[str | Path]) -> list[str]:
     """Return a file name, without suffix, for what is made of each shard of a split.
 
-    Shards of a MEDS dataset may lie in folders: `a/0` and `b/0` are two.
+    Shards of a MEDS dataset may lie in folders: `a/0` and `b/0` are two. InputError for two whose
+    names would be one.
     """
-    folder = Path(cohort) / "data" / split
-    return ["-".join(p.relative_to(folder).with_suffix("").parts) for p in shards]
+    folder = f"{Path(cohort) / 'data' / split}{os.sep}"
+    paths = [os.path.splitext(str(path).removeprefix(folder))[0] for path in shards]
+    names = [path.replace(os.sep, "-") for path in paths]
+    if len(set(names)) < len(names):
+        first: dict[str, str] = {}
+        one, other = next(
+            (o, p) for p, n in zip(paths, names, strict=True) if (o := first.setdefault(n, p)) != p
+        )
+        raise InputError(
+            f"{folder}{other}.parquet: has the name of {one}.parquet where / is written -; "
+            "rename one of them"
+        )
+    return names
 
 
-def _check_complete(cohort: Path, split: str, found: list[Path]) -> None:
+def _check_complete(cohort: Path, split: str, found: list[str]) -> None:
     """Raise InputError for a shard that ingest wrote and that is gone.
 
     Its patients would be missed by nobody. A split whose folder is gone was taken away on purpose.
@@ -134,7 +153,7 @@ def _check_complete(cohort: Path, split: str, found: list[Path]) -> None:
             written = json.loads(note.read_text()).get("shards", {}).get(split, [])
         except (ValueError, AttributeError) as error:
             raise OSError(f"not JSON as ingest writes it: {error}") from error
-    gone = {str(name) for name in written} - {path.name for path in found}
+    gone = {str(name) for name in written} - {*map(os.path.basename, found)}
     if gone:
         raise InputError(
             f"{cohort / 'data' / split / min(gone)}: gone, {len(gone)} of {len(written)} shards "
@@ -144,7 +163,12 @@ def _check_complete(cohort: Path, split: str, found: list[Path]) -> None:
 
 def splits_of(cohort: Path) -> dict[str, list[Path]]:
     """Return the shards of every split that has any; a cohort with none is an error."""
-    shards = {split: cohort_shards(cohort, split) for split in SPLITS}
+    return {split: [*map(Path, paths)] for split, paths in texts_of(cohort).items()}
+
+
+def texts_of(cohort: Path) -> dict[str, list[str]]:
+    """Return `splits_of` with paths as text, which of many costs less."""
+    shards = {split: _shards(cohort, split) for split in SPLITS}
     found = {split: paths for split, paths in shards.items() if paths}
     if not found:
         raise InputError(

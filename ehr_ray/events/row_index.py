@@ -25,17 +25,20 @@ class RowIndex:
 
     Args:
         table: scalars by name, as `#name` the elements of each array, and all of them as `#`.
-        blocks: rows of each block of each shard, int64 [blocks] a shard.
+        block_sizes: rows of each block, int64 [blocks].
+        counts: blocks of each shard, int64 [shards].
         stamps: bytes of each shard's file, int64 [shards]; none where there are no files.
     """
 
     def __init__(
-        self, table: pa.Table, blocks: Sequence[Indices], stamps: Indices | None = None
+        self,
+        table: pa.Table,
+        block_sizes: Indices,
+        counts: Indices,
+        stamps: Indices | None = None,
     ) -> None:
-        self.table, self.stamps = table, stamps
-        self.block_sizes = np.concatenate([np.zeros(0, np.int64), *blocks])
-        self.counts = np.array([len(own) for own in blocks], np.int64)
-        """Blocks of each shard, int64 [shards]."""
+        self.table, self.block_sizes, self.counts = table, block_sizes, counts
+        self.stamps = stamps
 
     @classmethod
     def of(
@@ -44,11 +47,15 @@ class RowIndex:
         blocks: Sequence[Indices],
         stamps: Indices | None = None,
     ) -> "RowIndex":
-        """Return the index of shards, each a table as `measured` gives it."""
+        """Return the index of shards, each a table as `measured` gives it.
+
+        `blocks` are the rows of each block, int64 [blocks] a shard.
+        """
         known = [_with_length(part) for part in parts if len(part)]
         empty = pa.table({LENGTH: np.zeros(0, np.int64)})
         table = pa.concat_tables(known, promote_options="permissive") if known else empty
-        return cls(table, blocks, stamps)
+        sizes = np.concatenate([np.zeros(0, np.int64), *blocks])
+        return cls(table, sizes, np.array([len(own) for own in blocks], np.int64), stamps)
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -111,4 +118,4 @@ def read_index(path: Path, sizes: Sequence[int | None]) -> RowIndex | None:
     same = [at in (None, stamp) for at, stamp in zip(sizes, stamps, strict=False)]
     if len(stamps) != len(sizes) or not all(same) or len(table) != blocks.sum():
         return None
-    return RowIndex(table, np.split(blocks, np.cumsum(counts)[:-1]), stamps)
+    return RowIndex(table, blocks, counts, stamps)

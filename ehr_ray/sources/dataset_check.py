@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import json
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,13 +45,19 @@ def is_ours(cohort: Path, shards: Mapping[str, Sequence[Path]]) -> bool:
 
     They are known by name, and by the footers that the cohort's manifest has.
     """
+    texts = {split: [*map(str, paths)] for split, paths in shards.items()}
+    return is_named(cohort, texts) and not is_contradicted(cohort, shards)
+
+
+def is_named(cohort: Path, shards: Mapping[str, Sequence[str]]) -> bool:
+    """Whether `ingest` has noted that it wrote shards of all of these names."""
     record = Path(cohort) / RECORD
     if not record.is_file():
         return False
     with files.reads(record, "restore it, or ingest the cohort again"):
         written = json.loads(record.read_text()).get("shards", {})
-    named = all({p.name for p in paths} <= set(written.get(s, ())) for s, paths in shards.items())
-    return named and not is_contradicted(cohort, shards)
+    names = {split: {*map(os.path.basename, paths)} for split, paths in shards.items()}
+    return all(own <= {*written.get(split, ())} for split, own in names.items())
 
 
 def check_dataset(

@@ -35,10 +35,21 @@ def write(root: Path, found: dict[str, Stamp]) -> None:
 
 def parquet_below(folder: Path) -> list[Path]:
     """Return the Parquet files below a folder, here or in its store, in no order."""
-    here = {*folder.glob("**/*.parquet")}
+    return [*map(Path, texts_below(folder))]
+
+
+def texts_below(folder: Path) -> list[str]:
+    """Return the paths of `parquet_below` as text."""
+    ending, inner = ".parquet", f"{folder}{os.sep}"
+    here = {
+        f"{at}{os.sep}{name}"
+        for at, _, names in os.walk(folder)
+        for name in names
+        if name.endswith(ending)
+    }
     root, found = _listing(folder)
-    there = {root / name for name in found if name.endswith(".parquet")}
-    return [*here | {path for path in there if folder in path.parents}]
+    there = {f"{root}{os.sep}{name}" for name in found if name.endswith(ending)}
+    return [*here | {path for path in there if path.startswith(inner)}]
 
 
 def stamp(path: Path) -> Stamp:
@@ -50,7 +61,7 @@ def stamp(path: Path) -> Stamp:
     return known
 
 
-def stamped(paths: Iterable[Path]) -> list[tuple[str, int, int]]:
+def stamped(paths: Iterable[str | Path]) -> list[tuple[str, int, int]]:
     """Return the `absolute` name, size and time of many files, at the cost of strings."""
     prefix: dict[str, str | None] = {}
     found = []
@@ -60,7 +71,7 @@ def stamped(paths: Iterable[Path]) -> list[tuple[str, int, int]]:
             prefix[folder] = None if uri_of(folder) is not None else str(Path(folder).absolute())
         known = prefix[folder]
         if known is None:
-            found.append((absolute(path), *stamp(path)))
+            found.append((absolute(path), *stamp(Path(path))))
         else:
             status = os.stat(path)
             found.append((f"{known}/{name}", status.st_size, status.st_mtime_ns))

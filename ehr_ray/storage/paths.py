@@ -8,6 +8,7 @@ for `sync.py` to say.
 
 import os
 import re
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import Final
@@ -118,6 +119,22 @@ def inside(path: Path) -> Path:
 def canonical(location: str | Path) -> str:
     """Return the one name by which every machine finds a location: its URI if it has one."""
     return uri_of(location) or str(location)
+
+
+def canonicals(locations: Iterable[str | Path]) -> list[str]:
+    """Return `canonical` of many paths, at the cost of strings where their folders are no copies.
+
+    Whether one is, is asked once a folder.
+    """
+    copies: dict[str, bool] = {}
+    found = []
+    for path in locations:
+        text = str(path)
+        folder = os.path.dirname(text)
+        if folder not in copies:
+            copies[folder] = uri_of(Path(folder, "file")) is not None
+        found.append(canonical(path) if copies[folder] else text)
+    return found
 
 
 def absolute(location: str | Path) -> str:

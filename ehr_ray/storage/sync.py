@@ -13,7 +13,7 @@ import contextlib
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -228,7 +228,7 @@ def sizes_in(location: str | Path) -> dict[str, int]:
     """Return the bytes of all files in a folder by relative name, without those of the machine."""
     uri = uri_of(location)
     if uri is None:
-        return {name: size for name, (size, _) in _files(Path(location)).items()}
+        return {name: size for name, (size, _) in _found(Path(location))}
     with explained(uri):
         found = _objects(*filesystem(uri)).items()
         return {name: size for name, (size, _) in found if not _hidden(name)}
@@ -252,16 +252,27 @@ def _objects(store: Any, path: str) -> dict[str, Stamp]:
 
 def _files(location: Path) -> dict[str, Stamp]:
     """Return the same of a location on this machine, without hidden names."""
+    return dict(_found(location))
+
+
+def _found(location: Path) -> Iterator[tuple[str, Stamp]]:
     if location.is_file():
-        return {"": stamp_of(location) or (0, 0)}
-    found = {}
-    for folder, folders, names in os.walk(location):
-        folders[:] = [name for name in folders if not _hidden(name)]
-        for name in names:
-            path = Path(folder, name)
-            if not _hidden(name) and (stamp := stamp_of(path)) is not None:
-                found[path.relative_to(location).as_posix()] = stamp
-    return found
+        yield "", stamp_of(location) or (0, 0)
+        return
+    folders = [("", str(location))]
+    while folders:
+        below, folder = folders.pop()
+        with contextlib.suppress(OSError), os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                name = join(below, entry.name)
+                if entry.is_dir():
+                    folders += [] if entry.is_symlink() else [(name, entry.path)]
+                    continue
+                with contextlib.suppress(OSError):
+                    status = entry.stat()
+                    yield name, (status.st_size, status.st_mtime_ns)
 
 
 def _write(store: Any, path: str, content: bytes) -> None:

@@ -18,10 +18,10 @@ Stamp = tuple[int, int]
 """Size in bytes, and time of change in nanoseconds since 1970."""
 
 
-def stamp_of(path: Path) -> Stamp | None:
+def stamp_of(path: str | Path) -> Stamp | None:
     """Return the stamp of a file of this machine; None without it."""
     try:
-        status = path.stat()
+        status = os.stat(path)
     except OSError:
         return None
     return status.st_size, status.st_mtime_ns

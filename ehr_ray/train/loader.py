@@ -112,8 +112,11 @@ class Loader:
         """Yield the rows of the micro-batches of each step."""
         while step < total:
             epoch, start = divmod(step, self.steps_per_epoch)
+            last = (epoch + 1) * self.steps_per_epoch >= total
             shares = self._shares(epoch, start, rank, world)
-            with contextlib.closing(self.train.read(shares)) as rows:  # a stream ends with an epoch
+            then = iter(()) if last else self._shares(epoch + 1, 0, rank, world)
+            # A stream ends with an epoch; of files those of the next one are on their way by then.
+            with contextlib.closing(self.train.read(shares, then)) as rows:
                 while step < total and (own := list(islice(rows, self.accumulate))):
                     yield own
                     step += 1

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ehr_ray.config.task import StatisticsConfig, TaskConfig
-from ehr_ray.events.blocks import CHUNK, RowStore
+from ehr_ray.events.blocks import RowStore
 from ehr_ray.events.patient_statistics import StatisticsReader
 from ehr_ray.events.patients import Patient
 from ehr_ray.events.vocabulary import Vocabulary
@@ -28,6 +28,8 @@ STATISTICS: Final = "statistics"
 """Key of a row, float32 [F], and of a batch, [B, F]; the model underneath never sees it."""
 FITTED_ROWS: Final = 20_000
 """Rows of train that scales are taken from at most, evenly spaced."""
+PART: Final = 4096
+"""Of them, those that are held at once."""
 
 
 @functools.lru_cache(maxsize=8)
@@ -118,8 +120,8 @@ class StatisticsHeads(nn.Module):
         Every rank reads the same rows, so all of them start alike.
         """
         chosen = np.linspace(0, len(rows) - 1, min(len(rows), FITTED_ROWS)).astype(np.int64)
-        parts = rows.read([[chosen[at : at + CHUNK]] for at in range(0, len(chosen), CHUNK)])
-        self.inputs.fit(np.stack([row[STATISTICS] for part in parts for row in part]))
+        parts = (rows.rows(chosen[at : at + PART]) for at in range(0, len(chosen), PART))
+        self.inputs.fit(np.stack([row[STATISTICS].copy() for part in parts for row in part]))
         label = rows.column(LABEL)
         if self.kind == "binary":
             rate = (label.sum() + 0.5) / (len(label) + 1)

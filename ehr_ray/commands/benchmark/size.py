@@ -19,7 +19,7 @@ from ehr_ray.errors import ConfigError
 from ehr_ray.experiment import Experiment, parse
 from ehr_ray.runtime.data.prepared import prepared
 from ehr_ray.runtime.training.worker import loader_of
-from ehr_ray.train.allocator import keep_freed_memory
+from ehr_ray.train.allocator import keep_freed_memory, pass_over_imports
 from ehr_ray.train.backend import LocalBackend
 from ehr_ray.train.loop import train
 from ehr_ray.train.numerics import numerics
@@ -114,6 +114,7 @@ def _opened(experiment: Experiment, barrier: Any) -> tuple[float, float]:
     """Open rows that are there and train; return MB and the CPU seconds to the first step."""
     torch.set_num_threads(1)
     keep_freed_memory()
+    pass_over_imports()
     memory, family = Memory(), family_of(experiment)
     memory.start()
     barrier.wait()

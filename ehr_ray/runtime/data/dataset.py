@@ -9,8 +9,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ehr_ray.errors import InputError
-from ehr_ray.events.manifest import is_contradicted
-from ehr_ray.events.patients import splits_of
 from ehr_ray.events.scaling import Scaling
 from ehr_ray.events.schema import VECTORS_FILE, is_origin, parse_origin
 from ehr_ray.events.vocabulary import (
@@ -21,31 +19,37 @@ from ehr_ray.events.vocabulary import (
     with_origin,
 )
 from ehr_ray.runtime.data.manifest import (
+    Shards,
     fitted_codes,
     mute,
     opened,
     scratch,
-    shards_digest,
 )
 from ehr_ray.runtime.data.tasks import Say, run_jobs
-from ehr_ray.sources.dataset_check import SPLITS_FILE, check_dataset, is_ours
+from ehr_ray.sources.dataset_check import SPLITS_FILE, check_dataset, is_named
 from ehr_ray.storage import files
 
 CODES = Path("metadata") / "codes.parquet"
 
 
 def check_cohort(
-    cohort: Path, cache: Path | None = None, say: Say = lambda _: None, *, on_ray: bool = False
+    cohort: Path,
+    cache: Path | None = None,
+    say: Say = lambda _: None,
+    *,
+    on_ray: bool = False,
+    shards: Shards | None = None,
 ) -> None:
     """Check a dataset that ingest did not write; see `check_dataset` for what is refused.
 
     What was found is kept under `cache`, and told again from there until a file changes. With
-    `on_ray` its shards are read by tasks of the session that is open.
+    `on_ray` its shards are read by tasks of the session that is open. `shards` are those of the
+    cohort, where they have been listed.
     """
-    shards = splits_of(cohort)
-    if is_ours(cohort, shards):
+    shards = shards or Shards.of(cohort, cache)
+    if is_named(cohort, shards.texts) and not shards.contradicted & shards.texts.keys():
         return
-    kept = None if cache is None else cache / f"checked-{shards_digest(cohort, SPLITS_FILE)}.json"
+    kept = None if cache is None else cache / f"checked-{shards.digest(SPLITS_FILE)}.json"
     if kept is not None and kept.is_file():
         lines = json.loads(kept.read_text())
     else:
@@ -54,7 +58,7 @@ def check_cohort(
             return run_jobs(function, jobs, on_ray=on_ray, say=mute, verb="checked ids")
 
         with scratch(cache, "ids") as folder:
-            lines = check_dataset(cohort, shards, folder, run)
+            lines = check_dataset(cohort, shards.splits, folder, run)
         if kept is not None:
             kept.parent.mkdir(parents=True, exist_ok=True)
             files.write_text(kept, json.dumps(lines))
@@ -69,26 +73,32 @@ def num_patients(cohort: Path, split: str, cache: Path | None, *, on_ray: bool) 
 
 
 def codes_table(
-    cohort: Path, cache: Path | None = None, *, on_ray: bool = False, say: Say = mute
+    cohort: Path,
+    cache: Path | None = None,
+    *,
+    on_ray: bool = False,
+    say: Say = mute,
+    shards: Shards | None = None,
 ) -> pa.Table:
     """Return the cohort's codes with train statistics: those of ingest, else fitted here.
 
     Statistics of another maker are not believed, as nobody says what they were fitted on, and those
     of ingest not where its manifest says that train had other shards than now. What is fitted here
     is kept under `cache` until a file changes. With `on_ray` shards are counted and sampled by
-    tasks of the session that is open.
+    tasks of the session that is open. `shards` are those of the cohort, where they were listed.
     """
+    shards = shards or Shards.of(cohort, cache)
     path = Path(cohort) / CODES
     said = files.read_parquet(path, remedy="ingest the cohort again") if path.is_file() else None
-    train = splits_of(cohort).get("train", [])
     if said is not None and is_fitted(said):
-        if not is_contradicted(cohort, {"train": train}):
+        if "train" not in shards.contradicted:
             return said
         say(f"{cohort}: train has other shards than at ingest: statistics of codes are fitted anew")
-    kept = None if cache is None else cache / f"codes-{shards_digest(cohort, CODES)}.parquet"
+    kept = None if cache is None else cache / f"codes-{shards.digest(CODES)}.parquet"
     if kept is not None and kept.is_file():
         return files.read_parquet(kept, remedy="remove it, and it is made again")
-    with opened(cohort, cache, on_ray=on_ray, say=say) as manifest:
+    with opened(cohort, cache, on_ray=on_ray, say=say, shards=shards) as manifest:
+        train = shards.splits.get("train", [])
         table = fitted_codes(manifest, train, cache, on_ray=on_ray, say=say)
     if said is not None and "code" in said.column_names:
         table = with_origin(described(table, said), origin_of(said))
@@ -107,14 +117,16 @@ def vocabulary_of(
     scaling: Scaling = "robust",
     on_ray: bool = False,
     say: Say = mute,
+    shards: Shards | None = None,
 ) -> Vocabulary:
     """Return the codes a model may know: those seen often enough in train.
 
     Of events that came embedded those of other splits are known too where `min_count` is 0.
     `origin` are the codes of the time origin (`data.origin`), which must be there; None: those the
-    cohort names, else the usual. `scaling` is `data.scale`; `on_ray` is as `codes_table` has it.
+    cohort names, else the usual. `scaling` is `data.scale`; `on_ray` and `shards` are as
+    `codes_table` has them.
     """
-    table = codes_table(cohort, cache, on_ray=on_ray, say=say)
+    table = codes_table(cohort, cache, on_ray=on_ray, say=say, shards=shards)
     if origin is not None:
         origin = parse_origin(",".join(origin), "data.origin")
         require_origin(table, origin, f"data.origin={list(origin)}", cohort)

@@ -13,7 +13,8 @@ import math
 import secrets
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -22,15 +23,17 @@ import pyarrow as pa
 from ehr_ray.errors import ResourcesUnavailableError
 from ehr_ray.events.code_statistics import GROUP_SHARDS, SampleFolder
 from ehr_ray.events.manifest import (
+    FOLDER,
     SHARDS_PER_FILE,
     VERSION,
     Manifest,
+    contradicted,
     describe_shard,
     file_name,
     read_manifest,
     write_rows,
 )
-from ehr_ray.events.patients import splits_of
+from ehr_ray.events.patients import texts_of
 from ehr_ray.runtime.data.tasks import Say, run_jobs
 from ehr_ray.storage import files, sync
 from ehr_ray.storage.listing import stamped
@@ -44,25 +47,90 @@ def mute(line: str) -> None:
     """Say nothing: it takes seconds where other steps take hours."""
 
 
+@dataclass(frozen=True)
+class Shards:
+    """The shards of a cohort as they lie there, listed once for all that a command asks of them.
+
+    Args:
+        cohort: its folder.
+        texts: paths of the shards of each split that has any, in order.
+        cache: where what was found of them is kept; None: nowhere.
+    """
+
+    cohort: Path
+    texts: Mapping[str, Sequence[str]]
+    cache: Path | None = None
+
+    @classmethod
+    def of(cls, cohort: Path, cache: Path | None = None) -> "Shards":
+        """Return those of a cohort; InputError as `splits_of` raises it."""
+        return cls(Path(cohort), texts_of(cohort), cache)
+
+    @cached_property
+    def splits(self) -> Mapping[str, list[Path]]:
+        """The shards of each split, as `splits_of` has them."""
+        return {split: [*map(Path, paths)] for split, paths in self.texts.items()}
+
+    @cached_property
+    def stamps(self) -> Mapping[str, list[tuple[str, int, int]]]:
+        """Name, size and time of each shard of each split, in order, looked at once."""
+        return {split: stamped(paths) for split, paths in self.texts.items()}
+
+    @cached_property
+    def contradicted(self) -> set[str]:
+        """Splits of which the cohort's manifest says that they have other shards.
+
+        The footers that say so are read once, and what they say is kept until a file changes.
+        """
+        told = sorted((self.cohort / FOLDER).glob("*.parquet"))
+        if not told:
+            return set()
+        name = f"contradicted-{self.digest(*(path.relative_to(self.cohort) for path in told))}"
+        kept = None if self.cache is None else self.cache / f"{name}-{VERSION}.json"
+        if kept is not None and kept.is_file():
+            return {*json.loads(kept.read_text())}
+        found = contradicted(self.cohort, self.splits)
+        if kept is not None:
+            with contextlib.suppress(ResourcesUnavailableError):
+                files.write_text(kept, json.dumps(sorted(found)))
+        return found
+
+    def digest(self, *tables: Path) -> str:
+        """Return a hash of names, sizes and times of the shards and of tables beside them."""
+        paths = [path for table in tables if (path := self.cohort / table).is_file()]
+        text = self._text if not paths else f"{self._text[:-1]}, {json.dumps(stamped(paths))[1:]}"
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @cached_property
+    def _text(self) -> str:
+        return json.dumps([*itertools.chain(*self.stamps.values())])
+
+
 @contextlib.contextmanager
 def opened(
-    cohort: Path, cache: Path | None, *, on_ray: bool, say: Say = mute
+    cohort: Path,
+    cache: Path | None,
+    *,
+    on_ray: bool,
+    say: Say = mute,
+    shards: Shards | None = None,
 ) -> Iterator[Manifest]:
     """Yield the manifest of a cohort, counting its shards where there is none of them.
 
     What is counted is kept under `cache`; without one, or where nobody may write to it, it is
     removed after the block. With `on_ray` it is counted by tasks of the session that is open.
+    `shards` are those of the cohort, where they have been listed.
     """
-    shards = splits_of(cohort)
-    found, name = read_manifest(cohort, shards), f"manifest-{shards_digest(cohort)}-{VERSION}"
+    shards = shards or Shards.of(cohort)
+    found, name = read_manifest(cohort, shards.splits), f"manifest-{shards.digest()}-{VERSION}"
     if found is None and cache is not None:
         with contextlib.suppress(ResourcesUnavailableError):
-            found = _made(cohort, shards, Path(cache).absolute() / name, on_ray, say)
+            found = _made(cohort, shards.splits, Path(cache).absolute() / name, on_ray, say)
     if found is not None:
         yield found
         return
     with scratch(None, name) as folder:  # of this machine, where tasks of others write nothing
-        yield _made(cohort, shards, folder, False, say)
+        yield _made(cohort, shards.splits, folder, False, say)
 
 
 @contextlib.contextmanager
@@ -77,13 +145,6 @@ def scratch(cache: Path | None, name: str) -> Iterator[Path]:
         yield folder
     finally:
         sync.remove(folder)
-
-
-def shards_digest(cohort: Path, *tables: Path) -> str:
-    """Return a hash of the names, sizes and times of the shards and of tables beside them."""
-    paths = [path for found in splits_of(cohort).values() for path in found]
-    paths += [path for table in tables if (path := Path(cohort) / table).is_file()]
-    return hashlib.sha256(json.dumps(stamped(paths)).encode()).hexdigest()[:16]
 
 
 def _made(

@@ -23,6 +23,7 @@ import pyarrow as pa
 
 from ehr_ray.errors import ConfigError, InputError, ResourcesUnavailableError
 from ehr_ray.events.blocks import (
+    BlockFiles,
     BlockStore,
     RowStore,
     block_rows,
@@ -30,12 +31,13 @@ from ehr_ray.events.blocks import (
     write_block,
 )
 from ehr_ray.events.labels import choose_task, task_files
-from ehr_ray.events.patients import shard_names, splits_of
+from ehr_ray.events.patients import shard_names
 from ehr_ray.events.row_index import RowIndex, read_index
 from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.experiment import Experiment
 from ehr_ray.registry import get_schema
 from ehr_ray.runtime.data.dataset import check_cohort, vocabulary_of
+from ehr_ray.runtime.data.manifest import Shards
 from ehr_ray.runtime.data.mode import choose
 from ehr_ray.runtime.data.rows import RowMaker
 from ehr_ray.runtime.data.stream import Streamed, streamed
@@ -51,7 +53,7 @@ from ehr_ray.sources.expanded import (
 )
 from ehr_ray.storage import sync
 from ehr_ray.storage.listing import stamped
-from ehr_ray.storage.paths import canonical, check_cohort_folder, local, uri_of
+from ehr_ray.storage.paths import canonicals, check_cohort_folder, local, uri_of
 
 TRAINED: Final = ("train", "tuning")
 """Splits that training reads."""
@@ -67,7 +69,7 @@ class Prepared:
     """A family's model-ready dataset: its rows by split, and the vocabulary they speak."""
 
     vocabulary: Vocabulary
-    blocks: Mapping[str, tuple[Path, ...]]
+    blocks: Mapping[str, BlockFiles]
     stream: Streamed | None = None
     """Where rows are streamed; the blocks are none then."""
     weighed: str | None = None
@@ -77,20 +79,50 @@ class Prepared:
         """Return the rows of a split: those in files mapped into memory, or made when asked for."""
         if self.stream is not None:
             return self.stream.store(split)
-        paths = self.blocks.get(split, ())
-        copies = bool(paths) and uri_of(paths[0]) is not None
-        return BlockStore(paths, index_of(paths) if paths else None, sync.fetch if copies else None)
+        paths = self.blocks.get(split)
+        if not paths:
+            return BlockStore(())
+        copies = uri_of(paths[0]) is not None
+        return BlockStore(paths, index_of(paths), sync.fetch if copies else None)
+
+
+@dataclass(frozen=True)
+class Jobs:
+    """The shards of a split, each a job once it is asked for: where rows are there none is.
+
+    Args:
+        split: its name.
+        names: of what is made of each, without suffix.
+        places: path or URI of each.
+        files: the names in each of the files it consists of, where they are several.
+    """
+
+    split: str
+    names: Sequence[str]
+    places: Sequence[str]
+    files: Sequence[Sequence[str]] = ()
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        """Return the job of a shard."""
+        files = [*self.files[number]] if self.files else []
+        return {"shard": self.places[number], "split": self.split, "files": files}
+
+    def every(self) -> list[dict[str, Any]]:
+        """Return the jobs of all."""
+        return [self[number] for number in range(len(self.names))]
 
 
 @dataclass(frozen=True)
 class Source:
-    """What rows are made of: shards by split, by name and as jobs, and the codes they speak."""
+    """What rows are made of: shards by split, and the codes they speak."""
 
     vocabulary: Vocabulary
-    shards: Mapping[str, Mapping[str, Mapping[str, Any]]]
-    files: tuple[Path, ...]
-    """All files of the shards, whose sizes and times are part of the cache's key."""
+    shards: Mapping[str, Jobs]
+    stamps: Sequence[tuple[str, int, int]]
+    """Name, size and time of all files of the shards: part of the cache's key."""
     labels: tuple[Path, ...] = ()
+    cohort: Shards | None = None
+    """All shards of the cohort, where rows are made of them."""
 
 
 @contextlib.contextmanager
@@ -105,16 +137,16 @@ def prepared(
     with _folder(experiment, family, source) as folder:
         there = sync.sizes_in(folder)
         blocks = {
-            split: tuple(folder / split / f"{name}.arrow" for name in shards)
-            for split, shards in source.shards.items()
+            split: BlockFiles(f"{folder}/{split}", tuple(f"{name}.arrow" for name in own.names))
+            for split, own in source.shards.items()
         }
         jobs = [
-            {**job, "target": str(target)}
-            for split, shards in source.shards.items()
-            for job, target in zip(shards.values(), blocks[split], strict=True)
-            if target.relative_to(folder).as_posix() not in there
+            {**source.shards[split][number], "target": f"{paths.folder}/{name}"}
+            for split, paths in blocks.items()
+            for number, name in enumerate(paths.names)
+            if f"{split}/{name}" not in there
         ]
-        labels = _labels(experiment, folder, say, on_ray)
+        labels = _labels(experiment, source.cohort, folder, say, on_ray)
         maker = RowMaker(experiment, source.vocabulary, labels)
         mode, weighed = choose(experiment, folder, jobs, maker)
         if weighed is not None:
@@ -122,9 +154,10 @@ def prepared(
         if mode == "stream":
             if on_ray:
                 check_stream(experiment.cluster)
-            shards = {split: [*own.values()] for split, own in source.shards.items()}
+            shards = {split: own.every() for split, own in source.shards.items()}
             stream = streamed(maker, shards, on_ray=on_ray, say=say)
-            yield Prepared(source.vocabulary, dict.fromkeys(shards, ()), stream, weighed)
+            none = {split: paths[:0] for split, paths in blocks.items()}
+            yield Prepared(source.vocabulary, none, stream, weighed)
             return
         told: dict[str, bytes] = {}
         if jobs:
@@ -133,20 +166,20 @@ def prepared(
             )
             told = dict(zip((job["target"] for job in jobs), made, strict=True))
             there = sync.sizes_in(folder)
-        for paths in blocks.values():
-            sizes = [there[path.relative_to(folder).as_posix()] for path in paths]
-            _write_index(paths, sizes, told)
+        for split, paths in blocks.items():
+            _write_index(paths, [there[f"{split}/{name}"] for name in paths.names], told)
         yield Prepared(source.vocabulary, blocks)
 
 
 def _cohort_source(experiment: Experiment, say: Say, on_ray: bool) -> Source:
     cohort, data = sync.fetch_cohort(experiment.data.cohort), experiment.data
     check_cohort_folder(cohort)
-    shards = splits_of(cohort)
+    kept = None if data.cache == "memory" else experiment.cache
+    listed = Shards.of(cohort, kept)
+    shards = listed.texts
     if not shards.get("train"):
         raise InputError(f"{cohort}: no train split; training needs data/train/*.parquet")
-    kept = None if data.cache == "memory" else experiment.cache
-    check_cohort(cohort, kept, say, on_ray=on_ray)
+    check_cohort(cohort, kept, say, on_ray=on_ray, shards=listed)
     vocabulary = vocabulary_of(
         cohort,
         data.min_code_count,
@@ -155,31 +188,32 @@ def _cohort_source(experiment: Experiment, say: Say, on_ray: bool) -> Source:
         scaling=data.scale,
         on_ray=on_ray,
         say=say,
+        shards=listed,
     )
     _require_codes(vocabulary, cohort, data.min_code_count)
     check_codes(experiment, vocabulary)
     labels: list[Path] = []
     if experiment.task is not None:
         labels = task_files(cohort, str(choose_task(cohort, experiment.task.name)))
-    jobs: dict[str, dict[str, dict[str, Any]]] = {
-        split: {
-            name: {"shard": canonical(path), "split": split, "files": []}
-            for name, path in zip(shard_names(cohort, split, paths), paths, strict=True)
-        }
+    jobs = {
+        split: Jobs(split, shard_names(cohort, split, paths), canonicals(paths))
         for split in TRAINED
         for paths in [shards.get(split, [])]
     }
-    files = tuple(path for split in TRAINED for path in shards.get(split, []))
-    return Source(vocabulary, jobs, files, tuple(labels))
+    stamps = [one for split in TRAINED for one in listed.stamps.get(split, [])]
+    return Source(vocabulary, jobs, stamps, tuple(labels), listed)
 
 
-def _labels(experiment: Experiment, folder: Path, say: Say, on_ray: bool) -> TaskLabels | None:
+def _labels(
+    experiment: Experiment, shards: Shards | None, folder: Path, say: Say, on_ray: bool
+) -> TaskLabels | None:
     """Return the labels of an experiment's task; rows in memory have them in their folder."""
     if (task := experiment.task) is None:
         return None
     cohort = experiment.cohort
     cache = folder if experiment.data.cache == "memory" else experiment.cache
-    labels = task_labels(cohort, str(choose_task(cohort, task.name)), cache, on_ray=on_ray)
+    name = str(choose_task(cohort, task.name))
+    labels = task_labels(cohort, name, cache, on_ray=on_ray, shards=shards)
     for line in labels.notes():
         say(line)
     return labels.trained(task.kind, task.classes)
@@ -201,18 +235,17 @@ def _expanded_source(experiment: Experiment, say: Say, on_ray: bool) -> Source: 
     check_codes(experiment, vocabulary)
     say(f"sets of {folder}, carried for {experiment.model.carry_minutes:g} minutes")
     jobs = {
-        split: {
-            shard.name: {
-                "shard": canonical(shard.place),
-                "split": split,
-                "files": list(shard.files),
-            }
-            for shard in shards.get(split, [])
-        }
+        split: Jobs(
+            split,
+            [shard.name for shard in own],
+            canonicals(shard.place for shard in own),
+            [shard.files for shard in own],
+        )
         for split in TRAINED
+        for own in [shards.get(split, [])]
     }
     files = [path for split in TRAINED for shard in shards.get(split, []) for path in shard.paths]
-    return Source(vocabulary, jobs, tuple(files))
+    return Source(vocabulary, jobs, stamped(files))
 
 
 def _require_codes(vocabulary: Vocabulary, folder: Path, count: int) -> None:
@@ -245,24 +278,24 @@ class BlockMaker:
         return measured_file(Path(job["target"]))
 
 
-def index_of(paths: Sequence[str | Path]) -> Path:
+def index_of(paths: Sequence[Path]) -> Path:
     """Return the file of what is known of the rows of a split, beside the folder of its blocks."""
-    folder = local(paths[0]).parent
+    folder = paths[0].parent
     return folder.with_name(f"{folder.name}.index")
 
 
-def fetched(blocks: Mapping[str, Sequence[str]]) -> dict[str, tuple[Path, ...]]:
-    """Return where block files of each split lie on this node, once what is known of them is here.
+def fetched(blocks: Mapping[str, BlockFiles]) -> dict[str, BlockFiles]:
+    """Return block files of each split as they lie here, once what is known of them is here too.
 
     The files themselves come when their rows are wanted: a rank reads a part of a large cohort.
     """
     for paths in blocks.values():
         if paths:
             sync.fetch(index_of(paths), missing_ok=True)
-    return {split: tuple(map(local, paths)) for split, paths in blocks.items()}
+    return {split: paths.here() for split, paths in blocks.items()}
 
 
-def _write_index(paths: Sequence[Path], sizes: Sequence[int], told: Mapping[str, bytes]) -> None:
+def _write_index(paths: BlockFiles, sizes: Sequence[int], told: Mapping[str, bytes]) -> None:
     """Write what is known of the rows of a split, unless it is there already.
 
     Of files that were made before, and are not `told` of, all blocks are looked at.
@@ -273,8 +306,8 @@ def _write_index(paths: Sequence[Path], sizes: Sequence[int], told: Mapping[str,
     if read_index(path, sizes) is not None:
         return
     tables = [
-        pa.ipc.open_stream(told.get(str(target)) or measured_file(sync.fetch(target))).read_all()
-        for target in paths
+        pa.ipc.open_stream(told.get(target) or measured_file(sync.fetch(Path(target)))).read_all()
+        for target in paths.texts()
     ]
     rows = [block_rows(len(table)) for table in tables]
     # Without it, as in a cache that nobody may write to, each process looks at all blocks.
@@ -299,7 +332,6 @@ def _folder(experiment: Experiment, family: "AnyFamily", source: Source) -> Iter
 
 def _key(experiment: Experiment, family: "AnyFamily", source: Source) -> str:
     vocabulary = source.vocabulary
-    manifest = stamped(source.files)
     options = {name: getattr(experiment.model, name) for name in family.cache_fields}
     if (task := experiment.task) is not None:
         stamps = [(p.stat().st_size, p.stat().st_mtime_ns) for p in source.labels]
@@ -308,7 +340,7 @@ def _key(experiment: Experiment, family: "AnyFamily", source: Source) -> str:
             options["classes"] = task.classes  # whose order the rows' labels have
         if (read := task.statistics) is not None:
             options["statistics"] = [read.windows, read.max_codes]
-    parts = [manifest, options, family.version, LAYOUT, vocabulary.origin]
+    parts = [source.stamps, options, family.version, LAYOUT, vocabulary.origin]
     digest = hashlib.sha256(json.dumps(parts, default=dataclasses.asdict).encode())
     digest.update(module_text(family.transform))
     digest.update("\0".join(vocabulary.codes).encode())

@@ -18,7 +18,15 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ehr_ray.errors import DamagedRowsError, UserError, error_of_kind
-from ehr_ray.events.blocks import CHUNK, block_rows, chunks, from_bytes, measured, to_bytes
+from ehr_ray.events.blocks import (
+    CHUNK,
+    Window,
+    block_rows,
+    chunks,
+    from_bytes,
+    measured,
+    to_bytes,
+)
 from ehr_ray.events.row_index import LENGTH, RowIndex
 from ehr_ray.runtime.data.patient_rows import PatientRow, as_table, from_table
 from ehr_ray.runtime.data.rows import RowMaker
@@ -114,8 +122,15 @@ class StreamStore:
         """Return several rows; their shards are read for them."""
         return next(iter(self.read([[np.fromiter(indices, np.int64)]])))
 
-    def read(self, windows: Iterable[Sequence[Indices]]) -> Generator[list["Row"], None, None]:
-        """Yield the rows of each part; a window's are made together, one window ahead."""
+    def read(
+        self,
+        windows: Iterable[Window],
+        then: Iterable[Window] = (),  # noqa: ARG002
+    ) -> Generator[list["Row"], None, None]:
+        """Yield the rows of each part; a window's are made together, one window ahead.
+
+        Nothing is made of `then`: a pipeline that waits may hold a CPU that a report needs.
+        """
         made = self._windows(windows)
         pool = ThreadPoolExecutor(1, thread_name_prefix="stream")
         try:
@@ -130,8 +145,8 @@ class StreamStore:
             made.close()
 
     def _windows(
-        self, windows: Iterable[Sequence[Indices]]
-    ) -> Generator[tuple[Sequence[Indices], dict[int, "Row"]], None, None]:
+        self, windows: Iterable[Window]
+    ) -> Generator[tuple[Window, dict[int, "Row"]], None, None]:
         """Yield each window with its rows; those of several are asked for together."""
         for group in _groups(windows):
             items, sizes = [], []
@@ -168,9 +183,9 @@ class StreamStore:
         return RuntimeError(str(raised)) if self._on_ray else raised
 
 
-def _groups(windows: Iterable[Sequence[Indices]]) -> Iterator[list[Sequence[Indices]]]:
+def _groups(windows: Iterable[Window]) -> Iterator[list[Window]]:
     """Yield windows together whose rows one pipeline makes: a start of it takes a second."""
-    group: list[Sequence[Indices]] = []
+    group: list[Window] = []
     size = 0
     for window in windows:
         group.append(window)

@@ -30,8 +30,7 @@ from ehr_ray.events.labels import (
     read_label_files,
     task_files,
 )
-from ehr_ray.events.patients import splits_of
-from ehr_ray.runtime.data.manifest import mute, opened, shards_digest
+from ehr_ray.runtime.data.manifest import Shards, mute, opened
 from ehr_ray.runtime.data.tasks import run_jobs
 from ehr_ray.sources.dataset_check import RANGE_IDS, subjects_of
 from ehr_ray.storage import files, in_place, sync
@@ -115,17 +114,20 @@ class TaskLabels:
         yield from left_out_lines(self.task, self.unknown, self.repeated)
 
 
-def task_labels(cohort: Path, task: str, cache: Path, *, on_ray: bool) -> TaskLabels:
+def task_labels(
+    cohort: Path, task: str, cache: Path, *, on_ray: bool, shards: Shards | None = None
+) -> TaskLabels:
     """Return the labels of a task of the subjects of a cohort with events, divided by shard.
 
     They are kept under `cache` until a file changes, where it can be written to. With `on_ray` many
     are divided by tasks of the session that is open: each passes over the label files once, and
-    holds the labels of its shards, of about `RANGE_IDS` subjects. Raises `InputError` as
-    `read_labels` does.
+    holds the labels of its shards, of about `RANGE_IDS` subjects. `shards` are those of the cohort,
+    where they have been listed. Raises `InputError` as `read_labels` does.
     """
+    shards = shards or Shards.of(cohort)
     paths = task_files(cohort, task)
     tables = [path.relative_to(cohort) for path in paths]
-    name = f"labels-{shards_digest(cohort, *tables)}-{VERSION}"
+    name = f"labels-{shards.digest(*tables)}-{VERSION}"
     folder = Path(cache).absolute() / name
     place: str | None = absolute(folder)
     told = sync.fetch(folder / FOUND, missing_ok=True)
@@ -133,11 +135,11 @@ def task_labels(cohort: Path, task: str, cache: Path, *, on_ray: bool) -> TaskLa
     if said is None:
         divide = DivideLabels(task, absolute(cohort), tuple(map(absolute, paths)), None)
         try:
-            said = _found(cohort, cache, replace(divide, folder=place), on_ray)
+            said = _found(shards, cache, replace(divide, folder=place), on_ray)
             files.write_text(told, json.dumps(said))
             sync.push(told)
         except ResourcesUnavailableError:
-            said, place = _found(cohort, cache, divide, on_ray), None
+            said, place = _found(shards, cache, divide, on_ray), None
     return TaskLabels(
         task,
         absolute(cohort),
@@ -162,14 +164,15 @@ def _kept(path: Path) -> dict[str, Any] | None:
     return said if isinstance(said, dict) and keys <= said.keys() else None
 
 
-def _found(cohort: Path, cache: Path, divide: "DivideLabels", on_ray: bool) -> dict[str, Any]:
+def _found(listed: Shards, cache: Path, divide: "DivideLabels", on_ray: bool) -> dict[str, Any]:
     """Divide the labels of a cohort; return what `FOUND` holds."""
-    shards, paths = splits_of(cohort), task_files(cohort, divide.task)
+    cohort, shards = listed.cohort, listed.splits
+    paths = task_files(cohort, divide.task)
     rows = sum(map(_rows, paths))
     with ThreadPoolExecutor(AT_ONCE) as pool:  # of shards that are not here a store is asked
         events = subjects = sum(pool.map(_rows, itertools.chain(*shards.values())))
     if subjects > RANGE_IDS:  # else it matters not how many fewer there are
-        with opened(cohort, cache, on_ray=on_ray) as manifest:
+        with opened(cohort, cache, on_ray=on_ray, shards=listed) as manifest:
             subjects = manifest.total("subjects")
     groups = math.ceil(max(subjects, rows / LABELS_A_SUBJECT, 1) / RANGE_IDS)
     places = [absolute(path) for own in shards.values() for path in own]

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from ehr_ray.errors import InputError, RunError, UserError, error_of_kind
+from ehr_ray.events.brought import is_short
 from ehr_ray.events.patients import cohort_shards, splits_of
 from ehr_ray.events.schema import SPLITS
 from ehr_ray.storage import sync
-from ehr_ray.storage.paths import canonical, local, uri_of
+from ehr_ray.storage.paths import canonical, inside, local, uri_of
 
 Say = Callable[[str], None]
 log = logging.getLogger(__name__)
@@ -268,7 +269,7 @@ def run_shards(
     processes = _processes(len(jobs), num_gpus) if pool and on_ray else None
     jobs = [{k: canonical(v) if k in _PATHS else v for k, v in job.items()} for job in jobs]
     results = run_jobs(
-        ShardTask(function),
+        ShardTask(function, bring=bring),
         jobs,
         on_ray=on_ray,
         say=say,
@@ -305,11 +306,12 @@ def _shard_of(job: Mapping[str, Any]) -> str:
 class ShardTask:
     """A function of a shard, on the copies of this node: shard fetched before, target pushed after.
 
-    A job without a `target` writes nothing.
+    A job without a `target` writes nothing. Unless it is to be brought to the driver, the copy of a
+    target stays only where the disk has room for more of its size.
     """
 
-    def __init__(self, function: Callable[[Mapping[str, Any]], Any]) -> None:
-        self._function = function
+    def __init__(self, function: Callable[[Mapping[str, Any]], Any], *, bring: bool = True) -> None:
+        self._function, self._bring = function, bring
 
     def __call__(self, job: Mapping[str, Any]) -> Any:
         """Return what the function gives."""
@@ -318,7 +320,12 @@ class ShardTask:
             if uri_of(path := job.get(name, "")) is not None:
                 here[name] = str(sync.fetch(path) if name == "shard" else local(path))
         value = self._function(here)
-        sync.push(job.get("target", ""))
+        target = job.get("target", "")
+        sync.push(target)
+        if target and not self._bring and uri_of(target) is not None:
+            copy = local(target)
+            if is_short(copy.parent, copy.stat().st_size):
+                inside(copy).unlink()
         return value
 
 

@@ -32,7 +32,7 @@ from ehr_ray.storage import sync
 from ehr_ray.storage.lease import Lease
 from ehr_ray.storage.lock import run_lock
 from ehr_ray.storage.paths import canonical, is_uri, local, uri_of
-from ehr_ray.train.allocator import keep_freed_memory, return_freed_memory
+from ehr_ray.train.allocator import keep_freed_memory, pass_over_imports, return_freed_memory
 from ehr_ray.train.backend import Backend, begin_sum, sent_once
 from ehr_ray.train.checkpoint import Progress, drop_states, saved_progress
 from ehr_ray.train.history import HISTORY
@@ -148,6 +148,7 @@ def train_here(job: Job, backend: Backend) -> Progress:
     """Train in this process; on rank 0 the run is claimed, tracked and shown."""
     divided = job.experiment.cluster.strategy == "fsdp" and backend.world > 1
     (return_freed_memory if divided else keep_freed_memory)()
+    pass_over_imports()
     if job.pinned:
         keep_to_core(backend.rank)
     experiment = job.experiment
@@ -200,7 +201,7 @@ def train_here(job: Job, backend: Backend) -> Progress:
 
 def to_worker(job: Job) -> dict[str, Any]:
     """Return the configuration of the workers: a job, and its paths by names all nodes know."""
-    blocks = {split: [*map(canonical, paths)] for split, paths in job.prepared.blocks.items()}
+    blocks = {split: paths.named() for split, paths in job.prepared.blocks.items()}
     paths = {"run": canonical(job.run), "progress": canonical(job.progress), "blocks": blocks}
     return {"job": job, "paths": paths}
 

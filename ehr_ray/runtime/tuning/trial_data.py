@@ -25,7 +25,6 @@ from ehr_ray.runtime.data.dataset import vocabulary_of
 from ehr_ray.runtime.data.prepared import Prepared, fetched, prepared
 from ehr_ray.runtime.data.tasks import Say
 from ehr_ray.runtime.text_embedding import with_phrases
-from ehr_ray.storage.paths import canonical
 from ehr_ray.train.task import family_of
 
 LARGEST: Final = 64
@@ -141,13 +140,11 @@ def _rows(experiment: Experiment, family: AnyFamily, vocabulary: Vocabulary | No
 
 def _named(data: Prepared) -> Prepared:
     """Return the dataset with names of files that all nodes know."""
-    blocks: dict[str, Any] = {s: tuple(map(canonical, paths)) for s, paths in data.blocks.items()}
-    return Prepared(data.vocabulary, blocks)
+    return Prepared(data.vocabulary, {s: paths.named() for s, paths in data.blocks.items()})
 
 
 def _here(data: Prepared) -> Prepared:
-    blocks = {split: [str(path) for path in paths] for split, paths in data.blocks.items()}
-    return Prepared(data.vocabulary, fetched(blocks))
+    return Prepared(data.vocabulary, fetched(data.blocks))
 
 
 def _key(paths: tuple[str, ...] | list[str], sample: Sample) -> str:

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ehr_ray.errors import DamagedRowsError, InputError, RunError
-from ehr_ray.events import blocks
+from ehr_ray.events import blocks, brought
 from ehr_ray.events.blocks import BlockStore, scanned, write_block
 
 
@@ -179,12 +179,39 @@ def test_a_damaged_head_of_a_block_is_seen_when_its_rows_are_asked_for(indexed):
         store.row(0)
 
 
-def test_a_block_that_vanishes_is_read_on_from_the_mapping(tmp_path):
+def test_a_file_that_vanishes_is_read_on_where_a_block_of_it_is_open_and_told_by_name_else(
+    tmp_path,
+):
+    path = tmp_path / "0.arrow"
+    write_block(path, [{"x": np.arange(5)}] * 6, chunk=3)
+    store = BlockStore([path])
+    assert store.row(0)["x"].tolist() == [0, 1, 2, 3, 4]
+    path.unlink()
+    assert [row["x"].tolist() for row in store.rows(range(3))] == [[0, 1, 2, 3, 4]] * 3
+    with pytest.raises(DamagedRowsError, match=r"0\.arrow: no such file; remove it"):
+        store.row(3)
+
+
+def test_a_file_that_changes_under_a_store_is_told_by_name(tmp_path):
     path = tmp_path / "0.arrow"
     write_block(path, [{"x": np.arange(5)}] * 3)
     store = BlockStore([path])
-    path.unlink()
-    assert [row["x"].tolist() for row in store.rows(range(3))] == [[0, 1, 2, 3, 4]] * 3
+    write_block(path, [{"x": np.arange(5)}] * 400)
+    with pytest.raises(DamagedRowsError, match=r"0\.arrow: has changed while it was used"):
+        store.row(0)
+
+
+def test_no_file_is_mapped_before_a_row_of_it_is_asked_for(indexed, monkeypatch):
+    """A process may map some 65,000 files, and a cohort may have more."""
+    (paths, index), mapped = indexed, []
+    monkeypatch.setattr(blocks, "mapped", lambda *a: mapped.append(a) or brought.mapped(*a))
+    store = BlockStore(paths, index)
+    assert mapped == []
+    store.rows([6, 7])
+    assert mapped == [(paths[2], paths[2].stat().st_size)] * 2  # a row is of either block
+    paths[1].unlink()
+    with pytest.raises(InputError, match=r"1\.arrow: no such file; remove it"):
+        BlockStore(paths, index)
 
 
 def test_a_full_disk_is_one_line_and_leaves_no_block(tmp_path, monkeypatch):

@@ -266,6 +266,8 @@ def test_shards_of_one_name_in_two_folders_are_made_into_two_files(tmp_path):
         write(tmp_path / "data" / "train" / f"{name}.parquet", [(1, 0, "A", 1.0)])
     shards = cohort_shards(tmp_path, "train")
     assert sorted(shard_names(tmp_path, "train", shards)) == ["1", "a-0", "b-0"]
+    with pytest.raises(InputError, match=r"train/a-0\.parquet: has the name of a/0\.parquet"):
+        shard_names(tmp_path, "train", [*shards, tmp_path / "data" / "train" / "a-0.parquet"])
 
 
 def test_events_before_the_origin_keep_their_time(tmp_path):

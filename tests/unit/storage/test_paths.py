@@ -10,6 +10,7 @@ from ehr_ray.storage.paths import (
     STAGING,
     absolute,
     canonical,
+    canonicals,
     check_output,
     inside,
     is_uri,
@@ -54,6 +55,14 @@ def test_paths_are_left_as_they_are(tmp_path):
     assert location("runs/a") == Path.cwd() / "runs" / "a"
     assert location("s3://b/a") == "s3://b/a"
     assert not is_uri("runs/a")
+
+
+def test_many_paths_have_the_names_that_each_has(tmp_path):
+    names = ["0.parquet", "a/b", "c.parquet"]
+    for folder in (local("s3://bucket/data?region=eu"), tmp_path, Path("runs"), Path()):
+        paths = [folder / name for name in names]
+        assert canonicals(paths) == [canonical(path) for path in paths]
+    assert canonicals([]) == []
 
 
 def test_slashes_at_the_end_and_twice_make_no_other_place():

@@ -37,3 +37,13 @@ def test_memory_that_is_returned_is_not_the_process_s_any_more():
     if kept[0] == returned[0] == "True":
         assert int(kept[1]) < 20
         assert int(returned[1]) > 60
+
+
+def test_what_is_there_is_passed_over_once_and_what_is_made_then_is_not():
+    code = (
+        "import gc; from ehr_ray.train.allocator import pass_over_imports as told\n"
+        "told(); frozen = gc.get_freeze_count(); cycle = []; cycle.append(cycle)\n"
+        "told(); del cycle\n"
+        "print(frozen > 1000, gc.get_freeze_count() == frozen, gc.collect() > 0)"
+    )
+    assert lines_of(code) == ["True"] * 3

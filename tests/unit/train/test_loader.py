@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 import threading
 
 import numpy as np
@@ -89,6 +90,25 @@ def test_the_next_epoch_is_made_while_the_last_step_of_this_one_is_trained(make)
     assert ids(next(steps)) == list(range(20))  # all of the epoch
     assert begun.wait(60)
     steps.close()
+
+
+@pytest.mark.parametrize("total", [6, 10, 12])
+def test_rows_are_told_of_the_epoch_that_follows_if_any_does(make, total):
+    loader, told = make(batch_size=4, shuffle_patients=8), []
+    read = loader.train.read
+
+    def telling(windows, then):
+        windows, then = list(windows), list(then)
+        told.append((windows, then))
+        return read(windows, then)
+
+    loader.train.read = telling
+    steps = loader.steps(2, total, LocalBackend())
+    assert sum(1 for _ in steps) == total - 2
+    assert len(told) == -(-total // 5)
+    for (_, then), (windows, _) in itertools.pairwise(told):
+        assert repr(then) == repr(windows)
+    assert told[-1][1] == []
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 7])

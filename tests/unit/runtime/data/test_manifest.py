@@ -1,5 +1,6 @@
 import pickle
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -8,11 +9,12 @@ import pytest
 
 from ehr_ray.events import code_statistics
 from ehr_ray.events.code_statistics import fit_codes
-from ehr_ray.events.manifest import FOLDER
+from ehr_ray.events.manifest import FOLDER, contradicted
 from ehr_ray.events.patients import splits_of
 from ehr_ray.events.schema import EVENTS
 from ehr_ray.runtime.data import manifest, tasks
-from ehr_ray.runtime.data.manifest import fitted_codes, opened
+from ehr_ray.runtime.data.manifest import Shards, fitted_codes, opened
+from ehr_ray.storage.listing import stamped
 
 
 def write(path, first, count=500):
@@ -45,6 +47,52 @@ def told(cohort, cache, **options):
 
 def files_of(folder):
     return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.parquet")}
+
+
+def test_shards_are_listed_and_looked_at_once_for_all_that_is_asked_of_them(others, monkeypatch):
+    shards, looked = Shards.of(others), []
+    (others / "table.csv").write_text("1")
+    monkeypatch.setattr(manifest, "stamped", lambda paths: looked.extend(paths) or stamped(paths))
+    digest = shards.digest()
+    with_table = shards.digest(Path("table.csv"), Path("none.csv"))
+    assert with_table != digest == shards.digest(Path("none.csv"))
+    found = [path for paths in splits_of(others).values() for path in paths]
+    assert [*map(Path, looked)] == [*found, others / "table.csv"]
+    assert [name for name, _, _ in shards.stamps["train"]] == [str(p) for p in found[:3]]
+    write(found[0], 7)
+    assert shards.digest() == digest != Shards.of(others).digest()
+
+
+def test_what_the_footers_of_shards_say_is_kept_until_a_file_changes(
+    synthetic_cohort, tmp_path, monkeypatch
+):
+    cohort, cache, asked = tmp_path / "cohort", tmp_path / "cache", []
+    shutil.copytree(synthetic_cohort, cohort)
+
+    def asking(*given):
+        asked.append(given)
+        return contradicted(*given)
+
+    monkeypatch.setattr(manifest, "contradicted", asking)
+    for _ in range(2):
+        assert Shards.of(cohort, cache).contradicted == set()
+    assert len(asked) == 1
+    shard = splits_of(cohort)["tuning"][0]
+    content = shard.read_bytes()
+    shard.write_bytes(content[:-20] + b"x" * 20)
+    for _ in range(2):
+        assert Shards.of(cohort, cache).contradicted == {"tuning"}
+    assert len(asked) == 2
+    shard.write_bytes(content)
+    next((cohort / FOLDER).iterdir()).touch()
+    assert Shards.of(cohort, cache).contradicted == set()
+    assert len(asked) == 3
+    (tmp_path / "file").touch()
+    assert Shards.of(cohort, tmp_path / "file").contradicted == set()  # where nothing can be kept
+    assert Shards.of(cohort).contradicted == set()
+    shutil.rmtree(cohort / FOLDER)
+    assert Shards.of(cohort, cache).contradicted == set()
+    assert len(asked) == 5
 
 
 def test_a_dataset_of_others_is_counted_once_and_nothing_is_written_into_it(

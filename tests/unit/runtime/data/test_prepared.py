@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ehr_ray.errors import ResourcesUnavailableError
-from ehr_ray.events.blocks import BlockStore, scanned, write_block
+from ehr_ray.events.blocks import BlockFiles, BlockStore, scanned, write_block
 from ehr_ray.events.row_index import RowIndex, read_index
 from ehr_ray.experiment import parse
 from ehr_ray.registry import get_family
@@ -101,7 +101,9 @@ def stored(tmp_path, monkeypatch):
     for path in [*given["train"], *given["tuning"]]:
         write_block(path, [{"x": np.arange(3)}] * 4)
     scanned(given["train"]).write(index_of(given["train"]))
-    found = fetched({split: [f"file://{p}" for p in own] for split, own in given.items()})
+    found = fetched(
+        {s: BlockFiles(f"file://{tmp_path}/store/{s}", tuple(own)) for s, own in names.items()}
+    )
     assert {split: [path.name for path in paths] for split, paths in found.items()} == names
     return given, found
 

@@ -1,4 +1,6 @@
 import pickle
+import shutil
+from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
@@ -14,6 +16,7 @@ from ehr_ray.runtime.data.tasks import (
     run_shards,
     split_shards,
 )
+from ehr_ray.storage.paths import local
 
 
 def here(function, jobs, **options):
@@ -133,7 +136,9 @@ def test_what_a_group_left_since_jobs_take_long_goes_one_by_one(monkeypatch, pat
     assert second == ([left] if rounds == 2 else [])
 
 
-def test_a_shard_that_is_a_copy_of_a_uri_is_fetched_and_its_target_pushed(tmp_path, monkeypatch):
+@pytest.fixture
+def copied(tmp_path, monkeypatch):
+    """A shard in a store is written to it in capitals: copied(bring) returns the node's copy."""
     monkeypatch.setenv("EHR_RAY_STAGING", str(tmp_path / "staging"))
     store = tmp_path / "store"
     store.mkdir()
@@ -144,9 +149,27 @@ def test_a_shard_that_is_a_copy_of_a_uri_is_fetched_and_its_target_pushed(tmp_pa
             target.write(source.read().upper() + job["tail"])
         return len(job["tail"])
 
-    jobs = [{"shard": f"file://{store}/a.txt", "target": f"file://{store}/b.txt", "tail": "!"}]
-    assert run_shards(jobs, copy, on_ray=False, say=lambda _: None, verb="copied") == [1]
-    assert (store / "b.txt").read_text() == "ABC!"
+    def run(bring):
+        jobs = [{"shard": f"file://{store}/a.txt", "target": f"file://{store}/b.txt", "tail": "!"}]
+        options = {"on_ray": False, "say": lambda _: None, "verb": "copied", "bring": bring}
+        assert run_shards(jobs, copy, **options) == [1]
+        assert (store / "b.txt").read_text() == "ABC!"
+        return local(f"file://{store}/b.txt")
+
+    return run
+
+
+def test_a_shard_that_is_a_copy_of_a_uri_is_fetched_and_its_target_pushed(copied):
+    assert copied(bring=True).read_text() == "ABC!"
+
+
+@pytest.mark.parametrize(("free", "stays"), [(16 * 4, True), (16 * 4 - 1, False)])
+def test_a_target_that_is_in_its_store_stays_on_a_node_that_has_room(
+    copied, free, stays, monkeypatch
+):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _folder: SimpleNamespace(free=free))
+    assert copied(bring=True).exists()
+    assert copied(bring=False).exists() == stays
 
 
 def test_a_split_that_a_cohort_lacks_is_refused_with_those_it_has(synthetic_cohort):
