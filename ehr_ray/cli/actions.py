@@ -397,7 +397,9 @@ def _ingest(stage: Any, cohort: str, screen: Screen) -> None:
 
 def _train(experiment: Any, screen: Screen, verbose: bool, *, judged_later: bool = False) -> None:
     from ehr_ray.commands.train.command import train
+    from ehr_ray.train.allocator import pass_over_imports
 
+    pass_over_imports()  # this process is a command's, and no other program's
     trained = train(experiment, screen=screen, verbose=verbose)
     if trained.already_finished:
         screen.say(f"{trained.run}: already trained to step {trained.step}; nothing to do")

@@ -23,7 +23,6 @@ from ehr_ray.storage import files, sync
 from ehr_ray.storage.lease import Lease, leased
 from ehr_ray.storage.paths import check_cohort_folder, local
 from ehr_ray.train import history
-from ehr_ray.train.allocator import pass_over_imports
 from ehr_ray.train.checkpoint import (
     Progress,
     checkpoint_damage,
@@ -132,7 +131,6 @@ def _train(
     """Prepare the data of a run and train it to its end."""
     from ehr_ray.runtime.training.worker import Job
 
-    pass_over_imports()
     run, family = local(experiment.location), family_of(experiment)
     on_ray = experiment.cluster.most_workers > 0
     with session_of(experiment.cluster, verbose):

@@ -148,7 +148,6 @@ def train_here(job: Job, backend: Backend) -> Progress:
     """Train in this process; on rank 0 the run is claimed, tracked and shown."""
     divided = job.experiment.cluster.strategy == "fsdp" and backend.world > 1
     (return_freed_memory if divided else keep_freed_memory)()
-    pass_over_imports()
     if job.pinned:
         keep_to_core(backend.rank)
     experiment = job.experiment
@@ -256,6 +255,7 @@ def received(config: dict[str, Any], backend: Backend) -> Job:
 def train_worker(config: dict[str, Any]) -> dict[str, str]:
     """Run as a Ray Train worker; an error the user can fix is returned, not retried."""
     cluster = config["job"].experiment.cluster
+    pass_over_imports()
     torch.set_num_threads(max(1, int(cluster.cpus_per_worker)))
     os.environ["OMP_NUM_THREADS"] = str(torch.get_num_threads())
     backend = RayBackend(cluster.strategy)
