@@ -353,7 +353,7 @@ class SampleFolder:
         """
         fit = CodeFit()
         for name, counts in train:
-            files.write_parquet(fit.add(counts), self._seen(name))
+            files.write_parquet(fit.add(counts), self.seen(name))
         for counts in other:
             fit.add_names(counts)
         files.write_parquet(fit.joined(), self.counted(group))
@@ -386,7 +386,7 @@ class SampleFolder:
 
     def needed(self, name: str, group: int) -> tuple[Path, Path, Path]:
         """Return the files that `draw` reads."""
-        return self._seen(name), self._before(group), self._strides
+        return self.seen(name), self._before(group), self._strides
 
     def sample(self, name: str) -> Path:
         """Return the file that `draw` leaves."""
@@ -408,7 +408,8 @@ class SampleFolder:
             code = sample["code"]
             yield sample.filter(pc.and_(pc.greater_equal(code, first), pc.less_equal(code, last)))
 
-    def _seen(self, name: str) -> Path:
+    def seen(self, name: str) -> Path:
+        """Return the file that `count` leaves of a shard of train."""
         return self.path / "seen" / f"{name}.parquet"
 
     def _before(self, group: int) -> Path:

@@ -16,7 +16,7 @@ from ehr_ray.storage import sync
 
 NUM_BUCKETS: Final = 4096
 """Hash buckets of subjects, at least; a shard is a run of buckets of one split."""
-MOST_BUCKETS: Final = 1 << 16
+MOST_BUCKETS: Final = 1 << 14
 BUCKET_BYTES: Final = 32 << 20
 """Input of a bucket, on average: of CSV about a million rows, of Parquet some millions."""
 
@@ -91,11 +91,12 @@ def assign_splits(ids: npt.NDArray[np.int64], policy: SplitPolicy) -> npt.NDArra
 def buckets_for(size: int) -> int:
     """Return how many buckets an input of `size` bytes is divided into, a power of two.
 
-    A shard is a bucket at least and a task holds it, so larger inputs have more. What a part says
-    of a bucket is 12 bytes, so that small ones gain nothing from fewer.
+    A shard is a bucket at least and a task holds it, so larger inputs have more. A part says of a
+    bucket 12 bytes for each batch of its rows: small inputs gain nothing from fewer, and of large
+    ones, which have many parts, this grows with the square.
 
-    >>> buckets_for(10 << 30), buckets_for(1 << 40)
-    (4096, 32768)
+    >>> buckets_for(10 << 30), buckets_for(200 << 30), buckets_for(1 << 40)
+    (4096, 8192, 16384)
     """
     wanted = max(1, -(-size // BUCKET_BYTES))
     return min(max(NUM_BUCKETS, 1 << (wanted - 1).bit_length()), MOST_BUCKETS)

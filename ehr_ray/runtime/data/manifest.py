@@ -262,7 +262,9 @@ class Count:
         names = [_name(group.number * GROUP_SHARDS + n) for n in range(number)]
         train = zip(names, itertools.islice(counts, number), strict=True)
         folder.count(group.number, train, counts)
-        sync.push(folder.path)
+        for name in names:
+            sync.push(folder.seen(name))
+        sync.push(folder.counted(group.number))
 
 
 class Draw:

@@ -37,7 +37,9 @@ from ehr_ray.storage.lock import exclusive_lock
 from ehr_ray.storage.paths import canonical, uri_of
 
 LAYOUT: Final = 5
-"""Bump when the same input would give other bytes: staged work of older versions is not reused."""
+"""Bump when the same input would give other bytes: staged work of older versions is not reused.
+
+Last digits of `mean` and `std` do not count: a finished cohort would be refused for them."""
 
 STAGING: Final = 5
 """Bump when staged work is written in another form: that of older versions is not read."""

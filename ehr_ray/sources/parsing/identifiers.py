@@ -82,9 +82,13 @@ def subject_ids(column: pa.ChunkedArray | pa.Array) -> tuple[npt.NDArray[np.int6
 def _plain_numbers(column: pa.StringArray) -> pa.Int64Array | None:
     """Return the numbers of a column where each cell is its number's own text, else None.
 
-    A text that is read as a number of as many digits as it has letters can only be that.
+    A text that is read as a number of as many digits as it has letters can only be that, but for
+    hexadecimal ones (`0xFFFFF`), which Arrow reads too.
     """
     if column.null_count:
+        return None
+    text = column.buffers()[2]
+    if text is not None and ((np.frombuffer(text, np.uint8) | 0x20) == ord("x")).any():
         return None
     try:
         numbers = column.cast(pa.int64())

@@ -109,3 +109,11 @@ def test_two_spellings_of_an_id_are_seen(one, other, found):
 
 def test_names_of_one_hash_are_seen():
     assert spellings(pa.table([[5, 5], ["ann", "bob"]], schema=NAMES)) == (0, 0, 1)
+
+
+@pytest.mark.parametrize("name", ["0xFFFFF", "0xFFFFFFFF", "0XABCDEF12"])
+@pytest.mark.parametrize("beside", [[], ["P-1"], ["4294967295"]])
+def test_a_hexadecimal_id_is_one_subject_whatever_stands_beside_it(name, beside):
+    ids, _, names = subject_ids(pa.array([name, *beside]))
+    assert ids[0] == subject_id(name)
+    assert name in names["name"].to_pylist()
