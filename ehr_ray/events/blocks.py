@@ -35,6 +35,8 @@ FEW: Final = 4
 
 OPEN_BLOCKS: Final = 4096
 """Blocks whose columns a store keeps at hand, some kB each: those of many windows."""
+OPEN_FILES: Final = 64
+"""Files that a store keeps mapped for blocks to come: a mapping is of a whole file."""
 
 CHECKSUM = b"crc32"
 """Key of a batch's checksum in its metadata: Arrow files have none of their own."""
@@ -118,8 +120,8 @@ class RowStore(Protocol):
     def sizes(self, name: str) -> npt.NDArray[np.int64]:
         """Return the length of an array of every row, in order."""
 
-    def rows(self, indices: Iterable[int]) -> Sequence[Row]:
-        """Return several rows."""
+    def rows(self, indices: Iterable[int], *, again: bool = False) -> Sequence[Row]:
+        """Return several rows; `again` says that they will be asked for more than once."""
 
     def read(
         self, windows: Iterable[Window], then: Iterable[Window] = ()
@@ -169,6 +171,7 @@ class BlockStore:
         self._file_ends = np.cumsum(self.index.counts)
         self._checked = np.zeros(len(self.block_sizes), bool)
         self._blocks: dict[int, dict[str, _Column]] = {}
+        self._files: dict[int, pa.Buffer] = {}
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -186,7 +189,7 @@ class BlockStore:
         shard = int(np.searchsorted(self._file_ends, block, side="right"))
         number = block - (int(self._file_ends[shard - 1]) if shard else 0)
         path, brought = self._paths[shard], self._brought
-        file = mapped(path, int(self._sizes[shard])) if brought is None else brought.get(shard)
+        file = self._map(shard) if brought is None else brought.get(shard)
         try:
             with files.reads(path, REMEDY):
                 reader = pa.ipc.open_file(file)
@@ -200,6 +203,16 @@ class BlockStore:
             self._blocks.pop(next(iter(self._blocks)), None)
         self._blocks[block] = columns = _columns(batch)
         return columns
+
+    def _map(self, shard: int) -> pa.Buffer:
+        """Return a file that is here, of which the last `OPEN_FILES` stay mapped."""
+        found = self._files.pop(shard, None)
+        if found is None:
+            found = mapped(self._paths[shard], int(self._sizes[shard]))
+        if len(self._files) >= OPEN_FILES:
+            self._files.pop(next(iter(self._files)), None)
+        self._files[shard] = found
+        return found
 
     def _forget(self, shard: int) -> None:
         """Drop the blocks of a file that is here no more."""
@@ -217,12 +230,15 @@ class BlockStore:
         """Return the length of an array of every row, in order; it must be one of their names."""
         return self.index.column(f"{LENGTH}{name}")
 
-    def rows(self, indices: Iterable[int]) -> list[dict[str, np.ndarray]]:
-        """Return several rows; of files of which few blocks are wanted these alone are read."""
+    def rows(self, indices: Iterable[int], *, again: bool = False) -> list[dict[str, np.ndarray]]:
+        """Return several rows; of files of which few blocks are wanted, once, these alone are read.
+
+        `again` says that they are asked for more than once: then the files come.
+        """
         chosen = np.fromiter(indices, np.int64)
         if self._brought is None:
             return [self.row(int(i)) for i in chosen]
-        apart = self._apart(chosen)
+        apart = {} if again else self._apart(chosen)
         self._brought.want(self._shards([chosen[[int(i) not in apart for i in chosen]]]))
         return [apart.get(int(i)) or self.row(int(i)) for i in chosen]
 

@@ -120,11 +120,15 @@ class BroughtFiles:
         return file in self._files or file in self._coming or self._paths[file].exists()
 
     def _brought(self, file: int) -> pa.Buffer:
+        size = None if self.sizes is None else int(self.sizes[file])
         for _ in range(3):  # another process may make room between one line and the next
             path = self.here(file)
-            if path.exists():
-                break
-        return mapped(path, None if self.sizes is None else int(self.sizes[file]))
+            try:
+                return mapped(path, size)
+            except DamagedRowsError:
+                if path.exists():
+                    raise
+        raise RowsUnavailableError(f"{path}: others remove what is brought; free space on its disk")
 
     def _tell(self) -> None:
         """Tell of files that were removed, in the thread that reads."""

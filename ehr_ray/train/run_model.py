@@ -22,6 +22,11 @@ from ehr_ray.train import checkpoint
 from ehr_ray.train.checkpoint import Loaded
 from ehr_ray.train.predictor import Predictor
 
+NETWORK_ALONE = (
+    "results of this run are of an ensemble (evaluation.ensemble), whose trees and regression are "
+    "no part of the model: it answers by the network alone, as predictions/baselines/network does"
+)
+
 
 @dataclass(frozen=True)
 class RunModel(Loaded):
@@ -89,6 +94,8 @@ class RunModel(Loaded):
                 times do not, or the reverse.
         """
         kind, _ = self._kind(task)
+        if self.experiment.evaluation.ensemble and self._trained_for(task):
+            warnings.warn(NETWORK_ALONE, stacklevel=2)
         own = self._trained_for(task) and kind != "binary"
         found = None if own else self._task_probe(task)
         patients = self._patients(events, min_known_events)

@@ -15,7 +15,7 @@ from ehr_ray.events.answers import Kind
 from ehr_ray.events.scaling import Scaling
 from ehr_ray.storage.paths import canonical
 from ehr_ray.train import checkpoint
-from ehr_ray.train.run_model import RunModel
+from ehr_ray.train.run_model import NETWORK_ALONE, RunModel
 from ehr_ray.train.task_probe import TaskProbe, read_task_probes
 
 RESULTS = "results.md"
@@ -78,6 +78,8 @@ def _summary(model: RunModel, probes: Mapping[str, TaskProbe]) -> str:
     task = experiment.task
     if task is not None and task.name not in probes:
         told += f" It gives {_what(task.name, task.kind, task.classes)}, not calibrated."
+    if experiment.evaluation.ensemble and task is not None:
+        told += f" {NETWORK_ALONE[0].upper()}{NETWORK_ALONE[1:]}."
     return paragraph(
         f"A model of the family {experiment.family} with {size:,} parameters, trained for "
         f"{trained}{steps}, seed {experiment.seed}{start}. It reads the "

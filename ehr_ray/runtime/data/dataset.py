@@ -21,6 +21,7 @@ from ehr_ray.events.vocabulary import (
 from ehr_ray.runtime.data.manifest import (
     Shards,
     fitted_codes,
+    kept_lines,
     mute,
     opened,
     scratch,
@@ -50,9 +51,8 @@ def check_cohort(
     if is_named(cohort, shards.texts) and not shards.contradicted & shards.texts.keys():
         return
     kept = None if cache is None else cache / f"checked-{shards.digest(SPLITS_FILE)}.json"
-    if kept is not None and kept.is_file():
-        lines = json.loads(kept.read_text())
-    else:
+    lines = None if kept is None else kept_lines(kept)
+    if lines is None:
 
         def run(function: Callable[[Any], Any], jobs: Sequence[Any]) -> list[Any]:
             return run_jobs(function, jobs, on_ray=on_ray, say=mute, verb="checked ids")

@@ -43,6 +43,14 @@ FILES: Final = 256
 """Files of a manifest, a job each, before one is of several shards."""
 
 
+def kept_lines(path: Path) -> list[str] | None:
+    """Return the lines that were kept in a file; None where there are none to be read."""
+    try:
+        return [str(line) for line in json.loads(path.read_text())]
+    except (OSError, ValueError, TypeError):
+        return None
+
+
 def mute(line: str) -> None:
     """Say nothing: it takes seconds where other steps take hours."""
 
@@ -87,8 +95,8 @@ class Shards:
             return set()
         name = f"contradicted-{self.digest(*(path.relative_to(self.cohort) for path in told))}"
         kept = None if self.cache is None else self.cache / f"{name}-{VERSION}.json"
-        if kept is not None and kept.is_file():
-            return {*json.loads(kept.read_text())}
+        if kept is not None and (told_before := kept_lines(kept)) is not None:
+            return {*told_before}
         found = contradicted(self.cohort, self.splits)
         if kept is not None:
             with contextlib.suppress(ResourcesUnavailableError):

@@ -118,7 +118,7 @@ class StreamStore:
         """Return the length of an array of every row, in order; it must be one of their names."""
         return self._index.column(f"{LENGTH}{name}")
 
-    def rows(self, indices: Iterable[int]) -> list["Row"]:
+    def rows(self, indices: Iterable[int], *, again: bool = False) -> list["Row"]:  # noqa: ARG002
         """Return several rows; their shards are read for them."""
         return next(iter(self.read([[np.fromiter(indices, np.int64)]])))
 

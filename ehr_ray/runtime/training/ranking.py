@@ -223,6 +223,6 @@ def _embedded(
     label = np.asarray(store.column(LABEL))[chosen] > 0
     embeddings = [np.zeros((0, 1), np.float32)]
     for part in batched(chosen.tolist(), max(2, size)):
-        outputs = predictor.outputs(predictor.batch(store.rows(part)))
+        outputs = predictor.outputs(predictor.batch(store.rows(part, again=True)))
         embeddings.append(outputs["embedding"].float().numpy())
     return np.concatenate(embeddings[1:] or embeddings), label

@@ -13,6 +13,7 @@ import pytest
 
 from ehr_ray.commands.embed import embed
 from ehr_ray.commands.evaluate.command import evaluate
+from ehr_ray.commands.export.card import model_card
 from ehr_ray.commands.ingest import ingest
 from ehr_ray.commands.train.command import train
 from ehr_ray.config.yaml_files import override, read_yaml
@@ -25,6 +26,7 @@ from ehr_ray.experiment import parse
 from ehr_ray.runtime.data.rows import sampled
 from ehr_ray.train import checkpoint
 from ehr_ray.train.predictor import Predictor
+from ehr_ray.train.run_model import load_run
 from ehr_ray.train.statistics import STATISTICS
 
 ENSEMBLE = Path(__file__).parents[4] / "configs" / "tiny" / "mortality_ensemble.yaml"
@@ -224,6 +226,12 @@ def test_an_ensemble_is_what_metrics_and_predictions_are_of_on_any_cohort(
         assert not np.allclose(ours, network)
         told.append(ours)
     np.testing.assert_array_equal(*told)  # the other cohort is the same: nothing was refitted on it
+    events = pq.read_table(next((synthetic_cohort / "data" / "held_out").iterdir()))
+    model = load_run(run)
+    with pytest.warns(UserWarning, match="it answers by the network alone"):
+        model.predict(events)
+    card = " ".join(model_card(model, "outcome", {}).split())
+    assert "it answers by the network alone" in card
 
 
 @pytest.fixture(scope="module")

@@ -90,9 +90,12 @@ def test_what_the_footers_of_shards_say_is_kept_until_a_file_changes(
     (tmp_path / "file").touch()
     assert Shards.of(cohort, tmp_path / "file").contradicted == set()  # where nothing can be kept
     assert Shards.of(cohort).contradicted == set()
+    for kept in cache.glob("contradicted-*"):
+        kept.write_text("")  # of a machine that was switched off
+    assert Shards.of(cohort, cache).contradicted == set()
     shutil.rmtree(cohort / FOLDER)
     assert Shards.of(cohort, cache).contradicted == set()
-    assert len(asked) == 5
+    assert len(asked) == 6
 
 
 def test_a_dataset_of_others_is_counted_once_and_nothing_is_written_into_it(
