@@ -215,6 +215,13 @@ def test_a_file_comes_whole_where_more_of_it_is_wanted_or_it_is_here(far):
     assert far.asked == ["1.arrow", "2.arrow"]  # what is trained on: its other blocks follow
 
 
+def test_a_file_comes_whole_to_who_asks_for_its_rows_again(far):
+    store = far.store()
+    for _ in range(2):
+        assert values(store.rows([3], again=True)) == [1 + 16]
+        assert (far.asked, far.bytes) == (["1.arrow"], 0)
+
+
 @pytest.mark.parametrize(
     ("damage", "told"),
     [
