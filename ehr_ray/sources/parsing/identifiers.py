@@ -68,7 +68,11 @@ def subject_ids(column: pa.ChunkedArray | pa.Array) -> tuple[npt.NDArray[np.int6
     if numbers is not None:
         known = pc.unique(numbers)
         blank = np.zeros(len(column), bool)
-        return numbers.to_numpy(), blank, pa.table([known, known.cast(pa.string())], schema=NAMES)
+        return (
+            numbers.to_numpy().copy(),
+            blank,
+            pa.table([known, known.cast(pa.string())], schema=NAMES),
+        )
     encoded = column.dictionary_encode(null_encoding="encode")
     at = encoded.indices.to_numpy()
     spelled_ids = [name or "" for name in encoded.dictionary.to_pylist()]

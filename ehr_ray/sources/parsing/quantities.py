@@ -82,7 +82,8 @@ def numbers(
 
 def _fitting(values: Floats) -> tuple[Floats, Kinds]:
     bad = np.abs(values) > MAX_FLOAT32
-    if not bad.any():
+    if not bad.any():  # Arrow's own may not be written to, as some callers do
+        values = values if values.flags.writeable else values.copy()
         return values, np.zeros(len(values), np.uint8)
     return np.where(bad, np.nan, values), np.where(bad, UNREADABLE, PLAIN).astype(np.uint8)
 

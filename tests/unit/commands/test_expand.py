@@ -101,9 +101,10 @@ def test_a_dataset_of_others_is_counted_by_the_ray_that_expands_it(strange, tmp_
     for module in (dataset, manifest):
         monkeypatch.setattr(module, "run_jobs", run_jobs)
     command.expand(strange, tmp_path / "sets")
-    verbs = ["checked ids", "checked ids", "counted shards", "sampled shards"]
+    verbs = ["checked ids", "checked ids", "counted shards"]
+    verbs += ["joined counts", "sampled shards", "found quantiles"]
     assert ran == [(verb, True) for verb in verbs]
-    assert began == [0, 4]
+    assert began == [0, 6]
     assert {path.name for path in tmp_path.iterdir()} == {"in", "sets"}
     ran.clear()
     command.expand(strange, tmp_path / "here", on_ray=False)

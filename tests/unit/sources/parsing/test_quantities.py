@@ -149,3 +149,10 @@ def test_a_column_with_odd_cells_is_what_its_cells_are(decimal, again):
     expected = [quantity(cell, decimal) for cell in column.to_pylist()]
     np.testing.assert_array_equal(values, [value for value, _ in expected])
     assert kinds.tolist() == [kind for _, kind in expected]
+
+
+@pytest.mark.parametrize("cells", [["1", "2.5"], ["1", "1", "1"], ["1", "x"], [1.0, 2.0]])
+def test_numbers_may_be_written_to(cells):
+    values, bad = numbers(pa.array(cells))
+    values[~bad] = 0.0
+    assert np.nansum(values) == 0
