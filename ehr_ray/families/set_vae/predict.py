@@ -9,8 +9,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ehr_ray.families.set_vae.augment import hidden_tokens, keys_of, select_sets
-from ehr_ray.families.set_vae.chunking import Pieces, by_size, chunk, joined, joined_tokens
+from ehr_ray.families.set_vae.augment import Perturbed, hidden_tokens, keys_of, select_sets
+from ehr_ray.families.set_vae.chunking import (
+    Pieces,
+    bounded,
+    by_size,
+    chunk,
+    joined,
+    joined_tokens,
+)
 from ehr_ray.families.set_vae.config import SetVAEConfig
 from ehr_ray.families.set_vae.loss import chamfer
 from ehr_ray.families.set_vae.model import Posterior, SetVAE
@@ -33,14 +40,34 @@ def predict(model: SetVAE, batch: Batch) -> Batch:
     }
 
 
-def encoded(model: SetVAE, batch: Batch, pieces: Pieces, hidden: Tensor | None = None) -> Posterior:
-    """Return the posterior of all sets, read in chunks; values of `hidden` [M, N] are not seen."""
+def encoded(
+    model: SetVAE,
+    batch: Batch,
+    pieces: Pieces,
+    hidden: Tensor | None = None,
+    seen: Perturbed | None = None,
+) -> Posterior:
+    """Return the posterior of all sets, read in chunks, as they are `seen` in training.
+
+    Values of `hidden` [M, N] are not seen.
+    """
+
+    def read(part: Batch, shaken: Perturbed | None, hides: Tensor | None) -> tuple[Tensor, Tensor]:
+        posterior = model.encode(part, shaken, hides)
+        return posterior.mu.transpose(0, 1), posterior.logvar.transpose(0, 1)
+
     parts = [
-        model.encode(chunk(batch, i, width), hidden=None if hidden is None else hidden[i, :width])
+        bounded(
+            pieces,
+            read,
+            chunk(batch, i, width),
+            None if seen is None else seen.chunk(i, width),
+            None if hidden is None else hidden[i, :width],
+            again=model.recomputed,
+        )
         for i, width in pieces
     ]
-    mu = joined([part.mu.transpose(0, 1) for part in parts], pieces.indices)
-    logvar = joined([part.logvar.transpose(0, 1) for part in parts], pieces.indices)
+    mu, logvar = (joined(list(column), pieces.indices) for column in zip(*parts, strict=True))
     return Posterior(mu.transpose(0, 1), logvar.transpose(0, 1))
 
 
@@ -58,12 +85,16 @@ def estimates(model: SetVAE, batch: Batch, levels: Sequence[Tensor], pieces: Pie
 
 
 def represent(model: SetVAE, batch: Batch, seed: int | None) -> Tensor:
-    """Return the embedding [B, L * Z * pools] for a task; values may be hidden in training."""
+    """Return the embedding [B, L * Z * pools] for a task; values may be hidden in training.
+
+    Sets are read in chunks, whose activations are computed once more where there are many.
+    """
     batch = even_sets(batch, _limit(model))
     seen = None
     if seed is not None and model.config.perturb_task:
         seen = model.perturbed(batch, keys_of(batch, seed), seed)
-    return _pooled_means(model, model.encode(batch, seen), batch)
+    pieces = by_size(batch, model.config.chunk_tokens)
+    return _pooled_means(model, encoded(model, batch, pieces, seen=seen), batch)
 
 
 def represent_width(model: SetVAE) -> int:
