@@ -15,6 +15,14 @@ REFUSED = "does not have a deterministic implementation"
 """Of torch's message about a kernel."""
 
 
+def repeatable_products() -> None:
+    """Have cuBLAS keep memory for each stream of its own, so that its products repeat.
+
+    Torch asks for it at the first product of a process, whatever is set later.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
 @contextmanager
 def numerics(plan: TrainConfig) -> Iterator[None]:
     """Set what `train.matmul_precision` and `train.deterministic` say, for a while.
@@ -30,7 +38,7 @@ def numerics(plan: TrainConfig) -> Iterator[None]:
     # By itself a GPU convolves in TF32 whatever products are to have.
     torch.backends.cudnn.allow_tf32 = plan.matmul_precision != "highest"
     if plan.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at its start
+        repeatable_products()
         torch.use_deterministic_algorithms(True)
         memory.fill_uninitialized_memory = False  # nothing here reads what it has not written
     try:
