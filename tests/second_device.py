@@ -173,6 +173,8 @@ class Watched(TorchDispatchMode):
     copies: list = field(default_factory=list)
     host: list = field(default_factory=list)
     operations: int = 0
+    names: set = field(default_factory=set)
+    """Of the operations."""
     in_parts: bool = False
     """Whether recurrent layers run operation by operation, as no GPU's kernels are here."""
     active = None
@@ -201,6 +203,7 @@ class Watched(TorchDispatchMode):
         out = computed(func, args, kwargs)
         made = [t for t in tree_iter(out) if isinstance(t, torch.Tensor)]
         self.operations += 1
+        self.names.add(name)
         if name in COPIES and len(ours) < len(tensors) + len(made) and (ours or _mock(made)):
             both = {isinstance(t, MockTensor) for t in [*tensors, *made]}
             if len(both) == 2:

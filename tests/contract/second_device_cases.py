@@ -17,6 +17,8 @@ from ehr_ray.config.yaml_files import override, read_yaml
 from ehr_ray.errors import RunError
 from ehr_ray.experiment import parse
 from ehr_ray.families.set_vae.sequence.prior import GRUPrior
+from ehr_ray.families.vitals_vae.config import VitalsVAEConfig
+from ehr_ray.families.vitals_vae.conv import ConvDecoder, ConvEncoder
 from ehr_ray.family import Term
 from ehr_ray.nn import packed
 from ehr_ray.registry import get_family
@@ -275,3 +277,20 @@ def test_a_gradient_that_is_not_finite_waits_for_a_look(tiny_experiment):
             step([{"x": torch.ones(2, 1)}], {"weight": weight}, 7)
         with pytest.raises(RunError, match="fit is not finite with weight inf"):
             step.check()
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_where_it_is_asked_to_repeat_a_gpu_is_given_no_kernel_that_does_not(deterministic):
+    config = VitalsVAEConfig(arch="conv", first_hour=0, last_hour=5)
+    device, inputs = mock_device(), 3 * config.num_vitals
+    encoder, decoder = ConvEncoder(config).to(device), ConvDecoder(config, 8).to(device)
+    torch.use_deterministic_algorithms(deterministic)
+    try:
+        with Watched() as seen:
+            told = encoder(torch.ones(2, inputs, config.num_hours, device=device))
+            merged, _ = decoder(torch.ones(2, 8, device=device))
+            (told.sum() + merged.sum()).backward()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    refused = {"upsample_linear1d_backward", "_adaptive_avg_pool2d_backward"}
+    assert seen.names & refused == (set() if deterministic else refused)

@@ -32,7 +32,7 @@ HIDING_SEED = 1
 def predict(model: SetVAE, batch: Batch) -> Batch:
     """Return `embedding` [B, L * Z * pools], and `kl_nats` [B], the mean over a patient's sets."""
     batch = even_sets(batch, _limit(model))
-    posterior = encoded(model, batch, by_size(batch, model.config.chunk_tokens))
+    posterior = encoded(model, batch, by_size(batch, *model.config.chunk_limits))
     kl = kl_standard(posterior.mu, posterior.logvar).sum((0, 2))
     return {
         "embedding": _pooled_means(model, posterior, batch),
@@ -93,7 +93,7 @@ def represent(model: SetVAE, batch: Batch, seed: int | None) -> Tensor:
     seen = None
     if seed is not None and model.config.perturb_task:
         seen = model.perturbed(batch, keys_of(batch, seed), seed)
-    pieces = by_size(batch, model.config.chunk_tokens)
+    pieces = by_size(batch, *model.config.chunk_limits)
     return _pooled_means(model, encoded(model, batch, pieces, seen=seen), batch)
 
 
@@ -152,7 +152,7 @@ def _reduced(values: Tensor, how: str, sizes: Tensor) -> Tensor:
 
 def latents(model: SetVAE, batch: Batch) -> Batch:
     """Return each set's posterior, levels joined: `mu`, `logvar` [M, L * Z], `patient` [M]."""
-    posterior = encoded(model, batch, by_size(batch, model.config.chunk_tokens))
+    posterior = encoded(model, batch, by_size(batch, *model.config.chunk_limits))
     real = batch["mask"].any(1)
     return {
         "mu": posterior.mu.transpose(0, 1).flatten(1)[real],
@@ -167,7 +167,7 @@ def reconstruct(model: SetVAE, batch: Batch) -> Batch:
     The same tokens as in training are hidden from the encoder (`hidden`), by a fixed seed.
     """
     hidden = hidden_tokens(batch, model.config, keys_of(batch, HIDING_SEED))
-    pieces = by_size(batch, model.config.chunk_tokens)
+    pieces = by_size(batch, *model.config.chunk_limits)
     posterior = encoded(model, batch, pieces, hidden)
     estimate = estimates(model, batch, list(posterior.mu), pieces)
     return told_tokens(batch, estimate, hidden)
@@ -201,7 +201,7 @@ def set_scores(model: SetVAE, sets: Batch) -> dict[str, Tensor]:
 
     Sets of like size are read together.
     """
-    pieces = by_size(sets, model.config.chunk_tokens)
+    pieces = by_size(sets, *model.config.chunk_limits)
     recons, kls, means = [], [], []
     for index, width in pieces:
         part = chunk(sets, index, width)

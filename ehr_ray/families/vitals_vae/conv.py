@@ -192,8 +192,8 @@ def _linear(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """
     if x.is_cpu or not torch.are_deterministic_algorithms_enabled():
         return function(x)
-    hours = x.shape[-1]
-    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-        matrix = function(torch.eye(hours, dtype=x.dtype, device=x.device).unsqueeze(0))[0]
-    with torch.autocast(x.device.type, enabled=False):
+    with torch.no_grad():
+        alone = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
+        matrix = function(alone.unsqueeze(0))[0]
+    with torch.autocast(x.device.type, enabled=False):  # these functions keep the type of `x`
         return x @ matrix
