@@ -37,7 +37,7 @@ ALIKE = {repr({**r, "name": "", "evaluation": {}}): n for n, r in RAW.items() if
 CONFIGS = sorted(ALIKE.values())
 """Of tiny configs that differ in how they are evaluated the first, by name."""
 MOST_SYNCS = 2
-"""Of a micro-batch: a step of several waits as often for each."""
+"""Of a micro-batch: a step of several has as many for each."""
 SHORTER = {"vitals_lstm": {"model.last_hour": 6}}
 """What is long where a recurrent layer runs step by step."""
 AHEAD = {
