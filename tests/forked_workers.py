@@ -1,9 +1,11 @@
 """Ray's workers as forks of a process that has their imports already.
 
 A worker imports torch and Ray anew, four to eight CPU seconds each, and a training has four of
-them. In a Ray of `forked_session` the raylet starts this file in place of Python; it asks a parent
-process, one a raylet, to fork. Everything else about a worker stays: a process of its own, which
-the raylet starts, counts and kills. A Ray that `ray start` or a shell starts has ordinary workers.
+them. In a Ray of `forked_session`, and on nodes that are started by `forking_python`, the raylet
+starts this file in place of Python; it asks a parent process, one for all of them, to fork.
+Everything else about a worker stays: a process of its own, which the raylet starts, counts and
+kills, and which ends with what the raylet has started. Any other Ray, a shell's say, has ordinary
+workers.
 """
 
 import array
@@ -12,6 +14,7 @@ import fcntl
 import json
 import os
 import runpy
+import signal
 import socket
 import subprocess
 import sys
@@ -31,7 +34,7 @@ MODULES = (
 """What the parent imports: most of what workers do, and nothing that starts threads."""
 READ_AT_IMPORT = ("PYTHON", "OMP_", "RAY_", "CUDA_")
 """Begin of the names of variables by whose change a worker is not forked but started."""
-ITS_OWN = ("RAY_JOB_ID", "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC")
+ITS_OWN = ("RAY_JOB_ID", "RAY_RAYLET_PID", "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC")
 """Variables that differ from worker to worker and that no import reads."""
 
 
@@ -40,12 +43,9 @@ def forked_session(folder, num_cpus):
     """Start a Ray whose workers are forked; `folder` is for its sockets, so with a short path."""
     from ehr_ray.runtime.session import session
 
-    program = folder / "python"
     python = sys.executable
-    program.write_text(f'#!/bin/sh\nexec {python} -I -S {__file__} {python} {folder} "$@"\n')
-    program.chmod(0o700)
     with contextlib.ExitStack() as stack:
-        sys.executable = str(program)  # by which Ray starts its processes
+        sys.executable = forking_python(folder)  # by which Ray starts its processes
         try:
             stack.enter_context(session(num_cpus=num_cpus))
         finally:
@@ -53,12 +53,22 @@ def forked_session(folder, num_cpus):
         yield
 
 
-def start(python, folder, command):
+def forking_python(folder):
+    """Return what Ray is to take for Python: its workers are forked, while this process lives."""
+    program, python = folder / "python", sys.executable
+    if not program.exists():
+        parent = folder / f"parent{os.getpid()}"
+        program.write_text(f'#!/bin/sh\nexec {python} -I -S {__file__} {python} {parent} "$@"\n')
+        program.chmod(0o700)
+    return str(program)
+
+
+def start(python, path, command):
     """Be what the raylet asked Python for: a fork if it is a worker, else that command."""
     context, arguments = worker_of(command)
     if arguments:
         environment = {**os.environ, **context.get("env_vars", {})}
-        link = parent(python, f"{folder}/{os.environ['RAY_RAYLET_PID']}")
+        link = parent(python, path)
         asked = {"place": os.getcwd(), "arguments": arguments, "environment": environment}
         message = json.dumps(asked).encode()
         link.sendall(len(message).to_bytes(8, "big"))
@@ -87,7 +97,7 @@ def worker_of(command):
 
 
 def parent(python, path):
-    """Connect to the process that forks the workers of this raylet; the first worker starts it."""
+    """Connect to the process that forks workers; the first worker starts it, and no node owns it."""
     with open(f"{path}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not os.path.exists(path):
@@ -95,28 +105,30 @@ def parent(python, path):
                 process = subprocess.Popen(
                     [python, __file__, path],
                     stdin=subprocess.DEVNULL,
-                    stdout=log,
+                    stdout=subprocess.PIPE,
                     stderr=log,
                     start_new_session=True,
                 )
-            while not os.path.exists(path):
-                assert process.poll() is None, f"see {path}.log"
-                time.sleep(0.02)
+            process.stdout.read()  # until it is there, or has failed
+            assert os.path.exists(path), f"see {path}.log"
     link = socket.socket(socket.AF_UNIX)
     link.connect(path)
     return link
 
 
 def serve(path):
-    """Import, then fork a worker for each that asks, until the raylet is gone."""
+    """Import, then fork a worker for each that asks, until the process of the tests is gone."""
+    if os.fork():  # a child of nobody outlasts the node whose worker was the first
+        os._exit(0)
     import_modules()
-    raylet = os.environ["RAY_RAYLET_PID"]
+    tests = path.rpartition("parent")[2]
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(f"{path}.new")
         server.listen(64)
         server.settimeout(1)
         os.rename(f"{path}.new", path)
-        while os.path.exists(f"/proc/{raylet}"):
+        os.dup2(2, 1)
+        while os.path.exists(path) and os.path.exists(f"/proc/{tests}"):
             with contextlib.suppress(ChildProcessError):
                 while os.waitpid(-1, os.WNOHANG)[0]:
                     pass
@@ -167,6 +179,7 @@ def fork(link, server):
         link.sendall(b"s")
     elif os.fork() == 0:
         server.close()
+        end_with(link)
         link.sendall(b"f")
         for number, stream in enumerate(streams):
             os.dup2(stream, number)
@@ -180,6 +193,13 @@ def fork(link, server):
         os._exit(code)
     for stream in streams:
         os.close(stream)
+
+
+def end_with(link):
+    """Kill this process when the other end is gone: what the raylet has started, and may kill."""
+    fcntl.fcntl(link, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(link, fcntl.F_SETSIG, signal.SIGKILL)
+    fcntl.fcntl(link, fcntl.F_SETFL, fcntl.fcntl(link, fcntl.F_GETFL) | os.O_ASYNC)
 
 
 def imports_differ(environment):

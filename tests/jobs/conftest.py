@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import socket
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from forked_workers import forking_python
 from waiting import wait_until
 
 from ehr_ray.storage.paths import STAGING
@@ -20,6 +22,8 @@ from ehr_ray.train.checkpoint import saved_progress
 
 ROOT = Path(__file__).parents[2]
 RAY = str(Path(sys.executable).with_name("ray"))
+FORKING = "import sys; sys.executable = sys.argv.pop(1); from ray.scripts.scripts import main; main()"
+"""`ray` whose nodes fork their workers, but for those of jobs with a folder of their own."""
 TOKEN = "0" * 64
 ENDS = ("SUCCEEDED", "FAILED", "STOPPED")
 
@@ -39,6 +43,10 @@ class Head:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(token),
             "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}",
+            # A lost node refuses to be asked, and is lost at the fifth time, after 15 seconds by
+            # default; one that is slow to answer has longer than by default.
+            "RAY_health_check_period_ms": "300",
+            "RAY_health_check_timeout_ms": "30000",
         }
         self._processes: list[subprocess.Popen] = []
         self._start = (
@@ -67,7 +75,8 @@ class Head:
     def start(self, *options: str) -> subprocess.Popen:
         """Run `ray start` in the foreground, on free ports."""
         listen, grpc, metrics, node, store = _free_ports(5)
-        command = [RAY, "start", "--block", *options]
+        command = [sys.executable, "-c", FORKING, forking_python(self._folder)]
+        command += ["start", "--block", *options]
         command += [f"--dashboard-agent-listen-port={listen}"]
         command += [f"--dashboard-agent-grpc-port={grpc}", f"--metrics-export-port={metrics}"]
         command += [f"--node-manager-port={node}", f"--object-manager-port={store}"]
@@ -143,18 +152,30 @@ class Head:
         """Run `ray job submit` on a job script; return what it says, by default at its end."""
         job = [sys.executable, f"jobs/{verb}.py", *map(str, arguments)]
         how = ["--submission-id", name, "--working-dir", ".", *([] if wait else ["--no-wait"])]
-        store = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
-        environment = json.dumps({"env_vars": {"OMP_NUM_THREADS": "1", **store}})
+        environment = json.dumps({"env_vars": self._job_environment()})
         return self.ray("job", "submit", *how, "--runtime-env-json", environment, "--", *job)
+
+    def send(self, name: str, verb: str, *arguments: object) -> None:
+        """Submit a job script as it lies here, which every node has; its workers are forked."""
+        script = [sys.executable, ROOT / "jobs" / f"{verb}.py", *arguments]
+        environment = {"env_vars": self._job_environment()}
+        how = {"submission_id": name, "entrypoint": shlex.join(map(str, script))}
+        self._jobs("", {**how, "runtime_env": environment})
+
+    def _job_environment(self) -> dict[str, str]:
+        store = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+        return {"OMP_NUM_THREADS": "1", **store}
 
     def logs(self, name: str) -> str:
         """Return a job's log so far."""
         return str(self._jobs(f"{name}/logs")["logs"])
 
-    def _jobs(self, path: str):
+    def _jobs(self, path: str, sent: dict[str, object] | None = None):
         """Ask the job server as `ray job` does, whose process takes seconds of a core to start."""
         address = f"{self.environment['RAY_API_SERVER_ADDRESS']}/api/jobs/{path}"
-        request = urllib.request.Request(address, headers={"Authorization": f"Bearer {TOKEN}"})
+        headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"}
+        data = None if sent is None else json.dumps(sent).encode()
+        request = urllib.request.Request(address, data, headers)
         with urllib.request.urlopen(request, timeout=60) as answer:
             return json.load(answer)
 

@@ -53,6 +53,13 @@ def at_report(monkeypatch):
     return plan
 
 
+@pytest.fixture
+def impatient(monkeypatch):
+    """Let the end of a run wait a second, not twenty, for a server that stays away all the while."""
+    flush = Tracker.flush
+    monkeypatch.setattr(Tracker, "flush", lambda self, limit=1.0: flush(self, limit))
+
+
 def told(server, run):
     """Return what MLflow knows of a run: its steps, its status and the names of its artifacts."""
     client, known = MlflowClient(server.uri), find_run(run).run_id
@@ -82,10 +89,8 @@ def test_a_server_that_hangs_is_told_when_it_answers_again(mlflow_server, tracke
 
 
 def test_a_server_that_stays_away_is_told_by_the_same_command_later(
-    mlflow_server, tracked, at_report, capsys, monkeypatch
+    mlflow_server, tracked, at_report, impatient, capsys
 ):
-    flush = Tracker.flush  # which waits for 20 seconds
-    monkeypatch.setattr(Tracker, "flush", lambda self, limit=1.0: flush(self, limit))
     at_report({4: mlflow_server.kill})
     experiment = tracked("later")
     trained = train(experiment)
