@@ -36,6 +36,15 @@ settings.load_profile("untimed")
 CONFIGS = Path(__file__).parents[1] / "configs"
 LONG = ("tests/jobs/", "tests/ray/")
 """Folders whose tests share a cluster, and take longest."""
+ENDS = {folder: contextlib.ExitStack() for folder in LONG}
+"""What ends with the last test of a folder: a cluster nobody needs still takes time of a core."""
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item, nextitem):
+    for folder, ends in ENDS.items():
+        if item.nodeid.startswith(folder) and not (nextitem and nextitem.nodeid.startswith(folder)):
+            ends.close()
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -218,13 +227,15 @@ def ray_folder():
 
 
 @pytest.fixture(scope="session")
-def cluster(ray_folder):
-    """One Ray for all tests of a process."""
-    import ray  # most tests need none
+def ends():
+    """What ends with the last test of a folder: ends["tests/jobs/"].callback(function)."""
+    return ENDS
 
-    with forked_session(ray_folder, num_cpus=4):
-        yield
-    assert not ray.is_initialized()
+
+@pytest.fixture(scope="session")
+def cluster(ray_folder):
+    """One Ray for all tests of `tests/ray`."""
+    ENDS["tests/ray/"].enter_context(forked_session(ray_folder, num_cpus=4))
 
 
 @pytest.fixture(scope="session")

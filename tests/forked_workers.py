@@ -1,11 +1,11 @@
 """Ray's workers as forks of a process that has their imports already.
 
 A worker imports torch and Ray anew, four to eight CPU seconds each, and a training has four of
-them. In a Ray of `forked_session`, and on nodes that are started by `forking_python`, the raylet
-starts this file in place of Python; it asks a parent process, one for all of them, to fork.
-Everything else about a worker stays: a process of its own, which the raylet starts, counts and
-kills, and which ends with what the raylet has started. Any other Ray, a shell's say, has ordinary
-workers.
+them. In a Ray of `forked_session`, or of a program that takes `forking_python` for its Python, the
+raylet starts this file instead; it asks a parent process, one a raylet, to fork. Everything else
+about a worker stays: a process of its own, which the raylet starts, counts and kills. A Ray that
+`ray start` or a shell starts has ordinary workers: Ray reads the number of a job, and its raylet's,
+as it is imported, so that a parent is of one job of one raylet.
 """
 
 import array
@@ -14,7 +14,6 @@ import fcntl
 import json
 import os
 import runpy
-import signal
 import socket
 import subprocess
 import sys
@@ -34,7 +33,7 @@ MODULES = (
 """What the parent imports: most of what workers do, and nothing that starts threads."""
 READ_AT_IMPORT = ("PYTHON", "OMP_", "RAY_", "CUDA_")
 """Begin of the names of variables by whose change a worker is not forked but started."""
-ITS_OWN = ("RAY_JOB_ID", "RAY_RAYLET_PID", "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC")
+ITS_OWN = ("RAY_JOB_ID", "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC")
 """Variables that differ from worker to worker and that no import reads."""
 
 
@@ -54,21 +53,23 @@ def forked_session(folder, num_cpus):
 
 
 def forking_python(folder):
-    """Return what Ray is to take for Python: its workers are forked, while this process lives."""
+    """Return what a program is to take for Python, so that workers of the Ray it starts are forked.
+
+    `folder` is for sockets, so with a short path.
+    """
     program, python = folder / "python", sys.executable
     if not program.exists():
-        parent = folder / f"parent{os.getpid()}"
-        program.write_text(f'#!/bin/sh\nexec {python} -I -S {__file__} {python} {parent} "$@"\n')
+        program.write_text(f'#!/bin/sh\nexec {python} -I -S {__file__} {python} {folder} "$@"\n')
         program.chmod(0o700)
     return str(program)
 
 
-def start(python, path, command):
+def start(python, folder, command):
     """Be what the raylet asked Python for: a fork if it is a worker, else that command."""
     context, arguments = worker_of(command)
     if arguments:
         environment = {**os.environ, **context.get("env_vars", {})}
-        link = parent(python, path)
+        link = parent(python, f"{folder}/{os.environ['RAY_RAYLET_PID']}")
         asked = {"place": os.getcwd(), "arguments": arguments, "environment": environment}
         message = json.dumps(asked).encode()
         link.sendall(len(message).to_bytes(8, "big"))
@@ -97,7 +98,7 @@ def worker_of(command):
 
 
 def parent(python, path):
-    """Connect to the process that forks workers; the first worker starts it, and no node owns it."""
+    """Connect to the process that forks the workers of this raylet; the first worker starts it."""
     with open(f"{path}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not os.path.exists(path):
@@ -105,30 +106,28 @@ def parent(python, path):
                 process = subprocess.Popen(
                     [python, __file__, path],
                     stdin=subprocess.DEVNULL,
-                    stdout=subprocess.PIPE,
+                    stdout=log,
                     stderr=log,
                     start_new_session=True,
                 )
-            process.stdout.read()  # until it is there, or has failed
-            assert os.path.exists(path), f"see {path}.log"
+            while not os.path.exists(path):
+                assert process.poll() is None, f"see {path}.log"
+                time.sleep(0.02)
     link = socket.socket(socket.AF_UNIX)
     link.connect(path)
     return link
 
 
 def serve(path):
-    """Import, then fork a worker for each that asks, until the process of the tests is gone."""
-    if os.fork():  # a child of nobody outlasts the node whose worker was the first
-        os._exit(0)
+    """Import, then fork a worker for each that asks, until the raylet is gone."""
     import_modules()
-    tests = path.rpartition("parent")[2]
+    raylet = os.environ["RAY_RAYLET_PID"]
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(f"{path}.new")
         server.listen(64)
         server.settimeout(1)
         os.rename(f"{path}.new", path)
-        os.dup2(2, 1)
-        while os.path.exists(path) and os.path.exists(f"/proc/{tests}"):
+        while os.path.exists(f"/proc/{raylet}"):
             with contextlib.suppress(ChildProcessError):
                 while os.waitpid(-1, os.WNOHANG)[0]:
                     pass
@@ -179,7 +178,6 @@ def fork(link, server):
         link.sendall(b"s")
     elif os.fork() == 0:
         server.close()
-        end_with(link)
         link.sendall(b"f")
         for number, stream in enumerate(streams):
             os.dup2(stream, number)
@@ -193,13 +191,6 @@ def fork(link, server):
         os._exit(code)
     for stream in streams:
         os.close(stream)
-
-
-def end_with(link):
-    """Kill this process when the other end is gone: what the raylet has started, and may kill."""
-    fcntl.fcntl(link, fcntl.F_SETOWN, os.getpid())
-    fcntl.fcntl(link, fcntl.F_SETSIG, signal.SIGKILL)
-    fcntl.fcntl(link, fcntl.F_SETFL, fcntl.fcntl(link, fcntl.F_GETFL) | os.O_ASYNC)
 
 
 def imports_differ(environment):

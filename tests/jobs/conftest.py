@@ -14,7 +14,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-from forked_workers import forking_python
 from waiting import wait_until
 
 from ehr_ray.storage.paths import STAGING
@@ -22,8 +21,6 @@ from ehr_ray.train.checkpoint import saved_progress
 
 ROOT = Path(__file__).parents[2]
 RAY = str(Path(sys.executable).with_name("ray"))
-FORKING = "import sys; sys.executable = sys.argv.pop(1); from ray.scripts.scripts import main; main()"
-"""`ray` whose nodes fork their workers, but for those of jobs with a folder of their own."""
 TOKEN = "0" * 64
 ENDS = ("SUCCEEDED", "FAILED", "STOPPED")
 
@@ -75,8 +72,7 @@ class Head:
     def start(self, *options: str) -> subprocess.Popen:
         """Run `ray start` in the foreground, on free ports."""
         listen, grpc, metrics, node, store = _free_ports(5)
-        command = [sys.executable, "-c", FORKING, forking_python(self._folder)]
-        command += ["start", "--block", *options]
+        command = [RAY, "start", "--block", *options]
         command += [f"--dashboard-agent-listen-port={listen}"]
         command += [f"--dashboard-agent-grpc-port={grpc}", f"--metrics-export-port={metrics}"]
         command += [f"--node-manager-port={node}", f"--object-manager-port={store}"]
@@ -156,7 +152,7 @@ class Head:
         return self.ray("job", "submit", *how, "--runtime-env-json", environment, "--", *job)
 
     def send(self, name: str, verb: str, *arguments: object) -> None:
-        """Submit a job script as it lies here, which every node has; its workers are forked."""
+        """Submit a job script as it lies here, where every node finds it."""
         script = [sys.executable, ROOT / "jobs" / f"{verb}.py", *arguments]
         environment = {"env_vars": self._job_environment()}
         how = {"submission_id": name, "entrypoint": shlex.join(map(str, script))}
@@ -199,13 +195,14 @@ class Head:
 
 
 @pytest.fixture(scope="session")
-def head():
+def head(ends):
     """One head for all tests, in its own folder; sockets need a short path.
 
     It does no work itself: workers need nodes, which tests add.
     """
     folder = Path(tempfile.mkdtemp(prefix="ehr"))
     head = Head(folder, cpus=0)
+    ends["tests/jobs/"].callback(head.close)
     try:
         head.open()
         yield head

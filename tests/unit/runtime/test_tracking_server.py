@@ -13,6 +13,7 @@ from mlflow import MlflowClient
 from ehr_ray.cli.main import main
 from ehr_ray.commands.train.command import train
 from ehr_ray.experiment import load
+from ehr_ray.runtime import tracking, tracking_store
 from ehr_ray.runtime.tracking import UNTOLD, Tracker, find_run
 from ehr_ray.train import history
 
@@ -111,11 +112,14 @@ def test_a_server_that_stays_away_is_told_by_the_same_command_later(
 
 @pytest.mark.parametrize("kind", ["silent", "nobody"])
 def test_a_server_that_is_away_at_the_start_stops_nothing_and_is_told_later(
-    kind, mlflow_server, tracked, capsys
+    kind, mlflow_server, tracked, capsys, monkeypatch
 ):
     experiment = tracked(f"begins_{kind}")
     mlflow_server.signal(signal.SIGSTOP) if kind == "silent" else mlflow_server.kill()
-    trained = train(experiment)
+    with monkeypatch.context() as patch:  # five seconds otherwise, though none would be enough
+        for module in (tracking, tracking_store):
+            patch.setattr(module, "START", 1.0)
+        trained = train(experiment)
     said = [line for line in capsys.readouterr().err.splitlines() if "MLflow" in line]
     why = "no answer" if kind == "silent" else "connection refused"
     assert len(said) == 2, said
