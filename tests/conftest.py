@@ -8,6 +8,7 @@ import shutil
 import signal
 import socket
 import tempfile
+import threading
 import time
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -241,18 +242,21 @@ def cluster(ray_folder):
 @pytest.fixture(scope="session")
 def bucket(ray_folder):
     """The bucket `hospital` of an S3 server on loopback."""
-    from moto.server import ThreadedMotoServer
+    from moto.server import create_backend_app
+    from werkzeug.serving import make_server
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     where = urlsplit(os.environ["AWS_ENDPOINT_URL"])
-    server = ThreadedMotoServer(where.hostname, where.port, verbose=False)
-    server.start()
+    # `ThreadedMotoServer` looks for the service of each request among the folders of them all.
+    app = create_backend_app("s3")
+    server = make_server(where.hostname, where.port, app, threaded=True)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
     store = pyarrow.fs.S3FileSystem(
         endpoint_override=where.netloc, scheme="http", allow_bucket_creation=True
     )
     store.create_dir("hospital")
     yield store
-    server.stop()
+    server.shutdown()
 
 
 @pytest.fixture(scope="session")
