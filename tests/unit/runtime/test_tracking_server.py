@@ -56,7 +56,7 @@ def at_report(monkeypatch):
 
 @pytest.fixture
 def impatient(monkeypatch):
-    """Let the end of a run wait a second, not twenty, for a server that stays away all the while."""
+    """At its end a run waits a second, not twenty, for a server that stays away all the while."""
     flush = Tracker.flush
     monkeypatch.setattr(Tracker, "flush", lambda self, limit=1.0: flush(self, limit))
 
