@@ -203,6 +203,7 @@ def head(ends):
     folder = Path(tempfile.mkdtemp(prefix="ehr"))
     head = Head(folder, cpus=0)
     ends["tests/jobs/"].callback(head.close)
+    ends["tests/jobs/"].callback(head.close)
     try:
         head.open()
         yield head

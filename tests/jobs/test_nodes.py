@@ -68,6 +68,8 @@ def test_a_node_lost_in_mid_epoch_changes_nothing(
     """Two nodes share a store and nothing else; what is trained waits for one in place of the lost.
 
     Two workers and what makes their rows need three CPUs, so that the node of two has a worker.
+    Slow: that a node in place of the lost one copies prepared rows from the store, as the second
+    machine of `ray/test_storage.py` does.
     """
     monkeypatch.setenv(STAGING, str(tmp_path / "copies"))
     place = f"hospital/train/{mode}"
