@@ -125,7 +125,7 @@ class BlockStore:
         except InputError as error:
             # One worker alone meets it, in the midst of a training: told apart from bad input.
             raise DamagedRowsError(str(error)) from error
-        if not self._checked[block]:  # once: it reads the whole block, of which rows may be few
+        if not self._checked[block]:
             self._check(path, batch, metadata)
             self._checked[block] = True
         if len(self._blocks) >= OPEN_BLOCKS:

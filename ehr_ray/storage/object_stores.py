@@ -71,7 +71,6 @@ def explained(uri: str) -> Iterator[None]:
         yield
     except (OSError, pa.ArrowException) as error:
         text = str(error)
-        # With a number, and not of AWS, it is of this machine's disk, where the copy is.
         if isinstance(error, OSError) and error.errno is not None and "AWS" not in text:
             if isinstance(error, FileNotFoundError):
                 raise InputError(f"{uri}: {error.strerror}; check the URI") from error

@@ -84,7 +84,7 @@ class TrialRanking:
         young = max(UNTRAINED_STEPS, experiment.train.warmup(loader.steps_per_epoch))
 
         def measure(module: nn.Module, row: Mapping[str, float]) -> dict[str, float]:
-            was_training = module.training  # a report comes between two steps of training
+            was_training = module.training
             predictor = Predictor(family, experiment.model, vocabulary, module.eval())
             measures = _latents(predictor, loader)
             values = {k.removeprefix("val/"): v for k, v in row.items()}
