@@ -33,6 +33,9 @@ CHUNK: Final = 256
 FEW: Final = 4
 """Of a file that is not here blocks alone are read where so many times as many are not wanted."""
 
+RANKS: Final = "LOCAL_WORLD_SIZE"
+"""Environment variable, of torch and Ray Train: ranks of a training on this node."""
+
 OPEN_BLOCKS: Final = 4096
 """Blocks whose columns a store keeps at hand, some kB each: those of many windows."""
 OPEN_FILES: Final = 64
@@ -152,7 +155,7 @@ class BlockStore:
         index: Path | None = None,
         fetch: Callable[[Path], Path] | None = None,
     ) -> None:
-        self._paths = paths
+        self._paths, self._kept_in = paths, index
         self._brought = BroughtFiles(self._paths, fetch, self._forget) if fetch else None
         sizes: Sequence[int | None] = [None] * len(paths) if fetch else _sizes(paths)
         found = None if index is None else read_index(index, sizes)
@@ -197,7 +200,7 @@ class BlockStore:
         except InputError as error:
             raise DamagedRowsError(str(error)) from error
         if not self._checked[block]:
-            self._check(path, batch, metadata)
+            self._check(path, block, batch, metadata)
             self._checked[block] = True
         if len(self._blocks) >= OPEN_BLOCKS:
             self._blocks.pop(next(iter(self._blocks)), None)
@@ -249,6 +252,8 @@ class BlockStore:
         """
         brought = self._brought
         assert brought is not None
+        # Ranks of a node ask for the same rows: together no more than the copy they would share.
+        least = max(FEW, int(os.environ.get(RANKS, "1")))
         rows = np.unique(chosen)
         blocks = np.searchsorted(self._ends, rows, "right")
         shards = np.searchsorted(self._file_ends, blocks, "right")
@@ -258,7 +263,7 @@ class BlockStore:
         few = [
             (shard, own)
             for shard, own in wanted.items()
-            if FEW * len(own) <= self.index.counts[shard] and not brought.is_here(shard)
+            if least * len(own) <= self.index.counts[shard] and not brought.is_here(shard)
         ]
         found: dict[int, dict[str, np.ndarray]] = {}
         for some in brought.each(lambda one: self._taken(*one), few):
@@ -274,19 +279,27 @@ class BlockStore:
         found = {}
         batches = self._brought.batches(shard, [block - first for block in wanted])
         for (batch, metadata), (block, rows) in zip(batches, wanted.items(), strict=True):
-            self._check(self._paths[shard], batch, metadata)
+            self._check(self._paths[shard], block, batch, metadata)
             start = int(self._ends[block] - self.block_sizes[block])
             columns = _columns(batch.take(pa.array([row - start for row in rows])))
             for place, row in enumerate(rows):
                 found[row] = {name: column.get(place) for name, column in columns.items()}
         return found
 
-    @staticmethod
-    def _check(path: Path, batch: pa.RecordBatch, metadata: Any) -> None:
-        """Raise DamagedRowsError for a block of a file that is not what was written."""
+    def _check(self, path: Path, block: int, batch: pa.RecordBatch, metadata: Any) -> None:
+        """Raise DamagedRowsError for a block that is not what was written, or what is known of it.
+
+        An index of other files of the same sizes is seen by that.
+        """
         checksum = None if metadata is None else metadata.get(CHECKSUM)
         if checksum is not None and _checksum(batch) != checksum:
             raise DamagedRowsError(f"{path}: its rows are not those that were written; {REMEDY}")
+        known = self.index.table.slice(self._ends[block] - batch.num_rows, batch.num_rows)
+        if batch.num_rows != self.block_sizes[block] or not _same(_known(batch), known):
+            raise DamagedRowsError(
+                f"{path}: its rows are not those that {self._kept_in} tells of; remove both, and "
+                "they are made again"
+            )
 
     def read(
         self, windows: Iterable[Window], then: Iterable[Window] = ()
@@ -413,6 +426,15 @@ def _known(batch: pa.RecordBatch) -> pa.Table:
         key, values = (f"{LENGTH}{name}", np.diff(column.offsets)) if lists else (name, column)
         columns[key] = values
     return pa.table(columns)
+
+
+def _same(own: pa.Table, known: pa.Table) -> bool:
+    """Whether what is known of rows has what a block says of them; what is no number is alike."""
+    for name in own.column_names:
+        ours, theirs = own[name].to_numpy(), known[name].to_numpy()
+        if not np.all((ours == theirs) | ((ours != ours) & (theirs != theirs))):
+            return False
+    return True
 
 
 def _told(tables: Iterable[pa.Table]) -> bytes:
