@@ -50,7 +50,9 @@ def folders_in(location: str | Path) -> set[str]:
         selector = pafs.FileSelector(path, recursive=every, allow_not_found=True)
         found = store.get_file_info(selector)
         if every:
-            below = (os.path.relpath(info.path, path).partition("/") for info in found if info.is_file)
+            below = (
+                os.path.relpath(info.path, path).partition("/") for info in found if info.is_file
+            )
             return {name for name, inner, _ in below if inner}
         return {info.base_name for info in found if info.type == pafs.FileType.Directory}
 

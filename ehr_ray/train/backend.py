@@ -119,5 +119,7 @@ def together(backend: Backend) -> Iterator[None]:
     if first:
         written = f"{type(problem).__name__}\n{problem}".encode()[:LINE]
         line[: len(written)] = torch.tensor([*written], dtype=torch.float32)
-    kind, _, text = bytes(backend.all_sum(line).int().tolist()).decode(errors="ignore").partition("\n")
+    kind, _, text = (
+        bytes(backend.all_sum(line).int().tolist()).decode(errors="ignore").partition("\n")
+    )
     raise problem if first and problem is not None else error_of_kind(kind, text.rstrip("\0"))

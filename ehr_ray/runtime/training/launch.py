@@ -58,7 +58,9 @@ def fit(job: Any, callbacks: Sequence[Any] = ()) -> None:
                 if lacks_resources(error) and saved_step(job.run) > before:
                     continue  # it had resources for a while, and waits again
                 kind, text = kind_of(error), cause(error, cluster)
-                raise kind(text if issubclass(kind, UserError) else f"{job.run.name}: {text}") from error
+                raise kind(
+                    text if issubclass(kind, UserError) else f"{job.run.name}: {text}"
+                ) from error
             _raise_returned(result.return_value)
             return
 

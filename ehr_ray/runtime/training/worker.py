@@ -14,8 +14,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ehr_ray.errors import (
-    DamagedRowsError,
-    RowsUnavailableError,
     RunError,
     UserError,
     error_of_kind,

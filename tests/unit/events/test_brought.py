@@ -217,9 +217,7 @@ def test_a_file_comes_whole_where_more_of_it_is_wanted_or_it_is_here(far):
     assert far.asked == ["1.arrow", "2.arrow"]  # what is trained on: its other blocks follow
 
 
-def test_blocks_of_all_ranks_of_a_node_are_no_more_than_the_copy_they_would_share(
-    far, monkeypatch
-):
+def test_blocks_of_all_ranks_of_a_node_are_no_more_than_the_copy_they_would_share(far, monkeypatch):
     """Of eight blocks each of eight ranks reads one, and of two all read the file once."""
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
     store = far.store()

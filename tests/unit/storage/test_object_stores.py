@@ -5,7 +5,6 @@ from ehr_ray.storage import object_stores
 from ehr_ray.storage.object_stores import endpoint, explained, filesystem
 from ehr_ray.storage.sync import fetch
 
-
 GOOGLE = "google::cloud::Status"
 
 
