@@ -182,10 +182,17 @@ class BlockStore:
 
     def row(self, index: int) -> dict[str, np.ndarray]:
         """Return one row; its arrays are read-only views of the file."""
-        block = int(np.searchsorted(self._ends, index, side="right"))
-        within = index - (int(self._ends[block - 1]) if block else 0)
-        columns = self._blocks.get(block) or self._open(block)
-        return {name: column.get(within) for name, column in columns.items()}
+        return self._read(np.array([index]))[0]
+
+    def _read(self, indices: npt.NDArray[np.int64]) -> list[dict[str, np.ndarray]]:
+        """Return several rows, whose blocks are looked for together."""
+        blocks = np.searchsorted(self._ends, indices, side="right")
+        within = indices - (self._ends[blocks] - self.block_sizes[blocks])
+        found = []
+        for block, place in zip(blocks.tolist(), within.tolist(), strict=True):
+            columns = self._blocks.get(block) or self._open(block)
+            found.append({name: column.get(place) for name, column in columns.items()})
+        return found
 
     def _open(self, block: int) -> dict[str, "_Column"]:
         """Return the columns of a block, of which the last `OPEN_BLOCKS` stay."""
@@ -240,7 +247,7 @@ class BlockStore:
         """
         chosen = np.fromiter(indices, np.int64)
         if self._brought is None:
-            return [self.row(int(i)) for i in chosen]
+            return self._read(chosen)
         apart = {} if again else self._apart(chosen)
         self._brought.want(self._shards([chosen[[int(i) not in apart for i in chosen]]]))
         return [apart.get(int(i)) or self.row(int(i)) for i in chosen]
@@ -311,7 +318,7 @@ class BlockStore:
         with contextlib.closing(self._wanted(windows, then)) as wanted:
             for window in wanted:
                 for part in window:
-                    yield [self.row(int(i)) for i in part]
+                    yield self._read(np.asarray(part, np.int64))
 
     def _wanted(
         self, windows: Iterable[Window], then: Iterable[Window]
