@@ -131,7 +131,7 @@ class RowStore(Protocol):
     ) -> Generator[Sequence[Row], None, None]:
         """Yield the rows of each part; those of a window lie in few shards, and are read once.
 
-        Of `then`, which is read next by another call, the first window may be brought near.
+        Of `then`, which is read next by another call, the first may be brought near, or made.
         """
 
 
