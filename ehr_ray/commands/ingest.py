@@ -63,7 +63,6 @@ from ehr_ray.sources.splits import SplitPolicy, buckets_for, parse_splits
 from ehr_ray.storage import files, sync
 from ehr_ray.storage.lease import Lease, leased
 from ehr_ray.storage.paths import canonical, inside, is_uri, local, uri_of
-from ehr_ray.train.allocator import keep_freed_memory
 
 SMALL_BYTES: Final = 200_000_000
 """Smaller inputs are read in this process unless CPUs are asked for: starting Ray takes seconds."""
@@ -142,8 +141,6 @@ def ingest(
         progress(f"{output} is already there, made from the same input: nothing to do")
         return done
     on_ray = _worth_ray(len(units), size) if cpus is None else cpus > 1
-    if not on_ray:
-        keep_freed_memory()  # page faults of large arrays are a tenth of the time
     read = [of_any_machine(unit) for unit in units] if on_ray else units
     told = {"source": source, "input": given, "output": output, **asdict(asked)}
     told |= {f"options.{key}": value for key, value in asdict(chosen).items()}

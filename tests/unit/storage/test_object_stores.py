@@ -1,8 +1,11 @@
 import pytest
 
 from ehr_ray.errors import InputError, RunError
-from ehr_ray.storage.object_stores import endpoint, explained
+from ehr_ray.storage import object_stores
+from ehr_ray.storage.object_stores import endpoint, explained, filesystem
 from ehr_ray.storage.sync import fetch
+
+GOOGLE = "google::cloud::Status"
 
 
 @pytest.mark.parametrize(
@@ -12,13 +15,19 @@ from ehr_ray.storage.sync import fetch
         ("AWS Error ACCESS_DENIED during X: key AKIA1", InputError, "AWS_SECRET_ACCESS_KEY"),
         ("AWS Error NETWORK_CONNECTION during X", RunError, "AWS_ENDPOINT_URL"),
         ("AWS Error SLOW_DOWN during X: of AKIA1", RunError, "SLOW_DOWN"),
+        (f"{GOOGLE}(NOT_FOUND: Permanent error, AKIA1)", InputError, "no such bucket"),
+        (f"{GOOGLE}(PERMISSION_DENIED: AKIA1)", InputError, "GOOGLE_APPLICATION_CREDENTIALS"),
+        (f"{GOOGLE}(UNAUTHENTICATED: AKIA1)", InputError, "GOOGLE_APPLICATION_CREDENTIALS"),
+        (f"{GOOGLE}(UNAVAILABLE: AKIA1)", RunError, "no store answers"),
+        (f"{GOOGLE}(RESOURCE_EXHAUSTED: AKIA1)", RunError, "store answered RESOURCE_EXHAUSTED;"),
     ],
 )
 def test_what_a_store_refuses_is_one_line_without_its_details(text, kind, said):
-    with pytest.raises(kind, match=said) as caught, explained("s3://b/a"):
-        raise OSError(text)
-    assert str(caught.value).startswith("s3://b/a: ")
-    assert "AKIA1" not in str(caught.value)
+    for error in (OSError(text), OSError(2, text)):  # Google's have a number as a disk's have
+        with pytest.raises(kind, match=said) as caught, explained("s3://b/a"):
+            raise error
+        assert str(caught.value).startswith("s3://b/a: ")
+        assert "AKIA1" not in str(caught.value)
 
 
 def test_a_full_disk_names_the_folder_of_copies():
@@ -26,9 +35,24 @@ def test_a_full_disk_names_the_folder_of_copies():
         raise OSError(28, "No space left on device")
 
 
+def test_google_s_library_asks_a_store_that_is_away_for_a_minute(monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        object_stores, "_connected", lambda *given: asked.append(given) or (None, "b")
+    )
+    for uri in ("gs://b/a", "gs://b/a?retry_limit_seconds=5", "gcs://b/a?scheme=http"):
+        filesystem(uri)
+    assert asked == [
+        ("gs://b", "retry_limit_seconds=60"),
+        ("gs://b", "retry_limit_seconds=5"),
+        ("gcs://b", "scheme=http&retry_limit_seconds=60"),
+    ]
+
+
 def test_an_unknown_kind_of_storage_is_refused():
-    with pytest.raises(InputError, match="use s3, gs"):
-        fetch("ftp://host/a")
+    for uri in ("ftp://host/a", "abfs://host/a"):
+        with pytest.raises(InputError, match="use s3, gs"):
+            fetch(uri)
 
 
 def test_the_endpoint_comes_from_the_usual_variables(monkeypatch):
