@@ -86,7 +86,7 @@ def evaluate(
     Probe and baselines are fitted on the train split of the run's own cohort and calibrated on
     its tuning split, whichever cohort is scored; nothing after a prediction time reaches a model.
     Another cohort is refused where the model knows a smaller share of the split's events than
-    `min_known_events`.
+    `min_known_events`, unless it has codes of as large a share of what the model was trained on.
 
     Args:
         run: folder or URI of the run.
