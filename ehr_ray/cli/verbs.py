@@ -40,8 +40,8 @@ TRACKING = (
 )
 MIN_KNOWN_EVENTS = option(
     "--min-known-events",
-    "share of another cohort's events whose codes the model must know, or of what it was trained on "
-    "whose codes the cohort must have (default 0.5)",
+    "share of another cohort's events whose codes the model must know, or of the events it was "
+    "trained on whose codes the cohort must have (default 0.5)",
     type=float,
     default=0.5,
 )

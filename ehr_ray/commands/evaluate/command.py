@@ -278,11 +278,13 @@ def _score_binary(
         "num_bootstrap": subject.experiment.evaluation.bootstrap,
     }
     splits = {name: split_of(predictions) for name, predictions in fit.items()}
+    stack = subject.experiment.evaluation.stack
     fitted = fit_task(
         splits["train"],
         splits["tuning"],
         seed=draws["seed"],
         ensemble=subject.experiment.evaluation.ensemble,
+        stack=stack and dataclasses.asdict(stack),
     )
     scored = {"tuning": splits["tuning"]} if subject.own else {}
     scored |= {subject.split: split_of(inputs.judged)}
