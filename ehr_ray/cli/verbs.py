@@ -147,6 +147,12 @@ VERBS = (
                 "comes into one split",
                 metavar="CODE",
             ),
+            option(
+                "--unlisted",
+                "subjects that the table of --splits leaves out: refuse the input (default), or "
+                "drop them, counted",
+                default="refuse",
+            ),
             option("--cpus", "1: this process; more: as Ray Data tasks", type=int),
             *TRACKING,
             add_source_options,

@@ -48,7 +48,7 @@ from ehr_ray.sources.building.sharing import (
     share,
     share_splits,
 )
-from ehr_ray.sources.building.staging import SPLITS_TABLE, Plan, Repeats
+from ehr_ray.sources.building.staging import SPLITS_TABLE, Plan, Repeats, Unlisted
 from ehr_ray.sources.building.statistics import (
     FOUND,
     JOINED,
@@ -86,6 +86,7 @@ def ingest(
     repeats: str = "keep",
     code_map: str | None = None,
     split_by: str | None = None,
+    unlisted: str = "refuse",
     cpus: int | None = None,
     tracking: Destination | None = None,
     progress: Callable[[str], None] = lambda _: None,
@@ -113,6 +114,8 @@ def ingest(
         repeats: `keep` or `drop` the exact repeats of a row.
         code_map: a shipped map's name or a CSV file: codes are renamed, values scaled.
         split_by: a static code; everybody who shares a value of it comes into one split.
+        unlisted: `refuse` an input with subjects that the table of `splits` leaves out, or `drop`
+            these.
         cpus: 1 stays in this process, more starts Ray with that many; None decides by size.
         tracking: where an MLflow run is left of a cohort that was made.
         progress: called with one line whenever a piece of work is done.
@@ -135,6 +138,7 @@ def ingest(
     limits = load_limits(ranges or kind.limits[0], conversions or kind.limits[1])
     if repeats not in get_args(Repeats):
         raise InputError(f"--repeats {repeats}: choose from {', '.join(get_args(Repeats))}")
+    _check_unlisted(unlisted, policy)
     mapped = None if code_map is None else load_code_map(code_map)
     given, units = _work(kind, input, chosen)
     if split_by is not None:
@@ -147,7 +151,7 @@ def ingest(
         policy,
         units,
         origins,
-        treatment=_treatment(limits.digest, repeats, mapped, split_by),
+        treatment=_treatment(limits.digest, repeats, mapped, split_by, unlisted),
     )
     place, output = canonical(output), local(output).absolute()
     done = None if is_uri(place) and not _stored(place) else finished(output, print_)
@@ -172,6 +176,7 @@ def ingest(
         "repeats": repeats,
         "code_map": code_map,
         "split_by": split_by,
+        "unlisted": unlisted,
         **{f"options.{key}": value for key, value in asdict(chosen).items()},
     }
     with (
@@ -195,6 +200,7 @@ def ingest(
             split_by,
             uri_of(folder),
             buckets_for(size),
+            cast(Unlisted, unlisted),
         )
         run = partial(run_jobs, on_ray=on_ray, say=progress)
         work = _build(plan, units, read, run, progress, place, max_rejected, relative=relative)
@@ -268,11 +274,19 @@ def _by_groups(policy: SplitPolicy, splits: str | None, code: str) -> SplitPolic
     return replace(policy, keep_source=False)
 
 
+def _check_unlisted(unlisted: str, policy: SplitPolicy) -> None:
+    if unlisted not in get_args(Unlisted):
+        raise InputError(f"--unlisted {unlisted}: choose from {', '.join(get_args(Unlisted))}")
+    if unlisted == "drop" and policy.file is None:
+        raise InputError("--unlisted drop: no table leaves anybody out; give one as --splits FILE")
+
+
 def _treatment(
-    limits: str, repeats: str, code_map: CodeMap | None, split_by: str | None
+    limits: str, repeats: str, code_map: CodeMap | None, split_by: str | None, unlisted: str
 ) -> tuple[str, ...]:
     """Return what decides the bytes beside source and options; what was not asked adds nothing."""
     more = {"code_map": code_map and code_map.digest, "split_by": split_by}
+    more |= {"unlisted": unlisted if unlisted == "drop" else None}
     return (limits, repeats, *(f"{key}={value}" for key, value in more.items() if value))
 
 

@@ -43,6 +43,7 @@ from ehr_ray.evaluation.tasks.few_labels import few_labels_result
 from ehr_ray.evaluation.tasks.kinds import KindScores
 from ehr_ray.evaluation.tasks.prediction_sets import prediction_set_result
 from ehr_ray.evaluation.tasks.subgroups import subgroup_result
+from ehr_ray.evaluation.tasks.underfitting import train_result
 from ehr_ray.events.code_map import load_code_map
 from ehr_ray.events.labels import choose_task, first_kind, task_files
 from ehr_ray.events.patients import splits_of
@@ -296,6 +297,7 @@ def _score_binary(
     early = fit_hours(hours["train"], hours["tuning"], fitted, splits, seed=draws["seed"])
     results = [
         left_out,
+        train_result(fitted, splits["train"], scores.metrics, subject.split),
         early_warning_result(early, hours_of(inputs.judged), subject.split, **draws),
         subgroup_result(divisions, scores, subject.split, **draws),
     ]
