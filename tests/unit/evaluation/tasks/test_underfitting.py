@@ -51,5 +51,5 @@ def test_nothing_is_said_of_one_class_nor_where_train_itself_is_judged(fitted, t
     assert train_result(fitted, train, METRICS, "train").metrics == {}
     one = replace(train, label=np.zeros(300, bool))
     assert train_result(fitted, one, METRICS, "held_out").metrics == {}
-    undefined = {name: np.nan for name in METRICS}
+    undefined = dict.fromkeys(METRICS, np.nan)
     assert train_result(fitted, train, undefined, "held_out").notes == ()
