@@ -35,7 +35,7 @@ def test_codes_of_the_model_that_no_event_has_are_told_with_what_was_trained_on_
     counts = np.array([50, 10, 40])
     model = Vocabulary(("HR", "MAP", "Temp"), counts, np.zeros(3), np.ones(3))
     coverage = coverage_of({"HR": 2, "Temp": 0, "DRUG": 8}, model)
-    assert (coverage.known, coverage.trained) == (0.2, pytest.approx(0.5))
+    assert (coverage.known, coverage.trained) == pytest.approx((0.2, 0.5))
     assert list(coverage.absent) == ["Temp", "MAP"]
     assert coverage.absent_line() == (
         "these events have codes of 50.0% of those it was trained on; 2 of its codes are not "
