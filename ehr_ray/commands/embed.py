@@ -32,6 +32,8 @@ from ehr_ray.runtime.inference import (
 )
 from ehr_ray.runtime.session import session
 from ehr_ray.runtime.verb_tracking import of_training, tracked_verb
+from ehr_ray.sources.building.resume import has_changed
+from ehr_ray.sources.building.staging import MAPPED
 from ehr_ray.storage import files, in_place, sync
 from ehr_ray.storage.claim import claim
 from ehr_ray.storage.listing import stamp
@@ -239,7 +241,8 @@ class _Job:
         on_ray = self.session is not None
         with opened(cohort, cache, on_ray=on_ray, say=self.say) as manifest:
             coverage = measure_coverage(manifest, self.loaded.vocabulary)
-        require_coverage(coverage, self.least, self.cohort, mapped=self.code_map is not None)
+        mapped = self.code_map is not None or has_changed(self.cohort, MAPPED)
+        require_coverage(coverage, self.least, self.cohort, mapped=mapped)
         for line in (coverage.line() if coverage.unknown else "", coverage.absent_line()):
             if line:
                 self.say(line)

@@ -15,6 +15,8 @@ from ehr_ray.runtime.data.dataset import CODES
 from ehr_ray.runtime.data.manifest import opened
 from ehr_ray.runtime.data.mapped import mapped_cohort
 from ehr_ray.runtime.data.tasks import Say
+from ehr_ray.sources.building.resume import has_changed
+from ehr_ray.sources.building.staging import MAPPED
 from ehr_ray.storage import files
 
 
@@ -56,7 +58,8 @@ def coverage_result(subject: Subject, least: float, say: Say) -> SuiteResult:
     events, cache = subject.events, subject.cache_of(subject.events)
     with opened(events, cache, on_ray=subject.on_ray, say=say) as manifest:
         coverage = measure_coverage(manifest, subject.loaded.vocabulary, subject.split)
-    require_coverage(coverage, least, subject.cohort, mapped=subject.mapped is not None)
+    mapped = subject.mapped is not None or has_changed(subject.cohort, MAPPED)
+    require_coverage(coverage, least, subject.cohort, mapped=mapped)
     return SuiteResult(
         metrics={
             f"{subject.split}/known_events": coverage.known,

@@ -179,6 +179,15 @@ def finished(output: Path, print_: str) -> IngestSummary | None:
     return done
 
 
+def has_changed(cohort: Path, kind: str) -> bool:
+    """Whether ingest read anything otherwise in this way, as the record in a cohort says."""
+    path = cohort / RECORD
+    if not path.is_file():
+        return False
+    summary = json.loads(path.read_text()).get("summary", {})
+    return bool(summary.get("changes", {}).get(kind))
+
+
 @contextlib.contextmanager
 def staging(output: Path, print_: str) -> Iterator[Path]:
     """Hold the staging folder of an ingest; keep it if the job dies, drop it on bad input.

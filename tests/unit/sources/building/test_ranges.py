@@ -165,7 +165,11 @@ def test_whom_a_table_of_splits_leaves_out_is_refused_or_dropped_with_labels_and
     with pytest.raises(InputError, match=r"3 subjects of the input .* by --unlisted drop"):
         ingest("table", source, tmp_path / "refused", **how)
     made = ingest("table", source, tmp_path / "kept", unlisted="drop", **how)
-    assert (sum(made.subjects.values()), made.events, made.left_out) == (37, 37 * 3, 3)  # an admission each besides
+    assert (sum(made.subjects.values()), made.events, made.left_out) == (
+        37,
+        37 * 3,
+        3,
+    )  # an admission each besides
     assert made.labels["died"].labels == 37
     assert made.labels_without_subject == 0
     assert made.notes == (
