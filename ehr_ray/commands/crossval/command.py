@@ -147,7 +147,8 @@ def _conclude(
     experiment: Experiment, jobs: Sequence[FoldJob], root: Path, tracker: Tracker
 ) -> list[str]:
     """Join what the jobs wrote, score it, write the tables and tell MLflow; return the lines."""
-    test, weights = joined_predictions(jobs), {}
+    test = joined_predictions(jobs)
+    weights: dict[str, dict[str, float]] = {}
     if NETWORK in set(test["model"]):  # an ensemble
         stacked, weights = stacked_folds(test)
         test = pd.concat([test, stacked], ignore_index=True)

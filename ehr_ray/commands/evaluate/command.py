@@ -285,7 +285,7 @@ def _score_binary(
         splits["tuning"],
         seed=draws["seed"],
         ensemble=subject.experiment.evaluation.ensemble,
-        stack=stack and dataclasses.asdict(stack),
+        stack=None if stack is None else dataclasses.asdict(stack),
     )
     scored = {"tuning": splits["tuning"]} if subject.own else {}
     scored |= {subject.split: split_of(inputs.judged)}
