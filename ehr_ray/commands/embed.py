@@ -22,14 +22,8 @@ from ehr_ray.runtime.data.dataset import check_cohort, named_origin
 from ehr_ray.runtime.data.manifest import opened
 from ehr_ray.runtime.data.mapped import mapped_cohort
 from ehr_ray.runtime.data.tasks import run_shards
-from ehr_ray.runtime.inference import (
-    EMBEDDINGS,
-    Request,
-    ShardEmbedder,
-    ShardPredictor,
-    check_gpus,
-    of_precision,
-)
+from ehr_ray.runtime.inference.embeddings import EMBEDDINGS, ShardEmbedder
+from ehr_ray.runtime.inference.shards import Request, ShardPredictor, check_gpus, of_precision
 from ehr_ray.runtime.session import session
 from ehr_ray.runtime.verb_tracking import of_training, tracked_verb
 from ehr_ray.sources.building.resume import has_changed

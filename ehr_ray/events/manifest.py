@@ -20,7 +20,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ehr_ray.events.code_statistics import COUNTS, GROUP_SHARDS, count_shard
+from ehr_ray.events.code_counts import COUNTS, count_shard
+from ehr_ray.events.code_statistics import GROUP_SHARDS
 from ehr_ray.storage import files, in_place
 from ehr_ray.storage.listing import stamp, stamped
 from ehr_ray.storage.transfers import AT_ONCE

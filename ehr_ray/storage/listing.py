@@ -90,6 +90,7 @@ def _listing(folder: Path) -> tuple[Path, dict[str, Stamp]]:
     return folder, {}
 
 
+# The stamp is there to be a key: a listing that was written anew is read anew.
 @lru_cache(maxsize=4)
 def _read(path: Path, _written: Stamp) -> dict[str, Stamp]:
     return {name: (size, time) for name, (size, time) in json.loads(path.read_text()).items()}

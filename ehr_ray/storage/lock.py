@@ -27,6 +27,7 @@ def exclusive_lock(
         patience: seconds to wait for it; 0 asks once, infinity waits for ever.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
+    # It is never removed: who has it open would hold a lock on a file that others do not find.
     with file.open("w") as handle:
         deadline = time.monotonic() + patience
         while True:

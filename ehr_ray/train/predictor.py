@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import nn
 
+from ehr_ray.events.batched import batched
 from ehr_ray.events.patients import Patient
 from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.family import AnyFamily, Batch, Row
@@ -18,7 +19,6 @@ BATCH_PATIENTS = 64
 """Patients predicted together: enough to fill the cores, few enough for any model's memory."""
 Output = Callable[[nn.Module, Batch], Batch]
 """(model, batch) to tensors by name: `Family.predict` and the functions of `Evaluation`."""
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,15 +84,3 @@ class Predictor:
         """Yield the outputs of `size` patients at a time."""
         for group in batched(patients, size):
             yield self.outputs(self.batch(self.rows(group)), function)
-
-
-def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    """Yield lists of `size` items; the last may be shorter."""
-    group: list[T] = []
-    for item in items:
-        group.append(item)
-        if len(group) == size:
-            yield group
-            group = []
-    if group:
-        yield group

@@ -4,6 +4,7 @@ Rows are made first, in this process. Then a process of its own opens them and t
 a worker does: what it holds must not grow with patients, nor its first step be later with shards.
 """
 
+import dataclasses
 import threading
 import time
 from pathlib import Path
@@ -36,6 +37,8 @@ TUNING: Final = 100
 EVENTS: Final = 3
 """Of a patient, a minute each."""
 STEPS: Final = 20
+TURNS: Final = 5
+"""Starts on few and on many shards, in turn; a single one varies by a third."""
 STATUS: Final = Path("/proc/self/status")
 
 
@@ -43,29 +46,42 @@ def size_speed(cohort: Path, place: Path) -> Numbers:  # noqa: ARG001
     """Return memory by patients, and seconds to the first step by shards, each with its ratio."""
     if not STATUS.is_file():
         raise ConfigError("--only size: needs a system that tells a process's memory (Linux)")
-    few, many, coarse, fine = (_start(place, *size) for size in (FEW, MANY, COARSE, FINE))
+    (_, memory_few), (many, memory_many) = (_sized(place, *size) for size in (FEW, MANY))
+    coarse, fine = (_rows(place, *size)[0] for size in (COARSE, FINE))
+    turns = [[_first_step(it, turn)[1] for it in (coarse, fine)] for turn in range(TURNS)]
+    first = [float(seconds) for seconds in np.median(turns, axis=0)]
     return {
-        f"{FEW[0]:,} patients, MB of its own": few["MB"],
-        f"{MANY[0]:,} patients, MB of its own": many["MB"],
-        "memory of many over few": many["MB"] / few["MB"],
-        f"{MANY[0]:,} patients, CPU ms a patient to make rows": 1000 * many["rows"] / MANY[0],
-        f"{COARSE[1]:,} shards, CPU s to the first step": coarse["first"],
-        f"{FINE[1]:,} shards, CPU s to the first step": fine["first"],
-        "first step of many shards over few": fine["first"] / coarse["first"],
+        f"{FEW[0]:,} patients, MB of its own": memory_few,
+        f"{MANY[0]:,} patients, MB of its own": memory_many,
+        "memory of many over few": memory_many / memory_few,
+        f"{MANY[0]:,} patients, CPU ms a patient to make rows": 1000 * many / MANY[0],
+        f"{COARSE[1]:,} shards, CPU s to the first step": first[0],
+        f"{FINE[1]:,} shards, CPU s to the first step": first[1],
+        "first step of many shards over few": first[1] / first[0],
     }
 
 
-def _start(place: Path, patients: int, shards: int) -> Numbers:
-    """Make rows, then start a process on them: `MB`, `rows` and `first`, CPU seconds."""
+def _sized(place: Path, patients: int, shards: int) -> tuple[float, float]:
+    """Return CPU seconds to make rows, and MB of a process that starts on them."""
+    experiment, seconds = _rows(place, patients, shards)
+    return seconds, _first_step(experiment, 0)[0]
+
+
+def _rows(place: Path, patients: int, shards: int) -> tuple[Experiment, float]:
+    """Write a dataset and make its rows; return what opens them, and CPU seconds to make them."""
     folder = place / f"{patients}-{shards}"
     write_tiny(folder / "cohort", patients, shards)
     experiment = _experiment(folder)
     began = time.process_time()
     with prepared(experiment, family_of(experiment), on_ray=False):
         pass
-    rows = time.process_time() - began
-    memory, first = in_processes(_opened, [(experiment,)])[0]
-    return {"rows": rows, "MB": memory, "first": first}
+    return experiment, time.process_time() - began
+
+
+def _first_step(experiment: Experiment, turn: int) -> tuple[float, float]:
+    """Start a process on rows that are there: its MB, and CPU seconds to the first step."""
+    run = dataclasses.replace(experiment, name=f"run{turn}")
+    return in_processes(_opened, [(run,)])[0]
 
 
 def write_tiny(cohort: Path, patients: int, shards: int) -> None:

@@ -51,7 +51,7 @@ from ehr_ray.events.zero_shot import ZeroShot
 from ehr_ray.runtime.data.dataset import check_cohort
 from ehr_ray.runtime.data.task_labels import TaskLabels
 from ehr_ray.runtime.data.tasks import Say, split_shards
-from ehr_ray.runtime.inference import check_gpus
+from ehr_ray.runtime.inference.shards import check_gpus
 from ehr_ray.runtime.session import session
 from ehr_ray.runtime.verb_tracking import of_training, tracked_verb
 from ehr_ray.storage import sync

@@ -34,20 +34,14 @@ from ehr_ray.runtime.data.prepared import module_text
 from ehr_ray.runtime.data.rows import TaskTimes
 from ehr_ray.runtime.data.task_labels import TaskLabels
 from ehr_ray.runtime.data.tasks import Say, split_shards
-from ehr_ray.runtime.inference import (
-    LABEL,
-    Part,
-    Request,
-    matrix,
-    of_precision,
-    predict_parts,
-    read_tables,
-)
+from ehr_ray.runtime.inference.parts import Part, predict_parts
+from ehr_ray.runtime.inference.shards import LABEL, Request, of_precision
 from ehr_ray.storage import files, sync
 from ehr_ray.storage.listing import stamp
 from ehr_ray.storage.lock import exclusive_lock
 from ehr_ray.storage.paths import absolute, canonical, local
 from ehr_ray.train import checkpoint
+from ehr_ray.train.prediction_tables import matrix, read_tables
 from ehr_ray.train.task_probe import TaskProbe
 
 LAYOUT: Final = 1

@@ -13,7 +13,6 @@ from ehr_ray.config.schema import ConfigSchema
 from ehr_ray.config.time_to_event import BINS, IDLE, Hours, check_time_to_event
 from ehr_ray.events.visits import Kind
 
-Ratio = Annotated[float, Field(ge=0, le=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
 NotNegative = Annotated[float, Field(ge=0)]
 PositiveInt = Annotated[int, Field(ge=1)]

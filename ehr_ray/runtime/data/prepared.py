@@ -22,14 +22,8 @@ import numpy as np
 import pyarrow as pa
 
 from ehr_ray.errors import ConfigError, InputError, ResourcesUnavailableError
-from ehr_ray.events.blocks import (
-    BlockFiles,
-    BlockStore,
-    RowStore,
-    block_rows,
-    measured_file,
-    write_block,
-)
+from ehr_ray.events.block_files import BlockFiles, block_rows, measured_file, write_block
+from ehr_ray.events.blocks import BlockStore, RowStore
 from ehr_ray.events.labels import choose_task, task_files
 from ehr_ray.events.patients import shard_names
 from ehr_ray.events.row_index import RowIndex, read_index

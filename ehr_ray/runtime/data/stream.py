@@ -18,15 +18,10 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ehr_ray.errors import DamagedRowsError, UserError, error_of_kind
-from ehr_ray.events.blocks import (
-    CHUNK,
-    Window,
-    block_rows,
-    chunks,
-    from_bytes,
-    measured,
-    to_bytes,
-)
+from ehr_ray.events.batched import batched
+from ehr_ray.events.block_files import CHUNK, block_rows, measured
+from ehr_ray.events.blocks import Window
+from ehr_ray.events.row_batches import from_bytes, to_bytes
 from ehr_ray.events.row_index import LENGTH, RowIndex
 from ehr_ray.runtime.data.patient_rows import PatientRow, as_table, from_table
 from ehr_ray.runtime.data.rows import RowMaker
@@ -242,7 +237,7 @@ class _Pack:
             job = self._shards[item["shard"]]
             try:
                 rows = self._wanted(here(job), int(self._first[item["shard"]]), set(item["rows"]))
-                for part in chunks(rows, CHUNK):
+                for part in batched(rows, CHUNK):
                     yield as_table(part)
             except Exception as error:
                 yield _told(error, str(job["shard"]))
@@ -283,7 +278,7 @@ class _Make:
                     one.index, self._maker.rows(one.patient, one.cuts), strict=True
                 )
             )
-            for part in chunks(made, CHUNK):
+            for part in batched(made, CHUNK):
                 yield pa.table(
                     {
                         "index": pa.array([[index for index, _ in part]], pa.list_(pa.int64())),

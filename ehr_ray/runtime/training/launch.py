@@ -49,6 +49,7 @@ def fit(job: Any, callbacks: Sequence[Any] = ()) -> None:
                 result = trainer.fit()
             except (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError) as error:
                 # Ray's controller itself is lost, with the workers it owns.
+                # `Patience` went with it, so losses in a row are counted here as there.
                 lost = 1 if saved_step(job.run) > before else lost + 1
                 if lost > cluster.max_failures:
                     text = f"{last_line(error)}{too_many(lost, cluster.max_failures)}"

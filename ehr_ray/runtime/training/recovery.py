@@ -59,6 +59,7 @@ def too_many(lost: int, most: int) -> str:
 def failure_config(cluster: ClusterConfig) -> FailureConfig:
     """Return Ray's: `Patience` counts the losses, and waits for resources end at `wait_seconds`."""
     each = float(os.environ.get(START_SECONDS, 60))
+    # -1: no limit of Ray's own. A wait that has run out counts as a failure of its controller.
     return FailureConfig(
         max_failures=-1, controller_failure_limit=max(0, math.ceil(cluster.wait_seconds / each) - 1)
     )

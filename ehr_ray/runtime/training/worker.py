@@ -213,6 +213,7 @@ def from_worker(config: dict[str, Any]) -> Job:
         return job
     run = sync.fetch_run(paths["run"], missing_ok=True)
     blocks = fetched(paths["blocks"])
+    # A state holds what came of these, so the first start alone reads them.
     if saved_progress(run) is None:
         for given in (job.experiment.init_from, getattr(job.experiment.model, "phrases", None)):
             if given is not None and is_uri(given):
@@ -257,6 +258,7 @@ def train_worker(config: dict[str, Any]) -> dict[str, str]:
     cluster = config["job"].experiment.cluster
     pass_over_imports()
     torch.set_num_threads(max(1, int(cluster.cpus_per_worker)))
+    # For libraries with threads of OpenMP that are loaded from now on.
     os.environ["OMP_NUM_THREADS"] = str(torch.get_num_threads())
     backend = RayBackend(cluster.strategy)
     try:

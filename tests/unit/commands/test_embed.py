@@ -9,7 +9,8 @@ import pytest
 
 from ehr_ray.commands.embed import embed
 from ehr_ray.errors import InputError
-from ehr_ray.runtime.inference import ShardEmbedder, of_precision
+from ehr_ray.runtime.inference.embeddings import ShardEmbedder
+from ehr_ray.runtime.inference.shards import of_precision
 
 NAMES = ("float32", "bf16")
 

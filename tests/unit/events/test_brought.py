@@ -12,7 +12,8 @@ import pytest
 
 from ehr_ray.errors import DamagedRowsError, InputError, RowsUnavailableError, RunError
 from ehr_ray.events import brought
-from ehr_ray.events.blocks import BlockStore, scanned, write_block
+from ehr_ray.events.block_files import scanned, write_block
+from ehr_ray.events.blocks import BlockStore
 from ehr_ray.storage import in_place, sync
 from ehr_ray.storage.paths import STAGING, local, uri_of
 

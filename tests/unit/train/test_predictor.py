@@ -5,7 +5,7 @@ import torch
 
 from ehr_ray.registry import get_family
 from ehr_ray.train.checkpoint import Loaded
-from ehr_ray.train.predictor import Predictor, batched
+from ehr_ray.train.predictor import Predictor
 
 
 @pytest.fixture
@@ -56,10 +56,3 @@ def test_rows_and_batches_need_no_model(predictor, synthetic_patients):
     patients = synthetic_patients["train"][:2]
     batch = plain.batch(plain.rows(patients))
     assert batch["subject_id"].tolist() == [patient.subject_id for patient in patients]
-
-
-@pytest.mark.parametrize(("count", "sizes"), [(0, []), (3, [3]), (7, [3, 3, 1])])
-def test_items_come_in_lists_of_a_size(count, sizes):
-    parts = list(batched(iter(range(count)), 3))
-    assert [len(part) for part in parts] == sizes
-    assert [item for part in parts for item in part] == list(range(count))

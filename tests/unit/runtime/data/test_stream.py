@@ -10,7 +10,8 @@ from killed import Killed, kill_at
 from safetensors.torch import load_file
 
 from ehr_ray.errors import DamagedRowsError
-from ehr_ray.events.blocks import BlockStore, write_block
+from ehr_ray.events.block_files import write_block
+from ehr_ray.events.blocks import BlockStore
 from ehr_ray.events.patients import Patient
 from ehr_ray.registry import get_family
 from ehr_ray.runtime.data.prepared import prepared
