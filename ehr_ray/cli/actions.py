@@ -48,6 +48,7 @@ def ingest(args: Arguments, screen: Screen) -> None:
         repeats=args.repeats,
         code_map=args.code_map,
         split_by=args.split_by,
+        unlisted=args.unlisted,
         cpus=args.cpus,
         tracking=asked_for(args.tracking_uri, args.experiment),
         progress=screen.passing,
