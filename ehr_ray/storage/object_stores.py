@@ -57,6 +57,13 @@ def _connected(root: str, options: str) -> tuple[Any, str]:
     """Return the filesystem of a bucket and the path of it; one connection a process."""
     if root.startswith("file:"):
         return pafs.LocalFileSystem(), ""
+    if root.startswith("s3:"):  # a small file is one request, not three
+        with contextlib.suppress(pa.ArrowInvalid):  # older versions of the library know no such
+            return _at(root, "&".join(filter(None, (options, "allow_delayed_open=true"))))
+    return _at(root, options)
+
+
+def _at(root: str, options: str) -> tuple[Any, str]:
     store, path = pafs.FileSystem.from_uri(f"{root}{'?' if options else ''}{options}")
     return store, path
 

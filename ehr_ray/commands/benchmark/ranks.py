@@ -30,6 +30,9 @@ from ehr_ray.train.report import Watch
 from ehr_ray.train.sharding import sharded
 from ehr_ray.train.task import family_of
 
+START = "spawn"
+"""How a rank starts: a forked child of a process that has used CUDA, or autograd's threads, cannot
+go on."""
 KILLED = 9
 SECONDS = 60
 """How long a rank waits for the others."""
@@ -83,8 +86,7 @@ def run_group(
     """Train with the ranks of a group; RunError unless they end in time as they are told to."""
     run.mkdir(parents=True, exist_ok=True)
     meeting = run / f".meeting-{group.backend}-{group.world}-{group.strategy}-{group.kill}"
-    # A forked child of a process that has used CUDA, or autograd's threads, cannot.
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context(START)
     ranks = [
         context.Process(target=_rank, args=(experiment, data, run, meeting, group, rank))
         for rank in range(group.world)

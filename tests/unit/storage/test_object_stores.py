@@ -1,3 +1,8 @@
+import http.server
+import threading
+from types import SimpleNamespace
+
+import pyarrow as pa
 import pytest
 
 from ehr_ray.errors import InputError, RunError
@@ -53,6 +58,52 @@ def test_an_unknown_kind_of_storage_is_refused():
     for uri in ("ftp://host/a", "abfs://host/a"):
         with pytest.raises(InputError, match="use s3, gs"):
             fetch(uri)
+
+
+@pytest.fixture
+def asked():
+    """The requests that came to a store, which takes all, and its URI."""
+    seen = []
+
+    class Store(http.server.BaseHTTPRequestHandler):
+        def do_PUT(self):
+            seen.append((self.command, self.path))
+            for end in (b"0\r\n", b"\r\n"):  # of the last chunk, and of what follows it
+                for _ in iter(self.rfile.readline, end):
+                    pass
+            self.send_response(200)
+            self.send_header("ETag", '"0"')
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Store) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"127.0.0.1:{server.server_port}"
+        yield seen, f"s3://hospital/a?endpoint_override={address}&scheme=http&region=us-east-1"
+        server.shutdown()
+
+
+def test_a_small_file_is_one_request(asked, monkeypatch):
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "me")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hush")
+    seen, uri = asked
+    store, path = filesystem(uri)
+    with store.open_output_stream(path) as stream:
+        stream.write(b"small")
+    assert seen == [("PUT", "/hospital/a")]
+
+
+def test_a_library_that_knows_no_such_option_goes_without(monkeypatch):
+    def older(uri):
+        if "delayed" in uri:
+            raise pa.ArrowInvalid("Unexpected query parameter")
+        return uri, "older"
+
+    library = SimpleNamespace(FileSystem=SimpleNamespace(from_uri=older))
+    monkeypatch.setattr(object_stores, "pafs", library)
+    assert filesystem("s3://older/a?region=x") == ("s3://older?region=x", "older/a")
 
 
 def test_the_endpoint_comes_from_the_usual_variables(monkeypatch):
