@@ -94,6 +94,8 @@ def explained(uri: str) -> Iterator[None]:
         for pattern, kind, remedy in _REASONS:
             if re.search(pattern, text, re.IGNORECASE):
                 raise kind(f"{uri}: {remedy}") from None
+        if isinstance(error, pa.ArrowInvalid):  # of the URI itself, before any store is asked
+            raise InputError(f"{uri}: {text.rstrip('.')[:200]}; check it") from None
         code = re.search(r"AWS Error (\w+)|google::cloud::Status\((\w+)", text)
         reason = next(filter(None, code.groups())) if code else text.partition(". Detail")[0][:200]
         raise StoreUnavailableError(

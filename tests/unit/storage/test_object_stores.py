@@ -1,4 +1,5 @@
 import http.server
+import re
 import threading
 from types import SimpleNamespace
 
@@ -115,3 +116,17 @@ def test_the_endpoint_comes_from_the_usual_variables(monkeypatch):
     assert endpoint("") == "endpoint_override=127.0.0.1:9000&scheme=http&region=us-east-1"
     monkeypatch.setenv("AWS_REGION", "eu-1")
     assert endpoint("endpoint_override=a:1") == "endpoint_override=a:1&region=eu-1"
+
+
+@pytest.mark.parametrize(
+    ("uri", "said"),
+    [
+        ("s3://hospital/a?x=/../../../victim", "Unexpected query parameter in S3 URI: 'x'; check"),
+        ("gs://hospital/a?x=y", "Unexpected query parameter in GCS URI: 'x'; check it"),
+    ],
+)
+def test_an_option_that_no_store_knows_is_the_callers_error(uri, said, monkeypatch):
+    for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(InputError, match=re.escape(said)), explained(uri):
+        filesystem(uri)
