@@ -22,7 +22,8 @@ from hypothesis import settings
 
 from ehr_ray.commands.ingest import ingest
 from ehr_ray.config.yaml_files import override, read_yaml
-from ehr_ray.events.blocks import BlockStore, write_block
+from ehr_ray.events.block_files import write_block
+from ehr_ray.events.blocks import BlockStore
 from ehr_ray.events.patients import cohort_shards, read_patients
 from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.experiment import parse, to_yaml

@@ -186,8 +186,11 @@ def place(ray_folder, tmp_path_factory):
     shutil.copy(ROOT / ".rayignore", path)
     (path / "home").mkdir()
     physionet2012.write(path / "physionet2012", stays=100)
+    listed = [f"{132539 + i},{'test' if i % 5 == 0 else 'train'}" for i in range(98)]
+    (path / "published_splits.csv").write_text("\n".join(["subject_id,split", *listed]) + "\n")
     mimic_iv.write(path / "mimiciv" / "3.1", mimic_iv.stays(80))
     eicu.write(path / "eicu-crd" / "2.0", eicu.hospitals(60))
+    eicu.write_hours(path / "eicu-crd-demo", 60)
     omop.write(path / "cdm")
     hancock.write(path / "hancock")
     exports.write_meds(path / "mimic_meds")

@@ -7,9 +7,10 @@ import multiprocessing
 import os
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import torch
@@ -92,13 +93,7 @@ def run_group(
     ]
     for rank in ranks:
         rank.start()
-    until = time.monotonic() + seconds
-    for rank in ranks:
-        rank.join(max(0.0, until - time.monotonic()))
-    late = [rank for rank in ranks if rank.is_alive()]
-    for rank in late:
-        rank.kill()
-        rank.join()
+    late = not ended(ranks, seconds)
     wanted = 0 if group.kill is None else KILLED
     if late or ranks[0].exitcode != wanted:
         fault = run / FAULT
@@ -107,6 +102,18 @@ def run_group(
         raise RunError(
             f"{run.name}: {group.world} ranks by {group.backend} on {group.device}: {how}: {said}"
         )
+
+
+def ended(ranks: Sequence[BaseProcess], seconds: float) -> bool:
+    """Wait for ranks that have been started; False where some had to be ended after so long."""
+    until = time.monotonic() + seconds
+    for rank in ranks:
+        rank.join(max(0.0, until - time.monotonic()))
+    late = [rank for rank in ranks if rank.is_alive()]
+    for rank in late:
+        rank.kill()
+        rank.join()
+    return not late
 
 
 def weights(run: Path) -> dict[str, Tensor]:
