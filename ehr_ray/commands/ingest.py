@@ -5,13 +5,13 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, cast, get_args
 
 from ehr_ray.errors import InputError, LeaseHeldError
-from ehr_ray.events.code_map import CodeMap, load_code_map
+from ehr_ray.events.code_map import load_code_map
 from ehr_ray.events.schema import RECORD, parse_origin
 from ehr_ray.runtime.data.tasks import run_jobs
 from ehr_ray.runtime.session import session
@@ -48,7 +48,7 @@ from ehr_ray.sources.building.sharing import (
     share,
     share_splits,
 )
-from ehr_ray.sources.building.staging import SPLITS_TABLE, Plan, Repeats
+from ehr_ray.sources.building.staging import SPLITS_TABLE, Plan, Repeats, Unlisted
 from ehr_ray.sources.building.statistics import (
     FOUND,
     JOINED,
@@ -63,7 +63,6 @@ from ehr_ray.sources.splits import SplitPolicy, buckets_for, parse_splits
 from ehr_ray.storage import files, sync
 from ehr_ray.storage.lease import Lease, leased
 from ehr_ray.storage.paths import canonical, inside, is_uri, local, uri_of
-from ehr_ray.train.allocator import keep_freed_memory
 
 SMALL_BYTES: Final = 200_000_000
 """Smaller inputs are read in this process unless CPUs are asked for: starting Ray takes seconds."""
@@ -86,6 +85,7 @@ def ingest(
     repeats: str = "keep",
     code_map: str | None = None,
     split_by: str | None = None,
+    unlisted: str = "refuse",
     cpus: int | None = None,
     tracking: Destination | None = None,
     progress: Callable[[str], None] = lambda _: None,
@@ -113,6 +113,8 @@ def ingest(
         repeats: `keep` or `drop` the exact repeats of a row.
         code_map: a shipped map's name or a CSV file: codes are renamed, values scaled.
         split_by: a static code; everybody who shares a value of it comes into one split.
+        unlisted: `refuse` an input with subjects that the table of `splits` leaves out, or `drop`
+            these.
         cpus: 1 stays in this process, more starts Ray with that many; None decides by size.
         tracking: where an MLflow run is left of a cohort that was made.
         progress: called with one line whenever a piece of work is done.
@@ -125,29 +127,24 @@ def ingest(
     started = time.monotonic()
     kind = get_source(source)
     chosen = make_options(kind, options or {})
-    policy = parse_splits(splits, seed)
-    relative = kind.relative_time(chosen)
-    if origin is not None and relative:
-        raise InputError(f"--origin {origin}: times of this input count from the admission already")
-    origins = kind.origin if origin is None else parse_origin(origin, "--origin")
-    if not 0 <= max_rejected <= 1:
-        raise InputError(f"--max-rejected {max_rejected}: not a share between 0 and 1")
-    limits = load_limits(ranges or kind.limits[0], conversions or kind.limits[1])
-    if repeats not in get_args(Repeats):
-        raise InputError(f"--repeats {repeats}: choose from {', '.join(get_args(Repeats))}")
-    mapped = None if code_map is None else load_code_map(code_map)
+    asked = _Asked(
+        splits,
+        seed,
+        origin,
+        ranges,
+        conversions,
+        repeats,
+        code_map,
+        split_by,
+        unlisted,
+        max_rejected,
+    )
+    plan = asked.plan(kind, chosen)
     given, units = _work(kind, input, chosen)
-    if split_by is not None:
-        policy = _by_groups(policy, splits, split_by)
-    elif splits is None and isinstance(given, Path):
-        policy = replace(policy, file=kind.split_table(given))
+    if splits is None and split_by is None and isinstance(given, Path):
+        plan = replace(plan, policy=replace(plan.policy, file=kind.split_table(given)))
     print_, size = fingerprint(
-        kind,
-        chosen,
-        policy,
-        units,
-        origins,
-        treatment=_treatment(limits.digest, repeats, mapped, split_by),
+        kind, chosen, plan.policy, units, plan.origin, treatment=_treatment(plan)
     )
     place, output = canonical(output), local(output).absolute()
     done = None if is_uri(place) and not _stored(place) else finished(output, print_)
@@ -156,24 +153,11 @@ def ingest(
         progress(f"{output} is already there, made from the same input: nothing to do")
         return done
     on_ray = _worth_ray(len(units), size) if cpus is None else cpus > 1
-    if not on_ray:
-        keep_freed_memory()  # page faults of large arrays are a tenth of the time
     read = [of_any_machine(unit) for unit in units] if on_ray else units
-    told = {
-        "source": source,
-        "input": given,
-        "output": output,
-        "splits": splits,
-        "origin": origin,
-        "seed": seed,
-        "max_rejected": max_rejected,
-        "ranges": ranges,
-        "units": conversions,
-        "repeats": repeats,
-        "code_map": code_map,
-        "split_by": split_by,
-        **{f"options.{key}": value for key, value in asdict(chosen).items()},
-    }
+    told = {"source": source, "input": given, "output": output, **asdict(asked)}
+    told |= {f"options.{key}": value for key, value in asdict(chosen).items()}
+    # Entered in this order: who waits for the lease of a store, or is refused the staging folder,
+    # has started no Ray; and Ray has ended before the folder its tasks write to is removed.
     with (
         tracked_verb(tracking, "ingest", output.name, told) as record,
         _alone(place, output, progress) as lease,
@@ -183,30 +167,67 @@ def ingest(
         if on_ray
         else contextlib.nullcontext(),
     ):
-        plan = Plan(
-            source,
-            chosen,
-            policy,
-            folder,
-            origins,
-            limits,
-            cast(Repeats, repeats),
-            mapped,
-            split_by,
-            uri_of(folder),
-            buckets_for(size),
-        )
+        plan = replace(plan, staging=folder, store=uri_of(folder), buckets=buckets_for(size))
         run = partial(run_jobs, on_ray=on_ray, say=progress)
+        relative = kind.relative_time(chosen)
         work = _build(plan, units, read, run, progress, place, max_rejected, relative=relative)
         summary = finish(plan, kind, work, output, print_)
         if lease is not None:
-            lease.check()
+            lease.check()  # a machine that took it over meanwhile publishes its own
         publish(plan, len(units), [shard.path(plan) for shard in work.shards], output)
         summary = replace(summary, seconds=time.monotonic() - started)
         counts = flatten(asdict(summary))
         record.metrics |= {k: float(v) for k, v in counts if type(v) in (int, float)}
         record.artifacts.append((output / "metadata", METADATA))
     return summary
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What `ingest` is asked for beside its source; `units` are its conversions."""
+
+    splits: str | None
+    seed: int
+    origin: str | None
+    ranges: str | None
+    units: str | None
+    repeats: str
+    code_map: str | None
+    split_by: str | None
+    unlisted: str
+    max_rejected: float
+
+    def plan(self, kind: Source, chosen: Any) -> Plan:
+        """Return the plan of it, whose staging folder is not known yet; InputError as `ingest`."""
+        policy = parse_splits(self.splits, self.seed)
+        if self.origin is not None and kind.relative_time(chosen):
+            raise InputError(
+                f"--origin {self.origin}: times of this input count from the admission already"
+            )
+        if not 0 <= self.max_rejected <= 1:
+            raise InputError(f"--max-rejected {self.max_rejected}: not a share between 0 and 1")
+        if self.repeats not in get_args(Repeats):
+            known = ", ".join(get_args(Repeats))
+            raise InputError(f"--repeats {self.repeats}: choose from {known}")
+        if self.unlisted not in get_args(Unlisted):
+            known = ", ".join(get_args(Unlisted))
+            raise InputError(f"--unlisted {self.unlisted}: choose from {known}")
+        if self.unlisted == "drop" and policy.file is None:
+            raise InputError("--unlisted drop: nobody is left out without a table as --splits FILE")
+        if self.split_by is not None:
+            policy = _by_groups(policy, self.splits, self.split_by)
+        return Plan(
+            kind.name,
+            chosen,
+            policy,
+            Path(),
+            kind.origin if self.origin is None else parse_origin(self.origin, "--origin"),
+            load_limits(self.ranges or kind.limits[0], self.units or kind.limits[1]),
+            cast(Repeats, self.repeats),
+            None if self.code_map is None else load_code_map(self.code_map),
+            self.split_by,
+            unlisted=cast(Unlisted, self.unlisted),
+        )
 
 
 def _build(
@@ -268,12 +289,13 @@ def _by_groups(policy: SplitPolicy, splits: str | None, code: str) -> SplitPolic
     return replace(policy, keep_source=False)
 
 
-def _treatment(
-    limits: str, repeats: str, code_map: CodeMap | None, split_by: str | None
-) -> tuple[str, ...]:
+def _treatment(plan: Plan) -> tuple[str, ...]:
     """Return what decides the bytes beside source and options; what was not asked adds nothing."""
-    more = {"code_map": code_map and code_map.digest, "split_by": split_by}
-    return (limits, repeats, *(f"{key}={value}" for key, value in more.items() if value))
+    # So a cohort that was made before there was such an option is still known as the same.
+    more = {"code_map": plan.code_map and plan.code_map.digest, "split_by": plan.split_by}
+    more |= {"unlisted": plan.unlisted if plan.unlisted == "drop" else None}
+    asked = (f"{key}={value}" for key, value in more.items() if value)
+    return (plan.limits.digest, plan.repeats, *asked)
 
 
 def _stored(place: str) -> bool:

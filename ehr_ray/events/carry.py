@@ -69,13 +69,15 @@ def carry_forward(
     """
     minute = np.floor(minute)
     early = len(minute) > 0 and minute.min() < 0
-    if early:
+    if early:  # static events, at minute 0, stand before those
         order = np.argsort(minute, kind="stable")
         minute, code, value, static = minute[order], code[order], value[order], static[order]
     set_minute, set_of, start_set = _sets(minute, early)
     num_sets, has_value = len(set_minute), ~np.isnan(value)
     seen = _last_of_each(code, set_of, has_value, num_sets)
 
+    # An observation is in a run of sets: from its own to that of the next one of its code, or until
+    # it is too old, whichever comes first.
     start, seen_code = set_of[seen], code[seen]
     end = np.full(len(seen), num_sets)
     same = seen_code[1:] == seen_code[:-1]
@@ -84,8 +86,9 @@ def carry_forward(
     # Minutes are whole, so that the sum is exact once the window is.
     beyond = np.searchsorted(set_minute, minute[seen] + np.floor(window), side="right")
     expiry = np.where(forever, num_sets, beyond)
+    # Without a value it ends with its own set, and has still ended the run before it.
     expiry = np.where(has_value[seen] | static[seen], expiry, start + 1)
-    start = np.maximum(start, start_set)
+    start = np.maximum(start, start_set)  # what is carried from before minute 0 begins there
     length = (np.minimum(end, expiry) - start).clip(min=0)
 
     observation, set_index = _by_set(start, length, num_sets)
@@ -130,6 +133,7 @@ def _last_of_each(
 
     It is the last with a value, or the last where none has one.
     """
+    # Having a value is the lowest digit and the sort is stable: the last of a group is wanted.
     key = (code.astype(np.int64) * max(num_sets, 1) + set_of) * 2 + has_value
     order = np.argsort(key, kind="stable")
     group = key[order] >> 1

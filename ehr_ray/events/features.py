@@ -29,15 +29,6 @@ _COUNT: Final = STATISTICS.index("count")
 _STATIC: Final = STATISTICS.index("static")
 
 
-def feature_names(codes: Sequence[str]) -> list[str]:
-    """Name every column of `simple_features`: `HR/first`, `HR/last`, ... code by code.
-
-    >>> feature_names(["HR"])[:3]
-    ['HR/first', 'HR/last', 'HR/mean']
-    """
-    return [f"{code}/{statistic}" for code in codes for statistic in STATISTICS]
-
-
 def simple_features(
     minute: NDArray[np.floating],
     code: NDArray[np.integer],

@@ -20,7 +20,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ehr_ray.events.code_statistics import COUNTS, GROUP_SHARDS, count_shard
+from ehr_ray.events.code_counts import COUNTS, count_shard
+from ehr_ray.events.code_statistics import GROUP_SHARDS
 from ehr_ray.storage import files, in_place
 from ehr_ray.storage.listing import stamp, stamped
 from ehr_ray.storage.transfers import AT_ONCE
@@ -182,7 +183,7 @@ def stamps(cohort: Path, shards: Mapping[str, Sequence[Path]]) -> set[Stamp]:
     splits = [split for split, own in shards.items() for _ in own]
     folder = f"{Path(cohort)}{os.sep}"
     names = [str(path).removeprefix(folder) for path in paths]
-    sizes = [size for _, size, _ in stamped(paths)]
+    sizes = [size for _, size, *_ in stamped(paths)]
     parts = [paths[i : i + FOOTERS] for i in range(0, len(paths), FOOTERS)]
     with ThreadPoolExecutor(AT_ONCE) as pool:  # of shards that are not here a store is asked
         hashes = [*itertools.chain.from_iterable(pool.map(_footer_hashes, parts))]

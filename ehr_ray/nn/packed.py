@@ -51,7 +51,7 @@ class Packed:
         """Return [N, H, 1, W] of queries, keys and values of that shape, each in its sequence."""
         query, key, value = (part.squeeze(2) for part in (query, key, value))
         starts, longest = self.starts, self.size[1]
-        window = (-1, 0 if causal else -1)
+        window = (-1, 0 if causal else -1)  # keys before and after a query; -1: all
         found = self.kernel(query, key, value, starts, starts, longest, longest, window_size=window)
         return found.unsqueeze(2)
 
@@ -69,6 +69,7 @@ def packing(hidden: Tensor, heads: int, mask: Tensor, real: Tensor | int) -> Pac
     if kernel is None or not number:
         return None
     if isinstance(real, int):
+        # Not `nonzero`: the host would wait to hear how many there are, which it knows.
         real = (~mask.flatten()).to(torch.uint8).argsort(stable=True)[:number]
     starts = F.pad(mask.sum(1).cumsum(0), (1, 0)).to(torch.int32)
     return Packed(real, starts, (mask.shape[0], mask.shape[1]), kernel)

@@ -29,6 +29,7 @@ def claim(output: Path, name: str, content: Mapping[str, Any], what: str) -> set
     strange = there if uri_of(output) else output.is_dir() and any(output.iterdir())
     if not note.is_file() and strange:
         raise InputError(f"{output}: not empty; choose another --output")
+    # Before any file: one that is killed now finds its own note, not files of nobody.
     files.write_text(note, text)
     sync.push(note)
     return there

@@ -25,6 +25,7 @@ REMEDIES: Final = {
     errno.EPERM: "choose a folder that you may write to",
     errno.EROFS: "choose a folder that you may write to",
     errno.EIO: "check the disk",
+    errno.ESTALE: "mount that folder anew",
 }
 """What a person can do about a write that failed."""
 
@@ -89,6 +90,7 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield partial
+        # A rename may reach the disk before the bytes: after a crash the file would be empty.
         sync(partial)
         os.replace(partial, path)
         sync(path.parent)
@@ -118,7 +120,7 @@ def new_folder(path: Path, publish: Callable[[Path], object] | None = None) -> I
         with writes(path.parent):
             partial.mkdir(parents=True)
             yield partial
-            sync_tree(partial)
+            sync_tree(partial)  # before the name, as in `replacing`
             publish(partial)
             sync(partial.parent)
     finally:
@@ -209,6 +211,7 @@ def write_parquet_pieces(pieces: Iterable[pa.Table], schema: pa.Schema, path: Pa
         for piece in pieces:
             waiting = pa.concat_tables([waiting, piece.cast(schema)])
             while len(waiting) >= GROUP_ROWS:
+                # As one chunk: where chunks end would show in the pages.
                 writer.write_table(waiting.slice(0, GROUP_ROWS).combine_chunks())
                 waiting = waiting.slice(GROUP_ROWS)
         if len(waiting):

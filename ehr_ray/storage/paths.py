@@ -38,6 +38,7 @@ def staging() -> Path:
     return _staging(*map(os.environ.get, names)).absolute()
 
 
+# The home is there to be a key: `Path.home` reads it.
 @lru_cache(maxsize=4)
 def _staging(given: str | None, cache: str | None, _home: str | None) -> Path:
     """Return it by what the environment says: it is asked for once a shard, and more."""

@@ -76,12 +76,14 @@ def fetch(
                 check_bucket(store, path, uri)
                 if not missing_ok:
                     raise InputError(f"{uri}: nothing there; check the URI")
+            # First, as a folder may come where a file was.
             _remove_here(target, _files(target).keys() - visible.keys())
             wanted = visible if only is None else {n: s for n, s in visible.items() if n in only}
             if listed is not None:
                 folders = tuple(f"{name}/" for name in listed)
                 left = {n: s for n, s in wanted.items() if n.startswith(folders)}
                 wanted = {n: s for n, s in wanted.items() if n not in left}
+                # A file that is here is read before one that is listed, so an old one has to go.
                 changed = {n for n, s in left.items() if stamp_of(target / n) not in (None, s)}
                 _remove_here(target, changed)
                 listing.write(target, left)
@@ -163,6 +165,7 @@ def push(
         store, path = filesystem(uri)
         copies, objects = _files(source), _objects(store, path)
         changed = [name for name, stamp in copies.items() if objects.get(name) != stamp]
+        # With nothing to send too, where an earlier push was interrupted after all had arrived.
         marked = whole and (bool(changed) or MARK in objects)
         if marked:
             _write(store, join(path, MARK), b"")
@@ -174,6 +177,7 @@ def push(
         for name in objects.keys() - copies.keys() - {*kept}:
             if not _hidden(name) and (whole or name.startswith(folders)):
                 _forget(store.delete_file, join(path, name))
+        # A store stamps objects itself. Copies take that time, so that both agree from now on.
         written = _objects(store, path) if changed else {}
         for name in changed:
             _settle(uri, source / name, copies[name], written.get(name))

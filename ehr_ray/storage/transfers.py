@@ -34,6 +34,7 @@ def download(store: Any, path: str, target: Path, stamp: Stamp) -> None:
         pafs.copy_files(path, str(partial), source_filesystem=store, destination_filesystem=here)
         if partial.stat().st_size != stamp[0]:
             raise RunError(f"{path}: changed while it was copied; run the same command again")
+        # Before it appears: with another time it would pass for changed, and be sent back.
         os.utime(partial, ns=(stamp[1], stamp[1]))
 
 

@@ -40,6 +40,7 @@ def train(
     plan, per_epoch, total = experiment.train, loader.steps_per_epoch, run.total_steps
     module = starting_model(run)
     model = backend.wrap(module)
+    # After the backend: a sharded model has other parameters by then, which a state is put into.
     optimizer = make_optimizer(module, plan)
     progress = load_state(folder, module, optimizer) or Progress()
     sums = Sums(backend)
@@ -66,7 +67,7 @@ def train(
         # The last step is reported too, so that no training is lost for want of a report.
         report = progress.step % run.report_steps == 0 or progress.step == total
         if keep or report:
-            take_step.check()
+            take_step.check()  # before anything is written: of a GPU nobody has looked until now
         if keep:
             reporter.keep_checkpoint()
         if report:

@@ -108,6 +108,8 @@ class Order:
         if start >= last:
             return
         own = range(1) if self.whole else range(lanes * rank // world, lanes * (rank + 1) // world)
+        # Places of draws: (lane + 1, 0) is for the order of a lane, (lane + 1, window + 1) for its
+        # rows in a window, (0, window + 1) for the batches of a window, which all ranks draw alike.
         random = _random(self.seed, epoch, alone=self.whole)
         order = [self._order(lane, random(lane + 1, 0)) for lane in own]
         size = last if self.whole else max(1, self.shuffle_patients // self.batch_size)
@@ -116,6 +118,7 @@ class Order:
         for window in range(start // size, -(-last // size)):
             first, end = window * size, min(last, window * size + size)
             bounds = self._bounds(first, end)
+            # Row r of an epoch is of the lane whose turn is r % lanes: so many come before a bound.
             own_bounds = [(bounds - self._turn[lane] + lanes - 1) // lanes for lane in own]
             rows = [
                 random(lane + 1, window + 1).permutation(_taken(*order[i], places[0], places[-1]))
@@ -133,7 +136,7 @@ class Order:
     def _bounds(self, first: int, end: int) -> Indices:
         """Return the rows of the epoch before each step from `first` to `end`, both included."""
         bounds = (np.arange(first, end + 1) * (self.rows / self.steps)).round().astype(np.int64)
-        if end == self.steps:
+        if end == self.steps:  # whatever floats made of it
             bounds[-1] = self.rows
         return bounds
 
@@ -170,6 +173,7 @@ class Order:
             steps.append(np.repeat(np.arange(len(here) - 1), np.diff(here)))
         count = len(bounds[0][at : at + size + 1]) - 1
         chosen, step = np.concatenate(parts), np.concatenate(steps)
+        # Within a step by length again, over all lanes: `dealt` relies on it.
         chosen = chosen[np.lexsort((self.lengths[chosen], step))]
         batches = np.split(chosen, np.cumsum(np.bincount(step, minlength=count))[:-1])
         return [batches[i] for i in random.permutation(count)]

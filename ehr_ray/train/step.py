@@ -68,6 +68,8 @@ class OptimizerStep:
             self.sums.add(terms)
             losses.append({name: term.sum.detach() for name, term in terms.items()})
         drop_held(self.optimizer)
+        # Without a gradient the optimizer passes a parameter over; with one of zeros decay and
+        # moments would still move it.
         if self.family.training.held:
             for parameter in self.family.training.held(unwrapped(model), scheduled):
                 parameter.grad = None
@@ -162,6 +164,7 @@ def clip(parameters: list[nn.Parameter], limit: float | None) -> Tensor:
     gradients = [p.grad for p in parameters if p.grad is not None]
     norm = nn.utils.get_total_norm([own(gradient) for gradient in gradients])
     if divided := any(is_part(gradient) for gradient in gradients):
+        # Each rank has its own part of every gradient, so that squares of norms add up.
         square = norm.square()
         dist.all_reduce(square)
         norm = square.sqrt()
@@ -177,6 +180,7 @@ def clip(parameters: list[nn.Parameter], limit: float | None) -> Tensor:
 
 def objective(terms: Terms, counts: Mapping[str, Tensor], world: int) -> Tensor:
     """Return `world * sum_i coef_i * sum_i / count_i`: DDP's mean over ranks makes it exact."""
+    # A count is 0 where no rank has anything of a term in this step; then its sum is 0 as well.
     parts = [
         term.coef * term.sum / counts[name].clamp(min=1e-12)
         for name, term in terms.items()
@@ -208,6 +212,7 @@ def begin_counts(
 ) -> Callable[[], Mapping[str, Tensor]]:
     """Begin to sum counts over micro-batches and ranks: what waits for them, float64 [] by term."""
     names = [*parts[0]]
+    # In float64 sums of whole counts are exact, in whatever order ranks are added.
     stacked = torch.stack([torch.stack([part[n].double() for n in names]) for part in parts])
     wait = backend.begin_sum(stacked.sum(0))
     return lambda: dict(zip(names, wait(), strict=True))

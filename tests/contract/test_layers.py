@@ -19,11 +19,11 @@ SERVES_RAY = {
 """Modules of runtime/ that import neither ray nor what does, and why they stand there."""
 FAMILY_NAMES = {
     "ehr_ray/commands/quickstart.py": "the config of the first run is data",
-    "ehr_ray/commands/benchmark/command.py": "the config that is measured is data",
     "ehr_ray/commands/benchmark/ddp.py": "the config that is measured is data",
     "ehr_ray/commands/benchmark/faults.py": "the config that is measured is data",
     "ehr_ray/commands/benchmark/gpu.py": "the config that is measured is data",
     "ehr_ray/commands/benchmark/gpu_models.py": "the configs that are measured are data",
+    "ehr_ray/commands/benchmark/overhead.py": "the config that is measured is data",
     "ehr_ray/commands/benchmark/scaling.py": "the config that is measured is data",
     "ehr_ray/commands/benchmark/size.py": "the config that is measured is data",
     "ehr_ray/commands/benchmark/search.py": "the config that is measured is data",

@@ -21,8 +21,9 @@ from ehr_ray.events.labels import read_labels
 from ehr_ray.events.patient_features import FeatureCodes
 from ehr_ray.events.patients import cohort_shards, read_patients
 from ehr_ray.events.subgroups import Subgroup
-from ehr_ray.runtime import inference
-from ehr_ray.runtime.inference import Part, Request, ShardPredictor, predict_parts
+from ehr_ray.runtime.inference import parts as inference_parts
+from ehr_ray.runtime.inference.parts import Part, predict_parts
+from ehr_ray.runtime.inference.shards import Request, ShardPredictor
 from ehr_ray.train import checkpoint
 from ehr_ray.train.checkpoint import load
 
@@ -335,13 +336,13 @@ def test_without_a_name_of_all_that_decides_nothing_is_taken_over(run, cohort, t
 
 def test_a_part_that_another_process_removed_is_told(run, cohort, tmp_path, monkeypatch):
     part = Part(cohort_shards(cohort, "held_out"), tmp_path / "a", Request(run / "checkpoint"))
-    real = inference.run_shards
+    real = inference_parts.run_shards
 
     def run_shards(*args, **options):
         real(*args, **options)
         shutil.rmtree(part.folders[0])
 
-    monkeypatch.setattr(inference, "run_shards", run_shards)
+    monkeypatch.setattr(inference_parts, "run_shards", run_shards)
     with pytest.raises(RunError, match="00000: removed by another process; run the same"):
         predict_parts([part], on_ray=False)
 

@@ -10,7 +10,6 @@ from typing import Any, Final
 
 from ehr_ray.experiment import Experiment, parse
 
-SIZES: Final = ("tiny", "published", "large")
 _TOKENS = {"text_model": "hashing", "dropout": 0.0}
 _SETS = {"reduced": 256, "width": 256, "latent": 256, "levels": 2, "heads": 2, "inducing": 16}
 _FEW_SETS = {"embedding_width": 32, "reduced": 32, "width": 32, "latent": 8, "heads": 2}

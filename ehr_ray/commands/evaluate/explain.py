@@ -20,7 +20,7 @@ from ehr_ray.events.patients import Patient
 from ehr_ray.registry import get_family
 from ehr_ray.runtime.data.dataset import named_origin
 from ehr_ray.runtime.data.tasks import Say, split_shards
-from ehr_ray.runtime.inference import Request, ShardPredictor
+from ehr_ray.runtime.inference.shards import Request, ShardPredictor
 from ehr_ray.sources.dataset_check import subjects_of
 from ehr_ray.storage import files, sync
 from ehr_ray.storage.paths import canonical

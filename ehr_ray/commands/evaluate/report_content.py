@@ -29,7 +29,6 @@ from ehr_ray.events.subgroups import Subgroup
 from ehr_ray.experiment import Experiment, to_yaml
 from ehr_ray.runtime.data.manifest import opened
 from ehr_ray.runtime.data.task_labels import TaskLabels, task_labels
-from ehr_ray.runtime.inference import matrix
 from ehr_ray.runtime.training.ranking import UNTRAINED_STEPS
 from ehr_ray.sources.building.changes import told
 from ehr_ray.sources.building.cohort import TASKS
@@ -37,6 +36,7 @@ from ehr_ray.sources.parsing.quarantine import masked
 from ehr_ray.storage import files, in_place
 from ehr_ray.storage.paths import canonical, uri_of
 from ehr_ray.train import checkpoint, history
+from ehr_ray.train.prediction_tables import matrix
 
 
 @dataclass(frozen=True)

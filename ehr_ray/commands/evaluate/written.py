@@ -35,10 +35,11 @@ from ehr_ray.evaluation.tasks.downstream import TaskScores
 from ehr_ray.evaluation.tasks.kinds import KindScores
 from ehr_ray.evaluation.tasks.verdicts import MODEL
 from ehr_ray.runtime.data.tasks import Say
-from ehr_ray.runtime.inference import matrix, write_embeddings
+from ehr_ray.runtime.inference.embeddings import write_embeddings
 from ehr_ray.runtime.tracking import Tracker, find_run
 from ehr_ray.runtime.verb_tracking import VerbRecord
 from ehr_ray.train import checkpoint
+from ehr_ray.train.prediction_tables import matrix
 from ehr_ray.train.task_probe import FOLDER as PROBES
 from ehr_ray.train.task_probe import TaskProbe, save_task_probe
 

@@ -23,18 +23,18 @@ from ehr_ray.registry import FAMILIES, get_family
 from ehr_ray.runtime.data.dataset import named_origin, num_patients
 from ehr_ray.runtime.data.rows import TaskTimes, sampled
 from ehr_ray.runtime.data.tasks import Say, split_shards
-from ehr_ray.runtime.inference import (
-    Part,
-    Request,
-    ShardPredictor,
-    matrix,
-    predict_parts,
-    read_tables,
+from ehr_ray.runtime.inference.parts import Part, predict_parts
+from ehr_ray.runtime.inference.shards import Request, ShardPredictor
+from ehr_ray.runtime.inference.trajectories import (
+    ShardAnswers,
+    ShardTrajectories,
+    answers,
+    trajectories,
 )
-from ehr_ray.runtime.trajectories import ShardAnswers, ShardTrajectories, answers, trajectories
 from ehr_ray.storage import files
 from ehr_ray.storage.paths import canonical
 from ehr_ray.train import checkpoint
+from ehr_ray.train.prediction_tables import matrix, read_tables
 
 FOLDER = "zero_shot"
 Cuts = dict[int, list[int]]

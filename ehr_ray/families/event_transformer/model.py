@@ -106,6 +106,7 @@ class EventTransformer(nn.Module):
         """
         batch = self.window(batch, seed if self.training else None)
         decoder, asked = self.config.arch == "decoder", self.asked(batch, seed)
+        # From the end: an encoder with `cls` puts its vector first.
         hidden = self.encode(batch, None if decoder else asked)[:, -batch["mask"].shape[1] :]
         if "attention" in self.config.pooling:  # DDP waits for a gradient of every parameter
             hidden = hidden + 0.0 * (self.pool_query.sum() + self.pool_recency.sum())
@@ -118,7 +119,7 @@ class EventTransformer(nn.Module):
             if self.config.future_value_weight:
                 moments |= self.future_value(state, values_of(self, batch, index, real))
         at = slice(1 if decoder else 0, None)
-        if decoder:
+        if decoder:  # a state tells the token after its own
             asked, hidden = asked[:, at], hidden[:, :-1]
         # Looked up once: each indexing by a mask would have the host wait for a GPU.
         chosen = asked.nonzero(as_tuple=True)
@@ -164,6 +165,7 @@ class EventTransformer(nn.Module):
         """Return the logits of the phrases, [N, P]."""
         scores = self.score(state)
         if self.config.head == "tied":
+            # Products of E numbers each: their spread would grow with the root of E.
             scores = F.linear(scores / self.table.shape[1] ** 0.5, self.table, self.score_bias)
         return scores.float()
 

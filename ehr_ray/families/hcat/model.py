@@ -117,7 +117,7 @@ class HCAT(nn.Module):
         hide = uniform(combine(key, _MASK).unsqueeze(1), place) < chance
         if drop and config.moddrop_mode == "per_sample":
             dropped = uniform(combine(key, _DROP).unsqueeze(1), place) < config.moddrop
-            hide |= dropped & (place > 0)
+            hide |= dropped & (place > 0)  # never the first, clinical
         elif drop:
             draws = uniform(combine(torch.arange(2, device=key.device) + seed, _DROP))
             one = 1 + (draws[1] * (NUM - 1)).long().clamp(max=NUM - 2)
@@ -162,6 +162,7 @@ class HCAT(nn.Module):
             last = torch.searchsorted(self.knots, until.T.contiguous()).T  # first knot at or after
             place = (last - 1).clamp(0, KNOTS - 1)
             share = torch.gather(self.still_followed, 1, place.T).T
+            # At most 20: of few that are followed to the end one would outweigh all others.
             weight = torch.where(batch["days"] < 0, weight, 1 / share.clamp(min=0.05))
         positive = torch.where(batch["label"] > 0, self.positive_weight, weight.new_ones(2))
         return weight * positive * known
@@ -197,13 +198,14 @@ def fit_buffers(model: HCAT, batch: Batch) -> None:
     center = found.quality.sum(0) / count
     scale = (((found.quality - center).square() * there).sum(0) / count).sqrt()
     model.quality_center.copy_(center)
+    # What hardly varies in train keeps its scale: over next to nothing it would be all noise.
     model.quality_scale.copy_(torch.where(scale > 1e-3, scale, torch.ones_like(scale)))
     mean = found.value.sum(0) / count.unsqueeze(-1)
     apart = ((found.value - mean).square().mean(-1) * there).sum(0) / count
     model.token_mean.copy_(mean)
     model.token_scale.copy_(torch.where(apart > 1e-6, apart.sqrt(), 1.0).unsqueeze(-1))
     if model.imputer is not None:
-        tokens = model.tokens(batch)
+        tokens = model.tokens(batch)  # by the means and scales of above
         model.imputer.base.fit(tokens.value / model.token_scale, tokens.present)
     days = batch["days"].double().cpu().numpy()
     state, label = batch["state"].cpu().numpy(), batch["label"].cpu().numpy()

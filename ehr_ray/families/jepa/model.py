@@ -92,6 +92,7 @@ class Predictor(nn.Module):
         `real` are how many rows of both there are, where the host knows it.
         """
         seen = self.enter(states)
+        # Autocast has made `seen` of another type, and `cat` would turn both into the wider one.
         asked = self.hidden.to(seen.dtype).expand(*ahead.shape, -1)
         hidden = torch.cat([seen, asked], 1)
         hidden = hidden + self.time(time_waves(torch.cat([minute, ahead], 1), WAVES))
@@ -115,6 +116,7 @@ class JEPA(nn.Module):
         )
         self.encoder = Encoder(num_columns, config.size, config.dropout)
         if config.target == "average":
+            # It follows the encoder by `after_step`, so both begin with the same weights.
             self.target = copy.deepcopy(self.encoder).requires_grad_(False).eval()
         self.predictor = Predictor(config.size)
         if config.value_weight:
@@ -143,6 +145,7 @@ class JEPA(nn.Module):
         """
         sheet = dense(batch)
         context, hidden = self.masks(batch, seed)
+        # Here the host waits for the device, once for both: the shapes below follow from it.
         told, asked = sizes(context & sheet.mask, hidden)
         index, wanted = places(hidden, asked)
         seen = sheet.take(context, told)

@@ -24,7 +24,7 @@ from ehr_ray.nn.noise import combine
 AGE_SCALE = 8.0
 """log(1 + age) of two days in minutes, so that the age channel lies in [0, 1] there."""
 LOGVAR_RANGE = (-10.0, 10.0)
-_LATENT = 11
+_LATENT = 11  # what a draw is for; no other purpose of this family (`augment`) has the number
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,7 @@ class SetVAE(nn.Module):
         if config.composition_weight:
             latents = config.levels * config.latent
             self.composition = Composition(latents, config.reduced, width)
+        # Of a fixed seed, so that no checkpoint needs to hold them.
         rows = torch.randn(augment.NOISE_ROWS, width, generator=torch.Generator().manual_seed(0))
         self.register_buffer("noise_rows", rows, persistent=False)
 
@@ -207,6 +208,7 @@ class SetVAE(nn.Module):
         code = batch["code"]
         tokens = F.embedding(code, by_value) * value.unsqueeze(-1) + F.embedding(code, by_name)
         # Beside attention the posterior sees a plain sum over the set: a linear code of its values.
+        # Over the root of its size: a sum of many has the spread of a sum of few.
         plain = (tokens * mask.unsqueeze(-1)).sum(1) / mask.sum(1, keepdim=True).clamp(min=1).sqrt()
         tokens = _half(F.gelu(self.norm(tokens + self.embed_state(state))))
         attend = _never_empty(mask)

@@ -22,6 +22,7 @@ from ehr_ray.nn.noise import combine, uniform
 
 LOGVAR_RANGE = (-10.0, 4.0)
 NOISE_RANGE = (math.log(0.05), math.log(3.0))
+"""Logarithms, of z-scores: without a least noise a likelihood that learns it has no maximum."""
 _LATENT, _FROM_MEAN = 17, 18
 
 

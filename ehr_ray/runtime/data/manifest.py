@@ -21,7 +21,7 @@ from typing import Final, NamedTuple
 import pyarrow as pa
 
 from ehr_ray.errors import ResourcesUnavailableError
-from ehr_ray.events.code_statistics import GROUP_SHARDS, SampleFolder
+from ehr_ray.events.code_statistics import GROUP_SHARDS
 from ehr_ray.events.manifest import (
     FOLDER,
     SHARDS_PER_FILE,
@@ -34,6 +34,7 @@ from ehr_ray.events.manifest import (
     write_rows,
 )
 from ehr_ray.events.patients import texts_of
+from ehr_ray.events.sample_folder import SampleFolder
 from ehr_ray.runtime.data.tasks import Say, run_jobs
 from ehr_ray.storage import files, sync
 from ehr_ray.storage.listing import stamped
@@ -80,8 +81,8 @@ class Shards:
         return {split: [*map(Path, paths)] for split, paths in self.texts.items()}
 
     @cached_property
-    def stamps(self) -> Mapping[str, list[tuple[str, int, int]]]:
-        """Name, size and time of each shard of each split, in order, looked at once."""
+    def stamps(self) -> Mapping[str, list[tuple[str, int, int, int]]]:
+        """Name, size and times of each shard of each split, in order, looked at once."""
         return {split: stamped(paths) for split, paths in self.texts.items()}
 
     @cached_property

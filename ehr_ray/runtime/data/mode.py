@@ -6,8 +6,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from ehr_ray.events.blocks import to_bytes
 from ehr_ray.events.patients import Patient
+from ehr_ray.events.row_batches import to_bytes
 from ehr_ray.experiment import Experiment
 from ehr_ray.runtime.data.rows import RowMaker
 from ehr_ray.storage import files, in_place, sync

@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ehr_ray.errors import RunError, error_of_kind
+from ehr_ray.errors import RunError, UserError, error_of_kind
 from ehr_ray.runtime.training.sending import saved_step
 from ehr_ray.storage.paths import canonical
 
@@ -49,6 +49,7 @@ def fit(job: Any, callbacks: Sequence[Any] = ()) -> None:
                 result = trainer.fit()
             except (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError) as error:
                 # Ray's controller itself is lost, with the workers it owns.
+                # `Patience` went with it, so losses in a row are counted here as there.
                 lost = 1 if saved_step(job.run) > before else lost + 1
                 if lost > cluster.max_failures:
                     text = f"{last_line(error)}{too_many(lost, cluster.max_failures)}"
@@ -57,7 +58,10 @@ def fit(job: Any, callbacks: Sequence[Any] = ()) -> None:
             except ray.train.TrainingFailedError as error:
                 if lacks_resources(error) and saved_step(job.run) > before:
                     continue  # it had resources for a while, and waits again
-                raise kind_of(error)(f"{job.run.name}: {cause(error, cluster)}") from error
+                kind, text = kind_of(error), cause(error, cluster)
+                raise kind(
+                    text if issubclass(kind, UserError) else f"{job.run.name}: {text}"
+                ) from error
             _raise_returned(result.return_value)
             return
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ehr_ray.errors import ConfigError
 from ehr_ray.evaluation.metrics.collapse import latent_diagnostics
 from ehr_ray.events.auroc import auroc
+from ehr_ray.events.batched import batched
 from ehr_ray.events.blocks import RowStore
 from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.experiment import Experiment
@@ -27,7 +28,7 @@ from ehr_ray.storage import sync
 from ehr_ray.train import history
 from ehr_ray.train.backend import Backend
 from ehr_ray.train.loader import Loader
-from ehr_ray.train.predictor import Predictor, batched
+from ehr_ray.train.predictor import Predictor
 from ehr_ray.train.sharding import plain
 from ehr_ray.train.statistics import LABEL
 
@@ -84,7 +85,9 @@ class TrialRanking:
 
         def measure(module: nn.Module, row: Mapping[str, float]) -> dict[str, float]:
             was_training = module.training
-            predictor = Predictor(family, experiment.model, vocabulary, module.eval())
+            given = (family, experiment.model, vocabulary, module.eval())
+            exact = experiment.train.matmul_precision
+            predictor = Predictor(*given, matmul_precision=exact)
             measures = _latents(predictor, loader)
             values = {k.removeprefix("val/"): v for k, v in row.items()}
             lines = diagnose.warn([values]) if diagnose else None
@@ -223,6 +226,7 @@ def _embedded(
     label = np.asarray(store.column(LABEL))[chosen] > 0
     embeddings = [np.zeros((0, 1), np.float32)]
     for part in batched(chosen.tolist(), max(2, size)):
+        # Every report reads the same rows: their files may as well be brought whole.
         outputs = predictor.outputs(predictor.batch(store.rows(part, again=True)))
         embeddings.append(outputs["embedding"].float().numpy())
     return np.concatenate(embeddings[1:] or embeddings), label

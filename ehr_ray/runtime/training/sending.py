@@ -91,7 +91,7 @@ class Sender:
 
     def _store(self, source: Path | None = None) -> None:
         if self._lease is not None:
-            self._lease.check()
+            self._lease.check()  # first: what another machine has stored by now is not written over
         sync.push_run(self._run, source)
 
     def _last_problem(self) -> str:
@@ -116,7 +116,7 @@ class Sender:
             lines = source / self._progress.name
             if lines.is_file():
                 sync.push(self._progress, source=lines)
-        except Exception as error:
+        except Exception as error:  # raised in the thread that trains, where it asks
             self._problem = error
 
 

@@ -13,8 +13,9 @@ from typing import Final
 
 import pyarrow as pa
 
-from ehr_ray.events.code_statistics import GROUP_SHARDS, CodeFit, SampleFolder
+from ehr_ray.events.code_statistics import GROUP_SHARDS, CodeFit
 from ehr_ray.events.manifest import counts_of, describe_shard, file_name, write_rows
+from ehr_ray.events.sample_folder import SampleFolder
 from ehr_ray.sources.building.changes import summed
 from ehr_ray.sources.building.shards import Shard
 from ehr_ray.sources.building.staging import Plan

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ehr_ray.events import code_statistics
+from ehr_ray.events import code_chunks
 from ehr_ray.events.schema import EVENTS
 
 
@@ -33,7 +33,7 @@ def in_chunks():
     @contextmanager
     def reading(rows):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(code_statistics, "CHUNK_ROWS", rows)
+            patch.setattr(code_chunks, "CHUNK_ROWS", rows)
             yield
 
     return reading

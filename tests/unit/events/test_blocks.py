@@ -1,14 +1,13 @@
-import errno
-
 import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ehr_ray.errors import DamagedRowsError, InputError, RunError
+from ehr_ray.errors import DamagedRowsError, InputError
 from ehr_ray.events import blocks, brought
-from ehr_ray.events.blocks import BlockStore, scanned, write_block
+from ehr_ray.events.block_files import scanned, write_block
+from ehr_ray.events.blocks import BlockStore
 
 
 def make_row(rng, size, number):
@@ -61,31 +60,11 @@ def test_a_row_shares_the_memory_of_the_file_and_cannot_be_written(tmp_path):
         row["value"][0] = 1.0
 
 
-def test_no_rows_make_a_file_without_rows(tmp_path):
-    assert write_block(tmp_path / "a" / "0.arrow", []) == 0
-    assert len(BlockStore([tmp_path / "a" / "0.arrow"])) == 0
-    assert len(BlockStore([])) == 0
-
-
 def test_rows_of_scalars_have_length_zero(tmp_path):
     write_block(tmp_path / "0.arrow", [{"x": np.float32(1.5)}, {"x": np.float32(2.5)}])
     store = BlockStore([tmp_path / "0.arrow"])
     assert store.lengths.tolist() == [0, 0]
     assert float(store.row(1)["x"]) == 2.5
-
-
-def test_a_failed_write_leaves_nothing_and_keeps_what_was_there(tmp_path):
-    path = tmp_path / "0.arrow"
-    write_block(path, [{"x": np.arange(2)}])
-
-    def rows():
-        yield {"x": np.arange(5)}
-        raise RuntimeError("shard is corrupt")
-
-    with pytest.raises(RuntimeError, match="corrupt"):
-        write_block(path, rows(), chunk=1)
-    assert [p.name for p in tmp_path.iterdir()] == ["0.arrow"]
-    assert BlockStore([path]).row(0)["x"].tolist() == [0, 1]
 
 
 def test_a_block_cut_short_is_named_with_the_remedy(tmp_path):
@@ -201,6 +180,18 @@ def test_a_file_that_changes_under_a_store_is_told_by_name(tmp_path):
         store.row(0)
 
 
+def test_an_index_of_other_rows_in_files_of_the_same_sizes_is_seen(tmp_path):
+    path, index = tmp_path / "0.arrow", tmp_path / "index"
+    write_block(path, [{"x": np.arange(n), "n": np.float64(np.nan)} for n in (3, 5, 4)])
+    scanned([path]).write(index)
+    size = path.stat().st_size
+    write_block(path, [{"x": np.arange(n), "n": np.float64(np.nan)} for n in (4, 5, 3)])
+    assert path.stat().st_size == size
+    assert len(BlockStore([path]).row(0)["x"]) == 4
+    with pytest.raises(DamagedRowsError, match=r"0\.arrow: its rows are not .*index tells of; rem"):
+        BlockStore([path], index).row(0)
+
+
 def test_no_file_is_mapped_before_a_row_of_it_is_asked_for(indexed, monkeypatch):
     """A process may map some 65,000 files, and a cohort may have more."""
     (paths, index), mapped = indexed, []
@@ -212,13 +203,3 @@ def test_no_file_is_mapped_before_a_row_of_it_is_asked_for(indexed, monkeypatch)
     paths[1].unlink()
     with pytest.raises(InputError, match=r"1\.arrow: no such file; remove it"):
         BlockStore(paths, index)
-
-
-def test_a_full_disk_is_one_line_and_leaves_no_block(tmp_path, monkeypatch):
-    def full(*_):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(pa, "OSFile", full)
-    with pytest.raises(RunError, match=r"0\.arrow: No space left on device; free space there"):
-        write_block(tmp_path / "0.arrow", [{"x": np.arange(5)}])
-    assert list(tmp_path.iterdir()) == []

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from ehr_ray.errors import InputError
-from ehr_ray.events.blocks import BlockStore, write_block
+from ehr_ray.events.block_files import write_block
+from ehr_ray.events.blocks import BlockStore
 from ehr_ray.family import Learnable, Select, Training
 from ehr_ray.train.data_checks import check_learnable, check_measured
 

@@ -8,7 +8,8 @@ import torch
 
 from ehr_ray.config.sections import DataConfig
 from ehr_ray.errors import InputError
-from ehr_ray.events.blocks import BlockStore, write_block
+from ehr_ray.events.block_files import write_block
+from ehr_ray.events.blocks import BlockStore
 from ehr_ray.train.backend import LocalBackend
 from ehr_ray.train.loader import Loader
 

@@ -13,7 +13,8 @@ from ehr_ray.config.schedules import Cycle, Ramp
 from ehr_ray.config.schema import ConfigSchema
 from ehr_ray.config.sections import DataConfig, TrainConfig
 from ehr_ray.errors import ConfigError, InputError, RunError
-from ehr_ray.events.blocks import BlockStore, write_block
+from ehr_ray.events.block_files import write_block
+from ehr_ray.events.blocks import BlockStore
 from ehr_ray.experiment import Experiment
 from ehr_ray.family import Diagnose, Family, Files, Select, Term, Training
 from ehr_ray.registry import get_family

@@ -7,7 +7,8 @@ import torch
 
 from ehr_ray.config.task import StatisticsConfig, TaskConfig
 from ehr_ray.errors import ConfigError
-from ehr_ray.events.blocks import BlockStore, write_block
+from ehr_ray.events.block_files import write_block
+from ehr_ray.events.blocks import BlockStore
 from ehr_ray.experiment import parse
 from ehr_ray.registry import FAMILIES, get_schema
 from ehr_ray.train.statistics import LABEL, STATISTICS, StatisticsHeads

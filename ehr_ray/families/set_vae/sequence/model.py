@@ -21,8 +21,9 @@ from ehr_ray.family import Batch
 from ehr_ray.nn.gaussian import sample
 from ehr_ray.nn.noise import combine
 
-_LATENT = 21
+_LATENT = 21  # what a draw is for; no other purpose of this family has the number
 GATE_RANGE = (0.1, 3.0)
+"""Powers of a set's own posterior in the product: none is left unheard, none drowns the prior."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,10 @@ class SeqSetVAE(nn.Module):
         weight = torch.ones_like(batch["num_sets"], dtype=torch.float32)
         if self.config.decode_sets is not None:
             drawn = augment.drawn_sets(batch, self.config.decode_sets, keys.sets)
+            # Counted on the host, so that it need not ask a GPU how many were drawn.
             total = sum(min(size, self.config.decode_sets) for size in pieces.num_sets)
             decoded = augment.first_true(drawn, total)
+            # Of a stay of n sets k are decoded: each stands for n / k, and the mean is of all.
             weight = batch["num_sets"] / batch["num_sets"].clamp(max=self.config.decode_sets)
         noise = self.config.decoder_noise if self.training else self.config.eval_decoder_noise
         rows = augment.query_rows(keys)[decoded] if noise else None
@@ -116,7 +119,7 @@ class SeqSetVAE(nn.Module):
         found = self.encode(batch, seen, learned)
         with torch.no_grad():
             found += self.encode(batch, seen, told)
-        mu, logvar = _joined(found, [*learned.indices, *told.indices])
+        mu, logvar = _joined(found, [*learned.indices, *told.indices])  # in the order of `found`
         return self.expect(batch, mu, logvar, learned.num_sets)
 
     def encode(
@@ -146,6 +149,7 @@ class SeqSetVAE(nn.Module):
         patients, steps = len(num_sets), max(num_sets)
         at = batch["patient"], batch["set_index"]
         grid = mu.new_zeros(patients, steps, mu.shape[1])
+        # A step more than there are sets: what the prior expects after the last one is told too.
         minute = batch["minute"].new_zeros(patients, steps + 1)
         minute[at] = batch["minute"]
         # The step past the last set is at the time of that set.

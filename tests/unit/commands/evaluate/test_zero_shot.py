@@ -19,8 +19,8 @@ from ehr_ray.errors import InputError
 from ehr_ray.events.patients import cohort_shards
 from ehr_ray.events.zero_shot import ZeroShot
 from ehr_ray.registry import get_family
-from ehr_ray.runtime.inference import Request, ShardPredictor
-from ehr_ray.runtime.trajectories import ShardTrajectories, trajectories
+from ehr_ray.runtime.inference.shards import Request, ShardPredictor
+from ehr_ray.runtime.inference.trajectories import ShardTrajectories, trajectories
 from ehr_ray.train import checkpoint
 
 ASKED = ZeroShot(code="Lactate", hours=1.5, from_hour=12, draws=6)

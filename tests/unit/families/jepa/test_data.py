@@ -3,7 +3,8 @@ import pytest
 import torch
 
 from ehr_ray.errors import ConfigError
-from ehr_ray.events.blocks import BlockStore, write_block
+from ehr_ray.events.block_files import write_block
+from ehr_ray.events.blocks import BlockStore
 from ehr_ray.families.jepa.data import collate, features_of, predictable, remedy, transform
 from ehr_ray.families.jepa.dense_rows import dense
 

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from ehr_ray.events.blocks import BlockStore, write_block
+from ehr_ray.events.block_files import write_block
+from ehr_ray.events.blocks import BlockStore
 from ehr_ray.events.hourly_h5 import read_hourly
 from ehr_ray.events.patients import Patient
 from ehr_ray.families.vitals_vae.data import collate, export, measured, remedy, transform

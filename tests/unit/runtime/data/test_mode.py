@@ -10,7 +10,7 @@ import ray
 from ehr_ray.commands.benchmark import size
 from ehr_ray.commands.benchmark.faults import same_weights
 from ehr_ray.errors import ConfigError
-from ehr_ray.events.blocks import to_bytes
+from ehr_ray.events.row_batches import to_bytes
 from ehr_ray.registry import get_family
 from ehr_ray.runtime.data.prepared import prepared
 from ehr_ray.train.task import family_of

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from ehr_ray.errors import ResourcesUnavailableError
-from ehr_ray.events.blocks import BlockFiles, BlockStore, scanned, write_block
+from ehr_ray.events.block_files import BlockFiles, scanned, write_block
+from ehr_ray.events.blocks import BlockStore
 from ehr_ray.events.row_index import RowIndex, read_index
 from ehr_ray.experiment import parse
 from ehr_ray.registry import get_family

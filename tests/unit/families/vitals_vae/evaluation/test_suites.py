@@ -19,7 +19,7 @@ from ehr_ray.families.vitals_vae.evaluation import files as vitals_files
 from ehr_ray.families.vitals_vae.evaluation.criteria import grids_of, judge
 from ehr_ray.families.vitals_vae.evaluation.suites import clusters, files, reconstruction
 from ehr_ray.families.vitals_vae.family import FAMILY
-from ehr_ray.runtime.inference import entries_table, list_column
+from ehr_ray.train.prediction_tables import entries_table, list_column
 
 NAMES = ("DBP", "HR", "MAP", "RR", "SBP", "SPO2", "TEMP")
 WORDS = Vocabulary(NAMES, np.ones(7, np.int64), np.full(7, 80.0), np.full(7, 10.0))

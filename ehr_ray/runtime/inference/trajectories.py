@@ -13,13 +13,15 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
+from ehr_ray.events.batched import batched
 from ehr_ray.events.patients import Patient, read_patients
 from ehr_ray.events.zero_shot import ZeroShot
 from ehr_ray.family import Draw, Horizon
 from ehr_ray.runtime.data.tasks import Say, run_shards
-from ehr_ray.runtime.inference import Cut, ShardPredictor, Times, labels_and_cuts, read_tables
+from ehr_ray.runtime.inference.shards import Cut, ShardPredictor, Times, labels_and_cuts
 from ehr_ray.storage import files, sync
-from ehr_ray.train.predictor import BATCH_PATIENTS, batched
+from ehr_ray.train.prediction_tables import read_tables
+from ehr_ray.train.predictor import BATCH_PATIENTS
 
 FIT_PATIENTS: Final = 256
 """Records at most by which a family fits what it draws with."""
@@ -93,6 +95,7 @@ class ShardTrajectories:
         patients = itertools.chain.from_iterable(
             read_patients(shard, loaded.vocabulary) for shard in shards
         )
+        # The same patients in every process, so that all draw alike.
         groups = batched(itertools.islice(patients, FIT_PATIENTS), BATCH_PATIENTS)
         batches = (predictor.batch(predictor.rows(group)) for group in groups)
         return given.fit(loaded.model, loaded.vocabulary, batches)

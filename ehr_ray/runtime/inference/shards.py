@@ -1,7 +1,6 @@
-"""A trained model over a cohort, on Ray Data: the same transform, collate and predict."""
+"""A trained model over the patients of a shard: the same transform, collate and predict."""
 
 import math
-import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -10,34 +9,25 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
 from ehr_ray.config.task import OUTPUTS
-from ehr_ray.errors import InputError, RunError
+from ehr_ray.errors import InputError
+from ehr_ray.events.batched import batched
 from ehr_ray.events.labels import Labels
 from ehr_ray.events.patient_features import FeatureCodes, FeatureReader
 from ehr_ray.events.patients import Patient, read_patients
 from ehr_ray.events.subgroups import Subgroup, SubgroupReader
 from ehr_ray.experiment import Experiment
-from ehr_ray.family import Batch
 from ehr_ray.runtime.data.rows import TaskTimes, sampled
-from ehr_ray.runtime.data.tasks import Say, run_shards
 from ehr_ray.storage import files, sync
 from ehr_ray.train import checkpoint
 from ehr_ray.train.allocator import keep_freed_memory
 from ehr_ray.train.backend import local_device
-from ehr_ray.train.predictor import BATCH_PATIENTS, Predictor, batched
+from ehr_ray.train.prediction_tables import entries_table, list_column
+from ehr_ray.train.predictor import BATCH_PATIENTS, Predictor
 
-EMBEDDINGS = pa.schema(
-    [pa.field("subject_id", pa.int64()), pa.field("embedding", pa.list_(pa.float32()))]
-)
-"""What `embed` writes: a row a patient."""
-GROUP_PATIENTS = 16 * BATCH_PATIENTS
-"""Patients in a row group of embeddings."""
 MICROSECONDS_PER_HOUR = 3_600_000_000
-DONE = "done"
-"""File of a shard's folder that names the others, written last; a store may have it before them."""
 LABEL = "label"
 """Column of the samples of a task: bool, float64 or, of classes, the place of each, int64."""
 Cut = Mapping[int, Sequence[int]]
@@ -92,9 +82,10 @@ def check_gpus(gpus: float) -> None:
 
 
 def of_precision(experiment: Experiment, gpus: float) -> dict[str, str]:
-    """Return what a key of predictions has besides where they are not made in float32."""
-    precision = experiment.train.precision if gpus else "float32"
-    return {"precision": precision} if precision != "float32" else {}
+    """Return what a key of predictions has besides where they are not made in exact float32."""
+    plan, exact = experiment.train, {"precision": "float32", "matmul_precision": "highest"}
+    made = {name: getattr(plan, name) for name in exact} if gpus else {}
+    return {name: value for name, value in made.items() if value != exact[name]}
 
 
 @dataclass
@@ -130,6 +121,7 @@ class ProcessModel:
     def untrained(self) -> Predictor:
         """The same architecture with the weights training started from."""
         loaded = self.loaded
+        # As `starting_model` builds it: by the same seed, on the CPU.
         torch.manual_seed(loaded.experiment.seed)
         model = loaded.family.build(loaded.experiment.model, loaded.vocabulary).eval()
         for name, trained in loaded.model.named_buffers():
@@ -190,13 +182,12 @@ class ShardPredictor:
                 tables.setdefault(name, []).append(table)
             count += len(samples)
         for name, parts in tables.items():
-            if parts:
-                files.write_parquet(pa.concat_tables(parts), target / f"{name}.parquet")
+            files.write_parquet(pa.concat_tables(parts), target / f"{name}.parquet")
         return count
 
     def patients(self, shard: Path) -> Iterator[Patient]:
         """Yield the patients of a shard as the model reads them."""
-        torch.set_num_threads(1)
+        torch.set_num_threads(1)  # as many processes as CPUs run side by side
         keep_freed_memory()
         vocabulary = self.loaded.vocabulary
         if self.request.origin is not None:
@@ -317,134 +308,3 @@ def _samples(patients: Iterable[Patient], cuts: Cut | None) -> Iterator[Sample]:
         else:
             for time in cuts.get(patient.subject_id, ()):
                 yield patient.until(time), int(time)
-
-
-@dataclass
-class ShardEmbedder:
-    """The function of one shard of `embed`: a row a patient, with some hundreds in memory."""
-
-    predictor: ShardPredictor
-
-    def __call__(self, job: Mapping[str, Any]) -> int:
-        """Write `EMBEDDINGS` of `job["shard"]` to `job["target"]` by rename; return the rows."""
-        count = 0
-        with (
-            files.new_file(Path(job["target"])) as partial,
-            pq.ParquetWriter(partial, EMBEDDINGS, **files.CHECKED) as writer,
-        ):
-            for patients in batched(self.predictor.patients(Path(job["shard"])), GROUP_PATIENTS):
-                outputs = self.predictor.predictor.over_patients(patients)
-                embedding = torch.cat([batch["embedding"] for batch in outputs])
-                ids = pa.array([p.subject_id for p in patients], pa.int64())
-                columns = [ids, list_column(embedding)]
-                writer.write_table(pa.table(columns, schema=EMBEDDINGS))
-                count += len(patients)
-        return count
-
-
-@dataclass(frozen=True)
-class Part:
-    """Shards whose samples are asked for the same, as those of a split, and where answers go."""
-
-    shards: Sequence[Path]
-    folder: Path
-    request: Request
-    times: Times | None = None
-
-    @property
-    def folders(self) -> list[Path]:
-        """The folder of each shard's `samples`, `latents`, `tokens`."""
-        return [self.folder / f"{index:05d}" for index in range(len(self.shards))]
-
-
-class PartsPredictor:
-    """The function of one shard of several parts, which share a model."""
-
-    def __init__(self, parts: Sequence[Part]) -> None:
-        model = ProcessModel(parts[0].request.checkpoint, parts[0].request.gpus)
-        self._predictors = [ShardPredictor(part.request, part.times, model) for part in parts]
-
-    def __call__(self, job: Mapping[str, Any]) -> None:
-        """Predict every sample of `job["shard"]`, of the part `job["part"]`, and note its end."""
-        target = Path(job["target"])
-        shutil.rmtree(target, ignore_errors=True)  # of a process that was killed
-        self._predictors[job["part"]](job)
-        names = sorted(path.name for path in target.glob("*.parquet"))
-        files.write_text(target / DONE, "".join(f"{name}\n" for name in names))
-
-
-def _is_done(folder: Path) -> bool:
-    try:
-        names = (folder / DONE).read_text().split()
-    except FileNotFoundError:
-        return False
-    return all((folder / name).is_file() for name in names)
-
-
-def predict_parts(
-    parts: Sequence[Part],
-    *,
-    resume: bool = False,
-    on_ray: bool = True,
-    say: Say = lambda _: None,
-    verb: str = "embedded shards",
-) -> None:
-    """Predict over the shards of parts, which are of one model.
-
-    All go through the same processes: a new one takes seconds to start. With `resume` shards that
-    an earlier call has ended are left as they are: folders are named by all that decides on their
-    content then. Raises RunError where another process removed one in the meantime.
-    """
-    jobs = [
-        {"shard": str(shard), "target": str(target), "part": number}
-        for number, part in enumerate(parts)
-        for shard, target in zip(part.shards, part.folders, strict=True)
-        if not (resume and _is_done(target))
-    ]
-    if jobs:
-        predictor, gpus = PartsPredictor(parts), parts[0].request.gpus
-        run_shards(jobs, predictor, on_ray=on_ray, say=say, verb=verb, pool=True, num_gpus=gpus)
-    for target in (target for part in parts for target in part.folders):
-        if not _is_done(target):
-            raise RunError(f"{target}: removed by another process; run the same command again")
-
-
-def read_tables(folders: Iterable[Path], name: str) -> pa.Table | None:
-    """Return what the shards wrote under a name, one after the other; None if none did."""
-    paths = [folder / f"{name}.parquet" for folder in folders]
-    parts = [files.read_parquet(path) for path in paths if path.is_file()]
-    return pa.concat_tables(parts) if parts else None
-
-
-def matrix(table: pa.Table, name: str) -> np.ndarray:
-    """Return a list column of equal lengths as float32 [rows, width]."""
-    column = table[name].combine_chunks()
-    return column.values.to_numpy().reshape(len(table), -1)
-
-
-def write_embeddings(path: Path, table: pa.Table) -> None:
-    """Write `subject_id` and `embedding`, by rename."""
-    files.write_parquet(table.select(EMBEDDINGS.names), path)
-
-
-def list_column(values: torch.Tensor) -> pa.Array:
-    """Return rows of a tensor as an Arrow column: float32 [N], or [N, W] as lists of W."""
-    array = values.float().numpy()
-    if array.ndim == 1:
-        return pa.array(array)
-    flat = pa.array(array.reshape(-1))
-    offsets = pa.array(np.arange(0, array.size + 1, array.shape[1], dtype=np.int32))
-    return pa.ListArray.from_arrays(offsets, flat)
-
-
-def entries_table(batch: Batch, where: torch.Tensor) -> pa.Table:
-    """Return row-wise tensors as a table; `patient` becomes the sample's place in the shard."""
-    columns = {}
-    for name, values in batch.items():
-        if name == "patient":
-            columns["sample"] = pa.array(where[values].numpy())
-        elif values.ndim == 2:
-            columns[name] = list_column(values)
-        else:
-            columns[name] = pa.array(values.numpy())
-    return pa.table(columns)
