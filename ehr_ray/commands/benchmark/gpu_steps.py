@@ -148,7 +148,7 @@ class ModelFlops(FlopCounterMode):
         # Autograd computes gradients without a gradient of their own, and what is done again with.
         if torch._C._current_graph_task_id() != -1 and torch.is_grad_enabled():
             return out
-        return super()._count_flops(func_packet, out, args, kwargs)
+        return super()._count_flops(func_packet, out, args, kwargs)  # type: ignore[no-untyped-call]
 
 
 @dataclass
@@ -181,7 +181,7 @@ def kernel_seconds(events: Iterable[Any]) -> float:
     spans = sorted(
         (event.time_range.start, event.time_range.end)
         for event in events
-        if event.device_type == torch.autograd.DeviceType.CUDA
+        if event.device_type.name == "CUDA"
         and not event.name.startswith(("Memcpy", "Memset"))
         and not getattr(event, "is_user_annotation", False)
     )
