@@ -178,13 +178,14 @@ class Head:
 
 
 @pytest.fixture(scope="session")
-def head():
+def head(ends):
     """One head for all tests, in its own folder; sockets need a short path.
 
     It does no work itself: workers need nodes, which tests add.
     """
     folder = Path(tempfile.mkdtemp(prefix="ehr"))
     head = Head(folder, cpus=0)
+    ends["tests/jobs/"].callback(head.close)
     try:
         head.open()
         yield head

@@ -63,13 +63,15 @@ def whole(cohort, ray_folder, tmp_path_factory):
         return train(load(CONFIG, overrides(cohort, output, "whole", 2, *LONG))).run
 
 
-@pytest.mark.parametrize("mode", ["cache", "stream"])
+@pytest.mark.parametrize("mode", ["stream", pytest.param("cache", marks=pytest.mark.slow)])
 def test_a_node_lost_in_mid_epoch_changes_nothing(
     mode, head, cohort, whole, bucket, tmp_path, monkeypatch
 ):
     """Two nodes share a store and nothing else; what is trained waits for one in place of the lost.
 
     Two workers and what makes their rows need three CPUs, so that the node of two has a worker.
+    Slow: that a node in place of the lost one copies prepared rows from the store, as the second
+    machine of `ray/test_storage.py` does.
     """
     monkeypatch.setenv(STAGING, str(tmp_path / "copies"))
     place = f"hospital/train/{mode}"

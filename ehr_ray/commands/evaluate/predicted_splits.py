@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -28,6 +29,7 @@ from ehr_ray.evaluation.tasks.subgroups import Division, most_rows
 from ehr_ray.events.patient_features import FeatureCodes, feature_codes
 from ehr_ray.events.patients import splits_of, without_events_line
 from ehr_ray.events.subgroups import MAX_PLACES
+from ehr_ray.family import AnyFamily
 from ehr_ray.runtime.data.dataset import named_origin, num_patients
 from ehr_ray.runtime.data.manifest import opened
 from ehr_ray.runtime.data.prepared import module_text
@@ -44,6 +46,7 @@ from ehr_ray.train import checkpoint
 from ehr_ray.train.prediction_tables import matrix, read_tables
 from ehr_ray.train.task_probe import TaskProbe
 
+log = logging.getLogger(__name__)
 LAYOUT: Final = 1
 """Bump when the same patients, asked the same, would give other tables."""
 
@@ -93,7 +96,8 @@ def predict(
     if not subject.own or subject.split not in names:
         asked.append(_asked(subject, subject.events, subject.split, judged_labels, say))
     # Two evaluations of a run may share a part, which who reads it first removes.
-    with exclusive_lock(_parts(subject) / ".lock"):
+    busy = f"{subject.run}: another evaluate of this run is embedding; waiting until it has"
+    with exclusive_lock(_parts(subject) / ".lock", waiting=lambda: log.warning(busy)):
         for one in asked:
             sync.fetch(one.part.folder, missing_ok=True)
         parts = [one.part for one in asked]
@@ -146,12 +150,20 @@ def _asked(
         asked["share"] = share
         say(f"fitting on {100 * share:.3g} % of the train patients (evaluation.fit_patients)")
     family = subject.loaded.family
-    made_by = [LAYOUT, family.version, module_text(family.transform).decode()]
-    key = hashlib.sha256(json.dumps([made_by, stamps, asked]).encode()).hexdigest()[:16]
+    key = hashlib.sha256(json.dumps([made_by(family), stamps, asked]).encode()).hexdigest()[:16]
     # What is predicted of a mapped copy goes with it.
     place = _parts(subject) if subject.mapped is None or fitted_on else subject.mapped
     folder = place / f"{split}-{key}"
     return _Asked(cohort, split, Part(shards, folder, request, times), fitted_on and not judged)
+
+
+def made_by(family: AnyFamily) -> list[int | str]:
+    """Return what of the code decides on a family's tables: versions, and its transform's module.
+
+    A module may be in another encoding than UTF-8; bytes that are none stand for themselves.
+    """
+    source = module_text(family.transform).decode(errors="surrogateescape")
+    return [LAYOUT, family.version, source]
 
 
 def _read(subject: Subject, asked: _Asked) -> SplitPredictions:

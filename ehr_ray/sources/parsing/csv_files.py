@@ -129,7 +129,9 @@ def count_rows(path: str, part: Lines = ALL_LINES) -> int:
     opener: Any = gzip.open if path.endswith(".gz") else open
     lines, at = 0, part.start
     try:
-        with io.BufferedReader(open_piece(part.piece)) if part.piece else opener(path, "rb") as file:
+        with (
+            io.BufferedReader(open_piece(part.piece)) if part.piece else opener(path, "rb") as file
+        ):
             if not part.piece:
                 file.seek(part.start)
             for line in file:
