@@ -27,6 +27,7 @@ from ehr_ray.sources.building.jobs import (
     ReadUnit,
     SampleShard,
     SettleRange,
+    UnpackUnit,
     WriteShard,
 )
 from ehr_ray.sources.building.limits import load_limits
@@ -57,6 +58,7 @@ from ehr_ray.sources.building.statistics import (
     join_counts,
     train_shards,
 )
+from ehr_ray.sources.building.unpacking import UNPACKED, cut_units
 from ehr_ray.sources.parsing.databases import is_address, table_path, to_address
 from ehr_ray.sources.source import Source, Unit, get_source, make_options
 from ehr_ray.sources.splits import SplitPolicy, buckets_for, parse_splits
@@ -152,7 +154,7 @@ def ingest(
         discard_staging(output)
         progress(f"{output} is already there, made from the same input: nothing to do")
         return done
-    on_ray = _worth_ray(len(units), size) if cpus is None else cpus > 1
+    on_ray = _worth_ray(units, size) if cpus is None else cpus > 1
     read = [of_any_machine(unit) for unit in units] if on_ray else units
     told = {"source": source, "input": given, "output": output, **asdict(asked)}
     told |= {f"options.{key}": value for key, value in asdict(chosen).items()}
@@ -170,11 +172,12 @@ def ingest(
         plan = replace(plan, staging=folder, store=uri_of(folder), buckets=buckets_for(size))
         run = partial(run_jobs, on_ray=on_ray, say=progress)
         relative = kind.relative_time(chosen)
+        read = _unpacked(plan, read, run, place, cut=on_ray)
         work = _build(plan, units, read, run, progress, place, max_rejected, relative=relative)
         summary = finish(plan, kind, work, output, print_)
         if lease is not None:
             lease.check()  # a machine that took it over meanwhile publishes its own
-        publish(plan, len(units), [shard.path(plan) for shard in work.shards], output)
+        publish(plan, work.num_parts, [shard.path(plan) for shard in work.shards], output)
         summary = replace(summary, seconds=time.monotonic() - started)
         counts = flatten(asdict(summary))
         record.metrics |= {k: float(v) for k, v in counts if type(v) in (int, float)}
@@ -230,6 +233,18 @@ class _Asked:
         )
 
 
+def _unpacked(
+    plan: Plan, read: Sequence[Unit], run: Callable[..., list[Any]], place: str, *, cut: bool
+) -> list[Unit]:
+    """Return the units, large compressed files of them in pieces that are unpacked, if `cut`."""
+    packed = [(number, unit) for number, unit in enumerate(read) if unit.packed is not None]
+    if packed:
+        quiet = {} if cut else {"say": lambda _: None}
+        run(UnpackUnit(plan, place, cut), packed, verb="unpacked", label=_unit_name, **quiet)
+        bring(plan, UNPACKED)
+    return cut_units(plan, read)
+
+
 def _build(
     plan: Plan,
     units: Sequence[Unit],
@@ -243,9 +258,10 @@ def _build(
 ) -> Work:
     """Read units, divide subjects, write shards and fit codes, in the staging folder of a plan.
 
-    `read` are the units as the machines that read them know them, `run` is `run_jobs` told where.
+    `read` are the units as the machines that read them know them, in pieces where they were
+    unpacked; `run` is `run_jobs` told where.
     """
-    number = len(units)
+    number = len(read)
     share_splits(plan)
     begin_parts(plan, "parts", number)
     run(ReadUnit(plan, place), [*enumerate(read)], verb="read", label=_unit_name)
@@ -341,8 +357,9 @@ def _unit_name(job: tuple[int, Unit]) -> str:
     return table_path(unit.root, unit.files[0]) if unit.files else f"unit {number}"
 
 
-def _worth_ray(units: int, size: int) -> bool:
-    return units > 1 and size >= SMALL_BYTES and (os.cpu_count() or 1) > 1
+def _worth_ray(units: Sequence[Unit], size: int) -> bool:
+    several = len(units) > 1 or any(unit.packed is not None for unit in units)
+    return several and size >= SMALL_BYTES and (os.cpu_count() or 1) > 1
 
 
 def _work(source: Source, given: str | Path | None, options: Any) -> tuple[str | Path, list[Unit]]:

@@ -72,6 +72,9 @@ class Unit:
         uses: files read besides, which other units may share.
         size: bytes, where there is no file to measure.
         state: what tells a database from a changed one, where there is no file to look at.
+        packed: of a large compressed CSV file, which several tasks may read once it is unpacked:
+            what stands between its cells, and its encoding.
+        piece: the file of the staging folder that has the lines of the unit, unpacked.
     """
 
     root: str = ""
@@ -84,6 +87,8 @@ class Unit:
     uses: tuple[str, ...] = ()
     size: int = 0
     state: str = ""
+    packed: tuple[str, str] | None = None
+    piece: str = ""
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,7 +1,7 @@
 """The jobs of an ingest, in the order they run: each works where `at_work` lets it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 from ehr_ray.sources.building.groups import divide_part
@@ -27,6 +27,7 @@ from ehr_ray.sources.building.statistics import (
     sample_path,
     sample_shard,
 )
+from ehr_ray.sources.building.unpacking import ranges_path, unpack_unit
 from ehr_ray.sources.source import Unit
 
 
@@ -44,15 +45,36 @@ class Job:
 
 
 @dataclass(frozen=True)
+class UnpackUnit(Job):
+    """The job of a unit of a large compressed file, given with its number: pieces of its text.
+
+    Where nothing is `cut` it stays whole: one process reads it faster as it is.
+    """
+
+    cut: bool
+
+    def __call__(self, job: tuple[int, Unit]) -> None:
+        """Unpack the file, which is copied here first if it lies in a store."""
+        number, unit = job
+        with at_work(self.plan, self.output, last=ranges_path(self.plan, number)) as plan:
+            if plan is not None:
+                unpack_unit(plan, number, of_this_machine(unit) if self.cut else None)
+
+
+@dataclass(frozen=True)
 class ReadUnit(Job):
     """The job of a unit of the source, given with its number: its part of the staging folder."""
 
     def __call__(self, job: tuple[int, Unit]) -> None:
         """Read the unit, whose files are copied here first if they lie in a store."""
         number, unit = job
-        with at_work(self.plan, self.output, part=self.plan.part(number)) as plan:
+        part = self.plan.part(number)
+        needs = [self.plan.staging / unit.piece] if unit.piece else []
+        with at_work(self.plan, self.output, part=part, needs=needs) as plan:
             if plan is not None:
-                scatter(plan, number, of_this_machine(unit))
+                here = of_this_machine(unit)
+                piece = str(plan.staging / unit.piece) if unit.piece else ""
+                scatter(plan, number, replace(here, piece=piece))
 
 
 @dataclass(frozen=True)

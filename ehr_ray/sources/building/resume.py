@@ -3,11 +3,12 @@
 Its fingerprint names the staging folder, which a killed ingest finds again, and stands in the
 record of the cohort, by which a finished one is.
 
-<parent>/.<name>.staging-<fingerprint>-5/parts/      one folder a unit (staging.py)
+<parent>/.<name>.staging-<fingerprint>-6/parts/      one folder a unit (staging.py)
                                          cohort/     renamed to <parent>/<name> when complete
                                          subjects/   one table a shard (shards.py)
                                          ranges/     tables by ranges of subjects (ranges.py)
                                          codes/      what shards hold, and manifest/ (statistics.py)
+                                         unpacked/   large compressed files (unpacking.py)
                                          splits.arrow  whom --splits or --split-by puts where
 
 Where the output is a URI, that folder is one of its store, and so outlives the machine; what this
@@ -41,7 +42,7 @@ LAYOUT: Final = 5
 
 Last digits of `mean` and `std` do not count: a finished cohort would be refused for them."""
 
-STAGING: Final = 5
+STAGING: Final = 6
 """Bump when staged work is written in another form: that of older versions is not read."""
 
 

@@ -21,6 +21,7 @@ from typing import Final
 
 from ehr_ray.sources.building.keyed import removed
 from ehr_ray.sources.building.staging import SPLITS_TABLE, Plan, leave_splits
+from ehr_ray.sources.building.unpacking import UNPACKED
 from ehr_ray.sources.parsing.databases import is_address
 from ehr_ray.sources.source import Unit
 from ehr_ray.storage import files, in_place, sync
@@ -114,7 +115,7 @@ def _name(plan: Plan, path: Path) -> str:
 
 
 def bring(plan: Plan, *folders: str) -> None:
-    """Make this process's copy of folders of the staging folder, but for rows of events."""
+    """Make this process's copy of folders of the staging folder, but for rows."""
     if plan.store is None:
         return
     for folder in folders:
@@ -132,7 +133,7 @@ def begin_parts(plan: Plan, folder: str, number: int) -> None:
         return
     bring(plan, folder)
     if not _are_whole(plan, folder, number):
-        for later in in_place.folders_in(plan.store) - {"parts", folder}:
+        for later in in_place.folders_in(plan.store) - {UNPACKED, "parts", folder}:
             sync.remove(plan.staging / later)
 
 

@@ -3,6 +3,7 @@
 import codecs
 import csv
 import gzip
+import io
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from ehr_ray.sources.source import Unit
 
 SUFFIXES: Final = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
 BLOCK_BYTES: Final = 16 << 20
+PIECE_CODEC: Final = "zstd"
+"""Of unpacked lines, at Arrow's own level 1."""
 _LINE_BREAK: Final = ord("\n")
 
 
@@ -98,11 +101,14 @@ class Lines:
         start: the byte that the first of them begins at, or the first row group.
         stop: one past the last byte, or row group; 0 is the end of the file.
         first: the line that begins at `start`, from 1, which is the header.
+        piece: the file that has them, and nothing else, if the file itself is compressed, of whose
+            text `start` and `stop` are then bytes.
     """
 
     start: int = 0
     stop: int = 0
     first: int = 1
+    piece: str = ""
 
 
 ALL_LINES: Final = Lines()
@@ -110,7 +116,12 @@ ALL_LINES: Final = Lines()
 
 def lines_of(unit: Unit) -> Lines:
     """Return the lines of its file that a unit is."""
-    return Lines(unit.start, unit.stop, unit.line)
+    return Lines(unit.start, unit.stop, unit.line, unit.piece)
+
+
+def open_piece(path: str) -> pa.NativeFile:
+    """Open lines that were unpacked of a compressed file (`csv_ranges.unpack`)."""
+    return pa.CompressedInputStream(pa.OSFile(path), PIECE_CODEC)
 
 
 def count_rows(path: str, part: Lines = ALL_LINES) -> int:
@@ -118,8 +129,11 @@ def count_rows(path: str, part: Lines = ALL_LINES) -> int:
     opener: Any = gzip.open if path.endswith(".gz") else open
     lines, at = 0, part.start
     try:
-        with opener(path, "rb") as file:
-            file.seek(part.start)
+        with (
+            io.BufferedReader(open_piece(part.piece)) if part.piece else opener(path, "rb") as file
+        ):
+            if not part.piece:
+                file.seek(part.start)
             for line in file:
                 at += len(line)
                 if part.stop and at > part.stop:
@@ -189,8 +203,13 @@ def _text_reader(
     skip: Callable[[Any], str],
 ) -> pa_csv.CSVStreamingReader:
     """Return Arrow's reader of some columns as text; `skip` is told of each malformed row."""
+    source = path
+    if part.piece:
+        source = open_piece(part.piece)
+    elif part != ALL_LINES:
+        source = pa.OSFile(path).get_stream(part.start, _size(path, part))
     return pa_csv.open_csv(
-        path if part == ALL_LINES else pa.OSFile(path).get_stream(part.start, _size(path, part)),
+        source,
         # Threads would leave the numbers of skipped rows unknown.
         read_options=pa_csv.ReadOptions(
             use_threads=False,

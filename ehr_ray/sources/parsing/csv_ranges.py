@@ -1,22 +1,27 @@
 """Large CSV files, cut into ranges of bytes that several tasks read.
 
 A range is a run of whole lines, and gives the rows, and their lines, that it gives in the whole
-file. A file where that cannot be told from its lines alone stays whole.
+file. A file where that cannot be told from its lines alone stays whole. A compressed file can only
+be read from its beginning: it is unpacked once, into a file for each range of its text.
 """
 
 import codecs
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from typing import Final
+from pathlib import Path
+from typing import Any, Final
 
 import numpy as np
+import pyarrow as pa
 
-from ehr_ray.sources.parsing.csv_files import Dialect
+from ehr_ray.sources.parsing.csv_files import PIECE_CODEC, Dialect
 from ehr_ray.sources.source import Unit
 
 RANGE_BYTES: Final = 32 << 20
 """A range has at least so many, the last one less; a file of less than two of them stays whole."""
+GZIP_RATIO: Final = 16
+"""How many times smaller a compressed text is at most, to be looked at whether it is large."""
 SCAN_BYTES: Final = 8 << 20
 LONGEST_LINE: Final = 1 << 20
 """A longer line might not fit in a block of the reader, which then refuses the file."""
@@ -29,44 +34,121 @@ _NEWLINE, _QUOTE = b'\n"'
 def split_lines(unit: Unit, dialect: Dialect) -> list[Unit]:
     """Divide a unit of one file into units of ranges of lines; one that must not be stays whole.
 
-    That is: compressed, small, in an encoding of several bytes a letter, damaged, or with a line
-    break within quotes, or quotes of which it is not plain where they end. The file is read once.
+    That is: small, in an encoding of several bytes a letter, damaged, or with a line break within
+    quotes, or quotes of which it is not plain where they end. The file is read once. A compressed
+    one stays whole until it is unpacked (`Unit.packed`).
     """
     path = os.path.join(unit.root, unit.files[0])
-    if not is_large(path):
+    delimiter = dialect.between(path)
+    bytewise = codecs.lookup(dialect.encoding).name.startswith(_BYTEWISE) and delimiter.isascii()
+    if not (is_large(path) and bytewise):
         return [unit]
+    if path.endswith(".gz"):
+        return [replace(unit, packed=(delimiter, dialect.encoding))]
     try:
-        ranges = _ranges(path, dialect)
+        with open(path, "rb") as file:
+            ranges = _ranges(_whole_lines(file), delimiter, dialect.encoding)
     except OSError:
         return [unit]
     return [replace(unit, start=a, stop=b, line=line) for a, b, line in ranges] or [unit]
 
 
 def is_large(path: str) -> bool:
-    """Whether a file is one that is divided: plain, and of two ranges at least."""
+    """Whether a file may be one that is divided: of two ranges of text at least."""
     try:
-        return not path.endswith(".gz") and os.path.getsize(path) >= 2 * RANGE_BYTES
+        return os.path.getsize(path) * (GZIP_RATIO if path.endswith(".gz") else 1) >= (
+            2 * RANGE_BYTES
+        )
     except OSError:
         return False
 
 
-def _ranges(path: str, dialect: Dialect) -> list[tuple[int, int, int]]:
+class _DamagedError(Exception):
+    """A compressed file cannot be unpacked to its end."""
+
+
+def unpack(unit: Unit, folder: Path) -> list[tuple[int, int, int]]:
+    """Unpack the file of a unit that is `packed` into the files of its ranges, in a folder.
+
+    Returns (first byte of the text, one past the last, line of the first) of each, whose lines the
+    file `piece_name` of its number has; none, and leaves no file, where the unit must stay whole,
+    as in `split_lines`. The file is read once, a few MB of memory at a time. Raises `OSError` where
+    the disk refuses a piece.
+    """
+    assert unit.packed is not None
+    with _Pieces(folder) as pieces:
+        try:
+            ranges = _ranges(_unpacked(unit), *unit.packed, pieces.keep)
+        except _DamagedError:
+            ranges = []
+    if not ranges or ranges[-1][1] < 2 * RANGE_BYTES:
+        for path in folder.iterdir():
+            path.unlink()
+        return []
+    return ranges
+
+
+def piece_name(number: int) -> str:
+    """Return the name of the file of a range of unpacked text."""
+    return f"{number:06d}.rows"
+
+
+def _unpacked(unit: Unit) -> Iterator[bytes]:
+    try:
+        # As Arrow's reader of the whole file unpacks it, with the same words on what is damaged.
+        path = os.path.join(unit.root, unit.files[0])
+        with pa.CompressedInputStream(pa.OSFile(path), "gzip") as file:
+            yield from _whole_lines(file)
+    except (OSError, pa.ArrowException) as error:
+        raise _DamagedError from error
+
+
+class _Pieces:
+    """Files of the ranges of a text, of which one at a time is open."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._number = -1
+        self._file: Any = None
+
+    def __enter__(self) -> "_Pieces":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close()
+
+    def keep(self, number: int, block: bytes) -> None:
+        """Add to the piece of a number, none of those before it any more."""
+        if number != self._number:
+            self._close()
+            sink = pa.OSFile(str(self._folder / piece_name(number)), "wb")
+            self._number, self._file = number, pa.CompressedOutputStream(sink, PIECE_CODEC)
+        self._file.write(block)
+
+    def _close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def _ranges(
+    blocks: Iterable[bytes],
+    delimiter: str,
+    encoding: str,
+    keep: Callable[[int, bytes], None] = lambda _number, _block: None,
+) -> list[tuple[int, int, int]]:
     """Return (first byte, one past the last, line of the first) of each range; none to stay whole.
 
-    The header is a line of the first range.
+    The header is a line of the first range. `keep` gets each block with the number of its range.
     """
-    if not codecs.lookup(dialect.encoding).name.startswith(_BYTEWISE):
-        return []
-    delimiter = dialect.between(path)
-    if not delimiter.isascii():
-        return []
-    found = []
+    found: list[tuple[int, int, int]] = []
     start = stop = 0
     line = first = 1
-    for block in _whole_lines(path):
-        lines = _plain_lines(block, ord(delimiter), dialect.encoding)
+    for block in blocks:
+        lines = _plain_lines(block, ord(delimiter), encoding)
         if not lines:
             return []
+        keep(len(found), block)
         stop, line = stop + len(block), line + lines
         if stop - start >= RANGE_BYTES:
             found.append((start, stop, first))
@@ -74,20 +156,19 @@ def _ranges(path: str, dialect: Dialect) -> list[tuple[int, int, int]]:
     return [*found, (start, stop, first)] if stop > start else found
 
 
-def _whole_lines(path: str) -> Iterator[bytes]:
+def _whole_lines(file: Any) -> Iterator[bytes]:
     """Yield a file about 8 MB at a time, cut after line breaks; a line that is too long ends it."""
     rest = b""
-    with open(path, "rb") as file:
-        while read := file.read(SCAN_BYTES):
-            end = read.rfind(b"\n") + 1
-            if end:
-                yield rest + read[:end]
-                rest = read[end:]
-            else:
-                rest += read
-                if len(rest) > LONGEST_LINE:
-                    yield rest
-                    return
+    while read := file.read(SCAN_BYTES):
+        end = read.rfind(b"\n") + 1
+        if end:
+            yield rest + read[:end]
+            rest = read[end:]
+        else:
+            rest += read
+            if len(rest) > LONGEST_LINE:
+                yield rest
+                return
     if rest:
         yield rest
 

@@ -1,6 +1,7 @@
 """Jobs of an ingest into a store that share nothing else: a node here is a folder of copies."""
 
 import contextlib
+import gzip
 import multiprocessing
 import os
 import pickle
@@ -116,7 +117,7 @@ def write_events(folder, monkeypatch):
 
 def put(bucket, folder, target):
     for name, content in tree(folder).items():
-        with bucket.open_output_stream(f"hospital/{target}/{name}") as stream:
+        with bucket.open_output_stream(f"hospital/{target}/{name}", compression=None) as stream:
             stream.write(content)
 
 
@@ -158,6 +159,41 @@ def test_a_table_in_a_store_is_read_in_ranges_by_both(nodes, bucket, tmp_path, m
     for node in (0, 1):
         assert nodes.copies(node)
         assert {name.rpartition("/")[2] for name in nodes.copies(node)} <= held
+
+
+def test_a_compressed_table_in_a_store_is_unpacked_there_for_both(
+    nodes, bucket, tmp_path, monkeypatch
+):
+    options = write_events(tmp_path / "raw", monkeypatch)
+    events = tmp_path / "raw" / "events.csv"
+    (tmp_path / "raw" / "events.csv.gz").write_bytes(gzip.compress(events.read_bytes()))
+    events.unlink()
+    put(bucket, tmp_path / "raw", "shared/raw")
+    source, place = f"{BUCKET}/shared/raw/events.csv.gz", f"{BUCKET}/shared/cohort"
+    ingest("table", source, tmp_path / "whole", options=options, cpus=1)
+    nodes.jobs, nodes.lost_at = 0, 2  # the file is unpacked and one of its pieces read
+    with pytest.raises(RunError, match="lost"):
+        ingest("table", source, place, options=options, cpus=2)
+    left = times(bucket, "shared")
+    pieces = {name: time for name, time in left.items() if "/unpacked/" in name}
+    assert len([name for name in pieces if name.endswith(".rows")]) == 2
+    nodes.driver("another")
+    nodes.lost_at = None
+    seen = {}
+
+    def look(line):
+        if line == "fitting codes on train":
+            seen.update(times(bucket, "shared"))
+
+    ingest("table", source, place, options=options, cpus=2, progress=look)
+    assert pieces.items() <= seen.items()
+    assert objects(bucket, "shared/cohort") == tree(tmp_path / "whole")
+    assert {name.partition("/")[0] for name in objects(bucket, "shared")} == {"cohort", "raw"}
+    for node in (0, 1):
+        assert {name.rpartition("/")[2] for name in nodes.copies(node)} <= {
+            "events.csv.gz",
+            "died.csv",
+        }
 
 
 def test_ended_anywhere_it_goes_on_from_another_machine(nodes, bucket, tmp_path, monkeypatch):

@@ -1,4 +1,5 @@
 import dataclasses
+import gzip
 import json
 import os
 import subprocess
@@ -157,6 +158,17 @@ def test_ranges_of_large_tables_give_the_bytes_of_the_whole(charted, cohort, mon
     assert [line for _, line, _ in rejected(parts)] == [702, 2902]
     records = [json.loads((path / RECORD).read_text()) for path in (parts, whole)]
     assert records[0]["summary"] == records[1]["summary"]
+
+
+def test_large_compressed_tables_are_marked_to_be_unpacked(charted):
+    for name in ("icu/chartevents.csv", "hosp/transfers.csv"):
+        packed = gzip.compress((charted / name).read_bytes())
+        (charted / name).unlink()
+        (charted / f"{name}.gz").write_bytes(packed)
+    marked = {unit.files[0]: unit.packed for unit in units(charted, MimicIvOptions()) if unit.files}
+    assert marked["icu/chartevents.csv.gz"] == (",", "utf-8")
+    assert marked["hosp/transfers.csv.gz"] is None  # two events a row
+    assert marked["hosp/diagnoses_icd.csv"] is None
 
 
 def test_a_killed_ingest_goes_on_within_a_table(charted, cohort, monkeypatch):

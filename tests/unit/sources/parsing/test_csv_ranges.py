@@ -1,10 +1,14 @@
+import gzip
+import tempfile
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from ehr_ray.sources.parsing import csv_ranges
 from ehr_ray.sources.parsing.csv_files import ALL_LINES, Dialect, Lines, count_rows, read_csv
-from ehr_ray.sources.parsing.csv_ranges import split_lines
+from ehr_ray.sources.parsing.csv_ranges import piece_name, split_lines, unpack
 from ehr_ray.sources.source import Unit
 
 UNIT = Unit(files=("f.csv",))
@@ -22,12 +26,24 @@ def cut(folder, content, dialect=None):
     return [Lines(unit.start, unit.stop, unit.line) for unit in units]
 
 
-def rows(folder, parts, dialect=None):
+def cut_packed(folder, packed, dialect=None):
+    """Return the lines of a compressed file, of which pieces are new files, and these."""
+    (folder / "f.csv.gz").write_bytes(packed)
+    (unit,) = split_lines(Unit(str(folder), ("f.csv.gz",)), dialect or Dialect())
+    if unit.packed is None:
+        return [ALL_LINES], set()
+    pieces = Path(tempfile.mkdtemp(dir=folder))
+    ranges = unpack(unit, pieces)
+    parts = [Lines(*each, str(pieces / piece_name(i))) for i, each in enumerate(ranges)]
+    return parts or [ALL_LINES], {*map(str, pieces.iterdir())}
+
+
+def rows(folder, parts, dialect=None, name="f.csv"):
     """Return (line, cells) of all rows and (line, reason) of the malformed ones."""
     good, bad = [], []
     for part in parts:
         for table, lines, rejects in read_csv(
-            str(folder), "f.csv", ["a", "b"], dialect=dialect or Dialect(), one_line=True, part=part
+            str(folder), name, ["a", "b"], dialect=dialect or Dialect(), one_line=True, part=part
         ):
             good += zip(lines.tolist(), map(tuple, map(dict.values, table.to_pylist())))  # noqa: B905
             bad += rejects.table().to_pylist()
@@ -35,12 +51,23 @@ def rows(folder, parts, dialect=None):
 
 
 def same(folder, content, dialect=None):
-    """Return the number of ranges, whose rows are those of the whole file."""
+    """Return the number of ranges, whose rows are those of the whole file, compressed or not."""
     parts = cut(folder, content, dialect)
-    assert rows(folder, parts, dialect) == rows(folder, [ALL_LINES], dialect)
-    assert sum(count_rows(str(folder / "f.csv"), part) for part in parts) == count_rows(
-        str(folder / "f.csv")
+    whole, total = rows(folder, [ALL_LINES], dialect), count_rows(str(folder / "f.csv"))
+    assert rows(folder, parts, dialect) == whole
+    assert sum(count_rows(str(folder / "f.csv"), part) for part in parts) == total
+    half = len(content) // 2
+    packed, pieces = cut_packed(
+        folder, gzip.compress(content[:half]) + gzip.compress(content[half:]), dialect
     )
+    if parts == [ALL_LINES]:
+        assert (packed, pieces) == (parts, set())
+        return 1
+    assert [Lines(p.start, p.stop, p.first) for p in packed] == parts
+    assert {part.piece for part in packed} == pieces
+    assert sum(count_rows(str(folder / "f.csv.gz"), part) for part in packed) == total
+    good, bad = rows(folder, packed, dialect, "f.csv.gz")
+    assert (good, [{**row, "file": "f.csv"} for row in bad]) == whole
     return len(parts)
 
 
@@ -81,15 +108,41 @@ def test_a_file_in_latin_1_is_cut_and_one_in_utf_16_is_not(tmp_path):
 def test_a_file_whose_rows_are_not_its_lines_stays_whole(tmp_path, odd):
     content = b"a,b\n" + b"1,2\n" * 30
     assert len(cut(tmp_path, content)) > 2
-    assert cut(tmp_path, content + odd + b"\n" + content) == [ALL_LINES]
+    text = content + odd + b"\n" + content
+    assert cut(tmp_path, text) == [ALL_LINES]
+    assert cut_packed(tmp_path, gzip.compress(text)) == ([ALL_LINES], set())
 
 
-def test_small_and_compressed_files_and_none_stay_whole(tmp_path):
-    assert cut(tmp_path, b"a,b\n1,2\n") == [ALL_LINES]
-    (tmp_path / "f.csv.gz").write_bytes(b"1,2\n" * 99)
-    for name in ("f.csv.gz", "not there.csv"):
+def test_small_files_and_none_stay_whole(tmp_path):
+    small = b"a,b\n1,2\n"
+    assert cut(tmp_path, small) == [ALL_LINES]
+    assert cut_packed(tmp_path, gzip.compress(small)) == ([ALL_LINES], set())
+    assert cut_packed(tmp_path, b"") == ([ALL_LINES], set())
+    for name in ("not there.csv", "not there.csv.gz"):
         unit = Unit(str(tmp_path), (name,))
         assert split_lines(unit, Dialect()) == [unit]
+
+
+@pytest.mark.parametrize("damage", ["short", "plain", "more", "wrong sum"])
+def test_a_damaged_compressed_file_stays_whole(tmp_path, damage):
+    text = b"a,b\n" + b"".join(b"%d,x\n" % n for n in range(2000))
+    packed = gzip.compress(text)
+    assert len(cut_packed(tmp_path, packed)[0]) > 50
+    damaged = {
+        "short": packed[: len(packed) // 2],
+        "plain": text,
+        "more": packed + b"and more",
+        "wrong sum": packed[:-8] + b"abcd" + packed[-4:],
+    }[damage]
+    assert cut_packed(tmp_path, damaged) == ([ALL_LINES], set())
+
+
+def test_a_disk_that_refuses_a_piece_is_no_damage_of_the_file(tmp_path):
+    text = b"a,b\n" + b"1,2\n" * 99
+    (tmp_path / "f.csv.gz").write_bytes(gzip.compress(text))
+    (unit,) = split_lines(Unit(str(tmp_path), ("f.csv.gz",)), Dialect())
+    with pytest.raises(FileNotFoundError, match="not there"):
+        unpack(unit, tmp_path / "not there")
 
 
 def test_random_text_gives_the_same_in_ranges(tmp_path):
