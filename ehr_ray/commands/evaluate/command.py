@@ -2,8 +2,7 @@
 
 import contextlib
 import dataclasses
-import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ehr_ray.commands.evaluate.explain import check_explain, explain
@@ -27,6 +26,7 @@ from ehr_ray.commands.evaluate.predicted_splits import (
     hours_of,
     predict,
     rows_without_events,
+    scratch,
     split_of,
 )
 from ehr_ray.commands.evaluate.report_content import Subject, split_sizes
@@ -36,7 +36,7 @@ from ehr_ray.errors import InputError
 from ehr_ray.evaluation.coverage import MIN_KNOWN, check_min_known
 from ehr_ray.evaluation.metrics.conformal import fit_sets
 from ehr_ray.evaluation.suite import SuiteResult, merged
-from ehr_ray.evaluation.tasks.downstream import TaskScores, fit_task, score_task
+from ehr_ray.evaluation.tasks.downstream import Split, TaskScores, fit_task, score_task
 from ehr_ray.evaluation.tasks.early_warning import early_warning_result, fit_hours
 from ehr_ray.evaluation.tasks.external import calibration_result
 from ehr_ray.evaluation.tasks.few_labels import few_labels_result
@@ -117,7 +117,7 @@ def evaluate(
     subject = dataclasses.replace(subject, on_ray=on_ray, gpus=gpus)
     chosen = None if code_map is None else load_code_map(code_map)
     _check_asked(subject, code_map, recalibrate, explained, label_shares, asked)
-    scratch = subject.run.absolute() / ".parts" / f"mapped-{os.getpid()}"
+    own = scratch(subject)
     given = {
         "run": subject.run.absolute(),
         "cohort": subject.cohort.absolute(),
@@ -136,25 +136,27 @@ def evaluate(
     place = None if subject.own else of_training(subject.run, subject.experiment)
     name = f"{subject.run.resolve().name} on {subject.cohort.resolve().name}"
     with tracked_verb(place, "evaluate", name, given) as record:
-        sync.remove(scratch)  # of a process that was killed
+        sync.remove(own)  # of a process that was killed
         try:
             with session(address, verbose=verbose) if on_ray else contextlib.nullcontext():
                 check_cohort(subject.cohort, subject.experiment.cache, say, on_ray=on_ray)
-                subject, mapped = mapped_subject(subject, chosen, scratch, say)
+                subject, mapped = mapped_subject(subject, chosen, own, say)
                 coverage = coverage_result(subject, min_known_events, say)
                 scores, found, inputs = _score(subject, recalibrate, label_shares, say)
                 if explained:
                     assert isinstance(scores, TaskScores)
-                    found = merged([found, explain(subject, scores, inputs.judged, explained, say)])
+                    found = merged(
+                        [found, explain(subject, scores, inputs.judged.rows, explained, say)]
+                    )
                 if asked is not None:
-                    found = merged([found, zero_shot(subject, asked, scratch / "zero_shot", say)])
+                    found = merged([found, zero_shot(subject, asked, own / "zero_shot", say)])
                 if pages:  # counted here, by Ray, and kept for the report
                     cache = subject.experiment.cache
                     split_sizes(subject.cohort, subject.task, cache, on_ray=on_ray)
             found = merged([SuiteResult(lines=mapped), coverage, found])
             lines = write_evaluation(subject, scores, found, inputs, record, say, pages)
         finally:
-            sync.remove(scratch)
+            sync.remove(own)
         sync.push(subject.target)
     return lines
 
@@ -247,11 +249,7 @@ def _score(
             "it anew with `--splits 0.8,0.1,0.1`"
         )
     inputs = predict(subject, labels, judged_labels, say)
-    if not len(inputs.fit["train"].samples):  # of a small share
-        raise InputError(no_train)
-    if not len(inputs.judged.samples):
-        raise InputError(no_judged)
-    empty = rows_without_events(inputs.judged, subject.split)
+    empty = rows_without_events(inputs.judged.rows, subject.split)
     if labels.kind != "binary":
         of_kind, found = score_kinds(subject, labels, inputs, say)
         return of_kind, merged([found, empty]), inputs
@@ -277,24 +275,24 @@ def _score_binary(
         "seed": subject.experiment.seed,
         "num_bootstrap": subject.experiment.evaluation.bootstrap,
     }
-    splits = {name: split_of(predictions) for name, predictions in fit.items()}
+    splits = {name: split_of(rows.sample) for name, rows in fit.items()}
     fitted = fit_task(
         splits["train"],
         splits["tuning"],
         seed=draws["seed"],
         ensemble=subject.experiment.evaluation.ensemble,
     )
-    scored = {"tuning": splits["tuning"]} if subject.own else {}
-    scored |= {subject.split: split_of(inputs.judged)}
+    scored: dict[str, Iterable[Split]] = {"tuning": [splits["tuning"]]} if subject.own else {}
+    scored |= {subject.split: map(split_of, inputs.judged.blocks())}
     say("scoring, with bootstrap intervals")
     scores = score_task(fitted, scored, **draws)
     say("scoring subgroups, prediction sets and early hours")
-    divisions, left_out = divisions_of(inputs.judged, subject)
-    hours = {name: hours_of(predictions) for name, predictions in fit.items()}
+    divisions, left_out = divisions_of(inputs.judged.rows, subject)
+    hours = {name: hours_of(rows.sample) for name, rows in fit.items()}
     early = fit_hours(hours["train"], hours["tuning"], fitted, splits, seed=draws["seed"])
     results = [
         left_out,
-        early_warning_result(early, hours_of(inputs.judged), subject.split, **draws),
+        early_warning_result(early, hours_of(inputs.judged.sample), subject.split, **draws),
         subgroup_result(divisions, scores, subject.split, **draws),
     ]
     if subject.split != "tuning":  # on which the sets are fitted
@@ -303,11 +301,15 @@ def _score_binary(
     if label_shares:
         say("learning the task from few labels")
         learned = few_labels_result(
-            splits["train"], scored[subject.split], subject.split, shares=label_shares, **draws
+            splits["train"],
+            split_of(inputs.judged.sample),
+            subject.split,
+            shares=label_shares,
+            **draws,
         )
         results.append(learned)
     if not subject.own:
         say("measuring calibration and drift in the other cohort")
         results.append(calibration_result(scores, subject.split, share=recalibrate, **draws))
-        results.append(drift_of(subject, splits["train"], scored[subject.split]))
+        results.append(drift_of(subject, splits["train"], split_of(inputs.judged.sample)))
     return scores, results
