@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -26,7 +27,6 @@ from ehr_ray.commands.evaluate.predicted_splits import (
     hours_of,
     predict,
     rows_without_events,
-    scratch,
     split_of,
 )
 from ehr_ray.commands.evaluate.report_content import Subject, split_sizes
@@ -117,7 +117,7 @@ def evaluate(
     subject = dataclasses.replace(subject, on_ray=on_ray, gpus=gpus)
     chosen = None if code_map is None else load_code_map(code_map)
     _check_asked(subject, code_map, recalibrate, explained, label_shares, asked)
-    own = scratch(subject)
+    scratch = subject.run.absolute() / ".parts" / f"mapped-{os.getpid()}"
     given = {
         "run": subject.run.absolute(),
         "cohort": subject.cohort.absolute(),
@@ -135,28 +135,30 @@ def evaluate(
     # Results on the run's own cohort belong to the training's MLflow run.
     place = None if subject.own else of_training(subject.run, subject.experiment)
     name = f"{subject.run.resolve().name} on {subject.cohort.resolve().name}"
-    with tracked_verb(place, "evaluate", name, given) as record:
-        sync.remove(own)  # of a process that was killed
+    with (
+        tracked_verb(place, "evaluate", name, given) as record,
+        contextlib.ExitStack() as held,
+    ):
+        sync.remove(scratch)  # of a process that was killed
         try:
             with session(address, verbose=verbose) if on_ray else contextlib.nullcontext():
                 check_cohort(subject.cohort, subject.experiment.cache, say, on_ray=on_ray)
-                subject, mapped = mapped_subject(subject, chosen, own, say)
+                subject, mapped = mapped_subject(subject, chosen, scratch, say)
                 coverage = coverage_result(subject, min_known_events, say)
-                scores, found, inputs = _score(subject, recalibrate, label_shares, say)
+                scores, found, inputs = _score(subject, recalibrate, label_shares, held, say)
                 if explained:
                     assert isinstance(scores, TaskScores)
-                    found = merged(
-                        [found, explain(subject, scores, inputs.judged.rows, explained, say)]
-                    )
+                    rows = inputs.judged.rows
+                    found = merged([found, explain(subject, scores, rows, explained, say)])
                 if asked is not None:
-                    found = merged([found, zero_shot(subject, asked, own / "zero_shot", say)])
+                    found = merged([found, zero_shot(subject, asked, scratch / "zero_shot", say)])
                 if pages:  # counted here, by Ray, and kept for the report
                     cache = subject.experiment.cache
                     split_sizes(subject.cohort, subject.task, cache, on_ray=on_ray)
             found = merged([SuiteResult(lines=mapped), coverage, found])
             lines = write_evaluation(subject, scores, found, inputs, record, say, pages)
         finally:
-            sync.remove(own)
+            sync.remove(scratch)
         sync.push(subject.target)
     return lines
 
@@ -221,14 +223,18 @@ def _check_asked(
 
 
 def _score(
-    subject: Subject, recalibrate: float | None, label_shares: Sequence[float], say: Say
+    subject: Subject,
+    recalibrate: float | None,
+    label_shares: Sequence[float],
+    held: contextlib.ExitStack,
+    say: Say,
 ) -> tuple[TaskScores | KindScores | None, SuiteResult, EvaluationInputs]:
     """Embed what is needed; fit on the run's cohort, score the split asked for."""
     home, task = subject.experiment.cohort, subject.task
     if task is None:
         say("no labels: embedding whole patients")
         wanted = bool(subject.loaded.family.evaluation.suites) and home.is_dir()
-        return None, SuiteResult(), predict(subject, None, None, say, fit=wanted)
+        return None, SuiteResult(), predict(subject, None, None, held, say, fit=wanted)
     labels = known_labels(subject, subject.labels_of(home))
     judged_labels = labels
     if subject.events != home:  # its own too, by another path
@@ -248,7 +254,7 @@ def _score(
             f"{home}: no tuning split to choose and calibrate on; ingest "
             "it anew with `--splits 0.8,0.1,0.1`"
         )
-    inputs = predict(subject, labels, judged_labels, say)
+    inputs = predict(subject, labels, judged_labels, held, say)
     empty = rows_without_events(inputs.judged.rows, subject.split)
     if labels.kind != "binary":
         of_kind, found = score_kinds(subject, labels, inputs, say)

@@ -1,9 +1,9 @@
 """What inference gives an evaluation: every split it needs, embedded once and cut by its labels."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -79,6 +79,7 @@ def predict(
     subject: Subject,
     labels: TaskLabels | None,
     judged_labels: TaskLabels | None,
+    held: contextlib.ExitStack,
     say: Say,
     *,
     fit: bool = True,
@@ -87,35 +88,36 @@ def predict(
 
     `labels` are those of the run's own cohort, `judged_labels` those of the cohort asked for. All
     shards are embedded in one pass; one that an earlier, ended pass left in the run is not again.
-    What is read again of the judged rows lies in `scratch` until the evaluation ends.
+    Where the judged rows are more than are held, they are read again: what was told of them stays
+    until `held` is closed, and another evaluation of the same waits for it.
     """
     home = subject.experiment.cohort
     names = [name for name in ("train", "tuning") if fit and splits_of(home).get(name)]
     asked = [_asked(subject, home, name, labels, say) for name in names]
     if not subject.own or subject.split not in names:
         asked.append(_asked(subject, subject.events, subject.split, judged_labels, say))
+    own = len(asked) == len(names)  # the split asked for is fitted on too
+    one = asked[names.index(subject.split) if own else -1]
+    if one.share < 1:
+        folder = one.part.folder
+        held.enter_context(exclusive_lock(folder.with_name(f"{folder.name}.lock")))
     # Two evaluations of a run may share a part, which who reads it first removes.
     with exclusive_lock(_parts(subject) / ".lock"):
-        for one in asked:
-            sync.fetch(one.part.folder, missing_ok=True)
-        parts = [one.part for one in asked]
+        parts = [each.part for each in asked]
+        for part in parts:
+            sync.fetch(part.folder, missing_ok=True)
         predict_parts(parts, resume=True, on_ray=subject.on_ray, say=say)
         fitted = {
-            name: _read(subject, one, one.fit_share)
-            for name, one in zip(names, asked, strict=False)
+            name: _read(subject, each, each.fit_share)
+            for name, each in zip(names, asked, strict=False)
         }
-        one = asked[-1] if len(asked) > len(names) else asked[names.index(subject.split)]
-        judged = fitted.get(subject.split) if len(asked) == len(names) else None
-        if judged is None or one.share > one.fit_share:
-            judged = _read(subject, one, one.share)
-        if not one.keep:
-            judged = _taken(subject, one, judged)
+        same = own and one.share == one.fit_share
+        judged = fitted[subject.split] if same else _read(subject, one, one.share)
+        if judged.whole:
+            sync.remove(one.part.folder)
+        else:
+            held.callback(sync.remove, one.part.folder)
     return EvaluationInputs(fitted, judged)
-
-
-def scratch(subject: Subject) -> Path:
-    """Return the folder of what this process alone reads, which `evaluate` removes at its end."""
-    return _parts(subject) / f"mapped-{os.getpid()}"
 
 
 def _parts(subject: Subject) -> Path:
@@ -124,16 +126,15 @@ def _parts(subject: Subject) -> Path:
 
 @dataclass(frozen=True)
 class _Asked:
-    """A split to embed, and whether what comes of it is kept for the next evaluation."""
+    """A split to embed; what comes of train and tuning is kept for the next evaluation."""
 
     cohort: Path
     split: str
     part: Part
-    keep: bool
     fit_share: float
     """Of the subjects, that is fitted on."""
     share: float
-    """Of the subjects, whose wide columns are held where the split is judged."""
+    """Of the subjects, whose wide columns are held of a split that is judged."""
 
 
 def _asked(
@@ -175,7 +176,7 @@ def _asked(
     place = _parts(subject) if subject.mapped is None or fitted_on else subject.mapped
     folder = place / f"{split}-{key}"
     part = Part(shards, folder, request, times)
-    return _Asked(cohort, split, part, fitted_on and not judged, fit_share, share)
+    return _Asked(cohort, split, part, fit_share, share)
 
 
 def _read(subject: Subject, asked: _Asked, share: float) -> PredictedRows:
@@ -189,18 +190,6 @@ def _read(subject: Subject, asked: _Asked, share: float) -> PredictedRows:
             f"{asked.cohort}: none of the {len(found.rows.samples):,} rows of {asked.split} is in "
             "a sample of evaluation.fit_patients; raise it"
         )
-    return found
-
-
-def _taken(subject: Subject, asked: _Asked, found: PredictedRows) -> PredictedRows:
-    """Remove a part that is not kept, or, if it is read again, take it where nobody else looks."""
-    folder = asked.part.folder
-    if not found.whole:
-        own = scratch(subject) / "judged"
-        own.parent.mkdir(parents=True, exist_ok=True)
-        folder.rename(own)
-        found = dataclasses.replace(found, folders=[own / one.name for one in found.folders])
-    sync.remove(folder)
     return found
 
 

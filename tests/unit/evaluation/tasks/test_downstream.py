@@ -45,8 +45,7 @@ def fitted(splits):
 
 
 def scored(fitted, splits, **options):
-    chosen = {name: splits[name] for name in ("tuning", "held_out")}
-    blocks = {name: [split] for name, split in chosen.items()}
+    blocks = {name: [splits[name]] for name in ("tuning", "held_out")}
     return score_task(fitted, blocks, num_bootstrap=50, **options)
 
 
