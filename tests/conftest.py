@@ -8,6 +8,7 @@ import shutil
 import signal
 import socket
 import tempfile
+import threading
 import time
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -37,6 +38,15 @@ settings.load_profile("untimed")
 CONFIGS = Path(__file__).parents[1] / "configs"
 LONG = ("tests/jobs/", "tests/ray/")
 """Folders whose tests share a cluster, and take longest."""
+ENDS = {folder: contextlib.ExitStack() for folder in LONG}
+"""What ends with the last test of a folder: a cluster nobody needs still takes time of a core."""
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item, nextitem):
+    for folder, ends in ENDS.items():
+        if item.nodeid.startswith(folder) and not (nextitem and nextitem.nodeid.startswith(folder)):
+            ends.close()
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -219,30 +229,35 @@ def ray_folder():
 
 
 @pytest.fixture(scope="session")
-def cluster(ray_folder):
-    """One Ray for all tests of a process."""
-    import ray  # most tests need none
+def ends():
+    """What ends with the last test of a folder: ends["tests/jobs/"].callback(function)."""
+    return ENDS
 
-    with forked_session(ray_folder, num_cpus=4):
-        yield
-    assert not ray.is_initialized()
+
+@pytest.fixture(scope="session")
+def cluster(ray_folder):
+    """One Ray for all tests of `tests/ray`."""
+    ENDS["tests/ray/"].enter_context(forked_session(ray_folder, num_cpus=4))
 
 
 @pytest.fixture(scope="session")
 def bucket(ray_folder):
     """The bucket `hospital` of an S3 server on loopback."""
-    from moto.server import ThreadedMotoServer
+    from moto.server import create_backend_app
+    from werkzeug.serving import make_server
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     where = urlsplit(os.environ["AWS_ENDPOINT_URL"])
-    server = ThreadedMotoServer(where.hostname, where.port, verbose=False)
-    server.start()
+    # `ThreadedMotoServer` looks for the service of each request among the folders of them all.
+    app = create_backend_app("s3")
+    server = make_server(where.hostname, where.port, app, threaded=True)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
     store = pyarrow.fs.S3FileSystem(
         endpoint_override=where.netloc, scheme="http", allow_bucket_creation=True
     )
     store.create_dir("hospital")
     yield store
-    server.stop()
+    server.shutdown()
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,11 @@
 """Ray's workers as forks of a process that has their imports already.
 
 A worker imports torch and Ray anew, four to eight CPU seconds each, and a training has four of
-them. In a Ray of `forked_session` the raylet starts this file in place of Python; it asks a parent
-process, one a raylet, to fork. Everything else about a worker stays: a process of its own, which
-the raylet starts, counts and kills. A Ray that `ray start` or a shell starts has ordinary workers.
+them. In a Ray of `forked_session`, or of a program that takes `forking_python` for its Python, the
+raylet starts this file instead; it asks a parent process, one a raylet, to fork. Everything else
+about a worker stays: a process of its own, which the raylet starts, counts and kills. A Ray that
+`ray start` or a shell starts has ordinary workers: Ray reads the number of a job, and its raylet's,
+as it is imported, so that a parent is of one job of one raylet.
 """
 
 import array
@@ -40,17 +42,26 @@ def forked_session(folder, num_cpus):
     """Start a Ray whose workers are forked; `folder` is for its sockets, so with a short path."""
     from ehr_ray.runtime.session import session
 
-    program = folder / "python"
     python = sys.executable
-    program.write_text(f'#!/bin/sh\nexec {python} -I -S {__file__} {python} {folder} "$@"\n')
-    program.chmod(0o700)
     with contextlib.ExitStack() as stack:
-        sys.executable = str(program)  # by which Ray starts its processes
+        sys.executable = forking_python(folder)  # by which Ray starts its processes
         try:
             stack.enter_context(session(num_cpus=num_cpus))
         finally:
             sys.executable = python
         yield
+
+
+def forking_python(folder):
+    """Return what a program is to take for Python, so that workers of the Ray it starts are forked.
+
+    `folder` is for sockets, so with a short path.
+    """
+    program, python = folder / "python", sys.executable
+    if not program.exists():
+        program.write_text(f'#!/bin/sh\nexec {python} -I -S {__file__} {python} {folder} "$@"\n')
+        program.chmod(0o700)
+    return str(program)
 
 
 def start(python, folder, command):

@@ -40,7 +40,8 @@ TRACKING = (
 )
 MIN_KNOWN_EVENTS = option(
     "--min-known-events",
-    "share of another cohort's events whose codes the model must know (default 0.5)",
+    "share of another cohort's events whose codes the model must know, or of the events it was "
+    "trained on whose codes the cohort must have (default 0.5)",
     type=float,
     default=0.5,
 )
@@ -145,6 +146,12 @@ VERBS = (
                 "static code, such as HOSPITAL: everybody who shares a value of it (CODE//value) "
                 "comes into one split",
                 metavar="CODE",
+            ),
+            option(
+                "--unlisted",
+                "subjects that the table of --splits leaves out: refuse the input (default), or "
+                "drop them, counted",
+                default="refuse",
             ),
             option("--cpus", "1: this process; more: as Ray Data tasks", type=int),
             *TRACKING,

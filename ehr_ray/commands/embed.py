@@ -26,6 +26,8 @@ from ehr_ray.runtime.inference.embeddings import EMBEDDINGS, ShardEmbedder
 from ehr_ray.runtime.inference.shards import Request, ShardPredictor, check_gpus, of_precision
 from ehr_ray.runtime.session import session
 from ehr_ray.runtime.verb_tracking import of_training, tracked_verb
+from ehr_ray.sources.building.resume import has_changed
+from ehr_ray.sources.building.staging import MAPPED
 from ehr_ray.storage import files, in_place, sync
 from ehr_ray.storage.claim import claim
 from ehr_ray.storage.listing import stamp
@@ -65,7 +67,8 @@ def embed(
     `<split>/<n>.parquet`; files that are there already are kept, so a killed job continues, and
     those of another run or cohort are refused. No process ever holds the embeddings of more than
     some shards. A cohort is refused where the model knows a smaller share of its events than
-    `min_known_events`. `code_map` is a shipped map's name or a CSV file, from the cohort's codes
+    `min_known_events`, unless it has codes of as large a share of what the model was trained on.
+    `code_map` is a shipped map's name or a CSV file, from the cohort's codes
     and units to those that the model knows. Each process reserves `gpus` GPUs, on which a run
     that was trained in bf16 predicts so. Without `on_ray` all happens in this process.
     """
@@ -232,6 +235,8 @@ class _Job:
         on_ray = self.session is not None
         with opened(cohort, cache, on_ray=on_ray, say=self.say) as manifest:
             coverage = measure_coverage(manifest, self.loaded.vocabulary)
-        require_coverage(coverage, self.least, self.cohort)
-        if coverage.unknown:
-            self.say(coverage.line())
+        mapped = self.code_map is not None or has_changed(self.cohort, MAPPED)
+        require_coverage(coverage, self.least, self.cohort, mapped=mapped)
+        for line in (coverage.line() if coverage.unknown else "", coverage.absent_line()):
+            if line:
+                self.say(line)

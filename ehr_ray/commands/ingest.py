@@ -48,7 +48,7 @@ from ehr_ray.sources.building.sharing import (
     share,
     share_splits,
 )
-from ehr_ray.sources.building.staging import SPLITS_TABLE, Plan, Repeats
+from ehr_ray.sources.building.staging import SPLITS_TABLE, Plan, Repeats, Unlisted
 from ehr_ray.sources.building.statistics import (
     FOUND,
     JOINED,
@@ -63,7 +63,6 @@ from ehr_ray.sources.splits import SplitPolicy, buckets_for, parse_splits
 from ehr_ray.storage import files, sync
 from ehr_ray.storage.lease import Lease, leased
 from ehr_ray.storage.paths import canonical, inside, is_uri, local, uri_of
-from ehr_ray.train.allocator import keep_freed_memory
 
 SMALL_BYTES: Final = 200_000_000
 """Smaller inputs are read in this process unless CPUs are asked for: starting Ray takes seconds."""
@@ -86,6 +85,7 @@ def ingest(
     repeats: str = "keep",
     code_map: str | None = None,
     split_by: str | None = None,
+    unlisted: str = "refuse",
     cpus: int | None = None,
     tracking: Destination | None = None,
     progress: Callable[[str], None] = lambda _: None,
@@ -113,6 +113,8 @@ def ingest(
         repeats: `keep` or `drop` the exact repeats of a row.
         code_map: a shipped map's name or a CSV file: codes are renamed, values scaled.
         split_by: a static code; everybody who shares a value of it comes into one split.
+        unlisted: `refuse` an input with subjects that the table of `splits` leaves out, or `drop`
+            these.
         cpus: 1 stays in this process, more starts Ray with that many; None decides by size.
         tracking: where an MLflow run is left of a cohort that was made.
         progress: called with one line whenever a piece of work is done.
@@ -126,7 +128,16 @@ def ingest(
     kind = get_source(source)
     chosen = make_options(kind, options or {})
     asked = _Asked(
-        splits, seed, origin, ranges, conversions, repeats, code_map, split_by, max_rejected
+        splits,
+        seed,
+        origin,
+        ranges,
+        conversions,
+        repeats,
+        code_map,
+        split_by,
+        unlisted,
+        max_rejected,
     )
     plan = asked.plan(kind, chosen)
     given, units = _work(kind, input, chosen)
@@ -142,8 +153,6 @@ def ingest(
         progress(f"{output} is already there, made from the same input: nothing to do")
         return done
     on_ray = _worth_ray(len(units), size) if cpus is None else cpus > 1
-    if not on_ray:
-        keep_freed_memory()  # page faults of large arrays are a tenth of the time
     read = [of_any_machine(unit) for unit in units] if on_ray else units
     told = {"source": source, "input": given, "output": output, **asdict(asked)}
     told |= {f"options.{key}": value for key, value in asdict(chosen).items()}
@@ -185,6 +194,7 @@ class _Asked:
     repeats: str
     code_map: str | None
     split_by: str | None
+    unlisted: str
     max_rejected: float
 
     def plan(self, kind: Source, chosen: Any) -> Plan:
@@ -199,6 +209,11 @@ class _Asked:
         if self.repeats not in get_args(Repeats):
             known = ", ".join(get_args(Repeats))
             raise InputError(f"--repeats {self.repeats}: choose from {known}")
+        if self.unlisted not in get_args(Unlisted):
+            known = ", ".join(get_args(Unlisted))
+            raise InputError(f"--unlisted {self.unlisted}: choose from {known}")
+        if self.unlisted == "drop" and policy.file is None:
+            raise InputError("--unlisted drop: nobody is left out without a table as --splits FILE")
         if self.split_by is not None:
             policy = _by_groups(policy, self.splits, self.split_by)
         return Plan(
@@ -211,6 +226,7 @@ class _Asked:
             cast(Repeats, self.repeats),
             None if self.code_map is None else load_code_map(self.code_map),
             self.split_by,
+            unlisted=cast(Unlisted, self.unlisted),
         )
 
 
@@ -277,6 +293,7 @@ def _treatment(plan: Plan) -> tuple[str, ...]:
     """Return what decides the bytes beside source and options; what was not asked adds nothing."""
     # So a cohort that was made before there was such an option is still known as the same.
     more = {"code_map": plan.code_map and plan.code_map.digest, "split_by": plan.split_by}
+    more |= {"unlisted": plan.unlisted if plan.unlisted == "drop" else None}
     asked = (f"{key}={value}" for key, value in more.items() if value)
     return (plan.limits.digest, plan.repeats, *asked)
 

@@ -39,11 +39,12 @@ def quickstart(output: Path, *, screen: Screen, verbose: bool = False) -> Path:
         from ehr_ray.commands.train.command import train
 
         trained = train(experiment, screen=screen, verbose=verbose)
-        screen.say("4/4 evaluate: linear probe beside simple baselines, on patients never seen")
-        from ehr_ray.commands.evaluate.command import evaluate
+    screen.say("4/4 evaluate: linear probe beside simple baselines, on patients never seen")
+    from ehr_ray.commands.evaluate.command import evaluate
 
-        for line in evaluate(trained.run, verbose=verbose, say=screen.passing):
-            screen.say(f"    {line}")
+    # So few patients are embedded sooner than the processes of a pool have imported torch.
+    for line in evaluate(trained.run, on_ray=False, verbose=verbose, say=screen.passing):
+        screen.say(f"    {line}")
     report = trained.run / "report.html"
     screen.say(f"done in {time.perf_counter() - started:.0f} s; open {os.path.relpath(report)}")
     store = sqlite_uri(Path(os.path.relpath(output / "runs" / STORE)))

@@ -33,6 +33,8 @@ def idle_paths(experiment: Any, schema: AnySchema) -> dict[str, str]:
         found["evaluation.ensemble"] = f"task.kind={experiment.task.kind}"
     elif not experiment.evaluation.baselines:
         found["evaluation.ensemble"] = "evaluation.baselines=false"
+    if not experiment.evaluation.ensemble:
+        found["evaluation.stack"] = "evaluation.ensemble=false"
     if not experiment.evaluation.hours:
         found["evaluation.hour_patients"] = "evaluation.hours=[]"
     if experiment.data.expanded is None:

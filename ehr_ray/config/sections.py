@@ -157,6 +157,22 @@ class TrainConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StackWeights:
+    """Weights of the calibrated logits that an ensemble adds up."""
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    network: NotNegative
+    """Of the model trained for the task."""
+    gbm_rich: NotNegative
+    """Of the trees."""
+    logistic_rich: NotNegative
+    """Of logistic regression."""
+    offset: Annotated[float, Field(allow_inf_nan=False)] = 0.0
+    """What is added to their sum."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
     """What `evaluate` measures after training."""
 
@@ -172,6 +188,9 @@ class EvaluationConfig:
     """Whether what is judged, and written to `predictions/`, is a model trained for a task averaged
     with trees and logistic regression on rich features. By hour, and for `ehr_ray.load`, it is the
     model alone."""
+    stack: StackWeights | None = None
+    """Weights of the ensemble's parts, as `crossval` of the same config tells them, learned from
+    what they said of unseen patients; null: network and the others half and half."""
     bootstrap: PositiveInt = 1000
     """Resamples of patients behind each 95 % interval."""
     fit_patients: PositiveInt = 100_000

@@ -13,7 +13,7 @@ import pyarrow as pa
 from ehr_ray.errors import DamagedRowsError, InputError
 from ehr_ray.events.block_files import BlockFiles, scanned
 from ehr_ray.events.brought import REMEDY, BroughtFiles, mapped
-from ehr_ray.events.row_batches import CHECKSUM, Column, Row, checksum_of, columns_of
+from ehr_ray.events.row_batches import CHECKSUM, Column, Row, checksum_of, columns_of, known_of
 from ehr_ray.events.row_index import LENGTH, read_index
 from ehr_ray.storage import files
 
@@ -21,6 +21,9 @@ Window = Sequence[npt.NDArray[np.int64]]
 """Indices of rows that are read together, int64, in the parts they are read in."""
 FEW: Final = 4
 """Of a file that is not here blocks alone are read where so many times as many are not wanted."""
+
+RANKS: Final = "LOCAL_WORLD_SIZE"
+"""Environment variable, of torch and Ray Train: ranks of a training on this node."""
 
 OPEN_BLOCKS: Final = 4096
 """Blocks whose columns a store keeps at hand, some kB each: those of many windows."""
@@ -55,7 +58,7 @@ class RowStore(Protocol):
     ) -> Generator[Sequence[Row], None, None]:
         """Yield the rows of each part; those of a window lie in few shards, and are read once.
 
-        Of `then`, which is read next by another call, the first window may be brought near.
+        Of `then`, which is read next by another call, the first may be brought near, or made.
         """
 
 
@@ -79,7 +82,7 @@ class BlockStore:
         index: Path | None = None,
         fetch: Callable[[Path], Path] | None = None,
     ) -> None:
-        self._paths = paths
+        self._paths, self._kept_in = paths, index
         self._brought = BroughtFiles(self._paths, fetch, self._forget) if fetch else None
         # Of a store each size would be a request: a file that is brought is held against the index.
         sizes: Sequence[int | None] = [None] * len(paths) if fetch else _sizes(paths)
@@ -107,10 +110,17 @@ class BlockStore:
 
     def row(self, index: int) -> dict[str, np.ndarray]:
         """Return one row; its arrays are read-only views of the file."""
-        block = int(np.searchsorted(self._ends, index, side="right"))
-        within = index - (int(self._ends[block - 1]) if block else 0)
-        columns = self._blocks.get(block) or self._open(block)
-        return {name: column.get(within) for name, column in columns.items()}
+        return self._read(np.array([index]))[0]
+
+    def _read(self, indices: npt.NDArray[np.int64]) -> list[dict[str, np.ndarray]]:
+        """Return several rows, whose blocks are looked for together."""
+        blocks = np.searchsorted(self._ends, indices, side="right")
+        within = indices - (self._ends[blocks] - self.block_sizes[blocks])
+        found = []
+        for block, place in zip(blocks.tolist(), within.tolist(), strict=True):
+            columns = self._blocks.get(block) or self._open(block)
+            found.append({name: column.get(place) for name, column in columns.items()})
+        return found
 
     def _open(self, block: int) -> dict[str, Column]:
         """Return the columns of a block, of which the last `OPEN_BLOCKS` stay."""
@@ -126,7 +136,7 @@ class BlockStore:
             # One worker alone meets it, in the midst of a training: told apart from bad input.
             raise DamagedRowsError(str(error)) from error
         if not self._checked[block]:
-            self._check(path, batch, metadata)
+            self._check(path, block, batch, metadata)
             self._checked[block] = True
         if len(self._blocks) >= OPEN_BLOCKS:
             self._blocks.pop(next(iter(self._blocks)), None)
@@ -168,7 +178,7 @@ class BlockStore:
         """
         chosen = np.fromiter(indices, np.int64)
         if self._brought is None:
-            return [self.row(int(i)) for i in chosen]
+            return self._read(chosen)
         apart = {} if again else self._apart(chosen)
         self._brought.want(self._shards([chosen[[int(i) not in apart for i in chosen]]]))
         return [apart.get(int(i)) or self.row(int(i)) for i in chosen]
@@ -180,6 +190,8 @@ class BlockStore:
         """
         brought = self._brought
         assert brought is not None
+        # Ranks of a node ask for the same rows: together no more than the copy they would share.
+        least = max(FEW, int(os.environ.get(RANKS, "1")))
         rows = np.unique(chosen)
         blocks = np.searchsorted(self._ends, rows, "right")
         shards = np.searchsorted(self._file_ends, blocks, "right")
@@ -189,7 +201,7 @@ class BlockStore:
         few = [
             (shard, own)
             for shard, own in wanted.items()
-            if FEW * len(own) <= self.index.counts[shard] and not brought.is_here(shard)
+            if least * len(own) <= self.index.counts[shard] and not brought.is_here(shard)
         ]
         found: dict[int, dict[str, np.ndarray]] = {}
         for some in brought.each(lambda one: self._taken(*one), few):
@@ -205,7 +217,7 @@ class BlockStore:
         found = {}
         batches = self._brought.batches(shard, [block - first for block in wanted])
         for (batch, metadata), (block, rows) in zip(batches, wanted.items(), strict=True):
-            self._check(self._paths[shard], batch, metadata)
+            self._check(self._paths[shard], block, batch, metadata)
             start = int(self._ends[block] - self.block_sizes[block])
             # `take` copies: a few rows would else keep all that was read of the file.
             columns = columns_of(batch.take(pa.array([row - start for row in rows])))
@@ -213,12 +225,20 @@ class BlockStore:
                 found[row] = {name: column.get(place) for name, column in columns.items()}
         return found
 
-    @staticmethod
-    def _check(path: Path, batch: pa.RecordBatch, metadata: Any) -> None:
-        """Raise DamagedRowsError for a block of a file that is not what was written."""
+    def _check(self, path: Path, block: int, batch: pa.RecordBatch, metadata: Any) -> None:
+        """Raise DamagedRowsError for a block that is not what was written, or what is known of it.
+
+        An index of other files of the same sizes is seen by that.
+        """
         checksum = None if metadata is None else metadata.get(CHECKSUM)
         if checksum is not None and checksum_of(batch) != checksum:
             raise DamagedRowsError(f"{path}: its rows are not those that were written; {REMEDY}")
+        known = self.index.table.slice(self._ends[block] - batch.num_rows, batch.num_rows)
+        if batch.num_rows != self.block_sizes[block] or not _same(known_of(batch), known):
+            raise DamagedRowsError(
+                f"{path}: its rows are not those that {self._kept_in} tells of; remove both, and "
+                "they are made again"
+            )
 
     def read(
         self, windows: Iterable[Window], then: Iterable[Window] = ()
@@ -230,7 +250,7 @@ class BlockStore:
         with contextlib.closing(self._wanted(windows, then)) as wanted:
             for window in wanted:
                 for part in window:
-                    yield [self.row(int(i)) for i in part]
+                    yield self._read(np.asarray(part, np.int64))
 
     def _wanted(
         self, windows: Iterable[Window], then: Iterable[Window]
@@ -268,3 +288,12 @@ def _sizes(paths: Sequence[Path]) -> list[int]:
         except OSError as error:
             raise files.unreadable(path, error, REMEDY) from error
     return found
+
+
+def _same(own: pa.Table, known: pa.Table) -> bool:
+    """Whether what is known of rows has what a block says of them; what is no number is alike."""
+    for name in own.column_names:
+        ours, theirs = own[name].to_numpy(), known[name].to_numpy()
+        if not np.all((ours == theirs) | ((ours != ours) & (theirs != theirs))):
+            return False
+    return True

@@ -1,5 +1,7 @@
 """Block files in a store, which are brought and mapped when their rows are wanted."""
 
+import errno
+import os
 import shutil
 import threading
 import time
@@ -28,6 +30,8 @@ PATIENCE: Final = 60.0
 """Seconds for which a store that gives a file no more is asked again."""
 PAUSE: Final = 2.0
 REMEDY: Final = "remove it, and it is made again"
+REFUSED: Final = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT)
+"""What a disk says that waiting does not mend."""
 
 
 class BroughtFiles:
@@ -90,9 +94,13 @@ class BroughtFiles:
 
     def here(self, file: int) -> Path:
         """Return the path of one, once it is here."""
-        self._make_room()
         path = self._paths[file]
-        return _patiently(lambda: self._fetch(path))
+
+        def come() -> Path:
+            self._make_room()
+            return self._fetch(path)
+
+        return _patiently(path, come)
 
     def each(self, function: Callable[[Item], Made], items: Iterable[Item]) -> Iterator[Made]:
         """Yield what a function makes of items, in order, of as many at once as are brought."""
@@ -100,7 +108,7 @@ class BroughtFiles:
 
     def batches(self, file: int, numbers: Sequence[int]) -> list[Batch]:
         """Return some blocks of a file, of which nothing else travels; errors are as of `get`."""
-        return _patiently(lambda: self._ranges(file, numbers))
+        return _patiently(self._paths[file], lambda: self._ranges(file, numbers))
 
     def _ranges(self, file: int, numbers: Sequence[int]) -> list[Batch]:
         path = self._paths[file]
@@ -117,7 +125,7 @@ class BroughtFiles:
 
     def is_here(self, file: int) -> bool:
         """Whether there is a copy of a file, or there will be one soon."""
-        return file in self._files or file in self._coming or self._paths[file].exists()
+        return file in self._files or file in self._coming or os.path.exists(self._paths[file])
 
     def _brought(self, file: int) -> pa.Buffer:
         size = None if self.sizes is None else int(self.sizes[file])
@@ -126,7 +134,7 @@ class BroughtFiles:
             try:
                 return mapped(path, size)
             except DamagedRowsError:
-                if path.exists():
+                if os.path.exists(path):
                     raise
         raise RowsUnavailableError(f"{path}: others remove what is brought; free space on its disk")
 
@@ -140,7 +148,7 @@ class BroughtFiles:
     def _make_room(self) -> None:
         if self.sizes is None or not len(self.sizes):
             return
-        folder = next(path for path in self._paths[0].parents if path.is_dir())
+        folder = next(path for path in self._paths[0].parents if os.path.isdir(path))
         with self._lock:
             while is_short(folder, int(self.sizes.max())) and (file := self._dropped()) is not None:
                 inside(self._paths[file]).unlink(missing_ok=True)
@@ -148,7 +156,7 @@ class BroughtFiles:
     def _dropped(self) -> int | None:
         """Forget the file that is missed least, and return it; None where all are wanted."""
         if self._unused is None:
-            self._unused = [file for file, path in enumerate(self._paths) if path.exists()]
+            self._unused = [file for file, path in enumerate(self._paths) if os.path.exists(path)]
         while self._unused:
             file = self._unused.pop()
             if file not in self._files and file not in self._wanted:
@@ -160,17 +168,25 @@ class BroughtFiles:
         return oldest
 
 
-def _patiently(ask: Callable[[], Made]) -> Made:
-    """Return what a store gives, which is asked again for `PATIENCE` seconds."""
+def _patiently(path: Path, ask: Callable[[], Made]) -> Made:
+    """Return what a store gives of a file, which is asked again for `PATIENCE` seconds.
+
+    So is a disk that is full or away. What it refuses is an error of the file at once.
+    """
     begun = time.monotonic()
     while True:
         try:
             return ask()
         except InputError as error:
             raise DamagedRowsError(str(error)) from error
-        except RunError as error:
+        except (RunError, OSError) as error:
+            problem = error
+            if isinstance(error, OSError):
+                problem = files.failed(error.filename or path, error)
+                if error.errno in REFUSED:
+                    raise DamagedRowsError(str(problem)) from error
             if time.monotonic() - begun > PATIENCE:
-                raise RowsUnavailableError(str(error)) from error
+                raise RowsUnavailableError(str(problem)) from error
             time.sleep(PAUSE)
 
 

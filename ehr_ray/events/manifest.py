@@ -183,7 +183,7 @@ def stamps(cohort: Path, shards: Mapping[str, Sequence[Path]]) -> set[Stamp]:
     splits = [split for split, own in shards.items() for _ in own]
     folder = f"{Path(cohort)}{os.sep}"
     names = [str(path).removeprefix(folder) for path in paths]
-    sizes = [size for _, size, _ in stamped(paths)]
+    sizes = [size for _, size, *_ in stamped(paths)]
     parts = [paths[i : i + FOOTERS] for i in range(0, len(paths), FOOTERS)]
     with ThreadPoolExecutor(AT_ONCE) as pool:  # of shards that are not here a store is asked
         hashes = [*itertools.chain.from_iterable(pool.map(_footer_hashes, parts))]

@@ -25,6 +25,7 @@ REMEDIES: Final = {
     errno.EPERM: "choose a folder that you may write to",
     errno.EROFS: "choose a folder that you may write to",
     errno.EIO: "check the disk",
+    errno.ESTALE: "mount that folder anew",
 }
 """What a person can do about a write that failed."""
 

@@ -4,6 +4,7 @@ A path of this machine is used in the same way, as far as that makes sense of it
 """
 
 import contextlib
+import os
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,15 @@ def folders_in(location: str | Path) -> set[str]:
         return set()
     with explained(uri):
         store, path = filesystem(uri)
-        found = store.get_file_info(pafs.FileSelector(path, allow_not_found=True))
+        # In Google's pyarrow lists no folder that is not an object of its own.
+        every = store.type_name == "gcs"
+        selector = pafs.FileSelector(path, recursive=every, allow_not_found=True)
+        found = store.get_file_info(selector)
+        if every:
+            below = (
+                os.path.relpath(info.path, path).partition("/") for info in found if info.is_file
+            )
+            return {name for name, inner, _ in below if inner}
         return {info.base_name for info in found if info.type == pafs.FileType.Directory}
 
 

@@ -61,8 +61,13 @@ def stamp(path: Path) -> Stamp:
     return known
 
 
-def stamped(paths: Iterable[str | Path]) -> list[tuple[str, int, int]]:
-    """Return the `absolute` name, size and time of many files, at the cost of strings."""
+def stamped(paths: Iterable[str | Path]) -> list[tuple[str, int, int, int]]:
+    """Return what tells many files from what they were: `absolute` name, size and two times.
+
+    The second is when anything of a file was changed, which no program can set back: a writing
+    that leaves size and time as they were shows in it, and so do a copy and a further link. Files
+    of a store, and copies of them, have none (0). InputError for a file that is gone.
+    """
     prefix: dict[str, str | None] = {}
     found = []
     for path in paths:
@@ -71,10 +76,14 @@ def stamped(paths: Iterable[str | Path]) -> list[tuple[str, int, int]]:
             prefix[folder] = None if uri_of(folder) is not None else str(Path(folder).absolute())
         known = prefix[folder]
         if known is None:
-            found.append((absolute(path), *stamp(Path(path))))
-        else:
+            found.append((absolute(path), *stamp(Path(path)), 0))
+            continue
+        try:
             status = os.stat(path)
-            found.append((f"{known}/{name}", status.st_size, status.st_mtime_ns))
+        except OSError as error:
+            raise files.unreadable(path, error, "restore it") from error
+        times = status.st_mtime_ns, status.st_ctime_ns
+        found.append((f"{known}/{name}", status.st_size, *times))
     return found
 
 

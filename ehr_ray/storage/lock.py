@@ -4,7 +4,7 @@ import contextlib
 import fcntl
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -13,11 +13,17 @@ from ehr_ray.errors import RunError
 PATIENCE_SECONDS: Final = 60.0
 """Workers of a killed driver live on for some seconds; a new run waits for them."""
 POLL_SECONDS: Final = 0.2
+SILENT_SECONDS: Final = 2.0
+"""A wait that is longer is told."""
 
 
 @contextlib.contextmanager
 def exclusive_lock(
-    file: Path, busy: Exception | None = None, *, patience: float = math.inf
+    file: Path,
+    busy: Exception | None = None,
+    *,
+    patience: float = math.inf,
+    waiting: Callable[[], object] | None = None,
 ) -> Iterator[None]:
     """Hold a lock file, which is made with its folder, for the length of the block.
 
@@ -25,19 +31,24 @@ def exclusive_lock(
         file: what all who exclude each other name; its content means nothing.
         busy: what is raised where another process holds it for longer than `patience`.
         patience: seconds to wait for it; 0 asks once, infinity waits for ever.
+        waiting: called once where it has been waited for for `SILENT_SECONDS`.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     # It is never removed: who has it open would hold a lock on a file that others do not find.
     with file.open("w") as handle:
-        deadline = time.monotonic() + patience
+        began = time.monotonic()
         while True:
             try:
-                waits = fcntl.LOCK_EX if math.isinf(patience) else fcntl.LOCK_EX | fcntl.LOCK_NB
-                fcntl.flock(handle, waits)
+                waits = math.isinf(patience) and waiting is None
+                fcntl.flock(handle, fcntl.LOCK_EX if waits else fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
-                if time.monotonic() >= deadline:
+                waited = time.monotonic() - began
+                if waited >= patience:
                     raise busy or RunError(f"{file}: held by another process; wait") from None
+                if waiting is not None and waited >= SILENT_SECONDS:
+                    waiting()
+                    waiting = None
                 time.sleep(POLL_SECONDS)
         yield
 

@@ -14,7 +14,10 @@ import pyarrow.fs as pafs
 from ehr_ray.errors import InputError, StoreUnavailableError
 from ehr_ray.storage.paths import parts_of, staging
 
-SCHEMES: Final = ("s3", "gs", "gcs", "file")
+GOOGLE: Final = ("gs", "gcs")
+SCHEMES: Final = ("s3", *GOOGLE, "file")
+GOOGLE_SECONDS: Final = 60
+"""How long Google's library asks a store that does not answer; a quarter of an hour by itself."""
 
 
 def filesystem(uri: str) -> tuple[Any, str]:
@@ -22,9 +25,11 @@ def filesystem(uri: str) -> tuple[Any, str]:
     scheme, bucket, path, options = parts_of(uri)
     if scheme not in SCHEMES:
         raise InputError(f"{uri}: no storage of this kind; use {', '.join(SCHEMES)} or a path")
-    store, root = _connected(
-        f"{scheme}://{bucket}", endpoint(options) if scheme == "s3" else options
-    )
+    if scheme == "s3":
+        options = endpoint(options)
+    if scheme in GOOGLE and "retry_limit_seconds" not in options:
+        options += f"{'&' if options else ''}retry_limit_seconds={GOOGLE_SECONDS}"
+    store, root = _connected(f"{scheme}://{bucket}", options)
     return store, f"/{path}" if scheme == "file" else f"{root}/{path}".rstrip("/")
 
 
@@ -52,6 +57,13 @@ def _connected(root: str, options: str) -> tuple[Any, str]:
     """Return the filesystem of a bucket and the path of it; one connection a process."""
     if root.startswith("file:"):
         return pafs.LocalFileSystem(), ""
+    if root.startswith("s3:"):  # a small file is one request, not three
+        with contextlib.suppress(pa.ArrowInvalid):  # older versions of the library know no such
+            return _at(root, "&".join(filter(None, (options, "allow_delayed_open=true"))))
+    return _at(root, options)
+
+
+def _at(root: str, options: str) -> tuple[Any, str]:
     store, path = pafs.FileSystem.from_uri(f"{root}{'?' if options else ''}{options}")
     return store, path
 
@@ -71,7 +83,8 @@ def explained(uri: str) -> Iterator[None]:
         yield
     except (OSError, pa.ArrowException) as error:
         text = str(error)
-        if isinstance(error, OSError) and error.errno is not None and "AWS" not in text:
+        own = not any(name in text for name in _LIBRARIES)
+        if isinstance(error, OSError) and error.errno is not None and own:
             if isinstance(error, FileNotFoundError):
                 raise InputError(f"{uri}: {error.strerror}; check the URI") from error
             raise StoreUnavailableError(
@@ -81,22 +94,26 @@ def explained(uri: str) -> Iterator[None]:
         for pattern, kind, remedy in _REASONS:
             if re.search(pattern, text, re.IGNORECASE):
                 raise kind(f"{uri}: {remedy}") from None
-        code = re.search(r"AWS Error (\w+)", text)
-        reason = code.group(1) if code else text.partition(". Detail")[0][:200]
+        if isinstance(error, pa.ArrowInvalid):  # of the URI itself, before any store is asked
+            raise InputError(f"{uri}: {text.rstrip('.')[:200]}; check it") from None
+        code = re.search(r"AWS Error (\w+)|google::cloud::Status\((\w+)", text)
+        reason = next(filter(None, code.groups())) if code else text.partition(". Detail")[0][:200]
         raise StoreUnavailableError(
             f"{uri}: the store answered {reason}; run the same command again to go on"
         ) from None
 
 
+_LIBRARIES: Final = ("AWS Error", "google::cloud")
+"""What is in the errors of stores; of a disk of this machine it is not, which have numbers too."""
 _REASONS: Final = (
     (
-        r"NO_SUCH_BUCKET|Bucket '[^']*' not found|NoSuchBucket",
+        r"NO_SUCH_BUCKET|Bucket '[^']*' not found|NoSuchBucket|Status\(NOT_FOUND",
         InputError,
         "no such bucket; check its name and AWS_ENDPOINT_URL",
     ),
     (
         r"ACCESS_DENIED|INVALID_ACCESS_KEY|SIGNATURE|HTTP status 40[13]|INVALID_CLIENT_TOKEN|"
-        r"EXPIRED|MISSING_AUTHENTICATION|PermissionDenied|Unauthenticated",
+        r"EXPIRED|MISSING_AUTHENTICATION|PERMISSION_DENIED|Unauthenticated",
         InputError,
         "no access; give credentials in the environment (AWS_ACCESS_KEY_ID and "
         "AWS_SECRET_ACCESS_KEY, or GOOGLE_APPLICATION_CREDENTIALS), on every node",
@@ -104,6 +121,7 @@ _REASONS: Final = (
     (
         r"NETWORK_CONNECTION|resolve host|Could not connect|timed? ?out|UNAVAILABLE",
         StoreUnavailableError,
-        "no store answers there; check AWS_ENDPOINT_URL, the region and the network",
+        "no store answers there; check AWS_ENDPOINT_URL or GOOGLE_APPLICATION_CREDENTIALS, the "
+        "region and the network",
     ),
 )

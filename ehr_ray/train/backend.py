@@ -2,14 +2,17 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import Final, Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ehr_ray.errors import InputError, RunError, UserError
+from ehr_ray.errors import InputError, RunError, UserError, error_of_kind
+
+LINE: Final = 4096
+"""Bytes of an error that ranks tell each other."""
 
 
 class Backend(Protocol):
@@ -98,15 +101,25 @@ def sent_once(wrapped: nn.Module) -> nn.Module:
 def together(backend: Backend) -> Iterator[None]:
     """End every rank where one cannot go on: the others would wait for it at the next sum.
 
-    All ranks enter the block. The one at fault raises its own error, the others `RunError`.
+    All ranks enter the block. They raise the error of the first one at fault, `UserError` or
+    `RunError`, by its own line.
     """
-    problem: Exception | None = None
+    problem: UserError | RunError | None = None
     try:
         yield
     except (UserError, RunError) as error:
         problem = error
-    faults = float(backend.all_sum(torch.tensor([float(problem is not None)])))
-    if problem is not None:
-        raise problem
-    if faults:
-        raise RunError("another worker could not go on; its message says why")
+    faults = torch.zeros(backend.world)
+    faults[backend.rank] = float(problem is not None)
+    at_fault = backend.all_sum(faults).nonzero()
+    if not len(at_fault):
+        return
+    first = int(at_fault[0]) == backend.rank
+    line = torch.zeros(LINE)
+    if first:
+        written = f"{type(problem).__name__}\n{problem}".encode()[:LINE]
+        line[: len(written)] = torch.tensor([*written], dtype=torch.float32)
+    kind, _, text = (
+        bytes(backend.all_sum(line).int().tolist()).decode(errors="ignore").partition("\n")
+    )
+    raise problem if first and problem is not None else error_of_kind(kind, text.rstrip("\0"))

@@ -68,7 +68,7 @@ def damage_of(folder: Path, names: Sequence[str]) -> str:
         path = folder / name
         try:
             status = path.stat()
-            _check(path, status.st_size, status.st_mtime_ns, status.st_ino)
+            _check(path, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
         except FileNotFoundError:
             return f"{path}: missing"
         except (InputError, ConfigError, SafetensorError, ValueError, OSError) as error:

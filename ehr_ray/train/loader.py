@@ -115,7 +115,7 @@ class Loader:
             last = (epoch + 1) * self.steps_per_epoch >= total
             shares = self._shares(epoch, start, rank, world)
             then = iter(()) if last else self._shares(epoch + 1, 0, rank, world)
-            # A stream ends with an epoch; of files those of the next one are on their way by then.
+            # Rows of the next epoch's first window are made, or on their way, while these are used.
             with contextlib.closing(self.train.read(shares, then)) as rows:
                 while step < total and (own := list(islice(rows, self.accumulate))):
                     yield own

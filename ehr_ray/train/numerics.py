@@ -1,4 +1,4 @@
-"""How torch multiplies and adds during a training, and as it was after it."""
+"""How torch multiplies and adds while it trains or predicts, and as it was after it."""
 
 import os
 from collections.abc import Iterator
@@ -16,25 +16,37 @@ REFUSED = "does not have a deterministic implementation"
 
 
 @contextmanager
+def products(precision: str) -> Iterator[None]:
+    """Multiply and convolve float32 as `train.matmul_precision` says, for a while.
+
+    By itself a GPU convolves in TF32 whatever products are to have.
+    """
+    before, convolved = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision(precision)
+    torch.backends.cudnn.allow_tf32 = precision != "highest"
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+        torch.backends.cudnn.allow_tf32 = convolved
+
+
+@contextmanager
 def numerics(plan: TrainConfig) -> Iterator[None]:
     """Set what `train.matmul_precision` and `train.deterministic` say, for a while.
 
     Raises RunError with the name of a kernel that cannot be deterministic.
     """
-    precision = torch.get_float32_matmul_precision()
     refused = torch.are_deterministic_algorithms_enabled()
     memory: Any = deterministic  # torch makes its attribute when it is imported
     fill = bool(memory.fill_uninitialized_memory)
-    convolved = torch.backends.cudnn.allow_tf32
-    torch.set_float32_matmul_precision(plan.matmul_precision)
-    # By itself a GPU convolves in TF32 whatever products are to have.
-    torch.backends.cudnn.allow_tf32 = plan.matmul_precision != "highest"
     if plan.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at its start
         torch.use_deterministic_algorithms(True)
         memory.fill_uninitialized_memory = False  # nothing here reads what it has not written
     try:
-        yield
+        with products(plan.matmul_precision):
+            yield
     except RuntimeError as error:
         if not plan.deterministic or REFUSED not in str(error):
             raise
@@ -44,7 +56,5 @@ def numerics(plan: TrainConfig) -> Iterator[None]:
             "set it to false, or train on the CPU"
         ) from error
     finally:
-        torch.set_float32_matmul_precision(precision)
-        torch.backends.cudnn.allow_tf32 = convolved
         torch.use_deterministic_algorithms(refused)
         memory.fill_uninitialized_memory = fill

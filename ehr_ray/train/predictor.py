@@ -1,5 +1,6 @@
 """A trained model over patients: transform, collate and predict, the same way for every user."""
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.family import AnyFamily, Batch, Row
 from ehr_ray.train.checkpoint import Loaded
 from ehr_ray.train.feed import move
+from ehr_ray.train.numerics import products
 from ehr_ray.train.step import autocast
 
 BATCH_PATIENTS = 64
@@ -32,6 +34,7 @@ class Predictor:
         model: on any device, in the mode it is to predict in; None for rows and batches alone, as
             baselines read them.
         precision: of matrix products on a GPU, as `train.precision`; on the CPU it is float32.
+        matmul_precision: of float32 products and convolutions on a GPU, as in `train`.
     """
 
     family: AnyFamily
@@ -39,18 +42,14 @@ class Predictor:
     vocabulary: Vocabulary
     model: nn.Module | None = None
     precision: str = "float32"
+    matmul_precision: str = "highest"
 
     @classmethod
     def of(cls, loaded: Loaded) -> "Predictor":
         """Return the predictor of a loaded checkpoint, in the precision it was trained in."""
-        experiment = loaded.experiment
-        return cls(
-            loaded.family,
-            experiment.model,
-            loaded.vocabulary,
-            loaded.model,
-            experiment.train.precision,
-        )
+        experiment, plan = loaded.experiment, loaded.experiment.train
+        given = (loaded.family, experiment.model, loaded.vocabulary, loaded.model)
+        return cls(*given, plan.precision, plan.matmul_precision)
 
     def rows(self, patients: Iterable[Patient]) -> list[Row]:
         """Return the model-ready row of each patient."""
@@ -70,7 +69,8 @@ class Predictor:
         device = next(self.model.parameters()).device
         # What few CPUs multiply fast is no gain there, and results do not hang on the machine.
         precision = "float32" if device.type == "cpu" else self.precision
-        with autocast(device.type, precision):
+        how = contextlib.nullcontext() if device.type == "cpu" else products(self.matmul_precision)
+        with how, autocast(device.type, precision):
             outputs = (function or self.family.predict)(self.model, move(batch, device))
         reduced = torch.bfloat16
         return {n: (v.float() if v.dtype == reduced else v).cpu() for n, v in outputs.items()}

@@ -156,7 +156,7 @@ class RunModel(Loaded):
             str(row["values"]): row["counts"] for row in table["code"].value_counts().to_pylist()
         }
         coverage = coverage_of(counts, self.vocabulary)
-        if coverage.known < min_known_events:
+        if not coverage.enough(min_known_events):
             raise InputError(
                 f"events: {coverage.line()}; give those of the run's cohort, or min_known_events "
                 "below that share to go on all the same"

@@ -198,6 +198,23 @@ def test_off_the_cpu_a_model_predicts_in_the_precision_it_was_trained_in(precisi
     }
 
 
+@pytest.mark.parametrize(("precision", "tf32"), [("highest", False), ("high", True)])
+def test_off_the_cpu_a_model_predicts_by_products_as_in_its_training(precision, tf32):
+    """Else a GPU would convolve in TF32, whatever products are to have."""
+    told, before = [], torch.backends.cudnn.allow_tf32
+
+    def output(_model, _batch):
+        told.append((torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32))
+        return {}
+
+    model = nn.Linear(1, 1).to(mock_device())
+    with Watched():
+        predictor = Predictor(None, None, None, model, matmul_precision=precision)
+        predictor.outputs({"x": torch.ones(2, 1)}, output)
+    assert told == [(precision, tf32)]
+    assert torch.backends.cudnn.allow_tf32 == before
+
+
 def test_the_mock_sees_mixes_waits_copies_and_work_of_the_host():
     device = mock_device()
     ours, theirs = torch.ones(3).to(device), torch.ones(3)

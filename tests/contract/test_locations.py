@@ -79,6 +79,7 @@ NO_PATH_OPTIONS = {
     "scale": "robust or standard",
     "device": "cpu or cuda",
     "repeats": "keep or drop",
+    "unlisted": "refuse or drop",
     "always_carry": "codes",
     "address": "host and port",
     "task": "a label file of the cohort by its name",

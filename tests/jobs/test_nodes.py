@@ -42,9 +42,7 @@ def start(head, cohort, tmp_path_factory):
     output = tmp_path_factory.mktemp("runs")
 
     def submit(name: str, workers: object, *more: str) -> Path:
-        settings = overrides(cohort, output, name, workers, *more)
-        done = head.submit(name, "train", "configs/tiny/set_vae.yaml", *settings, wait=False)
-        assert done.returncode == 0, done.stdout + done.stderr
+        head.send(name, "train", CONFIG, *overrides(cohort, output, name, workers, *more))
         return output / name
 
     return submit
@@ -63,7 +61,7 @@ def whole(cohort, ray_folder, tmp_path_factory):
         return train(load(CONFIG, overrides(cohort, output, "whole", 2, *LONG))).run
 
 
-@pytest.mark.parametrize("mode", ["cache", "stream"])
+@pytest.mark.parametrize("mode", ["stream", pytest.param("cache", marks=pytest.mark.slow)])
 def test_a_node_lost_in_mid_epoch_changes_nothing(
     mode, head, cohort, whole, bucket, tmp_path, monkeypatch
 ):
@@ -82,8 +80,7 @@ def test_a_node_lost_in_mid_epoch_changes_nothing(
     second = head.add_node(cpus=2)
     name, output = f"lost-{mode}", f"s3://{place}/runs"
     settings = overrides(f"s3://{place}/cohort", output, name, 2, *LONG, f"data.mode={mode}")
-    done = head.submit(name, "train", "configs/tiny/set_vae.yaml", *settings, wait=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    head.send(name, "train", CONFIG, *settings)
 
     def saved():
         return saved_progress(sync.fetch_run(f"{output}/{name}", missing_ok=True))
@@ -123,15 +120,9 @@ def test_two_nodes_ingest_into_a_store_which_is_all_they_share(head, bucket, tmp
         arguments = [f"--{key.replace('_', '-')}={value}" for key, value in given.items()]
         arguments += [] if place is None else [f"--input={place}"]
         with held_by(head, nodes) as parts:
-            done = head.submit(
-                name,
-                "ingest",
-                f"--source={source}",
-                *arguments,
-                f"--output=s3://hospital/nodes/{name}",
-                "--cpus=2",
-            )
-        assert done.returncode == 0, done.stdout + done.stderr
+            arguments += [f"--output=s3://hospital/nodes/{name}", "--cpus=2"]
+            head.send(name, "ingest", f"--source={source}", *arguments)
+            head.wait(name, "SUCCEEDED")
         ingest(source, place, tmp_path / name, options=given, cpus=1)
         there = tree(sync.fetch(f"s3://hospital/nodes/{name}"))
         assert there == tree(tmp_path / name)

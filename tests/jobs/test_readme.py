@@ -58,8 +58,10 @@ STEPS = (
 SMALLER = {
     r"ehr-ray (train|tune|crossval) ": STEPS,
     r"ehr-ray train configs/set_vae.*num_workers": "evaluation.hours=[24]",  # the others: none
-    # One process far from the reader's folder is as good as two, which the first train has.
-    r"ehr-ray train configs/(visit|seqset)_": "cluster.num_workers=1",
+    # Of several stages the last is trained on Ray, by one process far from the reader's folder: as
+    # good as two, which the first train has. See ray/test_relative_paths.py for the others.
+    r"ehr-ray train configs/(visit_jepa|visit_jepa_probe|seqset_poe)\.": "cluster.num_workers=0",
+    r"ehr-ray train configs/(visit|seqset).*finetune": "cluster.num_workers=1",
     # Where a line speaks neither of workers nor of a run to start from: the same loop without Ray.
     r"ehr-ray train (?!.*(num_workers|init_from|s3:))": "cluster.num_workers=0",
     r".*configs/event_": "model.text_model=hashing model.max_length=128",  # see ray/test_phrases.py
@@ -184,8 +186,11 @@ def place(ray_folder, tmp_path_factory):
     shutil.copy(ROOT / ".rayignore", path)
     (path / "home").mkdir()
     physionet2012.write(path / "physionet2012", stays=100)
+    listed = [f"{132539 + i},{'test' if i % 5 == 0 else 'train'}" for i in range(98)]
+    (path / "published_splits.csv").write_text("\n".join(["subject_id,split", *listed]) + "\n")
     mimic_iv.write(path / "mimiciv" / "3.1", mimic_iv.stays(80))
     eicu.write(path / "eicu-crd" / "2.0", eicu.hospitals(60))
+    eicu.write_hours(path / "eicu-crd-demo", 60)
     omop.write(path / "cdm")
     hancock.write(path / "hancock")
     exports.write_meds(path / "mimic_meds")

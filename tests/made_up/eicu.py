@@ -7,6 +7,9 @@ in the unit (21); of P-3 (31) it is not told how the stay ended.
 import csv
 import gzip
 
+import numpy as np
+import pandas as pd
+
 COLUMNS = {
     "patient": "patientunitstayid patienthealthsystemstayid gender age ethnicity hospitalid wardid "
     "apacheadmissiondx admissionheight hospitaladmittime24 hospitaladmitoffset hospitaladmitsource "
@@ -172,3 +175,19 @@ def _line(row, columns):
     cells = dict(cell.split("=", 1) for cell in next(csv.reader([row])))
     assert set(cells) <= set(columns), cells
     return ",".join(cells.get(column, "") for column in columns)
+
+
+def write_hours(folder, stays):
+    """Write the hourly variables of so many stays, as YAIB derives them, and a table of stays."""
+    rng = np.random.default_rng(0)
+    levels = {"hr": 85, "resp": 18, "temp": 37, "sbp": 120, "dbp": 60, "urine": 100, "crea": 1.2}
+    grid = pd.MultiIndex.from_product([range(1, stays + 1), range(60), levels])
+    hourly = grid.to_frame(index=False, name=["stay", "hour", "variable"])
+    noise = rng.normal(1, 0.1, len(hourly))
+    hourly["value"] = hourly["variable"].map(levels) * noise
+    age = pd.DataFrame({"stay": range(1, stays + 1), "variable": "age", "value": 60.0})
+    folder.mkdir(parents=True)
+    pd.concat([age, hourly[rng.random(len(hourly)) < 0.5]]).to_parquet(folder / "hourly.parquet")
+    numbers = np.arange(1, stays + 1)
+    told = {"unit_hours": 40 + numbers % 3 * 10, "hospital_death": (numbers % 4 == 0).astype(int)}
+    pd.DataFrame({"stay": numbers, **told}).to_csv(folder / "stays.csv", index=False)

@@ -11,8 +11,12 @@ from ehr_ray.cli.main import main
 from ehr_ray.commands.train.command import train
 from ehr_ray.errors import InputError, RunError, UserError
 from ehr_ray.events.patients import cohort_shards
+from ehr_ray.runtime.data.prepared import prepared
 from ehr_ray.runtime.tracking import RUN_FILE, Tracked, find_run
+from ehr_ray.runtime.training.launch import fit
+from ehr_ray.runtime.training.worker import Job
 from ehr_ray.train.checkpoint import load
+from ehr_ray.train.task import family_of
 
 HERE = {"cluster__num_workers": 0, "train__max_epochs": 1}
 
@@ -41,6 +45,24 @@ def test_rows_that_one_rank_finds_damaged_end_all_of_them(cluster, tiny):
     experiment = tiny(cluster__num_workers=2, cluster__max_failures=0)
     with pytest.raises(RunError, match=r"[03]\.arrow: its rows are not those .*; remove it"):
         train(experiment)
+
+
+@pytest.mark.ray
+def test_an_error_that_one_rank_meets_alone_ends_all_of_them_by_its_line(cluster, tiny):
+    """The other one waits for it in a sum; nothing is tried again."""
+
+    class Refused:
+        """What the first rank alone is told to measure."""
+
+        def bind(self, *_given):
+            raise InputError("trial: nothing to rank it by")
+
+    experiment = tiny("alone", cluster__num_workers=2)
+    with prepared(experiment, family_of(experiment), on_ray=False) as data:
+        run = experiment.directory
+        job = Job(experiment, data, run, run / "progress", None, ranking=Refused())
+        with pytest.raises(InputError, match=r"^trial: nothing to rank it by$"):
+            fit(job)
 
 
 def test_a_damaged_or_vanished_shard_ends_the_run_by_name(cohort, tiny, tmp_path):

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 import yaml
+from forked_workers import forking_python
 from ray._private.state import actors
 from waiting import wait_until
 
@@ -25,6 +26,8 @@ from ehr_ray.train import checkpoint
 
 pytestmark = pytest.mark.ray
 LONG = {"train__max_epochs": 12, "train__report_steps": 4}
+PROGRAM = "import sys; sys.executable = sys.argv.pop(1); from ehr_ray.cli.main import main; main()"
+"""`ehr-ray` whose Ray forks its workers."""
 
 
 @pytest.fixture(scope="module")
@@ -102,16 +105,21 @@ def test_a_lost_controller_gives_its_room_back(cluster, tiny):
     assert pd.read_parquet(run / "history.parquet")["step"].tolist() == [*range(4, ended + 1, 4)]
 
 
-@pytest.mark.parametrize("mode", ["cache", "stream"])
+@pytest.mark.parametrize("mode", ["cache", pytest.param("stream", marks=pytest.mark.slow)])
 def test_killed_program_resumes_by_the_same_call(
-    mode, cluster, tiny, undisturbed, tmp_path, capsys
+    mode, cluster, tiny, undisturbed, ray_folder, tmp_path, capsys
 ):
-    """Rows that are streamed are made by one CPU of two beside both workers."""
+    """Killed, the program says nothing to its own Ray, to the run or to its lock.
+
+    Rows that are streamed are made by one CPU of two beside both workers: that a killed program
+    goes on in its stream is slow to show, since `jobs/test_nodes.py` has a stream lose a node, and
+    `unit/runtime/data/test_stream.py` one that is killed without Ray.
+    """
     room = {"cluster__num_workers": 2, "cluster__cpus_per_worker": 0.5}
     experiment = tiny("program", data__mode=mode, **room, **LONG)
     config = tmp_path / "program.yaml"
     config.write_text(yaml.safe_dump(dump(experiment)))
-    command = [sys.executable, "-m", "ehr_ray.cli.main", "train", str(config)]
+    command = [sys.executable, "-c", PROGRAM, forking_python(ray_folder), "train", str(config)]
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     first = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
 

@@ -7,9 +7,10 @@ import multiprocessing
 import os
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import torch
@@ -29,6 +30,9 @@ from ehr_ray.train.report import Watch
 from ehr_ray.train.sharding import sharded
 from ehr_ray.train.task import family_of
 
+START = "spawn"
+"""How a rank starts: a forked child of a process that has used CUDA, or autograd's threads, cannot
+go on."""
 KILLED = 9
 SECONDS = 60
 """How long a rank waits for the others."""
@@ -82,21 +86,14 @@ def run_group(
     """Train with the ranks of a group; RunError unless they end in time as they are told to."""
     run.mkdir(parents=True, exist_ok=True)
     meeting = run / f".meeting-{group.backend}-{group.world}-{group.strategy}-{group.kill}"
-    # A forked child of a process that has used CUDA, or autograd's threads, cannot.
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context(START)
     ranks = [
         context.Process(target=_rank, args=(experiment, data, run, meeting, group, rank))
         for rank in range(group.world)
     ]
     for rank in ranks:
         rank.start()
-    until = time.monotonic() + seconds
-    for rank in ranks:
-        rank.join(max(0.0, until - time.monotonic()))
-    late = [rank for rank in ranks if rank.is_alive()]
-    for rank in late:
-        rank.kill()
-        rank.join()
+    late = not ended(ranks, seconds)
     wanted = 0 if group.kill is None else KILLED
     if late or ranks[0].exitcode != wanted:
         fault = run / FAULT
@@ -105,6 +102,18 @@ def run_group(
         raise RunError(
             f"{run.name}: {group.world} ranks by {group.backend} on {group.device}: {how}: {said}"
         )
+
+
+def ended(ranks: Sequence[BaseProcess], seconds: float) -> bool:
+    """Wait for ranks that have been started; False where some had to be ended after so long."""
+    until = time.monotonic() + seconds
+    for rank in ranks:
+        rank.join(max(0.0, until - time.monotonic()))
+    late = [rank for rank in ranks if rank.is_alive()]
+    for rank in late:
+        rank.kill()
+        rank.join()
+    return not late
 
 
 def weights(run: Path) -> dict[str, Tensor]:

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+import pandas as pd
+
 from ehr_ray.commands.crossval.fold import run_fold
 from ehr_ray.commands.crossval.plan import FoldJob, fold_jobs
 from ehr_ray.commands.crossval.tables import (
@@ -25,6 +27,8 @@ from ehr_ray.commands.crossval.tables import (
 )
 from ehr_ray.errors import ConfigError
 from ehr_ray.evaluation.tasks.fold_scores import spread
+from ehr_ray.evaluation.tasks.stacking import stacked_folds
+from ehr_ray.evaluation.tasks.verdicts import NETWORK
 from ehr_ray.experiment import Experiment, changes_since, dump, to_yaml, with_absolute_paths
 from ehr_ray.runtime.data.dataset import check_cohort
 from ehr_ray.runtime.data.tasks import Say, run_jobs
@@ -144,13 +148,18 @@ def _conclude(
 ) -> list[str]:
     """Join what the jobs wrote, score it, write the tables and tell MLflow; return the lines."""
     test = joined_predictions(jobs)
+    weights: dict[str, dict[str, float]] = {}
+    if NETWORK in set(test["model"]):  # an ensemble
+        stacked, weights = stacked_folds(test)
+        test = pd.concat([test, stacked], ignore_index=True)
     scores = all_scores(jobs, test)
     table = spread(scores)
-    text = report(experiment, jobs, scores, table)
+    text = report(experiment, jobs, scores, table, weights)
     files.write_text(root / "folds.csv", scores.to_csv(index=False))
     files.write_text(root / "crossval.md", text)
     files.write_text(
-        root / "crossval.json", json.dumps(record(experiment, jobs, table), indent=1) + "\n"
+        root / "crossval.json",
+        json.dumps(record(experiment, jobs, table, weights), indent=1) + "\n",
     )
     write_fold_predictions(root / "predictions", test, experiment.cohort)
     tracker.metrics(tracked_metrics(table))

@@ -9,10 +9,12 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from ehr_ray.commands.crossval.plan import FoldJob
+from ehr_ray.commands.crossval.plan import MODEL, FoldJob
 from ehr_ray.commands.evaluate.command import NO_TASK, evaluate
 from ehr_ray.commands.train.command import train
 from ehr_ray.errors import ConfigError
+from ehr_ray.evaluation.tasks.stacking import STACKED
+from ehr_ray.evaluation.tasks.verdicts import NETWORK
 from ehr_ray.events.folds import write_fold
 from ehr_ray.runtime.screen import Screen
 from ehr_ray.storage import files, sync
@@ -56,13 +58,18 @@ def run_fold(job: FoldJob) -> None:
 
 
 def _predictions(job: FoldJob, task: str, results: Path) -> Iterator[pd.DataFrame]:
-    """Yield what `evaluate` wrote of the model and, with the first model, of each baseline."""
+    """Yield what `evaluate` wrote of the model and, with the first model, of each baseline.
+
+    Of an ensemble's other members their network is told too.
+    """
     folders = {job.name: results / "predictions"}
-    if job.experiment.evaluation.baselines:
-        baselines = (results / "predictions" / "baselines").glob("*")
-        folders |= {path.name: path for path in sorted(baselines)}
-        for name in set(folders) & set(job.experiment.crossval.variants):
+    beside = results / "predictions" / "baselines"
+    if job.first and job.experiment.evaluation.baselines:
+        folders |= {path.name: path for path in sorted(beside.glob("*"))}
+        for name in {*folders, STACKED} & set(job.experiment.crossval.variants):
             raise ConfigError(f"crossval.variants.{name}: a baseline has this name; change it")
+    elif job.name == MODEL and (beside / NETWORK).is_dir():
+        folders[NETWORK] = beside / NETWORK
     for model, folder in folders.items():
         for part in ("tuning", "held_out"):
             rows = files.read_parquet(folder / f"{part}.parquet").to_pandas()

@@ -60,6 +60,11 @@ class FoldJob:
         return {split: self.subjects[self.part == at] for at, split in enumerate(SPLITS)}
 
     @property
+    def first(self) -> bool:
+        """Whether it is the fold's first model, beside which the baselines are told."""
+        return self.name == MODEL and self.member == 0
+
+    @property
     def key(self) -> str:
         """Name of the job and of its files."""
         return f"{self.name}-r{self.repeat}-f{self.fold}-m{self.member}"
@@ -178,7 +183,10 @@ def _seed(experiment: Experiment, repeat: int, fold: int, member: int) -> int:
 
 
 def _of_a_job(experiment: Experiment, seed: int, *, baselines: bool) -> Experiment:
-    """Return the experiment of one job; baselines are fitted beside a fold's first model alone."""
-    baselines = baselines and experiment.evaluation.baselines
+    """Return the experiment of one job.
+
+    Baselines are fitted beside a fold's first model alone, and where they are parts of an ensemble.
+    """
+    baselines = (baselines or experiment.evaluation.ensemble) and experiment.evaluation.baselines
     changes = {**FIXED, "name": "run", "seed": seed, "evaluation.baselines": baselines}
     return parse(override(dump(experiment), changes))

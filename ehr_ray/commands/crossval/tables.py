@@ -5,6 +5,7 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 import numpy as np
@@ -18,8 +19,12 @@ from ehr_ray.evaluation.metrics.thresholds import best_f1_threshold
 from ehr_ray.evaluation.report.write import write_predictions
 from ehr_ray.evaluation.tasks.baselines import TITLES
 from ehr_ray.evaluation.tasks.fold_scores import KEYS, fold_scores, markdown, paired, verdict
+from ehr_ray.evaluation.tasks.stacking import STACKED, weights_line
+from ehr_ray.evaluation.tasks.verdicts import NETWORK
 from ehr_ray.experiment import Experiment
 
+Weights = Mapping[str, Mapping[str, float]]
+"""By task the weights of an ensemble's stacked parts."""
 COMPARED: Final = ("auroc", "auprc", "c_index")
 """Metrics whose paired differences are told, as far as they were measured."""
 _KEY: Final = re.compile(r"(?:baseline/(?P<model>[^/]+)/)?held_out/(?P<metric>[^/]+/.+)")
@@ -80,7 +85,7 @@ def measures(
             continue
         for key, value in found.items():
             match = _KEY.fullmatch(key)
-            if match is None or key.endswith(_DETAIL):
+            if match is None or key.endswith(_DETAIL) or (match["model"] and not job.first):
                 continue
             first, _, rest = match["metric"].partition("/")
             if key.removesuffix(f"/{rest}") in found:  # tells more of a metric of the comparison
@@ -94,13 +99,24 @@ def measures(
 
 
 def report(
-    experiment: Experiment, jobs: Sequence[FoldJob], scores: pd.DataFrame, table: pd.DataFrame
+    experiment: Experiment,
+    jobs: Sequence[FoldJob],
+    scores: pd.DataFrame,
+    table: pd.DataFrame,
+    weights: Weights = MappingProxyType({}),
 ) -> str:
-    """Return crossval.md: a table an outcome, the verdict and the paired differences."""
-    titles = {**TITLES, MODEL: experiment.family}
+    """Return crossval.md: a table an outcome, the verdict and the paired differences.
+
+    `weights` are those that the parts of an ensemble have where they are stacked.
+    """
+    family = experiment.family
+    titles = {**TITLES, STACKED: "Network, trees, regression, stacked", MODEL: family}
     variants, share = experiment.crossval.variants, 1 / experiment.crossval.folds
     models = list(dict.fromkeys(scores["model"]))
-    baselines = [name for name in models if name not in variants and name != MODEL]
+    if NETWORK in models:  # what is judged is an ensemble
+        titles |= {MODEL: f"ensemble: {family}, trees, regression", NETWORK: f"{family} alone"}
+    own = {MODEL, NETWORK, STACKED, *variants}
+    baselines = [name for name in models if name not in own]
     lines = []
     if experiment.init_from:
         lines += [f"note: {escaped(caution(experiment))}", ""]
@@ -111,9 +127,19 @@ def report(
         if said := verdict(scores, MODEL, baselines, task, share):
             lines += [said, ""]
         lines += [*_differences(scores, models, task, share), ""]
+        if task in weights:
+            lines += [_stack_line(weights[task]), ""]
     if (table["outcome"] == "").any():
         lines += [markdown(table, "", "**All patients**, with a label or without", titles), ""]
     return "\n".join(lines)
+
+
+def _stack_line(weights: Mapping[str, float]) -> str:
+    return (
+        "Stacked on what each part said of unseen patients (logistic regression on their logits, "
+        "weights not negative), each fold by the weights of the others. Those of all folds, for "
+        f"other patients: `evaluation.stack='{weights_line(weights)}'`"
+    )
 
 
 def caution(experiment: Experiment) -> str:
@@ -139,8 +165,13 @@ def _differences(
             yield f"- {MODEL} - {escaped(other)}: {', '.join(told)}"
 
 
-def record(experiment: Experiment, jobs: Sequence[FoldJob], table: pd.DataFrame) -> dict[str, Any]:
-    """Return crossval.json."""
+def record(
+    experiment: Experiment,
+    jobs: Sequence[FoldJob],
+    table: pd.DataFrame,
+    weights: Weights = MappingProxyType({}),
+) -> dict[str, Any]:
+    """Return crossval.json; `weights` are those of `report`."""
     plan = experiment.crossval
     return {
         "seed": experiment.seed,
@@ -148,6 +179,7 @@ def record(experiment: Experiment, jobs: Sequence[FoldJob], table: pd.DataFrame)
         "repeats": plan.repeats,
         "members": plan.members,
         "positive": {task: positive_class(experiment.cohort, task) for task in jobs[0].tasks},
+        **({"stack": dict(weights)} if weights else {}),
         "variants": {name: plan.variants[name] for name in plan.chosen},
         "means": table.astype(object).where(table.notna(), None).to_dict("records"),
     }

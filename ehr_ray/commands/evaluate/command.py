@@ -43,6 +43,7 @@ from ehr_ray.evaluation.tasks.few_labels import few_labels_result
 from ehr_ray.evaluation.tasks.kinds import KindScores
 from ehr_ray.evaluation.tasks.prediction_sets import prediction_set_result
 from ehr_ray.evaluation.tasks.subgroups import subgroup_result
+from ehr_ray.evaluation.tasks.underfitting import train_result
 from ehr_ray.events.code_map import load_code_map
 from ehr_ray.events.labels import choose_task, first_kind, task_files
 from ehr_ray.events.patients import splits_of
@@ -86,7 +87,7 @@ def evaluate(
     Probe and baselines are fitted on the train split of the run's own cohort and calibrated on
     its tuning split, whichever cohort is scored; nothing after a prediction time reaches a model.
     Another cohort is refused where the model knows a smaller share of the split's events than
-    `min_known_events`.
+    `min_known_events`, unless it has codes of as large a share of what the model was trained on.
 
     Args:
         run: folder or URI of the run.
@@ -282,11 +283,13 @@ def _score_binary(
         "num_bootstrap": subject.experiment.evaluation.bootstrap,
     }
     splits = {name: split_of(rows.sample) for name, rows in fit.items()}
+    stack = subject.experiment.evaluation.stack
     fitted = fit_task(
         splits["train"],
         splits["tuning"],
         seed=draws["seed"],
         ensemble=subject.experiment.evaluation.ensemble,
+        stack=None if stack is None else dataclasses.asdict(stack),
     )
     scored: dict[str, Iterable[Split]] = {"tuning": [splits["tuning"]]} if subject.own else {}
     scored |= {subject.split: map(split_of, inputs.judged.blocks())}
@@ -298,6 +301,7 @@ def _score_binary(
     early = fit_hours(hours["train"], hours["tuning"], fitted, splits, seed=draws["seed"])
     results = [
         left_out,
+        train_result(fitted, splits["train"], scores.metrics, subject.split),
         early_warning_result(early, hours_of(inputs.judged.sample), subject.split, **draws),
         subgroup_result(divisions, scores, subject.split, **draws),
     ]

@@ -15,6 +15,8 @@ from ehr_ray.runtime.data.dataset import CODES
 from ehr_ray.runtime.data.manifest import opened
 from ehr_ray.runtime.data.mapped import mapped_cohort
 from ehr_ray.runtime.data.tasks import Say
+from ehr_ray.sources.building.resume import has_changed
+from ehr_ray.sources.building.staging import MAPPED
 from ehr_ray.storage import files
 
 
@@ -46,17 +48,25 @@ def mapped_subject(
 
 
 def coverage_result(subject: Subject, least: float, say: Say) -> SuiteResult:
-    """Return which events of another cohort's split the model knows; of its own it knows all."""
+    """Return which events of another cohort's split the model knows; of its own it knows all.
+
+    Metrics are `<split>/known_events`, the share of them, and `<split>/trained_events`, the share
+    of what the model was trained on whose codes they have.
+    """
     if subject.own:
         return SuiteResult()
     events, cache = subject.events, subject.cache_of(subject.events)
     with opened(events, cache, on_ray=subject.on_ray, say=say) as manifest:
         coverage = measure_coverage(manifest, subject.loaded.vocabulary, subject.split)
-    require_coverage(coverage, least, subject.cohort)
+    mapped = subject.mapped is not None or has_changed(subject.cohort, MAPPED)
+    require_coverage(coverage, least, subject.cohort, mapped=mapped)
     return SuiteResult(
-        metrics={f"{subject.split}/known_events": coverage.known},
+        metrics={
+            f"{subject.split}/known_events": coverage.known,
+            f"{subject.split}/trained_events": coverage.trained,
+        },
         sections={"Events the model does not know": coverage.table()} if coverage.unknown else {},
-        lines=(coverage.line(),),
+        lines=tuple(filter(None, (coverage.line(), coverage.absent_line()))),
     )
 
 

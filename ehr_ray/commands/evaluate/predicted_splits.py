@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -28,6 +29,7 @@ from ehr_ray.evaluation.tasks.subgroups import Division, most_rows
 from ehr_ray.events.patient_features import FeatureCodes, feature_codes
 from ehr_ray.events.patients import splits_of, without_events_line
 from ehr_ray.events.subgroups import MAX_PLACES
+from ehr_ray.family import AnyFamily
 from ehr_ray.runtime.data.dataset import named_origin, num_patients
 from ehr_ray.runtime.data.manifest import opened
 from ehr_ray.runtime.data.prepared import module_text
@@ -44,6 +46,8 @@ from ehr_ray.train import checkpoint
 from ehr_ray.train.prediction_tables import matrix
 from ehr_ray.train.task_probe import TaskProbe
 
+log = logging.getLogger(__name__)
+AGAIN: Final = "another evaluate reads the same split of this run; waiting until it has ended"
 LAYOUT: Final = 1
 """Bump when the same patients, asked the same, would give other tables."""
 
@@ -100,9 +104,11 @@ def predict(
     one = asked[names.index(subject.split) if own else -1]
     if one.share < 1:
         folder = one.part.folder
-        held.enter_context(exclusive_lock(folder.with_name(f"{folder.name}.lock")))
+        lock, again = folder.with_name(f"{folder.name}.lock"), f"{subject.run}: {AGAIN}"
+        held.enter_context(exclusive_lock(lock, waiting=lambda: log.warning(again)))
     # Two evaluations of a run may share a part, which who reads it first removes.
-    with exclusive_lock(_parts(subject) / ".lock"):
+    busy = f"{subject.run}: another evaluate of this run is embedding; waiting until it has"
+    with exclusive_lock(_parts(subject) / ".lock", waiting=lambda: log.warning(busy)):
         parts = [each.part for each in asked]
         for part in parts:
             sync.fetch(part.folder, missing_ok=True)
@@ -170,13 +176,21 @@ def _asked(
     hours_share = request.hours_share if request.hours else 0.0
     share = min(1.0, max(fit_share, request.diagnose, request.outputs, hours_share))
     family = subject.loaded.family
-    made_by = [LAYOUT, family.version, module_text(family.transform).decode()]
-    key = hashlib.sha256(json.dumps([made_by, stamps, asked]).encode()).hexdigest()[:16]
+    key = hashlib.sha256(json.dumps([made_by(family), stamps, asked]).encode()).hexdigest()[:16]
     # What is predicted of a mapped copy goes with it.
     place = _parts(subject) if subject.mapped is None or fitted_on else subject.mapped
     folder = place / f"{split}-{key}"
     part = Part(shards, folder, request, times)
     return _Asked(cohort, split, part, fit_share, share)
+
+
+def made_by(family: AnyFamily) -> list[int | str]:
+    """Return what of the code decides on a family's tables: versions, and its transform's module.
+
+    A module may be in another encoding than UTF-8; bytes that are none stand for themselves.
+    """
+    source = module_text(family.transform).decode(errors="surrogateescape")
+    return [LAYOUT, family.version, source]
 
 
 def _read(subject: Subject, asked: _Asked, share: float) -> PredictedRows:

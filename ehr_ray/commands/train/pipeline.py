@@ -25,6 +25,7 @@ on the command line its keys are `ingest.input=PATH` and the like."""
 WHOLE = (
     *("splits", "origin", "seed", "max_rejected", "ranges", "units", "repeats", "code_map"),
     "split_by",
+    "unlisted",
 )
 """Options that `ingest` has whatever the source, as on its command line."""
 

@@ -14,6 +14,7 @@ from ehr_ray.evaluation.tasks.verdicts import (
     BLEND,
     LOWER_IS_BETTER,
     MODEL,
+    NETWORK,
     TREES,
     interval,
     metric_prefix,
@@ -145,8 +146,10 @@ def _paired(
     metrics: Mapping[str, float], name: str, key: str, metric: str
 ) -> tuple[str, Interval, str]:
     """Return what was paired, the difference and its verdict ('' where nothing was)."""
+    # By hour an ensemble has no row, and its network is what others are held against.
+    first = MODEL if key.removeprefix(f"baseline/{name}/") in metrics else NETWORK
     ending, of = (
-        ("gain", f"{BLEND} - {TREES}") if name == BLEND else ("difference", f"{MODEL} - {name}")
+        ("gain", f"{BLEND} - {TREES}") if name == BLEND else ("difference", f"{first} - {name}")
     )
     difference = interval(metrics, f"{key}_{ending}")
     word = outcome(difference, more_is_better=metric not in LOWER_IS_BETTER)

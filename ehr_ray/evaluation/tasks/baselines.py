@@ -3,7 +3,7 @@
 Each is a `Scorer`: a calibrated probability, a threshold and what was chosen for it.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -231,6 +231,30 @@ def fit_ensemble(
         threshold=choose_threshold(y, sigmoid(slope * raw + offset)),
         chosen={},
         notes=(note,) if note else (),
+    )
+
+
+def fit_stacked(
+    parts: Sequence[Scorer], weights: NDArray[Any], tuning_x: NDArray[Any], tuning_y: NDArray[Any]
+) -> Scorer:
+    """Weigh the logits of a model trained for the task, the first part, and of baselines.
+
+    Weights [K + 1], the last an offset, are those of `stacking.fit_weights`, which calibrate, and
+    tuning gives the threshold alone. The input is that of `fit_ensemble`.
+    """
+    network, *beside = parts
+
+    def predict(x: NDArray[Any]) -> Array:
+        given = [network.predict(x[:, 0]), *(part.predict(x[:, 1:]) for part in beside)]
+        return sigmoid(np.column_stack([logit(one) for one in given]) @ weights[:-1] + weights[-1])
+
+    return Scorer(
+        name="model",
+        input="ensemble",
+        predict=predict,
+        predict_raw=predict,
+        threshold=choose_threshold(np.asarray(tuning_y, dtype=np.int64), predict(tuning_x)),
+        chosen={},
     )
 
 

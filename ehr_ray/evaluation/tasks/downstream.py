@@ -23,8 +23,10 @@ from ehr_ray.evaluation.tasks.baselines import (
     fit_gbm,
     fit_linear,
     fit_own,
+    fit_stacked,
     seed_spread,
 )
+from ehr_ray.evaluation.tasks.stacking import OFFSET, PARTS
 from ehr_ray.evaluation.tasks.verdicts import (
     BASELINES,
     BLEND,
@@ -161,11 +163,13 @@ def fit_task(
     seed: int = 0,
     baselines: Sequence[str] = BASELINES,
     ensemble: bool = False,
+    stack: Mapping[str, float] | None = None,
 ) -> FittedTask:
     """Fit the probe and the baselines on `train`, choose and calibrate on `tuning`.
 
-    With `ensemble` a model trained for the task is averaged with `average_rich`, and that is what
-    is judged. A baseline whose input a split does not have is left out. The same splits and seed
+    With `ensemble` a model trained for the task is averaged with `average_rich`, or its parts are
+    weighed by `stack` (the weight of each of `stacking.PARTS`, and `offset`), and that is what is
+    judged. A baseline whose input a split does not have is left out. The same splits and seed
     give the same models, so fitted baselines need not be stored.
     """
     scorers: dict[str, Scorer] = {}
@@ -189,6 +193,10 @@ def fit_task(
     read = tuning.ensemble
     if ensemble and read is not None and _BESIDE in scorers:
         scorers = {NETWORK: scorers.pop(MODEL), **scorers}
+        if stack is not None:
+            weights = np.array([stack[name] for name in (*PARTS, OFFSET)])
+            stacked = fit_stacked([scorers[n] for n in PARTS], weights, read, tuning.label)
+            return FittedTask({MODEL: stacked, **scorers})
         parts = scorers[NETWORK], scorers[_BESIDE]
         return FittedTask({MODEL: fit_ensemble(*parts, read, tuning.label), **scorers})
     threshold = None

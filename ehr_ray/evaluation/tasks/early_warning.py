@@ -2,7 +2,8 @@
 
 At each hour everything is fitted anew on train and calibrated on tuning, on the events until
 then: the probe of a frozen model, the logistic regression, the trees. A model trained for the task
-keeps its weights and gives its own output; only its calibration is of the hour.
+keeps its weights and gives its own output; only its calibration is of the hour. Of an ensemble it
+is the network alone, and named so: its trees on rich features are not fitted for each hour.
 """
 
 from collections.abc import Mapping
@@ -15,17 +16,34 @@ from numpy.typing import NDArray
 from ehr_ray.evaluation.metrics.binary import binary_metrics
 from ehr_ray.evaluation.suite import SuiteResult
 from ehr_ray.evaluation.table import Cell, Table
-from ehr_ray.evaluation.tasks.baselines import Scorer, fit_gbm, fit_linear, fit_own
+from ehr_ray.evaluation.tasks.baselines import (
+    SHORT_TITLES,
+    Scorer,
+    fit_gbm,
+    fit_linear,
+    fit_own,
+)
 from ehr_ray.evaluation.tasks.downstream import FittedTask, Split, differences
 from ehr_ray.evaluation.tasks.figures import CAPTIONS, by_step
 from ehr_ray.evaluation.tasks.trees import GRID
-from ehr_ray.evaluation.tasks.verdicts import MODEL, TREES, interval, metric_prefix, outcome
+from ehr_ray.evaluation.tasks.verdicts import (
+    MODEL,
+    NETWORK,
+    TREES,
+    interval,
+    metric_prefix,
+    outcome,
+)
 
 TREES_OF_AN_HOUR: Final = GRID[0]
 """One setting and one seed, only the number of trees chosen: a full search an hour would take
 longer than all the rest of an evaluation."""
 RANKING: Final = ("auroc", "auprc")
 LOGISTIC: Final = "logistic"
+ALONE: Final = (
+    " Of this ensemble it is the network alone, beside which the trees on rich features are not "
+    "fitted for each hour."
+)
 AFTER: Final = "hours after the start of the stay"
 
 
@@ -80,7 +98,10 @@ def fit_hours(
             for name, by_hour in (("train", train), ("tuning", tuning))
         )
         known = fitted.scorers if same else {}
-        result.append(FittedHour(hour, _fit(train[hour], tuning[hour], known, seed)))
+        scorers = _fit(train[hour], tuning[hour], known, seed)
+        if NETWORK in fitted.scorers:
+            scorers = {NETWORK: scorers.pop(MODEL), **scorers}
+        result.append(FittedHour(hour, scorers))
     return result
 
 
@@ -95,7 +116,8 @@ def early_warning_result(
     """Measure every fitted hour on the judged split; hours with one class only are left out.
 
     Keys are `<split>/hours/<hour>/<metric>`, after `baseline/<name>/` for trees and logistic
-    regression: `n`, `auroc`, `auprc`, and `<metric>_difference` (model minus baseline, paired).
+    regression and for the network of an ensemble, which has no row of its own: `n`, `auroc`,
+    `auprc`, and `<metric>_difference` (model, or that network, minus baseline, paired).
     """
     metrics: dict[str, float] = {}
     hours = []
@@ -112,7 +134,7 @@ def early_warning_result(
         return SuiteResult()
     names = [
         n
-        for n in (MODEL, TREES, LOGISTIC)
+        for n in (MODEL, NETWORK, TREES, LOGISTIC)
         if f"{metric_prefix(n, split)}/hours/{hours[0]:g}/n" in metrics
     ]
     curves = {
@@ -136,6 +158,7 @@ def _measure(
 ) -> dict[str, dict[str, float]]:
     """Return the metrics of every model at one hour, by its name."""
     draws["subject"] = hour_rows.subject_id
+    judged = next(iter(scorers))
     label, names = hour_rows.label, (*RANKING, "prevalence")
     scored = {
         name: scorer.predict(hour_rows.inputs[scorer.input])
@@ -145,8 +168,8 @@ def _measure(
     measured = {}
     for name, probability in scored.items():
         values = binary_metrics(label, probability, threshold=0.5, names=names, **draws)
-        if name != MODEL:
-            pair = (scored[MODEL], probability)
+        if name != judged:
+            pair = (scored[judged], probability)
             values |= differences(label, *pair, metrics=RANKING, **draws)
         measured[name] = values
     return measured
@@ -185,15 +208,20 @@ def _arrays(train: HourRows, tuning: HourRows, name: str) -> tuple[NDArray[Any],
 
 
 def _table(metrics: Mapping[str, float], split: str, hours: list[float], names: list[str]) -> Table:
-    titles = {MODEL: "this model", TREES: "trees", LOGISTIC: "logistic regression"}
+    titles = {
+        MODEL: "this model",
+        NETWORK: SHORT_TITLES[NETWORK],
+        TREES: "trees",
+        LOGISTIC: "logistic regression",
+    }
     columns = ["Hour", "Patients"]
     for metric in RANKING:
         columns += [f"{metric.upper()}, {titles[name]}" for name in names]
         columns += ["Beside the trees"] * (TREES in names)
-    rows = []
+    rows, first = [], metric_prefix(names[0], split)
     for hour in hours:
         at = f"hours/{hour:g}"
-        line: list[Cell] = [f"{hour:g}\N{NO-BREAK SPACE}h", f"{metrics[f'{split}/{at}/n']:,.0f}"]
+        line: list[Cell] = [f"{hour:g}\N{NO-BREAK SPACE}h", f"{metrics[f'{first}/{at}/n']:,.0f}"]
         for metric in RANKING:
             line += [interval(metrics, f"{metric_prefix(n, split)}/{at}/{metric}") for n in names]
             if TREES in names:
@@ -206,7 +234,7 @@ def _table(metrics: Mapping[str, float], split: str, hours: list[float], names: 
         caption="The same outcome, from the events up to each hour after the start of the stay, "
         "for patients whose (first) prediction time is not before it. Every hour is fitted on "
         "train and calibrated on tuning by itself; its trees are one seed of one setting, not the "
-        "tuned ensemble of the comparison above.",
+        "tuned ones of the comparison above." + (ALONE if NETWORK in names else ""),
     )
 
 
@@ -222,4 +250,5 @@ def _lines(
         ]
         told.append(f"{hour:g} h {' / '.join(f'{v:.3f}' for v in values)}")
     beside = " / trees" if TREES in names else ""
-    return (f"early warning, AUROC of this model{beside}: {', '.join(told)}",)
+    who = SHORT_TITLES[names[0]]
+    return (f"early warning, AUROC of {who}{beside}: {', '.join(told)}",)

@@ -17,6 +17,10 @@ Share = Annotated[float, Field(gt=0, le=1)]
 NotNegative = Annotated[float, Field(ge=0)]
 PositiveInt = Annotated[int, Field(ge=1)]
 Pool = Literal["mean", "std", "min", "max", "first", "last"]
+LatentLoss = Literal["smooth_l1", "infonce"]
+
+TEMPERATURE: Final = 0.1
+"""What cosines of states are divided by where they are contrasted."""
 
 
 class Size(NamedTuple):
@@ -112,7 +116,7 @@ class JEPAConfig:
     """Encoder of the states that are predicted: a moving average of the trained one (I-JEPA), or
     that one itself, with its gradient, which only a regulariser or `infonce` keeps from collapse
     (LeJEPA; CPC) and which is refused without."""
-    latent_loss: Literal["smooth_l1", "infonce"] = "smooth_l1"
+    latent_loss: LatentLoss = "smooth_l1"
     """How a predicted state is compared: with its own alone, or as the one among all hidden rows of
     the batch that it is nearest to (CPC, van den Oord et al. 2018, eq. 4)."""
     value_weight: NotNegative = 1.0

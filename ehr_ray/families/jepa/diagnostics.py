@@ -2,6 +2,8 @@
 
 The loss falls as well when targets stop depending on the patient (collapse). What tells is whether
 a prediction beats the mean target of its position, and whether it needs the patient's own context.
+The error is what the model was trained by: the distance of a prediction from its target, or, where
+its length means nothing (`infonce`), the nats by which it fails to tell its target from others.
 N targets, D width. Levels: a collapsed run had skill below 0 and lost nothing by another patient's
 context, while the rank of its targets, centred, stayed what it was.
 """
@@ -14,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ehr_ray.evaluation.metrics.spread import mean_pairwise_cosine, rankme
+from ehr_ray.families.jepa.config import TEMPERATURE, LatentLoss
 
 Array = NDArray[np.float64]
 
@@ -33,6 +36,8 @@ REMEDY: Final = (
     "untrained encoder (ehr-ray evaluate)"
 )
 """What to do about a model that did not learn and has not collapsed either."""
+CONTRASTED: Final = 512
+"""Targets, at most, among which a prediction must find its own: about a batch's hidden rows."""
 MIN_ENTRIES: Final = 32
 """Targets behind a position mean; neighbouring positions are merged up to it."""
 
@@ -56,25 +61,35 @@ class Predicted:
     shuffled: NDArray[np.floating]
 
 
-def prediction_measures(found: Predicted) -> dict[str, float]:
+def prediction_measures(
+    found: Predicted, latent_loss: LatentLoss = "smooth_l1"
+) -> dict[str, float]:
     """Return what tells a prediction that learned from one that collapsed; {} without targets.
 
-    `skill` = 1 - loss / loss of the position mean; `shuffled_gap`, by how much the loss rises with
-    another patient's context; at fixed position between targets `target_std` and `target_cosine`;
-    `target_rankme` and `target_rankme_centered` of the patients' mean targets.
+    `skill` = 1 - loss / loss of the position mean, in `latent_loss`; of `infonce` that mean is of
+    targets of length 1, and costs no more than a guess. `shuffled_gap` is by how much the loss
+    rises with another patient's context; at fixed position between targets are `target_std` and
+    `target_cosine`; `target_rankme` and `target_rankme_centered` of the patients' mean targets.
     """
     if len(found.position) < 2:
         return {}
     target = found.target.astype(np.float64)
+    contrasted = latent_loss == "infonce"
+    error = contrast if contrasted else distance
     right, wrong = (
-        float(smooth_l1(np.asarray(guess, np.float64) - target).mean())
+        float(error(np.asarray(guess, np.float64), target).mean())
         for guess in (found.predicted, found.shuffled)
     )
     group = merged_positions(found.position)
     sizes = np.bincount(group)
     parts = [target[group == g] for g in range(len(sizes))]
-    mean = np.stack([part.mean(0) for part in parts])
-    constant = float(smooth_l1(mean[group] - target).mean())
+    levels = _unit(target) if contrasted else target
+    mean = np.stack([levels[group == g].mean(0) for g in range(len(sizes))])
+    constant = float(error(mean[group], target).mean())
+    if contrasted:
+        # Of targets that all point one way, no guess is worth more than none.
+        blind = sum(len(block) * np.log(len(block)) for block in _blocks(len(target)))
+        constant = min(constant, float(blind / len(target)))
     _, patient = np.unique(found.patient, return_inverse=True)
     of_patient = np.zeros((patient.max() + 1, target.shape[1]))
     np.add.at(of_patient, patient, target)
@@ -124,6 +139,34 @@ def prediction_warnings(reports: Sequence[Mapping[str, float]]) -> list[str]:
     if len(spread) > FALLS and spread[-1] < MAX_SPREAD * spread[0] and all(np.diff(spread) < 0):
         lines.append(f"targets keep coming closer: spread {spread[0]:.3f} to {spread[-1]:.3f}")
     return lines
+
+
+def distance(guess: Array, target: Array) -> Array:
+    """Return the smooth-L1 distance of each number of [N, D] from its target's."""
+    return smooth_l1(guess - target)
+
+
+def contrast(guess: Array, target: Array) -> Array:
+    """Return -log p of each guess's own target among those of its block, [N], of [N, D] each.
+
+    Log-odds are cosines over the temperature of training. A block has 512 rows at most.
+    """
+    guess, target = _unit(guess), _unit(target)
+    parts = []
+    for block in _blocks(len(target)):
+        odds = guess[block] @ target[block].T / TEMPERATURE
+        most = odds.max(1)
+        total = np.log(np.exp(odds - most[:, None]).sum(1)) + most
+        parts.append(total - odds.diagonal())
+    return np.concatenate(parts)
+
+
+def _unit(rows: Array) -> Array:
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+
+
+def _blocks(number: int) -> list[NDArray[np.int64]]:
+    return np.array_split(np.arange(number), -(-number // CONTRASTED))
 
 
 def smooth_l1(error: Array) -> Array:

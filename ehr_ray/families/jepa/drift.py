@@ -24,9 +24,10 @@ def drift(model: JEPA, batch: Batch) -> Batch:
     and the mean over D of the smooth-L1 distance from the target's normalised state of that hour to
     what was predicted (`predicted`) and to the same state of the last row seen, as the target reads
     the rows up to it (`last`, persistence). The predictor is asked for the hour itself: nothing is
-    predicted from predictions. Empty where rows are admissions.
+    predicted from predictions. Empty where rows are admissions, and where a prediction has a
+    direction alone (`infonce`).
     """
-    if model.config.rows != "hours":
+    if model.config.rows != "hours" or model.config.latent_loss == "infonce":
         return {}
     sheet = dense(batch)
     end = (sheet.mask.sum(1, keepdim=True) - 1).clamp(min=0)

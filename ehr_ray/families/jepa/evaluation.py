@@ -20,7 +20,9 @@ from ehr_ray.evaluation.metrics.weighted import Array, divide, mean_of
 from ehr_ray.evaluation.suite import SuiteInput, SuiteResult
 from ehr_ray.evaluation.table import Cell, Table
 from ehr_ray.events.scaling import CENTRES, UNITS, Scaling
+from ehr_ray.families.jepa.config import LatentLoss
 from ehr_ray.families.jepa.diagnostics import (
+    CONTRASTED,
     MAX_COSINE,
     MIN_GAP,
     Predicted,
@@ -38,6 +40,16 @@ ROWS: Final = {
     "target_rankme": ("RankMe of the patients' mean targets", ""),
     "target_rankme_centered": ("the same, centred", ""),
 }
+NO_DRIFT: Final = (
+    "how predictions err hours ahead is not measured with model.latent_loss=infonce: they have a "
+    "direction alone, and the last state a length"
+)
+LOSSES: Final[Mapping[LatentLoss, str]] = {
+    "smooth_l1": "The loss, the smooth-L1 distance of a predicted state from its target, falls in "
+    "a collapse too, and so may no rank.",
+    "infonce": "The loss is what the model was trained by: the nats by which a predicted state "
+    f"fails to tell its target from {CONTRASTED} of these patients', by their cosines.",
+}
 HEADING: Final = "Predicting hidden rows"
 AHEAD: Final = "Predicting hours ahead"
 
@@ -47,7 +59,8 @@ def suite(given: SuiteInput) -> SuiteResult:
     tables, samples = given.judged.tables, given.judged.samples
     if "targets" not in tables or not set(samples.column_names).isdisjoint(OUTPUTS.values()):
         return SuiteResult()
-    found = prediction_measures(_predicted(tables["targets"]))
+    latent_loss = given.model.latent_loss
+    found = prediction_measures(_predicted(tables["targets"]), latent_loss)
     if not found:
         return SuiteResult(lines=("prediction: no patient has two rows, so nothing is predicted",))
     told, reason = verdict(found)
@@ -65,7 +78,9 @@ def suite(given: SuiteInput) -> SuiteResult:
             for name, title in GUESSES.items()
         )
         lines += (f"values of hidden rows, squared error: {', '.join(errors)}",)
-    sections = {HEADING: _table(metrics, told, given.vocabulary.scaling)}
+    if latent_loss == "infonce" and given.model.rows == "hours":
+        lines += (NO_DRIFT,)
+    sections = {HEADING: _table(metrics, told, given.vocabulary.scaling, latent_loss)}
     if "drift" in tables and len(tables["drift"]):
         subject = samples["subject_id"].to_numpy()[tables["drift"]["sample"].to_numpy()]
         more, sections[AHEAD] = drift_errors(
@@ -151,7 +166,9 @@ def _matrix(table: pa.Table, name: str) -> NDArray[np.floating]:
     return values.reshape(len(table), -1)
 
 
-def _table(metrics: Mapping[str, float], told: str, scaling: Scaling) -> Table:
+def _table(
+    metrics: Mapping[str, float], told: str, scaling: Scaling, latent_loss: LatentLoss
+) -> Table:
     rows: list[tuple[str | float, ...]] = [
         (title, metrics[name], level) for name, (title, level) in ROWS.items()
     ]
@@ -163,8 +180,8 @@ def _table(metrics: Mapping[str, float], told: str, scaling: Scaling) -> Table:
     return Table(
         ("", "value", "of a model that learned"),
         tuple(rows),
-        f"Verdict: {told}. The loss of predictions falls in a collapse too, and so may no rank: "
-        "a model has learned if it beats the mean of a position and needs the patient's context. "
+        f"Verdict: {told}. {LOSSES[latent_loss]} A model has learned if it beats the "
+        "mean of a position and needs the patient's context. "
         f"Values are the inverse hyperbolic sine of what lies from the {CENTRES[scaling]} in "
         f"{UNITS[scaling]}.",
     )

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ehr_ray.families.jepa.config import JEPAConfig
+from ehr_ray.families.jepa.config import TEMPERATURE, JEPAConfig
 from ehr_ray.families.jepa.dense_rows import dense
 from ehr_ray.families.jepa.future_value import values_of
 from ehr_ray.families.jepa.regularise import isotropy, variance_and_covariance
@@ -12,8 +12,6 @@ from ehr_ray.families.jepa.time_to_event import truth_after
 from ehr_ray.family import Batch, Scheduled, Term, Terms, unwrapped
 
 WEIGHTS = {"vicreg": 1.0, "sigreg": 0.05}
-TEMPERATURE = 0.1
-"""What cosines of states are divided by where they are contrasted."""
 COVARIANCE = 1 / 25
 """Weight of VICReg's covariance over that of its variance, as published."""
 

@@ -175,4 +175,4 @@ def measure(model: JEPA, batches: Iterable[Batch]) -> Mapping[str, float]:
     if not parts:
         return {}
     joined = {name: torch.cat([part[name] for part in parts]).cpu().numpy() for name in parts[0]}
-    return prediction_measures(Predicted(**joined))
+    return prediction_measures(Predicted(**joined), model.config.latent_loss)

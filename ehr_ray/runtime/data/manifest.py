@@ -81,8 +81,8 @@ class Shards:
         return {split: [*map(Path, paths)] for split, paths in self.texts.items()}
 
     @cached_property
-    def stamps(self) -> Mapping[str, list[tuple[str, int, int]]]:
-        """Name, size and time of each shard of each split, in order, looked at once."""
+    def stamps(self) -> Mapping[str, list[tuple[str, int, int, int]]]:
+        """Name, size and times of each shard of each split, in order, looked at once."""
         return {split: stamped(paths) for split, paths in self.texts.items()}
 
     @cached_property

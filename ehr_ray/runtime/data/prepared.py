@@ -13,7 +13,7 @@ import inspect
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -194,7 +194,7 @@ def _cohort_source(experiment: Experiment, say: Say, on_ray: bool) -> Source:
         for split in TRAINED
         for paths in [shards.get(split, [])]
     }
-    stamps = [one for split in TRAINED for one in listed.stamps.get(split, [])]
+    stamps = _without_links(one for split in TRAINED for one in listed.stamps.get(split, []))
     return Source(vocabulary, jobs, stamps, tuple(labels), listed)
 
 
@@ -239,7 +239,12 @@ def _expanded_source(experiment: Experiment, say: Say, on_ray: bool) -> Source: 
         for own in [shards.get(split, [])]
     }
     files = [path for split in TRAINED for shard in shards.get(split, []) for path in shard.paths]
-    return Source(vocabulary, jobs, stamped(files))
+    return Source(vocabulary, jobs, _without_links(stamped(files)))
+
+
+def _without_links(stamps: Iterable[tuple[str, int, int, int]]) -> list[tuple[str, int, int]]:
+    """Return stamps without their second time: a backup by links is no reason to make rows anew."""
+    return [(name, size, time) for name, size, time, _ in stamps]
 
 
 def _require_codes(vocabulary: Vocabulary, folder: Path, count: int) -> None:

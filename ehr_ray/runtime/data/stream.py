@@ -11,6 +11,7 @@ import contextlib
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -100,6 +101,7 @@ class StreamStore:
         self.lengths = index.lengths
         rows = np.concatenate([np.zeros(1, np.int64), np.cumsum(index.block_sizes)])
         self._ends = rows[np.cumsum(index.counts)]
+        self._kept: tuple[Window, dict[int, Row]] | None = None
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -120,19 +122,29 @@ class StreamStore:
     def read(
         self,
         windows: Iterable[Window],
-        then: Iterable[Window] = (),  # noqa: ARG002
+        then: Iterable[Window] = (),
     ) -> Generator[list["Row"], None, None]:
         """Yield the rows of each part; a window's are made together, one window ahead.
 
-        Nothing is made of `then`: a pipeline that waits may hold a CPU that a report needs.
+        The first window of `then` is made with them, while the last one is used, and kept for the
+        call that asks for it next. It is taken from its pipeline at once: one that waits may hold a
+        CPU that a report needs.
         """
-        made = self._windows(windows)
+        kept, self._kept = self._kept, None
+        asked, more = iter(windows), [*islice(then, 1)]
+        first = [*islice(asked, 1)]
+        begun = [kept] if kept and first and _alike(kept[0], first[0]) else []
+        made = self._windows(chain([] if begun else first, asked, more))
         pool = ThreadPoolExecutor(1, thread_name_prefix="stream")
         try:
             ready = pool.submit(next, made, None)
-            while (found := ready.result()) is not None:
-                ready = pool.submit(next, made, None)
+            while (found := begun.pop() if begun else ready.result()) is not None:
                 window, rows = found
+                if more and window is more[0]:
+                    self._kept = found
+                    return
+                if found is not kept:
+                    ready = pool.submit(next, made, None)
                 for part in window:
                     yield [rows[index] for index in part.tolist()]
         finally:
@@ -176,6 +188,11 @@ class StreamStore:
         if isinstance(raised, UserError):
             return DamagedRowsError(str(raised))
         return RuntimeError(str(raised)) if self._on_ray else raised
+
+
+def _alike(one: Window, other: Window) -> bool:
+    """Whether two windows are of the same rows in the same parts."""
+    return len(one) == len(other) and all(map(np.array_equal, one, other))
 
 
 def _groups(windows: Iterable[Window]) -> Iterator[list[Window]]:

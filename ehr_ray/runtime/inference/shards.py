@@ -82,9 +82,10 @@ def check_gpus(gpus: float) -> None:
 
 
 def of_precision(experiment: Experiment, gpus: float) -> dict[str, str]:
-    """Return what a key of predictions has besides where they are not made in float32."""
-    precision = experiment.train.precision if gpus else "float32"
-    return {"precision": precision} if precision != "float32" else {}
+    """Return what a key of predictions has besides where they are not made in exact float32."""
+    plan, exact = experiment.train, {"precision": "float32", "matmul_precision": "highest"}
+    made = {name: getattr(plan, name) for name in exact} if gpus else {}
+    return {name: value for name, value in made.items() if value != exact[name]}
 
 
 @dataclass

@@ -85,7 +85,9 @@ class TrialRanking:
 
         def measure(module: nn.Module, row: Mapping[str, float]) -> dict[str, float]:
             was_training = module.training
-            predictor = Predictor(family, experiment.model, vocabulary, module.eval())
+            given = (family, experiment.model, vocabulary, module.eval())
+            exact = experiment.train.matmul_precision
+            predictor = Predictor(*given, matmul_precision=exact)
             measures = _latents(predictor, loader)
             values = {k.removeprefix("val/"): v for k, v in row.items()}
             lines = diagnose.warn([values]) if diagnose else None

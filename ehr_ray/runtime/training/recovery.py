@@ -9,10 +9,12 @@ from ray.train import FailureConfig, UserCallback
 
 from ehr_ray.config.cluster import ClusterConfig
 from ehr_ray.errors import (
+    DamagedRowsError,
     ResourcesUnavailableError,
     RowsUnavailableError,
     RunError,
     StoreUnavailableError,
+    UserError,
 )
 from ehr_ray.runtime.training.sending import saved_step
 
@@ -35,7 +37,12 @@ class Patience(UserCallback):
         self._run, self._step, self._lost = run, step, 0
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:  # noqa: ARG002
-        """Count a loss; RunError, which ends the run, at one too many."""
+        """Count a loss; RunError, which ends the run, at one too many.
+
+        What a worker says is wrong ends it at once, by the worker's own error.
+        """
+        if (said := said_by(worker_exceptions)) is not None:
+            raise said
         if (step := saved_step(self._run)) > self._step:
             self._lost, self._step = 0, step
         self._lost += 1
@@ -70,17 +77,29 @@ def lacks_resources(error: Exception) -> bool:
     return "Timeout" in type(getattr(error, "controller_failure", error)).__name__
 
 
+def said_by(failures: Mapping[int, Exception]) -> UserError | RunError | None:
+    """Return what a worker says is wrong, which trying again does not mend; None for a loss.
+
+    Rows are read again: the next worker may find them as they should be.
+    """
+    again = (DamagedRowsError, RowsUnavailableError)
+    for _, failure in sorted(failures.items()):
+        if isinstance(failure, (UserError, RunError)) and not isinstance(failure, again):
+            return failure
+    return None
+
+
 def lacks_rows(failures: Mapping[int, Exception]) -> bool:
     """Whether a worker was lost since a store gave it no rows."""
     return any(RowsUnavailableError.__name__ in f"{type(f)} {f}" for f in failures.values())
 
 
-def kind_of(error: Any) -> type[RunError]:
+def kind_of(error: Any) -> type[UserError] | type[RunError]:
     """Return the class of error as which a training that Ray gave up has failed."""
     if lacks_resources(error):
         return ResourcesUnavailableError
     inner = getattr(error, "controller_failure", None)
-    if isinstance(inner, RunError):
+    if isinstance(inner, (UserError, RunError)):
         return type(inner)
     failures = getattr(error, "worker_failures", None) or {}
     return StoreUnavailableError if lacks_rows(failures) else RunError
@@ -89,7 +108,7 @@ def kind_of(error: Any) -> type[RunError]:
 def cause(error: Any, cluster: ClusterConfig) -> str:
     """Return in one line why training failed."""
     inner = getattr(error, "controller_failure", None)
-    if isinstance(inner, RunError):
+    if isinstance(inner, (UserError, RunError)):
         return str(inner)
     if lacks_resources(error):
         resources = f"{cluster.cpus_per_worker:g} CPUs"

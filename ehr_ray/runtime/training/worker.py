@@ -14,8 +14,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ehr_ray.errors import (
-    DamagedRowsError,
-    RowsUnavailableError,
     RunError,
     UserError,
     error_of_kind,
@@ -231,15 +229,16 @@ def from_worker(config: dict[str, Any]) -> Job:
 def received(config: dict[str, Any], backend: Backend) -> Job:
     """Return this rank's job once every rank has its own: none writes to a copy before.
 
-    A `UserError` of one rank is raised by all, as rank 0 alone is heard. `RuntimeError` where the
-    copies of two ranks are of different states: a process that was thought dead wrote in between.
+    A `UserError` or `RunError` of one rank is raised by all, as rank 0 alone is heard.
+    `RuntimeError` where the copies of two ranks are of different states: a process that was thought
+    dead wrote in between.
     """
     job, told = None, ("", "", 0)
     try:
         job = from_worker(config)
         if uri_of(job.run) is not None and (progress := saved_progress(job.run)):
             told = ("", "", progress.step)
-    except UserError as error:
+    except (UserError, RunError) as error:
         told = (type(error).__name__, str(error), 0)
     by_rank = [told] * backend.world
     if backend.world > 1:
@@ -254,19 +253,24 @@ def received(config: dict[str, Any], backend: Backend) -> Job:
 
 
 def train_worker(config: dict[str, Any]) -> dict[str, str]:
-    """Run as a Ray Train worker; an error the user can fix is returned, not retried."""
+    """Run as a Ray Train worker; an error that is every rank's own is returned, not retried.
+
+    Any other one is raised where ranks wait for each other: a failure ends them all, and `Patience`
+    tells by its kind whether it is tried again.
+    """
     cluster = config["job"].experiment.cluster
     pass_over_imports()
     torch.set_num_threads(max(1, int(cluster.cpus_per_worker)))
     # For libraries with threads of OpenMP that are loaded from now on.
     os.environ["OMP_NUM_THREADS"] = str(torch.get_num_threads())
     backend = RayBackend(cluster.strategy)
+    told = False
     try:
-        train_here(received(config, backend), backend)
-    except (DamagedRowsError, RowsUnavailableError) as error:
-        if backend.world > 1:
-            raise  # the others wait for this rank; a failure ends them too
-        return {"kind": type(error).__name__, "error": str(error)}
+        job = received(config, backend)
+        told = backend.world > 1
+        train_here(job, backend)
     except (UserError, RunError) as error:
+        if told:
+            raise
         return {"kind": type(error).__name__, "error": str(error)}
     return {"kind": "", "error": ""}

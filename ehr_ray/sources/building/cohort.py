@@ -77,10 +77,10 @@ def check_parts(
     check_subjects(checked)
     check_folders(checked)
     left_out = sum(each.undivided for each in checked)
-    if left_out and not plan.policy.keep_source:
+    if left_out and not plan.policy.keep_source and plan.unlisted == "refuse":
         raise InputError(
             f"--splits {plan.policy.file}: {left_out:,} subjects of the input have no split there; "
-            "add them, or take them out of the input"
+            "add them, or leave them out by --unlisted drop"
         )
     counts = np.zeros(plan.keys, np.int64)
     for i in range(num_parts):
@@ -162,6 +162,7 @@ def finish(plan: Plan, source: Source, work: Work, output: Path, print_: str) ->
         )
     sums = totals(parts)
     counts = sum((each.subjects for each in work.settled), Counter())
+    undivided = sum(each.undivided for each in work.checked)
     summary = IngestSummary(
         cohort=output,
         subjects={split: counts[split] for split in SPLITS},
@@ -172,8 +173,9 @@ def finish(plan: Plan, source: Source, work: Work, output: Path, print_: str) ->
         labels=labels,
         labels_without_subject=orphans,
         changes=changes,
+        left_out=undivided if plan.unlisted == "drop" else 0,
         notes=(
-            *division_notes(plan, sum(each.undivided for each in work.checked), work.settled),
+            *division_notes(plan, undivided, work.settled),
             *filter(None, [map_note(plan, parts)]),
         ),
     )

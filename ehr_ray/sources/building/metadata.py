@@ -52,7 +52,12 @@ def division_notes(plan: Plan, undivided: int, found: Sequence[Settled]) -> Iter
 
     No split was said of `undivided` of them.
     """
-    if undivided:
+    if undivided and plan.unlisted == "drop":
+        yield (
+            f"--splits {plan.policy.file}: {undivided:,} subjects of the input have no split there "
+            "and are left out (--unlisted drop)"
+        )
+    elif undivided:
         shares = ", ".join(f"{share:g}" for share in plan.policy.fractions)
         yield f"{undivided:,} subjects have no split in the source: divided by hash, {shares}"
     divided = sum(each.divided for each in found)

@@ -59,6 +59,7 @@ class IngestSummary:
         labels: by task.
         labels_without_subject: labels dropped because no event came with them.
         changes: kind of change -> how much was read otherwise than it stood.
+        left_out: subjects without a row in the table of `--splits`, under `--unlisted drop`.
         notes: lines on how subjects were divided, where that was not as asked or as expected.
         reused: whether the cohort was already there.
         seconds: wall time.
@@ -73,6 +74,7 @@ class IngestSummary:
     labels: dict[str, TaskSummary]
     labels_without_subject: int
     changes: dict[str, int] = field(default_factory=dict)
+    left_out: int = 0
     notes: tuple[str, ...] = ()
     reused: bool = False
     seconds: float = 0.0
@@ -175,6 +177,15 @@ def finished(output: Path, print_: str) -> IngestSummary | None:
         what = "another input or other options" if record else "something else"
         raise InputError(f"--output {output}: holds {what}; remove it or choose another folder")
     return done
+
+
+def has_changed(cohort: Path, kind: str) -> bool:
+    """Whether ingest read anything otherwise in this way, as the record in a cohort says."""
+    path = cohort / RECORD
+    if not path.is_file():
+        return False
+    summary = json.loads(path.read_text()).get("summary", {})
+    return bool(summary.get("changes", {}).get(kind))
 
 
 @contextlib.contextmanager

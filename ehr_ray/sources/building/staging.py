@@ -12,7 +12,7 @@ A part is a folder that appears by one rename, so an interrupted ingest keeps wh
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -47,6 +47,7 @@ from ehr_ray.storage.paths import join
 
 NO_SPLIT: Final = 255
 Repeats = Literal["keep", "drop"]
+Unlisted = Literal["refuse", "drop"]
 
 MAPPED: Final = "code mapped"
 
@@ -89,6 +90,7 @@ class Plan:
         split_by: a static code; everybody who shares a value of it comes into one split.
         store: URI of that folder, where it lies in a store.
         buckets: into how many subjects are hashed (`buckets_for`).
+        unlisted: what becomes of subjects that the table of `--splits` leaves out.
     """
 
     source: str
@@ -102,6 +104,7 @@ class Plan:
     split_by: str | None = None
     store: str | None = None
     buckets: int = NUM_BUCKETS
+    unlisted: Unlisted = "refuse"
 
     @property
     def keys(self) -> int:
@@ -168,6 +171,10 @@ def _write_part(part: Path, chunks: Iterator[Chunk], plan: Plan) -> None:
         for chunk in chunks:
             if chunk.lost_rows is not None:
                 break
+            if divided is not None and plan.unlisted == "drop":
+                chunk, dropped = only_listed(chunk, divided)
+                if len(dropped):
+                    tables.setdefault("undivided", []).append(pa.table({"subject_id": dropped}))
             events, changes = plan.limits.apply(chunk.events)
             if plan.code_map is not None:
                 events, mapped = plan.code_map.apply(events)
@@ -210,6 +217,24 @@ def _write_part(part: Path, chunks: Iterator[Chunk], plan: Plan) -> None:
         (part / LABELS / task).mkdir(parents=True, exist_ok=True)
         _write_by_bucket(plan, part / LABELS / task, column, pa.concat_tables(pieces))
     (part / TOTALS).write_text(json.dumps(totals))
+
+
+def only_listed(chunk: Chunk, table: SplitTable) -> tuple[Chunk, npt.NDArray[np.int64]]:
+    """Return (a chunk without the subjects that a table leaves out, those who had events)."""
+
+    def listed(rows: pa.Table) -> pa.Table:
+        return rows.filter(table.of(rows["subject_id"].to_numpy()).is_valid())
+
+    ids = np.unique(chunk.events["subject_id"].to_numpy())
+    dropped = ids[table.of(ids).is_null().to_numpy(zero_copy_only=False)]
+    tables = {name: getattr(chunk, name) for name in ("subjects", "names", "inequalities")}
+    kept = replace(
+        chunk,
+        events=listed(chunk.events),
+        labels={task: listed(rows) for task, rows in chunk.labels.items()},
+        **{name: listed(rows) for name, rows in tables.items() if rows is not None},
+    )
+    return kept, dropped
 
 
 def _write_by_bucket(plan: Plan, folder: Path, name: str, rows: pa.Table) -> None:

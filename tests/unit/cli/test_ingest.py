@@ -6,7 +6,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from ehr_ray.cli.main import build_parser, main
+from ehr_ray.commands.ingest import ingest
 from ehr_ray.sources.source import SOURCES, get_source
+from ehr_ray.train import allocator
 
 
 @pytest.mark.parametrize(
@@ -47,3 +49,14 @@ def test_an_option_reaches_its_source(tmp_path, capsys):
     )
     assert "7 subjects" in "".join(capsys.readouterr())
     assert len(pq.read_table(out / "metadata" / "subject_splits.parquet")) == 7
+
+
+def test_the_verb_alone_changes_how_its_process_frees_memory(tmp_path, monkeypatch):
+    """Who calls `ingest` from a program of their own keeps their allocator as it is."""
+    told = []
+    monkeypatch.setattr(allocator, "_told", lambda settings: told.append(settings) or True)
+    ingest("synthetic", None, tmp_path / "a", options={"patients": 3}, cpus=1)
+    assert not told
+    given = ["--output", str(tmp_path / "b"), "--patients", "3", "--cpus", "1"]
+    main(["ingest", "--source", "synthetic", *given])
+    assert len(told) == 1

@@ -68,6 +68,9 @@ def test_a_folder_begun_in_bf16_is_not_completed_in_float32(tiny_experiment):
     assert of_precision(trained["bf16"], 1) == {"precision": "bf16"}
     for name, gpus in (("bf16", 0), ("float32", 1), ("float32", 0)):
         assert of_precision(trained[name], gpus) == {}
+    reduced = tiny_experiment(changes={"train.matmul_precision": "high"})
+    assert of_precision(reduced, 1) == {"matmul_precision": "high"}
+    assert of_precision(reduced, 0) == {}
 
 
 def test_a_killed_job_goes_on_with_the_shards_that_are_missing(

@@ -48,6 +48,11 @@ def read(name, *overrides):
         ("set_vae", ["data.value_stats=stats.csv"], r"data\.value_stats=.*: .* no data\.expanded"),
         ("set_vae", ["tune.grid_points=4"], r"tune\.method=random"),
         ("set_vae", ["train.seeds=3"], r"^train\.seeds=3: does nothing with no task; drop it"),
+        (
+            "mortality",
+            ["evaluation.stack={network: 1, gbm_rich: 1, logistic_rich: 0}"],
+            r"evaluation\.stack=.* evaluation\.ensemble=false",
+        ),
         ("set_vae", ["evaluation.ensemble=true"], r"evaluation\.ensemble=True: .* no task"),
         (
             "mortality_ensemble",

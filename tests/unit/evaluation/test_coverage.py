@@ -31,6 +31,34 @@ def test_admissions_count_as_neither_known_nor_unknown(vocabulary):
     )
 
 
+def test_codes_of_the_model_that_no_event_has_are_told_with_what_was_trained_on_them():
+    counts = np.array([50, 10, 40])
+    model = Vocabulary(("HR", "MAP", "Temp"), counts, np.zeros(3), np.ones(3))
+    coverage = coverage_of({"HR": 2, "Temp": 0, "DRUG": 8}, model)
+    assert (coverage.known, coverage.trained) == pytest.approx((0.2, 0.5))
+    assert list(coverage.absent) == ["Temp", "MAP"]
+    assert coverage.absent_line() == (
+        "these events have codes of 50.0% of those it was trained on; 2 of its codes are not "
+        "there: Temp (40.0%), MAP (10.0%)"
+    )
+    assert coverage_of({"HR": 1, "MAP": 1, "Temp": 1}, model).absent_line() == ""
+
+
+def test_many_events_that_a_model_never_reads_are_no_reason_to_refuse_what_it_does():
+    counts = np.array([50, 10, 40])
+    model = Vocabulary(("HR", "MAP", "Temp"), counts, np.zeros(3), np.ones(3))
+    coverage = coverage_of({"HR": 2, "DRUG": 8}, model)
+    require_coverage(coverage, 0.5, "there")
+    with pytest.raises(
+        InputError, match=r"50\.0% of those it was trained on.*--min-known-events 0\.50 "
+    ):
+        require_coverage(coverage, 0.6, "there")
+    with pytest.raises(
+        InputError, match="ingest the tables that have them, or add rows to the map"
+    ):
+        require_coverage(coverage, 0.6, "there", mapped=True)
+
+
 def test_of_no_events_all_are_known(vocabulary):
     assert coverage_of({"ADMISSION": 2}, vocabulary).known == 1
 

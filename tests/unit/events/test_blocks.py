@@ -180,6 +180,18 @@ def test_a_file_that_changes_under_a_store_is_told_by_name(tmp_path):
         store.row(0)
 
 
+def test_an_index_of_other_rows_in_files_of_the_same_sizes_is_seen(tmp_path):
+    path, index = tmp_path / "0.arrow", tmp_path / "index"
+    write_block(path, [{"x": np.arange(n), "n": np.float64(np.nan)} for n in (3, 5, 4)])
+    scanned([path]).write(index)
+    size = path.stat().st_size
+    write_block(path, [{"x": np.arange(n), "n": np.float64(np.nan)} for n in (4, 5, 3)])
+    assert path.stat().st_size == size
+    assert len(BlockStore([path]).row(0)["x"]) == 4
+    with pytest.raises(DamagedRowsError, match=r"0\.arrow: its rows are not .*index tells of; rem"):
+        BlockStore([path], index).row(0)
+
+
 def test_no_file_is_mapped_before_a_row_of_it_is_asked_for(indexed, monkeypatch):
     """A process may map some 65,000 files, and a cohort may have more."""
     (paths, index), mapped = indexed, []

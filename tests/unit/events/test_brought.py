@@ -1,7 +1,9 @@
 """Block files that are brought: here from another folder, by what a test may see and break."""
 
 import contextlib
+import errno
 import io
+import os
 import shutil
 import threading
 from types import SimpleNamespace
@@ -216,6 +218,16 @@ def test_a_file_comes_whole_where_more_of_it_is_wanted_or_it_is_here(far):
     assert far.asked == ["1.arrow", "2.arrow"]  # what is trained on: its other blocks follow
 
 
+def test_blocks_of_all_ranks_of_a_node_are_no_more_than_the_copy_they_would_share(far, monkeypatch):
+    """Of eight blocks each of eight ranks reads one, and of two all read the file once."""
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    store = far.store()
+    assert values(store.rows([2])) == [16]
+    assert far.asked == []
+    assert values(store.rows([18, 21])) == [32, 35]
+    assert far.asked == ["2.arrow"]
+
+
 def test_a_file_comes_whole_to_who_asks_for_its_rows_again(far):
     store = far.store()
     for _ in range(2):
@@ -261,6 +273,42 @@ def test_a_store_that_is_away_is_asked_for_blocks_again(far, failures, monkeypat
         return
     with pytest.raises(RowsUnavailableError, match="no answer"):
         store.rows([3])
+
+
+@pytest.mark.parametrize(
+    ("number", "told", "kind"),
+    [
+        (errno.ENOSPC, "No space left on device; free space there", RowsUnavailableError),
+        (errno.EIO, "Input/output error; check the disk", RowsUnavailableError),
+        (errno.ESTALE, "Stale file handle; mount that folder anew", RowsUnavailableError),
+        (errno.EACCES, "Permission denied; choose a folder", DamagedRowsError),
+    ],
+)
+@pytest.mark.parametrize("step", ["fetch", "room", "ranges"])
+def test_what_a_disk_refuses_is_told_with_the_path_and_never_as_it_comes(
+    step, number, told, kind, place, monkeypatch
+):
+    """A disk that is full, or away, is asked again."""
+
+    def fails(*_):
+        raise OSError(number, os.strerror(number))
+
+    store = place.store()
+    if step == "fetch":
+        monkeypatch.setattr(store._brought, "_fetch", fails)
+    if step == "room":
+        monkeypatch.setattr(brought, "is_short", fails)
+    if step == "ranges":
+        monkeypatch.setattr(in_place, "opened", fails)
+    path = place.here[1]
+    asked = {
+        "fetch": lambda: store.rows([5], again=True),
+        "room": lambda: store.rows([5], again=True),
+        "ranges": lambda: store._brought.batches(1, [0]),
+    }
+    with pytest.raises(kind, match=f"^{path}: {told}") as caught:
+        asked[step]()
+    assert "\n" not in str(caught.value)
 
 
 @pytest.fixture

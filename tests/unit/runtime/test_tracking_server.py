@@ -13,6 +13,7 @@ from mlflow import MlflowClient
 from ehr_ray.cli.main import main
 from ehr_ray.commands.train.command import train
 from ehr_ray.experiment import load
+from ehr_ray.runtime import tracking, tracking_store
 from ehr_ray.runtime.tracking import UNTOLD, Tracker, find_run
 from ehr_ray.train import history
 
@@ -53,6 +54,13 @@ def at_report(monkeypatch):
     return plan
 
 
+@pytest.fixture
+def impatient(monkeypatch):
+    """At its end a run waits a second, not twenty, for a server that stays away all the while."""
+    flush = Tracker.flush
+    monkeypatch.setattr(Tracker, "flush", lambda self, limit=1.0: flush(self, limit))
+
+
 def told(server, run):
     """Return what MLflow knows of a run: its steps, its status and the names of its artifacts."""
     client, known = MlflowClient(server.uri), find_run(run).run_id
@@ -82,10 +90,8 @@ def test_a_server_that_hangs_is_told_when_it_answers_again(mlflow_server, tracke
 
 
 def test_a_server_that_stays_away_is_told_by_the_same_command_later(
-    mlflow_server, tracked, at_report, capsys, monkeypatch
+    mlflow_server, tracked, at_report, impatient, capsys
 ):
-    flush = Tracker.flush  # which waits for 20 seconds
-    monkeypatch.setattr(Tracker, "flush", lambda self, limit=1.0: flush(self, limit))
     at_report({4: mlflow_server.kill})
     experiment = tracked("later")
     trained = train(experiment)
@@ -106,11 +112,14 @@ def test_a_server_that_stays_away_is_told_by_the_same_command_later(
 
 @pytest.mark.parametrize("kind", ["silent", "nobody"])
 def test_a_server_that_is_away_at_the_start_stops_nothing_and_is_told_later(
-    kind, mlflow_server, tracked, capsys
+    kind, mlflow_server, tracked, capsys, monkeypatch
 ):
     experiment = tracked(f"begins_{kind}")
     mlflow_server.signal(signal.SIGSTOP) if kind == "silent" else mlflow_server.kill()
-    trained = train(experiment)
+    with monkeypatch.context() as patch:  # five seconds otherwise, though none would be enough
+        for module in (tracking, tracking_store):
+            patch.setattr(module, "START", 1.0)
+        trained = train(experiment)
     said = [line for line in capsys.readouterr().err.splitlines() if "MLflow" in line]
     why = "no answer" if kind == "silent" else "connection refused"
     assert len(said) == 2, said

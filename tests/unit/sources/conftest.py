@@ -20,6 +20,7 @@ TREATMENT = {
     "repeats": "repeats",
     "code_map": "code_map",
     "split_by": "split_by",
+    "unlisted": "unlisted",
 }
 """What `ingest` is told of values beside the options of a source."""
 

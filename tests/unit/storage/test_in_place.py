@@ -3,6 +3,7 @@
 import os
 
 import pyarrow as pa
+import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 from small_files import content, write
@@ -57,6 +58,23 @@ def test_what_is_left_comes_with_its_last_file_at_last(store, transfers, tmp_pat
     assert in_place.exists(tmp_path / "made", "other")
     assert in_place.folders_in(f"{uri}/there") == {"part"}
     assert in_place.folders_in(f"{uri}/none") == in_place.folders_in(tmp_path) == set()
+
+
+def test_folders_are_found_where_a_store_lists_its_files_alone(store, monkeypatch):
+    """As Google's, which knows no folders, through pyarrow."""
+    folder, uri = store
+    write(folder, there__a="1", there__part__b="2", there__sub__deep__c="3")
+
+    class Files:
+        type_name = "gcs"
+
+        def get_file_info(self, selector):
+            found = pafs.LocalFileSystem().get_file_info(selector)
+            return [info for info in found if info.is_file]
+
+    monkeypatch.setattr(in_place, "filesystem", lambda uri: (Files(), uri.removeprefix("file://")))
+    assert in_place.folders_in(f"{uri}/there") == {"part", "sub"}
+    assert in_place.folders_in(f"{uri}/none") == set()
 
 
 def test_parts_of_a_file_are_read_where_it_lies(store, transfers):

@@ -30,7 +30,7 @@ def test_what_is_listed_has_name_size_and_time_and_is_not_copied(store, transfer
     for name in ("data/train/0.parquet", "data/tuning/c", "metadata/codes"):
         there = (folder / name).stat()
         assert stamp(copy / name) == (there.st_size, there.st_mtime_ns)
-        assert stamped([copy / name]) == [(f"{uri}/{name}", there.st_size, there.st_mtime_ns)]
+        assert stamped([copy / name]) == [(f"{uri}/{name}", there.st_size, there.st_mtime_ns, 0)]
     with pytest.raises(FileNotFoundError):
         stamp(copy / "data" / "none")
     with pytest.raises(FileNotFoundError):
@@ -73,7 +73,9 @@ def test_a_path_is_its_own_listing(tmp_path, monkeypatch):
     assert stamp(tmp_path / "a" / "0.parquet")[0] == 2
     monkeypatch.chdir(tmp_path)
     for path in (tmp_path / "a" / "0.parquet", Path("a/0.parquet"), Path("a/../a/0.parquet")):
-        assert stamped([path]) == [(absolute(path), *stamp(path))]
+        assert stamped([path]) == [(absolute(path), *stamp(path), path.stat().st_ctime_ns)]
+    with pytest.raises(InputError, match=r"a/1\.parquet: no such file; restore it"):
+        stamped([tmp_path / "a" / "1.parquet"])
 
 
 def test_a_cohort_whose_shards_are_listed_is_the_cohort(store, synthetic_cohort):

@@ -61,3 +61,24 @@ def test_without_a_limit_it_waits_until_the_other_is_done(tmp_path):
         order.append("first")
     other.join(60)
     assert order == ["first", "second"]
+
+
+def test_a_wait_is_told_once_and_not_before_it_is_long(tmp_path, monkeypatch):
+    told, order = [], []
+
+    def wait():
+        with lock.exclusive_lock(tmp_path / "a", waiting=lambda: told.append(len(order))):
+            order.append("second")
+
+    monkeypatch.setattr(lock, "POLL_SECONDS", 0.01)
+    with lock.exclusive_lock(tmp_path / "b", waiting=lambda: told.append("free")):
+        pass
+    for seconds, expected in ((60.0, []), (0.05, [0])):
+        monkeypatch.setattr(lock, "SILENT_SECONDS", seconds)
+        other = threading.Thread(target=wait)
+        with lock.exclusive_lock(tmp_path / "a"):
+            other.start()
+            other.join(0.5)
+        other.join(60)
+        assert order.pop() == "second"
+        assert told == expected

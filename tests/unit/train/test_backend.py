@@ -1,11 +1,13 @@
+import json
+
 import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ehr_ray.errors import InputError, RunError
-from ehr_ray.train.backend import LocalBackend, local_device, sent_once, together
+from ehr_ray.errors import InputError, RunError, UserError
+from ehr_ray.train.backend import LocalBackend, begin_sum, local_device, sent_once, together
 
 
 def test_the_local_backend_is_one_rank_that_changes_nothing():
@@ -16,21 +18,56 @@ def test_the_local_backend_is_one_rank_that_changes_nothing():
     assert backend.report({"a": 1.0}) is None
 
 
-class Other(LocalBackend):
-    """A rank beside one that has failed."""
+class Ranked(LocalBackend):
+    """A rank of a gloo group."""
+
+    def __init__(self, folder, rank, world):
+        super().__init__()
+        place = f"file://{folder}/rendezvous"
+        dist.init_process_group("gloo", init_method=place, rank=rank, world_size=world)
+        self.rank, self.world = rank, world
 
     def all_sum(self, values):
-        return values + 1
+        return begin_sum(values)()
 
 
-def test_an_error_of_one_rank_ends_them_all_and_keeps_its_own_words():
+def end_together(folder, rank, world, faults):
+    backend = Ranked(folder, rank, world)
+    with together(backend):
+        pass
+    own = faults.get(rank)
+    try:
+        with together(backend):
+            if own is not None:
+                raise own
+    except (UserError, RunError) as error:
+        found = [type(error).__name__, str(error), error is own]
+    (folder / f"{rank}.json").write_text(json.dumps(found))
+
+
+@pytest.mark.parametrize(
+    "faults",
+    [
+        {1: InputError("rows/0.arrow: Größe 3; remove it")},
+        {0: RunError("x" * 5000), 1: InputError("another")},
+    ],
+)
+def test_an_error_of_one_rank_ends_all_by_its_line(faults, forked, tmp_path):
+    """Of several that of the first one."""
+    assert forked(end_together, tmp_path, 2, faults) == [0, 0]
+    first, error = min(faults.items())
+    for rank in range(2):
+        kind, text, own = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert (kind, own) == (type(error).__name__, rank == first)
+        assert str(error).startswith(text)
+        assert len(text) > 30
+
+
+def test_alone_a_process_raises_its_own_error():
     with together(LocalBackend()):
         pass
-    for backend in (LocalBackend(), Other()):
-        with pytest.raises(InputError, match="the disk"), together(backend):
-            raise InputError("the disk")
-    with pytest.raises(RunError, match="another worker could not go on"), together(Other()):
-        pass
+    with pytest.raises(InputError, match="the disk"), together(LocalBackend()):
+        raise InputError("the disk")
 
 
 def wrap_and_step(folder, rank, world):

@@ -48,7 +48,17 @@ def test_a_loaded_run_predicts_as_it_was_trained(predictor, tiny_experiment):
     experiment = tiny_experiment(changes={"train.precision": "bf16"})
     parts = (predictor.family, predictor.vocabulary, predictor.model)
     assert Predictor.of(Loaded(experiment, *parts)).precision == "bf16"
-    assert Predictor.of(Loaded(tiny_experiment(), *parts)).precision == "float32"
+    plain = Predictor.of(Loaded(tiny_experiment(), *parts))
+    assert (plain.precision, plain.matmul_precision) == ("float32", "highest")
+    experiment = tiny_experiment(changes={"train.matmul_precision": "high"})
+    assert Predictor.of(Loaded(experiment, *parts)).matmul_precision == "high"
+
+
+def test_on_the_cpu_products_are_as_the_process_has_them(predictor, synthetic_patients):
+    """On another device they are set: tests/contract/second_device_cases.py."""
+    batch, told = predictor.batch(predictor.rows(synthetic_patients["train"][:2])), []
+    predictor.outputs(batch, lambda *_: told.append(torch.backends.cudnn.allow_tf32) or {})
+    assert told == [torch.backends.cudnn.allow_tf32]
 
 
 def test_rows_and_batches_need_no_model(predictor, synthetic_patients):

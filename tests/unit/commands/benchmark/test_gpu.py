@@ -24,10 +24,15 @@ def test_another_device_is_refused(tmp_path):
 FEW = ["set_vae", "jepa"]
 
 
-@pytest.mark.parametrize("families", [FEW, pytest.param([*MODELS], marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("families", "start"),
+    [(FEW, "fork"), pytest.param([*MODELS], "spawn", marks=pytest.mark.slow)],
+)
 def test_the_run_of_a_gpu_runs_on_the_cpu_and_finds_nothing_wrong(
-    families, synthetic_cohort, tmp_path, monkeypatch
+    families, start, synthetic_cohort, tmp_path, monkeypatch
 ):
+    """Slow: every family, by ranks that import all anew as beside a GPU. A rank starts so below."""
+    monkeypatch.setattr(ranks, "START", start)
     monkeypatch.setattr(gpu_models, "MODELS", {name: MODELS[name] for name in families})
     monkeypatch.setattr(gpu, "_phrases", lambda *_: None)  # a sentence transformer takes seconds
     monkeypatch.setattr(compiled, "BACKEND", "aot_eager")  # and a compiler of C++ a minute

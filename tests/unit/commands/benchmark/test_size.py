@@ -9,7 +9,8 @@ from ehr_ray.errors import ConfigError
 @pytest.fixture
 def here(monkeypatch):
     """Starts of few patients, in this process."""
-    sizes = {"FEW": (30, 1), "MANY": (60, 2), "COARSE": (40, 2), "FINE": (40, 4), "TUNING": 5, "TURNS": 2}
+    few = {"FEW": (30, 1), "COARSE": (40, 2), "TUNING": 5, "TURNS": 2}
+    sizes = {**few, "MANY": (60, 2), "FINE": (40, 4)}
     for name, value in {**sizes, "STEPS": 2}.items():
         monkeypatch.setattr(size, name, value)
 

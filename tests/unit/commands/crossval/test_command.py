@@ -185,3 +185,33 @@ def test_a_familys_own_tasks_baselines_and_measures_are_found(make, followed):
     # Nothing of the folds is left but what is joined.
     left = {path.suffix for path in (experiment.directory / "jobs").iterdir()}
     assert left == {".json", ".parquet"}
+
+
+def test_an_ensemble_is_named_so_with_its_parts_stacked_and_all_members_and_variants_whole(make):
+    """Members and variants are ensembles too; of their parts the network's members are averaged."""
+    more = (
+        "crossval.members=2",
+        "crossval.chosen=[one]",
+        "crossval.variants={one: {train.seeds: 1}}",
+    )
+    experiment = make("mortality_ensemble", "data.cache=memory", *more)
+    lines = crossval(experiment)
+    text = (experiment.directory / "crossval.md").read_text()
+    assert "| ensemble: jepa, trees, regression |" in text
+    assert "| jepa alone |" in text
+    assert "| Network, trees, regression, stacked |" in text
+    assert any(line.startswith("- model - stacked: auroc") for line in lines)
+    (line,) = [line for line in lines if line.startswith("Stacked on what each part said")]
+    stack = line.rpartition("`evaluation.stack='")[2].removesuffix("'`")
+    assert make("mortality_ensemble", f"evaluation.stack={stack}").evaluation.stack.network >= 0
+    scores = pd.read_csv(experiment.directory / "folds.csv", keep_default_na=False)
+    counts = scores.groupby("model")["fold"].apply(sorted)
+    assert {name: rows for name, rows in counts.items() if rows != [0, 1]} == {}
+    jobs = {
+        p.stem: set(pd.read_parquet(p)["model"]) for p in experiment.directory.rglob("*m?.parquet")
+    }
+    assert {"model", "network", "gbm_rich", "average_rich"} < jobs["model-r0-f0-m0"]
+    assert jobs["model-r0-f0-m1"] == {"model", "network"}
+    assert jobs["one-r0-f0-m0"] == {"one"}
+    record = json.loads((experiment.directory / "crossval.json").read_text())
+    assert set(record["stack"]["outcome"]) == {"network", "gbm_rich", "logistic_rich", "offset"}

@@ -86,6 +86,8 @@ def test_variants_get_the_folds_of_the_model_and_baselines_are_fitted_once_a_fol
     assert tuning[0] != tuning[1]
     fitted = {job.key for job in jobs if job.experiment.evaluation.baselines}
     assert fitted == {f"model-r{r}-f{f}-m0" for r in (0, 1) for f in (0, 1)}
+    first = {job.key for job in jobs if job.first}
+    assert first == fitted
     assert place["wide-r0-f0-m0"].experiment.model.latent == 12
     without = make(labelled, "evaluation.baselines=false", "crossval.tasks=[first]")
     jobs = fold_jobs(without, labelled, labelled / "runs")

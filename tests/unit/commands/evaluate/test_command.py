@@ -1,5 +1,8 @@
 """An evaluation in this process; on Ray, and all it can show, in tests/ray/test_inference.py."""
 
+import contextlib
+import dataclasses
+import importlib.util
 import json
 import re
 import shutil
@@ -12,8 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from ehr_ray.commands.embed import embed
+from ehr_ray.commands.evaluate import predicted_splits
 from ehr_ray.commands.evaluate.command import evaluate
 from ehr_ray.commands.evaluate.predicted_rows import PredictedRows
+from ehr_ray.commands.evaluate.predicted_splits import made_by
 from ehr_ray.commands.export.card import model_card
 from ehr_ray.commands.ingest import ingest
 from ehr_ray.commands.train.command import train
@@ -26,8 +31,10 @@ from ehr_ray.events.labels import read_labels
 from ehr_ray.events.patients import cohort_shards
 from ehr_ray.events.schema import EVENTS, SPLITS
 from ehr_ray.experiment import parse
+from ehr_ray.registry import get_family
 from ehr_ray.runtime.data.rows import sampled
 from ehr_ray.sources.dataset_check import subjects_of
+from ehr_ray.storage import lock
 from ehr_ray.train import checkpoint
 from ehr_ray.train.predictor import Predictor
 from ehr_ray.train.run_model import load_run
@@ -194,6 +201,32 @@ def test_rows_judged_shard_by_shard_get_the_answers_of_rows_judged_at_once(
     for name in names:
         one, other = (pd.read_parquet(tmp_path / n / name) for n in ("once", "shards"))
         pd.testing.assert_frame_equal(one, other, rtol=1e-9)
+
+
+def test_a_transform_in_a_module_of_another_encoding_has_a_key(tmp_path):
+    module = tmp_path / "own_rows.py"
+    found = []
+    for word in ("Größe", "Grüße"):
+        module.write_bytes(
+            f"# coding: latin-1\nNAME = '{word}'\n\n\ndef rows():\n    pass\n".encode("latin-1")
+        )
+        spec = importlib.util.spec_from_file_location("own_rows", module)
+        own = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(own)
+        family = dataclasses.replace(get_family("set_vae"), transform=own.rows)
+        found.append(json.dumps(made_by(family)).encode())
+    assert found[0] != found[1]
+
+
+def test_an_evaluation_that_waits_for_another_says_so_once(tiny_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "SILENT_SECONDS", 0.0)
+    other, told = contextlib.ExitStack(), []
+    other.enter_context(lock.exclusive_lock(tiny_run / ".parts" / ".lock"))
+    monkeypatch.setattr(
+        predicted_splits.log, "warning", lambda line: told.append(line) or other.close()
+    )
+    evaluate(tiny_run, output=tmp_path, on_ray=False, pages=False)
+    assert told == [f"{tiny_run}: another evaluate of this run is embedding; waiting until it has"]
 
 
 def test_without_pages_metrics_and_predictions_are_the_same(tiny_run, reported, tmp_path):

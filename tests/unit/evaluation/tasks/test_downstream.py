@@ -264,6 +264,22 @@ def test_an_ensemble_is_calibrated_on_tuning(ensemble, read_by_ensemble):
     assert ensemble.scorers["model"].threshold == choose_threshold(tuning.label, probability)
 
 
+def test_an_ensemble_may_weigh_its_parts_by_what_folds_have_learned(read_by_ensemble):
+    names = ("gbm_rich", "logistic_rich", "average_rich")
+    train, tuning, held_out = (read_by_ensemble[n] for n in ("train", "tuning", "held_out"))
+    stack = {"network": 0.7, "gbm_rich": 0.4, "logistic_rich": 0.0, "offset": -0.2}
+    fitted = fit_task(train, tuning, baselines=names, ensemble=True, stack=stack)
+    told = scored(fitted, read_by_ensemble).probabilities["held_out"]
+    logit = {name: np.log(p / (1 - p)) for name, p in told.items()}
+    np.testing.assert_allclose(
+        logit["model"], 0.7 * logit["network"] + 0.4 * logit["gbm_rich"] - 0.2, atol=1e-6
+    )
+    assert fitted.scorers["model"].threshold == choose_threshold(
+        tuning.label, fitted.model_probability(tuning)
+    )
+    assert len(held_out.label) == len(told["model"])
+
+
 def test_without_what_it_is_averaged_with_a_model_stands_alone(read_by_ensemble):
     bare = {n: replace(s, rich=None, features=None) for n, s in read_by_ensemble.items()}
     fitted = fit_task(bare["train"], bare["tuning"], ensemble=True)

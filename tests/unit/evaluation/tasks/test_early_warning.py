@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
+from ehr_ray.evaluation.report.tables import tidy_csv
 from ehr_ray.evaluation.tasks import baselines, downstream, early_warning
 from ehr_ray.evaluation.tasks.downstream import Split, fit_task
 from ehr_ray.evaluation.tasks.early_warning import HourRows, early_warning_result, fit_hours
@@ -94,6 +95,26 @@ def test_the_hour_of_the_prediction_is_scored_by_what_the_whole_task_fitted(hour
     assert last.scorers["model"] is fitted.scorers["model"]
     assert last.scorers["logistic"] is fitted.scorers["logistic"]
     assert early.scorers["model"] is not fitted.scorers["model"]
+
+
+def test_by_hour_an_ensemble_is_its_network_alone_and_is_named_so(hours, fitted, splits):
+    """The network's rows are what they were, under its own name."""
+    ensemble = replace(fitted, scorers={**fitted.scorers, "network": fitted.scorers["model"]})
+    alone, found = run(hours, fitted, splits), run(hours, ensemble, splits)
+    assert not any(key.startswith("held_out/hours") for key in found.metrics)
+    for at in ("6", "48"):
+        key = f"held_out/hours/{at}/auroc"
+        assert found.metrics[f"baseline/network/{key}"] == alone.metrics[key]
+        name = f"baseline/gbm/{key}_difference"
+        assert found.metrics[name] == alone.metrics[name]
+    table = found.sections["By hour"]
+    assert table.columns[2] == "AUROC, its network alone"
+    assert "the network alone" in table.caption
+    assert "the network alone" not in alone.sections["By hour"].caption
+    assert found.lines[0].startswith("early warning, AUROC of its network alone / trees: 6 h ")
+    assert "held_out,hours/6,gbm,auroc" in tidy_csv(found.metrics)
+    assert "network - gbm" in tidy_csv(found.metrics)
+    assert "model - gbm" not in tidy_csv(found.metrics)
 
 
 def test_an_hour_is_fitted_on_train_and_never_on_the_judged_rows(hours, fitted, splits):

@@ -1,10 +1,14 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 
+from ehr_ray.families.jepa import loss
 from ehr_ray.families.jepa.diagnostics import (
     REMEDY,
     Predicted,
+    contrast,
     merged_positions,
     prediction_measures,
     prediction_warnings,
@@ -46,6 +50,35 @@ def test_a_model_that_reads_its_context_has_skill_and_a_gap():
     assert found["target_rankme_centered"] > 14
     assert verdict(found)[0] == "learned"
     assert prediction_warnings([found]) == []
+
+
+def test_the_contrast_is_that_of_the_loss_and_blocks_are_contrasted_alone():
+    rng = np.random.default_rng(0)
+    guess, target = rng.normal(size=(2, 600, 8))
+    expected = [
+        loss.contrast(torch.from_numpy(guess[part]), torch.from_numpy(target[part])).numpy()
+        for part in (slice(0, 300), slice(300, 600))
+    ]
+    np.testing.assert_allclose(contrast(guess, target), np.concatenate(expected), rtol=1e-4)
+
+
+def test_of_contrasted_states_the_length_of_a_prediction_is_no_error():
+    found = predicted()
+    long = dataclasses.replace(found, predicted=30 * found.predicted, shuffled=30 * found.shuffled)
+    measured, stretched = (prediction_measures(each, "infonce") for each in (found, long))
+    assert stretched == pytest.approx(measured)
+    assert measured["skill"] > 0.5
+    assert verdict(measured)[0] == "learned"
+    assert prediction_measures(long)["skill"] < 0
+
+
+def test_contrasted_states_that_are_not_told_apart_have_no_skill():
+    mean = prediction_measures(predicted(learned=0.0), "infonce")
+    assert mean["skill"] < 0.02
+    assert verdict(mean)[0] == "not learned"
+    collapsed = prediction_measures(predicted(spread=0.001, learned=0.0, shared=5.0), "infonce")
+    assert collapsed["skill"] < 0.02
+    assert verdict(collapsed)[0] == "collapsed"
 
 
 def test_predicting_the_position_mean_is_no_skill():

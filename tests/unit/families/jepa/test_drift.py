@@ -53,3 +53,5 @@ def test_there_is_none_of_admissions_nor_of_short_records(make_model, make_batch
     model = make_model()
     assert all(len(values) == 0 for values in drift(model, make_batch([3, 1])).values())
     assert drift(make_model(rows="visits"), {}) == {}
+    contrasted = make_model(target="online", latent_loss="infonce")
+    assert drift(contrasted, make_batch(HOURS)) == {}

@@ -38,13 +38,13 @@ def part(learned, patients=100, width=8, shared=0.0, **columns):
 
 @pytest.fixture
 def run(tmp_path):
-    def measure(judged, scaling="robust"):
+    def measure(judged, scaling="robust", latent_loss="smooth_l1"):
         return suite(
             SuiteInput(
                 split="held_out",
                 judged=judged,
                 fit={},
-                model=None,
+                model=SimpleNamespace(latent_loss=latent_loss, rows="hours"),
                 vocabulary=SimpleNamespace(scaling=scaling),
                 target=tmp_path,
             )
@@ -68,6 +68,15 @@ def test_a_model_that_learned_is_said_to_have(run):
     assert found.metrics["held_out/prediction/learned"] == 1
     assert found.lines[0].startswith("prediction: learned: skill +0.9")
     assert found.sections[HEADING].rows[0][0].startswith("skill")
+
+
+def test_states_that_were_contrasted_are_measured_so_and_the_drift_is_said_to_be_none(run):
+    judged = part(learned=0.9)
+    contrasted = run(judged, latent_loss="infonce")
+    assert contrasted.metrics["held_out/prediction/learned"] == 1
+    assert "nats" in contrasted.sections[HEADING].caption
+    assert [line for line in contrasted.lines if "is not measured with model.latent_loss" in line]
+    assert "nats" not in run(judged).sections[HEADING].caption
 
 
 def test_a_collapsed_run_says_so_in_one_line(run):

@@ -1,3 +1,4 @@
+import os
 import pickle
 import shutil
 from pathlib import Path
@@ -58,7 +59,7 @@ def test_shards_are_listed_and_looked_at_once_for_all_that_is_asked_of_them(othe
     assert with_table != digest == shards.digest(Path("none.csv"))
     found = [path for paths in splits_of(others).values() for path in paths]
     assert [*map(Path, looked)] == [*found, others / "table.csv"]
-    assert [name for name, _, _ in shards.stamps["train"]] == [str(p) for p in found[:3]]
+    assert [name for name, *_ in shards.stamps["train"]] == [str(p) for p in found[:3]]
     write(found[0], 7)
     assert shards.digest() == digest != Shards.of(others).digest()
 
@@ -96,6 +97,28 @@ def test_what_the_footers_of_shards_say_is_kept_until_a_file_changes(
     shutil.rmtree(cohort / FOLDER)
     assert Shards.of(cohort, cache).contradicted == set()
     assert len(asked) == 6
+
+
+def test_a_shard_written_anew_with_its_size_and_time_is_looked_at_again(synthetic_cohort, tmp_path):
+    cohort, cache = tmp_path / "cohort", tmp_path / "cache"
+    shutil.copytree(synthetic_cohort, cohort)
+    assert Shards.of(cohort, cache).contradicted == set()
+    shard = splits_of(cohort)["tuning"][0]
+    before = shard.stat()
+    shard.write_bytes(shard.read_bytes()[:-20] + b"x" * 20)
+    os.utime(shard, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (shard.stat().st_size, shard.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    assert Shards.of(cohort, cache).contradicted == {"tuning"}
+
+
+def test_a_copy_in_the_place_of_a_cohort_is_looked_at_again_and_is_the_same(others, tmp_path):
+    cache, first = tmp_path / "cache", Shards.of(others).digest()
+    counted = told(others, cache)
+    shutil.copytree(others, tmp_path / "copy")
+    shutil.rmtree(others)
+    (tmp_path / "copy").rename(others)
+    assert Shards.of(others).digest() != first
+    assert told(others, cache) == counted
 
 
 def test_a_dataset_of_others_is_counted_once_and_nothing_is_written_into_it(

@@ -1,12 +1,16 @@
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from made_up import eicu
 
+from ehr_ray.commands.ingest import ingest
 from ehr_ray.errors import InputError
-from ehr_ray.events.code_map import CodeMap, Entry
+from ehr_ray.events.code_map import CodeMap, Entry, load_code_map
 from ehr_ray.events.labels import label_files
 from ehr_ray.events.patients import cohort_shards
 from ehr_ray.events.schema import EVENTS, SPLITS
+from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.runtime.data import mapped
 from ehr_ray.runtime.data.manifest import opened
 from ehr_ray.runtime.data.mapped import mapped_cohort
@@ -63,6 +67,23 @@ def test_shards_of_other_types_and_without_values_are_read(synthetic_vocabulary,
     assert read(path).schema.equals(EVENTS)
     assert read(path)["numeric_value"].to_pylist() == [5.0, None]
     assert lines == []
+
+
+def test_a_copy_has_the_events_that_ingest_with_the_map_would_have_made(tmp_path):
+    """So a model says the same of a cohort whether its codes are mapped at ingest or later."""
+    eicu.write(tmp_path / "eicu")
+    how = {"splits": "all:held_out", "cpus": 1}
+    ingest("eicu", tmp_path / "eicu", tmp_path / "plain", **how)
+    ingest("eicu", tmp_path / "eicu", tmp_path / "there", code_map="eicu", **how)
+    codes = load_code_map("eicu")
+    names = tuple(sorted({entry.to for entry in codes.entries.values()}))
+    ones = np.ones(len(names))
+    model = Vocabulary(names, ones.astype(np.int64), 0 * ones, ones)
+    folder, _ = copy(tmp_path / "plain", codes, model, tmp_path / "out")
+    told = [cohort_shards(place, "held_out") for place in (folder, tmp_path / "there")]
+    for one, other in zip(*told, strict=True):
+        assert read(one).equals(read(other))
+    assert set(read(other)["code"].to_pylist()) & set(names)
 
 
 def test_a_map_of_other_data_or_to_other_codes_is_refused(

@@ -8,12 +8,14 @@ import pytest
 import torch
 from killed import Killed, kill_at
 from safetensors.torch import load_file
+from waiting import wait_until
 
 from ehr_ray.errors import DamagedRowsError
 from ehr_ray.events.block_files import write_block
 from ehr_ray.events.blocks import BlockStore
 from ehr_ray.events.patients import Patient
 from ehr_ray.registry import get_family
+from ehr_ray.runtime.data import stream
 from ehr_ray.runtime.data.prepared import prepared
 from ehr_ray.runtime.data.stream import streamed
 from ehr_ray.runtime.training.worker import loader_of
@@ -92,6 +94,30 @@ def test_rows_of_windows_come_in_the_order_asked_for_and_are_those_in_files(stor
     for part, other in zip(ours, theirs, strict=True):
         assert_same(part, other)
     assert_same(made.rows([573, 0, 573]), kept.rows([573, 0, 573]))
+
+
+def test_the_first_window_of_what_is_read_next_is_made_while_the_last_is_used(stores, monkeypatch):
+    """And once: it is kept for the call that asks for it, and for no other."""
+    kept, made = stores
+    random = np.random.default_rng(0)
+    epochs = [[np.split(random.permutation(574), [200])] for _ in range(3)]
+    asked, wanted = [], made._made
+    monkeypatch.setattr(made, "_made", lambda items: asked.append(len(items)) or wanted(items))
+    monkeypatch.setattr(stream, "PIPELINE_ROWS", 1)  # a pipeline a window
+    parts = made.read(epochs[0], iter(epochs[1]))
+    next(parts)
+    waiting = next(parts)
+    wait_until(lambda: len(asked) == 2)
+    assert list(parts) == []
+    assert_same(waiting, list(kept.read(epochs[0]))[1])
+    for ours, theirs in zip(made.read(epochs[1]), kept.read(epochs[1]), strict=True):
+        assert_same(ours, theirs)
+    assert len(asked) == 2
+    for _ in made.read(epochs[0], iter(epochs[1])):
+        pass
+    for ours, theirs in zip(made.read(epochs[2]), kept.read(epochs[2]), strict=True):
+        assert_same(ours, theirs)
+    assert len(asked) == 5
 
 
 @pytest.fixture

@@ -5,6 +5,9 @@ from torch import nn
 
 from ehr_ray.config.cluster import ClusterConfig
 from ehr_ray.errors import (
+    DamagedRowsError,
+    InputError,
+    LeaseLostError,
     ResourcesUnavailableError,
     RowsUnavailableError,
     RunError,
@@ -42,6 +45,18 @@ def test_without_patience_the_first_loss_ends_the_run_and_says_why(tmp_path):
         Patience(ClusterConfig(max_failures=0), str(tmp_path)).after_exception(
             None, {0: RuntimeError("one\ngone")}
         )
+
+
+@pytest.mark.parametrize("error", [InputError("0.arrow: no such file"), LeaseLostError("run")])
+def test_what_a_worker_says_is_wrong_ends_the_run_at_once_by_its_own_line(error, tmp_path):
+    """The other workers wait for it; it is not tried again, however patient the run is."""
+    patience = Patience(ClusterConfig(max_failures=3), str(tmp_path))
+    with pytest.raises(type(error)) as caught:
+        patience.after_exception(None, {1: error, 2: RuntimeError("Connection closed by peer")})
+    assert caught.value is error
+    told = ray.train.ControllerError(error)
+    assert (kind_of(told), cause(told, ClusterConfig())) == (type(error), str(error))
+    patience.after_exception(None, {0: DamagedRowsError("another worker may read them")})
 
 
 def test_a_wait_for_room_is_as_long_as_the_config_says(monkeypatch):

@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ehr_ray.errors import InputError
+from ehr_ray.errors import InputError, RunError, StoreUnavailableError
 from ehr_ray.registry import get_family
 from ehr_ray.runtime.data.prepared import Prepared, prepared
 from ehr_ray.runtime.training import worker
@@ -127,6 +127,12 @@ def test_members_of_a_run_are_trained_alike_by_one_rank_and_by_two_that_share_th
         np.testing.assert_allclose(other, one, rtol=1e-3, atol=1e-5)
 
 
+ERRORS = {
+    "input": InputError("s3://hospital/runs: no access"),
+    "store": StoreUnavailableError("s3://hospital/runs: no store answers"),
+}
+
+
 def receive(folder, rank, world, job, kind):
     """Receive a job as one of several ranks; rank 1 has no access to it, or another state."""
     dist.init_process_group(
@@ -134,8 +140,8 @@ def receive(folder, rank, world, job, kind):
     )
 
     def from_worker(_config):
-        if kind == "error" and rank == 1:
-            raise InputError("s3://hospital/runs: no access")
+        if kind in ERRORS and rank == 1:
+            raise ERRORS[kind]
         if kind == "state" and rank == 1:
             save_state(job.run, nn.Linear(1, 1), {}, Progress(3))
         return replace(job, run=job.run if rank == 1 else job.run.with_name("other"))
@@ -149,10 +155,10 @@ def receive(folder, rank, world, job, kind):
             return
         patch.setattr(worker, "RayBackend", lambda _strategy: backend)
         found = worker.train_worker({"job": job})
-        assert found == {"kind": "InputError", "error": "s3://hospital/runs: no access"}
+        assert found == {"kind": type(ERRORS[kind]).__name__, "error": str(ERRORS[kind])}
 
 
-@pytest.mark.parametrize("kind", ["error", "state"])
+@pytest.mark.parametrize("kind", ["input", "store", "state"])
 def test_what_one_rank_cannot_receive_ends_all_once_by_its_own_line(
     kind, forked, tiny_config, tmp_path, monkeypatch
 ):
@@ -162,3 +168,26 @@ def test_what_one_rank_cannot_receive_ends_all_once_by_its_own_line(
     run.mkdir(parents=True)
     job = Job(tiny_config("set_vae"), Prepared(None, {}), run, run / "progress", None)
     assert forked(receive, tmp_path, 2, job, kind) == [0, 0]
+
+
+@pytest.mark.parametrize("error", [InputError("0.arrow: no such file"), RunError("held")])
+@pytest.mark.parametrize("world", [1, 2])
+def test_what_one_rank_meets_alone_is_raised_where_others_wait_for_it(
+    world, error, tiny_config, tmp_path, monkeypatch
+):
+    """Ray would wait for them for as long as a sum may take if it were returned."""
+
+    def fails(_job, _backend):
+        raise error
+
+    job = Job(tiny_config("set_vae"), Prepared(None, {}), tmp_path, tmp_path / "progress", None)
+    monkeypatch.setattr(worker, "RayBackend", lambda _strategy: backend_of(1, world, "ddp"))
+    monkeypatch.setattr(worker, "received", lambda _config, _backend: job)
+    monkeypatch.setattr(worker, "train_here", fails)
+    if world == 1:
+        found = worker.train_worker({"job": job})
+        assert found == {"kind": type(error).__name__, "error": str(error)}
+        return
+    with pytest.raises(type(error)) as caught:
+        worker.train_worker({"job": job})
+    assert caught.value is error

@@ -149,3 +149,36 @@ def test_whom_a_division_leaves_out_is_counted_over_all_ranges(tmp_path, monkeyp
     )
     (first, *_) = notes("b", split_by="SITE")
     assert first == "--split-by SITE: 10 subjects have no value of it: divided by hash"
+
+
+def test_whom_a_table_of_splits_leaves_out_is_refused_or_dropped_with_labels_and_names(tmp_path):
+    rows = [f"p{i},{hour},HR,70" for i in range(40) for hour in (1, 2)]
+    (tmp_path / "in.csv").write_text("\n".join(["subject_id,time,code,numeric_value", *rows]))
+    told = [f"p{i},{i % 2}" for i in range(40)]
+    (tmp_path / "labels.csv").write_text("\n".join(["subject_id,died", *told]))
+    table = tmp_path / "splits.csv"
+    said = [f"p{i},{'train' if i % 3 else 'tuning'}" for i in range(37)]
+    table.write_text("\n".join(["subject_id,split", *said]))
+    options = {"time_unit": "hours", "labels": str(tmp_path / "labels.csv")}
+    how = {"options": options, "cpus": 1, "splits": str(table)}
+    source = tmp_path / "in.csv"
+    with pytest.raises(InputError, match=r"3 subjects of the input .* by --unlisted drop"):
+        ingest("table", source, tmp_path / "refused", **how)
+    made = ingest("table", source, tmp_path / "kept", unlisted="drop", **how)
+    assert (sum(made.subjects.values()), made.events, made.left_out) == (
+        37,
+        37 * 3,
+        3,
+    )  # an admission each besides
+    assert made.labels["died"].labels == 37
+    assert made.labels_without_subject == 0
+    assert made.notes == (
+        f"--splits {table}: 3 subjects of the input have no split there and are left out "
+        "(--unlisted drop)",
+    )
+    assert len(pq.read_table(tmp_path / "kept" / "metadata" / "subject_ids.parquet")) == 37
+    again = ingest("table", source, tmp_path / "kept", unlisted="drop", **how)
+    assert (again.reused, again.left_out) == (True, 3)
+    for bad, more in (("keep", how), ("drop", {**how, "splits": None})):
+        with pytest.raises(InputError, match=f"--unlisted {bad}: "):
+            ingest("table", source, tmp_path / "bad", unlisted=bad, **more)

@@ -1,3 +1,4 @@
+import json
 import multiprocessing
 import os
 import signal
@@ -13,7 +14,9 @@ import pytest
 
 from ehr_ray.commands.ingest import ingest
 from ehr_ray.errors import InputError, RunError
+from ehr_ray.events.schema import RECORD
 from ehr_ray.sources import splits, table
+from ehr_ray.sources.building.resume import has_changed
 from ehr_ray.storage.paths import STAGING
 
 
@@ -265,3 +268,13 @@ def test_larger_inputs_have_more_buckets_and_a_killed_ingest_goes_on_with_them(
     assert (tmp_path / "few" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     with pytest.raises(InputError, match="holds another input or other options"):
         read(tmp_path / "few")  # its shards have other subjects
+
+
+def test_what_ingest_changed_is_known_of_its_own_cohorts_alone(tmp_path):
+    assert not has_changed(tmp_path, "code mapped")
+    (tmp_path / "metadata").mkdir()
+    (tmp_path / RECORD).write_text(json.dumps({"summary": {"changes": {"code mapped": 3}}}))
+    assert has_changed(tmp_path, "code mapped")
+    assert not has_changed(tmp_path, "unit converted")
+    (tmp_path / RECORD).write_text("{}")
+    assert not has_changed(tmp_path, "code mapped")
