@@ -99,13 +99,13 @@ def test_a_run_trained_with_labels_is_not_asked_how_many_it_needs(with_statistic
         evaluate(with_statistics, output=tmp_path, label_shares=[0.1], on_ray=False)
 
 
-FEW = 8
+FEW = 6
 """Patients of a sample in the tests below, fewer than any split has."""
 
 
 @pytest.fixture(scope="module")
 def in_shards(tmp_path_factory):
-    """A cohort of 30 train, 15 tuning and 15 held-out patients in several shards each."""
+    """A cohort of 32 train, 17 tuning and 11 held-out patients in several shards each."""
     path = tmp_path_factory.mktemp("cohorts") / "shards"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("ehr_ray.sources.building.shards.ROWS_PER_SHARD", 150)
