@@ -194,8 +194,8 @@ class EvaluationConfig:
     bootstrap: PositiveInt = 1000
     """Resamples of patients behind each 95 % interval."""
     fit_patients: PositiveInt = 100_000
-    """Patients, about as many, of train that probe and baselines are fitted on at most, and of tuning
-    that they are calibrated on, chosen by a hash of the subject: what they read of each is held by
+    """Patients, about as many, of train that probe and baselines are fitted on at most, and of
+    tuning that they are calibrated on, chosen by a hash of the subject: what they read of each is held by
     one process, some kilobytes a patient. Of the judged split all rows are scored, and so many
     patients, or of the two fields below what is more, are what else is measured on."""
     max_patients: PositiveInt = 1000

@@ -44,8 +44,8 @@ class SuiteInput:
     judged: SplitPredictions
     """Of the run's own cohort or of another one; of a large split a sample of the patients."""
     fit: Mapping[str, SplitPredictions]
-    """`train` and `tuning` of the run's own cohort, as far as they are there; of large ones a sample
-    of the patients."""
+    """`train` and `tuning` of the run's own cohort, as far as they are there; of large ones a
+    sample of the patients."""
     model: Any
     """The family's own config."""
     vocabulary: Vocabulary
