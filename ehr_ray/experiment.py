@@ -213,10 +213,38 @@ def parse(raw: Mapping[str, Any]) -> Experiment:
                 f"cluster.strategy=fsdp: with {setting} a parameter is a single number, which "
                 "cannot be divided; set it to ddp, or change that"
             )
+    if experiment is not None:
+        problems += _not_together(experiment)
     if problems:
         raise ConfigError("; ".join(problems))
     assert experiment is not None
     return dataclasses.replace(experiment, model=model)
+
+
+def _not_together(experiment: Experiment) -> list[str]:
+    """Return a line for each option of `train` and `cluster` that another one rules out."""
+    problems, train, cluster = [], experiment.train, experiment.cluster
+    divided = cluster.strategy == "fsdp" and cluster.most_workers > 1
+    if train.compile == "reduce-overhead":
+        option = "train.compile=reduce-overhead"
+        if train.accumulate > 1:
+            # The next micro-batch would write where the gradient of the last one lies.
+            problems.append(
+                f"{option}: graphs keep gradients for one micro-batch, and train.accumulate="
+                f"{train.accumulate}; set that to 1, or give default"
+            )
+        if divided:
+            # A block's weights are gathered elsewhere each time, and graphs are of addresses.
+            problems.append(
+                f"{option}: with cluster.strategy=fsdp graphs would be recorded at each step; "
+                "give default, or set the strategy to ddp"
+            )
+    if divided and cluster.backend == "gloo" and cluster.gpus_per_worker:
+        problems.append(
+            f"cluster.gpus_per_worker={cluster.gpus_per_worker:g}: workers that share a GPU save "
+            "no memory with cluster.strategy=fsdp; give each a GPU, or set the strategy to ddp"
+        )
+    return problems
 
 
 def _without_events(experiment: Experiment, *, takes_sets: bool) -> list[str]:

@@ -67,13 +67,36 @@ def computed(func, args, kwargs):
         kwargs = {**kwargs, "device": "cpu", "pin_memory": None}
         kwargs = {k: v for k, v in kwargs.items() if v is not None}
     args, kwargs = tree_map_only(MockTensor, lambda t: t.inner, (args, kwargs))
-    out = func(*args, **kwargs)
+    out = FUSED.get(func.overloadpacket.__name__, func)(*args, **kwargs)
     if not on_mock:
         return out
     same = {id(t.inner): t for t in ours}  # an operation in place returns the tensor it was given
     return tree_map_only(
         torch.Tensor, lambda t: same[id(t)] if id(t) in same else MockTensor(t), out
     )
+
+
+def gru_cell(gates, hidden_gates, hidden, bias=None, hidden_bias=None):
+    """Return the state after a step of a GRU, and what its gradient needs: see `FUSED`."""
+    gates = gates if bias is None else gates + bias
+    hidden_gates = hidden_gates if hidden_bias is None else hidden_gates + hidden_bias
+    (reset, update, new), (r, u, n) = gates.chunk(3, 1), hidden_gates.chunk(3, 1)
+    reset, update = (reset + r).sigmoid(), (update + u).sigmoid()
+    new = (new + reset * n).tanh()
+    return (hidden - new) * update + new, torch.cat([gates, hidden_gates, hidden], 1)
+
+
+def gru_cell_backward(gradient, kept, has_bias):
+    """Return the gradients of `gru_cell`'s arguments."""
+    width = gradient.shape[1]
+    parts = kept.split([3 * width, 3 * width, width], 1)
+    found = torch.ops.aten._thnn_differentiable_gru_cell_backward(gradient, *parts, None, None)
+    biases = (found[0].sum(0), found[1].sum(0)) if has_bias else (None, None)
+    return (*found[:3], *biases)
+
+
+FUSED = {"_thnn_fused_gru_cell": gru_cell, "_thnn_fused_gru_cell_backward": gru_cell_backward}
+"""Kernels of a GPU that the CPU has not, by name."""
 
 
 class Module:
@@ -150,6 +173,8 @@ class Watched(TorchDispatchMode):
     copies: list = field(default_factory=list)
     host: list = field(default_factory=list)
     operations: int = 0
+    names: set = field(default_factory=set)
+    """Of the operations."""
     in_parts: bool = False
     """Whether recurrent layers run operation by operation, as no GPU's kernels are here."""
     active = None
@@ -178,6 +203,7 @@ class Watched(TorchDispatchMode):
         out = computed(func, args, kwargs)
         made = [t for t in tree_iter(out) if isinstance(t, torch.Tensor)]
         self.operations += 1
+        self.names.add(name)
         if name in COPIES and len(ours) < len(tensors) + len(made) and (ours or _mock(made)):
             both = {isinstance(t, MockTensor) for t in [*tensors, *made]}
             if len(both) == 2:

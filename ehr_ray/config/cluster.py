@@ -45,7 +45,8 @@ class ClusterConfig:
     cpus_per_worker: Annotated[float, Field(gt=0)] = 1
     """CPUs each worker reserves, and the torch threads it uses."""
     gpus_per_worker: Annotated[float, Field(ge=0)] = 0
-    """GPUs each worker reserves; above 0 the backend is nccl, otherwise gloo."""
+    """GPUs each worker reserves. Several workers with a share of one, as 0.5, may sit on the same
+    GPU and sum by gloo, through the host; with whole ones they sum by nccl."""
     address: str | None = None
     """Ray cluster to join; None joins `RAY_ADDRESS` if set, else starts Ray on this machine."""
     timeout_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1800
@@ -67,3 +68,9 @@ class ClusterConfig:
     def most_workers(self) -> int:
         """Workers there may be at most; 0 trains in this process, without Ray."""
         return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]
+
+    @property
+    def backend(self) -> Literal["nccl", "gloo"]:
+        """What sums over workers: nccl on GPUs, but not where two ranks may share one."""
+        shared = self.gpus_per_worker < 1 and self.most_workers > 1
+        return "gloo" if shared or not self.gpus_per_worker else "nccl"

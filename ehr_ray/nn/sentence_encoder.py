@@ -6,8 +6,9 @@ import importlib.util
 import json
 import socket
 import urllib.parse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -81,27 +82,48 @@ class SentenceEncoder:
     def encode(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """Return the embedding of each text, float32 [N, E], as the library's own `encode` does.
 
-        Sorted by the number of word pieces, since padding is most of the work on short texts.
+        Sorted by the number of word pieces, since padding is most of the work on short texts. A GPU
+        is waited for once, at the end.
         """
         model, texts = self.model, list(texts)
         if not texts:
             return np.empty((0, 0), np.float32)
-        pieces = model.tokenizer(texts, add_special_tokens=False)["input_ids"]
-        order = sorted(range(len(texts)), key=lambda i: len(pieces[i]))
-        parts = []
-        size = GPU_BATCH_TEXTS if model.device.type == "cuda" else BATCH_TEXTS
+        pieces = model.tokenizer(texts, truncation="longest_first")
+        order = sorted(range(len(texts)), key=lambda i: len(pieces["input_ids"][i]))
+        more = self._beside(pieces, texts, order[-1])
+        parts, on_gpu = [], model.device.type == "cuda"
+        size = GPU_BATCH_TEXTS if on_gpu else BATCH_TEXTS
         for start in range(0, len(order), size):
             rows = order[start : start + size]
-            features = model.preprocess([texts[i] for i in rows])
-            features = {
-                k: v.to(model.device) if isinstance(v, torch.Tensor) else v
+            if more is None:
+                features = model.preprocess([texts[i] for i in rows])
+            else:
+                own = {name: [column[i] for i in rows] for name, column in pieces.items()}
+                features = {**model.tokenizer.pad(own, return_tensors="pt"), **more}
+            there = {
+                k: (v.pin_memory() if on_gpu else v).to(model.device, non_blocking=True)
+                if isinstance(v, torch.Tensor)
+                else v
                 for k, v in features.items()
             }
-            parts.append(model(features)["sentence_embedding"].float().cpu().numpy())
-        vectors = np.concatenate(parts)
+            parts.append(model(there)["sentence_embedding"].float())
+        vectors = torch.cat(parts).cpu().numpy()
         result = np.empty_like(vectors)
         result[order] = vectors
         return result
+
+    def _beside(
+        self, pieces: Mapping[str, Sequence[Any]], texts: Sequence[str], index: int
+    ) -> dict[str, Any] | None:
+        """Return what the model reads beside word pieces; None unless it makes the same ones.
+
+        It is asked for one text, the longest: most models are told by their tokenizer alone.
+        """
+        told = self.model.preprocess([texts[index]])
+        made = {k: v[0].tolist() for k, v in told.items() if isinstance(v, torch.Tensor)}
+        if made != {name: list(column[index]) for name, column in pieces.items()}:
+            return None
+        return {k: v for k, v in told.items() if k not in made}
 
 
 def folder_width(folder: str) -> int | None:

@@ -15,6 +15,14 @@ REFUSED = "does not have a deterministic implementation"
 """Of torch's message about a kernel."""
 
 
+def repeatable_products() -> None:
+    """Have cuBLAS keep memory for each stream of its own, so that its products repeat.
+
+    Torch asks for it at the first product of a process, whatever is set later.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
 @contextmanager
 def products(precision: str) -> Iterator[None]:
     """Multiply and convolve float32 as `train.matmul_precision` says, for a while.
@@ -41,7 +49,7 @@ def numerics(plan: TrainConfig) -> Iterator[None]:
     memory: Any = deterministic  # torch makes its attribute when it is imported
     fill = bool(memory.fill_uninitialized_memory)
     if plan.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at its start
+        repeatable_products()
         torch.use_deterministic_algorithms(True)
         memory.fill_uninitialized_memory = False  # nothing here reads what it has not written
     try:

@@ -53,13 +53,13 @@ class OptimizerStep:
         begun = self._begin_counts(micro, scheduled, seed)
         counts: Mapping[str, Tensor] | None = None
         losses = []
+        if plan.compile == "reduce-overhead":  # graphs of a GPU use memory of the last step's
+            torch.compiler.cudagraph_mark_step_begin()
         for index, batch in enumerate(micro):
             # DDP averages gradients in the last backward pass alone, once a step. A sharded model
             # does in each, so that no rank ever holds all gradients.
             last = index == len(micro) - 1
             no_sync = getattr(model, "no_sync", contextlib.nullcontext)
-            if plan.compile == "reduce-overhead":  # graphs of a GPU use memory of the last ones
-                torch.compiler.cudagraph_mark_step_begin()
             with contextlib.nullcontext() if last else no_sync():
                 terms = loss_terms(self.family, model, batch, scheduled, seed, plan.precision)
                 if counts is None:

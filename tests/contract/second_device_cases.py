@@ -16,6 +16,9 @@ from varlen import varlen_attn
 from ehr_ray.config.yaml_files import override, read_yaml
 from ehr_ray.errors import RunError
 from ehr_ray.experiment import parse
+from ehr_ray.families.set_vae.sequence.prior import GRUPrior
+from ehr_ray.families.vitals_vae.config import VitalsVAEConfig
+from ehr_ray.families.vitals_vae.conv import ConvDecoder, ConvEncoder
 from ehr_ray.family import Term
 from ehr_ray.nn import packed
 from ehr_ray.registry import get_family
@@ -34,6 +37,7 @@ ALIKE = {repr({**r, "name": "", "evaluation": {}}): n for n, r in RAW.items() if
 CONFIGS = sorted(ALIKE.values())
 """Of tiny configs that differ in how they are evaluated the first, by name."""
 MOST_SYNCS = 2
+"""Of a micro-batch: a step of several has as many for each."""
 SHORTER = {"vitals_lstm": {"model.last_hour": 6}}
 """What is long where a recurrent layer runs step by step."""
 AHEAD = {
@@ -42,8 +46,14 @@ AHEAD = {
     "model.future_value_weight": 1.0,
     "model.future_value_codes": 5,
 }
-MORE = {"event_decoder": AHEAD, "visit_jepa": AHEAD}
-"""Objectives that no tiny config has."""
+MORE = {
+    "event_decoder": AHEAD,
+    "visit_jepa": AHEAD,
+    "visit_jepa by infonce": {"model.latent_loss": "infonce"},
+    "seqset_poe by gru": {"model.prior": "gru"},
+}
+"""Objectives and layers that no tiny config has, by its name."""
+CASES = sorted({*CONFIGS, *MORE})
 SEED = 12345
 
 
@@ -51,7 +61,8 @@ class OnDevice:
     """A config's model on the mock, and batches of made-up patients of unlike lengths."""
 
     def __init__(self, name, cohort, patients, vocabulary):
-        raw = override(read_yaml(TINY / f"{name}.yaml"), SHORTER.get(name, {}) | MORE.get(name, {}))
+        raw = read_yaml(TINY / f"{name.partition(' ')[0]}.yaml")
+        raw = override(raw, SHORTER.get(name, {}) | MORE.get(name, {}))
         raw = override(raw, {"data.cohort": str(cohort)})
         self.experiment = parse(raw)
         self.family = family_of(self.experiment, 0.5)
@@ -79,14 +90,14 @@ class OnDevice:
     def watched(self):
         return Watched(in_parts=any(isinstance(m, nn.RNNBase) for m in self.model.modules()))
 
-    def step(self, patients):
+    def step(self, patients, micro_batches=1):
         """Take a step on the mock under watch."""
         backend = LocalBackend(self.device)
         model = backend.wrap(self.model).train()
         optimizer = make_optimizer(model, self.experiment.train)
         set_lr(optimizer, 1e-3)
         take = OptimizerStep(self.experiment, self.family, model, optimizer, backend, Sums(backend))
-        micro = [move(self.batch(patients), self.device)]
+        micro = [move(self.batch(patients), self.device) for _ in range(micro_batches)]
         with self.watched() as seen:
             take(micro, self.scheduled, SEED)
         return seen
@@ -107,7 +118,7 @@ class OnDevice:
         return {name: function for name, function in found.items() if function}
 
 
-@pytest.fixture(scope="module", params=CONFIGS)
+@pytest.fixture(scope="module", params=CASES)
 def on_device(request, synthetic_cohort, synthetic_patients, synthetic_vocabulary):
     patients = synthetic_patients["train"]
     return OnDevice(request.param, synthetic_cohort, patients, synthetic_vocabulary)
@@ -124,6 +135,13 @@ def test_a_step_makes_nothing_on_the_host_and_waits_twice_at_most(on_device):
     assert len(many.syncs) == len(few.syncs)
 
 
+def test_a_step_of_two_micro_batches_waits_for_each(on_device):
+    """Their counts are told without a wait, and no forward pass is made for them."""
+    one, two = on_device.padded, on_device.step(6, 2)
+    assert (two.mixes, two.host) == ([], [])
+    assert len(two.syncs) <= 2 * len(one.syncs) <= 2 * MOST_SYNCS
+
+
 def test_a_step_on_packed_tokens_waits_no_more_often(on_device, monkeypatch):
     """As on a GPU that has a kernel for them, which the mock's stands in for."""
     padded, packs = on_device.padded, []
@@ -137,9 +155,9 @@ def test_a_step_on_packed_tokens_waits_no_more_often(on_device, monkeypatch):
     assert (seen.mixes, seen.host) == ([], [])
     assert [c for c in seen.copies if c not in seen.syncs] == []
     assert len(seen.syncs) == len(padded.syncs)
-    family = on_device.experiment.family
+    family, prior = on_device.experiment.family, getattr(on_device.model, "prior", None)
     packing = {"event_transformer", "jepa", "seqset_poe"}
-    assert bool(packs) == (family in packing)
+    assert bool(packs) == (family in packing and not isinstance(prior, GRUPrior))
 
 
 def test_counts_are_told_on_the_device_without_a_wait(on_device):
@@ -276,3 +294,20 @@ def test_a_gradient_that_is_not_finite_waits_for_a_look(tiny_experiment):
             step([{"x": torch.ones(2, 1)}], {"weight": weight}, 7)
         with pytest.raises(RunError, match="fit is not finite with weight inf"):
             step.check()
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_where_it_is_asked_to_repeat_a_gpu_is_given_no_kernel_that_does_not(deterministic):
+    config = VitalsVAEConfig(arch="conv", first_hour=0, last_hour=5)
+    device, inputs = mock_device(), 3 * config.num_vitals
+    encoder, decoder = ConvEncoder(config).to(device), ConvDecoder(config, 8).to(device)
+    torch.use_deterministic_algorithms(deterministic)
+    try:
+        with Watched() as seen:
+            told = encoder(torch.ones(2, inputs, config.num_hours, device=device))
+            merged, _ = decoder(torch.ones(2, 8, device=device))
+            (told.sum() + merged.sum()).backward()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    refused = {"upsample_linear1d_backward", "_adaptive_avg_pool2d_backward"}
+    assert seen.names & refused == (set() if deterministic else refused)

@@ -34,7 +34,6 @@ ELSEWHERE = {
 """What only a cluster, or a whole verb, shows: the file in tests/ that does."""
 TOGETHER = {
     "commands/benchmark/gpu_models.py": "unit/commands/benchmark/test_gpu.py",
-    "commands/benchmark/gpu_steps.py": "unit/commands/benchmark/test_gpu.py",
     "commands/benchmark/ranks.py": "unit/commands/benchmark/test_gpu.py",
     "commands/crossval/fold.py": "unit/commands/crossval/test_command.py",
     "commands/evaluate/few_labels.py": "unit/commands/evaluate/test_command.py",

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shlex
 import shutil
 import socket
 import subprocess
@@ -40,10 +39,6 @@ class Head:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(token),
             "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}",
-            # A lost node refuses to be asked, and is lost at the fifth time, after 15 seconds by
-            # default; one that is slow to answer has longer than by default.
-            "RAY_health_check_period_ms": "300",
-            "RAY_health_check_timeout_ms": "30000",
         }
         self._processes: list[subprocess.Popen] = []
         self._start = (
@@ -148,30 +143,18 @@ class Head:
         """Run `ray job submit` on a job script; return what it says, by default at its end."""
         job = [sys.executable, f"jobs/{verb}.py", *map(str, arguments)]
         how = ["--submission-id", name, "--working-dir", ".", *([] if wait else ["--no-wait"])]
-        environment = json.dumps({"env_vars": self._job_environment()})
-        return self.ray("job", "submit", *how, "--runtime-env-json", environment, "--", *job)
-
-    def send(self, name: str, verb: str, *arguments: object) -> None:
-        """Submit a job script as it lies here, where every node finds it."""
-        script = [sys.executable, ROOT / "jobs" / f"{verb}.py", *arguments]
-        environment = {"env_vars": self._job_environment()}
-        how = {"submission_id": name, "entrypoint": shlex.join(map(str, script))}
-        self._jobs("", {**how, "runtime_env": environment})
-
-    def _job_environment(self) -> dict[str, str]:
         store = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
-        return {"OMP_NUM_THREADS": "1", **store}
+        environment = json.dumps({"env_vars": {"OMP_NUM_THREADS": "1", **store}})
+        return self.ray("job", "submit", *how, "--runtime-env-json", environment, "--", *job)
 
     def logs(self, name: str) -> str:
         """Return a job's log so far."""
         return str(self._jobs(f"{name}/logs")["logs"])
 
-    def _jobs(self, path: str, sent: dict[str, object] | None = None):
+    def _jobs(self, path: str):
         """Ask the job server as `ray job` does, whose process takes seconds of a core to start."""
         address = f"{self.environment['RAY_API_SERVER_ADDRESS']}/api/jobs/{path}"
-        headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"}
-        data = None if sent is None else json.dumps(sent).encode()
-        request = urllib.request.Request(address, data, headers)
+        request = urllib.request.Request(address, headers={"Authorization": f"Bearer {TOKEN}"})
         with urllib.request.urlopen(request, timeout=60) as answer:
             return json.load(answer)
 

@@ -42,7 +42,9 @@ def start(head, cohort, tmp_path_factory):
     output = tmp_path_factory.mktemp("runs")
 
     def submit(name: str, workers: object, *more: str) -> Path:
-        head.send(name, "train", CONFIG, *overrides(cohort, output, name, workers, *more))
+        settings = overrides(cohort, output, name, workers, *more)
+        done = head.submit(name, "train", "configs/tiny/set_vae.yaml", *settings, wait=False)
+        assert done.returncode == 0, done.stdout + done.stderr
         return output / name
 
     return submit
@@ -68,6 +70,8 @@ def test_a_node_lost_in_mid_epoch_changes_nothing(
     """Two nodes share a store and nothing else; what is trained waits for one in place of the lost.
 
     Two workers and what makes their rows need three CPUs, so that the node of two has a worker.
+    Slow: that a node in place of the lost one copies prepared rows from the store, as the second
+    machine of `ray/test_storage.py` does.
     """
     monkeypatch.setenv(STAGING, str(tmp_path / "copies"))
     place = f"hospital/train/{mode}"
@@ -80,7 +84,8 @@ def test_a_node_lost_in_mid_epoch_changes_nothing(
     second = head.add_node(cpus=2)
     name, output = f"lost-{mode}", f"s3://{place}/runs"
     settings = overrides(f"s3://{place}/cohort", output, name, 2, *LONG, f"data.mode={mode}")
-    head.send(name, "train", CONFIG, *settings)
+    done = head.submit(name, "train", "configs/tiny/set_vae.yaml", *settings, wait=False)
+    assert done.returncode == 0, done.stdout + done.stderr
 
     def saved():
         return saved_progress(sync.fetch_run(f"{output}/{name}", missing_ok=True))
@@ -120,9 +125,15 @@ def test_two_nodes_ingest_into_a_store_which_is_all_they_share(head, bucket, tmp
         arguments = [f"--{key.replace('_', '-')}={value}" for key, value in given.items()]
         arguments += [] if place is None else [f"--input={place}"]
         with held_by(head, nodes) as parts:
-            arguments += [f"--output=s3://hospital/nodes/{name}", "--cpus=2"]
-            head.send(name, "ingest", f"--source={source}", *arguments)
-            head.wait(name, "SUCCEEDED")
+            done = head.submit(
+                name,
+                "ingest",
+                f"--source={source}",
+                *arguments,
+                f"--output=s3://hospital/nodes/{name}",
+                "--cpus=2",
+            )
+        assert done.returncode == 0, done.stdout + done.stderr
         ingest(source, place, tmp_path / name, options=given, cpus=1)
         there = tree(sync.fetch(f"s3://hospital/nodes/{name}"))
         assert there == tree(tmp_path / name)

@@ -5,7 +5,9 @@ import resource
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,6 +22,8 @@ from ehr_ray.train.optim import make_optimizer, set_lr
 from ehr_ray.train.seeds import noise_seed, scheduled_at, seed_step
 from ehr_ray.train.step import OptimizerStep
 
+PROFILED = 4
+"""Steps whose kernels are timed at most: a record of each takes memory."""
 COUNTED = 8
 """Steps whose floating-point operations are counted at most: batches are of unlike length."""
 WAITS = "called a synchronizing CUDA operation"
@@ -51,11 +55,11 @@ def step_speed(
     """Return the figures of some steps with the loader at work, after some that are not timed."""
     backend = LocalBackend(device)
     sums = Sums(backend)
-    step = _Steps(plan, family, model, loader, backend, sums)
+    step = Steps(plan, family, model, loader, backend, sums)
     batches = loader.steps(0, sys.maxsize, backend)
     step(next(batches))
     counted = min(COUNTED, loader.steps_per_epoch, steps)
-    with FlopCounterMode(display=False) as counter:
+    with ModelFlops(display=False) as counter:
         for _ in range(counted):
             step(next(batches))
     # Not in one step with the counter, which has the host wait for the lengths of sequences.
@@ -66,18 +70,20 @@ def step_speed(
         torch.cuda.reset_peak_memory_stats()
     finish(device)
     began, waited, patients, tokens = time.perf_counter(), 0.0, 0, []
-    busy = _Busy(device)
     for _ in range(steps):
         asked = time.perf_counter()
         micro = next(batches)
         waited += time.perf_counter() - asked
         patients += sum(len(batch["subject_id"]) for batch in micro)
         tokens += [batch["mask"].sum() for batch in micro if "mask" in batch]
-        with busy:
-            step(micro)
+        step(micro)
     step.check()
     finish(device)
     seconds = time.perf_counter() - began
+    peak_memory = _peak(device)
+    with _kernels(device) as busy:
+        for _ in range(min(PROFILED, steps)):
+            step(next(batches))
     batches.close()
     flops = counter.get_total_flops() / counted
     figures = {
@@ -86,10 +92,10 @@ def step_speed(
         "TFLOP per step": flops / 1e12,
         "MFU": flops * steps / seconds / peak,
         "share of time the host waits for data": waited / seconds,
-        "peak memory, MiB": _peak(device),
+        "peak memory, MiB": peak_memory,
     }
-    if (spent := busy.seconds()) is not None:
-        figures["share of time the GPU is in a step"] = spent / seconds
+    if busy is not None:
+        figures["share of time a kernel is at work"] = busy.share
     if syncs is not None:
         figures["syncs per step"] = float(sum(WAITS in str(found.message) for found in syncs))
     padding = sums.means("train").get("train/padding")
@@ -100,7 +106,7 @@ def step_speed(
     return figures
 
 
-class _Steps:
+class Steps:
     """Steps of a training, one after the other, at the schedules and rate of its first."""
 
     def __init__(
@@ -132,33 +138,58 @@ class _Steps:
         self._take.check()
 
 
-class _Busy:
-    """How long a GPU is in the steps that are taken within it, by its own clock.
+class ModelFlops(FlopCounterMode):
+    """Counts the operations of a model and of its gradient.
 
-    Where the host is late with data, or with the first work of a step, the GPU is in none.
+    What backward computes once more to save memory is work of the method, not of the model.
     """
 
-    def __init__(self, device: str) -> None:
-        self._events: list[torch.cuda.Event] | None = [] if device == "cuda" else None
+    def _count_flops(self, func_packet: Any, out: Any, args: Any, kwargs: Any) -> Any:
+        # Autograd computes gradients without a gradient of their own, and what is done again with.
+        if torch._C._current_graph_task_id() != -1 and torch.is_grad_enabled():
+            return out
+        return super()._count_flops(func_packet, out, args, kwargs)
 
-    def __enter__(self) -> None:
-        self._note()
 
-    def __exit__(self, *_error: object) -> None:
-        self._note()
+@dataclass
+class _Busy:
+    share: float = 0.0
+    """Of the time, by the clock of the host, in which a kernel was at work."""
 
-    def _note(self) -> None:
-        if self._events is not None:
-            event = torch.cuda.Event(enable_timing=True)
-            event.record()
-            self._events.append(event)
 
-    def seconds(self) -> float | None:
-        """Return the seconds of all steps, once the GPU is done with them; None on the CPU."""
-        if self._events is None:
-            return None
-        pairs = zip(self._events[::2], self._events[1::2], strict=True)
-        return sum(first.elapsed_time(last) for first, last in pairs) / 1000
+@contextlib.contextmanager
+def _kernels(device: str) -> Iterator[_Busy | None]:
+    """Yield what is told, at its end, of the kernels that a GPU ran within it; None on the CPU.
+
+    Copies beside them are no work, and between two kernels a GPU waits for the host.
+    """
+    if device != "cuda":
+        yield None
+        return
+    busy = _Busy()
+    finish(device)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        began = time.perf_counter()
+        yield busy
+        finish(device)
+        seconds = time.perf_counter() - began
+    busy.share = kernel_seconds(profile.events()) / seconds
+
+
+def kernel_seconds(events: Iterable[Any]) -> float:
+    """Return how long at least one kernel of a profile's events ran: times are microseconds."""
+    spans = sorted(
+        (event.time_range.start, event.time_range.end)
+        for event in events
+        if event.device_type == torch.autograd.DeviceType.CUDA
+        and not event.name.startswith(("Memcpy", "Memset"))
+        and not getattr(event, "is_user_annotation", False)
+    )
+    total, until = 0.0, 0.0
+    for start, end in spans:
+        total += max(0.0, end - max(start, until))
+        until = max(until, end)
+    return total / 1e6
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Final
 
 import torch
 import torch.distributed as dist
@@ -30,7 +31,7 @@ from ehr_ray.train.report import Watch
 from ehr_ray.train.sharding import sharded
 from ehr_ray.train.task import family_of
 
-START = "spawn"
+START: Final = "spawn"
 """How a rank starts: a forked child of a process that has used CUDA, or autograd's threads, cannot
 go on."""
 KILLED = 9

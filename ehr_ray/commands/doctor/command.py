@@ -265,7 +265,7 @@ def workers(cluster: ClusterConfig) -> Check:
         f"{count} {'worker' if most == 1 else 'workers'} on {where}, each "
         f"{counted(cluster.cpus_per_worker, 'CPU')}, {counted(threads, 'thread')}, "
         f"{counted(cluster.gpus_per_worker, 'GPU')} "
-        f"({'nccl' if cluster.gpus_per_worker else 'gloo'})"
+        f"({cluster.backend})"
     )
     try:
         check_resources(cluster)

@@ -130,7 +130,10 @@ def _train(
 ) -> Trained:
     """Prepare the data of a run and train it to its end."""
     from ehr_ray.runtime.training.worker import Job
+    from ehr_ray.train.numerics import repeatable_products
 
+    if experiment.train.deterministic:  # phrases may be embedded here before it is trained here
+        repeatable_products()
     run, family = local(experiment.location), family_of(experiment)
     on_ray = experiment.cluster.most_workers > 0
     with session_of(experiment.cluster, verbose):

@@ -12,6 +12,7 @@ from ehr_ray.families.jepa.time_to_event import truth_after
 from ehr_ray.family import Batch, Scheduled, Term, Terms, unwrapped
 
 WEIGHTS = {"vicreg": 1.0, "sigreg": 0.05}
+CONTRASTED = ("predicted", "goal")
 COVARIANCE = 1 / 25
 """Weight of VICReg's covariance over that of its variance, as published."""
 
@@ -30,7 +31,8 @@ def loss(model: nn.Module, batch: Batch, _scheduled: Scheduled, seed: int) -> Te
     wanted = out["wanted"]
     count = wanted.sum().float()
     if config.latent_loss == "infonce":
-        error = contrast(out["predicted"][wanted], out["goal"][wanted])
+        chosen = (out[name].flatten(0, 1).index_select(0, out["hidden"]) for name in CONTRASTED)
+        error = contrast(*chosen)
     else:
         error = F.smooth_l1_loss(out["predicted"], out["goal"], reduction="none").mean(-1) * wanted
     terms = {"latent": Term(error.sum(), count)}

@@ -138,7 +138,8 @@ class JEPA(nn.Module):
     def forward(self, batch: Batch, seed: int) -> dict[str, Tensor]:
         """Return what the loss compares, K hidden rows of each patient.
 
-        `predicted` and `goal` [B, K, D], `wanted` [B, K], `state` [B, D], the context's mean, and
+        `predicted` and `goal` [B, K, D], `wanted` [B, K], the places `hidden` [N] of these in
+        B * K where they are contrasted, `state` [B, D], the context's mean, and
         with a head of values `estimate` and `level` [B, K, F] and `observed` [B, K, F], with those
         of times and values after the context what `TimeToEvent` and `FutureValue` give.
         """
@@ -162,6 +163,8 @@ class JEPA(nn.Module):
             "wanted": wanted,
             "state": (states.float() * real).sum(1) / real.sum(1),
         }
+        if self.config.latent_loss == "infonce":  # not by `wanted`, for whose number a GPU is asked
+            out["hidden"] = (~wanted).flatten().byte().argsort(stable=True)[: asked.total]
         if self.config.value_weight:
             out["estimate"] = self.values(predicted).float()
             out["level"] = rows_at(sheet.value[..., 0], index)

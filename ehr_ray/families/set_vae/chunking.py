@@ -12,16 +12,13 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from ehr_ray.families.set_vae.config import MOST_SETS
 from ehr_ray.family import Batch
 
 GROUPS = 6
 """Chunks a batch is cut into at least: sets of 5 and of 40 tokens are not padded to each other."""
 SMALLEST = 64
 """Fewer sets than this a chunk would cost more in overhead than their padding."""
-
-
-MOST_SETS = 65_535
-"""Sets of a chunk at most: a GPU's attention starts a block of threads for each, and no more."""
 
 
 @dataclass(frozen=True)
@@ -42,31 +39,33 @@ class Pieces:
         return zip(self.indices, self.widths, strict=True)
 
 
-def by_size(batch: Batch, tokens: int) -> Pieces:
+def by_size(batch: Batch, tokens: int, most: int = MOST_SETS) -> Pieces:
     """Return the sets, ascending by size, in chunks of about equal cost.
 
-    A chunk holds `tokens` padded tokens and `MOST_SETS` sets at most, but one set at least. The
+    A chunk holds `tokens` padded tokens and `most` sets at most, but one set at least. The
     host waits once for the sizes, however many sets and chunks there are.
     """
     sizes = batch["mask"].sum(1)
     order = torch.argsort(sizes, stable=True)
     told = torch.cat([sizes[order], batch["num_sets"]]).tolist()
-    return _cut(order, told[: len(order)], told[len(order) :], tokens)
+    return _cut(order, told[: len(order)], told[len(order) :], tokens, most)
 
 
-def split_by_size(batch: Batch, first: Tensor, tokens: int) -> tuple[Pieces, Pieces]:
+def split_by_size(
+    batch: Batch, first: Tensor, tokens: int, most: int = MOST_SETS
+) -> tuple[Pieces, Pieces]:
     """Return chunks of the sets of `first`, bool [M], and chunks of the others, waiting once."""
     sizes = batch["mask"].sum(1)
     order = torch.argsort(sizes + ~first * (batch["mask"].shape[1] + 1), stable=True)
     told = torch.cat([sizes[order], batch["num_sets"], first.sum().unsqueeze(0)]).tolist()
     count, num_sets = told[-1], told[len(order) : -1]
     return (
-        _cut(order[:count], told[:count], num_sets, tokens),
-        _cut(order[count:], told[count : len(order)], num_sets, tokens),
+        _cut(order[:count], told[:count], num_sets, tokens, most),
+        _cut(order[count:], told[count : len(order)], num_sets, tokens, most),
     )
 
 
-def _cut(order: Tensor, sizes: list[int], num_sets: list[int], tokens: int) -> Pieces:
+def _cut(order: Tensor, sizes: list[int], num_sets: list[int], tokens: int, most: int) -> Pieces:
     """Return chunks of `order` [M], indices of sets that ascend by their `sizes` [M]."""
     if not sizes:  # nobody in the batch has a set of the kind wanted
         return Pieces([order], [1], num_sets)
@@ -77,7 +76,7 @@ def _cut(order: Tensor, sizes: list[int], num_sets: list[int], tokens: int) -> P
     ends = [*np.searchsorted(ahead, shares).tolist(), len(sizes)]
     indices, widths, begin = [], [], 0
     for end in ends:
-        rows = min(MOST_SETS, max(1, tokens // max(1, sizes[end - 1])))
+        rows = min(most, max(1, tokens // max(1, sizes[end - 1])))
         for start in range(begin, end, rows):
             stop = min(start + rows, end)
             indices.append(order[start:stop])

@@ -13,6 +13,16 @@ Ratio = Annotated[float, Field(ge=0, le=1)]
 NotNegative = Annotated[float, Field(ge=0)]
 PositiveInt = Annotated[int, Field(ge=1)]
 Pool = Literal["mean", "std", "min", "max", "first", "last"]
+MOST_SETS = 65_535
+"""Sets of a chunk at most: a GPU's attention starts a block of threads for each, and no more."""
+QUERIES = 128
+"""Queries that it has at a time: of fewer the others' place is kept."""
+
+
+def most_sets(queries: int, width: int) -> int:
+    """Return the sets of a chunk at most, each of so many queries: its kernel counts in 31 bits."""
+    places = -(-queries // QUERIES) * QUERIES * width
+    return max(1, min(MOST_SETS, (2**31 - 1) // places))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +109,11 @@ class SetConfig:
     """Standard deviation of the noise on the decoder's queries in training."""
     eval_decoder_noise: NotNegative = 0.0
     """The same in evaluation; a function of the patient, so results repeat."""
+
+    @property
+    def chunk_limits(self) -> tuple[int, int]:
+        """The padded tokens and the sets of a chunk at most."""
+        return self.chunk_tokens, most_sets(self.inducing, self.width)
 
     def __post_init__(self) -> None:
         """Check what one field alone cannot say."""

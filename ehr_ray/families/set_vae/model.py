@@ -93,7 +93,7 @@ class SetVAE(nn.Module):
         `recon` and `composition` [M], `mu` and `logvar` [L, M, Z]; `padding` and
         `padded`, tokens computed in vain and in all. Sets of like size are computed together.
         """
-        pieces = chunking.by_size(batch, self.config.chunk_tokens)
+        pieces = chunking.by_size(batch, *self.config.chunk_limits)
         keys = augment.keys_of(batch, seed)
         seen = self.perturbed(batch, keys, seed) if self.training else None
         rows = augment.query_rows(keys) if self._decoder_noise else None

@@ -9,8 +9,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ehr_ray.families.set_vae.augment import hidden_tokens, keys_of, select_sets
-from ehr_ray.families.set_vae.chunking import Pieces, by_size, chunk, joined, joined_tokens
+from ehr_ray.families.set_vae.augment import Perturbed, hidden_tokens, keys_of, select_sets
+from ehr_ray.families.set_vae.chunking import (
+    Pieces,
+    bounded,
+    by_size,
+    chunk,
+    joined,
+    joined_tokens,
+)
 from ehr_ray.families.set_vae.config import SetVAEConfig
 from ehr_ray.families.set_vae.loss import chamfer
 from ehr_ray.families.set_vae.model import Posterior, SetVAE
@@ -25,7 +32,7 @@ HIDING_SEED = 1
 def predict(model: SetVAE, batch: Batch) -> Batch:
     """Return `embedding` [B, L * Z * pools], and `kl_nats` [B], the mean over a patient's sets."""
     batch = even_sets(batch, _limit(model))
-    posterior = encoded(model, batch, by_size(batch, model.config.chunk_tokens))
+    posterior = encoded(model, batch, by_size(batch, *model.config.chunk_limits))
     kl = kl_standard(posterior.mu, posterior.logvar).sum((0, 2))
     return {
         "embedding": _pooled_means(model, posterior, batch),
@@ -33,14 +40,34 @@ def predict(model: SetVAE, batch: Batch) -> Batch:
     }
 
 
-def encoded(model: SetVAE, batch: Batch, pieces: Pieces, hidden: Tensor | None = None) -> Posterior:
-    """Return the posterior of all sets, read in chunks; values of `hidden` [M, N] are not seen."""
+def encoded(
+    model: SetVAE,
+    batch: Batch,
+    pieces: Pieces,
+    hidden: Tensor | None = None,
+    seen: Perturbed | None = None,
+) -> Posterior:
+    """Return the posterior of all sets, read in chunks, as they are `seen` in training.
+
+    Values of `hidden` [M, N] are not seen.
+    """
+
+    def read(part: Batch, shaken: Perturbed | None, hides: Tensor | None) -> tuple[Tensor, Tensor]:
+        posterior = model.encode(part, shaken, hides)
+        return posterior.mu.transpose(0, 1), posterior.logvar.transpose(0, 1)
+
     parts = [
-        model.encode(chunk(batch, i, width), hidden=None if hidden is None else hidden[i, :width])
+        bounded(
+            pieces,
+            read,
+            chunk(batch, i, width),
+            None if seen is None else seen.chunk(i, width),
+            None if hidden is None else hidden[i, :width],
+            again=model.recomputed,
+        )
         for i, width in pieces
     ]
-    mu = joined([part.mu.transpose(0, 1) for part in parts], pieces.indices)
-    logvar = joined([part.logvar.transpose(0, 1) for part in parts], pieces.indices)
+    mu, logvar = (joined(list(column), pieces.indices) for column in zip(*parts, strict=True))
     return Posterior(mu.transpose(0, 1), logvar.transpose(0, 1))
 
 
@@ -58,12 +85,16 @@ def estimates(model: SetVAE, batch: Batch, levels: Sequence[Tensor], pieces: Pie
 
 
 def represent(model: SetVAE, batch: Batch, seed: int | None) -> Tensor:
-    """Return the embedding [B, L * Z * pools] for a task; values may be hidden in training."""
+    """Return the embedding [B, L * Z * pools] for a task; values may be hidden in training.
+
+    Sets are read in chunks, whose activations are computed once more where there are many.
+    """
     batch = even_sets(batch, _limit(model))
     seen = None
     if seed is not None and model.config.perturb_task:
         seen = model.perturbed(batch, keys_of(batch, seed), seed)
-    return _pooled_means(model, model.encode(batch, seen), batch)
+    pieces = by_size(batch, *model.config.chunk_limits)
+    return _pooled_means(model, encoded(model, batch, pieces, seen=seen), batch)
 
 
 def represent_width(model: SetVAE) -> int:
@@ -121,7 +152,7 @@ def _reduced(values: Tensor, how: str, sizes: Tensor) -> Tensor:
 
 def latents(model: SetVAE, batch: Batch) -> Batch:
     """Return each set's posterior, levels joined: `mu`, `logvar` [M, L * Z], `patient` [M]."""
-    posterior = encoded(model, batch, by_size(batch, model.config.chunk_tokens))
+    posterior = encoded(model, batch, by_size(batch, *model.config.chunk_limits))
     real = batch["mask"].any(1)
     return {
         "mu": posterior.mu.transpose(0, 1).flatten(1)[real],
@@ -136,7 +167,7 @@ def reconstruct(model: SetVAE, batch: Batch) -> Batch:
     The same tokens as in training are hidden from the encoder (`hidden`), by a fixed seed.
     """
     hidden = hidden_tokens(batch, model.config, keys_of(batch, HIDING_SEED))
-    pieces = by_size(batch, model.config.chunk_tokens)
+    pieces = by_size(batch, *model.config.chunk_limits)
     posterior = encoded(model, batch, pieces, hidden)
     estimate = estimates(model, batch, list(posterior.mu), pieces)
     return told_tokens(batch, estimate, hidden)
@@ -170,7 +201,7 @@ def set_scores(model: SetVAE, sets: Batch) -> dict[str, Tensor]:
 
     Sets of like size are read together.
     """
-    pieces = by_size(sets, model.config.chunk_tokens)
+    pieces = by_size(sets, *model.config.chunk_limits)
     recons, kls, means = [], [], []
     for index, width in pieces:
         part = chunk(sets, index, width)

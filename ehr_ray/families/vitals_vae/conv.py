@@ -4,6 +4,7 @@ B patients, H hours, V vitals, Z latent.
 """
 
 import itertools
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -64,11 +65,11 @@ class Down(nn.Module):
             blocks.append(Conv(before, after, size, step, size // 2))
             blocks += [_norm(after), nn.LeakyReLU(SLOPE)]
         self.layers = nn.Sequential(*blocks)
-        self.pool = nn.AdaptiveAvgPool1d(config.bins)
+        self.bins = config.bins
 
     def forward(self, x: Tensor) -> Tensor:
         """Return what the branch sees of each time bin."""
-        return self.pool(self.layers(x)).flatten(1)
+        return _binned(self.layers(x), self.bins).flatten(1)
 
 
 class Up(nn.Module):
@@ -134,7 +135,7 @@ class ConvEncoder(nn.Module):
         """Return what all branches and the linear path see, [B, 2 width]."""
         x = self.stem(channels)
         pooled = torch.cat([branch(x) for branch in self.branches.values()], 1)
-        trend = F.adaptive_avg_pool1d(channels, self.bins).flatten(1)
+        trend = _binned(channels, self.bins).flatten(1)
         return torch.cat([self.merge(pooled), self.trend(trend)], 1)
 
 
@@ -171,5 +172,28 @@ def _norm(channels: int) -> nn.Module:
     return nn.GroupNorm(GROUPS if channels % GROUPS == 0 else 1, channels)
 
 
+def _binned(x: Tensor, bins: int) -> Tensor:
+    """Return the means of [B, C, H] over time bins, [B, C, bins]."""
+    return _linear(lambda signal: F.adaptive_avg_pool1d(signal, bins), x)
+
+
 def _stretch(x: Tensor, length: int) -> Tensor:
-    return F.interpolate(x, length, mode="linear", align_corners=True)
+    """Return [B, C, H] drawn at `length` steps, by lines."""
+    return _linear(
+        lambda signal: F.interpolate(signal, length, mode="linear", align_corners=True), x
+    )
+
+
+def _linear(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Return a linear function of signals [B, C, H].
+
+    On a GPU its gradient adds in another order each time: where that is refused, it is multiplied
+    with the function of each hour alone, which gives the same up to rounding.
+    """
+    if x.is_cpu or not torch.are_deterministic_algorithms_enabled():
+        return function(x)
+    with torch.no_grad():
+        alone = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
+        matrix = function(alone.unsqueeze(0))[0]
+    with torch.autocast(x.device.type, enabled=False):  # these functions keep the type of `x`
+        return x @ matrix

@@ -83,7 +83,9 @@ def _trainer(job: Any, before: int, scratch: str, callbacks: Sequence[Any]) -> A
     return Trainer(
         train_worker,
         train_loop_config=to_worker(job),
-        torch_config=TorchConfig(timeout_s=math.ceil(cluster.timeout_seconds)),
+        torch_config=TorchConfig(
+            backend=cluster.backend, timeout_s=math.ceil(cluster.timeout_seconds)
+        ),
         scaling_config=ScalingConfig(
             num_workers=most if least == most else (least, most),
             use_gpu=bool(cluster.gpus_per_worker),

@@ -29,6 +29,27 @@ def test_embeddings_are_those_of_the_library_whatever_the_order(encoder):
     assert encoder.encode([]).shape == (0, 0)
 
 
+@pytest.mark.parametrize("prefix", ["", "query: "])
+def test_texts_are_cut_into_word_pieces_once_unless_the_model_has_its_own_way(
+    encoder, monkeypatch, prefix
+):
+    preprocess, asked = encoder.model.preprocess, []
+
+    def told(texts):
+        asked.append(len(texts))
+        return preprocess([prefix + text for text in texts])
+
+    long = [*TEXTS, "blood pressure " * 400]  # more than the model reads
+    wanted = encoder.model.encode([prefix + text for text in long])
+    monkeypatch.setattr(encoder.model, "preprocess", told)
+    found = encoder.encode(long)
+    assert asked == ([1, 5] if prefix else [1])
+    cosine = (
+        (found * wanted).sum(1) / np.linalg.norm(found, axis=1) / np.linalg.norm(wanted, axis=1)
+    )
+    assert cosine.min() > 0.999
+
+
 def test_a_local_folder_wins_and_its_content_is_its_key(encoder, tmp_path):
     folder = sentence_encoder.find_model(MINILM)
     assert sentence_encoder.find_model(folder) == folder

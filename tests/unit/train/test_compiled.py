@@ -191,7 +191,7 @@ def test_graphs_of_a_gpu_are_told_where_a_step_begins(monkeypatch, tiny_experime
     def loss(model, batch, _scheduled, _seed):
         return {"fit": Term(model(batch["x"]).sum(), torch.tensor(2.0))}
 
-    for how, marks in (("none", 0), ("reduce-overhead", 2)):
+    for how, marks in (("none", 0), ("reduce-overhead", 1)):
         experiment = tiny_experiment(changes={"train.compile": how})
         family = dataclasses.replace(get_family("set_vae"), loss=loss)
         family = dataclasses.replace(
@@ -200,5 +200,24 @@ def test_graphs_of_a_gpu_are_told_where_a_step_begins(monkeypatch, tiny_experime
         model, backend = nn.Linear(1, 1), LocalBackend()
         optimizer = make_optimizer(model, experiment.train)
         step = OptimizerStep(experiment, family, model, optimizer, backend, Sums(backend))
-        step([{"x": torch.ones(2, 1)}] * 2, {}, 7)
+        step([{"x": torch.ones(2, 1)}], {}, 7)
         assert len(told) == marks
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"train.accumulate": 2}, r"graphs keep gradients .* train\.accumulate=2; set that to 1"),
+        (
+            {"cluster.strategy": "fsdp", "cluster.num_workers": [1, 2]},
+            r"with cluster\.strategy=fsdp graphs would be recorded at each step; give default",
+        ),
+    ],
+)
+def test_graphs_with_what_moves_their_memory_are_refused_with_the_config(
+    changes, line, tiny_experiment
+):
+    changes = {"cluster.num_workers": 1, "cluster.strategy": "ddp", **changes}
+    tiny_experiment("jepa", {**changes, "train.compile": "default"})
+    with pytest.raises(ConfigError, match=f"^train.compile=reduce-overhead: {line}"):
+        tiny_experiment("jepa", {**changes, "train.compile": "reduce-overhead"})

@@ -1,9 +1,11 @@
+import os
+
 import pytest
 import torch
 
 from ehr_ray.config.sections import TrainConfig
 from ehr_ray.errors import RunError
-from ehr_ray.train.numerics import numerics
+from ehr_ray.train.numerics import numerics, repeatable_products
 
 
 def now():
@@ -33,3 +35,12 @@ def test_a_kernel_that_cannot_repeat_is_named_with_the_remedy():
         raise RuntimeError("upsample_cuda does not have a deterministic implementation, but ...")
     with pytest.raises(RuntimeError, match="out of memory"), numerics(plan):
         raise RuntimeError("out of memory")
+
+
+def test_a_workspace_that_was_chosen_stays_and_any_other_is_set(monkeypatch):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    for given, kept in ((None, ":4096:8"), (":16:8", ":16:8")):
+        if given:
+            monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", given)
+        repeatable_products()
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == kept

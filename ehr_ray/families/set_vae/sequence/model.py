@@ -63,7 +63,7 @@ class SeqSetVAE(nn.Module):
         prior, and `kl_standard` [M] of it from N(0, 1); `padding` and `padded`, tokens computed in
         vain and in all.
         """
-        pieces = chunking.by_size(batch, self.config.chunk_tokens)
+        pieces = chunking.by_size(batch, *self.config.chunk_limits)
         keys = augment.keys_of(batch, seed)
         seen = self.sets.perturbed(batch, keys, seed) if self.training else None
         mu, logvar = _joined(self.encode(batch, seen, pieces), pieces.indices)
@@ -98,7 +98,7 @@ class SeqSetVAE(nn.Module):
 
     def beliefs(self, batch: Batch, seed: int | None = None) -> Beliefs:
         """Return what is believed of each set; with a seed inputs are perturbed as in training."""
-        pieces = chunking.by_size(batch, self.config.chunk_tokens)
+        pieces = chunking.by_size(batch, *self.config.chunk_limits)
         found = self.encode(batch, self._perturbed(batch, seed), pieces)
         mu, logvar = _joined(found, pieces.indices)
         return self.expect(batch, mu, logvar, pieces.num_sets)
@@ -114,7 +114,7 @@ class SeqSetVAE(nn.Module):
         if seed is None or limit is None:
             return self.beliefs(batch, noise)
         drawn = augment.drawn_sets(batch, limit, augment.set_key(batch, seed + 1))
-        learned, told = chunking.split_by_size(batch, drawn, self.config.chunk_tokens)
+        learned, told = chunking.split_by_size(batch, drawn, *self.config.chunk_limits)
         seen = self._perturbed(batch, noise)
         found = self.encode(batch, seen, learned)
         with torch.no_grad():
@@ -192,7 +192,7 @@ class SeqSetVAE(nn.Module):
         `rows` [K, N] of `augment.query_rows` and `noise` shake the decoder's queries.
         """
         kept, wanted = chunking.chosen(batch, which), latent[which]
-        pieces = chunking.by_size(kept, self.config.chunk_tokens)
+        pieces = chunking.by_size(kept, *self.config.chunk_limits)
         parts = [
             chunking.bounded(
                 pieces,

@@ -131,7 +131,7 @@ def reconstruct(model: SeqSetVAE, batch: Batch) -> Batch:
     The same tokens as in training are hidden from the encoder (`hidden`), by a fixed seed.
     """
     hidden = hidden_tokens(batch, model.config, keys_of(batch, HIDING_SEED))
-    pieces = by_size(batch, model.config.chunk_tokens)
+    pieces = by_size(batch, *model.config.chunk_limits)
     posterior = encoded(model.sets, batch, pieces, hidden)
     mu, logvar = (part.transpose(0, 1).flatten(1) for part in (posterior.mu, posterior.logvar))
     beliefs = model.expect(batch, mu, logvar, pieces.num_sets)

@@ -53,7 +53,7 @@ def _rows(
     model: SeqSetVAE, sets: Batch, kind: int, prior: Tensor, last: Tensor, recorded: Batch
 ) -> Batch:
     """Return the rows of the sets [m] whose prior's means are `prior` [m, D]."""
-    pieces = by_size(sets, model.config.chunk_tokens)
+    pieces = by_size(sets, *model.config.chunk_limits)
     expected = estimates(model.sets, sets, model.levels_of(prior), pieces)
     wrong = (sets["value"] != recorded["value"]) | (sets["code"] != recorded["code"])
     told = sets["mask"] & (~sets["carried"] | wrong)

@@ -104,7 +104,8 @@ def test_a_part_that_fails_ends_no_other_and_what_is_known_is_kept_after_each(mo
     report.part("jepa large", 40, fails)
     report.part("jepa tiny", 101, fails)
     report.part("two ranks", 20, report.check, "weights", 1.0, 2.0)
-    assert [len(figures) for figures in seen] == [2, 3, 4, 5]
+    assert [len(figures) for figures in seen] == [2, 3, 5, 6]
+    assert seen[-1]["left out"] == "jepa tiny (no time left)"
     assert seen[-1]["faults"] == "jepa large: OutOfMemoryError: CUDA out of memory."
     assert seen[-1]["jepa tiny"] == "left out: no time left"
     assert (seen[-1]["phrases"], seen[-1]["weights"]) == (1.0, 1.0)

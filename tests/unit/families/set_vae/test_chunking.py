@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from ehr_ray.families.set_vae import chunking
+from ehr_ray.families.set_vae.config import most_sets
 
 
 def batch_of(sizes):
@@ -61,6 +62,23 @@ def test_a_chunk_holds_no_more_sets_than_a_gpus_attention_takes():
     pieces = chunking.by_size(batch_of([1] * 420_000), 10**6).indices
     assert max(len(piece) for piece in pieces) < 65_536
     assert torch.cat(pieces).sort().values.tolist() == list(range(420_000))
+    some = chunking.by_size(batch_of([1] * 4_000), 10**6, 300)
+    assert max(len(piece) for piece in some.indices) == 300
+
+
+@pytest.mark.parametrize(
+    ("queries", "width", "most"),
+    [(16, 128, 65_535), (128, 256, 65_535), (1, 257, 65_280), (129, 512, 16_383), (1, 2**40, 1)],
+)
+def test_its_places_are_counted_in_31_bits(queries, width, most):
+    assert most_sets(queries, width) == most
+    if most > 1:
+        assert most * -(-queries // 128) * 128 * width < 2**31
+
+
+def test_a_wide_model_reads_fewer_sets_at_a_time(make_config):
+    assert make_config().chunk_limits == (65_536, 65_535)
+    assert make_config(width=1024, inducing=200).chunk_limits == (65_536, 8191)
 
 
 def test_padding_of_sets_as_in_icu_stays_is_below_15_percent():

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from ehr_ray.families.set_vae import chunking
 from ehr_ray.families.set_vae.data import collate
 from ehr_ray.families.set_vae.loss import chamfer
 from ehr_ray.families.set_vae.predict import (
@@ -10,6 +11,7 @@ from ehr_ray.families.set_vae.predict import (
     pooled,
     predict,
     reconstruct,
+    represent,
     set_scores,
 )
 from ehr_ray.families.set_vae.wrong_sets import BETA
@@ -161,3 +163,23 @@ def test_long_stays_are_read_in_chunks_of_like_size(make_model, make_row, make_c
     assert max(code.numel() for code in seen) <= 30
     for name, values in whole.items():
         torch.testing.assert_close(found[name], values, rtol=1e-4, atol=1e-5)
+
+
+def test_for_a_task_sets_are_read_in_chunks_that_can_be_computed_once_more(
+    make_model, make_row, make_config, monkeypatch
+):
+    batch = collate([make_row(n, [7, 1, 3, 12, 5] * 6) for n in range(4)], make_config())
+    plain, calls, found = chunking.checkpoint, [], []
+    monkeypatch.setattr(chunking, "checkpoint", lambda *a, **k: calls.append(1) or plain(*a, **k))
+    for tokens, recomputed in ((65536, False), (65536, True), (60, False)):
+        calls.clear()
+        model = make_model(chunk_tokens=tokens, perturb_task=True).train()
+        model.recomputed = recomputed
+        embedding = represent(model, batch, 7)
+        embedding.square().sum().backward()
+        found.append((embedding.detach(), [p.grad for p in model.encoder.parameters()]))
+        pieces = len(chunking.by_size(batch, tokens))
+        assert len(calls) == (pieces if recomputed or pieces > chunking.GROUPS else 0)
+    assert calls
+    for others in found[1:]:
+        torch.testing.assert_close(others, found[0], rtol=1e-4, atol=1e-5)

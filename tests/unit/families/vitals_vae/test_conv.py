@@ -9,6 +9,8 @@ from ehr_ray.families.vitals_vae.conv import (
     ConvDecoder,
     ConvEncoder,
     Down,
+    _binned,
+    _stretch,
     fitted,
     lengths,
 )
@@ -121,3 +123,17 @@ def test_pooling_keeps_when():
         assert (early - late).abs().max() > 0.05
     early, late = encoder(x)
     assert (early - late).norm() > 0.05 * early.norm()
+
+
+@pytest.mark.parametrize("function", [lambda x: _binned(x, 5), lambda x: _stretch(x, 31)])
+def test_what_repeats_is_the_same_up_to_rounding(function, monkeypatch):
+    found = []
+    for repeats in (False, True):
+        if repeats:
+            monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
+            monkeypatch.setattr(torch.Tensor, "is_cpu", False)
+        x = torch.randn(3, 4, 12, generator=torch.Generator().manual_seed(0), requires_grad=True)
+        out = function(x)
+        out.square().sum().backward()
+        found.append((out.detach(), x.grad))
+    torch.testing.assert_close(*found)
