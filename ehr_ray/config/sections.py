@@ -195,9 +195,9 @@ class EvaluationConfig:
     """Resamples of patients behind each 95 % interval."""
     fit_patients: PositiveInt = 100_000
     """Patients, about as many, of train that probe and baselines are fitted on at most, and of
-    tuning that they are calibrated on, chosen by a hash of the subject: what they read of each is held by
-    one process, some kilobytes a patient. Of the judged split all rows are scored, and so many
-    patients, or of the two fields below what is more, are what else is measured on."""
+    tuning that they are calibrated on, chosen by a hash of the subject: what they read of each is
+    held by one process, some kilobytes a patient. Of the judged split all rows are scored; what
+    else is measured on it is of so many patients, or of more where the two fields below say so."""
     max_patients: PositiveInt = 1000
     """Patients of a split that reconstruction and collapse diagnostics are computed on."""
     umap_patients: Annotated[int, Field(ge=0)] = 0
