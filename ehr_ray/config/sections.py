@@ -197,7 +197,7 @@ class EvaluationConfig:
     """Patients, about as many, of train that probe and baselines are fitted on at most, and of
     tuning that they are calibrated on, chosen by a hash of the subject: what they read of each is
     held by one process, some kilobytes a patient. Of the judged split all rows are scored; what
-    else is measured on it is of so many patients, or of more where the two fields below say so."""
+    else is measured on it is of so many, or of `max_patients` or `hour_patients` if more."""
     max_patients: PositiveInt = 1000
     """Patients of a split that reconstruction and collapse diagnostics are computed on."""
     umap_patients: Annotated[int, Field(ge=0)] = 0
