@@ -194,8 +194,10 @@ class EvaluationConfig:
     bootstrap: PositiveInt = 1000
     """Resamples of patients behind each 95 % interval."""
     fit_patients: PositiveInt = 100_000
-    """Patients of train, about as many, that probe and baselines are fitted on at most, chosen by a
-    hash of the subject: what they read of each is held by one process, some kilobytes a patient."""
+    """Patients, about as many, of train that probe and baselines are fitted on at most, and of
+    tuning that they are calibrated on, chosen by a hash of the subject: what they read of each is
+    held by one process, some kilobytes a patient. Of the judged split all rows are scored; what
+    else is measured on it is of so many, or of `max_patients` or `hour_patients` if more."""
     max_patients: PositiveInt = 1000
     """Patients of a split that reconstruction and collapse diagnostics are computed on."""
     umap_patients: Annotated[int, Field(ge=0)] = 0

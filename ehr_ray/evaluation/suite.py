@@ -42,9 +42,10 @@ class SuiteInput:
     split: str
     """Name of the judged split; metrics carry it."""
     judged: SplitPredictions
-    """Of the run's own cohort or of another one."""
+    """Of the run's own cohort or of another one; of a large split a sample of the patients."""
     fit: Mapping[str, SplitPredictions]
-    """`train` and `tuning` of the run's own cohort, as far as they are there."""
+    """`train` and `tuning` of the run's own cohort, as far as they are there; of large ones a
+    sample of the patients."""
     model: Any
     """The family's own config."""
     vocabulary: Vocabulary

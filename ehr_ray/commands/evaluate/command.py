@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ehr_ray.commands.evaluate.explain import check_explain, explain
@@ -36,7 +36,7 @@ from ehr_ray.errors import InputError
 from ehr_ray.evaluation.coverage import MIN_KNOWN, check_min_known
 from ehr_ray.evaluation.metrics.conformal import fit_sets
 from ehr_ray.evaluation.suite import SuiteResult, merged
-from ehr_ray.evaluation.tasks.downstream import TaskScores, fit_task, score_task
+from ehr_ray.evaluation.tasks.downstream import Split, TaskScores, fit_task, score_task
 from ehr_ray.evaluation.tasks.early_warning import early_warning_result, fit_hours
 from ehr_ray.evaluation.tasks.external import calibration_result
 from ehr_ray.evaluation.tasks.few_labels import few_labels_result
@@ -136,17 +136,21 @@ def evaluate(
     # Results on the run's own cohort belong to the training's MLflow run.
     place = None if subject.own else of_training(subject.run, subject.experiment)
     name = f"{subject.run.resolve().name} on {subject.cohort.resolve().name}"
-    with tracked_verb(place, "evaluate", name, given) as record:
+    with (
+        tracked_verb(place, "evaluate", name, given) as record,
+        contextlib.ExitStack() as held,
+    ):
         sync.remove(scratch)  # of a process that was killed
         try:
             with session(address, verbose=verbose) if on_ray else contextlib.nullcontext():
                 check_cohort(subject.cohort, subject.experiment.cache, say, on_ray=on_ray)
                 subject, mapped = mapped_subject(subject, chosen, scratch, say)
                 coverage = coverage_result(subject, min_known_events, say)
-                scores, found, inputs = _score(subject, recalibrate, label_shares, say)
+                scores, found, inputs = _score(subject, recalibrate, label_shares, held, say)
                 if explained:
                     assert isinstance(scores, TaskScores)
-                    found = merged([found, explain(subject, scores, inputs.judged, explained, say)])
+                    rows = inputs.judged.rows
+                    found = merged([found, explain(subject, scores, rows, explained, say)])
                 if asked is not None:
                     found = merged([found, zero_shot(subject, asked, scratch / "zero_shot", say)])
                 if pages:  # counted here, by Ray, and kept for the report
@@ -220,14 +224,18 @@ def _check_asked(
 
 
 def _score(
-    subject: Subject, recalibrate: float | None, label_shares: Sequence[float], say: Say
+    subject: Subject,
+    recalibrate: float | None,
+    label_shares: Sequence[float],
+    held: contextlib.ExitStack,
+    say: Say,
 ) -> tuple[TaskScores | KindScores | None, SuiteResult, EvaluationInputs]:
     """Embed what is needed; fit on the run's cohort, score the split asked for."""
     home, task = subject.experiment.cohort, subject.task
     if task is None:
         say("no labels: embedding whole patients")
         wanted = bool(subject.loaded.family.evaluation.suites) and home.is_dir()
-        return None, SuiteResult(), predict(subject, None, None, say, fit=wanted)
+        return None, SuiteResult(), predict(subject, None, None, held, say, fit=wanted)
     labels = known_labels(subject, subject.labels_of(home))
     judged_labels = labels
     if subject.events != home:  # its own too, by another path
@@ -247,12 +255,8 @@ def _score(
             f"{home}: no tuning split to choose and calibrate on; ingest "
             "it anew with `--splits 0.8,0.1,0.1`"
         )
-    inputs = predict(subject, labels, judged_labels, say)
-    if not len(inputs.fit["train"].samples):  # of a small share
-        raise InputError(no_train)
-    if not len(inputs.judged.samples):
-        raise InputError(no_judged)
-    empty = rows_without_events(inputs.judged, subject.split)
+    inputs = predict(subject, labels, judged_labels, held, say)
+    empty = rows_without_events(inputs.judged.rows, subject.split)
     if labels.kind != "binary":
         of_kind, found = score_kinds(subject, labels, inputs, say)
         return of_kind, merged([found, empty]), inputs
@@ -278,7 +282,7 @@ def _score_binary(
         "seed": subject.experiment.seed,
         "num_bootstrap": subject.experiment.evaluation.bootstrap,
     }
-    splits = {name: split_of(predictions) for name, predictions in fit.items()}
+    splits = {name: split_of(rows.sample) for name, rows in fit.items()}
     stack = subject.experiment.evaluation.stack
     fitted = fit_task(
         splits["train"],
@@ -287,18 +291,18 @@ def _score_binary(
         ensemble=subject.experiment.evaluation.ensemble,
         stack=None if stack is None else dataclasses.asdict(stack),
     )
-    scored = {"tuning": splits["tuning"]} if subject.own else {}
-    scored |= {subject.split: split_of(inputs.judged)}
+    scored: dict[str, Iterable[Split]] = {"tuning": [splits["tuning"]]} if subject.own else {}
+    scored |= {subject.split: map(split_of, inputs.judged.blocks())}
     say("scoring, with bootstrap intervals")
     scores = score_task(fitted, scored, **draws)
     say("scoring subgroups, prediction sets and early hours")
-    divisions, left_out = divisions_of(inputs.judged, subject)
-    hours = {name: hours_of(predictions) for name, predictions in fit.items()}
+    divisions, left_out = divisions_of(inputs.judged.rows, subject)
+    hours = {name: hours_of(rows.sample) for name, rows in fit.items()}
     early = fit_hours(hours["train"], hours["tuning"], fitted, splits, seed=draws["seed"])
     results = [
         left_out,
         train_result(fitted, splits["train"], scores.metrics, subject.split),
-        early_warning_result(early, hours_of(inputs.judged), subject.split, **draws),
+        early_warning_result(early, hours_of(inputs.judged.sample), subject.split, **draws),
         subgroup_result(divisions, scores, subject.split, **draws),
     ]
     if subject.split != "tuning":  # on which the sets are fitted
@@ -307,11 +311,15 @@ def _score_binary(
     if label_shares:
         say("learning the task from few labels")
         learned = few_labels_result(
-            splits["train"], scored[subject.split], subject.split, shares=label_shares, **draws
+            splits["train"],
+            split_of(inputs.judged.sample),
+            subject.split,
+            shares=label_shares,
+            **draws,
         )
         results.append(learned)
     if not subject.own:
         say("measuring calibration and drift in the other cohort")
         results.append(calibration_result(scores, subject.split, share=recalibrate, **draws))
-        results.append(drift_of(subject, splits["train"], scored[subject.split]))
+        results.append(drift_of(subject, splits["train"], split_of(inputs.judged.sample)))
     return scores, results

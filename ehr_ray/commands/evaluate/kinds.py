@@ -1,15 +1,17 @@
 """`evaluate` of tasks whose labels are numbers or classes: what is judged, and what is written."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
+from ehr_ray.commands.evaluate.predicted_rows import PredictedRows
 from ehr_ray.commands.evaluate.predicted_splits import EvaluationInputs, split_of
 from ehr_ray.commands.evaluate.report_content import Subject
 from ehr_ray.errors import InputError
-from ehr_ray.evaluation.suite import SplitPredictions, SuiteResult
+from ehr_ray.evaluation.suite import SuiteResult
+from ehr_ray.evaluation.tasks.downstream import Split
 from ehr_ray.evaluation.tasks.kinds import KindScores, fit_kind, kind_table, score_kind
 from ehr_ray.evaluation.tasks.linear import LinearModel
 from ehr_ray.evaluation.tasks.verdicts import MODEL
@@ -63,10 +65,10 @@ def score_kinds(
     """Fit model and baselines on the run's own train and tuning; score tuning and the split."""
     say("fitting the probe and the baselines")
     seed = subject.experiment.seed
-    splits = {name: split_of(predictions) for name, predictions in inputs.fit.items()}
+    splits = {name: split_of(rows.sample) for name, rows in inputs.fit.items()}
     fitted = fit_kind(splits["train"], splits["tuning"], labels.kind, labels.classes, seed=seed)
-    scored = {"tuning": splits["tuning"]} if subject.own else {}
-    scored |= {subject.split: split_of(inputs.judged)}
+    scored: dict[str, Iterable[Split]] = {"tuning": [splits["tuning"]]} if subject.own else {}
+    scored |= {subject.split: map(split_of, inputs.judged.blocks())}
     say("scoring, with bootstrap intervals")
     scores = score_kind(
         fitted,
@@ -85,7 +87,7 @@ def kind_probe(subject: Subject, scores: KindScores, probe: LinearModel) -> Task
 
 
 def write_kind_predictions(
-    folder: Path, scores: KindScores, written: Mapping[str, SplitPredictions]
+    folder: Path, scores: KindScores, written: Mapping[str, PredictedRows]
 ) -> None:
     """Write the model's to `<split>.parquet`, others' to `baselines/<name>/<split>.parquet`.
 
@@ -94,7 +96,7 @@ def write_kind_predictions(
     `probability/<class>` of each.
     """
     for split, by_name in scores.predicted.items():
-        samples = written[split].samples.select(["subject_id", "prediction_time"])
+        samples = written[split].rows.samples.select(["subject_id", "prediction_time"])
         for name, said in by_name.items():
             table = samples
             for column, values in _columns(scores, split, said).items():

@@ -1,5 +1,6 @@
 """What inference gives an evaluation: every split it needs, embedded once and cut by its labels."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -10,9 +11,8 @@ from typing import Final
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute
-import pyarrow.parquet as pq
 
+from ehr_ray.commands.evaluate.predicted_rows import PredictedRows, read_rows
 from ehr_ray.commands.evaluate.report_content import Subject
 from ehr_ray.config.task import OUTPUTS
 from ehr_ray.errors import InputError
@@ -38,15 +38,16 @@ from ehr_ray.runtime.data.task_labels import TaskLabels
 from ehr_ray.runtime.data.tasks import Say, split_shards
 from ehr_ray.runtime.inference.parts import Part, predict_parts
 from ehr_ray.runtime.inference.shards import LABEL, Request, of_precision
-from ehr_ray.storage import files, sync
+from ehr_ray.storage import sync
 from ehr_ray.storage.listing import stamp
 from ehr_ray.storage.lock import exclusive_lock
 from ehr_ray.storage.paths import absolute, canonical, local
 from ehr_ray.train import checkpoint
-from ehr_ray.train.prediction_tables import matrix, read_tables
+from ehr_ray.train.prediction_tables import matrix
 from ehr_ray.train.task_probe import TaskProbe
 
 log = logging.getLogger(__name__)
+AGAIN: Final = "another evaluate reads the same split of this run; waiting until it has ended"
 LAYOUT: Final = 1
 """Bump when the same patients, asked the same, would give other tables."""
 
@@ -55,10 +56,11 @@ LAYOUT: Final = 1
 class EvaluationInputs:
     """What inference gave: `fit` on the run's own train and tuning, `judged` on the split asked."""
 
-    fit: dict[str, SplitPredictions]
-    judged: SplitPredictions
+    fit: dict[str, PredictedRows]
+    """Fitted on is the sample of each, of about `evaluation.fit_patients` patients at most."""
+    judged: PredictedRows
 
-    def written(self, subject: Subject) -> dict[str, SplitPredictions]:
+    def written(self, subject: Subject) -> dict[str, PredictedRows]:
         """Return the splits whose embeddings and predictions are written: never of two cohorts."""
         return {**(self.fit if subject.own else {}), subject.split: self.judged}
 
@@ -81,6 +83,7 @@ def predict(
     subject: Subject,
     labels: TaskLabels | None,
     judged_labels: TaskLabels | None,
+    held: contextlib.ExitStack,
     say: Say,
     *,
     fit: bool = True,
@@ -89,22 +92,37 @@ def predict(
 
     `labels` are those of the run's own cohort, `judged_labels` those of the cohort asked for. All
     shards are embedded in one pass; one that an earlier, ended pass left in the run is not again.
+    Where the judged rows are more than are held, they are read again: what was told of them stays
+    until `held` is closed, and another evaluation of the same waits for it.
     """
     home = subject.experiment.cohort
     names = [name for name in ("train", "tuning") if fit and splits_of(home).get(name)]
     asked = [_asked(subject, home, name, labels, say) for name in names]
     if not subject.own or subject.split not in names:
         asked.append(_asked(subject, subject.events, subject.split, judged_labels, say))
+    own = len(asked) == len(names)  # the split asked for is fitted on too
+    one = asked[names.index(subject.split) if own else -1]
+    if one.share < 1:
+        folder = one.part.folder
+        lock, again = folder.with_name(f"{folder.name}.lock"), f"{subject.run}: {AGAIN}"
+        held.enter_context(exclusive_lock(lock, waiting=lambda: log.warning(again)))
     # Two evaluations of a run may share a part, which who reads it first removes.
     busy = f"{subject.run}: another evaluate of this run is embedding; waiting until it has"
     with exclusive_lock(_parts(subject) / ".lock", waiting=lambda: log.warning(busy)):
-        for one in asked:
-            sync.fetch(one.part.folder, missing_ok=True)
-        parts = [one.part for one in asked]
+        parts = [each.part for each in asked]
+        for part in parts:
+            sync.fetch(part.folder, missing_ok=True)
         predict_parts(parts, resume=True, on_ray=subject.on_ray, say=say)
-        found = [_read(subject, one) for one in asked]
-    fitted = dict(zip(names, found, strict=False))
-    judged = found[-1] if len(found) > len(names) else fitted[subject.split]
+        fitted = {
+            name: _read(subject, each, each.fit_share)
+            for name, each in zip(names, asked, strict=False)
+        }
+        same = own and one.share == one.fit_share
+        judged = fitted[subject.split] if same else _read(subject, one, one.share)
+        if judged.whole:
+            sync.remove(one.part.folder)
+        else:
+            held.callback(sync.remove, one.part.folder)
     return EvaluationInputs(fitted, judged)
 
 
@@ -114,12 +132,15 @@ def _parts(subject: Subject) -> Path:
 
 @dataclass(frozen=True)
 class _Asked:
-    """A split to embed, and whether what comes of it is kept for the next evaluation."""
+    """A split to embed; what comes of train and tuning is kept for the next evaluation."""
 
     cohort: Path
     split: str
     part: Part
-    keep: bool
+    fit_share: float
+    """Of the subjects, that is fitted on."""
+    share: float
+    """Of the subjects, whose wide columns are held of a split that is judged."""
 
 
 def _asked(
@@ -132,6 +153,9 @@ def _asked(
     weights = checkpoint.checkpoint_folder(subject.run) / "model.safetensors"
     cache = subject.cache_of(cohort)
     patients = max(1, num_patients(cohort, split, cache, on_ray=subject.on_ray))
+    there = patients  # those with a label at most
+    if labels is not None and split in labels.splits:
+        there = max(1, min(patients, labels.splits[split].labelled))
     request = _request(subject, weights.parent, split, patients, labels, judged)
     if not fitted_on:
         request = dataclasses.replace(request, origin=named_origin(cohort))
@@ -144,17 +168,20 @@ def _asked(
     if labels is not None:
         asked |= {LABEL: [labels.kind, *labels.classes]}
     asked |= of_precision(subject.experiment, asked.pop("gpus"))
-    share = min(1.0, subject.experiment.evaluation.fit_patients / patients)
-    if times is not None and split == "train" and not judged and share < 1:
-        times = dataclasses.replace(times, share=share)
-        asked["share"] = share
-        say(f"fitting on {100 * share:.3g} % of the train patients (evaluation.fit_patients)")
+    fit_share = min(1.0, subject.experiment.evaluation.fit_patients / there)
+    if times is not None and not judged and fit_share < 1:
+        times = dataclasses.replace(times, share=fit_share)
+        asked["share"] = fit_share
+        say(f"fitting on {100 * fit_share:.3g} % of the {split} patients (evaluation.fit_patients)")
+    hours_share = request.hours_share if request.hours else 0.0
+    share = min(1.0, max(fit_share, request.diagnose, request.outputs, hours_share))
     family = subject.loaded.family
     key = hashlib.sha256(json.dumps([made_by(family), stamps, asked]).encode()).hexdigest()[:16]
     # What is predicted of a mapped copy goes with it.
     place = _parts(subject) if subject.mapped is None or fitted_on else subject.mapped
     folder = place / f"{split}-{key}"
-    return _Asked(cohort, split, Part(shards, folder, request, times), fitted_on and not judged)
+    part = Part(shards, folder, request, times)
+    return _Asked(cohort, split, part, fit_share, share)
 
 
 def made_by(family: AnyFamily) -> list[int | str]:
@@ -166,23 +193,18 @@ def made_by(family: AnyFamily) -> list[int | str]:
     return [LAYOUT, family.version, source]
 
 
-def _read(subject: Subject, asked: _Asked) -> SplitPredictions:
-    """Return what was predicted of a split; that of the run's own train and tuning is kept."""
-    folders = asked.part.folders
-    samples = read_tables(folders, "samples")
-    if samples is None:
-        raise InputError(f"{asked.cohort}: no labelled patient in the {asked.split} split")
+def _read(subject: Subject, asked: _Asked, share: float) -> PredictedRows:
+    """Return what was predicted of a split, with the wide columns of a share of its subjects."""
     names = ("latents", "tokens", "hours", *subject.loaded.family.evaluation.outputs)
-    found = {name: _numbered(folders, name) for name in names}
-    label = None
-    if LABEL in samples.column_names:
-        label, samples = samples[LABEL].to_numpy(), samples.drop([LABEL])
-    result = SplitPredictions(
-        samples, {name: t for name, t in found.items() if t is not None}, label
-    )
-    if not asked.keep:
-        sync.remove(asked.part.folder)
-    return result
+    found = read_rows(asked.part.folders, names, share)
+    if found is None:
+        raise InputError(f"{asked.cohort}: no labelled patient in the {asked.split} split")
+    if not len(found.sample.samples):
+        raise InputError(
+            f"{asked.cohort}: none of the {len(found.rows.samples):,} rows of {asked.split} is in "
+            "a sample of evaluation.fit_patients; raise it"
+        )
+    return found
 
 
 def _request(
@@ -237,19 +259,6 @@ def task_probe(subject: Subject, scores: TaskScores, positive: str = "") -> Task
     assert scores.model.probe is not None
     output = "embedding" if scores.model.input == "embedding" else task_output(subject)
     return TaskProbe(subject.task, output, positive, scores.model.probe)
-
-
-def _numbered(folders: list[Path], name: str) -> pa.Table | None:
-    """Read a table of several shards with `sample` counted over all of them."""
-    tables, first = [], 0
-    for folder in folders:
-        if (folder / f"{name}.parquet").is_file():
-            table = files.read_parquet(folder / f"{name}.parquet", remedy=f"remove {folder.parent}")
-            shifted = pa.array(table["sample"].to_numpy() + first)
-            tables.append(table.set_column(table.column_names.index("sample"), "sample", shifted))
-        if (folder / "samples.parquet").is_file():
-            first += pq.ParquetFile(folder / "samples.parquet").metadata.num_rows
-    return pa.concat_tables(tables) if tables else None
 
 
 def split_of(predictions: SplitPredictions) -> Split:
@@ -336,8 +345,8 @@ def suites_result(subject: Subject, inputs: EvaluationInputs, say: Say) -> Suite
         say(f"measuring what {subject.loaded.family.name} can show besides")
     given = SuiteInput(
         split=subject.split,
-        judged=inputs.judged,
-        fit=inputs.fit,
+        judged=inputs.judged.sample,
+        fit={name: rows.sample for name, rows in inputs.fit.items()},
         model=subject.experiment.model,
         vocabulary=subject.loaded.vocabulary,
         target=subject.target,

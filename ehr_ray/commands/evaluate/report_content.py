@@ -162,7 +162,7 @@ def _figures(
         )
     shown["embedding_map"] = embedding_map(
         matrix(judged.samples, "embedding"),
-        binary.labels[split] if binary else None,
+        judged.label if binary else None,
         subject.task or "outcome",
         umap=subject.experiment.evaluation.umap_patients,
         seed=subject.experiment.seed,

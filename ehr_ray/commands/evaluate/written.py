@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from ehr_ray.commands.evaluate.kinds import kind_probe, write_kind_predictions
+from ehr_ray.commands.evaluate.predicted_rows import PredictedRows
 from ehr_ray.commands.evaluate.predicted_splits import (
     EvaluationInputs,
     suites_result,
@@ -30,14 +31,15 @@ from ehr_ray.evaluation.report.write import (
     write_report,
     write_results,
 )
-from ehr_ray.evaluation.suite import SplitPredictions, SuiteResult, merged
+from ehr_ray.evaluation.suite import SuiteResult, merged
 from ehr_ray.evaluation.tasks.downstream import TaskScores
 from ehr_ray.evaluation.tasks.kinds import KindScores
 from ehr_ray.evaluation.tasks.verdicts import MODEL
 from ehr_ray.runtime.data.tasks import Say
-from ehr_ray.runtime.inference.embeddings import write_embeddings
+from ehr_ray.runtime.inference.embeddings import EMBEDDINGS
 from ehr_ray.runtime.tracking import Tracker, find_run
 from ehr_ray.runtime.verb_tracking import VerbRecord
+from ehr_ray.storage import files
 from ehr_ray.train import checkpoint
 from ehr_ray.train.prediction_tables import matrix
 from ehr_ray.train.task_probe import FOLDER as PROBES
@@ -71,7 +73,7 @@ def write_evaluation(
     say("writing the results")
     target, split = subject.target, subject.split
     metrics = dict(scores.metrics) if scores else {}
-    judged = inputs.judged
+    judged = inputs.judged.sample
     latent: LatentDiagnostics | None = None
     if "latents" in judged.tables:
         posterior = judged.tables["latents"]
@@ -97,7 +99,8 @@ def write_evaluation(
     notes = write_metrics(target / "metrics.json", metrics)
     written = inputs.written(subject)
     for name, one in written.items():
-        write_embeddings(target / "embeddings" / f"{name}.parquet", one.samples)
+        embedded = (block.samples for block in one.blocks(EMBEDDINGS.names))
+        files.write_parquet_pieces(embedded, EMBEDDINGS, target / "embeddings" / f"{name}.parquet")
     if scores is not None:
         _write_answers(subject, scores, written, found)
     report = None
@@ -128,7 +131,7 @@ def _tell_training(run: Path, record: VerbRecord) -> str:
 def _write_answers(
     subject: Subject,
     scores: TaskScores | KindScores,
-    written: Mapping[str, SplitPredictions],
+    written: Mapping[str, PredictedRows],
     found: SuiteResult,
 ) -> None:
     """Write the predictions of a task and, of the run's own cohort, the probe that made them."""
@@ -147,22 +150,23 @@ def _write_answers(
 def _write_predictions(
     folder: Path,
     scores: TaskScores,
-    written: Mapping[str, SplitPredictions],
+    written: Mapping[str, PredictedRows],
     positive: str,
     found: SuiteResult,
 ) -> None:
     """Write the model's to `<split>.parquet`, others' to `baselines/<name>/<split>.parquet`."""
     for split, by_name in scores.probabilities.items():
-        samples = written[split].samples
         own = {name: rows[split] for name, rows in found.predictions.items() if split in rows}
-        probabilities = {**by_name, **own}
-        for name, probability in probabilities.items():
+        for name, probability in {**by_name, **own}.items():
+            # What a suite says is of the rows it was given.
+            of = written[split].sample if name in own else written[split].rows
+            assert of.label is not None
             destination = folder if name == MODEL else folder / "baselines" / name
             write_predictions(
                 destination / f"{split}.parquet",
-                samples["subject_id"].to_numpy(),
-                samples["prediction_time"].to_numpy(),
-                scores.labels[split],
+                of.samples["subject_id"].to_numpy(),
+                of.samples["prediction_time"].to_numpy(),
+                of.label,
                 probability,
                 positive,
                 scores.thresholds.get(name),
@@ -177,6 +181,9 @@ def _keep_probe(subject: Subject, found: TaskProbe) -> None:
 
 def _unlabelled(subject: Subject, inputs: EvaluationInputs) -> tuple[Subject, EvaluationInputs]:
     """Return both without a task: a family's suites read binary labels alone."""
-    fit = {name: dataclasses.replace(one, label=None) for name, one in inputs.fit.items()}
-    judged = dataclasses.replace(inputs.judged, label=None)
-    return dataclasses.replace(subject, task=None), EvaluationInputs(fit, judged)
+
+    def without(one: PredictedRows) -> PredictedRows:
+        return dataclasses.replace(one, sample=dataclasses.replace(one.sample, label=None))
+
+    fit = {name: without(one) for name, one in inputs.fit.items()}
+    return dataclasses.replace(subject, task=None), EvaluationInputs(fit, without(inputs.judged))

@@ -74,15 +74,15 @@ def zero_shot(subject: Subject, asked: ZeroShot, scratch: Path, say: Say) -> Sui
     """Draw futures for the judged split, and measure them beside models fitted to the outcome.
 
     Each prediction goes to `zero_shot/<split>.parquet`. At most `evaluation.max_patients` patients
-    are drawn for, and `evaluation.fit_patients` of train fitted on.
+    are drawn for, and `evaluation.fit_patients` of train and of tuning fitted on.
     """
     settings, home = subject.experiment.evaluation, subject.experiment.cohort
     seed, split = subject.experiment.seed, subject.split
     if settings.baselines and subject.features is None:
         subject = replace(subject, features=choose_features(subject, say))
     fitted = {
-        name: _outcomes(subject, asked, home, name, patients, scratch / name, say)
-        for name, patients in (("train", settings.fit_patients), ("tuning", None))
+        name: _outcomes(subject, asked, home, name, settings.fit_patients, scratch / name, say)
+        for name in ("train", "tuning")
     }
     judged, left_out = _outcomes(
         subject,
@@ -127,7 +127,7 @@ def _outcomes(
     asked: ZeroShot,
     cohort: Path,
     split: str,
-    patients: int | None,
+    patients: int,
     folder: Path,
     say: Say,
 ) -> tuple[Split, int]:
@@ -143,10 +143,8 @@ def _outcomes(
     given = _given(subject, asked, cohort)
     function = ShardAnswers(ShardPredictor(request), asked, given)
     table = answers(shards, folder / "answers", function, on_ray=subject.on_ray, say=say)
-    share = 1.0
-    if patients is not None:
-        cache = subject.cache_of(cohort)
-        share = patients / max(1, num_patients(cohort, split, cache, on_ray=subject.on_ray))
+    cache = subject.cache_of(cohort)
+    share = patients / max(1, num_patients(cohort, split, cache, on_ray=subject.on_ray))
     chosen = [sampled(who, share) for who in table["subject_id"].to_pylist()]
     if not all(chosen):
         say(f"{split}: {sum(chosen):,} of {len(chosen):,} predictions are asked for")

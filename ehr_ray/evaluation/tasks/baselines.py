@@ -258,11 +258,14 @@ def fit_stacked(
     )
 
 
-def seed_spread(scorer: Scorer, x: NDArray[Any], label: NDArray[Any]) -> dict[str, float]:
-    """AUROC of the single seeds of an ensemble: `seed_mean`, `seed_min`, `seed_max`."""
-    if len(scorer.members) < 2 or np.unique(label).size < 2:
+def seed_spread(seeds: Array, label: NDArray[Any]) -> dict[str, float]:
+    """AUROC of the single seeds of an ensemble: `seed_mean`, `seed_min`, `seed_max`.
+
+    `seeds` is what each says of each row, float[S, N].
+    """
+    if len(seeds) < 2 or np.unique(label).size < 2:
         return {}
-    scores = [auroc(label, member(x)) for member in scorer.members]
+    scores = [auroc(label, one) for one in seeds]
     return {
         "seed_mean": float(np.mean(scores)),
         "seed_min": float(np.min(scores)),

@@ -1,10 +1,11 @@
 """A frozen representation beside its baselines on one task: fit once, score any cohort.
 
 `fit_task` fits the probe and every baseline on train and chooses on tuning. `score_task` scores
-splits with what was fitted, refitting nothing, so another cohort can be scored by the same call.
+splits with what was fitted, refitting nothing, so another cohort can be scored by the same call; of
+a split it holds the wide columns of one block of rows at a time.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -120,6 +121,20 @@ class FittedTask:
 
 
 @dataclass(frozen=True)
+class Answers:
+    """What fitted models say of N rows, and what they are measured by."""
+
+    subject_id: NDArray[np.int64]
+    label: NDArray[np.bool_]
+    probabilities: Mapping[str, Array]
+    """Calibrated, by model."""
+    uncalibrated: Array
+    """Of the model before Platt scaling."""
+    seeds: Mapping[str, Array]
+    """float[S, N]: of each model that averages seeds, what these say."""
+
+
+@dataclass(frozen=True)
 class TaskScores:
     """Flat metrics with contract keys, and what the figures and prediction files need."""
 
@@ -192,27 +207,30 @@ def fit_task(
 
 def score_task(
     fitted: FittedTask,
-    splits: Mapping[str, Split],
+    splits: Mapping[str, Iterable[Split]],
     *,
     seed: int = 0,
     num_bootstrap: int = 1000,
 ) -> TaskScores:
     """Score every split with every fitted model; the last split is the one judged.
 
+    A split comes in blocks of its rows, each of which is let go once it is answered.
     Besides `METRICS`, each baseline gets `<metric>_difference` (model minus baseline, paired by
     row, for the metrics of `COMPARED`) and the trees the spread of their seeds. The blend of
     trees and model gets `<metric>_gain` instead: the blend minus the trees.
     """
     metrics: dict[str, float] = {}
     probabilities: dict[str, dict[str, Array]] = {}
+    answered: dict[str, Answers] = {}
     thresholds = _thresholds(fitted)
-    for split_name, split in splits.items():
-        scored = _probabilities(fitted.scorers, split)
+    for split_name, blocks in splits.items():
+        answers = answered[split_name] = answer(fitted, blocks)
+        scored = {**answers.probabilities}
         if fitted.blend_threshold is not None and TREES in scored:
             scored[BLEND] = _blend(scored)
         probabilities[split_name] = scored
         for name in scored:
-            found = _row(name, fitted, split, scored, thresholds, seed, num_bootstrap)
+            found = _row(name, answers, scored, thresholds, seed, num_bootstrap)
             at = metric_prefix(name, split_name)
             metrics |= {f"{at}/{key}": value for key, value in found.items()}
     for name, threshold in thresholds.items():
@@ -224,22 +242,45 @@ def score_task(
     return TaskScores(
         metrics=metrics,
         probabilities=probabilities,
-        uncalibrated={
-            name: model.predict_raw(getattr(split, model.input)) for name, split in splits.items()
-        },
-        labels={name: split.label for name, split in splits.items()},
+        uncalibrated={name: answers.uncalibrated for name, answers in answered.items()},
+        labels={name: answers.label for name, answers in answered.items()},
         thresholds=thresholds,
-        subjects={name: split.subject_id for name, split in splits.items()},
+        subjects={name: answers.subject_id for name, answers in answered.items()},
         verdicts=(*judgement(metrics, judged), *gain(metrics, judged)),
         notes=(*fitted.notes, *_undefined_notes(metrics)),
         model=fitted.scorers.get(NETWORK, model),
     )
 
 
-def seed_spread_metrics(scorer: Scorer, split: Split) -> dict[str, float]:
-    """AUROC of the single seeds as `auroc/seed_mean`, `auroc/seed_min`, `auroc/seed_max`."""
-    spread = seed_spread(scorer, getattr(split, scorer.input), split.label)
-    return {f"auroc/{key}": value for key, value in spread.items()}
+def answer(fitted: FittedTask, blocks: Iterable[Split]) -> Answers:
+    """Return what every fitted model says of the rows of a split, block after block."""
+    found: list[Answers] = []
+    model = fitted.scorers[MODEL]
+    for rows in blocks:
+        seeds = {
+            name: np.stack([member(getattr(rows, scorer.input)) for member in scorer.members])
+            for name, scorer in fitted.scorers.items()
+            if scorer.members and getattr(rows, scorer.input) is not None
+        }
+        found.append(
+            Answers(
+                rows.subject_id,
+                rows.label,
+                _probabilities(fitted.scorers, rows),
+                model.predict_raw(getattr(rows, model.input)),
+                seeds,
+            )
+        )
+    return Answers(
+        np.concatenate([one.subject_id for one in found]),
+        np.concatenate([one.label for one in found]),
+        {
+            n: np.concatenate([one.probabilities[n] for one in found])
+            for n in found[0].probabilities
+        },
+        np.concatenate([one.uncalibrated for one in found]),
+        {n: np.concatenate([one.seeds[n] for one in found], axis=1) for n in found[0].seeds},
+    )
 
 
 def differences(
@@ -267,8 +308,7 @@ def differences(
 
 def _row(
     name: str,
-    fitted: FittedTask,
-    split: Split,
+    split: Answers,
     scored: Mapping[str, Array],
     thresholds: Mapping[str, float],
     seed: int,
@@ -283,8 +323,9 @@ def _row(
     found = binary_metrics(split.label, scored[name], threshold=thresholds[name], **draws)
     if name == MODEL:
         return found
-    if name in fitted.scorers:
-        found |= seed_spread_metrics(fitted.scorers[name], split)
+    if name in split.seeds:
+        spread = seed_spread(split.seeds[name], split.label)
+        found |= {f"auroc/{key}": value for key, value in spread.items()}
     first, second = (BLEND, TREES) if name == BLEND else (MODEL, name)
     return found | differences(
         split.label,

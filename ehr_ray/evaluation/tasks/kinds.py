@@ -3,7 +3,7 @@
 As `downstream` does for binary labels: fit once on train and tuning, score any split.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -130,20 +130,24 @@ def fit_kind(
 
 def score_kind(
     fitted: Mapping[str, Scorer],
-    splits: Mapping[str, Split],
+    splits: Mapping[str, Iterable[Split]],
     kind: Kind,
     classes: tuple[str, ...],
     *,
     seed: int = 0,
     num_bootstrap: int = 1000,
 ) -> KindScores:
-    """Score every split with all that was fitted; the last split is the one judged."""
+    """Score every split with all that was fitted; the last split is the one judged.
+
+    A split comes in blocks of its rows, each of which is let go once it is answered.
+    """
     metrics: dict[str, float] = {}
     predicted: dict[str, dict[str, Array]] = {}
-    for split_name, split in splits.items():
-        said = {n: s.predict(getattr(split, s.input)) for n, s in fitted.items()}
-        predicted[split_name] = said
-        functions = {name: _statistics(kind, split.label, values) for name, values in said.items()}
+    labels: dict[str, NDArray[Any]] = {}
+    for split_name, blocks in splits.items():
+        said, label, subject = _answers(fitted, blocks)
+        predicted[split_name], labels[split_name] = said, label
+        functions = {name: _statistics(kind, label, values) for name, values in said.items()}
         for name, own in functions.items():
             found = dict(own)
             if name != MODEL:
@@ -152,11 +156,11 @@ def score_kind(
             if name == CONSTANT["regression"]:  # it ranks nobody
                 found = {k: f for k, f in found.items() if not k.startswith("spearman")}
             at = metric_prefix(name, split_name)
-            metrics[f"{at}/n"] = float(len(split.label))
+            metrics[f"{at}/n"] = float(len(label))
             drawn = bootstrap(
                 found,
-                len(split.label),
-                subject=split.subject_id,
+                len(label),
+                subject=subject,
                 seed=seed,
                 num_bootstrap=num_bootstrap,
             )
@@ -171,11 +175,26 @@ def score_kind(
         classes=classes,
         metrics=metrics,
         predicted=predicted,
-        labels={name: split.label for name, split in splits.items()},
+        labels=labels,
         verdicts=_judgement(metrics, list(splits)[-1], kind, [n for n in fitted if n != MODEL]),
         notes=tuple(f"{TITLES[n]}: {note}" for n, s in fitted.items() for note in s.notes),
         probe=fitted[MODEL].model,
     )
+
+
+def _answers(
+    fitted: Mapping[str, Scorer], blocks: Iterable[Split]
+) -> tuple[dict[str, Array], NDArray[Any], NDArray[np.int64]]:
+    """Return (what each says of the rows of a split, their labels, whose they are)."""
+    said: dict[str, list[Array]] = {name: [] for name in fitted}
+    label, subject = [], []
+    for rows in blocks:
+        for name, scorer in fitted.items():
+            said[name].append(scorer.predict(getattr(rows, scorer.input)))
+        label.append(rows.label)
+        subject.append(rows.subject_id)
+    found = {name: np.concatenate(values) for name, values in said.items()}
+    return found, np.concatenate(label), np.concatenate(subject)
 
 
 def kind_table(scores: KindScores, split: str) -> Table:

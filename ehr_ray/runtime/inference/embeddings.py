@@ -44,8 +44,3 @@ class ShardEmbedder:
                 writer.write_table(pa.table(columns, schema=EMBEDDINGS))
                 count += len(patients)
         return count
-
-
-def write_embeddings(path: Path, table: pa.Table) -> None:
-    """Write `subject_id` and `embedding`, by rename."""
-    files.write_parquet(table.select(EMBEDDINGS.names), path)

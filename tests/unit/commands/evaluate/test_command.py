@@ -17,19 +17,23 @@ import pytest
 from ehr_ray.commands.embed import embed
 from ehr_ray.commands.evaluate import predicted_splits
 from ehr_ray.commands.evaluate.command import evaluate
+from ehr_ray.commands.evaluate.predicted_rows import PredictedRows
 from ehr_ray.commands.evaluate.predicted_splits import made_by
 from ehr_ray.commands.export.card import model_card
 from ehr_ray.commands.ingest import ingest
 from ehr_ray.commands.train.command import train
 from ehr_ray.config.yaml_files import override, read_yaml
 from ehr_ray.errors import InputError
+from ehr_ray.evaluation.tasks.downstream import Split
 from ehr_ray.events.blocks import BlockStore
 from ehr_ray.events.code_map import CodeMap, Entry
 from ehr_ray.events.labels import read_labels
-from ehr_ray.events.schema import EVENTS
+from ehr_ray.events.patients import cohort_shards
+from ehr_ray.events.schema import EVENTS, SPLITS
 from ehr_ray.experiment import parse
 from ehr_ray.registry import get_family
 from ehr_ray.runtime.data.rows import sampled
+from ehr_ray.sources.dataset_check import subjects_of
 from ehr_ray.storage import lock
 from ehr_ray.train import checkpoint
 from ehr_ray.train.predictor import Predictor
@@ -95,22 +99,108 @@ def test_a_run_trained_with_labels_is_not_asked_how_many_it_needs(with_statistic
         evaluate(with_statistics, output=tmp_path, label_shares=[0.1], on_ray=False)
 
 
-def test_what_is_fitted_on_is_a_bounded_share_of_train(
-    tiny_experiment, synthetic_patients, tmp_path
+FEW = 6
+"""Patients of a sample in the tests below, fewer than any split has."""
+
+
+@pytest.fixture(scope="module")
+def in_shards(tmp_path_factory):
+    """A cohort of 32 train, 17 tuning and 11 held-out patients in several shards each."""
+    path = tmp_path_factory.mktemp("cohorts") / "shards"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ehr_ray.sources.building.shards.ROWS_PER_SHARD", 150)
+        ingest("synthetic", None, path, splits="0.5,0.25,0.25", options={"patients": 60}, cpus=1)
+    assert all(len(list((path / "data" / split).iterdir())) > 2 for split in SPLITS)
+    return path
+
+
+def scored_sizes(monkeypatch):
+    """Return a list that gets the rows whose wide columns are made arrays, each time they are."""
+    sizes = []
+    init = Split.__post_init__
+
+    def counted(split):
+        sizes.append(len(split.subject_id))
+        init(split)
+
+    monkeypatch.setattr(Split, "__post_init__", counted)
+    return sizes
+
+
+def ids_of(path):
+    return pq.read_table(path)["subject_id"].to_pylist()
+
+
+@pytest.mark.parametrize("split", ["held_out", "tuning", "train"])
+def test_what_is_fitted_on_and_held_is_a_bounded_share_of_each_split(
+    in_shards, few_at_a_time, tmp_path, monkeypatch, split
 ):
-    changes = {**CHANGES, "evaluation.fit_patients": 20, "output": str(tmp_path)}
-    run = train(tiny_experiment("set_vae", changes)).run
-    said = []
-    evaluate(run, on_ray=False, pages=False, say=said.append)
-    ids = [patient.subject_id for patient in synthetic_patients["train"]]
-    chosen = {who for who in ids if sampled(who, 20 / len(ids))}
-    assert 0 < len(chosen) < len(ids)
-    assert (
-        set(pq.read_table(run / "embeddings" / "train.parquet")["subject_id"].to_pylist()) == chosen
+    held, said = scored_sizes(monkeypatch), []
+    evaluate(
+        few_at_a_time,
+        split=split,
+        output=tmp_path,
+        label_shares=[0.5],
+        on_ray=False,
+        pages=False,
+        say=said.append,
     )
-    tuning = pq.read_table(run / "embeddings" / "tuning.parquet")
-    assert len(tuning) == len(synthetic_patients["tuning"])
-    assert any("% of the train patients (evaluation.fit_patients)" in line for line in said)
+    ids = {
+        name: [i for shard in cohort_shards(in_shards, name) for i in subjects_of(shard).tolist()]
+        for name in SPLITS
+    }
+    chosen = {
+        name: [i for i in of if sampled(i, FEW / len(of))] for name, of in ids.items()
+    }  # one label a patient
+    assert all(0 < len(chosen[name]) < len(of) for name, of in ids.items())
+    for name in {"train", "tuning"} - {split}:
+        assert ids_of(tmp_path / "embeddings" / f"{name}.parquet") == chosen[name]
+        line = f"% of the {name} patients (evaluation.fit_patients)"
+        assert any(line in told for told in said)
+    # All that is judged is answered and written, shard by shard.
+    assert ids_of(tmp_path / "embeddings" / f"{split}.parquet") == ids[split]
+    assert ids_of(tmp_path / "predictions" / f"{split}.parquet") == ids[split]
+    largest = max(len(subjects_of(shard)) for shard in cohort_shards(in_shards, split))
+    assert max(held) <= max(largest, *map(len, chosen.values())) < len(ids[split])
+    assert not list((few_at_a_time / ".parts").glob("held_out-*/"))
+
+
+@pytest.fixture(scope="module")
+def few_at_a_time(in_shards, tiny_experiment, tmp_path_factory):
+    """A run that is evaluated with samples of few patients."""
+    changes = {
+        **CHANGES,
+        "data.cohort": str(in_shards),
+        "output": str(tmp_path_factory.mktemp("runs")),
+        **{f"evaluation.{name}_patients": FEW for name in ("fit", "max", "hour")},
+    }
+    return train(tiny_experiment("set_vae", changes)).run
+
+
+def test_rows_judged_shard_by_shard_get_the_answers_of_rows_judged_at_once(
+    in_shards, tiny_experiment, tmp_path, monkeypatch
+):
+    changes = {
+        **CHANGES,
+        "data.cohort": str(in_shards),
+        "evaluation.baselines": True,
+        "evaluation.hours": [],
+        "output": str(tmp_path / "runs"),
+    }
+    run = train(tiny_experiment("set_vae", changes)).run
+    evaluate(run, output=tmp_path / "once", on_ray=False, pages=False)
+    monkeypatch.setattr(PredictedRows, "whole", False)
+    evaluate(run, output=tmp_path / "shards", on_ray=False, pages=False)
+    assert not list((run / ".parts").glob("held_out-*/"))
+    once, by_shard = (
+        json.loads((tmp_path / n / "metrics.json").read_text()) for n in ("once", "shards")
+    )
+    assert by_shard == pytest.approx(once, abs=1e-9, nan_ok=True)
+    names = [p.relative_to(tmp_path / "once") for p in (tmp_path / "once").rglob("*.parquet")]
+    assert len(names) > 20
+    for name in names:
+        one, other = (pd.read_parquet(tmp_path / n / name) for n in ("once", "shards"))
+        pd.testing.assert_frame_equal(one, other, rtol=1e-9)
 
 
 def test_a_transform_in_a_module_of_another_encoding_has_a_key(tmp_path):

@@ -45,8 +45,8 @@ def fitted(splits):
 
 
 def scored(fitted, splits, **options):
-    chosen = {name: splits[name] for name in ("tuning", "held_out")}
-    return score_task(fitted, chosen, num_bootstrap=50, **options)
+    blocks = {name: [splits[name]] for name in ("tuning", "held_out")}
+    return score_task(fitted, blocks, num_bootstrap=50, **options)
 
 
 def test_every_model_has_every_metric_with_an_interval_on_every_split(fitted, splits):
@@ -82,7 +82,7 @@ def test_the_spread_of_the_seeds_of_the_trees_is_reported(fitted, splits):
 
 def test_another_cohort_is_scored_without_refitting(fitted):
     other = cohort(90, 7)
-    scores = score_task(fitted, {"held_out": other}, num_bootstrap=20)
+    scores = score_task(fitted, {"held_out": [other]}, num_bootstrap=20)
     assert scores.metrics["held_out/n"] == 90
     direct = fitted.scorers["model"].predict(other.embedding)
     np.testing.assert_array_equal(scores.probabilities["held_out"]["model"], direct)

@@ -32,7 +32,7 @@ def test_what_baselines_win_is_said_first_and_paired(kind, classes, metric, cons
     fitted = fit_kind(train, tuning, kind, classes)
     linear = "ridge" if kind == "regression" else "logistic"
     assert list(fitted) == ["model", "gbm", linear, constant]
-    scores = score_kind(fitted, {"held_out": held_out}, kind, classes, num_bootstrap=50)
+    scores = score_kind(fitted, {"held_out": [held_out]}, kind, classes, num_bootstrap=50)
     assert scores.verdicts[0].startswith("loses to ")
     ours, theirs = (scores.metrics[f"{at}held_out/{metric}"] for at in ("", f"baseline/{linear}/"))
     difference = scores.metrics[f"baseline/{linear}/held_out/{metric}_difference"]
@@ -51,6 +51,6 @@ def test_the_output_of_a_trained_model_is_taken_as_it_is():
     fitted = fit_kind(
         Split(**{**vars(train), "logit": logits[:1].repeat(150, 0)}), own, "classes", CLASSES
     )
-    scores = score_kind(fitted, {"tuning": own}, "classes", CLASSES, num_bootstrap=0)
+    scores = score_kind(fitted, {"tuning": [own]}, "classes", CLASSES, num_bootstrap=0)
     np.testing.assert_allclose(scores.predicted["tuning"]["model"], np.exp(logits))
     assert "probe" in fitted
