@@ -14,6 +14,7 @@ import numpy as np
 
 from ehr_ray.sources.parsing.csv_files import Dialect
 from ehr_ray.sources.source import Unit
+from ehr_ray.storage import in_place
 
 RANGE_BYTES: Final = 32 << 20
 """A range has at least so many, the last one less; a file of less than two of them stays whole."""
@@ -77,7 +78,7 @@ def _ranges(path: str, dialect: Dialect) -> list[tuple[int, int, int]]:
 def _whole_lines(path: str) -> Iterator[bytes]:
     """Yield a file about 8 MB at a time, cut after line breaks; a line that is too long ends it."""
     rest = b""
-    with open(path, "rb") as file:
+    with in_place.binary(path) as file:
         while read := file.read(SCAN_BYTES):
             end = read.rfind(b"\n") + 1
             if end:
