@@ -19,7 +19,7 @@ from ehr_ray.errors import InputError, RunError
 STAGING: Final = "EHR_RAY_STAGING"
 """Environment variable: folder of the copies; default is the user's cache folder."""
 OUTLINE: Final = ".outline"
-"""In the folder of copies: stand-ins of the files of URIs, which `outline.py` makes."""
+"""In the folder of copies: stand-ins of files of URIs, which `sync.outline` makes."""
 _URI: Final = re.compile(r"([a-z][a-z0-9+.-]*)://([^/?#]*)(/[^?#]*)?(?:\?([^#]*))?")
 _BUCKET: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,221}")
 """What S3 and Google Cloud Storage take together."""
@@ -107,9 +107,11 @@ def uri_of(location: str | Path) -> str | None:
     if not str(path).startswith(str(copies)):  # most, of which nothing more is made
         return None
     try:
-        if path.is_relative_to(copies / OUTLINE):
-            path = copies / path.relative_to(copies / OUTLINE)
-        scheme, root, *names = path.relative_to(copies).parts
+        parts = path.relative_to(copies).parts
+        if parts[:1] == (OUTLINE,):
+            parts = parts[1:]
+            path = copies.joinpath(*parts)
+        scheme, root, *names = parts
     except ValueError:
         return None
     bucket, _, options = root.partition(",")

@@ -114,9 +114,7 @@ def outline(location: str | Path) -> Path:
     return target
 
 
-def _visible(
-    store: Any, path: str, uri: str, *, missing_ok: bool = False
-) -> dict[str, Stamp]:
+def _visible(store: Any, path: str, uri: str, *, missing_ok: bool = False) -> dict[str, Stamp]:
     """Return the files of a URI that are not of its machine alone; InputError as `fetch`."""
     objects = _objects(store, path)
     if MARK in objects and not missing_ok:

@@ -425,7 +425,9 @@ def test_each_node_copies_the_files_it_reads_of_a_folder_of_stays(
     put(bucket, raw, "shared/raw")
     ingest("physionet2012", f"{BUCKET}/shared/raw", f"{BUCKET}/shared/cohort", cpus=2)
     machines = tmp_path / "machines"
-    driver, *there = ({p.name for p in held_of(machines / m, "*.txt")} for m in ("driver", "node0", "node1"))
+    driver, *there = (
+        {p.name for p in held_of(machines / m, "*.txt")} for m in ("driver", "node0", "node1")
+    )
     assert driver == set()
     assert there[0].isdisjoint(there[1])
     assert there[0] | there[1] == {path.name for path in raw.iterdir()}
