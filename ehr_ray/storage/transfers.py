@@ -42,15 +42,10 @@ def download(store: Any, path: str, target: Path, stamp: Stamp) -> None:
 
 def stand_in(target: Path, stamp: Stamp) -> None:
     """Leave a file of a size and a time of change that holds nothing, and takes no room."""
-    inside(target).parent.mkdir(parents=True, exist_ok=True)
-    partial = files.temporary(target)  # unlike a copy it may be lost: nothing waits for the disk
-    try:
+    with files.replacing(inside(target)) as partial:
         with open(partial, "wb") as file:
             file.truncate(stamp[0])
         os.utime(partial, ns=(stamp[1], stamp[1]))
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def upload(store: Any, source: Path, path: str) -> None:
