@@ -59,6 +59,7 @@ from ehr_ray.sources.building.statistics import (
     train_shards,
 )
 from ehr_ray.sources.building.unpacking import UNPACKED, cut_units
+from ehr_ray.sources.parsing.databases import SUFFIX as DATABASE
 from ehr_ray.sources.parsing.databases import is_address, table_path, to_address
 from ehr_ray.sources.source import Source, Unit, get_source, make_options
 from ehr_ray.sources.splits import SplitPolicy, buckets_for, parse_splits
@@ -155,7 +156,7 @@ def ingest(
         progress(f"{output} is already there, made from the same input: nothing to do")
         return done
     on_ray = _worth_ray(units, size) if cpus is None else cpus > 1
-    read = [of_any_machine(unit) for unit in units] if on_ray else units
+    read = [of_any_machine(unit) for unit in units]
     told = {"source": source, "input": given, "output": output, **asdict(asked)}
     told |= {f"options.{key}": value for key, value in asdict(chosen).items()}
     # Entered in this order: who waits for the lease of a store, or is refused the staging folder,
@@ -365,7 +366,9 @@ def _worth_ray(units: Sequence[Unit], size: int) -> bool:
 def _work(source: Source, given: str | Path | None, options: Any) -> tuple[str | Path, list[Unit]]:
     """Return (the input here, or the address of a database; the units of it)."""
     if given is not None:
-        given = given if is_address(given) else sync.fetch(given)
+        if not is_address(given):
+            database = local(given).suffix == DATABASE
+            given = sync.fetch(given) if database else sync.outline(given)
         if (address := to_address(given)) is not None:
             if source.database_units is None:
                 raise InputError(

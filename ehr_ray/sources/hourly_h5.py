@@ -13,6 +13,7 @@ from ehr_ray.events.hourly_h5 import describe_hourly, read_hourly
 from ehr_ray.sources.parsing.cells import events_table, since_epoch
 from ehr_ray.sources.parsing.identifiers import subject_ids
 from ehr_ray.sources.source import Chunk, Source, Unit
+from ehr_ray.storage import sync
 
 PATIENTS_PER_UNIT: Final = 256
 
@@ -26,6 +27,7 @@ def units(path: Path, options: HourlyOptions) -> list[Unit]:  # noqa: ARG001
     """Divide the patients of the file into runs of 256."""
     if not path.is_file():
         raise InputError(f"--input {path}: no such file; give an hourly_tensors.h5")
+    path = sync.fetch(path)  # what it holds is said all over the file
     number, vitals, hours = describe_hourly(path)
     if not number:
         raise InputError(f"--input {path}: holds no patient")

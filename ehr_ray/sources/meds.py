@@ -23,13 +23,14 @@ from ehr_ray.sources.parsing.labels import VALUE_TYPES, label_rows
 from ehr_ray.sources.parsing.parquet_files import (
     READ_ERRORS,
     count_rows,
+    in_order,
     read_row_groups,
     split_row_groups,
 )
 from ehr_ray.sources.parsing.quarantine import Rejects
 from ehr_ray.sources.parsing.rows import clean_rows
 from ehr_ray.sources.source import LABEL_VALUES, Chunk, Source, Unit
-from ehr_ray.storage import files
+from ehr_ray.storage import files, sync
 
 SPLITS_FILE: Final = "metadata/subject_splits.parquet"
 CODES_FILE: Final = "metadata/codes.parquet"
@@ -51,7 +52,8 @@ def units(path: Path, options: MedsOptions) -> list[Unit]:  # noqa: ARG001
     for name in shards:
         folder = name.split("/")[1]
         split = folder if folder in SPLIT_NAMES else None
-        found += split_row_groups(Unit(root, (name,), split=split))
+        found.append(Unit(root, (name,), split=split))
+    found = in_order(split_row_groups, found)
     for paths in label_files(path).values():
         found += [Unit(root, (p.relative_to(path).as_posix(),), "labels") for p in paths]
     if (path / CODES_FILE).exists():
@@ -166,7 +168,7 @@ def _codes(unit: Unit) -> Iterator[Chunk]:
 
 
 def _split_table(path: Path) -> Path | None:
-    return path / SPLITS_FILE if (path / SPLITS_FILE).exists() else None
+    return sync.fetch(path / SPLITS_FILE) if (path / SPLITS_FILE).exists() else None
 
 
 SOURCE: Final = Source(

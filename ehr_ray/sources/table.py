@@ -32,6 +32,7 @@ from ehr_ray.sources.parsing.label_table import (
 )
 from ehr_ray.sources.parsing.parquet_files import (
     READ_ERRORS,
+    in_order,
     read_row_groups,
     split_row_groups,
 )
@@ -42,6 +43,7 @@ from ehr_ray.sources.parsing.quantities import numbers
 from ehr_ray.sources.parsing.quarantine import Rejects
 from ehr_ray.sources.parsing.rows import clean_rows
 from ehr_ray.sources.source import Chunk, Source, Unit
+from ehr_ray.storage.paths import uri_of
 
 PARQUET: Final = ".parquet"
 
@@ -95,17 +97,25 @@ def units(path: Path, options: TableOptions) -> list[Unit]:
     labels = label_units(options)
     found = []
     for name in names:
-        if options.labels and (root / name).resolve() == options.labels.resolve():
+        if options.labels and _is_one(root / name, options.labels):
             continue
-        unit = Unit(str(root), (name,), "parquet" if name.endswith(PARQUET) else "csv")
-        if unit.kind == "parquet":
-            found += split_row_groups(unit)
-        else:
-            found += split_lines(unit, options.dialect())
+        found.append(Unit(str(root), (name,), "parquet" if name.endswith(PARQUET) else "csv"))
     if not found:
         raise InputError(f"--input {path}: no file ending in {', '.join((*SUFFIXES, PARQUET))}")
     _refuse_twins(path, [unit.files[0] for unit in found])
-    return found + labels
+    return in_order(partial(_divided, options), found) + labels
+
+
+def _divided(options: TableOptions, unit: Unit) -> list[Unit]:
+    if unit.kind == "parquet":
+        return split_row_groups(unit)
+    return split_lines(unit, options.dialect())
+
+
+def _is_one(path: Path, other: Path) -> bool:
+    """Whether two paths are of one file, of which either may be a copy or a stand-in."""
+    uri = uri_of(path)
+    return path.resolve() == other.resolve() or (uri is not None and uri == uri_of(other))
 
 
 def _refuse_twins(path: Path, names: list[str]) -> None:

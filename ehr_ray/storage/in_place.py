@@ -7,7 +7,7 @@ import contextlib
 import os
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -16,8 +16,11 @@ import pyarrow.parquet as pq
 from ehr_ray.errors import InputError
 from ehr_ray.storage import files
 from ehr_ray.storage.object_stores import explained, filesystem
-from ehr_ray.storage.paths import is_uri, uri_of
+from ehr_ray.storage.paths import is_outlined, is_uri, uri_of
 from ehr_ray.storage.transfers import download, each, join, stamp_of, upload
+
+TAIL: Final = 1 << 16
+"""Bytes from the end of a Parquet file that are asked for first: most footers are within."""
 
 
 def tail(location: str | Path, start: int) -> tuple[bytes, int]:
@@ -64,7 +67,7 @@ def opened(folder: str | Path, name: str) -> Iterator[Any]:
     A file of this machine is mapped, and of an object of a URI, and of a file of its copy that is
     not here, ranges of bytes are asked for.
     """
-    if not is_uri(folder) and (here := Path(folder, name)).exists():
+    if not is_uri(folder) and is_here(here := Path(folder, name)):
         with pa.memory_map(str(here)) as file:
             yield file
         return
@@ -80,6 +83,19 @@ def opened(folder: str | Path, name: str) -> Iterator[Any]:
             file = contextlib.nullcontext()
         with file as there:
             yield there
+
+
+@contextlib.contextmanager
+def binary(path: str | Path) -> Iterator[Any]:
+    """Open a file of this machine, or what a stand-in stands for, which leaves nothing here."""
+    if not is_outlined(path):
+        with open(path, "rb") as file:
+            yield file
+        return
+    with opened(Path(path).parent, Path(path).name) as file:
+        if file is None:
+            raise InputError(f"{path}: no such file any more; run the same command again")
+        yield file
 
 
 def exists(folder: str | Path, name: str) -> bool:
@@ -134,8 +150,8 @@ def copy_within(uri: str, names: Iterable[str], output: str) -> None:
 
 
 def is_here(location: str | Path) -> bool:
-    """Whether a path is of a file that is on this machine; a URI is of none."""
-    return not is_uri(location) and Path(location).exists()
+    """Whether a path is of a file that is on this machine; a URI, or a stand-in, is of none."""
+    return not is_uri(location) and not is_outlined(location) and Path(location).exists()
 
 
 @contextlib.contextmanager
@@ -152,9 +168,16 @@ def footer(location: str | Path) -> Any:
     uri = uri_of(location)
     if uri is None or is_here(location):
         return pq.read_metadata(location)
-    with explained(uri), _sound(location):
+    with explained(uri):
         store, path = filesystem(uri)
-        return pq.read_metadata(path, filesystem=store)
+        with store.open_input_file(path) as file:
+            size = file.size()
+            end = file.read_at(min(size, TAIL), max(size - TAIL, 0))
+            length = int.from_bytes(end[-8:-4], "little") + 8
+            if len(end) < length <= size:
+                end = file.read_at(length, size - length)
+    with files.reads(location, "restore it"):  # a damaged one is no fault of the store
+        return pq.read_metadata(pa.BufferReader(end))
 
 
 @contextlib.contextmanager

@@ -18,6 +18,8 @@ from ehr_ray.errors import InputError, RunError
 
 STAGING: Final = "EHR_RAY_STAGING"
 """Environment variable: folder of the copies; default is the user's cache folder."""
+OUTLINE: Final = ".outline"
+"""In the folder of copies: stand-ins of files of URIs, which `sync.outline` makes."""
 _URI: Final = re.compile(r"([a-z][a-z0-9+.-]*)://([^/?#]*)(/[^?#]*)?(?:\?([^#]*))?")
 _BUCKET: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,221}")
 """What S3 and Google Cloud Storage take together."""
@@ -82,8 +84,21 @@ def local(location: str | Path) -> Path:
     return staging() / scheme / _root(bucket, options) / path
 
 
+def outlined(uri: str) -> Path:
+    """Return where the stand-in of a file or folder of a store lies on this machine."""
+    return staging() / OUTLINE / local(uri).relative_to(staging())
+
+
+def is_outlined(location: str | Path) -> bool:
+    """Whether a path is of a stand-in, which holds nothing of its file."""
+    return not is_uri(location) and Path(location).absolute().is_relative_to(staging() / OUTLINE)
+
+
 def uri_of(location: str | Path) -> str | None:
-    """Return the URI of a location: its own, or the one it is the copy of; None for other paths."""
+    """Return the URI of a location, None for other paths.
+
+    That is its own, or the one that it is the copy or the stand-in of.
+    """
     if is_uri(location):
         parts_of(str(location))
         return str(location)
@@ -92,7 +107,11 @@ def uri_of(location: str | Path) -> str | None:
     if not str(path).startswith(str(copies)):  # most, of which nothing more is made
         return None
     try:
-        scheme, root, *names = path.relative_to(copies).parts
+        parts = path.relative_to(copies).parts
+        if parts[:1] == (OUTLINE,):
+            parts = parts[1:]
+            path = copies.joinpath(*parts)
+        scheme, root, *names = parts
     except ValueError:
         return None
     bucket, _, options = root.partition(",")

@@ -23,8 +23,16 @@ from ehr_ray.errors import InputError, StoreUnavailableError
 from ehr_ray.storage import listing
 from ehr_ray.storage.lock import exclusive_lock
 from ehr_ray.storage.object_stores import check_bucket, explained, filesystem
-from ehr_ray.storage.paths import inside, local, staging, uri_of
-from ehr_ray.storage.transfers import Stamp, download, each, join, stamp_of, upload
+from ehr_ray.storage.paths import inside, local, outlined, staging, uri_of
+from ehr_ray.storage.transfers import (
+    Stamp,
+    download,
+    each,
+    join,
+    stamp_of,
+    stand_in,
+    upload,
+)
 
 MARK: Final = ".being-written"
 """Object in a folder that has begun to be written and is not whole yet."""
@@ -65,17 +73,7 @@ def fetch(
     with explained(uri):
         store, path = filesystem(uri)
         with held(target):
-            objects = _objects(store, path)
-            if MARK in objects and not missing_ok:
-                raise InputError(
-                    f"{uri}: is being written, or its writing was interrupted; "
-                    "wait, or run the command that makes it again"
-                )
-            visible = {name: stamp for name, stamp in objects.items() if not _hidden(name)}
-            if not visible:
-                check_bucket(store, path, uri)
-                if not missing_ok:
-                    raise InputError(f"{uri}: nothing there; check the URI")
+            visible = _visible(store, path, uri, missing_ok=missing_ok)
             # First, as a folder may come where a file was.
             _remove_here(target, _files(target).keys() - visible.keys())
             wanted = visible if only is None else {n: s for n, s in visible.items() if n in only}
@@ -92,6 +90,44 @@ def fetch(
             if only is listed is None and "" not in visible:
                 listing.write(target, {})
     return target
+
+
+def outline(location: str | Path) -> Path:
+    """Return a folder, or a file, that looks like that of a URI and holds nothing of it.
+
+    Each object has a stand-in of its name, size and time, which takes no room on the disk; nothing
+    is copied. `fetch` of one gives the file itself, and `in_place` reads what it stands for. A path
+    that is no copy is returned as it is. Raises as `fetch` does.
+    """
+    uri = uri_of(location)
+    if uri is None:
+        return Path(location)
+    target = outlined(uri)
+    with explained(uri):
+        store, path = filesystem(uri)
+        with held(target):
+            visible, there = _visible(store, path, uri), _files(target)
+            _remove_here(target, there.keys() - visible.keys())
+            for name, stamp in visible.items():
+                if there.get(name) != stamp:
+                    stand_in(target / name, stamp)
+    return target
+
+
+def _visible(store: Any, path: str, uri: str, *, missing_ok: bool = False) -> dict[str, Stamp]:
+    """Return the files of a URI that are not of its machine alone; InputError as `fetch`."""
+    objects = _objects(store, path)
+    if MARK in objects and not missing_ok:
+        raise InputError(
+            f"{uri}: is being written, or its writing was interrupted; "
+            "wait, or run the command that makes it again"
+        )
+    visible = {name: stamp for name, stamp in objects.items() if not _hidden(name)}
+    if not visible:
+        check_bucket(store, path, uri)
+        if not missing_ok:
+            raise InputError(f"{uri}: nothing there; check the URI")
+    return visible
 
 
 def fetch_cohort(location: str | Path) -> Path:

@@ -1,10 +1,10 @@
 """Files that go to a store and come from it, each whole or not at all."""
 
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import pyarrow.fs as pafs
 
@@ -12,6 +12,8 @@ from ehr_ray.errors import RunError
 from ehr_ray.storage import files
 from ehr_ray.storage.paths import inside
 
+T = TypeVar("T")
+R = TypeVar("R")
 AT_ONCE: Final = 8
 """Files copied at once."""
 Stamp = tuple[int, int]
@@ -38,6 +40,14 @@ def download(store: Any, path: str, target: Path, stamp: Stamp) -> None:
         os.utime(partial, ns=(stamp[1], stamp[1]))
 
 
+def stand_in(target: Path, stamp: Stamp) -> None:
+    """Leave a file of a size and a time of change that holds nothing, and takes no room."""
+    with files.replacing(inside(target)) as partial:
+        with open(partial, "wb") as file:
+            file.truncate(stamp[0])
+        os.utime(partial, ns=(stamp[1], stamp[1]))
+
+
 def upload(store: Any, source: Path, path: str) -> None:
     """Write an object by one call of the library: no signal comes between its beginning and end.
 
@@ -59,6 +69,15 @@ def each(function: Callable[[str], None], names: Collection[str]) -> None:
     try:
         for done in [pool.submit(function, name) for name in sorted(names)]:
             done.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def at_once(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
+    """Return what a function, which waits for a store, gives of each item, in their order."""
+    pool = ThreadPoolExecutor(AT_ONCE)
+    try:
+        return [*pool.map(function, items)]
     finally:
         pool.shutdown(cancel_futures=True)
 

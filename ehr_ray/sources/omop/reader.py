@@ -45,13 +45,14 @@ from ehr_ray.sources.parsing.admissions import readmission_labels, stay_labels
 from ehr_ray.sources.parsing.blocks import Block, columns_there, read_blocks, split_table
 from ehr_ray.sources.parsing.cells import Times
 from ehr_ray.sources.parsing.csv_files import lines_of
-from ehr_ray.sources.parsing.databases import find_tables, state_of, table_path
+from ehr_ray.sources.parsing.databases import find_tables, is_address, state_of, table_path
 from ehr_ray.sources.parsing.event_rows import AFTER, event_rows, table_chunks
 from ehr_ray.sources.parsing.kinds import UNKNOWN
 from ehr_ray.sources.parsing.quarantine import OF_OPEN_VISIT, OPEN_VISIT
 from ehr_ray.sources.parsing.table_files import table_files, warn_of_missing
 from ehr_ray.sources.parsing.tables import Table
 from ehr_ray.sources.source import CHANGES, Chunk, Unit
+from ehr_ray.storage import sync
 
 LABELS: Final = "labels"
 BASE: Final = (PERSON.name, VISITS.name, DEATH.name)
@@ -95,7 +96,7 @@ def _listed(root: str, there: Mapping[str, str], lacks: str) -> list[Unit]:
     for name in (PERSON.name, CONCEPTS.name):
         if name not in there:
             raise InputError(f"--input {root}: {lacks.format(name)}")
-    if not any(len(block) for block in read_blocks(root, there[CONCEPTS.name], CONCEPTS)):
+    if not any(len(block) for block in _concepts(root, there[CONCEPTS.name])):
         raise InputError(
             f"{table_path(root, there[CONCEPTS.name])}: no concept in it; export the vocabulary "
             "with the data"
@@ -230,13 +231,20 @@ def labels(persons: Persons, options: OmopOptions) -> dict[str, pa.Table]:
     }
 
 
+def _concepts(root: str, name: str) -> Iterator[Block]:
+    """Yield the vocabulary, which is brought here from a store: its words are looked up here."""
+    if not is_address(root):
+        root = str(sync.fetch(Path(root, name)).parent)
+    return read_blocks(root, name, CONCEPTS)
+
+
 def describe(unit: Unit, codes: Collection[str]) -> pa.Table:
     """Return `code` and `description` of the codes whose concepts have names."""
     (name,) = (name for name in unit.uses if _table_of(name) == CONCEPTS.name)
     wanted = {code: [int(i) for i in _IDS.findall(code)] for code in sorted(codes)}
     ids = np.array(sorted({i for found in wanted.values() for i in found}), np.int64)
     words: dict[int, str] = {}
-    for block in read_blocks(unit.root, name, CONCEPTS):
+    for block in _concepts(unit.root, name):
         block.keep(np.isin(block.columns[CONCEPTS.key], ids))
         text = block.columns["concept_name"].to_pylist()
         words.update(zip(block.columns[CONCEPTS.key].tolist(), text, strict=True))

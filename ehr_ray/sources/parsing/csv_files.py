@@ -1,6 +1,7 @@
 """CSV files, plain or compressed, read in blocks as text with the line of every row."""
 
 import codecs
+import contextlib
 import csv
 import gzip
 import io
@@ -18,6 +19,7 @@ import pyarrow.csv as pa_csv
 from ehr_ray.errors import InputError
 from ehr_ray.sources.parsing.quarantine import Rejects
 from ehr_ray.sources.source import Unit
+from ehr_ray.storage import in_place
 
 SUFFIXES: Final = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
 BLOCK_BYTES: Final = 16 << 20
@@ -53,11 +55,18 @@ class Dialect:
         """Return what stands between the cells of a file."""
         return self.delimiter or ("\t" if path.endswith((".tsv", ".tsv.gz")) else ",")
 
-    def open(self, path: str) -> Any:
+    @contextlib.contextmanager
+    def open(self, path: str) -> Iterator[Any]:
         """Open a file as text, without the mark that some programs put first."""
-        opener: Any = gzip.open if path.endswith(".gz") else open
+        opener: Any = gzip.open if path.endswith(".gz") else io.TextIOWrapper
+        how = {"mode": "rt"} if path.endswith(".gz") else {}
         utf8 = codecs.lookup(self.encoding).name == "utf-8"
-        return opener(path, "rt", encoding="utf-8-sig" if utf8 else self.encoding, newline="")
+        encoding = "utf-8-sig" if utf8 else self.encoding
+        with (
+            in_place.binary(path) as stored,
+            opener(stored, encoding=encoding, newline="", **how) as file,
+        ):
+            yield file
 
 
 COMMON: Final = Dialect()

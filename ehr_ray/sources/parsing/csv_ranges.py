@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from ehr_ray.sources.parsing.csv_files import PIECE_CODEC, Dialect
 from ehr_ray.sources.source import Unit
+from ehr_ray.storage import in_place
 
 RANGE_BYTES: Final = 32 << 20
 """A range has at least so many, the last one less; a file of less than two of them stays whole."""
@@ -46,7 +47,7 @@ def split_lines(unit: Unit, dialect: Dialect) -> list[Unit]:
     if path.endswith(".gz"):
         return [replace(unit, packed=(delimiter, dialect.encoding))]
     try:
-        with open(path, "rb") as file:
+        with in_place.binary(path) as file:
             ranges = _ranges(_whole_lines(file), delimiter, dialect.encoding)
     except OSError:
         return [unit]

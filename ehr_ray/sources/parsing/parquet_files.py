@@ -1,7 +1,8 @@
 """Large Parquet files, read by ranges of row groups."""
 
+import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import pyarrow as pa
@@ -10,7 +11,9 @@ import pyarrow.parquet as pq
 from ehr_ray.errors import InputError
 from ehr_ray.sources.parsing.csv_files import refuse_repeats
 from ehr_ray.sources.source import CHUNK_ROWS, Unit
-from ehr_ray.storage import files
+from ehr_ray.storage import files, in_place
+from ehr_ray.storage.paths import is_outlined
+from ehr_ray.storage.transfers import at_once
 
 READ_ERRORS = (pa.ArrowException, OSError)
 """What a damaged or foreign file raises."""
@@ -19,8 +22,8 @@ READ_ERRORS = (pa.ArrowException, OSError)
 def split_row_groups(unit: Unit) -> list[Unit]:
     """Divide a unit of one file into units of about 1,000,000 rows; a damaged file stays whole."""
     try:
-        metadata = pq.read_metadata(os.path.join(unit.root, unit.files[0]))
-    except READ_ERRORS:
+        metadata = in_place.footer(os.path.join(unit.root, unit.files[0]))
+    except (*READ_ERRORS, InputError):
         return [unit]
     found: list[Unit] = []
     start = rows = 0
@@ -30,6 +33,13 @@ def split_row_groups(unit: Unit) -> list[Unit]:
             found.append(replace(unit, start=start, stop=i + 1))
             start, rows = i + 1, 0
     return found or [unit]
+
+
+def in_order(divide: Callable[[Unit], list[Unit]], units: Sequence[Unit]) -> list[Unit]:
+    """Return what a function divides units of one file into; several files of a store at once."""
+    stored = bool(units) and is_outlined(units[0].root)
+    divided = at_once(divide, units) if stored else map(divide, units)
+    return [*itertools.chain.from_iterable(divided)]
 
 
 def count_rows(unit: Unit) -> int:

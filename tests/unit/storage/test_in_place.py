@@ -23,6 +23,20 @@ def test_a_footer_is_read_where_it_lies(store, tmp_path, transfers):
     assert transfers == []
 
 
+@pytest.mark.parametrize("first", [8, 1 << 16])
+def test_a_footer_longer_than_what_is_asked_for_first_and_a_damaged_one(store, monkeypatch, first):
+    folder, uri = store
+    monkeypatch.setattr(in_place, "TAIL", first)
+    pq.write_table(pa.table({"x": range(90)}), folder / "t.parquet", row_group_size=10)
+    assert in_place.footer(f"{uri}/t.parquet").num_row_groups == 9
+    whole = (folder / "t.parquet").read_bytes()
+    cut = {"cut": whole[:-9], "none": b"", "long": b"\xff" * 8, "bad": b"\xff" * 200 + whole[-8:]}
+    for name, content_ in cut.items():
+        (folder / f"{name}.parquet").write_bytes(content_)
+        with pytest.raises(InputError, match=f"{name}.parquet: unreadable"):
+            in_place.footer(f"{uri}/{name}.parquet")
+
+
 def test_the_tail_of_an_object_is_what_was_added_or_all_of_a_new_one(store):
     folder, uri = store
     assert in_place.tail(f"{uri}/log", 0) == (b"", 0)

@@ -7,9 +7,9 @@ import pytest
 from small_files import content, write
 
 from ehr_ray.errors import InputError, RunError
-from ehr_ray.storage import sync
-from ehr_ray.storage.paths import STAGING, local
-from ehr_ray.storage.sync import MARK, fetch, push
+from ehr_ray.storage import in_place, sync
+from ehr_ray.storage.paths import STAGING, canonical, local, with_uris
+from ehr_ray.storage.sync import MARK, fetch, outline, push
 
 
 def test_a_path_is_neither_copied_nor_touched(tmp_path, transfers):
@@ -225,3 +225,31 @@ def test_a_link_in_place_of_a_copy_is_replaced_not_written_through(store, tmp_pa
     assert (fetch(uri) / "a").read_text() == "1"
     assert not (copy / "a").is_symlink()
     assert (tmp_path / "mine").read_text() == "kept"
+
+
+def test_an_outline_has_names_sizes_and_times_and_nothing_of_the_files(store, transfers):
+    folder, uri = store
+    write(folder, a="1", b__c="222", b__d="3", **{".hidden": "4"})
+    stood = outline(uri)
+    assert content(stood) == {"a": "\0", "b/c": "\0\0\0", "b/d": "\0"}
+    for name in content(stood):
+        there, here = (folder / name).stat(), (stood / name).stat()
+        assert (here.st_size, here.st_mtime_ns) == (there.st_size, there.st_mtime_ns)
+        assert canonical(stood / name) == f"{uri}/{name}"
+        assert not in_place.is_here(stood / name)
+        with in_place.binary(stood / name) as file:
+            assert file.read().decode() == (folder / name).read_text()
+    assert with_uris(f"{stood}/b/c: bad") == f"{uri}/b/c: bad"
+    assert transfers == []
+    copied = fetch(stood / "b" / "c")
+    assert (copied.read_text(), copied, transfers) == ("222", local(f"{uri}/b/c"), ["c"])
+    (folder / "a").unlink()
+    (folder / "b" / "c").write_text("more")
+    assert content(outline(uri)) == {"b/c": "\0" * 4, "b/d": "\0"}
+    assert outline(f"{uri}/b/d").read_text() == "\0"
+    assert outline(folder) == folder
+    with pytest.raises(InputError, match="nothing there"):
+        outline(f"{uri}/none")
+    sync.mark(f"{uri}/b")
+    with pytest.raises(InputError, match="is being written"):
+        outline(f"{uri}/b")

@@ -11,24 +11,25 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv
 import pyarrow.fs
 import pyarrow.parquet as pq
 import pytest
-from made_up import mimic_iv
+from made_up import mimic_iv, omop
 
 import ehr_ray.commands.ingest as module
 from ehr_ray.commands.ingest import ingest
 from ehr_ray.errors import InputError, RunError
-from ehr_ray.sources import synthetic
+from ehr_ray.sources import physionet2012, synthetic
 from ehr_ray.sources.building import ranges, shards
 from ehr_ray.sources.building.sharing import WORK, address_of, at_work
 from ehr_ray.sources.building.staging import Plan
 from ehr_ray.sources.mimic_iv.icd_groups import groups_file
-from ehr_ray.sources.parsing import csv_ranges
+from ehr_ray.sources.parsing import csv_ranges, parquet_files
 from ehr_ray.sources.source import Unit
 from ehr_ray.sources.splits import SplitPolicy
 from ehr_ray.storage import in_place, sync
-from ehr_ray.storage.paths import STAGING
+from ehr_ray.storage.paths import OUTLINE, STAGING
 
 BUCKET = "s3://hospital"
 
@@ -400,3 +401,104 @@ def test_a_table_that_only_this_machine_has_is_read_on_it(place, uses, address):
 )
 def test_a_cluster_that_shares_a_store_is_used_where_all_lies_in_one(place, roots, address):
     assert address_of(place, [Unit(root=root) for root in roots]) == address
+
+
+def held_of(folder, name):
+    """Return the files of a name that a machine holds, without the stand-ins of files."""
+    return [p for p in folder.rglob(name) if p.is_file() and not is_outlined_in(folder, p)]
+
+
+def is_outlined_in(folder, path):
+    return path.relative_to(folder).parts[0] == OUTLINE
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet", "folder"])
+def test_the_machine_of_the_command_copies_no_table_of_an_input_in_a_store(
+    nodes, bucket, tmp_path, monkeypatch, kind
+):
+    options = write_events(tmp_path / "raw", monkeypatch)
+    events = tmp_path / "raw" / "events.csv"
+    if kind == "parquet":
+        monkeypatch.setattr(parquet_files, "CHUNK_ROWS", 500)
+        monkeypatch.setattr(in_place, "TAIL", 64)
+        table = pyarrow.csv.read_csv(events)
+        pq.write_table(table, events.with_suffix(".parquet"), row_group_size=400)
+        events.unlink()
+        events = events.with_suffix(".parquet")
+    put(bucket, tmp_path / "raw", "shared/raw")
+    name = "" if kind == "folder" else f"/{events.name}"
+    for place in (f"{BUCKET}/shared/cohort", tmp_path / "here"):
+        ingest("table", f"{BUCKET}/shared/raw{name}", place, options=options, cpus=2)
+        assert not held_of(tmp_path / "machines" / "driver", events.name)
+    for node in ("node0", "node1"):
+        assert len(held_of(tmp_path / "machines" / node, events.name)) == 1
+    assert objects(bucket, "shared/cohort") == tree(tmp_path / "here")
+    given = tmp_path / "raw" if kind == "folder" else events
+    options["labels"] = tmp_path / "raw" / "died.csv"
+    ingest("table", given, tmp_path / "folder", options=options, cpus=2)
+    assert same(tmp_path / "folder", tmp_path / "here")
+
+
+def same(one, other):
+    """Whether two cohorts are the same but for what tells their inputs' times of change."""
+    found = [tree(folder) for folder in (one, other)]
+    for files in found:
+        del files["metadata/ingest.json"]
+    return found[0] == found[1]
+
+
+def test_each_node_copies_the_files_it_reads_of_a_folder_of_stays(
+    nodes, bucket, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(physionet2012, "FILES_PER_UNIT", 3)
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    for stay in range(100, 130):
+        rows = [f"00:00,RecordID,{stay}", "00:00,Age,60", *(f"{h:02d}:00,HR,80" for h in range(4))]
+        (raw / f"{stay}.txt").write_text("\n".join(["Time,Parameter,Value", *rows]) + "\n")
+    said = "".join(f"{stay},5,{stay % 2}\n" for stay in range(100, 130))
+    (raw / "Outcomes-a.txt").write_text("RecordID,Length_of_stay,In-hospital_death\n" + said)
+    put(bucket, raw, "shared/raw")
+    ingest("physionet2012", f"{BUCKET}/shared/raw", f"{BUCKET}/shared/cohort", cpus=2)
+    machines = tmp_path / "machines"
+    driver, *there = (
+        {p.name for p in held_of(machines / m, "*.txt")} for m in ("driver", "node0", "node1")
+    )
+    assert driver == set()
+    assert there[0].isdisjoint(there[1])
+    assert there[0] | there[1] == {path.name for path in raw.iterdir()}
+    ingest("physionet2012", raw, tmp_path / "folder", cpus=2)
+    sync.fetch(f"{BUCKET}/shared/cohort")
+    assert same(tmp_path / "folder", machines / "driver" / "s3" / "hospital" / "shared" / "cohort")
+
+
+def test_of_a_mimic_in_a_store_no_table_and_of_an_omop_the_concepts_come_to_the_driver(
+    nodes, bucket, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(csv_ranges, "RANGE_BYTES", 100)
+    monkeypatch.setattr(csv_ranges, "SCAN_BYTES", 50)
+    driver = tmp_path / "machines" / "driver"
+    for source, made, held in (("mimic-iv", mimic_iv, set()), ("omop", omop, {"concept.csv"})):
+        raw = made.write(tmp_path / source)
+        put(bucket, raw, f"shared/{source}")
+        place, how = f"{BUCKET}/shared/{source}-cohort", {"max_rejected": 1.0, "cpus": 2}
+        ingest(source, f"{BUCKET}/shared/{source}", place, **how)
+        assert {path.name for path in held_of(driver, "*.csv")} == held
+        ingest(source, raw, tmp_path / f"{source}-here", **how)
+        sync.fetch(place)
+        assert same(tmp_path / f"{source}-here", driver / "s3/hospital/shared" / f"{source}-cohort")
+
+
+def test_a_cohort_in_a_store_is_ingested_again_by_its_footers(nodes, bucket, tmp_path):
+    place, again = f"{BUCKET}/shared/cohort", f"{BUCKET}/shared/again"
+    ingest("synthetic", None, place, options=PATIENTS, cpus=2)
+    nodes.driver("another")
+    ingest("meds", place, again, cpus=2)
+    held = {path.name for path in held_of(tmp_path / "machines" / "another", "*.parquet")}
+    assert "0.parquet" not in held
+    assert "subject_splits.parquet" in held
+    sync.fetch(place)
+    cohort = tmp_path / "machines" / "another" / "s3" / "hospital" / "shared"
+    ingest("meds", shutil.copytree(cohort / "cohort", tmp_path / "copy"), tmp_path / "here", cpus=2)
+    sync.fetch(again)
+    assert same(tmp_path / "here", cohort / "again")
