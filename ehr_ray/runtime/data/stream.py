@@ -48,6 +48,12 @@ class Streamed:
     index: Mapping[str, RowIndex | KeptIndex]
     on_ray: bool
 
+    def check(self) -> None:
+        """Raise InputError where what is known of rows is not here, nor in a store."""
+        for known in self.index.values():
+            if isinstance(known, KeptIndex):
+                known.open()
+
     def store(self, split: str) -> "StreamStore":
         """Return the rows of a split; InputError where what is known of them is not here."""
         known = self.index[split]

@@ -179,7 +179,8 @@ def test_a_killed_stream_goes_on_to_the_weights_of_one_that_was_not(run):
 def test_a_shard_that_changes_under_a_stream_is_named(tiny_experiment, synthetic_cohort, tmp_path):
     cohort = tmp_path / "cohort"
     shutil.copytree(synthetic_cohort, cohort)
-    experiment = tiny_experiment(changes={"data.cohort": str(cohort), "data.mode": "stream"})
+    changes = {"data.cohort": str(cohort), "data.cache_dir": str(tmp_path), "data.mode": "stream"}
+    experiment = tiny_experiment(changes=changes)
     with prepared(experiment, get_family("set_vae"), on_ray=False) as data:
         store = data.store("train")
         shards = sorted((cohort / "data" / "train").glob("*.parquet"))
