@@ -206,4 +206,4 @@ def test_a_start_counts_what_changed_since_the_last_one(open_stream):
     path.unlink()
     path.write_bytes(content)
     assert start() == [changed]
-    assert {*start({"data.min_code_count": 40})} == trained
+    assert {*start({"model.carry_minutes": 45})} == trained
