@@ -4,6 +4,7 @@ A file of it is one Arrow batch, so that each column is an array of numpy over t
 asked for takes no memory, and processes of a machine share what is.
 """
 
+import zlib
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +19,8 @@ from ehr_ray.storage import files
 Indices = npt.NDArray[np.int64]
 LENGTH: Final = "#"
 """Column of the elements of a row in all of its arrays; `#name` is of one of them."""
+CHECKSUM: Final = "crc32"
+"""Key of an index's checksum in its file."""
 
 
 class RowIndex:
@@ -27,7 +30,8 @@ class RowIndex:
         table: scalars by name, as `#name` the elements of each array, and all of them as `#`.
         block_sizes: rows of each block, int64 [blocks].
         counts: blocks of each shard, int64 [shards].
-        stamps: bytes of each shard's file, int64 [shards]; none where there are no files.
+        stamps: what tells each shard from others, as the bytes of its file, int64 [shards]; none
+            where it is not kept.
     """
 
     def __init__(
@@ -47,7 +51,7 @@ class RowIndex:
         blocks: Sequence[Indices],
         stamps: Indices | None = None,
     ) -> "RowIndex":
-        """Return the index of shards, each a table as `measured` gives it.
+        """Return the index of shards, each a table as `measured` gives it, or an index's own.
 
         `blocks` are the rows of each block, int64 [blocks] a shard.
         """
@@ -81,19 +85,37 @@ class RowIndex:
 
     def write(self, path: Path) -> None:
         """Write it by rename; it must have stamps. ResourcesUnavailableError where it cannot."""
-        assert self.stamps is not None
-        arrays = {"stamps": self.stamps, "counts": self.counts, "block_sizes": self.block_sizes}
-        metadata = {name: array.tobytes() for name, array in arrays.items()}
-        schema = self.table.schema.with_metadata(metadata)
+        table = self.table.combine_chunks()
+        whole = RowIndex(table, self.block_sizes, self.counts, self.stamps)
+        metadata = {name: array.tobytes() for name, array in whole._arrays().items()}
+        schema = table.schema.with_metadata({**metadata, CHECKSUM: whole.checksum()})
         with (
             files.new_file(path) as partial,
             pa.OSFile(str(partial), "wb") as sink,
             pa.ipc.new_file(sink, schema) as writer,
         ):
-            writer.write_table(self.table.combine_chunks())
+            writer.write_table(table)
+
+    def checksum(self) -> bytes:
+        """Return the CRC-32 of all it says, in hexadecimal digits; it must have stamps."""
+        columns = {name: self.column(name) for name in self.table.column_names}
+        found = 0
+        for name, array in {**columns, **self._arrays()}.items():
+            # Texts come as objects, whose bytes are addresses.
+            values = repr(array.tolist()).encode() if array.dtype == object else array
+            found = zlib.crc32(name.encode(), found)
+            if len(array):
+                found = zlib.crc32(np.frombuffer(values, np.uint8).data, found)
+        return f"{found:08x}".encode()
+
+    def _arrays(self) -> dict[str, Indices]:
+        assert self.stamps is not None
+        return {"stamps": self.stamps, "counts": self.counts, "block_sizes": self.block_sizes}
 
 
 def _with_length(part: pa.Table) -> pa.Table:
+    if LENGTH in part.column_names:
+        return part
     total = np.zeros(len(part), np.int64)
     for name in part.column_names:
         if name.startswith(LENGTH):
@@ -101,10 +123,11 @@ def _with_length(part: pa.Table) -> pa.Table:
     return part.append_column(LENGTH, pa.array(total))
 
 
-def read_index(path: Path, sizes: Sequence[int | None]) -> RowIndex | None:
+def read_index(path: Path, sizes: Sequence[int | None], *, whole: bool = False) -> RowIndex | None:
     """Return the index in a file, mapped; None where there is none of files of these bytes.
 
-    The bytes of a file that is not here may be None.
+    The bytes of a file that is not here may be None. With `whole` all of it is read, once, and held
+    against its checksum: who has the rows in files sees in these what is wrong with it.
     """
     try:
         reader = pa.ipc.open_file(pa.memory_map(str(path)))
@@ -118,4 +141,7 @@ def read_index(path: Path, sizes: Sequence[int | None]) -> RowIndex | None:
     same = [at in (None, stamp) for at, stamp in zip(sizes, stamps, strict=False)]
     if len(stamps) != len(sizes) or not all(same) or len(table) != blocks.sum():
         return None
-    return RowIndex(table, blocks, counts, stamps)
+    index = RowIndex(table, blocks, counts, stamps)
+    if whole and index.checksum() != found.get(CHECKSUM.encode()):
+        return None
+    return index

@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import hashlib
 import inspect
+import itertools
 import json
 import shutil
 import tempfile
@@ -30,6 +31,7 @@ from ehr_ray.events.row_index import RowIndex, read_index
 from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.experiment import Experiment
 from ehr_ray.registry import get_schema
+from ehr_ray.runtime.data.counted import VERSION, Counts, stamp_of_shard
 from ehr_ray.runtime.data.dataset import check_cohort, vocabulary_of
 from ehr_ray.runtime.data.manifest import Shards
 from ehr_ray.runtime.data.mode import choose
@@ -113,7 +115,7 @@ class Source:
     vocabulary: Vocabulary
     shards: Mapping[str, Jobs]
     stamps: Sequence[tuple[str, int, int]]
-    """Name, size and time of all files of the shards: part of the cache's key."""
+    """Name, size and time of all files of the shards, in order: part of the cache's key."""
     labels: tuple[Path, ...] = ()
     cohort: Shards | None = None
     """All shards of the cohort, where rows are made of them."""
@@ -149,7 +151,8 @@ def prepared(
             if on_ray:
                 check_stream(experiment.cluster)
             shards = {split: own.every() for split, own in source.shards.items()}
-            stream = streamed(maker, shards, on_ray=on_ray, say=say)
+            counts = _counts(experiment, family, source, folder)
+            stream = streamed(maker, shards, counts, on_ray=on_ray, say=say)
             none = {split: paths[:0] for split, paths in blocks.items()}
             yield Prepared(source.vocabulary, none, stream, weighed)
             return
@@ -325,21 +328,46 @@ def _folder(experiment: Experiment, family: "AnyFamily", source: Source) -> Iter
         finally:
             shutil.rmtree(root, ignore_errors=True)
         return
-    key = _key(experiment, family, source)
+    key = _key(experiment, family, source, source.stamps)
     yield experiment.cache.absolute() / f"{family.name}-{key}"
 
 
-def _key(experiment: Experiment, family: "AnyFamily", source: Source) -> str:
+def _counts(experiment: Experiment, family: "AnyFamily", source: Source, folder: Path) -> Counts:
+    """Return where counts of rows are kept, of those in memory beside the rows.
+
+    What rows are made of is told apart shard by shard there: others of a split may change.
+    """
+    in_memory = experiment.data.cache == "memory"
+    root = folder if in_memory else experiment.cache.absolute()
+    ahead = iter(source.stamps)
+    stamps = {
+        split: [
+            stamp_of_shard([*itertools.islice(ahead, max(1, len(own[number]["files"])))])
+            for number in range(len(own.names))
+        ]
+        for split, own in source.shards.items()
+    }
+    name = f"counts-{family.name}-{_key(experiment, family, source, ())}-{VERSION}"
+    return Counts(root / name, {split: own.names for split, own in source.shards.items()}, stamps)
+
+
+def _key(
+    experiment: Experiment,
+    family: "AnyFamily",
+    source: Source,
+    stamps: Sequence[tuple[str, int, int]],
+) -> str:
+    """Return a hash of what rows are made by, and of the shards with these stamps."""
     vocabulary = source.vocabulary
     options = {name: getattr(experiment.model, name) for name in family.cache_fields}
     if (task := experiment.task) is not None:
-        stamps = [(p.stat().st_size, p.stat().st_mtime_ns) for p in source.labels]
-        options["task"] = [task.name, task.hours, task.label_ratio, stamps]
+        labels = [(p.stat().st_size, p.stat().st_mtime_ns) for p in source.labels]
+        options["task"] = [task.name, task.hours, task.label_ratio, labels]
         if task.classes:
             options["classes"] = task.classes  # whose order the rows' labels have
         if (read := task.statistics) is not None:
             options["statistics"] = [read.windows, read.max_codes]
-    parts = [source.stamps, options, family.version, LAYOUT, vocabulary.origin]
+    parts = [stamps, options, family.version, LAYOUT, vocabulary.origin]
     digest = hashlib.sha256(json.dumps(parts, default=dataclasses.asdict).encode())
     digest.update(module_text(family.transform))
     digest.update("\0".join(vocabulary.codes).encode())

@@ -1,10 +1,11 @@
 """Rows that are made anew for each epoch, ahead of the step, and kept nowhere.
 
-What is known of rows without having them, their number, lengths and scalars, is counted once; it
-decides the order, which is that of rows in files. A rank then asks for its own rows, window by
-window: its Ray Data pipeline reads the shards of a window, packs those patients, a row each, and
-transforms them. At most two windows are in a rank's memory, the one in use and the next; how far
-the pipeline is ahead of them, its back-pressure decides. Without Ray a thread does the same.
+What is known of rows without having them, their number, lengths and scalars, is counted once and
+kept (`counted`); it decides the order, which is that of rows in files. A rank then asks for its own
+rows, window by window: its Ray Data pipeline reads the shards of a window, packs those patients, a
+row each, and transforms them. At most two windows are in a rank's memory, the one in use and the
+next; how far the pipeline is ahead of them, its back-pressure decides. Without Ray a thread does
+the same.
 """
 
 import contextlib
@@ -20,19 +21,18 @@ import pyarrow as pa
 
 from ehr_ray.errors import DamagedRowsError, UserError, error_of_kind
 from ehr_ray.events.batched import batched
-from ehr_ray.events.block_files import CHUNK, block_rows, measured
+from ehr_ray.events.block_files import CHUNK
 from ehr_ray.events.blocks import Window
 from ehr_ray.events.row_batches import from_bytes, to_bytes
 from ehr_ray.events.row_index import LENGTH, RowIndex
+from ehr_ray.runtime.data.counted import Counts, Job, KeptIndex, counted, here
 from ehr_ray.runtime.data.patient_rows import PatientRow, as_table, from_table
 from ehr_ray.runtime.data.rows import RowMaker
-from ehr_ray.runtime.data.tasks import Say, in_blocks, limited_retries, problem_of, run_jobs
-from ehr_ray.storage import sync
+from ehr_ray.runtime.data.tasks import Say, in_blocks, limited_retries, problem_of
 
 if TYPE_CHECKING:
     from ehr_ray.family import Row
 
-Job = Mapping[str, Any]
 Indices = npt.NDArray[np.int64]
 PIPELINE_ROWS: Final = 1 << 18
 """Rows that are asked for of one pipeline, or a window of them: their places are held."""
@@ -45,42 +45,33 @@ class Streamed:
 
     maker: RowMaker
     shards: Mapping[str, tuple[Job, ...]]
-    index: Mapping[str, RowIndex]
+    index: Mapping[str, RowIndex | KeptIndex]
     on_ray: bool
 
+    def check(self) -> None:
+        """Raise InputError where what is known of rows is not here, nor in a store."""
+        for known in self.index.values():
+            if isinstance(known, KeptIndex):
+                known.open()
+
     def store(self, split: str) -> "StreamStore":
-        """Return the rows of a split."""
-        return StreamStore(self.maker, self.shards[split], self.index[split], on_ray=self.on_ray)
+        """Return the rows of a split; InputError where what is known of them is not here."""
+        known = self.index[split]
+        index = known.open() if isinstance(known, KeptIndex) else known
+        return StreamStore(self.maker, self.shards[split], index, on_ray=self.on_ray)
 
 
 def streamed(
-    maker: RowMaker, shards: Mapping[str, Sequence[Job]], *, on_ray: bool, say: Say
+    maker: RowMaker,
+    shards: Mapping[str, Sequence[Job]],
+    counts: Counts,
+    *,
+    on_ray: bool,
+    say: Say,
 ) -> Streamed:
-    """Count the rows of all shards, one task a shard, without keeping any."""
-    jobs = [job for split in shards.values() for job in split]
-    counted = iter(
-        run_jobs(_Count(maker), jobs, on_ray=on_ray, say=say, verb="counted rows of shards")
-    )
-    index = {}
-    for split, own in shards.items():
-        tables = [pa.ipc.open_stream(next(counted)).read_all() for _ in own]
-        index[split] = RowIndex.of(tables, [block_rows(len(table)) for table in tables])
+    """Return the rows of shards; those not `counted` before are made for it, and dropped."""
+    index = counted(maker, shards, counts, on_ray=on_ray, say=say)
     return Streamed(maker, {split: tuple(own) for split, own in shards.items()}, index, on_ray)
-
-
-class _Count:
-    """The function of a shard that makes its rows and tells of them alone."""
-
-    def __init__(self, maker: RowMaker) -> None:
-        self._maker = maker
-
-    def __call__(self, job: Job) -> bytes:
-        return measured(self._maker.of(here(job)))
-
-
-def here(job: Job) -> Job:
-    """Return the job with its shard on this node."""
-    return {**job, "shard": str(sync.fetch(job["shard"]))}
 
 
 class StreamStore:

@@ -211,6 +211,8 @@ def from_worker(config: dict[str, Any]) -> Job:
         return job
     run = sync.fetch_run(paths["run"], missing_ok=True)
     blocks = fetched(paths["blocks"])
+    if job.prepared.stream is not None:
+        job.prepared.stream.check()
     # A state holds what came of these, so the first start alone reads them.
     if saved_progress(run) is None:
         for given in (job.experiment.init_from, getattr(job.experiment.model, "phrases", None)):

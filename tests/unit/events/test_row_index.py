@@ -63,3 +63,14 @@ def test_a_file_of_others_or_a_damaged_one_counts_as_none(index, tmp_path):
     for size in (0, 7, len(content) // 2, len(content) - 3):
         path.write_bytes(content[:size])
         assert read_index(path, [10, 20, 30]) is None
+
+
+def test_a_flipped_bit_is_seen_by_who_reads_all_of_it(index, tmp_path):
+    path = tmp_path / "train.index"
+    index.write(path)
+    assert_same(read_index(path, [10, 20, 30], whole=True), index)
+    content = bytearray(path.read_bytes())
+    content[content.index(np.array([4, 1, 3, 7, 13]).tobytes()) + 8] ^= 2
+    path.write_bytes(content)
+    assert read_index(path, [10, 20, 30]) is not None
+    assert read_index(path, [10, 20, 30], whole=True) is None

@@ -16,6 +16,7 @@ from ehr_ray.events.blocks import BlockStore
 from ehr_ray.events.patients import Patient
 from ehr_ray.registry import get_family
 from ehr_ray.runtime.data import stream
+from ehr_ray.runtime.data.counted import Counts
 from ehr_ray.runtime.data.prepared import prepared
 from ehr_ray.runtime.data.stream import streamed
 from ehr_ray.runtime.training.worker import loader_of
@@ -59,7 +60,8 @@ def stores(tmp_path):
     for number, job in enumerate(jobs):
         write_block(tmp_path / f"{number}.arrow", Numbers().of(job))
     kept = BlockStore([tmp_path / f"{number}.arrow" for number in range(3)])
-    made = streamed(Numbers(), {"train": jobs}, on_ray=False, say=lambda _: None)
+    counts = Counts(tmp_path / "counts", {"train": ["a", "b", "c"]}, {"train": [1, 2, 3]})
+    made = streamed(Numbers(), {"train": jobs}, counts, on_ray=False, say=lambda _: None)
     return kept, made.store("train")
 
 
@@ -161,7 +163,7 @@ def test_a_stream_ends_with_the_weights_of_files_and_keeps_no_rows(run, changes,
     made = run("made", "stream", changes)
     assert_same_run(made, kept)
     kept = {p.name.partition("-")[0] for p in (tmp_path / "stream").glob("*")}
-    assert kept <= {"labels", "contradicted"}
+    assert kept <= {"labels", "contradicted", "counts"}
     assert not [t for t in threading.enumerate() if t.name.startswith(("stream", "loader"))]
 
 
@@ -177,7 +179,8 @@ def test_a_killed_stream_goes_on_to_the_weights_of_one_that_was_not(run):
 def test_a_shard_that_changes_under_a_stream_is_named(tiny_experiment, synthetic_cohort, tmp_path):
     cohort = tmp_path / "cohort"
     shutil.copytree(synthetic_cohort, cohort)
-    experiment = tiny_experiment(changes={"data.cohort": str(cohort), "data.mode": "stream"})
+    changes = {"data.cohort": str(cohort), "data.cache_dir": str(tmp_path), "data.mode": "stream"}
+    experiment = tiny_experiment(changes=changes)
     with prepared(experiment, get_family("set_vae"), on_ray=False) as data:
         store = data.store("train")
         shards = sorted((cohort / "data" / "train").glob("*.parquet"))

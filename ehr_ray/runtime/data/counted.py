@@ -1,0 +1,193 @@
+"""What is known of rows that are streamed: counted once, kept, and mapped by every process.
+
+    counts-<digest>/<split>/<shard>-<stamp>.index  of the rows of a shard, once they are counted
+    counts-<digest>/<split>-<stamps>.index         of those of all shards, in order: what is used
+
+The digest is of all that makes rows besides the shards, a stamp of a shard's files by name, size
+and time. So of what has changed a file of another name is wanted, and nothing is written over.
+Where nothing can be kept, the process that counts holds it, and it travels to the others.
+"""
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+
+from ehr_ray.errors import InputError, ResourcesUnavailableError
+from ehr_ray.events.block_files import block_rows, measured
+from ehr_ray.events.row_batches import as_stream
+from ehr_ray.events.row_index import RowIndex, read_index
+from ehr_ray.runtime.data.rows import RowMaker
+from ehr_ray.runtime.data.tasks import Say, run_jobs
+from ehr_ray.storage import sync
+from ehr_ray.storage.paths import absolute, local
+
+Job = Mapping[str, Any]
+VERSION: Final = 1
+"""Bump when the files say other things: what was kept of older versions is counted again."""
+
+
+@dataclass(frozen=True)
+class KeptIndex:
+    """What is known of the rows of a split, in a file; it travels, and holds nothing of it.
+
+    Args:
+        place: path or URI of the file.
+        stamps: of the shards that it tells of, in order.
+    """
+
+    place: str
+    stamps: tuple[int, ...]
+
+    def open(self) -> RowIndex:
+        """Return it, mapped, where it lies here or in a store; InputError where it does not."""
+        found = self.read()
+        if found is None:
+            raise InputError(
+                f"{self.place}: not here, or not what was counted; data.cache_dir must be a folder "
+                "of all nodes or in a store: run the same command again"
+            )
+        return found
+
+    def read(self, *, whole: bool = False) -> RowIndex | None:
+        """Return it, mapped; None where it is not there, or of others, or damaged (`whole`)."""
+        return read_index(sync.fetch(self.place, missing_ok=True), self.stamps, whole=whole)
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Where what is known of rows is kept.
+
+    Args:
+        folder: the folder of all splits, on this machine.
+        names: of each shard in each split, in order: of its file.
+        stamps: what tells each of them from what it was, in 64 bits with a sign.
+    """
+
+    folder: Path
+    names: Mapping[str, Sequence[str]]
+    stamps: Mapping[str, Sequence[int]]
+
+    def of(self, split: str) -> KeptIndex:
+        """Return where what is known of all rows of a split is kept."""
+        stamps = tuple(self.stamps[split])
+        digest = hashlib.sha256(np.array(stamps, np.int64).tobytes()).hexdigest()[:16]
+        return KeptIndex(absolute(self.folder / f"{split}-{digest}.index"), stamps)
+
+    def parts(self, split: str) -> Iterator[KeptIndex]:
+        """Yield the same of each shard of a split."""
+        for name, stamp in zip(self.names[split], self.stamps[split], strict=True):
+            file = f"{name}-{stamp % (1 << 64):016x}.index"
+            yield KeptIndex(absolute(self.folder / split / file), (stamp,))
+
+
+def stamp_of_shard(files: Sequence[tuple[str, int, int]]) -> int:
+    """Return the stamp of a shard by name, size and time of each of its files."""
+    digest = hashlib.sha256(json.dumps(files).encode()).digest()
+    return int.from_bytes(digest[:8], "big", signed=True)
+
+
+def counted(
+    maker: RowMaker,
+    shards: Mapping[str, Sequence[Job]],
+    counts: Counts,
+    *,
+    on_ray: bool,
+    say: Say,
+) -> dict[str, RowIndex | KeptIndex]:
+    """Return what is known of the rows of each split, in a file unless nothing can be kept.
+
+    Of shards that have not been counted the rows are made, a job each, and dropped.
+    """
+    index: dict[str, RowIndex | KeptIndex] = {}
+    told: dict[str, dict[int, bytes]] = {}
+    for split in shards:
+        if counts.of(split).read(whole=True) is not None:
+            index[split] = counts.of(split)
+        else:
+            told[split] = _counted_before(counts, split)
+    missing = {
+        (split, number): {"job": job, "part": part}
+        for split in told
+        for number, (job, part) in enumerate(zip(shards[split], counts.parts(split), strict=True))
+        if number not in told[split]
+    }
+    made = run_jobs(
+        CountShard(maker),
+        [*missing.values()],
+        on_ray=on_ray,
+        say=say,
+        verb="counted rows of shards",
+        label=_shard_of,
+    )
+    for (split, number), table in zip(missing, made, strict=True):
+        told[split][number] = table
+    for split in [*told]:
+        index[split] = _kept(counts.of(split), told.pop(split))
+    return {split: index[split] for split in shards}
+
+
+def here(job: Job) -> Job:
+    """Return the job with its shard on this node."""
+    return {**job, "shard": str(sync.fetch(job["shard"]))}
+
+
+class CountShard:
+    """The function of a shard that makes its rows, and keeps and gives what is known of them."""
+
+    def __init__(self, maker: RowMaker) -> None:
+        self._maker = maker
+
+    def __call__(self, job: Mapping[str, Any]) -> bytes:
+        """Return `measured` of the rows of `job["job"]`; write it as `job["part"]`."""
+        table = measured(self._maker.of(here(job["job"])))
+        # Where it cannot be kept, the next start counts again.
+        with contextlib.suppress(ResourcesUnavailableError):
+            _write([table], job["part"])
+        return table
+
+
+def _shard_of(job: Mapping[str, Any]) -> str:
+    return str(job["job"]["shard"])
+
+
+def _counted_before(counts: Counts, split: str) -> dict[int, bytes]:
+    """Return what is known of shards that have been counted, by number, as `CountShard` gives it.
+
+    It is copied: a process may map 65,530 files at most.
+    """
+    sync.fetch(counts.folder / split, missing_ok=True)
+    found = {}
+    for number, part in enumerate(counts.parts(split)):
+        index = read_index(local(part.place), part.stamps, whole=True)
+        if index is not None:
+            found[number] = as_stream([index.table])
+    return found
+
+
+def _kept(target: KeptIndex, told: Mapping[int, bytes]) -> RowIndex | KeptIndex:
+    """Return what is known of a split, written if it can be, by what is known of each shard."""
+    tables = [told[number] for number in range(len(target.stamps))]
+    try:
+        _write(tables, target)
+    except ResourcesUnavailableError:
+        return _joined(tables, target)
+    return target
+
+
+def _write(tables: Sequence[bytes], target: KeptIndex) -> None:
+    path = local(target.place)
+    _joined(tables, target).write(path)
+    sync.push(path)
+
+
+def _joined(tables: Sequence[bytes], target: KeptIndex) -> RowIndex:
+    parts = [pa.ipc.open_stream(table).read_all() for table in tables]
+    rows = [block_rows(len(part)) for part in parts]
+    return RowIndex.of(parts, rows, np.array(target.stamps, np.int64))
