@@ -63,7 +63,7 @@ def step_speed(
         for _ in range(counted):
             step(next(batches))
     # Not in one step with the counter, which has the host wait for the lengths of sequences.
-    with _counted_syncs(device) as syncs:
+    with counted_syncs(device) as syncs:
         step(next(batches))
     sums.means("warm")
     if device == "cuda":
@@ -193,7 +193,7 @@ def kernel_seconds(events: Iterable[Any]) -> float:
 
 
 @contextlib.contextmanager
-def _counted_syncs(device: str) -> Iterator[list[warnings.WarningMessage] | None]:
+def counted_syncs(device: str) -> Iterator[list[warnings.WarningMessage] | None]:
     """Yield the times the host waits for the GPU, as torch warns of them; None on the CPU."""
     if device != "cuda":
         yield None

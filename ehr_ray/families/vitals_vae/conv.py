@@ -69,7 +69,7 @@ class Down(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return what the branch sees of each time bin."""
-        return _binned(self.layers(x), self.bins).flatten(1)
+        return binned(self.layers(x), self.bins).flatten(1)
 
 
 class Up(nn.Module):
@@ -109,10 +109,10 @@ class Up(nn.Module):
         """Return the branch's curves, [B, V, H]."""
         x = F.leaky_relu(self.unfold(z), SLOPE).unflatten(1, (self.width, self.start))
         for block, size in zip(self.blocks, self.sizes, strict=True):
-            x = block(_stretch(x, size))
+            x = block(stretched(x, size))
         if self.every_hour:
-            return self.out(_stretch(x, self.hours))
-        return _stretch(self.out(x), self.hours)
+            return self.out(stretched(x, self.hours))
+        return stretched(self.out(x), self.hours)
 
 
 class ConvEncoder(nn.Module):
@@ -135,7 +135,7 @@ class ConvEncoder(nn.Module):
         """Return what all branches and the linear path see, [B, 2 width]."""
         x = self.stem(channels)
         pooled = torch.cat([branch(x) for branch in self.branches.values()], 1)
-        trend = _binned(channels, self.bins).flatten(1)
+        trend = binned(channels, self.bins).flatten(1)
         return torch.cat([self.merge(pooled), self.trend(trend)], 1)
 
 
@@ -161,7 +161,7 @@ class ConvDecoder(nn.Module):
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Return the merged curves [B, H, V] and the branches' [branches, B, H, V]."""
-        trend = _stretch(self.trend(z).unflatten(1, (self.vitals, self.knots)), self.hours)
+        trend = stretched(self.trend(z).unflatten(1, (self.vitals, self.knots)), self.hours)
         details = [branch(z) for branch in self.branches.values()]
         merged = trend + self.mix(torch.cat(details, 1))
         branches = torch.stack([trend + detail for detail in details])
@@ -172,12 +172,12 @@ def _norm(channels: int) -> nn.Module:
     return nn.GroupNorm(GROUPS if channels % GROUPS == 0 else 1, channels)
 
 
-def _binned(x: Tensor, bins: int) -> Tensor:
+def binned(x: Tensor, bins: int) -> Tensor:
     """Return the means of [B, C, H] over time bins, [B, C, bins]."""
     return _linear(lambda signal: F.adaptive_avg_pool1d(signal, bins), x)
 
 
-def _stretch(x: Tensor, length: int) -> Tensor:
+def stretched(x: Tensor, length: int) -> Tensor:
     """Return [B, C, H] drawn at `length` steps, by lines."""
     return _linear(
         lambda signal: F.interpolate(signal, length, mode="linear", align_corners=True), x

@@ -60,13 +60,13 @@ def faked_cuda(monkeypatch):
 
 
 def test_waits_of_the_host_are_counted_one_by_one_within_and_not_after(faked_cuda):
-    with gpu_steps._counted_syncs("cuda") as found:
+    with gpu_steps.counted_syncs("cuda") as found:
         assert faked_cuda == ["warn"]
         for _ in range(3):
             warnings.warn(f"{gpu_steps.WAITS} in a step", stacklevel=1)
     assert len(found) == 3
     assert faked_cuda == ["warn", "default"]
-    with gpu_steps._counted_syncs("cpu") as found:
+    with gpu_steps.counted_syncs("cpu") as found:
         assert found is None
 
 

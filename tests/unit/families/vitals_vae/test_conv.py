@@ -9,10 +9,10 @@ from ehr_ray.families.vitals_vae.conv import (
     ConvDecoder,
     ConvEncoder,
     Down,
-    _binned,
-    _stretch,
+    binned,
     fitted,
     lengths,
+    stretched,
 )
 from ehr_ray.train.optim import make_optimizer
 
@@ -125,7 +125,7 @@ def test_pooling_keeps_when():
     assert (early - late).norm() > 0.05 * early.norm()
 
 
-@pytest.mark.parametrize("function", [lambda x: _binned(x, 5), lambda x: _stretch(x, 31)])
+@pytest.mark.parametrize("function", [lambda x: binned(x, 5), lambda x: stretched(x, 31)])
 def test_what_repeats_is_the_same_up_to_rounding(function, monkeypatch):
     found = []
     for repeats in (False, True):
