@@ -64,8 +64,9 @@ def stacked_folds(
         parts: names of models.
 
     Returns:
-        The rows of the model `stacked` of outcomes that all parts answer, whose threshold has the highest F1 on the other folds, and
-        by outcome the weights by part and the `offset` that all rows give, for patients of none.
+        The rows of the model `stacked` of outcomes that all parts answer, whose threshold has the
+        highest F1 on the other folds, and by outcome the weights by part and the `offset` that all
+        rows give, for patients of none.
     """
     rows = ["repeat", "fold", "subject_id", "prediction_time", "label"]
     found, weights = [], {}

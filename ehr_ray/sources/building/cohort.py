@@ -78,8 +78,8 @@ def check_parts(
     left_out = sum(each.undivided for each in checked)
     if left_out and plan.unlisted == "drop" and not np.any(counts):
         raise InputError(
-            f"--splits {plan.policy.file}: of {left_out:,} subjects of the input none is in it; are "
-            "ids written the same way in both?"
+            f"--splits {plan.policy.file}: of {left_out:,} subjects of the input none is in it; "
+            "are ids written the same way in both?"
         )
     map_note(plan, parts)
     check_values(parts, totals(parts)["values"], max_rejected)
