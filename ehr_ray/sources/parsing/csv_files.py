@@ -66,7 +66,10 @@ class Dialect:
             in_place.binary(path) as stored,
             opener(stored, encoding=encoding, newline="", **how) as file,
         ):
-            yield file
+            try:
+                yield file
+            except gzip.BadGzipFile as error:  # an OSError, as if its store had failed
+                raise EOFError(str(error)) from error
 
 
 COMMON: Final = Dialect()
