@@ -157,7 +157,8 @@ def ingest(
         return done
     on_ray = _worth_ray(units, size) if cpus is None else cpus > 1
     read = [of_any_machine(unit) for unit in units]
-    told = {"source": source, "input": given, "output": output, **asdict(asked)}
+    named = canonical(given) if isinstance(given, Path) else given
+    told = {"source": source, "input": named, "output": output, **asdict(asked)}
     told |= {f"options.{key}": value for key, value in asdict(chosen).items()}
     # Entered in this order: who waits for the lease of a store, or is refused the staging folder,
     # has started no Ray; and Ray has ended before the folder its tasks write to is removed.
