@@ -31,7 +31,9 @@ def table_files(root: Path, names: Iterable[str]) -> dict[str, str]:
     for name in names:
         files = [there[name.lower() + end] for end in SUFFIXES if name.lower() + end in there]
         if len(files) > 1:
-            log.warning("%s: %s is read, %s beside it is not", place, files[0], ", ".join(files[1:]))
+            log.warning(
+                "%s: %s is read, %s beside it is not", place, files[0], ", ".join(files[1:])
+            )
         if files:
             found[name] = files[0]
     return found
