@@ -1,6 +1,7 @@
 import gzip
 import json
 from datetime import datetime, timedelta
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -439,3 +440,28 @@ def test_files_of_a_store_whose_names_are_in_no_uri_are_read_whole(tmp_path, mon
     assert made[there].rows_read == made[here].rows_read == 120
     shards = [[path.read_bytes() for path in sorted((o / "data").rglob("*.*"))] for o in made]
     assert shards[0] == shards[1]
+
+
+def test_an_input_in_a_store_that_changes_while_it_is_read_makes_no_cohort(tmp_path, monkeypatch):
+    monkeypatch.setenv(STAGING, str(tmp_path / "copies"))
+    events = tmp_path / "raw" / "events.csv"
+    events.parent.mkdir()
+    events.write_text("id,time,code,value\n" + "".join(f"p{i},1,x,{i}\n" for i in range(20)))
+    columns = {f"{name}_column": name for name in ("id", "time", "code", "value")}
+    run = partial(
+        ingest,
+        "table",
+        f"file://{events.parent}",
+        tmp_path / "made",
+        options={**columns, "time_unit": "hours"},
+        cpus=1,
+    )
+
+    def change(line):
+        if line == "fitting codes on train":
+            events.write_text(events.read_text() + "p1,2,x,3\n")
+
+    with pytest.raises(InputError, match=r"--input file://.*raw: changed while it was read; run"):
+        run(progress=change)
+    assert not (tmp_path / "made").exists()
+    assert run().rows_read == 21
