@@ -21,6 +21,9 @@ from ehr_ray.events.vocabulary import Vocabulary
 
 MIN_KNOWN: Final = 0.5
 """Share of events below which they are refused unless told otherwise."""
+STRAY: Final = 0.05
+"""A code that has no more than this share of the events it would have if these were as train's is
+not taken to be there: a row gone astray, or one hospital of many, makes no cohort that is known."""
 SHOWN: Final = 20
 """Unknown codes in the table of the report."""
 NAMED: Final = 3
@@ -38,7 +41,8 @@ class Coverage:
     """Codes of the model that no event has, to their share of its train events, the largest
     first."""
     trained: float = 0.0
-    """Share of the events the model was trained on whose codes are among these events."""
+    """Share of the events the model was trained on whose codes these events have, and not only
+    astray (`STRAY`)."""
 
     @property
     def known(self) -> float:
@@ -90,8 +94,11 @@ def coverage_of(counts: Mapping[str, int], vocabulary: Vocabulary) -> Coverage:
         if share and not tokens.get(code)
     }
     largest = sorted(absent.items(), key=lambda item: -item[1])
+    total = sum(tokens.values())
     trained = sum(
-        float(w) for code, w in zip(vocabulary.codes, weight, strict=True) if tokens.get(code)
+        float(w)
+        for code, w in zip(vocabulary.codes, weight, strict=True)
+        if tokens.get(code, 0) > STRAY * w * total
     )
     return Coverage(sum(tokens.values()), dict(unknown.most_common()), dict(largest), trained)
 

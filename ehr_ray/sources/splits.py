@@ -52,6 +52,7 @@ def parse_splits(text: str | None, seed: int) -> SplitPolicy:
         path = sync.fetch(text).absolute()
         if not path.is_file():
             raise InputError(f"--splits {text}: no such file; check the path")
+        read_splits.cache_clear()  # the file may have been written anew since
         read_splits(str(path))  # what is wrong with it is said before anything is read
         return SplitPolicy(seed=seed, keep_source=False, file=path)
     if text.startswith("all:"):

@@ -117,7 +117,7 @@ def together(backend: Backend) -> Iterator[None]:
     first = int(at_fault[0]) == backend.rank
     line = torch.zeros(LINE)
     if first:
-        written = f"{type(problem).__name__}\n{problem}".encode()[:LINE]
+        written = f"{type(problem).__name__}\n{problem}".encode(errors="replace")[:LINE]
         line[: len(written)] = torch.tensor([*written], dtype=torch.float32)
     kind, _, text = (
         bytes(backend.all_sum(line).int().tolist()).decode(errors="ignore").partition("\n")

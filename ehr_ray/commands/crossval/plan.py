@@ -28,6 +28,7 @@ FIXED: Final[dict[str, Any]] = {
     "data.cache": "memory",
     "data.mode": "cache",
     "evaluation.bootstrap": 1,
+    "evaluation.stack": None,
     "evaluation.hours": [],
     "evaluation.subgroups": {},
     "evaluation.umap_patients": 0,
@@ -67,7 +68,9 @@ class FoldJob:
     @property
     def key(self) -> str:
         """Name of the job and of its files."""
-        return f"{self.name}-r{self.repeat}-f{self.fold}-m{self.member}"
+        name = f"{self.name}-r{self.repeat}-f{self.fold}-m{self.member}"
+        # Under the plain name an earlier version left what the network of an ensemble said alone.
+        return f"{name}-e" if self.experiment.evaluation.ensemble and not self.first else name
 
     @property
     def folder(self) -> Path:

@@ -113,7 +113,8 @@ def report(
     titles = {**TITLES, STACKED: "Network, trees, regression, stacked", MODEL: family}
     variants, share = experiment.crossval.variants, 1 / experiment.crossval.folds
     models = list(dict.fromkeys(scores["model"]))
-    if NETWORK in models:  # what is judged is an ensemble
+    alone = dict(titles)
+    if NETWORK in models:  # what is judged is an ensemble, but of a task it was not trained for
         titles |= {MODEL: f"ensemble: {family}, trees, regression", NETWORK: f"{family} alone"}
     own = {MODEL, NETWORK, STACKED, *variants}
     baselines = [name for name in models if name not in own]
@@ -123,7 +124,8 @@ def report(
     for task in jobs[0].tasks:
         positive = positive_class(experiment.cohort, task)
         heading = f"**{escaped(task)}**" + (f", {escaped(positive)}" if positive else "")
-        lines += [markdown(table, task, heading, titles), ""]
+        judged = titles if NETWORK in set(scores.loc[scores["outcome"] == task, "model"]) else alone
+        lines += [markdown(table, task, heading, judged), ""]
         if said := verdict(scores, MODEL, baselines, task, share):
             lines += [said, ""]
         lines += [*_differences(scores, models, task, share), ""]

@@ -64,12 +64,14 @@ def stacked_folds(
         parts: names of models.
 
     Returns:
-        The rows of the model `stacked`, whose threshold has the highest F1 on the other folds, and
+        The rows of the model `stacked` of outcomes that all parts answer, whose threshold has the highest F1 on the other folds, and
         by outcome the weights by part and the `offset` that all rows give, for patients of none.
     """
     rows = ["repeat", "fold", "subject_id", "prediction_time", "label"]
     found, weights = [], {}
     for outcome, own in predictions[predictions["model"].isin(parts)].groupby("outcome"):
+        if set(parts) - set(own["model"]):  # the network answers its own task alone
+            continue
         wide = own.pivot_table(index=rows, columns="model", values="probability").reset_index()
         logits = logit(wide[list(parts)].to_numpy())
         label, fold = wide["label"].to_numpy(bool), wide["fold"].to_numpy()
@@ -90,7 +92,7 @@ def stacked_folds(
                         threshold=cut,
                     )
                 )
-    return pd.concat(found, ignore_index=True), weights
+    return pd.concat([predictions[:0], *found], ignore_index=True), weights
 
 
 def weights_line(weights: Mapping[str, float]) -> str:

@@ -72,19 +72,24 @@ def check_parts(
     parts = [plan.part(i) for i in range(num_parts)]
     _check_rejects(parts, max_rejected)
     check_zones(parts)
+    counts = np.zeros(plan.keys, np.int64)
+    for i in range(num_parts):
+        counts += rows_by_key(plan.keyed(i), STAGED, plan.keys)
+    left_out = sum(each.undivided for each in checked)
+    if left_out and plan.unlisted == "drop" and not np.any(counts):
+        raise InputError(
+            f"--splits {plan.policy.file}: of {left_out:,} subjects of the input none is in it; are "
+            "ids written the same way in both?"
+        )
     map_note(plan, parts)
     check_values(parts, totals(parts)["values"], max_rejected)
     check_subjects(checked)
     check_folders(checked)
-    left_out = sum(each.undivided for each in checked)
     if left_out and not plan.policy.keep_source and plan.unlisted == "refuse":
         raise InputError(
             f"--splits {plan.policy.file}: {left_out:,} subjects of the input have no split there; "
             "add them, or leave them out by --unlisted drop"
         )
-    counts = np.zeros(plan.keys, np.int64)
-    for i in range(num_parts):
-        counts += rows_by_key(plan.keyed(i), STAGED, plan.keys)
     if not np.any(counts):
         raise InputError(f"no event in the input: is it in the format of --source {plan.source}?")
     return plan_shards(counts)

@@ -44,6 +44,15 @@ def test_codes_of_the_model_that_no_event_has_are_told_with_what_was_trained_on_
     assert coverage_of({"HR": 1, "MAP": 1, "Temp": 1}, model).absent_line() == ""
 
 
+def test_codes_that_are_there_by_a_stray_row_alone_are_not_known():
+    counts = np.array([50, 10, 40])
+    model = Vocabulary(("HR", "MAP", "Temp"), counts, np.zeros(3), np.ones(3))
+    coverage = coverage_of({"HR": 20, "MAP": 3, "Temp": 30, "DRUG": 947}, model)
+    assert coverage.trained == pytest.approx(0.4)  # HR and MAP have less than 5 % of train's share
+    with pytest.raises(InputError, match=r"the model knows 5\.3% of 1,000 events"):
+        require_coverage(coverage, 0.5, "there")
+
+
 def test_many_events_that_a_model_never_reads_are_no_reason_to_refuse_what_it_does():
     counts = np.array([50, 10, 40])
     model = Vocabulary(("HR", "MAP", "Temp"), counts, np.zeros(3), np.ones(3))

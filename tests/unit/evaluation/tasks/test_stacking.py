@@ -77,5 +77,14 @@ def test_each_fold_is_stacked_by_what_the_others_teach(folds):
     assert not np.allclose(*others)
 
 
+def test_an_outcome_that_one_part_does_not_answer_is_not_stacked(folds):
+    other = folds[folds["model"] != PARTS[0]].assign(outcome="readmission")
+    found, weights = stacked_folds(pd.concat([folds, other]))
+    assert set(weights) == set(found["outcome"]) == {"death"}
+    found, weights = stacked_folds(other)
+    assert found.empty
+    assert not weights
+
+
 def test_weights_are_written_as_a_config_takes_them():
     assert weights_line({"network": 0.51234, "gbm_rich": 0.0}) == "{network: 0.512, gbm_rich: 0}"

@@ -179,6 +179,9 @@ def test_whom_a_table_of_splits_leaves_out_is_refused_or_dropped_with_labels_and
     assert len(pq.read_table(tmp_path / "kept" / "metadata" / "subject_ids.parquet")) == 37
     again = ingest("table", source, tmp_path / "kept", unlisted="drop", **how)
     assert (again.reused, again.left_out) == (True, 3)
+    table.write_text("subject_id,split\nP1,train\n")
+    with pytest.raises(InputError, match="of 40 subjects of the input none is in it; are ids"):
+        ingest("table", source, tmp_path / "none", unlisted="drop", **how)
     for bad, more in (("keep", how), ("drop", {**how, "splits": None})):
         with pytest.raises(InputError, match=f"--unlisted {bad}: "):
             ingest("table", source, tmp_path / "bad", unlisted=bad, **more)
