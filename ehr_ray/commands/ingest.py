@@ -65,7 +65,7 @@ from ehr_ray.sources.source import Source, Unit, get_source, make_options
 from ehr_ray.sources.splits import SplitPolicy, buckets_for, parse_splits
 from ehr_ray.storage import files, sync
 from ehr_ray.storage.lease import Lease, leased
-from ehr_ray.storage.paths import canonical, inside, is_uri, local, uri_of
+from ehr_ray.storage.paths import canonical, inside, is_outlined, is_uri, local, uri_of
 
 SMALL_BYTES: Final = 200_000_000
 """Smaller inputs are read in this process unless CPUs are asked for: starting Ray takes seconds."""
@@ -157,7 +157,8 @@ def ingest(
         return done
     on_ray = _worth_ray(units, size) if cpus is None else cpus > 1
     read = [of_any_machine(unit) for unit in units]
-    told = {"source": source, "input": given, "output": output, **asdict(asked)}
+    named = canonical(given) if isinstance(given, Path) else given
+    told = {"source": source, "input": named, "output": output, **asdict(asked)}
     told |= {f"options.{key}": value for key, value in asdict(chosen).items()}
     # Entered in this order: who waits for the lease of a store, or is refused the staging folder,
     # has started no Ray; and Ray has ended before the folder its tasks write to is removed.
@@ -175,6 +176,15 @@ def ingest(
         relative = kind.relative_time(chosen)
         read = _unpacked(plan, read, run, place, cut=on_ray)
         work = _build(plan, units, read, run, progress, place, max_rejected, relative=relative)
+        if isinstance(given, Path) and is_outlined(given):
+            sync.outline(given)  # nodes may have copied another object than the one listed before
+            now, _ = fingerprint(
+                kind, chosen, plan.policy, units, plan.origin, treatment=_treatment(plan)
+            )
+            if now != print_:
+                raise InputError(
+                    f"--input {named}: changed while it was read; run the same command again"
+                )
         summary = finish(plan, kind, work, output, print_)
         if lease is not None:
             lease.check()  # a machine that took it over meanwhile publishes its own

@@ -92,7 +92,10 @@ def binary(path: str | Path) -> Iterator[Any]:
         with open(path, "rb") as file:
             yield file
         return
-    with opened(Path(path).parent, Path(path).name) as file:
+    # A name with # or ? is in no URI: it is looked for below the next folder that has one.
+    folders = (folder for folder in Path(path).parents if uri_of(folder) is not None)
+    folder = next(folders, Path(path).parent)
+    with opened(folder, Path(path).relative_to(folder).as_posix()) as file:
         if file is None:
             raise InputError(f"{path}: no such file any more; run the same command again")
         yield file
@@ -165,19 +168,30 @@ def _sound(location: str | Path) -> Iterator[None]:
 
 def footer(location: str | Path) -> Any:
     """Return the Parquet metadata of a file, which for a URI is read without the rest of it."""
-    uri = uri_of(location)
-    if uri is None or is_here(location):
+    with files.reads(location, "restore it"):  # a damaged one is no fault of its store
+        return raw_footer(location)
+
+
+def raw_footer(location: str | Path) -> Any:
+    """Return what `footer` does; of a damaged file pyarrow's error, of a store InputError."""
+    if is_outlined(location):
+        with binary(location) as file:
+            end = _footer_bytes(file)
+    elif (uri := uri_of(location)) is None or is_here(location):
         return pq.read_metadata(location)
-    with explained(uri):
-        store, path = filesystem(uri)
-        with store.open_input_file(path) as file:
-            size = file.size()
-            end = file.read_at(min(size, TAIL), max(size - TAIL, 0))
-            length = int.from_bytes(end[-8:-4], "little") + 8
-            if len(end) < length <= size:
-                end = file.read_at(length, size - length)
-    with files.reads(location, "restore it"):  # a damaged one is no fault of the store
-        return pq.read_metadata(pa.BufferReader(end))
+    else:
+        with explained(uri):
+            store, path = filesystem(uri)
+            with store.open_input_file(path) as file:
+                end = _footer_bytes(file)
+    return pq.read_metadata(pa.BufferReader(end))
+
+
+def _footer_bytes(file: Any) -> Any:
+    size = file.size()
+    end = file.read_at(min(size, TAIL), max(size - TAIL, 0))
+    length = int.from_bytes(end[-8:-4], "little") + 8
+    return file.read_at(length, size - length) if len(end) < length <= size else end
 
 
 @contextlib.contextmanager

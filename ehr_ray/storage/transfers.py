@@ -41,11 +41,17 @@ def download(store: Any, path: str, target: Path, stamp: Stamp) -> None:
 
 
 def stand_in(target: Path, stamp: Stamp) -> None:
-    """Leave a file of a size and a time of change that holds nothing, and takes no room."""
-    with files.replacing(inside(target)) as partial:
-        with open(partial, "wb") as file:
-            file.truncate(stamp[0])
-        os.utime(partial, ns=(stamp[1], stamp[1]))
+    """Leave a file of a size and a time of change that holds nothing, and takes no room.
+
+    The caller holds its folder.
+    """
+    inside(target).parent.mkdir(parents=True, exist_ok=True)
+    target.unlink(missing_ok=True)  # what a link leads to is not written to
+    # Not waited for, as a million of them would take hours: one that a crash leaves half made has
+    # another stamp, and is made again.
+    with open(target, "xb") as file:
+        file.truncate(stamp[0])
+    os.utime(target, ns=(stamp[1], stamp[1]))
 
 
 def upload(store: Any, source: Path, path: str) -> None:

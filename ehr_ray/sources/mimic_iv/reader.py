@@ -33,6 +33,7 @@ from ehr_ray.sources.parsing.event_rows import table_chunks
 from ehr_ray.sources.parsing.table_files import warn_of_missing
 from ehr_ray.sources.parsing.tables import Table
 from ehr_ray.sources.source import Chunk, Unit
+from ehr_ray.storage.paths import canonical
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +89,7 @@ def _file(root: Path, name: str) -> str | None:
     """Return a table's file below the folder; plain wins over compressed, and says so."""
     there = [name + end for end in SUFFIXES if (root / (name + end)).is_file()]
     if len(there) > 1:
-        log.warning("%s: %s is read, %s beside it is not", root, *there)
+        log.warning("%s: %s is read, %s beside it is not", canonical(root), *there)
     return next(iter(there), None)
 
 

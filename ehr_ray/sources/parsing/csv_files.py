@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import os
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -66,7 +67,10 @@ class Dialect:
             in_place.binary(path) as stored,
             opener(stored, encoding=encoding, newline="", **how) as file,
         ):
-            yield file
+            try:
+                yield file
+            except gzip.BadGzipFile as error:  # an OSError, as if its store had failed
+                raise EOFError(str(error)) from error
 
 
 COMMON: Final = Dialect()
@@ -80,7 +84,7 @@ def csv_columns(path: str, dialect: Dialect = COMMON) -> list[str]:
     try:
         with dialect.open(path) as file:
             names = next(csv.reader(file, delimiter=dialect.between(path)), [])
-    except (OSError, EOFError, UnicodeError, csv.Error) as error:
+    except (OSError, EOFError, zlib.error, UnicodeError, csv.Error) as error:
         hint = encoding_hint(error)
         raise InputError(f"{path}: not a readable CSV ({error}){hint}") from None
     if not names:
@@ -148,7 +152,7 @@ def count_rows(path: str, part: Lines = ALL_LINES) -> int:
                 if part.stop and at > part.stop:
                     break
                 lines += bool(line.strip())
-    except (OSError, EOFError):
+    except (OSError, EOFError, zlib.error):
         pass
     return max(lines - (part.start == 0), 0)
 

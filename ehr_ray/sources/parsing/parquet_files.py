@@ -20,10 +20,13 @@ READ_ERRORS = (pa.ArrowException, OSError)
 
 
 def split_row_groups(unit: Unit) -> list[Unit]:
-    """Divide a unit of one file into units of about 1,000,000 rows; a damaged file stays whole."""
+    """Divide a unit of one file into units of about 1,000,000 rows; a damaged file stays whole.
+
+    Raises as `in_place.raw_footer` where a store refuses the file.
+    """
     try:
-        metadata = in_place.footer(os.path.join(unit.root, unit.files[0]))
-    except (*READ_ERRORS, InputError):
+        metadata = in_place.raw_footer(os.path.join(unit.root, unit.files[0]))
+    except READ_ERRORS:
         return [unit]
     found: list[Unit] = []
     start = rows = 0
@@ -44,7 +47,8 @@ def in_order(divide: Callable[[Unit], list[Unit]], units: Sequence[Unit]) -> lis
 
 def count_rows(unit: Unit) -> int:
     """Return the rows of a unit, 0 where not even that can be read."""
-    return rows_in(os.path.join(unit.root, unit.files[0]), range(unit.start, unit.stop))
+    groups = range(unit.start, unit.stop) if unit.stop else None
+    return rows_in(os.path.join(unit.root, unit.files[0]), groups)
 
 
 def rows_in(path: str, groups: range | None = None) -> int:
@@ -73,7 +77,7 @@ def read_row_groups(
             raise InputError(f"{unit.files[0]}: no column {name}; it has {', '.join(names)}")
     columns = [*needed, *(name for name in optional if name in names)]
     first = sum(file.metadata.row_group(i).num_rows for i in range(unit.start))
-    groups = list(range(unit.start, unit.stop))
+    groups = list(range(unit.start, unit.stop or file.metadata.num_row_groups))
     for batch in file.iter_batches(CHUNK_ROWS, row_groups=groups, columns=columns):
         yield first, pa.Table.from_batches([batch])
         first += len(batch)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from ehr_ray.errors import InputError
+from ehr_ray.storage.paths import canonical
 
 log = logging.getLogger(__name__)
 
@@ -26,11 +27,13 @@ def table_files(root: Path, names: Iterable[str]) -> dict[str, str]:
     there: dict[str, str] = {}
     for path in sorted(root.iterdir()):
         there.setdefault(path.name.lower(), path.name)
-    found = {}
+    found, place = {}, canonical(root)
     for name in names:
         files = [there[name.lower() + end] for end in SUFFIXES if name.lower() + end in there]
         if len(files) > 1:
-            log.warning("%s: %s is read, %s beside it is not", root, files[0], ", ".join(files[1:]))
+            log.warning(
+                "%s: %s is read, %s beside it is not", place, files[0], ", ".join(files[1:])
+            )
         if files:
             found[name] = files[0]
     return found
@@ -43,5 +46,5 @@ def warn_of_missing(root: str | Path, missing: Sequence[str]) -> None:
     text = ", ".join(missing[:SHOWN])
     if len(missing) > SHOWN:
         text += f" and {len(missing) - SHOWN} more, which -v names"
-        log.info("%s: tables that are not there: %s", root, ", ".join(missing))
-    log.warning("%s: not there, left out: %s", root, text)
+        log.info("%s: tables that are not there: %s", canonical(root), ", ".join(missing))
+    log.warning("%s: not there, left out: %s", canonical(root), text)

@@ -1,6 +1,7 @@
 import gzip
 import json
 from datetime import datetime, timedelta
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +15,8 @@ from ehr_ray.events.labels import read_labels
 from ehr_ray.events.patients import cohort_shards, read_patients
 from ehr_ray.events.schema import RECORD
 from ehr_ray.events.vocabulary import Vocabulary
+from ehr_ray.sources.parsing import csv_ranges
+from ehr_ray.storage.paths import STAGING
 
 CSV = """pid,charted,what,amount,unit
 2,2020-01-01 10:00:00,HR,80,bpm
@@ -410,3 +413,55 @@ def test_a_file_that_several_tasks_read_gives_the_cohort_of_one(tmp_path, monkey
         assert cut == cohort
     rejected = pq.read_table(tmp_path / "cut-events.csv/metadata/rejected.parquet").to_pylist()
     assert [row["line"] for row in rejected] == [702, 2002]
+
+
+@pytest.mark.parametrize("form", ["parquet", "csv"])
+def test_files_of_a_store_whose_names_are_in_no_uri_are_read_whole(tmp_path, monkeypatch, form):
+    """With # or ? a name of a store has no URI of its own, and its stand-in holds zeros alone."""
+    monkeypatch.setenv(STAGING, str(tmp_path / "copies"))
+    monkeypatch.setattr(csv_ranges, "RANGE_BYTES", 200)
+    raw = tmp_path / "raw"
+    for number, name in enumerate(("a#1", "b?/c d", "e")):
+        path = raw / f"{name}.{form}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        ids = [f"p{number}{i % 5}" for i in range(40)]
+        rows = pa.table({"id": ids, "time": range(40), "code": ["x"] * 40, "value": range(40)})
+        if form == "parquet":
+            pq.write_table(rows, path, row_group_size=10)
+        else:
+            pa_csv.write_csv(rows, path)
+    columns = {f"{name}_column": name for name in ("id", "time", "code", "value")}
+    options = {**columns, "time_unit": "hours"}
+    made = {}
+    for place in (raw, f"file://{raw}"):
+        output = tmp_path / f"made{len(made)}"
+        made[output] = ingest("table", place, output, options=options, cpus=1)
+    here, there = made
+    assert made[there].rows_read == made[here].rows_read == 120
+    shards = [[path.read_bytes() for path in sorted((o / "data").rglob("*.*"))] for o in made]
+    assert shards[0] == shards[1]
+
+
+def test_an_input_in_a_store_that_changes_while_it_is_read_makes_no_cohort(tmp_path, monkeypatch):
+    monkeypatch.setenv(STAGING, str(tmp_path / "copies"))
+    events = tmp_path / "raw" / "events.csv"
+    events.parent.mkdir()
+    events.write_text("id,time,code,value\n" + "".join(f"p{i},1,x,{i}\n" for i in range(20)))
+    columns = {f"{name}_column": name for name in ("id", "time", "code", "value")}
+    run = partial(
+        ingest,
+        "table",
+        f"file://{events.parent}",
+        tmp_path / "made",
+        options={**columns, "time_unit": "hours"},
+        cpus=1,
+    )
+
+    def change(line):
+        if line == "fitting codes on train":
+            events.write_text(events.read_text() + "p1,2,x,3\n")
+
+    with pytest.raises(InputError, match=r"--input file://.*raw: changed while it was read; run"):
+        run(progress=change)
+    assert not (tmp_path / "made").exists()
+    assert run().rows_read == 21

@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 from ehr_ray.errors import InputError
 from ehr_ray.sources.parsing import csv_files
 from ehr_ray.sources.parsing.csv_files import Dialect, count_rows, csv_columns, read_csv
+from ehr_ray.storage.paths import STAGING
+from ehr_ray.storage.sync import outline
 
 
 @given(st.lists(st.sampled_from(["1,2", "a,", "3", "4,5,6", "", '"x, y",7'])), st.integers(20, 80))
@@ -65,6 +67,18 @@ def test_a_column_given_twice_is_refused_by_its_name(tmp_path, name):
         (tmp_path / name).write_text(text)
     with pytest.raises(InputError, match=rf"{name}: two columns are called x; rename or remove"):
         csv_columns(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("content", [b"id,x\n1,2\n", gzip.compress(b"id,x\n")[:10] + b"\xff" * 20])
+@pytest.mark.parametrize("stored", [False, True])
+def test_a_damaged_gzip_is_no_fault_of_its_store(tmp_path, monkeypatch, content, stored):
+    monkeypatch.setenv(STAGING, str(tmp_path / "copies"))
+    folder = tmp_path / "raw"
+    folder.mkdir()
+    (folder / "a.csv.gz").write_bytes(content)
+    root = outline(f"file://{folder}") if stored else folder
+    with pytest.raises(InputError, match=r"a.csv.gz: not a readable CSV"):
+        csv_columns(str(root / "a.csv.gz"))
 
 
 def test_trailing_commas_of_a_header_are_no_columns(tmp_path):
