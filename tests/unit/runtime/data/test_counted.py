@@ -6,6 +6,8 @@ import shutil
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 from killed import Killed
 
@@ -207,3 +209,16 @@ def test_a_start_counts_what_changed_since_the_last_one(open_stream):
     path.write_bytes(content)
     assert start() == [changed]
     assert {*start({"model.carry_minutes": 45})} == trained
+
+
+def test_rows_are_counted_anew_where_codes_have_other_counts_in_train(open_stream):
+    start, cohort = open_stream
+    assert start()
+    assert start() == []
+    path = cohort / "metadata" / "codes.parquet"
+    for name in ("count", "num_subjects"):
+        codes = pq.read_table(path)
+        place = codes.column_names.index(name)
+        more = pc.add(codes[name], 1).cast(codes.schema.field(name).type)
+        pq.write_table(codes.set_column(place, codes.schema.field(name), more), path)
+        assert start()
