@@ -3,6 +3,7 @@
 import dataclasses
 import multiprocessing
 import shutil
+import threading
 
 import numpy as np
 import pyarrow as pa
@@ -11,12 +12,14 @@ import pyarrow.parquet as pq
 import pytest
 from killed import Killed
 
-from ehr_ray.errors import InputError, ResourcesUnavailableError
+from ehr_ray.errors import InputError, ResourcesUnavailableError, StoreUnavailableError
 from ehr_ray.events.row_index import RowIndex
 from ehr_ray.registry import get_family
 from ehr_ray.runtime.data import counted as module
 from ehr_ray.runtime.data.counted import Counts, KeptIndex, counted, stamp_of_shard
 from ehr_ray.runtime.data.prepared import prepared
+from ehr_ray.storage import sync
+from ehr_ray.storage.paths import local
 
 
 class Rows:
@@ -123,6 +126,49 @@ def test_where_nothing_can_be_kept_it_is_held(asked, monkeypatch):
     found = asked(Rows())
     assert isinstance(found, RowIndex)
     assert_right(found)
+
+
+@pytest.mark.parametrize("error", [StoreUnavailableError, InputError])
+def test_a_store_that_takes_no_files_does_not_end_a_start(asked, monkeypatch, error):
+    def refuse(path):
+        raise error(f"{path}: no")
+
+    monkeypatch.setattr(module.sync, "push", refuse)
+    found = asked(Rows())
+    assert isinstance(found, RowIndex)
+    assert_right(found)
+
+
+def test_what_is_not_there_once_it_is_written_is_held(asked, monkeypatch):
+    monkeypatch.setattr(module.sync, "push", lambda path: path.unlink())
+    found = asked(Rows())
+    assert isinstance(found, RowIndex)
+    assert_right(found)
+
+
+def test_a_start_beside_another_leaves_what_that_has_not_pushed_yet(tmp_path, monkeypatch):
+    monkeypatch.setenv("EHR_RAY_STAGING", str(tmp_path / "staging"))
+    folder = local(f"file://{tmp_path}/store/counts")
+    counts = Counts(folder, {"train": ["a"]}, {"train": (1,)})
+    push, others = module.sync.push, []
+
+    def while_another_starts(path):
+        others.append(
+            threading.Thread(
+                target=sync.fetch, args=(folder / "train",), kwargs={"missing_ok": True}
+            )
+        )
+        others[-1].start()
+        others[-1].join(0.5)
+        push(path)
+
+    monkeypatch.setattr(module.sync, "push", while_another_starts)
+    jobs = {"train": [{"shard": "a", "count": 3}]}
+    counted(Rows(), jobs, counts, on_ray=False, say=lambda _: None)
+    for other in others:
+        other.join()
+    assert len([*(tmp_path / "store" / "counts" / "train").glob("a-*")]) == 1
+    assert len([*(folder / "train").glob("a-*")]) == 1
 
 
 def test_who_does_not_have_it_says_so(asked):
