@@ -57,7 +57,7 @@ class EvaluationInputs:
     """What inference gave: `fit` on the run's own train and tuning, `judged` on the split asked."""
 
     fit: dict[str, PredictedRows]
-    """Fitted on is the sample of each, of about `evaluation.fit_patients` patients at most."""
+    """Fitted on is the sample of each, of about `evaluation.fit_patients` rows at most."""
     judged: PredictedRows
 
     def written(self, subject: Subject) -> dict[str, PredictedRows]:
@@ -152,11 +152,12 @@ def _asked(
     judged = split == subject.split and cohort.resolve() == subject.events.resolve()
     weights = checkpoint.checkpoint_folder(subject.run) / "model.safetensors"
     cache = subject.cache_of(cohort)
-    patients = max(1, num_patients(cohort, split, cache, on_ray=subject.on_ray))
-    there = patients  # those with a label at most
+    # A row a label: shares of these bound what is held, however many labels a patient has or none.
     if labels is not None and split in labels.splits:
-        there = max(1, min(patients, labels.splits[split].labelled))
-    request = _request(subject, weights.parent, split, patients, labels, judged)
+        there = max(1, labels.splits[split].labelled)
+    else:
+        there = max(1, num_patients(cohort, split, cache, on_ray=subject.on_ray))
+    request = _request(subject, weights.parent, split, there, labels, judged)
     if not fitted_on:
         request = dataclasses.replace(request, origin=named_origin(cohort))
     inputs, times = [weights, *shards], None
@@ -211,17 +212,20 @@ def _request(
     subject: Subject,
     folder: Path,
     split: str,
-    patients: int,
+    there: int,
     labels: TaskLabels | None,
     judged: bool,
 ) -> Request:
-    """Without labels nothing is compared, so only the embedding and its diagnostics are made."""
+    """Without labels nothing is compared, so only the embedding and its diagnostics are made.
+
+    `there` are the rows of the split.
+    """
     settings, family = subject.experiment.evaluation, subject.loaded.family
     trained_for = subject.experiment.task
     evaluation = family.evaluation
     beside = labels is not None and settings.baselines
     binary = labels is not None and labels.kind == "binary"
-    share = settings.max_patients / patients
+    share = settings.max_patients / there
     return Request(
         canonical(folder.absolute()),
         untrained=beside,
@@ -231,7 +235,7 @@ def _request(
         own_output=trained_for is None or trained_for.name == subject.task,
         answer=own_answer(subject) if binary else None,
         hours=tuple(sorted(map(float, set(settings.hours)))) if binary else (),
-        hours_share=settings.hour_patients / patients,
+        hours_share=settings.hour_patients / there,
         hours_fit=split == "train" and not judged,
         subgroups=subject.subgroups if binary and judged else {},
         gpus=subject.gpus,
