@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -93,7 +94,7 @@ def predict(
     `labels` are those of the run's own cohort, `judged_labels` those of the cohort asked for. All
     shards are embedded in one pass; one that an earlier, ended pass left in the run is not again.
     Where the judged rows are more than are held, they are read again: what was told of them stays
-    until `held` is closed, and another evaluation of the same waits for it.
+    until `held` is closed, after an error longer, and another evaluation of the same waits for it.
     """
     home = subject.experiment.cohort
     names = [name for name in ("train", "tuning") if fit and splits_of(home).get(name)]
@@ -122,8 +123,18 @@ def predict(
         if judged.whole:
             sync.remove(one.part.folder)
         else:
-            held.callback(sync.remove, one.part.folder)
+            held.push(_removes(one.part.folder))
     return EvaluationInputs(fitted, judged)
+
+
+def _removes(folder: Path) -> Callable[..., None]:
+    """Return the exit that removes a folder; after an error it stays, and the next one resumes."""
+
+    def leave(kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            sync.remove(folder)
+
+    return leave
 
 
 def _parts(subject: Subject) -> Path:
