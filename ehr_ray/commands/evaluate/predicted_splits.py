@@ -210,7 +210,10 @@ def _read(subject: Subject, asked: _Asked, share: float) -> PredictedRows:
     names = ("latents", "tokens", "hours", *subject.loaded.family.evaluation.outputs)
     found = read_rows(asked.part.folders, names, share)
     if found is None:
-        raise InputError(f"{asked.cohort}: no labelled patient in the {asked.split} split")
+        raise InputError(
+            f"{asked.cohort}: no labelled patient in the {asked.split} split"
+            + (", or none in a sample of evaluation.fit_patients; raise it" if share < 1 else "")
+        )
     if not len(found.sample.samples):
         raise InputError(
             f"{asked.cohort}: none of the {len(found.rows.samples):,} rows of {asked.split} is in "
