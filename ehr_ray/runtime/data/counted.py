@@ -132,6 +132,8 @@ def counted(
         told[split][number] = table
     for split in [*told]:
         index[split] = _kept(counts.of(split), told.pop(split))
+    if any(isinstance(one, RowIndex) for one in index.values()):
+        say(f"{counts.folder}: takes no files, so the next start counts rows again")
     return {split: index[split] for split in shards}
 
 
