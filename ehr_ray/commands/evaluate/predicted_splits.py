@@ -184,7 +184,8 @@ def _asked(
     if times is not None and not judged and fit_share < 1:
         times = dataclasses.replace(times, share=fit_share)
         asked["share"] = fit_share
-        say(f"fitting on {100 * fit_share:.3g} % of the {split} patients (evaluation.fit_patients)")
+        verb = "fitting" if split == "train" else "calibrating"
+        say(f"{verb} on {100 * fit_share:.3g} % of the {split} patients (evaluation.fit_patients)")
     hours_share = request.hours_share if request.hours else 0.0
     share = min(1.0, max(fit_share, request.diagnose, request.outputs, hours_share))
     family = subject.loaded.family
