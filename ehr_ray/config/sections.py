@@ -196,8 +196,9 @@ class EvaluationConfig:
     fit_patients: PositiveInt = 100_000
     """Patients, about as many, of train that probe and baselines are fitted on at most, and of
     tuning that they are calibrated on, chosen by a hash of the subject: what they read of each is
-    held by one process, some kilobytes a patient. Of the judged split all rows are scored; what
-    else is measured on it is of so many, or of `max_patients` or `hour_patients` if more."""
+    held by one process, some kilobytes a row. Where a patient has several labels, a row each, it
+    bounds the rows, as `max_patients` and `hour_patients` do. Of the judged split all rows are
+    scored; what else is measured on it is of so many, or of one of these two if more."""
     max_patients: PositiveInt = 1000
     """Patients of a split that reconstruction and collapse diagnostics are computed on."""
     umap_patients: Annotated[int, Field(ge=0)] = 0

@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -57,7 +58,7 @@ class EvaluationInputs:
     """What inference gave: `fit` on the run's own train and tuning, `judged` on the split asked."""
 
     fit: dict[str, PredictedRows]
-    """Fitted on is the sample of each, of about `evaluation.fit_patients` patients at most."""
+    """Fitted on is the sample of each, of about `evaluation.fit_patients` rows at most."""
     judged: PredictedRows
 
     def written(self, subject: Subject) -> dict[str, PredictedRows]:
@@ -93,7 +94,7 @@ def predict(
     `labels` are those of the run's own cohort, `judged_labels` those of the cohort asked for. All
     shards are embedded in one pass; one that an earlier, ended pass left in the run is not again.
     Where the judged rows are more than are held, they are read again: what was told of them stays
-    until `held` is closed, and another evaluation of the same waits for it.
+    until `held` is closed, after an error longer, and another evaluation of the same waits for it.
     """
     home = subject.experiment.cohort
     names = [name for name in ("train", "tuning") if fit and splits_of(home).get(name)]
@@ -122,8 +123,18 @@ def predict(
         if judged.whole:
             sync.remove(one.part.folder)
         else:
-            held.callback(sync.remove, one.part.folder)
+            held.push(_removes(one.part.folder))
     return EvaluationInputs(fitted, judged)
+
+
+def _removes(folder: Path) -> Callable[..., None]:
+    """Return the exit that removes a folder; after an error it stays, and the next one resumes."""
+
+    def leave(kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            sync.remove(folder)
+
+    return leave
 
 
 def _parts(subject: Subject) -> Path:
@@ -152,11 +163,12 @@ def _asked(
     judged = split == subject.split and cohort.resolve() == subject.events.resolve()
     weights = checkpoint.checkpoint_folder(subject.run) / "model.safetensors"
     cache = subject.cache_of(cohort)
-    patients = max(1, num_patients(cohort, split, cache, on_ray=subject.on_ray))
-    there = patients  # those with a label at most
+    # A row a label: shares of these bound what is held, however many labels a patient has or none.
     if labels is not None and split in labels.splits:
-        there = max(1, min(patients, labels.splits[split].labelled))
-    request = _request(subject, weights.parent, split, patients, labels, judged)
+        there = max(1, labels.splits[split].labelled)
+    else:
+        there = max(1, num_patients(cohort, split, cache, on_ray=subject.on_ray))
+    request = _request(subject, weights.parent, split, there, labels, judged)
     if not fitted_on:
         request = dataclasses.replace(request, origin=named_origin(cohort))
     inputs, times = [weights, *shards], None
@@ -172,7 +184,8 @@ def _asked(
     if times is not None and not judged and fit_share < 1:
         times = dataclasses.replace(times, share=fit_share)
         asked["share"] = fit_share
-        say(f"fitting on {100 * fit_share:.3g} % of the {split} patients (evaluation.fit_patients)")
+        verb = "fitting" if split == "train" else "calibrating"
+        say(f"{verb} on {100 * fit_share:.3g} % of the {split} patients (evaluation.fit_patients)")
     hours_share = request.hours_share if request.hours else 0.0
     share = min(1.0, max(fit_share, request.diagnose, request.outputs, hours_share))
     family = subject.loaded.family
@@ -198,7 +211,10 @@ def _read(subject: Subject, asked: _Asked, share: float) -> PredictedRows:
     names = ("latents", "tokens", "hours", *subject.loaded.family.evaluation.outputs)
     found = read_rows(asked.part.folders, names, share)
     if found is None:
-        raise InputError(f"{asked.cohort}: no labelled patient in the {asked.split} split")
+        raise InputError(
+            f"{asked.cohort}: no labelled patient in the {asked.split} split"
+            + (", or none in a sample of evaluation.fit_patients; raise it" if share < 1 else "")
+        )
     if not len(found.sample.samples):
         raise InputError(
             f"{asked.cohort}: none of the {len(found.rows.samples):,} rows of {asked.split} is in "
@@ -211,17 +227,20 @@ def _request(
     subject: Subject,
     folder: Path,
     split: str,
-    patients: int,
+    there: int,
     labels: TaskLabels | None,
     judged: bool,
 ) -> Request:
-    """Without labels nothing is compared, so only the embedding and its diagnostics are made."""
+    """Without labels nothing is compared, so only the embedding and its diagnostics are made.
+
+    `there` are the rows of the split.
+    """
     settings, family = subject.experiment.evaluation, subject.loaded.family
     trained_for = subject.experiment.task
     evaluation = family.evaluation
     beside = labels is not None and settings.baselines
     binary = labels is not None and labels.kind == "binary"
-    share = settings.max_patients / patients
+    share = settings.max_patients / there
     return Request(
         canonical(folder.absolute()),
         untrained=beside,
@@ -231,7 +250,7 @@ def _request(
         own_output=trained_for is None or trained_for.name == subject.task,
         answer=own_answer(subject) if binary else None,
         hours=tuple(sorted(map(float, set(settings.hours)))) if binary else (),
-        hours_share=settings.hour_patients / patients,
+        hours_share=settings.hour_patients / there,
         hours_fit=split == "train" and not judged,
         subgroups=subject.subgroups if binary and judged else {},
         gpus=subject.gpus,

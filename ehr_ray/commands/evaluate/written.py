@@ -94,7 +94,7 @@ def write_evaluation(
     target.mkdir(parents=True, exist_ok=True)
     binary = not isinstance(scores, KindScores)
     read = (subject, inputs) if binary else _unlabelled(subject, inputs)
-    found = merged([task, suites_result(*read, say)])
+    found = merged([task, _sampled(inputs.judged, split), suites_result(*read, say)])
     metrics |= found.metrics
     notes = write_metrics(target / "metrics.json", metrics)
     written = inputs.written(subject)
@@ -113,6 +113,19 @@ def write_evaluation(
     if subject.own and (left := _tell_training(subject.run, record)):
         notes = [*notes, f"{left}; evaluate again to tell it"]
     return summary(subject, scores, latent, metrics, report, notes, found)
+
+
+def _sampled(judged: PredictedRows, split: str) -> SuiteResult:
+    """Note of how many rows what is not scores is, where that is not of all."""
+    if judged.whole:
+        return SuiteResult()
+    some, all_rows = len(judged.sample.samples), len(judged.rows.samples)
+    return SuiteResult(
+        notes=(
+            f"{some:,} of {all_rows:,} rows of {split} (evaluation.fit_patients) are in the "
+            "diagnostics and map of the embedding, drift, few labels and what the family measures",
+        )
+    )
 
 
 def _tell_training(run: Path, record: VerbRecord) -> str:

@@ -19,18 +19,20 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 
-from ehr_ray.errors import InputError, ResourcesUnavailableError
+from ehr_ray.errors import InputError, ResourcesUnavailableError, StoreUnavailableError
 from ehr_ray.events.block_files import block_rows, measured
 from ehr_ray.events.row_batches import as_stream
 from ehr_ray.events.row_index import RowIndex, read_index
 from ehr_ray.runtime.data.rows import RowMaker
 from ehr_ray.runtime.data.tasks import Say, run_jobs
 from ehr_ray.storage import sync
-from ehr_ray.storage.paths import absolute, local
+from ehr_ray.storage.paths import absolute, local, uri_of
 
 Job = Mapping[str, Any]
 VERSION: Final = 1
 """Bump when the files say other things: what was kept of older versions is counted again."""
+NOT_KEPT: Final = (ResourcesUnavailableError, StoreUnavailableError, InputError)
+"""What a disk or a store answers that takes no files; there, the next start counts again."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +132,8 @@ def counted(
         told[split][number] = table
     for split in [*told]:
         index[split] = _kept(counts.of(split), told.pop(split))
+    if any(isinstance(one, RowIndex) for one in index.values()):
+        say(f"{counts.folder}: takes no files, so the next start counts rows again")
     return {split: index[split] for split in shards}
 
 
@@ -147,8 +151,7 @@ class CountShard:
     def __call__(self, job: Mapping[str, Any]) -> bytes:
         """Return `measured` of the rows of `job["job"]`; write it as `job["part"]`."""
         table = measured(self._maker.of(here(job["job"])))
-        # Where it cannot be kept, the next start counts again.
-        with contextlib.suppress(ResourcesUnavailableError):
+        with contextlib.suppress(*NOT_KEPT):
             _write([table], job["part"])
         return table
 
@@ -174,17 +177,20 @@ def _counted_before(counts: Counts, split: str) -> dict[int, bytes]:
 def _kept(target: KeptIndex, told: Mapping[int, bytes]) -> RowIndex | KeptIndex:
     """Return what is known of a split, written if it can be, by what is known of each shard."""
     tables = [told[number] for number in range(len(target.stamps))]
-    try:
+    with contextlib.suppress(*NOT_KEPT):
         _write(tables, target)
-    except ResourcesUnavailableError:
-        return _joined(tables, target)
-    return target
+        if target.read() is not None:
+            return target
+    return _joined(tables, target)
 
 
 def _write(tables: Sequence[bytes], target: KeptIndex) -> None:
     path = local(target.place)
-    _joined(tables, target).write(path)
-    sync.push(path)
+    # What the store does not have yet, another start that fetches the folder would remove.
+    stored = uri_of(path) is not None
+    with sync.held(path.parent) if stored else contextlib.nullcontext():
+        _joined(tables, target).write(path)
+        sync.push(path)
 
 
 def _joined(tables: Sequence[bytes], target: KeptIndex) -> RowIndex:

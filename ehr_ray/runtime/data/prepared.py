@@ -357,7 +357,7 @@ def _key(
     source: Source,
     stamps: Sequence[tuple[str, int, int]],
 ) -> str:
-    """Return a hash of what rows are made by, and of the shards with these stamps."""
+    """Return a hash of what rows are made by, and of the shards with these stamps, or of none."""
     vocabulary = source.vocabulary
     options = {name: getattr(experiment.model, name) for name in family.cache_fields}
     if (task := experiment.task) is not None:
@@ -373,6 +373,8 @@ def _key(
     digest.update("\0".join(vocabulary.codes).encode())
     digest.update(vocabulary.location.tobytes() + vocabulary.scale.tobytes())
     digest.update(vocabulary.quantiles.tobytes())
+    if not stamps:  # of train's shards, which settle the counts a transform may read
+        digest.update(vocabulary.count.tobytes() + vocabulary.subjects.tobytes())
     return digest.hexdigest()[:20]
 
 

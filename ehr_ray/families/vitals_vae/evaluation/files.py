@@ -45,7 +45,8 @@ def write_latents(
 def latents(splits: Mapping[str, SplitPredictions]) -> dict[str, NDArray[Any]]:
     """Return `mu`, `logvar` [N, Z], `recon_error`, `n_obs`, `kl`, `patient_ids`, `split` [N].
 
-    Of every patient of every split; `patient_index` is `patient_ids` by its other name. Codes have
+    Of every row that the splits were given with: where an evaluation reads a sample, of that alone.
+    `patient_index` is `patient_ids` by its other name. Codes have
     `codes` [N, G] in place of `logvar` and `kl`.
     """
     names = {"embedding": "mu", "logvar": "logvar", "codes": "codes"}

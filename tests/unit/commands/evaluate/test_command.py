@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
@@ -163,6 +164,25 @@ def test_what_is_fitted_on_and_held_is_a_bounded_share_of_each_split(
     largest = max(len(subjects_of(shard)) for shard in cohort_shards(in_shards, split))
     assert max(held) <= max(largest, *map(len, chosen.values())) < len(ids[split])
     assert not list((few_at_a_time / ".parts").glob("held_out-*/"))
+
+
+def test_of_patients_with_several_labels_as_few_rows_are_fitted_on_and_held(
+    in_shards, few_at_a_time, tmp_path
+):
+    often = in_shards / "labels" / "often.parquet"
+    labels = pq.read_table(often.with_name("outcome.parquet"))
+    place = labels.schema.get_field_index("prediction_time")
+    later = pc.add(labels["prediction_time"], pa.scalar(60_000_000, pa.duration("us")))
+    twice = [labels, labels.set_column(place, labels.schema.field(place), later)]
+    pq.write_table(pa.concat_tables(twice).sort_by("subject_id"), often)
+    try:
+        evaluate(few_at_a_time, task="often", output=tmp_path, on_ray=False, pages=False)
+    finally:
+        often.unlink()
+    for name in ("train", "tuning"):
+        ids = [i for shard in cohort_shards(in_shards, name) for i in subjects_of(shard).tolist()]
+        chosen = [i for i in ids if sampled(i, FEW / (2 * len(ids)))]
+        assert ids_of(tmp_path / "embeddings" / f"{name}.parquet") == [*np.repeat(chosen, 2)]
 
 
 @pytest.fixture(scope="module")

@@ -3,18 +3,23 @@
 import dataclasses
 import multiprocessing
 import shutil
+import threading
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 from killed import Killed
 
-from ehr_ray.errors import InputError, ResourcesUnavailableError
+from ehr_ray.errors import InputError, ResourcesUnavailableError, StoreUnavailableError
 from ehr_ray.events.row_index import RowIndex
 from ehr_ray.registry import get_family
 from ehr_ray.runtime.data import counted as module
 from ehr_ray.runtime.data.counted import Counts, KeptIndex, counted, stamp_of_shard
 from ehr_ray.runtime.data.prepared import prepared
+from ehr_ray.storage import sync
+from ehr_ray.storage.paths import local
 
 
 class Rows:
@@ -123,6 +128,49 @@ def test_where_nothing_can_be_kept_it_is_held(asked, monkeypatch):
     assert_right(found)
 
 
+@pytest.mark.parametrize("error", [StoreUnavailableError, InputError])
+def test_a_store_that_takes_no_files_does_not_end_a_start(asked, monkeypatch, error):
+    def refuse(path):
+        raise error(f"{path}: no")
+
+    monkeypatch.setattr(module.sync, "push", refuse)
+    found = asked(Rows())
+    assert isinstance(found, RowIndex)
+    assert_right(found)
+
+
+def test_what_is_not_there_once_it_is_written_is_held(asked, monkeypatch):
+    monkeypatch.setattr(module.sync, "push", lambda path: path.unlink())
+    found = asked(Rows())
+    assert isinstance(found, RowIndex)
+    assert_right(found)
+
+
+def test_a_start_beside_another_leaves_what_that_has_not_pushed_yet(tmp_path, monkeypatch):
+    monkeypatch.setenv("EHR_RAY_STAGING", str(tmp_path / "staging"))
+    folder = local(f"file://{tmp_path}/store/counts")
+    counts = Counts(folder, {"train": ["a"]}, {"train": (1,)})
+    push, others = module.sync.push, []
+
+    def while_another_starts(path):
+        others.append(
+            threading.Thread(
+                target=sync.fetch, args=(folder / "train",), kwargs={"missing_ok": True}
+            )
+        )
+        others[-1].start()
+        others[-1].join(0.5)
+        push(path)
+
+    monkeypatch.setattr(module.sync, "push", while_another_starts)
+    jobs = {"train": [{"shard": "a", "count": 3}]}
+    counted(Rows(), jobs, counts, on_ray=False, say=lambda _: None)
+    for other in others:
+        other.join()
+    assert len([*(tmp_path / "store" / "counts" / "train").glob("a-*")]) == 1
+    assert len([*(folder / "train").glob("a-*")]) == 1
+
+
 def test_who_does_not_have_it_says_so(asked):
     kept = asked(Rows())
     elsewhere = dataclasses.replace(kept, place=f"{kept.place}-elsewhere")
@@ -207,3 +255,16 @@ def test_a_start_counts_what_changed_since_the_last_one(open_stream):
     path.write_bytes(content)
     assert start() == [changed]
     assert {*start({"model.carry_minutes": 45})} == trained
+
+
+def test_rows_are_counted_anew_where_codes_have_other_counts_in_train(open_stream):
+    start, cohort = open_stream
+    assert start()
+    assert start() == []
+    path = cohort / "metadata" / "codes.parquet"
+    for name in ("count", "num_subjects"):
+        codes = pq.read_table(path)
+        place = codes.column_names.index(name)
+        more = pc.add(codes[name], 1).cast(codes.schema.field(name).type)
+        pq.write_table(codes.set_column(place, codes.schema.field(name), more), path)
+        assert start()
