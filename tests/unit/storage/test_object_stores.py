@@ -97,6 +97,9 @@ def test_a_small_file_is_one_request(asked, monkeypatch):
 
 
 def test_a_library_that_knows_no_such_option_goes_without(monkeypatch):
+    for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"):
+        monkeypatch.delenv(name, raising=False)
+
     def older(uri):
         if "delayed" in uri:
             raise pa.ArrowInvalid("Unexpected query parameter")
