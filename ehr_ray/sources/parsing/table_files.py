@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from ehr_ray.errors import InputError
+from ehr_ray.sources.parsing.databases import is_address
 from ehr_ray.storage.paths import canonical
 
 log = logging.getLogger(__name__)
@@ -27,7 +28,7 @@ def table_files(root: Path, names: Iterable[str]) -> dict[str, str]:
     there: dict[str, str] = {}
     for path in sorted(root.iterdir()):
         there.setdefault(path.name.lower(), path.name)
-    found, place = {}, canonical(root)
+    found, place = {}, _named(root)
     for name in names:
         files = [there[name.lower() + end] for end in SUFFIXES if name.lower() + end in there]
         if len(files) > 1:
@@ -46,5 +47,10 @@ def warn_of_missing(root: str | Path, missing: Sequence[str]) -> None:
     text = ", ".join(missing[:SHOWN])
     if len(missing) > SHOWN:
         text += f" and {len(missing) - SHOWN} more, which -v names"
-        log.info("%s: tables that are not there: %s", canonical(root), ", ".join(missing))
-    log.warning("%s: not there, left out: %s", canonical(root), text)
+        log.info("%s: tables that are not there: %s", _named(root), ", ".join(missing))
+    log.warning("%s: not there, left out: %s", _named(root), text)
+
+
+def _named(root: str | Path) -> str:
+    """Return what a message calls the place of tables: a database's address as it is."""
+    return str(root) if is_address(root) else canonical(root)

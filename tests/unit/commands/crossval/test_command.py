@@ -208,10 +208,11 @@ def test_an_ensemble_is_named_so_with_its_parts_stacked_and_all_members_and_vari
     counts = scores.groupby("model")["fold"].apply(sorted)
     assert {name: rows for name, rows in counts.items() if rows != [0, 1]} == {}
     jobs = {
-        p.stem: set(pd.read_parquet(p)["model"]) for p in experiment.directory.rglob("*m?.parquet")
+        p.stem: set(pd.read_parquet(p)["model"])
+        for p in experiment.directory.rglob("*-m?*.parquet")
     }
     assert {"model", "network", "gbm_rich", "average_rich"} < jobs["model-r0-f0-m0"]
-    assert jobs["model-r0-f0-m1"] == {"model", "network"}
-    assert jobs["one-r0-f0-m0"] == {"one"}
+    assert jobs["model-r0-f0-m1-e"] == {"model", "network"}
+    assert jobs["one-r0-f0-m0-e"] == {"one"}
     record = json.loads((experiment.directory / "crossval.json").read_text())
     assert set(record["stack"]["outcome"]) == {"network", "gbm_rich", "logistic_rich", "offset"}
