@@ -13,7 +13,6 @@ from ehr_ray.commands.crossval.plan import MODEL, FoldJob
 from ehr_ray.commands.evaluate.command import NO_TASK, evaluate
 from ehr_ray.commands.train.command import train
 from ehr_ray.errors import ConfigError
-from ehr_ray.evaluation.tasks.stacking import STACKED
 from ehr_ray.evaluation.tasks.verdicts import NETWORK
 from ehr_ray.events.folds import write_fold
 from ehr_ray.runtime.screen import Screen
@@ -66,7 +65,7 @@ def _predictions(job: FoldJob, task: str, results: Path) -> Iterator[pd.DataFram
     beside = results / "predictions" / "baselines"
     if job.first and job.experiment.evaluation.baselines:
         folders |= {path.name: path for path in sorted(beside.glob("*"))}
-        for name in {*folders, STACKED} & set(job.experiment.crossval.variants):
+        for name in set(folders) & set(job.experiment.crossval.variants):
             raise ConfigError(f"crossval.variants.{name}: a baseline has this name; change it")
     elif job.name == MODEL and (beside / NETWORK).is_dir():
         folders[NETWORK] = beside / NETWORK

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from ehr_ray.config.search import FIXED as SAME_IN_ALL
 from ehr_ray.config.yaml_files import override
 from ehr_ray.errors import ConfigError, InputError
+from ehr_ray.evaluation.tasks.baselines import TITLES
+from ehr_ray.evaluation.tasks.stacking import STACKED
 from ehr_ray.events.folds import folds_of
 from ehr_ray.events.labels import check_binary, choose_task, is_among, tasks_of
 from ehr_ray.events.patients import splits_of
@@ -109,6 +111,10 @@ def variants(experiment: Experiment) -> dict[str, Experiment]:
             raise ConfigError(
                 f"crossval.chosen (--variants) {name}: no such variant; crossval.variants of the "
                 f"config has {there}"
+            )
+        if name in {*TITLES, STACKED}:
+            raise ConfigError(
+                f"crossval.variants.{name}: a row of the tables has this name; change it"
             )
         if fixed := [path for path in known[name] if path.startswith(SAME_IN_ALL)]:
             raise ConfigError(

@@ -117,12 +117,13 @@ def test_the_task_is_the_one_asked_for_the_models_own_or_that_of_evaluate(labell
         ("crossval.chosen=[same]", "changes nothing"),
         ("crossval.chosen=[wrong]", r"crossval\.variants\.wrong: model\.latents"),
         ("crossval.chosen=[fixed]", "must be the same in all folds"),
+        ("crossval.chosen=[stacked]", r"crossval\.variants\.stacked: a row of the tables"),
     ],
 )
 def test_a_variant_that_cannot_be_is_refused_by_name(labelled, given, said):
     known = (
         "crossval.variants={wide: {model.latent: 12}, same: {model.latent: 8}, "
-        "wrong: {model.latents: 3}, fixed: {cluster.num_workers: 2}}"
+        "wrong: {model.latents: 3}, fixed: {cluster.num_workers: 2}, stacked: {model.latent: 4}}"
     )
     with pytest.raises(ConfigError, match=said):
         variants(make(labelled, known, given))
