@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from ehr_ray.errors import InputError
 from ehr_ray.storage import files
 from ehr_ray.storage.object_stores import explained, filesystem
-from ehr_ray.storage.paths import is_outlined, is_uri, uri_of
+from ehr_ray.storage.paths import is_outlined, is_uri, uri_above, uri_of
 from ehr_ray.storage.transfers import download, each, join, stamp_of, upload
 
 TAIL: Final = 1 << 16
@@ -92,10 +92,8 @@ def binary(path: str | Path) -> Iterator[Any]:
         with open(path, "rb") as file:
             yield file
         return
-    # A name with # or ? is in no URI: it is looked for below the next folder that has one.
-    folders = (folder for folder in Path(path).parents if uri_of(folder) is not None)
-    folder = next(folders, Path(path).parent)
-    with opened(folder, Path(path).relative_to(folder).as_posix()) as file:
+    uri, name = uri_above(path)
+    with opened(uri, name) if uri else contextlib.nullcontext() as file:
         if file is None:
             raise InputError(f"{path}: no such file any more; run the same command again")
         yield file

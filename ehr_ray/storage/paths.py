@@ -122,6 +122,18 @@ def uri_of(location: str | Path) -> str | None:
         return None
 
 
+def uri_above(path: str | Path) -> tuple[str | None, str]:
+    """Return the URI of the next folder above a path that has one, and the path's name below it.
+
+    Names with # or ? are in no URI. None, and the whole path, where no folder has one.
+    """
+    path = Path(path)
+    for folder in path.parents:
+        if uri := uri_of(folder):
+            return uri, path.relative_to(folder).as_posix()
+    return None, str(path)
+
+
 def inside(path: Path) -> Path:
     """Return a path to be written or removed; RunError unless it lies in the staging folder.
 

@@ -23,7 +23,15 @@ from ehr_ray.errors import InputError, StoreUnavailableError
 from ehr_ray.storage import listing
 from ehr_ray.storage.lock import exclusive_lock
 from ehr_ray.storage.object_stores import check_bucket, explained, filesystem
-from ehr_ray.storage.paths import inside, local, outlined, staging, uri_of
+from ehr_ray.storage.paths import (
+    inside,
+    is_outlined,
+    local,
+    outlined,
+    staging,
+    uri_above,
+    uri_of,
+)
 from ehr_ray.storage.transfers import (
     Stamp,
     download,
@@ -68,7 +76,7 @@ def fetch(
     """
     uri = uri_of(location)
     if uri is None:
-        return Path(location)
+        return _fetched_below(Path(location)) if is_outlined(location) else Path(location)
     target = local(uri)
     with explained(uri):
         store, path = filesystem(uri)
@@ -90,6 +98,23 @@ def fetch(
             if only is listed is None and "" not in visible:
                 listing.write(target, {})
     return target
+
+
+def _fetched_below(stand_in: Path) -> Path:
+    """Fetch the file that a stand-in with a name of no URI is of; return the copy."""
+    uri, name = uri_above(stand_in)
+    if uri is None:
+        raise InputError(f"{stand_in}: no such file any more; run the same command again")
+    target = local(uri)
+    with explained(uri):
+        store, path = filesystem(uri)
+        with held(target):
+            stamp = _visible(store, join(path, name), f"{uri}/{name}").get("")
+            if stamp is None:
+                raise InputError(f"{uri}/{name}: a file before, a folder now; run it again")
+            if stamp_of(target / name) != stamp:
+                download(store, join(path, name), target / name, stamp)
+    return target / name
 
 
 def outline(location: str | Path) -> Path:

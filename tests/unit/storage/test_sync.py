@@ -227,6 +227,20 @@ def test_a_link_in_place_of_a_copy_is_replaced_not_written_through(store, tmp_pa
     assert (tmp_path / "mine").read_text() == "kept"
 
 
+@pytest.mark.parametrize("name", ["a#1", "b/c?x"])
+def test_a_name_that_is_in_no_uri_is_fetched_from_its_folder(store, name):
+    folder, uri = store
+    (folder / "b").mkdir(parents=True)
+    (folder / name).write_text("1")
+    stood = outline(uri)
+    assert fetch(stood / name).read_text() == "1"
+    (folder / name).write_text("new")
+    assert fetch(stood / name).read_text() == "new"
+    (folder / name).unlink()
+    with pytest.raises(InputError, match="nothing there"):
+        fetch(stood / name)
+
+
 def test_an_outline_has_names_sizes_and_times_and_nothing_of_the_files(store, transfers):
     folder, uri = store
     write(folder, a="1", b__c="222", b__d="3", **{".hidden": "4"})
