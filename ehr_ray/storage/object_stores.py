@@ -107,9 +107,14 @@ _LIBRARIES: Final = ("AWS Error", "google::cloud")
 """What is in the errors of stores; of a disk of this machine it is not, which have numbers too."""
 _REASONS: Final = (
     (
-        r"NO_SUCH_BUCKET|Bucket '[^']*' not found|NoSuchBucket|Status\(NOT_FOUND",
+        r"NO_SUCH_BUCKET|Bucket '[^']*' not found|NoSuchBucket",
         InputError,
         "no such bucket; check its name and AWS_ENDPOINT_URL",
+    ),
+    (
+        r"Status\(NOT_FOUND",  # Google says so of either, and names neither
+        InputError,
+        "no such bucket or object; check their names",
     ),
     (
         r"ACCESS_DENIED|INVALID_ACCESS_KEY|SIGNATURE|HTTP status 40[13]|INVALID_CLIENT_TOKEN|"

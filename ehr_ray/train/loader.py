@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 
@@ -68,25 +68,31 @@ class Loader:
         patients = len(self.train)
         if patients == 0:
             raise InputError("train split: no patient; ingest a cohort with train subjects")
-        order, smallest = self.order, self.order.smallest
-        if not order.whole and order.lanes < world <= smallest:
-            raise InputError(
-                f"data.shuffle_patients={self.config.shuffle_patients} has {patients} train "
-                f"patients in {order.lanes} lanes, fewer than {world} workers; raise it, or "
-                "data.batch_size, or use fewer workers"
-            )
-        if order.fewest(world) < self.accumulate:
+        order, least = self.order, self.accumulate * (1 if needs_pairs is None else 2)
+        fewest = order.fewest(world)
+        if fewest >= least:
+            return
+        if order.lanes < world and not order.whole:
+            window = order.window_for(world)
+            if replace(order, shuffle_patients=window).fewest(world) >= least:
+                cost = " (each worker then reads every shard)" if window == patients else ""
+                raise InputError(
+                    f"data.shuffle_patients={self.config.shuffle_patients} has {patients} train "
+                    f"patients in {order.lanes} lanes, fewer than {world} workers; set "
+                    f"data.shuffle_patients={window}{cost}, or use fewer workers"
+                )
+        if fewest < self.accumulate:
             raise InputError(
                 f"data.batch_size={self.config.batch_size} over {patients} train patients "
-                f"leaves batches of {smallest}, fewer than {world} workers x {self.accumulate} "
-                "micro-batches; raise data.batch_size or use fewer workers"
+                f"leaves batches of {order.smallest}, of which some of {world} workers have "
+                f"{fewest} for {self.accumulate} micro-batches; raise data.batch_size or use fewer "
+                "workers"
             )
-        if needs_pairs is not None and order.fewest(world) < 2 * self.accumulate:
-            raise InputError(
-                f"{needs_pairs} compares the patients of a micro-batch, and data.batch_size="
-                f"{self.config.batch_size} leaves some with 1 ({world} workers x "
-                f"{self.accumulate}); raise data.batch_size, to hundreds if memory allows"
-            )
+        raise InputError(
+            f"{needs_pairs} compares the patients of a micro-batch, and data.batch_size="
+            f"{self.config.batch_size} leaves some with 1 ({world} workers x "
+            f"{self.accumulate}); raise data.batch_size, to hundreds if memory allows"
+        )
 
     def steps(self, step: int, total: int, backend: Backend) -> Steps:
         """Yield the micro-batches of step `step`, `step + 1`, ... to before `total`, on the device.

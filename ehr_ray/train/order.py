@@ -83,6 +83,16 @@ class Order:
         lanes = min(self.smallest, MOST, max(FEWEST, shards))
         return 1 << (lanes.bit_length() - 1)
 
+    def window_for(self, world: int) -> int:
+        """Return the least `shuffle_patients` with which there is a lane for each of so many ranks.
+
+        All rows, one window, where a batch has too few patients for so many lanes.
+        """
+        lanes = 1 << (world - 1).bit_length()
+        if lanes > min(self.smallest, MOST):
+            return self.rows
+        return min(self.rows, -(-lanes * self.rows // len(self.shard_blocks)))
+
     def fewest(self, world: int) -> int:
         """Return the fewest patients that a step has for a rank; 0 where some may have none."""
         if self.whole:

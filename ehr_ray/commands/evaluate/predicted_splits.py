@@ -198,12 +198,15 @@ def _asked(
 
 
 def made_by(family: AnyFamily) -> list[int | str]:
-    """Return what of the code decides on a family's tables: versions, and its transform's module.
+    """Return what of the code decides on a family's tables: versions, and modules that make them.
 
     A module may be in another encoding than UTF-8; bytes that are none stand for themselves.
     """
-    source = module_text(family.transform).decode(errors="surrogateescape")
-    return [LAYOUT, family.version, source]
+    tables = family.evaluation
+    asked = (family.transform, family.predict, tables.latents, tables.reconstruct)
+    makers = [maker for maker in (*asked, *tables.outputs.values()) if maker is not None]
+    texts = [module_text(maker).decode(errors="surrogateescape") for maker in makers]
+    return [LAYOUT, family.version, *dict.fromkeys(texts)]
 
 
 def _read(subject: Subject, asked: _Asked, share: float) -> PredictedRows:

@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ehr_ray.errors import RunError, UserError, error_of_kind
+from ehr_ray.errors import RunError, error_of_kind
 from ehr_ray.runtime.training.sending import saved_step
 from ehr_ray.storage.paths import canonical
 
@@ -28,8 +28,7 @@ def fit(job: Any, callbacks: Sequence[Any] = ()) -> None:
     import ray.train
 
     from ehr_ray.runtime.training.recovery import (
-        cause,
-        kind_of,
+        failure_of,
         lacks_resources,
         last_line,
         too_many,
@@ -58,10 +57,7 @@ def fit(job: Any, callbacks: Sequence[Any] = ()) -> None:
             except ray.train.TrainingFailedError as error:
                 if lacks_resources(error) and saved_step(job.run) > before:
                     continue  # it had resources for a while, and waits again
-                kind, text = kind_of(error), cause(error, cluster)
-                raise kind(
-                    text if issubclass(kind, UserError) else f"{job.run.name}: {text}"
-                ) from error
+                raise failure_of(error, cluster, job.run.name) from error
             _raise_returned(result.return_value)
             return
 

@@ -34,6 +34,7 @@ class Patience(UserCallback):
     def __init__(self, cluster: ClusterConfig, run: str, step: int = 0) -> None:
         """`run` is its URI, or a path that all nodes share; `step` that of its last state now."""
         self._cluster, self._most = cluster, cluster.max_failures
+        self._name = run.rstrip("/").rpartition("/")[2]
         self._run, self._step, self._lost = run, step, 0
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:  # noqa: ARG002
@@ -48,9 +49,8 @@ class Patience(UserCallback):
         self._lost += 1
         if self._lost > self._most:
             kind = StoreUnavailableError if lacks_rows(worker_exceptions) else RunError
-            raise kind(
-                f"{_worker(worker_exceptions, self._cluster)}{too_many(self._lost, self._most)}"
-            )
+            text = _worker(worker_exceptions, self._cluster)
+            raise kind(f"{self._name}: {text}{too_many(self._lost, self._most)}")
 
 
 def too_many(lost: int, most: int) -> str:
@@ -94,22 +94,23 @@ def lacks_rows(failures: Mapping[int, Exception]) -> bool:
     return any(RowsUnavailableError.__name__ in f"{type(f)} {f}" for f in failures.values())
 
 
-def kind_of(error: Any) -> type[UserError] | type[RunError]:
-    """Return the class of error as which a training that Ray gave up has failed."""
-    if lacks_resources(error):
-        return ResourcesUnavailableError
+def failure_of(error: Any, cluster: ClusterConfig, name: str) -> UserError | RunError:
+    """Return the error, in one line, as which a training of a name that Ray gave up has failed.
+
+    What a worker says is wrong is told in its own words, however many workers there were.
+    """
     inner = getattr(error, "controller_failure", None)
     if isinstance(inner, (UserError, RunError)):
-        return type(inner)
+        return inner
     failures = getattr(error, "worker_failures", None) or {}
-    return StoreUnavailableError if lacks_rows(failures) else RunError
+    kind = StoreUnavailableError if lacks_rows(failures) else RunError
+    if lacks_resources(error):
+        kind = ResourcesUnavailableError
+    return kind(f"{name}: {_cause(error, failures, cluster)}")
 
 
-def cause(error: Any, cluster: ClusterConfig) -> str:
+def _cause(error: Any, failures: Mapping[int, Exception], cluster: ClusterConfig) -> str:
     """Return in one line why training failed."""
-    inner = getattr(error, "controller_failure", None)
-    if isinstance(inner, (UserError, RunError)):
-        return str(inner)
     if lacks_resources(error):
         resources = f"{cluster.cpus_per_worker:g} CPUs"
         if cluster.gpus_per_worker:
@@ -119,11 +120,12 @@ def cause(error: Any, cluster: ClusterConfig) -> str:
             f"within cluster.wait_seconds={cluster.wait_seconds:g}; see `ray status`, ask for "
             "less, or run the same command later: it goes on from the last saved state"
         )
-    failures = getattr(error, "worker_failures", None) or {}
-    return _worker(failures, cluster) if failures else last_line(inner or error)
+    if failures:
+        return _worker(failures, cluster)
+    return last_line(getattr(error, "controller_failure", None) or error)
 
 
-def _worker(failures: dict[int, Exception], cluster: ClusterConfig) -> str:
+def _worker(failures: Mapping[int, Exception], cluster: ClusterConfig) -> str:
     for rank, failure in failures.items():
         if any(text in str(failure) for text in WAITED):  # the others lost their connection to it
             return (

@@ -1,5 +1,6 @@
 import dataclasses
 import itertools
+import re
 import threading
 
 import numpy as np
@@ -196,10 +197,72 @@ def test_more_workers_than_lanes_are_refused(make):
     loader = make(train=20, batch_size=8, shuffle_patients=10)
     assert (loader.order.smallest, loader.order.lanes) == (6, 4)
     loader.check(4)
-    with pytest.raises(InputError, match=r"shuffle_patients=10 has 20 .* in 4 lanes.*; raise it"):
+    with pytest.raises(InputError, match=r"shuffle_patients=10 has 20 .* in 4 lanes.*; set data\.shuffle_patients=20 \(each"):
         loader.check(5)
     with pytest.raises(InputError, match=r"^data\.batch_size=8 over 20 "):
         loader.check(7)
+
+
+@dataclasses.dataclass
+class MadeUpRows:
+    """What an order asks of the rows of a split: so many, in shards of as many each."""
+
+    lengths: np.ndarray
+    shard: int
+
+    def __len__(self):
+        return len(self.lengths)
+
+    @property
+    def block_sizes(self):
+        return np.full(len(self) // self.shard, self.shard)
+
+    @property
+    def shard_blocks(self):
+        return np.ones(len(self) // self.shard, np.int64)
+
+
+@pytest.mark.parametrize("world", [2, 17, 63, 100, 1000])
+@pytest.mark.parametrize("batch", [1, 1.3, 2, 64])
+@pytest.mark.parametrize("patients", [100_000, 1_000_000, 10_000_000])
+@pytest.mark.parametrize("shard", [1000, 10_000])
+@pytest.mark.parametrize(("accumulate", "setting"), [(1, None), (3, None), (2, "model.x=y")])
+def test_who_does_what_a_refusal_says_has_a_run_that_starts(
+    patients, shard, batch, world, accumulate, setting
+):
+    """The window it names is accepted as it stands, or after the batch that it asks for first."""
+    rows = MadeUpRows(np.zeros(patients, np.int8), shard)
+    config = DataConfig(cohort="x", batch_size=int(batch * world))
+    said = []
+    for _ in range(14):
+        loader = Loader(rows, rows, collate, config, seed=3, accumulate=accumulate)
+        try:
+            loader.check(world, setting)
+            break
+        except InputError as error:
+            said.append(str(error))
+        if named := re.search(r"; set data\.shuffle_patients=(\d+)", said[-1]):
+            assert int(named[1]) > config.shuffle_patients
+            config = dataclasses.replace(config, shuffle_patients=int(named[1]))
+        else:
+            assert "; raise data.batch_size" in said[-1]
+            config = dataclasses.replace(config, batch_size=2 * config.batch_size)
+    else:
+        pytest.fail(f"still refused: {said}")
+    windows = [named for named in said if "; set data.shuffle_patients=" in named]
+    assert windows == said[-1:] * len(windows)  # the last one, if any: it is accepted
+
+
+def test_at_defaults_a_hundred_workers_are_told_the_window_they_need():
+    rows = MadeUpRows(np.zeros(10_000_000, np.int8), 10_000)
+    loader = Loader(rows, rows, collate, DataConfig(cohort="x", batch_size=6400), seed=3)
+    loader.check(16)
+    with pytest.raises(InputError) as refused:
+        loader.check(100)
+    assert str(refused.value) == (
+        "data.shuffle_patients=65536 has 10000000 train patients in 16 lanes, fewer than 100 "
+        "workers; set data.shuffle_patients=1280000, or use fewer workers"
+    )
 
 
 def test_an_empty_train_split_is_refused(make):

@@ -223,18 +223,39 @@ def test_rows_judged_shard_by_shard_get_the_answers_of_rows_judged_at_once(
         pd.testing.assert_frame_equal(one, other, rtol=1e-9)
 
 
+def made_by_module(folder, text, part):
+    """What a family's tables are made by where one function stands in a module of this text."""
+    module = folder / "own_rows.py"
+    module.write_bytes(text)
+    spec = importlib.util.spec_from_file_location("own_rows", module)
+    own = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(own)
+    family = get_family("set_vae")
+    if part in ("transform", "predict"):
+        changed = dataclasses.replace(family, **{part: own.rows})
+    else:
+        value = {"own": own.rows} if part == "outputs" else own.rows
+        shown = dataclasses.replace(family.evaluation, **{part: value})
+        changed = dataclasses.replace(family, evaluation=shown)
+    return json.dumps(made_by(changed)).encode()
+
+
 def test_a_transform_in_a_module_of_another_encoding_has_a_key(tmp_path):
-    module = tmp_path / "own_rows.py"
-    found = []
-    for word in ("Größe", "Grüße"):
-        module.write_bytes(
-            f"# coding: latin-1\nNAME = '{word}'\n\n\ndef rows():\n    pass\n".encode("latin-1")
-        )
-        spec = importlib.util.spec_from_file_location("own_rows", module)
-        own = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(own)
-        family = dataclasses.replace(get_family("set_vae"), transform=own.rows)
-        found.append(json.dumps(made_by(family)).encode())
+    text = "# coding: latin-1\nNAME = '{}'\n\n\ndef rows():\n    pass\n"
+    found = [
+        made_by_module(tmp_path, text.format(word).encode("latin-1"), "transform")
+        for word in ("Größe", "Grüße")
+    ]
+    assert found[0] != found[1]
+
+
+@pytest.mark.parametrize("part", ["predict", "latents", "reconstruct", "outputs"])
+def test_tables_are_made_anew_where_the_code_that_makes_them_is_another(part, tmp_path):
+    """An evaluation that ended by an error goes on from its tables, after an upgrade too."""
+    found = [
+        made_by_module(tmp_path, f"def rows():\n    return {value}\n".encode(), part)
+        for value in (1, 2)
+    ]
     assert found[0] != found[1]
 
 
