@@ -1,14 +1,19 @@
 """Trainings beside an MLflow server that goes, comes back, or never was."""
 
+import contextlib
 import http.server
 import os
 import signal
+import socket
 import threading
 from functools import partial
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
+import requests
 from mlflow import MlflowClient
+from waiting import wait_until
 
 from ehr_ray.cli.main import main
 from ehr_ray.commands.train.command import train
@@ -61,6 +66,78 @@ def impatient(monkeypatch):
     monkeypatch.setattr(Tracker, "flush", lambda self, limit=1.0: flush(self, limit))
 
 
+class Gate:
+    """A way to a server. While it is shut it takes requests and passes neither these nor answers.
+
+    Who waits for one is let go at last, which `gave_up` tells.
+    """
+
+    def __init__(self, uri, guard=600):
+        self._port, self._guard, self._opened = urlsplit(uri).port, guard, threading.Event()
+        self._opened.set()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.uri = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self.asked, self.gave_up = threading.Event(), False
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def shut(self):
+        self._opened.clear()
+
+    def open(self):
+        self._opened.set()
+
+    def close(self):
+        self.open()
+        self._listener.close()
+
+    def _accept(self):
+        with contextlib.suppress(OSError):  # closed
+            while True:
+                client = self._listener.accept()[0]
+                threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+
+    def _serve(self, client):
+        with client, socket.create_connection(("127.0.0.1", self._port)) as server:
+            back = threading.Thread(target=self._pass, args=(server, client), daemon=True)
+            back.start()
+            self._pass(client, server, self.asked.set)
+            back.join()
+
+    def _pass(self, source, sink, waits=lambda: None):
+        with contextlib.suppress(OSError):
+            while data := source.recv(1 << 16):
+                if not self._opened.is_set():
+                    waits()
+                if not self._opened.wait(self._guard):
+                    self.gave_up = True
+                    self.open()
+                sink.sendall(data)
+            sink.shutdown(socket.SHUT_WR)
+
+
+@pytest.fixture
+def gate(mlflow_server, monkeypatch):
+    """The way to the server that a training takes; its requests may last as long as they like."""
+    way = Gate(mlflow_server.uri)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", way.uri)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "36000")
+    yield way
+    way.close()
+
+
+@pytest.fixture
+def askers(monkeypatch):
+    """The names of the threads that ask a server, a request each."""
+    send, names = requests.Session.send, []
+
+    def noted(self, *args, **kwargs):
+        names.append(threading.current_thread().name)
+        return send(self, *args, **kwargs)
+
+    monkeypatch.setattr(requests.Session, "send", noted)
+    return names
+
+
 def told(server, run):
     """Return what MLflow knows of a run: its steps, its status and the names of its artifacts."""
     client, known = MlflowClient(server.uri), find_run(run).run_id
@@ -71,8 +148,19 @@ def told(server, run):
     return steps, client.get_run(known).info.status, artifacts
 
 
-def test_a_server_that_goes_and_comes_back_is_told_all(mlflow_server, tracked, at_report):
-    at_report({3: mlflow_server.kill, 7: mlflow_server.start})
+def test_a_server_that_goes_and_comes_back_is_told_all(mlflow_server, tracked, at_report, askers):
+    """Meanwhile a thread of its own asks for it again and again, and no report does."""
+
+    def goes():
+        mlflow_server.kill()
+        askers.clear()
+
+    def comes():
+        wait_until(lambda: askers)
+        assert {*askers} == {"mlflow"}
+        mlflow_server.start()
+
+    at_report({3: goes, 7: comes})
     run = train(tracked("returns")).run
     assert len(history.read(run)) == 10
     steps, status, artifacts = told(mlflow_server, run)
@@ -86,6 +174,19 @@ def test_a_server_that_hangs_is_told_when_it_answers_again(mlflow_server, tracke
     hooks = {3: signal.SIGSTOP, 8: signal.SIGCONT}
     at_report({step: partial(mlflow_server.signal, sign) for step, sign in hooks.items()})
     steps, status, _ = told(mlflow_server, train(tracked("hangs")).run)
+    assert (steps, status) == (list(range(1, 11)), "FINISHED")
+
+
+def test_no_report_waits_for_a_server_that_hangs(gate, tracked, at_report):
+    """One that waited would wait until the server answers, which it does after these reports."""
+
+    def answers_again():
+        wait_until(gate.asked.is_set)  # something has been told it since it hangs
+        gate.open()
+
+    at_report({3: gate.shut, 9: answers_again})
+    steps, status, _ = told(gate, train(tracked("waits")).run)
+    assert not gate.gave_up
     assert (steps, status) == (list(range(1, 11)), "FINISHED")
 
 

@@ -21,7 +21,11 @@ GOOGLE = "google::cloud::Status"
         ("AWS Error ACCESS_DENIED during X: key AKIA1", InputError, "AWS_SECRET_ACCESS_KEY"),
         ("AWS Error NETWORK_CONNECTION during X", RunError, "AWS_ENDPOINT_URL"),
         ("AWS Error SLOW_DOWN during X: of AKIA1", RunError, "SLOW_DOWN"),
-        (f"{GOOGLE}(NOT_FOUND: Permanent error, AKIA1)", InputError, "no such bucket or object; check"),
+        (
+            f"{GOOGLE}(NOT_FOUND: Permanent error, AKIA1)",
+            InputError,
+            "no such bucket or object; check",
+        ),
         (f"{GOOGLE}(PERMISSION_DENIED: AKIA1)", InputError, "GOOGLE_APPLICATION_CREDENTIALS"),
         (f"{GOOGLE}(UNAUTHENTICATED: AKIA1)", InputError, "GOOGLE_APPLICATION_CREDENTIALS"),
         (f"{GOOGLE}(UNAVAILABLE: AKIA1)", RunError, "no store answers"),

@@ -197,7 +197,10 @@ def test_more_workers_than_lanes_are_refused(make):
     loader = make(train=20, batch_size=8, shuffle_patients=10)
     assert (loader.order.smallest, loader.order.lanes) == (6, 4)
     loader.check(4)
-    with pytest.raises(InputError, match=r"shuffle_patients=10 has 20 .* in 4 lanes.*; set data\.shuffle_patients=20 \(each"):
+    with pytest.raises(
+        InputError,
+        match=r"shuffle_patients=10 has 20 .* in 4 lanes.*; set data\.shuffle_patients=20 \(each",
+    ):
         loader.check(5)
     with pytest.raises(InputError, match=r"^data\.batch_size=8 over 20 "):
         loader.check(7)

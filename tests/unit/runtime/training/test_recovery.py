@@ -35,7 +35,7 @@ def test_losses_count_only_in_a_row(scheme, tmp_path, monkeypatch):
         save_state(tmp_path / "run", nn.Linear(1, 1), {}, Progress(step))
     patience.after_exception(None, {1: RuntimeError("gone")})
     patience.after_exception(None, {1: RuntimeError("gone")})
-    with pytest.raises(RunError, match=r"^run: worker 1 failed: gone; lost 3 times .*max_failures=2"):
+    with pytest.raises(RunError, match=r"^run: worker 1 failed: gone; lost 3 .*max_failures=2"):
         patience.after_exception(None, {1: RuntimeError("gone")})
 
 
