@@ -225,11 +225,12 @@ class MadeUpRows:
         return np.ones(len(self) // self.shard, np.int64)
 
 
-@pytest.mark.parametrize("world", [2, 17, 63, 100, 1000])
-@pytest.mark.parametrize("batch", [1, 1.3, 2, 64])
-@pytest.mark.parametrize("patients", [100_000, 1_000_000, 10_000_000])
-@pytest.mark.parametrize("shard", [1000, 10_000])
-@pytest.mark.parametrize(("accumulate", "setting"), [(1, None), (3, None), (2, "model.x=y")])
+@pytest.mark.parametrize("world", [17, 100, 1000])
+@pytest.mark.parametrize("batch", [1, 1.3, 64])
+@pytest.mark.parametrize(
+    ("patients", "shard"), [(100_000, 1000), (1_000_000, 1000), (10_000_000, 10_000)]
+)
+@pytest.mark.parametrize(("accumulate", "setting"), [(1, None), (2, "model.x=y")])
 def test_who_does_what_a_refusal_says_has_a_run_that_starts(
     patients, shard, batch, world, accumulate, setting
 ):
