@@ -84,7 +84,7 @@ class Order:
         return 1 << (lanes.bit_length() - 1)
 
     def window_for(self, world: int) -> int:
-        """Return the least `shuffle_patients` with which there is a lane for each of so many ranks.
+        """Return the least `shuffle_patients` with a lane for each of more ranks than have one now.
 
         All rows, one window, where a batch has too few patients for so many lanes.
         """
