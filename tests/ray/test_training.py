@@ -210,11 +210,14 @@ def test_a_refused_start_does_not_claim_the_name(cluster, tiny, tmp_path):
     assert train(tiny("again", cluster__num_workers=0)).step > 0
 
 
-def test_a_diverged_run_fails_in_one_line_and_is_not_retried(cluster, tiny):
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_diverged_run_fails_in_one_line_and_is_not_retried(workers, cluster, tiny):
     from ehr_ray.errors import RunError
 
-    with pytest.raises(RunError, match="not finite"):
-        train(tiny("nan", cluster__num_workers=1, train__lr=1e30, train__clip=None))
+    name = f"diverged_{workers}"
+    with pytest.raises(RunError, match=rf"^{name}: .* not finite") as failed:
+        train(tiny(name, cluster__num_workers=workers, train__lr=1e30, train__clip=None))
+    assert str(failed.value).count(name) == 1
 
 
 def test_mlflow_holds_parameters_metrics_by_step_and_artifacts(undisturbed):
