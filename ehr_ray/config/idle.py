@@ -45,8 +45,6 @@ def idle_paths(experiment: Any, schema: AnySchema) -> dict[str, str]:
         found["tracking.uri"] = "tracking.experiment=null"
     if isinstance(experiment.cluster.num_workers, int):
         found["cluster.resize_seconds"] = "a fixed cluster.num_workers"
-    if experiment.cluster.most_workers == 0:
-        found["cluster.gpus_per_worker"] = "cluster.num_workers=0"
     if experiment.cluster.most_workers < 2:
         found["cluster.strategy"] = f"cluster.num_workers={experiment.cluster.num_workers}"
     return found

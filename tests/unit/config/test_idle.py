@@ -38,11 +38,6 @@ def read(name, *overrides):
             ["cluster.num_workers=1", "cluster.strategy=fsdp"],
             r"^cluster\.strategy=fsdp: does nothing with cluster\.num_workers=1; drop it",
         ),
-        (
-            "set_vae",
-            ["cluster.num_workers=0", "cluster.gpus_per_worker=0.5"],
-            r"^cluster\.gpus_per_worker=0\.5: does nothing with cluster\.num_workers=0; drop it",
-        ),
         ("hcat", ["model.contrastive_temp=0.1"], r"model\.alpha_con=0"),
         ("vitals_lstm", ["model.evidence=0.5"], r"model\.objective=published"),
         ("vitals_vq", ["schedules.free_bits=0.2"], r"model\.arch=vq"),
