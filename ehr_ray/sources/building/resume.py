@@ -45,9 +45,6 @@ Last digits of `mean` and `std` do not count: a finished cohort would be refused
 STAGING: Final = 6
 """Bump when staged work is written in another form: that of older versions is not read."""
 
-LOCK: Final = "lock"
-"""In the staging folder, on this machine: who holds it."""
-
 
 @dataclass(frozen=True)
 class IngestSummary:
@@ -229,9 +226,9 @@ def remove_unfinished(folder: Path) -> None:
 
 
 def _is_empty(folder: Path) -> bool:
-    """Whether nothing was left in a staging folder, here or in its store."""
+    """Whether a staging folder, here or in its store, has no part yet, and no unpacked piece."""
     with contextlib.suppress(InputError, StoreUnavailableError):  # a store that does not say
-        return sync.names_in(folder) <= {LOCK}
+        return not any(name.count("/") > 1 for name in sync.names_in(folder))
     return False
 
 
@@ -263,4 +260,4 @@ def discard_staging(output: Path, keep: Path | None = None) -> None:
 
 def _lock(folder: Path, output: Path) -> contextlib.AbstractContextManager[None]:
     busy = InputError(f"--output {output}: another ingest is writing it; wait")
-    return exclusive_lock(folder / LOCK, busy, patience=0)
+    return exclusive_lock(folder / "lock", busy, patience=0)
