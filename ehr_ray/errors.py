@@ -18,6 +18,10 @@ class InputError(UserError):
     """A path, file or table that is missing, corrupt or not what its format promises."""
 
 
+class MissingError(InputError):
+    """A file, or an object of a store, that is not there."""
+
+
 class DamagedRowsError(InputError):
     """Model-ready rows that are not what was written: met by the one worker that reads them."""
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -16,10 +16,11 @@ import pyarrow.parquet as pq
 from ehr_ray.errors import InputError
 from ehr_ray.events.schema import RECORD, SPLITS, is_birth, is_origin, place_admitted_to
 from ehr_ray.events.vocabulary import Vocabulary, as_float32
-from ehr_ray.storage import files
+from ehr_ray.storage import files, in_place
 from ehr_ray.storage.listing import texts_below
 
 MICROSECONDS_PER_MINUTE = 60_000_000
+REMEDY: Final = "ingest the cohort again"
 _STATIC = np.iinfo(np.int64).min
 
 
@@ -183,16 +184,15 @@ def read_patients(
 ) -> Iterator[Patient]:
     """Yield the patients of a shard, whole, in file order, holding about `batch_rows` rows.
 
+    A shard of a store that is not here is read where it lies, its columns by ranges of bytes.
+
     Admissions that only mark the origin are left out; codes the vocabulary does not know are too.
     Raises `InputError` naming the shard if it is corrupt, unsorted or cuts a subject in two.
     """
     done: set[int] = set()
-    try:
-        file = files.open_parquet(path)
+    with files.reads(path, REMEDY), in_place.parquet(path, REMEDY) as file:
         for table in whole_subjects(file, path, _columns(file, path), batch_rows):
             yield from _split(table, vocabulary, path, done)
-    except (pa.ArrowException, OSError, UnicodeError) as error:
-        raise files.unreadable(path, error, "ingest the cohort again") from error
 
 
 def whole_subjects(

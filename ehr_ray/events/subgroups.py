@@ -186,11 +186,11 @@ def _read(shard: Path, wanted: re.Pattern[str]) -> dict[int, list[Fact]]:
     import pyarrow as pa
 
     from ehr_ray.events.vocabulary import as_float32
-    from ehr_ray.storage import files
+    from ehr_ray.storage import files, in_place
 
     facts: dict[int, list[Fact]] = {}
-    try:
-        file = files.open_parquet(shard)
+    remedy = "ingest the cohort again"
+    with files.reads(shard, remedy), in_place.parquet(shard, remedy) as file:
         there = set(file.schema_arrow.names)
         columns = [n for n in ("subject_id", "time", "code", "numeric_value") if n in there]
         for batch in file.iter_batches(_BATCH_ROWS, columns=columns):
@@ -208,6 +208,4 @@ def _read(shard: Path, wanted: re.Pattern[str]) -> dict[int, list[Fact]]:
             events = zip(time.to_pylist(), found["code"].to_pylist(), value, strict=True)
             for subject, event in zip(found["subject_id"].to_pylist(), events, strict=True):
                 facts.setdefault(subject, []).append(event)
-    except (pa.ArrowException, OSError, UnicodeError) as error:
-        raise files.unreadable(shard, error, "ingest the cohort again") from error
     return facts

@@ -25,7 +25,7 @@ from ehr_ray.events.schema import EXPANDED, SPLIT_NAMES, SPLITS
 from ehr_ray.events.vocabulary import Vocabulary, scaling_of
 from ehr_ray.sources.parsing.identifiers import subject_id
 from ehr_ray.sources.parsing.value_stats import with_value_stats
-from ehr_ray.storage import files, sync
+from ehr_ray.storage import files, in_place, sync
 from ehr_ray.storage.listing import stamp
 from ehr_ray.storage.paths import canonical, check_folder, uri_of
 
@@ -255,8 +255,7 @@ def read_sets(
 
 
 def _of_shard(path: Path, vocabulary: Vocabulary, batch_rows: int) -> Iterator[PatientSets]:
-    with files.reads(path, _AGAIN):
-        file = files.open_parquet(path)
+    with files.reads(path, _AGAIN), in_place.parquet(path, _AGAIN) as file:
         _require(file.schema_arrow.names, EXPANDED.names, path)
         said = (file.metadata.metadata or {}).get(EMPTY, b"[]")
         empty = dict(json.loads(said))
@@ -279,7 +278,7 @@ def _of_shard(path: Path, vocabulary: Vocabulary, batch_rows: int) -> Iterator[P
 
 
 def _read(path: Path, columns: Sequence[str]) -> pa.Table:
-    with files.reads(path, "restore it"), files.open_parquet(path) as file:
+    with files.reads(path, "restore it"), in_place.parquet(path) as file:
         _require(file.schema_arrow.names, columns, path)
         return file.read(list(columns), use_threads=False)
 

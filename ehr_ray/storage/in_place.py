@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from ehr_ray.errors import InputError
+from ehr_ray.errors import InputError, MissingError
 from ehr_ray.storage import files
-from ehr_ray.storage.object_stores import explained, filesystem
+from ehr_ray.storage.object_stores import explained, filesystem, of_store
 from ehr_ray.storage.paths import is_outlined, is_uri, uri_above, uri_of
 from ehr_ray.storage.transfers import download, each, join, stamp_of, upload
 
@@ -113,7 +113,7 @@ def bring(uri: str, names: Collection[str], target: Path) -> None:
     """Copy files of the folder of a URI to a folder in the staging folder, each by its name.
 
     What is there already as it is in the store is not copied again, and nothing else in either
-    folder is looked at. Raises InputError where a file is missing.
+    folder is looked at. Raises MissingError where a file is missing.
     """
     with explained(uri):
         store, path = filesystem(uri)
@@ -121,7 +121,7 @@ def bring(uri: str, names: Collection[str], target: Path) -> None:
         found = store.get_file_info([join(path, name) for name in wanted])
         for name, info in zip(wanted, found, strict=True):
             if info.type != pafs.FileType.File:
-                raise InputError(f"{uri}: no {name} there; check the URI")
+                raise MissingError(f"{uri}: no {name} there; check the URI")
         stamps = {n: (info.size, info.mtime_ns) for n, info in zip(wanted, found, strict=True)}
         old = [name for name in wanted if stamp_of(target / name) != stamps[name]]
         each(lambda n: download(store, join(path, n), target / n, stamps[n]), old)
@@ -156,12 +156,14 @@ def is_here(location: str | Path) -> bool:
 
 
 @contextlib.contextmanager
-def _sound(location: str | Path) -> Iterator[None]:
-    """Tell of a damaged file by name; it is not its store that failed."""
+def _sound(location: str | Path, remedy: str) -> Iterator[None]:
+    """Tell of a damaged file by name where it is not its store that failed."""
     try:
         yield
-    except pa.ArrowInvalid as error:
-        raise files.unreadable(location, error, "restore it") from error
+    except (pa.ArrowException, OSError, EOFError, UnicodeError) as error:
+        if isinstance(error, OSError) and of_store(error):
+            raise
+        raise files.unreadable(location, error, remedy) from error
 
 
 def footer(location: str | Path) -> Any:
@@ -193,17 +195,18 @@ def _footer_bytes(file: Any) -> Any:
 
 
 @contextlib.contextmanager
-def parquet(location: str | Path) -> Iterator[pq.ParquetFile]:
+def parquet(location: str | Path, remedy: str = "restore it") -> Iterator[pq.ParquetFile]:
     """Open a Parquet file; of a URI only what is read of it travels, and no copy is made.
 
-    So it is with a file of a copy that is not here.
+    So it is with a file of a copy that is not here. Of a store errors are in one line, with a
+    remedy for a file that is damaged; of this machine they are as they come.
     """
     uri = uri_of(location)
     if uri is None or is_here(location):
         with files.open_parquet(location) as file:
             yield file
         return
-    with explained(uri), _sound(location):
+    with explained(uri):
         store, path = filesystem(uri)
-        with store.open_input_file(path) as source:
+        with store.open_input_file(path) as source, _sound(location, remedy):
             yield pq.ParquetFile(source, page_checksum_verification=True)

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from ehr_ray.errors import InputError, StoreUnavailableError
+from ehr_ray.errors import InputError, MissingError, StoreUnavailableError
 from ehr_ray.storage.paths import parts_of, staging
 
 GOOGLE: Final = ("gs", "gcs")
@@ -83,10 +83,9 @@ def explained(uri: str) -> Iterator[None]:
         yield
     except (OSError, pa.ArrowException) as error:
         text = str(error)
-        own = not any(name in text for name in _LIBRARIES)
-        if isinstance(error, OSError) and error.errno is not None and own:
+        if isinstance(error, OSError) and error.errno is not None and not _names_library(text):
             if isinstance(error, FileNotFoundError):
-                raise InputError(f"{uri}: {error.strerror}; check the URI") from error
+                raise MissingError(f"{uri}: {error.strerror}; check the URI") from error
             raise StoreUnavailableError(
                 f"{uri}: {error.strerror} in its copy below {staging()}; free some space, or name "
                 "another folder by EHR_RAY_STAGING"
@@ -101,6 +100,15 @@ def explained(uri: str) -> Iterator[None]:
         raise StoreUnavailableError(
             f"{uri}: the store answered {reason}; run the same command again to go on"
         ) from None
+
+
+def of_store(error: OSError) -> bool:
+    """Whether it is a store that failed, or the disk that stands for one, not a file's content."""
+    return error.errno is not None or _names_library(str(error))
+
+
+def _names_library(text: str) -> bool:
+    return any(name in text for name in _LIBRARIES)
 
 
 _LIBRARIES: Final = ("AWS Error", "google::cloud")

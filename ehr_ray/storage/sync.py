@@ -19,7 +19,7 @@ from typing import Any, Final
 
 import pyarrow.fs as pafs
 
-from ehr_ray.errors import InputError, StoreUnavailableError
+from ehr_ray.errors import InputError, MissingError, StoreUnavailableError
 from ehr_ray.storage import listing
 from ehr_ray.storage.lock import exclusive_lock
 from ehr_ray.storage.object_stores import check_bucket, explained, filesystem
@@ -100,6 +100,25 @@ def fetch(
     return target
 
 
+def in_store(location: str | Path) -> Path:
+    """Return the path of the copy of a URI whose files are read where they lie; nothing is copied.
+
+    `in_place` reads what is here of it here: what is not as in the store is therefore removed. A
+    path that is not the copy of a URI is returned as it is. Raises as `fetch` does.
+    """
+    uri = uri_of(location)
+    if uri is None:
+        return Path(location)
+    target = local(uri)
+    with explained(uri):
+        store, path = filesystem(uri)
+        with held(target):
+            visible = _visible(store, path, uri)
+            there = _files(target).items()
+            _remove_here(target, [name for name, stamp in there if visible.get(name) != stamp])
+    return target
+
+
 def _fetched_below(stand_in: Path) -> Path:
     """Fetch the file that a stand-in with a name of no URI is of; return the copy."""
     uri, name = uri_above(stand_in)
@@ -151,7 +170,7 @@ def _visible(store: Any, path: str, uri: str, *, missing_ok: bool = False) -> di
     if not visible:
         check_bucket(store, path, uri)
         if not missing_ok:
-            raise InputError(f"{uri}: nothing there; check the URI")
+            raise MissingError(f"{uri}: nothing there; check the URI")
     return visible
 
 
@@ -291,12 +310,17 @@ def names_in(location: str | Path) -> set[str]:
 
 def sizes_in(location: str | Path) -> dict[str, int]:
     """Return the bytes of all files in a folder by relative name, without those of the machine."""
+    return {name: size for name, (size, _) in stamps_in(location).items()}
+
+
+def stamps_in(location: str | Path) -> dict[str, Stamp]:
+    """Return the stamps of all files in a folder in the same way, in a store as that has them."""
     uri = uri_of(location)
     if uri is None:
-        return {name: size for name, (size, _) in _found(Path(location))}
+        return _files(Path(location))
     with explained(uri):
         found = _objects(*filesystem(uri)).items()
-        return {name: size for name, (size, _) in found if not _hidden(name)}
+        return {name: stamp for name, stamp in found if not _hidden(name)}
 
 
 def _objects(store: Any, path: str) -> dict[str, Stamp]:

@@ -2,15 +2,25 @@
 
     counts-<digest>/<split>/<shard>-<stamp>.index  of the rows of a shard, once they are counted
     counts-<digest>/<split>-<stamps>.index         of those of all shards, in order: what is used
+                    .<split>-<stamps>.index.sound  its state when its checksum was last looked at
 
 The digest is of all that makes rows besides the shards, a stamp of a shard's files by name, size
-and time. So of what has changed a file of another name is wanted, and nothing is written over.
+and time. So of what has changed a file of another name is wanted, and nothing is written over. Of
+each shard, and of all, the `KEPT` files written last stay; a process that has another one mapped
+goes on with it, and who wants it later counts again. A folder of another digest stays, like rows
+that are kept: another experiment may use it.
+
+The checksum of all is read once on a machine, unless the file changes, as by then its time of
+change does, which nobody can set back: a start does not read all that it says of 100 million
+patients. What a disk does to it without its system's knowledge is not seen.
+
 Where nothing can be kept, the process that counts holds it, and it travels to the others.
 """
 
 import contextlib
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,14 +35,19 @@ from ehr_ray.events.row_batches import as_stream
 from ehr_ray.events.row_index import RowIndex, read_index
 from ehr_ray.runtime.data.rows import RowMaker
 from ehr_ray.runtime.data.tasks import Say, run_jobs
-from ehr_ray.storage import sync
+from ehr_ray.storage import files, sync
 from ehr_ray.storage.paths import absolute, local, uri_of
+from ehr_ray.storage.transfers import at_once
 
 Job = Mapping[str, Any]
 VERSION: Final = 1
 """Bump when the files say other things: what was kept of older versions is counted again."""
 NOT_KEPT: Final = (ResourcesUnavailableError, StoreUnavailableError, InputError)
 """What a disk or a store answers that takes no files; there, the next start counts again."""
+SOUND: Final = ".sound"
+"""Ending of the file that holds the state in which an index was found sound."""
+KEPT: Final = 2
+"""Files that stay of a shard, and of all of a split: of what it is, and of what it was before."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +73,34 @@ class KeptIndex:
         return found
 
     def read(self, *, whole: bool = False) -> RowIndex | None:
-        """Return it, mapped; None where it is not there, or of others, or damaged (`whole`)."""
-        return read_index(sync.fetch(self.place, missing_ok=True), self.stamps, whole=whole)
+        """Return it, mapped; None where it is not there, or of others, or damaged (`whole`).
+
+        All of it is read for that where it was not since it last changed.
+        """
+        path = sync.fetch(self.place, missing_ok=True)
+        state, note = _state(path), path.with_name(f".{path.name}{SOUND}")
+        sound = state is not None and _text(note) == state
+        found = read_index(path, self.stamps, whole=whole and not sound)
+        if whole and found is not None and not sound and state is not None:
+            with contextlib.suppress(*NOT_KEPT):
+                files.write_text(note, state)
+        return found
+
+
+def _state(path: Path) -> str | None:
+    """Return what is another once a file is written to, or replaced; None without a file."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return repr((status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino))
+
+
+def _text(path: Path) -> str | None:
+    try:
+        return path.read_text()
+    except (OSError, UnicodeError):
+        return None
 
 
 @dataclass(frozen=True)
@@ -130,16 +171,19 @@ def counted(
     )
     for (split, number), table in zip(missing, made, strict=True):
         told[split][number] = table
+    counted_anew = bool(told)
     for split in [*told]:
         index[split] = _kept(counts.of(split), told.pop(split))
+    if counted_anew:
+        _remove_former(counts)
     if any(isinstance(one, RowIndex) for one in index.values()):
         say(f"{counts.folder}: takes no files, so the next start counts rows again")
     return {split: index[split] for split in shards}
 
 
-def here(job: Job) -> Job:
-    """Return the job with its shard on this node."""
-    return {**job, "shard": str(sync.fetch(job["shard"]))}
+def in_store(job: Job) -> Job:
+    """Return the job with its shard as a path, of which a store is read where it lies."""
+    return {**job, "shard": str(sync.in_store(job["shard"]))}
 
 
 class CountShard:
@@ -150,7 +194,7 @@ class CountShard:
 
     def __call__(self, job: Mapping[str, Any]) -> bytes:
         """Return `measured` of the rows of `job["job"]`; write it as `job["part"]`."""
-        table = measured(self._maker.of(here(job["job"])))
+        table = measured(self._maker.of(in_store(job["job"])))
         with contextlib.suppress(*NOT_KEPT):
             _write([table], job["part"])
         return table
@@ -165,9 +209,11 @@ def _counted_before(counts: Counts, split: str) -> dict[int, bytes]:
 
     It is copied: a process may map 65,530 files at most.
     """
-    sync.fetch(counts.folder / split, missing_ok=True)
+    parts = [*counts.parts(split)]
+    names = {os.path.basename(part.place) for part in parts}
+    sync.fetch(counts.folder / split, only=names, missing_ok=True)
     found = {}
-    for number, part in enumerate(counts.parts(split)):
+    for number, part in enumerate(parts):
         index = read_index(local(part.place), part.stamps, whole=True)
         if index is not None:
             found[number] = as_stream([index.table])
@@ -182,6 +228,26 @@ def _kept(target: KeptIndex, told: Mapping[int, bytes]) -> RowIndex | KeptIndex:
         if target.read() is not None:
             return target
     return _joined(tables, target)
+
+
+def _remove_former(counts: Counts) -> None:
+    """Remove what is known of former states, but the last ones, where files can be removed."""
+    used = {
+        local(one.place)
+        for split in counts.names
+        for one in (counts.of(split), *counts.parts(split))
+    }
+    former: dict[str, list[tuple[bool, int, Path]]] = {}
+    with contextlib.suppress(*NOT_KEPT, OSError):
+        for name, (_, written) in sync.stamps_in(counts.folder).items():
+            path = counts.folder / name
+            former.setdefault(name.rpartition("-")[0], []).append((path in used, written, path))
+        at_once(_remove, [path for own in former.values() for *_, path in sorted(own)[:-KEPT]])
+
+
+def _remove(path: Path) -> None:
+    sync.remove(path)
+    path.with_name(f".{path.name}{SOUND}").unlink(missing_ok=True)
 
 
 def _write(tables: Sequence[bytes], target: KeptIndex) -> None:

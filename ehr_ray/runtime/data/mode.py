@@ -48,7 +48,7 @@ def choose(
 
 def estimated(job: Mapping[str, Any], maker: RowMaker) -> float:
     """Return the bytes of rows that a byte of events makes, by the first patients of a shard."""
-    job = {**job, "shard": str(sync.fetch(job["shard"]))}
+    job = {**job, "shard": str(sync.in_store(job["shard"]))}
     size = read = 0
     for patient, cuts in islice(maker.everybody(job), SAMPLED):
         if cuts != []:

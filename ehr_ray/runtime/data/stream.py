@@ -25,7 +25,7 @@ from ehr_ray.events.block_files import CHUNK
 from ehr_ray.events.blocks import Window
 from ehr_ray.events.row_batches import from_bytes, to_bytes
 from ehr_ray.events.row_index import LENGTH, RowIndex
-from ehr_ray.runtime.data.counted import Counts, Job, KeptIndex, counted, here
+from ehr_ray.runtime.data.counted import Counts, Job, KeptIndex, counted, in_store
 from ehr_ray.runtime.data.patient_rows import PatientRow, as_table, from_table
 from ehr_ray.runtime.data.rows import RowMaker
 from ehr_ray.runtime.data.tasks import Say, in_blocks, limited_retries, problem_of
@@ -244,7 +244,8 @@ class _Pack:
         for item in items.to_pylist():
             job = self._shards[item["shard"]]
             try:
-                rows = self._wanted(here(job), int(self._first[item["shard"]]), set(item["rows"]))
+                first, wanted = int(self._first[item["shard"]]), set(item["rows"])
+                rows = self._wanted(in_store(job), first, wanted)
                 for part in batched(rows, CHUNK):
                     yield as_table(part)
             except Exception as error:

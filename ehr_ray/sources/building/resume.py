@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from ehr_ray.errors import InputError
+from ehr_ray.errors import InputError, StoreUnavailableError
 from ehr_ray.events.schema import ORIGIN_CODES, RECORD
 from ehr_ray.sources.building.changes import told
 from ehr_ray.sources.building.metadata import TaskSummary
@@ -191,10 +191,12 @@ def has_changed(cohort: Path, kind: str) -> bool:
 
 @contextlib.contextmanager
 def staging(output: Path, print_: str) -> Iterator[Path]:
-    """Hold the staging folder of an ingest; keep it if the job dies, drop it on bad input.
+    """Hold the staging folder of an ingest; whatever ends the job, what it has made there stays.
 
-    Staging of other fingerprints for the same output is removed. Raises `InputError` while
-    another process of this machine is ingesting into the same output.
+    An error of the input is no reason to drop it: a share may be away, or a token have expired, and
+    the same command then goes on; an input that was mended has another fingerprint, and staging of
+    others for the same output is removed. Raises `InputError` while another process of this machine
+    is ingesting into the same output.
     """
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -208,7 +210,8 @@ def staging(output: Path, print_: str) -> Iterator[Path]:
         try:
             yield folder
         except InputError:
-            _remove(folder)
+            if _is_empty(folder):
+                _remove(folder)
             raise
         _remove(folder)
 
@@ -220,6 +223,13 @@ def remove_unfinished(folder: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
+
+
+def _is_empty(folder: Path) -> bool:
+    """Whether a staging folder, here or in its store, has no part yet, and no unpacked piece."""
+    with contextlib.suppress(InputError, StoreUnavailableError):  # a store that does not say
+        return not any(name.count("/") > 1 for name in sync.names_in(folder))
+    return False
 
 
 def _remove(folder: Path) -> None:

@@ -19,6 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+from ehr_ray.errors import MissingError
 from ehr_ray.sources.building.keyed import removed
 from ehr_ray.sources.building.staging import SPLITS_TABLE, Plan, leave_splits
 from ehr_ray.sources.building.unpacking import UNPACKED
@@ -56,6 +57,8 @@ def at_work(
         last: the file by whose presence in a store another job is known to be done; without either
             it is always done anew.
         needs: files that other jobs have left.
+
+    Raises `RunError` where one of these is gone.
     """
     if plan.store is None:
         with files.writes(f"--output {output}"):
@@ -69,7 +72,10 @@ def at_work(
         return
     brought = {_name(plan, path) for path in needs}
     with _own_folder() as folder:
-        in_place.bring(plan.store, brought, folder)
+        try:
+            in_place.bring(plan.store, brought, folder)
+        except MissingError:
+            raise removed(f"--output {output}") from None
         yield replace(plan, staging=folder)
         made = sync.names_in(folder) - brought
         if part is not None:

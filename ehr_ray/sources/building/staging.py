@@ -22,10 +22,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ehr_ray.errors import InputError
+from ehr_ray.errors import InputError, MissingError
 from ehr_ray.events.code_map import CodeMap
 from ehr_ray.events.schema import EVENTS, ORIGIN_CODES, REJECTED, SPLIT_NAMES, SPLITS
-from ehr_ray.sources.building.keyed import KeyedWriter
+from ehr_ray.sources.building.keyed import KeyedWriter, removed
 from ehr_ray.sources.building.limits import Limits
 from ehr_ray.sources.parsing.identifiers import NAMES
 from ehr_ray.sources.parsing.labels import VALUE_TYPES
@@ -131,10 +131,16 @@ class Plan:
         return KeyedWriter(folder, name, schema, num_keys, None if self.store is None else "zstd")
 
     def splits_table(self) -> Path:
-        """Return the file `SPLITS_TABLE`; of one in a store, the copy that a machine has."""
+        """Return the file `SPLITS_TABLE`; of one in a store, the copy that a machine has.
+
+        Raises `RunError` where another ingest has removed it.
+        """
         if self.store is None:
             return self.staging / SPLITS_TABLE
-        return sync.fetch(join(self.store, SPLITS_TABLE))
+        try:
+            return sync.fetch(join(self.store, SPLITS_TABLE))
+        except MissingError:
+            raise removed(self.store) from None
 
 
 def scatter(plan: Plan, index: int, unit: Unit) -> None:

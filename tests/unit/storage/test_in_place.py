@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from small_files import content, write
 
-from ehr_ray.errors import InputError
+from ehr_ray.errors import InputError, MissingError, StoreUnavailableError
 from ehr_ray.storage import in_place, sync
 from ehr_ray.storage.paths import local
 from ehr_ray.storage.sync import push
@@ -35,6 +35,38 @@ def test_a_footer_longer_than_what_is_asked_for_first_and_a_damaged_one(store, m
         (folder / f"{name}.parquet").write_bytes(content_)
         with pytest.raises(InputError, match=f"{name}.parquet: unreadable"):
             in_place.footer(f"{uri}/{name}.parquet")
+
+
+def test_a_parquet_file_is_read_where_it_lies_and_a_damaged_one_is_told_from_a_failing_store(
+    store, transfers, monkeypatch
+):
+    folder, uri = store
+    table = pa.table({"x": range(1000)})
+    pq.write_table(table, folder / "t.parquet", compression="none", write_page_checksum=True)
+    copy = local(f"{uri}/t.parquet")
+    for place in (f"{uri}/t.parquet", copy):
+        with in_place.parquet(place) as file:
+            assert file.read().equals(table)
+    whole = (folder / "t.parquet").read_bytes()
+    flipped = whole[:500] + bytes([whole[500] ^ 1]) + whole[501:]
+    for damaged in (flipped, whole[:500], b""):
+        (folder / "t.parquet").write_bytes(damaged)
+        with (
+            pytest.raises(InputError, match=r"t\.parquet: unreadable.*; mend it"),
+            in_place.parquet(copy, "mend it") as file,
+        ):
+            file.read()
+    (folder / "t.parquet").write_bytes(whole)
+    for error, kind in [
+        (OSError("AWS Error SLOW_DOWN during GetObject"), StoreUnavailableError),
+        (OSError(5, "Input/output error"), StoreUnavailableError),
+        (OSError("AWS Error ACCESS_DENIED during GetObject"), InputError),
+    ]:
+        with pytest.raises(kind, match=r"^file:.*t\.parquet: "), in_place.parquet(copy):
+            raise error
+    with pytest.raises(MissingError), in_place.parquet(f"{uri}/none.parquet"):
+        raise AssertionError
+    assert transfers == []
 
 
 def test_the_tail_of_an_object_is_what_was_added_or_all_of_a_new_one(store):

@@ -6,7 +6,7 @@ import pyarrow.fs as pafs
 import pytest
 from small_files import content, write
 
-from ehr_ray.errors import InputError, RunError
+from ehr_ray.errors import InputError, MissingError, RunError
 from ehr_ray.storage import in_place, sync
 from ehr_ray.storage.paths import STAGING, canonical, local, with_uris
 from ehr_ray.storage.sync import MARK, fetch, outline, push
@@ -31,6 +31,30 @@ def test_fetch_copies_what_changed_and_removes_what_is_gone(store, transfers):
     assert content(fetch(uri)) == {"a": "11"}
     assert transfers == ["a"]
     assert not (copy / "sub").exists()
+
+
+def test_what_is_read_in_its_store_is_not_copied_and_an_old_copy_is_removed(store, transfers):
+    folder, uri = store
+    write(folder, sub__a="1", sub__b="2", c="3")
+    copy = sync.fetch(f"{uri}/sub")
+    transfers.clear()
+    write(folder, sub__a="11")
+    assert sync.in_store(f"{uri}/sub") == copy
+    assert content(copy) == {"b": "2"}
+    assert sync.in_store(f"{uri}/c") == local(f"{uri}/c")
+    assert not local(f"{uri}/c").exists()
+    assert transfers == []
+    assert sync.in_store(folder / "c") == folder / "c"
+    with pytest.raises(MissingError, match="d: nothing there"):
+        sync.in_store(f"{uri}/d")
+
+
+def test_stamps_are_those_of_the_store(store, tmp_path):
+    folder, uri = store
+    write(folder, a="1", sub__b="22", sub___c="3")
+    os.utime(folder / "a", ns=(5, 5))
+    assert sync.stamps_in(uri)["a"] == sync.stamps_in(folder)["a"] == (1, 5)
+    assert sync.sizes_in(uri) == sync.sizes_in(folder)
 
 
 def test_one_file_and_some_files_of_a_folder(store, transfers):

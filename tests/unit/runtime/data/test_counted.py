@@ -2,8 +2,10 @@
 
 import dataclasses
 import multiprocessing
+import os
 import shutil
 import threading
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -41,8 +43,8 @@ def asked(tmp_path):
     """Ask for the index of three shards, of which the second is empty: asked(maker, stamps)."""
     jobs = [{"shard": name, "count": count} for name, count in [("a", 300), ("b", 0), ("c", 5)]]
 
-    def ask(maker, stamps=(1, -2, 3)):
-        counts = Counts(tmp_path / "counts", {"train": ["a", "b", "c"]}, {"train": stamps})
+    def ask(maker, stamps=(1, -2, 3), folder=tmp_path / "counts"):
+        counts = Counts(folder, {"train": ["a", "b", "c"]}, {"train": stamps})
         return counted(maker, {"train": jobs}, counts, on_ray=False, say=lambda _: None)["train"]
 
     return ask
@@ -76,6 +78,90 @@ def test_a_shard_that_changed_is_counted_anew_alone(asked):
     assert again.made == ["c"]
     assert_right(asked(back))
     assert back.made == []
+
+
+@pytest.mark.parametrize("where", ["here", "store"])
+def test_what_is_known_of_former_states_is_removed_but_of_the_last(
+    asked, tmp_path, monkeypatch, where
+):
+    folders = [tmp_path / "counts"]
+    if where == "store":
+        monkeypatch.setenv("EHR_RAY_STAGING", str(tmp_path / "staging"))
+        folders = [local(f"file://{tmp_path}/store"), tmp_path / "store"]
+        asked = partial(asked, folder=folders[0])
+    first = asked(Rows()).open()
+    for stamp in (4, 5, 6):
+        assert_right(asked(Rows(), (1, -2, stamp)))
+        assert_right(asked(Rows(), (1, -2, stamp)))
+    for folder in folders:
+        names = [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()]
+        names = [name for name in names if not name.startswith(".")]
+        kinds = sorted(name.rpartition("-")[0] for name in names)
+        assert kinds == ["train"] * 2 + ["train/a", "train/b"] + ["train/c"] * 2
+        assert len([*folder.glob(".*.sound")]) <= 2
+    np.testing.assert_array_equal(first.lengths[:7], np.arange(7))  # mapped, it stays whole
+    again = Rows()
+    assert_right(asked(again, (1, -2, 5)))
+    assert again.made == []
+    assert_right(asked(again))
+    assert again.made == ["c"]
+
+
+def test_another_split_or_another_shard_is_no_former_state(tmp_path):
+    shards = {split: [{"shard": "a", "count": 3}, {"shard": "a-b", "count": 2}] for split in "xy"}
+    counts = Counts(tmp_path, {split: ["a", "a-b"] for split in "xy"}, {"x": (1, 2), "y": (3, 4)})
+    counted(Rows(), shards, counts, on_ray=False, say=lambda _: None)
+    assert len([*tmp_path.rglob("*.index")]) == 6
+
+
+@pytest.fixture
+def checked(monkeypatch):
+    """How often an index was held against its checksum, one item each time."""
+    seen, checksum = [], RowIndex.checksum
+
+    def noted(index):
+        seen.append(len(index))
+        return checksum(index)
+
+    monkeypatch.setattr(RowIndex, "checksum", noted)
+    return seen
+
+
+def test_a_start_reads_all_that_is_known_once(asked, checked):
+    asked(Rows())
+    asked(Rows())
+    checked.clear()
+    assert_right(asked(Rows()))
+    assert checked == []
+
+
+@pytest.mark.parametrize("how", ["written to", "replaced"])
+def test_damage_is_seen_though_size_and_time_are_as_before(asked, checked, tmp_path, how):
+    place = asked(Rows()).place
+    asked(Rows())
+    path = tmp_path / "counts" / place.rpartition("/")[2]
+    before = path.stat()
+    if how == "replaced":
+        path.rename(tmp_path / "old")
+        shutil.copy(tmp_path / "old", path)
+    flip(path)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    checked.clear()
+    assert_right(asked(Rows()))
+    assert checked
+
+
+def test_where_no_note_can_be_left_all_is_read_each_time(asked, checked, monkeypatch):
+    asked(Rows())
+
+    def refuse(path, text):
+        raise ResourcesUnavailableError(f"{path}: read-only")
+
+    monkeypatch.setattr(module.files, "write_text", refuse)
+    for _ in range(2):
+        checked.clear()
+        assert_right(asked(Rows()))
+        assert checked == [305]
 
 
 def test_counting_that_was_killed_goes_on_after_the_last_shard(asked):

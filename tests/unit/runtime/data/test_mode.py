@@ -64,6 +64,20 @@ def test_rows_that_are_there_are_not_weighed_again(tiny_experiment, tmp_path):
         assert told(said[1]) < 0.8 * told(said[0])
 
 
+def test_what_is_weighed_of_a_cohort_in_a_store_is_read_where_it_lies(
+    tiny_experiment, synthetic_cohort, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("EHR_RAY_STAGING", str(tmp_path / "copies"))
+    shutil.copytree(synthetic_cohort, tmp_path / "store")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10**4))
+    changes = {"data.cohort": f"file://{tmp_path}/store", "data.cache_dir": str(tmp_path / "cache")}
+    experiment, said = tiny_experiment(changes=changes), []
+    with prepared(experiment, get_family("set_vae"), on_ray=False, say=said.append) as data:
+        assert data.stream is not None
+    assert told(said) > 0
+    assert [p for p in (tmp_path / "copies").rglob("*.parquet") if "data" in p.parts] == []
+
+
 def test_a_stream_that_no_cpu_is_left_for_is_refused_before_rows_are_counted(
     tiny_experiment, monkeypatch
 ):

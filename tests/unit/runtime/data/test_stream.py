@@ -20,6 +20,8 @@ from ehr_ray.runtime.data.counted import Counts
 from ehr_ray.runtime.data.prepared import prepared
 from ehr_ray.runtime.data.stream import streamed
 from ehr_ray.runtime.training.worker import loader_of
+from ehr_ray.storage import sync
+from ehr_ray.storage.paths import STAGING
 from ehr_ray.train import history
 from ehr_ray.train.backend import LocalBackend
 from ehr_ray.train.loop import train
@@ -174,6 +176,65 @@ def test_a_killed_stream_goes_on_to_the_weights_of_one_that_was_not(run):
         with pytest.raises(Killed):
             run("killed", "stream", changes, kill_at(step))
     assert_same_run(run("killed", "stream", changes), whole)
+
+
+def shards_in(folder):
+    return [path for path in folder.rglob("*.parquet") if "data" in path.parts]
+
+
+@pytest.fixture
+def cohort_in_store(synthetic_cohort, tmp_path, monkeypatch):
+    """The URI of the cohort in a folder that serves as a store, the folder, and that of copies."""
+    monkeypatch.setenv(STAGING, str(tmp_path / "copies"))
+    folder = tmp_path / "store" / "cohort"
+    shutil.copytree(synthetic_cohort, folder)
+    return f"file://{folder}", folder, tmp_path / "copies"
+
+
+@pytest.mark.parametrize("changes", [{}, {"task.name": "outcome"}], ids=["sets", "task"])
+def test_a_stream_of_a_cohort_in_a_store_leaves_no_shard_here(run, cohort_in_store, changes):
+    uri, _, copies = cohort_in_store
+    kept = run("kept", "cache", {**WINDOWS, **changes})
+    made = run("made", "stream", {**WINDOWS, **changes, "data.cohort": uri})
+    assert_same_run(made, kept)
+    assert shards_in(copies) == []
+
+
+def test_a_stream_reads_what_the_store_has_though_another_verb_left_an_older_copy(
+    tiny_experiment, cohort_in_store, tmp_path
+):
+    uri, folder, _ = cohort_in_store
+    changes = {"data.cohort": uri, "data.cache_dir": str(tmp_path / "cache")}
+    experiment = tiny_experiment(changes={**changes, "data.mode": "stream"})
+    with prepared(experiment, get_family("set_vae"), on_ray=False) as data:
+        store = data.store("train")
+        wanted = store.rows(range(len(store)))
+        first, *others = sorted((folder / "data" / "train").glob("*.parquet"))
+        copy = sync.fetch(f"{uri}/data/train/{first.name}")
+        time = copy.stat().st_mtime_ns
+        copy.write_bytes(others[-1].read_bytes())
+        assert_same(store.rows(range(len(store))), wanted)
+        assert not copy.exists()
+        sound = sync.fetch(f"{uri}/data/train/{first.name}")
+        assert_same(store.rows(range(len(store))), wanted)
+        assert sound.stat().st_mtime_ns == time  # another verb's, which may be reading it
+
+
+def test_a_damaged_shard_in_a_store_is_no_fault_of_the_store(
+    tiny_experiment, cohort_in_store, tmp_path
+):
+    uri, folder, _ = cohort_in_store
+    changes = {"data.cohort": uri, "data.cache_dir": str(tmp_path), "data.mode": "stream"}
+    with prepared(tiny_experiment(changes=changes), get_family("set_vae"), on_ray=False) as data:
+        store = data.store("train")
+        shard = sorted((folder / "data" / "train").glob("*.parquet"))[0]
+        whole = shard.read_bytes()
+        shard.write_bytes(whole[:200] + bytes([whole[200] ^ 1]) + whole[201:])
+        with pytest.raises(DamagedRowsError, match=rf"{shard.name}: unreadable.*; ingest the coh"):
+            store.rows(range(len(store)))
+        shard.write_bytes(whole[:100])
+        with pytest.raises(DamagedRowsError, match=rf"{shard.name}: unreadable.*; ingest the coh"):
+            store.rows(range(len(store)))
 
 
 def test_a_shard_that_changes_under_a_stream_is_named(tiny_experiment, synthetic_cohort, tmp_path):

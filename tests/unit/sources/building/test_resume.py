@@ -17,6 +17,7 @@ from ehr_ray.errors import InputError, RunError
 from ehr_ray.events.schema import RECORD
 from ehr_ray.sources import splits, table
 from ehr_ray.sources.building.resume import has_changed
+from ehr_ray.storage import in_place
 from ehr_ray.storage.paths import STAGING
 
 
@@ -268,6 +269,113 @@ def test_larger_inputs_have_more_buckets_and_a_killed_ingest_goes_on_with_them(
     assert (tmp_path / "few" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     with pytest.raises(InputError, match="holds another input or other options"):
         read(tmp_path / "few")  # its shards have other subjects
+
+
+COLUMNS = {"id_column": "id", "time_column": "hours", "time_unit": "hours"}
+
+
+@pytest.fixture
+def tables(tmp_path):
+    """Four CSV files of some patients each, a unit of a table each, in a folder."""
+    folder = tmp_path / "raw"
+    folder.mkdir()
+    for n in range(4):
+        rows = [f"{n}{p},{h},HR,{60 + h}" for p in range(9) for h in range(5)]
+        text = "\n".join(["id,hours,code,numeric_value", *rows]) + "\n"
+        (folder / f"{n}.csv").write_text(text)
+    return folder
+
+
+def parts_in(folder):
+    """Return when each file of the finished parts of `c` in a folder was written."""
+    found = folder.glob(".c.staging-*/parts/[0-9]*/*")
+    return {str(p.relative_to(folder)): p.stat().st_mtime_ns for p in found}
+
+
+@pytest.mark.parametrize("output", ["here", "store"])
+def test_a_read_that_a_store_refuses_leaves_what_was_read_before(
+    tmp_path, store, tables, monkeypatch, output
+):
+    """As where a token has expired, or a node that has just come has none."""
+    place = {"here": tmp_path / "out" / "c", "store": store}[output]
+    folder = {"here": tmp_path / "out", "store": tmp_path / "store"}[output]
+    read = partial(ingest, "table", f"file://{tables}", options=COLUMNS, cpus=1)
+    real = in_place.download
+
+    def refused(store, path, target, stamp):
+        if path.endswith("raw/2.csv"):
+            raise OSError("AWS Error ACCESS_DENIED during HeadObject operation: HTTP status 403")
+        real(store, path, target, stamp)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(in_place, "download", refused)
+        with pytest.raises(InputError, match="no access; give credentials"):
+            read(place)
+    left = parts_in(folder)
+    assert {name.split("/")[2] for name in left} == {"000000", "000001"}
+    seen = {}
+    read(place, progress=lambda _: seen.update(parts_in(folder)))
+    assert left.items() <= seen.items()
+    read(tmp_path / "whole" / "c")
+    assert tree(folder / "c") == tree(tmp_path / "whole" / "c")
+
+
+def test_a_local_file_that_is_away_leaves_what_was_read_before(tmp_path, tables):
+    """As where a share is not mounted for a moment."""
+    read = partial(ingest, "table", tables, options=COLUMNS, cpus=1)
+
+    def unmount(line):
+        if line.startswith("read 2/"):
+            tables.rename(tmp_path / "away")
+
+    with pytest.raises(InputError, match="raw"):
+        read(tmp_path / "out" / "c", progress=unmount)
+    left = parts_in(tmp_path / "out")
+    assert {name.split("/")[2] for name in left} == {"000000", "000001"}
+    with pytest.raises(InputError, match="raw"):
+        read(tmp_path / "out" / "c")  # it is still away
+    (tmp_path / "away").rename(tables)
+    seen = {}
+    read(tmp_path / "out" / "c", progress=lambda _: seen.update(parts_in(tmp_path / "out")))
+    assert left.items() <= seen.items()
+    read(tmp_path / "whole" / "c")
+    assert tree(tmp_path / "out") == tree(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("output", ["here", "store"])
+def test_a_fault_of_the_input_leaves_nothing_in_the_way_of_the_mended_one(
+    tmp_path, store, tables, output
+):
+    place = {"here": tmp_path / "out" / "c", "store": store}[output]
+    folder = {"here": tmp_path / "out", "store": tmp_path / "store"}[output]
+    read = partial(ingest, "table", tables, options=COLUMNS, cpus=1)
+    whole = (tables / "2.csv").read_text()
+    (tables / "2.csv").write_text(whole.replace("code", "item", 1))
+    with pytest.raises(InputError, match="code"):
+        read(place)
+    (tables / "2.csv").write_text(whole)
+    read(place)
+    read(tmp_path / "whole" / "c")
+    assert tree(folder / "c") == tree(tmp_path / "whole" / "c")
+    assert hidden(folder) == []
+
+
+def test_what_was_refused_before_anything_was_read_leaves_no_staging(tmp_path, tables):
+    options = {**COLUMNS, "id_column": "none"}
+    with pytest.raises(InputError, match="--id-column none"):
+        ingest("table", tables, tmp_path / "out" / "c", options=options, cpus=1)
+    assert hidden(tmp_path / "out") == []
+
+
+def test_too_many_bad_rows_are_let_pass_without_reading_them_again(tmp_path, tables):
+    (tables / "2.csv").write_text((tables / "2.csv").read_text().replace("HR,60", ",60"))
+    read = partial(ingest, "table", tables, tmp_path / "out" / "c", options=COLUMNS, cpus=1)
+    with pytest.raises(InputError, match="raise --max-rejected"):
+        read()
+    left, seen = parts_in(tmp_path / "out"), {}
+    assert left
+    read(max_rejected=0.5, progress=lambda _: seen.update(parts_in(tmp_path / "out")))
+    assert left.items() <= seen.items()
 
 
 def test_what_ingest_changed_is_known_of_its_own_cohorts_alone(tmp_path):

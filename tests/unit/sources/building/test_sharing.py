@@ -372,6 +372,33 @@ def test_a_folder_of_a_killed_job_is_removed_by_the_next_one_here(tmp_path, monk
     assert not [*work.glob("tmp*")]
 
 
+@pytest.mark.parametrize("gone", ["before", "while it is copied"])
+def test_a_staged_file_that_another_ingest_removed_is_told_as_such(tmp_path, monkeypatch, gone):
+    monkeypatch.setenv(STAGING, str(tmp_path / "node"))
+    folder, store = tmp_path / "node" / "plan", tmp_path / "store"
+    plan = Plan("synthetic", None, SplitPolicy(), folder, store=f"file://{store}")
+    piece = store / "unpacked" / "000000" / "000003.rows"
+    if gone != "before":
+        piece.parent.mkdir(parents=True)
+        piece.write_bytes(b"rows")
+        listed = in_place.each
+        monkeypatch.setattr(in_place, "each", lambda *how: piece.unlink() or listed(*how))
+    needs = [folder / "unpacked" / "000000" / "000003.rows"]
+    with (
+        pytest.raises(RunError, match=rf"^--output out: {REMOVED}"),
+        at_work(plan, "out", needs=needs),
+    ):
+        raise AssertionError
+
+
+def test_a_table_of_splits_that_another_ingest_removed_is_told_as_such(tmp_path, monkeypatch):
+    monkeypatch.setenv(STAGING, str(tmp_path / "node"))
+    (tmp_path / "store").mkdir()
+    plan = Plan("synthetic", None, SplitPolicy(), tmp_path, store=f"file://{tmp_path}/store")
+    with pytest.raises(RunError, match=REMOVED):
+        plan.splits_table()
+
+
 @pytest.mark.parametrize(
     ("place", "uses", "address"),
     [
