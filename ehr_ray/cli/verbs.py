@@ -260,7 +260,7 @@ VERBS = (
         actions.tune,
         CONFIG,
         resumes=True,
-        more="What varies is `search` of the config, by default the family's space; how is `tune`:\n"
+        more="What varies is `search` of the config, else the family's own space; how is `tune`:\n"
         "tune.trials=16, tune.method=random|grid|optuna, tune.scheduler=asha|median|pbt|none,\n"
         "tune.rank=metric|probe, tune.concurrent=2 (trials at a time).",
     ),
