@@ -284,6 +284,8 @@ def benchmark(args: Arguments, screen: Screen) -> None:
     check_output(args.output, "--output ", file=True)
     if args.cohort is not None:
         check_cohort_folder(args.cohort, "--cohort ")
+    if args.overrides and args.config is None:
+        raise ConfigError(f"{args.overrides[0]}: changes a config; name it by --config CONFIG")
     given = {
         "cohort": args.cohort,
         "only": args.only,

@@ -18,13 +18,27 @@ class Parser(argparse.ArgumentParser):
 
     fill: Callable[["Parser"], None] | None = None
     """Adds the options when this verb is the one that was asked for: it may import a lot."""
+    _words_apart = False
+    """Whether argparse is at work on the options alone, then on the words that are left."""
 
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: Any = None
     ) -> tuple[Any, list[str]]:
-        """Parse, with the options that `fill` adds."""
+        """Parse, with the options that `fill` adds; among the words of a verb they stand anywhere.
+
+        What a verb does not know is told by its own name.
+        """
         self.add_options()
-        return super().parse_known_args(args, namespace)
+        if self._verbs() or self._words_apart:
+            return super().parse_known_args(args, namespace)
+        self._words_apart = True
+        try:
+            found, unknown = self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self._words_apart = False
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return found, unknown
 
     def _verbs(self) -> dict[str, "Parser"]:
         """Return the parsers of the verbs by name; {} of a verb's own parser."""
@@ -55,10 +69,13 @@ class Parser(argparse.ArgumentParser):
             words = re.findall(r" (--[\w-]+)", message)
             if close := difflib.get_close_matches(words[0] if words else "", self._options(), 1):
                 message += f"; did you mean {close[0]}?"
+        takes_changes = any(action.dest == "overrides" for action in self._actions)
         if message.startswith("unrecognized") and re.search(r" [\w.]+=", message):
             message += (
-                " (a.b=value follows a CONFIG, with options before it or behind all; a verb of a "
-                "RUN takes no a.b=value: a run keeps the config it was trained by)"
+                ""
+                if takes_changes
+                else " (this verb takes no a.b=value, which changes a CONFIG: a run keeps the "
+                "config it was trained by)"
             )
         print(f"{self.prog}: {message}; see {self.prog} --help", file=sys.stderr)
         raise SystemExit(2)
@@ -69,6 +86,13 @@ def path(text: str) -> Path:
     if is_uri(text):
         raise argparse.ArgumentTypeError(f"{text}: a URI; this verb takes paths only")
     return Path(text).absolute()
+
+
+def positive(text: str) -> int:
+    """Return a whole number of the command line, 1 at least; ArgumentTypeError for any other."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: give a whole number, 1 or more")
+    return int(text)
 
 
 def relative(path: str | Path) -> str | Path:

@@ -8,7 +8,7 @@ from typing import Any
 
 from ehr_ray.cli import actions
 from ehr_ray.cli.ingest import add_source, add_source_options
-from ehr_ray.cli.parser import Arguments, Parser, path
+from ehr_ray.cli.parser import Arguments, Parser, path, positive
 from ehr_ray.cli.zero_shot import add_zero_shot
 from ehr_ray.runtime.screen import Screen
 from ehr_ray.storage.paths import location
@@ -52,10 +52,8 @@ GPUS = option(
     default=0.0,
     metavar="N",
 )
-CONFIG = (
-    option("config", "YAML of the experiment; see configs/", type=Path),
-    option("overrides", "values to change", nargs="*", metavar="a.b=value"),
-)
+OVERRIDES = option("overrides", "values to change", nargs="*", default=[], metavar="a.b=value")
+CONFIG = (option("config", "YAML of the experiment; see configs/", type=Path), OVERRIDES)
 
 
 @dataclass(frozen=True)
@@ -69,13 +67,15 @@ class Verb:
     options: tuple[Option, ...]
     resumes: bool = False
     """Whether the same command again goes on from a saved state."""
+    more: str = ""
+    """What its own help says besides."""
 
     def add_to(self, verbs: Any) -> None:
         """Add the verb to the parser's; its help ends with the example."""
         parser: Parser = verbs.add_parser(
             self.name,
             help=self.help,
-            description=self.help[0].upper() + self.help[1:] + ".",
+            description=f"{self.help[0].upper()}{self.help[1:]}.\n{self.more}".strip(),
             epilog=f"example:\n  {self.example}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
@@ -153,7 +153,7 @@ VERBS = (
                 "drop them, counted",
                 default="refuse",
             ),
-            option("--cpus", "1: this process; more: as Ray Data tasks", type=int),
+            option("--cpus", "1: this process; more: as Ray Data tasks", type=positive),
             *TRACKING,
             add_source_options,
         ),
@@ -255,13 +255,14 @@ VERBS = (
     ),
     Verb(
         "tune",
-        "search a config's space by Ray Tune; the same command again resumes. What varies is "
-        "`search` of the config, by default the family's space; how is `tune`: trials=16, "
-        "method=random|grid|optuna, scheduler=asha|median|pbt|none, rank=metric|probe, concurrent",
+        "search a config's space by Ray Tune; the same command again resumes",
         "ehr-ray tune configs/set_vae.yaml data.cohort=cohorts/p12 tune.trials=16 name=sweep",
         actions.tune,
         CONFIG,
         resumes=True,
+        more="What varies is `search` of the config, else the family's own space; how is `tune`:\n"
+        "tune.trials=16, tune.method=random|grid|optuna, tune.scheduler=asha|median|pbt|none,\n"
+        "tune.rank=metric|probe, tune.concurrent=2 (trials at a time).",
     ),
     Verb(
         "crossval",
@@ -276,7 +277,7 @@ VERBS = (
             option("--variants", "ablations to run, of crossval.variants: no_gate,no_linear"),
             option("--variant-repeats", "repeats the ablations are run on", type=int),
             option("--task", "label files of the cohort, such as mortality,readmission"),
-            option("--cpus", "CPUs of the Ray started here", type=int),
+            option("--cpus", "CPUs of the Ray started here", type=positive),
         ),
         resumes=True,
     ),
@@ -288,7 +289,7 @@ VERBS = (
         (
             RUN,
             option("--cohort", "another cohort; nothing is refitted on it", type=location),
-            option("--split", "split reported on", default="held_out"),
+            option("--split", "split reported on (default held_out)", default="held_out"),
             option(
                 "--task",
                 "label file of the cohort, such as mortality; none: no labels, whole stays",
@@ -371,14 +372,15 @@ VERBS = (
             option("--cohort", "cohort to measure on; default is synthetic", type=path),
             option(
                 "--only",
-                "parts to run: a,b,c; cpu, ddp, gpu, peers, faults, ingest, scaling, search and "
+                "parts to run: a,b,c (default lvcf, loading, steps, workers, memory and vitals; "
+                "with --config model); cpu, ddp, faults, gpu, ingest, peers, scaling, search and "
                 "size only by name",
             ),
             option("--device", "of the part gpu: cuda, or cpu for a small run without one"),
             option(
                 "--config", "experiment whose training speed is measured (part model)", type=Path
             ),
-            option("overrides", "changes to the config", nargs="*", metavar="path=value"),
+            OVERRIDES,
         ),
     ),
     Verb(
@@ -389,7 +391,7 @@ VERBS = (
         actions.doctor,
         (
             option("config", "YAML of an experiment to be run here", nargs="?", type=Path),
-            option("overrides", "values to change", nargs="*", metavar="a.b=value"),
+            OVERRIDES,
             option("--ray", "start Ray too, and run a task on it", action="store_true"),
         ),
     ),

@@ -123,6 +123,7 @@ def _one_file(job: "_Job", output: str | Path, target: Path) -> int:
     stored = sync.names_in(output) if uri_of(output) is not None else set()
     if target.is_dir() or stored - {""}:
         raise InputError(f"--output {output}: is a folder; give the name of a Parquet file")
+    files.remove_abandoned([target])
     scratch = files.temporary(target)
     with files.writes(target):  # told before Ray starts
         scratch.mkdir(parents=True)
@@ -188,6 +189,7 @@ class _Job:
             for target, path in shards.items()
             if target.relative_to(folder).as_posix() not in there
         ]
+        files.remove_abandoned([folder, *shards])
         scratch = files.temporary(folder)
         if jobs:
             with self.session() if self.session else nullcontext(), _removed(scratch):

@@ -148,6 +148,7 @@ def _fill(
         for split, paths in splits_of(cohort).items()
         for path, name in zip(paths, shard_names(cohort, split, paths), strict=True)
     ]
+    files.remove_abandoned([output, *(Path(job["target"]) for job in jobs)])
     todo = [job for job in jobs if str(Path(job["target"]).relative_to(output)) not in there]
     if todo:
         on_ray = opened is not None

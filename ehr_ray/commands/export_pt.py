@@ -91,7 +91,7 @@ def export_pt(
 
 
 def _write(path: Path, names: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    with path.open("w", newline="") as file:
+    with files.new_file(path) as partial, partial.open("w", newline="") as file:
         csv.writer(file).writerows([names, *rows])
 
 

@@ -375,6 +375,10 @@ def _worth_ray(units: Sequence[Unit], size: int) -> bool:
 
 def _work(source: Source, given: str | Path | None, options: Any) -> tuple[str | Path, list[Unit]]:
     """Return (the input here, or the address of a database; the units of it)."""
+    if given is not None and not source.needs_input:
+        raise InputError(
+            f"--input {given}: --source {source.name} makes its own patients; drop --input"
+        )
     if given is not None:
         if not is_address(given):
             database = local(given).suffix == DATABASE

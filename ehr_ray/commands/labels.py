@@ -16,7 +16,8 @@ import pyarrow as pa
 import yaml
 
 from ehr_ray.errors import InputError
-from ehr_ray.events.labels import canonical_task, label_files
+from ehr_ray.events.label_tasks import canonical_task
+from ehr_ray.events.labels import label_files
 from ehr_ray.events.patients import splits_of
 from ehr_ray.events.schema import LABELS
 from ehr_ray.runtime.data.tasks import run_shards

@@ -6,13 +6,15 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import numpy as np
 from pydantic import Field
 
 from ehr_ray.config.messages import unknown
 from ehr_ray.errors import ConfigError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 Sample = dict[str, Any]
 """Dotted config path to the value of one trial."""
@@ -195,6 +197,8 @@ def ends(domain: Domain) -> tuple[Any, ...]:
 
 def draw(space: Mapping[str, Domain], seed: int, number: int) -> Sample:
     """Return trial `number` of a random search: a function of (seed, number) alone."""
+    import numpy as np  # here: a config is checked without it
+
     rng = np.random.default_rng((seed, number))
     return {path: _draw(domain, rng) for path, domain in space.items()}
 
@@ -223,11 +227,13 @@ def shuffled(space: Mapping[str, Domain], seed: int) -> list[Sample] | None:
     sizes = [len(d.values) for d in space.values() if isinstance(d, Choice)]
     if len(sizes) < len(space) or math.prod(sizes) > MOST_POINTS:
         return None
+    import numpy as np
+
     points = grid(space, 2)
     return [points[i] for i in np.random.default_rng(seed).permutation(len(points))]
 
 
-def _draw(domain: Domain, rng: np.random.Generator) -> Any:
+def _draw(domain: Domain, rng: "np.random.Generator") -> Any:
     if isinstance(domain, Choice):
         return domain.values[int(rng.integers(len(domain.values)))]
     if isinstance(domain, LogUniform):
@@ -238,5 +244,7 @@ def _draw(domain: Domain, rng: np.random.Generator) -> Any:
 def _points(domain: Domain, points: int) -> list[Any]:
     if isinstance(domain, Choice):
         return list(domain.values)
+    import numpy as np
+
     spaced = np.geomspace if isinstance(domain, LogUniform) else np.linspace
     return [float(v) for v in spaced(domain.low, domain.high, points)]

@@ -5,8 +5,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field
 
-from ehr_ray.events.answers import Kind
-from ehr_ray.events.labels import canonical_task
+from ehr_ray.events.label_tasks import Kind, canonical_task
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Loss = Literal["bce", "focal", "huber", "squared", "cross_entropy"]

@@ -39,6 +39,8 @@ def read_yaml(path: str | Path) -> Raw:
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split()).replace('in "<unicode string>", ', "at ")
         raise ConfigError(f"{path}: not readable YAML: {reason}") from error
+    if raw is None:
+        raise ConfigError(f"{path}: is empty; see configs/ for examples")
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: expected `key: value` lines, got {type(raw).__name__}")
     if bad := list(not_names(raw)):

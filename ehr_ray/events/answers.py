@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ehr_ray.errors import InputError
+from ehr_ray.events.label_tasks import Kind
 from ehr_ray.events.truth import NOT_KNOWN, read_truth
 
-Kind = Literal["binary", "regression", "classes"]
 KINDS: Final[dict[str, Kind]] = {
     "boolean_value": "binary",
     "float_value": "regression",

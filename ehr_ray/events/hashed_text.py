@@ -3,20 +3,24 @@
 import re
 import zlib
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import numpy as np
-import numpy.typing as npt
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 HASHING = "hashing"
 """Name that stands for these in place of a sentence transformer's."""
 HASHED_WIDTH = 256
 
 
-def hashed(texts: Sequence[str], width: int = HASHED_WIDTH) -> npt.NDArray[np.float32]:
+def hashed(texts: Sequence[str], width: int = HASHED_WIDTH) -> "npt.NDArray[np.float32]":
     """Return sums of signed hashes (Weinberger et al. 2009) of words and their letter triples.
 
     float32 [len(texts), width]; texts that share words are near each other.
     """
+    import numpy as np  # here: a config is checked without it
+
     table = np.zeros((len(texts), width), np.float32)
     for row, text in enumerate(texts):
         for word in re.findall(r"[\w.%/]+", text.lower()):

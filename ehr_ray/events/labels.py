@@ -15,7 +15,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ehr_ray.errors import InputError
-from ehr_ray.events.answers import KINDS, Kind, Numbers, read_answers
+from ehr_ray.events.answers import KINDS, Numbers, read_answers
+from ehr_ray.events.label_tasks import Kind, canonical_task
 from ehr_ray.events.schema import SPLIT_NAMES, is_zoned
 from ehr_ray.storage import files, in_place
 from ehr_ray.storage.listing import parquet_below
@@ -162,11 +163,6 @@ def task_name(parts: Sequence[str]) -> str:
     'in-hospital-mortality'
     """
     return "-".join(_task_parts(parts)) or _UNNAMED
-
-
-def canonical_task(name: str) -> str:
-    """Return the name of a task that may be written as its folders, with slashes."""
-    return name.strip("/").replace("/", "-")
 
 
 def _task_parts(parts: Sequence[str]) -> tuple[str, ...]:

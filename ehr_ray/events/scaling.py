@@ -5,13 +5,15 @@ is the default of training (`data.scale`): a few typing errors move a mean and c
 deviation up a hundredfold, which would erase the variable; quantiles stay where they are.
 """
 
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
-import numpy as np
-import numpy.typing as npt
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    Floats = npt.NDArray[np.float64]
 
 Scaling = Literal["robust", "standard"]
-Floats = npt.NDArray[np.float64]
 
 CENTRES: Final = {"robust": "train median", "standard": "train mean"}
 """What a scaled value of 0 is."""
@@ -26,8 +28,8 @@ _WIDTHS: Final = ((2, 4, 1.349), (1, 5, 3.290), (0, 6, 4.653))
 
 
 def location_and_scale(
-    scaling: Scaling, mean: Floats, std: Floats, quantiles: Floats
-) -> tuple[Floats, Floats]:
+    scaling: Scaling, mean: "Floats", std: "Floats", quantiles: "Floats"
+) -> "tuple[Floats, Floats]":
     """Return the location and the scale of each code, float64 [V]; scales are above 0.
 
     standard: mean and population standard deviation. robust: the median, and the interquartile
@@ -41,6 +43,8 @@ def location_and_scale(
         std: their standard deviation, [V].
         quantiles: those of `QUANTILES`, [V, 7]; NaN for codes without values in train.
     """
+    import numpy as np  # here: a config is checked without it
+
     location, scale = mean, np.where(std > 0, std, 1.0)
     if scaling == "robust":
         median = quantiles[:, _MEDIAN]

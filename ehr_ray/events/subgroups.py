@@ -4,18 +4,17 @@ The codes need not be known to any model: a cohort is read for them alone.
 """
 
 import re
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
-import numpy as np
-
 Fact = tuple[int, str, float]
 """Time (the smallest int64 for a static event), code and value (NaN without one)."""
 MICROSECONDS_PER_YEAR: Final = 365.25 * 24 * 3600 * 1e6
-_STATIC: Final = np.iinfo(np.int64).min
+_STATIC: Final = -(2**63)
 _Entry = tuple[int, str, float | None]
 """Its place among all entries, the name of its group, the value that is wanted if one is."""
 _BATCH_ROWS: Final = 1 << 19
@@ -126,7 +125,7 @@ class SubgroupReader:
         number = _number(subgroup, known, time)
         if number is None:
             return None
-        return subgroup.names[int(np.searchsorted(subgroup.edges, number, side="right"))]
+        return subgroup.names[bisect_right(subgroup.edges, number)]
 
 
 class _Groups:
@@ -183,6 +182,7 @@ def _regex(code: str) -> str:
 
 def _read(shard: Path, wanted: re.Pattern[str]) -> dict[int, list[Fact]]:
     # Here: a config check, which imports this module for its records, does without.
+    import numpy as np
     import pyarrow as pa
 
     from ehr_ray.events.vocabulary import as_float32
@@ -199,7 +199,7 @@ def _read(shard: Path, wanted: re.Pattern[str]) -> dict[int, list[Fact]]:
             telling = np.array([wanted.fullmatch(name) is not None for name in names], bool)
             rows = np.flatnonzero(telling[encoded.indices.to_numpy()])
             found = pa.Table.from_batches([batch]).take(pa.array(rows, pa.int64()))
-            time = found["time"].cast(pa.timestamp("us")).cast(pa.int64()).fill_null(int(_STATIC))
+            time = found["time"].cast(pa.timestamp("us")).cast(pa.int64()).fill_null(_STATIC)
             value = (
                 as_float32(found["numeric_value"]).tolist()
                 if "numeric_value" in there

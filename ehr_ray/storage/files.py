@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ehr_ray.errors import InputError, ResourcesUnavailableError
+from ehr_ray.storage.processes import machine, started
 
 REMEDIES: Final = {
     errno.ENOSPC: "free space there",
@@ -76,7 +77,35 @@ def temporary(path: Path) -> Path:
     A process id alone is not enough: on storage that machines share two may have the same one.
     """
     host = re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())[:32]
-    return path.with_name(f".{path.name}.{host}-{os.getpid()}-{secrets.token_hex(4)}")
+    process = f"{host}-{os.getpid()}-{_mark()}"
+    return path.with_name(f".{path.name}.{process}-{secrets.token_hex(4)}")
+
+
+def _mark() -> str:
+    """Return what stands in a temporary name for this machine and its boot; 0 where none tells."""
+    told = machine()
+    return hashlib.sha256(told.encode()).hexdigest()[:8] if told else "0"
+
+
+def remove_abandoned(paths: Iterable[Path]) -> None:
+    """Remove what stands at `temporary` names of paths whose process has ended, as by a kill.
+
+    What other machines, or this one before it was started anew, have left stays: whether its
+    process has ended is not known here.
+    """
+    if (mark := _mark()) == "0":
+        return
+    named = re.compile(rf"\.(.+)\.[A-Za-z0-9-]*-(\d+)-{mark}-[0-9a-f]{{8}}", re.DOTALL)
+    wanted = {*paths}
+    for folder in sorted({path.parent for path in wanted}):
+        for left in [*folder.iterdir()] if folder.is_dir() else []:
+            match = named.fullmatch(left.name)
+            if match is None or folder / match[1] not in wanted or started(int(match[2])):
+                continue
+            if left.is_dir() and not left.is_symlink():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -46,6 +46,7 @@ from ehr_ray.errors import (
 from ehr_ray.storage import files
 from ehr_ray.storage.object_stores import explained, filesystem
 from ehr_ray.storage.paths import uri_of
+from ehr_ray.storage.processes import machine, started
 
 FOLDER: Final = ".lease"
 EXPIRY: Final = 60.0
@@ -196,7 +197,7 @@ class Claim:
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "user": _user(),
-            "machine": _machine(),
+            "machine": machine(),
             "started": started(os.getpid()),
         }
         self._writing, self._withdrawn = threading.Lock(), False
@@ -322,27 +323,6 @@ def _user() -> str:
         return getpass.getuser()
     except (OSError, KeyError):  # an id without a name, as in containers
         return str(os.getuid())
-
-
-def _machine() -> str:
-    """Return what only processes of one boot of one machine have that see each other's ids.
-
-    "" where the system does not tell: a claim is then dead when it has expired, and no earlier.
-    """
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{socket.gethostname()} {boot} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return ""
-
-
-def started(pid: int) -> str:
-    """Return when a process began, in ticks since boot; "" of one that is not there or a zombie."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return ""
-    return "" if fields[0] in "ZX" else fields[19]
 
 
 def _lives(about: dict[str, Any]) -> bool:

@@ -26,6 +26,8 @@ _BUCKET: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,221}")
 _LONGEST: Final = 255
 """Bytes of a name in a folder, as filesystems have it."""
 GIVE_A_RUN: Final = "give the folder of a run that has been trained"
+_CHECKPOINTS: Final = ("checkpoint", ".checkpoint.old", "model.safetensors")
+"""What a run, the one before a checkpoint was replaced, and a checkpoint or a model have."""
 _SECRETS: Final = ("access_key", "secret", "session_token", "password")
 
 
@@ -235,9 +237,17 @@ def check_cohort_folder(given: str | Path, option: str = "data.cohort=") -> None
 
 
 def check_run_folder(given: str | Path) -> None:
-    """Raise InputError where the run that a command reads is not there; of a URI its store says."""
-    if not is_uri(given) and not Path(given).exists():
+    """Raise InputError where the run that a command reads is not there; of a URI its store says.
+
+    Nor is it where a folder has no part of a checkpoint; whether one is whole is told by reading.
+    """
+    if is_uri(given):
+        return
+    folder = Path(given)
+    if not folder.exists():
         raise InputError(f"{given}: no such folder, so no checkpoint here; {GIVE_A_RUN}")
+    if folder.is_dir() and not any((folder / name).exists() for name in _CHECKPOINTS):
+        raise InputError(f"{given}: no checkpoint here; {GIVE_A_RUN}")
 
 
 def _written(scheme: str, bucket: str, path: str, options: str) -> str:

@@ -13,9 +13,8 @@ import pyarrow.compute as pc
 from ehr_ray.config.task import OUTPUTS
 from ehr_ray.errors import InputError
 from ehr_ray.evaluation.coverage import MIN_KNOWN, check_min_known, coverage_of
-from ehr_ray.events.answers import Kind
 from ehr_ray.events.event_table import check_zones, events_of, like, times_of
-from ehr_ray.events.labels import canonical_task
+from ehr_ray.events.label_tasks import Kind, canonical_task
 from ehr_ray.events.patients import Patient, patients_of, without_events_line
 from ehr_ray.family import Batch
 from ehr_ray.train import checkpoint

@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from ehr_ray.errors import ConfigError
+from ehr_ray.storage import files
 from ehr_ray.train.checkpoint import saved_progress
 from ehr_ray.train.compiled import compile_blocks
 from ehr_ray.train.data_checks import check_learnable
@@ -76,7 +77,7 @@ def _start_from(run: Run, module: nn.Module, source: str) -> None:
         run.folder.mkdir(parents=True, exist_ok=True)
         prefixes = [f"members.{i}." if len(models) > 1 else "" for i in range(len(models))]
         lines = [f"{p}{line}" for p, own in zip(prefixes, fates, strict=True) for line in own]
-        (run.folder / "init_from.txt").write_text("\n".join(lines) + "\n")
+        files.write_text(run.folder / "init_from.txt", "\n".join(lines) + "\n")
     run.tell(by_part([line for own in fates for line in own]))
 
 

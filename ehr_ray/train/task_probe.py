@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from ehr_ray.errors import InputError
 from ehr_ray.evaluation.tasks.linear import LinearModel
 from ehr_ray.evaluation.tasks.probe import Probe
-from ehr_ray.events.answers import Kind
+from ehr_ray.events.label_tasks import Kind
 from ehr_ray.family import Batch
 from ehr_ray.storage import files
 from ehr_ray.train.checksums import CHECKSUM, damage_of, header_of, save_tensors

@@ -58,7 +58,6 @@ def test_both_ends_of_every_search_domain_are_valid(path):
     family = get_family(raw["family"])
     domains = dict(family.search_space)
     domains |= {key: parse_domain(value, key) for key, value in (raw["search"] or {}).items()}
-    assert domains
     for key, domain in domains.items():
         for value in ends(domain):
             parse(override(raw, {key: value}))

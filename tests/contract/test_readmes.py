@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from ehr_ray.config.schema import ConfigSchema
 from ehr_ray.family import Evaluation, Family, Files, Training, Transfer
 
 ROOT = Path(__file__).parents[2]
@@ -68,7 +69,7 @@ def test_every_entry_of_a_familys_record_is_told_and_no_other():
     told = set(re.findall(r"`(\w+)(?:\([\w, ]*\))?`", text))
     entries = {
         field.name
-        for kind in (Family, Training, Evaluation, Transfer, Files)
+        for kind in (ConfigSchema, Family, Training, Evaluation, Transfer, Files)
         for field in dataclasses.fields(kind)
     }
     assert entries - told - SET_BY_OTHERS.keys() == set()
@@ -78,3 +79,16 @@ def test_every_entry_of_a_familys_record_is_told_and_no_other():
         known = {field.name for field in dataclasses.fields(kind)} | {"init_from"}
         assert set(re.findall(r"`(\w+)`", row)) <= known, group
     assert len(rows) == 4
+
+
+FITS_TREES = {"lightgbm.train", "LGBMClassifier", "HistGradientBoostingClassifier"}
+
+
+def test_the_page_names_every_file_in_which_trees_are_fitted():
+    said = (ROOT / "README.md").read_text().split("trees are fitted in", 1)[1]
+    fitting = {
+        str(path.relative_to(ROOT))
+        for path in PACKAGE.rglob("*.py")
+        if any(f"{name}(" in path.read_text() for name in FITS_TREES)
+    }
+    assert set(re.findall(r"\]\(([\w/]+\.py)\)", said)) == fitting

@@ -289,6 +289,8 @@ def test_counts_told_beforehand_are_those_of_the_loss(
     name, family, shipped, patients, synthetic_vocabulary, training
 ):
     """To the last bit, of every term that weighs: by them micro-batches are made one batch."""
+    if family.training.counts is None:  # the forward pass runs twice
+        return
     raw = dump(shipped[0])
     more = [parse(override(raw, changes)) for changes in COUNTED.get(name, [])]
     told, weighing = set(), set()

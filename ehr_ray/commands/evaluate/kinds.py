@@ -15,7 +15,7 @@ from ehr_ray.evaluation.tasks.downstream import Split
 from ehr_ray.evaluation.tasks.kinds import KindScores, fit_kind, kind_table, score_kind
 from ehr_ray.evaluation.tasks.linear import LinearModel
 from ehr_ray.evaluation.tasks.verdicts import MODEL
-from ehr_ray.events.answers import Kind
+from ehr_ray.events.label_tasks import Kind
 from ehr_ray.events.labels import read_labels
 from ehr_ray.runtime.data.task_labels import TaskLabels
 from ehr_ray.runtime.data.tasks import Say

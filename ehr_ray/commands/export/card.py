@@ -11,7 +11,7 @@ from pathlib import Path
 from ehr_ray.commands.evaluate.report_content import provenance, split_sizes
 from ehr_ray.errors import InputError
 from ehr_ray.evaluation.markdown import bullets, escaped, paragraph, table_lines
-from ehr_ray.events.answers import Kind
+from ehr_ray.events.label_tasks import Kind
 from ehr_ray.events.scaling import Scaling
 from ehr_ray.storage.paths import canonical
 from ehr_ray.train import checkpoint

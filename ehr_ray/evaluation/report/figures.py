@@ -31,6 +31,7 @@ from ehr_ray.evaluation.plotting import (
     styled,
 )
 from ehr_ray.evaluation.tasks.baselines import SHORT_TITLES
+from ehr_ray.events.auroc import auroc
 
 Array = NDArray[np.floating]
 
@@ -199,9 +200,8 @@ def roc_pr(label: NDArray[np.bool_], probabilities: Mapping[str, Array]) -> Figu
         style: dict[str, Any] = {"color": color, "linestyle": line, "linewidth": width}
         false_rate, true_rate, _ = roc_curve(y, p)
         precision, recall, _ = precision_recall_curve(y, p)
-        area = float(np.trapezoid(true_rate, false_rate))
         title = SHORT_TITLES.get(name, name)
-        roc.plot(false_rate, true_rate, label=f"{area:.3f}  {title}", **style)
+        roc.plot(false_rate, true_rate, label=f"{auroc(y, p):.3f}  {title}", **style)
         average = average_precision_score(y, p)
         pr.step(recall, precision, where="pre", label=f"{average:.3f}  {title}", **style)
     _rates(roc, "1 - specificity", "sensitivity", "AUROC")

@@ -29,7 +29,7 @@ from ehr_ray.evaluation.tasks.verdicts import (
     signed,
     verdicts,
 )
-from ehr_ray.events.answers import Kind
+from ehr_ray.events.label_tasks import Kind
 
 Array = NDArray[np.float64]
 

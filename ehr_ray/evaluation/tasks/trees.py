@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from sklearn.model_selection import KFold, StratifiedKFold
 
 from ehr_ray.evaluation.tasks.probe import num_threads
-from ehr_ray.events.answers import Kind
+from ehr_ray.events.label_tasks import Kind
 
 Array = NDArray[np.float64]
 Predict = Callable[[NDArray[Any]], Array]

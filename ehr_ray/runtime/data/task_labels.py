@@ -21,7 +21,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ehr_ray.errors import ResourcesUnavailableError, RunError, UserError
-from ehr_ray.events.answers import Kind
+from ehr_ray.events.label_tasks import Kind
 from ehr_ray.events.labels import (
     Labels,
     check_kind,

@@ -21,17 +21,13 @@ class StartFile:
         folder.mkdir(parents=True, exist_ok=True)
         now = time.monotonic()
         final = folder / f"{now:.6f}-{rank}.jsonl"
-        partial = files.temporary(final)
-        self._file = partial.open("w", buffering=1)
-        self._write({"rank": rank, "world": world, "pid": os.getpid(), "time": now})
-        partial.rename(final)
+        first = {"rank": rank, "world": world, "pid": os.getpid(), "time": now}
+        files.write_text(final, json.dumps(first) + "\n")
+        self._file = final.open("a", buffering=1)
 
     def step(self, step: int) -> None:
         """Note that a step is done."""
-        self._write({"step": step, "time": time.monotonic()})
-
-    def _write(self, entry: dict[str, float]) -> None:
-        self._file.write(json.dumps(entry) + "\n")
+        self._file.write(json.dumps({"step": step, "time": time.monotonic()}) + "\n")
 
 
 @dataclass(frozen=True)

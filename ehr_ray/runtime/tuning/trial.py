@@ -269,6 +269,7 @@ def _take_over(folder: Path, number: int, sample: Sample) -> None:
         for name in CARRIED:
             _remove(folder / name)
             if (copied := folder / f".{name}.given").exists():
+                files.sync_tree(copied)
                 copied.rename(folder / name)
     progress = known_progress(folder)
     path = folder / LINEAGE

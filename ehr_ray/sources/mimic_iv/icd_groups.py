@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ehr_ray.errors import InputError
-from ehr_ray.events.labels import canonical_task
+from ehr_ray.events.label_tasks import canonical_task
 from ehr_ray.sources.parsing.admissions import Admissions, Rows
 from ehr_ray.sources.parsing.blocks import Block
 from ehr_ray.sources.parsing.cells import Mask

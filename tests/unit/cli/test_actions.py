@@ -271,7 +271,7 @@ def test_a_place_to_write_that_is_a_file_or_in_one_is_refused_at_once(
     verb, inside, synthetic_cohort, tmp_path, capsys, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoint").mkdir(parents=True)
     taken = tmp_path / "taken"
     taken.write_text("mine")
     place = taken / "new" if inside else taken

@@ -37,6 +37,46 @@ def refused(capsys, *arguments: object) -> str:
 def test_a_verb_of_a_trained_run_takes_no_overrides(capsys):
     message = refused(capsys, "evaluate", "runs/x", "evaluation.bootstrap=10")
     assert "takes no a.b=value" in message
+    assert message.startswith("ehr-ray evaluate: ")
+
+
+def test_a_config_is_missed_alone_and_its_changes_are_not(capsys):
+    message = refused(capsys, "train")
+    assert message.startswith("ehr-ray train: ")
+    assert "required: config;" in message
+
+
+def test_what_no_option_is_of_a_verb_that_takes_changes_is_told_by_the_verb(capsys):
+    message = refused(capsys, "train", TINY, "--smoky", "data.cohort=x")
+    assert message.startswith("ehr-ray train: unrecognized")
+    assert "did you mean --smoke?; see ehr-ray train --help" in message
+
+
+@pytest.mark.parametrize("only", [(), ("--only", "model")])
+def test_changes_of_no_config_are_refused(capsys, only):
+    message = refused(capsys, "benchmark", "train.max_steps=3", *only)
+    assert message == "ehr-ray: train.max_steps=3: changes a config; name it by --config CONFIG"
+
+
+@pytest.mark.parametrize(
+    "words", [("ingest", "--source", "synthetic", "--output", "x"), ("crossval", TINY)]
+)
+def test_no_cpus_are_refused(capsys, words):
+    for number in ("0", "-2", "two"):
+        message = refused(capsys, *words, "--cpus", number)
+        assert f"--cpus: {number}: give a whole number, 1 or more" in message
+
+
+@pytest.mark.parametrize("source", ["synthetic", "synthetic-vitals"])
+def test_an_input_of_a_source_that_reads_none_is_refused(capsys, tmp_path, source):
+    words = ("--source", source, "--input", tmp_path, "--output", tmp_path / "cohort")
+    message = refused(capsys, "ingest", *words)
+    assert f"--source {source} makes its own patients; drop --input" in message
+
+
+def test_an_empty_config_is_told_as_empty(capsys, tmp_path):
+    (tmp_path / "empty.yaml").write_text("# nothing yet\n")
+    assert "empty.yaml: is empty; see configs/" in refused(capsys, "train", tmp_path / "empty.yaml")
 
 
 def test_unknown_config_key_is_named_with_the_closest_one(capsys):

@@ -1,6 +1,8 @@
 """Embeddings without Ray; by Ray Data, and to a store, in tests/ray."""
 
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
@@ -11,6 +13,7 @@ from ehr_ray.commands.embed import embed
 from ehr_ray.errors import InputError
 from ehr_ray.runtime.inference.embeddings import ShardEmbedder
 from ehr_ray.runtime.inference.shards import of_precision
+from ehr_ray.storage import files
 
 NAMES = ("float32", "bf16")
 
@@ -49,9 +52,15 @@ def test_a_folder_has_a_file_a_shard_and_reads_as_one_table(sharded, folder):
     assert np.isfinite(np.stack(table["embedding"])).all()
 
 
-def test_one_file_holds_the_rows_of_the_folder(tiny_run, sharded, folder, tmp_path):
+def test_one_file_holds_the_rows_of_the_folder(tiny_run, sharded, folder, tmp_path, monkeypatch):
+    """Whatever a command that was killed has left beside it."""
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    with monkeypatch.context() as patch:
+        patch.setattr("os.getpid", lambda: ended.pid)
+        (files.temporary(tmp_path / "all.parquet") / "train").mkdir(parents=True)
     assert embed(tiny_run, sharded, tmp_path / "all.parquet", on_ray=False) == 60
-    assert names(tmp_path) == {"all.parquet"}
+    assert [path.name for path in tmp_path.iterdir()] == ["all.parquet"]
     one = pd.read_parquet(tmp_path / "all.parquet").set_index("subject_id")["embedding"]
     many = pd.read_parquet(folder).set_index("subject_id")["embedding"]
     assert np.array_equal(np.stack(one), np.stack(many[one.index]))
@@ -77,7 +86,14 @@ def test_a_killed_job_goes_on_with_the_shards_that_are_missing(
     tiny_run, sharded, folder, tmp_path, monkeypatch
 ):
     shutil.copytree(folder, tmp_path / "half")
-    (tmp_path / "half" / "tuning" / "0.parquet").unlink()
+    shard = tmp_path / "half" / "tuning" / "0.parquet"
+    shard.unlink()
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    with monkeypatch.context() as patch:
+        patch.setattr("os.getpid", lambda: ended.pid)
+        files.temporary(shard).write_text("half")  # of the shard it was at
+        files.temporary(tmp_path / "half").mkdir()  # of a cohort by a code map
     made = []
     whole = ShardEmbedder.__call__
 
@@ -87,7 +103,8 @@ def test_a_killed_job_goes_on_with_the_shards_that_are_missing(
 
     monkeypatch.setattr(ShardEmbedder, "__call__", counted)
     assert embed(tiny_run, sharded, tmp_path / "half", on_ray=False) == 60
-    assert made == [str(tmp_path / "half" / "tuning" / "0.parquet")]
+    assert made == [str(shard)]
+    assert [*tmp_path.rglob(".*")] == []
     for name in names(folder) - {"_embed.json"}:
         assert (tmp_path / "half" / name).read_bytes() == (folder / name).read_bytes()
 

@@ -48,6 +48,27 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path):
     assert list(tmp_path.iterdir()) == [final]
 
 
+def test_what_a_process_that_has_ended_began_is_removed_and_nothing_else(tmp_path, monkeypatch):
+    path, other = tmp_path / "a.parquet", tmp_path / "b.parquet"
+    (begun := files.temporary(path)).write_text("of this process")
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    with monkeypatch.context() as patch:
+        patch.setattr("os.getpid", lambda: ended.pid)
+        (left := files.temporary(path)).write_text("half")
+        (folder := files.temporary(path)).mkdir()
+        (folder / "part").write_text("half")
+        (others := files.temporary(other)).write_text("of what nobody asks for")
+        patch.setattr("socket.gethostname", lambda: "node-7")
+        (away := files.temporary(path)).write_text("of a machine that is not asked")
+    (mine := tmp_path / ".a.parquet.notes").write_text("a person's")
+    path.write_text("whole")
+    files.remove_abandoned([path, tmp_path / "nowhere" / "c.parquet"])
+    assert not left.exists()
+    assert not folder.exists()
+    assert {*tmp_path.iterdir()} == {path, begun, others, away, mine}
+
+
 def test_two_machines_with_one_process_id_write_to_different_temporary_files(tmp_path, monkeypatch):
     path = tmp_path / "a.txt"
     here = {files.temporary(path) for _ in range(100)}

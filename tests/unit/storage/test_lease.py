@@ -40,7 +40,7 @@ def elsewhere(monkeypatch):
     """Claim from another machine: within `elsewhere("name")` this process is one there."""
 
     def move(host):
-        monkeypatch.setattr(lease, "_machine", lambda: host)
+        monkeypatch.setattr(lease, "machine", lambda: host)
         monkeypatch.setattr("socket.gethostname", lambda: host)
 
     return move

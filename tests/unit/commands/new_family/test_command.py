@@ -1,6 +1,8 @@
 """A family that `new-family` makes is whole at once: the contract tests run over it and pass."""
 
 import os
+import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -13,8 +15,10 @@ from ehr_ray.errors import InputError, ResourcesUnavailableError
 
 ROOT = Path(__file__).parents[4]
 NAME = "a_family_of_24_letters_x"
-CONTRACTS = ("family", "record", "configs", "locations", "mirror", "layers")
-"""Those that look at families."""
+BARE = "bare_family"
+"""One of its own functions alone, without the groups and the search space of the others."""
+CONTRACTS = ("family", "record", "configs", "fields", "locations", "mirror", "layers")
+"""Those that look at families; the second device comes after them, as it stays for a process."""
 RULES = "has_its_test_file or mirrors_a_module or named_by or tiny_twin"
 """Their tests of all families at once."""
 
@@ -41,35 +45,60 @@ def contents(root):
     return {p: p.read_bytes() if p.is_file() else None for p in root.rglob("*")}
 
 
-def test_a_new_family_passes_every_contract_test_and_its_own(checkout):
-    environment = {**os.environ, "PYTHONPATH": str(checkout)}
-    made, checked, linted = (
-        subprocess.run(
-            [sys.executable, *words],
-            cwd=checkout,
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        for words in (
-            ("jobs/new-family.py", NAME),
-            (
-                *("-m", "pytest", "-q", "-p", "no:cacheprovider", "--update-golden"),
-                *("-k", f"{NAME} or {RULES}"),
-                *(f"tests/contract/test_{name}.py" for name in CONTRACTS),
-                f"tests/unit/families/{NAME}",
-            ),
-            ("-m", "ruff", "check", "--no-cache", ".", "--output-format", "concise"),
-        )
+def in_checkout(checkout, *words):
+    return subprocess.run(
+        [sys.executable, *words],
+        cwd=checkout,
+        env={**os.environ, "PYTHONPATH": str(checkout)},
+        capture_output=True,
+        text=True,
+        check=False,
     )
+
+
+def add_bare_family(checkout):
+    command.new_family(checkout, BARE)
+    record = checkout / "ehr_ray" / "families" / BARE / "family.py"
+    text = record.read_text()
+    for left_out in (r"    search_space=\{.*?\n    \},\n", r"    training=.*?\n"):
+        text, count = re.subn(left_out, "", text, flags=re.DOTALL)
+        assert count == 1
+    record.write_text(text)
+
+
+def test_a_new_family_passes_every_contract_test_and_its_own(checkout):
+    """One with all that is made, and one that leaves out what may be left out."""
+    made = in_checkout(checkout, "jobs/new-family.py", NAME)
     assert made.returncode == 0, made.stderr
     assert made.stderr.splitlines()[-1].startswith("next: pytest tests/contract/test_family.py -k")
     for line in printed_output():
         assert line.replace("my_family", NAME) in made.stderr.splitlines()
+    linted = in_checkout(
+        checkout, "-m", "ruff", "check", "--no-cache", ".", "--output-format", "concise"
+    )
+    assert linted.returncode == 0, linted.stdout
+    add_bare_family(checkout)
+    checked = in_checkout(
+        checkout,
+        *("-m", "pytest", "-q", "-p", "no:cacheprovider", "--update-golden"),
+        *("-k", f"{NAME} or {RULES} or {BARE} and (record or configs or second_device)"),
+        *(f"tests/contract/test_{name}.py" for name in CONTRACTS),
+        f"tests/unit/families/{NAME}",
+        "tests/contract/second_device_cases.py",
+    )
     assert checked.returncode == 0, checked.stdout + checked.stderr
     assert (checkout / "tests" / "contract" / "golden" / f"{NAME}.json").is_file()
-    assert linted.returncode == 0, linted.stdout
+
+
+def test_commands_of_the_pages_train_the_family_they_name_once_it_is_there(checkout):
+    """Else the family's own page would evaluate a run that nobody has trained."""
+    line = "ehr-ray train configs/tiny/my_family.yaml data.cohort=cohorts/synthetic"
+    pages = checkout / "tests" / "jobs" / "test_readme.py"
+    assert line not in runpy.run_path(str(pages))["SHELL"]
+    command.new_family(checkout, "my_family")
+    found = runpy.run_path(str(pages))
+    assert found["SHELL"].count(line) == 2
+    assert "ehr-ray evaluate runs/tiny_my_family" in found["SHELL"]
 
 
 @pytest.mark.parametrize("name", ["abc", NAME])

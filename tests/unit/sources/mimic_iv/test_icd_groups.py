@@ -1,7 +1,7 @@
 import pytest
 
 from ehr_ray.errors import InputError
-from ehr_ray.events.labels import canonical_task
+from ehr_ray.events.label_tasks import canonical_task
 from ehr_ray.sources.mimic_iv.icd_groups import SHIPPED, groups_file, read_groups
 from ehr_ray.sources.mimic_iv.options import MimicIvOptions
 from ehr_ray.sources.mimic_iv.reader import read, units
