@@ -10,6 +10,7 @@ from torch.utils import deterministic
 
 from ehr_ray.config.sections import TrainConfig
 from ehr_ray.errors import RunError
+from ehr_ray.nn.attention import no_plans
 
 REFUSED = "does not have a deterministic implementation"
 """Of torch's message about a kernel."""
@@ -27,13 +28,14 @@ def repeatable_products() -> None:
 def products(precision: str) -> Iterator[None]:
     """Multiply and convolve float32 as `train.matmul_precision` says, for a while.
 
-    By itself a GPU convolves in TF32 whatever products are to have.
+    By itself a GPU convolves in TF32 whatever products are to have. Attention makes no plans.
     """
     before, convolved = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision(precision)
     torch.backends.cudnn.allow_tf32 = precision != "highest"
     try:
-        yield
+        with no_plans():
+            yield
     finally:
         torch.set_float32_matmul_precision(before)
         torch.backends.cudnn.allow_tf32 = convolved

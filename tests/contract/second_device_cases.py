@@ -223,14 +223,16 @@ def test_off_the_cpu_a_model_predicts_by_products_as_in_its_training(precision, 
 
     def output(_model, _batch):
         told.append((torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32))
+        planned.append(torch.backends.cuda.cudnn_sdp_enabled())
         return {}
 
-    model = nn.Linear(1, 1).to(mock_device())
+    model, planned = nn.Linear(1, 1).to(mock_device()), []
     with Watched():
         predictor = Predictor(None, None, None, model, matmul_precision=precision)
         predictor.outputs({"x": torch.ones(2, 1)}, output)
-    assert told == [(precision, tf32)]
+    assert (told, planned) == ([(precision, tf32)], [False])
     assert torch.backends.cudnn.allow_tf32 == before
+    assert torch.backends.cuda.cudnn_sdp_enabled()
 
 
 def test_the_mock_sees_mixes_waits_copies_and_work_of_the_host():

@@ -13,17 +13,18 @@ def now():
         torch.get_float32_matmul_precision(),
         torch.are_deterministic_algorithms_enabled(),
         torch.backends.cudnn.allow_tf32,
+        torch.backends.cuda.cudnn_sdp_enabled(),
     )
 
 
 def test_what_the_plan_says_holds_within_and_not_after():
     before = now()
     with numerics(TrainConfig(matmul_precision="high", deterministic=True)):
-        assert now() == ("high", True, True)
+        assert now() == ("high", True, True, False)
     assert now() == before
-    with numerics(TrainConfig()):  # torch's own default has a GPU convolve in TF32
-        assert now() == ("highest", False, False)
-    assert now() == before == ("highest", False, True)
+    with numerics(TrainConfig()):  # by itself torch has a GPU convolve in TF32
+        assert now() == ("highest", False, False, False)
+    assert now() == before == ("highest", False, True, True)
 
 
 def test_a_kernel_that_cannot_repeat_is_named_with_the_remedy():
