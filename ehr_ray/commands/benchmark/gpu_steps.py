@@ -40,7 +40,7 @@ def matrix_rate(dtype: torch.dtype, device: str, side: int, seconds: float) -> f
     """
     generator = torch.Generator(device).manual_seed(0)
     a, b = (torch.randn(side, side, generator=generator, device=device).to(dtype) for _ in "ab")
-    began, spent = time.perf_counter(), []
+    began, spent = time.perf_counter(), list[float]()
     while time.perf_counter() - began < 1.5 * seconds or not spent:
         started = time.perf_counter()
         torch.mm(a, b)
