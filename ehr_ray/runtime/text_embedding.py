@@ -42,7 +42,7 @@ from ehr_ray.storage.paths import canonical, local
 if TYPE_CHECKING:
     import torch
 
-PART_TEXTS, GPU_PART_TEXTS = 1024, 16_384
+PART_TEXTS = 1024
 """Texts of one part: what a killed job loses at most, and what is sorted by length together."""
 TABLE, TEXTS = "table.safetensors", "phrases.parquet"
 
@@ -179,8 +179,7 @@ def embed_texts(
     cache.mkdir(parents=True, exist_ok=True)
     known = _cached(cache)
     missing = sorted({*texts} - known.keys(), key=lambda text: (len(text), text))
-    size = GPU_PART_TEXTS if gpu else PART_TEXTS  # a GPU waits for its host between two parts
-    parts = [missing[i : i + size] for i in range(0, len(missing), size)]
+    parts = [missing[i : i + PART_TEXTS] for i in range(0, len(missing), PART_TEXTS)]
     if not parts:
         return known
     jobs = [(part, canonical(cache / f"{_digest(part)}.parquet")) for part in parts]
