@@ -30,6 +30,10 @@ class RunError(OneLineError):
     """A run that started well and failed later, in one line (exit 1)."""
 
 
+class UnrepeatableError(RunError):
+    """A kernel that cannot repeat its sums, where `train.deterministic` asks for it."""
+
+
 class ResourcesUnavailableError(RunError):
     """What a run lacks now and may have later: a disk that takes its files, room for workers."""
 

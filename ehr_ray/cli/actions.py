@@ -5,6 +5,7 @@ A verb whose imports take seconds says `screen.starting` before them, after what
 
 import json
 import shlex
+import time
 from pathlib import Path
 from typing import Any
 
@@ -281,6 +282,7 @@ def embed(args: Arguments, screen: Screen) -> None:
 
 def benchmark(args: Arguments, screen: Screen) -> None:
     """Measure speed."""
+    began = time.monotonic()  # before the imports: a part has a limit of time
     check_output(args.output, "--output ", file=True)
     if args.cohort is not None:
         check_cohort_folder(args.cohort, "--cohort ")
@@ -291,6 +293,7 @@ def benchmark(args: Arguments, screen: Screen) -> None:
         "only": args.only,
         "verbose": args.verbose,
         "device": args.device,
+        "began": began,
     }
     if args.config is not None:
         given["experiment"] = _experiment(args, on_cohort=False)

@@ -6,9 +6,10 @@ of each token with weights, of which padding takes its share too.
 B sequences of T places, N real tokens among B * T, H heads of width W, D width.
 """
 
+import contextlib
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +20,8 @@ Kernel = Callable[..., Tensor]
 """`torch.nn.attention.varlen.varlen_attn`, or what computes the same."""
 WIDEST, STEP = 256, 8
 """Width of a head that flash attention takes at most, and what divides it."""
+_SPARED: list[list[int]] = []
+"""One list for each `padded` that holds."""
 
 
 @dataclass(frozen=True)
@@ -68,11 +71,28 @@ def packing(hidden: Tensor, heads: int, mask: Tensor, real: Tensor | int) -> Pac
     kernel = kernel_for(device, dtype, hidden.shape[2] // heads)
     if kernel is None or not number:
         return None
+    if _SPARED:
+        _SPARED[-1].append(number)
+        return None
     if isinstance(real, int):
         # Not `nonzero`: the host would wait to hear how many there are, which it knows.
         real = (~mask.flatten()).to(torch.uint8).argsort(stable=True)[:number]
     starts = F.pad(mask.sum(1).cumsum(0), (1, 0)).to(torch.int32)
     return Packed(real, starts, (mask.shape[0], mask.shape[1]), kernel)
+
+
+@contextlib.contextmanager
+def padded() -> Iterator[list[int]]:
+    """Have everything stay padded for a while, to compare with what is packed.
+
+    Yields how many tokens would have been packed each time. It holds for all threads, since a
+    gradient may compute blocks once more in one of its own.
+    """
+    _SPARED.append([])
+    try:
+        yield _SPARED[-1]
+    finally:
+        _SPARED.pop()
 
 
 def kernel_for(device: torch.device, dtype: torch.dtype, width: int) -> Kernel | None:

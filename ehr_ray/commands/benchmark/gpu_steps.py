@@ -1,7 +1,9 @@
 """How fast a device is: products of matrices, and steps of a family with the loader at work."""
 
 import contextlib
+import math
 import resource
+import statistics
 import sys
 import time
 import warnings
@@ -30,17 +32,22 @@ WAITS = "called a synchronizing CUDA operation"
 """What torch warns of where the host waits for the GPU."""
 
 
-def matrix_rate(dtype: torch.dtype, device: str, side: int) -> float:
-    """Return floating-point operations per second of a square product, the best of five."""
-    a = torch.ones(side, side, dtype=dtype, device=device)
-    spent = []
-    for _ in range(6):
-        finish(device)
+def matrix_rate(dtype: torch.dtype, device: str, side: int, seconds: float) -> float:
+    """Return floating-point operations per second of a square product, the median of some seconds.
+
+    Of random numbers, after half as long without a look at the clock: equal ones flip few bits,
+    draw less power and run at a clock that no model keeps.
+    """
+    generator = torch.Generator(device).manual_seed(0)
+    a, b = (torch.randn(side, side, generator=generator, device=device).to(dtype) for _ in "ab")
+    began, spent = time.perf_counter(), list[float]()
+    while time.perf_counter() - began < 1.5 * seconds or not spent:
         started = time.perf_counter()
-        torch.mm(a, a)
+        torch.mm(a, b)
         finish(device)
-        spent.append(time.perf_counter() - started)
-    return 2.0 * side**3 / min(spent[1:])
+        if started - began >= 0.5 * seconds:
+            spent.append(time.perf_counter() - started)
+    return 2.0 * side**3 / statistics.median(spent)
 
 
 def step_speed(
@@ -51,13 +58,17 @@ def step_speed(
     device: str,
     steps: int,
     peak: float,
-) -> dict[str, float]:
-    """Return the figures of some steps with the loader at work, after some that are not timed."""
-    backend = LocalBackend(device)
+    left: float = math.inf,
+) -> dict[str, float | str]:
+    """Return the figures of some steps with the loader at work, after some that are not timed.
+
+    They are fewer, which the figures say, where so many would not end in the seconds that are left.
+    """
+    backend, until = LocalBackend(device), time.perf_counter() + left
     sums = Sums(backend)
     step = Steps(plan, family, model, loader, backend, sums)
     batches = loader.steps(0, sys.maxsize, backend)
-    step(next(batches))
+    asked, steps = steps, _affordable(steps, step, batches, device, until)
     counted = min(COUNTED, loader.steps_per_epoch, steps)
     with ModelFlops(display=False) as counter:
         for _ in range(counted):
@@ -68,6 +79,49 @@ def step_speed(
     sums.means("warm")
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
+    timed = _timed(steps, step, batches, device)
+    peak_memory = _peak(device)
+    with _kernels(device) as busy:
+        for _ in range(min(PROFILED, steps)):
+            step(next(batches))
+    batches.close()
+    flops = counter.get_total_flops() / counted
+    figures: dict[str, float | str] = {
+        **timed,
+        "TFLOP per step": flops / 1e12,
+        "MFU": 1000 * flops / timed["ms per step"] / peak,
+        "peak memory, MiB": peak_memory,
+    }
+    if steps < asked:
+        figures["steps"] = f"{steps} of {asked}, for want of time"
+    if busy is not None:
+        figures["share of time a kernel is at work"] = busy.share
+    if syncs is not None:
+        figures["syncs per step"] = float(sum(WAITS in str(found.message) for found in syncs))
+    padding = sums.means("train").get("train/padding")
+    return figures if padding is None else figures | {"share of padding": padding}
+
+
+def _affordable(
+    steps: int, step: "Steps", batches: Iterator[list[Batch]], device: str, until: float
+) -> int:
+    """Take two steps, the first of which compiles and plans; return how many are to be timed.
+
+    Those that are counted and profiled, and a step between, come beside them: a third is timed.
+    """
+    step(next(batches))
+    finish(device)
+    began = time.perf_counter()
+    step(next(batches))
+    finish(device)
+    now = time.perf_counter()
+    return max(1, int(min(steps, (until - now) / (now - began) / 3)))
+
+
+def _timed(
+    steps: int, step: "Steps", batches: Iterator[list[Batch]], device: str
+) -> dict[str, float]:
+    """Return the figures of the steps that are timed."""
     finish(device)
     began, waited, patients, tokens = time.perf_counter(), 0.0, 0, []
     for _ in range(steps):
@@ -80,27 +134,12 @@ def step_speed(
     step.check()
     finish(device)
     seconds = time.perf_counter() - began
-    peak_memory = _peak(device)
-    with _kernels(device) as busy:
-        for _ in range(min(PROFILED, steps)):
-            step(next(batches))
-    batches.close()
-    flops = counter.get_total_flops() / counted
     figures = {
+        "patients per step": patients / steps,
         "patients per second": patients / seconds,
         "ms per step": 1000 * seconds / steps,
-        "TFLOP per step": flops / 1e12,
-        "MFU": flops * steps / seconds / peak,
         "share of time the host waits for data": waited / seconds,
-        "peak memory, MiB": peak_memory,
     }
-    if busy is not None:
-        figures["share of time a kernel is at work"] = busy.share
-    if syncs is not None:
-        figures["syncs per step"] = float(sum(WAITS in str(found.message) for found in syncs))
-    padding = sums.means("train").get("train/padding")
-    if padding is not None:
-        figures["share of padding"] = padding
     if tokens:
         figures["tokens per second"] = float(torch.stack(tokens).sum()) / seconds
     return figures

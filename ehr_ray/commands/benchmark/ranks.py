@@ -14,6 +14,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Final
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
@@ -123,8 +124,8 @@ def weights(run: Path) -> dict[str, Tensor]:
 
 
 def farthest(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> float:
-    """Return the largest difference of any two weights."""
-    return max(float((ours[name] - theirs[name]).abs().max()) for name in ours)
+    """Return the largest difference of any two weights; not a number where one is none."""
+    return float(np.max([float((ours[name] - theirs[name]).abs().max()) for name in ours]))
 
 
 def _rank(

@@ -226,10 +226,12 @@ class EventTransformer(nn.Module):
         """Return how much each query of `attention` pooling looks at each token, [B, T, Q].
 
         A query asks by name, and for what is recent: the cosine of its vector and the phrase's,
-        less a power of the hours before the patient's last token.
+        less a power of the hours before the patient's last token. Autocast would round cosines, and
+        so move scores by hundredths.
         """
-        phrases = F.normalize(self.table, dim=-1)
-        by_name = SHARPNESS * phrases @ F.normalize(self.pool_query, dim=-1).T
+        with torch.autocast(self.table.device.type, enabled=False):
+            phrases = F.normalize(self.table, dim=-1)
+            by_name = SHARPNESS * phrases @ F.normalize(self.pool_query, dim=-1).T
         minute, mask = batch["minute"], batch["mask"]
         end = minute.masked_fill(~mask, -torch.inf).amax(1, keepdim=True)
         hours = torch.where(mask, (end - minute).float() / 60, 0.0)

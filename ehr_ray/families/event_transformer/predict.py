@@ -82,5 +82,6 @@ def pooled(
         return highest.masked_fill(~mask.any(1, keepdim=True), 0.0)
     if how == "attention":
         share = model.pool_scores(batch).masked_fill(~weight, -1e30).softmax(1) * weight
-        return torch.einsum("btq,btd->bqd", share, tokens).flatten(1)
+        with torch.autocast(tokens.device.type, enabled=False):  # a mean, as the other ways are
+            return torch.einsum("btq,btd->bqd", share, tokens).flatten(1)
     return (tokens * weight).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)

@@ -132,8 +132,9 @@ class LinearImputer(nn.Module):
 
     def forward(self, value: Tensor) -> Tensor:
         """Return each token as told by the others, [B, M, 512]; zeros before it is fitted."""
-        codes = torch.einsum("bi,mir->bmr", value.flatten(1), self.read)
-        return torch.einsum("bmr,mrw->bmw", codes, self.write)
+        with torch.autocast(value.device.type, enabled=False):  # as it was fitted
+            codes = torch.einsum("bi,mir->bmr", value.float().flatten(1), self.read)
+            return torch.einsum("bmr,mrw->bmw", codes, self.write)
 
     @torch.no_grad()
     def fit(self, value: Tensor, present: Tensor) -> None:

@@ -75,7 +75,11 @@ class Tokenizer(nn.Module):
                 self.register_buffer(f"{kind}_{name}", buffer, persistent=False)
 
     def forward(self, batch: Batch) -> Tokens:
-        """Return the tokens of a batch."""
+        """Return the tokens of a batch; in float32, since they are targets too."""
+        with torch.autocast(batch["value"].device.type, enabled=False):
+            return self._tokens(batch)
+
+    def _tokens(self, batch: Batch) -> Tokens:
         mean, count, variance = self.columns(batch)
         there = count > 0
         values, present, quality, spread = [], [], [], []

@@ -39,6 +39,12 @@ class Pieces:
         return zip(self.indices, self.widths, strict=True)
 
 
+def where(mask: Tensor, columns: Batch) -> Batch:
+    """Return the entries of columns at which a mask is True: the host waits once for them all."""
+    at = mask.nonzero(as_tuple=True)
+    return {name: column[at] for name, column in columns.items()}
+
+
 def by_size(batch: Batch, tokens: int, most: int = MOST_SETS) -> Pieces:
     """Return the sets, ascending by size, in chunks of about equal cost.
 

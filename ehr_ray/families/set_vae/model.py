@@ -231,15 +231,22 @@ class SetVAE(nn.Module):
         queries = F.embedding(code, self.query(self.directions))
         if rows is not None:
             queries = queries + noise * F.embedding(rows, self.noise_rows)
-        queries, directions = _half(queries), F.embedding(code, self.directions)
-        value = directions.new_zeros(code.shape)
+        queries, value = _half(queries), self.directions.new_zeros(code.shape)
         for level in reversed(range(self.config.levels)):
             memory = self.unfold[level](latents[level]).unflatten(-1, (self.config.memory, -1))
             queries = self.read[level](queries, memory)
-            # And a plain readout: each variable's own projection of the latent along its direction.
-            projection = F.embedding(code, self.project[level](self.directions)).float()
-            value = value + torch.einsum("mnz,mz->mn", projection, latents[level].float())
+            value = value + self._readout(level, latents[level], code)
+        directions = F.embedding(code, self.directions)
         return self.out(queries).float() + directions * value.unsqueeze(-1)
+
+    def _readout(self, level: int, latent: Tensor, code: Tensor) -> Tensor:
+        """Return [M, N]: each variable's own projection of a latent [M, Z], as its value.
+
+        In float32: it is to be the value itself, and autocast would round both factors.
+        """
+        with torch.autocast(latent.device.type, enabled=False):
+            projection = F.embedding(code, self.project[level](self.directions))
+            return torch.einsum("mnz,mz->mn", projection, latent.float())
 
 
 def _half(tokens: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from ehr_ray.families.set_vae.chunking import (
     chunk,
     joined,
     joined_tokens,
+    where,
 )
 from ehr_ray.families.set_vae.config import SetVAEConfig
 from ehr_ray.families.set_vae.loss import chamfer
@@ -154,11 +155,12 @@ def latents(model: SetVAE, batch: Batch) -> Batch:
     """Return each set's posterior, levels joined: `mu`, `logvar` [M, L * Z], `patient` [M]."""
     posterior = encoded(model, batch, by_size(batch, *model.config.chunk_limits))
     real = batch["mask"].any(1)
-    return {
-        "mu": posterior.mu.transpose(0, 1).flatten(1)[real],
-        "logvar": posterior.logvar.transpose(0, 1).flatten(1)[real],
-        "patient": batch["patient"][real],
+    columns = {
+        "mu": posterior.mu.transpose(0, 1).flatten(1),
+        "logvar": posterior.logvar.transpose(0, 1).flatten(1),
+        "patient": batch["patient"],
     }
+    return where(real, columns)
 
 
 def reconstruct(model: SetVAE, batch: Batch) -> Batch:
@@ -176,15 +178,16 @@ def reconstruct(model: SetVAE, batch: Batch) -> Batch:
 def told_tokens(batch: Batch, estimate: Tensor, hidden: Tensor) -> Batch:
     """Return the tokens of a batch, a row each, with what was said of them, [M, N]."""
     mask = batch["mask"]
-    return {
-        "patient": batch["patient"].unsqueeze(1).expand_as(mask)[mask],
-        "set": batch["set_index"].unsqueeze(1).expand_as(mask)[mask],
-        "code": batch["code"][mask],
-        "value": batch["value"][mask],
-        "estimate": estimate[mask],
-        "carried": batch["carried"][mask],
-        "hidden": hidden[mask],
+    columns = {
+        "patient": batch["patient"].unsqueeze(1).expand_as(mask),
+        "set": batch["set_index"].unsqueeze(1).expand_as(mask),
+        "code": batch["code"],
+        "value": batch["value"],
+        "estimate": estimate,
+        "carried": batch["carried"],
+        "hidden": hidden,
     }
+    return where(mask, columns)
 
 
 def anomalies(model: SetVAE, batch: Batch) -> Batch:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from ehr_ray.families.set_vae.chunking import chosen
+from ehr_ray.families.set_vae.chunking import chosen, where
 from ehr_ray.family import Batch
 from ehr_ray.nn.noise import combine, uniform
 
@@ -156,4 +156,4 @@ def _entries(sets: Batch, kind: int, scores: dict[str, Tensor]) -> Batch:
     real = sets["mask"].any(1)
     columns = {"patient": sets["patient"], "set": sets["set_index"], "minute": sets["minute"]}
     columns |= {"kind": torch.full_like(sets["patient"], kind), **scores}
-    return {name: values[real] for name, values in columns.items()}
+    return where(real, columns)

@@ -50,6 +50,51 @@ def test_texts_are_cut_into_word_pieces_once_unless_the_model_has_its_own_way(
     assert cosine.min() > 0.999
 
 
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_texts_are_padded_as_the_tokenizer_pads_them(encoder, monkeypatch, side):
+    tokenizer = encoder.model.tokenizer
+    monkeypatch.setattr(tokenizer, "padding_side", side)
+    pieces = tokenizer([*TEXTS, ""])
+    wanted, found = tokenizer.pad(pieces, return_tensors="pt"), {}
+    for name, value in sentence_encoder.padded(tokenizer, pieces).items():
+        found[name] = value
+        assert value.dtype == wanted[name].dtype
+        assert torch.equal(value, wanted[name])
+    assert found.keys() == wanted.keys()
+    marked = tokenizer(TEXTS, return_special_tokens_mask=True)  # another column: the tokenizer's
+    assert "special_tokens_mask" in sentence_encoder.padded(tokenizer, marked)
+
+
+def test_a_run_is_computed_before_the_next_is_cut_and_no_attention_is_planned(encoder, monkeypatch):
+    monkeypatch.setattr(sentence_encoder, "RUN_TEXTS", 2)
+    model, told = encoder.model, []
+    tokenizer = model.tokenizer
+
+    class Tokenizer:
+        def __call__(self, texts, **options):
+            told.append(f"cut {len(texts)}")
+            return tokenizer(texts, **options)
+
+        def __getattr__(self, name):
+            return getattr(tokenizer, name)
+
+    wanted = encoder.encode(TEXTS[:3])
+
+    def computed(_, given):
+        told.append(f"compute {len(given[0]['input_ids'])}")
+        assert not torch.backends.cuda.cudnn_sdp_enabled()
+
+    hook = model.register_forward_pre_hook(computed)
+    monkeypatch.setattr(type(model), "tokenizer", Tokenizer())
+    try:
+        found = encoder.encode(TEXTS[:3])
+    finally:
+        hook.remove()
+    assert told == ["cut 1", "cut 2", "compute 2", "cut 1", "compute 1"]
+    assert torch.backends.cuda.cudnn_sdp_enabled()
+    np.testing.assert_allclose(found, wanted, atol=1e-2)
+
+
 def test_a_local_folder_wins_and_its_content_is_its_key(encoder, tmp_path):
     folder = sentence_encoder.find_model(MINILM)
     assert sentence_encoder.find_model(folder) == folder

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ehr_ray.config.sections import TrainConfig
-from ehr_ray.errors import RunError
+from ehr_ray.errors import UnrepeatableError
 from ehr_ray.train.numerics import numerics, repeatable_products
 
 
@@ -13,26 +13,37 @@ def now():
         torch.get_float32_matmul_precision(),
         torch.are_deterministic_algorithms_enabled(),
         torch.backends.cudnn.allow_tf32,
+        torch.backends.cuda.cudnn_sdp_enabled(),
     )
 
 
 def test_what_the_plan_says_holds_within_and_not_after():
     before = now()
     with numerics(TrainConfig(matmul_precision="high", deterministic=True)):
-        assert now() == ("high", True, True)
+        assert now() == ("high", True, True, False)
     assert now() == before
-    with numerics(TrainConfig()):  # torch's own default has a GPU convolve in TF32
-        assert now() == ("highest", False, False)
-    assert now() == before == ("highest", False, True)
+    with numerics(TrainConfig()):  # by itself torch has a GPU convolve in TF32
+        assert now() == ("highest", False, False, False)
+    assert now() == before == ("highest", False, True, True)
 
 
-def test_a_kernel_that_cannot_repeat_is_named_with_the_remedy():
+def test_a_kernel_that_cannot_repeat_is_named_with_the_remedy(monkeypatch):
     plan = TrainConfig(deterministic=True)
     with (
-        pytest.raises(RunError, match=r"train\.deterministic=true: upsample_cuda adds"),
+        pytest.raises(UnrepeatableError, match=r"train\.deterministic=true: upsample_cuda adds"),
         numerics(plan),
     ):
         raise RuntimeError("upsample_cuda does not have a deterministic implementation, but ...")
+    product = (
+        "Deterministic behavior was enabled with either ..., but this operation is not "
+        "deterministic because it uses CuBLAS and you have CUDA >= 10.2."
+    )
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":0:0")
+    with (
+        pytest.raises(UnrepeatableError, match=r"CUBLAS_WORKSPACE_CONFIG=:0:0; unset it, or"),
+        numerics(plan),
+    ):
+        raise RuntimeError(product)
     with pytest.raises(RuntimeError, match="out of memory"), numerics(plan):
         raise RuntimeError("out of memory")
 

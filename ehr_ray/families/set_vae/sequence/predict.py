@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.families.set_vae.augment import hidden_tokens, keys_of
-from ehr_ray.families.set_vae.chunking import by_size
+from ehr_ray.families.set_vae.chunking import by_size, where
 from ehr_ray.families.set_vae.predict import (
     HIDING_SEED,
     encoded,
@@ -118,11 +118,12 @@ def quarters(values: Tensor, batch: Batch) -> Tensor:
 def latents(model: SeqSetVAE, batch: Batch) -> Batch:
     """Return each set's posterior, the product: `mu`, `logvar` [M, D], `patient` [M]."""
     beliefs, real = model.beliefs(batch), batch["mask"].any(1)
-    return {
-        "mu": beliefs.post_mu[real],
-        "logvar": beliefs.post_logvar[real],
-        "patient": batch["patient"][real],
+    columns = {
+        "mu": beliefs.post_mu,
+        "logvar": beliefs.post_logvar,
+        "patient": batch["patient"],
     }
+    return where(real, columns)
 
 
 def reconstruct(model: SeqSetVAE, batch: Batch) -> Batch:

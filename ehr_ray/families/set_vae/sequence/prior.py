@@ -156,7 +156,10 @@ class GRUPrior(nn.Module):
             mean, spread = self.expect(states[-1], last)
             last, joint = product(mu[:, step], logvar[:, step], mean, spread, gap[:, step])
             found.append((mean, spread, last, joint))
-            state = self.cell(torch.cat([last, clock[:, step]], -1).float(), state.float())
+            told = torch.cat([last, clock[:, step]], -1).float()
+            # A state that autocast rounds at each of hundreds of steps would forget small changes.
+            with torch.autocast(state.device.type, enabled=False):
+                state = self.cell(told, state.float())
             states.append(state + clock[:, step + 1])
         prior_mu, prior_logvar, joint_mu, joint_logvar = (
             torch.stack(column, 1) for column in zip(*found, strict=True)

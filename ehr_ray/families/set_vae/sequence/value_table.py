@@ -6,7 +6,7 @@ M sets, N tokens, m sets made wrong. Everything is deterministic: means, no samp
 import torch
 from torch import Tensor
 
-from ehr_ray.families.set_vae.chunking import by_size
+from ehr_ray.families.set_vae.chunking import by_size, where
 from ehr_ray.families.set_vae.predict import estimates
 from ehr_ray.families.set_vae.sequence.model import SeqSetVAE
 from ehr_ray.families.set_vae.wrong_sets import CLEAN, made_wrong, stacked
@@ -67,4 +67,4 @@ def _rows(
         "expected": expected,
         "carried": sets["carried"],
     }
-    return {name: column[told] for name, column in columns.items()}
+    return where(told, columns)

@@ -1,12 +1,24 @@
 import json
+import time
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
-from ehr_ray.commands.benchmark import command, gpu, gpu_models, ranks
+from ehr_ray.commands.benchmark import (
+    command,
+    gpu,
+    gpu_checks,
+    gpu_models,
+    gpu_report,
+    ranks,
+)
 from ehr_ray.commands.benchmark.gpu_models import MODELS
-from ehr_ray.errors import InputError, RunError
+from ehr_ray.errors import InputError, RunError, UnrepeatableError
+from ehr_ray.sources.splits import assign_splits, parse_splits
 from ehr_ray.train import compiled
+from ehr_ray.train.order import Order
 
 
 def test_without_a_gpu_one_line_says_what_to_do(tmp_path):
@@ -34,12 +46,15 @@ def test_the_run_of_a_gpu_runs_on_the_cpu_and_finds_nothing_wrong(
     """Slow: every family, by ranks that import all anew as beside a GPU. A rank starts so below."""
     monkeypatch.setattr(ranks, "START", start)
     monkeypatch.setattr(gpu_models, "MODELS", {name: MODELS[name] for name in families})
+    monkeypatch.setattr(gpu, "PACKING", [name for name in gpu.PACKING if name in families])
     monkeypatch.setattr(gpu, "_phrases", lambda *_: None)  # a sentence transformer takes seconds
     monkeypatch.setattr(compiled, "BACKEND", "aot_eager")  # and a compiler of C++ a minute
     target = tmp_path / "gpu.json"
     found = command.benchmark(target, cohort=synthetic_cohort, only="gpu", device="cpu")["gpu"]
     assert json.loads(target.read_text())["parts"]["gpu"] == found
     assert "faults" not in found
+    packed = "jepa, difference of gradients of packed tokens"
+    assert found[packed] == "left out: no kernel for packed tokens here"
     assert found["weights of a run killed and resumed, difference from a whole run's"] == 0
     assert 0 < found["weights with train.compile=default, difference from a plain run's"] < 1e-4
     assert 0 <= found["weights of two ranks by fsdp, difference from ddp's"] < 1e-4
@@ -48,6 +63,8 @@ def test_the_run_of_a_gpu_runs_on_the_cpu_and_finds_nothing_wrong(
             assert found[f"{family} tiny {precision}, patients per second"] > 0
             assert 0 < found[f"{family} tiny {precision}, MFU"] < 10
         assert found[f"{family} tiny float32, difference of losses from the CPU's"] < 1e-6
+        assert found[f"{family} tiny float32, difference of gradients from the CPU's"] < 1e-6
+        assert found[f"{family} tiny bf16, difference of gradients from the CPU's"] > 0
         assert found[f"{family} tiny, patients predicted per second"] > 0
         exact = "time of a step with train.deterministic over without"
         assert found[f"{family} tiny float32, {exact}"] > 0
@@ -55,7 +72,7 @@ def test_the_run_of_a_gpu_runs_on_the_cpu_and_finds_nothing_wrong(
 
 def test_what_is_wrong_is_written_and_ends_the_command(synthetic_cohort, tmp_path, monkeypatch):
     def wrong(*_):
-        report = gpu.Report()
+        report = gpu_report.Report()
         report.check("weights", 0.2, 0.1)
         report.check("losses", float("nan"), 0.1)
         return {**report.figures, "faults": "; ".join(report.faults)}
@@ -75,7 +92,8 @@ def test_what_a_device_cannot_do_is_a_fault_and_the_rest_is_measured(
     weight = {"weight": torch.zeros(2)}
     monkeypatch.setattr(gpu, "weights", lambda _run: weight)
 
-    def group(_plan, _data, run, group, _seconds):
+    def group(_plan, _data, run, group, seconds):
+        assert seconds <= 2 * 50  # and not all that is left
         if group.strategy == "fsdp":
             raise RunError(f"{run.name}: 2 ranks by gloo ended with exit code 1")
 
@@ -94,21 +112,111 @@ def test_what_a_device_cannot_do_is_a_fault_and_the_rest_is_measured(
     assert found["weights of two ranks, difference from a whole run's"] == 0
 
 
-def test_a_part_that_fails_ends_no_other_and_what_is_known_is_kept_after_each(monkeypatch):
-    def fails():
-        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
+@pytest.fixture
+def families_alone(monkeypatch):
+    """Have a run do nothing but train the smallest family, whose steps are not taken."""
+    for part in ("_phrases", "_packed", "_compiled", "_ranks_and_resume"):
+        monkeypatch.setattr(gpu, part, lambda *_: None)
+    monkeypatch.setattr(gpu_models, "MODELS", {"set_vae": MODELS["set_vae"]})
+    monkeypatch.setattr(gpu, "step_speed", lambda *_: {"ms per step": 2.0})
 
-    seen = []
-    report = gpu.Report(100.0, seen.append)
-    report.part("phrases", 30, report.check, "phrases", 1.0, 2.0)
-    report.part("jepa large", 40, fails)
-    report.part("jepa tiny", 101, fails)
-    report.part("two ranks", 20, report.check, "weights", 1.0, 2.0)
-    assert [len(figures) for figures in seen] == [2, 3, 5, 6]
-    assert seen[-1]["left out"] == "jepa tiny (no time left)"
-    assert seen[-1]["faults"] == "jepa large: OutOfMemoryError: CUDA out of memory."
-    assert seen[-1]["jepa tiny"] == "left out: no time left"
-    assert (seen[-1]["phrases"], seen[-1]["weights"]) == (1.0, 1.0)
+
+def test_a_term_that_is_not_a_number_in_the_second_place_is_a_fault(
+    families_alone, synthetic_cohort, tmp_path, monkeypatch
+):
+    real = gpu_checks.loss_terms
+
+    def broken(family, model, batch, scheduled, seed, precision):
+        terms = real(family, model, batch, scheduled, seed, precision)
+        if precision == "bf16":
+            assert [*terms][:2] == ["recon", "kl"]
+            terms["kl"] = replace(terms["kl"], sum=terms["kl"].sum * float("nan"))
+        return terms
+
+    monkeypatch.setattr(gpu_checks, "loss_terms", broken)
+    found = gpu.gpu_speed(synthetic_cohort, tmp_path, "cpu")
+    losses, gradients = found["faults"].split("; ")
+    assert losses == "set_vae tiny bf16, difference of losses from the CPU's: nan, above 0.05"
+    assert gradients.startswith("set_vae tiny bf16, difference of gradients from the CPU's (")
+
+
+def test_a_weight_that_is_not_a_number_is_far_whatever_its_place():
+    ours = {"a": torch.zeros(2), "b": torch.tensor([0.0, float("nan")])}
+    assert not ranks.farthest(ours, {"a": torch.zeros(2), "b": torch.zeros(2)}) <= 1e9
+    assert ranks.farthest(ours, {**ours, "b": ours["b"].nan_to_num(3.0)}) != 0
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (UnrepeatableError("train.deterministic=true: upsample adds in another order"), None),
+        (RunError("kl is not finite"), "RunError: kl is not finite"),
+        (RuntimeError("CUDA error: an illegal memory access"), "RuntimeError: CUDA error: an"),
+    ],
+)
+def test_of_what_repeats_only_a_kernel_that_cannot_is_left_out(
+    error, told, families_alone, synthetic_cohort, tmp_path, monkeypatch
+):
+    def speed(plan, *_):
+        if plan.train.deterministic:
+            raise error
+        return {"ms per step": 2.0}
+
+    monkeypatch.setattr(gpu, "step_speed", speed)
+    found = gpu.gpu_speed(synthetic_cohort, tmp_path, "cpu")
+    name = "set_vae tiny float32, time of a step with train.deterministic over without"
+    assert found["set_vae tiny, patients predicted per second"] > 0
+    if told is None:
+        assert found[name] == f"left out: {error}"
+        assert "faults" not in found
+    else:
+        assert found["faults"].startswith(f"{name}: {told}")
+        assert name not in found
+
+
+def test_the_limit_counts_from_the_command(families_alone, synthetic_cohort, tmp_path, monkeypatch):
+    told = []
+
+    def told_began(*given):
+        told.append(given[-1])
+        return gpu.gpu_speed(*given[:-1], given[-1] - 2 * gpu.SCALES["cpu"].seconds)
+
+    monkeypatch.setattr(command, "gpu_speed", told_began)
+    monkeypatch.setattr(gpu_report.os, "_exit", told.append)
+    given = {"cohort": synthetic_cohort, "only": "gpu", "device": "cpu"}
+    began = time.monotonic()
+    found = command.benchmark(tmp_path / "gpu.json", **given)["gpu"]
+    assert found["set_vae tiny"] == "left out: no time left"
+    assert told[0] >= began
+    command.benchmark(tmp_path / "gpu.json", **given, began=began - 7)
+    assert began - 7 in told
+
+
+def test_batches_are_as_large_as_asked_and_those_of_an_epoch_are_new(synthetic_cohort, tmp_path):
+    """With fewer patients an even epoch of batches of 1,024 was one of 635."""
+    ids = np.arange(1, 1 + gpu.PATIENTS["cuda"])
+    patients = int((assign_splits(ids, parse_splits(None, 0)) == 0).sum())
+    lengths = np.random.default_rng(0).integers(300, 900, patients)
+    scale = gpu.SCALES["cuda"]
+    for sizes in (scale.first, scale.last):
+        for _, _, plan in gpu_models.experiments(synthetic_cohort, tmp_path, sizes):
+            data = plan.data
+            order = Order(
+                lengths,
+                np.array([patients]),
+                np.array([1]),
+                batch_size=data.batch_size,
+                bucket_batches=data.bucket_batches,
+                shuffle_patients=data.shuffle_patients,
+                seed=0,
+            )
+            assert 0.95 * data.batch_size <= order.smallest
+            first, second = (
+                {(len(rows), lengths[rows].max(), lengths[rows].sum()) for rows in window}
+                for epoch in (0, 1)
+                for window in order.windows(epoch)
+            )
+            assert first != second
 
 
 def test_the_large_size_of_a_gpu_is_the_published_one_and_batches_outlast_the_host(
@@ -126,7 +234,6 @@ def test_the_large_size_of_a_gpu_is_the_published_one_and_batches_outlast_the_ho
     assert (large.size.width, large.size.depth, large.size.heads) == (1024, 24, 16)
     assert found["event_transformer", "published"].model.model_dim == 512
     assert found["jepa", "published"].data.batch_size == 1024
-    assert 0.7 * gpu.PATIENTS["cuda"] >= max(plan.data.batch_size for plan in found.values())
 
 
 def test_a_rank_that_cannot_go_on_says_why_and_one_that_hangs_is_ended(tiny_experiment, tmp_path):

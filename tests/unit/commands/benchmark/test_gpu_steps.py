@@ -81,12 +81,32 @@ def test_the_figures_of_a_gpu_are_told_where_there_is_one(
         return step_speed(experiment, family, model, loader, device, 2, 1e12)
 
     here, there = told("cpu"), told("cuda")
+    assert "steps" not in here
+    late = step_speed(experiment, family, model, loader, "cpu", 2, 1e12, 0.0)
+    assert late["steps"] == "1 of 2, for want of time"
+    assert 0 < here["patients per step"] <= loader.config.batch_size
     assert there.keys() - here.keys() == {"share of time a kernel is at work", "syncs per step"}
     assert there["syncs per step"] == 0
     assert there["share of time a kernel is at work"] > 0
     assert there["peak memory, MiB"] == 3
     assert faked_cuda == ["warn", "default"]
     assert there["MFU"] > 0
+
+
+def test_the_yardstick_multiplies_numbers_that_differ(monkeypatch):
+    """Equal ones draw less power, so that a GPU has a clock that no model sees."""
+    real, seen = torch.mm, []
+
+    def multiplied(a, b):
+        seen.append((a, b))
+        return real(a, b)
+
+    monkeypatch.setattr(torch, "mm", multiplied)
+    rates = [gpu_steps.matrix_rate(t, "cpu", 32, 0.001) for t in (torch.float32, torch.bfloat16)]
+    assert min(rates) > 0
+    a, b = seen[0]
+    assert len(a.unique()) > 900
+    assert not torch.equal(a, b)
 
 
 def test_what_is_computed_once_more_is_no_work_of_the_model():

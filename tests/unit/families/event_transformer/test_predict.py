@@ -25,6 +25,8 @@ def test_each_query_of_attention_pooling_gives_a_weighted_mean_of_real_tokens(
     share = model.pool_scores(batch)[0, :length].softmax(0)
     found = pooled(model, tokens, tokens, batch, "attention")
     torch.testing.assert_close(found[0], (share.T @ tokens[0, :length]).flatten())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(pooled(model, tokens, tokens, batch, "attention"), found)
     assert FAMILY.represent.width(model) == 16 + 3 * 16
 
 

@@ -80,6 +80,16 @@ def test_the_linear_imputation_finds_what_is_linear_and_leaves_the_rest_alone():
     assert not noise[:, 3].any()
 
 
+def test_the_linear_imputation_is_not_rounded_by_autocast():
+    torch.manual_seed(0)
+    imputer, value = LinearImputer(), torch.randn(3, 5, 512)
+    for matrix in (imputer.read, imputer.write):
+        matrix.normal_()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = imputer(value)
+    assert torch.equal(found, imputer(value))
+
+
 def test_a_token_is_never_told_by_itself():
     torch.manual_seed(0)
     value, present = torch.randn(40, 5, 512), torch.ones(40, 5, dtype=torch.bool)

@@ -41,6 +41,13 @@ def test_repeats_of_a_code_are_averaged_and_leave_their_spread(make_config, voca
     assert tokenizer(batch).spread[0, 4] == 0
 
 
+def test_tokens_are_not_rounded_by_autocast(make_config, vocabulary, batch):
+    tokenizer = Tokenizer(make_config(), vocabulary)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = tokenizer(batch)
+    assert torch.equal(found.value, tokenizer(batch).value)
+
+
 def test_hiding_a_modality_leaves_nothing_of_it(make_config, vocabulary, batch):
     tokens = Tokenizer(make_config(), vocabulary)(batch)
     visible = torch.ones(4, 5, dtype=torch.bool)

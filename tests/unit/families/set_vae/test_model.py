@@ -232,6 +232,19 @@ def test_beside_attention_a_value_is_read_off_the_latents_along_its_direction(ma
         torch.testing.assert_close(step - value.squeeze(-1), expected, rtol=1e-3, atol=1e-5)
 
 
+def test_the_plain_readout_is_not_rounded_by_autocast(make_model, batch):
+    model = make_model()
+    with torch.no_grad():
+        model.out[1].weight.zero_()  # attention says nothing, in any precision
+        model.out[1].bias.zero_()
+        latents = list(torch.randn(model.config.levels, len(batch["code"]), model.config.latent))
+        wanted = model.decode(latents, batch["code"])
+        with torch.autocast("cpu", torch.bfloat16):
+            found = model.decode(latents, batch["code"])
+    assert wanted.abs().max() > 0
+    assert torch.equal(found, wanted)
+
+
 def test_beside_attention_the_posterior_has_a_linear_code_of_the_values(model, batch):
     for head in model.posterior:
         head.weight.data[:, : model.config.width] = 0.0

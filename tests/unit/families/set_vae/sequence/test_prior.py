@@ -124,6 +124,17 @@ def test_the_gru_is_fed_the_product_and_not_the_set_alone(make_config):
     )
 
 
+def test_the_state_of_the_gru_is_not_rounded_by_autocast(make_config):
+    prior, told = build(GRUPrior, make_config()), []
+    prior.cell.register_forward_hook(lambda _, given, state: told.append((*given, state)))
+    with torch.no_grad():
+        with torch.autocast("cpu", torch.bfloat16):
+            prior(*stay(), naive)
+        assert len(told) == S
+        for inputs, before, state in told:
+            assert torch.equal(torch.nn.GRUCell.forward(prior.cell, inputs, before), state)
+
+
 def test_steps_behind_a_stay_change_nothing(prior):
     mu, logvar, gap, minute = stay()
     whole = prior(mu, logvar, gap, minute, naive)
