@@ -18,6 +18,10 @@ class InputError(UserError):
     """A path, file or table that is missing, corrupt or not what its format promises."""
 
 
+class ChangedError(InputError):
+    """An input that is not what it was when the work began."""
+
+
 class MissingError(InputError):
     """A file, or an object of a store, that is not there."""
 

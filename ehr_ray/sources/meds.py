@@ -22,6 +22,7 @@ from ehr_ray.sources.parsing.identifiers import subject_ids
 from ehr_ray.sources.parsing.labels import VALUE_TYPES, label_rows
 from ehr_ray.sources.parsing.parquet_files import (
     READ_ERRORS,
+    check_damage,
     count_rows,
     in_order,
     read_row_groups,
@@ -79,6 +80,7 @@ def read(unit: Unit, options: MedsOptions) -> Iterator[Chunk]:  # noqa: ARG001
     except (*READ_ERRORS, InputError) as error:
         if unit.kind == "labels" and isinstance(error, InputError):
             raise
+        check_damage(os.path.join(unit.root, unit.files[0]), error)
         rejects = Rejects()
         rejects.file(unit.files[0], f"unreadable: {error}")
         yield Chunk(

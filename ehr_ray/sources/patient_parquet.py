@@ -24,7 +24,7 @@ from ehr_ray.sources.parsing.label_table import (
     label_units,
     read_labels,
 )
-from ehr_ray.sources.parsing.parquet_files import READ_ERRORS
+from ehr_ray.sources.parsing.parquet_files import READ_ERRORS, check_damage
 from ehr_ray.sources.parsing.quantities import numbers
 from ehr_ray.sources.parsing.quarantine import Rejects
 from ehr_ray.sources.parsing.rows import clean_rows
@@ -83,6 +83,7 @@ def read(unit: Unit, options: PatientParquetOptions) -> Iterator[Chunk]:
         try:
             table = _read_patient(os.path.join(unit.root, name))
         except (*READ_ERRORS, InputError) as error:
+            check_damage(os.path.join(unit.root, name), error)
             rejects.file(_shown(unit, name), str(error))
             continue
         group.append((name, table))

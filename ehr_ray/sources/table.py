@@ -32,6 +32,7 @@ from ehr_ray.sources.parsing.label_table import (
 )
 from ehr_ray.sources.parsing.parquet_files import (
     READ_ERRORS,
+    check_damage,
     in_order,
     read_row_groups,
     split_row_groups,
@@ -149,9 +150,10 @@ def read(unit: Unit, options: TableOptions) -> Iterator[Chunk]:
     try:
         yield from _parquet(unit, options) if unit.kind == "parquet" else _csv(unit, options)
     except READ_ERRORS as error:
+        path = os.path.join(unit.root, unit.files[0])
+        check_damage(path, error)
         rejects = Rejects()
         rejects.file(unit.files[0], f"unreadable: {error}{encoding_hint(error)}")
-        path = os.path.join(unit.root, unit.files[0])
         lost = (
             count_parquet_rows(unit) if unit.kind == "parquet" else count_rows(path, lines_of(unit))
         )

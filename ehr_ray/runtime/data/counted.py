@@ -182,8 +182,12 @@ def counted(
 
 
 def in_store(job: Job) -> Job:
-    """Return the job with its shard as a path, of which a store is read where it lies."""
-    return {**job, "shard": str(sync.in_store(job["shard"]))}
+    """Return the job with its shard as a path, of which a store is read where it lies.
+
+    One of many files, a patient each, is copied once in place of a request a file and window.
+    """
+    near = sync.fetch if job.get("files") else sync.in_store
+    return {**job, "shard": str(near(job["shard"]))}
 
 
 class CountShard:
@@ -210,7 +214,7 @@ def _counted_before(counts: Counts, split: str) -> dict[int, bytes]:
     It is copied: a process may map 65,530 files at most.
     """
     parts = [*counts.parts(split)]
-    names = {os.path.basename(part.place) for part in parts}
+    names = {local(part.place).name for part in parts}
     sync.fetch(counts.folder / split, only=names, missing_ok=True)
     found = {}
     for number, part in enumerate(parts):

@@ -35,7 +35,7 @@ from ehr_ray.events.manifest import (
 )
 from ehr_ray.events.patients import texts_of
 from ehr_ray.events.sample_folder import SampleFolder
-from ehr_ray.runtime.data.tasks import Say, lent, run_jobs
+from ehr_ray.runtime.data.tasks import Say, run_jobs
 from ehr_ray.storage import files, sync
 from ehr_ray.storage.listing import stamped
 from ehr_ray.storage.paths import absolute, local
@@ -187,14 +187,9 @@ def _target_of(job: tuple[Sequence[tuple[str, str, str]], str]) -> str:
 def _describe(job: tuple[Sequence[tuple[str, str, str]], str]) -> None:
     """Write the file of a manifest that is of some shards: (name in it, split, place) each."""
     shards, target = job
-    write_rows(map(_described, shards), local(target))
+    rows = (describe_shard(sync.fetch(place), name, split) for name, split, place in shards)
+    write_rows(rows, local(target))
     sync.push(target)
-
-
-def _described(shard: tuple[str, str, str]) -> pa.Table:
-    name, split, place = shard
-    with lent(place) as path:
-        return describe_shard(path, name, split)
 
 
 def fitted_codes(
@@ -294,8 +289,7 @@ class Draw:
         name, group = _name(number), number // GROUP_SHARDS
         for path in folder.needed(name, group):
             sync.fetch(path)
-        with lent(place) as shard:
-            folder.draw(name, group, shard)
+        folder.draw(name, group, sync.fetch(place))
         sync.push(folder.sample(name))
 
 

@@ -13,8 +13,8 @@ from ehr_ray.events.code_map import CodeMap
 from ehr_ray.events.patients import cohort_shards
 from ehr_ray.events.schema import EVENTS
 from ehr_ray.events.vocabulary import Vocabulary, as_float32
-from ehr_ray.runtime.data.tasks import Say, lent, run_jobs
-from ehr_ray.storage import files
+from ehr_ray.runtime.data.tasks import Say, run_jobs
+from ehr_ray.storage import files, sync
 from ehr_ray.storage.paths import canonical
 
 BATCH_ROWS = 1 << 18
@@ -59,11 +59,10 @@ class MapShard:
 
     def __call__(self, job: tuple[str, str]) -> str:
         """Write the copy, a batch of rows at a time."""
-        target = Path(job[1])
+        source, target = Path(sync.fetch(job[0])), Path(job[1])
         target.parent.mkdir(parents=True, exist_ok=True)
         codes: set[str] = set()
         with (
-            lent(job[0]) as source,
             files.reads(source, "ingest the cohort again"),
             pq.ParquetWriter(target, EVENTS, **files.CHECKED) as writer,
         ):

@@ -6,7 +6,7 @@ import pickle
 import time
 import uuid
 import warnings
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -306,8 +306,8 @@ def _shard_of(job: Mapping[str, Any]) -> str:
 class ShardTask:
     """A function of a shard, on the copies of this node: shard fetched before, target pushed after.
 
-    A job without a `target` writes nothing. The copy of a shard, and that of a target unless it is
-    to be brought to the driver, stays only where the disk has room for more of its size.
+    A job without a `target` writes nothing. Unless it is to be brought to the driver, the copy of a
+    target stays only where the disk has room for more of its size.
     """
 
     def __init__(self, function: Callable[[Mapping[str, Any]], Any], *, bring: bool = True) -> None:
@@ -315,37 +315,18 @@ class ShardTask:
 
     def __call__(self, job: Mapping[str, Any]) -> Any:
         """Return what the function gives."""
+        here = dict(job)
+        for name in _PATHS:
+            if uri_of(path := job.get(name, "")) is not None:
+                here[name] = str(sync.fetch(path) if name == "shard" else local(path))
+        value = self._function(here)
         target = job.get("target", "")
-        stored = uri_of(target) is not None
-        with lent(job["shard"]) as shard:
-            own = {"target": str(local(target))} if stored else {}
-            value = self._function({**job, "shard": str(shard), **own})
         sync.push(target)
-        if stored and not self._bring:
-            _leave_room(local(target))
+        if target and not self._bring and uri_of(target) is not None:
+            copy = local(target)
+            if is_short(copy.parent, copy.stat().st_size):
+                inside(copy).unlink()
         return value
-
-
-@contextlib.contextmanager
-def lent(location: str) -> Iterator[Path]:
-    """Yield a shard on this machine; a copy made for it stays only where there is room for more.
-
-    One that was there before stays: another command may have fetched it.
-    """
-    copied = uri_of(location) is not None and not local(location).exists()
-    shard = sync.fetch(location)
-    try:
-        yield shard
-    finally:
-        if copied:
-            _leave_room(shard)
-
-
-def _leave_room(copy: Path) -> None:
-    """Remove the copy of a file where the disk has no room for more of its size."""
-    with contextlib.suppress(FileNotFoundError):  # another task has done so
-        if copy.is_file() and is_short(copy.parent, copy.stat().st_size):
-            inside(copy).unlink()
 
 
 def split_shards(cohort: Path, split: str) -> list[Path]:

@@ -17,6 +17,7 @@ from ehr_ray.errors import (
     UserError,
 )
 from ehr_ray.runtime.training.sending import saved_step
+from ehr_ray.storage.paths import local
 
 START_SECONDS = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 """Ray's own limit of one wait for resources, after which it asks again; 60 seconds unless set."""
@@ -34,7 +35,7 @@ class Patience(UserCallback):
     def __init__(self, cluster: ClusterConfig, run: str, step: int = 0) -> None:
         """`run` is its URI, or a path that all nodes share; `step` that of its last state now."""
         self._cluster, self._most = cluster, cluster.max_failures
-        self._name = run.rstrip("/").rpartition("/")[2]
+        self._name = local(run).name
         self._run, self._step, self._lost = run, step, 0
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:  # noqa: ARG002

@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from ehr_ray.errors import InputError, StoreUnavailableError
+from ehr_ray.errors import ChangedError, InputError, StoreUnavailableError
 from ehr_ray.events.schema import ORIGIN_CODES, RECORD
 from ehr_ray.sources.building.changes import told
 from ehr_ray.sources.building.metadata import TaskSummary
@@ -209,8 +209,9 @@ def staging(output: Path, print_: str) -> Iterator[Path]:
         remove_unfinished(folder)
         try:
             yield folder
-        except InputError:
-            if _is_empty(folder):
+        except InputError as error:
+            # What was read of another state would pass for that of this one, once it is back.
+            if isinstance(error, ChangedError) or _is_empty(folder):
                 _remove(folder)
             raise
         _remove(folder)

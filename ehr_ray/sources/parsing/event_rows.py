@@ -12,7 +12,7 @@ from ehr_ray.sources.parsing.blocks import Block, odd
 from ehr_ray.sources.parsing.cells import events_table
 from ehr_ray.sources.parsing.csv_files import ALL_LINES, Lines, count_rows
 from ehr_ray.sources.parsing.kinds import UNKNOWN
-from ehr_ray.sources.parsing.parquet_files import READ_ERRORS, rows_in
+from ehr_ray.sources.parsing.parquet_files import READ_ERRORS, check_damage, rows_in
 from ehr_ray.sources.parsing.quarantine import Rejects
 from ehr_ray.sources.parsing.tables import Event
 from ehr_ray.sources.source import Chunk
@@ -99,9 +99,10 @@ def table_chunks(
                 yield _joined(pending)
                 pending, size = [], 0
     except READ_ERRORS as error:
+        path = os.path.join(root, name)
+        check_damage(path, error)
         damaged = Rejects()
         damaged.file(name, f"unreadable: {error}")
-        path = os.path.join(root, name)
         groups = range(part.start, part.stop) if part.stop else None
         lost = rows_in(path, groups) if name.endswith(".parquet") else count_rows(path, part)
         yield Chunk(rejects=damaged.table(), files_read=first, lost_rows=lost)

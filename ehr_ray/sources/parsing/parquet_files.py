@@ -16,6 +16,19 @@ from ehr_ray.storage.paths import is_outlined
 from ehr_ray.storage.transfers import at_once
 
 READ_ERRORS = (pa.ArrowException, OSError)
+
+
+def check_damage(path: str, error: Exception) -> None:
+    """Raise InputError where a disk or a share failed: that is no fault of the file.
+
+    What is damaged is refused, counted and staged; what is away is there at the next try.
+    """
+    for each in (error, error.__cause__):
+        if isinstance(each, OSError) and each.errno is not None:
+            reason = each.strerror or str(each)
+            raise InputError(f"{path}: {reason}; mend that and run the same command again")
+
+
 """What a damaged or foreign file raises."""
 
 

@@ -464,4 +464,5 @@ def test_an_input_in_a_store_that_changes_while_it_is_read_makes_no_cohort(tmp_p
     with pytest.raises(InputError, match=r"--input file://.*raw: changed while it was read; run"):
         run(progress=change)
     assert not (tmp_path / "made").exists()
+    assert not [*tmp_path.glob(".made.staging-*")]  # it would pass for what was read before
     assert run().rows_read == 21

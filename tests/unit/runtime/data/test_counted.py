@@ -107,6 +107,20 @@ def test_what_is_known_of_former_states_is_removed_but_of_the_last(
     assert again.made == ["c"]
 
 
+def test_what_was_counted_is_found_in_a_store_with_options_by_another_machine(
+    asked, tmp_path, monkeypatch
+):
+    def on(machine, maker):
+        monkeypatch.setenv("EHR_RAY_STAGING", str(tmp_path / machine))
+        return asked(maker, folder=local(f"file://{tmp_path}/store?scheme=http"))
+
+    with pytest.raises(Killed):
+        on("first", Rows(last="c"))
+    again = Rows()
+    assert_right(on("second", again))
+    assert again.made == ["c"]
+
+
 def test_another_split_or_another_shard_is_no_former_state(tmp_path):
     shards = {split: [{"shard": "a", "count": 3}, {"shard": "a-b", "count": 2}] for split in "xy"}
     counts = Counts(tmp_path, {split: ["a", "a-b"] for split in "xy"}, {"x": (1, 2), "y": (3, 4)})

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import pytest
 
@@ -320,8 +321,12 @@ def test_a_read_that_a_store_refuses_leaves_what_was_read_before(
     assert tree(folder / "c") == tree(tmp_path / "whole" / "c")
 
 
-def test_a_local_file_that_is_away_leaves_what_was_read_before(tmp_path, tables):
-    """As where a share is not mounted for a moment."""
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_a_local_file_that_is_away_leaves_what_was_read_before(tmp_path, tables, kind):
+    """As where a share is not mounted for a moment, which is no fault of a file."""
+    for path in [*tables.iterdir()] if kind == "parquet" else []:
+        pq.write_table(pacsv.read_csv(path), path.with_suffix(".parquet"))
+        path.unlink()
     read = partial(ingest, "table", tables, options=COLUMNS, cpus=1)
 
     def unmount(line):
