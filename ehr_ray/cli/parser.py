@@ -29,7 +29,8 @@ class Parser(argparse.ArgumentParser):
         What a verb does not know is told by its own name.
         """
         self.add_options()
-        if self._verbs() or self._words_apart:
+        # What stands behind `--` is lost by the two readings of Python 3.11 to 3.13.
+        if self._verbs() or self._words_apart or "--" in (args or ()):
             return super().parse_known_args(args, namespace)
         self._words_apart = True
         try:

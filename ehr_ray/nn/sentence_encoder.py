@@ -95,13 +95,12 @@ class SentenceEncoder:
         if not texts:
             return np.empty((0, 0), np.float32)
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-        more = self._beside(texts[order[-1]])
         places: list[int] = []
         parts = []
         with no_plans():
             for start in range(0, len(order), RUN_TEXTS):
                 run = order[start : start + RUN_TEXTS]
-                for rows, features in self._batches([texts[i] for i in run], more):
+                for rows, features in self._batches([texts[i] for i in run]):
                     places += [run[row] for row in rows]
                     parts.append(self.model(self._moved(features))["sentence_embedding"].float())
         vectors = torch.cat(parts).cpu().numpy()
@@ -109,13 +108,12 @@ class SentenceEncoder:
         result[places] = vectors
         return result
 
-    def _batches(
-        self, texts: Sequence[str], more: Mapping[str, Any] | None
-    ) -> Iterator[tuple[list[int], dict[str, Any]]]:
+    def _batches(self, texts: Sequence[str]) -> Iterator[tuple[list[int], dict[str, Any]]]:
         """Yield places among texts, of like numbers of word pieces, and what the model reads."""
         pieces = self.model.tokenizer(texts, truncation="longest_first")
         lengths = [len(ids) for ids in pieces["input_ids"]]
         order = sorted(range(len(texts)), key=lengths.__getitem__)
+        more = self._beside(pieces, texts, order[-1])
         size = BATCH_TEXTS if self.model.device.type == "cpu" else GPU_BATCH_TEXTS
         for start in range(0, len(order), size):
             rows = order[start : start + size]
@@ -136,15 +134,16 @@ class SentenceEncoder:
             for k, v in features.items()
         }
 
-    def _beside(self, text: str) -> dict[str, Any] | None:
+    def _beside(
+        self, pieces: Mapping[str, Sequence[Any]], texts: Sequence[str], index: int
+    ) -> dict[str, Any] | None:
         """Return what the model reads beside word pieces; None unless it makes the same ones.
 
-        It is asked for one text, a long one: most models are told by their tokenizer alone.
+        It is asked for the text of most pieces: it may cut more of it than its tokenizer does.
         """
-        pieces = self.model.tokenizer([text], truncation="longest_first")
-        told = self.model.preprocess([text])
+        told = self.model.preprocess([texts[index]])
         made = {k: v[0].tolist() for k, v in told.items() if isinstance(v, torch.Tensor)}
-        if made != {name: list(column[0]) for name, column in pieces.items()}:
+        if made != {name: list(column[index]) for name, column in pieces.items()}:
             return None
         return {k: v for k, v in told.items() if k not in made}
 

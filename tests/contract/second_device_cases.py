@@ -204,6 +204,7 @@ def test_what_is_shown_of_a_model_stays_on_its_device(on_device):
         with torch.no_grad(), on_device.watched() as seen:
             found = look(model, batch)
         assert seen.mixes == [], name
+        assert name in LOOKED_AT, f"{name}: say in LOOKED_AT how often the host may wait for it"
         assert len(seen.syncs) <= LOOKED_AT[name], (name, seen.syncs)
         assert [c for c in seen.copies if c not in seen.syncs] == [], name
         assert seen.host == [] or name == "diagnose", (name, seen.host)

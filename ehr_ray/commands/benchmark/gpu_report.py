@@ -77,10 +77,13 @@ class Report:
         """Keep what is known, say where the time was lost, and end the process: exit code 1."""
         fault = f"{self._at}: not over {self.limit + GRACE:.0f} s after the start, and ended"
         self.faults.append(fault)
-        self.kept(self.result())
-        sys.stderr.write(f"--only gpu: {'; '.join(self.faults)}\n")
-        sys.stderr.flush()
-        os._exit(1)  # a thread that waits for a GPU hears nothing else
+        try:
+            with contextlib.suppress(Exception):  # a full disk is no reason to hang on
+                self.kept(self.result())
+            sys.stderr.write(f"--only gpu: {'; '.join(self.faults)}\n")
+            sys.stderr.flush()
+        finally:
+            os._exit(1)  # a thread that waits for a GPU hears nothing else
 
     def result(self) -> Figures:
         """Return the figures, the seconds in all, what was left out and the faults."""

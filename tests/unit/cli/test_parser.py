@@ -18,6 +18,15 @@ def test_a_uri_reaches_a_verb_as_it_was_written():
     assert parsed.output == Path.cwd() / "out.parquet"
 
 
+def test_what_follows_two_dashes_is_no_option():
+    parsed = build_parser().parse_args(["export", "--torch-export", "--", "-run", "out"])
+    assert (parsed.run_folder.name, parsed.output.name, parsed.torch_export) == (
+        "-run",
+        "out",
+        True,
+    )
+
+
 @pytest.mark.parametrize(
     "words",
     [["quickstart"], ["benchmark"], ["export-pt", "config.yaml"]],

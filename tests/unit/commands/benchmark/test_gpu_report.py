@@ -54,6 +54,16 @@ def test_a_part_that_hangs_ends_the_process_with_what_is_known(monkeypatch, caps
     assert capsys.readouterr().err == f"--only gpu: {figures['faults']}\n"
 
 
+def test_what_hangs_is_ended_though_nothing_can_be_kept(monkeypatch):
+    def full(figures):
+        raise OSError(28, "No space left on device")
+
+    seen = []
+    monkeypatch.setattr(gpu_report.os, "_exit", seen.append)
+    Report(60.0, full).give_up()
+    assert seen == [1]
+
+
 def test_a_run_that_is_through_in_time_is_not_ended(monkeypatch):
     monkeypatch.setattr(gpu_report, "GRACE", 0.0)
     report = Report(0.05)
