@@ -18,11 +18,11 @@ class InputError(UserError):
     """A path, file or table that is missing, corrupt or not what its format promises."""
 
 
-class ChangedError(InputError):
-    """An input that is not what it was when the work began."""
+class AwayError(InputError):
+    """What cannot be read now, for want of access or of a share: not for what it holds."""
 
 
-class MissingError(InputError):
+class MissingError(AwayError):
     """A file, or an object of a store, that is not there."""
 
 

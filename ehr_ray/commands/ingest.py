@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final, cast, get_args
 
-from ehr_ray.errors import ChangedError, InputError, LeaseHeldError
+from ehr_ray.errors import InputError, LeaseHeldError
 from ehr_ray.events.code_map import load_code_map
 from ehr_ray.events.schema import RECORD, parse_origin
 from ehr_ray.runtime.data.tasks import run_jobs
@@ -182,7 +182,7 @@ def ingest(
                 kind, chosen, plan.policy, units, plan.origin, treatment=_treatment(plan)
             )
             if now != print_:
-                raise ChangedError(
+                raise InputError(
                     f"--input {named}: changed while it was read; run the same command again"
                 )
         summary = finish(plan, kind, work, output, print_)

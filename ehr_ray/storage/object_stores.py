@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from ehr_ray.errors import InputError, MissingError, StoreUnavailableError
+from ehr_ray.errors import AwayError, InputError, MissingError, StoreUnavailableError
 from ehr_ray.storage.paths import parts_of, staging
 
 GOOGLE: Final = ("gs", "gcs")
@@ -116,18 +116,18 @@ _LIBRARIES: Final = ("AWS Error", "google::cloud")
 _REASONS: Final = (
     (
         r"NO_SUCH_BUCKET|Bucket '[^']*' not found|NoSuchBucket",
-        InputError,
+        AwayError,
         "no such bucket; check its name and AWS_ENDPOINT_URL",
     ),
     (
         r"Status\(NOT_FOUND",  # Google says so of either, and names neither
-        InputError,
+        AwayError,
         "no such bucket or object; check their names",
     ),
     (
         r"ACCESS_DENIED|INVALID_ACCESS_KEY|SIGNATURE|HTTP status 40[13]|INVALID_CLIENT_TOKEN|"
         r"EXPIRED|MISSING_AUTHENTICATION|PERMISSION_DENIED|Unauthenticated",
-        InputError,
+        AwayError,
         "no access; give credentials in the environment (AWS_ACCESS_KEY_ID and "
         "AWS_SECRET_ACCESS_KEY, or GOOGLE_APPLICATION_CREDENTIALS), on every node",
     ),

@@ -82,11 +82,13 @@ class Loader:
                     f"data.shuffle_patients={window}{cost}, or use fewer workers"
                 )
         if fewest < self.accumulate:
+            few = f"fewer than {world} workers x {self.accumulate} micro-batches"
+            if order.smallest >= world * self.accumulate:
+                few = f"of which some of {world} workers have {fewest}, fewer than "
+                few += f"{self.accumulate} micro-batches"
             raise InputError(
-                f"data.batch_size={self.config.batch_size} over {patients} train patients "
-                f"leaves batches of {order.smallest}, of which some of {world} workers have "
-                f"{fewest} for {self.accumulate} micro-batches; raise data.batch_size or use fewer "
-                "workers"
+                f"data.batch_size={self.config.batch_size} over {patients} train patients leaves "
+                f"batches of {order.smallest}, {few}; raise data.batch_size or use fewer workers"
             )
         raise InputError(
             f"{needs_pairs} compares the patients of a micro-batch, and data.batch_size="

@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from ehr_ray.errors import ChangedError, InputError, StoreUnavailableError
+from ehr_ray.errors import AwayError, InputError, StoreUnavailableError
 from ehr_ray.events.schema import ORIGIN_CODES, RECORD
 from ehr_ray.sources.building.changes import told
 from ehr_ray.sources.building.metadata import TaskSummary
@@ -191,12 +191,11 @@ def has_changed(cohort: Path, kind: str) -> bool:
 
 @contextlib.contextmanager
 def staging(output: Path, print_: str) -> Iterator[Path]:
-    """Hold the staging folder of an ingest; whatever ends the job, what it has made there stays.
+    """Hold the staging folder of an ingest; drop it on bad input, keep it whatever else ends it.
 
-    An error of the input is no reason to drop it: a share may be away, or a token have expired, and
-    the same command then goes on; an input that was mended has another fingerprint, and staging of
-    others for the same output is removed. Raises `InputError` while another process of this machine
-    is ingesting into the same output.
+    An input that is away, as a share for a moment, or that a token no longer opens, is not bad: the
+    same command goes on. Staging of other fingerprints for the same output is removed. Raises
+    `InputError` while another process of this machine is ingesting into the same output.
     """
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -210,11 +209,19 @@ def staging(output: Path, print_: str) -> Iterator[Path]:
         try:
             yield folder
         except InputError as error:
-            # What was read of another state would pass for that of this one, once it is back.
-            if isinstance(error, ChangedError) or _is_empty(folder):
+            if not _is_away(error) or _is_empty(folder):
                 _remove(folder)
             raise
         _remove(folder)
+
+
+def _is_away(error: BaseException | None) -> bool:
+    """Whether an input could not be read, in place of being read and found bad."""
+    while error is not None:
+        if isinstance(error, AwayError) or (isinstance(error, OSError) and error.errno is not None):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def remove_unfinished(folder: Path) -> None:

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 
-from ehr_ray.errors import InputError
+from ehr_ray.errors import AwayError, InputError
 from ehr_ray.sources.parsing.quarantine import Rejects
 from ehr_ray.sources.source import Unit
 from ehr_ray.storage import in_place
@@ -86,7 +86,9 @@ def csv_columns(path: str, dialect: Dialect = COMMON) -> list[str]:
             names = next(csv.reader(file, delimiter=dialect.between(path)), [])
     except (OSError, EOFError, zlib.error, UnicodeError, csv.Error) as error:
         hint = encoding_hint(error)
-        raise InputError(f"{path}: not a readable CSV ({error}){hint}") from None
+        away = isinstance(error, OSError) and error.errno is not None
+        kind = AwayError if away else InputError
+        raise kind(f"{path}: not a readable CSV ({error}){hint}") from None
     if not names:
         raise InputError(f"{path}: empty, not even a header")
     refuse_repeats(path, names)

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ehr_ray.errors import InputError
+from ehr_ray.errors import AwayError, InputError
 from ehr_ray.sources.parsing.csv_files import refuse_repeats
 from ehr_ray.sources.source import CHUNK_ROWS, Unit
 from ehr_ray.storage import files, in_place
@@ -19,14 +19,14 @@ READ_ERRORS = (pa.ArrowException, OSError)
 
 
 def check_damage(path: str, error: Exception) -> None:
-    """Raise InputError where a disk or a share failed: that is no fault of the file.
+    """Raise AwayError where a disk or a share failed: that is no fault of the file.
 
     What is damaged is refused, counted and staged; what is away is there at the next try.
     """
     for each in (error, error.__cause__):
         if isinstance(each, OSError) and each.errno is not None:
             reason = each.strerror or str(each)
-            raise InputError(f"{path}: {reason}; mend that and run the same command again")
+            raise AwayError(f"{path}: {reason}; mend that and run the same command again")
 
 
 """What a damaged or foreign file raises."""

@@ -372,17 +372,6 @@ def test_what_was_refused_before_anything_was_read_leaves_no_staging(tmp_path, t
     assert hidden(tmp_path / "out") == []
 
 
-def test_too_many_bad_rows_are_let_pass_without_reading_them_again(tmp_path, tables):
-    (tables / "2.csv").write_text((tables / "2.csv").read_text().replace("HR,60", ",60"))
-    read = partial(ingest, "table", tables, tmp_path / "out" / "c", options=COLUMNS, cpus=1)
-    with pytest.raises(InputError, match="raise --max-rejected"):
-        read()
-    left, seen = parts_in(tmp_path / "out"), {}
-    assert left
-    read(max_rejected=0.5, progress=lambda _: seen.update(parts_in(tmp_path / "out")))
-    assert left.items() <= seen.items()
-
-
 def test_what_ingest_changed_is_known_of_its_own_cohorts_alone(tmp_path):
     assert not has_changed(tmp_path, "code mapped")
     (tmp_path / "metadata").mkdir()
