@@ -162,7 +162,7 @@ def _tried(cohort: Path, output: Path, expander: "ShardExpander") -> Expanded:
     (shard, *_), *_ = splits_of(cohort).values()
     folder = output.with_name(f"{output.name}.smoke-{os.getpid()}")
     try:
-        expander({"shard": str(sync.fetch(shard)), "target": str(folder / "0.parquet")})
+        expander({"shard": str(sync.in_store(shard)), "target": str(folder / "0.parquet")})
         return _counted([pq.read_metadata(folder / "0.parquet")])
     finally:
         shutil.rmtree(folder, ignore_errors=True)

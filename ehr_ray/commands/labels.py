@@ -143,7 +143,8 @@ class ShardLabeller:
         from omegaconf import DictConfig
 
         logging.getLogger("aces").setLevel(logging.ERROR)  # it tells of each shard what one lacks
-        source = DictConfig({"path": str(job["shard"]), "standard": "MEDS"})
+        shard = sync.fetch(job["shard"])  # ACES reads files alone
+        source = DictConfig({"path": str(shard), "standard": "MEDS"})
         # A query moves the windows of the task it is given: a second one would look later.
         task = copy.deepcopy(self.task)
         met = get_predicates_df(task, source)

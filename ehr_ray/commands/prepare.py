@@ -54,7 +54,7 @@ def _export(experiment: Experiment, vocabulary: Vocabulary, path: Path) -> str:
     """Write the patients of all splits, one after the other, to the family's own format."""
     family = family_of(experiment)
     assert family.files.export is not None
-    shards = splits_of(sync.fetch(experiment.data.cohort))
+    shards = splits_of(sync.fetch_cohort(experiment.data.cohort))
     patients = (
         patient
         for paths in shards.values()

@@ -10,10 +10,11 @@ import pyarrow.parquet as pq
 
 from ehr_ray.errors import InputError
 from ehr_ray.events.vocabulary import as_float32
-from ehr_ray.storage import files
+from ehr_ray.storage import files, in_place
 
 CHUNK_ROWS = 1 << 19
 """Rows of which moments are taken at a time."""
+REMEDY = "ingest the cohort again"
 
 
 def code_chunks(
@@ -22,33 +23,26 @@ def code_chunks(
     """Yield (codes, values, table) chunk by chunk, the first two a number an event.
 
     A code's id is its place in order of first appearance; extends `names`. The table has the
-    columns named `beside`, where the shard has them.
+    columns named `beside`, where the shard has them. One that is in its store alone is read there.
     """
-    try:
-        file = files.open_parquet(path)
-        valued = "numeric_value" in file.schema_arrow.names
-        columns = [*beside, "code", *(["numeric_value"] if valued else [])]
-        if missing := {*columns} - {"time", *file.schema_arrow.names}:
-            raise InputError(f"{path}: no column {missing.pop()!r}; ingest the cohort again")
-        for batches in _chunks(path, file.metadata, columns):
+    with files.reads(path, REMEDY), in_place.parquet(path, REMEDY) as file:
+        there, metadata = file.schema_arrow.names, file.metadata
+    valued = "numeric_value" in there
+    columns = [*beside, "code", *(["numeric_value"] if valued else [])]
+    if missing := {*columns} - {"time", *there}:
+        raise InputError(f"{path}: no column {missing.pop()!r}; {REMEDY}")
+    # Codes as the numbers Parquet has of them: a text an event is not made.
+    opened = in_place.parquet(path, REMEDY, metadata=metadata, read_dictionary=["code"])
+    with files.reads(path, REMEDY), opened as file:
+        for batches in _chunks(file, columns):
             ids = np.concatenate([_numbered(batch["code"], names) for batch in batches])
             table = pa.Table.from_batches(batches).drop_columns("code").combine_chunks()
             none = np.full(len(ids), np.nan, np.float32)
             yield ids, as_float32(table["numeric_value"]) if valued else none, table
-    except (pa.ArrowException, OSError, UnicodeError) as error:
-        raise files.unreadable(path, error, "ingest the cohort again") from error
 
 
-def _chunks(
-    path: Path, metadata: pq.FileMetaData, columns: Sequence[str]
-) -> Iterator[list[pa.RecordBatch]]:
-    """Yield the batches of `CHUNK_ROWS` rows at a time, codes as the numbers Parquet has of them.
-
-    So read they end with each row group, and a text an event is not made.
-    """
-    file = pq.ParquetFile(
-        path, metadata=metadata, page_checksum_verification=True, read_dictionary=["code"]
-    )
+def _chunks(file: pq.ParquetFile, columns: Sequence[str]) -> Iterator[list[pa.RecordBatch]]:
+    """Yield the batches of `CHUNK_ROWS` rows at a time; dictionaries end with each row group."""
     waiting: list[pa.RecordBatch] = []
     room = CHUNK_ROWS
     for batch in file.iter_batches(CHUNK_ROWS, columns=columns):

@@ -138,6 +138,6 @@ def _asked(
     cohort: Path, split: str, vocabulary: Vocabulary, times: Mapping[int, Sequence[int]]
 ) -> Iterator[Patient]:
     for shard in cohort_shards(cohort, split):
-        for patient in read_patients(sync.fetch(shard), vocabulary):
+        for patient in read_patients(sync.in_store(shard), vocabulary):
             if patient.subject_id in times:
                 yield patient

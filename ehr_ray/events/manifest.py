@@ -56,8 +56,11 @@ time of its events (null where none has one), and its `COUNTS`."""
 
 
 def describe_shard(path: Path, shard: str, split: str) -> pa.Table:
-    """Return the row of `MANIFEST` of a shard, by one pass over it; `shard` is its name there."""
-    counts = count_shard(path)
+    """Return the row of `MANIFEST` of a shard, by one pass over it; `shard` is its name there.
+
+    One that is in its store alone is read there.
+    """
+    counts, (size, footer) = count_shard(path), _end_of(path)
     codes = pa.StructArray.from_arrays(
         [column.combine_chunks() for column in counts.codes.columns], fields=list(COUNTS)
     )
@@ -66,8 +69,8 @@ def describe_shard(path: Path, shard: str, split: str) -> pa.Table:
         "split": [split],
         "subjects": [counts.subjects],
         "events": [counts.events],
-        "bytes": [path.stat().st_size],
-        "footer": [footer_hash(path)],
+        "bytes": [size],
+        "footer": [footer],
         "min_time": pa.array([counts.min_time], pa.int64()).cast(pa.timestamp("us")),
         "max_time": pa.array([counts.max_time], pa.int64()).cast(pa.timestamp("us")),
         "codes": pa.ListArray.from_arrays(pa.array([0, len(codes)], pa.int32()), codes),
@@ -118,28 +121,32 @@ def footer_hash(path: Path) -> str:
 
     Any other file has one too.
     """
-    try:
-        with path.open("rb", buffering=0) as file:
-            return _end_hash(file)
-    except FileNotFoundError:
-        return _hash_there(path, stamp(path))
+    return _end_of(path)[1] if in_place.is_here(path) else _hash_there(path, stamp(path))
 
 
 @lru_cache(maxsize=1 << 16)  # a command asks several times
 def _hash_there(path: Path, _stamp: tuple[int, int]) -> str:
     """Return the hash of a shard that is in its store alone."""
+    return _end_of(path)[1]
+
+
+def _end_of(path: Path) -> tuple[int, str]:
+    """Return the bytes of a shard, here or in its store, and the hash of its end."""
+    if in_place.is_here(path):
+        with path.open("rb", buffering=0) as file:
+            return _end_hash(file)
     with in_place.opened(path.parent, path.name) as file:
         if file is None:
             raise FileNotFoundError(path)
         return _end_hash(file)
 
 
-def _end_hash(file: Any) -> str:
+def _end_hash(file: Any) -> tuple[int, str]:
     size = file.seek(0, os.SEEK_END)
     file.seek(max(0, size - 8))
     length = int.from_bytes(file.read(4), "little")
     file.seek(max(0, size - 8 - length))
-    return hashlib.blake2b(file.read(), digest_size=16).hexdigest()
+    return size, hashlib.blake2b(file.read(), digest_size=16).hexdigest()
 
 
 def read_manifest(cohort: Path, shards: Mapping[str, Sequence[Path]]) -> "Manifest | None":

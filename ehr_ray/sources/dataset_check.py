@@ -144,11 +144,11 @@ class LeaveIds:
     def __call__(self, job: tuple[int, str]) -> tuple[int, bool]:
         """Return how many subjects it has, and whether its times say their zone."""
         number, place = job
-        path = sync.fetch(place)
+        path = sync.in_store(place)
         ids = subjects_of(path)
         with _keyed(self.folder, str(number), IDS) as writer:
             writer.write(pa.table([ids], schema=IDS), assign_buckets(ids))
-        with files.reads(path, REMEDY), files.open_parquet(path) as file:
+        with files.reads(path, REMEDY), in_place.parquet(path) as file:
             schema = file.schema_arrow
         return len(ids), "time" in schema.names and is_zoned(schema.field("time").type)
 

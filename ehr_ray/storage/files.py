@@ -211,9 +211,9 @@ def unreadable(path: str | Path, error: Exception, remedy: str) -> InputError:
     return InputError(f"{path}: unreadable, damaged or cut short ({first}); {remedy}")
 
 
-def open_parquet(path: str | Path) -> pq.ParquetFile:
+def open_parquet(source: Any, **options: Any) -> pq.ParquetFile:
     """Open a Parquet file so that pages with a checksum are compared with it."""
-    return pq.ParquetFile(path, page_checksum_verification=True)
+    return pq.ParquetFile(source, page_checksum_verification=True, **options)
 
 
 def read_parquet(

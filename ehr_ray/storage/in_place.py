@@ -195,18 +195,21 @@ def _footer_bytes(file: Any) -> Any:
 
 
 @contextlib.contextmanager
-def parquet(location: str | Path, remedy: str = "restore it") -> Iterator[pq.ParquetFile]:
+def parquet(
+    location: str | Path, remedy: str = "restore it", **options: Any
+) -> Iterator[pq.ParquetFile]:
     """Open a Parquet file; of a URI only what is read of it travels, and no copy is made.
 
     So it is with a file of a copy that is not here. Of a store errors are in one line, with a
-    remedy for a file that is damaged; of this machine they are as they come.
+    remedy for a file that is damaged; of this machine they are as they come. `options` are those of
+    `ParquetFile`.
     """
     uri = uri_of(location)
     if uri is None or is_here(location):
-        with files.open_parquet(location) as file:
+        with files.open_parquet(location, **options) as file:
             yield file
         return
     with explained(uri):
         store, path = filesystem(uri)
         with store.open_input_file(path) as source, _sound(location, remedy):
-            yield pq.ParquetFile(source, page_checksum_verification=True)
+            yield files.open_parquet(source, **options)

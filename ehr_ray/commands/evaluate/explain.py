@@ -100,7 +100,7 @@ def _patients(subject: Subject, rows: pa.Table, shards: ShardPredictor) -> list[
     found: dict[int, Patient] = {}
     for path in split_shards(subject.events, subject.split):
         if not set(ids).isdisjoint(subjects_of(path).tolist()):
-            some = shards.patients(sync.fetch(path))
+            some = shards.patients(sync.in_store(path))
             found |= {patient.subject_id: patient for patient in some if patient.subject_id in ids}
     times = rows["prediction_time"].cast(pa.int64()).to_pylist()
     return [found[subject_id].until(time) for subject_id, time in zip(ids, times, strict=True)]

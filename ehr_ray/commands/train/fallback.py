@@ -135,7 +135,7 @@ def tuning_latents(experiment: Experiment, run: Path) -> LatentDiagnostics | Non
     latents, limit = predictor.family.evaluation.latents, experiment.evaluation.max_patients
     assert latents is not None
     batches = chain.from_iterable(
-        predictor.over_patients(read_patients(sync.fetch(shard), predictor.vocabulary), latents)
+        predictor.over_patients(read_patients(sync.in_store(shard), predictor.vocabulary), latents)
         for shard in cohort_shards(experiment.cohort, "tuning")
     )
     mu: list[np.ndarray] = []

@@ -106,7 +106,7 @@ def followed_of(
     """Return (days, state) of every subject of a split, from its events from the landmark on."""
     found = {}
     for shard in cohort_shards(cohort, split):
-        for patient in read_patients(sync.fetch(shard), vocabulary):
+        for patient in read_patients(sync.in_store(shard), vocabulary):
             later = ~patient.static & (patient.minute >= landmark_hours * 60)
             days = (patient.time[later] - patient.origin) / MICROSECONDS_PER_DAY
             codes = [vocabulary.codes[i] for i in patient.code[later]]

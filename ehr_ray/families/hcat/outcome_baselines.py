@@ -74,7 +74,7 @@ def read_columns(
     cohort: Path, split: str, config: HCATConfig, vocabulary: Vocabulary
 ) -> SplitColumns:
     """Return a split's columns: a code's mean value, NaN where missing, and 0 or 1 for flags."""
-    shards = map(sync.fetch, cohort_shards(cohort, split))
+    shards = map(sync.in_store, cohort_shards(cohort, split))
     patients = (patient for shard in shards for patient in read_patients(shard, vocabulary))
     batch = collate([transform(patient, config, vocabulary) for patient in patients], config)
     tokenizer = Tokenizer(config, vocabulary)

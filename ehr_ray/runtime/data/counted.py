@@ -34,7 +34,7 @@ from ehr_ray.events.block_files import block_rows, measured
 from ehr_ray.events.row_batches import as_stream
 from ehr_ray.events.row_index import RowIndex, read_index
 from ehr_ray.runtime.data.rows import RowMaker
-from ehr_ray.runtime.data.tasks import Say, run_jobs
+from ehr_ray.runtime.data.tasks import Say, in_store, run_jobs
 from ehr_ray.storage import files, sync
 from ehr_ray.storage.paths import absolute, local, uri_of
 from ehr_ray.storage.transfers import at_once
@@ -179,15 +179,6 @@ def counted(
     if any(isinstance(one, RowIndex) for one in index.values()):
         say(f"{counts.folder}: takes no files, so the next start counts rows again")
     return {split: index[split] for split in shards}
-
-
-def in_store(job: Job) -> Job:
-    """Return the job with its shard as a path, of which a store is read where it lies.
-
-    One of many files, a patient each, is copied once in place of a request a file and window.
-    """
-    near = sync.fetch if job.get("files") else sync.in_store
-    return {**job, "shard": str(near(job["shard"]))}
 
 
 class CountShard:

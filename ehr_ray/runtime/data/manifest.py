@@ -187,7 +187,7 @@ def _target_of(job: tuple[Sequence[tuple[str, str, str]], str]) -> str:
 def _describe(job: tuple[Sequence[tuple[str, str, str]], str]) -> None:
     """Write the file of a manifest that is of some shards: (name in it, split, place) each."""
     shards, target = job
-    rows = (describe_shard(sync.fetch(place), name, split) for name, split, place in shards)
+    rows = (describe_shard(sync.in_store(place), name, split) for name, split, place in shards)
     write_rows(rows, local(target))
     sync.push(target)
 
@@ -289,7 +289,7 @@ class Draw:
         name, group = _name(number), number // GROUP_SHARDS
         for path in folder.needed(name, group):
             sync.fetch(path)
-        folder.draw(name, group, sync.fetch(place))
+        folder.draw(name, group, sync.in_store(place))
         sync.push(folder.sample(name))
 
 

@@ -25,10 +25,10 @@ from ehr_ray.events.block_files import CHUNK
 from ehr_ray.events.blocks import Window
 from ehr_ray.events.row_batches import from_bytes, to_bytes
 from ehr_ray.events.row_index import LENGTH, RowIndex
-from ehr_ray.runtime.data.counted import Counts, Job, KeptIndex, counted, in_store
+from ehr_ray.runtime.data.counted import Counts, Job, KeptIndex, counted
 from ehr_ray.runtime.data.patient_rows import PatientRow, as_table, from_table
 from ehr_ray.runtime.data.rows import RowMaker
-from ehr_ray.runtime.data.tasks import Say, in_blocks, limited_retries, problem_of
+from ehr_ray.runtime.data.tasks import Say, in_blocks, in_store, limited_retries, problem_of
 
 if TYPE_CHECKING:
     from ehr_ray.family import Row

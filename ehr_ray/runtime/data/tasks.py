@@ -260,8 +260,8 @@ def run_shards(
 ) -> list[Any]:
     """Run a function over shards by `run_jobs`; return what it gave, in order.
 
-    A job's `shard` and `target` may be copies of URIs: they travel as such, the task copies the
-    shard to its node and writes the target back, and it is brought here unless `bring` is False.
+    A job's `shard` and `target` may be copies of URIs: they travel as such, the task reads the
+    shard `in_store` and writes the target back, and it is brought here unless `bring` is False.
     With `pool`, where there are more shards than CPUs, or than GPUs where a process has any, it
     keeps the function, and what it has loaded, from shard to shard. Raises InputError where
     processes want GPUs and the cluster has too few for one.
@@ -303,8 +303,17 @@ def _shard_of(job: Mapping[str, Any]) -> str:
     return str(job["shard"])
 
 
+def in_store(job: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the job with its shard as a path, of which a store is read where it lies.
+
+    One of many `files`, a patient each, is copied once in place of a request a file.
+    """
+    near = sync.fetch if job.get("files") else sync.in_store
+    return {**job, "shard": str(near(job["shard"]))}
+
+
 class ShardTask:
-    """A function of a shard, on the copies of this node: shard fetched before, target pushed after.
+    """A function of a shard: that is read `in_store`, and the target, a copy here, pushed after.
 
     A job without a `target` writes nothing. Unless it is to be brought to the driver, the copy of a
     target stays only where the disk has room for more of its size.
@@ -315,12 +324,10 @@ class ShardTask:
 
     def __call__(self, job: Mapping[str, Any]) -> Any:
         """Return what the function gives."""
-        here = dict(job)
-        for name in _PATHS:
-            if uri_of(path := job.get(name, "")) is not None:
-                here[name] = str(sync.fetch(path) if name == "shard" else local(path))
+        here, target = in_store(job), job.get("target", "")
+        if target:
+            here["target"] = str(local(target))
         value = self._function(here)
-        target = job.get("target", "")
         sync.push(target)
         if target and not self._bring and uri_of(target) is not None:
             copy = local(target)

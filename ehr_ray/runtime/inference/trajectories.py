@@ -91,7 +91,7 @@ class ShardTrajectories:
         loaded, predictor = self.shards.loaded, self.shards.predictor
         given = loaded.family.evaluation.trajectories
         assert given is not None
-        shards = (sync.fetch(path) for path in self.fit_on)
+        shards = (sync.in_store(path) for path in self.fit_on)
         patients = itertools.chain.from_iterable(
             read_patients(shard, loaded.vocabulary) for shard in shards
         )

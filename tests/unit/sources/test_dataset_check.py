@@ -8,6 +8,7 @@ from ehr_ray.errors import InputError
 from ehr_ray.events.patients import splits_of
 from ehr_ray.sources import dataset_check
 from ehr_ray.sources.dataset_check import check_dataset, is_ours
+from ehr_ray.storage import sync
 
 FOLDERS = {"train": [1, 2, 3], "tuning": [4], "held_out": [5]}
 
@@ -45,6 +46,13 @@ def check(request, tmp_path_factory, monkeypatch):
 def test_a_dataset_whose_folders_and_table_agree_is_taken_without_a_word(tmp_path, check):
     assert check(write(tmp_path / "a")) == []
     assert check(write(tmp_path / "b", splits=None)) == []
+
+
+def test_a_dataset_in_a_store_is_checked_where_it_lies(tmp_path, check, monkeypatch):
+    monkeypatch.setenv("EHR_RAY_STAGING", str(tmp_path / "copies"))
+    root = sync.fetch_cohort(f"file://{write(tmp_path / 'store')}")
+    assert check(root) == []
+    assert [*root.glob("data/**/*.parquet")] == []
 
 
 def test_folders_that_are_not_what_the_table_says_are_refused(tmp_path, check):

@@ -10,11 +10,12 @@ import pytest
 
 from ehr_ray.events import code_statistics
 from ehr_ray.events.code_statistics import fit_codes
-from ehr_ray.events.manifest import FOLDER, contradicted
+from ehr_ray.events.manifest import FOLDER, MANIFEST, contradicted
 from ehr_ray.events.patients import splits_of
 from ehr_ray.events.schema import EVENTS
 from ehr_ray.runtime.data import manifest, tasks
 from ehr_ray.runtime.data.manifest import Shards, fitted_codes, opened
+from ehr_ray.storage import sync
 from ehr_ray.storage.listing import stamped
 
 
@@ -176,6 +177,21 @@ def test_shards_are_counted_by_jobs_that_can_travel(others, tmp_path, monkeypatc
         ("sampled shards", 3, True),
         ("found quantiles", 1, True),
     ]
+
+
+def test_a_dataset_in_a_store_is_counted_and_fitted_where_it_lies(others, tmp_path, monkeypatch):
+    def made(cohort, cache):
+        with opened(cohort, cache, on_ray=False) as found:
+            rows = [table.to_pylist() for table in found.rows(MANIFEST.names)]
+            return rows, fitted_codes(found, splits_of(cohort)["train"], cache, on_ray=False)
+
+    here = made(others, tmp_path / "cache")
+    monkeypatch.setenv("EHR_RAY_STAGING", str(tmp_path / "copies"))
+    cohort = sync.fetch_cohort(f"file://{others}")
+    rows, fitted = made(cohort, tmp_path / "other")
+    assert rows == here[0]
+    assert fitted.equals(here[1])
+    assert [*(tmp_path / "copies").rglob("*.parquet")] == []
 
 
 def test_where_nothing_can_be_kept_it_is_counted_each_time(others, tmp_path):

@@ -1,8 +1,11 @@
 import pickle
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 from typing import ClassVar
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from ehr_ray.errors import InputError, ResourcesUnavailableError, RunError
@@ -16,6 +19,7 @@ from ehr_ray.runtime.data.tasks import (
     run_shards,
     split_shards,
 )
+from ehr_ray.storage import files, in_place
 from ehr_ray.storage.paths import local
 
 
@@ -138,19 +142,22 @@ def test_what_a_group_left_since_jobs_take_long_goes_one_by_one(monkeypatch, pat
 
 @pytest.fixture
 def copied(tmp_path, monkeypatch):
-    """A shard in a store is written to it in capitals: copied(bring) returns the node's copy."""
+    """Rows of a shard in a store are written to it: copied(bring) returns the node's copy."""
     monkeypatch.setenv("EHR_RAY_STAGING", str(tmp_path / "staging"))
     store = tmp_path / "store"
     store.mkdir()
-    (store / "a.txt").write_text("abc")
+    pq.write_table(pa.table({"a": ["a", "b", "c"]}), store / "a.parquet")
 
     def copy(job):
-        with open(job["shard"]) as source, open(job["target"], "w") as target:
-            target.write(source.read().upper() + job["tail"])
+        with in_place.parquet(job["shard"]) as source:
+            text = "".join(source.read()["a"].to_pylist()).upper()
+        files.write_text(Path(job["target"]), text + job["tail"])
+        assert not Path(job["shard"]).exists()
         return len(job["tail"])
 
     def run(bring):
-        jobs = [{"shard": f"file://{store}/a.txt", "target": f"file://{store}/b.txt", "tail": "!"}]
+        names = {"shard": "a.parquet", "target": "b.txt"}
+        jobs = [{"tail": "!", **{key: f"file://{store}/{name}" for key, name in names.items()}}]
         options = {"on_ray": False, "say": lambda _: None, "verb": "copied", "bring": bring}
         assert run_shards(jobs, copy, **options) == [1]
         assert (store / "b.txt").read_text() == "ABC!"
@@ -159,7 +166,7 @@ def copied(tmp_path, monkeypatch):
     return run
 
 
-def test_a_shard_that_is_a_copy_of_a_uri_is_fetched_and_its_target_pushed(copied):
+def test_a_shard_of_a_store_is_read_where_it_lies_and_its_target_pushed(copied):
     assert copied(bring=True).read_text() == "ABC!"
 
 
