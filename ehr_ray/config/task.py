@@ -104,6 +104,9 @@ class TaskConfig:
     statistics: StatisticsConfig | None = None
     """Statistics of each variable, read by the heads too; null: the embedding alone. Heads then
     differ in what training leaves out, and start at the label's rate or mean in train."""
+    start_at_rate: bool = False
+    """Whether heads without statistics start at the label's rate in train too, of classes at their
+    shares, in place of even odds. A regression's start at the mean anyhow."""
     select: Choice | None = None
     """What of tuning chooses the checkpoint and counts for `train.patience`; f1 is at 0.5. null:
     `auroc`, of a regression `mae`, of classes `macro_auroc`, the mean over classes that have rows.
@@ -128,6 +131,9 @@ class TaskConfig:
                 f"class_weight {self.class_weight} does not fit kind {self.kind}; "
                 + ("use none" if self.kind == "regression" else "use none or balanced")
             )
+        if self.start_at_rate and (self.statistics is not None or self.kind == "regression"):
+            which = "with statistics" if self.statistics is not None else "of a regression"
+            raise ValueError(f"start_at_rate is for other heads: those {which} do so anyhow")
         if self.statistics is not None and not self.hidden:
             raise ValueError("statistics need a hidden layer: give task.hidden, as in 128")
 

@@ -1,5 +1,6 @@
 """Codes and values of a shard, chunk by chunk: what statistics of codes are made of."""
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -25,15 +26,17 @@ def code_chunks(
     A code's id is its place in order of first appearance; extends `names`. The table has the
     columns named `beside`, where the shard has them. One that is in its store alone is read there.
     """
-    with files.reads(path, REMEDY), in_place.parquet(path, REMEDY) as file:
-        there, metadata = file.schema_arrow.names, file.metadata
-    valued = "numeric_value" in there
-    columns = [*beside, "code", *(["numeric_value"] if valued else [])]
-    if missing := {*columns} - {"time", *there}:
-        raise InputError(f"{path}: no column {missing.pop()!r}; {REMEDY}")
-    # Codes as the numbers Parquet has of them: a text an event is not made.
-    opened = in_place.parquet(path, REMEDY, metadata=metadata, read_dictionary=["code"])
-    with files.reads(path, REMEDY), opened as file:
+    with files.reads(path, REMEDY), contextlib.ExitStack() as opened:
+        try:
+            # Codes as the numbers Parquet has of them: a text an event is not made.
+            file = opened.enter_context(in_place.parquet(path, REMEDY, read_dictionary=["code"]))
+        except KeyError:
+            raise InputError(f"{path}: no column 'code'; {REMEDY}") from None
+        there = file.schema_arrow.names
+        valued = "numeric_value" in there
+        columns = [*beside, "code", *(["numeric_value"] if valued else [])]
+        if missing := {*columns} - {"time", *there}:
+            raise InputError(f"{path}: no column {missing.pop()!r}; {REMEDY}")
         for batches in _chunks(file, columns):
             ids = np.concatenate([_numbered(batch["code"], names) for batch in batches])
             table = pa.Table.from_batches(batches).drop_columns("code").combine_chunks()

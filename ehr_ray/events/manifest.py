@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from ehr_ray.errors import MissingError
 from ehr_ray.events.code_counts import COUNTS, count_shard
 from ehr_ray.events.code_statistics import GROUP_SHARDS
 from ehr_ray.storage import files, in_place
@@ -60,7 +61,8 @@ def describe_shard(path: Path, shard: str, split: str) -> pa.Table:
 
     One that is in its store alone is read there.
     """
-    counts, (size, footer) = count_shard(path), _end_of(path)
+    size, footer = _end_of(path)  # first: of a shard that is replaced meanwhile, it is not true
+    counts = count_shard(path)
     codes = pa.StructArray.from_arrays(
         [column.combine_chunks() for column in counts.codes.columns], fields=list(COUNTS)
     )
@@ -136,9 +138,10 @@ def _end_of(path: Path) -> tuple[int, str]:
         with path.open("rb", buffering=0) as file:
             return _end_hash(file)
     with in_place.opened(path.parent, path.name) as file:
-        if file is None:
-            raise FileNotFoundError(path)
-        return _end_hash(file)
+        found = None if file is None else _end_hash(file)
+    if found is None:
+        raise MissingError(f"{path}: gone; restore it, or run the same command again")
+    return found
 
 
 def _end_hash(file: Any) -> tuple[int, str]:

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from ehr_ray.errors import InputError, MissingError
+from ehr_ray.errors import InputError, MissingError, RunError
 from ehr_ray.storage import files
 from ehr_ray.storage.object_stores import explained, filesystem, of_store
 from ehr_ray.storage.paths import is_outlined, is_uri, uri_above, uri_of
@@ -31,7 +31,7 @@ def tail(location: str | Path, start: int) -> tuple[bytes, int]:
     uri = uri_of(location)
     if uri is None:
         return b"", start
-    with explained(uri):
+    with explained(uri, copied=False):
         store, path = filesystem(uri)
         size = store.get_file_info(path).size
         if size is None or size == start:
@@ -75,7 +75,7 @@ def opened(folder: str | Path, name: str) -> Iterator[Any]:
     if uri is None:
         yield None
         return
-    with explained(uri):
+    with explained(uri, copied=False):
         store, path = filesystem(uri)
         try:
             file = store.open_input_file(join(path, name))
@@ -174,17 +174,30 @@ def footer(location: str | Path) -> Any:
 
 def raw_footer(location: str | Path) -> Any:
     """Return what `footer` does; of a damaged file pyarrow's error, of a store InputError."""
-    if is_outlined(location):
-        with binary(location) as file:
-            end = _footer_bytes(file)
-    elif (uri := uri_of(location)) is None or is_here(location):
+    there = _there(location)
+    if there is None:
         return pq.read_metadata(location)
-    else:
-        with explained(uri):
-            store, path = filesystem(uri)
-            with store.open_input_file(path) as file:
-                end = _footer_bytes(file)
+    uri, store, path = there
+    with explained(uri, copied=False), store.open_input_file(path) as file:
+        end = _footer_bytes(file)
     return pq.read_metadata(pa.BufferReader(end))
+
+
+def _there(location: str | Path) -> tuple[str, Any, str] | None:
+    """Return the URI of a file that is not here, its store and its path there; None of others.
+
+    A name with # or ? is in no URI: that is then of its folder.
+    """
+    if is_here(location):
+        return None
+    uri, name = uri_of(location), ""
+    if uri is None:
+        uri, name = uri_above(location)
+    if uri is None:
+        return None
+    with explained(uri, copied=False):
+        store, path = filesystem(uri)
+    return uri, store, join(path, name) if name else path
 
 
 def _footer_bytes(file: Any) -> Any:
@@ -204,12 +217,38 @@ def parquet(
     remedy for a file that is damaged; of this machine they are as they come. `options` are those of
     `ParquetFile`.
     """
-    uri = uri_of(location)
-    if uri is None or is_here(location):
+    there = _there(location)
+    if there is None:
         with files.open_parquet(location, **options) as file:
             yield file
         return
-    with explained(uri):
-        store, path = filesystem(uri)
-        with store.open_input_file(path) as source, _sound(location, remedy):
-            yield files.open_parquet(source, **options)
+    uri, store, path = there
+    with (
+        explained(uri, copied=False),
+        _unchanged(store, path, location),
+        store.open_input_file(path) as source,
+        _sound(location, remedy),
+    ):
+        yield files.open_parquet(source, **options)
+
+
+@contextlib.contextmanager
+def _unchanged(store: Any, path: str, location: str | Path) -> Iterator[None]:
+    """Raise RunError where a file is another one at the end of the block, whatever came of it.
+
+    What is read of it is asked for piece by piece, by no version: pieces may be of both.
+    """
+
+    def stamp() -> tuple[int | None, int | None]:
+        found = store.get_file_info(path)
+        return found.size, found.mtime_ns
+
+    before, changed = stamp(), f"{location}: changed while it was read; run the same command again"
+    try:
+        yield
+    except Exception as error:
+        if stamp() != before:
+            raise RunError(changed) from error
+        raise
+    if stamp() != before:
+        raise RunError(changed)

@@ -77,8 +77,11 @@ def check_bucket(store: Any, path: str, uri: str) -> None:
 
 
 @contextlib.contextmanager
-def explained(uri: str) -> Iterator[None]:
-    """Turn what a store's library raises into one line with the remedy, without its details."""
+def explained(uri: str, *, copied: bool = True) -> Iterator[None]:
+    """Turn what a store's library raises into one line with the remedy, without its details.
+
+    Not `copied`: it is read where it lies, so that an error of a disk is that of its own.
+    """
     try:
         yield
     except (OSError, pa.ArrowException) as error:
@@ -86,10 +89,11 @@ def explained(uri: str) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno is not None and not _names_library(text):
             if isinstance(error, FileNotFoundError):
                 raise MissingError(f"{uri}: {error.strerror}; check the URI") from error
-            raise StoreUnavailableError(
-                f"{uri}: {error.strerror} in its copy below {staging()}; free some space, or name "
-                "another folder by EHR_RAY_STAGING"
-            ) from error
+            remedy = "see that its disk is there and may be read; run the same command again"
+            if copied:
+                remedy = "free some space, or name another folder by EHR_RAY_STAGING"
+            where = f" in its copy below {staging()}" if copied else ""
+            raise StoreUnavailableError(f"{uri}: {error.strerror}{where}; {remedy}") from error
         for pattern, kind, remedy in _REASONS:
             if re.search(pattern, text, re.IGNORECASE):
                 raise kind(f"{uri}: {remedy}") from None

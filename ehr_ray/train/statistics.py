@@ -20,7 +20,7 @@ from ehr_ray.events.patients import Patient
 from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.family import AnyFamily, Batch, Row
 from ehr_ray.nn.tabular import TabularInputs
-from ehr_ray.train.targets import num_outputs
+from ehr_ray.train.targets import num_outputs, start_logits
 
 LABEL: Final = "label"
 """Key of a row and of a batch, float [B]; the model underneath never sees it."""
@@ -84,7 +84,7 @@ class StatisticsHeads(nn.Module):
         self.statistics = drawn(heads, inputs, hidden, std=(3 * max(1, num_statistics)) ** -0.5)
         self.embedding = drawn(heads, width, hidden, std=0.3 * width**-0.5)
         self.shift = nn.Parameter(torch.zeros(heads, 1, hidden))
-        self.kind, outputs = task.kind, num_outputs(task)
+        self.task, outputs = task, num_outputs(task)
         self.out = drawn(heads, hidden, outputs, std=0.5 * hidden**-0.5)
         self.bias = nn.Parameter(torch.zeros(heads, 1, outputs))
 
@@ -122,10 +122,4 @@ class StatisticsHeads(nn.Module):
         chosen = np.linspace(0, len(rows) - 1, min(len(rows), FITTED_ROWS)).astype(np.int64)
         parts = (rows.rows(chosen[at : at + PART]) for at in range(0, len(chosen), PART))
         self.inputs.fit(np.stack([row[STATISTICS].copy() for part in parts for row in part]))
-        label = rows.column(LABEL)
-        if self.kind == "binary":
-            rate = (label.sum() + 0.5) / (len(label) + 1)
-            self.bias.fill_(float(np.log(rate) - np.log1p(-rate)))
-        elif self.kind == "classes":
-            count = np.bincount(label.astype(np.int64), minlength=self.bias.shape[2]) + 0.5
-            self.bias.copy_(torch.from_numpy(np.log(count / count.sum())).expand_as(self.bias))
+        self.bias.copy_(start_logits(rows.column(LABEL), self.task).expand_as(self.bias))

@@ -8,6 +8,7 @@ from typing import Final
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -38,6 +39,20 @@ def selection(task: TaskConfig) -> Select:
     remedy = f"give {needed[task.kind]}, or choose by task.select=loss"
     mode = "min" if task.select in _LOWER_IS_BETTER else "max"
     return Select(f"val/{task.select}", mode, remedy)  # type: ignore[arg-type]
+
+
+def start_logits(label: NDArray[np.floating], task: TaskConfig) -> Tensor:
+    """Return what says the shares of labels in train, as logits, [1], of K classes [K].
+
+    Each class has half a row more. A regression's is 0: its targets are standardised.
+    """
+    if task.kind == "regression":
+        return torch.zeros(1)
+    if task.kind == "classes":
+        count = np.bincount(label.astype(np.int64), minlength=num_outputs(task)) + 0.5
+        return torch.from_numpy(np.log(count / count.sum())).float()
+    rate = (label.sum() + 0.5) / (len(label) + 1)
+    return torch.tensor([float(np.log(rate) - np.log1p(-rate))])
 
 
 def row_weights(task: TaskConfig, shares: float | Sequence[float] | None) -> tuple[float, ...]:

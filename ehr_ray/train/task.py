@@ -32,6 +32,7 @@ from ehr_ray.train.targets import (
     num_outputs,
     row_weights,
     selection,
+    start_logits,
     target_loss,
     target_metrics,
 )
@@ -155,7 +156,7 @@ class TaskModel(nn.Module):
             self.pool = AttentivePool(width, _heads(width))
         self.register_buffer("center", torch.zeros(width))
         self.register_buffer("scale", torch.ones(width))
-        self.outputs = num_outputs(task)
+        self._task, self.outputs = task, num_outputs(task)
         self.scaled = task.kind == "regression"
         if self.scaled:
             for name, value in zip(SCALE_BUFFERS, (0.0, 1.0), strict=True):
@@ -201,6 +202,16 @@ class TaskModel(nn.Module):
             self.fit_scale(rows.column(LABEL))
         if isinstance(self.heads, StatisticsHeads):
             self.heads.fit(rows)
+        elif self._task.start_at_rate:
+            self._start_at(start_logits(rows.column(LABEL), self._task))
+
+    @torch.no_grad()
+    def _start_at(self, logits: Tensor) -> None:
+        """Have every head begin with these, [1] or [K]."""
+        assert isinstance(self.heads, nn.ModuleList)
+        for head in self.heads:
+            *_, last = head.children()
+            last.get_parameter("bias").copy_(logits)
 
     @torch.no_grad()
     def fit_scale(self, label: NDArray[np.floating]) -> None:

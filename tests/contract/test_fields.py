@@ -59,6 +59,7 @@ TASK = {
     "task.kind": "must fit task.select: tests/unit/commands/evaluate/test_kinds.py",
     "task.classes": "refused unless the labels are classes: tests/unit/train/test_targets.py",
     "task.statistics": "fitted on all of train: tests/unit/train/test_statistics.py",
+    "task.start_at_rate": "fitted on all of train: tests/unit/train/test_task.py",
 }
 FLAGS = {"model.max_flags": "no code without values here: tests/unit/events/test_visits.py"}
 DECODERS = "refused where the two are read together: its test_config.py"

@@ -48,16 +48,19 @@ def size_speed(cohort: Path, place: Path) -> Numbers:  # noqa: ARG001
         raise ConfigError("--only size: needs a system that tells a process's memory (Linux)")
     (_, memory_few), (many, memory_many) = (_sized(place, *size) for size in (FEW, MANY))
     coarse, fine = (_rows(place, *size)[0] for size in (COARSE, FINE))
-    turns = [[_first_step(it, turn)[1] for it in (coarse, fine)] for turn in range(TURNS)]
-    first = [float(seconds) for seconds in np.median(turns, axis=0)]
+    turns = [[_first_step(it, turn)[1:] for it in (coarse, fine)] for turn in range(TURNS)]
+    (few_opened, few_first), (many_opened, many_first) = np.median(turns, axis=0).tolist()
     return {
         f"{FEW[0]:,} patients, MB of its own": memory_few,
         f"{MANY[0]:,} patients, MB of its own": memory_many,
         "memory of many over few": memory_many / memory_few,
         f"{MANY[0]:,} patients, CPU ms a patient to make rows": 1000 * many / MANY[0],
-        f"{COARSE[1]:,} shards, CPU s to the first step": first[0],
-        f"{FINE[1]:,} shards, CPU s to the first step": first[1],
-        "first step of many shards over few": first[1] / first[0],
+        f"{COARSE[1]:,} shards, CPU s to the first step": few_first,
+        f"{FINE[1]:,} shards, CPU s to the first step": many_first,
+        "first step of many shards over few": many_first / few_first,
+        f"{COARSE[1]:,} shards, CPU s without imports": few_opened,
+        f"{FINE[1]:,} shards, CPU s without imports": many_opened,
+        "first step of many shards over few, without imports": many_opened / few_opened,
     }
 
 
@@ -78,8 +81,8 @@ def _rows(place: Path, patients: int, shards: int) -> tuple[Experiment, float]:
     return experiment, time.process_time() - began
 
 
-def _first_step(experiment: Experiment, turn: int) -> tuple[float, float]:
-    """Start a process on rows that are there: its MB, and CPU seconds to the first step."""
+def _first_step(experiment: Experiment, turn: int) -> tuple[float, float, float]:
+    """Start a process on rows that are there; return as `_opened` does."""
     run = dataclasses.replace(experiment, name=f"run{turn}")
     return in_processes(_opened, [(run,)])[0]
 
@@ -126,8 +129,11 @@ class Memory(threading.Thread):
         return self.most
 
 
-def _opened(experiment: Experiment, barrier: Any) -> tuple[float, float]:
-    """Open rows that are there and train; return MB and the CPU seconds to the first step."""
+def _opened(experiment: Experiment, barrier: Any) -> tuple[float, float, float]:
+    """Open rows that are there and train.
+
+    Returns MB, and CPU seconds to the first step: from here on, and from the process's start.
+    """
     torch.set_num_threads(1)
     keep_freed_memory()
     pass_over_imports()
@@ -143,7 +149,7 @@ def _opened(experiment: Experiment, barrier: Any) -> tuple[float, float]:
         loader = loader_of(experiment, family, data)
         backend, run = LocalBackend(), experiment.directory
         train(experiment, family, data.vocabulary, loader, backend, run, watch)
-    return memory.stop(), ended[0] - began
+    return memory.stop(), ended[0] - began, ended[0]
 
 
 def _experiment(folder: Path) -> Experiment:

@@ -14,10 +14,11 @@ from ehr_ray.events.patients import cohort_shards
 from ehr_ray.events.schema import EVENTS
 from ehr_ray.events.vocabulary import Vocabulary, as_float32
 from ehr_ray.runtime.data.tasks import Say, run_jobs
-from ehr_ray.storage import files, sync
-from ehr_ray.storage.paths import canonical
+from ehr_ray.storage import files, in_place, sync
+from ehr_ray.storage.paths import canonical, inside, local, uri_of
 
 BATCH_ROWS = 1 << 18
+REMEDY = "ingest the cohort again"
 
 
 def mapped_cohort(
@@ -37,7 +38,7 @@ def mapped_cohort(
     """
     lines = [code_map.check_targets(vocabulary.codes)]
     jobs = [
-        (canonical(shard), str(folder / shard.relative_to(cohort)))
+        (canonical(shard), canonical(folder / shard.relative_to(cohort)))
         for split in splits
         for shard in cohort_shards(cohort, split)
     ]
@@ -48,7 +49,8 @@ def mapped_cohort(
     for name in ("labels", "metadata"):
         if (cohort / name).is_dir():
             shutil.copytree(cohort / name, folder / name, dirs_exist_ok=True)
-    return folder, [line for line in lines if line is not None]
+            sync.push(folder / name)
+    return sync.fetch_cohort(folder), [line for line in lines if line is not None]
 
 
 @dataclass(frozen=True)
@@ -58,20 +60,23 @@ class MapShard:
     code_map: CodeMap
 
     def __call__(self, job: tuple[str, str]) -> str:
-        """Write the copy, a batch of rows at a time."""
-        source, target = Path(sync.fetch(job[0])), Path(job[1])
-        target.parent.mkdir(parents=True, exist_ok=True)
+        """Write the copy, a batch of rows at a time; in a store it is there alone at the end."""
+        source, target = sync.in_store(job[0]), local(job[1])
         codes: set[str] = set()
         with (
-            files.reads(source, "ingest the cohort again"),
-            pq.ParquetWriter(target, EVENTS, **files.CHECKED) as writer,
+            files.new_file(target) as partial,
+            files.reads(source, REMEDY),
+            in_place.parquet(source, REMEDY) as file,
+            pq.ParquetWriter(partial, EVENTS, **files.CHECKED) as writer,
         ):
-            file = files.open_parquet(source)
             there = [name for name in EVENTS.names if name in file.schema_arrow.names]
             for batch in file.iter_batches(BATCH_ROWS, columns=there):
                 events, counts = self.code_map.apply(_events(pa.Table.from_batches([batch])))
                 codes.update(counts.field("values").to_pylist())
                 writer.write_table(events)
+        sync.push(job[1])
+        if uri_of(job[1]) is not None:
+            inside(target).unlink()
         return json.dumps(sorted(codes))
 
 

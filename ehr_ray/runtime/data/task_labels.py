@@ -6,7 +6,6 @@
 Where nothing can be kept a job of a shard passes over all label files instead.
 """
 
-import contextlib
 import itertools
 import json
 import math
@@ -20,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from ehr_ray.errors import ResourcesUnavailableError, RunError, UserError
+from ehr_ray.errors import ResourcesUnavailableError
 from ehr_ray.events.label_tasks import Kind
 from ehr_ray.events.labels import (
     Labels,
@@ -34,7 +33,7 @@ from ehr_ray.runtime.data.manifest import Shards, mute, opened
 from ehr_ray.runtime.data.tasks import run_jobs
 from ehr_ray.sources.dataset_check import RANGE_IDS, subjects_of
 from ehr_ray.storage import files, in_place, sync
-from ehr_ray.storage.paths import absolute, is_uri, local
+from ehr_ray.storage.paths import absolute, local
 from ehr_ray.storage.transfers import AT_ONCE
 
 VERSION: Final = 1
@@ -278,19 +277,11 @@ class DivideLabels:
 
 def _subjects_of(shards: Sequence[str]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
     """Return all subjects of some shards, ascending, and the number of the shard of each."""
-    parts = [_ids_of(place) for place in shards]
+    parts = [subjects_of(place) for place in shards]
     shard = np.repeat(np.arange(len(parts), dtype=np.int32), [len(part) for part in parts])
     ids = np.concatenate(parts)
     order = np.argsort(ids, kind="stable")
     return ids[order], shard[order]
-
-
-def _ids_of(place: str) -> npt.NDArray[np.int64]:
-    if is_uri(place):
-        with contextlib.suppress(UserError, RunError):
-            return subjects_of(place)
-        # What is wrong with it, its copy tells: a file that is damaged, or a store that is away.
-    return subjects_of(sync.fetch(place))
 
 
 def _name_in(cohort: str, shard: Path) -> Path:

@@ -24,6 +24,14 @@ def test_a_task_round_trips_and_is_absent_by_default():
         ({"loss": "mse"}, r"task\.loss"),
         ({"class_weight": "heavy"}, r"task\.class_weight"),
         ({"label_ratio": 0}, r"task\.label_ratio"),
+        (
+            {"start_at_rate": True, "statistics": {}, "hidden": 4},
+            r"task\.start_at_rate is.* those with statistics do so anyhow",
+        ),
+        (
+            {"start_at_rate": True, "kind": "regression"},
+            r"task\.start_at_rate is.* those of a regression do so anyhow",
+        ),
         ({"focal": 1}, r"task\.focal: unknown key; did you mean focal_gamma"),
     ],
 )

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ehr_ray.errors import InputError
+from ehr_ray.errors import InputError, MissingError
 from ehr_ray.events import manifest
 from ehr_ray.events.manifest import (
     FOLDER,
@@ -21,6 +21,7 @@ from ehr_ray.events.manifest import (
     write_manifest,
 )
 from ehr_ray.events.patients import splits_of
+from ehr_ray.storage import sync
 
 MINUTE = 60_000_000
 
@@ -186,6 +187,17 @@ def test_a_file_that_is_no_parquet_has_an_end_too(tmp_path):
     (tmp_path / "short").write_bytes(b"ab")
     (tmp_path / "long").write_bytes(b"\xff" * 100)
     assert footer_hash(tmp_path / "short") != footer_hash(tmp_path / "long")
+
+
+def test_a_shard_that_is_gone_from_its_store_is_missing_whatever_its_name(tmp_path, monkeypatch):
+    monkeypatch.setenv("EHR_RAY_STAGING", str(tmp_path / "copies"))
+    folder = tmp_path / "expired-2020"
+    folder.mkdir()
+    (folder / "0.parquet").write_bytes(b"PAR1")
+    listed = sync.fetch(f"file://{tmp_path}", listed=("expired-2020",)) / folder.name / "0.parquet"
+    (folder / "0.parquet").unlink()
+    with pytest.raises(MissingError, match=r"0\.parquet: gone; restore it"):
+        footer_hash(listed)
 
 
 def test_ingest_leaves_it(synthetic_cohort):

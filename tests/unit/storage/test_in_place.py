@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from small_files import content, write
 
-from ehr_ray.errors import InputError, MissingError, StoreUnavailableError
+from ehr_ray.errors import InputError, MissingError, RunError, StoreUnavailableError
 from ehr_ray.storage import in_place, sync
 from ehr_ray.storage.paths import local
 from ehr_ray.storage.sync import push
@@ -62,11 +62,42 @@ def test_a_parquet_file_is_read_where_it_lies_and_a_damaged_one_is_told_from_a_f
         (OSError(5, "Input/output error"), StoreUnavailableError),
         (OSError("AWS Error ACCESS_DENIED during GetObject"), InputError),
     ]:
-        with pytest.raises(kind, match=r"^file:.*t\.parquet: "), in_place.parquet(copy):
+        with pytest.raises(kind, match=r"^file:.*t\.parquet: ") as told, in_place.parquet(copy):
             raise error
+        assert "copy" not in str(told.value)  # nothing is copied
     with pytest.raises(MissingError), in_place.parquet(f"{uri}/none.parquet"):
         raise AssertionError
     assert transfers == []
+
+
+def test_a_file_that_is_replaced_while_it_is_read_is_no_damaged_one(store):
+    folder, uri = store
+    table = pa.table({"x": range(1000)})
+
+    def read(replace, told=None):
+        pq.write_table(table, folder / "t.parquet")
+        with in_place.parquet(f"{uri}/t.parquet"):
+            replace()
+            if told is not None:
+                raise told
+
+    changed = r"t\.parquet: changed while it was read; run the same"
+    with pytest.raises(RunError, match=changed):
+        read(lambda: pq.write_table(table.slice(7), folder / "t.parquet"))
+    with pytest.raises(RunError, match=changed):
+        read(lambda: (folder / "t.parquet").write_bytes(b"short"), InputError("cut short"))
+    with pytest.raises(InputError, match="of its rows"):
+        read(lambda: None, InputError("of its rows"))
+
+
+def test_a_name_that_is_in_no_uri_is_read_where_it_lies(store):
+    folder, uri = store
+    table = pa.table({"x": [1, 2]})
+    pq.write_table(table, folder / "a#1.parquet")
+    copy = local(uri) / "a#1.parquet"
+    with in_place.parquet(copy) as file:
+        assert file.read().equals(table)
+    assert in_place.footer(copy).num_rows == 2
 
 
 def test_the_tail_of_an_object_is_what_was_added_or_all_of_a_new_one(store):

@@ -2,6 +2,7 @@ import math
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -247,3 +248,23 @@ def test_validation_runs_the_model_of_a_task_once_a_batch(family):
     logit = torch.cat([model(batch, None).mean(1) for batch in batches(3)]).detach()
     label = torch.cat([batch[LABEL] for batch in batches(3)])
     assert values["val/auroc"] == pytest.approx(ranking_metrics(logit, label)["auroc"])
+
+
+@pytest.mark.parametrize("hidden", [0, 6])
+def test_heads_may_start_at_the_shares_of_labels_in_train(hidden):
+    counts = {"binary": [149.5, 51.5], "classes": [100.5, 60.5, 40.5]}
+    for kind, expected in counts.items():
+        task = {"kind": kind, "hidden": hidden, "members": 2}
+        task |= {"classes": ("a", "b", "c")} if kind == "classes" else {}
+        sizes = [int(count) for count in expected]
+        labels = np.repeat(np.arange(len(sizes)), sizes).astype(np.float32)
+        rows = SimpleNamespace(column=lambda _name, labels=labels: labels)
+        for start in (False, True):
+            model = plain_family(start_at_rate=start, **task).build(None, None).eval()
+            before = [head[-1].bias.clone() for head in model.heads]
+            model.fit(rows)
+            biases = [head[-1].bias for head in model.heads]
+            shares = torch.tensor(expected) / sum(expected)
+            wanted = shares[1:].logit() if kind == "binary" else shares.log()
+            for was, now in zip(before, biases, strict=True):
+                torch.testing.assert_close(now.detach(), wanted if start else was)

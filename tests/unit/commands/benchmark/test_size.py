@@ -24,8 +24,9 @@ def test_what_starts_hold_and_take_is_told_with_ratios(here, tmp_path):
     found = size.size_speed(tmp_path, tmp_path)
     few, many = (found[f"{n} patients, MB of its own"] for n in (30, 60))
     assert found["memory of many over few"] == many / few
-    first = [found[f"{n} shards, CPU s to the first step"] for n in (2, 4)]
-    assert found["first step of many shards over few"] == first[1] / first[0]
+    for what, end in (("to the first step", ""), ("without imports", ", without imports")):
+        few, many = (found[f"{n} shards, CPU s {what}"] for n in (2, 4))
+        assert found[f"first step of many shards over few{end}"] == many / few
     assert all(value > 0 for value in found.values())
 
 

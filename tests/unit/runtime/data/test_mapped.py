@@ -14,6 +14,8 @@ from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.runtime.data import mapped
 from ehr_ray.runtime.data.manifest import opened
 from ehr_ray.runtime.data.mapped import mapped_cohort
+from ehr_ray.storage import in_place, sync
+from ehr_ray.storage.paths import local
 
 RENAME = CodeMap({"HR": Entry("pulse", 2.0, 1.0), "other": Entry("breath", 1.0, 0.0)}, "map.csv")
 
@@ -53,6 +55,25 @@ def test_a_copy_has_all_rows_in_their_order_with_the_codes_of_the_map(
             if before["code"] == names[0]:
                 assert after["numeric_value"] == pytest.approx(2 * before["numeric_value"] + 1)
     assert not (folder / "data" / SPLITS[0]).exists()
+
+
+def test_a_copy_in_a_store_is_there_alone_and_read_there(
+    synthetic_cohort, synthetic_vocabulary, tmp_path, monkeypatch
+):
+    first, second, *_ = synthetic_vocabulary.codes
+    codes = CodeMap({first: Entry(second, 2.0, 1.0)}, "map.csv")
+    here, _ = copy(synthetic_cohort, codes, synthetic_vocabulary, tmp_path / "out")
+    monkeypatch.setenv("EHR_RAY_STAGING", str(tmp_path / "copies"))
+    cohort = sync.fetch_cohort(f"file://{synthetic_cohort}")
+    output = local(f"file://{tmp_path}/store/run/.parts/mapped-1")
+    there, _ = copy(cohort, codes, synthetic_vocabulary, output)
+    assert label_files(there).keys() == label_files(here).keys()
+    for wanted, shard in zip(
+        cohort_shards(here, "held_out"), cohort_shards(there, "held_out"), strict=True
+    ):
+        with in_place.parquet(sync.in_store(shard)) as file:
+            assert file.read().equals(read(wanted))
+    assert [p for p in (tmp_path / "copies").rglob("*.parquet") if "data" in p.parts] == []
 
 
 def test_shards_of_other_types_and_without_values_are_read(synthetic_vocabulary, tmp_path):
