@@ -75,6 +75,12 @@ def rows_here():
     return [p for p in found if p.suffix == ".arrow" or p.parts[-3:-1] in rows]
 
 
+def no_shard_was_copied():
+    """Whether neither the driver nor the workers have copies of the cohort's shards."""
+    folders = (staging(), Path(os.environ["RAY_TMPDIR"]) / "staging")
+    return not [p for folder in folders for p in folder.rglob("hospital/cohort/data/*/*.parquet")]
+
+
 def weights(folder):
     return load_file(folder / "model.safetensors")
 
@@ -102,6 +108,7 @@ def test_expand_from_bucket_to_bucket_gives_what_folders_give(stored, bucket, ma
     run = train(experiment(stored, tmp_path / "runs", sets, *short)).run
     assert (run / "checkpoint" / "model.safetensors").is_file()
     assert not rows_here()
+    assert no_shard_was_copied()
     with pytest.raises(InputError, match="holds another expansion"):
         expand(stored, f"{BUCKET}/expanded", lvcf_minutes=60)
     expand(sync.fetch(stored), tmp_path / "expanded")
@@ -171,6 +178,7 @@ def test_a_killed_training_goes_on_from_the_store_on_another_machine(
     assert embed(f"{output}/run", stored, f"{BUCKET}/vectors/all.parquet") == 80
     assert in_place.footer(f"{BUCKET}/vectors/all.parquet").num_rows == 80
     assert objects(bucket, "vectors") == {"all.parquet"}
+    assert no_shard_was_copied()
     assert not {name for name in objects(bucket, "runs/run") if name.startswith(".progress")}
     machine("fourth")
     assert ehr_ray.load(f"{output}/run").experiment.output == output
