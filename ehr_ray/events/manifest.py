@@ -5,6 +5,7 @@ more codes in a row group than a process can hold. What is in it is only believe
 are those it was made of, by their size and by the footer, which every other writing changes.
 """
 
+import contextlib
 import hashlib
 import itertools
 import os
@@ -134,9 +135,9 @@ def _hash_there(path: Path, _stamp: tuple[int, int]) -> str:
 
 def _end_of(path: Path) -> tuple[int, str]:
     """Return the bytes of a shard, here or in its store, and the hash of its end."""
-    if in_place.is_here(path):
-        with path.open("rb", buffering=0) as file:
-            return _end_hash(file)
+    # Asked by opening it: another process may remove a copy that is old.
+    with contextlib.suppress(FileNotFoundError), path.open("rb", buffering=0) as file:
+        return _end_hash(file)
     with in_place.opened(path.parent, path.name) as file:
         found = None if file is None else _end_hash(file)
     if found is None:
