@@ -213,8 +213,9 @@ def fit_ensemble(
 ) -> Scorer:
     """Average the logits of a model trained for the task and a baseline, calibrated on tuning.
 
-    Tuning chose the network's epoch and scaled both, and fitted neither. Their weights are equal: a hundred positive rows choose none
-    better. The input, float[N, 1 + G], is the model's logit and what the baseline reads.
+    Tuning chose the network's epoch and scaled both, and fitted neither. Their weights are equal:
+    a hundred positive rows choose none better. The input, float[N, 1 + G], is the model's logit and
+    what the baseline reads.
     """
     y = np.asarray(tuning_label, dtype=np.int64)
 
