@@ -233,6 +233,13 @@ def _not_together(experiment: Experiment) -> list[str]:
                 f"{option}: graphs keep gradients for one micro-batch, and train.accumulate="
                 f"{train.accumulate}; set that to 1, or give default"
             )
+        if train.activation_checkpointing:
+            # What is computed once more in the backward pass would be replayed into memory that
+            # the gradient still reads; that it is not has been shown nowhere.
+            problems.append(
+                f"{option}: with train.activation_checkpointing=true graphs would be replayed "
+                "within a gradient; give default, or set that to false"
+            )
         if divided:
             # A block's weights are gathered elsewhere each time, and graphs are of addresses.
             problems.append(

@@ -25,6 +25,7 @@ FAMILY_NAMES = {
     "ehr_ray/commands/benchmark/faults.py": "the config that is measured is data",
     "ehr_ray/commands/benchmark/gpu.py": "the config that is measured is data",
     "ehr_ray/commands/benchmark/gpu_models.py": "the configs that are measured are data",
+    "ehr_ray/commands/benchmark/gpu_runs.py": "the configs that are compared are data",
     "ehr_ray/commands/benchmark/overhead.py": "the config that is measured is data",
     "ehr_ray/commands/benchmark/scaling.py": "the config that is measured is data",
     "ehr_ray/commands/benchmark/size.py": "the config that is measured is data",

@@ -94,7 +94,7 @@ def benchmark(
             cohort = place
         if cohort is None:
             cohort = place / "cohort"
-            options = {"patients": PATIENTS.get(device or "cuda", 500)} if chosen == [GPU] else {}
+            options = {"patients": PATIENTS.get(device or "cuda", 500)} if GPU in chosen else {}
             ingest("synthetic", None, cohort, options=options, progress=screen.passing)
         with contextlib.nullcontext() if alone else session(verbose=verbose):
             first = chosen[0]

@@ -15,8 +15,11 @@ from ehr_ray.experiment import Experiment
 from ehr_ray.family import AnyFamily, Batch, Scheduled
 from ehr_ray.nn.packed import padded
 from ehr_ray.train.feed import move
+from ehr_ray.train.loader import Loader
 from ehr_ray.train.step import loss_terms, objective
 
+COMPARED: Final = 16
+"""Patients whose losses and gradients are computed in two ways."""
 LATE: Final = 1_000_024
 """The step whose schedules hold: by it each weight that begins at 0 has come to its end. That of
 the vitals VAE goes in cycles of 40 epochs, here steps, which is then at 24 of them."""
@@ -34,6 +37,11 @@ class Computed:
     """The mean of each trained term."""
     gradients: Mapping[str, Tensor]
     """Of each parameter that has one, float32 on the CPU."""
+
+
+def few(loader: Loader) -> Batch:
+    """Return the batch that is compared: the first patients of train."""
+    return loader.collate(loader.train.rows(range(min(COMPARED, len(loader.train)))))
 
 
 def late(plan: Experiment) -> Scheduled:

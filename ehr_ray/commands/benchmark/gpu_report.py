@@ -27,6 +27,7 @@ class Report:
     figures: Figures = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
     began: float = field(default_factory=time.monotonic)
+    _done: set[str] = field(default_factory=set)
     _at: str = "start"
     _until: float = float("inf")
 
@@ -40,19 +41,31 @@ class Report:
         """Seconds the part that runs may still take: twice those it was expected to, at most."""
         return min(self.left, self._until - time.monotonic())
 
-    def part(self, name: str, seconds: float, work: Callable[..., None], *given: Any) -> None:
+    def part(
+        self,
+        name: str,
+        seconds: float,
+        work: Callable[..., None],
+        *given: Any,
+        needs: str | None = None,
+        checks: bool = True,
+    ) -> None:
         """Do a part that may take so many seconds, if so many are left: `work(*given)`.
 
         An error ends the part alone. Its traceback is let go, and with it the memory it holds.
-        A part may have parts.
+        A part may have parts. It is left out too where the part that it `needs` has not come to its
+        end. What is left out is a fault, unless nothing but speed was to be measured: `checks`.
         """
         before = self._at, self._until
-        if self.left < seconds:
-            self.figures[name] = "left out: no time left"
+        if why := self._hindered(seconds, needs):
+            self.figures[name] = f"left out: {why}"
+            if checks:
+                self.faults.append(f"{name}: not checked, {why}")
         else:
             self._at, self._until = name, time.monotonic() + 2 * seconds
             try:
                 work(*given)
+                self._done.add(name)
             except Exception as error:  # of torch, of a driver, of memory: whatever it is
                 lines = str(error).strip().splitlines() or [""]
                 self.faults.append(f"{name}: {type(error).__name__}: {lines[0]}")
@@ -61,6 +74,12 @@ class Report:
         with contextlib.suppress(RuntimeError):  # a GPU that has failed says so again
             torch.cuda.empty_cache()
         self.kept(self.result())
+
+    def _hindered(self, seconds: float, needs: str | None) -> str:
+        """Return why a part is left out, "" where it is not."""
+        if needs is not None and needs not in self._done:
+            return f"{needs} has not come to its end"
+        return "no time left" if self.left < seconds else ""
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
@@ -99,6 +118,12 @@ class Report:
         if not value <= limit:
             of = f" ({where})" if where else ""
             self.faults.append(f"{name}{of}: {value:.3g}, above {limit:.3g}")
+
+    def aim(self, name: str, value: float, least: float) -> None:
+        """Keep a figure, and beside it whether it is below a goal, which is no fault."""
+        self.figures[name] = value
+        if not value >= least:
+            self.figures[f"{name}, goal missed"] = f"below {least:g}"
 
 
 def _left_out(value: float | str) -> TypeGuard[str]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ehr_ray.experiment import Experiment
@@ -28,6 +28,9 @@ PROFILED = 4
 """Steps whose kernels are timed at most: a record of each takes memory."""
 COUNTED = 8
 """Steps whose floating-point operations are counted at most: batches are of unlike length."""
+SYNCS = "syncs per step"
+"""The figure of them."""
+BUSY = "share of time a kernel is at work"
 WAITS = "called a synchronizing CUDA operation"
 """What torch warns of where the host waits for the GPU."""
 
@@ -95,9 +98,9 @@ def step_speed(
     if steps < asked:
         figures["steps"] = f"{steps} of {asked}, for want of time"
     if busy is not None:
-        figures["share of time a kernel is at work"] = busy.share
+        figures[BUSY] = busy.share
     if syncs is not None:
-        figures["syncs per step"] = float(sum(WAITS in str(found.message) for found in syncs))
+        figures[SYNCS] = float(sum(WAITS in str(found.message) for found in syncs))
     padding = sums.means("train").get("train/padding")
     return figures if padding is None else figures | {"share of padding": padding}
 
@@ -164,13 +167,14 @@ class Steps:
         self._seed, self._model, self._number = plan.seed, model, 0
         self._after = family.training.after_step
 
-    def __call__(self, micro: list[Batch]) -> None:
-        """Take the next step."""
+    def __call__(self, micro: list[Batch]) -> Tensor:
+        """Take the next step; return the norm of its gradient before it is clipped, a scalar."""
         seed_step(self._seed, self._number, 0)
-        self._take(micro, self._scheduled, noise_seed(self._seed, self._number))
+        norm = self._take(micro, self._scheduled, noise_seed(self._seed, self._number))
         if self._after:
             self._after(self._model, self._scheduled)
         self._number += 1
+        return norm
 
     def check(self) -> None:
         """Raise RunError where a gradient was not finite."""

@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from multiprocessing.process import BaseProcess
@@ -25,9 +25,11 @@ from ehr_ray.errors import RunError
 from ehr_ray.experiment import Experiment
 from ehr_ray.runtime.data.prepared import Prepared
 from ehr_ray.runtime.training.worker import loader_of
+from ehr_ray.train import history
 from ehr_ray.train.backend import begin_sum, sent_once
 from ehr_ray.train.checkpoint import WEIGHTS
 from ehr_ray.train.loop import train
+from ehr_ray.train.numerics import numerics
 from ehr_ray.train.report import Watch
 from ehr_ray.train.sharding import sharded
 from ehr_ray.train.task import family_of
@@ -36,6 +38,8 @@ START: Final = "spawn"
 """How a rank starts: a forked child of a process that has used CUDA, or autograd's threads, cannot
 go on."""
 KILLED = 9
+FIRST = "first-step"
+"""The first step that was taken since the last start, in its run's folder."""
 SECONDS = 60
 """How long a rank waits for the others."""
 FAULT = "fault.txt"
@@ -54,6 +58,17 @@ class Group:
     device: str
     kill: int | None = None
     strategy: str = "ddp"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a training ended."""
+
+    weights: Mapping[str, Tensor]
+    norms: Sequence[float]
+    """Of its gradients before they are clipped, in order. Neither clipping nor Adam lets weights
+    tell that all gradients are as many times too large: summed over ranks, where they should be
+    averaged."""
 
 
 class GroupBackend:
@@ -84,9 +99,14 @@ class GroupBackend:
 
 def run_group(
     experiment: Experiment, data: Prepared, run: Path, group: Group, seconds: float = 300.0
-) -> None:
-    """Train with the ranks of a group; RunError unless they end in time as they are told to."""
+) -> int | None:
+    """Train with the ranks of a group; return the first step they took, None without one.
+
+    RunError unless they end in time as they are told to.
+    """
     run.mkdir(parents=True, exist_ok=True)
+    first = run / FIRST
+    first.unlink(missing_ok=True)
     meeting = run / f".meeting-{group.backend}-{group.world}-{group.strategy}-{group.kill}"
     context = multiprocessing.get_context(START)
     ranks = [
@@ -104,6 +124,7 @@ def run_group(
         raise RunError(
             f"{run.name}: {group.world} ranks by {group.backend} on {group.device}: {how}: {said}"
         )
+    return int(first.read_text()) if first.is_file() else None
 
 
 def ended(ranks: Sequence[BaseProcess], seconds: float) -> bool:
@@ -118,14 +139,27 @@ def ended(ranks: Sequence[BaseProcess], seconds: float) -> bool:
     return not late
 
 
-def weights(run: Path) -> dict[str, Tensor]:
-    """Return the weights of a run's last state."""
-    return load_file(max((run / "state").glob("[0-9]*")) / WEIGHTS)
+def outcome(run: Path) -> Outcome:
+    """Return how a run ended, by its last state and its reports."""
+    weights = load_file(max((run / "state").glob("[0-9]*")) / WEIGHTS)
+    return Outcome(weights, history.read(run)["grad_norm"].tolist())
 
 
-def farthest(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> float:
-    """Return the largest difference of any two weights; not a number where one is none."""
-    return float(np.max([float((ours[name] - theirs[name]).abs().max()) for name in ours]))
+def farthest(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> float:
+    """Return the largest difference of any two weights; not a number where one is none.
+
+    Biases of keys have no gradient but rounding, which Adam makes as large as any other: they, and
+    what lies beside them, are passed over.
+    """
+    names = [name for name in ours if not name.endswith("query_key_value.bias")]
+    return float(np.max([float((ours[name] - theirs[name]).abs().max()) for name in names]))
+
+
+def norms_apart(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    """Return the largest relative difference of two norms; infinite where there are not as many."""
+    if len(ours) != len(theirs):
+        return float("inf")
+    return float(np.max(np.abs(np.divide(ours, theirs) - 1.0)))
 
 
 def _rank(
@@ -158,9 +192,12 @@ def _train_rank(
     loader = loader_of(experiment, family, data)
 
     def on_step(step: int, _total: int) -> None:
+        if not (run / FIRST).exists():
+            (run / FIRST).write_text(str(step))
         if step == group.kill:
             os._exit(KILLED)
 
     backend = GroupBackend(rank, group)
-    train(experiment, family, data.vocabulary, loader, backend, run, Watch(on_step))
+    with numerics(experiment.train):
+        train(experiment, family, data.vocabulary, loader, backend, run, Watch(on_step))
     dist.barrier()

@@ -209,6 +209,10 @@ def test_graphs_of_a_gpu_are_told_where_a_step_begins(monkeypatch, tiny_experime
     [
         ({"train.accumulate": 2}, r"graphs keep gradients .* train\.accumulate=2; set that to 1"),
         (
+            {"train.activation_checkpointing": True},
+            r"with train\.activation_checkpointing=true graphs would be replayed .* give default",
+        ),
+        (
             {"cluster.strategy": "fsdp", "cluster.num_workers": [1, 2]},
             r"with cluster\.strategy=fsdp graphs would be recorded at each step; give default",
         ),

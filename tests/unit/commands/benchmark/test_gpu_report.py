@@ -19,9 +19,35 @@ def test_a_part_that_fails_ends_no_other_and_what_is_known_is_kept_after_each():
     report.part("two ranks", 20, report.check, "weights", 1.0, 2.0)
     assert [len(figures) for figures in seen] == [2, 3, 5, 6]
     assert seen[-1]["left out"] == "jepa tiny (no time left)"
-    assert seen[-1]["faults"] == "jepa large: OutOfMemoryError: CUDA out of memory."
+    large, tiny = seen[-1]["faults"].split("; ")
+    assert large == "jepa large: OutOfMemoryError: CUDA out of memory."
+    assert tiny == "jepa tiny: not checked, no time left"
     assert seen[-1]["jepa tiny"] == "left out: no time left"
     assert (seen[-1]["phrases"], seen[-1]["weights"]) == (1.0, 1.0)
+
+
+def test_a_measurement_alone_may_be_left_out_and_what_needs_a_part_that_failed_is_not_tried():
+    done = []
+    report = Report(100.0)
+    report.part("phrases", 101, done.append, "phrases", checks=False)
+    report.part("one rank", 1, report.check)  # a TypeError: nothing is given
+    report.part("two ranks", 1, done.append, "two", needs="one rank")
+    report.part("packed", 1, done.append, "packed")
+    report.part("after it", 1, done.append, "after it", needs="packed")
+    assert done == ["packed", "after it"]
+    one, two = report.faults
+    assert one.startswith("one rank: TypeError: ")
+    assert two == "two ranks: not checked, one rank has not come to its end"
+    why = "phrases (no time left); two ranks (one rank has not come to its end)"
+    assert report.result()["left out"] == why
+
+
+def test_a_goal_that_is_missed_is_told_beside_the_figure_and_is_no_fault():
+    report = Report()
+    report.aim("MFU", 0.5, 0.4)
+    report.aim("busy", 0.5, 0.9)
+    assert report.figures == {"MFU": 0.5, "busy": 0.5, "busy, goal missed": "below 0.9"}
+    assert report.faults == []
 
 
 def test_a_part_has_twice_its_time_and_never_more_than_is_left():
