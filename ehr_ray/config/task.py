@@ -106,7 +106,7 @@ class TaskConfig:
     differ in what training leaves out, and start at the label's rate or mean in train."""
     start_at_rate: bool = False
     """Whether heads without statistics start at the label's rate in train too, of classes at their
-    shares, in place of even odds. A regression's start at the mean anyhow."""
+    shares, in place of even odds; also those that `init_from` brings."""
     select: Choice | None = None
     """What of tuning chooses the checkpoint and counts for `train.patience`; f1 is at 0.5. null:
     `auroc`, of a regression `mae`, of classes `macro_auroc`, the mean over classes that have rows.
@@ -131,11 +131,24 @@ class TaskConfig:
                 f"class_weight {self.class_weight} does not fit kind {self.kind}; "
                 + ("use none" if self.kind == "regression" else "use none or balanced")
             )
-        if self.start_at_rate and (self.statistics is not None or self.kind == "regression"):
-            which = "with statistics" if self.statistics is not None else "of a regression"
-            raise ValueError(f"start_at_rate is for other heads: those {which} do so anyhow")
+        self._check_start()
         if self.statistics is not None and not self.hidden:
             raise ValueError("statistics need a hidden layer: give task.hidden, as in 128")
+
+    def _check_start(self) -> None:
+        """Refuse a start at the rate where heads have it anyhow, or where it is not the start."""
+        if not self.start_at_rate:
+            return
+        if self.statistics is not None:
+            raise ValueError(
+                "start_at_rate true with statistics: heads start there anyhow; drop it"
+            )
+        if self.kind == "regression":
+            raise ValueError("start_at_rate true of a regression: it starts at the mean; drop it")
+        if self.class_weight != "none":
+            raise ValueError(
+                "start_at_rate true with class_weight: such rows have another rate; use none"
+            )
 
     def _settle(self, name: str, fitting: tuple[Any, ...]) -> None:
         """Set a field that was left open to the first that fits; refuse one that does not."""

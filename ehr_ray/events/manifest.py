@@ -39,6 +39,7 @@ ROW_GROUP_CODES: Final = 1 << 16
 FOOTERS: Final = 16
 """Shards whose footers a thread reads before it is told of more."""
 REMEDY: Final = "remove it, and what it says is counted again"
+_GONE: Final = "gone; restore it, or run the same command again"
 
 MANIFEST: Final = pa.schema(
     [
@@ -124,7 +125,13 @@ def footer_hash(path: Path) -> str:
 
     Any other file has one too.
     """
-    return _end_of(path)[1] if in_place.is_here(path) else _hash_there(path, stamp(path))
+    if in_place.is_here(path):
+        return _end_of(path)[1]
+    try:
+        known = stamp(path)
+    except FileNotFoundError:
+        raise MissingError(f"{path}: {_GONE}") from None
+    return _hash_there(path, known)
 
 
 @lru_cache(maxsize=1 << 16)  # a command asks several times
@@ -141,7 +148,7 @@ def _end_of(path: Path) -> tuple[int, str]:
     with in_place.opened(path.parent, path.name) as file:
         found = None if file is None else _end_hash(file)
     if found is None:
-        raise MissingError(f"{path}: gone; restore it, or run the same command again")
+        raise MissingError(f"{path}: {_GONE}")
     return found
 
 

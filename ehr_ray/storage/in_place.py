@@ -214,8 +214,8 @@ def parquet(
     """Open a Parquet file; of a URI only what is read of it travels, and no copy is made.
 
     So it is with a file of a copy that is not here. Of a store errors are in one line, with a
-    remedy for a file that is damaged; of this machine they are as they come. `options` are those of
-    `ParquetFile`.
+    remedy for a file that is damaged, so that nothing else belongs in the block; of this machine
+    they are as they come. `options` are those of `ParquetFile`.
     """
     there = _there(location)
     if there is None:
@@ -234,9 +234,10 @@ def parquet(
 
 @contextlib.contextmanager
 def _unchanged(store: Any, path: str, location: str | Path) -> Iterator[None]:
-    """Raise RunError where a file is another one at the end of the block, whatever came of it.
+    """Raise RunError where a file is another one at the end of the block, or at an error in it.
 
-    What is read of it is asked for piece by piece, by no version: pieces may be of both.
+    What is read of it is asked for piece by piece, by no version: pieces may be of both. Who leaves
+    the block before its end, as of a generator, is not told.
     """
 
     def stamp() -> tuple[int | None, int | None]:

@@ -88,12 +88,13 @@ def explained(uri: str, *, copied: bool = True) -> Iterator[None]:
         text = str(error)
         if isinstance(error, OSError) and error.errno is not None and not _names_library(text):
             if isinstance(error, FileNotFoundError):
-                raise MissingError(f"{uri}: {error.strerror}; check the URI") from error
+                raise MissingError(f"{uri}: {os.strerror(error.errno)}; check the URI") from error
             remedy = "see that its disk is there and may be read; run the same command again"
             if copied:
                 remedy = "free some space, or name another folder by EHR_RAY_STAGING"
             where = f" in its copy below {staging()}" if copied else ""
-            raise StoreUnavailableError(f"{uri}: {error.strerror}{where}; {remedy}") from error
+            what = f"{uri}: {os.strerror(error.errno)}{where}; {remedy}"
+            raise StoreUnavailableError(what) from error
         for pattern, kind, remedy in _REASONS:
             if re.search(pattern, text, re.IGNORECASE):
                 raise kind(f"{uri}: {remedy}") from None

@@ -155,6 +155,20 @@ def canonical(location: str | Path) -> str:
     return uri_of(location) or str(location)
 
 
+def written(location: str | Path) -> str:
+    """Return `canonical` of a file to be written; InputError for a name that no URI can have.
+
+    It would stay on this machine, and its store would lack it without a word.
+    """
+    uri = uri_of(location)
+    if uri is None and not is_uri(location) and (above := uri_above(location))[0] is not None:
+        raise InputError(
+            f"{above[0]}: no name in a store may hold ? or #, as {above[1]} does; rename what it "
+            "is made of, or give a folder"
+        )
+    return uri or str(location)
+
+
 def canonicals(locations: Iterable[str | Path]) -> list[str]:
     """Return `canonical` of many paths, at the cost of strings where their folders are no copies.
 

@@ -122,4 +122,6 @@ class StatisticsHeads(nn.Module):
         chosen = np.linspace(0, len(rows) - 1, min(len(rows), FITTED_ROWS)).astype(np.int64)
         parts = (rows.rows(chosen[at : at + PART]) for at in range(0, len(chosen), PART))
         self.inputs.fit(np.stack([row[STATISTICS].copy() for part in parts for row in part]))
-        self.bias.copy_(start_logits(rows.column(LABEL), self.task).expand_as(self.bias))
+        if self.task.kind != "regression":  # whose targets are standardised
+            start = start_logits(rows.column(LABEL), self.task)
+            self.bias.copy_(start.expand_as(self.bias))

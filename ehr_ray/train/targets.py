@@ -44,10 +44,8 @@ def selection(task: TaskConfig) -> Select:
 def start_logits(label: NDArray[np.floating], task: TaskConfig) -> Tensor:
     """Return what says the shares of labels in train, as logits, [1], of K classes [K].
 
-    Each class has half a row more. A regression's is 0: its targets are standardised.
+    Each class has half a row more. Of truth values and classes alone.
     """
-    if task.kind == "regression":
-        return torch.zeros(1)
     if task.kind == "classes":
         count = np.bincount(label.astype(np.int64), minlength=num_outputs(task)) + 0.5
         return torch.from_numpy(np.log(count / count.sum())).float()

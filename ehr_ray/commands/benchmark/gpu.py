@@ -70,10 +70,10 @@ EMBEDDING_TOLERANCE = 0.05
 to 0.011, the most of the JEPA at its large size."""
 SYNCS_A_STEP = 2
 """Waits of the host for the GPU in a step of one micro-batch, at most."""
-GOALS = {"MFU": 0.4, BUSY: 0.9}
+GOALS = {"MFU": 0.4, BUSY: 0.95}
 """Of the published and large sizes; a figure below is no fault."""
-PHRASES_PER_SECOND = 14_200
-"""The goal of a GPU: what sentence-transformers tells of all-MiniLM-L6-v2 on one."""
+PHRASES_PER_SECOND = 20_000
+"""The goal of an H100; sentence-transformers tells 14,200 of all-MiniLM-L6-v2 on a GPU."""
 
 
 @dataclass(frozen=True)

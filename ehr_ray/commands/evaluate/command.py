@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -54,7 +53,7 @@ from ehr_ray.runtime.data.tasks import Say, split_shards
 from ehr_ray.runtime.inference.shards import check_gpus
 from ehr_ray.runtime.session import session
 from ehr_ray.runtime.verb_tracking import of_training, tracked_verb
-from ehr_ray.storage import sync
+from ehr_ray.storage import files, sync
 from ehr_ray.storage.paths import check_cohort_folder, check_folder, check_output, local
 from ehr_ray.train import checkpoint
 
@@ -118,7 +117,8 @@ def evaluate(
     subject = dataclasses.replace(subject, on_ray=on_ray, gpus=gpus)
     chosen = None if code_map is None else load_code_map(code_map)
     _check_asked(subject, code_map, recalibrate, explained, label_shares, asked)
-    scratch = subject.run.absolute() / ".parts" / f"mapped-{os.getpid()}"
+    # A name of its own: machines that share a store may have processes of one number.
+    scratch = files.temporary(subject.run.absolute() / ".parts" / "mapped")
     given = {
         "run": subject.run.absolute(),
         "cohort": subject.cohort.absolute(),
@@ -140,7 +140,6 @@ def evaluate(
         tracked_verb(place, "evaluate", name, given) as record,
         contextlib.ExitStack() as held,
     ):
-        sync.remove(scratch)  # of a process that was killed
         try:
             with session(address, verbose=verbose) if on_ray else contextlib.nullcontext():
                 check_cohort(subject.cohort, subject.experiment.cache, say, on_ray=on_ray)

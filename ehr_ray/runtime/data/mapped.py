@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from ehr_ray.events.schema import EVENTS
 from ehr_ray.events.vocabulary import Vocabulary, as_float32
 from ehr_ray.runtime.data.tasks import Say, run_jobs
 from ehr_ray.storage import files, in_place, sync
-from ehr_ray.storage.paths import canonical, inside, local, uri_of
+from ehr_ray.storage.paths import canonical, inside, local, uri_of, written
 
 BATCH_ROWS = 1 << 18
 REMEDY = "ingest the cohort again"
@@ -38,7 +38,7 @@ def mapped_cohort(
     """
     lines = [code_map.check_targets(vocabulary.codes)]
     jobs = [
-        (canonical(shard), canonical(folder / shard.relative_to(cohort)))
+        (canonical(shard), written(folder / shard.relative_to(cohort)))
         for split in splits
         for shard in cohort_shards(cohort, split)
     ]
@@ -65,19 +65,24 @@ class MapShard:
         codes: set[str] = set()
         with (
             files.new_file(target) as partial,
-            files.reads(source, REMEDY),
-            in_place.parquet(source, REMEDY) as file,
             pq.ParquetWriter(partial, EVENTS, **files.CHECKED) as writer,
         ):
-            there = [name for name in EVENTS.names if name in file.schema_arrow.names]
-            for batch in file.iter_batches(BATCH_ROWS, columns=there):
-                events, counts = self.code_map.apply(_events(pa.Table.from_batches([batch])))
+            for table in _tables(source):
+                events, counts = self.code_map.apply(table)
                 codes.update(counts.field("values").to_pylist())
                 writer.write_table(events)
         sync.push(job[1])
         if uri_of(job[1]) is not None:
             inside(target).unlink()
         return json.dumps(sorted(codes))
+
+
+def _tables(shard: Path) -> Iterator[pa.Table]:
+    """Yield the `EVENTS` of a shard, a batch of rows at a time."""
+    with files.reads(shard, REMEDY), in_place.parquet(shard, REMEDY) as file:
+        there = [name for name in EVENTS.names if name in file.schema_arrow.names]
+        for batch in file.iter_batches(BATCH_ROWS, columns=there):
+            yield _events(pa.Table.from_batches([batch]))
 
 
 def _events(table: pa.Table) -> pa.Table:

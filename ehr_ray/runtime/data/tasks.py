@@ -15,7 +15,7 @@ from ehr_ray.events.brought import is_short
 from ehr_ray.events.patients import cohort_shards, splits_of
 from ehr_ray.events.schema import SPLITS
 from ehr_ray.storage import sync
-from ehr_ray.storage.paths import canonical, inside, local, uri_of
+from ehr_ray.storage.paths import canonical, inside, local, uri_of, written
 
 Say = Callable[[str], None]
 log = logging.getLogger(__name__)
@@ -267,7 +267,8 @@ def run_shards(
     processes want GPUs and the cluster has too few for one.
     """
     processes = _processes(len(jobs), num_gpus) if pool and on_ray else None
-    jobs = [{k: canonical(v) if k in _PATHS else v for k, v in job.items()} for job in jobs]
+    names = {"shard": canonical, "target": written}
+    jobs = [{k: names[k](v) if k in names else v for k, v in job.items()} for job in jobs]
     results = run_jobs(
         ShardTask(function, bring=bring),
         jobs,
@@ -296,9 +297,6 @@ def _processes(jobs: int, gpus: float) -> tuple[int, int]:
     return pool
 
 
-_PATHS = ("shard", "target")
-
-
 def _shard_of(job: Mapping[str, Any]) -> str:
     return str(job["shard"])
 
@@ -313,7 +311,7 @@ def in_store(job: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class ShardTask:
-    """A function of a shard: that is read `in_store`, and the target, a copy here, pushed after.
+    """Calls a function on a shard, read `in_store`; its target is written here, then pushed.
 
     A job without a `target` writes nothing. Unless it is to be brought to the driver, the copy of a
     target stays only where the disk has room for more of its size.

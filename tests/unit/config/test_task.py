@@ -26,11 +26,15 @@ def test_a_task_round_trips_and_is_absent_by_default():
         ({"label_ratio": 0}, r"task\.label_ratio"),
         (
             {"start_at_rate": True, "statistics": {}, "hidden": 4},
-            r"task\.start_at_rate is.* those with statistics do so anyhow",
+            r"task\.start_at_rate true with statistics: heads start there anyhow; drop it",
         ),
         (
             {"start_at_rate": True, "kind": "regression"},
-            r"task\.start_at_rate is.* those of a regression do so anyhow",
+            r"task\.start_at_rate true of a regression: it starts at the mean; drop it",
+        ),
+        (
+            {"start_at_rate": True, "class_weight": "balanced"},
+            r"task\.start_at_rate true with class_weight: such rows have another rate; use none",
         ),
         ({"focal": 1}, r"task\.focal: unknown key; did you mean focal_gamma"),
     ],

@@ -84,6 +84,8 @@ def test_a_file_that_is_replaced_while_it_is_read_is_no_damaged_one(store):
     changed = r"t\.parquet: changed while it was read; run the same"
     with pytest.raises(RunError, match=changed):
         read(lambda: pq.write_table(table.slice(7), folder / "t.parquet"))
+    with pytest.raises(RunError, match=changed):  # of the same size
+        read(lambda: os.utime(folder / "t.parquet", ns=(1, 1)))
     with pytest.raises(RunError, match=changed):
         read(lambda: (folder / "t.parquet").write_bytes(b"short"), InputError("cut short"))
     with pytest.raises(InputError, match="of its rows"):

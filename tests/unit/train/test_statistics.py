@@ -60,6 +60,14 @@ def test_heads_start_at_the_rate_of_the_label_in_train(rows):
     assert torch.sigmoid(model.bias).flatten().tolist() == pytest.approx([50.5 / 201] * 3, abs=1e-6)
 
 
+def test_heads_of_a_regression_keep_the_shift_they_were_given(rows):
+    model = heads(TaskConfig(name="y", kind="regression", hidden=6, statistics=StatisticsConfig()))
+    with torch.no_grad():
+        model.bias.fill_(0.3)
+    model.fit(rows)
+    assert model.bias.unique().tolist() == pytest.approx([0.3])
+
+
 def test_heads_share_nothing_and_start_apart(rows):
     model = heads().eval()
     model.fit(rows)

@@ -170,6 +170,15 @@ def test_a_shard_of_a_store_is_read_where_it_lies_and_its_target_pushed(copied):
     assert copied(bring=True).read_text() == "ABC!"
 
 
+def test_a_target_whose_name_no_store_can_have_is_refused_before_anything_is_done(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setenv("EHR_RAY_STAGING", str(tmp_path / "staging"))
+    job = {"shard": "a", "target": str(local(f"file://{tmp_path}/store") / "a#1.txt")}
+    with pytest.raises(InputError, match=r"store: no name in a store may .* as a#1\.txt does"):
+        run_shards([job], None, on_ray=False, say=str, verb="copied")
+
+
 @pytest.mark.parametrize(("free", "stays"), [(16 * 4, True), (16 * 4 - 1, False)])
 def test_a_target_that_is_in_its_store_stays_on_a_node_that_has_room(
     copied, free, stays, monkeypatch
