@@ -27,7 +27,6 @@ ELSEWHERE = {
     "commands/train/pipeline.py": "ray/test_pipeline.py",
     "runtime/inference/parts.py": "ray/test_inference.py",
     "runtime/inference/shards.py": "ray/test_inference.py",
-    "runtime/training/launch.py": "ray/test_faults.py",
     "runtime/training/placement.py": "ray/test_faults.py",
     "runtime/tuning/launch.py": "ray/test_tune.py",
 }

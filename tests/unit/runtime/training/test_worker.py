@@ -51,6 +51,17 @@ def test_a_model_of_several_ranks_sends_its_buffers_when_wrapped_alone(without_r
     assert not wrapped.broadcast_buffers
 
 
+@pytest.mark.parametrize("device", ["cuda:1", "cpu"])
+def test_a_rank_of_several_on_a_node_computes_on_its_own_gpu(monkeypatch, device):
+    chosen = []
+    context = SimpleNamespace(get_world_rank=lambda: 1, get_world_size=lambda: 2)
+    monkeypatch.setattr("ray.train.get_context", lambda: context)
+    monkeypatch.setattr("ray.train.torch.get_device", lambda: torch.device(device))
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    assert RayBackend().device == torch.device(device)
+    assert chosen == ([torch.device(device)] if device == "cuda:1" else [])
+
+
 @pytest.mark.parametrize(
     ("cpus", "asked", "threads"), [(0.5, None, 1), (1, None, 1), (6, None, 3), (6, 1, 1), (1, 4, 4)]
 )
