@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from gpu_autocast import AsOnGPU
 from second_device import MockTensor, Watched, mock_device
 from torch import nn
 from varlen import varlen_attn
@@ -110,6 +111,16 @@ class OnDevice:
             take(micro, self.scheduled, SEED)
         return seen
 
+    def step_in_bf16(self):
+        """Take a step on the CPU with the casts of a GPU."""
+        train = dataclasses.replace(self.experiment.train, precision="bf16")
+        experiment = dataclasses.replace(self.experiment, train=train)
+        backend, optimizer = LocalBackend(), make_optimizer(self.model.train(), train)
+        set_lr(optimizer, 1e-3)
+        take = OptimizerStep(experiment, self.family, self.model, optimizer, backend, Sums(backend))
+        with AsOnGPU():
+            take([self.batch(6)], self.scheduled, SEED)
+
     @cached_property
     def padded(self):
         """What was seen of a step of six patients, which several tests compare with."""
@@ -130,6 +141,27 @@ class OnDevice:
 def on_device(request, synthetic_cohort, synthetic_patients, synthetic_vocabulary):
     patients = synthetic_patients["train"]
     return OnDevice(request.param, synthetic_cohort, patients, synthetic_vocabulary)
+
+
+def test_a_layer_norm_gives_float32_under_autocast_as_on_a_gpu():
+    x = torch.randn(2, 4, dtype=torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert nn.functional.layer_norm(x, (4,)).dtype == torch.bfloat16
+        with AsOnGPU():
+            assert nn.functional.layer_norm(x, (4,)).dtype == torch.float32
+            assert (x @ x.T).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_step_in_bf16_meets_no_type_it_can_not_take_on_a_gpu(
+    name, synthetic_cohort, synthetic_patients, synthetic_vocabulary
+):
+    case = OnDevice(name, synthetic_cohort, synthetic_patients["train"], synthetic_vocabulary)
+    case.step_in_bf16()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16), AsOnGPU():
+        for name in {"predict", "represent", "latents"} & case.looks().keys():
+            case.looks()[name](case.model.eval(), case.batch(6))
+    assert all(torch.isfinite(parameter).all() for parameter in case.model.parameters())
 
 
 def test_a_step_makes_nothing_on_the_host_and_waits_twice_at_most(on_device):
