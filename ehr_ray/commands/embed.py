@@ -38,6 +38,7 @@ from ehr_ray.storage.paths import (
     check_output,
     local,
     uri_of,
+    written,
 )
 from ehr_ray.train import checkpoint
 
@@ -113,6 +114,8 @@ def embed(
 
 def _folder(job: "_Job", target: Path) -> int:
     """Write the parts that are not there yet; return the rows of all."""
+    for part in job.targets(target):
+        written(part)  # refused before anything is there
     there = claim(target, MANIFEST, job.content(), "embedding")
     parts = job.fill(target, there, bring=False)
     return sum(in_place.footer(part).num_rows for part in parts)
@@ -177,13 +180,17 @@ class _Job:
             **of_precision(self.loaded.experiment, self.request.gpus),
         }
 
-    def fill(self, folder: Path, there: Collection[str], *, bring: bool) -> list[Path]:
-        """Embed what is not `there` into `<folder>/<split>/<n>.parquet`; return all of these."""
-        shards = {
+    def targets(self, folder: Path) -> dict[Path, Path]:
+        """Return the shard of each file of a folder."""
+        return {
             folder / split / f"{name}{SUFFIX}": path
             for split, paths in self.splits.items()
             for path, name in zip(paths, shard_names(self.cohort, split, paths), strict=True)
         }
+
+    def fill(self, folder: Path, there: Collection[str], *, bring: bool) -> list[Path]:
+        """Embed what is not `there` into `<folder>/<split>/<n>.parquet`; return all of these."""
+        shards = self.targets(folder)
         jobs = [
             {"shard": str(path), "target": str(target)}
             for target, path in shards.items()

@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -32,7 +32,7 @@ from ehr_ray.sources.parsing.value_stats import with_value_stats
 from ehr_ray.storage import files, in_place, sync
 from ehr_ray.storage.claim import claim
 from ehr_ray.storage.listing import stamp
-from ehr_ray.storage.paths import absolute, local
+from ehr_ray.storage.paths import absolute, local, written
 
 ROWS_PER_GROUP = 1 << 18
 LAYOUT = 2
@@ -97,6 +97,7 @@ def expand(
         expander = ShardExpander(vocabulary, lvcf_minutes, always_carry)
         if smoke:
             return replace(_tried(cohort, output, expander), seconds=time.perf_counter() - started)
+        jobs = _jobs(cohort, output)
         there = _claim(output, cohort, vocabulary, lvcf_minutes, always_carry, value_stats)
         given = {
             "cohort": cohort.absolute(),
@@ -108,7 +109,7 @@ def expand(
             "origin": origin,
         }
         with tracked_verb(tracking, "expand", cohort.resolve().name, given) as record:
-            done = _fill(cohort, output, there, expander, opened, say)
+            done = _fill(jobs, output, there, expander, opened, say)
             result = replace(done, seconds=time.perf_counter() - started)
             record.metrics |= {key: float(value) for key, value in asdict(result).items()}
             record.artifacts.append((output, (RECORD, CODES)))
@@ -134,8 +135,20 @@ def _checked(
         yield codes_table(cohort, counted, on_ray=shared, say=say), opened
 
 
+def _jobs(cohort: Path, output: Path) -> list[dict[str, str]]:
+    """Return the shards and their targets; InputError for a name that a store can not have."""
+    jobs = [
+        {"shard": str(path), "target": str(output / split / f"{name}.parquet")}
+        for split, paths in splits_of(cohort).items()
+        for path, name in zip(paths, shard_names(cohort, split, paths), strict=True)
+    ]
+    for job in jobs:
+        written(job["target"])
+    return jobs
+
+
 def _fill(
-    cohort: Path,
+    jobs: Sequence[dict[str, str]],
     output: Path,
     there: Collection[str],
     expander: "ShardExpander",
@@ -143,11 +156,6 @@ def _fill(
     say: Callable[[str], None],
 ) -> Expanded:
     """Expand the shards that are not `there`, by a Ray that is `opened` or in this process."""
-    jobs = [
-        {"shard": str(path), "target": str(output / split / f"{name}.parquet")}
-        for split, paths in splits_of(cohort).items()
-        for path, name in zip(paths, shard_names(cohort, split, paths), strict=True)
-    ]
     files.remove_abandoned([output, *(Path(job["target"]) for job in jobs)])
     todo = [job for job in jobs if str(Path(job["target"]).relative_to(output)) not in there]
     if todo:

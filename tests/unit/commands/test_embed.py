@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ehr_ray.commands.embed import embed
+from ehr_ray.commands.expand import expand
 from ehr_ray.errors import InputError
 from ehr_ray.runtime.inference.embeddings import ShardEmbedder
 from ehr_ray.runtime.inference.shards import of_precision
@@ -40,6 +41,24 @@ def folder(tiny_run, sharded, tmp_path_factory):
 
 def names(folder):
     return {p.relative_to(folder).as_posix() for p in folder.rglob("*.*")}
+
+
+def test_a_shard_whose_name_no_store_can_have_is_refused_before_anything_is_there(
+    tiny_run, synthetic_cohort, tmp_path, monkeypatch
+):
+    """The cohort is named as its reader does, from the folder he stands in."""
+    monkeypatch.setenv("EHR_RAY_STAGING", str(tmp_path / "copies"))
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(synthetic_cohort, "cohort")
+    (tmp_path / "cohort" / "metadata" / "ingest.json").unlink()
+    train = tmp_path / "cohort" / "data" / "train"
+    (train / "0.parquet").rename(train / "a#0.parquet")
+    refused = r"no name in a store may .* as a#0\.parquet does"
+    with pytest.raises(InputError, match=refused):
+        embed(tiny_run, "cohort", f"file://{tmp_path}/store/embedded", on_ray=False)
+    with pytest.raises(InputError, match=refused):
+        expand("cohort", f"file://{tmp_path}/store/expanded", on_ray=False)
+    assert [*(tmp_path / "store").rglob("*.*")] == []
 
 
 def test_a_folder_has_a_file_a_shard_and_reads_as_one_table(sharded, folder):
