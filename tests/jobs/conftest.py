@@ -100,10 +100,13 @@ class Head:
         assert "timed out during startup" in log.read_text(), log.read_text()
         return self.add_node(cpus)
 
+    def alive(self) -> list[int]:
+        """Return the numbers of the nodes that are there, without the head."""
+        return [n for n, node in enumerate(self._processes) if n and node.poll() is None]
+
     def have_nodes(self, count: int) -> None:
         """See that so many nodes of one CPU are there."""
-        there = sum(node.poll() is None for node in self._processes[1:])
-        for _ in range(count - there):
+        for _ in range(count - len(self.alive())):
             self.add_node(cpus=1)
 
     def lose(self, node: subprocess.Popen) -> None:

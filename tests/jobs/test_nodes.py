@@ -1,6 +1,8 @@
-"""Training on two nodes, each with one worker: nodes are lost, and others join."""
+"""Work on two nodes, which share a store at most: nodes are lost, and others join."""
 
 import contextlib
+import json
+import shutil
 import threading
 from pathlib import Path
 
@@ -9,11 +11,15 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.fs
+import pyarrow.parquet as pq
 import pytest
 from forked_workers import forked_session
 from waiting import wait_until
 
 from ehr_ray.commands.benchmark.faults import same_weights
+from ehr_ray.commands.embed import embed
+from ehr_ray.commands.evaluate.command import evaluate
+from ehr_ray.commands.expand import expand
 from ehr_ray.commands.ingest import ingest
 from ehr_ray.commands.train.command import train
 from ehr_ray.experiment import load
@@ -24,7 +30,8 @@ from ehr_ray.train.checkpoint import saved_progress
 
 pytestmark = pytest.mark.ray
 LOCAL = pyarrow.fs.LocalFileSystem()
-LONG = ("train.max_epochs=8", "train.report_steps=2")
+LONG = ("train.max_epochs=8", "train.report_steps=2", "evaluation.bootstrap=20")
+LONG += ("evaluation.baselines=false", "evaluation.hours=[]")
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "configs" / "tiny" / "set_vae.yaml"
 
@@ -98,6 +105,37 @@ def test_a_node_lost_in_mid_epoch_changes_nothing(
     head.wait(name, "SUCCEEDED")
     assert ("rows streamed" in head.logs(name)) == (mode == "stream")
     assert same_weights(sync.fetch(f"{output}/{name}"), whole)
+    if mode == "stream":
+        judged_as_on_one_machine(head, f"s3://{place}", f"{output}/{name}", whole, cohort, tmp_path)
+
+
+def judged_as_on_one_machine(head, store, run, whole, cohort, here):
+    """Expand, embed and evaluate on two nodes, of which each has its part of the work."""
+    nodes = head.alive()
+    alone = {"expanded": here / "expanded", "vectors": here / "vectors", "judged": here / "judged"}
+    expand(cohort, alone["expanded"])
+    embed(whole, cohort, alone["vectors"], on_ray=False)
+    evaluate(whole, output=alone["judged"], on_ray=False)
+    for verb, name, words in (
+        ("expand", "expanded", [f"{store}/cohort", f"--output={store}/expanded"]),
+        ("embed", "vectors", [run, f"--cohort={store}/cohort", f"--output={store}/vectors"]),
+        ("evaluate", "judged", [run, f"--output={store}/judged"]),
+    ):
+        for node in nodes:
+            shutil.rmtree(head.copies(node))
+        done = head.submit(f"{verb}-in-store", verb, *words)
+        assert done.returncode == 0, done.stdout + done.stderr
+        for node in nodes:
+            made = [p for p in head.copies(node).rglob("*.parquet") if "checkpoint" not in p.parts]
+            assert made, f"{verb}: node {node} had no part of it"
+        there = sync.fetch(f"{store}/{name}")
+        tables = sorted(alone[name].rglob("*.parquet"))
+        assert tables
+        for path in tables:
+            table = pq.read_table(there / path.relative_to(alone[name]))
+            assert table.equals(pq.read_table(path)), path
+    ours, theirs = (json.loads((p / "metrics.json").read_text()) for p in (there, alone["judged"]))
+    assert ours == pytest.approx(theirs, nan_ok=True)
 
 
 def test_two_nodes_ingest_into_a_store_which_is_all_they_share(head, bucket, tmp_path, monkeypatch):
