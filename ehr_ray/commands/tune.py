@@ -46,7 +46,7 @@ from ehr_ray.runtime.tuning.trials_table import Sweep, read_sweep
 from ehr_ray.sources.expanded import fetch_sets, shards_of
 from ehr_ray.storage import files, sync
 from ehr_ray.storage.lease import Lease, leased
-from ehr_ray.storage.lock import run_lock
+from ehr_ray.storage.lock import search_lock
 from ehr_ray.storage.paths import canonical, check_cohort_folder, is_uri
 from ehr_ray.train.checkpoint import checkpoint_damage
 from ehr_ray.train.task import family_of
@@ -146,7 +146,7 @@ def _search(
         with session(experiment.cluster.address, verbose=verbose):
             at_once = concurrency(experiment, total)
             with (
-                run_lock(root),
+                search_lock(root),
                 datasets(experiment, space, probe, on_ray=True, say=screen.passing) as data,
             ):
                 tracked = _run_trials(
@@ -214,8 +214,9 @@ def _conclude(
 ) -> Searched:
     """Rank the trials of a search that has ended; write its table and page, and tell MLflow."""
     sweep = read_sweep(root, select)
-    lines = _write(root, sweep, experiment, space)
-    sync.push(root)
+    with sync.unsent(root):
+        lines = _write(root, sweep, experiment, space)
+        sync.push(root)
     if failed := int((sweep.frame["status"] == "failed").sum()):
         lines.append(f"{failed} failed; remove the folder of a trial to try it again")
     damage = _damage_of_best(root, sweep)
@@ -298,8 +299,9 @@ def _ended(tracked: Tracked | None, status: str) -> None:
 
 def _claim(root: Path, experiment: Experiment) -> None:
     """Write what is searched into the folder."""
-    files.write_text(root / SEARCH, to_yaml(experiment))
-    sync.push(root / SEARCH)
+    with sync.unsent(root):
+        files.write_text(root / SEARCH, to_yaml(experiment))
+        sync.push(root / SEARCH)
 
 
 def check_folder(root: Path, experiment: Experiment) -> None:

@@ -118,14 +118,15 @@ def make_phrases(
         raise ConfigError(
             f"model.embedding_dim={width}: {name} gives {table.shape[1]}; drop embedding_dim"
         )
-    write_table(folder, texts, table)
-    sync.push(folder)
+    with sync.unsent(folder):
+        write_table(folder, texts, table)
+        sync.push(folder)
     return folder
 
 
 def own_vectors(experiment: Experiment) -> Path | None:
     """Return the file of a cohort's own embeddings of its codes; None where texts are embedded."""
-    cohort = sync.fetch(experiment.data.cohort, listed=("data",), missing_ok=True)
+    cohort = sync.fetch_cohort(experiment.data.cohort, missing_ok=True)
     return path if (path := cohort / VECTORS_FILE).is_file() else None
 
 
@@ -155,8 +156,9 @@ def _own_table(base: Path, own: Path, texts: Sequence[str], experiment: Experime
     digest.update("\0".join(texts).encode())
     folder = sync.fetch(canonical(base / f"phrases-{digest.hexdigest()[:16]}"), missing_ok=True)
     if not (folder / TABLE).is_file():
-        write_table(folder, texts, table)
-        sync.push(folder)
+        with sync.unsent(folder):
+            write_table(folder, texts, table)
+            sync.push(folder)
     return folder
 
 
@@ -220,8 +222,10 @@ class TextEmbedder:
         flat = pa.array(vectors.reshape(-1))
         column = pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
         table = pa.table({"text": pa.array(texts, pa.string()), "vector": column})
-        files.write_parquet(table, local(place))
-        sync.push(place)
+        path = local(place)
+        with sync.unsent(path.parent):
+            files.write_parquet(table, path)
+            sync.push(path)
 
 
 def write_table(folder: Path, texts: Sequence[str], table: npt.NDArray[np.float32]) -> None:

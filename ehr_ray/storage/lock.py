@@ -15,6 +15,10 @@ PATIENCE_SECONDS: Final = 60.0
 POLL_SECONDS: Final = 0.2
 SILENT_SECONDS: Final = 2.0
 """A wait that is longer is told."""
+RUN_LOCK: Final = ".run.lock"
+"""File in a run directory that the process which trains it holds."""
+_OWN: Final[set[Path]] = set()
+"""Runs that this process holds."""
 
 
 @contextlib.contextmanager
@@ -56,6 +60,36 @@ def exclusive_lock(
 @contextlib.contextmanager
 def run_lock(run: Path) -> Iterator[None]:
     """Hold a run directory; RunError if another process still holds it after a minute."""
-    busy = RunError(f"{run}: another process is training this run; wait, or use another name")
-    with exclusive_lock(run / ".lock", busy, patience=PATIENCE_SECONDS):
-        yield
+    with _folder_lock(run, RUN_LOCK):
+        _OWN.add(run.absolute())
+        try:
+            yield
+        finally:
+            _OWN.discard(run.absolute())
+
+
+def search_lock(root: Path) -> contextlib.AbstractContextManager[None]:
+    """Hold a folder of runs in the same way; each run in it has a lock of its own."""
+    return _folder_lock(root, ".search.lock")
+
+
+def held_by_another(run: Path) -> bool:
+    """Whether another process of this machine holds the nearest run that a path is of, or in."""
+    for folder in (run, *run.parents):
+        if (folder / RUN_LOCK).is_file():
+            return folder.absolute() not in _OWN and _is_locked(folder / RUN_LOCK)
+    return False
+
+
+def _is_locked(file: Path) -> bool:
+    with file.open() as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def _folder_lock(folder: Path, name: str) -> contextlib.AbstractContextManager[None]:
+    busy = RunError(f"{folder}: another process is training this run; wait, or use another name")
+    return exclusive_lock(folder / name, busy, patience=PATIENCE_SECONDS)

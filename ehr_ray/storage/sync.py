@@ -13,6 +13,7 @@ import contextlib
 import hashlib
 import os
 import shutil
+import threading
 from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -21,9 +22,10 @@ import pyarrow.fs as pafs
 
 from ehr_ray.errors import InputError, MissingError, StoreUnavailableError
 from ehr_ray.storage import listing
-from ehr_ray.storage.lock import exclusive_lock
+from ehr_ray.storage.lock import exclusive_lock, held_by_another
 from ehr_ray.storage.object_stores import check_bucket, explained, filesystem
 from ehr_ray.storage.paths import (
+    COHORT_FOLDERS,
     inside,
     is_outlined,
     local,
@@ -50,23 +52,29 @@ BEFORE: Final = ".checkpoint.old"
 """A run's checkpoint before the present one, which a store keeps too."""
 SENDING: Final = ".sending"
 """What a run has saved at a report that is on its way to its store, by links beside it."""
+_holding = threading.local()
+"""Of each thread: the `paths` that it holds."""
 
 
 def fetch(
     location: str | Path,
     *,
     only: Collection[str] | None = None,
+    below: Collection[str] | None = None,
     listed: Collection[str] | None = None,
     missing_ok: bool = False,
 ) -> Path:
     """Make this machine's copy of a URI the same as its object or folder; return the copy.
 
-    Changed files alone are copied, and those that are gone there are removed here. A path that is
-    not the copy of a URI is returned as it is.
+    Changed files alone are copied, and those that are gone there are removed here: of what is
+    asked for alone, since what lies beside it may be on its way to the store. So may the files of a
+    run that another process of this machine trains, which are newer than those of the store: of
+    these nothing is changed. A path that is not the copy of a URI is returned as it is.
 
     Args:
         location: URI, or the path of its copy.
         only: names, relative to the folder, of the files wanted; None for all.
+        below: folders in it whose files are wanted; None for all.
         listed: folders in it of which nothing is copied; `listing` then knows what is there.
         missing_ok: whether nothing may be there; then nothing is here either.
 
@@ -81,10 +89,12 @@ def fetch(
     with explained(uri):
         store, path = filesystem(uri)
         with held(target):
-            visible = _visible(store, path, uri, missing_ok=missing_ok)
+            if held_by_another(target):
+                return target
+            visible, there = _visible(store, path, uri, missing_ok=missing_ok), _files(target)
+            wanted, known = (_asked(files, only, below) for files in (visible, there))
             # First, as a folder may come where a file was.
-            _remove_here(target, _files(target).keys() - visible.keys())
-            wanted = visible if only is None else {n: s for n, s in visible.items() if n in only}
+            _remove_here(target, known.keys() - wanted.keys())
             if listed is not None:
                 folders = tuple(f"{name}/" for name in listed)
                 left = {n: s for n, s in wanted.items() if n.startswith(folders)}
@@ -98,6 +108,19 @@ def fetch(
             if only is listed is None and "" not in visible:
                 listing.write(target, {})
     return target
+
+
+def _asked(
+    files: dict[str, Stamp], only: Collection[str] | None, below: Collection[str] | None
+) -> dict[str, Stamp]:
+    """Return the files of a location that are wanted of it; it may be a file itself."""
+    folders = None if below is None else tuple(f"{name}/" for name in below)
+    return {
+        name: stamp
+        for name, stamp in files.items()
+        if name == ""
+        or ((only is None or name in only) and (folders is None or name.startswith(folders)))
+    }
 
 
 def in_store(location: str | Path) -> Path:
@@ -174,9 +197,20 @@ def _visible(store: Any, path: str, uri: str, *, missing_ok: bool = False) -> di
     return visible
 
 
-def fetch_cohort(location: str | Path) -> Path:
-    """Fetch a cohort without its shards, which are listed; who reads one fetches it."""
-    return fetch(location, listed=("data",))
+def fetch_cohort(location: str | Path, *, shards: bool = False, missing_ok: bool = False) -> Path:
+    """Fetch a cohort, and nothing else that lies in its folder, as runs do.
+
+    Without `shards` these are listed; who reads one fetches it.
+    """
+    folder = fetch(
+        location,
+        below=COHORT_FOLDERS,
+        listed=None if shards else ("data",),
+        missing_ok=missing_ok,
+    )
+    if not missing_ok and uri_of(location) is not None:
+        folder.mkdir(parents=True, exist_ok=True)  # of another folder, which its reader refuses
+    return folder
 
 
 def fetch_run(location: str | Path, *, missing_ok: bool = False) -> Path:
@@ -185,7 +219,7 @@ def fetch_run(location: str | Path, *, missing_ok: bool = False) -> Path:
     The checkpoint before the present one comes too.
     """
     run = fetch(location, missing_ok=missing_ok)
-    if uri_of(location) is not None:
+    if uri_of(location) is not None and not held_by_another(run):
         fetch(run / BEFORE, missing_ok=True)
         for state in (run / "state").glob("[0-9]*"):
             if not (state / LAST[-1]).is_file():
@@ -394,11 +428,32 @@ def _forget(function: Callable[[str], None], path: str) -> None:
         function(path)
 
 
-def held(target: Path) -> contextlib.AbstractContextManager[None]:
-    """Let one process at a time, of this machine, make what is to be at a path."""
+@contextlib.contextmanager
+def held(target: Path) -> Iterator[None]:
+    """Let one process at a time, of this machine, make what is to be at a path.
+
+    A thread that holds it already goes on.
+    """
+    mine: set[Path] = _holding.__dict__.setdefault("paths", set())
+    if target in mine:
+        yield
+        return
     staging().mkdir(mode=0o700, parents=True, exist_ok=True)
     name = hashlib.sha256(str(target).encode()).hexdigest()[:32]
-    return exclusive_lock(staging() / ".locks" / name)
+    with exclusive_lock(staging() / ".locks" / name):
+        mine.add(target)
+        try:
+            yield
+        finally:
+            mine.discard(target)
+
+
+def unsent(location: str | Path) -> contextlib.AbstractContextManager[None]:
+    """Keep what the block writes to a copy, and pushes, from a `fetch` between both.
+
+    That would remove, as gone from the store, what is not there yet. Of paths nothing is done.
+    """
+    return contextlib.nullcontext() if uri_of(location) is None else held(local(location))
 
 
 def _without(names: Iterable[str], last: Collection[str]) -> list[str]:

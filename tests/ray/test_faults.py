@@ -21,6 +21,7 @@ from ehr_ray.runtime.session import check_resources
 from ehr_ray.runtime.training import launch
 from ehr_ray.runtime.training.launch import fit
 from ehr_ray.runtime.training.worker import Job, check_share, train_here
+from ehr_ray.storage.lock import RUN_LOCK
 from ehr_ray.train.backend import LocalBackend
 from ehr_ray.train.task import family_of
 
@@ -88,7 +89,7 @@ def test_a_worker_that_always_fails_is_given_up(cluster, tiny, tmp_path):
     with prepared(experiment, family_of(experiment), on_ray=False) as data:
         run = tmp_path / "file"
         run.mkdir()
-        (run / ".lock").mkdir()  # no worker can claim this run
+        (run / RUN_LOCK).mkdir()  # no worker can claim this run
         with pytest.raises(RunError, match=r"worker 0 failed: .*lost 2 times .*max_failures=1"):
             fit(Job(experiment, data, run, run / ".progress.jsonl", None))
 

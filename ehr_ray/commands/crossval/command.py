@@ -36,7 +36,7 @@ from ehr_ray.runtime.session import session
 from ehr_ray.runtime.tracking import Tracker, flatten, open_run
 from ehr_ray.runtime.tracking_store import check_server
 from ehr_ray.storage import files, sync
-from ehr_ray.storage.lock import run_lock
+from ehr_ray.storage.lock import search_lock
 from ehr_ray.storage.paths import check_cohort_folder, is_uri
 
 PLAN: Final = "crossval.yaml"
@@ -72,14 +72,14 @@ def crossval(
     if experiment.data.expanded is not None:
         raise ConfigError("data.expanded: crossval divides data.cohort anew; drop it")
     experiment = with_absolute_paths(experiment)
-    cohort = sync.fetch(experiment.data.cohort)
+    cohort = sync.fetch_cohort(experiment.data.cohort, shards=True)
     check_cohort_folder(cohort)
     check_cohort(cohort, experiment.cache, say)
     root = experiment.directory
     jobs = fold_jobs(experiment, cohort, root)
     if away := check_server(experiment):
         say(away)
-    with run_lock(root):
+    with search_lock(root):
         claim(root, experiment)
         more = {k: v for k, v in flatten(dump(experiment)) if k.startswith("crossval.")}
         tracker = Tracker(open_run(experiment, more=more))

@@ -39,7 +39,7 @@ def run_fold(job: FoldJob) -> None:
     folder = job.folder / f".{job.key}"
     shutil.rmtree(folder, ignore_errors=True)  # of a job that was killed
     try:
-        cohort = sync.fetch(job.experiment.data.cohort)
+        cohort = sync.fetch_cohort(job.experiment.data.cohort, shards=True)
         fold = write_fold(cohort, job.splits, folder / "cohort")
         data = replace(job.experiment.data, cohort=str(fold))
         experiment = replace(job.experiment, data=data, output=str(folder / "runs"))

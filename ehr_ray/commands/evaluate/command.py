@@ -156,10 +156,12 @@ def evaluate(
                     cache = subject.experiment.cache
                     split_sizes(subject.cohort, subject.task, cache, on_ray=on_ray)
             found = merged([SuiteResult(lines=mapped), coverage, found])
-            lines = write_evaluation(subject, scores, found, inputs, record, say, pages)
+            within = subject.target.is_relative_to(subject.run)
+            with sync.unsent(subject.run if within else subject.target):
+                lines = write_evaluation(subject, scores, found, inputs, record, say, pages)
+                sync.push(subject.target)
         finally:
             sync.remove(scratch)
-        sync.push(subject.target)
     return lines
 
 
@@ -173,7 +175,7 @@ def _subject(
     if output is not None:
         check_output(output, "--output ")
     loaded = checkpoint.load(run)
-    home = sync.fetch(loaded.experiment.data.cohort, listed=("data",), missing_ok=True)
+    home = sync.fetch_cohort(loaded.experiment.data.cohort, missing_ok=True)
     judged_cohort = home if cohort is None else sync.fetch_cohort(cohort)
     if cohort is None:
         check_folder(home, "data.cohort=", "give the cohort as --cohort PATH")

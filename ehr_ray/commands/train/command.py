@@ -21,6 +21,7 @@ from ehr_ray.runtime.tracking_store import check_server, tracking_uri
 from ehr_ray.runtime.training.launch import fit, fit_here
 from ehr_ray.storage import files, sync
 from ehr_ray.storage.lease import Lease, leased
+from ehr_ray.storage.lock import run_lock
 from ehr_ray.storage.paths import check_cohort_folder, local
 from ehr_ray.train import history
 from ehr_ray.train.checkpoint import (
@@ -146,9 +147,10 @@ def _train(
             for line in _trained_on(experiment, data, before):
                 screen.say(line)
             run.mkdir(parents=True, exist_ok=True)
-            files.write_text(run / "experiment.yaml", to_yaml(experiment))
-            tracked = open_run(experiment)
-            sync.push(run)
+            with sync.unsent(run):
+                files.write_text(run / "experiment.yaml", to_yaml(experiment))
+                tracked = open_run(experiment)
+                sync.push(run)
             tracker = Tracker(tracked)
             progress = run / ".progress.jsonl"
             job = Job(experiment, data, run, progress, tracked, lease=lease)
@@ -159,13 +161,14 @@ def _train(
                 tracker.close("FAILED")
                 tracker.flush(5.0)
                 raise
-            if on_ray:
-                sync.fetch(run)
-            if lease is not None:
-                lease.check()
-            records = _write_records(run, experiment, data)
-            _tell(run, experiment, tracked, (*artifacts_of(run), *records), screen)
-            sync.push(run)
+            with run_lock(run):  # what is written from here on is not in a store yet
+                if on_ray:
+                    sync.fetch(run)
+                if lease is not None:
+                    lease.check()
+                records = _write_records(run, experiment, data)
+                _tell(run, experiment, tracked, (*artifacts_of(run), *records), screen)
+                sync.push(run)
     after = saved_progress(run)
     assert after is not None
     return Trained(run, after.step, after.best, before.step if before else 0, False)

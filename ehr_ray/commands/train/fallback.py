@@ -70,8 +70,9 @@ def resolve_collapse(
         verdicts.append(found)
         say(str(found))
     stands, record = _outcome(verdicts)
-    files.write_text(run / RECORD, yaml.safe_dump(record, sort_keys=False))
-    sync.push(run / RECORD)
+    with sync.unsent(run):
+        files.write_text(run / RECORD, yaml.safe_dump(record, sort_keys=False))
+        sync.push(run / RECORD)
     how = "training {} in its place" if record["trained_instead"] else "{} stands"
     say(f"{experiment.name}: collapsed with {record['collapsed']}; {how.format(stands.name)}")
     return stands

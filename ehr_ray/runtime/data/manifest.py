@@ -167,12 +167,13 @@ def _made(
     ]
     size = min(SHARDS_PER_FILE, math.ceil(len(paths) / FILES))
     groups = [paths[start : start + size] for start in range(0, len(paths), size)]
-    sync.fetch(folder, missing_ok=True)
+    there = sync.names_in(folder)
+    sync.fetch(folder, only=there, missing_ok=True)  # others may be on their way there
     targets = tuple(folder / file_name(number) for number in range(len(groups)))
     jobs = [
         (group, absolute(target))
         for group, target in zip(groups, targets, strict=True)
-        if not target.is_file()
+        if target.name not in there
     ]
     run_jobs(_describe, jobs, on_ray=on_ray, say=say, verb="counted shards", label=_target_of)
     for target in targets if jobs else ():

@@ -118,8 +118,9 @@ def write_trial(
     record = {"trial": number, "status": status, "error": error, "sample": sample}
     if status not in FINAL:
         record["passed"] = passed
-    files.write_text(folder / TRIAL, document(yaml.safe_dump(record, sort_keys=False)))
-    sync.push(folder / TRIAL)
+    with sync.unsent(folder):
+        files.write_text(folder / TRIAL, document(yaml.safe_dump(record, sort_keys=False)))
+        sync.push(folder / TRIAL)
 
 
 def run_trial(config: Mapping[str, Any], search: Search) -> None:

@@ -1,13 +1,17 @@
 """Copies of a store and back, on `file://` URIs: the same code as for S3, without a server."""
 
+import json
 import os
+import threading
 
 import pyarrow.fs as pafs
 import pytest
 from small_files import content, write
 
 from ehr_ray.errors import InputError, MissingError, RunError
-from ehr_ray.storage import in_place, sync
+from ehr_ray.storage import in_place, lock, sync
+from ehr_ray.storage.listing import LISTING
+from ehr_ray.storage.lock import exclusive_lock
 from ehr_ray.storage.paths import STAGING, canonical, local, with_uris
 from ehr_ray.storage.sync import MARK, fetch, outline, push
 
@@ -63,6 +67,79 @@ def test_one_file_and_some_files_of_a_folder(store, transfers):
     assert fetch(f"{uri}/a").read_text() == "1"
     assert content(fetch(uri, only=("b",))) == {"a": "1", "b": "2"}
     assert transfers == ["a", "b"]
+
+
+def test_what_is_not_asked_for_is_left_as_it_is(store):
+    folder, uri = store
+    write(folder, a="1", sub__b="2", sub__c="3")
+    copy = local(uri)
+    write(copy, on_its_way="new", sub__old="0", a="old")
+    assert content(fetch(uri, only=("a",))) == {"a": "1", "on_its_way": "new", "sub/old": "0"}
+    assert content(fetch(uri, below=("sub",))) == {
+        "a": "1", "on_its_way": "new", "sub/b": "2", "sub/c": "3"
+    }  # fmt: skip
+
+
+def shown(folder):
+    return {name: text for name, text in content(folder).items() if not name.startswith(".")}
+
+
+def test_of_a_cohort_s_folder_its_own_files_come(store):
+    folder, uri = store
+    write(folder, data__train__0="rows", metadata__codes="c", labels__m="l", note="mine")
+    write(folder, runs__a__checkpoint__weights="w")
+    copy = local(uri)
+    write(copy, runs__a__state__2__weights="on its way", labels__old="gone")
+    ours = {"metadata/codes": "c", "labels/m": "l"}
+    runs = {"runs/a/state/2/weights": "on its way"}
+    found = content(sync.fetch_cohort(uri))
+    assert json.loads(found.pop(LISTING)).keys() == {"data/train/0"}
+    assert found == ours | runs
+    assert content(sync.fetch_cohort(uri, shards=True)) == ours | runs | {"data/train/0": "rows"}
+    assert sync.fetch_cohort(f"{uri}/runs").is_dir()  # whose reader says what it is not
+    with pytest.raises(MissingError):
+        sync.fetch_cohort(f"{uri}/none")
+    assert not sync.fetch_cohort(f"{uri}/none", missing_ok=True).exists()
+
+
+def test_a_run_that_another_process_trains_here_is_left_as_it_is(store):
+    folder, uri = store
+    write(folder, checkpoint__weights="1", history="1")
+    copy = sync.fetch_run(uri)
+    ahead = {"checkpoint/weights": "22", "history": "22", "state/2/weights": "22"}
+    write(copy, checkpoint__weights="22", history="22", state__2__weights="22")
+    with exclusive_lock(copy / lock.RUN_LOCK):  # as of another process
+        assert shown(sync.fetch_run(uri)) == shown(fetch(f"{uri}/checkpoint").parent) == ahead
+    with lock.run_lock(copy):  # who trains it has it from its store
+        assert shown(sync.fetch_run(uri)) == {"checkpoint/weights": "1", "history": "1"}
+    write(copy, history="333")
+    assert content(sync.fetch_run(uri))["history"] == "1"
+
+
+def test_a_search_s_lock_holds_none_of_its_runs(store):
+    folder, uri = store
+    write(folder, trials__0__history="1")
+    with lock.search_lock(local(uri)):
+        assert content(sync.fetch_run(f"{uri}/trials/0")) == {"history": "1"}
+
+
+def test_what_is_written_and_sent_in_one_block_is_not_removed_between(store):
+    folder, uri = store
+    write(folder, a="1")
+    copy = fetch(uri)
+    other = threading.Thread(target=fetch, args=(uri,))
+    with sync.unsent(uri):
+        write(copy, metrics="new")
+        other.start()
+        other.join(0.3)
+        assert other.is_alive()
+        assert fetch(f"{uri}/a").read_text() == "1"
+        with sync.unsent(copy):
+            push(uri)
+    other.join()
+    assert content(copy) == content(folder) == {"a": "1", "metrics": "new"}
+    with sync.unsent(folder):  # a path has no copy
+        pass
 
 
 def test_push_writes_what_changed_and_a_fetch_after_it_copies_nothing(store, transfers):

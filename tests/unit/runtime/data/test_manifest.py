@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from killed import Killed
 
 from ehr_ray.events import code_statistics
 from ehr_ray.events.code_statistics import fit_codes
@@ -17,6 +18,7 @@ from ehr_ray.runtime.data import manifest, tasks
 from ehr_ray.runtime.data.manifest import Shards, fitted_codes, opened
 from ehr_ray.storage import sync
 from ehr_ray.storage.listing import stamped
+from ehr_ray.storage.paths import local
 
 
 def write(path, first, count=500):
@@ -192,6 +194,30 @@ def test_a_dataset_in_a_store_is_counted_and_fitted_where_it_lies(others, tmp_pa
     assert rows == here[0]
     assert fitted.equals(here[1])
     assert [*(tmp_path / "copies").rglob("*.parquet")] == []
+
+
+def test_a_second_start_takes_nothing_that_the_first_has_yet_to_send(others, tmp_path, monkeypatch):
+    monkeypatch.setenv("EHR_RAY_STAGING", str(tmp_path / "copies"))
+    monkeypatch.setattr(manifest, "FILES", 2)
+    cache, push, begun = local(f"file://{tmp_path}/cache"), sync.push, []
+
+    def killed(*_, **__):
+        raise Killed
+
+    def sent(place):
+        if not begun:
+            begun.append(place)
+            with monkeypatch.context() as patch:
+                patch.setattr(manifest, "run_jobs", killed)
+                with pytest.raises(Killed):
+                    told(others, cache)
+        push(place)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sync, "push", sent)
+        counted = told(others, cache)
+    assert begun
+    assert counted == told(others, tmp_path / "here")
 
 
 def test_where_nothing_can_be_kept_it_is_counted_each_time(others, tmp_path):

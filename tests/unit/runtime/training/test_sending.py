@@ -1,6 +1,8 @@
 """Reports on their way to a store, beside what goes on meanwhile."""
 
 import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -355,6 +357,34 @@ def test_a_second_machine_is_refused_and_the_first_ends_where_it_was_taken_over(
     assert "state/000000000004/progress.yaml" in names
     assert "state/000000000006/progress.yaml" not in names
     assert [*lease.Claims(run).times()] == ["b"]
+
+
+LOOKS = "import sys; from ehr_ray.storage.sync import fetch_run; fetch_run(sys.argv[1])"
+
+
+def test_who_looks_at_a_run_takes_nothing_that_is_on_its_way(experiment, tmp_path, monkeypatch):
+    """Another process of this machine reads the run while each of its reports is being sent."""
+    monkeypatch.setenv(STAGING, str(tmp_path / "here"))
+    whole = command.train(experiment(f"file://{tmp_path}/alone")).run
+    output = f"file://{tmp_path}/store"
+    push_run, looked = sync.push_run, []
+
+    def sent(run, source=None):
+        if source is not None:
+            subprocess.run([sys.executable, "-c", LOOKS, f"{output}/run"], check=True)
+            looked.append(source)
+        push_run(run, source)
+
+    monkeypatch.setattr(sync, "push_run", sent)
+    run = command.train(experiment(output)).run
+    assert len(looked) > 1
+    there = sync.fetch(f"{output}/run")
+    assert there == run
+    columns = ["step", "train/objective", "val/objective"]
+    ours, theirs = (pd.read_parquet(r / "history.parquet")[columns] for r in (there, whole))
+    pd.testing.assert_frame_equal(ours, theirs)
+    names = ("checkpoint/model.safetensors", "state/000000000008/model.safetensors")
+    assert all((there / name).read_bytes() == (whole / name).read_bytes() for name in names)
 
 
 def test_losing_the_race_for_a_run_starts_no_training(experiment, tmp_path, monkeypatch):
