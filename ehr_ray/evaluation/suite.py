@@ -6,7 +6,7 @@ in an evaluation.
 """
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,8 @@ class SuiteInput:
     """Whether baselines of the suite's own are asked for too."""
     seed: int = 0
     num_bootstrap: int = 1000
+    sampled: Collection[str] = ()
+    """Splits of which `fit` has a sample of the patients."""
 
 
 @dataclass(frozen=True, kw_only=True)

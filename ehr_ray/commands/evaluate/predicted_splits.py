@@ -5,7 +5,7 @@ import dataclasses
 import hashlib
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -60,6 +60,8 @@ class EvaluationInputs:
     fit: dict[str, PredictedRows]
     """Fitted on is the sample of each, of about `evaluation.fit_patients` rows at most."""
     judged: PredictedRows
+    sampled: Collection[str] = ()
+    """Splits of which `fit` has not all rows."""
 
     def written(self, subject: Subject) -> dict[str, PredictedRows]:
         """Return the splits whose embeddings and predictions are written: never of two cohorts."""
@@ -124,7 +126,8 @@ def predict(
             sync.remove(one.part.folder)
         else:
             held.push(_removes(one.part.folder))
-    return EvaluationInputs(fitted, judged)
+    sampled = {name for name, each in zip(names, asked, strict=False) if each.fit_share < 1}
+    return EvaluationInputs(fitted, judged, sampled)
 
 
 def _removes(folder: Path) -> Callable[..., None]:
@@ -378,5 +381,6 @@ def suites_result(subject: Subject, inputs: EvaluationInputs, say: Say) -> Suite
         baselines=subject.experiment.evaluation.baselines,
         seed=subject.experiment.seed,
         num_bootstrap=subject.experiment.evaluation.bootstrap,
+        sampled=inputs.sampled,
     )
     return merged([get_suite(name)(given) for name in names])

@@ -1,6 +1,6 @@
 """HCAT's own part of an evaluation: imputations, and outcomes with censoring beside baselines."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -10,7 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from ehr_ray.evaluation.metrics.survival import c_index, weighted_scores
-from ehr_ray.evaluation.suite import SuiteInput, SuiteResult
+from ehr_ray.evaluation.suite import SplitPredictions, SuiteInput, SuiteResult
 from ehr_ray.evaluation.table import Table
 from ehr_ray.evaluation.tasks.verdicts import MODEL, metric_prefix
 from ehr_ray.events.auroc import auroc
@@ -101,16 +101,24 @@ def imputation_quality(tokens: pd.DataFrame) -> dict[str, dict[str, float]]:
 
 
 def followed_of(
-    cohort: Path, split: str, vocabulary: Vocabulary, outcome: Outcome, landmark_hours: float
-) -> dict[int, tuple[float, int]]:
-    """Return (days, state) of every subject of a split, from its events from the landmark on."""
-    found = {}
-    for shard in cohort_shards(cohort, split):
+    cohort: Path,
+    split: str,
+    vocabulary: Vocabulary,
+    outcomes: Sequence[Outcome],
+    landmark_hours: float,
+) -> list[dict[int, tuple[float, int]]]:
+    """Return by outcome (days, state) of all subjects of a split, which is read once.
+
+    They come of a subject's events from the landmark on.
+    """
+    found: list[dict[int, tuple[float, int]]] = [{} for _ in outcomes]
+    for shard in cohort_shards(cohort, split) if outcomes else ():
         for patient in read_patients(sync.in_store(shard), vocabulary):
             later = ~patient.static & (patient.minute >= landmark_hours * 60)
             days = (patient.time[later] - patient.origin) / MICROSECONDS_PER_DAY
             codes = [vocabulary.codes[i] for i in patient.code[later]]
-            found[patient.subject_id] = follow(days, codes, outcome)
+            for known, outcome in zip(found, outcomes, strict=True):
+                known[patient.subject_id] = follow(days, codes, outcome)
     return found
 
 
@@ -149,16 +157,14 @@ class Truth:
 def _truths(given: SuiteInput, cohort: Path) -> dict[str, Truth]:
     """Return what became of the judged rows, by outcome; without those nobody was followed for."""
     config, samples, found = given.model, given.judged.samples, {}
-    for outcome in config.outcomes:
-        name = f"{outcome.name}_logit"
-        if name not in samples.column_names:
-            continue
-        known = followed_of(cohort, given.split, given.vocabulary, outcome, config.landmark_hours)
+    outcomes = [o for o in config.outcomes if f"{o.name}_logit" in samples.column_names]
+    followed = followed_of(cohort, given.split, given.vocabulary, outcomes, config.landmark_hours)
+    for outcome, known in zip(outcomes, followed, strict=True):
         pairs = [known.get(int(s), (np.nan, 0)) for s in samples["subject_id"].to_numpy()]
         days = np.array([d for d, _ in pairs])
         state = np.array([s for _, s in pairs], np.int8)
         if np.isfinite(days).any():
-            logit = samples[name].to_numpy().astype(np.float64)
+            logit = samples[f"{outcome.name}_logit"].to_numpy().astype(np.float64)
             found[outcome.name] = Truth(outcome, logit, days, state)
     return found
 
@@ -168,21 +174,30 @@ def _fitted_baselines(
 ) -> dict[str, dict[str, dict[str, Array]]]:
     """Return probabilities by outcome, baseline and split: `tuning` and the judged one.
 
-    Baselines are fitted on all of train and tuning whose label is known. What they say of those
-    rows comes from models that had not seen the row. With a task only its outcome has baselines.
+    Baselines are fitted on all of train and tuning whose label is known, of large ones on the
+    sample that is fitted on. What they say of those rows comes from models that had not seen the
+    row. With a task only its outcome has baselines.
     """
     names = [o.name for o in given.model.outcomes]
     wanted = [n for n in truths if given.task not in names or n == given.task]
     if not given.baselines or given.home is None or not wanted:
         return {}
     arguments = (given.model, given.vocabulary)
-    home = {split: read_columns(given.home, split, *arguments) for split in ("train", "tuning")}
+    home = {
+        split: read_columns(
+            given.home,
+            split,
+            *arguments,
+            _subjects(given.fit[split]) if split in given.sampled else None,
+        )
+        for split in ("train", "tuning")
+    }
     fit = stacked(list(home.values()))
     own = cohort.resolve() == given.home.resolve()
     judged = (
         home[given.split]
-        if own and given.split in home
-        else read_columns(cohort, given.split, *arguments)
+        if own and given.split in home.keys() - {*given.sampled}
+        else read_columns(cohort, given.split, *arguments, _subjects(given.judged))
     )
     asked = {"tuning": (home["tuning"], given.fit.get("tuning"), True)}
     asked[given.split] = (judged, given.judged, own)
@@ -203,6 +218,10 @@ def _fitted_baselines(
                 by_split[split] = np.array([said[s] for s in subjects])
             result.setdefault(name, {})[baseline] = by_split
     return result
+
+
+def _subjects(predicted: SplitPredictions) -> set[int]:
+    return {*predicted.samples["subject_id"].to_pylist()}
 
 
 def _with_modalities_missing(
@@ -250,7 +269,7 @@ def _outcome_table(scores: Mapping[tuple[str, str], dict[str, float]]) -> Table:
         "Of the patients judged (with a task, those with its label; `--task none`: all). Patients "
         "known at the horizon stand for those lost before it; probabilities of the model are as "
         "its output gives them, without calibration on tuning. Baselines are fitted on all "
-        "patients of train and tuning with a label.",
+        "patients of train and tuning with a label, of large splits on a sample of them.",
     )
 
 

@@ -1,6 +1,6 @@
 """Baselines of an outcome on simple columns: logistic regression, random forest, boosted trees."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -18,8 +18,9 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from ehr_ray.evaluation.tasks.probe import few_threads
+from ehr_ray.events.batched import batched
 from ehr_ray.events.modalities import MODALITIES
-from ehr_ray.events.patients import cohort_shards, read_patients
+from ehr_ray.events.patients import Patient, cohort_shards, read_patients
 from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.families.hcat.config import HCATConfig
 from ehr_ray.families.hcat.data import collate, transform
@@ -41,6 +42,8 @@ TITLES: Final = {
 }
 C_GRID: Final = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
 TILE_COMPONENTS: Final = 32
+GROUP_PATIENTS: Final = 512
+"""Patients whose events are held at a time."""
 _FOLDS: Final = 5
 
 
@@ -71,13 +74,36 @@ class SplitColumns:
 
 
 def read_columns(
-    cohort: Path, split: str, config: HCATConfig, vocabulary: Vocabulary
+    cohort: Path,
+    split: str,
+    config: HCATConfig,
+    vocabulary: Vocabulary,
+    subjects: Collection[int] | None = None,
 ) -> SplitColumns:
-    """Return a split's columns: a code's mean value, NaN where missing, and 0 or 1 for flags."""
+    """Return a split's columns: a code's mean value, NaN where missing, and 0 or 1 for flags.
+
+    Of `subjects`, or of all; events of some patients alone are held at a time.
+    """
     shards = map(sync.in_store, cohort_shards(cohort, split))
-    patients = (patient for shard in shards for patient in read_patients(shard, vocabulary))
-    batch = collate([transform(patient, config, vocabulary) for patient in patients], config)
+    patients = (
+        patient
+        for shard in shards
+        for patient in read_patients(shard, vocabulary)
+        if subjects is None or patient.subject_id in subjects
+    )
     tokenizer = Tokenizer(config, vocabulary)
+    return stacked(
+        [
+            _columns(group, config, vocabulary, tokenizer)
+            for group in batched(patients, GROUP_PATIENTS)
+        ]
+    )
+
+
+def _columns(
+    patients: Sequence[Patient], config: HCATConfig, vocabulary: Vocabulary, tokenizer: Tokenizer
+) -> SplitColumns:
+    batch = collate([transform(patient, config, vocabulary) for patient in patients], config)
     mean, count, _ = tokenizer.columns(batch)
     there, layout = (count > 0).numpy(), tokenizer.layout
     values = np.where(there, mean.numpy(), np.nan).astype(np.float64)

@@ -7,6 +7,7 @@ import pytest
 
 from ehr_ray.evaluation.suite import SplitPredictions, SuiteInput
 from ehr_ray.events.outcomes import Outcome
+from ehr_ray.families.hcat import outcome_baselines
 from ehr_ray.families.hcat.config import HCATConfig
 from ehr_ray.families.hcat.evaluation import followed_of, imputation_quality, suite
 from ehr_ray.families.hcat.outcome_baselines import LOGISTIC, fit_baselines, read_columns, stacked
@@ -84,6 +85,34 @@ def test_baselines_of_an_outcome_are_fitted_on_train_and_tuning_and_told_by_row(
     assert f"baseline/{LOGISTIC}/held_out/acidosis/c_index" in found.metrics
 
 
+def test_of_a_large_split_the_baselines_are_fitted_on_the_sample(given):
+    halved = SplitPredictions(given.fit["train"].samples[::2], {})
+    some = suite(dataclasses.replace(given, fit={**given.fit, "train": halved}, sampled={"train"}))
+    subjects = {*halved.samples["subject_id"].to_pylist()}
+    train, tuning, judged = (
+        read_columns(given.home, split, given.model, given.vocabulary, wanted)
+        for split, wanted in (("train", subjects), ("tuning", None), ("held_out", None))
+    )
+    assert {*train.subject_id.tolist()} == subjects
+    fit = stacked([train, tuning])
+    known = fit.label[:, 0] >= 0
+    fitted = fit_baselines(fit.columns.of(known), fit.label[known, 0], seed=0, names=(LOGISTIC,))
+    said = fitted[LOGISTIC][0](judged.columns)[::-1]
+    np.testing.assert_allclose(some.predictions[LOGISTIC]["held_out"], said)
+    assert not np.allclose(suite(given).predictions[LOGISTIC]["held_out"], said)
+
+
+def test_columns_do_not_depend_on_who_is_read_with_whom(given, monkeypatch):
+    arguments = (given.home, "train", given.model, given.vocabulary)
+    whole = read_columns(*arguments)
+    monkeypatch.setattr(outcome_baselines, "GROUP_PATIENTS", 7)
+    parts = read_columns(*arguments)
+    np.testing.assert_array_equal(parts.subject_id, whole.subject_id)
+    np.testing.assert_array_equal(parts.label, whole.label)
+    for name in ("core", "tables", "tiles"):
+        np.testing.assert_array_equal(getattr(parts.columns, name), getattr(whole.columns, name))
+
+
 def test_baselines_are_left_out_where_they_are_not_asked_for_or_the_cohort_is_gone(given):
     for change in ({"baselines": False}, {"home": None}):
         found = suite(dataclasses.replace(given, **change))
@@ -95,8 +124,9 @@ def test_the_suite_scores_outcomes_of_the_judged_with_their_censoring(
     synthetic_cohort, synthetic_vocabulary, synthetic_patients, tmp_path
 ):
     config = HCATConfig(landmark_hours=24, survival=ACIDOSIS)
-    args = (synthetic_cohort, "tuning", synthetic_vocabulary, ACIDOSIS, 24.0)
-    known = followed_of(*args)
+    args = (synthetic_cohort, "tuning", synthetic_vocabulary, [ACIDOSIS, SOON], 24.0)
+    known, sooner = followed_of(*args)
+    assert [sooner] == followed_of(*args[:3], [SOON], 24.0)
     assert set(known) == {p.subject_id for p in synthetic_patients["tuning"]}
     ids = sorted(known)
     soon = [-known[s][0] if known[s][1] == 1 else -9.0 for s in ids]
