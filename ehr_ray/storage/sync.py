@@ -224,7 +224,7 @@ def push(
     location: str | Path,
     *,
     mirror: Iterable[str] = (),
-    whole: bool = False,
+    whole: Collection[str] = (),
     source: Path | None = None,
     kept: Collection[str] = (),
 ) -> None:
@@ -233,7 +233,8 @@ def push(
     Args:
         location: URI, or the path of its copy: a file or a folder.
         mirror: folders in it whose files, where they are gone here, are removed there, at the end.
-        whole: mark the folder while it is written, and remove there whatever is not here.
+        whole: folders in it that are written as one: it is marked meanwhile, and what they have
+            there and not here is removed. Of what lies beside them nothing is read or removed.
         source: what holds the files in place of the copy.
         kept: names that stay there, though they are not here.
     """
@@ -244,18 +245,20 @@ def push(
     with explained(uri):
         store, path = filesystem(uri)
         copies, objects = _files(source), _objects(store, path)
+        folders = tuple(f"{name}/" for name in (*mirror, *whole))
+        if whole:
+            copies = {n: stamp for n, stamp in copies.items() if n.startswith(folders)}
         changed = [name for name, stamp in copies.items() if objects.get(name) != stamp]
         # With nothing to send too, where an earlier push was interrupted after all had arrived.
-        marked = whole and (bool(changed) or MARK in objects)
+        marked = bool(whole) and (bool(changed) or MARK in objects)
         if marked:
             _write(store, join(path, MARK), b"")
         each(lambda n: upload(store, source / n, join(path, n)), _without(changed, LAST))
         for last in LAST:
             pointers = [name for name in changed if name.rpartition("/")[2] == last]
             each(lambda n: upload(store, source / n, join(path, n)), pointers)
-        folders = tuple(f"{name}/" for name in mirror)
         for name in objects.keys() - copies.keys() - {*kept}:
-            if not _hidden(name) and (whole or name.startswith(folders)):
+            if not _hidden(name) and name.startswith(folders):
                 _forget(store.delete_file, join(path, name))
         # A store stamps objects itself. Copies take that time, so that both agree from now on.
         written = _objects(store, path) if changed else {}

@@ -8,7 +8,7 @@ from small_files import content, write
 
 from ehr_ray.errors import InputError, MissingError, RunError
 from ehr_ray.storage import in_place, sync
-from ehr_ray.storage.paths import STAGING, canonical, local, with_uris
+from ehr_ray.storage.paths import COHORT_FOLDERS, STAGING, canonical, local, with_uris
 from ehr_ray.storage.sync import MARK, fetch, outline, push
 
 
@@ -148,18 +148,18 @@ def test_a_half_written_object_never_has_its_name(store, monkeypatch):
 
 def test_a_folder_that_is_not_whole_is_refused_until_it_is(store, monkeypatch):
     folder, uri = store
-    write(folder, gone="of an older cohort")
-    write(local(uri), a="1", b="2")
+    write(folder, labels__gone="of an older cohort", runs__a="of another")
+    write(local(uri), data__a="1", data__b="2", runs__b="of another")
     was = fails_at(monkeypatch, "b")
     with pytest.raises(RunError):
-        push(uri, whole=True)
+        push(uri, whole=COHORT_FOLDERS)
     assert sync.unfinished(uri)
     with pytest.raises(InputError, match="interrupted"):
         fetch(uri)
     monkeypatch.setattr(sync, "upload", was)
-    push(uri, whole=True)
+    push(uri, whole=COHORT_FOLDERS)
     assert not sync.unfinished(uri)
-    assert content(folder) == {"a": "1", "b": "2"}
+    assert content(folder) == {"data/a": "1", "data/b": "2", "runs/a": "of another"}
     assert not (folder / MARK).exists()
 
 
