@@ -18,7 +18,7 @@ from ehr_ray.commands.ingest import ingest
 from ehr_ray.errors import InputError, RunError
 from ehr_ray.events.schema import RECORD
 from ehr_ray.sources import splits, table
-from ehr_ray.sources.building.resume import has_changed
+from ehr_ray.sources.building.resume import discard_staging, has_changed
 from ehr_ray.storage import in_place, sync
 from ehr_ray.storage.paths import STAGING, local
 
@@ -75,6 +75,22 @@ def test_staging_of_another_ingest_is_removed(tmp_path, cohort):
     (stale / "parts").mkdir(parents=True)
     cohort("synthetic", patients=2)
     assert hidden(tmp_path / "out") == []
+
+
+@pytest.mark.parametrize("place", ["here", "store"])
+@pytest.mark.parametrize(("name", "other"), [("p[12]", "p1"), ("p", "p.staging-b")])
+def test_staged_work_of_another_name_stays(tmp_path, monkeypatch, place, name, other):
+    monkeypatch.setenv(STAGING, str(tmp_path / "copies"))
+    folders = {
+        whose: tmp_path / "out" / f".{whose}.staging-0123456789abcdef-6/parts"
+        for whose in (name, other)
+    }
+    for folder in folders.values():
+        folder.mkdir(parents=True)
+    output = {"here": str(tmp_path / "out"), "store": f"file://{tmp_path}/out"}[place]
+    discard_staging(local(f"{output}/{name}"))
+    assert not folders[name].exists()
+    assert folders[other].exists()
 
 
 def test_two_ingests_into_one_place_exclude_each_other(tmp_path):
