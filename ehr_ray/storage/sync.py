@@ -19,7 +19,7 @@ from typing import Any, Final
 
 import pyarrow.fs as pafs
 
-from ehr_ray.errors import InputError, MissingError, StoreUnavailableError
+from ehr_ray.errors import InputError, MissingError, RunError, StoreUnavailableError
 from ehr_ray.storage import listing
 from ehr_ray.storage.lock import exclusive_lock
 from ehr_ray.storage.object_stores import check_bucket, explained, filesystem
@@ -237,11 +237,17 @@ def push(
             there and not here is removed. Of what lies beside them nothing is read or removed.
         source: what holds the files in place of the copy.
         kept: names that stay there, though they are not here.
+
+    Raises:
+        InputError: no such bucket, or no access.
+        RunError: the store cannot be reached, or a file, or all there was, is not here any more.
     """
     uri = uri_of(location)
     if uri is None:
         return
     source = source or local(uri)
+    if not source.exists():
+        raise _gone(uri)
     with explained(uri):
         store, path = filesystem(uri)
         copies, objects = _files(source), _objects(store, path)
@@ -253,10 +259,18 @@ def push(
         marked = bool(whole) and (bool(changed) or MARK in objects)
         if marked:
             _write(store, join(path, MARK), b"")
-        each(lambda n: upload(store, source / n, join(path, n)), _without(changed, LAST))
+
+        def send(name: str) -> None:
+            try:
+                upload(store, source / name, join(path, name))
+            except FileNotFoundError:
+                if (source / name).exists():
+                    raise
+                raise _gone(f"{uri}: {name}" if name else uri) from None
+
+        each(send, _without(changed, LAST))
         for last in LAST:
-            pointers = [name for name in changed if name.rpartition("/")[2] == last]
-            each(lambda n: upload(store, source / n, join(path, n)), pointers)
+            each(send, [name for name in changed if name.rpartition("/")[2] == last])
         for name in objects.keys() - copies.keys() - {*kept}:
             if not _hidden(name) and name.startswith(folders):
                 _forget(store.delete_file, join(path, name))
@@ -372,6 +386,10 @@ def _write(store: Any, path: str, content: bytes) -> None:
         store.create_dir(path.rpartition("/")[0], recursive=True)
     with store.open_output_stream(path) as stream:
         stream.write(content)
+
+
+def _gone(what: str) -> RunError:
+    return RunError(f"{what}: gone before it was sent; run the same command again")
 
 
 def _settle(uri: str, path: Path, before: Stamp, after: Stamp | None) -> None:

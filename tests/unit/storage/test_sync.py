@@ -163,6 +163,25 @@ def test_a_folder_that_is_not_whole_is_refused_until_it_is(store, monkeypatch):
     assert not (folder / MARK).exists()
 
 
+def test_what_is_gone_before_it_is_sent_is_told(store, monkeypatch):
+    folder, uri = store
+    write(folder, out__labels="of before")
+    for place in (f"{uri}/out", f"{uri}/out/labels"):
+        with pytest.raises(RunError, match=rf"^{place}: gone before it was sent; run the same"):
+            push(place, whole=COHORT_FOLDERS)
+    copy, was = local(f"{uri}/out"), sync.upload
+    write(copy, a="1")
+
+    def upload(store, source, path):
+        source.unlink()
+        was(store, source, path)
+
+    monkeypatch.setattr(sync, "upload", upload)
+    with pytest.raises(RunError, match=rf"^{uri}/out: a: gone before it was sent; run the same"):
+        push(copy)
+    assert content(folder) == {"out/labels": "of before"}
+
+
 def test_nothing_there_is_one_line_or_an_empty_copy(store):
     _, uri = store
     write(local(uri), left="over")
