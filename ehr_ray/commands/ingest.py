@@ -4,13 +4,13 @@ import contextlib
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, cast, get_args
 
-from ehr_ray.errors import InputError, LeaseHeldError
+from ehr_ray.errors import InputError, LeaseHeldError, RunError, UserError
 from ehr_ray.events.code_map import load_code_map
 from ehr_ray.events.schema import RECORD, parse_origin
 from ehr_ray.runtime.data.tasks import run_jobs
@@ -65,7 +65,16 @@ from ehr_ray.sources.source import Source, Unit, get_source, make_options
 from ehr_ray.sources.splits import SplitPolicy, buckets_for, parse_splits
 from ehr_ray.storage import files, sync
 from ehr_ray.storage.lease import Lease, leased
-from ehr_ray.storage.paths import canonical, inside, is_outlined, is_uri, local, uri_of
+from ehr_ray.storage.paths import (
+    COHORT_FOLDERS,
+    canonical,
+    inside,
+    is_outlined,
+    is_uri,
+    join,
+    local,
+    uri_of,
+)
 
 SMALL_BYTES: Final = 200_000_000
 """Smaller inputs are read in this process unless CPUs are asked for: starting Ray takes seconds."""
@@ -328,22 +337,34 @@ def _treatment(plan: Plan) -> tuple[str, ...]:
 def _stored(place: str) -> bool:
     """Whether a URI holds a whole cohort, whose record is copied here to be compared with.
 
-    One whose writing was interrupted does not count.
+    One whose writing was interrupted does not count. `InputError` where something else is there,
+    or has come beside one that is not whole.
     """
-    if sync.unfinished(place):
-        return False
-    sync.fetch(place, only=(RECORD.as_posix(),), missing_ok=True)
+    interrupted = sync.unfinished(place)
+    if not interrupted:
+        sync.fetch(join(place, RECORD.as_posix()), missing_ok=True)
     names = sync.names_in(place)
-    if names and RECORD.as_posix() not in names:
-        raise InputError(f"--output {place}: holds something else; choose another place")
-    return bool(names)
+    strange = _first_parts(names)
+    if interrupted:
+        strange -= {*COHORT_FOLDERS}
+    if strange and (interrupted or RECORD.as_posix() not in names):
+        raise InputError(
+            f"--output {place}: holds something else, {min(strange) or 'a file'}; choose another "
+            "place"
+        )
+    return bool(names) and not interrupted
+
+
+def _first_parts(names: Iterable[str]) -> set[str]:
+    return {name.partition("/")[0] for name in names}
 
 
 @contextlib.contextmanager
 def _alone(place: str, output: Path, say: Callable[[str], None]) -> Iterator[Lease | None]:
     """Hold a place in a store, to which no other machine writes then; a folder `staging` guards.
 
-    Nothing is there that is whole; what this machine has of it is removed.
+    Nothing is there that is whole; what this machine has of it is removed. It is marked as not
+    whole, until it is, or until an error of the input that leaves nothing there.
     """
     try:
         with leased(place, say) as lease:
@@ -353,14 +374,27 @@ def _alone(place: str, output: Path, say: Callable[[str], None]) -> Iterator[Lea
                         f"--output {place}: another ingest has just made it; run this one again to "
                         "compare"
                     )
-                shutil.rmtree(inside(output), ignore_errors=True)
+                for name in COHORT_FOLDERS:
+                    shutil.rmtree(inside(output / name), ignore_errors=True)
                 sync.mark(output)
-            yield lease
+            try:
+                yield lease
+            except InputError:
+                if lease is not None:
+                    _unmark(place)
+                raise
     except LeaseHeldError as error:
         raise InputError(
             f"--output {place}: {error.holder} is writing it; wait until it has ended, or choose "
             "another place"
         ) from None
+
+
+def _unmark(place: str) -> None:
+    """Remove the mark of an ingest that has ended and left no file of a cohort."""
+    with contextlib.suppress(UserError, RunError):  # of the ingest itself there is a worse one
+        if _first_parts(sync.names_in(place)).isdisjoint(COHORT_FOLDERS):
+            sync.remove(join(place, sync.MARK))
 
 
 def _unit_name(job: tuple[int, Unit]) -> str:

@@ -18,8 +18,6 @@ from ehr_ray.errors import InputError, RunError
 
 STAGING: Final = "EHR_RAY_STAGING"
 """Environment variable: folder of the copies; default is the user's cache folder."""
-COHORT_FOLDERS: Final = ("data", "metadata", "labels")
-"""What a cohort has in its folder; whatever else lies there is not its own."""
 OUTLINE: Final = ".outline"
 """In the folder of copies: stand-ins of files of URIs, which `sync.outline` makes."""
 _URI: Final = re.compile(r"([a-z][a-z0-9+.-]*)://([^/?#]*)(/[^?#]*)?(?:\?([^#]*))?")
@@ -27,6 +25,8 @@ _BUCKET: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,221}")
 """What S3 and Google Cloud Storage take together."""
 _LONGEST: Final = 255
 """Bytes of a name in a folder, as filesystems have it."""
+COHORT_FOLDERS: Final = ("data", "metadata", "labels")
+"""Folders in which all files of a cohort lie: what stands beside them is not its own."""
 GIVE_A_RUN: Final = "give the folder of a run that has been trained"
 _CHECKPOINTS: Final = ("checkpoint", ".checkpoint.old", "model.safetensors")
 """What a run, the one before a checkpoint was replaced, and a checkpoint or a model have."""

@@ -20,7 +20,7 @@ from typing import Any, Final
 
 import pyarrow.fs as pafs
 
-from ehr_ray.errors import InputError, MissingError, StoreUnavailableError
+from ehr_ray.errors import InputError, MissingError, RunError, StoreUnavailableError
 from ehr_ray.storage import listing
 from ehr_ray.storage.lock import exclusive_lock, held_by_another
 from ehr_ray.storage.object_stores import check_bucket, explained, filesystem
@@ -258,7 +258,7 @@ def push(
     location: str | Path,
     *,
     mirror: Iterable[str] = (),
-    whole: bool = False,
+    whole: Collection[str] = (),
     source: Path | None = None,
     kept: Collection[str] = (),
 ) -> None:
@@ -267,29 +267,46 @@ def push(
     Args:
         location: URI, or the path of its copy: a file or a folder.
         mirror: folders in it whose files, where they are gone here, are removed there, at the end.
-        whole: mark the folder while it is written, and remove there whatever is not here.
+        whole: folders in it that are written as one: it is marked meanwhile, and what they have
+            there and not here is removed. Of what lies beside them nothing is read or removed.
         source: what holds the files in place of the copy.
         kept: names that stay there, though they are not here.
+
+    Raises:
+        InputError: no such bucket, or no access.
+        RunError: the store cannot be reached, or a file, or all there was, is not here any more.
     """
     uri = uri_of(location)
     if uri is None:
         return
     source = source or local(uri)
+    if not source.exists():
+        raise _gone(uri)
     with explained(uri):
         store, path = filesystem(uri)
         copies, objects = _files(source), _objects(store, path)
+        folders = tuple(f"{name}/" for name in (*mirror, *whole))
+        if whole:
+            copies = {n: stamp for n, stamp in copies.items() if n.startswith(folders)}
         changed = [name for name, stamp in copies.items() if objects.get(name) != stamp]
         # With nothing to send too, where an earlier push was interrupted after all had arrived.
-        marked = whole and (bool(changed) or MARK in objects)
+        marked = bool(whole) and (bool(changed) or MARK in objects)
         if marked:
             _write(store, join(path, MARK), b"")
-        each(lambda n: upload(store, source / n, join(path, n)), _without(changed, LAST))
+
+        def send(name: str) -> None:
+            try:
+                upload(store, source / name, join(path, name))
+            except FileNotFoundError:
+                if (source / name).exists():
+                    raise
+                raise _gone(f"{uri}: {name}" if name else uri) from None
+
+        each(send, _without(changed, LAST))
         for last in LAST:
-            pointers = [name for name in changed if name.rpartition("/")[2] == last]
-            each(lambda n: upload(store, source / n, join(path, n)), pointers)
-        folders = tuple(f"{name}/" for name in mirror)
+            each(send, [name for name in changed if name.rpartition("/")[2] == last])
         for name in objects.keys() - copies.keys() - {*kept}:
-            if not _hidden(name) and (whole or name.startswith(folders)):
+            if not _hidden(name) and name.startswith(folders):
                 _forget(store.delete_file, join(path, name))
         # A store stamps objects itself. Copies take that time, so that both agree from now on.
         written = _objects(store, path) if changed else {}
@@ -403,6 +420,10 @@ def _write(store: Any, path: str, content: bytes) -> None:
         store.create_dir(path.rpartition("/")[0], recursive=True)
     with store.open_output_stream(path) as stream:
         stream.write(content)
+
+
+def _gone(what: str) -> RunError:
+    return RunError(f"{what}: gone before it was sent; run the same command again")
 
 
 def _settle(uri: str, path: Path, before: Stamp, after: Stamp | None) -> None:

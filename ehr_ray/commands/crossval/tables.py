@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -188,8 +187,12 @@ def record(
 
 
 def write_fold_predictions(folder: Path, test: pd.DataFrame, cohort: Path) -> None:
-    """Write the model's own as `<task>/r<repeat>-f<fold>.parquet`, in place of what was there."""
-    shutil.rmtree(folder, ignore_errors=True)
+    """Write the model's own as `<task>/r<repeat>-f<fold>.parquet`, in place of all such files.
+
+    Beside them lies what `evaluate` has written of a run of the same name.
+    """
+    for former in folder.glob("*/r[0-9]*-f[0-9]*.parquet"):
+        former.unlink()
     own = test[test["model"] == MODEL]
     key: Any  # pandas types it as Hashable
     for key, part in own.groupby(["outcome", "repeat", "fold"]):

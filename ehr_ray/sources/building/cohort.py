@@ -140,7 +140,7 @@ class Work:
 
 
 def finish(plan: Plan, source: Source, work: Work, output: Path, print_: str) -> IngestSummary:
-    """Write labels and metadata beside the shards and rename the whole to `output`."""
+    """Write labels and metadata beside the shards; all of it appears at `output`."""
     cohort = plan.staging / "cohort"
     parts, shards = [plan.part(i) for i in range(work.num_parts)], work.shards
     metadata = cohort / "metadata"
@@ -190,12 +190,25 @@ def finish(plan: Plan, source: Source, work: Work, output: Path, print_: str) ->
         (metadata / TASKS).write_text(json.dumps(positive, indent=1) + "\n")
     remove_unfinished(cohort)
     files.sync_tree(cohort)
-    with contextlib.suppress(FileNotFoundError):
-        # An empty folder may have been made for us; rename replaces it on POSIX, but not a link.
-        output.rmdir()
-    os.rename(cohort, output)
-    files.sync(output.parent)
+    _appear(cohort, output, whole=plan.store is None)
     return summary
+
+
+def _appear(cohort: Path, output: Path, *, whole: bool) -> None:
+    """Rename a cohort to `output`; what is not `whole`, the copy of a store's, folder by folder.
+
+    Beside that copy others of the store may lie.
+    """
+    if whole:
+        # An empty folder may have been made for us; rename replaces it on POSIX, but not a link.
+        with contextlib.suppress(FileNotFoundError):
+            output.rmdir()
+        os.rename(cohort, output)
+    else:
+        output.mkdir(parents=True, exist_ok=True)
+        for folder in cohort.iterdir():
+            os.rename(folder, output / folder.name)
+    files.sync(output.parent)
 
 
 def _write_records(

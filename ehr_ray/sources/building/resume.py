@@ -20,6 +20,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -257,10 +258,13 @@ def _remove(folder: Path) -> None:
 
 def discard_staging(output: Path, keep: Path | None = None) -> None:
     """Remove what unfinished ingests into `output` left, but not `keep`."""
-    begin = f".{output.name}.staging-"
-    found = {*output.parent.glob(f"{begin}*")}
-    there = in_place.folders_in(output.parent)
-    found |= {output.with_name(name) for name in there if name.startswith(begin)}
+    # No pattern of names made of a user's: `[` in one would match another's folder. Nor by the
+    # beginning alone: `--output a.staging-b` has folders that begin as those of `a`.
+    its = re.compile(rf"\.{re.escape(output.name)}\.staging-[0-9a-f]{{16}}(-\d+)?")
+    names = in_place.folders_in(output.parent)
+    with contextlib.suppress(OSError):  # no such folder, or one that may not be listed
+        names |= {*os.listdir(output.parent)}
+    found = {output.with_name(name) for name in names if its.fullmatch(name)}
     for stale in sorted(found - {keep}):
         with _lock(stale, output):
             _remove(stale)

@@ -27,7 +27,7 @@ from ehr_ray.sources.parsing.databases import is_address
 from ehr_ray.sources.source import Unit
 from ehr_ray.storage import files, in_place, sync
 from ehr_ray.storage.lock import exclusive_lock
-from ehr_ray.storage.paths import canonical, is_uri, join, local, staging
+from ehr_ray.storage.paths import COHORT_FOLDERS, canonical, is_uri, join, local, staging
 
 WORK: Final = ".work"
 """In the folder of copies: a folder a job, while it runs."""
@@ -196,7 +196,7 @@ def publish(plan: Plan, num_parts: int, shards: Sequence[Path], output: Path) ->
     names = {path.relative_to(cohort).as_posix() for path in shards}
     sync.mark(output)
     in_place.copy_within(join(plan.store, "cohort"), names, canonical(output))
-    sync.push(output, whole=True, kept=names)
+    sync.push(output, whole=COHORT_FOLDERS, kept=names)
 
 
 def of_any_machine(unit: Unit) -> Unit:

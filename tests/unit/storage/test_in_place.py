@@ -170,10 +170,12 @@ def test_parts_of_a_file_are_read_where_it_lies(store, transfers):
 
 def test_a_folder_is_made_whole_of_what_lies_there_and_what_is_here(store):
     folder, uri = store
-    write(folder, staged__data__0="0", staged__data__1="1", out__data__9="of another", out__old="x")
+    write(folder, staged__data__0="0", staged__data__1="1", out__data__9="of another")
+    write(folder, out__metadata__old="x", out__runs__a="of another")
     copy = local(f"{uri}/out")
-    write(copy, metadata="m")
+    write(copy, metadata__codes="m")
     sync.mark(copy)
     in_place.copy_within(f"{uri}/staged", {"data/0", "data/1"}, f"{uri}/out")
-    push(copy, whole=True, kept={"data/0", "data/1"})
-    assert content(folder / "out") == {"data/0": "0", "data/1": "1", "metadata": "m"}
+    push(copy, whole=("data", "metadata"), kept={"data/0", "data/1"})
+    whole = {"data/0": "0", "data/1": "1", "metadata/codes": "m"}
+    assert content(folder / "out") == {**whole, "runs/a": "of another"}

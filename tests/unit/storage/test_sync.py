@@ -12,7 +12,7 @@ from ehr_ray.errors import InputError, MissingError, RunError
 from ehr_ray.storage import in_place, lock, sync
 from ehr_ray.storage.listing import LISTING
 from ehr_ray.storage.lock import exclusive_lock
-from ehr_ray.storage.paths import STAGING, canonical, local, with_uris
+from ehr_ray.storage.paths import COHORT_FOLDERS, STAGING, canonical, local, with_uris
 from ehr_ray.storage.sync import MARK, fetch, outline, push
 
 
@@ -225,19 +225,38 @@ def test_a_half_written_object_never_has_its_name(store, monkeypatch):
 
 def test_a_folder_that_is_not_whole_is_refused_until_it_is(store, monkeypatch):
     folder, uri = store
-    write(folder, gone="of an older cohort")
-    write(local(uri), a="1", b="2")
+    write(folder, labels__gone="of an older cohort", runs__a="of another")
+    write(local(uri), data__a="1", data__b="2", runs__b="of another")
     was = fails_at(monkeypatch, "b")
     with pytest.raises(RunError):
-        push(uri, whole=True)
+        push(uri, whole=COHORT_FOLDERS)
     assert sync.unfinished(uri)
     with pytest.raises(InputError, match="interrupted"):
         fetch(uri)
     monkeypatch.setattr(sync, "upload", was)
-    push(uri, whole=True)
+    push(uri, whole=COHORT_FOLDERS)
     assert not sync.unfinished(uri)
-    assert content(folder) == {"a": "1", "b": "2"}
+    assert content(folder) == {"data/a": "1", "data/b": "2", "runs/a": "of another"}
     assert not (folder / MARK).exists()
+
+
+def test_what_is_gone_before_it_is_sent_is_told(store, monkeypatch):
+    folder, uri = store
+    write(folder, out__labels="of before")
+    for place in (f"{uri}/out", f"{uri}/out/labels"):
+        with pytest.raises(RunError, match=rf"^{place}: gone before it was sent; run the same"):
+            push(place, whole=COHORT_FOLDERS)
+    copy, was = local(f"{uri}/out"), sync.upload
+    write(copy, a="1")
+
+    def upload(store, source, path):
+        source.unlink()
+        was(store, source, path)
+
+    monkeypatch.setattr(sync, "upload", upload)
+    with pytest.raises(RunError, match=rf"^{uri}/out: a: gone before it was sent; run the same"):
+        push(copy)
+    assert content(folder) == {"out/labels": "of before"}
 
 
 def test_nothing_there_is_one_line_or_an_empty_copy(store):

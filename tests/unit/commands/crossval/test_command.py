@@ -150,7 +150,7 @@ def followed(synthetic_cohort, synthetic_vocabulary, tmp_path_factory):
     outcome = load(TINY / "hcat.yaml", [HORIZON]).model.survival
     rows = []
     for split in ("train", "tuning", "held_out"):
-        known = hcat.followed_of(folder, split, synthetic_vocabulary, [outcome], 24.0)
+        (known,) = hcat.followed_of(folder, split, synthetic_vocabulary, [outcome], 24.0)
         for shard in cohort_shards(folder, split):
             for patient in read_patients(shard, synthetic_vocabulary):
                 days, state = known[patient.subject_id]

@@ -14,6 +14,7 @@ from ehr_ray.commands.crossval.tables import (
     measures,
     report,
     tracked_metrics,
+    write_fold_predictions,
 )
 from ehr_ray.evaluation.tasks.fold_scores import spread
 
@@ -91,3 +92,15 @@ def test_the_report_warns_of_weights_that_may_know_the_test_patients(job):
     started = dataclasses.replace(job.experiment, init_from="runs/other")
     assert "runs/other" in report(started, [job], scores, table)
     assert tracked_metrics(table)["death/model/c_index/mean"] == 0.6
+
+
+def test_predictions_of_former_folds_go_and_those_of_an_evaluation_stay(job, tmp_path):
+    leave(job, [0.1, 0.5, 0.2, 0.9])
+    folder = tmp_path / "predictions"
+    own = ("held_out.parquet", "baselines/trees/held_out.parquet")
+    for name in (*own, "death/r4-f0.parquet"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("of before")
+    write_fold_predictions(folder, joined_predictions([job]), tmp_path)
+    there = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+    assert there == {*own, "death/r0-f0.parquet"}

@@ -322,14 +322,14 @@ def test_what_was_made_without_a_lost_table_is_made_again_with_it(
     assert objects(bucket, "shared/cohort") == tree(tmp_path / "here")
 
 
-def test_bad_input_leaves_nothing_but_the_mark(nodes, bucket, tmp_path, monkeypatch):
+def test_bad_input_leaves_nothing(nodes, bucket, tmp_path, monkeypatch):
     options = write_events(tmp_path / "raw", monkeypatch)
     put(bucket, tmp_path / "raw", "shared/raw")
     source, place = f"{BUCKET}/shared/raw/events.csv", f"{BUCKET}/shared/cohort"
     with pytest.raises(InputError, match=r"--code-column none: events\.csv has the columns"):
         ingest("table", source, place, options={**options, "code_column": "none"}, cpus=2)
     left = {name for name in objects(bucket, "shared") if not name.startswith("raw/")}
-    assert left == {f"cohort/{sync.MARK}"}
+    assert left == set()
     (tmp_path / "raw" / "died.csv").unlink()
     bucket.delete_file("hospital/shared/raw/died.csv")
     with pytest.raises(InputError, match=r"s3://hospital/shared/raw/died\.csv: nothing there"):
