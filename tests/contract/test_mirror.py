@@ -22,7 +22,6 @@ ELSEWHERE = {
     "commands/ingest.py": "ray/test_ingest.py",
     "commands/phrases.py": "unit/cli/test_actions.py",
     "commands/prepare.py": "ray/test_vitals.py",
-    "commands/quickstart.py": "jobs/test_readme.py",
     "commands/train/fallback.py": "ray/test_vitals.py",
     "commands/train/pipeline.py": "ray/test_pipeline.py",
     "runtime/inference/parts.py": "ray/test_inference.py",
@@ -114,10 +113,6 @@ def test_what_is_listed_is_imported_by_the_file_that_tests_it():
         name = ".".join(Path("ehr_ray", inside).with_suffix("").parts)
         if not (ROOT / path).is_file():
             wrong.append(f"{path}: no such file")
-        elif inside == "commands/quickstart.py":
-            # The file runs what README.md has, and README.md begins with this.
-            if "ehr-ray quickstart" not in (ROOT / "README.md").read_text():
-                wrong.append("README.md: no quickstart")
         elif name not in reached(path) and not gives_verb(path, inside):
             wrong.append(f"{path}: does not reach {name}")
     assert wrong == []
