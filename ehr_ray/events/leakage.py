@@ -15,7 +15,7 @@ FEWEST: Final = 20
 """Rows of each class without which a high AUROC of one column may be chance."""
 
 
-def column_aurocs(
+def column_discrimination(
     columns: npt.NDArray[np.floating], label: npt.NDArray[np.integer]
 ) -> npt.NDArray[np.float64]:
     """Return max(AUROC, 1 - AUROC) of each column where it is observed, float64 [D].
@@ -31,8 +31,8 @@ def column_aurocs(
     for place in range(x.shape[1]):
         seen = there[:, place]
         found = [
-            _auroc(x[seen, place], y[seen]),
-            _auroc(seen.astype(float), y),
+            _discrimination(x[seen, place], y[seen]),
+            _discrimination(seen.astype(float), y),
         ]
         kept = [max(value, 1 - value) for value in found if not np.isnan(value)]
         result[place] = max(kept) if kept else np.nan
@@ -46,7 +46,7 @@ def require_no_leak(
     task: str,
 ) -> None:
     """Raise InputError naming the column that by itself tells the label with AUROC above 0.95."""
-    found = column_aurocs(columns, label)
+    found = column_discrimination(columns, label)
     if not np.isfinite(found).any():
         return
     worst = int(np.nanargmax(found))
@@ -57,7 +57,7 @@ def require_no_leak(
         )
 
 
-def _auroc(score: npt.NDArray[np.float64], label: npt.NDArray[np.bool_]) -> float:
+def _discrimination(score: npt.NDArray[np.float64], label: npt.NDArray[np.bool_]) -> float:
     """Return the AUROC of a column; NaN with too few rows of a class."""
     if min(int(label.sum()), int((~label).sum())) < FEWEST:
         return np.nan

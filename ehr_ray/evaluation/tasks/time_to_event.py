@@ -255,7 +255,7 @@ def _measured(
     metrics, cells = {}, []
     for place, horizon, measure, question in sorted(asked, key=lambda a: list(last).index(a[0])):
         functions: dict[str, Statistic] = {
-            name: _auroc(question, rows, risk(place, horizon))
+            name: _discrimination(question, rows, risk(place, horizon))
             if question
             else _c_index(rows, place, risk(place, horizon))
             for name, risk in risks.items()
@@ -279,7 +279,7 @@ def _measured(
     return metrics, cells
 
 
-def _auroc(question: Question, rows: FollowUp, risk: Array) -> Statistic:
+def _discrimination(question: Question, rows: FollowUp, risk: Array) -> Statistic:
     """Return the time-dependent AUROC as a function of row weights (Uno et al. 2007)."""
     label, weight = question.answer(rows)
     known = label >= 0

@@ -148,7 +148,9 @@ def detection(
         right = clean.loc[wrong.index]
         for name in scores_of(judged):
             before, after = right[name].to_numpy(), wrong[name].to_numpy()
-            found = _auroc(before, after, wrong["subject_id"].to_numpy(), seed, num_bootstrap)
+            found = _discrimination(
+                before, after, wrong["subject_id"].to_numpy(), seed, num_bootstrap
+            )
             at = f"{name}/{kind}/auroc"
             metrics |= {at: found.value, f"{at}/low": found.low, f"{at}/high": found.high}
             for p in PERCENTILES:
@@ -228,7 +230,7 @@ def _alarm(name: str, percentile: int) -> str:
     return f"alarm_{name}_p{percentile}"
 
 
-def _auroc(
+def _discrimination(
     before: Array, after: Array, subject: NDArray[np.int64], seed: int, num_bootstrap: int
 ) -> Interval:
     """Share of (wrong, recorded) pairs in which the wrong set scores higher; ties are half."""
