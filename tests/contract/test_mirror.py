@@ -58,6 +58,7 @@ TOGETHER = {
     "config/types.py": "unit/test_experiment.py",
     "evaluation/plotting.py": "unit/evaluation/report/test_figures.py",
     "evaluation/report/content.py": "unit/evaluation/report/test_write.py",
+    "events/options.py": "unit/events/test_outcomes.py",
     "events/sample_folder.py": "unit/sources/building/test_statistics.py",
     "events/schema.py": "unit/sources/building/test_cohort.py",
 }
