@@ -54,7 +54,7 @@ def quickstart(output: Path, *, screen: Screen, verbose: bool = False) -> Path:
 
 
 def quickstart_experiment(cohort: Path, runs: Path) -> Experiment:
-    """Return a SetVAE small enough for a minute on two cores: 16 epochs, a report every two."""
+    """Return a SetVAE for a quickstart of 80 s on two slow cores: 16 epochs, a report every two."""
     return parse(
         {
             "family": "set_vae",
