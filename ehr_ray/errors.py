@@ -1,9 +1,15 @@
+def one_line(text: str) -> str:
+    """Return the lines of a text as one; spaces in a line, as those of a path, stay as they are."""
+    lines = (line.strip() for line in text.splitlines())
+    return " ".join(line for line in lines if line)
+
+
 class OneLineError(Exception):
     """An error whose text is one line, whatever a library or an input put into it."""
 
     def __str__(self) -> str:
         """Return the text without line breaks."""
-        return " ".join(line.strip() for line in super().__str__().splitlines())
+        return one_line(super().__str__())
 
 
 class UserError(OneLineError):

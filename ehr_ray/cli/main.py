@@ -8,7 +8,7 @@ from typing import NoReturn
 
 from ehr_ray.cli.parser import Parser
 from ehr_ray.cli.verbs import VERBS
-from ehr_ray.errors import RunError, UserError
+from ehr_ray.errors import RunError, UserError, one_line
 from ehr_ray.runtime.screen import Screen
 
 
@@ -65,7 +65,7 @@ def build_parser(*, whole: bool = False) -> Parser:
 
 def _fail(screen: Screen, message: str, code: int) -> NoReturn:
     sys.stdout.flush()
-    screen.say(f"ehr-ray: {' '.join(message.split())}")
+    screen.say(f"ehr-ray: {one_line(message)}")
     raise SystemExit(code)
 
 

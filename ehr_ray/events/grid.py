@@ -6,12 +6,12 @@ observations; a cell without any is imputed, and its tier says how.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field
 
+from ehr_ray.events.options import Vital
 from ehr_ray.events.patients import MICROSECONDS_PER_MINUTE, Patient
 from ehr_ray.events.vocabulary import Vocabulary
 
@@ -20,56 +20,6 @@ OBSERVED, CARRIED, PATIENT_MEAN, COHORT_MEAN = 1, 2, 3, 4
 
 MICROSECONDS_PER_HOUR: Final = 60 * MICROSECONDS_PER_MINUTE
 _FAHRENHEIT_ABOVE: Final = 60.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Vital:
-    """One vital sign: which codes it is measured by, and what is believable."""
-
-    __pydantic_config__ = {"extra": "forbid"}
-
-    name: str
-    """Short name, as in `HR`."""
-    codes: tuple[str, ...]
-    """Codes of the cohort that measure it; the mean of all of them is taken."""
-    low: float
-    """Values below are dropped and counted."""
-    high: float
-    """Values above are dropped and counted."""
-    carry_hours: Annotated[int, Field(ge=0)] = 6
-    """Hours an observation fills after it."""
-    unit: str = ""
-    """For tables and figures."""
-    fahrenheit: bool = False
-    """Whether values above 60 are degrees Fahrenheit."""
-
-
-def _vital(name: str, low: float, high: float, unit: str, *codes: str, **other: Any) -> Vital:
-    return Vital(name=name, low=low, high=high, unit=unit, codes=codes, **other)
-
-
-VITALS: Final = (
-    _vital("HR", 25, 220, "bpm", "HR", "LAB//220045//bpm"),
-    _vital(
-        "SBP", 50, 260, "mmHg", "SBP", "SysABP", "NISysABP",
-        "LAB//220050//mmHg", "LAB//220179//mmHg", "LAB//225309//mmHg",
-    ),
-    _vital(
-        "DBP", 25, 150, "mmHg", "DBP", "DiasABP", "NIDiasABP",
-        "LAB//220051//mmHg", "LAB//220180//mmHg", "LAB//225310//mmHg",
-    ),
-    _vital(
-        "MAP", 30, 200, "mmHg", "MAP", "NIMAP",
-        "LAB//220052//mmHg", "LAB//220181//mmHg", "LAB//225312//mmHg",
-    ),
-    _vital("RR", 6, 50, "/min", "RR", "RespRate", "LAB//220210//insp/min", "LAB//224690//insp/min"),
-    _vital("SPO2", 55, 100, "%", "SPO2", "SaO2", "LAB//220277//%", carry_hours=4),
-    _vital(
-        "TEMP", 30, 43, "degC", "TEMP", "Temp", "LAB//223761//°F", "LAB//223762//°C",
-        carry_hours=12, fahrenheit=True,
-    ),
-)  # fmt: skip
-"""The usual seven, by the codes of PhysioNet 2012, MIMIC-IV in MEDS and the synthetic sources."""
 
 
 @dataclass(frozen=True, eq=False)

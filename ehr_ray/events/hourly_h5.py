@@ -18,7 +18,14 @@ import numpy as np
 import numpy.typing as npt
 
 from ehr_ray.errors import InputError
-from ehr_ray.events.grid import Vital, hours_since, imputed, observations, scales, to_grid
+from ehr_ray.events.grid import (
+    hours_since,
+    imputed,
+    observations,
+    scales,
+    to_grid,
+)
+from ehr_ray.events.options import Vital
 from ehr_ray.events.patients import Patient
 from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.storage import files

@@ -13,23 +13,13 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from ehr_ray.events.options import MODALITIES, MODALITY_CODES
 from ehr_ray.events.vocabulary import Vocabulary
 
-MODALITIES: Final = ("clinical", "temporal", "pathological", "semantic", "spatial")
-"""In the order of the tokens."""
 WIDTH: Final = 512
 """Numbers of a token."""
 MARKED: Final = 256
 """Columns with values a modality may have for each to get a column that says it is missing."""
-CODES: Final[Mapping[str, tuple[str, ...]]] = {
-    "clinical": ("CLINICAL//.*",),
-    "temporal": ("BLOOD//.*", "TEMPORAL//.*"),
-    "pathological": ("PATHOLOGY//.*", "PATHOLOGICAL//.*"),
-    "semantic": ("ICD//.*", "SEMANTIC//.*"),
-    "spatial": ("TMA//.*", "SPATIAL//.*"),
-}
-"""Codes of each modality, as regular expressions; those of outcomes are in none."""
-
 _EMBEDDED: Final = re.compile(r".*//EMBEDDING//(\d+)")
 _QUALITY: Final = re.compile(r".*//QUALITY")
 _SPREAD: Final = re.compile(r".*//SPREAD")
@@ -76,7 +66,9 @@ class Layout:
         return np.isin(np.arange(len(self.modality)), stated)
 
 
-def layout_of(vocabulary: Vocabulary, codes: Mapping[str, Sequence[str]] = CODES) -> Layout:
+def layout_of(
+    vocabulary: Vocabulary, codes: Mapping[str, Sequence[str]] = MODALITY_CODES
+) -> Layout:
     """Return where the codes of a vocabulary go; the first modality whose pattern fits counts."""
     modality = np.full(len(vocabulary), -1, np.int64)
     for place, name in reversed(list(enumerate(MODALITIES))):

@@ -7,12 +7,12 @@ before, is unknown: unknown rows are never negatives.
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Annotated, Final, Literal
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field
+
+from ehr_ray.events.options import Outcome
 
 CENSORED: Final = 0
 EVENT: Final = 1
@@ -21,53 +21,6 @@ UNKNOWN: Final = -1
 
 Floats = npt.NDArray[np.float64]
 States = npt.NDArray[np.int8]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """A binary question about a horizon, asked of the events after the prediction time."""
-
-    __pydantic_config__ = {"extra": "forbid"}
-
-    name: str
-    """Name of the task: labels are in `labels/<name>.parquet`."""
-    event: tuple[str, ...]
-    """Codes of the event (regular expressions); the first counts."""
-    competing: tuple[str, ...] = ()
-    """Codes after which the event cannot happen: death, where recurrence is asked for."""
-    end: tuple[str, ...] = ("FOLLOW_UP//END",)
-    """Codes that say how long a subject was followed; the last counts."""
-    horizon_days: Annotated[float, Field(gt=0)]
-    """Days from the prediction within which the event counts; one after them is a negative."""
-    positive: Literal["event", "no event"] = "event"
-    """Which answer the label calls true, and the model's probability is of."""
-    competing_death: Literal["negative", "unknown"] = "negative"
-    """What a competing event before the horizon makes of a subject: without the event for good, as
-    in a cumulative incidence, or not known, as if it had been lost."""
-
-    @property
-    def describes(self) -> str:
-        """Which class is positive, in words."""
-        said = {"event": "within", "no event": "no event within"}[self.positive]
-        codes = ", ".join(self.event)
-        before = {"negative": "is without it", "unknown": "has no label"}[self.competing_death]
-        other = f"; after {', '.join(self.competing)} a subject {before}" if self.competing else ""
-        return f"true = {said} {self.horizon_days:g} days ({codes}){other}"
-
-
-SURVIVAL_5Y: Final = Outcome(
-    name="survival_5y",
-    event=("MEDS_DEATH",),
-    competing=("DEATH//OTHER_CAUSE",),
-    horizon_days=5 * 365,
-    positive="no event",
-)
-RECURRENCE_2Y: Final = Outcome(
-    name="recurrence_2y",
-    event=("RECURRENCE",),
-    competing=("MEDS_DEATH", "DEATH//OTHER_CAUSE"),
-    horizon_days=2 * 365,
-)
 
 
 def follow(day: Floats, code: Sequence[str], outcome: Outcome) -> tuple[float, int]:

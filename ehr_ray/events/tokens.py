@@ -7,17 +7,17 @@ its id whatever a lookup calls it, and a checkpoint reads another cohort without
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ehr_ray.errors import InputError
+from ehr_ray.events.options import TokenOptions
 from ehr_ray.events.patients import Patient
 from ehr_ray.events.phrases import LEVELS, NO_LOOKUPS, Lookups, phrases_of, units_of
 from ehr_ray.events.vocabulary import QUANTILES, Vocabulary
 
-Place = Literal["merged", "own", "none"]
 BINS = LEVELS
 """Below the 5 % quantile of train, to the 25 %, the 75 %, the 95 %, and above."""
 _CUTS = [QUANTILES.index(q) for q in (0.05, 0.25, 0.75, 0.95)]
@@ -35,22 +35,6 @@ _GAPS = (
 GAP_EDGES = np.array([edge for edge, _ in _GAPS])
 """Minutes from which each gap counts; shorter ones are none."""
 GAPS = tuple(f"{text} later" for _, text in _GAPS)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TokenOptions:
-    """How an event becomes tokens."""
-
-    values: Place = "merged"
-    """A value joins its code's phrase ("Lab creatinine high"), follows as its own, or is left."""
-    value_as: Literal["bin", "number"] = "bin"
-    """A value as one of five bins, or as the number of one of `levels` quantiles of train."""
-    levels: int = 16
-    """Numbers a code has at most where values are numbers."""
-    units: Place = "none"
-    """The unit joins the value, follows as its own phrase, or is left out."""
-    gaps: Place = "merged"
-    """The time since the event before: added to the next token, its own phrase, or left out."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,15 +9,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import lru_cache
-from typing import Final, Literal
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
+from ehr_ray.events.options import Kind
 from ehr_ray.events.patients import MICROSECONDS_PER_MINUTE, Patient
 from ehr_ray.events.vocabulary import Vocabulary
 
-Kind = Literal["hours", "visits"]
 Floats = npt.NDArray[np.float64]
 
 STATISTICS: Final = {

@@ -14,6 +14,8 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, Final, NamedTuple
 
+from ehr_ray.errors import one_line
+
 START: Final = 5.0
 """Seconds a process waits at its start for a server to answer, then goes on without."""
 LIMIT: Final = 20.0
@@ -224,7 +226,7 @@ def refused(error: Exception) -> bool:
 
 def reason(error: Exception) -> str:
     """Return what a person needs of an error of MLflow, in one line."""
-    text = " ".join(str(error).split())
+    text = one_line(str(error))
     for sign, said in (
         ("refused", "connection refused"),
         ("timed out", "no answer"),

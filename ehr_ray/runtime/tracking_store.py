@@ -10,6 +10,7 @@ from ehr_ray.config.locations import absolute_uri
 from ehr_ray.errors import ConfigError
 from ehr_ray.experiment import Experiment
 from ehr_ray.runtime.outbox import START, connected, outbox, problem, reason, refused, shown
+from ehr_ray.storage import files
 from ehr_ray.storage.paths import is_uri
 from ehr_ray.storage.sync import held
 
@@ -71,14 +72,31 @@ def absolute_tracking(uri: str) -> str:
 
 @contextlib.contextmanager
 def made_by_one(uri: str) -> Iterator[None]:
-    """Hold an sqlite store: of two processes that make its tables at once both may crash."""
+    """Hold an sqlite store: of two processes that make its tables at once both may crash.
+
+    A new one gets its name with all its tables: MLflow refuses one that a kill has left with some.
+    """
     with contextlib.ExitStack() as stack:
         if uri.startswith(SQLITE):
             file = sqlite_file(uri).absolute()
             file.parent.mkdir(parents=True, exist_ok=True)
             with contextlib.suppress(OSError):  # who has no folder for locks goes without
                 stack.enter_context(held(file))
+            if not file.name.startswith(":") and not file.exists():  # `:memory:` is no file
+                _make_store(uri, file)
         yield
+
+
+def _make_store(uri: str, file: Path) -> None:
+    """Make the sqlite file of a URI whole; ConfigError where MLflow cannot."""
+    from mlflow.exceptions import MlflowException
+
+    files.remove_abandoned([file])
+    try:
+        with files.new_file(file) as partial:
+            connected(sqlite_uri(partial))
+    except MlflowException as error:
+        raise refusal(uri, error) from error
 
 
 def check_server(experiment: Experiment) -> str:

@@ -13,9 +13,9 @@ import numpy as np
 import pyarrow as pa
 
 from ehr_ray.errors import InputError
-from ehr_ray.events.modalities import MODALITIES, WIDTH
+from ehr_ray.events.modalities import WIDTH
 from ehr_ray.events.modality_h5 import ModalityFile, aggregate, read_modality
-from ehr_ray.events.outcomes import RECURRENCE_2Y, SURVIVAL_5Y
+from ehr_ray.events.options import MODALITIES, RECURRENCE_2Y, SURVIVAL_5Y
 from ehr_ray.sources.parsing.cells import events_table, since_epoch
 from ehr_ray.sources.parsing.identifiers import subject_ids
 from ehr_ray.sources.parsing.labels import label_rows

@@ -7,7 +7,7 @@ from typing import Any
 
 from ehr_ray.errors import InputError
 from ehr_ray.storage import files, sync
-from ehr_ray.storage.paths import uri_of
+from ehr_ray.storage.paths import is_vacant, uri_of
 
 
 def claim(output: Path, name: str, content: Mapping[str, Any], what: str) -> set[str]:
@@ -26,7 +26,7 @@ def claim(output: Path, name: str, content: Mapping[str, Any], what: str) -> set
         raise InputError(
             f"{output}: holds another {what}; choose another --output or remove the folder"
         )
-    strange = there if uri_of(output) else output.is_dir() and any(output.iterdir())
+    strange = there if uri_of(output) else not is_vacant(output)
     if not note.is_file() and strange:
         raise InputError(f"{output}: not empty; choose another --output")
     # Before any file: one that is killed now finds its own note, not files of nobody.

@@ -15,7 +15,7 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ehr_ray.errors import InputError, ResourcesUnavailableError
+from ehr_ray.errors import InputError, ResourcesUnavailableError, one_line
 from ehr_ray.storage.processes import machine, started
 
 REMEDIES: Final = {
@@ -50,7 +50,7 @@ HDF5_DAMAGE: Final = (
 
 def failed(path: str | Path, error: OSError) -> ResourcesUnavailableError:
     """Return the one line about a write that failed: the path, the reason, the remedy."""
-    reason = os.strerror(error.errno) if error.errno else " ".join(str(error).split())
+    reason = os.strerror(error.errno) if error.errno else one_line(str(error))
     remedy = REMEDIES.get(error.errno or 0, "mend that")
     return ResourcesUnavailableError(f"{path}: {reason}; {remedy}, then run the same command again")
 

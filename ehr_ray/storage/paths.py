@@ -247,6 +247,11 @@ def check_output(given: str | Path, option: str, *, file: bool = False) -> None:
         raise InputError(f"{option}{given}: {parent} is a file; name a place in a folder")
 
 
+def is_vacant(folder: Path) -> bool:
+    """Whether a folder is not there, or has but hidden names: what a killed command had begun."""
+    return not folder.is_dir() or all(path.name.startswith(".") for path in folder.iterdir())
+
+
 def check_cohort_folder(given: str | Path, option: str = "data.cohort=") -> None:
     """`check_folder` of a cohort."""
     check_folder(given, option, "make it with `ehr-ray ingest`")

@@ -213,8 +213,8 @@ def test_files_are_replaced_and_locked_and_jobs_run_in_one_place_each():
 
 
 AUROC = "ehr_ray/events/auroc.py"
-RANKING = {"argsort", "lexsort", "searchsorted", "cumsum", "sort", "trapezoid", "trapz"}
-"""By which an AUROC is computed."""
+RANKING = {"argsort", "lexsort", "searchsorted", "cumsum", "sort", "trapezoid", "trapz", "auc"}
+"""By which the area under a curve is computed."""
 AUROCS = {"roc_auc_score", "rankdata", "mannwhitneyu", "ranksums"}
 """What others have to compute it by."""
 
@@ -236,20 +236,25 @@ def names_in(node: ast.AST) -> set[str]:
 def aurocs_in(text: str) -> list[int]:
     """Return the lines at which one is computed: by a library, from a curve, or by hand.
 
-    By hand: ranks or sums in order, in a function that is named after it. One under another name
-    is not seen.
+    By hand: in a function that is named after it and calls neither the one nor one that does. One under another
+    name is not seen.
     """
     if not re.search("|".join(["auc|auroc|roc_curve", *AUROCS]), text):
         return []
-    tree, lines = ast.parse(text), []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and names_in(node) & AUROCS:
-            lines.append(node.lineno)
+    lines = []
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ImportFrom | ast.Attribute):
+            taken = names_in(node) & AUROCS
         elif isinstance(node, ast.FunctionDef):
             used = names_in(node)
-            named = re.search("auroc|auc(?![a-z])", node.name) and used & RANKING
-            if named or used & AUROCS or ("roc_curve" in used and used & {*RANKING, "auc"}):
-                lines.append(node.lineno)
+            own = re.search("auroc|auc(?![a-z])", node.name) and used.isdisjoint(
+                {"auroc", "_auroc"}
+            )
+            taken = own or ("roc_curve" in used and used & RANKING)
+        else:
+            continue
+        if taken:
+            lines.append(node.lineno)
     return lines
 
 
@@ -267,6 +272,9 @@ def test_the_auroc_is_written_once():
     "code",
     [
         "from sklearn.metrics import roc_auc_score",
+        "import sklearn.metrics as m\nAREA = m.roc_auc_score(Y, P)",
+        "area = scipy.stats.rankdata",
+        "def column_auroc(y, p):\n    return (p[y][:, None] > p[~y]).mean()",
         "def auroc(y, p):\n    order = np.argsort(p)\n    return y[order].mean()",
         "def column_aucs(y, p): return (scipy.stats.rankdata(p) * y).sum()",
         "def area(y, p): return scipy.stats.mannwhitneyu(p[y], p[~y]).statistic",

@@ -1,16 +1,28 @@
 """tests/unit mirrors the package path for path; what it lacks is listed, with the file instead."""
 
 import ast
+import re
 from functools import cache
 from pathlib import Path
 
+from ehr_ray.sources.source import SOURCES
+
 ROOT = Path(__file__).parents[2]
-MODULES = sorted(
-    path.relative_to(ROOT)
-    for path in (ROOT / "ehr_ray").rglob("*.py")
+PACKAGE = sorted(path.relative_to(ROOT) for path in (ROOT / "ehr_ray").rglob("*.py"))
+
+
+def name_of(path: Path) -> str:
+    """Return the dotted name of a module."""
+    return ".".join(path.with_suffix("").parts).removesuffix(".__init__")
+
+
+FILES = {name_of(path): path for path in PACKAGE}
+MODULES = [
+    path
+    for path in PACKAGE
     if path.name != "__init__.py"  # near-empty
     and path.parts[-1] != "family.py"  # records: contract/test_family.py and test_record.py
-)
+]
 ELSEWHERE = {
     "commands/benchmark/command.py": "ray/test_benchmark.py",
     "commands/benchmark/published_vitals.py": "ray/test_benchmark.py",
@@ -22,7 +34,6 @@ ELSEWHERE = {
     "commands/ingest.py": "ray/test_ingest.py",
     "commands/phrases.py": "unit/cli/test_actions.py",
     "commands/prepare.py": "ray/test_vitals.py",
-    "commands/quickstart.py": "jobs/test_readme.py",
     "commands/train/fallback.py": "ray/test_vitals.py",
     "commands/train/pipeline.py": "ray/test_pipeline.py",
     "runtime/inference/parts.py": "ray/test_inference.py",
@@ -47,6 +58,7 @@ TOGETHER = {
     "config/types.py": "unit/test_experiment.py",
     "evaluation/plotting.py": "unit/evaluation/report/test_figures.py",
     "evaluation/report/content.py": "unit/evaluation/report/test_write.py",
+    "events/options.py": "unit/events/test_outcomes.py",
     "events/sample_folder.py": "unit/sources/building/test_statistics.py",
     "events/schema.py": "unit/sources/building/test_cohort.py",
 }
@@ -76,11 +88,14 @@ def imported(path: Path) -> set[str]:
 
 
 def reached(test: Path) -> set[str]:
-    """Return the modules a test file imports, with those they import, `REACH` imports deep."""
-    files = {".".join(path.with_suffix("").parts): path for path in MODULES}
-    found = new = imported(test)
+    """Return the modules a test file imports, with those they import, `REACH` imports deep.
+
+    What the folder's own `conftest.py` imports makes the file's fixtures.
+    """
+    fixtures = test.with_name("conftest.py")
+    found = new = imported(test) | (imported(fixtures) if (ROOT / fixtures).is_file() else set())
     for _ in range(REACH - 1):
-        new = {name for module in new & files.keys() for name in imported(files[module])} - found
+        new = {name for module in new & FILES.keys() for name in imported(FILES[module])} - found
         found = found | new
     return found
 
@@ -93,34 +108,53 @@ def gives_verb(test: Path, inside: str) -> bool:
     return folder == "commands" and given and "ehr_ray.cli.main" in imported(test)
 
 
+def takes_source(test: Path, name: str) -> bool:
+    """Whether a test file names the source that a module is, as `ingest` takes it."""
+    text = (ROOT / test).read_text()
+    return any(module == name and f'"{source}"' in text for source, module in SOURCES.items())
+
+
+def why_untested(test: Path, inside: str) -> str:
+    """Return why a file in tests/ does not test a module; "" where it may."""
+    if not (ROOT / test).is_file():
+        return f"{test}: no such file"
+    if not re.search(r"^ *def test_\w", (ROOT / test).read_text(), re.MULTILINE):
+        return f"{test}: has no test"
+    name = name_of(Path("ehr_ray", inside))
+    if name in reached(test) or gives_verb(test, inside) or takes_source(test, name):
+        return ""
+    return f"{test}: does not reach {name}"
+
+
+def mirror_of(inside: str) -> Path:
+    """Return where a module's own test file stands."""
+    path = Path("tests", "unit", inside)
+    return path.with_name(f"test_{path.name}")
+
+
 def test_every_module_has_its_test_file_or_is_listed_with_the_one_that_tests_it():
     listed = ELSEWHERE | TOGETHER
-    wrong = []
-    for module in MODULES:
-        inside = str(module.relative_to("ehr_ray"))
-        mirrored = Path("tests", "unit", inside).with_name(f"test_{module.name}")
-        has = (ROOT / mirrored).is_file()
-        if has == (inside in listed):
-            wrong.append(f"{mirrored}: {'has one now, off the list' if has else 'write it'}")
     known = {str(module.relative_to("ehr_ray")) for module in MODULES}
+    has = {inside for inside in known if (ROOT / mirror_of(inside)).is_file()}
+    wrong = [f"{mirror_of(inside)}: has one now, off the list" for inside in has & listed.keys()]
     wrong += [f"{inside}: no such module" for inside in listed.keys() - known]
-    assert wrong == []
+    tests = {inside: mirror_of(inside) for inside in known}
+    tests |= {inside: Path("tests", test) for inside, test in listed.items()}
+    wrong += filter(None, (why_untested(test, inside) for inside, test in tests.items()))
+    assert sorted(wrong) == []
 
 
-def test_what_is_listed_is_imported_by_the_file_that_tests_it():
-    wrong = []
-    for inside, test in (ELSEWHERE | TOGETHER).items():
-        path = Path("tests", test)
-        name = ".".join(Path("ehr_ray", inside).with_suffix("").parts)
-        if not (ROOT / path).is_file():
-            wrong.append(f"{path}: no such file")
-        elif inside == "commands/quickstart.py":
-            # The file runs what README.md has, and README.md begins with this.
-            if "ehr-ray quickstart" not in (ROOT / "README.md").read_text():
-                wrong.append("README.md: no quickstart")
-        elif name not in reached(path) and not gives_verb(path, inside):
-            wrong.append(f"{path}: does not reach {name}")
-    assert wrong == []
+def test_a_file_without_tests_or_of_another_module_would_be_found(tmp_path):
+    for text, why in (
+        ("", ": has no test"),
+        ("from ehr_ray.events.carry import carry_forward", ": has no test"),
+        ("def test_x(): pass", ": does not reach ehr_ray.events.carry"),
+        ("from ehr_ray.events.carry import carry_forward\ndef test_x(): pass", ""),
+        ("from ehr_ray.commands.expand import expand\ndef test_x(): pass", ""),
+    ):
+        test = tmp_path / f"test_{len(text)}.py"
+        test.write_text(text)
+        assert why_untested(test, "events/carry.py") == (f"{test}{why}" if why else "")
 
 
 def test_every_file_of_unit_tests_mirrors_a_module():

@@ -12,6 +12,7 @@ from ehr_ray.errors import (
     StoreUnavailableError,
     UserError,
     error_of_kind,
+    one_line,
 )
 
 
@@ -37,3 +38,7 @@ def test_an_error_of_another_process_is_the_same_error_here(kind):
 
 def test_an_error_of_an_unknown_kind_is_that_of_a_run():
     assert type(error_of_kind("KeyError", "x")) is RunError
+
+
+def test_lines_are_joined_and_the_spaces_of_a_path_stay():
+    assert one_line("a  b/run: gone;\n\n   why\tso \n") == "a  b/run: gone; why\tso"

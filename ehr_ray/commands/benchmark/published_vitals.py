@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ehr_ray.events.grid import VITALS
+from ehr_ray.events.options import VITALS
 from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.experiment import parse
 from ehr_ray.family import Batch

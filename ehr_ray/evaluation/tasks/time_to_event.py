@@ -22,10 +22,10 @@ from ehr_ray.evaluation.tasks.cox import fit_cox
 from ehr_ray.evaluation.tasks.hazard_trees import Rows, fit_hazard_trees
 from ehr_ray.evaluation.tasks.verdicts import MODEL, metric_prefix
 from ehr_ray.events.follow_up import FollowUp, follow_up, followed_codes
+from ehr_ray.events.options import Outcome
 from ehr_ray.events.outcomes import (
     CENSORED,
     EVENT,
-    Outcome,
     censoring,
     censoring_weights,
     had_event,

@@ -11,7 +11,7 @@ from ehr_ray.config.locations import Location, ModelName
 from ehr_ray.config.schema import ConfigSchema
 from ehr_ray.config.text_models import check_width
 from ehr_ray.config.time_to_event import BINS, IDLE, Hours, check_time_to_event
-from ehr_ray.events.tokens import Place, TokenOptions
+from ehr_ray.events.options import Place, TokenOptions
 
 NotNegative = Annotated[float, Field(ge=0)]
 PositiveInt = Annotated[int, Field(ge=1)]

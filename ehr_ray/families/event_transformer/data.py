@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from ehr_ray.events.normalize import z_score
+from ehr_ray.events.options import TokenOptions
 from ehr_ray.events.patients import Patient
-from ehr_ray.events.tokens import TokenBook, TokenOptions
+from ehr_ray.events.tokens import TokenBook
 from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.families.event_transformer.config import EventTransformerConfig
 from ehr_ray.family import Batch, Row

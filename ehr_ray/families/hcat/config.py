@@ -10,8 +10,7 @@ from ehr_ray.config.locations import Location, ModelName
 from ehr_ray.config.schedules import Constant, Ramp
 from ehr_ray.config.schema import ConfigSchema
 from ehr_ray.config.text_models import check_width
-from ehr_ray.events.modalities import CODES, MODALITIES
-from ehr_ray.events.outcomes import RECURRENCE_2Y, SURVIVAL_5Y, Outcome
+from ehr_ray.events.options import MODALITIES, MODALITY_CODES, RECURRENCE_2Y, SURVIVAL_5Y, Outcome
 
 Ratio = Annotated[float, Field(ge=0, lt=1)]
 NotNegative = Annotated[float, Field(ge=0)]
@@ -48,7 +47,7 @@ class HCATConfig:
 
     __pydantic_config__ = {"extra": "forbid"}
 
-    codes: dict[str, tuple[str, ...]] = field(default_factory=lambda: dict(CODES))
+    codes: dict[str, tuple[str, ...]] = field(default_factory=lambda: dict(MODALITY_CODES))
     """Regular expressions of the codes of each modality: clinical, temporal, pathological,
     semantic, spatial. A modality without codes is never there."""
     landmark_hours: NotNegative = 0.0

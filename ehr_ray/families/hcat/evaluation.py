@@ -14,10 +14,9 @@ from ehr_ray.evaluation.suite import SplitPredictions, SuiteInput, SuiteResult
 from ehr_ray.evaluation.table import Table
 from ehr_ray.evaluation.tasks.verdicts import MODEL, metric_prefix
 from ehr_ray.events.auroc import auroc
-from ehr_ray.events.modalities import MODALITIES
+from ehr_ray.events.options import MODALITIES, Outcome
 from ehr_ray.events.outcomes import (
     UNKNOWN,
-    Outcome,
     censoring,
     censoring_weights,
     follow,

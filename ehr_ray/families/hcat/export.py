@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ehr_ray.events.modalities import MODALITIES
 from ehr_ray.events.modality_h5 import LABELS, write_modality
+from ehr_ray.events.options import MODALITIES
 from ehr_ray.events.patients import Patient
 from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.families.hcat.config import HCATConfig, Size

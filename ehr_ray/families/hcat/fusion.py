@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ehr_ray.events.modalities import MODALITIES, WIDTH
+from ehr_ray.events.modalities import WIDTH
+from ehr_ray.events.options import MODALITIES
 from ehr_ray.families.hcat.config import HCATConfig
 from ehr_ray.families.hcat.tokenizer import Tokens
 from ehr_ray.nn.pooling import AttentivePool

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ehr_ray.events.modalities import MODALITIES, WIDTH
+from ehr_ray.events.modalities import WIDTH
+from ehr_ray.events.options import MODALITIES
 from ehr_ray.families.hcat.config import HCATConfig
 from ehr_ray.families.hcat.tokenizer import Tokens
 from ehr_ray.nn.attention import attend

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ehr_ray.events.leakage import require_no_leak
-from ehr_ray.events.modalities import MODALITIES, WIDTH
+from ehr_ray.events.modalities import WIDTH
+from ehr_ray.events.options import MODALITIES
 from ehr_ray.events.outcomes import censoring, step
 from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.families.hcat.config import HCATConfig

@@ -19,7 +19,7 @@ from sklearn.preprocessing import StandardScaler
 
 from ehr_ray.evaluation.tasks.probe import few_threads
 from ehr_ray.events.batched import batched
-from ehr_ray.events.modalities import MODALITIES
+from ehr_ray.events.options import MODALITIES
 from ehr_ray.events.patients import Patient, cohort_shards, read_patients
 from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.families.hcat.config import HCATConfig

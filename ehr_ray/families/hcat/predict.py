@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from ehr_ray.events.auroc import auroc
 from ehr_ray.events.leakage import LIMIT
-from ehr_ray.events.modalities import MODALITIES, layout_of
+from ehr_ray.events.modalities import layout_of
+from ehr_ray.events.options import MODALITIES
 from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.families.hcat.config import HCATConfig
 from ehr_ray.families.hcat.model import HCAT

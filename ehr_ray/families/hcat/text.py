@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 from ehr_ray.errors import InputError
 from ehr_ray.events.hashed_text import HASHED_WIDTH, HASHING, hashed
-from ehr_ray.events.modalities import MODALITIES, layout_of
+from ehr_ray.events.modalities import layout_of
+from ehr_ray.events.options import MODALITIES
 from ehr_ray.events.phrases import phrases_of
 from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.families.hcat.config import HCATConfig

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ehr_ray.events.modalities import MODALITIES, layout_of, projection
+from ehr_ray.events.modalities import layout_of, projection
+from ehr_ray.events.options import MODALITIES
 from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.families.hcat.config import HCATConfig
 from ehr_ray.families.hcat.text import SEMANTIC, phrase_table

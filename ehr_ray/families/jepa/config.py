@@ -11,7 +11,7 @@ from ehr_ray.config.future_value import IDLE as IDLE_VALUES
 from ehr_ray.config.schedules import Ramp
 from ehr_ray.config.schema import ConfigSchema
 from ehr_ray.config.time_to_event import BINS, IDLE, Hours, check_time_to_event
-from ehr_ray.events.visits import Kind
+from ehr_ray.events.options import Kind
 
 Share = Annotated[float, Field(gt=0, le=1)]
 NotNegative = Annotated[float, Field(ge=0)]

@@ -7,7 +7,7 @@ from pydantic import Field
 
 from ehr_ray.config.schedules import Constant, Cycle
 from ehr_ray.config.schema import ConfigSchema
-from ehr_ray.events.grid import VITALS, Vital
+from ehr_ray.events.options import VITALS, Vital
 
 Ratio = Annotated[float, Field(ge=0, le=1)]
 NotNegative = Annotated[float, Field(ge=0)]

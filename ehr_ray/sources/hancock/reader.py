@@ -21,14 +21,12 @@ import pyarrow as pa
 
 from ehr_ray.errors import InputError
 from ehr_ray.events.leakage import require_no_leak
+from ehr_ray.events.options import RECURRENCE_2Y, SURVIVAL_5Y, Outcome
 from ehr_ray.events.outcomes import (
     CENSORED,
     COMPETING,
     EVENT,
-    RECURRENCE_2Y,
-    SURVIVAL_5Y,
     UNKNOWN,
-    Outcome,
     labels_at,
 )
 from ehr_ray.sources.hancock.tiles import TILES, read_tiles

@@ -52,6 +52,16 @@ def test_what_no_option_is_of_a_verb_that_takes_changes_is_told_by_the_verb(caps
     assert "did you mean --smoke?; see ehr-ray train --help" in message
 
 
+def test_a_path_is_told_with_all_its_spaces(capsys, tmp_path, monkeypatch):
+    (tmp_path / "a  b").mkdir()
+    monkeypatch.chdir(tmp_path / "a  b")
+    for run in ("runs  1", tmp_path / "a  b" / "runs  1"):
+        message = refused(capsys, "evaluate", run)
+        assert message.startswith("ehr-ray: runs  1: no such folder"), message
+    for run in (Path("..", "a  b", "run"), tmp_path / "c  d"):
+        assert f"{run}: no such folder" in refused(capsys, "evaluate", run)
+
+
 @pytest.mark.parametrize("only", [(), ("--only", "model")])
 def test_changes_of_no_config_are_refused(capsys, only):
     message = refused(capsys, "benchmark", "train.max_steps=3", *only)

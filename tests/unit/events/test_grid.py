@@ -2,8 +2,6 @@ import numpy as np
 import pytest
 
 from ehr_ray.events.grid import (
-    VITALS,
-    Vital,
     hours_since,
     imputed,
     observations,
@@ -11,6 +9,7 @@ from ehr_ray.events.grid import (
     to_grid,
     vital_of_code,
 )
+from ehr_ray.events.options import VITALS, Vital
 from ehr_ray.events.patients import Patient
 from ehr_ray.events.vocabulary import Vocabulary
 

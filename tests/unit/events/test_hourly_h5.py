@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 
 from ehr_ray.errors import InputError
-from ehr_ray.events.grid import VITALS
 from ehr_ray.events.hourly_h5 import CHUNK, Window, describe_hourly, read_hourly, write_hourly
+from ehr_ray.events.options import VITALS
 from ehr_ray.events.patients import Patient
 from ehr_ray.events.vocabulary import Vocabulary
 

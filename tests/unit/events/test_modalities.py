@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from ehr_ray.events.modalities import MODALITIES, WIDTH, layout_of, projection
+from ehr_ray.events.modalities import WIDTH, layout_of, projection
+from ehr_ray.events.options import MODALITIES
 from ehr_ray.events.vocabulary import Vocabulary
 
 CODES = (

@@ -3,12 +3,11 @@ import dataclasses
 import numpy as np
 import pytest
 
+from ehr_ray.events.options import RECURRENCE_2Y, SURVIVAL_5Y
 from ehr_ray.events.outcomes import (
     CENSORED,
     COMPETING,
     EVENT,
-    RECURRENCE_2Y,
-    SURVIVAL_5Y,
     censoring,
     censoring_weights,
     follow,

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from ehr_ray.errors import InputError
+from ehr_ray.events.options import TokenOptions
 from ehr_ray.events.patients import Patient
 from ehr_ray.events.phrases import Lookups
-from ehr_ray.events.tokens import GAPS, TokenBook, TokenOptions
+from ehr_ray.events.tokens import GAPS, TokenBook
 from ehr_ray.events.vocabulary import QUANTILES, Vocabulary
 
 MINUTE = 60_000_000

@@ -2,10 +2,18 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from killed import Killed
 
 from ehr_ray.errors import ConfigError
+from ehr_ray.runtime import tracking_store
 from ehr_ray.runtime.tracking import open_run
-from ehr_ray.runtime.tracking_store import STORE, sqlite_uri, tracking_uri
+from ehr_ray.runtime.tracking_store import (
+    STORE,
+    made_by_one,
+    sqlite_file,
+    sqlite_uri,
+    tracking_uri,
+)
 from ehr_ray.storage.sync import held
 
 
@@ -62,6 +70,18 @@ def test_a_store_is_made_by_one_process_at_a_time(here, experiment, monkeypatch)
             assert not (here / "runs" / STORE).exists()
         assert waiting.result().run_id
     assert (here / "runs" / STORE).stat().st_size > 0
+
+
+def test_a_store_whose_tables_are_half_made_by_a_kill_has_no_name(here, monkeypatch):
+    def killed(uri):
+        sqlite_file(uri).write_text("some tables")
+        raise Killed
+
+    monkeypatch.setenv("EHR_RAY_STAGING", str(here / "copies"))
+    monkeypatch.setattr(tracking_store, "connected", killed)
+    with pytest.raises(Killed), made_by_one("sqlite:///runs 1/m.db"):
+        pass
+    assert not (here / "runs 1" / "m.db").exists()
 
 
 def test_no_password_is_told_with_a_refusal(here, experiment):

@@ -17,8 +17,8 @@ from made_up import eicu, omop
 
 from ehr_ray.commands.ingest import ingest
 from ehr_ray.errors import UserError
-from ehr_ray.events.grid import VITALS
 from ehr_ray.events.modality_h5 import write_modality
+from ehr_ray.events.options import VITALS
 from ehr_ray.sources.source import SOURCES, get_source
 
 ROUNDS = 14

@@ -4,8 +4,8 @@ import pytest
 
 from ehr_ray.commands.ingest import ingest
 from ehr_ray.errors import InputError
-from ehr_ray.events.grid import VITALS
 from ehr_ray.events.hourly_h5 import Window, write_hourly
+from ehr_ray.events.options import VITALS
 from ehr_ray.events.patients import cohort_shards, read_patients
 from ehr_ray.runtime.data.dataset import vocabulary_of
 

@@ -28,3 +28,9 @@ def test_files_of_nobody_knows_what_are_refused(tmp_path):
         claim(tmp_path, "_job.json", {}, "expansion")
     with pytest.raises(InputError, match=r"thesis\.tex: is a file"):
         claim(tmp_path / "thesis.tex", "_job.json", {}, "expansion")
+
+
+def test_a_job_killed_while_it_wrote_its_note_goes_on(tmp_path):
+    (tmp_path / "._job.json.host-1-0123abcd-01234567").touch()
+    claim(tmp_path, "_job.json", {"cohort": "a"}, "expansion")
+    assert json.loads((tmp_path / "_job.json").read_text()) == {"cohort": "a"}

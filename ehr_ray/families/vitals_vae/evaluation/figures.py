@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ehr_ray.evaluation.plotting import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, SKY
 from ehr_ray.evaluation.report.embedding_map import FEWEST, by_umap, evenly, principal
-from ehr_ray.events.grid import Vital
+from ehr_ray.events.options import Vital
 from ehr_ray.families.vitals_vae.evaluation.curves import Grids
 
 CAPTIONS: Final = {

@@ -15,6 +15,7 @@ from sklearn.metrics import f1_score, roc_auc_score
 
 from ehr_ray.commands.crossval.command import claim, crossval
 from ehr_ray.errors import ConfigError
+from ehr_ray.evaluation.suite import SuiteResult
 from ehr_ray.evaluation.tasks import baselines, downstream
 from ehr_ray.evaluation.tasks.trees import TreeSettings
 from ehr_ray.events.outcomes import labels_at
@@ -22,6 +23,7 @@ from ehr_ray.events.patients import cohort_shards, read_patients
 from ehr_ray.experiment import load
 from ehr_ray.families.hcat import evaluation as hcat
 from ehr_ray.families.hcat.outcome_baselines import LOGISTIC
+from ehr_ray.families.vitals_vae.evaluation import suites as vitals
 
 TINY = Path(__file__).parents[4] / "configs" / "tiny"
 DAY = 86_400_000_000
@@ -30,13 +32,17 @@ QUICK = ("train.max_epochs=1", "cluster.num_workers=0", "crossval.folds=2", "cro
 
 
 @pytest.fixture(scope="module", autouse=True)
-def fewer_trees():
-    """How many trees a baseline has is no matter of these tests."""
+def less_work():
+    """How many trees a baseline has is no matter of these tests, nor are phenotypes.
+
+    Patients are mapped and clustered some 30 times a fold for these: a minute of CPU time.
+    """
     few = (TreeSettings(0.1, 4, 0.5, default_trees=25),)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(downstream, "fit_gbm", partial(baselines.fit_gbm, grid=few, num_seeds=1))
         names = (LOGISTIC, "trees")
         patch.setattr(hcat, "fit_baselines", partial(hcat.fit_baselines, names=names))
+        patch.setattr(vitals, "clusters", lambda _: SuiteResult())
         yield
 
 
@@ -132,6 +138,16 @@ def test_repeats_and_variants_may_be_added_and_what_is_done_may_not_be_changed(m
     ):
         with pytest.raises(ConfigError, match="holds another cross-validation"):
             claim(tmp_path, make("set_vae", more, change))
+
+
+@pytest.mark.parametrize("config", ["vitals_vae", "seqset_poe"])
+def test_vital_signs_and_sequences_of_sets_are_judged_by_their_probe(config, make):
+    experiment = make(config, "train.max_steps=3", "evaluation.baselines=false")
+    crossval(experiment)
+    scores = pd.read_csv(experiment.directory / "folds.csv")
+    model = scores[scores["model"] == "model"]
+    assert sorted(model["fold"]) == [0, 1]
+    assert np.isfinite(model["auroc"]).all()
 
 
 def test_a_model_trained_for_a_task_is_judged_by_its_own_output(make):

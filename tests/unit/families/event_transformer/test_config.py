@@ -1,7 +1,7 @@
 import pytest
 
 from ehr_ray.config.idle import refusals
-from ehr_ray.events.tokens import TokenOptions
+from ehr_ray.events.options import TokenOptions
 from ehr_ray.experiment import ConfigError, parse
 from ehr_ray.families.event_transformer.config import SCHEMA
 

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 
 from ehr_ray.evaluation.suite import SplitPredictions, SuiteInput
-from ehr_ray.events.outcomes import Outcome
+from ehr_ray.events.options import Outcome
 from ehr_ray.families.hcat import outcome_baselines
 from ehr_ray.families.hcat.config import HCATConfig
 from ehr_ray.families.hcat.evaluation import followed_of, imputation_quality, suite

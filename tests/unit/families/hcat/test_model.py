@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from ehr_ray.errors import InputError
-from ehr_ray.events.outcomes import RECURRENCE_2Y
+from ehr_ray.events.options import RECURRENCE_2Y
 from ehr_ray.experiment import parse
 from ehr_ray.families.hcat.family import FAMILY
 from ehr_ray.families.hcat.imputer import AdvancedIterativeImputer

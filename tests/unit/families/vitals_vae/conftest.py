@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from ehr_ray.events.grid import VITALS
+from ehr_ray.events.options import VITALS
 from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.families.vitals_vae.config import VitalsVAEConfig
 from ehr_ray.families.vitals_vae.model import VitalsVAE

@@ -1,6 +1,6 @@
 import numpy as np
 
-from ehr_ray.events.grid import VITALS
+from ehr_ray.events.options import VITALS
 from ehr_ray.families.vitals_vae.evaluation import figures
 from ehr_ray.families.vitals_vae.evaluation.curves import Grids
 from ehr_ray.families.vitals_vae.evaluation.figures import (
