@@ -217,6 +217,8 @@ RANKING = {"argsort", "lexsort", "searchsorted", "cumsum", "sort", "trapezoid", 
 """By which the area under a curve is computed."""
 AUROCS = {"roc_auc_score", "rankdata", "mannwhitneyu", "ranksums"}
 """What others have to compute it by."""
+BY_THE_ONE = {"auroc", "_auroc", "statistics"}
+"""What computes it by the one, as modules call it."""
 
 
 def names_in(node: ast.AST) -> set[str]:
@@ -236,7 +238,7 @@ def names_in(node: ast.AST) -> set[str]:
 def aurocs_in(text: str) -> list[int]:
     """Return the lines at which one is computed: by a library, from a curve, or by hand.
 
-    By hand: in a function that is named after it and calls neither the one nor one that does. One under another
+    By hand: in a function that is named after it and does not call the one. One under another
     name is not seen.
     """
     if not re.search("|".join(["auc|auroc|roc_curve", *AUROCS]), text):
@@ -247,9 +249,7 @@ def aurocs_in(text: str) -> list[int]:
             taken = names_in(node) & AUROCS
         elif isinstance(node, ast.FunctionDef):
             used = names_in(node)
-            own = re.search("auroc|auc(?![a-z])", node.name) and used.isdisjoint(
-                {"auroc", "_auroc"}
-            )
+            own = re.search("auroc|auc(?![a-z])", node.name) and used.isdisjoint(BY_THE_ONE)
             taken = own or ("roc_curve" in used and used & RANKING)
         else:
             continue
