@@ -291,6 +291,13 @@ def test_the_mock_sees_mixes_waits_copies_and_work_of_the_host():
     with Watched() as seen:
         torch.add(ours, theirs)
     assert seen.mixes == ["add"]
+    scalar = torch.tensor(2.0)
+    with Watched() as seen:
+        ours * scalar
+        ours.masked_fill(ours > 0, scalar)
+        torch.stack([ours.sum(), scalar])
+        torch.cat([ours, theirs])
+    assert seen.mixes == ["stack", "cat"]
     with Watched() as seen:
         float(ours.sum())
         ours[ours > 0]
@@ -332,7 +339,7 @@ def test_a_step_is_on_the_device_before_it_is_asked_for():
 def line_loss(model, batch, scheduled, seed):
     """The squared error of a line through 1, of rows weighted alike."""
     error = (model(batch["x"]) - 1).square().sum() * scheduled["weight"]
-    return {"fit": Term(error, torch.tensor(float(len(batch["x"]))))}
+    return {"fit": Term(error, torch.full_like(error, len(batch["x"])))}
 
 
 def test_a_gradient_that_is_not_finite_waits_for_a_look(tiny_experiment):
@@ -346,6 +353,28 @@ def test_a_gradient_that_is_not_finite_waits_for_a_look(tiny_experiment):
             step([{"x": torch.ones(2, 1)}], {"weight": weight}, 7)
         with pytest.raises(RunError, match="fit is not finite with weight inf"):
             step.check()
+
+
+def test_a_step_in_which_every_part_is_held_stays_on_the_device(tiny_experiment):
+    """As by `train.layers: {".*": {from_epoch: 1}}` in the first epoch."""
+    device = mock_device()
+    model = nn.ModuleList([nn.Linear(1, 1), nn.Linear(1, 1)]).to(device)
+    one, other = model
+    family = get_family("set_vae")
+    family = dataclasses.replace(
+        family,
+        loss=lambda _, *given: line_loss(lambda x: one(x) + other(x), *given),
+        training=dataclasses.replace(family.training, clipped=lambda parts: parts),
+    )
+    layers = {"train.layers": {".*": {"from_epoch": 1}}}
+    experiment, backend = tiny_experiment(changes=layers), LocalBackend(device)
+    optimizer = make_optimizer(model, experiment.train)
+    set_lr(optimizer, 1e-3, epoch=0)
+    step = OptimizerStep(experiment, family, model, optimizer, backend, Sums(backend))
+    with Watched() as seen:
+        norm = step([{"x": torch.ones(2, 1)}], {"weight": 1.0}, 7)
+        assert float(norm) == 0
+    assert (norm.device, seen.mixes) == (device, [])
 
 
 @pytest.mark.parametrize("deterministic", [False, True])
