@@ -14,6 +14,10 @@ from second_device import MockTensor, Watched, mock_device
 from torch import nn
 from varlen import varlen_attn
 
+from ehr_ray.commands.benchmark.gpu import check_prediction
+from ehr_ray.commands.benchmark.gpu_checks import computed, few, gradients_apart, losses_apart
+from ehr_ray.commands.benchmark.gpu_report import Report
+from ehr_ray.commands.benchmark.gpu_steps import step_speed
 from ehr_ray.config.yaml_files import override, read_yaml
 from ehr_ray.errors import RunError
 from ehr_ray.experiment import parse
@@ -283,6 +287,30 @@ def test_off_the_cpu_a_model_predicts_by_products_as_in_its_training(precision, 
     assert (told, planned) == ([(precision, tf32)], [False])
     assert torch.backends.cudnn.allow_tf32 == before
     assert torch.backends.cuda.cudnn_sdp_enabled()
+
+
+def test_what_the_script_for_a_gpu_checks_is_computed_on_its_device(
+    tiny_experiment, make_loader, synthetic_vocabulary
+):
+    """Else the first GPU would find a tensor of the host in the script itself."""
+    experiment, device, report = tiny_experiment("vitals_vae"), str(mock_device()), Report()
+    family, loader = family_of(experiment), make_loader(experiment)
+    torch.manual_seed(0)
+    model, batch = family.build(experiment.model, synthetic_vocabulary), few(loader)
+    wanted = computed(experiment, family, model, batch, "cpu")
+    with Watched() as seen:
+        model = model.to(device)
+        found = computed(experiment, family, model, batch, device)
+        speed = step_speed(experiment, family, model, loader, device, 1, 1e12)
+        given = (experiment, family, model, synthetic_vocabulary, loader, device)
+        check_prediction(report, "vitals_vae", *given)
+    assert seen.mixes == []
+    assert {"convolution", "convolution_backward"} <= seen.names
+    assert losses_apart(found, wanted) < 1e-5
+    assert gradients_apart(found, wanted)[0] < 1e-4
+    assert speed["patients per second"] > 0
+    assert report.figures["vitals_vae, patients predicted per second"] > 0
+    assert report.faults == []
 
 
 def test_the_mock_sees_mixes_waits_copies_and_work_of_the_host():

@@ -187,7 +187,7 @@ def _family(
                 speed = step_speed(here, family, model, loader, device, steps, peak, left)
             _told(report, label, speed, goals={} if name.endswith(" tiny") else GOALS)
         with numerics(here.train):
-            _applied(report, name, plan, family, model, data.vocabulary, loader, device)
+            check_prediction(report, name, plan, family, model, data.vocabulary, loader, device)
         again = replace(here, train=replace(here.train, deterministic=True))
         what = f"{label}, time of a step with train.deterministic over without"
 
@@ -228,7 +228,7 @@ def _ratio(ours: Figures, theirs: Figures) -> float:
     return float(ours["ms per step"]) / float(theirs["ms per step"])
 
 
-def _applied(
+def check_prediction(
     report: Report,
     name: str,
     plan: Experiment,
