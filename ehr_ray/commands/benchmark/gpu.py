@@ -151,7 +151,7 @@ def _parts(report: Report, scale: Scale, cohort: Path, place: Path, device: str)
             name = f"{family} {size}"
             report.part(name, seconds, _family, report, name, plan, device, scale.steps, peaks)
 
-    report.part("phrases", 30, _phrases, report, scale, device, checks=False)
+    report.part("phrases", 30, embed_phrases, report, scale, device, checks=False)
     report.part("packed tokens", 20, _packed, report, cohort, place, device)
     ranks_and_resume(report, cohort, place, device)
     train_families(scale.first, 40)
@@ -275,7 +275,7 @@ def _packed(report: Report, cohort: Path, place: Path, device: str) -> None:
             report.check(what, found[0], PACKED_TOLERANCE, found[1])
 
 
-def _phrases(report: Report, scale: Scale, device: str) -> None:
+def embed_phrases(report: Report, scale: Scale, device: str) -> None:
     """Embed made-up phrases by a sentence transformer, if there is one."""
     name = "phrases embedded per second"
     try:

@@ -2,6 +2,7 @@ import json
 import time
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -49,7 +50,7 @@ def test_the_run_of_a_gpu_runs_on_the_cpu_and_finds_nothing_wrong(
     monkeypatch.setattr(ranks, "START", start)
     monkeypatch.setattr(gpu_models, "MODELS", {name: MODELS[name] for name in families})
     monkeypatch.setattr(gpu, "PACKING", [name for name in gpu.PACKING if name in families])
-    monkeypatch.setattr(gpu, "_phrases", lambda *_: None)  # a sentence transformer takes seconds
+    monkeypatch.setattr(gpu, "embed_phrases", lambda *_: None)  # a real one takes seconds
     monkeypatch.setattr(compiled, "BACKEND", "aot_eager")  # and a compiler of C++ a minute
     target = tmp_path / "gpu.json"
     found = command.benchmark(target, cohort=synthetic_cohort, only="gpu", device="cpu")["gpu"]
@@ -82,6 +83,50 @@ def test_the_run_of_a_gpu_runs_on_the_cpu_and_finds_nothing_wrong(
         assert found[f"{family} tiny float32, {exact}"] > 0
 
 
+class MadeUpEncoder:
+    """Embeds each text as a zero, and tells how many it was given at a time."""
+
+    given: ClassVar[list[int]] = []
+
+    def __init__(self, name):
+        assert name == "all-MiniLM-L6-v2"
+
+    def encode(self, texts):
+        assert len(set(texts)) == len(texts)
+        self.given.append(len(texts))
+        return np.zeros((len(texts), 1), np.float32)
+
+
+@pytest.mark.parametrize(("device", "missed"), [("cpu", False), ("cuda", True)])
+def test_phrases_are_embedded_twice_and_a_rate_below_the_goal_is_told(device, missed, monkeypatch):
+    """The first time for what is planned for shapes; a clock made up says how long the second."""
+    monkeypatch.setattr(MadeUpEncoder, "given", [])
+    monkeypatch.setattr(gpu, "SentenceEncoder", MadeUpEncoder)
+    monkeypatch.setattr(gpu, "finish", lambda _device: None)
+    clock = iter((10.0, 12.0))
+    monkeypatch.setattr(gpu, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    report, scale = gpu_report.Report(), replace(gpu.SCALES["cpu"], phrases=50)
+    gpu.embed_phrases(report, scale, device)
+    name = "phrases embedded per second"
+    told = {f"{name}, goal missed": "below 20000"} if missed else {}
+    assert report.figures == {name: 25.0, **told}
+    assert (MadeUpEncoder.given, report.faults) == ([50, 50], [])
+
+
+@pytest.mark.parametrize("error", [InputError("model.text_model: not there"), ImportError("no st")])
+def test_without_a_sentence_transformer_phrases_are_left_out(error, monkeypatch):
+    def missing(_name):
+        raise error
+
+    monkeypatch.setattr(gpu, "SentenceEncoder", missing)
+    report = gpu_report.Report()
+    report.part("phrases", 1, gpu.embed_phrases, report, gpu.SCALES["cpu"], "cpu", checks=False)
+    found = report.result()
+    assert found["phrases embedded per second"] == f"left out: {error}"
+    assert found["left out"] == f"phrases embedded per second ({error})"
+    assert "faults" not in found
+
+
 def test_what_is_wrong_is_written_and_ends_the_command(synthetic_cohort, tmp_path, monkeypatch):
     def wrong(*_):
         report = gpu_report.Report()
@@ -101,7 +146,7 @@ def test_what_is_wrong_is_written_and_ends_the_command(synthetic_cohort, tmp_pat
 @pytest.fixture
 def families_alone(monkeypatch):
     """Have a run do nothing but train the smallest family, whose steps are not taken."""
-    for part in ("_phrases", "_packed", "compiled_blocks", "ranks_and_resume"):
+    for part in ("embed_phrases", "_packed", "compiled_blocks", "ranks_and_resume"):
         monkeypatch.setattr(gpu, part, lambda *_: None)
     monkeypatch.setattr(gpu_models, "MODELS", {"set_vae": MODELS["set_vae"]})
     monkeypatch.setattr(gpu, "step_speed", lambda *_: {"ms per step": 2.0})
