@@ -83,6 +83,30 @@ def test_the_run_of_a_gpu_runs_on_the_cpu_and_finds_nothing_wrong(
         assert found[f"{family} tiny float32, {exact}"] > 0
 
 
+@pytest.mark.parametrize(
+    ("capability", "device", "fault"),
+    [
+        ((8, 0), "cuda", True),
+        ((9, 0), "cuda", True),
+        ((7, 5), "cuda", False),  # flash attention is not of it
+        ((9, 0), "cpu", False),
+    ],
+)
+def test_packed_tokens_that_were_not_checked_are_a_fault_where_a_gpu_has_the_kernel(
+    capability, device, fault, synthetic_cohort, tmp_path, monkeypatch
+):
+    what = "jepa, difference of gradients of packed tokens"
+    why = "no kernel for packed tokens here"
+    monkeypatch.setattr(gpu, "PACKING", ["jepa"])
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(gpu, "packed_apart", lambda *_: None)
+    monkeypatch.setattr(torch.nn.Module, "to", lambda model, _device: model)
+    report = gpu_report.Report()
+    gpu.check_packed(report, synthetic_cohort, tmp_path, device)
+    assert report.figures == {what: f"left out: {why}"}
+    assert report.faults == ([f"{what}: not checked, {why}"] if fault else [])
+
+
 class MadeUpEncoder:
     """Embeds each text as a zero, and tells how many it was given at a time."""
 
@@ -146,7 +170,7 @@ def test_what_is_wrong_is_written_and_ends_the_command(synthetic_cohort, tmp_pat
 @pytest.fixture
 def families_alone(monkeypatch):
     """Have a run do nothing but train the smallest family, whose steps are not taken."""
-    for part in ("embed_phrases", "_packed", "compiled_blocks", "ranks_and_resume"):
+    for part in ("embed_phrases", "check_packed", "compiled_blocks", "ranks_and_resume"):
         monkeypatch.setattr(gpu, part, lambda *_: None)
     monkeypatch.setattr(gpu_models, "MODELS", {"set_vae": MODELS["set_vae"]})
     monkeypatch.setattr(gpu, "step_speed", lambda *_: {"ms per step": 2.0})
@@ -210,10 +234,10 @@ def test_what_must_be_right_is_checked_before_large_sizes_take_the_time(
 ):
     order = []
     monkeypatch.setattr(gpu, "experiments", lambda *given: order.append(given[2]) or [])
-    for part in ("_packed", "ranks_and_resume"):
+    for part in ("check_packed", "ranks_and_resume"):
         monkeypatch.setattr(gpu, part, lambda *_, part=part: order.append(part))
     gpu.gpu_speed(synthetic_cohort, tmp_path, "cpu")
-    assert order == ["_packed", "ranks_and_resume", (), ("tiny",)]
+    assert order == ["check_packed", "ranks_and_resume", (), ("tiny",)]
 
 
 @pytest.mark.parametrize(("device", "patients"), [("cuda", 5100), ("cpu", 500), (None, 5100)])
