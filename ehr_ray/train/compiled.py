@@ -6,7 +6,8 @@ those before it, so that a killed run goes on bit for bit. Blocks are compiled w
 trained; validation, and all that reads a checkpoint, computes as ever.
 """
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any, Final, Literal
 
 import torch
@@ -44,6 +45,20 @@ def compile_blocks(module: nn.Module, mode: Mode, family: str, device: torch.dev
     step = _limited(_compile(Block.computed, mode), option)
     for block in blocks:
         block.compiled = step
+
+
+@contextlib.contextmanager
+def uncompiled(module: nn.Module) -> Iterator[None]:
+    """Have the blocks of a model computed as they are written for a while."""
+    blocks = [part for part in module.modules() if isinstance(part, Block)]
+    before = [block.compiled for block in blocks]
+    for block in blocks:
+        block.compiled = None
+    try:
+        yield
+    finally:
+        for block, step in zip(blocks, before, strict=True):
+            block.compiled = step
 
 
 def _compile(function: Callable[..., Any], mode: Mode) -> Callable[..., Any]:
