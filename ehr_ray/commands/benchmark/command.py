@@ -18,7 +18,7 @@ import torch
 from ehr_ray.commands.benchmark.cpu import cpu_speed
 from ehr_ray.commands.benchmark.ddp import ddp_speed
 from ehr_ray.commands.benchmark.faults import fault_speed
-from ehr_ray.commands.benchmark.gpu import PATIENTS, gpu_speed
+from ehr_ray.commands.benchmark.gpu import PATIENTS, check_device, gpu_speed
 from ehr_ray.commands.benchmark.lvcf import lvcf
 from ehr_ray.commands.benchmark.memory import memory
 from ehr_ray.commands.benchmark.model import model_speed
@@ -65,12 +65,12 @@ def benchmark(
     device: str | None = None,
     began: float | None = None,
 ) -> dict[str, Figures]:
-    """Run the parts, print a table, write JSON; return what was measured.
+    """Run the parts, print a table, write JSON after each; return what was measured.
 
     The part `model` measures `experiment`, and the others too are on its cohort unless another is
     given; without one it measures the SetVAE the other parts train. `device` is that of the part
     `gpu`, whose limit of time counts from `began`, of `time.monotonic`: when the command was given.
-    Raises ConfigError before anything is made, and RunError, after all is written,
+    Raises ConfigError and InputError before anything is made, and RunError, after all is written,
     where a part found something wrong.
     """
     began = time.monotonic() if began is None else began
@@ -110,7 +110,7 @@ def benchmark(
                     else (PARTS | LONG)[name](cohort, place)
                 )
                 _show(screen, name, results[name])
-    write(results)
+                write(results)
     screen.say(f"written: {output}")
     for name, figures in results.items():
         if "faults" in figures:
@@ -121,7 +121,7 @@ def benchmark(
 def _chosen(
     only: str | None, cohort: Path | None, experiment: Experiment | None, device: str | None
 ) -> list[str]:
-    """Return the parts to run; ConfigError for an option that none of them takes."""
+    """Return the parts to run; ConfigError or InputError for an option that none of them takes."""
     chosen = [*PARTS] if only is None else only.split(",")
     for name in chosen:
         if name not in (known := (*PARTS, *LONG, GPU, MODEL)):
@@ -130,7 +130,9 @@ def _chosen(
         raise ConfigError(f"--only {only}: --config is of the part model; add it, or drop --config")
     if cohort is not None and set(chosen) <= OWN_DATA:
         raise ConfigError(f"--only {only} makes its own patients; drop --cohort")
-    if GPU not in chosen and device is not None:
+    if GPU in chosen:
+        check_device(device or "cuda")
+    elif device is not None:
         raise ConfigError(f"--device {device}: of the part gpu alone; add --only gpu, or drop it")
     return chosen
 

@@ -125,16 +125,21 @@ def gpu_speed(
     `time.monotonic`, by default now.
     """
     device = device or "cuda"
-    if device not in SCALES:
-        raise InputError(f"--device {device}: no such device; give cuda or cpu")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise InputError("--only gpu: torch finds no GPU here; --device cpu does the same, smaller")
+    check_device(device)
     scale = SCALES[device]
     repeatable_products()  # before any is made: what `train.deterministic` costs is told too
     report = Report(scale.seconds, kept, began=time.monotonic() if began is None else began)
     with report.watched():
         _parts(report, scale, cohort, place, device)
     return report.result()
+
+
+def check_device(device: str) -> None:
+    """Raise InputError for a device that is none of those measured, or that torch does not find."""
+    if device not in SCALES:
+        raise InputError(f"--device {device}: no such device; give cuda or cpu")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("--only gpu: torch finds no GPU here; --device cpu does the same, smaller")
 
 
 def _parts(report: Report, scale: Scale, cohort: Path, place: Path, device: str) -> None:

@@ -1,10 +1,13 @@
 """Which parts a command runs, what it refuses beforehand, and what it leaves; see also ray/."""
 
+import contextlib
+import json
+
 import pytest
 
 from ehr_ray.commands.benchmark import command
 from ehr_ray.commands.benchmark.command import benchmark
-from ehr_ray.errors import ConfigError
+from ehr_ray.errors import ConfigError, RunError
 
 
 @pytest.fixture
@@ -51,3 +54,18 @@ def test_a_config_is_measured_on_its_own_cohort_beside_other_parts_too(
     experiment = tiny_experiment(changes={"data.cohort": str(synthetic_cohort)})
     benchmark(tmp_path / "x.json", only="model,peers", experiment=experiment)
     assert told == [str(synthetic_cohort)] * 2
+
+
+def test_what_a_part_has_measured_stays_where_the_next_one_fails(
+    synthetic_cohort, tmp_path, monkeypatch
+):
+    def fails(_cohort, _place):
+        raise RunError("lvcf: tokens differ from polars'")
+
+    monkeypatch.setattr(command, "session", lambda **_: contextlib.nullcontext())
+    monkeypatch.setitem(command.PARTS, "lvcf", lambda *_: {"tokens": 2.0})
+    monkeypatch.setitem(command.LONG, "peers", fails)
+    target = tmp_path / "x.json"
+    with pytest.raises(RunError, match="tokens differ"):
+        benchmark(target, cohort=synthetic_cohort, only="lvcf,peers")
+    assert json.loads(target.read_text())["parts"] == {"lvcf": {"tokens": 2.0}}

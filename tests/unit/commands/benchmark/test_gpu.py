@@ -30,6 +30,15 @@ def test_without_a_gpu_one_line_says_what_to_do(tmp_path):
         gpu.gpu_speed(tmp_path, tmp_path)
 
 
+@pytest.mark.parametrize("only", ["gpu", "lvcf,gpu"])
+def test_a_gpu_that_is_not_there_is_told_before_anything_is_made(only, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(command, "ingest", None)  # as not to be called
+    with pytest.raises(InputError, match="--only gpu: torch finds no GPU here"):
+        command.benchmark(tmp_path / "x.json", only=only)
+    assert not (tmp_path / "x.json").exists()
+
+
 def test_another_device_is_refused(tmp_path):
     with pytest.raises(InputError, match="--device tpu: no such device; give cuda or cpu"):
         gpu.gpu_speed(tmp_path, tmp_path, "tpu")
@@ -246,6 +255,7 @@ def test_the_part_has_its_patients_beside_other_parts_too(device, patients, tmp_
         raise RunError(str(options))
 
     monkeypatch.setattr(command, "ingest", made)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for only in ("gpu", "lvcf,gpu"):
         with pytest.raises(RunError, match=f"^{{'patients': {patients}}}$"):
             command.benchmark(tmp_path / "x.json", only=only, device=device)
