@@ -4,7 +4,8 @@ It is PyTorch's own hook for a backend from outside, PrivateUse1, so that what m
 the device of another" gets one of the mock's. A tensor of it holds one of the CPU. `Watched`
 records, with the place in `ehr_ray` each came from:
 
-- `mixes`: an operation on tensors of both devices, which a GPU refuses;
+- `mixes`: an operation on tensors of both devices, which a GPU refuses: it takes a scalar of the
+  host, but only element by element;
 - `syncs`: what a GPU's queue is emptied for, since the host asks for a value or a size;
 - `copies`: transfers from or to the host;
 - `host`: tensors made or computed on the host.
@@ -26,7 +27,12 @@ SIZED_BY_VALUES = (
     *("_local_scalar_dense", "equal", "is_nonzero", "multinomial", "histc", "allclose"),
 )
 """Operations whose result on a GPU is a number for the host or has a size only its values tell."""
-OWN_STEPS = ("torch/optim/", "torch/nn/utils/clip_grad")
+SCALARS = (
+    *("fill", "fill_", "masked_fill", "masked_fill_", "index_fill", "index_fill_"),
+    *("index_put", "index_put_", "__and__", "__or__", "__xor__"),
+)
+"""Operations that take a scalar of the host besides those torch calls pointwise."""
+OWN_STEPS = ("torch/optim/",)
 """Where torch counts steps in tensors of the host, which no queue waits for."""
 
 
@@ -210,7 +216,7 @@ class Watched(TorchDispatchMode):
                 self.note("copies", name)
                 if not all(isinstance(t, MockTensor) for t in made):
                     self.note("syncs", name)
-        elif ours and any(t.ndim for t in tensors if not isinstance(t, MockTensor)):
+        elif ours and mixed(func, [t for t in tensors if not isinstance(t, MockTensor)]):
             self.note("mixes", name)
         elif ours and waits(name, args, kwargs, func):
             self.note("syncs", name)
@@ -229,6 +235,12 @@ class Watched(TorchDispatchMode):
             if "/ehr_ray/" in frame.filename
         ]
         getattr(self, kind).append(places[-1] if places else name)
+
+
+def mixed(func, hosts):
+    """Whether a GPU refuses these tensors of the host beside its own."""
+    takes = torch.Tag.pointwise in func.tags or func.overloadpacket.__name__ in SCALARS
+    return any(t.ndim or not takes for t in hosts)
 
 
 def waits(name, args, kwargs, func):

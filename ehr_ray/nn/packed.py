@@ -20,6 +20,8 @@ Kernel = Callable[..., Tensor]
 """`torch.nn.attention.varlen.varlen_attn`, or what computes the same."""
 WIDEST, STEP = 256, 8
 """Width of a head that flash attention takes at most, and what divides it."""
+FLASH = (8, 0)
+"""The least capability of a GPU with such a kernel: the A100's."""
 _SPARED: list[list[int]] = []
 """One list for each `padded` that holds."""
 
@@ -104,7 +106,7 @@ def kernel_for(device: torch.device, dtype: torch.dtype, width: int) -> Kernel |
         return None
     if width > WIDEST or width % STEP or torch.version.hip:
         return None
-    if torch.cuda.get_device_capability(device) < (8, 0):
+    if torch.cuda.get_device_capability(device) < FLASH:
         return None
     return torchs_own() if torch.backends.cuda.is_flash_attention_available() else None
 

@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from ehr_ray.config.sections import TrainConfig
 from ehr_ray.errors import ConfigError
 from ehr_ray.storage import files
 from ehr_ray.train.checkpoint import saved_progress
@@ -31,10 +32,7 @@ def starting_model(run: Run) -> nn.Module:
     if fresh and experiment.init_from:
         _start_from(run, module, experiment.init_from)
     freeze(module, experiment.freeze)
-    if experiment.train.activation_checkpointing:
-        recompute_blocks(module)
-    if experiment.train.compile != "none":
-        compile_blocks(module, experiment.train.compile, family.name, run.backend.device)
+    set_blocks(module, experiment.train, family.name, run.backend.device)
     needs_pairs = family.training.needs_pairs
     run.loader.check(run.backend.world, needs_pairs(experiment.model) if needs_pairs else None)
     few = check_learnable(family, experiment.model, run.loader)
@@ -57,7 +55,15 @@ def _fit_buffers(run: Run, module: nn.Module) -> None:
         training.fit_buffers(module, run.loader.collate(rows))
 
 
-def recompute_blocks(module: nn.Module) -> None:
+def set_blocks(module: nn.Module, plan: TrainConfig, family: str, device: torch.device) -> None:
+    """Have blocks recomputed and compiled as a plan says; ConfigError for a model without any."""
+    if plan.activation_checkpointing:
+        _recompute_blocks(module)
+    if plan.compile != "none":
+        compile_blocks(module, plan.compile, family, device)
+
+
+def _recompute_blocks(module: nn.Module) -> None:
     """Have every transformer block, and the reader of sets, compute activations again."""
     parts = [part for part in module.modules() if hasattr(part, "recomputed")]
     if not parts:

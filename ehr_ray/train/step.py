@@ -84,8 +84,7 @@ class OptimizerStep:
     def _clip(self, parts: Iterable[nn.Module]) -> Tensor:
         """Limit the norm of each part's gradient; return the largest there was, a scalar."""
         limit = self.experiment.train.clip
-        found = [[p for p in part.parameters() if p.grad is not None] for part in parts]
-        norms = [clip(parameters, limit) for parameters in found]
+        norms = [clip([*part.parameters()], limit) for part in parts]
         return torch.stack(norms).amax()
 
     def check(self) -> None:
@@ -158,10 +157,13 @@ class Faults:
 def clip(parameters: list[nn.Parameter], limit: float | None) -> Tensor:
     """Scale gradients down to a norm of `limit` at most, None for any; return their norm before.
 
-    Where the host sees at once that they are within it, it does not go through them to multiply
-    each by 1: a twentieth of a step of HCAT on a CPU.
+    It is 0, on the device of the parameters, where none has a gradient: all may be held. Where the
+    host sees at once that they are within the limit, it does not go through them to multiply each
+    by 1: a twentieth of a step of HCAT on a CPU.
     """
     gradients = [p.grad for p in parameters if p.grad is not None]
+    if not gradients:
+        return torch.zeros((), device=parameters[0].device)
     norm = nn.utils.get_total_norm([own(gradient) for gradient in gradients])
     if divided := any(is_part(gradient) for gradient in gradients):
         # Each rank has its own part of every gradient, so that squares of norms add up.

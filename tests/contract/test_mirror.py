@@ -24,7 +24,6 @@ MODULES = [
     and path.parts[-1] != "family.py"  # records: contract/test_family.py and test_record.py
 ]
 ELSEWHERE = {
-    "commands/benchmark/command.py": "ray/test_benchmark.py",
     "commands/benchmark/published_vitals.py": "ray/test_benchmark.py",
     "commands/benchmark/scaling.py": "ray/test_benchmark.py",
     "commands/benchmark/search.py": "ray/test_benchmark.py",

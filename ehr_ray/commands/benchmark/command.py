@@ -18,7 +18,7 @@ import torch
 from ehr_ray.commands.benchmark.cpu import cpu_speed
 from ehr_ray.commands.benchmark.ddp import ddp_speed
 from ehr_ray.commands.benchmark.faults import fault_speed
-from ehr_ray.commands.benchmark.gpu import PATIENTS, gpu_speed
+from ehr_ray.commands.benchmark.gpu import PATIENTS, check_device, gpu_speed
 from ehr_ray.commands.benchmark.lvcf import lvcf
 from ehr_ray.commands.benchmark.memory import memory
 from ehr_ray.commands.benchmark.model import model_speed
@@ -48,8 +48,11 @@ CPU = "cpu"
 DDP = "ddp"
 SIZE = "size"
 INGEST = "ingest"
-OWN_DATA = {VITALS, CPU, SIZE, INGEST}
-"""The parts that make their own patients: they need neither a cohort nor Ray."""
+MEMORY = "memory"
+SCALING = "scaling"
+WITHOUT_RAY = {MODEL, GPU, DDP, "peers", VITALS, CPU, SIZE, INGEST}
+OWN_DATA = {VITALS, CPU, SIZE, INGEST, MEMORY, SCALING}
+"""The parts that make their own patients: they need no cohort."""
 
 
 def benchmark(
@@ -62,18 +65,16 @@ def benchmark(
     device: str | None = None,
     began: float | None = None,
 ) -> dict[str, Figures]:
-    """Run the parts, print a table, write JSON; return what was measured.
+    """Run the parts, print a table, write JSON after each; return what was measured.
 
-    The part `model` measures `experiment`, on its own cohort unless another is given; without one
-    it measures the SetVAE the other parts train. `device` is that of the part `gpu`, whose limit of
-    time counts from `began`, of `time.monotonic`: when the command was given. Raises
-    RunError, after all is written, where a part found something wrong.
+    The part `model` measures `experiment`, and the others too are on its cohort unless another is
+    given; without one it measures the SetVAE the other parts train. `device` is that of the part
+    `gpu`, whose limit of time counts from `began`, of `time.monotonic`: when the command was given.
+    Raises ConfigError and InputError before anything is made, and RunError, after all is written,
+    where a part found something wrong.
     """
     began = time.monotonic() if began is None else began
-    chosen = [*PARTS] if only is None else only.split(",")
-    for name in chosen:
-        if name not in (known := (*PARTS, *LONG, GPU, MODEL)):
-            raise ConfigError(f"--only {name}: no such part; known: {', '.join(known)}")
+    chosen = _chosen(only, cohort, experiment, device)
     screen = Screen()
     results: dict[str, Figures] = {}
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -87,9 +88,9 @@ def benchmark(
 
     with tempfile.TemporaryDirectory(prefix="ehr_ray-benchmark-") as scratch:
         place = Path(scratch)
-        if cohort is None and experiment is not None and chosen == [MODEL]:
+        if cohort is None and experiment is not None:
             cohort = sync.fetch(experiment.data.cohort)
-        alone = set(chosen) <= {MODEL, GPU, DDP, "peers", *OWN_DATA}
+        alone = set(chosen) <= WITHOUT_RAY
         if cohort is None and set(chosen) <= OWN_DATA:
             cohort = place
         if cohort is None:
@@ -109,12 +110,31 @@ def benchmark(
                     else (PARTS | LONG)[name](cohort, place)
                 )
                 _show(screen, name, results[name])
-    write(results)
+                write(results)
     screen.say(f"written: {output}")
     for name, figures in results.items():
         if "faults" in figures:
             raise RunError(f"--only {name}: {figures['faults']}")
     return results
+
+
+def _chosen(
+    only: str | None, cohort: Path | None, experiment: Experiment | None, device: str | None
+) -> list[str]:
+    """Return the parts to run; ConfigError or InputError for an option that none of them takes."""
+    chosen = [*PARTS] if only is None else only.split(",")
+    for name in chosen:
+        if name not in (known := (*PARTS, *LONG, GPU, MODEL)):
+            raise ConfigError(f"--only {name}: no such part; known: {', '.join(known)}")
+    if experiment is not None and MODEL not in chosen:
+        raise ConfigError(f"--only {only}: --config is of the part model; add it, or drop --config")
+    if cohort is not None and set(chosen) <= OWN_DATA:
+        raise ConfigError(f"--only {only} makes its own patients; drop --cohort")
+    if GPU in chosen:
+        check_device(device or "cuda")
+    elif device is not None:
+        raise ConfigError(f"--device {device}: of the part gpu alone; add --only gpu, or drop it")
+    return chosen
 
 
 def _model(experiment: Experiment | None, cohort: Path, place: Path) -> Numbers:
@@ -148,7 +168,7 @@ PARTS: dict[str, Callable[[Path, Path], Figures]] = {
     "loading": loading,
     "steps": steps,
     "workers": workers,
-    "memory": memory,
+    MEMORY: memory,
     VITALS: vitals,
 }
 LONG: dict[str, Callable[[Path, Path], Figures]] = {
@@ -156,7 +176,7 @@ LONG: dict[str, Callable[[Path, Path], Figures]] = {
     DDP: ddp_speed,
     "faults": fault_speed,
     "peers": peers,
-    "scaling": scaling,
+    SCALING: scaling,
     "search": search_speed,
     SIZE: size_speed,
     INGEST: ingest_speed,

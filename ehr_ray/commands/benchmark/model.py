@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
+from ehr_ray.errors import ConfigError
 from ehr_ray.experiment import Experiment
 from ehr_ray.family import AnyFamily, Batch, Scheduled, Terms
 from ehr_ray.runtime.data.prepared import Prepared, prepared
@@ -23,13 +24,14 @@ from ehr_ray.runtime.text_embedding import with_phrases
 from ehr_ray.runtime.training.worker import loader_of, shares
 from ehr_ray.train.allocator import keep_freed_memory
 from ehr_ray.train.backend import LocalBackend
+from ehr_ray.train.compiled import uncompiled
 from ehr_ray.train.feed import Steps
 from ehr_ray.train.loader import Loader
 from ehr_ray.train.meters import Sums
 from ehr_ray.train.numerics import numerics
 from ehr_ray.train.optim import freeze, make_optimizer
 from ehr_ray.train.seeds import noise_seed, scheduled_at
-from ehr_ray.train.start import recompute_blocks
+from ehr_ray.train.start import set_blocks
 from ehr_ray.train.step import OptimizerStep, objective
 from ehr_ray.train.task import family_of
 
@@ -51,8 +53,14 @@ def model_speed(experiment: Experiment, *, steps: int = STEPS) -> Numbers:
     Patients, and where a batch has them sets and tokens (without padding), per CPU second; FLOPs of
     a step by torch's counter and their share of what a matrix product reaches in this process;
     padding; waiting for data; what the loader gives a model that does nothing. Products and sums
-    are as `train.matmul_precision` and `train.deterministic` say.
+    are as `train.matmul_precision` and `train.deterministic` say. Raises ConfigError for a config
+    that asks for a GPU.
     """
+    if gpus := experiment.cluster.gpus_per_worker:
+        raise ConfigError(
+            f"cluster.gpus_per_worker={gpus:g}: the part model measures one thread of the CPU; set "
+            "it to 0, or give --only gpu without --config"
+        )
     keep_freed_memory()
     with prepared(experiment, family_of(experiment), on_ray=False) as data, threads(1):
         experiment = with_phrases(experiment, data.vocabulary, on_ray=False)
@@ -80,11 +88,10 @@ class Trainer:
         torch.manual_seed(experiment.seed)
         self.model: nn.Module = family.build(experiment.model, data.vocabulary).train()
         freeze(self.model, experiment.freeze)
-        if experiment.train.activation_checkpointing:
-            recompute_blocks(self.model)
+        self._backend = LocalBackend()
+        set_blocks(self.model, experiment.train, family.name, self._backend.device)
         self.optimizer = make_optimizer(self.model, experiment.train)
         self.loader: Loader = loader_of(experiment, family, data)
-        self._backend = LocalBackend()
         self._taken = 0
 
     def step(self, micro: list[Batch]) -> None:
@@ -95,6 +102,14 @@ class Trainer:
         )
         take_step(micro, self._scheduled, self._seed())
         self._taken += 1
+
+    def rehearse(self, steps: int) -> None:
+        """Take the next steps and forget their number: all their shapes are then compiled."""
+        before, batches = self._taken, self.batches()
+        for _ in range(steps):
+            self.step(next(batches))
+        batches.close()
+        self._taken = before
 
     def gradients(self, micro: list[Batch]) -> None:
         """Go forward and backward as a step does, and forget it."""
@@ -142,6 +157,8 @@ class _Step:
 
 def _timed_steps(trainer: Trainer, steps: int) -> tuple[list[_Step], list[list[Batch]]]:
     """Take steps with the loader at work; its thread's CPU time is not counted."""
+    if trainer.experiment.train.compile != "none":
+        trainer.rehearse(WARM + steps)
     done: list[_Step] = []
     kept: list[list[Batch]] = []
     batches = trainer.batches()
@@ -231,7 +248,9 @@ def flops_of(trainer: Trainer, micro: list[Batch]) -> float:
         aten._scaled_dot_product_flash_attention_for_cpu: _attention,
         aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
     }
-    with FlopCounterMode(display=False, custom_mapping=attention) as counter:
+    # The counter does not see into what is compiled.
+    counter = FlopCounterMode(display=False, custom_mapping=attention)
+    with uncompiled(trainer.model), counter:
         trainer.gradients(micro)
     return float(counter.get_total_flops())
 

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch._dynamo.utils import counters
 
-from ehr_ray.errors import ConfigError
+from ehr_ray.errors import ConfigError, RunError
 from ehr_ray.family import Term
 from ehr_ray.nn.transformer import Block
 from ehr_ray.registry import get_family
@@ -182,6 +182,20 @@ def test_a_machine_without_gcc_is_told_so(monkeypatch):
     monkeypatch.setattr(config, "fx_graph_cache", False)
     with pytest.raises(ConfigError, match=r"torch cannot compile here .*set it to none"):
         compile_blocks(blocks_of(0.0), "default", "model", CPU)
+
+
+def test_more_shapes_than_are_compiled_are_one_line_with_the_remedy(monkeypatch):
+    monkeypatch.setattr(compiled, "MOST_SHAPES", 2)
+    (block, *_), lengths = blocks_of(0.0), (5, 7)
+    compile_blocks(nn.ModuleList([block]), "default", "model", CPU)
+    with torch._dynamo.config.patch(recompile_limit=2):
+        for length in lengths:
+            block(torch.zeros(2, length, 8), None, True, None)
+        with pytest.raises(RunError) as told:
+            block(torch.zeros(2, 9, 8), None, True, None)
+    line = str(told.value)
+    assert line.startswith("train.compile=default: blocks met more than 2 shapes")
+    assert line.endswith("; set it to none")
 
 
 def test_graphs_of_a_gpu_are_told_where_a_step_begins(monkeypatch, tiny_experiment):

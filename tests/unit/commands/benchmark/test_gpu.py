@@ -2,6 +2,7 @@ import json
 import time
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -29,6 +30,15 @@ def test_without_a_gpu_one_line_says_what_to_do(tmp_path):
         gpu.gpu_speed(tmp_path, tmp_path)
 
 
+@pytest.mark.parametrize("only", ["gpu", "lvcf,gpu"])
+def test_a_gpu_that_is_not_there_is_told_before_anything_is_made(only, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(command, "ingest", None)  # as not to be called
+    with pytest.raises(InputError, match="--only gpu: torch finds no GPU here"):
+        command.benchmark(tmp_path / "x.json", only=only)
+    assert not (tmp_path / "x.json").exists()
+
+
 def test_another_device_is_refused(tmp_path):
     with pytest.raises(InputError, match="--device tpu: no such device; give cuda or cpu"):
         gpu.gpu_speed(tmp_path, tmp_path, "tpu")
@@ -49,7 +59,7 @@ def test_the_run_of_a_gpu_runs_on_the_cpu_and_finds_nothing_wrong(
     monkeypatch.setattr(ranks, "START", start)
     monkeypatch.setattr(gpu_models, "MODELS", {name: MODELS[name] for name in families})
     monkeypatch.setattr(gpu, "PACKING", [name for name in gpu.PACKING if name in families])
-    monkeypatch.setattr(gpu, "_phrases", lambda *_: None)  # a sentence transformer takes seconds
+    monkeypatch.setattr(gpu, "embed_phrases", lambda *_: None)  # a real one takes seconds
     monkeypatch.setattr(compiled, "BACKEND", "aot_eager")  # and a compiler of C++ a minute
     target = tmp_path / "gpu.json"
     found = command.benchmark(target, cohort=synthetic_cohort, only="gpu", device="cpu")["gpu"]
@@ -82,6 +92,74 @@ def test_the_run_of_a_gpu_runs_on_the_cpu_and_finds_nothing_wrong(
         assert found[f"{family} tiny float32, {exact}"] > 0
 
 
+@pytest.mark.parametrize(
+    ("capability", "device", "fault"),
+    [
+        ((8, 0), "cuda", True),
+        ((9, 0), "cuda", True),
+        ((7, 5), "cuda", False),  # flash attention is not of it
+        ((9, 0), "cpu", False),
+    ],
+)
+def test_packed_tokens_that_were_not_checked_are_a_fault_where_a_gpu_has_the_kernel(
+    capability, device, fault, synthetic_cohort, tmp_path, monkeypatch
+):
+    what = "jepa, difference of gradients of packed tokens"
+    why = "no kernel for packed tokens here"
+    monkeypatch.setattr(gpu, "PACKING", ["jepa"])
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(gpu, "packed_apart", lambda *_: None)
+    monkeypatch.setattr(torch.nn.Module, "to", lambda model, _device: model)
+    report = gpu_report.Report()
+    gpu.check_packed(report, synthetic_cohort, tmp_path, device)
+    assert report.figures == {what: f"left out: {why}"}
+    assert report.faults == ([f"{what}: not checked, {why}"] if fault else [])
+
+
+class MadeUpEncoder:
+    """Embeds each text as a zero, and tells how many it was given at a time."""
+
+    given: ClassVar[list[int]] = []
+
+    def __init__(self, name):
+        assert name == "all-MiniLM-L6-v2"
+
+    def encode(self, texts):
+        assert len(set(texts)) == len(texts)
+        self.given.append(len(texts))
+        return np.zeros((len(texts), 1), np.float32)
+
+
+@pytest.mark.parametrize(("device", "missed"), [("cpu", False), ("cuda", True)])
+def test_phrases_are_embedded_twice_and_a_rate_below_the_goal_is_told(device, missed, monkeypatch):
+    """The first time for what is planned for shapes; a clock made up says how long the second."""
+    monkeypatch.setattr(MadeUpEncoder, "given", [])
+    monkeypatch.setattr(gpu, "SentenceEncoder", MadeUpEncoder)
+    monkeypatch.setattr(gpu, "finish", lambda _device: None)
+    clock = iter((10.0, 12.0))
+    monkeypatch.setattr(gpu, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    report, scale = gpu_report.Report(), replace(gpu.SCALES["cpu"], phrases=50)
+    gpu.embed_phrases(report, scale, device)
+    name = "phrases embedded per second"
+    told = {f"{name}, goal missed": "below 20000"} if missed else {}
+    assert report.figures == {name: 25.0, **told}
+    assert (MadeUpEncoder.given, report.faults) == ([50, 50], [])
+
+
+@pytest.mark.parametrize("error", [InputError("model.text_model: not there"), ImportError("no st")])
+def test_without_a_sentence_transformer_phrases_are_left_out(error, monkeypatch):
+    def missing(_name):
+        raise error
+
+    monkeypatch.setattr(gpu, "SentenceEncoder", missing)
+    report = gpu_report.Report()
+    report.part("phrases", 1, gpu.embed_phrases, report, gpu.SCALES["cpu"], "cpu", checks=False)
+    found = report.result()
+    assert found["phrases embedded per second"] == f"left out: {error}"
+    assert found["left out"] == f"phrases embedded per second ({error})"
+    assert "faults" not in found
+
+
 def test_what_is_wrong_is_written_and_ends_the_command(synthetic_cohort, tmp_path, monkeypatch):
     def wrong(*_):
         report = gpu_report.Report()
@@ -101,7 +179,7 @@ def test_what_is_wrong_is_written_and_ends_the_command(synthetic_cohort, tmp_pat
 @pytest.fixture
 def families_alone(monkeypatch):
     """Have a run do nothing but train the smallest family, whose steps are not taken."""
-    for part in ("_phrases", "_packed", "compiled_blocks", "ranks_and_resume"):
+    for part in ("embed_phrases", "check_packed", "compiled_blocks", "ranks_and_resume"):
         monkeypatch.setattr(gpu, part, lambda *_: None)
     monkeypatch.setattr(gpu_models, "MODELS", {"set_vae": MODELS["set_vae"]})
     monkeypatch.setattr(gpu, "step_speed", lambda *_: {"ms per step": 2.0})
@@ -165,10 +243,10 @@ def test_what_must_be_right_is_checked_before_large_sizes_take_the_time(
 ):
     order = []
     monkeypatch.setattr(gpu, "experiments", lambda *given: order.append(given[2]) or [])
-    for part in ("_packed", "ranks_and_resume"):
+    for part in ("check_packed", "ranks_and_resume"):
         monkeypatch.setattr(gpu, part, lambda *_, part=part: order.append(part))
     gpu.gpu_speed(synthetic_cohort, tmp_path, "cpu")
-    assert order == ["_packed", "ranks_and_resume", (), ("tiny",)]
+    assert order == ["check_packed", "ranks_and_resume", (), ("tiny",)]
 
 
 @pytest.mark.parametrize(("device", "patients"), [("cuda", 5100), ("cpu", 500), (None, 5100)])
@@ -177,6 +255,7 @@ def test_the_part_has_its_patients_beside_other_parts_too(device, patients, tmp_
         raise RunError(str(options))
 
     monkeypatch.setattr(command, "ingest", made)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for only in ("gpu", "lvcf,gpu"):
         with pytest.raises(RunError, match=f"^{{'patients': {patients}}}$"):
             command.benchmark(tmp_path / "x.json", only=only, device=device)

@@ -1,7 +1,11 @@
 import pytest
+import torch
+from torch._dynamo.utils import counters
 
 from ehr_ray.commands.benchmark import model
 from ehr_ray.commands.benchmark.model import model_speed
+from ehr_ray.errors import ConfigError
+from ehr_ray.train import compiled
 
 
 @pytest.fixture
@@ -17,3 +21,44 @@ def test_a_null_model_tells_what_the_feed_gives_and_its_share_of_a_step(numbers)
     assert numbers["null model, patients per second"] > 0
     assert feed > 0
     assert numbers["feed's share of a step's CPU time"] == pytest.approx(feed / (feed + step))
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"train.compile": "default"}, "train.compile=default: this vitals_vae has no transformer"),
+        ({"train.compile": "reduce-overhead"}, "train.compile=reduce-overhead: this vitals_vae"),
+        ({"cluster.gpus_per_worker": 0.5}, "cluster.gpus_per_worker=0.5: the part model measures"),
+    ],
+)
+def test_what_training_would_refuse_or_do_elsewhere_is_not_measured(
+    changes, told, tiny_experiment, tmp_path
+):
+    with pytest.raises(ConfigError, match=f"^{told}"):
+        model_speed(tiny_experiment("vitals_vae", {"output": str(tmp_path), **changes}))
+
+
+def test_compiled_blocks_are_measured_once_all_shapes_are_compiled(
+    tiny_experiment, tmp_path, monkeypatch
+):
+    """Operations are those of the model as it is written: the counter sees no compiled ones."""
+    monkeypatch.setattr(model, "MATRIX", 64)
+    monkeypatch.setattr(model, "FEED_STEPS", 1)
+    monkeypatch.setattr(compiled, "BACKEND", "aot_eager")
+    torch._dynamo.reset()
+    counters.clear()
+    step, graphs, found = model.Trainer.step, [], []
+
+    def counted(trainer, micro):
+        step(trainer, micro)
+        graphs.append(counters["stats"]["unique_graphs"])
+
+    monkeypatch.setattr(model.Trainer, "step", counted)
+    for how in ("none", "default"):
+        graphs.clear()
+        changes = {"output": str(tmp_path), "data.batch_size": 8, "train.compile": how}
+        found.append(model_speed(tiny_experiment("jepa", changes), steps=2))
+    assert len(graphs) == 2 * (model.WARM + 2)
+    assert graphs[0] > 1  # one is tried first
+    assert len({*graphs[model.WARM + 1 :]}) == 1
+    assert found[0]["GFLOP per step"] == found[1]["GFLOP per step"]
