@@ -44,7 +44,7 @@ from ehr_ray.runtime.tuning.trial import FINAL, Search, read_trial, tell_late, t
 from ehr_ray.runtime.tuning.trial_data import Datasets, datasets
 from ehr_ray.runtime.tuning.trials_table import Sweep, read_sweep
 from ehr_ray.sources.expanded import fetch_sets, shards_of
-from ehr_ray.storage import files, sync
+from ehr_ray.storage import copies, files, sync
 from ehr_ray.storage.lease import Lease, leased
 from ehr_ray.storage.lock import search_lock
 from ehr_ray.storage.paths import canonical, check_cohort_folder, is_uri
@@ -214,7 +214,7 @@ def _conclude(
 ) -> Searched:
     """Rank the trials of a search that has ended; write its table and page, and tell MLflow."""
     sweep = read_sweep(root, select)
-    with sync.unsent(root):
+    with copies.unsent(root):
         lines = _write(root, sweep, experiment, space)
         sync.push(root)
     if failed := int((sweep.frame["status"] == "failed").sum()):
@@ -299,7 +299,7 @@ def _ended(tracked: Tracked | None, status: str) -> None:
 
 def _claim(root: Path, experiment: Experiment) -> None:
     """Write what is searched into the folder."""
-    with sync.unsent(root):
+    with copies.unsent(root):
         files.write_text(root / SEARCH, to_yaml(experiment))
         sync.push(root / SEARCH)
 

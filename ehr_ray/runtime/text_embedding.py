@@ -36,7 +36,7 @@ from ehr_ray.nn.sentence_encoder import (
 )
 from ehr_ray.registry import get_family
 from ehr_ray.runtime.data.tasks import Say, pool_size, run_jobs
-from ehr_ray.storage import files, sync
+from ehr_ray.storage import copies, files, sync
 from ehr_ray.storage.paths import canonical, local
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def make_phrases(
         raise ConfigError(
             f"model.embedding_dim={width}: {name} gives {table.shape[1]}; drop embedding_dim"
         )
-    with sync.unsent(folder):
+    with copies.unsent(folder):
         write_table(folder, texts, table)
         sync.push(folder)
     return folder
@@ -156,7 +156,7 @@ def _own_table(base: Path, own: Path, texts: Sequence[str], experiment: Experime
     digest.update("\0".join(texts).encode())
     folder = sync.fetch(canonical(base / f"phrases-{digest.hexdigest()[:16]}"), missing_ok=True)
     if not (folder / TABLE).is_file():
-        with sync.unsent(folder):
+        with copies.unsent(folder):
             write_table(folder, texts, table)
             sync.push(folder)
     return folder
@@ -223,7 +223,7 @@ class TextEmbedder:
         column = pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
         table = pa.table({"text": pa.array(texts, pa.string()), "vector": column})
         path = local(place)
-        with sync.unsent(path.parent):
+        with copies.unsent(path.parent):
             files.write_parquet(table, path)
             sync.push(path)
 

@@ -11,8 +11,8 @@ from ehr_ray.errors import ConfigError
 from ehr_ray.experiment import Experiment
 from ehr_ray.runtime.outbox import START, connected, outbox, problem, reason, refused, shown
 from ehr_ray.storage import files
+from ehr_ray.storage.copies import held
 from ehr_ray.storage.paths import is_uri
-from ehr_ray.storage.sync import held
 
 STORE = "mlflow.db"
 SQLITE = ("sqlite:", "sqlite+")

@@ -10,10 +10,8 @@ Names that begin with a dot are of the machine alone, unless they are asked for 
 """
 
 import contextlib
-import hashlib
 import os
 import shutil
-import threading
 from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -22,7 +20,9 @@ import pyarrow.fs as pafs
 
 from ehr_ray.errors import InputError, MissingError, RunError, StoreUnavailableError
 from ehr_ray.storage import listing
-from ehr_ray.storage.lock import exclusive_lock, held_by_another
+from ehr_ray.storage.contents import files_of, is_hidden, objects
+from ehr_ray.storage.copies import held
+from ehr_ray.storage.lock import held_by_another
 from ehr_ray.storage.object_stores import check_bucket, explained, filesystem
 from ehr_ray.storage.paths import (
     COHORT_FOLDERS,
@@ -30,7 +30,6 @@ from ehr_ray.storage.paths import (
     is_outlined,
     local,
     outlined,
-    staging,
     uri_above,
     uri_of,
 )
@@ -52,8 +51,6 @@ BEFORE: Final = ".checkpoint.old"
 """A run's checkpoint before the present one, which a store keeps too."""
 SENDING: Final = ".sending"
 """What a run has saved at a report that is on its way to its store, by links beside it."""
-_holding = threading.local()
-"""Of each thread: the `paths` that it holds."""
 
 
 def fetch(
@@ -86,27 +83,25 @@ def fetch(
     if uri is None:
         return _fetched_below(Path(location)) if is_outlined(location) else Path(location)
     target = local(uri)
-    with explained(uri):
-        store, path = filesystem(uri)
-        with held(target):
-            if held_by_another(target):
-                return target
-            visible, there = _visible(store, path, uri, missing_ok=missing_ok), _files(target)
-            wanted, known = (_asked(files, only, below) for files in (visible, there))
-            # First, as a folder may come where a file was.
-            _remove_here(target, known.keys() - wanted.keys())
-            if listed is not None:
-                folders = tuple(f"{name}/" for name in listed)
-                left = {n: s for n, s in wanted.items() if n.startswith(folders)}
-                wanted = {n: s for n, s in wanted.items() if n not in left}
-                # A file that is here is read before one that is listed, so an old one has to go.
-                changed = {n for n, s in left.items() if stamp_of(target / n) not in (None, s)}
-                _remove_here(target, changed)
-                listing.write(target, left)
-            old = [name for name, stamp in wanted.items() if stamp_of(target / name) != stamp]
-            each(lambda n: download(store, join(path, n), target / n, wanted[n]), old)
-            if only is listed is None and "" not in visible:
-                listing.write(target, {})
+    with _opened(uri, target) as (store, path):
+        if held_by_another(target):
+            return target
+        visible, there = _visible(store, path, uri, missing_ok=missing_ok), files_of(target)
+        wanted, known = (_asked(files, only, below) for files in (visible, there))
+        # First, as a folder may come where a file was.
+        _remove_here(target, known.keys() - wanted.keys())
+        if listed is not None:
+            folders = tuple(f"{name}/" for name in listed)
+            left = {n: s for n, s in wanted.items() if n.startswith(folders)}
+            wanted = {n: s for n, s in wanted.items() if n not in left}
+            # A file that is here is read before one that is listed, so an old one has to go.
+            changed = {n for n, s in left.items() if stamp_of(target / n) not in (None, s)}
+            _remove_here(target, changed)
+            listing.write(target, left)
+        old = [name for name, stamp in wanted.items() if stamp_of(target / name) != stamp]
+        each(lambda n: download(store, join(path, n), target / n, wanted[n]), old)
+        if only is listed is None and "" not in visible:
+            listing.write(target, {})
     return target
 
 
@@ -133,12 +128,10 @@ def in_store(location: str | Path) -> Path:
     if uri is None:
         return Path(location)
     target = local(uri)
-    with explained(uri):
-        store, path = filesystem(uri)
-        with held(target):
-            visible = _visible(store, path, uri)
-            there = _files(target).items()
-            _remove_here(target, [name for name, stamp in there if visible.get(name) != stamp])
+    with _opened(uri, target) as (store, path):
+        visible = _visible(store, path, uri)
+        there = files_of(target).items()
+        _remove_here(target, [name for name, stamp in there if visible.get(name) != stamp])
     return target
 
 
@@ -148,14 +141,12 @@ def _fetched_below(stand_in: Path) -> Path:
     if uri is None:
         raise InputError(f"{stand_in}: no such file any more; run the same command again")
     target = local(uri)
-    with explained(uri):
-        store, path = filesystem(uri)
-        with held(target):
-            stamp = _visible(store, join(path, name), f"{uri}/{name}").get("")
-            if stamp is None:
-                raise InputError(f"{uri}/{name}: a file before, a folder now; run it again")
-            if stamp_of(target / name) != stamp:
-                download(store, join(path, name), target / name, stamp)
+    with _opened(uri, target) as (store, path):
+        stamp = _visible(store, join(path, name), f"{uri}/{name}").get("")
+        if stamp is None:
+            raise InputError(f"{uri}/{name}: a file before, a folder now; run it again")
+        if stamp_of(target / name) != stamp:
+            download(store, join(path, name), target / name, stamp)
     return target / name
 
 
@@ -170,26 +161,33 @@ def outline(location: str | Path) -> Path:
     if uri is None:
         return Path(location)
     target = outlined(uri)
+    with _opened(uri, target) as (store, path):
+        visible, there = _visible(store, path, uri), files_of(target)
+        _remove_here(target, there.keys() - visible.keys())
+        for name, stamp in visible.items():
+            if there.get(name) != stamp:
+                stand_in(target / name, stamp)
+    return target
+
+
+@contextlib.contextmanager
+def _opened(uri: str, target: Path) -> Iterator[tuple[Any, str]]:
+    """Yield the store of a URI and the path in it, and hold the copy; errors are explained."""
     with explained(uri):
         store, path = filesystem(uri)
         with held(target):
-            visible, there = _visible(store, path, uri), _files(target)
-            _remove_here(target, there.keys() - visible.keys())
-            for name, stamp in visible.items():
-                if there.get(name) != stamp:
-                    stand_in(target / name, stamp)
-    return target
+            yield store, path
 
 
 def _visible(store: Any, path: str, uri: str, *, missing_ok: bool = False) -> dict[str, Stamp]:
     """Return the files of a URI that are not of its machine alone; InputError as `fetch`."""
-    objects = _objects(store, path)
-    if MARK in objects and not missing_ok:
+    there = objects(store, path)
+    if MARK in there and not missing_ok:
         raise InputError(
             f"{uri}: is being written, or its writing was interrupted; "
             "wait, or run the command that makes it again"
         )
-    visible = {name: stamp for name, stamp in objects.items() if not _hidden(name)}
+    visible = {name: stamp for name, stamp in there.items() if not is_hidden(name)}
     if not visible:
         check_bucket(store, path, uri)
         if not missing_ok:
@@ -248,7 +246,7 @@ def snapshot(run: Path) -> Path:
     folder = inside(run / SENDING)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    for name in [*_files(run), *(f"{BEFORE}/{name}" for name in _files(run / BEFORE))]:
+    for name in [*files_of(run), *(f"{BEFORE}/{name}" for name in files_of(run / BEFORE))]:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         os.link(run / name, folder / name)
     return folder
@@ -284,13 +282,13 @@ def push(
         raise _gone(uri)
     with explained(uri):
         store, path = filesystem(uri)
-        copies, objects = _files(source), _objects(store, path)
+        copies, stored = files_of(source), objects(store, path)
         folders = tuple(f"{name}/" for name in (*mirror, *whole))
         if whole:
             copies = {n: stamp for n, stamp in copies.items() if n.startswith(folders)}
-        changed = [name for name, stamp in copies.items() if objects.get(name) != stamp]
+        changed = [name for name, stamp in copies.items() if stored.get(name) != stamp]
         # With nothing to send too, where an earlier push was interrupted after all had arrived.
-        marked = bool(whole) and (bool(changed) or MARK in objects)
+        marked = bool(whole) and (bool(changed) or MARK in stored)
         if marked:
             _write(store, join(path, MARK), b"")
 
@@ -305,11 +303,11 @@ def push(
         each(send, _without(changed, LAST))
         for last in LAST:
             each(send, [name for name in changed if name.rpartition("/")[2] == last])
-        for name in objects.keys() - copies.keys() - {*kept}:
-            if not _hidden(name) and name.startswith(folders):
+        for name in stored.keys() - copies.keys() - {*kept}:
+            if not is_hidden(name) and name.startswith(folders):
                 _forget(store.delete_file, join(path, name))
         # A store stamps objects itself. Copies take that time, so that both agree from now on.
-        written = _objects(store, path) if changed else {}
+        written = objects(store, path) if changed else {}
         for name in changed:
             _settle(uri, source / name, copies[name], written.get(name))
         if marked:
@@ -368,51 +366,10 @@ def stamps_in(location: str | Path) -> dict[str, Stamp]:
     """Return the stamps of all files in a folder in the same way, in a store as that has them."""
     uri = uri_of(location)
     if uri is None:
-        return _files(Path(location))
+        return files_of(Path(location))
     with explained(uri):
-        found = _objects(*filesystem(uri)).items()
-        return {name: stamp for name, stamp in found if not _hidden(name)}
-
-
-def _objects(store: Any, path: str) -> dict[str, Stamp]:
-    """Return the files below a path by relative name; a file itself has the name "".
-
-    Keys of a store are no paths: `..` in one is a hidden name here, and is never copied.
-    """
-    selector = pafs.FileSelector(path, recursive=True, allow_not_found=True)
-    itself = store.get_file_info(path)
-    if itself.type == pafs.FileType.File:
-        return {"": (itself.size, itself.mtime_ns)}
-    return {
-        os.path.relpath(info.path, path): (info.size, info.mtime_ns)
-        for info in store.get_file_info(selector)
-        if info.type == pafs.FileType.File
-    }
-
-
-def _files(location: Path) -> dict[str, Stamp]:
-    """Return the same of a location on this machine, without hidden names."""
-    return dict(_found(location))
-
-
-def _found(location: Path) -> Iterator[tuple[str, Stamp]]:
-    if location.is_file():
-        yield "", stamp_of(location) or (0, 0)
-        return
-    folders = [("", str(location))]
-    while folders:
-        below, folder = folders.pop()
-        with contextlib.suppress(OSError), os.scandir(folder) as entries:
-            for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                name = join(below, entry.name)
-                if entry.is_dir():
-                    folders += [] if entry.is_symlink() else [(name, entry.path)]
-                    continue
-                with contextlib.suppress(OSError):
-                    status = entry.stat()
-                    yield name, (status.st_size, status.st_mtime_ns)
+        found = objects(*filesystem(uri)).items()
+        return {name: stamp for name, stamp in found if not is_hidden(name)}
 
 
 def _write(store: Any, path: str, content: bytes) -> None:
@@ -449,37 +406,5 @@ def _forget(function: Callable[[str], None], path: str) -> None:
         function(path)
 
 
-@contextlib.contextmanager
-def held(target: Path) -> Iterator[None]:
-    """Let one process at a time, of this machine, make what is to be at a path.
-
-    A thread that holds it already goes on.
-    """
-    mine: set[Path] = _holding.__dict__.setdefault("paths", set())
-    if target in mine:
-        yield
-        return
-    staging().mkdir(mode=0o700, parents=True, exist_ok=True)
-    name = hashlib.sha256(str(target).encode()).hexdigest()[:32]
-    with exclusive_lock(staging() / ".locks" / name):
-        mine.add(target)
-        try:
-            yield
-        finally:
-            mine.discard(target)
-
-
-def unsent(location: str | Path) -> contextlib.AbstractContextManager[None]:
-    """Keep what the block writes to a copy, and pushes, from a `fetch` between both.
-
-    That would remove, as gone from the store, what is not there yet. Of paths nothing is done.
-    """
-    return contextlib.nullcontext() if uri_of(location) is None else held(local(location))
-
-
 def _without(names: Iterable[str], last: Collection[str]) -> list[str]:
     return [name for name in names if name.rpartition("/")[2] not in last]
-
-
-def _hidden(name: str) -> bool:
-    return any(part.startswith(".") for part in name.split("/"))

@@ -53,7 +53,7 @@ from ehr_ray.runtime.data.tasks import Say, split_shards
 from ehr_ray.runtime.inference.shards import check_gpus
 from ehr_ray.runtime.session import session
 from ehr_ray.runtime.verb_tracking import of_training, tracked_verb
-from ehr_ray.storage import files, sync
+from ehr_ray.storage import copies, files, sync
 from ehr_ray.storage.paths import check_cohort_folder, check_folder, check_output, local
 from ehr_ray.train import checkpoint
 
@@ -157,7 +157,7 @@ def evaluate(
                     split_sizes(subject.cohort, subject.task, cache, on_ray=on_ray)
             found = merged([SuiteResult(lines=mapped), coverage, found])
             within = subject.target.is_relative_to(subject.run)
-            with sync.unsent(subject.run if within else subject.target):
+            with copies.unsent(subject.run if within else subject.target):
                 lines = write_evaluation(subject, scores, found, inputs, record, say, pages)
                 sync.push(subject.target)
         finally:

@@ -19,7 +19,7 @@ from ehr_ray.runtime.text_embedding import as_before, with_phrases
 from ehr_ray.runtime.tracking import RUN_FILE, UNTOLD, Tracked, Tracker, find_run, open_run, untold
 from ehr_ray.runtime.tracking_store import check_server, tracking_uri
 from ehr_ray.runtime.training.launch import fit, fit_here
-from ehr_ray.storage import files, sync
+from ehr_ray.storage import copies, files, sync
 from ehr_ray.storage.lease import Lease, leased
 from ehr_ray.storage.lock import run_lock
 from ehr_ray.storage.paths import check_cohort_folder, local
@@ -147,7 +147,7 @@ def _train(
             for line in _trained_on(experiment, data, before):
                 screen.say(line)
             run.mkdir(parents=True, exist_ok=True)
-            with sync.unsent(run):
+            with copies.unsent(run):
                 files.write_text(run / "experiment.yaml", to_yaml(experiment))
                 tracked = open_run(experiment)
                 sync.push(run)

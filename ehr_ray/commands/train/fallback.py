@@ -12,7 +12,7 @@ import yaml
 from ehr_ray.evaluation.metrics.collapse import LatentDiagnostics, latent_diagnostics
 from ehr_ray.events.patients import cohort_shards, read_patients
 from ehr_ray.experiment import Experiment
-from ehr_ray.storage import files, sync
+from ehr_ray.storage import copies, files, sync
 from ehr_ray.train import checkpoint
 from ehr_ray.train.predictor import Predictor
 from ehr_ray.train.task import family_of
@@ -70,7 +70,7 @@ def resolve_collapse(
         verdicts.append(found)
         say(str(found))
     stands, record = _outcome(verdicts)
-    with sync.unsent(run):
+    with copies.unsent(run):
         files.write_text(run / RECORD, yaml.safe_dump(record, sort_keys=False))
         sync.push(run / RECORD)
     how = "training {} in its place" if record["trained_instead"] else "{} stands"

@@ -35,7 +35,7 @@ from ehr_ray.events.row_batches import as_stream
 from ehr_ray.events.row_index import RowIndex, read_index
 from ehr_ray.runtime.data.rows import RowMaker
 from ehr_ray.runtime.data.tasks import Say, in_store, run_jobs
-from ehr_ray.storage import files, sync
+from ehr_ray.storage import copies, files, sync
 from ehr_ray.storage.paths import absolute, local, uri_of
 from ehr_ray.storage.transfers import at_once
 
@@ -249,7 +249,7 @@ def _write(tables: Sequence[bytes], target: KeptIndex) -> None:
     path = local(target.place)
     # What the store does not have yet, another start that fetches the folder would remove.
     stored = uri_of(path) is not None
-    with sync.held(path.parent) if stored else contextlib.nullcontext():
+    with copies.held(path.parent) if stored else contextlib.nullcontext():
         _joined(tables, target).write(path)
         sync.push(path)
 

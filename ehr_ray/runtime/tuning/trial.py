@@ -32,7 +32,7 @@ from ehr_ray.runtime.tracking import UNTOLD, Tracked, Tracker, find_run, leave_r
 from ehr_ray.runtime.training.ranking import MEASURES, WORST, TrialRanking
 from ehr_ray.runtime.tuning.schedulers import AGAIN, LACKS
 from ehr_ray.runtime.tuning.trial_data import Datasets
-from ehr_ray.storage import files, sync
+from ehr_ray.storage import copies, files, sync
 from ehr_ray.storage.lease import Lease
 from ehr_ray.storage.paths import canonical, join, local
 from ehr_ray.train import history
@@ -118,7 +118,7 @@ def write_trial(
     record = {"trial": number, "status": status, "error": error, "sample": sample}
     if status not in FINAL:
         record["passed"] = passed
-    with sync.unsent(folder):
+    with copies.unsent(folder):
         files.write_text(folder / TRIAL, document(yaml.safe_dump(record, sort_keys=False)))
         sync.push(folder / TRIAL)
 

@@ -25,7 +25,7 @@ from ehr_ray.sources.building.staging import SPLITS_TABLE, Plan, leave_splits
 from ehr_ray.sources.building.unpacking import UNPACKED
 from ehr_ray.sources.parsing.databases import is_address
 from ehr_ray.sources.source import Unit
-from ehr_ray.storage import files, in_place, sync
+from ehr_ray.storage import copies, files, in_place, sync
 from ehr_ray.storage.lock import exclusive_lock
 from ehr_ray.storage.paths import COHORT_FOLDERS, canonical, is_uri, join, local, staging
 
@@ -94,7 +94,7 @@ def _own_folder() -> Iterator[Path]:
     parent = staging() / WORK
     parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
-        with sync.held(parent):  # none is seen between its making and its lock
+        with copies.held(parent):  # none is seen between its making and its lock
             for other in [path for path in parent.iterdir() if path.is_dir()]:
                 with (
                     contextlib.suppress(BlockingIOError),
@@ -213,7 +213,7 @@ def of_this_machine(unit: Unit) -> Unit:
     if is_address(unit.root) or not is_uri(unit.root):
         return unit
     root = local(unit.root)
-    with sync.held(root):
+    with copies.held(root):
         names = {name for name in (*unit.files, *unit.uses) if not os.path.isabs(name)}
         in_place.bring(unit.root, names, root)
     return replace(unit, root=str(root))

@@ -2,7 +2,6 @@
 
 import json
 import os
-import threading
 
 import pyarrow.fs as pafs
 import pytest
@@ -121,25 +120,6 @@ def test_a_search_s_lock_holds_none_of_its_runs(store):
     write(folder, trials__0__history="1")
     with lock.search_lock(local(uri)):
         assert content(sync.fetch_run(f"{uri}/trials/0")) == {"history": "1"}
-
-
-def test_what_is_written_and_sent_in_one_block_is_not_removed_between(store):
-    folder, uri = store
-    write(folder, a="1")
-    copy = fetch(uri)
-    other = threading.Thread(target=fetch, args=(uri,))
-    with sync.unsent(uri):
-        write(copy, metrics="new")
-        other.start()
-        other.join(0.3)
-        assert other.is_alive()
-        assert fetch(f"{uri}/a").read_text() == "1"
-        with sync.unsent(copy):
-            push(uri)
-    other.join()
-    assert content(copy) == content(folder) == {"a": "1", "metrics": "new"}
-    with sync.unsent(folder):  # a path has no copy
-        pass
 
 
 def test_push_writes_what_changed_and_a_fetch_after_it_copies_nothing(store, transfers):
