@@ -73,6 +73,7 @@ from ehr_ray.storage.paths import (
     is_uri,
     join,
     local,
+    parts_of,
     uri_of,
 )
 
@@ -159,6 +160,8 @@ def ingest(
         kind, chosen, plan.policy, units, plan.origin, treatment=_treatment(plan)
     )
     place, output = canonical(output), local(output).absolute()
+    if is_uri(place) and not parts_of(place)[2]:
+        raise InputError(f"--output {place}: names a bucket alone; give a folder in it")
     done = None if is_uri(place) and not _stored(place) else finished(output, print_)
     if done is not None:
         discard_staging(output)

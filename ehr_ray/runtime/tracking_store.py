@@ -93,7 +93,7 @@ def _make_store(uri: str, file: Path) -> None:
 
     files.remove_abandoned([file])
     try:
-        with files.new_file(file) as partial:
+        with files.first_file(file) as partial:  # of a shared disk others have locks of their own
             connected(sqlite_uri(partial))
     except MlflowException as error:
         raise refusal(uri, error) from error

@@ -136,6 +136,27 @@ def new_file(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
+def first_file(path: Path) -> Iterator[Path]:
+    """Make a file as `new_file` does; one that another process has made meanwhile stays."""
+    with writes(path):
+        partial = temporary(path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield partial
+            sync(partial)
+            try:
+                os.link(partial, path)
+            except FileExistsError:
+                return
+            except OSError:  # a disk without hard links
+                os.replace(partial, path)
+            sync(path.parent)
+        finally:
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
 def new_folder(path: Path, publish: Callable[[Path], object] | None = None) -> Iterator[Path]:
     """Yield an empty folder beside `path` to fill; after the block it is on the disk, and renamed.
 

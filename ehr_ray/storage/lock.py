@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from ehr_ray.errors import RunError
+from ehr_ray.storage.paths import PARTS
 
 PATIENCE_SECONDS: Final = 60.0
 """Workers of a killed driver live on for some seconds; a new run waits for them."""
@@ -74,10 +75,14 @@ def search_lock(root: Path) -> contextlib.AbstractContextManager[None]:
 
 
 def held_by_another(run: Path) -> bool:
-    """Whether another process of this machine holds the nearest run that a path is of, or in."""
+    """Whether another process of this machine holds the nearest run that a path is of, or in.
+
+    Not what `evaluate` has in `PARTS` of a run, which is its own.
+    """
     for folder in (run, *run.parents):
         if (folder / RUN_LOCK).is_file():
-            return folder.absolute() not in _OWN and _is_locked(folder / RUN_LOCK)
+            own = folder.absolute() in _OWN or PARTS in run.relative_to(folder).parts[:1]
+            return not own and _is_locked(folder / RUN_LOCK)
     return False
 
 

@@ -18,6 +18,8 @@ from ehr_ray.errors import InputError, RunError
 
 STAGING: Final = "EHR_RAY_STAGING"
 """Environment variable: folder of the copies; default is the user's cache folder."""
+PARTS: Final = ".parts"
+"""In a run: what `evaluate` makes on its way; the one folder there that no training writes to."""
 OUTLINE: Final = ".outline"
 """In the folder of copies: stand-ins of files of URIs, which `sync.outline` makes."""
 _URI: Final = re.compile(r"([a-z][a-z0-9+.-]*)://([^/?#]*)(/[^?#]*)?(?:\?([^#]*))?")

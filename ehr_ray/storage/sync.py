@@ -88,11 +88,17 @@ def fetch(
             return target
         visible, there = _visible(store, path, uri, missing_ok=missing_ok), files_of(target)
         wanted, known = (_asked(files, only, below) for files in (visible, there))
+        folders = {(target / name).parent for name in (*wanted, *known)} - {target, target.parent}
+        if busy := {folder for folder in folders if held_by_another(folder)}:
+            wanted, known = (
+                {n: s for n, s in files.items() if (target / n).parent not in busy}
+                for files in (wanted, known)
+            )
         # First, as a folder may come where a file was.
         _remove_here(target, known.keys() - wanted.keys())
         if listed is not None:
-            folders = tuple(f"{name}/" for name in listed)
-            left = {n: s for n, s in wanted.items() if n.startswith(folders)}
+            begin = tuple(f"{name}/" for name in listed)
+            left = {n: s for n, s in wanted.items() if n.startswith(begin)}
             wanted = {n: s for n, s in wanted.items() if n not in left}
             # A file that is here is read before one that is listed, so an old one has to go.
             changed = {n for n, s in left.items() if stamp_of(target / n) not in (None, s)}
@@ -206,7 +212,7 @@ def fetch_cohort(location: str | Path, *, shards: bool = False, missing_ok: bool
         listed=None if shards else ("data",),
         missing_ok=missing_ok,
     )
-    if not missing_ok and uri_of(location) is not None:
+    if not missing_ok and uri_of(location) is not None and not folder.exists():
         folder.mkdir(parents=True, exist_ok=True)  # of another folder, which its reader refuses
     return folder
 
@@ -255,6 +261,7 @@ def snapshot(run: Path) -> Path:
 def push(
     location: str | Path,
     *,
+    only: Collection[str] | None = None,
     mirror: Iterable[str] = (),
     whole: Collection[str] = (),
     source: Path | None = None,
@@ -264,6 +271,7 @@ def push(
 
     Args:
         location: URI, or the path of its copy: a file or a folder.
+        only: names, relative to the folder, of the files to write; None for all.
         mirror: folders in it whose files, where they are gone here, are removed there, at the end.
         whole: folders in it that are written as one: it is marked meanwhile, and what they have
             there and not here is removed. Of what lies beside them nothing is read or removed.
@@ -286,6 +294,8 @@ def push(
         folders = tuple(f"{name}/" for name in (*mirror, *whole))
         if whole:
             copies = {n: stamp for n, stamp in copies.items() if n.startswith(folders)}
+        if only is not None:
+            copies = {name: stamp for name, stamp in copies.items() if name in only}
         changed = [name for name, stamp in copies.items() if stored.get(name) != stamp]
         # With nothing to send too, where an earlier push was interrupted after all had arrived.
         marked = bool(whole) and (bool(changed) or MARK in stored)

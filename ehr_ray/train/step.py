@@ -163,7 +163,7 @@ def clip(parameters: list[nn.Parameter], limit: float | None) -> Tensor:
     """
     gradients = [p.grad for p in parameters if p.grad is not None]
     if not gradients:
-        return torch.zeros((), device=parameters[0].device)
+        return torch.zeros((), device=parameters[0].device if parameters else None)
     norm = nn.utils.get_total_norm([own(gradient) for gradient in gradients])
     if divided := any(is_part(gradient) for gradient in gradients):
         # Each rank has its own part of every gradient, so that squares of norms add up.

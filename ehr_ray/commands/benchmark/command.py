@@ -89,7 +89,7 @@ def benchmark(
     with tempfile.TemporaryDirectory(prefix="ehr_ray-benchmark-") as scratch:
         place = Path(scratch)
         if cohort is None and experiment is not None:
-            cohort = sync.fetch(experiment.data.cohort)
+            cohort = sync.fetch_cohort(experiment.data.cohort, shards=True)
         alone = set(chosen) <= WITHOUT_RAY
         if cohort is None and set(chosen) <= OWN_DATA:
             cohort = place
@@ -128,6 +128,11 @@ def _chosen(
             raise ConfigError(f"--only {name}: no such part; known: {', '.join(known)}")
     if experiment is not None and MODEL not in chosen:
         raise ConfigError(f"--only {only}: --config is of the part model; add it, or drop --config")
+    if experiment is not None and (gpus := experiment.cluster.gpus_per_worker):
+        raise ConfigError(
+            f"cluster.gpus_per_worker={gpus:g}: the part model measures one thread of the CPU; set "
+            "it to 0, or give --only gpu without --config"
+        )
     if cohort is not None and set(chosen) <= OWN_DATA:
         raise ConfigError(f"--only {only} makes its own patients; drop --cohort")
     if GPU in chosen:

@@ -16,7 +16,6 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from ehr_ray.errors import ConfigError
 from ehr_ray.experiment import Experiment
 from ehr_ray.family import AnyFamily, Batch, Scheduled, Terms
 from ehr_ray.runtime.data.prepared import Prepared, prepared
@@ -53,14 +52,8 @@ def model_speed(experiment: Experiment, *, steps: int = STEPS) -> Numbers:
     Patients, and where a batch has them sets and tokens (without padding), per CPU second; FLOPs of
     a step by torch's counter and their share of what a matrix product reaches in this process;
     padding; waiting for data; what the loader gives a model that does nothing. Products and sums
-    are as `train.matmul_precision` and `train.deterministic` say. Raises ConfigError for a config
-    that asks for a GPU.
+    are as `train.matmul_precision` and `train.deterministic` say.
     """
-    if gpus := experiment.cluster.gpus_per_worker:
-        raise ConfigError(
-            f"cluster.gpus_per_worker={gpus:g}: the part model measures one thread of the CPU; set "
-            "it to 0, or give --only gpu without --config"
-        )
     keep_freed_memory()
     with prepared(experiment, family_of(experiment), on_ray=False) as data, threads(1):
         experiment = with_phrases(experiment, data.vocabulary, on_ray=False)

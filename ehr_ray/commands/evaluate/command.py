@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Final
 
 from ehr_ray.commands.evaluate.explain import check_explain, explain
 from ehr_ray.commands.evaluate.few_labels import check_label_shares
@@ -54,9 +55,13 @@ from ehr_ray.runtime.inference.shards import check_gpus
 from ehr_ray.runtime.session import session
 from ehr_ray.runtime.verb_tracking import of_training, tracked_verb
 from ehr_ray.storage import copies, files, sync
-from ehr_ray.storage.paths import check_cohort_folder, check_folder, check_output, local
+from ehr_ray.storage.contents import files_of
+from ehr_ray.storage.paths import PARTS, check_cohort_folder, check_folder, check_output, local
 from ehr_ray.train import checkpoint
+from ehr_ray.train.history import HISTORY
 
+TRAINED: Final = ("checkpoint", "checkpoints", "state", HISTORY, "experiment.yaml")
+"""What the training writes of a run, and sends."""
 NO_TASK = "none"
 """The task that leaves labels aside: whole patients are embedded, without probe or baselines."""
 
@@ -118,7 +123,7 @@ def evaluate(
     chosen = None if code_map is None else load_code_map(code_map)
     _check_asked(subject, code_map, recalibrate, explained, label_shares, asked)
     # A name of its own: machines that share a store may have processes of one number.
-    scratch = files.temporary(subject.run.absolute() / ".parts" / "mapped")
+    scratch = files.temporary(subject.run.absolute() / PARTS / "mapped")
     given = {
         "run": subject.run.absolute(),
         "cohort": subject.cohort.absolute(),
@@ -158,8 +163,15 @@ def evaluate(
             found = merged([SuiteResult(lines=mapped), coverage, found])
             within = subject.target.is_relative_to(subject.run)
             with copies.unsent(subject.run if within else subject.target):
+                before = files_of(subject.target)
                 lines = write_evaluation(subject, scores, found, inputs, record, say, pages)
-                sync.push(subject.target)
+                after = files_of(subject.target).items()
+                changed = {name for name, stamp in after if before.get(name) != stamp}
+                # Not what a training of this machine has written meanwhile, or has not sent.
+                sync.push(
+                    subject.target,
+                    only={name for name in changed if name.partition("/")[0] not in TRAINED},
+                )
         finally:
             sync.remove(scratch)
     return lines

@@ -42,7 +42,7 @@ from ehr_ray.runtime.inference.shards import LABEL, Request, of_precision
 from ehr_ray.storage import sync
 from ehr_ray.storage.listing import stamp
 from ehr_ray.storage.lock import exclusive_lock
-from ehr_ray.storage.paths import absolute, canonical, local
+from ehr_ray.storage.paths import PARTS, absolute, canonical, local
 from ehr_ray.train import checkpoint
 from ehr_ray.train.prediction_tables import matrix
 from ehr_ray.train.task_probe import TaskProbe
@@ -141,7 +141,7 @@ def _removes(folder: Path) -> Callable[..., None]:
 
 
 def _parts(subject: Subject) -> Path:
-    return subject.run.absolute() / ".parts"
+    return subject.run.absolute() / PARTS
 
 
 @dataclass(frozen=True)

@@ -190,6 +190,7 @@ def _fitted_baselines(
             _subjects(given.fit[split]) if split in given.sampled else None,
         )
         for split in ("train", "tuning")
+        if cohort_shards(given.home, split)
     }
     fit = stacked(list(home.values()))
     own = cohort.resolve() == given.home.resolve()
@@ -198,7 +199,7 @@ def _fitted_baselines(
         if own and given.split in home.keys() - {*given.sampled}
         else read_columns(cohort, given.split, *arguments, _subjects(given.judged))
     )
-    asked = {"tuning": (home["tuning"], given.fit.get("tuning"), True)}
+    asked = {s: (home[s], given.fit.get(s), True) for s in home.keys() & {"tuning"}}
     asked[given.split] = (judged, given.judged, own)
     result: dict[str, dict[str, dict[str, Array]]] = {}
     for name in wanted:

@@ -175,12 +175,14 @@ def _train(search: Search, number: int, sample: Sample, folder: Path) -> None:
     experiment = trial_experiment(search, number, sample)
     data = search.datasets.of(sample).here()
     folder.mkdir(parents=True, exist_ok=True)
-    files.write_text(folder / "experiment.yaml", to_yaml(experiment))
     tracked = None
-    if search.tracked is not None:
-        untold(folder)  # until the end: a scheduler may stop this process before all is told
-        with contextlib.suppress(ConfigError):  # refused: the search says so at its end
-            tracked = open_run(experiment, parent=search.tracked)
+    with copies.unsent(folder):
+        files.write_text(folder / "experiment.yaml", to_yaml(experiment))
+        if search.tracked is not None:
+            untold(folder)  # until the end: a scheduler may stop this process before all is told
+            with contextlib.suppress(ConfigError):  # refused: the search says so at its end
+                tracked = open_run(experiment, parent=search.tracked)
+        sync.push(folder)
     ranking = TrialRanking(search.rank, data.probe, search.probe_patients)
     progress = folder / ".progress.jsonl"
     job = Job(experiment, data.own, folder, progress, tracked, ranking=ranking, lease=search.lease)

@@ -33,6 +33,24 @@ def test_a_file_is_replaced_at_once_or_stays(tmp_path):
     assert [p.name for p in path.parent.iterdir()] == ["a.txt"]
 
 
+def test_of_two_who_make_a_first_file_one_s_stays(tmp_path, monkeypatch):
+    with files.first_file(tmp_path / "new" / "a") as partial:
+        partial.write_text("mine")
+        assert not (tmp_path / "new" / "a").exists()
+    with files.first_file(tmp_path / "new" / "a") as partial:
+        partial.write_text("of another")
+    assert (tmp_path / "new" / "a").read_text() == "mine"
+
+    def no_links(*_):
+        raise OSError("no links here")
+
+    monkeypatch.setattr(os, "link", no_links)
+    with files.first_file(tmp_path / "new" / "b") as partial:
+        partial.write_text("mine")
+    assert (tmp_path / "new" / "b").read_text() == "mine"
+    assert {path.name for path in (tmp_path / "new").iterdir()} == {"a", "b"}
+
+
 def test_a_folder_appears_whole_or_not_at_all(tmp_path):
     final = tmp_path / "final"
     with (

@@ -115,6 +115,42 @@ def test_a_run_that_another_process_trains_here_is_left_as_it_is(store):
     assert content(sync.fetch_run(uri))["history"] == "1"
 
 
+def test_what_evaluate_makes_in_a_run_is_fetched_while_it_is_trained(store):
+    folder, uri = store
+    write(folder, **{".parts__held_out__samples": "1", "history": "1"})
+    copy = local(uri)
+    write(copy, history="22")
+    with exclusive_lock(copy / lock.RUN_LOCK):
+        assert shown(fetch(f"{uri}/.parts")) == {"held_out/samples": "1"}
+
+
+def test_a_fetch_of_a_folder_leaves_a_run_in_it_that_is_trained(store):
+    folder, uri = store
+    write(folder, runs__a__history="1", runs__b__history="1")
+    copy = fetch(uri)
+    write(copy, runs__a__history="22", runs__a__state__2="22", runs__b__history="22")
+    with exclusive_lock(copy / "runs" / "a" / lock.RUN_LOCK):
+        fetch(uri)
+    found = {name: text for name, text in content(copy).items() if lock.RUN_LOCK not in name}
+    assert found == {"runs/a/history": "22", "runs/a/state/2": "22", "runs/b/history": "1"}
+
+
+def test_a_push_of_some_files_sends_no_others(store):
+    folder, uri = store
+    write(folder, history="of another machine")
+    write(local(uri), history="old", metrics="new", embeddings__a="new")
+    push(uri, only={"metrics", "embeddings/a"})
+    assert content(folder) == {
+        "history": "of another machine", "metrics": "new", "embeddings/a": "new"
+    }  # fmt: skip
+
+
+def test_an_object_is_no_cohort_and_told_by_who_reads_it(store):
+    folder, uri = store
+    write(folder, x="a file")
+    assert sync.fetch_cohort(f"{uri}/x").is_file()
+
+
 def test_a_search_s_lock_holds_none_of_its_runs(store):
     folder, uri = store
     write(folder, trials__0__history="1")

@@ -44,6 +44,15 @@ def test_a_config_is_of_the_part_model(options, told, nothing_made, tiny_experim
         benchmark(tmp_path / "x.json", experiment=tiny_experiment(), **options)
 
 
+def test_a_config_that_asks_for_a_gpu_is_refused_before_other_parts(
+    nothing_made, tiny_experiment, tmp_path
+):
+    experiment = tiny_experiment(changes={"cluster.gpus_per_worker": 0.5})
+    with pytest.raises(ConfigError, match=r"^cluster\.gpus_per_worker=0\.5: the part model"):
+        benchmark(tmp_path / "x.json", only="cpu,model", experiment=experiment)
+    assert not (tmp_path / "x.json").exists()
+
+
 def test_a_config_is_measured_on_its_own_cohort_beside_other_parts_too(
     tiny_experiment, synthetic_cohort, tmp_path, monkeypatch
 ):

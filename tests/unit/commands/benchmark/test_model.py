@@ -28,7 +28,6 @@ def test_a_null_model_tells_what_the_feed_gives_and_its_share_of_a_step(numbers)
     [
         ({"train.compile": "default"}, "train.compile=default: this vitals_vae has no transformer"),
         ({"train.compile": "reduce-overhead"}, "train.compile=reduce-overhead: this vitals_vae"),
-        ({"cluster.gpus_per_worker": 0.5}, "cluster.gpus_per_worker=0.5: the part model measures"),
     ],
 )
 def test_what_training_would_refuse_or_do_elsewhere_is_not_measured(

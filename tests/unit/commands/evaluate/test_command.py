@@ -35,7 +35,8 @@ from ehr_ray.experiment import parse
 from ehr_ray.registry import get_family
 from ehr_ray.runtime.data.rows import sampled
 from ehr_ray.sources.dataset_check import subjects_of
-from ehr_ray.storage import lock
+from ehr_ray.storage import lock, sync
+from ehr_ray.storage.paths import STAGING
 from ehr_ray.train import checkpoint
 from ehr_ray.train.predictor import Predictor
 from ehr_ray.train.run_model import load_run
@@ -71,6 +72,25 @@ def test_without_baselines_the_model_is_measured_alone_and_has_its_report(report
     assert (folder / "report.html").is_file()
     assert (folder / "figures" / "embedding_map.png").is_file()
     assert any(line.startswith("report: ") for line in lines)
+
+
+def test_an_evaluation_sends_what_it_has_written_and_nothing_of_the_training(
+    tiny_run, tmp_path, monkeypatch
+):
+    """Another machine has gone on with the run, and a process that hangs holds the copy here."""
+    monkeypatch.setenv(STAGING, str(tmp_path / "copies"))
+    shutil.copytree(tiny_run, tmp_path / "store" / "run")
+    uri = f"file://{tmp_path}/store/run"
+    copy = sync.fetch_run(uri)
+    history = tmp_path / "store" / "run" / "history.parquet"
+    history.write_bytes(b"of another machine")
+    with lock.exclusive_lock(copy / lock.RUN_LOCK):
+        evaluate(uri, on_ray=False, pages=False, task="none")
+    assert history.read_bytes() == b"of another machine"
+    assert "held_out/embedding/std" in json.loads(
+        (tmp_path / "store" / "run" / "metrics.json").read_text()
+    )
+    assert (tmp_path / "store" / "run" / "embeddings" / "held_out.parquet").is_file()
 
 
 def test_a_task_is_learned_from_few_labels(reported, synthetic_patients):

@@ -1,4 +1,5 @@
 import dataclasses
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -100,6 +101,14 @@ def test_of_a_large_split_the_baselines_are_fitted_on_the_sample(given):
     said = fitted[LOGISTIC][0](judged.columns)[::-1]
     np.testing.assert_allclose(some.predictions[LOGISTIC]["held_out"], said)
     assert not np.allclose(suite(given).predictions[LOGISTIC]["held_out"], said)
+
+
+def test_a_cohort_without_tuning_has_baselines_of_train(given, tmp_path):
+    home = tmp_path / "cohort"
+    shutil.copytree(given.home, home, ignore=shutil.ignore_patterns("tuning"))
+    fit = {"train": given.fit["train"]}
+    found = suite(dataclasses.replace(given, home=home, cohort=home, fit=fit))
+    assert found.predictions[LOGISTIC].keys() == {"held_out"}
 
 
 def test_columns_do_not_depend_on_who_is_read_with_whom(given, monkeypatch):

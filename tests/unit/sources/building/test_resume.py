@@ -488,3 +488,8 @@ def test_what_ingest_changed_is_known_of_its_own_cohorts_alone(tmp_path):
     assert not has_changed(tmp_path, "unit converted")
     (tmp_path / RECORD).write_text("{}")
     assert not has_changed(tmp_path, "code mapped")
+
+
+def test_a_bucket_alone_is_no_place_of_a_cohort():
+    with pytest.raises(InputError, match="--output s3://hospital/: names a bucket alone; give a"):
+        ingest("synthetic", None, "s3://hospital/", options={"patients": 5}, cpus=1)
