@@ -29,7 +29,7 @@ from ehr_ray.runtime.verb_tracking import Destination, tracked_verb
 from ehr_ray.sources.dataset_check import is_ours
 from ehr_ray.sources.expanded import CODES, EMPTY, RECORD
 from ehr_ray.sources.parsing.value_stats import with_value_stats
-from ehr_ray.storage import files, in_place, sync
+from ehr_ray.storage import copies, files, in_place, sync
 from ehr_ray.storage.claim import claim
 from ehr_ray.storage.listing import stamp
 from ehr_ray.storage.paths import absolute, local, written
@@ -308,6 +308,7 @@ def _claim(
         "shards": manifest,
     }
     there = claim(output, RECORD, content, "expansion")
-    files.write_parquet(vocabulary.to_table(), output / CODES)
-    sync.push(output / CODES)
+    with copies.unsent(output / CODES):
+        files.write_parquet(vocabulary.to_table(), output / CODES)
+        sync.push(output / CODES)
     return there

@@ -48,6 +48,7 @@ from ehr_ray.sources.building.sharing import (
     publish,
     share,
     share_splits,
+    strangers,
 )
 from ehr_ray.sources.building.staging import SPLITS_TABLE, Plan, Repeats, Unlisted
 from ehr_ray.sources.building.statistics import (
@@ -347,13 +348,13 @@ def _stored(place: str) -> bool:
     if not interrupted:
         sync.fetch(join(place, RECORD.as_posix()), missing_ok=True)
     names = sync.names_in(place)
-    strange = _first_parts(names)
-    if interrupted:
-        strange -= {*COHORT_FOLDERS}
+    strange = strangers(names) if interrupted else names
     if strange and (interrupted or RECORD.as_posix() not in names):
+        what = min(strange)
+        if (first := what.partition("/")[0]) not in COHORT_FOLDERS:
+            what = first
         raise InputError(
-            f"--output {place}: holds something else, {min(strange) or 'a file'}; choose another "
-            "place"
+            f"--output {place}: holds something else, {what or 'a file'}; choose another place"
         )
     return bool(names) and not interrupted
 

@@ -22,7 +22,7 @@ from ehr_ray.events.patients import splits_of
 from ehr_ray.events.schema import LABELS
 from ehr_ray.runtime.data.tasks import run_shards
 from ehr_ray.runtime.session import session
-from ehr_ray.storage import files, sync
+from ehr_ray.storage import copies, files, sync
 from ehr_ray.storage.paths import local
 
 EXTRA = "the package es-aces is not installed; pip install 'ehr_ray[aces]'"
@@ -91,8 +91,9 @@ def label(
         reason = f"never met by an event: {', '.join(unseen)}" if unseen else "windows too strict"
         raise InputError(f"{config}: no subject of {cohort} meets its criteria ({reason})")
     path = local(cohort) / "labels" / f"{name}.parquet"
-    files.write_parquet(table.sort_by([(n, "ascending") for n in LABELS.names[:2]]), path)
-    sync.push(path)
+    with copies.unsent(path):
+        files.write_parquet(table.sort_by([(n, "ascending") for n in LABELS.names[:2]]), path)
+        sync.push(path)
     return Labelled(name, len(table), sum(table["boolean_value"].to_pylist()), unseen)
 
 

@@ -89,7 +89,8 @@ def fetch_sets(location: str | Path) -> Path:
     if uri_of(location) is None:
         return Path(location)
     folder = sync.fetch(location, only=(RECORD, CODES), missing_ok=True)
-    return sync.fetch(location, listed=SPLITS if record_of(folder) is not None else None)
+    own = SPLITS if record_of(folder) is not None else None
+    return sync.fetch(location, below=own, listed=own)
 
 
 def record_of(folder: Path) -> dict[str, Any] | None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ehr_ray.errors import InputError
-from ehr_ray.storage import files, sync
+from ehr_ray.storage import copies, files, sync
 from ehr_ray.storage.paths import is_vacant, uri_of
 
 
@@ -30,6 +30,7 @@ def claim(output: Path, name: str, content: Mapping[str, Any], what: str) -> set
     if not note.is_file() and strange:
         raise InputError(f"{output}: not empty; choose another --output")
     # Before any file: one that is killed now finds its own note, not files of nobody.
-    files.write_text(note, text)
-    sync.push(note)
+    with copies.unsent(note):
+        files.write_text(note, text)
+        sync.push(note)
     return there

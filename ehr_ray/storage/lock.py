@@ -82,11 +82,12 @@ def held_by_another(run: Path) -> bool:
     for folder in (run, *run.parents):
         if (folder / RUN_LOCK).is_file():
             own = folder.absolute() in _OWN or PARTS in run.relative_to(folder).parts[:1]
-            return not own and _is_locked(folder / RUN_LOCK)
+            return not own and is_locked(folder / RUN_LOCK)
     return False
 
 
-def _is_locked(file: Path) -> bool:
+def is_locked(file: Path) -> bool:
+    """Whether somebody holds a lock file, which is there."""
     with file.open() as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)

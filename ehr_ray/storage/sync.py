@@ -21,7 +21,7 @@ import pyarrow.fs as pafs
 from ehr_ray.errors import InputError, MissingError, RunError, StoreUnavailableError
 from ehr_ray.storage import listing
 from ehr_ray.storage.contents import files_of, is_hidden, objects
-from ehr_ray.storage.copies import held
+from ehr_ray.storage.copies import held, is_unsent
 from ehr_ray.storage.lock import held_by_another
 from ehr_ray.storage.object_stores import check_bucket, explained, filesystem
 from ehr_ray.storage.paths import (
@@ -88,12 +88,6 @@ def fetch(
             return target
         visible, there = _visible(store, path, uri, missing_ok=missing_ok), files_of(target)
         wanted, known = (_asked(files, only, below) for files in (visible, there))
-        folders = {(target / name).parent for name in (*wanted, *known)} - {target, target.parent}
-        if busy := {folder for folder in folders if held_by_another(folder)}:
-            wanted, known = (
-                {n: s for n, s in files.items() if (target / n).parent not in busy}
-                for files in (wanted, known)
-            )
         # First, as a folder may come where a file was.
         _remove_here(target, known.keys() - wanted.keys())
         if listed is not None:
@@ -101,11 +95,20 @@ def fetch(
             left = {n: s for n, s in wanted.items() if n.startswith(begin)}
             wanted = {n: s for n, s in wanted.items() if n not in left}
             # A file that is here is read before one that is listed, so an old one has to go.
-            changed = {n for n, s in left.items() if stamp_of(target / n) not in (None, s)}
-            _remove_here(target, changed)
+            _remove_here(
+                target, {n for n, s in left.items() if stamp_of(target / n) not in (None, s)}
+            )
             listing.write(target, left)
-        old = [name for name, stamp in wanted.items() if stamp_of(target / name) != stamp]
-        each(lambda n: download(store, join(path, n), target / n, wanted[n]), old)
+        changed = (name for name, stamp in wanted.items() if stamp_of(target / name) != stamp)
+        old = [name for name in changed if not _is_ahead(target / name)]
+
+        def bring(name: str) -> None:
+            if not name and target.is_dir():  # a file comes where a folder was, empty by now
+                target.rmdir()
+            if not held_by_another((target / name).parent):  # a training may have begun by now
+                download(store, join(path, name), target / name, wanted[name])
+
+        each(bring, old)
         if only is listed is None and "" not in visible:
             listing.write(target, {})
     return target
@@ -402,8 +405,15 @@ def _settle(uri: str, path: Path, before: Stamp, after: Stamp | None) -> None:
         os.utime(path, ns=(after[1], after[1]))
 
 
+def _is_ahead(path: Path) -> bool:
+    """Whether a file here is, or may be, one that its store has yet to get."""
+    return held_by_another(path.parent) or is_unsent(path)
+
+
 def _remove_here(target: Path, names: Iterable[str]) -> None:
     for name in names:
+        if _is_ahead(target / name):
+            continue
         inside(target / name).unlink(missing_ok=True)
         folder = (target / name).parent
         while folder != target and target in folder.parents and not any(folder.iterdir()):

@@ -23,6 +23,7 @@ from forked_workers import forked_session
 from made_up import eicu, exports, hancock, mimic_iv, omop, physionet2012
 
 from ehr_ray.cli.main import build_parser, main
+from ehr_ray.families.vitals_vae.evaluation import suites
 
 ROOT = Path(__file__).parents[2]
 P12 = ROOT.parent / "shared" / "data" / "physionet2012"
@@ -205,6 +206,9 @@ def place(ray_folder, tmp_path_factory):
     # Two CPUs are what the commands ask for; each more is another process that imports torch.
     with forked_session(ray_folder, num_cpus=2), pytest.MonkeyPatch.context() as patch:
         patch.chdir(path)
+        # As few clusterings as say how stable one is: with UMAP before each they take minutes.
+        patch.setattr(suites, "RESAMPLES", 1)
+        patch.setattr(suites, "MAPPED_RESAMPLES", 1)
         yield path
 
 

@@ -14,6 +14,8 @@ from ehr_ray.commands.train.command import train
 from ehr_ray.train import checkpoint
 
 pytestmark = pytest.mark.ray
+# What is looked at here is the model's own; test_inference.py has the baselines beside one.
+WITHOUT_BASELINES = {"evaluation.baselines": "false", "evaluation.hours": "[]"}
 
 
 def weights(run):
@@ -28,13 +30,13 @@ def sets(cluster, make):
 @pytest.fixture(scope="module")
 def sequence(sets, make):
     changes = {"name": "sequence", "init_from": sets, "cluster.num_workers": 0}
-    return train(make("seqset_poe", **changes)).run
+    return train(make("seqset_poe", **changes, **WITHOUT_BASELINES)).run
 
 
 @pytest.fixture(scope="module")
 def tuned(sequence, make):
     changes = {"name": "tuned", "init_from": sequence, "cluster.num_workers": 0}
-    return train(make("seqset_finetune", **changes)).run
+    return train(make("seqset_finetune", **changes, **WITHOUT_BASELINES)).run
 
 
 def test_a_stopped_run_goes_on_to_the_weights_of_a_whole_one(sets, make):

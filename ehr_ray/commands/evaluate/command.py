@@ -60,8 +60,11 @@ from ehr_ray.storage.paths import PARTS, check_cohort_folder, check_folder, chec
 from ehr_ray.train import checkpoint
 from ehr_ray.train.history import HISTORY
 
-TRAINED: Final = ("checkpoint", "checkpoints", "state", HISTORY, "experiment.yaml")
-"""What the training writes of a run, and sends."""
+TRAINED: Final = (
+    "checkpoint", "checkpoints", "state", HISTORY, "experiment.yaml", "measures.parquet",
+    "trial.yaml",
+)  # fmt: skip
+"""What the training writes of a run, or of a trial, and sends."""
 NO_TASK = "none"
 """The task that leaves labels aside: whole patients are embedded, without probe or baselines."""
 

@@ -32,7 +32,7 @@ from ehr_ray.events.labels import (
 from ehr_ray.runtime.data.manifest import Shards, mute, opened
 from ehr_ray.runtime.data.tasks import run_jobs
 from ehr_ray.sources.dataset_check import RANGE_IDS, subjects_of
-from ehr_ray.storage import files, in_place, sync
+from ehr_ray.storage import copies, files, in_place, sync
 from ehr_ray.storage.paths import absolute, local
 from ehr_ray.storage.transfers import AT_ONCE
 
@@ -135,8 +135,9 @@ def task_labels(
         divide = DivideLabels(task, absolute(cohort), tuple(map(absolute, paths)), None)
         try:
             said = _found(shards, cache, replace(divide, folder=place), on_ray)
-            files.write_text(told, json.dumps(said))
-            sync.push(told)
+            with copies.unsent(told):
+                files.write_text(told, json.dumps(said))
+                sync.push(told)
         except ResourcesUnavailableError:
             said, place = _found(shards, cache, divide, on_ray), None
     return TaskLabels(

@@ -14,7 +14,7 @@ from ehr_ray.errors import InputError, RunError, UserError, error_of_kind
 from ehr_ray.events.brought import is_short
 from ehr_ray.events.patients import cohort_shards, splits_of
 from ehr_ray.events.schema import SPLITS
-from ehr_ray.storage import sync
+from ehr_ray.storage import copies, sync
 from ehr_ray.storage.paths import canonical, inside, local, uri_of, written
 
 Say = Callable[[str], None]
@@ -325,8 +325,9 @@ class ShardTask:
         here, target = in_store(job), job.get("target", "")
         if target:
             here["target"] = str(local(target))
-        value = self._function(here)
-        sync.push(target)
+        with copies.unsent(target):
+            value = self._function(here)
+            sync.push(target)
         if target and not self._bring and uri_of(target) is not None:
             copy = local(target)
             if is_short(copy.parent, copy.stat().st_size):

@@ -12,6 +12,7 @@ from it: what is left last of a part names the files of it.
 import contextlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -20,6 +21,8 @@ from pathlib import Path
 from typing import Final
 
 from ehr_ray.errors import MissingError
+from ehr_ray.events.manifest import FOLDER
+from ehr_ray.events.schema import SPLITS
 from ehr_ray.sources.building.keyed import removed
 from ehr_ray.sources.building.staging import SPLITS_TABLE, Plan, leave_splits
 from ehr_ray.sources.building.unpacking import UNPACKED
@@ -29,6 +32,9 @@ from ehr_ray.storage import copies, files, in_place, sync
 from ehr_ray.storage.lock import exclusive_lock
 from ehr_ray.storage.paths import COHORT_FOLDERS, canonical, is_uri, join, local, staging
 
+_OWN: Final = re.compile(
+    rf"data/({'|'.join(SPLITS)})/[^/]+|({FOLDER.as_posix()}|metadata|labels)/[^/]+"
+)
 WORK: Final = ".work"
 """In the folder of copies: a folder a job, while it runs."""
 WHOLE: Final = "whole.json"
@@ -182,6 +188,14 @@ def share_splits(plan: Plan) -> None:
         share(plan, SPLITS_TABLE)
 
 
+def strangers(names: Iterable[str]) -> set[str]:
+    """Return the names in a cohort's folder that no ingest into it writes.
+
+    Others may lie in its own folders too, as a cohort at `<cohort>/data`.
+    """
+    return {name for name in names if not _OWN.fullmatch(name)}
+
+
 def publish(plan: Plan, num_parts: int, shards: Sequence[Path], output: Path) -> None:
     """Make the cohort of a store whole: copy its shards there, and what stands beside them.
 
@@ -196,7 +210,7 @@ def publish(plan: Plan, num_parts: int, shards: Sequence[Path], output: Path) ->
     names = {path.relative_to(cohort).as_posix() for path in shards}
     sync.mark(output)
     in_place.copy_within(join(plan.store, "cohort"), names, canonical(output))
-    sync.push(output, whole=COHORT_FOLDERS, kept=names)
+    sync.push(output, whole=COHORT_FOLDERS, kept=names | strangers(sync.names_in(output)))
 
 
 def of_any_machine(unit: Unit) -> Unit:

@@ -5,6 +5,7 @@ import threading
 from small_files import content, write
 
 from ehr_ray.storage.copies import held, unsent
+from ehr_ray.storage.paths import local
 from ehr_ray.storage.sync import fetch, push
 
 
@@ -42,3 +43,41 @@ def test_a_thread_holds_a_path_twice_and_another_waits(tmp_path):
         order.append("first")
     other.join()
     assert order == ["first", "second"]
+
+
+def test_no_fetch_takes_what_is_unsent_whatever_folder_it_is_of(store):
+    folder, uri = store
+    write(folder, runs__a__history="1", runs__a__b__c="1")
+    copy = fetch(uri)
+    with unsent(f"{uri}/runs/a"):
+        write(copy, runs__a__history="22", runs__a__new="22", runs__a__b__c="22")
+        for below in ("", "/runs", "/runs/a/b"):
+            in_another_thread(lambda below=below: fetch(f"{uri}{below}"))
+        push(f"{uri}/runs/a")
+    assert content(folder) == content(copy) == {
+        "runs/a/history": "22", "runs/a/new": "22", "runs/a/b/c": "22"
+    }  # fmt: skip
+    write(folder, runs__a__history="333")
+    assert content(fetch(uri))["runs/a/history"] == "333"
+
+
+def test_a_fetch_that_waits_for_another_fetch_takes_all(store):
+    folder, uri = store
+    write(folder, runs__a="1")
+    with held(local(f"{uri}")):  # as a fetch of the folder above, of another process
+        in_another_thread(lambda: fetch(f"{uri}/runs"))
+    assert content(local(uri)) == {"runs/a": "1"}
+
+
+def test_who_holds_what_is_unsent_fetches_it_himself(store):
+    folder, uri = store
+    write(folder, a="1", b="1")
+    with unsent(uri):
+        assert content(fetch(uri)) == {"a": "1", "b": "1"}
+
+
+def in_another_thread(function):
+    other = threading.Thread(target=function)
+    other.start()
+    other.join(60)
+    assert not other.is_alive()

@@ -119,6 +119,7 @@ def test_expanded_sets_are_known_to_be_of_a_cohort_whose_shards_are_listed(
 def test_expanded_sets_are_known_without_their_shards(store, synthetic_cohort, transfers):
     folder, uri = store
     expand(synthetic_cohort, folder, on_ray=False)
+    write(folder, runs__a__weights="of a run")
     transfers.clear()
     copy = fetch_sets(uri)
     assert sorted(transfers) == sorted([RECORD, CODES])

@@ -1,5 +1,6 @@
 """Copies of a store and back, on `file://` URIs: the same code as for S3, without a server."""
 
+import contextlib
 import json
 import os
 
@@ -115,6 +116,25 @@ def test_a_run_that_another_process_trains_here_is_left_as_it_is(store):
     assert content(sync.fetch_run(uri))["history"] == "1"
 
 
+def test_a_training_that_begins_during_a_fetch_keeps_its_report(store, monkeypatch):
+    folder, uri = store
+    write(folder, history="1", checkpoint__weights="1")
+    copy, objects = sync.fetch_run(uri), sync.objects
+
+    def begins(*place):
+        found = objects(*place)
+        training.enter_context(exclusive_lock(copy / lock.RUN_LOCK))
+        write(copy, history="22", state__1="22")
+        return found
+
+    with contextlib.ExitStack() as training:
+        with monkeypatch.context() as patch:
+            patch.setattr(sync, "objects", begins)
+            fetch(uri)
+        found = {"history": "22", "state/1": "22", "checkpoint/weights": "1"}
+        assert shown(copy) == found
+
+
 def test_what_evaluate_makes_in_a_run_is_fetched_while_it_is_trained(store):
     folder, uri = store
     write(folder, **{".parts__held_out__samples": "1", "history": "1"})
@@ -143,6 +163,19 @@ def test_a_push_of_some_files_sends_no_others(store):
     assert content(folder) == {
         "history": "of another machine", "metrics": "new", "embeddings/a": "new"
     }  # fmt: skip
+
+
+def test_a_file_comes_where_a_folder_was_and_a_folder_where_a_file_was(store):
+    folder, uri = store
+    write(folder, x__a="1")
+    fetch(f"{uri}/x")
+    (folder / "x" / "a").unlink()
+    (folder / "x").rmdir()
+    write(folder, x="a file")
+    assert fetch(f"{uri}/x").read_text() == "a file"
+    (folder / "x").unlink()
+    write(folder, x__a="1")
+    assert content(fetch(f"{uri}/x")) == {"a": "1"}
 
 
 def test_an_object_is_no_cohort_and_told_by_who_reads_it(store):

@@ -1,5 +1,6 @@
 import pickle
 import shutil
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import ClassVar
@@ -19,7 +20,7 @@ from ehr_ray.runtime.data.tasks import (
     run_shards,
     split_shards,
 )
-from ehr_ray.storage import files, in_place
+from ehr_ray.storage import files, in_place, sync
 from ehr_ray.storage.paths import local
 
 
@@ -33,6 +34,25 @@ def test_results_come_in_the_order_of_the_jobs_and_each_is_told():
     assert found == ["B", "A"]
     assert said == ["raised 1/2", "raised 2/2"]
     assert here(str.upper, []) == []
+
+
+def test_a_target_is_sent_though_its_folder_is_fetched_meanwhile(tmp_path, monkeypatch):
+    """As by a training that is started on the sets of an expand that has not ended."""
+    monkeypatch.setenv("EHR_RAY_STAGING", str(tmp_path / "copies"))
+    place = f"file://{tmp_path}/store/sets"
+    (tmp_path / "store" / "sets" / "train").mkdir(parents=True)
+    (tmp_path / "store" / "sets" / "train" / "0").write_text("there")
+
+    def make(job):
+        Path(job["target"]).parent.mkdir(parents=True, exist_ok=True)
+        Path(job["target"]).write_text("new")
+        other = threading.Thread(target=sync.fetch, args=(place,))
+        other.start()
+        other.join()
+
+    job = {"shard": str(tmp_path), "target": str(local(f"{place}/train/1"))}
+    run_shards([job], make, on_ray=False, say=lambda _: None, verb="made", bring=False)
+    assert (tmp_path / "store" / "sets" / "train" / "1").read_text() == "new"
 
 
 @pytest.mark.parametrize("kind", [InputError, RunError, ResourcesUnavailableError])

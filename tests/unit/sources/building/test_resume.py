@@ -20,7 +20,7 @@ from ehr_ray.events.schema import RECORD
 from ehr_ray.sources import splits, table
 from ehr_ray.sources.building.resume import discard_staging, has_changed
 from ehr_ray.storage import in_place, sync
-from ehr_ray.storage.paths import STAGING, local
+from ehr_ray.storage.paths import COHORT_FOLDERS, STAGING, local
 
 
 def tree(path):
@@ -199,6 +199,37 @@ def test_what_came_beside_an_interrupted_ingest_is_not_taken_for_its_own(shelf, 
     with pytest.raises(InputError, match=f"/c: holds something else, {name}; choose another"):
         ingest("table", "good.csv", store, options=COLUMNS, cpus=1)
     assert tree(shelf / "c") == {sync.MARK: b"", other: b"mine"}
+
+
+@pytest.mark.parametrize("folder", COHORT_FOLDERS)
+def test_a_cohort_in_a_folder_of_an_interrupted_one_s_name_is_not_its_own(shelf, capsys, folder):
+    store = f"file://{shelf}/c"
+    sync.mark(store)
+    assert said_of(capsys, "good.csv", f"{store}/{folder}")[0] == 0
+    before = tree(shelf / "c")
+    code, line = said_of(capsys, "good.csv", store)
+    assert (code, tree(shelf / "c")) == (2, before)
+    assert f"--output {store}: holds something else, {folder}/" in line
+
+
+@pytest.mark.parametrize("folder", COHORT_FOLDERS)
+def test_a_cohort_that_another_machine_writes_into_it_meanwhile_stays(shelf, monkeypatch, folder):
+    store, mark, marked = f"file://{shelf}/c", sync.mark, []
+    other = shelf / "c" / folder
+    names = ("data/train/0.parquet", "metadata/ingest.json", "labels/a.parquet")
+
+    def and_theirs(place):
+        mark(place)
+        marked.append(place)
+        for name in names if len(marked) == 2 else ():  # before it is made whole
+            (other / name).parent.mkdir(parents=True, exist_ok=True)
+            (other / name).write_bytes(b"theirs")
+
+    monkeypatch.setattr(sync, "mark", and_theirs)
+    ingest("table", "good.csv", store, options=COLUMNS, cpus=1)
+    assert len(marked) == 2
+    assert all((other / name).read_bytes() == b"theirs" for name in names)
+    assert (shelf / "c" / RECORD).is_file()
 
 
 @pytest.mark.parametrize("input_", ["bad.csv", "good.csv"])
