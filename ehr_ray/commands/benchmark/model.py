@@ -1,7 +1,7 @@
 """`benchmark --config`: how fast a config trains in one process, on one thread.
 
-Steps are the training loop's own: forward, backward, clipping and optimizer, with the loader's
-threads at work beside them. They are timed in CPU seconds of the training thread, which another
+Steps are the training loop's own: forward, backward, clipping, optimizer and what a family does
+after them, with the loader's threads at work beside them. They are timed in CPU seconds of the training thread, which another
 program on the machine changes little.
 """
 
@@ -94,6 +94,8 @@ class Trainer:
             self.experiment, self.family, self.model, self.optimizer, backend, Sums(backend)
         )
         take_step(micro, self._scheduled, self._seed())
+        if self.family.training.after_step:
+            self.family.training.after_step(self.model, self._scheduled)
         self._taken += 1
 
     def rehearse(self, steps: int) -> None:

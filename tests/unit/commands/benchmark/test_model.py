@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torch._dynamo.utils import counters
@@ -5,6 +7,8 @@ from torch._dynamo.utils import counters
 from ehr_ray.commands.benchmark import model
 from ehr_ray.commands.benchmark.model import model_speed
 from ehr_ray.errors import ConfigError
+from ehr_ray.registry import get_family
+from ehr_ray.runtime.data.prepared import prepared
 from ehr_ray.train import compiled
 
 
@@ -35,6 +39,35 @@ def test_what_training_would_refuse_or_do_elsewhere_is_not_measured(
 ):
     with pytest.raises(ConfigError, match=f"^{told}"):
         model_speed(tiny_experiment("vitals_vae", {"output": str(tmp_path), **changes}))
+
+
+def test_a_step_ends_with_what_the_family_does_after_it(tiny_experiment, tmp_path):
+    """As a moving average, with the values that the loss had."""
+    constant = {"kind": "constant", "value": 0.9}
+    changes = {"output": str(tmp_path), "train.lr": 0.1, "schedules.momentum": constant}
+    experiment = tiny_experiment("jepa", changes)
+    family, losses, moved = get_family("jepa"), [], []
+
+    def loss(model, batch, scheduled, seed):
+        losses.append(scheduled)
+        return family.loss(model, batch, scheduled, seed)
+
+    def after_step(model, scheduled):
+        moved.append((len(losses), scheduled))
+        family.training.after_step(model, scheduled)
+
+    training = replace(family.training, after_step=after_step)
+    with prepared(experiment, family, on_ray=False) as data:
+        trainer = model.Trainer(experiment, replace(family, loss=loss, training=training), data)
+        batches = trainer.batches()
+        before = [weight.clone() for weight in trainer.model.target.parameters()]
+        for _ in range(2):
+            trainer.step(next(batches))
+        batches.close()
+    assert moved == [(1, losses[0]), (2, losses[1])]
+    assert "momentum" in losses[0]
+    after = [*trainer.model.target.parameters()]
+    assert not all(map(torch.equal, before, after))
 
 
 def test_compiled_blocks_are_measured_once_all_shapes_are_compiled(
