@@ -12,6 +12,12 @@ FEW: Final = 0.5
 """Share of patients to learn from below which a split gets a line."""
 
 
+def check_batches(family: AnyFamily, config: Any, loader: Loader, world: int) -> None:
+    """Raise InputError unless each of `world` ranks has the patients that every step asks for."""
+    needs_pairs = family.training.needs_pairs
+    loader.check(world, needs_pairs(config) if needs_pairs else None)
+
+
 def check_learnable(family: AnyFamily, config: Any, loader: Loader) -> list[str]:
     """Return lines about splits of which few patients can be learned from; [] if all is well.
 

@@ -8,7 +8,7 @@ from ehr_ray.errors import ConfigError
 from ehr_ray.storage import files
 from ehr_ray.train.checkpoint import saved_progress
 from ehr_ray.train.compiled import compile_blocks
-from ehr_ray.train.data_checks import check_learnable
+from ehr_ray.train.data_checks import check_batches, check_learnable
 from ehr_ray.train.feed import move
 from ehr_ray.train.initialise import by_part, initialise
 from ehr_ray.train.members import members_of
@@ -33,8 +33,7 @@ def starting_model(run: Run) -> nn.Module:
         _start_from(run, module, experiment.init_from)
     freeze(module, experiment.freeze)
     set_blocks(module, experiment.train, family.name, run.backend.device)
-    needs_pairs = family.training.needs_pairs
-    run.loader.check(run.backend.world, needs_pairs(experiment.model) if needs_pairs else None)
+    check_batches(family, experiment.model, run.loader, run.backend.world)
     few = check_learnable(family, experiment.model, run.loader)
     if few and fresh:
         run.tell(few)

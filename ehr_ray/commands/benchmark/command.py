@@ -124,6 +124,8 @@ def _chosen(
     """Return the parts to run; ConfigError or InputError for an option that none of them takes."""
     chosen = [*PARTS] if only is None else only.split(",")
     for name in chosen:
+        if chosen.count(name) > 1:
+            raise ConfigError(f"--only {only}: {name} is named twice; name each part once")
         if name not in (known := (*PARTS, *LONG, GPU, MODEL)):
             raise ConfigError(f"--only {name}: no such part; known: {', '.join(known)}")
     if experiment is not None and MODEL not in chosen:

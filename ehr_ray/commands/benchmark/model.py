@@ -1,8 +1,8 @@
 """`benchmark --config`: how fast a config trains in one process, on one thread.
 
-Steps are the training loop's own: forward, backward, clipping and optimizer, with the loader's
-threads at work beside them. They are timed in CPU seconds of the training thread, which another
-program on the machine changes little.
+Steps are the training loop's own: forward, backward, clipping, optimizer and what a family does
+after them, with the loader's threads at work beside them. They are timed in CPU seconds of the
+training thread, which another program on the machine changes little.
 """
 
 import resource
@@ -24,6 +24,7 @@ from ehr_ray.runtime.training.worker import loader_of, shares
 from ehr_ray.train.allocator import keep_freed_memory
 from ehr_ray.train.backend import LocalBackend
 from ehr_ray.train.compiled import uncompiled
+from ehr_ray.train.data_checks import check_batches, check_learnable
 from ehr_ray.train.feed import Steps
 from ehr_ray.train.loader import Loader
 from ehr_ray.train.meters import Sums
@@ -71,6 +72,8 @@ class Trainer:
         experiment: what is trained.
         family: of the experiment, or of its task.
         data: the prepared rows.
+
+    Raises ConfigError and InputError where a training would, before its first step.
     """
 
     def __init__(self, experiment: Experiment, family: AnyFamily, data: Prepared) -> None:
@@ -78,6 +81,8 @@ class Trainer:
         self.family = replace(family, loss=self._told)
         self._loss = family.loss
         self.said: Terms = {}
+        if family.files.check:
+            family.files.check(experiment.model)
         torch.manual_seed(experiment.seed)
         self.model: nn.Module = family.build(experiment.model, data.vocabulary).train()
         freeze(self.model, experiment.freeze)
@@ -85,6 +90,8 @@ class Trainer:
         set_blocks(self.model, experiment.train, family.name, self._backend.device)
         self.optimizer = make_optimizer(self.model, experiment.train)
         self.loader: Loader = loader_of(experiment, family, data)
+        check_batches(family, experiment.model, self.loader, self._backend.world)
+        check_learnable(family, experiment.model, self.loader)
         self._taken = 0
 
     def step(self, micro: list[Batch]) -> None:
@@ -94,6 +101,8 @@ class Trainer:
             self.experiment, self.family, self.model, self.optimizer, backend, Sums(backend)
         )
         take_step(micro, self._scheduled, self._seed())
+        if self.family.training.after_step:
+            self.family.training.after_step(self.model, self._scheduled)
         self._taken += 1
 
     def rehearse(self, steps: int) -> None:

@@ -33,6 +33,7 @@ from ehr_ray.storage.paths import canonical, is_uri, local, uri_of
 from ehr_ray.train.allocator import keep_freed_memory, pass_over_imports, return_freed_memory
 from ehr_ray.train.backend import Backend, begin_sum, sent_once
 from ehr_ray.train.checkpoint import Progress, drop_states, saved_progress
+from ehr_ray.train.data_checks import check_batches
 from ehr_ray.train.history import HISTORY
 from ehr_ray.train.loader import Loader
 from ehr_ray.train.loop import train
@@ -120,9 +121,7 @@ def check_share(job: Job, world: int) -> None:
     """Raise InputError unless every one of `world` workers would get a patient at every step."""
     experiment = job.experiment
     family = family_of(experiment)
-    needs_pairs = family.training.needs_pairs
-    setting = needs_pairs(experiment.model) if needs_pairs else None
-    loader_of(experiment, family, job.prepared).check(world, setting)
+    check_batches(family, experiment.model, loader_of(experiment, family, job.prepared), world)
 
 
 def shares(experiment: Experiment, prepared: Prepared) -> float | tuple[float, ...] | None:

@@ -23,9 +23,13 @@ def nothing_made(monkeypatch):
         ({"device": "cuda"}, "--device cuda: of the part gpu alone; add --only gpu, or drop it"),
         ({"only": "lvcf,peers", "device": "cpu"}, "--device cpu: of the part gpu alone"),
         ({"only": "vitals,memory", "cohort": "x"}, "--only vitals,memory makes its own patients"),
+        ({"only": "gpu,gpu", "device": "cpu"}, "--only gpu,gpu: gpu is named twice; name each"),
+        ({"only": "lvcf,peers,lvcf"}, "--only lvcf,peers,lvcf: lvcf is named twice"),
     ],
 )
-def test_an_option_that_no_part_takes_is_refused(options, told, nothing_made, tmp_path):
+def test_an_option_that_no_part_takes_and_a_part_twice_are_refused(
+    options, told, nothing_made, tmp_path
+):
     with pytest.raises(ConfigError, match=f"^{told}"):
         benchmark(tmp_path / "x.json", **options)
     assert not (tmp_path / "x.json").exists()
