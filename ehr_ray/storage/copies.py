@@ -3,11 +3,11 @@
 import contextlib
 import hashlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
-from ehr_ray.storage.lock import exclusive_lock, is_locked
+from ehr_ray.storage.lock import exclusive_lock, is_locked, shared_lock
 from ehr_ray.storage.paths import local, staging, uri_of
 
 _MAKES: Final = ""
@@ -39,12 +39,38 @@ def unsent(location: str | Path) -> Iterator[None]:
         yield
 
 
-def is_unsent(path: Path) -> bool:
-    """Whether another thread, or process of this machine, is in a block of `unsent` that has it."""
-    mine, root = _locks(), staging()
-    around = (folder for folder in (path, *path.parents) if folder.is_relative_to(root))
-    files = (_lock_file(folder, _WRITES) for folder in around)
-    return any(file not in mine and file.exists() and is_locked(file) for file in files)
+@contextlib.contextmanager
+def sent_above(target: Path) -> Iterator[None]:
+    """Wait until others have sent what they write to a folder that a path is in.
+
+    None begins to in the block. What this thread has yet to send is not waited for.
+    """
+    with contextlib.ExitStack() as stack:
+        for file in _written(target.parents, staging()):
+            if file not in _locks():
+                stack.enter_context(shared_lock(file))
+        yield
+
+
+def unsent_below(target: Path) -> Callable[[Path], bool]:
+    """Return what tells whether another writes a path to send it, at the target or below it.
+
+    Another thread than this one, or process of this machine, is in a block of `unsent` then.
+    """
+    mine = _locks()
+
+    def ask(path: Path) -> bool:
+        files = _written((path, *path.parents), target)
+        return any(file not in mine and is_locked(file) for file in files)
+
+    return ask
+
+
+def _written(folders: Iterable[Path], within: Path) -> Iterator[Path]:
+    """Yield the lock files of those of the folders that have ever been written to send them."""
+    for folder in folders:
+        if folder.is_relative_to(within) and (file := _lock_file(folder, _WRITES)).exists():
+            yield file
 
 
 @contextlib.contextmanager

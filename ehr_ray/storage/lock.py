@@ -86,6 +86,14 @@ def held_by_another(run: Path) -> bool:
     return False
 
 
+@contextlib.contextmanager
+def shared_lock(file: Path) -> Iterator[None]:
+    """Wait until nobody has the `exclusive_lock` of a file that is there, nor gets it meanwhile."""
+    with file.open() as handle:
+        fcntl.flock(handle, fcntl.LOCK_SH)
+        yield
+
+
 def is_locked(file: Path) -> bool:
     """Whether somebody holds a lock file, which is there."""
     with file.open() as handle:

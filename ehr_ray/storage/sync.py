@@ -21,7 +21,7 @@ import pyarrow.fs as pafs
 from ehr_ray.errors import InputError, MissingError, RunError, StoreUnavailableError
 from ehr_ray.storage import listing
 from ehr_ray.storage.contents import files_of, is_hidden, objects
-from ehr_ray.storage.copies import held, is_unsent
+from ehr_ray.storage.copies import held, sent_above, unsent_below
 from ehr_ray.storage.lock import held_by_another
 from ehr_ray.storage.object_stores import check_bucket, explained, filesystem
 from ehr_ray.storage.paths import (
@@ -99,16 +99,17 @@ def fetch(
                 target, {n for n, s in left.items() if stamp_of(target / n) not in (None, s)}
             )
             listing.write(target, left)
-        changed = (name for name, stamp in wanted.items() if stamp_of(target / name) != stamp)
-        old = [name for name in changed if not _is_ahead(target / name)]
+        changed = [name for name, stamp in wanted.items() if stamp_of(target / name) != stamp]
+        is_unsent = unsent_below(target)
 
         def bring(name: str) -> None:
-            if not name and target.is_dir():  # a file comes where a folder was, empty by now
-                target.rmdir()
-            if not held_by_another((target / name).parent):  # a training may have begun by now
-                download(store, join(path, name), target / name, wanted[name])
+            to = target / name
+            if to.is_dir() and not files_of(to):  # a file comes where a folder was
+                shutil.rmtree(inside(to))
+            if not held_by_another(to.parent) and not is_unsent(to):  # it may have begun by now
+                download(store, join(path, name), to, wanted[name])
 
-        each(bring, old)
+        each(bring, changed)
         if only is listed is None and "" not in visible:
             listing.write(target, {})
     return target
@@ -184,7 +185,7 @@ def _opened(uri: str, target: Path) -> Iterator[tuple[Any, str]]:
     """Yield the store of a URI and the path in it, and hold the copy; errors are explained."""
     with explained(uri):
         store, path = filesystem(uri)
-        with held(target):
+        with sent_above(target), held(target):
             yield store, path
 
 
@@ -405,14 +406,11 @@ def _settle(uri: str, path: Path, before: Stamp, after: Stamp | None) -> None:
         os.utime(path, ns=(after[1], after[1]))
 
 
-def _is_ahead(path: Path) -> bool:
-    """Whether a file here is, or may be, one that its store has yet to get."""
-    return held_by_another(path.parent) or is_unsent(path)
-
-
 def _remove_here(target: Path, names: Iterable[str]) -> None:
+    """Remove files that are not in the store, but for those that it has yet to get."""
+    is_unsent = unsent_below(target)
     for name in names:
-        if _is_ahead(target / name):
+        if held_by_another((target / name).parent) or is_unsent(target / name):
             continue
         inside(target / name).unlink(missing_ok=True)
         folder = (target / name).parent

@@ -33,7 +33,7 @@ from ehr_ray.storage.lock import exclusive_lock
 from ehr_ray.storage.paths import COHORT_FOLDERS, canonical, is_uri, join, local, staging
 
 _OWN: Final = re.compile(
-    rf"data/({'|'.join(SPLITS)})/[^/]+|({FOLDER.as_posix()}|metadata|labels)/[^/]+"
+    rf"data/({'|'.join(SPLITS)})/[^/]+|({FOLDER.as_posix()}|metadata)/[^/]+|labels/[^/]+\.parquet"
 )
 WORK: Final = ".work"
 """In the folder of copies: a folder a job, while it runs."""

@@ -172,6 +172,7 @@ def test_a_file_comes_where_a_folder_was_and_a_folder_where_a_file_was(store):
     (folder / "x" / "a").unlink()
     (folder / "x").rmdir()
     write(folder, x="a file")
+    write(local(f"{uri}/x"), **{".listing.json": "of the folder"})
     assert fetch(f"{uri}/x").read_text() == "a file"
     (folder / "x").unlink()
     write(folder, x__a="1")
