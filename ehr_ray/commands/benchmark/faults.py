@@ -134,14 +134,16 @@ def goodput(notes: Path, began: float, ended: float) -> Numbers:
     """Return the time of the steps that count, each once, over all the time; and steps repeated.
 
     A step's time is from the end of the one before, reports between them included; the first of a
-    start, which nothing precedes, counts as the median.
+    start, which nothing precedes, counts as the median, or as all the time since its start was
+    noted where that is less: no second counts twice, so that goodput is below 1.
     """
     starts = [start for start in read_starts(notes) if start.rank == 0]
     times: dict[int, float] = {}
     every_time = np.concatenate([np.diff(start.ended) for start in starts])
     usual = float(np.median(every_time))
     for start in starts:
-        times.update(zip(start.steps, [usual, *np.diff(start.ended)], strict=False))
+        first = [min(usual, ended - start.time) for ended in start.ended[:1]]
+        times.update(zip(start.steps, [*first, *np.diff(start.ended)], strict=True))
     done = sum(len(start.steps) for start in starts)
     return {
         "seconds": ended - began,
