@@ -13,17 +13,13 @@ from typing import Final
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from ehr_ray.commands.benchmark.model import Trainer, flops_of, matrix_rate, threads
+from ehr_ray.commands.benchmark.model import Trainer, flops_of, matrix_rate, ready
 from ehr_ray.commands.benchmark.peers.published_steps import PATIENTS, PUBLISHED, plan
 from ehr_ray.commands.benchmark.peers.timing import Figures
 from ehr_ray.commands.ingest import ingest
 from ehr_ray.config.yaml_files import override
 from ehr_ray.experiment import Experiment, parse
 from ehr_ray.family import Batch
-from ehr_ray.runtime.data.prepared import prepared
-from ehr_ray.runtime.text_embedding import with_phrases
-from ehr_ray.train.allocator import keep_freed_memory
-from ehr_ray.train.task import family_of
 
 STEPS: Final = 5
 """Steps of which the fastest counts; one goes before them."""
@@ -38,7 +34,6 @@ def cpu_speed(place: Path) -> Figures:
 
     Below `ENOUGH` of it, also the operators with most CPU time of their own.
     """
-    keep_freed_memory()
     figures: Figures = {}
     place = place / "cpu"
     for name, peer in PUBLISHED.items():
@@ -51,9 +46,7 @@ def cpu_speed(place: Path) -> Figures:
 
 
 def _utilisation(experiment: Experiment) -> Figures:
-    with prepared(experiment, family_of(experiment), on_ray=False) as data, threads(1):
-        experiment = with_phrases(experiment, data.vocabulary, on_ray=False)
-        trainer = Trainer(experiment, family_of(experiment), data)
+    with ready(experiment) as trainer:
         batches = trainer.batches()
         micro = next(batches)
         batches.close()

@@ -55,14 +55,20 @@ def model_speed(experiment: Experiment, *, steps: int = STEPS) -> Numbers:
     padding; waiting for data; what the loader gives a model that does nothing. Products and sums
     are as `train.matmul_precision` and `train.deterministic` say.
     """
+    with ready(experiment) as trainer:
+        size = sum(parameter.numel() for parameter in trainer.model.parameters())
+        return {"million parameters": size / 1e6, **_numbers(trainer, steps)}
+
+
+@contextmanager
+def ready(experiment: Experiment) -> "Iterator[Trainer]":
+    """Yield an experiment about to train on its own cohort, on one thread of this process."""
     keep_freed_memory()
     with prepared(experiment, family_of(experiment), on_ray=False) as data, threads(1):
         experiment = with_phrases(experiment, data.vocabulary, on_ray=False)
-        family = family_of(experiment, shares(experiment, data))
-        trainer = Trainer(experiment, family, data)
-        size = sum(parameter.numel() for parameter in trainer.model.parameters())
+        trainer = Trainer(experiment, family_of(experiment, shares(experiment, data)), data)
         with numerics(experiment.train):
-            return {"million parameters": size / 1e6, **_numbers(trainer, steps)}
+            yield trainer
 
 
 class Trainer:
@@ -180,7 +186,7 @@ def _timed_steps(trainer: Trainer, steps: int) -> tuple[list[_Step], list[list[B
                 cpu,
                 ended - asked,
                 ready - asked,
-                _patients(micro),
+                patients_of(micro),
                 # Of micro-batches the last is seen, so it stands for all of its step.
                 float(next(iter(terms.values())).count) * len(micro),
                 None if padding is None else (float(padding.sum), float(padding.count)),
@@ -229,7 +235,7 @@ def _feed(trainer: Trainer, step_cpu: float) -> Numbers:
     """Return what the loader alone gives and costs, beside the CPU seconds of a step."""
     batches = trainer.batches()
     began, spent = time.perf_counter(), time.process_time()
-    patients = sum(_patients(next(batches)) for _ in range(FEED_STEPS))
+    patients = sum(patients_of(next(batches)) for _ in range(FEED_STEPS))
     wall, cpu = time.perf_counter() - began, (time.process_time() - spent) / FEED_STEPS
     batches.close()
     return {
@@ -239,7 +245,8 @@ def _feed(trainer: Trainer, step_cpu: float) -> Numbers:
     }
 
 
-def _patients(micro: list[Batch]) -> int:
+def patients_of(micro: list[Batch]) -> int:
+    """Return the patients of a step."""
     return sum(len(batch["subject_id"]) for batch in micro)
 
 

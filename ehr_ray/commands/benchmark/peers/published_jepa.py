@@ -87,14 +87,14 @@ class Predictor(nn.Module):
         return self.outer(self.norm(self.blocks(rows))[:, CONTEXT:])
 
 
-def published_step() -> Callable[[], None]:
-    """Return a step of `BATCH` windows, every one of which trains, in float32."""
+def published_step(batch: int = BATCH) -> Callable[[], None]:
+    """Return a step of `batch` windows, every one of which trains, in float32."""
     torch.manual_seed(0)
     encoder, predictor = Encoder(), Predictor()
     teacher = copy.deepcopy(encoder).requires_grad_(False)
     learned = [p for m in (encoder, predictor) for p in m.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(learned, lr=1e-4)
-    rows = torch.randn(BATCH, ROWS, FEATURES)
+    rows = torch.randn(batch, ROWS, FEATURES)
     context, targets = slice(0, CONTEXT), slice(CONTEXT, CONTEXT + TARGETS)
 
     def step() -> None:

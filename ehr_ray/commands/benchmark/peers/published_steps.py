@@ -14,11 +14,11 @@ from typing import Any, Final
 import torch
 
 from ehr_ray.commands.benchmark.gpu_models import MODELS
-from ehr_ray.commands.benchmark.model import model_speed, threads
+from ehr_ray.commands.benchmark.model import model_speed, patients_of, ready
 from ehr_ray.commands.benchmark.peers import published_jepa
 from ehr_ray.commands.benchmark.peers.timing import Figures, in_turn
 from ehr_ray.commands.ingest import ingest
-from ehr_ray.experiment import parse
+from ehr_ray.experiment import Experiment, parse
 from ehr_ray.nn.sentence_encoder import half_type
 
 STEPS: Final = 3
@@ -37,7 +37,7 @@ class Published:
         model: our `model` section at its sizes.
         batch: patients of our step.
         source: of synthetic patients to train on.
-        made_anew: makes their step of `batch` patients in this process.
+        made_anew: makes their step of so many patients in this process.
     """
 
     family: str
@@ -46,7 +46,7 @@ class Published:
     model: Mapping[str, Any]
     batch: int = 4
     source: str = "synthetic"
-    made_anew: Callable[[], Callable[[], None]] | None = None
+    made_anew: Callable[[int], Callable[[], None]] | None = None
 
 
 def _decoder(width: int) -> dict[str, Any]:
@@ -87,7 +87,8 @@ def published_steps(place: Path) -> Figures:
     for name, peer in PUBLISHED.items():
         cohort = place / peer.source
         ingest(peer.source, None, cohort, options={"patients": PATIENTS}, cpus=1)
-        ours = model_speed(parse(plan(peer, cohort, place)), steps=STEPS)
+        experiment = parse(plan(peer, cohort, place))
+        ours = model_speed(experiment, steps=STEPS)
         rate = ours[f"{peer.unit} per CPU second"]
         figures |= {
             f"{name}, {peer.unit} per CPU second of training here": rate,
@@ -95,15 +96,28 @@ def published_steps(place: Path) -> Figures:
             f"{name}, here over {THEIRS}": rate / peer.rate,
         }
         if peer.made_anew is not None:
-            with threads(1):  # as ours
-                step = peer.made_anew()
-                step()  # memory is touched for the first time
-                anew = peer.batch / in_turn({"": step}, STEPS)[""]
             figures |= {
-                f"{name}, the same, made anew in this process": anew,
-                f"{name}, here over made anew": rate / anew,
+                f"{name}, {key}": v for key, v in beside(experiment, peer.made_anew).items()
             }
     return figures
+
+
+def beside(experiment: Experiment, made_anew: Callable[[int], Callable[[], None]]) -> Figures:
+    """Return patients per CPU second of our step and of theirs on as many, taken in turn."""
+    with ready(experiment) as trainer:
+        batches = trainer.batches()
+        micro = next(batches)
+        batches.close()  # its threads would be at work beside both
+        size = patients_of(micro)
+        ways = {"ours": lambda: trainer.step(micro), "theirs": made_anew(size)}
+        for way in ways.values():
+            way()  # memory is touched for the first time
+        spent = in_turn(ways, STEPS)
+    return {
+        "patients per CPU second, one batch again and again": size / spent["ours"],
+        "the same, made anew in this process": size / spent["theirs"],
+        "here over made anew": spent["theirs"] / spent["ours"],
+    }
 
 
 def plan(peer: Published, cohort: Path, place: Path) -> dict[str, Any]:

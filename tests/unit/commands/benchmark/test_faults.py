@@ -21,7 +21,7 @@ def test_goodput_counts_a_step_once_and_not_the_time_between_starts(tmp_path):
 
 
 def test_a_step_that_stalls_does_not_make_more_of_the_first_than_there_was(tmp_path):
-    """A start at 1, ended at 1.5, 4.5 and 5: the first took at most 0.5 s, not the median's 1.75."""
+    """A start at 1, steps ended at 1.5, 4.5, 5: the first took 0.5 s at most, not the median."""
     lines = [{"rank": 0, "world": 1, "pid": 1, "time": 1.0}]
     lines += [{"step": s, "time": at} for s, at in enumerate((1.5, 4.5, 5.0), start=1)]
     (tmp_path / "1.0-0.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))

@@ -1,6 +1,7 @@
 import pytest
 
 from ehr_ray.commands.benchmark.gpu_models import MODELS
+from ehr_ray.commands.benchmark.model import Trainer, patients_of
 from ehr_ray.commands.benchmark.peers import published_steps as module
 from ehr_ray.experiment import parse
 from ehr_ray.sources.source import SOURCES
@@ -25,3 +26,23 @@ def test_a_ratio_says_that_theirs_is_of_another_machine(tmp_path, monkeypatch):
         "SetVAE, here over published code, another run and machine": here / 4.0,
     }
     assert here > 0
+
+
+def test_a_step_made_anew_has_as_many_patients_as_ours_and_is_taken_in_turn(
+    tiny_experiment, monkeypatch
+):
+    """The 64 patients give 27 a step, not the 32 of its batch size: theirs must have 27 too."""
+    taken = []
+    monkeypatch.setattr(Trainer, "step", lambda _, micro: taken.append(patients_of(micro)))
+
+    def made_anew(patients):
+        return lambda: taken.append(-patients)
+
+    found = module.beside(tiny_experiment("jepa"), made_anew)
+    size = taken[0]
+    assert size > 0
+    assert taken == [size, -size] * (1 + module.STEPS)
+    assert found["here over made anew"] == pytest.approx(
+        found["patients per CPU second, one batch again and again"]
+        / found["the same, made anew in this process"]
+    )
