@@ -11,6 +11,7 @@ from typing import Any
 
 from ehr_ray.cli.ingest import source_options
 from ehr_ray.cli.parser import Arguments, relative
+from ehr_ray.cli.stages import evaluate_run, make_cohort, make_phrases, train_run
 from ehr_ray.cli.zero_shot import zero_shot_of
 from ehr_ray.errors import ConfigError, InputError, RunError
 from ehr_ray.runtime.screen import Screen
@@ -112,7 +113,7 @@ def phrases(args: Arguments, screen: Screen) -> None:
     """Embed an experiment's phrases."""
     experiment = _experiment(args)
     screen.starting(args.verb)
-    _phrases(experiment, screen, args.verbose)
+    make_phrases(experiment, screen, args.verbose)
 
 
 def export_pt(args: Arguments, screen: Screen) -> None:
@@ -162,7 +163,7 @@ def train(args: Arguments, screen: Screen) -> None:
     if not is_pipeline(args.config):
         experiment = _experiment(args)
         screen.starting(args.verb)
-        _train(experiment, screen, args.verbose)
+        train_run(experiment, screen, args.verbose)
         return
     pipeline = load_pipeline(args.config, args.overrides)
     for stage in pipeline.stages:
@@ -171,13 +172,15 @@ def train(args: Arguments, screen: Screen) -> None:
     screen.starting(args.verb)
     judged = {stage.experiment.name for stage in pipeline.stages if stage.verb == "evaluate"}
     verbs = {
-        "phrases": lambda experiment: _phrases(experiment, screen, args.verbose),
-        "train": lambda experiment: _train(
+        "phrases": lambda experiment: make_phrases(experiment, screen, args.verbose),
+        "train": lambda experiment: train_run(
             experiment, screen, args.verbose, judged_later=experiment.name in judged
         ),
-        "evaluate": lambda experiment: _evaluate(experiment, screen, args.verbose),
+        "evaluate": lambda experiment: evaluate_run(experiment, screen, args.verbose),
     }
-    run_pipeline(pipeline, verbs, lambda stage, cohort: _ingest(stage, cohort, screen), screen.say)
+    run_pipeline(
+        pipeline, verbs, lambda stage, cohort: make_cohort(stage, cohort, screen), screen.say
+    )
 
 
 def tune(args: Arguments, screen: Screen) -> None:
@@ -374,57 +377,3 @@ def _numbers(option: str, text: str) -> list[float]:
         raise InputError(
             f"{option} {text}: give numbers with commas between, as 0.01,0.1"
         ) from None
-
-
-def _phrases(experiment: Any, screen: Screen, verbose: bool) -> None:
-    from ehr_ray.commands.phrases import embed_phrases
-
-    folder, count = embed_phrases(experiment, verbose=verbose, say=screen.passing)
-    screen.say(f"{relative(folder)}: {count:,} phrases, as model.phrases")
-
-
-def _ingest(stage: Any, cohort: str, screen: Screen) -> None:
-    from ehr_ray.commands.ingest import ingest
-    from ehr_ray.train.allocator import keep_freed_memory
-
-    keep_freed_memory()
-    options = dict(stage.options)
-    if "units" in options:
-        options["conversions"] = options.pop("units")
-    screen.say(
-        str(
-            ingest(
-                stage.source,
-                stage.input,
-                cohort,
-                options=stage.source_options,
-                progress=screen.passing,
-                **options,
-            )
-        )
-    )
-
-
-def _train(experiment: Any, screen: Screen, verbose: bool, *, judged_later: bool = False) -> None:
-    from ehr_ray.commands.train.command import train
-    from ehr_ray.train.allocator import pass_over_imports
-
-    pass_over_imports()  # this process is a command's, and no other program's
-    trained = train(experiment, screen=screen, verbose=verbose)
-    if trained.already_finished:
-        screen.say(f"{trained.run}: already trained to step {trained.step}; nothing to do")
-    best = "" if trained.best is None else f", best selection metric {trained.best:.5g}"
-    screen.say(f"{relative(trained.run)}: {trained.step} steps{best}")
-    known = trained.already_finished and (trained.run / "metrics.json").is_file()
-    if experiment.evaluation.after_training and not judged_later and not known:
-        _evaluate(experiment, screen, verbose)
-    else:
-        screen.say(f"next: ehr-ray evaluate {shlex.quote(str(relative(trained.run)))}")
-
-
-def _evaluate(experiment: Any, screen: Screen, verbose: bool) -> None:
-    from ehr_ray.commands.evaluate.command import evaluate
-
-    address = experiment.cluster.address
-    for line in evaluate(experiment.location, address=address, verbose=verbose, say=screen.passing):
-        screen.say(line)

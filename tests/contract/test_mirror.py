@@ -42,6 +42,7 @@ ELSEWHERE = {
 }
 """What only a cluster, or a whole verb, shows: the file in tests/ that does."""
 TOGETHER = {
+    "cli/verb.py": "unit/cli/test_verbs.py",
     "commands/benchmark/gpu_models.py": "unit/commands/benchmark/test_gpu.py",
     "commands/benchmark/ranks.py": "unit/commands/benchmark/test_gpu.py",
     "commands/crossval/fold.py": "unit/commands/crossval/test_command.py",

@@ -1,7 +1,6 @@
 """The verbs on phrases, and pipelines, without Ray."""
 
 import csv
-import json
 import re
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import yaml
 from safetensors.numpy import load_file
 
 from ehr_ray.cli.main import main
-from ehr_ray.commands.train.command import Trained, train
+from ehr_ray.commands.train.command import train
 from ehr_ray.commands.train.pipeline import load_pipeline
 from ehr_ray.errors import ConfigError, InputError, UserError
 from ehr_ray.experiment import load
@@ -177,23 +176,6 @@ def test_what_all_stages_share_may_do_nothing_in_one_of_them_and_not_in_all():
         load_pipeline(path, ["ingest.seed=3"])
 
 
-def test_a_pipeline_may_begin_with_its_cohort(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "set_vae.yaml").symlink_to(TINY / "set_vae.yaml")
-    path = tmp_path / "pipeline.yaml"
-    first = {"ingest": "synthetic", "patients": 20, "splits": "0.6,0.2,0.2"}
-    path.write_text(yaml.safe_dump({"stages": [first, {"train": "set_vae.yaml"}]}))
-    command = ["train", str(path), "data.cohort=made/here", "ingest.seed=5", "train.max_steps=1"]
-    command += ["tracking.experiment=null", "cluster.num_workers=0"]
-    main(command)
-    record = json.loads((tmp_path / "made" / "here" / "metadata" / "ingest.json").read_text())
-    assert (sum(record["summary"]["subjects"].values()), record["seed"]) == (20, 5)
-    assert (tmp_path / "runs" / "tiny_set_vae" / "checkpoint").is_dir()
-    said = capsys.readouterr().err
-    assert "1/2 ingest synthetic" in said
-    assert "2/2 train tiny_set_vae" in said
-
-
 def test_checkpoints_are_kept_every_n_steps(common, tmp_path):
     changes = ["train.max_steps=5", "train.keep_steps=2", "train.max_epochs=3"]
     trained = train(load(TINY / "event_decoder.yaml", [*common, *changes]))
@@ -201,30 +183,6 @@ def test_checkpoints_are_kept_every_n_steps(common, tmp_path):
     assert kept == ["00000002", "00000004"]
     assert (trained.run / "checkpoints" / kept[0] / "model.safetensors").is_file()
     assert [p.name for p in trained.run.glob(".checkpoint*")] == [".checkpoint.old"]
-
-
-@pytest.mark.parametrize(
-    ("after", "finished", "judged"),
-    [(True, False, True), (True, True, False), (False, False, False)],
-)
-def test_training_may_end_with_an_evaluation(
-    capsys, tmp_path, monkeypatch, after, finished, judged
-):
-    run = tmp_path / "runs" / "tiny_set_vae"
-    run.mkdir(parents=True)
-    (run / "metrics.json").write_text("{}")
-    trained = Trained(run, 3, 0.5, 0, finished)
-    monkeypatch.setattr("ehr_ray.commands.train.command.train", lambda *_, **__: trained)
-    monkeypatch.setattr(
-        "ehr_ray.commands.evaluate.command.evaluate", lambda *_, **__: ["it was judged"]
-    )
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "cohort").mkdir()
-    choice = f"evaluation.after_training={str(after).lower()}"
-    main(["train", str(TINY / "set_vae.yaml"), "data.cohort=cohort", choice])
-    said = capsys.readouterr()
-    assert ("it was judged" in said.out + said.err) == judged
-    assert ("next: ehr-ray evaluate" in said.out + said.err) == (not judged)
 
 
 @pytest.mark.parametrize(
