@@ -1,5 +1,6 @@
 """The families, by name; what a family is made of is imported when it is asked for."""
 
+from difflib import get_close_matches
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -33,5 +34,8 @@ def get_schema(name: str) -> AnySchema:
 
 def _module(name: str, part: str) -> Any:
     if name not in FAMILIES:
-        raise ConfigError(f"family: unknown family {name!r}; known: {', '.join(FAMILIES)}")
+        close = get_close_matches(name, FAMILIES, 1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        known = ", ".join(FAMILIES)
+        raise ConfigError(f"family: unknown family {name!r}; known: {known}{hint}")
     return import_module(f"{FAMILIES[name]}.{part}")

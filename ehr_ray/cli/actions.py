@@ -167,8 +167,9 @@ def train(args: Arguments, screen: Screen) -> None:
         return
     pipeline = load_pipeline(args.config, args.overrides)
     for stage in pipeline.stages:
-        if stage.experiment is not None:
-            _check_outputs(stage.experiment)
+        if pipeline.ingest is None and stage.experiment.data.expanded is None:
+            check_cohort_folder(stage.experiment.data.cohort)
+        _check_outputs(stage.experiment)
     screen.starting(args.verb)
     judged = {stage.experiment.name for stage in pipeline.stages if stage.verb == "evaluate"}
     verbs = {

@@ -18,20 +18,21 @@ def add_source_options(parser: Parser) -> None:
     """Add every source's options; one flag serves the sources that share its name."""
     from ehr_ray.sources.source import SOURCES, get_source
 
-    flags: dict[str, list[str]] = {}
+    flags: dict[str, dict[str, list[str]]] = {}
     for name in SOURCES:
         for field in dataclasses.fields(get_source(name).options):
-            text = f"{name}: {field.metadata.get('help', '')}"
+            text = field.metadata.get("help", "")
             if field.default not in (None, dataclasses.MISSING):
                 text += f" (default {field.default})"
-            flags.setdefault(field.name, []).append(text)
+            flags.setdefault(field.name, {}).setdefault(text, []).append(name)
     group = parser.add_argument_group("options of the sources")
     for flag, texts in flags.items():
+        told = "; ".join(f"{', '.join(names)}: {text}" for text, names in texts.items())
         group.add_argument(
             f"--{flag.replace('_', '-')}",
             dest=f"opt_{flag}",
             metavar=flag.upper(),
-            help="; ".join(texts).replace("%", "%%"),
+            help=told.replace("%", "%%"),
         )
 
 

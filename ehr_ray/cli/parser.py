@@ -78,6 +78,8 @@ class Parser(argparse.ArgumentParser):
                 else " (this verb takes no a.b=value, which changes a CONFIG: a run keeps the "
                 "config it was trained by)"
             )
+        elif message.startswith("unrecognized") and takes_changes and "did you mean" not in message:
+            message += "; what a config says is changed by key=value, as train.max_epochs=3"
         print(f"{self.prog}: {message}; see {self.prog} --help", file=sys.stderr)
         raise SystemExit(2)
 
@@ -94,6 +96,14 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text}: give a whole number, 1 or more")
     return int(text)
+
+
+def number(text: str) -> float:
+    """Return a number of the command line; ArgumentTypeError for any other."""
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text}: give a number") from None
 
 
 def relative(path: str | Path) -> str | Path:

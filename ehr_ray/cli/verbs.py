@@ -4,7 +4,7 @@ from pathlib import Path
 
 from ehr_ray.cli import actions
 from ehr_ray.cli.ingest import add_source, add_source_options
-from ehr_ray.cli.parser import path, positive
+from ehr_ray.cli.parser import number, path, positive
 from ehr_ray.cli.verb import Verb, option
 from ehr_ray.cli.zero_shot import add_zero_shot
 from ehr_ray.storage.paths import location
@@ -29,13 +29,13 @@ MIN_KNOWN_EVENTS = option(
     "--min-known-events",
     "share of another cohort's events whose codes the model must know, or of the events it was "
     "trained on whose codes the cohort must have (default 0.5)",
-    type=float,
+    type=number,
     default=0.5,
 )
 GPUS = option(
     "--gpus",
     "GPUs of each process that predicts, where a run trained in bf16 does so (default 0: CPUs)",
-    type=float,
+    type=number,
     default=0.0,
     metavar="N",
 )
@@ -73,7 +73,7 @@ VERBS = (
             ),
             option("--seed", "of the hash that splits subjects", type=int, default=0),
             option(
-                "--max-rejected", "share of bad rows or files allowed", type=float, default=0.01
+                "--max-rejected", "share of bad rows or files allowed", type=number, default=0.01
             ),
             option(
                 "--ranges",
@@ -119,7 +119,7 @@ VERBS = (
             option("cohort", "folder or URI of the cohort", type=location),
             option("--output", "folder of the expansion", type=location, required=True),
             option(
-                "--lvcf-minutes", "longest age carried (default 2880)", type=float, default=2880.0
+                "--lvcf-minutes", "longest age carried (default 2880)", type=number, default=2880.0
             ),
             option("--always-carry", "codes carried for ever: a,b,c", default=""),
             option("--value-stats", "CSV of code, mean, std for z-scores", type=location),
@@ -251,7 +251,7 @@ VERBS = (
                 "--recalibrate",
                 "share of another cohort's subjects on which intercept and slope are refitted; "
                 "calibration is measured on the others before and after",
-                type=float,
+                type=number,
                 metavar="SHARE",
             ),
             option(

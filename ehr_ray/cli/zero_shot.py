@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from ehr_ray.cli.parser import Arguments, Parser
+from ehr_ray.cli.parser import Arguments, Parser, number
 from ehr_ray.errors import InputError
 
 if TYPE_CHECKING:
@@ -21,10 +21,10 @@ def add_zero_shot(parser: Parser) -> None:
         help="how likely a code is, or one that begins with it before a slash: the share of the "
         "futures in which it occurs",
     )
-    group.add_argument("--horizon", type=float, metavar="HOURS", help="within so many hours")
+    group.add_argument("--horizon", type=number, metavar="HOURS", help="within so many hours")
     group.add_argument(
         "--from-hour",
-        type=float,
+        type=number,
         metavar="HOURS",
         help="after the origin, where each future begins (default: at the task's prediction times)",
     )

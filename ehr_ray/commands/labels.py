@@ -103,6 +103,9 @@ def read_task(config: Path, predicates: Path | None = None) -> Any:
         from aces.config import TaskExtractorConfig
     except ImportError as error:
         raise InputError(f"{config}: {EXTRA}") from error
+    for path in (config, predicates):
+        if path is not None and not path.is_file():
+            raise InputError(f"{path}: no such file; check the path")
     _check_parts(config, ["trigger"] if predicates else ["predicates", "trigger"])
     try:
         task = TaskExtractorConfig.load(config, predicates)

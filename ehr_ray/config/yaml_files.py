@@ -33,7 +33,10 @@ def read_yaml(path: str | Path) -> Raw:
     try:
         raw = _Loader(Path(path).read_text()).get_single_data()
     except FileNotFoundError as error:
-        raise ConfigError(f"{path}: no such config; see configs/ for examples") from error
+        here = "" if Path(path).is_absolute() else f" in {Path.cwd()}"
+        raise ConfigError(
+            f"{path}: no such config{here}; examples are in configs/ of the repository"
+        ) from error
     except IsADirectoryError as error:
         raise ConfigError(f"{path}: is a folder; name a YAML file, such as one in it") from error
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:

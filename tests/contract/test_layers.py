@@ -61,7 +61,19 @@ def imports(path: Path) -> list[tuple[str, str, int]]:
         if isinstance(node, ast.Import):
             found += [(alias.name, "", node.lineno) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: import by the whole name"
             found += [(node.module or "", alias.name, node.lineno) for alias in node.names]
+    return found
+
+
+@cache
+def aliases_of(path: Path) -> set[str]:
+    """Return the names that stand for modules of the package in a file."""
+    found = set()
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            above = f"{node.module}." if isinstance(node, ast.ImportFrom) else ""
+            found |= {a.asname or a.name for a in node.names if above + a.name in MODULES}
     return found
 
 
@@ -106,19 +118,16 @@ def is_private(name: str) -> bool:
 def test_nobody_uses_the_private_name_of_another_module():
     found = []
     for path in [*MODULES.values(), *TESTS]:
-        aliases = set()
         for module, name, line in imports(path):
             if module.split(".")[0] not in ("ehr_ray", "tests"):
                 continue
             if any(map(is_private, [*module.split("."), name])):
                 found.append(f"{path.relative_to(ROOT)}:{line}: {module} {name}")
-            if f"{module}.{name}" in MODULES:
-                aliases.add(name)
         found += [
-            f"{path.relative_to(ROOT)}:{node.lineno}: {node.value.id}.{node.attr}"
+            f"{path.relative_to(ROOT)}:{node.lineno}: {ast.unparse(node)}"
             for node in ast.walk(tree_of(path))
-            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
-            if node.value.id in aliases and is_private(node.attr)
+            if isinstance(node, ast.Attribute) and is_private(node.attr)
+            if ast.unparse(node.value) in aliases_of(path)
         ]
     assert found == []
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,21 @@ def test_the_tree_names_what_is_there_and_every_folder_of_the_package():
     assert wrong == []
     folders = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
     assert folders - named == set()
+
+
+def test_the_tree_goes_down_the_layers():
+    text = (ROOT / "README.md").read_text().split("## The tree\n", 1)[1].split("jobs/", 1)[0]
+    shown = re.findall(r"^  (\w+)(?:/|\.py)|  (\w+)\.py(?=  )", text, re.MULTILINE)
+    shown = [first or second for first, second in shown]
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
+    (layers,) = (c["layers"] for c in contracts["contracts"] if c["type"] == "layers")
+    place = {name: at for at, layer in enumerate(layers) for name in layer.split(" | ")}
+    assert sorted(shown) == sorted(place)
+    assert [place[name] for name in shown] == sorted(place.values())
+
+
+def test_the_first_page_has_at_most_200_lines():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 200
 
 
 def test_every_entry_of_a_familys_record_is_told_and_no_other():

@@ -27,6 +27,8 @@ def test_an_unknown_family_is_refused_with_the_known_names():
         get_family("nope")
     with pytest.raises(ConfigError, match="unknown family 'nope'"):
         get_schema("nope")
+    with pytest.raises(ConfigError, match=r"did you mean set_vae\?"):
+        get_schema("set_va")
 
 
 def test_importing_the_registry_loads_no_family():

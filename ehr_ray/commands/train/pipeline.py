@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -162,8 +163,10 @@ def run_pipeline(
 def _item(path: Path, number: int, item: Any) -> tuple[str, str, dict[str, Any]]:
     verbs = [key for key in item if key in VERBS] if isinstance(item, Mapping) else []
     if len(verbs) != 1 or not isinstance(item[verbs[0]], str):
-        raise ConfigError(
-            f"{path}: stage {number} must name one config under one of {', '.join(VERBS)}"
-        )
+        known = f"{', '.join(VERBS)}" + (f", or be {INGEST}: SOURCE" if number == 1 else "")
+        given = [key for key in item if key not in VERBS] if isinstance(item, Mapping) else []
+        close = [c for key in given for c in get_close_matches(str(key), [*VERBS, INGEST], 1)]
+        hint = f"; did you mean {close[0]}?" if close and not verbs else ""
+        raise ConfigError(f"{path}: stage {number} must name one config under one of {known}{hint}")
     changes = {key: value for key, value in item.items() if key != verbs[0]}
     return verbs[0], item[verbs[0]], changes

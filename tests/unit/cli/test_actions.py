@@ -142,6 +142,7 @@ def test_a_pipeline_trains_each_stage_from_the_one_before(common, tmp_path, caps
     [
         ([], "a list of stages"),
         ([{"fly": "event_decoder.yaml"}], "stage 1 must name one config"),
+        ([{"trian": "event_decoder.yaml"}], r"or be ingest: SOURCE; did you mean train\?"),
         ([{"train": "event_decoder.yaml"}] * 2, "two stages train a run of one name"),
         ([{"train": "event_decoder.yaml", "model.arch": "rnn"}], "model.arch"),
         (

@@ -40,6 +40,7 @@ def test_every_option_of_every_source_is_a_flag(capsys):
     for name in SOURCES:
         for field in dataclasses.fields(get_source(name).options):
             assert f"--{field.name.replace('_', '-')} " in told, (name, field.name)
+    assert "patient-parquet, table: " in " ".join(told.split())  # what two say alike is said once
 
 
 def test_an_option_reaches_its_source(tmp_path, capsys):

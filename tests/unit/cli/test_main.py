@@ -52,6 +52,20 @@ def test_what_no_option_is_of_a_verb_that_takes_changes_is_told_by_the_verb(caps
     assert "did you mean --smoke?; see ehr-ray train --help" in message
 
 
+def test_an_option_in_place_of_a_key_of_the_config_is_told_how_that_is_changed(capsys):
+    assert "changed by key=value, as train.max_epochs=3" in refused(
+        capsys, "train", TINY, "--epochs", "3"
+    )
+
+
+def test_a_pipeline_whose_cohort_is_missing_is_refused_before_its_first_stage(capsys, tmp_path):
+    message = refused(
+        capsys, "train", TINY.with_name("event_pipeline.yaml"), f"data.cohort={tmp_path / 'no'}"
+    )
+    assert "data.cohort=" in message
+    assert "1/4" not in message
+
+
 def test_a_path_is_told_with_all_its_spaces(capsys, tmp_path, monkeypatch):
     (tmp_path / "a  b").mkdir()
     monkeypatch.chdir(tmp_path / "a  b")

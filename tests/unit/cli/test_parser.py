@@ -93,6 +93,7 @@ def test_a_shell_that_completes_a_line_is_told_options_and_verbs(tmp_path):
             ["evaluate", "runs/x", "--taks", "a"],
             "unrecognized arguments: --taks a; did you mean --",
         ),
+        (["expand", "c", "--lvcf-minutes", "soon"], "--lvcf-minutes: soon: give a number"),
         (["zzz"], "invalid choice: 'zzz' (choose from"),
     ],
 )

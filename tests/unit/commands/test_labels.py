@@ -119,6 +119,8 @@ def test_a_file_without_a_task_is_one_line(tmp_path, text):
     (tmp_path / "task.yaml").write_text(text)
     with pytest.raises(InputError, match=r"task\.yaml: no ACES task, which has predicates"):
         read_task(tmp_path / "task.yaml")
+    with pytest.raises(InputError, match=r"none.yaml: no such file; check the path"):
+        read_task(tmp_path / "none.yaml")
 
 
 @pytest.mark.usefixtures("aces")

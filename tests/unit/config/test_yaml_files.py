@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 
 from ehr_ray.config.yaml_files import differences, override, parse_override, read_yaml
@@ -40,8 +42,10 @@ def test_a_file_that_is_no_mapping_or_gives_a_key_twice_is_refused(tmp_path, tex
     path.write_text(text)
     with pytest.raises(ConfigError, match=message):
         read_yaml(path)
-    with pytest.raises(ConfigError, match="no such config"):
+    with pytest.raises(ConfigError, match="no such config; "):
         read_yaml(tmp_path / "b.yaml")
+    with pytest.raises(ConfigError, match=f"c/b.yaml: no such config in {Path.cwd()}; "):
+        read_yaml("c/b.yaml")
 
 
 def test_differences_name_each_path_with_both_values():

@@ -1,4 +1,5 @@
 import dataclasses
+import inspect
 import subprocess
 import sys
 
@@ -472,3 +473,7 @@ def test_a_run_whose_tuning_measures_nothing_is_refused_and_leaves_no_checkpoint
         run_tiny(tiny_family(loss=loss))
     assert not (tmp_path / "tiny" / "checkpoint").exists()
     assert saved_progress(tmp_path / "tiny") is None
+
+
+def test_the_loop_reads_in_one_sitting():
+    assert len(inspect.getsource(train).splitlines()) <= 60
