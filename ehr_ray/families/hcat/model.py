@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ehr_ray.errors import InputError
 from ehr_ray.events.leakage import require_no_leak
 from ehr_ray.events.modalities import WIDTH
 from ehr_ray.events.options import MODALITIES
@@ -189,11 +190,22 @@ def fit_buffers(model: HCAT, batch: Batch) -> None:
     """Fit on the rows of train, before the first step, what is not trained by gradients.
 
     Scale of quality, mean and scale of tokens, the linear imputation, the curve of censoring and
-    class weights. Raises InputError where one column by itself tells an outcome.
+    class weights. Raises InputError where one column by itself tells an outcome, and where nobody
+    has a modality, or an outcome.
     """
     config = model.config
     refuse_leaks(model, batch)
     found = model.tokenizer(batch)
+    if not found.present.any():
+        raise InputError(
+            "train split: nobody has a modality; ingest --source hancock or modality-h5, or name "
+            "their codes in model.codes, as configs/tiny/hcat.yaml does"
+        )
+    if (batch["days"] < 0).all():
+        raise InputError(
+            "train split: of nobody an outcome is known; name the codes of its events in "
+            "model.survival.event and .end, or in those of model.recurrence"
+        )
     there = found.present.float()
     count = there.sum(0).clamp(min=1)
     center = found.quality.sum(0) / count

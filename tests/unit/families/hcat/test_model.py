@@ -95,6 +95,16 @@ def test_fitting_buffers_stops_at_a_column_that_is_the_outcome(make_model, make_
         fit_buffers(model, batch)
 
 
+def test_a_cohort_without_modalities_or_outcomes_is_refused(make_model, make_batch):
+    """It was told as too few tuning patients, after the first epoch."""
+    batch = make_batch(range(1, 41))
+    with pytest.raises(InputError, match=r"nobody has a modality; .*hancock"):
+        fit_buffers(make_model(), batch | {key: batch[key][:0] for key in ("row", "code", "value")})
+    batch["days"][:] = -1
+    with pytest.raises(InputError, match=r"of nobody an outcome is known; .*model\.survival"):
+        fit_buffers(make_model(), batch)
+
+
 def test_without_imputation_there_is_no_imputer(make_model, batch):
     model = make_model(missing="mask")
     assert model.imputer is None
