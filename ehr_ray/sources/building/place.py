@@ -1,0 +1,73 @@
+"""The place of a store that a cohort is to be in: what is there, and who alone writes to it."""
+
+import contextlib
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from ehr_ray.errors import InputError, LeaseHeldError, RunError, UserError
+from ehr_ray.events.schema import RECORD
+from ehr_ray.sources.building.sharing import strangers
+from ehr_ray.storage import sync
+from ehr_ray.storage.lease import Lease, leased
+from ehr_ray.storage.paths import COHORT_FOLDERS, inside, join
+
+
+def stored(place: str) -> bool:
+    """Whether a URI holds a whole cohort, whose record is copied here to be compared with.
+
+    One whose writing was interrupted does not count. `InputError` where something else is there,
+    or has come beside one that is not whole.
+    """
+    interrupted = sync.unfinished(place)
+    if not interrupted:
+        sync.fetch(join(place, RECORD.as_posix()), missing_ok=True)
+    names = sync.names_in(place)
+    strange = strangers(names) if interrupted else names
+    if strange and (interrupted or RECORD.as_posix() not in names):
+        what = min(strange)
+        if (first := what.partition("/")[0]) not in COHORT_FOLDERS:
+            what = first
+        raise InputError(
+            f"--output {place}: holds something else, {what or 'a file'}; choose another place"
+        )
+    return bool(names) and not interrupted
+
+
+@contextlib.contextmanager
+def alone(place: str, output: Path, say: Callable[[str], None]) -> Iterator[Lease | None]:
+    """Hold a place in a store, to which no other machine writes then; a folder `staging` guards.
+
+    Nothing is there that is whole; what this machine has of it is removed. It is marked as not
+    whole, until it is, or until an error of the input that leaves nothing there.
+    """
+    try:
+        with leased(place, say) as lease:
+            if lease is not None:
+                if stored(place):
+                    raise InputError(
+                        f"--output {place}: another ingest has just made it; run this one again to "
+                        "compare"
+                    )
+                for name in COHORT_FOLDERS:
+                    shutil.rmtree(inside(output / name), ignore_errors=True)
+                sync.mark(output)
+            try:
+                yield lease
+            except InputError:
+                if lease is not None:
+                    _unmark(place)
+                raise
+    except LeaseHeldError as error:
+        raise InputError(
+            f"--output {place}: {error.holder} is writing it; wait until it has ended, or choose "
+            "another place"
+        ) from None
+
+
+def _unmark(place: str) -> None:
+    """Remove the mark of an ingest that has ended and left no file of a cohort."""
+    with contextlib.suppress(UserError, RunError):  # of the ingest itself there is a worse one
+        names = sync.names_in(place)
+        if strangers(names) == names:
+            sync.remove(join(place, sync.MARK))
