@@ -189,3 +189,67 @@ def test_bad_input_leaves_the_mark_of_a_cohort_that_is_not_whole(shelf):
 def test_a_bucket_alone_is_no_place_of_a_cohort():
     with pytest.raises(InputError, match="--output s3://hospital/: names a bucket alone; give a"):
         ingest("synthetic", None, "s3://hospital/", options={"patients": 5}, cpus=1)
+
+
+@pytest.fixture
+def walked(shelf):
+    """A folder of one table, and a link to it."""
+    (shelf / "in").mkdir()
+    (shelf / "good.csv").rename(shelf / "in" / "good.csv")
+    (shelf / "link").symlink_to("in")
+    return shelf
+
+
+@pytest.mark.parametrize(
+    ("input_", "output"),
+    [
+        ("in", "in/out"),
+        ("in", "{}/in/a/out"),
+        ("{}/in", "link/out"),
+        ("link", "in/out"),
+        ("in", "else/../in/out"),
+        (".", "cohorts/mine"),
+        ("file://{}/in", "file://{}/in/out"),
+        ("file://{}/link", "{}/in/out"),
+        ("in", "file://{}/link/out"),
+        ("s3://hospital/in", "s3://hospital/in/out"),
+        ("s3://hospital/in/", "s3://hospital//in/out?region=x"),
+    ],
+)
+def test_a_cohort_in_a_folder_whose_files_are_all_read_is_refused_before_any_work(
+    walked, capsys, input_, output
+):
+    before = tree(walked)
+    code, said = said_of(capsys, *(name.format(walked) for name in (input_, output)))
+    (line,) = said.splitlines()
+    assert code == 2
+    assert "lies in --input " in line
+    assert "of which it would be read as a part; choose a folder outside" in line
+    assert tree(walked) == before
+    assert not (walked / "copies").exists()
+
+
+@pytest.mark.parametrize("output", ["in", "link", "in/../in", "file://{}/in", "file://{}/link"])
+def test_the_input_itself_is_no_place_for_its_cohort(walked, output):
+    before = tree(walked)
+    for source, columns in (("table", COLUMNS), ("physionet2012", {})):
+        with pytest.raises(InputError, match=r"--output .*: is --input itself; choose another"):
+            ingest(source, "in", output.format(walked), options=columns, cpus=1)
+    assert tree(walked) == before
+
+
+@pytest.mark.parametrize("folder", ["data", "data/train", "labels"])
+def test_a_cohort_in_a_dataset_is_refused_where_it_would_be_of_it(shelf, folder):
+    ingest("table", "good.csv", "a", options=COLUMNS, cpus=1)
+    with pytest.raises(InputError, match=r"lies in --input a/(data|labels), of which it would be"):
+        ingest("meds", "a", f"a/{folder}/b", cpus=1)
+    assert ingest("meds", "a", "a/b", cpus=1).events == ingest("meds", "a", "b", cpus=1).events
+    assert ingest("meds", "a", "a/b", cpus=1).reused
+
+
+def test_a_cohort_beside_files_that_are_known_by_their_names_has_its_place(shelf, write_stays):
+    write_stays(shelf, {1: ["00:01,HR,80"], 2: ["00:01,HR,90"]})
+    made = ingest("physionet2012", ".", "cohorts/p12", cpus=1)
+    assert made.events == 4
+    assert ingest("physionet2012", ".", "cohorts/p12", cpus=1).reused
+    assert ingest("physionet2012", ".", "cohorts/other", cpus=1).events == made.events
