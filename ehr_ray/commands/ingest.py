@@ -28,13 +28,12 @@ from ehr_ray.sources.building.jobs import (
     UnpackUnit,
     WriteShard,
 )
-from ehr_ray.sources.building.place import alone, place_of, stored
+from ehr_ray.sources.building.place import alone, made_before, place_of
 from ehr_ray.sources.building.ranges import plan_ranges, tasks_of
 from ehr_ray.sources.building.resume import (
     IngestSummary,
     discard_staging,
     fingerprint,
-    finished,
     staging,
 )
 from ehr_ray.sources.building.sharing import (
@@ -64,7 +63,6 @@ from ehr_ray.storage import files, sync
 from ehr_ray.storage.paths import (
     canonical,
     is_outlined,
-    is_uri,
     uri_of,
 )
 
@@ -151,7 +149,7 @@ def ingest(
     print_, size = fingerprint(
         kind, chosen, plan.policy, units, plan.origin, treatment=treatment(plan)
     )
-    done = None if is_uri(place) and not stored(place) else finished(output, print_)
+    done = made_before(place, output, print_)
     if done is not None:
         discard_staging(output)
         progress(f"{output} is already there, made from the same input: nothing to do")

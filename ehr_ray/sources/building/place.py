@@ -7,10 +7,11 @@ from pathlib import Path
 
 from ehr_ray.errors import InputError, LeaseHeldError, RunError, UserError
 from ehr_ray.events.schema import RECORD
+from ehr_ray.sources.building.resume import IngestSummary, finished
 from ehr_ray.sources.building.sharing import strangers
 from ehr_ray.sources.parsing.databases import is_address
 from ehr_ray.sources.source import Source
-from ehr_ray.storage import sync
+from ehr_ray.storage import files, sync
 from ehr_ray.storage.lease import Lease, leased
 from ehr_ray.storage.object_stores import lies_in
 from ehr_ray.storage.paths import (
@@ -31,7 +32,9 @@ def place_of(output: str | Path, source: Source, given: str | Path | None) -> tu
     the source `walks` all files, so that the cohort, or its staging folder, would be read as input.
     """
     place, here = canonical(output), local(output).absolute()
-    if is_uri(place) and not parts_of(place)[2]:
+    if not is_uri(place):
+        here = files.place_of_folder(here)
+    elif not parts_of(place)[2]:
         raise InputError(f"--output {place}: names a bucket alone; give a folder in it")
     if given is None or is_address(given):
         return place, here
@@ -46,7 +49,20 @@ def place_of(output: str | Path, source: Source, given: str | Path | None) -> tu
     return place, here
 
 
-def stored(place: str) -> bool:
+def made_before(place: str, here: Path, print_: str) -> IngestSummary | None:
+    """Return the summary of the cohort that the same ingest has made, None where none is there.
+
+    `InputError` where something else is there, or where no folder can appear.
+    """
+    if is_uri(place):
+        return finished(here, print_) if _stored(place) else None
+    done = finished(here, print_)
+    if done is None:
+        files.check_replaceable(here, "--output ")
+    return done
+
+
+def _stored(place: str) -> bool:
     """Whether a URI holds a whole cohort, whose record is copied here to be compared with.
 
     One whose writing was interrupted does not count. `InputError` where something else is there,
@@ -77,7 +93,7 @@ def alone(place: str, output: Path, say: Callable[[str], None]) -> Iterator[Leas
     try:
         with leased(place, say) as lease:
             if lease is not None:
-                if stored(place):
+                if _stored(place):
                     raise InputError(
                         f"--output {place}: another ingest has just made it; run this one again to "
                         "compare"

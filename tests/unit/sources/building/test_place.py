@@ -1,5 +1,6 @@
 """A place of a store that a cohort is to be in, where something else may be, and other machines."""
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -253,3 +254,49 @@ def test_a_cohort_beside_files_that_are_known_by_their_names_has_its_place(shelf
     assert made.events == 4
     assert ingest("physionet2012", ".", "cohorts/p12", cpus=1).reused
     assert ingest("physionet2012", ".", "cohorts/other", cpus=1).events == made.events
+
+
+@pytest.mark.parametrize("output", [".", "new/..", "mounted", "to_mounted"])
+def test_where_no_cohort_can_appear_an_ingest_is_refused_before_any_work(
+    tmp_path, monkeypatch, capsys, output
+):
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    (tmp_path / "mounted").mkdir()
+    monkeypatch.chdir(tmp_path if "mounted" in output else folder)
+    (tmp_path / "to_mounted").symlink_to("mounted")
+    real = os.rename
+
+    def rename(source, target):
+        if Path(source) == tmp_path / "mounted":
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+        real(source, target)
+
+    monkeypatch.setattr(os, "rename", rename)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(SystemExit) as end:
+        main(["ingest", "--source", "synthetic", "--patients", "3", "--output", output])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert end.value.code == 2
+    assert "name a folder in it" in line
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("output", ["link", "new/../link", "link/../real"])
+def test_a_link_to_an_empty_folder_is_filled_and_known_again(tmp_path, monkeypatch, output):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    made = ingest("synthetic", None, output, options={"patients": 3}, cpus=1)
+    assert made.cohort == tmp_path / "real"
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "link" / RECORD).is_file()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "real"]
+    for again in (output, "real", "link"):
+        assert ingest("synthetic", None, again, options={"patients": 3}, cpus=1).reused
+
+
+def test_a_finished_cohort_is_known_where_another_could_not_appear(tmp_path, monkeypatch):
+    ingest("synthetic", None, tmp_path / "c", options={"patients": 3}, cpus=1)
+    monkeypatch.chdir(tmp_path / "c")
+    assert ingest("synthetic", None, ".", options={"patients": 3}, cpus=1).reused
