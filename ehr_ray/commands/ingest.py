@@ -2,21 +2,19 @@
 
 import contextlib
 import os
-import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, cast, get_args
+from typing import Any, Final
 
-from ehr_ray.errors import InputError, LeaseHeldError, RunError, UserError
-from ehr_ray.events.code_map import load_code_map
-from ehr_ray.events.schema import RECORD, parse_origin
+from ehr_ray.errors import InputError
 from ehr_ray.runtime.data.tasks import run_jobs
 from ehr_ray.runtime.session import session
 from ehr_ray.runtime.tracking import flatten
 from ehr_ray.runtime.verb_tracking import Destination, tracked_verb
+from ehr_ray.sources.building.asked import Asked, treatment, units_of
 from ehr_ray.sources.building.cohort import Work, check_parts, finish
 from ehr_ray.sources.building.groups import divide_groups
 from ehr_ray.sources.building.jobs import (
@@ -30,13 +28,12 @@ from ehr_ray.sources.building.jobs import (
     UnpackUnit,
     WriteShard,
 )
-from ehr_ray.sources.building.limits import load_limits
+from ehr_ray.sources.building.place import alone, made_before, place_of
 from ehr_ray.sources.building.ranges import plan_ranges, tasks_of
 from ehr_ray.sources.building.resume import (
     IngestSummary,
     discard_staging,
     fingerprint,
-    finished,
     staging,
 )
 from ehr_ray.sources.building.sharing import (
@@ -48,9 +45,8 @@ from ehr_ray.sources.building.sharing import (
     publish,
     share,
     share_splits,
-    strangers,
 )
-from ehr_ray.sources.building.staging import SPLITS_TABLE, Plan, Repeats, Unlisted
+from ehr_ray.sources.building.staging import SPLITS_TABLE, Plan
 from ehr_ray.sources.building.statistics import (
     FOUND,
     JOINED,
@@ -60,21 +56,13 @@ from ehr_ray.sources.building.statistics import (
     train_shards,
 )
 from ehr_ray.sources.building.unpacking import UNPACKED, cut_units
-from ehr_ray.sources.parsing.databases import SUFFIX as DATABASE
-from ehr_ray.sources.parsing.databases import is_address, table_path, to_address
-from ehr_ray.sources.source import Source, Unit, get_source, make_options
-from ehr_ray.sources.splits import SplitPolicy, buckets_for, parse_splits
+from ehr_ray.sources.parsing.databases import table_path
+from ehr_ray.sources.source import Unit, get_source, make_options
+from ehr_ray.sources.splits import buckets_for
 from ehr_ray.storage import files, sync
-from ehr_ray.storage.lease import Lease, leased
 from ehr_ray.storage.paths import (
-    COHORT_FOLDERS,
     canonical,
-    inside,
     is_outlined,
-    is_uri,
-    join,
-    local,
-    parts_of,
     uri_of,
 )
 
@@ -141,7 +129,7 @@ def ingest(
     started = time.monotonic()
     kind = get_source(source)
     chosen = make_options(kind, options or {})
-    asked = _Asked(
+    asked = Asked(
         splits,
         seed,
         origin,
@@ -154,16 +142,14 @@ def ingest(
         max_rejected,
     )
     plan = asked.plan(kind, chosen)
-    given, units = _work(kind, input, chosen)
+    place, output = place_of(output, kind, input)
+    given, units = units_of(kind, input, chosen)
     if splits is None and split_by is None and isinstance(given, Path):
         plan = replace(plan, policy=replace(plan.policy, file=kind.split_table(given)))
     print_, size = fingerprint(
-        kind, chosen, plan.policy, units, plan.origin, treatment=_treatment(plan)
+        kind, chosen, plan.policy, units, plan.origin, treatment=treatment(plan)
     )
-    place, output = canonical(output), local(output).absolute()
-    if is_uri(place) and not parts_of(place)[2]:
-        raise InputError(f"--output {place}: names a bucket alone; give a folder in it")
-    done = None if is_uri(place) and not _stored(place) else finished(output, print_)
+    done = made_before(place, output, print_)
     if done is not None:
         discard_staging(output)
         progress(f"{output} is already there, made from the same input: nothing to do")
@@ -177,7 +163,7 @@ def ingest(
     # has started no Ray; and Ray has ended before the folder its tasks write to is removed.
     with (
         tracked_verb(tracking, "ingest", output.name, told) as record,
-        _alone(place, output, progress) as lease,
+        alone(place, output, progress) as lease,
         files.writes(f"--output {output}"),
         staging(output, print_) as folder,
         session(address_of(place, read), num_cpus=cpus, without="--cpus 1")
@@ -192,7 +178,7 @@ def ingest(
         if isinstance(given, Path) and is_outlined(given):
             sync.outline(given)  # nodes may have copied another object than the one listed before
             now, _ = fingerprint(
-                kind, chosen, plan.policy, units, plan.origin, treatment=_treatment(plan)
+                kind, chosen, plan.policy, units, plan.origin, treatment=treatment(plan)
             )
             if now != print_:
                 raise InputError(
@@ -207,54 +193,6 @@ def ingest(
         record.metrics |= {k: float(v) for k, v in counts if type(v) in (int, float)}
         record.artifacts.append((output / "metadata", METADATA))
     return summary
-
-
-@dataclass(frozen=True)
-class _Asked:
-    """What `ingest` is asked for beside its source; `units` are its conversions."""
-
-    splits: str | None
-    seed: int
-    origin: str | None
-    ranges: str | None
-    units: str | None
-    repeats: str
-    code_map: str | None
-    split_by: str | None
-    unlisted: str
-    max_rejected: float
-
-    def plan(self, kind: Source, chosen: Any) -> Plan:
-        """Return the plan of it, whose staging folder is not known yet; InputError as `ingest`."""
-        policy = parse_splits(self.splits, self.seed)
-        if self.origin is not None and kind.relative_time(chosen):
-            raise InputError(
-                f"--origin {self.origin}: times of this input count from the admission already"
-            )
-        if not 0 <= self.max_rejected <= 1:
-            raise InputError(f"--max-rejected {self.max_rejected}: not a share between 0 and 1")
-        if self.repeats not in get_args(Repeats):
-            known = ", ".join(get_args(Repeats))
-            raise InputError(f"--repeats {self.repeats}: choose from {known}")
-        if self.unlisted not in get_args(Unlisted):
-            known = ", ".join(get_args(Unlisted))
-            raise InputError(f"--unlisted {self.unlisted}: choose from {known}")
-        if self.unlisted == "drop" and policy.file is None:
-            raise InputError("--unlisted drop: nobody is left out without a table as --splits FILE")
-        if self.split_by is not None:
-            policy = _by_groups(policy, self.splits, self.split_by)
-        return Plan(
-            kind.name,
-            chosen,
-            policy,
-            Path(),
-            kind.origin if self.origin is None else parse_origin(self.origin, "--origin"),
-            load_limits(self.ranges or kind.limits[0], self.units or kind.limits[1]),
-            cast(Repeats, self.repeats),
-            None if self.code_map is None else load_code_map(self.code_map),
-            self.split_by,
-            unlisted=cast(Unlisted, self.unlisted),
-        )
 
 
 def _unpacked(
@@ -320,87 +258,6 @@ def _build(
     return Work(units[0], number, shards, buckets, checked, settled, fit)
 
 
-def _by_groups(policy: SplitPolicy, splits: str | None, code: str) -> SplitPolicy:
-    """Return the policy of `--split-by`: shares of whole groups, whatever the source says."""
-    if not code.strip("/ "):
-        raise InputError("--split-by: no code; name a static one, such as HOSPITAL")
-    if policy.file is not None:
-        raise InputError(f"--split-by {code}: --splits {splits} divides already; give one of them")
-    return replace(policy, keep_source=False)
-
-
-def _treatment(plan: Plan) -> tuple[str, ...]:
-    """Return what decides the bytes beside source and options; what was not asked adds nothing."""
-    # So a cohort that was made before there was such an option is still known as the same.
-    more = {"code_map": plan.code_map and plan.code_map.digest, "split_by": plan.split_by}
-    more |= {"unlisted": plan.unlisted if plan.unlisted == "drop" else None}
-    asked = (f"{key}={value}" for key, value in more.items() if value)
-    return (plan.limits.digest, plan.repeats, *asked)
-
-
-def _stored(place: str) -> bool:
-    """Whether a URI holds a whole cohort, whose record is copied here to be compared with.
-
-    One whose writing was interrupted does not count. `InputError` where something else is there,
-    or has come beside one that is not whole.
-    """
-    interrupted = sync.unfinished(place)
-    if not interrupted:
-        sync.fetch(join(place, RECORD.as_posix()), missing_ok=True)
-    names = sync.names_in(place)
-    strange = strangers(names) if interrupted else names
-    if strange and (interrupted or RECORD.as_posix() not in names):
-        what = min(strange)
-        if (first := what.partition("/")[0]) not in COHORT_FOLDERS:
-            what = first
-        raise InputError(
-            f"--output {place}: holds something else, {what or 'a file'}; choose another place"
-        )
-    return bool(names) and not interrupted
-
-
-def _first_parts(names: Iterable[str]) -> set[str]:
-    return {name.partition("/")[0] for name in names}
-
-
-@contextlib.contextmanager
-def _alone(place: str, output: Path, say: Callable[[str], None]) -> Iterator[Lease | None]:
-    """Hold a place in a store, to which no other machine writes then; a folder `staging` guards.
-
-    Nothing is there that is whole; what this machine has of it is removed. It is marked as not
-    whole, until it is, or until an error of the input that leaves nothing there.
-    """
-    try:
-        with leased(place, say) as lease:
-            if lease is not None:
-                if _stored(place):
-                    raise InputError(
-                        f"--output {place}: another ingest has just made it; run this one again to "
-                        "compare"
-                    )
-                for name in COHORT_FOLDERS:
-                    shutil.rmtree(inside(output / name), ignore_errors=True)
-                sync.mark(output)
-            try:
-                yield lease
-            except InputError:
-                if lease is not None:
-                    _unmark(place)
-                raise
-    except LeaseHeldError as error:
-        raise InputError(
-            f"--output {place}: {error.holder} is writing it; wait until it has ended, or choose "
-            "another place"
-        ) from None
-
-
-def _unmark(place: str) -> None:
-    """Remove the mark of an ingest that has ended and left no file of a cohort."""
-    with contextlib.suppress(UserError, RunError):  # of the ingest itself there is a worse one
-        if _first_parts(sync.names_in(place)).isdisjoint(COHORT_FOLDERS):
-            sync.remove(join(place, sync.MARK))
-
-
 def _unit_name(job: tuple[int, Unit]) -> str:
     number, unit = job
     return table_path(unit.root, unit.files[0]) if unit.files else f"unit {number}"
@@ -409,34 +266,3 @@ def _unit_name(job: tuple[int, Unit]) -> str:
 def _worth_ray(units: Sequence[Unit], size: int) -> bool:
     several = len(units) > 1 or any(unit.packed is not None for unit in units)
     return several and size >= SMALL_BYTES and (os.cpu_count() or 1) > 1
-
-
-def _work(source: Source, given: str | Path | None, options: Any) -> tuple[str | Path, list[Unit]]:
-    """Return (the input here, or the address of a database; the units of it)."""
-    if given is not None and not source.needs_input:
-        raise InputError(
-            f"--input {given}: --source {source.name} makes its own patients; drop --input"
-        )
-    if given is not None:
-        if not is_address(given):
-            database = local(given).suffix == DATABASE
-            given = sync.fetch(given) if database else sync.outline(given)
-        if (address := to_address(given)) is not None:
-            if source.database_units is None:
-                raise InputError(
-                    f"--input {address}: --source {source.name} reads no database; give files"
-                )
-            return address, source.database_units(address, options)
-        given = Path(given)
-    path = _existing(given, source.name, source.needs_input)
-    return path, source.units(path, options)
-
-
-def _existing(path: Path | None, source: str, needed: bool) -> Path:
-    if path is None:
-        if needed:
-            raise InputError(f"--source {source} reads files: say where by --input PATH")
-        return Path()
-    if not path.exists():
-        raise InputError(f"--input {path}: no such file or folder; check the path")
-    return path.absolute()

@@ -32,6 +32,7 @@ from ehr_ray.sources.parsing.quarantine import Rejects
 from ehr_ray.sources.parsing.rows import clean_rows
 from ehr_ray.sources.source import LABEL_VALUES, Chunk, Source, Unit
 from ehr_ray.storage import files, sync
+from ehr_ray.storage.contents import walked
 
 SPLITS_FILE: Final = "metadata/subject_splits.parquet"
 CODES_FILE: Final = "metadata/codes.parquet"
@@ -63,13 +64,12 @@ def units(path: Path, options: MedsOptions) -> list[Unit]:  # noqa: ARG001
 
 
 def _parquet_files(root: str, below: str) -> list[str]:
-    found = []
-    for folder, folders, names in os.walk(os.path.join(root, below)):
-        folders.sort()
-        relative = os.path.relpath(folder, root)
-        names = sorted(f for f in names if f.endswith(PARQUET) and not f.startswith("."))
-        found += [f"{relative}/{name}" for name in names]
-    return found
+    return [
+        f"{below}/{prefix}{name}"
+        for prefix, names in walked(os.path.join(root, below))
+        for name in names
+        if name.endswith(PARQUET)
+    ]
 
 
 def read(unit: Unit, options: MedsOptions) -> Iterator[Chunk]:  # noqa: ARG001
@@ -181,4 +181,5 @@ SOURCE: Final = Source(
     read=read,
     relative_time=lambda _: False,
     split_table=_split_table,
+    walks=("data", "labels"),
 )

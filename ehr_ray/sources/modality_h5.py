@@ -33,7 +33,7 @@ class ModalityOptions:
 
 def units(path: Path, options: ModalityOptions) -> list[Unit]:  # noqa: ARG001
     """Return the one unit: files of one folder, found by the modality in their name."""
-    files = sorted(p.name for p in path.glob("*.h5")) if path.is_dir() else []
+    files = sorted(p.name for p in path.glob("[!.]*.h5")) if path.is_dir() else []
     found = {}
     for name in MODALITIES:
         fits = [file for file in files if name in file.lower()]

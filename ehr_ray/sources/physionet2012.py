@@ -26,6 +26,7 @@ from ehr_ray.sources.parsing.labels import label_rows
 from ehr_ray.sources.parsing.quantities import PLAIN, quantities
 from ehr_ray.sources.parsing.quarantine import UNRECORDED, Rejects
 from ehr_ray.sources.source import FILES_PER_UNIT, Chunk, Source, Unit
+from ehr_ray.storage.contents import walked
 
 STATICS: Final = ("Age", "Gender", "Height", "ICUType")
 """Descriptors of the stay, written without a time. Weight is measured again and stays timed."""
@@ -66,10 +67,8 @@ def units(path: Path, options: Physionet2012Options) -> list[Unit]:  # noqa: ARG
         found = _units_of(str(path.parent), "", [path.name])
     else:
         found = []
-        for folder, folders, files in os.walk(path):
-            folders.sort()
-            relative = os.path.relpath(folder, path)
-            found += _units_of(str(path), "" if relative == "." else relative + "/", sorted(files))
+        for prefix, names in walked(path):
+            found += _units_of(str(path), prefix, names)
     if not any(unit.kind != "outcomes" for unit in found):
         raise InputError(f"--input {path}: no <RecordID>.txt and no set-*.tar.gz in it")
     return found

@@ -44,6 +44,7 @@ from ehr_ray.sources.parsing.quantities import numbers
 from ehr_ray.sources.parsing.quarantine import Rejects
 from ehr_ray.sources.parsing.rows import clean_rows
 from ehr_ray.sources.source import Chunk, Source, Unit
+from ehr_ray.storage.contents import walked
 from ehr_ray.storage.paths import uri_of
 
 PARQUET: Final = ".parquet"
@@ -132,14 +133,12 @@ def _refuse_twins(path: Path, names: list[str]) -> None:
 
 
 def _names(path: Path) -> list[str]:
-    found = []
-    for folder, folders, files in os.walk(path):
-        folders.sort()
-        relative = os.path.relpath(folder, path)
-        prefix = "" if relative == "." else relative + "/"
-        wanted = (f for f in sorted(files) if f.endswith((*SUFFIXES, PARQUET)) and f[0] != ".")
-        found += [prefix + name for name in wanted]
-    return found
+    return [
+        prefix + name
+        for prefix, names in walked(path)
+        for name in names
+        if name.endswith((*SUFFIXES, PARQUET))
+    ]
 
 
 def read(unit: Unit, options: TableOptions) -> Iterator[Chunk]:
@@ -285,4 +284,5 @@ SOURCE: Final = Source(
     units=units,
     read=read,
     relative_time=lambda options: options.time_unit != "timestamp",
+    walks=("",),
 )

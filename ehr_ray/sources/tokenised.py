@@ -77,13 +77,13 @@ def units(path: Path, options: TokenisedOptions) -> list[Unit]:
         )
     found: list[Unit] = []
     for folder in sorted(p for p in path.iterdir() if p.is_dir() and p.name in SPLIT_NAMES):
-        for file in sorted(folder.iterdir()):
+        for file in sorted(folder.glob("[!.]*")):
             if file.suffix in PICKLES:
                 raise InputError(
                     f"--input {file}: a pickle runs code when it is read; where you trust it, "
                     "convert it: pandas.DataFrame(pickle.load(open(F, 'rb'))).to_parquet(...)"
                 )
-            if file.suffix in SUFFIXES and not file.name.startswith("."):
+            if file.suffix in SUFFIXES:
                 name = f"{folder.name}/{file.name}"
                 found.append(Unit(str(path), (name,), split=folder.name, uses=tuple(uses)))
     if not found:

@@ -52,6 +52,19 @@ def _found(location: Path) -> Iterator[tuple[str, Stamp]]:
                     yield name, (status.st_size, status.st_mtime_ns)
 
 
+def walked(folder: str | Path) -> Iterator[tuple[str, list[str]]]:
+    """Yield a folder of this machine and those below it, in order, without hidden names.
+
+    Of each what its files' names stand behind ("", or its own relative name and a slash), and
+    these names in order. Links to folders are not followed.
+    """
+    for at, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not is_hidden(name))
+        relative = os.path.relpath(at, folder)
+        prefix = "" if relative == "." else f"{relative}/"
+        yield prefix, sorted(name for name in names if not is_hidden(name))
+
+
 def is_hidden(name: str) -> bool:
     """Whether a relative name, or a folder in it, begins with a dot."""
     return any(part.startswith(".") for part in name.split("/"))

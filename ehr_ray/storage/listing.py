@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from ehr_ray.storage import files
+from ehr_ray.storage.contents import walked
 from ehr_ray.storage.paths import absolute, inside, staging, uri_of
 from ehr_ray.storage.transfers import Stamp, stamp_of
 
@@ -34,7 +35,10 @@ def write(root: Path, found: dict[str, Stamp]) -> None:
 
 
 def parquet_below(folder: Path) -> list[Path]:
-    """Return the Parquet files below a folder, here or in its store, in no order."""
+    """Return the Parquet files below a folder, here or in its store, in no order.
+
+    Hidden ones are none of them.
+    """
     return [*map(Path, texts_below(folder))]
 
 
@@ -42,8 +46,8 @@ def texts_below(folder: Path) -> list[str]:
     """Return the paths of `parquet_below` as text."""
     ending, inner = ".parquet", f"{folder}{os.sep}"
     here = {
-        f"{at}{os.sep}{name}"
-        for at, _, names in os.walk(folder)
+        f"{inner}{prefix}{name}"
+        for prefix, names in walked(folder)
         for name in names
         if name.endswith(ending)
     }

@@ -44,6 +44,12 @@ def test_splits_come_from_the_subject_table_first(tmp_path, cohort):
     assert split_of(path) == {0: "held_out", 1: "tuning", 2: "train", 3: "train"}
 
 
+def test_what_is_hidden_is_not_of_the_dataset(tmp_path, cohort):
+    for name in ("train/0.parquet", "train/._0.parquet", ".old/0.parquet", "train/.b/0.parquet"):
+        write_shard(tmp_path / "in/data" / name, [(len(name), T0, "A", 1.0)])
+    assert split_of(cohort("meds", tmp_path / "in")) == {len("train/0.parquet"): "train"}
+
+
 def test_else_from_the_first_folder(tmp_path, cohort):
     for i, folder in enumerate(("train", "tuning", "held_out", "test")):
         write_shard(tmp_path / f"in/data/{folder}/x/0.parquet", [(i, T0, "A", 1.0)])

@@ -80,6 +80,11 @@ def test_only_slides_may_be_several_of_a_patient(folder, tmp_path):
         read(folder, tmp_path)
 
 
+def test_a_hidden_file_is_none_of_a_modality(folder, tmp_path):
+    (folder / "._clinical.h5").write_text("what a Mac notes beside a file")
+    assert len(read(folder, tmp_path))
+
+
 def test_a_folder_without_a_clinical_file_is_refused(folder, tmp_path):
     (folder / "clinical.h5").unlink()
     with pytest.raises(InputError, match=r"no clinical\*.h5"):

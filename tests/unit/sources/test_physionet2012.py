@@ -100,6 +100,14 @@ def test_days_of_a_stay_are_tasks_of_their_own_where_they_are_asked_for(
         cohort("physionet2012", tmp_path / "raw", name="other", tasks="icd")
 
 
+def test_what_is_hidden_is_not_of_the_input(tmp_path, cohort, write_stays, events_of):
+    for number, folder in enumerate(("set-a", ".trash", "set-a/.old"), start=1):
+        write_stays(tmp_path / "in" / folder, {number: ["00:01,HR,80"]})
+    (tmp_path / "in/._set-b.tar.gz").write_text("what a Mac notes beside a file")
+    events = events_of(cohort("physionet2012", tmp_path / "in"))
+    assert {*events["subject_id"].to_pylist()} == {1}
+
+
 def test_a_stay_without_outcome_is_still_a_patient(tmp_path, cohort, write_stays):
     write_stays(tmp_path / "raw", {1: ["00:01,HR,80"], 2: ["00:01,HR,80"]})
     (tmp_path / "raw" / "Outcomes-a.txt").write_text(OUTCOMES + "1,6,1,5,-1,0\n")

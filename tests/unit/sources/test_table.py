@@ -76,6 +76,18 @@ def test_a_folder_of_pieces_may_cut_subjects_anywhere(tmp_path, read):
     assert read(tmp_path / "in") == EXPECTED
 
 
+def test_what_is_hidden_in_a_folder_is_no_piece_of_it(tmp_path, read):
+    for name in (
+        "in/events.csv",
+        "in/.trash/old.csv",
+        "in/a/.c.staging-0/parts/0.csv",
+        "in/._b.csv",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(CSV)
+    assert read(tmp_path / "in") == EXPECTED
+
+
 @pytest.mark.parametrize(("unit", "scale"), [("minutes", 60), ("hours", 1)])
 def test_relative_time_counts_from_an_admission(tmp_path, read, unit, scale):
     (tmp_path / "e.csv").write_text(f"pid,charted,what,amount\n1,{scale * 2.5},HR,80\n1,,Age,60\n")

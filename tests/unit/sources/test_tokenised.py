@@ -54,6 +54,13 @@ def test_tokens_become_events_with_their_values_and_units(folder, cohort, events
     assert said(events_of(path, "tuning")) == [("MEDICAL//I10", None)]
 
 
+def test_a_hidden_file_holds_no_records(folder, cohort, events_of):
+    for name in ("._0.json", "._0.pkl"):
+        (folder / "train" / name).write_text("what a Mac notes beside a file")
+    path = cohort("tokenised", folder, cutoff_months=1)
+    assert {*events_of(path, "train")["subject_id"].to_pylist()} == {1}
+
+
 def test_tokens_may_stay_apart(folder, cohort, events_of):
     path = cohort("tokenised", folder, values="apart", cutoff_months=1)
     codes = [code for code, _ in said(events_of(path, "train"))]

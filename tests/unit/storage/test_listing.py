@@ -67,7 +67,7 @@ def test_a_whole_copy_has_no_listing(store):
 
 
 def test_a_path_is_its_own_listing(tmp_path, monkeypatch):
-    write(tmp_path, **{"a__0.parquet": "12"})
+    write(tmp_path, **{"a__0.parquet": "12", "a__._0.parquet": "", ".trash__1.parquet": ""})
     assert fetch_cohort(tmp_path) == tmp_path
     assert parquet_below(tmp_path) == [tmp_path / "a" / "0.parquet"]
     assert stamp(tmp_path / "a" / "0.parquet")[0] == 2

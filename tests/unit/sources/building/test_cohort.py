@@ -109,30 +109,6 @@ def test_the_summary_counts_what_is_on_disk(tmp_path, write_stays):
     assert (again.subjects, again.labels) == (summary.subjects, summary.labels)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (
-            {"source": "csv"},
-            "--source csv: not available; choose from physionet2012, mimic-iv",
-        ),
-        ({"source": "mimic4"}, "--source mimic4: not available; did you mean mimic-iv?"),
-        ({"source": "hospital"}, "--source hospital: not available"),
-        ({"source": "mimic-iv"}, "--source mimic-iv reads files: say where by --input PATH"),
-        ({"source": "meds"}, "--source meds reads files: say where by --input PATH"),
-        ({"source": "meds", "input": Path("no/where")}, "--input no/where: no such file or folder"),
-        ({"source": "synthetic", "splits": "1,2"}, "--splits 1,2"),
-        ({"source": "synthetic", "max_rejected": 3}, "--max-rejected 3"),
-    ],
-)
-def test_bad_arguments_are_one_line_and_leave_nothing(tmp_path, arguments, message):
-    with pytest.raises(InputError) as error:
-        ingest(**{"input": None, "output": tmp_path / "out/c", "options": {}, **arguments})
-    assert str(error.value).startswith(message)
-    assert "\n" not in str(error.value)
-    assert list(tmp_path.iterdir()) == []
-
-
 PEAK = """
 import pathlib, resource, sys
 from ehr_ray.commands.ingest import ingest

@@ -1,8 +1,5 @@
 import json
-import multiprocessing
 import os
-import signal
-import socket
 import subprocess
 import sys
 from functools import partial
@@ -13,14 +10,13 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import pytest
 
-from ehr_ray.cli.main import main
 from ehr_ray.commands.ingest import ingest
 from ehr_ray.errors import InputError, RunError
 from ehr_ray.events.schema import RECORD
 from ehr_ray.sources import splits, table
 from ehr_ray.sources.building.resume import discard_staging, has_changed
-from ehr_ray.storage import in_place, sync
-from ehr_ray.storage.paths import COHORT_FOLDERS, STAGING, local
+from ehr_ray.storage import in_place
+from ehr_ray.storage.paths import STAGING, local
 
 
 def tree(path):
@@ -102,174 +98,6 @@ def test_two_ingests_into_one_place_exclude_each_other(tmp_path):
     entered = []
     ingest("synthetic", None, tmp_path / "c", options={"patients": 2}, progress=enter)
     assert entered
-
-
-@pytest.fixture
-def store(tmp_path, monkeypatch):
-    """The URI of a cohort that is to be, in a folder that serves as a store."""
-    monkeypatch.setenv(STAGING, str(tmp_path / "copies"))
-    return f"file://{tmp_path}/store/c"
-
-
-def test_two_ingests_into_one_store_exclude_each_other_by_name(tmp_path, store, monkeypatch):
-    """The second on another machine, with copies of its own and another input."""
-    place = f"--output {store}: {socket.gethostname()} (process {os.getpid()} of "
-    refused = []
-
-    def enter(_):
-        with monkeypatch.context() as patch:
-            patch.setenv(STAGING, str(tmp_path / "elsewhere"))
-            with pytest.raises(InputError) as error:
-                ingest("synthetic", None, store, options={"patients": 3})
-            refused.append(str(error.value))
-
-    ingest("synthetic", None, store, options={"patients": 2}, progress=enter)
-    assert refused
-    assert all(text.startswith(place) for text in refused)
-    assert "is writing it; wait until it has ended" in refused[0]
-    ingest("synthetic", None, tmp_path / "here", options={"patients": 2})
-    assert tree(tmp_path / "store/c") == tree(tmp_path / "here")
-    assert ingest("synthetic", None, store, options={"patients": 2}).reused
-
-
-def test_an_ingest_into_a_store_takes_over_from_one_that_was_killed(tmp_path, store):
-    def killed():
-        ingest("synthetic", None, store, options={"patients": 2}, progress=kill)
-
-    def kill(line):
-        if line == "fitting codes on train":
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    process = multiprocessing.get_context("fork").Process(target=killed)
-    process.start()
-    process.join()
-    assert process.exitcode == -signal.SIGKILL
-    assert [*(tmp_path / "store/c/.lease").iterdir()]
-    ingest("synthetic", None, store, options={"patients": 2})
-    ingest("synthetic", None, tmp_path / "here", options={"patients": 2})
-    assert tree(tmp_path / "store/c") == tree(tmp_path / "here")
-
-
-@pytest.fixture
-def shelf(tmp_path, monkeypatch):
-    """A folder with a space, in which commands are given: a bad input, and a good one of 1 stay."""
-    monkeypatch.setenv(STAGING, str(tmp_path / "copies"))
-    folder = tmp_path / "my data"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    Path("bad.csv").write_text("id,hours,item,numeric_value\n1,1,HR,80\n")
-    Path("good.csv").write_text("id,hours,code,numeric_value\n1,1,HR,80\n")
-    return folder
-
-
-def said_of(capsys, name, place):
-    """Ingest a table by its name into a place; return the exit code and the line on the error."""
-    columns = ("--id-column", "id", "--time-column", "hours", "--time-unit", "hours")
-    words = ["ingest", "--source", "table", "--input", name, "--output", str(place), *columns]
-    try:
-        main([*words, "--cpus", "1"])
-    except SystemExit as end:
-        return end.code, capsys.readouterr().err
-    return 0, ""
-
-
-def test_an_ingest_above_another_cohort_is_refused_and_leaves_it(shelf, capsys):
-    store = f"file://{shelf}/cohorts"
-    assert said_of(capsys, "bad.csv", store)[0] == 2
-    assert tree(shelf / "cohorts") == {}
-    assert said_of(capsys, "good.csv", f"{store}/p12")[0] == 0
-    before = tree(shelf / "cohorts")
-    assert "p12/metadata/codes.parquet" in before
-    for name in ("good.csv", "bad.csv"):
-        code, line = said_of(capsys, name, store)
-        assert (code, tree(shelf / "cohorts")) == (2, before)
-        assert f"--output {store}: holds something else, p12; choose another place" in line
-
-
-@pytest.mark.parametrize(
-    "other", ["runs/a/model.safetensors", "note.txt", "p12/data/train/0.parquet"]
-)
-def test_what_came_beside_an_interrupted_ingest_is_not_taken_for_its_own(shelf, other):
-    store = f"file://{shelf}/c"
-    sync.mark(store)
-    path = shelf / "c" / other
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("mine")
-    name = other.partition("/")[0]
-    with pytest.raises(InputError, match=f"/c: holds something else, {name}; choose another"):
-        ingest("table", "good.csv", store, options=COLUMNS, cpus=1)
-    assert tree(shelf / "c") == {sync.MARK: b"", other: b"mine"}
-
-
-@pytest.mark.parametrize("folder", COHORT_FOLDERS)
-def test_a_cohort_in_a_folder_of_an_interrupted_one_s_name_is_not_its_own(shelf, capsys, folder):
-    store = f"file://{shelf}/c"
-    sync.mark(store)
-    assert said_of(capsys, "good.csv", f"{store}/{folder}")[0] == 0
-    before = tree(shelf / "c")
-    code, line = said_of(capsys, "good.csv", store)
-    assert (code, tree(shelf / "c")) == (2, before)
-    assert f"--output {store}: holds something else, {folder}/" in line
-
-
-@pytest.mark.parametrize("folder", COHORT_FOLDERS)
-def test_a_cohort_that_another_machine_writes_into_it_meanwhile_stays(shelf, monkeypatch, folder):
-    store, mark, marked = f"file://{shelf}/c", sync.mark, []
-    other = shelf / "c" / folder
-    names = ("data/train/0.parquet", "metadata/ingest.json", "labels/a.parquet")
-
-    def and_theirs(place):
-        mark(place)
-        marked.append(place)
-        for name in names if len(marked) == 2 else ():  # before it is made whole
-            (other / name).parent.mkdir(parents=True, exist_ok=True)
-            (other / name).write_bytes(b"theirs")
-
-    monkeypatch.setattr(sync, "mark", and_theirs)
-    ingest("table", "good.csv", store, options=COLUMNS, cpus=1)
-    assert len(marked) == 2
-    assert all((other / name).read_bytes() == b"theirs" for name in names)
-    assert (shelf / "c" / RECORD).is_file()
-
-
-@pytest.mark.parametrize("input_", ["bad.csv", "good.csv"])
-def test_what_others_write_below_while_an_ingest_runs_stays(shelf, monkeypatch, input_):
-    """A training's run within the cohort's folder, here and in its store."""
-    store, real = f"file://{shelf}/c", sync.mark
-    own = {"runs/a/experiment.yaml": b"mine", "runs/a/state/1/progress.yaml": b"mine"}
-
-    def mark(place):
-        real(place)
-        for folder in (shelf / "c", local(store)):
-            for name, content in own.items():
-                (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                (folder / name).write_bytes(content)
-
-    monkeypatch.setattr(sync, "mark", mark)
-    read = partial(ingest, "table", input_, store, options=COLUMNS, cpus=1)
-    if input_ == "bad.csv":
-        with pytest.raises(InputError, match="code"):
-            read()
-        made = {}
-    else:
-        read()
-        ingest("table", input_, shelf / "here", options=COLUMNS, cpus=1)
-        made = tree(shelf / "here")
-    assert tree(shelf / "c") == made | own
-    assert own.items() <= tree(local(store)).items()
-
-
-def test_bad_input_leaves_the_mark_of_a_cohort_that_is_not_whole(shelf):
-    store, old = f"file://{shelf}/c", shelf / "c" / "labels" / "old.parquet"
-    sync.mark(store)
-    old.parent.mkdir()
-    old.write_text("of an ingest that was killed")
-    with pytest.raises(InputError, match="code"):
-        ingest("table", "bad.csv", store, options=COLUMNS, cpus=1)
-    assert sync.unfinished(store)
-    ingest("table", "good.csv", store, options=COLUMNS, cpus=1)
-    ingest("table", "good.csv", shelf / "here", options=COLUMNS, cpus=1)
-    assert tree(shelf / "c") == tree(shelf / "here")
 
 
 def test_the_summary_reads_well(tmp_path, write_stays):
@@ -519,8 +347,3 @@ def test_what_ingest_changed_is_known_of_its_own_cohorts_alone(tmp_path):
     assert not has_changed(tmp_path, "unit converted")
     (tmp_path / RECORD).write_text("{}")
     assert not has_changed(tmp_path, "code mapped")
-
-
-def test_a_bucket_alone_is_no_place_of_a_cohort():
-    with pytest.raises(InputError, match="--output s3://hospital/: names a bucket alone; give a"):
-        ingest("synthetic", None, "s3://hospital/", options={"patients": 5}, cpus=1)
