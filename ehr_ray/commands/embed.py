@@ -28,7 +28,7 @@ from ehr_ray.runtime.session import session
 from ehr_ray.runtime.verb_tracking import of_training, tracked_verb
 from ehr_ray.sources.building.resume import has_changed
 from ehr_ray.sources.building.staging import MAPPED
-from ehr_ray.storage import files, in_place, sync
+from ehr_ray.storage import copies, files, in_place, sync
 from ehr_ray.storage.claim import claim
 from ehr_ray.storage.listing import stamp
 from ehr_ray.storage.paths import (
@@ -132,13 +132,14 @@ def _one_file(job: "_Job", output: str | Path, target: Path) -> int:
         scratch.mkdir(parents=True)
     try:
         parts = job.fill(scratch, set(), bring=True)
-        with (
-            files.new_file(target) as unfinished,
-            pq.ParquetWriter(unfinished, EMBEDDINGS, **files.CHECKED) as writer,
-        ):
-            for part in parts:
-                writer.write_table(files.read_parquet(part))
-        sync.push(target)
+        with copies.unsent(target):
+            with (
+                files.new_file(target) as unfinished,
+                pq.ParquetWriter(unfinished, EMBEDDINGS, **files.CHECKED) as writer,
+            ):
+                for part in parts:
+                    writer.write_table(files.read_parquet(part))
+            sync.push(target)
         return int(pq.read_metadata(target).num_rows)
     finally:
         sync.remove(scratch)

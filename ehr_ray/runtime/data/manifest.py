@@ -36,7 +36,7 @@ from ehr_ray.events.manifest import (
 from ehr_ray.events.patients import texts_of
 from ehr_ray.events.sample_folder import SampleFolder
 from ehr_ray.runtime.data.tasks import Say, run_jobs
-from ehr_ray.storage import files, sync
+from ehr_ray.storage import copies, files, sync
 from ehr_ray.storage.listing import stamped
 from ehr_ray.storage.paths import absolute, local
 
@@ -189,8 +189,9 @@ def _describe(job: tuple[Sequence[tuple[str, str, str]], str]) -> None:
     """Write the file of a manifest that is of some shards: (name in it, split, place) each."""
     shards, target = job
     rows = (describe_shard(sync.in_store(place), name, split) for name, split, place in shards)
-    write_rows(rows, local(target))
-    sync.push(target)
+    with copies.unsent(target):
+        write_rows(rows, local(target))
+        sync.push(target)
 
 
 def fitted_codes(

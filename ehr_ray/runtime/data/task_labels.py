@@ -272,8 +272,9 @@ class DivideLabels:
         }
         assert self.folder is not None
         target = local(self.folder) / _name_in(self.cohort, shard)
-        files.write_parquet(pa.table(table), target)
-        sync.push(target)
+        with copies.unsent(target):
+            files.write_parquet(pa.table(table), target)
+            sync.push(target)
 
 
 def _subjects_of(shards: Sequence[str]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:

@@ -85,6 +85,15 @@ def test_one_file_holds_the_rows_of_the_folder(tiny_run, sharded, folder, tmp_pa
     assert np.array_equal(np.stack(one), np.stack(many[one.index]))
 
 
+def test_another_command_that_fetches_one_file_leaves_what_has_not_been_sent_yet(
+    tiny_run, sharded, tmp_path, fetched_unsent
+):
+    stored = f"file://{tmp_path}/store/all.parquet"
+    assert embed(tiny_run, sharded, stored, on_ray=False) == 60
+    assert "all.parquet" in fetched_unsent
+    assert len(pq.read_table(tmp_path / "store" / "all.parquet")) == 60
+
+
 def test_gpus_that_are_not_there_are_refused_by_the_option(tiny_run, sharded, tmp_path):
     for gpus, said in ((-1, "give the GPUs of each"), (float("inf"), "give"), (1, "finds no GPU")):
         with pytest.raises(InputError, match=f"--gpus {gpus:g}: .*{said}"):

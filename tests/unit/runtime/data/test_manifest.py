@@ -220,6 +220,14 @@ def test_a_second_start_takes_nothing_that_the_first_has_yet_to_send(others, tmp
     assert counted == told(others, tmp_path / "here")
 
 
+def test_a_start_beside_another_leaves_counts_that_have_not_been_sent_yet(
+    others, tmp_path, fetched_unsent
+):
+    cache = local(f"file://{tmp_path}/store")
+    assert told(others, cache) == told(others, tmp_path / "here")
+    assert len(fetched_unsent) == len([*(tmp_path / "store").rglob("*.parquet")]) > 0
+
+
 def test_where_nothing_can_be_kept_it_is_counted_each_time(others, tmp_path):
     (tmp_path / "file").write_text("no folder")
     first = told(others, None)

@@ -93,6 +93,15 @@ def test_an_index_is_made_with_rows_and_again_where_it_is_none_of_theirs(
     assert sorted(looked) == sorted(path for path in made if path.parent == paths[0].parent)
 
 
+def test_a_start_beside_another_leaves_an_index_that_has_not_been_sent_yet(
+    tiny_experiment, tmp_path, fetched_unsent
+):
+    experiment = tiny_experiment(changes={"data.cache_dir": f"file://{tmp_path}/store"})
+    with prepared(experiment, get_family("set_vae"), on_ray=False):
+        assert {"train.index", "tuning.index"} <= {*fetched_unsent}
+    assert len([*(tmp_path / "store").rglob("*.index")]) == 2
+
+
 @pytest.fixture
 def stored(tmp_path, monkeypatch):
     """Block files in a store, their index beside, and where they are on this node."""
