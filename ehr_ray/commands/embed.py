@@ -116,7 +116,10 @@ def _folder(job: "_Job", target: Path) -> int:
     """Write the parts that are not there yet; return the rows of all."""
     for part in job.targets(target):
         written(part)  # refused before anything is there
-    there = claim(target, MANIFEST, job.content(), "embedding")
+    content = job.content()
+    # Notes of earlier versions name the weights alone.
+    formerly = {name: value for name, value in content.items() if name != "applied"}
+    there = claim(target, MANIFEST, content, "embedding", formerly=formerly)
     parts = job.fill(target, there, bring=False)
     return sum(in_place.footer(part).num_rows for part in parts)
 
@@ -172,8 +175,10 @@ class _Job:
     def content(self) -> dict[str, Any]:
         """Return what the embeddings depend on, for the note in their folder."""
         shards = [path for paths in self.splits.values() for path in paths]
+        folder = local(self.request.checkpoint)
         return {
-            "weights": files.sha256(local(self.request.checkpoint) / checkpoint.WEIGHTS),
+            "weights": files.sha256(folder / checkpoint.WEIGHTS),
+            "applied": [files.sha256(folder / name) for name in checkpoint.FILES[1:]],
             "cohort": absolute(self.cohort),
             "origin": self.request.origin,
             "shards": [(str(p.relative_to(self.cohort)), *stamp(p)) for p in shards],

@@ -1,5 +1,6 @@
 """Last-value-carry-forward of a whole cohort to Parquet, one Ray Data task a shard."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -307,8 +308,24 @@ def _claim(
         "value_stats": None if stats is None else stats.read_text() if stats.is_file() else "",
         "shards": manifest,
     }
-    there = claim(output, RECORD, content, "expansion")
+    table = vocabulary.to_table()
+    # Notes of earlier versions do not say the statistics, which then lie beside them alone.
+    formerly = content if _is_of(sync.fetch(output / CODES, missing_ok=True), table) else None
+    content = {**content, "codes": _digest(table)}
+    there = claim(output, RECORD, content, "expansion", formerly=formerly)
     with copies.unsent(output / CODES):
-        files.write_parquet(vocabulary.to_table(), output / CODES)
+        files.write_parquet(table, output / CODES)
         sync.push(output / CODES)
     return there
+
+
+def _is_of(path: Path, table: pa.Table) -> bool:
+    """Whether a file of codes is that of a table, or is not there yet."""
+    try:
+        return not path.is_file() or _digest(files.read_parquet(path)) == _digest(table)
+    except InputError:  # damaged
+        return False
+
+
+def _digest(codes: pa.Table) -> str:
+    return hashlib.sha256(json.dumps(codes.to_pydict()).encode()).hexdigest()

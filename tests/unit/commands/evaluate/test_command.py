@@ -279,6 +279,20 @@ def test_tables_are_made_anew_where_the_code_that_makes_them_is_another(part, tm
     assert found[0] != found[1]
 
 
+def test_tables_are_made_anew_where_the_vocabulary_of_the_weights_is_another(tiny_run, tmp_path):
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+
+    def kept():
+        evaluate(run, output=tmp_path / "results", task="none", on_ray=False, pages=False)
+        return {path.name for path in (run / ".parts").glob("train-*")}
+
+    before = kept()
+    assert kept() == before
+    codes = run / "checkpoint" / "vocabulary.parquet"
+    pq.write_table(pq.read_table(codes), codes)
+    assert kept() > before
+
+
 def test_an_evaluation_that_waits_for_another_says_so_once(tiny_run, tmp_path, monkeypatch):
     monkeypatch.setattr(lock, "SILENT_SECONDS", 0.0)
     other, told = contextlib.ExitStack(), []
