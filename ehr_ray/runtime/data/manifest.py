@@ -12,15 +12,15 @@ import json
 import math
 import secrets
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
 import pyarrow as pa
 
-from ehr_ray.errors import ResourcesUnavailableError
+from ehr_ray.errors import AwayError, ResourcesUnavailableError, StoreUnavailableError
 from ehr_ray.events.code_statistics import GROUP_SHARDS
 from ehr_ray.events.manifest import (
     FOLDER,
@@ -40,6 +40,9 @@ from ehr_ray.storage import copies, files, sync
 from ehr_ray.storage.listing import stamped
 from ehr_ray.storage.paths import absolute, local
 
+T = TypeVar("T")
+NO_FILES: Final = (ResourcesUnavailableError, StoreUnavailableError, AwayError)
+"""What a cache raises that takes no files: what would be kept there is made again each time."""
 FILES: Final = 256
 """Files of a manifest, a job each, before one is of several shards."""
 
@@ -100,7 +103,7 @@ class Shards:
             return {*told_before}
         found = contradicted(self.cohort, self.splits)
         if kept is not None:
-            with contextlib.suppress(ResourcesUnavailableError):
+            with contextlib.suppress(*NO_FILES):
                 files.write_text(kept, json.dumps(sorted(found)))
         return found
 
@@ -133,7 +136,7 @@ def opened(
     shards = shards or Shards.of(cohort)
     found, name = read_manifest(cohort, shards.splits), f"manifest-{shards.digest()}-{VERSION}"
     if found is None and cache is not None:
-        with contextlib.suppress(ResourcesUnavailableError):
+        with contextlib.suppress(*NO_FILES):
             found = _made(cohort, shards.splits, Path(cache).absolute() / name, on_ray, say)
     if found is not None:
         yield found
@@ -153,7 +156,22 @@ def scratch(cache: Path | None, name: str) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        sync.remove(folder)
+        with contextlib.suppress(OSError, *NO_FILES):
+            sync.remove(folder)
+
+
+def in_scratch(
+    cache: Path | None, name: str, make: Callable[[Path, bool], T], *, on_ray: bool
+) -> T:
+    """Return what is made in a `scratch` of the cache, or of this machine if that takes no files.
+
+    `make` gets the folder, and whether tasks of Ray may write to it: not to one of this machine.
+    """
+    if cache is not None:
+        with contextlib.suppress(*NO_FILES), scratch(cache, name) as folder:
+            return make(folder, on_ray)
+    with scratch(None, name) as folder:
+        return make(folder, False)
 
 
 def _made(
@@ -206,8 +224,11 @@ def fitted_codes(
 
     What the jobs leave lies in a folder of the cache meanwhile.
     """
-    with scratch(cache, "fit") as folder:
+
+    def make(folder: Path, on_ray: bool) -> pa.Table:
         return _fitted(manifest, train, SampleFolder(folder), on_ray, say)
+
+    return in_scratch(cache, "fit", make, on_ray=on_ray)
 
 
 def _fitted(
