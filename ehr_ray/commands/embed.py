@@ -36,6 +36,7 @@ from ehr_ray.storage.paths import (
     canonical,
     check_cohort_folder,
     check_output,
+    check_outside,
     local,
     uri_of,
     written,
@@ -81,6 +82,7 @@ def embed(
             "folder"
         )
     check_output(output, "--output ", file=local(output).suffix == SUFFIX)
+    check_outside(output, "--output ", cohort)
     run = sync.fetch_run(run)
     folder = checkpoint.checkpoint_folder(run).absolute()
     cohort = sync.fetch_cohort(cohort)

@@ -33,7 +33,7 @@ from ehr_ray.sources.parsing.value_stats import with_value_stats
 from ehr_ray.storage import copies, files, in_place, sync
 from ehr_ray.storage.claim import claim
 from ehr_ray.storage.listing import stamp
-from ehr_ray.storage.paths import absolute, local, written
+from ehr_ray.storage.paths import absolute, check_outside, local, written
 
 ROWS_PER_GROUP = 1 << 18
 LAYOUT = 2
@@ -86,6 +86,7 @@ def expand(
     """
     if lvcf_minutes < 0:
         raise InputError(f"--lvcf-minutes {lvcf_minutes:g}: must be 0 or more")
+    check_outside(output, "--output ", cohort)
     started = time.perf_counter()
     cohort, output = sync.fetch_cohort(cohort), local(output)
     value_stats = None if value_stats is None else sync.fetch(value_stats)

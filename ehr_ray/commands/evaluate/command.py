@@ -56,7 +56,14 @@ from ehr_ray.runtime.session import session
 from ehr_ray.runtime.verb_tracking import of_training, tracked_verb
 from ehr_ray.storage import copies, files, sync
 from ehr_ray.storage.contents import files_of
-from ehr_ray.storage.paths import PARTS, check_cohort_folder, check_folder, check_output, local
+from ehr_ray.storage.paths import (
+    PARTS,
+    check_cohort_folder,
+    check_folder,
+    check_output,
+    check_outside,
+    local,
+)
 from ehr_ray.train import checkpoint
 from ehr_ray.train.history import HISTORY
 
@@ -197,6 +204,9 @@ def _subject(
     else:
         check_cohort_folder(judged_cohort, "--cohort ")
     own = judged_cohort.resolve() == home.resolve()
+    if output is not None:
+        for read in (judged_cohort, home):
+            check_outside(output, "--output ", read)
     split_shards(judged_cohort, split)
     trained_for = loaded.experiment.task.name if loaded.experiment.task else None
     wanted = task or loaded.experiment.evaluation.task or trained_for

@@ -9,6 +9,7 @@ from ehr_ray.commands.export.program import PROGRAM, write_program
 from ehr_ray.errors import InputError
 from ehr_ray.experiment import portable, to_yaml
 from ehr_ray.storage import files, sync
+from ehr_ray.storage.paths import check_outside
 from ehr_ray.train import checkpoint
 from ehr_ray.train.checksums import document
 from ehr_ray.train.run_model import load_run
@@ -50,6 +51,7 @@ def export(run: str | Path, output: Path, *, torch_export: bool = False) -> list
         raise InputError(f"{output}: there already; name a new folder")
     run = sync.fetch_run(run)
     model = load_run(run)
+    check_outside(output, "", model.experiment.data.cohort)
     task = task_of(model)
     with files.new_folder(output) as folder:
         for name in (checkpoint.WEIGHTS, "vocabulary.parquet"):
