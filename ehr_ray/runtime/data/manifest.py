@@ -10,7 +10,6 @@ import hashlib
 import itertools
 import json
 import math
-import secrets
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -38,7 +37,7 @@ from ehr_ray.events.sample_folder import SampleFolder
 from ehr_ray.runtime.data.tasks import Say, run_jobs
 from ehr_ray.storage import copies, files, sync
 from ehr_ray.storage.listing import stamped
-from ehr_ray.storage.paths import absolute, local
+from ehr_ray.storage.paths import absolute, local, staging, uri_of
 
 T = TypeVar("T")
 NO_FILES: Final = (ResourcesUnavailableError, StoreUnavailableError, AwayError)
@@ -147,13 +146,21 @@ def opened(
 
 @contextlib.contextmanager
 def scratch(cache: Path | None, name: str) -> Iterator[Path]:
-    """Yield a folder that is not there yet, for jobs to write to: in the cache, or on this machine.
+    """Yield a new folder for jobs to write to: in the cache, or on this machine.
 
-    It is removed after the block. Its name is not hidden: what is, stays on the machine.
+    It is removed after the block, or, if the command was killed, when the next one of this machine
+    begins there. Its name is not hidden: what is, stays on the machine.
     """
     root = Path(tempfile.gettempdir()) if cache is None else Path(cache).absolute()
-    folder = root / f"{name}-{secrets.token_hex(8)}"
+    with contextlib.suppress(OSError, *NO_FILES):
+        for left in files.abandoned([root / name]):
+            sync.remove(left)
+    folder = files.of_process(root / name)
     try:
+        with contextlib.suppress(OSError):  # whoever writes there tells
+            if uri_of(folder) is not None:
+                staging().mkdir(mode=0o700, parents=True, exist_ok=True)
+            folder.mkdir(parents=True)  # to be found here, where others alone write to a store
         yield folder
     finally:
         with contextlib.suppress(OSError, *NO_FILES):
