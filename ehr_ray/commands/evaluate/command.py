@@ -53,6 +53,7 @@ from ehr_ray.runtime.data.task_labels import TaskLabels
 from ehr_ray.runtime.data.tasks import Say, split_shards
 from ehr_ray.runtime.inference.shards import check_gpus
 from ehr_ray.runtime.session import session
+from ehr_ray.runtime.training.ranking import MEASURES, TRIAL
 from ehr_ray.runtime.verb_tracking import of_training, tracked_verb
 from ehr_ray.storage import copies, files, sync
 from ehr_ray.storage.contents import files_of
@@ -68,8 +69,7 @@ from ehr_ray.train import checkpoint
 from ehr_ray.train.history import HISTORY
 
 TRAINED: Final = (
-    "checkpoint", "checkpoints", "state", HISTORY, "experiment.yaml", "measures.parquet",
-    "trial.yaml",
+    "checkpoint", "checkpoints", "state", HISTORY, "experiment.yaml", MEASURES, TRIAL,
 )  # fmt: skip
 """What the training writes of a run, or of a trial, and sends."""
 NO_TASK = "none"
