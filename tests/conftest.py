@@ -28,6 +28,8 @@ from ehr_ray.events.patients import cohort_shards, read_patients
 from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.experiment import parse, to_yaml
 from ehr_ray.registry import get_family
+from ehr_ray.storage import sync
+from ehr_ray.storage.paths import local, uri_of
 from ehr_ray.train.loader import Loader
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -377,6 +379,29 @@ os.environ[constants.ARTIFACTS_DESTINATION_ENV_VAR] = "{folder}/served"
 os.environ[constants.SERVE_ARTIFACTS_ENV_VAR] = "true"
 app.run("127.0.0.1", {port}, threaded=True)
 """
+
+
+@pytest.fixture
+def fetched_unsent(monkeypatch, tmp_path):
+    """The names of what is pushed; each is fetched by another thread before, as a start does."""
+    monkeypatch.setenv("EHR_RAY_STAGING", str(tmp_path / "staging"))
+    push, names, others = sync.push, [], []
+
+    def begin(location, **given):
+        if uri_of(location) is not None:
+            names.append(local(location).name)
+            other = threading.Thread(
+                target=sync.fetch, args=(location,), kwargs={"missing_ok": True}
+            )
+            others.append(other)
+            other.start()
+            other.join(0.3)
+        push(location, **given)
+
+    monkeypatch.setattr(sync, "push", begin)
+    yield names
+    for other in others:
+        other.join()
 
 
 @pytest.fixture(scope="session")

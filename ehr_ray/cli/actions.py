@@ -15,7 +15,13 @@ from ehr_ray.cli.stages import evaluate_run, make_cohort, make_phrases, train_ru
 from ehr_ray.cli.zero_shot import zero_shot_of
 from ehr_ray.errors import ConfigError, InputError, RunError
 from ehr_ray.runtime.screen import Screen
-from ehr_ray.storage.paths import check_cohort_folder, check_output, check_run_folder, local
+from ehr_ray.storage.paths import (
+    check_cohort_folder,
+    check_output,
+    check_outside,
+    check_run_folder,
+    local,
+)
 
 
 def quickstart(args: Arguments, screen: Screen) -> None:
@@ -62,6 +68,7 @@ def expand(args: Arguments, screen: Screen) -> None:
     """Carry values forward."""
     check_cohort_folder(args.cohort, "")
     check_output(args.output, "--output ")
+    check_outside(args.output, "--output ", args.cohort)
     screen.starting(args.verb)
     from ehr_ray.commands.expand import expand
     from ehr_ray.runtime.verb_tracking import asked_for
@@ -120,6 +127,7 @@ def export_pt(args: Arguments, screen: Screen) -> None:
     """Write one .pt a patient."""
     check_output(args.output, "--output ")
     experiment = _experiment(args)
+    check_outside(args.output, "--output ", experiment.data.cohort)
     screen.starting(args.verb)
     from ehr_ray.commands.export_pt import export_pt
 
@@ -140,6 +148,8 @@ def prepare(args: Arguments, screen: Screen) -> None:
     if args.export is not None:
         check_output(args.export, "--export ", file=True)
     experiment = _experiment(args)
+    if args.export is not None:
+        check_outside(args.export, "--export ", experiment.data.cohort)
     screen.starting(args.verb)
     from ehr_ray.commands.prepare import prepare
 
@@ -267,6 +277,7 @@ def embed(args: Arguments, screen: Screen) -> None:
     check_cohort_folder(args.cohort, "--cohort ")
     one_file = Path(local(args.output)).suffix == ".parquet"
     check_output(args.output, "--output ", file=one_file)
+    check_outside(args.output, "--output ", args.cohort)
     screen.starting(args.verb)
     from ehr_ray.commands.embed import embed
 
@@ -361,8 +372,12 @@ def _experiment(args: Arguments, *, on_cohort: bool = True) -> Any:
 
 def _check_outputs(experiment: Any) -> None:
     """Refuse an experiment whose run's folder, or cache, cannot be where it says."""
-    check_output(experiment.location, "output/name ")
-    check_output(experiment.cache, "data.cache_dir=")
+    for given, option in (
+        (experiment.location, "output/name "),
+        (experiment.cache, "data.cache_dir="),
+    ):
+        check_output(given, option)
+        check_outside(given, option, experiment.data.cohort)
 
 
 def _listed(text: str | None) -> list[str] | None:

@@ -28,7 +28,7 @@ from ehr_ray.runtime.session import session
 from ehr_ray.runtime.verb_tracking import of_training, tracked_verb
 from ehr_ray.sources.building.resume import has_changed
 from ehr_ray.sources.building.staging import MAPPED
-from ehr_ray.storage import files, in_place, sync
+from ehr_ray.storage import copies, files, in_place, sync
 from ehr_ray.storage.claim import claim
 from ehr_ray.storage.listing import stamp
 from ehr_ray.storage.paths import (
@@ -36,6 +36,7 @@ from ehr_ray.storage.paths import (
     canonical,
     check_cohort_folder,
     check_output,
+    check_outside,
     local,
     uri_of,
     written,
@@ -81,6 +82,7 @@ def embed(
             "folder"
         )
     check_output(output, "--output ", file=local(output).suffix == SUFFIX)
+    check_outside(output, "--output ", cohort)
     run = sync.fetch_run(run)
     folder = checkpoint.checkpoint_folder(run).absolute()
     cohort = sync.fetch_cohort(cohort)
@@ -116,7 +118,10 @@ def _folder(job: "_Job", target: Path) -> int:
     """Write the parts that are not there yet; return the rows of all."""
     for part in job.targets(target):
         written(part)  # refused before anything is there
-    there = claim(target, MANIFEST, job.content(), "embedding")
+    content = job.content()
+    # Notes of earlier versions name the weights alone.
+    formerly = {name: value for name, value in content.items() if name != "applied"}
+    there = claim(target, MANIFEST, content, "embedding", formerly=formerly)
     parts = job.fill(target, there, bring=False)
     return sum(in_place.footer(part).num_rows for part in parts)
 
@@ -132,13 +137,14 @@ def _one_file(job: "_Job", output: str | Path, target: Path) -> int:
         scratch.mkdir(parents=True)
     try:
         parts = job.fill(scratch, set(), bring=True)
-        with (
-            files.new_file(target) as unfinished,
-            pq.ParquetWriter(unfinished, EMBEDDINGS, **files.CHECKED) as writer,
-        ):
-            for part in parts:
-                writer.write_table(files.read_parquet(part))
-        sync.push(target)
+        with copies.unsent(target):
+            with (
+                files.new_file(target) as unfinished,
+                pq.ParquetWriter(unfinished, EMBEDDINGS, **files.CHECKED) as writer,
+            ):
+                for part in parts:
+                    writer.write_table(files.read_parquet(part))
+            sync.push(target)
         return int(pq.read_metadata(target).num_rows)
     finally:
         sync.remove(scratch)
@@ -171,8 +177,10 @@ class _Job:
     def content(self) -> dict[str, Any]:
         """Return what the embeddings depend on, for the note in their folder."""
         shards = [path for paths in self.splits.values() for path in paths]
+        folder = local(self.request.checkpoint)
         return {
-            "weights": files.sha256(local(self.request.checkpoint) / checkpoint.WEIGHTS),
+            "weights": files.sha256(folder / checkpoint.WEIGHTS),
+            "applied": [files.sha256(folder / name) for name in checkpoint.FILES[1:]],
             "cohort": absolute(self.cohort),
             "origin": self.request.origin,
             "shards": [(str(p.relative_to(self.cohort)), *stamp(p)) for p in shards],

@@ -1,5 +1,6 @@
 """Last-value-carry-forward of a whole cohort to Parquet, one Ray Data task a shard."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -32,7 +33,7 @@ from ehr_ray.sources.parsing.value_stats import with_value_stats
 from ehr_ray.storage import copies, files, in_place, sync
 from ehr_ray.storage.claim import claim
 from ehr_ray.storage.listing import stamp
-from ehr_ray.storage.paths import absolute, local, written
+from ehr_ray.storage.paths import absolute, check_outside, local, written
 
 ROWS_PER_GROUP = 1 << 18
 LAYOUT = 2
@@ -85,6 +86,7 @@ def expand(
     """
     if lvcf_minutes < 0:
         raise InputError(f"--lvcf-minutes {lvcf_minutes:g}: must be 0 or more")
+    check_outside(output, "--output ", cohort)
     started = time.perf_counter()
     cohort, output = sync.fetch_cohort(cohort), local(output)
     value_stats = None if value_stats is None else sync.fetch(value_stats)
@@ -307,8 +309,24 @@ def _claim(
         "value_stats": None if stats is None else stats.read_text() if stats.is_file() else "",
         "shards": manifest,
     }
-    there = claim(output, RECORD, content, "expansion")
+    table = vocabulary.to_table()
+    # Notes of earlier versions do not say the statistics, which then lie beside them alone.
+    formerly = content if _is_of(sync.fetch(output / CODES, missing_ok=True), table) else None
+    content = {**content, "codes": _digest(table)}
+    there = claim(output, RECORD, content, "expansion", formerly=formerly)
     with copies.unsent(output / CODES):
-        files.write_parquet(vocabulary.to_table(), output / CODES)
+        files.write_parquet(table, output / CODES)
         sync.push(output / CODES)
     return there
+
+
+def _is_of(path: Path, table: pa.Table) -> bool:
+    """Whether a file of codes is that of a table, or is not there yet."""
+    try:
+        return not path.is_file() or _digest(files.read_parquet(path)) == _digest(table)
+    except InputError:  # damaged
+        return False
+
+
+def _digest(codes: pa.Table) -> str:
+    return hashlib.sha256(json.dumps(codes.to_pydict()).encode()).hexdigest()

@@ -10,7 +10,7 @@ from ehr_ray.experiment import Experiment
 from ehr_ray.runtime.data.prepared import prepared
 from ehr_ray.runtime.screen import Screen
 from ehr_ray.runtime.session import session_of
-from ehr_ray.storage import sync
+from ehr_ray.storage import copies, sync
 from ehr_ray.storage.paths import local
 from ehr_ray.train.task import family_of
 
@@ -45,8 +45,9 @@ def prepare(
             if paths
         ]
         if export is not None:
-            lines.append(_export(experiment, data.vocabulary, local(export)))
-            sync.push(export)
+            with copies.unsent(export):
+                lines.append(_export(experiment, data.vocabulary, local(export)))
+                sync.push(export)
         return lines
 
 

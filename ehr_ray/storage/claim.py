@@ -10,19 +10,26 @@ from ehr_ray.storage import copies, files, sync
 from ehr_ray.storage.paths import is_vacant, uri_of
 
 
-def claim(output: Path, name: str, content: Mapping[str, Any], what: str) -> set[str]:
+def claim(
+    output: Path,
+    name: str,
+    content: Mapping[str, Any],
+    what: str,
+    *,
+    formerly: Mapping[str, Any] | None = None,
+) -> set[str]:
     """Write the note `name` of a job into its folder; return the names of the files it has.
 
-    The same job finds what it has already written. `InputError` where the folder holds `what` of
-    another job, or files without a note.
+    The same job finds what it has already written. `formerly` is what an earlier version noted of
+    it. `InputError` where the folder holds `what` of another job, or files without a note.
     """
-    text = json.dumps(content)
+    text, former = json.dumps(content), json.dumps(formerly)
     if uri_of(output) is not None:
         sync.fetch(output, only=(name,), missing_ok=True)
     elif output.exists() and not output.is_dir():
         raise InputError(f"{output}: is a file; choose another --output")
     note, there = output / name, sync.names_in(output)
-    if note.is_file() and note.read_text() != text:
+    if note.is_file() and note.read_text() not in (text, former):
         raise InputError(
             f"{output}: holds another {what}; choose another --output or remove the folder"
         )

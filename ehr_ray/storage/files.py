@@ -73,13 +73,18 @@ def writes(path: str | Path) -> Iterator[None]:
 
 
 def temporary(path: Path) -> Path:
-    """Return a hidden name beside `path` that no other process has, here or on another machine.
+    """Return a hidden name beside `path` that no other process has, here or on another machine."""
+    return path.with_name(f".{of_process(path).name}")
+
+
+def of_process(path: Path) -> Path:
+    """Return such a name that is not hidden, so that a store has it too.
 
     A process id alone is not enough: on storage that machines share two may have the same one.
     """
     host = re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())[:32]
     process = f"{host}-{os.getpid()}-{_mark()}"
-    return path.with_name(f".{path.name}.{process}-{secrets.token_hex(4)}")
+    return path.with_name(f"{path.name}.{process}-{secrets.token_hex(4)}")
 
 
 def _mark() -> str:
@@ -89,24 +94,29 @@ def _mark() -> str:
 
 
 def remove_abandoned(paths: Iterable[Path]) -> None:
-    """Remove what stands at `temporary` names of paths whose process has ended, as by a kill.
+    """Remove what stands at `temporary` names of paths whose process has ended, as by a kill."""
+    for left in abandoned(paths):
+        if left.is_dir() and not left.is_symlink():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
 
-    What other machines, or this one before it was started anew, have left stays: whether its
-    process has ended is not known here.
+
+def abandoned(paths: Iterable[Path]) -> Iterator[Path]:
+    """Yield what stands at names `of_process` of paths, hidden or not, of processes that ended.
+
+    What other machines, or this one before it was started anew, have left is not yielded: whether
+    its process has ended is not known here.
     """
     if (mark := _mark()) == "0":
         return
-    named = re.compile(rf"\.(.+)\.[A-Za-z0-9-]*-(\d+)-{mark}-[0-9a-f]{{8}}", re.DOTALL)
+    named = re.compile(rf"\.?(.+)\.[A-Za-z0-9-]*-(\d+)-{mark}-[0-9a-f]{{8}}", re.DOTALL)
     wanted = {*paths}
     for folder in sorted({path.parent for path in wanted}):
         for left in [*folder.iterdir()] if folder.is_dir() else []:
             match = named.fullmatch(left.name)
-            if match is None or folder / match[1] not in wanted or started(int(match[2])):
-                continue
-            if left.is_dir() and not left.is_symlink():
-                shutil.rmtree(left, ignore_errors=True)
-            else:
-                left.unlink(missing_ok=True)
+            if match and folder / match[1] in wanted and not started(int(match[2])):
+                yield left
 
 
 @contextlib.contextmanager

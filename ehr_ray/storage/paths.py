@@ -258,6 +258,31 @@ def check_output(given: str | Path, option: str, *, file: bool = False) -> None:
         raise InputError(f"{option}{given}: {parent} is a file; name a place in a folder")
 
 
+def check_outside(given: str | Path, option: str, cohort: str | Path) -> None:
+    """Raise InputError where what a command writes would lie in a folder of a cohort that it reads.
+
+    It would be taken for the cohort's own. Links, also to the folder of a split, are followed.
+    """
+    root, path = _on_disk(cohort), _on_disk(given)
+    own = {root / name: name for name in COHORT_FOLDERS}
+    own |= dict.fromkeys((root / "data").glob("*"), "data")
+    own = {folder.resolve(): name for folder, name in own.items()}
+    for folder in (path, *path.parents, *path.resolve().parents):
+        if (name := own.get(folder.resolve())) is not None:
+            raise InputError(
+                f"{option}{given}: lies in {name}/ of the cohort {cohort}, of whose files it would "
+                "become one; name a place outside"
+            )
+
+
+def _on_disk(location: str | Path) -> Path:
+    """Return a path by which locations in one store, or on one disk, are compared."""
+    if (uri := uri_of(location)) is None:
+        return Path(location).absolute()
+    scheme, bucket, path, _ = parts_of(uri)
+    return Path("/", path) if scheme == "file" else Path(f"/{scheme}:", bucket, path)
+
+
 def is_vacant(folder: Path) -> bool:
     """Whether a folder is not there, or has but hidden names: what a killed command had begun."""
     return not folder.is_dir() or all(path.name.startswith(".") for path in folder.iterdir())

@@ -53,16 +53,23 @@ from ehr_ray.runtime.data.task_labels import TaskLabels
 from ehr_ray.runtime.data.tasks import Say, split_shards
 from ehr_ray.runtime.inference.shards import check_gpus
 from ehr_ray.runtime.session import session
+from ehr_ray.runtime.training.ranking import MEASURES, TRIAL
 from ehr_ray.runtime.verb_tracking import of_training, tracked_verb
 from ehr_ray.storage import copies, files, sync
 from ehr_ray.storage.contents import files_of
-from ehr_ray.storage.paths import PARTS, check_cohort_folder, check_folder, check_output, local
+from ehr_ray.storage.paths import (
+    PARTS,
+    check_cohort_folder,
+    check_folder,
+    check_output,
+    check_outside,
+    local,
+)
 from ehr_ray.train import checkpoint
 from ehr_ray.train.history import HISTORY
 
 TRAINED: Final = (
-    "checkpoint", "checkpoints", "state", HISTORY, "experiment.yaml", "measures.parquet",
-    "trial.yaml",
+    "checkpoint", "checkpoints", "state", HISTORY, "experiment.yaml", MEASURES, TRIAL,
 )  # fmt: skip
 """What the training writes of a run, or of a trial, and sends."""
 NO_TASK = "none"
@@ -197,6 +204,9 @@ def _subject(
     else:
         check_cohort_folder(judged_cohort, "--cohort ")
     own = judged_cohort.resolve() == home.resolve()
+    if output is not None:
+        for read in (judged_cohort, home):
+            check_outside(output, "--output ", read)
     split_shards(judged_cohort, split)
     trained_for = loaded.experiment.task.name if loaded.experiment.task else None
     wanted = task or loaded.experiment.evaluation.task or trained_for

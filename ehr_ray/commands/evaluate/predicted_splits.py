@@ -164,17 +164,17 @@ def _asked(
     shards = split_shards(cohort, split)
     fitted_on = cohort.resolve() == subject.experiment.cohort.resolve()
     judged = split == subject.split and cohort.resolve() == subject.events.resolve()
-    weights = checkpoint.checkpoint_folder(subject.run) / "model.safetensors"
+    model = checkpoint.checkpoint_folder(subject.run)
     cache = subject.cache_of(cohort)
     # A row a label: shares of these bound what is held, however many labels a patient has or none.
     if labels is not None and split in labels.splits:
         there = max(1, labels.splits[split].labelled)
     else:
         there = max(1, num_patients(cohort, split, cache, on_ray=subject.on_ray))
-    request = _request(subject, weights.parent, split, there, labels, judged)
+    request = _request(subject, model, split, there, labels, judged)
     if not fitted_on:
         request = dataclasses.replace(request, origin=named_origin(cohort))
-    inputs, times = [weights, *shards], None
+    inputs, times = [*(model / name for name in checkpoint.FILES), *shards], None
     if labels is not None:
         inputs += map(local, labels.files)
         times = TaskTimes(labels)

@@ -9,6 +9,7 @@ from ehr_ray.commands.export.program import PROGRAM, write_program
 from ehr_ray.errors import InputError
 from ehr_ray.experiment import portable, to_yaml
 from ehr_ray.storage import files, sync
+from ehr_ray.storage.paths import check_outside
 from ehr_ray.train import checkpoint
 from ehr_ray.train.checksums import document
 from ehr_ray.train.run_model import load_run
@@ -52,6 +53,7 @@ def export(run: str | Path, output: Path, *, torch_export: bool = False) -> list
     files.check_replaceable(output, "")
     run = sync.fetch_run(run)
     model = load_run(run)
+    check_outside(output, "", model.experiment.data.cohort)
     task = task_of(model)
     with files.new_folder(output) as folder:
         for name in (checkpoint.WEIGHTS, "vocabulary.parquet"):

@@ -247,9 +247,9 @@ def _remove(path: Path) -> None:
 
 def _write(tables: Sequence[bytes], target: KeptIndex) -> None:
     path = local(target.place)
-    # What the store does not have yet, another start that fetches the folder would remove.
+    # What the store does not have yet, another start that fetches it, or the folder, would remove.
     stored = uri_of(path) is not None
-    with copies.held(path.parent) if stored else contextlib.nullcontext():
+    with copies.held(path.parent) if stored else contextlib.nullcontext(), copies.unsent(path):
         _joined(tables, target).write(path)
         sync.push(path)
 

@@ -1,9 +1,10 @@
 """A cohort as models use it: checked once, with codes and statistics fitted on its train split."""
 
+import contextlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,12 +20,13 @@ from ehr_ray.events.vocabulary import (
     with_origin,
 )
 from ehr_ray.runtime.data.manifest import (
+    NO_FILES,
     Shards,
     fitted_codes,
+    in_scratch,
     kept_lines,
     mute,
     opened,
-    scratch,
 )
 from ehr_ray.runtime.data.tasks import Say, run_jobs
 from ehr_ray.sources.dataset_check import SPLITS_FILE, check_dataset, is_named
@@ -43,7 +45,8 @@ def check_cohort(
 ) -> None:
     """Check a dataset that ingest did not write; see `check_dataset` for what is refused.
 
-    What was found is kept under `cache`, and told again from there until a file changes. With
+    What was found is kept under `cache`, where that takes files, and told again until one of the
+    dataset changes. With
     `on_ray` its shards are read by tasks of the session that is open. `shards` are those of the
     cohort, where they have been listed.
     """
@@ -54,14 +57,14 @@ def check_cohort(
     lines = None if kept is None else kept_lines(kept)
     if lines is None:
 
-        def run(function: Callable[[Any], Any], jobs: Sequence[Any]) -> list[Any]:
-            return run_jobs(function, jobs, on_ray=on_ray, say=mute, verb="checked ids")
+        def make(folder: Path, on_ray: bool) -> list[str]:
+            run = partial(run_jobs, on_ray=on_ray, say=mute, verb="checked ids")
+            return check_dataset(cohort, shards.splits, folder, run)
 
-        with scratch(cache, "ids") as folder:
-            lines = check_dataset(cohort, shards.splits, folder, run)
+        lines = in_scratch(cache, "ids", make, on_ray=on_ray)
         if kept is not None:
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            files.write_text(kept, json.dumps(lines))
+            with contextlib.suppress(*NO_FILES):
+                files.write_text(kept, json.dumps(lines))
     for line in lines:
         say(line)
 
@@ -84,8 +87,9 @@ def codes_table(
 
     Statistics of another maker are not believed, as nobody says what they were fitted on, and those
     of ingest not where its manifest says that train had other shards than now. What is fitted here
-    is kept under `cache` until a file changes. With `on_ray` shards are counted and sampled by
-    tasks of the session that is open. `shards` are those of the cohort, where they were listed.
+    is kept under `cache`, where that takes files, until one changes. With `on_ray` shards are
+    counted and sampled by tasks of the session that is open. `shards` are those of the cohort,
+    where they were listed.
     """
     shards = shards or Shards.of(cohort, cache)
     path = Path(cohort) / CODES
@@ -103,8 +107,8 @@ def codes_table(
     if said is not None and "code" in said.column_names:
         table = with_origin(described(table, said), origin_of(said))
     if kept is not None:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        files.write_parquet(table, kept)
+        with contextlib.suppress(*NO_FILES):
+            files.write_parquet(table, kept)
     return table
 
 

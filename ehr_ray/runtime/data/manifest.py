@@ -10,17 +10,16 @@ import hashlib
 import itertools
 import json
 import math
-import secrets
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
 import pyarrow as pa
 
-from ehr_ray.errors import ResourcesUnavailableError
+from ehr_ray.errors import AwayError, ResourcesUnavailableError, StoreUnavailableError
 from ehr_ray.events.code_statistics import GROUP_SHARDS
 from ehr_ray.events.manifest import (
     FOLDER,
@@ -36,10 +35,13 @@ from ehr_ray.events.manifest import (
 from ehr_ray.events.patients import texts_of
 from ehr_ray.events.sample_folder import SampleFolder
 from ehr_ray.runtime.data.tasks import Say, run_jobs
-from ehr_ray.storage import files, sync
+from ehr_ray.storage import copies, files, sync
 from ehr_ray.storage.listing import stamped
-from ehr_ray.storage.paths import absolute, local
+from ehr_ray.storage.paths import absolute, local, staging, uri_of
 
+T = TypeVar("T")
+NO_FILES: Final = (ResourcesUnavailableError, StoreUnavailableError, AwayError)
+"""What a cache raises that takes no files: what would be kept there is made again each time."""
 FILES: Final = 256
 """Files of a manifest, a job each, before one is of several shards."""
 
@@ -100,7 +102,7 @@ class Shards:
             return {*told_before}
         found = contradicted(self.cohort, self.splits)
         if kept is not None:
-            with contextlib.suppress(ResourcesUnavailableError):
+            with contextlib.suppress(*NO_FILES):
                 files.write_text(kept, json.dumps(sorted(found)))
         return found
 
@@ -133,7 +135,7 @@ def opened(
     shards = shards or Shards.of(cohort)
     found, name = read_manifest(cohort, shards.splits), f"manifest-{shards.digest()}-{VERSION}"
     if found is None and cache is not None:
-        with contextlib.suppress(ResourcesUnavailableError):
+        with contextlib.suppress(*NO_FILES):
             found = _made(cohort, shards.splits, Path(cache).absolute() / name, on_ray, say)
     if found is not None:
         yield found
@@ -144,16 +146,39 @@ def opened(
 
 @contextlib.contextmanager
 def scratch(cache: Path | None, name: str) -> Iterator[Path]:
-    """Yield a folder that is not there yet, for jobs to write to: in the cache, or on this machine.
+    """Yield a new folder for jobs to write to: in the cache, or on this machine.
 
-    It is removed after the block. Its name is not hidden: what is, stays on the machine.
+    It is removed after the block, or, if the command was killed, when the next one of this machine
+    begins there. Its name is not hidden: what is, stays on the machine.
     """
     root = Path(tempfile.gettempdir()) if cache is None else Path(cache).absolute()
-    folder = root / f"{name}-{secrets.token_hex(8)}"
+    with contextlib.suppress(OSError, *NO_FILES):
+        for left in files.abandoned([root / name]):
+            sync.remove(left)
+    folder = files.of_process(root / name)
     try:
+        with contextlib.suppress(OSError):  # whoever writes there tells
+            if uri_of(folder) is not None:
+                staging().mkdir(mode=0o700, parents=True, exist_ok=True)
+            folder.mkdir(parents=True)  # to be found here, where others alone write to a store
         yield folder
     finally:
-        sync.remove(folder)
+        with contextlib.suppress(OSError, *NO_FILES):
+            sync.remove(folder)
+
+
+def in_scratch(
+    cache: Path | None, name: str, make: Callable[[Path, bool], T], *, on_ray: bool
+) -> T:
+    """Return what is made in a `scratch` of the cache, or of this machine if that takes no files.
+
+    `make` gets the folder, and whether tasks of Ray may write to it: not to one of this machine.
+    """
+    if cache is not None:
+        with contextlib.suppress(*NO_FILES), scratch(cache, name) as folder:
+            return make(folder, on_ray)
+    with scratch(None, name) as folder:
+        return make(folder, False)
 
 
 def _made(
@@ -189,8 +214,9 @@ def _describe(job: tuple[Sequence[tuple[str, str, str]], str]) -> None:
     """Write the file of a manifest that is of some shards: (name in it, split, place) each."""
     shards, target = job
     rows = (describe_shard(sync.in_store(place), name, split) for name, split, place in shards)
-    write_rows(rows, local(target))
-    sync.push(target)
+    with copies.unsent(target):
+        write_rows(rows, local(target))
+        sync.push(target)
 
 
 def fitted_codes(
@@ -205,8 +231,11 @@ def fitted_codes(
 
     What the jobs leave lies in a folder of the cache meanwhile.
     """
-    with scratch(cache, "fit") as folder:
+
+    def make(folder: Path, on_ray: bool) -> pa.Table:
         return _fitted(manifest, train, SampleFolder(folder), on_ray, say)
+
+    return in_scratch(cache, "fit", make, on_ray=on_ray)
 
 
 def _fitted(

@@ -47,7 +47,7 @@ from ehr_ray.sources.expanded import (
     shards_of,
     vocabulary_of_sets,
 )
-from ehr_ray.storage import sync
+from ehr_ray.storage import copies, sync
 from ehr_ray.storage.listing import stamped
 from ehr_ray.storage.paths import canonicals, check_cohort_folder, local, uri_of
 
@@ -313,7 +313,7 @@ def _write_index(paths: BlockFiles, sizes: Sequence[int], told: Mapping[str, byt
     ]
     rows = [block_rows(len(table)) for table in tables]
     # Without it, as in a cache that nobody may write to, each process looks at all blocks.
-    with contextlib.suppress(ResourcesUnavailableError):
+    with contextlib.suppress(ResourcesUnavailableError), copies.unsent(path):
         RowIndex.of(tables, rows, np.array(sizes, np.int64)).write(path)
         sync.push(path)
 

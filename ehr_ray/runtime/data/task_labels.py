@@ -19,7 +19,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from ehr_ray.errors import ResourcesUnavailableError
 from ehr_ray.events.label_tasks import Kind
 from ehr_ray.events.labels import (
     Labels,
@@ -29,7 +28,7 @@ from ehr_ray.events.labels import (
     read_label_files,
     task_files,
 )
-from ehr_ray.runtime.data.manifest import Shards, mute, opened
+from ehr_ray.runtime.data.manifest import NO_FILES, Shards, mute, opened
 from ehr_ray.runtime.data.tasks import run_jobs
 from ehr_ray.sources.dataset_check import RANGE_IDS, subjects_of
 from ehr_ray.storage import copies, files, in_place, sync
@@ -138,7 +137,7 @@ def task_labels(
             with copies.unsent(told):
                 files.write_text(told, json.dumps(said))
                 sync.push(told)
-        except ResourcesUnavailableError:
+        except NO_FILES:
             said, place = _found(shards, cache, divide, on_ray), None
     return TaskLabels(
         task,
@@ -272,8 +271,9 @@ class DivideLabels:
         }
         assert self.folder is not None
         target = local(self.folder) / _name_in(self.cohort, shard)
-        files.write_parquet(pa.table(table), target)
-        sync.push(target)
+        with copies.unsent(target):
+            files.write_parquet(pa.table(table), target)
+            sync.push(target)
 
 
 def _subjects_of(shards: Sequence[str]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:

@@ -34,6 +34,8 @@ from ehr_ray.train.statistics import LABEL
 
 MEASURES: Final = "measures.parquet"
 """A trial's own measures, a row a report, beside its history."""
+TRIAL: Final = "trial.yaml"
+"""A trial's record, beside both."""
 PROBE: Final = Select("probe/auroc", "max")
 """The metric of trials that are ranked by a probe."""
 LATENT_PATIENTS: Final = 256

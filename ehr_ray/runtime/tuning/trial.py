@@ -29,7 +29,7 @@ from ehr_ray.errors import (
 )
 from ehr_ray.experiment import Experiment, parse, to_yaml
 from ehr_ray.runtime.tracking import UNTOLD, Tracked, Tracker, find_run, leave_run, open_run, untold
-from ehr_ray.runtime.training.ranking import MEASURES, WORST, TrialRanking
+from ehr_ray.runtime.training.ranking import MEASURES, TRIAL, WORST, TrialRanking
 from ehr_ray.runtime.tuning.schedulers import AGAIN, LACKS
 from ehr_ray.runtime.tuning.trial_data import Datasets
 from ehr_ray.storage import copies, files, sync
@@ -41,7 +41,6 @@ from ehr_ray.train.checkpoint import Progress, saved_progress
 from ehr_ray.train.checksums import damage_of, document
 from ehr_ray.train.history import HISTORY
 
-TRIAL: Final = "trial.yaml"
 LINEAGE: Final = "lineage.yaml"
 """Trials whose weights a trial took over, in population-based training."""
 CARRIED: Final = ("state", "checkpoint", HISTORY, MEASURES)

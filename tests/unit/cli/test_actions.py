@@ -2,6 +2,7 @@
 
 import csv
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -258,3 +259,35 @@ def test_a_cohort_that_is_a_file_is_refused_at_once(words, tmp_path, capsys, mon
         main(words)
     assert ended.value.code == 2
     assert "no: is a file, where a folder is wanted; make it with" in capsys.readouterr().err
+
+
+def test_no_verb_writes_among_the_files_of_the_cohort_that_it_reads(
+    tiny_run, synthetic_cohort, tmp_path, capsys, monkeypatch
+):
+    cohort = shutil.copytree(synthetic_cohort, tmp_path / "c")
+    inside, run = str(cohort / "data" / "train" / "exp"), str(tiny_run)
+    sets, events = str(TINY / "set_vae.yaml"), str(TINY / "event_decoder.yaml")
+    vitals, of = str(TINY / "vitals_vae.yaml"), f"data.cohort={cohort}"
+    before = {path: path.read_bytes() for path in cohort.rglob("*.*")}
+    monkeypatch.chdir(tmp_path)
+    for command in (
+        ["expand", "c", "--output", inside],
+        ["embed", run, "--cohort", "c", "--output", inside],
+        ["embed", run, "--cohort", "c", "--output", f"{inside}.parquet"],
+        ["evaluate", run, "--cohort", "c", "--output", inside],
+        ["evaluate", run, "--output", str(synthetic_cohort / "labels" / "exp")],
+        ["export", run, str(synthetic_cohort / "labels" / "exp")],
+        ["export-pt", events, of, "--output", inside],
+        ["prepare", vitals, of, "--export", f"{inside}.h5"],
+        ["prepare", sets, of, f"data.cache_dir={inside}"],
+        ["phrases", events, of, f"output={inside}"],
+        ["train", sets, of, f"output={inside}"],
+        ["tune", sets, of, f"output={inside}"],
+        ["crossval", sets, of, f"output={inside}"],
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main(command)
+        said = capsys.readouterr().err.strip().splitlines()[-1]
+        assert ended.value.code == 2, (command, said)
+        assert re.search("lies in (data|labels)/ of the cohort", said), (command, said)
+    assert {path: path.read_bytes() for path in cohort.rglob("*.*")} == before

@@ -1,11 +1,13 @@
 """Embeddings without Ray; by Ray Data, and to a store, in tests/ray."""
 
+import json
 import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -85,6 +87,15 @@ def test_one_file_holds_the_rows_of_the_folder(tiny_run, sharded, folder, tmp_pa
     assert np.array_equal(np.stack(one), np.stack(many[one.index]))
 
 
+def test_another_command_that_fetches_one_file_leaves_what_has_not_been_sent_yet(
+    tiny_run, sharded, tmp_path, fetched_unsent
+):
+    stored = f"file://{tmp_path}/store/all.parquet"
+    assert embed(tiny_run, sharded, stored, on_ray=False) == 60
+    assert "all.parquet" in fetched_unsent
+    assert len(pq.read_table(tmp_path / "store" / "all.parquet")) == 60
+
+
 def test_gpus_that_are_not_there_are_refused_by_the_option(tiny_run, sharded, tmp_path):
     for gpus, said in ((-1, "give the GPUs of each"), (float("inf"), "give"), (1, "finds no GPU")):
         with pytest.raises(InputError, match=f"--gpus {gpus:g}: .*{said}"):
@@ -126,6 +137,24 @@ def test_a_killed_job_goes_on_with_the_shards_that_are_missing(
     assert [*tmp_path.rglob(".*")] == []
     for name in names(folder) - {"_embed.json"}:
         assert (tmp_path / "half" / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_a_folder_of_weights_with_another_vocabulary_is_refused(
+    tiny_run, sharded, folder, tmp_path
+):
+    """Whether its note says the vocabulary, or is of an earlier version, which did not."""
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    output = shutil.copytree(folder, tmp_path / "out")
+    note, codes = output / "_embed.json", run / "checkpoint" / "vocabulary.parquet"
+    record = json.loads(note.read_text())
+    note.write_text(json.dumps({n: value for n, value in record.items() if n != "applied"}))
+    assert embed(run, sharded, output, on_ray=False) == 60
+    assert json.loads(note.read_text()) == record
+    table = pq.read_table(codes)
+    mean = pa.array([mean + 1000 for mean in table["mean"].to_pylist()])
+    pq.write_table(table.set_column(table.column_names.index("mean"), "mean", mean), codes)
+    with pytest.raises(InputError, match="holds another embedding"):
+        embed(run, sharded, output, on_ray=False)
 
 
 def test_a_folder_of_another_cohort_or_of_other_files_is_refused(

@@ -1,4 +1,6 @@
 import contextlib
+import json
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -125,6 +127,31 @@ def test_scales_are_standard_unless_told(strange, tmp_path):
     assert values(tmp_path / "b", "LAB")[1] == pytest.approx((3 - 2.5) / iqr * 1.349)
     with pytest.raises(InputError, match="another expansion"):
         command.expand(strange, tmp_path / "a", scale="robust")
+
+
+def test_shards_scaled_by_other_statistics_are_not_mixed(synthetic_cohort, tmp_path):
+    """Whether the note says the statistics, or is of an earlier version, which did not."""
+    cohort, output = shutil.copytree(synthetic_cohort, tmp_path / "cohort"), tmp_path / "sets"
+    codes, note = cohort / "metadata" / "codes.parquet", output / "_expand.json"
+    before = pq.read_table(codes)
+    command.expand(cohort, output, on_ray=False)
+    made = {path: path.read_bytes() for path in output.rglob("*.parquet")}
+    record = json.loads(note.read_text())
+    former = {name: value for name, value in record.items() if name != "codes"}
+    mean = pa.array([m if m is None else m + 1000 for m in before["mean"].to_pylist()])
+    moved = before.set_column(before.column_names.index("mean"), "mean", mean)
+    shard = next((output / "held_out").glob("*.parquet"))
+    for noted in (record, former):
+        note.write_text(json.dumps(noted))
+        shard.unlink()
+        pq.write_table(moved, codes)
+        with pytest.raises(InputError, match="another expansion"):
+            command.expand(cohort, output, on_ray=False)
+        assert (output / "codes.parquet").read_bytes() == made[output / "codes.parquet"]
+        pq.write_table(before, codes)
+        command.expand(cohort, output, on_ray=False)
+        assert {path: path.read_bytes() for path in output.rglob("*.parquet")} == made
+        assert json.loads(note.read_text()) == record
 
 
 def test_values_of_codes_that_train_has_not_are_as_measured_and_counted(strange, tmp_path):

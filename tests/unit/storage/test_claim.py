@@ -22,6 +22,15 @@ def test_a_folder_of_another_job_is_refused_and_stays_as_it_was(tmp_path):
     assert json.loads((tmp_path / "_job.json").read_text()) == {"cohort": "a"}
 
 
+def test_what_an_earlier_version_noted_of_the_job_is_replaced_by_what_this_one_notes(tmp_path):
+    claim(tmp_path, "_job.json", {"cohort": "a"}, "expansion")
+    new = {"cohort": "a", "codes": "b"}
+    with pytest.raises(InputError, match="holds another expansion"):
+        claim(tmp_path, "_job.json", new, "expansion")
+    claim(tmp_path, "_job.json", new, "expansion", formerly={"cohort": "a"})
+    assert json.loads((tmp_path / "_job.json").read_text()) == new
+
+
 def test_files_of_nobody_knows_what_are_refused(tmp_path):
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(InputError, match="not empty"):

@@ -12,6 +12,7 @@ from ehr_ray.storage.paths import (
     canonical,
     canonicals,
     check_output,
+    check_outside,
     inside,
     is_uri,
     join,
@@ -235,3 +236,45 @@ def test_what_is_written_is_never_where_a_file_or_folder_is_in_the_way(tmp_path)
     for file in (True, False):
         with pytest.raises(InputError, match=r"c: .*taken is a file; name a place in a folder"):
             check_output(taken / "b" / "c", "", file=file)
+
+
+def test_what_is_written_never_lies_among_the_files_of_a_cohort_that_is_read(tmp_path, monkeypatch):
+    """Whatever leads there: a relative path, a link, a URI of the same disk, a link of a split."""
+    cohort, elsewhere = tmp_path / "c", tmp_path / "elsewhere"
+    for folder in (cohort / "data" / "train", cohort / "metadata", elsewhere / "held_out"):
+        folder.mkdir(parents=True)
+    (cohort / "data" / "held_out").symlink_to(elsewhere / "held_out")
+    (tmp_path / "linked").symlink_to(cohort)
+    (tmp_path / "train").symlink_to(cohort / "data" / "train")
+    monkeypatch.chdir(tmp_path)
+    uri = f"file://{tmp_path}"
+    for read in (cohort, Path("c"), "c", Path("linked"), f"{uri}/c", f"{uri}/linked"):
+        for place, folder in {
+            "c/data/train/exp": "data",
+            "c/data": "data",
+            "c/../c/labels/a/b": "labels",
+            "linked/metadata/x.parquet": "metadata",
+            "train/exp": "data",
+            "c/data/held_out/exp": "data",
+            "elsewhere/held_out": "data",
+            f"{uri}/c/data/exp": "data",
+            f"{uri}/train/exp": "data",
+        }.items():
+            with pytest.raises(InputError, match=rf"--output .*: lies in {folder}/ of the cohort"):
+                check_outside(place, "--output ", read)
+        for fine in (
+            "c",
+            "c/exp",
+            "c/data2",
+            "exp",
+            "elsewhere/exp",
+            f"{uri}/c/exp",
+            "s3://c/data",
+        ):
+            check_outside(fine, "--output ", read)
+    stored = "s3://bucket/c?region=a"
+    for place in ("s3://bucket/c/data/train/exp", local("s3://bucket/c/labels")):
+        with pytest.raises(InputError, match="of the cohort"):
+            check_outside(place, "--output ", stored)
+    for fine in ("s3://bucket/c/exp", "s3://other/c/data", "gs://bucket/c/data", "c/data"):
+        check_outside(fine, "--output ", stored)

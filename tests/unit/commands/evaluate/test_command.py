@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import importlib.util
 import json
+import multiprocessing
 import re
 import shutil
 from pathlib import Path
@@ -14,12 +15,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+from waiting import GUARD_SECONDS
 
 from ehr_ray.commands.embed import embed
 from ehr_ray.commands.evaluate import predicted_splits
 from ehr_ray.commands.evaluate.command import evaluate
 from ehr_ray.commands.evaluate.predicted_rows import PredictedRows
-from ehr_ray.commands.evaluate.predicted_splits import made_by
+from ehr_ray.commands.evaluate.predicted_splits import AGAIN, made_by
 from ehr_ray.commands.export.card import model_card
 from ehr_ray.commands.ingest import ingest
 from ehr_ray.commands.train.command import train
@@ -279,6 +281,20 @@ def test_tables_are_made_anew_where_the_code_that_makes_them_is_another(part, tm
     assert found[0] != found[1]
 
 
+def test_tables_are_made_anew_where_the_vocabulary_of_the_weights_is_another(tiny_run, tmp_path):
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+
+    def kept():
+        evaluate(run, output=tmp_path / "results", task="none", on_ray=False, pages=False)
+        return {path.name for path in (run / ".parts").glob("train-*")}
+
+    before = kept()
+    assert kept() == before
+    codes = run / "checkpoint" / "vocabulary.parquet"
+    pq.write_table(pq.read_table(codes), codes)
+    assert kept() > before
+
+
 def test_an_evaluation_that_waits_for_another_says_so_once(tiny_run, tmp_path, monkeypatch):
     monkeypatch.setattr(lock, "SILENT_SECONDS", 0.0)
     other, told = contextlib.ExitStack(), []
@@ -288,6 +304,55 @@ def test_an_evaluation_that_waits_for_another_says_so_once(tiny_run, tmp_path, m
     )
     evaluate(tiny_run, output=tmp_path, on_ray=False, pages=False)
     assert told == [f"{tiny_run}: another evaluate of this run is embedding; waiting until it has"]
+
+
+def hold_until_another_waits(uri, held, told):
+    predict = predicted_splits.predict_parts
+
+    def hold(*given, **options):
+        held.set()
+        assert AGAIN in told.get()
+        predict(*given, **options)
+
+    predicted_splits.predict_parts = hold  # in a process of its own
+    evaluate(uri, on_ray=False, pages=False)
+
+
+def wait_for_another(uri, held, told):
+    assert held.wait(GUARD_SECONDS)
+    lock.SILENT_SECONDS, predicted_splits.log.warning = 0.0, told.put
+    evaluate(uri, on_ray=False, pages=False)
+    told.put("ended")
+
+
+def results_of(folder):
+    paths = [folder / "metrics.json", *folder.glob("*/*.parquet")]
+    return {path.relative_to(folder): path.read_bytes() for path in paths}
+
+
+def test_of_two_evaluations_of_a_run_in_a_store_the_second_waits_and_both_end_well(
+    few_at_a_time, tmp_path, monkeypatch
+):
+    """What the judged split is told lies by shard, in the run, until all of it is written."""
+    monkeypatch.setenv(STAGING, str(tmp_path / "copies"))
+    store = tmp_path / "store"
+    for name in ("alone", "both"):
+        shutil.copytree(few_at_a_time, store / name, ignore=lambda *_: {".parts"})
+    evaluate(f"file://{store}/alone", on_ray=False, pages=False)
+    context = multiprocessing.get_context("fork")
+    given = (f"file://{store}/both", context.Event(), context.SimpleQueue())
+    both = [
+        context.Process(target=target, args=given)
+        for target in (hold_until_another_waits, wait_for_another)
+    ]
+    for one in both:
+        one.start()
+    for one in both:
+        one.join()
+    assert [one.exitcode for one in both] == [0, 0]
+    assert results_of(store / "both") == results_of(store / "alone")
+    assert Path("predictions/held_out.parquet") in results_of(store / "both")
+    assert not [*(store / "both" / ".parts").glob("held_out-*/")]
 
 
 def test_without_pages_metrics_and_predictions_are_the_same(tiny_run, reported, tmp_path):

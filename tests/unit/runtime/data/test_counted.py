@@ -271,6 +271,16 @@ def test_a_start_beside_another_leaves_what_that_has_not_pushed_yet(tmp_path, mo
     assert len([*(folder / "train").glob("a-*")]) == 1
 
 
+def test_a_start_beside_another_leaves_a_file_that_it_wants_and_that_has_not_pushed_yet(
+    asked, tmp_path, fetched_unsent
+):
+    found = asked(Rows(), folder=local(f"file://{tmp_path}/store/counts"))
+    assert_right(found)
+    assert isinstance(found, KeptIndex)
+    assert len(fetched_unsent) == 4
+    assert len([*(tmp_path / "store" / "counts").rglob("*.index")]) == 4
+
+
 def test_who_does_not_have_it_says_so(asked):
     kept = asked(Rows())
     elsewhere = dataclasses.replace(kept, place=f"{kept.place}-elsewhere")

@@ -7,13 +7,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from ehr_ray.errors import InputError
+from ehr_ray.errors import AwayError, InputError
 from ehr_ray.events.code_statistics import fit_codes
 from ehr_ray.events.manifest import FOLDER
 from ehr_ray.events.patients import splits_of
 from ehr_ray.events.vocabulary import is_fitted
 from ehr_ray.registry import get_family
-from ehr_ray.runtime.data import dataset, tasks
+from ehr_ray.runtime.data import dataset, manifest, tasks
 from ehr_ray.runtime.data.dataset import (
     check_cohort,
     codes_table,
@@ -22,6 +22,8 @@ from ehr_ray.runtime.data.dataset import (
     vocabulary_of,
 )
 from ehr_ray.runtime.data.prepared import prepared
+from ehr_ray.storage import sync
+from ehr_ray.storage.paths import local, uri_of
 
 MINUTE = 60_000_000
 
@@ -150,6 +152,48 @@ def test_a_check_is_made_once_and_told_each_time(others, tmp_path_factory, monke
     check_cohort(others, cache, told.append)
     assert told == [told[0]] * 2
     assert told[0].startswith("5 of 6 subjects have no row")
+
+
+@pytest.fixture(params=["disk", "store"])
+def cache_without_files(request, tmp_path_factory, monkeypatch):
+    """A folder that cannot be made, or one of a store that gives nobody the right to write."""
+    folder = tmp_path_factory.mktemp("cache")
+    if request.param == "disk":
+        (folder / "file").touch()
+        return folder / "file" / "cache"
+
+    def refuse(place, **_):
+        if uri_of(place):
+            raise AwayError(f"{place}: no access")
+
+    monkeypatch.setenv("EHR_RAY_STAGING", str(folder / "staging"))
+    monkeypatch.setattr(sync, "push", refuse)
+    return local(f"file://{folder}/store")
+
+
+def test_a_cache_that_takes_no_files_ends_nothing(others, cache_without_files, monkeypatch):
+    ran, told = [], []
+
+    def run_jobs(function, jobs, *, on_ray, **options):
+        ran.append(on_ray)
+        return tasks.run_jobs(function, jobs, **options, on_ray=False)
+
+    for module in (dataset, manifest):
+        monkeypatch.setattr(module, "run_jobs", run_jobs)
+    table = pa.table({"subject_id": [0], "split": ["train"]})
+    pq.write_table(table, others / "metadata/subject_splits.parquet")
+    check_cohort(others, cache_without_files, told.append, on_ray=True)
+    assert told[0].startswith("5 of 6 subjects have no row")
+    assert ran == [True, False, False, False]  # by this process, to a folder of its own
+    assert codes_table(others, cache_without_files, on_ray=True).equals(codes_table(others))
+
+
+def test_what_is_wrong_with_a_dataset_is_told_where_the_cache_takes_no_files(
+    others, cache_without_files
+):
+    write(others, "tuning", [(9, 0, "LAB", 1.0)])
+    with pytest.raises(InputError, match="1 subjects are in more than one shard"):
+        check_cohort(others, cache_without_files)
 
 
 def test_ids_are_checked_by_jobs_that_can_travel_and_leave_nothing(

@@ -1,3 +1,4 @@
+import multiprocessing
 import os
 import pickle
 import shutil
@@ -15,7 +16,7 @@ from ehr_ray.events.manifest import FOLDER, MANIFEST, contradicted
 from ehr_ray.events.patients import splits_of
 from ehr_ray.events.schema import EVENTS
 from ehr_ray.runtime.data import manifest, tasks
-from ehr_ray.runtime.data.manifest import Shards, fitted_codes, opened
+from ehr_ray.runtime.data.manifest import Shards, fitted_codes, opened, scratch
 from ehr_ray.storage import sync
 from ehr_ray.storage.listing import stamped
 from ehr_ray.storage.paths import local
@@ -218,6 +219,43 @@ def test_a_second_start_takes_nothing_that_the_first_has_yet_to_send(others, tmp
         counted = told(others, cache)
     assert begun
     assert counted == told(others, tmp_path / "here")
+
+
+def test_a_start_beside_another_leaves_counts_that_have_not_been_sent_yet(
+    others, tmp_path, fetched_unsent
+):
+    cache = local(f"file://{tmp_path}/store")
+    assert told(others, cache) == told(others, tmp_path / "here")
+    assert len(fetched_unsent) == len([*(tmp_path / "store").rglob("*.parquet")]) > 0
+
+
+def begin_and_die(cache):
+    with scratch(cache, "fit") as folder:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "joined").write_text("half")
+        sync.push(folder)
+        os._exit(9)
+
+
+@pytest.mark.parametrize("place", ["disk", "store"])
+def test_what_a_killed_command_left_is_removed_by_the_next(tmp_path, monkeypatch, place):
+    monkeypatch.setenv("EHR_RAY_STAGING", str(tmp_path / "copies"))
+    cache = tmp_path / "cache"
+    named = cache if place == "disk" else local(f"file://{cache}")
+    killed = multiprocessing.get_context("fork").Process(target=begin_and_die, args=(named,))
+    killed.start()
+    killed.join()
+    assert killed.exitcode == 9
+    assert len([*cache.rglob("joined")]) == 1
+    (cache / "fit-by-hand").mkdir()
+    with scratch(named, "ids"), scratch(named, "fit") as own:
+        own.mkdir(parents=True, exist_ok=True)
+        (own / "joined").write_text("of a command that lives")
+        with scratch(named, "fit"):
+            assert (own / "joined").exists()
+        assert [path.parent for path in named.rglob("joined")] == [own]
+    assert [path.name for path in cache.iterdir()] == ["fit-by-hand"]
+    assert [*tmp_path.rglob("joined")] == []
 
 
 def test_where_nothing_can_be_kept_it_is_counted_each_time(others, tmp_path):

@@ -1,6 +1,7 @@
 import dataclasses
 import functools
 import importlib.util
+import shutil
 
 import numpy as np
 import pytest
@@ -91,6 +92,31 @@ def test_an_index_is_made_with_rows_and_again_where_it_is_none_of_theirs(
     index_of(paths).unlink()
     lengths()
     assert sorted(looked) == sorted(path for path in made if path.parent == paths[0].parent)
+
+
+def test_a_start_beside_another_leaves_an_index_that_has_not_been_sent_yet(
+    tiny_experiment, tmp_path, fetched_unsent
+):
+    experiment = tiny_experiment(changes={"data.cache_dir": f"file://{tmp_path}/store"})
+    with prepared(experiment, get_family("set_vae"), on_ray=False):
+        assert {"train.index", "tuning.index"} <= {*fetched_unsent}
+    assert len([*(tmp_path / "store").rglob("*.index")]) == 2
+
+
+def test_a_dataset_of_others_is_streamed_where_the_cache_takes_no_files(
+    tiny_experiment, synthetic_cohort, tmp_path
+):
+    shutil.copytree(synthetic_cohort / "data", tmp_path / "cohort" / "data")
+    (tmp_path / "file").touch()
+    experiment = tiny_experiment(
+        changes={
+            "data.cohort": str(tmp_path / "cohort"),
+            "data.cache_dir": str(tmp_path / "file" / "cache"),
+            "data.mode": "stream",
+        }
+    )
+    with prepared(experiment, get_family("set_vae"), on_ray=False) as data:
+        assert len(data.store("train")) > len(data.store("tuning")) > 0
 
 
 @pytest.fixture

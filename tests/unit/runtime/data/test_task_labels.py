@@ -111,6 +111,14 @@ def test_labels_of_subjects_with_events_are_counted_by_split(cohort, tmp_path):
     }
 
 
+def test_a_start_beside_another_leaves_what_has_not_been_sent_yet(cohort, tmp_path, fetched_unsent):
+    label(cohort, "death", "boolean_value", [(1, True)])
+    found = read(cohort, "death", local(f"file://{tmp_path}/store"))
+    assert found.folder is not None
+    assert sorted(fetched_unsent).count("0.parquet") == 4
+    assert told(found.of(shard(cohort, "train/a/0"))) == [(1, 0, True)]
+
+
 def test_of_other_kinds_none_is_positive(cohort, tmp_path):
     label(cohort, "days", "float_value", [(2, 1.5), (6, 3.0)])
     found = read(cohort, "days", tmp_path / "cache").splits
