@@ -22,7 +22,7 @@ def load(run: str) -> "RunModel":
     mode, with its `experiment`, `vocabulary` and `family`; `embed` and `predict` read tables of
     MEDS events.
     """
-    from ehr_ray.storage.sync import fetch_run
+    from ehr_ray.storage.runs import fetch_run
     from ehr_ray.train.run_model import load_run
 
     return load_run(fetch_run(run))

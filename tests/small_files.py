@@ -14,3 +14,8 @@ def content(folder):
     return {
         p.relative_to(folder).as_posix(): p.read_text() for p in folder.rglob("*") if p.is_file()
     }
+
+
+def shown(folder):
+    """Return `content` without what the machine keeps for itself."""
+    return {name: text for name, text in content(folder).items() if not name.startswith(".")}

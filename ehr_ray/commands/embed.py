@@ -28,7 +28,7 @@ from ehr_ray.runtime.session import session
 from ehr_ray.runtime.verb_tracking import of_training, tracked_verb
 from ehr_ray.sources.building.resume import has_changed
 from ehr_ray.sources.building.staging import MAPPED
-from ehr_ray.storage import copies, files, in_place, sync
+from ehr_ray.storage import copies, files, in_place, runs, sync
 from ehr_ray.storage.claim import claim
 from ehr_ray.storage.listing import stamp
 from ehr_ray.storage.paths import (
@@ -83,7 +83,7 @@ def embed(
         )
     check_output(output, "--output ", file=local(output).suffix == SUFFIX)
     check_outside(output, "--output ", cohort)
-    run = sync.fetch_run(run)
+    run = runs.fetch_run(run)
     folder = checkpoint.checkpoint_folder(run).absolute()
     cohort = sync.fetch_cohort(cohort)
     check_cohort_folder(cohort, "--cohort ")

@@ -24,7 +24,7 @@ from ehr_ray.commands.ingest import ingest
 from ehr_ray.commands.train.command import train
 from ehr_ray.experiment import load
 from ehr_ray.sources.parsing.csv_ranges import RANGE_BYTES
-from ehr_ray.storage import sync
+from ehr_ray.storage import runs, sync
 from ehr_ray.storage.paths import STAGING
 from ehr_ray.train.checkpoint import saved_progress
 
@@ -95,7 +95,7 @@ def test_a_node_lost_in_mid_epoch_changes_nothing(
     assert done.returncode == 0, done.stdout + done.stderr
 
     def saved():
-        return saved_progress(sync.fetch_run(f"{output}/{name}", missing_ok=True))
+        return saved_progress(runs.fetch_run(f"{output}/{name}", missing_ok=True))
 
     wait_until(lambda: (there := saved()) is not None and there.step >= 6, lambda: head.logs(name))
     assert all(any(head.copies(node).rglob("*.*")) for node in nodes)  # each trained

@@ -28,7 +28,7 @@ from ehr_ray.commands.train.command import train
 from ehr_ray.commands.tune import tune
 from ehr_ray.errors import ConfigError, InputError, RunError
 from ehr_ray.experiment import load
-from ehr_ray.storage import in_place, sync
+from ehr_ray.storage import in_place, runs, sync
 from ehr_ray.storage.paths import STAGING, staging
 
 pytestmark = pytest.mark.ray
@@ -240,7 +240,7 @@ def test_a_search_lies_in_a_store_and_is_known_on_another_machine(stored, bucket
     there = objects(bucket, "searches/sweep")
     assert there >= {"search.yaml", "trials.parquet", "report.html", "trials/0000/trial.yaml"}
     hidden = {name.rpartition("/")[0] for name in there if "/." in f"/{name}"}
-    assert {name.rpartition("/")[2] for name in hidden} <= {sync.BEFORE}
+    assert {name.rpartition("/")[2] for name in hidden} <= {runs.BEFORE}
     machine("second")
     again = tune(given)
     pd.testing.assert_frame_equal(again.sweep.frame, first.sweep.frame)

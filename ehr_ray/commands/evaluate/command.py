@@ -55,7 +55,7 @@ from ehr_ray.runtime.inference.shards import check_gpus
 from ehr_ray.runtime.session import session
 from ehr_ray.runtime.training.ranking import MEASURES, TRIAL
 from ehr_ray.runtime.verb_tracking import of_training, tracked_verb
-from ehr_ray.storage import copies, files, sync
+from ehr_ray.storage import copies, files, runs, sync
 from ehr_ray.storage.contents import files_of
 from ehr_ray.storage.paths import (
     PARTS,
@@ -128,7 +128,7 @@ def evaluate(
     """
     check_gpus(gpus)
     check_min_known(min_known_events)
-    subject = _subject(sync.fetch_run(run), cohort, split, task, output)
+    subject = _subject(runs.fetch_run(run), cohort, split, task, output)
     subject = dataclasses.replace(subject, on_ray=on_ray, gpus=gpus)
     chosen = None if code_map is None else load_code_map(code_map)
     _check_asked(subject, code_map, recalibrate, explained, label_shares, asked)

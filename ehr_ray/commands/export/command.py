@@ -8,7 +8,7 @@ from ehr_ray.commands.export.card import model_card, task_of
 from ehr_ray.commands.export.program import PROGRAM, write_program
 from ehr_ray.errors import InputError
 from ehr_ray.experiment import portable, to_yaml
-from ehr_ray.storage import files, sync
+from ehr_ray.storage import files, runs
 from ehr_ray.storage.paths import check_outside
 from ehr_ray.train import checkpoint
 from ehr_ray.train.checksums import document
@@ -51,7 +51,7 @@ def export(run: str | Path, output: Path, *, torch_export: bool = False) -> list
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise InputError(f"{output}: there already; name a new folder")
     files.check_replaceable(output, "")
-    run = sync.fetch_run(run)
+    run = runs.fetch_run(run)
     model = load_run(run)
     check_outside(output, "", model.experiment.data.cohort)
     task = task_of(model)

@@ -19,7 +19,7 @@ from ehr_ray.runtime.text_embedding import as_before, with_phrases
 from ehr_ray.runtime.tracking import RUN_FILE, UNTOLD, Tracked, Tracker, find_run, open_run, untold
 from ehr_ray.runtime.tracking_store import check_server, tracking_uri
 from ehr_ray.runtime.training.launch import fit, fit_here
-from ehr_ray.storage import copies, files, sync
+from ehr_ray.storage import copies, files, runs, sync
 from ehr_ray.storage.lease import Lease, leased
 from ehr_ray.storage.lock import run_lock
 from ehr_ray.storage.paths import check_cohort_folder, local
@@ -91,7 +91,7 @@ def train_run(experiment: Experiment, screen: Screen, verbose: bool) -> Trained:
     if before is None and experiment.init_from:
         # A typo is answered before data are prepared.
         try:
-            checkpoint_folder(sync.fetch_run(experiment.init_from))
+            checkpoint_folder(runs.fetch_run(experiment.init_from))
         except InputError as error:
             raise InputError(f"init_from={error}") from None
     if away := check_server(experiment):
@@ -107,7 +107,7 @@ def train_run(experiment: Experiment, screen: Screen, verbose: bool) -> Trained:
 
 def _begun(experiment: Experiment) -> tuple[Path, Experiment, Progress | None]:
     """Return a run's folder, its experiment as it was begun, and how far it is; None before."""
-    run = sync.fetch_run(experiment.location, missing_ok=True)
+    run = runs.fetch_run(experiment.location, missing_ok=True)
     experiment = as_before(run, experiment)
     _check_same(run, experiment)
     return run, experiment, saved_progress(run)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from ehr_ray.errors import LeaseLostError, RunError, StoreUnavailableError, UserError
-from ehr_ray.storage import sync
+from ehr_ray.storage import runs, sync
 from ehr_ray.storage.lease import EXPIRY, Lease
 from ehr_ray.storage.paths import uri_of
 from ehr_ray.train.checkpoint import saved_progress
@@ -42,7 +42,7 @@ class Sender:
             return ""
         problem = self._last_problem()
         try:
-            source = sync.snapshot(self._run)
+            source = runs.snapshot(self._run)
         except OSError:  # no hard links here: the next report would change files on their way
             self._push(self._run)
             return problem or self._last_problem()
@@ -92,7 +92,7 @@ class Sender:
     def _store(self, source: Path | None = None) -> None:
         if self._lease is not None:
             self._lease.check()  # first: what another machine has stored by now is not written over
-        sync.push_run(self._run, source)
+        runs.push_run(self._run, source)
 
     def _last_problem(self) -> str:
         self.join()
@@ -132,7 +132,7 @@ def sending(run: Path, progress: Path, lease: Lease | None) -> Iterator[Sender]:
     finally:
         sender.join()
         if uri_of(run) is not None:
-            shutil.rmtree(run / sync.SENDING, ignore_errors=True)
+            shutil.rmtree(run / runs.SENDING, ignore_errors=True)
 
 
 def saved_step(run: str | Path) -> int:

@@ -26,7 +26,7 @@ from ehr_ray.runtime.tracking import UNTOLD, Tracked, Tracker, untold
 from ehr_ray.runtime.training.ranking import MEASURES, RankingBackend, TrialRanking, measured
 from ehr_ray.runtime.training.sending import sending
 from ehr_ray.runtime.training.start_log import StartFile, keep_to_core
-from ehr_ray.storage import sync
+from ehr_ray.storage import runs, sync
 from ehr_ray.storage.lease import Lease
 from ehr_ray.storage.lock import run_lock
 from ehr_ray.storage.paths import canonical, is_uri, local, uri_of
@@ -208,7 +208,7 @@ def from_worker(config: dict[str, Any]) -> Job:
     paths = config.get("paths")
     if paths is None:
         return job
-    run = sync.fetch_run(paths["run"], missing_ok=True)
+    run = runs.fetch_run(paths["run"], missing_ok=True)
     blocks = fetched(paths["blocks"])
     if job.prepared.stream is not None:
         job.prepared.stream.check()
@@ -216,7 +216,7 @@ def from_worker(config: dict[str, Any]) -> Job:
     if saved_progress(run) is None:
         for given in (job.experiment.init_from, getattr(job.experiment.model, "phrases", None)):
             if given is not None and is_uri(given):
-                sync.fetch_run(given)
+                runs.fetch_run(given)
         if (table := getattr(job.experiment.model, "embedding_csv", None)) is not None:
             sync.fetch(table)
     return replace(

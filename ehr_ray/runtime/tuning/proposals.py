@@ -30,7 +30,7 @@ from ehr_ray.runtime.tuning.trial import (
     trial_dir,
     write_trial,
 )
-from ehr_ray.storage import sync
+from ehr_ray.storage import runs
 from ehr_ray.train import history
 
 STARTUP_TRIALS: Final = 8
@@ -187,7 +187,7 @@ class Closing(Callback):
         self._close(self._number(trial), lines or "its process was lost")
 
     def _close(self, number: int, error: str) -> None:
-        folder = sync.fetch_run(trial_dir(self._root, number), missing_ok=True)
+        folder = runs.fetch_run(trial_dir(self._root, number), missing_ok=True)
         record = read_trial(folder)
         before = record.get("status")
         if before not in FINAL:

@@ -32,7 +32,7 @@ from ehr_ray.runtime.tracking import UNTOLD, Tracked, Tracker, find_run, leave_r
 from ehr_ray.runtime.training.ranking import MEASURES, TRIAL, WORST, TrialRanking
 from ehr_ray.runtime.tuning.schedulers import AGAIN, LACKS
 from ehr_ray.runtime.tuning.trial_data import Datasets
-from ehr_ray.storage import copies, files, sync
+from ehr_ray.storage import copies, files, runs, sync
 from ehr_ray.storage.lease import Lease
 from ehr_ray.storage.paths import canonical, join, local
 from ehr_ray.train import history
@@ -131,7 +131,7 @@ def run_trial(config: Mapping[str, Any], search: Search) -> None:
     number = _number(config, search)
     sample: Sample = {path: config[path] for path in search.paths}
     try:
-        folder = sync.fetch_run(search.trial_dir(number), missing_ok=True)
+        folder = runs.fetch_run(search.trial_dir(number), missing_ok=True)
     except StoreUnavailableError as error:
         _tell({"step": 1, "score": WORST}, lacks=str(error))
         return

@@ -1,15 +1,14 @@
 """Copies of a store and back, on `file://` URIs: the same code as for S3, without a server."""
 
-import contextlib
 import json
 import os
 
 import pyarrow.fs as pafs
 import pytest
-from small_files import content, write
+from small_files import content, shown, write
 
 from ehr_ray.errors import InputError, MissingError, RunError
-from ehr_ray.storage import in_place, lock, sync
+from ehr_ray.storage import in_place, lock, runs, sync
 from ehr_ray.storage.listing import LISTING
 from ehr_ray.storage.lock import exclusive_lock
 from ehr_ray.storage.paths import COHORT_FOLDERS, STAGING, canonical, local, with_uris
@@ -80,10 +79,6 @@ def test_what_is_not_asked_for_is_left_as_it_is(store):
     }  # fmt: skip
 
 
-def shown(folder):
-    return {name: text for name, text in content(folder).items() if not name.startswith(".")}
-
-
 def test_of_a_cohort_s_folder_its_own_files_come(store):
     folder, uri = store
     write(folder, data__train__0="rows", metadata__codes="c", labels__m="l", note="mine")
@@ -100,39 +95,6 @@ def test_of_a_cohort_s_folder_its_own_files_come(store):
     with pytest.raises(MissingError):
         sync.fetch_cohort(f"{uri}/none")
     assert not sync.fetch_cohort(f"{uri}/none", missing_ok=True).exists()
-
-
-def test_a_run_that_another_process_trains_here_is_left_as_it_is(store):
-    folder, uri = store
-    write(folder, checkpoint__weights="1", history="1")
-    copy = sync.fetch_run(uri)
-    ahead = {"checkpoint/weights": "22", "history": "22", "state/2/weights": "22"}
-    write(copy, checkpoint__weights="22", history="22", state__2__weights="22")
-    with exclusive_lock(copy / lock.RUN_LOCK):  # as of another process
-        assert shown(sync.fetch_run(uri)) == shown(fetch(f"{uri}/checkpoint").parent) == ahead
-    with lock.run_lock(copy):  # who trains it has it from its store
-        assert shown(sync.fetch_run(uri)) == {"checkpoint/weights": "1", "history": "1"}
-    write(copy, history="333")
-    assert content(sync.fetch_run(uri))["history"] == "1"
-
-
-def test_a_training_that_begins_during_a_fetch_keeps_its_report(store, monkeypatch):
-    folder, uri = store
-    write(folder, history="1", checkpoint__weights="1")
-    copy, objects = sync.fetch_run(uri), sync.objects
-
-    def begins(*place):
-        found = objects(*place)
-        training.enter_context(exclusive_lock(copy / lock.RUN_LOCK))
-        write(copy, history="22", state__1="22")
-        return found
-
-    with contextlib.ExitStack() as training:
-        with monkeypatch.context() as patch:
-            patch.setattr(sync, "objects", begins)
-            fetch(uri)
-        found = {"history": "22", "state/1": "22", "checkpoint/weights": "1"}
-        assert shown(copy) == found
 
 
 def test_what_evaluate_makes_in_a_run_is_fetched_while_it_is_trained(store):
@@ -185,13 +147,6 @@ def test_an_object_is_no_cohort_and_told_by_who_reads_it(store):
     assert sync.fetch_cohort(f"{uri}/x").is_file()
 
 
-def test_a_search_s_lock_holds_none_of_its_runs(store):
-    folder, uri = store
-    write(folder, trials__0__history="1")
-    with lock.search_lock(local(uri)):
-        assert content(sync.fetch_run(f"{uri}/trials/0")) == {"history": "1"}
-
-
 def test_push_writes_what_changed_and_a_fetch_after_it_copies_nothing(store, transfers):
     folder, uri = store
     copy = local(uri)
@@ -242,7 +197,7 @@ def test_an_interrupted_push_of_a_state_leaves_the_older_one_to_readers(store, m
     assert {n for n in there if n.startswith("state/1/")} == {f"state/1/{n}" for n in names}
     assert "state/2/progress.yaml" not in there
     monkeypatch.setenv(STAGING, str(folder.parent / "other machine"))
-    assert [state.name for state in (sync.fetch_run(uri) / "state").iterdir()] == ["1"]
+    assert [state.name for state in (runs.fetch_run(uri) / "state").iterdir()] == ["1"]
     monkeypatch.setenv(STAGING, str(folder.parent / "copies"))
     monkeypatch.setattr(sync, "upload", was)
     push(uri, mirror=("state",))
@@ -372,7 +327,7 @@ def test_a_link_among_the_copies_is_not_followed_out_of_them(store, tmp_path):
     copy = local(uri)
     copy.parent.mkdir(parents=True)
     copy.symlink_to(outside)
-    for call in (fetch, sync.fetch_run, lambda u: sync.remove(f"{u}/mine")):
+    for call in (fetch, runs.fetch_run, lambda u: sync.remove(f"{u}/mine")):
         with pytest.raises(RunError, match="EHR_RAY_STAGING"):
             call(uri)
     copy.unlink()

@@ -37,7 +37,7 @@ from ehr_ray.experiment import parse
 from ehr_ray.registry import get_family
 from ehr_ray.runtime.data.rows import sampled
 from ehr_ray.sources.dataset_check import subjects_of
-from ehr_ray.storage import lock, sync
+from ehr_ray.storage import lock, runs
 from ehr_ray.storage.paths import STAGING
 from ehr_ray.train import checkpoint
 from ehr_ray.train.predictor import Predictor
@@ -83,7 +83,7 @@ def test_an_evaluation_sends_what_it_has_written_and_nothing_of_the_training(
     monkeypatch.setenv(STAGING, str(tmp_path / "copies"))
     shutil.copytree(tiny_run, tmp_path / "store" / "run")
     uri = f"file://{tmp_path}/store/run"
-    copy = sync.fetch_run(uri)
+    copy = runs.fetch_run(uri)
     history = tmp_path / "store" / "run" / "history.parquet"
     history.write_bytes(b"of another machine")
     with lock.exclusive_lock(copy / lock.RUN_LOCK):

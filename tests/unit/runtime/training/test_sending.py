@@ -17,7 +17,7 @@ from ehr_ray.commands.train import command
 from ehr_ray.errors import LeaseLostError, RunError, StoreUnavailableError
 from ehr_ray.runtime.progress import ProgressFile
 from ehr_ray.runtime.training.sending import Sender, sending
-from ehr_ray.storage import lease, sync
+from ehr_ray.storage import lease, runs, sync
 from ehr_ray.storage.lease import Lease
 from ehr_ray.storage.paths import STAGING, local
 
@@ -70,7 +70,7 @@ def sender_of(uri, held=None):
 def test_what_a_report_saved_is_sent_whatever_the_steps_after_it_write(uri, slow):
     go, begun = slow
     run = local(uri)
-    for name in ("state/1/progress.yaml", "checkpoint/model.safetensors", f"{sync.BEFORE}/a"):
+    for name in ("state/1/progress.yaml", "checkpoint/model.safetensors", f"{runs.BEFORE}/a"):
         write(run, name, "first")
     sender = sender_of(uri)
     assert sender.send() == ""
@@ -86,7 +86,7 @@ def test_what_a_report_saved_is_sent_whatever_the_steps_after_it_write(uri, slow
         "history.parquet": "1",
         "state/1/progress.yaml": "first",
         "checkpoint/model.safetensors": "first",
-        f"{sync.BEFORE}/a": "first",
+        f"{runs.BEFORE}/a": "first",
         ".progress.jsonl": "line\n",
     }
     assert stored(uri) == first
@@ -148,14 +148,14 @@ def test_a_report_that_is_on_its_way_arrives_before_an_error_ends_the_training(u
 
 
 def test_what_the_store_refused_is_told_at_the_next_report_and_sent_with_it(uri, monkeypatch):
-    push, errors = sync.push_run, [RunError("the store is away"), KeyError("a defect"), None]
+    push, errors = runs.push_run, [RunError("the store is away"), KeyError("a defect"), None]
 
     def fails(*given):
         if error := errors.pop(0):
             raise error
         push(*given)
 
-    monkeypatch.setattr(sync, "push_run", fails)
+    monkeypatch.setattr(runs, "push_run", fails)
     sender = sender_of(uri)
     assert sender.send() == ""
     assert sender.send() == "the store is away"
@@ -164,7 +164,7 @@ def test_what_the_store_refused_is_told_at_the_next_report_and_sent_with_it(uri,
     assert sender.send() == ""
     sender.wait()
     assert stored(uri)["history.parquet"] == "1"
-    monkeypatch.setattr(sync, "push_run", push)
+    monkeypatch.setattr(runs, "push_run", push)
     monkeypatch.setattr(sync, "upload", lambda *_: fails_at_the_end())
     write(local(uri), "history.parquet", "333")
     with pytest.raises(RunError, match="at the end"):
@@ -182,7 +182,7 @@ def test_what_a_report_was_sent_from_is_removed_however_the_training_ends(uri, e
     def train():
         with sending(run, run / ".progress.jsonl", None) as sender:
             sender.send()
-            assert (run / sync.SENDING).exists()
+            assert (run / runs.SENDING).exists()
             if error:
                 raise error
 
@@ -192,19 +192,19 @@ def test_what_a_report_was_sent_from_is_removed_however_the_training_ends(uri, e
     else:
         train()
     assert stored(uri)["history.parquet"] == "1"
-    assert not (run / sync.SENDING).exists()
+    assert not (run / runs.SENDING).exists()
 
 
 def refuses(monkeypatch, errors):
     """Let the store refuse the next pushes of a run, each by its error."""
-    push = sync.push_run
+    push = runs.push_run
 
     def fails(*given):
         if errors:
             raise errors.pop(0)
         push(*given)
 
-    monkeypatch.setattr(sync, "push_run", fails)
+    monkeypatch.setattr(runs, "push_run", fails)
 
 
 def test_who_waits_for_a_report_hears_whether_it_has_arrived(uri, monkeypatch):
@@ -254,7 +254,7 @@ def test_without_hard_links_a_report_is_waited_for(uri, monkeypatch):
     sender = sender_of(uri)
     assert sender.send() == ""
     assert stored(uri)["history.parquet"] == "1"
-    monkeypatch.setattr(sync, "push_run", lambda *_: fails_at_the_end())
+    monkeypatch.setattr(runs, "push_run", lambda *_: fails_at_the_end())
     assert sender.send() == "at the end"
 
 
@@ -359,7 +359,7 @@ def test_a_second_machine_is_refused_and_the_first_ends_where_it_was_taken_over(
     assert [*lease.Claims(run).times()] == ["b"]
 
 
-LOOKS = "import sys; from ehr_ray.storage.sync import fetch_run; fetch_run(sys.argv[1])"
+LOOKS = "import sys; from ehr_ray.storage.runs import fetch_run; fetch_run(sys.argv[1])"
 
 
 def test_who_looks_at_a_run_takes_nothing_that_is_on_its_way(experiment, tmp_path, monkeypatch):
@@ -367,7 +367,7 @@ def test_who_looks_at_a_run_takes_nothing_that_is_on_its_way(experiment, tmp_pat
     monkeypatch.setenv(STAGING, str(tmp_path / "here"))
     whole = command.train(experiment(f"file://{tmp_path}/alone")).run
     output = f"file://{tmp_path}/store"
-    push_run, looked = sync.push_run, []
+    push_run, looked = runs.push_run, []
 
     def sent(run, source=None):
         if source is not None:
@@ -375,7 +375,7 @@ def test_who_looks_at_a_run_takes_nothing_that_is_on_its_way(experiment, tmp_pat
             looked.append(source)
         push_run(run, source)
 
-    monkeypatch.setattr(sync, "push_run", sent)
+    monkeypatch.setattr(runs, "push_run", sent)
     run = command.train(experiment(output)).run
     assert len(looked) > 1
     there = sync.fetch(f"{output}/run")

@@ -4,7 +4,7 @@ from ehr_ray.errors import InputError
 from ehr_ray.runtime.tuning import trial
 from ehr_ray.runtime.tuning.proposals import known_trials
 from ehr_ray.runtime.tuning.trial import Search, read_trial, run_trial, trial_dir, write_trial
-from ehr_ray.storage import sync
+from ehr_ray.storage import runs
 from ehr_ray.storage.object_stores import explained
 from ehr_ray.storage.paths import STAGING
 
@@ -34,11 +34,11 @@ def test_a_trial_whose_store_is_away_has_not_failed(tmp_path, monkeypatch, when)
     monkeypatch.setattr(trial, "_tell", lambda row, **more: told.append((row["step"], more)))
     with monkeypatch.context() as patch:
         if when == "at its begin":
-            patch.setattr(sync, "fetch_run", away)
+            patch.setattr(runs, "fetch_run", away)
         patch.setattr(trial, "_train", away)
         run_trial({"trial": 0, "train.lr": 0.1}, Search(root, ("train.lr",), None, None, 0, None))
     ((step, more),) = told
     assert step == (1 if when == "at its begin" else 5)
     assert "the store answered SLOW_DOWN" in more["lacks"]
-    folder = sync.fetch_run(trial_dir(root, 0))
+    folder = runs.fetch_run(trial_dir(root, 0))
     assert read_trial(folder)["status"] == "running"
