@@ -36,18 +36,21 @@ from ehr_ray.sources.omop.tables import (
     END,
     INTENSIVE,
     KEY,
+    OPERATOR,
+    OPERATORS,
     PERSON,
     TABLES,
     VISIT,
     VISITS,
 )
 from ehr_ray.sources.parsing.admissions import readmission_labels, stay_labels
-from ehr_ray.sources.parsing.blocks import Block, columns_there, read_blocks, split_table
+from ehr_ray.sources.parsing.blocks import Block, columns_there, odd, read_blocks, split_table
 from ehr_ray.sources.parsing.cells import Times
 from ehr_ray.sources.parsing.csv_files import lines_of
 from ehr_ray.sources.parsing.databases import find_tables, is_address, state_of, table_path
 from ehr_ray.sources.parsing.event_rows import AFTER, event_rows, table_chunks
 from ehr_ray.sources.parsing.kinds import UNKNOWN
+from ehr_ray.sources.parsing.quantities import FIRST_SIGN, PLAIN, SIGNS
 from ehr_ray.sources.parsing.quarantine import OF_OPEN_VISIT, OPEN_VISIT
 from ehr_ray.sources.parsing.table_files import table_files, warn_of_missing
 from ehr_ray.sources.parsing.tables import Table
@@ -161,6 +164,8 @@ def table_events(block: Block, table: Table, persons: Persons) -> pa.Table:
     columns[CONCEPT] = concept
     if "value_as_number" in columns:
         columns["unit"] = _units(columns)
+    if OPERATOR in columns:
+        _mark_bounds(columns)
     if table is DETAILS:
         intensive = pc.is_in(columns[what], pa.array(INTENSIVE))
         columns["begin"] = pc.if_else(intensive, "ICU_ADMISSION", "UNIT_START")
@@ -169,6 +174,14 @@ def table_events(block: Block, table: Table, persons: Persons) -> pa.Table:
         block.rejects.change(OF_OPEN_VISIT, left_out)
     people = columns[KEY]
     return pa.concat_tables([event_rows(event, block, people) for event in table.events])
+
+
+def _mark_bounds(columns: dict[str, Any]) -> None:
+    """Give plain values the sign that their operator says they are a bound by."""
+    kinds, operator = columns[odd("value_as_number")], np.asarray(columns[OPERATOR])
+    plain = (kinds == PLAIN) & ~np.isnan(columns["value_as_number"])
+    for concept, sign in OPERATORS.items():
+        kinds[plain & (operator == concept)] = FIRST_SIGN + SIGNS.index(sign)
 
 
 def _named(columns: dict[str, Any], concept: str, source: str) -> tuple[pa.Array, pa.Array]:

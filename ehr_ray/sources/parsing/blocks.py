@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ehr_ray.errors import InputError
-from ehr_ray.sources.parsing.cells import Mask, Times, flat, spelled, zoned
+from ehr_ray.sources.parsing.cells import Mask, Times, flat, refuse_rounded, spelled, zoned
 from ehr_ray.sources.parsing.csv_files import (
     ALL_LINES,
     COMMON,
@@ -159,7 +159,7 @@ def read_blocks(
     missing, `pa.ArrowException` or `OSError` on a damaged file.
     """
     columns = columns_there(root, name, table)
-    for text, lines, rejects in _pieces(root, name, columns, part):
+    for text, lines, rejects in _pieces(root, name, columns, part, table):
         for column in table.columns:
             if column not in columns.values():
                 text = text.append_column(column, pa.array([""] * len(text), pa.string()))
@@ -244,11 +244,12 @@ def _dialect(path: str) -> Dialect:
 
 
 def _pieces(
-    root: str, name: str, columns: dict[str, str], part: Lines
+    root: str, name: str, columns: dict[str, str], part: Lines, table: Table
 ) -> Iterator[tuple[pa.Table, npt.NDArray[np.int64], Rejects]]:
     """Yield (columns as strings, line of each row, malformed rows); `columns` are theirs -> ours.
 
     A row of a Parquet file or a database is as many lines down as in a CSV file of the same rows.
+    Raises `InputError` for identifiers that a float rounded.
     """
     if not (is_address(root) or name.endswith(".parquet")):
         dialect = _dialect(os.path.join(root, name))
@@ -266,7 +267,11 @@ def _pieces(
     line = 2
     if part.start:
         line += rows_in(os.path.join(root, name), range(part.start))
+    ids = [table.key, *(c for c in table.columns if table.kind(c)[0] in ("whole", "concept"))]
     for batch in _batches(root, name, list(columns), part):
+        for theirs, ours in columns.items():
+            if ours in ids:
+                refuse_rounded(flat(batch[theirs]), f"cells of {name}, column {theirs},")
         text = pa.table(
             {
                 ours: spelled(flat(batch[theirs]), theirs).fill_null("")

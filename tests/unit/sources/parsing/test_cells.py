@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ehr_ray.errors import InputError
 from ehr_ray.sources.parsing.cells import (
     by_unique,
     events_table,
@@ -99,6 +100,9 @@ def test_a_code_is_one_however_it_was_written():
     text = pa.array(["220045", "220045.0", " 220045 ", "220045.00"])
     assert set(texts(text)[0].to_pylist()) == {"220045"}
     assert texts(pa.array([220045.0, float("nan")]))[0].to_pylist() == ["220045", None]
+    assert texts(pa.array([220045.0], pa.float32()))[0].to_pylist() == ["220045"]
+    with pytest.raises(InputError, match="1 cells of column code went through floats of 32 bits"):
+        texts(pa.array([2_000_000_001.0, 5.0], pa.float32()))
     # Codes of ICD-9 differ by it.
     assert texts(pa.array(["250", "250.0", "Na", "NA"]))[0].to_pylist() == [
         "250",
