@@ -17,6 +17,7 @@ from ehr_ray.sources.parsing.csv_files import (
     Dialect,
     Lines,
     csv_columns,
+    listed,
     read_csv,
     refuse_repeats,
 )
@@ -230,7 +231,7 @@ def check_columns(root: str, name: str, needed: Sequence[str]) -> dict[str, str]
     there = {column.lower(): column for column in names}
     for column in needed:
         if column.lower() not in there:
-            raise InputError(f"{path}: no column {column}; it has {', '.join(names)}")
+            raise InputError(f"{path}: no column {column}; it has {listed(names)}")
     return there
 
 

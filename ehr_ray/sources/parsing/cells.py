@@ -36,7 +36,7 @@ WHOLE: Final = 2**53
 _FLOAT_CODE: Final = re.compile(r"([1-9]\d{3,})\.0+")
 """An item number that a data frame made a float. ICD has `250.0` beside `250`: never 4 digits."""
 
-_ZONED: Final = r"^\s*\d{4}-?\d{2}-?\d{2}.\d{2}.*(Z|z|[+-]\d{2}(:?\d{2}){0,2})\s*$"
+_ZONED: Final = r"^\s*\d{4}-?(\d{2}-?\d{2}|W\d{2}(-?\d)?).\d{2}.*(Z|z|[+-]\d{2}(:?\d{2}){0,2})\s*$"
 
 _PLAIN: Final = r"^[1-9]\d{3}-\d{2}-\d{2}[ T]\d{2}:\d{2}(:\d{2}(\.\d{1,6})?)?$"
 """A time as both Arrow and Python read it."""

@@ -102,6 +102,11 @@ def refuse_repeats(path: str, names: Sequence[str]) -> None:
             raise InputError(f"{path}: two columns are called {name}; rename or remove one")
 
 
+def listed(names: Sequence[str]) -> str:
+    """Return names of columns for a message; those with blanks around them in quotes."""
+    return ", ".join(name if name == name.strip() else repr(name) for name in names)
+
+
 def encoding_hint(error: object) -> str:
     """Return what to say after an error that another encoding may end, else nothing."""
     wrong = isinstance(error, UnicodeError) or "UTF8" in str(error)

@@ -16,7 +16,14 @@ from ehr_ray.errors import InputError
 from ehr_ray.events.answers import NO_CLASS
 from ehr_ray.events.truth import NOT_KNOWN, read_truth, truth_of
 from ehr_ray.sources.parsing.cells import Mask, Times, flat, spelled
-from ehr_ray.sources.parsing.csv_files import COMMON, Dialect, csv_columns, encoding_hint, read_csv
+from ehr_ray.sources.parsing.csv_files import (
+    COMMON,
+    Dialect,
+    csv_columns,
+    encoding_hint,
+    listed,
+    read_csv,
+)
 from ehr_ray.sources.parsing.identifiers import subject_ids
 from ehr_ray.sources.parsing.labels import label_rows
 from ehr_ray.sources.parsing.parquet_files import READ_ERRORS
@@ -180,7 +187,7 @@ def _id_column(name: str, columns: Sequence[str], options: LabelOptions) -> str:
     if options.id_column == options.default_id:  # nobody has named one
         fits += SUBJECT_COLUMNS + (STAY_COLUMNS if options.stays else ())
     if len(found) != 1 or found[0].lower() not in fits:
-        has = f"it has {', '.join(found) if len(found) > 1 else ', '.join(columns)}"
+        has = f"it has {listed(found if len(found) > 1 else columns)}"
         raise InputError(
             f"--labels {name}: no column {options.id_column}, by which labels are joined with "
             f"events; {has}: name one by --id-column, or rename it"
@@ -302,7 +309,7 @@ def _tasks(
     ):
         for column in () if columns is None else map(str.strip, columns.split(",")):
             if column not in candidates:
-                raise InputError(f"{flag} {column}: {name} has {', '.join(candidates)}")
+                raise InputError(f"{flag} {column}: {name} has {listed(candidates)}")
             if found.setdefault(column, kind) != kind:
                 raise InputError(f"{flag} {column}: named as another kind of task too; drop one")
     return found or dict.fromkeys(_truth_column(name, table, taken, candidates), "boolean_value")
@@ -324,7 +331,7 @@ def _truth_column(
     if not found:
         raise InputError(
             f"--labels {name}: no column of truth values (0/1, true/false) beside "
-            f"{', '.join(filter(None, taken))}; its columns are {', '.join(table.column_names)}; "
+            f"{', '.join(filter(None, taken))}; its columns are {listed(table.column_names)}; "
             "name the one that is meant by --label-columns"
         )
     if len(found) > 1:

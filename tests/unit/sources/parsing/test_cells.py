@@ -131,6 +131,8 @@ def test_whole_numbers_are_written_in_digits_and_were_never_rounded(text):
 def test_times_with_and_without_a_zone_are_told_apart():
     said = ["2020-01-01T10:00Z", "2020-01-01 10:00:00+02:00", "20200101T1000-05", None]
     assert zoned(pa.array(said)).tolist() == [True, True, True, False]
+    weeks = ["2024-W01-1T23:00-05:00", "2024W011T23Z", "2024-W01-1T23:00", "2024-W01-1"]
+    assert zoned(pa.array(weeks)).tolist() == [True, True, False, False]
     assert not zoned(pa.array(["2020-01-02", "2020-01-01 10:00", "", "nan", "soon"])).any()
     assert zoned(pa.array([1, None], pa.timestamp("us", "UTC"))).tolist() == [True, False]
     assert not zoned(pa.array([1, None], pa.timestamp("us"))).any()

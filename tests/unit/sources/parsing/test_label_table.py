@@ -85,6 +85,8 @@ def test_of_several_columns_of_truth_values_the_tasks_must_be_named(read):
     assert list(read(text, columns="died").labels) == ["died"]
     with pytest.raises(InputError, match=r"--label-columns los: l\.csv has sex, age, died"):
         read(text, columns="los")
+    with pytest.raises(InputError, match=r"--label-columns died: l\.csv has 'died '"):
+        read("id,died \n1,1\n", columns="died")
 
 
 @pytest.mark.parametrize("cell", ["maybe", "yes", "2", "0.5", "-1", "no"])
