@@ -1,6 +1,7 @@
 """The OMOP common data model, in files or a database -> units of work, and a unit -> chunks."""
 
 import itertools
+import logging
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
@@ -56,6 +57,8 @@ from ehr_ray.sources.parsing.table_files import table_files, warn_of_missing
 from ehr_ray.sources.parsing.tables import Table
 from ehr_ray.sources.source import CHANGES, Chunk, Unit
 from ehr_ray.storage import sync
+
+log = logging.getLogger(__name__)
 
 LABELS: Final = "labels"
 BASE: Final = (PERSON.name, VISITS.name, DEATH.name)
@@ -257,10 +260,14 @@ def describe(unit: Unit, codes: Collection[str]) -> pa.Table:
     wanted = {code: [int(i) for i in _IDS.findall(code)] for code in sorted(codes)}
     ids = np.array(sorted({i for found in wanted.values() for i in found}), np.int64)
     words: dict[int, str] = {}
+    unread = 0
     for block in _concepts(unit.root, name):
+        unread += len(block.rejects)
         block.keep(np.isin(block.columns[CONCEPTS.key], ids))
         text = block.columns["concept_name"].to_pylist()
         words.update(zip(block.columns[CONCEPTS.key].tolist(), text, strict=True))
+    if unread:
+        log.warning("%s: %s rows could not be read; their concepts have no names", name, unread)
     said = {}
     for code, found in wanted.items():
         names = [words[i] for i in found if i in words]

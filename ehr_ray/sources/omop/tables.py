@@ -80,7 +80,7 @@ VISITS: Final = _table(
 DEATH: Final = _table(
     "death", {"death_date": "time?", "death_datetime": "time?"}, optional=("death_datetime",)
 )
-CONCEPTS: Final = _table("concept", {"concept_name": "text?"}, key="concept_id")
+CONCEPTS: Final = Table("concept", {"concept_name": "text?"}, key="concept_id", loose_quotes=True)
 
 
 def _clinical(

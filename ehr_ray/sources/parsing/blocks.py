@@ -38,6 +38,7 @@ from ehr_ray.sources.source import Unit
 from ehr_ray.storage import files
 
 BLOCK_BYTES: Final = 1 << 20
+_IN_QUOTES: Final = r'^"([^"]|"")*"$'
 _UTC: Final = r"(Z|z|[+-]00(:?00){0,2})\s*$"
 _INEQUALITY: Final = r"^\s*(<=|=<|>=|=>|<|>|≤|≥|less than|greater than)\s*[0-9.,]*[0-9]\s*$"
 
@@ -235,13 +236,23 @@ def check_columns(root: str, name: str, needed: Sequence[str]) -> dict[str, str]
     return there
 
 
-def _dialect(path: str) -> Dialect:
+def _dialect(path: str, loose_quotes: bool = False) -> Dialect:
     """Return how a CSV file is written: by tabs where its header has them and no comma.
 
-    So are vocabularies of OMOP, whatever their names end in.
+    So are vocabularies of OMOP, whatever their names end in. What has its header in quotes writes
+    all quotes by the rule.
     """
     names = csv_columns(path)
-    return Dialect("\t") if len(names) == 1 and "\t" in names[0] else COMMON
+    if len(names) != 1 or "\t" not in names[0]:
+        return COMMON
+    return Dialect("\t", quoted='"' in names[0] or not loose_quotes)
+
+
+def _unquoted(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return cells without the quotes that they begin and end with, if these are by the rule."""
+    by_rule = pc.match_substring_regex(column, _IN_QUOTES)
+    inner = pc.replace_substring(pc.utf8_slice_codeunits(column, 1, -1), '""', '"')
+    return pc.if_else(by_rule, inner, column)
 
 
 def _pieces(
@@ -253,7 +264,7 @@ def _pieces(
     Raises `InputError` for identifiers that a float rounded.
     """
     if not (is_address(root) or name.endswith(".parquet")):
-        dialect = _dialect(os.path.join(root, name))
+        dialect = _dialect(os.path.join(root, name), table.loose_quotes)
         for text, lines, rejects in read_csv(
             root,
             name,
@@ -263,7 +274,10 @@ def _pieces(
             one_line=True,
             part=part,
         ):
-            yield text.rename_columns([columns[c] for c in text.column_names]), lines, rejects
+            text = text.rename_columns([columns[c] for c in text.column_names])
+            if not dialect.quoted:
+                text = pa.table({c: _unquoted(text[c]) for c in text.column_names})
+            yield text, lines, rejects
         return
     line = 2
     if part.start:

@@ -36,10 +36,12 @@ class Dialect:
     Args:
         delimiter: one character; None is a tab in `.tsv` files and else a comma.
         encoding: as Python calls it.
+        quoted: whether a cell may stand in quotes; else a quote is a letter.
     """
 
     delimiter: str | None = None
     encoding: str = "utf-8"
+    quoted: bool = True
 
     def __post_init__(self) -> None:
         """Refuse what no file is written in."""
@@ -239,6 +241,7 @@ def _text_reader(
         ),
         parse_options=pa_csv.ParseOptions(
             delimiter=dialect.between(path),
+            quote_char='"' if dialect.quoted else False,
             newlines_in_values=True,
             ignore_empty_lines=False,
             invalid_row_handler=skip,

@@ -113,6 +113,18 @@ def test_an_operator_makes_a_value_an_inequality(cdm, cohort, events_of):
     assert [c["count"] for c in changes if c["change"] == "inequality"] == [4]
 
 
+def test_a_quote_in_a_name_of_the_vocabulary_is_a_letter(cdm, cohort, descriptions_of, caplog):
+    folder = cdm(tabs=["concept"])
+    rows = ['3027018\t"Heart rate', '8483\t5" wide', '320128\t"Essential ""old"" kind"']
+    rows += ['4126681\t"Detected" so', "1\ttoo\tmany", '3037110\t"']
+    (folder / "concept.csv").write_text("concept_id\tconcept_name\n" + "\n".join(rows) + "\n")
+    said = descriptions_of(cohort("omop", folder))
+    assert said["MEASUREMENT//3027018//8483"] == '"Heart rate (5" wide)'
+    assert said["CONDITION//320128"] == 'Essential "old" kind'
+    assert said["MEASUREMENT//3037110//4126681"] == '" ("Detected" so)'
+    assert "concept.csv: 1 rows could not be read; their concepts have no names" in caplog.text
+
+
 def test_codes_have_the_names_of_their_concepts(cdm, cohort, descriptions_of):
     said = descriptions_of(cohort("omop", cdm()))
     assert said["MEASUREMENT//3027018//8483"] == "Heart rate (counts per minute)"
