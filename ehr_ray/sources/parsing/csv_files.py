@@ -287,10 +287,16 @@ def _has_line_break(column: pa.StringArray) -> bool:
 
 
 def whole_csv(path: str, needed: tuple[str, ...]) -> list[dict[str, str]]:
-    """Return the rows of a small CSV file; `InputError` where it has none, or not all columns."""
+    """Return the rows of a small CSV file.
+
+    Raises `InputError` where it has none, or not all columns, or one twice, and where a row has
+    more cells than the header.
+    """
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))
+            reader = csv.DictReader(file)
+            refuse_repeats(path, list(reader.fieldnames or ()))
+            rows = list(reader)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path}: not a readable CSV ({error})") from None
     missing = [name for name in needed if rows and name not in rows[0]]
@@ -299,4 +305,10 @@ def whole_csv(path: str, needed: tuple[str, ...]) -> list[dict[str, str]]:
             f"no column {missing[0]}; it has {', '.join(map(str, rows[0]))}" if missing else "empty"
         )
         raise InputError(f"{path}: {what} (columns {', '.join(needed)} are needed)")
+    for number, row in enumerate(rows, start=1):
+        if "".join(row.get(None) or ()).strip():
+            raise InputError(
+                f"{path}: row {number} has more cells than the header; put one with a comma in "
+                "quotes"
+            )
     return rows
