@@ -21,7 +21,7 @@ KINDS: Final[dict[str, Kind]] = {
     "categorical_value": "classes",
 }
 """The columns of a MEDS label that can hold its answer."""
-NO_CLASS: Final = ("", "nan", "<na>")
+NO_CLASS: Final = ("", "nan", "na", "n/a", "<na>", "null")
 """Classes, in lower case, that say nothing; `none` may be one that says something."""
 
 Numbers = Sequence[int] | npt.NDArray[np.int64]

@@ -9,7 +9,7 @@ where `GENDER//M` is `Gender` with the value 1.
 import csv
 import hashlib
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -136,17 +136,14 @@ def load_code_map(name: str) -> CodeMap:
     path = Path(name) if own else SHIPPED / f"{name}.csv"
     try:
         content = path.read_bytes()
-        reader = csv.DictReader(content.decode("utf-8-sig").splitlines())
-        rows = list(reader)
+        rows = csv_rows(content, COLUMNS)
     except (OSError, UnicodeError, csv.Error):
         there = ", ".join(shipped())
         raise InputError(
             f"{OPTION} {name}: no readable CSV file (UTF-8), nor one of {there}"
         ) from None
-    if missing := [c for c in COLUMNS if c not in (reader.fieldnames or ())]:
-        raise InputError(
-            f"{OPTION} {name}: no column {missing[0]}; it needs the columns {', '.join(COLUMNS)}"
-        )
+    except ValueError as error:
+        raise InputError(f"{OPTION} {name}: {error}") from None
     entries: dict[str, Entry] = {}
     for line, (code, entry) in enumerate(_parsed(name, rows), start=2):
         if code in entries:
@@ -162,7 +159,36 @@ def shipped() -> list[str]:
     return sorted(path.stem for path in SHIPPED.glob("*.csv"))
 
 
-def _parsed(name: str, rows: list[dict[str, str | None]]) -> Iterator[tuple[str, Entry]]:
+def csv_rows(content: bytes, columns: Sequence[str]) -> list[dict[str, str]]:
+    """Return the rows of a small CSV table.
+
+    Raises ValueError where one of `columns` is not there or is there twice, and where a row has
+    more cells than the header or not all of them; `csv.Error` where it is no CSV at all.
+    """
+    reader = csv.DictReader(content.decode("utf-8-sig").splitlines())
+    names = reader.fieldnames
+    if not names:
+        return []
+    needed = ", ".join(columns)
+    for column in columns:
+        if column not in names:
+            raise ValueError(f"no column {column}; it needs the columns {needed}")
+        if names.count(column) > 1:
+            raise ValueError(f"two columns are called {column}; rename or remove one")
+    rows = []
+    for line, row in enumerate(reader, start=2):
+        if None in row:
+            raise ValueError(
+                f"line {line} has more cells than the header; put one with a comma in quotes, and "
+                "write 0.5, not 0,5"
+            )
+        if any(row[column] is None for column in columns):
+            raise ValueError(f"line {line} has not all of {needed}")
+        rows.append(row)
+    return rows
+
+
+def _parsed(name: str, rows: list[dict[str, str]]) -> Iterator[tuple[str, Entry]]:
     for line, row in enumerate(rows, start=2):
         code, to = ((row.get(column) or "").strip() for column in COLUMNS[:2])
         try:

@@ -12,12 +12,14 @@ from typing import Final
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ehr_ray.errors import InputError
+from ehr_ray.events.answers import NO_CLASS
 from ehr_ray.events.labels import label_files, task_name
 from ehr_ray.events.schema import SPLIT_NAMES
 from ehr_ray.events.truth import NOT_KNOWN, read_truth
-from ehr_ray.sources.parsing.cells import texts, timestamps
+from ehr_ray.sources.parsing.cells import flat, spelled, texts, timestamps
 from ehr_ray.sources.parsing.identifiers import subject_ids
 from ehr_ray.sources.parsing.labels import VALUE_TYPES, label_rows
 from ehr_ray.sources.parsing.parquet_files import (
@@ -133,15 +135,28 @@ def _labels(unit: Unit) -> Iterator[Chunk]:
         )
     if not present:
         return
+    filled = [column for column in present if _says_something(table[column])]
+    if len(filled) > 1:
+        raise InputError(
+            f"{name}: answers in {' and in '.join(filled)}; keep the column that is the task's"
+        )
+    column = (filled or present)[0]
     ids, blank, _ = subject_ids(table["subject_id"])
     times, bad = timestamps(table["prediction_time"], "prediction_time")
     rejects = Rejects()
     rejects.zones(table["prediction_time"], times, f"{name}, column prediction_time")
     unusable = blank | bad | np.isnat(times)
     rejects.rows(unusable, lambda i: (name, i + 1), lambda _: "no subject_id or prediction_time")
-    values = _answers(name, present[0], table).filter(pa.array(~unusable))
-    rows = label_rows(ids[~unusable], values, times=pa.array(times[~unusable]), column=present[0])
+    values = _answers(name, column, table).filter(pa.array(~unusable))
+    rows = label_rows(ids[~unusable], values, times=pa.array(times[~unusable]), column=column)
     yield Chunk(labels={task: rows}, **rejects.tables(), rows_read=len(table))
+
+
+def _says_something(column: pa.ChunkedArray) -> bool:
+    """Whether a cell holds more than what data frames and programs fill empty columns with."""
+    text = spelled(flat(column), "of answers")
+    blank = pc.is_in(pc.utf8_lower(pc.utf8_trim_whitespace(text)), pa.array([*NO_CLASS, "none"]))
+    return not pc.all(pc.or_kleene(blank, text.is_null())).as_py()
 
 
 def _answers(name: str, column: str, table: pa.Table) -> pa.Array:

@@ -20,6 +20,7 @@ from ehr_ray.sources.parsing.csv_files import (
     csv_columns,
     encoding_hint,
     lines_of,
+    listed,
     read_csv,
 )
 from ehr_ray.sources.parsing.csv_ranges import split_lines
@@ -204,7 +205,7 @@ def _check_columns(path: str, present: list[str], columns: dict[str, str]) -> No
                 if marks
                 else ""
             )
-            raise InputError(f"{flag} {column}: {name} has the columns {', '.join(present)}{hint}")
+            raise InputError(f"{flag} {column}: {name} has the columns {listed(present)}{hint}")
 
 
 def _chunk(

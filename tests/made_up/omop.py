@@ -30,8 +30,9 @@ COLUMNS = {
     "procedure_date procedure_datetime procedure_type_concept_id visit_occurrence_id "
     "procedure_source_value",
     "measurement": "measurement_id person_id measurement_concept_id measurement_date "
-    "measurement_datetime measurement_type_concept_id value_as_number value_as_concept_id "
-    "unit_concept_id visit_occurrence_id measurement_source_value unit_source_value",
+    "measurement_datetime measurement_type_concept_id operator_concept_id value_as_number "
+    "value_as_concept_id unit_concept_id visit_occurrence_id measurement_source_value "
+    "unit_source_value",
     "observation": "observation_id person_id observation_concept_id observation_date "
     "observation_datetime observation_type_concept_id value_as_number value_as_string "
     "value_as_concept_id unit_concept_id visit_occurrence_id observation_source_value "

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from ehr_ray.errors import InputError
-from ehr_ray.events.code_map import number_in
+from ehr_ray.events.code_map import csv_rows, number_in
 from ehr_ray.sources.source import CHANGES, count_codes
 
 NONE: Final = "none"
@@ -169,14 +169,14 @@ def _table(
     path = SHIPPED / f"{name}{suffix}.csv" if name in shipped(suffix) else Path(name)
     try:
         content = path.read_bytes()
-        rows = list(csv.DictReader(content.decode("utf-8-sig").splitlines()))
+        rows = csv_rows(content, columns)
     except (OSError, UnicodeError, csv.Error):
         there = ", ".join((NONE, *shipped(suffix)))
         raise InputError(f"{flag} {name}: no readable CSV file, nor one of {there}") from None
+    except ValueError as error:
+        raise InputError(f"{flag} {name}: {error}") from None
     found: dict[K, V] = {}
     for line, row in enumerate(rows, start=2):
-        if any(row.get(column) is None for column in columns):
-            raise InputError(f"{flag} {name}: line {line} has not all of {', '.join(columns)}")
         try:
             key, value = parse({column: row[column].strip() for column in columns})
         except ValueError as error:

@@ -164,7 +164,7 @@ TABLES: Final = (
             "drugstartoffset": "number",
             "drugstopoffset": "number?",
             "drugname": "text?",
-            "drughiclseqno": "text?",
+            "drughiclseqno": "concept?",
         },
         Event(
             "MEDICATION//START//{drugname|drughiclseqno}",

@@ -199,7 +199,7 @@ def _columns(root: str, name: str | None, table: Table) -> Columns:
 
 
 def _kinds(table: Table) -> dict[str, Any]:
-    types = {"whole": np.int64, "text": object, "time": "datetime64[us]"}
+    types = {"whole": np.int64, "concept": object, "text": object, "time": "datetime64[us]"}
     return {table.key: np.int64, **{name: types[table.kind(name)[0]] for name in table.columns}}
 
 

@@ -1,6 +1,7 @@
 """The OMOP common data model, in files or a database -> units of work, and a unit -> chunks."""
 
 import itertools
+import logging
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
@@ -36,23 +37,28 @@ from ehr_ray.sources.omop.tables import (
     END,
     INTENSIVE,
     KEY,
+    OPERATOR,
+    OPERATORS,
     PERSON,
     TABLES,
     VISIT,
     VISITS,
 )
 from ehr_ray.sources.parsing.admissions import readmission_labels, stay_labels
-from ehr_ray.sources.parsing.blocks import Block, columns_there, read_blocks, split_table
+from ehr_ray.sources.parsing.blocks import Block, columns_there, odd, read_blocks, split_table
 from ehr_ray.sources.parsing.cells import Times
 from ehr_ray.sources.parsing.csv_files import lines_of
 from ehr_ray.sources.parsing.databases import find_tables, is_address, state_of, table_path
 from ehr_ray.sources.parsing.event_rows import AFTER, event_rows, table_chunks
 from ehr_ray.sources.parsing.kinds import UNKNOWN
+from ehr_ray.sources.parsing.quantities import FIRST_SIGN, PLAIN, SIGNS
 from ehr_ray.sources.parsing.quarantine import OF_OPEN_VISIT, OPEN_VISIT
 from ehr_ray.sources.parsing.table_files import table_files, warn_of_missing
 from ehr_ray.sources.parsing.tables import Table
 from ehr_ray.sources.source import CHANGES, Chunk, Unit
 from ehr_ray.storage import sync
+
+log = logging.getLogger(__name__)
 
 LABELS: Final = "labels"
 BASE: Final = (PERSON.name, VISITS.name, DEATH.name)
@@ -161,6 +167,8 @@ def table_events(block: Block, table: Table, persons: Persons) -> pa.Table:
     columns[CONCEPT] = concept
     if "value_as_number" in columns:
         columns["unit"] = _units(columns)
+    if OPERATOR in columns:
+        _mark_bounds(columns)
     if table is DETAILS:
         intensive = pc.is_in(columns[what], pa.array(INTENSIVE))
         columns["begin"] = pc.if_else(intensive, "ICU_ADMISSION", "UNIT_START")
@@ -169,6 +177,14 @@ def table_events(block: Block, table: Table, persons: Persons) -> pa.Table:
         block.rejects.change(OF_OPEN_VISIT, left_out)
     people = columns[KEY]
     return pa.concat_tables([event_rows(event, block, people) for event in table.events])
+
+
+def _mark_bounds(columns: dict[str, Any]) -> None:
+    """Give plain values the sign that their operator says they are a bound by."""
+    kinds, operator = columns[odd("value_as_number")], np.asarray(columns[OPERATOR])
+    plain = (kinds == PLAIN) & ~np.isnan(columns["value_as_number"])
+    for concept, sign in OPERATORS.items():
+        kinds[plain & (operator == concept)] = FIRST_SIGN + SIGNS.index(sign)
 
 
 def _named(columns: dict[str, Any], concept: str, source: str) -> tuple[pa.Array, pa.Array]:
@@ -244,10 +260,14 @@ def describe(unit: Unit, codes: Collection[str]) -> pa.Table:
     wanted = {code: [int(i) for i in _IDS.findall(code)] for code in sorted(codes)}
     ids = np.array(sorted({i for found in wanted.values() for i in found}), np.int64)
     words: dict[int, str] = {}
+    unread = 0
     for block in _concepts(unit.root, name):
+        unread += len(block.rejects)
         block.keep(np.isin(block.columns[CONCEPTS.key], ids))
         text = block.columns["concept_name"].to_pylist()
         words.update(zip(block.columns[CONCEPTS.key].tolist(), text, strict=True))
+    if unread:
+        log.warning("%s: %s rows could not be read; their concepts have no names", name, unread)
     said = {}
     for code, found in wanted.items():
         names = [words[i] for i in found if i in words]

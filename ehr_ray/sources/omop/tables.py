@@ -30,6 +30,9 @@ INTENSIVE: Final = ("32037", "581379")
 """Details of visits in intensive care: intensive care, inpatient critical care facility."""
 DIED: Final = "4216643"
 """Discharged to: patient died."""
+OPERATOR: Final = "operator_concept_id"
+OPERATORS: Final = {"4171756": "<", "4171754": "<=", "4172704": ">", "4171755": ">="}
+"""What a measured value is a bound of."""
 SEX: Final = {"8532": "F", "8507": "M"}
 
 
@@ -46,14 +49,14 @@ def _table(
 PERSON: Final = _table(
     "person",
     {
-        "gender_concept_id": "text?",
+        "gender_concept_id": "concept?",
         "year_of_birth": "whole?",
         "month_of_birth": "whole?",
         "day_of_birth": "whole?",
         "birth_datetime": "time?",
-        "race_concept_id": "text?",
-        "ethnicity_concept_id": "text?",
-        "care_site_id": "text?",
+        "race_concept_id": "concept?",
+        "ethnicity_concept_id": "concept?",
+        "care_site_id": "concept?",
     },
     optional=("month_of_birth", "day_of_birth", "birth_datetime", "care_site_id"),
 )
@@ -61,13 +64,13 @@ VISITS: Final = _table(
     "visit_occurrence",
     {
         VISIT: "whole",
-        "visit_concept_id": "text?",
+        "visit_concept_id": "concept?",
         "visit_start_date": "time",
         "visit_start_datetime": "time?",
         "visit_end_date": "time?",
         "visit_end_datetime": "time?",
-        "discharged_to_concept_id": "text?",
-        "discharge_to_concept_id": "text?",
+        "discharged_to_concept_id": "concept?",
+        "discharge_to_concept_id": "concept?",
     },
     optional=(
         *("visit_start_datetime", "visit_end_datetime"),
@@ -77,7 +80,7 @@ VISITS: Final = _table(
 DEATH: Final = _table(
     "death", {"death_date": "time?", "death_datetime": "time?"}, optional=("death_datetime",)
 )
-CONCEPTS: Final = _table("concept", {"concept_name": "text?"}, key="concept_id")
+CONCEPTS: Final = Table("concept", {"concept_name": "text?"}, key="concept_id", loose_quotes=True)
 
 
 def _clinical(
@@ -94,7 +97,7 @@ def _clinical(
     times = {f"{n}_{kind}": "time?" for n in named for kind in ("date", "datetime")}
     times[f"{start}_date"] = "time"
     columns = {
-        f"{what}_concept_id": "text?",
+        f"{what}_concept_id": "concept?",
         f"{what}_source_value": "text?",
         VISIT: "whole?",
         **times,
@@ -124,11 +127,12 @@ TABLES: Final = (
         Event("MEASUREMENT//{concept}//{unit}", AT, "value_as_number"),
         more={
             "value_as_number": "quantity?",
-            "value_as_concept_id": "text?",
-            "unit_concept_id": "text?",
+            OPERATOR: "concept?",
+            "value_as_concept_id": "concept?",
+            "unit_concept_id": "concept?",
             "unit_source_value": "text?",
         },
-        optional=("unit_source_value", "value_as_concept_id"),
+        optional=(OPERATOR, "unit_source_value", "value_as_concept_id"),
     ),
     _clinical(
         "observation",
@@ -137,8 +141,8 @@ TABLES: Final = (
         Event("OBSERVATION//{concept}//{unit}", AT, "value_as_number"),
         more={
             "value_as_number": "quantity?",
-            "value_as_concept_id": "text?",
-            "unit_concept_id": "text?",
+            "value_as_concept_id": "concept?",
+            "unit_concept_id": "concept?",
             "unit_source_value": "text?",
         },
         optional=("unit_source_value", "unit_concept_id", "value_as_concept_id"),

@@ -10,13 +10,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ehr_ray.errors import InputError
-from ehr_ray.sources.parsing.cells import Mask, Times, flat, spelled, zoned
+from ehr_ray.sources.parsing.cells import Mask, Times, flat, refuse_rounded, spelled, zoned
 from ehr_ray.sources.parsing.csv_files import (
     ALL_LINES,
     COMMON,
     Dialect,
     Lines,
     csv_columns,
+    listed,
     read_csv,
     refuse_repeats,
 )
@@ -37,6 +38,7 @@ from ehr_ray.sources.source import Unit
 from ehr_ray.storage import files
 
 BLOCK_BYTES: Final = 1 << 20
+_IN_QUOTES: Final = r'^"([^"]|"")*"$'
 _UTC: Final = r"(Z|z|[+-]00(:?00){0,2})\s*$"
 _INEQUALITY: Final = r"^\s*(<=|=<|>=|=>|<|>|≤|≥|less than|greater than)\s*[0-9.,]*[0-9]\s*$"
 
@@ -159,7 +161,7 @@ def read_blocks(
     missing, `pa.ArrowException` or `OSError` on a damaged file.
     """
     columns = columns_there(root, name, table)
-    for text, lines, rejects in _pieces(root, name, columns, part):
+    for text, lines, rejects in _pieces(root, name, columns, part, table):
         for column in table.columns:
             if column not in columns.values():
                 text = text.append_column(column, pa.array([""] * len(text), pa.string()))
@@ -230,28 +232,39 @@ def check_columns(root: str, name: str, needed: Sequence[str]) -> dict[str, str]
     there = {column.lower(): column for column in names}
     for column in needed:
         if column.lower() not in there:
-            raise InputError(f"{path}: no column {column}; it has {', '.join(names)}")
+            raise InputError(f"{path}: no column {column}; it has {listed(names)}")
     return there
 
 
-def _dialect(path: str) -> Dialect:
+def _dialect(path: str, loose_quotes: bool = False) -> Dialect:
     """Return how a CSV file is written: by tabs where its header has them and no comma.
 
-    So are vocabularies of OMOP, whatever their names end in.
+    So are vocabularies of OMOP, whatever their names end in. What has its header in quotes writes
+    all quotes by the rule.
     """
     names = csv_columns(path)
-    return Dialect("\t") if len(names) == 1 and "\t" in names[0] else COMMON
+    if len(names) != 1 or "\t" not in names[0]:
+        return COMMON
+    return Dialect("\t", quoted='"' in names[0] or not loose_quotes)
+
+
+def _unquoted(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return cells without the quotes that they begin and end with, if these are by the rule."""
+    by_rule = pc.match_substring_regex(column, _IN_QUOTES)
+    inner = pc.replace_substring(pc.utf8_slice_codeunits(column, 1, -1), '""', '"')
+    return pc.if_else(by_rule, inner, column)
 
 
 def _pieces(
-    root: str, name: str, columns: dict[str, str], part: Lines
+    root: str, name: str, columns: dict[str, str], part: Lines, table: Table
 ) -> Iterator[tuple[pa.Table, npt.NDArray[np.int64], Rejects]]:
     """Yield (columns as strings, line of each row, malformed rows); `columns` are theirs -> ours.
 
     A row of a Parquet file or a database is as many lines down as in a CSV file of the same rows.
+    Raises `InputError` for identifiers that a float rounded.
     """
     if not (is_address(root) or name.endswith(".parquet")):
-        dialect = _dialect(os.path.join(root, name))
+        dialect = _dialect(os.path.join(root, name), table.loose_quotes)
         for text, lines, rejects in read_csv(
             root,
             name,
@@ -261,12 +274,19 @@ def _pieces(
             one_line=True,
             part=part,
         ):
-            yield text.rename_columns([columns[c] for c in text.column_names]), lines, rejects
+            text = text.rename_columns([columns[c] for c in text.column_names])
+            if not dialect.quoted:
+                text = pa.table({c: _unquoted(text[c]) for c in text.column_names})
+            yield text, lines, rejects
         return
     line = 2
     if part.start:
         line += rows_in(os.path.join(root, name), range(part.start))
+    ids = [table.key, *(c for c in table.columns if table.kind(c)[0] in ("whole", "concept"))]
     for batch in _batches(root, name, list(columns), part):
+        for theirs, ours in columns.items():
+            if ours in ids:
+                refuse_rounded(flat(batch[theirs]), f"cells of {name}, column {theirs},")
         text = pa.table(
             {
                 ours: spelled(flat(batch[theirs]), theirs).fill_null("")

@@ -36,7 +36,7 @@ WHOLE: Final = 2**53
 _FLOAT_CODE: Final = re.compile(r"([1-9]\d{3,})\.0+")
 """An item number that a data frame made a float. ICD has `250.0` beside `250`: never 4 digits."""
 
-_ZONED: Final = r"^\s*\d{4}-?\d{2}-?\d{2}.\d{2}.*(Z|z|[+-]\d{2}(:?\d{2}){0,2})\s*$"
+_ZONED: Final = r"^\s*\d{4}-?(\d{2}-?\d{2}|W\d{2}(-?\d)?).\d{2}.*(Z|z|[+-]\d{2}(:?\d{2}){0,2})\s*$"
 
 _PLAIN: Final = r"^[1-9]\d{3}-\d{2}-\d{2}[ T]\d{2}:\d{2}(:\d{2}(\.\d{1,6})?)?$"
 """A time as both Arrow and Python read it."""
@@ -188,7 +188,9 @@ def texts(column: pa.ChunkedArray | pa.Array, name: str = "code") -> tuple[pa.Ar
     Numbers become their text; surrounding blanks go, and so does the `.0` of an item number, so
     that 220045, 220045.0 and ` 220045` are one code.
     """
-    encoded = spelled(flat(column), name).dictionary_encode(null_encoding="encode")
+    column = flat(column)
+    refuse_rounded(column, f"cells of column {name}")
+    encoded = spelled(column, name).dictionary_encode(null_encoding="encode")
     words = pa.array([_code(text) for text in encoded.dictionary.to_pylist()], pa.string())
     found = words.take(encoded.indices)
     return found, found.is_null().to_numpy(zero_copy_only=False)
@@ -205,6 +207,28 @@ def words(column: pa.Array, missing: str) -> tuple[pa.Array, Mask]:
     trimmed = pc.utf8_trim_whitespace(column)
     blank = pc.or_(pc.is_null(trimmed), pc.is_in(trimmed, pa.array(sorted(BLANK_CODES))))
     return pc.if_else(blank, missing, trimmed), blank.to_numpy(zero_copy_only=False)
+
+
+def rounded(column: pa.Array) -> tuple[int, int]:
+    """Return (how many cells of a column of floats may be rounded whole numbers, bits it holds).
+
+    Floats of 16, 32 and 64 bits tell whole numbers apart below 2 to the power of 11, 24 and 53.
+    """
+    if not pa.types.is_floating(column.type):
+        return 0, 0
+    bits = {16: 11, 32: 24, 64: 53}[column.type.bit_width]
+    large = pc.greater_equal(pc.abs(column.cast(pa.float64())), float(2**bits))
+    return pc.sum(large).as_py() or 0, bits
+
+
+def refuse_rounded(column: pa.Array, what: str) -> None:
+    """Raise `InputError` where identifiers were rounded in floats of 16 or 32 bits."""
+    count, bits = rounded(column)
+    if count and 2**bits < WHOLE:
+        raise InputError(
+            f"{count} {what} went through floats of {column.type.bit_width} bits, which round "
+            f"those of 2^{bits} and above: export them as text or as whole numbers"
+        )
 
 
 def spelled(column: pa.Array, name: str) -> pa.Array:

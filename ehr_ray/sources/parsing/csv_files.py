@@ -36,10 +36,12 @@ class Dialect:
     Args:
         delimiter: one character; None is a tab in `.tsv` files and else a comma.
         encoding: as Python calls it.
+        quoted: whether a cell may stand in quotes; else a quote is a letter.
     """
 
     delimiter: str | None = None
     encoding: str = "utf-8"
+    quoted: bool = True
 
     def __post_init__(self) -> None:
         """Refuse what no file is written in."""
@@ -100,6 +102,11 @@ def refuse_repeats(path: str, names: Sequence[str]) -> None:
     for name in names:
         if name and names.count(name) > 1:
             raise InputError(f"{path}: two columns are called {name}; rename or remove one")
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return names of columns for a message; those with blanks around them in quotes."""
+    return ", ".join(name if name == name.strip() else repr(name) for name in names)
 
 
 def encoding_hint(error: object) -> str:
@@ -234,6 +241,7 @@ def _text_reader(
         ),
         parse_options=pa_csv.ParseOptions(
             delimiter=dialect.between(path),
+            quote_char='"' if dialect.quoted else False,
             newlines_in_values=True,
             ignore_empty_lines=False,
             invalid_row_handler=skip,
@@ -279,10 +287,16 @@ def _has_line_break(column: pa.StringArray) -> bool:
 
 
 def whole_csv(path: str, needed: tuple[str, ...]) -> list[dict[str, str]]:
-    """Return the rows of a small CSV file; `InputError` where it has none, or not all columns."""
+    """Return the rows of a small CSV file.
+
+    Raises `InputError` where it has none, or not all columns, or one twice, and where a row has
+    more cells than the header.
+    """
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))
+            reader = csv.DictReader(file)
+            refuse_repeats(path, list(reader.fieldnames or ()))
+            rows = list(reader)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path}: not a readable CSV ({error})") from None
     missing = [name for name in needed if rows and name not in rows[0]]
@@ -291,4 +305,10 @@ def whole_csv(path: str, needed: tuple[str, ...]) -> list[dict[str, str]]:
             f"no column {missing[0]}; it has {', '.join(map(str, rows[0]))}" if missing else "empty"
         )
         raise InputError(f"{path}: {what} (columns {', '.join(needed)} are needed)")
+    for number, row in enumerate(rows, start=1):
+        if "".join(row.get(None) or ()).strip():
+            raise InputError(
+                f"{path}: row {number} has more cells than the header; put one with a comma in "
+                "quotes"
+            )
     return rows

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ehr_ray.errors import InputError
-from ehr_ray.sources.parsing.cells import BLANK, WHOLE, Mask, flat, spelled
+from ehr_ray.sources.parsing.cells import BLANK, WHOLE, Mask, flat, refuse_rounded, rounded, spelled
 
 HASHED_FROM: Final = 2**62
 """Ids from here on are hashes of names; an integer this large is hashed like a name."""
@@ -50,7 +50,7 @@ def subject_ids(column: pa.ChunkedArray | pa.Array) -> tuple[npt.NDArray[np.int6
     """Return (ids, blank, `NAMES` rows, one for each id and spelling) of a column of identifiers.
 
     Raises `InputError` where an id was rounded on its way through a float: 2^53 and above in a
-    column of floats, or written like `1e+10` or `9007199254740993.0`.
+    column of floats (2^24 of 32 bits), or written like `1e+10` or `9007199254740993.0`.
     """
     column = flat(column)
     if pa.types.is_integer(column.type):
@@ -61,8 +61,8 @@ def subject_ids(column: pa.ChunkedArray | pa.Array) -> tuple[npt.NDArray[np.int6
             ids = column.fill_null(0).cast(pa.int64()).to_numpy()
             known = pa.array(np.unique(ids[~blank]))
             return ids, blank, pa.table([known, known.cast(pa.string())], schema=NAMES)
-    if pa.types.is_floating(column.type):
-        _refuse_rounded(pc.sum(pc.greater_equal(pc.abs(column), float(WHOLE))).as_py() or 0)
+    refuse_rounded(column, "subject ids")
+    _refuse_rounded(rounded(column)[0])
     column = spelled(column, "of subject ids")
     numbers = _plain_numbers(column)
     if numbers is not None:

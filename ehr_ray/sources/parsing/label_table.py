@@ -1,6 +1,7 @@
 """Labels from a CSV or Parquet table: an id column, answers, and perhaps prediction times."""
 
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,14 @@ from ehr_ray.errors import InputError
 from ehr_ray.events.answers import NO_CLASS
 from ehr_ray.events.truth import NOT_KNOWN, read_truth, truth_of
 from ehr_ray.sources.parsing.cells import Mask, Times, flat, spelled
-from ehr_ray.sources.parsing.csv_files import COMMON, Dialect, csv_columns, encoding_hint, read_csv
+from ehr_ray.sources.parsing.csv_files import (
+    COMMON,
+    Dialect,
+    csv_columns,
+    encoding_hint,
+    listed,
+    read_csv,
+)
 from ehr_ray.sources.parsing.identifiers import subject_ids
 from ehr_ray.sources.parsing.labels import label_rows
 from ehr_ray.sources.parsing.parquet_files import READ_ERRORS
@@ -30,6 +38,9 @@ PLAIN_COLUMNS: Final = ("ts_id", "recordid", "id")
 SUBJECT_COLUMNS: Final = ("subject_id", "patient_id", "person_id")
 STAY_COLUMNS: Final = ("stay_id", "icustay_id", "hadm_id", "visit_id", "encounter_id")
 """Names, in lower case, that id columns have in label tables: of anything, a person, a stay."""
+
+_TIME_WORD: Final = re.compile(r"time|(?<!candi)(?<!vali)(?<!up)date|hour|minute", re.IGNORECASE)
+_DATE: Final = r"^\s*\d{1,4}[-./]\d{1,2}[-./]\d{1,4}([ T,].*)?$"
 
 LABELS_HELP: Final = (
     "CSV or Parquet with an id column and one of truth values (0/1, true/false; blank = unknown); "
@@ -57,7 +68,8 @@ class LabelOptions:
         id_column: the column of the ids that the events have.
         default_id: what `id_column` is unless the user names one.
         stays: whether an id may be one of a stay, where no column is named.
-        time_columns: names of the column of prediction times, the first that is there counts.
+        time_columns: names of the column of prediction times, the first that is there counts;
+            capitals, blanks and `_` do not matter.
         read_time: column and name -> times, and a mask of cells that are none.
         clock: whether these are dates with a clock, which may say their zone.
         tasks: columns of truth values, by comma; None: the only one there is, or none beside those
@@ -122,13 +134,16 @@ def read_labels(unit: Unit, options: LabelOptions) -> Iterator[Chunk]:
     ids, blank, spelt = subject_ids(table[key])
     rejects = Rejects()
     rejects.rows(blank, lambda i: (name, int(lines[i])), lambda _: f"{key} is blank")
-    time = next((c for c in options.time_columns if c in table.column_names and c != key), None)
+    time = _time_column(name, [c for c in table.column_names if c != key], options)
     times = None if time is None else _times(name, time, table, lines, options)
     if time is not None and times is not None and options.clock:
         rejects.zones(table[time], times, f"--labels {name}, column {time}")
     given = None if times is None else pa.array(times[~blank])
     labels = {}
-    for task, column in _tasks(name, table, {key, time}, options).items():
+    tasks = _tasks(name, table, {key, time}, options)
+    if time is None and options.minute is None:
+        _refuse_times(name, table.drop_columns([key, *tasks]))
+    for task, column in tasks.items():
         values = _answers(name, task, column, table[task], lines, options.decimal)
         known = values.filter(pa.array(~blank))
         labels[task] = label_rows(ids[~blank], known, options.minute, times=given, column=column)
@@ -172,7 +187,7 @@ def _id_column(name: str, columns: Sequence[str], options: LabelOptions) -> str:
     if options.id_column == options.default_id:  # nobody has named one
         fits += SUBJECT_COLUMNS + (STAY_COLUMNS if options.stays else ())
     if len(found) != 1 or found[0].lower() not in fits:
-        has = f"it has {', '.join(found) if len(found) > 1 else ', '.join(columns)}"
+        has = f"it has {listed(found if len(found) > 1 else columns)}"
         raise InputError(
             f"--labels {name}: no column {options.id_column}, by which labels are joined with "
             f"events; {has}: name one by --id-column, or rename it"
@@ -182,6 +197,57 @@ def _id_column(name: str, columns: Sequence[str], options: LabelOptions) -> str:
 
 def _is_id(column: str) -> bool:
     return column.lower() in PLAIN_COLUMNS + SUBJECT_COLUMNS + STAY_COLUMNS
+
+
+def _time_column(name: str, columns: Sequence[str], options: LabelOptions) -> str | None:
+    """Return the column of prediction times; capitals, blanks and `_` do not tell names apart."""
+    for wanted in options.time_columns:
+        found = [column for column in columns if _folded(column) == _folded(wanted)]
+        if wanted in found:
+            return wanted
+        if len(found) > 1:
+            raise InputError(
+                f"--labels {name}: which of {', '.join(map(repr, found))} says when? remove one"
+            )
+        if found:
+            return found[0]
+    return None
+
+
+def _folded(column: str) -> str:
+    return re.sub(r"[\W_]+", "", column).casefold()
+
+
+def _refuse_times(name: str, others: pa.Table) -> None:
+    """Raise `InputError` where a column that is not read may say when predictions are made.
+
+    Labels without a time stand at the last event: what came after the true time would be known.
+    """
+    for column in others.column_names:
+        if not _is_id(column) and _may_be_times(column, others[column]):
+            raise InputError(
+                f"--labels {name}: column {column!r} is of times, but not called prediction_time: "
+                "rename it if it says when predictions are made, else remove it or say "
+                "--label-minute"
+            )
+
+
+def _may_be_times(name: str, column: pa.ChunkedArray) -> bool:
+    if not _TIME_WORD.search(name):
+        return _holds_dates(column)
+    if pa.types.is_nested(column.type) or _folded(name).startswith(("prediction", "index")):
+        return True
+    return bool(np.any(truth_of(column) < NOT_KNOWN))  # died_within_24_hours is an outcome
+
+
+def _holds_dates(column: pa.ChunkedArray) -> bool:
+    """Whether most cells of a column that are not blank are dates, however they are written."""
+    column = flat(column)
+    if not pa.types.is_string(column.type):
+        return pa.types.is_timestamp(column.type) or pa.types.is_date(column.type)
+    dates = pc.sum(pc.match_substring_regex(column, _DATE)).as_py() or 0
+    blank = pc.sum(pc.equal(pc.utf8_trim_whitespace(column.fill_null("")), "")).as_py() or 0
+    return bool(2 * dates > len(column) - blank)
 
 
 def _times(
@@ -243,7 +309,7 @@ def _tasks(
     ):
         for column in () if columns is None else map(str.strip, columns.split(",")):
             if column not in candidates:
-                raise InputError(f"{flag} {column}: {name} has {', '.join(candidates)}")
+                raise InputError(f"{flag} {column}: {name} has {listed(candidates)}")
             if found.setdefault(column, kind) != kind:
                 raise InputError(f"{flag} {column}: named as another kind of task too; drop one")
     return found or dict.fromkeys(_truth_column(name, table, taken, candidates), "boolean_value")
@@ -265,7 +331,7 @@ def _truth_column(
     if not found:
         raise InputError(
             f"--labels {name}: no column of truth values (0/1, true/false) beside "
-            f"{', '.join(filter(None, taken))}; its columns are {', '.join(table.column_names)}; "
+            f"{', '.join(filter(None, taken))}; its columns are {listed(table.column_names)}; "
             "name the one that is meant by --label-columns"
         )
     if len(found) > 1:

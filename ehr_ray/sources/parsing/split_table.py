@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -15,7 +15,7 @@ import pyarrow as pa
 from ehr_ray.errors import InputError
 from ehr_ray.events.schema import SPLIT_NAMES, SPLITS
 from ehr_ray.sources.parsing.cells import by_unique, texts
-from ehr_ray.sources.parsing.csv_files import SUFFIXES, csv_columns, read_csv
+from ehr_ray.sources.parsing.csv_files import SUFFIXES, csv_columns, listed, read_csv
 from ehr_ray.sources.parsing.identifiers import subject_ids
 from ehr_ray.sources.parsing.parquet_files import READ_ERRORS
 from ehr_ray.storage import files
@@ -63,7 +63,7 @@ def read_splits(path: str) -> SplitTable:
         ids, split, names = _parsed(table, path, start)
         start += len(ids)
         pieces.append((ids, split))
-        used |= {name.strip(): SPLIT_NAMES[name.strip()] for name in names.unique().to_pylist()}
+        used |= {name.strip(): _ours(name) for name in names.unique().to_pylist()}
     ids, split, twice = once_each(*(np.concatenate(each) for each in zip(*pieces, strict=True)))
     check_once(path, twice)
     return SplitTable(ids, split, {name: ours for name, ours in used.items() if name != ours})
@@ -139,8 +139,12 @@ def _parsed(
     return ids, split, names
 
 
+def _ours(name: str | None) -> str | None:
+    return SPLIT_NAMES.get((name or "").strip().lower())
+
+
 def _position(name: str | None) -> int:
-    ours = SPLIT_NAMES.get((name or "").strip())
+    ours = _ours(name)
     return -1 if ours is None else SPLITS.index(ours)
 
 
@@ -148,13 +152,23 @@ def _tables(path: str) -> Iterator[pa.Table]:
     """Yield the two columns of a table, some rows at a time."""
     try:
         if path.endswith(SUFFIXES):
-            csv_columns(path)  # an empty file is named as such
+            _check_columns(path, csv_columns(path))
             for piece, _, rejects in read_csv(*os.path.split(path), COLUMNS):
                 if len(rejects.table()):
                     raise InputError(f"{path}: rows with too many or too few cells; mend them")
                 yield piece
             return
-        for batch in files.open_parquet(path).iter_batches(BATCH_ROWS, columns=COLUMNS):
+        file = files.open_parquet(path)
+        _check_columns(path, file.schema_arrow.names)
+        for batch in file.iter_batches(BATCH_ROWS, columns=COLUMNS):
             yield pa.table({name: batch[name] for name in COLUMNS})
-    except (*READ_ERRORS, KeyError) as error:
+    except READ_ERRORS as error:
         raise InputError(f"{path}: no table of subject_id and split ({error})") from None
+
+
+def _check_columns(path: str, names: Sequence[str]) -> None:
+    if missing := [column for column in COLUMNS if column not in names]:
+        raise InputError(
+            f"{path}: no table of subject_id and split: no column {missing[0]}, it has "
+            f"{listed(names)}; name them so, in small letters, with commas between"
+        )

@@ -57,6 +57,8 @@ class Table:
             quantity itself is blank, if the table has it.
         key: the column that says whose a row is.
         optional: columns that a file may lack; they are blank then.
+        loose_quotes: whether a cell between tabs may begin with a quote that never ends, as names
+            of vocabularies do.
     """
 
     name: str
@@ -69,6 +71,7 @@ class Table:
     words: tuple[str, str] | None = None
     key: str = "subject_id"
     optional: frozenset[str] = frozenset()
+    loose_quotes: bool = False
 
     def kind(self, column: str) -> tuple[Kind, bool]:
         """Return (kind, whether it may be blank)."""

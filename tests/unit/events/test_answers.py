@@ -20,6 +20,13 @@ def read(*tables):
         ("float_value", [2.5, NAN, None], "regression", [2.5], [1, 0, 0]),
         ("integer_value", [3, None, -1], "regression", [3, -1], [1, 0, 1]),
         ("categorical_value", ["b", " ", "a ", None, "NaN"], "classes", [1, 0], [1, 0, 1, 0, 0]),
+        (
+            "categorical_value",
+            ["b", "NA", "a", "N/A", "null"],
+            "classes",
+            [1, 0],
+            [1, 0, 1, 0, 0],
+        ),
     ],
 )
 def test_the_column_says_the_kind_and_blanks_are_unknown(column, cells, kind, values, known):

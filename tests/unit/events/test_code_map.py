@@ -68,6 +68,8 @@ def test_targets_that_the_model_does_not_know_are_told_and_all_of_them_are_an_er
         ([",A,1,0"], "line 2 has no code"),
         (["a,,1,0"], "line 2 has no to"),
         (["a,A,inf,0"], "line 2: scale and offset must be finite"),
+        (["a,A,0,055,0"], "line 2 has more cells than the header; .* write 0.5, not 0,5"),
+        (["b,B,1,0", "a,A,18"], "line 3 has not all of code, to, scale, offset"),
         ([], "no row under its columns code, to, scale, offset"),
     ],
 )
@@ -79,6 +81,9 @@ def test_a_bad_map_is_refused_with_its_line(code_map, rows, message):
 def test_a_map_without_a_column_or_that_is_not_there_is_refused(code_map):
     with pytest.raises(InputError, match=r"no column offset; it needs the columns code, to"):
         code_map("a,A,1", head="code,to,scale")
+    with pytest.raises(InputError, match=r"two columns are called scale; rename or remove one"):
+        code_map("a,A,1,2,0", head="code,to,scale,scale,offset")
+    assert code_map("a,A,1,0", "b,B,1,0,word", head="code,to,scale,offset,note").entries["a"]
     with pytest.raises(InputError, match=r"--code-map nowhere: .* nor one of eicu, mimic-iv$"):
         load_code_map("nowhere")
 

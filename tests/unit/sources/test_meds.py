@@ -126,6 +126,20 @@ def test_labels_and_descriptions_are_kept(tmp_path, cohort):
     assert pq.read_table(path / "metadata/codes.parquet")["description"].to_pylist() == ["a thing"]
 
 
+def test_answers_in_two_columns_are_refused_and_an_empty_one_is_no_answer(tmp_path, cohort):
+    write_shard(tmp_path / "in/data/train/0.parquet", [(1, T0, "A", 1.0)])
+    (tmp_path / "in/labels").mkdir()
+    table = {"subject_id": [1], "prediction_time": [T0], "boolean_value": [False]}
+    table |= {"float_value": [3.5], "categorical_value": [""]}
+    pq.write_table(pa.table(table), tmp_path / "in/labels/los.parquet")
+    with pytest.raises(InputError, match="answers in boolean_value and in float_value; keep the"):
+        cohort("meds", tmp_path / "in")
+    table |= {"boolean_value": pa.nulls(1, pa.bool_())}
+    pq.write_table(pa.table(table), tmp_path / "in/labels/los.parquet")
+    path = cohort("meds", tmp_path / "in")
+    assert pq.read_table(path / "labels/los.parquet")["float_value"].to_pylist() == [3.5]
+
+
 def test_bad_rows_are_quarantined_by_row_number(tmp_path, cohort):
     rows = [(1, T0, "A", 1.0), (None, T0, "A", 1.0), (1, T0, None, 1.0), (1, T0, "A", float("inf"))]
     write_shard(tmp_path / "in/data/train/0.parquet", rows)

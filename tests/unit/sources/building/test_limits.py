@@ -96,6 +96,7 @@ def test_nothing_asked_is_nothing_done():
         ("HR,x,1,", "line 2: column low: 'x' is no number"),
         ("HR,9,1,", "line 2: low 9 is not below high 1"),
         ("HR,1", "line 2 has not all of code, low, high, unit"),
+        ("HR,0,5,200,", "line 2 has more cells than the header; .* write 0.5, not 0,5"),
         ("HR,1,2,\nHR,1,3,", "line 3 is about HR again; keep one"),
     ],
 )
@@ -173,3 +174,17 @@ def test_conversions_end_in_the_unit_of_the_range():
         plan = limits.treatment(f"{code}//{unit}")
         assert plan.code == f"{code}//{conversion.to}"
         assert not plan.other_unit, code
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("code,unit,to,factor,offset\nGlu,mmol/L,mg/dL,18,02,0\n", "line 2 has more cells than"),
+        ("code,unit,to,factor,factor,offset\nGlu,a,b,1,2,0\n", "two columns are called factor;"),
+        ("code,unit,to,factor\nGlu,a,b,1\n", "no column offset; it needs the columns code, unit"),
+    ],
+)
+def test_a_table_in_which_it_is_not_clear_what_is_what_is_refused(tmp_path, text, message):
+    (tmp_path / "units.csv").write_text(text)
+    with pytest.raises(InputError, match=rf"--units .*units\.csv: {message}"):
+        load_limits("none", str(tmp_path / "units.csv"))

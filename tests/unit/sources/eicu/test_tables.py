@@ -12,7 +12,7 @@ from ehr_ray.sources.parsing.csv_files import csv_columns
 def test_events_use_columns_of_the_right_kind(table):
     for event in table.events:
         for part in re.findall(r"\{([\w|]+)\}", event.code):
-            assert all(table.kind(name)[0] == "text" for name in part.split("|"))
+            assert all(table.kind(name)[0] in ("text", "concept") for name in part.split("|"))
         for name in (event.time, *event.not_before):
             assert name == DISCHARGE or (table.kind(name)[0], name[-6:]) == ("number", "offset")
         assert event.value is None or table.kind(event.value)[0] == "quantity"

@@ -1,7 +1,9 @@
+import itertools
 import json
 import re
 from collections import Counter
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from made_up import omop
@@ -71,6 +73,56 @@ def test_a_small_model_becomes_the_same_events_in_every_form(
     path = cohort("omop", cdm(**how), splits="all:train")
     assert written(events_of(path)) == EXPECTED.splitlines()
     assert len(pq.read_table(path / "metadata" / "rejected.parquet")) == 0
+
+
+def test_concepts_that_a_data_frame_made_floats_are_the_same_concepts(cdm, cohort, events_of):
+    folder = cdm()
+    for file in folder.iterdir():
+        header, *rows = (line.split(",") for line in file.read_text().splitlines())
+        of_concepts = [
+            i for i, c in enumerate(header) if c.endswith(("_concept_id", "care_site_id"))
+        ]
+        for row, i in itertools.product(rows, of_concepts):
+            row[i] += ".0" if row[i] else ""
+        file.write_text("".join(",".join(row) + "\n" for row in [header, *rows]))
+    path = cohort("omop", folder, splits="all:train")
+    assert written(events_of(path)) == EXPECTED.splitlines()
+
+
+def test_ids_that_floats_of_32_bits_rounded_are_refused(cdm, cohort):
+    folder = cdm(form="parquet")
+    table = pq.read_table(folder / "measurement.parquet")
+    at = table.column_names.index("measurement_concept_id")
+    ids = pa.array([2e9, 2.1e9, 7.0], pa.float32())
+    pq.write_table(
+        table.set_column(at, "measurement_concept_id", ids), folder / "measurement.parquet"
+    )
+    with pytest.raises(InputError, match=r"2 cells of measurement\.parquet, column measurement_c"):
+        cohort("omop", folder)
+
+
+def test_an_operator_makes_a_value_an_inequality(cdm, cohort, events_of):
+    row = "person_id=2,measurement_concept_id=3027018,measurement_date=2021-06-01,"
+    row += "value_as_number={},operator_concept_id={}"
+    cases = [(5.5, 4171756), (6, 4171754), (7, 4172704), (8, 4171755), (9, 4172703), ("", 4171756)]
+    path = cohort("omop", cdm({"measurement": [row.format(*case) for case in cases]}))
+    found = pq.read_table(path / "metadata" / "inequalities.parquet")["text_value"].to_pylist()
+    assert sorted(found) == ["<5.5", "<=6", ">7", ">=8"]
+    assert sum(c.startswith("MEASUREMENT") for c in events_of(path)["code"].to_pylist()) == 6
+    changes = pq.read_table(path / "metadata" / "changes.parquet").to_pylist()
+    assert [c["count"] for c in changes if c["change"] == "inequality"] == [4]
+
+
+def test_a_quote_in_a_name_of_the_vocabulary_is_a_letter(cdm, cohort, descriptions_of, caplog):
+    folder = cdm(tabs=["concept"])
+    rows = ['3027018\t"Heart rate', '8483\t5" wide', '320128\t"Essential ""old"" kind"']
+    rows += ['4126681\t"Detected" so', "1\ttoo\tmany", '3037110\t"']
+    (folder / "concept.csv").write_text("concept_id\tconcept_name\n" + "\n".join(rows) + "\n")
+    said = descriptions_of(cohort("omop", folder))
+    assert said["MEASUREMENT//3027018//8483"] == '"Heart rate (5" wide)'
+    assert said["CONDITION//320128"] == 'Essential "old" kind'
+    assert said["MEASUREMENT//3037110//4126681"] == '" ("Detected" so)'
+    assert "concept.csv: 1 rows could not be read; their concepts have no names" in caplog.text
 
 
 def test_codes_have_the_names_of_their_concepts(cdm, cohort, descriptions_of):

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ehr_ray.errors import InputError
 from ehr_ray.sources.parsing.cells import (
     by_unique,
     events_table,
@@ -99,6 +100,9 @@ def test_a_code_is_one_however_it_was_written():
     text = pa.array(["220045", "220045.0", " 220045 ", "220045.00"])
     assert set(texts(text)[0].to_pylist()) == {"220045"}
     assert texts(pa.array([220045.0, float("nan")]))[0].to_pylist() == ["220045", None]
+    assert texts(pa.array([220045.0], pa.float32()))[0].to_pylist() == ["220045"]
+    with pytest.raises(InputError, match="1 cells of column code went through floats of 32 bits"):
+        texts(pa.array([2_000_000_001.0, 5.0], pa.float32()))
     # Codes of ICD-9 differ by it.
     assert texts(pa.array(["250", "250.0", "Na", "NA"]))[0].to_pylist() == [
         "250",
@@ -127,6 +131,8 @@ def test_whole_numbers_are_written_in_digits_and_were_never_rounded(text):
 def test_times_with_and_without_a_zone_are_told_apart():
     said = ["2020-01-01T10:00Z", "2020-01-01 10:00:00+02:00", "20200101T1000-05", None]
     assert zoned(pa.array(said)).tolist() == [True, True, True, False]
+    weeks = ["2024-W01-1T23:00-05:00", "2024W011T23Z", "2024-W01-1T23:00", "2024-W01-1"]
+    assert zoned(pa.array(weeks)).tolist() == [True, True, False, False]
     assert not zoned(pa.array(["2020-01-02", "2020-01-01 10:00", "", "nan", "soon"])).any()
     assert zoned(pa.array([1, None], pa.timestamp("us", "UTC"))).tolist() == [True, False]
     assert not zoned(pa.array([1, None], pa.timestamp("us"))).any()

@@ -131,3 +131,18 @@ def test_rows_are_counted_as_far_as_a_file_can_be_read(tmp_path):
     assert count_rows(str(tmp_path / "a.csv.gz")) == 20000
     (tmp_path / "a.csv.gz").write_bytes(data[: len(data) // 2])
     assert 1000 < count_rows(str(tmp_path / "a.csv.gz")) < 20000
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("token,str\n1,HR\n2,Glucose, serum\n", "v.csv: row 2 has more cells than the header; put"),
+        ("token,str,str\n1,HR,SBP\n", "v.csv: two columns are called str"),
+    ],
+)
+def test_a_small_file_in_which_it_is_not_clear_what_is_what_is_refused(tmp_path, text, message):
+    (tmp_path / "v.csv").write_text(text)
+    with pytest.raises(InputError, match=message):
+        csv_files.whole_csv(str(tmp_path / "v.csv"), ("token", "str"))
+    (tmp_path / "v.csv").write_text("token,str\n1,HR,\n")
+    assert csv_files.whole_csv(str(tmp_path / "v.csv"), ("token", "str"))[0]["str"] == "HR"

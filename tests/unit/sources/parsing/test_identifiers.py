@@ -76,6 +76,16 @@ def test_ids_that_a_float_rounded_are_refused_by_that_reason(column):
         subject_ids(column)
 
 
+@pytest.mark.parametrize(("kind", "first"), [("float16", 2**11), ("float32", 2**24)])
+def test_narrow_floats_round_smaller_ids(kind, first):
+    def column(*values):
+        return pa.array(np.array(values, kind))
+
+    assert subject_ids(column(first - 1, 3))[0].tolist() == [first - 1, 3]
+    with pytest.raises(InputError, match=f"1 subject ids went through floats of {kind[5:]} bits"):
+        subject_ids(column(first, 3, np.nan))
+
+
 def test_unsigned_ids_are_read_whatever_their_size():
     ids, _, _ = subject_ids(pa.array([7, 2**64 - 1], pa.uint64()))
     assert ids.tolist() == [7, subject_id(str(2**64 - 1))]

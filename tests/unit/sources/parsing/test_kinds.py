@@ -58,3 +58,10 @@ def test_words_are_trimmed_and_a_blank_one_is_unknown():
 @pytest.mark.parametrize("kind", ["whole", "time", "number", "text"])
 def test_no_rows_are_no_values(kind):
     assert [len(part) for part in parse(pa.chunked_array([], pa.string()), kind)] == [0, 0, 0]
+
+
+def test_a_concept_is_the_word_without_what_a_data_frame_made_of_a_number():
+    cells = ("8532.0", " 0.00", "9201", "", "250.01", "x.0")
+    found, blank, bad = parsed("concept", *cells)
+    assert found == ["8532", "0", "9201", "UNK", "250.01", "x.0"]
+    assert (blank, any(bad)) == ([False, False, False, True, False, False], False)

@@ -85,6 +85,8 @@ def test_of_several_columns_of_truth_values_the_tasks_must_be_named(read):
     assert list(read(text, columns="died").labels) == ["died"]
     with pytest.raises(InputError, match=r"--label-columns los: l\.csv has sex, age, died"):
         read(text, columns="los")
+    with pytest.raises(InputError, match=r"--label-columns died: l\.csv has 'died '"):
+        read("id,died \n1,1\n", columns="died")
 
 
 @pytest.mark.parametrize("cell", ["maybe", "yes", "2", "0.5", "-1", "no"])
@@ -115,6 +117,44 @@ def test_prediction_times_are_read_and_a_subject_may_have_several(read):
 def test_prediction_times_may_count_from_admission_as_those_of_the_events_do(read):
     table = read("id,time,died\n1,24,1\n", unit="hours").labels["died"]
     assert str(table["prediction_time"][0].as_py()) == "2000-01-02 00:00:00"
+
+
+@pytest.mark.parametrize("name", ["Prediction_Time", "prediction time", "PredictionTime", "TIME"])
+def test_the_column_of_prediction_times_is_known_however_its_name_is_written(read, name):
+    table = read(f"id,{name},died\n1,2024-01-01 08:30,1\n").labels["died"]
+    assert str(table["prediction_time"][0].as_py()) == "2024-01-01 08:30:00"
+
+
+def test_two_columns_that_may_both_say_when_are_refused(read):
+    with pytest.raises(InputError, match="which of 'Time', 'TIME' says when"):
+        read("id,Time,TIME,died\n1,2024-01-01,2024-01-02,1\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "cells"),
+    [
+        ("index_time", ("2024-01-01 08:30", "")),
+        ("prediction_hours", ("0", "0")),
+        ("cutoff", ("01.02.2024 08:30", "03.02.2024")),
+        ("when", ("2024-01-01", "")),
+        ("hours", ("24", "36")),
+    ],
+)
+def test_a_column_that_may_say_when_is_not_ignored(read, name, cells):
+    text = f"id,{name},died\n1,{cells[0]},1\n2,{cells[1]},0\n"
+    with pytest.raises(InputError, match=f"l.csv: column '{name}' is of times, but not called"):
+        read(text, columns="died")
+    assert len(read(text, columns="died", minute=60).labels["died"]) == 2
+    assert len(read(f"id,{name},time,died\n1,{cells[0]},2024-01-01,1\n", "died").labels["died"])
+
+
+def test_what_is_no_time_may_stand_beside_the_labels(read):
+    text = "subject_id,hadm_id,died_within_24_hours,ward,candidate,score,version,died\n"
+    text += "1,20121105,1,B,7,0.5,1.2,0\n2,20121106,,C-1,8,-1,2.2,1\n"
+    found = read(text, "died").labels["died"]
+    assert pairs(found) == [(1, False), (2, True)]
+    assert list(read("id,survival_time,died\n1,4,0\n", numbers="survival_time").labels)
+    assert list(read("id,died_within_24_hours\n1,1\n2,0\n").labels) == ["died_within_24_hours"]
 
 
 @pytest.mark.parametrize("cell", ["", "soon"])

@@ -17,11 +17,11 @@ from ehr_ray.sources.parsing.split_table import (
 
 
 def test_a_table_of_splits_is_read_by_the_rule_of_ids_and_the_usual_names(tmp_path):
-    (tmp_path / "s.csv").write_text("split,subject_id\nvalid,2.0\ntrain,1\ntest,P-3\ntrain,1\n")
+    (tmp_path / "s.csv").write_text("split,subject_id\nvalid,2.0\ntrain,1\nTest,P-3\ntrain,1\n")
     table = read_splits(str(tmp_path / "s.csv"))
     ids = np.array([subject_id(name) for name in ("1", "2", "P-3", "4")])
     assert table.of(ids).to_pylist() == ["train", "tuning", "held_out", None]
-    assert table.renamed == {"valid": "tuning", "test": "held_out"}
+    assert table.renamed == {"valid": "tuning", "Test": "held_out"}
 
 
 def test_a_table_is_mapped_as_it_was_read(tmp_path):
@@ -61,7 +61,12 @@ def test_a_table_read_in_pieces_is_the_table(tmp_path, monkeypatch, name):
         ("subject_id,split\n1,fold3\n", "split 'fold3': not one of"),
         ("subject_id,split\n1,\n", "split '': not one of"),
         ("subject_id,split\n,train\n", "row 1 has no subject_id"),
-        ("id,split\n1,train\n", "no table of subject_id and split"),
+        (
+            "id,split\n1,train\n",
+            "no table of subject_id and split: no column subject_id, it has id",
+        ),
+        ("Subject_ID,split \n1,train\n", "no column subject_id, it has Subject_ID, 'split '; name"),
+        ("subject_id;split\n1;train\n", "it has subject_id;split; name them so, in small letters"),
         ("", "empty, not even a header"),
     ],
 )
