@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ehr_ray.storage.paths import is_uri, uri_of
+from ehr_ray.storage.paths import is_uri, uri_of, working_folder
 
 Arguments = argparse.Namespace
 
@@ -100,7 +100,5 @@ def relative(path: str | Path) -> str | Path:
     """Return a path as a user would type it here: its URI, or relative to this folder."""
     if (uri := uri_of(path)) is not None:
         return uri
-    try:
-        return Path(path).relative_to(Path.cwd())
-    except ValueError:
-        return path
+    here = working_folder()
+    return Path(path).relative_to(here) if here and Path(path).is_relative_to(here) else path

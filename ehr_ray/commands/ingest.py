@@ -28,13 +28,12 @@ from ehr_ray.sources.building.jobs import (
     UnpackUnit,
     WriteShard,
 )
-from ehr_ray.sources.building.place import alone, stored
+from ehr_ray.sources.building.place import alone, made_before, place_of
 from ehr_ray.sources.building.ranges import plan_ranges, tasks_of
 from ehr_ray.sources.building.resume import (
     IngestSummary,
     discard_staging,
     fingerprint,
-    finished,
     staging,
 )
 from ehr_ray.sources.building.sharing import (
@@ -64,9 +63,6 @@ from ehr_ray.storage import files, sync
 from ehr_ray.storage.paths import (
     canonical,
     is_outlined,
-    is_uri,
-    local,
-    parts_of,
     uri_of,
 )
 
@@ -146,16 +142,14 @@ def ingest(
         max_rejected,
     )
     plan = asked.plan(kind, chosen)
+    place, output = place_of(output, kind, input)
     given, units = units_of(kind, input, chosen)
     if splits is None and split_by is None and isinstance(given, Path):
         plan = replace(plan, policy=replace(plan.policy, file=kind.split_table(given)))
     print_, size = fingerprint(
         kind, chosen, plan.policy, units, plan.origin, treatment=treatment(plan)
     )
-    place, output = canonical(output), local(output).absolute()
-    if is_uri(place) and not parts_of(place)[2]:
-        raise InputError(f"--output {place}: names a bucket alone; give a folder in it")
-    done = None if is_uri(place) and not stored(place) else finished(output, print_)
+    done = made_before(place, output, print_)
     if done is not None:
         discard_staging(output)
         progress(f"{output} is already there, made from the same input: nothing to do")

@@ -181,4 +181,5 @@ SOURCE: Final = Source(
     read=read,
     relative_time=lambda _: False,
     split_table=_split_table,
+    walks=("data", "labels"),
 )

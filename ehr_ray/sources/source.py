@@ -146,6 +146,8 @@ class Source:
             for codes: looked up once, at the end.
         split_table: input -> its own table of subject_id and split, which counts before the
             `split` of chunks.
+        walks: folders of the input of which every file with a fitting name is read, "" for the
+            input itself: a cohort in one of them would be read as a part of the input.
         positive: options -> task -> what its positive class is, for `tasks.json`.
         origin: codes of a subject's minute 0, unless `--origin` names others.
         limits: tables of plausible ranges and of units that are applied unless `--ranges` and
@@ -163,6 +165,7 @@ class Source:
     descriptions: Mapping[str, str] = field(default_factory=dict)
     describe: Callable[[Unit, Collection[str]], pa.Table] | None = None
     split_table: Callable[[Path], Path | None] = lambda _: None
+    walks: tuple[str, ...] = ()
     positive: Callable[[Any], Mapping[str, str]] | None = None
     origin: tuple[str, ...] = ORIGIN_CODES
     limits: tuple[str, str] = ("none", "none")

@@ -284,4 +284,5 @@ SOURCE: Final = Source(
     units=units,
     read=read,
     relative_time=lambda options: options.time_unit != "timestamp",
+    walks=("",),
 )

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ehr_ray.errors import InputError, ResourcesUnavailableError, one_line
+from ehr_ray.storage.paths import working_folder
 from ehr_ray.storage.processes import machine, started
 
 REMEDIES: Final = {
@@ -154,6 +155,39 @@ def first_file(path: Path) -> Iterator[Path]:
         finally:
             with contextlib.suppress(OSError):
                 partial.unlink(missing_ok=True)
+
+
+def place_of_folder(path: Path) -> Path:
+    """Return the absolute path at which a folder is to appear by a rename, which follows no link.
+
+    Of links the last name's alone is followed: nodes may have a shared disk under one name, and
+    each behind another link.
+    """
+    whole = path.absolute()
+    return whole.resolve() if whole.is_symlink() or ".." in whole.parts else whole
+
+
+def check_replaceable(path: Path, option: str) -> None:
+    """Raise InputError where no folder can appear in place of the empty one at `path`, if any.
+
+    Asked before the work, at the end of which it would be found.
+    """
+    if not path.is_dir():
+        return
+    if (here := working_folder()) is not None and path.samefile(here):
+        raise InputError(
+            f"{option}{path}: is the folder you stand in, which a new one would replace; name a "
+            "folder in it"
+        )
+    moved = temporary(path)
+    try:
+        os.rename(path, moved)
+    except OSError as error:
+        raise InputError(
+            f"{option}{path}: cannot be replaced by a new folder ({error.strerror}), as where a "
+            "disk or volume is mounted; name a folder in it"
+        ) from None
+    os.rename(moved, path)
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ import functools
 import os
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -12,7 +13,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from ehr_ray.errors import AwayError, InputError, MissingError, StoreUnavailableError
-from ehr_ray.storage.paths import parts_of, staging
+from ehr_ray.storage.paths import parts_of, staging, uri_of
 
 GOOGLE: Final = ("gs", "gcs")
 SCHEMES: Final = ("s3", *GOOGLE, "file")
@@ -38,7 +39,7 @@ def endpoint(options: str) -> str:
 
     Not every version of the library reads them itself.
     """
-    settings = dict(item.partition("=")[::2] for item in options.split("&") if item)
+    settings = _settings(options)
     url = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     if url and "endpoint_override" not in settings:
         parts = urlsplit(url)
@@ -50,6 +51,31 @@ def endpoint(options: str) -> str:
     if region:
         settings.setdefault("region", region)
     return "&".join(f"{name}={value}" for name, value in settings.items())
+
+
+def lies_in(location: str | Path, folder: str | Path) -> bool:
+    """Whether a location is a folder or lies in it, by whichever names, and links, each is given.
+
+    Stores are one if scheme, bucket and endpoint are. Nothing is asked of a store.
+    """
+    (store, path), (other, above) = _identity(location), _identity(folder)
+    return store == other and path.is_relative_to(above)
+
+
+def _identity(location: str | Path) -> tuple[tuple[str, ...], Path]:
+    """Return the store of a location, and its path there; of a folder of this machine as a URI."""
+    if (uri := uri_of(location)) is None:
+        return ("file",), Path(location).resolve()
+    scheme, bucket, path, options = parts_of(uri)
+    if scheme == "file":
+        return ("file",), Path("/", path).resolve()
+    settings = _settings(endpoint(options) if scheme == "s3" else options)
+    scheme = GOOGLE[0] if scheme in GOOGLE else scheme
+    return (scheme, bucket, settings.get("endpoint_override", "")), Path(path)
+
+
+def _settings(options: str) -> dict[str, str]:
+    return dict(item.partition("=")[::2] for item in options.split("&") if item)
 
 
 @functools.lru_cache(maxsize=64)

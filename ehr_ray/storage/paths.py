@@ -210,10 +210,19 @@ def with_uris(text: str) -> str:
 
     Paths of copies are replaced by their URIs, and those in the working folder by relative ones.
     """
-    root, here = (re.escape(str(folder)) for folder in (staging(), Path.cwd()))
-    copies = re.compile(root + r"/[^\s;'\")]*[^\s;'\"):,.]")
+    copies = re.compile(re.escape(str(staging())) + r"/[^\s;'\")]*[^\s;'\"):,.]")
     text = copies.sub(lambda match: canonical(match.group()), text)
-    return re.sub(rf"(?<![\w./~-]){here}/(?=[^\s/])", "", text)
+    if (here := working_folder()) is None:
+        return text
+    return re.sub(rf"(?<![\w./~-]){re.escape(str(here))}/(?=[^\s/])", "", text)
+
+
+def working_folder() -> Path | None:
+    """Return the folder that a command is given in; None where it was removed meanwhile."""
+    try:
+        return Path.cwd()
+    except FileNotFoundError:
+        return None
 
 
 def location(text: str) -> str | Path:

@@ -46,8 +46,10 @@ def export(run: str | Path, output: Path, *, torch_export: bool = False) -> list
     where the run has no checkpoint, its results are of other weights, the folder is not empty, or
     torch can make no program of such a model.
     """
+    output = files.place_of_folder(output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise InputError(f"{output}: there already; name a new folder")
+    files.check_replaceable(output, "")
     run = sync.fetch_run(run)
     model = load_run(run)
     task = task_of(model)

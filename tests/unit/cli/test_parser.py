@@ -64,6 +64,10 @@ def test_a_path_is_shown_as_it_would_be_typed_here(tmp_path, monkeypatch):
     assert relative(tmp_path / "runs" / "a") == Path("runs/a")
     assert relative("/elsewhere/a") == "/elsewhere/a"
     assert relative("s3://b/runs/a") == "s3://b/runs/a"
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert relative("/elsewhere/a") == "/elsewhere/a"
 
 
 def test_a_shell_that_completes_a_line_is_told_options_and_verbs(tmp_path):

@@ -66,6 +66,43 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path):
     assert list(tmp_path.iterdir()) == [final]
 
 
+def test_a_folder_appears_behind_a_link_and_where_dots_lead(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "deep" / "real").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("deep/real")
+    (tmp_path / "above").symlink_to("deep")
+    for typed, whole in (
+        ("a", tmp_path / "a"),
+        ("link", tmp_path / "deep" / "real"),
+        ("new/../a", tmp_path / "a"),
+        ("link/../a", tmp_path / "deep" / "a"),
+        ("above/a", tmp_path / "above" / "a"),  # as the other nodes know it
+    ):
+        assert files.place_of_folder(Path(typed)) == whole
+
+
+def test_what_a_folder_cannot_appear_in_place_of_is_told_before(tmp_path, monkeypatch):
+    folder = tmp_path / "mounted"
+    folder.mkdir(mode=0o750)
+    inode = folder.stat().st_ino
+    for fine in (folder, tmp_path / "new"):
+        files.check_replaceable(fine, "--output ")
+    assert (folder.stat().st_ino, [*tmp_path.iterdir()]) == (inode, [folder])
+
+    def busy(*_):
+        raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", busy)
+        with pytest.raises(InputError, match=r"mounted: cannot be replaced .* is mounted; name"):
+            files.check_replaceable(folder, "--output ")
+    monkeypatch.chdir(folder)
+    with pytest.raises(InputError, match=r"--output .*mounted: is the folder you stand in,"):
+        files.check_replaceable(folder, "--output ")
+    folder.rmdir()
+    files.check_replaceable(folder, "--output ")
+
+
 def test_what_a_process_that_has_ended_began_is_removed_and_nothing_else(tmp_path, monkeypatch):
     path, other = tmp_path / "a.parquet", tmp_path / "b.parquet"
     (begun := files.temporary(path)).write_text("of this process")

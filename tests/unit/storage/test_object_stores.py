@@ -8,7 +8,8 @@ import pytest
 
 from ehr_ray.errors import InputError, RunError
 from ehr_ray.storage import object_stores
-from ehr_ray.storage.object_stores import endpoint, explained, filesystem
+from ehr_ray.storage.object_stores import endpoint, explained, filesystem, lies_in
+from ehr_ray.storage.paths import local
 from ehr_ray.storage.sync import fetch
 
 GOOGLE = "google::cloud::Status"
@@ -137,3 +138,42 @@ def test_an_option_that_no_store_knows_is_the_callers_error(uri, said, monkeypat
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(InputError, match=re.escape(said)), explained(uri):
         filesystem(uri)
+
+
+@pytest.mark.parametrize(
+    ("location", "folder", "lies"),
+    [
+        ("s3://b/in/out", "s3://b/in", True),
+        ("s3://b/in", "s3://b/in/", True),
+        ("s3://b/in", "s3://b", True),
+        ("s3://b/inner", "s3://b/in", False),
+        ("s3://b/in/out", "s3://c/in", False),
+        ("s3://b/in/out", "gs://b/in", False),
+        ("gcs://b/in/out", "gs://b/in", True),
+        ("s3://b/in/out?region=x", "s3://b/in", True),
+        ("s3://b/in/out?endpoint_override=a:1", "s3://b/in", False),
+        (
+            "s3://b/in/out?endpoint_override=a:1&scheme=http",
+            "s3://b/in?endpoint_override=a:1",
+            True,
+        ),
+        ("in/out", "s3://b/in", False),
+        ("in/out", "in", True),
+        ("in/../out", "in", False),
+        ("linked/out", "in", True),
+        ("file://{}/linked/out", "in", True),
+        ("in", "file://{}", True),
+    ],
+)
+def test_a_place_lies_in_a_folder_by_whichever_name_it_is_given(
+    tmp_path, monkeypatch, location, folder, lies
+):
+    for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in").mkdir()
+    (tmp_path / "linked").symlink_to("in")
+    location, folder = (name.format(tmp_path) for name in (location, folder))
+    assert lies_in(location, folder) == lies
+    if "://" in location:
+        assert lies_in(local(location), folder) == lies  # its copy is known as it

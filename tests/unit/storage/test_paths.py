@@ -213,6 +213,13 @@ def test_a_message_names_places_in_the_working_folder_as_they_would_be_typed(tmp
     assert with_uris("/a: gone") == "/a: gone"
 
 
+def test_a_message_is_told_though_the_working_folder_was_removed(tmp_path, monkeypatch, copies):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert with_uris(f"{copies}/s3/b/a: no; /c/d") == "s3://b/a: no; /c/d"
+
+
 def test_what_is_written_is_never_where_a_file_or_folder_is_in_the_way(tmp_path):
     taken, folder = tmp_path / "taken", tmp_path / "folder"
     taken.write_text("")

@@ -1,6 +1,7 @@
 import hashlib
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -97,6 +98,13 @@ def test_a_folder_with_something_in_it_is_left_alone(evaluated_run, tmp_path):
     with pytest.raises(InputError, match="there already"):
         export(evaluated_run, tmp_path / "thesis.tex")
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_the_folder_one_stands_in_is_refused_before_the_run_is_read(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(InputError, match=r"here: is the folder you stand in, .*; name a folder"):
+        export(tmp_path / "run", Path("new/.."))
 
 
 def test_a_model_that_predicts_nothing_embeds(tiny_run, events, tmp_path):

@@ -1,5 +1,6 @@
 """A place of a store that a cohort is to be in, where something else may be, and other machines."""
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -189,3 +190,113 @@ def test_bad_input_leaves_the_mark_of_a_cohort_that_is_not_whole(shelf):
 def test_a_bucket_alone_is_no_place_of_a_cohort():
     with pytest.raises(InputError, match="--output s3://hospital/: names a bucket alone; give a"):
         ingest("synthetic", None, "s3://hospital/", options={"patients": 5}, cpus=1)
+
+
+@pytest.fixture
+def walked(shelf):
+    """A folder of one table, and a link to it."""
+    (shelf / "in").mkdir()
+    (shelf / "good.csv").rename(shelf / "in" / "good.csv")
+    (shelf / "link").symlink_to("in")
+    return shelf
+
+
+@pytest.mark.parametrize(
+    ("input_", "output"),
+    [
+        ("in", "in/out"),
+        ("in", "{}/in/a/out"),
+        ("{}/in", "link/out"),
+        ("link", "in/out"),
+        ("in", "else/../in/out"),
+        (".", "cohorts/mine"),
+        ("file://{}/in", "file://{}/in/out"),
+        ("file://{}/link", "{}/in/out"),
+        ("in", "file://{}/link/out"),
+        ("s3://hospital/in", "s3://hospital/in/out"),
+        ("s3://hospital/in/", "s3://hospital//in/out?region=x"),
+    ],
+)
+def test_a_cohort_in_a_folder_whose_files_are_all_read_is_refused_before_any_work(
+    walked, capsys, input_, output
+):
+    before = tree(walked)
+    code, said = said_of(capsys, *(name.format(walked) for name in (input_, output)))
+    (line,) = said.splitlines()
+    assert code == 2
+    assert "lies in --input " in line
+    assert "of which it would be read as a part; choose a folder outside" in line
+    assert tree(walked) == before
+    assert not (walked / "copies").exists()
+
+
+@pytest.mark.parametrize("output", ["in", "link", "in/../in", "file://{}/in", "file://{}/link"])
+def test_the_input_itself_is_no_place_for_its_cohort(walked, output):
+    before = tree(walked)
+    for source, columns in (("table", COLUMNS), ("physionet2012", {})):
+        with pytest.raises(InputError, match=r"--output .*: is --input itself; choose another"):
+            ingest(source, "in", output.format(walked), options=columns, cpus=1)
+    assert tree(walked) == before
+
+
+@pytest.mark.parametrize("folder", ["data", "data/train", "labels"])
+def test_a_cohort_in_a_dataset_is_refused_where_it_would_be_of_it(shelf, folder):
+    ingest("table", "good.csv", "a", options=COLUMNS, cpus=1)
+    with pytest.raises(InputError, match=r"lies in --input a/(data|labels), of which it would be"):
+        ingest("meds", "a", f"a/{folder}/b", cpus=1)
+    assert ingest("meds", "a", "a/b", cpus=1).events == ingest("meds", "a", "b", cpus=1).events
+    assert ingest("meds", "a", "a/b", cpus=1).reused
+
+
+def test_a_cohort_beside_files_that_are_known_by_their_names_has_its_place(shelf, write_stays):
+    write_stays(shelf, {1: ["00:01,HR,80"], 2: ["00:01,HR,90"]})
+    made = ingest("physionet2012", ".", "cohorts/p12", cpus=1)
+    assert made.events == 4
+    assert ingest("physionet2012", ".", "cohorts/p12", cpus=1).reused
+    assert ingest("physionet2012", ".", "cohorts/other", cpus=1).events == made.events
+
+
+@pytest.mark.parametrize("output", [".", "new/..", "mounted", "to_mounted"])
+def test_where_no_cohort_can_appear_an_ingest_is_refused_before_any_work(
+    tmp_path, monkeypatch, capsys, output
+):
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    (tmp_path / "mounted").mkdir()
+    monkeypatch.chdir(tmp_path if "mounted" in output else folder)
+    (tmp_path / "to_mounted").symlink_to("mounted")
+    real = os.rename
+
+    def rename(source, target):
+        if Path(source) == tmp_path / "mounted":
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+        real(source, target)
+
+    monkeypatch.setattr(os, "rename", rename)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(SystemExit) as end:
+        main(["ingest", "--source", "synthetic", "--patients", "3", "--output", output])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert end.value.code == 2
+    assert "name a folder in it" in line
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("output", ["link", "new/../link", "link/../real"])
+def test_a_link_to_an_empty_folder_is_filled_and_known_again(tmp_path, monkeypatch, output):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    made = ingest("synthetic", None, output, options={"patients": 3}, cpus=1)
+    assert made.cohort == tmp_path / "real"
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "link" / RECORD).is_file()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "real"]
+    for again in (output, "real", "link"):
+        assert ingest("synthetic", None, again, options={"patients": 3}, cpus=1).reused
+
+
+def test_a_finished_cohort_is_known_where_another_could_not_appear(tmp_path, monkeypatch):
+    ingest("synthetic", None, tmp_path / "c", options={"patients": 3}, cpus=1)
+    monkeypatch.chdir(tmp_path / "c")
+    assert ingest("synthetic", None, ".", options={"patients": 3}, cpus=1).reused
