@@ -19,11 +19,11 @@ import pyarrow as pa
 
 from ehr_ray.errors import InputError
 from ehr_ray.events.phrases import LEVELS
-from ehr_ray.events.schema import SPLIT_NAMES
 from ehr_ray.sources.parsing.cells import events_table
 from ehr_ray.sources.parsing.csv_files import whole_csv
 from ehr_ray.sources.parsing.labels import label_rows
 from ehr_ray.sources.parsing.parquet_files import READ_ERRORS
+from ehr_ray.sources.parsing.split_folders import files_by_split
 from ehr_ray.sources.source import Chunk, Source, Unit
 from ehr_ray.storage import files
 
@@ -76,19 +76,28 @@ def units(path: Path, options: TokenisedOptions) -> list[Unit]:
             "predicted, and a prediction then would read it; say how long before, as in 6"
         )
     found: list[Unit] = []
-    for folder in sorted(p for p in path.iterdir() if p.is_dir() and p.name in SPLIT_NAMES):
-        for file in sorted(folder.glob("[!.]*")):
-            if file.suffix in PICKLES:
+    for folder, split, names in files_by_split(path, (*SUFFIXES, *PICKLES), _is_of_records):
+        for name in names if split else ():
+            if name.lower().endswith(PICKLES):
                 raise InputError(
-                    f"--input {file}: a pickle runs code when it is read; where you trust it, "
-                    "convert it: pandas.DataFrame(pickle.load(open(F, 'rb'))).to_parquet(...)"
+                    f"--input {path / folder / name}: a pickle runs code when it is read; where "
+                    "you trust it, convert it: pandas.DataFrame(pickle.load(open(F, 'rb')))"
+                    ".to_parquet(...)"
                 )
-            if file.suffix in SUFFIXES:
-                name = f"{folder.name}/{file.name}"
-                found.append(Unit(str(path), (name,), split=folder.name, uses=tuple(uses)))
+            found.append(Unit(str(path), (f"{folder}/{name}",), split=split, uses=tuple(uses)))
     if not found:
         raise InputError(f"--input {path}: no {', '.join(SUFFIXES)} in train/, tuning/, held_out/")
     return found
+
+
+def _is_of_records(path: Path) -> bool:
+    if path.suffix.lower() in PICKLES:
+        return False
+    try:
+        first = next(_records(str(path), path.name), None)
+    except InputError:
+        return False
+    return isinstance(first, dict) and {"tokens", "timestamps"} <= {*first}
 
 
 def read(unit: Unit, options: TokenisedOptions) -> Iterator[Chunk]:
@@ -108,10 +117,10 @@ def read(unit: Unit, options: TokenisedOptions) -> Iterator[Chunk]:
 
 def _records(path: str, name: str) -> Iterator[dict[str, Any]]:
     try:
-        if path.endswith(".parquet"):
+        if path.lower().endswith(".parquet"):
             for batch in files.open_parquet(path).iter_batches(PATIENTS):
                 yield from batch.to_pylist()
-        elif path.endswith(".jsonl"):
+        elif path.lower().endswith(".jsonl"):
             with open(path, encoding="utf-8") as file:
                 yield from (json.loads(line) for line in file if line.strip())
         else:

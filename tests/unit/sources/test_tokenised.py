@@ -61,6 +61,18 @@ def test_a_hidden_file_holds_no_records(folder, cohort, events_of):
     assert {*events_of(path, "train")["subject_id"].to_pylist()} == {1}
 
 
+def test_folders_of_splits_may_have_capitals_and_others_lose_nobody(folder, cohort, events_of):
+    (folder / "held_out").rename(folder / "Test")
+    (folder / "Test" / "0.parquet").rename(folder / "Test" / "0.PARQUET")
+    (folder / "config").mkdir()
+    (folder / "config" / "run.json").write_text(json.dumps({"model": 1}))
+    path = cohort("tokenised", folder, cutoff_months=1)
+    assert said(events_of(path, "held_out")) == [("LAB//WBC", 7.25)]
+    (folder / "tuning").rename(folder / "eval")
+    with pytest.raises(InputError, match=r"--input .*: eval/ has files of patients and is no"):
+        cohort("tokenised", folder, name="eval", cutoff_months=1)
+
+
 def test_tokens_may_stay_apart(folder, cohort, events_of):
     path = cohort("tokenised", folder, values="apart", cutoff_months=1)
     codes = [code for code, _ in said(events_of(path, "train"))]
