@@ -69,6 +69,8 @@ def units(path: Path, options: TokenisedOptions) -> list[Unit]:
         raise InputError(f"--input {path}: must be a folder with train/ and {VOCABULARY}")
     if not (path / VOCABULARY).is_file():
         raise InputError(f"--input {path}: no {VOCABULARY} (columns token, str) in it")
+    _words.cache_clear()  # the files may have been written anew since
+    _labels.cache_clear()
     uses = [name for name in (VOCABULARY, LABELS) if (path / name).is_file()]
     if LABELS in uses and not (options.cutoff_months or 0) > 0:
         raise InputError(
@@ -207,7 +209,7 @@ def _events(
                 "not; give the vocabulary these tokens were made with"
             )
         if words[token] not in ENDS:
-            known.append((words[token], float(second) if second else np.nan))
+            known.append((words[token], _time(unit, second)))
     place = 0
     while place < len(known):
         code, second = known[place]
@@ -224,13 +226,33 @@ def _events(
         yield code, value, second
 
 
+def _time(unit: Unit, second: Any) -> float:
+    """Return the Unix second of a timestamp, NaN where it is static."""
+    try:
+        found = float(second) if second else np.nan
+    except (TypeError, ValueError):
+        found = np.inf
+    if np.isinf(found):
+        raise InputError(
+            f"{unit.files[0]}: the timestamp {str(second)!r} is no number; write Unix seconds, and "
+            "0 for static"
+        )
+    return found
+
+
 @lru_cache(maxsize=4)
 def _words(path: str) -> dict[int, str]:
-    rows = whole_csv(path, ("token", "str"))
-    try:
-        return {int(row["token"]): row["str"] for row in rows}
-    except ValueError as error:
-        raise InputError(f"{path}: column token holds no whole number ({error})") from None
+    found: dict[int, str] = {}
+    for row in whole_csv(path, ("token", "str")):
+        try:
+            token = int(row["token"])
+        except ValueError as error:
+            raise InputError(f"{path}: column token holds no whole number ({error})") from None
+        if (other := found.setdefault(token, row["str"])) != row["str"]:
+            raise InputError(
+                f"{path}: token {token} is {other!r} and {row['str']!r}; keep one of them"
+            )
+    return found
 
 
 @lru_cache(maxsize=4)

@@ -1,5 +1,6 @@
 import json
 import pickle
+from datetime import datetime
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -117,9 +118,27 @@ def test_bad_input_is_named_with_the_remedy(folder, cohort):
     refused("unreadable, damaged")
     other.write_text(json.dumps([record(2, [6], [DAY])]))
     refused("1 subjects are in more than one split")
+    for time in ("1970-01-02T00:00:00", "inf"):
+        other.write_text(json.dumps([record(1, [6], [time])]))
+        refused(f"train/1.json: the timestamp '{time}' is no number; write Unix seconds")
+    pq.write_table(
+        pa.Table.from_pylist([record(1, [6], [datetime(2020, 1, 1)])]),
+        folder / "train" / "2.parquet",
+    )
     other.unlink()
+    refused("train/2.parquet: the timestamp '2020-01-01 00:00:00' is no number")
+    (folder / "train" / "2.parquet").unlink()
     (folder / "train" / "1.pkl").write_bytes(pickle.dumps([]))
     refused("a pickle runs code when it is read")
+
+
+def test_a_token_has_one_meaning(folder, cohort):
+    vocabulary = folder / "vocab.csv"
+    vocabulary.write_text(vocabulary.read_text() + "6,MEDICAL//I10,9\n")
+    cohort("tokenised", folder, cutoff_months=1)
+    vocabulary.write_text(vocabulary.read_text() + "6,HR,9\n")
+    with pytest.raises(InputError, match="token 6 is 'MEDICAL//I10' and 'HR'; keep one of them"):
+        cohort("tokenised", folder, name="two", cutoff_months=1)
 
 
 def test_a_json_file_may_hold_one_record(folder, cohort, events_of):
