@@ -79,12 +79,17 @@ def run_jobs(
 def pool_size(jobs: int, resource: str = "CPU", each: float = 1) -> tuple[int, int]:
     """Return the processes of a pool for so many jobs, at first and at most.
 
-    At first one for `each` of a `resource` there is, 0 where there is none; more may come as a
-    cluster grows.
+    At first as many as the nodes hold, 0 where none holds one; more may come as a cluster grows.
     """
+    return min(jobs, _held(resource, each)), jobs
+
+
+def _held(resource: str, each: float) -> int:
+    """Return how many processes the nodes hold, of which each has its part of a resource on one."""
     import ray
 
-    return min(jobs, int(ray.cluster_resources().get(resource, 0) / each)), jobs
+    nodes = (node["Resources"] for node in ray.nodes() if node["Alive"])
+    return sum(int(have.get(resource, 0) / each) for have in nodes)
 
 
 @contextlib.contextmanager
@@ -121,7 +126,6 @@ def _on_ray(
     guarded: "Guarded", count: int, each: Mapping[str, float], actors: tuple[int, int] | None
 ) -> Any:
     """Yield the outcomes of all jobs as they end; the first error ends those not yet begun."""
-    import ray
     import ray.exceptions
 
     left = dict.fromkeys(range(count))
@@ -131,8 +135,10 @@ def _on_ray(
     for number in range(rounds):
         groups: Sequence[Sequence[int]] = [[index] for index in left]
         if actors is None and number == 0:
-            cpus = ray.cluster_resources().get("CPU", 1)
-            groups = grouped(count, int(cpus / max(each["num_cpus"], 1e-9)))
+            held = _held("CPU", max(each["num_cpus"], 1e-9))
+            if not held:  # a cluster that grows may still bring one
+                log.warning("no node has %g CPUs, as each job wants; waiting", each["num_cpus"])
+            groups = grouped(count, held)
         names: list[str] = []
         try:
             for row in _dataset(guarded, groups, each, actors, names).iter_rows():
@@ -264,7 +270,7 @@ def run_shards(
     shard `in_store` and writes the target back, and it is brought here unless `bring` is False.
     With `pool`, where there are more shards than CPUs, or than GPUs where a process has any, it
     keeps the function, and what it has loaded, from shard to shard. Raises InputError where
-    processes want GPUs and the cluster has too few for one.
+    processes want GPUs and no node has enough for one.
     """
     processes = _processes(len(jobs), num_gpus) if pool and on_ray else None
     names = {"shard": canonical, "target": written}
@@ -292,7 +298,7 @@ def _processes(jobs: int, gpus: float) -> tuple[int, int]:
     pool = pool_size(jobs, "GPU", gpus)
     if jobs and not pool[0]:
         raise InputError(
-            f"--gpus {gpus:g}: the cluster has not so many; set 0, or join one that has"
+            f"--gpus {gpus:g}: no node of the cluster has so many; set 0, or join one that has"
         )
     return pool
 

@@ -18,7 +18,8 @@ def asked(monkeypatch):
 
     monkeypatch.setattr(text_embedding, "run_jobs", run)
     monkeypatch.setattr(text_embedding, "find_model", lambda name: name)
-    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8, "GPU": 2})
+    have = {"CPU": 8, "GPU": 2}
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": have}])
     return found
 
 
@@ -31,7 +32,7 @@ def test_with_gpus_each_process_reserves_one_and_has_its_precision(asked, tmp_pa
 
 
 def test_gpus_that_are_not_there_are_named(asked, tmp_path, monkeypatch):
-    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8})
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 8}}])
     with pytest.raises(ConfigError, match=r"^cluster\.gpus_per_worker: .* the cluster has none"):
         embed_texts(["a"], "model", tmp_path, on_ray=True, gpu=True)
 

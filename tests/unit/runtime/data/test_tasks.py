@@ -16,6 +16,7 @@ from ehr_ray.runtime.data.tasks import (
     GroupTask,
     Guarded,
     grouped,
+    pool_size,
     run_jobs,
     run_shards,
     split_shards,
@@ -129,6 +130,47 @@ def test_a_group_begins_nothing_after_an_error_or_when_it_took_long(monkeypatch)
     assert [one["value"] for one in outcomes(int, ["1", "2"], [0, 1])] == [1]
 
 
+def nodes(*each, lost=()):
+    """What Ray says of the nodes of a cluster, of which some were lost."""
+    said = [{"Alive": True, "Resources": have} for have in each]
+    return lambda: [*said, *({"Alive": False, "Resources": have} for have in lost)]
+
+
+@pytest.mark.parametrize(
+    ("resource", "each", "at_first"),
+    [("GPU", 1, 3), ("GPU", 2, 1), ("GPU", 0.5, 6), ("GPU", 3, 0), ("CPU", 1, 8), ("CPU", 5, 0)],
+)
+def test_a_pool_has_the_processes_that_its_nodes_hold_one_by_one(
+    monkeypatch, resource, each, at_first
+):
+    cluster = ({"CPU": 4.0, "GPU": 2.0}, {"CPU": 4.0, "GPU": 1.0}, {"memory": 1e9})
+    monkeypatch.setattr("ray.nodes", nodes(*cluster, lost=[{"CPU": 64.0, "GPU": 8.0}]))
+    assert pool_size(100, resource, each) == (at_first, 100)
+    assert pool_size(1, resource, each) == (min(1, at_first), 1)
+
+
+def test_more_gpus_than_any_node_has_are_refused_though_all_together_have_them(monkeypatch):
+    monkeypatch.setattr("ray.nodes", nodes({"CPU": 4.0, "GPU": 1.0}, {"CPU": 4.0, "GPU": 1.0}))
+    with pytest.raises(InputError, match="--gpus 2: no node of the cluster has so many; set 0, or"):
+        run_shards(
+            [{"shard": "a"}],
+            str,
+            on_ray=True,
+            say=lambda _: None,
+            verb="embedded",
+            num_gpus=2,
+            pool=True,
+        )
+
+
+def test_jobs_of_more_cpus_than_any_node_has_are_told_to_wait(monkeypatch, caplog):
+    monkeypatch.setattr("ray.nodes", nodes({"CPU": 2.0}, {"CPU": 2.0}))
+    monkeypatch.setattr(tasks, "_dataset", Tasks)
+    for cpus, told in ((2, 0), (3, 1)):
+        run_jobs(int, ["1"], on_ray=True, say=lambda _: None, verb="read", num_cpus=cpus)
+        assert caplog.text.count("no node has 3 CPUs, as each job wants; waiting") == told
+
+
 class Tasks:
     """A dataset of groups of jobs as Ray Data would run it; what it was made of is noted."""
 
@@ -145,7 +187,7 @@ class Tasks:
 
 @pytest.mark.parametrize(("patience", "rounds"), [(60.0, 1), (-1.0, 2)])
 def test_what_a_group_left_since_jobs_take_long_goes_one_by_one(monkeypatch, patience, rounds):
-    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 4.0})
+    monkeypatch.setattr("ray.nodes", nodes({"CPU": 3.0}, {"CPU": 2.0}))
     monkeypatch.setattr(Tasks, "made", [])
     monkeypatch.setattr(tasks, "_dataset", Tasks)
     monkeypatch.setattr(tasks, "PATIENCE", patience)
