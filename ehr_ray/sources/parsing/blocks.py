@@ -138,7 +138,7 @@ def split_table(unit: Unit, table: Table) -> list[Unit]:
     path = os.path.join(unit.root, unit.files[0])
     if len(table.events) != 1:
         return [unit]
-    if path.endswith(".parquet"):
+    if path.lower().endswith(".parquet"):
         return split_row_groups(unit)
     if not is_large(path):
         return [unit]
@@ -221,7 +221,7 @@ def check_columns(root: str, name: str, needed: Sequence[str]) -> dict[str, str]
     path = table_path(root, name)
     if is_address(root):
         names = column_names(root, name)
-    elif name.endswith(".parquet"):
+    elif name.lower().endswith(".parquet"):
         with files.reads(path, "fetch it again"):
             names = files.open_parquet(path).schema_arrow.names
     else:
@@ -250,7 +250,7 @@ def _pieces(
 
     A row of a Parquet file or a database is as many lines down as in a CSV file of the same rows.
     """
-    if not (is_address(root) or name.endswith(".parquet")):
+    if not (is_address(root) or name.lower().endswith(".parquet")):
         dialect = _dialect(os.path.join(root, name))
         for text, lines, rejects in read_csv(
             root,
