@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from ehr_ray.errors import InputError
 from ehr_ray.events.label_tasks import Kind
-from ehr_ray.events.truth import NOT_KNOWN, read_truth
+from ehr_ray.events.truth import NOT_KNOWN, UNKNOWN, read_truth
 
 KINDS: Final[dict[str, Kind]] = {
     "boolean_value": "binary",
@@ -21,7 +21,7 @@ KINDS: Final[dict[str, Kind]] = {
     "categorical_value": "classes",
 }
 """The columns of a MEDS label that can hold its answer."""
-NO_CLASS: Final = ("", "nan", "na", "n/a", "<na>", "null")
+NO_CLASS: Final = tuple(sorted(UNKNOWN - {"none"}))
 """Classes, in lower case, that say nothing; `none` may be one that says something."""
 
 Numbers = Sequence[int] | npt.NDArray[np.int64]

@@ -12,9 +12,11 @@ from typing import Any, Final
 import h5py
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from ehr_ray.errors import InputError
 from ehr_ray.events.modalities import WIDTH
+from ehr_ray.events.truth import read_truth
 from ehr_ray.storage import files
 
 Floats = npt.NDArray[np.float32]
@@ -34,7 +36,8 @@ QUALITIES: Final = ("quality_score", "quality", "modality_quality", "quality_sco
 PATCHES: Final = ("n_patches", "npatches", "n_patches_per_slide")
 VARIANCES: Final = ("embedding_var_512",)
 LABELS: Final = {"surv_5yr_label": "survival_5y", "rec_2yr_label": "recurrence_2y"}
-"""Labels of a clinical file, int8 with -1 for unknown, to tasks; 1 is alive, or recurrence."""
+"""Labels of a clinical file to tasks; 1 is alive, or recurrence, and -1 is unknown."""
+_UNKNOWN: Final = (-1, "-1", "-1.0")
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +45,8 @@ class ModalityFile:
     """Rows of one file, or its patients after `aggregate`.
 
     `ids` are normalised, `embedding` [N, 512], `quality` [N], `patches` [N], `variance` [N, 512] or
-    None, `labels` by task, int8 [N].
+    None, `labels` by task, int8 [N]: 1, 0 or -1 for unknown. Without ids in the file the rows are
+    not `named`, and their numbers, from 0, stand for them.
     """
 
     ids: list[str]
@@ -51,6 +55,7 @@ class ModalityFile:
     patches: npt.NDArray[np.float64] | None = None
     variance: Floats | None = None
     labels: Mapping[str, npt.NDArray[np.int8]] = field(default_factory=dict)
+    named: bool = True
 
 
 def normalize_pid(raw: Any) -> str:
@@ -83,26 +88,29 @@ def normalized_ids(raw: Sequence[Any], path: Path) -> list[str]:
 
 
 def read_modality(path: Path) -> ModalityFile:
-    """Return the rows of a file; InputError where it has no embedding 512 wide, or bad ids."""
+    """Return the rows of a file.
+
+    InputError where it has no embedding 512 wide, or bad ids, where a dataset is not of as many
+    rows, and for a label that is no truth value.
+    """
     sets = read_all_datasets(path)
     embedding, parents = _embedding(sets, path)
     rows = len(embedding)
     ids = _ids(sets, rows, path, parents)
-    patches = _one(sets, PATCHES, rows)
     labels = {
-        task: sets[key].astype(np.int8)
+        task: _label(_column(sets[key], key, rows, path), key, path)
         for name, task in LABELS.items()
         for key in sets
-        if _base(key) == name and sets[key].shape == (rows,)
+        if _base(key) == name
     }
-    variance = _one(sets, VARIANCES, rows)
     return ModalityFile(
-        ids,
+        [str(row) for row in range(rows)] if ids is None else ids,
         embedding,
-        _quality(sets, rows),
-        None if patches is None else patches.astype(np.float64),
-        None if variance is None else variance.astype(np.float32),
+        _quality(sets, rows, path),
+        _patches(sets, rows, path),
+        _variance(sets, rows, path),
         labels,
+        ids is not None,
     )
 
 
@@ -150,6 +158,7 @@ def aggregate(rows: ModalityFile) -> ModalityFile:
         np.bincount(owner, patches).astype(np.float64),
         (between + within).astype(np.float32),
         {task: label[first] for task, label in rows.labels.items()},
+        rows.named,
     )
 
 
@@ -176,11 +185,43 @@ def _find(sets: Mapping[str, npt.NDArray[Any]], names: Sequence[str]) -> str | N
     return None
 
 
-def _one(
-    sets: Mapping[str, npt.NDArray[Any]], names: Sequence[str], rows: int
-) -> npt.NDArray[Any] | None:
-    key = _find(sets, names)
-    return None if key is None or len(np.atleast_1d(sets[key])) != rows else sets[key]
+def _column(found: npt.NDArray[Any], key: str, rows: int, path: Path) -> npt.NDArray[Any]:
+    """Return a dataset of one cell a row, [N] or [N, 1], as [N]."""
+    if found.shape not in ((rows,), (rows, 1)):
+        raise _misfit(found, key, rows, path)
+    return found.reshape(rows)
+
+
+def _misfit(found: npt.NDArray[Any], key: str, rows: int, path: Path) -> InputError:
+    return InputError(
+        f"{path}: {key} has the shape {list(found.shape)}, but there are {rows} embeddings; give "
+        "it a row for each"
+    )
+
+
+def _label(found: npt.NDArray[Any], key: str, path: Path) -> npt.NDArray[np.int8]:
+    cells = [x.decode("utf-8", "replace") if isinstance(x, bytes) else x for x in found.tolist()]
+    known = [None if cell in _UNKNOWN else cell for cell in cells]
+    return read_truth(pa.array(known), str(path), key, range(1, len(cells) + 1))
+
+
+def _patches(
+    sets: Mapping[str, npt.NDArray[Any]], rows: int, path: Path
+) -> npt.NDArray[np.float64] | None:
+    key = _find(sets, PATCHES)
+    if key is None:
+        return None
+    found = sets[key].astype(np.float64)
+    return np.full(rows, found.item()) if found.size == 1 else _column(found, key, rows, path)
+
+
+def _variance(sets: Mapping[str, npt.NDArray[Any]], rows: int, path: Path) -> Floats | None:
+    key = _find(sets, VARIANCES)
+    if key is None:
+        return None
+    if sets[key].shape != (rows, WIDTH):
+        raise _misfit(sets[key], key, rows, path)
+    return sets[key].astype(np.float32)
 
 
 def _embedding(sets: Mapping[str, npt.NDArray[Any]], path: Path) -> tuple[Floats, list[str] | None]:
@@ -214,30 +255,30 @@ def _wide(found: npt.NDArray[Any], path: Path) -> Floats:
 
 def _ids(
     sets: Mapping[str, npt.NDArray[Any]], rows: int, path: Path, parents: list[str] | None
-) -> list[str]:
+) -> list[str] | None:
     if parents is not None:
         return normalized_ids(parents, path)
     key = _find(sets, IDS)
     if key is None:
-        return [str(i) for i in range(rows)]
+        return None
     found = np.atleast_1d(sets[key])
     if len(found) != rows:
         raise InputError(f"{path}: {len(found)} of {key} but {rows} embeddings")
     return normalized_ids(found.tolist(), path)
 
 
-def _quality(sets: Mapping[str, npt.NDArray[Any]], rows: int) -> Floats:
-    """Return one number a row: a scalar for all, the mean of several, 1 where nothing is said."""
+def _quality(sets: Mapping[str, npt.NDArray[Any]], rows: int, path: Path) -> Floats:
+    """Return one number a row: one for all, the mean of several, 1 where nothing is said."""
     key = _find(sets, QUALITIES)
     if key is None:
         return np.ones(rows, np.float32)
     found = np.asarray(sets[key], np.float64)
-    if found.ndim == 0:
-        return np.full(rows, found, np.float32)
-    if found.ndim == 2:
+    if found.size == 1:
+        found = np.full(rows, found.item())
+    elif found.ndim == 2:
         told = np.isfinite(found)
         found = np.where(told, found, 0).sum(1) / np.maximum(told.sum(1), 1)
-    short = rows - len(found)
-    fill = float(np.nanmean(found)) if len(found) and np.isfinite(found).any() else 1.0
-    found = np.concatenate([found, np.full(short, fill)]) if short > 0 else found[:rows]
+    if found.shape != (rows,):
+        raise _misfit(sets[key], key, rows, path)
+    fill = float(np.nanmean(found)) if np.isfinite(found).any() else 1.0
     return np.where(np.isfinite(found), found, fill).astype(np.float32)

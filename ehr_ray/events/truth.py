@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from ehr_ray.errors import InputError
 
-UNKNOWN: Final = frozenset({"", "nan", "na", "none", "null", "<na>"})
+UNKNOWN: Final = frozenset({"", "nan", "na", "n/a", "none", "null", "<na>"})
 """Texts, in lower case, that say nothing."""
 _TEXTS: Final = {"true": 1, "1": 1, "1.0": 1, "false": 0, "0": 0, "0.0": 0}
 

@@ -47,7 +47,10 @@ def units(path: Path, options: ModalityOptions) -> list[Unit]:  # noqa: ARG001
 
 
 def read(unit: Unit, options: ModalityOptions) -> Iterator[Chunk]:  # noqa: ARG001
-    """Yield the embeddings of each modality, and the labels of the clinical file."""
+    """Yield the embeddings of each modality, and the labels of the clinical file.
+
+    `InputError` where nothing says which rows of two files are of one patient.
+    """
     rejects = Rejects()
     parts = {
         name: _patients(Path(unit.root) / file, name)
@@ -55,6 +58,7 @@ def read(unit: Unit, options: ModalityOptions) -> Iterator[Chunk]:  # noqa: ARG0
         for file in unit.files
         if name in file.lower()
     }
+    _refuse_nameless(unit, parts)
     clinical = parts["clinical"]
     known = set(clinical.ids)
     events, rows = [], 0
@@ -80,6 +84,17 @@ def read(unit: Unit, options: ModalityOptions) -> Iterator[Chunk]:  # noqa: ARG0
         files_read=len(parts),
         names=names,
     )
+
+
+def _refuse_nameless(unit: Unit, parts: dict[str, ModalityFile]) -> None:
+    """Raise `InputError` where row numbers would stand for patients of other files."""
+    nameless = [name for name, part in parts.items() if not part.named]
+    rows = {len(part.ids) for part in parts.values()}
+    if nameless and (len(nameless) < len(parts) or len(rows) > 1):
+        raise InputError(
+            f"--input {unit.root}: the {nameless[0]} file has no patient_id, so that nobody knows "
+            "of which patients of the other files its rows are; give each file a patient_id [N]"
+        )
 
 
 def _patients(path: Path, name: str) -> ModalityFile:

@@ -14,7 +14,6 @@ import numpy as np
 import pyarrow as pa
 
 from ehr_ray.errors import InputError
-from ehr_ray.events.schema import SPLIT_NAMES
 from ehr_ray.sources.parsing.cells import Mask, Times, since_epoch
 from ehr_ray.sources.parsing.csv_files import refuse_repeats
 from ehr_ray.sources.parsing.identifiers import NAMES, subject_id
@@ -28,6 +27,7 @@ from ehr_ray.sources.parsing.parquet_files import READ_ERRORS, check_damage
 from ehr_ray.sources.parsing.quantities import numbers
 from ehr_ray.sources.parsing.quarantine import Rejects
 from ehr_ray.sources.parsing.rows import clean_rows
+from ehr_ray.sources.parsing.split_folders import files_by_split
 from ehr_ray.sources.source import CHUNK_ROWS, FILES_PER_UNIT, Chunk, Source, Unit
 from ehr_ray.storage import files
 
@@ -48,12 +48,8 @@ def units(path: Path, options: PatientParquetOptions) -> list[Unit]:
     """List groups of 2,000 files of the folder itself and of its split folders."""
     if not path.is_dir():
         raise InputError(f"--input {path}: must be a folder of <id>.parquet or of split folders")
-    with os.scandir(path) as entries:
-        folders = sorted(e.name for e in entries if e.is_dir() and e.name in SPLIT_NAMES)
     found = []
-    for folder in ("", *folders):
-        names = _parquet_names(path / folder)
-        split = folder or None
+    for folder, split, names in files_by_split(path, (SUFFIX,), _is_patient):
         root = str(path / folder)
         for start in range(0, len(names), FILES_PER_UNIT):
             found.append(Unit(root, tuple(names[start : start + FILES_PER_UNIT]), split=split))
@@ -63,11 +59,11 @@ def units(path: Path, options: PatientParquetOptions) -> list[Unit]:
     return found + label_units(options)
 
 
-def _parquet_names(folder: Path) -> list[str]:
-    with os.scandir(folder) as entries:
-        return sorted(
-            e.name for e in entries if e.name.endswith(SUFFIX) and not e.name.startswith(".")
-        )
+def _is_patient(path: Path) -> bool:
+    try:
+        return {*COLUMNS} <= {*files.open_parquet(path).schema_arrow.names}
+    except READ_ERRORS:
+        return False
 
 
 def read(unit: Unit, options: PatientParquetOptions) -> Iterator[Chunk]:
@@ -121,7 +117,7 @@ def _read_patient(path: str) -> pa.Table:
 
 
 def _shown(unit: Unit, name: str) -> str:
-    return f"{unit.split}/{name}" if unit.split else name
+    return f"{os.path.basename(unit.root)}/{name}" if unit.split else name
 
 
 def _chunks(
@@ -138,7 +134,7 @@ def _chunks(
 
 def _patients(unit: Unit, patients: list[tuple[str, pa.Table]]) -> Chunk:
     rejects = Rejects()
-    names = [name.removesuffix(SUFFIX) for name, _ in patients]
+    names = [name[: -len(SUFFIX)] for name, _ in patients]
     counts = np.array([len(table) for _, table in patients])
     table = pa.concat_tables([table for _, table in patients])
     of = np.repeat(np.arange(len(patients)), counts)

@@ -4,6 +4,7 @@ The value -1, or none, means missing in every parameter: no parameter is legitim
 are masses, pressures, counts, concentrations or codes.
 """
 
+import codecs
 import csv
 import os
 import re
@@ -155,7 +156,8 @@ def _stays(files: list[tuple[str, bytes]]) -> Chunk:
 
 
 def _clean(data: bytes) -> bytes:
-    """Return the file with Unix line ends and exactly one at its end."""
+    """Return the file without a mark of UTF-8, with Unix line ends and exactly one at its end."""
+    data = data.removeprefix(codecs.BOM_UTF8)
     if b"\r" in data:
         data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
     data = data.rstrip(b"\n")
@@ -254,7 +256,7 @@ def _outcomes(name: str, data: bytes, *, lengths: bool) -> Chunk:
     With `lengths` the days of a stay are tasks too, of stays that last when they are asked.
     """
     rejects = Rejects()
-    rows = list(csv.reader(data.decode(errors="replace").splitlines()))
+    rows = list(csv.reader(_clean(data).decode(errors="replace").splitlines()))
     header = [cell.strip() for cell in rows[0]] if rows else []
     needed = ("RecordID", "Length_of_stay", "In-hospital_death")
     if missing := [column for column in needed if column not in header]:
@@ -262,11 +264,12 @@ def _outcomes(name: str, data: bytes, *, lengths: bool) -> Chunk:
         return Chunk(rejects=rejects.table(), files_read=1)
     places = [header.index(column) for column in needed]
     died: list[tuple[int, bool]] = []
-    stayed: list[tuple[int, int]] = []
+    stayed: list[tuple[int, float]] = []
     for line, cells in enumerate(rows[1:], start=2):
         try:
-            record, days, death = (int(float(cells[place])) for place in places)
-            if death not in (-1, 0, 1):
+            number, days, death = (float(cells[place]) for place in places)
+            record = int(number)
+            if death not in (-1, 0, 1) or record != number or not np.isfinite(days):
                 raise ValueError(death)
         except (ValueError, IndexError, OverflowError):
             rejects.row(name, line, f"not a row of outcomes: {','.join(cells)!r}")
@@ -275,7 +278,8 @@ def _outcomes(name: str, data: bytes, *, lengths: bool) -> Chunk:
             died.append((record, death == 1))
         if days >= 0:
             stayed.append((record, days))
-    who, known = (np.array(stayed, np.int64).reshape(-1, 2)[:, i] for i in (0, 1))
+    who = np.array([record for record, _ in stayed], np.int64)
+    known = np.array([days for _, days in stayed], np.float64)
     dead = np.array(died, np.int64).reshape(-1, 2)
     labels = {
         "mortality": label_rows(dead[:, 0], dead[:, 1] == 1, LABEL_MINUTE),
@@ -283,7 +287,7 @@ def _outcomes(name: str, data: bytes, *, lengths: bool) -> Chunk:
     }
     if lengths:
         lasting = known * 24 * 60.0 >= LABEL_MINUTE
-        labels |= stay_day_labels(who[lasting], known[lasting].astype(np.float64), LABEL_MINUTE)
+        labels |= stay_day_labels(who[lasting], known[lasting], LABEL_MINUTE)
     return Chunk(labels=labels, rejects=rejects.table(), rows_read=len(rows) - 1, files_read=1)
 
 

@@ -42,13 +42,18 @@ from ehr_ray.sources.parsing.parquet_files import (
     count_rows as count_parquet_rows,
 )
 from ehr_ray.sources.parsing.quantities import numbers
-from ehr_ray.sources.parsing.quarantine import Rejects
+from ehr_ray.sources.parsing.quarantine import UNREAD, Rejects
 from ehr_ray.sources.parsing.rows import clean_rows
 from ehr_ray.sources.source import Chunk, Source, Unit
 from ehr_ray.storage.contents import walked
 from ehr_ray.storage.paths import uri_of
 
 PARQUET: Final = ".parquet"
+MAY_HOLD_ROWS: Final = (
+    *(".txt", ".dat", ".tab", ".psv", ".xls", ".xlsx", ".jsonl", ".feather", ".arrow", ".pq"),
+    *(".gz", ".bz2", ".xz", ".zst", ".zip", ".tar", ".tgz", ".7z"),
+)
+"""Endings of files that are not read, and told."""
 
 
 @dataclass(frozen=True)
@@ -96,17 +101,21 @@ class TableOptions(LabelFields):
 def units(path: Path, options: TableOptions) -> list[Unit]:
     """List CSV files by ranges of lines and Parquet files by row groups, in order of name."""
     root = path if path.is_dir() else path.parent
-    names = [path.name] if path.is_file() else _names(path)
+    names, others = ([path.name], []) if path.is_file() else _names(path)
     labels = label_units(options)
     found = []
     for name in names:
         if options.labels and _is_one(root / name, options.labels):
             continue
-        found.append(Unit(str(root), (name,), "parquet" if name.endswith(PARQUET) else "csv"))
+        found.append(Unit(str(root), (name,), "parquet" if _is_parquet(name) else "csv"))
     if not found:
         raise InputError(f"--input {path}: no file ending in {', '.join((*SUFFIXES, PARQUET))}")
     _refuse_twins(path, [unit.files[0] for unit in found])
-    return in_order(partial(_divided, options), found) + labels
+    unread = [
+        name for name in others if not (options.labels and _is_one(root / name, options.labels))
+    ]
+    beside = [Unit(str(root), kind="unread", state="\n".join(unread))] if unread else []
+    return in_order(partial(_divided, options), found) + beside + labels
 
 
 def _divided(options: TableOptions, unit: Unit) -> list[Unit]:
@@ -125,7 +134,7 @@ def _refuse_twins(path: Path, names: list[str]) -> None:
     """Raise `InputError` where a file stands beside its compressed or converted copy."""
     stems: dict[str, str] = {}
     for name in dict.fromkeys(names):
-        stem = name.removesuffix(".gz").rpartition(".")[0]
+        stem = (name[:-3] if name.lower().endswith(".gz") else name).rpartition(".")[0]
         other = stems.setdefault(stem, name)
         if other != name:
             raise InputError(
@@ -133,19 +142,28 @@ def _refuse_twins(path: Path, names: list[str]) -> None:
             )
 
 
-def _names(path: Path) -> list[str]:
-    return [
-        prefix + name
-        for prefix, names in walked(path)
-        for name in names
-        if name.endswith((*SUFFIXES, PARQUET))
-    ]
+def _names(path: Path) -> tuple[list[str], list[str]]:
+    """Return (files of a folder that are read, others that may hold rows), in any capitals."""
+    every = [prefix + name for prefix, names in walked(path) for name in names]
+    read = [name for name in every if name.lower().endswith((*SUFFIXES, PARQUET))]
+    rest = sorted({*every} - {*read})
+    return read, [name for name in rest if name.lower().endswith(MAY_HOLD_ROWS)]
+
+
+def _is_parquet(name: str) -> bool:
+    return name.lower().endswith(PARQUET)
 
 
 def read(unit: Unit, options: TableOptions) -> Iterator[Chunk]:
     """Yield events about 16 MB or 1,000,000 rows at a time, or the labels."""
     if unit.kind == "labels":
         yield from read_labels(unit, _label_options(options))
+        return
+    if unit.kind == "unread":
+        beside = Rejects()
+        for name in unit.state.split("\n"):
+            beside.change(UNREAD, 1, name)
+        yield Chunk(**beside.tables())
         return
     try:
         yield from _parquet(unit, options) if unit.kind == "parquet" else _csv(unit, options)

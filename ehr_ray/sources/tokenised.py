@@ -19,11 +19,11 @@ import pyarrow as pa
 
 from ehr_ray.errors import InputError
 from ehr_ray.events.phrases import LEVELS
-from ehr_ray.events.schema import SPLIT_NAMES
 from ehr_ray.sources.parsing.cells import events_table
 from ehr_ray.sources.parsing.csv_files import whole_csv
 from ehr_ray.sources.parsing.labels import label_rows
 from ehr_ray.sources.parsing.parquet_files import READ_ERRORS
+from ehr_ray.sources.parsing.split_folders import files_by_split
 from ehr_ray.sources.source import Chunk, Source, Unit
 from ehr_ray.storage import files
 
@@ -69,6 +69,8 @@ def units(path: Path, options: TokenisedOptions) -> list[Unit]:
         raise InputError(f"--input {path}: must be a folder with train/ and {VOCABULARY}")
     if not (path / VOCABULARY).is_file():
         raise InputError(f"--input {path}: no {VOCABULARY} (columns token, str) in it")
+    _words.cache_clear()  # the files may have been written anew since
+    _labels.cache_clear()
     uses = [name for name in (VOCABULARY, LABELS) if (path / name).is_file()]
     if LABELS in uses and not (options.cutoff_months or 0) > 0:
         raise InputError(
@@ -76,19 +78,28 @@ def units(path: Path, options: TokenisedOptions) -> list[Unit]:
             "predicted, and a prediction then would read it; say how long before, as in 6"
         )
     found: list[Unit] = []
-    for folder in sorted(p for p in path.iterdir() if p.is_dir() and p.name in SPLIT_NAMES):
-        for file in sorted(folder.glob("[!.]*")):
-            if file.suffix in PICKLES:
+    for folder, split, names in files_by_split(path, (*SUFFIXES, *PICKLES), _is_of_records):
+        for name in names if split else ():
+            if name.lower().endswith(PICKLES):
                 raise InputError(
-                    f"--input {file}: a pickle runs code when it is read; where you trust it, "
-                    "convert it: pandas.DataFrame(pickle.load(open(F, 'rb'))).to_parquet(...)"
+                    f"--input {path / folder / name}: a pickle runs code when it is read; where "
+                    "you trust it, convert it: pandas.DataFrame(pickle.load(open(F, 'rb')))"
+                    ".to_parquet(...)"
                 )
-            if file.suffix in SUFFIXES:
-                name = f"{folder.name}/{file.name}"
-                found.append(Unit(str(path), (name,), split=folder.name, uses=tuple(uses)))
+            found.append(Unit(str(path), (f"{folder}/{name}",), split=split, uses=tuple(uses)))
     if not found:
         raise InputError(f"--input {path}: no {', '.join(SUFFIXES)} in train/, tuning/, held_out/")
     return found
+
+
+def _is_of_records(path: Path) -> bool:
+    if path.suffix.lower() in PICKLES:
+        return False
+    try:
+        first = next(_records(str(path), path.name), None)
+    except InputError:
+        return False
+    return isinstance(first, dict) and {"tokens", "timestamps"} <= {*first}
 
 
 def read(unit: Unit, options: TokenisedOptions) -> Iterator[Chunk]:
@@ -108,10 +119,10 @@ def read(unit: Unit, options: TokenisedOptions) -> Iterator[Chunk]:
 
 def _records(path: str, name: str) -> Iterator[dict[str, Any]]:
     try:
-        if path.endswith(".parquet"):
+        if path.lower().endswith(".parquet"):
             for batch in files.open_parquet(path).iter_batches(PATIENTS):
                 yield from batch.to_pylist()
-        elif path.endswith(".jsonl"):
+        elif path.lower().endswith(".jsonl"):
             with open(path, encoding="utf-8") as file:
                 yield from (json.loads(line) for line in file if line.strip())
         else:
@@ -198,7 +209,7 @@ def _events(
                 "not; give the vocabulary these tokens were made with"
             )
         if words[token] not in ENDS:
-            known.append((words[token], float(second) if second else np.nan))
+            known.append((words[token], _time(unit, second)))
     place = 0
     while place < len(known):
         code, second = known[place]
@@ -215,13 +226,33 @@ def _events(
         yield code, value, second
 
 
+def _time(unit: Unit, second: Any) -> float:
+    """Return the Unix second of a timestamp, NaN where it is static."""
+    try:
+        found = float(second) if second else np.nan
+    except (TypeError, ValueError):
+        found = np.inf
+    if np.isinf(found):
+        raise InputError(
+            f"{unit.files[0]}: the timestamp {str(second)!r} is no number; write Unix seconds, and "
+            "0 for static"
+        )
+    return found
+
+
 @lru_cache(maxsize=4)
 def _words(path: str) -> dict[int, str]:
-    rows = whole_csv(path, ("token", "str"))
-    try:
-        return {int(row["token"]): row["str"] for row in rows}
-    except ValueError as error:
-        raise InputError(f"{path}: column token holds no whole number ({error})") from None
+    found: dict[int, str] = {}
+    for row in whole_csv(path, ("token", "str")):
+        try:
+            token = int(row["token"])
+        except ValueError as error:
+            raise InputError(f"{path}: column token holds no whole number ({error})") from None
+        if (other := found.setdefault(token, row["str"])) != row["str"]:
+            raise InputError(
+                f"{path}: token {token} is {other!r} and {row['str']!r}; keep one of them"
+            )
+    return found
 
 
 @lru_cache(maxsize=4)

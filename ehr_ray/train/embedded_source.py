@@ -22,13 +22,14 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ehr_ray.errors import InputError
-from ehr_ray.events.schema import SPLIT_NAMES, VECTORS
+from ehr_ray.events.schema import VECTORS
 from ehr_ray.sources.building.metadata import check_number
 from ehr_ray.sources.parsing.cells import events_table, since_epoch
 from ehr_ray.sources.parsing.csv_files import whole_csv
 from ehr_ray.sources.parsing.identifiers import NAMES, subject_id
 from ehr_ray.sources.parsing.labels import label_rows
 from ehr_ray.sources.parsing.quarantine import Rejects
+from ehr_ray.sources.parsing.split_folders import files_by_split
 from ehr_ray.sources.source import CHUNK_ROWS, FILES_PER_UNIT, Chunk, Source, Unit
 
 SUFFIX: Final = ".pt"
@@ -65,20 +66,23 @@ def units(path: Path, options: EmbeddedOptions) -> list[Unit]:  # noqa: ARG001
     if not path.is_dir():
         raise InputError(f"--input {path}: must be a folder with train/<id>{SUFFIX}")
     uses = (SUBJECTS,) if (path / SUBJECTS).is_file() else ()
-    there = sorted(p.name for p in path.iterdir() if p.is_dir() and p.name in SPLIT_NAMES)
     found = []
-    for folder in ("", *there):
-        names = sorted(
-            os.path.join(folder, p.name)
-            for p in (path / folder).glob(f"*{SUFFIX}")
-            if not p.name.startswith(".")
-        )
+    for folder, split, files in files_by_split(path, (SUFFIX,), _is_embedded):
+        names = [os.path.join(folder, name) for name in files]
         for start in range(0, len(names), FILES_PER_UNIT):
             part = tuple(names[start : start + FILES_PER_UNIT])
-            found.append(Unit(str(path), part, split=folder or None, uses=uses))
+            found.append(Unit(str(path), part, split=split, uses=uses))
     if not found:
         raise InputError(f"--input {path}: no <id>{SUFFIX} in it or in train/, tuning/, held_out/")
     return found
+
+
+def _is_embedded(path: Path) -> bool:
+    try:
+        read_embedded(str(path))
+    except (OSError, InputError):
+        return False
+    return True
 
 
 def read(unit: Unit, options: EmbeddedOptions) -> Iterator[Chunk]:
@@ -243,7 +247,7 @@ def _spelt(unit: Unit, name: str, owners: dict[str, str] | None) -> str:
         if name not in owners:
             raise InputError(f"--input {unit.root}: {SUBJECTS} does not say whose {name} is")
         return owners[name]
-    stem = os.path.basename(name).removesuffix(SUFFIX)
+    stem = os.path.basename(name)[: -len(SUFFIX)]
     return f"{unit.split}/{stem}" if unit.split and _COUNTED.fullmatch(stem) else stem
 
 

@@ -28,6 +28,7 @@ from ehr_ray.sources.building.metadata import (
     write_names,
     write_vectors,
 )
+from ehr_ray.sources.building.odd_times import check_times
 from ehr_ray.sources.building.ranges import (
     Buckets,
     Checked,
@@ -83,6 +84,7 @@ def check_parts(
         )
     map_note(plan, parts)
     check_values(parts, totals(parts)["values"], max_rejected)
+    check_times(stacked(parts, "changes", CHANGES), int(counts.sum()))
     check_subjects(checked)
     check_folders(checked)
     if left_out and not plan.policy.keep_source and plan.unlisted == "refuse":

@@ -27,6 +27,7 @@ from ehr_ray.events.code_map import CodeMap
 from ehr_ray.events.schema import EVENTS, ORIGIN_CODES, REJECTED, SPLIT_NAMES, SPLITS
 from ehr_ray.sources.building.keyed import KeyedWriter, removed
 from ehr_ray.sources.building.limits import Limits
+from ehr_ray.sources.building.odd_times import odd_times
 from ehr_ray.sources.parsing.identifiers import NAMES
 from ehr_ray.sources.parsing.labels import VALUE_TYPES
 from ehr_ray.sources.parsing.split_table import (
@@ -186,6 +187,7 @@ def _write_part(part: Path, chunks: Iterator[Chunk], plan: Plan) -> None:
             if plan.code_map is not None:
                 events, mapped = plan.code_map.apply(events)
                 changes = pa.concat_tables([changes, changes_of(mapped, MAPPED)])
+            changes = pa.concat_tables([changes, odd_times(events)])
             keys, undivided = event_keys(events, plan, divided)
             if plan.split_by is not None:
                 tables.setdefault("groups", []).append(groups_of(events, plan.split_by))

@@ -140,7 +140,7 @@ def split_table(unit: Unit, table: Table) -> list[Unit]:
     path = os.path.join(unit.root, unit.files[0])
     if len(table.events) != 1:
         return [unit]
-    if path.endswith(".parquet"):
+    if path.lower().endswith(".parquet"):
         return split_row_groups(unit)
     if not is_large(path):
         return [unit]
@@ -223,7 +223,7 @@ def check_columns(root: str, name: str, needed: Sequence[str]) -> dict[str, str]
     path = table_path(root, name)
     if is_address(root):
         names = column_names(root, name)
-    elif name.endswith(".parquet"):
+    elif name.lower().endswith(".parquet"):
         with files.reads(path, "fetch it again"):
             names = files.open_parquet(path).schema_arrow.names
     else:
@@ -263,7 +263,7 @@ def _pieces(
     A row of a Parquet file or a database is as many lines down as in a CSV file of the same rows.
     Raises `InputError` for identifiers that a float rounded.
     """
-    if not (is_address(root) or name.endswith(".parquet")):
+    if not (is_address(root) or name.lower().endswith(".parquet")):
         dialect = _dialect(os.path.join(root, name), table.loose_quotes)
         for text, lines, rejects in read_csv(
             root,

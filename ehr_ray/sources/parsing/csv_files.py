@@ -56,13 +56,13 @@ class Dialect:
 
     def between(self, path: str) -> str:
         """Return what stands between the cells of a file."""
-        return self.delimiter or ("\t" if path.endswith((".tsv", ".tsv.gz")) else ",")
+        return self.delimiter or ("\t" if path.lower().endswith((".tsv", ".tsv.gz")) else ",")
 
     @contextlib.contextmanager
     def open(self, path: str) -> Iterator[Any]:
         """Open a file as text, without the mark that some programs put first."""
-        opener: Any = gzip.open if path.endswith(".gz") else io.TextIOWrapper
-        how = {"mode": "rt"} if path.endswith(".gz") else {}
+        opener: Any = gzip.open if path.lower().endswith(".gz") else io.TextIOWrapper
+        how = {"mode": "rt"} if path.lower().endswith(".gz") else {}
         utf8 = codecs.lookup(self.encoding).name == "utf-8"
         encoding = "utf-8-sig" if utf8 else self.encoding
         with (
@@ -148,7 +148,7 @@ def open_piece(path: str) -> pa.NativeFile:
 
 def count_rows(path: str, part: Lines = ALL_LINES) -> int:
     """Return the lines of a file but its header, as far as it can be read."""
-    opener: Any = gzip.open if path.endswith(".gz") else open
+    opener: Any = gzip.open if path.lower().endswith(".gz") else open
     lines, at = 0, part.start
     try:
         with (
@@ -230,6 +230,8 @@ def _text_reader(
         source = open_piece(part.piece)
     elif part != ALL_LINES:
         source = pa.OSFile(path).get_stream(part.start, _size(path, part))
+    elif path.lower().endswith(".gz") and not path.endswith(".gz"):  # which Arrow does not know
+        source = pa.CompressedInputStream(pa.OSFile(path), "gzip")
     return pa_csv.open_csv(
         source,
         # Threads would leave the numbers of skipped rows unknown.

@@ -44,7 +44,7 @@ def split_lines(unit: Unit, dialect: Dialect) -> list[Unit]:
     bytewise = codecs.lookup(dialect.encoding).name.startswith(_BYTEWISE) and delimiter.isascii()
     if not (is_large(path) and bytewise):
         return [unit]
-    if path.endswith(".gz"):
+    if path.lower().endswith(".gz"):
         return [replace(unit, packed=(delimiter, dialect.encoding))]
     try:
         with in_place.binary(path) as file:
@@ -57,7 +57,7 @@ def split_lines(unit: Unit, dialect: Dialect) -> list[Unit]:
 def is_large(path: str) -> bool:
     """Whether a file may be one that is divided: of two ranges of text at least."""
     try:
-        return os.path.getsize(path) * (GZIP_RATIO if path.endswith(".gz") else 1) >= (
+        return os.path.getsize(path) * (GZIP_RATIO if path.lower().endswith(".gz") else 1) >= (
             2 * RANGE_BYTES
         )
     except OSError:

@@ -104,7 +104,9 @@ def table_chunks(
         damaged = Rejects()
         damaged.file(name, f"unreadable: {error}")
         groups = range(part.start, part.stop) if part.stop else None
-        lost = rows_in(path, groups) if name.endswith(".parquet") else count_rows(path, part)
+        lost = (
+            rows_in(path, groups) if name.lower().endswith(".parquet") else count_rows(path, part)
+        )
         yield Chunk(rejects=damaged.table(), files_read=first, lost_rows=lost)
         return
     end = Chunk(rows_read=passed_over, files_read=first, codes=describe(seen))

@@ -33,6 +33,8 @@ NAIVE: Final = "time without a zone"
 """Their `code` in a part's changes says where: a file and a column. An input has one of them."""
 OPEN_VISIT: Final = "visit without an end"
 OF_OPEN_VISIT: Final = "diagnosis of a visit without an end"
+UNREAD: Final = "file of another ending"
+"""Its `code` is the name of the file."""
 UNRECORDED: Final = "not recorded"
 
 _QUOTED: Final = re.compile(r"""'[^']*('|$)|"[^"]*("|$)|(?<=_id )\S+|\d{5,}""")

@@ -37,6 +37,13 @@ def test_the_column_says_the_kind_and_blanks_are_unknown(column, cells, kind, va
     assert found.classes == (("a", "b") if kind == "classes" else ())
 
 
+def test_what_stands_for_no_value_is_no_class_but_none_may_be_one():
+    cells = ["NA", "a", "n/a", "none", "NULL", "<NA>"]
+    found = read({"categorical_value": cells})
+    assert found.classes == ("a", "none")
+    assert found.known.tolist() == [False, True, False, True, False, False]
+
+
 def test_the_classes_of_several_files_are_those_of_all_and_other_columns_may_be_empty():
     empty = {"boolean_value": pa.nulls(1), "float_value": pa.array([NAN])}
     found = read(

@@ -37,13 +37,71 @@ def test_datasets_are_found_however_deep_and_by_priority(tmp_path):
 
 @pytest.mark.parametrize(
     ("quality", "expected"),
-    [(np.float32(0.5), [0.5] * 3), ([0.2, 0.4], [0.2, 0.4, 0.3]), (np.arange(5.0), [0, 1, 2])],
+    [
+        (np.float32(0.5), [0.5] * 3),
+        ([0.5], [0.5] * 3),
+        ([[0.2], [0.4], [np.nan]], [0.2, 0.4, 0]),
+        ([0.2, 0.4, np.nan], [0.2, 0.4, 0.3]),
+    ],
 )
 def test_quality_is_one_number_a_row(tmp_path, quality, expected):
     write_modality(tmp_path / "a.h5", {"embedding": EMBEDDING, "quality": quality})
     found = read_modality(tmp_path / "a.h5")
     np.testing.assert_allclose(found.quality, expected, rtol=1e-6)
     assert found.ids == ["0", "1", "2"]
+    assert not found.named
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("quality_score", [0.2, 0.4]),
+        ("quality_score", np.arange(5.0)),
+        ("quality", np.ones((1, 3))),
+        ("n_patches", [3, 4]),
+        ("n_patches", np.ones((3, 2))),
+        ("embedding_var_512", np.ones(512)),
+        ("embedding_var_512", np.ones((2, 512))),
+        ("surv_5yr_label", [1, 0]),
+        ("rec_2yr_label", np.ones((1, 3))),
+    ],
+)
+def test_what_is_not_of_as_many_rows_is_refused(tmp_path, name, values):
+    write_modality(tmp_path / "a.h5", {"embedding_512": EMBEDDING, f"run/{name}": values})
+    with pytest.raises(InputError, match=rf"run/{name} has the shape .*, but there are 3 embed"):
+        read_modality(tmp_path / "a.h5")
+
+
+@pytest.mark.parametrize("patches", [np.int64(7), [7], [7, 7, 7], [[7], [7], [7]]])
+def test_patches_are_one_number_for_all_or_one_a_row(tmp_path, patches):
+    write_modality(tmp_path / "a.h5", {"embedding_512": EMBEDDING, "n_patches": patches})
+    assert read_modality(tmp_path / "a.h5").patches.tolist() == [7, 7, 7]
+
+
+@pytest.mark.parametrize(
+    "label",
+    [
+        np.array([1, 0, -1], np.int8),
+        np.array([[1], [0], [-1]]),
+        [1.0, 0.0, np.nan],
+        [1.0, 0.0, -1.0],
+        ["1", "0", ""],
+        ["True", "false", "-1"],
+        [b"1.0", b"0.0", b"nan"],
+    ],
+)
+def test_a_label_is_true_false_or_unknown(tmp_path, label):
+    write_modality(tmp_path / "a.h5", {"embedding_512": EMBEDDING, "surv_5yr_label": label})
+    found = read_modality(tmp_path / "a.h5").labels["survival_5y"]
+    assert found.dtype == np.int8
+    assert found.tolist() == [1, 0, -1]
+
+
+@pytest.mark.parametrize("label", [[1, 2, 1], [1.0, 0.0, 0.5], ["0", "alive", "1"], [0, -9, 1]])
+def test_a_label_that_is_no_truth_value_is_refused_by_row(tmp_path, label):
+    write_modality(tmp_path / "a.h5", {"embedding_512": EMBEDDING, "surv_5yr_label": label})
+    with pytest.raises(InputError, match=r"a.h5: row [23], column surv_5yr_label: .* no truth"):
+        read_modality(tmp_path / "a.h5")
 
 
 def test_groups_of_features_are_stacked(tmp_path):

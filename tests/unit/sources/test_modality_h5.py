@@ -80,6 +80,41 @@ def test_only_slides_may_be_several_of_a_patient(folder, tmp_path):
         read(folder, tmp_path)
 
 
+def test_rows_without_patients_are_not_joined_by_their_numbers(folder, tmp_path):
+    embedding = {"embedding_512": RNG.normal(size=(3, 512))}
+    write_modality(folder / "temporal.h5", embedding)
+    with pytest.raises(InputError, match="the temporal file has no patient_id, so that nobody"):
+        read(folder, tmp_path)
+    (folder / "spatial.h5").unlink()
+    write_modality(folder / "clinical.h5", embedding)
+    read(folder, tmp_path / "by_row")
+    write_modality(folder / "temporal.h5", {"embedding_512": embedding["embedding_512"][:2]})
+    with pytest.raises(InputError, match="the clinical file has no patient_id, so that nobody"):
+        read(folder, tmp_path)
+
+
+def test_slides_without_patients_are_nobodys(folder, tmp_path):
+    write_modality(folder / "spatial.h5", {"embedding_512": RNG.normal(size=(3, 512))})
+    with pytest.raises(InputError, match="the spatial file has no patient_id, so that nobody"):
+        read(folder, tmp_path)
+
+
+def test_a_label_of_floats_with_gaps_is_no_label_there(folder, tmp_path):
+    write_modality(
+        folder / "clinical.h5",
+        {
+            "patient_id": ["1", "2", "3"],
+            "embedding_512": RNG.normal(size=(3, 512)),
+            "surv_5yr_label": np.array([[1.0], [np.nan], [0.0]]),
+        },
+    )
+    events = read(folder, tmp_path)
+    survival = read_labels(tmp_path / "c", "survival_5y")
+    assert survival.subject_id.tolist() == [1, 3]
+    assert survival.value.tolist() == [True, False]
+    assert (events["code"].str.startswith("LABEL//survival_5y")).sum() == 2
+
+
 def test_a_hidden_file_is_none_of_a_modality(folder, tmp_path):
     (folder / "._clinical.h5").write_text("what a Mac notes beside a file")
     assert len(read(folder, tmp_path))

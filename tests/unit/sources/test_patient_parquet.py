@@ -32,6 +32,22 @@ def test_the_seed_layout_gives_its_splits_and_admissions(
     assert minutes(rows) == [0, 0, 5, 2880]
 
 
+def test_folders_of_splits_may_have_capitals_and_others_lose_nobody(
+    tmp_path, cohort, write_patient
+):
+    for i, name in enumerate(("train/1.parquet", "Valid/2.PARQUET", "TEST/3.parquet")):
+        write_patient(tmp_path / "in" / name, ROWS[i:])
+    path = cohort("patient-parquet", tmp_path / "in")
+    splits = pq.read_table(path / "metadata/subject_splits.parquet").to_pydict()
+    assert splits == {"subject_id": [1, 2, 3], "split": ["train", "tuning", "held_out"]}
+    (tmp_path / "in/labels").mkdir()
+    pq.write_table(pa.table({"ts_id": [1], "label": [1]}), tmp_path / "in/labels/labels.parquet")
+    cohort("patient-parquet", tmp_path / "in", name="labels")
+    write_patient(tmp_path / "in/eval/4.parquet", ROWS)
+    with pytest.raises(InputError, match=r"--input .*: eval/ has files of patients and is no"):
+        cohort("patient-parquet", tmp_path / "in", name="eval")
+
+
 def test_files_without_split_folders_are_divided_by_hash(tmp_path, cohort, write_patient):
     for i in range(60):
         write_patient(tmp_path / "in" / f"{i}.parquet", ROWS)

@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ehr_ray.errors import InputError
+from ehr_ray.events.labels import read_labels
 
 OUTCOMES = "RecordID,SAPS-I,SOFA,Length_of_stay,Survival,In-hospital_death\n"
 STATICS = ["00:00,Age,54", "00:00,Gender,0", "00:00,Height,-1", "00:00,ICUType,4"]
@@ -198,6 +199,28 @@ def test_malformed_outcomes_are_quarantined(tmp_path, cohort, write_stays):
         ("Outcomes-a.txt", 3),
         ("Outcomes-a.txt", 4),
     ]
+
+
+def test_outcomes_are_taken_as_they_are_written(tmp_path, cohort, write_stays):
+    write_stays(tmp_path / "raw", {i: ["00:01,HR,80"] for i in (1, 2, 3)})
+    rows = "1,6,1,3.9,-1,0\n2,6,1,5,-1,0.9\n3.5,6,1,5,-1,1\n"
+    (tmp_path / "raw" / "Outcomes-a.txt").write_text("\ufeff" + OUTCOMES + rows, "utf-8")
+    path = cohort("physionet2012", tmp_path / "raw", max_rejected=0.9)
+    assert read_labels(path, "length_of_stay_3d").value.tolist() == [True]
+    assert read_labels(path, "mortality").value.tolist() == [False]
+    rejected = pq.read_table(path / "metadata/rejected.parquet").to_pylist()
+    assert [(r["file"], r["line"]) for r in rejected] == [
+        ("Outcomes-a.txt", 3),
+        ("Outcomes-a.txt", 4),
+    ]
+
+
+def test_a_mark_of_utf8_is_no_part_of_a_stay(tmp_path, cohort, events_of):
+    (tmp_path / "raw").mkdir()
+    text = "\ufeffTime,Parameter,Value\n00:00,RecordID,1\n00:01,HR,80\n"
+    (tmp_path / "raw" / "1.txt").write_text(text, "utf-8")
+    path = cohort("physionet2012", tmp_path / "raw", splits="all:train", max_rejected=0)
+    assert "HR" in events_of(path, "train")["code"].to_pylist()
 
 
 def test_all_real_stays_come_in(shared, cohort, events_of):

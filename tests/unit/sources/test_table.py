@@ -88,6 +88,27 @@ def test_what_is_hidden_in_a_folder_is_no_piece_of_it(tmp_path, read):
     assert read(tmp_path / "in") == EXPECTED
 
 
+def test_files_of_a_folder_are_known_in_any_capitals_and_others_are_told(
+    tmp_path, cohort, events_of
+):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    head = "subject_id,time,code,numeric_value\n"
+    (folder / "jan.csv").write_text(head + "1,2024-01-01,HR,80\n")
+    (folder / "FEB.CSV").write_text(head + "2,2024-01-01,HR,81\n")
+    (folder / "mar.CSV.GZ").write_bytes(gzip.compress((head + "3,2024-01-01,HR,82\n").encode()))
+    (folder / "apr.TSV").write_text((head + "4,2024-01-01,HR,83\n").replace(",", "\t"))
+    rows = pa.table({"subject_id": [5], "time": ["2024-01-01"], "code": ["HR"]})
+    rows = rows.append_column("numeric_value", pa.array([84.0]))
+    pq.write_table(rows, folder / "may.PARQUET")
+    (folder / "june.txt").write_text(head + "6,2024-01-01,HR,85\n")
+    (folder / "README.md").write_text("Our export.")
+    path = cohort("table", folder, splits="all:train")
+    assert sorted(events_of(path)["subject_id"].to_pylist()) == [1, 2, 3, 4, 5]
+    told = pq.read_table(path / "metadata/changes.parquet").to_pylist()
+    assert told == [{"code": "june.txt", "change": "file of another ending", "count": 1}]
+
+
 @pytest.mark.parametrize(("unit", "scale"), [("minutes", 60), ("hours", 1)])
 def test_relative_time_counts_from_an_admission(tmp_path, read, unit, scale):
     (tmp_path / "e.csv").write_text(f"pid,charted,what,amount\n1,{scale * 2.5},HR,80\n1,,Age,60\n")

@@ -1,5 +1,6 @@
 import json
 import pickle
+from datetime import datetime
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -61,6 +62,18 @@ def test_a_hidden_file_holds_no_records(folder, cohort, events_of):
     assert {*events_of(path, "train")["subject_id"].to_pylist()} == {1}
 
 
+def test_folders_of_splits_may_have_capitals_and_others_lose_nobody(folder, cohort, events_of):
+    (folder / "held_out").rename(folder / "Test")
+    (folder / "Test" / "0.parquet").rename(folder / "Test" / "0.PARQUET")
+    (folder / "config").mkdir()
+    (folder / "config" / "run.json").write_text(json.dumps({"model": 1}))
+    path = cohort("tokenised", folder, cutoff_months=1)
+    assert said(events_of(path, "held_out")) == [("LAB//WBC", 7.25)]
+    (folder / "tuning").rename(folder / "eval")
+    with pytest.raises(InputError, match=r"--input .*: eval/ has files of patients and is no"):
+        cohort("tokenised", folder, name="eval", cutoff_months=1)
+
+
 def test_tokens_may_stay_apart(folder, cohort, events_of):
     path = cohort("tokenised", folder, values="apart", cutoff_months=1)
     codes = [code for code, _ in said(events_of(path, "train"))]
@@ -105,9 +118,27 @@ def test_bad_input_is_named_with_the_remedy(folder, cohort):
     refused("unreadable, damaged")
     other.write_text(json.dumps([record(2, [6], [DAY])]))
     refused("1 subjects are in more than one split")
+    for time in ("1970-01-02T00:00:00", "inf"):
+        other.write_text(json.dumps([record(1, [6], [time])]))
+        refused(f"train/1.json: the timestamp '{time}' is no number; write Unix seconds")
+    pq.write_table(
+        pa.Table.from_pylist([record(1, [6], [datetime(2020, 1, 1)])]),
+        folder / "train" / "2.parquet",
+    )
     other.unlink()
+    refused("train/2.parquet: the timestamp '2020-01-01 00:00:00' is no number")
+    (folder / "train" / "2.parquet").unlink()
     (folder / "train" / "1.pkl").write_bytes(pickle.dumps([]))
     refused("a pickle runs code when it is read")
+
+
+def test_a_token_has_one_meaning(folder, cohort):
+    vocabulary = folder / "vocab.csv"
+    vocabulary.write_text(vocabulary.read_text() + "6,MEDICAL//I10,9\n")
+    cohort("tokenised", folder, cutoff_months=1)
+    vocabulary.write_text(vocabulary.read_text() + "6,HR,9\n")
+    with pytest.raises(InputError, match="token 6 is 'MEDICAL//I10' and 'HR'; keep one of them"):
+        cohort("tokenised", folder, name="two", cutoff_months=1)
 
 
 def test_a_json_file_may_hold_one_record(folder, cohort, events_of):

@@ -74,6 +74,15 @@ def test_an_event_is_its_vector_in_its_place(folder):
     assert splits.split.value_counts().to_dict() == {"train": 10, "tuning": 2, "held_out": 2}
 
 
+def test_folders_of_splits_may_have_capitals_and_others_lose_nobody(folder):
+    (folder / "test").rename(folder / "Test")
+    splits = pd.read_parquet(made(folder) / "metadata" / "subject_splits.parquet")
+    assert (splits["split"] == "held_out").sum() == 2
+    (folder / "Test").rename(folder / "eval")
+    with pytest.raises(InputError, match=r"--input .*: eval/ has files of patients and is no"):
+        ingest("embedded-pt", folder, folder.parent / "eval", cpus=1)
+
+
 def test_the_event_transformer_trains_on_these_vectors(folder, tmp_path, capsys):
     cohort = made(folder)
     out = [f"output={tmp_path}/runs", "tracking.experiment=null", "cluster.num_workers=0"]
