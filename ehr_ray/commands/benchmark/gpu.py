@@ -288,7 +288,7 @@ def embed_phrases(report: Report, scale: Scale, device: str) -> None:
     """Embed made-up phrases by a sentence transformer, if there is one."""
     name = "phrases embedded per second"
     try:
-        encoder = SentenceEncoder("all-MiniLM-L6-v2")
+        encoder = SentenceEncoder("all-MiniLM-L6-v2", device)
     except (InputError, ImportError) as error:
         report.figures[name] = f"left out: {error}"
         return
