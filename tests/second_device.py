@@ -32,6 +32,8 @@ SCALARS = (
     *("index_put", "index_put_", "__and__", "__or__", "__xor__"),
 )
 """Operations that take a scalar of the host besides those torch calls pointwise."""
+PRODUCTS = ("linear", "matmul", "mm", "bmm", "addmm", "baddbmm")
+"""What autocast computes in the type it is given."""
 OWN_STEPS = ("torch/optim/",)
 """Where torch counts steps in tensors of the host, which no queue waits for."""
 
@@ -149,10 +151,27 @@ def mock_device():
         _LIBRARY = torch.library.Library("aten", "IMPL")
         _LIBRARY.impl("empty_strided", _empty_strided, "PrivateUse1")
         _LIBRARY.impl("_copy_from", _copy_from, "PrivateUse1")
-        # Autocast may be on, as a GPU's is, and lets every operation through as it is.
+        # Autocast may be on, as a GPU's is: products take its type, all else stays as it is.
         _AUTOCAST = torch.library.Library("_", "IMPL")
         _AUTOCAST.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")
+        for name in PRODUCTS:
+            _LIBRARY.impl(name, lowered(getattr(torch.ops.aten, name)), "AutocastPrivateUse1")
     return torch.device(NAME, 0)
+
+
+def lowered(product):
+    """Return the product of what it is given in the type of autocast."""
+
+    def cast(*args, **kwargs):
+        here = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastPrivateUse1)
+        with torch._C._ExcludeDispatchKeyGuard(here):
+            dtype = torch.get_autocast_dtype(NAME)
+            args, kwargs = tree_map_only(
+                torch.Tensor, lambda t: t.to(dtype) if t.is_floating_point() else t, (args, kwargs)
+            )
+            return product(*args, **kwargs)
+
+    return cast
 
 
 def _empty_strided(size, stride, dtype=None, layout=None, device=None, pin_memory=None):

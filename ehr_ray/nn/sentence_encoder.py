@@ -61,18 +61,17 @@ def find_model(name: str) -> str:
 
 
 class SentenceEncoder:
-    """A sentence transformer, by name or folder, on the best device of this process.
+    """A sentence transformer, by name or folder, on a device: `cpu` or `cuda`.
 
-    `dtype` is the precision of its weights, by default the fastest of this process.
+    `dtype` is the precision of its weights, by default the fastest of the device.
     """
 
-    def __init__(self, name: str, dtype: torch.dtype | None = None) -> None:
+    def __init__(self, name: str, device: str, dtype: torch.dtype | None = None) -> None:
         from sentence_transformers import SentenceTransformer
         from transformers.utils import logging
 
         logging.disable_progress_bar()
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        options = {"dtype": dtype or half_type()}
+        options = {"dtype": dtype or half_type(device)}
         path = find_model(name)
         try:
             model = SentenceTransformer(path, device=device, model_kwargs=options)
@@ -179,10 +178,10 @@ def folder_width(folder: str) -> int | None:
     return None
 
 
-def model_key(name: str, dtype: torch.dtype | None = None) -> str:
+def model_key(name: str, dtype: torch.dtype) -> str:
     """Return a key of a model and its precision: of the files of a folder, or of the name."""
     path = find_model(name)
-    digest = hashlib.sha256(str(dtype or half_type()).encode())
+    digest = hashlib.sha256(str(dtype).encode())
     if Path(path).is_dir():
         for file in sorted(Path(path).rglob("*.json")):
             digest.update(file.name.encode() + file.read_bytes())
@@ -195,10 +194,11 @@ def model_key(name: str, dtype: torch.dtype | None = None) -> str:
     return digest.hexdigest()[:16]
 
 
-def half_type() -> torch.dtype:
-    """Return bfloat16 where this processor multiplies it natively, else float32."""
-    if torch.cuda.is_available():
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+def half_type(device: str) -> torch.dtype:
+    """Return bfloat16 where this machine's `cpu` or `cuda` multiplies it natively, else float32."""
+    if device == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if native else torch.float32
     try:
         flags = set(Path("/proc/cpuinfo").read_text().split())
     except OSError:

@@ -187,7 +187,7 @@ def embed_texts(
     jobs = [(part, canonical(cache / f"{_digest(part)}.parquet")) for part in parts]
     pool = (actors or _actors(len(jobs), gpu=gpu)) if on_ray else None
     run_jobs(
-        TextEmbedder(name, str(precision(gpu)).removeprefix("torch.")),
+        TextEmbedder(name, gpu=gpu),
         jobs,
         on_ray=on_ray,
         say=say,
@@ -202,18 +202,20 @@ def embed_texts(
 class TextEmbedder:
     """The job of a part: its texts and the file, or URI, that gets them with their vectors.
 
-    The sentence transformer is loaded by the first job of a process.
+    The sentence transformer is loaded by the first job of a process, on a GPU where that is asked
+    for: one that is merely there is another's, and jobs of a CPU have its precision.
     """
 
-    def __init__(self, name: str, dtype: str) -> None:
-        self._name, self._dtype = name, dtype
+    def __init__(self, name: str, *, gpu: bool) -> None:
+        self._name, self._device = name, "cuda" if gpu else "cpu"
+        self._dtype = str(precision(gpu)).removeprefix("torch.")
 
     @cached_property
     def _encoder(self) -> SentenceEncoder:
         import torch
 
         torch.set_num_threads(1)
-        return SentenceEncoder(self._name, getattr(torch, self._dtype))
+        return SentenceEncoder(self._name, self._device, getattr(torch, self._dtype))
 
     def __call__(self, job: tuple[list[str], str]) -> None:
         """Embed the texts and write the part."""
@@ -239,10 +241,15 @@ def write_table(folder: Path, texts: Sequence[str], table: npt.NDArray[np.float3
 
 
 def precision(gpu: bool) -> "torch.dtype":
-    """Return what texts are embedded in: of a GPU as asked, whatever this process runs on."""
+    """Return what texts are embedded in, on GPUs or on processors such as this machine's.
+
+    A cluster's GPUs are taken to multiply bf16, unless this process sees one that does not.
+    """
     import torch
 
-    return torch.bfloat16 if gpu else half_type()
+    if gpu and not torch.cuda.is_available():
+        return torch.bfloat16
+    return half_type("cuda" if gpu else "cpu")
 
 
 def _actors(jobs: int, *, gpu: bool) -> tuple[int, int]:

@@ -12,10 +12,16 @@ import torch
 from gpu_autocast import AsOnGPU
 from second_device import MockTensor, Watched, mock_device
 from torch import nn
-from varlen import varlen_attn
+from varlen import everywhere, varlen_attn
 
-from ehr_ray.commands.benchmark.gpu import check_prediction
-from ehr_ray.commands.benchmark.gpu_checks import computed, few, gradients_apart, losses_apart
+from ehr_ray.commands.benchmark.gpu import PACKED_TOLERANCE, PACKING, check_prediction
+from ehr_ray.commands.benchmark.gpu_checks import (
+    computed,
+    few,
+    gradients_apart,
+    losses_apart,
+    packed_apart,
+)
 from ehr_ray.commands.benchmark.gpu_report import Report
 from ehr_ray.commands.benchmark.gpu_steps import step_speed
 from ehr_ray.config.yaml_files import override, read_yaml
@@ -289,11 +295,15 @@ def test_off_the_cpu_a_model_predicts_by_products_as_in_its_training(precision, 
     assert torch.backends.cuda.cudnn_sdp_enabled()
 
 
+@pytest.mark.parametrize(
+    "name", ["vitals_vae", "set_vae", "seqset_poe", "jepa", "event_transformer"]
+)
 def test_what_the_script_for_a_gpu_checks_is_computed_on_its_device(
-    tiny_experiment, make_loader, synthetic_vocabulary
+    name, tiny_experiment, make_loader, synthetic_vocabulary, monkeypatch
 ):
     """Else the first GPU would find a tensor of the host in the script itself."""
-    experiment, device, report = tiny_experiment("vitals_vae"), str(mock_device()), Report()
+    changes = {"model.dropout": 0.0} if name in ("jepa", "event_transformer") else {}
+    experiment, device, report = tiny_experiment(name, changes), str(mock_device()), Report()
     family, loader = family_of(experiment), make_loader(experiment)
     torch.manual_seed(0)
     model, batch = family.build(experiment.model, synthetic_vocabulary), few(loader)
@@ -301,15 +311,25 @@ def test_what_the_script_for_a_gpu_checks_is_computed_on_its_device(
     with Watched() as seen:
         model = model.to(device)
         found = computed(experiment, family, model, batch, device)
-        speed = step_speed(experiment, family, model, loader, device, 1, 1e12)
-        given = (experiment, family, model, synthetic_vocabulary, loader, device)
-        check_prediction(report, "vitals_vae", *given)
-    assert seen.mixes == []
-    assert {"convolution", "convolution_backward"} <= seen.names
+    assert (seen.mixes, seen.host) == ([], [])
+    assert seen.operations > 100
+    if name == "vitals_vae":
+        assert {"convolution", "convolution_backward"} <= seen.names
     assert losses_apart(found, wanted) < 1e-5
     assert gradients_apart(found, wanted)[0] < 1e-4
+    with Watched() as seen:
+        if name in PACKING:
+            with monkeypatch.context() as patched:
+                patched.setattr(packed, "kernel_for", everywhere)
+                apart, _ = packed_apart(experiment, family, model, batch, device)
+            assert apart < PACKED_TOLERANCE
+        speed = step_speed(experiment, family, model, loader, device, 1, 1e12)
+        check_prediction(
+            report, name, experiment, family, model, synthetic_vocabulary, loader, device
+        )
+    assert seen.mixes == []
     assert speed["patients per second"] > 0
-    assert report.figures["vitals_vae, patients predicted per second"] > 0
+    assert report.figures[f"{name}, patients predicted per second"] > 0
     assert report.faults == []
 
 

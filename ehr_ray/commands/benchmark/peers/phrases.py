@@ -120,7 +120,7 @@ class Here:
     """The product's own job of a part: texts in, a Parquet file with their vectors out."""
 
     def __init__(self, name: str, part: Path) -> None:
-        self._job = TextEmbedder(name, str(precision(gpu=False)).removeprefix("torch."))
+        self._job = TextEmbedder(name, gpu=False)
         self._part = part
 
     def __call__(self, texts: Sequence[str]) -> Vectors:

@@ -127,7 +127,7 @@ def plan(peer: Published, cohort: Path, place: Path) -> dict[str, Any]:
     made anew, in float32.
     """
     wide = peer.family not in ("vitals_vae", "hcat") and peer.made_anew is None
-    precision = "bf16" if wide and half_type() is torch.bfloat16 else "float32"
+    precision = "bf16" if wide and half_type("cpu") is torch.bfloat16 else "float32"
     return {
         "family": peer.family,
         "name": "peers",

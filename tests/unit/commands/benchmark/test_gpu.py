@@ -120,9 +120,11 @@ class MadeUpEncoder:
     """Embeds each text as a zero, and tells how many it was given at a time."""
 
     given: ClassVar[list[int]] = []
+    devices: ClassVar[list[str]] = []
 
-    def __init__(self, name):
+    def __init__(self, name, device):
         assert name == "all-MiniLM-L6-v2"
+        self.devices.append(device)
 
     def encode(self, texts):
         assert len(set(texts)) == len(texts)
@@ -134,6 +136,7 @@ class MadeUpEncoder:
 def test_phrases_are_embedded_twice_and_a_rate_below_the_goal_is_told(device, missed, monkeypatch):
     """The first time for what is planned for shapes; a clock made up says how long the second."""
     monkeypatch.setattr(MadeUpEncoder, "given", [])
+    monkeypatch.setattr(MadeUpEncoder, "devices", [])
     monkeypatch.setattr(gpu, "SentenceEncoder", MadeUpEncoder)
     monkeypatch.setattr(gpu, "finish", lambda _device: None)
     clock = iter((10.0, 12.0))
@@ -144,11 +147,12 @@ def test_phrases_are_embedded_twice_and_a_rate_below_the_goal_is_told(device, mi
     told = {f"{name}, goal missed": "below 20000"} if missed else {}
     assert report.figures == {name: 25.0, **told}
     assert (MadeUpEncoder.given, report.faults) == ([50, 50], [])
+    assert MadeUpEncoder.devices == [device]
 
 
 @pytest.mark.parametrize("error", [InputError("model.text_model: not there"), ImportError("no st")])
 def test_without_a_sentence_transformer_phrases_are_left_out(error, monkeypatch):
-    def missing(_name):
+    def missing(_name, _device):
         raise error
 
     monkeypatch.setattr(gpu, "SentenceEncoder", missing)

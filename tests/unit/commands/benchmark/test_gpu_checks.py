@@ -14,8 +14,11 @@ from ehr_ray.commands.benchmark.gpu_checks import (
     losses_apart,
     packed_apart,
 )
-from ehr_ray.commands.benchmark.gpu_models import experiments
+from ehr_ray.commands.benchmark.gpu_checks import few as compared
+from ehr_ray.commands.benchmark.gpu_models import MODELS, experiment, experiments
 from ehr_ray.nn import packed
+from ehr_ray.runtime.data.prepared import prepared
+from ehr_ray.runtime.training.worker import loader_of
 from ehr_ray.train.task import family_of
 
 
@@ -97,16 +100,37 @@ def test_a_part_that_is_more_than_half_wrong_is_no_rounding(
     assert gradients_apart(found, wanted)[0] > limit
 
 
+@pytest.mark.parametrize("name", [*MODELS])
+def test_no_module_loses_its_gradient_unseen(name, synthetic_cohort, tmp_path):
+    """In both precisions, of the models that the script compares."""
+    plan = experiment(name, "tiny", synthetic_cohort, tmp_path, 16)
+    family = family_of(plan)
+    with prepared(plan, family, on_ray=False) as data:
+        loader = loader_of(plan, family, data)
+        torch.manual_seed(plan.seed)
+        model = family.build(plan.model, data.vocabulary)
+        wanted = computed(plan, family, model, compared(loader), "cpu")
+    parts = {parameter.rpartition(".")[0] for parameter in wanted.gradients}
+    limit = max(gpu.gradient_tolerance(name, precision) for precision in gpu.PRECISIONS)
+    assert len(parts) > 10
+    for part in parts:
+        left = {n: g for n, g in wanted.gradients.items() if n.rpartition(".")[0] != part}
+        apart, worst = gradients_apart(Computed(wanted.losses, left), wanted)
+        assert apart > limit, part
+        assert worst == part
+
+
 def forgetful(query, key, value, *given, **options):
     """Attention whose values have no gradient."""
     return varlen_attn(query, key, value.detach(), *given, **options)
 
 
-@pytest.mark.parametrize("name", ["event_transformer", "jepa"])
+@pytest.mark.parametrize("name", gpu.PACKING)
 def test_a_gradient_of_packed_tokens_is_held_against_that_of_padded_ones(
     name, tiny_experiment, make_loader, synthetic_vocabulary, monkeypatch
 ):
-    experiment = tiny_experiment(name, {"model.dropout": 0.0, "train.precision": "bf16"})
+    changes = {} if name == "seqset_poe" else {"model.dropout": 0.0}  # which it has not
+    experiment = tiny_experiment(name, {**changes, "train.precision": "bf16"})
     given = few(experiment, make_loader, synthetic_vocabulary)
     assert packed_apart(experiment, *given, "cpu") is None
     monkeypatch.setattr(packed, "kernel_for", everywhere)

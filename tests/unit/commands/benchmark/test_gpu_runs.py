@@ -20,9 +20,11 @@ ENDED = Outcome({"weight": torch.zeros(2)}, [1.0, 2.0])
 def made_up(monkeypatch):
     """Trainings that are not made; a test says by `group` and `ended` what is wrong with them."""
     told = SimpleNamespace(group=lambda _run, _group: None, ended={}, saved=3, first=4)
+    told.repeatable = {}
 
-    def run_group(_plan, _data, run, group, seconds):
+    def run_group(plan, _data, run, group, seconds):
         assert seconds <= 2 * 50  # and not all that is left
+        told.repeatable[run.name] = plan.train.deterministic
         told.group(run, group)
         return told.first
 
@@ -33,14 +35,27 @@ def made_up(monkeypatch):
     return told
 
 
-def faults(synthetic_cohort, tmp_path):
+def faults(synthetic_cohort, tmp_path, device="cpu"):
     report = Report()
-    gpu_runs.ranks_and_resume(report, synthetic_cohort, tmp_path, "cpu")
+    gpu_runs.ranks_and_resume(report, synthetic_cohort, tmp_path, device)
     return report.faults
 
 
 def test_trainings_that_end_alike_are_no_fault(made_up, synthetic_cohort, tmp_path):
     assert faults(synthetic_cohort, tmp_path) == []
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_run_that_was_killed_ends_bit_for_bit_as_a_whole_one_on_every_device(
+    device, made_up, synthetic_cohort, tmp_path
+):
+    made_up.ended["killed"] = Outcome({"weight": torch.tensor([0.0, 1e-7])}, ENDED.norms)
+    made_up.ended["two"] = made_up.ended["killed"]  # adds in another order
+    (told,) = faults(synthetic_cohort, tmp_path, device)
+    what = "weights of a run killed and resumed, difference from a whole run's"
+    assert told == f"{what}: 1e-07, above 0"
+    assert made_up.repeatable["one"]
+    assert made_up.repeatable["killed"]
 
 
 def test_what_a_device_cannot_do_is_a_fault_and_the_rest_is_compared(
