@@ -4,6 +4,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ehr_ray.errors import InputError
+from ehr_ray.sources.building.odd_times import FAR, STAND_IN
 
 HEAD = "subject_id,time,code,numeric_value\n"
 PLAIN = [f"{i},2150-01-0{d},Na,140" for i in range(1, 6) for d in (1, 2)]
@@ -23,15 +24,11 @@ def test_times_that_stand_for_none_are_told_and_kept(tmp_path, cohort, events_of
     odd = ["1,1900-01-01,Glu,3", "1,0001-01-01,Glu,3", "2,9999-12-31,K,4", "3,1899-12-30,K,4"]
     right = ["4,1900-01-01,MEDS_BIRTH,", "4,1900-01-01 08:00,Na,1", "5,,SEX//F,"]
     path = made(tmp_path, cohort, *odd, *right)
-    far, stand_in = (
-        "time before 1800 or after 2300",
-        "time 1900-01-01 or 1899-12-30, not of a birth",
-    )
     assert changes(path) == {
-        ("Glu", far): 1,
-        ("K", far): 1,
-        ("Glu", stand_in): 1,
-        ("K", stand_in): 1,
+        ("Glu", FAR): 1,
+        ("K", FAR): 1,
+        ("Glu", STAND_IN): 1,
+        ("K", STAND_IN): 1,
     }
     assert len(events_of(path)) == len(PLAIN) + 7
 
