@@ -32,7 +32,7 @@ SCALARS = (
     *("index_put", "index_put_", "__and__", "__or__", "__xor__"),
 )
 """Operations that take a scalar of the host besides those torch calls pointwise."""
-PRODUCTS = ("linear", "matmul", "mm", "bmm", "addmm", "baddbmm")
+PRODUCTS = ("linear", "matmul", "mm", "bmm", "addmm", "baddbmm", "conv1d", "conv_transpose1d")
 """What autocast computes in the type it is given."""
 OWN_STEPS = ("torch/optim/",)
 """Where torch counts steps in tensors of the host, which no queue waits for."""

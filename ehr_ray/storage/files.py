@@ -193,9 +193,11 @@ def check_replaceable(path: Path, option: str) -> None:
     try:
         os.rename(path, moved)
     except OSError as error:
+        if error.errno != errno.EBUSY:  # a folder of a container's image moves to no other name,
+            return  # and can be removed all the same
         raise InputError(
-            f"{option}{path}: cannot be replaced by a new folder ({error.strerror}), as where a "
-            "disk or volume is mounted; name a folder in it"
+            f"{option}{path}: a disk or volume is mounted there, which no new folder can replace; "
+            "name a folder in it"
         ) from None
     os.rename(moved, path)
 

@@ -1,16 +1,20 @@
 """The model of a run before its first step."""
 
+from typing import Any
+
 import torch
 from torch import nn
 
 from ehr_ray.config.sections import TrainConfig
 from ehr_ray.errors import ConfigError
+from ehr_ray.family import AnyFamily
 from ehr_ray.storage import files
 from ehr_ray.train.checkpoint import saved_progress
 from ehr_ray.train.compiled import compile_blocks
 from ehr_ray.train.data_checks import check_batches, check_learnable
 from ehr_ray.train.feed import move
 from ehr_ray.train.initialise import by_part, initialise
+from ehr_ray.train.loader import Loader
 from ehr_ray.train.members import members_of
 from ehr_ray.train.optim import freeze
 from ehr_ray.train.report import Run
@@ -38,20 +42,20 @@ def starting_model(run: Run) -> nn.Module:
     if few and fresh:
         run.tell(few)
     if fresh:
-        _fit_buffers(run, module)
+        fit_buffers(family, experiment.model, module, run.loader)
     if family.training.task_scores is not None:
         _start_task_head(run, module, fresh=fresh)
     return module
 
 
-def _fit_buffers(run: Run, module: nn.Module) -> None:
+def fit_buffers(family: AnyFamily, config: Any, module: nn.Module, loader: Loader) -> None:
     """Fit what the family fits on train, on as many rows as it asks for."""
-    training, store = run.family.training, run.loader.train
-    asked = training.fit_rows(run.experiment.model) if training.fit_rows else len(store)
+    training, store = family.training, loader.train
+    asked = training.fit_rows(config) if training.fit_rows else len(store)
     number = min(asked, len(store))
     if training.fit_buffers and number:
         rows = store.rows([i * len(store) // number for i in range(number)])
-        training.fit_buffers(module, run.loader.collate(rows))
+        training.fit_buffers(module, loader.collate(rows))
 
 
 def set_blocks(module: nn.Module, plan: TrainConfig, family: str, device: torch.device) -> None:

@@ -26,7 +26,7 @@ from ehr_ray.commands.benchmark.gpu_checks import (
     losses_apart,
     packed_apart,
 )
-from ehr_ray.commands.benchmark.gpu_models import BATCH, experiment, experiments
+from ehr_ray.commands.benchmark.gpu_models import BATCH, experiment, experiments, started
 from ehr_ray.commands.benchmark.gpu_report import Figures, Report
 from ehr_ray.commands.benchmark.gpu_runs import Mode, compiled_blocks, ranks_and_resume
 from ehr_ray.commands.benchmark.gpu_steps import BUSY, SYNCS, finish, matrix_rate, step_speed
@@ -173,8 +173,7 @@ def _family(
     with prepared(plan, family, on_ray=False) as data:
         loader = loader_of(plan, family, data)
         batch = few(loader)
-        torch.manual_seed(plan.seed)
-        built = family.build(plan.model, data.vocabulary)
+        built = started(plan, family, data.vocabulary, loader)
         wanted = computed(plan, family, copy.deepcopy(built), batch, "cpu")
         for number, precision in enumerate(PRECISIONS):
             here = replace(plan, train=replace(plan.train, precision=precision))
@@ -271,8 +270,7 @@ def check_packed(report: Report, cohort: Path, place: Path, device: str) -> None
         with prepared(plan, family, on_ray=False) as data:
             loader = loader_of(plan, family, data)
             batch = few(loader)
-            torch.manual_seed(plan.seed)
-            model = family.build(plan.model, data.vocabulary).to(device)
+            model = started(plan, family, data.vocabulary, loader).to(device)
         with numerics(plan.train):
             found = packed_apart(plan, family, model, batch, device)
         if found is not None:

@@ -8,7 +8,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+import torch
+from torch import nn
+
+from ehr_ray.events.vocabulary import Vocabulary
 from ehr_ray.experiment import Experiment, parse
+from ehr_ray.family import AnyFamily
+from ehr_ray.train.loader import Loader
+from ehr_ray.train.start import fit_buffers
 
 _TOKENS = {"text_model": "hashing", "dropout": 0.0}
 _SETS = {"reduced": 256, "width": 256, "latent": 256, "levels": 2, "heads": 2, "inducing": 16}
@@ -88,6 +95,16 @@ BATCH: Final = 256
 BUCKET: Final = 2
 """Batches whose patients are sorted by length together: few, so that an epoch has shapes that the
 one before had not, as one of a cohort of many buckets has."""
+
+
+def started(
+    plan: Experiment, family: AnyFamily, vocabulary: Vocabulary, loader: Loader
+) -> nn.Module:
+    """Return the model as a run starts with it: with what its family fits on train."""
+    torch.manual_seed(plan.seed)
+    model: nn.Module = family.build(plan.model, vocabulary)
+    fit_buffers(family, plan.model, model, loader)
+    return model
 
 
 def experiments(

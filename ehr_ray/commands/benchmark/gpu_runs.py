@@ -8,10 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final, Literal
 
-import torch
-
 from ehr_ray.commands.benchmark.gpu_checks import few
-from ehr_ray.commands.benchmark.gpu_models import experiment
+from ehr_ray.commands.benchmark.gpu_models import experiment, started
 from ehr_ray.commands.benchmark.gpu_report import Report
 from ehr_ray.commands.benchmark.gpu_steps import Steps, finish
 from ehr_ray.commands.benchmark.ranks import (
@@ -126,8 +124,7 @@ def _compiled(report: Report, cohort: Path, place: Path, device: str, mode: Mode
     with prepared(plan, family, on_ray=False) as data:
         loader = loader_of(plan, family, data)
         batch, norms = few(loader), []
-        torch.manual_seed(plan.seed)
-        model = family.build(plan.model, data.vocabulary)
+        model = started(plan, family, data.vocabulary, loader)
         if mode != "none":
             compile_blocks(model, mode, family.name, there.device)
         step = Steps(plan, family, there.wrap(model), loader, there, Sums(there))

@@ -89,13 +89,18 @@ def test_what_a_folder_cannot_appear_in_place_of_is_told_before(tmp_path, monkey
         files.check_replaceable(fine, "--output ")
     assert (folder.stat().st_ino, [*tmp_path.iterdir()]) == (inode, [folder])
 
-    def busy(*_):
-        raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+    def fails(number):
+        def rename(*_):
+            raise OSError(number, os.strerror(number))
+
+        return rename
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, "rename", busy)
-        with pytest.raises(InputError, match=r"mounted: cannot be replaced .* is mounted; name"):
+        patch.setattr(os, "rename", fails(errno.EBUSY))
+        with pytest.raises(InputError, match=r"mounted: a disk or volume is mounted there,"):
             files.check_replaceable(folder, "--output ")
+        patch.setattr(os, "rename", fails(errno.EXDEV))  # of a folder of a container's image
+        files.check_replaceable(folder, "--output ")
     monkeypatch.chdir(folder)
     with pytest.raises(InputError, match=r"--output .*mounted: is the folder you stand in,"):
         files.check_replaceable(folder, "--output ")
