@@ -136,6 +136,9 @@ def _labels(unit: Unit) -> Iterator[Chunk]:
     if not present:
         return
     filled = [column for column in present if _says_something(table[column])]
+    if "boolean_value" in filled:  # some programs write truth values as numbers besides
+        truth = table["boolean_value"]
+        filled = [c for c in filled if c == "boolean_value" or not _repeats(truth, table[c])]
     if len(filled) > 1:
         raise InputError(
             f"{name}: answers in {' and in '.join(filled)}; keep the column that is the task's"
@@ -157,6 +160,16 @@ def _says_something(column: pa.ChunkedArray) -> bool:
     text = spelled(flat(column), "of answers")
     blank = pc.is_in(pc.utf8_lower(pc.utf8_trim_whitespace(text)), pa.array([*NO_CLASS, "none"]))
     return not pc.all(pc.or_kleene(blank, text.is_null())).as_py()
+
+
+def _repeats(truth: pa.ChunkedArray, column: pa.ChunkedArray) -> bool:
+    """Whether a column of numbers says no more than one of truth values, or is all 0."""
+    kinds = (pa.types.is_floating, pa.types.is_integer)
+    if not pa.types.is_boolean(truth.type) or not any(kind(column.type) for kind in kinds):
+        return False
+    number = column.cast(pa.float64())
+    differs = pc.any(pc.not_equal(number, truth.cast(pa.int8()).cast(pa.float64()))).as_py()
+    return not differs or not pc.any(pc.not_equal(number, 0.0)).as_py()
 
 
 def _answers(name: str, column: str, table: pa.Table) -> pa.Array:

@@ -54,6 +54,8 @@ MAY_HOLD_ROWS: Final = (
     *(".gz", ".bz2", ".xz", ".zst", ".zip", ".tar", ".tgz", ".7z"),
 )
 """Endings of files that are not read, and told."""
+NO_ROWS: Final = ("readme", "license", "sha256sums", "changelog")
+"""Beginnings of the names of files that go with data and hold none."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,13 @@ def _names(path: Path) -> tuple[list[str], list[str]]:
     every = [prefix + name for prefix, names in walked(path) for name in names]
     read = [name for name in every if name.lower().endswith((*SUFFIXES, PARQUET))]
     rest = sorted({*every} - {*read})
-    return read, [name for name in rest if name.lower().endswith(MAY_HOLD_ROWS)]
+    lower = {name: name.lower() for name in rest}
+    return read, [
+        name
+        for name in rest
+        if lower[name].endswith(MAY_HOLD_ROWS)
+        and not lower[name].rpartition("/")[2].startswith(NO_ROWS)
+    ]
 
 
 def _is_parquet(name: str) -> bool:

@@ -189,6 +189,8 @@ def check_replaceable(path: Path, option: str) -> None:
             f"{option}{path}: is the folder you stand in, which a new one would replace; name a "
             "folder in it"
         )
+    if any(path.iterdir()):
+        return  # it is never moved with what it holds
     moved = temporary(path)
     try:
         os.rename(path, moved)

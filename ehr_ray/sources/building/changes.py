@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from ehr_ray.errors import InputError
 from ehr_ray.sources.building.limits import CONVERTED, OTHER_UNIT, OUTSIDE
-from ehr_ray.sources.building.odd_times import FAR, STAND_IN
+from ehr_ray.sources.building.odd_times import FAR, NO_YEAR, STAND_IN
 from ehr_ray.sources.building.shards import DROPPED, KEPT
 from ehr_ray.sources.building.staging import MAPPED, stacked
 from ehr_ray.sources.parsing.quantities import DECIMAL_COMMA, FIRST_SIGN, GROUPED, UNREADABLE
@@ -47,6 +47,7 @@ PHRASES: Final = {
     KEPT: ("exact repeats of a row", "kept (--repeats drop leaves them out)"),
     DROPPED: ("exact repeats of a row", "left out (--repeats keep keeps them)"),
     ZONED: ("times with a zone", "turned to UTC"),
+    NO_YEAR: ("times before the year 1000 or after 4000", "kept; blank is unknown"),
     FAR: ("times before 1800 or after 2300", "kept; blank is unknown"),
     STAND_IN: ("times 1900-01-01 or 1899-12-30, not of a birth", "kept; blank is unknown"),
     UNREAD: ("files of other endings in the input's folder", "not read"),

@@ -39,8 +39,19 @@ SUBJECT_COLUMNS: Final = ("subject_id", "patient_id", "person_id")
 STAY_COLUMNS: Final = ("stay_id", "icustay_id", "hadm_id", "visit_id", "encounter_id")
 """Names, in lower case, that id columns have in label tables: of anything, a person, a stay."""
 
-_TIME_WORD: Final = re.compile(r"time|(?<!candi)(?<!vali)(?<!up)date|hour|minute", re.IGNORECASE)
-_DATE: Final = r"^\s*\d{1,4}[-./]\d{1,2}[-./]\d{1,4}([ T,].*)?$"
+_WORD: Final = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
+_TIME_WORDS: Final = frozenset(
+    ("time", "timestamp", "datetime", "date", "day", "hour", "hours", "minute", "minutes")
+)
+_ASKED: Final = frozenset(
+    ("prediction", "predicted", "predict", "index", "landmark", "cutoff", "anchor", "label")
+)
+_DATE: Final = (
+    r"^\s*(\d{4}[-./]\d{1,2}[-./]\d{1,2}|\d{1,2}/\d{1,2}/\d{2,4}|\d{1,2}-\d{1,2}-\d{2,4}"
+    r"|\d{1,2}\.\d{1,2}\.\d{2,4})([ T,].*)?$"
+)
+_NEVER_ASKED: Final = re.compile(r"birth|^dob$|death|died|^dod|disch", re.IGNORECASE)
+"""Columns of dates at which nobody predicts."""
 
 LABELS_HELP: Final = (
     "CSV or Parquet with an id column and one of truth values (0/1, true/false; blank = unknown); "
@@ -224,20 +235,23 @@ def _refuse_times(name: str, others: pa.Table) -> None:
     Labels without a time stand at the last event: what came after the true time would be known.
     """
     for column in others.column_names:
-        if not _is_id(column) and _may_be_times(column, others[column]):
+        if _is_id(column) or _NEVER_ASKED.search(column):
+            continue
+        if _may_be_times(column, others[column]):
             raise InputError(
-                f"--labels {name}: column {column!r} is of times, but not called prediction_time: "
-                "rename it if it says when predictions are made, else remove it or say "
-                "--label-minute"
+                f"--labels {name}: column {column!r} may be of times, and is not called "
+                "prediction_time: rename it if it says when predictions are made, else remove it, "
+                "or say --label-minute"
             )
 
 
 def _may_be_times(name: str, column: pa.ChunkedArray) -> bool:
-    if not _TIME_WORD.search(name):
-        return _holds_dates(column)
-    if pa.types.is_nested(column.type) or _folded(name).startswith(("prediction", "index")):
+    words = {word.lower() for word in _WORD.findall(name)}
+    if words & _ASKED and words & _TIME_WORDS:
         return True
-    return bool(np.any(truth_of(column) < NOT_KNOWN))  # died_within_24_hours is an outcome
+    if not words <= _TIME_WORDS:  # los_hours is how long, died_within_24_hours an outcome
+        return _holds_dates(column)
+    return pa.types.is_nested(column.type) or bool(np.any(truth_of(column) < NOT_KNOWN))
 
 
 def _holds_dates(column: pa.ChunkedArray) -> bool:

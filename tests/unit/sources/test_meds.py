@@ -1,4 +1,5 @@
 import json
+import shutil
 from datetime import datetime, timedelta
 
 import numpy as np
@@ -134,6 +135,13 @@ def test_answers_in_two_columns_are_refused_and_an_empty_one_is_no_answer(tmp_pa
     pq.write_table(pa.table(table), tmp_path / "in/labels/los.parquet")
     with pytest.raises(InputError, match="answers in boolean_value and in float_value; keep the"):
         cohort("meds", tmp_path / "in")
+    for answer, number in ((True, 1), (True, 0), (False, 0)):  # one answer, twice or filled up
+        both = {"boolean_value": pa.array([answer]), "integer_value": pa.array([number])}
+        both |= {name: table[name] for name in ("subject_id", "prediction_time")}
+        pq.write_table(pa.table(both), tmp_path / "in/labels/los.parquet")
+        path = cohort("meds", tmp_path / "in")
+        assert pq.read_table(path / "labels/los.parquet")["boolean_value"].to_pylist() == [answer]
+        shutil.rmtree(path)
     table |= {"boolean_value": pa.nulls(1, pa.bool_())}
     pq.write_table(pa.table(table), tmp_path / "in/labels/los.parquet")
     path = cohort("meds", tmp_path / "in")

@@ -101,6 +101,7 @@ def test_files_of_a_folder_are_known_in_any_capitals_and_others_are_told(
     rows = pa.table({"subject_id": [5], "time": ["2024-01-01"], "code": ["HR"]})
     rows = rows.append_column("numeric_value", pa.array([84.0]))
     pq.write_table(rows, folder / "may.PARQUET")
+    (folder / "README.txt").write_text("what these are")
     (folder / "june.txt").write_text(head + "6,2024-01-01,HR,85\n")
     (folder / "README.md").write_text("Our export.")
     path = cohort("table", folder, splits="all:train")

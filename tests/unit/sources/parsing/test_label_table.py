@@ -142,7 +142,7 @@ def test_two_columns_that_may_both_say_when_are_refused(read):
 )
 def test_a_column_that_may_say_when_is_not_ignored(read, name, cells):
     text = f"id,{name},died\n1,{cells[0]},1\n2,{cells[1]},0\n"
-    with pytest.raises(InputError, match=f"l.csv: column '{name}' is of times, but not called"):
+    with pytest.raises(InputError, match=f"l.csv: column '{name}' may be of times, and is not"):
         read(text, columns="died")
     assert len(read(text, columns="died", minute=60).labels["died"]) == 2
     assert len(read(f"id,{name},time,died\n1,{cells[0]},2024-01-01,1\n", "died").labels["died"])
@@ -153,6 +153,9 @@ def test_what_is_no_time_may_stand_beside_the_labels(read):
     text += "1,20121105,1,B,7,0.5,1.2,0\n2,20121106,,C-1,8,-1,2.2,1\n"
     found = read(text, "died").labels["died"]
     assert pairs(found) == [(1, False), (2, True)]
+    text = "id,sentiment,minute_ventilation,los_hours,sedated,icd,dob,dischtime,died\n"
+    text += "1,0.3,6.5,70,yes,1.2.3,1950-01-02,2024-01-02 08:00,0\n"
+    assert pairs(read(text, "died").labels["died"]) == [(1, False)]
     assert list(read("id,survival_time,died\n1,4,0\n", numbers="survival_time").labels)
     assert list(read("id,died_within_24_hours\n1,1\n2,0\n").labels) == ["died_within_24_hours"]
 
