@@ -5,10 +5,10 @@ import shutil
 from pathlib import Path
 from typing import Final
 
+from ehr_ray.storage import sync
 from ehr_ray.storage.contents import files_of
 from ehr_ray.storage.lock import held_by_another
 from ehr_ray.storage.paths import inside, uri_of
-from ehr_ray.storage.sync import LAST, fetch, push
 
 BEFORE: Final = ".checkpoint.old"
 """A run's checkpoint before the present one, which a store keeps too."""
@@ -21,11 +21,11 @@ def fetch_run(location: str | Path, *, missing_ok: bool = False) -> Path:
 
     The checkpoint before the present one comes too.
     """
-    run = fetch(location, missing_ok=missing_ok)
+    run = sync.fetch(location, missing_ok=missing_ok)
     if uri_of(location) is not None and not held_by_another(run):
-        fetch(run / BEFORE, missing_ok=True)
+        sync.fetch(run / BEFORE, missing_ok=True)
         for state in (run / "state").glob("[0-9]*"):
-            if not (state / LAST[-1]).is_file():
+            if not (state / sync.LAST[-1]).is_file():
                 shutil.rmtree(inside(state))
     return run
 
@@ -37,8 +37,8 @@ def push_run(run: Path, source: Path | None = None) -> None:
     """
     source = source or run
     if (source / BEFORE).is_dir():
-        push(run / BEFORE, source=source / BEFORE)
-    push(run, mirror=("state",), source=source)
+        sync.push(run / BEFORE, source=source / BEFORE)
+    sync.push(run, mirror=("state",), source=source)
 
 
 def snapshot(run: Path) -> Path:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ehr_ray.cli.main import build_parser
-from ehr_ray.cli.parser import positive
+from ehr_ray.cli.parser import number, positive
 from ehr_ray.config.locations import Mark, marks_of
 from ehr_ray.config.yaml_files import override
 from ehr_ray.experiment import (
@@ -247,7 +247,7 @@ def test_every_path_on_the_command_line_means_the_folder_of_the_command(tmp_path
     seen = set()
     for verb, parser, action in options():
         # The config itself is read at once, and named as it was typed.
-        if action.type not in (None, int, float, positive) and action.dest != "config":
+        if action.type not in (None, int, float, number, positive) and action.dest != "config":
             assert parser._get_value(action, "a/b") == tmp_path / "a" / "b"
             if isinstance(action.default, str):
                 assert parser.parse_args([]).output == tmp_path / action.default

@@ -11,6 +11,7 @@ HELD_OTHERWISE = {
     "runtime/training/sending.py:_push": OF_A_RUN,
     "runtime/training/ranking.py:report": OF_A_RUN,
     "commands/train/command.py:_train": OF_A_RUN,
+    "storage/runs.py:push_run": OF_A_RUN,
     "commands/train/command.py:_tell": OF_A_RUN,
     "runtime/data/mapped.py:mapped_cohort": OF_A_JOB,
     "runtime/data/mapped.py:__call__": OF_A_JOB,
